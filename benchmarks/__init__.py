@@ -1,0 +1,1 @@
+"""Speed and correctness against the peers, side by side in one process."""

@@ -1,0 +1,1 @@
+"""Originals to arrays and tables: DICOM decoding, the store, folds, loaders, augmentation."""

@@ -1,0 +1,1 @@
+"""Trained networks to predictions: batches, test-time augmentation, ensembles."""

@@ -1,0 +1,1 @@
+"""Scores, with the competition convention as the default and every other one as a named option."""

@@ -1,0 +1,1 @@
+"""Predictions to decisions: run-length masks, regions, resizing, the triplet rule."""

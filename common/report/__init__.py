@@ -1,0 +1,1 @@
+"""The self-contained report page and its plots."""

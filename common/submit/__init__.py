@@ -1,0 +1,1 @@
+"""Submission files: written whole, validated row by row."""

@@ -1,0 +1,1 @@
+"""One folder a challenge, all with the same verbs."""
