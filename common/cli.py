@@ -1,0 +1,188 @@
+"""The command line, the same for every solution: `python -m solutions <name> <verb> [preset] [options]`."""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from common.config import from_dict
+from common.errors import InputError
+from common.paths import read_json
+from common.runs import Run, start_log
+from common.train import distributed
+from common.train.loop import Budget, Stopped
+
+log = logging.getLogger(__name__)
+VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # what `run` does, in this order
+STOPPED = 3  # exit status: saved and stopped on purpose, the same command continues
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user says about this machine and this occasion; nothing here changes what is computed from what."""
+
+    data: Path | None = None
+    """Folder of the competition as Kaggle unpacks it; on Kaggle found by itself."""
+    out: Path | None = None
+    """Folder of the run (default: runs/<solution>-<preset>)."""
+    store: Path | None = None
+    """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
+    folds: tuple[int, ...] = ()
+    """Folds to train, predict and score (default: the preset's)."""
+    hours: float | None = None
+    """Stop after this time with everything saved; the same command continues."""
+    test: Path | None = None
+    """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
+    id_map: Path | None = None
+    """CSV of image id and patient, so that folds share no patient."""
+    fold_table: Path | None = None
+    """CSV `image_id,fold` of another run whose folds are to be used."""
+    on_bad_image: Literal["error", "placeholder"] = "error"
+    """placeholder: a test image that cannot be read gets the neutral prediction."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>."""
+    workers: int | None = None
+    """Processes that read and augment (default: one a core)."""
+
+
+@dataclass
+class Context:
+    """What every verb of a solution gets."""
+
+    solution: str
+    preset: str
+    config: Any
+    options: Options
+    run: Run
+    device: torch.device
+    budget: Budget = field(repr=False)
+
+    @property
+    def folds(self):
+        """The folds that this command works on."""
+        return self.options.folds or self.config.folds
+
+
+def main(solution, config_module, verbs, argv):
+    """Run one verb of a solution and return the exit status.
+
+    `config_module` has `Config` and `PRESETS`; `verbs` maps a verb's name to a function of the Context. Status 0:
+    done; 2: the input cannot be used, said in one line; 3: stopped on purpose, saved.
+    """
+    start_log()
+    try:
+        _main(solution, config_module, verbs, argv)
+        return 0
+    except InputError as error:
+        return _refuse(error)
+    except Stopped as stop:
+        log.info(f"stopped: {stop}. Everything is saved; the same command continues.")
+        return STOPPED
+    except torch.OutOfMemoryError:
+        return _refuse("out of GPU memory: lower the batch size (and raise accumulate to make up for it)")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+            raise
+        return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last saved state", file=sys.stderr)
+        return 130
+    finally:
+        distributed.stop()
+
+
+def _refuse(reason):
+    print(f"error: {reason}", file=sys.stderr)
+    return 2
+
+
+def _main(solution, config_module, verbs, argv):
+    known = ["run", *verbs]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m solutions {solution} <verb> [preset] [options]\n"
+              f"verbs: {', '.join(known)}\npresets: {', '.join(config_module.PRESETS)}\n"
+              f"all options: python -m solutions {solution} run <preset> --help")  # fmt: skip
+        return
+    verb, rest = argv[0], list(argv[1:])
+    if verb not in known:
+        raise InputError(f"{verb!r} is not a verb of {solution}: {', '.join(known)}")
+    preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if preset is not None and preset not in config_module.PRESETS:
+        raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
+    preset, base = _base_config(solution, config_module, preset, rest)
+    options, config = parse(base, rest, f"python -m solutions {solution} {verb} {preset}")
+    if options.folds and not set(options.folds) <= set(range(config.n_folds)):
+        raise InputError(f"--folds {' '.join(map(str, options.folds))}: there are folds 0 to {config.n_folds - 1}")
+    device = distributed.start(options.device)
+    run = Run(options.out or Path("runs") / f"{solution}-{preset}")
+    start_log(run.path("log.txt") if distributed.is_main() else None)
+    context = Context(solution, preset, config, options, run, device, Budget(options.hours))
+    for name in VERBS if verb == "run" else (verb,):
+        if name == "train" or distributed.is_main():
+            verbs[name](context)
+        distributed.barrier()
+        if name == "train" and not distributed.is_main():
+            return  # what comes after training is the first process's work
+        if name == "train":
+            distributed.stop()
+
+
+def _base_config(solution, config_module, preset, rest):
+    """The preset's configuration; without a preset, that of the run folder."""
+    if preset is not None:
+        return preset, config_module.PRESETS[preset]
+    probe, _ = parse(next(iter(config_module.PRESETS.values())), rest, f"python -m solutions {solution}", strict=False)
+    stored = None if probe.out is None else probe.out / "config.json"
+    if stored is None or not stored.is_file():
+        raise InputError(f"name a preset ({', '.join(config_module.PRESETS)}), or --out with the folder of a run")
+    values = read_json(stored)
+    if values.pop("solution", None) != solution:
+        raise InputError(f"{stored}: the run of another solution")
+    return values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
+
+
+def parse(base, argv, program, strict=True):
+    """Read Options and changes of the configuration `base` from `argv`; returns (Options, configuration).
+
+    Raises InputError with the parser's reason in one line.
+    """
+    both = dataclasses.make_dataclass("Command", [], bases=(type(base), Options), frozen=True)
+    default = both(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            got = tyro.cli(
+                tyro.conf.FlagConversionOff[both], prog=program, default=default, args=argv,
+                return_unknown_args=not strict,
+            )  # fmt: skip
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise InputError(_one_line(said.getvalue())) from None
+    got = got if strict else got[0]
+
+    def part(cls):
+        return cls(**{f.name: getattr(got, f.name) for f in dataclasses.fields(cls)})
+
+    return part(Options), part(type(base))
+
+
+def _one_line(box):
+    """The reason inside the parser's drawn box: what stands above its first rule."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    reason = []
+    for line in lines:
+        if line.startswith("───"):
+            break
+        reason.append(line)
+    hint = next((line.split()[0] for line in lines[len(reason) + 1 :] if line.startswith("--")), None)
+    text = " ".join(reason) or box.strip()
+    return f"{text} (did you mean {hint}?)" if hint and "Unrecognized" in text else text

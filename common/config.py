@@ -1,0 +1,109 @@
+"""Configuration: frozen dataclasses, their JSON form, and a digest that says whether two are the same."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from common.errors import InputError
+
+Averaging = Literal["last", "best", "best_k", "window", "classic", "ema"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How one network is trained; every solution's stages are described by this."""
+
+    epochs: int = 20
+    """Epochs in all, the frozen ones included."""
+    frozen_epochs: int = 0
+    """First epochs in which part of the network is frozen."""
+    frozen_lr: float = 1e-3
+    """Learning rate of the frozen epochs."""
+    lr: float = 1e-3
+    """Peak learning rate of the others."""
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
+    """How the rate changes after the frozen epochs."""
+    patience: int = 3
+    """plateau: epochs without a new best before the rate falls."""
+    factor: float = 0.1
+    """plateau and step: what the rate is multiplied with."""
+    milestones: tuple[int, ...] = (30, 60, 90)
+    """step: epochs (counted from the first unfrozen one) at which the rate falls."""
+    batch_size: int = 16
+    """Images per optimizer step and accumulation round, over all processes."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-2
+    momentum: float = 0.9
+    """sgd only."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 leaves it as it is."""
+    metric: str = "score"
+    """Validation figure by which epochs are compared; a leading minus means that lower is better."""
+    averaging: tuple[Averaging, ...] = ("last", "best")
+    """Final weights to compare on validation; the best is kept."""
+    window: int = 4
+    """Windowed SWA: consecutive epochs averaged where the metric peaks."""
+    classic_start: float = 0.75
+    """Classic SWA: averages all epochs from this part of the training on."""
+    best_k: int = 3
+    """best_k: number of best epochs averaged."""
+    ema_decay: float = 0.999
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs."""
+    compile: bool = False
+    """torch.compile: minutes at the start, faster steps."""
+
+    def __post_init__(self):
+        positive = ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.frozen_epochs <= self.epochs:
+            raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
+        if not self.averaging:
+            raise InputError("averaging must name at least one of last, best, best_k, window, classic, ema")
+
+
+def to_dict(config):
+    """A dataclass (nested ones too) as JSON values; tuples become lists, paths strings."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(cls, values, where="config"):
+    """Build the dataclass `cls` from what `to_dict` gave; unknown fields raise InputError naming them."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}")
+    return cls(**{name: _restore(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _restore(hint, value, where):
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        return tuple(_restore(inner, v, where) for v in value)
+    return value
+
+
+def digest(*values):
+    """16 hex digits that change when any of the JSON-like values (or dataclasses) changes."""
+    plain = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_hash(path):
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

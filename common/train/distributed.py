@@ -1,0 +1,134 @@
+"""Several processes under `torchrun`: nothing else to learn, and one process needs none of it."""
+
+import os
+from datetime import timedelta
+
+import numpy as np
+import timm.layers
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def rank():
+    """Index of this process, 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world():
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main():
+    """True in the one process that writes files and prints."""
+    return rank() == 0
+
+
+def start(device="auto"):
+    """Join the process group that `torchrun` announces, if any, and return this process's torch.device.
+
+    `device` is "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1". NCCL joins GPUs, Gloo joins CPUs.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        # two hours: only the first process prepares the data, and the others wait for it
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    return device
+
+
+def stop():
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier():
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def agree(flag):
+    """True in every process as soon as `flag` is true in one, so that all stop at the same step."""
+    if not dist.is_initialized():
+        return flag
+    seen = [None] * world()
+    dist.all_gather_object(seen, bool(flag))
+    return any(seen)
+
+
+def share_rows(n):
+    """Positions 0..n-1 that this process handles: every world-th, from its rank on."""
+    return np.arange(rank(), n, world())
+
+
+def gather_rows(values, n):
+    """Put together what each process computed for its `share_rows(n)`.
+
+    `values` is an array (len(share_rows(n)), ...); returned is the array (n, ...) in order, in every process.
+    """
+    values = np.asarray(values)
+    if not dist.is_initialized():
+        return values
+    parts = [None] * world()
+    dist.all_gather_object(parts, values)
+    whole = np.empty((n, *values.shape[1:]), values.dtype)
+    for first, part in enumerate(parts):
+        whole[first :: world()] = part
+    return whole
+
+
+class _SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, for CPUs, where torch's own SyncBatchNorm does not run."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        values = x.float()
+        count = values.numel() / values.shape[1] * world()
+        sums = all_reduce(torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]))
+        mean, square = sums[0] / count, sums[1] / count
+        var = (square - mean.square()).clamp_min(0)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean.detach(), momentum)
+                self.running_var.lerp_(var.detach() * count / (count - 1), momentum)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def synchronise_batch_norm(model, device):
+    """Return `model` with batch statistics taken over all processes; unchanged with one process."""
+    if world() == 1:
+        return model
+    if device.type == "cuda":
+        return timm.layers.convert_sync_batchnorm(model)  # torch's own would lose timm's fused activations
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                child.__class__ = _SyncBatchNorm
+            elif isinstance(child, timm.layers.BatchNormAct2d):
+                setattr(module, name, _SyncThenAct(child))
+    return model
+
+
+class _SyncThenAct(_SyncBatchNorm):
+    """timm's batch norm with its dropout and activation, synchronised; parameter names stay as they were."""
+
+    def __init__(self, source):
+        nn.Module.__init__(self)
+        self.__dict__.update(source.__dict__)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))

@@ -1,0 +1,388 @@
+"""The one training loop: it knows epochs, steps and weights, and nothing of tasks.
+
+A solution hands over `step(model, batch) -> loss` and `validate(model) -> {name: figure}`. Everything random in a
+step is drawn from the seed and the step's number, so a run that was killed and restarted from `last.ckpt` ends with
+the weights of an undisturbed one, bit for bit on a CPU.
+"""
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from common.config import digest
+from common.errors import InputError
+from common.nn.precision import precision
+from common.paths import atomic_path, read_json, write_json
+from common.train import averaging, distributed
+from common.train.checkpoint import load_resume, load_weights, save_resume, save_weights
+from common.train.schedule import learning_rate
+
+log = logging.getLogger(__name__)
+CHECK_EVERY = 20  # steps between looks at the loss: looking waits for the GPU
+BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
+
+
+class Stopped(Exception):
+    """Training stopped on purpose with everything saved: the time is up, or the process was asked to end."""
+
+
+@dataclass
+class Budget:
+    """When to stop: `hours` from now (None: never), or as soon as SIGTERM or Ctrl-C arrives."""
+
+    hours: float | None = None
+
+    def __post_init__(self):
+        self.deadline = math.inf if self.hours is None else time.monotonic() + 3600 * self.hours
+        self.reason = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.reason:  # asked twice: the user means now
+            raise KeyboardInterrupt
+        self.reason = f"{signal.Signals(number).name} received"
+
+    def spent(self):
+        """True in every process as soon as one of them has to stop."""
+        if time.monotonic() > self.deadline and not self.reason:
+            self.reason = f"the {self.hours:g} hours are over"
+        return distributed.agree(self.reason is not None)
+
+
+@dataclass
+class Fitted:
+    """What a finished training leaves: the folder with final.safetensors, the chosen variant, all its figures."""
+
+    folder: Path
+    variant: str
+    figures: dict
+    variants: dict
+    history: pd.DataFrame
+
+
+def fit(
+    model: torch.nn.Module,
+    step: Callable,
+    loader,
+    validate: Callable,
+    config,
+    folder,
+    *,
+    device,
+    seed=0,
+    freeze: Callable | None = None,
+    budget: Budget | None = None,
+    save_minutes=10.0,
+    about=None,
+):
+    """Train `model` as `config` (a FitConfig) says and return a Fitted; a finished training is only read.
+
+    model: on any device; moved to `device`, channels last.
+    step(model, batch) -> loss: scalar tensor, called under mixed precision; `batch` comes from `loader`.
+    loader: a DataLoader whose batch_sampler has `set_epoch(epoch, n_epochs)` and `start_batch` (EpochSampler).
+    validate(model) -> dict of floats, holding `config.metric`; called in every process with the model in eval mode.
+    folder: gets last.ckpt, epoch*.safetensors, final.safetensors, variants/, history.csv.
+    freeze(model, frozen): sets what is frozen during the first `config.frozen_epochs`, and thaws it after them.
+    about: JSON values that, with the configuration and seed, must be the same for a resume (data, architecture).
+
+    Raises InputError on a non-finite loss, a metric that `validate` does not give, or a folder that holds another
+    configuration's training; Stopped when the budget is spent, after saving.
+    """
+    folder = Path(folder)
+    key = digest(config, seed, about)
+    model.to(device, memory_format=torch.channels_last)
+    if (folder / "final.safetensors").is_file():
+        return _read_finished(folder, model, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, freeze, budget or Budget())
+    trainer.key, trainer.save_seconds = key, 60 * save_minutes
+    trainer.resume()
+    while trainer.epoch < config.epochs:
+        trainer.train_epoch()
+        trainer.end_epoch()
+    return trainer.finish()
+
+
+def _read_finished(folder, model, key):
+    _, about = load_weights(folder / "final.safetensors", model)
+    _same_training(about.get("key"), key, folder)
+    summary = read_json(folder / "variants.json")
+    history = pd.read_csv(folder / "history.csv")
+    return Fitted(folder, summary["chosen"], summary["variants"][summary["chosen"]], summary["variants"], history)
+
+
+def _same_training(found, wanted, folder):
+    if found != wanted:
+        raise InputError(
+            f"{folder}: holds a training with another configuration, data or seed; "
+            "give the run another --out, or delete that folder to train it anew"
+        )
+
+
+class _Trainer:
+    def __init__(self, model, step, loader, validate, config, folder, device, seed, freeze, budget):
+        self.model, self.step, self.loader, self.validate = model, step, loader, validate
+        self.config, self.folder, self.device, self.seed = config, folder, device, seed
+        self.freeze, self.budget = freeze, budget
+        self.name = f"{folder.parent.name}/{folder.name}"
+        self.dtype = precision(device, config.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.epoch, self.batch, self.loss_sum, self.loss_count = 0, 0, 0.0, 0
+        self.history = []
+        self.ema = None
+        self.frozen = None
+        self.optimizer = None
+
+    # ---- state -------------------------------------------------------------------------------------------------
+
+    def resume(self):
+        """Continue where last.ckpt stopped, or start."""
+        state = load_resume(self.folder / "last.ckpt")
+        if state is not None:
+            _same_training(state["key"], self.key, self.folder)
+            self.model.load_state_dict(state["model"])
+            self.epoch, self.batch = state["epoch"], state["batch"]
+            self.loss_sum, self.loss_count, self.history = state["loss_sum"], state["loss_count"], state["history"]
+        self.begin_phase()
+        if state is not None and self.epoch < self.config.epochs:
+            if state["frozen"] == self.frozen:
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        if "ema" in self.config.averaging:
+            self.ema = averaging.Ema(self.model, self.config.ema_decay)
+            if state is not None:
+                self.ema.updates = state["ema_updates"]
+                self.ema.state = {k: v.to(self.device) for k, v in state["ema"].items()}
+        self.saved = time.monotonic()
+
+    def save(self):
+        """Write last.ckpt; the other processes hold the same weights and write nothing."""
+        self.saved = time.monotonic()
+        if not distributed.is_main():
+            return
+        save_resume(
+            self.folder / "last.ckpt",
+            {
+                "key": self.key,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "ema": self.ema.state if self.ema else {},
+                "ema_updates": self.ema.updates if self.ema else 0,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "loss_sum": self.loss_sum,
+                "loss_count": self.loss_count,
+                "history": self.history,
+                "frozen": self.frozen,
+            },
+        )
+
+    def begin_phase(self):
+        """Freeze or thaw, and build the optimizer over what is left to train. Each phase starts a new optimizer."""
+        self.frozen = self.epoch < self.config.frozen_epochs
+        if self.freeze is not None:
+            self.freeze(self.model, self.frozen)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        decay = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        if self.config.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(parameters, momentum=self.config.momentum, **decay)
+        else:
+            kind = torch.optim.Adam if self.config.optimizer == "adam" else torch.optim.AdamW
+            self.optimizer = kind(parameters, **decay)
+        self.module = distributed.synchronise_batch_norm(self.model, self.device)
+        if distributed.world() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.module = DistributedDataParallel(self.module, device_ids=ids)
+        if self.config.compile:
+            self.module = torch.compile(self.module)
+
+    # ---- one epoch ---------------------------------------------------------------------------------------------
+
+    def train_epoch(self):
+        """The steps of one epoch, from the batch where a resumed run stopped."""
+        config, sampler = self.config, self.loader.batch_sampler
+        if (self.epoch < config.frozen_epochs) != self.frozen:
+            self.begin_phase()
+        sampler.set_epoch(self.epoch, config.epochs)
+        sampler.start_batch = self.batch
+        self.module.train()
+        if hasattr(self.model, "set_frozen_eval"):
+            self.model.set_frozen_eval()
+        batches = len(sampler) + self.batch
+        steps = math.ceil(batches / config.accumulate)
+        scores = self.scores()[config.frozen_epochs :]
+        recent = torch.zeros((), device=self.device)
+        bar = tqdm(
+            total=batches,
+            initial=self.batch,
+            desc=f"{self.name} epoch {self.epoch + 1}/{config.epochs}",
+            disable=not distributed.is_main(),
+            leave=False,
+        )
+        for batch in self.loader:
+            number, last = self.batch, self.batch + 1 == batches
+            steps_now = (number + 1) % config.accumulate == 0 or last
+            torch.manual_seed(_step_seed(self.seed, self.epoch, number, distributed.rank()))
+            lr = learning_rate(config, self.epoch, number // config.accumulate, steps, scores)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            group_start = number - number % config.accumulate
+            share = min(config.accumulate, batches - group_start)
+            quiet = contextlib.nullcontext() if steps_now or distributed.world() == 1 else self.module.no_sync()
+            with quiet:
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    loss = self.step(self.module, batch)
+                self.scaler.scale(loss / share).backward()
+            recent += loss.detach()
+            self.loss_count += 1
+            self.batch += 1
+            bar.update()
+            if steps_now:
+                self.optimizer_step()
+            if self.batch % CHECK_EVERY == 0 or last:
+                self.loss_sum += self.look(recent, number)
+                recent.zero_()
+                bar.set_postfix(loss=f"{self.loss_sum / self.loss_count:.4f}", lr=f"{lr:.2e}", refresh=False)
+            # only between optimizer steps; several processes look together, one process at every step
+            if steps_now and not last and (self.batch % CHECK_EVERY == 0 or distributed.world() == 1):
+                self.pause(recent, number)
+        bar.close()
+        self.lr = lr
+
+    def pause(self, recent, number):
+        """Save now and then; stop where the budget is spent."""
+        stop = self.budget.spent()
+        if stop or distributed.agree(time.monotonic() - self.saved > self.save_seconds):
+            self.loss_sum += self.look(recent, number)
+            recent.zero_()
+            self.save()
+        if stop:
+            raise Stopped(self.budget.reason or "another process has to stop")
+
+    def look(self, recent, number):
+        """The summed loss as a number; an infinite or undefined one ends the training here."""
+        value = recent.item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"{self.folder}: the loss became {value} at epoch {self.epoch + 1}, batch {number + 1}; "
+                "nothing of it was saved: lower the learning rate, set clip_norm, or use precision fp32"
+            )
+        return value
+
+    def optimizer_step(self):
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.model)
+
+    def end_epoch(self):
+        """Validate, write the epoch's weights and history, delete what no average can need, save."""
+        figures = self.evaluate()
+        self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": self.loss_sum / self.loss_count, **figures})
+        if distributed.is_main():
+            save_weights(self.epoch_file(self.epoch), self.model.state_dict(), epoch=self.epoch, **figures)
+            with atomic_path(self.folder / "history.csv") as path:
+                pd.DataFrame(self.history).to_csv(path, index=False)
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
+            loss = self.history[-1]["train_loss"]
+            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  loss {loss:.4f}  {shown}")
+        self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
+        self.save()
+        if distributed.is_main():
+            keep = averaging.epochs_to_keep(self.scores(), self.config)
+            for epoch in set(range(self.epoch)) - keep:
+                self.epoch_file(epoch).unlink(missing_ok=True)
+        if self.epoch < self.config.epochs and self.budget.spent():
+            raise Stopped(self.budget.reason or "another process has to stop")
+
+    def evaluate(self):
+        self.model.eval()
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            figures = {name: float(value) for name, value in self.validate(self.model).items()}
+        if self.config.metric.lstrip("-") not in figures:
+            raise InputError(f"metric {self.config.metric!r}: validation gives {', '.join(figures)}")
+        return figures
+
+    def scores(self):
+        """The metric of each finished epoch, turned so that higher is better; NaN counts as the worst."""
+        sign = -1 if self.config.metric.startswith("-") else 1
+        values = [sign * h[self.config.metric.lstrip("-")] for h in self.history]
+        return [v if math.isfinite(v) else -math.inf for v in values]
+
+    def epoch_file(self, epoch):
+        return self.folder / f"epoch{epoch:03d}.safetensors"
+
+    # ---- the end -----------------------------------------------------------------------------------------------
+
+    def finish(self):
+        """Build and validate every averaging variant, keep the best as final.safetensors."""
+        config, scores, variants = self.config, self.scores(), {}
+        sign = -1 if config.metric.startswith("-") else 1
+        for name in config.averaging:
+            if self.budget.spent():
+                raise Stopped(self.budget.reason or "another process has to stop")
+            epochs = [] if name == "ema" else averaging.epochs_of(name, scores, config)
+            if name == "ema":
+                state = self.ema.state
+            else:
+                distributed.barrier()
+                state = averaging.average(load_weights(self.epoch_file(e))[0] for e in epochs)
+            self.model.load_state_dict(state)
+            if len(epochs) != 1:
+                self.reestimate()
+            figures = self.history[epochs[0]] if len(epochs) == 1 else self.evaluate()
+            figures = {k: v for k, v in figures.items() if k not in ("epoch", "lr", "train_loss")}
+            variants[name] = {"epochs": epochs, **figures}
+            if distributed.is_main():
+                path = self.folder / "variants" / f"{name}.safetensors"
+                save_weights(path, self.model.state_dict(), key=self.key, variant=name, epochs=epochs, **figures)
+        metric = config.metric.lstrip("-")
+        chosen = max(variants, key=lambda name: _finite(sign * variants[name][metric]))  # the first of equals
+        if distributed.is_main():
+            write_json(self.folder / "variants.json", {"chosen": chosen, "metric": config.metric, "variants": variants})
+            state, about = load_weights(self.folder / "variants" / f"{chosen}.safetensors")
+            save_weights(self.folder / "final.safetensors", state, **about)
+            (self.folder / "last.ckpt").unlink(missing_ok=True)
+            kept = set(averaging.best_epochs(scores, config.best_k)) if "best_k" in config.averaging else set()
+            for epoch in set(range(config.epochs)) - kept:
+                self.epoch_file(epoch).unlink(missing_ok=True)
+        distributed.barrier()
+        load_weights(self.folder / "final.safetensors", self.model)
+        return Fitted(self.folder, chosen, variants[chosen], variants, pd.DataFrame(self.history))
+
+    def reestimate(self):
+        """Batch-norm statistics over the first batches of the last epoch's order."""
+        sampler = self.loader.batch_sampler
+        sampler.set_epoch(self.config.epochs - 1, self.config.epochs)
+        sampler.start_batch = 0
+        torch.manual_seed(self.seed)
+        batches = (batch for batch, _ in zip(self.loader, range(BN_BATCHES), strict=False))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            averaging.reestimate_batch_norm(self.model, batches, self.step)
+
+
+def _finite(value):
+    return value if math.isfinite(value) else -math.inf
+
+
+def _step_seed(seed, epoch, batch, rank):
+    """One number for the random draws of one step (dropout): the same after a resume."""
+    return (seed * 1_000_003 + epoch * 100_003 + batch * 101 + rank) % 2**63

@@ -1,0 +1,34 @@
+"""`python -m solutions <name> <verb> …` and `python -m solutions demo`."""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the registry at import
+
+import importlib
+import sys
+
+NAMES = ("siim_pneumothorax",)
+
+
+def main(argv):
+    """Hand the command to the solution that its first word names; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m solutions <name> <verb> [preset] [options]\n"
+              f"       python -m solutions demo\nsolutions: {', '.join(NAMES)}")  # fmt: skip
+        return 0
+    if argv[0] == "demo":
+        from solutions.demo import run_all
+
+        return run_all(NAMES, argv[1:])
+    if argv[0] not in NAMES:
+        print(f"error: {argv[0]!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    from common.cli import main as run_verb
+
+    config = importlib.import_module(f"solutions.{argv[0]}.config")
+    pipeline = importlib.import_module(f"solutions.{argv[0]}.pipeline")
+    return run_verb(argv[0], config, pipeline.VERBS, argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
