@@ -1,0 +1,70 @@
+"""CSV tables as text: read without guessing, written exactly."""
+
+import csv
+import gzip
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from common.errors import InputError
+from common.paths import atomic_path
+
+
+def read_table(path, columns=None, exact=True):
+    """Read a CSV file (or .csv.gz) into a frame of strings; row i of the frame is row i + 2 of the file.
+
+    Blanks around header names and values are taken off (` EncodedPixels`, ` -1`); nothing becomes a number or
+    missing, because pandas turns a column of `-1` and blanks into floats. `columns` are the names wanted, in
+    order, None for whatever is there; with exact=False the file may hold others, which are dropped. Raises
+    InputError naming the file and row: missing, empty or not a CSV, wrong header, rows of the wrong length.
+    """
+    header, *rows = _rows(Path(path))
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}, row 1: a column name is there twice: {','.join(header)}")
+    wanted = header if columns is None else list(columns)
+    if wanted != header if exact else not set(wanted) <= set(header):
+        raise InputError(
+            f"{path}, row 1: the header must {'be' if exact else 'have'} {_short(wanted)}: {_short(header)}"
+        )
+    for i, row in enumerate(rows):
+        if len(row) != len(header):
+            raise InputError(f"{path}, row {i + 2}: {len(row)} values where the header has {len(header)} columns")
+    return pd.DataFrame(rows, columns=header, dtype=str)[wanted]
+
+
+def _short(names, limit=200):
+    text = ",".join(names)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _rows(path):
+    """Rows of the file as lists of stripped strings, header first, blank lines at the end left out."""
+    csv.field_size_limit(sys.maxsize)  # the run-length string of a ragged mask passes the default of 131,072
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            rows = [[value.strip() for value in row] for row in csv.reader(file, strict=True)]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file ({error})") from None
+    while rows and rows[-1] in ([], [""]):
+        rows.pop()
+    if not rows:
+        raise InputError(f"{path}: empty file")
+    if any("\0" in value for value in rows[0]):
+        raise InputError(f"{path}: not a CSV file (its header holds NUL bytes)")
+    return rows
+
+
+def write_submission(path, frame):
+    """Write a frame as CSV, whole or not at all: UTF-8, LF line ends, columns in order, no index.
+
+    Raises InputError naming the column and row of a missing value, which would be written as nothing.
+    """
+    missing = frame.isna().to_numpy()
+    if missing.any():
+        row, column = (int(position[0]) for position in missing.nonzero())
+        raise InputError(f"{path}, row {row + 2}: no value for {frame.columns[column]}")
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
