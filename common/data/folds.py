@@ -1,0 +1,225 @@
+"""Folds that share no patient and keep the share of every label: made, measured, saved and read back."""
+
+import re
+
+import numpy as np
+import pandas as pd
+from numba import njit
+
+from common.errors import InputError
+from common.paths import atomic_path
+
+SIZE_WEIGHT = 2.0  # of a fold's size beside each label: a wrong size puts every prevalence off at once
+
+
+def make_folds(labels, n_folds, groups=None, seed=0):
+    """Assign each image to one of `n_folds` folds, whole groups together, every label spread evenly.
+
+    labels: (N,) integer classes, or (N, C) of 0 and 1 for several labels an image; rows without any label count as
+    one more class. groups: (N,) hashable values such as patient ids, or None when every image stands alone.
+    Returns int64 (N,) in 0 … n_folds-1; no fold is empty. The order of the rows does not matter: a group gets the
+    same fold in a shuffled table; without groups, the folds get the same numbers of each label set.
+    Raises InputError for labels or groups of another shape or with missing values, and for fewer groups than folds.
+    Method: groups in falling order of their share of all labels, so the rare labels come first, each to the fold
+    that lacks them most (after Sechidis et al. 2011, iterative stratification).
+    """
+    if not isinstance(n_folds, int | np.integer) or n_folds < 2:
+        raise InputError(f"n_folds must be a whole number from 2, not {n_folds!r}")
+    return _assign(labels, np.full(n_folds, 1 / n_folds), groups, seed)
+
+
+def holdout(labels, fraction, groups=None, seed=0):
+    """Choose about `fraction` of the images for validation, with the guarantees of `make_folds`.
+
+    labels, groups, errors: as there; fraction: between 0 and 1. Returns bool (N,), True for validation, never all one.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"fraction must lie between 0 and 1, not {fraction}")
+    return _assign(labels, np.array([1 - fraction, fraction]), groups, seed) == 1
+
+
+def quartile_strata(present, area):
+    """Return int64 (N,): 0 where nothing is present, else 1 … 4 by the quartile of the area among those present.
+
+    present: bool (N,); area: (N,) in any unit. An area equal to a quartile belongs to the lower stratum. Raises
+    InputError on lengths that differ or an area that is missing or negative where something is present. Used to
+    stratify SIIM by mask size.
+    """
+    present, area = np.asarray(present), np.asarray(area, float)
+    if present.dtype != bool or present.ndim != 1 or present.shape != area.shape:
+        raise InputError(f"present {present.dtype}{present.shape} and area {area.shape}: need bool (N,) and (N,)")
+    for row in np.flatnonzero(present & ~(np.isfinite(area) & (area >= 0)))[:1]:
+        raise InputError(f"row {row}: an area of {area[row]} cannot be used")
+    quartiles = np.quantile(area[present], [0.25, 0.5, 0.75]) if present.any() else []
+    return np.where(present, 1 + np.searchsorted(quartiles, area, side="left"), 0)
+
+
+def shared_groups(folds, groups):
+    """Count the images whose group also lies in another fold: 0 for an honest split.
+
+    folds: (N,) fold numbers, or bool for a hold-out; groups: (N,) as in `make_folds`.
+    """
+    folds = _fold_codes(folds)
+    codes = group_codes(groups, len(folds))
+    return int(pd.Series(folds).groupby(codes).transform("nunique").gt(1).sum())
+
+
+def prevalence_deviation(labels, folds):
+    """Return the largest |prevalence in a fold / prevalence overall − 1| over folds and classes; 0.1 is 10 % off.
+
+    labels: as in `make_folds`, rows without any label counting as one more class; folds: (N,) fold numbers, or bool
+    for a hold-out. Classes without an image are left out.
+    """
+    folds = _fold_codes(folds)
+    columns = label_columns(labels)[:, :-1]
+    if len(columns) != len(folds):
+        raise InputError(f"{len(columns)} rows of labels for {len(folds)} folds")
+    share = _group_sums(columns, folds, folds.max() + 1) / np.bincount(folds)[:, None]
+    return float(np.abs(share / columns.mean(axis=0) - 1).max())
+
+
+def save_folds(path, image_ids, folds, groups=None, note=""):
+    """Write the CSV `image_id,fold` (and `group`, where given) that `load_folds` reads, whole or not at all.
+
+    note: one line kept at the top behind `#`, such as how the folds were made. Raises InputError on repeated ids,
+    folds that are not whole numbers from 0, and lengths that differ.
+    """
+    ids, folds = _unique_ids(image_ids, path), np.asarray(folds)
+    if folds.shape != ids.shape or folds.dtype.kind not in "iu" or (folds < 0).any():
+        raise InputError(f"{path}: folds {folds.dtype}{folds.shape} for {len(ids)} images, need integers from 0")
+    table = pd.DataFrame({"image_id": ids, "fold": folds})
+    if groups is not None:
+        group_codes(groups, len(folds))
+        table["group"] = list(groups)
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(f"# {' '.join(note.split())}\n" if note else "")
+        table.to_csv(file, index=False, lineterminator="\n")
+
+
+def load_folds(path, image_ids):
+    """Read the folds of `image_ids` from a CSV of `save_folds` as int64 (N,), in the order of `image_ids`.
+
+    Raises InputError naming the file and the first id that is missing, unknown or repeated, or the image whose fold
+    is not a whole number from 0.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            has_note = file.readline().startswith("#")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skiprows=int(has_note), index_col=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable CSV ({str(error).strip()})") from None
+    if list(table.columns[:2]) != ["image_id", "fold"]:
+        raise InputError(f"{path}: the header must begin with image_id,fold")
+    known, wanted = _unique_ids(table["image_id"], path), _unique_ids(image_ids, "the images to load folds for")
+    bad = known[~table["fold"].astype(object).map(lambda fold: bool(re.fullmatch("[0-9]{1,9}", str(fold))))]
+    missing, extra = wanted[~wanted.isin(known)], known[~known.isin(wanted)]
+    for ids, what in ((bad, "whose fold is no whole number"), (missing, "missing"), (extra, "not in the image table")):
+        if len(ids):
+            raise InputError(f"{path}: {len(ids)} images {what}, the first is {ids[0]!r}")
+    return table["fold"].astype("int64").to_numpy()[known.get_indexer(wanted)]
+
+
+def group_codes(groups, n):
+    """Number the distinct values of `groups` by the order of their text: int64 (n,), whatever the order of the rows.
+
+    groups: (n,) hashable values without missing ones, or None for n groups of one. Raises InputError otherwise.
+    """
+    if groups is None:
+        return np.arange(n)
+    try:
+        codes, values = pd.factorize(pd.Series(groups if hasattr(groups, "dtype") else list(groups)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"groups cannot be used ({error})") from None
+    if len(codes) != n:
+        raise InputError(f"{len(codes)} groups for {n} images")
+    if (codes < 0).any():
+        raise InputError(f"row {np.flatnonzero(codes < 0)[0]}: the group is missing")
+    return np.argsort(np.argsort([repr(value) for value in values.tolist()]))[codes]
+
+
+def label_columns(labels):
+    """Return uint8 (N, classes + 1): one 0/1 column for each class that occurs, the last column all 1.
+
+    labels: as in `make_folds`. In a balanced split every column is balanced, the last one being the fold's size.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim not in (1, 2) or not len(labels) or labels.dtype.kind not in ("biu" if labels.ndim == 1 else "biuf"):
+        raise InputError(f"labels {labels.dtype}{labels.shape}: need integers (N,) or 0/1 (N, C), N at least 1")
+    if labels.ndim == 1:
+        columns = labels[:, None] == np.unique(labels)
+    else:
+        columns = labels.astype(bool)
+        if labels.dtype.kind != "b" and (columns != labels).any():
+            row, column = np.argwhere(columns != labels)[0]
+            raise InputError(f"labels, row {row}, column {column}: {labels[row, column]} is neither 0 nor 1")
+        columns = np.column_stack([columns, ~columns.any(axis=1)])
+        columns = columns[:, columns.any(axis=0)]
+    return np.column_stack([columns, np.ones(len(labels), bool)]).astype(np.uint8)
+
+
+def _assign(labels, shares, groups, seed):
+    columns = label_columns(labels)
+    codes = group_codes(groups, len(columns))
+    if groups is None:  # images of one label set are interchangeable; sorting makes the row order irrelevant
+        codes = np.empty(len(columns), np.int64)
+        codes[np.lexsort(columns.T)] = np.arange(len(columns))
+    n_groups = codes.max() + 1
+    if n_groups < len(shares):
+        raise InputError(f"{len(shares)} folds need as many groups, there are {n_groups}")
+    vectors = _group_sums(columns, codes, n_groups) / columns.sum(axis=0)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n_groups)
+    weight = (vectors**2).sum(axis=1)
+    if groups is not None:  # few groups weigh the same: compare powers of two, else every seed had the same order
+        weight = np.frexp(weight)[1]
+    order = order[np.argsort(-weight[order], kind="stable")]
+    vectors[:, -1] *= SIZE_WEIGHT
+    return _greedy(vectors, order, shares)[codes]
+
+
+@njit(cache=True, nogil=True)
+def _group_sums(columns, codes, n_groups):
+    sums = np.zeros((n_groups, columns.shape[1]))
+    for row in range(len(codes)):
+        for c in range(columns.shape[1]):
+            sums[codes[row], c] += columns[row, c]
+    return sums
+
+
+@njit(cache=True, nogil=True)
+def _greedy(vectors, order, shares):
+    """Place groups one by one where Σ (filled − share)² / share grows least; filled counts in parts of the whole."""
+    folds = np.empty(len(vectors), np.int64)
+    filled = np.zeros((len(shares), vectors.shape[1]))
+    members = np.zeros(len(shares), np.int64)
+    empty = len(shares)
+    for place, g in enumerate(order):
+        must_fill = len(order) - place <= empty
+        best, lowest = -1, np.inf
+        for k in range(len(shares)):
+            if must_fill and members[k]:
+                continue
+            cost = 0.0
+            for c in range(vectors.shape[1]):
+                cost += vectors[g, c] * (2 * filled[k, c] + vectors[g, c]) / shares[k]
+            if cost < lowest:
+                best, lowest = k, cost
+        empty -= members[best] == 0
+        members[best] += 1
+        folds[g] = best
+        filled[best] += vectors[g]
+    return folds
+
+
+def _fold_codes(folds):
+    folds = np.asarray(folds)
+    if folds.ndim != 1 or not len(folds) or folds.dtype.kind not in "biu":
+        raise InputError(f"folds {folds.dtype}{folds.shape}: need integers or bool (N,), N at least 1")
+    return np.unique(folds, return_inverse=True)[1]
+
+
+def _unique_ids(image_ids, where):
+    ids = pd.Index([str(image_id) for image_id in image_ids], dtype=object)
+    if ids.has_duplicates:
+        raise InputError(f"{where}: image {ids[ids.duplicated()][0]!r} appears twice")
+    return ids
