@@ -1,0 +1,277 @@
+"""Radiographs from DICOM, PNG and JPEG files as 8-bit grey images, by one documented convention."""
+
+import logging
+import re
+import threading
+import warnings
+import zlib
+from contextlib import contextmanager
+from struct import unpack_from
+
+import cv2
+import numpy as np
+import pydicom
+from numba import njit
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import UID
+
+from common.data import dicom_fast
+from common.errors import InputError
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_RLE = "1.2.840.10008.1.2.5"
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom turns to RGB, or leaves so
+_HEADER_TAGS = {
+    "patient_id": "PatientID",
+    "patient_age": "PatientAge",
+    "patient_sex": "PatientSex",
+    "view_position": "ViewPosition",
+    "modality": "Modality",
+    "photometric": "PhotometricInterpretation",
+}
+_YEARS_PER_UNIT = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
+_quiet_lock = threading.RLock()
+
+
+def read_image(path):
+    """Read one radiograph as 8-bit grey.
+
+    Returns uint8 (H, W), C-contiguous, bright where the patient absorbs. The format is told from the content:
+
+    - DICOM: stored values → modality LUT or rescale → VOI LUT, else the first window → inverted if MONOCHROME1 →
+      8 bits. An 8-bit unsigned image with none of these mappings keeps its values (MONOCHROME1: 255 - v). Every other
+      one is stretched from its own minimum and maximum: trunc((v - min) / (max - min) * 255) in float64, and a
+      constant image becomes 0. Colour: to RGB, then as below; no window is applied to it.
+    - PNG and JPEG: one channel of 8 bits as it is; colour by 0.299 R + 0.587 G + 0.114 B, alpha dropped; 16 bits
+      stretched as above. EXIF orientation is not applied.
+
+    Raises InputError naming the file if it is missing, cut short, of another format, has several frames or no
+    pixels, or cannot be decoded. Source: DICOM PS3.3 C.7.6.3.1.2, C.11.1, C.11.2.
+    """
+    return read_image_and_header(path)[0]
+
+
+def read_image_and_header(path):
+    """Return `read_image(path)` and `read_header(path)` together. Raises InputError as they do."""
+    with _named_errors(path):
+        if not _is_dicom(path):
+            image = _read_file(path)
+            return to_uint8(_to_grey(image)), _header(image.shape, {})
+        pixels, values, dataset = _read_dicom(path)
+        header = _header(pixels.shape, values)
+        if pixels.ndim == 3:
+            return to_uint8(_to_grey(pixels[..., ::-1]), values["bits_stored"]), header
+        return to_uint8(pixels, values["bits_stored"], values["photometric"] == "MONOCHROME1", dataset), header
+
+
+def read_pixels(path):
+    """Return a DICOM file's stored values, identical to pydicom's `pixel_array`: (H, W) or (H, W, 3).
+
+    Unsigned or signed, of 8 or 16 bits. Raises InputError as `read_image` does.
+    """
+    with _named_errors(path):
+        if not _is_dicom(path):
+            raise InputError(f"{path}: not a DICOM file")
+        return _read_dicom(path)[0]
+
+
+def read_header(path):
+    """Return what the tables need to know of an image file, without decoding its pixels.
+
+    A dict: width, height (pixels), patient_id, patient_sex, view_position, modality, photometric, transfer_syntax
+    (name) as str, empty where unknown, and patient_age in whole years or None. PNG and JPEG know the size alone.
+    Raises InputError naming the file.
+    """
+    with _named_errors(path):
+        if not _is_dicom(path):
+            from PIL import Image  # reads the size alone; no other reader here can
+
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                return _header(image.size[::-1], {})
+        with open(path, "rb") as file:
+            found = dicom_fast.parse_header(file.read(1 << 16))
+        if found is not None and found[0].get("width") and found[0].get("height"):
+            return _header((found[0]["height"], found[0]["width"]), found[0])
+        with _quiet():
+            values = _values(pydicom.dcmread(path, stop_before_pixels=True), path)
+        return _header((values["height"], values["width"]), values)
+
+
+def parse_age(text):
+    """Return a DICOM age ('058Y', '58', '041', '006M') in whole years, or None if it says none."""
+    match = re.fullmatch(r"(\d{1,3})([YMWD]?)", text.strip().upper())
+    return int(match[1]) // _YEARS_PER_UNIT[match[2]] if match else None
+
+
+def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
+    """Map stored values to 8 bits by the convention of `read_image`.
+
+    pixels: (H, W) integers of 8 or 16 bits. bits_stored: how many of them are used, None for all. inverted: True for
+    MONOCHROME1. dataset: the pydicom Dataset with the window, rescale or tables, or None. Returns uint8 (H, W).
+    """
+    if dataset is None or not _has_mapping(dataset):
+        dataset = None
+        if (bits_stored or pixels.itemsize * 8) == 8 and pixels.dtype.kind == "u" and (pixels.itemsize == 1 or pixels.max() <= 255):
+            return 255 - pixels.astype(np.uint8) if inverted else np.ascontiguousarray(pixels, np.uint8)
+    low, high = int(pixels.min()), int(pixels.max())
+    # The result depends on the stored value alone, so the float64 chain runs once a value instead of once a pixel.
+    stored = np.arange(low, high + 1).astype(pixels.dtype)
+    with _quiet():
+        mapped = stored if dataset is None else apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
+    mapped = mapped.astype(np.float64)
+    steps = np.diff(mapped)
+    # A table may turn back on itself; then its extremes need not be those of the values that occur.
+    ends = mapped[[0, -1]] if (steps >= 0).all() or (steps <= 0).all() else mapped[np.unique(pixels).astype(int) - low]
+    if inverted:
+        mapped, ends = ends.max() - mapped, ends.max() - ends
+    mapped = mapped - ends.min()
+    span = ends.max() - ends.min()
+    table = np.trunc(np.clip(mapped / span, 0, 1) * 255).astype(np.uint8) if span > 0 else np.zeros(len(mapped), "u1")
+    return _look_up(table, low, np.ascontiguousarray(pixels).reshape(-1)).reshape(pixels.shape)
+
+
+@njit(cache=True, nogil=True)
+def _look_up(table, low, pixels):
+    out = np.empty(pixels.size, np.uint8)
+    for i in range(pixels.size):
+        out[i] = table[np.int64(pixels[i]) - low]
+    return out
+
+
+def _has_mapping(dataset):
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        rescaled = False
+        for keyword in ("RescaleSlope", "RescaleIntercept"):
+            dataset.pop(keyword, None)  # an empty element rescales nothing, and pydicom would multiply by None
+    else:
+        rescaled = (slope, intercept) != (1, 0)
+    windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
+    return rescaled or windowed or bool(dataset.get("ModalityLUTSequence") or dataset.get("VOILUTSequence"))
+
+
+def _read_dicom(path):
+    """Stored values, header values, and the pydicom dataset if a mapping needs it."""
+    found = dicom_fast.read(path)
+    if found is not None and not found[1]["mapped"]:
+        return *found, None
+    with _quiet():
+        dataset = pydicom.dcmread(path, stop_before_pixels=found is not None)
+        pixels = _decode(dataset, path) if found is None else found[0]
+        return pixels, _values(dataset, path), dataset
+
+
+def _decode(dataset, path):
+    if "PixelData" not in dataset:
+        raise InputError(f"{path}: no pixel data (cut short, or not an image)")
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise InputError(f"{path}: {dataset.NumberOfFrames} frames, only single images are read")
+    colour = dataset.SamplesPerPixel != 1
+    if dataset.PhotometricInterpretation not in (_COLOURS if colour else ("MONOCHROME1", "MONOCHROME2")):
+        raise InputError(f"{path}: photometric interpretation {dataset.PhotometricInterpretation} is not supported")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if (
+        syntax.is_encapsulated
+        and syntax != _RLE
+        and not dicom_fast.ends_whole(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    ):
+        raise InputError(f"{path}: the compressed image is cut short")
+    pixels = dataset.pixel_array
+    if pixels.shape[:2] != (dataset.Rows, dataset.Columns) or pixels.ndim != 2 + colour:
+        raise InputError(f"{path}: the pixel data hold more than one image of {dataset.Columns}x{dataset.Rows}")
+    if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
+        raise InputError(f"{path}: {pixels.dtype} pixels are not supported, only integers of up to 16 bits")
+    return pixels
+
+
+def _read_file(path):
+    with open(path, "rb") as file:
+        data = file.read()
+    if data.startswith(_PNG):
+        _check_png(data, path)
+    elif not data.startswith(b"\xff\xd8\xff"):
+        raise InputError(f"{path}: " + ("empty file" if not data else "not a DICOM, PNG or JPEG file"))
+    elif not dicom_fast.ends_whole(data):
+        raise InputError(f"{path}: the JPEG is cut short")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise InputError(f"{path}: cannot be decoded")
+    return image
+
+
+def _check_png(data, path):
+    """Raise InputError unless every critical chunk is whole, since decoders show what they could read."""
+    at, view = len(_PNG), memoryview(data)
+    while at + 12 <= len(data):
+        length, kind = unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            break
+        if kind[0] < ord("a") and zlib.crc32(view[at + 4 : end]) != unpack_from(">I", data, end)[0]:
+            raise InputError(f"{path}: the PNG is damaged (checksum of a {kind.decode('latin-1')} chunk)")
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise InputError(f"{path}: the PNG is cut short")
+
+
+def _to_grey(image):
+    """OpenCV's channel order (BGR, BGRA) to one channel."""
+    if image.ndim == 2:
+        return image
+    code = cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY
+    return cv2.cvtColor(np.ascontiguousarray(image), code)
+
+
+def _is_dicom(path):
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _values(dataset, path):
+    """What `dicom_fast.parse_header` gives, from a pydicom dataset."""
+    if not dataset.get("Rows") or not dataset.get("Columns"):
+        raise InputError(f"{path}: no image size in the header (cut short, or not an image)")
+    values = {name: str(dataset.get(keyword) or "").strip(" \0") for name, keyword in _HEADER_TAGS.items()}
+    values["transfer_syntax"] = dataset.file_meta.get("TransferSyntaxUID", "")
+    return values | {"height": dataset.Rows, "width": dataset.Columns, "bits_stored": dataset.get("BitsStored")}
+
+
+def _header(shape, values):
+    header = {"width": shape[1], "height": shape[0]}
+    header |= {name: values.get(name, "") for name in _HEADER_TAGS}
+    header["patient_age"] = parse_age(header["patient_age"])
+    header["transfer_syntax"] = UID(values.get("transfer_syntax", "")).name
+    return header
+
+
+@contextmanager
+def _quiet():
+    """Silence pydicom within the block: real files break many small rules, and each would print several lines.
+
+    Its settings are restored at the end; the lock keeps threads from restoring one another's.
+    """
+    logger = logging.getLogger("pydicom")
+    with _quiet_lock, warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _named_errors(path):
+    """Turn whatever a damaged file makes the decoders raise into one InputError line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({reason})") from error
