@@ -1,0 +1,128 @@
+"""Losses on logits, computed in float32 under mixed precision too: pure functions and one thin module.
+
+Shapes: logits (B, C, H, W) or (B, C); targets of the same shape, or without the channel where C is 1; targets of any
+dtype, values in [0, 1]. Every function returns a scalar. A shape that does not fit raises ValueError.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.errors import InputError
+
+
+class Loss(nn.Module):
+    """A loss function with its options fixed: `Loss(dice, squared=True)(logits, target)`."""
+
+    def __init__(self, function, **options):
+        super().__init__()
+        self.function, self.options = function, options
+
+    def forward(self, logits, target):
+        return self.function(logits, target, **self.options)
+
+
+def bce(logits, target, pos_weight=None):
+    """Binary cross-entropy, mean over all elements; pos_weight, a number or (C,), multiplies the positives' terms."""
+    logits, target = _pair(logits, target)
+    if pos_weight is not None:
+        pos_weight = torch.as_tensor(pos_weight, dtype=torch.float32, device=logits.device)
+        pos_weight = pos_weight.reshape(-1, *[1] * (logits.ndim - 2))
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
+
+
+def positive_weights(labels):
+    """Negatives per positive of each class, the `pos_weight` that balances it: labels (n, C) of 0/1 → float32 (C,).
+
+    Raises InputError for a class without a positive.
+    """
+    labels = np.asarray(labels)
+    positives = (labels == 1).sum(axis=0)
+    if (positives == 0).any():
+        raise InputError(f"class weights: class {int(np.argmin(positives))} has no positive among {len(labels)} rows")
+    return torch.as_tensor((len(labels) - positives) / positives, dtype=torch.float32)
+
+
+def focal_bce(logits, target, gamma=2.0, alpha=None):
+    """Cross-entropy scaled by (1 − p_true)^gamma; alpha weights positives, 1 − alpha negatives (Lin et al. 2017)."""
+    logits, target = _pair(logits, target)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    wrong = target + torch.sigmoid(logits) * (1 - 2 * target)
+    loss = entropy * wrong.clamp_min(1e-6) ** gamma  # the power's slope at 0 is infinite for gamma < 1
+    if alpha is not None:
+        loss = loss * (alpha * target + (1 - alpha) * (1 - target))
+    return loss.mean()
+
+
+def dice(logits, target, smooth=1.0, squared=False, per_image=True):
+    """1 − (2·overlap + smooth) / (sizes + smooth), by image and channel, or by channel over the batch; then averaged.
+
+    squared: sizes are sums of squares (Milletari et al. 2016). smooth > 0 makes an empty mask's loss finite, 0 when
+    nothing is predicted.
+    """
+    probs, target = _flat(logits, target, per_image)
+    size = (probs.square() + target.square() if squared else probs + target).sum(1)
+    return (1 - (2 * (probs * target).sum(1) + smooth) / (size + smooth)).mean()
+
+
+def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0, per_image=True):
+    """(1 − tp / (tp + alpha·fp + beta·fn))^gamma, smoothed; with alpha = beta = ½ it is Dice with
+    twice the smoothing.
+
+    beta above alpha punishes missed pixels more (Salehi et al. 2017); gamma other than 1 is the focal form.
+    """
+    probs, target = _flat(logits, target, per_image)
+    tp = (probs * target).sum(1)
+    wrong = alpha * (probs.sum(1) - tp) + beta * (target.sum(1) - tp)
+    loss = (wrong / (tp + wrong + smooth)).clamp_min(1e-6 if gamma != 1 else 0)
+    return (loss**gamma).mean()
+
+
+def lovasz_hinge(logits, target, per_image=True):
+    """The convex surrogate of 1 − IoU at the threshold logit 0 (Berman et al. 2018); targets must be 0 or 1.
+
+    By image and channel, or by channel over the batch; then averaged. A sort makes it the slowest loss here.
+    """
+    logits, target = _rows(*_pair(logits, target), per_image)
+    errors, order = (1 - logits * (2 * target - 1)).sort(dim=1, descending=True)
+    positive = target.gather(1, order) > 0.5
+    # going down the sorted errors, pixel i joins the mistakes: a positive shrinks the intersection by one, a negative
+    # grows the union by one; the closed forms of the step in 1 − IoU keep its digits, a difference of ratios would not
+    total = positive.sum(1, keepdim=True)
+    left = (total - positive.cumsum(1)).float()
+    union = (total + (~positive).cumsum(1)).float()
+    step = torch.where(positive, 1 / union.clamp_min(1), left / (union * (union - 1).clamp_min(1)))
+    alone = ~positive & (union == 1)  # the first mistake on an empty mask takes the loss from 0 to 1
+    return (errors.relu() * torch.where(alone, 1.0, step)).sum(1).mean()
+
+
+def focal_dice(logits, target, gamma=2.0, alpha=None, weights=(1.0, 1.0), squared=False):
+    """Weighted sum of focal cross-entropy and Dice, the pneumothorax paper's loss."""
+    return weights[0] * focal_bce(logits, target, gamma, alpha) + weights[1] * dice(logits, target, squared=squared)
+
+
+def combo(logits, target, weights=(3.0, 1.0, 4.0), gamma=2.0):
+    """Weighted sum of cross-entropy, Dice and focal cross-entropy; 3:1:4 is the first place of the SIIM challenge."""
+    parts = bce(logits, target), dice(logits, target), focal_bce(logits, target, gamma)
+    return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+
+
+def _pair(logits, target):
+    if target.ndim == logits.ndim - 1 and logits.shape[1] == 1:
+        target = target.unsqueeze(1)
+    if target.shape != logits.shape:
+        raise ValueError(f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}")
+    return logits.float(), target.float()
+
+
+def _rows(logits, target, per_image):
+    if not per_image:
+        logits, target = logits.transpose(0, 1), target.transpose(0, 1)
+    n = logits.shape[0] * logits.shape[1] if per_image else logits.shape[0]
+    return logits.reshape(n, -1), target.reshape(n, -1)
+
+
+def _flat(logits, target, per_image):
+    logits, target = _rows(*_pair(logits, target), per_image)
+    return torch.sigmoid(logits), target

