@@ -35,8 +35,6 @@ class Options:
     """Folder of the run (default: runs/<solution>-<preset>)."""
     store: Path | None = None
     """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
-    folds: tuple[int, ...] = ()
-    """Folds to train, predict and score (default: the preset's)."""
     hours: float | None = None
     """Stop after this time with everything saved; the same command continues."""
     test: Path | None = None
@@ -47,6 +45,8 @@ class Options:
     """CSV `image_id,fold` of another run whose folds are to be used."""
     on_bad_image: Literal["error", "placeholder"] = "error"
     """placeholder: a test image that cannot be read gets the neutral prediction."""
+    on_unlabelled: Literal["error", "skip"] = "error"
+    """skip: image files that no table names are left out (the real SIIM download has some)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<n>."""
     workers: int | None = None
@@ -64,11 +64,6 @@ class Context:
     run: Run
     device: torch.device
     budget: Budget = field(repr=False)
-
-    @property
-    def folds(self):
-        """The folds that this command works on."""
-        return self.options.folds or self.config.folds
 
 
 def main(solution, config_module, verbs, argv):
@@ -119,8 +114,6 @@ def _main(solution, config_module, verbs, argv):
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
     preset, base = _base_config(solution, config_module, preset, rest)
     options, config = parse(base, rest, f"python -m solutions {solution} {verb} {preset}")
-    if options.folds and not set(options.folds) <= set(range(config.n_folds)):
-        raise InputError(f"--folds {' '.join(map(str, options.folds))}: there are folds 0 to {config.n_folds - 1}")
     device = distributed.start(options.device)
     run = Run(options.out or Path("runs") / f"{solution}-{preset}")
     start_log(run.path("log.txt") if distributed.is_main() else None)

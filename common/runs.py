@@ -52,11 +52,11 @@ class Run:
         path = self.path("manifest.json")
         return read_json(path) if path.is_file() else {}
 
-    def describe(self, solution, config, seed, inputs):
+    def describe(self, solution, preset, config, seed, inputs):
         """Write config.json, and in manifest.json the versions, git revision, seed and the hashes of `inputs`."""
         if not distributed.is_main():
             return
-        write_json(self.path("config.json"), {"solution": solution, **to_dict(config)})
+        write_json(self.path("config.json"), {"solution": solution, "preset": preset, **to_dict(config)})
         manifest = self.manifest
         manifest.update(
             solution=solution,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common.config import digest
 from common.errors import InputError
-from common.nn.precision import precision
+from common.nn.precision import autocast, precision
 from common.paths import atomic_path, read_json, write_json
 from common.train import averaging, distributed
 from common.train.checkpoint import load_resume, load_weights, save_resume, save_weights
@@ -222,7 +222,7 @@ class _Trainer:
         self.module.train()
         if hasattr(self.model, "set_frozen_eval"):
             self.model.set_frozen_eval()
-        batches = len(sampler) + self.batch
+        batches = sampler.batches
         steps = math.ceil(batches / config.accumulate)
         scores = self.scores()[config.frozen_epochs :]
         recent = torch.zeros((), device=self.device)
@@ -244,7 +244,7 @@ class _Trainer:
             share = min(config.accumulate, batches - group_start)
             quiet = contextlib.nullcontext() if steps_now or distributed.world() == 1 else self.module.no_sync()
             with quiet:
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                with autocast(self.device, self.dtype):
                     loss = self.step(self.module, batch)
                 self.scaler.scale(loss / share).backward()
             recent += loss.detach()
@@ -296,7 +296,9 @@ class _Trainer:
     def end_epoch(self):
         """Validate, write the epoch's weights and history, delete what no average can need, save."""
         figures = self.evaluate()
-        self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": self.loss_sum / self.loss_count, **figures})
+        self.history.append(
+            {"epoch": self.epoch, "lr": self.lr, "train_loss": self.loss_sum / self.loss_count, **figures}
+        )
         if distributed.is_main():
             save_weights(self.epoch_file(self.epoch), self.model.state_dict(), epoch=self.epoch, **figures)
             with atomic_path(self.folder / "history.csv") as path:
@@ -315,7 +317,7 @@ class _Trainer:
 
     def evaluate(self):
         self.model.eval()
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.inference_mode(), autocast(self.device, self.dtype):
             figures = {name: float(value) for name, value in self.validate(self.model).items()}
         if self.config.metric.lstrip("-") not in figures:
             raise InputError(f"metric {self.config.metric!r}: validation gives {', '.join(figures)}")
@@ -370,12 +372,10 @@ class _Trainer:
 
     def reestimate(self):
         """Batch-norm statistics over the first batches of the last epoch's order."""
-        sampler = self.loader.batch_sampler
-        sampler.set_epoch(self.config.epochs - 1, self.config.epochs)
-        sampler.start_batch = 0
+        self.loader.batch_sampler.set_epoch(self.config.epochs - 1, self.config.epochs)
         torch.manual_seed(self.seed)
         batches = (batch for batch, _ in zip(self.loader, range(BN_BATCHES), strict=False))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.dtype):
             averaging.reestimate_batch_norm(self.model, batches, self.step)
 
 

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# bash setup.sh          environment and packages
+# bash setup.sh demo     the same, then all solutions on the embedded sample, to submissions and report pages
+# bash setup.sh test     the same with the test packages, then the tests (more arguments go to pytest)
+# Run again, it does only what is missing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+what="${1:-install}"
+case "$what" in
+  install|demo|test) shift || true ;;
+  *) echo "error: '$what' is not one of: install, demo, test" >&2; exit 2 ;;
+esac
+
+recent='import sys; sys.exit(sys.version_info < (3, 11))'
+if ! .venv/bin/python -c 'import pip' 2>/dev/null; then  # none yet, or one that was cut short
+  python=""
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c "$recent" 2>/dev/null; then python="$candidate"; break; fi
+  done
+  if [ -z "$python" ]; then
+    echo "error: Python 3.11 or newer is needed, found: $(python3 --version 2>/dev/null || echo none)" >&2; exit 2
+  fi
+  "$python" -m venv --clear .venv ||
+    { echo "error: $python cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+fi
+if ! .venv/bin/python -c "$recent"; then
+  echo "error: .venv holds $(.venv/bin/python --version), 3.11 or newer is needed: remove it" >&2; exit 2
+fi
+python=.venv/bin/python
+
+wanted=requirements.txt
+[ "$what" = test ] && wanted=requirements-dev.txt
+# a stamp for each list of packages: nothing is asked of the network when nothing changed
+stamp=".venv/.installed-$(cat requirements.txt requirements-dev.txt | cksum | cut -d' ' -f1)-${wanted%.txt}"
+if [ ! -f "$stamp" ]; then
+  "$python" -m uv --version >/dev/null 2>&1 || "$python" -m pip install --quiet --disable-pip-version-check uv
+  echo "installing $wanted …"
+  "$python" -m uv pip install --quiet --python "$python" -r "$wanted"
+  touch "$stamp"
+fi
+
+case "$what" in
+  install) echo "ready: .venv/bin/python -m solutions" ;;
+  demo) exec "$python" -m solutions demo "$@" ;;
+  test) exec "$python" -m pytest "$@" ;;
+esac

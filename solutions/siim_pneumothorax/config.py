@@ -1,0 +1,212 @@
+"""Every number of the SIIM solution beside its source. "Paper" is Țimbuș et al., VISAPP 2021."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.config import FitConfig
+from common.errors import InputError
+
+SLUG = "siim-acr-pneumothorax-segmentation"
+SIZE = 1024  # pixels of the competition's images, and of the masks in every submission
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(FitConfig):
+    """The gate: does the image show a pneumothorax at all?"""
+
+    backbone: str = "legacy_xception"
+    """Any timm model. Paper: Xception, chosen over NASNet-Large and InceptionResNetV2."""
+    weights: str = "imagenet"
+    """imagenet, none, or the path of a weights file."""
+    size: int = 1024
+    """Paper: 1024 px."""
+    augmentation: Literal["paper", "podium", "light"] = "paper"
+    """paper: CLAHE, optical distortion, zoom in and out by 5 to 10 %, each with p = 0.5."""
+    enrichment: bool = False
+    """Paper's alternative: positives copied to balance the set, one transform a share, no other augmentation."""
+    # Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after
+    # 3 epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
+    epochs: int = 25
+    frozen_epochs: int = 2
+    frozen_lr: float = 2e-2
+    lr: float = 2e-4
+    batch_size: int = 4
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "plateau"
+    patience: int = 3
+    factor: float = 0.2
+    metric: str = "mcc"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+
+
+@dataclass(frozen=True)
+class SegmenterConfig(FitConfig):
+    """The network that outlines the pneumothorax."""
+
+    architecture: str = "fpn"
+    """A decoder of segmentation-models-pytorch. Paper: FPN, better than U-Net and PSPNet."""
+    encoder: str = "inceptionresnetv2"
+    """Paper: InceptionResNetV2, better than the SE-ResNets and ResNeXts."""
+    weights: str = "imagenet"
+    """imagenet, none, or the path of a weights file."""
+    sizes: tuple[int, ...] = (512,)
+    """Training resolutions, one after the other; predictions are made at the last. Paper: 512."""
+    augmentation: Literal["paper", "podium", "light"] = "paper"
+    loss: Literal["focal_dice", "combo", "tversky", "lovasz", "bce_dice"] = "focal_dice"
+    """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place)."""
+    positive_weight: float = 1.0
+    """Weight of the pneumothorax pixels in the cross-entropy part of the loss."""
+    presence_head: bool = False
+    """A second output that says whether there is any mask."""
+    negatives: float = 1.0
+    """Healthy images drawn at random for each positive one; 0 takes all. Paper: "randomly chosen", number not given."""
+    positive_rate: tuple[float, ...] = ()
+    """Share of positives at the start and the end of training, e.g. 0.8 0.4 (1st place); empty: as they come."""
+    finer_epochs: int = 0
+    """Epochs at each size after the first (0: as many as at the first)."""
+    finer_lr: float = 1e-4
+    """Learning rate at each size after the first."""
+    finer_batch_size: int = 4
+    # Paper, 4.1.2: 37 epochs, Adam 1e-3 with the first half of the layers frozen for 2 epochs, then 1e-4, cosine;
+    # weights averaged over the epochs where validation IoU peaks (13 to 16). Batch size not given.
+    epochs: int = 37
+    frozen_epochs: int = 2
+    frozen_lr: float = 1e-3
+    lr: float = 1e-4
+    batch_size: int = 8
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
+    metric: str = "iou"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("window", "classic", "best")
+    window: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.sizes or any(size % 32 for size in self.sizes):
+            raise InputError(f"segmenter.sizes {self.sizes}: need multiples of 32")
+        if len(self.positive_rate) not in (0, 2):
+            raise InputError("segmenter.positive_rate: give two shares, at the start and at the end of training")
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """From probabilities to a mask; every combination of the values is tried on out-of-fold predictions."""
+
+    rule: Literal["gate", "triplet"] = "gate"
+    """gate: classifier, pixel threshold, small regions removed (paper). triplet: the 1st place's rule."""
+    gate: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Presence probabilities from which on an image keeps its mask. Paper: "a specific threshold", not given."""
+    pixel: tuple[float, ...] = (0.5,)
+    """gate rule: pixel thresholds."""
+    min_area: tuple[int, ...] = (3500,)
+    """gate rule: smallest region kept, pixels at 1024 × 1024. Paper, table 2: 3,500."""
+    top: tuple[float, ...] = (0.55, 0.65, 0.75, 0.85)
+    """triplet rule: the high threshold. 1st place: about 0.75."""
+    top_pixels: tuple[int, ...] = (500, 1000, 1500, 2000, 3000)
+    """triplet rule: pixels above the high threshold that make a mask count. 1st place: about 2,000."""
+    bottom: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5)
+    """triplet rule: the threshold at which its pixels are cut. 1st place: about 0.3."""
+    connectivity: Literal[4, 8] = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run of the SIIM solution."""
+
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
+    presence: Literal["classifier", "head", "none"] = "classifier"
+    """What says whether there is a pneumothorax at all: its own network, the segmenter's second output, nothing."""
+    n_folds: int = 5
+    folds: tuple[int, ...] = (0,)
+    """Folds that are trained. Paper: one 80/20 split."""
+    tta: tuple[Literal["flip", "scale"], ...] = ()
+    """Views averaged at prediction, beside the image itself."""
+    store_size: int = 1024
+    """Side of the stored images, in pixels; at least the largest size of the networks."""
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.n_folds < 2 or not self.folds or not set(self.folds) <= set(range(self.n_folds)):
+            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, with n_folds at least 2")
+        if self.presence == "head" and not self.segmenter.presence_head:
+            raise InputError("presence 'head' needs segmenter.presence_head")
+        if self.decision.rule == "gate" and self.presence == "none" and self.decision.gate != (0.0,):
+            raise InputError("presence 'none' leaves nothing to gate on: set decision.gate to 0")
+
+
+PAPER = Config()
+
+# The 1st place's recipe (0.8679 private) with a current encoder: combo loss, sliding positive rate, 512 then 1024 px,
+# best three checkpoints of a fold averaged, flip TTA, triplet rule tuned out of fold.
+PODIUM = Config(
+    segmenter=SegmenterConfig(
+        architecture="unet",
+        encoder="tu-convnext_small.fb_in22k_ft_in1k",
+        sizes=(512, 1024),
+        augmentation="podium",
+        loss="combo",
+        presence_head=True,
+        negatives=0,
+        positive_rate=(0.8, 0.4),
+        epochs=30,
+        frozen_epochs=1,
+        lr=2e-4,
+        batch_size=16,
+        finer_epochs=15,
+        finer_lr=5e-5,
+        finer_batch_size=8,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        schedule="warm_cosine",
+        clip_norm=1.0,
+        metric="dice",
+        averaging=("best_k", "ema", "window", "best"),
+    ),
+    decision=DecisionConfig(rule="triplet", gate=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+    presence="head",
+    folds=(0, 1, 2, 3, 4),
+    tta=("flip",),
+)
+
+# Two CPU cores, minutes: the paper's cascade with small networks on small images.
+DEMO = Config(
+    classifier=ClassifierConfig(
+        backbone="tf_efficientnet_lite0",
+        size=256,
+        augmentation="light",
+        epochs=6,
+        frozen_epochs=1,
+        frozen_lr=5e-3,
+        lr=1e-3,
+        batch_size=8,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        schedule="warm_cosine",
+    ),
+    segmenter=SegmenterConfig(
+        architecture="fpn",
+        encoder="tu-tf_efficientnet_lite0",
+        sizes=(256,),
+        augmentation="light",
+        epochs=8,
+        frozen_epochs=1,
+        frozen_lr=2e-3,
+        lr=2e-3,
+        batch_size=8,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        schedule="warm_cosine",
+        averaging=("window", "classic", "best"),
+        window=3,
+    ),
+    decision=DecisionConfig(gate=(0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
+    n_folds=2,
+    folds=(0, 1),
+    store_size=256,
+)
+
+PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}

@@ -1,0 +1,260 @@
+"""The competition's files to an image table, run-length masks and a store."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.config import digest
+from common.data.folds import load_folds, make_folds, quartile_strata, save_folds, shared_groups
+from common.data.loaders import SampleDataset
+from common.data.store import Store, prepare_store
+from common.errors import InputError
+from common.paths import KAGGLE_INPUT, atomic_path, check_id, competition_folder, find_images
+from common.post.rle import area, paint, parse, to_string, union
+from common.submit.table import read_table
+from solutions.siim_pneumothorax.config import SIZE, SLUG
+
+log = logging.getLogger(__name__)
+
+# names of the label table and sample submission in the competition's two stages
+STAGES = (("train-rle.csv", "sample_submission.csv"), ("stage_2_train.csv", "stage_2_sample_submission.csv"))
+
+
+@dataclass
+class Prepared:
+    """What `prepare` leaves for the other verbs: the image table, the masks, the folds and the open store.
+
+    table: image_id, row, width, height, patient_id, split (train or test), present (0/1), area (pixels), rle, fold
+    (-1 for test). `masks` maps a row to its runs.
+    """
+
+    table: pd.DataFrame
+    store: Store
+    key: str
+
+    def __post_init__(self):
+        train = self.table[self.table["split"] == "train"]
+        self.masks = {row: parse(rle) for row, rle in zip(train["row"], train["rle"], strict=True)}
+
+    def rows(self, split="train", folds=None):
+        """Store rows of one split, or of the train images in `folds`, in order."""
+        chosen = self.table["split"] == split
+        if folds is not None:
+            chosen &= self.table["fold"].isin(list(folds))
+        return self.table.loc[chosen, "row"].to_numpy()
+
+    def mask(self, row):
+        """The mask of a train row, uint8 (1024, 1024) of 0/1."""
+        return paint(self.masks[int(row)], (SIZE, SIZE), order="C")
+
+    def dataset(self, rows, size, transform=None, targets="mask", kinds=None):
+        """A Dataset of these rows at `size`; `targets` is "mask", "present" or None."""
+        present = self.table.set_index("row")["present"]
+        target = {"mask": self.mask, "present": lambda row: np.array([present[row]]), None: None}[targets]
+        return SampleDataset(self.store.images, target, transform, size, rows=rows, kinds=kinds)
+
+
+def read_labels(path):
+    """Read the run-length table into {image_id: runs}; several rows of one image are united.
+
+    Raises InputError naming file and row: unknown header, unusable id, a run-length string that does not fit 1024 ×
+    1024 pixels, an image that is both empty and not.
+    """
+    table = read_table(path, ["ImageId", "EncodedPixels"])
+    rows, empty = {}, set()
+    for number, (image_id, rle) in enumerate(table.itertuples(index=False), start=2):
+        where = f"{path}, row {number}"
+        runs = parse(rle, (SIZE, SIZE), where=where)
+        rows.setdefault(check_id(image_id, where), []).append(runs)
+        if not len(runs):
+            empty.add(image_id)
+        if image_id in empty and len(rows[image_id]) > 1:
+            raise InputError(f"{where}: {image_id} has an empty row (-1) and another one")
+    return {image_id: union(several) for image_id, several in rows.items()}
+
+
+def read_patients(path, image_ids):
+    """Read the map from image to patient; returns str (N,), images that it lacks being patients of their own.
+
+    The first column names the image; the patient is the column `patient_id`, or the number before the underscore of
+    the column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that is named twice.
+    """
+    table = read_table(path)
+    first = table.columns[0]
+    if "patient_id" in table:
+        patient = table["patient_id"]
+    elif "NIH_ID" in table:
+        patient = table["NIH_ID"].str.split("_").str[0]
+    else:
+        raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
+    twice = table[first].duplicated()
+    if twice.any():
+        raise InputError(f"{path}, row {twice.idxmax() + 2}: {table[first][twice.idxmax()]} is named twice")
+    known = dict(zip(table[first], patient, strict=True))
+    missing = sum(image_id not in known for image_id in image_ids)
+    if missing:
+        log.info(f"{path}: {missing} of {len(image_ids)} images are not in it; each counts as a patient of its own")
+    return np.array([known.get(image_id) or f"image {image_id}" for image_id in image_ids])
+
+
+def prepare_competition(context):
+    """Read, check and decode the competition into the run folder and the store; returns Prepared.
+
+    Writes images.parquet and folds.csv. Everything that is wrong with the tables is found before an image is decoded.
+    """
+    options, config, run = context.options, context.config, context.run
+    folder, labels_path, sample_path = _find_tables(options.data)
+    labels = read_labels(labels_path)
+    files = find_images(folder)
+    if options.test is None:
+        test_ids = _sample_ids(sample_path)
+    else:
+        test_ids, more = _named_images(options.test)
+        files = {**files, **more}
+    _check_files(labels, test_ids, files, labels_path, options)
+
+    id_map = options.id_map or next(iter(folder.glob("nih_id.csv")), None)
+    train_ids = sorted(labels)
+    patients = read_patients(id_map, train_ids) if id_map else None
+    if patients is None:
+        log.info("folds: no map from image to patient (--id-map): a patient may lie in two folds, scores may flatter")
+    ids = train_ids + test_ids
+    store = prepare_store(
+        {image_id: files[image_id] for image_id in ids},
+        _store_folder(options, run, folder, ids, config.store_size),
+        config.store_size,
+        workers=options.workers,
+        on_bad_image=options.on_bad_image,
+        placeholder_ids=frozenset(test_ids),
+    )
+    table = _image_table(store, labels, patients, train_ids, test_ids)
+    table["fold"] = -1
+    train = table["split"] == "train"
+    table.loc[train, "fold"] = _folds(table[train], patients, config, options, run)
+    with atomic_path(run.path("images.parquet")) as path:
+        table.to_parquet(path, index=False)
+    inputs = [p for p in (labels_path, sample_path, id_map) if p is not None]
+    run.describe(context.solution, context.preset, config, config.seed, inputs)
+    run.record("prepare", digest(str(store.folder)), store=str(store.folder), images=len(table))
+    positive = int(table["present"].sum())
+    log.info(
+        f"prepared {train.sum()} train images ({positive} with pneumothorax), {(~train).sum()} test images "
+        f"at {config.store_size} px in {store.folder}"
+    )
+    return open_prepared(context)
+
+
+def open_prepared(context):
+    """Read what `prepare` left; raises InputError when it has not been run."""
+    path = context.run.path("images.parquet")
+    record = context.run.manifest.get("steps", {}).get("prepare")
+    if not path.is_file() or record is None:
+        raise InputError(f"{context.run.folder}: not prepared; run the verb `prepare` first (or `run` for all)")
+    table = pd.read_parquet(path)
+    train = table[table["split"] == "train"]
+    key = digest(train["image_id"].tolist(), train["rle"].tolist(), train["fold"].tolist(), context.config.store_size)
+    return Prepared(table, Store.open(record["store"]), key)
+
+
+def _find_tables(data):
+    tried = None
+    for labels, sample in STAGES:
+        try:
+            folder = competition_folder(data, SLUG, labels)
+        except InputError as error:
+            tried = tried or error
+            continue
+        sample_path = folder / sample
+        if not sample_path.is_file() and (folder / STAGES[0][1]).is_file():
+            sample_path = folder / STAGES[0][1]
+        return folder, folder / labels, sample_path
+    raise tried or InputError(f"no competition under {KAGGLE_INPUT}")
+
+
+def _sample_ids(path):
+    table = read_table(path, ["ImageId", "EncodedPixels"])
+    for number, image_id in enumerate(table["ImageId"], start=2):
+        check_id(image_id, f"{path}, row {number}")
+    twice = table["ImageId"].duplicated()
+    if twice.any():
+        raise InputError(f"{path}, row {twice.idxmax() + 2}: {table['ImageId'][twice.idxmax()]} is there twice")
+    return table["ImageId"].tolist()
+
+
+def _named_images(path):
+    """Ids, in order, and files of `--test`: a folder of images, or a CSV whose first column names them."""
+    if path.is_dir():
+        files = find_images(path)
+        if not files:
+            raise InputError(f"{path}: no images in it (--test)")
+        return [check_id(name, str(files[name])) for name in sorted(files)], files
+    table = read_table(path)
+    ids = [Path(name).stem if Path(name).suffix.lower() in (".dcm", ".png", ".jpg", ".jpeg") else name
+           for name in table[table.columns[0]]]  # fmt: skip
+    for number, name in enumerate(ids, start=2):
+        check_id(name, f"{path}, row {number}")
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{path}: {next(i for i in ids if ids.count(i) > 1)} is there twice (--test)")
+    return ids, {}
+
+
+def _check_files(labels, test_ids, files, labels_path, options):
+    missing = [image_id for image_id in labels if image_id not in files]
+    if missing:
+        raise InputError(f"{labels_path}: {len(missing)} images have no file, the first is {missing[0]}")
+    absent = [image_id for image_id in test_ids if image_id not in files]
+    if absent:
+        raise InputError(f"{len(absent)} test images have no file, the first is {absent[0]}")
+    both = set(labels) & set(test_ids)
+    if both and options.test is None:
+        raise InputError(f"{labels_path}: {len(both)} images are in the test set too, such as {min(both)}")
+    if both:
+        raise InputError(f"--test: {len(both)} of the images are training images, such as {min(both)}")
+    loose = sorted(set(files) - set(labels) - set(test_ids)) if options.test is None else []
+    if loose and options.on_unlabelled == "error":
+        raise InputError(
+            f"{files[loose[0]]}: one of {len(loose)} images without a row in {labels_path.name} or the sample "
+            "submission; --on-unlabelled skip leaves them out"
+        )
+    if loose:
+        log.info(f"left out {len(loose)} images without a row in {labels_path.name} or the sample submission")
+
+
+def _store_folder(options, run, folder, ids, size):
+    root = options.store or run.folder.resolve().parent / "stores"
+    return root / f"siim_pneumothorax-{size}px-{digest(str(folder.resolve()), sorted(ids))[:8]}"
+
+
+def _image_table(store, labels, patients, train_ids, test_ids):
+    table = store.table[["image_id", "row", "width", "height", "ok"]].copy()
+    odd = table[table["width"] != table["height"]]
+    if len(odd):
+        first = odd.iloc[0]
+        raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
+    table["patient_id"] = [*(patients if patients is not None else [""] * len(train_ids)), *[""] * len(test_ids)]
+    table["split"] = ["train"] * len(train_ids) + ["test"] * len(test_ids)
+    areas = [area(labels[i]) for i in train_ids] + [0] * len(test_ids)
+    table["present"] = (np.array(areas) > 0).astype(int)
+    table["area"] = areas
+    table["rle"] = [to_string(labels[i]) for i in train_ids] + [""] * len(test_ids)
+    return table
+
+
+def _folds(train, patients, config, options, run):
+    """Folds stratified by presence and mask-size quartile, grouped by patient where that is known."""
+    ids = train["image_id"].tolist()
+    if options.fold_table:
+        folds = load_folds(options.fold_table, ids)
+        if folds.max() >= config.n_folds:
+            raise InputError(f"{options.fold_table}: fold {folds.max()}, but the run has n_folds {config.n_folds}")
+    else:
+        strata = quartile_strata(train["present"].to_numpy() > 0, train["area"].to_numpy())
+        folds = make_folds(strata, config.n_folds, patients, config.seed)
+    save_folds(run.path("folds.csv"), ids, folds, patients, f"n_folds {config.n_folds}, seed {config.seed}")
+    leaking = shared_groups(folds, patients) if patients is not None else 0
+    if leaking:
+        log.info(f"folds: {leaking} images have a patient in another fold ({options.fold_table}); scores may flatter")
+    return folds

@@ -1,0 +1,220 @@
+"""The training loop on a toy problem: what it promises about resuming, stopping, averaging and several processes."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from common.config import FitConfig
+from common.data.loaders import EpochSampler, SampleDataset, make_loader
+from common.errors import InputError
+from common.train import distributed
+from common.train.checkpoint import load_weights
+from common.train.loop import Budget, Stopped, fit
+
+CPU = torch.device("cpu")
+
+
+class Toy(nn.Module):
+    """Convolution, batch norm and dropout: one of each thing that makes a resume hard."""
+
+    def __init__(self, dropout=0.2):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x.float() / 255).mean((2, 3)))
+
+
+def problem(batch_size=8, n=40, **model):
+    """A bright square to be told from none."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 90, (n, 16, 16), dtype=np.uint8)
+    truth = np.arange(n) % 2
+    images[truth == 1, 4:10, 4:10] += 120
+    dataset = SampleDataset(images, lambda row: np.array([truth[row]], np.float32))
+    torch.manual_seed(0)
+    sampler = EpochSampler(n, batch_size, 0, rank=distributed.rank(), world=distributed.world())
+    return Toy(**model), make_loader(dataset, sampler), torch.from_numpy(images[:, None]), torch.from_numpy(truth)
+
+
+def step(model, batch):
+    images, truth = batch
+    return nn.functional.binary_cross_entropy_with_logits(model(images), truth)
+
+
+def train(folder, config, *, wrap_step=step, budget=None, save_minutes=10.0, freeze=None, about=None, **options):
+    model, loader, images, truth = problem(config.batch_size, **options)
+
+    def validate(model):
+        probs = model(images).sigmoid().squeeze(1).float()
+        return {"accuracy": ((probs > 0.5) == truth).float().mean(), "loss": (probs - truth).abs().mean()}
+
+    return fit(model, wrap_step, loader, validate, config, folder, device=CPU, budget=budget, freeze=freeze,
+               save_minutes=save_minutes, about=about)  # fmt: skip
+
+
+def small(**changes):
+    return FitConfig(**{"epochs": 4, "lr": 0.02, "metric": "accuracy", "precision": "fp32",
+                        "averaging": ("last", "best", "window", "classic", "ema", "best_k"), "window": 2, **changes})  # fmt: skip
+
+
+def test_learns_and_leaves_the_promised_files(tmp_path):
+    fitted = train(tmp_path / "f0", small(epochs=12, lr=0.05))
+    assert fitted.figures["accuracy"] > 0.9
+    assert set(fitted.variants) == {"last", "best", "window", "classic", "ema", "best_k"}
+    best = max(v["accuracy"] for v in fitted.variants.values())
+    assert fitted.figures["accuracy"] == best
+    left = {p.name for p in (tmp_path / "f0").iterdir()}
+    assert {"final.safetensors", "history.csv", "variants.json", "variants"} <= left and "last.ckpt" not in left
+    assert len(pd.read_csv(tmp_path / "f0" / "history.csv")) == 12
+    again = train(tmp_path / "f0", small(epochs=12, lr=0.05))  # finished: only read
+    assert again.variants == fitted.variants
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 7, 13])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_killed_and_restarted_ends_with_the_same_bits(tmp_path, at, accumulate):
+    config = small(accumulate=accumulate)
+    train(tmp_path / "whole" / "f", config, save_minutes=0)
+    calls = 0
+
+    def dies(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise Killed
+        return step(model, batch)
+
+    with pytest.raises(Killed):
+        train(tmp_path / "cut" / "f", config, wrap_step=dies, save_minutes=0)
+    train(tmp_path / "cut" / "f", config, save_minutes=0)
+    for name in ("final.safetensors", "variants/ema.safetensors", "variants/classic.safetensors"):
+        assert (tmp_path / "whole" / "f" / name).read_bytes() == (tmp_path / "cut" / "f" / name).read_bytes()
+
+
+def test_stops_on_sigterm_and_continues(tmp_path):
+    config = small()
+    train(tmp_path / "whole" / "f", config)
+    calls = 0
+
+    def asks(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(model, batch)
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(tmp_path / "cut" / "f", config, wrap_step=asks, budget=Budget())
+    assert calls == 8 and (tmp_path / "cut" / "f" / "last.ckpt").is_file()
+    train(tmp_path / "cut" / "f", config, budget=Budget())
+    final = [(tmp_path / d / "f" / "final.safetensors").read_bytes() for d in ("whole", "cut")]
+    assert final[0] == final[1]
+
+
+def test_time_budget_stops_with_everything_saved(tmp_path):
+    with pytest.raises(Stopped, match="hours"):
+        train(tmp_path / "f", small(), budget=Budget(0.0))
+    assert (tmp_path / "f" / "last.ckpt").is_file()
+
+
+def test_not_a_number_is_refused_and_not_saved(tmp_path):
+    def broken(model, batch):
+        return step(model, batch) * math.nan
+
+    with pytest.raises(InputError, match="loss became nan at epoch 1"):
+        train(tmp_path / "f", small(), wrap_step=broken)
+    assert not list((tmp_path / "f").glob("*.safetensors"))
+
+
+def test_another_configuration_is_refused_and_loses_nothing(tmp_path):
+    train(tmp_path / "f", small())
+    before = (tmp_path / "f" / "final.safetensors").read_bytes()
+    for config, about in ((small(lr=0.01), None), (small(), {"data": "other"})):
+        with pytest.raises(InputError, match="another configuration"):
+            train(tmp_path / "f", config, about=about)
+    assert (tmp_path / "f" / "final.safetensors").read_bytes() == before
+
+
+def test_unknown_metric_is_named(tmp_path):
+    with pytest.raises(InputError, match="'dice'.*accuracy, loss"):
+        train(tmp_path / "f", small(metric="dice"))
+
+
+def test_lower_is_better_with_a_minus(tmp_path):
+    fitted = train(tmp_path / "f", small(metric="-loss", averaging=("last", "best", "window")))
+    assert fitted.figures["loss"] == min(v["loss"] for v in fitted.variants.values())
+
+
+def test_frozen_phase_trains_the_head_alone(tmp_path):
+    seen = []
+
+    def freeze(model, frozen):
+        seen.append(frozen)
+        model.body.requires_grad_(not frozen)
+
+    model, *_ = problem()
+    train(tmp_path / "f", small(epochs=1, frozen_epochs=1, averaging=("last",)), freeze=freeze)
+    state, _ = load_weights(tmp_path / "f" / "final.safetensors")
+    assert torch.equal(state["body.0.weight"], model.body[0].weight)
+    assert not torch.equal(state["head.weight"], model.head.weight)
+    train(tmp_path / "g", small(epochs=2, frozen_epochs=1, averaging=("last",)), freeze=freeze)
+    assert seen == [True, True, False]
+    state, _ = load_weights(tmp_path / "g" / "final.safetensors")
+    assert not torch.equal(state["body.0.weight"], model.body[0].weight)
+
+
+def test_epoch_files_stay_few(tmp_path):
+    counts = []
+
+    def counting(model, batch):
+        counts.append(len(list((tmp_path / "f").glob("epoch*.safetensors"))))
+        return step(model, batch)
+
+    train(tmp_path / "f", small(epochs=20, averaging=("window", "best_k"), window=3, best_k=2), wrap_step=counting)
+    assert max(counts) <= 3 + 3 + 2
+
+
+TWO = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from common.train import distributed
+device = distributed.start("cpu")
+torch.set_num_threads(1)
+import importlib.util
+spec = importlib.util.spec_from_file_location("toy", {file!r}); toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+from pathlib import Path
+toy.train(Path(sys.argv[1]) / "two" / "f", toy.small(epochs=3, accumulate=2, clip_norm=1.0), dropout=0.0)
+distributed.stop()
+"""
+
+
+def test_two_processes_train_as_one(tmp_path):
+    root = Path(__file__).resolve().parents[3]
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(root=str(root), file=__file__))
+    said = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr[-2000:]
+    train(tmp_path / "one" / "f", small(epochs=3, accumulate=2, clip_norm=1.0), dropout=0.0)
+    one, _ = load_weights(tmp_path / "one" / "f" / "final.safetensors")
+    two, _ = load_weights(tmp_path / "two" / "f" / "final.safetensors")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)

@@ -1,0 +1,79 @@
+"""Learning rates by hand, the range test on a quadratic, weights files that are refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.config import FitConfig
+from common.errors import InputError
+from common.train import schedule
+from common.train.checkpoint import load_resume, load_weights, save_resume, save_weights
+from common.train.lr_finder import find_learning_rate, suggest
+
+
+def test_shapes_of_the_schedules():
+    assert [schedule.cosine(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [schedule.one_cycle(p) for p in (0, 0.3, 1)] == pytest.approx([1 / 25, 1, 1e-4])
+    assert [schedule.warm_cosine(p) for p in (0, 0.025, 0.05, 1)] == pytest.approx([0, 0.5, 1, 0])
+    assert [schedule.step_decay(e, (30, 60)) for e in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_plateau_waits_counts_and_starts_anew():
+    scores = [0.5, 0.6, 0.6, 0.6]
+    assert schedule.plateau(scores, 3, 0.2) == 1.0
+    assert schedule.plateau([*scores, 0.5], 3, 0.2) == pytest.approx(0.2)
+    assert schedule.plateau([*scores, 0.5, 0.5, 0.5], 3, 0.2) == pytest.approx(0.2)
+    assert schedule.plateau([*scores, 0.5, 0.5, 0.5, 0.5], 3, 0.2) == pytest.approx(0.04)
+    assert schedule.plateau([0.5, 0.4, 0.4, 0.7, 0.4, 0.4], 3, 0.2) == 1.0
+
+
+def test_frozen_epochs_have_their_own_rate_and_the_schedule_begins_after_them():
+    config = FitConfig(epochs=4, frozen_epochs=2, frozen_lr=0.02, lr=0.001, schedule="cosine")
+    rates = [schedule.learning_rate(config, e, s, 10, []) for e, s in ((0, 0), (1, 9), (2, 0), (3, 0))]
+    assert rates == pytest.approx([0.02, 0.02, 0.001, 0.0005])
+
+
+def test_range_test_finds_a_rate_below_the_breaking_point_and_leaves_the_model_alone():
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    x = torch.randn(256, 8)
+    y = x @ torch.randn(8, 1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    rates, losses, found = find_learning_rate(
+        model, lambda m, b: nn.functional.mse_loss(m(b[0]), b[1]), [(x, y)], torch.device("cpu"), high=10.0, steps=80
+    )
+    assert len(rates) == len(losses) and np.all(np.diff(rates) > 0)
+    assert 1e-3 < found < 3
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_range_test_says_when_nothing_fell():
+    with pytest.raises(InputError, match="never fell"):
+        suggest(np.logspace(-5, 0, 30), np.linspace(1, 2, 30))
+    with pytest.raises(InputError, match="broke after 3"):
+        suggest([1, 2, 3], [1, 2, 3])
+
+
+def test_weights_round_trip_and_refusals(tmp_path):
+    model = nn.Linear(3, 2)
+    save_weights(tmp_path / "a.safetensors", model.state_dict(), epoch=3, iou=0.5)
+    state, about = load_weights(tmp_path / "a.safetensors", nn.Linear(3, 2))
+    assert torch.equal(state["weight"], model.weight) and about == {"epoch": 3, "iou": 0.5}
+    with pytest.raises(InputError, match="another network"):
+        load_weights(tmp_path / "a.safetensors", nn.Linear(4, 2))
+    with pytest.raises(InputError, match="train first"):
+        load_weights(tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(b"not weights")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_weights(tmp_path / "c.safetensors")
+
+
+def test_resume_files_never_run_code(tmp_path):
+    assert load_resume(tmp_path / "none.ckpt") is None
+    save_resume(tmp_path / "a.ckpt", {"w": torch.ones(2), "n": [1, "x"]})
+    assert load_resume(tmp_path / "a.ckpt")["n"] == [1, "x"]
+    torch.save({"bad": suggest}, tmp_path / "bad.ckpt")  # a pickled function
+    with pytest.raises(InputError, match="not a resume file"):
+        load_resume(tmp_path / "bad.ckpt")
