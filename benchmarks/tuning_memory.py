@@ -1,0 +1,166 @@
+"""Predict, tune and submit on a challenge's scale: anonymous memory, and settings × images a second.
+
+    python -m benchmarks.tuning_memory                            300 images, under a minute
+    python -m benchmarks.tuning_memory --n 12000 --test 3205      the scale of SIIM, 3.1 + 0.8 GB of disk
+    python -m benchmarks.tuning_memory --n 12000 --test 3205 --side 1024    12.6 + 3.4 GB of disk
+
+Probabilities are synthetic: each image a few soft blobs, written one by one into a memory map in a temporary folder,
+which is removed. The fast search is compared with the masks themselves on a few images, in the same run. Pages of a
+memory map count as resident but are given back when needed, so the limit of 2 GB is on anonymous memory.
+"""
+
+import argparse
+import resource
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+from numpy.lib.format import open_memmap
+
+from common.metrics.segmentation import dice_from_areas
+from common.post.regions import resize_mask_probs
+from common.post.rle import paint, runs_of, to_string
+from common.submit.table import write_submission
+from common.submit.validate import validate_masks
+from common.tuning import grid, rule_dice, summarise, tune_nested
+
+PIXELS = (0.3, 0.45, 0.6, 0.75)
+
+
+def synthetic(rng, side):
+    """One probability map (side, side), uint8, and the runs of its truth at 1024: blobs on two images of five."""
+    coarse = np.zeros((64, 64))
+    truth = np.zeros((1024, 1024), np.uint8)
+    y, x = np.mgrid[:64, :64]
+    for _ in range(rng.integers(1, 4) if rng.random() < 0.4 else 0):
+        cy, cx, ry, rx = *rng.uniform(10, 54, 2), *rng.uniform(2, 8, 2)
+        coarse = np.maximum(coarse, np.exp(-(((y - cy) / ry) ** 2) - ((x - cx) / rx) ** 2) * rng.uniform(0.4, 1))
+        if rng.random() < 0.7:
+            top, left = int((cy - ry) * 16), int((cx - rx) * 16)
+            truth[top : top + int(2 * ry * 16), left : left + int(2 * rx * 16)] = 1
+    speckle = rng.random((64, 64)) < 0.002
+    coarse = np.round(255 * np.maximum(coarse, speckle * rng.uniform(0.3, 0.9, (64, 64)))).astype(np.uint8)
+    return resize_mask_probs(coarse, (side, side)), runs_of(truth)
+
+
+class PeakMemory(threading.Thread):
+    """Samples this process's anonymous memory while a block runs."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self._stop_event = 0, threading.Event()
+
+    def run(self):
+        process = psutil.Process()
+        while not self._stop_event.wait(0.05):
+            self.peak = max(self.peak, anonymous(process))
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop_event.set()
+        self.join()
+
+
+def anonymous(process):
+    """Bytes that no file backs: RssAnon of Linux, the unique set size elsewhere."""
+    status = Path(f"/proc/{process.pid}/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) * 1024
+    return process.memory_full_info().uss
+
+
+def predict(path, n, side, rng):
+    """Write n maps as a prediction would, one image at a time; return their true runs."""
+    probs = open_memmap(path, mode="w+", dtype=np.uint8, shape=(n, side, side))
+    runs = []
+    for i in range(n):
+        probs[i], truth = synthetic(rng, side)
+        runs.append(truth)
+    return runs
+
+
+def timed(name, work, detail=lambda seconds: "", repeats=1):
+    """Do the work, print the best time it took, and return its result and the seconds."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - start)
+    print(f"{name:34}{min(seconds):10.2f} s   {detail(min(seconds))}", flush=True)
+    return result, min(seconds)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=300, help="out-of-fold images")
+    parser.add_argument("--test", type=int, default=80, help="test images")
+    parser.add_argument("--side", type=int, default=512, help="network resolution in pixels")
+    parser.add_argument("--workers", type=int, default=2, help="threads that label regions")
+    parser.add_argument("--folder", help="where the temporary folder goes")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    rules = grid(pixel=PIXELS, min_area=range(0, 5000, 250), gate=(0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7))
+    rules += grid(pixel=(0.3,), top=(0.6, 0.75, 0.9), min_pixels=(500, 1000, 2000, 4000))
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, PeakMemory() as memory:
+        folder = Path(folder)
+        runs, _ = timed("predict (synthetic)", lambda: predict(folder / "oof.npy", args.n, args.side, rng))
+        predict(folder / "test.npy", args.test, args.side, rng)
+        probs = np.load(folder / "oof.npy", mmap_mode="r")
+        positive = np.array([len(r) > 0 for r in runs])
+        gate_probs = np.clip(0.5 * positive + 0.5 * rng.random(args.n), 0, 1)
+        folds = np.arange(args.n) % 5
+
+        summarise(probs[:2], runs[:2], PIXELS)  # compiles, as a first call does
+        regions, labelling = timed(
+            f"summarise ({len(PIXELS)} thresholds)",
+            lambda: summarise(probs, runs, PIXELS, workers=args.workers),
+            lambda s: f"{args.n / s:,.0f} images/s",
+        )
+        tuned, choosing = timed(
+            f"tune ({len(rules)} settings, nested)",
+            lambda: tune_nested(rules, lambda rule: rule_dice(regions, rule, gate_probs), folds),
+            lambda s: f"{len(rules) * args.n / s:,.0f} settings × images/s",
+            repeats=3,
+        )
+
+        few = rng.choice(args.n, min(args.n, 20), replace=False)
+        fast = [rule_dice(regions, rule, gate_probs) for rule in (tuned.rule, rules[-1])]
+        whole_masks = []
+        for rule, dice in zip((tuned.rule, rules[-1]), fast, strict=True):
+            for i in few:
+                start = time.perf_counter()
+                mask, truth = rule.apply(probs[i], gate_probs[i]) > 0, paint(runs[i], order="C") > 0
+                areas = [np.array([m.sum()]) for m in (mask & truth, mask, truth)]
+                exact = dice_from_areas(*areas)[0]
+                whole_masks.append(time.perf_counter() - start)
+                assert abs(exact - dice[i]) < 1e-12, (rule, i)
+
+        def submit():
+            test = np.load(folder / "test.npy", mmap_mode="r")
+            ids = [f"1.2.{i}" for i in range(args.test)]
+            masks = [to_string(runs_of(tuned.rule.apply(image, 1.0))) for image in test]
+            write_submission(folder / "sample.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": "-1"}))
+            write_submission(folder / "submission.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": masks}))
+            return validate_masks(folder / "submission.csv", folder / "sample.csv", ordered=True)
+
+        timed("submit and validate", submit, lambda s: f"{args.test / s:,.0f} images/s")
+    per_mask = np.median(whole_masks)
+    whole = per_mask * args.n * len(rules)
+    print(f"the grid on whole masks, one thread, at {per_mask * 1e3:.1f} ms a mask: {whole / 60:,.0f} min")
+    print(f"ratio of whole masks to summarise and tune: {whole / (labelling + choosing):,.0f} ×")
+    print(f"nested Dice {tuned.score:.4f}, naive {tuned.naive:.4f}, {tuned.rule}")
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak: {memory.peak / 2**30:.2f} GB anonymous, {resident:.2f} GB resident with the memory map's pages")
+    assert memory.peak < 2 * 2**30, "anonymous memory passed 2 GB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Decision rules for segmentation, searched exactly over out-of-fold probabilities without touching the pixels twice.
+
+`summarise` labels the regions of each image once a pixel threshold and keeps their areas and overlaps with the truth.
+Dice after any gate, smallest area or triplet follows from these alone, so a rule costs well under a millisecond.
+`tune_nested` then chooses: a fold is scored by the rule that the other folds chose.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass, fields, replace
+
+import numpy as np
+import pandas as pd
+from numba import njit
+
+from common.errors import InputError
+from common.metrics.segmentation import dice_from_areas
+from common.post.regions import quantised, region_overlaps, remove_small, resize_mask_probs
+from common.post.rle import paint
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How probabilities become a mask: searched on out-of-fold rows and applied unchanged to the test rows.
+
+    The mask is empty unless the classifier says `gate` or more and `min_pixels` pixels reach `top`; otherwise it
+    holds the pixels that reach `pixel`, without connected regions under `min_area`. gate, top and pixel are
+    probabilities, the areas pixels of the submission's size, or of the network's where `at_network`: regions are
+    then removed before the mask is enlarged by repeating pixels. (pixel, min_area, gate) is the rule of the SIIM
+    paper, whose Table 2 compares both sizes; (top, min_pixels, pixel) the winner's triplet.
+    """
+
+    pixel: float
+    min_area: int = 0
+    gate: float = 0.0
+    top: float = 0.0
+    min_pixels: int = 0
+    at_network: bool = False
+
+    def __post_init__(self):
+        for field in fields(self):  # plain Python numbers, because grids come from numpy and tuned.json takes none
+            value = getattr(self, field.name)
+            if isinstance(value, str) or value != field.type(value):
+                raise InputError(f"{field.name} must be {field.type.__name__}, not {value!r}")
+            object.__setattr__(self, field.name, field.type(value))
+        if not (0 < self.pixel <= 1 and 0 <= self.gate <= 1 and 0 <= self.top <= 1):
+            raise InputError(f"pixel must lie in (0, 1], gate and top in [0, 1]: {self}")
+        if self.min_area < 0 or self.min_pixels < 0:
+            raise InputError(f"min_area and min_pixels must be 0 or more: {self}")
+
+    def apply(self, probs, gate_prob=None, size=(1024, 1024), connectivity=8):
+        """Return the mask, uint8 `size` (height, width) of 0 and 1, for uint8 probabilities (h, w) of one image.
+
+        `gate_prob` is the classifier's probability, needed where the rule has a gate. Raises InputError without it.
+        """
+        if not _gate_passes(self, gate_prob):
+            return np.zeros(size, np.uint8)
+        factors = _factors(probs.shape, size) if self.at_network else (1, 1)
+        grid = probs if self.at_network else resize_mask_probs(probs, size)
+        if np.count_nonzero(grid >= quantised(self.top)) < self.min_pixels:
+            return np.zeros(size, np.uint8)
+        return _enlarged(remove_small(grid, self.min_area, connectivity, quantised(self.pixel)), factors)
+
+
+def grid(**values):
+    """Return every Rule of the given values, e.g. grid(pixel=(0.3, 0.5), min_area=range(0, 4000, 500)), in order.
+
+    The last name varies fastest. A triplet whose top lies under its pixel threshold is left out.
+    """
+    rules = [Rule(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())]
+    rules = [rule for rule in rules if rule.top == 0 or rule.top >= rule.pixel]
+    if not rules:
+        raise InputError(f"no rule is left in the grid {values}")
+    return rules
+
+
+@dataclass(frozen=True)
+class OofRegions:
+    """What the rules need of N images: see `summarise`.
+
+    `regions` maps a quantised threshold q to int32 (2, R): the area of every region of all images and its overlap
+    with the truth, those of image i at offsets[q][i] : offsets[q][i + 1]. `histogram` is int32 (N, 256), `truth` the
+    true areas, int64 (N,), `scale` how many pixels of the submission one counted pixel stands for.
+    """
+
+    pixels: tuple
+    regions: dict
+    offsets: dict
+    histogram: np.ndarray
+    truth: np.ndarray
+    scale: int
+    at_network: bool
+
+
+def summarise(
+    probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, workers=2, progress=iter
+):
+    """Label the regions of every image at every pixel threshold and return them as OofRegions.
+
+    `probs` is uint8 (N, h, w), read image by image, so a memory map stays on disk; `truth_runs` N arrays of runs
+    (`common.post.rle`) on `size` (height, width); `pixels` probabilities; `rows` the indices to use, None for all.
+    With `at_network` regions are counted on (h, w), which must divide `size`. `progress` wraps the iterable of
+    results. Raises InputError for other shapes and dtypes.
+    """
+    if getattr(probs, "ndim", 0) != 3 or probs.dtype != np.uint8:
+        raise InputError(f"probabilities must be uint8 (N, h, w), not {np.asarray(probs).dtype} {np.shape(probs)}")
+    if len(truth_runs) != len(probs):
+        raise InputError(f"{len(truth_runs)} true masks for {len(probs)} probability maps")
+    rows = np.arange(len(probs))[slice(None) if rows is None else rows]
+    rules = [Rule(pixel) for pixel in pixels]
+    if not rules or not len(rows):
+        raise InputError("tuning needs at least one pixel threshold and one image")
+    thresholds = sorted({quantised(rule.pixel) for rule in rules})
+    factors = _factors(probs.shape[1:], size) if at_network else (1, 1)
+    scale = factors[0] * factors[1]
+
+    def measure(row):
+        grid = np.ascontiguousarray(probs[row])
+        grid = grid if at_network else resize_mask_probs(grid, size)
+        counts = _histogram(grid.reshape(-1))
+        truth = paint(truth_runs[row], size, order="C") if len(truth_runs[row]) else None
+        grid, found = _enlarged(grid, factors), [np.zeros((2, 0), np.int32)] * len(thresholds)
+        for t, q in enumerate(thresholds):
+            if counts[q:].any():
+                areas, overlaps = region_overlaps(grid, truth, connectivity, q)
+                found[t] = np.stack([areas // scale, overlaps]).astype(np.int32)
+        return counts, 0 if truth is None else np.count_nonzero(truth), found
+
+    with ThreadPoolExecutor(workers) as pool:
+        counts, truth, found = zip(*progress(pool.map(measure, rows)), strict=True)
+    regions = {q: np.concatenate(of_q, axis=1) for q, of_q in zip(thresholds, zip(*found, strict=True), strict=True)}
+    offsets = {q: np.cumsum([0, *(image[t].shape[1] for image in found)]) for t, q in enumerate(thresholds)}
+    pixels = tuple(rule.pixel for rule in rules)
+    return OofRegions(pixels, regions, offsets, np.stack(counts), np.array(truth), scale, at_network)
+
+
+def rule_dice(oof, rule, gate_probs=None):
+    """Return the Dice of every image, float64 (N,), under one rule: exactly that of the masks `rule.apply` makes.
+
+    `gate_probs` are the classifier's probabilities (N,). Raises InputError for a pixel threshold or size that was not
+    summarised, and for a gate without probabilities.
+    """
+    q = quantised(rule.pixel)
+    if q not in oof.regions or rule.at_network != oof.at_network:
+        raise InputError(f"not summarised for {rule}: only pixel {oof.pixels}, at_network {oof.at_network}")
+    if rule.gate and np.shape(gate_probs) != oof.truth.shape:
+        raise InputError(f"{np.size(gate_probs)} gate probabilities for {len(oof.truth)} images")
+    passes = np.broadcast_to(_gate_passes(rule, gate_probs), oof.truth.shape)
+    if rule.min_pixels:
+        passes = passes & (oof.histogram[:, quantised(rule.top) :].sum(axis=1) >= rule.min_pixels)
+    kept = np.where(oof.regions[q][0] >= rule.min_area, oof.regions[q], 0)
+    sums = np.pad(np.cumsum(kept, axis=1, dtype=np.int64), ((0, 0), (1, 0)))
+    predicted, common = np.diff(sums[:, oof.offsets[q]], axis=1) * passes
+    return dice_from_areas(common, predicted * oof.scale, oof.truth)
+
+
+def threshold_surface(oof, rule, min_areas, gate_probs=None):
+    """Return the mean Dice over pixel threshold and smallest area, the rest as in `rule`: pixel, min_area, dice."""
+    rules = [replace(rule, pixel=p, min_area=a) for p in oof.pixels for a in min_areas]
+    rows = [(rule.pixel, rule.min_area, rule_dice(oof, rule, gate_probs).mean()) for rule in rules]
+    return pd.DataFrame(rows, columns=["pixel", "min_area", "dice"])
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome of `tune_nested`.
+
+    `rule` is the best on all images and goes to the submission; `naive` is its mean there, chosen and scored on the
+    same images. `fold_rules` maps each part to the rule that the other parts chose; `dice` (N,) scores every image by
+    the rule of its part, and `score` is its mean, the figure to report. The parts are the folds, or, where there is
+    one fold only, two halves of its patients (`halves`).
+    """
+
+    rule: Rule
+    fold_rules: dict
+    dice: np.ndarray
+    parts: np.ndarray
+    score: float
+    naive: float
+    halves: bool
+
+    def as_dict(self):
+        """Return what tuned.json holds; Rule(**d["rule"]) gives the rule back."""
+        fold_rules = {str(part): asdict(rule) for part, rule in self.fold_rules.items()}
+        figures = {"score": self.score, "naive": self.naive, "halves": self.halves}
+        return {"rule": asdict(self.rule), "fold_rules": fold_rules, **figures}
+
+
+def tune_nested(rules, dice_of, folds, groups=None, seed=0):
+    """Choose among `rules` by the mean of `dice_of(rule)`, float (N,), each fold scored by the choice of the others.
+
+    `folds` are labels (N,). With one fold only, two random halves of its `groups` (patients; each image its own where
+    None) take the place of folds, so that the score stays honest. Among rules that tie, the one nearest the middle of
+    the tied wins, then the first. Raises InputError where there is nothing to choose from or to hold out.
+    """
+    folds = np.asarray(folds)
+    halves = len(np.unique(folds)) < 2
+    parts = (
+        _halves(np.arange(len(folds)) if groups is None else np.asarray(groups), len(folds), seed) if halves else folds
+    )
+    labels, part = np.unique(parts, return_inverse=True)
+    if not len(rules):
+        raise InputError("no rules to choose from")
+    sums = np.stack([np.bincount(part, weights=dice_of(rule), minlength=len(labels)) for rule in rules])
+    best = _best(rules, sums.sum(axis=1) / len(folds))
+    dice, fold_rules = np.empty(len(folds)), {}
+    for k, label in enumerate(labels):
+        chosen = _best(rules, np.delete(sums, k, axis=1).sum(axis=1) / np.count_nonzero(part != k))
+        fold_rules[label.item()] = chosen
+        dice[part == k] = dice_of(chosen)[part == k]
+    return Tuned(best, fold_rules, dice, parts, float(dice.mean()), float(dice_of(best).mean()), halves)
+
+
+def _best(rules, scores):
+    tied = np.flatnonzero(scores >= scores.max() - 1e-12)  # sums of floats differ in the last digits
+    values = np.array([astuple(rules[i]) for i in tied], dtype=float)
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in values.T], axis=1)
+    return rules[tied[np.argmin(np.round(((ranks - ranks.mean(axis=0)) ** 2).sum(axis=1), 9))]]
+
+
+def _halves(groups, n, seed):
+    names, group = np.unique(groups, return_inverse=True)
+    if len(groups) != n or len(names) < 2:
+        raise InputError(f"{n} images of one fold and {len(names)} patients: nothing can be held out while tuning")
+    return np.random.default_rng(seed).permutation(np.arange(len(names)) % 2)[group]
+
+
+def _gate_passes(rule, gate_probs):
+    if rule.gate == 0:
+        return True
+    if gate_probs is None or not np.isfinite(gate_probs).all():
+        raise InputError(f"a gate of {rule.gate} needs the classifier's probability of every image")
+    return np.asarray(gate_probs) >= rule.gate
+
+
+def _factors(shape, size):
+    factors = tuple(big // small for big, small in zip(size, shape, strict=True))
+    if tuple(f * small for f, small in zip(factors, shape, strict=True)) != tuple(size):
+        raise InputError(f"removal at network size needs a size that divides {tuple(size)}, not {tuple(shape)}")
+    return factors
+
+
+def _enlarged(mask, factors):
+    return mask if factors == (1, 1) else mask.repeat(factors[0], axis=0).repeat(factors[1], axis=1)
+
+
+@njit(cache=True, nogil=True)
+def _histogram(values):
+    # Neighbouring pixels are often equal: four counters in turn spare waiting for the last addition.
+    counts = np.zeros((4, 256), np.int32)
+    for i in range(len(values)):
+        counts[i & 3, values[i]] += 1
+    return counts.sum(axis=0).astype(np.int32)
