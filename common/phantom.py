@@ -1,0 +1,435 @@
+"""Phantom chest radiographs with known lungs, heart and findings, so that every solution runs without real data.
+
+Anatomy is drawn in units of the film: u from the midline (the patient's left positive, so to the viewer's right),
+y downwards. One function, `Scene.at`, brings it to pixels. Grey levels come from attenuation that adds up along the
+beam, as in a film. Every length is a share of the width, so that a seed gives one picture at every size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from common.errors import InputError
+
+# Outlines, u above y, in thousandths. Lung: apex, lateral wall, costophrenic angle | dome, heart, hilum, apex.
+_WALL = np.array([[50, 80, 130, 190, 255, 310, 345, 368, 382, 388, 386],
+                  [145, 110, 100, 130, 200, 300, 420, 550, 660, 720, 735]]).T / 1e3  # fmt: skip
+_RIGHT = np.array([[360, 300, 230, 160, 105, 98, 85, 60, 55, 60, 45],
+                   [695, 658, 643, 645, 652, 600, 530, 455, 360, 250, 180]]).T / 1e3  # fmt: skip
+_LEFT = np.array([[362, 320, 270, 225, 207, 182, 145, 98, 78, 62, 82, 70, 45],
+                  [713, 688, 674, 668, 645, 590, 525, 455, 410, 370, 325, 275, 210]]).T / 1e3  # fmt: skip
+_BODY = np.array([[85, 85, 120, 260, 420, 520, 570, 620, 640, 520, 485, 465, 452, 445, 440, 445],
+                  [-300, 0, 35, 55, 85, 170, 380, 800, 1300, 1300, 800, 470, 430, 500, 800, 1300]]).T / 1e3  # fmt: skip
+_BLADE = np.array([[420, 330, 300, 345, 365, 400], [140, 130, 200, 420, 430, 270]]).T / 1e3
+_CIRCLE = np.stack([np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], 1)
+_GRID = 256  # what has no edge is computed on this grid and enlarged
+
+
+class Lungs(NamedTuple):
+    """The two lung fields, named by the patient's side; bool (size, size). The heart is not part of them."""
+
+    left: np.ndarray
+    right: np.ndarray
+
+
+class Finding(NamedTuple):
+    """One finding: name, mask (bool, (size, size)) and the mask's box (x_min, y_min, x_max, y_max), ends open."""
+
+    name: str
+    mask: np.ndarray
+    box: tuple
+
+
+class Radiograph(NamedTuple):
+    """A phantom: uint8 image (size, size), `Lungs`, the heart's mask (bool) and the list of findings."""
+
+    image: np.ndarray
+    lungs: Lungs
+    heart: np.ndarray
+    findings: list
+
+
+@dataclass
+class Scene:
+    """What findings draw on: the outlines, and the attenuation, 0 for air to about 1 for the spine."""
+
+    size: int
+    at: Callable  # (points (n, 2), sign of u, smoothing) -> pixels (n, 2)
+    outlines: dict  # "left", "right", "heart" -> pixels (n, 2), float
+    lungs: dict  # "left", "right" -> bool mask
+    heart: np.ndarray
+    tissue: np.ndarray  # float32: all but
+    vessels: np.ndarray  # float32: vessels and lung texture, absent where the lung has collapsed
+    findings: list = field(default_factory=list)
+
+    def add(self, name, mask):
+        """Record a finding; `mask` is bool (size, size) and must not be empty."""
+        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        assert width, f"{name}: nothing drawn"
+        self.findings.append(Finding(name, mask, (x, y, x + width, y + height)))
+
+
+def draw(seed, size=1024, findings=(), patient=None):
+    """Draw the phantom radiograph of a seed.
+
+    seed: int >= 0; size: pixels, >= 128; findings: functions `f(scene, rng)` such as `pneumothorax` here, or partials
+    of them; patient: seed of the anatomy (default: `seed`), so that films of one person look alike. Returns a
+    `Radiograph`. A finding changes only the lung or heart that it lies in, so the same seed without it is its normal
+    counterpart. Raises InputError on a bad seed, size or patient.
+    """
+    patient = seed if patient is None else patient
+    for name, value, least in (("seed", seed, 0), ("size", size, 128), ("patient", patient, 0)):
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise InputError(f"phantom: {name}={value!r} must be a whole number of at least {least}")
+    film, hardware, grain, *rest = (np.random.default_rng([seed, part]) for part in range(3 + len(findings)))
+    scene = _person(size, np.random.default_rng([patient, 99]), film)
+    for finding, rng in zip(findings, rest, strict=True):
+        finding(scene, rng)
+    image = _expose(scene.tissue + scene.vessels, _devices(scene, hardware), film, grain)
+    return Radiograph(image, Lungs(scene.lungs["left"], scene.lungs["right"]), scene.heart, scene.findings)
+
+
+# --- drawing tools ---------------------------------------------------------------------------------------------------
+
+
+def _smooth(points, closed, steps=8):
+    """Catmull-Rom curve through (n, 2) points."""
+    ends = (points[-1:], points[:2]) if closed else (points[:1], points[-1:])
+    padded = np.vstack([ends[0], points, ends[1]])
+    a, b, c, d = (padded[k : len(padded) - 3 + k, None] for k in range(4))
+    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
+    curve = b + t * (c - a) / 2 + t**2 * (a - 2.5 * b + 2 * c - d / 2) + t**3 * (1.5 * (b - c) + (d - a) / 2)
+    return np.vstack([curve.reshape(-1, 2), points[-1:]][: 1 if closed else 2])
+
+
+def _fill(layer, pixels, value=255):
+    """Fill a polygon of a uint8 layer, antialiased, in place."""
+    return cv2.fillPoly(layer, [np.int32(pixels * 16)], value, cv2.LINE_AA, 4)
+
+
+def _stroke(layer, pixels, width, value):
+    """Draw a line into a uint8 layer; a line thinner than a pixel is fainter instead."""
+    width = width * len(layer)
+    cv2.polylines(layer, [np.int32(pixels * 16)], False, value * min(width, 1), max(round(width), 1), cv2.LINE_AA, 4)
+
+
+def _soft(mask, radius):
+    """A uint8 layer, or a bool mask as 0 and 255, blurred by a share of the width; float32, 255 becomes 1."""
+    layer = mask.astype(np.uint8) * np.uint8(255) if mask.dtype == bool else mask
+    return cv2.GaussianBlur(layer, (0, 0), radius * len(mask)).astype(np.float32) / np.float32(255)
+
+
+def _bump(x, y, centre, radii):
+    return np.exp(-(((x - centre[0]) / radii[0]) ** 2) - ((y - centre[1]) / radii[1]) ** 2)
+
+
+def _step(x, width):
+    return 1 / (1 + np.exp(-x / width))
+
+
+def _enlarge(grid, size):
+    return cv2.resize(np.float32(grid), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _cloud(rng, size, cells=(24, 80, 200)):
+    """Smooth noise of about unit spread."""
+    layers = (cv2.resize(rng.standard_normal((n, n), np.float32), (_GRID, _GRID)) for n in cells)
+    return _enlarge(sum(weight * layer for weight, layer in zip((1.2, 0.6, 0.5), layers, strict=True)), size)
+
+
+def _main_parts(mask, brush):
+    """Drop what is thinner than `brush` pixels, then parts under a fifth of the largest (8-connectivity); bool."""
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((brush, brush), np.uint8))
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
+    stats[0, 4] = 0
+    return (stats[:, 4] >= max(0.2 * stats[:, 4].max(), 1))[labels]
+
+
+# --- a person before the detector ------------------------------------------------------------------------------------
+
+
+def _person(size, rng, film):
+    broad, flare, heart, stout = rng.uniform([0.94, -0.2, 0.95, 0], [1.05, 0.2, 1.25, 0.05])
+    breath, tilt, shift = rng.normal(-0.01, 0.03), np.deg2rad(film.normal(0, 2.5)), film.normal(0, 0.018, 2)
+    turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]) * film.uniform(0.90, 1.08)
+
+    def at(points, sign=1, smooth=None):
+        u, y = np.array(points, np.float64).T
+        u = sign * u * broad * (1 + flare * np.clip(y - 0.45, -0.4, 0.3))
+        points = np.stack([u, y + breath * np.clip(2 * y - 0.4, 0, 1) - 0.5], 1) @ turn.T + 0.5 + shift
+        return size * (points if smooth is None else _smooth(points, smooth == "closed"))
+
+    def lung(medial):
+        points = np.vstack([_WALL, medial]) + rng.normal(0, 0.004, (len(_WALL) + len(medial), 2))
+        points[len(_WALL) + 3 :, 0] *= np.where(points[len(_WALL) + 3 :, 1] > 0.42, heart, 1)
+        return points
+
+    def blank():
+        return np.zeros((size, size), np.uint8)
+
+    right, left = lung(_RIGHT), lung(_LEFT)
+    border = np.vstack([right[-7:-3] * [-1, 1], left[-6:-10:-1], [[0.06, 0.73], [-0.04, 0.71]]])
+    outlines = {"right": at(right, -1, "closed"), "left": at(left, 1, "closed"), "heart": at(border, 1, "closed")}
+    lungs = {name: _fill(blank(), outlines[name]) for name in ("left", "right")}
+    aired = _soft(cv2.add(lungs["left"], lungs["right"]), 1 / 700)
+    torso = _BODY + np.outer([0] * 4 + [0.5] * 8 + [1] * 4, [stout, 0])
+    torso[5:12, 0] += rng.uniform(0, 0.06) * np.clip(torso[5:12, 1] - 0.4, 0, 1) / 0.4
+    body = _soft(_fill(blank(), at(np.vstack([torso, torso[::-1] * [-1, 1]]), 1, "closed")), 1 / 400)
+
+    column, row = np.meshgrid(np.arange(_GRID) + 0.5, np.arange(_GRID) + 0.5)
+    x, y = np.linalg.inv(turn) @ (np.stack([column.ravel(), row.ravel()]) / _GRID - 0.5 - shift[:, None])
+    x, y = np.float32(x.reshape(_GRID, _GRID) / broad), np.float32(y.reshape(_GRID, _GRID) + 0.5)
+    dry, wet = _tissues(rng, x, y - breath * np.clip(2 * y - 0.4, 0, 1), stout, body, aired)
+    bones = _bones(blank(), blank(), at, rng) * (0.4 + 0.6 * aired)
+    tissue = (wet + aired * (dry - wet) + bones) * body
+    vessels = (_vessels(blank(), at, rng) + np.float32(0.01) * _cloud(rng, size)) * aired
+    lungs = {name: mask > 127 for name, mask in lungs.items()}
+    heart = (_fill(blank(), outlines["heart"]) > 127) & ~lungs["left"] & ~lungs["right"]
+    return Scene(size, at, outlines, lungs, heart, tissue, vessels)
+
+
+def _tissues(rng, x, y, stout, body, aired):
+    """Attenuation within the lungs and outside, were each everywhere; x and y are unit coordinates of the grid."""
+    small = [cv2.resize(part, (_GRID, _GRID), interpolation=cv2.INTER_AREA) > 0.5 for part in (body, aired, 1 - aired)]
+    depth, air, wall = (cv2.distanceTransform(np.uint8(part), cv2.DIST_L2, 3) / _GRID for part in small)
+    wet = 0.52 - 0.16 * np.exp(-depth / 0.015) - 0.22 * np.exp(-depth / 0.07) + 0.08 * np.exp(-wall / 0.012)
+    wet += 0.26 * _step(y - 0.60, 0.05) * np.clip((0.50 + stout - np.abs(x)) / 0.08, 0, 1)  # abdomen
+    wet += 0.20 * np.exp(-((x / 0.07) ** 4)) + 0.10 * _bump(x, y, (0.05, 0.56), (0.14, 0.16))  # mediastinum, heart
+    wet -= 0.10 * np.exp(-((x / 0.017) ** 4)) * _step(0.31 - y, 0.02)  # trachea
+    wet -= rng.uniform(0, 0.2) * np.sqrt(_bump(x, y, (rng.uniform(0.17, 0.26), 0.76), (0.06, 0.025)))  # stomach
+    dry = 0.27 + rng.normal(0.01, 0.03) - 0.11 * (1 - np.exp(-air / 0.05)) + 0.07 * np.exp(-((x / 0.13) ** 2))
+    dry += rng.uniform(0.1, 0.4) * np.clip(y - 0.35, 0, 1) + 0.09 * _bump(np.abs(x), y, (0.09, 0.40), (0.035, 0.07))
+    breast = _bump(np.abs(x), y, (0.24, 0.62), (0.18, 0.13)) * _step(0.73 - y, 0.012) * max(rng.uniform(-0.14, 0.14), 0)
+    return _enlarge(dry + breast, len(body)), _enlarge(wet + 0.6 * breast, len(body))
+
+
+def _bones(back, front, at, rng):
+    """Ribs (posterior and anterior arcs cross), clavicles, scapulae, humeri and spine; attenuation, float32."""
+    pitch, drop, thick = rng.uniform([0.056, 0.05, 0.018], [0.062, 0.08, 0.023])
+    for sign in (-1, 1):
+        for i in range(10):
+            y0 = 0.125 + pitch * i + rng.normal(0, 0.002)
+            y1 = y0 + drop * min(1, 0.4 + 0.15 * i) + 0.007 * i
+            edge = np.interp(y1, _WALL[1:, 1], _WALL[1:, 0]) + 0.002
+            rear = np.array([[0.03, 0.10, 0.62 * edge, 0.94 * edge, edge],
+                             [y0, y0 - 0.014, y0 - 0.006 + 0.004 * i, y1 - 0.016, y1 + 0.01]]).T  # fmt: skip
+            rear = at(rear, sign, "open")
+            _stroke(back, rear, thick, 105)
+            _stroke(back, rear, 0.74 * thick, 62)  # a bright rim: cortex seen edge on
+            fore = np.outer([1, 0.95, 0.74, 0.45], [edge, 0]) + np.outer([-0.01, 0.04, 0.10, 0.14], [0, 1]) + [0, y1]
+            fore = at(fore, sign, "open")
+            for k in range(0, len(fore) - 1, 3) if i < 7 else ():
+                fade = 1 - 0.9 * k / len(fore)  # into cartilage
+                _stroke(front, fore[k : k + 4], 1.2 * thick, 78 * fade)
+                _stroke(front, fore[k : k + 4], 0.95 * thick, 48 * fade)
+        lift = rng.normal(0, 0.015)
+        collar = at([(0.035, 0.19), (0.12, 0.175), (0.25, 0.12 + lift), (0.38, 0.105 + lift)], sign, "open")
+        _stroke(back, at([(0.47, 0.18), (0.51, 0.23), (0.545, 0.5), (0.57, 0.8)], sign), 0.045, 60)
+        ball = _CIRCLE * [0.035, 0.045] + [0.475, 0.17]
+        blade = _BLADE + rng.normal(0.02, [0.015, 0.01])
+        for points, layer, value in ((blade, front, 30), (ball, back, 75)):
+            points = at(points, sign, "closed")
+            np.maximum(layer, _fill(np.zeros_like(layer), points, value), out=layer)
+            _stroke(layer, points, 0.005, value + 25)
+        _stroke(front, collar, 0.026, 140)
+        _stroke(front, collar, 0.019, 98)
+    for y in np.arange(-0.02, 1.0, 0.062):
+        half = np.array([[0.030, y], [0.026, y + 0.025], [0.032, y + 0.05]])
+        _fill(back, at(np.vstack([half, half[::-1] * [-1, 1]])), 75)
+        for sign in (-1, 1):
+            _fill(back, at(_CIRCLE * 0.008 + [0.019, y + 0.02], sign), 100)  # pedicles
+    return _soft(cv2.add(back, front), 1 / 700) * np.float32(0.31)
+
+
+def _vessels(layer, at, rng):
+    """Branching vessels that leave the hila and thin out; attenuation, float32."""
+    for sign in (-1, 1):
+        stack, paths, widths = [], [], []
+        for angle in np.linspace(-1.5, 1.4, 13) + rng.normal(0, 0.1, 13):
+            root, thick, length = rng.uniform([0.055, 0.006, 0.15], [0.085, 0.010, 0.26])
+            stack.append(((root, 0.40 + 0.05 * angle), angle, thick, length, 0))
+        while stack:
+            start, angle, thick, length, level = stack.pop()
+            turn = angle + np.cumsum(rng.normal(0.04 * np.sign(angle), 0.2, 7))
+            path = start + np.cumsum([[0, *np.cos(turn)], [0, *np.sin(turn)]], axis=1).T * length / 7
+            paths.append(path)
+            widths.append((thick, 150 * 0.62**level))
+            forks = rng.uniform([[0.3], [0.4]], [[0.9], [0.6]], (2, 5)) * [rng.choice((-1, 1), 5), np.ones(5)]
+            for k, bend, shrink in zip((0, 1, 3, 4, 6), *forks, strict=True) if level < 2 else ():
+                stack.append((path[k + 1], turn[k] + bend, 0.55 * thick, length * shrink, level + 1))
+        for path, (thick, value) in zip(np.split(at(np.vstack(paths), sign), len(paths)), widths, strict=True):
+            _stroke(layer, path[:4], thick, value)
+            _stroke(layer, path[3:], 0.6 * thick, 0.6 * value)
+    return _soft(layer, 1 / 500) * np.float32(0.19)
+
+
+# --- film ------------------------------------------------------------------------------------------------------------
+
+
+def _devices(scene, rng):
+    """Leads, tubes, lines, a pacemaker, a skin fold and the side marker; uint8 layer."""
+    layer = np.zeros((scene.size, scene.size), np.uint8)
+    leads, tube, central, gastric, pacer, fold = rng.random(6) < (0.35, 0.2, 0.2, 0.15, 0.08, 0.15)
+    one, two, three, four = rng.choice((-1, 1), 4)
+
+    def line(points, sign, width, value):
+        _stroke(layer, scene.at(points, sign, "open"), width, value)
+
+    for _ in range(rng.integers(2, 5) if leads else 0):
+        (u, y, rise, end), sign = rng.uniform([0.1, 0.2, -0.1, 0.3], [0.36, 0.75, 0.15, 1.1]), rng.choice((-1, 1))
+        for radius, value in ((0.014, 50), (0.005, 200)):
+            _fill(layer, scene.at(_CIRCLE * radius + [u, y], sign), value)
+        line([(u, y), (0.6 * u + 0.24, y + rise), (0.6, end)], sign, 0.0035, 130)
+    if tube:  # chest tube: two walls and a marker line
+        path = [(0.55, 0.72), (0.36, 0.60), (0.27, 0.42), (0.15, rng.uniform(0.18, 0.4))]
+        for width, value in ((0.014, 70), (0.008, 35), (0.002, 160)):
+            line(path, one, width, value)
+    if fold:  # as thin as a pleura, but with vessels on both sides
+        line([(0.19, 0.13), (0.28, 0.40), (0.31, 0.75)], two, 0.003, 45)
+    if central:
+        line([(0.06 * three, 0), (0.07 * three, 0.14), (-0.025, 0.26), (-0.035, rng.uniform(0.36, 0.46))], 1, 0.005, 80)
+    if gastric:
+        line([(0, -0.1), (0.005, 0.3), (0.02, 0.62), (0.1, 0.78), (0.18, 0.80)], 1, 0.005, 60)
+    if pacer:
+        _fill(layer, scene.at(_CIRCLE * [0.05, 0.035] + [0.27, 0.23], four, "closed"), 170)
+        line([(0.27, 0.23), (0.14, 0.16), (0, 0.22)], four, 0.005, 130)
+        line([(0, 0.22), (-0.045, 0.42), (0, 0.66), (0.10, 0.67)], 1, 0.005, 130)
+    side, x, y, scale = rng.random() < 0.4, *(scene.size * rng.uniform([0.04, 0.06, 0.0012], [0.08, 0.14, 0.0018]))
+    where = round(x if side else 0.96 * scene.size - x), round(y)
+    cv2.putText(layer, "R" if side else "L", where, 0, scale, 255, max(round(2.5 * scale), 1), cv2.LINE_AA)
+    return layer
+
+
+def _expose(attenuation, overlay, film, grain):
+    """Attenuation to grey levels: tone curve, noise, collimation; uint8."""
+    size = len(attenuation)
+    attenuation += overlay * np.float32(0.4 / 255) + (overlay > 200) * np.float32(0.5)
+    low, high, gain, bend, white, noise = np.float32(
+        film.uniform([-0.12, 0.92, 1.0, 1.0, 205, 2], [0.06, 1.12, 1.8, 1.3, 245, 5])
+    )
+    x = np.clip((attenuation - low) / (high - low), 0, 1.6) ** bend
+    x = white * (1 - np.exp(-gain * x)) / (1 - np.exp(-gain)) + 4
+    x += noise * cv2.GaussianBlur(grain.standard_normal((size, size), np.float32), (0, 0), 0.7)
+    if film.random() < 0.3:
+        top, left, right = np.int32(size * np.abs(film.normal(0, 0.02, 3)))
+        x[:top], x[:, :left], x[:, size - right :] = 3, 3, 3
+    return np.clip(x, 0, 255).astype(np.uint8)
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def _side(scene, rng, side):
+    """`side`, or one of the two at random."""
+    if side not in (None, *scene.lungs):
+        raise InputError(f"phantom: side={side!r} must be left or right, as the patient has them")
+    return side or ("left", "right")[rng.integers(2)]
+
+
+def pneumothorax(scene, rng, side=None, share=None):
+    """Draw air between chest wall and a collapsed lung: dark, without vessels, behind a thin white pleural line.
+
+    side: "left" or "right" (the patient's); share: part of that lung's area, 0.005 to 0.3. Drawn from `rng` where not
+    given, the share log-uniform from 1 % to 20 %. Raises InputError on another side or share.
+    """
+    side = _side(scene, rng, side)
+    share = np.exp(rng.uniform(np.log(0.01), np.log(0.20))) if share is None else share
+    if not 0.005 <= share <= 0.3:
+        raise InputError(f"phantom: share={share!r} of a lung must lie in 0.005 to 0.3")
+    outline, lung, sign = scene.outlines[side], scene.lungs[side], 1 if side == "left" else -1
+    low, high = outline.min(0), outline.max(0)
+    rays = outline - [low[0] if side == "left" else high[0], (low[1] + high[1]) / 2]  # the lung recoils to its hilum
+    angle = np.arctan2(-rays[:, 1], sign * rays[:, 0])  # 0 is lateral, pi / 2 the apex
+    peak, spread = rng.uniform([0.5, 0.35], [1.3, 0.8]) if rng.random() < 0.9 else (-0.7, 0.3)
+    (fast, phase, other), slow = rng.uniform([3, 0, 0], [7, 6, 6]), np.clip((angle + 1.2) * 3, 0, 1)
+    pull = np.exp(-(((angle - peak) / spread) ** 2)) * slow
+    pull *= 1 + 0.12 * np.sin(fast * angle + phase) + 0.05 * np.sin(13 * angle + other)
+
+    def collapsed(amount):
+        return outline - (amount * pull)[:, None] * rays
+
+    def air(amount):
+        return lung & (_fill(np.zeros_like(lung, np.uint8), collapsed(amount)) < 128)
+
+    least, most = 0.0, 0.95
+    for _ in range(9):
+        middle = (least + most) / 2
+        least, most = (middle, most) if air(middle).sum() < share * lung.sum() else (least, middle)
+    mask = _main_parts(air(most), 3)
+    soft = _soft(mask, 1 / 900)
+    scene.vessels *= 1 - soft
+    scene.tissue -= np.float32(rng.uniform(0.05, 0.08)) * soft
+    scene.tissue += np.float32(0.15 * share) * (lung & ~mask)  # what is left of the lung holds less air
+    pleura = np.zeros_like(lung, np.uint8)
+    _stroke(pleura, collapsed(most), 0.0022, 255)
+    scene.tissue += _soft(pleura * (cv2.dilate(np.uint8(mask), np.ones((5, 5))) & lung), 1 / 1200) * np.float32(0.11)
+    scene.add("pneumothorax", mask)
+
+
+def _spot(scene, rng, radius, squeeze, inset):
+    """An irregular patch inside one lung: its profile 0..1 (float32) and that lung."""
+    size, lung = scene.size, scene.lungs[_side(scene, rng, None)]
+    depth = cv2.distanceTransform(lung.astype(np.uint8), cv2.DIST_L2, 3) / size
+    places = np.argwhere(depth > min(inset, 0.8 * depth.max()))
+    y, x = places[int(rng.random() * len(places))] / size
+    along = np.arange(size, dtype=np.float32) / size
+    reach = np.hypot(along - np.float32(x), (along[:, None] - np.float32(y)) / np.float32(squeeze))
+    reach *= 1 + np.float32(0.13) * _cloud(rng, size, (8, 16, 30))
+    return np.clip((np.float32(radius) - reach) / np.float32(0.35 * radius) + np.float32(0.5), 0, 1), lung
+
+
+def nodule(scene, rng, name="nodule", radius=(0.012, 0.03)):
+    """Draw one round soft-edged shadow in a lung; radius: least and most, as shares of the image's width."""
+    profile, _ = _spot(scene, rng, rng.uniform(*radius), rng.uniform(0.85, 1.2), 1.2 * radius[1])
+    scene.tissue += profile * np.float32(rng.uniform(0.12, 0.2))
+    scene.add(name, profile > 0.5)
+
+
+mass = partial(nodule, name="mass", radius=(0.04, 0.075))
+
+
+def consolidation(scene, rng, name="consolidation", density=0.17, radius=(0.07, 0.14)):
+    """Draw a cloudy patch of lung filled with fluid, which hides its vessels; radius as in `nodule`."""
+    profile, lung = _spot(scene, rng, rng.uniform(*radius), rng.uniform(0.8, 1.5), 0.05)
+    profile *= _soft(lung, 1 / 500)
+    scene.tissue += profile * np.clip(0.8 + 0.3 * _cloud(rng, scene.size), 0.2, 1.4) * np.float32(density)
+    scene.vessels *= 1 - np.float32(0.7) * profile
+    scene.add(name, (profile > 0.4) & lung)
+
+
+opacity = partial(consolidation, name="opacity", density=0.10, radius=(0.06, 0.12))
+
+
+def effusion(scene, rng, side=None):
+    """Draw fluid in one costophrenic angle, its surface rising to the wall; side: "left" or "right"."""
+    side = _side(scene, rng, side)
+    outline, along = scene.outlines[side], np.linspace(0, 1, 40)
+    (start, top), (end, bottom) = outline.min(0), outline.max(0)
+    surface = bottom - (bottom - top) * (rng.uniform(0.12, 0.35) + 0.22 * along**3)
+    start, end = (start, end) if side == "left" else (end, start)
+    pool = np.vstack([np.stack([start + (end - start) * along, surface], 1), [[end, scene.size], [start, scene.size]]])
+    soft = _soft(_fill(np.zeros_like(scene.heart, np.uint8), pool), 1 / 90)
+    mask = _main_parts((soft > 0.5) & scene.lungs[side], 3)
+    soft *= _soft(scene.lungs[side], 1 / 900)
+    scene.tissue += soft * np.float32(0.33)
+    scene.vessels *= 1 - soft
+    scene.add("effusion", mask)
+
+
+def cardiomegaly(scene, rng):
+    """Enlarge the heart; the lung masks give way to it."""
+    outline = scene.outlines["heart"]
+    base = np.array([outline[:, 0].mean(), outline[:, 1].max()])
+    big = base + (outline - base) * rng.uniform([1.35, 1.0], [1.6, 1.12])
+    mask = _fill(np.zeros_like(scene.heart, np.uint8), big) > 127
+    mask = _main_parts(mask & (scene.heart | scene.lungs["left"] | scene.lungs["right"]), scene.size // 50)
+    gained = _soft(mask & ~scene.heart, 1 / 500)
+    scene.tissue += gained * np.float32(0.28)
+    scene.vessels *= 1 - gained
+    scene.lungs = {side: lung & ~mask for side, lung in scene.lungs.items()}
+    scene.heart = scene.heart | mask
+    scene.add("cardiomegaly", scene.heart)
