@@ -1,0 +1,144 @@
+"""common.metrics.statistics: intervals against theory, both paths against each other, real predictions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.tables import label_table, real_data
+from common.errors import InputError
+from common.metrics.statistics import Interval, bootstrap, bootstrap_auroc, paired_bootstrap
+
+
+def patients(seed, n_groups=200, spread=1.0):
+    """Values of 1 to 5 images a patient that share the patient's own level."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(n_groups), rng.integers(1, 6, n_groups))
+    return rng.normal(size=n_groups)[groups] * spread + 0.3 * rng.normal(size=len(groups)), groups
+
+
+def test_interval_prints_as_in_a_table():
+    interval = Interval(0.83472, 0.82801, 0.84119)
+    assert str(interval) == f"{interval}" == "0.8347 [0.8280, 0.8412]"
+    assert f"{interval:.2f}" == "0.83 [0.83, 0.84]"
+
+
+def test_both_paths_draw_the_same_patients():
+    values, groups = patients(0)
+    fast = bootstrap(values, groups, n_resamples=200, seed=3)
+    general = bootstrap(lambda rows: values[rows].mean(), groups, n_resamples=200, seed=3)
+    assert [general.estimate, general.low, general.high] == pytest.approx([fast.estimate, fast.low, fast.high])
+    assert fast == bootstrap(values, groups, n_resamples=200, seed=3)
+    assert fast != bootstrap(values, groups, n_resamples=200, seed=4)
+    order = np.random.default_rng(1).permutation(len(values))
+    shuffled = bootstrap(values[order], groups[order].astype(str), n_resamples=200, seed=3)
+    assert shuffled.estimate == pytest.approx(fast.estimate)
+
+
+def test_single_images_give_the_normal_interval():
+    values = np.random.default_rng(0).normal(size=2000)
+    interval, error = bootstrap(values, None, n_resamples=2000), values.std() / np.sqrt(2000)
+    assert interval.estimate == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+    wide, narrow = bootstrap(values, None, level=0.99), bootstrap(values, None, level=0.5)
+    assert wide.low < interval.low < narrow.low < narrow.high < interval.high < wide.high
+
+
+def test_whole_patients_make_the_interval_as_wide_as_it_is():
+    values, groups = patients(1)
+    by_patient, by_image = bootstrap(values, groups), bootstrap(values, None)
+    assert by_patient.high - by_patient.low > 1.5 * (by_image.high - by_image.low)
+    copied = bootstrap(np.repeat(values, 4), np.repeat(groups, 4))  # copies of images are no new evidence
+    assert [copied.low, copied.high] == pytest.approx([by_patient.low, by_patient.high])
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    covered = sum(i.low <= 0 <= i.high for i in (bootstrap(*patients(seed, 60), 200, level=0.9) for seed in range(150)))
+    assert stats.binomtest(covered, 150, 0.9).pvalue > 1e-3
+
+
+def test_skipped_images_leave_the_mean():
+    values, groups = np.array([1.0, np.nan, 0.0, 1.0, np.nan]), np.array([0, 0, 1, 2, 3])
+    with pytest.raises(InputError, match="row 1: the value is NaN"):
+        bootstrap(values, groups)
+    skipped = bootstrap(values, groups, skip_nan=True)
+    assert skipped.estimate == pytest.approx(2 / 3) and 0 <= skipped.low <= skipped.high <= 1
+
+
+def test_paired_bootstrap_sees_a_difference_that_lies_within_both_intervals():
+    values, groups = patients(2)
+    better = values + 0.02 + 0.05 * np.random.default_rng(5).normal(size=len(values))
+    difference, p_value = paired_bootstrap(better, values, groups)
+    assert bootstrap(values, groups).low < bootstrap(better, groups).estimate < bootstrap(values, groups).high
+    assert difference.low > 0 and p_value == pytest.approx(2 / 1001)
+    assert paired_bootstrap(values, better, groups)[0].estimate == pytest.approx(-difference.estimate)
+    same, p_same = paired_bootstrap(values, values, groups)
+    assert (same.low, same.high, p_same) == (0, 0, 1)
+    by_function = paired_bootstrap(lambda r: better[r].mean(), lambda r: values[r].mean(), groups)
+    assert by_function[0].low == pytest.approx(difference.low) and by_function[1] == p_value
+
+
+def test_p_values_of_no_difference_are_uniform():
+    rng = np.random.default_rng(7)
+    p_values = [paired_bootstrap(rng.normal(size=80), rng.normal(size=80), None, 200)[1] for _ in range(150)]
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-3
+
+
+def test_bootstrap_auroc_equals_scikit_learn_on_every_resample():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 80, 300)
+    y = rng.random((300, 3)) < [0.5, 0.2, 0.1]
+    score = np.round(rng.random((300, 3)) + 0.3 * y, 1)
+    intervals, mean = bootstrap_auroc(y, score, groups, n_resamples=100, seed=2)
+    for c, interval in enumerate(intervals):
+        expected = bootstrap(lambda r, c=c: roc_auc_score(y[r, c], score[r, c]), groups, n_resamples=100, seed=2)
+        assert interval.estimate == pytest.approx(expected.estimate, abs=1e-12)
+        assert [interval.low, interval.high] == pytest.approx([expected.low, expected.high], abs=1e-12)
+    expected = bootstrap(lambda r: roc_auc_score(y[r], score[r], average="macro"), groups, n_resamples=100, seed=2)
+    assert [mean.estimate, mean.low, mean.high] == pytest.approx([expected.estimate, expected.low, expected.high])
+
+
+def test_class_with_one_kind_of_label():
+    rng = np.random.default_rng(0)
+    y = np.column_stack([rng.random(60) < 0.5, np.zeros(60, bool), np.arange(60) < 1])
+    score = rng.random((60, 3))
+    with pytest.raises(InputError, match="class 1"):
+        bootstrap_auroc(y, score, None)
+    intervals, mean = bootstrap_auroc(y, score, None, skip_undefined=True)
+    assert np.isnan([intervals[1].estimate, intervals[1].low, intervals[1].high]).all()
+    assert intervals[2].low <= intervals[2].estimate <= intervals[2].high
+    assert mean.estimate == pytest.approx((intervals[0].estimate + intervals[2].estimate) / 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bootstrap([1.0, 2.0], ["a"]), "1 groups for 2 images"),
+        (lambda: bootstrap([1.0, 2.0], ["a", "a"]), "at least two groups"),
+        (lambda: bootstrap([1.0, 2.0], None, level=95), "level must lie"),
+        (lambda: bootstrap([1.0, 2.0], None, n_resamples=0), "n_resamples"),
+        (lambda: bootstrap([[1.0], [2.0]], None), r"need \(N,\)"),
+        (lambda: bootstrap(np.mean, None), "groups must be given"),
+        (lambda: paired_bootstrap([1.0, 2.0], [1.0], None), "the same images"),
+        (lambda: paired_bootstrap([1.0, 2.0], np.mean, None), "both be"),
+        (lambda: bootstrap_auroc([0, 1], [0.1, 0.2], None), r"need \(N, C\)"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_public_densenet_on_nih():
+    folder, table = real_data("chestxray14"), label_table("Data_Entry_2017_v2020.csv.gz")
+    if folder is None or table is None:
+        pytest.skip("needs CXR_REAL_DATA with chestxray14, and the package torchxrayvision")
+    predictions = pd.read_csv(folder / "densenet121_test_predictions.csv", index_col=0)
+    truth = pd.read_csv(table, index_col=0).loc[predictions.index]
+    names = [column.removeprefix("prob_") for column in predictions.columns]
+    y = truth["Finding Labels"].str.get_dummies("|")[names].to_numpy()
+    intervals, mean = bootstrap_auroc(y, predictions.to_numpy(), truth["Patient ID"], n_resamples=100)
+    assert len(intervals) == 14
+    assert mean.estimate == pytest.approx(0.8384, abs=5e-4) and mean.low < 0.8384 < mean.high
