@@ -1,0 +1,175 @@
+"""The embedded sample: phantom radiographs laid out as the SIIM-ACR Pneumothorax competition unpacks.
+
+Like the real set: 1024×1024 8-bit DICOM, one image a study, several images a patient (known from nih_id.csv alone,
+as the DICOM names nobody), ages without a unit, a blank in the header of train-rle.csv and before its values, a row a
+component, and a second reader's overlapping rows on some images. Unlike it: 35 % of the images are positive instead
+of 22 %, so that a training on a hundred of them has something to learn from.
+"""
+
+import csv
+import os
+import tempfile
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from common import paths, phantom
+from common.errors import InputError
+from common.post import rle
+
+VERSION = 1  # raise it whenever the files for a seed change
+POSITIVE = 0.35
+BILATERAL = 0.1  # of the positives; so are the shares below
+SECOND_READER = 0.15
+RAW = 12  # every so many images one is stored uncompressed
+SIZE = 1024
+
+
+def make_sample(folder, n_train=96, n_test=24, seed=0):
+    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+
+    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0. Holds what the competition's folder holds:
+    dicom-images-train/<study>/<series>/<image>.dcm, dicom-images-test, train-rle.csv, sample_submission.csv, nih_id.csv
+    (train images only); and beside them hidden/truth.csv, the masks of the test images in the form of train-rle.csv.
+    The bytes depend on the parameters alone. Written under another name and renamed when complete. Raises
+    InputError for parameters out of range and for a folder that holds something other than a sample.
+    """
+    parameters = {"sample": "siim_pneumothorax", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
+    for name, least in (("n_train", 4), ("n_test", 1), ("seed", 0)):
+        if not isinstance(parameters[name], int) or parameters[name] < least:
+            raise InputError(f"sample: {name}={parameters[name]!r} must be a whole number of at least {least}")
+    folder = Path(folder)
+    if folder.exists() and _parameters_of(folder) == parameters:
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
+        fresh, stale = Path(temporary, "fresh"), Path(temporary, "stale")
+        _write(fresh, n_train, n_test, seed)
+        paths.write_json(fresh / "sample.json", parameters)
+        if folder.exists():
+            os.rename(folder, stale)
+        os.rename(fresh, folder)
+    return folder
+
+
+def _parameters_of(folder):
+    """Parameters of the sample in `folder`; None for an empty folder, which may be replaced."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return None
+    known = paths.read_json(folder / "sample.json") if (folder / "sample.json").is_file() else {}
+    if not isinstance(known, dict) or known.get("sample") != "siim_pneumothorax":
+        raise InputError(f"{folder}: holds something other than a sample of this competition; name another folder")
+    return known
+
+
+def _write(folder, n_train, n_test, seed):
+    cases = _plan("train", n_train, seed) + _plan("test", n_test, seed)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
+        written = list(pool.map(partial(_write_image, folder, seed), cases))
+    train, test = written[:n_train], written[n_train:]
+    for name, images in (("train-rle.csv", train), ("hidden/truth.csv", test)):
+        rows = [(image_id, f" {run}") for image_id, runs, _ in images for run in runs]
+        _write_csv(folder / name, [("ImageId", " EncodedPixels"), *rows])
+    empty = [(image_id, "-1") for image_id, _, _ in test]
+    _write_csv(folder / "sample_submission.csv", [("ImageId", "EncodedPixels"), *empty])
+    names = [(image_id, *nih) for image_id, _, nih in train]
+    _write_csv(folder / "nih_id.csv", [("Kaggle_ID", "NIH_ID", "patient_id"), *names])
+
+
+class _Case(NamedTuple):
+    split: str
+    number: int
+    patient: int
+    visit: int  # counts the patient's images
+    sides: tuple  # of the pneumothorax
+    second_reader: bool
+
+
+def _plan(split, count, seed):
+    """Who is imaged how often, and which images are positive: exact shares in random places."""
+    rng = np.random.default_rng([seed, split == "train"])
+    visits = []
+    while len(visits) < count:
+        visits += range(rng.choice(4, p=(0.5, 0.25, 0.15, 0.1)) + 1)
+    first, last = (1, 20000) if split == "train" else (20000, 30806)  # a patient is in one split only
+    people = iter(np.sort(rng.choice(np.arange(first, last), count, replace=False)).tolist())
+    patients = []
+    for visit in visits[:count]:
+        patients.append(patients[-1] if visit else next(people))
+    order = rng.permutation(count)
+    positive = order[: max(round(POSITIVE * count), 1)]
+    both, again = (set(positive[: round(share * len(positive))].tolist()) for share in (BILATERAL, SECOND_READER))
+    sides = dict.fromkeys(positive.tolist(), (None,)) | dict.fromkeys(both, ("left", "right"))
+    return [_Case(split, i, patients[i], visits[i], sides.get(i, ()), i in again) for i in range(count)]
+
+
+def _write_image(folder, seed, case):
+    """Draw and write one image; returns its id, its run-length strings and (NIH name, patient)."""
+    number = 1_000_000 * seed + 500_000 * (case.split == "test") + case.number
+    findings = [partial(phantom.pneumothorax, side=side) for side in case.sides]
+    film = phantom.draw(number, SIZE, findings, patient=100_000 * seed + case.patient)
+    study, series, image_id = (_uid(number, level) for level in ("study", "series", "image"))
+    dataset = _dataset(film.image, study, series, image_id, case, np.random.default_rng([seed, 2, case.patient]))
+    path = folder / f"dicom-images-{case.split}" / study / series / f"{image_id}.dcm"
+    path.parent.mkdir(parents=True)
+    dataset.save_as(path, enforce_file_format=True)
+    masks = [part for finding in film.findings for part in _components(finding.mask)]
+    if case.second_reader:
+        brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
+        masks += [cv2.dilate(np.roll(mask, 5, axis=0), brush) for mask in masks]
+    runs = [rle.encode(mask) for mask in masks] or ["-1"]
+    return image_id, runs, (f"{case.patient:08d}_{case.visit:03d}.png", case.patient)
+
+
+def _components(mask):
+    """The 8-connected parts of a bool mask, uint8 each."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    return [np.uint8(labels == k) for k in range(1, count)]
+
+
+def _uid(number, level):
+    """A UID of the root for UUIDs (2.25), which needs no registration."""
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'siim_pneumothorax sample {number} {level}').int}"
+
+
+def _dataset(image, study, series, image_id, case, person):
+    """The DICOM of one image with the real files' tags; `person` is a generator for what belongs to the patient."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if case.number % RAW == RAW - 1 else JPEGBaseline8Bit
+    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, image_id
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
+    dataset.Modality, dataset.BodyPartExamined = "CR", "CHEST"
+    dataset.ViewPosition = "AP" if case.number % 3 == 0 else "PA"
+    dataset.PatientName, dataset.PatientID = "", str(uuid.UUID(int=int(image_id[5:])))
+    dataset.PatientSex = "FM"[person.integers(2)]
+    # the real files lack the unit that the standard asks for, and pydicom would refuse to write that
+    age = DataElement("PatientAge", "AS", str(person.integers(18, 90)), validation_mode=pydicom.config.IGNORE)
+    dataset.add(age)
+    dataset.PixelSpacing = [0.143, 0.143]
+    dataset.Rows, dataset.Columns = image.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.PixelData = image.tobytes()
+    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+        _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        dataset.PixelData = encapsulate([jpeg.tobytes()])
+        dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", "ISO_10918_1"
+    dataset["PixelData"].VR = "OB"
+    return dataset
+
+
+def _write_csv(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
