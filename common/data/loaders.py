@@ -1,0 +1,235 @@
+"""From the store to batches: every random draw belongs to the sample, none to the worker or the process.
+
+The sampler hands out keys `(index, seed)`. The seed follows from the run's seed, the epoch and the place in the epoch
+alone, so batches are the same for any number of workers, after a resume in the middle of an epoch, and under torchrun.
+"""
+
+import os
+import random
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from common.errors import InputError
+
+_SEEDS, _ORDER = 0, 1  # first words of the random streams, so that no two purposes share one
+
+
+def passes(members, start, count, *key):
+    """Return entries `start` to `start + count` of `members` repeated without end, each pass in its own order.
+
+    `members` is an array (n,), n > 0; the orders follow from the non-negative integers `key`.
+    """
+    n = len(members)
+    first = start // n
+    orders = [np.random.default_rng([*key, p]).permutation(members) for p in range(first, (start + count - 1) // n + 1)]
+    return np.concatenate([members[:0], *orders])[start - first * n :][:count]
+
+
+def sliding_rate(first=0.8, last=0.4):
+    """Return the linear schedule of SIIM's first place: training's fraction in [0, 1] → share of positives."""
+    if not (0 <= first <= 1 and 0 <= last <= 1):
+        raise InputError(f"positive rate from {first} to {last}: must be between 0 and 1")
+    return lambda fraction: first + (last - first) * fraction
+
+
+class EpochSampler:
+    """Batches of keys `(index, seed)` for one epoch after another; give it to `make_loader`.
+
+    n: samples in the dataset. batch_size: over all processes; each of the `world` processes takes its contiguous equal
+    part of a batch, so together they see the batches of one process.
+    positive_rate: maps the fraction of the training that is over (0 in the first epoch, 1 in the last) to that epoch's
+    share of positives, and needs positives, (n,) of 0/1; None is a plain shuffle. Positives are spread evenly: any run
+    of k samples holds k × rate of them, within one. Each class is used up, over the epochs, before it is shuffled anew.
+    draws: samples an epoch, n by default. With a rate too, so that the steps of an epoch stay the same for a schedule;
+    positives / mean rate would show each positive about once an epoch.
+    drop_last: leave out a last batch that is not full. Without it that batch must divide by `world`.
+    `start_batch`, 0 after set_epoch, may be set to the batches already done: iteration and `len()` cover the others.
+    Raises InputError for arguments that make no epoch.
+    """
+
+    def __init__(
+        self, n, batch_size, seed, positives=None, positive_rate=None, draws=None, drop_last=True, rank=0, world=1
+    ):
+        draws = n if draws is None else draws
+        if min(n, batch_size, draws) < 1 or seed < 0:
+            raise InputError(f"samples {n}, batch_size {batch_size}, draws {draws} or seed {seed}: too small")
+        rest = 0 if drop_last else draws % batch_size
+        if not 0 <= rank < world or batch_size % world or rest % world:
+            last = f" (last batch: {rest})" if rest else ""
+            raise InputError(f"batch_size {batch_size}{last} has no equal part for process {rank} of {world}")
+        if drop_last and batch_size > draws:
+            raise InputError(f"batch_size {batch_size} is larger than the {draws} samples of an epoch")
+        self.n, self.batch_size, self.seed, self.draws = n, batch_size, seed, draws
+        self.batches = draws // batch_size if drop_last else -(-draws // batch_size)
+        self.rank, self.world, self.positive_rate = rank, world, positive_rate
+        if positive_rate is not None:
+            positives = np.asarray(positives)
+            if positives.shape != (n,) or not np.isin(positives, (0, 1)).all():
+                raise InputError(f"a positive rate needs positives, {n} values of 0 or 1; got shape {positives.shape}")
+            self.classes = np.flatnonzero(positives == 0), np.flatnonzero(positives == 1)
+        self.set_epoch(0, 1)
+
+    def set_epoch(self, epoch, n_epochs):
+        """Choose the epoch, 0 to n_epochs − 1, that the next iteration yields."""
+        if not 0 <= epoch < n_epochs:
+            raise InputError(f"epoch {epoch} of {n_epochs}: must be between 0 and {n_epochs - 1}")
+        self.epoch, self.n_epochs, self.start_batch = epoch, n_epochs, 0
+        if self.positive_rate is not None:
+            for each in range(n_epochs):  # a rate that cannot be kept is told now, not in the middle of the training
+                self._rate(each)
+
+    def _rate(self, epoch):
+        rate = self.positive_rate(epoch / max(1, self.n_epochs - 1))
+        negatives, positives = map(len, self.classes)
+        if not 0 <= rate <= 1 or (rate < 1 and not negatives) or (rate > 0 and not positives):
+            raise InputError(f"positive rate {rate:g} is not possible with {positives} positives of {self.n} samples")
+        return rate
+
+    def _indices(self):
+        if self.positive_rate is None:
+            return passes(np.arange(self.n), self.epoch * self.draws, self.draws, self.seed, _ORDER, 0)
+        quota = np.floor(self._rate(self.epoch) * np.arange(self.draws + 1) + 0.5).astype(np.int64)
+        positive = np.diff(quota) > 0
+        drawn = sum(int(np.floor(self._rate(epoch) * self.draws + 0.5)) for epoch in range(self.epoch))
+        indices = np.empty(self.draws, dtype=np.int64)
+        for label, before in ((0, self.epoch * self.draws - drawn), (1, drawn)):
+            where = np.flatnonzero(positive == label)
+            if len(where):  # a class without members is not divided by
+                indices[where] = passes(self.classes[label], before, len(where), self.seed, _ORDER, label)
+        return indices
+
+    def __len__(self):
+        return max(0, self.batches - self.start_batch)
+
+    def __iter__(self):
+        seeds = np.random.default_rng([self.seed, _SEEDS, self.epoch]).integers(2**63, size=self.draws)
+        keys = list(zip(self._indices().tolist(), seeds.tolist(), strict=True))
+        for batch in range(self.start_batch, self.batches):
+            whole = keys[batch * self.batch_size : (batch + 1) * self.batch_size]
+            part = len(whole) // self.world
+            yield whole[self.rank * part : (self.rank + 1) * part]
+
+
+class SampleDataset(Dataset):
+    """Images of a store with their targets; an item is `(image, target)`, the image uint8 (1, H, W).
+
+    images: uint8 (M, h, w): the path of a `.npy` file, or an array. A file's array is memory-mapped, and a worker maps
+    it again instead of receiving a copy; a slice of such an array is refused.
+    targets: maps a store row to a mask (any height and width) of 0/1, which becomes uint8 (1, H, W), or to a scalar or
+    vector, which becomes float32; without targets the target is the store row itself.
+    transform: an albumentations pipeline that keeps the size (see common.data.augment), or None.
+    size: the network's side, or (H, W); None keeps the store's. Images shrink by area average. Masks do likewise and
+    are cut at one half, which keeps their area, as the nearest pixel would not for thin ones. Enlarging is bilinear.
+    rows: store row of each sample, in any order and with repetition; all rows by default.
+    kinds: for each sample the index in `transform`, then a list of pipelines, or −1 for none (see enrichment_plan).
+    `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not. Raises InputError for unusable arguments.
+    """
+
+    def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None):
+        self.path = images if isinstance(images, str | os.PathLike) else getattr(images, "filename", None)
+        if self.path is not None:
+            given, images = images, _map(self.path)
+            if isinstance(given, np.ndarray) and (given.shape, given.strides) != (images.shape, images.strides):
+                raise InputError(f"{self.path}: a slice of a memory-mapped array; give it whole and choose by rows")
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise InputError(f"{self.path or 'images'}: expected uint8 (N, H, W), got {images.dtype} {images.shape}")
+        self.images, self.targets = images, targets
+        self.size = images.shape[1:] if size is None else (size, size) if np.isscalar(size) else tuple(size)
+        if min(self.size) < 1:
+            raise InputError(f"size {size}: must be at least 1 pixel")
+        self.rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(self.rows) and (self.rows.min() < 0 or self.rows.max() >= len(images)):
+            raise InputError(f"rows {self.rows.min()} to {self.rows.max()}: the store has {len(images)} images")
+        self.pipelines = [transform] if kinds is None else list(transform)
+        self.kinds = np.zeros(len(self.rows), dtype=np.int64) if kinds is None else np.asarray(kinds)
+        if len(self.kinds) != len(self.rows) or not np.isin(self.kinds, np.arange(-1, len(self.pipelines))).all():
+            raise InputError(f"kinds: expected {len(self.rows)} values from -1 to {len(self.pipelines) - 1}")
+
+    def __getstate__(self):
+        return {**self.__dict__, "images": None if self.path is not None else self.images}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if self.path is not None:
+            self.images = _map(self.path)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        row = int(self.rows[index])
+        image = _resize(self.images[row], self.size)
+        target = row if self.targets is None else self._target(row)
+        pipeline = None if seed is None or self.kinds[index] < 0 else self.pipelines[self.kinds[index]]
+        if pipeline is not None:
+            # one pair of generators for the whole pipeline: set_random_seed would start every step's from the same
+            # seed, so that all steps with one p act together or not at all (and it takes ten times as long)
+            pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            out = pipeline(image=image, **({"mask": target} if np.ndim(target) == 2 else {}))
+            image, target = out["image"], out.get("mask", target)
+            if image.shape != self.size:
+                raise InputError(f"the augmentation made {image.shape} of {self.size}: it must keep the size")
+        target = _channel_first(target) if np.ndim(target) == 2 else torch.as_tensor(target)
+        return _channel_first(image), target
+
+    def _target(self, row):
+        target = np.asarray(self.targets(row))
+        if target.ndim > 2 or target.dtype == object:
+            raise InputError(f"target of row {row}: expected a mask, a vector or a number, got shape {target.shape}")
+        if target.ndim < 2:
+            return target.astype(np.float32)
+        if target.dtype != bool and not ((target == 0) | (target == 1)).all():
+            raise InputError(f"target of row {row}: the values of a mask must be 0 and 1")
+        if target.shape == self.size:
+            return target.astype(np.uint8)
+        return (_resize(target.astype(np.uint8) * np.uint8(255), self.size) >= 128).astype(np.uint8)
+
+
+def _map(path):
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable .npy array ({error})") from None
+
+
+def _resize(image, size):
+    if image.shape == size:
+        return np.array(image)
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    return cv2.resize(np.asarray(image), size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _channel_first(plane):
+    return torch.from_numpy(np.ascontiguousarray(plane))[None]
+
+
+def _one_thread(_worker):
+    cv2.setNumThreads(0)  # workers are the parallelism; threads in each would only fight over the cores
+    torch.set_num_threads(1)
+
+
+def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_method=None):
+    """Return a DataLoader over the batches of `sampler`, the same batches for every number of `workers`.
+
+    Batches are `(images uint8 (B, 1, H, W), targets)`. `seed` keeps the loader off torch's global generator.
+    `start_method` is fork or spawn, the platform's own by default. Workers live until the loader goes.
+    """
+    if workers < 0:
+        raise InputError(f"workers {workers}: must not be negative")
+    options = {"num_workers": workers, "worker_init_fn": _one_thread, "pin_memory": pin_memory}
+    if workers:
+        options |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": start_method}
+    return DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, start_method=None):
+    """Return a DataLoader over `dataset`, or over `indices` of it, in order, unaugmented, the last batch included."""
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: must be at least 1")
+    order = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return make_loader(dataset, batches, workers, 0, pin_memory, start_method)
