@@ -1,0 +1,77 @@
+"""Radiographs with outlines of what is there and what was found, as small pictures for the report."""
+
+import cv2
+import numpy as np
+
+from common.errors import InputError
+from common.report.page import Html, figure, grid, join, note
+
+# Green and orange of the Okabe–Ito palette (Color Universal Design, 2008), brightened for grey pictures.
+TRUTH = (0, 200, 145)
+PREDICTION = (255, 140, 0)
+
+
+def outline_overlay(image, truth=None, prediction=None, size=384):
+    """The radiograph with anti-aliased outlines, truth in green and thick, prediction in orange and thin above it.
+
+    `image`: uint8 (H, W); the masks: (H, W), bool or integer, non-zero inside, or None. Returns uint8 RGB with the
+    longer side `size` pixels. Outlines follow the outermost pixels of each region and its holes at the masks' own
+    resolution, so a region of a single pixel still shows. Raises InputError for other shapes and dtypes.
+    """
+    image = np.asarray(image)
+    if image.ndim != 2 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InputError(f"overlay: the image must be uint8 (H, W), not {image.dtype} {image.shape}")
+    scale = size / max(image.shape)
+    width, height = (max(1, round(side * scale)) for side in image.shape[::-1])
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    rgb = cv2.cvtColor(small, cv2.COLOR_GRAY2RGB)
+    thin = max(2, round(size / 192))  # OpenCV drops a dot of thickness 1
+    for mask, colour, thickness in ((truth, TRUTH, thin + 2), (prediction, PREDICTION, thin)):
+        if mask is not None:
+            _outline(rgb, mask, image.shape, colour, thickness)
+    return rgb
+
+
+def _outline(rgb, mask, shape, colour, thickness):
+    mask = np.asarray(mask)
+    if mask.shape != shape or mask.dtype.kind not in "bui":
+        raise InputError(f"overlay: a mask must be bool or integer {shape}, not {mask.dtype} {mask.shape}")
+    contours, _ = cv2.findContours((mask != 0).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    scale = np.array([rgb.shape[1] / shape[1], rgb.shape[0] / shape[0]])
+    shift = 4  # corners in sixteenths of a pixel
+    corners = [np.round(((c + 0.5) * scale - 0.5) * 2**shift).astype(np.int32) for c in contours]
+    cv2.polylines(rgb, corners, True, colour, thickness, cv2.LINE_AA, shift)
+
+
+def jpeg(rgb, quality=80):
+    """JPEG bytes of a uint8 RGB (H, W, 3) picture, colour at full resolution so that thin lines stay sharp."""
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
+    ok, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)
+    if not ok:
+        raise InputError(f"a picture of shape {rgb.shape} cannot be written as JPEG")
+    return data.tobytes()
+
+
+def gallery(items, title="", size=384):
+    """A grid of outlined radiographs under a line of text and the legend of the two colours.
+
+    `items`: (image, truth, prediction, caption) as in `outline_overlay`; about 25 kB a picture at the default size.
+    """
+    items = list(items)
+    if not items:
+        return note(f"{title or 'Pictures'}: nothing to show yet.")
+    legend = "".join(
+        f'<span><i style="border-color: rgb{colour}"></i>{name}</span>'
+        for name, colour, place in (("truth", TRUTH, 1), ("prediction", PREDICTION, 2))
+        if any(item[place] is not None for item in items)
+    )
+    figures = [
+        figure(jpeg(outline_overlay(image, truth, prediction, size)), caption)
+        for image, truth, prediction, caption in items
+    ]
+    return join(*([title] if title else []), Html(f'<p class="legend">{legend}</p>'), grid(*figures, small=True))

@@ -1,0 +1,94 @@
+import re
+from base64 import b64decode
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.tables import real_data
+from common.errors import InputError
+from common.report.gallery import PREDICTION, TRUTH, gallery, jpeg, outline_overlay
+
+
+def _square(shape, top, left, bottom, right):
+    mask = np.zeros(shape, np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def test_outlines_lie_on_the_border_pixels_and_leave_the_rest_grey():
+    image = np.full((100, 100), 50, np.uint8)
+    rgb = outline_overlay(image, _square((100, 100), 20, 20, 60, 60), _square((100, 100), 30, 40, 80, 90), size=100)
+    assert rgb.shape == (100, 100, 3) and rgb.dtype == np.uint8
+    for row, column in ((20, 40), (59, 30), (40, 20)):
+        assert tuple(rgb[row, column]) == TRUTH
+    for row, column in ((30, 80), (79, 60), (60, 89), (45, 40)):
+        assert tuple(rgb[row, column]) == PREDICTION
+    for row, column in ((10, 10), (25, 30), (70, 70), (95, 50), (5, 95)):
+        assert tuple(rgb[row, column]) == (50, 50, 50)
+
+
+def test_truth_stays_visible_under_a_prediction_that_equals_it():
+    mask = _square((100, 100), 20, 20, 60, 60)
+    rgb = outline_overlay(np.zeros((100, 100), np.uint8), mask, mask, size=100)
+    assert tuple(rgb[20, 40]) == PREDICTION
+    assert np.abs(rgb[[18, 22], 40].astype(int) - TRUTH).max() <= 80
+
+
+def test_holes_are_outlined_and_a_single_pixel_survives_shrinking():
+    ring = _square((64, 64), 8, 8, 56, 56)
+    ring[24:40, 24:40] = 0
+    rgb = outline_overlay(np.zeros((64, 64), np.uint8), ring, size=256)
+    inner = rgb[80:110, 128]  # the hole starts at row 24 × 4 = 96
+    assert (inner == TRUTH).all(axis=1).any()
+    dot = _square((1024, 1024), 700, 300, 701, 301)
+    rgb = outline_overlay(np.zeros((1024, 1024), np.uint8), None, dot, size=256)
+    assert tuple(rgb[175, 75]) == PREDICTION and rgb.sum() == rgb[165:186, 65:86].sum()
+
+
+@settings(max_examples=15, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(8, 80))
+def test_longer_side_is_the_size_and_empty_masks_draw_nothing(height, width, size):
+    image = np.full((height, width), 77, np.uint8)
+    rgb = outline_overlay(image, np.zeros((height, width), bool), None, size)
+    assert max(rgb.shape[:2]) == size and (rgb == 77).all()
+    assert abs(rgb.shape[0] * width - rgb.shape[1] * height) <= max(height, width) or 1 in rgb.shape
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), None),
+        (np.zeros((4, 4), np.float32), None),
+        (np.zeros((0, 4), np.uint8), None),
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 5), bool)),
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.float32)),
+    ],
+)
+def test_wrong_shapes_and_dtypes_are_input_errors(image, mask):
+    with pytest.raises(InputError, match="overlay"):
+        outline_overlay(image, mask)
+
+
+def test_gallery_embeds_pictures_that_decode_with_a_legend_of_what_is_drawn():
+    image, mask = np.full((60, 80), 90, np.uint8), _square((60, 80), 10, 10, 40, 40)
+    made = gallery([(image, mask, None, "<a>"), (image, None, None, "b")], "Some & more", size=160)
+    pictures = [b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([^\"]+)", made)]
+    decoded = [cv2.imdecode(np.frombuffer(p, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int) for p in pictures]
+    assert [d.shape for d in decoded] == [(120, 160, 3)] * 2
+    assert np.abs(decoded[1] - 90).max() <= 3 and np.abs(decoded[0][20:78, 20:22].mean((0, 1)) - TRUTH).max() < 60
+    assert "Some &amp; more" in made and "&lt;a&gt;" in made
+    assert "</i>truth</span>" in made and "prediction" not in made
+    assert "nothing to show yet" in gallery([], "Some")
+
+
+def test_real_radiograph_stays_small():
+    folder = real_data("lung_segmentation")
+    if folder is None:
+        pytest.skip("no radiographs: set CXR_REAL_DATA")
+    path = next(p for p in sorted(folder.rglob("*")) if p.suffix in (".png", ".jpg") and "mask" not in str(p).lower())
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    data = jpeg(outline_overlay(image))
+    assert 3_000 < len(data) < 60_000

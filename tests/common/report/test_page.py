@@ -1,0 +1,193 @@
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.errors import InputError
+from common.report import plots
+from common.report.gallery import gallery
+from common.report.page import (
+    Html,
+    as_text,
+    cards,
+    details,
+    figure,
+    grid,
+    join,
+    key_values,
+    note,
+    section,
+    table,
+    write_page,
+)
+from tests import browser
+
+EVIL = "</td><script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+VOID = {"meta", "img", "br"}
+
+
+class _Reader(HTMLParser):
+    """Collects tags, attributes and text, and fails on a tag that is closed out of order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def _png(shape=(8, 8, 3)):
+    return cv2.imencode(".png", np.full(shape, 90, np.uint8))[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    rng = np.random.default_rng(0)
+    history = pd.DataFrame({"epoch": range(6), "lr": 1e-4, "train_loss": np.linspace(1, 0.3, 6), EVIL: 0.5})
+    mask = np.zeros((64, 64), bool)
+    mask[20:40, 10:30] = True
+    picture = rng.integers(0, 255, (64, 64), dtype=np.uint8)
+    rows = pd.DataFrame(
+        {"image_id": ["1.2.276.0.7230010.3.1.4.8323329.2952.1517875175.464531", EVIL], "dice": [0.5, np.nan]}
+    )
+    drawn = [
+        figure(plots.learning_curves(history), f"Curves of {EVIL}"),
+        figure(plots.roc_curve([0, 1, 0, 1], [1, 2, 3, 4]), "ROC"),
+    ]
+    parts = [
+        cards([("Dice", 0.84123, "95 % interval"), (EVIL, EVIL, EVIL)]),
+        note("Scores on synthetic data", "warning"),
+        section("Training & more", EVIL, grid(*drawn), details("Folded", table(rows, EVIL))),
+        section("Pictures", gallery([(picture, mask, None, EVIL), (picture, mask, mask, "b")], "Some")),
+        section("Run", key_values({"a": {"b": EVIL}, EVIL: [1]}), figure(_png(), "A PNG", alt=EVIL)),
+    ]
+    write_page(path, f"Title {EVIL}", EVIL, parts)
+    return path
+
+
+def test_page_is_well_formed_escaped_and_alone(report):
+    text = report.read_text(encoding="utf-8")
+    page = _Reader(text)
+    assert text.startswith("<!DOCTYPE html>") and text.count("<html") == 1
+    assert "script" not in page.tags and not any(name.startswith("on") for name, _ in page.attributes)
+    assert page.tags.count("img") == 3 and page.tags.count("svg") == 2  # the image in EVIL stays text
+    assert "".join(page.text).count(EVIL) >= 10
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
+    assert len(links) > 10 and all(link.startswith(("data:image/", "#")) for link in links)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_contents_lead_to_the_sections_and_references_to_what_is_drawn(report):
+    page = _Reader(report.read_text(encoding="utf-8"))
+    ids = [value for name, value in page.attributes if name == "id"]
+    targets = [value[1:] for name, value in page.attributes if name in ("href", "xlink:href") and value[0] == "#"]
+    assert len(ids) == len(set(ids))
+    assert {"part-1", "part-2", "part-3"} <= set(targets) <= set(ids)
+    assert page.tags.count("section") == 3 and "Training & more" in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (pd.NA, "–"),
+        (True, "yes"),
+        (np.bool_(False), "no"),
+        (12047, "12,047"),
+        (np.int64(-1), "-1"),
+        (0.84125, "0.8413"),
+        (0, "0"),
+        (0.0, "0.0000"),
+        (2e-5, "2e-05"),
+        (1234.56, "1,234.6"),
+        (float("inf"), "inf"),
+        ("a", "a"),
+    ],
+)
+def test_values_as_text(value, text):
+    assert as_text(value) == text
+
+
+def test_table_aligns_formats_and_says_what_it_leaves_out():
+    frame = pd.DataFrame({"name": ["a", "b", "c"], "score": [0.5, np.nan, 0.25], "n": [1000, 2, 3]})
+    made = table(frame, "Scores", {"score": ".2f"}, limit=2)
+    assert '<tr><td>a</td><td class="num">0.50</td><td class="num">1,000</td></tr>' in made
+    assert '<td>b</td><td class="num">–</td>' in made and "<td>c</td>" not in made
+    assert '<th>name</th><th class="num">score</th>' in made
+    assert "<caption>Scores (the first 2 of 3 rows)</caption>" in made
+    assert "rows)" not in table(frame, "Scores", limit=3)
+    assert "no rows yet" in table(frame.iloc[:0], "Scores")
+    with pytest.raises(InputError, match="'dice'"):
+        table(frame, formats={"dice": ".2f"})
+
+
+def test_text_is_escaped_unless_it_is_ours():
+    assert join("a < b") == "<p>a &lt; b</p>"
+    assert join(Html("<b>x</b>"), "y") == "<b>x</b>\n<p>y</p>"
+    assert key_values({"a": {"b": 1, "c": {}}, "d": [1, "é"]}).count("<dt>") == 3
+    assert "<dt>a.b</dt><dd>1</dd>" in key_values({"a": {"b": 1}})
+    assert note("\x00\x1b[0m\udcff") == '<aside class="note info" role="note">��[0m�</aside>'
+    with pytest.raises(TypeError):
+        join(3)
+    with pytest.raises(InputError, match="'loud'"):
+        note("x", "loud")
+
+
+def test_figure_takes_three_formats_and_notes_what_is_not_there_yet():
+    assert 'src="data:image/png;base64,iVBOR' in figure(_png(), "c")
+    assert 'alt="&lt;c&gt;"' in figure(_png(), "<c>") and 'alt="other"' in figure(_png(), "c", "other")
+    svg = figure(b'<?xml version="1.0"?>\n<svg id="a"><use xlink:href="#a"/><g clip-path="url(#a)"/></svg>', "c")
+    assert "<?xml" not in svg and len(set(re.findall(r'(?:id="|#)(f[0-9a-f]{8}-a)\b', svg))) == 1
+    assert svg.count("-a") == 3 and 'role="img" aria-label="c"' in svg
+    assert "nothing to show yet" in figure(None, "Fold 4")
+    with pytest.raises(InputError, match="neither PNG"):
+        figure(b"GIF89a", "c")
+
+
+def test_page_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(TypeError):
+        write_page(path, "t", "s", [section("x"), 3])
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_browser_shows_the_page_in_light_and_dark_without_broken_pictures(report):
+    assert browser.probe(report, 390) == (0, 0, 3)
+    light, dark = browser.screenshot(report, 1000, 700), browser.screenshot(report, 390, 700, dark=True)
+    assert light.shape == (700, 1000, 3) and dark.shape == (700, 390, 3)
+    assert tuple(light[-1, -1]) == (0xF5, 0xF7, 0xF9) and tuple(dark[-1, 0]) == (0x11, 0x16, 0x1B)
+    # Text covers a few per cent of either page: not blank, and not all one box.
+    assert 0.005 < (light.max(axis=2) < 110).mean() < 0.3
+    assert 0.005 < (dark.min(axis=2) > 150).mean() < 0.3
+
+
+def test_browser_probe_sees_broken_pictures_and_overflow(tmp_path):
+    page = tmp_path / "bad.html"
+    image = "data:image/png;base64,AAAA"
+    page.write_text(f'<html><body><img src="{image}"><div style="width:900px">x</div></body></html>')
+    broken, overflow, images = browser.probe(page, 390)
+    assert (broken, images) == (1, 1) and overflow > 300
