@@ -5,8 +5,8 @@
     python -m benchmarks.tuning_memory --n 12000 --test 3205 --side 1024    12.6 + 3.4 GB of disk
 
 Probabilities are synthetic: each image a few soft blobs, written one by one into a memory map in a temporary folder,
-which is removed. The fast search is compared with the masks themselves on a few images, in the same run. Pages of a
-memory map count as resident but are given back when needed, so the limit of 2 GB is on anonymous memory.
+which is removed. The fast search is compared with the masks themselves on a few images, in the same run. The limit of
+2 GB holds for all resident memory, the pages of the memory maps included; the anonymous part is shown beside it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from common.post.regions import resize_mask_probs
 from common.post.rle import paint, runs_of, to_string
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
-from common.tuning import grid, rule_dice, summarise, tune_nested
+from common.tuning import grid, release_pages, rule_dice, summarise, tune_nested
 
 PIXELS = (0.3, 0.45, 0.6, 0.75)
 
@@ -83,6 +83,8 @@ def predict(path, n, side, rng):
     runs = []
     for i in range(n):
         probs[i], truth = synthetic(rng, side)
+        if i % 128 == 0:
+            release_pages(probs)
         runs.append(truth)
     return runs
 
@@ -146,7 +148,11 @@ def main():
         def submit():
             test = np.load(folder / "test.npy", mmap_mode="r")
             ids = [f"1.2.{i}" for i in range(args.test)]
-            masks = [to_string(runs_of(tuned.rule.apply(image, 1.0))) for image in test]
+            masks = []
+            for i, image in enumerate(test):
+                masks.append(to_string(runs_of(tuned.rule.apply(image, 1.0))))
+                if i % 128 == 0:
+                    release_pages(test)
             write_submission(folder / "sample.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": "-1"}))
             write_submission(folder / "submission.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": masks}))
             return validate_masks(folder / "submission.csv", folder / "sample.csv", ordered=True)
@@ -158,8 +164,8 @@ def main():
     print(f"ratio of whole masks to summarise and tune: {whole / (labelling + choosing):,.0f} ×")
     print(f"nested Dice {tuned.score:.4f}, naive {tuned.naive:.4f}, {tuned.rule}")
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak: {memory.peak / 2**30:.2f} GB anonymous, {resident:.2f} GB resident with the memory map's pages")
-    assert memory.peak < 2 * 2**30, "anonymous memory passed 2 GB"
+    print(f"peak: {memory.peak / 2**30:.2f} GB anonymous, {resident:.2f} GB resident with the memory maps' pages")
+    assert resident < 2, "resident memory passed 2 GB"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Dice after any gate, smallest area or triplet follows from these alone, so a rul
 """
 
 import itertools
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
@@ -97,7 +98,7 @@ def summarise(
 ):
     """Label the regions of every image at every pixel threshold and return them as OofRegions.
 
-    `probs` is uint8 (N, h, w), read image by image, so a memory map stays on disk; `truth_runs` N arrays of runs
+    `probs` is uint8 (N, h, w), read image by image, so that a memory map stays on disk; `truth_runs` N arrays of runs
     (`common.post.rle`) on `size` (height, width); `pixels` probabilities; `rows` the indices to use, None for all.
     With `at_network` regions are counted on (h, w), which must divide `size`. `progress` wraps the iterable of
     results. Raises InputError for other shapes and dtypes.
@@ -114,7 +115,9 @@ def summarise(
     factors = _factors(probs.shape[1:], size) if at_network else (1, 1)
     scale = factors[0] * factors[1]
 
-    def measure(row):
+    def measure(i, row):
+        if i % 128 == 0:
+            release_pages(probs)
         grid = np.ascontiguousarray(probs[row])
         grid = grid if at_network else resize_mask_probs(grid, size)
         counts = _histogram(grid.reshape(-1))
@@ -127,18 +130,18 @@ def summarise(
         return counts, 0 if truth is None else np.count_nonzero(truth), found
 
     with ThreadPoolExecutor(workers) as pool:
-        counts, truth, found = zip(*progress(pool.map(measure, rows)), strict=True)
+        counts, truth, found = zip(*progress(pool.map(measure, range(len(rows)), rows)), strict=True)
     regions = {q: np.concatenate(of_q, axis=1) for q, of_q in zip(thresholds, zip(*found, strict=True), strict=True)}
     offsets = {q: np.cumsum([0, *(image[t].shape[1] for image in found)]) for t, q in enumerate(thresholds)}
     pixels = tuple(rule.pixel for rule in rules)
     return OofRegions(pixels, regions, offsets, np.stack(counts), np.array(truth), scale, at_network)
 
 
-def rule_dice(oof, rule, gate_probs=None):
-    """Return the Dice of every image, float64 (N,), under one rule: exactly that of the masks `rule.apply` makes.
+def rule_areas(oof, rule, gate_probs=None):
+    """Return (overlap with the truth, predicted area, true area) of every image under one rule, int64 (N,) pixels.
 
-    `gate_probs` are the classifier's probabilities (N,). Raises InputError for a pixel threshold or size that was not
-    summarised, and for a gate without probabilities.
+    They are exactly those of the masks that `rule.apply` makes. `gate_probs` are the classifier's probabilities (N,).
+    Raises InputError for a pixel threshold or size that was not summarised, and for a gate without probabilities.
     """
     q = quantised(rule.pixel)
     if q not in oof.regions or rule.at_network != oof.at_network:
@@ -151,7 +154,21 @@ def rule_dice(oof, rule, gate_probs=None):
     kept = np.where(oof.regions[q][0] >= rule.min_area, oof.regions[q], 0)
     sums = np.pad(np.cumsum(kept, axis=1, dtype=np.int64), ((0, 0), (1, 0)))
     predicted, common = np.diff(sums[:, oof.offsets[q]], axis=1) * passes
-    return dice_from_areas(common, predicted * oof.scale, oof.truth)
+    return common, predicted * oof.scale, oof.truth
+
+
+def release_pages(array):
+    """Give back the pages of a memory-mapped array that were touched; for other arrays do nothing.
+
+    They stay in the file cache and come back when asked for, but no longer count as this process's memory.
+    """
+    if getattr(array, "mode", None) in ("r", "r+", "w+") and hasattr(mmap, "MADV_DONTNEED"):  # not "c": it has changes
+        array._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def rule_dice(oof, rule, gate_probs=None):
+    """Return the Dice of every image, float64 (N,), under one rule; arguments and errors as in `rule_areas`."""
+    return dice_from_areas(*rule_areas(oof, rule, gate_probs))
 
 
 def threshold_surface(oof, rule, min_areas, gate_probs=None):
@@ -204,9 +221,9 @@ def tune_nested(rules, dice_of, folds, groups=None, seed=0):
     sums = np.stack([np.bincount(part, weights=dice_of(rule), minlength=len(labels)) for rule in rules])
     best = _best(rules, sums.sum(axis=1) / len(folds))
     dice, fold_rules = np.empty(len(folds)), {}
-    for k, label in enumerate(labels):
+    for k, label in enumerate(labels.tolist()):
         chosen = _best(rules, np.delete(sums, k, axis=1).sum(axis=1) / np.count_nonzero(part != k))
-        fold_rules[label.item()] = chosen
+        fold_rules[label] = chosen
         dice[part == k] = dice_of(chosen)[part == k]
     return Tuned(best, fold_rules, dice, parts, float(dice.mean()), float(dice_of(best).mean()), halves)
 
@@ -234,10 +251,9 @@ def _gate_passes(rule, gate_probs):
 
 
 def _factors(shape, size):
-    factors = tuple(big // small for big, small in zip(size, shape, strict=True))
-    if tuple(f * small for f, small in zip(factors, shape, strict=True)) != tuple(size):
+    if any(big % small for big, small in zip(size, shape, strict=True)):
         raise InputError(f"removal at network size needs a size that divides {tuple(size)}, not {tuple(shape)}")
-    return factors
+    return tuple(big // small for big, small in zip(size, shape, strict=True))
 
 
 def _enlarged(mask, factors):

@@ -10,7 +10,7 @@ from scipy import ndimage
 from common.errors import InputError
 from common.post.regions import resize_mask_probs
 from common.post.rle import runs_of
-from common.tuning import Rule, grid, rule_dice, summarise, threshold_surface, tune_nested
+from common.tuning import Rule, grid, release_pages, rule_dice, summarise, threshold_surface, tune_nested
 
 
 def cases(seed, n=8, side=12, size=24):
@@ -104,6 +104,17 @@ def test_memory_map_is_read_image_by_image(tmp_path):
         mapped, [runs_of(t) for t in truth], [0.5], (24, 24), progress=lambda r: (seen.append(x) or x for x in r)
     )
     assert len(seen) == len(probs) == len(rule_dice(regions, Rule(0.5)))
+
+
+def test_released_pages_keep_what_was_written(tmp_path):
+    written = np.lib.format.open_memmap(tmp_path / "probs.npy", mode="w+", dtype=np.uint8, shape=(3, 64, 64))
+    written[:] = values = np.random.default_rng(0).integers(0, 256, written.shape)
+    release_pages(written)
+    changed = np.load(tmp_path / "probs.npy", mmap_mode="c")
+    changed[0] = 7
+    release_pages(changed)  # private changes would be lost: these pages stay
+    release_pages(values)
+    assert (written == values).all() and (changed[0] == 7).all()
 
 
 def test_surface_holds_the_mean_of_each_pair():
