@@ -249,6 +249,7 @@ dd { margin: 0; overflow-wrap: anywhere; } summary { cursor: pointer; font-weigh
   white-space: nowrap; z-index: 1; } nav a { border: 0; padding: .75rem .6rem; }
   section { scroll-margin-top: 3.6rem; } .value { font-size: 1.5rem; } figure { padding: .6rem; } }
 @media print { body { display: block; max-width: none; font-size: 11pt; background: none; } nav { display: none; }
-  main { padding: 0; } table { font-size: 8.5pt; } td { overflow-wrap: anywhere; min-width: 0; padding: .3rem .6rem; }
+  main { padding: 0; } table { font-size: 8.5pt; } td { overflow-wrap: anywhere; }
+  th, td { min-width: 0; padding: .3rem .6rem; }
   figure, .card, .note, tr { break-inside: avoid; } h2 { break-after: avoid; } }
 """
