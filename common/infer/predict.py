@@ -1,0 +1,109 @@
+"""Probabilities for the rows of a store, in constant memory, averaged over models and views."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.data.loaders import SampleDataset, eval_loader
+from common.errors import InputError
+from common.infer.tta import IDENTITY, predict_tta, sigmoid
+from common.nn.precision import autocast, precision
+from common.paths import atomic_path
+
+
+def predict_masks(
+    models,
+    images,
+    rows,
+    out_path,
+    size,
+    batch_size=8,
+    device=None,
+    views=(IDENTITY,),
+    amp="auto",
+    progress=True,
+    activation=sigmoid,
+    workers=0,
+):
+    """Write mask probabilities to the `.npy` file `out_path` and return it memory-mapped, uint8 (n, h, w).
+
+    models: networks or other callables from images (B, 1, h, w) uint8 to mask logits (B, 1, h, w); all are held on
+    the device at once, moved there, channels last and in eval mode. images: a store, uint8 (N, H, W) or its path.
+    rows: n store rows in the order wanted, None for all. size: the network's side or (h, w), None for the store's.
+    activation: from a model's output to probabilities (B, 1, h, w). amp: as in `common.nn.precision.precision`.
+    progress: shown; a string is its title. The mean of the probabilities over models and views, p, is stored as
+    p × 255, halves rounded up. The file appears when it is complete. Raises InputError for unusable arguments, and for
+    a row whose probability is not a number.
+    """
+    dataset = SampleDataset(images, size=size, rows=rows)
+
+    def blocks():
+        for probs in _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers):
+            if probs.shape[1:] != (1, *dataset.size):
+                raise InputError(f"masks {tuple(probs.shape[1:])} from the network: expected {(1, *dataset.size)}")
+            yield (probs[:, 0] * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+    return write_masks(out_path, (len(dataset), *dataset.size), blocks())
+
+
+def write_masks(out_path, shape, blocks):
+    """Write consecutive `blocks` of uint8 images as one `.npy` file of `shape` (n, h, w), whole or not at all.
+
+    Returns it memory-mapped. Raises InputError for a path that does not end in .npy.
+    """
+    if Path(out_path).suffix != ".npy":
+        raise InputError(f"{out_path}: mask probabilities go to a .npy file")
+    # written as a plain file: pages of a written memory map would count as this process's memory
+    with atomic_path(out_path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in blocks:
+            file.write(np.ascontiguousarray(block))
+    return np.load(out_path, mmap_mode="r")
+
+
+def predict_probs(
+    models,
+    images,
+    rows,
+    size,
+    batch_size=16,
+    device=None,
+    views=(IDENTITY,),
+    amp="auto",
+    progress=True,
+    activation=sigmoid,
+    workers=0,
+):
+    """Return class probabilities float32 (n, C), averaged over models and views; arguments as in `predict_masks`."""
+    dataset = SampleDataset(images, size=size, rows=rows)
+    if not len(dataset):
+        raise InputError("no rows to predict")
+    batches = _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers)
+    return np.concatenate([probs.cpu().numpy() for probs in batches])
+
+
+@torch.inference_mode()
+def _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers):
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype, models = precision(device, amp), list(models)
+    if not models:
+        raise InputError("no model to predict with")
+    for model in models:
+        if isinstance(model, torch.nn.Module):
+            model.to(device, memory_format=torch.channels_last).eval()
+    loader = eval_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
+    title = progress if isinstance(progress, str) else "predict"
+    with tqdm(total=len(dataset), desc=title, disable=not progress, leave=False) as bar:
+        for images, rows in loader:
+            images = images.to(device, non_blocking=True)
+            with autocast(device, dtype):
+                probs = sum(predict_tta(model, images, views, activation) for model in models) / len(models)
+            bad = ~torch.isfinite(probs).flatten(1).all(1).cpu()
+            if bad.any():
+                raise InputError(
+                    f"row {int(rows[bad][0])}: the predicted probability is not a number; use fp32 or check the weights"
+                )
+            yield probs
+            bar.update(len(images))

@@ -1,0 +1,51 @@
+"""Test-time augmentation: a view is a pair of functions, `forward(images)` and `inverse(maps, size)`.
+
+`forward` takes images (B, 1, H, W); `inverse` brings maps (B, C, h, w) back to the size (H, W) and place of the images.
+"""
+
+import torch.nn.functional as F
+
+from common.errors import InputError
+
+IDENTITY = (lambda images: images, lambda maps, size: maps)
+FLIP = (lambda images: images.flip(-1), lambda maps, size: maps.flip(-1))  # left and right exchanged
+
+
+def scale(factor, multiple=32):
+    """Return the view at `factor` times the size, each side rounded to a multiple of `multiple`, at least one."""
+    if not 0 < factor < 10:
+        raise InputError(f"scale {factor}: must be between 0 and 10")
+
+    def forward(images):
+        size = [max(1, int(side * factor / multiple + 0.5)) * multiple for side in images.shape[-2:]]
+        return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+
+    return forward, lambda maps, size: F.interpolate(maps, size, mode="bilinear", antialias=True)
+
+
+def both(first, second):
+    """Return the view of `first` and then `second`: both(FLIP, scale(1.25))."""
+    return lambda images: second[0](first[0](images)), lambda maps, size: first[1](second[1](maps, size), size)
+
+
+def sigmoid(output):
+    """Probabilities in float32 from logits; from a pair (mask logits, presence logit), those of the mask."""
+    return (output[0] if isinstance(output, tuple) else output).float().sigmoid()
+
+
+def presence(output):
+    """Probabilities (B, 1) that a mask is not empty, from a pair (mask logits, presence logit)."""
+    return output[1].float().sigmoid()
+
+
+def predict_tta(model, images, views=(IDENTITY,), activation=sigmoid):
+    """Return the mean of the probabilities over `views`, float32.
+
+    images (B, 1, H, W); activation maps the model's output to probabilities, which are masks (B, C, h, w), brought
+    back to H and W, or classes (B, C), which no view moves.
+    """
+    total = 0
+    for forward, inverse in views:
+        probs = activation(model(forward(images)))
+        total = total + (inverse(probs, images.shape[-2:]) if probs.ndim == 4 else probs)
+    return total / len(views)

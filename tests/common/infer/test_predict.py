@@ -1,0 +1,156 @@
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.infer.predict import predict_masks, predict_probs, write_masks
+from common.infer.tta import FLIP, IDENTITY, presence
+from common.nn.models import segmenter
+
+OPTIONS = {"device": "cpu", "amp": "fp32", "progress": False}
+
+
+class Constant(nn.Module):
+    """Probability p everywhere, plus nothing: the logit of p for masks."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(float(p)).logit())
+
+    def forward(self, x):
+        return self.logit.expand(x.shape)
+
+
+def logit_of_gray(x):
+    return (x.float() / 255).logit()
+
+
+@pytest.fixture
+def store(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 64), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    return images, tmp_path / "images.npy", tmp_path / "masks.npy"
+
+
+def test_a_network_that_gives_the_image_back(store):
+    images, path, out = store
+    rows = [6, 0, 3, 3]
+    masks = predict_masks([logit_of_gray], path, rows, out, None, batch_size=3, **OPTIONS)
+    assert isinstance(masks, np.memmap) and masks.dtype == np.uint8
+    np.testing.assert_array_equal(masks, images[rows])
+    np.testing.assert_array_equal(np.load(out), images[rows])
+
+
+@pytest.mark.parametrize(
+    ("probs", "expected"),
+    [((0.25,), 64), ((0.5,), 128), ((0.2, 0.6), 102), ((0.0, 1.0), 128), ((1.0,), 255), ((0.001,), 0), ((0.002,), 1)],
+)
+def test_the_mean_of_models_in_eighths_of_a_byte(store, probs, expected):
+    # 0.25 × 255 = 63.75, 0.5 × 255 = 127.5 (up), (0.2 + 0.6)/2 × 255 = 102, 0.255, 0.51
+    images, _, out = store
+    models = [Constant(p) for p in probs]
+    masks = predict_masks(models, images, [0], out, (8, 8), **OPTIONS)
+    assert masks.shape == (1, 8, 8) and np.unique(masks).tolist() == [expected]
+
+
+def test_views_are_averaged_and_undone(store):
+    images, _, out = store
+    masks = predict_masks([logit_of_gray], images, None, out, None, views=(IDENTITY, FLIP), **OPTIONS)
+    np.testing.assert_array_equal(masks, images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_and_workers_do_not_matter(store, workers):
+    _, path, out = store
+    torch.manual_seed(0)
+    model = segmenter("fpn", "test_resnet", "none", empty_head=True)
+    one = np.array(predict_masks([model], path, None, out, 32, batch_size=1, **OPTIONS))
+    assert not model.training and one.std() > 0
+    other = predict_masks([model], path, None, out, 32, batch_size=4, workers=workers, **OPTIONS)
+    np.testing.assert_allclose(other, one.astype(int), atol=1)
+    probs = predict_probs([model], path, None, 32, batch_size=3, activation=presence, workers=workers, **OPTIONS)
+    with torch.inference_mode():
+        resized = predict_probs([lambda x: x.float().flatten(1)], path, [2], 32, activation=lambda x: x, **OPTIONS)
+        expected = model(torch.tensor(resized).reshape(1, 1, 32, 32))[1].sigmoid()
+    assert probs.dtype == np.float32 and probs.shape == (7, 1)
+    np.testing.assert_allclose(probs[2], expected[0], rtol=1e-4)
+
+
+def test_low_precision_stays_near(store):
+    _, path, out = store
+    torch.manual_seed(0)
+    model = segmenter("fpn", "test_resnet", "none")
+    full = np.array(predict_masks([model], path, None, out, 32, **OPTIONS), dtype=int)
+    low = predict_masks([model], path, None, out, 32, **{**OPTIONS, "amp": "bf16"})
+    assert np.abs(low - full).max() <= 5
+
+
+def test_classes(store):
+    images, path, _ = store
+    model = lambda x: torch.stack([x.float().mean((1, 2, 3)) / 255, x.float().amax((1, 2, 3)) / 255], 1)  # noqa: E731
+    probs = predict_probs([model, model], path, [5, 1], None, activation=lambda x: x, batch_size=1, **OPTIONS)
+    chosen = images[[5, 1]] / 255
+    np.testing.assert_allclose(probs, np.stack([chosen.mean((1, 2)), chosen.max((1, 2))], 1), rtol=1e-5)
+
+
+def test_nothing_remains_of_a_failed_prediction(store):
+    images, _, out = store
+    write_masks(out, (1, 2, 2), [np.ones((1, 2, 2), np.uint8)])
+
+    class Fails(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x.float() if self.calls == 1 else x.float() * float("nan")
+
+    with pytest.raises(InputError, match="row 4: the predicted probability is not a number"):
+        predict_masks([Fails()], images, [1, 4], out, None, batch_size=1, **OPTIONS)
+    assert [path.name for path in out.parent.iterdir() if "masks" in path.name] == ["masks.npy"]
+    assert np.load(out).shape == (1, 2, 2)
+
+
+def test_no_rows_give_an_empty_file(store):
+    images, _, out = store
+    assert predict_masks([logit_of_gray], images, [], out, 16, **OPTIONS).shape == (0, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"models": []}, "no model"),
+        ({"rows": [7]}, "the store has 7 images"),
+        ({"images": np.zeros((2, 4, 4), np.float32)}, "expected uint8"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"amp": "fp16"}, "fp16 needs a GPU"),
+        ({"out_path": "masks.png"}, "masks.png: mask probabilities go to a .npy file"),
+        ({"models": [lambda x: x.float().repeat(1, 2, 1, 1)]}, r"masks \(2, 32, 64\) from the network"),
+    ],
+)
+def test_unusable_arguments_are_named(store, change, line):
+    images, _, out = store
+    options = {
+        "models": [logit_of_gray],
+        "images": images,
+        "rows": [0],
+        "out_path": out,
+        "size": None,
+        **OPTIONS,
+        **change,
+    }
+    with pytest.raises(InputError, match=line):
+        predict_masks(**options)
+    assert not out.exists()
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    images, used = np.zeros((400, 16, 16), np.uint8), []
+
+    def model(x):
+        used.append(psutil.Process().memory_info().rss / 2**20)
+        return torch.zeros(x.shape)
+
+    predict_masks([model], images, None, tmp_path / "masks.npy", 512, 8, **OPTIONS)
+    assert len(used) == 50 and used[-1] < used[5] + 40  # 400 masks of 512 × 512 are 100 MiB

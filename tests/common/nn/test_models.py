@@ -1,0 +1,142 @@
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.nn import models
+from common.nn.models import Normalised, classifier, segmenter
+
+
+def gray(b=2, side=64, seed=0):
+    return torch.randint(0, 256, (b, 1, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+class Echo(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_normalisation_by_hand():
+    out = Normalised(Echo(), mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 1.0))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+    expected = torch.tensor([[-1.0, 1.0], [-2.0, 8.0], [0.0, 1.0]]).reshape(1, 3, 1, 2)
+    torch.testing.assert_close(out, expected)
+    floats = Normalised(Echo(), (0.5,), (0.25,))(torch.tensor([[[[127.5, 255.0]]]]))
+    torch.testing.assert_close(floats, torch.tensor([[[[0.0, 2.0]]]]))
+
+
+def test_the_wrapper_equals_repeat_and_normalise():
+    model = classifier("test_resnet", 3, "none").eval()
+    config = timm.get_pretrained_cfg("test_resnet")
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (config.mean, config.std))
+    image = gray()
+    expected = model.net((image.float() / 255).repeat(1, 3, 1, 1).sub(mean).div(std))
+    torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(image.float()), model(image))
+    assert all(name.startswith("net.") for name in model.state_dict())
+
+
+@pytest.mark.parametrize("side", [512, 1024])
+def test_the_papers_networks_build_offline_and_take_their_sizes(side):
+    with torch.device("meta"):  # shapes without arithmetic
+        image = torch.zeros(2, 1, side, side, dtype=torch.uint8)
+        xception = classifier("xception", 1, "none")
+        fpn = segmenter(smp.FPN, "inceptionresnetv2", "none", empty_head=True)
+        assert xception(image).shape == (2, 1)
+        mask, presence = fpn(image)
+        assert mask.shape == (2, 1, side, side) and presence.shape == (2, 1)
+        names = [name for name in timm.create_model("inception_resnet_v2").state_dict() if "classif." not in name]
+        assert set(fpn.net.encoder.state_dict()) == set(names)  # so that timm's weights fit
+        assert list(xception.net.state_dict()) == list(timm.create_model("legacy_xception", num_classes=1).state_dict())
+    for name in ("xception", "inceptionresnetv2"):
+        assert models._mean_std(models._timm_name(name)) == ((0.5,) * 3, (0.5,) * 3)
+    assert models._mean_std("resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("name", ["unet", "unetplusplus", "fpn", "manet", "linknet", "deeplabv3plus"])
+def test_architectures_by_name(name):
+    model = segmenter(name, "resnet18", "none", n_classes=3).eval()
+    assert isinstance(model.net, models.ARCHITECTURES[name])
+    with torch.inference_mode():
+        assert model(gray()).shape == (2, 3, 64, 64)
+
+
+def test_output_is_float32_under_autocast_and_gradients_reach_the_first_layer():
+    model = segmenter("fpn", "test_resnet", "none", empty_head=True).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        mask, presence = model(gray())
+    assert mask.dtype == presence.dtype == torch.float32
+    (mask.mean() + presence.mean()).backward()
+    assert next(model.parameters()).grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (lambda: classifier("rsenet18", 1, "none"), "'rsenet18': timm has none of this name; near: .*resnet18"),
+        (lambda: classifier("resnet18.nope", 1, "none"), "'resnet18.nope': timm has none"),
+        (lambda: segmenter("unit", "resnet18", "none"), "'unit': choose one of unet, unetplusplus, fpn"),
+        (lambda: segmenter("fpn", "vit_tiny_patch16_224", "none"), "'vit_tiny_patch16_224' does not work in FPN"),
+        (lambda: classifier("resnet18", 1, "missing.pth"), "missing.pth: no such file"),
+        (lambda: segmenter("fpn", "resnet18", "none")(gray(1, 72)), "72×72: this network needs multiples of 32"),
+        (lambda: classifier("test_resnet", 1, "none")(torch.zeros(1, 3, 64, 64)), "expected one gray channel"),
+    ],
+)
+def test_what_cannot_be_built_or_taken_is_said(build, line):
+    with pytest.raises(InputError, match=line) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+def frozen(model):
+    return [not p.requires_grad for p in model.parameters()]
+
+
+def test_the_first_half_of_the_layers_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)
+    )
+    first, second = models.parameter_halves(model)  # five layers with parameters: two and three
+    assert [id(p) for p in first + second] == [id(p) for p in model.parameters()] and len(first) == 4
+    models.freeze_first_half(model)
+    assert frozen(model) == [True] * 4 + [False] * 6
+    models.unfreeze(model)
+    assert not any(frozen(model))
+
+
+def test_the_first_half_of_fpn_lies_in_the_encoder():
+    model = segmenter("fpn", "resnet18", "none")
+    models.freeze_first_half(model)
+    names = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert names[0] == "net.encoder.model.conv1.weight" and all(name.startswith("net.encoder.") for name in names)
+    assert 0.4 < len(names) / len(list(model.parameters())) < 0.6
+
+
+def test_freezing_all_but_the_head_and_the_encoder():
+    model = classifier("test_resnet", 2, "none")
+    models.freeze_all_but_head(model)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["net.fc.weight", "net.fc.bias"]
+    model = segmenter("unet", "test_resnet", "none", empty_head=True)
+    models.freeze_all_but_head(model)
+    trains = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trains == {"segmentation_head", "classification_head"}
+    models.freeze_encoder(model)  # thaws the decoder again
+    assert {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad} == {"encoder"}
+
+
+def test_frozen_batch_norms_keep_their_statistics_until_they_thaw():
+    model = segmenter("fpn", "resnet18", "none")
+    models.freeze_first_half(model)
+    model.train()
+    model.set_frozen_eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    still = [m for m in norms if not m.weight.requires_grad]
+    before = [m.running_mean.clone() for m in norms]
+    model(gray())
+    same = [torch.equal(m.running_mean, old) for m, old in zip(norms, before, strict=True)]
+    assert same == [not m.weight.requires_grad for m in norms] and 0 < len(still) < len(norms)
+    models.unfreeze(model)
+    model.train()
+    model.set_frozen_eval()
+    assert all(m.training for m in norms)
