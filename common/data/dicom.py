@@ -110,10 +110,11 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
     pixels: (H, W) integers of 8 or 16 bits. bits_stored: how many of them are used, None for all. inverted: True for
     MONOCHROME1. dataset: the pydicom Dataset with the window, rescale or tables, or None. Returns uint8 (H, W).
     """
+    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
     if dataset is None or not _has_mapping(dataset):
         dataset = None
         if (bits_stored or pixels.itemsize * 8) == 8 and pixels.dtype.kind == "u" and (pixels.itemsize == 1 or pixels.max() <= 255):
-            return 255 - pixels.astype(np.uint8) if inverted else np.ascontiguousarray(pixels, np.uint8)
+            return 255 - pixels.astype(np.uint8) if inverted else pixels.astype(np.uint8, copy=False)
     low, high = int(pixels.min()), int(pixels.max())
     # The result depends on the stored value alone, so the float64 chain runs once a value instead of once a pixel.
     stored = np.arange(low, high + 1).astype(pixels.dtype)
@@ -128,7 +129,7 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
     mapped = mapped - ends.min()
     span = ends.max() - ends.min()
     table = np.trunc(np.clip(mapped / span, 0, 1) * 255).astype(np.uint8) if span > 0 else np.zeros(len(mapped), "u1")
-    return _look_up(table, low, np.ascontiguousarray(pixels).reshape(-1)).reshape(pixels.shape)
+    return _look_up(table, low, pixels.reshape(-1)).reshape(pixels.shape)
 
 
 @njit(cache=True, nogil=True)

@@ -56,7 +56,7 @@ def _parse(head):
     while True:
         group, element, vr = unpack_from("<HH2s", head, at)
         tag = group << 16 | element
-        if tag <= previous:
+        if tag <= previous or (not previous and tag != 0x00020000):
             return None
         if previous >> 16 == 2 and group != 2:
             syntax = values.get("transfer_syntax")

@@ -4,36 +4,25 @@ import errno
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from common.data.dicom import read_header, read_image_and_header
+from common.data.store_workers import RECORD, Target, decode_all, write_placeholder
 from common.errors import InputError
 from common.paths import read_json, write_json
 
 VERSION = 1
-PLACEHOLDER_GREY = 128
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
 _FILES = ("images.npy", "table.parquet", "store.json", "journal")
-_HEADER = ("patient_id", "patient_age", "patient_sex", "view_position")
-_CHUNK = 4  # images a task: large enough to hide the queue, small enough to end together
-_worker = {}
 
 
 @dataclass(frozen=True)
@@ -45,14 +34,12 @@ class Store:
     """
 
     images: np.ndarray
-    table: Any  # a pandas DataFrame; pandas is imported late because every worker process would wait for it
+    table: pd.DataFrame
     folder: Path
 
     @classmethod
     def open(cls, folder):
         """Open the finished store in `folder`. Raises InputError if there is none or it is damaged."""
-        import pandas as pd
-
         folder = Path(folder)
         if not (folder / "store.json").is_file():
             raise InputError(f"{folder}: not a finished store (no store.json; run prepare)")
@@ -76,25 +63,24 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     """Decode images into the store in `folder`, or open it if it is up to date.
 
     files: mapping from image id to path, in row order; read by `common.data.dicom.read_image` and stretched to
-    size × size by `to_square`. workers: processes, None for every core. on_bad_image: "error", or "placeholder" for a
-    grey image, ok=False, in place of one that cannot be decoded and whose id is in `placeholder_ids`; its width and
-    height are the header's, or else `size`.
+    size × size by `store_workers.to_square`. workers: processes, or None to start one a core once that pays.
+    on_bad_image: "error", or "placeholder" for a grey image with ok=False in place of one that cannot be decoded and
+    whose id is in `placeholder_ids`; its width and height are the header's if that can be read, else `size`.
 
     Work happens in `<folder>.partial`, renamed when complete; interrupted at any moment, the next call continues and
-    ends with the same bytes. A store made from other files (name, size or time changed) is replaced.
-    Returns the Store. Raises InputError if images cannot be decoded (all are named together at the end), if the disk
-    is full, if `folder` holds anything else, or if another process is preparing it.
+    ends with the same bytes. A store made from other files (name, size or time changed) is replaced once the new one
+    is complete. Returns the Store. Raises InputError if images cannot be decoded (named together at the end), if the
+    disk is full, if `folder` holds anything else, or if another process is preparing it.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if not files:
         raise InputError(f"{folder}: no images to prepare")
-    if not 1 <= size <= 16384 or on_bad_image not in ("error", "placeholder") or (workers or 1) < 1:
+    if not 1 <= size <= 16384 or on_bad_image not in ("error", "placeholder") or (workers is not None and workers < 1):
         raise InputError(f"{folder}: cannot prepare with size={size}, workers={workers}, on_bad_image={on_bad_image}")
     ids, paths = list(files), [Path(path) for path in files.values()]
     stamps = [_stamp(path) for path in paths]
     allowed = frozenset(placeholder_ids) if on_bad_image == "placeholder" else frozenset()
     key = _digest([VERSION, size, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
-
     if (folder / "store.json").is_file() and read_json(folder / "store.json").get("key") == key:
         store = Store.open(folder)
         _refuse([i for i in store.table.image_id[~store.table.ok] if i not in allowed], len(ids))
@@ -108,113 +94,39 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
     with _full_disk_named(folder, len(ids) * size * size), _locked(partial):
-        offset = _allocate(partial / "images.npy", shape)
+        target = Target(str(partial / "images.npy"), _allocate(partial / "images.npy", shape), size)
         done = _read_journal(partial / "journal", _digest([VERSION, size, ids]), stamps)
         if done:
             print(f"{folder}: continuing, {len(done)} of {len(ids)} images are done")
-        todo = [(row, str(path)) for row, path in enumerate(paths) if row not in done]
-        target = (str(partial / "images.npy"), offset, size)
-        bad = {}
-        with open(partial / "journal", "a", encoding="utf-8") as journal, open(target[0], "rb") as images:
-            pending, committed = [], time.monotonic()
-            with tqdm(total=len(ids), initial=len(done), disable=not progress, unit="image", desc="prepare") as bar:
-                try:
-                    for row, record, problem in _decode_all(target, todo, workers or len(os.sched_getaffinity(0))):
-                        bar.update()
-                        if problem:
-                            bad[row] = problem
-                            continue
-                        done[row] = record
-                        pending.append([row, stamps[row], record])
-                        if time.monotonic() - committed > COMMIT_SECONDS:
-                            _commit(images, journal, pending)
-                            pending, committed = [], time.monotonic()
-                finally:
-                    _commit(images, journal, pending)
+        bad = _fill(target, partial / "journal", paths, stamps, done, workers, progress)
         _refuse([problem for row, problem in sorted(bad.items()) if ids[row] not in allowed], len(ids))
         for row, problem in sorted(bad.items()):
             print(f"{problem}; a placeholder takes its place")
-            done[row] = _write_placeholder(target, row, paths[row])
+            done[row] = write_placeholder(target, row, paths[row])
         _finish(partial, folder, ids, [done[row] for row in range(len(ids))], key, shape)
     return Store.open(folder)
 
 
-def to_square(image, size):
-    """Stretch a grey image (H, W) to (size, size): averaged over areas when it shrinks, linear when it grows."""
-    if image.shape == (size, size):
-        return image
-    shrinks = image.shape[0] * image.shape[1] > size * size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _decode_all(target, todo, workers):
-    """Yield (row, record, problem) of every image, in the order in which they end; few tasks wait at any time."""
-    chunks = iter([todo[at : at + _CHUNK] for at in range(0, len(todo), _CHUNK)])
-    workers = min(workers, len(todo) // 16)  # below this, starting processes takes longer than they save
-    if workers <= 1:
-        with open(target[0], "r+b") as file:
-            for chunk in chunks:
-                for item in chunk:
-                    yield _decode_row(file, target, item)
-        return
-    context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit a thread's lock
-    context.set_forkserver_preload(["common.data.store"])
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,))
-    try:
-        waiting = {executor.submit(_decode_chunk, chunk) for chunk in islice(chunks, 4 * workers)}
-        while waiting:
-            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            waiting |= {executor.submit(_decode_chunk, chunk) for chunk in islice(chunks, len(ended))}
-            for future in ended:
-                yield from future.result()
-    except BrokenProcessPool:
-        raise InputError(f"{target[0]}: a worker process died (out of memory?); run again to continue") from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker(target):
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool in order
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.update(target=target, file=open(target[0], "r+b"))  # noqa: SIM115  open as long as the process
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()  # a worker whose parent was killed would wait for tasks for ever
-    os._exit(1)
-
-
-def _decode_chunk(chunk):
-    return [_decode_row(_worker["file"], _worker["target"], item) for item in chunk]
-
-
-def _decode_row(file, target, item):
-    row, path = item
-    try:
-        image, header = read_image_and_header(path)
-    except InputError as error:
-        return row, None, str(error)
-    _write_row(file, target, row, to_square(image, target[2]))
-    return row, {name: header[name] for name in ("width", "height", *_HEADER)}, None
-
-
-def _write_row(file, target, row, image):
-    # Written rather than mapped: on a full disk a write raises an error where a mapping kills the process.
-    _, offset, size = target
-    file.seek(offset + row * size * size)
-    file.write(np.ascontiguousarray(image).data)
-    file.flush()
-
-
-def _write_placeholder(target, row, path):
-    try:
-        header = read_header(path)
-    except InputError:
-        header = {"width": target[2], "height": target[2]}
-    with open(target[0], "r+b") as file:
-        _write_row(file, target, row, np.full((target[2], target[2]), PLACEHOLDER_GREY, np.uint8))
-    return {name: header.get(name) for name in ("width", "height", *_HEADER)} | {"ok": False}
+def _fill(target, journal, paths, stamps, done, workers, progress):
+    """Decode every row that is not done, adding it to `done` and the journal; returns the problem of each bad row."""
+    todo = [(row, str(path)) for row, path in enumerate(paths) if row not in done]
+    bad, pending, committed = {}, [], time.monotonic()
+    bar = tqdm(total=len(paths), initial=len(done), disable=not progress, unit="image", desc="prepare")
+    with bar, open(journal, "a", encoding="utf-8") as lines, open(target.path, "rb") as images:
+        try:
+            for row, record, problem in decode_all(target, todo, workers):
+                bar.update()
+                if problem:
+                    bad[row] = problem
+                    continue
+                done[row] = record
+                pending.append([row, stamps[row], record])
+                if time.monotonic() - committed > COMMIT_SECONDS:
+                    _commit(images, lines, pending)
+                    pending, committed = [], time.monotonic()
+        finally:
+            _commit(images, lines, pending)
+    return bad
 
 
 def _commit(images, journal, pending):
@@ -274,15 +186,10 @@ def _allocate(path, shape):
 
 
 def _finish(partial, folder, ids, records, key, shape):
-    import pandas as pd
-
-    rows = [
-        {"image_id": i, "row": row, "ok": True} | record
-        for row, (i, record) in enumerate(zip(ids, records, strict=True))
-    ]
-    table = pd.DataFrame(rows)[["image_id", "row", "width", "height", "ok", *_HEADER]]
+    table = pd.DataFrame([{"ok": True} | record for record in records])
+    table = table.assign(image_id=ids, row=range(len(ids)))[["image_id", "row", *RECORD[:2], "ok", *RECORD[2:]]]
     table["patient_age"] = table["patient_age"].astype("Int64")
-    texts = [name for name in _HEADER if name != "patient_age"]
+    texts = [name for name in RECORD[2:] if name != "patient_age"]
     table[texts] = table[texts].fillna("")
     table.to_parquet(partial / "table.parquet", index=False)
     write_json(partial / "store.json", {"version": VERSION, "key": key, "shape": list(shape)})

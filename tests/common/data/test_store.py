@@ -1,0 +1,321 @@
+import errno
+import fcntl
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from common.data import store as store_module
+from common.data import store_workers
+from common.data.dicom import read_image
+from common.data.store import Store, prepare_store
+from common.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+
+
+def write_dicom(path, pixels):
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    ds.PatientID, ds.PatientAge, ds.PatientSex, ds.ViewPosition = "P7", "058Y", "F", "PA"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
+    ds.PixelData = pixels.astype("<u2").tobytes()
+    ds.save_as(path, enforce_file_format=True)
+
+
+def originals(folder, count=6):
+    """A DICOM and PNGs of several sizes; the ids are not in the order of the names."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    write_dicom(folder / "first.dcm", rng.integers(0, 4096, (50, 40)))
+    files = {"first": folder / "first.dcm"}
+    for number in reversed(range(1, count)):
+        path = folder / f"i{number}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, (20 + number, 60 - number)).astype(np.uint8))
+        files[path.stem] = path
+    return files
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the files decoded in this process, in order."""
+    names = []
+    original = store_workers.read_image_and_header
+
+    def counting(path):
+        names.append(Path(path).name)
+        return original(path)
+
+    monkeypatch.setattr(store_workers, "read_image_and_header", counting)
+    return names
+
+
+def test_rows_hold_the_stretched_images_in_order(tmp_path):
+    files = originals(tmp_path / "data")
+    store = prepare_store(files, tmp_path / "deep" / "store", 32, progress=False)
+    assert store.images.shape == (6, 32, 32) and store.images.dtype == np.uint8
+    assert isinstance(store.images, np.memmap) and not store.images.flags.writeable
+    for row, path in enumerate(files.values()):
+        expected = cv2.resize(read_image(path), (32, 32), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(store.images[row], expected)
+    table = store.table
+    assert list(table.columns) == [
+        "image_id", "row", "width", "height", "ok", "patient_id", "patient_age", "patient_sex", "view_position",
+    ]  # fmt: skip
+    assert list(table.image_id) == ["first", "i5", "i4", "i3", "i2", "i1"] and list(table.row) == list(range(6))
+    assert list(table.width) == [40, 55, 56, 57, 58, 59] and list(table.height) == [50, 25, 24, 23, 22, 21]
+    assert table.ok.all() and list(table.patient_id) == ["P7"] + [""] * 5 and table.view_position[0] == "PA"
+    assert (
+        table.patient_age[0] == 58 and table.patient_age.isna().sum() == 5 and str(table.patient_age.dtype) == "Int64"
+    )
+    assert sorted(contents(store.folder)) == ["images.npy", "store.json", "table.parquet"]
+    assert not (tmp_path / "deep" / "store.partial").exists()
+
+
+def test_stretching_by_hand():
+    image = np.array([[10, 20, 0, 0], [30, 40, 0, 4]], np.uint8)
+    np.testing.assert_array_equal(store_workers.to_square(image, 1), [[13]])  # mean 104 / 8
+    square = np.full((3, 3), 7, np.uint8)
+    assert store_workers.to_square(square, 3) is square
+    np.testing.assert_array_equal(store_workers.to_square(np.array([[0, 100]], np.uint8), 4)[0], [0, 25, 75, 100])
+
+
+def test_a_finished_store_is_opened_and_a_changed_one_rebuilt(tmp_path, decoded, capsys):
+    files = originals(tmp_path / "data")
+    prepare_store(files, tmp_path / "s", 16, progress=False)
+    assert len(decoded) == 6
+    prepare_store(files, tmp_path / "s", 16, progress=False)
+    assert len(decoded) == 6 and "up to date" in capsys.readouterr().out
+    store = prepare_store(files, tmp_path / "s", 24, progress=False)
+    assert len(decoded) == 12 and store.images.shape == (6, 24, 24) and "rebuilding" in capsys.readouterr().out
+    write_dicom(files["first"], np.arange(20).reshape(4, 5))
+    store = prepare_store(files, tmp_path / "s", 24, progress=False)
+    assert len(decoded) == 18 and store.table.width[0] == 5
+    shorter = dict(list(files.items())[:3])
+    assert len(prepare_store(shorter, tmp_path / "s", 24, progress=False).images) == 3
+
+
+def test_bad_images_are_named_together_and_only_they_are_decoded_again(tmp_path, decoded):
+    files = originals(tmp_path / "data", 9)
+    good = files["i3"].read_bytes()
+    for name in ("i1", "i2", "i3", "i4", "i5", "i6"):
+        files[name].write_bytes(good[:-9])
+    files["gone"] = tmp_path / "gone.png"
+    with pytest.raises(InputError, match=r"7 of 10 images cannot be used: .*i6\.png: .* and 2 more") as caught:
+        prepare_store(files, tmp_path / "s", 16, progress=False)
+    assert "i2.png" in str(caught.value) and "i1.png" not in str(caught.value)  # five are shown, in row order
+    assert not (tmp_path / "s").exists()
+    decoded.clear()
+    for name in ("i1", "i2", "i3", "i4", "i5", "i6", "gone"):
+        files[name].write_bytes(good)
+    assert prepare_store(files, tmp_path / "s", 16, progress=False).table.ok.all()
+    assert sorted(decoded) == sorted(path.name for name, path in files.items() if name not in ("first", "i7", "i8"))
+
+
+def test_placeholders_only_where_they_are_allowed(tmp_path, capsys):
+    files = originals(tmp_path / "data")
+    files["i2"].write_bytes(files["i2"].read_bytes()[:-20])  # its header can be read
+    files["i3"].write_bytes(b"")
+    with pytest.raises(InputError, match=r"1 of 6 .*i3\.png"):
+        prepare_store(files, tmp_path / "s", 16, None, "placeholder", {"i2"}, progress=False)
+    with pytest.raises(InputError, match=r"2 of 6"):
+        prepare_store(files, tmp_path / "s", 16, None, "error", {"i2", "i3"}, progress=False)
+    capsys.readouterr()
+    store = prepare_store(files, tmp_path / "s", 16, None, "placeholder", {"i2", "i3"}, progress=False)
+    out = capsys.readouterr().out
+    assert "i2.png" in out and "i3.png" in out and out.count("a placeholder takes its place") == 2
+    assert list(store.table.image_id[~store.table.ok]) == ["i3", "i2"]
+    for row in store.table.row[~store.table.ok]:
+        assert (store.images[row] == store_workers.PLACEHOLDER_GREY).all()
+    sizes = store.table.set_index("image_id")
+    assert tuple(sizes.loc["i2", ["width", "height"]]) == (58, 22)
+    assert tuple(sizes.loc["i3", ["width", "height"]]) == (16, 16)
+    with pytest.raises(InputError, match="2 of 6 images cannot be used: i3; i2"):
+        prepare_store(files, tmp_path / "s", 16, progress=False)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from common.data import store, store_workers
+folder, out, workers, pause = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+store.COMMIT_SECONDS = 0
+if pause:  # slow enough to be killed on the way
+    write = store._commit
+    store._commit = lambda *args: (write(*args), time.sleep(pause))
+files = {p.stem: p for p in sorted(folder.iterdir())}
+if __name__ == "__main__":
+    store.prepare_store(files, out, 48, workers=workers, progress=False)
+"""
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, decoded):
+    originals(tmp_path / "data", 40)
+    files = {path.stem: path for path in sorted((tmp_path / "data").iterdir())}
+    prepare_store(files, tmp_path / "whole", 48, progress=False)
+    (tmp_path / "run.py").write_text(SCRIPT)
+    journal = tmp_path / "s.partial" / "journal"
+    command = [sys.executable, "run.py", str(tmp_path / "data"), str(tmp_path / "s"), "2", "0.05"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= 5:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice and end
+    process.wait()
+    assert not (tmp_path / "s").exists()
+    deadline = time.monotonic() + 10
+    while session_members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not session_members(process.pid)
+    with open(journal, "ab") as file:
+        file.write(b'[39, [1, 2], {"wid')  # a line torn by the kill
+    done = journal.read_bytes().count(b"\n") - 1
+    decoded.clear()
+    prepare_store(files, tmp_path / "s", 48, progress=False)
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    assert len(decoded) == 40 - done < 40
+
+
+def session_members(session):
+    """Live processes of a session, from /proc."""
+    members = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, its_session = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def test_a_kill_between_the_last_steps_costs_no_decoding(tmp_path, decoded, monkeypatch):
+    files = originals(tmp_path / "data")
+    prepare_store(files, tmp_path / "whole", 16, progress=False)
+    owners = {
+        "to_parquet": store_module.pd.DataFrame,
+        "rmtree": store_module.shutil,
+        "rename": os,
+        "write_json": store_module,
+    }
+    for step, owner in owners.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, stop)
+            (tmp_path / step).mkdir()
+            with pytest.raises(KeyboardInterrupt):
+                prepare_store(files, tmp_path / step, 16, progress=False)
+        decoded.clear()
+        prepare_store(files, tmp_path / step, 16, progress=False)
+        assert not decoded
+        assert contents(tmp_path / step) == contents(tmp_path / "whole")
+
+
+def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_originals_that_change_during_an_interruption_are_decoded_again(tmp_path, decoded, monkeypatch):
+    files = originals(tmp_path / "data")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store_module, "_finish", stop)
+        prepare_store(files, tmp_path / "s", 16, progress=False)
+    files["i4"].write_bytes(files["i2"].read_bytes())
+    decoded.clear()
+    store = prepare_store(files, tmp_path / "s", 16, progress=False)
+    assert decoded == ["i4.png"]
+    np.testing.assert_array_equal(store.images[2], store.images[4])
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_that_looks_finished(tmp_path, monkeypatch):
+    files = originals(tmp_path / "data")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    usage = type("Usage", (), {"free": 1000})()
+    for owner, name, fake in (
+        (store_module.shutil, "disk_usage", lambda path: usage),
+        (os, "posix_fallocate", full),
+        (store_workers, "_write_row", full),
+        (store_module, "_commit", full),
+        (store_module.pd.DataFrame, "to_parquet", full),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"s: the disk is full, .* 6,144 bytes"):
+            patch.setattr(owner, name, fake)
+            prepare_store(files, tmp_path / "s", 32, progress=False)
+        assert not (tmp_path / "s").exists()
+    assert len(prepare_store(files, tmp_path / "s", 32, progress=False).images) == 6
+
+
+def test_foreign_folders_and_second_processes_are_refused(tmp_path):
+    files = originals(tmp_path / "data")
+    with pytest.raises(InputError, match="not a store"):
+        prepare_store(files, tmp_path / "data", 16, progress=False)
+    assert len(list((tmp_path / "data").iterdir())) == 6
+    (tmp_path / "s.partial").mkdir()
+    handle = os.open(tmp_path / "s.partial", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another process"):
+        prepare_store(files, tmp_path / "s", 16, progress=False)
+    os.close(handle)
+    prepare_store(files, tmp_path / "s", 16, progress=False)
+    for bad in ({"size": 0}, {"size": 16, "workers": 0}, {"size": 16, "on_bad_image": "skip"}):
+        with pytest.raises(InputError, match="cannot prepare with"):
+            prepare_store(files, tmp_path / "s", progress=False, **bad)
+    with pytest.raises(InputError, match="no images"):
+        prepare_store({}, tmp_path / "s", 16)
+
+
+def test_opening(tmp_path):
+    store = prepare_store(originals(tmp_path / "data"), tmp_path / "s", 16, progress=False)
+    dumped = pickle.dumps(store)
+    assert len(dumped) < 1000  # the path travels, not the pixels
+    np.testing.assert_array_equal(pickle.loads(dumped).images, store.images)
+    with pytest.raises(InputError, match="not a finished store"):
+        Store.open(tmp_path / "data")
+    about = json.loads((tmp_path / "s" / "store.json").read_text())
+    (tmp_path / "s" / "store.json").write_text(json.dumps(about | {"version": 99}))
+    with pytest.raises(InputError, match="format 99"):
+        Store.open(tmp_path / "s")
+    (tmp_path / "s" / "store.json").write_text(json.dumps(about | {"shape": [7, 16, 16]}))
+    with pytest.raises(InputError, match="disagree"):
+        Store.open(tmp_path / "s")
+    (tmp_path / "s" / "store.json").write_text(json.dumps(about))
+    os.truncate(tmp_path / "s" / "images.npy", 1000)
+    with pytest.raises(InputError, match="damaged"):
+        Store.open(tmp_path / "s")
+
+
+def test_processes_start_once_they_pay_and_change_nothing(tmp_path, monkeypatch):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    files = originals(tmp_path / "data", 30)
+    expected = contents(prepare_store(files, tmp_path / "a", 16, workers=1, progress=False).folder)
+    monkeypatch.setattr(store_workers, "ALONE_SECONDS", 1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        store = prepare_store(files, tmp_path / "b", 16, progress=False)
+    assert contents(store.folder) == expected
