@@ -138,7 +138,7 @@ def _enlarge(grid, size):
 def _cloud(rng, size, cells=(24, 80, 200)):
     """Smooth noise of about unit spread."""
     layers = (cv2.resize(rng.standard_normal((n, n), np.float32), (_GRID, _GRID)) for n in cells)
-    return _enlarge(sum(weight * layer for weight, layer in zip((1.2, 0.6, 0.5), layers, strict=True)), size)
+    return _enlarge(sum(weight * layer for weight, layer in zip((0.9, 0.45, 0.4), layers, strict=True)), size)
 
 
 def _main_parts(mask, brush):
@@ -186,7 +186,7 @@ def _person(size, rng, film):
     dry, wet = _tissues(rng, x, y - breath * np.clip(2 * y - 0.4, 0, 1), stout, body, aired)
     bones = _bones(blank(), blank(), at, rng) * (0.4 + 0.6 * aired)
     tissue = (wet + aired * (dry - wet) + bones) * body
-    vessels = (_vessels(blank(), at, rng) + np.float32(0.01) * _cloud(rng, size)) * aired
+    vessels = (_vessels(blank(), at, rng) + np.float32(0.013) * _cloud(rng, size)) * aired
     lungs = {name: mask > 127 for name, mask in lungs.items()}
     heart = (_fill(blank(), outlines["heart"]) > 127) & ~lungs["left"] & ~lungs["right"]
     return Scene(size, at, outlines, lungs, heart, tissue, vessels)
@@ -344,26 +344,31 @@ def pneumothorax(scene, rng, side=None, share=None):
     low, high = outline.min(0), outline.max(0)
     rays = outline - [low[0] if side == "left" else high[0], (low[1] + high[1]) / 2]  # the lung recoils to its hilum
     angle = np.arctan2(-rays[:, 1], sign * rays[:, 0])  # 0 is lateral, pi / 2 the apex
-    peak, spread = rng.uniform([0.5, 0.35], [1.3, 0.8]) if rng.random() < 0.9 else (-0.7, 0.3)
-    (fast, phase, other), slow = rng.uniform([3, 0, 0], [7, 6, 6]), np.clip((angle + 1.2) * 3, 0, 1)
-    pull = np.exp(-(((angle - peak) / spread) ** 2)) * slow
-    pull *= 1 + 0.12 * np.sin(fast * angle + phase) + 0.05 * np.sin(13 * angle + other)
+    peak, spread = rng.uniform([0.5, 0.35], [1.3, 0.8])
+    if rng.random() < 0.1 and share < 0.06:
+        peak, spread = -0.7, 0.3  # air in the costophrenic angle, as in a supine patient
+    fast, phase, other = rng.uniform([3, 0, 0], [7, 6, 6])
+    waves = 1 + 0.12 * np.sin(fast * angle + phase) + 0.05 * np.sin(13 * angle + other)
+    waves *= np.clip((angle + 1.2) * 3, 0, 1)  # the base stays on the diaphragm
 
     def collapsed(amount):
-        return outline - (amount * pull)[:, None] * rays
+        reach = np.exp(-(((angle - peak) / spread) ** 2))
+        return outline - (amount * waves * reach)[:, None] * rays
 
     def air(amount):
         return lung & (_fill(np.zeros_like(lung, np.uint8), collapsed(amount)) < 128)
 
-    least, most = 0.0, 0.95
+    while air(0.8).sum() < share * lung.sum():
+        spread *= 1.2
+    least, most = 0.0, 0.8
     for _ in range(9):
         middle = (least + most) / 2
         least, most = (middle, most) if air(middle).sum() < share * lung.sum() else (least, middle)
-    mask = _main_parts(air(most), 3)
+    mask = _main_parts(air(most), max(scene.size // 340, 1))
     soft = _soft(mask, 1 / 900)
     scene.vessels *= 1 - soft
-    scene.tissue -= np.float32(rng.uniform(0.05, 0.08)) * soft
-    scene.tissue += np.float32(0.15 * share) * (lung & ~mask)  # what is left of the lung holds less air
+    scene.tissue -= np.float32(rng.uniform(0.07, 0.11)) * soft
+    scene.tissue += np.float32(0.3 * share) * (lung & ~mask)  # what is left of the lung holds less air
     pleura = np.zeros_like(lung, np.uint8)
     _stroke(pleura, collapsed(most), 0.0022, 255)
     scene.tissue += _soft(pleura * (cv2.dilate(np.uint8(mask), np.ones((5, 5))) & lung), 1 / 1200) * np.float32(0.11)

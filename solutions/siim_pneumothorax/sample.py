@@ -3,7 +3,7 @@
 Like the real set: 1024×1024 8-bit DICOM, one image a study, several images a patient (known from nih_id.csv alone,
 as the DICOM names nobody), ages without a unit, a blank in the header of train-rle.csv and before its values, a row a
 component, and a second reader's overlapping rows on some images. Unlike it: 35 % of the images are positive instead
-of 22 %, so that a training on a hundred of them has something to learn from.
+of 22 %, and none is smaller than 2 % of its lung, so that a training on a hundred images has something to learn from.
 """
 
 import csv
@@ -29,7 +29,8 @@ from common.post import rle
 
 VERSION = 1  # raise it whenever the files for a seed change
 POSITIVE = 0.35
-BILATERAL = 0.1  # of the positives; so are the shares below
+SHARES = (0.02, 0.20)  # of its lung that a pneumothorax takes, log-uniform
+BILATERAL = 0.1  # of the positives, as is the next
 SECOND_READER = 0.15
 RAW = 12  # every so many images one is stored uncompressed
 SIZE = 1024
@@ -91,7 +92,7 @@ class _Case(NamedTuple):
     number: int
     patient: int
     visit: int  # counts the patient's images
-    sides: tuple  # of the pneumothorax
+    air: tuple  # a pair for each pneumothorax: side, share of the lung
     second_reader: bool
 
 
@@ -109,14 +110,17 @@ def _plan(split, count, seed):
     order = rng.permutation(count)
     positive = order[: max(round(POSITIVE * count), 1)]
     both, again = (set(positive[: round(share * len(positive))].tolist()) for share in (BILATERAL, SECOND_READER))
-    sides = dict.fromkeys(positive.tolist(), (None,)) | dict.fromkeys(both, ("left", "right"))
-    return [_Case(split, i, patients[i], visits[i], sides.get(i, ()), i in again) for i in range(count)]
+    air = {}
+    for i in positive.tolist():
+        sides = ("left", "right") if i in both else (str(rng.choice(("left", "right"))),)
+        air[i] = tuple((side, float(np.exp(rng.uniform(*np.log(SHARES))))) for side in sides)
+    return [_Case(split, i, patients[i], visits[i], air.get(i, ()), i in again) for i in range(count)]
 
 
 def _write_image(folder, seed, case):
     """Draw and write one image; returns its id, its run-length strings and (NIH name, patient)."""
     number = 1_000_000 * seed + 500_000 * (case.split == "test") + case.number
-    findings = [partial(phantom.pneumothorax, side=side) for side in case.sides]
+    findings = [partial(phantom.pneumothorax, side=side, share=share) for side, share in case.air]
     film = phantom.draw(number, SIZE, findings, patient=100_000 * seed + case.patient)
     study, series, image_id = (_uid(number, level) for level in ("study", "series", "image"))
     dataset = _dataset(film.image, study, series, image_id, case, np.random.default_rng([seed, 2, case.patient]))
