@@ -68,7 +68,7 @@ def read_image_and_header(path):
 def read_pixels(path):
     """Return a DICOM file's stored values, identical to pydicom's `pixel_array`: (H, W) or (H, W, 3).
 
-    Unsigned or signed, of 8 or 16 bits. Raises InputError as `read_image` does.
+    Unsigned or signed, of 8 or 16 bits; read-only where the file is mapped. Raises InputError as `read_image` does.
     """
     with _named_errors(path):
         if not _is_dicom(path):
@@ -113,8 +113,9 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
     if dataset is None or not _has_mapping(dataset):
         dataset = None
-        if (bits_stored or pixels.itemsize * 8) == 8 and pixels.dtype.kind == "u" and (pixels.itemsize == 1 or pixels.max() <= 255):
-            return 255 - pixels.astype(np.uint8) if inverted else pixels.astype(np.uint8, copy=False)
+        eight_bit = (bits_stored or pixels.itemsize * 8) == 8 and pixels.dtype.kind == "u"
+        if eight_bit and (pixels.itemsize == 1 or pixels.max() <= 255):
+            return 255 - pixels.astype(np.uint8) if inverted else np.require(pixels, np.uint8, ["C", "W"])
     low, high = int(pixels.min()), int(pixels.max())
     # The result depends on the stored value alone, so the float64 chain runs once a value instead of once a pixel.
     stored = np.arange(low, high + 1).astype(pixels.dtype)

@@ -114,7 +114,7 @@ def check_against_pydicom(path, monkeypatch):
             ways.append((dicom.read_image(path), dicom.read_header(path)))
     np.testing.assert_array_equal(ways[0][0], ways[1][0])
     assert ways[0][1] == ways[1][1]
-    assert ways[0][0].dtype == np.uint8 and ways[0][0].flags.c_contiguous
+    assert ways[0][0].dtype == np.uint8 and ways[0][0].flags.c_contiguous and ways[0][0].flags.writeable
     return ways[0][0]
 
 

@@ -1,0 +1,137 @@
+"""Reading radiographs beside pydicom, and preparing a store on one process and on two.
+
+Run: python -m benchmarks.reading (real SIIM files under CXR_REAL_DATA if there are any, else generated ones).
+"""
+
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from benchmarks.tables import real_data
+from common.data.dicom import read_image, read_pixels
+from common.data.store_workers import Target, decode_all, to_square
+
+
+def write_dicom(path, pixels, bits_stored, stream=None, **elements):
+    """Write a grey image (H, W), uncompressed or as the baseline JPEG `stream`."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit if stream else ExplicitVRLittleEndian
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = pixels.itemsize * 8, bits_stored, bits_stored - 1
+    ds.PixelData = encapsulate([stream]) if stream else pixels.tobytes()
+    for name, value in elements.items():
+        setattr(ds, name, value)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def anatomy(shape, top, seed=0):
+    """A smooth field with film-like noise, from 0 to `top`."""
+    y, x = np.mgrid[: shape[0], : shape[1]] / shape[0]
+    field = 0.5 + 0.4 * np.sin(6 * x + seed) * np.cos(5 * y) + np.random.default_rng(seed).normal(0, 0.01, shape)
+    return (field.clip(0, 1) * top).astype(np.uint16)
+
+
+def pydicom_pixels(path):
+    return pydicom.dcmread(path).pixel_array
+
+
+def touched(read):
+    """`read`, and every pixel looked at once, since a mapped file is only read then."""
+
+    def read_and_look(path):
+        pixels = read(path)
+        pixels.max()
+        return pixels
+
+    return read_and_look
+
+
+def usual_chain(path):
+    """Modality LUT, VOI LUT in float64, min-max, 8 bits, resize: what most notebooks do."""
+    ds = pydicom.dcmread(path)
+    values = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds)
+    if ds.PhotometricInterpretation == "MONOCHROME1":
+        values = np.amax(values) - values
+    values = values - np.min(values)
+    image = (values / np.max(values) * 255).astype(np.uint8)
+    return cv2.resize(image, (512, 512), interpolation=cv2.INTER_AREA)
+
+
+def compare(name, goal, ours, peer, paths, rounds):
+    """Print the ratio of the best times a file, the two sides taking turns; their pixels must be equal."""
+    for path in paths:
+        np.testing.assert_array_equal(ours(path), peer(path))
+    best = {ours: np.inf, peer: np.inf}
+    for _ in range(rounds):
+        for read in best:
+            began = time.perf_counter()
+            for path in paths:
+                read(path)
+            best[read] = min(best[read], (time.perf_counter() - began) / len(paths))
+    a, b = best[ours] * 1e3, best[peer] * 1e3
+    print(f"{name:44s} {a:9.2f} ms {b:9.2f} ms {b / a:6.1f}x   (goal {goal}x)", flush=True)
+
+
+def images_per_second(paths, folder, workers, size=512):
+    """Rate of preparing from the first image that is ready to the last, so that starting processes does not count."""
+    target = Target(str(folder / "images"), 0, size)
+    Path(target.path).write_bytes(bytes(len(paths) * size * size))
+    times = [time.perf_counter() for _ in decode_all(target, list(enumerate(map(str, paths))), workers)]
+    pixels = np.fromfile(target.path, np.uint8).reshape(-1, size, size)
+    np.testing.assert_array_equal(pixels[-1], to_square(read_image(paths[-1]), size))
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def main():
+    warnings.simplefilter("ignore")
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        root = real_data("siim_pneumothorax")
+        siim = sorted(root.glob("dicom-*/*/*/*.dcm")) if root else []
+        if not siim:
+            for seed in range(20):
+                pixels = (anatomy((1024, 1024), 255, seed)).astype(np.uint8)
+                stream = cv2.imencode(".jpg", pixels)[1].tobytes()
+                siim.append(write_dicom(folder / f"{seed}.dcm", pixels, 8, stream))
+        window = {"WindowCenter": 2000, "WindowWidth": 3000, "RescaleSlope": 1, "RescaleIntercept": 0}
+        raw16 = write_dicom(folder / "raw16.dcm", anatomy((3000, 2500), 65535), 16)
+        raw12 = write_dicom(folder / "raw12.dcm", anatomy((3000, 2500), 4095), 12)
+        film = write_dicom(
+            folder / "film.dcm", anatomy((3000, 2500), 4095), 12, PhotometricInterpretation="MONOCHROME1", **window
+        )
+        print(f"{'read one file':44s} {'ours':>12s} {'pydicom':>12s}")
+        name = f"{'real' if root else 'generated'} SIIM JPEG, pixel_array"
+        compare(name, 4, read_image, pydicom_pixels, siim[:20], 5)
+        ours, peer = touched(read_pixels), touched(pydicom_pixels)
+        compare("raw 3000x2500, 16 bits stored, all pixels", 2, ours, peer, [raw16], 9)
+        compare("raw 3000x2500, 12 bits stored, all pixels", 2, ours, peer, [raw12], 9)
+        chain = lambda path: to_square(read_image(path), 512)  # noqa: E731
+        compare("raw, window, 8 bits, resized to 512", 3.5, chain, usual_chain, [film, raw16], 4)
+        many = (siim * 50)[:1000]
+        rates = {1: [], 2: []}
+        for _ in range(2):
+            for workers, seen in rates.items():
+                seen.append(images_per_second(many, folder, workers))
+        one, two = max(rates[1]), max(rates[2])
+        print(f"prepare: {one:.0f} images/s on one process, {two:.0f} on two: {two / one:.2f}x   (goal 1.8x,", end=" ")
+        print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f})")
+
+
+if __name__ == "__main__":
+    main()
