@@ -247,23 +247,26 @@ def _bones(back, front, at, rng):
 
 def _vessels(layer, at, rng):
     """Branching vessels that leave the hila and thin out; attenuation, float32."""
+    twigs = []
     for sign in (-1, 1):
-        stack, paths, widths = [], [], []
-        for angle in np.linspace(-1.5, 1.4, 13) + rng.normal(0, 0.1, 13):
-            root, thick, length = rng.uniform([0.055, 0.006, 0.15], [0.085, 0.010, 0.26])
-            stack.append(((root, 0.40 + 0.05 * angle), angle, thick, length, 0))
-        while stack:
-            start, angle, thick, length, level = stack.pop()
-            turn = angle + np.cumsum(rng.normal(0.04 * np.sign(angle), 0.2, 7))
-            path = start + np.cumsum([[0, *np.cos(turn)], [0, *np.sin(turn)]], axis=1).T * length / 7
-            paths.append(path)
-            widths.append((thick, 150 * 0.62**level))
-            forks = rng.uniform([[0.3], [0.4]], [[0.9], [0.6]], (2, 5)) * [rng.choice((-1, 1), 5), np.ones(5)]
-            for k, bend, shrink in zip((0, 1, 3, 4, 6), *forks, strict=True) if level < 2 else ():
-                stack.append((path[k + 1], turn[k] + bend, 0.55 * thick, length * shrink, level + 1))
-        for path, (thick, value) in zip(np.split(at(np.vstack(paths), sign), len(paths)), widths, strict=True):
-            _stroke(layer, path[:4], thick, value)
-            _stroke(layer, path[3:], 0.6 * thick, 0.6 * value)
+        angle = np.linspace(-1.5, 1.4, 13) + rng.normal(0, 0.1, 13)
+        root, thick, length = rng.uniform([[0.055], [0.006], [0.15]], [[0.085], [0.010], [0.26]], (3, 13))
+        start = np.stack([root, 0.40 + 0.05 * angle], 1)
+        for level in range(3):
+            n = len(angle)
+            turn = angle[:, None] + np.cumsum(rng.normal(0, 0.2, (n, 7)) + 0.04 * np.sign(angle)[:, None], axis=1)
+            steps = np.stack([np.cos(turn), np.sin(turn)], 2) * length[:, None, None] / 7
+            paths = np.concatenate([start[:, None], start[:, None] + np.cumsum(steps, axis=1)], axis=1)
+            pixels = at(paths.reshape(-1, 2), sign).reshape(paths.shape)
+            twigs += zip(pixels, thick, [150 * 0.62**level] * n, strict=True)
+            forks = [0, 1, 3, 4, 6]
+            start = paths[:, 1:][:, forks].reshape(-1, 2)
+            angle = (turn[:, forks] + rng.choice((-1, 1), (n, 5)) * rng.uniform(0.3, 0.9, (n, 5))).ravel()
+            length = (length[:, None] * rng.uniform(0.4, 0.6, (n, 5))).ravel()
+            thick = np.repeat(0.55 * thick, 5)
+    for path, thick, value in sorted(twigs, key=lambda twig: twig[1]):  # the thick ones cover the thin
+        _stroke(layer, path[3:], 0.6 * thick, 0.6 * value)
+        _stroke(layer, path[:4], thick, value)
     return _soft(layer, 1 / 500) * np.float32(0.19)
 
 
