@@ -1,12 +1,16 @@
+import copy
+
 import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError
 from common.nn import models
 from common.nn.models import Normalised, classifier, segmenter
+from common.nn.precision import autocast
 
 
 def gray(b=2, side=64, seed=0):
@@ -69,6 +73,33 @@ def test_output_is_float32_under_autocast_and_gradients_reach_the_first_layer():
     assert mask.dtype == presence.dtype == torch.float32
     (mask.mean() + presence.mean()).backward()
     assert next(model.parameters()).grad.abs().sum() > 0
+
+
+def test_depthwise_convolutions_train_in_float32_under_bf16(monkeypatch):
+    model = copy.deepcopy(classifier("tf_efficientnet_lite0", 2, "none")).eval()  # averaging copies networks
+    plain = Normalised(nn.Identity(), (0.5,) * 3, (0.5,) * 3)
+    plain.net = timm.create_model("tf_efficientnet_lite0", num_classes=2).eval()
+    plain.load_state_dict(model.state_dict())
+    seen, conv2d = [], F.conv2d
+
+    def spy(x, weight, *rest, **named):
+        if weight.shape[1] == 1:
+            seen.append((x.dtype, torch.is_autocast_enabled("cpu")))
+        return conv2d(x, weight, *rest, **named)
+
+    def gradient(net, dtype):
+        with autocast("cpu", dtype):
+            net(gray(1)).sum().backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    exact = gradient(plain, torch.float32)
+    monkeypatch.setattr(F, "conv2d", spy)
+    assert torch.cosine_similarity(gradient(model, torch.bfloat16), exact, dim=0) > 0.95
+    assert seen == [(torch.float32, False)] * 16
+    seen.clear()
+    with torch.no_grad(), autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(gray()), plain(gray()))  # inference is left as it is
+    assert len(seen) == 32 and all(enabled for _, enabled in seen)
 
 
 @pytest.mark.parametrize(
