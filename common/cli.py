@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import logging
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,17 +65,26 @@ class Context:
     run: Run
     device: torch.device
     budget: Budget = field(repr=False)
+    submissions: Path = Path("submissions")
+
+    @property
+    def workers(self):
+        """Worker processes of a loader: on a CPU none, because the cores are busy with the network itself."""
+        if self.options.workers is not None:
+            return self.options.workers
+        return len(os.sched_getaffinity(0)) // distributed.world() if self.device.type == "cuda" else 0
 
 
-def main(solution, config_module, verbs, argv):
+def main(solution, config_module, load_verbs, argv):
     """Run one verb of a solution and return the exit status.
 
-    `config_module` has `Config` and `PRESETS`; `verbs` maps a verb's name to a function of the Context. Status 0:
-    done; 2: the input cannot be used, said in one line; 3: stopped on purpose, saved.
+    `config_module` has `Config`, `PRESETS` and `MORE_VERBS` (names beside VERBS); `load_verbs()` gives a dict from a
+    verb's name to a function of the Context, and is called late, because it imports the networks. Status 0: done;
+    2: the input cannot be used, said in one line; 3: stopped on purpose, saved.
     """
     start_log()
     try:
-        _main(solution, config_module, verbs, argv)
+        _main(solution, config_module, load_verbs, argv)
         return 0
     except InputError as error:
         return _refuse(error)
@@ -99,8 +109,8 @@ def _refuse(reason):
     return 2
 
 
-def _main(solution, config_module, verbs, argv):
-    known = ["run", *verbs]
+def _main(solution, config_module, load_verbs, argv):
+    known = ["run", *VERBS, *config_module.MORE_VERBS]
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m solutions {solution} <verb> [preset] [options]\n"
               f"verbs: {', '.join(known)}\npresets: {', '.join(config_module.PRESETS)}\n"
@@ -117,15 +127,20 @@ def _main(solution, config_module, verbs, argv):
     device = distributed.start(options.device)
     run = Run(options.out or Path("runs") / f"{solution}-{preset}")
     start_log(run.path("log.txt") if distributed.is_main() else None)
-    context = Context(solution, preset, config, options, run, device, Budget(options.hours))
-    for name in VERBS if verb == "run" else (verb,):
-        if name == "train" or distributed.is_main():
-            verbs[name](context)
-        distributed.barrier()
-        if name == "train" and not distributed.is_main():
-            return  # what comes after training is the first process's work
-        if name == "train":
-            distributed.stop()
+    try:
+        start_log(run.path("log.txt") if distributed.is_main() else None)
+        context = Context(solution, preset, config, options, run, device, Budget(options.hours))
+        verbs = load_verbs()
+        for name in VERBS if verb == "run" else (verb,):
+            if name == "train" or distributed.is_main():
+                verbs[name](context)
+            distributed.barrier()
+            if name == "train" and not distributed.is_main():
+                return  # what comes after training is the first process's work
+            if name == "train":
+                distributed.stop()
+    finally:
+        run.close()
 
 
 def _base_config(solution, config_module, preset, rest):

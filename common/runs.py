@@ -42,6 +42,11 @@ class Run:
             except OSError:
                 raise InputError(f"{folder}: another process is working in this run") from None
 
+    def close(self):
+        """Let go of the folder's lock."""
+        if self._lock is not None:
+            self._lock.close()
+
     def path(self, *parts):
         """Path inside the run folder."""
         return self.folder.joinpath(*parts)

@@ -7,6 +7,9 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the regis
 import importlib
 import sys
 
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "15")  # a bar in a log file, now and then
+
 NAMES = ("siim_pneumothorax",)
 
 
@@ -26,8 +29,7 @@ def main(argv):
     from common.cli import main as run_verb
 
     config = importlib.import_module(f"solutions.{argv[0]}.config")
-    pipeline = importlib.import_module(f"solutions.{argv[0]}.pipeline")
-    return run_verb(argv[0], config, pipeline.VERBS, argv[1:])
+    return run_verb(argv[0], config, lambda: importlib.import_module(f"solutions.{argv[0]}.pipeline").VERBS, argv[1:])
 
 
 if __name__ == "__main__":

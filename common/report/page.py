@@ -113,6 +113,13 @@ def _inline_svg(image, alt):
     return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
 
 
+def link(path, text):
+    """A link to another file, `path` relative to the page. Raises InputError for an address outside."""
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|/", str(path)):
+        raise InputError(f"link {path!r}: a page links to files beside it only")
+    return Html(f'<a href="{_escape(path)}">{_escape(text)}</a>')
+
+
 def grid(*figures, small=False):
     """Figures side by side, as many as the screen holds; `small` for many small pictures."""
     return Html(f'<div class="grid{" small" if small else ""}">{join(*figures)}</div>')

@@ -4,7 +4,6 @@ import os
 from datetime import timedelta
 
 import numpy as np
-import timm.layers
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -112,6 +111,8 @@ def synchronise_batch_norm(model, device):
     """Return `model` with batch statistics taken over all processes; unchanged with one process."""
     if world() == 1:
         return model
+    import timm.layers  # late: it takes seconds, and most commands do without
+
     if device.type == "cuda":
         return timm.layers.convert_sync_batchnorm(model)  # torch's own would lose timm's fused activations
     for module in list(model.modules()):

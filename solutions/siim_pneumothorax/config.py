@@ -145,7 +145,7 @@ PAPER = Config()
 PODIUM = Config(
     segmenter=SegmenterConfig(
         architecture="unet",
-        encoder="tu-convnext_small.fb_in22k_ft_in1k",
+        encoder="convnext_small.fb_in22k_ft_in1k",
         sizes=(512, 1024),
         augmentation="podium",
         loss="combo",
@@ -189,9 +189,11 @@ DEMO = Config(
     ),
     segmenter=SegmenterConfig(
         architecture="fpn",
-        encoder="tu-tf_efficientnet_lite0",
+        encoder="tf_efficientnet_lite0",
         sizes=(256,),
         augmentation="light",
+        negatives=0,
+        positive_rate=(0.8, 0.4),
         epochs=8,
         frozen_epochs=1,
         frozen_lr=2e-3,
@@ -210,3 +212,4 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
+MORE_VERBS = ("ablate",)  # beside those that every solution has

@@ -14,7 +14,7 @@ from common.data.store import Store, prepare_store
 from common.errors import InputError
 from common.paths import KAGGLE_INPUT, atomic_path, check_id, competition_folder, find_images
 from common.post.rle import area, paint, parse, to_string, union
-from common.submit.table import read_table
+from common.submit.table import read_table, write_submission
 from solutions.siim_pneumothorax.config import SIZE, SLUG
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,8 @@ def read_patients(path, image_ids):
 def prepare_competition(context):
     """Read, check and decode the competition into the run folder and the store; returns Prepared.
 
-    Writes images.parquet and folds.csv. Everything that is wrong with the tables is found before an image is decoded.
+    Writes images.parquet, folds.csv and sample_submission.csv (the ids that a submission must have). Everything that
+    is wrong with the tables is found before an image is decoded.
     """
     options, config, run = context.options, context.config, context.run
     folder, labels_path, sample_path = _find_tables(options.data)
@@ -136,9 +137,12 @@ def prepare_competition(context):
     table.loc[train, "fold"] = _folds(table[train], patients, config, options, run)
     with atomic_path(run.path("images.parquet")) as path:
         table.to_parquet(path, index=False)
+    sample = pd.DataFrame({"ImageId": test_ids, "EncodedPixels": "-1"})
+    write_submission(run.path("sample_submission.csv"), sample)
     inputs = [p for p in (labels_path, sample_path, id_map) if p is not None]
     run.describe(context.solution, context.preset, config, config.seed, inputs)
-    run.record("prepare", digest(str(store.folder)), store=str(store.folder), images=len(table))
+    about = {"data": str(folder.resolve()), "synthetic": (folder / "sample.json").is_file()}
+    run.record("prepare", digest(str(store.folder)), store=str(store.folder.resolve()), images=len(table), **about)
     positive = int(table["present"].sum())
     log.info(
         f"prepared {train.sum()} train images ({positive} with pneumothorax), {(~train).sum()} test images "

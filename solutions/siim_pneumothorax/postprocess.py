@@ -1,0 +1,28 @@
+"""Probabilities to the rows of the submission."""
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from common.post.rle import encode
+from common.tuning import grid
+
+
+def rules(decision):
+    """Every rule that a DecisionConfig allows, as a list of common.tuning.Rule."""
+    if decision.rule == "gate":
+        return grid(gate=decision.gate, pixel=decision.pixel, min_area=decision.min_area)
+    return grid(gate=decision.gate, top=decision.top, min_pixels=decision.top_pixels, pixel=decision.bottom)
+
+
+def submission_rows(image_ids, probs, presence, rule, connectivity=8):
+    """The submission as a table ImageId, EncodedPixels; empty masks are `-1`.
+
+    probs: uint8 (n, h, w), read one by one; presence: (n,) probabilities, or None where the rule has no gate. The
+    probabilities are resized to 1024 × 1024 before they are cut.
+    """
+    rows = []
+    for position, image_id in enumerate(tqdm(image_ids, desc="masks", leave=False)):
+        gate = None if presence is None else presence[position]
+        rows.append((image_id, encode(rule.apply(np.asarray(probs[position]), gate, connectivity=connectivity))))
+    return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=str)

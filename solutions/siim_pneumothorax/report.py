@@ -1,0 +1,226 @@
+"""The page of a run: what was found so far, and how good it is."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from common.metrics.classification import confusion_counts
+from common.paths import read_json
+from common.post.rle import paint, parse
+from common.report import page, plots
+from common.report.gallery import gallery
+from common.tuning import Rule
+from solutions.siim_pneumothorax.config import SIZE
+
+
+def write_report(context, data):
+    """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
+    run = context.run
+    sections = [_headline(context, data), _data(data), *_training(context)]
+    if run.path("oof_dice.parquet").is_file():
+        oof = pd.read_parquet(run.path("oof_dice.parquet"))
+        rule = Rule(**read_json(run.path("tuned.json"))["rule"])
+        sections += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(run, data, oof, rule)]
+    if run.path("ablation.csv").is_file():
+        sections.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
+    if run.path("submission.csv").is_file():
+        sections.append(_submission(run, data))
+    sections.append(_about(run))
+    title = f"SIIM pneumothorax, preset {context.preset}"
+    page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [s for s in sections if s is not None])
+
+
+def _headline(context, data):
+    path = context.run.path("score.json")
+    notes = []
+    if context.run.manifest["steps"]["prepare"]["synthetic"]:
+        notes.append(
+            page.note("Synthetic radiographs: the scores show that the pipeline works, nothing else.", "warning")
+        )
+    if (data.table["patient_id"] == "").all():
+        notes.append(
+            page.note("No map from image to patient: a patient may lie in two folds, scores may flatter.", "warning")
+        )
+    if not path.is_file():
+        return page.join(*notes, page.note("No score yet: the run has not come to that."))
+    score = read_json(path)
+    dice = score["dice"]
+    cards = [
+        ("Dice, out of fold", dice["estimate"], f"95 % interval {dice['low']:.4f}–{dice['high']:.4f}"),
+        ("Dice of empty masks", score["dice_all_empty"], "what predicting nothing scores"),
+    ]
+    if score["dice_positive"]:
+        positive = score["dice_positive"]
+        hint = f"{positive['low']:.4f}–{positive['high']:.4f}, {score['positive']} images"
+        cards.append(("Dice where there is one", positive["estimate"], hint))
+    if "presence" in score:
+        cards.append(
+            ("AUROC of presence", score["presence"]["auroc"], f"MCC {page.as_text(score['presence']['mcc'])} at 0.5")
+        )
+    flattery = score["dice_not_nested"] - dice["estimate"]
+    notes.append(
+        page.note(
+            f"Each part of the {score['images']} out-of-fold images is scored by a rule chosen on the others "
+            f"({score['nested_by']}). Chosen and scored on the same images, the figure would be "
+            f"{score['dice_not_nested']:.4f}, {flattery:+.4f}."
+        )
+    )
+    return page.join(page.cards(cards), *notes)
+
+
+def _data(data):
+    table = data.table
+    train = table[table["split"] == "train"]
+    folds = train.groupby("fold").agg(
+        images=("row", "size"), positive=("present", "sum"), patients=("patient_id", "nunique"),
+        median_area=("area", lambda a: float(np.median(a[a > 0])) if (a > 0).any() else np.nan),
+    ).reset_index()  # fmt: skip
+    areas = {"masks": 100 * train.loc[train["area"] > 0, "area"].to_numpy() / SIZE**2}
+    return page.section(
+        "Data",
+        f"{len(train):,} labelled images, {int(train['present'].sum()):,} with pneumothorax; "
+        f"{int((table['split'] == 'test').sum()):,} to predict.",
+        page.table(folds, "Folds, stratified by presence and mask-size quartile"),
+        page.figure(plots.histogram(areas, "mask area, % of the image"), "How much of the image the masks cover"),
+    )
+
+
+def _training(context):
+    figures, rows = [], []
+    for folder in sorted(context.run.folder.glob("fold*/*")):
+        if not (folder / "history.csv").is_file():
+            continue
+        history = pd.read_csv(folder / "history.csv")
+        name = f"{folder.parent.name}, {folder.name}"
+        chosen = None
+        if (folder / "variants.json").is_file():
+            summary = read_json(folder / "variants.json")
+            epochs = summary["variants"][summary["chosen"]]["epochs"]
+            chosen = (min(epochs), max(epochs)) if epochs else None
+            metric = summary["metric"].lstrip("-")
+            for variant, figures_of in summary["variants"].items():
+                shown = ", ".join(str(e + 1) for e in figures_of["epochs"]) or "every step"
+                kept = "kept" if variant == summary["chosen"] else ""
+                rows.append((name, variant, shown, metric, figures_of[metric], kept))
+        figures.append(page.figure(plots.learning_curves(history, chosen), f"{name}; shaded: the epochs kept"))
+    if not figures:
+        return []
+    table = pd.DataFrame(rows, columns=["training", "weights", "epochs", "metric", "validation", ""])
+    return [
+        page.section("Training", page.grid(*figures), page.table(table, "Averages of weights compared on validation"))
+    ]
+
+
+def _decision(run, oof, rule):
+    tuned = read_json(run.path("tuned.json"))
+    parts = [{"chosen for": f"part {part}", **values} for part, values in tuned["fold_rules"].items()]
+    table = pd.DataFrame([*parts, {"chosen for": "the submission", **tuned["rule"]}])
+    constant = [c for c in table.columns if table[c].nunique() == 1 and table[c].iloc[0] in (0, False)]
+    fragments = [page.table(table.drop(columns=constant), "Decision rules, chosen on out-of-fold predictions")]
+    if run.path("surface.csv").is_file():
+        surface = pd.read_csv(run.path("surface.csv"))
+        x, y, chosen = ("pixel", "min_area", (rule.pixel, rule.min_area))
+        if rule.min_pixels:
+            x, y, chosen = "top", "min_pixels", (rule.top, rule.min_pixels)
+        if surface[x].nunique() > 1 or surface[y].nunique() > 1:
+            caption = "Mean dice over all out-of-fold images, best over the other settings"
+            fragments.append(page.figure(plots.threshold_surface(surface, x, y, "dice", chosen), caption))
+        if surface["gate"].nunique() > 1:
+            best = surface.groupby("gate")["dice"].max()
+            drawn = plots.line_with_peak(best.index.to_numpy(), best.to_numpy(), "gate", "dice", rule.gate)
+            fragments.append(page.figure(drawn, "Dice against the presence probability asked for"))
+    positive = oof["present"] > 0
+    groups = {"with": oof.loc[positive, "dice"], "without": oof.loc[~positive, "dice"]}
+    fragments.append(page.figure(plots.histogram(groups, "dice of an image", 20), "Dice by presence of a pneumothorax"))
+    return page.section("Decision", *fragments)
+
+
+def _presence(context, data, oof, rule):
+    if context.config.presence == "none" or oof["present"].nunique() < 2:
+        return None
+    present, probs = oof["present"].to_numpy(), oof["presence"].to_numpy(float)
+    cut = rule.gate or 0.5
+    tp, fp, fn, tn = (int(c) for c in confusion_counts(present, probs, cut))
+    matrix = plots.confusion_matrix(np.array([[tn, fp], [fn, tp]]), ["none", "pneumothorax"])
+    groups = {"none": probs[present == 0], "pneumothorax": probs[present == 1]}
+    return page.section(
+        "Presence",
+        page.grid(
+            page.figure(matrix, f"Out of fold, at the probability {cut:g}"),
+            page.figure(plots.roc_curve(present, probs), "ROC curve, out of fold"),
+            page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by truth"),
+        ),
+    )
+
+
+def _gallery(run, data, oof, rule, count=4):
+    probs = np.load(run.path("oof_probs.npy"), mmap_mode="r")
+    positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
+    healthy = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
+    middle = max(0, len(positive) // 2 - count // 2)
+    groups = {
+        "Best": positive.iloc[::-1][:count],
+        "Median": positive.iloc[middle : middle + count],
+        "Worst": positive[:count],
+        "Found where there is none": healthy[:count],
+    }
+    fragments = ["Green: the radiologists' outline. Orange: ours, by the rule of the submission."]
+    for title, rows in groups.items():
+        items = [_item(data, probs, position, row, rule) for position, row in rows.iterrows()]
+        if items:
+            fragments.append(gallery(items, title))
+    return page.section("Pictures", *fragments)
+
+
+def _item(data, probs, position, row, rule):
+    image = np.asarray(data.store.images[row["row"]])
+    side = image.shape[0]
+    predicted = rule.apply(np.asarray(probs[position]), row["presence"])
+    masks = [cv2.resize(m, (side, side), interpolation=cv2.INTER_AREA) for m in (data.mask(row["row"]), predicted)]
+    return image, *masks, f"{row['image_id'][-24:]}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
+
+
+def _ablation(table):
+    return page.section(
+        "Ablation",
+        "The paper's comparisons on the out-of-fold images of this run, one change at a time.",
+        page.table(table, "Mean dice with 95 % patient-level intervals", {"dice": ".4f", "low": ".4f", "high": ".4f"}),
+        page.figure(
+            plots.score_with_interval(
+                list(table[["setting", "dice", "low", "high"]].itertuples(index=False, name=None)), "dice"
+            ),
+            "The same as a picture",
+        ),
+    )
+
+
+def _submission(run, data):
+    rows = pd.read_csv(run.path("submission.csv"), dtype=str, keep_default_na=False)
+    found = rows[rows["EncodedPixels"] != "-1"]
+    by_id = data.table.set_index("image_id")["row"]
+    items = []
+    for image_id, rle in found.head(8).itertuples(index=False):
+        image = np.asarray(data.store.images[by_id[image_id]])
+
+        mask = cv2.resize(paint(parse(rle), (SIZE, SIZE), order="C"), image.shape[::-1], interpolation=cv2.INTER_AREA)
+        items.append((image, None, mask, image_id[-24:]))
+    text = f"{len(rows):,} rows, {len(found):,} of them with a mask ({len(found) / max(len(rows), 1):.1%}). Validated."
+    hidden = run.manifest["steps"].get("submit", {}).get("hidden")
+    if hidden:
+        text += f" Dice on the sample's hidden labels {hidden['value']:.4f}; empty masks {hidden['nothing']:.4f}."
+    fragments = [text]
+    return page.section("Submission", *fragments, gallery(items, "First test images with a mask") if items else "")
+
+
+def _about(run):
+    manifest = run.manifest
+    steps = manifest.pop("steps", {})
+    config = json.loads(run.path("config.json").read_text())
+    return page.section(
+        "This run",
+        page.details("Versions, inputs and seed", page.key_values(manifest)),
+        page.details("Configuration", page.key_values(config)),
+        page.details("Steps", page.key_values(steps)),
+    )
