@@ -9,7 +9,7 @@ from tqdm import tqdm
 from common.errors import InputError
 
 
-def find_learning_rate(model, step, batches, device, *, low=1e-7, high=1.0, steps=100, weight_decay=0.0):
+def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, weight_decay=0.0):
     """Train over `steps` batches with rates rising from `low` to `high`; the model is left as it was.
 
     `step(model, batch) -> loss` as for `fit`; `batches` is any iterable, begun anew when it ends. Returns

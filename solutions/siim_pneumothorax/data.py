@@ -12,7 +12,7 @@ from common.data.folds import load_folds, make_folds, quartile_strata, save_fold
 from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError
-from common.paths import KAGGLE_INPUT, atomic_path, check_id, competition_folder, find_images
+from common.paths import IMAGES, KAGGLE_INPUT, atomic_path, check_id, competition_folder, find_images, read_parquet
 from common.post.rle import area, paint, parse, to_string, union
 from common.submit.table import read_table, write_submission
 from solutions.siim_pneumothorax.config import SIZE, SLUG
@@ -20,6 +20,7 @@ from solutions.siim_pneumothorax.config import SIZE, SLUG
 log = logging.getLogger(__name__)
 
 # names of the label table and sample submission in the competition's two stages
+MADE_WITH = ("n_folds", "seed", "store_size")  # settings that decide what `prepare` makes
 STAGES = (("train-rle.csv", "sample_submission.csv"), ("stage_2_train.csv", "stage_2_sample_submission.csv"))
 
 
@@ -123,26 +124,34 @@ def prepare_competition(context):
     if patients is None:
         log.info("folds: no map from image to patient (--id-map): a patient may lie in two folds, scores may flatter")
     ids = train_ids + test_ids
+    table = _labelled(labels, patients, train_ids, test_ids)
+    train = table["split"] == "train"
+    table.loc[train, "fold"] = _folds(table[train], patients, config, options)
+    key = _key(table, config)
+    _keep_trainings(run, key)
+
     store = prepare_store(
         {image_id: files[image_id] for image_id in ids},
         _store_folder(options, run, folder, ids, config.store_size),
         config.store_size,
-        workers=options.workers,
+        workers=options.workers and max(options.workers, 1),
         on_bad_image=options.on_bad_image,
         placeholder_ids=frozenset(test_ids),
     )
-    table = _image_table(store, labels, patients, train_ids, test_ids)
-    table["fold"] = -1
-    train = table["split"] == "train"
-    table.loc[train, "fold"] = _folds(table[train], patients, config, options, run)
+    table = _with_sizes(table, store)
+    save_folds(run.path("folds.csv"), train_ids, table.loc[train, "fold"].to_numpy(), patients,
+               f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
     with atomic_path(run.path("images.parquet")) as path:
         table.to_parquet(path, index=False)
     sample = pd.DataFrame({"ImageId": test_ids, "EncodedPixels": "-1"})
     write_submission(run.path("sample_submission.csv"), sample)
     inputs = [p for p in (labels_path, sample_path, id_map) if p is not None]
-    run.describe(context.solution, context.preset, config, config.seed, inputs)
-    about = {"data": str(folder.resolve()), "synthetic": (folder / "sample.json").is_file()}
-    run.record("prepare", digest(str(store.folder)), store=str(store.folder.resolve()), images=len(table), **about)
+    run.describe(config.seed, inputs)
+    if not trainings(run):
+        run.write_config(context.solution, context.preset, config)
+    run.record("prepare", key, store=str(store.folder.resolve()), images=len(table), data=str(folder.resolve()),
+               test=options.test and str(options.test.resolve()), synthetic=(folder / "sample.json").is_file(),
+               **{name: getattr(config, name) for name in MADE_WITH})  # fmt: skip
     positive = int(table["present"].sum())
     log.info(
         f"prepared {train.sum()} train images ({positive} with pneumothorax), {(~train).sum()} test images "
@@ -152,15 +161,43 @@ def prepare_competition(context):
 
 
 def open_prepared(context):
-    """Read what `prepare` left; raises InputError when it has not been run."""
-    path = context.run.path("images.parquet")
-    record = context.run.manifest.get("steps", {}).get("prepare")
+    """Read what `prepare` left; raises InputError when it has not been run, or with other options than now."""
+    run, options = context.run, context.options
+    path, record = run.path("images.parquet"), run.step("prepare")
     if not path.is_file() or record is None:
-        raise InputError(f"{context.run.folder}: not prepared; run the verb `prepare` first (or `run` for all)")
-    table = pd.read_parquet(path)
+        raise InputError(f"{run.folder}: not prepared; run the verb `prepare` first (or `run` for all)")
+    for name in MADE_WITH:
+        if record[name] != getattr(context.config, name):
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{run.folder}: prepared with {option} {record[name]}; run `prepare` with the new value")
+    for name in ("data", "test"):
+        path_now = getattr(options, name)
+        if path_now is not None and not Path(record[name] or "").is_relative_to(path_now.resolve()):
+            raise InputError(f"{run.folder}: prepared with another --{name}; run `prepare` with {path_now} (or `run`)")
+    table = read_parquet(path)
+    return Prepared(table, Store.open(record["store"]), _key(table, context.config))
+
+
+def trainings(run):
+    """Folders of the run in which a training was begun or finished."""
+    return sorted(
+        {path.parent for name in ("last.ckpt", "final.safetensors") for path in run.folder.glob(f"*/*/{name}")}
+    )
+
+
+def _keep_trainings(run, key):
+    """Refuse to prepare other images, masks or folds under networks that were trained on the present ones."""
+    begun = trainings(run)
+    if begun and run.step("prepare") and not run.is_done("prepare", key):
+        raise InputError(
+            f"{begun[0]}: was trained on other images, masks, folds or another store_size; give the run another --out, "
+            "or delete the trainings in it"
+        )
+
+
+def _key(table, config):
     train = table[table["split"] == "train"]
-    key = digest(train["image_id"].tolist(), train["rle"].tolist(), train["fold"].tolist(), context.config.store_size)
-    return Prepared(table, Store.open(record["store"]), key)
+    return digest(train["image_id"].tolist(), train["rle"].tolist(), train["fold"].tolist(), config.store_size)
 
 
 def _find_tables(data):
@@ -196,7 +233,7 @@ def _named_images(path):
             raise InputError(f"{path}: no images in it (--test)")
         return [check_id(name, str(files[name])) for name in sorted(files)], files
     table = read_table(path)
-    ids = [Path(name).stem if Path(name).suffix.lower() in (".dcm", ".png", ".jpg", ".jpeg") else name
+    ids = [Path(name).stem if Path(name).suffix.lower() in IMAGES else name
            for name in table[table.columns[0]]]  # fmt: skip
     for number, name in enumerate(ids, start=2):
         check_id(name, f"{path}, row {number}")
@@ -232,32 +269,41 @@ def _store_folder(options, run, folder, ids, size):
     return root / f"siim_pneumothorax-{size}px-{digest(str(folder.resolve()), sorted(ids))[:8]}"
 
 
-def _image_table(store, labels, patients, train_ids, test_ids):
-    table = store.table[["image_id", "row", "width", "height", "ok"]].copy()
-    odd = table[table["width"] != table["height"]]
-    if len(odd):
-        first = odd.iloc[0]
-        raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
-    table["patient_id"] = [*(patients if patients is not None else [""] * len(train_ids)), *[""] * len(test_ids)]
+def _labelled(labels, patients, train_ids, test_ids):
+    """The image table without what only the store knows; every fold is -1."""
+    masks = [labels[image_id] for image_id in train_ids]
+    unknown = [""] * len(test_ids)
+    table = pd.DataFrame({"image_id": train_ids + test_ids, "row": range(len(train_ids) + len(test_ids))})
+    table["patient_id"] = [*(patients if patients is not None else [""] * len(train_ids)), *unknown]
     table["split"] = ["train"] * len(train_ids) + ["test"] * len(test_ids)
-    areas = [area(labels[i]) for i in train_ids] + [0] * len(test_ids)
-    table["present"] = (np.array(areas) > 0).astype(int)
-    table["area"] = areas
-    table["rle"] = [to_string(labels[i]) for i in train_ids] + [""] * len(test_ids)
+    table["area"] = [*map(area, masks), *[0] * len(test_ids)]
+    table["present"] = (table["area"] > 0).astype(int)
+    table["rle"] = [*map(to_string, masks), *unknown]
+    table["fold"] = -1
     return table
 
 
-def _folds(train, patients, config, options, run):
+def _with_sizes(table, store):
+    odd = store.table[store.table["width"] != store.table["height"]]
+    if len(odd):
+        first = odd.iloc[0]
+        raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
+    return table.assign(**{name: store.table[name].to_numpy() for name in ("width", "height", "ok")})
+
+
+def _folds(train, patients, config, options):
     """Folds stratified by presence and mask-size quartile, grouped by patient where that is known."""
     ids = train["image_id"].tolist()
     if options.fold_table:
         folds = load_folds(options.fold_table, ids)
-        if folds.max() >= config.n_folds:
-            raise InputError(f"{options.fold_table}: fold {folds.max()}, but the run has n_folds {config.n_folds}")
+        if set(folds) != set(range(config.n_folds)):
+            found = ", ".join(map(str, sorted(set(folds))))
+            raise InputError(
+                f"{options.fold_table}: has the folds {found}; n_folds {config.n_folds} asks for all from 0"
+            )
     else:
         strata = quartile_strata(train["present"].to_numpy() > 0, train["area"].to_numpy())
         folds = make_folds(strata, config.n_folds, patients, config.seed)
-    save_folds(run.path("folds.csv"), ids, folds, patients, f"n_folds {config.n_folds}, seed {config.seed}")
     leaking = shared_groups(folds, patients) if patients is not None else 0
     if leaking:
         log.info(f"folds: {leaking} images have a patient in another fold ({options.fold_table}); scores may flatter")

@@ -12,25 +12,20 @@ import torch
 from tqdm import tqdm
 
 from common.config import digest, file_hash, to_dict
-from common.data.augment import enrichment_plan, paper_siim_enrichment
-from common.data.loaders import EpochSampler, eval_loader, make_loader, sliding_rate
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs, write_masks
-from common.metrics import classification, segmentation
+from common.metrics import segmentation
 from common.metrics.statistics import bootstrap
-from common.nn.losses import bce
 from common.paths import atomic_path, read_json, write_json
 from common.post.rle import area, overlap, parse
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
-from common.train import distributed
 from common.train.loop import fit
 from common.tuning import Rule, rule_areas, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import open_prepared, prepare_competition, read_labels
 from solutions.siim_pneumothorax.models import (
-    augmentation,
     build_classifier,
     build_segmenter,
     freeze_body,
@@ -42,6 +37,17 @@ from solutions.siim_pneumothorax.models import (
 )
 from solutions.siim_pneumothorax.postprocess import rules, submission_rows
 from solutions.siim_pneumothorax.report import write_report
+from solutions.siim_pneumothorax.training import (
+    classifier_loader,
+    classifier_step,
+    gate_figures,
+    held_out_loader,
+    mask_figures,
+    predict_shared,
+    presence_of,
+    segmenter_loader,
+    segmenter_step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,26 +71,14 @@ def train(context):
 
 def train_classifier(context, data, fold, config, stage):
     """The gate of one fold, in the folder `fold<k>/<stage>`; returns what `fit` does."""
-    rows, held_out = _split(context, data, fold)
-    present = data.table.set_index("row")["present"]
-    transform, kinds = augmentation(config.augmentation, config.size), None
-    if config.enrichment:
-        transform = paper_siim_enrichment()
-        indices, kinds = enrichment_plan(present[rows].to_numpy(), len(transform), context.config.seed)
-        rows = rows[indices]
-    dataset = data.dataset(rows, config.size, transform, "present", kinds)
-
-    def step(model, batch):
-        images, target = _to(batch, context.device)
-        return bce(model(images), target)
-
-    def validate(model):
-        return gate_figures(present[held_out].to_numpy(), predict_shared(model, loader, len(held_out), context.device))
-
-    loader = _eval_loader(context, data.dataset(held_out, config.size, targets=None), config.batch_size)
+    present, held_out = presence_of(data), data.rows(folds=[fold])
+    shown = held_out_loader(context, data.dataset(held_out, config.size, targets=None), config.batch_size)
     folder = context.run.path(f"fold{fold}", stage)
     return fit(
-        _fresh(folder, partial(build_classifier, config)), step, _train_loader(context, dataset, config), validate,
+        _fresh(context, folder, fold, partial(build_classifier, config)),
+        partial(classifier_step, device=context.device),
+        classifier_loader(context, data, fold, config),
+        lambda model: gate_figures(present[held_out], predict_shared(model, shown, len(held_out), context.device)),
         config, folder, device=context.device, seed=context.config.seed + fold, freeze=freeze_body,
         budget=context.budget, about=[data.key, fold],
     )  # fmt: skip
@@ -92,92 +86,23 @@ def train_classifier(context, data, fold, config, stage):
 
 def train_segmenter(context, data, fold):
     """The segmenter of one fold; each size starts from the weights of the one before."""
-    rows, held_out = _split(context, data, fold)
-    whole, fitted = context.config.segmenter, None
-    rows = _with_some_negatives(data, rows, whole.negatives, context.config.seed + fold)
-    loss_of = mask_loss(whole)
+    whole, held_out, fitted = context.config.segmenter, data.rows(folds=[fold]), None
     for position, size in enumerate(whole.sizes):
         config = whole if position == 0 else _finer(whole)
-        dataset = data.dataset(rows, size, augmentation(config.augmentation, size), "mask")
-
-        def step(model, batch):
-            images, masks = _to(batch, context.device)
-            logits = model(images)
-            if not whole.presence_head:
-                return loss_of(logits, masks)
-            present = masks.flatten(1).amax(1, keepdim=True).float()
-            return loss_of(logits[0], masks) + bce(logits[1], present)
-
-        loader = _eval_loader(context, data.dataset(held_out, size, targets="mask"), config.batch_size)
-        validate = partial(mask_figures, loader=loader, n=len(held_out), device=context.device, size=size)
+        shown = held_out_loader(context, data.dataset(held_out, size, targets="mask"), config.batch_size)
         folder = context.run.path(f"fold{fold}", f"segmenter-{size}")
-        model = _fresh(folder, partial(build_segmenter, config))
+        model = _fresh(context, folder, fold, partial(build_segmenter, config))
         if fitted is not None and not (folder / "final.safetensors").is_file():
             model = load_segmenter(config, fitted.folder / "final.safetensors")
         fitted = fit(
-            model, step, _train_loader(context, dataset, config, data), validate, config, folder,
-            device=context.device, seed=context.config.seed + fold, freeze=freeze_half, budget=context.budget,
-            about=[data.key, fold, size],
+            model,
+            partial(segmenter_step, loss=mask_loss(whole), device=context.device),
+            segmenter_loader(context, data, fold, config, size),
+            partial(mask_figures, loader=shown, n=len(held_out), device=context.device, size=size),
+            config, folder, device=context.device, seed=context.config.seed + fold, freeze=freeze_half,
+            budget=context.budget, about=[data.key, fold, size],
         )  # fmt: skip
     return fitted
-
-
-def gate_figures(present, probs):
-    """Figures of a gate at the probability 0.5: mcc, precision, recall, accuracy, and auroc."""
-    counts = classification.confusion_counts(present, probs, 0.5)
-    return {
-        "mcc": classification.mcc(counts),
-        "auroc": classification.auroc(present, probs, undefined=np.nan),
-        "precision": classification.precision(counts),
-        "recall": classification.recall(counts),
-        "accuracy": classification.accuracy(counts),
-    }
-
-
-def mask_figures(model, loader, n, device, size):
-    """Figures of a segmenter at the probability 0.5 and the network's size, means over images, both empty being 1.
-
-    iou, f1 and f2 of the plain masks; dice where masks under 1,000 pixels (of 1024 × 1024) count as empty, which is
-    nearer to what a tuned rule will make of them.
-    """
-    counts = []
-    for images, masks in loader:
-        images, masks = _to((images, masks), device)
-        logits = model(images)
-        predicted = (logits[0] if isinstance(logits, tuple) else logits) > 0
-        masks = masks.bool()
-        sums = [(predicted & masks), predicted, masks]
-        counts.append(torch.stack([part.sum((1, 2, 3)) for part in sums], 1).cpu().numpy())
-    both, predicted, true = distributed.gather_rows(np.concatenate(counts), n).T
-    cells = segmentation.counts_from_areas(both, predicted, true, size * size)
-    kept = predicted >= 1000 * (size / SIZE) ** 2
-    return {
-        "iou": segmentation.iou(cells, reduce="image"),
-        "f1": segmentation.f_beta(cells, 1, reduce="image"),
-        "f2": segmentation.f_beta(cells, 2, reduce="image"),
-        "dice": segmentation.dice_from_areas(both * kept, predicted * kept, true).mean(),
-    }
-
-
-def predict_shared(model, loader, n, device):
-    """Probabilities (n,) of a gate; each process computes its share of the images, all get the whole."""
-    probs = [tta.sigmoid(model(images.to(device)))[:, 0].cpu().numpy() for images, _ in loader]
-    return distributed.gather_rows(np.concatenate(probs), n)
-
-
-def _split(context, data, fold):
-    others = [k for k in range(context.config.n_folds) if k != fold]
-    return data.rows(folds=others), data.rows(folds=[fold])
-
-
-def _with_some_negatives(data, rows, per_positive, seed):
-    """All positive rows and `per_positive` random negatives for each; all rows where that is 0."""
-    present = data.table.set_index("row")["present"][rows].to_numpy() > 0
-    wanted = round(per_positive * present.sum())
-    if not per_positive or wanted >= (~present).sum():
-        return rows
-    chosen = np.random.default_rng(seed).choice(rows[~present], wanted, replace=False)
-    return np.sort(np.concatenate([rows[present], chosen]))
 
 
 def _finer(config):
@@ -187,29 +112,14 @@ def _finer(config):
     )  # fmt: skip
 
 
-def _fresh(folder, build):
-    """A network with its pretrained weights; without them where a training is there already and will replace them."""
+def _fresh(context, folder, fold, build):
+    """A network with its pretrained weights, its new layers drawn from the run's seed.
+
+    Where a training is there already, and will replace them, the pretrained weights are not asked for.
+    """
+    torch.manual_seed(context.config.seed + fold)
     begun = (folder / "final.safetensors").is_file() or (folder / "last.ckpt").is_file()
     return build("none") if begun else build()
-
-
-def _train_loader(context, dataset, config, data=None):
-    rate = getattr(config, "positive_rate", ())
-    positives = data.table.set_index("row")["present"][dataset.rows].to_numpy() if rate else None
-    sampler = EpochSampler(
-        len(dataset), config.batch_size, context.config.seed, positives=positives,
-        positive_rate=sliding_rate(*rate) if rate else None, rank=distributed.rank(), world=distributed.world(),
-    )  # fmt: skip
-    return make_loader(dataset, sampler, context.workers, context.config.seed, context.device.type == "cuda")
-
-
-def _eval_loader(context, dataset, batch_size):
-    share = distributed.share_rows(len(dataset))
-    return eval_loader(dataset, 2 * batch_size, context.workers, share, context.device.type == "cuda")
-
-
-def _to(batch, device):
-    return [part.to(device, non_blocking=True) for part in batch]
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------
@@ -419,7 +329,23 @@ def report(context):
     write_report(context, open_prepared(context))
 
 
+def ablate(context):
+    """Repeat the paper's comparisons on this run's out-of-fold images; writes ablation.csv and the report."""
+    from solutions.siim_pneumothorax.experiments import run_ablation  # it imports this module
+
+    run_ablation(context)
+    report(context)
+
+
+def find_lr(context):
+    """Learning-rate range tests of both networks; writes lr_<network>.csv and the report."""
+    from solutions.siim_pneumothorax.experiments import find_learning_rates
+
+    find_learning_rates(context)
+    report(context)
+
+
 VERBS = {
     "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
-    "report": report,
+    "report": report, "ablate": ablate, "find_lr": find_lr,
 }  # fmt: skip

@@ -23,6 +23,7 @@ def write_report(context, data):
         oof = pd.read_parquet(run.path("oof_dice.parquet"))
         rule = Rule(**read_json(run.path("tuned.json"))["rule"])
         sections += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(run, data, oof, rule)]
+    sections.append(_learning_rates(run))
     if run.path("ablation.csv").is_file():
         sections.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
     if run.path("submission.csv").is_file():
@@ -183,17 +184,28 @@ def _item(data, probs, position, row, rule):
 
 
 def _ablation(table):
+    rows = [(row.setting, row.dice, row.low, row.high) for row in table.itertuples()]
+    four = dict.fromkeys(("dice", "low", "high", "change", "mcc", "paper"), ".4f") | {"p": ".3f"}
     return page.section(
         "Ablation",
         "The paper's comparisons on the out-of-fold images of this run, one change at a time.",
-        page.table(table, "Mean dice with 95 % patient-level intervals", {"dice": ".4f", "low": ".4f", "high": ".4f"}),
-        page.figure(
-            plots.score_with_interval(
-                list(table[["setting", "dice", "low", "high"]].itertuples(index=False, name=None)), "dice"
-            ),
-            "The same as a picture",
+        page.table(
+            table,
+            "Mean dice with 95 % patient-level intervals; change: to the paper's choice, paired, with its p-value; "
+            "mcc: of the gate at 0.5; paper: its private score",
+            four,
         ),
+        page.figure(plots.score_with_interval(rows, "dice"), "Dice with its interval"),
     )
+
+
+def _learning_rates(run):
+    figures = []
+    for path in sorted(run.folder.glob("lr_*.csv")):
+        table, name = pd.read_csv(path), path.stem.removeprefix("lr_")
+        drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].iloc[0])
+        figures.append(page.figure(drawn, f"{name}: the loss while the rate rises"))
+    return page.section("Learning rates", page.grid(*figures)) if figures else None
 
 
 def _submission(run, data):

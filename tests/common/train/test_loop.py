@@ -64,8 +64,9 @@ def train(folder, config, *, wrap_step=step, budget=None, save_minutes=10.0, fre
 
 
 def small(**changes):
-    return FitConfig(**{"epochs": 4, "lr": 0.02, "metric": "accuracy", "precision": "fp32",
-                        "averaging": ("last", "best", "window", "classic", "ema", "best_k"), "window": 2, **changes})  # fmt: skip
+    variants = ("last", "best", "window", "classic", "ema", "best_k")
+    options = {"epochs": 4, "lr": 0.02, "metric": "accuracy", "precision": "fp32", "averaging": variants, "window": 2}
+    return FitConfig(**{**options, **changes})
 
 
 def test_learns_and_leaves_the_promised_files(tmp_path):
@@ -151,7 +152,7 @@ def test_another_configuration_is_refused_and_loses_nothing(tmp_path):
 
 
 def test_unknown_metric_is_named(tmp_path):
-    with pytest.raises(InputError, match="'dice'.*accuracy, loss"):
+    with pytest.raises(InputError, match=r"'dice'.*accuracy, loss"):
         train(tmp_path / "f", small(metric="dice"))
 
 
@@ -208,9 +209,9 @@ def test_two_processes_train_as_one(tmp_path):
     root = Path(__file__).resolve().parents[3]
     script = tmp_path / "two.py"
     script.write_text(TWO.format(root=str(root), file=__file__))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     said = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
+        [*launch, str(script), str(tmp_path)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-2000:]
     train(tmp_path / "one" / "f", small(epochs=3, accumulate=2, clip_norm=1.0), dropout=0.0)

@@ -41,7 +41,7 @@ def test_range_test_finds_a_rate_below_the_breaking_point_and_leaves_the_model_a
     y = x @ torch.randn(8, 1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     rates, losses, found = find_learning_rate(
-        model, lambda m, b: nn.functional.mse_loss(m(b[0]), b[1]), [(x, y)], torch.device("cpu"), high=10.0, steps=80
+        model, lambda m, b: nn.functional.mse_loss(m(b[0]), b[1]), [(x, y)], high=10.0, steps=80
     )
     assert len(rates) == len(losses) and np.all(np.diff(rates) > 0)
     assert 1e-3 < found < 3
