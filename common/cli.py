@@ -6,7 +6,10 @@ import errno
 import io
 import logging
 import os
+import re
+import signal
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +56,16 @@ class Options:
     workers: int | None = None
     """Processes that read and augment (default: one a core)."""
 
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"--workers must not be negative: {self.workers}")
+        if self.hours is not None and not self.hours > 0:
+            raise InputError(f"--hours must be above 0, not {self.hours:g}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise InputError(f"--device {self.device!r}: choose auto, cpu, cuda or cuda:<n>")
+        if self.device.startswith("cuda") and int(self.device[5:] or 0) >= torch.cuda.device_count():
+            raise InputError(f"--device {self.device}: torch sees {torch.cuda.device_count()} GPUs on this machine")
+
 
 @dataclass
 class Context:
@@ -95,8 +108,12 @@ def main(solution, config_module, load_verbs, argv):
         return _refuse("out of GPU memory: lower the batch size (and raise accumulate to make up for it)")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+            log.exception("a defect of the program")
             raise
         return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
+    except Exception:
+        log.exception("a defect of the program")
+        raise
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last saved state", file=sys.stderr)
         return 130
@@ -106,6 +123,7 @@ def main(solution, config_module, load_verbs, argv):
 
 def _refuse(reason):
     print(f"error: {reason}", file=sys.stderr)
+    log.error(reason)  # to log.txt alone
     return 2
 
 
@@ -126,12 +144,16 @@ def _main(solution, config_module, load_verbs, argv):
     options, config = parse(base, rest, f"python -m solutions {solution} {verb} {preset}")
     device = distributed.start(options.device)
     run = Run(options.out or Path("runs") / f"{solution}-{preset}")
-    start_log(run.path("log.txt") if distributed.is_main() else None)
+    plain = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         start_log(run.path("log.txt") if distributed.is_main() else None)
         context = Context(solution, preset, config, options, run, device, Budget(options.hours))
+        saving = {number: signal.getsignal(number) for number in plain}
         verbs = load_verbs()
         for name in VERBS if verb == "run" else (verb,):
+            # a training saves before it stops; other steps have nothing to save, and stop at once
+            trains = name == "train" or name in config_module.MORE_VERBS
+            _handle(saving if trains else plain)
             if name == "train" or distributed.is_main():
                 verbs[name](context)
             distributed.barrier()
@@ -140,7 +162,14 @@ def _main(solution, config_module, load_verbs, argv):
             if name == "train":
                 distributed.stop()
     finally:
+        _handle(plain)
         run.close()
+
+
+def _handle(handlers):
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _base_config(solution, config_module, preset, rest):
@@ -174,7 +203,7 @@ def parse(base, argv, program, strict=True):
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise InputError(_one_line(said.getvalue())) from None
+        raise InputError(_one_line(said.getvalue()).removeprefix("Error parsing Command: ")) from None
     got = got if strict else got[0]
 
     def part(cls):

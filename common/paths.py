@@ -6,9 +6,14 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from common.errors import InputError
 
 KAGGLE_INPUT = Path("/kaggle/input")
+IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+TEMPORARY = ".*.tmp*"  # glob of the names under which `atomic_path` writes
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -17,7 +22,8 @@ def atomic_path(path):
     """Yield a temporary path beside `path` that takes its name when the block ends well.
 
     A reader sees the old file or the new one, never half of it. On an error the temporary file is removed.
-    The temporary name keeps the suffix, because some writers choose the format by it.
+    The temporary name keeps the suffix, because some writers choose the format by it. An OSError that names no file,
+    such as that of a full disk, gets the name of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +33,10 @@ def atomic_path(path):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,6 +62,30 @@ def read_json(path):
         raise InputError(f"{path}: not a JSON file ({error})") from None
 
 
+def read_parquet(path):
+    """Read a table that an earlier step wrote. Raises InputError naming the file when it is missing or damaged."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # what pyarrow raises derives from one of them
+        raise InputError(f"{path}: damaged table ({_line(error)}); delete it and run again") from None
+
+
+def read_array(path):
+    """Map a .npy array that an earlier step wrote. Raises InputError naming the file when missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged array ({_line(error)}); delete it and run again") from None
+
+
+def _line(error):
+    return " ".join(str(error).split())[:200]
+
+
 def check_id(image_id, where):
     """Return `image_id` if it can be a file name, else raise InputError; `where` names the file and row.
 
@@ -62,7 +96,7 @@ def check_id(image_id, where):
     return image_id
 
 
-def find_images(folder, suffixes=(".dcm", ".dicom", ".png", ".jpg", ".jpeg")):
+def find_images(folder, suffixes=IMAGES):
     """Map the stem of each image under `folder` to its path, whatever the extension and depth.
 
     Two files with one stem raise InputError, since no rule can say which is meant; hidden files are passed over.

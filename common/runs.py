@@ -5,6 +5,7 @@ import fcntl
 import importlib.metadata
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from common.config import digest, file_hash, to_dict
 from common.errors import InputError
-from common.paths import read_json, write_json
+from common.paths import TEMPORARY, read_json, write_json
 from common.train import distributed
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Run:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder}: not a folder (--out)")
+        self._is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = None
         if distributed.is_main():
@@ -41,11 +43,16 @@ class Run:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise InputError(f"{folder}: another process is working in this run") from None
+            for left_over in self.folder.rglob(TEMPORARY):  # of a process that was killed while it wrote
+                left_over.unlink()
 
     def close(self):
-        """Let go of the folder's lock."""
-        if self._lock is not None:
-            self._lock.close()
+        """Let go of the folder's lock; a new folder in which nothing was made is removed."""
+        if self._lock is None:
+            return
+        if self._is_new and {path.name for path in self.folder.iterdir()} <= {".lock", "log.txt"}:
+            shutil.rmtree(self.folder)
+        self._lock.close()
 
     def path(self, *parts):
         """Path inside the run folder."""
@@ -55,16 +62,22 @@ class Run:
     def manifest(self):
         """What manifest.json says, {} before the first step."""
         path = self.path("manifest.json")
-        return read_json(path) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        if not isinstance(found, dict) or not isinstance(found.get("steps", {}), dict):
+            raise InputError(f"{path}: not the manifest of a run")
+        return found
 
-    def describe(self, solution, preset, config, seed, inputs):
-        """Write config.json, and in manifest.json the versions, git revision, seed and the hashes of `inputs`."""
+    def write_config(self, solution, preset, config):
+        """Write config.json, from which a command without a preset takes its settings."""
+        if distributed.is_main():
+            write_json(self.path("config.json"), {"solution": solution, "preset": preset, **to_dict(config)})
+
+    def describe(self, seed, inputs):
+        """Write the versions, git revision, command, seed and the hashes of `inputs` into manifest.json."""
         if not distributed.is_main():
             return
-        write_json(self.path("config.json"), {"solution": solution, "preset": preset, **to_dict(config)})
         manifest = self.manifest
         manifest.update(
-            solution=solution,
             command=" ".join(sys.argv[1:]),
             seed=seed,
             git=git_revision(),
@@ -75,9 +88,13 @@ class Run:
         manifest.setdefault("steps", {})
         write_json(self.path("manifest.json"), manifest)
 
+    def step(self, name):
+        """What `record` noted about a finished step, or None."""
+        return self.manifest.get("steps", {}).get(name)
+
     def is_done(self, step, key, outputs=()):
         """True when `step` was finished from the same `key` and all its `outputs` are still there."""
-        record = self.manifest.get("steps", {}).get(step)
+        record = self.step(step)
         return record is not None and record["key"] == digest(key) and all(self.path(o).exists() for o in outputs)
 
     def record(self, step, key, **about):
@@ -85,9 +102,16 @@ class Run:
         if not distributed.is_main():
             return
         manifest = self.manifest
+        manifest.setdefault("steps", {}).pop(step, None)  # the newest comes last
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        manifest.setdefault("steps", {})[step] = {"key": digest(key), "finished": stamp, **about}
+        manifest["steps"][step] = {"key": digest(key), "finished": stamp, **about}
         write_json(self.path("manifest.json"), manifest)
+
+    def forget(self, step):
+        """Take back that `step` is finished, before its outputs are written anew."""
+        manifest = self.manifest
+        if distributed.is_main() and manifest.get("steps", {}).pop(step, None):
+            write_json(self.path("manifest.json"), manifest)
 
 
 def package_versions():
@@ -112,10 +136,20 @@ def git_revision():
     return said.stdout.strip()
 
 
+class _File(logging.FileHandler):
+    """A log that lets the work go on, and end in its own error, where the disk is full."""
+
+    def handleError(self, record):
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 class _Console(logging.Handler):
-    """Prints above the progress bars instead of through them."""
+    """Prints above the progress bars instead of through them; errors are left to standard error."""
 
     def emit(self, record):
+        if record.levelno >= logging.ERROR:
+            return
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
@@ -126,13 +160,13 @@ def start_log(file=None):
     Only the first process of several speaks.
     """
     ours = [logging.getLogger(name) for name in ("common", "solutions")]
-    handlers = []
+    handlers = [logging.NullHandler()]
     if distributed.is_main():
         console = _Console()
         console.setFormatter(logging.Formatter("%(message)s"))
         handlers.append(console)
         if file is not None:
-            to_file = logging.FileHandler(file, encoding="utf-8")
+            to_file = _File(file, encoding="utf-8")
             to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             handlers.append(to_file)
     for logger in ours:

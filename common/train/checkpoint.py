@@ -1,11 +1,12 @@
 """Weights as safetensors, resume files without pickled code, both written whole or not at all."""
 
+import io
 import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from common.errors import InputError
 from common.paths import atomic_path
@@ -15,7 +16,8 @@ def save_weights(path, state, **about):
     """Write a state dict as safetensors with `about` (JSON values) in its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"about": json.dumps(about, sort_keys=True)})
+        # written by us, because on a full disk the libraries' own writers raise errors that do not say so
+        temporary.write_bytes(save(tensors, metadata={"about": json.dumps(about, sort_keys=True)}))
 
 
 def load_weights(path, model=None):
@@ -42,8 +44,10 @@ def load_weights(path, model=None):
 
 def save_resume(path, state):
     """Write a resume file: nested dicts and lists of tensors, numbers and strings."""
+    whole = io.BytesIO()
+    torch.save(state, whole)
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(whole.getbuffer())
 
 
 def load_resume(path):
@@ -53,4 +57,5 @@ def load_resume(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: not a resume file ({str(error).splitlines()[0]}); delete it to start anew") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a resume file ({reason}); delete it to start anew") from None

@@ -130,8 +130,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        if self.n_folds < 2 or not self.folds or not set(self.folds) <= set(range(self.n_folds)):
-            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, with n_folds at least 2")
+        distinct = set(self.folds)
+        if not distinct <= set(range(self.n_folds)) or not 0 < len(distinct) == len(self.folds) or self.n_folds < 2:
+            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, once, with n_folds at least 2")
         if self.presence == "head" and not self.segmenter.presence_head:
             raise InputError("presence 'head' needs segmenter.presence_head")
         if self.decision.rule == "gate" and self.presence == "none" and self.decision.gate != (0.0,):

@@ -134,7 +134,7 @@ def prepare_competition(context):
         {image_id: files[image_id] for image_id in ids},
         _store_folder(options, run, folder, ids, config.store_size),
         config.store_size,
-        workers=options.workers and max(options.workers, 1),
+        workers=None if options.workers is None else max(options.workers, 1),
         on_bad_image=options.on_bad_image,
         placeholder_ids=frozenset(test_ids),
     )
@@ -288,7 +288,8 @@ def _with_sizes(table, store):
     if len(odd):
         first = odd.iloc[0]
         raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
-    return table.assign(**{name: store.table[name].to_numpy() for name in ("width", "height", "ok")})
+    sizes = store.table[["width", "height", "ok"]].reset_index(drop=True)
+    return pd.concat([table[["image_id", "row"]], sizes, table.drop(columns=["image_id", "row"])], axis=1)
 
 
 def _folds(train, patients, config, options):

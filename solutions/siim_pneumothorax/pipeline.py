@@ -17,7 +17,7 @@ from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs, write_masks
 from common.metrics import segmentation
 from common.metrics.statistics import bootstrap
-from common.paths import atomic_path, read_json, write_json
+from common.paths import atomic_path, read_array, read_json, read_parquet, write_json
 from common.post.rle import area, overlap, parse
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
@@ -50,6 +50,8 @@ from solutions.siim_pneumothorax.training import (
 )
 
 log = logging.getLogger(__name__)
+PREDICTED = ("oof.parquet", "oof_probs.npy", "test.parquet", "test_probs.npy")
+TUNED = ("tuned.json", "oof_dice.parquet", "surface.csv")
 
 
 def prepare(context):
@@ -67,6 +69,12 @@ def train(context):
         if context.config.presence == "classifier":
             train_classifier(context, data, fold, context.config.classifier, "classifier")
         train_segmenter(context, data, fold)
+        _keep_config(context)
+
+
+def _keep_config(context):
+    """Make this configuration the run's: what was trained, or is there already, agrees with it."""
+    context.run.write_config(context.solution, context.preset, context.config)
 
 
 def train_classifier(context, data, fold, config, stage):
@@ -128,12 +136,11 @@ def _fresh(context, folder, fold, build):
 def predict(context):
     """Out-of-fold probabilities of the trained folds, and the test set's as the mean over them."""
     data, run = open_prepared(context), context.run
-    weights = [file_hash(path) for fold in context.config.folds for path in weight_files(context, fold)]
-    key = [data.key, weights, list(context.config.tta), data.table["image_id"].tolist()]
-    outputs = ["oof.parquet", "oof_probs.npy", "test.parquet", "test_probs.npy"]
-    if run.is_done("predict", key, outputs):
+    key = _predict_key(context, data)
+    if run.is_done("predict", key, PREDICTED):
         log.info("predict: up to date")
         return
+    run.forget("predict")
     parts, tables = [], []
     for fold in context.config.folds:
         rows = data.rows(folds=[fold])
@@ -141,7 +148,7 @@ def predict(context):
         presence = _predict_rows(context, data, [fold], rows, path, f"fold {fold}")
         tables.append(_prediction_table(data, rows, presence, fold))
         parts.append(path)
-    maps = [np.load(path, mmap_mode="r") for path in parts]
+    maps = [read_array(path) for path in parts]
     blocks = (block[i : i + 64] for block in maps for i in range(0, len(block), 64))
     write_masks(run.path("oof_probs.npy"), (sum(map(len, maps)), *maps[0].shape[1:]), blocks)
     rows = data.rows("test")
@@ -150,8 +157,15 @@ def predict(context):
     _write_table(run.path("oof.parquet"), pd.concat(tables, ignore_index=True))
     for path in parts:
         path.unlink()
+    _keep_config(context)
     run.record("predict", key, images=sum(map(len, tables)) + len(rows))
     log.info(f"predicted {sum(map(len, tables))} out-of-fold and {len(rows)} test images")
+
+
+def _predict_key(context, data):
+    """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
+    weights = [file_hash(path) for fold in context.config.folds for path in weight_files(context, fold)]
+    return [data.key, weights, list(context.config.tta), read_json(data.store.folder / "store.json")["key"]]
 
 
 def weight_files(context, fold):
@@ -202,6 +216,11 @@ def _write_table(path, table):
 def tune(context):
     """Choose the decision rule on out-of-fold predictions, each fold scored by the choice of the others."""
     run, decision = context.run, context.config.decision
+    key = _tune_key(context)
+    if run.is_done("tune", key, TUNED):
+        log.info("tune: up to date")
+        return
+    run.forget("tune")
     oof, regions, patients = oof_regions(context)
     gate = oof["presence"].to_numpy(float)
     tuned = tune_nested(rules(decision), lambda rule: rule_dice(regions, rule, gate), oof["fold"].to_numpy(), patients,
@@ -213,9 +232,19 @@ def tune(context):
     with atomic_path(run.path("surface.csv")) as path:
         pd.DataFrame(tried).to_csv(path, index=False)
     write_json(run.path("tuned.json"), tuned.as_dict())
-    run.record("tune", [to_dict(decision), file_hash(run.path("oof.parquet"))], score=tuned.score)
+    _keep_config(context)
+    run.record("tune", key, score=tuned.score)
     how = "halves of its patients" if tuned.halves else "folds"
     log.info(f"tuned over {len(rules(decision))} rules, nested by {how}: {tuned.rule}")
+
+
+def _tune_key(context):
+    """What the rule follows from; InputError where the predictions are not those of the present networks."""
+    data, run = open_prepared(context), context.run
+    if not run.is_done("predict", _predict_key(context, data), PREDICTED):
+        raise InputError(f"{run.folder}: no predictions of these networks; run the verb `predict` (or `run` for all)")
+    return [to_dict(context.config.decision), context.config.seed, run.step("predict")["key"],
+            data.table["patient_id"].tolist()]  # fmt: skip
 
 
 def oof_regions(context):
@@ -232,24 +261,32 @@ def oof_regions(context):
 
 
 def _predictions(run, name):
-    path = run.path(f"{name}.parquet")
-    if not path.is_file():
-        raise InputError(f"{path}: no predictions; run the verb `predict` first (or `run` for all)")
-    return pd.read_parquet(path), np.load(run.path(f"{name}_probs.npy"), mmap_mode="r")
+    return read_parquet(run.path(f"{name}.parquet")), read_array(run.path(f"{name}_probs.npy"))
 
 
-def tuned_rule(run):
-    """The rule in tuned.json."""
-    if not run.path("tuned.json").is_file():
-        raise InputError(f"{run.folder}: no tuned rule; run the verb `tune` first (or `run` for all)")
-    return Rule(**read_json(run.path("tuned.json"))["rule"])
+def read_tuned(context):
+    """The rule in tuned.json and all that stands there; InputError where it follows from other predictions."""
+    run, path = context.run, context.run.path("tuned.json")
+    if not run.is_done("tune", _tune_key(context), TUNED):
+        raise InputError(f"{run.folder}: no rule for these predictions and options; run the verb `tune` (or `run`)")
+    saved = read_json(path)
+    try:
+        return Rule(**saved["rule"]), saved
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not what `tune` writes; delete it and run again") from None
 
 
 def score(context):
     """The honest offline score with its interval, and the figures of both networks; writes score.json."""
     run = context.run
-    rule, saved = tuned_rule(run), read_json(run.path("tuned.json"))
-    nested = pd.read_parquet(run.path("oof_dice.parquet"))
+    rule, saved = read_tuned(context)
+    key = run.step("tune")["key"]
+    if run.is_done("score", key, ["score.json"]):
+        shown = read_json(run.path("score.json"))["dice"]
+        log.info(f"score: up to date, out-of-fold dice {shown['estimate']:.4f}")
+        return
+    run.forget("score")
+    nested = read_parquet(run.path("oof_dice.parquet"))
     oof, regions, patients = oof_regions(context)
     gate, present = oof["presence"].to_numpy(float), regions.truth > 0
     both, predicted, true = rule_areas(regions, rule, gate)
@@ -274,7 +311,7 @@ def score(context):
         at = gate_figures(present.astype(int), gate)
         figures["presence"] = {name: None if np.isnan(value) else float(value) for name, value in at.items()}
     write_json(run.path("score.json"), figures)
-    run.record("score", file_hash(run.path("tuned.json")), dice=figures["dice"]["estimate"])
+    run.record("score", key, dice=figures["dice"]["estimate"])
     shown = figures["dice"]
     log.info(
         f"out-of-fold dice {shown['estimate']:.4f} [{shown['low']:.4f}, {shown['high']:.4f}] over {len(oof)} images "
@@ -289,8 +326,8 @@ def _interval(interval):
 def submit(context):
     """Write submission.csv, validate it against the ids it must have, copy it under submissions/."""
     data, run = open_prepared(context), context.run
+    rule, _ = read_tuned(context)
     test, probs = _predictions(run, "test")
-    rule = tuned_rule(run)
     presence = test["presence"].to_numpy(float).copy()
     readable = data.store.table.set_index("row")["ok"][test["row"]].to_numpy()
     rows = submission_rows(test["image_id"], probs, presence, rule, context.config.decision.connectivity)
@@ -299,9 +336,9 @@ def submit(context):
     write_submission(path, rows)
     summary = validate_masks(path, run.path("sample_submission.csv"), ordered=True)
     copy = context.submissions / f"{context.solution}-{run.folder.name}-{digest(file_hash(path))[:6]}.csv"
-    copy.parent.mkdir(exist_ok=True)
-    shutil.copyfile(path, copy)
-    hidden = _hidden_score(Path(run.manifest["steps"]["prepare"]["data"]) / "hidden" / "truth.csv", rows)
+    with atomic_path(copy) as temporary:
+        shutil.copyfile(path, temporary)
+    hidden = _hidden_score(Path(run.step("prepare")["data"]) / "hidden" / "truth.csv", rows)
     run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
     log.info(f"valid submission: {summary}; copy in {copy}")
     if hidden:
