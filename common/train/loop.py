@@ -39,19 +39,23 @@ class Stopped(Exception):
 
 @dataclass
 class Budget:
-    """When to stop: `hours` from now (None: never), or as soon as SIGTERM or Ctrl-C arrives."""
+    """When to stop: `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives.
+
+    During a training the signal is noted, and the loop saves and stops. Elsewhere it interrupts at once, which loses
+    nothing, since files appear whole.
+    """
 
     hours: float | None = None
 
     def __post_init__(self):
         self.deadline = math.inf if self.hours is None else time.monotonic() + 3600 * self.hours
-        self.reason = None
+        self.reason, self.training = None, False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._ask)
 
     def _ask(self, number, frame):
-        if self.reason:  # asked twice: the user means now
+        if self.reason or not self.training:  # asked twice: the user means now
             raise KeyboardInterrupt
         self.reason = f"{signal.Signals(number).name} received"
 
@@ -109,11 +113,15 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, freeze, budget or Budget())
     trainer.key, trainer.save_seconds = key, 60 * save_minutes
-    trainer.resume()
-    while trainer.epoch < config.epochs:
-        trainer.train_epoch()
-        trainer.end_epoch()
-    return trainer.finish()
+    trainer.budget.training = True
+    try:
+        trainer.resume()
+        while trainer.epoch < config.epochs:
+            trainer.train_epoch()
+            trainer.end_epoch()
+        return trainer.finish()
+    finally:
+        trainer.budget.training = False
 
 
 def _read_finished(folder, model, key):

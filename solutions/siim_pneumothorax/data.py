@@ -51,11 +51,13 @@ class Prepared:
         """The mask of a train row, uint8 (1024, 1024) of 0/1."""
         return paint(self.masks[int(row)], (SIZE, SIZE), order="C")
 
-    def dataset(self, rows, size, transform=None, targets="mask", kinds=None):
-        """A Dataset of these rows at `size`; `targets` is "mask", "present" or None."""
-        present = self.table.set_index("row")["present"]
-        target = {"mask": self.mask, "present": lambda row: np.array([present[row]]), None: None}[targets]
-        return SampleDataset(self.store.images, target, transform, size, rows=rows, kinds=kinds)
+    def has_mask(self, row):
+        """1.0 where the row has a pneumothorax, else 0.0, as float32 (1,)."""
+        return np.array([len(self.masks[int(row)]) > 0], np.float32)
+
+    def dataset(self, rows, size, transform=None, targets=None, kinds=None):
+        """A Dataset of these rows at `size`; `targets` is `self.mask`, `self.has_mask` or None."""
+        return SampleDataset(self.store.images, targets, transform, size, rows=rows, kinds=kinds)
 
 
 def read_labels(path):

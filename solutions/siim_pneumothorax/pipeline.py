@@ -97,7 +97,7 @@ def train_segmenter(context, data, fold):
     whole, held_out, fitted = context.config.segmenter, data.rows(folds=[fold]), None
     for position, size in enumerate(whole.sizes):
         config = whole if position == 0 else _finer(whole)
-        shown = held_out_loader(context, data.dataset(held_out, size, targets="mask"), config.batch_size)
+        shown = held_out_loader(context, data.dataset(held_out, size, targets=data.mask), config.batch_size)
         folder = context.run.path(f"fold{fold}", f"segmenter-{size}")
         model = _fresh(context, folder, fold, partial(build_segmenter, config))
         if fitted is not None and not (folder / "final.safetensors").is_file():

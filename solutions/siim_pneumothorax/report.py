@@ -94,12 +94,13 @@ def _training(context):
         if not (folder / "history.csv").is_file():
             continue
         history = pd.read_csv(folder / "history.csv")
+        history["epoch"] += 1  # people count from 1
         name = f"{folder.parent.name}, {folder.name}"
         chosen = None
         if (folder / "variants.json").is_file():
             summary = read_json(folder / "variants.json")
             epochs = summary["variants"][summary["chosen"]]["epochs"]
-            chosen = (min(epochs), max(epochs)) if epochs else None
+            chosen = (min(epochs) + 1, max(epochs) + 1) if epochs else None
             metric = summary["metric"].lstrip("-")
             for variant, figures_of in summary["variants"].items():
                 shown = ", ".join(str(e + 1) for e in figures_of["epochs"]) or "every step"

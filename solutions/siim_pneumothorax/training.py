@@ -21,14 +21,14 @@ def classifier_loader(context, data, fold, config):
         transform = paper_siim_enrichment()
         indices, kinds = enrichment_plan(presence_of(data)[rows], len(transform), context.config.seed)
         rows = rows[indices]
-    return _train_loader(context, data.dataset(rows, config.size, transform, "present", kinds), config)
+    return _train_loader(context, data.dataset(rows, config.size, transform, data.has_mask, kinds), config)
 
 
 def segmenter_loader(context, data, fold, config, size):
     """Training batches of one fold's segmenter: the positives with some negatives, or at the sliding rate."""
     rows = training_rows(context, data, fold)
     rows = _with_some_negatives(data, rows, config.negatives, context.config.seed + fold)
-    dataset = data.dataset(rows, size, augmentation(config.augmentation, size), "mask")
+    dataset = data.dataset(rows, size, augmentation(config.augmentation, size), data.mask)
     return _train_loader(context, dataset, config, presence_of(data)[rows])
 
 

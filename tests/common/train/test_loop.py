@@ -210,9 +210,8 @@ def test_two_processes_train_as_one(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO.format(root=str(root), file=__file__))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    said = subprocess.run(
-        [*launch, str(script), str(tmp_path)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
-    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment)
     assert said.returncode == 0, said.stderr[-2000:]
     train(tmp_path / "one" / "f", small(epochs=3, accumulate=2, clip_norm=1.0), dropout=0.0)
     one, _ = load_weights(tmp_path / "one" / "f" / "final.safetensors")
