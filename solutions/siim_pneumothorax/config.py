@@ -204,7 +204,7 @@ DEMO = Config(
         averaging=("window", "classic", "best"),
         window=3,
     ),
-    decision=DecisionConfig(gate=(0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
+    decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
     n_folds=2,
     folds=(0, 1),
     store_size=256,

@@ -83,7 +83,7 @@ def run_ablation(context):
 
     own, other = gates["augmentation"], gates["enrichment"]
     settings = [
-        ("paper's choice", "gate, windowed SWA, 3500 px at 1024, augmentation", dice(3500), own, REGIONS[0][2]),
+        ("none", "as the paper chose", dice(3500), own, REGIONS[0][2]),
         ("gate", "without", dice(3500, gate=None), None, WITHOUT_GATE),
         ("weights", "classic SWA", dice(3500, variant="classic"), own, CLASSIC_SWA),
         *(("regions", f"{pixels} px at {side}", dice(pixels, side), own, published)
