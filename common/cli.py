@@ -118,6 +118,7 @@ def main(solution, config_module, load_verbs, argv):
         print("interrupted; the same command continues from the last saved state", file=sys.stderr)
         return 130
     finally:
+        start_log()  # lets go of log.txt
         distributed.stop()
 
 
@@ -181,6 +182,8 @@ def _base_config(solution, config_module, preset, rest):
     if stored is None or not stored.is_file():
         raise InputError(f"name a preset ({', '.join(config_module.PRESETS)}), or --out with the folder of a run")
     values = read_json(stored)
+    if not isinstance(values, dict):
+        raise InputError(f"{stored}: not the configuration of a run")
     if values.pop("solution", None) != solution:
         raise InputError(f"{stored}: the run of another solution")
     return values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
@@ -213,13 +216,15 @@ def parse(base, argv, program, strict=True):
 
 
 def _one_line(box):
-    """The reason inside the parser's drawn box: what stands above its first rule."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    reason = []
-    for line in lines:
-        if line.startswith("───"):
-            break
-        reason.append(line)
-    hint = next((line.split()[0] for line in lines[len(reason) + 1 :] if line.startswith("--")), None)
-    text = " ".join(reason) or box.strip()
-    return f"{text} (did you mean {hint}?)" if hint and "Unrecognized" in text else text
+    """The reason inside the parser's box: what stands between its title and its first rule.
+
+    The box is drawn with lines, or, where the terminal's encoding lacks them, with hyphens and no frame.
+    """
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    lines = [line for line in lines if line]
+    rules = [number for number, line in enumerate(lines) if line.lstrip("─-") == "" or line.startswith("─ ")]
+    if len(rules) < 2:
+        return " ".join(lines)
+    reason = " ".join(lines[rules[0] + 1 : rules[1]])
+    hint = next((line.split()[0] for line in lines[rules[1] :] if line.startswith("--") and line.strip("-")), None)
+    return f"{reason} (did you mean {hint}?)" if hint and "Unrecognized" in reason else reason

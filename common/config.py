@@ -76,24 +76,31 @@ def to_dict(config):
 
 
 def from_dict(cls, values, where="config"):
-    """Build the dataclass `cls` from what `to_dict` gave; unknown fields raise InputError naming them."""
+    """Build the dataclass `cls` from what `to_dict` gave. Raises InputError naming an unknown field or a bad value."""
     hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: {values!r} where fields and their values are due")
     unknown = set(values) - set(hints)
     if unknown:
         raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}")
-    return cls(**{name: _restore(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    restored = {name: _restore(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    try:
+        return cls(**restored)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _restore(hint, value, where):
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return None if value is None else _restore(next(h for h in inner if h is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)[0]
-        return tuple(_restore(inner, v, where) for v in value)
+    if kind is tuple and isinstance(value, list):
+        return tuple(_restore(inner[0], v, where) for v in value)
+    allowed = (int, float) if hint is float else (hint,)
+    if value not in inner if kind is Literal else type(value) not in allowed:
+        raise InputError(f"{where} cannot be {value!r}")
     return value
 
 

@@ -128,8 +128,14 @@ def _read_finished(folder, model, key):
     _, about = load_weights(folder / "final.safetensors", model)
     _same_training(about.get("key"), key, folder)
     summary = read_json(folder / "variants.json")
-    history = pd.read_csv(folder / "history.csv")
-    return Fitted(folder, summary["chosen"], summary["variants"][summary["chosen"]], summary["variants"], history)
+    try:
+        history = pd.read_csv(folder / "history.csv")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'history.csv'}: not readable ({error}); delete {folder} to train anew") from None
+    try:
+        return Fitted(folder, summary["chosen"], summary["variants"][summary["chosen"]], summary["variants"], history)
+    except (KeyError, TypeError):
+        raise InputError(f"{folder / 'variants.json'}: damaged; delete {folder} to train anew") from None
 
 
 def _same_training(found, wanted, folder):
@@ -326,7 +332,10 @@ class _Trainer:
     def evaluate(self):
         self.model.eval()
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            figures = {name: float(value) for name, value in self.validate(self.model).items()}
+            try:
+                figures = {name: float(value) for name, value in self.validate(self.model).items()}
+            except InputError as error:
+                raise InputError(f"{self.folder}: validation in epoch {self.epoch + 1}: {error}") from None
         if self.config.metric.lstrip("-") not in figures:
             raise InputError(f"metric {self.config.metric!r}: validation gives {', '.join(figures)}")
         return figures

@@ -66,7 +66,7 @@ def read_labels(path):
     Raises InputError naming file and row: unknown header, unusable id, a run-length string that does not fit 1024 ×
     1024 pixels, an image that is both empty and not.
     """
-    table = read_table(path, ["ImageId", "EncodedPixels"])
+    table = _some_rows(path, ["ImageId", "EncodedPixels"])
     rows, empty = {}, set()
     for number, (image_id, rle) in enumerate(table.itertuples(index=False), start=2):
         where = f"{path}, row {number}"
@@ -77,6 +77,13 @@ def read_labels(path):
         if image_id in empty and len(rows[image_id]) > 1:
             raise InputError(f"{where}: {image_id} has an empty row (-1) and another one")
     return {image_id: union(several) for image_id, several in rows.items()}
+
+
+def _some_rows(path, columns=None):
+    table = read_table(path, columns)
+    if not len(table):
+        raise InputError(f"{path}: no rows under its header")
+    return table
 
 
 def read_patients(path, image_ids):
@@ -93,6 +100,8 @@ def read_patients(path, image_ids):
         patient = table["NIH_ID"].str.split("_").str[0]
     else:
         raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
+    for number, image_id in enumerate(table[first], start=2):
+        check_id(image_id, f"{path}, row {number}")
     twice = table[first].duplicated()
     if twice.any():
         raise InputError(f"{path}, row {twice.idxmax() + 2}: {table[first][twice.idxmax()]} is named twice")
@@ -218,7 +227,7 @@ def _find_tables(data):
 
 
 def _sample_ids(path):
-    table = read_table(path, ["ImageId", "EncodedPixels"])
+    table = _some_rows(path, ["ImageId", "EncodedPixels"])
     for number, image_id in enumerate(table["ImageId"], start=2):
         check_id(image_id, f"{path}, row {number}")
     twice = table["ImageId"].duplicated()
@@ -234,7 +243,7 @@ def _named_images(path):
         if not files:
             raise InputError(f"{path}: no images in it (--test)")
         return [check_id(name, str(files[name])) for name in sorted(files)], files
-    table = read_table(path)
+    table = _some_rows(path)
     ids = [Path(name).stem if Path(name).suffix.lower() in IMAGES else name
            for name in table[table.columns[0]]]  # fmt: skip
     for number, name in enumerate(ids, start=2):

@@ -5,6 +5,7 @@ import torch
 
 from common.data.augment import enrichment_plan, paper_siim_enrichment
 from common.data.loaders import EpochSampler, eval_loader, make_loader, sliding_rate
+from common.errors import InputError
 from common.infer import tta
 from common.metrics import classification, segmentation
 from common.nn.losses import bce
@@ -70,7 +71,7 @@ def mask_figures(model, loader, n, device, size):
     for images, masks in loader:
         images, masks = _to((images, masks), device)
         logits = model(images)
-        predicted = (logits[0] if isinstance(logits, tuple) else logits) > 0
+        predicted = _finite(logits[0] if isinstance(logits, tuple) else logits) > 0
         masks = masks.bool()
         sums = [(predicted & masks), predicted, masks]
         counts.append(torch.stack([part.sum((1, 2, 3)) for part in sums], 1).cpu().numpy())
@@ -87,8 +88,14 @@ def mask_figures(model, loader, n, device, size):
 
 def predict_shared(model, loader, n, device):
     """Probabilities (n,) of a gate; each process computes its share of the images, all get the whole."""
-    probs = [tta.sigmoid(model(images.to(device)))[:, 0].cpu().numpy() for images, _ in loader]
+    probs = [tta.sigmoid(_finite(model(images.to(device))))[:, 0].cpu().numpy() for images, _ in loader]
     return distributed.gather_rows(np.concatenate(probs), n)
+
+
+def _finite(logits):
+    if not torch.isfinite(logits).all():
+        raise InputError("the network's output is no number any more: lower the learning rate or set clip_norm")
+    return logits
 
 
 def presence_of(data):

@@ -51,7 +51,8 @@ def command(finished, tmp_path, monkeypatch, capsys):
 
     def run(*words):
         capsys.readouterr()
-        status = main(["siim_pneumothorax", *map(str, words), "--store", str(finished / "stores")])
+        store = [] if "--store" in words else ["--store", str(finished / "stores")]
+        status = main(["siim_pneumothorax", *map(str, words), *store])
         said = capsys.readouterr()
         errors = [line for line in re.split(r"[\r\n]+", said.err) if line.strip() and not BAR.search(line)]
         return SimpleNamespace(status=status, out=said.out, errors=errors)

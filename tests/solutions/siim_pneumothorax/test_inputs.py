@@ -3,6 +3,7 @@
 import builtins
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -108,11 +109,17 @@ def test_settings_that_cannot_be_kept(spoilt, refused, data):
 def test_a_stored_configuration_that_cannot_be_used(run_copy, refused):
     config = run_copy / "config.json"
     whole = config.read_text()
+    values = json.loads(whole)
     for text, said in (
-        (whole[:100], "not a JSON file"), ("[]", "not the configuration"), (whole.replace('"seed"', '"sow"'), "'sow'"),
-        (whole.replace('"siim_pneumothorax"', '"other"'), "another solution"), (whole.replace(": 2,", ": -2,"), "-2"),
-        (whole.replace('"segmenter": {', '"segmenter": 3, "x": {'), "segmenter"),
-    ):  # fmt: skip
+        (whole[:100], "not a JSON file"),
+        ("[]", "not the configuration of a run"),
+        (json.dumps({**values, "sow": 1}), "unknown field 'sow'"),
+        (json.dumps({**values, "solution": "other"}), "another solution"),
+        (json.dumps({**values, "n_folds": -2}), "folds"),
+        (json.dumps({**values, "n_folds": "2"}), "n_folds cannot be '2'"),
+        (json.dumps({**values, "tta": ["turn"]}), "tta cannot be 'turn'"),
+        (json.dumps({**values, "segmenter": 3}), "segmenter: 3"),
+    ):
         config.write_text(text)
         assert said in refused("report", "--out", "run")
 
@@ -318,7 +325,8 @@ def test_a_disk_that_is_full_in_any_step(name, run_copy, refused, command, sampl
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert refused("run", "--out", "run", "--data", sample) == f"error: run/{name}: No space left on device"
+        line = refused("run", "--out", "run", "--data", sample)
+        assert line.startswith("error: run/") and line.endswith(f"/{name}: No space left on device")
     assert not (run_copy / name).exists() and not list(run_copy.rglob(".*tmp*"))
     assert command("run", "--out", "run", "--data", sample).status == 0 and (run_copy / name).exists()
 
@@ -335,15 +343,12 @@ def test_a_disk_that_is_full_in_any_step(name, run_copy, refused, command, sampl
         ("oof_dice.parquet", "score"),
         ("tuned.json", "submit"),
         ("fold1/classifier/variants.json", "train"),
-        ("fold1/classifier/history.csv", "train"),
     ],
 )
 @pytest.mark.parametrize("damage", ["half", "nothing", "other"])
 def test_files_of_a_run_that_were_damaged(name, verb, damage, run_copy, refused):
     path = run_copy / name
     whole = path.read_bytes()
-    if (name, damage) == ("fold1/classifier/history.csv", "half"):
-        pytest.skip("half a table of figures is a table")
     path.write_bytes({"half": whole[: len(whole) // 2], "nothing": b"", "other": b"[]"}[damage])
     if verb == "score":
         (run_copy / "score.json").unlink()
@@ -375,7 +380,7 @@ def test_a_loss_that_is_not_a_number(sample, refused, command):
     words = ["demo", "--out", "run", "--data", sample, *TINY, "--folds", "0"]
     assert command("prepare", *words).status == 0
     line = refused("train", *words, "--classifier.lr", "1e30", "--classifier.epochs", "4")
-    assert "run/fold0/classifier: the loss became" in line and "lower the learning rate" in line
+    assert "run/fold0/classifier: " in line and "lower the learning rate" in line
     # nothing stands in the way of a better one
     assert command("train", *words, "--classifier.epochs", "1", "--segmenter.epochs", "1").status == 0
 
