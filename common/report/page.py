@@ -222,6 +222,7 @@ body { margin: 0 auto; max-width: 82rem; display: grid; grid-template-columns: 1
 main { padding: 2.5rem 2rem 4rem; min-width: 0; }
 nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow: auto; padding: 2.9rem 0 2rem 1.5rem;
   display: flex; flex-direction: column; font-size: .9rem; }
+main a { color: var(--accent); }
 nav a { color: var(--muted); text-decoration: none; padding: .3rem .8rem; border-left: 2px solid var(--rule); }
 nav a:hover, nav a:focus { color: var(--accent); border-color: var(--accent); }
 h1 { font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; margin: 0; }

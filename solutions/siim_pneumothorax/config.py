@@ -177,7 +177,7 @@ PODIUM = Config(
 DEMO = Config(
     classifier=ClassifierConfig(
         backbone="tf_efficientnet_lite0",
-        size=256,
+        size=224,
         augmentation="light",
         epochs=5,
         frozen_epochs=0,
@@ -190,7 +190,7 @@ DEMO = Config(
     segmenter=SegmenterConfig(
         architecture="fpn",
         encoder="tf_efficientnet_lite0",
-        sizes=(256,),
+        sizes=(224,),
         augmentation="light",
         negatives=0,
         positive_rate=(0.8, 0.4),
@@ -207,7 +207,7 @@ DEMO = Config(
     decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
     n_folds=2,
     folds=(0, 1),
-    store_size=256,
+    store_size=224,
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
