@@ -143,18 +143,16 @@ def _main(solution, config_module, load_verbs, argv):
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
     preset, base = _base_config(solution, config_module, preset, rest)
     options, config = parse(base, rest, f"python -m solutions {solution} {verb} {preset}")
+    if verb in config_module.MORE_VERBS and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(f"{verb} runs in one process: leave out torchrun")
     device = distributed.start(options.device)
     run = Run(options.out or Path("runs") / f"{solution}-{preset}")
     plain = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         start_log(run.path("log.txt") if distributed.is_main() else None)
         context = Context(solution, preset, config, options, run, device, Budget(options.hours))
-        saving = {number: signal.getsignal(number) for number in plain}
         verbs = load_verbs()
         for name in VERBS if verb == "run" else (verb,):
-            # a training saves before it stops; other steps have nothing to save, and stop at once
-            trains = name == "train" or name in config_module.MORE_VERBS
-            _handle(saving if trains else plain)
             if name == "train" or distributed.is_main():
                 verbs[name](context)
             distributed.barrier()

@@ -171,7 +171,8 @@ def start_log(file=None):
             handlers.append(to_file)
     for logger in ours:
         for old in logger.handlers:
-            old.close()
+            with contextlib.suppress(OSError):  # a full disk, again
+                old.close()
         logger.handlers = list(handlers)
         logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -1,0 +1,177 @@
+"""The command line on a solution of its own: verbs, presets, statuses, signals."""
+
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+import torch
+
+from common import cli
+from common.cli import Options, parse
+from common.errors import InputError
+from common.train.loop import Stopped
+
+log = logging.getLogger("common.test")
+
+
+@dataclass(frozen=True)
+class Net:
+    epochs: int = 3
+    """How long."""
+
+    def __post_init__(self):
+        if self.epochs < 1:
+            raise InputError("epochs must be above 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    net: Net = Net()
+    kind: Literal["a", "b"] = "a"
+    tta: tuple[str, ...] = ()
+
+
+SMALL = Config(Net(1))
+MODULE = SimpleNamespace(Config=Config, PRESETS={"small": SMALL, "big": Config(Net(9), "b")}, MORE_VERBS=("extra",))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """`command(line, train=…)`: the status, and the verbs that were called with their contexts."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line, **verbs):
+        calls = []
+
+        def verb(name):
+            def called(context):
+                calls.append((name, context))
+                if name in ("prepare", "train"):
+                    context.run.write_config(context.solution, context.preset, context.config)
+                verbs.get(name, lambda _: None)(context)
+
+            return called
+
+        loaded = {name: verb(name) for name in (*cli.VERBS, "extra")}
+        status = cli.main("toy", MODULE, lambda: loaded, line.split())
+        return SimpleNamespace(status=status, names=[n for n, _ in calls], contexts=[c for _, c in calls])
+
+    return run
+
+
+def test_run_does_every_verb_in_order(command, tmp_path):
+    done = command("run small --out r --net.epochs 2 --tta flip scale --device cpu")
+    assert done.status == 0 and done.names == list(cli.VERBS)
+    context = done.contexts[0]
+    assert context.config == Config(Net(2), "a", ("flip", "scale")) and context.preset == "small"
+    assert context.device == torch.device("cpu") and context.run.folder.name == "r" and context.workers == 0
+    assert (tmp_path / "r" / "log.txt").is_file()
+    assert command("extra big").names == ["extra"]
+    assert command("train big").contexts[0].run.folder.parts == ("runs", "toy-big")
+
+
+def test_without_a_preset_the_stored_configuration_counts(command, capsys):
+    command("prepare big --out r --tta flip --workers 3")
+    done = command("train --out r --net.epochs 4")
+    assert done.contexts[0].config == Config(Net(4), "b", ("flip",)) and done.contexts[0].preset == "big"
+    assert done.contexts[0].options.workers is None  # belongs to the occasion, not to the run
+    assert command("train").status == command("train --out s").status == 2
+    assert capsys.readouterr().err.count("error: name a preset (small, big), or --out") == 2
+
+
+def test_help(command, capsys):
+    assert command("").status == command("--help").status == 0
+    assert "presets: small, big" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        command("run small --help")
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert "--net.epochs" in said and "How long" in said and "--on-bad-image" in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # the parser draws its box by the terminal's encoding
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--net.epoch 3", "Unrecognized options: --net.epoch, 3 (did you mean --net.epochs?)"),
+        ("--net.epochs x", "Error parsing --net.epochs: invalid literal for int() with base 10: 'x'"),
+        ("--net.epochs 0", "Error parsing net: epochs must be above 0"),
+        ("--kind c", "invalid choice 'c' for argument '--kind'. Expected one of ('a', 'b')."),
+        ("--out", "Missing value for argument '--out'. Expected 1 values."),
+        ("--workers -1", "--workers must not be negative: -1"),
+        ("--hours 0", "--hours must be above 0, not 0"),
+        ("--device gpu", "--device 'gpu': choose auto, cpu, cuda or cuda:<n>"),
+        ("--device cuda:64", f"--device cuda:64: torch sees {torch.cuda.device_count()} GPUs on this machine"),
+    ],
+)
+def test_what_is_no_option(words, said, encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding=encoding, isatty=lambda: False, write=len, flush=int))
+    with pytest.raises(InputError) as error:
+        parse(SMALL, words.split(), "prog")
+    assert str(error.value) == said
+
+
+def test_options_and_configuration_come_apart():
+    options, config = parse(SMALL, ["--kind", "b", "--data", "x", "--on-bad-image", "placeholder"], "prog")
+    assert config == Config(Net(1), "b") and str(options.data) == "x" and options.on_bad_image == "placeholder"
+    assert parse(SMALL, ["--unknown", "1", "--workers", "2"], "prog", strict=False)[0] == Options(workers=2)
+
+
+def raising(error):
+    def verb(_):
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (InputError("a.csv, row 2: wrong"), 2, "error: a.csv, row 2: wrong\n"),
+        (OSError(28, "No space left on device", "a.npy"), 2, "error: a.npy: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "data"), 2, "error: data: Permission denied\n"),
+        (torch.OutOfMemoryError("CUDA"), 2, "error: out of GPU memory: lower the batch size"),
+        (Stopped("the 2 hours are over"), 3, ""),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+    ],
+)
+def test_how_a_verb_may_end(error, status, said, command, capsys, tmp_path):
+    done = command("run small --out r", predict=raising(error))
+    assert done.status == status and done.names == ["prepare", "train", "predict"]
+    out, err = capsys.readouterr()
+    assert err.startswith(said) and err.count("\n") == bool(said)
+    if status == 3:
+        assert "stopped: the 2 hours are over. Everything is saved" in out
+    if status == 2:
+        assert said[7:].strip() in (tmp_path / "r" / "log.txt").read_text()
+    assert command("run small --out r").status == 0  # the lock is free again
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("ours"), FileNotFoundError(2, "No such file", "x")])
+def test_defects_keep_their_traceback(error, command, tmp_path):
+    with pytest.raises(type(error)):
+        command("run small --out r", tune=raising(error))
+    assert "Traceback" in (tmp_path / "r" / "log.txt").read_text()
+
+
+def test_signals_are_for_trainings_alone(command):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def interrupted(context):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert context.budget.spent()  # noted, for the training to stop when it has saved
+        raise Stopped(context.budget.reason)
+
+    assert command("run small --out r", train=interrupted).status == 3
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+    def at_once(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on")
+
+    assert command("run small --out r", predict=at_once).status == 130

@@ -1,0 +1,82 @@
+"""Configurations as JSON and back, and the digest that tells two apart."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.config import FitConfig, digest, file_hash, from_dict, to_dict
+from common.errors import InputError
+from solutions.siim_pneumothorax.config import DEMO, PRESETS, Config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_survive_json(preset):
+    config = PRESETS[preset]
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_optional_and_nested_values():
+    @dataclass(frozen=True)
+    class Outer:
+        fit: FitConfig
+        limit: float | None = None
+        sizes: tuple[int, ...] = ()
+
+    outer = Outer(FitConfig(epochs=3), 0.5, (1, 2))
+    assert from_dict(Outer, to_dict(outer)) == outer
+    assert from_dict(Outer, {"fit": {}}) == Outer(FitConfig())
+    assert from_dict(Outer, {"fit": {"lr": 1}, "limit": None}).fit.lr == 1  # JSON writes 1.0 as it likes
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"epoch": 3}, "unknown field 'epoch'"),
+        ({"segmenter": {"epoch": 3}}, "file: segmenter: unknown field 'epoch'"),
+        ({"segmenter": {"epochs": "3"}}, "segmenter: epochs cannot be '3'"),
+        ({"segmenter": {"epochs": True}}, "epochs cannot be True"),
+        ({"segmenter": {"loss": "l1"}}, "loss cannot be 'l1'"),
+        ({"segmenter": {"sizes": 64}}, "sizes cannot be 64"),
+        ({"segmenter": {"sizes": [60]}}, "multiples of 32"),
+        ({"segmenter": []}, "where fields and their values are due"),
+        ([], "where fields and their values are due"),
+    ],
+)
+def test_what_is_no_configuration(values, said):
+    with pytest.raises(InputError, match=r"^file") as error:
+        from_dict(Config, values, "file")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"lr": float("nan")}, "lr"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"frozen_epochs": 21}, "frozen_epochs"),
+        ({"averaging": ()}, "averaging"),
+    ],
+)
+def test_settings_out_of_range(changes, said):
+    with pytest.raises(InputError, match=said):
+        FitConfig(**changes)
+
+
+def test_digest():
+    assert digest(DEMO) == digest(dataclasses.replace(DEMO))
+    others = [dataclasses.replace(DEMO, seed=1), dataclasses.replace(DEMO, tta=("flip",)), PRESETS["paper"]]
+    assert len({digest(config) for config in (DEMO, *others)}) == 4
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest(["a", "b"]) != digest(["b", "a"]) != digest("b", "a") == digest(["b"][0], Path("a"))
+    assert len(digest(None)) == 16
+
+
+def test_file_hash(tmp_path):
+    path = tmp_path / "big"
+    path.write_bytes(bytes(range(256)) * 9000)
+    assert file_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,140 @@
+"""Files whole or not at all, ids that cannot leave their folder, and the competition wherever it is mounted."""
+
+import errno
+import math
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.errors import InputError
+from common.paths import (
+    TEMPORARY,
+    atomic_path,
+    check_id,
+    competition_folder,
+    find_images,
+    read_array,
+    read_json,
+    read_parquet,
+    write_json,
+    write_text,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_path_replaces_and_makes_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "table.csv"
+    with atomic_path(path) as temporary:
+        assert temporary.suffix == ".csv" and temporary.parent == path.parent and temporary.match(TEMPORARY)
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new" and names(path.parent) == ["table.csv"]
+    write_text(path, "é")
+    assert path.read_bytes() == "é".encode()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_atomic_path_keeps_the_old_file_on_an_error(error, tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_text("old")
+    with pytest.raises(error), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["weights.bin"]
+
+
+def test_atomic_path_names_the_file_of_a_full_disk(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_text(tmp_path / "x.txt", "text")
+    assert error.value.filename == str(tmp_path / "x.txt") and names(tmp_path) == []
+
+
+def test_json(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 0.5, None]})
+    assert read_json(tmp_path / "a.json") == {"b": [1, 0.5, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"b": math.nan})
+    assert read_json(tmp_path / "a.json") == {"b": [1, 0.5, None]}
+    (tmp_path / "a.json").write_bytes(b'{"b": [1,')
+    for name, said in (("a.json", "not a JSON file"), ("c.json", "no such file")):
+        with pytest.raises(InputError, match=f"{name}: {said}"):
+            read_json(tmp_path / name)
+
+
+@pytest.mark.parametrize("read, name", [(read_parquet, "t.parquet"), (read_array, "t.npy")])
+def test_tables_and_arrays_of_an_earlier_step(read, name, tmp_path):
+    path = tmp_path / name
+    pd.DataFrame({"a": [1, 2]}).to_parquet(tmp_path / "t.parquet")
+    np.save(tmp_path / "t.npy", np.arange(100))
+    assert len(read(path)) in (2, 100)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"nonsense"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}: damaged [a-z]+ .*delete it and run again") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    path.unlink()
+    with pytest.raises(InputError, match=f"{name}: no such file"):
+        read(path)
+
+
+@pytest.mark.parametrize("good", ["1.2.276.0.7230010.3", "a", "00000001_000", "id-7"])
+def test_usable_ids(good):
+    assert check_id(good, "t.csv, row 2") == good
+
+
+@pytest.mark.parametrize("bad", ["", ".", "..", "../x", "a/b", "a\\b", "/etc", ".hidden", "-x", "a..b", "a b", "a\n",
+                                 "é", "a\0", None, 7, float("nan")])  # fmt: skip
+def test_unusable_ids(bad):
+    with pytest.raises(InputError, match=r"^t\.csv, row 2: .* is not a usable id"):
+        check_id(bad, "t.csv, row 2")
+
+
+def test_find_images(tmp_path):
+    for name in ("s/1.2.dcm", "t/u/b.PNG", "c.jpeg", "._d.dcm", "e.txt", "f.csv.gz", "g.dicom"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "h.jpg").write_text("")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    found = find_images(tmp_path / "data")
+    assert sorted(found) == ["1.2", "b", "c", "g", "h"]
+    assert found["1.2"] == tmp_path / "data" / "s" / "1.2.dcm"
+    (tmp_path / "data" / "c.dcm").write_text("")
+    with pytest.raises(InputError, match=r"a second image named 'c'; the first is .*c\.dcm"):
+        find_images(tmp_path / "data")
+    with pytest.raises(InputError, match="no such folder"):
+        find_images(tmp_path / "none")
+
+
+@pytest.mark.parametrize("place", ["competitions/siim", "siim", "datasets/someone/siim", "competitions/siim/inner"])
+def test_competitions_on_kaggle(place, tmp_path):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "train.csv").write_text("")
+    assert competition_folder(None, "siim", "train.csv", inputs=tmp_path) == tmp_path / place
+    with pytest.raises(InputError, match=r"no test\.csv under .*--data"):
+        competition_folder(None, "siim", "test.csv", inputs=tmp_path)
+
+
+def test_competitions_where_the_user_says(tmp_path):
+    (tmp_path / "unzipped").mkdir()
+    (tmp_path / "unzipped" / "train.csv").write_text("")
+    for data in (tmp_path, tmp_path / "unzipped", str(tmp_path)):
+        assert competition_folder(data, "siim", "train.csv") == tmp_path / "unzipped"
+    for data, said in (("none", "no such folder"), ("unzipped/train.csv", "no such folder")):
+        with pytest.raises(InputError, match=rf"{said} \(--data\)"):
+            competition_folder(tmp_path / data, "siim", "train.csv")
+    with pytest.raises(InputError, match=r"no labels\.csv in it"):
+        competition_folder(tmp_path, "siim", "labels.csv")
+    with pytest.raises(InputError, match=r"no train\.csv under .*nothing"):
+        competition_folder(None, "siim", "train.csv", inputs=tmp_path / "nothing")

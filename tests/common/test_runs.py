@@ -1,0 +1,123 @@
+"""The folder of a run: one process at a time, what is finished, and a log that survives."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from common.config import from_dict
+from common.errors import InputError
+from common.runs import PACKAGES, Run, git_revision, package_versions, start_log
+from solutions.siim_pneumothorax.config import DEMO, Config
+
+HOLD = """
+import fcntl, sys, time
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_for_one_process_and_a_killed_one_lets_go(tmp_path):
+    Run(tmp_path / "run").record("prepare", 1)
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run" / ".lock"], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match="another process is working in this run"):
+            Run(tmp_path / "run")
+        other.kill()
+        other.wait()
+        Run(tmp_path / "run").close()
+
+
+def test_a_folder_in_which_nothing_was_made_is_removed(tmp_path):
+    run = Run(tmp_path / "run")
+    run.path("log.txt").write_text("a line\n")
+    run.close()
+    assert not (tmp_path / "run").exists()
+    run = Run(tmp_path / "run")
+    run.record("prepare", 1)
+    run.close()
+    assert (tmp_path / "run" / "manifest.json").is_file()
+    (tmp_path / "users").mkdir()
+    Run(tmp_path / "users").close()  # was there before
+    assert (tmp_path / "users").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"not a folder \(--out\)"):
+        Run(tmp_path / "file")
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    for name in ("run/.test_probs.77.tmp.npy", "run/fold0/s/.last.77.tmp.ckpt", "run/fold0/s/last.ckpt", "run/.mine"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    Run(tmp_path / "run").close()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"run/fold0/s/last.ckpt", "run/.mine", "run/.lock"}
+
+
+def test_steps(tmp_path):
+    run = Run(tmp_path)
+    assert run.manifest == {} and run.step("tune") is None and not run.is_done("tune", "key")
+    run.record("tune", ["key", 1], score=0.5)
+    run.record("score", 2)
+    assert run.step("tune")["score"] == 0.5 and run.is_done("tune", ["key", 1]) and not run.is_done("tune", ["key", 2])
+    assert not run.is_done("tune", ["key", 1], ["tuned.json"])
+    run.path("tuned.json").write_text("{}")
+    assert run.is_done("tune", ["key", 1], ["tuned.json"])
+    run.record("tune", "other")
+    assert list(run.manifest["steps"]) == ["score", "tune"] and run.is_done("tune", "other")
+    run.forget("tune")
+    run.forget("tune")
+    assert list(run.manifest["steps"]) == ["score"]
+    run.close()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"steps": []}', "{", ""])
+def test_a_damaged_manifest(content, tmp_path):
+    run = Run(tmp_path)
+    run.path("manifest.json").write_text(content)
+    with pytest.raises(InputError, match=r"manifest\.json: not "):
+        run.step("tune")
+    run.close()
+
+
+def test_what_a_run_says_of_itself(tmp_path):
+    run = Run(tmp_path)
+    run.record("prepare", 1)
+    run.path("labels.csv").write_text("a")
+    run.describe(7, [run.path("labels.csv")])
+    run.write_config("siim_pneumothorax", "demo", DEMO)
+    manifest = run.manifest
+    assert manifest["seed"] == 7 and "prepare" in manifest["steps"]
+    assert manifest["inputs"][str(run.path("labels.csv"))].startswith("ca978112ca1bbdca")  # SHA-256 of "a"
+    assert manifest["packages"] == package_versions() and {"torch", "timm"} <= set(package_versions()) <= set(PACKAGES)
+    assert manifest["git"] == git_revision()
+    stored = json.loads(run.path("config.json").read_text())
+    assert (stored.pop("solution"), stored.pop("preset")) == ("siim_pneumothorax", "demo")
+    assert from_dict(Config, stored) == DEMO
+    run.close()
+
+
+def test_log(tmp_path, capfd):
+    log = logging.getLogger("common.something")
+    start_log(tmp_path / "log.txt")
+    log.info("a figure")
+    log.error("a refusal")  # the command line prints it itself
+    start_log()
+    log.info("after it")
+    out, err = capfd.readouterr()
+    assert out == "a figure\nafter it\n" and err == ""
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[20:] for line in lines] == ["a figure", "a refusal"] and lines[0][4] == "-"
+
+
+def test_a_full_disk_does_not_drown_the_terminal(tmp_path, capfd):
+    start_log("/dev/full")
+    logging.getLogger("common.something").info("a figure")
+    start_log()
+    out, err = capfd.readouterr()
+    assert out == "a figure\n" and err == ""
