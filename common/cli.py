@@ -171,11 +171,16 @@ def _handle(handlers):
             signal.signal(number, handler)
 
 
+@dataclass(frozen=True)
+class _Nothing:
+    """A configuration without fields, to read the other options before it is known which configuration is meant."""
+
+
 def _base_config(solution, config_module, preset, rest):
     """The preset's configuration; without a preset, that of the run folder."""
     if preset is not None:
         return preset, config_module.PRESETS[preset]
-    probe, _ = parse(next(iter(config_module.PRESETS.values())), rest, f"python -m solutions {solution}", strict=False)
+    probe, _ = parse(_Nothing(), rest, f"python -m solutions {solution}", strict=False)
     stored = None if probe.out is None else probe.out / "config.json"
     if stored is None or not stored.is_file():
         raise InputError(f"name a preset ({', '.join(config_module.PRESETS)}), or --out with the folder of a run")

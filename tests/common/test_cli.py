@@ -159,10 +159,11 @@ def test_defects_keep_their_traceback(error, command, tmp_path):
     assert "Traceback" in (tmp_path / "r" / "log.txt").read_text()
 
 
-def test_signals_are_for_trainings_alone(command):
+def test_signals_are_noted_in_trainings_alone(command):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     def interrupted(context):
+        context.budget.training = True
         os.kill(os.getpid(), signal.SIGINT)
         assert context.budget.spent()  # noted, for the training to stop when it has saved
         raise Stopped(context.budget.reason)

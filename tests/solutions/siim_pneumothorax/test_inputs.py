@@ -87,7 +87,7 @@ def an_image(data, split="train"):
         ("run demo --out run --data data --test empty", "no images in it (--test)"),
         ("run demo --out run --data data --fold-table nowhere.csv", "nowhere.csv: not a readable CSV"),
         ("run demo --out run --data data --id-map nowhere.csv", "nowhere.csv: no such file"),
-        ("run demo --out run --data data --store-size 0", "size=0"),
+        ("run demo --out run --data data --store-size 0", "store_size 0 is under the 2"),
     ],
 )
 def test_words(words, said, data, tmp_path, refused, monkeypatch):
