@@ -46,7 +46,9 @@ class FitConfig:
     metric: str = "score"
     """Validation figure by which epochs are compared; a leading minus means that lower is better."""
     averaging: tuple[Averaging, ...] = ("last", "best")
-    """Final weights to compare on validation; the best is kept."""
+    """Final weights to build and compare on validation."""
+    keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
+    """Which of them become the final ones: a named one, or the one with the highest validation metric."""
     window: int = 4
     """Windowed SWA: consecutive epochs averaged where the metric peaks."""
     classic_start: float = 0.75
@@ -68,6 +70,8 @@ class FitConfig:
             raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
         if not self.averaging:
             raise InputError("averaging must name at least one of last, best, best_k, window, classic, ema")
+        if self.keep != "highest" and self.keep not in self.averaging:
+            raise InputError(f"keep {self.keep!r} is not among averaging: {', '.join(self.averaging)}")
 
 
 def to_dict(config):

@@ -166,6 +166,17 @@ def release_pages(array):
         array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
+def nested_areas(oof, tuned_rules, parts, gate_probs=None):
+    """Return what `rule_areas` does, each image under the rule that the other parts chose.
+
+    `tuned_rules` maps a part to its Rule, `parts` (N,) are the parts of the images.
+    """
+    areas = np.zeros((3, len(parts)), np.int64)
+    for part, rule in tuned_rules.items():
+        areas[:, parts == part] = np.stack(rule_areas(oof, rule, gate_probs))[:, parts == part]
+    return tuple(areas)
+
+
 def rule_dice(oof, rule, gate_probs=None):
     """Return the Dice of every image, float64 (N,), under one rule; arguments and errors as in `rule_areas`."""
     return dice_from_areas(*rule_areas(oof, rule, gate_probs))

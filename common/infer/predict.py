@@ -32,20 +32,24 @@ def predict_masks(
     models: networks or other callables from images (B, 1, h, w) uint8 to mask logits (B, 1, h, w); all are held on
     the device at once, moved there, channels last and in eval mode. images: a store, uint8 (N, H, W) or its path.
     rows: n store rows in the order wanted, None for all. size: the network's side or (h, w), None for the store's.
-    activation: from a model's output to probabilities (B, 1, h, w). amp: as in `common.nn.precision.precision`.
+    activation: from a model's output to probabilities (B, 1, h, w), or to a pair of these and of presence (B, 1): then
+    (memory map, presence float32 (n,)) is returned. amp: as in `common.nn.precision.precision`.
     progress: shown; a string is its title. The mean of the probabilities over models and views, p, is stored as
     p × 255, halves rounded up. The file appears when it is complete. Raises InputError for unusable arguments, and for
     a row whose probability is not a number.
     """
-    dataset = SampleDataset(images, size=size, rows=rows)
+    dataset, present = SampleDataset(images, size=size, rows=rows), []
 
     def blocks():
-        for probs in _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers):
+        for probs, *more in _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers):
+            for part in more:
+                present.extend(part[:, 0].tolist())
             if probs.shape[1:] != (1, *dataset.size):
                 raise InputError(f"masks {tuple(probs.shape[1:])} from the network: expected {(1, *dataset.size)}")
             yield (probs[:, 0] * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
-    return write_masks(out_path, (len(dataset), *dataset.size), blocks())
+    masks = write_masks(out_path, (len(dataset), *dataset.size), blocks())
+    return (masks, np.array(present, np.float32)) if present else masks
 
 
 def write_masks(out_path, shape, blocks):
@@ -81,7 +85,7 @@ def predict_probs(
     if not len(dataset):
         raise InputError("no rows to predict")
     batches = _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers)
-    return np.concatenate([probs.cpu().numpy() for probs in batches])
+    return np.concatenate([probs.cpu().numpy() for (probs,) in batches])
 
 
 @torch.inference_mode()
@@ -99,11 +103,13 @@ def _batches(models, dataset, batch_size, device, views, amp, progress, activati
         for images, rows in loader:
             images = images.to(device, non_blocking=True)
             with autocast(device, dtype):
-                probs = sum(predict_tta(model, images, views, activation) for model in models) / len(models)
-            bad = ~torch.isfinite(probs).flatten(1).all(1).cpu()
+                outputs = [predict_tta(model, images, views, activation) for model in models]
+            outputs = [output if isinstance(output, tuple) else (output,) for output in outputs]
+            means = [sum(parts) / len(models) for parts in zip(*outputs, strict=True)]
+            bad = ~torch.stack([torch.isfinite(mean).flatten(1).all(1) for mean in means]).all(0).cpu()
             if bad.any():
                 raise InputError(
                     f"row {int(rows[bad][0])}: the predicted probability is not a number; use fp32 or check the weights"
                 )
-            yield probs
+            yield means
             bar.update(len(images))

@@ -38,14 +38,22 @@ def presence(output):
     return output[1].float().sigmoid()
 
 
+def sigmoid_and_presence(output):
+    """Both of a pair (mask logits, presence logit), as probabilities."""
+    return sigmoid(output), presence(output)
+
+
 def predict_tta(model, images, views=(IDENTITY,), activation=sigmoid):
     """Return the mean of the probabilities over `views`, float32.
 
     images (B, 1, H, W); activation maps the model's output to probabilities, which are masks (B, C, h, w), brought
-    back to H and W, or classes (B, C), which no view moves.
+    back to H and W, or classes (B, C), which no view moves; or to a tuple of such, averaged each and returned as one.
     """
-    total = 0
+    totals, several = None, False
     for forward, inverse in views:
-        probs = activation(model(forward(images)))
-        total = total + (inverse(probs, images.shape[-2:]) if probs.ndim == 4 else probs)
-    return total / len(views)
+        output = activation(model(forward(images)))
+        several = isinstance(output, tuple)
+        parts = [inverse(p, images.shape[-2:]) if p.ndim == 4 else p for p in (output if several else (output,))]
+        totals = parts if totals is None else [total + part for total, part in zip(totals, parts, strict=True)]
+    means = tuple(total / len(views) for total in totals)
+    return means if several else means[0]

@@ -102,9 +102,9 @@ def focal_dice(logits, target, gamma=2.0, alpha=None, weights=(1.0, 1.0), square
     return weights[0] * focal_bce(logits, target, gamma, alpha) + weights[1] * dice(logits, target, squared=squared)
 
 
-def combo(logits, target, weights=(3.0, 1.0, 4.0), gamma=2.0):
+def combo(logits, target, weights=(3.0, 1.0, 4.0), gamma=2.0, pos_weight=None):
     """Weighted sum of cross-entropy, Dice and focal cross-entropy; 3:1:4 is the first place of the SIIM challenge."""
-    parts = bce(logits, target), dice(logits, target), focal_bce(logits, target, gamma)
+    parts = bce(logits, target, pos_weight), dice(logits, target), focal_bce(logits, target, gamma)
     return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 
 

@@ -109,8 +109,8 @@ class _SyncBatchNorm(nn.BatchNorm2d):
 
 def synchronise_batch_norm(model, device):
     """Return `model` with batch statistics taken over all processes; unchanged with one process."""
-    if world() == 1:
-        return model
+    if world() == 1 or any(isinstance(m, nn.SyncBatchNorm | _SyncBatchNorm) for m in model.modules()):
+        return model  # once only: timm's conversion would drop the activations of what it made itself
     import timm.layers  # late: it takes seconds, and most commands do without
 
     if device.type == "cuda":

@@ -174,7 +174,8 @@ class _Trainer:
         if state is not None and self.epoch < self.config.epochs:
             if state["frozen"] == self.frozen:
                 self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if self.scaler.is_enabled() and state["scaler"]:  # empty where the run came from a card without fp16
+                self.scaler.load_state_dict(state["scaler"])
         if "ema" in self.config.averaging:
             self.ema = averaging.Ema(self.model, self.config.ema_decay)
             if state is not None:
@@ -369,12 +370,18 @@ class _Trainer:
                 self.reestimate()
             figures = self.history[epochs[0]] if len(epochs) == 1 else self.evaluate()
             figures = {k: v for k, v in figures.items() if k not in ("epoch", "lr", "train_loss")}
+            figures = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
             variants[name] = {"epochs": epochs, **figures}
             if distributed.is_main():
                 path = self.folder / "variants" / f"{name}.safetensors"
                 save_weights(path, self.model.state_dict(), key=self.key, variant=name, epochs=epochs, **figures)
         metric = config.metric.lstrip("-")
-        chosen = max(variants, key=lambda name: _finite(sign * variants[name][metric]))  # the first of equals
+        chosen = config.keep
+        if chosen == "highest":  # the first of equals
+            chosen = max(
+                variants,
+                key=lambda name: -math.inf if variants[name][metric] is None else sign * variants[name][metric],
+            )
         if distributed.is_main():
             write_json(self.folder / "variants.json", {"chosen": chosen, "metric": config.metric, "variants": variants})
             state, about = load_weights(self.folder / "variants" / f"{chosen}.safetensors")
@@ -394,10 +401,6 @@ class _Trainer:
         batches = (batch for batch, _ in zip(self.loader, range(BN_BATCHES), strict=False))
         with autocast(self.device, self.dtype):
             averaging.reestimate_batch_norm(self.model, batches, self.step)
-
-
-def _finite(value):
-    return value if math.isfinite(value) else -math.inf
 
 
 def _step_seed(seed, epoch, batch, rank):

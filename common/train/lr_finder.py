@@ -10,7 +10,7 @@ from common.errors import InputError
 
 
 def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, weight_decay=0.0):
-    """Train over `steps` batches with rates rising from `low` to `high`; the model is left as it was.
+    """Train over `steps` batches by Adam with rates rising from `low` to `high`; the model is left as it was.
 
     `step(model, batch) -> loss` as for `fit`; `batches` is any iterable, begun anew when it ends. Returns
     (rates, smoothed losses, suggestion), the first two float64 arrays of equal length. The suggestion is the rate
@@ -21,6 +21,8 @@ def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, w
     was_training = model.training
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=low, weight_decay=weight_decay)
     model.train()
+    if hasattr(model, "set_frozen_eval"):
+        model.set_frozen_eval()
     rates, losses, mean = [], [], 0.0
     iterator = iter(batches)
     for number in tqdm(range(steps), desc="learning-rate finder", leave=False):

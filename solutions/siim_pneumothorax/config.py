@@ -56,7 +56,7 @@ class SegmenterConfig(FitConfig):
     loss: Literal["focal_dice", "combo", "tversky", "lovasz", "bce_dice"] = "focal_dice"
     """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place)."""
     positive_weight: float = 1.0
-    """Weight of the pneumothorax pixels in the cross-entropy part of the loss."""
+    """Weight of the pneumothorax pixels in the cross-entropy of combo, lovasz and bce_dice; the others have none."""
     presence_head: bool = False
     """A second output that says whether there is any mask."""
     negatives: float = 1.0
@@ -80,12 +80,15 @@ class SegmenterConfig(FitConfig):
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
     metric: str = "iou"
     averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("window", "classic", "best")
+    keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "window"
     window: int = 4
 
     def __post_init__(self):
         super().__post_init__()
         if not self.sizes or any(size % 32 for size in self.sizes):
             raise InputError(f"segmenter.sizes {self.sizes}: need multiples of 32")
+        if self.positive_weight != 1 and self.loss in ("focal_dice", "tversky"):
+            raise InputError(f"segmenter.positive_weight has no place in the loss {self.loss}")
         if len(self.positive_rate) not in (0, 2):
             raise InputError("segmenter.positive_rate: give two shares, at the start and at the end of training")
 
@@ -133,6 +136,9 @@ class Config:
         distinct = set(self.folds)
         if not distinct <= set(range(self.n_folds)) or not 0 < len(distinct) == len(self.folds) or self.n_folds < 2:
             raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, once, with n_folds at least 2")
+        sizes = (*self.segmenter.sizes, *([self.classifier.size] if self.presence == "classifier" else []))
+        if self.store_size < max(sizes):
+            raise InputError(f"store_size {self.store_size} is under the {max(sizes)} px of a network")
         if self.presence == "head" and not self.segmenter.presence_head:
             raise InputError("presence 'head' needs segmenter.presence_head")
         if self.decision.rule == "gate" and self.presence == "none" and self.decision.gate != (0.0,):
@@ -166,6 +172,7 @@ PODIUM = Config(
         clip_norm=1.0,
         metric="dice",
         averaging=("best_k", "ema", "window", "best"),
+        keep="highest",
     ),
     decision=DecisionConfig(rule="triplet", gate=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
     presence="head",
@@ -202,6 +209,7 @@ DEMO = Config(
         weight_decay=1e-2,
         schedule="warm_cosine",
         averaging=("window", "classic", "best"),
+        keep="highest",
         window=3,
     ),
     decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),

@@ -12,7 +12,7 @@ from common.data.folds import load_folds, make_folds, quartile_strata, save_fold
 from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError
-from common.paths import IMAGES, KAGGLE_INPUT, atomic_path, check_id, competition_folder, find_images, read_parquet
+from common.paths import IMAGES, atomic_path, check_id, competition_folder, find_images, read_parquet
 from common.post.rle import area, paint, parse, to_string, union
 from common.submit.table import read_table, write_submission
 from solutions.siim_pneumothorax.config import SIZE, SLUG
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # names of the label table and sample submission in the competition's two stages
 MADE_WITH = ("n_folds", "seed", "store_size")  # settings that decide what `prepare` makes
-STAGES = (("train-rle.csv", "sample_submission.csv"), ("stage_2_train.csv", "stage_2_sample_submission.csv"))
+STAGES = (("stage_2_train.csv", "stage_2_sample_submission.csv"), ("train-rle.csv", "sample_submission.csv"))
 
 
 @dataclass
@@ -138,7 +138,8 @@ def prepare_competition(context):
     table = _labelled(labels, patients, train_ids, test_ids)
     train = table["split"] == "train"
     table.loc[train, "fold"] = _folds(table[train], patients, config, options)
-    key = _key(table, config)
+    originals = digest([[i, files[i].name, files[i].stat().st_size] for i in train_ids])
+    key = _key(table, config, originals)
     _keep_trainings(run, key)
 
     store = prepare_store(
@@ -160,9 +161,10 @@ def prepare_competition(context):
     run.describe(config.seed, inputs)
     if not trainings(run):
         run.write_config(context.solution, context.preset, config)
-    run.record("prepare", key, store=str(store.folder.resolve()), images=len(table), data=str(folder.resolve()),
-               test=options.test and str(options.test.resolve()), synthetic=(folder / "sample.json").is_file(),
-               **{name: getattr(config, name) for name in MADE_WITH})  # fmt: skip
+    about = {name: getattr(config, name) for name in MADE_WITH}
+    about |= {"data": str(folder.resolve()), "test": options.test and str(options.test.resolve())}
+    about |= {"originals": originals, "synthetic": (folder / "sample.json").is_file()}
+    run.record("prepare", key, store=str(store.folder.resolve()), images=len(table), **about)
     positive = int(table["present"].sum())
     log.info(
         f"prepared {train.sum()} train images ({positive} with pneumothorax), {(~train).sum()} test images "
@@ -186,7 +188,7 @@ def open_prepared(context):
         if path_now is not None and not Path(record[name] or "").is_relative_to(path_now.resolve()):
             raise InputError(f"{run.folder}: prepared with another --{name}; run `prepare` with {path_now} (or `run`)")
     table = read_parquet(path)
-    return Prepared(table, Store.open(record["store"]), _key(table, context.config))
+    return Prepared(table, Store.open(record["store"]), _key(table, context.config, record["originals"]))
 
 
 def trainings(run):
@@ -206,9 +208,12 @@ def _keep_trainings(run, key):
         )
 
 
-def _key(table, config):
+def _key(table, config, originals):
+    """What the trainings follow from: the images' originals, masks and folds."""
     train = table[table["split"] == "train"]
-    return digest(train["image_id"].tolist(), train["rle"].tolist(), train["fold"].tolist(), config.store_size)
+    return digest(
+        train["image_id"].tolist(), train["rle"].tolist(), train["fold"].tolist(), config.store_size, originals
+    )
 
 
 def _find_tables(data):
@@ -217,13 +222,14 @@ def _find_tables(data):
         try:
             folder = competition_folder(data, SLUG, labels)
         except InputError as error:
-            tried = tried or error
+            tried = error
             continue
         sample_path = folder / sample
-        if not sample_path.is_file() and (folder / STAGES[0][1]).is_file():
-            sample_path = folder / STAGES[0][1]
+        if not sample_path.is_file() and (folder / "sample_submission.csv").is_file():
+            sample_path = folder / "sample_submission.csv"
+        log.info(f"labels from {folder / labels}, test images from {sample_path.name}")
         return folder, folder / labels, sample_path
-    raise tried or InputError(f"no competition under {KAGGLE_INPUT}")
+    raise tried
 
 
 def _sample_ids(path):

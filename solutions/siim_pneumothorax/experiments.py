@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.infer.predict import predict_masks, predict_probs
+from common.infer.predict import predict_masks, predict_probs, write_masks
 from common.metrics.classification import confusion_counts, mcc
 from common.metrics.statistics import bootstrap, paired_bootstrap
 from common.paths import atomic_path
@@ -27,7 +28,7 @@ from solutions.siim_pneumothorax.models import (
     mask_loss,
     views,
 )
-from solutions.siim_pneumothorax.pipeline import train_classifier
+from solutions.siim_pneumothorax.pipeline import prediction_batch, train_classifier, used_up
 from solutions.siim_pneumothorax.training import (
     classifier_loader,
     classifier_step,
@@ -38,6 +39,7 @@ from solutions.siim_pneumothorax.training import (
 
 log = logging.getLogger(__name__)
 PIXEL = 0.5
+SCRATCH = "ablation"  # folder of the run for probabilities that only the ablation needs
 # Paper, table 2: smallest region, at 1024 × 1024 or at the segmenter's 512 × 512, and the private score.
 REGIONS = ((3500, 1024, 0.8347), (4500, 1024, 0.8329), (750, 512, 0.8328), (1750, 1024, 0.8318), (250, 512, 0.8307))
 WITHOUT_GATE, CLASSIC_SWA = 0.7012, 0.8322  # paper, 4.2 and table 1
@@ -93,6 +95,7 @@ def run_ablation(context):
     table = _ablation_table(settings, presence_of(data)[rows], np.arange(len(rows)) if patients is None else patients)
     with atomic_path(context.run.path("ablation.csv")) as path:
         table.to_csv(path, index=False)
+    shutil.rmtree(context.run.path(SCRATCH))
     for line in table.to_string(index=False, float_format=lambda v: f"{v:.4f}").splitlines():
         log.info(line)
 
@@ -130,35 +133,19 @@ def _gate_probs(context, data, kind):
 
 
 def _mask_probs(context, data, variant):
-    """Out-of-fold mask probabilities of one averaging variant's weights, uint8 (n, h, w), in memory-mapped parts."""
+    """Out-of-fold mask probabilities of one averaging variant's weights, uint8 (n, h, w), memory-mapped."""
     config, size, parts = context.config.segmenter, context.config.segmenter.sizes[-1], []
     for fold in context.config.folds:
         folder = context.run.path(f"fold{fold}", f"segmenter-{size}", "variants")
         model = load_segmenter(config, folder / f"{variant}.safetensors")
-        path = context.run.path("ablation", f"fold{fold}-{variant}.npy")
-        parts.append(
-            predict_masks([model], data.store.images, data.rows(folds=[fold]), path, size, 2 * config.batch_size,
-                          device=context.device, views=views(context.config.tta), amp=config.precision,
-                          progress=f"{variant}, fold {fold}", workers=context.workers)
+        parts.append(context.run.path(SCRATCH, f"fold{fold}-{variant}.npy"))
+        predicted = predict_masks(
+            [model], data.store.images, data.rows(folds=[fold]), parts[-1], size, prediction_batch(config),
+            device=context.device, views=views(context.config.tta), amp=config.precision,
+            progress=f"{variant}, fold {fold}", workers=context.workers,
         )  # fmt: skip
-    return parts[0] if len(parts) == 1 else _Joined(parts)
-
-
-class _Joined:
-    """Several (n, h, w) arrays read as one, image by image."""
-
-    dtype, ndim = np.dtype(np.uint8), 3
-
-    def __init__(self, parts):
-        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
-        self.shape = (int(self.ends[-1]), *parts[0].shape[1:])
-
-    def __len__(self):
-        return self.shape[0]
-
-    def __getitem__(self, row):
-        part = int(np.searchsorted(self.ends, row, side="right"))
-        return self.parts[part][row - self.ends[part]]
+    shape = (sum(len(data.rows(folds=[fold])) for fold in context.config.folds), *predicted.shape[1:])
+    return write_masks(context.run.path(SCRATCH, f"{variant}.npy"), shape, used_up(parts))
 
 
 def find_learning_rates(context, steps=100):

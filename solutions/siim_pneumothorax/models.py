@@ -48,7 +48,7 @@ def mask_loss(config):
     weight = config.positive_weight
     return {
         "focal_dice": losses.focal_dice,
-        "combo": losses.combo,
+        "combo": partial(losses.combo, pos_weight=weight),
         "tversky": losses.tversky,
         "lovasz": lambda logits, masks: losses.bce(logits, masks, weight) + losses.lovasz_hinge(logits, masks),
         "bce_dice": lambda logits, masks: losses.bce(logits, masks, weight) + losses.dice(logits, masks),

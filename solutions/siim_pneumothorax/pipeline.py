@@ -22,7 +22,7 @@ from common.post.rle import area, overlap, parse
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
 from common.train.loop import fit
-from common.tuning import Rule, rule_areas, rule_dice, summarise, tune_nested
+from common.tuning import Rule, nested_areas, release_pages, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import open_prepared, prepare_competition, read_labels
 from solutions.siim_pneumothorax.models import (
@@ -47,6 +47,7 @@ from solutions.siim_pneumothorax.training import (
     presence_of,
     segmenter_loader,
     segmenter_step,
+    with_some_negatives,
 )
 
 log = logging.getLogger(__name__)
@@ -93,8 +94,12 @@ def train_classifier(context, data, fold, config, stage):
 
 
 def train_segmenter(context, data, fold):
-    """The segmenter of one fold; each size starts from the weights of the one before."""
-    whole, held_out, fitted = context.config.segmenter, data.rows(folds=[fold]), None
+    """The segmenter of one fold; each size starts from the weights of the one before.
+
+    Epochs are compared on held-out images in the mixture that it is trained on, as the paper's 20 % were.
+    """
+    whole, fitted = context.config.segmenter, None
+    held_out = with_some_negatives(data, data.rows(folds=[fold]), whole.negatives, context.config.seed + fold)
     for position, size in enumerate(whole.sizes):
         config = whole if position == 0 else _finer(whole)
         shown = held_out_loader(context, data.dataset(held_out, size, targets=data.mask), config.batch_size)
@@ -141,25 +146,37 @@ def predict(context):
         log.info("predict: up to date")
         return
     run.forget("predict")
-    parts, tables = [], []
-    for fold in context.config.folds:
-        rows = data.rows(folds=[fold])
-        path = run.path(f"fold{fold}", "oof_probs.npy")
-        presence = _predict_rows(context, data, [fold], rows, path, f"fold {fold}")
-        tables.append(_prediction_table(data, rows, presence, fold))
-        parts.append(path)
-    maps = [read_array(path) for path in parts]
-    blocks = (block[i : i + 64] for block in maps for i in range(0, len(block), 64))
-    write_masks(run.path("oof_probs.npy"), (sum(map(len, maps)), *maps[0].shape[1:]), blocks)
-    rows = data.rows("test")
-    presence = _predict_rows(context, data, context.config.folds, rows, run.path("test_probs.npy"), "test")
-    _write_table(run.path("test.parquet"), _prediction_table(data, rows, presence, -1))
+    folds = context.config.folds
+    tables = [_predict_part(context, data, key, f"fold{k}/oof", [k], data.rows(folds=[k]), k) for k in folds]
+    test = _predict_part(context, data, key, "test", folds, data.rows("test"), -1)
+    paths = [run.path(f"fold{fold}", "oof_probs.npy") for fold in folds]
+    shape = (sum(map(len, tables)), *read_array(paths[0]).shape[1:])
+    write_masks(run.path("oof_probs.npy"), shape, used_up(paths))
     _write_table(run.path("oof.parquet"), pd.concat(tables, ignore_index=True))
-    for path in parts:
-        path.unlink()
     _keep_config(context)
-    run.record("predict", key, images=sum(map(len, tables)) + len(rows))
-    log.info(f"predicted {sum(map(len, tables))} out-of-fold and {len(rows)} test images")
+    run.record("predict", key, images=shape[0] + len(test))
+    log.info(f"predicted {shape[0]} out-of-fold and {len(test)} test images")
+
+
+def _predict_part(context, data, key, name, folds, rows, fold):
+    """Predict `rows` by the networks of `folds` into <name>_probs.npy and <name>.parquet, unless that is done."""
+    run, outputs = context.run, [f"{name}_probs.npy", f"{name}.parquet"]
+    if not run.is_done(f"predict {name}", key, outputs):
+        run.forget(f"predict {name}")
+        presence = _predict_rows(context, data, folds, rows, run.path(outputs[0]), name)
+        _write_table(run.path(outputs[1]), _prediction_table(data, rows, presence, fold))
+        run.record(f"predict {name}", key, images=len(rows))
+    return read_parquet(run.path(outputs[1]))
+
+
+def used_up(paths):
+    """The images of several arrays in blocks; a file that was read is deleted, since not every disk holds both."""
+    for path in paths:
+        part = read_array(path)
+        for i in range(0, len(part), 64):
+            yield part[i : i + 64]
+            release_pages(part)
+        path.unlink()
 
 
 def _predict_key(context, data):
@@ -184,19 +201,23 @@ def _predict_rows(context, data, folds, rows, path, title):
     config, common = context.config, {"device": context.device, "workers": context.workers}
     files = [weight_files(context, fold) for fold in folds]
     masks = [load_segmenter(config.segmenter, of_fold[0]) for of_fold in files]
-    size, batch = config.segmenter.sizes[-1], 2 * config.segmenter.batch_size
-    amp = config.segmenter.precision
-    predict_masks(masks, data.store.images, rows, path, size, batch, views=views(config.tta), amp=amp,
-                  progress=f"masks, {title}", **common)  # fmt: skip
-    if config.presence == "head":
-        return predict_probs(masks, data.store.images, rows, size, batch, views=views(config.tta), amp=amp,
-                             activation=tta.presence, progress=f"presence, {title}", **common)[:, 0]  # fmt: skip
-    if config.presence == "none":
-        return None
+    size, batch = config.segmenter.sizes[-1], prediction_batch(config.segmenter)
+    activation = tta.sigmoid_and_presence if config.presence == "head" else tta.sigmoid
+    predicted = predict_masks(
+        masks, data.store.images, rows, path, size, batch, views=views(config.tta), activation=activation,
+        amp=config.segmenter.precision, progress=f"masks, {title}", **common,
+    )  # fmt: skip
+    if config.presence != "classifier":
+        return predicted[1] if config.presence == "head" else None
     gates = [load_classifier(config.classifier, of_fold[1]) for of_fold in files]
     size, batch = config.classifier.size, 2 * config.classifier.batch_size
     return predict_probs(gates, data.store.images, rows, size, batch, views=views(config.tta),
                          amp=config.classifier.precision, progress=f"gate, {title}", **common)[:, 0]  # fmt: skip
+
+
+def prediction_batch(config):
+    """Images a batch when the segmenter predicts: twice those of its last training, as no gradients are kept."""
+    return 2 * (config.batch_size if len(config.sizes) == 1 else config.finer_batch_size)
 
 
 def _prediction_table(data, rows, presence, fold):
@@ -279,7 +300,7 @@ def read_tuned(context):
 def score(context):
     """The honest offline score with its interval, and the figures of both networks; writes score.json."""
     run = context.run
-    rule, saved = read_tuned(context)
+    _, saved = read_tuned(context)
     key = run.step("tune")["key"]
     if run.is_done("score", key, ["score.json"]):
         shown = read_json(run.path("score.json"))["dice"]
@@ -289,7 +310,8 @@ def score(context):
     nested = read_parquet(run.path("oof_dice.parquet"))
     oof, regions, patients = oof_regions(context)
     gate, present = oof["presence"].to_numpy(float), regions.truth > 0
-    both, predicted, true = rule_areas(regions, rule, gate)
+    fold_rules = {int(part): Rule(**values) for part, values in saved["fold_rules"].items()}
+    both, predicted, true = nested_areas(regions, fold_rules, nested["part"].to_numpy(), gate)
     cells = segmentation.counts_from_areas(both, predicted, true, SIZE * SIZE)
     groups = np.arange(len(oof)) if patients is None else patients
     positive = bootstrap(np.where(present, nested["dice"], np.nan), groups, skip_nan=True) if present.any() else None

@@ -5,7 +5,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.post.rle import encode
-from common.tuning import grid
+from common.tuning import grid, release_pages
 
 
 def rules(decision):
@@ -23,6 +23,8 @@ def submission_rows(image_ids, probs, presence, rule, connectivity=8):
     """
     rows = []
     for position, image_id in enumerate(tqdm(image_ids, desc="masks", leave=False)):
+        if position % 128 == 0:
+            release_pages(probs)
         gate = None if presence is None else presence[position]
         rows.append((image_id, encode(rule.apply(np.asarray(probs[position]), gate, connectivity=connectivity))))
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=str)

@@ -22,7 +22,7 @@ def write_report(context, data):
     if run.path("oof_dice.parquet").is_file():
         oof = pd.read_parquet(run.path("oof_dice.parquet"))
         rule = Rule(**read_json(run.path("tuned.json"))["rule"])
-        sections += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(run, data, oof, rule)]
+        sections += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(context, data, oof)]
     sections.append(_learning_rates(run))
     if run.path("ablation.csv").is_file():
         sections.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
@@ -157,8 +157,11 @@ def _presence(context, data, oof, rule):
     )
 
 
-def _gallery(run, data, oof, rule, count=4):
+def _gallery(context, data, oof, count=4):
+    run, connectivity = context.run, context.config.decision.connectivity
     probs = np.load(run.path("oof_probs.npy"), mmap_mode="r")
+    tuned = read_json(run.path("tuned.json"))["fold_rules"]
+    rule_of = {part: Rule(**values) for part, values in tuned.items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
     healthy = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
     middle = max(0, len(positive) // 2 - count // 2)
@@ -168,18 +171,21 @@ def _gallery(run, data, oof, rule, count=4):
         "Worst": positive[:count],
         "Found where there is none": healthy[:count],
     }
-    fragments = ["Green: the radiologists' outline. Orange: ours, by the rule of the submission."]
+    fragments = ["Green: the radiologists' outline. Orange: ours, by the rule that was chosen on the other parts."]
     for title, rows in groups.items():
-        items = [_item(data, probs, position, row, rule) for position, row in rows.iterrows()]
+        items = [
+            _item(data, probs[position], row, rule_of[str(row["part"])], connectivity)
+            for position, row in rows.iterrows()
+        ]
         if items:
             fragments.append(gallery(items, title))
     return page.section("Pictures", *fragments)
 
 
-def _item(data, probs, position, row, rule):
+def _item(data, probs, row, rule, connectivity):
     image = np.asarray(data.store.images[row["row"]])
     side = image.shape[0]
-    predicted = rule.apply(np.asarray(probs[position]), row["presence"])
+    predicted = rule.apply(np.asarray(probs), row["presence"], connectivity=connectivity)
     masks = [cv2.resize(m, (side, side), interpolation=cv2.INTER_AREA) for m in (data.mask(row["row"]), predicted)]
     return image, *masks, f"{row['image_id'][-24:]}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
 

@@ -28,7 +28,7 @@ def classifier_loader(context, data, fold, config):
 def segmenter_loader(context, data, fold, config, size):
     """Training batches of one fold's segmenter: the positives with some negatives, or at the sliding rate."""
     rows = training_rows(context, data, fold)
-    rows = _with_some_negatives(data, rows, config.negatives, context.config.seed + fold)
+    rows = with_some_negatives(data, rows, config.negatives, context.config.seed + fold)
     dataset = data.dataset(rows, size, augmentation(config.augmentation, size), data.mask)
     return _train_loader(context, dataset, config, presence_of(data)[rows])
 
@@ -108,7 +108,7 @@ def training_rows(context, data, fold):
     return data.rows(folds=[k for k in range(context.config.n_folds) if k != fold])
 
 
-def _with_some_negatives(data, rows, per_positive, seed):
+def with_some_negatives(data, rows, per_positive, seed):
     """All positive rows and `per_positive` random negatives for each; all rows where that is 0."""
     present = presence_of(data)[rows] > 0
     wanted = round(per_positive * present.sum())
