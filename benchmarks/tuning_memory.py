@@ -4,9 +4,10 @@
     python -m benchmarks.tuning_memory --n 12000 --test 3205      the scale of SIIM, 3.1 + 0.8 GB of disk
     python -m benchmarks.tuning_memory --n 12000 --test 3205 --side 1024    12.6 + 3.4 GB of disk
 
-Probabilities are synthetic: each image a few soft blobs, written one by one into a memory map in a temporary folder,
-which is removed. The fast search is compared with the masks themselves on a few images, in the same run. The limit of
-2 GB holds for all resident memory, the pages of the memory maps included; the anonymous part is shown beside it.
+Probabilities are synthetic: each image a few soft blobs, written as two folds, joined, tuned and turned into a
+submission by the functions of the SIIM solution itself, in a temporary folder, which is removed. The fast search is
+compared with the masks themselves on a few images, in the same run. The limit of 2 GB holds for all resident memory,
+the pages of the memory maps included; the anonymous part is shown beside it.
 """
 
 import argparse
@@ -19,14 +20,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
-from numpy.lib.format import open_memmap
 
+from common.infer.predict import write_masks
 from common.metrics.segmentation import dice_from_areas
 from common.post.regions import resize_mask_probs
-from common.post.rle import paint, runs_of, to_string
+from common.post.rle import paint, runs_of
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
-from common.tuning import grid, release_pages, rule_dice, summarise, tune_nested
+from common.tuning import grid, rule_dice, summarise, tune_nested
+from solutions.siim_pneumothorax.pipeline import used_up
+from solutions.siim_pneumothorax.postprocess import submission_rows
 
 PIXELS = (0.3, 0.45, 0.6, 0.75)
 
@@ -78,15 +81,25 @@ def anonymous(process):
 
 
 def predict(path, n, side, rng):
-    """Write n maps as a prediction would, one image at a time; return their true runs."""
-    probs = open_memmap(path, mode="w+", dtype=np.uint8, shape=(n, side, side))
+    """Write n maps as a prediction does, one image at a time; return their true runs."""
     runs = []
-    for i in range(n):
-        probs[i], truth = synthetic(rng, side)
-        if i % 128 == 0:
-            release_pages(probs)
-        runs.append(truth)
+
+    def blocks():
+        for _ in range(n):
+            probs, truth = synthetic(rng, side)
+            runs.append(truth)
+            yield probs[None]
+
+    write_masks(path, (n, side, side), blocks())
     return runs
+
+
+def predict_folds(folder, n, side, rng):
+    """Write the maps of two folds and join them into oof.npy; return their true runs."""
+    parts, sizes = [folder / "fold0.npy", folder / "fold1.npy"], [n // 2, n - n // 2]
+    runs = [predict(path, size, side, rng) for path, size in zip(parts, sizes, strict=True)]
+    write_masks(folder / "oof.npy", (n, side, side), used_up(parts))
+    return [*runs[0], *runs[1]]
 
 
 def timed(name, work, detail=lambda seconds: "", repeats=1):
@@ -113,7 +126,7 @@ def main():
     rules += grid(pixel=(0.3,), top=(0.6, 0.75, 0.9), min_pixels=(500, 1000, 2000, 4000))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, PeakMemory() as memory:
         folder = Path(folder)
-        runs, _ = timed("predict (synthetic)", lambda: predict(folder / "oof.npy", args.n, args.side, rng))
+        runs, _ = timed("predict (synthetic)", lambda: predict_folds(folder, args.n, args.side, rng))
         predict(folder / "test.npy", args.test, args.side, rng)
         probs = np.load(folder / "oof.npy", mmap_mode="r")
         positive = np.array([len(r) > 0 for r in runs])
@@ -148,13 +161,8 @@ def main():
         def submit():
             test = np.load(folder / "test.npy", mmap_mode="r")
             ids = [f"1.2.{i}" for i in range(args.test)]
-            masks = []
-            for i, image in enumerate(test):
-                masks.append(to_string(runs_of(tuned.rule.apply(image, 1.0))))
-                if i % 128 == 0:
-                    release_pages(test)
             write_submission(folder / "sample.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": "-1"}))
-            write_submission(folder / "submission.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": masks}))
+            write_submission(folder / "submission.csv", submission_rows(ids, test, np.ones(args.test), tuned.rule))
             return validate_masks(folder / "submission.csv", folder / "sample.csv", ordered=True)
 
         timed("submit and validate", submit, lambda s: f"{args.test / s:,.0f} images/s")
