@@ -1,4 +1,4 @@
-"""Losses on logits, computed in float32 under mixed precision too: pure functions and one thin module.
+"""Losses on logits, computed in float32 under mixed precision too: pure functions.
 
 Shapes: logits (B, C, H, W) or (B, C); targets of the same shape, or without the channel where C is 1; targets of any
 dtype, values in [0, 1]. Every function returns a scalar. A shape that does not fit raises ValueError.
@@ -7,20 +7,8 @@ dtype, values in [0, 1]. Every function returns a scalar. A shape that does not 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from common.errors import InputError
-
-
-class Loss(nn.Module):
-    """A loss function with its options fixed: `Loss(dice, squared=True)(logits, target)`."""
-
-    def __init__(self, function, **options):
-        super().__init__()
-        self.function, self.options = function, options
-
-    def forward(self, logits, target):
-        return self.function(logits, target, **self.options)
 
 
 def bce(logits, target, pos_weight=None):

@@ -6,7 +6,6 @@ mask, a higher number for a probability map, which spares making the mask. Regio
 """
 
 import math
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -67,11 +66,6 @@ def quantised(t):
     return math.ceil(t * 255 - 1e-9)
 
 
-def threshold(probs, t):
-    """Return the uint8 mask of 0 and 1 where uint8 probabilities of any shape reach `t` in [0, 1]."""
-    return (_checked_probs(probs) >= quantised(t)).view(np.uint8)
-
-
 def resize_mask_probs(probs, size=(1024, 1024)):
     """Resize a uint8 probability map (height, width) to `size` (height, width), bilinear, as uint8.
 
@@ -81,31 +75,6 @@ def resize_mask_probs(probs, size=(1024, 1024)):
     if _checked_probs(probs).ndim != 2 or probs.size == 0 or height < 1 or width < 1:
         raise InputError(f"cannot resize probabilities of shape {probs.shape} to height {height}, width {width}")
     return cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-@dataclass(frozen=True)
-class Triplet:
-    """A decision rule: a mask counts if `min_pixels` reach probability `top`, and is then cut at `bottom`.
-
-    `top` and `bottom` are probabilities, 0 < bottom <= top <= 1; `min_pixels` is 0 or more. Raises InputError for
-    others. Source: first place of SIIM-ACR Pneumothorax 2019, where 0.75 / 2,000 / 0.3 served at 1024 x 1024.
-    """
-
-    top: float
-    min_pixels: int
-    bottom: float
-
-    def __post_init__(self):
-        if not 0 < self.bottom <= self.top <= 1:
-            raise InputError(f"a triplet needs 0 < bottom <= top <= 1, not bottom {self.bottom!r}, top {self.top!r}")
-        if not self.min_pixels >= 0:
-            raise InputError(f"min_pixels must be 0 or more, not {self.min_pixels!r}")
-
-    def apply(self, probs):
-        """Return the uint8 mask of 0 and 1 for a uint8 probability map (height, width), empty if it does not count."""
-        if np.count_nonzero(threshold(probs, self.top)) < self.min_pixels:
-            return np.zeros(probs.shape, np.uint8)
-        return threshold(probs, self.bottom)
 
 
 def _checked_probs(probs):

@@ -222,3 +222,10 @@ def test_wrong_input_is_refused():
     ]:
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_the_triplet_at_its_boundaries():
+    probs = np.array([[192, 192, 77, 76, 0]], np.uint8)  # 0.75 is 191.25, 0.3 is 76.5
+    assert Rule(0.3, top=0.75, min_pixels=2).apply(probs, size=(1, 5)).tolist() == [[1, 1, 1, 0, 0]]
+    assert Rule(0.3, top=0.75, min_pixels=3).apply(probs, size=(1, 5)).sum() == 0
+    assert Rule(0.3, top=0.76, min_pixels=2).apply(probs, size=(1, 5)).sum() == 0

@@ -153,9 +153,3 @@ def test_positive_weights_balance_each_class():
     assert weighted.item() == pytest.approx(1.25 * math.log(2))
     with pytest.raises(InputError, match="class 1 has no positive among 2 rows"):
         losses.positive_weights([[1, 0], [0, 0]])
-
-
-def test_the_module_fixes_the_options():
-    logits, target = random_case()
-    module = losses.Loss(losses.dice, squared=True, smooth=0.5)
-    torch.testing.assert_close(module(logits, target), losses.dice(logits, target, 0.5, True))

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
 from common.errors import InputError
-from common.post.regions import Triplet, label, quantised, region_overlaps, remove_small, resize_mask_probs, threshold
+from common.post.regions import label, quantised, region_overlaps, remove_small, resize_mask_probs
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
 MAPS = arrays(np.uint8, SHAPES, elements=st.sampled_from([0, 0, 1, 100, 255]))
@@ -117,37 +117,13 @@ def test_quantised_thresholds_agree_with_the_probabilities_they_stand_for():
         assert all((q / 255 >= t - 1e-11) == (q >= quantised(t)) for q in range(256))
 
 
-def test_threshold_keeps_the_value_itself():
-    mask = threshold(np.array([[127, 128, 0, 255]], np.uint8), 0.5)
-    assert (mask.dtype, mask.tolist()) == (np.uint8, [[0, 1, 0, 1]])
-
-
 def test_resizing_comes_before_thresholding():
     # Two columns, 0 and 200, widened to four: OpenCV's pixel centres fall at -0.25, 0.25, 0.75, 1.25.
     wide = resize_mask_probs(np.array([[0, 200]], np.uint8), (1, 4))
     assert (wide.dtype, wide.tolist()) == (np.uint8, [[0, 50, 150, 200]])
-    assert threshold(wide, 0.5).tolist() == [[0, 0, 1, 1]]
-    assert threshold(wide, 0.19).tolist() == [[0, 1, 1, 1]]  # thresholded first, it would be 0 0 1 1
+    assert (wide >= quantised(0.19)).tolist() == [[False, True, True, True]]  # cut first, it would be 0 0 1 1
     assert resize_mask_probs(np.zeros((5, 7), np.uint8), (10, 21)).shape == (10, 21)
     assert resize_mask_probs(np.zeros((5, 7), np.uint8)).shape == (1024, 1024)
-
-
-def test_triplet_at_its_boundaries():
-    probs = np.array([[192, 192, 77, 76, 0]], np.uint8)  # 0.75 is 191.25, 0.3 is 76.5
-    assert Triplet(0.75, 2, 0.3).apply(probs).tolist() == [[1, 1, 1, 0, 0]]
-    assert Triplet(0.75, 3, 0.3).apply(probs).tolist() == [[0, 0, 0, 0, 0]]
-    assert Triplet(0.76, 2, 0.3).apply(probs).sum() == 0
-    assert Triplet(0.75, 0, 0.75).apply(np.zeros((2, 2), np.uint8)).sum() == 0
-    assert Triplet(0.75, 2, 0.3).apply(probs).dtype == np.uint8
-
-
-@pytest.mark.parametrize(
-    ("top", "min_pixels", "bottom"),
-    [(0.3, 10, 0.75), (1.1, 10, 0.3), (0.75, -1, 0.3), (0.75, 10, 0), (float("nan"), 10, 0.3), (0.75, float("nan"), 0)],
-)
-def test_impossible_triplets_are_refused(top, min_pixels, bottom):
-    with pytest.raises(InputError):
-        Triplet(top, min_pixels, bottom)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +139,6 @@ def test_impossible_triplets_are_refused(top, min_pixels, bottom):
         (lambda: region_overlaps(EXAMPLE, np.zeros((3, 4), bool)), r"\(3, 4\)"),
         (lambda: quantised(1.01), r"\[0, 1\]"),
         (lambda: quantised(float("nan")), r"\[0, 1\]"),
-        (lambda: threshold(np.zeros((2, 2), np.float32), 0.5), "uint8"),
         (lambda: resize_mask_probs(np.zeros((2, 2), bool)), "uint8"),
         (lambda: resize_mask_probs(np.zeros((2, 2), np.uint8), (0, 4)), "height 0"),
     ],
