@@ -218,3 +218,37 @@ def test_two_processes_train_as_one(tmp_path):
     two, _ = load_weights(tmp_path / "two" / "f" / "final.safetensors")
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_an_undefined_figure_beside_the_metric_is_kept_as_nothing(tmp_path):
+    model, loader, *_ = problem()
+
+    def validate(model):
+        return {"accuracy": 0.5, "auroc": math.nan}
+
+    fitted = fit(model, step, loader, validate, small(epochs=1), tmp_path / "f", device=CPU)
+    assert {figures["auroc"] for figures in fitted.variants.values()} == {None}
+
+
+def test_a_named_variant_is_kept_whatever_its_score(tmp_path):
+    fitted = train(tmp_path / "f", small(keep="classic"))
+    assert fitted.variant == "classic"
+    final, classic = (
+        load_weights(tmp_path / "f" / n)[0] for n in ("final.safetensors", "variants/classic.safetensors")
+    )
+    assert all(torch.equal(final[key], classic[key]) for key in final)
+    with pytest.raises(InputError, match="keep 'ema' is not among"):
+        small(averaging=("last",), keep="ema")
+
+
+def test_batch_norms_are_synchronised_once_and_keep_their_activations(monkeypatch):
+    import timm.layers
+
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    for device, kind in (("cuda", nn.SyncBatchNorm), ("cpu", distributed._SyncBatchNorm)):
+        model = nn.Sequential(nn.Conv2d(1, 2, 1), timm.layers.BatchNormAct2d(2), nn.BatchNorm2d(2))
+        names = list(model.state_dict())
+        for _ in range(2):  # each phase of a training asks for it
+            model = distributed.synchronise_batch_norm(model, torch.device(device))
+        assert isinstance(model[1], kind) and isinstance(model[2], kind) and list(model.state_dict()) == names
+        assert isinstance(model[1].act, nn.ReLU)
