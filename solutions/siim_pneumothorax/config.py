@@ -1,4 +1,7 @@
-"""Every number of the SIIM solution beside its source. "Paper" is Țimbuș et al., VISAPP 2021."""
+"""The numbers of the SIIM recipes beside their source; those of the augmentations stand in common.data.augment.
+
+"Paper" is Țimbuș et al., VISAPP 2021.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
