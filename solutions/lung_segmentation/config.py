@@ -1,0 +1,175 @@
+"""The numbers of the lung segmentation recipes beside their source; augmentations' stand in common.data.augment.
+
+"000" is Seibold et al.'s neighbour on VinBigData, whose section 3.3 segments lungs; "001" CXR-IRNet; "002" the HRNet
+COVID-19 classifier; "004" SDFN.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from common.config import FitConfig
+from common.errors import InputError
+
+STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart": ("left", "right", "heart")}
+
+# 002, section 3.2, at 512 × 512 pixels: what becomes of a predicted mask before the lungs are cut out.
+REFERENCE_SIDE = 512
+DILATIONS = 8
+CLOSINGS = 2
+GATE_AREA = 50_000 / REFERENCE_SIDE**2  # of the image; less lung than this means that the image is rejected
+# 004, section 2.2: the lung region generator. The paper gives the margins in pixels; its segmenter works at 256.
+REGION_SIDE = 256
+MARGIN = 15 / REGION_SIDE  # of the image's side: left, right and top
+MARGIN_BOTTOM = 20 / REGION_SIDE
+ONE_LUNG_RATIO = 1 / 3  # a second region under this share of the first is not a lung
+
+
+@dataclass(frozen=True)
+class NetworkConfig(FitConfig):
+    """The network that outlines the lungs."""
+
+    architecture: str = "unet"
+    """A decoder of segmentation-models-pytorch, or plain: a U-Net without a pretrained encoder."""
+    encoder: str = "resnet34"
+    """Any timm network. 000: ResNet-34. plain has none."""
+    decoder: tuple[int, ...] = ()
+    """Channels of the decoder's stages, or of the plain U-Net's levels; empty: the architecture's own."""
+    weights: str = "imagenet"
+    """imagenet, none, or the path of a weights file."""
+    size: int = 320
+    """Side of the network's images. 000: a tenth of the original, that is 300 (Shenzhen) to 489 (Montgomery) pixels."""
+    augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
+    """simple and complex: 000's two; unet: 002's table; affine: 004's; strong: for images from other hospitals."""
+    loss: Literal["bce", "dice", "squared_dice", "bce_dice"] = "bce"
+    # 000, section 3.3: batch 4; weight decay 0.01 (fastai's Adam decouples it); 5 epochs of the last layers at 1e-3,
+    # then 5 of all at a lower rate, which the paper does not give. Loss not given: fastai's default.
+    epochs: int = 10
+    frozen_epochs: int = 5
+    frozen_lr: float = 1e-3
+    lr: float = 1e-4
+    batch_size: int = 4
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-2
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "constant"
+    metric: str = "dice"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size % 32 or self.size < 32:
+            raise InputError(f"network.size {self.size}: need a multiple of 32")
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """From probabilities to a mask; every combination of the values is tried on out-of-fold predictions."""
+
+    pixel: tuple[float, ...] = (0.5,)
+    """Pixel thresholds."""
+    regions: tuple[int, ...] = (0,)
+    """Largest regions kept, their holes filled; 0 leaves the mask as it is."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run of the lung segmentation solution."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
+    structures: Literal["lungs", "left_right", "lungs_heart"] = "lungs"
+    """What the network outlines. Images whose masks lack a part of it are left out."""
+    datasets: tuple[Literal["Montgomery", "Shenzhen", "JSRT", "folder"], ...] = ()
+    """Datasets of the folder that are used; none named: all that are there."""
+    n_folds: int = 10
+    folds: tuple[int, ...] = (0,)
+    """Folds that are held out and scored, one training each. 10 and the first: 000's split of 80/10/10."""
+    validation: float = 0.1
+    """Share of all labelled images, drawn from the other folds by patient, by which epochs are compared."""
+    tta: tuple[Literal["flip", "scale"], ...] = ()
+    """Views averaged at prediction, beside the image itself."""
+    finder: bool = False
+    """Learning-rate range test before the training; its curve is in the report, the rates stay those given here."""
+    store_size: int = 512
+    """Side of the stored images and masks, in pixels; at least the network's."""
+    seed: int = 0
+
+    def __post_init__(self):
+        distinct = set(self.folds)
+        if not distinct <= set(range(self.n_folds)) or not 0 < len(distinct) == len(self.folds) or self.n_folds < 2:
+            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, once, with n_folds at least 2")
+        if self.store_size < self.network.size:
+            raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of the network")
+        if not 0 < self.validation < 1 - 1 / self.n_folds:
+            raise InputError(f"validation {self.validation}: a share that leaves something to train on is needed")
+        if self.structures == "left_right" and "flip" in self.tta:
+            raise InputError("tta 'flip' would exchange the left lung and the right one")
+
+
+PAPER = Config(finder=True)
+
+# 002: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005; optimiser not given.
+UNET = Config(
+    network=NetworkConfig(
+        architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=512,
+        augmentation="unet", loss="squared_dice", epochs=25, frozen_epochs=0, lr=5e-3, batch_size=8, optimizer="adam",
+        weight_decay=0.0,
+    ),
+    folds=tuple(range(10)),
+)  # fmt: skip
+
+# 001: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch with the lowest loss kept.
+# Size as its classifier's input; rates and length not given.
+LUNGS_HEART = Config(
+    network=NetworkConfig(
+        architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=256,
+        augmentation="affine", loss="dice", epochs=100, frozen_epochs=0, lr=1e-3, batch_size=8, optimizer="adam",
+        weight_decay=0.0, metric="-loss", averaging=("best",),
+    ),
+    structures="lungs_heart", datasets=("JSRT",), n_folds=5,
+)  # fmt: skip
+
+# 004, section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds.
+SDFN = Config(
+    network=NetworkConfig(
+        architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=256,
+        augmentation="affine", loss="bce", epochs=100, frozen_epochs=0, lr=1e-3, batch_size=8, optimizer="adam",
+        weight_decay=0.0, averaging=("best",),
+    ),
+    datasets=("JSRT",), n_folds=5, folds=(0, 1, 2, 3, 4),
+)  # fmt: skip
+
+# One GPU, an hour: a pretrained encoder of today, full 512 px, averaged weights, flip and scale TTA.
+PODIUM = Config(
+    network=NetworkConfig(
+        encoder="convnext_small.fb_in22k_ft_in1k", size=512, augmentation="strong", loss="bce_dice", epochs=50,
+        frozen_epochs=1, lr=2e-4, batch_size=16, weight_decay=1e-2, schedule="warm_cosine", clip_norm=1.0,
+        averaging=("ema", "window", "best_k", "best"),
+    ),
+    decision=DecisionConfig(pixel=(0.3, 0.4, 0.5, 0.6, 0.7), regions=(0, 2)),
+    tta=("flip", "scale"),
+)  # fmt: skip
+
+# What the shipped weights come from: small, and trained to bear images unlike those it saw. Hours on two CPU cores.
+SHIPPED = Config(
+    network=NetworkConfig(
+        encoder="tf_efficientnet_lite0", decoder=(128, 64, 48, 32, 16), size=256, augmentation="strong",
+        loss="bce_dice", epochs=40, frozen_epochs=0, lr=1e-3, batch_size=16, weight_decay=1e-2,
+        schedule="warm_cosine", clip_norm=1.0, averaging=("ema", "window", "best_k", "best"),
+    ),
+    decision=DecisionConfig(pixel=(0.4, 0.45, 0.5, 0.55, 0.6), regions=(0, 2)),
+)  # fmt: skip
+
+# Two CPU cores, under a minute: the same kind of network on small phantoms.
+DEMO = replace(
+    SHIPPED,
+    network=replace(SHIPPED.network, size=128, augmentation="affine", epochs=6, batch_size=8,
+                    averaging=("window", "best"), window=2),
+    n_folds=4, folds=(0, 1), validation=0.15, store_size=128,
+)  # fmt: skip
+
+PRESETS = {
+    "demo": DEMO, "paper": PAPER, "podium": PODIUM, "unet": UNET, "lungs_heart": LUNGS_HEART, "sdfn": SDFN,
+    "shipped": SHIPPED,
+}  # fmt: skip
+MORE_VERBS = ("ablate", "cross", "find_lr", "export")  # beside those that every solution has
+TOOLS = ("masks", "crops")  # verbs that need no run
