@@ -1,0 +1,230 @@
+"""Augmentation pipelines of the lung segmentation recipes; the names of the papers are those of config.py.
+
+Each takes uint8 (H, W) images of `size` × `size` with masks of 0/1, (H, W) or (H, W, C), and keeps sizes and types.
+`flip` is for masks that do not tell left from right. Masks follow the geometry and nothing else.
+"""
+
+from functools import partial
+from math import cos, exp, log, radians, sin
+
+import cv2
+import numpy as np
+
+from common.data.augment import A, BlockMask, DiffusedNoise, compose
+
+
+class Warp(A.DualTransform):
+    """Move image and mask by one homography, so that several movements blur the pixels only once.
+
+    draw: takes a random.Random, gives the matrix (3, 3) from source to target in coordinates of −1 to 1, x to the right
+    and y downwards; border: OpenCV's border mode (black by default); size: side of what comes out.
+    """
+
+    _targets = A.core.type_definitions.Targets.IMAGE, A.core.type_definitions.Targets.MASK
+
+    def __init__(self, size, draw, border=cv2.BORDER_CONSTANT):
+        super().__init__(p=1.0)
+        self.size, self.draw, self.border = size, draw, border
+
+    def get_params_dependent_on_data(self, params, data):
+        height, width = params["shape"][:2]
+        return {
+            "matrix": np.linalg.inv(_centred(self.size, self.size))
+            @ self.draw(self.py_random)
+            @ _centred(height, width)
+        }
+
+    def apply(self, img, matrix, **params):
+        side = self.size, self.size
+        out = cv2.warpPerspective(img, matrix, side, flags=cv2.INTER_LINEAR, borderMode=self.border)
+        return out.reshape(side + img.shape[2:])
+
+    def apply_to_mask(self, mask, matrix, **params):
+        return self.apply(mask, matrix)
+
+
+def _centred(height, width):
+    """Matrix from indices of pixels to coordinates of −1 to 1 over the image."""
+    return np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
+
+
+def _moved(turn=0.0, zoom=(1.0, 1.0), shear=0.0, shift=(0.0, 0.0), keystone=(0.0, 0.0)):
+    """Matrix that scales, shears along x, turns (degrees), tilts and shifts (halves of the side), in this order."""
+    c, s = cos(radians(turn)), sin(radians(turn))
+    flat = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ [[zoom[0], shear * zoom[1], 0], [0, zoom[1], 0], [0, 0, 1]]
+    if any(keystone):
+        x, y = keystone  # by how much one edge grows and the opposite one shrinks
+        corners = np.float32([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+        tilted = np.float32([[-1 - y, -1 - x], [-1 + y, 1 + x], [1 + y, -1 + x], [1 - y, 1 - x]])
+        flat = cv2.getPerspectiveTransform(corners, tilted) @ flat
+    return np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]]) @ flat
+
+
+def _either(random, p, limit):
+    return random.uniform(-limit, limit) if random.random() < p else 0.0
+
+
+class Lighting(A.ImageOnlyTransform):
+    """Change brightness and contrast as fastai does: a shift and a factor on the logit of the grey level.
+
+    Each happens with probability `p`. brightness b: shift by the logit of 0.5 ± b/2 at most; contrast c: factor from
+    1 − c to 1 / (1 − c).
+    """
+
+    def __init__(self, brightness=0.2, contrast=0.2, p=0.75):
+        super().__init__(p=1.0)
+        self.brightness, self.contrast, self.each = brightness, contrast, p
+
+    def get_params(self):
+        level = 0.5 + _either(self.py_random, self.each, self.brightness / 2)
+        return {
+            "shift": log(level / (1 - level)),
+            "factor": exp(_either(self.py_random, self.each, -log(1 - self.contrast))),
+        }
+
+    def apply(self, img, shift, factor, **params):
+        grey = np.clip(np.arange(256) / 255, 1e-3, 1 - 1e-3)
+        table = 255 / (1 + np.exp(-(factor * np.log(grey / (1 - grey)) + shift)))
+        return cv2.LUT(img, np.rint(table).astype(np.uint8)).reshape(img.shape)
+
+
+class Objects(A.ImageOnlyTransform):
+    """Draw what is burnt into radiographs or lies on the patient: letters, patches, wires, electrodes; the mask stays.
+
+    count: least and greatest number of objects. Sizes are fractions of the shorter side; an object adds to the image,
+    as metal does, or (a third of the patches) blackens it, as removed names are.
+    """
+
+    words = ("L", "R", "AP", "PA", "L PA", "AP SUPINE", "PORTABLE", "UPRIGHT", "12:40", "SEMI-ERECT")
+
+    def __init__(self, count=(1, 3), p=0.5):
+        super().__init__(p=p)
+        self.count = count
+
+    def get_params(self):
+        return {"seed": self.py_random.getrandbits(63)}
+
+    def apply(self, img, seed, **params):
+        rng = np.random.default_rng(seed)
+        height, width = img.shape[:2]
+        side, extent = min(height, width), np.array([width, height])
+        light, dark = np.zeros((2, height, width), np.uint8)
+        for _ in range(rng.integers(*self.count, endpoint=True)):
+            kind, level = rng.integers(5), int(rng.integers(50, 256))
+            at = (rng.random(2) * extent).astype(int)
+            thick = max(1, round(rng.uniform(0.004, 0.012) * side))
+            if kind == 0:
+                scale = rng.uniform(0.05, 0.12) * side / 22  # a capital of OpenCV's font is 22 pixels high
+                word = self.words[rng.integers(len(self.words))]
+                cv2.putText(
+                    light, word, at.tolist(), cv2.FONT_HERSHEY_SIMPLEX, scale, 255 - level // 4, thick, cv2.LINE_AA
+                )
+            elif kind == 1:
+                end = at + (rng.uniform(0.03, 0.25, 2) * extent).astype(int)
+                cv2.rectangle(dark if rng.random() < 1 / 3 else light, at.tolist(), end.tolist(), 255, -1)
+            elif kind == 2:
+                cv2.circle(light, at.tolist(), round(rng.uniform(0.01, 0.03) * side), level, thick, cv2.LINE_AA)
+            else:
+                t = np.linspace(0, 1, 24)[:, None]
+                a, b, c = rng.uniform(-0.1, 1.1, (3, 2)) * extent
+                curve = ((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c).astype(np.int32)
+                cv2.polylines(light, [curve], False, level // 2, thick, cv2.LINE_AA)
+        return cv2.subtract(cv2.add(img.reshape(height, width), light), dark).reshape(img.shape)
+
+
+def _flipped(flip):
+    return [A.HorizontalFlip(p=0.5)] if flip else []
+
+
+def _simple(size, flip, rotate, zoom, warp, lighting, p):
+    draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp)
+    return [*_flipped(flip), Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
+
+
+def _simple_matrix(random, p, rotate, zoom, warp):
+    scale = random.uniform(1, zoom) if random.random() < p else 1.0
+    shift = [random.uniform(-1, 1) * (scale - 1) for _ in range(2)]  # any crop of the image
+    tilt = (random.uniform(-warp, warp), random.uniform(-warp, warp)) if random.random() < p else (0.0, 0.0)
+    return _moved(_either(random, p, rotate), (scale, scale), 0.0, shift, tilt)
+
+
+def simple(size, flip=True, rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, p=0.75):
+    """Return 000's simple pipeline: flip, crop with zoom, rotation, perspective warp, brightness and contrast.
+
+    The paper names the kinds alone. The numbers, the formulas and the reflected border are those of fastai's
+    `aug_transforms`, the library whose finder and phases it uses: `rotate` degrees, `zoom` to at most this, `warp` and
+    `lighting`; each with probability `p`, the flip with 0.5.
+    """
+    return compose(_simple(size, flip, rotate, zoom, warp, lighting, p))
+
+
+def complex_(size, flip=True, block=0.25, diffused=0.5, gray=217, **simple_numbers):
+    """Return 000's complex pipeline: `simple`, then diffused noise and block masking with these probabilities.
+
+    The probabilities are ours: the paper gives none, and 0.9 in the code of its source (`BlockMask`, `DiffusedNoise`)
+    leaves hardly an image as it is. simple_numbers: those of `simple`.
+    """
+    numbers = {"rotate": 10.0, "zoom": 1.1, "warp": 0.2, "lighting": 0.2, "p": 0.75} | simple_numbers
+    return compose([*_simple(size, flip, **numbers), DiffusedNoise(p=diffused), BlockMask(gray, p=block)])
+
+
+def affine(size, flip=True, rotate=10.0, shift=0.05, zoom=0.1, p=0.75):
+    """Return 004's affine pipeline: rotation (± degrees), shift (± of the side) and zoom (1 ±), each with `p`.
+
+    The paper gives no numbers: these are ours.
+    """
+    return compose([*_flipped(flip), Warp(size, partial(_affine_matrix, rotate=rotate, shift=shift, zoom=zoom, p=p))])
+
+
+def _affine_matrix(random, rotate, shift, zoom, p):
+    scale = 1 + _either(random, p, zoom)
+    moved = (2 * _either(random, p, shift), 2 * _either(random, p, shift))
+    return _moved(_either(random, p, rotate), (scale, scale), 0.0, moved)
+
+
+def strong(size, flip=True):
+    """Return our pipeline for images of other hospitals and devices; its numbers are ours.
+
+    Geometry in one step, with a black border; collimated edges; opacities and dark areas; letters, patches and wires;
+    tone (logit, gamma, windows with and without saturation, CLAHE); blur or sharpening; noise; JPEG; rarely inverted.
+    """
+    soft = size / 256
+    edges = A.Sequential(
+        [A.CropAndPad(percent=(-0.15, 0.0), keep_size=False), A.PadIfNeeded(size, size, position="random")], p=0.15
+    )
+    focus = [
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.4 * soft, 1.5 * soft)),
+        A.Sharpen(alpha=(0.1, 0.4)),
+        A.Downscale(
+            scale_range=(0.4, 0.8), interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+        ),
+    ]
+    return compose(
+        [
+            *_flipped(flip),
+            Warp(size, _strong_matrix),
+            edges,
+            DiffusedNoise((1, 5), (0.03, 0.25), strength=(-0.25, 0.5), p=0.25),
+            Lighting(0.5, 0.4, p=0.5),
+            A.RandomGamma((55, 180), p=0.3),
+            A.RandomBrightnessContrast(0.25, (-0.5, 0.4), p=0.3),
+            A.CLAHE((1.0, 4.0), p=0.15),
+            Objects(p=0.3),
+            A.OneOf(focus, p=0.3),
+            A.GaussNoise((0.01, 0.06), p=0.2),
+            A.ImageCompression(quality_range=(25, 90), p=0.3),
+            A.InvertImg(p=0.03),
+        ]
+    )
+
+
+def _strong_matrix(random):
+    quarters = random.choice((1, 2, 3)) if random.random() < 0.04 else 0
+    turn = _either(random, 0.8, 25.0 if random.random() < 0.25 else 10.0)
+    # now and then small in a wide black border, or cropped so that part of the lungs is outside
+    wide = random.random() < 0.15
+    zoom = exp(random.uniform(-0.6, 0.4) if wide else _either(random, 0.8, 0.15))
+    aspect = exp(_either(random, 0.4, 0.12))
+    shift = (_either(random, 0.7, 0.15), _either(random, 0.7, 0.15))
+    tilt = (_either(random, 0.3, 0.12), _either(random, 0.3, 0.12))
+    return _moved(turn + 90 * quarters, (zoom * aspect, zoom / aspect), _either(random, 0.2, 0.12), shift, tilt)
