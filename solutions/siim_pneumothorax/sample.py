@@ -8,11 +8,9 @@ of 22 %, and none is smaller than 2 % of its lung, so that a training on a hundr
 
 import csv
 import os
-import tempfile
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -23,8 +21,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from common import paths, phantom
-from common.errors import InputError
+from common import phantom, sample
 from common.post import rle
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -46,31 +43,8 @@ def make_sample(folder, n_train=96, n_test=24, seed=0):
     InputError for parameters out of range and for a folder that holds something other than a sample.
     """
     parameters = {"sample": "siim_pneumothorax", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
-    for name, least in (("n_train", 4), ("n_test", 1), ("seed", 0)):
-        if not isinstance(parameters[name], int) or parameters[name] < least:
-            raise InputError(f"sample: {name}={parameters[name]!r} must be a whole number of at least {least}")
-    folder = Path(folder)
-    if folder.exists() and _parameters_of(folder) == parameters:
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
-        fresh, stale = Path(temporary, "fresh"), Path(temporary, "stale")
-        _write(fresh, n_train, n_test, seed)
-        paths.write_json(fresh / "sample.json", parameters)
-        if folder.exists():
-            os.rename(folder, stale)
-        os.rename(fresh, folder)
-    return folder
-
-
-def _parameters_of(folder):
-    """Parameters of the sample in `folder`; None for an empty folder, which may be replaced."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return None
-    known = paths.read_json(folder / "sample.json") if (folder / "sample.json").is_file() else {}
-    if not isinstance(known, dict) or known.get("sample") != "siim_pneumothorax":
-        raise InputError(f"{folder}: holds something other than a sample of this competition; name another folder")
-    return known
+    least = {"n_train": 4, "n_test": 1, "seed": 0}
+    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, n_train, n_test, seed))
 
 
 def _write(folder, n_train, n_test, seed):

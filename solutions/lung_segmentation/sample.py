@@ -1,0 +1,128 @@
+"""The embedded sample: phantom radiographs laid out as Montgomery, Shenzhen and JSRT with SCR unpack, in one folder.
+
+Like the real sets: a film of Montgomery is upright or across, with a mask a lung; the sides of Shenzhen vary, one mask
+holds both lungs, and names end in 1 where something was found; some images of these two have no mask. JSRT is raw and
+inverted, and SCR keeps the outlines of its odd numbers in one fold and of the even ones in the other. Unlike them:
+Montgomery and Shenzhen come at 15 % of their sides, JSRT is drawn at 1024 and enlarged, clinical readings and SCR's
+clavicles are left out, and every mask is the whole lung field, findings included: the fluid of an effusion and the air
+of a pneumothorax belong to the lung here, while readers leave out what hides it.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from common import phantom, sample
+
+VERSION = 1  # raise it whenever the files for a seed change
+ABNORMAL = 0.45  # of Montgomery and Shenzhen
+NODULES = 154 / 247  # of JSRT
+UNLABELLED = 1 / 4  # of the images without a mask that are Montgomery's; 17 of 62 in the data of 000
+MONTGOMERY, SHENZHEN = Path("Montgomery/MontgomerySet"), Path("ChinaSet_AllFiles/ChinaSet_AllFiles")
+JSRT = Path("JSRT")
+LONG, SHORT = 734, 603  # of Montgomery's 4892 and 4020
+LEAST, MOST = 425, 450  # Shenzhen's sides, of about 3000
+RAW, OUTLINES = 2048, 1024  # JSRT's side, SCR's
+FINDINGS = (phantom.effusion, phantom.pneumothorax, phantom.consolidation, phantom.mass)
+
+
+def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed=0):
+    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+
+    n_montgomery, n_shenzhen, n_jsrt: numbers of images with masks, at least 1, 1 and 0 (8 MiB each); n_test: images of
+    the first two without one, at least 1, whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png; seed:
+    int >= 0. The bytes depend on the parameters alone. Written under another name and renamed when complete. Raises
+    InputError for parameters out of range and for a folder that holds something other than a sample.
+    """
+    counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
+    parameters = {"sample": "lung_segmentation", "version": VERSION, **counts, "seed": seed}
+    least = {"n_montgomery": 1, "n_shenzhen": 1, "n_jsrt": 0, "n_test": 1, "seed": 0}
+    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, *counts.values(), seed))
+
+
+def _write(folder, n_montgomery, n_shenzhen, n_jsrt, n_test, seed):
+    there = int(UNLABELLED * n_test)
+    cases = _chests("MCUCXR", n_montgomery, there, seed) + _chests("CHNCXR", n_shenzhen, n_test - there, seed)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
+        for _ in pool.map(partial(_write_case, folder), cases + _nodules(n_jsrt, seed)):
+            pass
+
+
+class _Case(NamedTuple):
+    image_id: str
+    number: int  # seed of the phantom
+    findings: tuple
+    labelled: bool = True
+
+
+def _chests(prefix, n_labelled, n_unlabelled, seed):
+    """Images of Montgomery or Shenzhen: healthy chests first, those without a mask anywhere among them."""
+    first = 1_000_000 * seed + {"MCUCXR": 0, "CHNCXR": 200_000}[prefix]
+    rng, count = np.random.default_rng([first, 1]), n_labelled + n_unlabelled
+    unlabelled = set(rng.choice(count, n_unlabelled, replace=False).tolist())
+    ill = [i >= round((1 - ABNORMAL) * count) for i in range(count)]
+    kinds = rng.permutation(np.arange(count) % len(FINDINGS))
+    return [
+        _Case(f"{prefix}_{i + 1:04d}_{ill[i]:d}", first + i, (FINDINGS[kinds[i]],) * ill[i], i not in unlabelled)
+        for i in range(count)
+    ]
+
+
+def _nodules(count, seed):
+    """Images of JSRT: those with a nodule (JPCLN) are counted apart from those without (JPCNN)."""
+    first, sick = 1_000_000 * seed + 400_000, round(NODULES * count)
+    nodules = [_Case(f"JPCLN{i + 1:03d}", first + i, (phantom.nodule,)) for i in range(sick)]
+    return nodules + [_Case(f"JPCNN{i + 1 - sick:03d}", first + i, ()) for i in range(sick, count)]
+
+
+def _write_case(folder, case):
+    """Draw one film and write it, with its masks where a user finds them."""
+    if case.image_id.startswith("JP"):
+        return _write_jsrt(folder / JSRT, case)
+    montgomery, name = case.image_id.startswith("MCU"), f"{case.image_id}.png"
+    film = phantom.draw(case.number, LONG if montgomery else MOST, case.findings)
+    window = _window(film.lungs.left | film.lungs.right, case.number, montgomery)
+    left, right = (lung[window] for lung in film.lungs)
+    _save(folder / (MONTGOMERY if montgomery else SHENZHEN) / "CXR_png" / name, film.image[window])
+    if not case.labelled:
+        _save(folder / "hidden" / name, left | right)
+    elif montgomery:
+        _save(folder / MONTGOMERY / "ManualMask" / "leftMask" / name, left)
+        _save(folder / MONTGOMERY / "ManualMask" / "rightMask" / name, right)
+    else:
+        _save(folder / "mask" / "mask" / f"{case.image_id}_mask.png", left | right)
+
+
+def _write_jsrt(folder, case):
+    film = phantom.draw(case.number, OUTLINES, case.findings)
+    shown = cv2.resize(np.float32(film.image), (RAW, RAW), interpolation=cv2.INTER_CUBIC)
+    stored = 4095 - np.clip(np.rint(shown * np.float32(4095 / 255)), 0, 4095)
+    path = folder / "All247images" / f"{case.image_id}.IMG"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored.astype(">u2").tofile(path)
+    masks = folder / "scratch" / ("fold1" if int(case.image_id[-3:]) % 2 else "fold2") / "masks"
+    for name, mask in {"left lung": film.lungs.left, "right lung": film.lungs.right, "heart": film.heart}.items():
+        _save(masks / name / f"{case.image_id}.gif", mask)
+
+
+def _window(lungs, number, montgomery):
+    """Slices of the part of a film that is kept: the lungs in its middle, as far as the film reaches."""
+    x, y, wide, high = cv2.boundingRect(np.uint8(lungs))
+    if montgomery:  # upright where the lungs are narrow enough for it
+        sides = (LONG, SHORT) if wide < 0.9 * SHORT else (SHORT, LONG)
+    else:
+        sides = np.random.default_rng([number, 2]).integers(LEAST, MOST, 2, endpoint=True).tolist()
+    centred = (y + (high - sides[0]) // 2, x + (wide - sides[1]) // 2)
+    starts = [min(max(start, 0), len(lungs) - side) for start, side in zip(centred, sides, strict=True)]
+    return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+
+
+def _save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image * np.uint8(255) if image.dtype == bool else image).save(path)
