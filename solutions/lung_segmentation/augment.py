@@ -10,6 +10,7 @@ from math import cos, exp, log, radians, sin
 import cv2
 import numpy as np
 
+# the library from there, where its look-up of newer versions is switched off
 from common.data.augment import A, BlockMask, DiffusedNoise, compose
 
 
@@ -19,8 +20,6 @@ class Warp(A.DualTransform):
     draw: takes a random.Random, gives the matrix (3, 3) from source to target in coordinates of −1 to 1, x to the right
     and y downwards; border: OpenCV's border mode (black by default); size: side of what comes out.
     """
-
-    _targets = A.core.type_definitions.Targets.IMAGE, A.core.type_definitions.Targets.MASK
 
     def __init__(self, size, draw, border=cv2.BORDER_CONSTANT):
         super().__init__(p=1.0)
@@ -112,9 +111,9 @@ class Objects(A.ImageOnlyTransform):
         for _ in range(rng.integers(*self.count, endpoint=True)):
             kind, level = rng.integers(5), int(rng.integers(50, 256))
             at = (rng.random(2) * extent).astype(int)
-            thick = max(1, round(rng.uniform(0.004, 0.012) * side))
+            thick = max(1, round(rng.uniform(0.003, 0.01) * side))
             if kind == 0:
-                scale = rng.uniform(0.05, 0.12) * side / 22  # a capital of OpenCV's font is 22 pixels high
+                scale = rng.uniform(0.025, 0.08) * side / 22  # a capital of OpenCV's font is 22 pixels high
                 word = self.words[rng.integers(len(self.words))]
                 cv2.putText(
                     light, word, at.tolist(), cv2.FONT_HERSHEY_SIMPLEX, scale, 255 - level // 4, thick, cv2.LINE_AA
@@ -136,7 +135,7 @@ def _flipped(flip):
     return [A.HorizontalFlip(p=0.5)] if flip else []
 
 
-def _simple(size, flip, rotate, zoom, warp, lighting, p):
+def _simple(size, flip, rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, p=0.75):
     draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp)
     return [*_flipped(flip), Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
 
@@ -148,24 +147,46 @@ def _simple_matrix(random, p, rotate, zoom, warp):
     return _moved(_either(random, p, rotate), (scale, scale), 0.0, shift, tilt)
 
 
-def simple(size, flip=True, rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, p=0.75):
+def simple(size, flip=True, **numbers):
     """Return 000's simple pipeline: flip, crop with zoom, rotation, perspective warp, brightness and contrast.
 
-    The paper names the kinds alone. The numbers, the formulas and the reflected border are those of fastai's
-    `aug_transforms`, the library whose finder and phases it uses: `rotate` degrees, `zoom` to at most this, `warp` and
-    `lighting`; each with probability `p`, the flip with 0.5.
+    The paper names the kinds alone. The numbers, formulas and the reflected border are the defaults of fastai's
+    `aug_transforms`, the library whose finder and phases it uses: rotate=10 degrees, zoom=1.1 at most, warp=0.2 and
+    lighting=0.2, each with probability p=0.75, the flip with 0.5.
     """
-    return compose(_simple(size, flip, rotate, zoom, warp, lighting, p))
+    return compose(_simple(size, flip, **numbers))
 
 
-def complex_(size, flip=True, block=0.25, diffused=0.5, gray=217, **simple_numbers):
-    """Return 000's complex pipeline: `simple`, then diffused noise and block masking with these probabilities.
+def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
+    """Return 000's complex pipeline: `simple` with its `numbers`, then diffused noise and block masking.
 
-    The probabilities are ours: the paper gives none, and 0.9 in the code of its source (`BlockMask`, `DiffusedNoise`)
-    leaves hardly an image as it is. simple_numbers: those of `simple`.
+    Their probabilities are ours: the paper gives none, and the 0.9 in the code of its source (see `BlockMask`) leaves
+    hardly an image as it is.
     """
-    numbers = {"rotate": 10.0, "zoom": 1.1, "warp": 0.2, "lighting": 0.2, "p": 0.75} | simple_numbers
     return compose([*_simple(size, flip, **numbers), DiffusedNoise(p=diffused), BlockMask(gray, p=block)])
+
+
+def unet(size, noise=0.5 * 0.25):
+    """Return 002's pipeline, table 3: scale of x, rotation, shear, pad and crop, gamma, salt and pepper, blur, noise.
+
+    The blur's kernel of 11 pixels belongs to the paper's 512: it shrinks with `size`, and is read as a
+    Gaussian with OpenCV's sigma for 11, which is 2. The table's noise of 0.5 would, as a share of the grey range, leave
+    nothing to see: it is read as half the standard deviation of an image, which is about 0.25 of that range.
+    """
+    kernel, sigma = 2 * round(5 * size / 512) + 1, 2 * size / 512
+    return compose(
+        [
+            Warp(size, _unet_matrix),
+            A.RandomGamma((50, 300), p=1.0),
+            A.SaltAndPepper((0.01, 0.01), p=0.3),
+            A.GaussianBlur((kernel, kernel), (sigma, sigma), p=0.5),
+            A.GaussNoise((noise, noise), p=0.3),
+        ]
+    )
+
+
+def _unet_matrix(random):
+    return _moved(random.uniform(-45, 45), (random.uniform(0.8, 1.1), 1.0), _either(random, 0.7, 0.2))
 
 
 def affine(size, flip=True, rotate=10.0, shift=0.05, zoom=0.1, p=0.75):
@@ -185,8 +206,9 @@ def _affine_matrix(random, rotate, shift, zoom, p):
 def strong(size, flip=True):
     """Return our pipeline for images of other hospitals and devices; its numbers are ours.
 
-    Geometry in one step, with a black border; collimated edges; opacities and dark areas; letters, patches and wires;
-    tone (logit, gamma, windows with and without saturation, CLAHE); blur or sharpening; noise; JPEG; rarely inverted.
+    Geometry in one step, with a black border; opacities and dark areas; tone (logit, gamma, windows with and without
+    saturation, CLAHE); letters, patches, wires and electrodes; blur, sharpening or coarse pixels; noise; rarely
+    inverted; sides cut off and made up in black; JPEG.
     """
     soft = size / 256
     edges = A.Sequential(
@@ -203,8 +225,7 @@ def strong(size, flip=True):
         [
             *_flipped(flip),
             Warp(size, _strong_matrix),
-            edges,
-            DiffusedNoise((1, 5), (0.03, 0.25), strength=(-0.25, 0.5), p=0.25),
+            DiffusedNoise((1, 5), (0.03, 0.25), strength=(-0.25, 0.5), p=0.3),
             Lighting(0.5, 0.4, p=0.5),
             A.RandomGamma((55, 180), p=0.3),
             A.RandomBrightnessContrast(0.25, (-0.5, 0.4), p=0.3),
@@ -212,6 +233,7 @@ def strong(size, flip=True):
             Objects(p=0.3),
             A.OneOf(focus, p=0.3),
             A.GaussNoise((0.01, 0.06), p=0.2),
+            edges,
             A.ImageCompression(quality_range=(25, 90), p=0.3),
             A.InvertImg(p=0.03),
         ]

@@ -118,6 +118,74 @@ def test_import_opens_no_socket():
     assert done.stdout.strip() == "quiet", done.stderr
 
 
+# ---- block masking and diffused noise ----------------------------------------------------------------------------
+
+
+def test_block_mask_replaces_each_of_the_four_halves_and_leaves_the_mask():
+    image, mask = np.full((9, 6), 50, np.uint8), np.eye(9, 6, dtype=np.uint8)
+    pipeline = augment.compose([augment.BlockMask(gray=200, p=1.0)])
+    halves = {}
+    for seed in range(400):
+        out = run(pipeline, seed, image=image, mask=mask)
+        assert np.array_equal(out["mask"], mask) and set(np.unique(out["image"])) == {50, 200}
+        gray = out["image"] == 200
+        key = tuple(int(v) for i in np.nonzero(gray) for v in (i.min(), i.max() + 1))
+        halves[key] = halves.get(key, 0) + 1
+        assert gray.sum() == (key[1] - key[0]) * (key[3] - key[2])  # a full rectangle
+    assert set(halves) == {(0, 4, 0, 6), (4, 9, 0, 6), (0, 9, 0, 3), (0, 9, 3, 6)} and min(halves.values()) > 70
+    assert (image == 50).all()
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (200, 300), (640, 512), (200, 200, 1)])
+def test_diffused_noise_brightens_its_disc_and_nothing_else(shape):
+    noise, image = augment.DiffusedNoise(sigma=0.05), np.full(shape, 60, np.uint8)
+    side = min(shape[:2])
+    rise = noise.apply(image, circles=[(0.5, 0.5, 0.25)], level=0.4).astype(int) - image
+    assert rise.shape == shape and rise.min() == 0
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    away = np.hypot(x - shape[1] / 2, y - shape[0] / 2) / side
+    rise = rise.reshape(shape[:2])
+    assert rise[away > 0.25 + 4 * 0.05].max() == 0
+    assert rise[away < 0.05].min() >= 101 and rise.max() == 102  # 0.4 of 255
+    assert abs(rise[np.abs(away - 0.25) < 0.01].mean() / 102 - 0.48) < 0.05  # about half at the edge
+    centre = (rise * x).sum() / rise.sum(), (rise * y).sum() / rise.sum()
+    assert np.allclose(centre, (shape[1] / 2, shape[0] / 2), atol=0.01 * side)
+
+
+def test_diffused_noise_is_a_union_saturates_and_darkens():
+    noise, image = augment.DiffusedNoise(), np.full((100, 100), 200, np.uint8)
+    twice = noise.apply(image, circles=[(0.5, 0.5, 0.2)] * 2, level=0.1)
+    assert np.array_equal(twice, noise.apply(image, circles=[(0.5, 0.5, 0.2)], level=0.1)) and twice.max() == 225
+    assert noise.apply(image, circles=[(0.5, 0.5, 0.2)], level=0.6).max() == 255
+    assert noise.apply(image, circles=[(0.5, 0.5, 0.2)], level=-0.9).min() == 0
+    assert np.array_equal(noise.apply(image, circles=[(0.5, 0.5, 0.2)], level=0.0), image)
+
+
+def test_diffused_noise_draws_within_its_numbers_and_leaves_the_mask():
+    pipeline = augment.compose([augment.DiffusedNoise((2, 4), (0.05, 0.1), 0.02, (0.2, 0.6), p=1.0)])
+    image, mask = blob()
+    peaks, counts = [], set()
+    for seed in range(100):
+        out = run(pipeline, seed, image=np.zeros_like(image), mask=mask)
+        assert np.array_equal(out["mask"], mask)
+        peaks.append(out["image"].max() / 255)
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        drawn = pipeline.transforms[0].get_params()["circles"]
+        counts.add(len(drawn))
+        assert all(0 <= x <= 1 and 0 <= y <= 1 and 0.05 <= r <= 0.1 for x, y, r in drawn)
+    assert counts == {2, 3, 4} and max(peaks) <= 0.6 and max(peaks) > 0.55 and 0.15 < min(peaks) < 0.25
+
+
+def test_bad_numbers_of_the_noises():
+    for numbers in ({"discs": (0, 2)}, {"discs": (3, 2)}, {"radius": (0.2, 0.1)}, {"sigma": 0}):
+        with pytest.raises(InputError, match="need positive numbers"):
+            augment.DiffusedNoise(**numbers)
+    with pytest.raises(InputError, match="strength"):
+        augment.DiffusedNoise(strength=(0.2, 60))
+    with pytest.raises(InputError, match="gray 300"):
+        augment.BlockMask(gray=300)
+
+
 # ---- enrichment ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,256 @@
+"""The recipes' pipelines: sizes, types, masks on their images, several channels, seeds, and the papers' ranges."""
+
+import pickle
+import random
+import time
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+
+from common.data.augment import compose
+from common.errors import InputError
+from solutions.lung_segmentation import augment
+
+SIZE = 96
+RECIPES = {"simple": augment.simple, "complex": augment.complex_, "unet": augment.unet, "affine": augment.affine,
+           "strong": augment.strong}  # fmt: skip
+FLIPPING = [name for name in RECIPES if name != "unet"]
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the library only warns about an argument that it does not know
+        yield
+
+
+def run(pipeline, seed, **data):
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return pipeline(**data)
+
+
+def lungs():
+    """Two ellipses of unlike size as masks (H, W, 2), the first at the left, and a radiograph stand-in."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    masks = [((x - cx) / 13) ** 2 + ((y - 46) / height) ** 2 <= 1 for cx, height in ((28, 30), (68, 24))]
+    image = 170 + 20 * np.sin(y / 5) - 110 * (masks[0] | masks[1])
+    return image.astype(np.uint8), np.stack(masks, axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_size_type_channels_and_seed(name):
+    image, masks = lungs()
+    pipeline = RECIPES[name](SIZE)
+    copy = pickle.loads(pickle.dumps(pipeline))  # as a spawned worker has it
+    state, seen = random.getstate(), set()
+    before = image.copy(), masks.copy()
+    for seed in range(40):
+        out = run(pipeline, seed, image=image, mask=masks)
+        assert out["image"].shape == image.shape and out["mask"].shape == masks.shape
+        assert out["image"].dtype == out["mask"].dtype == np.uint8 and out["mask"].max() <= 1
+        np.random.seed(seed)  # noqa: NPY002 - the process's own generator must decide nothing
+        again = run(copy, seed, image=image, mask=masks)
+        assert np.array_equal(out["image"], again["image"]) and np.array_equal(out["mask"], again["mask"])
+        for channel in range(2):  # a mask alone goes where it goes among others
+            alone = run(pipeline, seed, image=image, mask=np.ascontiguousarray(masks[..., channel]))["mask"]
+            assert (alone != out["mask"][..., channel]).sum() <= 8  # OpenCV rounds two channels otherwise than one
+        seen.add(out["image"].tobytes())
+    assert len(seen) >= 38 and random.getstate() == state
+    assert np.array_equal(image, before[0]) and np.array_equal(masks, before[1])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_masks_stay_on_their_image(name):
+    """The steps that move anything, given the mask itself as the image, give the same from both."""
+    _, masks = lungs()
+    pipeline, together = RECIPES[name](SIZE), np.maximum(masks[..., 0], masks[..., 1])
+    moving = compose([step for step in pipeline.transforms if not isinstance(step, augment.A.ImageOnlyTransform)
+                      and not isinstance(step, augment.A.OneOf)])  # fmt: skip
+    assert len(moving.transforms) >= 1
+    moved = 0
+    for seed in range(60):
+        out = run(moving, seed, image=together * np.uint8(255), mask=together)
+        assert ((out["image"] >= 128) != (out["mask"] == 1)).mean() < 1e-3
+        moved += not np.array_equal(out["mask"], together)
+    assert moved > 40
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_only_asked_for_flips_exchange_the_sides(name):
+    image, masks = lungs()
+    if name == "strong":  # without its rare quarter turns
+        pipeline = compose([augment.Warp(SIZE, lambda r: matrix_without_quarters(r))])
+    else:
+        pipeline = RECIPES[name](SIZE) if name == "unet" else RECIPES[name](SIZE, flip=False)
+    for seed in range(40):
+        out = run(pipeline, seed, image=image, mask=masks)["mask"]
+        first, second = (np.nonzero(out[..., c])[1].mean() for c in range(2))
+        assert first < second
+    if name in FLIPPING:
+        flips = RECIPES[name](SIZE, flip=True)
+        acted = 0
+        for seed in range(400):
+            flips.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            acted += flips.transforms[0].should_apply()
+        assert isinstance(flips.transforms[0], augment.A.HorizontalFlip) and 160 < acted < 240
+
+
+def matrix_without_quarters(random_state):
+    while True:
+        matrix = augment._strong_matrix(random_state)
+        if matrix[0, 0] > 0.3:
+            return matrix
+
+
+# ---- one homography ------------------------------------------------------------------------------------------------
+
+
+def warped(matrix, image, size=None):
+    warp = augment.Warp(size or len(image), lambda _: np.array(matrix, float))
+    return run(compose([warp]), 0, image=image)["image"]
+
+
+def test_warp_by_known_matrices():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    assert np.array_equal(warped(np.eye(3), image), image)
+    clockwise = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # right goes down
+    assert np.array_equal(warped(clockwise, image), np.rot90(image, -1))
+    right = warped([[1, 0, 2 * 3 / 8], [0, 1, 0], [0, 0, 1]], image)  # by 3 of 8 pixels
+    assert np.array_equal(right[:, 3:], image[:, :-3]) and (right[:, :3] == 0).all()
+    narrow = warped([[0.5, 0, 0], [0, 1, 0], [0, 0, 1]], np.full((8, 8), 9, np.uint8))
+    assert (narrow[:, 2:6] == 9).all() and (narrow[:, :2] == 0).all() and (narrow[:, 6:] == 0).all()
+    assert warped(np.eye(3), image, size=4).shape == (4, 4)
+    assert np.array_equal(warped(augment._moved(turn=90), image), np.rot90(image, -1))
+
+
+def test_moved_tilts_by_the_given_share_of_the_half_side():
+    matrix = augment._moved(keystone=(0.0, 0.2))
+    corners = matrix @ np.array([[-1, -1, 1], [1, -1, 1], [-1, 1, 1], [1, 1, 1]], float).T
+    assert np.allclose(corners[:2] / corners[2], [[-1.2, 1.2, -0.8, 0.8], [-1, -1, 1, 1]], atol=1e-6)
+
+
+# ---- the papers' numbers -------------------------------------------------------------------------------------------
+
+
+def test_unet_geometry_of_the_table():
+    scales, angles, shears = [], [], []
+    for seed in range(600):
+        matrix = augment._unet_matrix(random.Random(seed))
+        angle = np.arctan2(matrix[1, 0], matrix[0, 0])
+        back = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]] @ matrix[:2, :2]
+        assert np.allclose(back[1], [0, 1]) and np.allclose(matrix[:2, 2], 0)  # y keeps its scale, the centre its place
+        scales.append(back[0, 0])
+        angles.append(np.degrees(angle))
+        shears.append(back[0, 1])
+    assert 0.8 <= min(scales) < 0.805 and 1.095 < max(scales) <= 1.1
+    assert -45 <= min(angles) < -44 and 44 < max(angles) <= 45
+    assert -0.2 <= min(shears) < -0.19 and 0.19 < max(shears) <= 0.2
+    assert abs(np.mean(np.abs(shears) > 1e-9) - 0.7) < 0.06
+
+
+def test_unet_tones_of_the_table():
+    pipeline = augment.unet(512)
+    acted = []
+    for seed in range(1000):
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        acted.append([step.should_apply() for step in pipeline.transforms])
+    assert np.abs(np.mean(acted, axis=0) - [1, 1, 0.3, 0.5, 0.3]).max() < 0.05
+    grey, levels = np.full((SIZE, SIZE), 128, np.uint8), []
+    for seed in range(300):
+        levels.append(np.median(run(compose([pipeline.transforms[1]]), seed, image=grey)["image"]))
+    assert 31 <= min(levels) < 36 and 176 < max(levels) <= 181  # 255 · 0.502 ** 3 = 32.3 and ** 0.5 = 180.7
+    salt, noise = (
+        [run(compose([pipeline.transforms[i]]), seed, image=grey)["image"] for seed in range(12)] for i in (2, 4)
+    )
+    assert abs(max((image != 128).mean() for image in salt) - 0.01) < 0.002
+    assert abs(max(image.std() for image in noise) / 255 - 0.125) < 0.005
+
+
+def test_simple_draws_fastais_ranges():
+    tilts = [augment._simple_matrix(random.Random(seed), 0.75, 0.0, 1.0, 0.2) for seed in range(400)]
+    corner = np.array([m @ [-1, -1, 1] for m in tilts])
+    reach = -corner[:, :2] / corner[:, 2:]
+    assert 0.8 <= reach.min() < 0.81 and 1.19 < reach.max() <= 1.2 + 1e-6
+    assert abs(np.mean(np.abs(reach - 1).max(axis=1) > 1e-6) - 0.75) < 0.06
+    zooms = [augment._simple_matrix(random.Random(seed), 0.75, 0.0, 1.1, 0.0) for seed in range(400)]
+    assert max(m[0, 0] for m in zooms) > 1.09
+    for m in zooms:  # the target lies within the source: a crop, without border
+        assert 1 <= m[0, 0] == m[1, 1] <= 1.1 and (np.abs(m[:2, 2]) <= m[0, 0] - 1 + 1e-9).all()
+
+
+def test_simple_mirrors_at_the_border():
+    image = np.full((SIZE, SIZE), 90, np.uint8)
+    pipeline = augment.simple(SIZE, lighting=0.0)
+    assert all((run(pipeline, seed, image=image)["image"] == 90).all() for seed in range(20))
+    assert (run(augment.affine(SIZE, p=1.0), 0, image=image)["image"] == 0).any()
+
+
+def test_lighting_works_on_the_logit():
+    image = np.array([[85, 128, 0, 255]], np.uint8)
+    lighting = augment.Lighting()
+    brighter = lighting.apply(image, shift=np.log(0.6 / 0.4), factor=1.0)
+    assert brighter[0, :2].tolist() == [109, 153]  # odds 0.5 · 1.5 = 0.75 → 3/7; odds 1.0079 · 1.5 → 0.6019
+    assert lighting.apply(image, shift=0.0, factor=1.0)[0, :2].tolist() == [85, 128]
+    harder = lighting.apply(image, shift=0.0, factor=2.0)
+    assert harder[0, 0] == 51  # odds 0.25 → 1/5
+    levels = [run(compose([augment.Lighting(0.2, 0.0)]), seed, image=image)["image"][0, 1] for seed in range(300)]
+    assert 102 <= min(levels) <= 104 and 151 <= max(levels) <= 154 and abs(np.mean(np.equal(levels, 128)) - 0.25) < 0.08
+
+
+def test_complex_is_simple_with_both_noises():
+    image, masks = lungs()
+    plain, noisy = augment.simple(SIZE), augment.complex_(SIZE, diffused=1.0, block=1.0)
+    for seed in range(10):
+        a, b = run(plain, seed, image=image, mask=masks), run(noisy, seed, image=image, mask=masks)
+        assert np.array_equal(a["mask"], b["mask"])
+        assert (b["image"] == 217).mean() >= 0.5
+        rest = b["image"] != 217
+        assert (b["image"][rest] >= a["image"][rest]).all()
+
+
+# ---- strong --------------------------------------------------------------------------------------------------------
+
+
+def test_strong_turns_rarely_far_and_keeps_the_lungs():
+    matrices = [augment._strong_matrix(random.Random(seed)) for seed in range(2000)]
+    angles = np.abs(np.degrees([np.arctan2(m[1, 0], m[0, 0]) for m in matrices]))
+    assert 0.02 < np.mean(angles > 50) < 0.06 and 0.05 < np.mean((angles > 12) & (angles < 50)) < 0.25
+    assert all(np.linalg.det(m) > 0 for m in matrices)  # mirrored by the flip alone
+    image, masks = lungs()
+    pipeline = augment.strong(SIZE)
+    areas = [run(pipeline, seed, image=image, mask=masks)["mask"].sum() / masks.sum() for seed in range(200)]
+    assert min(areas) > 0.1 and 0.75 < np.median(areas) < 1.15
+
+
+def test_objects_change_a_part_of_the_image_alone():
+    grey = np.full((SIZE, SIZE), 100, np.uint8)
+    pipeline = compose([augment.Objects(count=(2, 4), p=1.0)])
+    shares, brighter, darker = [], 0, 0
+    for seed in range(200):
+        out = run(pipeline, seed, image=grey, mask=grey // 100)
+        assert (out["mask"] == 1).all()
+        shares.append((out["image"] != 100).mean())
+        brighter, darker = brighter + (out["image"] > 100).any(), darker + (out["image"] == 0).any()
+    assert max(shares) < 0.35 and np.median(shares) > 0.005 and brighter > 180 and 10 < darker < 100
+
+
+def test_bad_numbers():
+    with pytest.raises(InputError, match="gray"):
+        augment.complex_(SIZE, gray=999)
+
+
+def test_cost_per_image():
+    """Prints (pytest -s) the milliseconds for an image of 256 px and its mask; strong has to stay under 6."""
+    image, mask = (np.kron(plane, np.ones((3, 3), np.uint8))[:256, :256] for plane in (lungs()[0], lungs()[1][..., 0]))
+    for name, recipe in RECIPES.items():
+        pipeline = recipe(256)
+        work = partial(run, pipeline, image=image, mask=mask)
+        work(0)
+        start = time.process_time()
+        for seed in range(60):
+            work(seed)
+        cost = 1000 * (time.process_time() - start) / 60
+        print(f"{name}: {cost:.2f} ms")
+        assert cost < 6
