@@ -72,8 +72,8 @@ def test_a_lung_under_a_third_of_the_other_is_dropped_and_one_of_a_third_is_kept
 
 def test_no_lung():
     assert lung_region(np.zeros((256, 256), bool)) is None
-    assert lung_region(drawn((120, 120, 138, 138))) is None  # 324 pixels, 0.49 % of the image
-    assert lung_region(drawn((20, 120, 38, 139))).rule == "mirrored"  # 342 pixels, 0.52 %
+    assert lung_region(drawn((20, 100, 23, 209))) is None  # 327 pixels, where 0.5 % of the image is 327.68
+    assert lung_region(drawn((20, 100, 28, 141))).rule == "mirrored"  # 328 pixels
 
 
 def test_regions_far_from_the_centre_are_dropped():
@@ -90,6 +90,17 @@ def test_regions_far_from_the_centre_are_dropped():
 def test_the_two_regions_nearest_the_centre_win_not_the_two_largest():
     air = (0, 0, 30, 256)  # larger than the left lung, 113 pixels from the centre against 53
     assert lung_region(drawn((45, 60, 105, 200), LEFT, air)).box == (30, 35, 221, 220)
+
+
+def test_the_centre_of_a_wide_image():
+    lungs, gas = ((170, 40, 230, 160), (290, 40, 350, 160)), (100, 40, 160, 160)  # the centre is at 256, 100
+    assert lung_region(drawn(*lungs, gas, shape=(200, 512))).box == (170 - 30, 40 - 12, 350 + 30, 160 + 16)
+
+
+def test_parts_that_meet_at_a_corner_are_one_region():
+    mask = drawn((40, 60, 70, 120), (70, 120, 100, 180), LEFT)
+    assert lung_region(mask).mask.tolist() == mask.tolist()
+    assert lung_region(mask).box == (25, 35, 221, 210)
 
 
 def test_specks_beside_the_centre_do_not_displace_a_lung():
