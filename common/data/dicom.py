@@ -1,6 +1,7 @@
-"""Radiographs from DICOM, PNG and JPEG files as 8-bit grey images, by one documented convention."""
+"""Radiographs from DICOM, PNG, JPEG and raw JSRT files as 8-bit grey images, by one documented convention."""
 
 import logging
+import os
 import re
 import threading
 import warnings
@@ -19,7 +20,12 @@ from pydicom.uid import UID
 from common.data import dicom_fast
 from common.errors import InputError
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+COLOUR_LIMIT = 0.12  # a file whose `colour` is above it is a colour picture, not a radiograph
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_JSRT_SIDE, _JSRT_TOP = 2048, 4095  # pixels; the highest of 12 bits
+_COLOUR_GRID = 128  # pixels a side that are looked at
+_COLOUR_STEP = 12  # of 255: JPEG moves the colours of a tint by less
 _RLE = "1.2.840.10008.1.2.5"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom turns to RGB, or leaves so
 _HEADER_TAGS = {
@@ -45,21 +51,27 @@ def read_image(path):
       constant image becomes 0. Colour: to RGB, then as below; no window is applied to it.
     - PNG and JPEG: one channel of 8 bits as it is; colour by 0.299 R + 0.587 G + 0.114 B, alpha dropped; 16 bits
       stretched as above. EXIF orientation is not applied.
+    - Anything else named .IMG (in any case): a raw file of the JSRT database, 2048 × 2048 big-endian 16-bit values of
+      which 12 bits are used, without a header. Low values absorb, so 4095 - v, stretched as above.
 
     Raises InputError naming the file if it is missing, cut short, of another format, has several frames or no
-    pixels, or cannot be decoded. Source: DICOM PS3.3 C.7.6.3.1.2, C.11.1, C.11.2.
+    pixels, or cannot be decoded; a raw file also if its length is not 8,388,608 bytes or a value is above 4095 (the
+    other byte order). Source: DICOM PS3.3 C.7.6.3.1.2, C.11.1, C.11.2; http://db.jsrt.or.jp/eng.php.
     """
     return read_image_and_header(path)[0]
 
 
 def read_image_and_header(path):
-    """Return `read_image(path)` and `read_header(path)` together. Raises InputError as they do."""
+    """Return `read_image(path)` and `read_header(path)` together, which also gets "colour", `colour_share` of the file.
+
+    A file with colour above COLOUR_LIMIT is a colour picture. Raises InputError as the two do.
+    """
     with _named_errors(path):
         if not _is_dicom(path):
-            image = _read_file(path)
-            return to_uint8(_to_grey(image)), _header(image.shape, {})
+            image = _read_jsrt(path) if _is_jsrt(path) else _read_file(path)
+            return to_uint8(_to_grey(image)), _header(image.shape, {}) | {"colour": colour_share(image)}
         pixels, values, dataset = _read_dicom(path)
-        header = _header(pixels.shape, values)
+        header = _header(pixels.shape, values) | {"colour": colour_share(pixels, values["bits_stored"])}
         if pixels.ndim == 3:
             return to_uint8(_to_grey(pixels[..., ::-1]), values["bits_stored"]), header
         return to_uint8(pixels, values["bits_stored"], values["photometric"] == "MONOCHROME1", dataset), header
@@ -80,11 +92,13 @@ def read_header(path):
     """Return what the tables need to know of an image file, without decoding its pixels.
 
     A dict: width, height (pixels), patient_id, patient_sex, view_position, modality, photometric, transfer_syntax
-    (name) as str, empty where unknown, and patient_age in whole years or None. PNG and JPEG know the size alone.
-    Raises InputError naming the file.
+    (name) as str, empty where unknown, and patient_age in whole years or None. PNG, JPEG and raw files know the size
+    alone. Raises InputError naming the file.
     """
     with _named_errors(path):
         if not _is_dicom(path):
+            if _is_jsrt(path):
+                return _header((_JSRT_SIDE, _JSRT_SIDE), {})
             from PIL import Image  # reads the size alone; no other reader here can
 
             with Image.open(path, formats=("PNG", "JPEG")) as image:
@@ -96,6 +110,31 @@ def read_header(path):
         with _quiet():
             values = _values(pydicom.dcmread(path, stop_before_pixels=True), path)
         return _header((values["height"], values["width"]), values)
+
+
+def colour_share(image, bits_stored=None):
+    """Return the share (0 to 1) of pixels with a colour that no tint explains.
+
+    image: (H, W), which is 0, or (H, W, 3 or 4) of 8 or 16 unsigned bits, red and blue in either order, alpha last and
+    not looked at. A tint gives every lightness one colour, so what counts is the distance from the median colour of
+    the pixels of about the same lightness, in R - G or B - G: more than 12 of 255. At most 128 × 128 pixels, evenly
+    spaced, are looked at. bits_stored: how many bits are used, None for all.
+    """
+    if image.ndim == 2:
+        return 0.0
+    step = -(-max(image.shape[:2]) // _COLOUR_GRID)
+    sample = image[::step, ::step, :3].reshape(-1, 3).T.astype(np.int32)
+    first, green, last = (sample >> max((bits_stored or image.itemsize * 8) - 8, 0)).clip(0, 255)
+    lightness = (first + green + last) >> 3  # 96 levels: within one, even a tint of one channel varies by 8 at most
+    counts = np.bincount(lightness, minlength=96)
+    middle = counts.cumsum() - counts // 2 - 1  # where each level's median stands among the sorted pixels
+    strange = np.zeros(len(lightness), bool)
+    for channel in (first, last):
+        difference = channel - green + 256
+        pixels = np.sort((lightness << 9 | difference).astype(np.uint16))
+        median = pixels[middle].astype(np.int32) & 511
+        strange |= np.abs(difference - median[lightness]) > _COLOUR_STEP
+    return float(strange.mean())
 
 
 def parse_age(text):
@@ -192,7 +231,7 @@ def _read_file(path):
         data = file.read()
     if data.startswith(_PNG):
         _check_png(data, path)
-    elif not data.startswith(b"\xff\xd8\xff"):
+    elif not data.startswith(_JPEG):
         raise InputError(f"{path}: " + ("empty file" if not data else "not a DICOM, PNG or JPEG file"))
     elif not dicom_fast.ends_whole(data):
         raise InputError(f"{path}: the JPEG is cut short")
@@ -200,6 +239,26 @@ def _read_file(path):
     if image is None:
         raise InputError(f"{path}: cannot be decoded")
     return image
+
+
+def _is_jsrt(path):
+    """Whether a file that is not DICOM is raw by its name, and nothing else by its content; its length is checked."""
+    if not str(path).lower().endswith(".img"):
+        return False
+    with open(path, "rb") as file:
+        if file.read(8).startswith((_PNG, _JPEG)):
+            return False
+    size, expected = os.path.getsize(path), 2 * _JSRT_SIDE**2
+    if size != expected:
+        raise InputError(f"{path}: {size:,} bytes, a raw .IMG file of the JSRT database has {expected:,}")
+    return True
+
+
+def _read_jsrt(path):
+    values = np.fromfile(path, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
+    if values.max() > _JSRT_TOP:
+        raise InputError(f"{path}: values up to {values.max()}, a raw .IMG file has 12 bits, big-endian")
+    return _JSRT_TOP - values
 
 
 def _check_png(data, path):

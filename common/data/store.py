@@ -20,7 +20,7 @@ from common.data.store_workers import RECORD, Target, decode_all, write_placehol
 from common.errors import InputError
 from common.paths import read_json, write_json
 
-VERSION = 1
+VERSION = 2
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
 _FILES = ("images.npy", "table.parquet", "store.json", "journal")
 
@@ -29,8 +29,10 @@ _FILES = ("images.npy", "table.parquet", "store.json", "journal")
 class Store:
     """A finished store: `images` uint8 (N, size, size), memory-mapped and read-only, and `table`, one row an image.
 
-    Table columns: image_id, row (index into images), width, height (pixels of the original), ok (False for a
-    placeholder), and patient_id, patient_sex, view_position (empty where unknown), patient_age (years, Int64 or NA).
+    Table columns: image_id, row (index into images), width, height (pixels of the original), colour (float, share of
+    its pixels that are coloured: above `common.data.dicom.COLOUR_LIMIT` it is no radiograph; NaN for a placeholder), ok
+    (False for a placeholder), and patient_id, patient_sex, view_position (empty where unknown), patient_age (years,
+    Int64 or NA).
     """
 
     images: np.ndarray
@@ -187,9 +189,9 @@ def _allocate(path, shape):
 
 def _finish(partial, folder, ids, records, key, shape):
     table = pd.DataFrame([{"ok": True} | record for record in records])
-    table = table.assign(image_id=ids, row=range(len(ids)))[["image_id", "row", *RECORD[:2], "ok", *RECORD[2:]]]
-    table["patient_age"] = table["patient_age"].astype("Int64")
-    texts = [name for name in RECORD[2:] if name != "patient_age"]
+    table = table.assign(image_id=ids, row=range(len(ids)))[["image_id", "row", *RECORD[:3], "ok", *RECORD[3:]]]
+    table = table.astype({"patient_age": "Int64", "colour": float})
+    texts = [name for name in RECORD[3:] if name != "patient_age"]
     table[texts] = table[texts].fillna("")
     table.to_parquet(partial / "table.parquet", index=False)
     write_json(partial / "store.json", {"version": VERSION, "key": key, "shape": list(shape)})

@@ -18,7 +18,7 @@ from common.errors import InputError
 
 PLACEHOLDER_GREY = 128
 ALONE_SECONDS = 1.5  # about what starting processes costs: a small challenge is done before they would be
-RECORD = ("width", "height", "patient_id", "patient_age", "patient_sex", "view_position")
+RECORD = ("width", "height", "colour", "patient_id", "patient_age", "patient_sex", "view_position")
 _CHUNK = 4  # images a task: enough to hide the queue, few enough for the processes to end together
 _worker = {}
 

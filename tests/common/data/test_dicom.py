@@ -21,6 +21,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     RLELossless,
 )
+from sklearn.datasets import load_sample_images
 
 from benchmarks.tables import real_data
 from common.data import dicom, dicom_fast
@@ -292,6 +293,102 @@ def test_png_and_jpeg_by_content(tmp_path):
         assert header["patient_age"] is None and header["patient_id"] == header["transfer_syntax"] == ""
 
 
+def test_raw_jsrt_files(tmp_path):
+    """Big-endian 12 bits where low values absorb: read as the same values in a MONOCHROME1 DICOM file."""
+    values = picture(12, shape=(2048, 2048))
+    values[0, :3] = 0, 1023, 4095
+    expected = dicom.read_image(save(dataset(values, 12, PhotometricInterpretation="MONOCHROME1"), tmp_path / "a.dcm"))
+    for name in ("JPCLN001.IMG", "JPCNN001.img", "c.Img"):
+        values.astype(">u2").tofile(tmp_path / name)
+        image, header = dicom.read_image_and_header(tmp_path / name)
+        assert image.dtype == np.uint8 and image.flags.c_contiguous
+        np.testing.assert_array_equal(image, expected)
+        assert list(image[0, :3]) == [255, 191, 0]  # (4095 - 1023) / 4095 × 255 = 191.3
+        assert header == dicom.read_header(tmp_path / name) | {"colour": 0.0}
+        assert (header["width"], header["height"], header["patient_id"]) == (2048, 2048, "")
+    (tmp_path / "faint.IMG").write_bytes(np.tile(np.array([900, 1000, 1100, 1300], ">u2"), 2**20).tobytes())
+    assert list(dicom.read_image(tmp_path / "faint.IMG")[5, :4]) == [255, 191, 127, 0]  # stretched: 300 / 400 × 255
+    grey = picture(8)
+    for name, data in (("png.IMG", cv2.imencode(".png", grey)[1].tobytes()), ("dicom.IMG", None)):
+        if data is None:
+            save(dataset(grey), tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(data)
+        np.testing.assert_array_equal(dicom.read_image(tmp_path / name), grey)
+        assert dicom.read_header(tmp_path / name)["width"] == grey.shape[1]
+
+
+def test_colour_share_by_hand():
+    image = np.full((10, 10, 3), 100, np.uint8)
+    assert dicom.colour_share(image[..., 0]) == dicom.colour_share(image) == 0
+    image[:2, :5] = 80, 110, 110  # as light as the rest, and R - G or B - G is 30 off its median
+    assert dicom.colour_share(image) == dicom.colour_share(image[..., ::-1]) == 0.1
+    assert dicom.colour_share(np.dstack([image, np.full((10, 10), 9, np.uint8)])) == 0.1
+    assert (
+        dicom.colour_share(image.astype(np.uint16) << 8) == dicom.colour_share(image.astype(np.uint16) << 4, 12) == 0.1
+    )
+    for off, share in ((12, 0.0), (13, 0.1)):
+        image[:2, :5] = 100 + off, 100, 100 - off
+        assert dicom.colour_share(image) == share
+    image[:2, :5] = 90, 0, 0  # another lightness: then it is that lightness's tint
+    assert dicom.colour_share(image) == 0
+    assert dicom.colour_share(np.zeros((1, 700, 3), np.uint8)) == 0
+    wide = np.full((300, 1024, 3), 50, np.uint8)
+    wide[:, :256] = 60, 90, 0
+    assert dicom.colour_share(wide) == 0.25
+
+
+@settings(max_examples=40, deadline=None)
+@given(gains=st.tuples(*[st.floats(0, 1.5)] * 3), offsets=st.tuples(*[st.floats(0, 60)] * 3), power=st.floats(0.5, 2))
+def test_tints_are_no_colour(gains, offsets, power):
+    grey = picture(8, shape=(150, 130)) / 255.0
+    tinted = np.dstack([grey * gain * 255 + offset for gain, offset in zip(gains, offsets, strict=True)]).clip(0, 255)
+    assert dicom.colour_share(tinted.astype(np.uint8)) == 0
+    curved = np.dstack([grey, grey ** ((1 + power) / 2), grey**power]) * 255
+    assert dicom.colour_share(curved.astype(np.uint8)) < dicom.COLOUR_LIMIT / 10
+
+
+def saved_as_jpeg(image, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_UNCHANGED)
+
+
+def test_photographs_are_told(tmp_path):
+    for number, photograph in enumerate(load_sample_images().images):
+        save(dataset(photograph), tmp_path / "photo.dcm")
+        cv2.imwrite(str(tmp_path / "photo.png"), photograph[..., ::-1].astype(np.uint16) << 8)
+        cv2.imwrite(str(tmp_path / "photo.jpg"), photograph[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 50])
+        shares = [
+            dicom.read_image_and_header(tmp_path / f"photo.{kind}")[1]["colour"] for kind in ("dcm", "png", "jpg")
+        ]
+        assert min(shares) > 2 * dicom.COLOUR_LIMIT and max(shares) - min(shares) < 0.05, number
+        grey = cv2.cvtColor(photograph, cv2.COLOR_RGB2GRAY)
+        cv2.imwrite(str(tmp_path / "grey.jpg"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+        assert dicom.read_image_and_header(tmp_path / "grey.jpg")[1]["colour"] == 0
+
+
+@pytest.mark.parametrize(("name", "folder"), [("covid19", "images"), ("chestxray14", "images_001/images")])
+def test_real_radiographs_are_no_colour_pictures_however_they_were_saved(name, folder):
+    root = real_data(name)
+    if root is None:
+        pytest.skip(f"no real {name} radiographs (CXR_REAL_DATA)")
+    for path in sorted((root / folder).iterdir())[::25]:
+        grey, header = dicom.read_image_and_header(path)
+        assert header["colour"] <= dicom.COLOUR_LIMIT
+        rgb = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+        sepia = (rgb * np.array([0.937, 1.2, 1.351])).clip(0, 255).astype(np.uint8)
+        blue = (rgb * np.array([1.1, 0.9, 0.75]) + [30, 0, 0]).clip(0, 255).astype(np.uint8)
+        assert dicom.colour_share(saved_as_jpeg(rgb, 60)) == 0
+        for tinted in (rgb, sepia, blue):
+            for quality in (90, 60, 30):
+                assert dicom.colour_share(saved_as_jpeg(tinted, quality)) < dicom.COLOUR_LIMIT / 2
+            height, width = grey.shape
+            marked, thick = tinted.copy(), max(1, width // 200)
+            cv2.arrowedLine(marked, (width // 4, height // 4), (width // 2, height // 2), (0, 0, 255), thick)
+            cv2.circle(marked, (width // 2, 2 * height // 3), width // 10, (0, 255, 0), thick)
+            cv2.putText(marked, "L  AP 12:30", (width // 10, height // 8), 0, width / 600, (0, 255, 255), thick)
+            assert dicom.colour_share(saved_as_jpeg(marked, 60)) < dicom.COLOUR_LIMIT
+
+
 def test_high_bits_that_are_not_used_are_dropped(tmp_path, monkeypatch):
     for kind, low in (("u2", 0), ("i2", -2048)):
         clean = picture(12, int(low < 0))
@@ -350,6 +447,7 @@ def test_header_names(tmp_path):
         "photometric": "MONOCHROME2",
         "transfer_syntax": "Explicit VR Little Endian",
     }
+    assert dicom.read_image_and_header(path)[1] == header | {"colour": 0.0}
 
 
 def test_reading_is_quiet_and_leaves_pydicom_as_it_was(tmp_path, caplog, capfd):
@@ -402,6 +500,9 @@ def broken_files(folder):
         ("cut_png", png[:-20], "cut short"),
         ("damaged_png", bytes(flipped), "checksum"),
         ("cut_jpeg", stream[:-30], "cut short"),
+        ("short.IMG", bytes(2 * 2048 * 2047), "8,384,512 bytes, a raw .IMG file of the JSRT database has 8,388,608"),
+        ("empty.img", b"", "0 bytes, a raw .IMG file"),
+        ("little_endian.IMG", np.full(2048**2, 4000, "<u2").tobytes(), "values up to 40975"),
     ):
         (folder / name).write_bytes(data)
         yield folder / name, text
@@ -416,8 +517,9 @@ def test_what_cannot_be_used_is_named(tmp_path, capfd):
         assert str(path) in str(caught.value) and text in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="not a DICOM"):
         dicom.read_pixels(tmp_path / "text")
-    with pytest.raises(InputError, match="no such file"):
-        dicom.read_header(tmp_path / "missing")
+    for name, text in (("missing", "no such file"), ("missing.IMG", "no such file"), ("short.IMG", "8,384,512 bytes")):
+        with pytest.raises(InputError, match=text):
+            dicom.read_header(tmp_path / name)
     assert capfd.readouterr().err == ""
 
 

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from common.data import store as store_module
 from common.data import store_workers
-from common.data.dicom import read_image
+from common.data.dicom import COLOUR_LIMIT, read_image
 from common.data.store import Store, prepare_store
 from common.errors import InputError
 
@@ -79,7 +79,8 @@ def test_rows_hold_the_stretched_images_in_order(tmp_path):
         np.testing.assert_array_equal(store.images[row], expected)
     table = store.table
     assert list(table.columns) == [
-        "image_id", "row", "width", "height", "ok", "patient_id", "patient_age", "patient_sex", "view_position",
+        "image_id", "row", "width", "height", "colour", "ok", "patient_id", "patient_age", "patient_sex",
+        "view_position",
     ]  # fmt: skip
     assert list(table.image_id) == ["first", "i5", "i4", "i3", "i2", "i1"] and list(table.row) == list(range(6))
     assert list(table.width) == [40, 55, 56, 57, 58, 59] and list(table.height) == [50, 25, 24, 23, 22, 21]
@@ -87,8 +88,18 @@ def test_rows_hold_the_stretched_images_in_order(tmp_path):
     assert (
         table.patient_age[0] == 58 and table.patient_age.isna().sum() == 5 and str(table.patient_age.dtype) == "Int64"
     )
+    assert (table.colour == 0).all() and table.colour.dtype == float
     assert sorted(contents(store.folder)) == ["images.npy", "store.json", "table.parquet"]
     assert not (tmp_path / "deep" / "store.partial").exists()
+
+
+def test_colour_is_kept_for_those_who_leave_photographs_out(tmp_path):
+    files = originals(tmp_path / "data")
+    photograph = np.full((40, 40, 3), 100, np.uint8)
+    photograph[:10] = 80, 110, 110
+    cv2.imwrite(str(files["i4"]), photograph)
+    table = prepare_store(files, tmp_path / "s", 32, progress=False).table
+    assert list(table.colour) == [0, 0, 0.25, 0, 0, 0] and (table.colour > COLOUR_LIMIT).sum() == 1
 
 
 def test_stretching_by_hand():
@@ -146,6 +157,7 @@ def test_placeholders_only_where_they_are_allowed(tmp_path, capsys):
     assert list(store.table.image_id[~store.table.ok]) == ["i3", "i2"]
     for row in store.table.row[~store.table.ok]:
         assert (store.images[row] == store_workers.PLACEHOLDER_GREY).all()
+    assert list(store.table.colour.isna()) == list(~store.table.ok) and store.table.colour.dtype == float
     sizes = store.table.set_index("image_id")
     assert tuple(sizes.loc["i2", ["width", "height"]]) == (58, 22)
     assert tuple(sizes.loc["i3", ["width", "height"]]) == (16, 16)
