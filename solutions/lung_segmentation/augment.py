@@ -27,11 +27,8 @@ class Warp(A.DualTransform):
 
     def get_params_dependent_on_data(self, params, data):
         height, width = params["shape"][:2]
-        return {
-            "matrix": np.linalg.inv(_centred(self.size, self.size))
-            @ self.draw(self.py_random)
-            @ _centred(height, width)
-        }
+        centred = np.linalg.inv(_centred(self.size, self.size)), _centred(height, width)
+        return {"matrix": centred[0] @ self.draw(self.py_random) @ centred[1]}
 
     def apply(self, img, matrix, **params):
         side = self.size, self.size
@@ -76,10 +73,8 @@ class Lighting(A.ImageOnlyTransform):
 
     def get_params(self):
         level = 0.5 + _either(self.py_random, self.each, self.brightness / 2)
-        return {
-            "shift": log(level / (1 - level)),
-            "factor": exp(_either(self.py_random, self.each, -log(1 - self.contrast))),
-        }
+        factor = exp(_either(self.py_random, self.each, -log(1 - self.contrast)))
+        return {"shift": log(level / (1 - level)), "factor": factor}
 
     def apply(self, img, shift, factor, **params):
         grey = np.clip(np.arange(256) / 255, 1e-3, 1 - 1e-3)
@@ -150,8 +145,8 @@ def _simple_matrix(random, p, rotate, zoom, warp):
 def simple(size, flip=True, **numbers):
     """Return 000's simple pipeline: flip, crop with zoom, rotation, perspective warp, brightness and contrast.
 
-    The paper names the kinds alone. The numbers, formulas and the reflected border are the defaults of fastai's
-    `aug_transforms`, the library whose finder and phases it uses: rotate=10 degrees, zoom=1.1 at most, warp=0.2 and
+    The paper names the kinds alone. Its finder and two phases point to fastai, so the numbers, the formulas and the
+    reflected border are the defaults of fastai's `aug_transforms`: rotate=10 degrees, zoom=1.1 at most, warp=0.2 and
     lighting=0.2, each with probability p=0.75, the flip with 0.5.
     """
     return compose(_simple(size, flip, **numbers))
@@ -169,9 +164,10 @@ def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
 def unet(size, noise=0.5 * 0.25):
     """Return 002's pipeline, table 3: scale of x, rotation, shear, pad and crop, gamma, salt and pepper, blur, noise.
 
-    The blur's kernel of 11 pixels belongs to the paper's 512: it shrinks with `size`, and is read as a
-    Gaussian with OpenCV's sigma for 11, which is 2. The table's noise of 0.5 would, as a share of the grey range, leave
-    nothing to see: it is read as half the standard deviation of an image, which is about 0.25 of that range.
+    The blur's kernel of 11 pixels belongs to the paper's 512: it shrinks with `size`, and is read as a Gaussian with
+    OpenCV's sigma for 11, which is 2. The table's noise of 0.5 would, as a share of the grey range, leave nothing to
+    see: it is read as half the standard deviation of an image, which is about 0.25 of that range. Scale comes first,
+    then shear and rotation.
     """
     kernel, sigma = 2 * round(5 * size / 512) + 1, 2 * size / 512
     return compose(
@@ -233,9 +229,9 @@ def strong(size, flip=True):
             Objects(p=0.3),
             A.OneOf(focus, p=0.3),
             A.GaussNoise((0.01, 0.06), p=0.2),
+            A.InvertImg(p=0.03),
             edges,
             A.ImageCompression(quality_range=(25, 90), p=0.3),
-            A.InvertImg(p=0.03),
         ]
     )
 
