@@ -118,8 +118,9 @@ class SampleDataset(Dataset):
 
     images: uint8 (M, h, w): the path of a `.npy` file, or an array. A file's array is memory-mapped, and a worker maps
     it again instead of receiving a copy; a slice of such an array is refused.
-    targets: maps a store row to a mask (any height and width) of 0/1, which becomes uint8 (1, H, W), or to a scalar or
-    vector, which becomes float32; without targets the target is the store row itself.
+    targets: maps a store row to a mask (any height and width) of 0/1, which becomes uint8 (1, H, W), to several masks
+    (C, height, width), which become uint8 (C, H, W), or to a scalar or vector, which becomes float32; without targets
+    the target is the store row itself.
     transform: an albumentations pipeline that keeps the size (see common.data.augment), or None.
     size: the network's side, or (H, W); None keeps the store's. Images shrink by area average. Masks do likewise and
     are cut at one half, which keeps their area, as the nearest pixel would not for thin ones. Enlarging is bilinear.
@@ -169,24 +170,29 @@ class SampleDataset(Dataset):
             # one pair of generators for the whole pipeline: set_random_seed would start every step's from the same
             # seed, so that all steps with one p act together or not at all (and it takes ten times as long)
             pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-            out = pipeline(image=image, **({"mask": target} if np.ndim(target) == 2 else {}))
+            out = pipeline(image=image, **({"mask": target} if np.ndim(target) > 1 else {}))
             image, target = out["image"], out.get("mask", target)
             if image.shape != self.size:
                 raise InputError(f"the augmentation made {image.shape} of {self.size}: it must keep the size")
-        target = _channel_first(target) if np.ndim(target) == 2 else torch.as_tensor(target)
+        target = _channel_first(target) if np.ndim(target) > 1 else torch.as_tensor(target)
         return _channel_first(image), target
 
     def _target(self, row):
         target = np.asarray(self.targets(row))
-        if target.ndim > 2 or target.dtype == object:
-            raise InputError(f"target of row {row}: expected a mask, a vector or a number, got shape {target.shape}")
+        if target.ndim > 3 or target.dtype == object:
+            raise InputError(f"target of row {row}: expected masks, a vector or a number, got shape {target.shape}")
         if target.ndim < 2:
             return target.astype(np.float32)
         if target.dtype != bool and not ((target == 0) | (target == 1)).all():
             raise InputError(f"target of row {row}: the values of a mask must be 0 and 1")
-        if target.shape == self.size:
-            return target.astype(np.uint8)
-        return (_resize(target.astype(np.uint8) * np.uint8(255), self.size) >= 128).astype(np.uint8)
+        if target.ndim == 3:
+            return np.stack([self._mask(part) for part in target], axis=-1)
+        return self._mask(target)
+
+    def _mask(self, mask):
+        if mask.shape == self.size:
+            return mask.astype(np.uint8)
+        return (_resize(mask.astype(np.uint8) * np.uint8(255), self.size) >= 128).astype(np.uint8)
 
 
 def _map(path):
@@ -204,7 +210,8 @@ def _resize(image, size):
 
 
 def _channel_first(plane):
-    return torch.from_numpy(np.ascontiguousarray(plane))[None]
+    plane = plane[None] if plane.ndim == 2 else plane.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(plane))
 
 
 def _one_thread(_worker):

@@ -26,11 +26,13 @@ def predict_masks(
     progress=True,
     activation=sigmoid,
     workers=0,
+    channels=1,
 ):
     """Write mask probabilities to the `.npy` file `out_path` and return it memory-mapped, uint8 (n, h, w).
 
-    models: networks or other callables from images (B, 1, h, w) uint8 to mask logits (B, 1, h, w); all are held on
-    the device at once, moved there, channels last and in eval mode. images: a store, uint8 (N, H, W) or its path.
+    models: networks or other callables from images (B, 1, h, w) uint8 to mask logits (B, C, h, w); all are held on
+    the device at once, moved there, channels last and in eval mode. channels: C; with more than one the file is (n, C,
+    h, w). images: a store, uint8 (N, H, W) or its path.
     rows: n store rows in the order wanted, None for all. size: the network's side or (h, w), None for the store's.
     activation: from a model's output to probabilities (B, 1, h, w), or to a pair of these and of presence (B, 1): then
     (memory map, presence float32 (n,)) is returned. amp: as in `common.nn.precision.precision`.
@@ -39,21 +41,23 @@ def predict_masks(
     a row whose probability is not a number.
     """
     dataset, present = SampleDataset(images, size=size, rows=rows), []
+    shape = dataset.size if channels == 1 else (channels, *dataset.size)
 
     def blocks():
         for probs, *more in _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers):
             for part in more:
                 present.extend(part[:, 0].tolist())
-            if probs.shape[1:] != (1, *dataset.size):
-                raise InputError(f"masks {tuple(probs.shape[1:])} from the network: expected {(1, *dataset.size)}")
-            yield (probs[:, 0] * 255 + 0.5).to(torch.uint8).cpu().numpy()
+            if probs.shape[1:] != (channels, *dataset.size):
+                found = tuple(probs.shape[1:])
+                raise InputError(f"masks {found} from the network: expected {(channels, *dataset.size)}")
+            yield (probs * 255 + 0.5).to(torch.uint8).cpu().numpy().reshape(-1, *shape)
 
-    masks = write_masks(out_path, (len(dataset), *dataset.size), blocks())
+    masks = write_masks(out_path, (len(dataset), *shape), blocks())
     return (masks, np.array(present, np.float32)) if present else masks
 
 
 def write_masks(out_path, shape, blocks):
-    """Write consecutive `blocks` of uint8 images as one `.npy` file of `shape` (n, h, w), whole or not at all.
+    """Write consecutive `blocks` of uint8 images as one `.npy` file of `shape` (n, …), whole or not at all.
 
     Returns it memory-mapped. Raises InputError for a path that does not end in .npy.
     """

@@ -52,6 +52,31 @@ def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=Fals
     return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
 
 
+def validate_shaped_masks(path, sizes, form=RELATIVE):
+    """Check a table `image_id,width,height,rle` of masks of any size, one row an image, and return its Summary.
+
+    `sizes` is a DataFrame image_id, width, height of the images that the table must have, in this order. Raises
+    InputError naming the first wrong row, as `validate_masks` does, a size that is not the image's included.
+    """
+    table = read_table(path, ["image_id", "width", "height", "rle"])
+    wanted = [tuple(map(str, row)) for row in sizes[["image_id", "width", "height"]].itertuples(index=False)]
+    found = list(table[["image_id", "width", "height"]].itertuples(index=False, name=None))
+    if len(found) != len(wanted):
+        raise InputError(f"{path}: {len(found)} rows for {len(wanted)} images")
+    problems, areas = [], [0]
+    for row, (got, want, rle) in enumerate(zip(found, wanted, table["rle"], strict=True), start=2):
+        where = f"row {row} ({got[0]})"
+        if got != want:
+            problems.append(f"{where}: {' × '.join(got[1:])} pixels, where {' '.join(want)} is due")
+            continue
+        try:
+            areas.append(area(parse(rle, (int(want[2]), int(want[1])), form, where)))
+        except InputError as error:
+            problems.append(str(error))
+    _refuse(path, problems)
+    return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
+
+
 def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordered=False):
     """Check a submission of boxes, `class score x_min y_min x_max y_max` repeated, and return its Summary in boxes.
 

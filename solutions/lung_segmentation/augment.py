@@ -143,7 +143,7 @@ def _simple_matrix(random, p, rotate, zoom, warp):
 
 
 def simple(size, flip=True, **numbers):
-    """Return 000's simple pipeline: flip, crop with zoom, rotation, perspective warp, brightness and contrast.
+    """Return Berger et al.'s simple pipeline: flip, crop with zoom, rotation, warp, brightness and contrast.
 
     The paper names the kinds alone. Its finder and two phases point to fastai, so the numbers, the formulas and the
     reflected border are the defaults of fastai's `aug_transforms`: rotate=10 degrees, zoom=1.1 at most, warp=0.2 and
@@ -153,7 +153,7 @@ def simple(size, flip=True, **numbers):
 
 
 def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
-    """Return 000's complex pipeline: `simple` with its `numbers`, then diffused noise and block masking.
+    """Return Berger et al.'s complex pipeline: `simple` with its `numbers`, then diffused noise and block masking.
 
     Their probabilities are ours: the paper gives none, and the 0.9 in the code of its source (see `BlockMask`) leaves
     hardly an image as it is.
@@ -162,7 +162,7 @@ def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
 
 
 def unet(size, noise=0.5 * 0.25):
-    """Return 002's pipeline, table 3: scale of x, rotation, shear, pad and crop, gamma, salt and pepper, blur, noise.
+    """Return Ahmed et al.'s table 3: scale of x, rotation, shear, pad and crop, gamma, salt and pepper, blur, noise.
 
     The blur's kernel of 11 pixels belongs to the paper's 512: it shrinks with `size`, and is read as a Gaussian with
     OpenCV's sigma for 11, which is 2. The table's noise of 0.5 would, as a share of the grey range, leave nothing to
@@ -186,7 +186,7 @@ def _unet_matrix(random):
 
 
 def affine(size, flip=True, rotate=10.0, shift=0.05, zoom=0.1, p=0.75):
-    """Return 004's affine pipeline: rotation (± degrees), shift (± of the side) and zoom (1 ±), each with `p`.
+    """Return Liu et al.'s affine pipeline: rotation (± degrees), shift (± of the side) and zoom (1 ±), each with `p`.
 
     The paper gives no numbers: these are ours.
     """

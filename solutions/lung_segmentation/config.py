@@ -1,7 +1,8 @@
-"""The numbers of the lung segmentation recipes beside their source; augmentations' stand in common.data.augment.
+"""The numbers of the lung segmentation recipes beside their source; those of the augmentations stand in augment.py.
 
-"000" is Seibold et al.'s neighbour on VinBigData, whose section 3.3 segments lungs; "001" CXR-IRNet; "002" the HRNet
-COVID-19 classifier; "004" SDFN.
+The papers: Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases,
+section 3.3; Fang et al., Weighing features of lung and heart regions (CXR-IRNet); Ahmed et al., Automated COVID-19
+detection from chest X-ray images, an HRNet approach; Liu et al., SDFN, segmentation-based deep fusion network.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,12 @@ from common.errors import InputError
 
 STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart": ("left", "right", "heart")}
 
-# 002, section 3.2, at 512 × 512 pixels: what becomes of a predicted mask before the lungs are cut out.
+# Ahmed et al., section 3.2, at 512 × 512 pixels: what becomes of a predicted mask before the lungs are cut out.
 REFERENCE_SIDE = 512
 DILATIONS = 8
 CLOSINGS = 2
 GATE_AREA = 50_000 / REFERENCE_SIDE**2  # of the image; less lung than this means that the image is rejected
-# 004, section 2.2: the lung region generator. The paper gives the margins in pixels; its segmenter works at 256.
+# Liu et al., section 2.2: the lung region generator. The paper gives the margins in pixels; its segmenter works at 256.
 REGION_SIDE = 256
 MARGIN = 15 / REGION_SIDE  # of the image's side: left, right and top
 MARGIN_BOTTOM = 20 / REGION_SIDE
@@ -31,18 +32,18 @@ class NetworkConfig(FitConfig):
     architecture: str = "unet"
     """A decoder of segmentation-models-pytorch, or plain: a U-Net without a pretrained encoder."""
     encoder: str = "resnet34"
-    """Any timm network. 000: ResNet-34. plain has none."""
+    """Any timm network. Berger et al.: ResNet-34. plain has none."""
     decoder: tuple[int, ...] = ()
     """Channels of the decoder's stages, or of the plain U-Net's levels; empty: the architecture's own."""
     weights: str = "imagenet"
     """imagenet, none, or the path of a weights file."""
     size: int = 320
-    """Side of the network's images. 000: a tenth of the original, that is 300 (Shenzhen) to 489 (Montgomery) pixels."""
+    """Side of the network's images. Berger et al.: a tenth of the original, 300 (Shenzhen) to 489 pixels."""
     augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
-    """simple and complex: 000's two; unet: 002's table; affine: 004's; strong: for images from other hospitals."""
+    """simple, complex: Berger et al.; unet: Ahmed et al.; affine: Liu et al.; strong: for other hospitals' images."""
     loss: Literal["bce", "dice", "squared_dice", "bce_dice"] = "bce"
-    # 000, section 3.3: batch 4; weight decay 0.01 (fastai's Adam decouples it); 5 epochs of the last layers at 1e-3,
-    # then 5 of all at a lower rate, which the paper does not give. Loss not given: fastai's default.
+    # Berger et al., section 3.3: batch 4; weight decay 0.01 (fastai's Adam decouples it); 5 epochs of the last layers
+    # at 1e-3, then 5 of all at a lower rate, which the paper does not give. Loss not given: fastai's default.
     epochs: int = 10
     frozen_epochs: int = 5
     frozen_lr: float = 1e-3
@@ -82,7 +83,7 @@ class Config:
     """Datasets of the folder that are used; none named: all that are there."""
     n_folds: int = 10
     folds: tuple[int, ...] = (0,)
-    """Folds that are held out and scored, one training each. 10 and the first: 000's split of 80/10/10."""
+    """Folds that are held out and scored, one training each. 10 and the first: Berger et al.'s split of 80/10/10."""
     validation: float = 0.1
     """Share of all labelled images, drawn from the other folds by patient, by which epochs are compared."""
     tta: tuple[Literal["flip", "scale"], ...] = ()
@@ -107,7 +108,8 @@ class Config:
 
 PAPER = Config(finder=True)
 
-# 002: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005; optimiser not given.
+# Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005. Optimiser not
+# given.
 UNET = Config(
     network=NetworkConfig(
         architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=512,
@@ -117,7 +119,7 @@ UNET = Config(
     folds=tuple(range(10)),
 )  # fmt: skip
 
-# 001: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch with the lowest loss kept.
+# Fang et al.: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch of the lowest loss.
 # Size as its classifier's input; rates and length not given.
 LUNGS_HEART = Config(
     network=NetworkConfig(
@@ -128,7 +130,7 @@ LUNGS_HEART = Config(
     structures="lungs_heart", datasets=("JSRT",), n_folds=5,
 )  # fmt: skip
 
-# 004, section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds.
+# Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds.
 SDFN = Config(
     network=NetworkConfig(
         architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=256,
@@ -152,7 +154,7 @@ PODIUM = Config(
 # What the shipped weights come from: small, and trained to bear images unlike those it saw. Hours on two CPU cores.
 SHIPPED = Config(
     network=NetworkConfig(
-        encoder="tf_efficientnet_lite0", decoder=(128, 64, 48, 32, 16), size=256, augmentation="strong",
+        encoder="tf_efficientnet_lite0", decoder=(128, 64, 32, 16, 8), size=256, augmentation="strong",
         loss="bce_dice", epochs=40, frozen_epochs=0, lr=1e-3, batch_size=16, weight_decay=1e-2,
         schedule="warm_cosine", clip_norm=1.0, averaging=("ema", "window", "best_k", "best"),
     ),

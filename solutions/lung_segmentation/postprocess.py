@@ -2,7 +2,7 @@
 
 A mask is bool or uint8 (height, width), any one non-zero value being lung; masks returned are uint8 of 0 and 1.
 Regions are joined by edges and corners (8). A box is (x_min, y_min, x_max, y_max) in whole pixels, ends open. Sources
-("002", "004") are those of solutions.lung_segmentation.config.
+(Ahmed et al., Liu et al.) are those of solutions.lung_segmentation.config.
 """
 
 import math
@@ -17,8 +17,8 @@ from common.post.regions import label, quantised, region_overlaps, resize_mask_p
 
 from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE
 
-# What is under these is never taken for a lung, or a speck beside the spine would win over the second lung: 004 goes
-# by the distance to the centre alone. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung has at least
+# What is under these is never taken for a lung, or a speck beside the spine would win over the second lung: Liu et al.
+# go by the distance to the centre alone. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung has at least
 # 1.8 % of the image and 0.10 of the larger lung, and those under a third are dropped anyway.
 LEAST_SHARE = 0.005  # of the image
 LEAST_OF_LARGEST = 0.1
@@ -50,8 +50,8 @@ def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
     The counts are those of a 3 × 3 square at 512 × 512 pixels. n such steps reach n pixels, so at another size one
     step reaches round(n · height / 512) rows and round(n · width / 512) columns: as if the image, stretched to
     512 × 512, had been treated there. n closings are n dilations followed by n erosions; nothing comes in from
-    beyond the image's border. Raises InputError for counts that are not whole numbers from 0. Source: 002, section
-    3.2, which does not give the structuring element.
+    beyond the image's border. Raises InputError for counts that are not whole numbers from 0. Source: Ahmed et al.,
+    section 3.2, which does not give the structuring element.
     """
     pixels = _foreground(mask)
     wider = cv2.dilate(pixels, _rectangle(pixels.shape, _count(dilations, "dilations")))
@@ -86,8 +86,8 @@ def decide(probs, shape, pixel, regions):
 def judge(mask, gate=GATE_AREA):
     """Say whether a mask shows enough lung for its image to be used, as a Verdict.
 
-    gate: least share of the image that must be lung, in [0, 1]; the default is 002's 50,000 of 512 × 512 pixels,
-    which the paper applies after `clean_up` and found by trial. A mask in which `lung_region` finds nothing but
+    gate: least share of the image that must be lung, in [0, 1]; the default is Ahmed et al.'s 50,000 of 512 × 512
+    pixels, which the paper applies after `clean_up` and found by trial. A mask in which `lung_region` finds nothing but
     specks never passes. Raises InputError.
     """
     if not 0 <= gate <= 1:
@@ -107,7 +107,7 @@ def judge(mask, gate=GATE_AREA):
 def lung_region(mask):
     """Find the box around both lungs, even where the mask lacks one or holds more; None where there is no lung.
 
-    The lung region generator of 004, section 2.2: of the regions that are not specks (LEAST_SHARE of the image,
+    The lung region generator of Liu et al., section 2.2: of the regions that are not specks (LEAST_SHARE of the image,
     LEAST_OF_LARGEST of the largest region), the two whose centroids lie nearest the image's centre, in pixels; the
     smaller is dropped if it has less than a third of the larger's area, and what is left alone is mirrored about the
     vertical centre line and boxed with its mirror image. The margins, 15 of 256 pixels and 20 at the bottom, are

@@ -23,7 +23,7 @@ from common import phantom, sample
 VERSION = 1  # raise it whenever the files for a seed change
 ABNORMAL = 0.45  # of Montgomery and Shenzhen
 NODULES = 154 / 247  # of JSRT
-UNLABELLED = 1 / 4  # of the images without a mask that are Montgomery's; 17 of 62 in the data of 000
+UNLABELLED = 1 / 4  # of the images without a mask that are Montgomery's; 17 of 62 in the real data
 MONTGOMERY, SHENZHEN = Path("Montgomery/MontgomerySet"), Path("ChinaSet_AllFiles/ChinaSet_AllFiles")
 JSRT = Path("JSRT")
 LONG, SHORT = 734, 603  # of Montgomery's 4892 and 4020

@@ -2,19 +2,20 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.config import digest
-from common.data.folds import load_folds, make_folds, quartile_strata, save_folds, shared_groups
+from common.data.folds import make_folds, quartile_strata, save_folds
 from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
+from common.data.tables import named_images, read_ids, read_patients, some_rows
 from common.errors import InputError
-from common.paths import IMAGES, atomic_path, check_id, competition_folder, find_images, read_parquet
+from common.paths import atomic_path, check_id, competition_folder, find_images, read_parquet
 from common.post.rle import area, paint, parse, to_string, union
-from common.submit.table import read_table, write_submission
+from common.steps import check_prepared, keep_trainings, read_folds, store_folder, tell_leaks, trainings
+from common.submit.table import write_submission
 from solutions.siim_pneumothorax.config import SIZE, SLUG
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def read_labels(path):
     Raises InputError naming file and row: unknown header, unusable id, a run-length string that does not fit 1024 ×
     1024 pixels, an image that is both empty and not.
     """
-    table = _some_rows(path, ["ImageId", "EncodedPixels"])
+    table = some_rows(path, ["ImageId", "EncodedPixels"])
     rows, empty = {}, set()
     for number, (image_id, rle) in enumerate(table.itertuples(index=False), start=2):
         where = f"{path}, row {number}"
@@ -77,39 +78,6 @@ def read_labels(path):
         if image_id in empty and len(rows[image_id]) > 1:
             raise InputError(f"{where}: {image_id} has an empty row (-1) and another one")
     return {image_id: union(several) for image_id, several in rows.items()}
-
-
-def _some_rows(path, columns=None):
-    table = read_table(path, columns)
-    if not len(table):
-        raise InputError(f"{path}: no rows under its header")
-    return table
-
-
-def read_patients(path, image_ids):
-    """Read the map from image to patient; returns str (N,), images that it lacks being patients of their own.
-
-    The first column names the image; the patient is the column `patient_id`, or the number before the underscore of
-    the column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that is named twice.
-    """
-    table = read_table(path)
-    first = table.columns[0]
-    if "patient_id" in table:
-        patient = table["patient_id"]
-    elif "NIH_ID" in table:
-        patient = table["NIH_ID"].str.split("_").str[0]
-    else:
-        raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
-    for number, image_id in enumerate(table[first], start=2):
-        check_id(image_id, f"{path}, row {number}")
-    twice = table[first].duplicated()
-    if twice.any():
-        raise InputError(f"{path}, row {twice.idxmax() + 2}: {table[first][twice.idxmax()]} is named twice")
-    known = dict(zip(table[first], patient, strict=True))
-    missing = sum(image_id not in known for image_id in image_ids)
-    if missing:
-        log.info(f"{path}: {missing} of {len(image_ids)} images are not in it; each counts as a patient of its own")
-    return np.array([known.get(image_id) or f"image {image_id}" for image_id in image_ids])
 
 
 def prepare_competition(context):
@@ -123,9 +91,9 @@ def prepare_competition(context):
     labels = read_labels(labels_path)
     files = find_images(folder)
     if options.test is None:
-        test_ids = _sample_ids(sample_path)
+        test_ids = read_ids(sample_path, ["ImageId", "EncodedPixels"])
     else:
-        test_ids, more = _named_images(options.test)
+        test_ids, more = named_images(options.test)
         files = {**files, **more}
     _check_files(labels, test_ids, files, labels_path, options)
 
@@ -140,11 +108,11 @@ def prepare_competition(context):
     table.loc[train, "fold"] = _folds(table[train], patients, config, options)
     originals = digest([[i, files[i].name, files[i].stat().st_size] for i in train_ids])
     key = _key(table, config, originals)
-    _keep_trainings(run, key)
+    keep_trainings(run, key)
 
     store = prepare_store(
         {image_id: files[image_id] for image_id in ids},
-        _store_folder(options, run, folder, ids, config.store_size),
+        store_folder(context, folder, ids, config.store_size),
         config.store_size,
         workers=None if options.workers is None else max(options.workers, 1),
         on_bad_image=options.on_bad_image,
@@ -175,37 +143,9 @@ def prepare_competition(context):
 
 def open_prepared(context):
     """Read what `prepare` left; raises InputError when it has not been run, or with other options than now."""
-    run, options = context.run, context.options
-    path, record = run.path("images.parquet"), run.step("prepare")
-    if not path.is_file() or record is None:
-        raise InputError(f"{run.folder}: not prepared; run the verb `prepare` first (or `run` for all)")
-    for name in MADE_WITH:
-        if record[name] != getattr(context.config, name):
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{run.folder}: prepared with {option} {record[name]}; run `prepare` with the new value")
-    for name in ("data", "test"):
-        path_now = getattr(options, name)
-        if path_now is not None and not Path(record[name] or "").is_relative_to(path_now.resolve()):
-            raise InputError(f"{run.folder}: prepared with another --{name}; run `prepare` with {path_now} (or `run`)")
-    table = read_parquet(path)
+    record = check_prepared(context, MADE_WITH)
+    table = read_parquet(context.run.path("images.parquet"))
     return Prepared(table, Store.open(record["store"]), _key(table, context.config, record["originals"]))
-
-
-def trainings(run):
-    """Folders of the run in which a training was begun or finished."""
-    return sorted(
-        {path.parent for name in ("last.ckpt", "final.safetensors") for path in run.folder.glob(f"*/*/{name}")}
-    )
-
-
-def _keep_trainings(run, key):
-    """Refuse to prepare other images, masks or folds under networks that were trained on the present ones."""
-    begun = trainings(run)
-    if begun and run.step("prepare") and not run.is_done("prepare", key):
-        raise InputError(
-            f"{begun[0]}: was trained on other images, masks, folds or another store_size; give the run another --out, "
-            "or delete the trainings in it"
-        )
 
 
 def _key(table, config, originals):
@@ -232,33 +172,6 @@ def _find_tables(data):
     raise tried
 
 
-def _sample_ids(path):
-    table = _some_rows(path, ["ImageId", "EncodedPixels"])
-    for number, image_id in enumerate(table["ImageId"], start=2):
-        check_id(image_id, f"{path}, row {number}")
-    twice = table["ImageId"].duplicated()
-    if twice.any():
-        raise InputError(f"{path}, row {twice.idxmax() + 2}: {table['ImageId'][twice.idxmax()]} is there twice")
-    return table["ImageId"].tolist()
-
-
-def _named_images(path):
-    """Ids, in order, and files of `--test`: a folder of images, or a CSV whose first column names them."""
-    if path.is_dir():
-        files = find_images(path)
-        if not files:
-            raise InputError(f"{path}: no images in it (--test)")
-        return [check_id(name, str(files[name])) for name in sorted(files)], files
-    table = _some_rows(path)
-    ids = [Path(name).stem if Path(name).suffix.lower() in IMAGES else name
-           for name in table[table.columns[0]]]  # fmt: skip
-    for number, name in enumerate(ids, start=2):
-        check_id(name, f"{path}, row {number}")
-    if len(set(ids)) < len(ids):
-        raise InputError(f"{path}: {next(i for i in ids if ids.count(i) > 1)} is there twice (--test)")
-    return ids, {}
-
-
 def _check_files(labels, test_ids, files, labels_path, options):
     missing = [image_id for image_id in labels if image_id not in files]
     if missing:
@@ -279,11 +192,6 @@ def _check_files(labels, test_ids, files, labels_path, options):
         )
     if loose:
         log.info(f"left out {len(loose)} images without a row in {labels_path.name} or the sample submission")
-
-
-def _store_folder(options, run, folder, ids, size):
-    root = options.store or run.folder.resolve().parent / "stores"
-    return root / f"siim_pneumothorax-{size}px-{digest(str(folder.resolve()), sorted(ids))[:8]}"
 
 
 def _labelled(labels, patients, train_ids, test_ids):
@@ -313,16 +221,9 @@ def _folds(train, patients, config, options):
     """Folds stratified by presence and mask-size quartile, grouped by patient where that is known."""
     ids = train["image_id"].tolist()
     if options.fold_table:
-        folds = load_folds(options.fold_table, ids)
-        if set(folds) != set(range(config.n_folds)):
-            found = ", ".join(map(str, sorted(set(folds))))
-            raise InputError(
-                f"{options.fold_table}: has the folds {found}; n_folds {config.n_folds} asks for all from 0"
-            )
+        folds = read_folds(options.fold_table, ids, config.n_folds)
     else:
         strata = quartile_strata(train["present"].to_numpy() > 0, train["area"].to_numpy())
         folds = make_folds(strata, config.n_folds, patients, config.seed)
-    leaking = shared_groups(folds, patients) if patients is not None else 0
-    if leaking:
-        log.info(f"folds: {leaking} images have a patient in another fold ({options.fold_table}); scores may flatter")
+    tell_leaks(folds, patients, options.fold_table)
     return folds

@@ -15,6 +15,7 @@ from common.infer.predict import predict_masks, predict_probs, write_masks
 from common.metrics.classification import confusion_counts, mcc
 from common.metrics.statistics import bootstrap, paired_bootstrap
 from common.paths import atomic_path
+from common.steps import used_up
 from common.train.lr_finder import find_learning_rate
 from common.tuning import grid, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
@@ -29,7 +30,7 @@ from solutions.siim_pneumothorax.models import (
     mask_loss,
     views,
 )
-from solutions.siim_pneumothorax.pipeline import prediction_batch, train_classifier, used_up
+from solutions.siim_pneumothorax.pipeline import prediction_batch, train_classifier
 from solutions.siim_pneumothorax.training import (
     classifier_loader,
     classifier_step,

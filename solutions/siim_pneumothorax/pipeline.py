@@ -2,16 +2,14 @@
 
 import dataclasses
 import logging
-import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
-from common.config import digest, file_hash, to_dict
+from common.config import file_hash, to_dict
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs, write_masks
@@ -19,10 +17,20 @@ from common.metrics import segmentation
 from common.metrics.statistics import bootstrap
 from common.paths import atomic_path, read_array, read_json, read_parquet, write_json
 from common.post.rle import area, overlap, parse
+from common.steps import (
+    as_interval,
+    copy_submission,
+    fresh,
+    keep_config,
+    read_predictions,
+    trained_weights,
+    used_up,
+    write_table,
+)
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
 from common.train.loop import fit
-from common.tuning import Rule, nested_areas, release_pages, rule_dice, summarise, tune_nested
+from common.tuning import Rule, nested_areas, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import open_prepared, prepare_competition, read_labels
 from solutions.siim_pneumothorax.models import (
@@ -70,12 +78,7 @@ def train(context):
         if context.config.presence == "classifier":
             train_classifier(context, data, fold, context.config.classifier, "classifier")
         train_segmenter(context, data, fold)
-        _keep_config(context)
-
-
-def _keep_config(context):
-    """Make this configuration the run's: what was trained, or is there already, agrees with it."""
-    context.run.write_config(context.solution, context.preset, context.config)
+        keep_config(context)
 
 
 def train_classifier(context, data, fold, config, stage):
@@ -84,7 +87,7 @@ def train_classifier(context, data, fold, config, stage):
     shown = held_out_loader(context, data.dataset(held_out, config.size, targets=None), config.batch_size)
     folder = context.run.path(f"fold{fold}", stage)
     return fit(
-        _fresh(context, folder, fold, partial(build_classifier, config)),
+        fresh(context, folder, fold, partial(build_classifier, config)),
         partial(classifier_step, device=context.device),
         classifier_loader(context, data, fold, config),
         lambda model: gate_figures(present[held_out], predict_shared(model, shown, len(held_out), context.device)),
@@ -104,7 +107,7 @@ def train_segmenter(context, data, fold):
         config = whole if position == 0 else _finer(whole)
         shown = held_out_loader(context, data.dataset(held_out, size, targets=data.mask), config.batch_size)
         folder = context.run.path(f"fold{fold}", f"segmenter-{size}")
-        model = _fresh(context, folder, fold, partial(build_segmenter, config))
+        model = fresh(context, folder, fold, partial(build_segmenter, config))
         if fitted is not None and not (folder / "final.safetensors").is_file():
             model = load_segmenter(config, fitted.folder / "final.safetensors")
         fitted = fit(
@@ -125,19 +128,6 @@ def _finer(config):
     )  # fmt: skip
 
 
-def _fresh(context, folder, fold, build):
-    """A network with its pretrained weights, its new layers drawn from the run's seed.
-
-    Where a training is there already, and will replace them, the pretrained weights are not asked for.
-    """
-    torch.manual_seed(context.config.seed + fold)
-    begun = (folder / "final.safetensors").is_file() or (folder / "last.ckpt").is_file()
-    return build("none") if begun else build()
-
-
-# ---- prediction ----------------------------------------------------------------------------------------------------
-
-
 def predict(context):
     """Out-of-fold probabilities of the trained folds, and the test set's as the mean over them."""
     data, run = open_prepared(context), context.run
@@ -152,8 +142,8 @@ def predict(context):
     paths = [run.path(f"fold{fold}", "oof_probs.npy") for fold in folds]
     shape = (sum(map(len, tables)), *read_array(paths[0]).shape[1:])
     write_masks(run.path("oof_probs.npy"), shape, used_up(paths))
-    _write_table(run.path("oof.parquet"), pd.concat(tables, ignore_index=True))
-    _keep_config(context)
+    write_table(run.path("oof.parquet"), pd.concat(tables, ignore_index=True))
+    keep_config(context)
     run.record("predict", key, images=shape[0] + len(test))
     log.info(f"predicted {shape[0]} out-of-fold and {len(test)} test images")
 
@@ -164,19 +154,9 @@ def _predict_part(context, data, key, name, folds, rows, fold):
     if not run.is_done(f"predict {name}", key, outputs):
         run.forget(f"predict {name}")
         presence = _predict_rows(context, data, folds, rows, run.path(outputs[0]), name)
-        _write_table(run.path(outputs[1]), _prediction_table(data, rows, presence, fold))
+        write_table(run.path(outputs[1]), _prediction_table(data, rows, presence, fold))
         run.record(f"predict {name}", key, images=len(rows))
     return read_parquet(run.path(outputs[1]))
-
-
-def used_up(paths):
-    """The images of several arrays in blocks; a file that was read is deleted, since not every disk holds both."""
-    for path in paths:
-        part = read_array(path)
-        for i in range(0, len(part), 64):
-            yield part[i : i + 64]
-            release_pages(part)
-        path.unlink()
 
 
 def _predict_key(context, data):
@@ -189,11 +169,7 @@ def weight_files(context, fold):
     """The finished weights of one fold: the segmenter's, then the gate's where there is one."""
     config = context.config
     stages = [f"segmenter-{config.segmenter.sizes[-1]}"] + ["classifier"] * (config.presence == "classifier")
-    files = [context.run.path(f"fold{fold}", stage, "final.safetensors") for stage in stages]
-    for path in files:
-        if not path.is_file():
-            raise InputError(f"{path}: fold {fold} is not trained; run `train`, or name the trained folds by --folds")
-    return files
+    return [trained_weights(context.run, fold, stage) for stage in stages]
 
 
 def _predict_rows(context, data, folds, rows, path, title):
@@ -226,14 +202,6 @@ def _prediction_table(data, rows, presence, fold):
     return pd.DataFrame({"image_id": ids, "row": rows, "fold": fold, "presence": presence})
 
 
-def _write_table(path, table):
-    with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
-
-
-# ---- decision ------------------------------------------------------------------------------------------------------
-
-
 def tune(context):
     """Choose the decision rule on out-of-fold predictions, each fold scored by the choice of the others."""
     run, decision = context.run, context.config.decision
@@ -253,7 +221,7 @@ def tune(context):
     with atomic_path(run.path("surface.csv")) as path:
         pd.DataFrame(tried).to_csv(path, index=False)
     write_json(run.path("tuned.json"), tuned.as_dict())
-    _keep_config(context)
+    keep_config(context)
     run.record("tune", key, score=tuned.score)
     how = "halves of its patients" if tuned.halves else "folds"
     log.info(f"tuned over {len(rules(decision))} rules, nested by {how}: {tuned.rule}")
@@ -271,7 +239,7 @@ def _tune_key(context):
 def oof_regions(context):
     """The out-of-fold table, the OofRegions of its maps at the rule's pixel thresholds, and the patients (n,)."""
     data, run = open_prepared(context), context.run
-    oof, probs = _predictions(run, "oof")
+    oof, probs = read_predictions(run, "oof")
     decision = context.config.decision
     pixels = decision.pixel if decision.rule == "gate" else decision.bottom
     truth = [data.masks[row] for row in oof["row"]]
@@ -279,10 +247,6 @@ def oof_regions(context):
     regions = summarise(probs, truth, pixels, connectivity=decision.connectivity, progress=progress)
     patients = data.table.set_index("row")["patient_id"][oof["row"]].to_numpy()
     return oof, regions, None if (patients == "").all() else patients
-
-
-def _predictions(run, name):
-    return read_parquet(run.path(f"{name}.parquet")), read_array(run.path(f"{name}_probs.npy"))
 
 
 def read_tuned(context):
@@ -316,8 +280,8 @@ def score(context):
     groups = np.arange(len(oof)) if patients is None else patients
     positive = bootstrap(np.where(present, nested["dice"], np.nan), groups, skip_nan=True) if present.any() else None
     figures = {
-        "dice": _interval(bootstrap(nested["dice"].to_numpy(), groups)),
-        "dice_positive": None if positive is None else _interval(positive),
+        "dice": as_interval(bootstrap(nested["dice"].to_numpy(), groups)),
+        "dice_positive": None if positive is None else as_interval(positive),
         "dice_not_nested": saved["naive"],
         "dice_all_empty": float((~present).mean()),
         "iou": segmentation.iou(cells, reduce="image"),
@@ -341,15 +305,11 @@ def score(context):
     )
 
 
-def _interval(interval):
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
-
-
 def submit(context):
     """Write submission.csv, validate it against the ids it must have, copy it under submissions/."""
     data, run = open_prepared(context), context.run
     rule, _ = read_tuned(context)
-    test, probs = _predictions(run, "test")
+    test, probs = read_predictions(run, "test")
     presence = test["presence"].to_numpy(float).copy()
     readable = data.store.table.set_index("row")["ok"][test["row"]].to_numpy()
     rows = submission_rows(test["image_id"], probs, presence, rule, context.config.decision.connectivity)
@@ -357,9 +317,7 @@ def submit(context):
     path = run.path("submission.csv")
     write_submission(path, rows)
     summary = validate_masks(path, run.path("sample_submission.csv"), ordered=True)
-    copy = context.submissions / f"{context.solution}-{run.folder.name}-{digest(file_hash(path))[:6]}.csv"
-    with atomic_path(copy) as temporary:
-        shutil.copyfile(path, temporary)
+    copy = copy_submission(context, path)
     hidden = _hidden_score(Path(run.step("prepare")["data"]) / "hidden" / "truth.csv", rows)
     run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
     log.info(f"valid submission: {summary}; copy in {copy}")

@@ -1,7 +1,5 @@
 """The page of a run: what was found so far, and how good it is."""
 
-import json
-
 import cv2
 import numpy as np
 import pandas as pd
@@ -9,7 +7,7 @@ import pandas as pd
 from common.metrics.classification import confusion_counts
 from common.paths import read_json
 from common.post.rle import paint, parse
-from common.report import page, plots
+from common.report import page, plots, sections
 from common.report.gallery import gallery
 from common.tuning import Rule
 from solutions.siim_pneumothorax.config import SIZE
@@ -18,28 +16,26 @@ from solutions.siim_pneumothorax.config import SIZE
 def write_report(context, data):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
     run = context.run
-    sections = [_headline(context, data), _data(data), *_training(context)]
+    parts = [_headline(context, data), _data(data), *sections.training(context)]
     if run.path("oof_dice.parquet").is_file():
         oof = pd.read_parquet(run.path("oof_dice.parquet"))
         rule = Rule(**read_json(run.path("tuned.json"))["rule"])
-        sections += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(context, data, oof)]
-    sections.append(_learning_rates(run))
+        parts += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(context, data, oof)]
+    parts.append(sections.learning_rates(run))
     if run.path("ablation.csv").is_file():
-        sections.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
+        parts.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
     if run.path("submission.csv").is_file():
-        sections.append(_submission(run, data))
-    sections.append(_about(run))
+        parts.append(_submission(run, data))
+    parts.append(sections.about(run))
     title = f"SIIM pneumothorax, preset {context.preset}"
-    page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [s for s in sections if s is not None])
+    page.write_page(
+        run.path("report.html"), title, f"run {run.folder.name}", [part for part in parts if part is not None]
+    )
 
 
 def _headline(context, data):
     path = context.run.path("score.json")
-    notes = []
-    if context.run.manifest["steps"]["prepare"]["synthetic"]:
-        notes.append(
-            page.note("Synthetic radiographs: the scores show that the pipeline works, nothing else.", "warning")
-        )
+    notes = [note for note in [sections.synthetic(context)] if note]
     if (data.table["patient_id"] == "").all():
         notes.append(
             page.note("No map from image to patient: a patient may lie in two folds, scores may flatter.", "warning")
@@ -86,33 +82,6 @@ def _data(data):
         page.table(folds, "Folds, stratified by presence and mask-size quartile"),
         page.figure(plots.histogram(areas, "mask area, % of the image"), "How much of the image the masks cover"),
     )
-
-
-def _training(context):
-    figures, rows = [], []
-    for folder in sorted(context.run.folder.glob("fold*/*")):
-        if not (folder / "history.csv").is_file():
-            continue
-        history = pd.read_csv(folder / "history.csv")
-        history["epoch"] += 1  # people count from 1
-        name = f"{folder.parent.name}, {folder.name}"
-        chosen = None
-        if (folder / "variants.json").is_file():
-            summary = read_json(folder / "variants.json")
-            epochs = summary["variants"][summary["chosen"]]["epochs"]
-            chosen = (min(epochs) + 1, max(epochs) + 1) if epochs else None
-            metric = summary["metric"].lstrip("-")
-            for variant, figures_of in summary["variants"].items():
-                shown = ", ".join(str(e + 1) for e in figures_of["epochs"]) or "every step"
-                kept = "kept" if variant == summary["chosen"] else ""
-                rows.append((name, variant, shown, metric, figures_of[metric], kept))
-        figures.append(page.figure(plots.learning_curves(history, chosen), f"{name}; shaded: the epochs kept"))
-    if not figures:
-        return []
-    table = pd.DataFrame(rows, columns=["training", "weights", "epochs", "metric", "validation", ""])
-    return [
-        page.section("Training", page.grid(*figures), page.table(table, "Averages of weights compared on validation"))
-    ]
 
 
 def _decision(run, oof, rule):
@@ -206,15 +175,6 @@ def _ablation(table):
     )
 
 
-def _learning_rates(run):
-    figures = []
-    for path in sorted(run.folder.glob("lr_*.csv")):
-        table, name = pd.read_csv(path), path.stem.removeprefix("lr_")
-        drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].iloc[0])
-        figures.append(page.figure(drawn, f"{name}: the loss while the rate rises"))
-    return page.section("Learning rates", page.grid(*figures)) if figures else None
-
-
 def _submission(run, data):
     rows = pd.read_csv(run.path("submission.csv"), dtype=str, keep_default_na=False)
     found = rows[rows["EncodedPixels"] != "-1"]
@@ -231,15 +191,3 @@ def _submission(run, data):
         text += f" Dice on the sample's hidden labels {hidden['value']:.4f}; empty masks {hidden['nothing']:.4f}."
     fragments = [text]
     return page.section("Submission", *fragments, gallery(items, "First test images with a mask") if items else "")
-
-
-def _about(run):
-    manifest = run.manifest
-    steps = manifest.pop("steps", {})
-    config = json.loads(run.path("config.json").read_text())
-    return page.section(
-        "This run",
-        page.details("Versions, inputs and seed", page.key_values(manifest)),
-        page.details("Configuration", page.key_values(config)),
-        page.details("Steps", page.key_values(steps)),
-    )

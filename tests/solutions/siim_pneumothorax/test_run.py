@@ -226,8 +226,8 @@ def test_other_views_are_predicted_without_training_and_a_failure_is_not_taken_f
         write_table(path, table)
 
     with monkeypatch.context() as patch:  # the test set's masks are of the new views when it ends
-        write_table = pipeline._write_table
-        patch.setattr(pipeline, "_write_table", full_at_last)
+        write_table = pipeline.write_table
+        patch.setattr(pipeline, "write_table", full_at_last)
         assert "No space left" in command("predict", "--out", "run", "--tta", "flip").errors[0]
     failed = times(run_copy, "test_probs.npy")
     assert "predict: up to date" not in command("predict", "--out", "run").out

@@ -1,0 +1,74 @@
+"""Small tables that a user or a competition gives: ids of images, patients, images to predict."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import InputError
+from common.paths import IMAGES, check_id, find_images
+from common.submit.table import read_table
+
+log = logging.getLogger(__name__)
+
+
+def some_rows(path, columns=None):
+    """Read a CSV as text, as `read_table` does; InputError where it has no row."""
+    table = read_table(path, columns)
+    if not len(table):
+        raise InputError(f"{path}: no rows under its header")
+    return table
+
+
+def read_patients(path, image_ids):
+    """Read the map from image to patient; returns str (N,), images that it lacks being patients of their own.
+
+    The first column names the image; the patient is the column `patient_id`, or the number before the underscore of
+    the column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that is named twice.
+    """
+    table = read_table(path)
+    first = table.columns[0]
+    if "patient_id" in table:
+        patient = table["patient_id"]
+    elif "NIH_ID" in table:
+        patient = table["NIH_ID"].str.split("_").str[0]
+    else:
+        raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
+    _check_ids(table[first], path)
+    known = dict(zip(table[first], patient, strict=True))
+    missing = sum(image_id not in known for image_id in image_ids)
+    if missing:
+        log.info(f"{path}: {missing} of {len(image_ids)} images are not in it; each counts as a patient of its own")
+    return np.array([known.get(image_id) or f"image {image_id}" for image_id in image_ids])
+
+
+def read_ids(path, columns):
+    """Ids in the first of `columns` of a CSV that has them, in order; InputError for unusable or double ids."""
+    table = some_rows(path, columns)
+    _check_ids(table[columns[0]], path)
+    return table[columns[0]].tolist()
+
+
+def named_images(path):
+    """Ids, in order, and files of `--test`: a folder of images, or a CSV whose first column names them (no files).
+
+    A name in the CSV may carry an image's suffix. Raises InputError for an empty folder, unusable and double names.
+    """
+    if path.is_dir():
+        files = find_images(path)
+        if not files:
+            raise InputError(f"{path}: no images in it (--test)")
+        return [check_id(name, str(files[name])) for name in sorted(files)], files
+    table = some_rows(path)
+    first = table[table.columns[0]]
+    ids = first.map(lambda name: Path(name).stem if Path(name).suffix.lower() in IMAGES else name)
+    _check_ids(ids, f"{path} (--test)")
+    return ids.tolist(), {}
+
+
+def _check_ids(ids, path):
+    for number, image_id in enumerate(ids, start=2):
+        check_id(image_id, f"{path}, row {number}")
+    twice = ids.duplicated()
+    if twice.any():
+        raise InputError(f"{path}, row {twice.idxmax() + 2}: {ids[twice.idxmax()]} is there twice")

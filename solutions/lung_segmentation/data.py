@@ -1,0 +1,402 @@
+"""Radiographs and lung masks as four collections lay them out, to an image table, a store and an array of masks."""
+
+import json
+import logging
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from common.config import digest
+from common.data.dicom import COLOUR_LIMIT, read_image
+from common.data.folds import holdout, make_folds, save_folds
+from common.data.loaders import SampleDataset
+from common.data.store import Store, prepare_store
+from common.data.store_workers import to_square
+from common.data.tables import named_images, read_patients
+from common.errors import InputError
+from common.paths import IMAGES, KAGGLE_INPUT, check_id, read_array, read_parquet
+from common.steps import (
+    check_prepared,
+    keep_config,
+    keep_trainings,
+    read_folds,
+    store_folder,
+    tell_leaks,
+    trainings,
+    write_csv,
+    write_table,
+)
+from solutions.lung_segmentation.config import STRUCTURES
+
+log = logging.getLogger(__name__)
+MADE_WITH = ("n_folds", "seed", "store_size", "structures", "datasets")  # settings that decide what `prepare` makes
+READ = (*IMAGES, ".img")  # .img: JSRT
+MASKS = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+LEFT_OUT = ["image_id", "file", "reason"]
+
+# Collections are told by their file names, whatever the folders above and the extension.
+NAMES = {
+    "Montgomery": re.compile(r"(MCUCXR_\d+)_[01]"),
+    "Shenzhen": re.compile(r"(CHNCXR_\d+)_[01]"),
+    "JSRT": re.compile(r"(JPC[LN]N\d{3})"),
+}
+# Folders whose files are masks, and what these show; left and right are the patient's.
+FOLDERS = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right", "heart": "heart",
+           "mask": "lungs", "masks": "lungs", "left clavicle": None, "right clavicle": None}  # fmt: skip
+
+
+@dataclass
+class Pair:
+    """A radiograph and the files of its masks by what they show: lungs, left, right, heart."""
+
+    image_id: str
+    dataset: str
+    patient_id: str
+    image: Path | None = None
+    masks: dict = field(default_factory=dict)
+
+    def files_of(self, structures):
+        """The mask files of each channel, a list of lists, or None where a part of it is missing."""
+        channels = []
+        for name in STRUCTURES[structures]:
+            parts = [self.masks.get(name)]
+            if name == "lungs" and parts == [None]:
+                parts = [self.masks.get("left"), self.masks.get("right")]
+            if None in parts:
+                return None
+            channels.append(parts)
+        return channels
+
+
+def find_pairs(folder):
+    """All radiographs under `folder` with their masks, a list of Pair by image id.
+
+    Montgomery, Shenzhen and JSRT with SCR's masks are known by their file names; where there is none of them, files
+    under `images/` with masks of the same stem under `masks/` are pairs. Raises InputError where nothing is found, and
+    for two files that claim the same place.
+    """
+    folder, pairs, other = Path(folder), {}, {}
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (--data)")
+    for parent, names, files in os.walk(folder, followlinks=True):
+        names[:] = sorted(name for name in names if name != "hidden")
+        for name in sorted(files):
+            path = Path(parent, name)
+            if name.startswith(".") or path.suffix.lower() not in {*READ, *MASKS}:
+                continue
+            match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(path.stem))), None)
+            if match:
+                _add(pairs, match[1][0], match[0], match[1][1], path, path.stem[len(match[1][0]) :])
+            else:
+                _add(other, path.stem.removesuffix("_mask"), "folder", "", path, "")
+    if not pairs:
+        pairs = {k: p for k, p in other.items() if p.image is not None and p.image.parent.name == "images"}
+    found = [pair for _, pair in sorted(pairs.items()) if pair.image is not None]
+    if not found:
+        raise InputError(f"{folder}: no radiographs of Montgomery, Shenzhen or JSRT, and no images/ with masks/ in it")
+    for pair in found:
+        check_id(pair.image_id, str(pair.image))
+    return found
+
+
+def _add(pairs, image_id, dataset, patient, path, rest):
+    shows = FOLDERS.get(path.parent.name.lower().replace("_", " ").replace("-", " "), "")
+    shows = "lungs" if rest == "_mask" else shows
+    if shows is None or (rest and rest != "_mask"):
+        return
+    pair = pairs.setdefault(image_id, Pair(image_id, dataset, patient or image_id))
+    before = pair.masks.get(shows) if shows else pair.image
+    if before is not None:
+        raise InputError(f"{path}: a second file for {shows or 'the image'} of {image_id}; the first is {before}")
+    if shows:
+        pair.masks[shows] = path
+    elif path.suffix.lower() in READ:
+        pair.image = path
+
+
+def read_mask(path):
+    """Read a mask file as bool (H, W): what is brighter than half of its brightest value.
+
+    Raises InputError naming the file when it cannot be read, is empty, or marks the whole image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
+    if not pixels.any():
+        raise InputError(f"{path}: an empty mask")
+    mask = pixels > pixels.max() // 2
+    if mask.all():
+        raise InputError(f"{path}: the mask covers the whole image")
+    return mask
+
+
+def fit_mask(mask, shape, where):
+    """Bring a mask to the image's (height, width); only another scale of the same sides, within rounding, is taken.
+
+    Returns (bool mask, whether it was resized). Raises InputError, beginning with `where`, for other sides.
+    """
+    if mask.shape == tuple(shape):
+        return mask, False
+    (h, w), (height, width) = mask.shape, shape
+    slack = max(1, h / height, w / width)  # a side that was rounded, at the coarser of the two scales
+    if abs(h * width / height - w) > slack:
+        raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
+    grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
+    return grown >= 128, True
+
+
+def read_masks(files, shape):
+    """Read the masks of one image: `files` as of `Pair.files_of`, shape (height, width) of the image.
+
+    Returns (bool (C, height, width), whether any was resized). Raises InputError as `read_mask` and `fit_mask` do.
+    """
+    channels, resized = [], False
+    for parts in files:
+        united = np.zeros(shape, bool)
+        for path in parts:
+            mask, changed = fit_mask(read_mask(path), shape, path)
+            united |= mask
+            resized |= changed
+        channels.append(united)
+    return np.stack(channels), resized
+
+
+@dataclass
+class Prepared:
+    """What `prepare` leaves: the image table, the open store, the masks at the store's size.
+
+    table: image_id, row, dataset, patient_id, width, height, split (train or test), fold (-1 for test), area (of the
+    lungs, as a share of the image), masks (JSON: files of the channels). masks: uint8 (N, C, S, S) of 0/1 by row.
+    """
+
+    table: pd.DataFrame
+    store: Store
+    masks: np.ndarray
+    key: str
+
+    def rows(self, split="train", folds=None):
+        """Store rows of one split, or of the train images in `folds`, in order."""
+        chosen = self.table["split"] == split
+        if folds is not None:
+            chosen &= self.table["fold"].isin(list(folds))
+        return self.table.loc[chosen, "row"].to_numpy()
+
+    def parts(self, fold, config):
+        """Rows to train on and rows to validate on when `fold` is held out; by patient, datasets in proportion."""
+        rest = self.table[(self.table["split"] == "train") & (self.table["fold"] != fold)]
+        share = config.validation * (self.table["split"] == "train").sum() / len(rest)
+        chosen = holdout(pd.factorize(rest["dataset"])[0], share, rest["patient_id"].to_numpy(), config.seed + fold)
+        return rest["row"].to_numpy()[~chosen], rest["row"].to_numpy()[chosen]
+
+    def mask(self, row):
+        """The masks of a train row at the store's size, uint8 (C, S, S) of 0/1."""
+        return self.masks[row]
+
+    def dataset(self, rows, size, transform=None, targets=None):
+        """A Dataset of these rows at `size`; `targets` is `self.mask` or None."""
+        return SampleDataset(self.store.images, targets, transform, size, rows=rows)
+
+    def truth(self, row):
+        """The masks of a train row at the image's own size, bool (C, height, width)."""
+        found = self.table.loc[self.table["row"] == row].iloc[0]
+        files = [[Path(part) for part in parts] for parts in json.loads(found["masks"])]
+        return read_masks(files, (found["height"], found["width"]))[0]
+
+
+def prepare_competition(context):
+    """Find, read and check all images and masks; writes the table, the folds, the store and the masks.
+
+    What cannot be used is left out, named in left_out.csv and counted in `context.left_out`; images without a mask are
+    the test set unless `--test` names another.
+    """
+    options, config, run = context.options, context.config, context.run
+    folder = Path(options.data) if options.data else KAGGLE_INPUT
+    pairs = _chosen(find_pairs(folder), config, folder)
+    labelled = {pair.image_id: pair for pair in pairs if pair.files_of(config.structures)}
+    unlabelled = {pair.image_id: pair.image for pair in pairs if not pair.masks}
+    partly = len(pairs) - len(labelled) - len(unlabelled)
+    if not labelled:
+        raise InputError(f"{folder}: no image has a mask of {', '.join(STRUCTURES[config.structures])}")
+    if partly:
+        log.info(f"left out {partly} images whose masks lack a part of {', '.join(STRUCTURES[config.structures])}")
+    tests = _tests(options.test, labelled, unlabelled)
+    files = {**{image_id: pair.image for image_id, pair in labelled.items()}, **tests}
+    store = prepare_store(
+        files, store_folder(context, folder, files, config.store_size), config.store_size,
+        workers=None if options.workers is None else max(options.workers, 1),
+        on_bad_image="placeholder", placeholder_ids=frozenset(files),
+    )  # fmt: skip
+    table, left_out = _table(store, labelled, tests, config, options.on_bad_image)
+    originals = digest([[i, files[i].name, files[i].stat().st_size] for i in table["image_id"]])
+    table, more = _read_all_masks(run, store, table, config)
+    left_out += more
+    train = table["split"] == "train"
+    if not train.any():
+        raise InputError(f"{folder}: no pair of image and mask can be used; the first: {left_out[0][-1]}")
+    table.loc[train, "fold"] = _folds(table[train], config, options)
+    key = _key(table, config, originals)
+    keep_trainings(run, key)
+    _tell(run, context, left_out)
+    save_folds(run.path("folds.csv"), table.loc[train, "image_id"].tolist(), table.loc[train, "fold"].to_numpy(),
+               table.loc[train, "patient_id"].to_numpy(), f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
+    write_table(run.path("images.parquet"), table)
+    run.describe(config.seed, [])
+    if not trainings(run):
+        keep_config(context)
+    about = {name: getattr(config, name) for name in MADE_WITH}
+    about |= {"data": str(folder.resolve()), "test": options.test and str(options.test.resolve())}
+    about |= {"originals": originals, "synthetic": (folder / "sample.json").is_file(), "left_out": len(left_out)}
+    run.record("prepare", key, store=str(store.folder.resolve()), images=len(table), **about)
+    counts = ", ".join(f"{n} {name}" for name, n in table[train]["dataset"].value_counts().items())
+    tests = int((~train).sum())
+    log.info(f"prepared {train.sum()} pairs ({counts}) and {tests} images to predict at {config.store_size} px")
+    return open_prepared(context)
+
+
+def open_prepared(context):
+    """Read what `prepare` left; raises InputError when it has not been run, or with other options than now."""
+    record = check_prepared(context, MADE_WITH)
+    table = read_parquet(context.run.path("images.parquet"))
+    masks = read_array(context.run.path("masks.npy"))
+    return Prepared(table, Store.open(record["store"]), masks, _key(table, context.config, record["originals"]))
+
+
+def _chosen(pairs, config, folder):
+    present = {pair.dataset for pair in pairs}
+    missing = set(config.datasets) - present
+    if missing:
+        raise InputError(f"{folder}: no images of {', '.join(sorted(missing))}; there are {', '.join(sorted(present))}")
+    return [pair for pair in pairs if not config.datasets or pair.dataset in config.datasets]
+
+
+def _tests(test, labelled, unlabelled):
+    if test is None:
+        if unlabelled:
+            log.info(f"{len(unlabelled)} images have no mask: they are not trained on, and predicted")
+        return unlabelled
+    ids, files = named_images(test)
+    files = {**unlabelled, **files}
+    absent = [image_id for image_id in ids if image_id not in files and image_id not in labelled]
+    if absent:
+        raise InputError(f"--test: {len(absent)} images have no file, the first is {absent[0]}")
+    both = [image_id for image_id in ids if image_id in labelled]
+    if both:
+        raise InputError(f"--test: {len(both)} of the images are training images, such as {both[0]}")
+    return {image_id: files[image_id] for image_id in ids}
+
+
+def _table(store, labelled, tests, config, on_bad_image):
+    """The image table of what can be used, and rows of left_out.csv for the rest."""
+    table = store.table[["image_id", "row", "width", "height", "ok", "colour"]].copy()
+    table["split"] = np.where(table["image_id"].isin(list(tests)), "test", "train")
+    of = [labelled.get(image_id) for image_id in table["image_id"]]
+    table["dataset"] = [pair.dataset if pair else "" for pair in of]
+    table["patient_id"] = [pair.patient_id if pair else "" for pair in of]
+    table["masks"] = [json.dumps([[str(p) for p in c] for c in pair.files_of(config.structures)]) if pair else ""
+                      for pair in of]  # fmt: skip
+    table["fold"], table["area"] = -1, 0.0
+    keep, left_out = np.ones(len(table), bool), []
+    for position, row in enumerate(table.itertuples()):
+        path = labelled[row.image_id].image if row.image_id in labelled else tests[row.image_id]
+        reason = ""
+        if not row.ok:
+            reason = _why(path)
+            keep[position] = row.split == "test" and on_bad_image == "placeholder"
+        elif row.colour > COLOUR_LIMIT:
+            reason = f"{path}: a colour picture, not a radiograph"
+            keep[position] = False
+        if reason:
+            left_out.append((row.image_id, str(path), reason.removeprefix(f"{path}: ")))
+    return table[keep].reset_index(drop=True), left_out
+
+
+def _why(path):
+    try:
+        read_image(path)
+    except InputError as error:
+        return str(error)
+    return f"{path}: could not be read when it was prepared; run again"
+
+
+def _read_all_masks(run, store, table, config):
+    """Write masks.npy, (rows of the store, C, S, S); returns the table without pairs whose masks cannot be used."""
+    train = table[table["split"] == "train"]
+    stamps = [[row.image_id, [[(p, os.path.getsize(p)) for p in c] for c in json.loads(row.masks)]]
+              for row in train.itertuples()]  # fmt: skip
+    key = [config.store_size, config.structures, stamps, train["row"].tolist()]
+    record = run.step("masks")
+    if not run.is_done("masks", key, ["masks.npy", "masks.parquet"]):
+        run.forget("masks")
+        side, found = config.store_size, []
+        shape = (len(store.images), len(STRUCTURES[config.structures]), side, side)
+        array = np.lib.format.open_memmap(run.path("masks.npy"), "w+", np.uint8, shape)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            jobs = pool.map(lambda row: _small_masks(row, side), list(train.itertuples()))
+            for row, masks in zip(train.itertuples(), tqdm(jobs, "masks", len(train)), strict=True):
+                small, *about = masks
+                if small is not None:
+                    array[row.row] = small
+                found.append((row.image_id, *about))
+        array.flush()
+        found = pd.DataFrame(found, columns=["image_id", "area", "resized", "reason"])
+        write_table(run.path("masks.parquet"), found)
+        run.record("masks", key, resized=int(found["resized"].sum()))
+        record = run.step("masks")
+    found = read_parquet(run.path("masks.parquet"))
+    if record["resized"]:
+        log.info(f"{record['resized']} masks have another size than their image and were resized to it")
+    bad = found[found["reason"] != ""]
+    area = dict(zip(found["image_id"], found["area"], strict=True))
+    table["area"] = [area.get(image_id, 0.0) for image_id in table["image_id"]]
+    left_out = [(row.image_id, row.reason.split(": ")[0], row.reason.split(": ", 1)[1]) for row in bad.itertuples()]
+    return table[~table["image_id"].isin(bad["image_id"])].reset_index(drop=True), left_out
+
+
+def _small_masks(row, side):
+    """Masks of a row of the table at `side` (or None), the lungs' share of the image, resized or not, what is wrong."""
+    try:
+        masks, resized = read_masks([[Path(p) for p in c] for c in json.loads(row.masks)], (row.height, row.width))
+    except InputError as error:
+        return None, 0.0, False, str(error)
+    small = [to_square(part.astype(np.uint8) * np.uint8(255), side) >= 128 for part in masks]
+    return np.stack(small).astype(np.uint8), float(masks[:2].any(0).mean()), resized, ""
+
+
+def _folds(train, config, options):
+    patients = train["patient_id"].to_numpy()
+    if options.id_map:
+        patients = read_patients(options.id_map, train["image_id"].tolist())
+        train["patient_id"] = patients
+    if options.fold_table:
+        folds = read_folds(options.fold_table, train["image_id"].tolist(), config.n_folds)
+        tell_leaks(folds, patients, options.fold_table)
+        return folds
+    return make_folds(pd.factorize(train["dataset"], sort=True)[0], config.n_folds, patients, config.seed)
+
+
+def _key(table, config, originals):
+    """What the trainings follow from: the images' originals, masks and folds."""
+    train = table[table["split"] == "train"]
+    return digest(train["image_id"].tolist(), train["area"].tolist(), train["fold"].tolist(), config.store_size,
+                  config.structures, originals)  # fmt: skip
+
+
+def _tell(run, context, left_out):
+    path = run.path("left_out.csv")
+    path.unlink(missing_ok=True)
+    if left_out:
+        write_csv(path, pd.DataFrame(left_out, columns=LEFT_OUT))
+        context.left_out = len(left_out)
+        for image_id, file, reason in left_out[:20]:
+            log.info(f"left out {image_id}: {reason} ({file})")
+        log.info(f"left out {len(left_out)} images that cannot be used: {path}")

@@ -1,0 +1,176 @@
+"""The page of a run: how good its masks are, where they fail, and how they look on images from elsewhere."""
+
+import numpy as np
+import pandas as pd
+
+from common.paths import read_json
+from common.report import page, plots, sections
+from common.report.gallery import gallery
+from common.steps import read_predictions
+from solutions.lung_segmentation.postprocess import clean_up, judge
+from solutions.lung_segmentation.scoring import MaskRule
+
+# Dice that others published on these collections: a comparison of orders, their splits are not ours.
+PUBLISHED = (("Shenzhen", "EAM-Net", 0.961), ("Montgomery", "EAM-Net", 0.982), ("Montgomery", "imlab-uiip", 0.972),
+             ("both", "Berger et al.", 0.979))  # fmt: skip
+
+
+def write_report(context, data):
+    """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
+    run = context.run
+    parts = [_headline(context), _data(context, data), *sections.training(context)]
+    if run.path("oof_dice.parquet").is_file():
+        oof = pd.read_parquet(run.path("oof_dice.parquet"))
+        parts += [_scores(run), _decision(run), _gallery(context, data, oof)]
+    parts.append(sections.learning_rates(run))
+    if run.path("ablation.csv").is_file():
+        parts.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
+    if run.path("cross.csv").is_file():
+        parts.append(_cross(pd.read_csv(run.path("cross.csv"))))
+    if run.path("submission.csv").is_file():
+        parts.append(_submission(context, data))
+    parts.append(sections.about(run))
+    title = f"Lung segmentation, preset {context.preset}"
+    page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
+
+
+def _headline(context):
+    run, notes = context.run, [sections.synthetic(context)]
+    notes = [note for note in notes if note]
+    if not run.path("score.json").is_file():
+        return page.join(*notes, page.note("No score yet: the run has not come to that."))
+    score = read_json(run.path("score.json"))
+    cards = [
+        ("Dice, mean over images", score["dice"]["estimate"], f"{_range(score['dice'])}, {score['images']} images"),
+        ("Dice, pooled pixels", score["dice_pooled"]["estimate"], f"95 % interval {_range(score['dice_pooled'])}"),
+    ]
+    cards += [(f"Dice, {name}", part["dice"]["estimate"], f"{_range(part['dice'])}, {part['images']} images")
+              for name, part in score["datasets"].items() if len(score["datasets"]) > 1]  # fmt: skip
+    folds = ", ".join(map(str, score["folds"]))
+    held = f"Held-out images (fold {folds} of {score['n_folds']}, seed {score['seed']}), at their own sizes."
+    return page.join(page.cards(cards), *notes, page.note(held))
+
+
+def _range(interval):
+    return f"{interval['low']:.4f}–{interval['high']:.4f}"
+
+
+def _data(context, data):
+    table = data.table
+    train = table[table["split"] == "train"]
+    counts = train.groupby(["fold", "dataset"]).size().unstack(fill_value=0).reset_index()
+    areas = {name: 100 * part["area"].to_numpy() for name, part in train.groupby("dataset")}
+    fragments = [
+        f"{len(train):,} images with masks, {int((table['split'] == 'test').sum()):,} to predict.",
+        page.grid(page.table(counts, "Images of each fold, split by patient"),
+                  page.figure(plots.histogram(areas, "lung area, % of the image"), "How much of the image is lung")),
+    ]  # fmt: skip
+    left_out = context.run.path("left_out.csv")
+    if left_out.is_file():
+        bad = pd.read_csv(left_out, dtype=str)
+        fragments.insert(1, page.note(f"{len(bad)} images could not be used.", "warning"))
+        fragments.append(page.table(bad, "Images that could not be used"))
+    return page.section("Data", *fragments)
+
+
+def _scores(run):
+    score, rows = read_json(run.path("score.json")), []
+    groups = {"all": score, **score["datasets"], **score["structures"]}
+    for name, part in groups.items():
+        for form, suffix in (("mean over images", ""), ("pooled pixels", "_pooled")):
+            values = {m: f"{part[m + suffix]['estimate']:.4f} [{_range(part[m + suffix])}]"
+                      for m in ("dice", "iou", "precision", "recall", "accuracy")}  # fmt: skip
+            rows.append({"of": name, "as": form, "images": part["images"], **values})
+    lines = [(name, *part["dice"].values()) for name, part in groups.items()]
+    published = pd.DataFrame(PUBLISHED, columns=["dataset", "by", "dice"])
+    return page.section(
+        "Scores",
+        page.table(pd.DataFrame(rows), "Held-out images, 95 % intervals over patients"),
+        page.grid(
+            page.figure(plots.score_with_interval(lines, "dice"), "Dice, mean over images"),
+            page.table(published, "Published on these collections, with other splits", {"dice": ".3f"}),
+        ),
+    )
+
+
+def _decision(run):
+    tuned = read_json(run.path("tuned.json"))
+    surface = pd.read_csv(run.path("surface.csv"))
+    if len(surface) < 2:
+        return None
+    rule = tuned["rule"]
+    figure = plots.threshold_surface(surface, "pixel", "regions", "dice", (rule["pixel"], rule["regions"]))
+    kept = f"the {rule['regions']} largest regions" if rule["regions"] else "all regions"
+    text = f"Pixels from {rule['pixel']:g} on; {kept}. Each part of the images is scored by the others' choice."
+    return page.section("Decision", text, page.figure(figure, "Mean dice of every rule that was tried"))
+
+
+def _gallery(context, data, oof, count=4):
+    probs = np.load(context.run.path("oof_probs.npy"), mmap_mode="r")
+    rule = MaskRule(**read_json(context.run.path("tuned.json"))["rule"])
+    ordered = oof.reset_index(drop=True).sort_values("dice", kind="stable")
+    middle = max(0, len(ordered) // 2 - count // 2)
+    groups = {"Worst": ordered[:count], "Median": ordered[middle : middle + count], "Best": ordered[::-1][:count]}
+    fragments = ["Green: the outline drawn by hand. Orange: ours."]
+    for title, rows in groups.items():
+        items = []
+        for position, row in rows.iterrows():
+            image = np.asarray(data.store.images[row["row"]])
+            truth = np.asarray(data.masks[row["row"]])[:2].max(0)
+            mask = rule.lungs(np.asarray(probs[position]), image.shape, context.config.structures)
+            items.append((image, truth, mask, f"{row['image_id']}: dice {row['dice']:.3f}"))
+        fragments.append(gallery(items, title))
+    return page.section("Pictures", *fragments)
+
+
+def _ablation(table):
+    rows = [(f"{row.augmentation}, {form}", *(getattr(row, f"dice{suffix}{end}") for end in ("", "_low", "_high")))
+            for row in table.itertuples() for form, suffix in (("mean", ""), ("pooled", "_pooled"))]  # fmt: skip
+    shown = pd.DataFrame([
+        {"augmentation": row["augmentation"], "as": form,
+         **{m: f"{row[m + s]:.4f} [{row[m + s + '_low']:.4f}–{row[m + s + '_high']:.4f}]"
+            for m in ("dice", "precision", "recall", "accuracy")}}
+        for _, row in table.iterrows() for form, s in (("mean over images", ""), ("pooled pixels", "_pooled"))
+    ])  # fmt: skip
+    paper = table[["augmentation", *(c for c in table.columns if c.startswith("paper_"))]]
+    change = table["dice_change"].dropna()
+    text = f"Complex against simple: dice {change.iloc[0]:+.4f}, paired, p = {table['p'].dropna().iloc[0]:.3f}."
+    return page.section(
+        "Ablation: simple and complex augmentation", text,
+        page.table(shown, "Held-out images, 95 % intervals over patients"),
+        page.grid(page.figure(plots.score_with_interval(rows, "dice"), "Dice"),
+                  page.table(paper, "Berger et al., table 2", dict.fromkeys(paper.columns[1:], ".3f"))),
+    )  # fmt: skip
+
+
+def _cross(table):
+    rows = [(f"{row.trained} → {row.tested}", row.dice, row.dice_low, row.dice_high) for row in table.itertuples()]
+    shown = table[["trained", "trained_on", "tested", "images", "dice", "dice_low", "dice_high", "dice_pooled"]]
+    four = dict.fromkeys(("dice", "dice_low", "dice_high", "dice_pooled"), ".4f")
+    return page.section(
+        "Across datasets",
+        "Trained on one collection, scored on the others; all: trained on every one.",
+        page.grid(page.figure(plots.score_with_interval(rows, "dice"), "Dice, mean over images"),
+                  page.table(shown, "Mean over images and pooled pixels", four)),
+    )  # fmt: skip
+
+
+def _submission(context, data):
+    run = context.run
+    record = run.manifest["steps"].get("submit", {})
+    text = f"{record.get('rows', 0):,} masks, in masks/ and as run-lengths in submission.csv. Validated."
+    if record.get("hidden"):
+        text += f" Dice on the sample's hidden masks {record['hidden']['value']:.4f}."
+    if not record.get("rows"):
+        return page.section("Submission", "No images to predict.")
+    test, probs = read_predictions(run, "test")
+    rule = MaskRule(**read_json(run.path("tuned.json"))["rule"])
+    items, failed = [], []
+    for row, probability in zip(test.itertuples(), probs, strict=True):
+        image = np.asarray(data.store.images[row.row])
+        mask = rule.lungs(np.asarray(probability), image.shape, context.config.structures)
+        verdict = judge(clean_up(mask))
+        (items if verdict.ok else failed).append((image, None, mask, f"{row.image_id} {verdict.reason}".strip()))
+    text += f" {len(failed)} of {len(test)} fail the area gate."
+    return page.section("Submission", text, gallery(failed[:8], "Rejected by the area gate") if failed else "",
+                        gallery(items[:8], "First masks"))  # fmt: skip
