@@ -1,8 +1,12 @@
-"""The command line, the same for every solution: `python -m solutions <name> <verb> [preset] [options]`."""
+"""The command line, the same for every solution: `python -m solutions <name> <verb> [preset] [options]`.
+
+A solution may also have tools, verbs that need no run: `python -m solutions <name> <tool> [inputs] [options]`.
+"""
 
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import logging
 import os
@@ -27,6 +31,7 @@ from common.train.loop import Budget, Stopped
 log = logging.getLogger(__name__)
 VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # what `run` does, in this order
 STOPPED = 3  # exit status: saved and stopped on purpose, the same command continues
+PARTIAL = 4  # exit status: done, but some inputs could not be used
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,15 @@ class Options:
             raise InputError(f"--workers must not be negative: {self.workers}")
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"--hours must be above 0, not {self.hours:g}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise InputError(f"--device {self.device!r}: choose auto, cpu, cuda or cuda:<n>")
-        if self.device.startswith("cuda") and int(self.device[5:] or 0) >= torch.cuda.device_count():
-            raise InputError(f"--device {self.device}: torch sees {torch.cuda.device_count()} GPUs on this machine")
+        check_device(self.device)
+
+
+def check_device(name):
+    """Raise InputError unless `name`, the value of --device, is auto, cpu, cuda or cuda:<n> and is here."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name!r}: choose auto, cpu, cuda or cuda:<n>")
+    if name.startswith("cuda") and int(name[5:] or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs on this machine")
 
 
 @dataclass
@@ -79,6 +89,8 @@ class Context:
     device: torch.device
     budget: Budget = field(repr=False)
     submissions: Path = Path("submissions")
+    left_out: int = 0
+    """Inputs that could not be used and were named; a verb that goes on without them adds their number."""
 
     @property
     def workers(self):
@@ -89,16 +101,22 @@ class Context:
 
 
 def main(solution, config_module, load_verbs, argv):
-    """Run one verb of a solution and return the exit status.
+    """Run one verb or tool of a solution and return the exit status.
 
-    `config_module` has `Config`, `PRESETS` and `MORE_VERBS` (names beside VERBS); `load_verbs()` gives a dict from a
-    verb's name to a function of the Context, and is called late, because it imports the networks. Status 0: done;
-    2: the input cannot be used, said in one line; 3: stopped on purpose, saved.
+    `config_module` has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and, if there are any, `TOOLS` (names of
+    verbs that need no run). `load_verbs()` gives a dict from a name to a function, and is called late, because it
+    imports the networks. A verb's function takes the Context. A tool's own parameters and docstring are its command
+    line (types and an `Args:` part; a parameter before `/` is positional); it returns how many inputs it could not
+    use. Status 0: done; 2: the input cannot be used, said in one line; 3: stopped on purpose, saved; 4: done, but some
+    inputs could not be used, which are named.
     """
     start_log()
+    is_tool = bool(argv) and argv[0] in _tools(config_module)
     try:
-        _main(solution, config_module, load_verbs, argv)
-        return 0
+        left_out = (_tool if is_tool else _verb)(solution, config_module, load_verbs, argv)
+        if left_out:
+            _say(f"done, but {left_out} of the inputs could not be used; they are named above")
+        return PARTIAL if left_out else 0
     except InputError as error:
         return _refuse(error)
     except Stopped as stop:
@@ -115,7 +133,8 @@ def main(solution, config_module, load_verbs, argv):
         log.exception("a defect of the program")
         raise
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last saved state", file=sys.stderr)
+        hint = "" if is_tool else "; the same command continues from the last saved state"
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
     finally:
         start_log()  # lets go of log.txt
@@ -123,21 +142,39 @@ def main(solution, config_module, load_verbs, argv):
 
 
 def _refuse(reason):
-    print(f"error: {reason}", file=sys.stderr)
-    log.error(reason)  # to log.txt alone
+    _say(f"error: {reason}")
     return 2
 
 
-def _main(solution, config_module, load_verbs, argv):
-    known = ["run", *VERBS, *config_module.MORE_VERBS]
+def _say(line):
+    print(line, file=sys.stderr)
+    log.error(line.removeprefix("error: "))  # to log.txt alone
+
+
+def _tools(config_module):
+    return getattr(config_module, "TOOLS", ())
+
+
+def _tool(solution, _, load_verbs, argv):
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(f"{argv[0]} runs in one process: leave out torchrun")
+    tool = load_verbs()[argv[0]]
+    later = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
+    return _read(later, f"python -m solutions {solution} {argv[0]}", argv[1:])()
+
+
+def _verb(solution, config_module, load_verbs, argv):
+    known, tools = ["run", *VERBS, *config_module.MORE_VERBS], _tools(config_module)
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m solutions {solution} <verb> [preset] [options]\n"
               f"verbs: {', '.join(known)}\npresets: {', '.join(config_module.PRESETS)}\n"
               f"all options: python -m solutions {solution} run <preset> --help")  # fmt: skip
-        return
+        if tools:
+            print(f"without a run: {', '.join(tools)}; options: python -m solutions {solution} {tools[0]} --help")
+        return 0
     verb, rest = argv[0], list(argv[1:])
     if verb not in known:
-        raise InputError(f"{verb!r} is not a verb of {solution}: {', '.join(known)}")
+        raise InputError(f"{verb!r} is not a verb of {solution}: {', '.join([*known, *tools])}")
     preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if preset is not None and preset not in config_module.PRESETS:
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
@@ -157,9 +194,10 @@ def _main(solution, config_module, load_verbs, argv):
                 verbs[name](context)
             distributed.barrier()
             if name == "train" and not distributed.is_main():
-                return  # what comes after training is the first process's work
+                return 0  # what comes after training is the first process's work
             if name == "train":
                 distributed.stop()
+        return context.left_out
     finally:
         _handle(plain)
         run.close()
@@ -199,23 +237,25 @@ def parse(base, argv, program, strict=True):
     """
     both = dataclasses.make_dataclass("Command", [], bases=(type(base), Options), frozen=True)
     default = both(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            got = tyro.cli(
-                tyro.conf.FlagConversionOff[both], prog=program, default=default, args=argv,
-                return_unknown_args=not strict,
-            )  # fmt: skip
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        raise InputError(_one_line(said.getvalue()).removeprefix("Error parsing Command: ")) from None
+    got = _read(tyro.conf.FlagConversionOff[both], program, argv, default=default, return_unknown_args=not strict)
     got = got if strict else got[0]
 
     def part(cls):
         return cls(**{f.name: getattr(got, f.name) for f in dataclasses.fields(cls)})
 
     return part(Options), part(type(base))
+
+
+def _read(command, program, argv, **options):
+    """What the parser makes of `argv` for a dataclass or function; InputError with its reason in one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(command, prog=program, args=argv, config=(tyro.conf.FlagCreatePairsOff,), **options)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise InputError(_one_line(said.getvalue()).removeprefix("Error parsing Command: ")) from None
 
 
 def _one_line(box):

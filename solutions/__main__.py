@@ -10,13 +10,14 @@ import sys
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # a bar in a log file, now and then
 
-NAMES = ("siim_pneumothorax",)
+NAMES = ("siim_pneumothorax", "lung_segmentation")
 
 
 def main(argv):
     """Hand the command to the solution that its first word names; returns the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m solutions <name> <verb> [preset] [options]\n"
+              f"       python -m solutions <name> --help\n"
               f"       python -m solutions demo\nsolutions: {', '.join(NAMES)}")  # fmt: skip
         return 0
     if argv[0] == "demo":
@@ -29,7 +30,12 @@ def main(argv):
     from common.cli import main as run_verb
 
     config = importlib.import_module(f"solutions.{argv[0]}.config")
-    return run_verb(argv[0], config, lambda: importlib.import_module(f"solutions.{argv[0]}.pipeline").VERBS, argv[1:])
+    return run_verb(argv[0], config, lambda: _load_verbs(argv[0]), argv[1:])
+
+
+def _load_verbs(name):
+    pipeline = importlib.import_module(f"solutions.{name}.pipeline")
+    return pipeline.VERBS | getattr(pipeline, "TOOLS", {})
 
 
 if __name__ == "__main__":

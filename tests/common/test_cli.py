@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -120,6 +121,79 @@ def test_options_and_configuration_come_apart():
     options, config = parse(SMALL, ["--kind", "b", "--data", "x", "--on-bad-image", "placeholder"], "prog")
     assert config == Config(Net(1), "b") and str(options.data) == "x" and options.on_bad_image == "placeholder"
     assert parse(SMALL, ["--unknown", "1", "--workers", "2"], "prog", strict=False)[0] == Options(workers=2)
+
+
+def with_tool(called, end=lambda: 0):
+    """A solution with a tool that notes its arguments, and the loader of its verbs."""
+
+    def measure(files: tuple[Path, ...], /, *, out: Path, side: int = 3, exact: bool = False):
+        """Measure files.
+
+        Args:
+            out: Where the figures go.
+        """
+        called.append((files, out, side, exact))
+        return end()
+
+    module = SimpleNamespace(**vars(MODULE), TOOLS=("measure",))
+    return lambda line: cli.main("toy", module, lambda: {"measure": measure}, line.split())
+
+
+def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    called = []
+    command = with_tool(called)
+    assert command("measure a b --out c --exact") == 0 and command("measure --out c --side 5") == 0
+    assert called == [((Path("a"), Path("b")), Path("c"), 3, True), ((), Path("c"), 5, False)]
+    assert list(tmp_path.iterdir()) == []
+    assert command("--help") == 0 and "without a run: measure" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        command("measure --help")
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "Measure files." in said and "Where the figures go." in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("measure a", "Missing from python -m solutions toy measure: --out PATH"),
+        ("measure a --out", "Missing value for argument '--out'. Expected 1 values."),
+        ("measure a --out c --side x", "Error parsing --side: invalid literal for int() with base 10: 'x'"),
+        ("measure a --out c --sid 4", "Unrecognized options: --sid, 4"),
+        ("mesure a", "'mesure' is not a verb of toy: run,"),
+    ],
+)
+def test_a_tool_refuses_in_one_line(words, said, capsys):
+    called = []
+    assert with_tool(called)(words) == 2 and not called
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+def test_a_tool_runs_in_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert with_tool([])("measure --out c") == 2
+    assert capsys.readouterr().err == "error: measure runs in one process: leave out torchrun\n"
+
+
+def test_inputs_that_could_not_be_used_have_a_status_of_their_own(command, capsys, tmp_path):
+    assert with_tool([], lambda: 3)("measure --out c") == cli.PARTIAL == 4
+    said = "done, but 3 of the inputs could not be used; they are named above"
+    assert capsys.readouterr().err == said + "\n"
+    assert with_tool([], lambda: raising(InputError("b.png: cut short"))(None))("measure --out c") == 2
+    assert capsys.readouterr().err == "error: b.png: cut short\n"
+
+    def leaves_out(context):
+        context.left_out += 2
+
+    done = command("run small --out r", prepare=leaves_out, submit=leaves_out)
+    assert done.status == 4 and done.names == list(cli.VERBS)
+    assert "done, but 4 of the inputs" in (tmp_path / "r" / "log.txt").read_text()
+
+
+def test_an_interrupted_tool_does_not_promise_to_go_on(capsys):
+    assert with_tool([], lambda: raising(KeyboardInterrupt())(None))("measure --out c") == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def raising(error):

@@ -1,0 +1,29 @@
+"""Lung segmentation: a recipe to train, and what it trained, for other solutions to use.
+
+    from solutions.lung_segmentation import load_segmenter, lung_boxes
+    boxes = lung_boxes(load_segmenter().masks(images))
+
+Nothing heavy is imported before it is asked for.
+"""
+
+import importlib
+
+_HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(("lung_region", "clean_up", "judge"), "postprocess")
+__all__ = ["clean_up", "judge", "load_segmenter", "lung_boxes", "lung_region"]
+
+
+def lung_boxes(masks):
+    """Return for each mask the box (x_min, y_min, x_max, y_max) of its `lung_region`, or None where it has no lung.
+
+    masks: iterable of bool or uint8 (H, W); boxes are in their pixels, with open ends.
+    """
+    from .postprocess import lung_region
+
+    regions = (lung_region(mask) for mask in masks)
+    return [None if region is None else region.box for region in regions]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

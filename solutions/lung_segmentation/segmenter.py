@@ -1,0 +1,222 @@
+"""A trained network with all it needs, from one file: radiographs of any size in, masks of their own sizes out.
+
+segmenter = load_segmenter()                      # the shipped weights
+masks = list(segmenter.masks(images))             # uint8 (H, W) of 0 and 1
+for image_id, image, mask, problem in segmenter.read({"a": "a.png", "b": "b.dcm"}): ...
+"""
+
+import itertools
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.config import file_hash, from_dict
+from common.data.dicom import COLOUR_LIMIT, read_image_and_header
+from common.data.store_workers import to_square
+from common.errors import InputError
+from common.infer.tta import predict_tta
+from common.nn.precision import autocast, precision
+from common.train.checkpoint import load_weights, save_weights
+
+from .config import STRUCTURES, NetworkConfig
+from .models import build_network, views
+from .scoring import MaskRule
+
+SHIPPED = Path(__file__).parent / "weights" / "lungs.safetensors"
+FORMAT = 1
+_NETWORK = ("architecture", "encoder", "decoder", "size")  # the fields of NetworkConfig that shape a network
+
+
+def save_segmenter(path, model, about):
+    """Write a network and all that its masks depend on as one safetensors file of half-precision weights.
+
+    about: JSON values. Needed are `network`, a NetworkConfig or its dict; `structures`, a key of STRUCTURES; `pixel`
+    and `regions`, the decision rule. What else it holds (data, command, revision) is kept as it is. Tensors of one
+    dimension (biases, norms) stay in float32: they are small, and a running variance can leave the range of float16.
+    Raises InputError if something is missing or a weight leaves the range.
+    """
+    about = dict(about)
+    network = about.get("network")
+    network = asdict(network) if is_dataclass(network) else dict(network or {})
+    about |= {"format": FORMAT, "network": {name: network[name] for name in _NETWORK if name in network}}
+    _described(about, path)
+    state = {name: value.half() if value.ndim > 1 else value for name, value in model.state_dict().items()}
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{path}: {name} holds values that half precision does not")
+    save_weights(path, state, **about)
+
+
+def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="auto"):
+    """Return the Segmenter in a file that `save_segmenter` wrote; None is the shipped one, whose hash is checked.
+
+    device: a torch.device or its name; None takes a GPU where there is one. tta: some of "flip" and "scale", views
+    averaged beside the image itself. batch_size: images that one thread takes at once. precision: as in
+    `common.nn.precision.precision`. Raises InputError for a file of something else and for bad arguments.
+    """
+    path = SHIPPED if weights is None else Path(weights)
+    if weights is None:
+        _check_shipped(path)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    _, about = load_weights(path)
+    found = _described(about, path)
+    if not set(tta) <= {"flip", "scale"}:
+        raise InputError(f"tta {tuple(tta)}: choose of flip and scale")
+    if "flip" in tta and found.structures != "lungs":
+        raise InputError("tta 'flip' would exchange the left lung and the right one")
+    model = build_network(found.network, len(STRUCTURES[found.structures]), "none")
+    load_weights(path, model)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Segmenter(model, found, views(tta), device, batch_size, precision, about)
+
+
+def _check_shipped(path):
+    pinned = path.with_suffix(".sha256")
+    for file in (path, pinned):
+        if not file.is_file():
+            raise InputError(f"{file}: the shipped weights are missing; name a file with --weights")
+    if file_hash(path) != pinned.read_text().split()[0]:
+        raise InputError(f"{path}: not the weights that were shipped (their SHA-256 differs); fetch the file again")
+
+
+@dataclass(frozen=True)
+class _Description:
+    network: NetworkConfig
+    structures: str
+    rule: MaskRule
+
+
+def _described(about, path):
+    if about.get("format") != FORMAT:
+        raise InputError(f"{path}: no lung segmenter of format {FORMAT} (the verb `export` writes one)")
+    missing = [name for name in ("network", "structures", "pixel", "regions") if name not in about]
+    missing += [f"network.{name}" for name in _NETWORK if name not in about.get("network", ())]
+    if missing:
+        raise InputError(f"{path}: does not say its {missing[0]}")
+    if about["structures"] not in STRUCTURES:
+        raise InputError(f"{path}: structures {about['structures']!r}: one of {', '.join(STRUCTURES)} is needed")
+    network = from_dict(NetworkConfig, about["network"] | {"decoder": list(about["network"]["decoder"])}, str(path))
+    rule = from_dict(MaskRule, {"pixel": about["pixel"], "regions": about["regions"]}, str(path))
+    return _Description(network, about["structures"], rule)
+
+
+class Segmenter:
+    """Radiographs to masks, as many threads as cores, each with a few images, so that memory does not grow.
+
+    structures: names of the network's channels; size: side of its images in pixels; pixel, regions: the decision
+    rule; about: what the file says. Images are uint8 (H, W) of any size; results come in the order of the images.
+    """
+
+    def __init__(self, model, found, views, device, batch_size, wanted, about):
+        self.device, self._dtype = device, precision(device, wanted)
+        self._model = model.to(device, memory_format=torch.channels_last).eval()
+        self._views, self._batch_size, self._kind, self._rule = views, batch_size, found.structures, found.rule
+        self.structures, self.size, self.about = STRUCTURES[found.structures], found.network.size, about
+        self.pixel, self.regions = found.rule.pixel, found.rule.regions
+
+    def probs(self, images):
+        """Yield probabilities × 255, uint8 (C, size, size), of each image stretched to the network's square."""
+        return self._each_array(images, lambda image, probs: probs)
+
+    def masks(self, images):
+        """Yield the mask of each image's lungs, uint8 (H, W) of 0 and 1."""
+        return self._each_array(images, lambda image, probs: self.lungs(probs, image.shape))
+
+    def structures_of(self, images):
+        """Yield for each image a dict from every name of `structures` to its mask, uint8 (H, W) of 0 and 1."""
+
+        def parts(image, probs):
+            return dict(zip(self.structures, self._rule.parts(probs, image.shape, self._kind), strict=True))
+
+        return self._each_array(images, parts)
+
+    def lungs(self, probs, shape):
+        """The lungs' mask, uint8 of `shape` (height, width), from one array that `probs` gives."""
+        return self._rule.lungs(probs, shape, self._kind)
+
+    def read(self, files, workers=None):
+        """Yield (image id, image, mask, problem) of each of `files`, a mapping from id to path.
+
+        A file that cannot be used (missing, damaged, a colour picture) has None, None and the reason in one line; the
+        others have "" there. See `each` for workers.
+        """
+        for image_id, both, problem in self.each(files, lambda _, image, probs: (image, self.lungs(probs, image.shape)),
+                                                 workers):  # fmt: skip
+            yield image_id, *(both or (None, None)), problem
+
+    def each(self, files, finish, workers=None):
+        """Yield (image id, finish(image id, image, probs), problem) of each of `files`, a mapping from id to path.
+
+        finish is called in a thread, with image uint8 (H, W) and probs uint8 (C, size, size), and should return
+        nothing large. It is not called for a file with a problem, which yields (image id, None, problem). workers:
+        threads that read, predict and finish, each one batch at a time; None is one a core.
+        """
+        return self._run(files.items(), read_radiograph, finish, workers)
+
+    def _each_array(self, images, finish):
+        found = self._run(enumerate(images), _checked, lambda _, image, probs: finish(image, probs), None)
+        for _, result, problem in found:
+            if problem:
+                raise InputError(problem)
+            yield result
+
+    def _run(self, items, load, finish, workers):
+        # Every thread computes on one core: sharing the network's work among them would make them wait for each other
+        # at each layer. This leaves the caller's own count of threads alone.
+        workers, threads = workers or len(os.sched_getaffinity(0)), torch.get_num_threads()
+        items = iter(items)
+        batches = iter(lambda: list(itertools.islice(items, self._batch_size)), [])
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                waiting = deque()
+                for batch in itertools.chain(batches, itertools.repeat(None)):
+                    if batch is not None:
+                        waiting.append(pool.submit(self._finish_batch, batch, load, finish))
+                    if batch is None or len(waiting) > workers:
+                        if not waiting:
+                            return
+                        yield from waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(threads)
+
+    def _finish_batch(self, batch, load, finish):
+        loaded = []
+        for name, source in batch:
+            try:
+                loaded.append((name, load(source), ""))
+            except InputError as error:
+                loaded.append((name, None, str(error)))
+        squares = [to_square(image, self.size) for _, image, _ in loaded if image is not None]
+        probs = iter(self._predict(np.stack(squares)) if squares else ())
+        return [(name, None if said else finish(name, image, next(probs)), said) for name, image, said in loaded]
+
+    @torch.inference_mode()
+    def _predict(self, squares):
+        images = torch.from_numpy(squares)[:, None].to(self.device)
+        with autocast(self.device, self._dtype):
+            probs = predict_tta(self._model, images, self._views)
+        if not torch.isfinite(probs).all():
+            raise InputError("the network gives what is not a number; use --precision fp32 or check the weights")
+        return (probs * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+def read_radiograph(path):
+    """Read one radiograph as uint8 (H, W); raises InputError for a file that cannot be read or is a colour picture."""
+    image, header = read_image_and_header(path)
+    if header["colour"] > COLOUR_LIMIT:
+        raise InputError(f"{path}: a colour picture ({header['colour']:.0%} of its pixels), not a radiograph")
+    return image
+
+
+def _checked(image):
+    image = np.asarray(image)
+    if image.ndim != 2 or image.dtype != np.uint8 or image.size == 0:
+        raise InputError(f"an image must be uint8 (H, W), not {image.dtype} of shape {image.shape}")
+    return image

@@ -1,0 +1,259 @@
+"""`masks` and `crops`: a trained network on whatever radiographs a user has, without a run."""
+
+import contextlib
+import csv
+import logging
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from common.cli import check_device
+from common.errors import InputError
+from common.paths import atomic_path, find_images
+from common.post.rle import ABSOLUTE, encode
+from common.report import page, plots
+from common.report.gallery import gallery
+
+from .config import GATE_AREA
+from .postprocess import clean_up, crop, judge, lung_region, scale_box
+from .segmenter import load_segmenter
+
+log = logging.getLogger(__name__)
+SHOWN = 48  # pictures of either kind in the report
+SMALL = 384  # their longer side in pixels
+
+
+def masks(
+    images: tuple[Path, ...],
+    /,
+    *,
+    out: Path,
+    weights: Path | None = None,
+    tta: tuple[Literal["flip", "scale"], ...] = (),
+    gate: float = GATE_AREA,
+    clean: bool = False,
+    device: str = "auto",
+):
+    """Outline the lungs of radiographs: a mask for each, a table of run-lengths, and a report to look at.
+
+    Writes OUT/<image_id>.png (0 and 255, at the image's own size), masks.csv (area: share of the image; rle: Kaggle's
+    absolute form), problems.csv where a file could not be used, and report.html. A mask with less lung than the gate
+    asks for is written too, and said to be so.
+
+    Args:
+        images: DICOM, PNG or JPEG files, and folders in which all such files are meant.
+        out: Folder for the masks, outside those of the images.
+        weights: File of the verb `export`; the shipped one by default.
+        tta: Views averaged beside the image itself: slower, a little better.
+        gate: Least share of the image that must be lung for the mask to be called ok (Ahmed et al.).
+        clean: Dilate and close the masks as Ahmed et al. does before it cuts the lungs out.
+        device: auto, cpu, cuda or cuda:<n>.
+    """
+    files, problems = _find(images, out)
+    segmenter = _open(weights, device, tta)
+    shown, began = Shown(len(files)), time.monotonic()
+
+    def finish(image_id, image, probs):
+        mask = segmenter.lungs(probs, image.shape)
+        mask = clean_up(mask) if clean else mask
+        verdict = judge(mask, gate)
+        _write_png(out / f"{image_id}.png", mask * np.uint8(255))
+        row = (*_sizes(image), f"{verdict.area:.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
+        return row, verdict, _thumbnail(image, mask)
+
+    columns = ("image_id", "width", "height", "area", "ok", "reason", "rle")
+    with _table(out / "masks.csv", columns) as write:
+        for image_id, (row, verdict, picture) in _each(segmenter, files, finish, out, problems):
+            write((image_id, *row))
+            shown.add(image_id, verdict, picture)
+    about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
+    _write_report(out, shown, gate, problems, about, time.monotonic() - began)
+    log.info(f"{len(shown.areas)} masks in {out}, {shown.rejected} of them under the area gate; see report.html")
+    return _end(out, problems, len(shown.areas))
+
+
+def crops(
+    images: tuple[Path, ...],
+    /,
+    *,
+    out: Path,
+    weights: Path | None = None,
+    tta: tuple[Literal["flip", "scale"], ...] = (),
+    gate: float = GATE_AREA,
+    device: str = "auto",
+):
+    """Cut the lungs out of radiographs, from the originals' own pixels.
+
+    Writes OUT/<image_id>.png (8-bit grey), boxes.csv (in the original's pixels, ends open; rule: how the box was found,
+    `whole` where no lung was and the image stays as it is), and problems.csv where a file could not be used.
+
+    Args:
+        images: DICOM, PNG or JPEG files, and folders in which all such files are meant.
+        out: Folder for the crops, outside those of the images.
+        weights: File of the verb `export`; the shipped one by default.
+        tta: Views averaged beside the image itself: slower, a little better.
+        gate: Least share of the image that must be lung for the crop to be called ok (Ahmed et al.).
+        device: auto, cpu, cuda or cuda:<n>.
+    """
+    files, problems = _find(images, out)
+    segmenter = _open(weights, device, tta)
+
+    def finish(image_id, image, probs):
+        mask = segmenter.lungs(probs, probs.shape[1:])
+        region, verdict = lung_region(mask), judge(mask, gate)
+        box = (0, 0, *_sizes(image)) if region is None else scale_box(region.box, mask.shape, image.shape)
+        _write_png(out / f"{image_id}.png", crop(image, box))
+        return (*_sizes(image), *box, "whole" if region is None else region.rule, verdict.ok, verdict.reason)
+
+    done = rejected = 0
+    columns = ("image_id", "width", "height", "x_min", "y_min", "x_max", "y_max", "rule", "ok", "reason")
+    with _table(out / "boxes.csv", columns) as write:
+        for image_id, row in _each(segmenter, files, finish, out, problems):
+            write((image_id, *row))
+            done, rejected = done + 1, rejected + (not row[-2])
+    log.info(f"{done} crops in {out}, {rejected} of them under the area gate; see boxes.csv")
+    return _end(out, problems, done)
+
+
+TOOLS = {"masks": masks, "crops": crops}
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def _find(images, out):
+    """Files to read by image id, and the (id, problem) pairs of what is no file; InputError for what cannot go on."""
+    found, problems = {}, []
+    for path in images:
+        if path.is_dir():
+            if out.resolve().is_relative_to(path.resolve()):
+                raise InputError(f"--out {out}: lies in {path}, where its pictures would be taken for radiographs")
+            here = find_images(path)
+        else:
+            here = {path.stem: path} if path.is_file() else {}
+        if not here:
+            reason = "no image in it" if path.is_dir() else "no such file or folder"
+            _leave_out(problems, path.stem, f"{path}: {reason}")
+        for image_id, file in here.items():
+            first = found.setdefault(image_id, file)
+            if first.resolve() != file.resolve():
+                raise InputError(f"{file}: a second image named {image_id!r}; the first is {first}")
+            if file.resolve() == (out / f"{image_id}.png").resolve():
+                raise InputError(f"--out {out}: {file} would be overwritten")
+    if not found:
+        raise InputError(problems[0][1] if problems else "name the images: files or folders")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder (--out)")
+    for name in ("masks.csv", "boxes.csv", "problems.csv", "report.html"):  # of an earlier call, on other images
+        (out / name).unlink(missing_ok=True)
+    return found, problems
+
+
+def _leave_out(problems, image_id, problem):
+    tqdm.write(f"left out: {problem}", file=sys.stderr)
+    problems.append((image_id, problem))
+
+
+def _open(weights, device, tta):
+    check_device(device)
+    return load_segmenter(weights, None if device == "auto" else device, tta)
+
+
+def _each(segmenter, files, finish, out, problems):
+    """The (id, result) pairs of the files that can be used; the others are named and added to `problems`."""
+    with tqdm(total=len(files), desc="lungs", unit="image", leave=False) as bar:
+        for image_id, result, problem in segmenter.each(files, finish):
+            bar.update()
+            if not problem:
+                yield image_id, result
+                continue
+            _leave_out(problems, image_id, problem)
+            (out / f"{image_id}.png").unlink(missing_ok=True)  # an earlier call's would pass for this one's
+
+
+@contextlib.contextmanager
+def _table(path, columns):
+    """A function that writes rows to the CSV file `path`, which appears when the block ends well."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        yield writer.writerow
+
+
+def _end(out, problems, done):
+    """Write problems.csv, if there are any, and return how many; InputError if nothing could be used."""
+    if problems:
+        with _table(out / "problems.csv", ("image_id", "problem")) as write:
+            for row in problems:
+                write(row)
+    if not done:
+        raise InputError("none of the images could be used")
+    return len(problems)
+
+
+def _write_png(path, pixels):
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", pixels)[1])  # imwrite does not say that a disk is full
+
+
+def _sizes(image):
+    return image.shape[1], image.shape[0]
+
+
+# ---- report --------------------------------------------------------------------------------------------------------
+
+
+class Shown:
+    """What the report needs of all masks, in little memory: areas, and pictures of some."""
+
+    def __init__(self, total):
+        self.areas, self.rejected, self.pictures = [], 0, {True: [], False: []}
+        self._step = max(total // SHOWN, 1)
+
+    def add(self, image_id, verdict, picture):
+        """Take one mask into account; accepted ones are shown from the whole list, rejected ones from its beginning."""
+        chosen = len(self.areas) % self._step == 0 or not verdict.ok
+        if chosen and len(self.pictures[verdict.ok]) < SHOWN:
+            caption = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
+            self.pictures[verdict.ok].append((picture[0], None, picture[1], caption))
+        self.areas.append(verdict.area)
+        self.rejected += not verdict.ok
+
+
+def _thumbnail(image, mask):
+    scale = min(1, SMALL / max(image.shape))
+    size = [max(1, round(side * scale)) for side in _sizes(image)]
+    small = partial(cv2.resize, dsize=size, interpolation=cv2.INTER_AREA)
+    return small(image), (small(mask * np.uint8(255)) >= 128).view(np.uint8)
+
+
+def _write_report(out, shown, gate, problems, about, seconds):
+    n = len(shown.areas)
+    cards = [
+        ("Masks", n, f"{n / seconds:.1f} a second"),
+        ("Under the area gate", shown.rejected, f"of {gate:.0%} of the image"),
+        ("Left out", len(problems), "files that could not be used"),
+    ]
+    sections = [page.cards(cards)]
+    if problems:
+        left_out = pd.DataFrame(problems, columns=["image", "problem"])
+        sections.append(page.section("Left out", page.table(left_out)))
+    if shown.rejected:
+        text = "Too little lung for the gate: a failure of the network, or no frontal chest radiograph."
+        pictures = gallery(shown.pictures[False], f"The first {len(shown.pictures[False])} of {shown.rejected}.")
+        sections.append(page.section("Under the area gate", text, pictures))
+    areas = plots.histogram({"masks": 100 * np.array(shown.areas)}, "lung, % of the image", threshold=100 * gate)
+    title = f"{len(shown.pictures[True])} of {n - shown.rejected}."
+    sections += [
+        page.section("Outlines", gallery(shown.pictures[True], title)),
+        page.section("Areas", page.figure(areas, "How much of the images is lung; dashed: the gate")),
+        page.section("About", page.join("Tables: ", page.link("masks.csv", "masks.csv")), page.key_values(about)),
+    ]
+    page.write_page(out / "report.html", "Lung masks", str(out), sections)
