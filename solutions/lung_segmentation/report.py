@@ -78,19 +78,18 @@ def _scores(run):
     groups = {"all": score, **score["datasets"], **score["structures"]}
     for name, part in groups.items():
         for form, suffix in (("mean over images", ""), ("pooled pixels", "_pooled")):
-            values = {m: f"{part[m + suffix]['estimate']:.4f} [{_range(part[m + suffix])}]"
-                      for m in ("dice", "iou", "precision", "recall", "accuracy")}  # fmt: skip
-            rows.append({"of": name, "as": form, "images": part["images"], **values})
+            dice = part["dice" + suffix]
+            values = {m: part[m + suffix]["estimate"] for m in ("iou", "precision", "recall", "accuracy")}
+            shown = f"{dice['estimate']:.4f} ({_range(dice)})"
+            rows.append({"of": name, "images": part["images"], "as": form, "dice": shown, **values})
     lines = [(name, *part["dice"].values()) for name, part in groups.items()]
-    published = pd.DataFrame(PUBLISHED, columns=["dataset", "by", "dice"])
-    return page.section(
-        "Scores",
-        page.table(pd.DataFrame(rows), "Held-out images, 95 % intervals over patients"),
-        page.grid(
-            page.figure(plots.score_with_interval(lines, "dice"), "Dice, mean over images"),
-            page.table(published, "Published on these collections, with other splits", {"dice": ".3f"}),
-        ),
-    )
+    fragments = [page.figure(plots.score_with_interval(lines, "dice"), "Dice, mean over images")]
+    if not run.manifest["steps"]["prepare"]["synthetic"]:
+        published = pd.DataFrame(PUBLISHED, columns=["dataset", "by", "dice"])
+        fragments.append(page.table(published, "Published on these collections, with other splits", {"dice": ".3f"}))
+    four = dict.fromkeys(("iou", "precision", "recall", "accuracy"), ".4f")
+    table = page.table(pd.DataFrame(rows), "Held-out images, 95 % intervals over patients", four)
+    return page.section("Scores", table, page.grid(*fragments))
 
 
 def _decision(run):
