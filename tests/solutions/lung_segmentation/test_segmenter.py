@@ -1,0 +1,297 @@
+"""A trained network from one file: what goes in comes out, in order, at every size, whatever else lies beside it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from benchmarks.tables import real_data
+from common.errors import InputError
+from common.paths import find_images
+from common.train.checkpoint import save_weights
+from solutions.lung_segmentation import judge, lung_boxes, segmenter
+from solutions.lung_segmentation.config import NetworkConfig
+from solutions.lung_segmentation.models import build_network
+from solutions.lung_segmentation.segmenter import load_segmenter, read_radiograph, save_segmenter
+
+TINY = NetworkConfig(architecture="plain", encoder="", decoder=(4, 8), weights="none", size=32)
+ABOUT = {"network": TINY, "structures": "lungs", "pixel": 0.5, "regions": 0}
+
+
+class Bright(nn.Module):
+    """Channel k finds what is at least 128 + 64 k bright; `tilt` is added along the rows."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels, 1, 1), 1 / 8))
+        self.level = nn.Parameter(127.5 + 64 * torch.arange(channels)[:, None, None])
+        self.tilt = nn.Parameter(torch.zeros(1, 1, TINY.size))
+
+    def forward(self, images):
+        return (images.float() - self.level) * self.weight + self.tilt
+
+
+@pytest.fixture
+def bright(tmp_path, monkeypatch):
+    """`bright(structures, tilt, **changes)`: path of a segmenter whose answers are known."""
+    monkeypatch.setattr(segmenter, "build_network", lambda config, channels, weights: Bright(channels))
+
+    def write(structures="lungs", tilt=None, **changes):
+        model = Bright({"lungs": 1, "left_right": 2, "lungs_heart": 3}[structures])
+        if tilt is not None:
+            model.tilt.data[:] = tilt
+        save_segmenter(tmp_path / "w.safetensors", model, ABOUT | {"structures": structures} | changes)
+        return tmp_path / "w.safetensors"
+
+    return write
+
+
+def chest(height, width, dark=20, light=230):
+    """A dark image with two light rectangles, and their mask."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : 3 * height // 4, width // 8 : 3 * width // 8] = 1
+    mask[height // 4 : 3 * height // 4, 5 * width // 8 : 7 * width // 8] = 1
+    return np.where(mask, light, dark).astype(np.uint8), mask
+
+
+def test_a_file_holds_all_that_its_masks_depend_on(tmp_path):
+    torch.manual_seed(0)
+    model, path = build_network(TINY, 2, "none").eval(), tmp_path / "w.safetensors"
+    changes = {"structures": "left_right", "pixel": 0.4, "regions": 2, "command": "x", "n": [1, 2]}
+    save_segmenter(path, model, ABOUT | changes)
+    kinds = {name: value.dtype for name, value in load_file(path).items()}
+    assert kinds["net.last.weight"] == torch.float16 and kinds["net.last.bias"] == torch.float32
+    loaded = load_segmenter(path, "cpu", precision="fp32")
+    assert (loaded.structures, loaded.size, loaded.pixel, loaded.regions) == (("left", "right"), 32, 0.4, 2)
+    assert loaded.about["command"] == "x" and loaded.about["n"] == [1, 2]
+    assert loaded.about["network"] == {"architecture": "plain", "encoder": "", "decoder": [4, 8], "size": 32}
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8))
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(np.stack(images))[:, None]).sigmoid().numpy() * 255
+    np.testing.assert_allclose(np.stack(list(loaded.probs(images))), wanted, atol=1.5)
+
+
+def test_probabilities_are_those_of_the_stretched_square(bright):
+    one = load_segmenter(bright(), "cpu", precision="fp32")
+    image = np.full((50, 70), 130, np.uint8)
+    (probs,) = one.probs([image])
+    assert probs.dtype == np.uint8 and probs.shape == (1, 32, 32)
+    assert (probs == int(255 / (1 + np.exp(-2.5 / 8)) + 0.5)).all()  # logit (130 − 127.5) / 8
+    halves = np.repeat(np.array([[0, 255]], np.uint8), 64, 1).repeat(128, 0)  # 128 wide, 4 pixels to one
+    (probs,) = one.probs([halves])
+    assert (probs[0, :, :16] == 0).all() and (probs[0, :, 16:] == 255).all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.lists(st.tuples(st.integers(24, 90), st.integers(24, 90)), max_size=12), batch=st.integers(1, 5))
+def test_masks_have_their_images_sizes_and_order(sizes, batch, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenter, "build_network", lambda config, channels, weights: Bright(channels))
+        path = tmp_path_factory.mktemp("w") / "w.safetensors"
+        save_segmenter(path, Bright(1), ABOUT)
+        one = load_segmenter(path, "cpu", batch_size=batch)
+    pairs = [chest(*size) for size in sizes]
+    found = list(one.masks(image for image, _ in pairs))
+    assert len(found) == len(pairs)
+    for mask, (_, truth) in zip(found, pairs, strict=True):
+        assert mask.dtype == np.uint8 and mask.shape == truth.shape and mask.max() == 1
+        assert (mask & truth).sum() > 0.8 * (mask | truth).sum()
+
+
+def test_the_rule_is_that_of_the_file(bright):
+    image, truth = chest(32, 32)
+    image[0, 0] = image[16, 8] = 125
+    one = load_segmenter(bright(), "cpu", precision="fp32")
+    assert (next(one.masks([image])) == (image > 128)).all()
+    low = load_segmenter(bright(pixel=0.3), "cpu", precision="fp32")
+    assert next(low.masks([image]))[0, 0] == 1
+    two = load_segmenter(bright(pixel=0.3, regions=2), "cpu", precision="fp32")
+    assert (next(two.masks([image])) == truth).all()  # without the speck
+    image[16, 8] = 0
+    assert (next(two.masks([image])) == truth).all()  # with the hole filled
+
+
+def test_lungs_are_united_and_structures_named(bright):
+    one = load_segmenter(bright("lungs_heart"), "cpu")
+    image = np.zeros((32, 32), np.uint8)
+    image[:, 4:12] = 150  # left alone
+    image[:, 20:28] = 210  # left and right
+    (mask,) = one.masks([image])
+    assert (mask == (image > 0)).all()
+    (parts,) = one.structures_of([image])
+    assert list(parts) == ["left", "right", "heart"] == list(one.structures)
+    assert (parts["right"] == (image > 200)).all() and not parts["heart"].any()
+
+
+def test_views_are_averaged(bright):
+    tilt = torch.linspace(-3, 3, 32)
+    image = np.full((32, 32), 140, np.uint8)
+    probs = torch.sigmoid(12.5 / 8 + tilt)
+    (found,) = load_segmenter(bright(tilt=tilt), "cpu", tta=("flip",), precision="fp32").probs([image])
+    np.testing.assert_allclose(found[0], np.tile((probs + probs.flip(0)) / 2 * 255, (32, 1)), atol=1)
+    (alone,) = load_segmenter(bright(tilt=tilt), "cpu", precision="fp32").probs([image])
+    np.testing.assert_allclose(alone[0], np.tile(probs * 255, (32, 1)), atol=1)
+
+
+def test_files_that_cannot_be_used_are_named_and_the_rest_goes_on(bright, tmp_path):
+    images = {f"x{n}": chest(40 + n, 60)[0] for n in range(7)}
+    files = {name: tmp_path / f"{name}.png" for name in images}
+    for name, image in images.items():
+        cv2.imwrite(str(files[name]), image)
+    files["x1"].write_bytes(files["x1"].read_bytes()[:-20])
+    files["x3"] = tmp_path / "nowhere.png"
+    rng = np.random.default_rng(0)
+    photo = cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (64, 64), interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(str(files["x4"]), photo)
+    one = load_segmenter(bright(), "cpu", batch_size=2)
+    found = list(one.read(files))
+    assert [name for name, *_ in found] == list(files)
+    problems = {name: problem for name, _, _, problem in found if problem}
+    assert problems.pop("x1") == f"{files['x1']}: the PNG is cut short"
+    assert problems.pop("x3") == f"{files['x3']}: no such file"
+    assert problems.pop("x4").startswith(f"{files['x4']}: a colour picture") and not problems
+    wanted = dict(zip(images, one.masks(images.values()), strict=True))
+    for name, image, mask, problem in found:
+        assert problem or ((image == images[name]).all() and (mask == wanted[name]).all())
+        assert not problem or (image is None and mask is None)
+    with pytest.raises(InputError, match="a colour picture"):
+        read_radiograph(files["x4"])
+
+
+def test_few_images_are_held_at_once_and_threads_are_given_back(bright):
+    one, taken = load_segmenter(bright(), "cpu", batch_size=2), []
+
+    def images():
+        for number in range(100):
+            taken.append(number)
+            yield chest(32, 32)[0]
+
+    before = torch.get_num_threads()
+    found = one.masks(images())
+    next(found)
+    cores = segmenter.os.sched_getaffinity(0)
+    assert len(taken) <= 2 * (len(cores) + 1)
+    for _ in range(20):
+        next(found)
+    assert len(taken) <= 20 + 2 * (len(cores) + 2)
+    found.close()
+    assert torch.get_num_threads() == before
+
+
+def test_what_fails_while_finishing_is_not_swallowed(bright, tmp_path):
+    files = {"a": tmp_path / "a.png"}
+    cv2.imwrite(str(files["a"]), chest(32, 32)[0])
+
+    def full(image_id, image, probs):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        list(load_segmenter(bright(), "cpu").each(files, full))
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), "uint8 of shape (4, 4, 3)"),
+        (np.zeros((4, 4)), "float64 of shape (4, 4)"),
+        (np.zeros((0, 4), np.uint8), "uint8 of shape (0, 4)"),
+    ],
+)
+def test_what_is_no_image(image, said, bright):
+    with pytest.raises(InputError) as error:
+        list(load_segmenter(bright(), "cpu").masks([image]))
+    assert str(error.value) == f"an image must be uint8 (H, W), not {said}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"structures": "ribs"}, "structures 'ribs': one of lungs, left_right, lungs_heart is needed"),
+        ({"network": {"architecture": "plain"}}, "does not say its network.encoder"),
+        ({"pixel": "half"}, "pixel cannot be 'half'"),
+    ],
+)
+def test_what_cannot_be_saved(changes, said, tmp_path):
+    with pytest.raises(InputError) as error:
+        save_segmenter(tmp_path / "w.safetensors", Bright(1), ABOUT | changes)
+    assert str(error.value).endswith(said) and not (tmp_path / "w.safetensors").exists()
+
+
+def test_weights_must_fit_half_precision(tmp_path):
+    model = Bright(1)
+    model.weight.data[:] = 1e6
+    with pytest.raises(InputError, match="weight holds values that half precision does not"):
+        save_segmenter(tmp_path / "w.safetensors", model, ABOUT)
+
+
+def test_what_cannot_be_loaded(bright, tmp_path, monkeypatch):
+    def said(*args, **options):
+        with pytest.raises(InputError) as error:
+            load_segmenter(*args, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    path, other = bright("left_right"), tmp_path / "other.safetensors"
+    assert said(path, tta=("flip",)) == "tta 'flip' would exchange the left lung and the right one"
+    assert said(path, tta=("turn",)) == "tta ('turn',): choose of flip and scale"
+    assert said(path, batch_size=0) == "batch_size must be at least 1, not 0"
+    assert str(other) in said(other)
+    other.write_bytes(b"nothing")
+    assert "not a safetensors file" in said(other)
+    save_weights(other, {"a": torch.zeros(1)}, epoch=3)
+    assert "no lung segmenter of format 1" in said(other)
+    about = json.loads(json.dumps(load_segmenter(path, "cpu").about))
+    save_weights(other, Bright(3).state_dict(), **about)
+    assert "weights of another network" in said(other)
+    save_weights(other, {"weight": torch.full((2, 1, 1), torch.nan), **_without(Bright(2), "weight")}, **about)
+    with pytest.raises(InputError, match="not a number"):
+        list(load_segmenter(other, "cpu").masks([chest(32, 32)[0]]))
+
+
+def _without(model, name):
+    return {key: value for key, value in model.state_dict().items() if key != name}
+
+
+def test_the_shipped_file_is_checked(bright, tmp_path, monkeypatch):
+    shipped, pinned = tmp_path / "lungs.safetensors", tmp_path / "lungs.sha256"
+    monkeypatch.setattr(segmenter, "SHIPPED", shipped)
+    with pytest.raises(InputError, match="the shipped weights are missing"):
+        load_segmenter()
+    shutil.copy(bright(), shipped)
+    digest = subprocess.run(["sha256sum", shipped.name], cwd=tmp_path, capture_output=True, text=True).stdout
+    pinned.write_text(digest)
+    assert load_segmenter(device="cpu").structures == ("lungs",)
+    pinned.write_text("0" + digest[1:] if digest[0] != "0" else "1" + digest[1:])
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        load_segmenter()
+
+
+def test_the_shipped_weights_on_real_radiographs():
+    if not segmenter.SHIPPED.is_file():
+        pytest.skip("no shipped weights here yet")
+    assert segmenter.SHIPPED.stat().st_size <= 12 * 2**20
+    one = load_segmenter(device="cpu")
+    root = real_data("covid19")
+    if root is None:
+        pytest.skip("no real radiographs (CXR_REAL_DATA)")
+    files = dict(list(find_images(root / "images").items())[:40:5])
+    verdicts = [judge(mask, 0.1) for _, _, mask, problem in one.read(files) if not problem]
+    assert len(verdicts) == 8 and sum(verdict.ok for verdict in verdicts) >= 7
+
+
+def test_boxes_and_a_light_import():
+    _, mask = chest(256, 256)
+    assert lung_boxes([mask, np.zeros((8, 8), np.uint8)]) == [(32 - 15, 64 - 15, 224 + 15, 192 + 20), None]
+    light = "import sys, solutions.lung_segmentation as s; assert not {'torch', 'cv2', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"{light}; s.lung_region; s.judge; s.clean_up"], check=True)
+    with pytest.raises(ImportError):
+        from solutions.lung_segmentation import nothing  # noqa: F401

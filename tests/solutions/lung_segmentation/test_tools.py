@@ -1,0 +1,218 @@
+"""`masks` and `crops` as a user gives them, on drawn radiographs whose answer is known."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from common import cli
+from common.post.rle import ABSOLUTE, decode
+from solutions.lung_segmentation import config, segmenter, tools
+from solutions.lung_segmentation.postprocess import clean_up
+from tests import browser
+
+BAR = re.compile(r"image/s|\d+%\|")
+SIZE = 128
+ABOUT = {
+    "network": config.NetworkConfig(architecture="plain", encoder="", decoder=(4, 8), weights="none", size=SIZE),
+    "structures": "lungs", "pixel": 0.5, "regions": 0, "trained_on": "nothing",
+}  # fmt: skip
+
+
+class Bright(nn.Module):
+    """Finds what is bright."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor([127.5]))
+
+    def forward(self, images):
+        return (images.float() - self.level) / 8
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`command("masks …")` in a folder of its own with weights that find what is bright: status, text, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(segmenter, "build_network", lambda *_: Bright())
+    segmenter.save_segmenter("w.safetensors", Bright(), ABOUT)
+
+    def run(line):
+        status = cli.main("lung_segmentation", config, lambda: tools.TOOLS, f"{line} --weights w.safetensors".split())
+        said = capsys.readouterr()
+        lines = [line.strip() for line in re.split(r"[\r\n]+", said.err)]
+        errors = [line for line in lines if line and not BAR.search(line)]
+        return SimpleNamespace(status=status, out=said.out, errors=errors)
+
+    return run
+
+
+def write_chest(path, height, width, lungs=2, seed=0):
+    """A drawn radiograph with up to two light rectangles on dark noise; returns image and mask."""
+    mask = np.zeros((height, width), np.uint8)
+    for k in range(lungs):
+        mask[height // 4 : 3 * height // 4, (1 + 4 * k) * width // 8 : (3 + 4 * k) * width // 8] = 1
+    noise = np.random.default_rng(seed).integers(0, 20, mask.shape)
+    image = np.where(mask, 230, 20 + noise).astype(np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(path), image)
+    return image, mask
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three radiographs that can be used, a truncated one, a text, and a colour photo."""
+    truths = {}
+    for name, height, width, lungs in (("a.png", 128, 128, 2), ("sub/b.jpg", 200, 300, 2), ("none.png", 128, 256, 0)):
+        truths[name[-5].replace("e", "none")] = write_chest(tmp_path / "in" / name, height, width, lungs)
+    cut = write_chest(tmp_path / "in" / "cut.png", 64, 64) and tmp_path / "in" / "cut.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    (tmp_path / "in" / "text.png").write_text("no image")
+    (tmp_path / "in" / "README.txt").write_text("not even by its name")
+    photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "in" / "photo.png"), cv2.resize(photo, (80, 80), interpolation=cv2.INTER_NEAREST))
+    return truths
+
+
+def read(path):
+    return pd.read_csv(path, dtype={"rle": str}, keep_default_na=False)
+
+
+def test_masks_of_a_folder(command, folder, tmp_path):
+    done = command("masks in --out out")
+    assert done.status == 4
+    assert sorted(done.errors[:-1]) == [
+        "left out: in/cut.png: the PNG is cut short",
+        next(line for line in done.errors if line.startswith("left out: in/photo.png: a colour picture")),
+        "left out: in/text.png: not a DICOM, PNG or JPEG file",
+    ]
+    assert done.errors[-1] == "done, but 3 of the inputs could not be used; they are named above"
+    assert "3 masks in out, 1 of them under the area gate" in done.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.png", "b.png", "masks.csv", "none.png", "problems.csv", "report.html",
+    ]  # fmt: skip
+    table = read("out/masks.csv")
+    assert list(table["image_id"]) == ["a", "none", "b"] and list(table["ok"]) == [True, False, True]
+    assert list(table["reason"]) == ["", "no lung found", ""]
+    for row in table.itertuples():
+        mask, (_, truth) = cv2.imread(f"out/{row.image_id}.png", cv2.IMREAD_UNCHANGED), folder[row.image_id]
+        assert mask.dtype == np.uint8 and mask.shape == truth.shape == (row.height, row.width)
+        assert set(np.unique(mask)) <= {0, 255} and ((mask > 0) != truth).mean() < 0.02
+        assert (decode(row.rle, mask.shape, ABSOLUTE) * 255 == mask).all()
+        assert row.area == pytest.approx((mask > 0).mean(), abs=1e-5)
+    assert table.loc[1, "rle"] == "-1" and table.loc[0, "area"] == 0.25
+    assert sorted(read("out/problems.csv")["image_id"]) == ["cut", "photo", "text"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("none: no lung found") < page.index("a: 25% lung") and "trained_on" in page
+    assert page.count("<img ") == 3 and "in/photo.png: a colour picture" in page
+
+
+def test_a_second_call_leaves_nothing_stale(command, tmp_path):
+    write_chest(tmp_path / "in" / "a.png", 128, 128)
+    write_chest(tmp_path / "in" / "b.png", 128, 128)
+    assert command("masks in --out out").status == 0 and not (tmp_path / "out" / "problems.csv").exists()
+    write_chest(tmp_path / "in" / "a.png", 64, 64, lungs=1)
+    (tmp_path / "in" / "b.png").write_bytes(b"")
+    assert command("masks in --out out").status == 4
+    assert cv2.imread("out/a.png", cv2.IMREAD_UNCHANGED).shape == (64, 64)
+    assert not (tmp_path / "out" / "b.png").exists() and list(read("out/masks.csv")["image_id"]) == ["a"]
+    assert command("masks in/a.png --out out").status == 0
+    assert not (tmp_path / "out" / "problems.csv").exists()
+
+
+def test_the_gate_and_the_cleaning(command, tmp_path):
+    _, mask = write_chest(tmp_path / "in" / "a.png", 128, 128)
+    assert command("masks in --out out --gate 0.25").status == 0 and read("out/masks.csv")["ok"].all()
+    done = command("masks in --out out --gate 0.26")
+    assert done.status == 0 and not done.errors and not read("out/masks.csv")["ok"].any()
+    assert read("out/masks.csv").loc[0, "reason"] == "lungs cover 25 % of the image, the gate asks for 26 %"
+    assert (cv2.imread("out/a.png", cv2.IMREAD_UNCHANGED) == mask * 255).all()  # written all the same
+    assert command("masks in --out out --clean").status == 0
+    assert (cv2.imread("out/a.png", cv2.IMREAD_UNCHANGED) == clean_up(mask) * 255).all()
+    assert command("masks in --out out --gate 2").errors == ["error: the area gate must lie in [0, 1], not 2.0"]
+
+
+def test_views_may_be_asked_for(command, tmp_path):
+    write_chest(tmp_path / "in" / "a.png", 128, 128)
+    assert command("masks in --out plain").status == command("masks in --out out --tta flip --device cpu").status == 0
+    assert (cv2.imread("out/a.png") == cv2.imread("plain/a.png")).all()  # what is bright is bright from either side
+
+
+def test_crops_come_from_the_original(command, tmp_path):
+    two, _ = write_chest(tmp_path / "in" / "two.png", 512, 256)  # the network's 128 px make 4 × 2 of it
+    one, _ = write_chest(tmp_path / "in" / "one.png", 512, 256, lungs=1)
+    none, _ = write_chest(tmp_path / "in" / "none.png", 100, 90, lungs=0)
+    done = command("crops in --out out")
+    assert done.status == 0 and "3 crops in out, 2 of them under the area gate" in done.out
+    table = read("out/boxes.csv").set_index("image_id")
+    # At 128 px the lungs span x 16 to 112, y 32 to 96; margins are 15 and 20 of 256, that is 8 and 10 px.
+    margin, bottom = round(128 * 15 / 256), round(128 * 20 / 256)
+    wanted = [2 * (16 - margin), 4 * (32 - margin), 2 * (112 + margin), 4 * (96 + bottom)]
+    names = ["x_min", "y_min", "x_max", "y_max"]
+    assert table.loc["two", names].tolist() == table.loc["one", names].tolist() == wanted
+    assert table["rule"].to_dict() == {"two": "two", "one": "mirrored", "none": "whole"}
+    assert table["ok"].to_dict() == {"two": True, "one": False, "none": False}
+    assert table.loc["none", names].tolist() == [0, 0, 90, 100] and table.loc["none", "reason"] == "no lung found"
+    x_min, y_min, x_max, y_max = wanted
+    for name, image in (("two", two), ("one", one)):
+        got = cv2.imread(f"out/{name}.png", cv2.IMREAD_UNCHANGED)
+        assert (got == image[y_min:y_max, x_min:x_max]).all()
+    assert (cv2.imread("out/none.png", cv2.IMREAD_UNCHANGED) == none).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("masks --out out", "name the images: files or folders"),
+        ("masks nowhere --out out", "nowhere: no such file or folder"),
+        ("crops empty --out out", "empty: no image in it"),
+        ("masks in --out in/masks", "--out in/masks: lies in in, where its pictures would be taken for radiographs"),
+        ("masks in/a.png --out in", "--out in: in/a.png would be overwritten"),
+        ("masks in other --out out", "other/a.png: a second image named 'a'; the first is in/a.png"),
+        ("crops in --out w.safetensors", "w.safetensors: not a folder (--out)"),
+        ("masks in --out out --device gpu", "--device 'gpu': choose auto, cpu, cuda or cuda:<n>"),
+        ("masks in --out out --tta turn", "invalid choice 'turn' for argument '--tta'."),
+        ("masks other/bad.png --out out", "none of the images could be used"),
+    ],
+)
+def test_refusals(line, said, command, tmp_path):
+    write_chest(tmp_path / "in" / "a.png", 64, 64)
+    write_chest(tmp_path / "other" / "a.png", 64, 64)
+    (tmp_path / "other" / "bad.png").write_bytes(b"bad")
+    (tmp_path / "empty").mkdir()
+    if "in other" in line:
+        (tmp_path / "other" / "bad.png").unlink()
+    done = command(line)
+    assert done.status == 2 and done.errors[-1].startswith(f"error: {said}")
+    assert all(line.startswith("left out: ") for line in done.errors[:-1])
+    assert not list(tmp_path.glob("**/masks.csv.*")) and (tmp_path / "in" / "a.png").is_file()
+
+
+def test_one_file_twice_is_one_image_and_a_missing_one_is_left_out(command, tmp_path):
+    write_chest(tmp_path / "in" / "a.png", 64, 64)
+    done = command("masks in in/a.png gone.png --out out")
+    assert done.status == 4 and done.errors[0] == "left out: gone.png: no such file or folder"
+    assert list(read("out/masks.csv")["image_id"]) == ["a"]
+
+
+def test_the_report_is_a_page(command, folder, tmp_path):
+    browser.chromium()
+    assert command("masks in --out out").status == 4
+    page = tmp_path / "out" / "report.html"
+    assert browser.probe(page) == browser.probe(page, 390) == (0, 0, 3)
+
+
+def test_the_command_itself(tmp_path, monkeypatch, capsys):
+    from solutions.__main__ import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["lung_segmentation", "crops", "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "--out PATH" in said and "Least share of the image" in said
+    assert "solutions.lung_segmentation.pipeline" in sys.modules
