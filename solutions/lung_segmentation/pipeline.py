@@ -35,7 +35,7 @@ from solutions.lung_segmentation.models import build_network, freeze_encoder, lo
 from solutions.lung_segmentation.postprocess import clean_up, judge
 from solutions.lung_segmentation.report import write_report
 from solutions.lung_segmentation.scoring import MaskRule, figures, measure, rules
-from solutions.lung_segmentation.tools import crops, masks
+from solutions.lung_segmentation.tools import TOOLS as TOOLS  # the command line looks for them here
 from solutions.lung_segmentation.training import held_out_loader, mask_figures, step, train_loader
 
 log = logging.getLogger(__name__)
@@ -308,4 +308,3 @@ VERBS = {
     "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
     "report": report, "ablate": ablate, "cross": cross, "find_lr": find_lr, "export": export,
 }  # fmt: skip
-TOOLS = {"masks": masks, "crops": crops}

@@ -52,7 +52,7 @@ def masks(
         out: Folder for the masks, outside those of the images.
         weights: File of the verb `export`; the shipped one by default.
         tta: Views averaged beside the image itself: slower, a little better.
-        gate: Least share of the image that must be lung for the mask to be called ok (Ahmed et al.).
+        gate: Least share of the image that must be lung, once cleaned up, for the mask to be called ok (Ahmed et al.).
         clean: Dilate and close the masks as Ahmed et al. does before it cuts the lungs out.
         device: auto, cpu, cuda or cuda:<n>.
     """
@@ -63,9 +63,9 @@ def masks(
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, image.shape)
         mask = clean_up(mask) if clean else mask
-        verdict = judge(mask, gate)
+        verdict = judge(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # as the paper: after its clean-up
         _write_png(out / f"{image_id}.png", mask * np.uint8(255))
-        row = (*_sizes(image), f"{verdict.area:.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
+        row = (*_sizes(image), f"{mask.mean():.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
         return row, verdict, _thumbnail(image, mask)
 
     columns = ("image_id", "width", "height", "area", "ok", "reason", "rle")
@@ -99,7 +99,7 @@ def crops(
         out: Folder for the crops, outside those of the images.
         weights: File of the verb `export`; the shipped one by default.
         tta: Views averaged beside the image itself: slower, a little better.
-        gate: Least share of the image that must be lung for the crop to be called ok (Ahmed et al.).
+        gate: Least share of the image that must be lung, once cleaned up, for the crop to be called ok (Ahmed et al.).
         device: auto, cpu, cuda or cuda:<n>.
     """
     files, problems = _find(images, out)
@@ -107,7 +107,7 @@ def crops(
 
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, probs.shape[1:])
-        region, verdict = lung_region(mask), judge(mask, gate)
+        region, verdict = lung_region(mask), judge(clean_up(mask), gate)
         box = (0, 0, *_sizes(image)) if region is None else scale_box(region.box, mask.shape, image.shape)
         _write_png(out / f"{image_id}.png", crop(image, box))
         return (*_sizes(image), *box, "whole" if region is None else region.rule, verdict.ok, verdict.reason)
@@ -123,7 +123,6 @@ def crops(
 
 
 TOOLS = {"masks": masks, "crops": crops}
-
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
@@ -249,7 +248,8 @@ def _write_report(out, shown, gate, problems, about, seconds):
         text = "Too little lung for the gate: a failure of the network, or no frontal chest radiograph."
         pictures = gallery(shown.pictures[False], f"The first {len(shown.pictures[False])} of {shown.rejected}.")
         sections.append(page.section("Under the area gate", text, pictures))
-    areas = plots.histogram({"masks": 100 * np.array(shown.areas)}, "lung, % of the image", threshold=100 * gate)
+    areas = plots.histogram({"masks": 100 * np.array(shown.areas)}, "lung once cleaned up, % of the image",
+                            threshold=100 * gate)  # fmt: skip
     title = f"{len(shown.pictures[True])} of {n - shown.rejected}."
     sections += [
         page.section("Outlines", gallery(shown.pictures[True], title)),
