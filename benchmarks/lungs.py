@@ -20,9 +20,12 @@ import torch
 
 from benchmarks.reading import anatomy
 from benchmarks.tables import real_data
+from common.config import from_dict
 from common.data.store_workers import to_square
 from common.paths import find_images
-from solutions.lung_segmentation.segmenter import load_segmenter, read_radiograph
+from solutions.lung_segmentation.config import NetworkConfig
+from solutions.lung_segmentation.models import load_network
+from solutions.lung_segmentation.segmenter import SHIPPED, load_segmenter, read_radiograph
 
 ROUNDS, PART, FEW, MANY = 2, 32, 200, 1000
 
@@ -70,7 +73,8 @@ def main(weights=""):
     """Print the table."""
     segmenter = load_segmenter(weights or None, "cpu")
     plain = load_segmenter(weights or None, "cpu", precision="fp32")
-    model = plain._model.to(memory_format=torch.contiguous_format)
+    network = from_dict(NetworkConfig, plain.about["network"])
+    model = load_network(network, len(plain.structures), weights or SHIPPED).eval()
     with tempfile.TemporaryDirectory() as folder:
         files = all_files(Path(folder))
         part = dict(itertools.islice(files.items(), PART))

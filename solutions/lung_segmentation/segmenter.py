@@ -5,6 +5,7 @@ masks = list(segmenter.masks(images))             # uint8 (H, W) of 0 and 1
 for image_id, image, mask, problem in segmenter.read({"a": "a.png", "b": "b.dcm"}): ...
 """
 
+import copy
 import itertools
 import os
 from collections import deque
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from common.config import file_hash, from_dict
 from common.data.dicom import COLOUR_LIMIT, read_image_and_header
@@ -115,7 +117,7 @@ class Segmenter:
 
     def __init__(self, model, found, views, device, batch_size, wanted, about):
         self.device, self._dtype = device, precision(device, wanted)
-        self._model = model.to(device, memory_format=torch.channels_last).eval()
+        self._model = _without_norms(model.eval(), found.network.size).to(device, memory_format=torch.channels_last)
         self._views, self._batch_size, self._kind, self._rule = views, batch_size, found.structures, found.rule
         self.structures, self.size, self.about = STRUCTURES[found.structures], found.network.size, about
         self.pixel, self.regions = found.rule.pixel, found.rule.regions
@@ -205,6 +207,38 @@ class Segmenter:
         if not torch.isfinite(probs).all():
             raise InputError("the network gives what is not a number; use --precision fp32 or check the weights")
         return (probs * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+@torch.no_grad()
+def _without_norms(model, size):
+    """A copy of the network whose convolutions also do what the batch norms behind them did: less to compute and round.
+
+    Where a convolution's output goes elsewhere too, as in networks that normalise first, that is another function:
+    the copy is tried on noise, and the network itself is returned if they differ.
+    """
+    folded, outputs, pairs = copy.deepcopy(model), {}, []
+
+    def note_output(conv, _, output):
+        outputs[id(output)] = conv, output  # kept, or another tensor could get its id
+
+    def note_pair(norm, inputs):
+        if id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], norm))
+
+    parts = list(folded.modules())
+    hooks = [part.register_forward_hook(note_output) for part in parts if isinstance(part, nn.Conv2d)]
+    hooks += [part.register_forward_pre_hook(note_pair) for part in parts if isinstance(part, nn.BatchNorm2d)]
+    noise = 255 * torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0))
+    wanted = folded(noise)
+    for hook in hooks:
+        hook.remove()
+    for conv, norm in pairs:
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        bias = 0 if conv.bias is None else conv.bias * factor
+        conv.weight = nn.Parameter(conv.weight * factor[:, None, None, None], requires_grad=False)
+        conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor + bias, requires_grad=False)
+        norm.forward = getattr(norm, "act", nn.Identity()).forward  # timm's norms hold the activation that follows
+    return folded if (folded(noise) - wanted).abs().max() < 1e-3 * wanted.std() else model
 
 
 def read_radiograph(path):

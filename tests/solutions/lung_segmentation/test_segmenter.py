@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -78,6 +79,49 @@ def test_a_file_holds_all_that_its_masks_depend_on(tmp_path):
     with torch.no_grad():
         wanted = model(torch.from_numpy(np.stack(images))[:, None]).sigmoid().numpy() * 255
     np.testing.assert_allclose(np.stack(list(loaded.probs(images))), wanted, atol=1.5)
+
+
+def with_statistics(model):
+    """Batch norms that do something."""
+    generator = torch.Generator().manual_seed(0)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for values in (part.weight, part.running_var):
+                values.data.uniform_(0.5, 2, generator=generator)
+            for values in (part.bias, part.running_mean):
+                values.data.normal_(generator=generator)
+    return model.eval()
+
+
+class NormalisesFirst(nn.Module):
+    """A convolution whose output is normalised and also goes around the norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+
+    def forward(self, images):
+        inner = self.conv(images.float() / 255)
+        return inner + self.norm(inner)
+
+
+@pytest.mark.parametrize(
+    ("build", "norms"),
+    [
+        (lambda: build_network(TINY, 2, "none"), 6),
+        (lambda: build_network(replace(TINY, architecture="unet", encoder="mobilenetv3_small_050", decoder=()), 1), 44),
+        (NormalisesFirst, 0),
+    ],
+)
+def test_convolutions_that_took_their_norms_in_give_the_same(build, norms):
+    torch.manual_seed(0)
+    model = with_statistics(build())
+    folded = segmenter._without_norms(model, 64)
+    images = torch.rand(2, 1, 64, 64) * 255
+    with torch.no_grad():
+        wanted = model(images)
+        torch.testing.assert_close(folded(images), wanted, rtol=0, atol=1e-3 * wanted.std().item())
+    assert sum("forward" in vars(part) for part in folded.modules()) == norms
 
 
 def test_probabilities_are_those_of_the_stretched_square(bright):
