@@ -1,0 +1,245 @@
+"""Detection scores: boxes are matched once, and every figure is derived from who found what.
+
+The default is the VinBigData leaderboard's: PASCAL VOC 2010 average precision (the whole area under the curve made
+monotone) at IoU > 0.4, the mean over 15 classes, No finding with its box 0 0 1 1 among them. Detections of a class are
+taken over all images by falling score; each looks only at its best-overlapping true box of that class and image, and
+if that is already taken it is a false positive. Areas are width × height, without the pixel that the VOC kit adds.
+
+The order of rows does not matter. Detections with equal scores enter the curve together, as one point: no threshold
+can part them, and this is what the least favourable order, false positives first, would give. Within an image, equal
+scores are matched in the order of their boxes, and of true boxes that overlap equally the first in that order counts.
+`tied_as_listed` does as pycocotools does instead: equal scores by image, then by row, each a point of its own.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numba import njit
+
+from common.errors import InputError
+from common.metrics.classification import mean_of_defined, ratio
+from common.metrics.detection_match import match, read_tables
+from common.metrics.statistics import CHUNK, _codes, _draws, _interval
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as found, and how precision is averaged.
+
+    iou_threshold: in [0, 1); a box is found above it, with `inclusive` also at it.
+    best_unmatched: look for the best true box that is not taken yet (COCO), not only at the best one (VOC).
+    recall_points: None for the whole area, 101 for COCO's and 11 for VOC 2007's mean over evenly spaced recalls.
+    max_per_image, max_per_class: detections kept of an image, and of an image and class (COCO's 100), by score.
+    tied_as_listed: equal scores in the order of images and rows, as pycocotools takes them.
+    n_classes, no_finding: ids run from 0 to n_classes - 1; the class whose only box is 0 0 1 1, or None.
+    counted: ids whose AP enters the mean; None for all.
+    absent_ap: AP of a class without a true box; None leaves it out of the mean. The leaderboard's truth holds all
+        classes, so it does not say; one fold of it may not.
+    """
+
+    iou_threshold: float = 0.4
+    inclusive: bool = False
+    best_unmatched: bool = False
+    recall_points: int | None = None
+    max_per_image: int | None = None
+    max_per_class: int | None = None
+    tied_as_listed: bool = False
+    n_classes: int = 15
+    no_finding: int | None = 14
+    counted: tuple[int, ...] | None = None
+    absent_ap: float | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.iou_threshold < 1:
+            raise InputError(f"iou_threshold must lie in [0, 1), not {self.iou_threshold}")
+        for name, least in (("recall_points", 2), ("max_per_image", 1), ("max_per_class", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        counted = self.counted_classes
+        if not counted or len(set(counted)) < len(counted) or not set(counted) <= set(range(self.n_classes)):
+            raise InputError(f"counted {self.counted}: need different ids of 0 to {self.n_classes - 1}")
+
+    @property
+    def counted_classes(self):
+        return list(range(self.n_classes) if self.counted is None else self.counted)
+
+
+VOC2010 = Rule()
+COCO = Rule(0.5, inclusive=True, best_unmatched=True, recall_points=101, max_per_class=100, tied_as_listed=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A score and what it was made of.
+
+    classes: DataFrame by class_id: ap, n_truth, n_detections, n_found, recall (of all detections), best_f1 and
+    score_at_best_f1, precision_at_best_f1, recall_at_best_f1 (the highest score of several).
+    image_ids: (N,), the order that weights and groups follow.
+    truth_row: int64, for each row of the detection table the row of the true box that it found, -1 for none.
+    rows: int64, rows of the detection table that were scored, by class and falling score, class c from starts[c] on;
+    image: their places in image_ids; score, found: their scores and whether they found a box.
+    truth_image, truth_class: int64, one for each row of the truth.
+    """
+
+    mean_ap: float
+    classes: pd.DataFrame
+    rule: Rule
+    image_ids: np.ndarray
+    truth_row: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    image: np.ndarray
+    score: np.ndarray
+    found: np.ndarray
+    truth_image: np.ndarray
+    truth_class: np.ndarray
+
+
+def evaluate(detections, truth, images=None, rule=VOC2010):
+    """Score a table of detections against a table of true boxes.
+
+    detections: DataFrame with image_id, class_id, score in [0, 1], x_min, y_min, x_max, y_max in pixels; truth: the
+    same without score. images: ids of all images, needed where some have no true box; None for those of the truth.
+    Returns a Result. Raises InputError as `detection_match.read_tables` does, and on a truth without any box of the
+    counted classes. Source: Everingham et al. 2010; VinBigData Chest X-ray Abnormalities Detection 2021.
+    """
+    return _evaluate(*read_tables(detections, truth, images, rule), rule)
+
+
+def pr_curve(result, class_id):
+    """Return a DataFrame by falling score: score, seen and found (detections so far), recall and precision.
+
+    One row for each distinct score, or each detection with `tied_as_listed`; recall is NaN for a class without a true
+    box. Raises InputError on an unknown class.
+    """
+    if class_id not in range(result.rule.n_classes):
+        raise InputError(f"class {class_id} is none of 0 to {result.rule.n_classes - 1}")
+    return pd.DataFrame(_curve(result, class_id))
+
+
+def ap_of(result, weights):
+    """Return the AP of each counted class where images weigh differently, without matching again.
+
+    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two equal
+    images (with `tied_as_listed` up to the order of equal scores); np.bincount(rows, minlength=N) gives the weights of
+    images drawn as `rows`. Returns float64 (C,) or (B, C), NaN (or rule.absent_ap) without a true box;
+    `mean_of_defined` gives the mean. Raises InputError on other weights.
+    """
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim not in (1, 2) or weights.shape[-1] != len(result.image_ids) or not (weights >= 0).all():
+        raise InputError(f"weights {weights.shape}: need numbers >= 0, (N,) or (B, N) with N {len(result.image_ids)}")
+    rows, n_classes = np.atleast_2d(weights), result.rule.n_classes
+    totals = [np.bincount(result.truth_class, row[result.truth_image], n_classes) for row in rows]
+    aps = class_aps(result.starts, result.score, result.found, result.image, rows, np.stack(totals), result.rule)
+    return aps[0] if weights.ndim == 1 else aps
+
+
+def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
+    """Return (list of C Intervals of the counted classes, Interval of the mean AP).
+
+    groups: (N,) patient ids in the order of result.image_ids, None for images that stand alone; resampling and the
+    rest as in `statistics.bootstrap`. Resamples in which a class has no true box are left out of its interval, and
+    the class out of their mean.
+    """
+    codes, n_groups = _codes(groups, len(result.image_ids))
+    draws, resamples = _draws(n_groups, n_resamples, seed), []
+    for start in range(0, n_resamples, CHUNK):
+        counts = [np.bincount(next(draws), minlength=n_groups) for _ in range(start, min(start + CHUNK, n_resamples))]
+        resamples.append(ap_of(result, np.stack(counts)[:, codes]))
+    resamples = np.concatenate(resamples)
+    pairs = zip(result.classes["ap"], resamples.T, strict=True)
+    return [_interval(*pair, level) for pair in pairs], _interval(result.mean_ap, mean_of_defined(resamples), level)
+
+
+def coco_scores(detections, truth, images=None, rule=COCO):
+    """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id) as pycocotools has them.
+
+    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: recall, averaged likewise, of the 100 best detections of an image and
+    class. Tables, images and errors as in `evaluate`. Source: Lin et al. 2014.
+    """
+    tables, thresholds = read_tables(detections, truth, images, rule), np.linspace(0.5, 0.95, 10)
+    results = [_evaluate(*tables, replace(rule, iou_threshold=float(t))).classes for t in thresholds]
+    aps, recalls = (np.stack([r[name] for r in results]) for name in ("ap", "recall"))
+    figures = {"ap": aps.mean(0), "ap50": aps[0], "ap75": aps[5], "ar100": recalls.mean(0)}
+    return {k: float(mean_of_defined(v)) for k, v in figures.items()}, pd.DataFrame(figures, results[0].index)
+
+
+def class_aps(starts, score, found, image, weights, totals, rule):
+    """Return float64 (B, C), the AP of each counted class, from image weights (B, N) and totals (B, n_classes).
+
+    starts, score, found, image: as in Result; totals: the weight of all true boxes of a class.
+    """
+    recalls = np.linspace(0, 1, rule.recall_points or 0)
+    weights, totals = np.ascontiguousarray(weights, np.float64), np.asarray(totals, np.float64)
+    aps = _average_precision(starts, score, found, image, weights, totals, recalls, rule.tied_as_listed)
+    aps = aps[:, rule.counted_classes]
+    return aps if rule.absent_ap is None else np.where(np.isnan(aps), rule.absent_ap, aps)
+
+
+def _evaluate(images, found_by, true, rule):
+    if not np.isin(true.class_id, rule.counted_classes).any():
+        raise InputError("the truth holds no box of the classes that count")
+    truth_row, rows = match(found_by, true, rule), found_by.ranked
+    result = Result(
+        *(np.nan, None, rule, images.to_numpy(), truth_row, rows, found_by.class_starts),
+        *(found_by.image[rows], found_by.score[rows], truth_row[rows] >= 0, true.image, true.class_id),
+    )
+    aps = ap_of(result, np.ones(len(images)))
+    rows = [_class_row(result, c, ap) for c, ap in zip(rule.counted_classes, aps.tolist(), strict=True)]
+    classes = pd.DataFrame(rows).set_index("class_id")
+    return replace(result, mean_ap=float(mean_of_defined(aps)), classes=classes)
+
+
+def _curve(result, class_id):
+    part = slice(result.starts[class_id], result.starts[class_id + 1])
+    score, found = result.score[part], np.cumsum(result.found[part])
+    last = np.append(score[1:] != score[:-1], True)[: len(score)] | result.rule.tied_as_listed
+    score, seen, found = score[last], np.flatnonzero(last) + 1, found[last]
+    recall = ratio(found, np.full(len(found), (result.truth_class == class_id).sum()), np.nan)
+    return {"score": score, "seen": seen, "found": found, "recall": recall, "precision": found / seen}
+
+
+def _class_row(result, class_id, ap):
+    curve, n_truth = _curve(result, class_id), int((result.truth_class == class_id).sum())
+    n_detections, n_found = (int(curve[c][-1]) if len(curve[c]) else 0 for c in ("seen", "found"))
+    row = {"class_id": class_id, "ap": ap, "n_truth": n_truth, "n_detections": n_detections, "n_found": n_found}
+    row["recall"] = float(ratio(n_found, n_truth, np.nan))
+    names = ["best_f1", "score_at_best_f1", "precision_at_best_f1", "recall_at_best_f1"]
+    if not (n_truth and n_detections):
+        return row | dict.fromkeys(names, np.nan)
+    f1 = 2 * curve["found"] / (curve["seen"] + n_truth)
+    best = int(f1.argmax())
+    values = [f1[best], *(curve[c][best] for c in ("score", "precision", "recall"))]
+    return row | dict(zip(names, map(float, values), strict=True))
+
+
+@njit(cache=True, nogil=True)
+def _average_precision(starts, score, found, image, weights, totals, recalls, each_alone):
+    """AP (B, n_classes) at the recalls asked for, over the whole curve if there are none; NaN where totals are 0."""
+    aps = np.full(totals.shape, np.nan)
+    gained, precision = np.empty(len(score)), np.empty(len(score))
+    for b, c in np.ndindex(totals.shape):
+        if not totals[b, c] > 0:
+            continue
+        true, seen, n = 0.0, 0.0, 0  # n points of the curve, one where recall has risen
+        for i in range(starts[c], starts[c + 1]):
+            weight = weights[b, image[i]]
+            seen += weight
+            true += weight if found[i] else 0.0
+            together = not each_alone and i + 1 < starts[c + 1] and score[i + 1] == score[i]
+            if not together and true > (gained[n - 1] if n else 0.0):
+                gained[n], precision[n] = true, true / seen
+                n += 1
+        for i in range(n - 2, -1, -1):
+            precision[i] = max(precision[i], precision[i + 1])
+        area, i = 0.0, 0
+        for recall in recalls:
+            while i < n and gained[i] / totals[b, c] < recall:
+                i += 1
+            area += precision[i] if i < n else 0.0
+        if len(recalls) == 0:
+            for i in range(n):
+                area += (gained[i] - (gained[i - 1] if i else 0.0)) * precision[i]
+        aps[b, c] = area / (len(recalls) or totals[b, c])
+    return aps

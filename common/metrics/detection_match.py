@@ -1,0 +1,207 @@
+"""Tables of boxes, checked, put in one order whatever the order of their rows, and matched.
+
+Detections: a DataFrame with image_id, class_id, score, x_min, y_min, x_max, y_max; the truth is the same without score.
+Rows keep their places in the tables, and everything here speaks of them by these places, counted from 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numba import njit
+
+from common.errors import InputError
+
+BOX = ["x_min", "y_min", "x_max", "y_max"]
+NO_FINDING_BOX = np.array([0.0, 0.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """One table as arrays in the order of its rows, and the rows sorted into groups of one image and class.
+
+    image, class_id: int64 (n,); box: float64 (n, 4); score: float64 (n,), None for the truth. rows: int64 (m,), by
+    image, class and falling score; group g = image × n_classes + class holds rows[starts[g] : starts[g + 1]].
+    ranked: int64 (m,), the same rows by class and falling score, class c from class_starts[c] on; None for the truth.
+    """
+
+    image: np.ndarray
+    class_id: np.ndarray
+    box: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    score: np.ndarray | None = None
+    ranked: np.ndarray | None = None
+    class_starts: np.ndarray | None = None
+
+
+def read_tables(detections, truth, images, rule):
+    """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
+
+    images: the ids of all images scored, each once; None for those of the truth, sorted. Raises InputError on missing
+    columns, numbers that are none, unknown images or classes, inverted boxes, scores outside [0, 1], a No finding box
+    other than 0 0 1 1, a truth box without an area, or two No finding boxes in the truth of one image.
+    """
+    if images is None:
+        _need(truth, ["image_id"], "truth")
+        images = pd.Index(truth["image_id"].unique()).dropna().sort_values()
+    images = pd.Index(images)
+    if not len(images) or images.hasnans or not images.is_unique:
+        raise InputError("images: need at least one, each named once")
+    return images, _detections(detections, images, rule), _truth(truth, images, rule)
+
+
+def _detections(table, images, rule):
+    image, class_id, box = _columns(table, images, rule, "detections", ["score"])
+    score = _numbers(table, "score", "detections")
+    _refuse(table, "detections", ~((score >= 0) & (score <= 1)), lambda i: f"score {score[i]:g} is not within [0, 1]")
+    group, n_groups = image * rule.n_classes + class_id, len(images) * rule.n_classes
+    if rule.tied_as_listed:
+        ranked, _ = sort_by(image, np.arange(len(image)), len(images))
+        ranked = ranked[np.argsort(-score[ranked], kind="stable")]
+        rows, starts = sort_by(group, ranked, n_groups)
+    else:
+        ranked = np.argsort(-score)
+        rows, starts = sort_by(group, ranked, n_groups)
+        _order_ties(rows, group, score, box)
+    kept = np.ones(len(rows), bool)
+    if rule.max_per_class is not None:
+        kept[rows[_ranks(starts) >= rule.max_per_class]] = False
+    if rule.max_per_image is not None:
+        by_image, image_starts = sort_by(image, rows[np.argsort(-score[rows], kind="stable")], len(images))
+        kept[by_image[_ranks(image_starts) >= rule.max_per_image]] = False
+    if not kept.all():
+        rows, ranked = rows[kept[rows]], ranked[kept[ranked]]
+        starts = np.append(0, np.cumsum(np.bincount(group[rows], minlength=n_groups)))
+    return Boxes(image, class_id, box, rows, starts, score, *sort_by(class_id, ranked, rule.n_classes))
+
+
+def _truth(table, images, rule):
+    image, class_id, box = _columns(table, images, rule, "truth", [])
+    empty = (box[:, 2] == box[:, 0]) | (box[:, 3] == box[:, 1])
+    _refuse(table, "truth", empty, lambda i: f"the box {_text(box[i])} has no area")
+    group = image * rule.n_classes + class_id
+    rows, starts = sort_by(group, np.arange(len(group)), len(images) * rule.n_classes)
+    if not rule.tied_as_listed:
+        _order_ties(rows, group, np.zeros(len(group)), box)
+    if rule.no_finding is not None:
+        twice = (class_id[rows] == rule.no_finding) & (_ranks(starts) > 0)
+        twice = np.isin(np.arange(len(group)), rows[twice])
+        _refuse(table, "truth", twice, lambda i: "a second No finding of this image; fuse the raters first")
+    return Boxes(image, class_id, box, rows, starts)
+
+
+def _columns(table, images, rule, what, others):
+    """Return image places int64 (n,), class ids int64 (n,) and boxes float64 (n, 4), checked."""
+    _need(table, ["image_id", "class_id", *others, *BOX], what)
+    codes, ids = pd.factorize(table["image_id"])
+    _refuse(table, what, codes < 0, lambda i: "it names no image")
+    places = images.get_indexer(pd.Index(ids))
+    image = places[codes].astype(np.int64)
+    _refuse(table, what, image < 0, lambda i: "this image is not among those scored")
+    numbers = _numbers(table, "class_id", what)
+    known = (numbers >= 0) & (numbers < rule.n_classes) & (numbers == np.floor(numbers))
+    _refuse(table, what, ~known, lambda i: f"class {numbers[i]:g} is none of 0 to {rule.n_classes - 1}")
+    class_id = numbers.astype(np.int64)
+    box = np.stack([_numbers(table, column, what) for column in BOX], axis=1)
+    inverted = (box[:, 2] < box[:, 0]) | (box[:, 3] < box[:, 1])
+    _refuse(table, what, inverted, lambda i: f"the box {_text(box[i])} is inverted (x_min, y_min, x_max, y_max)")
+    if rule.no_finding is not None:
+        other = class_id == rule.no_finding
+        other[other] = (box[other] != NO_FINDING_BOX).any(axis=1)
+        _refuse(table, what, other, lambda i: f"No finding has the box {_text(box[i])}, not 0 0 1 1")
+    return image, class_id, box
+
+
+def _need(table, columns, what):
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InputError(f"{what}: no column {', '.join(missing)}")
+
+
+def _numbers(table, column, what):
+    try:
+        numbers = np.asarray(table[column], dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.asarray(pd.to_numeric(table[column], errors="coerce").astype("float64"))
+    _refuse(table, what, ~np.isfinite(numbers), lambda i: f"{column} is {table[column].iloc[i]!r}")
+    return numbers
+
+
+def _refuse(table, what, wrong, reason):
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise InputError(f"{what}, row {i} (image {table['image_id'].iloc[i]}): {reason(i)}")
+
+
+def _text(box):
+    return " ".join(f"{value:g}" for value in box)
+
+
+def _order_ties(rows, group, score, box):
+    """Sort, in place, rows that follow each other with one group and score by their boxes, equal boxes by row."""
+    groups, scores = group[rows], score[rows]
+    tied = (groups[1:] == groups[:-1]) & (scores[1:] == scores[:-1])
+    if tied.any():
+        places = np.flatnonzero(np.append(False, tied) | np.append(tied, False))
+        some = rows[places]
+        rows[places] = some[np.lexsort((some, *box[some].T[::-1], -scores[places], groups[places]))]
+
+
+def _ranks(starts):
+    """Return each place's number within its group, from 0."""
+    return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
+
+
+@njit(cache=True, nogil=True)
+def sort_by(keys, rows, n_keys):
+    """Return (rows sorted by keys[row], int64 (n_keys + 1,) where each key starts); equal keys keep their order.
+
+    keys: int64 in [0, n_keys); rows: int64 (m,), places in `keys`. A counting sort.
+    """
+    starts = np.zeros(n_keys + 1, np.int64)
+    for row in rows:
+        starts[keys[row] + 1] += 1
+    for key in range(n_keys):
+        starts[key + 1] += starts[key]
+    free, out = starts[:-1].copy(), np.empty_like(rows)
+    for row in rows:
+        out[free[keys[row]]] = row
+        free[keys[row]] += 1
+    return out, starts
+
+
+def match(found_by, true, rule):
+    """Return int64 (n,): for each detection of `found_by` (Boxes) the row of the box of `true` that it found, or -1."""
+    taken, truth_row = np.zeros(len(true.image), bool), np.full(len(found_by.image), -1)
+    _match(
+        *(found_by.rows, found_by.starts, found_by.box, true.rows, true.starts, true.box, taken, truth_row),
+        *(rule.iou_threshold, rule.inclusive, rule.best_unmatched, rule.tied_as_listed),
+    )
+    return truth_row
+
+
+@njit(cache=True, nogil=True)
+def iou(a, b):
+    """Return intersection over union of two boxes (x_min, y_min, x_max, y_max), 0 where they share no area."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+@njit(cache=True, nogil=True)
+def _match(rows, starts, box, true_rows, true_starts, true_box, taken, truth_row, least, inclusive, unmatched, last):
+    for group in range(len(starts) - 1):
+        candidates = true_rows[true_starts[group] : true_starts[group + 1]]
+        for row in rows[starts[group] : starts[group + 1]] if len(candidates) else rows[:0]:
+            best, best_iou = -1, 0.0
+            for candidate in candidates:
+                if unmatched and taken[candidate]:
+                    continue
+                overlap = iou(box[row], true_box[candidate])
+                if overlap > best_iou or (last and overlap == best_iou):
+                    best, best_iou = candidate, overlap
+            if best >= 0 and not taken[best] and (best_iou > least or (inclusive and best_iou == least)):
+                taken[best], truth_row[row] = True, best
