@@ -7,7 +7,6 @@ beam, as in a film. Every length is a share of the width, so that a seed gives o
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -25,7 +24,7 @@ _LEFT = np.array([[362, 320, 270, 225, 207, 182, 145, 98, 78, 62, 82, 70, 45],
 _BODY = np.array([[85, 85, 120, 260, 420, 520, 570, 620, 640, 520, 485, 465, 452, 445, 440, 445],
                   [-300, 0, 35, 55, 85, 170, 380, 800, 1300, 1300, 800, 470, 430, 500, 800, 1300]]).T / 1e3  # fmt: skip
 _BLADE = np.array([[420, 330, 300, 345, 365, 400], [140, 130, 200, 420, 430, 270]]).T / 1e3
-_CIRCLE = np.stack([np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], 1)
+CIRCLE = np.stack([np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], 1)
 _GRID = 256  # what has no edge is computed on this grid and enlarged
 
 
@@ -76,10 +75,11 @@ class Scene:
 def draw(seed, size=1024, findings=(), patient=None):
     """Draw the phantom radiograph of a seed.
 
-    seed: int >= 0; size: pixels, >= 128; findings: functions `f(scene, rng)` such as `pneumothorax` here, or partials
-    of them; patient: seed of the anatomy (default: `seed`), so that films of one person look alike. Returns a
-    `Radiograph`. A finding changes only the lung or heart that it lies in, so the same seed without it is its normal
-    counterpart. Raises InputError on a bad seed, size or patient.
+    seed: int >= 0; size: pixels, >= 128; findings: functions `f(scene, rng)` of common.phantom_findings, or partials
+    of them, in the order in which they are drawn; patient: seed of the anatomy (default: `seed`), so that films of one
+    person look alike. Returns a `Radiograph`, its findings in the same order. A finding changes only the lung or organ
+    that it lies in, so the same seed without it is its normal counterpart. Raises InputError on a bad seed, size or
+    patient.
     """
     patient = seed if patient is None else patient
     for name, value, least in (("seed", seed, 0), ("size", size, 128), ("patient", patient, 0)):
@@ -93,7 +93,7 @@ def draw(seed, size=1024, findings=(), patient=None):
     return Radiograph(image, Lungs(scene.lungs["left"], scene.lungs["right"]), scene.heart, scene.findings)
 
 
-# --- drawing tools ---------------------------------------------------------------------------------------------------
+# --- drawing tools, which the findings share -------------------------------------------------------------------------
 
 
 def _smooth(points, closed, steps=8):
@@ -106,18 +106,18 @@ def _smooth(points, closed, steps=8):
     return np.vstack([curve.reshape(-1, 2), points[-1:]][: 1 if closed else 2])
 
 
-def _fill(layer, pixels, value=255):
+def fill(layer, pixels, value=255):
     """Fill a polygon of a uint8 layer, antialiased, in place."""
     return cv2.fillPoly(layer, [np.int32(pixels * 16)], value, cv2.LINE_AA, 4)
 
 
-def _stroke(layer, pixels, width, value):
+def stroke(layer, pixels, width, value):
     """Draw a line into a uint8 layer; a line thinner than a pixel is fainter instead."""
     width = width * len(layer)
     cv2.polylines(layer, [np.int32(pixels * 16)], False, value * min(width, 1), max(round(width), 1), cv2.LINE_AA, 4)
 
 
-def _soft(mask, radius):
+def soften(mask, radius):
     """A uint8 layer, or a bool mask as 0 and 255, blurred by a share of the width; float32, 255 becomes 1."""
     layer = mask.astype(np.uint8) * np.uint8(255) if mask.dtype == bool else mask
     return cv2.GaussianBlur(layer, (0, 0), radius * len(mask)).astype(np.float32) / np.float32(255)
@@ -135,13 +135,13 @@ def _enlarge(grid, size):
     return cv2.resize(np.float32(grid), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _cloud(rng, size, cells=(24, 80, 200)):
+def cloud(rng, size, cells=(24, 80, 200)):
     """Smooth noise of about unit spread."""
     layers = (cv2.resize(rng.standard_normal((n, n), np.float32), (_GRID, _GRID)) for n in cells)
     return _enlarge(sum(weight * layer for weight, layer in zip((0.9, 0.45, 0.4), layers, strict=True)), size)
 
 
-def _main_parts(mask, brush):
+def main_parts(mask, brush):
     """Drop what is thinner than `brush` pixels, then parts under a fifth of the largest (8-connectivity); bool."""
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((brush, brush), np.uint8))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
@@ -174,11 +174,11 @@ def _person(size, rng, film):
     right, left = lung(_RIGHT), lung(_LEFT)
     border = np.vstack([right[-7:-3] * [-1, 1], left[-6:-10:-1], [[0.06, 0.73], [-0.04, 0.71]]])
     outlines = {"right": at(right, -1, "closed"), "left": at(left, 1, "closed"), "heart": at(border, 1, "closed")}
-    lungs = {name: _fill(blank(), outlines[name]) for name in ("left", "right")}
-    aired = _soft(cv2.add(lungs["left"], lungs["right"]), 1 / 700)
+    lungs = {name: fill(blank(), outlines[name]) for name in ("left", "right")}
+    aired = soften(cv2.add(lungs["left"], lungs["right"]), 1 / 700)
     torso = _BODY + np.outer([0] * 4 + [0.5] * 8 + [1] * 4, [stout, 0])
     torso[5:12, 0] += rng.uniform(0, 0.06) * np.clip(torso[5:12, 1] - 0.4, 0, 1) / 0.4
-    body = _soft(_fill(blank(), at(np.vstack([torso, torso[::-1] * [-1, 1]]), 1, "closed")), 1 / 400)
+    body = soften(fill(blank(), at(np.vstack([torso, torso[::-1] * [-1, 1]]), 1, "closed")), 1 / 400)
 
     column, row = np.meshgrid(np.arange(_GRID) + 0.5, np.arange(_GRID) + 0.5)
     x, y = np.linalg.inv(turn) @ (np.stack([column.ravel(), row.ravel()]) / _GRID - 0.5 - shift[:, None])
@@ -186,9 +186,9 @@ def _person(size, rng, film):
     dry, wet = _tissues(rng, x, y - breath * np.clip(2 * y - 0.4, 0, 1), stout, body, aired)
     bones = _bones(blank(), blank(), at, rng) * (0.4 + 0.6 * aired)
     tissue = (wet + aired * (dry - wet) + bones) * body
-    vessels = (_vessels(blank(), at, rng) + np.float32(0.013) * _cloud(rng, size)) * aired
+    vessels = (_vessels(blank(), at, rng) + np.float32(0.013) * cloud(rng, size)) * aired
     lungs = {name: mask > 127 for name, mask in lungs.items()}
-    heart = (_fill(blank(), outlines["heart"]) > 127) & ~lungs["left"] & ~lungs["right"]
+    heart = (fill(blank(), outlines["heart"]) > 127) & ~lungs["left"] & ~lungs["right"]
     return Scene(size, at, outlines, lungs, heart, tissue, vessels)
 
 
@@ -218,31 +218,31 @@ def _bones(back, front, at, rng):
             rear = np.array([[0.03, 0.10, 0.62 * edge, 0.94 * edge, edge],
                              [y0, y0 - 0.014, y0 - 0.006 + 0.004 * i, y1 - 0.016, y1 + 0.01]]).T  # fmt: skip
             rear = at(rear, sign, "open")
-            _stroke(back, rear, thick, 105)
-            _stroke(back, rear, 0.74 * thick, 62)  # a bright rim: cortex seen edge on
+            stroke(back, rear, thick, 105)
+            stroke(back, rear, 0.74 * thick, 62)  # a bright rim: cortex seen edge on
             fore = np.outer([1, 0.95, 0.74, 0.45], [edge, 0]) + np.outer([-0.01, 0.04, 0.10, 0.14], [0, 1]) + [0, y1]
             fore = at(fore, sign, "open")
             for k in range(0, len(fore) - 1, 3) if i < 7 else ():
                 fade = 1 - 0.9 * k / len(fore)  # into cartilage
-                _stroke(front, fore[k : k + 4], 1.2 * thick, 78 * fade)
-                _stroke(front, fore[k : k + 4], 0.95 * thick, 48 * fade)
+                stroke(front, fore[k : k + 4], 1.2 * thick, 78 * fade)
+                stroke(front, fore[k : k + 4], 0.95 * thick, 48 * fade)
         lift = rng.normal(0, 0.015)
         collar = at([(0.035, 0.19), (0.12, 0.175), (0.25, 0.12 + lift), (0.38, 0.105 + lift)], sign, "open")
-        _stroke(back, at([(0.47, 0.18), (0.51, 0.23), (0.545, 0.5), (0.57, 0.8)], sign), 0.045, 60)
-        ball = _CIRCLE * [0.035, 0.045] + [0.475, 0.17]
+        stroke(back, at([(0.47, 0.18), (0.51, 0.23), (0.545, 0.5), (0.57, 0.8)], sign), 0.045, 60)
+        ball = CIRCLE * [0.035, 0.045] + [0.475, 0.17]
         blade = _BLADE + rng.normal(0.02, [0.015, 0.01])
         for points, layer, value in ((blade, front, 30), (ball, back, 75)):
             points = at(points, sign, "closed")
-            np.maximum(layer, _fill(np.zeros_like(layer), points, value), out=layer)
-            _stroke(layer, points, 0.005, value + 25)
-        _stroke(front, collar, 0.026, 140)
-        _stroke(front, collar, 0.019, 98)
+            np.maximum(layer, fill(np.zeros_like(layer), points, value), out=layer)
+            stroke(layer, points, 0.005, value + 25)
+        stroke(front, collar, 0.026, 140)
+        stroke(front, collar, 0.019, 98)
     for y in np.arange(-0.02, 1.0, 0.062):
         half = np.array([[0.030, y], [0.026, y + 0.025], [0.032, y + 0.05]])
-        _fill(back, at(np.vstack([half, half[::-1] * [-1, 1]])), 75)
+        fill(back, at(np.vstack([half, half[::-1] * [-1, 1]])), 75)
         for sign in (-1, 1):
-            _fill(back, at(_CIRCLE * 0.008 + [0.019, y + 0.02], sign), 100)  # pedicles
-    return _soft(cv2.add(back, front), 1 / 700) * np.float32(0.31)
+            fill(back, at(CIRCLE * 0.008 + [0.019, y + 0.02], sign), 100)  # pedicles
+    return soften(cv2.add(back, front), 1 / 700) * np.float32(0.31)
 
 
 def _vessels(layer, at, rng):
@@ -265,9 +265,9 @@ def _vessels(layer, at, rng):
             length = (length[:, None] * rng.uniform(0.4, 0.6, (n, 5))).ravel()
             thick = np.repeat(0.55 * thick, 5)
     for path, thick, value in sorted(twigs, key=lambda twig: twig[1]):  # the thick ones cover the thin
-        _stroke(layer, path[3:], 0.6 * thick, 0.6 * value)
-        _stroke(layer, path[:4], thick, value)
-    return _soft(layer, 1 / 500) * np.float32(0.19)
+        stroke(layer, path[3:], 0.6 * thick, 0.6 * value)
+        stroke(layer, path[:4], thick, value)
+    return soften(layer, 1 / 500) * np.float32(0.19)
 
 
 # --- film ------------------------------------------------------------------------------------------------------------
@@ -280,12 +280,12 @@ def _devices(scene, rng):
     one, two, three, four = rng.choice((-1, 1), 4)
 
     def line(points, sign, width, value):
-        _stroke(layer, scene.at(points, sign, "open"), width, value)
+        stroke(layer, scene.at(points, sign, "open"), width, value)
 
     for _ in range(rng.integers(2, 5) if leads else 0):
         (u, y, rise, end), sign = rng.uniform([0.1, 0.2, -0.1, 0.3], [0.36, 0.75, 0.15, 1.1]), rng.choice((-1, 1))
         for radius, value in ((0.014, 50), (0.005, 200)):
-            _fill(layer, scene.at(_CIRCLE * radius + [u, y], sign), value)
+            fill(layer, scene.at(CIRCLE * radius + [u, y], sign), value)
         line([(u, y), (0.6 * u + 0.24, y + rise), (0.6, end)], sign, 0.0035, 130)
     if tube:  # chest tube: two walls and a marker line
         path = [(0.55, 0.72), (0.36, 0.60), (0.27, 0.42), (0.15, rng.uniform(0.18, 0.4))]
@@ -298,7 +298,7 @@ def _devices(scene, rng):
     if gastric:
         line([(0, -0.1), (0.005, 0.3), (0.02, 0.62), (0.1, 0.78), (0.18, 0.80)], 1, 0.005, 60)
     if pacer:
-        _fill(layer, scene.at(_CIRCLE * [0.05, 0.035] + [0.27, 0.23], four, "closed"), 170)
+        fill(layer, scene.at(CIRCLE * [0.05, 0.035] + [0.27, 0.23], four, "closed"), 170)
         line([(0.27, 0.23), (0.14, 0.16), (0, 0.22)], four, 0.005, 130)
         line([(0, 0.22), (-0.045, 0.42), (0, 0.66), (0.10, 0.67)], 1, 0.005, 130)
     side, x, y, scale = rng.random() < 0.4, *(scene.size * rng.uniform([0.04, 0.06, 0.0012], [0.08, 0.14, 0.0018]))
@@ -321,123 +321,3 @@ def _expose(attenuation, overlay, film, grain):
         top, left, right = np.int32(size * np.abs(film.normal(0, 0.02, 3)))
         x[:top], x[:, :left], x[:, size - right :] = 3, 3, 3
     return np.clip(x, 0, 255).astype(np.uint8)
-
-
-# --- findings --------------------------------------------------------------------------------------------------------
-
-
-def _side(scene, rng, side):
-    """`side`, or one of the two at random."""
-    if side not in (None, *scene.lungs):
-        raise InputError(f"phantom: side={side!r} must be left or right, as the patient has them")
-    return side or ("left", "right")[rng.integers(2)]
-
-
-def pneumothorax(scene, rng, side=None, share=None):
-    """Draw air between chest wall and a collapsed lung: dark, without vessels, behind a thin white pleural line.
-
-    side: "left" or "right" (the patient's); share: part of that lung's area, 0.005 to 0.3. Drawn from `rng` where not
-    given, the share log-uniform from 1 % to 20 %. Raises InputError on another side or share.
-    """
-    side = _side(scene, rng, side)
-    share = np.exp(rng.uniform(np.log(0.01), np.log(0.20))) if share is None else share
-    if not 0.005 <= share <= 0.3:
-        raise InputError(f"phantom: share={share!r} of a lung must lie in 0.005 to 0.3")
-    outline, lung, sign = scene.outlines[side], scene.lungs[side], 1 if side == "left" else -1
-    low, high = outline.min(0), outline.max(0)
-    rays = outline - [low[0] if side == "left" else high[0], (low[1] + high[1]) / 2]  # the lung recoils to its hilum
-    angle = np.arctan2(-rays[:, 1], sign * rays[:, 0])  # 0 is lateral, pi / 2 the apex
-    peak, spread = rng.uniform([0.5, 0.35], [1.3, 0.8])
-    if rng.random() < 0.1 and share < 0.06:
-        peak, spread = -0.7, 0.3  # air in the costophrenic angle, as in a supine patient
-    fast, phase, other = rng.uniform([3, 0, 0], [7, 6, 6])
-    waves = 1 + 0.12 * np.sin(fast * angle + phase) + 0.05 * np.sin(13 * angle + other)
-    waves *= np.clip((angle + 1.2) * 3, 0, 1)  # the base stays on the diaphragm
-
-    def collapsed(amount):
-        reach = np.exp(-(((angle - peak) / spread) ** 2))
-        return outline - (amount * waves * reach)[:, None] * rays
-
-    def air(amount):
-        return lung & (_fill(np.zeros_like(lung, np.uint8), collapsed(amount)) < 128)
-
-    while air(0.8).sum() < share * lung.sum():
-        spread *= 1.2
-    least, most = 0.0, 0.8
-    for _ in range(9):
-        middle = (least + most) / 2
-        least, most = (middle, most) if air(middle).sum() < share * lung.sum() else (least, middle)
-    mask = _main_parts(air(most), max(scene.size // 340, 1))
-    soft = _soft(mask, 1 / 900)
-    scene.vessels *= 1 - soft
-    scene.tissue -= np.float32(rng.uniform(0.07, 0.11)) * soft
-    scene.tissue += np.float32(0.3 * share) * (lung & ~mask)  # what is left of the lung holds less air
-    pleura = np.zeros_like(lung, np.uint8)
-    _stroke(pleura, collapsed(most), 0.0022, 255)
-    scene.tissue += _soft(pleura * (cv2.dilate(np.uint8(mask), np.ones((5, 5))) & lung), 1 / 1200) * np.float32(0.11)
-    scene.add("pneumothorax", mask)
-
-
-def _spot(scene, rng, radius, squeeze, inset):
-    """An irregular patch inside one lung: its profile 0..1 (float32) and that lung."""
-    size, lung = scene.size, scene.lungs[_side(scene, rng, None)]
-    depth = cv2.distanceTransform(lung.astype(np.uint8), cv2.DIST_L2, 3) / size
-    places = np.argwhere(depth > min(inset, 0.8 * depth.max()))
-    y, x = places[int(rng.random() * len(places))] / size
-    along = np.arange(size, dtype=np.float32) / size
-    reach = np.hypot(along - np.float32(x), (along[:, None] - np.float32(y)) / np.float32(squeeze))
-    reach *= 1 + np.float32(0.13) * _cloud(rng, size, (8, 16, 30))
-    return np.clip((np.float32(radius) - reach) / np.float32(0.35 * radius) + np.float32(0.5), 0, 1), lung
-
-
-def nodule(scene, rng, name="nodule", radius=(0.012, 0.03)):
-    """Draw one round soft-edged shadow in a lung; radius: least and most, as shares of the image's width."""
-    profile, _ = _spot(scene, rng, rng.uniform(*radius), rng.uniform(0.85, 1.2), 1.2 * radius[1])
-    scene.tissue += profile * np.float32(rng.uniform(0.12, 0.2))
-    scene.add(name, profile > 0.5)
-
-
-mass = partial(nodule, name="mass", radius=(0.04, 0.075))
-
-
-def consolidation(scene, rng, name="consolidation", density=0.17, radius=(0.07, 0.14)):
-    """Draw a cloudy patch of lung filled with fluid, which hides its vessels; radius as in `nodule`."""
-    profile, lung = _spot(scene, rng, rng.uniform(*radius), rng.uniform(0.8, 1.5), 0.05)
-    profile *= _soft(lung, 1 / 500)
-    scene.tissue += profile * np.clip(0.8 + 0.3 * _cloud(rng, scene.size), 0.2, 1.4) * np.float32(density)
-    scene.vessels *= 1 - np.float32(0.7) * profile
-    scene.add(name, (profile > 0.4) & lung)
-
-
-opacity = partial(consolidation, name="opacity", density=0.10, radius=(0.06, 0.12))
-
-
-def effusion(scene, rng, side=None):
-    """Draw fluid in one costophrenic angle, its surface rising to the wall; side: "left" or "right"."""
-    side = _side(scene, rng, side)
-    outline, along = scene.outlines[side], np.linspace(0, 1, 40)
-    (start, top), (end, bottom) = outline.min(0), outline.max(0)
-    surface = bottom - (bottom - top) * (rng.uniform(0.12, 0.35) + 0.22 * along**3)
-    start, end = (start, end) if side == "left" else (end, start)
-    pool = np.vstack([np.stack([start + (end - start) * along, surface], 1), [[end, scene.size], [start, scene.size]]])
-    soft = _soft(_fill(np.zeros_like(scene.heart, np.uint8), pool), 1 / 90)
-    mask = _main_parts((soft > 0.5) & scene.lungs[side], 3)
-    soft *= _soft(scene.lungs[side], 1 / 900)
-    scene.tissue += soft * np.float32(0.33)
-    scene.vessels *= 1 - soft
-    scene.add("effusion", mask)
-
-
-def cardiomegaly(scene, rng):
-    """Enlarge the heart; the lung masks give way to it."""
-    outline = scene.outlines["heart"]
-    base = np.array([outline[:, 0].mean(), outline[:, 1].max()])
-    big = base + (outline - base) * rng.uniform([1.35, 1.0], [1.6, 1.12])
-    mask = _fill(np.zeros_like(scene.heart, np.uint8), big) > 127
-    mask = _main_parts(mask & (scene.heart | scene.lungs["left"] | scene.lungs["right"]), scene.size // 50)
-    gained = _soft(mask & ~scene.heart, 1 / 500)
-    scene.tissue += gained * np.float32(0.28)
-    scene.vessels *= 1 - gained
-    scene.lungs = {side: lung & ~mask for side, lung in scene.lungs.items()}
-    scene.heart = scene.heart | mask
-    scene.add("cardiomegaly", scene.heart)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from common import phantom, sample
+from common.phantom_findings import consolidation, effusion, mass, nodule, pneumothorax
 
 VERSION = 1  # raise it whenever the files for a seed change
 ABNORMAL = 0.45  # of Montgomery and Shenzhen
@@ -29,7 +30,7 @@ JSRT = Path("JSRT")
 LONG, SHORT = 734, 603  # of Montgomery's 4892 and 4020
 LEAST, MOST = 425, 450  # Shenzhen's sides, of about 3000
 RAW, OUTLINES = 2048, 1024  # JSRT's side, SCR's
-FINDINGS = (phantom.effusion, phantom.pneumothorax, phantom.consolidation, phantom.mass)
+FINDINGS = (effusion, pneumothorax, consolidation, mass)
 
 
 def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed=0):
@@ -77,7 +78,7 @@ def _chests(prefix, n_labelled, n_unlabelled, seed):
 def _nodules(count, seed):
     """Images of JSRT: those with a nodule (JPCLN) are counted apart from those without (JPCNN)."""
     first, sick = 1_000_000 * seed + 400_000, round(NODULES * count)
-    nodules = [_Case(f"JPCLN{i + 1:03d}", first + i, (phantom.nodule,)) for i in range(sick)]
+    nodules = [_Case(f"JPCLN{i + 1:03d}", first + i, (nodule,)) for i in range(sick)]
     return nodules + [_Case(f"JPCNN{i + 1 - sick:03d}", first + i, ()) for i in range(sick, count)]
 
 

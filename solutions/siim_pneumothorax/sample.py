@@ -22,6 +22,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from common import phantom, sample
+from common.phantom_findings import pneumothorax
 from common.post import rle
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -94,7 +95,7 @@ def _plan(split, count, seed):
 def _write_image(folder, seed, case):
     """Draw and write one image; returns its id, its run-length strings and (NIH name, patient)."""
     number = 1_000_000 * seed + 500_000 * (case.split == "test") + case.number
-    findings = [partial(phantom.pneumothorax, side=side, share=share) for side, share in case.air]
+    findings = [partial(pneumothorax, side=side, share=share) for side, share in case.air]
     film = phantom.draw(number, SIZE, findings, patient=100_000 * seed + case.patient)
     study, series, image_id = (_uid(number, level) for level in ("study", "series", "image"))
     dataset = _dataset(film.image, study, series, image_id, case, np.random.default_rng([seed, 2, case.patient]))

@@ -11,18 +11,28 @@ from hypothesis import strategies as st
 from benchmarks.tables import real_data
 from common.data.dicom import read_image
 from common.errors import InputError
-from common.phantom import (
+from common.phantom import draw
+from common.phantom_findings import (
+    aortic_enlargement,
+    atelectasis,
+    calcification,
     cardiomegaly,
+    cavity,
     consolidation,
-    draw,
     effusion,
+    fibrosis,
+    ild,
+    infiltration,
     mass,
     nodule,
     opacity,
+    pleural_thickening,
     pneumothorax,
 )
 
 SEEDS = range(5)
+SHADOWS = (nodule, mass, consolidation, opacity, effusion, cardiomegaly, aortic_enlargement, atelectasis, calcification,
+           cavity, fibrosis, ild, infiltration, pleural_thickening)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -116,19 +126,23 @@ def test_bilateral_pneumothorax_is_two_findings():
         assert finding.mask.any() and not (finding.mask & ~lung).any()
 
 
-@pytest.mark.parametrize("finding", [nodule, mass, consolidation, opacity, effusion, cardiomegaly])
-def test_other_findings_are_brighter_than_without(finding):
+@pytest.mark.parametrize("finding", SHADOWS)
+def test_other_findings_are_brighter_than_without_and_change_nothing_else(finding, normals):
     name = finding.keywords["name"] if isinstance(finding, partial) else finding.__name__
-    for seed in SEEDS:
-        normal, film = draw(seed, 256), draw(seed, 256, [finding])
+    for seed, normal in zip(SEEDS, normals, strict=True):
+        film = draw(seed, 256, [finding])
         (found,) = film.findings
         assert found.name == name
         within = found.mask & (normal.lungs.left | normal.lungs.right)
         assert film.image[within].mean() > normal.image[within].mean() + 4
+        away = cv2.dilate(found.mask.astype(np.uint8), np.ones((31, 31))) == 0
+        assert not (film.image.astype(int) - normal.image)[away].any()
 
 
 def test_boxes_are_tight_with_open_ends():
-    for finding in draw(9, 256, [pneumothorax, nodule, mass, consolidation, effusion, cardiomegaly]).findings:
+    findings = draw(9, 256, [pneumothorax, *SHADOWS]).findings
+    assert len(findings) == 15
+    for finding in findings:
         x_min, y_min, x_max, y_max = finding.box
         rows, columns = np.nonzero(finding.mask)
         assert (x_min, y_min, x_max, y_max) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
@@ -139,12 +153,48 @@ def test_sizes_of_nodule_and_mass_tell_them_apart():
     assert 0.0004 < areas[nodule] < 0.003 < 0.005 < areas[mass] < 0.018  # discs of radius 0.012-0.03 and 0.04-0.075
 
 
-def test_cardiomegaly_takes_its_place_from_the_lungs():
-    for seed in SEEDS:
-        normal, film = draw(seed, 256), draw(seed, 256, [cardiomegaly])
+def test_cardiomegaly_takes_its_place_from_the_lungs(normals):
+    for seed, normal in zip(SEEDS, normals, strict=True):
+        film = draw(seed, 256, [cardiomegaly])
         assert film.heart.sum() > 1.15 * normal.heart.sum()
         assert film.lungs.left.sum() < normal.lungs.left.sum()
         assert not (film.heart & (film.lungs.left | film.lungs.right)).any()
+
+
+def test_aortic_enlargement_takes_its_place_from_the_left_lung(normals):
+    for seed, normal in zip(SEEDS, normals, strict=True):
+        film = draw(seed, 256, [aortic_enlargement])
+        arch = film.findings[0].mask
+        assert (arch & normal.lungs.left).any() and np.array_equal(film.lungs.left, normal.lungs.left & ~arch)
+        assert np.argwhere(arch)[:, 0].mean() < np.argwhere(film.heart)[:, 0].mean()  # above the heart
+
+
+def test_what_tells_the_other_new_findings_apart(normals):
+    for seed, normal in zip(SEEDS, normals, strict=True):
+
+        def change(finding, normal=normal, seed=seed):
+            film = draw(seed, 256, [finding])
+            return film.image.astype(int) - normal.image, film.findings[0].mask
+
+        change_of_cavity, mask = change(cavity)
+        core = cv2.erode(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13))) > 0
+        rim = mask & (cv2.erode(mask.astype(np.uint8), np.ones((3, 3))) == 0)
+        assert change_of_cavity[core].min() < 0 < change_of_cavity[rim].mean()  # air within a wall
+        flecks, mask = change(calcification)
+        assert flecks[mask].mean() > 30 and mask.mean() < 0.003
+        lower, mask = change(ild)
+        lung = normal.lungs.left if (mask & normal.lungs.left).any() else normal.lungs.right
+        assert np.argwhere(mask)[:, 0].min() > np.argwhere(lung)[:, 0].min() + 20 and mask.sum() > 0.3 * lung.sum()
+        assert np.ptp(lower[mask]) > 25  # lines with lung between them
+        _, mask = change(pleural_thickening)
+        depth = cv2.distanceTransform(np.uint8(normal.lungs.left | normal.lungs.right), cv2.DIST_L2, 5)
+        assert depth[mask].min() < 1.5 and depth[mask].max() < 0.035 * 256 + 1
+
+
+def test_several_findings_lie_apart():
+    for seed in SEEDS:
+        masks = [finding.mask for finding in draw(seed, 256, [nodule, mass, cavity, nodule]).findings]
+        assert np.sum(masks, axis=0).max() == 1
 
 
 @pytest.mark.parametrize(
@@ -155,6 +205,7 @@ def test_cardiomegaly_takes_its_place_from_the_lungs():
         ({"seed": 0, "size": 64}, "size=64"),
         ({"seed": 0, "patient": "x"}, "patient='x'"),
         ({"seed": 0, "size": 128, "findings": [partial(pneumothorax, side="up")]}, "side='up'"),
+        ({"seed": 0, "size": 128, "findings": [partial(ild, side="both")]}, "side='both'"),
         ({"seed": 0, "size": 128, "findings": [partial(pneumothorax, share=0.9)]}, "share=0.9"),
     ],
 )

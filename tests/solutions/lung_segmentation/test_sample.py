@@ -9,6 +9,7 @@ from PIL import Image
 
 from common import phantom
 from common.errors import InputError
+from common.phantom_findings import nodule
 from solutions.lung_segmentation import sample
 from solutions.lung_segmentation.sample import make_sample
 
@@ -115,7 +116,7 @@ def test_jsrt_is_read_by_inverting_big_endian_words(folder):
         assert path.stat().st_size == 2048 * 2048 * 2
         words = np.frombuffer(path.read_bytes(), ">u2").reshape(2048, 2048)
         assert words.max() <= 4095 and len(np.unique(words)) > 2000  # all 12 bits are used
-        film = phantom.draw(3_400_000 + number, 1024, (phantom.nodule,) if "LN" in path.name else ())
+        film = phantom.draw(3_400_000 + number, 1024, (nodule,) if "LN" in path.name else ())
         shown = cv2.resize((4095 - words).astype(np.float32), (1024, 1024), interpolation=cv2.INTER_AREA)
         assert np.abs(shown * 255 / 4095 - film.image).mean() < 2
         (masks,) = (outline.parents[1] for outline in folder.glob(f"JSRT/scratch/*/masks/heart/{path.stem}.gif"))
