@@ -43,6 +43,27 @@ def _outline(rgb, mask, shape, colour, thickness):
     cv2.polylines(rgb, corners, True, colour, thickness, cv2.LINE_AA, shift)
 
 
+def box_overlay(image, truth=(), prediction=(), size=384):
+    """The radiograph with boxes, true ones green and thick, found ones orange and thin above them, with their names.
+
+    `image`: uint8 (H, W); truth and prediction: (box, text) pairs, the box x_min, y_min, x_max, y_max in its pixels.
+    Returns uint8 RGB with the longer side `size` pixels. Raises InputError for another image.
+    """
+    rgb = outline_overlay(image, size=size)
+    scale = np.array([rgb.shape[1] / image.shape[1], rgb.shape[0] / image.shape[0]] * 2)
+    thin, letter = max(1, round(size / 256)), size / 900
+    for pairs, colour, thickness, below in ((truth, TRUTH, thin + 1, False), (prediction, PREDICTION, thin, True)):
+        for box, text in pairs:
+            x_min, y_min, x_max, y_max = np.round(np.asarray(box, float) * scale).astype(int).tolist()
+            cv2.rectangle(rgb, (x_min, y_min), (x_max, y_max), colour, thickness, cv2.LINE_AA)
+            (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letter, 1)
+            x = int(np.clip(x_min + 1, 0, max(0, rgb.shape[1] - width)))
+            y = int(np.clip(y_max + height + 4 if below else y_min - 4, height + 1, rgb.shape[0] - 3))
+            for shade, wide in (((0, 0, 0), 3), (colour, 1)):
+                cv2.putText(rgb, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, letter, shade, wide, cv2.LINE_AA)
+    return rgb
+
+
 def jpeg(rgb, quality=80):
     """JPEG bytes of a uint8 RGB (H, W, 3) picture, colour at full resolution so that thin lines stay sharp."""
     options = [
@@ -57,10 +78,11 @@ def jpeg(rgb, quality=80):
     return data.tobytes()
 
 
-def gallery(items, title="", size=384):
+def gallery(items, title="", size=384, overlay=outline_overlay):
     """A grid of outlined radiographs under a line of text and the legend of the two colours.
 
-    `items`: (image, truth, prediction, caption) as in `outline_overlay`; about 25 kB a picture at the default size.
+    `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay` or `box_overlay`; None
+    where there is no truth or prediction to know of; about 25 kB a picture at the default size.
     """
     items = list(items)
     if not items:
@@ -70,8 +92,9 @@ def gallery(items, title="", size=384):
         for name, colour, place in (("truth", TRUTH, 1), ("prediction", PREDICTION, 2))
         if any(item[place] is not None for item in items)
     )
-    figures = [
-        figure(jpeg(outline_overlay(image, truth, prediction, size)), caption)
-        for image, truth, prediction, caption in items
-    ]
-    return join(*([title] if title else []), Html(f'<p class="legend">{legend}</p>'), grid(*figures, small=True))
+    pictures = []
+    for image, truth, prediction, caption in items:
+        known = {"truth": truth, "prediction": prediction}
+        marks = {name: marks for name, marks in known.items() if marks is not None}
+        pictures.append(figure(jpeg(overlay(image, size=size, **marks)), caption))
+    return join(*([title] if title else []), Html(f'<p class="legend">{legend}</p>'), grid(*pictures, small=True))

@@ -158,9 +158,9 @@ def export_network(context):
                        config.structures)  # fmt: skip
     about = {
         "network": to_dict(config.network), "structures": config.structures, "pixel": rule.pixel,
-        "regions": rule.regions, "preset": context.preset, "command": run.manifest.get("command", ""),
-        "git": git_revision(), "weights_of_run": file_hash(weights), "seed": config.seed, "held_out_fold": fold,
-        "n_folds": config.n_folds, "images": train["dataset"].value_counts().to_dict(),
+        "regions": rule.regions, "command": f"python -m solutions lung_segmentation run {context.preset}",
+        "config": to_dict(config), "exported_by": git_revision(), "weights_of_run": file_hash(weights),
+        "held_out_fold": fold, "images": train["dataset"].value_counts().to_dict(),
         "dice": {name: part["dice"] for name, part in {"all": found, **found["datasets"]}.items()},
     }  # fmt: skip
     path = run.path("lungs.safetensors")
