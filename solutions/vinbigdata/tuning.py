@@ -1,0 +1,154 @@
+"""The search for the rule that makes one answer of several networks, nested, by the leaderboard's own metric."""
+
+import itertools
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from common.config import to_dict
+from common.data.folds import make_folds
+from common.errors import InputError
+from common.metrics.classification import mean_of_defined
+from common.metrics.detection import VOC2010, Result, ap_of, bootstrap_map, evaluate
+from common.metrics.statistics import Interval
+from common.steps import as_interval
+from solutions.vinbigdata.config import NO_FINDING
+from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse, rules, split_members
+
+FINDINGS = replace(VOC2010, counted=tuple(range(NO_FINDING)))  # the leaderboard's AP of boxes alone
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """The outcome of `tune_detection`.
+
+    rule: the best on all images, for the test set; naive: its mean AP there, chosen and scored on the same images.
+    part_rules: from each part to the rule that the other parts chose. parts: (n,), the images' folds, or halves of
+    the patients where there is one fold (`halves`). detections: every image under the rule of its part; result: their
+    mean AP over all images at once, and score: its interval, the figure to report; class_scores: Intervals of the
+    classes. surface: DataFrame of the rules tried on all images: iou, skip, alpha, beta, power, map. members: DataFrame
+    of member, weight and map, the mean AP of its boxes alone over the classes of findings.
+    """
+
+    rule: DecisionRule
+    part_rules: dict
+    parts: np.ndarray
+    halves: bool
+    detections: pd.DataFrame
+    result: Result
+    score: Interval
+    class_scores: list
+    naive: float
+    surface: pd.DataFrame
+    members: pd.DataFrame
+
+    def as_dict(self):
+        """Return what tuned.json holds; common.config.from_dict(DecisionRule, d["rule"]) gives the rule back."""
+        return {
+            "rule": to_dict(self.rule),
+            "part_rules": {str(part): to_dict(rule) for part, rule in self.part_rules.items()},
+            "members": self.members["member"].tolist(),
+            "score": as_interval(self.score),
+            "naive": self.naive,
+            "halves": self.halves,
+        }
+
+
+def tune_detection(
+    oof, truth, images, healthy, members, fusion, decision, weight_values=(), seed=0, n_resamples=1000
+):  # fmt: skip
+    """Choose among the rules of a FusionConfig and a DecisionConfig by the leaderboard's mean AP; returns Tuned.
+
+    oof: boxes of the networks, an image by those of the one fold that did not see it; truth: true boxes, a row of
+    class 14 for an image without a finding; images: those held out, with fold and patient_id too ("" where unknown);
+    healthy: as in `apply_rule`. Mean AP is no mean over images: those of each part get the rule that the other parts
+    chose, and all are scored as one set. fusion.weights go to the members best first, by the mean AP of their boxes.
+    weight_values: where given, weights to try from there on, one member after the other. Of rules that tie, the
+    middle one wins. Raises InputError as `fuse_members`, `apply_rule` and `evaluate` do.
+    """
+    ids = images["image_id"].to_numpy()
+    groups = np.where(images["patient_id"] == "", "image " + images["image_id"], images["patient_id"])
+    halves = images["fold"].nunique() < 2
+    if halves:
+        labels = pd.crosstab(truth["image_id"], truth["class_id"]).reindex(ids, fill_value=0) > 0
+        parts = make_folds(labels.to_numpy().astype(int), 2, groups, seed)
+    else:
+        parts = images["fold"].to_numpy()
+    names = np.unique(parts)
+    shares = np.stack([np.ones(len(ids)), *(parts != name for name in names)])  # all, then all but each part
+    trials = _Trials(oof, truth, images, healthy, members, fusion.method, shares)
+    best, *others = (trials.choose(share, fusion, decision, weight_values) for share in range(len(shares)))
+    part_rules = dict(zip(names.tolist(), others, strict=True))
+    under = [trials.decided(rule, ids[parts == name]) for name, rule in part_rules.items()]
+    detections = pd.concat(under, ignore_index=True)
+    result = evaluate(detections, truth, ids)
+    class_scores, score = bootstrap_map(result, groups, n_resamples, seed)
+    surface = [asdict(rule) | {"map": trials.scores(rule)[0]} for rule in rules(fusion, decision, best.weights)]
+    return Tuned(
+        best, part_rules, parts, halves, detections, result, score, class_scores, float(trials.scores(best)[0]),
+        pd.DataFrame(surface).drop(columns="weights"),
+        pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]}),
+    )  # fmt: skip
+
+
+def rank_weights(weights, own):
+    """Give `weights`, best first and 1 beyond them, to the members by their own scores (m,); returns a tuple (m,)."""
+    given = np.empty(len(own))
+    given[np.argsort(-np.asarray(own), kind="stable")] = [*weights, *[1.0] * len(own)][: len(own)]
+    return tuple(given.tolist())
+
+
+def search_weights(score_of, start, values, rounds=3):
+    """Give one member after the other that of `values` with the highest score_of(weights), as long as that helps."""
+    best, top = tuple(start), score_of(tuple(start))
+    for _ in range(rounds):
+        before = best
+        for member, value in itertools.product(range(len(best)), values):
+            tried = (*best[:member], float(value), *best[member + 1 :])
+            score = score_of(tried)
+            if score > top:
+                best, top = tried, score
+        if best == before:
+            break
+    return best
+
+
+class _Trials:
+    """Scores of rules on shares (k, n) of the images; keeps them, and the last fusion, which many rules share."""
+
+    def __init__(self, oof, truth, images, healthy, members, method, shares):
+        self.tables, _ = split_members(oof, members)
+        if len(self.tables) > len(members):
+            raise InputError("out-of-fold boxes: an image has boxes of more than one fold")
+        self.truth, self.images, self.healthy, self.method, self.shares = truth, images, healthy, method, shares
+        self.known, self.last_key, self.last = {}, None, None
+        own = [evaluate(table, truth, images["image_id"], FINDINGS) for table in self.tables.values()]
+        self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
+
+    def choose(self, share, fusion, decision, weight_values):
+        weights = rank_weights(fusion.weights, self.own[:, share])
+        grid = rules(fusion, decision, weights)
+        if weight_values:
+            middle = grid[(len(grid) - 1) // 2]
+            weights = search_weights(
+                lambda tried: self.scores(replace(middle, weights=tried))[share], weights, weight_values
+            )
+            grid = rules(fusion, decision, weights)
+        scores = np.array([self.scores(rule)[share] for rule in grid])
+        tied = np.flatnonzero(scores >= scores.max() - 1e-12)
+        return grid[tied[(len(tied) - 1) // 2]]
+
+    def decided(self, rule, ids):
+        key = (rule.weights, rule.iou, rule.skip)
+        if self.last_key != key:
+            self.last = fuse(self.tables, self.images, rule.weights, rule.iou, rule.skip, self.method)
+            self.last_key = key
+        boxes = self.last if len(ids) == len(self.images) else self.last[self.last["image_id"].isin(ids)]
+        return apply_rule(boxes, ids, self.healthy, rule)
+
+    def scores(self, rule):
+        if rule not in self.known:
+            ids = self.images["image_id"]
+            self.known[rule] = mean_of_defined(ap_of(evaluate(self.decided(rule, ids), self.truth, ids), self.shares))
+        return self.known[rule]
