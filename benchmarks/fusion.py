@@ -1,0 +1,160 @@
+"""Box fusion on the paper's workload against ensemble-boxes, with identical results.
+
+Run: OMP_NUM_THREADS=1 python -m benchmarks.fusion    (under a minute; the raters need torchxrayvision's label table)
+
+The workload: 3,000 images × 6 models × 100 boxes of 14 classes, weights 5 2 1 1 1 1, IoU 0.4. The boxes are made:
+copies of shared boxes that each model shifts and resizes, so that 1,800,000 become about 610,000, as in the paper.
+The peer fuses some of the images, and its time is that of all by proportion. Seconds are of the processor, one thread
+(`time.thread_time`), so that other programs on the machine count little; "wall" is what a clock shows.
+"""
+
+import resource
+import time
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.tables import label_table
+from common.post import fusion
+from common.post.batches import Batch
+from common.post.boxes import BOX, denormalise
+
+IMAGES, MODELS, PER_MODEL, CLASSES = 3000, 6, 100, 14
+WEIGHTS, IOU = [5, 2, 1, 1, 1, 1], 0.4
+PEERS, ROUNDS = 24, 5  # images that the peer fuses, rounds of which the best counts
+
+
+def workload(decimals=None):
+    """Arrays of shape (images, models, boxes, …): boxes in [0, 1], scores, labels; and sizes (images, 2)."""
+    rng = np.random.default_rng(0)
+    shape, pool = (IMAGES, MODELS, PER_MODEL), 240
+    chosen = (np.arange(IMAGES)[:, None, None], rng.integers(0, pool, shape))
+    middle = rng.random((IMAGES, pool, 2))[chosen] + rng.normal(0, 0.006, (*shape, 2))
+    half = rng.uniform(0.025, 0.125, (IMAGES, pool, 2))[chosen] * np.exp(rng.normal(0, 0.1, (*shape, 2)))
+    boxes = np.clip(np.concatenate([middle - half, middle + half], axis=-1), 0, 1)
+    scores = rng.random(shape)
+    if decimals is not None:
+        scores = np.maximum(scores.round(decimals), 10.0**-decimals)
+    return boxes, scores, rng.integers(0, CLASSES, (IMAGES, pool))[chosen], rng.integers(1500, 3500, (IMAGES, 2))
+
+
+def seconds(function, items, rounds=ROUNDS, clock=time.thread_time):
+    """Seconds for one item: each item's best of several rounds, then the mean over the items."""
+    best = np.full(len(items), np.inf)
+    for _ in range(rounds):
+        for k, item in enumerate(items):
+            begin = clock()
+            function(item)
+            best[k] = min(best[k], clock() - begin)
+    return best.mean()
+
+
+def report(name, ours, theirs):
+    print(f"{name:44}{ours:12.6f}{theirs:12.4f}{theirs / ours:10.1f}")
+
+
+def compare(peer):
+    """Image by image and in one batch: all methods, and WBF with tied scores too; returns the workload."""
+    work = None
+    for name, ours, theirs, batch, options, decimals in [
+        ("WBF, scores of 2 decimals", fusion.weighted_boxes_fusion, peer.weighted_boxes_fusion, fusion.fuse_wbf, {}, 2),
+        ("NMS", fusion.nms, peer.nms, fusion.fuse_nms, {}, None),
+        ("soft-NMS", fusion.soft_nms, peer.soft_nms, fusion.fuse_soft_nms, {"thresh": 0.01}, None),
+        ("NMW", fusion.non_maximum_weighted, peer.non_maximum_weighted, fusion.fuse_nmw, {}, None),
+        ("WBF", fusion.weighted_boxes_fusion, peer.weighted_boxes_fusion, fusion.fuse_wbf, {}, None),
+    ]:
+        work = workload(decimals) if work is None or decimals is not None or name == "NMS" else work
+        boxes, scores, labels, _ = work
+        options = {"iou_thr": IOU, "weights": WEIGHTS} | options
+        rows = np.arange(IMAGES + 1) * MODELS * PER_MODEL
+        models = np.tile(np.repeat(np.arange(MODELS), PER_MODEL), IMAGES)
+        flat = Batch(boxes.reshape(-1, 4), scores.ravel(), labels.ravel(), models, rows, MODELS)
+        fused = batch(flat, **options)
+
+        def lists(k, boxes=boxes, scores=scores, labels=labels):
+            return list(boxes[k]), list(scores[k]), list(labels[k])
+
+        images = range(0, IMAGES, IMAGES // PEERS)
+        for k in images:
+            wanted, part = theirs(*lists(k), **options), slice(fused.starts[k], fused.starts[k + 1])
+            for a, b, c in zip(ours(*lists(k), **options), wanted, fused, strict=False):
+                assert a.tobytes() == b.tobytes() and (c[part] == b).all(), (name, k)
+        timed = [lists(k) for k in images]
+        slow = seconds(lambda item, f=theirs, o=options: f(*item, **o), timed, rounds=2)
+        report(f"{name}, an image", seconds(lambda item, f=ours, o=options: f(*item, **o), timed, 20), slow)
+        report(f"{name}, {IMAGES} at once", seconds(lambda f, b=batch, o=options: b(f, **o), [flat], 3), slow * IMAGES)
+    return work
+
+
+def compare_tables(peer, work):
+    boxes, scores, labels, sizes = work
+    ids = np.array([f"{k:032x}" for k in range(IMAGES)])
+    pixels = denormalise(boxes, sizes[:, None, None, :])
+    tables = []
+    for m in range(MODELS):
+        table = pd.DataFrame(pixels[:, m].reshape(-1, 4), columns=BOX)
+        table = table.assign(image_id=np.repeat(ids, PER_MODEL), class_id=labels[:, m].ravel())
+        tables.append(table.assign(score=scores[:, m].ravel()))
+    of_images = pd.DataFrame({"image_id": ids, "width": sizes[:, 0], "height": sizes[:, 1]})
+    del pixels
+
+    def fuse(tables):
+        return fusion.fuse_table(tables, of_images, WEIGHTS, iou_thr=IOU)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fused = fuse(tables)
+    taken = seconds(fuse, [tables], 3)
+    wall = seconds(fuse, [tables], 3, time.perf_counter)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    by_image = dict(list(fused.groupby("image_id", sort=False)))
+    inputs = [t.set_index("image_id") for t in tables]
+    slow = 0.0
+    images = range(0, IMAGES, IMAGES // PEERS)
+    for k in images:
+        parts = [t.loc[ids[k]] for t in inputs]
+        size = np.tile(sizes[k], 2)
+        lists = (
+            [p[BOX].to_numpy() / size for p in parts],
+            *([p[c].to_numpy() for p in parts] for c in ("score", "class_id")),
+        )
+        begin = time.thread_time()
+        wanted = peer.weighted_boxes_fusion(*lists, weights=WEIGHTS, iou_thr=IOU)
+        slow += (time.thread_time() - begin) * IMAGES / len(images)
+        rows = by_image[ids[k]]
+        assert (rows[BOX].to_numpy() == np.minimum(wanted[0] * size, size)).all()
+        assert (rows["score"].to_numpy() == wanted[1]).all() and (rows["class_id"].to_numpy() == wanted[2]).all()
+    report("WBF, tables in pixels to a table", taken, slow)
+    print(
+        f"\n{MODELS * IMAGES * PER_MODEL:,} boxes become {len(fused):,}; wall {wall:.2f} s; peak memory of the process"
+    )
+    print(f"{peak / 2**20:.2f} GB, of which {before / 2**20:.2f} GB before the first table was fused")
+
+
+def raters():
+    path = label_table("vinbigdata-train.csv.gz")
+    if path is None:
+        print("raters skipped: torchxrayvision, which carries the label table, is not installed")
+        return
+    table = pd.read_csv(path)
+    for join in (fusion.mean_boxes, fusion.first_boxes):
+        fused = fusion.fuse_raters(table, IOU, join)
+        assert fused.equals(fusion.fuse_raters(table.sample(frac=1, random_state=0), IOU, join))
+        taken = seconds(lambda table, join=join: fusion.fuse_raters(table, IOU, join), [table], 3)
+        votes = fused.loc[fused["class_id"] != fusion.NO_FINDING, "votes"].value_counts().sort_index().to_dict()
+        print(
+            f"raters, {join.__name__}: {len(table)} rows of {fused['image_id'].nunique()} images in {taken:.2f} s;",
+            end=" ",
+        )
+        print(f"boxes by votes {votes}; shuffled rows give the same")
+
+
+def main():
+    import ensemble_boxes as peer
+
+    print(f"{'seconds':44}{'ours':>12}{'peer':>12}{'ratio':>10}")
+    compare_tables(peer, compare(peer))
+    raters()
+
+
+if __name__ == "__main__":
+    main()

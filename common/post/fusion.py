@@ -1,0 +1,221 @@
+"""Detection tables of several models, or the boxes of several raters, fused into one table.
+
+The methods themselves: `common.post.wbf` (weighted boxes fusion), `common.post.suppression` (NMS, soft-NMS, NMW).
+"""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from numba import njit
+
+from common.errors import InputError
+from common.post.batches import Batch, check_iou, check_labels, check_scores, check_weights
+from common.post.boxes import BOX, check_boxes, clip, denormalise, normalise
+from common.post.suppression import first_boxes, fuse_nms, fuse_nmw, fuse_soft_nms, nms, non_maximum_weighted, soft_nms
+from common.post.wbf import fuse_wbf, mean_boxes, weighted_boxes_fusion
+
+__all__ = [
+    "first_boxes",
+    "fuse_nms",
+    "fuse_nmw",
+    "fuse_raters",
+    "fuse_soft_nms",
+    "fuse_table",
+    "fuse_wbf",
+    "mean_boxes",
+    "nms",
+    "non_maximum_weighted",
+    "soft_nms",
+    "weighted_boxes_fusion",
+]
+
+NO_FINDING = 14  # VinBigData's class of an image without finding; its box is 0 0 1 1, in pixels
+_ROWS = 1 << 15  # boxes fused together
+
+
+def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING, **options):
+    """Fuse the detections of several models, image by image and class by class.
+
+    tables: one DataFrame a model (a list, or a dict from the names that errors shall use): image_id, class_id, score
+    from 0, x_min, y_min, x_max, y_max in pixels of the original; other columns are ignored. sizes: DataFrame of
+    image_id, width, height, an image a row; images that no model mentions are allowed. weights: a positive number a
+    model, or None. fuse: `fuse_wbf`, `fuse_nms`, `fuse_soft_nms` or `fuse_nmw`, called with `options` (iou_thr,
+    skip_box_thr, conf_type, …) on boxes divided by their image's width and height.
+
+    The class `no_finding` (None for no such class) is never fused. Its score is the weighted mean over the models
+    that use this class anywhere; an image to which such a model gives none counts 0 there. A row `0 0 1 1` with this
+    score is written for each image that has one in some table.
+
+    Returns a table of the same columns: images in the order of `sizes`, each best first as the method leaves it, the
+    no-finding row last, boxes in pixels and inside the image. Raises InputError, naming table, row and image, for
+    missing columns and values, unknown images, inverted boxes, boxes outside their image (`boxes.clip` them first),
+    two no-finding rows for an image or one with another box, and for bad weights and options.
+    """
+    named = tables.items() if isinstance(tables, dict) else [(f"table {k}", table) for k, table in enumerate(tables)]
+    if not named:
+        raise InputError("no tables to fuse")
+    pixels, index = _sizes(sizes)
+    weights = None if weights is None else check_weights(weights, len(named))
+    healthy = np.full((len(named), len(index)), np.nan)
+    parts = [_part(name, table, index, pixels, no_finding, healthy[k]) for k, (name, table) in enumerate(named)]
+    models = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    images, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    del parts
+    order, starts = _by_image(images, len(index))
+
+    def fuse_images(begin, end):
+        rows = order[starts[begin] : starts[end]]
+        shares = normalise(boxes[rows], pixels[images[rows]])
+        part = starts[begin : end + 1] - starts[begin]
+        fused = fuse(Batch(shares, scores[rows], labels[rows], models[rows], part, len(named)), weights, **options)
+        found = np.repeat(np.arange(begin, end), np.diff(fused.starts))
+        inside = clip(denormalise(fused.boxes, pixels[found]), pixels[found])
+        return found, fused.labels, fused.scores.astype(np.float64, copy=False), inside
+
+    # some images at a time: what they need stays in the processor's cache
+    cuts = np.unique([0, len(index), *np.searchsorted(starts, np.arange(0, len(order), _ROWS))])
+    fused = [fuse_images(begin, end) for begin, end in itertools.pairwise(cuts)]
+    images, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*fused, strict=True))
+    found, mean = _no_finding_scores(healthy, weights)
+    images = np.concatenate([images, found])
+    order = np.argsort(images, kind="stable")
+    columns = {
+        "image_id": index.take(images[order]),
+        "class_id": np.concatenate([labels, np.full(len(found), no_finding or 0)])[order],
+        "score": np.concatenate([scores, mean])[order],
+    }
+    boxes = np.concatenate([boxes, np.tile([0.0, 0.0, 1.0, 1.0], (len(found), 1))])[order]
+    return pd.DataFrame(columns | {name: boxes[:, k] for k, name in enumerate(BOX)})
+
+
+def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
+    """Fuse the boxes that several raters drew on one image for one class, and count the raters behind each.
+
+    table: DataFrame of image_id, class_id, rad_id, x_min, y_min, x_max, y_max in pixels, a row for each box or, with
+    the class `no_finding`, for a rater who drew none (its box is ignored). join: `mean_boxes` (weighted boxes fusion,
+    every score 1) or `first_boxes` (NMS: of overlapping boxes that of the first rater by name stays). Boxes are taken
+    by rater, then by coordinates, so the order of the rows does not matter; boxes match where IoU > iou_thr.
+
+    Returns a truth table: image_id (sorted), class_id, x_min, y_min, x_max, y_max, votes (different raters with a box
+    in the fused one), raters (different raters of the image). An image has the row `no_finding 0 0 1 1` only if no
+    rater drew a box. Raises InputError, naming row and image, for missing columns or values and boxes without area.
+    """
+    _check_columns("raters", table, ["image_id", "class_id", "rad_id", *BOX])
+    check_iou(iou_thr)
+    labels = check_labels(_numbers("raters", table, "class_id"), _row_names("raters", table))
+    images, ids = pd.factorize(table["image_id"], sort=True)
+    raters, _ = pd.factorize(table["rad_id"], sort=True)
+    for row in np.flatnonzero((images < 0) | (raters < 0))[:1]:
+        raise InputError(f"raters, row {row}: needs an image_id and a rad_id")
+    rows = np.flatnonzero(labels != no_finding)
+    where = _row_names("raters", table, rows)
+    boxes = check_boxes(np.column_stack([_numbers("raters", table, name)[rows] for name in BOX]), where)
+    for row in np.flatnonzero((boxes[:, :2] >= boxes[:, 2:]).any(axis=1))[:1]:
+        raise InputError(f"{where(row)}: the box has no area")
+
+    order = np.lexsort((*boxes.T, raters[rows], labels[rows], images[rows]))
+    rows, boxes = rows[order], boxes[order]
+    new = (np.diff(images[rows], prepend=-1) != 0) | (np.diff(labels[rows], prepend=-1) != 0)
+    boxes, cluster = join(boxes, np.append(np.flatnonzero(new), len(rows)), iou_thr)
+    _, first = np.unique(cluster, return_index=True)
+    empty = np.setdiff1d(np.arange(len(ids)), images[rows])
+    readers = _different(images, raters, len(ids))
+    columns = {
+        "image_id": np.append(images[rows[first]], empty),
+        "class_id": np.append(labels[rows[first]], np.full(len(empty), no_finding or 0)),
+        **{name: np.append(boxes[:, k], np.full(len(empty), k // 2)) for k, name in enumerate(BOX)},
+        "votes": np.append(_different(cluster, raters[rows], len(boxes)), readers[empty]),
+    }
+    fused = pd.DataFrame(columns).sort_values("image_id", kind="stable", ignore_index=True)
+    fused["raters"] = readers[fused["image_id"]]
+    fused["image_id"] = ids.take(fused["image_id"])
+    return fused
+
+
+def _sizes(sizes):
+    """Return pixels float64 (images, 2), width first, and the index of the images."""
+    _check_columns("sizes", sizes, ["image_id", "width", "height"])
+    index = pd.Index(sizes["image_id"])
+    for row in np.flatnonzero(index.duplicated() | index.isna())[:1]:
+        raise InputError(f"sizes, row {row}: image {index[row]} is missing or there twice")
+    pixels = np.column_stack([_numbers("sizes", sizes, column) for column in ("width", "height")])
+    for row in np.flatnonzero(~((pixels > 0) & (pixels < np.inf)).all(axis=1))[:1]:
+        raise InputError(f"sizes, row {row}: image {index[row]} has no usable width and height")
+    return pixels, index
+
+
+def _part(name, table, index, pixels, no_finding, healthy):
+    """Check one table; return image number, class, score and box of its rows, no-finding scores go to `healthy`."""
+    _check_columns(name, table, ["image_id", "class_id", "score", *BOX])
+    codes, ids = pd.factorize(table["image_id"])
+    images = np.append(index.get_indexer(ids), -1)[codes]  # a missing id has the code -1
+    where = _row_names(name, table)
+    for row in np.flatnonzero(images < 0)[:1]:
+        raise InputError(f"{where(row)} has no row in the table of image sizes")
+    labels = check_labels(_numbers(name, table, "class_id"), where)
+    scores = check_scores(_numbers(name, table, "score"), where)
+    boxes = np.column_stack([_numbers(name, table, column) for column in BOX])
+    rows = np.flatnonzero(labels == no_finding)
+    for row in rows[(boxes[rows] != [0, 0, 1, 1]).any(axis=1)][:1]:
+        raise InputError(f"{where(row)}: class {no_finding} must have the box 0 0 1 1")
+    for row in rows[pd.Series(images[rows]).duplicated()][:1]:
+        raise InputError(f"{where(row)}: a second row of class {no_finding} for this image")
+    healthy[images[rows]] = scores[rows]
+    if len(rows):
+        rows = np.flatnonzero(labels != no_finding)
+        images, labels, scores, boxes = images[rows], labels[rows], scores[rows], boxes[rows]
+        where = _row_names(name, table, rows)
+    boxes = check_boxes(boxes, where, pixels[images], "lies outside its image: clip it to the image first")
+    return images, labels, scores, boxes
+
+
+def _no_finding_scores(healthy, weights):
+    """Mean over the models (models, images; NaN for no row) as `fuse_table` says; returns image numbers and scores."""
+    given = ~np.isnan(healthy)
+    weights = np.where(given.any(axis=1), 1.0 if weights is None else weights, 0.0)
+    found = np.flatnonzero(given.any(axis=0))
+    probs = np.nan_to_num(healthy[:, found])
+    mean = weights @ probs / max(weights.sum(), np.finfo(float).tiny)
+    return found, np.minimum(mean, probs.max(axis=0, initial=0))  # rounding must not carry a mean of ones past 1
+
+
+def _check_columns(name, table, columns):
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InputError(f"{name}: needs the columns {', '.join(columns)}; {', '.join(missing)} missing")
+
+
+def _numbers(name, table, column):
+    try:
+        return table[column].to_numpy(np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: the column {column} must hold numbers") from None
+
+
+def _row_names(name, table, rows=None):
+    def where(row):
+        row = row if rows is None else rows[row]
+        return f"{name}, row {row}, image {table['image_id'].iloc[row]}"
+
+    return where
+
+
+def _different(groups, values, n):
+    """Number of different `values` in each of the groups 0 … n-1."""
+    pairs = pd.DataFrame({"group": groups, "value": values}).drop_duplicates()
+    return np.bincount(pairs["group"], minlength=n)
+
+
+@njit(cache=True, nogil=True)
+def _by_image(images, n):
+    """Order that gathers the rows of each image, kept in order, and where each of the `n` images begins in it."""
+    starts = np.zeros(n + 1, np.int64)
+    for image in images:
+        starts[image + 1] += 1
+    starts = np.cumsum(starts)
+    place, order = starts[:-1].copy(), np.empty(len(images), np.int64)
+    for row in range(len(images)):
+        order[place[images[row]]] = row
+        place[images[row]] += 1
+    return order, starts

@@ -1,0 +1,195 @@
+"""Weighted boxes fusion (Solovyev, Wang and Gabruseva 2021), compiled, for one image or thousands.
+
+Every number is the one that ensemble_boxes 1.0.9 gives, to the last bit: sums run in its order and in its mixture of
+float32 and float64, and equal scores come in the order of numpy's argsort. What that library mends silently (boxes in
+pixels or inverted, NaN, weights that are zero or too few) is refused here.
+"""
+
+import numpy as np
+from numba import njit
+
+from common.errors import InputError
+from common.post.batches import SINGLE, Fused, check_iou, check_skip, check_weights, grouped, one_image, ranked
+
+CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
+_AVG, _MAX, _BOX_AND_MODEL, _ABSENT, _OVERFLOW = range(5)
+_ZEROS = "two overlapping boxes of score 0 have no weighted mean: set skip_box_thr above 0"
+
+
+def weighted_boxes_fusion(
+    boxes_list,
+    scores_list,
+    labels_list,
+    weights=None,
+    iou_thr=0.55,
+    skip_box_thr=0.0,
+    conf_type="avg",
+    allows_overflow=False,
+):
+    """Fuse the boxes of several models on one image; arguments and results of ensemble_boxes' function of this name.
+
+    boxes_list: for each model (n, 4) in [0, 1]; scores_list, labels_list: for each model (n,), scores from 0 and whole
+    numbers. weights: one positive number a model, taken as float64. Boxes match where IoU > iou_thr; boxes with a
+    score under skip_box_thr or without area are left out. conf_type "avg", "max", "box_and_model_avg" or
+    "absent_model_aware_avg"; under "avg" scores can pass 1, with unequal weights even without allows_overflow.
+    Returns boxes (m, 4), scores and labels (m,), float64, best first. Raises InputError for input of another kind.
+    """
+    batch, skip = one_image(boxes_list, scores_list, labels_list, skip_box_thr)
+    fused = fuse_wbf(batch, weights, iou_thr, skip, conf_type, allows_overflow)
+    return fused.boxes, fused.scores, fused.labels.astype(np.float64)
+
+
+def fuse_wbf(batch, weights=None, iou_thr=0.55, skip_box_thr=0.0, conf_type="avg", allows_overflow=False):
+    """Fuse each image of a checked `Batch` as `weighted_boxes_fusion` does one; returns `Fused`."""
+    weights = check_weights(weights, batch.n_models)
+    check_iou(iou_thr)
+    if conf_type not in CONF_TYPES:
+        raise InputError(f"conf_type must be one of {', '.join(CONF_TYPES)}, not {conf_type!r}")
+    rule = _OVERFLOW if conf_type == "avg" and allows_overflow else CONF_TYPES.index(conf_type)
+    total = float(weights.max() if rule == _MAX else weights.sum())
+    weights = weights.astype(np.float64)
+    rows, groups, firsts = grouped(*batch[:5], check_skip(skip_box_thr, batch.n_models), False)
+    scores = batch.scores[rows] * weights[batch.models[rows]]
+    order = ranked(scores, groups)
+    rows, scores = rows[order], scores[order]
+    boxes, scores, members, starts, _ = _clustered(
+        batch.boxes, batch.models, weights, total, rows, scores, groups, firsts, float(iou_thr), rule, 1.0, SINGLE
+    )
+    if len(starts) == 0:
+        raise InputError(_ZEROS)
+    order = ranked(scores, starts)
+    return Fused(boxes[order], scores[order], batch.labels[members[order]], starts)
+
+
+def mean_boxes(boxes, starts, iou_thr):
+    """Average boxes of equal score within groups, each joined to the mean so far that it overlaps most, if > iou_thr.
+
+    boxes: float64 (n, 4) in any unit, from 0; starts: int64 (groups + 1,). Returns the means (m, 4), float64, in the
+    order of the groups, and for each box the number of its mean, int64 (n,).
+    """
+    n = len(boxes)
+    boxes, _, _, _, cluster = _clustered(
+        boxes,
+        np.zeros(n, np.int64),
+        np.ones(1),
+        1.0,
+        np.arange(n),
+        np.ones(n),
+        starts,
+        np.arange(len(starts)),
+        float(iou_thr),
+        _AVG,
+        np.inf,
+        SINGLE,
+    )
+    return boxes, cluster
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _clustered(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
+    """Fuse each group, its rows given best first with their weighted scores, clipped to 0 … limit; `single`: SINGLE.
+
+    Returns boxes, scores, a row of each cluster, the first cluster of each image, and the cluster of each entry of
+    `rows`; the starts are empty where a cluster's scores add up to 0.
+    """
+    n = len(rows)
+    fused, area, sums = np.empty((n, 4)), np.empty(n), np.empty((n, 4), np.float32)
+    conf, weight, top, size = np.empty(n), np.empty(n), np.empty(n), np.empty(n, np.int64)
+    member, cluster = np.empty(n, np.int64), np.empty(n, np.int64)
+    starts, box = np.zeros(len(firsts), np.int64), np.empty(4)
+    count = 0
+    for image in range(len(firsts) - 1):
+        for group in range(firsts[image], firsts[image + 1]):
+            first = count
+            for i in range(groups[group], groups[group + 1]):
+                score, weighs = scores[i], weights[models[rows[i]]]
+                for d in range(4):
+                    box[d] = min(max(boxes[rows[i], d], 0.0), limit)
+                k = _best_match(fused, area, first, count, box, iou_thr)
+                if k < 0:
+                    k, count = count, count + 1
+                    conf[k] = weight[k] = top[k] = 0.0
+                    sums[k] = 0.0
+                    member[k], size[k] = rows[i], 0
+                cluster[i] = k
+                size[k] += 1
+                conf[k] += score
+                weight[k] += weighs
+                top[k] = max(top[k], score)
+                alone = size[k] == 1  # such a box keeps its float64 coordinates
+                divisor = np.float64(np.float32(conf[k])) if single else conf[k]
+                if divisor == 0.0 and not alone:
+                    return fused, conf, member, starts[:0], cluster
+                for d in range(4):
+                    sums[k, d] = np.float32(np.float64(sums[k, d]) + score * box[d])
+                    fused[k, d] = box[d] if alone else np.float64(np.float32(np.float64(sums[k, d]) / divisor))
+                area[k] = (fused[k, 2] - fused[k, 0]) * (fused[k, 3] - fused[k, 1])
+            _rescale(conf, weight, top, size, first, count, len(weights), total, rule)
+            if rule in (_BOX_AND_MODEL, _ABSENT):
+                begin, end = groups[group], groups[group + 1]
+                _rescale_by_models(
+                    conf, weight, size, first, count, cluster[begin:end], models, rows[begin:end], weights, total, rule
+                )
+        starts[image + 1] = count
+    return fused[:count], conf[:count], member[:count], starts, cluster
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _best_match(fused, area, first, count, box, iou_thr):
+    own = (box[2] - box[0]) * (box[3] - box[1])
+    best, found = iou_thr, -1
+    for k in range(first, count):
+        width = min(fused[k, 2], box[2]) - max(fused[k, 0], box[0])
+        height = min(fused[k, 3], box[3]) - max(fused[k, 1], box[1])
+        if width > 0 and height > 0:
+            common = width * height
+            iou = common / (area[k] + own - common)
+            if iou > best:
+                best, found = iou, k
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _rescale(conf, weight, top, size, first, count, n_models, total, rule):
+    """Turn the sums of clusters first … count-1 into scores; the two rules by model are finished afterwards."""
+    for k in range(first, count):
+        if size[k] > 1:  # the mean of several boxes passes through float32
+            conf[k] = np.float64(np.float32(top[k] if rule == _MAX else conf[k] / size[k]))
+            weight[k] = np.float64(np.float32(weight[k]))
+        if rule == _AVG:
+            conf[k] = conf[k] * min(n_models, size[k]) / total
+        elif rule == _MAX:
+            conf[k] = conf[k] / total
+        elif rule == _OVERFLOW:
+            conf[k] = conf[k] * size[k] / total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _rescale_by_models(conf, weight, size, first, count, cluster, models, rows, weights, total, rule):
+    present = np.zeros((count - first, len(weights)), np.bool_)
+    for i in range(len(rows)):
+        present[cluster[i] - first, models[rows[i]]] = True
+    for k in range(first, count):
+        if rule == _BOX_AND_MODEL:
+            conf[k] = conf[k] * size[k] / weight[k]
+            conf[k] = conf[k] * _sum(weights[present[k - first]]) / total
+        else:
+            conf[k] = conf[k] * size[k] / (weight[k] + _sum(weights[~present[k - first]]))
+
+
+@njit(cache=True, nogil=True)
+def _sum(values):
+    """Sum in the order of numpy: eight partial sums from 8 values on, halves beyond 128."""
+    n = len(values)
+    if n > 128:
+        half = n // 2 - n // 2 % 8
+        return _sum(values[:half]) + _sum(values[half:])
+    result, i = 0.0, 0
+    if n >= 8:
+        parts = values[:8].copy()
+        for i in range(8, n - n % 8):
+            parts[i % 8] += values[i]
+        result = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]))
+    for i in range(n - n % 8 if n >= 8 else 0, n):
+        result += values[i]
+    return result
