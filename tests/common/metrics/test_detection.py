@@ -103,6 +103,16 @@ def test_only_the_best_overlapping_box_counts_and_only_once():
     assert evaluate(found.assign(score=[0.1, 0.2]), truth).truth_row.tolist() == [-1, 0]
 
 
+def test_of_equally_overlapping_true_boxes_the_first_by_its_corner_counts():
+    left, right = (0, 0, 40, 10), (20, 0, 60, 10)
+    found = found_of(("a", 0, 0.9, (10, 0, 50, 10)), ("a", 0, 0.8, left))  # IoU 0.6 with both; then the left one
+    for pair in ((left, right), (right, left)):
+        truth = truth_of(*(("a", 0, box) for box in pair))
+        assert evaluate(found, truth).truth_row.tolist() == [pair.index(left), -1]
+        last = evaluate(found, truth, rule=Rule(tied_as_listed=True)).truth_row[0]
+        assert last == 1  # as pycocotools has it
+
+
 def test_a_second_match_is_a_false_positive():
     truth = truth_of(("a", 0, TALL), ("b", 0, TALL))
     found = found_of(("a", 0, 0.9, TALL), ("a", 0, 0.8, TALL), ("b", 0, 0.7, TALL))

@@ -65,6 +65,14 @@ def test_of_several_errors_that_point_to_one_box_the_highest_score_is_mended():
     assert tied.summary["ap_gained"].loc[["localisation", "classification"]].tolist() == [1, 0]
 
 
+def test_an_error_that_points_to_a_box_already_found_is_gone_once_mended():
+    found = FOUND.iloc[[0, 2]].assign(image_id="a", score=[0.8, 0.9])
+    breakdown = error_breakdown(found, TRUTH.iloc[[0]])
+    assert breakdown.detections["error"].tolist() == ["correct", "localisation"]
+    assert breakdown.truth["error"].tolist() == ["correct"]
+    assert breakdown.summary.loc["localisation", "ap_gained"] == 0.5  # from 1/2 to 1
+
+
 def test_no_finding_is_missed_or_background():
     truth = pd.DataFrame([("a", 14, 0, 0, 1, 1), ("b", 3, *SQUARE)], columns=TRUTH.columns)
     found = pd.DataFrame([("b", 14, 0.9, 0, 0, 1, 1)], columns=FOUND.columns)
