@@ -1,0 +1,201 @@
+"""The embedded sample: phantom radiographs laid out as the VinBigData competition unpacks.
+
+Like the real set: DICOM of 10 to 16 bits, JPEG 2000 or raw, some MONOCHROME1, none square; three radiologists an image,
+of whom R8, R9 and R10 read nearly all abnormal ones; they differ in place, extent and class and overlook things, but
+agree on whether there is anything at all; three or four classes on an abnormal image. Unlike it: half of the images are
+healthy instead of 71 %, all classes are equally frequent, a class is drawn once on an image, and the images are a
+fifth as wide, so that a training on some dozens of them has something to learn from.
+"""
+
+import csv
+import os
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
+
+from common import phantom, sample
+from common import phantom_findings as draws
+from common.errors import InputError
+from solutions.vinbigdata.config import CLASSES, NO_FINDING
+
+VERSION = 1  # raise it whenever the files for a seed change
+HEADER = ("image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max")
+# Ways to draw a class. What moves a border of the lungs comes before what lies within them.
+FINDINGS = {
+    "Cardiomegaly": (draws.cardiomegaly,),
+    "Aortic enlargement": (draws.aortic_enlargement,),
+    "Pneumothorax": (partial(draws.pneumothorax, share=0.08), partial(draws.pneumothorax, share=0.16)),
+    "Pleural effusion": (draws.effusion,),
+    "Pleural thickening": (draws.pleural_thickening,),
+    "Atelectasis": (draws.atelectasis,),
+    "Consolidation": (draws.consolidation,),
+    "Infiltration": (draws.infiltration,),
+    "Lung Opacity": (partial(draws.opacity, density=0.13),),
+    "Other lesion": (draws.cavity,),
+    "Nodule/Mass": (partial(draws.nodule, radius=(0.018, 0.035)), draws.mass),
+    "Pulmonary fibrosis": (draws.fibrosis,),
+    "Calcification": (draws.calcification,),
+    "ILD": (draws.ild,),
+}
+MISTAKEN = {
+    "Atelectasis": "Consolidation", "Consolidation": "Lung Opacity", "Lung Opacity": "Infiltration",
+    "Infiltration": "Lung Opacity", "ILD": "Pulmonary fibrosis", "Pulmonary fibrosis": "ILD",
+    "Other lesion": "Nodule/Mass", "Nodule/Mass": "Calcification",
+}  # fmt: skip
+MISTAKES, MISSES, JITTER = 0.08, 0.12, 0.05  # shares of findings; deviation of an edge, as a share of the box's side
+KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # who read that share of the abnormal images
+BITS = (10, 12, 14, 16)
+RAW, INVERTED = 3, 5  # every so many images one is not compressed, one is MONOCHROME1
+LEAST, MOST = 480, 640  # pixels of a film before it is cut
+
+_one_encoder = threading.Lock()  # two threads at a time in pylibjpeg-openjpeg 2.6's encoder end in a crash
+
+
+def make_sample(folder, n_train=48, n_test=12, seed=0, healthy=50):
+    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+
+    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0; healthy: percentage of the images without a
+    finding, 0 to 90 (real: 71). Holds what the competition's folder holds: train/<image_id>.dicom, test, train.csv,
+    sample_submission.csv; and beside them hidden/truth.csv, the boxes drawn on the test images, in the columns of
+    train.csv with the radiologist R0. The bytes depend on the parameters alone. Written under another name and renamed
+    when complete. Raises InputError for parameters out of range and for a folder that holds something other than a
+    sample.
+    """
+    parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
+    if healthy not in range(91):
+        raise InputError(f"sample: healthy={healthy!r} must be a whole percentage from 0 to 90")
+    least = {"n_train": 4, "n_test": 1, "seed": 0, "healthy": 0}
+    known = {"sample": "vinbigdata", "version": VERSION, **parameters}
+    return sample.make(folder, known, least, lambda fresh: _write(fresh, **parameters))
+
+
+def _write(folder, n_train, n_test, seed, healthy):
+    cases = [*_plan("train", n_train, seed, healthy), *_plan("test", n_test, seed, healthy)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing releases the interpreter lock
+        drawn = list(pool.map(partial(_write_image, folder), cases))
+    read = [
+        row for case, image in zip(cases[:n_train], drawn[:n_train], strict=True) for row in _readings(case, *image)
+    ]
+    order = np.random.default_rng([seed, 3]).permutation(len(read))
+    _write_csv(folder / "train.csv", [HEADER, *(read[i] for i in order)])
+    truth = [
+        row for case, (_, boxes) in zip(cases[n_train:], drawn[n_train:], strict=True) for row in _rows(case, 0, boxes)
+    ]
+    _write_csv(folder / "hidden" / "truth.csv", [HEADER, *truth])
+    ids = sorted(case.image_id for case in cases[n_train:])
+    _write_csv(
+        folder / "sample_submission.csv", [("image_id", "PredictionString"), *((i, "14 1 0 0 1 1") for i in ids)]
+    )
+
+
+class _Case(NamedTuple):
+    split: str
+    number: int  # seed of the phantom
+    classes: tuple  # names, in the order in which they are drawn
+
+    @property
+    def image_id(self):
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"vinbigdata sample {self.number}").hex
+
+
+def _plan(split, count, seed, healthy):
+    """Which images have which findings: exact shares in random places, all classes equally often."""
+    rng, first = np.random.default_rng([seed, split == "train"]), 1_000_000 * seed + 500_000 * (split == "test")
+    ill = rng.permutation(count) >= round(healthy * count / 100)
+    seen, names = np.zeros(len(FINDINGS)), list(FINDINGS)
+    cases = []
+    for i in range(count):
+        rarest = np.sort(np.argsort(seen + rng.random(len(seen)))[: 3 + ill[:i].sum() % 2]) if ill[i] else []
+        seen[rarest] += 1
+        cases.append(_Case(split, first + i, tuple(names[k] for k in rarest)))
+    return cases
+
+
+def _write_image(folder, case):
+    """Draw and write one image; returns its sides (width, height) and the boxes drawn: [(class, box)]."""
+    rng = np.random.default_rng([case.number, 1])
+    ways = [FINDINGS[name] for name in case.classes]
+    film = phantom.draw(case.number, int(rng.integers(LEAST, MOST)), [way[rng.integers(len(way))] for way in ways])
+    rows, columns = _window(np.any([*film.lungs, *(finding.mask for finding in film.findings)], axis=0), rng)
+    image = film.image[rows, columns]
+    path = folder / case.split / f"{case.image_id}.dicom"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _dataset(image, case, rng).save_as(path, enforce_file_format=True)
+    corner = np.tile([columns.start, rows.start], 2)
+    boxes = [(name, finding.box - corner) for name, finding in zip(case.classes, film.findings, strict=True)]
+    return image.shape[::-1], boxes
+
+
+def _window(kept, rng):
+    """Slices of the part of a film that is kept: about the mask `kept`, upright or across, never cutting it."""
+    size, shares = len(kept), rng.permutation([rng.uniform(0.75, 0.9), 1])
+    margin = np.ones((size // 20, size // 20), np.uint8)
+    x, y, wide, high = cv2.boundingRect(cv2.dilate(np.uint8(kept), margin))
+    slices = []
+    for start, side, share in ((y, high, shares[0]), (x, wide, shares[1])):
+        side, start = max(side, int(share * size)), start + side // 2
+        start = min(max(start - side // 2, 0), size - side)
+        slices.append(slice(start, start + side))
+    return slices
+
+
+def _dataset(image, case, rng):
+    """The DICOM of one image: its grey levels spread over more bits, as the detector gave them."""
+    bits = BITS[case.number % len(BITS)]
+    levels = (image + rng.uniform(-0.5, 0.5, image.shape)) * ((2**bits - 1) / 255)
+    levels = np.clip(np.rint(levels), 0, 2**bits - 1).astype("<u2")
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, f"2.25.{int(case.image_id, 16)}"
+    dataset.PatientSex, dataset.PatientAge = "FM"[rng.integers(2)], f"{rng.integers(18, 90):03d}Y"
+    dataset.Rows, dataset.Columns = image.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    if case.number % INVERTED == INVERTED - 1:
+        dataset.PhotometricInterpretation, levels = "MONOCHROME1", np.uint16(2**bits - 1) - levels
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, bits, bits - 1, 0
+    dataset.PixelData = levels.tobytes()
+    dataset["PixelData"].VR = "OW"
+    if case.number % RAW != RAW - 1:
+        with _one_encoder:
+            dataset.compress(JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    return dataset
+
+
+def _readings(case, sides, boxes):
+    """The rows of an image's three radiologists, who say what they see of the boxes drawn."""
+    rng = np.random.default_rng([case.number, 2])
+    keen = case.classes and rng.random() < KEEN_SHARE
+    rows = []
+    for reader in KEEN if keen else np.sort(rng.choice(np.arange(1, 18), 3, replace=False)).tolist():
+        seen = rng.random(len(boxes)) >= MISSES
+        if boxes and not seen.any():  # one who finds nothing on an abnormal image does not occur
+            seen[rng.integers(len(boxes))] = True
+        rows += _rows(case, reader, [_reading(*boxes[i], sides, rng) for i in np.flatnonzero(seen)])
+    return rows
+
+
+def _reading(name, box, sides, rng):
+    """One radiologist's class and box for a finding."""
+    name = MISTAKEN.get(name, name) if rng.random() < MISTAKES else name
+    off = np.clip(rng.normal(0, JITTER, 4), -0.2, 0.2) * np.tile(box[2:] - box[:2], 2)
+    return name, np.clip(np.rint(box + off), 0, np.tile(sides, 2))
+
+
+def _rows(case, reader, boxes):
+    """Rows of train.csv by one radiologist."""
+    found = [(name, *(f"{edge:.1f}" for edge in box)) for name, box in boxes] or [(CLASSES[NO_FINDING], *[""] * 4)]
+    return [(case.image_id, name, CLASSES.index(name), f"R{reader}", *edges) for name, *edges in found]
+
+
+def _write_csv(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
