@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def store_folder(context, folder, ids, size):
-    """Folder of the store for these images: shared by the runs on the same data."""
+    """Folder of the store for these images in this order: shared by the runs on the same data."""
     root = context.options.store or context.run.folder.resolve().parent / "stores"
-    return root / f"{context.solution}-{size}px-{digest(str(Path(folder).resolve()), sorted(ids))[:8]}"
+    return root / f"{context.solution}-{size}px-{digest(str(Path(folder).resolve()), list(ids))[:8]}"
 
 
 def trainings(run):

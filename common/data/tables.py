@@ -49,19 +49,20 @@ def read_ids(path, columns):
     return table[columns[0]].tolist()
 
 
-def named_images(path):
+def named_images(path, suffixes=IMAGES):
     """Ids, in order, and files of `--test`: a folder of images, or a CSV whose first column names them (no files).
 
-    A name in the CSV may carry an image's suffix. Raises InputError for an empty folder, unusable and double names.
+    suffixes: those of images, in lower case; a name in the CSV may carry one. Raises InputError for an empty folder,
+    unusable and double names.
     """
     if path.is_dir():
-        files = find_images(path)
+        files = find_images(path, suffixes)
         if not files:
             raise InputError(f"{path}: no images in it (--test)")
         return [check_id(name, str(files[name])) for name in sorted(files)], files
     table = some_rows(path)
     first = table[table.columns[0]]
-    ids = first.map(lambda name: Path(name).stem if Path(name).suffix.lower() in IMAGES else name)
+    ids = first.map(lambda name: Path(name).stem if Path(name).suffix.lower() in suffixes else name)
     _check_ids(ids, f"{path} (--test)")
     return ids.tolist(), {}
 

@@ -1,7 +1,5 @@
 """Sections that the page of every run has: its trainings, its learning rates, what it was made with."""
 
-import json
-
 import pandas as pd
 
 from common.paths import read_json
@@ -57,7 +55,7 @@ def about(run):
     """Versions, configuration and steps, folded."""
     manifest = run.manifest
     steps = manifest.pop("steps", {})
-    config = json.loads(run.path("config.json").read_text())
+    config = read_json(run.path("config.json"))
     return page.section(
         "This run",
         page.details("Versions, inputs and seed", page.key_values(manifest)),

@@ -70,6 +70,12 @@ class DecisionConfig:
     regions: tuple[int, ...] = (0,)
     """Largest regions kept, their holes filled; 0 leaves the mask as it is."""
 
+    def __post_init__(self):
+        if not self.pixel or not all(0 < pixel <= 1 for pixel in self.pixel):
+            raise InputError(f"decision.pixel {self.pixel}: name probabilities above 0, up to 1")
+        if not self.regions or min(self.regions) < 0:
+            raise InputError(f"decision.regions {self.regions}: name numbers from 0")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -102,7 +108,7 @@ class Config:
             raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of the network")
         if not 0 < self.validation < 1 - 1 / self.n_folds:
             raise InputError(f"validation {self.validation}: a share that leaves something to train on is needed")
-        if self.structures == "left_right" and "flip" in self.tta:
+        if self.structures != "lungs" and "flip" in self.tta:
             raise InputError("tta 'flip' would exchange the left lung and the right one")
 
 

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from common.data.store import Store, prepare_store
 from common.data.store_workers import to_square
 from common.data.tables import named_images, read_patients
 from common.errors import InputError
+from common.infer.predict import write_masks
 from common.paths import IMAGES, KAGGLE_INPUT, check_id, read_array, read_parquet
 from common.steps import (
     check_prepared,
@@ -41,6 +44,7 @@ MADE_WITH = ("n_folds", "seed", "store_size", "structures", "datasets")  # setti
 READ = (*IMAGES, ".img")  # .img: JSRT
 MASKS = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 LEFT_OUT = ["image_id", "file", "reason"]
+MASK_FILES = ("masks.npy", "masks.parquet")
 
 # Collections are told by their file names, whatever the folders above and the extension.
 NAMES = {
@@ -80,13 +84,13 @@ def find_pairs(folder):
     """All radiographs under `folder` with their masks, a list of Pair by image id.
 
     Montgomery, Shenzhen and JSRT with SCR's masks are known by their file names; where there is none of them, files
-    under `images/` with masks of the same stem under `masks/` are pairs. Raises InputError where nothing is found, and
+    in folders `images` with masks of the same stem in `masks` are pairs. Raises InputError where nothing is found, and
     for two files that claim the same place.
     """
-    folder, pairs, other = Path(folder), {}, {}
+    folder, pairs, own = Path(folder), {}, {}
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (--data)")
-    for parent, names, files in os.walk(folder, followlinks=True):
+    for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
         names[:] = sorted(name for name in names if name != "hidden")
         for name in sorted(files):
             path = Path(parent, name)
@@ -94,25 +98,40 @@ def find_pairs(folder):
                 continue
             match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(path.stem))), None)
             if match:
-                _add(pairs, match[1][0], match[0], match[1][1], path, path.stem[len(match[1][0]) :])
-            else:
-                _add(other, path.stem.removesuffix("_mask"), "folder", "", path, "")
+                _add(pairs, match[1][0], match[0], match[1][1], path)
+            elif _folder(path) == "images" or _folder(path) in FOLDERS:
+                own.setdefault(path.stem.removesuffix("_mask"), []).append(path)
     if not pairs:
-        pairs = {k: p for k, p in other.items() if p.image is not None and p.image.parent.name == "images"}
+        for image_id, paths in own.items():
+            for path in paths:
+                _add(pairs, image_id, "folder", image_id, path)
+    elif own:
+        log.info(f"{folder}: passed over {len(own)} names in images/ and masks/ that are of no known collection")
     found = [pair for _, pair in sorted(pairs.items()) if pair.image is not None]
     if not found:
         raise InputError(f"{folder}: no radiographs of Montgomery, Shenzhen or JSRT, and no images/ with masks/ in it")
+    if len(found) < len(pairs):
+        alone = min(set(pairs) - {pair.image_id for pair in found})
+        log.info(f"{folder}: {len(pairs) - len(found)} masks have no image, such as that of {alone}")
     for pair in found:
         check_id(pair.image_id, str(pair.image))
     return found
 
 
-def _add(pairs, image_id, dataset, patient, path, rest):
-    shows = FOLDERS.get(path.parent.name.lower().replace("_", " ").replace("-", " "), "")
-    shows = "lungs" if rest == "_mask" else shows
-    if shows is None or (rest and rest != "_mask"):
+def _raise(error):
+    raise InputError(f"{error.filename}: {error.strerror}")
+
+
+def _folder(path):
+    return path.parent.name.lower().replace("_", " ").replace("-", " ")
+
+
+def _add(pairs, image_id, dataset, patient, path):
+    rest = path.stem[len(image_id) :]
+    shows = FOLDERS.get(_folder(path), "lungs" if rest == "_mask" else "")
+    if shows is None or rest not in ("", "_mask"):
         return
-    pair = pairs.setdefault(image_id, Pair(image_id, dataset, patient or image_id))
+    pair = pairs.setdefault(image_id, Pair(image_id, dataset, patient))
     before = pair.masks.get(shows) if shows else pair.image
     if before is not None:
         raise InputError(f"{path}: a second file for {shows or 'the image'} of {image_id}; the first is {before}")
@@ -129,12 +148,17 @@ def read_mask(path):
     """
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image.verify()  # the check sums of a PNG, which reading passes over
+        with Image.open(path) as image:
+            pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    except Exception as error:  # what damaged files make the decoders raise is of many kinds
         raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
     if not pixels.any():
         raise InputError(f"{path}: an empty mask")
-    mask = pixels > pixels.max() // 2
+    top = int(pixels.max())
+    mask = pixels > top // 2
+    if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
+        raise InputError(f"{path}: many grey levels, where a mask is black and white")
     if mask.all():
         raise InputError(f"{path}: the mask covers the whole image")
     return mask
@@ -148,8 +172,8 @@ def fit_mask(mask, shape, where):
     if mask.shape == tuple(shape):
         return mask, False
     (h, w), (height, width) = mask.shape, shape
-    slack = max(1, h / height, w / width)  # a side that was rounded, at the coarser of the two scales
-    if abs(h * width / height - w) > slack:
+    # there is a scale from which no side of the smaller is a pixel away
+    if abs(h * width - w * height) > max(h + w, height + width):
         raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
     grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
     return grown >= 128, True
@@ -223,29 +247,35 @@ def prepare_competition(context):
     folder = Path(options.data) if options.data else KAGGLE_INPUT
     pairs = _chosen(find_pairs(folder), config, folder)
     labelled = {pair.image_id: pair for pair in pairs if pair.files_of(config.structures)}
-    unlabelled = {pair.image_id: pair.image for pair in pairs if not pair.masks}
-    partly = len(pairs) - len(labelled) - len(unlabelled)
+    wanted = ", ".join(STRUCTURES[config.structures])
     if not labelled:
-        raise InputError(f"{folder}: no image has a mask of {', '.join(STRUCTURES[config.structures])}")
-    if partly:
-        log.info(f"left out {partly} images whose masks lack a part of {', '.join(STRUCTURES[config.structures])}")
-    tests = _tests(options.test, labelled, unlabelled)
+        raise InputError(f"{folder}: no image has a mask of {wanted}")
+    partly = [(pair.image_id, str(pair.image), f"only masks of {', '.join(sorted(pair.masks))}, not of {wanted}")
+              for pair in pairs if pair.masks and pair.image_id not in labelled]  # fmt: skip
+    tests = _tests(options.test, pairs, labelled)
     files = {**{image_id: pair.image for image_id, pair in labelled.items()}, **tests}
     store = prepare_store(
         files, store_folder(context, folder, files, config.store_size), config.store_size,
         workers=None if options.workers is None else max(options.workers, 1),
         on_bad_image="placeholder", placeholder_ids=frozenset(files),
     )  # fmt: skip
-    table, left_out = _table(store, labelled, tests, config, options.on_bad_image)
-    originals = digest([[i, files[i].name, files[i].stat().st_size] for i in table["image_id"]])
-    table, more = _read_all_masks(run, store, table, config)
-    left_out += more
-    train = table["split"] == "train"
-    if not train.any():
-        raise InputError(f"{folder}: no pair of image and mask can be used; the first: {left_out[0][-1]}")
-    table.loc[train, "fold"] = _folds(table[train], config, options)
-    key = _key(table, config, originals)
-    keep_trainings(run, key)
+    table, unusable = _table(store, labelled, tests, config, options.on_bad_image)
+    try:
+        table, more, masks = _read_all_masks(run, store, table, config)
+        train = table["split"] == "train"
+        if not train.any():
+            _, file, reason = [*more, *unusable][0]
+            raise InputError(f"{folder}: no pair of image and mask can be used; {file}: {reason}")
+        if options.id_map:
+            table.loc[train, "patient_id"] = read_patients(options.id_map, table.loc[train, "image_id"].tolist())
+        table.loc[train, "fold"] = _folds(table[train], config, options)
+        originals = digest([[i, files[i].name, _stamp(files[i])[0]] for i in table.loc[train, "image_id"]])
+        key = _key(table, config, originals)
+        keep_trainings(run, key)
+        _keep_masks(run, *masks)
+    finally:
+        shutil.rmtree(run.path("next"), ignore_errors=True)
+    left_out = [*partly, *unusable, *more]
     _tell(run, context, left_out)
     save_folds(run.path("folds.csv"), table.loc[train, "image_id"].tolist(), table.loc[train, "fold"].to_numpy(),
                table.loc[train, "patient_id"].to_numpy(), f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
@@ -279,13 +309,15 @@ def _chosen(pairs, config, folder):
     return [pair for pair in pairs if not config.datasets or pair.dataset in config.datasets]
 
 
-def _tests(test, labelled, unlabelled):
+def _tests(test, pairs, labelled):
+    """Files by id, in order, of the images to predict: those without a mask, or those that `--test` names."""
     if test is None:
+        unlabelled = {pair.image_id: pair.image for pair in pairs if not pair.masks}
         if unlabelled:
             log.info(f"{len(unlabelled)} images have no mask: they are not trained on, and predicted")
         return unlabelled
-    ids, files = named_images(test)
-    files = {**unlabelled, **files}
+    ids, files = named_images(test, READ)
+    files = {pair.image_id: pair.image for pair in pairs if pair.image_id not in labelled} | files
     absent = [image_id for image_id in ids if image_id not in files and image_id not in labelled]
     if absent:
         raise InputError(f"--test: {len(absent)} images have no file, the first is {absent[0]}")
@@ -302,21 +334,17 @@ def _table(store, labelled, tests, config, on_bad_image):
     of = [labelled.get(image_id) for image_id in table["image_id"]]
     table["dataset"] = [pair.dataset if pair else "" for pair in of]
     table["patient_id"] = [pair.patient_id if pair else "" for pair in of]
-    table["masks"] = [json.dumps([[str(p) for p in c] for c in pair.files_of(config.structures)]) if pair else ""
-                      for pair in of]  # fmt: skip
+    table["masks"] = [json.dumps([[os.path.abspath(p) for p in c] for c in pair.files_of(config.structures)])
+                      if pair else "" for pair in of]  # fmt: skip
     table["fold"], table["area"] = -1, 0.0
-    keep, left_out = np.ones(len(table), bool), []
-    for position, row in enumerate(table.itertuples()):
+    colour = table["ok"] & (table["colour"] > COLOUR_LIMIT)
+    table["ok"] &= ~colour
+    left_out = []
+    for row in table[~table["ok"]].itertuples():
         path = labelled[row.image_id].image if row.image_id in labelled else tests[row.image_id]
-        reason = ""
-        if not row.ok:
-            reason = _why(path)
-            keep[position] = row.split == "test" and on_bad_image == "placeholder"
-        elif row.colour > COLOUR_LIMIT:
-            reason = f"{path}: a colour picture, not a radiograph"
-            keep[position] = False
-        if reason:
-            left_out.append((row.image_id, str(path), reason.removeprefix(f"{path}: ")))
+        reason = "a colour picture, not a radiograph" if colour[row.Index] else _why(path).removeprefix(f"{path}: ")
+        left_out.append((row.image_id, str(path), reason))
+    keep = table["ok"] | ((table["split"] == "test") & (on_bad_image == "placeholder"))
     return table[keep].reset_index(drop=True), left_out
 
 
@@ -329,54 +357,85 @@ def _why(path):
 
 
 def _read_all_masks(run, store, table, config):
-    """Write masks.npy, (rows of the store, C, S, S); returns the table without pairs whose masks cannot be used."""
+    """Read the masks of the train rows into masks.npy, (rows of the store, C, S, S), unless they are there already.
+
+    Returns the table without the pairs whose masks cannot be used, rows of left_out.csv, and what `_keep_masks` needs.
+    """
     train = table[table["split"] == "train"]
-    stamps = [[row.image_id, [[(p, os.path.getsize(p)) for p in c] for c in json.loads(row.masks)]]
+    stamps = [[row.image_id, [[(p, _stamp(p)) for p in c] for c in json.loads(row.masks)]]
               for row in train.itertuples()]  # fmt: skip
     key = [config.store_size, config.structures, stamps, train["row"].tolist()]
-    record = run.step("masks")
-    if not run.is_done("masks", key, ["masks.npy", "masks.parquet"]):
-        run.forget("masks")
-        side, found = config.store_size, []
-        shape = (len(store.images), len(STRUCTURES[config.structures]), side, side)
-        array = np.lib.format.open_memmap(run.path("masks.npy"), "w+", np.uint8, shape)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            jobs = pool.map(lambda row: _small_masks(row, side), list(train.itertuples()))
-            for row, masks in zip(train.itertuples(), tqdm(jobs, "masks", len(train)), strict=True):
-                small, *about = masks
-                if small is not None:
-                    array[row.row] = small
-                found.append((row.image_id, *about))
-        array.flush()
-        found = pd.DataFrame(found, columns=["image_id", "area", "resized", "reason"])
-        write_table(run.path("masks.parquet"), found)
-        run.record("masks", key, resized=int(found["resized"].sum()))
-        record = run.step("masks")
-    found = read_parquet(run.path("masks.parquet"))
-    if record["resized"]:
-        log.info(f"{record['resized']} masks have another size than their image and were resized to it")
+    done = run.is_done("masks", key, MASK_FILES)
+    folder = run.folder if done else _write_masks(run.path("next"), store, train, config)
+    found = read_parquet(folder / "masks.parquet")
+    resized = int(found["resized"].sum())
+    if resized:
+        log.info(f"the masks of {resized} images have another size than their image and were resized to it")
     bad = found[found["reason"] != ""]
     area = dict(zip(found["image_id"], found["area"], strict=True))
     table["area"] = [area.get(image_id, 0.0) for image_id in table["image_id"]]
-    left_out = [(row.image_id, row.reason.split(": ")[0], row.reason.split(": ", 1)[1]) for row in bad.itertuples()]
-    return table[~table["image_id"].isin(bad["image_id"])].reset_index(drop=True), left_out
+    left_out = [(row.image_id, *row.reason.split(": ", 1)) for row in bad.itertuples()]
+    table = table[~table["image_id"].isin(bad["image_id"])].reset_index(drop=True)
+    return table, left_out, (folder, key, digest(found["check"].tolist()))
+
+
+def _write_masks(folder, store, train, config):
+    """Write masks.npy and masks.parquet into `folder`, which is returned."""
+    side, found = config.store_size, []
+    shape = (len(STRUCTURES[config.structures]), side, side)
+    rows = dict(zip(train["row"], train.itertuples(), strict=True))
+
+    def blocks():
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            jobs = pool.map(lambda row: _small_masks(row, side), rows.values())
+            for number in tqdm(range(len(store.images)), "masks"):
+                small, *about = next(jobs) if number in rows else (None,)
+                if about:
+                    found.append((rows[number].image_id, *about))
+                yield np.zeros(shape, np.uint8) if small is None else small
+
+    write_masks(folder / "masks.npy", (len(store.images), *shape), blocks())
+    write_table(folder / "masks.parquet",
+                pd.DataFrame(found, columns=["image_id", "area", "resized", "check", "reason"]))  # fmt: skip
+    return folder
+
+
+def _keep_masks(run, folder, key, check):
+    """Let the masks in `folder` take the place of the run's; InputError where networks were trained on others."""
+    if folder == run.folder:
+        return
+    before = run.step("masks") or {}
+    if trainings(run) and before.get("check", check) != check:
+        raise InputError(f"{run.folder}: its networks were trained on other masks; give the run another --out")
+    run.forget("masks")
+    for name in MASK_FILES:
+        os.replace(folder / name, run.path(name))
+    run.record("masks", key, check=check)
+
+
+def _stamp(path):
+    """Size and time of a file, by which a change is noticed."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return [-1, -1]  # a link that leads nowhere: named when it is read
+    return [about.st_size, about.st_mtime_ns]
 
 
 def _small_masks(row, side):
-    """Masks of a row of the table at `side` (or None), the lungs' share of the image, resized or not, what is wrong."""
+    """Masks of a row of the table at `side` (or None), the lungs' share of the image, resized or not, a check sum of
+    the small masks, what is wrong."""
     try:
         masks, resized = read_masks([[Path(p) for p in c] for c in json.loads(row.masks)], (row.height, row.width))
     except InputError as error:
-        return None, 0.0, False, str(error)
+        return None, 0.0, False, 0, str(error)
     small = [to_square(part.astype(np.uint8) * np.uint8(255), side) >= 128 for part in masks]
-    return np.stack(small).astype(np.uint8), float(masks[:2].any(0).mean()), resized, ""
+    small = np.stack(small).astype(np.uint8)
+    return small, float(masks[:2].any(0).mean()), resized, zlib.crc32(small), ""
 
 
 def _folds(train, config, options):
     patients = train["patient_id"].to_numpy()
-    if options.id_map:
-        patients = read_patients(options.id_map, train["image_id"].tolist())
-        train["patient_id"] = patients
     if options.fold_table:
         folds = read_folds(options.fold_table, train["image_id"].tolist(), config.n_folds)
         tell_leaks(folds, patients, options.fold_table)

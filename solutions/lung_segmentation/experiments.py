@@ -78,6 +78,13 @@ def run_cross(context):
     fold = config.folds[0]
     of = dict(zip(train["row"], train["dataset"], strict=True))
     held_out = data.rows(folds=[fold])
+    for name in names:
+        validating, held = ([of[row] for row in rows].count(name) for rows in (data.parts(fold, config)[1], held_out))
+        if validating < 1 or held < 2:
+            raise InputError(
+                f"cross needs an image to validate on and two held out of each dataset: {name} has {validating} and "
+                f"{held} with fold {fold}; choose another fold, fewer n_folds or more validation"
+            )
     table = []
     for trained in [*names, "all"]:
         parts = [rows for rows in data.parts(fold, config)]

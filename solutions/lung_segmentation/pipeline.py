@@ -97,7 +97,8 @@ def predict(context):
     if run.is_done("predict", key, PREDICTED):
         log.info("predict: up to date")
         return
-    run.forget("predict")
+    for made in ("predict", "tune", "score", "submit"):  # these follow from it: no report of theirs in between
+        run.forget(made)
     folds, tables, paths = context.config.folds, [], []
     for fold in folds:
         rows = data.rows(folds=[fold])
@@ -154,7 +155,8 @@ def tune(context):
     if run.is_done("tune", key, TUNED):
         log.info("tune: up to date")
         return
-    run.forget("tune")
+    for made in ("tune", "score", "submit"):
+        run.forget(made)
     data, tried = open_prepared(context), rules(context.config.decision)
     oof, probs = read_predictions(run, "oof")
     areas = measure(data, oof["row"], probs, tried, context.config.structures)
@@ -234,20 +236,19 @@ def submit(context):
     test, probs = read_predictions(run, "test")
     about = data.table.set_index("row").loc[test["row"]]
     rows, rejected, dice = [], [], []
-    hidden = Path(run.step("prepare")["data"]) / "hidden"
+    record = run.step("prepare")
     for found, probability in zip(tqdm(about.itertuples(), "masks", len(about), leave=False), probs, strict=True):
         mask = rule.lungs(np.asarray(probability), (found.height, found.width), context.config.structures)
         mask = mask * np.uint8(found.ok)  # a placeholder image gets the neutral prediction
         path = run.path("masks", f"{found.image_id}.png")
         with atomic_path(path) as temporary:
-            cv2.imwrite(str(temporary), mask * np.uint8(255))
+            temporary.write_bytes(cv2.imencode(".png", mask * np.uint8(255))[1])  # imwrite is silent on a full disk
         rows.append((found.image_id, found.width, found.height, encode(mask, ABSOLUTE)))
         verdict = judge(clean_up(mask))
         if not verdict.ok:
             rejected.append({"image_id": found.image_id, "reason": verdict.reason})
-        truth = hidden / f"{found.image_id}.png"
-        if truth.is_file():
-            true = read_mask(truth)
+        truth = Path(record["data"], "hidden", f"{found.image_id}.png")
+        if record["synthetic"] and truth.is_file() and (true := read_mask(truth)).shape == mask.shape:
             dice.append(float(dice_from_areas((mask & true).sum(), mask.sum(), true.sum())))
     for stale in set(run.path("masks").glob("*.png")) - {run.path("masks", f"{row[0]}.png") for row in rows}:
         stale.unlink()

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from common.paths import read_json
+from common.paths import read_array, read_json, read_parquet
 from common.report import page, plots, sections
 from common.report.gallery import gallery
 from common.steps import read_predictions
@@ -19,15 +19,15 @@ def write_report(context, data):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
     run = context.run
     parts = [_headline(context), _data(context, data), *sections.training(context)]
-    if run.path("oof_dice.parquet").is_file():
-        oof = pd.read_parquet(run.path("oof_dice.parquet"))
+    if run.step("score"):
+        oof = read_parquet(run.path("oof_dice.parquet"))
         parts += [_scores(run), _decision(run), _gallery(context, data, oof)]
     parts.append(sections.learning_rates(run))
     if run.path("ablation.csv").is_file():
         parts.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
     if run.path("cross.csv").is_file():
         parts.append(_cross(pd.read_csv(run.path("cross.csv"))))
-    if run.path("submission.csv").is_file():
+    if run.step("submit"):
         parts.append(_submission(context, data))
     parts.append(sections.about(run))
     title = f"Lung segmentation, preset {context.preset}"
@@ -37,7 +37,7 @@ def write_report(context, data):
 def _headline(context):
     run, notes = context.run, [sections.synthetic(context)]
     notes = [note for note in notes if note]
-    if not run.path("score.json").is_file():
+    if not run.step("score"):
         return page.join(*notes, page.note("No score yet: the run has not come to that."))
     score = read_json(run.path("score.json"))
     cards = [
@@ -105,7 +105,7 @@ def _decision(run):
 
 
 def _gallery(context, data, oof, count=4):
-    probs = np.load(context.run.path("oof_probs.npy"), mmap_mode="r")
+    probs = read_array(context.run.path("oof_probs.npy"))
     rule = MaskRule(**read_json(context.run.path("tuned.json"))["rule"])
     ordered = oof.reset_index(drop=True).sort_values("dice", kind="stable")
     middle = max(0, len(ordered) // 2 - count // 2)
