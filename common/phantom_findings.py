@@ -96,11 +96,11 @@ def _within(reach, radius, edge=0.35):
     return np.clip((np.float32(radius) - reach) / np.float32(edge * radius) + np.float32(0.5), 0, 1)
 
 
-def nodule(scene, rng, name="nodule", radius=(0.012, 0.03)):
-    """Draw one round soft-edged shadow in a lung; radius: least and most, as shares of the image's width."""
+def nodule(scene, rng, name="nodule", radius=(0.012, 0.03), density=(0.12, 0.2)):
+    """Draw one round soft-edged shadow in a lung; radius, a share of the width, and density: least and most."""
     extent, squeeze = rng.uniform(*radius), rng.uniform(0.85, 1.2)
     profile = _within(_reach(scene, rng, squeeze, 1.2 * radius[1])[0], extent)
-    scene.tissue += profile * np.float32(rng.uniform(0.12, 0.2))
+    scene.tissue += profile * np.float32(rng.uniform(*density))
     scene.add(name, profile > 0.5)
 
 
