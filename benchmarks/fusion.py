@@ -53,17 +53,23 @@ def report(name, ours, theirs):
     print(f"{name:44}{ours:12.6f}{theirs:12.4f}{theirs / ours:10.1f}")
 
 
-def compare(peer):
-    """Image by image and in one batch: all methods, and WBF with tied scores too; returns the workload."""
-    work = None
-    for name, ours, theirs, batch, options, decimals in [
-        ("WBF, scores of 2 decimals", fusion.weighted_boxes_fusion, peer.weighted_boxes_fusion, fusion.fuse_wbf, {}, 2),
-        ("NMS", fusion.nms, peer.nms, fusion.fuse_nms, {}, None),
-        ("soft-NMS", fusion.soft_nms, peer.soft_nms, fusion.fuse_soft_nms, {"thresh": 0.01}, None),
-        ("NMW", fusion.non_maximum_weighted, peer.non_maximum_weighted, fusion.fuse_nmw, {}, None),
-        ("WBF", fusion.weighted_boxes_fusion, peer.weighted_boxes_fusion, fusion.fuse_wbf, {}, None),
+def compare(peer, untied):
+    """Image by image and in one batch: all methods, and WBF with tied scores too."""
+    tied = workload(decimals=2)
+    for name, ours, theirs, batch, options, work in [
+        ("WBF", fusion.weighted_boxes_fusion, peer.weighted_boxes_fusion, fusion.fuse_wbf, {}, untied),
+        (
+            "WBF, scores of 2 decimals",
+            fusion.weighted_boxes_fusion,
+            peer.weighted_boxes_fusion,
+            fusion.fuse_wbf,
+            {},
+            tied,
+        ),
+        ("NMS", fusion.nms, peer.nms, fusion.fuse_nms, {}, untied),
+        ("soft-NMS", fusion.soft_nms, peer.soft_nms, fusion.fuse_soft_nms, {"thresh": 0.01}, untied),
+        ("NMW", fusion.non_maximum_weighted, peer.non_maximum_weighted, fusion.fuse_nmw, {}, untied),
     ]:
-        work = workload(decimals) if work is None or decimals is not None or name == "NMS" else work
         boxes, scores, labels, _ = work
         options = {"iou_thr": IOU, "weights": WEIGHTS} | options
         rows = np.arange(IMAGES + 1) * MODELS * PER_MODEL
@@ -83,7 +89,6 @@ def compare(peer):
         slow = seconds(lambda item, f=theirs, o=options: f(*item, **o), timed, rounds=2)
         report(f"{name}, an image", seconds(lambda item, f=ours, o=options: f(*item, **o), timed, 20), slow)
         report(f"{name}, {IMAGES} at once", seconds(lambda f, b=batch, o=options: b(f, **o), [flat], 3), slow * IMAGES)
-    return work
 
 
 def compare_tables(peer, work):
@@ -124,10 +129,10 @@ def compare_tables(peer, work):
         assert (rows[BOX].to_numpy() == np.minimum(wanted[0] * size, size)).all()
         assert (rows["score"].to_numpy() == wanted[1]).all() and (rows["class_id"].to_numpy() == wanted[2]).all()
     report("WBF, tables in pixels to a table", taken, slow)
+    print(f"    {MODELS * IMAGES * PER_MODEL:,} boxes become {len(fused):,}; by the clock {wall:.2f} s")
     print(
-        f"\n{MODELS * IMAGES * PER_MODEL:,} boxes become {len(fused):,}; wall {wall:.2f} s; peak memory of the process"
+        f"    peak memory of the process {peak / 2**20:.2f} GB; {before / 2**20:.2f} GB before fusing, inputs included"
     )
-    print(f"{peak / 2**20:.2f} GB, of which {before / 2**20:.2f} GB before the first table was fused")
 
 
 def raters():
@@ -152,7 +157,9 @@ def main():
     import ensemble_boxes as peer
 
     print(f"{'seconds':44}{'ours':>12}{'peer':>12}{'ratio':>10}")
-    compare_tables(peer, compare(peer))
+    work = workload()
+    compare_tables(peer, work)
+    compare(peer, work)
     raters()
 
 

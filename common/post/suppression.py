@@ -75,7 +75,7 @@ def fuse_soft_nms(batch, weights=None, method=GAUSSIAN, iou_thr=0.5, sigma=0.5, 
         raise InputError(f"cannot use method {method!r} (1 or 2), sigma {sigma!r} (above 0), thresh {thresh!r}")
     scores, rows, groups, firsts = _by_class(batch, weights)
     boxes = np.clip(batch.boxes, 0, 1)
-    order, values, kept = np.empty_like(rows), np.empty(len(rows)), np.empty(len(rows), bool)
+    order, values = np.empty_like(rows), np.empty(len(rows))
     for image in range(len(batch.starts) - 1):
         part = groups[firsts[image] : firsts[image + 1] + 1]
         if len(part) < 2:
