@@ -219,24 +219,26 @@ def _one_thread(_worker):
     torch.set_num_threads(1)
 
 
-def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_method=None):
+def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_method=None, collate=None):
     """Return a DataLoader over the batches of `sampler`, the same batches for every number of `workers`.
 
-    Batches are `(images uint8 (B, 1, H, W), targets)`. `seed` keeps the loader off torch's global generator.
-    `start_method` is fork or spawn, the platform's own by default. Workers live until the loader goes.
+    Batches are `(images uint8 (B, 1, H, W), targets)`, or what `collate` makes of a list of items. `seed` keeps the
+    loader off torch's global generator. `start_method` is fork or spawn, the platform's own by default. Workers live
+    until the loader goes.
     """
     if workers < 0:
         raise InputError(f"workers {workers}: must not be negative")
     options = {"num_workers": workers, "worker_init_fn": _one_thread, "pin_memory": pin_memory}
+    options["collate_fn"] = collate  # None: torch's own
     if workers:
         options |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": start_method}
     return DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(seed), **options)
 
 
-def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, start_method=None):
+def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, start_method=None, collate=None):
     """Return a DataLoader over `dataset`, or over `indices` of it, in order, unaugmented, the last batch included."""
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size}: must be at least 1")
     order = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return make_loader(dataset, batches, workers, 0, pin_memory, start_method)
+    return make_loader(dataset, batches, workers, 0, pin_memory, start_method, collate)

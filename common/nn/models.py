@@ -37,13 +37,17 @@ class Normalised(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", mean / std, persistent=False)
 
-    def forward(self, images):
+    def scaled(self, images):
+        """Return the images, checked, as the network wants them: float32 (B, channels, H, W)."""
         if images.ndim != 4 or images.shape[1] != 1:
             raise InputError(f"images {tuple(images.shape)}: expected one gray channel, (B, 1, H, W)")
         if images.shape[2] % self.multiple or images.shape[3] % self.multiple:
             height, width = images.shape[2:]
             raise InputError(f"size {height}×{width}: this network needs multiples of {self.multiple}")
-        output = self.net(images.float() * self.scale - self.shift)
+        return images.float() * self.scale - self.shift
+
+    def forward(self, images):
+        output = self.net(self.scaled(images))
         return tuple(part.float() for part in output) if isinstance(output, tuple | list) else output.float()
 
     def set_frozen_eval(self):
@@ -73,9 +77,9 @@ def classifier(backbone, n_classes, weights, dropout=0.0, **options):
     report of the loading is the attribute `loaded`. `options` go to timm. Raises InputError for an unknown network or
     weights that do not fit.
     """
-    name = _timm_name(backbone)
+    name = timm_name(backbone)
     net = timm.create_model(name, pretrained=False, num_classes=n_classes, drop_rate=dropout, **options)
-    model = Normalised(net, *_mean_std(name))
+    model = Normalised(net, *mean_std(name))
     last = _names_of(model, head(model))
     return _load(model, name, weights, [key for key in model.state_dict() if key not in last])
 
@@ -91,7 +95,7 @@ def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dro
     if isinstance(architecture, str) and architecture not in ARCHITECTURES:
         raise InputError(f"architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES.get(architecture, architecture)
-    name = _timm_name(encoder)
+    name = timm_name(encoder)
     if empty_head:
         options["aux_params"] = {"classes": 1, "dropout": dropout}
     try:
@@ -99,7 +103,7 @@ def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dro
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"encoder {encoder!r} does not work in {architecture.__name__} ({reason})") from error
-    model = Normalised(net, *_mean_std(name), multiple=32)
+    model = Normalised(net, *mean_std(name), multiple=32)
     return _load(model, name, weights, [key for key in model.state_dict() if key.startswith("net.encoder.")])
 
 
@@ -157,7 +161,8 @@ def _freeze(model, parameters):
         parameter.requires_grad_(False)
 
 
-def _timm_name(name):
+def timm_name(name):
+    """Return timm's own name of a network that other libraries may call otherwise; InputError if it has none."""
     name = _ALIASES.get(name, name)
     if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained(name.split(".")[0])):
         near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 3)
@@ -165,7 +170,8 @@ def _timm_name(name):
     return name
 
 
-def _mean_std(name):
+def mean_std(name):
+    """Return the mean and deviation of the images that timm's network `name` was trained on, one a channel each."""
     config = timm.get_pretrained_cfg(name)
     return (config.mean, config.std) if config else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
 

@@ -101,9 +101,10 @@ def reestimate_batch_norm(model, batches, forward):
     """Recompute the running statistics of batch norms as the plain mean over `batches`.
 
     Averaged weights need it: their activations are those of none of the averaged networks. `forward(model, batch)`
-    runs the network once. Modes and momenta are as before afterwards. Does nothing without batch norms.
+    runs the network once. Modes and momenta are as before afterwards. Norms whose parameters are all frozen keep their
+    statistics, as they do in training. Does nothing without batch norms.
     """
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and not _frozen(m)]
     if not norms:
         return
     was_training, momenta = model.training, [m.momentum for m in norms]
@@ -117,3 +118,8 @@ def reestimate_batch_norm(model, batches, forward):
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was_training)
+
+
+def _frozen(norm):
+    own = list(norm.parameters(recurse=False))
+    return bool(own) and not any(p.requires_grad for p in own)

@@ -54,8 +54,8 @@ def test_the_papers_networks_build_offline_and_take_their_sizes(side):
         assert set(fpn.net.encoder.state_dict()) == set(names)  # so that timm's weights fit
         assert list(xception.net.state_dict()) == list(timm.create_model("legacy_xception", num_classes=1).state_dict())
     for name in ("xception", "inceptionresnetv2"):
-        assert models._mean_std(models._timm_name(name)) == ((0.5,) * 3, (0.5,) * 3)
-    assert models._mean_std("resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        assert models.mean_std(models.timm_name(name)) == ((0.5,) * 3, (0.5,) * 3)
+    assert models.mean_std("resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize("name", ["unet", "unetplusplus", "fpn", "manet", "linknet", "deeplabv3plus"])

@@ -1,0 +1,196 @@
+"""Torchvision's detectors over a feature pyramid on any timm network: raw grey radiographs in, boxes out.
+
+Numbers that torchvision gives for a side of 1024 pixels shrink with the side: a box that covers a tenth of the image
+meets an anchor of its size at 256 pixels as it does at 1024, and fewer places need fewer proposals.
+"""
+
+import timm
+import torch
+from torch import nn
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from common.errors import InputError
+from common.nn.models import Normalised, mean_std, timm_name
+from common.nn.weights import fill, imagenet_state, read_state
+
+REFERENCE = 1024  # the side for which anchors and numbers of proposals are torchvision's
+ASPECTS = ((0.5, 1.0, 2.0),) * 5
+
+
+class Detector(Normalised):
+    """A torchvision detector of square grey images, all of one size; its classes count from 0, without background.
+
+    forward(images, targets) in training → dict of scalar losses; forward(images) in evaluation → for each image a dict
+    of boxes float32 (n, 4) x_min, y_min, x_max, y_max in pixels of the images given, scores float32 (n,) in [0, 1],
+    falling, and labels int64 (n,). images: (B, 1, S, S) uint8, or floating in 0 to 255, S a multiple of 32. targets:
+    for each image a dict of boxes (n, 4) with positive sides and labels int64 (n,); n may be 0. Anchors and heads'
+    outputs are float32 under mixed precision too: torchvision would take the maps' type, and bfloat16 places a box at
+    1024 pixels on a grid of four. Raises InputError for images of another shape, and in evaluation where the network's
+    output is not finite.
+    """
+
+    def __init__(self, net, mean, std, heads, background):
+        super().__init__(net, mean, std, multiple=32)
+        self.background = background
+        net.transform = _AsGiven()
+        for head in heads:
+            head.register_forward_hook(_in_float32)
+        for module in net.modules():
+            if isinstance(module, AnchorGenerator):
+                module.register_forward_pre_hook(_anchors_in_float32)
+
+    def forward(self, images, targets=None):
+        images = self.scaled(images)
+        if self.training:
+            shifted = [{"boxes": each["boxes"], "labels": each["labels"] + self.background} for each in targets]
+            return self.net(images, shifted)
+        return [{**found, "labels": found["labels"] - self.background} for found in self.net(images)]
+
+
+def faster_rcnn(
+    backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True
+):
+    """Return a Faster R-CNN with a feature pyramid at strides 4 to 64 (Ren et al. 2015, Lin et al. 2017).
+
+    backbone: a timm network with feature maps at strides 4, 8, 16 and 32. n_classes: without background. size: the
+    images' side, a multiple of 32 from 96. weights: `imagenet`, `none`, or a file of the backbone or of a whole
+    torchvision detector, such as fasterrcnn_resnet50_fpn's: what fits is taken, the classes' layers start anew, and the
+    attribute `loaded` says so. nms: overlap above which the lower of two boxes of one class goes. per_image, score:
+    most boxes of an image, and their least score. channels: of the pyramid, a multiple of 32 from 64; 256 in
+    torchvision's files. frozen_norms: the backbone's batch norms keep statistics and parameters, as in detectron2,
+    since the few images of a batch would give poor ones; all other layers train. Raises InputError for a network
+    without these maps or weights that do not fit.
+    """
+    pyramid, name = _pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool(), channels, size)
+    share = size / REFERENCE
+    net = detection.FasterRCNN(
+        pyramid, n_classes + 1, rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in _sides(size)), ASPECTS),
+        rpn_pre_nms_top_n_train=_at_least(200, 2000 * share), rpn_post_nms_top_n_train=_at_least(200, 2000 * share),
+        rpn_pre_nms_top_n_test=_at_least(200, 1000 * share), rpn_post_nms_top_n_test=_at_least(200, 1000 * share),
+        box_batch_size_per_image=_at_least(64, 512 * share),
+        box_nms_thresh=nms, box_detections_per_img=per_image, box_score_thresh=score,
+    )  # fmt: skip
+    heads = net.rpn.head, net.roi_heads.box_predictor
+    return _finished(Detector(net, *mean_std(name), heads, background=1), name, weights, frozen_norms)
+
+
+def retinanet(
+    backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True
+):
+    """Return a RetinaNet with a feature pyramid at strides 8 to 128 (Lin et al. 2017); arguments as in `faster_rcnn`.
+
+    The backbone needs maps at strides 8, 16 and 32.
+    """
+    pyramid, name = _pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
+    sides = tuple((s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in _sides(size))
+    net = detection.RetinaNet(
+        pyramid, n_classes, anchor_generator=AnchorGenerator(sides, ASPECTS), nms_thresh=nms,
+        detections_per_img=per_image, score_thresh=score, topk_candidates=_at_least(200, 1000 * size / REFERENCE),
+    )  # fmt: skip
+    return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
+
+
+def fcos(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True):
+    """Return an FCOS, which has no anchors, with a feature pyramid at strides 8 to 128 (Tian et al. 2019).
+
+    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. A level is for boxes of four to
+    eight times its stride at any size.
+    """
+    pyramid, name = _pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
+    net = detection.FCOS(
+        pyramid, n_classes, nms_thresh=nms, detections_per_img=per_image, score_thresh=score,
+        topk_candidates=_at_least(200, 1000 * size / REFERENCE),
+    )  # fmt: skip
+    return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
+
+
+def _sides(size):
+    return tuple(size * side / REFERENCE for side in (32, 64, 128, 256, 512))
+
+
+def _at_least(least, number):
+    return max(least, round(number))
+
+
+class _AsGiven(nn.Module):
+    """In the place of torchvision's transform, which would scale the images and make a batch of them."""
+
+    def forward(self, images, targets=None):
+        return ImageList(images, [tuple(images.shape[-2:])] * len(images)), targets
+
+    def postprocess(self, found, sizes, originals):
+        return found
+
+
+class _Pyramid(nn.Module):
+    """A timm network and its feature pyramid; names of modules are torchvision's, so that its files fit."""
+
+    def __init__(self, body, widths, more, channels):
+        super().__init__()
+        self.body, self.widths, self.out_channels = body, widths, channels
+        self.fpn = FeaturePyramidNetwork(widths, channels, more)
+
+    def forward(self, images):
+        # a few transformers of timm put the channels last
+        maps = zip(self.body(images), self.widths, strict=True)
+        maps = [each if each.shape[1] == width else each.permute(0, 3, 1, 2) for each, width in maps]
+        return self.fpn({str(level): each for level, each in enumerate(maps)})
+
+
+def _pyramid(backbone, strides, more, channels, size):
+    name = timm_name(backbone)
+    about = timm.get_pretrained_cfg(name)
+    options = {"features_only": True} | ({"img_size": size} if about and about.fixed_input_size else {})
+    # under 96 the last level but one is a single pixel, on which oneDNN's bfloat16 gradient of the last one's strided
+    # convolution is whatever lay in memory (torch 2.15); under 64 channels FCOS's group norm has one value a group
+    for what, number, least in (("size", size, 96), ("channels", channels, 64)):
+        if number < least or number % 32:
+            raise InputError(f"{what} {number}: a detector needs a multiple of 32, at least {least}")
+    try:
+        with torch.device("meta"):
+            levels = timm.create_model(name, **options).feature_info.reduction()
+        last = {stride: level for level, stride in enumerate(levels)}
+        if not set(strides) <= set(last):
+            raise InputError(f"backbone {backbone!r}: has feature maps at strides {levels}, {list(strides)} are needed")
+        body = timm.create_model(name, out_indices=tuple(last[stride] for stride in strides), **options)
+    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"backbone {backbone!r} gives no feature maps ({reason})") from error
+    return _Pyramid(body, body.feature_info.channels(), more, channels), name
+
+
+def _finished(model, name, weights, frozen_norms):
+    model.loaded, body = None, model.net.backbone.body
+    if weights != "none":
+        state, source = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
+        whole = any(".fpn." in key for key in state)
+        target = model.net if whole else body
+        needed = [key for key in target.state_dict() if not whole or key.startswith("backbone.body.")]
+        model.loaded = fill(target, state, source, needed)
+    if frozen_norms:
+        for module in body.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+    return model
+
+
+def _in_float32(head, inputs, output):
+    """Cast what a head gives, a dict or tuple of tensors or of lists of them; in evaluation also check it."""
+    if isinstance(output, dict):
+        return {key: _in_float32(head, inputs, value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return type(output)(_in_float32(head, inputs, value) for value in output)
+    # torchvision would drop such boxes without a word
+    if not head.training and not torch.isfinite(output).all():
+        raise InputError("the network's output is no number any more: lower the learning rate or set clip_norm")
+    return output.float()
+
+
+def _anchors_in_float32(generator, inputs):
+    """Give the generator maps of the same sizes in float32; it reads nothing else from them."""
+    images, maps = inputs
+    return images, [each.new_empty((0, 1, *each.shape[-2:]), dtype=torch.float32) for each in maps]

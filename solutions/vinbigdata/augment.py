@@ -1,0 +1,137 @@
+"""Augmentation pipelines of the detectors, one function a recipe; boxes follow the geometry, and sizes stay.
+
+Each takes uint8 (H, W) images with `bboxes` float (n, 4) in pixels and their `labels`, and gives back the same.
+"""
+
+import cv2
+import numpy as np
+
+# the library from there, where its look-up of newer versions is switched off
+from common.data.augment import A, DiffusedNoise
+from common.errors import InputError
+
+# flips and all that turns or scales show a finding on the other side or in another shape; the paper and the winners
+# flip nevertheless
+
+
+def compose(transforms, least_seen=0.3):
+    """Return the pipeline of `transforms` for images with boxes.
+
+    Boxes are cut at the border. One is dropped when a step leaves less than `least_seen` of its area, or a side under
+    one pixel, since nobody could say what the rest shows; the share is ours.
+    """
+    boxes = A.BboxParams(
+        "pascal_voc", ["labels"], min_visibility=least_seen, min_width=1, min_height=1, clip=True
+    )  # fmt: skip
+    return A.Compose(transforms, bbox_params=boxes)
+
+
+class Blend(A.ImageOnlyTransform):
+    """Blend the image with black (brightness) or, `to_mean`, with its own mean grey level (contrast).
+
+    factor: range of the image's weight; above 1 it moves away from the other. Source: the definitions of detectron2,
+    the paper's library.
+    """
+
+    def __init__(self, to_mean, factor=(0.7, 1.3), p=0.2):
+        super().__init__(p=p)
+        if not 0 <= factor[0] <= factor[1]:
+            raise InputError(f"factor {factor}: need two numbers from 0, the lesser first")
+        self.to_mean, self.factor = to_mean, factor
+
+    def get_params(self):
+        return {"weight": self.py_random.uniform(*self.factor)}
+
+    def apply(self, img, weight, **params):
+        level = img.mean() if self.to_mean else 0.0
+        table = np.clip(np.rint(weight * np.arange(256) + (1 - weight) * level), 0, 255).astype(np.uint8)
+        return cv2.LUT(img, table).reshape(img.shape)
+
+
+class RelativeCrop(A.DualTransform):
+    """Cut out a window whose height and width are each at least `least` of the image's, and stretch it to the size.
+
+    Source: the relative range of detectron2's random crop.
+    """
+
+    def __init__(self, least=0.8, p=0.2):
+        super().__init__(p=p)
+        if not 0 < least <= 1:
+            raise InputError(f"least {least}: must be above 0 and at most 1")
+        self.least = least
+
+    def get_params_dependent_on_data(self, params, data):
+        spans = []
+        for side in params["shape"][:2]:
+            length = max(1, round(side * self.py_random.uniform(self.least, 1)))
+            first = self.py_random.randint(0, side - length)
+            spans.append((first, first + length))
+        return {"spans": spans}
+
+    def apply(self, img, spans, **params):
+        (top, bottom), (left, right) = spans
+        return cv2.resize(img[top:bottom, left:right], img.shape[1::-1]).reshape(img.shape)
+
+    def apply_to_bboxes(self, bboxes, spans, **params):
+        (top, bottom), (left, right) = spans
+        height, width = params["shape"][:2]
+        out = bboxes.copy()  # in shares of the sides
+        out[:, [0, 2]] = (out[:, [0, 2]] * width - left) / (right - left)
+        out[:, [1, 3]] = (out[:, [1, 3]] * height - top) / (bottom - top)
+        return out
+
+
+def flip():
+    """Return the pipeline that exchanges left and right in half of the images."""
+    return compose([_flip()])
+
+
+def built_in(size, rotate=10.0):
+    """Return Berger et al.'s pipeline of the transforms built into its library, for images of `size` pixels.
+
+    Contrast and brightness by 0.7 to 1.3, rotation by ± `rotate` degrees (0 leaves it out) and a crop of at least 0.8
+    of each side, with probability 0.2 each; flip with 0.5; Gaussian blur of kernel 5. Saturation means nothing on grey
+    images. The paper gives the blur neither a probability, 0.2 here, nor a size of the image: its sigma is OpenCV's for
+    kernel 5 at 1024 pixels and shrinks with the size. Rotation keeps the size and cuts the corners; the box of a
+    turned box is the one around it.
+    """
+    return compose(_built_in(size, rotate))
+
+
+def noise():
+    """Return diffused noise alone, with probability 0.5, which is ours: the paper gives none."""
+    return compose([DiffusedNoise(p=0.5), A.NoOp()])  # the library warns where no step could move the boxes
+
+
+def both(size, rotate=10.0):
+    """Return `built_in` and then `noise`, as in Berger et al.'s figure 1; rotate=0 is its last variant."""
+    return compose([*_built_in(size, rotate), DiffusedNoise(p=0.5)])
+
+
+def podium(size):
+    """Return our pipeline for the podium preset: the winners' kinds of transform with numbers of ours.
+
+    Flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; diffused noise, now and then dark.
+    """
+    sigma = 1.1 * size / 1024
+    moved = A.Affine(
+        scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5
+    )  # fmt: skip
+    tone = [Blend(False, p=1.0), Blend(True, p=1.0), A.RandomGamma((80, 125), p=1.0), A.CLAHE((1.0, 3.0), p=1.0)]
+    focus = [_blur(sigma, 1.0), A.Sharpen(alpha=(0.1, 0.3), p=1.0)]
+    shade = DiffusedNoise((3, 10), strength=(-0.15, 0.3), p=0.15)
+    return compose([_flip(), moved, RelativeCrop(0.75, p=0.3), A.OneOf(tone, p=0.5), A.OneOf(focus, p=0.15), shade])
+
+
+def _flip():
+    return A.HorizontalFlip(p=0.5)
+
+
+def _blur(sigma, p):
+    return A.GaussianBlur(blur_limit=(5, 5), sigma_limit=(sigma, sigma), p=p)
+
+
+def _built_in(size, rotate):
+    turned = [A.Affine(rotate=(-rotate, rotate), p=0.2)] if rotate else []
+    blur = _blur(1.1 * size / 1024, 0.2)
+    return [Blend(to_mean=True), Blend(to_mean=False), *turned, RelativeCrop(), _flip(), blur]

@@ -1,0 +1,125 @@
+import random
+
+import numpy as np
+import pytest
+
+from common.errors import InputError
+from solutions.vinbigdata import augment
+from solutions.vinbigdata.augment import A, Blend, RelativeCrop, compose
+
+SIDE = 200
+
+
+def drawn(boxes, side=SIDE):
+    """Black, with a white rectangle for each box."""
+    image = np.zeros((side, side), np.uint8)
+    for x_min, y_min, x_max, y_max in boxes:
+        image[y_min:y_max, x_min:x_max] = 255
+    return image
+
+
+def run(pipeline, image, boxes, labels, seed=0):
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    out = pipeline(image=image, bboxes=boxes, labels=np.array(labels, np.int64))
+    return out["image"], np.asarray(out["bboxes"], float).reshape(-1, 4), np.asarray(out["labels"], int).tolist()
+
+
+def around(image):
+    ys, xs = np.nonzero(image > 127)
+    return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+GEOMETRY = {
+    "flip": [A.HorizontalFlip(p=1.0)],
+    "crop": [RelativeCrop(0.8, p=1.0)],
+    "rotation": [A.Affine(rotate=(-10.0, 10.0), p=1.0)],
+    "affine": [A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10, 10), keep_ratio=True, p=1.0)],
+    "crop of rotated": [A.Affine(rotate=(-10.0, 10.0), p=1.0), RelativeCrop(0.8, p=1.0), A.HorizontalFlip(p=1.0)],
+}
+
+
+@pytest.mark.parametrize("steps", GEOMETRY.values(), ids=GEOMETRY)
+def test_the_box_goes_where_the_finding_goes(steps):
+    box, moved = [60, 70, 130, 110], 0
+    for seed in range(8):
+        image, boxes, labels = run(compose(steps), drawn([box]), [box], [3], seed)
+        assert image.shape == (SIDE, SIDE) and image.dtype == np.uint8 and labels == [3]
+        loose = 2.0 if len(steps) == 1 else 6.0  # the box around a turned box is larger than what was turned
+        np.testing.assert_allclose(boxes[0], around(image), atol=loose)
+        moved += not np.allclose(boxes[0], box)
+    assert moved == 8
+
+
+def test_crop_by_hand():
+    crop = RelativeCrop(p=1.0)
+    spans, image = ((0, 100), (20, 180)), drawn([[100, 50, 180, 100]])
+    boxes = crop.apply_to_bboxes(np.array([[0.5, 0.25, 0.9, 0.5, 7.0]]), spans=spans, shape=image.shape)
+    np.testing.assert_allclose(boxes, [[0.5, 0.5, 1.0, 1.0, 7.0]])  # (100 - 20) / 160, 50 / 100 …; the label stays
+    assert around(crop.apply(image, spans=spans)) == [100, 100, 200, 200]
+    crop.set_random_state(np.random.default_rng(0), random.Random(0))
+    for _ in range(50):
+        for first, last in crop.get_params_dependent_on_data({"shape": (200, 100)}, {})["spans"][:1]:
+            assert 0 <= first < last <= 200 and last - first >= 160
+
+
+def test_brightness_and_contrast_by_hand():
+    image = np.array([[0, 100, 200, 100]], np.uint8)  # mean 100
+    assert Blend(False).apply(image, 0.7).tolist() == [[0, 70, 140, 70]]
+    assert Blend(False).apply(image, 1.3).tolist() == [[0, 130, 255, 130]]
+    assert Blend(True).apply(image, 0.7).tolist() == [[30, 100, 170, 100]]
+    assert Blend(True).apply(image, 1.3).tolist() == [[0, 100, 230, 100]]
+
+
+def test_a_box_of_which_little_is_left_goes_and_the_rest_is_cut():
+    half = A.Crop(100, 0, 200, 200, p=1.0)
+    boxes = [[80, 20, 130, 60], [20, 20, 115, 60], [10, 10, 50, 50], [120, 100, 150, 140]]  # 60 %, 16 %, 0, all of it
+    _, left, labels = run(compose([half]), drawn(boxes), boxes, [1, 2, 3, 4])
+    assert labels == [1, 4]
+    np.testing.assert_allclose(left, [[0, 20, 30, 60], [20, 100, 50, 140]], atol=1e-4)
+    _, left, labels = run(compose([half], least_seen=0.1), drawn(boxes), boxes, [1, 2, 3, 4])
+    assert labels == [1, 2, 4]
+
+
+PIPELINES = {
+    "flip": augment.flip,
+    "built_in": lambda: augment.built_in(SIDE),
+    "noise": augment.noise,
+    "both": lambda: augment.both(SIDE),
+    "both_no_rotation": lambda: augment.both(SIDE, rotate=0.0),
+    "podium": lambda: augment.podium(SIDE),
+}
+
+
+@pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
+def test_recipes_repeat_by_seed_keep_sizes_and_take_no_boxes(make):
+    pipeline, results = make(), []
+    image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
+    boxes, labels = [[20, 30, 90, 120], [100, 40, 199, 180]], [0, 13]
+    for seed in (*range(20), *range(20)):
+        out = run(pipeline, image, boxes, labels, seed)
+        assert out[0].shape == image.shape and out[0].dtype == np.uint8 and set(out[2]) <= {0, 13}
+        assert (out[1][:, 2:] - out[1][:, :2] >= 1).all() and out[1].min() >= 0 and out[1].max() <= SIDE
+        results.append((out[0].tobytes(), out[1].tobytes()))
+    assert results[:20] == results[20:] and len(set(results)) >= 2
+    empty, none, no_labels = run(pipeline, image, [], [])
+    assert empty.shape == image.shape and none.shape == (0, 4) and no_labels == []
+
+
+def test_what_the_papers_variants_contain():
+    def kinds(pipeline):
+        return [type(step).__name__ for step in pipeline.transforms]
+
+    built_in = ["Blend", "Blend", "Affine", "RelativeCrop", "HorizontalFlip", "GaussianBlur"]
+    assert kinds(augment.built_in(1024)) == built_in
+    assert kinds(augment.both(1024)) == [*built_in, "DiffusedNoise"]
+    assert kinds(augment.both(1024, rotate=0.0)) == [name for name in [*built_in, "DiffusedNoise"] if name != "Affine"]
+    assert kinds(augment.noise()) == ["DiffusedNoise", "NoOp"]
+    assert [step.p for step in augment.built_in(1024).transforms] == [0.2, 0.2, 0.2, 0.2, 0.5, 0.2]
+
+
+def test_numbers_that_make_no_sense():
+    with pytest.raises(InputError, match="factor"):
+        Blend(True, (1.3, 0.7))
+    with pytest.raises(InputError, match="least 0"):
+        RelativeCrop(0)
