@@ -59,6 +59,8 @@ class NetworkConfig(FitConfig):
         super().__post_init__()
         if self.size % 32 or self.size < 32:
             raise InputError(f"network.size {self.size}: need a multiple of 32")
+        if min(self.decoder, default=1) < 1:
+            raise InputError(f"network.decoder {self.decoder}: need channels for every stage")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Config:
             raise InputError(f"validation {self.validation}: a share that leaves something to train on is needed")
         if self.structures != "lungs" and "flip" in self.tta:
             raise InputError("tta 'flip' would exchange the left lung and the right one")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed}: must not be negative")
 
 
 PAPER = Config(finder=True)

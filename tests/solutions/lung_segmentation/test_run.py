@@ -1,0 +1,412 @@
+"""Whole runs at the smallest size: what they leave, what a second one does again, and what is refused."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from benchmarks.tables import real_data
+from common.data.dicom import read_image
+from common.paths import read_json
+from common.post.rle import ABSOLUTE, decode
+from common.submit.table import read_table
+from common.train import loop
+from solutions.lung_segmentation import pipeline
+from solutions.lung_segmentation.sample import make_sample
+from solutions.lung_segmentation.segmenter import load_segmenter
+from tests import browser
+
+ROOT = Path(__file__).parents[3]
+FOLD0 = ["--folds", "0", "--network.epochs", "1"]
+COMPARED = ("fold*/*/final.safetensors", "*_probs.npy", "masks.npy", "tuned.json", "submission.csv", "masks/*.png",
+            "folds.csv", "images.parquet", "oof_dice.parquet")  # fmt: skip
+SECTIONS = ("Data", "Training", "Scores", "Decision", "Pictures", "Submission", "This run")
+
+
+def prints(run, but=()):
+    """SHA-256 of every file of a run but its log and those named."""
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("log.txt", ".lock", *but))
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def times(run, *patterns):
+    return {path: path.stat().st_mtime_ns for pattern in patterns for path in sorted(run.glob(pattern))}
+
+
+def ids(run):
+    return read_table(run / "submission.csv")["image_id"].tolist()
+
+
+def same(run, other):
+    for pattern in COMPARED:
+        for path in run.glob(pattern):
+            assert (other / path.relative_to(run)).read_bytes() == path.read_bytes(), path
+
+
+def start(*words):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "solutions", "lung_segmentation", *map(str, words)], cwd=ROOT,
+                            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+# ---- a run and its repetition --------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_masks_a_table_a_score_and_a_report(finished, sample):
+    run = finished / "run"
+    rows = read_table(run / "submission.csv", ["image_id", "width", "height", "rle"])
+    hidden = {path.stem: np.asarray(Image.open(path)) > 0 for path in (sample / "hidden").iterdir()}
+    assert sorted(rows["image_id"]) == sorted(hidden) == sorted(path.stem for path in (run / "masks").iterdir())
+    dice = []
+    for row in rows.itertuples():
+        drawn = np.asarray(Image.open(run / "masks" / f"{row.image_id}.png"))
+        true = hidden[row.image_id]
+        assert drawn.shape == true.shape == (int(row.height), int(row.width)) and set(np.unique(drawn)) <= {0, 255}
+        assert (decode(row.rle, drawn.shape, ABSOLUTE) == (drawn > 0)).all() and drawn.any()
+        dice.append(2 * ((drawn > 0) & true).sum() / ((drawn > 0).sum() + true.sum()))
+    steps = read_json(run / "manifest.json")["steps"]
+    assert [name for name in steps if " " not in name] == ["masks", "prepare", "predict", "tune", "score", "submit"]
+    assert steps["submit"]["hidden"]["value"] == pytest.approx(np.mean(dice))
+    assert np.mean(dice) > 0.5  # it has learned something
+    assert "<html" in (run / "report.html").read_text()[:300]
+    copies = list((finished / "submissions").glob("lung_segmentation-run-*.csv"))
+    assert [path.read_bytes() for path in copies] == [(run / "submission.csv").read_bytes()]
+    assert not list(run.rglob("last.ckpt")) and not list(finished.rglob(".*tmp*"))
+
+
+def test_a_second_run_does_nothing_again(run_copy, command, sample):
+    before, done = (
+        prints(run_copy),
+        times(run_copy, "fold*/**/*", "*.npy", "oof*", "test*", "masks.*", "t*.json", "score.json"),
+    )
+    result = command("run", "--data", sample, "--out", "run")  # without a preset: with the stored configuration
+    assert (result.status, result.errors) == (0, [])
+    assert "predict: up to date" in result.out and "tune: up to date" in result.out and "epoch" not in result.out
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    changed = {name for name, digest in prints(run_copy).items() if before[name] != digest}
+    assert changed <= {"manifest.json"}
+
+
+def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, command, sample, tiny):
+    for verb in ("prepare", "train", "predict", "tune", "score", "submit", "report"):
+        result = command(verb, "demo", "--data", sample, "--out", "run", *tiny, *FOLD0)
+        assert (result.status, result.errors) == (0, [])
+    score = read_json(tmp_path / "run" / "score.json")
+    assert score["folds"] == [0] and score["images"] == 6
+    assert read_json(tmp_path / "run" / "tuned.json")["halves"] is True
+    assert not (tmp_path / "run" / "fold1").exists() and (tmp_path / "run" / "report.html").is_file()
+    done = times(tmp_path / "run", "fold0/*/final.safetensors")
+    assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
+    assert done == times(tmp_path / "run", "fold0/*/final.safetensors")
+    assert read_json(tmp_path / "run" / "score.json")["images"] == 12
+    assert read_json(tmp_path / "run" / "config.json")["folds"] == [0, 1]
+
+
+def test_nothing_to_predict(data, command, tmp_path, tiny):
+    for path in (data / "hidden").iterdir():
+        next(data.rglob(f"CXR_png/{path.name}")).unlink()
+    result = command("run", "demo", "--data", data, "--out", "run", *tiny, *FOLD0)
+    assert (result.status, result.errors) == (0, []) and "nothing to submit" in result.out
+    assert ids(tmp_path / "run") == [] and not list((tmp_path / "run").glob("masks/*"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "owner"),
+    [
+        ("train", (loop._Trainer, "finish")), ("predict", (pipeline, "write_masks")),
+        ("tune", (pipeline, "write_json")), ("submit", (pipeline, "validate_shaped_masks")),
+    ],
+)  # fmt: skip
+def test_a_run_that_was_broken_off_continues_to_the_same_bytes(
+    verb, owner, finished, tmp_path, command, sample, tiny, monkeypatch
+):
+    words = ["run", "demo", "--data", sample, "--out", "run", *tiny, "--network.epochs", "8"]
+    if verb != "train":
+        shutil.copytree(finished / "run", tmp_path / "run")
+        for name in {"predict": ["oof_probs.npy"], "tune": ["surface.csv", "tuned.json"]}.get(verb, []):
+            (tmp_path / "run" / name).unlink()
+
+    def broken(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*owner, broken)
+        assert command(*words).status == 130
+    assert command(*words).status == 0
+    same(finished / "run", tmp_path / "run")
+
+
+def test_a_run_that_is_out_of_time_or_killed_continues_to_the_same_bytes(finished, tmp_path, command, sample, tiny):
+    words = ["run", "demo", "--data", sample, "--out", tmp_path / "run", *tiny, "--network.epochs", "8"]
+    result = command(*words, "--hours", "0.0001")
+    assert result.status == 3 and "the same command continues" in result.out
+    assert not (tmp_path / "run" / "submission.csv").exists()
+    process, deadline = start(*words), time.monotonic() + 120
+    while (
+        not list(tmp_path.glob("run/fold1/*/epoch00[1-9]*")) and process.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stdout.read()
+    assert not (tmp_path / "run" / "submission.csv").exists()
+    assert command(*words).status == 0
+    same(finished / "run", tmp_path / "run")
+
+
+# ---- what was made from what ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["train", "predict", "tune", "score", "submit", "report", "ablate", "cross", "find_lr",
+                                  "export"])  # fmt: skip
+def test_verbs_before_prepare(verb, tmp_path, refused):
+    assert "not prepared" in refused(verb, "demo", "--out", "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_verbs_out_of_order(run_copy, refused, command):
+    manifest = read_json(run_copy / "manifest.json")
+    steps = manifest["steps"]
+
+    def has_done(*names):
+        (run_copy / "manifest.json").write_text(json.dumps({**manifest, "steps": {n: steps[n] for n in names}}))
+
+    (run_copy / "score.json").rename(run_copy / "kept")
+    assert "run the verb `score`" in refused("export", "--out", "run")
+    (run_copy / "kept").rename(run_copy / "score.json")
+    has_done("masks", "prepare", "predict")
+    for verb in ("score", "submit", "export"):
+        assert "run the verb `tune`" in refused(verb, "--out", "run")
+    assert command("report", "--out", "run").status == 0
+    headings = re.findall(r"<h2>([^<]*)</h2>", (run_copy / "report.html").read_text())
+    assert "Scores" not in headings and "Submission" not in headings  # nobody can say whose they are
+    has_done("masks", "prepare")
+    for verb in ("tune", "score", "submit", "export"):
+        assert "run the verb `predict`" in refused(verb, "--out", "run")
+    shutil.rmtree(run_copy / "fold1")
+    for verb in ("predict", "tune", "score", "submit"):
+        assert "fold 1 is not trained" in refused(verb, "--out", "run")
+    assert refused("train", "--out", "run", "--network.lr", "1").startswith("error: run/fold0/network: holds")
+
+
+def test_another_training_is_refused_and_loses_nothing(run_copy, command, refused, sample):
+    before = prints(run_copy, but=["manifest.json"])
+    for option in ("--network.epochs 3", "--network.lr 0.1", "--n-folds 3", "--seed 1", "--store-size 96",
+                   "--datasets Shenzhen", "--network.loss bce", "--network.weights /no/file"):  # fmt: skip
+        line = refused("run", "--data", sample, "--out", "run", *option.split())
+        assert "run/fold0/" in line and "another" in line and "--out" in line
+        assert prints(run_copy, but=["manifest.json"]) == before, option
+    again = command("run", "--data", sample, "--out", "run")
+    assert again.status == 0 and "epoch" not in again.out and "predict: up to date" in again.out
+
+
+def test_other_masks_under_trained_networks_are_refused(data, run_copy, command, refused):
+    assert command("run", "--out", "run", "--data", data).status == 0  # the same files elsewhere are the same data
+    before = prints(run_copy, but=["manifest.json"])
+    path = sorted((data / "mask" / "mask").iterdir())[0]
+    whole = path.read_bytes()
+    for change in (np.fliplr, lambda mask: np.roll(mask, 40, axis=1)):  # of the same area
+        mask = change(np.asarray(Image.open(path)))
+        path.unlink()
+        Image.fromarray(mask).save(path)
+        line = refused("run", "--out", "run", "--data", data)
+        assert "trained on other masks" in line and prints(run_copy, but=["manifest.json"]) == before
+        path.write_bytes(whole)
+    assert "epoch" not in command("run", "--out", "run", "--data", data).out
+
+
+@pytest.mark.parametrize("option", ["--n-folds 3", "--seed 1", "--store-size 96", "--datasets Shenzhen"])
+def test_options_of_prepare_are_not_passed_over(option, run_copy, refused):
+    assert f"prepared with {option.split()[0]}" in refused("tune", "--out", "run", *option.split())
+
+
+def test_another_decision_is_tuned_without_training(run_copy, command, sample):
+    done = times(run_copy, "fold*/**/*", "*_probs.npy")
+    assert "verb `tune`" in command("submit", "--out", "run", "--decision.pixel", "0.3").errors[0]
+    result = command("run", "--data", sample, "--out", "run", "--decision.pixel", "0.3", "--decision.regions", "0")
+    assert result.status == 0 and "predict: up to date" in result.out and "tuned over 1 rules" in result.out
+    assert done == times(run_copy, "fold*/**/*", "*_probs.npy")
+    assert read_json(run_copy / "tuned.json")["rule"] == {"pixel": 0.3, "regions": 0}
+    assert read_json(run_copy / "config.json")["decision"] == {"pixel": [0.3], "regions": [0]}
+
+
+def test_other_views_are_predicted_without_training(run_copy, command, sample):
+    done, before = times(run_copy, "fold*/*/*"), (run_copy / "oof_probs.npy").read_bytes()
+    assert "verb `predict`" in command("tune", "--out", "run", "--tta", "flip").errors[0]
+    assert command("run", "--data", sample, "--out", "run", "--tta", "flip", "scale").status == 0
+    assert done == times(run_copy, "fold*/*/*") and (run_copy / "oof_probs.npy").read_bytes() != before
+
+
+def test_other_test_images(run_copy, command, refused, sample, tmp_path):
+    wanted = (run_copy / "submission.csv").read_bytes()
+    own = ids(run_copy)
+    (tmp_path / "mine").mkdir()
+    for name in ("b", "a.1"):
+        cv2.imwrite(str(tmp_path / "mine" / f"{name}.png"), np.tile(np.arange(200, dtype=np.uint8), (300, 1)))
+    assert "prepared with another --test" in refused("predict", "--out", "run", "--test", "mine")
+    assert command("run", "--data", sample, "--out", "run", "--test", "mine").status == 0
+    assert ids(run_copy) == ["a.1", "b"] == sorted(path.stem for path in (run_copy / "masks").iterdir())
+    (tmp_path / "two.csv").write_text("name,age\n" + "".join(f"{name}.png,5\n" for name in own[::-1]))
+    result = command("run", "--data", sample, "--out", "run", "--test", "two.csv")
+    assert result.status == 0 and "epoch" not in result.out
+    assert ids(run_copy) == own[::-1]  # in another order, in a store of its own
+    masks = {path.name: path.read_bytes() for path in (run_copy / "masks").iterdir()}
+    result = command("run", "--data", sample, "--out", "run")
+    assert result.status == 0 and "epoch" not in result.out
+    assert (run_copy / "submission.csv").read_bytes() == wanted
+    assert {path.name: path.read_bytes() for path in (run_copy / "masks").iterdir()} == masks
+
+
+# ---- beside the recipe ---------------------------------------------------------------------------------------------
+
+
+def test_ablation_and_range_test(run_copy, command):
+    result = command("ablate", "--out", "run")
+    assert (result.status, result.errors) == (0, [])
+    assert {path.name for path in run_copy.glob("*-fold*")} == {
+        f"{n}-fold{k}" for n in ("simple", "complex") for k in (0, 1)
+    }
+    table = pd.read_csv(run_copy / "ablation.csv")
+    assert list(table["augmentation"]) == ["simple", "complex"] and (table["images"] == 12).all()
+    for name in ("dice", "precision", "recall", "accuracy", "dice_pooled"):
+        assert (table[f"{name}_low"] <= table[name]).all() and (table[name] <= table[f"{name}_high"]).all()
+    assert table["dice_change"][1] == pytest.approx(table["dice"][1] - table["dice"][0])
+    assert not (run_copy / "experiments").exists()
+    again = command("ablate", "--out", "run")
+    assert again.status == 0 and "epoch" not in again.out
+    assert pd.read_csv(run_copy / "ablation.csv").equals(table)
+    assert command("find_lr", "--out", "run").status == 0
+    rates = pd.read_csv(run_copy / "lr_network.csv")
+    assert np.all(np.diff(rates["lr"]) > 0) and rates["suggestion"].iloc[0] in rates["lr"].to_numpy()
+    assert command("report", "--out", "run").status == 0
+    page = (run_copy / "report.html").read_text()
+    assert "Ablation" in page and "Learning rates" in page
+
+
+def test_across_datasets(tmp_path, command, refused, sample, tiny):
+    words = ["demo", "--data", sample, "--out", "run", *tiny, *FOLD0, "--network.batch-size", "1"]
+    assert command("prepare", *words).status == 0
+    result = command("cross", *words)
+    assert (result.status, result.errors) == (0, [])
+    table = pd.read_csv(tmp_path / "run" / "cross.csv").set_index(["trained", "tested"])
+    images = {"Montgomery": {"Montgomery": 2, "Shenzhen": 8}, "Shenzhen": {"Montgomery": 4, "Shenzhen": 4},
+              "all": {"Montgomery": 2, "Shenzhen": 4}}  # fmt: skip
+    assert table["images"].to_dict() == {(a, b): n for a, row in images.items() for b, n in row.items()}
+    assert table["dice"].between(0, 1).all() and command("report", *words).status == 0
+    assert "Across datasets" in (tmp_path / "run" / "report.html").read_text()
+    assert {path.name for path in (tmp_path / "run").glob("*fold0")} == {"fold0", "Montgomery-fold0", "Shenzhen-fold0"}
+    table = [line.split(",") for line in (tmp_path / "run" / "folds.csv").read_text().splitlines()[2:]]
+    rows = [f"{name},{int(name.startswith('M'))}" for name, *_ in table]  # a dataset a fold
+    (tmp_path / "folds.csv").write_text("\n".join(["image_id,fold", *rows]) + "\n")
+    words = [*words[:3], "--out", "other", *words[5:], "--fold-table", "folds.csv"]
+    assert command("prepare", *words).status == 0
+    assert "cross needs an image to validate on and two held out of each dataset: Montgomery has" in refused(
+        "cross", *words
+    )
+    assert command("prepare", *words, "--datasets", "Shenzhen", "--n-folds", "2").status == 2  # names others
+
+
+def test_cross_needs_two_datasets(sample, command, refused, tiny):
+    words = ["demo", "--data", sample, "--out", "run", *tiny, "--datasets", "Shenzhen"]
+    assert command("prepare", *words).status == 0
+    assert "cross needs two datasets, there is Shenzhen alone" in refused("cross", *words)
+
+
+def test_an_exported_network_gives_the_masks_of_the_run(run_copy, command, sample, tmp_path):
+    assert command("export", "--out", "run", "--folds", "0").status == 2  # no rule of this choice of folds
+    assert command("export", "--out", "run").status == 0
+    segmenter = load_segmenter(run_copy / "lungs.safetensors")
+    tuned = read_json(run_copy / "tuned.json")["rule"]
+    assert (segmenter.size, segmenter.pixel, segmenter.regions) == (32, tuned["pixel"], tuned["regions"])
+    oof, probs = pd.read_parquet(run_copy / "oof.parquet"), np.load(run_copy / "oof_probs.npy")
+    first = (oof["fold"] == 0).to_numpy()
+    files = {name: next(sample.rglob(f"CXR_png/{name}.png")) for name in oof["image_id"][first]}
+    ours = np.concatenate(list(segmenter.probs(read_image(path) for path in files.values())))
+    # the run shrinks in two steps, over the store
+    assert np.abs(ours.astype(int) - probs[first]).mean() < 3
+    result = command("masks", *files.values(), "--out", "masks", "--weights", "run/lungs.safetensors")
+    assert result.status == 0
+    for name, probability in zip(files, probs[first], strict=True):
+        mask = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png")) > 0
+        expected = pipeline.MaskRule(**tuned).lungs(probability, mask.shape, "lungs") > 0
+        assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > 0.97
+    about = segmenter.about
+    dice = pd.read_parquet(run_copy / "oof_dice.parquet").set_index("image_id")["dice"]
+    assert about["held_out_fold"] == 0 and about["images"] == {"Montgomery": 4, "Shenzhen": 8}
+    if read_json(run_copy / "tuned.json")["fold_rules"]["0"] == tuned:
+        assert about["dice"]["all"]["estimate"] == pytest.approx(dice[list(files)].mean())
+
+
+def test_lungs_and_heart_on_raw_jsrt(tmp_path, command, tiny):
+    data = make_sample(tmp_path / "data", n_montgomery=1, n_shenzhen=1, n_jsrt=4, n_test=1)
+    words = ["run", "lungs_heart", "--data", data, "--out", "run", *tiny, "--network.augmentation", "affine",
+             "--network.batch-size", "1", "--validation", "0.25", "--test", data / "ChinaSet_AllFiles"]  # fmt: skip
+    result = command(*words, "--network.epochs", "2")
+    assert (result.status, result.errors) == (0, [])
+    run = tmp_path / "run"
+    masks, table = np.load(run / "masks.npy"), pd.read_parquet(run / "images.parquet")
+    train = table[table["split"] == "train"]
+    assert len(train) == 4 and (train[["width", "height"]] == 2048).all().all() and masks.shape[1:] == (3, 64, 64)
+    assert "masks of 4 images have another size than their image and were resized to it" in result.out
+    for row in train.itertuples():
+        left, right, heart = masks[row.row].astype(bool)
+        assert min(left.sum(), right.sum(), heart.sum()) > 50 and not (left & right).any()
+        middle = [np.flatnonzero(part.any(0)).mean() for part in (right, heart, left)]
+        assert middle == sorted(middle)  # the patient's left is at the image's right
+        assert row.area == pytest.approx((left | right).mean(), abs=0.01)
+    probs = np.load(run / "oof_probs.npy")
+    assert probs.shape == (4, 3, 32, 32) and np.load(run / "test_probs.npy").shape[1:] == (3, 32, 32)
+    score = read_json(run / "score.json")
+    assert set(score["structures"]) == {"left", "right", "heart"} and score["datasets"].keys() == {"JSRT"}
+    assert "Lungs" not in score and 0 <= score["structures"]["heart"]["dice"]["estimate"] <= 1
+    assert command("export", "--out", "run").status == 0
+    segmenter = load_segmenter(run / "lungs.safetensors")
+    image = read_image(next(data.rglob("JPCLN001.IMG")))
+    parts = next(segmenter.structures_of([image]))
+    assert list(parts) == ["left", "right", "heart"] and parts["heart"].shape == (2048, 2048)
+
+
+@pytest.mark.parametrize("preset", ["paper", "unet", "sdfn", "podium"])
+def test_presets_at_tiny_size(preset, tmp_path, command, sample, tiny):
+    words = [*tiny, *FOLD0, "--network.frozen-epochs", "0", "--datasets", "Shenzhen", "--network.batch-size", "2"]
+    for verb in ("prepare", "train"):
+        result = command(verb, preset, "--data", sample, "--out", "run", *words)
+        assert (result.status, result.errors) == (0, [])
+    assert (tmp_path / "run" / "lr_network.csv").is_file() == (preset == "paper")
+    assert (tmp_path / "run" / "fold0" / "network" / "final.safetensors").is_file()
+
+
+def test_the_page_of_a_run_in_a_browser(finished):
+    browser.chromium()
+    page = finished / "run" / "report.html"
+    headings = re.findall(r"<h2>([^<]*)</h2>", page.read_text())
+    assert [title for title in headings if title in SECTIONS] == list(SECTIONS)
+    for width in (1200, 390):
+        broken, overflow, images = browser.probe(page, width, 900)
+        assert (broken, overflow) == (0, 0) and images > 0
+    assert browser.screenshot(page, 1200, 900).std() > 5
+
+
+def test_real_images(tmp_path, command, tiny):
+    data = real_data("lung_segmentation")
+    if data is None:
+        pytest.skip("CXR_REAL_DATA names no folder with lung_segmentation in it")
+    result = command("prepare", "demo", "--data", data, "--out", "run", *tiny, "--n-folds", "5")
+    assert (result.status, result.errors) == (0, [])
+    table = pd.read_parquet(tmp_path / "run" / "images.parquet")
+    assert table["split"].value_counts().to_dict() == {"train": 642, "test": 62}
+    assert table["dataset"].value_counts().to_dict() == {"Shenzhen": 521, "Montgomery": 121, "": 62}
+    train = table[table["split"] == "train"]
+    assert train.groupby("patient_id")["fold"].nunique().max() == 1 and set(train["fold"]) == set(range(5))
+    assert train["area"].between(0.05, 0.6).all() and (train[["width", "height"]] == 512).all().all()
