@@ -1,0 +1,169 @@
+"""The numbers of the VinBigData recipes beside their source; those of the augmentations stand in augment.py.
+
+"Paper" is Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.config import FitConfig
+from common.errors import InputError
+
+SLUG = "vinbigdata-chest-xray-abnormalities-detection"
+CLASSES = (
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
+    "Lung Opacity", "Nodule/Mass", "Other lesion", "Pleural effusion", "Pleural thickening", "Pneumothorax",
+    "Pulmonary fibrosis", "No finding",
+)  # fmt: skip
+NO_FINDING = 14
+IOU = 0.4  # of the competition's metric: a detection matches above it
+
+Augmentation = Literal["none", "flip", "built_in", "noise", "both", "both_no_rotation", "podium"]
+
+
+@dataclass(frozen=True)
+class DetectorConfig(FitConfig):
+    """A network that finds boxes."""
+
+    architecture: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
+    """Paper: Faster R-CNN."""
+    backbone: str = "resnet101"
+    """Any timm network, under a feature pyramid. Paper: ResNet-101-FPN."""
+    weights: str = "imagenet"
+    """imagenet (backbone), none, or a file: of the backbone or of a whole torchvision detector. Paper: COCO."""
+    size: int = 1024
+    """Side of the network's images. Paper: not given (its library's default shorter side is 800)."""
+    channels: int = 256
+    """Of the feature pyramid. COCO weights have 256."""
+    abnormal_only: bool = True
+    """Train on images with a finding alone. Paper: yes."""
+    nms: float = 0.8
+    """Boxes of one class that overlap more than this are one. Paper: 0.8."""
+    per_image: int = 100
+    """Boxes kept of an image. Paper: 100."""
+    # Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations; validated every 1,000. 10,000 iterations of 4
+    # are about 9.6 epochs of the 4,174 abnormal training images (95 % of 4,394). Optimiser: the library's default, SGD.
+    epochs: int = 10
+    lr: float = 1e-3
+    batch_size: int = 4
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
+    clip_norm: float = 10.0
+    metric: str = "map"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+
+
+@dataclass(frozen=True)
+class HealthyConfig(FitConfig):
+    """The 2-class classifier (2CC): is the image healthy?"""
+
+    backbone: str = "resnet18"
+    """Paper: ResNet-18."""
+    weights: str = "imagenet"
+    size: int = 256
+    """Paper: 256."""
+    # Paper, 3.2: five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch and optimiser not given.
+    epochs: int = 15
+    lr: float = 1e-4
+    batch_size: int = 32
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 1e-4
+    metric: str = "auroc"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How raters' boxes, and the boxes of several networks, become one set."""
+
+    raters: Literal["wbf", "nms", "none"] = "wbf"
+    """Boxes of several raters, per class. Paper: not said; the winners fused them."""
+    raters_iou: float = 0.4
+    weights: tuple[float, ...] = (5.0, 2.0, 1.0, 1.0, 1.0, 1.0)
+    """Of the members, best first by their validation score; 1 for those beyond. Paper: 5, 2, 1, 1, 1, 1."""
+    iou: tuple[float, ...] = (0.4,)
+    """Overlaps tried for weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4."""
+    skip: tuple[float, ...] = (0.0,)
+    """Least scores tried. Winners: 0 to 0.001."""
+    method: Literal["wbf", "nms", "soft_nms", "nmw", "none"] = "wbf"
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """What the 2CC's probability of health does to an image's boxes; every combination is tried out of fold."""
+
+    rule: Literal["replace", "append", "none"] = "replace"
+    """replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes alone."""
+    alpha: tuple[float, ...] = (0.997,)
+    """replace: above it, all boxes give way to `14 1 0 0 1 1`. Paper: 0.997."""
+    beta: tuple[float, ...] = (0.3,)
+    """replace: above it, up to alpha, the no-finding box joins the others. Paper: 0.3."""
+    power: tuple[float, ...] = (1.0,)
+    """append: the probability is raised to this."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run of the VinBigData solution."""
+
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    members: tuple[Augmentation, ...] = ("none", "flip", "built_in", "noise", "both", "both_no_rotation")
+    """Augmentations of the detectors that are fused, one network each. Paper: its six best, among them figure 1's."""
+    healthy: HealthyConfig = field(default_factory=HealthyConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
+    n_folds: int = 5
+    rater_aware: bool = False
+    """Spread every rater's images evenly over the folds too: three of the 17 read 94 % of the images with findings."""
+    folds: tuple[int, ...] = (0,)
+    """Folds that are trained and scored."""
+    tta: tuple[Literal["flip"], ...] = ()
+    store_size: int = 1024
+    """Side of the stored images, in pixels; at least the largest size of the networks."""
+    seed: int = 0
+
+    def __post_init__(self):
+        distinct = set(self.folds)
+        if not distinct <= set(range(self.n_folds)) or not 0 < len(distinct) == len(self.folds) or self.n_folds < 2:
+            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, once, with n_folds at least 2")
+        if self.store_size < max(self.detector.size, self.healthy.size):
+            raise InputError(f"store_size {self.store_size} is under the {self.detector.size} px of a network")
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise InputError(f"members {self.members}: name at least one augmentation, each once")
+
+
+PAPER = Config()
+
+# The winners' techniques with current parts: another backbone, raters fused, flip TTA, No finding on every image.
+PODIUM = Config(
+    detector=DetectorConfig(
+        backbone="convnext_small.fb_in22k_ft_in1k", epochs=20, lr=1e-4, batch_size=8, optimizer="adamw",
+        weight_decay=5e-2, averaging=("ema", "best_k", "best"),
+    ),
+    members=("podium", "both_no_rotation"),
+    healthy=HealthyConfig(backbone="convnext_small.fb_in22k_ft_in1k", size=512, epochs=10, optimizer="adamw"),
+    fusion=FusionConfig(weights=(1.0, 1.0), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001)),
+    decision=DecisionConfig(rule="append", power=(0.5, 1.0, 2.0)),
+    folds=(0, 1, 2, 3, 4), tta=("flip",),
+)  # fmt: skip
+
+# Two CPU cores, minutes: the paper's cascade with small networks on small images.
+DEMO = Config(
+    detector=DetectorConfig(
+        backbone="tf_efficientnet_lite0", size=256, channels=96, epochs=6, lr=1e-3, batch_size=4,
+        optimizer="adamw", weight_decay=1e-2, per_image=50,
+    ),
+    members=("flip", "noise"),
+    healthy=HealthyConfig(
+        backbone="tf_efficientnet_lite0", size=128, epochs=4, lr=5e-4, batch_size=8, optimizer="adamw",
+        weight_decay=1e-2, schedule="warm_cosine",
+    ),
+    fusion=FusionConfig(weights=(1.0, 1.0)),
+    decision=DecisionConfig(alpha=(0.9, 0.95, 0.997), beta=(0.1, 0.3, 0.5)),
+    n_folds=2, folds=(0, 1), store_size=256,
+)  # fmt: skip
+
+PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
+MORE_VERBS = ("ablate",)  # beside those that every solution has
+TOOLS = ("ensemble",)  # verbs that need no run

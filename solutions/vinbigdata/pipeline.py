@@ -1,0 +1,300 @@
+"""The recipe: detectors that find boxes, their fusion, and a classifier that says which images are healthy."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.config import file_hash, from_dict, to_dict
+from common.errors import InputError
+from common.infer import tta
+from common.infer.predict import predict_probs
+from common.metrics import classification
+from common.metrics.detection import evaluate
+from common.metrics.detection_errors import error_breakdown
+from common.paths import read_json, read_parquet, write_json
+from common.steps import as_interval, copy_submission, fresh, keep_config, trained_weights, write_csv, write_table
+from common.submit.table import write_submission
+from common.submit.validate import validate_boxes
+from common.train.loop import fit
+from solutions.vinbigdata.config import CLASSES, NO_FINDING
+from solutions.vinbigdata.data import open_prepared, prepare_competition, read_train
+from solutions.vinbigdata.models import build_detector, build_healthy, load_detector, load_healthy
+from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse_members, prediction_strings
+from solutions.vinbigdata.report import write_report
+from solutions.vinbigdata.tools import TOOLS as TOOLS  # the command line looks for them here
+from solutions.vinbigdata.training import (
+    detector_figures,
+    detector_loader,
+    detector_rows,
+    detector_step,
+    healthy_figures,
+    healthy_loader,
+    healthy_step,
+    held_out_loader,
+    predict_boxes,
+)
+from solutions.vinbigdata.tuning import tune_detection
+
+log = logging.getLogger(__name__)
+PREDICTED = ("oof.parquet", "oof_healthy.parquet", "test.parquet", "test_healthy.parquet")
+TUNED = ("tuned.json", "oof_decided.parquet", "surface.csv", "members.csv", "classes.csv", "errors.csv", "score.json")
+
+
+def prepare(context):
+    """Competition files to the image table, the agreed boxes, the folds and the store."""
+    prepare_competition(context)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def train(context):
+    """Each fold's detectors, one a member, then its 2CC."""
+    data = open_prepared(context)
+    for fold in context.config.folds:
+        for member in context.config.members:
+            train_detector(context, data, fold, member)
+        train_healthy(context, data, fold)
+        keep_config(context)
+
+
+def train_detector(context, data, fold, member):
+    """The detector of one fold and member, in the folder fold<k>/<member>; returns what `fit` does."""
+    config, held_out = context.config.detector, data.rows(folds=[fold])
+    folder = context.run.path(f"fold{fold}", member)
+    rows = detector_rows(context, data, fold, config.abnormal_only)
+    shown = held_out_loader(context, data, held_out, config)
+    return fit(
+        fresh(context, folder, fold, partial(build_detector, config)),
+        partial(detector_step, device=context.device),
+        detector_loader(context, data, rows, config, member),
+        partial(detector_figures, loader=shown, data=data, rows=held_out, config=config, device=context.device),
+        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        about=[data.key, fold, member],
+    )  # fmt: skip
+
+
+def train_healthy(context, data, fold):
+    """The 2CC of one fold, in the folder fold<k>/healthy; returns what `fit` does."""
+    config, held_out = context.config.healthy, data.rows(folds=[fold])
+    folder = context.run.path(f"fold{fold}", "healthy")
+    rows = detector_rows(context, data, fold, abnormal_only=False)
+    shown = held_out_loader(context, data, held_out, config)
+    return fit(
+        fresh(context, folder, fold, partial(build_healthy, config)),
+        partial(healthy_step, device=context.device),
+        healthy_loader(context, data, rows, config),
+        partial(healthy_figures, loader=shown, data=data, rows=held_out, device=context.device),
+        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        about=[data.key, fold],
+    )  # fmt: skip
+
+
+# ---- prediction ----------------------------------------------------------------------------------------------------
+
+
+def predict(context):
+    """Boxes and probabilities of health: out of fold, and of the test images by every fold's networks."""
+    data, run = open_prepared(context), context.run
+    key = predict_key(context, data)
+    if run.is_done("predict", key, PREDICTED):
+        log.info("predict: up to date")
+        return
+    run.forget("predict")
+    test, folds = data.rows("test"), context.config.folds
+    for name, rows_of in (("oof", lambda fold: data.rows(folds=[fold])), ("test", lambda fold: test)):
+        boxes, healthy = [], []
+        for fold in folds:
+            part = _predict_part(context, data, key, fold, rows_of(fold), name)
+            boxes.append(part[0])
+            healthy.append(part[1])
+        write_table(run.path(f"{name}.parquet"), pd.concat(boxes, ignore_index=True))
+        healthy = pd.concat(healthy, ignore_index=True)
+        if name == "test":
+            healthy = healthy.groupby("image_id", sort=False, as_index=False)["healthy"].mean().assign(fold=-1)
+        write_table(run.path(f"{name}_healthy.parquet"), healthy)
+    keep_config(context)
+    run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in folds))
+    log.info(f"predicted {len(pd.read_parquet(run.path('oof.parquet'))):,} boxes out of fold, "
+             f"{len(pd.read_parquet(run.path('test.parquet'))):,} on {len(test)} test images")  # fmt: skip
+
+
+def _predict_part(context, data, key, fold, rows, name):
+    """Boxes of every member of one fold and the 2CC's probabilities, kept in the fold's folder until all are there."""
+    run, config = context.run, context.config
+    files = [f"fold{fold}/{name}.parquet", f"fold{fold}/{name}_healthy.parquet"]
+    if not run.is_done(f"predict {name} {fold}", key, files):
+        boxes = []
+        for member in config.members:
+            model = load_detector(config.detector, trained_weights(run, fold, member))
+            found = predict_boxes(model, data, rows, config.detector, context.device, config.tta, context.workers,
+                                  f"{name}, fold {fold}, {member}")  # fmt: skip
+            boxes.append(found.assign(member=member, fold=fold))
+        model = load_healthy(config.healthy, trained_weights(run, fold, "healthy"))
+        views = [tta.IDENTITY, *[tta.FLIP] * ("flip" in config.tta)]
+        probs = predict_probs([model], data.store.images, rows, config.healthy.size, 2 * config.healthy.batch_size,
+                              device=context.device, views=views, amp=config.healthy.precision,
+                              progress=f"2CC, {name}, fold {fold}", workers=context.workers)[:, 0]  # fmt: skip
+        ids = data.table.set_index("row")["image_id"][rows].to_numpy()
+        write_table(run.path(files[0]), pd.concat(boxes, ignore_index=True))
+        write_table(run.path(files[1]), pd.DataFrame({"image_id": ids, "fold": fold, "healthy": probs.astype(float)}))
+        run.record(f"predict {name} {fold}", key)
+    return [read_parquet(run.path(file)) for file in files]
+
+
+def predict_key(context, data):
+    """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
+    config = context.config
+    weights = [file_hash(trained_weights(context.run, fold, stage)) for fold in config.folds
+               for stage in (*config.members, "healthy")]  # fmt: skip
+    detector = [config.detector.nms, config.detector.per_image]
+    return [data.key, weights, list(config.tta), detector, read_json(data.store.folder / "store.json")["key"]]
+
+
+# ---- decision ------------------------------------------------------------------------------------------------------
+
+
+def tune(context):
+    """Choose fusion and decision on out-of-fold boxes by the leaderboard's metric, each part scored by the others."""
+    run, config, key = context.run, context.config, _tune_key(context)
+    if run.is_done("tune", key, TUNED):
+        log.info("tune: up to date")
+        return
+    run.forget("tune")
+    data = open_prepared(context)
+    rows = np.concatenate([data.rows(folds=[fold]) for fold in config.folds])
+    images = data.table.set_index("row").loc[rows].reset_index()
+    truth = data.truth(rows)
+    healthy = read_parquet(run.path("oof_healthy.parquet")).set_index("image_id")["healthy"]
+    tuned = tune_detection(read_parquet(run.path("oof.parquet")), truth, images, healthy, config.members,
+                           config.fusion, config.decision, seed=config.seed)  # fmt: skip
+    write_table(run.path("oof_decided.parquet"), tuned.detections)
+    write_csv(run.path("surface.csv"), tuned.surface)
+    write_csv(run.path("members.csv"), tuned.members)
+    classes = tuned.result.classes.reset_index()
+    intervals = [as_interval(interval) for interval in tuned.class_scores]
+    for end in ("low", "high"):
+        classes[end] = [interval[end] for interval in intervals]
+    classes.insert(1, "name", [CLASSES[number] for number in classes["class_id"]])
+    write_csv(run.path("classes.csv"), classes)
+    write_csv(
+        run.path("errors.csv"), error_breakdown(tuned.detections, truth, images["image_id"]).summary.reset_index()
+    )
+    write_json(run.path("tuned.json"), tuned.as_dict())
+    write_json(run.path("score.json"), _figures(tuned, images, healthy))
+    keep_config(context)
+    run.record("tune", key, score=tuned.score.estimate)
+    how = "halves of its patients" if tuned.halves else "folds"
+    log.info(f"tuned over {len(tuned.surface)} rules, nested by {how}: {tuned.rule}")
+
+
+def _figures(tuned, images, healthy):
+    true = (images["abnormal"] == 0).to_numpy().astype(int)
+    probs = healthy.reindex(images["image_id"]).to_numpy()
+    counts = classification.confusion_counts(true, probs, 0.5)
+    auroc = classification.auroc(true, probs, undefined=np.nan)
+    return {
+        "map": as_interval(tuned.score),
+        "map_not_nested": tuned.naive,
+        "map_no_finding": float((true == 1).any()) / max(1, int(tuned.result.classes["ap"].notna().sum())),
+        "images": len(images),
+        "abnormal": int((true == 0).sum()),
+        "nested_by": "halves of the patients" if tuned.halves else "folds",
+        "healthy": {"auroc": None if np.isnan(auroc) else float(auroc),
+                    "accuracy": float(classification.accuracy(counts))},
+    }  # fmt: skip
+
+
+def _tune_key(context):
+    """What the rule follows from; InputError where the predictions are not those of the present networks."""
+    data, run, config = open_prepared(context), context.run, context.config
+    if not run.is_done("predict", predict_key(context, data), PREDICTED):
+        raise InputError(f"{run.folder}: no predictions of these networks; run the verb `predict` (or `run` for all)")
+    return [to_dict(config.fusion), to_dict(config.decision), config.seed, run.step("predict")["key"]]
+
+
+def read_rule(context):
+    """The rule in tuned.json; InputError where it follows from other predictions."""
+    run, path = context.run, context.run.path("tuned.json")
+    if not run.is_done("tune", _tune_key(context), TUNED):
+        raise InputError(f"{run.folder}: no rule for these predictions and options; run the verb `tune` (or `run`)")
+    saved = read_json(path)
+    if not isinstance(saved, dict) or "rule" not in saved:
+        raise InputError(f"{path}: not what `tune` writes; delete it and run again")
+    return from_dict(DecisionRule, saved["rule"], str(path))
+
+
+def score(context):
+    """Say the honest offline score; score.json and the per-class table were written with the rule."""
+    run = context.run
+    read_rule(context)
+    found = read_json(run.path("score.json"))
+    shown = found["map"]
+    run.record("score", [run.step("tune")["key"]], map=shown["estimate"])
+    log.info(
+        f"out-of-fold mAP@0.4 {shown['estimate']:.4f} [{shown['low']:.4f}, {shown['high']:.4f}] over {found['images']} "
+        f"images (no boxes at all: {found['map_no_finding']:.4f}); 2CC accuracy {found['healthy']['accuracy']:.4f}"
+    )
+
+
+# ---- submission ----------------------------------------------------------------------------------------------------
+
+
+def submit(context):
+    """Write submission.csv, validate it against the ids it must have, copy it under submissions/."""
+    data, run, config = open_prepared(context), context.run, context.config
+    rule = read_rule(context)
+    images = data.table[data.table["split"] == "test"]
+    readable = images.loc[images["ok"], "image_id"]
+    boxes, healthy = read_parquet(run.path("test.parquet")), read_parquet(run.path("test_healthy.parquet"))
+    boxes = boxes[boxes["image_id"].isin(readable)]  # a placeholder image gets the neutral prediction
+    fused = fuse_members(boxes, data.sizes(), config.members, rule, config.fusion.method)
+    decided = apply_rule(fused, readable, healthy.set_index("image_id")["healthy"], rule)
+    path = run.path("submission.csv")
+    write_submission(path, prediction_strings(decided, images["image_id"], data.sizes()))
+    sizes = {row.image_id: (row.width, row.height) for row in images.itertuples()}
+    summary = validate_boxes(path, run.path("sample_submission.csv"), sizes=sizes, ordered=True)
+    write_table(run.path("test_decided.parquet"), decided)
+    copy = copy_submission(context, path)
+    hidden = _hidden_score(Path(run.step("prepare")["data"]) / "hidden" / "truth.csv", decided, images)
+    run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
+    log.info(f"valid submission: {summary}; copy in {copy}")
+    if hidden:
+        log.info(f"mAP@0.4 on the sample's hidden labels {hidden['value']:.4f} (no boxes {hidden['nothing']:.4f})")
+
+
+def _hidden_score(path, decided, images):
+    """What the leaderboard would say, for the embedded sample, whose test labels are known; None for others."""
+    if not path.is_file():
+        return None
+    truth = read_train(path)
+    if set(images["image_id"]) != set(truth["image_id"]):
+        return None  # other images than the sample's are predicted
+    nothing = truth["class_id"] == NO_FINDING
+    truth.loc[nothing, ["x_min", "y_min", "x_max", "y_max"]] = [0.0, 0.0, 1.0, 1.0]
+    truth = truth[["image_id", "class_id", "x_min", "y_min", "x_max", "y_max"]]
+    empty = apply_rule(decided.iloc[:0], images["image_id"], None, DecisionRule((1.0,), 0.4))
+    value, none = (evaluate(table, truth, images["image_id"]).mean_ap for table in (decided, empty))
+    return {"metric": "map", "value": float(value), "nothing": float(none)}
+
+
+def report(context):
+    """Write report.html from whatever the run has so far."""
+    write_report(context, open_prepared(context))
+
+
+def ablate(context):
+    """The paper's table 1 and figure 1 on this run's out-of-fold images; writes ablation.csv and the report."""
+    from solutions.vinbigdata.experiments import run_ablation  # it imports this module
+
+    run_ablation(context)
+    report(context)
+
+
+VERBS = {
+    "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
+    "report": report, "ablate": ablate,
+}  # fmt: skip
