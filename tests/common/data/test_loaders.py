@@ -212,6 +212,27 @@ def test_images_shrink_by_area_and_masks_are_cut_at_one_half():
     assert image.shape == target.shape == (1, 8, 6) and set(target.unique().tolist()) == {0, 1}
 
 
+def test_masks_of_several_structures_keep_their_channels(store):
+    images = np.zeros((1, 4, 4), np.uint8)
+    images[0, :, :2] = 200
+    masks = np.zeros((3, 4, 4), np.uint8)
+    masks[0, :, :2], masks[1, :2], masks[2, 3, 3] = 1, 1, 1
+    for target in (masks, masks.astype(bool)):
+        small = SampleDataset(images, lambda _, target=target: target, size=2)[0][1]
+        assert small.dtype == torch.uint8
+        assert small.tolist() == [[[1, 0], [1, 0]], [[1, 1], [0, 0]], [[0, 0], [0, 0]]]  # a quarter is under one half
+    whole = SampleDataset(images, lambda _: masks)[0][1]
+    assert whole.shape == (3, 4, 4) and np.array_equal(whole, masks)
+    flip = augment.A.Compose([augment.A.HorizontalFlip(p=1.0)])
+    image, flipped = SampleDataset(images, lambda _: masks, flip)[0, 5]
+    assert np.array_equal(flipped, masks[:, :, ::-1]) and np.array_equal(image[0], images[0][:, ::-1])
+    bright = SampleDataset(store, lambda row: np.stack([np.load(store)[row] > 128] * 2), augment.light(p=1.0), 32)
+    batch = next(iter(eval_loader(bright, 4)))[1]
+    assert batch.shape == (4, 2, 32, 32) and torch.equal(batch[:, 0], batch[:, 1])
+    moved = [bright[3, seed][1] for seed in range(8)]
+    assert all(torch.equal(one, other) for one, other in moved) and len({part.numpy().tobytes() for part in moved}) > 1
+
+
 def test_a_sample_follows_its_seed_alone(store):
     dataset = SampleDataset(store, Thresholds(store), augment.light(p=1.0))
     first = dataset[5, 17]
@@ -263,6 +284,11 @@ def test_errors_of_the_dataset(store, tmp_path):
         (lambda: SampleDataset(images, transform=[None], kinds=[0, 1]), "kinds: expected 2 values from -1 to 0"),
         (lambda: SampleDataset(images, lambda _: np.full((8, 8), 255))[1], "target of row 1: the values"),
         (lambda: SampleDataset(images, lambda _: None)[1], "target of row 1: expected"),
+        (lambda: SampleDataset(images, lambda _: np.full((2, 8, 8), 2))[1], "target of row 1: the values"),
+        (
+            lambda: SampleDataset(images, lambda _: np.zeros((1, 2, 8, 8)))[1],
+            r"target of row 1: .* shape \(1, 2, 8, 8\)",
+        ),
         (lambda: SampleDataset(images, transform=augment.podium_siim(4, rare=1.0))[0, 1], "must keep the size"),
         (lambda: eval_loader(SampleDataset(images), 0), "batch_size 0"),
         (lambda: make_loader(SampleDataset(images), EpochSampler(2, 1, 0), workers=-1), "workers -1"),

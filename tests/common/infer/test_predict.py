@@ -61,6 +61,26 @@ def test_views_are_averaged_and_undone(store):
     np.testing.assert_array_equal(masks, images)
 
 
+def test_structures_keep_their_channels(store):
+    images, _, out = store
+
+    def three(x):  # the image, its mirror, nothing
+        gray = x.float() / 255
+        return torch.cat([gray, gray.flip(-1), torch.zeros_like(gray)], 1).logit()
+
+    masks = predict_masks([three], images, [4, 1], out, None, channels=3, batch_size=1, **OPTIONS)
+    assert isinstance(masks, np.memmap) and masks.shape == (2, 3, 32, 64)
+    np.testing.assert_array_equal(masks[:, 0], images[[4, 1]])
+    np.testing.assert_array_equal(masks[:, 1], images[[4, 1]][:, :, ::-1])
+    assert not masks[:, 2].any()
+    # a view is undone in every channel: the image is that of the mirror, and the other way round
+    both = predict_masks([three], images, [4], out, None, channels=3, views=(IDENTITY, FLIP), **OPTIONS)
+    np.testing.assert_array_equal(both, masks[:1])
+    half = predict_masks([three, lambda x: three(x).flip(1)], images, [4], out, None, channels=3, **OPTIONS)
+    np.testing.assert_allclose(half[0, 0], images[4] / 2, atol=0.51)
+    assert predict_masks([three], images, [], out, 16, channels=3, **OPTIONS).shape == (0, 3, 16, 16)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_and_workers_do_not_matter(store, workers):
     _, path, out = store
@@ -127,6 +147,7 @@ def test_no_rows_give_an_empty_file(store):
         ({"amp": "fp16"}, "fp16 needs a GPU"),
         ({"out_path": "masks.png"}, "masks.png: mask probabilities go to a .npy file"),
         ({"models": [lambda x: x.float().repeat(1, 2, 1, 1)]}, r"masks \(2, 32, 64\) from the network"),
+        ({"channels": 3}, r"masks \(1, 32, 64\) from the network: expected \(3, 32, 64\)"),
     ],
 )
 def test_unusable_arguments_are_named(store, change, line):

@@ -4,9 +4,9 @@ import pytest
 
 from benchmarks.tables import label_table
 from common.errors import InputError
-from common.post.rle import encode
+from common.post.rle import ABSOLUTE, RELATIVE, encode
 from common.submit.table import read_table, write_submission
-from common.submit.validate import validate_boxes, validate_masks, validate_probabilities
+from common.submit.validate import validate_boxes, validate_masks, validate_probabilities, validate_shaped_masks
 
 
 @pytest.fixture
@@ -54,6 +54,48 @@ def test_wrong_masks_are_refused_by_row(check, rows, message):
     with pytest.raises(InputError, match=message) as error:
         check(validate_masks, rows, shape=(4, 3))
     assert str(error.value).count("\n") == 0 and "submission.csv, " in str(error.value)
+
+
+SIZES = pd.DataFrame({"image_id": ["a", "b"], "width": [3, 4], "height": [4, 2]})
+
+
+def shaped(folder, rows, form=ABSOLUTE, header="image_id,width,height,rle"):
+    (folder / "submission.csv").write_text("\n".join([header, *rows]) + "\n")
+    return validate_shaped_masks(folder / "submission.csv", SIZES, form)
+
+
+def test_masks_of_any_size_are_counted(tmp_path):
+    summary = shaped(tmp_path, ["a,3,4,2 3 9 4", "b,4,2,-1"])  # pixels count from 1, down the columns
+    assert (summary.rows, summary.positives, summary.amount, summary.unit) == (2, 1, 7, "pixels")
+    assert shaped(tmp_path, ["a,3,4,0 12", "b,4,2,0 8"], RELATIVE).amount == 20
+    rng = np.random.default_rng(0)
+    masks = [rng.random((4, 3)) < 0.5, rng.random((2, 4)) < 0.5]
+    rows = [f"{i},{m.shape[1]},{m.shape[0]},{encode(m, ABSOLUTE)}" for i, m in zip("ab", masks, strict=True)]
+    assert shaped(tmp_path, rows).amount == sum(mask.sum() for mask in masks)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["a,3,4,-1"], "1 rows for 2 images"),
+        (["a,3,4,-1", "b,4,2,-1", "b,4,2,-1"], "3 rows for 2 images"),
+        (["b,4,2,-1", "a,3,4,-1"], r"row 2 \(b\): 4 × 2 pixels, where a 3 4 is due \(and 1 further"),
+        (["a,4,3,-1", "b,4,2,-1"], r"row 2 \(a\): 4 × 3 pixels, where a 3 4 is due"),
+        (["a,3,4,-1", "b,4.0,2,-1"], r"row 3 \(b\): 4.0 × 2 pixels"),
+        (["a,3,4,-1", "b,4,2,8 2"], r"row 3 \(b\): .*last pixel of 2 x 4"),
+        (["a,3,4,0 2", "b,4,2,-1"], r"row 2 \(a\): .*starts count from 1"),
+        (["a,3,4,1 2 3", "b,4,2,x"], r"row 2 \(a\): .*odd.*\(and 1 further"),
+    ],
+)
+def test_wrong_masks_of_any_size_are_refused_by_row(rows, message, tmp_path):
+    with pytest.raises(InputError, match=message) as error:
+        shaped(tmp_path, rows)
+    assert str(error.value).count("\n") == 0 and "submission.csv" in str(error.value)
+
+
+def test_the_table_of_masks_of_any_size_has_four_columns(tmp_path):
+    with pytest.raises(InputError, match="row 1: the header must be image_id,width,height,rle"):
+        shaped(tmp_path, ["a,-1", "b,-1"], header="image_id,rle")
 
 
 def test_header_must_be_the_samples(check, tmp_path):

@@ -1,6 +1,7 @@
 """Pairs in every layout, masks and what is wrong with them, and what `prepare` makes of the sample."""
 
 import json
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,11 +114,15 @@ def test_a_users_own_pairs(tmp_path):
     }  # fmt: skip
 
 
-def test_files_of_others_are_passed_over(tmp_path, caplog):
+def test_files_of_others_are_passed_over(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("solutions"), "propagate", True)
     caplog.set_level("INFO", "solutions")
     touch(tmp_path, "CHNCXR_0001_0.png", "CHNCXR_0001_0_mask.png", "CHNCXR_0001_0_mask_old.png", "a/x.png", "b/x.png",
           "images/y.png", "masks/y.png", "z/images/y.png")  # fmt: skip
+    touch(tmp_path, "mask/CHNCXR_0009_0_mask.png")
     assert list(found(tmp_path)) == ["CHNCXR_0001_0"]
+    assert "passed over 1 names in images/ and masks/ that are of no known collection" in caplog.text
+    assert "1 masks have no image, such as that of CHNCXR_0009_0" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Tables that a user gives: ids, patients, images to predict."""
+
+import logging
+
+import pytest
+
+from common.data.tables import named_images, read_ids, read_patients, some_rows
+from common.errors import InputError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(*lines, name="table.csv"):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return tmp_path / name
+
+    return run
+
+
+def test_rows_are_text(write):
+    assert some_rows(write("id, rle", "007, -1")).to_dict("list") == {"id": ["007"], "rle": ["-1"]}
+    with pytest.raises(InputError, match=r"table\.csv: no rows under its header"):
+        some_rows(write("id,rle"))
+    with pytest.raises(InputError, match="the header must be a,b"):
+        some_rows(write("id,rle", "1,2"), ["a", "b"])
+
+
+def test_patients_by_name_or_by_their_first_image(write, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+    caplog.set_level("INFO", "common")
+    found = read_patients(write("image,patient_id,age", "a,p1,5", "b,p1,6", "c,,7"), ["b", "c", "x", "a"])
+    assert found.tolist() == ["p1", "image c", "image x", "p1"]  # nothing known, or nothing said: alone
+    assert "1 of 4 images are not in it" in caplog.text
+    found = read_patients(
+        write("Kaggle_ID,NIH_ID", "a,00000005_001.png", "b,00000005_000.png", "c,00000006_000.png"), "abc"
+    )
+    assert found.tolist() == ["00000005", "00000005", "00000006"]
+
+
+def test_the_name_of_a_patient_is_preferred(write):
+    table = write("id,NIH_ID,patient_id", "a,00000005_001.png,p")
+    assert read_patients(table, ["a"]).tolist() == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["id,who", "a,p"], r"table\.csv: needs a column patient_id or NIH_ID, has id, who"),
+        (["id,patient_id", "a,p", "a,q"], r"table\.csv, row 3: a is there twice"),
+        (["id,patient_id", "../a,p"], r"table\.csv, row 2: '\.\./a' is not a usable id"),
+        (["id,patient_id", "a"], r"table\.csv, row 2: 1 values"),
+    ],
+)
+def test_maps_that_are_refused(lines, said, write):
+    with pytest.raises(InputError, match=said):
+        read_patients(write(*lines), ["a"])
+
+
+def test_ids_keep_their_order(write):
+    assert read_ids(write("id,x", "b,1", "a,2"), ["id", "x"]) == ["b", "a"]
+    for lines, said in ((["id,x", "a,1", "a,2"], "row 3: a is there twice"), (["id,x", "a b,1"], "row 2: 'a b' is not"),
+                        (["id,x"], "no rows")):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            read_ids(write(*lines), ["id", "x"])
+
+
+def test_images_of_a_folder_or_a_table(write, tmp_path):
+    folder = tmp_path / "films"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b.png", "deep/a.1.JPG", "c.IMG", "notes.txt", ".hidden.png"):
+        (folder / name).touch()
+    assert named_images(folder) == (["a.1", "b"], {"a.1": folder / "deep" / "a.1.JPG", "b": folder / "b.png"})
+    ids, files = named_images(folder, (".png", ".img"))
+    assert ids == ["b", "c"] and files["c"] == folder / "c.IMG"
+    table = write("name,age", "b.png,5", "a.1,6", "c.IMG,7")
+    assert named_images(table) == (["b", "a.1", "c.IMG"], {})
+    assert named_images(table, (".png", ".img")) == (["b", "a.1", "c"], {})
+
+
+def test_images_that_are_refused(write, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "my film.png").touch()
+    for path, said in (
+        (tmp_path / "empty", "no images in it"), (tmp_path / "odd", "'my film' is not a usable id"),
+        (tmp_path / "nowhere", "no such file"), (write("id", "a.png", "a.jpg"), r"\(--test\), row 3: a is there twice"),
+        (write("id", "/etc/x.png", name="other.csv"), "row 2"), (write("id", name="none.csv"), "no rows"),
+    ):  # fmt: skip
+        if path.name == "other.csv":  # a path in a table is cut to its name
+            assert named_images(path)[0] == ["x"]
+            continue
+        with pytest.raises(InputError, match=said):
+            named_images(path)
