@@ -192,7 +192,8 @@ def test_named_test_images(data, spoilt, tmp_path):
     table = tmp_path / "test.csv"
     train = read_table(data / "train-rle.csv")["ImageId"].iloc[0]
     for text, said in (
-        ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"), ("id\nx.png\nx.png\n", "test.csv (--test), row 3: x is there twice"),
+        ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"),
+        ("id\nx.png\nx.png\n", "test.csv (--test), row 3: x is there twice"),
         ("id\nx\n", "1 test images have no file, the first is x"), ("id\n", "no rows"), ("", "empty file"),
         (f"id\n{train}\n", "are training images"),
     ):  # fmt: skip
