@@ -402,7 +402,7 @@ def test_real_images(tmp_path, command, tiny):
     data = real_data("lung_segmentation")
     if data is None:
         pytest.skip("CXR_REAL_DATA names no folder with lung_segmentation in it")
-    result = command("prepare", "demo", "--data", data, "--out", "run", *tiny, "--n-folds", "5")
+    result = command("prepare", "demo", "--data", data, "--out", "run", *tiny, "--n-folds", "5", "--workers", "1")
     assert (result.status, result.errors) == (0, [])
     table = pd.read_parquet(tmp_path / "run" / "images.parquet")
     assert table["split"].value_counts().to_dict() == {"train": 642, "test": 62}
