@@ -193,10 +193,9 @@ class Interrupted(Budget):
         return self.looks < 0
 
 
-@pytest.mark.parametrize("architecture", ["fcos", "faster_rcnn"])
-def test_an_interrupted_training_ends_as_an_undisturbed_one(architecture, tmp_path):
+def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path):
     data, ctx, rows = Prepared(), context(), np.arange(4)
-    config = replace(TINY, architecture=architecture, averaging=("last", "ema"))
+    config = replace(TINY, architecture="faster_rcnn", averaging=("last", "ema"))
 
     def train(folder, budget):
         torch.manual_seed(0)
@@ -226,7 +225,7 @@ def test_a_detector_learns_the_rectangles():
     model = build_detector(config)
     batch = collate([BoxDataset(data.store.images, data.boxes_of, np.arange(4), SIDE)[i] for i in range(4)])
     optimizer, losses = torch.optim.AdamW(model.parameters(), config.lr), []
-    for _ in range(60):
+    for _ in range(45):
         with autocast("cpu", torch.bfloat16):
             loss = training.detector_step(model.train(), batch, ctx.device)
         optimizer.zero_grad()
