@@ -43,5 +43,6 @@ fi
 case "$what" in
   install) echo "ready: .venv/bin/python -m solutions" ;;
   demo) exec "$python" -m solutions demo "$@" ;;
-  test) exec "$python" -m pytest "$@" ;;
+  # a process a core, each on one thread: tests are many and small, and threads would wait for one another
+  test) OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@" ;;
 esac

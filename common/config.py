@@ -74,6 +74,12 @@ class FitConfig:
             raise InputError(f"keep {self.keep!r} is not among averaging: {', '.join(self.averaging)}")
 
 
+def check_folds(folds, n_folds):
+    """Raise InputError unless `folds` names some of 0 to n_folds − 1, each once, and there are at least two."""
+    if n_folds < 2 or not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):
+        raise InputError(f"folds {folds}: name some of 0 to {n_folds - 1}, once, with n_folds at least 2")
+
+
 def to_dict(config):
     """A dataclass (nested ones too) as JSON values; tuples become lists, paths strings."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))

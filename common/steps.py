@@ -10,7 +10,7 @@ import torch
 from common.config import digest, file_hash
 from common.data.folds import load_folds, shared_groups
 from common.errors import InputError
-from common.paths import atomic_path, read_array, read_parquet
+from common.paths import atomic_path, read_array, read_json, read_parquet
 from common.tuning import release_pages
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,23 @@ def write_csv(path, table):
 def read_predictions(run, name):
     """The table <name>.parquet of a run and the maps <name>_probs.npy, memory-mapped."""
     return read_parquet(run.path(f"{name}.parquet")), read_array(run.path(f"{name}_probs.npy"))
+
+
+def check_predicted(run, key, outputs):
+    """Raise InputError where the predictions of the run are not those of the present networks."""
+    if not run.is_done("predict", key, outputs):
+        raise InputError(f"{run.folder}: no predictions of these networks; run the verb `predict` (or `run` for all)")
+
+
+def read_tuned(run, key, outputs):
+    """What tuned.json holds, a dict with `rule`; InputError where it follows from other predictions or is damaged."""
+    path = run.path("tuned.json")
+    if not run.is_done("tune", key, outputs):
+        raise InputError(f"{run.folder}: no rule for these predictions and options; run the verb `tune` (or `run`)")
+    saved = read_json(path)
+    if not isinstance(saved, dict) or not isinstance(saved.get("rule"), dict):
+        raise InputError(f"{path}: not what `tune` writes; delete it and run again")
+    return saved
 
 
 def trained_weights(run, fold, stage):

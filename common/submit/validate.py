@@ -9,6 +9,7 @@ from common.errors import InputError
 from common.post.rle import RELATIVE, area, parse, to_string
 from common.submit.table import read_table
 
+_SPELLING = "decoding and encoding does not return the string (touching runs, odd spelling)"
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")  # float() would take nan, inf and 1_0
 
 
@@ -47,7 +48,7 @@ def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=Fals
             continue
         areas.append(area(runs))
         if to_string(runs, form) != rle:
-            problems.append(f"{where}: decoding and encoding does not return the string (touching runs, odd spelling)")
+            problems.append(f"{where}: {_SPELLING}")
     _refuse(path, problems)
     return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
 
@@ -66,13 +67,20 @@ def validate_shaped_masks(path, sizes, form=RELATIVE):
     problems, areas = [], [0]
     for row, (got, want, rle) in enumerate(zip(found, wanted, table["rle"], strict=True), start=2):
         where = f"row {row} ({got[0]})"
+        if got[0] != want[0]:
+            problems.append(f"{where}: {want[0]} is due here")
+            continue
         if got != want:
-            problems.append(f"{where}: {' × '.join(got[1:])} pixels, where {' '.join(want)} is due")
+            problems.append(f"{where}: {got[1]} × {got[2]} pixels, where the image has {want[1]} × {want[2]}")
             continue
         try:
-            areas.append(area(parse(rle, (int(want[2]), int(want[1])), form, where)))
+            runs = parse(rle, (int(want[2]), int(want[1])), form, where)
         except InputError as error:
             problems.append(str(error))
+            continue
+        areas.append(area(runs))
+        if to_string(runs, form) != rle:
+            problems.append(f"{where}: {_SPELLING}")
     _refuse(path, problems)
     return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
 

@@ -31,7 +31,7 @@ def load_weights(path, model=None):
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             about = json.loads((file.metadata() or {}).get("about", "{}"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; train first") from None
+        raise InputError(f"{path}: no such file") from None
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from None
     if model is not None:

@@ -8,7 +8,7 @@ detection from chest X-ray images, an HRNet approach; Liu et al., SDFN, segmenta
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import FitConfig
+from common.config import FitConfig, check_folds
 from common.errors import InputError
 
 STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart": ("left", "right", "heart")}
@@ -103,9 +103,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        distinct = set(self.folds)
-        if not distinct <= set(range(self.n_folds)) or not 0 < len(distinct) == len(self.folds) or self.n_folds < 2:
-            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, once, with n_folds at least 2")
+        check_folds(self.folds, self.n_folds)
         if self.store_size < self.network.size:
             raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of the network")
         if not 0 < self.validation < 1 - 1 / self.n_folds:
@@ -130,7 +128,8 @@ UNET = Config(
 )  # fmt: skip
 
 # Fang et al.: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch of the lowest loss.
-# Size as its classifier's input; rates and length not given.
+# 256 px, to which the paper shrinks every image; its centre crop of 224 is left out, or lungs would lose their edges.
+# Rates and length not given.
 LUNGS_HEART = Config(
     network=NetworkConfig(
         architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=256,
@@ -145,7 +144,7 @@ SDFN = Config(
     network=NetworkConfig(
         architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=256,
         augmentation="affine", loss="bce", epochs=100, frozen_epochs=0, lr=1e-3, batch_size=8, optimizer="adam",
-        weight_decay=0.0, averaging=("best",),
+        weight_decay=0.0, metric="-loss", averaging=("best",),
     ),
     datasets=("JSRT",), n_folds=5, folds=(0, 1, 2, 3, 4),
 )  # fmt: skip

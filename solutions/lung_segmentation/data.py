@@ -91,7 +91,8 @@ def find_pairs(folder):
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (--data)")
     for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
-        names[:] = sorted(name for name in names if name != "hidden")
+        answers = ["hidden"] if "sample.json" in files else []  # the embedded sample's
+        names[:] = sorted(name for name in names if name not in answers)
         for name in sorted(files):
             path = Path(parent, name)
             if name.startswith(".") or path.suffix.lower() not in {*READ, *MASKS}:
@@ -446,8 +447,8 @@ def _folds(train, config, options):
 def _key(table, config, originals):
     """What the trainings follow from: the images' originals, masks and folds."""
     train = table[table["split"] == "train"]
-    return digest(train["image_id"].tolist(), train["area"].tolist(), train["fold"].tolist(), config.store_size,
-                  config.structures, originals)  # fmt: skip
+    return digest(train["image_id"].tolist(), train["area"].tolist(), train["fold"].tolist(),
+                  train["patient_id"].tolist(), config.store_size, config.structures, originals)  # fmt: skip
 
 
 def _tell(run, context, left_out):

@@ -13,13 +13,22 @@ from common.config import file_hash, to_dict
 from common.errors import InputError
 from common.metrics.segmentation import dice
 from common.metrics.statistics import paired_bootstrap
+from common.paths import read_json
 from common.runs import git_revision
 from common.steps import write_csv
 from common.train.lr_finder import find_learning_rate
 from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.data import open_prepared
 from solutions.lung_segmentation.models import build_network, freeze_encoder, load_network, mask_loss
-from solutions.lung_segmentation.pipeline import STAGE, fold_weights, predict_rows, read_rule, train_network
+from solutions.lung_segmentation.pipeline import (
+    STAGE,
+    experiment_key,
+    fold_weights,
+    predict_rows,
+    read_rule,
+    score_key,
+    train_network,
+)
 from solutions.lung_segmentation.scoring import MaskRule, figures, measure
 from solutions.lung_segmentation.segmenter import save_segmenter
 from solutions.lung_segmentation.training import step, train_loader
@@ -60,13 +69,14 @@ def run_ablation(context):
             row |= {"dice_change": change.estimate, "p": p}
         row |= {f"paper_{m}": value / 100 for m, value in zip(METRICS, PUBLISHED[name], strict=True)}
         table.append(row)
-    _finish(context, "ablation.csv", pd.DataFrame(table))
+    _finish(context, data, "ablation", pd.DataFrame(table))
 
 
 def run_cross(context):
     """Train on each dataset alone and score on all of them; writes cross.csv.
 
-    Columns: trained, tested, images, then dice, dice_pooled and iou with low and high. A dataset's own row scores its
+    Columns: trained, tested, images, then dice and iou, each also pooled, with low and high, and trained_on, the number
+    of images. A dataset's own row scores its
     held-out first fold, which no network of the table has seen; the others score every image of the other dataset. The
     rows `all` are the run's own network, on the same held-out fold. At the probability 0.5.
     """
@@ -87,7 +97,7 @@ def run_cross(context):
             )
     table = []
     for trained in [*names, "all"]:
-        parts = [rows for rows in data.parts(fold, config)]
+        parts = list(data.parts(fold, config))
         if trained == "all":
             fitted = train_network(context, data, *parts, f"fold{fold}", fold)
         else:
@@ -100,7 +110,7 @@ def run_cross(context):
             found, _ = figures(_about(data, rows), areas, config.structures)
             row = {"trained": trained, "tested": tested, "images": len(rows), **_flat(found, ("dice", "iou"))}
             table.append(row | {"trained_on": len(parts[0])})
-    _finish(context, "cross.csv", pd.DataFrame(table))
+    _finish(context, data, "cross", pd.DataFrame(table))
 
 
 def _areas(context, data, fitted, rows, title):
@@ -127,8 +137,9 @@ def _flat(found, metrics):
     return values
 
 
-def _finish(context, name, table):
-    write_csv(context.run.path(name), table)
+def _finish(context, data, name, table):
+    write_csv(context.run.path(f"{name}.csv"), table)
+    context.run.record(name, experiment_key(context, data))
     shutil.rmtree(context.run.path(SCRATCH), ignore_errors=True)
     shown = [c for c in table.columns if not c.startswith(("precision", "recall", "accuracy", "iou", "paper"))]
     for line in table[shown].to_string(index=False, float_format=lambda v: f"{v:.4f}").splitlines():
@@ -147,6 +158,7 @@ def find_learning_rates(context, data, steps=100):
     rates, losses, found = find_learning_rate(model, one, loader, steps=steps, weight_decay=config.weight_decay)
     table = pd.DataFrame({"lr": rates, "loss": losses, "suggestion": found})
     write_csv(context.run.path(f"lr_{STAGE}.csv"), table)
+    context.run.record("find_lr", experiment_key(context, data))
     used = config.frozen_lr if config.frozen_epochs else config.lr
     log.info(f"{STAGE}: the loss falls fastest at {found:.2e}; the configuration has {used:.2e}")
 
@@ -154,31 +166,19 @@ def find_learning_rates(context, data, steps=100):
 def export_network(context):
     """Write lungs.safetensors into the run: the first fold's network in half precision, its rule and its figures."""
     run, config = context.run, context.config
-    rule, fold = read_rule(context), config.folds[0]
-    weights = fold_weights(run, fold)
-    if not run.path("score.json").is_file():
-        raise InputError(f"{run.folder}: no score yet; run the verb `score` before `export`")
+    rule, weights = read_rule(context), fold_weights(run, config.folds[0])
+    if not run.is_done("score", score_key(run), ["score.json"]):
+        raise InputError(f"{run.folder}: no score of this rule yet; run the verb `score` before `export`")
+    score = read_json(run.path("score.json"))
     model = load_network(config.network, len(STRUCTURES[config.structures]), weights)
-    data = open_prepared(context)
-    train = data.table[data.table["split"] == "train"]
-    found, _ = figures(_about(data, data.rows(folds=[fold])), _held_out_areas(context, data, weights, rule, fold),
-                       config.structures)  # fmt: skip
+    train = open_prepared(context).table.query("split == 'train'")
     about = {
         "network": to_dict(config.network), "structures": config.structures, "pixel": rule.pixel,
         "regions": rule.regions, "command": f"python -m solutions lung_segmentation run {context.preset}",
         "config": to_dict(config), "exported_by": git_revision(), "weights_of_run": file_hash(weights),
-        "held_out_fold": fold, "images": train["dataset"].value_counts().to_dict(),
-        "dice": {name: part["dice"] for name, part in {"all": found, **found["datasets"]}.items()},
+        "held_out_folds": list(config.folds), "images": train["dataset"].value_counts().to_dict(),
+        "dice": {name: part["dice"] for name, part in {"all": score, **score["datasets"]}.items()},
     }  # fmt: skip
     path = run.path("lungs.safetensors")
     save_segmenter(path, model, about)
     log.info(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {file_hash(path)}")
-
-
-def _held_out_areas(context, data, weights, rule, fold):
-    path = context.run.path(SCRATCH, "probs.npy")
-    rows = data.rows(folds=[fold])
-    probs = predict_rows(context, data, [weights], rows, path, f"fold {fold}")
-    areas = measure(data, rows, probs, [rule], context.config.structures)[:, 0]
-    shutil.rmtree(path.parent)
-    return areas

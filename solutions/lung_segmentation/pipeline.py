@@ -10,23 +10,26 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.config import file_hash, to_dict
+from common.config import file_hash, from_dict, to_dict
 from common.errors import InputError
 from common.infer.predict import predict_masks, write_masks
 from common.metrics.segmentation import dice_from_areas
 from common.paths import atomic_path, read_array, read_json, write_json
 from common.post.rle import ABSOLUTE, encode
 from common.steps import (
+    check_predicted,
     copy_submission,
     fresh,
     keep_config,
     read_predictions,
+    read_tuned,
     trained_weights,
     used_up,
     write_csv,
     write_table,
 )
 from common.submit.validate import validate_shaped_masks
+from common.train import distributed
 from common.train.loop import fit
 from common.tuning import tune_nested
 from solutions.lung_segmentation.config import STRUCTURES
@@ -41,7 +44,7 @@ from solutions.lung_segmentation.training import held_out_loader, mask_figures, 
 log = logging.getLogger(__name__)
 STAGE = "network"
 PREDICTED = ("oof.parquet", "oof_probs.npy", "test.parquet", "test_probs.npy")
-TUNED = ("tuned.json", "oof_areas.npy")
+TUNED = ("tuned.json", "oof_areas.npy", "surface.csv")
 COLUMNS = ["image_id", "width", "height", "rle"]
 
 
@@ -56,8 +59,10 @@ def prepare(context):
 def train(context):
     """The network of each held-out fold."""
     data = open_prepared(context)
-    if context.config.finder:
+    if context.config.finder and distributed.world() == 1:
         find_learning_rate_once(context, data)
+    elif context.config.finder:
+        log.info("the range test is left out: it runs in one process (`find_lr`)")
     for fold in context.config.folds:
         train_network(context, data, *data.parts(fold, context.config), f"fold{fold}", fold)
         keep_config(context)
@@ -68,6 +73,9 @@ def train_network(context, data, rows, validation, name, fold=0, config=None):
     config = config or context.config.network
     channels, loss = len(STRUCTURES[context.config.structures]), mask_loss(config.loss)
     folder = context.run.path(name, STAGE)
+    if len(validation) < distributed.world():
+        found = f"{len(validation)} images to validate on for {distributed.world()} processes"
+        raise InputError(f"{found}: raise --validation")
     return fit(
         fresh(context, folder, fold, partial(build_network, config, channels)),
         partial(step, loss=loss, device=context.device),
@@ -83,8 +91,14 @@ def find_learning_rate_once(context, data):
     """The paper's range test of the frozen network, unless the run has its curve."""
     from solutions.lung_segmentation.experiments import find_learning_rates
 
-    if not context.run.path(f"lr_{STAGE}.csv").is_file():
+    if not context.run.is_done("find_lr", experiment_key(context, data), [f"lr_{STAGE}.csv"]):
         find_learning_rates(context, data)
+
+
+def experiment_key(context, data):
+    """What the tables of `ablate`, `cross` and `find_lr` follow from."""
+    config = context.config
+    return [data.key, to_dict(config.network), list(config.folds), config.validation, list(config.tta), config.seed]
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------
@@ -137,8 +151,9 @@ def fold_weights(run, fold):
 def _predict_key(context, data):
     """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
     weights = [file_hash(fold_weights(context.run, fold)) for fold in context.config.folds]
-    store = read_json(data.store.folder / "store.json")["key"]
-    return [data.key, weights, list(context.config.tta), store, data.rows("test").tolist()]
+    store, network = read_json(data.store.folder / "store.json")["key"], context.config.network
+    made = [list(context.config.tta), network.size, network.precision]
+    return [data.key, weights, made, store, data.rows("test").tolist()]
 
 
 def _rows_table(data, rows, fold):
@@ -180,28 +195,21 @@ def tune(context):
 def _tune_key(context):
     """What the rule follows from; InputError where the predictions are not those of the present networks."""
     data, run = open_prepared(context), context.run
-    if not run.is_done("predict", _predict_key(context, data), PREDICTED):
-        raise InputError(f"{run.folder}: no predictions of these networks; run the verb `predict` (or `run` for all)")
+    check_predicted(run, _predict_key(context, data), PREDICTED)
     return [to_dict(context.config.decision), context.config.seed, run.step("predict")["key"]]
 
 
 def read_rule(context):
     """The rule in tuned.json; InputError where it follows from other predictions."""
-    run, path = context.run, context.run.path("tuned.json")
-    if not run.is_done("tune", _tune_key(context), TUNED):
-        raise InputError(f"{run.folder}: no rule for these predictions and options; run the verb `tune` (or `run`)")
-    saved = read_json(path)
-    try:
-        return MaskRule(**saved["rule"])
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not what `tune` writes; delete it and run again") from None
+    saved = read_tuned(context.run, _tune_key(context), TUNED)
+    return from_dict(MaskRule, saved["rule"], str(context.run.path("tuned.json")))
 
 
 def score(context):
     """The honest offline score of the held-out images with its interval, per dataset and structure."""
     run = context.run
     read_rule(context)
-    key = [run.step("tune")["key"], file_hash(run.path("oof_areas.npy"))]
+    key = score_key(run)
     if not run.is_done("score", key, ["score.json", "oof_dice.parquet"]):
         run.forget("score")
         data = open_prepared(context)
@@ -220,6 +228,11 @@ def score(context):
             f"(pooled pixels), precision {part['precision']['estimate']:.4f}, recall {part['recall']['estimate']:.4f}, "
             f"accuracy {part['accuracy']['estimate']:.4f}"
         )
+
+
+def score_key(run):
+    """What the score follows from: the rule and the pixels counted under it."""
+    return [run.step("tune")["key"], file_hash(run.path("oof_areas.npy"))]
 
 
 def _shown(interval):

@@ -7,7 +7,6 @@ from common.paths import read_array, read_json, read_parquet
 from common.report import page, plots, sections
 from common.report.gallery import gallery
 from common.steps import read_predictions
-from solutions.lung_segmentation.postprocess import clean_up, judge
 from solutions.lung_segmentation.scoring import MaskRule
 
 # Dice that others published on these collections: a comparison of orders, their splits are not ours.
@@ -17,16 +16,18 @@ PUBLISHED = (("Shenzhen", "EAM-Net", 0.961), ("Montgomery", "EAM-Net", 0.982), (
 
 def write_report(context, data):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
-    run = context.run
+    from solutions.lung_segmentation.pipeline import experiment_key  # it imports this module
+
+    run, key = context.run, experiment_key(context, data)
     parts = [_headline(context), _data(context, data), *sections.training(context)]
     if run.step("score"):
         oof = read_parquet(run.path("oof_dice.parquet"))
         parts += [_scores(run), _decision(run), _gallery(context, data, oof)]
-    parts.append(sections.learning_rates(run))
-    if run.path("ablation.csv").is_file():
-        parts.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
-    if run.path("cross.csv").is_file():
-        parts.append(_cross(pd.read_csv(run.path("cross.csv"))))
+    if run.is_done("find_lr", key):
+        parts.append(sections.learning_rates(run))
+    for name, section in (("ablation", _ablation), ("cross", _cross)):
+        if run.is_done(name, key, [f"{name}.csv"]):
+            parts.append(section(pd.read_csv(run.path(f"{name}.csv"))))
     if run.step("submit"):
         parts.append(_submission(context, data))
     parts.append(sections.about(run))
@@ -110,7 +111,7 @@ def _gallery(context, data, oof, count=4):
     ordered = oof.reset_index(drop=True).sort_values("dice", kind="stable")
     middle = max(0, len(ordered) // 2 - count // 2)
     groups = {"Worst": ordered[:count], "Median": ordered[middle : middle + count], "Best": ordered[::-1][:count]}
-    fragments = ["Green: the outline drawn by hand. Orange: ours."]
+    fragments = ["Green: the outline drawn by hand. Orange: ours, by the rule of the submission."]
     for title, rows in groups.items():
         items = []
         for position, row in rows.iterrows():
@@ -164,12 +165,15 @@ def _submission(context, data):
         return page.section("Submission", "No images to predict.")
     test, probs = read_predictions(run, "test")
     rule = MaskRule(**read_json(run.path("tuned.json"))["rule"])
-    items, failed = [], []
-    for row, probability in zip(test.itertuples(), probs, strict=True):
-        image = np.asarray(data.store.images[row.row])
-        mask = rule.lungs(np.asarray(probability), image.shape, context.config.structures)
-        verdict = judge(clean_up(mask))
-        (items if verdict.ok else failed).append((image, None, mask, f"{row.image_id} {verdict.reason}".strip()))
-    text += f" {len(failed)} of {len(test)} fail the area gate."
-    return page.section("Submission", text, gallery(failed[:8], "Rejected by the area gate") if failed else "",
-                        gallery(items[:8], "First masks"))  # fmt: skip
+    reasons = {failed["image_id"]: failed["reason"] for failed in record["rejected"]}
+    text += f" {len(reasons)} of {len(test)} fail the area gate."
+
+    def items(chosen):
+        for position, row in test[chosen][:8].iterrows():
+            image = np.asarray(data.store.images[row["row"]])
+            mask = rule.lungs(np.asarray(probs[position]), image.shape, context.config.structures)
+            yield image, None, mask, f"{row['image_id']} {reasons.get(row['image_id'], '')}".strip()
+
+    failed = test["image_id"].isin(list(reasons))
+    return page.section("Submission", text, gallery(items(failed), "Rejected by the area gate") if reasons else "",
+                        gallery(items(~failed), "First masks"))  # fmt: skip

@@ -205,7 +205,7 @@ class Segmenter:
         with autocast(self.device, self._dtype):
             probs = predict_tta(self._model, images, self._views)
         if not torch.isfinite(probs).all():
-            raise InputError("the network gives what is not a number; use --precision fp32 or check the weights")
+            raise InputError("the network gives what is not a number; check the weights")
         return (probs * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 

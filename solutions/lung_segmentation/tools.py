@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.cli import check_device
 from common.errors import InputError
-from common.paths import atomic_path, find_images
+from common.paths import IMAGES, atomic_path, find_images
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
 from common.report.gallery import gallery
@@ -26,6 +26,7 @@ from .postprocess import clean_up, crop, judge, lung_region, scale_box
 from .segmenter import load_segmenter
 
 log = logging.getLogger(__name__)
+READ = (*IMAGES, ".img")  # .img: JSRT
 SHOWN = 48  # pictures of either kind in the report
 SMALL = 384  # their longer side in pixels
 
@@ -56,8 +57,8 @@ def masks(
         clean: Dilate and close the masks as Ahmed et al. does before it cuts the lungs out.
         device: auto, cpu, cuda or cuda:<n>.
     """
-    files, problems = _find(images, out)
-    segmenter = _open(weights, device, tta)
+    segmenter = _open(weights, device, tta, gate)
+    files, problems = _find(images, out, other="boxes.csv")
     shown, began = Shown(len(files)), time.monotonic()
 
     def finish(image_id, image, probs):
@@ -75,8 +76,9 @@ def masks(
             shown.add(image_id, verdict, picture)
     about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
     _write_report(out, shown, gate, problems, about, time.monotonic() - began)
+    left_out = _end(out, problems, len(shown.areas))
     log.info(f"{len(shown.areas)} masks in {out}, {shown.rejected} of them under the area gate; see report.html")
-    return _end(out, problems, len(shown.areas))
+    return left_out
 
 
 def crops(
@@ -102,8 +104,8 @@ def crops(
         gate: Least share of the image that must be lung, once cleaned up, for the crop to be called ok (Ahmed et al.).
         device: auto, cpu, cuda or cuda:<n>.
     """
-    files, problems = _find(images, out)
-    segmenter = _open(weights, device, tta)
+    segmenter = _open(weights, device, tta, gate)
+    files, problems = _find(images, out, other="masks.csv")
 
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, probs.shape[1:])
@@ -118,8 +120,9 @@ def crops(
         for image_id, row in _each(segmenter, files, finish, out, problems):
             write((image_id, *row))
             done, rejected = done + 1, rejected + (not row[-2])
+    left_out = _end(out, problems, done)
     log.info(f"{done} crops in {out}, {rejected} of them under the area gate; see boxes.csv")
-    return _end(out, problems, done)
+    return left_out
 
 
 TOOLS = {"masks": masks, "crops": crops}
@@ -127,14 +130,17 @@ TOOLS = {"masks": masks, "crops": crops}
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def _find(images, out):
-    """Files to read by image id, and the (id, problem) pairs of what is no file; InputError for what cannot go on."""
+def _find(images, out, other):
+    """Files to read by image id, and the (id, problem) pairs of what is no file; InputError for what cannot go on.
+
+    other: table of the tool whose pictures have the same names; where it is, `out` is refused.
+    """
     found, problems = {}, []
     for path in images:
         if path.is_dir():
             if out.resolve().is_relative_to(path.resolve()):
                 raise InputError(f"--out {out}: lies in {path}, where its pictures would be taken for radiographs")
-            here = find_images(path)
+            here = find_images(path, READ)
         else:
             here = {path.stem: path} if path.is_file() else {}
         if not here:
@@ -150,6 +156,8 @@ def _find(images, out):
         raise InputError(problems[0][1] if problems else "name the images: files or folders")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder (--out)")
+    if (out / other).exists():
+        raise InputError(f"--out {out}: holds {other}, whose pictures have the same names; choose another folder")
     for name in ("masks.csv", "boxes.csv", "problems.csv", "report.html"):  # of an earlier call, on other images
         (out / name).unlink(missing_ok=True)
     return found, problems
@@ -160,8 +168,10 @@ def _leave_out(problems, image_id, problem):
     problems.append((image_id, problem))
 
 
-def _open(weights, device, tta):
+def _open(weights, device, tta, gate):
     check_device(device)
+    if not 0 <= gate <= 1:
+        raise InputError(f"--gate must lie in [0, 1], not {gate:g}")
     return load_segmenter(weights, None if device == "auto" else device, tta)
 
 

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import FitConfig
+from common.config import FitConfig, check_folds
 from common.errors import InputError
 
 SLUG = "siim-acr-pneumothorax-segmentation"
@@ -136,9 +136,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        distinct = set(self.folds)
-        if not distinct <= set(range(self.n_folds)) or not 0 < len(distinct) == len(self.folds) or self.n_folds < 2:
-            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, once, with n_folds at least 2")
+        check_folds(self.folds, self.n_folds)
         sizes = (*self.segmenter.sizes, *([self.classifier.size] if self.presence == "classifier" else []))
         if self.store_size < max(sizes):
             raise InputError(f"store_size {self.store_size} is under the {max(sizes)} px of a network")

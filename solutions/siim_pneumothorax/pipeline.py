@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.config import file_hash, to_dict
-from common.errors import InputError
+from common.config import file_hash, from_dict, to_dict
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs, write_masks
 from common.metrics import segmentation
@@ -19,10 +18,12 @@ from common.paths import atomic_path, read_array, read_json, read_parquet, write
 from common.post.rle import area, overlap, parse
 from common.steps import (
     as_interval,
+    check_predicted,
     copy_submission,
     fresh,
     keep_config,
     read_predictions,
+    read_tuned,
     trained_weights,
     used_up,
     write_table,
@@ -230,8 +231,7 @@ def tune(context):
 def _tune_key(context):
     """What the rule follows from; InputError where the predictions are not those of the present networks."""
     data, run = open_prepared(context), context.run
-    if not run.is_done("predict", _predict_key(context, data), PREDICTED):
-        raise InputError(f"{run.folder}: no predictions of these networks; run the verb `predict` (or `run` for all)")
+    check_predicted(run, _predict_key(context, data), PREDICTED)
     return [to_dict(context.config.decision), context.config.seed, run.step("predict")["key"],
             data.table["patient_id"].tolist()]  # fmt: skip
 
@@ -249,22 +249,16 @@ def oof_regions(context):
     return oof, regions, None if (patients == "").all() else patients
 
 
-def read_tuned(context):
+def read_rule(context):
     """The rule in tuned.json and all that stands there; InputError where it follows from other predictions."""
-    run, path = context.run, context.run.path("tuned.json")
-    if not run.is_done("tune", _tune_key(context), TUNED):
-        raise InputError(f"{run.folder}: no rule for these predictions and options; run the verb `tune` (or `run`)")
-    saved = read_json(path)
-    try:
-        return Rule(**saved["rule"]), saved
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not what `tune` writes; delete it and run again") from None
+    saved = read_tuned(context.run, _tune_key(context), TUNED)
+    return from_dict(Rule, saved["rule"], str(context.run.path("tuned.json"))), saved
 
 
 def score(context):
     """The honest offline score with its interval, and the figures of both networks; writes score.json."""
     run = context.run
-    _, saved = read_tuned(context)
+    _, saved = read_rule(context)
     key = run.step("tune")["key"]
     if run.is_done("score", key, ["score.json"]):
         shown = read_json(run.path("score.json"))["dice"]
@@ -308,7 +302,7 @@ def score(context):
 def submit(context):
     """Write submission.csv, validate it against the ids it must have, copy it under submissions/."""
     data, run = open_prepared(context), context.run
-    rule, _ = read_tuned(context)
+    rule, _ = read_rule(context)
     test, probs = read_predictions(run, "test")
     presence = test["presence"].to_numpy(float).copy()
     readable = data.store.table.set_index("row")["ok"][test["row"]].to_numpy()

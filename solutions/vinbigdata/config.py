@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import FitConfig
+from common.config import FitConfig, check_folds
 from common.errors import InputError
 
 SLUG = "vinbigdata-chest-xray-abnormalities-detection"
@@ -124,9 +124,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        distinct = set(self.folds)
-        if not distinct <= set(range(self.n_folds)) or not 0 < len(distinct) == len(self.folds) or self.n_folds < 2:
-            raise InputError(f"folds {self.folds}: name some of 0 to {self.n_folds - 1}, once, with n_folds at least 2")
+        check_folds(self.folds, self.n_folds)
         if self.store_size < max(self.detector.size, self.healthy.size):
             raise InputError(f"store_size {self.store_size} is under the {self.detector.size} px of a network")
         if not self.members or len(set(self.members)) < len(self.members):
@@ -151,7 +149,7 @@ PODIUM = Config(
 # Two CPU cores, minutes: the paper's cascade with small networks on small images.
 DEMO = Config(
     detector=DetectorConfig(
-        backbone="tf_efficientnet_lite0", size=256, channels=96, epochs=6, lr=1e-3, batch_size=4,
+        backbone="tf_efficientnet_lite0", size=256, channels=96, epochs=6, lr=3e-4, batch_size=4,
         optimizer="adamw", weight_decay=1e-2, per_image=50,
     ),
     members=("flip", "noise"),

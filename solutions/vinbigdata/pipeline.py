@@ -8,14 +8,23 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash, from_dict, to_dict
-from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_probs
 from common.metrics import classification
 from common.metrics.detection import evaluate
 from common.metrics.detection_errors import error_breakdown
 from common.paths import read_json, read_parquet, write_json
-from common.steps import as_interval, copy_submission, fresh, keep_config, trained_weights, write_csv, write_table
+from common.steps import (
+    as_interval,
+    check_predicted,
+    copy_submission,
+    fresh,
+    keep_config,
+    read_tuned,
+    trained_weights,
+    write_csv,
+    write_table,
+)
 from common.submit.table import write_submission
 from common.submit.validate import validate_boxes
 from common.train.loop import fit
@@ -211,20 +220,14 @@ def _figures(tuned, images, healthy):
 def _tune_key(context):
     """What the rule follows from; InputError where the predictions are not those of the present networks."""
     data, run, config = open_prepared(context), context.run, context.config
-    if not run.is_done("predict", predict_key(context, data), PREDICTED):
-        raise InputError(f"{run.folder}: no predictions of these networks; run the verb `predict` (or `run` for all)")
+    check_predicted(run, predict_key(context, data), PREDICTED)
     return [to_dict(config.fusion), to_dict(config.decision), config.seed, run.step("predict")["key"]]
 
 
 def read_rule(context):
     """The rule in tuned.json; InputError where it follows from other predictions."""
-    run, path = context.run, context.run.path("tuned.json")
-    if not run.is_done("tune", _tune_key(context), TUNED):
-        raise InputError(f"{run.folder}: no rule for these predictions and options; run the verb `tune` (or `run`)")
-    saved = read_json(path)
-    if not isinstance(saved, dict) or "rule" not in saved:
-        raise InputError(f"{path}: not what `tune` writes; delete it and run again")
-    return from_dict(DecisionRule, saved["rule"], str(path))
+    saved = read_tuned(context.run, _tune_key(context), TUNED)
+    return from_dict(DecisionRule, saved["rule"], str(context.run.path("tuned.json")))
 
 
 def score(context):

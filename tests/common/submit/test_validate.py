@@ -79,8 +79,8 @@ def test_masks_of_any_size_are_counted(tmp_path):
     [
         (["a,3,4,-1"], "1 rows for 2 images"),
         (["a,3,4,-1", "b,4,2,-1", "b,4,2,-1"], "3 rows for 2 images"),
-        (["b,4,2,-1", "a,3,4,-1"], r"row 2 \(b\): 4 × 2 pixels, where a 3 4 is due \(and 1 further"),
-        (["a,4,3,-1", "b,4,2,-1"], r"row 2 \(a\): 4 × 3 pixels, where a 3 4 is due"),
+        (["b,4,2,-1", "a,3,4,-1"], r"row 2 \(b\): a is due here \(and 1 further"),
+        (["a,4,3,-1", "b,4,2,-1"], r"row 2 \(a\): 4 × 3 pixels, where the image has 3 × 4"),
         (["a,3,4,-1", "b,4.0,2,-1"], r"row 3 \(b\): 4.0 × 2 pixels"),
         (["a,3,4,-1", "b,4,2,8 2"], r"row 3 \(b\): .*last pixel of 2 x 4"),
         (["a,3,4,0 2", "b,4,2,-1"], r"row 2 \(a\): .*starts count from 1"),

@@ -136,7 +136,7 @@ def test_the_gate_and_the_cleaning(command, tmp_path):
     assert (cv2.imread("out/a.png", cv2.IMREAD_UNCHANGED) == mask * 255).all()  # written all the same
     assert command("masks in --out out --clean").status == 0
     assert (cv2.imread("out/a.png", cv2.IMREAD_UNCHANGED) == clean_up(mask) * 255).all()
-    assert command("masks in --out out --gate 2").errors == ["error: the area gate must lie in [0, 1], not 2.0"]
+    assert command("masks in --out out --gate 2").errors == ["error: --gate must lie in [0, 1], not 2"]
 
 
 def test_views_may_be_asked_for(command, tmp_path):
