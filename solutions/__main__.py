@@ -10,7 +10,7 @@ import sys
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # a bar in a log file, now and then
 
-NAMES = ("siim_pneumothorax", "lung_segmentation")
+NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata")
 
 
 def main(argv):
