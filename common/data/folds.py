@@ -1,6 +1,7 @@
 """Folds that share no patient and keep the share of every label: made, measured, saved and read back."""
 
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -105,8 +106,9 @@ def load_folds(path, image_ids):
     try:
         with open(path, encoding="utf-8") as file:
             has_note = file.readline().startswith("#")
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skiprows=int(has_note), index_col=False)
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # of rows that are too long
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, skiprows=int(has_note), index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()})") from None
     if list(table.columns[:2]) != ["image_id", "fold"]:
         raise InputError(f"{path}: the header must begin with image_id,fold")
@@ -158,6 +160,8 @@ def label_columns(labels):
 
 
 def _assign(labels, shares, groups, seed):
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed must be a whole number from 0, not {seed!r}")
     columns = label_columns(labels)
     codes = group_codes(groups, len(columns))
     if groups is None:  # images of one label set are interchangeable; sorting makes the row order irrelevant

@@ -125,8 +125,12 @@ class Config:
 
     def __post_init__(self):
         check_folds(self.folds, self.n_folds)
+        if self.seed < 0:
+            raise InputError(f"seed must be at least 0, not {self.seed}")
         if self.store_size < max(self.detector.size, self.healthy.size):
             raise InputError(f"store_size {self.store_size} is under the {self.detector.size} px of a network")
+        if min(self.detector.size, self.healthy.size) < 32:
+            raise InputError(f"size must be at least 32 px, not {min(self.detector.size, self.healthy.size)}")
         if not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}: name at least one augmentation, each once")
 

@@ -6,16 +6,16 @@ import logging
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
 from common.metrics.detection import COCO, coco_scores
 from common.paths import read_parquet
-from common.steps import write_csv
+from common.steps import check_predicted, write_csv
 from solutions.vinbigdata.data import open_prepared
-from solutions.vinbigdata.pipeline import PREDICTED, predict_key
+from solutions.vinbigdata.pipeline import PREDICTED, experiment_key, predict_key
 from solutions.vinbigdata.training import FINDINGS
 from solutions.vinbigdata.tuning import tune_detection
 
 log = logging.getLogger(__name__)
+TABLES = ("ablation.csv", "figure1.csv")
 PUBLISHED = {"base": 0.165, "+ WBF": 0.186, "+ WBF + 2CC": 0.242}  # paper, table 1: mAP on the test set
 
 
@@ -28,8 +28,12 @@ def run_ablation(context):
     paper. figure1.csv: member, map (the findings alone) and map_coco, the paper's validation figure.
     """
     run, config, data = context.run, context.config, open_prepared(context)
-    if not run.is_done("predict", predict_key(context, data), PREDICTED):
-        raise InputError(f"{run.folder}: no predictions of these networks; run the verb `predict` (or `run` for all)")
+    check_predicted(run, predict_key(context, data), PREDICTED)
+    key = experiment_key(context)
+    if run.is_done("ablation", key, TABLES):
+        log.info("ablate: up to date")
+        return
+    run.forget("ablation")
     rows = np.concatenate([data.rows(folds=[fold]) for fold in config.folds])
     images, truth = data.table.set_index("row").loc[rows].reset_index(), data.truth(rows)
     oof = read_parquet(run.path("oof.parquet"))
@@ -62,5 +66,6 @@ def run_ablation(context):
             for member in config.members}  # fmt: skip
     members = whole.members.assign(map_coco=whole.members["member"].map(coco)).drop(columns="weight")
     write_csv(run.path("figure1.csv"), members)
+    run.record("ablation", key)
     for line in [*table.to_string(index=False).splitlines(), *members.to_string(index=False).splitlines()]:
         log.info(line)

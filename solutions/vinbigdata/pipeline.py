@@ -1,5 +1,6 @@
 """The recipe: detectors that find boxes, their fusion, and a classifier that says which images are healthy."""
 
+import itertools
 import logging
 from functools import partial
 from pathlib import Path
@@ -112,7 +113,8 @@ def predict(context):
     if run.is_done("predict", key, PREDICTED):
         log.info("predict: up to date")
         return
-    run.forget("predict")
+    for made in ("predict", "tune", "score", "submit"):  # these follow from it: no report of theirs in between
+        run.forget(made)
     test, folds = data.rows("test"), context.config.folds
     for name, rows_of in (("oof", lambda fold: data.rows(folds=[fold])), ("test", lambda fold: test)):
         boxes, healthy = [], []
@@ -127,6 +129,8 @@ def predict(context):
         write_table(run.path(f"{name}_healthy.parquet"), healthy)
     keep_config(context)
     run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in folds))
+    for fold, name in itertools.product(folds, PREDICTED):  # the parts have done their duty
+        run.path(f"fold{fold}", name).unlink(missing_ok=True)
     log.info(f"predicted {len(pd.read_parquet(run.path('oof.parquet'))):,} boxes out of fold, "
              f"{len(pd.read_parquet(run.path('test.parquet'))):,} on {len(test)} test images")  # fmt: skip
 
@@ -159,8 +163,9 @@ def predict_key(context, data):
     config = context.config
     weights = [file_hash(trained_weights(context.run, fold, stage)) for fold in config.folds
                for stage in (*config.members, "healthy")]  # fmt: skip
-    detector = [config.detector.nms, config.detector.per_image]
-    return [data.key, weights, list(config.tta), detector, read_json(data.store.folder / "store.json")["key"]]
+    made = [[part.size, part.precision] for part in (config.detector, config.healthy)]
+    made += [list(config.members), config.detector.nms, config.detector.per_image]
+    return [data.key, weights, list(config.tta), made, read_json(data.store.folder / "store.json")["key"]]
 
 
 # ---- decision ------------------------------------------------------------------------------------------------------
@@ -172,7 +177,8 @@ def tune(context):
     if run.is_done("tune", key, TUNED):
         log.info("tune: up to date")
         return
-    run.forget("tune")
+    for made in ("tune", "score", "submit"):
+        run.forget(made)
     data = open_prepared(context)
     rows = np.concatenate([data.rows(folds=[fold]) for fold in config.folds])
     images = data.table.set_index("row").loc[rows].reset_index()
@@ -193,14 +199,19 @@ def tune(context):
         run.path("errors.csv"), error_breakdown(tuned.detections, truth, images["image_id"]).summary.reset_index()
     )
     write_json(run.path("tuned.json"), tuned.as_dict())
-    write_json(run.path("score.json"), _figures(tuned, images, healthy))
+    nothing = evaluate(_no_boxes(tuned.detections, images["image_id"]), truth, images["image_id"]).mean_ap
+    write_json(run.path("score.json"), _figures(tuned, images, healthy, nothing))
     keep_config(context)
     run.record("tune", key, score=tuned.score.estimate)
     how = "halves of its patients" if tuned.halves else "folds"
     log.info(f"tuned over {len(tuned.surface)} rules, nested by {how}: {tuned.rule}")
 
 
-def _figures(tuned, images, healthy):
+def _no_boxes(decided, ids):
+    return apply_rule(decided.iloc[:0], ids, None, DecisionRule((1.0,), 0.4))
+
+
+def _figures(tuned, images, healthy, nothing):
     true = (images["abnormal"] == 0).to_numpy().astype(int)
     probs = healthy.reindex(images["image_id"]).to_numpy()
     counts = classification.confusion_counts(true, probs, 0.5)
@@ -208,7 +219,7 @@ def _figures(tuned, images, healthy):
     return {
         "map": as_interval(tuned.score),
         "map_not_nested": tuned.naive,
-        "map_no_finding": float((true == 1).any()) / max(1, int(tuned.result.classes["ap"].notna().sum())),
+        "map_no_finding": float(nothing),
         "images": len(images),
         "abnormal": int((true == 0).sum()),
         "nested_by": "halves of the patients" if tuned.halves else "folds",
@@ -222,6 +233,12 @@ def _tune_key(context):
     data, run, config = open_prepared(context), context.run, context.config
     check_predicted(run, predict_key(context, data), PREDICTED)
     return [to_dict(config.fusion), to_dict(config.decision), config.seed, run.step("predict")["key"]]
+
+
+def experiment_key(context):
+    """What the tables of `ablate` follow from; None where there are no predictions."""
+    predicted, config = context.run.step("predict"), context.config
+    return predicted and [predicted["key"], to_dict(config.fusion), to_dict(config.decision), config.seed]
 
 
 def read_rule(context):
@@ -262,16 +279,17 @@ def submit(context):
     summary = validate_boxes(path, run.path("sample_submission.csv"), sizes=sizes, ordered=True)
     write_table(run.path("test_decided.parquet"), decided)
     copy = copy_submission(context, path)
-    hidden = _hidden_score(Path(run.step("prepare")["data"]) / "hidden" / "truth.csv", decided, images)
+    hidden = _hidden_score(run.step("prepare"), decided, images)
     run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
     log.info(f"valid submission: {summary}; copy in {copy}")
     if hidden:
         log.info(f"mAP@0.4 on the sample's hidden labels {hidden['value']:.4f} (no boxes {hidden['nothing']:.4f})")
 
 
-def _hidden_score(path, decided, images):
+def _hidden_score(prepared, decided, images):
     """What the leaderboard would say, for the embedded sample, whose test labels are known; None for others."""
-    if not path.is_file():
+    path = Path(prepared["data"], "hidden", "truth.csv")
+    if not (prepared["synthetic"] and path.is_file()):
         return None
     truth = read_train(path)
     if set(images["image_id"]) != set(truth["image_id"]):
@@ -279,8 +297,8 @@ def _hidden_score(path, decided, images):
     nothing = truth["class_id"] == NO_FINDING
     truth.loc[nothing, ["x_min", "y_min", "x_max", "y_max"]] = [0.0, 0.0, 1.0, 1.0]
     truth = truth[["image_id", "class_id", "x_min", "y_min", "x_max", "y_max"]]
-    empty = apply_rule(decided.iloc[:0], images["image_id"], None, DecisionRule((1.0,), 0.4))
-    value, none = (evaluate(table, truth, images["image_id"]).mean_ap for table in (decided, empty))
+    ids = images["image_id"]
+    value, none = (evaluate(table, truth, ids).mean_ap for table in (decided, _no_boxes(decided, ids)))
     return {"metric": "map", "value": float(value), "nothing": float(none)}
 
 

@@ -16,16 +16,19 @@ SHOWN = 5  # boxes of an image in a picture
 
 def write_report(context, data):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
+    from solutions.vinbigdata.experiments import TABLES  # they import this module
+    from solutions.vinbigdata.pipeline import experiment_key
+
     run = context.run
     parts = [_headline(context, data), _data(data), *sections.training(context)]
-    if run.step("tune") and run.path("oof_decided.parquet").is_file():
+    if run.step("tune"):
         found = read_parquet(run.path("oof_decided.parquet"))
         rows = data.rows(folds=context.config.folds)
         parts += [_classes(run, data, found, rows), _decision(run), _healthy(run, data, rows)]
         parts.append(_gallery(data, found, rows))
-    if run.path("ablation.csv").is_file():
+    if run.is_done("ablation", experiment_key(context), TABLES):
         parts.append(_ablation(run))
-    if run.path("test_decided.parquet").is_file():
+    if run.step("submit"):
         parts.append(_submission(run, data))
     parts.append(sections.about(run))
     title = f"VinBigData detection, preset {context.preset}"
@@ -39,7 +42,7 @@ def _headline(context, data):
             page.note("No map from image to patient: a patient may lie in two folds, scores may flatter.", "warning")
         )
     notes = [note for note in notes if note]
-    if not run.path("score.json").is_file():
+    if not run.step("tune"):  # the score is written with the rule
         return page.join(*notes, page.note("No score yet: the run has not come to that."))
     score = read_json(run.path("score.json"))
     found = score["map"]
@@ -202,7 +205,7 @@ def _submission(run, data):
     findings = found[found["class_id"] != NO_FINDING]
     images = data.table[data.table["split"] == "test"]
     text = f"{len(images):,} rows, {len(findings):,} boxes on {findings['image_id'].nunique():,} images. Validated."
-    hidden = (run.step("submit") or {}).get("hidden")
+    hidden = run.step("submit")["hidden"]
     if hidden:
         text += f" mAP@0.4 on the sample's hidden labels {hidden['value']:.4f}; without boxes {hidden['nothing']:.4f}."
     best = findings.groupby("image_id")["score"].max().sort_values(ascending=False).index[:8]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.tables import real_data
 from common.errors import InputError
-from common.report.gallery import PREDICTION, TRUTH, gallery, jpeg, outline_overlay
+from common.report.gallery import PREDICTION, TRUTH, box_overlay, gallery, jpeg, outline_overlay
 
 
 def _square(shape, top, left, bottom, right):
@@ -82,6 +82,29 @@ def test_gallery_embeds_pictures_that_decode_with_a_legend_of_what_is_drawn():
     assert "Some &amp; more" in made and "&lt;a&gt;" in made
     assert "</i>truth</span>" in made and "prediction" not in made
     assert "nothing to show yet" in gallery([], "Some")
+
+
+def test_boxes_lie_where_they_should_with_their_names_inside_the_picture():
+    image = np.full((50, 100), 60, np.uint8)  # drawn at twice its size
+    rgb = box_overlay(image, [((10, 20, 40, 45), "Truth")], [((60, 15, 90, 40), "Found 0.5")], size=200)
+    assert rgb.shape == (100, 200, 3) and rgb.dtype == np.uint8
+    for row, column in ((65, 20), (65, 80), (90, 50), (40, 50)):
+        assert tuple(rgb[row, column]) == TRUTH
+    for row, column in ((50, 120), (50, 180), (80, 150), (30, 150)):
+        assert tuple(rgb[row, column]) == PREDICTION
+    for row, column in ((65, 50), (50, 150), (65, 100), (5, 150)):
+        assert tuple(rgb[row, column]) == (60, 60, 60)
+    assert (rgb[22:39, 20:60] != 60).any() and (rgb[82:99, 120:180] != 60).any()  # above the one, below the other
+    assert (box_overlay(image, size=200) == 60).all()
+    at_the_edge = box_overlay(image, [((0, 0, 99, 49), "Aortic enlargement")], [((90, 40, 100, 50), "ILD")], size=200)
+    assert at_the_edge.shape == (100, 200, 3)
+    with pytest.raises(InputError, match="overlay"):
+        box_overlay(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_gallery_of_boxes():
+    made = gallery([(np.full((60, 80), 90, np.uint8), [], [((5, 5, 30, 30), "ILD")], "a")], overlay=box_overlay)
+    assert "</i>truth</span>" in made and "</i>prediction</span>" in made and made.count("data:image/jpeg") == 1
 
 
 def test_real_radiograph_stays_small():

@@ -1,0 +1,292 @@
+"""Whole runs at the smallest size: what they leave, what a second one does again, and what is refused."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.metrics.detection import evaluate
+from common.paths import read_json
+from common.post.boxes import BOX
+from common.report import detection_plots, plots
+from common.submit.validate import validate_boxes
+from common.train import loop
+from solutions.vinbigdata import pipeline
+from solutions.vinbigdata.config import CLASSES, NO_FINDING
+from solutions.vinbigdata.postprocess import parse_predictions
+from tests import browser
+from tests.running import prints, times
+
+COMPARED = ("fold*/*/final.safetensors", "oof*.parquet", "test*.parquet", "tuned.json", "score.json", "*.csv",
+            "images.parquet", "boxes.parquet")  # fmt: skip
+SECTIONS = ("Data", "Training", "Classes", "Decision", "Healthy or not (2CC)", "Pictures", "Submission", "This run")
+MADE = ("fold*/**/*", "oof*.parquet", "test.parquet", "test_healthy.parquet", "tuned.json", "score.json")
+
+
+def same(run, other):
+    for pattern in COMPARED:
+        for path in run.glob(pattern):
+            if path.name != "history.csv":
+                assert (other / path.relative_to(run)).read_bytes() == path.read_bytes(), path
+
+
+def truth_of(images, boxes):
+    """What the metric compares with, from the tables alone."""
+    train = images[images["split"] == "train"]
+    healthy = train.loc[train["abnormal"] == 0, ["image_id"]]
+    healthy = healthy.assign(class_id=NO_FINDING, x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)
+    return train, pd.concat([boxes[["image_id", "class_id", *BOX]], healthy], ignore_index=True)
+
+
+def by_content(table):
+    columns = ["image_id", "class_id", "score", *BOX]
+    return table[columns].sort_values(columns, ignore_index=True)
+
+
+def broken(*args, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def bare_page(monkeypatch):
+    """Reports without plots, which take the longest."""
+    for name in ("location_maps", "pr_curves", "bars"):
+        monkeypatch.setattr(detection_plots, name, lambda *args: None)
+    for name in ("histogram", "roc_curve", "score_with_interval", "threshold_surface", "learning_curves"):
+        monkeypatch.setattr(plots, name, lambda *args, **options: None)
+
+
+def headings(run):
+    return re.findall(r"<h2>([^<]*)</h2>", (run / "report.html").read_text())
+
+
+# ---- a run and its repetition --------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_tables_of_boxes_a_valid_submission_and_a_score(finished, sample):
+    run = finished / "run"
+    images = pd.read_parquet(run / "images.parquet")
+    train = images[images["split"] == "train"]
+    sizes = images.set_index("image_id")[["width", "height"]]
+    for name, split in (("oof", "train"), ("test", "test")):
+        boxes, healthy = pd.read_parquet(run / f"{name}.parquet"), pd.read_parquet(run / f"{name}_healthy.parquet")
+        ids = images.loc[images["split"] == split, "image_id"]
+        assert set(boxes["image_id"]) <= set(ids) and sorted(healthy["image_id"]) == sorted(ids)
+        assert set(boxes["member"]) == {"flip", "noise"} and set(boxes["fold"]) == {0, 1}
+        limits = sizes.loc[boxes["image_id"]].to_numpy()
+        assert (boxes[BOX].to_numpy() >= 0).all() and (boxes[BOX[2:]].to_numpy() <= limits + 1e-6).all()
+        assert boxes["class_id"].between(0, 13).all() and healthy["healthy"].between(0, 1).all()
+    of = pd.read_parquet(run / "oof.parquet").merge(train[["image_id", "fold"]], on="image_id")
+    assert (of["fold_x"] == of["fold_y"]).all()  # nobody was predicted by a network that saw it
+    rows = {row.image_id: (row.width, row.height) for row in images[images["split"] == "test"].itertuples()}
+    sample_path = sample / "sample_submission.csv"
+    sample_path = sample_path if sample_path.is_file() else next(sample.rglob("sample_submission.csv"))
+    assert validate_boxes(run / "submission.csv", sample_path, sizes=rows, ordered=True).rows == 4
+    decided = pd.read_parquet(run / "test_decided.parquet")
+    pd.testing.assert_frame_equal(
+        by_content(parse_predictions(run / "submission.csv")), by_content(decided), check_exact=True, check_dtype=False
+    )
+    copies = list((finished / "submissions").glob("vinbigdata-run-*.csv"))
+    assert [path.read_bytes() for path in copies] == [(run / "submission.csv").read_bytes()]
+    steps = read_json(run / "manifest.json")["steps"]
+    assert [name for name in steps if " " not in name] == ["prepare", "predict", "tune", "score", "submit"]
+    hidden = steps["submit"]["hidden"]
+    assert 0 <= hidden["value"] <= 1 and hidden["metric"] == "map"
+    assert not list(run.rglob("last.ckpt")) and not list(finished.rglob(".*tmp*"))
+    assert not list(run.glob("fold*/*.parquet"))  # parts of what lies above them
+
+
+def test_the_score_is_the_metric_of_the_decided_boxes(finished):
+    run = finished / "run"
+    train, truth = truth_of(pd.read_parquet(run / "images.parquet"), pd.read_parquet(run / "boxes.parquet"))
+    found, score = pd.read_parquet(run / "oof_decided.parquet"), read_json(run / "score.json")
+    result = evaluate(found.sample(frac=1, random_state=0), truth, train["image_id"])
+    assert score["map"]["estimate"] == pytest.approx(result.mean_ap, abs=1e-12)
+    assert score["map"]["low"] <= score["map"]["estimate"] <= score["map"]["high"]
+    classes = pd.read_csv(run / "classes.csv").set_index("class_id")
+    assert classes["ap"].to_numpy() == pytest.approx(result.classes["ap"].to_numpy(), nan_ok=True)
+    assert classes["name"].tolist() == list(CLASSES)
+    assert (score["images"], score["abnormal"]) == (16, int(train["abnormal"].sum()))
+    # No finding at one score everywhere: the tied rows enter together, so precision is the share of healthy images
+    present = truth["class_id"].nunique()
+    nothing = train[["image_id"]].assign(class_id=NO_FINDING, score=1.0, x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)
+    assert score["map_no_finding"] == pytest.approx(evaluate(nothing, truth, train["image_id"]).mean_ap)
+    assert 0 < score["map_no_finding"] <= 1 / present
+    healthy = pd.read_parquet(run / "oof_healthy.parquet").set_index("image_id")["healthy"]
+    right = (healthy[train["image_id"]].to_numpy() >= 0.5) == (train["abnormal"] == 0).to_numpy()
+    assert score["healthy"]["accuracy"] == pytest.approx(right.mean())
+    tuned = read_json(run / "tuned.json")
+    assert set(tuned["part_rules"]) == {"0", "1"} and tuned["members"] == ["flip", "noise"] and not tuned["halves"]
+
+
+def test_a_second_run_does_nothing_again(run_copy, command, sample):
+    before, done = prints(run_copy), times(run_copy, *MADE)
+    result = command("run", "--data", sample, "--out", "run")  # without a preset: with the stored configuration
+    assert (result.status, result.errors) == (0, [])
+    assert "predict: up to date" in result.out and "tune: up to date" in result.out and "epoch" not in result.out
+    assert done == times(run_copy, *MADE)
+    assert {name for name, digest in prints(run_copy).items() if before[name] != digest} <= {"manifest.json"}
+
+
+def test_one_fold_and_one_member_through_all_verbs(tmp_path, command, sample, tiny, bare_page):
+    words = [*tiny, "--folds", "0", "--members", "flip", "--detector.architecture", "faster_rcnn"]
+    for verb in ("prepare", "train", "predict", "tune", "score", "submit", "ablate", "report"):
+        result = command(verb, "demo", "--data", sample, "--out", "run", *words)
+        assert (result.status, result.errors) == (0, []), verb
+    run = tmp_path / "run"
+    score = read_json(run / "score.json")
+    assert score["images"] == 8 and score["nested_by"] == "halves of the patients"
+    assert not (run / "fold1").exists()
+    assert [*headings(run)][-3:] == ["Ablation", "Submission", "This run"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "owner"),
+    [
+        ("train", (loop._Trainer, "finish")), ("predict", (pipeline, "predict_probs")),
+        ("tune", (pipeline, "error_breakdown")), ("submit", (pipeline, "validate_boxes")),
+    ],
+)  # fmt: skip
+def test_a_run_that_was_broken_off_continues_to_the_same_bytes(
+    verb, owner, finished, run_copy, command, sample, tiny, monkeypatch
+):
+    lost = {"train": ["fold1/noise"], "predict": ["oof.parquet"], "tune": ["surface.csv", "tuned.json"], "submit": []}
+    for name in lost[verb]:
+        path = run_copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    words = ["run", "demo", "--data", sample, "--out", "run", *tiny]
+    with monkeypatch.context() as patch:
+        patch.setattr(*owner, broken)
+        assert command(*words).status == 130
+    assert command(*words).status == 0
+    same(finished / "run", run_copy)
+
+
+def test_a_run_out_of_time_says_so_and_ends_with_3(run_copy, command, sample, tiny):
+    shutil.rmtree(run_copy / "fold1" / "noise")
+    result = command("run", "demo", "--data", sample, "--out", "run", *tiny, "--hours", "0.000001")
+    assert result.status == 3 and "the same command continues" in result.out
+
+
+# ---- what was made from what ---------------------------------------------------------------------------------------
+
+
+def test_another_rule_is_tuned_without_predicting_and_old_results_are_not_shown(run_copy, command, sample, bare_page):
+    done = times(run_copy, "fold*/**/*", "oof.parquet", "*_healthy.parquet", "test.parquet")
+    assert "verb `tune`" in command("submit", "--out", "run", "--decision.rule", "append").errors[0]
+    assert command("tune", "--out", "run", "--decision.rule", "append").status == 0
+    assert command("report", "--out", "run").status == 0
+    assert "Submission" not in headings(run_copy) and "Classes" in headings(run_copy)
+    result = command("run", "--data", sample, "--out", "run", "--decision.rule", "append", "--decision.power", "1", "2")
+    assert result.status == 0 and "predict: up to date" in result.out and "tuned over 2 rules" in result.out
+    assert done == times(run_copy, "fold*/**/*", "oof.parquet", "*_healthy.parquet", "test.parquet")
+    assert read_json(run_copy / "tuned.json")["rule"]["beta"] == -1
+    assert read_json(run_copy / "config.json")["decision"]["rule"] == "append"
+    decided = pd.read_parquet(run_copy / "test_decided.parquet")  # No finding on every image, once
+    assert (decided[decided["class_id"] == NO_FINDING]["image_id"].value_counts() == 1).all()
+    assert decided.loc[decided["class_id"] == NO_FINDING, "image_id"].nunique() == 4
+
+
+def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page, monkeypatch):
+    result = command("ablate", "--out", "run")
+    assert (result.status, result.errors) == (0, [])
+    table, figure = pd.read_csv(run_copy / "ablation.csv"), pd.read_csv(run_copy / "figure1.csv")
+    assert table["step"].tolist() == ["base", "+ WBF", "+ 2CC", "+ WBF + 2CC"]
+    assert (table["low"] <= table["map"]).all() and (table["map"] <= table["high"]).all()
+    whole = read_json(run_copy / "score.json")["map"]["estimate"]  # the run itself is the last step
+    assert table["map"].iloc[-1] == pytest.approx(whole, abs=1e-12)
+    assert figure["member"].tolist() == ["flip", "noise"] and figure[["map", "map_coco"]].stack().between(0, 1).all()
+    members = pd.read_csv(run_copy / "members.csv")
+    assert figure["map"].to_numpy() == pytest.approx(members["map"].to_numpy())
+    before = times(run_copy, "ablation.csv")
+    assert "ablate: up to date" in command("ablate", "--out", "run").out and before == times(run_copy, "ablation.csv")
+    assert command("report", "--out", "run").status == 0 and "Ablation" in headings(run_copy)
+    assert command("report", "--out", "run", "--fusion.iou", "0.5").status == 0
+    assert "Ablation" not in headings(run_copy)
+    monkeypatch.setattr(pipeline, "predict_boxes", broken)
+    assert command("predict", "--out", "run", "--tta", "flip").status == 130
+    assert command("report", "--out", "run").status == 0
+    assert not {"Ablation", "Classes", "Submission"} & set(headings(run_copy))  # of other predictions
+    assert "No score yet" in (run_copy / "report.html").read_text()
+
+
+@pytest.mark.parametrize("verb", ["train", "predict", "tune", "score", "submit", "report", "ablate"])
+def test_verbs_before_prepare(verb, tmp_path, refused):
+    assert "not prepared" in refused(verb, "demo", "--out", "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_verbs_out_of_order(run_copy, refused):
+    manifest = read_json(run_copy / "manifest.json")
+
+    def has_done(*names):
+        steps = {name: manifest["steps"][name] for name in names}
+        (run_copy / "manifest.json").write_text(json.dumps({**manifest, "steps": steps}))
+
+    has_done("prepare", "predict")
+    for verb in ("score", "submit"):
+        assert "run the verb `tune`" in refused(verb, "--out", "run")
+    has_done("prepare")
+    for verb in ("tune", "score", "submit", "ablate"):
+        assert "run the verb `predict`" in refused(verb, "--out", "run")
+    shutil.rmtree(run_copy / "fold1")
+    for verb in ("predict", "tune", "submit", "ablate"):
+        assert "fold 1 is not trained" in refused(verb, "--out", "run")
+
+
+def test_another_training_is_refused_and_loses_nothing(run_copy, refused, sample):
+    before = prints(run_copy, but=["manifest.json"])
+    for option in ("--detector.lr 0.1", "--healthy.lr 0.1", "--n-folds 3", "--seed 1", "--fusion.raters nms"):
+        line = refused("run", "--data", sample, "--out", "run", *option.split())
+        assert "run/fold0/" in line and "another" in line, line
+        assert prints(run_copy, but=["manifest.json"]) == before, option
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--n-folds 3", "prepared with --n-folds 2"), ("--seed 1", "prepared with --seed 0"),
+        ("--store-size 128", "prepared with --store-size 96"), ("--fusion.raters nms", "prepared with --fusion.raters"),
+        ("--detector.size 128", "store_size 96 is under the 128 px"), ("--seed -1", "seed must be at least 0"),
+        ("--members flip blur", "blur"), ("--members flip flip", "each once"),
+        ("--members flip both", "fold 0 is not trained"), ("--folds 0 2", "name some of 0 to 1"),
+        ("--detector.size 0", "size must be at least 32"), ("--fusion.weights -1 1", "weights must be positive"),
+        ("--decision.alpha 0.1 --decision.beta 0.5", "no rule to try"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_are_refused_in_one_line(options, said, run_copy, command):
+    before = prints(run_copy)
+    result = command("tune", "--out", "run", *options.split())
+    assert result.status == 2 and len(result.errors) == 1 and said in result.errors[0], result
+    assert {name for name, digest in prints(run_copy).items() if before[name] != digest} <= {"manifest.json"}
+
+
+def test_no_data(tmp_path, refused):
+    assert "nowhere" in refused("run", "demo", "--data", "nowhere", "--out", "run")
+    (tmp_path / "empty").mkdir()
+    assert "train.csv" in refused("run", "demo", "--data", "empty", "--out", "run")
+
+
+# ---- beside the recipe ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_and_its_copy_fused_are_the_run(run_copy, finished, command, tmp_path):
+    result = command("ensemble", finished / "run", run_copy, "--out", "fused.csv", "--iou", "0.99")
+    assert (result.status, result.errors) == (0, []) and "valid submission" in result.out
+    fused, own = (by_content(parse_predictions(path)) for path in (tmp_path / "fused.csv", run_copy / "submission.csv"))
+    assert fused["image_id"].tolist() == own["image_id"].tolist()
+    assert np.allclose(fused[["score", *BOX]], own[["score", *BOX]], atol=1e-3)
+
+
+def test_the_page_of_a_run_in_a_browser(finished):
+    browser.chromium()
+    run = finished / "run"
+    assert [title for title in headings(run) if title in SECTIONS] == list(SECTIONS)
+    for width in (1200, 390):
+        broken, overflow, images = browser.probe(run / "report.html", width, 900)
+        assert (broken, overflow) == (0, 0) and images > 0
+    assert browser.screenshot(run / "report.html", 1200, 900).std() > 5
