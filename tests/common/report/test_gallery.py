@@ -91,7 +91,7 @@ def test_boxes_lie_where_they_should_with_their_names_inside_the_picture():
     for row, column in ((65, 20), (65, 80), (90, 50), (40, 50)):
         assert tuple(rgb[row, column]) == TRUTH
     for row, column in ((50, 120), (50, 180), (80, 150), (30, 150)):
-        assert tuple(rgb[row, column]) == PREDICTION
+        assert np.abs(rgb[row, column].astype(int) - PREDICTION).max() < 40  # of a line one pixel wide
     for row, column in ((65, 50), (50, 150), (65, 100), (5, 150)):
         assert tuple(rgb[row, column]) == (60, 60, 60)
     assert (rgb[22:39, 20:60] != 60).any() and (rgb[82:99, 120:180] != 60).any()  # above the one, below the other

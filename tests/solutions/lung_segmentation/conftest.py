@@ -1,30 +1,18 @@
 """One tiny sample and one finished run for all tests of lung segmentation, and the command as a user gives it."""
 
 import os
-import re
 import shutil
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from solutions.__main__ import main
 from solutions.lung_segmentation import pipeline
 from solutions.lung_segmentation.sample import make_sample
+from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
-MOVES = re.compile(r"\x1b\[[A-Z]")  # of the cursor, by bars below bars
-BAR = re.compile(r"\d+%\||\d+it \[|it/s|s/it|image/s")
 TINY = """--store-size 64 --n-folds 2 --folds 0 1 --validation 0.2 --network.architecture plain --network.encoder=
     --network.weights none --network.decoder 4 8 --network.size 32 --network.epochs 2 --network.batch-size 2
     --network.lr 0.02 --network.precision fp32 --network.window 2""".split()  # noqa: SIM905 - as a user types them
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -50,13 +38,6 @@ def finished(sample, tmp_path_factory):
 
 
 @pytest.fixture
-def run_copy(finished, tmp_path):
-    """A copy of the finished run, in a folder of the test's own."""
-    shutil.copytree(finished / "run", tmp_path / "run")
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def data(sample, tmp_path):
     """A copy of the sample that may be spoilt; its files are links: to be replaced, not edited."""
     return shutil.copytree(sample, tmp_path / "data", copy_function=os.link)
@@ -71,27 +52,9 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        capsys.readouterr()
         with monkeypatch.context() as patch:
             if words[0] != "report":
                 patch.setattr(pipeline, "write_report", lambda context, data: None)
-            status = main(["lung_segmentation", *map(str, words)])
-        said = capsys.readouterr()
-        lines = re.split(r"[\r\n]+|(?=error: )", MOVES.sub("", said.err))
-        errors = [line.strip() for line in lines if line.strip() and not BAR.search(line)]
-        return SimpleNamespace(status=status, out=said.out, errors=errors)
-
-    return run
-
-
-@pytest.fixture
-def refused(command):
-    """`refused(*words)`: asserts that the command is refused in one line, and returns the line."""
-
-    def run(*words):
-        result = command(*words)
-        assert result.status == 2 and len(result.errors) == 1, result
-        assert result.errors[0].startswith("error: ")
-        return result.errors[0]
+            return say(capsys, "lung_segmentation", *words)
 
     return run

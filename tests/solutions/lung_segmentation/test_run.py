@@ -1,6 +1,5 @@
 """Whole runs at the smallest size: what they leave, what a second one does again, and what is refused."""
 
-import hashlib
 import json
 import os
 import re
@@ -27,22 +26,13 @@ from solutions.lung_segmentation import pipeline
 from solutions.lung_segmentation.sample import make_sample
 from solutions.lung_segmentation.segmenter import load_segmenter
 from tests import browser
+from tests.running import prints, times
 
 ROOT = Path(__file__).parents[3]
 FOLD0 = ["--folds", "0", "--network.epochs", "1"]
 COMPARED = ("fold*/*/final.safetensors", "*_probs.npy", "masks.npy", "tuned.json", "submission.csv", "masks/*.png",
             "folds.csv", "images.parquet", "oof_dice.parquet")  # fmt: skip
 SECTIONS = ("Data", "Training", "Scores", "Decision", "Pictures", "Submission", "This run")
-
-
-def prints(run, but=()):
-    """SHA-256 of every file of a run but its log and those named."""
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("log.txt", ".lock", *but))
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def times(run, *patterns):
-    return {path: path.stat().st_mtime_ns for pattern in patterns for path in sorted(run.glob(pattern))}
 
 
 def ids(run):

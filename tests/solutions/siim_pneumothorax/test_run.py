@@ -1,6 +1,5 @@
 """Whole runs at the smallest size: what they leave, what a second one does again, and what is refused."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,20 +19,11 @@ from common.post.rle import decode
 from common.submit.table import read_table
 from common.train.checkpoint import load_weights
 from solutions.siim_pneumothorax import pipeline
+from tests.running import prints, times
 
 ROOT = Path(__file__).parents[3]
 FOLD0 = ["--folds", "0"]
 ONE_EPOCH = ["--classifier.epochs", "1", "--segmenter.epochs", "1"]
-
-
-def prints(run, but=()):
-    """SHA-256 of every file of a run but its log and those named."""
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("log.txt", ".lock", *but))
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def times(run, *patterns):
-    return {path: path.stat().st_mtime_ns for pattern in patterns for path in sorted(run.glob(pattern))}
 
 
 def ids(path):

@@ -143,25 +143,20 @@ def test_one_fold_and_one_member_through_all_verbs(tmp_path, command, sample, ti
     assert [*headings(run)][-3:] == ["Ablation", "Submission", "This run"]
 
 
-@pytest.mark.parametrize(
-    ("verb", "owner"),
-    [
-        ("train", (loop._Trainer, "finish")), ("predict", (pipeline, "predict_probs")),
-        ("tune", (pipeline, "error_breakdown")), ("submit", (pipeline, "validate_boxes")),
-    ],
-)  # fmt: skip
-def test_a_run_that_was_broken_off_continues_to_the_same_bytes(
-    verb, owner, finished, run_copy, command, sample, tiny, monkeypatch
+def test_a_run_that_is_broken_off_in_every_step_continues_to_the_same_bytes(
+    finished, run_copy, command, sample, tiny, monkeypatch
 ):
-    lost = {"train": ["fold1/noise"], "predict": ["oof.parquet"], "tune": ["surface.csv", "tuned.json"], "submit": []}
-    for name in lost[verb]:
-        path = run_copy / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
+    shutil.rmtree(run_copy / "fold1" / "noise")
+    for name in ("oof.parquet", "surface.csv", "tuned.json", "submission.csv"):
+        (run_copy / name).unlink()
     words = ["run", "demo", "--data", sample, "--out", "run", *tiny]
-    with monkeypatch.context() as patch:
-        patch.setattr(*owner, broken)
-        assert command(*words).status == 130
+    for owner in (
+        (loop._Trainer, "finish"), (pipeline, "predict_probs"), (pipeline, "error_breakdown"),
+        (pipeline, "validate_boxes"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(*owner, broken)
+            assert command(*words).status == 130, owner
     assert command(*words).status == 0
     same(finished / "run", run_copy)
 
