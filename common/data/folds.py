@@ -106,9 +106,9 @@ def load_folds(path, image_ids):
     try:
         with open(path, encoding="utf-8") as file:
             has_note = file.readline().startswith("#")
-        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # of rows that are too long
+        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):  # more columns are no harm
             table = pd.read_csv(path, dtype=str, keep_default_na=False, skiprows=int(has_note), index_col=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()})") from None
     if list(table.columns[:2]) != ["image_id", "fold"]:
         raise InputError(f"{path}: the header must begin with image_id,fold")

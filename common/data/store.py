@@ -103,7 +103,7 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
         bad = _fill(target, partial / "journal", paths, stamps, done, workers, progress)
         _refuse([problem for row, problem in sorted(bad.items()) if ids[row] not in allowed], len(ids))
         for row, problem in sorted(bad.items()):
-            print(f"{problem}; a placeholder takes its place")
+            print(f"{problem}; its place stays grey")
             done[row] = write_placeholder(target, row, paths[row])
         _finish(partial, folder, ids, [done[row] for row in range(len(ids))], key, shape)
     return Store.open(folder)

@@ -153,7 +153,7 @@ def test_placeholders_only_where_they_are_allowed(tmp_path, capsys):
     capsys.readouterr()
     store = prepare_store(files, tmp_path / "s", 16, None, "placeholder", {"i2", "i3"}, progress=False)
     out = capsys.readouterr().out
-    assert "i2.png" in out and "i3.png" in out and out.count("a placeholder takes its place") == 2
+    assert "i2.png" in out and "i3.png" in out and out.count("its place stays grey") == 2
     assert list(store.table.image_id[~store.table.ok]) == ["i3", "i2"]
     for row in store.table.row[~store.table.ok]:
         assert (store.images[row] == store_workers.PLACEHOLDER_GREY).all()
