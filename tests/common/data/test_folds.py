@@ -220,3 +220,9 @@ def test_nih_table_keeps_its_promise():
     assert np.abs(np.bincount(folds) * 5 / len(folds) - 1).max() <= 0.01
     by_image = make_folds(labels, 5)
     assert shared_groups(by_image, nih["Patient ID"]) > 0.5 * len(nih)
+
+
+def test_a_seed_that_numpy_would_refuse_is_an_input_error():
+    for seed in (-1, 0.5, "x"):
+        with pytest.raises(InputError, match="seed must be a whole number from 0"):
+            make_folds(np.zeros(6, int), 2, seed=seed)
