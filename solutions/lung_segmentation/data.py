@@ -1,19 +1,16 @@
-"""Radiographs and lung masks as four collections lay them out, to an image table, a store and an array of masks."""
+"""The pairs of a folder to an image table, folds, a store and an array of masks."""
 
 import json
 import logging
 import os
-import re
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 from common.config import digest
@@ -25,7 +22,7 @@ from common.data.store_workers import to_square
 from common.data.tables import named_images, read_patients
 from common.errors import InputError
 from common.infer.predict import write_masks
-from common.paths import IMAGES, KAGGLE_INPUT, check_id, read_array, read_parquet
+from common.paths import KAGGLE_INPUT, read_array, read_parquet
 from common.steps import (
     check_prepared,
     keep_config,
@@ -38,162 +35,12 @@ from common.steps import (
     write_table,
 )
 from solutions.lung_segmentation.config import STRUCTURES
+from solutions.lung_segmentation.pairs import READ, find_pairs, read_masks
 
 log = logging.getLogger(__name__)
 MADE_WITH = ("n_folds", "seed", "store_size", "structures", "datasets")  # settings that decide what `prepare` makes
-READ = (*IMAGES, ".img")  # .img: JSRT
-MASKS = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 LEFT_OUT = ["image_id", "file", "reason"]
 MASK_FILES = ("masks.npy", "masks.parquet")
-
-# Collections are told by their file names, whatever the folders above and the extension.
-NAMES = {
-    "Montgomery": re.compile(r"(MCUCXR_\d+)_[01]"),
-    "Shenzhen": re.compile(r"(CHNCXR_\d+)_[01]"),
-    "JSRT": re.compile(r"(JPC[LN]N\d{3})"),
-}
-# Folders whose files are masks, and what these show; left and right are the patient's.
-FOLDERS = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right", "heart": "heart",
-           "mask": "lungs", "masks": "lungs", "left clavicle": None, "right clavicle": None}  # fmt: skip
-
-
-@dataclass
-class Pair:
-    """A radiograph and the files of its masks by what they show: lungs, left, right, heart."""
-
-    image_id: str
-    dataset: str
-    patient_id: str
-    image: Path | None = None
-    masks: dict = field(default_factory=dict)
-
-    def files_of(self, structures):
-        """The mask files of each channel, a list of lists, or None where a part of it is missing."""
-        channels = []
-        for name in STRUCTURES[structures]:
-            parts = [self.masks.get(name)]
-            if name == "lungs" and parts == [None]:
-                parts = [self.masks.get("left"), self.masks.get("right")]
-            if None in parts:
-                return None
-            channels.append(parts)
-        return channels
-
-
-def find_pairs(folder):
-    """All radiographs under `folder` with their masks, a list of Pair by image id.
-
-    Montgomery, Shenzhen and JSRT with SCR's masks are known by their file names; where there is none of them, files
-    in folders `images` with masks of the same stem in `masks` are pairs. Raises InputError where nothing is found, and
-    for two files that claim the same place.
-    """
-    folder, pairs, own = Path(folder), {}, {}
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (--data)")
-    for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
-        answers = ["hidden"] if "sample.json" in files else []  # the embedded sample's
-        names[:] = sorted(name for name in names if name not in answers)
-        for name in sorted(files):
-            path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() not in {*READ, *MASKS}:
-                continue
-            match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(path.stem))), None)
-            if match:
-                _add(pairs, match[1][0], match[0], match[1][1], path)
-            elif _folder(path) == "images" or _folder(path) in FOLDERS:
-                own.setdefault(path.stem.removesuffix("_mask"), []).append(path)
-    if not pairs:
-        for image_id, paths in own.items():
-            for path in paths:
-                _add(pairs, image_id, "folder", image_id, path)
-    elif own:
-        log.info(f"{folder}: passed over {len(own)} names in images/ and masks/ that are of no known collection")
-    found = [pair for _, pair in sorted(pairs.items()) if pair.image is not None]
-    if not found:
-        raise InputError(f"{folder}: no radiographs of Montgomery, Shenzhen or JSRT, and no images/ with masks/ in it")
-    if len(found) < len(pairs):
-        alone = min(set(pairs) - {pair.image_id for pair in found})
-        log.info(f"{folder}: {len(pairs) - len(found)} masks have no image, such as that of {alone}")
-    for pair in found:
-        check_id(pair.image_id, str(pair.image))
-    return found
-
-
-def _raise(error):
-    raise InputError(f"{error.filename}: {error.strerror}")
-
-
-def _folder(path):
-    return path.parent.name.lower().replace("_", " ").replace("-", " ")
-
-
-def _add(pairs, image_id, dataset, patient, path):
-    rest = path.stem[len(image_id) :]
-    shows = FOLDERS.get(_folder(path), "lungs" if rest == "_mask" else "")
-    if shows is None or rest not in ("", "_mask"):
-        return
-    pair = pairs.setdefault(image_id, Pair(image_id, dataset, patient))
-    before = pair.masks.get(shows) if shows else pair.image
-    if before is not None:
-        raise InputError(f"{path}: a second file for {shows or 'the image'} of {image_id}; the first is {before}")
-    if shows:
-        pair.masks[shows] = path
-    elif path.suffix.lower() in READ:
-        pair.image = path
-
-
-def read_mask(path):
-    """Read a mask file as bool (H, W): what is brighter than half of its brightest value.
-
-    Raises InputError naming the file when it cannot be read, is empty, or marks the whole image.
-    """
-    try:
-        with Image.open(path) as image:
-            image.verify()  # the check sums of a PNG, which reading passes over
-        with Image.open(path) as image:
-            pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-    except Exception as error:  # what damaged files make the decoders raise is of many kinds
-        raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
-    if not pixels.any():
-        raise InputError(f"{path}: an empty mask")
-    top = int(pixels.max())
-    mask = pixels > top // 2
-    if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
-        raise InputError(f"{path}: many grey levels, where a mask is black and white")
-    if mask.all():
-        raise InputError(f"{path}: the mask covers the whole image")
-    return mask
-
-
-def fit_mask(mask, shape, where):
-    """Bring a mask to the image's (height, width); only another scale of the same sides, within rounding, is taken.
-
-    Returns (bool mask, whether it was resized). Raises InputError, beginning with `where`, for other sides.
-    """
-    if mask.shape == tuple(shape):
-        return mask, False
-    (h, w), (height, width) = mask.shape, shape
-    # there is a scale from which no side of the smaller is a pixel away
-    if abs(h * width - w * height) > max(h + w, height + width):
-        raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
-    grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
-    return grown >= 128, True
-
-
-def read_masks(files, shape):
-    """Read the masks of one image: `files` as of `Pair.files_of`, shape (height, width) of the image.
-
-    Returns (bool (C, height, width), whether any was resized). Raises InputError as `read_mask` and `fit_mask` do.
-    """
-    channels, resized = [], False
-    for parts in files:
-        united = np.zeros(shape, bool)
-        for path in parts:
-            mask, changed = fit_mask(read_mask(path), shape, path)
-            united |= mask
-            resized |= changed
-        channels.append(united)
-    return np.stack(channels), resized
 
 
 @dataclass

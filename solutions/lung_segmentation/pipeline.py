@@ -33,8 +33,9 @@ from common.train import distributed
 from common.train.loop import fit
 from common.tuning import tune_nested
 from solutions.lung_segmentation.config import STRUCTURES
-from solutions.lung_segmentation.data import open_prepared, prepare_competition, read_mask
+from solutions.lung_segmentation.data import open_prepared, prepare_competition
 from solutions.lung_segmentation.models import build_network, freeze_encoder, load_network, mask_loss, views
+from solutions.lung_segmentation.pairs import read_mask
 from solutions.lung_segmentation.postprocess import clean_up, judge
 from solutions.lung_segmentation.report import write_report
 from solutions.lung_segmentation.scoring import MaskRule, figures, measure, rules

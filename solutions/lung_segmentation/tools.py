@@ -16,17 +16,17 @@ from tqdm import tqdm
 
 from common.cli import check_device
 from common.errors import InputError
-from common.paths import IMAGES, atomic_path, find_images
+from common.paths import atomic_path, find_images
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
 from common.report.gallery import gallery
 
 from .config import GATE_AREA
+from .pairs import READ
 from .postprocess import clean_up, crop, judge, lung_region, scale_box
 from .segmenter import load_segmenter
 
 log = logging.getLogger(__name__)
-READ = (*IMAGES, ".img")  # .img: JSRT
 SHOWN = 48  # pictures of either kind in the report
 SMALL = 384  # their longer side in pixels
 

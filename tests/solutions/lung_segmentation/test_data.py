@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from common.errors import InputError
-from solutions.lung_segmentation.data import Prepared, find_pairs, fit_mask, read_mask, read_masks
+from solutions.lung_segmentation.data import Prepared
+from solutions.lung_segmentation.pairs import find_pairs, fit_mask, read_mask, read_masks
 
 LEFT, RIGHT = "ManualMask/leftMask", "ManualMask/rightMask"
 OUTLINES = ("left lung", "right lung", "heart", "left clavicle")

@@ -15,7 +15,7 @@ from torch import zeros
 
 from common.paths import read_json
 from common.submit.table import read_table
-from solutions.lung_segmentation.data import fit_mask
+from solutions.lung_segmentation.pairs import fit_mask
 
 RUN = ["run", "demo", "--out", "run"]
 PREPARE = ["prepare", "demo", "--out", "run"]
