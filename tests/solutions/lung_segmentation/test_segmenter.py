@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.tables import real_data
+from common.data.folds import make_folds
 from common.errors import InputError
+from common.metrics.segmentation import dice_from_areas
 from common.paths import find_images
 from common.train.checkpoint import save_weights
 from solutions.lung_segmentation import judge, lung_boxes, segmenter
 from solutions.lung_segmentation.config import NetworkConfig
 from solutions.lung_segmentation.models import build_network
+from solutions.lung_segmentation.pairs import find_pairs, read_masks
 from solutions.lung_segmentation.segmenter import load_segmenter, read_radiograph, save_segmenter
 
 TINY = NetworkConfig(architecture="plain", encoder="", decoder=(4, 8), weights="none", size=32)
@@ -320,8 +323,6 @@ def test_the_shipped_file_is_checked(bright, tmp_path, monkeypatch):
 
 
 def test_the_shipped_weights_on_real_radiographs():
-    if not segmenter.SHIPPED.is_file():
-        pytest.skip("no shipped weights here yet")
     assert segmenter.SHIPPED.stat().st_size <= 12 * 2**20
     one = load_segmenter(device="cpu")
     root = real_data("covid19")
@@ -339,3 +340,21 @@ def test_boxes_and_a_light_import():
     subprocess.run([sys.executable, "-c", f"{light}; s.lung_region; s.judge; s.clean_up"], check=True)
     with pytest.raises(ImportError):
         from solutions.lung_segmentation import nothing  # noqa: F401
+
+
+def test_the_shipped_weights_score_what_their_card_says():
+    data = real_data("lung_segmentation")
+    if data is None:
+        pytest.skip("CXR_REAL_DATA names no folder with lung_segmentation in it")
+    pairs = [pair for pair in find_pairs(data) if pair.files_of("lungs")]
+    datasets = np.array([pair.dataset for pair in pairs])
+    folds = make_folds((datasets == "Shenzhen").astype(int), 10, [pair.patient_id for pair in pairs], seed=0)
+    held_out = {pair.image_id: pair for pair, fold in zip(pairs, folds, strict=True) if fold == 0}
+    scores = []
+    for image_id, image, mask, problem in load_segmenter().read({k: pair.image for k, pair in held_out.items()}):
+        true = read_masks(held_out[image_id].files_of("lungs"), image.shape)[0][0]
+        assert not problem
+        scores.append(float(dice_from_areas((true & (mask > 0)).sum(), mask.sum(), true.sum())))
+    card = load_segmenter().about["dice"]["all"]
+    assert len(scores) == 65 and np.mean(scores) == pytest.approx(card["estimate"], abs=0.001)
+    assert np.mean(scores) > 0.955
