@@ -33,6 +33,8 @@ class FitConfig:
     """plateau and step: what the rate is multiplied with."""
     milestones: tuple[int, ...] = (30, 60, 90)
     """step: epochs (counted from the first unfrozen one) at which the rate falls."""
+    decay: float = 0.0
+    """After n optimizer steps the scheduled rate is divided by 1 + decay · n."""
     batch_size: int = 16
     """Images per optimizer step and accumulation round, over all processes."""
     accumulate: int = 1
@@ -66,6 +68,8 @@ class FitConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not self.decay >= 0:
+            raise InputError(f"decay must be at least 0, not {self.decay}")
         if not 0 <= self.frozen_epochs <= self.epochs:
             raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
         if not self.averaging:

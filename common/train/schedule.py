@@ -60,14 +60,16 @@ def learning_rate(config, epoch, step, steps, scores):
 
     `config` is a FitConfig; `epoch` and `step` are 0-based, `step` within the epoch of `steps`; `scores` are the
     validation scores of the unfrozen epochs finished so far, higher being better. The schedule runs over the
-    epochs in which nothing is frozen; before them the rate is `frozen_lr`.
+    epochs in which nothing is frozen, and so does the decay; before them the rate is `frozen_lr`.
     """
     if epoch < config.frozen_epochs:
         return config.frozen_lr
     epoch -= config.frozen_epochs
+    done = epoch * steps + step
     if config.schedule == "plateau":
-        return config.lr * plateau(scores, config.patience, config.factor)
-    if config.schedule == "step":
-        return config.lr * step_decay(epoch, config.milestones, config.factor)
-    total = (config.epochs - config.frozen_epochs) * steps
-    return config.lr * BY_PROGRESS[config.schedule]((epoch * steps + step) / total)
+        factor = plateau(scores, config.patience, config.factor)
+    elif config.schedule == "step":
+        factor = step_decay(epoch, config.milestones, config.factor)
+    else:
+        factor = BY_PROGRESS[config.schedule](done / ((config.epochs - config.frozen_epochs) * steps))
+    return config.lr * factor / (1 + config.decay * done)

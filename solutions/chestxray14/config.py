@@ -1,0 +1,179 @@
+"""The numbers of the ChestX-ray14 recipes beside their source.
+
+"CXR-IRNet" is Fang et al., Weighing features of lung and heart regions for thoracic disease classification; "SDFN" is
+Liu et al., SDFN: Segmentation-based deep fusion network for thoracic disease classification in chest X-ray images.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.config import FitConfig, check_folds
+from common.errors import InputError
+
+SLUG = "data"  # of nih-chest-xrays/data
+LABELS = (
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+)  # fmt: skip
+NO_FINDING = "No Finding"  # of the label table; the all-zero vector, not a class
+BOX_SIDE = 1024  # NIH's boxes are in pixels of its 1024 × 1024 images, whatever size the files at hand have
+STAGES = {"whole": ("whole",), "lungs": ("lungs",), "both": ("whole", "lungs")}
+# Mean AUROC as published on the official split; CXR-IRNet, table 1, the last four as means of its rows.
+PUBLISHED = {
+    "DCNN (ResNet-50)": 0.7934, "CheXNet (DenseNet-121)": 0.8105, "SENet": 0.8205, "SDFN": 0.8150, "AGCNN": 0.8221,
+    "SalNet": 0.8206, "CXR-IRNet without weighting": 0.8222, "CXR-IRNet": 0.8335,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NetworkConfig(FitConfig):
+    """A network that looks at one view, the whole image or the lungs."""
+
+    backbone: str = "densenet121"
+    """Any timm network with a last feature map."""
+    weights: str = "imagenet"
+    """imagenet (backbone), none, or a file of the backbone."""
+    resize: int = 256
+    """Side to which the image is scaled before its centre is cut out. CXR-IRNet: 256. Equal to size: nothing is cut."""
+    size: int = 224
+    """Side of the network's images. Both papers: 224."""
+    attention: bool = False
+    """CXR-IRNet's multi-scale spatial attention in front of the backbone."""
+    weighting: bool = False
+    """CXR-IRNet's feature weighting: the last feature map counts only where the lungs (and the heart) are."""
+    augmentation: Literal["none", "flip", "podium"] = "flip"
+    dropout: float = 0.0
+    metric: str = "auroc"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 32 <= self.size <= self.resize:
+            raise InputError(f"size {self.size} must lie between 32 and resize ({self.resize})")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must lie in [0, 1), not {self.dropout}")
+
+
+@dataclass(frozen=True)
+class FusionConfig(FitConfig):
+    """SDFN's last stage: one layer over the pooled features of both frozen branches."""
+
+    lr: float = 1e-4
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    decay: float = 1e-5
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "plateau"
+    patience: int = 5
+    factor: float = 0.1
+    batch_size: int = 16
+    epochs: int = 100
+    metric: str = "auroc"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+
+
+@dataclass(frozen=True)
+class LungsConfig:
+    """Where the lungs come from, for weighting and for the lungs' view."""
+
+    weights: str = "shipped"
+    """shipped, or a file that `lung_segmentation export` wrote; one with the heart adds it to the weighting, as
+    CXR-IRNet does."""
+    crop_size: int = 256
+    """Side of the stored crops, cut from the original pixels."""
+    mask_size: int = 64
+    """Side of the stored masks."""
+
+    def __post_init__(self):
+        if min(self.crop_size, self.mask_size) < 8:
+            raise InputError(f"crop_size {self.crop_size} and mask_size {self.mask_size} must be at least 8 px")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run of the ChestX-ray14 solution."""
+
+    views: Literal["whole", "lungs", "both"] = "whole"
+    """What is looked at: the image, the crop around the lungs, or both by a network each."""
+    combine: Literal["fusion", "mean"] = "fusion"
+    """both: SDFN's trained layer over the features of the two frozen networks, or the mean of their probabilities."""
+    whole: NetworkConfig = field(default_factory=NetworkConfig)
+    lungs: NetworkConfig = field(default_factory=NetworkConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    segmenter: LungsConfig = field(default_factory=LungsConfig)
+    split: Literal["official", "all"] = "official"
+    """official: the benchmark's train/val and test lists. all: every labelled image is in a fold, none is the test's;
+    networks trained so have seen the official test images and are refused for them."""
+    n_folds: int = 10
+    """Of the training images, by patient and all labels. Both papers: 10 % validate, which is one fold of ten."""
+    folds: tuple[int, ...] = (0,)
+    """Folds that are held out, each with networks of its own; the test set gets the mean over them."""
+    tta: tuple[Literal["flip"], ...] = ()
+    store_size: int = 256
+    """Side of the stored images, in pixels; at least the largest resize of the networks."""
+    seed: int = 0
+
+    def __post_init__(self):
+        check_folds(self.folds, self.n_folds)
+        if self.seed < 0:
+            raise InputError(f"seed must be at least 0, not {self.seed}")
+        if self.views != "lungs" and self.store_size < self.whole.resize:
+            raise InputError(f"store_size {self.store_size} is under the {self.whole.resize} px of whole.resize")
+        if self.views != "whole" and self.segmenter.crop_size < self.lungs.resize:
+            raise InputError(
+                f"crop_size {self.segmenter.crop_size} is under the {self.lungs.resize} px of lungs.resize"
+            )
+        if self.views != "whole" and self.lungs.weighting:
+            raise InputError("lungs.weighting: the crop around the lungs has no mask; weighting belongs to whole")
+
+    @property
+    def stages(self):
+        """Names of the networks, in the order in which they are trained: some of whole and lungs."""
+        return STAGES[self.views]
+
+    @property
+    def needs_lungs(self):
+        """True where lungs have to be found before training."""
+        return self.views != "whole" or self.whole.weighting
+
+
+# CheXNet's network under the set-up of CXR-IRNet's comparison: Adam 1e-3, weight decay 1e-4, 50 epochs, batch 512,
+# resize 256, centre crop 224, no augmentation named.
+_IRNET = {"augmentation": "none", "lr": 1e-3, "optimizer": "adam", "weight_decay": 1e-4, "epochs": 50,
+          "batch_size": 512, "schedule": "constant"}  # fmt: skip
+DENSENET121 = Config(whole=NetworkConfig(**_IRNET))
+RESNET50 = Config(whole=NetworkConfig(backbone="resnet50", **_IRNET))
+CXR_IRNET = Config(whole=NetworkConfig(attention=True, weighting=True, **_IRNET))
+
+# SDFN, B.3 and B.5: 224 px, horizontal flips, Adam 1e-4 with a decay of 1e-5 an update, batch 16, up to 100 epochs,
+# rate / 10 after 5 epochs without improvement, weights of the highest mean AUC on validation.
+_SDFN = {"resize": 224, "size": 224, "augmentation": "flip", "lr": 1e-4, "decay": 1e-5, "optimizer": "adam",
+         "weight_decay": 0.0, "epochs": 100, "batch_size": 16, "schedule": "plateau", "patience": 5,
+         "factor": 0.1}  # fmt: skip
+SDFN = Config(views="both", whole=NetworkConfig(**_SDFN), lungs=NetworkConfig(**_SDFN), store_size=256)
+
+# The strongest that we know to fit in about an hour of eight GPUs: a current backbone at twice the papers' size, both
+# views, averaged weights, flips at test time.
+_PODIUM = {"backbone": "convnext_small.fb_in22k_ft_in1k", "augmentation": "podium", "lr": 1e-4, "optimizer": "adamw",
+           "weight_decay": 5e-2, "batch_size": 128, "schedule": "warm_cosine", "clip_norm": 1.0, "dropout": 0.2,
+           "averaging": ("ema", "best_k", "best")}  # fmt: skip
+PODIUM = Config(
+    views="both", combine="mean", whole=NetworkConfig(resize=512, size=512, epochs=6, **_PODIUM),
+    lungs=NetworkConfig(resize=448, size=448, epochs=6, **_PODIUM), segmenter=LungsConfig(crop_size=448),
+    store_size=512, n_folds=20, tta=("flip",),
+)  # fmt: skip
+
+# Two CPU cores, minutes: CXR-IRNet with a small network on small images.
+DEMO = Config(
+    whole=NetworkConfig(
+        backbone="tf_efficientnet_lite0", resize=160, size=160, attention=True, weighting=True, augmentation="flip",
+        lr=1e-3, optimizer="adamw", weight_decay=1e-2, epochs=8, batch_size=16, schedule="warm_cosine",
+    ),
+    n_folds=2, folds=(0, 1), store_size=160,
+)  # fmt: skip
+
+PRESETS = {
+    "demo": DEMO, "densenet121": DENSENET121, "resnet50": RESNET50, "cxr_irnet": CXR_IRNET, "sdfn": SDFN,
+    "podium": PODIUM,
+}  # fmt: skip
+MORE_VERBS = ()  # beside those that every solution has
+TOOLS = ("table", "localise", "score")  # verbs that need no run; score with a file of predictions
