@@ -1,6 +1,7 @@
 """The command line, the same for every solution: `python -m solutions <name> <verb> [preset] [options]`.
 
-A solution may also have tools, verbs that need no run: `python -m solutions <name> <tool> [inputs] [options]`.
+A solution may also have tools, verbs that need no run: `python -m solutions <name> <tool> [inputs] [options]`. Where a
+tool has the name of a verb, what follows decides: the tool takes a table (.csv or .parquet), the verb a preset.
 """
 
 import contextlib
@@ -100,20 +101,20 @@ class Context:
         return len(os.sched_getaffinity(0)) // distributed.world() if self.device.type == "cuda" else 0
 
 
-def main(solution, config_module, load_verbs, argv):
+def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """Run one verb or tool of a solution and return the exit status.
 
     `config_module` has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and, if there are any, `TOOLS` (names of
-    verbs that need no run). `load_verbs()` gives a dict from a name to a function, and is called late, because it
-    imports the networks. A verb's function takes the Context. A tool's own parameters and docstring are its command
+    verbs that need no run). `load_verbs()` and `load_tools()` give dicts from a name to a function, and are called
+    late, because they import the networks. A verb's function takes the Context. A tool's own parameters and docstring are its command
     line (types and an `Args:` part; a parameter before `/` is positional); it returns how many inputs it could not
     use. Status 0: done; 2: the input cannot be used, said in one line; 3: stopped on purpose, saved; 4: done, but some
     inputs could not be used, which are named.
     """
     start_log()
-    is_tool = bool(argv) and argv[0] in _tools(config_module)
+    is_tool = _is_tool(config_module, argv)
     try:
-        left_out = (_tool if is_tool else _verb)(solution, config_module, load_verbs, argv)
+        left_out = _tool(solution, load_tools, argv) if is_tool else _verb(solution, config_module, load_verbs, argv)
         if left_out:
             _say(f"done, but {left_out} of the inputs could not be used; they are named above")
         return PARTIAL if left_out else 0
@@ -155,10 +156,16 @@ def _tools(config_module):
     return getattr(config_module, "TOOLS", ())
 
 
-def _tool(solution, _, load_verbs, argv):
+def _is_tool(config_module, argv):
+    if not argv or argv[0] not in _tools(config_module):
+        return False
+    return argv[0] not in VERBS or Path((*argv[1:], "")[0]).suffix in (".csv", ".parquet")
+
+
+def _tool(solution, load_tools, argv):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(f"{argv[0]} runs in one process: leave out torchrun")
-    tool = load_verbs()[argv[0]]
+    tool = load_tools()[argv[0]]
     later = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
     return _read(later, f"python -m solutions {solution} {argv[0]}", argv[1:])()
 

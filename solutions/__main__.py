@@ -30,12 +30,12 @@ def main(argv):
     from common.cli import main as run_verb
 
     config = importlib.import_module(f"solutions.{argv[0]}.config")
-    return run_verb(argv[0], config, lambda: _load_verbs(argv[0]), argv[1:])
+    verbs, tools = (lambda kind=kind: getattr(_pipeline(argv[0]), kind) for kind in ("VERBS", "TOOLS"))
+    return run_verb(argv[0], config, verbs, argv[1:], tools)
 
 
-def _load_verbs(name):
-    pipeline = importlib.import_module(f"solutions.{name}.pipeline")
-    return pipeline.VERBS | getattr(pipeline, "TOOLS", {})
+def _pipeline(name):
+    return importlib.import_module(f"solutions.{name}.pipeline")
 
 
 if __name__ == "__main__":

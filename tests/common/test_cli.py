@@ -136,7 +136,7 @@ def with_tool(called, end=lambda: 0):
         return end()
 
     module = SimpleNamespace(**vars(MODULE), TOOLS=("measure",))
-    return lambda line: cli.main("toy", module, lambda: {"measure": measure}, line.split())
+    return lambda line: cli.main("toy", module, dict, line.split(), lambda: {"measure": measure})
 
 
 def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):
@@ -168,6 +168,23 @@ def test_a_tool_refuses_in_one_line(words, said, capsys):
     assert with_tool(called)(words) == 2 and not called
     err = capsys.readouterr().err
     assert err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+def test_a_tool_with_the_name_of_a_verb_takes_tables(command, tmp_path):
+    seen = []
+
+    def judge(table: Path, /):
+        """Score a table."""
+        seen.append(table)
+
+    module = SimpleNamespace(**vars(MODULE), TOOLS=("score",))
+    verbs = {"score": lambda context: seen.append(context.preset)}
+
+    def score(*words):
+        return cli.main("toy", module, lambda: verbs, ["score", *words], lambda: {"score": judge})
+
+    assert score("a.csv") == score("b.parquet") == score("small", "--out", str(tmp_path / "r")) == 0
+    assert seen == [Path("a.csv"), Path("b.parquet"), "small"]
 
 
 def test_a_tool_runs_in_one_process(monkeypatch, capsys):
