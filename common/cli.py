@@ -106,10 +106,10 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
 
     `config_module` has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and, if there are any, `TOOLS` (names of
     verbs that need no run). `load_verbs()` and `load_tools()` give dicts from a name to a function, and are called
-    late, because they import the networks. A verb's function takes the Context. A tool's own parameters and docstring are its command
-    line (types and an `Args:` part; a parameter before `/` is positional); it returns how many inputs it could not
-    use. Status 0: done; 2: the input cannot be used, said in one line; 3: stopped on purpose, saved; 4: done, but some
-    inputs could not be used, which are named.
+    late, because they import the networks. A verb's function takes the Context. A tool's own parameters and docstring
+    are its command line (types and an `Args:` part; a parameter before `/` is positional); it returns how many inputs
+    it could not use. Status 0: done; 2: the input cannot be used, said in one line; 3: stopped on purpose, saved; 4:
+    done, but some inputs could not be used, which are named.
     """
     start_log()
     is_tool = _is_tool(config_module, argv)
