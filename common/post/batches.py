@@ -1,5 +1,6 @@
 """Boxes of one image or thousands as flat arrays: checked, gathered by class and sorted, for every way to fuse them."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ from common.post.boxes import check_boxes
 # argument: its cache would keep a constant through a change of numpy.
 SINGLE = bool(np.result_type(np.zeros(1, np.float32), np.float64(1)) == np.float32)
 _LARGEST = 2**24  # class ids stay whole numbers in float32 up to here
-_SHORT = 64  # up to here sorting by insertion is the fastest
 
 
 class Batch(NamedTuple):
@@ -40,7 +40,7 @@ class Fused(NamedTuple):
 
 
 def one_image(boxes_list, scores_list, labels_list, skip_box_thr=0.0):
-    """Check the lists of one image and join them; returns (Batch, score limit for each model float64 (models,))."""
+    """Check the lists of one image and join them; returns (Batch, score limit: a number, or one for each model)."""
     n = len(boxes_list)
     if n == 0 or len(scores_list) != n or len(labels_list) != n:
         raise InputError(f"{n} models' boxes, {len(scores_list)} models' scores, {len(labels_list)} models' labels")
@@ -53,18 +53,16 @@ def one_image(boxes_list, scores_list, labels_list, skip_box_thr=0.0):
             raise InputError(f"model {model}: {count} boxes, {shapes}: need as many of each")
         if scores[model].dtype.kind not in "fiu":
             raise InputError(f"model {model}: scores must be numbers, not {scores[model].dtype}")
-    filled = [model for model in range(n) if counts[model]]
-    check_skip(skip_box_thr, n)
-    # numpy 2 compares one float32 with a plain number in float32
-    kinds = [np.result_type(part.dtype.type(0), skip_box_thr) for part in scores]
-    skip = np.array([kind.type(skip_box_thr) for kind in kinds], np.float64)
+    skip = 0.0
+    if skip_box_thr:  # numpy 2 compares one float32 with a plain number in float32
+        skip = [np.result_type(part.dtype.type(0), skip_box_thr).type(skip_box_thr) for part in scores]
 
     def where(row):
         model = np.searchsorted(np.cumsum(counts), row, side="right")
         return f"model {model}, box {row - sum(counts[:model])}"
 
     def joined(parts, empty):
-        return np.concatenate([parts[model] for model in filled]) if filled else empty
+        return np.concatenate([part for part in parts if len(part)] or [empty])
 
     outside = "lies outside [0, 1]: divide by the image's width and height"
     boxes = check_boxes(joined(boxes_list, np.zeros((0, 4))), where, (1, 1), outside)
@@ -103,7 +101,7 @@ def check_weights(weights, n_models):
     weights = np.asarray(weights)
     if weights.shape != (n_models,) or weights.dtype.kind not in "fiu":
         raise InputError(f"need {n_models} weights, a number for each model, not {weights.tolist()}")
-    if not (np.isfinite(weights) & (weights > 0)).all():
+    if not ((weights > 0) & (weights < np.inf)).all():
         raise InputError(f"weights must be positive: leave a model out rather than give it 0, not {weights.tolist()}")
     return weights
 
@@ -116,9 +114,10 @@ def check_iou(iou_thr):
 
 def check_skip(skip_box_thr, n_models):
     """Return the score limit for each model, float64 (models,); InputError for NaN."""
-    if np.isnan(skip_box_thr).any():
+    skip = np.full(n_models, skip_box_thr, np.float64)
+    if np.isnan(skip).any():
         raise InputError("skip_box_thr must be a number, not NaN")
-    return np.broadcast_to(np.asarray(skip_box_thr, np.float64), n_models).copy()
+    return skip
 
 
 def ranked(keys, starts, argsort=np.ndarray.argsort):
@@ -126,48 +125,27 @@ def ranked(keys, starts, argsort=np.ndarray.argsort):
 
     Both numpy's and numba's sort are unstable: where equal keys end depends on their number and on the processor.
     """
-    order, tied = _descending(keys, starts)
-    tied = np.flatnonzero(tied)
-    for begin, end in zip(starts[tied].tolist(), starts[tied + 1].tolist(), strict=True):
-        order[begin:end] = begin + argsort(keys[begin:end])[::-1]
-    return order
+    order = np.empty(len(keys), np.int64)
+    for begin, end in itertools.pairwise(starts.tolist()):
+        order[begin:end] = argsort(keys[begin:end])[::-1]
+    return order + np.repeat(starts[:-1], np.diff(starts))
 
 
 @njit(cache=True, nogil=True)
-def _descending(keys, starts):
-    """Return an order that sorts each group, largest first, and which groups hold equal keys."""
-    order = np.arange(len(keys))
-    tied = np.zeros(len(starts) - 1, np.bool_)
-    for group in range(len(tied)):
-        begin, end = starts[group], starts[group + 1]
-        if end - begin <= _SHORT:
-            for i in range(begin + 1, end):
-                j = i
-                while j > begin and keys[order[j - 1]] < keys[i]:
-                    order[j] = order[j - 1]
-                    j -= 1
-                order[j] = i
-        else:
-            order[begin:end] = begin + np.argsort(keys[begin:end])[::-1]
-        for i in range(begin + 1, end):
-            tied[group] |= keys[order[i]] == keys[order[i - 1]]
-    return order, tied
-
-
-@njit(cache=True, nogil=True)
-def grouped(boxes, scores, labels, models, starts, skip, by_label):
+def grouped(boxes, scores, labels, models, starts, weights, skip, by_label):
     """Gather the rows of each class of each image, in order; rows under `skip` or without area are left out.
 
-    Classes come by their number if `by_label`, else as they first appear. Returns (rows, starts of the groups, first
-    group of each image).
+    weights and skip: float64 (models,). Classes come by their number if `by_label`, else as they first appear. Returns
+    (rows, their scores × weights, starts of the groups, first group of each image).
     """
-    rows = np.empty(len(boxes), np.int64)
+    rows, weighted = np.empty(len(boxes), np.int64), np.empty(len(boxes))
     groups = np.zeros(len(boxes) + 1, np.int64)
     firsts = np.zeros(len(starts), np.int64)
     most = 0
     for image in range(len(starts) - 1):
         most = max(most, starts[image + 1] - starts[image])
     slot, seen, ends = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    recent = np.zeros(64, np.int64)  # where a class was found last, by its lowest bits
     n_groups = end = 0
     for image in range(len(starts) - 1):
         begin, classes = starts[image], 0
@@ -177,9 +155,12 @@ def grouped(boxes, scores, labels, models, starts, skip, by_label):
             slot[row - begin] = -1
             if scores[row] < skip[models[row]] or (x2 - x1) * (y2 - y1) == 0.0:
                 continue
-            found = 0
-            while found < classes and seen[found] != labels[row]:
-                found += 1
+            found = recent[labels[row] & 63]
+            if found >= classes or seen[found] != labels[row]:
+                found = 0
+                while found < classes and seen[found] != labels[row]:
+                    found += 1
+                recent[labels[row] & 63] = found
             if found == classes:
                 seen[found], ends[found] = labels[row], 0
                 classes += 1
@@ -192,9 +173,10 @@ def grouped(boxes, scores, labels, models, starts, skip, by_label):
             end += ends[k]
             ends[k] = groups[n_groups - 1]
         for row in range(begin, starts[image + 1]):
-            if slot[row - begin] >= 0:
-                rows[ends[slot[row - begin]]] = row
-                ends[slot[row - begin]] += 1
+            found = slot[row - begin]
+            if found >= 0:
+                rows[ends[found]], weighted[ends[found]] = row, scores[row] * weights[models[row]]
+                ends[found] += 1
         firsts[image + 1] = n_groups
     groups[n_groups] = end
-    return rows[:end], groups[: n_groups + 1], firsts
+    return rows[:end], weighted[:end], groups[: n_groups + 1], firsts

@@ -96,9 +96,9 @@ def fuse_nmw(batch, weights=None, iou_thr=0.55, skip_box_thr=0.0):
     """Apply `non_maximum_weighted` to each image of a checked `batches.Batch`; returns `batches.Fused`, float32."""
     check_iou(iou_thr)
     weights = check_weights(weights, batch.n_models)
-    weights = weights / weights.max()
-    rows, groups, firsts = grouped(*batch[:5], check_skip(skip_box_thr, batch.n_models), False)
-    scores = batch.scores[rows] * weights[batch.models[rows]]
+    weights = (weights / weights.max()).astype(np.float64)
+    skip = check_skip(skip_box_thr, batch.n_models)
+    rows, scores, groups, firsts = grouped(*batch[:5], weights, skip, False)
     order = ranked(scores, groups)
     rows, scores = rows[order], scores[order]
     boxes, leaders, starts = _weighted(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr), SINGLE)
@@ -121,7 +121,9 @@ def _by_class(batch, weights):
     if weights is not None:
         weights = check_weights(weights, batch.n_models)
         scores = scores * weights[batch.models] / weights.sum()
-    return scores, *grouped(*batch[:5], np.full(batch.n_models, -np.inf), True)
+    nothing = np.full(batch.n_models, -np.inf)
+    rows, _, groups, firsts = grouped(*batch[:5], np.ones(batch.n_models), nothing, True)
+    return scores, rows, groups, firsts
 
 
 @njit(cache=True, nogil=True)

@@ -48,8 +48,8 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, skip_box_thr=0.0, conf_type="avg
     rule = _OVERFLOW if conf_type == "avg" and allows_overflow else CONF_TYPES.index(conf_type)
     total = float(weights.max() if rule == _MAX else weights.sum())
     weights = weights.astype(np.float64)
-    rows, groups, firsts = grouped(*batch[:5], check_skip(skip_box_thr, batch.n_models), False)
-    scores = batch.scores[rows] * weights[batch.models[rows]]
+    skip = check_skip(skip_box_thr, batch.n_models)
+    rows, scores, groups, firsts = grouped(*batch[:5], weights, skip, False)
     order = ranked(scores, groups)
     rows, scores = rows[order], scores[order]
     boxes, scores, members, starts, _ = _clustered(
@@ -58,7 +58,7 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, skip_box_thr=0.0, conf_type="avg
     if len(starts) == 0:
         raise InputError(_ZEROS)
     order = ranked(scores, starts)
-    return Fused(boxes[order], scores[order], batch.labels[members[order]], starts)
+    return Fused(boxes.take(order, axis=0), scores[order], batch.labels[members[order]], starts)
 
 
 def mean_boxes(boxes, starts, iou_thr):
@@ -139,13 +139,13 @@ def _best_match(fused, area, first, count, box, iou_thr):
     own = (box[2] - box[0]) * (box[3] - box[1])
     best, found = iou_thr, -1
     for k in range(first, count):
-        width = min(fused[k, 2], box[2]) - max(fused[k, 0], box[0])
-        height = min(fused[k, 3], box[3]) - max(fused[k, 1], box[1])
-        if width > 0 and height > 0:
-            common = width * height
-            iou = common / (area[k] + own - common)
-            if iou > best:
-                best, found = iou, k
+        # no branch for boxes apart: a mispredicted one costs more than the division
+        width = max(min(fused[k, 2], box[2]) - max(fused[k, 0], box[0]), 0.0)
+        height = max(min(fused[k, 3], box[3]) - max(fused[k, 1], box[1]), 0.0)
+        common = width * height
+        iou = common / (area[k] + own - common)
+        if iou > best:
+            best, found = iou, k
     return found
 
 
