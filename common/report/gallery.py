@@ -9,6 +9,7 @@ from common.report.page import Html, figure, grid, join, note
 # Green and orange of the Okabe–Ito palette (Color Universal Design, 2008), brightened for grey pictures.
 TRUTH = (0, 200, 145)
 PREDICTION = (255, 140, 0)
+HEAT = 0.6  # share of the colours where a heat map is highest
 
 
 def outline_overlay(image, truth=None, prediction=None, size=384):
@@ -49,8 +50,28 @@ def box_overlay(image, truth=(), prediction=(), size=384):
     `image`: uint8 (H, W); truth and prediction: (box, text) pairs, the box x_min, y_min, x_max, y_max in its pixels.
     Returns uint8 RGB with the longer side `size` pixels. Raises InputError for another image.
     """
-    rgb = outline_overlay(image, size=size)
-    scale = np.array([rgb.shape[1] / image.shape[1], rgb.shape[0] / image.shape[0]] * 2)
+    return _boxes(outline_overlay(image, size=size), image.shape, truth, prediction, size)
+
+
+def heat_overlay(image_and_heat, truth=(), prediction=(), size=384):
+    """The radiograph under the colours of a heat map, with boxes as in `box_overlay`.
+
+    `image_and_heat`: the image, uint8 (H, W), and the map, real (h, w) in [0, 1], which is stretched over it: nothing
+    where it is 0, then violet to yellow. Returns and raises as `box_overlay`, and InputError for another map.
+    """
+    image, heat = image_and_heat
+    rgb, heat = outline_overlay(image, size=size), np.asarray(heat)
+    if heat.ndim != 2 or heat.dtype.kind != "f" or not (heat.size and heat.min() >= 0 and heat.max() <= 1):
+        raise InputError(f"overlay: a heat map must be real (h, w) in [0, 1], not {heat.dtype} {heat.shape}")
+    heat = cv2.resize(heat.astype(np.float32), rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap((heat * 255 + 0.5).astype(np.uint8), cv2.COLORMAP_PLASMA)[..., ::-1]
+    share = HEAT * heat[..., None]
+    rgb = (rgb * (1 - share) + colours * share + 0.5).astype(np.uint8)
+    return _boxes(rgb, image.shape, truth, prediction, size)
+
+
+def _boxes(rgb, shape, truth, prediction, size):
+    scale = np.array([rgb.shape[1] / shape[1], rgb.shape[0] / shape[0]] * 2)
     thin, letter = max(1, round(size / 256)), size / 900
     for pairs, colour, thickness, below in ((truth, TRUTH, thin + 1, False), (prediction, PREDICTION, thin, True)):
         for box, text in pairs:
@@ -81,8 +102,8 @@ def jpeg(rgb, quality=80):
 def gallery(items, title="", size=384, overlay=outline_overlay):
     """A grid of outlined radiographs under a line of text and the legend of the two colours.
 
-    `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay` or `box_overlay`; None
-    where there is no truth or prediction to know of; about 25 kB a picture at the default size.
+    `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay`, `box_overlay` or
+    `heat_overlay`; None where there is no truth or prediction to know of; about 25 kB a picture at the default size.
     """
     items = list(items)
     if not items:

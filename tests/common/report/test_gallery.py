@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.tables import real_data
 from common.errors import InputError
-from common.report.gallery import PREDICTION, TRUTH, box_overlay, gallery, jpeg, outline_overlay
+from common.report.gallery import PREDICTION, TRUTH, box_overlay, gallery, heat_overlay, jpeg, outline_overlay
 
 
 def _square(shape, top, left, bottom, right):
@@ -105,6 +105,25 @@ def test_boxes_lie_where_they_should_with_their_names_inside_the_picture():
 def test_gallery_of_boxes():
     made = gallery([(np.full((60, 80), 90, np.uint8), [], [((5, 5, 30, 30), "ILD")], "a")], overlay=box_overlay)
     assert "</i>truth</span>" in made and "</i>prediction</span>" in made and made.count("data:image/jpeg") == 1
+
+
+def test_heat_colours_the_radiograph_where_it_is_and_leaves_the_boxes_above_it():
+    image = np.full((64, 64), 100, np.uint8)
+    heat = np.zeros((16, 16))
+    heat[:, 8:] = 1.0
+    rgb = heat_overlay((image, heat), [((4, 4, 20, 20), "")], [((40, 40, 60, 60), "")], size=128)
+    assert rgb.shape == (128, 128, 3) and rgb.dtype == np.uint8
+    assert (rgb[60:100, :56] == 100).all()  # left of the middle nothing is told
+    # Plasma ends in (240, 249, 33); six tenths of it lie on the grey.
+    assert np.abs(rgb[20, 100].astype(int) - (184, 189, 60)).max() <= 1
+    assert tuple(rgb[8, 20]) == TRUTH and np.abs(rgb[80, 100].astype(int) - PREDICTION).max() < 40
+    plain = box_overlay(image, [((4, 4, 20, 20), "a")], size=128)
+    assert (heat_overlay((image, np.zeros((7, 7))), [((4, 4, 20, 20), "a")], size=128) == plain).all()
+    for wrong in (heat + 0.1, -heat, heat.astype(np.uint8), heat[0], np.full((2, 2), np.nan)):
+        with pytest.raises(InputError, match="heat map"):
+            heat_overlay((image, wrong))
+    items = [((image, heat), [((4, 4, 20, 20), "a")], [], "b")]
+    assert gallery(items, overlay=heat_overlay).count("data:image/jpeg") == 1
 
 
 def test_real_radiograph_stays_small():

@@ -1,0 +1,173 @@
+"""`localise`: class activation maps of a run against NIH's boxes (CXR-IRNet, table 3; SDFN, figure 5)."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import Context, Options
+from common.config import from_dict
+from common.errors import InputError
+from common.paths import read_json
+from common.post.boxes import BOX
+from common.report import page, plots, sections
+from common.report.gallery import gallery, heat_overlay
+from common.runs import Run
+from common.steps import write_csv
+from common.train import distributed
+from common.train.loop import Budget
+from solutions.chestxray14.config import BOX_SIDE, LABELS, Config
+from solutions.chestxray14.data import open_prepared
+from solutions.chestxray14.localise_scores import ALL, class_table, measure
+from solutions.chestxray14.maps import class_maps, usable_boxes
+
+log = logging.getLogger(__name__)
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+NOTES = (
+    "The map of a box's class, of networks that did not train on the image, is stretched over the image, scaled to "
+    "[0, 1] and cut at a threshold; the prediction is the box around the largest connected region. iou compares that "
+    "box with the true one, region_iou the region's pixels. Several boxes of a class in an image count each, against "
+    "the same map. hit: the map's peak lies in the box.",
+    "place is what no map is needed for: the mean of the class's true boxes of all other patients.",
+    "The paper leaves its threshold open. The code that its authors released measures something else: the predicted "
+    "box has the size of the true box and, of the places where the map peaks, the one where it fits best. "
+    "guided_iou is that measure on these maps; it is no prediction, but the only column beside which the paper's "
+    "figures can be laid.",
+)
+
+
+def localise(
+    run: Path,
+    /,
+    *,
+    threshold: tuple[float, ...] = THRESHOLDS,
+    out: Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+):
+    """Measure the class activation maps of a finished run against the true boxes of its images.
+
+    Writes localisation.csv (a row a box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row a class)
+    and localisation.html (the table, and the best, a middling and the worst box of each class).
+
+    Args:
+        run: Folder of the run.
+        threshold: Of the maps, scaled to [0, 1]. One is used as it is; of several the best is chosen on the boxes of
+            one half of the patients for those of the other.
+        out: Folder for the three files; the run's by default.
+        device: auto, cpu, cuda or cuda:<n>.
+        workers: Processes that read images.
+    """
+    from solutions.chestxray14.pipeline import experiment_key  # it imports this module
+
+    for value in threshold:
+        if not 0 < value <= 1:
+            raise InputError(f"--threshold must lie above 0 and be at most 1, not {value:g}")
+    if not threshold:
+        raise InputError("--threshold: name one or several")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder (--out)")
+    with _opened(run, Options(out=run, device=device, workers=workers)) as context:
+        data = open_prepared(context)
+        experiment_key(context, data)  # refuses networks that the run's predictions are not of
+        boxes, left_out = usable_boxes(data, context.config.folds)
+        maps = class_maps(context, data, boxes)
+        found = measure(boxes, maps, tuple(sorted(set(threshold))), context.config.seed)
+        table = class_table(found.boxes)
+        out = out or context.run.folder
+        names = np.array(LABELS, object)[found.boxes["label"]]
+        write_csv(out / "localisation.csv", found.boxes.assign(label=names).drop(columns=["row", "map"]))
+        write_csv(out / "localisation_table.csv", table)
+        _write_page(out / "localisation.html", context, data, found, table, maps, left_out)
+    _say(found, table, left_out, out)
+    return 0
+
+
+@contextmanager
+def _opened(folder, options):
+    """The Context of the run in `folder`, with the configuration that it was made with."""
+    stored = folder / "config.json"
+    if not stored.is_file():
+        raise InputError(f"{folder}: not the folder of a finished run (no config.json)")
+    values = read_json(stored)
+    if not isinstance(values, dict) or values.pop("solution", None) != "chestxray14":
+        raise InputError(f"{stored}: not the configuration of a ChestX-ray14 run")
+    preset = values.pop("preset", "stored")
+    config = from_dict(Config, values, str(stored))
+    device, run = distributed.start(options.device), Run(folder)
+    try:
+        yield Context("chestxray14", preset, config, options, run, device, Budget(None))
+    finally:
+        run.close()
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def _say(found, table, left_out, out):
+    whole = table.set_index("label").loc[ALL]
+    how = "each chosen on the other half of the patients" if found.nested else "as asked for"
+    log.info(
+        f"mean IoU {whole.iou:.4f} [{whole.low:.4f}, {whole.high:.4f}] over {whole.boxes} boxes of {whole.patients} "
+        f"patients, threshold {' and '.join(f'{t:g}' for t in found.chosen)}, {how}; place alone "
+        f"{whole.place_iou:.4f}; peak in the box {whole.hit:.1%}; guided as the paper's code {whole.guided_iou:.4f}"
+    )
+    if left_out:
+        log.info(f"{left_out} boxes left out: their images were trained on, or cannot be read")
+    log.info(f"{out / 'localisation_table.csv'}, localisation.csv and localisation.html")
+
+
+def _write_page(path, context, data, found, table, maps, left_out):
+    whole = table.set_index("label").loc[ALL]
+    cards = [
+        ("Mean IoU", whole.iou, f"95 % interval {page.as_text(whole.low)}–{page.as_text(whole.high)}, by patient"),
+        ("Place alone", whole.place_iou, f"gain of the maps {page.as_text(whole.gain)} "
+         f"[{page.as_text(whole.gain_low)}, {page.as_text(whole.gain_high)}]"),
+        ("Peak in the box", f"{whole.hit:.0%}", f"middle of the mean place: {whole.place_hit:.0%}"),
+        ("Boxes", int(whole.boxes), f"{whole.patients} patients; {left_out} left out"),
+    ]  # fmt: skip
+    curve = plots.line_with_peak(found.curve["threshold"], found.curve["iou"], "threshold", "mean IoU of boxes")
+    kept = " and ".join(f"{t:g}" for t in found.chosen)
+    how = f"Thresholds {kept}, of the halves of the patients." if found.nested else f"Threshold {kept}."
+    parts = [
+        page.cards(cards), sections.synthetic(context),
+        page.section("How it is measured", *NOTES, how),
+        page.section("Classes", *_tables(table),
+                     page.figure(curve, "One threshold for all boxes, scored on the boxes that show it to be best")),
+        page.section("Pictures", "Of each class the best, a middling and the worst box by IoU.",
+                     *_galleries(data, found.boxes, maps)),
+    ]  # fmt: skip
+    subtitle = f"run {context.run.folder.name}, preset {context.preset}"
+    page.write_page(path, "ChestX-ray14: where the maps point", subtitle, [part for part in parts if part is not None])
+
+
+def _tables(table):
+    shares = [name for name in table if name.startswith("found_")]
+    for caption, columns in (
+        ("Maps and place, means over the boxes", ["iou", "low", "high", "place_iou", "gain", "gain_low", "gain_high"]),
+        ("Regions and peaks, means over the boxes", ["region_iou", "hit", "place_hit"]),
+        ("Share of the boxes with an IoU above 0.1 to 0.7", shares),
+        ("Boxes of the true size, and the paper's", ["guided_iou", "paper_attention", "paper_without"]),
+    ):
+        yield page.table(table[["label", "boxes", *columns]], caption, dict.fromkeys(columns, ".3f"))
+
+
+def _galleries(data, boxes, maps):
+    for label, mine in boxes.groupby("label"):
+        order = mine.sort_values("iou", ascending=False, kind="stable")
+        at = sorted({0, len(order) // 2, len(order) - 1})
+        items = [_item(data, order.iloc[k], maps) for k in at]
+        yield gallery(items, f"{LABELS[label]}, {len(order)} boxes", overlay=heat_overlay)
+
+
+def _item(data, box, maps):
+    image = np.asarray(data.store.images[box["row"]])
+    scale = image.shape[0] / BOX_SIDE
+    heat = maps.heat(box["map"])
+    found = box[[f"found_{name}" for name in BOX]].to_numpy(float)
+    name = LABELS[box["label"]]
+    prediction = [(found * scale, f"IoU {box['iou']:.2f}")] if np.isfinite(found).all() else []
+    peaked = "in" if box["hit"] else "outside"
+    caption = f"{box['image_id']}: IoU {box['iou']:.2f}, threshold {box['threshold']:g}, peak {peaked}"
+    return (image, heat), [(box[BOX].to_numpy(float) * scale, name)], prediction, caption

@@ -1,0 +1,128 @@
+"""Class activation maps of a run's networks, for images that these did not train on."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common.data.loaders import eval_loader
+from common.errors import InputError
+from common.infer.cam import fuse, place
+from common.post.boxes import BOX
+from common.steps import trained_weights
+from solutions.chestxray14.config import BOX_SIDE
+from solutions.chestxray14.models import load_fusion, load_network
+from solutions.chestxray14.training import view_dataset
+
+
+class Maps(NamedTuple):
+    """Class activation maps of n (image, class) pairs: for each stage the maps and where they lie.
+
+    cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image.
+    """
+
+    cams: dict
+    places: dict
+
+    def heat(self, k):
+        """Map k over the whole image, those of several stages fused: float32 (1024, 1024) in [0, 1]."""
+        shape = (BOX_SIDE, BOX_SIDE)
+        return fuse([place(cams[k], self.places[stage][k], shape) for stage, cams in self.cams.items()])
+
+
+def usable_boxes(data, folds):
+    """True boxes of images that some network did not train on, and how many are left out.
+
+    Those are test images, and training images of `folds`. Returns (table, left_out): image_id, row, patient_id, split,
+    fold, label, the box, and map, which numbers the (image, class) pairs from 0. Raises InputError where none is left.
+    """
+    images = data.table[["row", "patient_id", "split", "fold", "ok"]]
+    boxes = data.boxes.merge(images, on="row", how="left")
+    seen = boxes["ok"] & ((boxes["split"] == "test") | boxes["fold"].isin(list(folds)))
+    usable = boxes[seen].drop(columns="ok").reset_index(drop=True)
+    if not len(usable):
+        raise InputError(f"no true box lies on an image that the networks did not train on ({len(boxes)} boxes in all)")
+    usable["map"] = usable.groupby(["row", "label"], sort=False).ngroup()
+    return usable, len(boxes) - len(usable)
+
+
+def class_maps(context, data, boxes):
+    """The Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their fold's."""
+    config, pairs = context.config, boxes.drop_duplicates("map").sort_values("map")
+    fused = config.views == "both" and config.combine == "fusion"
+    sums, count = {}, np.zeros(len(pairs))
+    for fold in config.folds:
+        mine = np.flatnonzero((pairs["split"] == "test") | (pairs["fold"] == fold))
+        if not len(mine):
+            continue
+        count[mine] += 1
+        rows, at = np.unique(pairs["row"].to_numpy()[mine], return_inverse=True)
+        models = {stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
+                  for stage in config.stages}  # fmt: skip
+        heads = dict.fromkeys(models)
+        if fused:
+            widths = [model.width for model in models.values()]
+            weight = load_fusion(*widths, trained_weights(context.run, fold, "fusion")).weight.detach()
+            heads = dict(zip(models, weight.split(widths, dim=1), strict=True))
+        for stage, model in models.items():
+            cams = view_cams(context, data, rows, stage, model, heads[stage], f"maps, fold {fold}, {stage}")
+            total = sums.setdefault(stage, np.zeros((len(pairs), *cams.shape[2:]), np.float32))
+            total[mine] += cams[at, pairs["label"].to_numpy()[mine]]
+    cams = {stage: total / count[:, None, None].astype(np.float32) for stage, total in sums.items()}
+    rows = pairs["row"].to_numpy()
+    return Maps(cams, {stage: view_places(data, rows, getattr(config, stage), stage) for stage in cams})
+
+
+@torch.inference_mode()
+def view_cams(context, data, rows, stage, model, head=None, title="maps"):
+    """Class activation maps of one network on these rows, float32 (n, 14, h, w).
+
+    head: weights (14, K) over the network's features in place of its own, of the layer that fuses two of them.
+    """
+    config = getattr(context.config, stage)
+    model.to(context.device, memory_format=torch.channels_last).eval()
+    loader = eval_loader(view_dataset(data, rows, config, stage), 2 * config.batch_size, context.workers)
+    found = []
+    with tqdm(total=len(rows), desc=title, leave=False) as bar:
+        for images, *_ in loader:
+            images = images.to(context.device)
+            if head is None:
+                cams = model.cam(images)
+            else:
+                cams = torch.einsum("ck,bkhw->bchw", head.to(context.device), model.features(images))
+            if config.weighting:
+                cams = outside_lowest(cams, images[:, 1:])
+            found.append(cams.float().cpu().numpy())
+            bar.update(len(images))
+    return np.concatenate(found)
+
+
+def outside_lowest(cams, masks):
+    """Give cells without any lung the lowest value of their map.
+
+    Feature weighting leaves 0 there, which would be the map's peak wherever the class is unlikely in all of the lungs.
+    cams: (B, C, h, w); masks: (B, 1, H, W), 0 outside. An image without any lung stays as it is, as the network
+    then looks at all of it.
+    """
+    outside = F.adaptive_max_pool2d(masks.float(), cams.shape[-2:]) == 0
+    outside &= ~outside.flatten(1).all(1)[:, None, None, None]
+    return torch.where(outside, cams.amin((2, 3), keepdim=True), cams)
+
+
+def view_places(data, rows, config, stage):
+    """Where the network's image lies, float64 (n, 4) in pixels of the 1024 × 1024 image: its centre was cut out."""
+    if stage == "whole":
+        views = np.tile([0.0, 0.0, BOX_SIDE, BOX_SIDE], (len(rows), 1))
+    else:
+        sides = data.table.set_index("row").loc[rows, ["width", "height", "width", "height"]].to_numpy(float)
+        views = data.lungs.set_index("row").loc[rows, BOX].to_numpy(float) * BOX_SIDE / sides
+    return seen_part(views, config.resize, config.size)
+
+
+def seen_part(views, resize, size):
+    """The part of each box (n, 4) that is left where it is scaled to `resize` and its centre of `size` px cut out."""
+    start = (resize - size) // 2
+    corners, sides = views[:, :2], views[:, 2:] - views[:, :2]
+    return np.concatenate([corners + sides * start / resize, corners + sides * (start + size) / resize], axis=1)

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from common.errors import InputError
+from common.infer.cam import fuse, guided_box, largest_region, normalise, peak, place, region_iou
+from common.post.boxes import iou_matrix
+
+
+def test_a_map_is_stretched_as_torch_does_between_pixel_centres():
+    cam = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
+    expected = F.interpolate(torch.from_numpy(cam)[None, None], (224, 224), mode="bilinear", align_corners=False)
+    assert np.allclose(place(cam, (0, 0, 224, 224), (224, 224)), expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_a_map_lies_in_its_box_and_its_lowest_value_around_it():
+    cam = np.array([[-3.0, -2.0], [-1.0, -2.5]])
+    placed = place(cam, (10, 20, 14, 24), (40, 30))
+    assert placed.shape == (40, 30) and placed.dtype == np.float32
+    inside = placed[20:24, 10:14].copy()
+    # By hand: two cells stretched over four pixels, whose centres lie at -0.25, 0.25, 0.75 and 1.25 cells, ends clamped.
+    assert inside[0].tolist() == [-3, -2.75, -2.25, -2] and inside[:, 0].tolist() == [-3, -2.5, -1.5, -1]
+    placed[20:24, 10:14] = -3
+    assert (placed == -3).all()  # not 0, which would be the peak
+
+
+def test_normalised_maps_span_zero_to_one():
+    assert normalise([[-2, 0], [2, 6]]).tolist() == [[0, 0.25], [0.5, 1]]
+    assert normalise(np.full((3, 3), 7.0)).tolist() == np.zeros((3, 3)).tolist()
+    assert fuse([[[0, 4.0]], [[0, 4.0]]]).tolist() == [[0, 1]]
+    # A weak map does not outweigh a strong one, as it would if each were normalised first.
+    assert fuse([[[0, 10.0, 4.0]], [[1.0, 0, 0]]]).argmax() == 1
+    assert np.allclose(fuse([[[0, 10.0, 4.0]], [[1.0, 0, 0]]]), [[0, 1, 1 / 3]])
+
+
+def test_the_largest_region_and_its_box_by_hand():
+    cam = np.zeros((8, 10), np.float32)
+    cam[1:3, 1:4] = 0.5  # six pixels
+    cam[4, 6], cam[5, 7], cam[6, 8] = 1, 1, 1  # three, joined by corners
+    found = largest_region(cam, 0.5)
+    assert found.box.tolist() == [1, 1, 4, 3] and found.mask.sum() == 6
+    found = largest_region(cam, 0.6)
+    assert found.box.tolist() == [6, 4, 9, 7] and found.mask.sum() == 3
+    assert largest_region(np.zeros((4, 4)), 0.1) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), threshold=st.sampled_from((0.2, 0.5, 0.8)))
+def test_the_largest_region_is_scipys(seed, threshold):
+    cam = normalise(ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(24, 17)), 1.2))
+    found = largest_region(cam, threshold)
+    labels, count = ndimage.label(cam >= np.float32(threshold), np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    assert found.mask.sum() == areas.max()
+    of = labels[found.mask]
+    assert (of == of[0]).all()
+    rows, columns = ndimage.find_objects(labels)[of[0] - 1]
+    assert found.box.tolist() == [columns.start, rows.start, columns.stop, rows.stop]
+
+
+def test_a_region_against_a_box_by_hand():
+    mask = np.zeros((10, 10), bool)
+    mask[2:6, 2:6] = True
+    assert region_iou(mask, (2, 2, 6, 6)) == 1
+    assert region_iou(mask, (4, 2, 8, 6)) == 8 / 24
+    assert region_iou(mask, (6, 6, 9, 9)) == 0
+    assert region_iou(mask, (1.6, 2.4, 6.4, 5.6)) == 1  # the centres of 16 pixels
+    assert region_iou(mask, (-5, -5, 30, 30)) == 16 / 100
+    mask[2, 2] = False
+    assert region_iou(mask, (2, 2, 6, 6)) == 15 / 16
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=8, max_size=8))
+def test_a_region_that_fills_its_box_is_compared_as_boxes_are(edges):
+    (ax, bx), (ay, by), (cx, dx), (cy, dy) = (sorted(pair) for pair in zip(edges[::2], edges[1::2], strict=True))
+    mask = np.zeros((20, 20), bool)
+    mask[ay:by, ax:bx] = True
+    expected = iou_matrix([[ax, ay, bx, by]], [[cx, cy, dx, dy]])[0, 0]
+    assert region_iou(mask, (cx, cy, dx, dy)) == pytest.approx(expected if mask.any() else 0)
+
+
+def test_the_peak_is_the_centre_of_the_highest_pixels():
+    cam = np.zeros((6, 8))
+    cam[4, 1] = 2
+    assert peak(cam) == (1.5, 4.5)
+    cam[4, 1:3] = 2
+    assert peak(cam) == (2.0, 4.5)
+    assert peak(np.ones((3, 3))) is None
+
+
+def test_guided_boxes_take_size_and_choice_from_the_truth():
+    cam = np.zeros((200, 100))
+    cam[50, 30], cam[150, 60] = 2, 1
+    assert guided_box(cam, (50, 140, 70, 160)).tolist() == [50.5, 140.5, 70.5, 160.5]  # at the lower of both peaks
+    assert guided_box(cam, (20, 40, 40, 60)).tolist() == [20.5, 40.5, 40.5, 60.5]
+    assert guided_box(cam, (0, 0, 90, 120)).tolist() == [0, 0, 90, 120]  # moved into the image
+    cam[152, 60] = 1.5  # one hill: its top counts alone
+    assert guided_box(cam, (50, 140, 70, 160)).tolist() == [50.5, 142.5, 70.5, 162.5]
+    assert guided_box(np.ones((5, 5)), (0, 0, 2, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: place(np.ones((2, 2)), (0, 0, 5, 4), (4, 4)), "no part of an image of 4 × 4"),
+        (lambda: place(np.ones((2, 2)), (2, 2, 2, 4), (4, 4)), "no part"),
+        (lambda: place(np.ones((1, 2, 2)), (0, 0, 4, 4), (4, 4)), "finite numbers"),
+        (lambda: normalise([[np.nan, 1]]), "finite numbers"),
+        (lambda: fuse([]), "one shape"),
+        (lambda: fuse([np.ones((2, 2)), np.ones((2, 3))]), "one shape"),
+        (lambda: largest_region(np.ones((2, 2)), 0), "above 0"),
+        (lambda: largest_region(np.ones((2, 2)), 1.1), "above 0"),
+    ],
+)
+def test_unusable_maps_boxes_and_thresholds_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
