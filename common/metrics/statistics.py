@@ -4,6 +4,8 @@ Images of one patient are alike, so resampling images would make every interval 
 patients for every figure, which makes intervals of one table comparable. Intervals are percentiles of the resamples.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,9 +63,7 @@ def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_na
             raise InputError(f"a {a.shape} and b {b.shape} must score the same images")
         difference = a - b
     estimate, resamples = _resample(difference, groups, n_resamples, seed, skip_nan)
-    defined = resamples[~np.isnan(resamples)]
-    tail = min((defined <= 0).sum(), (defined >= 0).sum())
-    return _interval(estimate, resamples, level), min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
+    return _tested(estimate, resamples, level)
 
 
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
@@ -73,23 +73,25 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
     or NaN scores raises InputError, or with `skip_undefined` gets NaN and is left out of the mean; resamples in which
     a class has labels of one kind are left out of its interval, and the class out of their mean.
     """
-    y, score = np.asarray(y), np.asarray(score)
-    if y.ndim != 2:
-        raise InputError(f"labels {y.shape}: need (N, C)")
-    estimates = auroc(y, score, np.nan if skip_undefined else None)
-    codes, n_groups = _codes(groups, len(y))
-    draws, orders = _draws(n_groups, n_resamples, seed), np.argsort(score, axis=0)
-    resamples = np.empty((n_resamples, y.shape[1]))
-    for start in range(0, n_resamples, CHUNK):
-        rows = np.arange(start, min(start + CHUNK, n_resamples))
-        weights = np.stack([np.bincount(next(draws), minlength=n_groups) for _ in rows])
-        for c, order in enumerate(orders.T):
-            ranked = score[order, c]
-            starts = np.append(True, ranked[1:] != ranked[:-1])
-            resamples[rows, c] = _weighted_auroc(y[order, c] != 0, starts, codes[order], weights)
-    resamples[:, np.isnan(estimates)] = np.nan
+    estimates, resamples = _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [_interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
     return intervals, _interval(mean_of_defined(estimates), mean_of_defined(resamples), level)
+
+
+def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
+    """Return (C pairs, pair of the mean) for AUROC(a) − AUROC(b); a pair is (Interval, two-sided p-value).
+
+    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images, resampled together; groups and the rest
+    as in `bootstrap_auroc`, the p-value as in `paired_bootstrap` (NaN without an estimate).
+    """
+    if np.shape(a) != np.shape(b):
+        raise InputError(f"a {np.shape(a)} and b {np.shape(b)} must score the same images")
+    (of_a, all_a), (of_b, all_b) = (
+        _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
+    )
+    pairs = [_tested(*figures, level) for figures in zip(of_a - of_b, (all_a - all_b).T, strict=True)]
+    mean, means = (mean_of_defined(x) - mean_of_defined(y) for x, y in ((of_a, of_b), (all_a, all_b)))
+    return pairs, _tested(mean, means, level)
 
 
 def _difference(a, b, rows):
@@ -148,24 +150,73 @@ def _interval(estimate, resamples, level):
     return Interval(float(estimate), float(low), float(high))
 
 
+def _tested(difference, resamples, level):
+    """(Interval, p-value) of a difference and its resamples."""
+    interval, defined = _interval(difference, resamples, level), resamples[~np.isnan(resamples)]
+    if np.isnan(difference) or not len(defined):
+        return interval, np.nan
+    tail = min((defined <= 0).sum(), (defined >= 0).sum())
+    return interval, min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
+
+
+def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
+    """Return (float64 (C,), float64 (n_resamples, C)): each class on all images and on every resample."""
+    y, score = np.asarray(y), np.asarray(score)
+    if y.ndim != 2:
+        raise InputError(f"labels {y.shape}: need (N, C)")
+    estimates = auroc(y, score, np.nan if skip_undefined else None)
+    codes, n_groups = _codes(groups, len(y))
+    draws, orders = _draws(n_groups, n_resamples, seed), np.argsort(score, axis=0)
+    resamples = np.full((n_resamples, y.shape[1]), np.nan)
+
+    def of_class(c, rows, weights):
+        order = orders[:, c]
+        ranked = score[order, c]
+        starts = np.append(True, ranked[1:] != ranked[:-1])
+        resamples[rows, c] = _weighted_auroc(y[order, c] != 0, starts, codes[order], weights)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, n_resamples, CHUNK):
+            rows = np.arange(start, min(start + CHUNK, n_resamples))
+            weights = np.stack([np.bincount(next(draws), minlength=n_groups) for _ in rows], -1).astype(np.float32)
+            list(pool.map(partial(of_class, rows=rows, weights=weights), np.flatnonzero(~np.isnan(estimates))))
+    return estimates, resamples
+
+
 @njit(cache=True, nogil=True)
 def _weighted_auroc(positive, starts, group, weights):
-    """AUROC of rows in rising order of score for each row of group weights; `starts` marks where the score rises."""
-    areas = np.empty(len(weights))
-    for b in range(len(weights)):
-        area, positives, below, p, n = 0.0, 0.0, 0.0, 0.0, 0.0
-        for i in range(len(positive)):
-            if starts[i]:
-                area += p * (below + 0.5 * n)
-                below += n
-                positives += p
-                p, n = 0.0, 0.0
-            weight = weights[b, group[i]]
+    """AUROC of rows in rising order of score for each column of weights (groups, B); `starts` marks where it rises.
+
+    All resamples advance together row by row, in loops over few arrays, which the compiler turns into vector code.
+    """
+    area, positives, below = np.zeros((3, weights.shape[1]))
+    start = 0
+    while start < len(positive):
+        end = start + 1
+        while end < len(positive) and not starts[end]:
+            end += 1
+        for i in range(start, end):  # of negatives with the same score, half lies below a positive
+            if not positive[i]:
+                _add(below, weights[group[i]], 0.5)
+        for i in range(start, end):
             if positive[i]:
-                p += weight
-            else:
-                n += weight
-        area += p * (below + 0.5 * n)
-        positives, below = positives + p, below + n
-        areas[b] = area / (positives * below) if positives * below > 0 else np.nan
-    return areas
+                _add_product(area, weights[group[i]], below)
+                _add(positives, weights[group[i]], 1.0)
+        for i in range(start, end):
+            if not positive[i]:
+                _add(below, weights[group[i]], 0.5)
+        start = end
+    pairs = positives * below
+    return np.where(pairs > 0, area / np.maximum(pairs, 1.0), np.nan)
+
+
+@njit(cache=True, nogil=True)
+def _add(total, part, factor):
+    for b in range(len(total)):
+        total[b] += factor * part[b]
+
+
+@njit(cache=True, nogil=True)
+def _add_product(total, a, b):
+    for i in range(len(total)):
+        total[i] += a[i] * b[i]

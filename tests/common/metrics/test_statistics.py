@@ -8,7 +8,13 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.tables import label_table, real_data
 from common.errors import InputError
-from common.metrics.statistics import Interval, bootstrap, bootstrap_auroc, paired_bootstrap
+from common.metrics.statistics import (
+    Interval,
+    bootstrap,
+    bootstrap_auroc,
+    paired_bootstrap,
+    paired_bootstrap_auroc,
+)
 
 
 def patients(seed, n_groups=200, spread=1.0):
@@ -100,6 +106,35 @@ def test_bootstrap_auroc_equals_scikit_learn_on_every_resample():
     assert [mean.estimate, mean.low, mean.high] == pytest.approx([expected.estimate, expected.low, expected.high])
 
 
+def test_paired_bootstrap_auroc_equals_the_general_one():
+    rng = np.random.default_rng(3)
+    groups = rng.integers(0, 60, 200)
+    y = rng.random((200, 2)) < [0.4, 0.2]
+    a, b = (np.round(rng.random((200, 2)) + shift * y, 1) for shift in (0.4, 0.1))
+    pairs, (mean, p_mean) = paired_bootstrap_auroc(y, a, b, groups, n_resamples=80, seed=1)
+
+    def areas(score, average):
+        return lambda rows: roc_auc_score(y[rows], score[rows], average=average)
+
+    for c, (interval, p_value) in enumerate(pairs):
+        one = [lambda rows, s=s, c=c: roc_auc_score(y[rows, c], s[rows, c]) for s in (a, b)]
+        expected, p_expected = paired_bootstrap(*one, groups, n_resamples=80, seed=1)
+        assert [*vars(interval).values()] == pytest.approx([*vars(expected).values()], abs=1e-12)
+        assert p_value == p_expected
+    expected, p_expected = paired_bootstrap(areas(a, "macro"), areas(b, "macro"), groups, n_resamples=80, seed=1)
+    assert [*vars(mean).values()] == pytest.approx([*vars(expected).values()], abs=1e-12) and p_mean == p_expected
+    turned = paired_bootstrap_auroc(y, b, a, groups, n_resamples=80, seed=1)[1]
+    assert turned[0].estimate == pytest.approx(-mean.estimate) and turned[1] == p_mean
+
+
+def test_paired_bootstrap_auroc_of_like_scores_and_of_an_absent_class():
+    rng = np.random.default_rng(4)
+    y, score = np.column_stack([rng.random(60) < 0.5, np.zeros(60, bool)]), rng.random((60, 2))
+    (same, absent), (mean, p_mean) = paired_bootstrap_auroc(y, score, 2 * score, None, 50, skip_undefined=True)
+    assert (same[0].low, same[0].high, same[1]) == (0, 0, 1) and (mean.estimate, p_mean) == (0, 1)
+    assert np.isnan([absent[0].estimate, absent[1]]).all()
+
+
 def test_class_with_one_kind_of_label():
     rng = np.random.default_rng(0)
     y = np.column_stack([rng.random(60) < 0.5, np.zeros(60, bool), np.arange(60) < 1])
@@ -124,6 +159,7 @@ def test_class_with_one_kind_of_label():
         (lambda: paired_bootstrap([1.0, 2.0], [1.0], None), "the same images"),
         (lambda: paired_bootstrap([1.0, 2.0], np.mean, None), "both be"),
         (lambda: bootstrap_auroc([0, 1], [0.1, 0.2], None), r"need \(N, C\)"),
+        (lambda: paired_bootstrap_auroc([[0], [1]], [[0.1], [0.2]], [[0.1]], None), "the same images"),
     ],
 )
 def test_bad_input_is_refused(call, message):
