@@ -1,9 +1,25 @@
 """Operating points and calibration: thresholds chosen on other folds, and whether a probability means what it says."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.classification import best_threshold, confusion_counts, sensitivity, specificity
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """Thresholds, sensitivity and specificity, float64 (C,) each, NaN where a class does not show them.
+
+    thresholds: chosen on all images, for others. nested_by: what the images were parted by for the other two.
+    """
+
+    thresholds: np.ndarray
+    sensitivity: np.ndarray
+    specificity: np.ndarray
+    nested_by: str
 
 
 def youden(counts):
@@ -41,6 +57,20 @@ def nested_counts(y, score, folds, metric=youden):
     return counts, thresholds
 
 
+def nested_youden(y, score, folds, groups=None, seed=0):
+    """Return the OperatingPoints by Youden's J, sensitivity and specificity judged on images that did not choose them.
+
+    y, score: (N, C) as in `choose_thresholds`; folds: (N,). With one fold alone the images are halved, whole groups
+    together: (N,) such as patient ids, None for images that stand alone.
+    """
+    nested_by = "fold"
+    if len(np.unique(folds)) < 2:
+        folds, nested_by = make_folds(np.asarray(y), 2, groups, seed), "halves of the patients"
+    counts, _ = nested_counts(y, score, folds)
+    thresholds = choose_thresholds(y, score)
+    return OperatingPoints(thresholds, sensitivity(counts, np.nan), specificity(counts, np.nan), nested_by)
+
+
 def brier(y, prob):
     """Return the mean squared distance of probabilities (N, C) from labels (N, C): float64 (C,), 0 at best."""
     y, prob = _checked(y, prob, probabilities=True)
@@ -65,7 +95,7 @@ def reliability(y, prob, n_bins=15):
     return *sums, images[filled]
 
 
-def calibration_error(y, prob, n_bins=15):
+def expected_calibration_error(y, prob, n_bins=15):
     """Return float64 (C,): the mean distance of probability and share of positives over `reliability`'s bins, by mass.
 
     y, prob: (N, C). The expected calibration error of Naeini et al. 2015, with bins of equal mass.

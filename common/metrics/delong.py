@@ -9,7 +9,6 @@ import numpy as np
 from scipy import special
 
 from common.errors import InputError
-from common.metrics.statistics import Interval
 
 ROUNDING = 1e-16  # a variance up to this is that of scores that rank alike
 
@@ -37,46 +36,55 @@ def delong_covariance(y, scores):
     return of_positive.mean(axis=1), covariance
 
 
-def delong_intervals(y, score, level=0.95, skip_undefined=False):
-    """Return a list of C Intervals of the AUROC, one a class.
+def delong_intervals(y, score, level=0.95):
+    """Return float64 (C, 3): AUROC, low and high of each class.
 
     y: (N, C) bool or 0/1; score: (N, C) real; level: in (0, 1). The interval is symmetric on the logit scale, which
-    keeps it within [0, 1] and its coverage near `level` for areas near 1 (Pepe 2003; Qin and Hotilovac 2008); it is
-    NaN for an area of exactly 0 or 1, whose variance says nothing. A class with labels of one kind or NaN scores
-    raises InputError, or with `skip_undefined` is NaN.
+    keeps it within [0, 1] and its coverage near `level` for areas near 1 (Pepe 2003; Qin and Hotilovac 2008). It is
+    NaN for an area of exactly 0 or 1, whose variance says nothing, and with fewer than two images of either kind; all
+    is NaN for labels of one kind. Raises InputError for other input.
     """
-    y, (score,) = _classes(y, score, level=level)
-    found = [_one(labels, values[:, None], skip_undefined, c) for c, (labels, values) in enumerate(zip(y.T, score.T))]  # noqa: B905
-    intervals = []
-    for (area,), ((variance,),) in found:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            half = _quantile(level) * np.sqrt(variance) / (area * (1 - area))
-        low, high = special.expit(special.logit(area) + np.array([-half, half]))
-        intervals.append(Interval(float(area), float(low), float(high)) if 0 < area < 1 else _without(area))
-    return intervals
+    z, found = _quantile(level), np.full((np.shape(y)[-1], 3), np.nan)
+    for c, ((area,), ((variance,),)) in _classes(y, score):
+        found[c, 0] = area
+        if 0 < area < 1:
+            half = z * np.sqrt(variance) / (area * (1 - area))
+            found[c, 1:] = special.expit(special.logit(area) + np.array([-half, half]))
+    return found
 
 
-def delong_test(y, a, b, level=0.95, skip_undefined=False):
-    """Return a list of C pairs (Interval of AUROC(a) − AUROC(b), two-sided p-value), one a class.
+def delong_test(y, a, b, level=0.95):
+    """Return float64 (C, 4): AUROC(a) − AUROC(b) of each class, its low and high, and the two-sided p-value.
 
-    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images; the rest as in `delong_intervals`.
-    Scores that rank alike give 0 and 1; a difference without variance has neither interval nor p-value (NaN).
+    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images. Scores that rank alike give 0 and p = 1; a
+    difference whose variance is none or unknown has neither interval nor p-value (NaN), labels of one kind nothing.
+    Raises InputError for other input. Source: DeLong et al. 1988.
     """
-    y, (a, b) = _classes(y, a, b, level=level)
-    pairs = []
-    for c, labels in enumerate(y.T):
-        areas, covariance = _one(labels, np.column_stack([a[:, c], b[:, c]]), skip_undefined, c)
-        difference, variance = float(areas[0] - areas[1]), covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    z, found = _quantile(level), np.full((np.shape(y)[-1], 4), np.nan)
+    for c, (areas, covariance) in _classes(y, a, b):
+        difference, variance = areas[0] - areas[1], covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+        found[c, 0] = difference
         if variance > ROUNDING:
             error = np.sqrt(variance)
-            low, high = difference + np.array([-1, 1]) * _quantile(level) * error
-            p_value = float(2 * special.ndtr(-abs(difference) / error))
-            pairs.append((Interval(difference, float(low), float(high)), p_value))
+            found[c, 1:] = difference - z * error, difference + z * error, 2 * special.ndtr(-abs(difference) / error)
         elif difference == 0 and variance <= ROUNDING:
-            pairs.append((Interval(0.0, 0.0, 0.0), 1.0))
-        else:
-            pairs.append((_without(difference), np.nan))
-    return pairs
+            found[c, 1:] = 0, 0, 1
+    return found
+
+
+def _classes(y, *scores):
+    """(class, areas and covariance of its scores) of each class with labels of both kinds."""
+    y, scores = np.asarray(y), [np.asarray(score) for score in scores]
+    for score in scores:
+        if y.ndim != 2 or score.shape != y.shape:
+            raise InputError(f"labels {y.shape} and scores {score.shape}: need one shape (N, C)")
+    for c, labels in enumerate(y.T):
+        if (labels == labels[:1]).all():
+            continue
+        try:
+            yield c, delong_covariance(labels, np.stack([score[:, c] for score in scores], axis=1))
+        except InputError as error:
+            raise InputError(f"class {c}: {error}") from None
 
 
 def _below(values, others):
@@ -92,28 +100,7 @@ def _covariance(placements):
     return np.cov(placements).reshape(len(placements), -1)
 
 
-def _one(y, scores, skip_undefined, c):
-    try:
-        return delong_covariance(y, scores)
-    except InputError as error:
-        if not skip_undefined:
-            raise InputError(f"class {c}: {error}") from None
-        return np.full(scores.shape[1], np.nan), np.full((scores.shape[1], scores.shape[1]), np.nan)
-
-
-def _without(value):
-    return Interval(float(value), np.nan, np.nan)
-
-
 def _quantile(level):
-    return special.ndtri((1 + level) / 2)
-
-
-def _classes(y, *scores, level):
-    y, scores = np.asarray(y), [np.asarray(score) for score in scores]
-    for score in scores:
-        if y.ndim != 2 or score.shape != y.shape:
-            raise InputError(f"labels {y.shape} and scores {score.shape}: need one shape (N, C)")
     if not 0 < level < 1:
         raise InputError(f"level must lie between 0 and 1, not {level}")
-    return y, scores
+    return special.ndtri((1 + level) / 2)

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_curve
 
+from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.calibration import (
     brier,
-    calibration_error,
     choose_thresholds,
+    expected_calibration_error,
     nested_counts,
+    nested_youden,
     reliability,
     youden,
 )
@@ -63,6 +65,22 @@ def test_nested_figures_of_noise_are_no_better_than_chance():
     assert abs(youden(counts)[0]) < 0.1
 
 
+def test_operating_points_are_nested_by_fold_or_by_halves_of_the_patients():
+    y, score = findings(4)
+    folds = np.arange(len(y)) % 4
+    points, (counts, _) = nested_youden(y, score, folds), nested_counts(y, score, folds)
+    assert points.nested_by == "fold"
+    np.testing.assert_array_equal(points.thresholds, choose_thresholds(y, score))
+    np.testing.assert_array_equal(points.sensitivity, sensitivity(counts))
+    patients = np.arange(len(y)) // 4
+    halves = nested_youden(y, score, np.zeros(len(y)), patients, seed=1)
+    counts, _ = nested_counts(y, score, make_folds(y, 2, patients, seed=1))
+    assert halves.nested_by == "halves of the patients"
+    np.testing.assert_array_equal(halves.specificity, specificity(counts))
+    absent = nested_youden(y & [True, False], score, folds)
+    assert np.isnan([absent.thresholds[1], absent.sensitivity[1], absent.specificity[1]]).all()
+
+
 def test_brier_is_scikit_learns():
     y, prob = findings(1)
     np.testing.assert_allclose(brier(y, prob), [brier_score_loss(y[:, c], prob[:, c]) for c in range(2)], atol=1e-12)
@@ -73,7 +91,7 @@ def test_reliability_by_hand():
     np.testing.assert_allclose(mean, [0.15, 0.35, 0.85])
     np.testing.assert_allclose(share, [0, 1, 0.5])
     assert images.tolist() == [2, 2, 2]
-    error = calibration_error([[0], [0], [1], [1], [0], [1]], [[0.1], [0.2], [0.3], [0.4], [0.8], [0.9]], 3)
+    error = expected_calibration_error([[0], [0], [1], [1], [0], [1]], [[0.1], [0.2], [0.3], [0.4], [0.8], [0.9]], 3)
     assert error == pytest.approx([(0.15 + 0.65 + 0.35) / 3])
 
 
@@ -93,7 +111,7 @@ def test_reliability_is_scikit_learns_with_quantile_bins():
 def test_order_of_the_rows_does_not_matter(rows, random):
     def figures(rows):
         y, prob = (np.array(column, float) for column in zip(*rows, strict=True))
-        return np.concatenate([*reliability(y, prob, 4), calibration_error(y[:, None], prob[:, None], 4)])
+        return np.concatenate([*reliability(y, prob, 4), expected_calibration_error(y[:, None], prob[:, None], 4)])
 
     first = figures(rows)
     random.shuffle(rows)
@@ -103,7 +121,7 @@ def test_order_of_the_rows_does_not_matter(rows, random):
 
 def test_probabilities_that_mean_what_they_say_are_told_from_shrunk_ones():
     y, prob = findings(3, n=20_000)
-    honest, shrunk = calibration_error(y, prob), calibration_error(y, prob / 3)
+    honest, shrunk = expected_calibration_error(y, prob), expected_calibration_error(y, prob / 3)
     assert (honest < 0.015).all() and (shrunk > 0.15).all()
 
 

@@ -65,68 +65,62 @@ def roc_auc_score_by_column(y, scores):
 
 def test_intervals_are_symmetric_in_logits_and_turn_with_the_score():
     y, score, _ = two_scores(0)
-    for interval, turned in zip(delong_intervals(y, score), delong_intervals(y, -score), strict=True):
-        low, middle, high = (np.log(p / (1 - p)) for p in (interval.low, interval.estimate, interval.high))
-        assert high - middle == pytest.approx(middle - low)
-        assert [turned.low, turned.high] == pytest.approx([1 - interval.high, 1 - interval.low])
+    found, turned = delong_intervals(y, score), delong_intervals(y, -score)
+    middle, low, high = np.log(found / (1 - found)).T
+    np.testing.assert_allclose(high - middle, middle - low)
+    np.testing.assert_allclose(turned, 1 - found[:, [0, 2, 1]])
     _, covariance = delong_covariance(y[:, 0], score[:, :1])
-    wide = delong_intervals(y, score)[0]
-    assert (wide.high - wide.low) / 2 == pytest.approx(1.96 * np.sqrt(covariance[0, 0]), rel=0.02)  # the delta method
-    narrow = delong_intervals(y, score, level=0.5)[0]
-    assert wide.low < narrow.low < narrow.high < wide.high
+    half = (found[0, 2] - found[0, 1]) / 2
+    assert half == pytest.approx(1.96 * np.sqrt(covariance[0, 0]), rel=0.02)  # the delta method
+    narrow = delong_intervals(y, score, level=0.5)
+    assert (found[:, 1] < narrow[:, 1]).all() and (narrow[:, 2] < found[:, 2]).all()
 
 
 def test_agrees_with_the_bootstrap_of_single_images():
     y, score, _ = two_scores(1, n=2000)
-    for ours, drawn in zip(delong_intervals(y, score), bootstrap_auroc(y, score, None, 500)[0], strict=True):
-        assert ours.estimate == pytest.approx(drawn.estimate, abs=1e-12)
-        assert [ours.low, ours.high] == pytest.approx([drawn.low, drawn.high], abs=0.2 * (ours.high - ours.low))
+    found = delong_intervals(y, score)
+    drawn = np.array([[i.estimate, i.low, i.high] for i in bootstrap_auroc(y, score, None, 500)[0]])
+    np.testing.assert_allclose(found[:, 0], drawn[:, 0], atol=1e-12)
+    np.testing.assert_allclose(found, drawn, atol=0.2 * (found[:, 2] - found[:, 1]).min())
 
 
 def test_intervals_near_one_cover_the_truth():
     rng, truth = np.random.default_rng(5), stats.norm.cdf(2.5 / np.sqrt(2))
     y = np.repeat([True, False], [15, 60])[:, None]
-    found = [delong_intervals(y, rng.normal(size=y.shape) + 2.5 * y)[0] for _ in range(300)]
-    found = [interval for interval in found if interval.estimate < 1]
-    covered = sum(interval.low <= truth <= interval.high for interval in found)
+    found = np.concatenate([delong_intervals(y, rng.normal(size=y.shape) + 2.5 * y) for _ in range(300)])
+    found = found[found[:, 0] < 1]
+    covered = int(((found[:, 1] <= truth) & (truth <= found[:, 2])).sum())
     assert stats.binomtest(covered, len(found), 0.95).pvalue > 1e-3
 
 
 def test_paired_test_is_the_normal_test_of_the_covariance():
     y, a, b = two_scores(2, better=0.9)
-    for c, (difference, p_value) in enumerate(delong_test(y, a, b)):
+    for c, (difference, _, high, p_value) in enumerate(delong_test(y, a, b)):
         areas, cov = all_pairs(y[:, c].astype(int), np.column_stack([a[:, c], b[:, c]]))
         error = np.sqrt(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1])
-        assert difference.estimate == pytest.approx(areas[0] - areas[1])
-        assert difference.high - difference.estimate == pytest.approx(1.959964 * error)
-        assert p_value == pytest.approx(2 * stats.norm.sf(abs(areas[0] - areas[1]) / error))
-    turned = delong_test(y, b, a)[0]
-    assert turned[0].estimate == pytest.approx(-delong_test(y, a, b)[0][0].estimate)
+        assert difference == pytest.approx(areas[0] - areas[1])
+        assert high - difference == pytest.approx(1.959964 * error)
+        assert p_value == pytest.approx(2 * stats.norm.sf(abs(difference) / error))
+    np.testing.assert_allclose(delong_test(y, b, a), delong_test(y, a, b)[:, [0, 2, 1, 3]] * [-1, -1, -1, 1])
 
 
 def test_p_values_of_no_difference_are_uniform():
-    p_values = [p for seed in range(60) for _, p in delong_test(*two_scores(seed, n=150))]
+    p_values = np.concatenate([delong_test(*two_scores(seed, n=150))[:, 3] for seed in range(60)])
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
 
 
 def test_scores_that_rank_alike_do_not_differ():
     y, a, _ = two_scores(3)
-    for difference, p_value in delong_test(y, a, np.exp(a)):
-        assert (difference.estimate, difference.low, difference.high, p_value) == (0, 0, 0, 1)
+    assert delong_test(y, a, np.exp(a)).tolist() == [[0, 0, 0, 1]] * 3
 
 
 def test_figures_that_cannot_be_known_are_nan():
     y = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]])
     a = np.array([[0.3, 0.8, 0.1], [0.1, 0.9, 0.2], [0.5, 0.3, 0.3], [0.1, 0.2, 0.4]])
-    single, perfect, absent = delong_intervals(y, a, skip_undefined=True)
-    assert single.estimate == pytest.approx(2 / 3) and np.isnan([single.low, single.high]).all()
-    assert perfect.estimate == 1 and np.isnan([perfect.low, perfect.high]).all()
-    assert np.isnan(absent.estimate)
-    for c, (difference, p_value) in enumerate(delong_test(y, a, -a, skip_undefined=True)):
-        assert np.isnan(p_value) and difference.estimate == pytest.approx([1 / 3, 1, np.nan][c], nan_ok=True)
-    assert np.isnan(delong_test(y, a, a, skip_undefined=True)[0][1])  # one positive: no variance, no test
-    with pytest.raises(InputError, match="class 2: labels of one kind"):
-        delong_intervals(y, a)
+    nan = np.nan  # one positive; perfectly parted; absent
+    np.testing.assert_allclose(delong_intervals(y, a), [[2 / 3, nan, nan], [1, nan, nan], [nan, nan, nan]])
+    np.testing.assert_allclose(delong_test(y, a, -a), [[1 / 3, *[nan] * 3], [1, *[nan] * 3], [nan] * 4])
+    assert np.isnan(delong_test(y, a, a)[0, 3]) and delong_test(y, a, a)[1, 3] == 1
 
 
 @pytest.mark.parametrize(
@@ -138,6 +132,7 @@ def test_figures_that_cannot_be_known_are_nan():
         (lambda: delong_covariance([1, 1], [[0.1], [0.2]]), "one kind"),
         (lambda: delong_intervals([0, 1], [0.1, 0.2]), r"one shape \(N, C\)"),
         (lambda: delong_intervals([[0], [1]], [[0.1], [0.2]], level=95), "level"),
+        (lambda: delong_intervals([[0], [1]], [[0.1], [np.nan]]), "class 0: row 1: the score is NaN"),
         (lambda: delong_test([[0], [1]], [[0.1], [0.2]], [[0.1]]), r"scores \(1, 1\)"),
     ],
 )
