@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.data.loaders import SampleDataset, eval_loader
@@ -74,8 +75,8 @@ def write_masks(out_path, shape, blocks):
 def predict_probs(
     models,
     images,
-    rows,
-    size,
+    rows=None,
+    size=None,
     batch_size=16,
     device=None,
     views=(IDENTITY,),
@@ -84,8 +85,17 @@ def predict_probs(
     activation=sigmoid,
     workers=0,
 ):
-    """Return class probabilities float32 (n, C), averaged over models and views; arguments as in `predict_masks`."""
-    dataset = SampleDataset(images, size=size, rows=rows)
+    """Return class probabilities float32 (n, C), averaged over models and views; arguments as in `predict_masks`.
+
+    images may also be a Dataset of items (image uint8 (channels, h, w), store row), without rows and size. What
+    `activation` returns may have any shape (B, …) but that of maps, (B, C, h, w), which views would move.
+    """
+    if isinstance(images, Dataset):
+        if rows is not None or size is not None:
+            raise InputError("a dataset to predict has rows and a size of its own")
+        dataset = images
+    else:
+        dataset = SampleDataset(images, size=size, rows=rows)
     if not len(dataset):
         raise InputError("no rows to predict")
     batches = _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers)

@@ -1,0 +1,166 @@
+"""What is built: a timm backbone with CXR-IRNet's two additions in front and behind, and SDFN's fusing layer."""
+
+import math
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.nn import models
+from common.nn.blocks import MultiScaleAttention, weigh_features
+from common.nn.weights import fill, imagenet_state, read_state
+from common.train.checkpoint import load_weights
+from solutions.chestxray14.config import LABELS
+
+PROBS_ROWS = 8192  # rows of features that become probabilities at once
+
+
+class ExactLinear(nn.Linear):
+    """A linear layer in float32 under mixed precision too: bf16 logits would tie images that AUROC has to order."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class ChestNet(models.Normalised):
+    """Radiographs to 14 logits: attention, the backbone's last feature map, its weighting, mean pooling, one layer.
+
+    Images (B, 1, H, W) uint8, or floating in 0 to 255; with `weighting` (B, 2, H, W), the second channel the lungs'
+    share of each pixel, 0 to 255. Returns float32 (B, 14). `width`: K, the channels of the feature map. `loaded`: what
+    became of the pretrained weights, None without. Sources: Fang et al., CXR-IRNet, 3.2 and 3.3; without both
+    additions it is the network of Rajpurkar et al., CheXNet, and of SDFN's branches (B.3).
+    """
+
+    def __init__(self, net, width, mean, std, attention, weighting, dropout):
+        super().__init__(net, mean, std)
+        self.attention = MultiScaleAttention(len(mean)) if attention else nn.Identity()
+        self.weighting, self.width, self.loaded = weighting, width, None
+        self.dropout = nn.Dropout(dropout)
+        self.head = ExactLinear(width, len(LABELS))
+
+    def features(self, images):
+        """The last feature map, weighted where the network does so: float32 (B, K, h, w).
+
+        An image whose mask is empty is looked at whole. Raises InputError for a wrong number of channels.
+        """
+        if images.ndim != 4 or images.shape[1] != 1 + self.weighting:
+            wanted = "a gray and a mask channel, (B, 2, H, W)" if self.weighting else "one gray channel, (B, 1, H, W)"
+            raise InputError(f"images {tuple(images.shape)}: expected {wanted}")
+        maps = feature_map(self.net, self.attention(self.scaled(images[:, :1]))).float()
+        return weigh_features(maps, images[:, 1:].float() / 255) if self.weighting else maps
+
+    def pooled(self, images):
+        """The mean of the feature map over its cells, float32 (B, K): what the last layer sees."""
+        return self.features(images).mean((2, 3))
+
+    def forward(self, images):
+        return self.head(self.dropout(self.pooled(images)))
+
+    def cam(self, images):
+        """Class activation maps float32 (B, 14, h, w); their mean over the cells and the layer's bias are the logits.
+
+        Source: Zhou et al. 2016, Learning deep features for discriminative localization.
+        """
+        features = self.features(images)
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.einsum("ck,bkhw->bchw", self.head.weight.float(), features)
+
+
+class FusionNet(ExactLinear):
+    """SDFN's last stage (B.4): features of both frozen networks side by side, (B, K1 + K2), to 14 logits."""
+
+    @torch.inference_mode()
+    def probs(self, features, flip=False):
+        """Probabilities float64 (n, 14) of features float32 (n, V, K1 + K2) as `training.pooled_features` gives them.
+
+        Of the image as it is, or, with `flip`, the mean over it and its mirror; InputError where there is no mirror.
+        """
+        if flip and features.shape[1] < 2:
+            raise InputError("features of the mirrored images are missing")
+        blocks = [features[i : i + PROBS_ROWS, : 1 + flip] for i in range(0, len(features), PROBS_ROWS)]
+        device = self.weight.device
+        found = [self(torch.from_numpy(block).to(device)).sigmoid().double().mean(1).cpu().numpy() for block in blocks]
+        return np.concatenate([np.empty((0, self.out_features)), *found])
+
+
+def build_network(config, weights=None):
+    """The ChestNet of a NetworkConfig, with the pretrained backbone that `weights`, by default its own, names.
+
+    A file of weights must hold at least the whole backbone. Raises InputError for a network that timm does not have,
+    or that gives no feature map at config.size, and for weights that do not fit.
+    """
+    weights = config.weights if weights is None else weights
+    name = models.timm_name(config.backbone)
+    net, width = _backbone(name, config.size)
+    model = ChestNet(net, width, *models.mean_std(name), config.attention, config.weighting, config.dropout)
+    if weights != "none":
+        state, source = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
+        model.loaded = fill(model, state, source, [key for key in model.state_dict() if key.startswith("net.")])
+    return model
+
+
+def load_network(config, path):
+    """The trained ChestNet whose weights lie in `path`."""
+    model = build_network(config, "none")
+    load_weights(path, model)
+    return model
+
+
+def build_fusion(k_whole, k_lungs):
+    """The FusionNet over features of these widths."""
+    return FusionNet(k_whole + k_lungs, len(LABELS))
+
+
+def load_fusion(k_whole, k_lungs, path):
+    """The trained FusionNet whose weights lie in `path`."""
+    model = build_fusion(k_whole, k_lungs)
+    load_weights(path, model)
+    return model
+
+
+def freeze_body(model, frozen):
+    """Train the new layers alone, attention and the last one, while `frozen`."""
+    model.requires_grad_(True)
+    model.net.requires_grad_(not frozen)
+
+
+def feature_map(net, images):
+    """The last feature map (B, K, h, w) of a timm network built with num_classes=0 and global_pool="".
+
+    Channels come first whatever the network's own order; tokens of square images are laid out as the patches that they
+    stand for, without those in front (class, registers). Raises InputError where the network has no such map.
+    """
+    out = net(images)
+    if out.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
+        out = out.permute(0, 3, 1, 2)
+    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # timm's mark of vision transformers
+        out = out[:, net.num_prefix_tokens :].transpose(1, 2)
+        side = math.isqrt(out.shape[2])
+        out = out.unflatten(2, (side, side)) if side * side == out.shape[2] else out
+    if out.ndim != 4 or (images.shape[2] == images.shape[3] and out.shape[2] != out.shape[3]):
+        raise InputError(f"its output {tuple(out.shape)} is no feature map")
+    return out
+
+
+def _backbone(name, size):
+    """A timm network without its head that gives a feature map at `size` pixels, and the channels of the map."""
+    config = timm.get_pretrained_cfg(name)
+    options = [{}]
+    if config is not None and config.fixed_input_size:
+        # the first keeps the pretrained position embeddings as they are and interpolates them
+        options = [{"dynamic_img_size": True}, {"img_size": size}]
+    for more in options:
+        try:
+            net = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **more)
+            with torch.no_grad():
+                width = feature_map(net.eval(), torch.zeros(1, 3, size, size)).shape[1]
+            patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1,))[0]
+            if size % patch:  # the rest would be cut off in silence
+                raise InputError(f"its patches are {patch} px")
+            return net.train(), width
+        except (AssertionError, AttributeError, IndexError, InputError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(f"backbone {name!r} gives no feature map of images of {size} px ({reason})")
