@@ -1,0 +1,252 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.infer.cam import place
+from common.post.boxes import BOX
+from solutions.chestxray14 import maps as maps_module
+from solutions.chestxray14.config import LABELS, Config, NetworkConfig
+from solutions.chestxray14.localise import localise
+from solutions.chestxray14.localise_scores import (
+    ALL,
+    CLASSES,
+    PAPER,
+    chosen_thresholds,
+    class_table,
+    measure,
+    other_patients_box,
+)
+from solutions.chestxray14.maps import Maps, class_maps, outside_lowest, seen_part, usable_boxes, view_places
+from solutions.chestxray14.models import ChestNet, build_fusion
+
+
+def _boxes(*rows):
+    """Rows (patient, label, map, box) as `usable_boxes` returns them; image and row follow from the map."""
+    table = pd.DataFrame([(patient, label, k, *box) for patient, label, k, box in rows],
+                         columns=["patient_id", "label", "map", *BOX])  # fmt: skip
+    return table.assign(image_id=[f"i{k}" for k in table["map"]], row=table["map"], split="test", fold=-1)
+
+
+def _whole(cams):
+    cams = np.asarray(cams, np.float32)
+    return Maps({"whole": cams}, {"whole": np.tile([0.0, 0, 1024, 1024], (len(cams), 1))})
+
+
+def _square(column, row, cells=16):
+    """A map that is 1 in one of cells × cells cells, and that cell's box in the 1024 × 1024 image."""
+    cam, side = np.zeros((cells, cells)), 1024 // cells
+    cam[row, column] = 1
+    return cam, (column * side, row * side, (column + 1) * side, (row + 1) * side)
+
+
+# ---- maps ----------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_of_images_that_were_trained_on_are_left_out():
+    table = pd.DataFrame({"image_id": list("abcde"), "row": range(5), "patient_id": list("12345")})
+    table = table.assign(ok=[True] * 4 + [False], split=["train"] * 3 + ["test"] * 2, fold=[0, 1, 2, -1, -1])
+    truth = pd.DataFrame({"image_id": list("aabcde"), "row": [0, 0, 1, 2, 3, 4], "label": [4, 4, 5, 6, 0, 0]})
+    data = SimpleNamespace(table=table, boxes=truth.assign(x_min=1.0, y_min=2.0, x_max=3.0, y_max=4.0))
+    usable, left_out = usable_boxes(data, (0, 2))
+    assert usable["image_id"].tolist() == ["a", "a", "c", "d"] and left_out == 2
+    assert usable["map"].tolist() == [0, 0, 1, 2]  # both boxes of one class share a map
+    assert usable["fold"].tolist() == [0, 0, 2, -1]
+    data.table["split"] = "train"
+    with pytest.raises(InputError, match="6 boxes in all"):
+        usable_boxes(data, (9,))
+
+
+def test_the_seen_part_is_the_centre_of_the_view():
+    views = np.array([[0.0, 0, 1024, 1024], [100, 200, 612, 456]])
+    assert seen_part(views, 256, 224).tolist() == [[64, 64, 960, 960], [132, 216, 580, 440]]
+    assert seen_part(views, 224, 224).tolist() == views.tolist()
+    table = pd.DataFrame({"row": [0, 1], "width": [512, 2048], "height": [512, 1024]})
+    lungs = pd.DataFrame(
+        {"row": [1, 0], "x_min": [200, 50], "y_min": [100, 60], "x_max": [1800, 450], "y_max": [900, 400]}
+    )
+    data = SimpleNamespace(table=table, lungs=lungs)
+    config = NetworkConfig(resize=224, size=224)
+    assert view_places(data, [1, 0], config, "lungs").tolist() == [[100, 100, 900, 900], [100, 120, 900, 800]]
+    assert view_places(data, [1], config, "whole").tolist() == [[0, 0, 1024, 1024]]
+
+
+def test_outside_the_lungs_a_map_is_lowest_even_where_all_of_it_is_negative():
+    cams = torch.tensor([[[[0.0, -3.0], [-5.0, 0.0]]], [[[1.0, 2.0], [3.0, 4.0]]]])
+    masks = torch.zeros(2, 1, 4, 4)
+    masks[0, 0, 0, 2] = masks[0, 0, 3, 1] = 255  # cells (0, 1) and (1, 0) hold some lung
+    assert outside_lowest(cams, masks).tolist() == [[[[-5, -3], [-5, -5]]], [[[1, 2], [3, 4]]]]
+
+
+class _Net(nn.Module):
+    """A stand-in for a backbone: the image in 4 × 4 cells, in as many channels as asked for."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Conv2d(3, width, 8, 8)
+
+    def forward(self, images):
+        return self.layer(images)
+
+
+def _run(monkeypatch, config, networks, fusions=None):
+    """A context and a data set of six images, networks[fold, stage] standing where the run's weights would be."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 32, 32), dtype=np.uint8)
+    other = {"whole": pixels, "lungs": 255 - pixels}
+    monkeypatch.setattr(maps_module, "trained_weights", lambda run, fold, stage: (fold, stage))
+    monkeypatch.setattr(maps_module, "load_network", lambda config, key: networks[key])
+    monkeypatch.setattr(maps_module, "load_fusion", lambda k_whole, k_lungs, key: fusions[key[0]])
+    monkeypatch.setattr(maps_module, "view_dataset", lambda data, rows, config, stage: [
+        (torch.from_numpy(other[stage][row]), row) for row in rows])  # fmt: skip
+    table = pd.DataFrame({"row": range(6), "width": 1024, "height": 1024})
+    lungs = pd.DataFrame({"row": range(6), "x_min": 256, "y_min": 128, "x_max": 768, "y_max": 896})
+    context = SimpleNamespace(config=config, device=torch.device("cpu"), run=None, workers=0)
+    return (
+        context,
+        SimpleNamespace(table=table, lungs=lungs),
+        {stage: torch.from_numpy(p) for stage, p in other.items()},
+    )
+
+
+def _network(seed, width=5):
+    torch.manual_seed(seed)
+    return ChestNet(_Net(width), width, (0.5,) * 3, (0.25,) * 3, False, False, 0.0).eval()
+
+
+@torch.no_grad()
+def test_maps_come_from_networks_that_did_not_see_the_image(monkeypatch):
+    networks = {(fold, "whole"): _network(fold) for fold in (0, 2)}
+    config = Config(whole=NetworkConfig(resize=32, size=32, weights="none"), folds=(0, 2), n_folds=3, store_size=32)
+    context, data, images = _run(monkeypatch, config, networks)
+    boxes = _boxes(
+        ("a", 4, 0, (0, 0, 9, 9)), ("b", 5, 1, (0, 0, 9, 9)), ("b", 6, 2, (0, 0, 9, 9)), ("b", 6, 2, (1, 1, 9, 9))
+    )
+    boxes = boxes.assign(row=[3, 1, 1, 1], split=["train", "test", "test", "test"], fold=[2, -1, -1, -1])
+    found = class_maps(context, data, boxes)
+    expected = {key: model.cam(images["whole"]).numpy() for key, model in networks.items()}
+    assert np.allclose(found.cams["whole"][0], expected[2, "whole"][3, 4], atol=1e-5)
+    for k, label in ((1, 5), (2, 6)):  # a test image has the mean of the folds' networks
+        both = (expected[0, "whole"][1, label] + expected[2, "whole"][1, label]) / 2
+        assert np.allclose(found.cams["whole"][k], both, atol=1e-5)
+    assert len(found.cams["whole"]) == 3
+
+
+@torch.no_grad()
+def test_fused_maps_are_the_shares_of_the_fused_logit(monkeypatch):
+    networks = {(0, "whole"): _network(1, 5), (0, "lungs"): _network(2, 7)}
+    torch.manual_seed(3)
+    fusion = build_fusion(5, 7)
+    one = NetworkConfig(resize=32, size=32, weights="none")
+    config = Config(views="both", whole=one, lungs=one, folds=(0,), n_folds=2, store_size=32)
+    context, data, images = _run(monkeypatch, config, networks, {0: fusion})
+    boxes = _boxes(("a", 4, 0, (0, 0, 9, 9)), ("b", 9, 1, (0, 0, 9, 9))).assign(row=[2, 5])
+    found = class_maps(context, data, boxes)
+    pooled = torch.cat([networks[0, stage].pooled(images[stage]) for stage in ("whole", "lungs")], dim=1)
+    logits = (fusion(pooled) - fusion.bias)[[2, 5], [4, 9]].numpy()
+    assert np.allclose(sum(cams.mean((1, 2)) for cams in found.cams.values()), logits, atol=1e-4)
+    assert found.places["lungs"].tolist() == [[256, 128, 768, 896]] * 2
+    heat = found.heat(0)
+    assert heat.shape == (1024, 1024) and heat.min() == 0 and heat.max() == 1
+    whole, lungs = found.cams["whole"][0], found.cams["lungs"][0]
+    raw = {  # outside the crop its map is lowest; its first cell begins at its corner
+        (0, 0): whole[0, 0] + lungs.min(), (1023, 1023): whole[3, 3] + lungs.min(),
+        (128, 256): place(whole, (0, 0, 1024, 1024), (1024, 1024))[128, 256] + lungs[0, 0],
+    }  # fmt: skip
+    (low, first), (high, last) = sorted((value, at) for at, value in raw.items())[::2]
+    for at, value in raw.items():
+        share = (heat[at] - heat[first]) / (heat[last] - heat[first])
+        assert share == pytest.approx((value - low) / (high - low), abs=1e-4)
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_a_box_by_hand():
+    cam, box = _square(3, 5)
+    # One cell stretched bilinearly: at one half, the region is about the cell, by hand 64 px wide in the middle rows.
+    boxes = _boxes(("a", 4, 0, box), ("a", 4, 0, (0, 0, 64, 64)), ("b", 4, 1, box))
+    found = measure(boxes, _whole([cam, np.ones((16, 16))]), (0.5,)).boxes
+    assert found["found_x_min"][0] == box[0] and found["found_y_max"][0] == box[3] and found["iou"][0] == 1
+    assert 0.3 < found["region_iou"][0] < 0.7  # the corners of the cell lie under one half
+    assert found["hit"].tolist() == [1, 0, 0] and (found["peak_x"][0], found["peak_y"][0]) == (224, 352)
+    assert 0.96 < found["guided_iou"][0] < 1 and found["guided_iou"][1] == 0  # the middle lies between two pixels
+    assert found["iou"][1] == 0 and found["threshold"].tolist() == [0.5] * 3
+    assert found["iou"][2] == 0 and np.isnan(found["found_x_min"][2]) and np.isnan(found["peak_x"][2])  # a flat map
+    # The place of a's boxes is b's box, that of b's the mean of a's two.
+    mean = np.mean([box, (0, 0, 64, 64)], axis=0)
+    inter = np.prod(np.minimum(mean[2:], box[2:]) - np.maximum(mean[:2], box[:2]).clip(0)) if mean[2] > box[0] else 0
+    assert found["place_iou"].tolist() == [1, 0, pytest.approx(inter / (2 * 64 * 64 - inter))]
+    assert found["place_hit"].tolist() == [1, 0, 0]
+
+
+def test_a_looser_threshold_gives_a_larger_box():
+    cam, box = _square(8, 8)
+    found = [measure(_boxes(("a", 1, 0, box)), _whole([cam]), (t,)).boxes.loc[0] for t in (0.9, 0.5, 0.1)]
+    widths = [each["found_x_max"] - each["found_x_min"] for each in found]
+    assert widths == sorted(widths) and widths[0] < 64 == widths[1] < widths[2]
+    assert found[1]["iou"] > max(found[0]["iou"], found[2]["iou"])
+
+
+def test_thresholds_are_chosen_on_the_other_part():
+    scores = np.array([[0.9, 0.1], [0.8, 0.3], [0.2, 0.7], [0.1, 0.6]])
+    assert chosen_thresholds(scores, np.array([0, 0, 1, 1])).tolist() == [1, 1, 0, 0]
+    assert chosen_thresholds(scores, np.zeros(4, int)).tolist() == [0] * 4  # the means are 0.5 and 0.425
+    cam, box = _square(8, 8)
+    grown = (box[0] - 27, box[1] - 27, box[2] + 27, box[3] + 27)
+    boxes = _boxes(*((patient, 1, k, grown) for k, patient in enumerate("aabb")))
+    found = measure(boxes, _whole([cam] * 4), (0.1, 0.5))
+    assert found.nested and found.chosen == (0.1,) and (found.boxes["iou"] > 0.9).all()
+    assert found.curve["threshold"].tolist() == [0.1, 0.5] and found.curve["iou"].is_monotonic_decreasing
+    with pytest.raises(InputError, match="one patient"):
+        measure(boxes.assign(patient_id="a"), _whole([cam] * 4), (0.1, 0.5))
+
+
+def test_the_place_of_other_patients():
+    boxes = np.array([[0, 0, 2, 2], [0, 0, 4, 4], [2, 2, 4, 4], [9, 9, 10, 10.0]])
+    found = other_patients_box(boxes, np.array([1, 1, 1, 2]), np.array(["a", "a", "b", "b"]))
+    assert found[:3].tolist() == [[2, 2, 4, 4], [2, 2, 4, 4], [0, 0, 3, 3]] and np.isnan(found[3]).all()
+
+
+def test_the_table_by_hand():
+    boxes = _boxes(*(("abcd"[k], label, k, (0, 0, 9, 9)) for k, label in enumerate((4, 4, 4, 5))))
+    boxes = boxes.assign(iou=[0.2, 0.4, 0.6, 0.1], region_iou=0.1, hit=[1.0, 0, 1, 0], guided_iou=0.5,
+                         place_iou=[0.1, 0.1, 0.1, np.nan], place_hit=[0.0, 0, 0, np.nan])  # fmt: skip
+    table = class_table(boxes, n_resamples=200).set_index("label")
+    assert table.index.tolist() == ["Mass", "Nodule", ALL, CLASSES]
+    mass, nodule, whole, classes = (table.loc[name] for name in table.index)
+    assert mass["iou"] == pytest.approx(0.4) and 0.2 <= mass["low"] < 0.4 < mass["high"] <= 0.6
+    assert (
+        mass["found_0.1"] == 1
+        and mass["found_0.3"] == pytest.approx(2 / 3)
+        and mass["found_0.5"] == pytest.approx(1 / 3)
+    )
+    assert mass["gain"] == pytest.approx(0.3) and mass["hit"] == pytest.approx(2 / 3)
+    assert nodule["iou"] == pytest.approx(0.1) and np.isnan(nodule["low"]) and np.isnan(nodule["place_iou"])
+    assert nodule["found_0.1"] == 0  # above, not at
+    assert whole["iou"] == pytest.approx(0.325) and whole["boxes"] == 4 and whole["gain"] == pytest.approx(0.3)
+    assert classes["iou"] == pytest.approx(0.25) and np.isnan(classes["low"])
+    assert mass["paper_attention"] == 0.1768 and whole["paper_without"] == 0.2437
+
+
+def test_the_papers_mean_is_that_over_boxes():
+    counts = {"Atelectasis": 180, "Cardiomegaly": 146, "Effusion": 153, "Infiltration": 123, "Mass": 85, "Nodule": 79,
+              "Pneumonia": 120, "Pneumothorax": 98}  # fmt: skip
+    assert sum(counts.values()) == 984 and set(counts) == set(PAPER) - {ALL} <= set(LABELS)
+    mean = sum(n * PAPER[name][0] for name, n in counts.items()) / 984
+    assert mean == pytest.approx(PAPER[ALL][0], abs=1e-4)
+
+
+def test_unusable_options_and_folders_are_refused(tmp_path):
+    for options, message in (({"threshold": (0.0,)}, "above 0"), ({"threshold": (0.5, 1.5)}, "1.5"),
+                             ({"threshold": ()}, "one or several"), ({}, "not the folder of a finished")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            localise(tmp_path, **options)
+    (tmp_path / "config.json").write_text('{"solution": "vinbigdata"}')
+    with pytest.raises(InputError, match="not the configuration of a ChestX-ray14 run"):
+        localise(tmp_path)
+    with pytest.raises(InputError, match="not a folder"):
+        localise(tmp_path, out=tmp_path / "config.json")
