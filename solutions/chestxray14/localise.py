@@ -59,8 +59,6 @@ def localise(
         device: auto, cpu, cuda or cuda:<n>.
         workers: Processes that read images.
     """
-    from solutions.chestxray14.pipeline import experiment_key  # it imports this module
-
     for value in threshold:
         if not 0 < value <= 1:
             raise InputError(f"--threshold must lie above 0 and be at most 1, not {value:g}")
@@ -68,6 +66,8 @@ def localise(
         raise InputError("--threshold: name one or several")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder (--out)")
+    from solutions.chestxray14.pipeline import experiment_key  # it imports this module
+
     with _opened(run, Options(out=run, device=device, workers=workers)) as context:
         data = open_prepared(context)
         experiment_key(context, data)  # refuses networks that the run's predictions are not of
