@@ -12,6 +12,8 @@ import numpy as np
 from common.errors import InputError
 from common.phantom import CIRCLE, cloud, fill, main_parts, soften, stroke
 
+DIFFUSE = ("edema", "emphysema")  # of common.phantom_diffuse: all over both lungs, so that nothing lies beside them
+
 
 def _side(scene, rng, side):
     """`side`, or one of the two at random."""
@@ -80,7 +82,7 @@ def pneumothorax(scene, rng, side=None, share=None):
 def _reach(scene, rng, squeeze, inset):
     """Distance (float32) from a random place in one lung, irregular and stretched by `squeeze` along y; that lung."""
     size, lung = scene.size, scene.lungs[_side(scene, rng, None)]
-    free = lung & ~np.any([finding.mask for finding in scene.findings], axis=0)
+    free = lung & ~np.any([finding.mask for finding in scene.findings if finding.name not in DIFFUSE], axis=0)
     free = free if free.any() else lung
     depth = cv2.distanceTransform(free.astype(np.uint8), cv2.DIST_L2, 3) / size
     places = np.argwhere(depth > min(inset, 0.8 * depth.max()))
@@ -120,6 +122,30 @@ def consolidation(scene, rng, name="consolidation", density=0.17, radius=(0.07, 
 opacity = partial(consolidation, name="opacity", density=0.10, radius=(0.06, 0.12))
 
 
+def pneumonia(scene, rng, side=None):
+    """Draw a lobe filled up to its fissure, which stays straight, but for its bronchi; side: "left" or "right"."""
+    side = _side(scene, rng, side)
+    lung, sign, up = scene.lungs[side], 1 if side == "left" else -1, -1 if rng.random() < 0.4 else 1
+    fissure, slope, reach = rng.uniform([0.40, 0.0, 0.12], [0.44, 0.05, 0.17])
+
+    def between(start, stop):
+        start, stop = fissure + up * start, fissure + up * stop
+        corners = [(0, start), (0.45, start + slope), (0.45, stop + slope), (0, stop)]
+        return fill(_blank(scene), scene.at(corners, sign))
+
+    fading = np.clip(1.2 * soften(between(-0.2, reach), 1 / 35) - 0.1, 0, 1)
+    lobe = fading * soften(between(0, 0.5), 1 / 700) * soften(lung, 1 / 700)
+    bronchi = _blank(scene)
+    for angle in up * (rng.uniform(0.1, 0.3) + np.arange(4) * 0.32):
+        turn = angle + np.cumsum(rng.normal(0, 0.12, 6))
+        path = np.array((0.06, fissure)) + np.cumsum(0.035 * np.stack([np.cos(turn), np.sin(turn)], 1), axis=0)
+        stroke(bronchi, scene.at(path, sign, "open"), 0.0045, 200)
+    filled = lobe * np.clip(0.95 + 0.15 * cloud(rng, scene.size), 0.2, 1.4) * np.float32(rng.uniform(0.22, 0.27))
+    scene.tissue += filled * (1 - np.float32(0.6) * soften(bronchi, 1 / 400))
+    scene.vessels *= 1 - np.float32(0.85) * lobe
+    scene.add("pneumonia", main_parts((lobe > 0.4) & lung, 3))
+
+
 def effusion(scene, rng, side=None):
     """Draw fluid in one costophrenic angle, its surface rising to the wall; side: "left" or "right"."""
     side = _side(scene, rng, side)
@@ -157,8 +183,27 @@ def aortic_enlargement(scene, rng):
     scene.add("aortic_enlargement", mask)
 
 
-def atelectasis(scene, rng, side=None):
-    """Draw an airless wedge of lung, its edges straight, from the hilum outwards; side: "left" or "right"."""
+def hernia(scene, rng):
+    """Draw a piece of stomach above the diaphragm and behind the heart, with air above its fluid."""
+    (across, along), (u, y) = rng.uniform([0.075, 0.065], [0.1, 0.085]), rng.uniform([0.0, 0.60], [0.06, 0.63])
+
+    def sac(share):
+        return fill(_blank(scene), scene.at(share * CIRCLE * [across, along] + [u, y], 1, "closed"))
+
+    mask = sac(1) > 127
+    _take(scene, mask & (scene.lungs["left"] | scene.lungs["right"]))
+    level = y + along * rng.uniform(-0.1, 0.3)
+    above = fill(_blank(scene), scene.at([(u - 0.2, y - 0.2), (u + 0.2, y - 0.2), (u + 0.2, level), (u - 0.2, level)]))
+    scene.tissue += np.float32(0.1) * soften(mask, 1 / 500)
+    scene.tissue -= np.float32(0.38) * soften(cv2.min(sac(0.88), above), 1 / 700)
+    scene.add("hernia", mask)
+
+
+def atelectasis(scene, rng, side=None, density=(0.15, 0.2)):
+    """Draw an airless wedge of lung, its edges straight, from the hilum outwards.
+
+    side: "left" or "right"; density as in `nodule`.
+    """
     side = _side(scene, rng, side)
     half, length = rng.uniform((0.2, 0.22), (0.3, 0.3))
     masks = []
@@ -169,7 +214,7 @@ def atelectasis(scene, rng, side=None):
         masks.append(main_parts((fill(_blank(scene), pixels) > 127) & scene.lungs[side], 3))
     mask = max(masks, key=lambda mask: min(mask.mean(), 0.01))  # the first that a large heart does not cover
     soft = soften(mask, 1 / 400)
-    scene.tissue += soft * np.float32(rng.uniform(0.15, 0.2))
+    scene.tissue += soft * np.float32(rng.uniform(*density))
     scene.vessels *= 1 - np.float32(0.8) * soft
     scene.add("atelectasis", mask)
 
@@ -197,12 +242,12 @@ def cavity(scene, rng):
     scene.add("cavity", whole > 0.5)
 
 
-def infiltration(scene, rng):
-    """Draw faint patches with lung left between them."""
+def infiltration(scene, rng, density=0.16, radius=(0.08, 0.12)):
+    """Draw faint patches with lung left between them; radius as in `nodule`."""
     reach, lung = _reach(scene, rng, rng.uniform(0.8, 1.3), 0.06)
-    profile = _within(reach, rng.uniform(0.08, 0.12)) * soften(lung, 1 / 500)
+    profile = _within(reach, rng.uniform(*radius)) * soften(lung, 1 / 500)
     patches = np.clip(0.35 + 0.9 * cloud(rng, scene.size, (40, 60, 110)), 0, 1.3)
-    scene.tissue += profile * patches * np.float32(0.16)
+    scene.tissue += profile * patches * np.float32(density)
     scene.add("infiltration", (profile > 0.4) & lung)
 
 
@@ -218,14 +263,14 @@ def ild(scene, rng, side=None):
     scene.add("ild", main_parts(lung & (below > 0.5), 3))
 
 
-def fibrosis(scene, rng):
-    """Draw a bundle of coarse scars that point to the hilum."""
+def fibrosis(scene, rng, radius=(0.05, 0.08)):
+    """Draw a bundle of coarse scars that point to the hilum; radius as in `nodule`."""
     reach, lung = _reach(scene, rng, 1, 0.06)
     centre = np.array(np.unravel_index(reach.argmin(), reach.shape))[::-1]
     sign = 1 if lung is scene.lungs["left"] else -1
     along = scene.at([(0.08, 0.42)], sign)[0] - centre
     along = along / np.hypot(*along)
-    layer, radius = _blank(scene), rng.uniform(0.05, 0.08) * scene.size
+    layer, radius = _blank(scene), rng.uniform(*radius) * scene.size
     for offset in np.linspace(-0.8, 0.8, rng.integers(6, 10)):
         reach, turn = radius * rng.uniform(0.6, 1, 2) * np.sqrt(1 - offset**2), rng.normal(0, 0.08, 5).cumsum()
         steps = np.linspace(-reach[0], reach[1], 5)[:, None] * along
@@ -238,15 +283,18 @@ def fibrosis(scene, rng):
     scene.add("fibrosis", hull)
 
 
-def pleural_thickening(scene, rng, side=None):
-    """Draw a dense rim within one lung, at its apex or its lateral wall; side: "left" or "right"."""
+def pleural_thickening(scene, rng, side=None, radius=(0.08, 0.12), depth=(0.022, 0.035)):
+    """Draw a dense rim within one lung, at its apex or its lateral wall.
+
+    side: "left" or "right"; radius, of its extent, and depth: least and most, shares of the width.
+    """
     side = _side(scene, rng, side)
     lung, sign = scene.lungs[side], 1 if side == "left" else -1
     place = (0.13, 0.10) if rng.random() < 0.6 else (0.35, rng.uniform(0.35, 0.5))
     x, y = scene.at([place], sign)[0]
     along = np.arange(scene.size, dtype=np.float32)
-    away = np.hypot(along - x, along[:, None] - y) / (rng.uniform(0.08, 0.12) * scene.size)
-    depth = cv2.distanceTransform(lung.astype(np.uint8), cv2.DIST_L2, 5) / scene.size
-    mask = main_parts(lung & (depth < rng.uniform(0.022, 0.035) * (1 - away**2)), 1)
+    away = np.hypot(along - x, along[:, None] - y) / (rng.uniform(*radius) * scene.size)
+    inwards = cv2.distanceTransform(lung.astype(np.uint8), cv2.DIST_L2, 5) / scene.size
+    mask = main_parts(lung & (inwards < rng.uniform(*depth) * (1 - away**2)), 1)
     scene.tissue += soften(mask, 1 / 700) * np.float32(0.26)
     scene.add("pleural_thickening", mask)

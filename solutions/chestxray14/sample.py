@@ -1,0 +1,181 @@
+"""The embedded sample: phantom radiographs laid out as Kaggle unpacks ChestX-ray14 (nih-chest-xrays/data).
+
+Like the real set: 8-bit PNG files in several folders, some with four channels; patients numbered across both lists,
+with follow-up images that share their anatomy, and nobody in two lists; AP films, on which the chest fills more of the
+image, beside PA films; a comma at the end of the label table's lines, and boxes for eight classes of the test images,
+in pixels of a 1024 × 1024 image, under a header with more columns than their lines have. Unlike it: the images are
+half as wide; all labels are equally frequent and true; a follow-up image shows findings of its own; a box is drawn
+around every shadow of the eight classes; and 40 % of the images are healthy instead of 54 %, the others with one to
+four labels and with findings bolder than in life, so that a training on a hundred images has something to learn from.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from common import phantom, sample
+from common import phantom_findings as draws
+from common.phantom_diffuse import edema, emphysema
+from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
+
+VERSION = 1  # raise it whenever the files for a seed change
+SIDE = 512  # of the images; NIH's have BOX_SIDE
+HEALTHY = 0.4
+COLOURED = 40  # every so many images one has four channels; NIH: 519 images
+CLOSER = 1.07  # how much larger the chest is on an AP film
+AP = 0.4  # of the images, as in NIH's
+# Ways to draw a label. What moves a border of the lungs comes before what lies within them.
+FINDINGS = {
+    "Emphysema": (emphysema,),
+    "Cardiomegaly": (draws.cardiomegaly,),
+    "Hernia": (draws.hernia,),
+    "Pneumothorax": (partial(draws.pneumothorax, share=0.15), partial(draws.pneumothorax, share=0.25)),
+    "Effusion": (draws.effusion,),
+    "Pleural_Thickening": (partial(draws.pleural_thickening, radius=(0.2, 0.26), depth=(0.05, 0.06)),),
+    "Edema": (edema,),
+    "Pneumonia": (draws.pneumonia,),
+    "Atelectasis": (partial(draws.atelectasis, density=(0.22, 0.28)),),
+    "Consolidation": (partial(draws.consolidation, density=0.26),),
+    "Infiltration": (partial(draws.infiltration, density=0.24, radius=(0.1, 0.14)),),
+    "Mass": (partial(draws.mass, radius=(0.05, 0.08), density=(0.2, 0.28)),),
+    "Fibrosis": (partial(draws.fibrosis, radius=(0.08, 0.11)),),
+    "Nodule": (partial(draws.nodule, radius=(0.025, 0.038), density=(0.22, 0.3)),),
+}
+BOXED = LABELS[:8]  # in BBox_List_2017.csv, where Infiltration is called Infiltrate
+FILMS = {  # sides of the detectors' images and their pixel spacing in mm
+    "AP": ((2500, 2048, "0.168"), (3056, 2544, "0.139"), (2048, 2500, "0.168")),
+    "PA": ((2992, 2991, "0.143"), (2500, 2048, "0.168"), (2021, 2021, "0.194311")),
+}
+TABLE_HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+)
+BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+
+
+def make_sample(folder, n_train=96, n_test=32, seed=0):
+    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+
+    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0. Holds what Kaggle's folder holds:
+    images_001/images/<patient>_<follow-up>.png (512 × 512), images_002, Data_Entry_2017.csv, BBox_List_2017.csv,
+    train_val_list.txt and test_list.txt. The bytes depend on the parameters alone. Written under another name and
+    renamed when complete. Raises InputError for parameters out of range and for a folder that holds something other
+    than a sample.
+    """
+    parameters = {"sample": "chestxray14", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
+    least = {"n_train": 4, "n_test": 1, "seed": 0}
+    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, n_train, n_test, seed))
+
+
+def _write(folder, n_train, n_test, seed):
+    cases = _plan(n_train, n_test, seed)
+    folders = [folder / f"images_{part:03d}" / "images" for part in (1, 2)]
+    for images in folders:
+        images.mkdir(parents=True)
+    places = [folders[2 * i >= len(cases)] for i in range(len(cases))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
+        found = list(pool.map(_write_image, places, cases))
+    _write_lines(folder / "Data_Entry_2017.csv", [TABLE_HEADER, *(_row(seed, case) for case in cases)])
+    tests = [pair for pair in zip(cases, found, strict=True) if pair[0].split == "test"]
+    boxes = [_box(case, label, boxes[label]) for label in BOXED for case, boxes in tests if label in boxes]
+    _write_lines(folder / "BBox_List_2017.csv", [BOX_HEADER, *boxes])
+    for split, name in (("train", "train_val_list.txt"), ("test", "test_list.txt")):
+        _write_lines(folder / name, [case.file_name for case in cases if case.split == split])
+
+
+class _Case(NamedTuple):
+    split: str
+    number: int  # seed of the phantom
+    person: int  # seed of the anatomy
+    patient: int
+    visit: int  # counts the patient's images
+    labels: tuple  # in the order in which they are drawn
+    view: str
+
+    @property
+    def file_name(self):
+        return f"{self.patient:08d}_{self.visit:03d}.png"
+
+
+def _plan(n_train, n_test, seed):
+    """Every image in the order of patients: who is imaged how often, in which list, and what is found."""
+    rng, first = np.random.default_rng([seed, 1]), 1_000_000 * seed
+    people = [
+        (split, visits)
+        for split, count in (("train", n_train), ("test", n_test))
+        for visits in np.split(np.arange(count), _first_visits(count, rng)[1:])
+    ]
+    labels = {"train": _labels(n_train, rng), "test": _labels(n_test, rng)}
+    cases = []
+    for patient, k in enumerate(rng.permutation(len(people)), 1):
+        split, images = people[k]
+        for visit, i in enumerate(images):
+            view = "AP" if rng.random() < AP else "PA"
+            cases.append(_Case(split, first + len(cases), first + patient, patient, visit, labels[split][i], view))
+    return cases
+
+
+def _first_visits(count, rng):
+    """Where the images of a new patient begin: half of the patients have one, some two to four."""
+    starts = [0]
+    while starts[-1] < count:
+        starts.append(starts[-1] + 1 + int(rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))))
+    return starts[:-1]
+
+
+def _labels(count, rng):
+    """Labels an image: exact shares in random places, one to four of an ill chest, all equally often."""
+    ill = rng.permutation(count) >= round(HEALTHY * count)
+    seen, names, found = np.zeros(len(FINDINGS)), list(FINDINGS), []
+    for i in range(count):
+        rarest = np.sort(np.argsort(seen + rng.random(len(seen)))[: 1 + ill[:i].sum() % 4]) if ill[i] else []
+        seen[rarest] += 1
+        found.append(tuple(names[k] for k in rarest))
+    return found
+
+
+def _write_image(folder, case):
+    """Draw and write one image; returns the boxes (x, y, width, height) of its labels, in its pixels."""
+    rng = np.random.default_rng([case.number, 1])
+    ways = [FINDINGS[label] for label in case.labels]
+    findings = [way[rng.integers(len(way))] for way in ways]
+    film = phantom.draw(case.number, SIDE if case.view == "PA" else round(CLOSER * SIDE), findings, case.person)
+    window = _window(film.lungs.left | film.lungs.right)
+    image = np.ascontiguousarray(film.image[window])
+    if case.number % COLOURED == COLOURED - 1:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGRA)
+    _, png = cv2.imencode(".png", image)
+    (folder / case.file_name).write_bytes(png.tobytes())
+    masks = (np.uint8(finding.mask[window]) for finding in film.findings)
+    return {label: cv2.boundingRect(mask) for label, mask in zip(case.labels, masks, strict=True)}
+
+
+def _window(lungs):
+    """Slices of the part of a film that is kept: SIDE pixels about the middle of the lungs."""
+    x, y, width, height = cv2.boundingRect(np.uint8(lungs))
+    starts = (min(max(middle - SIDE // 2, 0), len(lungs) - SIDE) for middle in (y + height // 2, x + width // 2))
+    return tuple(slice(start, start + SIDE) for start in starts)
+
+
+def _row(seed, case):
+    """Line of the label table; sex and age belong to the patient."""
+    person, film = np.random.default_rng([seed, 2, case.patient]), np.random.default_rng([case.number, 2])
+    sex, age = "FM"[person.integers(2)], person.integers(18, 85) + case.visit
+    width, height, spacing = FILMS[case.view][film.integers(len(FILMS[case.view]))]
+    labels = "|".join(sorted(case.labels)) or NO_FINDING
+    who = f"{case.file_name},{labels},{case.visit},{case.patient},{age},{sex},{case.view}"
+    return f"{who},{width},{height},{spacing},{spacing},"
+
+
+def _box(case, label, box):
+    """Line of the boxes, in NIH's pixels."""
+    name = "Infiltrate" if label == "Infiltration" else label
+    return ",".join([case.file_name, name, *(str(edge * BOX_SIDE / SIDE) for edge in box)])
+
+
+def _write_lines(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines), newline="\n")
