@@ -5,9 +5,12 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.fusion    (under a minute; the rater
 The workload: 3,000 images × 6 models × 100 boxes of 14 classes, weights 5 2 1 1 1 1, IoU 0.4. The boxes are made:
 copies of shared boxes that each model shifts and resizes, so that 1,800,000 become about 610,000, as in the paper.
 The peer fuses some of the images, and its time is that of all by proportion. Seconds are of the processor, one thread
-(`time.thread_time`), so that other programs on the machine count little; "wall" is what a clock shows.
+(`time.thread_time`), so that other programs on the machine count little. Only the lines "on … cores" go by the clock:
+ours on a thread for each core, the peer on its one thread as above. They mean something on a machine with nothing else
+to do.
 """
 
+import os
 import resource
 import time
 
@@ -16,12 +19,13 @@ import pandas as pd
 
 from benchmarks.tables import label_table
 from common.post import fusion
-from common.post.batches import Batch
+from common.post.batches import Batch, in_portions
 from common.post.boxes import BOX, denormalise
 
 IMAGES, MODELS, PER_MODEL, CLASSES = 3000, 6, 100, 14
 WEIGHTS, IOU = [5, 2, 1, 1, 1, 1], 0.4
 PEERS, ROUNDS = 24, 5  # images that the peer fuses, rounds of which the best counts
+CORES = len(os.sched_getaffinity(0))
 
 
 def workload(decimals=None):
@@ -47,6 +51,17 @@ def seconds(function, items, rounds=ROUNDS, clock=time.thread_time):
             function(item)
             best[k] = min(best[k], clock() - begin)
     return best.mean()
+
+
+def on_threads(fuse, batch, threads, **options):
+    """Boxes, scores and labels of `fuse(batch, **options)`, fused in portions on so many threads."""
+
+    def portion(begin, end):
+        starts = batch.starts[begin : end + 1]
+        columns = (column[starts[0] : starts[-1]] for column in batch[:4])
+        return fuse(Batch(*columns, starts - starts[0], batch.n_models), **options)[:3]
+
+    return in_portions(portion, batch.starts, threads)
 
 
 def report(name, ours, theirs):
@@ -89,6 +104,14 @@ def compare(peer, untied):
         slow = seconds(lambda item, f=theirs, o=options: f(*item, **o), timed, rounds=2)
         report(f"{name}, an image", seconds(lambda item, f=ours, o=options: f(*item, **o), timed, 20), slow)
         report(f"{name}, {IMAGES} at once", seconds(lambda f, b=batch, o=options: b(f, **o), [flat], 3), slow * IMAGES)
+        if batch is fusion.fuse_wbf:
+            for threads in (1, CORES, 2 * CORES + 1):
+                parts = on_threads(batch, flat, threads, **options)
+                assert all(a.tobytes() == b.tobytes() for a, b in zip(parts, fused, strict=False)), threads
+            wall = seconds(
+                lambda f, o=options: on_threads(fusion.fuse_wbf, f, CORES, **o), [flat], 5, time.perf_counter
+            )
+            report(f"{name}, {IMAGES} on {CORES} cores", wall, slow * IMAGES)
 
 
 def compare_tables(peer, work):
@@ -103,13 +126,15 @@ def compare_tables(peer, work):
     of_images = pd.DataFrame({"image_id": ids, "width": sizes[:, 0], "height": sizes[:, 1]})
     del pixels
 
-    def fuse(tables):
-        return fusion.fuse_table(tables, of_images, WEIGHTS, iou_thr=IOU)
+    def fuse(tables, threads=None):
+        return fusion.fuse_table(tables, of_images, WEIGHTS, iou_thr=IOU, threads=threads)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fused = fuse(tables)
-    taken = seconds(fuse, [tables], 3)
-    wall = seconds(fuse, [tables], 3, time.perf_counter)
+    assert fuse(tables, 1).equals(fused)
+    # the one thread is not the main one: the whole process counts
+    taken = seconds(lambda tables: fuse(tables, 1), [tables], 3, time.process_time)
+    wall = seconds(fuse, [tables], 5, time.perf_counter)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     by_image = dict(list(fused.groupby("image_id", sort=False)))
     inputs = [t.set_index("image_id") for t in tables]
@@ -129,7 +154,8 @@ def compare_tables(peer, work):
         assert (rows[BOX].to_numpy() == np.minimum(wanted[0] * size, size)).all()
         assert (rows["score"].to_numpy() == wanted[1]).all() and (rows["class_id"].to_numpy() == wanted[2]).all()
     report("WBF, tables in pixels to a table", taken, slow)
-    print(f"    {MODELS * IMAGES * PER_MODEL:,} boxes become {len(fused):,}; by the clock {wall:.2f} s")
+    report(f"WBF, tables on {CORES} cores", wall, slow)
+    print(f"    {MODELS * IMAGES * PER_MODEL:,} boxes become {len(fused):,}")
     print(
         f"    peak memory of the process {peak / 2**20:.2f} GB; {before / 2**20:.2f} GB before fusing, inputs included"
     )

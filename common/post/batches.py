@@ -1,6 +1,8 @@
 """Boxes of one image or thousands as flat arrays: checked, gathered by class and sorted, for every way to fuse them."""
 
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from common.post.boxes import check_boxes
 # argument: its cache would keep a constant through a change of numpy.
 SINGLE = bool(np.result_type(np.zeros(1, np.float32), np.float64(1)) == np.float32)
 _LARGEST = 2**24  # class ids stay whole numbers in float32 up to here
+_ROWS = 1 << 15  # boxes fused together: what they need stays in the processor's cache
 
 
 class Batch(NamedTuple):
@@ -37,6 +40,17 @@ class Fused(NamedTuple):
     scores: np.ndarray
     labels: np.ndarray
     starts: np.ndarray
+
+
+def in_portions(fuse, starts, threads=None):
+    """Join the tuples of arrays that `fuse(first image, last image + 1)` gives for some images at a time.
+
+    starts: as in `Batch`. threads: None for one a core; the result is the same for any number.
+    """
+    begins = np.unique([0, *np.searchsorted(starts, np.arange(0, starts[-1], _ROWS))])
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        parts = pool.map(fuse, begins, np.append(begins[1:], len(starts) - 1))
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def one_image(boxes_list, scores_list, labels_list, skip_box_thr=0.0):

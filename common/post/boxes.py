@@ -74,9 +74,9 @@ def denormalise(boxes, sizes):
 
 def _twice(sizes):
     sizes = np.asarray(sizes, np.float64)
-    if not (np.isfinite(sizes) & (sizes > 0)).all():
+    if not ((sizes > 0) & (sizes < np.inf)).all():
         raise InputError("widths, heights and scales must be positive numbers")
-    return np.concatenate([sizes, sizes], axis=-1)
+    return np.tile(sizes, 2)
 
 
 @njit(cache=True, nogil=True)

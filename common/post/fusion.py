@@ -3,14 +3,12 @@
 The methods themselves: `common.post.wbf` (weighted boxes fusion), `common.post.suppression` (NMS, soft-NMS, NMW).
 """
 
-import itertools
-
 import numpy as np
 import pandas as pd
 from numba import njit
 
 from common.errors import InputError
-from common.post.batches import Batch, check_iou, check_labels, check_scores, check_weights
+from common.post.batches import Batch, check_iou, check_labels, check_scores, check_weights, in_portions
 from common.post.boxes import BOX, check_boxes, clip, denormalise, normalise
 from common.post.suppression import first_boxes, fuse_nms, fuse_nmw, fuse_soft_nms, nms, non_maximum_weighted, soft_nms
 from common.post.wbf import fuse_wbf, mean_boxes, weighted_boxes_fusion
@@ -31,17 +29,17 @@ __all__ = [
 ]
 
 NO_FINDING = 14  # VinBigData's class of an image without finding; its box is 0 0 1 1, in pixels
-_ROWS = 1 << 15  # boxes fused together
 
 
-def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING, **options):
+def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING, threads=None, **options):
     """Fuse the detections of several models, image by image and class by class.
 
     tables: one DataFrame a model (a list, or a dict from the names that errors shall use): image_id, class_id, score
     from 0, x_min, y_min, x_max, y_max in pixels of the original; other columns are ignored. sizes: DataFrame of
     image_id, width, height, an image a row; images that no model mentions are allowed. weights: a positive number a
     model, or None. fuse: `fuse_wbf`, `fuse_nms`, `fuse_soft_nms` or `fuse_nmw`, called with `options` (iou_thr,
-    skip_box_thr, conf_type, …) on boxes divided by their image's width and height.
+    skip_box_thr, conf_type, …) on boxes divided by their image's width and height. threads: None for one a core; the
+    result is the same for any number.
 
     The class `no_finding` (None for no such class) is never fused. Its score is the weighted mean over the models
     that use this class anywhere; an image to which such a model gives none counts 0 there. A row `0 0 1 1` with this
@@ -66,17 +64,15 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
 
     def fuse_images(begin, end):
         rows = order[starts[begin] : starts[end]]
-        shares = normalise(boxes[rows], pixels[images[rows]])
+        shares = normalise(boxes.take(rows, axis=0), pixels.take(images[rows], axis=0))
         part = starts[begin : end + 1] - starts[begin]
         fused = fuse(Batch(shares, scores[rows], labels[rows], models[rows], part, len(named)), weights, **options)
         found = np.repeat(np.arange(begin, end), np.diff(fused.starts))
-        inside = clip(denormalise(fused.boxes, pixels[found]), pixels[found])
+        of_found = pixels.take(found, axis=0)
+        inside = clip(denormalise(fused.boxes, of_found), of_found)
         return found, fused.labels, fused.scores.astype(np.float64, copy=False), inside
 
-    # some images at a time: what they need stays in the processor's cache
-    cuts = np.unique([0, len(index), *np.searchsorted(starts, np.arange(0, len(order), _ROWS))])
-    fused = [fuse_images(begin, end) for begin, end in itertools.pairwise(cuts)]
-    images, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*fused, strict=True))
+    images, labels, scores, boxes = in_portions(fuse_images, starts, threads)
     found, mean = _no_finding_scores(healthy, weights)
     images = np.concatenate([images, found])
     order = np.argsort(images, kind="stable")

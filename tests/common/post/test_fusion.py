@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.tables import label_table
 from common.errors import InputError
-from common.post import fusion
+from common.post import batches, fusion
 from common.post.batches import check_labels
 from common.post.boxes import BOX, denormalise
 from common.post.wbf import CONF_TYPES, _sum
@@ -108,6 +108,13 @@ def test_ties_come_in_the_peers_order(boxes):
     assert_identical(fusion.weighted_boxes_fusion(*lists, iou_thr=0.5), theirs)
 
 
+def test_class_numbers_far_apart():
+    lists = predictions(1, 3, 60, classes=6)
+    numbers = np.array([3, 67, -61, 131, 0, 2**24 - 1])  # the first four end in the same six bits
+    lists[2] = [numbers[labels] for labels in lists[2]]
+    assert_identical(fusion.weighted_boxes_fusion(*lists), quietly(peer.weighted_boxes_fusion, lists))
+
+
 def test_lists_empty_models_and_nothing_left():
     lists = [[[], [[0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.4, 0.1]]], [[], [0.5, 0.9]], [[], [2, 2]]]
     assert_identical(fusion.weighted_boxes_fusion(*lists), quietly(peer.weighted_boxes_fusion, lists))
@@ -138,11 +145,16 @@ def test_sum_is_numpys(n):
         ({"boxes": [[[0, 0, 1, 1]], [[0.5, 0, 0.1, 1]]]}, "model 1, box 0: .* inverted"),
         ({"boxes": [[[0, 0, np.nan, 1]], [[0, 0, 1, 1]]]}, "model 0, box 0: .* finite"),
         ({"boxes": [[[0, 0, 1, 1]]]}, "1 models' boxes"),
+        ({"boxes": [], "scores": [], "labels": []}, "0 models' boxes"),
+        ({"boxes": [[[0, 0, 1]], [[0, 0, 1]]]}, r"boxes must have shape \(n, 4\)"),
         ({"scores": [[np.nan], [0.5]]}, "model 0, box 0: score nan"),
         ({"scores": [[0.5], [-0.1]]}, "model 1, box 0: score -0.1"),
         ({"scores": [[0.5], [np.inf]]}, "model 1, box 0: score inf"),
         ({"scores": [[0.5], [0.5, 0.6]]}, "model 1: 1 boxes, scores"),
+        ({"scores": [[0.5], [[0.5]]]}, "model 1: 1 boxes, scores"),
+        ({"scores": [[0.5], [True]]}, "model 1: scores must be numbers"),
         ({"scores": [["a"], ["b"]]}, "scores must be numbers"),
+        ({"labels": [[1, 1], [1]]}, r"model 0: 1 boxes, scores \(1,\), labels \(2,\)"),
         ({"labels": [[1], [1.5]]}, "model 1, box 0: class id 1.5"),
         ({"labels": [[1.0], [np.nan]]}, "class id nan"),
         ({"labels": [["a"], ["b"]]}, "class ids must be whole"),
@@ -251,13 +263,18 @@ def tables_of(images, sizes):
     ],
 )
 def test_a_table_is_its_images_fused_one_by_one(fuse, method, options, monkeypatch):
-    monkeypatch.setattr(fusion, "_ROWS", 100)  # several portions
+    monkeypatch.setattr(batches, "_ROWS", 100)  # several portions
     # powers of two, so that pixels divided by them are the numbers from before
     sizes = pd.DataFrame({"image_id": [f"i{k}" for k in range(7)], "width": 1024, "height": 2048})
     images = {f"i{k}": predictions(k, 3, 25, 4, decimals=2) for k in range(0, 7, 2)}
     weights = [3, 2, 0.5]
     ours = fusion.fuse_table(tables_of(images, sizes.set_index("image_id")), sizes, weights, fuse, **options)
     assert list(ours["image_id"].unique()) == list(images)
+    for threads in (1, 3):
+        again = fusion.fuse_table(
+            tables_of(images, sizes.set_index("image_id")), sizes, weights, fuse, threads=threads, **options
+        )
+        pd.testing.assert_frame_equal(again, ours, check_exact=True)
     for image_id, lists in images.items():
         boxes, scores, labels = quietly(method, lists, weights=weights, **options)
         rows = ours[ours["image_id"] == image_id]
@@ -271,7 +288,7 @@ def test_table_by_hand():
     fused = fusion.fuse_table([first, second], SIZES, iou_thr=0.4)
     assert fused.to_numpy().tolist() == [["b", 3, 0.25, 100, 100, 300, 200], ["a", 3, 0.5, 0, 0, 500, 350]]
     assert fused.dtypes.astype(str).tolist()[1:] == ["int64"] + ["float64"] * 5
-    assert len(fusion.fuse_table([table()], SIZES)) == 0
+    assert len(fusion.fuse_table([table()], SIZES)) == len(fusion.fuse_table([table()], SIZES.iloc[:0])) == 0
     assert fusion.fuse_table([table()], SIZES).columns.tolist() == ["image_id", "class_id", "score", *BOX]
 
 
