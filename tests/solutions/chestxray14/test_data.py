@@ -1,0 +1,521 @@
+"""From NIH's tables, lists and images to a split, folds and labels: small folders by hand, the whole real table."""
+
+import dataclasses
+import logging
+import re
+import time
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.tables import label_table, real_data
+from common.cli import Context, Options
+from common.data.folds import prevalence_deviation, shared_groups
+from common.errors import InputError
+from common.paths import read_json, write_json
+from common.post.boxes import BOX
+from common.runs import Run
+from common.train.checkpoint import save_weights
+from common.train.loop import Budget
+from solutions.chestxray14 import data, leaks
+from solutions.chestxray14.config import DEMO, LABELS, Config
+from solutions.chestxray14.data import check_weights, open_prepared, prepare_competition
+from solutions.chestxray14.labels import LISTS, patient_of, read_boxes, read_labels, read_lists
+
+HEADER = ("Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+          "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]")  # fmt: skip
+BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h]"
+SMALL = dataclasses.replace(
+    DEMO, whole=dataclasses.replace(DEMO.whole, resize=32, size=32, weighting=False), store_size=32
+)
+# (image, labels); patients 1 to 4 train, 5 and 6 test
+ROWS = [
+    ("00000001_000", "Cardiomegaly|Effusion"), ("00000001_001", "No Finding"), ("00000002_000", "Hernia"),
+    ("00000003_000", "No Finding"), ("00000004_000", "Cardiomegaly"), ("00000005_000", "Mass"),
+    ("00000005_001", "No Finding"), ("00000006_000", "Infiltration|Hernia"),
+]  # fmt: skip
+TRAIN, TEST = [name for name, _ in ROWS[:5]], [name for name, _ in ROWS[5:]]
+
+
+def line(name, labels="No Finding", age="58", sex="M", view="PA", follow_up=None, patient=None):
+    follow_up = int(name[-3:]) if follow_up is None else follow_up
+    patient = int(name[:8]) if patient is None else patient
+    return f"{name}.png,{labels},{follow_up},{patient},{age},{sex},{view},2500,2048,0.168,0.168"
+
+
+def write_table(path, lines, header=HEADER):
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def write_list(path, names):
+    path.write_text("".join(f"{name}.png\n" for name in names))
+    return path
+
+
+def write_image(path, value=90, size=(48, 40)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ramp = np.linspace(0, value, size[0]).astype(np.uint8)
+    assert cv2.imwrite(str(path), np.tile(ramp, (size[1], 1)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The competition as Kaggle gives it, in two of its twelve image folders."""
+    root = tmp_path / "data"
+    for number, (name, _) in enumerate(ROWS):
+        write_image(root / f"images_{number // 5 + 1:03}" / "images" / f"{name}.png", 20 + 20 * number)
+    write_table(root / "Data_Entry_2017.csv", [line(*row) for row in ROWS])
+    write_list(root / "train_val_list.txt", TRAIN)
+    write_list(root / "test_list.txt", TEST)
+    boxes = ["00000006_000.png,Infiltrate,100.5,200,300,400", "00000005_000.png,Mass,0,0,1024,1024"]
+    write_table(root / "BBox_List_2017.csv", boxes, BOX_HEADER)
+    return root
+
+
+@pytest.fixture
+def context(tmp_path, folder):
+    """`context(config, **options)`: what a verb gets; runs of one test share the store."""
+    runs = []
+
+    def make(config=SMALL, out="run", **options):
+        while runs:
+            runs.pop().close()
+        runs.append(Run(tmp_path / out))
+        options = Options(**{"data": folder, "out": tmp_path / out, "workers": 0} | options)
+        return Context("chestxray14", "demo", config, options, runs[-1], torch.device("cpu"), Budget(None))
+
+    yield make
+    for run in runs:
+        run.close()
+
+
+@pytest.fixture(autouse=True)
+def said(caplog):
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def refusal(work, *args):
+    with pytest.raises(InputError) as caught:
+        work(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- the label table -----------------------------------------------------------------------------------------------
+
+
+def test_read_labels(tmp_path):
+    path = write_table(tmp_path / "t.csv", [
+        line("00000013_004", "Cardiomegaly|Pleural_Thickening|Hernia", "058Y", "F", "AP"),
+        line("00000013_005", "No Finding", "018M", follow_up=7), line("00000014_000", age="414", patient="0014"),
+        line("00000015_000", age="", sex="", view=""),
+    ])  # fmt: skip
+    table = read_labels(path)
+    assert table["image_id"].tolist() == ["00000013_004", "00000013_005", "00000014_000", "00000015_000"]
+    assert table["file_name"][0] == "00000013_004.png" and table["patient_id"].tolist() == ["13", "13", "14", "15"]
+    assert table["age"].tolist()[:3] == [58, 1.5, 414] and np.isnan(table["age"][3])
+    assert table["follow_up"].tolist() == [4, 7, 0, 0] and table["sex"].tolist() == ["F", "M", "M", ""]
+    marked = table[list(LABELS)]
+    assert marked.columns[marked.loc[0] == 1].tolist() == ["Cardiomegaly", "Pleural_Thickening", "Hernia"]
+    assert not marked.loc[1:].to_numpy().any() and (marked.dtypes == "int8").all()
+
+
+def test_the_other_headers(tmp_path):
+    """The corrected table calls it sex, and ends header and rows in a comma."""
+    plain = read_labels(write_table(tmp_path / "a.csv", [line(*row) for row in ROWS]))
+    header = HEADER.replace("Gender", "Sex") + ","
+    other = read_labels(write_table(tmp_path / "b.csv", [line(*row) + "," for row in ROWS], header))
+    pd.testing.assert_frame_equal(plain, other)
+    path = write_table(tmp_path / "c.csv", [], header)
+    assert refusal(read_labels, path).endswith("no rows under its header")
+    path = write_table(tmp_path / "c.csv", [line(*ROWS[0])], HEADER.replace("Patient ID", "Patient"))
+    assert refusal(read_labels, path) == f"{path}, row 1: no column Patient ID"
+    path = write_table(tmp_path / "c.csv", [line(*ROWS[0])], HEADER.replace("Gender", "G"))
+    assert refusal(read_labels, path) == f"{path}, row 1: no column Patient Gender or Patient Sex"
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        (line("../../x", follow_up=0, patient=1), "'../../x' is not a usable id"),
+        (line("00000001_000"), "this image is there twice"),
+        (line("00000009_000", "Infiltrate"), "'Infiltrate' is neither a finding"),
+        (line("00000009_000", ""), "'' is neither a finding"),
+        (line("00000009_000", "Mass|"), "'' is neither a finding"),
+        (line("00000009_000", "No Finding|Mass"), "'No Finding' beside a finding: No Finding|Mass"),
+        (line("00000009_000", patient=""), "no Patient ID"),
+        (line("00000009_000", age="old"), "the age 'old' is no number"),
+        (line("00000009_000", age="-3"), "the age '-3' is no number"),
+        (line("00000009_000", follow_up="1.5"), "the follow-up '1.5' is no whole number"),
+        (line("00000009_000", sex="X"), "the sex 'X'"),
+        (line("00000009_000", view="LL"), "the view 'LL'"),
+    ],
+)
+def test_a_row_that_cannot_be_used(row, wrong, tmp_path):
+    path = write_table(tmp_path / "t.csv", [line(*ROWS[0]), line(*ROWS[1]), row, line(*ROWS[2])])
+    message = refusal(read_labels, path)
+    assert message.startswith(f"{path}, row 4") and wrong in message
+
+
+def test_patient_of():
+    names = pd.Series(["00000013_004", "00030805_000", "13_004", "a", "00000000_000"])
+    assert patient_of(names).tolist() == ["13", "30805", "", "", "0"]
+
+
+# ---- lists and boxes -----------------------------------------------------------------------------------------------
+
+
+def test_read_lists(folder, monkeypatch):
+    ids = ["00000006_000", "00000099_000", "00000001_001"]
+    found, about = read_lists(folder, ids)
+    assert found.tolist() == ["test", "", "train_val"]
+    part = about["train_val"]
+    assert (part["file"], part["images"], part["patients"], part["absent"]) == ("train_val_list.txt", 5, 4, 4)
+    assert about["test"]["images"] == 3 and about["test"]["patients"] == 2 and len(about["test"]["sha256"]) == 64
+    assert not about["whole"] and "not the whole official lists" in about["said"]
+    for part, images, patients in (("train_val", 5, 4), ("test", 3, 2)):
+        monkeypatch.setitem(LISTS, part, (LISTS[part][0], images, patients))
+    assert read_lists(folder, ids)[1]["whole"]
+    monkeypatch.setitem(LISTS, "test", (LISTS["test"][0], 3, 3))  # as many images, other patients: another list
+    assert not read_lists(folder, ids)[1]["whole"]
+    before = about["test"]["sha256"]
+    write_list(folder / "test_list.txt", TEST[:2])
+    assert read_lists(folder, ids)[1]["test"]["sha256"] != before
+
+
+def test_lists_under_other_names_and_line_ends(folder):
+    text = (folder / "test_list.txt").read_text()
+    (folder / "test_list.txt").unlink()
+    (folder / "test_list_NIH.txt").write_bytes(("\ufeff" + text.replace("\n", " \r\n") + "\r\n").encode())
+    found, about = read_lists(folder, [*TRAIN, *TEST])
+    assert found.tolist() == ["train_val"] * 5 + ["test"] * 3 and about["test"]["file"] == "test_list_NIH.txt"
+
+
+def test_lists_that_cannot_be_used(folder):
+    path = folder / "test_list.txt"
+    write_list(path, [*TEST, TRAIN[1]])
+    assert "1 images are in both train_val_list.txt and test_list.txt, such as 00000001_001" in refusal(
+        read_lists, folder, TRAIN
+    )
+    write_list(path, [*TEST, TEST[0]])
+    assert refusal(read_lists, folder, TRAIN) == f"{path}, line 4: 00000005_000 is there twice"
+    write_list(path, [TEST[0], "a b"])
+    assert refusal(read_lists, folder, TRAIN).startswith(f"{path}, line 2: 'a b' is not a usable id")
+    path.write_text("\n\n")
+    assert refusal(read_lists, folder, TRAIN) == f"{path}: no image in it"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "not a readable list" in refusal(read_lists, folder, TRAIN)
+    path.unlink()
+    assert refusal(read_lists, folder, TRAIN) == f"{folder}: no test_list.txt; --split all trains without the " + (
+        "official lists"
+    )
+
+
+def test_read_boxes(tmp_path):
+    rows = ["00000006_000.png,Infiltrate,100.5,200,300,400", "a.png,Hernia,0,0,1024,1024"]
+    plain = read_boxes(write_table(tmp_path / "a.csv", rows, BOX_HEADER))
+    odd = read_boxes(write_table(tmp_path / "b.csv", [row + ",,," for row in rows], BOX_HEADER + ",,,"))
+    pd.testing.assert_frame_equal(plain, odd)
+    pd.testing.assert_frame_equal(plain, read_boxes(write_table(tmp_path / "c.csv", rows, BOX_HEADER + ",,,")))
+    assert plain["image_id"].tolist() == ["00000006_000", "a"] and plain["label"].tolist() == [3, 13]
+    assert plain[BOX].to_numpy().tolist() == [[100.5, 200, 400.5, 600], [0, 0, 1024, 1024]]
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("a.png,Infiltrates,1,2,3,4", "'Infiltrates' is none of the 14"),
+        ("a.png,No Finding,1,2,3,4", "'No Finding' is none of the 14"),
+        ("a.png,Mass,1,2,3,x", "the box 1 2 3 x is not four finite"),
+        ("a.png,Mass,1,2,3,inf", "is not four finite"),
+        ("a.png,Mass,1,2,3", "is not four finite"),
+        ("a.png,Mass,1,2,0,4", "the box 1 2 0 4 has no area"),
+        ("a.png,Mass,-1,2,3,4", "leaves the image of 1024"),
+        ("a.png,Mass,1000,2,25,4", "leaves the image of 1024"),
+        ("a/b.png,Mass,1,2,3,4", "'a/b' is not a usable id"),
+    ],
+)
+def test_a_box_that_cannot_be_used(row, wrong, tmp_path):
+    path = write_table(tmp_path / "b.csv", ["a.png,Mass,1,2,3,4", row], BOX_HEADER)
+    message = refusal(read_boxes, path)
+    assert message.startswith(f"{path}, row 3") and wrong in message
+    write_table(path, [row], BOX_HEADER.replace("Finding Label", "Label"))
+    assert "row 1: the header must be" in refusal(read_boxes, path)
+
+
+# ---- prepare -------------------------------------------------------------------------------------------------------
+
+
+def test_what_prepare_leaves(context, folder, said):
+    prepared = prepare_competition(context())
+    table = prepared.table.set_index("image_id")
+    assert table.index.tolist() == [*TRAIN, *TEST] and table["row"].tolist() == list(range(8))
+    assert table["split"].tolist() == ["train"] * 5 + ["test"] * 3 and table["official"].nunique() == 2
+    assert (table["fold"][TEST] == -1).all() and set(table["fold"][TRAIN]) == {0, 1}
+    assert table.loc["00000001_000", "fold"] == table.loc["00000001_001", "fold"]
+    assert table["width"].tolist() == [48] * 8 and table["height"].tolist() == [40] * 8 and table["ok"].all()
+    labels = prepared.labels(prepared.rows("test"))
+    assert labels.dtype == np.float32 and labels.sum(axis=1).tolist() == [1, 0, 2] and labels[2, [3, 13]].all()
+    assert prepared.patients([0, 1, 7]).tolist() == ["1", "1", "6"]
+    assert prepared.rows_of(["00000006_000", "00000001_001"]).tolist() == [7, 1]
+    assert prepared.ids([7, 1]).tolist() == ["00000006_000", "00000001_001"]
+    assert refusal(prepared.rows_of, [TRAIN[0], "x"]) == "x: not an image of this run"
+    assert sorted([*prepared.rows(folds=[0]), *prepared.rows(folds=[1])]) == list(range(5))
+    assert prepared.boxes["image_id"].tolist() == ["00000005_000", "00000006_000"]
+    assert prepared.boxes["row"].tolist() == [5, 7] and prepared.boxes["label"].tolist() == [4, 3]
+    assert prepared.lungs is None and prepared.masks is None and prepared.crops is None
+    run = context().run
+    sample = pd.read_csv(run.path("sample_submission.csv"))
+    assert sample.columns.tolist() == ["Image Index", *LABELS] and not sample[list(LABELS)].to_numpy().any()
+    assert sample["Image Index"].tolist() == [f"{name}.png" for name in TEST]
+    inputs = run.manifest["inputs"]
+    assert {path.rsplit("/", 1)[1] for path in inputs} == {
+        "Data_Entry_2017.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"
+    }  # fmt: skip
+    digest = inputs[str(folder / "Data_Entry_2017.csv")]
+    assert prepared.official["sha256"] == digest and f"labels Data_Entry_2017.csv (sha256 {digest[:12]}" in said.text
+    assert prepared.test_name == "on 3 images of the test list, which is not the whole official one"
+
+
+def test_the_key_follows_the_training_images_alone(context, folder):
+    first = prepare_competition(context())
+    assert first.key == open_prepared(context()).key
+    lines = (folder / "Data_Entry_2017.csv").read_text().splitlines()
+    write_table(folder / "Data_Entry_2017.csv", lines[:0:-1])
+    again = prepare_competition(context(out="again"))
+    pd.testing.assert_frame_equal(first.table, again.table)
+    assert again.key == first.key and again.pixels_key == first.pixels_key
+    write_list(folder / "test_list.txt", TEST[:2])
+    assert prepare_competition(context(out="fewer", on_unlabelled="skip")).key == first.key
+    write_table(folder / "Data_Entry_2017.csv", [*lines[1:-5], lines[-5].replace("No Finding", "Edema"), *lines[-4:]])
+    assert prepare_competition(context(out="other")).key != first.key
+
+
+def test_only_part_of_the_images_is_there(context, folder, said):
+    (folder / "images_002" / "images" / f"{TEST[0]}.png").unlink()
+    (folder / "images_001" / "images" / f"{TRAIN[3]}.png").unlink()
+    prepared = prepare_competition(context())
+    assert prepared.table["image_id"].tolist() == [TRAIN[0], TRAIN[1], TRAIN[2], TRAIN[4], TEST[1], TEST[2]]
+    assert "2 of 8 images have no file and are left out, the first is 00000003_000.png; 1 of them are in the test" in (
+        said.text
+    )
+    assert prepared.official["missing"] == 2 and "2 of them without a file" in prepared.official["said"]
+    assert "left out 1 of 2 boxes" in said.text and prepared.boxes["row"].tolist() == [5]
+    for path in folder.glob("images_002/images/*"):
+        path.unlink()
+    assert not len(prepare_competition(context(out="b")).rows("test"))
+    assert "no test images: scores are out of fold, and nothing is submitted" in said.text
+    assert len(context(out="b").run.path("sample_submission.csv").read_text().splitlines()) == 1
+    for path in folder.glob("images_001/images/*"):
+        path.unlink()
+    assert f"{folder}: none of the images of Data_Entry_2017.csv" in refusal(prepare_competition, context(out="c"))
+
+
+def test_a_folder_that_does_not_fit(context, folder, said):
+    write_image(folder / "images_001" / "images" / "00000099_000.png")
+    message = refusal(prepare_competition, context())
+    assert "00000099_000.png: one of 1 images without a row in Data_Entry_2017.csv; --on-unlabelled skip" in message
+    assert len(prepare_competition(context(on_unlabelled="skip")).table) == 8
+    write_list(folder / "train_val_list.txt", TRAIN[:4])
+    assert len(prepare_competition(context(on_unlabelled="skip", out="b")).table) == 7
+    assert "left out 1 labelled images that are in neither list" in said.text
+    write_list(folder / "train_val_list.txt", [*TRAIN, "00000005_001"])
+    write_list(folder / "test_list.txt", [TEST[0], TEST[2]])
+    assert "1 patients have images in both lists, such as patient 5 (00000005_000, 00000005_001)" in refusal(
+        prepare_competition, context(on_unlabelled="skip", out="c")
+    )
+    write_table(folder / "Data_Entry_2017.csv", [line(name) for name, _ in ROWS])
+    assert "no image has a finding" in refusal(prepare_competition, context(out="c"))
+    (folder / "Data_Entry_2017.csv").unlink()
+    assert "no Data_Entry_2017.csv or Data_Entry_2017_v2020.csv in it" in refusal(prepare_competition, context())
+
+
+def test_two_versions_of_the_table(context, folder, said):
+    other = [line(name, "Edema") for name, _ in ROWS]
+    write_table(folder / "Data_Entry_2017_v2020.csv", other, HEADER.replace("Gender", "Sex"))
+    assert prepare_competition(context()).official["labels"] == "Data_Entry_2017.csv"
+    assert "holds Data_Entry_2017_v2020.csv too" in said.text
+    (folder / "Data_Entry_2017.csv").unlink()
+    prepared = prepare_competition(context(out="b"))
+    assert prepared.official["labels"] == "Data_Entry_2017_v2020.csv" and prepared.labels([3])[0, 9] == 1
+
+
+def test_impossible_ages_become_unknown(context, folder, said):
+    lines = [line(*row) for row in ROWS]
+    write_table(folder / "Data_Entry_2017.csv", [line(*ROWS[0], age="414"), *lines[1:]])
+    age = prepare_competition(context()).table["age"]
+    assert np.isnan(age[0]) and (age[1:] == 58).all() and "1 ages over 120 years are taken for unknown" in said.text
+
+
+def test_split_all(context, folder, said):
+    config = dataclasses.replace(SMALL, split="all")
+    prepared = prepare_competition(context(config))
+    assert prepared.table["image_id"].tolist() == [*TRAIN, *TEST] and (prepared.table["fold"] >= 0).all()
+    assert prepared.table["official"].tolist() == ["train_val"] * 5 + ["test"] * 3
+    assert len(prepared.rows("test")) == 0 and prepared.labels(prepared.rows("test")).shape == (0, 14)
+    assert "--split all holds none back" in said.text and "those of the official test list too" in said.text
+    assert "prepared with --split all" in refusal(open_prepared, context())
+    for name in ("train_val_list.txt", "test_list.txt"):
+        (folder / name).unlink()
+    assert prepare_competition(context(config, out="b")).key == prepared.key
+    assert "no train_val_list.txt; --split all" in refusal(prepare_competition, context(out="c"))
+
+
+def test_other_images_to_predict(context, tmp_path, folder, said):
+    write_image(folder / "images_001" / "images" / "00000004_007.png")
+    write_image(folder / "images_001" / "images" / "odd.png")
+    path = tmp_path / "named.csv"
+    path.write_text(f"Image Index,Patient ID\n{TEST[2]}.png,6\nodd.png,0099\n00000004_007.png,4\n")
+    prepared = prepare_competition(context(test=path))
+    test = prepared.table[prepared.table["split"] == "test"]
+    assert test["image_id"].tolist() == [TEST[2], "odd", "00000004_007"]
+    assert test["file_name"].tolist() == [f"{TEST[2]}.png", "odd.png", "00000004_007.png"]
+    assert test["patient_id"].tolist() == ["6", "99", "4"] and test["follow_up"].tolist() == [0, -1, -1]
+    labels = prepared.labels(test["row"])
+    assert labels[0].sum() == 2 and np.isnan(labels[1:]).all()
+    assert test["official"].tolist() == ["test", "", ""] and (test["fold"] == -1).all()
+    assert "--test takes the place of the 3 images of the test list" in said.text
+    assert "1 of the 3 images are of patients with training images" in said.text
+    assert prepared.test_name == "on the 3 images of --test"
+    path.write_text(f"id\n{TRAIN[1]}\n{TEST[1]}\n")
+    assert "--test: 1 of the images are training images, such as 00000001_001" in refusal(
+        prepare_competition, context(test=path)
+    )
+    path.write_text(f"id\n{TEST[1]}\n")
+    every = dataclasses.replace(SMALL, split="all")
+    assert "(--split all trains on every labelled image), such as 00000005_001" in refusal(
+        prepare_competition, context(every, test=path)
+    )
+    path.write_text("id\nnowhere.png\n")
+    assert "--test: 1 images have no file, the first is nowhere" in refusal(prepare_competition, context(test=path))
+
+
+def test_a_folder_to_predict(context, tmp_path):
+    write_image(tmp_path / "more" / "00000077_001.jpg")
+    (tmp_path / "more" / "bad.png").write_bytes(b"no image")
+    assert "bad.png" in refusal(prepare_competition, context(test=tmp_path / "more"))
+    prepared = prepare_competition(context(test=tmp_path / "more", on_bad_image="placeholder"))
+    test = prepared.table[prepared.table["split"] == "test"]
+    assert test["file_name"].tolist() == ["00000077_001.jpg", "bad.png"] and test["ok"].tolist() == [True, False]
+    assert test["patient_id"].tolist() == ["77", ""] and not len(prepared.boxes)
+
+
+def test_folds_by_table_and_other_settings(context, tmp_path, said):
+    path = tmp_path / "folds.csv"
+    path.write_text("image_id,fold\n" + "".join(f"{name},{n % 2}\n" for n, name in enumerate(TRAIN)))
+    prepared = prepare_competition(context(fold_table=path))
+    assert prepared.table["fold"].tolist()[:5] == [0, 1, 0, 1, 0]
+    assert "2 images have a patient in another fold" in said.text
+    assert "prepared with --n-folds 2" in refusal(open_prepared, context(dataclasses.replace(SMALL, n_folds=3)))
+    lungs = dataclasses.replace(SMALL, whole=dataclasses.replace(SMALL.whole, weighting=True))
+    assert "prepared without lungs; run `prepare`" in refusal(open_prepared, context(lungs))
+    assert "not prepared" in refusal(open_prepared, context(out="new"))
+    run = context().run
+    run.path("fold0", "whole").mkdir(parents=True)
+    run.path("fold0", "whole", "last.ckpt").touch()
+    prepare_competition(context(fold_table=path))  # as it was: trainings may stay
+    assert "was trained on other images" in refusal(prepare_competition, context(dataclasses.replace(SMALL, seed=3)))
+
+
+# ---- weights that have seen the test images ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "m-25012018-123527.pth.tar", "nih-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt",
+        "nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt",
+        "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt", "densenet121-res224-all/model.pt",
+        "models--torchxrayvision--densenet121-res224-nih/snapshots/0/model.pt",
+    ],
+)  # fmt: skip
+def test_public_weights_that_have_seen_the_test_list(name, tmp_path):
+    assert "have seen official test images" in refusal(check_weights, str(tmp_path / name), "official")
+    check_weights(str(tmp_path / name), "all")
+
+
+def test_weights_by_their_form(tmp_path, said):
+    state = {"module.densenet121.features.conv0.weight": torch.zeros(2, 3, 1, 1)}
+    torch.save({"state_dict": state}, tmp_path / "model.pth.tar")
+    check_weights(str(tmp_path / "model.pth.tar"), "official")
+    assert f"{tmp_path / 'model.pth.tar'}: it cannot be told whether" in said.text
+    torch.save({"state_dict": state | {"module.densenet121.classifier.0.weight": torch.zeros(14, 2)}},
+               tmp_path / "model.pth.tar")  # fmt: skip
+    assert "it has the form of public CheXNet code" in refusal(check_weights, tmp_path / "model.pth.tar", "official")
+    said.clear()
+    for name in ("imagenet", "none"):
+        check_weights(name, "official")
+    for name in ("chex-densenet121-d121-x.pt", "densenet121-res224-chex/model.pt", "absent.safetensors"):
+        assert not leaks._public(tmp_path / name)
+    assert not said.text
+
+
+def test_weights_of_a_run(tmp_path, said):
+    path = tmp_path / "run" / "fold0" / "whole" / "final.safetensors"
+    path.parent.mkdir(parents=True)
+    save_weights(path, {"a": torch.zeros(1)})
+    config = {"solution": "chestxray14", "split": "official"}
+    write_json(tmp_path / "run" / "config.json", config)
+    check_weights(str(path), "official")
+    assert "it cannot be told" not in said.text
+    write_json(tmp_path / "run" / "config.json", config | {"split": "all"})
+    assert "was trained with split all" in refusal(check_weights, str(path), "official")
+    check_weights(str(path), "all")
+    images = pd.DataFrame({"image_id": ["a", "b", "c"], "split": ["train", "train", "test"]})
+    images.to_parquet(tmp_path / "run" / "images.parquet")
+    check_weights(str(path), "all", ["c", "d"])
+    assert "was trained on 1 of the test images, such as b" in refusal(check_weights, str(path), "all", ["b", "c"])
+    write_json(tmp_path / "run" / "config.json", {"solution": "siim_pneumothorax"})
+    assert "3,833" in refusal(check_weights, str(path), "official")
+    write_json(tmp_path / "run" / "config.json", {"solution": "vinbigdata"})
+    check_weights(str(path), "official")
+    assert "it cannot be told" in said.text
+
+
+# ---- the real tables -----------------------------------------------------------------------------------------------
+
+
+def test_the_whole_real_table():
+    path = label_table("Data_Entry_2017_v2020.csv.gz")
+    if path is None:
+        pytest.skip("torchxrayvision, which carries the labels, is not installed")
+    began = time.process_time()
+    labels = read_labels(path)
+    assert len(labels) == 112_120 and labels["patient_id"].nunique() == 30_805
+    marked = labels[list(LABELS)].to_numpy()
+    assert (marked.sum(axis=1) == 0).sum() == 60_361 and labels["Hernia"].sum() == 227
+    assert (patient_of(labels["image_id"]) == labels["patient_id"]).all()
+    config, patients = Config(n_folds=10), labels["patient_id"].to_numpy()
+    about = data._image_table(labels.assign(official=""), labels.assign(official="").iloc[:0], config, Options())
+    assert shared_groups(about["fold"], patients) == 0 and np.ptp(np.bincount(about["fold"])) < 30
+    assert prevalence_deviation(marked, about["fold"].to_numpy()) < 0.05
+    assert time.process_time() - began < 20
+    boxes = read_boxes(label_table("BBox_List_2017.csv.gz"))
+    counts = {LABELS[label]: n for label, n in boxes["label"].value_counts().items()}
+    assert len(boxes) == 984 and boxes["image_id"].nunique() == 880
+    assert counts == {"Atelectasis": 180, "Effusion": 153, "Cardiomegaly": 146, "Infiltration": 123, "Pneumonia": 120,
+                      "Pneumothorax": 98, "Mass": 85, "Nodule": 79}  # fmt: skip
+    assert boxes["image_id"].isin(labels["image_id"]).all()
+
+
+def test_the_real_folder():
+    folder = real_data("chestxray14")
+    if folder is None:
+        pytest.skip("no real radiographs ($CXR_REAL_DATA/chestxray14)")
+    labels, about = data._read(folder, folder / "Data_Entry_2017.csv", SMALL)
+    assert len(labels) == 1_378 and (labels["official"] == "test").sum() == 221
+    assert about["lists"]["train_val"]["images"] == 1_157 and not about["lists"]["whole"]
+    boxes = data._boxes(folder, labels)
+    assert len(boxes) == 58 and set(labels["official"][boxes["row"]]) == {"test"}  # NIH drew boxes in test images only
+
+
+def test_the_record(context):
+    prepare_competition(context())
+    record = read_json(context().run.path("manifest.json"))["steps"]["prepare"]
+    assert record["official"]["lists"]["test"]["images"] == 3 and record["lungs"] is None
+    assert re.fullmatch("[0-9a-f]{64}", record["official"]["sha256"]) and not record["synthetic"]
