@@ -175,3 +175,25 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 
     predict_masks([model], images, None, tmp_path / "masks.npy", 512, 8, **OPTIONS)
     assert len(used) == 50 and used[-1] < used[5] + 40  # 400 masks of 512 × 512 are 100 MiB
+
+
+def test_a_dataset_of_its_own_shape(store):
+    images, *_ = store
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            pair = np.stack([images[index], images[6 - index]])
+            return torch.from_numpy(pair), index
+
+    def sums(x):  # both planes, and which is which
+        return x.float().mean((2, 3))[:, None] / 255
+
+    found = predict_probs([sums], Pairs(), batch_size=2, activation=lambda x: x, **OPTIONS)
+    assert found.shape == (3, 1, 2)
+    means = images.mean((1, 2)) / 255
+    np.testing.assert_allclose(found[:, 0], np.stack([means[:3], means[6:3:-1]], 1), rtol=1e-5)
+    with pytest.raises(InputError, match="of its own"):
+        predict_probs([sums], Pairs(), rows=[0], **OPTIONS)

@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from common.errors import InputError
+from solutions.chestxray14.config import LABELS, NetworkConfig
+from solutions.chestxray14.models import (
+    FusionNet,
+    build_fusion,
+    build_network,
+    feature_map,
+    freeze_body,
+    load_fusion,
+    load_network,
+)
+
+
+def config(backbone="test_resnet", size=64, **options):
+    return NetworkConfig(**{"backbone": backbone, "weights": "none", "size": size, "resize": size, **options})
+
+
+def images(size, channels=1, n=2):
+    return torch.randint(
+        0, 256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "cells", "added"),
+    [
+        ("densenet121", 64, 2, True), ("densenet121", 64, 2, False), ("resnet50", 64, 2, False),
+        ("tf_efficientnet_lite0", 64, 2, True), ("convnext_atto", 64, 2, True), ("mobilenetv3_small_050", 64, 2, False),
+        ("swin_tiny_patch4_window7_224", 96, 3, True), ("vit_tiny_patch16_224", 80, 5, True),
+    ],
+)  # fmt: skip
+def test_maps_and_the_bias_are_the_logits(backbone, size, cells, added):
+    torch.manual_seed(0)
+    model = build_network(config(backbone, size, attention=added, weighting=added)).eval()
+    assert model.loaded is None
+    batch = images(size, 1 + added)
+    with torch.inference_mode():
+        logits, cam, features = model(batch), model.cam(batch), model.features(batch)
+        assert features.shape == (2, model.width, cells, cells) and cam.shape == (2, 14, cells, cells)
+        assert logits.shape == (2, len(LABELS)) and logits.dtype == torch.float32
+        np.testing.assert_allclose(cam.mean((2, 3)) + model.head.bias, logits, atol=2e-5)
+        np.testing.assert_allclose(model.pooled(batch), features.mean((2, 3)), atol=1e-6)
+        assert (logits[0] - logits[1]).abs().max() > 1e-5  # of the images, not of the bias alone
+
+
+def test_weighting_is_the_pooled_mask_on_the_plain_map():
+    torch.manual_seed(0)
+    weighted = build_network(config("tf_efficientnet_lite0", 96, weighting=True)).eval()
+    plain = build_network(config("tf_efficientnet_lite0", 96)).eval()
+    plain.load_state_dict(weighted.state_dict())
+    batch = images(96, 2)
+    batch[:, 1] = 0
+    batch[0, 1, :32, :32] = 255
+    batch[0, 1, 40:56, 64:] = 102  # 0.4 over half of the cell
+    with torch.inference_mode():
+        found, whole = weighted.features(batch), plain.features(batch[:, :1])
+        expected = torch.tensor([[1, 0, 0], [0, 0, 0.2], [0, 0, 0]])
+        np.testing.assert_allclose(found[0], whole[0] * expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[1], whole[1], rtol=1e-4, atol=1e-6)  # an empty mask counts as a full one
+        assert torch.equal(
+            weighted(torch.cat([batch[:, :1], torch.full_like(batch[:, 1:], 255)], 1)), plain(batch[:, :1])
+        )
+
+
+def test_tokens_lie_where_their_patches_do():
+    class Patches(torch.nn.Module):
+        num_prefix_tokens = 2
+
+        def forward(self, x):
+            tokens = F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+            return torch.cat([torch.full_like(tokens[:, :2], -1), tokens], 1)
+
+    x = torch.rand(2, 3, 12, 12)
+    assert torch.equal(feature_map(Patches(), x), F.avg_pool2d(x, 4))
+
+
+def test_attention_starts_as_a_dimmed_image():
+    torch.manual_seed(0)
+    model = build_network(config(attention=True)).eval()
+    plain = build_network(config()).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("attention.")})
+    x = model.scaled(images(64))
+    with torch.inference_mode():
+        expected = plain.net(x * torch.sigmoid(torch.tensor(2.0))).mean((2, 3))
+        np.testing.assert_allclose(model.pooled(images(64)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_layer_stays_exact_in_low_precision():
+    torch.manual_seed(0)
+    model = build_network(config("tf_efficientnet_lite0", attention=True, weighting=True)).train()
+    batch = images(64, 2, 4).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(batch)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+    logits.square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        model.eval()
+        np.testing.assert_allclose(model.cam(batch).mean((2, 3)) + model.head.bias, model(batch), atol=1e-5)
+
+
+def test_only_the_new_layers_train_at_first():
+    model = build_network(config(attention=True))
+    freeze_body(model, True)
+    model.train()
+    model.set_frozen_eval()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"attention", "head"}
+    assert not any(m.training for m in model.net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    freeze_body(model, False)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_weights_from_imagenet_and_from_a_file(tmp_path):
+    model = build_network(config("tf_efficientnet_lite0", weights="imagenet", attention=True)).eval()
+    assert "ImageNet" in model.loaded.source
+    assert {name.split(".")[0] for name in model.loaded.new} == {"attention", "head"}
+    save_file(model.state_dict(), tmp_path / "whole.safetensors")
+    again = build_network(config("tf_efficientnet_lite0", attention=True), str(tmp_path / "whole.safetensors")).eval()
+    assert again.loaded.new == ()
+    same = load_network(config("tf_efficientnet_lite0", attention=True), tmp_path / "whole.safetensors").eval()
+    with torch.inference_mode():
+        assert torch.equal(model(images(64)), again(images(64))) and torch.equal(model(images(64)), same(images(64)))
+    with pytest.raises(InputError, match="of another network"):
+        build_network(config("densenet121", weights=str(tmp_path / "whole.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "densnet121"}, "near: densenet121"),
+        ({"backbone": "mixer_s16_224", "size": 224}, r"mixer_s16_224.* no feature map"),
+        ({"backbone": "vit_tiny_patch16_224", "size": 72}, "72 px .its patches are 16"),
+    ],
+)
+def test_networks_that_cannot_be(options, message):
+    with pytest.raises(InputError, match=message):
+        build_network(config(**options))
+
+
+def test_wrong_channels_are_told():
+    with pytest.raises(InputError, match="mask channel"):
+        build_network(config(weighting=True))(images(64))
+    with pytest.raises(InputError, match="one gray channel"):
+        build_network(config())(images(64, 2))
+
+
+def test_fusion_weighs_both_branches(tmp_path):
+    torch.manual_seed(0)
+    fusion = build_fusion(3, 2)
+    assert isinstance(fusion, FusionNet) and fusion.weight.shape == (14, 5)
+    features = np.random.default_rng(0).normal(size=(10000, 2, 5)).astype(np.float32)  # more than one block
+    probs = 1 / (1 + np.exp(-(features.astype(float) @ fusion.weight.detach().double().numpy().T
+                              + fusion.bias.detach().double().numpy())))  # fmt: skip
+    found = fusion.probs(features)
+    assert found.shape == (10000, 14) and found.dtype == np.float64
+    np.testing.assert_allclose(found, probs[:, 0], atol=1e-6)
+    np.testing.assert_allclose(fusion.probs(features, flip=True), probs.mean(1), atol=1e-6)
+    assert fusion.probs(features[:0]).shape == (0, 14)
+    with pytest.raises(InputError, match="mirrored"):
+        fusion.probs(features[:, :1], flip=True)
+    save_file(fusion.state_dict(), tmp_path / "fusion.safetensors")
+    assert torch.equal(load_fusion(3, 2, tmp_path / "fusion.safetensors").weight, fusion.weight)
