@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn import metrics as sklearn_metrics
 
 from common.errors import InputError
+from common.metrics import calibration
 
 INK, RULE, BLUE = "#1d2732", "#dde3e9", "#0072b1"  # replaced by the page's own colours in the SVG
 CELL, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
@@ -296,4 +297,24 @@ def histogram(groups, label, bins=40, threshold=None):
         ax.axvline(threshold, **_MARK | {"color": INK})
     ax.set(xlabel=label, ylabel="share of the group, %")
     _legend_above(ax)
+    return _svg(figure)
+
+
+@_styled
+def reliability(truth, probs, n_bins=15):
+    """The share of positives against the mean probability in bins of equal mass; `truth` 0 or 1 and `probs`, (N,) each.
+
+    The title gives the expected calibration error; rows with NaN are left out.
+    """
+    truth, probs = _columns("reliability", truth, probs)
+    if len(truth) == 0:
+        return None
+    mean, share, images = calibration.reliability(truth, probs, n_bins)
+    end = 1.08 * max(mean.max(), share.max(), 0.01)
+    figure, ax = _axes(3.2, 3.8)
+    ax.plot([0, end], [0, end], color=RULE, linewidth=1)
+    ax.plot(mean, share, "-o", color=BLUE, linewidth=1.2, markersize=5)
+    error = np.average(np.abs(mean - share), weights=images)
+    ax.set(xlabel="mean probability", ylabel="share of positives", xlim=(-0.02 * end, end), ylim=(-0.02 * end, end))
+    ax.set_title(f"calibration error {error:.4f}, {len(mean)} bins of {len(truth):,} values")
     return _svg(figure)

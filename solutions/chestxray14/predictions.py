@@ -1,0 +1,156 @@
+"""Predictions and truth as the tools find them: in folders of runs, and in tables of anybody's."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.config import file_hash
+from common.data.tables import some_rows
+from common.errors import InputError
+from common.paths import read_json, read_parquet
+from solutions.chestxray14.config import LABELS, NO_FINDING
+from solutions.chestxray14.labels import plain_patient, stems
+
+CLASSES = list(LABELS)
+_PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
+
+
+def read_runs(runs, split):
+    """Read what runs predicted; returns (scores, images, notes).
+
+    scores: a dict from a row's name to float64 (N, 14), a run of two views giving `name: whole`, `name: lungs` and
+    `name`; images: image_id as index, patient_id and the 14 LABELS, 0/1, those that have labels; notes: lines to be
+    said. split: test or oof. Raises InputError naming the run, or file, and an image: no run of this solution, no
+    predictions, other images or other labels than the first run's.
+    """
+    scores, images, notes = {}, None, []
+    for run in runs:
+        steps, config = read_json(run / "manifest.json").get("steps", {}), read_json(run / "config.json")
+        if config.get("solution") != "chestxray14":
+            raise InputError(f"{run}: the run of another solution")
+        if "predict" not in steps:
+            raise InputError(f"{run}: no predictions of its present networks; run its verb `predict`")
+        mine, unlabelled = _labelled(run, split)
+        if images is None:
+            images = mine
+            if unlabelled:
+                notes.append(f"{unlabelled:,} predicted images have no labels and are left out")
+            notes.append((steps["prepare"].get("official") or {}).get("said", ""))
+        else:
+            _check_same(run, runs[0], mine, images)
+        if steps["prepare"].get("synthetic"):
+            notes.append("Synthetic radiographs: the scores show that the pipeline works, nothing else")
+        name = run.resolve().name if run.resolve().name not in scores else str(run)
+        if name in scores:
+            raise InputError(f"{run}: named twice")
+        if config.get("views") == "both":
+            for view in ("whole", "lungs"):
+                scores[f"{name}: {view}"] = _probabilities(run / f"{split}_{view}.parquet", images)
+        scores[name] = _probabilities(run / f"{split}.parquet", images)
+    return scores, images, [note for note in dict.fromkeys(notes) if note]
+
+
+def _labelled(run, split):
+    """Patients and labels of the predicted images that have labels, and the number of the others."""
+    predicted = read_parquet(run / f"{split}.parquet")["image_id"]
+    table = read_parquet(run / "images.parquet").set_index("image_id").loc[predicted, ["patient_id", *CLASSES]]
+    known = (table[CLASSES] >= 0).all(axis=1)
+    if not known.any():
+        raise InputError(
+            f"{run}: its {split} images have no labels (--split oof: those it was trained on, out of fold)"
+        )
+    return table[known], int((~known).sum())
+
+
+def _check_same(run, first, mine, images):
+    for lacking, these, those in ((run, images, mine), (first, mine, images)):
+        missing = these.index.difference(those.index, sort=False)
+        if len(missing):
+            raise InputError(f"{lacking}: no labelled prediction of {missing[0]}, as {len(missing):,} of the other's "
+                             f"images; {first} and {run} must have predicted the same")  # fmt: skip
+    differ = (mine.loc[images.index, CLASSES].to_numpy() != images[CLASSES].to_numpy()).any(axis=1)
+    if differ.any():
+        raise InputError(f"{run}: other labels than {first} has, such as for image {images.index[np.argmax(differ)]}")
+
+
+def _probabilities(file, images):
+    found = read_parquet(file).set_index("image_id").reindex(images.index)[CLASSES].to_numpy(np.float64)
+    for row in np.flatnonzero(np.isnan(found).any(axis=1))[:1]:
+        raise InputError(f"{file}: no prediction of image {images.index[row]}")
+    return found
+
+
+def read_foreign(path):
+    """Read anybody's predictions: float64 columns by LABELS, those that are there, image_id as index; and what is not.
+
+    The first column names the image, by Image Index or image_id in any spelling, with a suffix such as .png or without.
+    The second value is the list of columns that are no class. Raises InputError naming file, row and column: another
+    first column, no class, a class or an image twice, no finite number.
+    """
+    raw = some_rows(path)
+    first, *others = raw.columns
+    if re.sub("[^a-z]", "", first.lower()) not in ("imageindex", "imageid"):
+        raise InputError(f"{path}, row 1: the first column must be Image Index or image_id, not {first!r}")
+    named = {name: _PLAIN.get(re.sub("[^a-z]", "", re.sub("^prob(?=[^a-z])", "", name.lower()))) for name in others}
+    columns = [name for name in others if named[name]]
+    if not columns:
+        raise InputError(f"{path}, row 1: no column bears the name of one of the 14 classes, such as {LABELS[0]}")
+    scores = raw[columns].rename(columns=named).apply(pd.to_numeric, errors="coerce")
+    for label in scores.columns[scores.columns.duplicated()][:1]:
+        raise InputError(f"{path}, row 1: two columns are {label}")
+    for row, column in np.argwhere(~np.isfinite(scores.to_numpy(np.float64)))[:1]:
+        raise InputError(f"{path}, row {row + 2}, {columns[column]}: {raw[columns[column]][row]!r} is not a number")
+    scores.index = _image_ids(raw[first].map(lambda name: re.split(r"[/\\]", name)[-1]), path)
+    return scores[[label for label in LABELS if label in scores]], [name for name in others if not named[name]]
+
+
+def read_truth(path):
+    """Read a label table for scoring: 14 LABELS 0/1 with image_id as index, and patients (a Series, or None).
+
+    It needs no more than the columns Image Index and Finding Labels; without Patient ID there are no patients. Raises
+    InputError naming file and row: a column that is missing, an image twice, a text that is no label, a blank patient.
+    """
+    raw = some_rows(path)
+    for name in ("Image Index", "Finding Labels"):
+        if name not in raw:
+            raise InputError(f"{path}, row 1: no column {name}")
+    codes, texts = pd.factorize(raw["Finding Labels"])
+    marks = pd.Series(texts).str.get_dummies("|")
+    for name in marks.columns.difference([*LABELS, NO_FINDING, ""]):
+        row = int(np.argmax(marks[name].to_numpy()[codes]))
+        raise InputError(f"{path}, row {row + 2}: {name!r} is neither a finding of ChestX-ray14 nor {NO_FINDING!r}")
+    ids = _image_ids(raw["Image Index"], path)
+    truth = marks.reindex(columns=CLASSES, fill_value=0).astype(np.int8).iloc[codes].set_axis(ids)
+    if (raw["Finding Labels"] == "").any():
+        raise InputError(f"{path}, row {int((raw['Finding Labels'] == '').idxmax()) + 2}: no Finding Labels")
+    if "Patient ID" not in raw:
+        return truth, None
+    if (raw["Patient ID"] == "").any():
+        raise InputError(f"{path}, row {int((raw['Patient ID'] == '').idxmax()) + 2}: no Patient ID")
+    return truth, plain_patient(raw["Patient ID"]).set_axis(ids)
+
+
+def read_list(path):
+    """Names of the images in a list such as test_list.txt, one a line, without their suffix; InputError for none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable list ({error})") from None
+    names = pd.Series([line.strip() for line in lines if line.strip()], dtype=str)
+    if not len(names):
+        raise InputError(f"{path}: no image in it")
+    return pd.Index(stems(names)).unique()
+
+
+def about_file(path):
+    """A file's name and hash in a few words."""
+    return f"{Path(path).name}, sha256 {file_hash(path)[:16]}"
+
+
+def _image_ids(names, path):
+    ids = pd.Index(stems(names), name="image_id")
+    for row in np.flatnonzero(ids.duplicated())[:1]:
+        raise InputError(f"{path}, row {row + 2}: image {ids[row]} is there twice")
+    return ids

@@ -1,0 +1,232 @@
+"""`table`, `localise` and `score`: runs side by side, where their maps point, and anybody's predictions."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pandas as pd
+import tyro
+
+from common.errors import InputError
+from common.report import class_plots, page
+from common.steps import write_csv
+from solutions.chestxray14.config import LABELS, PUBLISHED
+from solutions.chestxray14.localise import localise
+from solutions.chestxray14.predictions import CLASSES, about_file, read_foreign, read_list, read_runs, read_truth
+from solutions.chestxray14.scoring import MEAN, class_table, comparison, undefined
+
+log = logging.getLogger(__name__)
+NOTES = (
+    "Intervals hold 95 % of the resamples of the bootstrap, which draws whole patients, the same for all rows.",
+    "p-values are two-sided and not corrected for the number of classes. DeLong's takes images for independent, which "
+    "those of one patient are not, and is too sure. The paired t-test over the classes is SDFN's; it asks whether the "
+    "classes agree, not whether other patients would.",
+)
+PLACED = "Mean AUROC as published on the whole official test list; for orientation, not measured here"
+
+
+def table(
+    runs: tuple[Path, ...],
+    /,
+    *,
+    split: Literal["test", "oof"] = "test",
+    against: str | None = None,
+    out: Path | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+):
+    """Print the AUROC of each class, and their mean, of several runs, with intervals by patient and paired tests.
+
+    A run of two views has three rows: each view and its answer. All runs must have predicted the same images.
+
+    Args:
+        runs: Folders of runs.
+        split: test: the test images whose labels are known. oof: the training images, out of fold.
+        against: Row with which the others are compared; by default the first.
+        out: CSV for all figures; a page with plots is written beside it.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    if not runs:
+        raise InputError("name the folders of the runs")
+    _check_options(out, resamples, seed)
+    scores, images, notes = read_runs(runs, split)
+    first = next(iter(scores)) if against is None else against
+    if first not in scores:
+        raise InputError(f"--against {against}: the rows are {', '.join(scores)}")
+    y, patients = images[CLASSES].to_numpy(), images["patient_id"].to_numpy()
+    found = {name: class_table(y, score, patients, LABELS, resamples, seed) for name, score in scores.items()}
+    pairs = {
+        name: comparison(y, score, scores[first], patients, LABELS, resamples, seed)
+        for name, score in scores.items()
+        if name != first
+    }
+    notes = [f"{split}: {len(images):,} images of {len(set(patients)):,} patients", *notes, *_not_scored(found[first])]
+    words = [_in_words(name, first, pair) for name, pair in pairs.items()]
+    published = "\n".join(f"  {mean:.4f}  {name}" for name, mean in PUBLISHED.items())
+    parts = [
+        *notes,
+        "",
+        _side_by_side(found).to_string(index=False),
+        "",
+        *words,
+        "",
+        *NOTES,
+        "",
+        f"{PLACED}:",
+        published,
+    ]
+    log.info("\n".join(parts))
+    if out is not None:
+        write_csv(out, _long(found, pairs, first, split))
+        _write_page(out.with_suffix(".html"), y, scores, found, pairs, notes, words)
+        log.info(f"\n{out} and {out.with_suffix('.html').name}")
+    return 0
+
+
+def score(
+    predictions: Path,
+    /,
+    *,
+    labels: Path,
+    listed: Annotated[Path | None, tyro.conf.arg(name="list")] = None,
+    out: Path | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+):
+    """Score anybody's predictions: the AUROC of each class and their mean, with intervals by patient and DeLong's.
+
+    Args:
+        predictions: CSV. The first column names the image (Image Index or image_id, with .png or without); the others
+            bear the names of classes (Pleural_Thickening, prob_Pleural_Thickening, pleural thickening). Any numbers
+            that rank will do.
+        labels: NIH's label table, such as Data_Entry_2017.csv (or .csv.gz).
+        listed: Names of the images that count, such as test_list.txt; by default all that have labels.
+        out: CSV for the figures.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    _check_options(out, resamples, seed)
+    if out is not None and out.resolve() == predictions.resolve():
+        raise InputError(f"--out {out}: is the table of predictions")
+    (scores, unused), (truth, patients) = read_foreign(predictions), read_truth(labels)
+    log.info(f"labels of {about_file(labels)}; predictions of {about_file(predictions)}")
+    if unused:
+        log.info(f"columns that are no class are passed over: {', '.join(unused)}")
+    ids = scores.index
+    if listed is not None:
+        ids = _only_listed(ids, read_list(listed), listed)
+    without = ids.difference(truth.index, sort=False)
+    if len(without) == len(ids):
+        raise InputError(f"{predictions}: {labels} has no labels for any of its images, such as {without[0]}")
+    if len(without):
+        log.info(f"left out: {len(without):,} predicted images without labels, such as {without[0]}")
+    ids = ids.intersection(truth.index, sort=False)
+    missing = [label for label in LABELS if label not in scores]
+    if missing:
+        log.info(f"no column for {', '.join(missing)}: left out of the mean, which is not the benchmark's")
+    groups = patients[ids].to_numpy() if patients is not None else None
+    if groups is None:
+        log.info(f"{labels.name} has no Patient ID: each image stands alone, so the intervals are too narrow")
+    known = list(scores)
+    found = class_table(truth.loc[ids, known].to_numpy(), scores.loc[ids].to_numpy(), groups, known, resamples, seed)
+    counts = f"{len(ids):,} images" + ("" if groups is None else f" of {len(set(groups)):,} patients")
+    mean = f"mean AUROC {_interval(found.iloc[-1])} over {found['auroc'].notna().sum() - 1} classes, {counts}"
+    log.info("\n".join([*_not_scored(found), "", _one_table(found).to_string(index=False), "", mean]))
+    if out is not None:
+        write_csv(out, found)
+    return len(without)
+
+
+TOOLS = {"table": table, "localise": localise, "score": score}
+
+# ---- what is said --------------------------------------------------------------------------------------------------
+
+
+def _check_options(out, resamples, seed):
+    if resamples < 1 or seed < 0:
+        raise InputError(f"--resamples {resamples} must be at least 1, --seed {seed} at least 0")
+    if out is not None and out.suffix != ".csv":
+        raise InputError(f"--out {out}: the figures are a .csv")
+
+
+def _only_listed(ids, names, path):
+    here = ids.intersection(names, sort=False)
+    if not len(here):
+        raise InputError(f"{path}: none of the predicted images is in it, such as {ids[0]}")
+    log.info(f"list {about_file(path)}: {len(here):,} of its {len(names):,} images are predicted; "
+             f"{len(ids) - len(here):,} other predictions do not count")  # fmt: skip
+    return here
+
+
+def _not_scored(found):
+    absent = undefined(found)
+    return [f"labels of one kind only, left out of the mean: {', '.join(absent)}"] if absent else []
+
+
+def _interval(row, names=("auroc", "low", "high"), spec=".4f"):
+    estimate, low, high = (row[name] for name in names)
+    if pd.isna(estimate):
+        return "–"
+    return f"{estimate:{spec}}" if pd.isna(low) else f"{estimate:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def _p(value):
+    return "–" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def _side_by_side(found):
+    first = next(iter(found.values()))
+    shown = first[["label", "positive"]].astype(object).fillna("")
+    return shown.assign(**{name: each.apply(_interval, axis=1) for name, each in found.items()})
+
+
+def _one_table(found):
+    shown = found[["label", "positive"]].astype(object).fillna("")
+    shown["AUROC, by patient"] = found.apply(_interval, axis=1)
+    shown["DeLong"] = [
+        "–" if pd.isna(low) else f"[{low:.4f}, {high:.4f}]"
+        for low, high in zip(found["delong_low"], found["delong_high"], strict=True)
+    ]
+    return shown
+
+
+def _in_words(name, first, pair):
+    mean, classes = pair.iloc[-1], pair.iloc[:-1].dropna(subset="difference")
+    sure = classes[classes["p_delong"] < 0.05]
+    columns = ("difference", "difference_low", "difference_high")
+    return (
+        f"{name} against {first}: mean AUROC {_interval(mean, columns, '+.4f')}, p {_p(mean['p_bootstrap'])} "
+        f"(bootstrap by patient), p {_p(mean['p_t_test'])} (paired t-test over {len(classes)} classes); higher in "
+        f"{(classes['difference'] > 0).sum()} classes; DeLong's p < 0.05 in {len(sure)}, of which "
+        f"{(sure['difference'] > 0).sum()} higher"
+    )
+
+
+def _long(found, pairs, first, split):
+    tables = [
+        each.merge(pairs[name], on="label").assign(against=first) if name in pairs else each
+        for name, each in found.items()
+    ]
+    both = pd.concat([each.assign(run=name, split=split) for name, each in zip(found, tables, strict=True)])
+    return both[["run", "split", *both.columns.drop(["run", "split"])]]
+
+
+def _write_page(path, y, scores, found, pairs, notes, words):
+    figures = {name: each[["auroc", "low", "high"]].to_numpy() for name, each in found.items()}
+    four = dict.fromkeys(("difference", "difference_low", "difference_high"), "+.4f")
+    tested = []
+    for (name, pair), said in zip(pairs.items(), words, strict=True):
+        shown = pair.assign(**{p: pair[p].map(_p) for p in ("p_bootstrap", "p_delong", "p_t_test")})
+        tested.append(page.join(said, page.details(f"{name}, class by class", page.table(shown, "", four))))
+    published = pd.DataFrame(PUBLISHED.items(), columns=["published", "mean AUROC"])
+    parts = [
+        *notes,
+        page.section("Areas", page.figure(class_plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
+                     page.table(_side_by_side(found))),
+        *([page.section("Tests", *tested)] if tested else []),
+        page.section("ROC curves", page.figure(class_plots.roc_panels(y, scores, LABELS), "ROC curves of each class")),
+        page.section("How it is measured", *NOTES),
+        page.section("Published", f"{PLACED}.", page.table(published, "", {"mean AUROC": ".4f"})),
+    ]  # fmt: skip
+    page.write_page(path, "ChestX-ray14: runs side by side", ", ".join(scores), parts)

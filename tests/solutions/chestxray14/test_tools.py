@@ -1,0 +1,307 @@
+"""`table` and `score` as a user gives them: runs whose figures are known, and other people's predictions."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.tables import label_table, real_data
+from common import cli
+from common.metrics.delong import delong_intervals, delong_test
+from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
+from common.paths import write_json
+from solutions.chestxray14 import config, tools
+from solutions.chestxray14.config import LABELS
+
+NAMES = list(LABELS)
+N = 120
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`command("score …")` in a folder of its own: status, text, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line):
+        status = cli.main("chestxray14", config, dict, line.split(), lambda: tools.TOOLS)
+        said = capsys.readouterr()
+        return SimpleNamespace(status=status, out=said.out, errors=said.err.strip())
+
+    return run
+
+
+def world(seed=0):
+    """Labels 0/1 of N images of 40 patients, a hernia being absent, and the images' table."""
+    rng = np.random.default_rng(seed)
+    y = (rng.random((N, 14)) < 0.3).astype(np.int8)
+    y[:, -1] = 0
+    patients = np.arange(N) // 3
+    ids = [f"{patient + 1:08d}_{k % 3:03d}" for k, patient in enumerate(patients)]
+    table = pd.DataFrame({"image_id": ids, "file_name": [f"{i}.png" for i in ids], "patient_id": patients.astype(str)})
+    return y, pd.concat([table, pd.DataFrame(y, columns=NAMES)], axis=1)
+
+
+def scores(y, seed, signal):
+    rng = np.random.default_rng(seed)
+    return np.clip(0.2 + signal * y + 0.2 * rng.random(y.shape), 0, 1)
+
+
+def save(path, images, probs):
+    table = pd.DataFrame({"image_id": images["image_id"], "fold": -1})
+    pd.concat([table, pd.DataFrame(probs, columns=NAMES)], axis=1).to_parquet(path)
+
+
+def make_run(folder, images, probs, views="whole", steps=("predict",)):
+    folder.mkdir()
+    about = {"official": {"said": "not the whole official lists"}, "synthetic": False}
+    write_json(folder / "manifest.json", {"steps": {"prepare": about} | {step: {} for step in steps}})
+    write_json(folder / "config.json", {"solution": "chestxray14", "views": views})
+    images.to_parquet(folder / "images.parquet")
+    for name, values in {"test": probs, "oof": probs[::-1]}.items():
+        save(folder / f"{name}.parquet", images, values)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs on the same images: `plain`, and `both` with two branches, of which the answer is the best."""
+    y, images = world()
+    made = {
+        "plain": scores(y, 1, 0.1),
+        "whole": scores(y, 2, 0.1),
+        "lungs": scores(y, 3, 0.08),
+        "both": scores(y, 4, 0.2),
+    }
+    make_run(tmp_path / "plain", images, made["plain"])
+    branches = {f"{split}_{view}": made[view] for split in ("test", "oof") for view in ("whole", "lungs")}
+    make_run(tmp_path / "both", images, made["both"], "both")
+    order = np.random.default_rng(0).permutation(N)  # the order of a table's rows means nothing
+    for name, values in (branches | {"test": made["both"], "oof": made["both"]}).items():
+        save(tmp_path / "both" / f"{name}.parquet", images.iloc[order].reset_index(drop=True), values[order])
+    return SimpleNamespace(y=y, images=images, folder=tmp_path, **made)
+
+
+def test_table_has_a_row_a_run_and_two_more_for_its_views(command, runs):
+    done = command("table plain both --out table.csv --resamples 50")
+    assert done.status == 0 and not done.errors
+    found = pd.read_csv(runs.folder / "table.csv").set_index(["run", "label"])
+    assert found.index.get_level_values("run").unique().tolist() == ["plain", "both: whole", "both: lungs", "both"]
+    patients = runs.images["patient_id"]
+    for name, score in {"plain": runs.plain, "both: lungs": runs.lungs, "both": runs.both}.items():
+        mine = found.loc[name]
+        expected = [roc_auc_score(runs.y[:, c], score[:, c]) for c in range(13)]
+        np.testing.assert_allclose(mine["auroc"], [*expected, np.nan, np.mean(expected)], atol=1e-12)
+        classes, mean = bootstrap_auroc(runs.y, score, patients, 50, skip_undefined=True)
+        assert mine.loc["mean", "low"] == pytest.approx(mean.low)
+        assert mine.loc["Mass", "high"] == pytest.approx(classes[4].high)
+        np.testing.assert_allclose(
+            mine.loc[NAMES, ["delong_low", "delong_high"]], delong_intervals(runs.y, score)[:, 1:]
+        )
+    pairs, (difference, p_value) = paired_bootstrap_auroc(
+        runs.y, runs.both, runs.plain, patients, 50, skip_undefined=True
+    )
+    mean = found.loc[("both", "mean")]
+    assert mean["difference"] == pytest.approx(difference.estimate) and mean["p_bootstrap"] == pytest.approx(p_value)
+    assert mean["difference_low"] == pytest.approx(difference.low) and mean["against"] == "plain"
+    areas = [found.loc[name].loc[NAMES[:13], "auroc"] for name in ("both", "plain")]
+    assert mean["p_t_test"] == pytest.approx(stats.ttest_rel(*areas).pvalue)
+    tested = found.loc["both"].loc[NAMES]
+    np.testing.assert_allclose(tested["p_delong"], delong_test(runs.y, runs.both, runs.plain)[:, 3])
+    np.testing.assert_allclose(tested["p_bootstrap"], [p for _, p in pairs])
+    assert found.loc["plain", "difference"].isna().all()
+    assert (
+        "120 images of 40 patients" in done.out and "labels of one kind only, left out of the mean: Hernia" in done.out
+    )
+    assert "both: whole against plain: mean AUROC" in done.out and "not the whole official lists" in done.out
+    measured, published = done.out.split("for orientation, not measured here")
+    assert "0.8335  CXR-IRNet" in published and "CXR-IRNet" not in measured
+
+
+def test_table_of_one_run_compares_its_views_and_its_page_has_the_plots(command, runs):
+    done = command("table both --out page.csv --resamples 20")
+    assert "both against both: whole: mean AUROC +" in done.out and "both: lungs against both: whole" in done.out
+    text = (runs.folder / "page.html").read_text()
+    assert text.count("<svg ") == 2 and "Published" in text and "both: lungs" in text
+    done = command("table both --against both --resamples 20")
+    assert "both: whole against both: mean AUROC -" in done.out
+    alone = command("table plain --resamples 20")
+    assert alone.status == 0 and "against" not in alone.out
+
+
+def test_table_out_of_fold(command, runs):
+    done = command("table plain --split oof --resamples 20")
+    areas = [roc_auc_score(runs.y[:, c], runs.plain[::-1][:, c]) for c in range(13)]
+    assert re.search(rf"mean +{np.mean(areas):.4f} \[", done.out) and "oof: 120 images" in done.out
+
+
+def test_images_without_labels_are_left_out_and_said(command, runs):
+    images = runs.images.copy()
+    images.loc[:9, NAMES] = -1
+    images.to_parquet(runs.folder / "plain" / "images.parquet")
+    done = command("table plain --resamples 20")
+    assert done.status == 0 and "10 predicted images have no labels and are left out" in done.out
+    assert "110 images" in done.out
+    images[NAMES] = -1
+    images.to_parquet(runs.folder / "plain" / "images.parquet")
+    assert command("table plain").errors == (
+        "error: plain: its test images have no labels (--split oof: those it was trained on, out of fold)"
+    )
+
+
+def test_runs_that_cannot_be_compared_are_refused(command, runs):
+    folder, images = runs.folder, runs.images
+    make_run(folder / "fewer", images[:-1], runs.plain[:-1])
+    last = images["image_id"].iloc[-1]
+    assert f"fewer: no labelled prediction of {last}" in command("table plain fewer").errors
+    assert f"fewer: no labelled prediction of {last}" in command("table fewer plain").errors
+    other = images.copy()
+    other.loc[5, "Mass"] = 1 - other.loc[5, "Mass"]
+    make_run(folder / "other", other, runs.plain)
+    assert f"such as for image {images['image_id'][5]}" in command("table plain other").errors
+    save(folder / "both" / "test_lungs.parquet", images[1:].reset_index(drop=True), runs.lungs[1:])
+    assert f"test_lungs.parquet: no prediction of image {images['image_id'][0]}" in command("table both").errors
+    make_run(folder / "unpredicted", images, runs.plain, steps=())
+    assert "unpredicted: no predictions of its present networks" in command("table unpredicted").errors
+    write_json(folder / "other" / "config.json", {"solution": "vinbigdata"})
+    assert command("table other").errors == "error: other: the run of another solution"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("table", "name the folders of the runs"),
+        ("table plain plain", "plain: named twice"),
+        ("table plain --against nobody", "--against nobody: the rows are plain"),
+        ("table plain --out table.html", "--out table.html: the figures are a .csv"),
+        ("table plain --resamples 0", "--resamples 0"),
+        ("table nowhere", "nowhere/manifest.json: no such file"),
+    ],
+)
+def test_bad_options_of_table(command, runs, line, message):
+    done = command(line)
+    assert done.status == 2 and done.errors.startswith("error: ") and message in done.errors and "\n" not in done.errors
+
+
+# ---- score ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A label table in NIH's form and a stranger's predictions of its images."""
+    y, images = world(5)
+    texts = ["|".join(np.array(NAMES)[row > 0]) or "No Finding" for row in y]
+    labels = pd.DataFrame(
+        {"Image Index": images["file_name"], "Finding Labels": texts, "Patient ID": images["patient_id"]}
+    )
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    probs = pd.DataFrame(scores(y, 6, 0.1), columns=NAMES)
+    probs.insert(0, "Image Index", images["file_name"])
+    probs.to_csv(tmp_path / "probs.csv", index=False)
+    return SimpleNamespace(y=y, images=images, labels=labels, probs=probs, folder=tmp_path)
+
+
+def areas(given, kept=slice(None)):
+    return [roc_auc_score(given.y[kept, c], given.probs.to_numpy()[kept, c + 1].astype(float)) for c in range(13)]
+
+
+def test_score_prints_both_intervals_and_names_the_labels(command, given):
+    done = command("score probs.csv --labels labels.csv --out out.csv --resamples 50")
+    assert done.status == 0 and not done.errors
+    found = pd.read_csv(given.folder / "out.csv").set_index("label")
+    np.testing.assert_allclose(found["auroc"], [*areas(given), np.nan, np.mean(areas(given))], atol=1e-12)
+    probs = given.probs[NAMES].to_numpy()
+    _, mean = bootstrap_auroc(given.y, probs, given.images["patient_id"], 50, skip_undefined=True)
+    assert found.loc["mean", "high"] == pytest.approx(mean.high)
+    assert found.loc["Mass", "delong_low"] == pytest.approx(delong_intervals(given.y, probs)[4, 1])
+    assert found.loc["Mass", "positive"] == given.y[:, 4].sum() and (found["images"] == N).all()
+    assert re.search(r"labels of labels\.csv, sha256 [0-9a-f]{16}; predictions of probs\.csv, sha256", done.out)
+    assert (
+        f"mean AUROC {np.mean(areas(given)):.4f} [" in done.out and "over 13 classes, 120 images of 40 pat" in done.out
+    )
+
+
+def test_any_spelling_of_the_header_and_order_of_the_rows_scores_the_same(command, given):
+    expected = command("score probs.csv --labels labels.csv --resamples 20").out.split("\n\n", 1)[1]
+    spelled = given.probs.rename(columns=lambda name: "prob_" + name.lower().replace("_", " "))
+    spelled.columns = ["image_id", *spelled.columns[1:]]
+    spelled["image_id"] = [f"images/{name.removesuffix('.png')}" for name in spelled["image_id"]]
+    spelled["my_note"] = 0.5
+    spelled[spelled.columns[::-1]][["image_id", *spelled.columns[:0:-1]]].iloc[::-1].to_csv("spelled.csv", index=False)
+    done = command("score spelled.csv --labels labels.csv --resamples 20")
+    assert done.out.split("\n\n", 1)[1].split("[")[0] == expected.split("[")[0]
+    assert re.findall(r"0\.\d{4} \[", done.out) == re.findall(r"0\.\d{4} \[", expected)
+    assert "columns that are no class are passed over: my_note" in done.out
+
+
+def test_list_and_missing_classes_and_images(command, given):
+    (given.folder / "list.txt").write_text("\n".join([*given.images["file_name"][:90], "00099999_000.png"]))
+    stranger = pd.concat([given.probs.drop(columns="Edema"), given.probs.drop(columns="Edema")[:2].assign(
+        **{"Image Index": ["strange_1.png", "strange_2.png"]})])  # fmt: skip
+    stranger.to_csv("stranger.csv", index=False)
+    done = command("score stranger.csv --labels labels.csv --list list.txt --resamples 20")
+    assert done.status == 0 and "no column for Edema: left out of the mean" in done.out
+    assert "90 of its 91 images are predicted; 32 other predictions do not count" in done.out
+    known = np.delete(areas(given, slice(90)), NAMES.index("Edema"))
+    assert f"mean AUROC {known.mean():.4f} [" in done.out and "over 12 classes, 90 images of 30 patients" in done.out
+    done = command("score stranger.csv --labels labels.csv --resamples 20")
+    assert done.status == 4 and "left out: 2 predicted images without labels, such as strange_1" in done.out
+
+
+def test_labels_without_patients(command, given):
+    given.labels.drop(columns="Patient ID").to_csv("labels.csv", index=False)
+    done = command("score probs.csv --labels labels.csv --resamples 20")
+    assert done.status == 0 and "labels.csv has no Patient ID: each image stands alone" in done.out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p, t: (p.rename(columns={"Image Index": "name"}), t),
+            "the first column must be Image Index or image_id",
+        ),
+        (lambda p, t: (p[["Image Index"]], t), "no column bears the name of one of the 14 classes"),
+        (lambda p, t: (p.assign(prob_mass=1), t), "row 1: two columns are Mass"),
+        (
+            lambda p, t: (p.astype(object).replace({"Mass": {p["Mass"][3]: "x"}}), t),
+            "probs.csv, row 5, Mass: 'x' is not",
+        ),
+        (lambda p, t: (pd.concat([p, p[:1]]), t), "probs.csv, row 122: image 00000001_000 is there twice"),
+        (lambda p, t: (p, t[120:]), "labels.csv: no rows under its header"),
+        (lambda p, t: (p, pd.concat([t, t[:1]])), "labels.csv, row 122: image 00000001_000 is there twice"),
+        (lambda p, t: (p, t.assign(**{"Finding Labels": "Covid"})), "labels.csv, row 2: 'Covid' is neither"),
+        (lambda p, t: (p, t.assign(**{"Finding Labels": ["", *t["Finding Labels"][1:]]})), "row 2: no Finding Labels"),
+        (lambda p, t: (p, t.assign(**{"Patient ID": ["", *t["Patient ID"][1:]]})), "row 2: no Patient ID"),
+        (lambda p, t: (p, t.drop(columns="Finding Labels")), "no column Finding Labels"),
+        (lambda p, t: (p, t.assign(**{"Image Index": "x" + t["Image Index"]})), "has no labels for any of its images"),
+    ],
+)
+def test_unusable_tables_are_refused(command, given, change, message):
+    for table, name in zip(change(given.probs, given.labels), ("probs.csv", "labels.csv"), strict=True):
+        table.to_csv(name, index=False)
+    done = command("score probs.csv --labels labels.csv --resamples 5")
+    assert done.status == 2 and message in done.errors and "\n" not in done.errors
+
+
+def test_unusable_lists_and_outputs_are_refused(command, given):
+    (given.folder / "empty.txt").write_text("\n")
+    (given.folder / "others.txt").write_text("00099999_000.png\n")
+    line = "score probs.csv --labels labels.csv"
+    assert "empty.txt: no image in it" in command(f"{line} --list empty.txt").errors
+    assert "none of the predicted images is in it" in command(f"{line} --list others.txt").errors
+    assert "none.txt: not a readable list" in command(f"{line} --list none.txt").errors
+    assert "--out probs.csv: is the table of predictions" in command(f"{line} --out probs.csv").errors
+
+
+def test_public_densenet_scores_what_its_authors_say(command):
+    folder, labels = real_data("chestxray14"), label_table("Data_Entry_2017_v2020.csv.gz")
+    if folder is None or labels is None:
+        pytest.skip("needs CXR_REAL_DATA with chestxray14, and the package torchxrayvision")
+    done = command(f"score {folder / 'densenet121_test_predictions.csv'} --labels {labels} --resamples 100 --out o.csv")
+    found = pd.read_csv("o.csv").set_index("label")
+    assert done.status == 0 and found.loc["mean", "auroc"] == pytest.approx(0.8384, abs=0.002)
+    assert found.loc["mean", "low"] < 0.8384 < found.loc["mean", "high"]
+    assert "22,433 images of 6,187 patients" in done.out
