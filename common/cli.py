@@ -53,6 +53,8 @@ class Options:
     """CSV of image id and patient, so that folds share no patient."""
     fold_table: Path | None = None
     """CSV `image_id,fold` of another run whose folds are to be used."""
+    sizes: tuple[Path, ...] = ()
+    """CSV files with width and height of the originals, where images are resized copies (VinBigData)."""
     on_bad_image: Literal["error", "placeholder"] = "error"
     """placeholder: a test image that cannot be read gets the neutral prediction."""
     on_unlabelled: Literal["error", "skip"] = "error"

@@ -1,16 +1,16 @@
 """Submissions checked before the upload: what the competition would refuse, or score wrongly, is refused here."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from common.errors import InputError
 from common.post.rle import RELATIVE, area, parse, to_string
+from common.submit.boxes import NUMBER, find_faults, read_entries
 from common.submit.table import read_table
 
 _SPELLING = "decoding and encoding does not return the string (touching runs, odd spelling)"
-_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")  # float() would take nan, inf and 1_0
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=Fals
         areas.append(area(runs))
         if to_string(runs, form) != rle:
             problems.append(f"{where}: {_SPELLING}")
-    _refuse(path, problems)
+    refuse_rows(path, problems)
     return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
 
 
@@ -81,57 +81,30 @@ def validate_shaped_masks(path, sizes, form=RELATIVE):
         areas.append(area(runs))
         if to_string(runs, form) != rle:
             problems.append(f"{where}: {_SPELLING}")
-    _refuse(path, problems)
+    refuse_rows(path, problems)
     return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
 
 
 def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordered=False):
     """Check a submission of boxes, `class score x_min y_min x_max y_max` repeated, and return its Summary in boxes.
 
-    Classes are 0 … n_classes - 1, scores lie in [0, 1], boxes have positive sides and lie at 0 or beyond in original
-    pixels, and within `sizes` (id → (width, height)) where given. `no_finding` has the box 0 0 1 1; a row holds one
-    entry at least. Raises InputError naming the first wrong row and counting the others.
+    `sample` is the sample submission, a path or its table; the header and ids must be its own, in its order if
+    `ordered`. Classes are 0 … n_classes - 1, scores lie in [0, 1], boxes have positive sides and lie at 0 or beyond in
+    original pixels, and within `sizes` (id → (width, height)) where given. `no_finding` has the box 0 0 1 1; a row
+    holds one entry at least. Raises InputError naming the first wrong row and counting the others.
     """
     table, problems = _read(path, sample, ordered)
-    boxes = []
-    for (where, text), image_id in zip(_rows(table, table.columns[1]), table.iloc[:, 0], strict=True):
-        if sizes is not None and image_id not in sizes:
-            problems.append(f"{where}: no width and height are known for this image")
-            continue
-        problem, count = _check_boxes(text, n_classes, no_finding, sizes and sizes[image_id])
-        problems += [f"{where}: {problem}"] * bool(problem)
-        boxes.append(count)
-    _refuse(path, problems)
-    return Summary(str(path), len(table), int(np.count_nonzero(boxes)), sum(boxes), "boxes")
-
-
-def _check_boxes(text, n_classes, no_finding, size):
-    """Return (what is wrong or "", count of boxes that are findings) for one prediction string."""
-    tokens = text.split()
-    if not tokens or len(tokens) % 6:
-        return f"{len(tokens)} values, where an entry is class score x_min y_min x_max y_max and one is due", 0
-    findings = 0
-    for k in range(0, len(tokens), 6):
-        entry = tokens[k : k + 6]
-        name = f"entry {k // 6 + 1} ({' '.join(entry)[:80]})"
-        if not re.fullmatch("[0-9]+", entry[0]) or int(entry[0]) >= n_classes:
-            return f"{name}: the class must be 0 to {n_classes - 1}", 0
-        if not all(_NUMBER.fullmatch(token) for token in entry):
-            return f"{name}: not a number", 0
-        score, *box = map(float, entry[1:])
-        if not 0 <= score <= 1:
-            return f"{name}: the score must lie in 0 to 1", 0
-        if int(entry[0]) == no_finding:
-            if box != [0, 0, 1, 1]:
-                return f"{name}: class {no_finding} (no finding) has the box 0 0 1 1", 0
-            continue
-        x_min, y_min, x_max, y_max = box
-        width, height = size or (np.inf, np.inf)
-        if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height and max(box) < np.inf):
-            within = f" within {width} x {height} pixels" if size else ""
-            return f"{name}: the box must have x_min < x_max and y_min < y_max, from 0 on{within}", 0
-        findings += 1
-    return "", findings
+    ids, pixels = table.iloc[:, 0], None
+    if sizes is not None:
+        pixels = np.array([sizes.get(image_id, (np.nan, np.nan)) for image_id in ids], np.float64).reshape(-1, 2)
+    entries = read_entries(table.iloc[:, 1])
+    faults = find_faults(entries, n_classes, no_finding, pixels)
+    if sizes is not None:
+        faults |= {row: "no width and height are known for this image" for row, i in enumerate(ids) if i not in sizes}
+        faults = dict(sorted(faults.items()))
+    refuse_rows(path, problems + row_problems(ids, faults))
+    found = entries.row[entries.class_id != no_finding]
+    return Summary(str(path), len(table), len(np.unique(found)), len(found), "boxes")
 
 
 def validate_probabilities(path, sample, ordered=False):
@@ -144,11 +117,11 @@ def validate_probabilities(path, sample, ordered=False):
     positives = set()
     for column in table.columns[1:]:
         for where, value in _rows(table, column):
-            if not _NUMBER.fullmatch(value) or not 0 <= float(value) <= 1:
+            if not NUMBER.fullmatch(value) or not 0 <= float(value) <= 1:
                 problems.append(f"{where}: {column} is {value!r}, not a probability from 0 to 1")
             elif float(value) >= 0.5:
                 positives.add(where)
-    _refuse(path, problems)
+    refuse_rows(path, problems)
     return Summary(str(path), len(table), len(positives), len(table.columns) - 1, "columns of probabilities")
 
 
@@ -160,29 +133,40 @@ def _rows(table, column):
 
 def _read(path, sample, ordered):
     """Read the submission under the header of the sample; return it and what is wrong with its ids."""
-    expected = read_table(sample)
+    expected = sample if isinstance(sample, pd.DataFrame) else read_table(sample)
     if len(expected.columns) < 2 or not len(expected):
         raise InputError(f"{sample}: a sample submission has ids, predictions and at least one row")
     table = read_table(path, expected.columns)
-    found, wanted, problems = {}, {}, []
-    for row, image_id in enumerate(expected.iloc[:, 0], start=2):
-        wanted.setdefault(image_id, row)
-    for row, image_id in enumerate(table.iloc[:, 0], start=2):
-        if image_id in found:
-            problems.append(f"row {row} ({image_id}): a second row of this image, the first is row {found[image_id]}")
-        elif image_id not in wanted:
-            problems.append(f"row {row} ({image_id!r}): the sample submission has no such image")
-        found.setdefault(image_id, row)
-    for image_id, row in wanted.items():
-        if image_id not in found:
-            problems.append(f"no row for {image_id} (row {row} of the sample submission)")
+    problems = id_problems(table.iloc[:, 0], expected.iloc[:, 0])
     if ordered and not problems:
-        pairs = enumerate(zip(found, wanted, strict=True), start=2)
+        pairs = enumerate(zip(table.iloc[:, 0], expected.iloc[:, 0].unique(), strict=True), start=2)
         problems += [f"row {row} ({a}): the sample submission has {b} here" for row, (a, b) in pairs if a != b]
     return table, problems
 
 
-def _refuse(path, problems):
+def id_problems(ids, expected, source="the sample submission"):
+    """What is wrong with the ids of a file whose images must be `expected`, those of `source`, in any order."""
+    found, wanted, problems = {}, {}, []
+    for row, image_id in enumerate(expected, start=2):
+        wanted.setdefault(image_id, row)
+    for row, image_id in enumerate(ids, start=2):
+        if image_id in found:
+            problems.append(f"row {row} ({image_id}): a second row of this image, the first is row {found[image_id]}")
+        elif image_id not in wanted:
+            problems.append(f"row {row} ({image_id!r}): {source} has no such image")
+        found.setdefault(image_id, row)
+    missing = [image_id for image_id in wanted if image_id not in found]
+    return problems + [f"no row for {image_id} (row {wanted[image_id]} of {source})" for image_id in missing]
+
+
+def row_problems(ids, faults):
+    """The faults of a dict from a row's place to words, each naming its row and image."""
+    ids = list(ids)
+    return [f"row {row + 2} ({ids[row]}): {fault}" for row, fault in faults.items()]
+
+
+def refuse_rows(path, problems):
+    """Raise InputError where there are problems: the first, and how many more."""
     if problems:
         further = f" (and {len(problems) - 1:,} further problems)" if len(problems) > 1 else ""
         raise InputError(f"{path}, {problems[0]}{further}")

@@ -28,6 +28,7 @@ from common.steps import (
 )
 from common.submit.table import write_submission
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, SLUG
+from solutions.vinbigdata.sizes import SIZES, read_sizes, tell_copies
 
 log = logging.getLogger(__name__)
 MADE_WITH = ("n_folds", "rater_aware", "seed", "store_size")  # settings that decide what `prepare` makes,
@@ -161,7 +162,10 @@ def prepare_competition(context):
     table.loc[train, "fold"] = _folds(table[train], labels, patients, config, options)
     about = {name: getattr(config, name) for name in MADE_WITH}
     about |= {name: getattr(config.fusion, name) for name in MADE_WITH_FUSION}
-    about["originals"] = digest([[i, files[i].name, files[i].stat().st_size] for i in train_ids])
+    originals = read_sizes(options.sizes, table["image_id"]) if options.sizes else None
+    n, given = len(train_ids), [] if originals is None else originals.to_numpy().tolist()
+    about["originals"] = digest([[i, files[i].name, files[i].stat().st_size] for i in train_ids], *given[:n])
+    about["test_sizes"] = digest(given[n:])
     about["labels"] = digest(labels.to_numpy().tolist())
     key = _key(table, about)
     keep_trainings(run, key)
@@ -176,7 +180,13 @@ def prepare_competition(context):
     )
     for place, name in enumerate(("width", "height", "ok"), start=2):
         table.insert(place, name, store.table[name].to_numpy())
+    if originals is not None:
+        tell_copies(table, originals)
+        table[SIZES] = originals[SIZES]
     boxes = _agreed(labels[labels["class_id"] != NO_FINDING], table, config.fusion, labels_path)
+    if about["test_sizes"] != (run.step("prepare") or {}).get("test_sizes", digest([])):
+        for step in ("predict", *(f"predict test {fold}" for fold in range(config.n_folds))):
+            run.forget(step)  # boxes are kept in pixels of the originals
     run.forget("prepare")  # what follows must not be taken for whole where it is cut off
     write_table(run.path("images.parquet"), table)
     write_table(run.path("boxes.parquet"), boxes)
@@ -185,7 +195,8 @@ def prepare_competition(context):
     write_submission(
         run.path("sample_submission.csv"), pd.DataFrame({"image_id": test_ids, "PredictionString": "14 1 0 0 1 1"})
     )
-    run.describe(config.seed, [p for p in (labels_path, sample_path, options.id_map) if p is not None and p.is_file()])
+    inputs = (labels_path, sample_path, options.id_map, *options.sizes)
+    run.describe(config.seed, [p for p in inputs if p is not None and p.is_file()])
     if not trainings(run):
         keep_config(context)
     about |= {"data": str(folder.resolve()), "test": options.test and str(options.test.resolve())}
@@ -282,7 +293,10 @@ def _agreed(marked, table, fusion, path):
         width, height = sizes[number].astype(int)
         where = f"{path}, row {marked.index[number] + 2} ({marked['image_id'].iloc[number]})"
         if lost.any():
-            raise InputError(f"{where}: the box lies outside its image of {width} × {height} pixels")
+            raise InputError(
+                f"{where}: the box lies outside its image of {width} × {height} pixels; of a resized copy, tell the "
+                "original's by --sizes"
+            )
         log.info(f"{beyond.sum()} boxes were cut at the edge of their image, the first: {where}, {width} × {height}")
     fused = fuse_raters(marked.assign(**dict(zip(BOX, inside.T, strict=True))), fusion.raters_iou, JOIN[fusion.raters])
     fused["row"] = index.get_indexer(fused["image_id"])

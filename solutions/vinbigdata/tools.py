@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.data.dicom import read_header
 from common.errors import InputError
-from common.paths import find_images, read_parquet
+from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
 from common.submit.table import read_table, write_submission
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata.config import NO_FINDING
-from solutions.vinbigdata.postprocess import fuse, parse_predictions, prediction_strings
+from solutions.vinbigdata.postprocess import HEADER, fuse, parse_predictions, prediction_strings
+from solutions.vinbigdata.sizes import read_sizes
 
 log = logging.getLogger(__name__)
-SIZES = ["image_id", "width", "height"]
 
 
 def ensemble(
@@ -31,7 +30,7 @@ def ensemble(
     skip: float = 0.0,
     method: Literal["wbf", "nms", "soft_nms", "nmw"] = "wbf",
     conf_type: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg",
-    sizes: Path | None = None,
+    sizes: tuple[Path, ...] = (),
 ):
     """Fuse submissions box by box, image by image and class by class.
 
@@ -47,22 +46,24 @@ def ensemble(
         skip: Least score of a box that counts; above 0 where boxes of score 0 overlap, which have no weighted mean.
         method: Weighted boxes fusion, NMS, soft-NMS or non-maximum weighted.
         conf_type: Of weighted boxes fusion: how the scores of one object's boxes become one.
-        sizes: CSV with image_id, width and height, or a folder of the images.
+        sizes: CSV files with image_id, width and height (or dim0, the height, and dim1), or folders of the images.
     """
     files = [_submission(path) for path in predictions]
-    _check(files, out, weights, skip, method, conf_type)
-    ids = read_table(files[0])["image_id"] if len(files) else []
-    sizes = sizes or next((path for path in predictions if (path / "images.parquet").is_file()), None)
-    known = None if sizes is None else read_sizes(sizes, ids)
+    _check(files, out, weights, iou, skip, method, conf_type)
+    ids = read_table(files[0], HEADER, exact=False)["image_id"].unique().tolist()
+    sizes = sizes or next(([path] for path in predictions if _knows(path, ids)), ())
+    known = read_sizes(sizes, ids) if sizes else None
     with tqdm(files, desc="submissions", unit="file", leave=False) as bar:
-        tables = {str(path): parse_predictions(path, files[0], known) for path in bar}
+        tables = {str(path): parse_predictions(path, known, ids, files[0]) for path in bar}
     options = {"conf_type": conf_type} if method == "wbf" else {}
     images = _one_size(ids, tables) if known is None else known
+    before = sum(int((table["class_id"] != NO_FINDING).sum()) for table in tables.values())
     fused = fuse(tables, images, weights or [1.0] * len(files), iou, skip, method, **options)
-    write_submission(out, prediction_strings(fused, ids, known))
+    del tables  # the largest part of the memory
+    answer = prediction_strings(fused, ids, known)
+    write_submission(out, answer)
     pixels = None if known is None else {image_id: (width, height) for image_id, width, height in known.to_numpy()}
-    summary = validate_boxes(out, files[0], sizes=pixels, ordered=True)
-    before = sum((table["class_id"] != NO_FINDING).sum() for table in tables.values())
+    summary = validate_boxes(out, answer, sizes=pixels, ordered=True)
     log.info(f"{before:,} boxes of {len(files)} submissions fused; valid submission: {summary}")
     return 0
 
@@ -70,37 +71,24 @@ def ensemble(
 TOOLS = {"ensemble": ensemble}
 
 
-def read_sizes(path, ids):
-    """Return image_id, width and height of `ids`, from a CSV, the folder of a run, or a folder of the images.
-
-    Raises InputError naming the file for columns that lack, sizes that are no positive numbers and missing images.
-    """
-    if not path.is_dir():
-        table = read_table(path, SIZES, exact=False)
-    elif (path / "images.parquet").is_file():
-        table = read_parquet(path / "images.parquet")[SIZES]
-    else:
-        files = find_images(path)
-        with tqdm([files[name] for name in ids if name in files], desc="sizes", unit="image", leave=False) as bar:
-            headers = [read_header(file) | {"image_id": file.stem} for file in bar]
-        table = pd.DataFrame(headers, columns=SIZES)
-    for row in np.flatnonzero(table["image_id"].duplicated())[:1]:
-        raise InputError(f"{path}: image {table['image_id'].iloc[row]} is there twice")
-    pixels = table[SIZES[1:]].apply(pd.to_numeric, errors="coerce")
-    pixels = pixels.set_axis(table["image_id"]).reindex(ids).rename_axis("image_id").reset_index()
-    for row in np.flatnonzero(~(pixels[SIZES[1:]] > 0).all(axis=1))[:1]:
-        raise InputError(f"{path}: no width and height, in pixels, of image {pixels['image_id'][row]}")
-    return pixels
-
-
 def _submission(path):
     file = path / "submission.csv" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise InputError(f"{path}: no submission.csv in it; run the verb `submit` first")
+    about = path / "config.json"
+    about = read_json(about) if about.is_file() else {}
+    if not isinstance(about, dict) or about.get("solution", "vinbigdata") != "vinbigdata":
+        raise InputError(f"{path}: the run of another solution")
     return file
 
 
-def _check(files, out, weights, skip, method, conf_type):
+def _knows(path, ids):
+    """Whether `path` is a run that holds these images, with their sizes."""
+    file = path / "images.parquet"
+    return file.is_file() and set(ids) <= set(read_parquet(file)["image_id"])
+
+
+def _check(files, out, weights, iou, skip, method, conf_type):
     places = [file.resolve() for file in files]
     if not files:
         raise InputError("name the submissions to fuse: CSV files, or folders of runs")
@@ -109,8 +97,17 @@ def _check(files, out, weights, skip, method, conf_type):
             raise InputError(f"{file}: named twice; --weights makes one submission count more")
     if out.resolve() in places:
         raise InputError(f"--out {out}: is one of the submissions to fuse")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file")
+    for folder in out.parents:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {out}: {folder} is a file, not a folder")
     if weights and len(weights) != len(files):
         raise InputError(f"--weights: {len(weights)} for {len(files)} submissions")
+    if not all(0 < weight < np.inf for weight in weights):
+        raise InputError(f"--weights must be positive numbers, not {' '.join(map('{:g}'.format, weights))}")
+    if not 0 <= iou <= 1:
+        raise InputError(f"--iou must lie in [0, 1], not {iou}")
     if not 0 <= skip <= 1:
         raise InputError(f"--skip must lie in [0, 1], not {skip}")
     if method != "wbf" and conf_type != "avg":

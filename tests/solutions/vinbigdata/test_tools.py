@@ -13,6 +13,7 @@ from common import cli
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import config, tools
 from solutions.vinbigdata.postprocess import parse_predictions
+from solutions.vinbigdata.sizes import SIZES
 
 BAR = re.compile(r"(file|image)/s|\d+%\|")
 
@@ -102,7 +103,7 @@ def random_submissions(folder, n_images=12):
             )
         write(folder / f"{k}.csv", rows)
         tables.append({name: numbers(text) for name, text in rows.items()})
-    pd.DataFrame([(k, *v) for k, v in pixels.items()], columns=tools.SIZES).to_csv(folder / "sizes.csv", index=False)
+    pd.DataFrame([(k, *v) for k, v in pixels.items()], columns=SIZES).to_csv(folder / "sizes.csv", index=False)
     return pixels, tables
 
 
@@ -153,7 +154,10 @@ def test_sizes_of_a_folder_of_images(command, two):
     assert command("ensemble one.csv two.csv --sizes test").status == 0
     cv2.imwrite("test/a.png", np.zeros((64, 32), np.uint8))
     done = command("ensemble one.csv two.csv --sizes test")
-    assert done.errors == ["error: one.csv, row 2 (a): a box lies outside its image"]
+    assert done.errors == [
+        "error: one.csv, row 2 (a): entry 1 (7 0.8 0 0 40 8): the box must have x_min < x_max and y_min < y_max, from "
+        "0 on within 32 x 64 pixels"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,15 +167,19 @@ def test_sizes_of_a_folder_of_images(command, two):
         ("ensemble one.csv missing.csv", "missing.csv: no such file"),
         ("ensemble one.csv test", "test: no submission.csv in it; run the verb `submit` first"),
         ("ensemble one.csv two.csv --weights 1", "--weights: 1 for 2 submissions"),
-        ("ensemble one.csv two.csv --weights 1 0", "weights must be positive: leave a model out rather than give it 0"),
-        ("ensemble one.csv two.csv --weights 1 nan", "weights must be positive"),
-        ("ensemble one.csv two.csv --iou 1.5", "iou_thr must lie in [0, 1]"),
+        ("ensemble one.csv two.csv --weights 1 0", "--weights must be positive numbers, not 1 0"),
+        ("ensemble one.csv two.csv --weights 1 nan", "--weights must be positive numbers, not 1 nan"),
+        ("ensemble one.csv two.csv --weights 1 -1", "--weights must be positive numbers, not 1 -1"),
+        ("ensemble one.csv two.csv --weights 0 0", "--weights must be positive numbers, not 0 0"),
+        ("ensemble one.csv two.csv --weights 1 inf", "--weights must be positive numbers, not 1 inf"),
+        ("ensemble one.csv two.csv --iou nan", "--iou must lie in [0, 1], not nan"),
+        ("ensemble one.csv two.csv --iou 1.5", "--iou must lie in [0, 1], not 1.5"),
         ("ensemble one.csv two.csv --skip nan", "--skip must lie in [0, 1], not nan"),
         ("ensemble one.csv ./one.csv", "one.csv: named twice; --weights makes one submission count more"),
         ("ensemble one.csv two.csv --out two.csv", "--out two.csv: is one of the submissions to fuse"),
         ("ensemble one.csv two.csv --method nms --conf-type max", "--conf-type max: belongs to --method wbf"),
         ("ensemble one.csv two.csv --sizes one.csv", "one.csv, row 1: the header must have image_id,width,height"),
-        ("ensemble one.csv other.csv", "other.csv, row 3 ('c'): the sample submission has no such image"),
+        ("ensemble one.csv other.csv", "other.csv, row 3 ('c'): one.csv has no such image (and 1 further"),
         ("ensemble one.csv inverted.csv", "inverted.csv, row 2 (a): entry 1 (7 0.5 9 0 3 4): the box must have x_min"),
         ("ensemble one.csv nan.csv", "nan.csv, row 3 (b): entry 1 (7 nan 0 0 3 4): not a number"),
     ],

@@ -1,0 +1,146 @@
+"""Strings of boxes, `class score x_min y_min x_max y_max` repeated: read into arrays, put right, checked."""
+
+import re
+from array import array
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+EDGE = 1.0  # pixels by which rounding may carry a box over the edge of its image
+SCORE_SLACK = 1e-6  # by which rounding to float32 may carry a score over 1
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_IN_NUMBERS = b"0123456789+-.eE"  # float() would take nan, inf and 1_0 too
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """The entries of a column of strings, in its order, as arrays of length n.
+
+    row: int64, place of the string in the column; number: int64, from 1 within the string; class_id: float64, plain:
+    bool, whether it is written in digits alone; score: float64; boxes: float64 (n, 4). texts: the strings; unread:
+    dict from the row of a string that could not be read, and has no entries here, to the reason.
+    """
+
+    texts: list
+    unread: dict
+    row: np.ndarray
+    number: np.ndarray
+    class_id: np.ndarray
+    plain: np.ndarray
+    score: np.ndarray
+    boxes: np.ndarray
+
+    def fault(self, k, reason):
+        """What an error says of entry k."""
+        begin = 6 * (self.number[k] - 1)
+        return _fault(self.number[k], self.texts[self.row[k]].split()[begin : begin + 6], reason)
+
+
+def read_entries(texts):
+    """Read prediction strings into Entries; any white space parts the values."""
+    values, plain, counts, unread = array("d"), bytearray(), [], {}
+    for row, text in enumerate(texts):
+        tokens, before = text.split(), len(values)
+        try:
+            if len(tokens) % 6 or "".join(tokens).encode().translate(None, _IN_NUMBERS):
+                raise ValueError
+            values.extend(map(float, tokens))
+        except ValueError:
+            unread[row] = _unreadable(tokens)
+            del values[before:]
+            tokens = []
+        plain.extend(map(str.isdigit, tokens[::6]))
+        counts.append(len(tokens) // 6)
+    counts, values = np.array(counts, np.int64), np.array(values).reshape(-1, 6)
+    number = np.arange(1, len(values) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    # each column in memory of its own: `values` is let go
+    columns = values[:, 0].copy(), np.array(plain, bool), values[:, 1].copy(), values[:, 2:].copy()
+    return Entries(list(texts), unread, rows, number, *columns)
+
+
+def _unreadable(tokens):
+    if not tokens or len(tokens) % 6:
+        return f"{len(tokens)} values, where an entry is class score x_min y_min x_max y_max and one is due"
+    k = next(k for k, token in enumerate(tokens) if not NUMBER.fullmatch(token)) // 6
+    return _fault(k + 1, tokens[6 * k : 6 * k + 6], "not a number")
+
+
+def _fault(number, tokens, reason):
+    return f"entry {number} ({' '.join(tokens)[:80]}): {reason}"
+
+
+def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
+    """Return a dict from row to what is wrong with it first, in the order of the rows.
+
+    Classes are 0 … n_classes - 1, in digits; scores lie in [0, 1]; boxes have positive sides and begin at 0 or beyond;
+    pixels: float64 (rows, 2), width and height of each row's image, within which they end, or None. `no_finding` has
+    the box 0 0 1 1. A row has one entry at least, unless `blank`.
+    """
+    low, high, finding = entries.boxes[:, :2], entries.boxes[:, 2:], entries.class_id != no_finding
+    ends = np.full((1, 2), np.inf) if pixels is None else pixels[entries.row]
+    inside = (low >= 0) & (low < high) & (high <= ends) & (high < np.inf)
+    kinds = [
+        ~entries.plain | ~(entries.class_id < n_classes),
+        ~((entries.score >= 0) & (entries.score <= 1)),
+        ~finding & (entries.boxes != [0, 0, 1, 1]).any(axis=1),
+        finding & ~inside.all(axis=1),
+    ]
+    reasons = (
+        f"the class must be 0 to {n_classes - 1}",
+        "the score must lie in 0 to 1",
+        f"class {no_finding} (no finding) has the box 0 0 1 1",
+        "the box must have x_min < x_max and y_min < y_max, from 0 on",
+    )
+    faults = dict(entries.unread)
+    if not blank:
+        counts = np.bincount(entries.row, minlength=len(entries.texts))
+        faults = {row: _unreadable([]) for row in np.flatnonzero(counts == 0).tolist()} | faults
+    wrong = np.select(kinds, range(1, 5), 0)
+    bad = np.flatnonzero(wrong)
+    for k in bad[np.unique(entries.row[bad], return_index=True)[1]].tolist():
+        row, reason = int(entries.row[k]), reasons[wrong[k] - 1]
+        if wrong[k] == 4 and pixels is not None:
+            reason += " within {:g} x {:g} pixels".format(*pixels[row])
+        faults[row] = entries.fault(k, reason)
+    return dict(sorted(faults.items()))
+
+
+def put_right(entries, no_finding=14, pixels=None):
+    """Put right what is harmless in other people's submissions; returns (Entries, list of what was done, in words).
+
+    Class ids such as `3.0` count as 3; scores up to SCORE_SLACK outside [0, 1] as its ends; boxes up to EDGE pixels
+    outside their image are cut, those without area left out, and of several entries of `no_finding` in a row the
+    highest stays. What else is wrong stays, for `find_faults`. pixels: as there; without it only 0 is a known edge.
+    """
+    row, boxes, notes = entries.row, entries.boxes, []
+
+    def note(done, what):
+        if done.any():
+            first = int(row[np.argmax(done)]) + 2
+            notes.append(f"{np.count_nonzero(done):,} {what} (first in row {first})")
+        return done
+
+    finding, spelled = entries.class_id != no_finding, ~entries.plain & (entries.class_id >= 0)
+    spelled = note(spelled & (np.floor(entries.class_id) == entries.class_id), "class ids not in plain digits")
+    score = np.clip(entries.score, 0, 1)
+    score = np.where(abs(score - entries.score) <= SCORE_SLACK, score, entries.score)
+    note(score != entries.score, "scores rounded into 0 to 1")
+
+    ends = np.inf if pixels is None else np.tile(pixels, 2)[row]
+    near = finding & ((boxes >= -EDGE) & (boxes <= ends + EDGE) & (boxes < np.inf)).all(axis=1)
+    near &= (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
+    cut = np.where(near[:, None], np.clip(boxes, 0, ends), boxes)
+    note((cut != boxes).any(axis=1), f"boxes cut at the edge of their image, which they passed by up to {EDGE:g} pixel")
+    flat = note(near & (cut[:, :2] == cut[:, 2:]).any(axis=1), "boxes without area left out")
+
+    best = np.lexsort((-score, row))
+    best = best[(~finding & (boxes == [0, 0, 1, 1]).all(axis=1))[best]]
+    again = np.zeros(len(row), bool)
+    again[best[1:][row[best[1:]] == row[best[:-1]]]] = True
+    note(again, f"further entries of class {no_finding} left out, the highest of a row stays")
+
+    keep = ~flat & ~again
+    columns = {"row": row, "number": entries.number, "class_id": entries.class_id, "plain": entries.plain | spelled,
+               "score": score, "boxes": cut}  # fmt: skip
+    return replace(entries, **{name: values[keep] for name, values in columns.items()}), notes

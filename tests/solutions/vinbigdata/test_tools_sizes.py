@@ -1,0 +1,197 @@
+"""Sizes of the originals: read from tables of every kind, and boxes in original pixels on resized copies."""
+
+import dataclasses
+import logging
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from common.cli import Context, Options, parse
+from common.errors import InputError
+from common.post.boxes import BOX
+from common.runs import Run
+from common.train.loop import Budget
+from solutions.vinbigdata.config import DEMO
+from solutions.vinbigdata.data import prepare_competition
+from solutions.vinbigdata.postprocess import prediction_strings
+from solutions.vinbigdata.sizes import SIZES, read_sizes, tell_copies
+from solutions.vinbigdata.training import predict_boxes
+
+
+def table(path, text):
+    path.write_text(text)
+    return path
+
+
+def sizes(*rows):
+    return pd.DataFrame(rows, columns=SIZES)
+
+
+# ---- tables of sizes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image_id,width,height\na,100,200\nb,60,30\n", ""),
+        ("image_id,dim0,dim1\na,200,100\nb,30,60\n", "sizes.csv: dim0 is read as the height, dim1 as the width"),
+        ("x,height,image_id,width\n1,30,b,60.0\n2,200,a,100\n3,30,b,60\n4,9,c,9\n", ""),  # a row for each box
+        ("image_id,dim0,dim1,width,height\na,1,1,100,200\nb,1,1,60,30\n", ""),
+    ],
+)
+def test_tables_of_every_kind(tmp_path, caplog, text, said):
+    caplog.set_level(logging.INFO)
+    found = read_sizes([table(tmp_path / "sizes.csv", text)], ["b", "a"])
+    assert found.to_numpy().tolist() == [["b", 60, 30], ["a", 100, 200]]
+    assert found.columns.tolist() == SIZES and found["width"].dtype == np.int64
+    assert caplog.text.count("\n") == bool(said) and said in caplog.text
+
+
+def test_several_tables_and_folders(tmp_path):
+    one = table(tmp_path / "train.csv", "image_id,dim0,dim1\na,200,100\n")
+    (tmp_path / "test").mkdir()
+    cv2.imwrite(str(tmp_path / "test" / "b.png"), np.zeros((30, 60), np.uint8))
+    assert read_sizes([one, tmp_path / "test"], ["a", "b"]).to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30]]
+    (tmp_path / "run").mkdir()
+    sizes(("a", 100, 200), ("c", 5, 5)).to_parquet(tmp_path / "run" / "images.parquet")
+    assert read_sizes([tmp_path / "run", one], ["c", "a"])["width"].tolist() == [5, 100]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("image_id,w,h\na,1,1\n", "row 1: the header must have image_id,width,height or image_id,dim0,dim1: image_id,w"),
+        ("image_id,width,height\n", "sizes.csv: no rows under its header"),
+        ("image_id,width,height\na,1,0\n", r"sizes.csv, row 2 \(a\): width '1' and height '0' must be whole numbers"),
+        ("image_id,width,height\na,1,inf\n", "height 'inf' must be whole"),
+        ("image_id,width,height\na,1,\n", "height '' must be whole"),
+        ("image_id,width,height\na,1.5,2\n", "width '1.5' and height '2' must be whole"),
+        ("image_id,width,height\nb,9,9\na,1,2\na,2,1\n",
+         r"sizes.csv, row 4 \(a\): 2 × 1 pixels, where another row of this image says 1 × 2"),
+        ("image_id,width,height\nb,9,9\n", "sizes.csv: no width and height, in pixels, of image a"),
+    ],
+)  # fmt: skip
+def test_sizes_that_cannot_be(tmp_path, text, reason):
+    with pytest.raises(InputError, match=reason):
+        read_sizes([table(tmp_path / "sizes.csv", text)], ["a"])
+
+
+def test_a_run_of_another_solution_has_no_sizes(tmp_path):
+    pd.DataFrame({"image_id": ["a"]}).to_parquet(tmp_path / "images.parquet")
+    with pytest.raises(InputError, match=r"its images\.parquet has no sizes"):
+        read_sizes([tmp_path], ["a"])
+
+
+def test_copies_are_told(caplog):
+    caplog.set_level(logging.INFO)
+    full = sizes(("a", 2000, 3000), ("b", 2001, 3000), ("c", 2000, 3000), ("d", 40, 30))
+    tell_copies(full, full)
+    assert not caplog.text
+    # a: 2 to 3 kept; b: 341.5 rounded to 342; c: stretched; d: no copy
+    tell_copies(sizes(("a", 200, 300), ("b", 342, 512), ("c", 512, 512), ("d", 40, 30)), full)
+    assert caplog.messages == [
+        "--sizes: 3 of 4 images are copies of other pixels than the originals, 1 of them in other proportions (taken "
+        "as stretched, not cut or padded); the first: a, 200 × 300 for 2000 × 3000"
+    ]
+
+
+# ---- boxes on copies -----------------------------------------------------------------------------------------------
+
+SMALL = dataclasses.replace(
+    DEMO,
+    detector=dataclasses.replace(DEMO.detector, size=50),
+    healthy=dataclasses.replace(DEMO.healthy, size=32),
+    store_size=50,
+)
+# a and t: 100 wide, 200 high, as copies 50 × 50; b: 60 × 30 as 20 × 10. What a's box 20 40 60 120 covers is bright in
+# the copy at 10 10 30 30, and what t's would cover at 5 20 10 45.
+TRAIN = """image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max
+a,Cardiomegaly,3,R1,20,40,60,120
+b,No finding,14,R1,,,,
+"""
+ORIGINALS = "image_id,dim0,dim1\na,200,100\nb,30,60\nt,200,100\n"
+
+
+class Bright(torch.nn.Module):
+    """Finds the bright rectangle of an image."""
+
+    def forward(self, images):
+        found = []
+        for image in images:
+            y, x = torch.nonzero(image[0] > 128, as_tuple=True)
+            box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
+            found.append({"boxes": box[None], "scores": torch.ones(1), "labels": torch.tensor([3])})
+        return found
+
+
+@pytest.fixture
+def context(tmp_path):
+    """`context(**options)`: what a verb gets, on a competition of copies."""
+    data, runs = tmp_path / "data", []
+    for name, height, width, rectangle in [
+        ("train/a", 50, 50, np.s_[10:30, 10:30]), ("train/b", 10, 20, np.s_[:0]), ("test/t", 50, 50, np.s_[20:45, 5:10])
+    ]:  # fmt: skip
+        pixels = np.zeros((height, width), np.uint8)
+        pixels[rectangle] = 255
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(data / f"{name}.png"), pixels)
+    table(data / "train.csv", TRAIN)
+    table(data / "sample_submission.csv", "image_id,PredictionString\nt,14 1 0 0 1 1\n")
+
+    def make(out="run", **options):
+        while runs:
+            runs.pop().close()
+        runs.append(Run(tmp_path / out))
+        options = Options(**{"data": data, "out": tmp_path / out, "workers": 0} | options)
+        return Context("vinbigdata", "demo", SMALL, options, runs[-1], torch.device("cpu"), Budget(None))
+
+    yield make
+    for run in runs:
+        run.close()
+
+
+def test_boxes_of_originals_on_copies_there_and_back(context, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    originals = table(tmp_path / "train_meta.csv", ORIGINALS)
+    data = prepare_competition(context(sizes=(originals,)))
+    assert "3 of 3 images are copies of other pixels than the originals, 2 of them in other proportions" in caplog.text
+    assert data.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
+    assert data.boxes[BOX].to_numpy().tolist() == [[20, 40, 60, 120]]
+    boxes, labels = data.boxes_of(0)
+    assert boxes.tolist() == [[10, 10, 30, 30]] and labels.tolist() == [3]  # times 50 / 100 and 50 / 200
+    assert (np.argwhere(data.store.images[0] > 128).min(axis=0) == 10).all()
+    rows = np.array([0, 2])
+    found = predict_boxes(Bright(), data, rows, SMALL.detector, torch.device("cpu"), progress=False)
+    strings = prediction_strings(found, ["a", "b", "t"], data.sizes())
+    assert strings["PredictionString"].tolist() == ["3 1 20 40 60 120", "14 1 0 0 1 1", "3 1 10 80 20 180"]
+    assert str(originals) in (tmp_path / "run" / "manifest.json").read_text()
+
+
+def test_without_the_sizes_the_boxes_do_not_fit(context):
+    ctx = context()
+    table(ctx.options.data / "train.csv", TRAIN.replace("20,40,60,120", "60,140,90,190"))
+    with pytest.raises(InputError, match=r"row 2 \(a\): .* outside its image of 50 × 50 pixels; .* --sizes"):
+        prepare_competition(ctx)
+
+
+def test_other_sizes_are_other_trainings_and_other_predictions(context, tmp_path):
+    first = table(tmp_path / "first.csv", ORIGINALS)
+    other = table(tmp_path / "other.csv", ORIGINALS.replace("t,200", "t,400"))
+    third = table(tmp_path / "third.csv", ORIGINALS.replace("a,200", "a,400"))
+    key = prepare_competition(context(sizes=(first,))).key
+    again = context(sizes=(first,))
+    again.run.record("predict", "made")
+    assert prepare_competition(again).key == key and again.run.is_done("predict", "made")
+    assert prepare_competition(context(sizes=(other,))).key == key  # the same trainings
+    assert again.run.step("predict") is None  # whose boxes on t were in other pixels
+    assert prepare_competition(context(sizes=(third,))).key != key
+    with pytest.raises(InputError, match=r"short\.csv: no width and height, in pixels, of image t"):
+        prepare_competition(context(sizes=(table(tmp_path / "short.csv", ORIGINALS.replace("t,200,100\n", "")),)))
+
+
+def test_the_option_takes_several_tables():
+    options, _ = parse(DEMO, ["--sizes", "train_meta.csv", "test_meta.csv"], "program")
+    assert [path.name for path in options.sizes] == ["train_meta.csv", "test_meta.csv"]
