@@ -175,7 +175,7 @@ def test_a_dozen_images_are_learnt_by_heart(data, tmp_path):
     model, done = trained(data, tmp_path / "fold0" / "whole", config)
     assert done.figures["auroc"] == 1.0 and done.history["train_loss"].iloc[-1] < 0.1
     probs = training.predict_view([model], data, [8, 0, 1], config, "whole", "cpu", progress=False)
-    assert probs.dtype == np.float64 and probs.shape == (3, 14) and probs[:, :3].argmax(1).tolist() == [2, 0, 1]
+    assert probs.dtype == np.float64 and probs.shape == (3, 14) and probs[:, :3].argmax(0).tolist() == [1, 2, 0]
     both = training.predict_view([model, model], data, [8], config, "whole", "cpu", ("flip",), progress=False)
     with torch.inference_mode():
         image = view_dataset(data, [8], config, "whole")[0][0][None]
