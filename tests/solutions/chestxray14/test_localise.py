@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from common.cli import main
 from common.errors import InputError
 from common.infer.cam import place
 from common.post.boxes import BOX
+from solutions.chestxray14 import config as config_module
 from solutions.chestxray14 import maps as maps_module
+from solutions.chestxray14 import pipeline
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
 from solutions.chestxray14.localise import localise
 from solutions.chestxray14.localise_scores import (
@@ -23,6 +26,7 @@ from solutions.chestxray14.localise_scores import (
 )
 from solutions.chestxray14.maps import Maps, class_maps, outside_lowest, seen_part, usable_boxes, view_places
 from solutions.chestxray14.models import ChestNet, build_fusion
+from solutions.chestxray14.sample import make_sample
 
 
 def _boxes(*rows):
@@ -250,3 +254,43 @@ def test_unusable_options_and_folders_are_refused(tmp_path):
         localise(tmp_path)
     with pytest.raises(InputError, match="not a folder"):
         localise(tmp_path, out=tmp_path / "config.json")
+
+
+# ---- the tool ------------------------------------------------------------------------------------------------------
+
+TINY = """--views both --store-size 72 --folds 0 --n-folds 2 --segmenter.crop-size 72 --fusion.epochs 1
+    --fusion.batch-size 4 --workers 0"""
+VIEW = "--{0}.backbone test_resnet --{0}.weights none --{0}.resize 72 --{0}.size 64 --{0}.epochs 1 --{0}.batch-size 4"
+
+
+def _command(*words):
+    return main("chestxray14", config_module, lambda: pipeline.VERBS, list(words), lambda: pipeline.TOOLS)
+
+
+def test_both_views_of_a_run_on_the_sample(tmp_path, monkeypatch, capsys):
+    sample = make_sample(tmp_path / "data", n_train=12, n_test=8)
+    monkeypatch.chdir(tmp_path)
+    options = f"{TINY} {VIEW.format('whole')} {VIEW.format('lungs')} --lungs.weighting False".split()
+    for verb in ("prepare", "train", "predict"):
+        assert _command(verb, "demo", "--data", str(sample), "--out", "run", *options) == 0
+    truth = pd.read_parquet("run/truth_boxes.parquet")
+    table = pd.read_parquet("run/images.parquet").set_index("row")
+    seen = table.loc[truth["row"], "split"].eq("train") & table.loc[truth["row"], "fold"].ne(0)
+    capsys.readouterr()
+    assert _command("localise", "run", "--threshold", "0.4", "0.6") == 0
+    said = capsys.readouterr().out
+    found, classes = pd.read_csv("run/localisation.csv"), pd.read_csv("run/localisation_table.csv").set_index("label")
+    assert len(found) == len(truth) - seen.sum() > 4 and classes.loc[ALL, "boxes"] == len(found)
+    assert set(found["label"]) <= set(LABELS) and found["threshold"].isin((0.4, 0.6)).all()
+    assert found[["iou", "region_iou", "guided_iou"]].stack().between(0, 1).all()
+    assert f"mean IoU {classes.loc[ALL, 'iou']:.4f}" in said and "place alone" in said
+    assert found["iou"].mean() == pytest.approx(classes.loc[ALL, "iou"])
+    html = (tmp_path / "run" / "localisation.html").read_text()
+    shown = found.groupby("label").size().clip(upper=3).sum()
+    assert html.count("data:image/jpeg") == shown and "Synthetic radiographs" in html
+    before = found.drop(columns=["threshold"])
+    assert _command("localise", "run", "--threshold", "0.6", "--out", "more") == 0
+    again = pd.read_csv("more/localisation.csv")
+    assert (again["threshold"] == 0.6).all() and again["peak_x"].equals(before["peak_x"])
+    (tmp_path / "run" / "test.parquet").unlink()
+    assert _command("localise", "run") == 2 and "no predictions" in capsys.readouterr().err
