@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from common.errors import InputError
@@ -72,6 +72,7 @@ def faster_rcnn(
         rpn_pre_nms_top_n_train=_at_least(200, 2000 * share), rpn_post_nms_top_n_train=_at_least(200, 2000 * share),
         rpn_pre_nms_top_n_test=_at_least(200, 1000 * share), rpn_post_nms_top_n_test=_at_least(200, 1000 * share),
         box_batch_size_per_image=_at_least(64, 512 * share),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=_at_least(1, 224 * share)),
         box_nms_thresh=nms, box_detections_per_img=per_image, box_score_thresh=score,
     )  # fmt: skip
     heads = net.rpn.head, net.roi_heads.box_predictor

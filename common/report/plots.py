@@ -153,8 +153,8 @@ def score_with_interval(rows, label="score", reference=None, chosen=None):
     for place, (name, estimate, low, high) in enumerate(rows):
         text, colour, weight = f"{estimate:.4f}", *((ORANGE, "bold") if name == chosen else (BLUE, "normal"))
         if np.isfinite([low, high]).all():
-            if not low <= estimate <= high:
-                raise InputError(f"{label}: {name}: {estimate} lies outside its interval {low} to {high}")
+            if low > high:
+                raise InputError(f"{label}: {name}: an interval from {low} to {high}")
             ax.plot([low, high], [place, place], color=colour, linewidth=2.4)
             text += f"  [{low:.4f}, {high:.4f}]"
         ax.plot(estimate, place, "o", color=colour, markersize=7)

@@ -3,6 +3,7 @@
 "Paper" is Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,14 +19,16 @@ CLASSES = (
 NO_FINDING = 14
 IOU = 0.4  # of the competition's metric: a detection matches above it
 
-Augmentation = Literal["none", "flip", "built_in", "noise", "both", "both_no_rotation", "podium"]
+AUGMENTATIONS = ("none", "flip", "built_in", "noise", "both", "both_no_rotation", "podium")
+ARCHITECTURES = ("faster_rcnn", "retinanet", "fcos")
+Rule = Literal["replace", "append", "none"]
 
 
 @dataclass(frozen=True)
 class DetectorConfig(FitConfig):
     """A network that finds boxes."""
 
-    architecture: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
+    architecture: Literal[ARCHITECTURES] = "faster_rcnn"
     """Paper: Faster R-CNN."""
     backbone: str = "resnet101"
     """Any timm network, under a feature pyramid. Paper: ResNet-101-FPN."""
@@ -42,7 +45,8 @@ class DetectorConfig(FitConfig):
     per_image: int = 100
     """Boxes kept of an image. Paper: 100."""
     # Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations; validated every 1,000. 10,000 iterations of 4
-    # are about 9.6 epochs of the 4,174 abnormal training images (95 % of 4,394). Optimiser: the library's default, SGD.
+    # are about 9.6 epochs of the 4,174 abnormal training images (95 % of 4,394). Optimiser: the library's default, SGD;
+    # its rise of the rate over the first steps too. Here every epoch is validated.
     epochs: int = 10
     lr: float = 1e-3
     batch_size: int = 4
@@ -87,20 +91,21 @@ class FusionConfig:
     skip: tuple[float, ...] = (0.0,)
     """Least scores tried. Winners: 0 to 0.001."""
     method: Literal["wbf", "nms", "soft_nms", "nmw", "none"] = "wbf"
+    """One network's boxes alone are left as they are: the paper found that WBF on one model lowers the score."""
+    try_weights: tuple[float, ...] = ()
+    """Weights tried for one member after the other, out of fold, from `weights` on."""
 
 
 @dataclass(frozen=True)
 class DecisionConfig:
     """What the 2CC's probability of health does to an image's boxes; every combination is tried out of fold."""
 
-    rule: Literal["replace", "append", "none"] = "replace"
-    """replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes alone."""
+    rule: tuple[Rule, ...] = ("replace",)
+    """Rules tried. replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes alone."""
     alpha: tuple[float, ...] = (0.997,)
     """replace: above it, all boxes give way to `14 1 0 0 1 1`. Paper: 0.997."""
     beta: tuple[float, ...] = (0.3,)
     """replace: above it, up to alpha, the no-finding box joins the others. Paper: 0.3."""
-    power: tuple[float, ...] = (1.0,)
-    """append: the probability is raised to this."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +113,16 @@ class Config:
     """A whole run of the VinBigData solution."""
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    members: tuple[Augmentation, ...] = ("none", "flip", "built_in", "noise", "both", "both_no_rotation")
-    """Augmentations of the detectors that are fused, one network each. Paper: its six best, among them figure 1's."""
+    members: tuple[str, ...] = ("none", "flip", "built_in", "noise", "both", "both_no_rotation")
+    """The detectors that are fused, one network each: an augmentation, or with another architecture than detector's
+    `architecture-augmentation`, such as fcos-flip. Paper: its six best, among them figure 1's."""
     healthy: HealthyConfig = field(default_factory=HealthyConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
-    n_folds: int = 5
+    n_folds: int = 20
+    """Paper: 750 of 15,000 images validate, one fold of 20."""
+    healthy_folds: int = 5
+    """Of the 2CC, a divisor of n_folds; all are trained. 0: the detectors' folds. Paper: 5."""
     rater_aware: bool = False
     """Spread every rater's images evenly over the folds too: three of the 17 read 94 % of the images with findings."""
     folds: tuple[int, ...] = (0,)
@@ -133,37 +142,67 @@ class Config:
             raise InputError(f"size must be at least 32 px, not {min(self.detector.size, self.healthy.size)}")
         if not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}: name at least one augmentation, each once")
+        for member in self.members:
+            architecture, augmentation = member_parts(member, self.detector.architecture)
+            if architecture not in ARCHITECTURES or augmentation not in AUGMENTATIONS:
+                names = f"an augmentation ({', '.join(AUGMENTATIONS)}), or <{'|'.join(ARCHITECTURES)}>-<augmentation>"
+                raise InputError(f"member {member!r}: must be {names}")
+        if self.healthy_folds and (self.healthy_folds < 2 or self.n_folds % self.healthy_folds):
+            wanted = f"0, or at least 2 and a divisor of n_folds {self.n_folds}"
+            raise InputError(f"healthy_folds must be {wanted}, not {self.healthy_folds}")
+
+    def detector_of(self, member):
+        """The DetectorConfig of a member."""
+        return dataclasses.replace(self.detector, architecture=member_parts(member, self.detector.architecture)[0])
+
+    @property
+    def healthy_trained(self):
+        """Folds of the 2CC that are trained; image i of fold k is held out of number k mod `healthy_modulus`."""
+        return tuple(range(self.healthy_folds)) if self.healthy_folds else self.folds
+
+    @property
+    def healthy_modulus(self):
+        """In how many folds the 2CC parts the images."""
+        return self.healthy_folds or self.n_folds
+
+
+def member_parts(member, architecture):
+    """(architecture, augmentation) of a member's name; `architecture` where it names none."""
+    first, _, rest = member.partition("-")
+    return (first, rest) if rest else (architecture, member)
 
 
 PAPER = Config()
 
-# The winners' techniques with current parts: another backbone, raters fused, flip TTA, No finding on every image.
+# The winners' techniques with current parts: another backbone, three families of detectors, raters fused, flip TTA, No
+# finding on every image.
 PODIUM = Config(
     detector=DetectorConfig(
         backbone="convnext_small.fb_in22k_ft_in1k", epochs=20, lr=1e-4, batch_size=8, optimizer="adamw",
         weight_decay=5e-2, averaging=("ema", "best_k", "best"),
     ),
-    members=("podium", "both_no_rotation"),
+    members=("podium", "retinanet-podium", "fcos-podium"),
     healthy=HealthyConfig(backbone="convnext_small.fb_in22k_ft_in1k", size=512, epochs=10, optimizer="adamw"),
-    fusion=FusionConfig(weights=(1.0, 1.0), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001)),
-    decision=DecisionConfig(rule="append", power=(0.5, 1.0, 2.0)),
-    folds=(0, 1, 2, 3, 4), tta=("flip",),
+    fusion=FusionConfig(weights=(1.0,), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001), try_weights=(1.0, 2.0, 3.0)),
+    decision=DecisionConfig(rule=("append", "replace"), alpha=(0.95, 0.997), beta=(0.0, 0.1, 0.3)),
+    n_folds=5, healthy_folds=0, folds=(0, 1, 2, 3, 4), tta=("flip",),
 )  # fmt: skip
 
-# Two CPU cores, minutes: the paper's cascade with small networks on small images.
+# Two CPU cores, minutes: the paper's cascade with small networks on small images. The last epochs are kept, so that no
+# score is flattered by a choice among epochs.
 DEMO = Config(
     detector=DetectorConfig(
-        backbone="tf_efficientnet_lite0", size=256, channels=96, epochs=6, lr=3e-4, batch_size=4,
-        optimizer="adamw", weight_decay=1e-2, per_image=50,
+        backbone="tf_efficientnet_lite0", size=256, channels=96, epochs=12, lr=3e-4, batch_size=4,
+        optimizer="adamw", weight_decay=1e-2, per_image=50, averaging=("last",),
     ),
     members=("flip", "noise"),
     healthy=HealthyConfig(
-        backbone="tf_efficientnet_lite0", size=128, epochs=4, lr=5e-4, batch_size=8, optimizer="adamw",
-        weight_decay=1e-2, schedule="warm_cosine",
+        backbone="tf_efficientnet_lite0", size=128, epochs=6, lr=5e-4, batch_size=8, optimizer="adamw",
+        weight_decay=1e-2, schedule="warm_cosine", averaging=("last",),
     ),
-    fusion=FusionConfig(weights=(1.0, 1.0)),
-    decision=DecisionConfig(alpha=(0.9, 0.95, 0.997), beta=(0.1, 0.3, 0.5)),
-    n_folds=2, folds=(0, 1), store_size=256,
+    fusion=FusionConfig(weights=(1.0,)),
+    decision=DecisionConfig(rule=("replace", "append"), alpha=(0.9, 0.95, 0.997), beta=(0.0, 0.1, 0.3, 0.5)),
+    n_folds=2, healthy_folds=0, folds=(0, 1), store_size=256,
 )  # fmt: skip
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from common.config import file_hash, from_dict, to_dict
+from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_probs
 from common.metrics import classification
@@ -42,6 +44,7 @@ from solutions.vinbigdata.training import (
     detector_step,
     healthy_figures,
     healthy_loader,
+    healthy_rows,
     healthy_step,
     held_out_loader,
     predict_boxes,
@@ -50,7 +53,8 @@ from solutions.vinbigdata.tuning import tune_detection
 
 log = logging.getLogger(__name__)
 PREDICTED = ("oof.parquet", "oof_healthy.parquet", "test.parquet", "test_healthy.parquet")
-TUNED = ("tuned.json", "oof_decided.parquet", "surface.csv", "members.csv", "classes.csv", "errors.csv", "score.json")
+CHOSEN = ("surface.csv", "sweep.csv", "members.csv", "classes.csv", "errors.csv")
+TUNED = ("tuned.json", "oof_decided.parquet", *CHOSEN, "score.json")
 
 
 def prepare(context):
@@ -62,18 +66,19 @@ def prepare(context):
 
 
 def train(context):
-    """Each fold's detectors, one a member, then its 2CC."""
-    data = open_prepared(context)
-    for fold in context.config.folds:
-        for member in context.config.members:
+    """Each fold's detectors, one a member, and the 2CC of each of its folds."""
+    data, config = open_prepared(context), context.config
+    for fold in sorted({*config.folds, *config.healthy_trained}):
+        for member in config.members if fold in config.folds else ():
             train_detector(context, data, fold, member)
-        train_healthy(context, data, fold)
+        if fold in config.healthy_trained:
+            train_healthy(context, data, fold)
         keep_config(context)
 
 
 def train_detector(context, data, fold, member):
     """The detector of one fold and member, in the folder fold<k>/<member>; returns what `fit` does."""
-    config, held_out = context.config.detector, data.rows(folds=[fold])
+    config, held_out = context.config.detector_of(member), data.rows(folds=[fold])
     folder = context.run.path(f"fold{fold}", member)
     rows = detector_rows(context, data, fold, config.abnormal_only)
     shown = held_out_loader(context, data, held_out, config)
@@ -88,10 +93,9 @@ def train_detector(context, data, fold, member):
 
 
 def train_healthy(context, data, fold):
-    """The 2CC of one fold, in the folder fold<k>/healthy; returns what `fit` does."""
-    config, held_out = context.config.healthy, data.rows(folds=[fold])
+    """The 2CC of one of its folds, in the folder fold<k>/healthy; returns what `fit` does."""
+    config, (rows, held_out) = context.config.healthy, healthy_rows(context, data, fold)
     folder = context.run.path(f"fold{fold}", "healthy")
-    rows = detector_rows(context, data, fold, abnormal_only=False)
     shown = held_out_loader(context, data, held_out, config)
     return fit(
         fresh(context, folder, fold, partial(build_healthy, config)),
@@ -115,54 +119,70 @@ def predict(context):
         return
     for made in ("predict", "tune", "score", "submit"):  # these follow from it: no report of theirs in between
         run.forget(made)
-    test, folds = data.rows("test"), context.config.folds
-    for name, rows_of in (("oof", lambda fold: data.rows(folds=[fold])), ("test", lambda fold: test)):
-        boxes, healthy = [], []
-        for fold in folds:
-            part = _predict_part(context, data, key, fold, rows_of(fold), name)
-            boxes.append(part[0])
-            healthy.append(part[1])
-        write_table(run.path(f"{name}.parquet"), pd.concat(boxes, ignore_index=True))
-        healthy = pd.concat(healthy, ignore_index=True)
-        if name == "test":
-            healthy = healthy.groupby("image_id", sort=False, as_index=False)["healthy"].mean().assign(fold=-1)
-        write_table(run.path(f"{name}_healthy.parquet"), healthy)
+    test, config = data.rows("test"), context.config
+    tables = {name: [] for name in PREDICTED}
+    for fold in config.folds:
+        held_out = data.rows(folds=[fold])
+        for name, rows in (("oof", held_out), ("test", test)):
+            tables[f"{name}.parquet"].append(_boxes_part(context, data, key, fold, rows, name))
+        healthy = _healthy_part(context, data, key, fold % config.healthy_modulus, held_out, f"oof of fold {fold}")
+        tables["oof_healthy.parquet"].append(healthy.assign(fold=fold))
+    for fold in config.healthy_trained:
+        tables["test_healthy.parquet"].append(_healthy_part(context, data, key, fold, test, "test"))
+    for name, parts in tables.items():
+        table = pd.concat(parts, ignore_index=True)
+        if name == "test_healthy.parquet":  # of logits: a mean of probabilities would seldom pass a high alpha
+            table = table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1)
+        if "logit" in table:
+            table["healthy"] = 1 / (1 + np.exp(-table.pop("logit")))
+        write_table(run.path(name), table)
     keep_config(context)
-    run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in folds))
-    for fold, name in itertools.product(folds, PREDICTED):  # the parts have done their duty
-        run.path(f"fold{fold}", name).unlink(missing_ok=True)
+    run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in config.folds))
+    for part in run.folder.glob("fold*/predicted*.parquet"):  # the parts have done their duty
+        part.unlink()
     log.info(f"predicted {len(pd.read_parquet(run.path('oof.parquet'))):,} boxes out of fold, "
              f"{len(pd.read_parquet(run.path('test.parquet'))):,} on {len(test)} test images")  # fmt: skip
 
 
-def _predict_part(context, data, key, fold, rows, name):
-    """Boxes of every member of one fold and the 2CC's probabilities, kept in the fold's folder until all are there."""
-    run, config = context.run, context.config
-    files = [f"fold{fold}/{name}.parquet", f"fold{fold}/{name}_healthy.parquet"]
-    if not run.is_done(f"predict {name} {fold}", key, files):
+def _boxes_part(context, data, key, fold, rows, name):
+    """Boxes of every member of one fold, kept in the fold's folder until all parts are there."""
+    run, config, file = context.run, context.config, f"fold{fold}/predicted_{name}.parquet"
+    if not run.is_done(f"predict {name} {fold}", key, [file]):
         boxes = []
         for member in config.members:
-            model = load_detector(config.detector, trained_weights(run, fold, member))
-            found = predict_boxes(model, data, rows, config.detector, context.device, config.tta, context.workers,
+            detector = config.detector_of(member)
+            model = load_detector(detector, trained_weights(run, fold, member))
+            found = predict_boxes(model, data, rows, detector, context.device, config.tta, context.workers,
                                   f"{name}, fold {fold}, {member}")  # fmt: skip
             boxes.append(found.assign(member=member, fold=fold))
+        write_table(run.path(file), pd.concat(boxes, ignore_index=True))
+        run.record(f"predict {name} {fold}", key)
+    return read_parquet(run.path(file))
+
+
+def _healthy_part(context, data, key, fold, rows, name):
+    """image_id and logit of health by the 2CC of one of its folds, kept like the boxes.
+
+    Computed in float32: the few digits of bf16 would make ties of the surest images.
+    """
+    run, config, file = context.run, context.config, f"fold{fold}/predicted_healthy_{name.replace(' ', '_')}.parquet"
+    if not run.is_done(f"predict healthy {name} {fold}", key, [file]):
         model = load_healthy(config.healthy, trained_weights(run, fold, "healthy"))
         views = [tta.IDENTITY, *[tta.FLIP] * ("flip" in config.tta)]
-        probs = predict_probs([model], data.store.images, rows, config.healthy.size, 2 * config.healthy.batch_size,
-                              device=context.device, views=views, amp=config.healthy.precision,
-                              progress=f"2CC, {name}, fold {fold}", workers=context.workers)[:, 0]  # fmt: skip
+        logits = predict_probs([model], data.store.images, rows, config.healthy.size, 2 * config.healthy.batch_size,
+                               device=context.device, views=views, amp="fp32", activation=torch.Tensor.float,
+                               progress=f"2CC, {name}, fold {fold}", workers=context.workers)[:, 0]  # fmt: skip
         ids = data.table.set_index("row")["image_id"][rows].to_numpy()
-        write_table(run.path(files[0]), pd.concat(boxes, ignore_index=True))
-        write_table(run.path(files[1]), pd.DataFrame({"image_id": ids, "fold": fold, "healthy": probs.astype(float)}))
-        run.record(f"predict {name} {fold}", key)
-    return [read_parquet(run.path(file)) for file in files]
+        write_table(run.path(file), pd.DataFrame({"image_id": ids, "fold": fold, "logit": logits.astype(float)}))
+        run.record(f"predict healthy {name} {fold}", key)
+    return read_parquet(run.path(file))
 
 
 def predict_key(context, data):
     """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
     config = context.config
-    weights = [file_hash(trained_weights(context.run, fold, stage)) for fold in config.folds
-               for stage in (*config.members, "healthy")]  # fmt: skip
+    stages = [*itertools.product(config.folds, config.members), *((k, "healthy") for k in config.healthy_trained)]
+    weights = [file_hash(trained_weights(context.run, fold, stage)) for fold, stage in stages]
     made = [[part.size, part.precision] for part in (config.detector, config.healthy)]
     made += [list(config.members), config.detector.nms, config.detector.per_image]
     return [data.key, weights, list(config.tta), made, read_json(data.store.folder / "store.json")["key"]]
@@ -188,6 +208,7 @@ def tune(context):
                            config.fusion, config.decision, seed=config.seed)  # fmt: skip
     write_table(run.path("oof_decided.parquet"), tuned.detections)
     write_csv(run.path("surface.csv"), tuned.surface)
+    write_csv(run.path("sweep.csv"), tuned.sweep)
     write_csv(run.path("members.csv"), tuned.members)
     classes = tuned.result.classes.reset_index()
     intervals = [as_interval(interval) for interval in tuned.class_scores]
@@ -200,7 +221,8 @@ def tune(context):
     )
     write_json(run.path("tuned.json"), tuned.as_dict())
     nothing = evaluate(_no_boxes(tuned.detections, images["image_id"]), truth, images["image_id"]).mean_ap
-    write_json(run.path("score.json"), _figures(tuned, images, healthy, nothing))
+    tested = read_parquet(run.path("test_healthy.parquet"))["healthy"]
+    write_json(run.path("score.json"), _figures(tuned, images, healthy, tested, nothing))
     keep_config(context)
     run.record("tune", key, score=tuned.score.estimate)
     how = "halves of its patients" if tuned.halves else "folds"
@@ -211,20 +233,29 @@ def _no_boxes(decided, ids):
     return apply_rule(decided.iloc[:0], ids, None, DecisionRule((1.0,), 0.4))
 
 
-def _figures(tuned, images, healthy, nothing):
+def _figures(tuned, images, healthy, tested, nothing):
     true = (images["abnormal"] == 0).to_numpy().astype(int)
     probs = healthy.reindex(images["image_id"]).to_numpy()
     counts = classification.confusion_counts(true, probs, 0.5)
     auroc = classification.auroc(true, probs, undefined=np.nan)
+    aps, rule = tuned.result.classes["ap"], tuned.rule
+
+    def shares(values):
+        return {"alpha": float((values > rule.alpha).mean()), "beta": float((values > rule.beta).mean())}
+
     return {
         "map": as_interval(tuned.score),
+        "map_findings": None if aps[:NO_FINDING].isna().all() else float(aps[:NO_FINDING].mean()),
+        "ap_no_finding": None if np.isnan(aps[NO_FINDING]) else float(aps[NO_FINDING]),
+        "classes": int(aps.notna().sum()),
         "map_not_nested": tuned.naive,
         "map_no_finding": float(nothing),
         "images": len(images),
         "abnormal": int((true == 0).sum()),
         "nested_by": "halves of the patients" if tuned.halves else "folds",
         "healthy": {"auroc": None if np.isnan(auroc) else float(auroc),
-                    "accuracy": float(classification.accuracy(counts))},
+                    "accuracy": float(classification.accuracy(counts)),
+                    "share_above": {"oof": shares(probs), "test": shares(tested) if len(tested) else None}},
     }  # fmt: skip
 
 
@@ -233,6 +264,14 @@ def _tune_key(context):
     data, run, config = open_prepared(context), context.run, context.config
     check_predicted(run, predict_key(context, data), PREDICTED)
     return [to_dict(config.fusion), to_dict(config.decision), config.seed, run.step("predict")["key"]]
+
+
+def is_tuned(context):
+    """True where the rule and the score in the run are those of its predictions and these settings."""
+    try:
+        return context.run.is_done("tune", _tune_key(context), TUNED)
+    except InputError:  # no predictions, or those of other networks
+        return False
 
 
 def experiment_key(context):

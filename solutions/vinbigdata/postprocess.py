@@ -41,8 +41,8 @@ class DecisionRule:
 
     Boxes of score `skip` or more are fused above the overlap `iou`, `weights` being the members'. Where the
     probability of health exceeds `alpha`, all boxes give way to `14 1 0 0 1 1`; where it exceeds `beta` only, a box of
-    No finding joins them, its score the probability to the `power`. beta -1 adds it everywhere, 1 nowhere; alpha 1
-    keeps all boxes. The paper does not say which score the joining box has.
+    No finding joins them, its score the probability. beta -1 adds it everywhere, 1 nowhere; alpha 1 keeps all boxes.
+    The paper does not say which score the joining box has.
     """
 
     weights: tuple[float, ...]
@@ -50,24 +50,22 @@ class DecisionRule:
     skip: float = 0.0
     alpha: float = 1.0
     beta: float = 1.0
-    power: float = 1.0
 
     def __post_init__(self):
         if not (self.weights and all(0 < weight < np.inf for weight in self.weights)):
             raise InputError(f"weights must be positive numbers, one a member, not {self.weights}")
         if not (all(0 <= value <= 1 for value in (self.iou, self.skip, self.alpha)) and -1 <= self.beta <= self.alpha):
             raise InputError(f"iou, skip and alpha must lie in [0, 1], beta in [-1, alpha]: {self}")
-        if not 0 <= self.power < np.inf:
-            raise InputError(f"power must be a number from 0: {self}")
 
 
 def rules(fusion, decision, weights):
     """Every DecisionRule that a FusionConfig and a DecisionConfig allow for these weights; beta never above alpha."""
-    decisions = {
+    of_rule = {
         "replace": [{"alpha": a, "beta": b} for a, b in itertools.product(decision.alpha, decision.beta) if b <= a],
-        "append": [{"beta": -1.0, "power": power} for power in decision.power],
+        "append": [{"beta": -1.0}],
         "none": [{}],
-    }[decision.rule]
+    }
+    decisions = [each for rule in decision.rule for each in of_rule[rule]]
     overlaps = fusion.iou[:1] if fusion.method == "none" else fusion.iou
     every = itertools.product(overlaps, fusion.skip, decisions)
     found = [DecisionRule(tuple(weights), iou, skip, **rest) for iou, skip, rest in every]
@@ -84,8 +82,8 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
 
     tables: dict from a name to detections; weights: a positive number a table; skip: least score of a finding; method:
     a key of METHODS, or "none" for all boxes as they are; options and errors: as in `common.post.fusion.fuse_table`.
-    Weighted fusion by unequal weights can bring scores above 1: all are then divided by the highest, which leaves
-    every order as it is.
+    Weighted fusion by unequal weights can bring scores above 1: all are then divided by the highest, which leaves every
+    order as it is, but makes scores of two sets no longer comparable.
     """
     # NaN is not under `skip`: it stays, to be refused
     kept = {name: table[~(table["score"] < skip) | (table["class_id"] == NO_FINDING)] for name, table in tables.items()}
@@ -100,12 +98,14 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
 def fuse_members(table, images, members, rule, method="wbf"):
     """Fuse the boxes of `members`, in the order of rule.weights; returns detections.
 
-    Where several folds predicted the same images, the network of each fold is a model of its own, of its member's
-    weight. Raises InputError for other members, class 14, and as `fuse` does.
+    Where several folds predicted the same images, as they do the test set, the network of each fold is a model of its
+    own, of its member's weight. The boxes of one network alone are left as they are. Raises InputError for other
+    members, class 14, and as `fuse` does.
     """
     tables, owners = split_members(table, members)
     if len(rule.weights) != len(members):
         raise InputError(f"{len(rule.weights)} weights for {len(members)} members")
+    method = method if len(tables) > 1 else "none"
     return fuse(tables, images, [rule.weights[k] for k in owners], rule.iou, rule.skip, method)
 
 
@@ -139,7 +139,7 @@ def apply_rule(detections, image_ids, healthy, rule):
     replaced, joined = probs > rule.alpha, probs > rule.beta
     kept = ~replaced[at]
     empty = np.bincount(at[kept], minlength=len(ids)) == 0
-    score = np.where(replaced | ~joined, 1.0, probs**rule.power)
+    score = np.where(replaced | ~joined, 1.0, probs)
     added = np.flatnonzero(joined | empty)
     boxes = pd.DataFrame({"image_id": ids[added], "class_id": NO_FINDING, "score": score[added]})
     parts = [detections.loc[kept, COLUMNS], boxes.assign(x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)]

@@ -17,39 +17,44 @@ SHOWN = 5  # boxes of an image in a picture
 def write_report(context, data):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
     from solutions.vinbigdata.experiments import TABLES  # they import this module
-    from solutions.vinbigdata.pipeline import experiment_key
+    from solutions.vinbigdata.pipeline import experiment_key, is_tuned
 
-    run = context.run
-    parts = [_headline(context, data), _data(data), *sections.training(context)]
-    if run.step("tune"):
+    run, tuned = context.run, is_tuned(context)
+    parts = [_headline(context, data, tuned), _data(data), *sections.training(context)]
+    if tuned:
         found = read_parquet(run.path("oof_decided.parquet"))
         rows = data.rows(folds=context.config.folds)
         parts += [_classes(run, data, found, rows), _decision(run), _healthy(run, data, rows)]
-        parts.append(_gallery(data, found, rows))
+        parts.append(_gallery(run, data, found, rows))
     if run.is_done("ablation", experiment_key(context), TABLES):
         parts.append(_ablation(run))
-    if run.step("submit"):
+    if tuned and run.step("submit") and run.path("test_decided.parquet").is_file():
         parts.append(_submission(run, data))
     parts.append(sections.about(run))
     title = f"VinBigData detection, preset {context.preset}"
     page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
 
 
-def _headline(context, data):
+def _headline(context, data, tuned):
     run, notes = context.run, [sections.synthetic(context)]
     if (data.table.loc[data.table["split"] == "train", "patient_id"] == "").all():
         notes.append(
             page.note("No map from image to patient: a patient may lie in two folds, scores may flatter.", "warning")
         )
     notes = [note for note in notes if note]
-    if not run.step("tune"):  # the score is written with the rule
-        return page.join(*notes, page.note("No score yet: the run has not come to that."))
+    if not tuned:  # the score is written with the rule
+        return page.join(*notes, page.note("No score of these predictions and settings: `tune` has not been run."))
     score = read_json(run.path("score.json"))
     found = score["map"]
     cards = [
         ("mAP@0.4, out of fold", found["estimate"], f"95 % interval {found['low']:.4f}–{found['high']:.4f}"),
         ("mAP@0.4 without boxes", score["map_no_finding"], "No finding on every image"),
-        ("Images", score["images"], f"{score['abnormal']} with a finding"),
+        (
+            "AP of the findings",
+            score["map_findings"],
+            f"mean; that of No finding is {page.as_text(score['ap_no_finding'])}",
+        ),
+        ("Images", score["images"], f"{score['abnormal']} with a finding; {score['classes']} of 15 classes occur"),
         ("2CC accuracy", score["healthy"]["accuracy"], f"AUROC {page.as_text(score['healthy']['auroc'])}"),
     ]
     notes.append(
@@ -113,18 +118,22 @@ def _classes(run, data, found, rows):
 
 def _decision(run):
     tuned, surface = read_json(run.path("tuned.json")), pd.read_csv(run.path("surface.csv"))
-    members = pd.read_csv(run.path("members.csv"))
+    members, sweep = pd.read_csv(run.path("members.csv")), pd.read_csv(run.path("sweep.csv"))
     rules = [{"chosen for": f"part {part}", **rule} for part, rule in tuned["part_rules"].items()]
     rules = pd.DataFrame([*rules, {"chosen for": "the submission", **tuned["rule"]}])
     rules["weights"] = [" ".join(f"{weight:g}" for weight in weights) for weights in rules["weights"]]
-    fragments = [page.table(rules, "Rules, chosen on out-of-fold boxes"),
-                 page.table(members, "Members: weight in the fusion, mAP of the findings alone")]  # fmt: skip
-    for x, y in (("alpha", "beta"), ("iou", "skip"), ("power", "iou")):
-        if surface[x].nunique() > 1 or surface[y].nunique() > 1:
-            chosen = tuned["rule"][x], tuned["rule"][y]
-            drawn = plots.threshold_surface(surface, x, y, "map", chosen)
-            fragments.append(page.figure(drawn, f"mAP over {x} and {y}, best over the rest, all images"))
-    return page.section("Decision", *fragments[:2], page.grid(*fragments[2:]))
+    chosen = tuned["rule"]["alpha"], tuned["rule"]["beta"]
+    drawn = plots.threshold_surface(sweep, "alpha", "beta", "map", chosen)
+    figures = [page.figure(drawn, "mAP over alpha and beta, all images; beta -1 is No finding on every image")]
+    if surface["iou"].nunique() > 1 or surface["skip"].nunique() > 1:
+        drawn = plots.threshold_surface(surface, "iou", "skip", "map", (tuned["rule"]["iou"], tuned["rule"]["skip"]))
+        figures.append(page.figure(drawn, "mAP over iou and skip, best over the rest, all images"))
+    return page.section(
+        "Decision",
+        page.table(rules, "Rules, chosen on out-of-fold boxes (beta -1: No finding on every image, the winners' rule)"),
+        page.table(members, "Members: weight in the fusion, mAP of the findings alone"),
+        page.grid(*figures),
+    )
 
 
 def _healthy(run, data, rows):
@@ -133,28 +142,42 @@ def _healthy(run, data, rows):
     healthy = 1 - images["abnormal"].to_numpy()
     probs = probs[images["image_id"]].to_numpy()
     groups = {"abnormal": probs[healthy == 0], "healthy": probs[healthy == 1]}
+    rule, shares = (
+        read_json(run.path("tuned.json"))["rule"],
+        read_json(run.path("score.json"))["healthy"]["share_above"],
+    )
+    shown = [{"images": name, **{f"above {end} {rule[end]:g}": f"{share[end]:.1%}" for end in ("alpha", "beta")}}
+             for name, share in shares.items() if share]  # fmt: skip
     return page.section(
         "Healthy or not (2CC)",
         page.grid(
             page.figure(plots.roc_curve(healthy, probs), "ROC curve, out of fold"),
-            page.figure(plots.histogram(groups, "probability of health"), "Probabilities by truth"),
+            page.figure(plots.histogram(groups, "probability of health", threshold=rule["alpha"]),
+                        "Probabilities by truth; dashed: alpha"),
+            page.table(pd.DataFrame(shown), "Out of fold and of the test images (mean of the folds' logits)"),
         ),
-    )
+    )  # fmt: skip
 
 
-def _gallery(data, found, rows, count=8):
+def _gallery(run, data, found, rows, count=8):
+    probs = read_parquet(run.path("oof_healthy.parquet")).set_index("image_id")["healthy"]
     images = data.table.set_index("row").loc[rows].reset_index()
+    images["health"] = probs[images["image_id"]].to_numpy()
     abnormal = images[images["abnormal"] == 1]
     step = max(1, len(abnormal) // count)
+    boxes = found[found["class_id"] != NO_FINDING]
     without = images.loc[images["abnormal"] == 0, "image_id"]
-    false = found[(found["class_id"] != NO_FINDING) & found["image_id"].isin(without)]
+    false = boxes[boxes["image_id"].isin(without)]
     worst = false.groupby("image_id")["score"].max().sort_values(ascending=False).index[: count // 2]
+    lost = abnormal[~abnormal["image_id"].isin(boxes["image_id"])].sort_values("health", ascending=False)
     return page.section(
         "Pictures",
-        f"At most {SHOWN} boxes an image, those of the highest scores.",
+        f"At most {SHOWN} boxes an image, those of the highest scores; p is the probability of health.",
         gallery(_items(data, found, abnormal[::step][:count]), "With findings", overlay=box_overlay),
         gallery(_items(data, found, _of(images, worst)), "Boxes where nothing is", overlay=box_overlay),
-    )
+        gallery(_items(data, found, lost[: count // 2]), "Findings given up: no box left by the rule",
+                overlay=box_overlay) if len(lost) else "",
+    )  # fmt: skip
 
 
 def _of(images, ids):
@@ -182,20 +205,24 @@ def _item(data, found, row, known):
     mine = found[(found["image_id"] == row["image_id"]) & (found["class_id"] != NO_FINDING)]
     mine = mine.sort_values("score", ascending=False)[:SHOWN]
     truth = marks(data.boxes[data.boxes["row"] == row["row"]], None) if known else None
-    return image, truth, marks(mine, mine["score"].to_numpy()), row["image_id"][:16]
+    health = f" · p {row['health']:.3f}" if "health" in row else ""
+    return image, truth, marks(mine, mine["score"].to_numpy()), row["image_id"][:16] + health
 
 
 def _ablation(run):
     table, members = pd.read_csv(run.path("ablation.csv")), pd.read_csv(run.path("figure1.csv"))
-    rows = [(row.step, row.map, row.low, row.high) for row in table.itertuples()]
+    rows, lines = (
+        list(t[[t.columns[0], "map", "low", "high"]].itertuples(index=False, name=None)) for t in (table, members)
+    )
+    four = dict.fromkeys(("map", "low", "high", "findings", "gain", "gain_low", "gain_high", "paper"), ".4f")
     return page.section(
         "Ablation",
+        page.table(table, "The paper's table 1, out of fold, nested; paper: its score on the test set", four),
         page.grid(
-            page.table(table, "Out of fold, nested; paper: its score on the test set",
-                       dict.fromkeys(("map", "low", "high", "paper"), ".4f")),
             page.figure(plots.score_with_interval(rows, "mAP@0.4"), "The paper's table 1 on these images"),
-            page.table(members, "The paper's figure 1: each augmentation alone, findings only",
-                       dict.fromkeys(("map", "map_coco"), ".4f")),
+            page.figure(plots.score_with_interval(lines, "mAP@0.4 of the findings"),
+                        "The paper's figure 1: each member alone, over all images, healthy ones too"),
+            page.table(members, "With COCO's AP", dict.fromkeys(("map", "low", "high", "map_coco"), ".4f")),
         ),
     )  # fmt: skip
 

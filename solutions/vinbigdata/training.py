@@ -21,7 +21,7 @@ from common.nn.precision import autocast, precision
 from common.post.boxes import BOX
 from common.train import distributed
 from solutions.vinbigdata import augment
-from solutions.vinbigdata.config import NO_FINDING
+from solutions.vinbigdata.config import NO_FINDING, member_parts
 
 FINDINGS = tuple(range(NO_FINDING))
 
@@ -80,14 +80,20 @@ def collate(items):
 def detector_rows(context, data, fold, abnormal_only):
     """Training rows of a detector: all folds but one, and with `abnormal_only` only images with a finding."""
     rows = data.rows(folds=[k for k in range(context.config.n_folds) if k != fold])
-    if not abnormal_only:
-        return rows
-    return rows[_abnormal(data, rows) > 0]
+    return rows[_abnormal(data, rows) > 0] if abnormal_only else rows
+
+
+def healthy_rows(context, data, fold):
+    """(training rows, held-out rows) of one fold of the 2CC, which may unite several of the detectors' folds."""
+    config = context.config
+    parts = np.arange(config.n_folds) % config.healthy_modulus == fold
+    return tuple(data.rows(folds=np.flatnonzero(chosen)) for chosen in (~parts, parts))
 
 
 def detector_loader(context, data, rows, config, member):
     """Training batches of these rows, augmented as `member` says."""
-    dataset = BoxDataset(data.store.images, data.boxes_of, rows, config.size, augmentation(member, config.size))
+    name = member_parts(member, config.architecture)[1]
+    dataset = BoxDataset(data.store.images, data.boxes_of, rows, config.size, augmentation(name, config.size))
     return _train_loader(context, dataset, config, collate)
 
 

@@ -16,6 +16,7 @@ from common.steps import as_interval
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse, rules, split_members
 
+SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # probabilities of health, to draw
 FINDINGS = replace(VOC2010, counted=tuple(range(NO_FINDING)))  # the leaderboard's AP of boxes alone
 
 
@@ -27,8 +28,9 @@ class Tuned:
     part_rules: from each part to the rule that the other parts chose. parts: (n,), the images' folds, or halves of
     the patients where there is one fold (`halves`). detections: every image under the rule of its part; result: their
     mean AP over all images at once, and score: its interval, the figure to report; class_scores: Intervals of the
-    classes. surface: DataFrame of the rules tried on all images: iou, skip, alpha, beta, power, map. members: DataFrame
-    of member, weight and map, the mean AP of its boxes alone over the classes of findings.
+    classes. surface: DataFrame of the rules tried on all images: iou, skip, alpha, beta, map. sweep: alpha, beta and
+    map on all images under the fusion of `rule`, over wide ranges, to look at. members: DataFrame of member, weight and
+    map, the mean AP of its boxes alone over the classes of findings.
     """
 
     rule: DecisionRule
@@ -41,6 +43,7 @@ class Tuned:
     class_scores: list
     naive: float
     surface: pd.DataFrame
+    sweep: pd.DataFrame
     members: pd.DataFrame
 
     def as_dict(self):
@@ -55,20 +58,19 @@ class Tuned:
         }
 
 
-def tune_detection(
-    oof, truth, images, healthy, members, fusion, decision, weight_values=(), seed=0, n_resamples=1000
-):  # fmt: skip
+def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=0, n_resamples=1000):
     """Choose among the rules of a FusionConfig and a DecisionConfig by the leaderboard's mean AP; returns Tuned.
 
     oof: boxes of the networks, an image by those of the one fold that did not see it; truth: true boxes, a row of
     class 14 for an image without a finding; images: those held out, with fold and patient_id too ("" where unknown);
     healthy: as in `apply_rule`. Mean AP is no mean over images: those of each part get the rule that the other parts
-    chose, and all are scored as one set. fusion.weights go to the members best first, by the mean AP of their boxes.
-    weight_values: where given, weights to try from there on, one member after the other. Of rules that tie, the
-    middle one wins. Raises InputError as `fuse_members`, `apply_rule` and `evaluate` do.
+    chose, and all are scored as one set. fusion.weights go to the members best first, by the mean AP of their boxes;
+    fusion.try_weights are tried from there on, one member after the other. fusion.method may be "best" too: the boxes
+    of the member of most weight alone. Of rules that tie, the middle one wins. Raises InputError as `fuse_members`,
+    `apply_rule` and `evaluate` do.
     """
     ids = images["image_id"].to_numpy()
-    groups = np.where(images["patient_id"] == "", "image " + images["image_id"], images["patient_id"])
+    groups = patients_of(images)
     halves = images["fold"].nunique() < 2
     if halves:
         labels = pd.crosstab(truth["image_id"], truth["class_id"]).reindex(ids, fill_value=0) > 0
@@ -78,18 +80,25 @@ def tune_detection(
     names = np.unique(parts)
     shares = np.stack([np.ones(len(ids)), *(parts != name for name in names)])  # all, then all but each part
     trials = _Trials(oof, truth, images, healthy, members, fusion.method, shares)
-    best, *others = (trials.choose(share, fusion, decision, weight_values) for share in range(len(shares)))
+    best, *others = (trials.choose(share, fusion, decision) for share in range(len(shares)))
     part_rules = dict(zip(names.tolist(), others, strict=True))
     under = [trials.decided(rule, ids[parts == name]) for name, rule in part_rules.items()]
     detections = pd.concat(under, ignore_index=True)
     result = evaluate(detections, truth, ids)
     class_scores, score = bootstrap_map(result, groups, n_resamples, seed)
     surface = [asdict(rule) | {"map": trials.scores(rule)[0]} for rule in rules(fusion, decision, best.weights)]
+    sweep = [replace(best, alpha=a, beta=b) for a, b in itertools.product(SWEEP, (-1.0, *SWEEP)) if b <= a]
+    sweep = [{"alpha": rule.alpha, "beta": rule.beta, "map": trials.scores(rule)[0]} for rule in sweep]
     return Tuned(
         best, part_rules, parts, halves, detections, result, score, class_scores, float(trials.scores(best)[0]),
-        pd.DataFrame(surface).drop(columns="weights"),
+        pd.DataFrame(surface).drop(columns="weights"), pd.DataFrame(sweep),
         pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]}),
     )  # fmt: skip
+
+
+def patients_of(images):
+    """What is resampled and halved together, (n,): an image's patient, or the image itself where none is known."""
+    return np.where(images["patient_id"] == "", "image " + images["image_id"], images["patient_id"])
 
 
 def rank_weights(weights, own):
@@ -126,13 +135,13 @@ class _Trials:
         own = [evaluate(table, truth, images["image_id"], FINDINGS) for table in self.tables.values()]
         self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
 
-    def choose(self, share, fusion, decision, weight_values):
+    def choose(self, share, fusion, decision):
         weights = rank_weights(fusion.weights, self.own[:, share])
         grid = rules(fusion, decision, weights)
-        if weight_values:
+        if fusion.try_weights:
             middle = grid[(len(grid) - 1) // 2]
             weights = search_weights(
-                lambda tried: self.scores(replace(middle, weights=tried))[share], weights, weight_values
+                lambda tried: self.scores(replace(middle, weights=tried))[share], weights, fusion.try_weights
             )
             grid = rules(fusion, decision, weights)
         scores = np.array([self.scores(rule)[share] for rule in grid])
@@ -142,7 +151,11 @@ class _Trials:
     def decided(self, rule, ids):
         key = (rule.weights, rule.iou, rule.skip)
         if self.last_key != key:
-            self.last = fuse(self.tables, self.images, rule.weights, rule.iou, rule.skip, self.method)
+            tables, weights, method = self.tables, rule.weights, self.method
+            if method == "best" or len(tables) == 1:
+                top = int(np.argmax(weights))
+                tables, weights, method = {top: [*tables.values()][top]}, [1.0], "none"
+            self.last = fuse(tables, self.images, weights, rule.iou, rule.skip, method)
             self.last_key = key
         boxes = self.last if len(ids) == len(self.images) else self.last[self.last["image_id"].isin(ids)]
         return apply_rule(boxes, ids, self.healthy, rule)

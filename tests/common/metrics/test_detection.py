@@ -284,28 +284,28 @@ def test_weights_are_copies_of_images(rule, levels):
     np.testing.assert_array_equal(ap_of(result, np.ones(len(names))), result.classes["ap"])
 
 
-def test_intervals_are_those_of_the_general_bootstrap():
+def test_intervals_weigh_patients_by_exponential_draws():
     found, truth, names = scene(2)
     result, groups = evaluate(found, truth, names, PLAIN), np.arange(len(names)) // 2
     aps, mean = bootstrap_map(result, groups, n_resamples=100, seed=3)
+    drawn = np.random.default_rng(3).exponential(size=(100, len(names) // 2)).repeat(2, axis=1)
+    resampled = ap_of(result, drawn)
+    low, high = np.quantile(mean_of_defined(resampled), [0.025, 0.975])
+    assert [mean.estimate, mean.low, mean.high] == pytest.approx([result.mean_ap, low, high])
+    assert low < result.mean_ap < high
+    assert [aps[1].low, aps[1].high] == pytest.approx(np.quantile(resampled[:, 1], [0.025, 0.975]))
+    general = bootstrap(lambda rows: ap_of(result, np.bincount(rows, minlength=len(names)))[1], groups, 400, seed=3)
+    assert [aps[1].low, aps[1].high] == pytest.approx([general.low, general.high], abs=0.08)
 
-    def resampled(rows):
-        return ap_of(result, np.bincount(rows, minlength=len(names)))
 
-    expected = bootstrap(lambda rows: mean_of_defined(resampled(rows)), groups, n_resamples=100, seed=3)
-    assert [mean.estimate, mean.low, mean.high] == pytest.approx([expected.estimate, expected.low, expected.high])
-    assert mean.estimate == result.mean_ap and mean.low < mean.estimate < mean.high
-    second = bootstrap(lambda rows: resampled(rows)[1], groups, n_resamples=100, seed=3)
-    assert [aps[1].low, aps[1].high] == pytest.approx([second.low, second.high])
-
-
-def test_classes_without_truth_have_no_interval():
+def test_a_rare_class_stays_in_every_resample_of_the_mean():
     truth = truth_of(*((name, 0, TALL) for name in "abcd"), ("e", 1, TALL))
-    found = found_of(("a", 0, 0.9, TALL), ("b", 0, 0.8, AWAY), ("e", 1, 0.7, TALL))
+    found = found_of(("a", 0, 0.9, TALL), ("b", 0, 0.8, AWAY), ("e", 1, 0.7, AWAY))
     aps, mean = bootstrap_map(evaluate(found, truth, list("abcde")), n_resamples=200)
-    assert aps[1].low == aps[1].high == 1  # resamples without image e are left out
-    assert np.isnan([aps[2].estimate, aps[2].low]).all() and mean.estimate == pytest.approx((0.25 + 1) / 2)
-    assert 0 <= mean.low < mean.high <= 1
+    assert aps[1].low == aps[1].high == 0  # one image has the class, and its box is missed
+    assert np.isnan([aps[2].estimate, aps[2].low]).all() and mean.estimate == pytest.approx(0.25 / 2)
+    # leaving the class out where its image is not drawn would bring the upper end near that of class 0 alone
+    assert mean.high == pytest.approx(aps[0].high / 2) and 0 <= mean.low < mean.high
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ import timm
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import box_iou
+from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from common.errors import InputError
 from common.nn.detectors import faster_rcnn, fcos, retinanet
@@ -97,7 +97,15 @@ def torchvisions():
         weights=None, weights_backbone=None, num_classes=15, min_size=96, max_size=96, box_score_thresh=0.0,
         rpn_pre_nms_top_n_test=200, rpn_post_nms_top_n_test=200,
         rpn_anchor_generator=AnchorGenerator(((3,), (6,), (12,), (24,), (48,)), ((0.5, 1.0, 2.0),) * 5),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=21),  # 224 of 1024 pixels
     ).eval()  # fmt: skip
+
+
+def test_a_box_is_pooled_from_the_same_level_at_any_size():
+    for size, scale in ((1024, 224), (256, 56), (96, 21)):
+        assert (
+            faster_rcnn("test_resnet", 3, size, "none", channels=64).net.roi_heads.box_roi_pool.canonical_scale == scale
+        )
 
 
 def test_torchvisions_detector_with_the_same_weights_finds_the_same(torchvisions, tmp_path):

@@ -85,7 +85,7 @@ def test_nothing_to_draw_is_none(svg):
     [
         (lambda: plots.learning_curves(pd.DataFrame({"lr": [1.0]})), "epoch"),
         (lambda: plots.confusion_matrix(np.ones((2, 3)), ["a", "b"]), r"\(2, 3\) for 2 labels"),
-        (lambda: plots.score_with_interval([("a", 0.5, 0.6, 0.7)]), "a: 0.5 lies outside"),
+        (lambda: plots.score_with_interval([("a", 0.5, 0.7, 0.6)]), "a: an interval from 0.7 to 0.6"),
         (lambda: plots.score_with_interval([("a", 0.5)]), "name, estimate, low, high"),
         (lambda: plots.variants_bar({"last": 1.0}, "ema"), "'ema' is not among last"),
         (lambda: plots.threshold_surface(SEARCH, "high", "size", "dice"), "'size'"),

@@ -173,14 +173,16 @@ def test_a_run_out_of_time_says_so_and_ends_with_3(run_copy, command, sample, ti
 def test_another_rule_is_tuned_without_predicting_and_old_results_are_not_shown(run_copy, command, sample, bare_page):
     done = times(run_copy, "fold*/**/*", "oof.parquet", "*_healthy.parquet", "test.parquet")
     assert "verb `tune`" in command("submit", "--out", "run", "--decision.rule", "append").errors[0]
+    assert command("report", "--out", "run", "--decision.rule", "append").status == 0
+    assert not {"Classes", "Decision", "Submission"} & set(headings(run_copy))
     assert command("tune", "--out", "run", "--decision.rule", "append").status == 0
     assert command("report", "--out", "run").status == 0
     assert "Submission" not in headings(run_copy) and "Classes" in headings(run_copy)
-    result = command("run", "--data", sample, "--out", "run", "--decision.rule", "append", "--decision.power", "1", "2")
+    result = command("run", "--data", sample, "--out", "run", "--decision.rule", "append", "--fusion.skip", "0", "0.1")
     assert result.status == 0 and "predict: up to date" in result.out and "tuned over 2 rules" in result.out
     assert done == times(run_copy, "fold*/**/*", "oof.parquet", "*_healthy.parquet", "test.parquet")
     assert read_json(run_copy / "tuned.json")["rule"]["beta"] == -1
-    assert read_json(run_copy / "config.json")["decision"]["rule"] == "append"
+    assert read_json(run_copy / "config.json")["decision"]["rule"] == ["append"]
     decided = pd.read_parquet(run_copy / "test_decided.parquet")  # No finding on every image, once
     assert (decided[decided["class_id"] == NO_FINDING]["image_id"].value_counts() == 1).all()
     assert decided.loc[decided["class_id"] == NO_FINDING, "image_id"].nunique() == 4
@@ -190,10 +192,15 @@ def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page, monkeypa
     result = command("ablate", "--out", "run")
     assert (result.status, result.errors) == (0, [])
     table, figure = pd.read_csv(run_copy / "ablation.csv"), pd.read_csv(run_copy / "figure1.csv")
-    assert table["step"].tolist() == ["base", "+ WBF", "+ 2CC", "+ WBF + 2CC"]
+    assert table["step"].tolist() == ["base", "+ WBF", "+ 2CC", "+ WBF + 2CC", "+ WBF + winners' rule"]
     assert (table["low"] <= table["map"]).all() and (table["map"] <= table["high"]).all()
-    whole = read_json(run_copy / "score.json")["map"]["estimate"]  # the run itself is the last step
-    assert table["map"].iloc[-1] == pytest.approx(whole, abs=1e-12)
+    assert table["gain"].isna().tolist() == [True, *[False] * 4]
+    assert table["gain"][1:].to_numpy() == pytest.approx((table["map"] - table["map"][0])[1:].to_numpy())
+    assert (table["gain_low"] <= table["gain_high"])[1:].all() and table["p"][1:].between(0, 1).all()
+    assert command("tune", "--out", "run", "--decision.rule", "replace").status == 0
+    alone = read_json(run_copy / "score.json")["map"]["estimate"]  # the run with this rule is that step
+    assert table["map"][3] == pytest.approx(alone, abs=1e-12)
+    assert command("ablate", "--out", "run").status == 0
     assert figure["member"].tolist() == ["flip", "noise"] and figure[["map", "map_coco"]].stack().between(0, 1).all()
     members = pd.read_csv(run_copy / "members.csv")
     assert figure["map"].to_numpy() == pytest.approx(members["map"].to_numpy())
@@ -206,7 +213,7 @@ def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page, monkeypa
     assert command("predict", "--out", "run", "--tta", "flip").status == 130
     assert command("report", "--out", "run").status == 0
     assert not {"Ablation", "Classes", "Submission"} & set(headings(run_copy))  # of other predictions
-    assert "No score yet" in (run_copy / "report.html").read_text()
+    assert "No score of these predictions" in (run_copy / "report.html").read_text()
 
 
 @pytest.mark.parametrize("verb", ["train", "predict", "tune", "score", "submit", "report", "ablate"])
@@ -250,7 +257,7 @@ def test_another_training_is_refused_and_loses_nothing(run_copy, refused, sample
         ("--members flip blur", "blur"), ("--members flip flip", "each once"),
         ("--members flip both", "fold 0 is not trained"), ("--folds 0 2", "name some of 0 to 1"),
         ("--detector.size 0", "size must be at least 32"), ("--fusion.weights -1 1", "weights must be positive"),
-        ("--decision.alpha 0.1 --decision.beta 0.5", "no rule to try"),
+        ("--decision.rule replace --decision.alpha 0.1 --decision.beta 0.5", "no rule to try"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_are_refused_in_one_line(options, said, run_copy, command):

@@ -1,0 +1,61 @@
+"""The paper's numbers where its preset has them, and what a configuration refuses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common.errors import InputError
+from solutions.vinbigdata.config import DEMO, PAPER, PODIUM, Config, member_parts
+from solutions.vinbigdata.training import healthy_rows
+
+
+def values(config, names):
+    return {name: getattr(config, name) for name in names.split()}
+
+
+def test_the_paper_preset_has_the_papers_numbers():
+    detector = values(PAPER.detector, "architecture backbone abnormal_only batch_size lr nms per_image optimizer")
+    assert detector == {
+        "architecture": "faster_rcnn", "backbone": "resnet101", "abnormal_only": True, "batch_size": 4, "lr": 1e-3,
+        "nms": 0.8, "per_image": 100, "optimizer": "sgd",
+    }  # fmt: skip
+    iterations = PAPER.detector.epochs * (4394 * (PAPER.n_folds - 1) / PAPER.n_folds) / PAPER.detector.batch_size
+    assert iterations == pytest.approx(10_000, rel=0.05) and 15_000 / PAPER.n_folds == 750
+    assert values(PAPER.healthy, "backbone size epochs") == {"backbone": "resnet18", "size": 256, "epochs": 15}
+    assert PAPER.healthy_trained == (0, 1, 2, 3, 4) and PAPER.folds == (0,)
+    assert len(PAPER.members) == 6 and PAPER.fusion.weights == (5, 2, 1, 1, 1, 1) and PAPER.fusion.iou == (0.4,)
+    assert (PAPER.decision.rule, PAPER.decision.alpha, PAPER.decision.beta) == (("replace",), (0.997,), (0.3,))
+
+
+def test_members_may_have_another_architecture():
+    assert member_parts("flip", "fcos") == ("fcos", "flip")
+    assert member_parts("retinanet-both_no_rotation", "fcos") == ("retinanet", "both_no_rotation")
+    assert PODIUM.detector_of("fcos-podium") == dataclasses.replace(PODIUM.detector, architecture="fcos")
+    for member in ("yolo-flip", "flip-fcos", "fcos-", "blur"):
+        with pytest.raises(InputError, match=f"member '{member}': must be an augmentation"):
+            Config(members=(member,))
+
+
+@pytest.mark.parametrize("folds", [1, 3, -5])
+def test_folds_of_the_classifier_part_those_of_the_detectors(folds):
+    with pytest.raises(InputError, match="healthy_folds must be 0, or at least 2 and a divisor of n_folds 20"):
+        Config(healthy_folds=folds)
+
+
+class Rows:
+    """Twenty images, image i in fold i mod 10."""
+
+    def rows(self, folds):
+        return np.flatnonzero(np.isin(np.arange(20) % 10, list(folds)))
+
+
+def test_an_image_is_held_out_of_the_classifier_that_judges_it_out_of_fold():
+    context = type("Context", (), {"config": dataclasses.replace(PAPER, n_folds=10)})
+    for fold in range(10):
+        train, held_out = healthy_rows(context, Rows(), fold % context.config.healthy_modulus)
+        assert set(Rows().rows([fold])) <= set(held_out) and not set(train) & set(held_out)
+        assert len(train) == 16 and len(held_out) == 4
+    same = type("Context", (), {"config": DEMO})
+    train, held_out = healthy_rows(same, Rows(), 1)
+    assert set(held_out) == set(Rows().rows([1]))
