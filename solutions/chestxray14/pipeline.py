@@ -1,0 +1,337 @@
+"""The recipe: one network a view, their fusion, and a table of 14 probabilities."""
+
+import logging
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from common.config import file_hash, to_dict
+from common.metrics.calibration import brier, expected_calibration_error, nested_youden
+from common.metrics.classification import auroc, mean_of_defined
+from common.metrics.statistics import Interval
+from common.paths import read_json, read_parquet, write_json
+from common.steps import (
+    as_interval,
+    check_predicted,
+    copy_submission,
+    fresh,
+    keep_config,
+    trained_weights,
+    write_csv,
+    write_table,
+)
+from common.submit.table import write_submission
+from common.submit.validate import validate_probabilities
+from common.train.loop import fit
+from solutions.chestxray14.config import LABELS
+from solutions.chestxray14.data import check_weights, open_prepared, prepare_competition
+from solutions.chestxray14.models import build_fusion, build_network, load_fusion, load_network
+from solutions.chestxray14.report import write_report
+from solutions.chestxray14.scoring import class_table, undefined
+from solutions.chestxray14.tools import TOOLS as TOOLS  # the command line looks for them here
+from solutions.chestxray14.training import (
+    figures,
+    fusion_figures,
+    fusion_loader,
+    held_out_loader,
+    pooled_features,
+    predict_view,
+    step,
+    train_loader,
+)
+
+log = logging.getLogger(__name__)
+FUSION = "fusion"
+TUNED = ("tuned.json", "operating_points.csv", "score.json", "classes.csv")
+
+
+def prepare(context):
+    """Competition files to the image table, the folds and the store; the lungs, where the recipe needs them."""
+    prepare_competition(context)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def train(context):
+    """Each fold's networks, one a view, then the layer that fuses them where the recipe has one."""
+    data = open_prepared(context)
+    for stage in context.config.stages:
+        check_weights(getattr(context.config, stage).weights, context.config.split, data.ids(data.rows("test")))
+    for fold in context.config.folds:
+        for stage in context.config.stages:
+            train_view(context, data, fold, stage)
+        if _is_fused(context.config):
+            train_fusion(context, data, fold)
+        keep_config(context)
+
+
+def train_view(context, data, fold, stage):
+    """The network of one fold and view, in the folder fold<k>/<stage>; returns what `fit` does."""
+    config, held_out = getattr(context.config, stage), data.rows(folds=[fold])
+    shown = held_out_loader(context, data, held_out, config, stage)
+    folder = context.run.path(f"fold{fold}", stage)
+    return fit(
+        fresh(context, folder, fold, partial(build_network, config)),
+        partial(step, device=context.device),
+        train_loader(context, data, _others(context, data, fold), config, stage),
+        partial(figures, loader=shown, data=data, rows=held_out, device=context.device),
+        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        about=[data.key, fold, stage],
+    )  # fmt: skip
+
+
+def train_fusion(context, data, fold):
+    """SDFN's last layer over the frozen networks of one fold, in the folder fold<k>/fusion; returns what `fit` does."""
+    config, held_out = context.config.fusion, data.rows(folds=[fold])
+    folder, branches = context.run.path(f"fold{fold}", FUSION), _branches(context, fold)
+    rows = _others(context, data, fold)
+    widths = [model.width for model in branches.values()]
+    if (folder / "final.safetensors").is_file():  # `fit` only looks whether it is this training
+        features = [np.empty((len(part), 1, sum(widths)), np.float32) for part in (rows, held_out)]
+    else:
+        log.info(f"fold{fold}/{FUSION}: features of {len(rows) + len(held_out)} images from both frozen networks")
+        features = [pooled_features(context, data, part, branches, context.config, shared=True)
+                    for part in (rows, held_out)]  # fmt: skip
+    return fit(
+        fresh(context, folder, fold, lambda weights=None: build_fusion(*widths)),
+        partial(step, device=context.device),
+        fusion_loader(context, data, rows, features[0], config),
+        partial(fusion_figures, features=features[1], data=data, rows=held_out, device=context.device),
+        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        about=[data.key, fold, FUSION, [file_hash(trained_weights(context.run, fold, s)) for s in branches]],
+    )  # fmt: skip
+
+
+def _others(context, data, fold):
+    return data.rows(folds=[k for k in range(context.config.n_folds) if k != fold])
+
+
+def _is_fused(config):
+    return config.views == "both" and config.combine == "fusion"
+
+
+def _branches(context, fold):
+    config = context.config
+    return {stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
+            for stage in config.stages}  # fmt: skip
+
+
+# ---- prediction ----------------------------------------------------------------------------------------------------
+
+
+def predicted_files(config):
+    """Names of the tables that `predict` writes: the answers, and with two views those of each."""
+    parts = ["", *(f"_{stage}" for stage in config.stages)] if config.views == "both" else [""]
+    return tuple(f"{name}{part}.parquet" for name in ("oof", "test") for part in parts)
+
+
+def predict(context):
+    """Probabilities out of fold, and of the test images as the mean over the folds' networks."""
+    data, run, config = open_prepared(context), context.run, context.config
+    key, files = predict_key(context, data), predicted_files(config)
+    if run.is_done("predict", key, files):
+        log.info("predict: up to date")
+        return
+    for made in ("predict", "tune", "score", "submit"):  # these follow from it: no report of theirs in between
+        run.forget(made)
+    test = data.rows("test")
+    tables = {file: [] for file in files}
+    for fold in config.folds:
+        held_out, parts = data.rows(folds=[fold]), [f"fold{fold}/{file}" for file in files]
+        if not run.is_done(f"predict fold{fold}", key, parts):
+            for name, rows in (("oof", held_out), ("test", test)):
+                for part, probs in predict_rows(context, data, fold, rows, name).items():
+                    if f"{name}{part}.parquet" not in files:
+                        continue
+                    table = pd.DataFrame(probs, columns=LABELS)
+                    table.insert(0, "fold", fold)
+                    table.insert(0, "image_id", data.ids(rows))
+                    write_table(run.path(f"fold{fold}", f"{name}{part}.parquet"), table)
+            run.record(f"predict fold{fold}", key)
+        for file, part in zip(files, parts, strict=True):
+            tables[file].append(read_parquet(run.path(part)))
+    for file, parts in tables.items():
+        table = pd.concat(parts, ignore_index=True)
+        if file.startswith("test"):
+            table = table.groupby("image_id", sort=False, as_index=False)[list(LABELS)].mean()
+            table.insert(1, "fold", -1)
+        write_table(run.path(file), table)
+    keep_config(context)
+    run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in config.folds))
+    for fold in config.folds:  # the parts have done their duty
+        for file in files:
+            run.path(f"fold{fold}", file).unlink(missing_ok=True)
+    log.info(f"predicted {sum(map(len, tables['oof.parquet'])):,} images out of fold and {len(test):,} test images")
+
+
+def predict_rows(context, data, fold, rows, name):
+    """Probabilities (n, 14) of `rows` by one fold's networks: the answer under "", each view's under "_<stage>"."""
+    config, branches = context.config, _branches(context, fold)
+    if not len(rows):  # split all holds no test images back
+        return dict.fromkeys(["", *(f"_{stage}" for stage in config.stages)], np.empty((0, len(LABELS))))
+    found = {
+        f"_{stage}": predict_view([model], data, rows, getattr(config, stage), stage, context.device, config.tta,
+                                  context.workers, f"{name}, fold {fold}, {stage}")
+        for stage, model in branches.items()
+    }  # fmt: skip
+    if config.views != "both":
+        return {"": next(iter(found.values()))}
+    if not _is_fused(config):
+        return {"": np.mean(list(found.values()), axis=0), **found}
+    widths = [model.width for model in branches.values()]
+    fusion = load_fusion(*widths, trained_weights(context.run, fold, FUSION))
+    flips = "flip" in config.tta
+    features = pooled_features(context, data, rows, branches, config, flips)
+    return {"": fusion.probs(features, flips), **found}
+
+
+def predict_key(context, data):
+    """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
+    config = context.config
+    stages = [*config.stages, *[FUSION] * _is_fused(config)]
+    weights = [file_hash(trained_weights(context.run, fold, stage)) for fold in config.folds for stage in stages]
+    made = [[getattr(config, stage).resize, getattr(config, stage).size, getattr(config, stage).precision]
+            for stage in config.stages]  # fmt: skip
+    return [data.key, weights, list(config.tta), config.views, config.combine, made, data.pixels_key,
+            data.rows("test").tolist()]  # fmt: skip
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def tune(context):
+    """Operating points, each fold's chosen on the others, and the tables of the score."""
+    data, run, config = open_prepared(context), context.run, context.config
+    key = _tune_key(context, data)
+    if run.is_done("tune", key, TUNED):
+        log.info("tune: up to date")
+        return
+    for made in ("tune", "score", "submit"):
+        run.forget(made)
+    oof = read_parquet(run.path("oof.parquet"))
+    rows = data.rows_of(oof["image_id"])
+    truth, probs = data.labels(rows), oof[list(LABELS)].to_numpy()
+    points = nested_youden(truth, probs, oof["fold"].to_numpy(), data.patients(rows), config.seed)
+    table = pd.DataFrame({
+        "label": LABELS, "threshold": points.thresholds, "sensitivity": points.sensitivity,
+        "specificity": points.specificity, "brier": brier(truth, probs),
+        "calibration_error": expected_calibration_error(truth, probs),
+    })  # fmt: skip
+    write_csv(run.path("operating_points.csv"), table)
+    write_json(run.path("tuned.json"), {"thresholds": dict(zip(LABELS, points.thresholds.tolist(), strict=True))})
+    parts = {
+        "oof": score_part(data, oof, config.seed),
+        "test": score_part(data, _known_test(context, data), config.seed),
+    }
+    classes = [part[0].assign(split=name) for name, part in parts.items() if part]
+    classes = pd.concat(classes, ignore_index=True)
+    write_csv(run.path("classes.csv"), classes[["split", *classes.columns.drop("split")]])
+    write_json(run.path("score.json"), {
+        "auroc": parts["oof"][1]["mean"], **{name: part and part[1] for name, part in parts.items()},
+        "official": data.official,
+    })  # fmt: skip
+    keep_config(context)
+    run.record("tune", key, score=parts["oof"][1]["mean"]["estimate"])
+    log.info(f"operating points of {len(LABELS)} classes, nested by {points.nested_by}")
+
+
+def _known_test(context, data):
+    """The test predictions of the images whose labels are known."""
+    test = read_parquet(context.run.path("test.parquet"))
+    known = ~np.isnan(data.labels(data.rows_of(test["image_id"]))).any(axis=1)
+    return test[known]
+
+
+def score_part(data, table, seed, n_resamples=1000):
+    """Per-class figures and the summary of predictions with known labels; None where there are too few.
+
+    Classes whose labels are all of one kind have no AUROC and are left out of the mean. Intervals: bootstrap by
+    patient, and DeLong's, which takes images for independent.
+    """
+    rows = data.rows_of(table["image_id"])
+    patients = data.patients(rows)
+    if len(set(patients)) < 2:
+        return None
+    classes = class_table(data.labels(rows), table[list(LABELS)].to_numpy(), patients, LABELS, n_resamples, seed)
+    mean = Interval(*(float(value) for value in classes.iloc[-1][["auroc", "low", "high"]]))
+    scored = len(LABELS) - len(undefined(classes))
+    return classes[:-1], {"mean": as_interval(mean), "images": len(rows), "patients": len(set(patients)),
+                          "classes": scored}  # fmt: skip
+
+
+def _tune_key(context, data):
+    check_predicted(context.run, predict_key(context, data), predicted_files(context.config))
+    return [context.config.seed, context.run.step("predict")["key"]]
+
+
+def score(context):
+    """Say the honest offline score, and that on the test images whose labels are known."""
+    run, data = context.run, open_prepared(context)
+    if not run.is_done("tune", _tune_key(context, data), TUNED):
+        tune(context)
+    found = read_json(run.path("score.json"))
+    run.record("score", [run.step("tune")["key"]], auroc=found["auroc"]["estimate"])
+    for name, said in (("oof", "out of fold"), ("test", data.test_name)):
+        if found[name]:
+            mean, part = found[name]["mean"], found[name]
+            log.info(
+                f"mean AUROC {said} {mean['estimate']:.4f} [{mean['low']:.4f}, {mean['high']:.4f}] over "
+                f"{part['classes']} classes, {part['images']:,} images of {part['patients']:,} patients"
+            )
+
+
+# ---- submission ----------------------------------------------------------------------------------------------------
+
+
+def submit(context):
+    """Write submission.csv, one row a test image, validate it, copy it under submissions/."""
+    data, run = open_prepared(context), context.run
+    check_predicted(run, predict_key(context, data), predicted_files(context.config))
+    images = data.table[data.table["split"] == "test"]
+    if not len(images):
+        log.info("submit: no test images (split all holds none back); --test names some")
+        run.record("submit", [], rows=0, hidden=None)
+        return
+    probs = read_parquet(run.path("test.parquet")).set_index("image_id")[list(LABELS)]
+    neutral = read_parquet(run.path("oof.parquet"))[list(LABELS)].mean()
+    probs = probs.reindex(images["image_id"]).to_numpy(copy=True)
+    probs[~images["ok"].to_numpy()] = neutral.to_numpy()  # an image that cannot be read
+    table = pd.DataFrame(probs, columns=LABELS).map(lambda value: f"{value:.6g}")
+    table.insert(0, "Image Index", images["file_name"].to_numpy())
+    path = run.path("submission.csv")
+    write_submission(path, table)
+    summary = validate_probabilities(path, run.path("sample_submission.csv"), ordered=True)
+    copy = copy_submission(context, path)
+    hidden = _hidden_score(context, data)
+    run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
+    log.info(f"valid submission: {summary}; copy in {copy}")
+
+
+def _hidden_score(context, data):
+    """For the embedded sample: the mean AUROC on the official test list, whose labels are in its table."""
+    if not context.run.step("prepare")["synthetic"]:
+        return None
+    test = _known_test(context, data)
+    if not len(test):
+        return None
+    value = mean_of_defined(auroc(data.labels(data.rows_of(test["image_id"])), test[list(LABELS)].to_numpy(), np.nan))
+    return {"metric": "auroc", "value": float(value), "nothing": 0.5}
+
+
+def report(context):
+    """Write report.html from whatever the run has so far."""
+    write_report(context, open_prepared(context))
+
+
+def experiment_key(context, data):
+    """What `localise` follows from; InputError where there are no predictions of the present networks."""
+    check_predicted(context.run, predict_key(context, data), predicted_files(context.config))
+    return [context.run.step("predict")["key"], to_dict(context.config)]
+
+
+VERBS = {
+    "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
+    "report": report,
+}  # fmt: skip
