@@ -181,6 +181,10 @@ def _side_by_side(found):
     return shown.assign(**{name: each.apply(_interval, axis=1) for name, each in found.items()})
 
 
+def _unbroken(value):
+    return value.replace(", ", ",\xa0") if isinstance(value, str) else value
+
+
 def _one_table(found):
     shown = found[["label", "positive"]].astype(object).fillna("")
     shown["AUROC, by patient"] = found.apply(_interval, axis=1)
@@ -193,13 +197,13 @@ def _one_table(found):
 
 def _in_words(name, first, pair):
     mean, classes = pair.iloc[-1], pair.iloc[:-1].dropna(subset="difference")
-    sure = classes[classes["p_delong"] < 0.05]
-    columns = ("difference", "difference_low", "difference_high")
+    sure, columns = classes[classes["p_delong"] < 0.05], ("difference", "difference_low", "difference_high")
+    higher = (classes["difference"] > 0).sum()
     return (
         f"{name} against {first}: mean AUROC {_interval(mean, columns, '+.4f')}, p {_p(mean['p_bootstrap'])} "
-        f"(bootstrap by patient), p {_p(mean['p_t_test'])} (paired t-test over {len(classes)} classes); higher in "
-        f"{(classes['difference'] > 0).sum()} classes; DeLong's p < 0.05 in {len(sure)}, of which "
-        f"{(sure['difference'] > 0).sum()} higher"
+        f"(bootstrap by patient), p {_p(mean['p_t_test'])} (paired t-test over classes); higher in {higher} of "
+        f"{len(classes)} classes; by DeLong, p < 0.05, higher in {(sure['difference'] > 0).sum()}, lower in "
+        f"{(sure['difference'] < 0).sum()}"
     )
 
 
@@ -223,7 +227,7 @@ def _write_page(path, y, scores, found, pairs, notes, words):
     parts = [
         *notes,
         page.section("Areas", page.figure(class_plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
-                     page.table(_side_by_side(found))),
+                     page.table(_side_by_side(found).map(_unbroken))),
         *([page.section("Tests", *tested)] if tested else []),
         page.section("ROC curves", page.figure(class_plots.roc_panels(y, scores, LABELS), "ROC curves of each class")),
         page.section("How it is measured", *NOTES),
