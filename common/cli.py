@@ -161,7 +161,7 @@ def _tools(config_module):
 def _is_tool(config_module, argv):
     if not argv or argv[0] not in _tools(config_module):
         return False
-    return argv[0] not in VERBS or Path((*argv[1:], "")[0]).suffix in (".csv", ".parquet")
+    return argv[0] not in VERBS or re.search(r"\.(csv(\.gz)?|parquet)$", (*argv[1:], "")[0]) is not None
 
 
 def _tool(solution, load_tools, argv):

@@ -93,22 +93,23 @@ def view_cams(context, data, rows, stage, model, head=None, title="maps"):
             else:
                 cams = torch.einsum("ck,bkhw->bchw", head.to(context.device), model.features(images))
             if config.weighting:
-                cams = outside_lowest(cams, images[:, 1:])
+                cams = from_the_lowest(cams, images[:, 1:])
             found.append(cams.float().cpu().numpy())
             bar.update(len(images))
     return np.concatenate(found)
 
 
-def outside_lowest(cams, masks):
-    """Give cells without any lung the lowest value of their map.
+def from_the_lowest(cams, masks):
+    """Count the maps of weighted features from the lowest evidence that the features had before they were weighted.
 
-    Feature weighting leaves 0 there, which would be the map's peak wherever the class is unlikely in all of the lungs.
-    cams: (B, C, h, w); masks: (B, 1, H, W), 0 outside. An image without any lung stays as it is, as the network
-    then looks at all of it.
+    Feature weighting leaves 0 where no lung is, and next to 0 at the lungs' edge: the map's peak wherever the class is
+    unlikely in all of the lungs. Counted from the lowest value, a cell shows how much more speaks for the class, times
+    its share of lung. cams: (B, C, h, w); masks: (B, 1, H, W), 0 to 255. An image without any lung stays as it is, as
+    the network then looks at all of it.
     """
-    outside = F.adaptive_max_pool2d(masks.float(), cams.shape[-2:]) == 0
-    outside &= ~outside.flatten(1).all(1)[:, None, None, None]
-    return torch.where(outside, cams.amin((2, 3), keepdim=True), cams)
+    share = F.adaptive_avg_pool2d(masks.float() / 255, cams.shape[-2:])
+    low = torch.where(share > 0, cams / share, torch.inf).amin((2, 3), keepdim=True)
+    return torch.where(share.flatten(1).any(1)[:, None, None, None], cams - share * low, cams)
 
 
 def view_places(data, rows, config, stage):

@@ -183,8 +183,8 @@ def test_a_tool_with_the_name_of_a_verb_takes_tables(command, tmp_path):
     def score(*words):
         return cli.main("toy", module, lambda: verbs, ["score", *words], lambda: {"score": judge})
 
-    assert score("a.csv") == score("b.parquet") == score("small", "--out", str(tmp_path / "r")) == 0
-    assert seen == [Path("a.csv"), Path("b.parquet"), "small"]
+    assert score("a.csv.gz") == score("b.parquet") == score("small", "--out", str(tmp_path / "r")) == 0
+    assert seen == [Path("a.csv.gz"), Path("b.parquet"), "small"]
 
 
 def test_a_tool_runs_in_one_process(monkeypatch, capsys):

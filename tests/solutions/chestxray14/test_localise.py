@@ -24,7 +24,7 @@ from solutions.chestxray14.localise_scores import (
     measure,
     other_patients_box,
 )
-from solutions.chestxray14.maps import Maps, class_maps, outside_lowest, seen_part, usable_boxes, view_places
+from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, seen_part, usable_boxes, view_places
 from solutions.chestxray14.models import ChestNet, build_fusion
 from solutions.chestxray14.sample import make_sample
 
@@ -82,8 +82,10 @@ def test_the_seen_part_is_the_centre_of_the_view():
 def test_outside_the_lungs_a_map_is_lowest_even_where_all_of_it_is_negative():
     cams = torch.tensor([[[[0.0, -3.0], [-5.0, 0.0]]], [[[1.0, 2.0], [3.0, 4.0]]]])
     masks = torch.zeros(2, 1, 4, 4)
-    masks[0, 0, 0, 2] = masks[0, 0, 3, 1] = 255  # cells (0, 1) and (1, 0) hold some lung
-    assert outside_lowest(cams, masks).tolist() == [[[[-5, -3], [-5, -5]]], [[[1, 2], [3, 4]]]]
+    masks[0, 0, :2, 2:] = 255  # cell (0, 1) is all lung: its evidence is -3
+    masks[0, 0, 2, :2] = 255  # cell (1, 0) is half: -5 of its half, so -10, the lowest
+    # counted from -10: 7 in the whole cell, 0 in the half one, nothing where no lung is
+    assert from_the_lowest(cams, masks).tolist() == [[[[0, 7], [0, 0]]], [[[1, 2], [3, 4]]]]
 
 
 class _Net(nn.Module):
