@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash, to_dict
+from common.errors import InputError
 from common.metrics.calibration import brier, expected_calibration_error, nested_youden
 from common.metrics.classification import auroc, mean_of_defined
 from common.metrics.statistics import Interval
@@ -220,11 +221,14 @@ def tune(context):
         "calibration_error": expected_calibration_error(truth, probs),
     })  # fmt: skip
     write_csv(run.path("operating_points.csv"), table)
-    write_json(run.path("tuned.json"), {"thresholds": dict(zip(LABELS, points.thresholds.tolist(), strict=True))})
+    thresholds = [None if np.isnan(value) else value for value in points.thresholds.tolist()]  # labels of one kind
+    write_json(run.path("tuned.json"), {"thresholds": dict(zip(LABELS, thresholds, strict=True))})
     parts = {
         "oof": score_part(data, oof, config.seed),
         "test": score_part(data, _known_test(context, data), config.seed),
     }
+    if parts["oof"] is None:
+        raise InputError(f"{run.folder}: a score needs out-of-fold images of at least two patients")
     classes = [part[0].assign(split=name) for name, part in parts.items() if part]
     classes = pd.concat(classes, ignore_index=True)
     write_csv(run.path("classes.csv"), classes[["split", *classes.columns.drop("split")]])
@@ -264,6 +268,14 @@ def score_part(data, table, seed, n_resamples=1000):
 def _tune_key(context, data):
     check_predicted(context.run, predict_key(context, data), predicted_files(context.config))
     return [context.config.seed, context.run.step("predict")["key"]]
+
+
+def is_tuned(context, data):
+    """True where the figures in the run are those of its present networks and settings."""
+    try:
+        return context.run.is_done("tune", _tune_key(context, data), TUNED)
+    except InputError:  # no predictions, or those of other networks
+        return False
 
 
 def score(context):
@@ -322,7 +334,8 @@ def _hidden_score(context, data):
 
 def report(context):
     """Write report.html from whatever the run has so far."""
-    write_report(context, open_prepared(context))
+    data = open_prepared(context)
+    write_report(context, data, is_tuned(context, data))
 
 
 def experiment_key(context, data):
