@@ -96,10 +96,10 @@ def peak(cam):
 def guided_box(cam, box):
     """The box of the true box's size around that local maximum of the map from which it fits the true box best.
 
-    It is told the size and chooses by the truth, so it is no prediction: published localisation figures come from such
-    boxes (the code of CXR-IRNet's authors), and only the same measure can be laid beside them. A maximum is a pixel
-    that none within 1/32 of the image's side exceeds. Boxes are moved, not cut, where they reach over the left or the
-    upper edge. Returns float64 (4,), None where the map is flat.
+    It is told the size and chooses by the truth, so it is no prediction; but the code that CXR-IRNet's authors released
+    measures such boxes, and its figures can be laid beside no other measure. A maximum is a pixel that none within 1/32
+    of the image's side exceeds. Boxes are moved, not cut, where they reach over the left or the upper edge. Returns
+    float64 (4,), None where the map is flat.
     """
     cam, box = _checked(cam), np.asarray(box, float)
     reach = max(cam.shape) // 32

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from common.cli import Context, Options
 from common.config import from_dict
 from common.errors import InputError
-from common.paths import read_json
+from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
 from common.report import page, plots, sections
 from common.report.gallery import gallery, heat_overlay
@@ -30,10 +31,10 @@ NOTES = (
     "box with the true one, region_iou the region's pixels. Several boxes of a class in an image count each, against "
     "the same map. hit: the map's peak lies in the box.",
     "place is what no map is needed for: the mean of the class's true boxes of all other patients.",
-    "The paper leaves its threshold open. The code that its authors released measures something else: the predicted "
-    "box has the size of the true box and, of the places where the map peaks, the one where it fits best. "
-    "guided_iou is that measure on these maps; it is no prediction, but the only column beside which the paper's "
-    "figures can be laid.",
+    "Table 3 of CXR-IRNet is about its feature extractor, before the feature weighting, and leaves the threshold open. "
+    "The code that its authors released measures something else than this page: the predicted box has the size of the "
+    "true box and, of the places where the map peaks, the one where it fits best. guided_iou follows that code; it is "
+    "no prediction, but the only column beside which the paper's figures can be laid.",
 )
 
 
@@ -72,6 +73,7 @@ def localise(
         data = open_prepared(context)
         experiment_key(context, data)  # refuses networks that the run's predictions are not of
         boxes, left_out = usable_boxes(data, context.config.folds)
+        boxes["prob"] = _probs(context.run, boxes)
         maps = class_maps(context, data, boxes)
         found = measure(boxes, maps, tuple(sorted(set(threshold))), context.config.seed)
         table = class_table(found.boxes)
@@ -102,6 +104,13 @@ def _opened(folder, options):
         run.close()
 
 
+def _probs(run, boxes):
+    """The probability that the run gives to the class of each box."""
+    tables = [read_parquet(run.path(f"{name}.parquet")) for name in ("oof", "test")]
+    probs = pd.concat(tables).set_index("image_id").loc[boxes["image_id"], list(LABELS)].to_numpy()
+    return probs[np.arange(len(boxes)), boxes["label"]]
+
+
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 
@@ -109,8 +118,8 @@ def _say(found, table, left_out, out):
     whole = table.set_index("label").loc[ALL]
     how = "each chosen on the other half of the patients" if found.nested else "as asked for"
     log.info(
-        f"mean IoU {whole.iou:.4f} [{whole.low:.4f}, {whole.high:.4f}] over {whole.boxes} boxes of {whole.patients} "
-        f"patients, threshold {' and '.join(f'{t:g}' for t in found.chosen)}, {how}; place alone "
+        f"mean IoU {whole.iou:.4f} [{whole.low:.4f}, {whole.high:.4f}] over {whole.boxes:.0f} boxes of "
+        f"{whole.patients:.0f} patients, threshold {' and '.join(f'{t:g}' for t in found.chosen)}, {how}; place alone "
         f"{whole.place_iou:.4f}; peak in the box {whole.hit:.1%}; guided as the paper's code {whole.guided_iou:.4f}"
     )
     if left_out:
@@ -125,7 +134,7 @@ def _write_page(path, context, data, found, table, maps, left_out):
         ("Place alone", whole.place_iou, f"gain of the maps {page.as_text(whole.gain)} "
          f"[{page.as_text(whole.gain_low)}, {page.as_text(whole.gain_high)}]"),
         ("Peak in the box", f"{whole.hit:.0%}", f"middle of the mean place: {whole.place_hit:.0%}"),
-        ("Boxes", int(whole.boxes), f"{whole.patients} patients; {left_out} left out"),
+        ("Boxes", int(whole.boxes), f"{whole.patients:.0f} patients; {left_out} left out"),
     ]  # fmt: skip
     curve = plots.line_with_peak(found.curve["threshold"], found.curve["iou"], "threshold", "mean IoU of boxes")
     kept = " and ".join(f"{t:g}" for t in found.chosen)
@@ -135,7 +144,8 @@ def _write_page(path, context, data, found, table, maps, left_out):
         page.section("How it is measured", *NOTES, how),
         page.section("Classes", *_tables(table),
                      page.figure(curve, "One threshold for all boxes, scored on the boxes that show it to be best")),
-        page.section("Pictures", "Of each class the best, a middling and the worst box by IoU.",
+        page.section("Pictures", "Of each class the best, a middling and the worst box by IoU. "
+                     "Violet to yellow is the map from its lowest to its highest, whatever the probability is.",
                      *_galleries(data, found.boxes, maps)),
     ]  # fmt: skip
     subtitle = f"run {context.run.folder.name}, preset {context.preset}"
@@ -169,5 +179,7 @@ def _item(data, box, maps):
     name = LABELS[box["label"]]
     prediction = [(found * scale, f"IoU {box['iou']:.2f}")] if np.isfinite(found).all() else []
     peaked = "in" if box["hit"] else "outside"
-    caption = f"{box['image_id']}: IoU {box['iou']:.2f}, threshold {box['threshold']:g}, peak {peaked}"
+    caption = (
+        f"{box['image_id']}, probability {box['prob']:.2f}: IoU {box['iou']:.2f} at {box['threshold']:g}, peak {peaked}"
+    )
     return (image, heat), [(box[BOX].to_numpy(float) * scale, name)], prediction, caption

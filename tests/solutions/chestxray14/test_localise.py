@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.cli import main
 from common.errors import InputError
 from common.infer.cam import place
 from common.post.boxes import BOX
-from solutions.chestxray14 import config as config_module
 from solutions.chestxray14 import maps as maps_module
-from solutions.chestxray14 import pipeline
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
 from solutions.chestxray14.localise import localise
 from solutions.chestxray14.localise_scores import (
@@ -26,7 +23,6 @@ from solutions.chestxray14.localise_scores import (
 )
 from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, seen_part, usable_boxes, view_places
 from solutions.chestxray14.models import ChestNet, build_fusion
-from solutions.chestxray14.sample import make_sample
 
 
 def _boxes(*rows):
@@ -260,39 +256,24 @@ def test_unusable_options_and_folders_are_refused(tmp_path):
 
 # ---- the tool ------------------------------------------------------------------------------------------------------
 
-TINY = """--views both --store-size 72 --folds 0 --n-folds 2 --segmenter.crop-size 72 --fusion.epochs 1
-    --fusion.batch-size 4 --workers 0"""
-VIEW = "--{0}.backbone test_resnet --{0}.weights none --{0}.resize 72 --{0}.size 64 --{0}.epochs 1 --{0}.batch-size 4"
 
-
-def _command(*words):
-    return main("chestxray14", config_module, lambda: pipeline.VERBS, list(words), lambda: pipeline.TOOLS)
-
-
-def test_both_views_of_a_run_on_the_sample(tmp_path, monkeypatch, capsys):
-    sample = make_sample(tmp_path / "data", n_train=12, n_test=8)
-    monkeypatch.chdir(tmp_path)
-    options = f"{TINY} {VIEW.format('whole')} {VIEW.format('lungs')} --lungs.weighting False".split()
-    for verb in ("prepare", "train", "predict"):
-        assert _command(verb, "demo", "--data", str(sample), "--out", "run", *options) == 0
-    truth = pd.read_parquet("run/truth_boxes.parquet")
-    table = pd.read_parquet("run/images.parquet").set_index("row")
-    seen = table.loc[truth["row"], "split"].eq("train") & table.loc[truth["row"], "fold"].ne(0)
-    capsys.readouterr()
-    assert _command("localise", "run", "--threshold", "0.4", "0.6") == 0
-    said = capsys.readouterr().out
-    found, classes = pd.read_csv("run/localisation.csv"), pd.read_csv("run/localisation_table.csv").set_index("label")
-    assert len(found) == len(truth) - seen.sum() > 4 and classes.loc[ALL, "boxes"] == len(found)
+def test_a_run_of_both_views_on_the_sample(run_copy, command, refused):
+    truth, images = pd.read_parquet(run_copy / "truth_boxes.parquet"), pd.read_parquet(run_copy / "images.parquet")
+    done = command("localise", "run", "--threshold", "0.4", "0.6")
+    found = pd.read_csv(run_copy / "localisation.csv")
+    classes = pd.read_csv(run_copy / "localisation_table.csv").set_index("label")
+    assert len(found) == len(truth) == classes.loc[ALL, "boxes"] > 4  # both folds and the test images
     assert set(found["label"]) <= set(LABELS) and found["threshold"].isin((0.4, 0.6)).all()
     assert found[["iou", "region_iou", "guided_iou"]].stack().between(0, 1).all()
-    assert f"mean IoU {classes.loc[ALL, 'iou']:.4f}" in said and "place alone" in said
+    assert f"mean IoU {classes.loc[ALL, 'iou']:.4f}" in done.out and "place alone" in done.out
     assert found["iou"].mean() == pytest.approx(classes.loc[ALL, "iou"])
-    html = (tmp_path / "run" / "localisation.html").read_text()
-    shown = found.groupby("label").size().clip(upper=3).sum()
-    assert html.count("data:image/jpeg") == shown and "Synthetic radiographs" in html
-    before = found.drop(columns=["threshold"])
-    assert _command("localise", "run", "--threshold", "0.6", "--out", "more") == 0
+    tables = [pd.read_parquet(run_copy / f"{name}.parquet").set_index("image_id") for name in ("oof", "test")]
+    probs = pd.concat(tables)
+    assert found["prob"].tolist() == pytest.approx([probs.at[box.image_id, box.label] for box in found.itertuples()])
+    html = (run_copy / "localisation.html").read_text()
+    assert html.count("data:image/jpeg") == found.groupby("label").size().clip(upper=3).sum()
+    assert "Synthetic radiographs" in html and set(images["image_id"]) >= set(found["image_id"])
+    command("localise", "run", "--threshold", "0.6", "--out", "more")
     again = pd.read_csv("more/localisation.csv")
-    assert (again["threshold"] == 0.6).all() and again["peak_x"].equals(before["peak_x"])
-    (tmp_path / "run" / "test.parquet").unlink()
-    assert _command("localise", "run") == 2 and "no predictions" in capsys.readouterr().err
+    assert (again["threshold"] == 0.6).all() and again["peak_x"].equals(found["peak_x"])
+    assert "not a folder" in refused("localise", "run", "--out", str(run_copy / "config.json"))
