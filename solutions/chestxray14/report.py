@@ -12,28 +12,31 @@ from solutions.chestxray14.config import BOX_SIDE, LABELS, PUBLISHED
 SHOWN = 8  # pictures of a gallery
 
 
-def write_report(context, data):
-    """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
+def write_report(context, data, tuned):
+    """Write report.html of the run from whatever is there; parts that are missing are left out or said to be.
+
+    tuned: whether the figures in the run are those of its present networks and settings.
+    """
     run = context.run
-    parts = [_headline(context, data), _data(data), _lungs(data), *sections.training(context)]
-    if run.step("tune"):
+    parts = [_headline(context, data, tuned), _data(data), _lungs(data), *sections.training(context)]
+    if tuned:
         parts += [_classes(run, data, "oof", "Out of fold"), _classes(run, data, "test", f"Scores {data.test_name}"),
                   _operating(run, data), _gallery(run, data)]  # fmt: skip
     if run.path("localisation.html").is_file():
         parts.append(
             page.section("Localisation", page.link("localisation.html", "class activation maps against boxes"))
         )
-    if run.step("submit") and run.path("submission.csv").is_file():
+    if tuned and (run.step("submit") or {}).get("rows") and run.path("submission.csv").is_file():
         parts.append(_submission(run))
     parts.append(sections.about(run))
     title = f"ChestX-ray14, preset {context.preset}"
     page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
 
 
-def _headline(context, data):
+def _headline(context, data, tuned):
     run, notes = context.run, [note for note in [sections.synthetic(context)] if note]
-    if not run.step("tune"):
-        return page.join(*notes, page.note("No score yet: the run has not come to that."))
+    if not tuned:
+        return page.join(*notes, page.note("No score of these networks and settings: `tune` has not been run."))
     score = read_json(run.path("score.json"))
     cards = []
     for name, said in (("oof", "out of fold"), ("test", data.test_name)):

@@ -1,0 +1,100 @@
+"""The papers' numbers where their presets have them, and what a configuration refuses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common.errors import InputError
+from solutions.chestxray14.config import (
+    BOX_SIDE,
+    CXR_IRNET,
+    DENSENET121,
+    LABELS,
+    PODIUM,
+    PRESETS,
+    PUBLISHED,
+    RESNET50,
+    SDFN,
+    Config,
+    LungsConfig,
+    NetworkConfig,
+)
+from solutions.chestxray14.labels import LISTS
+
+IRNET = {"resize": 256, "size": 224, "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-4, "epochs": 50,
+         "batch_size": 512, "schedule": "constant", "weights": "imagenet"}  # fmt: skip
+BRANCH = {"backbone": "densenet121", "size": 224, "resize": 224, "augmentation": "flip", "optimizer": "adam",
+          "lr": 1e-4, "decay": 1e-5, "batch_size": 16, "epochs": 100, "schedule": "plateau", "factor": 0.1,
+          "patience": 5, "metric": "auroc", "averaging": ("best",), "attention": False, "weighting": False}  # fmt: skip
+
+
+def values(config, like):
+    return {name: getattr(config, name) for name in like}
+
+
+def test_labels_and_the_official_lists():
+    assert LABELS == (
+        "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+        "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+    )  # fmt: skip
+    assert BOX_SIDE == 1024
+    assert {part: images for part, (_, images, _) in LISTS.items()} == {"train_val": 86_524, "test": 25_596}
+
+
+@pytest.mark.parametrize(
+    ("preset", "backbone", "additions"),
+    [(RESNET50, "resnet50", False), (DENSENET121, "densenet121", False), (CXR_IRNET, "densenet121", True)],
+)
+def test_cxr_irnet_and_the_baselines_under_its_set_up(preset, backbone, additions):
+    assert values(preset.whole, IRNET) == IRNET
+    expected = {"backbone": backbone, "attention": additions, "weighting": additions}
+    assert values(preset.whole, expected) == expected
+    assert (preset.views, preset.needs_lungs, preset.tta) == ("whole", additions, ())
+
+
+def test_sdfn():
+    for branch in (SDFN.whole, SDFN.lungs):
+        assert values(branch, BRANCH) == BRANCH
+    fusion = {name: BRANCH[name] for name in ("optimizer", "lr", "decay", "batch_size", "epochs", "schedule", "metric")}
+    assert values(SDFN.fusion, fusion) == fusion
+    assert (SDFN.views, SDFN.combine, SDFN.stages) == ("both", "fusion", ("whole", "lungs"))
+
+
+@pytest.mark.parametrize("preset", [RESNET50, DENSENET121, CXR_IRNET, SDFN])
+def test_a_tenth_of_the_training_images_validates_on_the_official_split(preset):
+    assert (preset.split, preset.n_folds, preset.folds) == ("official", 10, (0,))
+
+
+def test_published_figures():
+    assert PUBLISHED == {
+        "DCNN (ResNet-50)": 0.7934, "CheXNet (DenseNet-121)": 0.8105, "SENet": 0.8205, "SDFN": 0.8150,
+        "AGCNN": 0.8221, "SalNet": 0.8206, "CXR-IRNet without weighting": 0.8222, "CXR-IRNet": 0.8335,
+    }  # fmt: skip
+
+
+def test_every_preset_can_be_built_from_what_it_stores():
+    for name, preset in PRESETS.items():
+        assert dataclasses.replace(preset) == preset, name
+        assert preset.split == "official", name  # no preset trains on the benchmark's test images
+    assert PODIUM.whole.size > 224 and PODIUM.stages == ("whole", "lungs")
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: NetworkConfig(size=300), r"size 300 must lie between 32 and resize \(256\)"),
+        (lambda: NetworkConfig(size=16), "size 16 must lie between 32"),
+        (lambda: NetworkConfig(dropout=1.0), "dropout must lie in"),
+        (lambda: NetworkConfig(dropout=np.nan), "dropout must lie in"),
+        (lambda: LungsConfig(mask_size=4), "mask_size 4 must be at least 8"),
+        (lambda: Config(store_size=128), "store_size 128 is under the 256 px of whole.resize"),
+        (lambda: Config(views="both", segmenter=LungsConfig(crop_size=64)), "crop_size 64 is under the 256 px"),
+        (lambda: Config(views="lungs", lungs=NetworkConfig(weighting=True)), "lungs.weighting: the crop"),
+        (lambda: Config(n_folds=2, folds=(2,)), "name some of 0 to 1"),
+        (lambda: Config(seed=-1), "seed must be at least 0"),
+    ],
+)
+def test_what_a_configuration_refuses(build, said):
+    with pytest.raises(InputError, match=said):
+        build()
