@@ -29,6 +29,8 @@ class FitConfig:
     """How the rate changes after the frozen epochs."""
     patience: int = 3
     """plateau: epochs without a new best before the rate falls."""
+    plateau_metric: str = ""
+    """plateau: the validation figure that it watches, written as in `metric`; empty: that of `metric`."""
     factor: float = 0.1
     """plateau and step: what the rate is multiplied with."""
     milestones: tuple[int, ...] = (30, 60, 90)

@@ -239,7 +239,7 @@ class _Trainer:
             self.model.set_frozen_eval()
         batches = sampler.batches
         steps = math.ceil(batches / config.accumulate)
-        scores = self.scores()[config.frozen_epochs :]
+        scores = self.scores(config.plateau_metric)[config.frozen_epochs :]
         recent = torch.zeros((), device=self.device)
         bar = tqdm(
             total=batches,
@@ -320,7 +320,7 @@ class _Trainer:
                 pd.DataFrame(self.history).to_csv(path, index=False)
             shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
             loss = self.history[-1]["train_loss"]
-            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  loss {loss:.4f}  {shown}")
+            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  train_loss {loss:.4f}  {shown}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.save()
         if distributed.is_main():
@@ -337,14 +337,16 @@ class _Trainer:
                 figures = {name: float(value) for name, value in self.validate(self.model).items()}
             except InputError as error:
                 raise InputError(f"{self.folder}: validation in epoch {self.epoch + 1}: {error}") from None
-        if self.config.metric.lstrip("-") not in figures:
-            raise InputError(f"metric {self.config.metric!r}: validation gives {', '.join(figures)}")
+        for metric in filter(None, (self.config.metric, self.config.plateau_metric)):
+            if metric.lstrip("-") not in figures:
+                raise InputError(f"metric {metric!r}: validation gives {', '.join(figures)}")
         return figures
 
-    def scores(self):
+    def scores(self, metric=""):
         """The metric of each finished epoch, turned so that higher is better; NaN counts as the worst."""
-        sign = -1 if self.config.metric.startswith("-") else 1
-        values = [sign * h[self.config.metric.lstrip("-")] for h in self.history]
+        metric = metric or self.config.metric
+        sign = -1 if metric.startswith("-") else 1
+        values = [sign * h[metric.lstrip("-")] for h in self.history]
         return [v if math.isfinite(v) else -math.inf for v in values]
 
     def epoch_file(self, epoch):

@@ -93,8 +93,8 @@ def train_fusion(context, data, fold):
         features = [np.empty((len(part), 1, sum(widths)), np.float32) for part in (rows, held_out)]
     else:
         log.info(f"fold{fold}/{FUSION}: features of {len(rows) + len(held_out)} images from both frozen networks")
-        features = [pooled_features(context, data, part, branches, context.config, shared=True)
-                    for part in (rows, held_out)]  # fmt: skip
+        features = [pooled_features(context, data, part, branches, context.config, flips, shared=True)
+                    for part, flips in ((rows, True), (held_out, False))]  # fmt: skip
     return fit(
         fresh(context, folder, fold, lambda weights=None: build_fusion(*widths)),
         partial(step, device=context.device),
