@@ -161,6 +161,18 @@ def test_lower_is_better_with_a_minus(tmp_path):
     assert fitted.figures["loss"] == min(v["loss"] for v in fitted.variants.values())
 
 
+def test_a_plateau_may_watch_another_figure_than_the_choice_of_weights(tmp_path):
+    plain = {"schedule": "plateau", "patience": 1, "factor": 0.5, "epochs": 3, "averaging": ("last",)}
+    rates = {}
+    for watched in ("", "loss", "-loss"):  # the loss falls from epoch to epoch
+        fitted = train(tmp_path / f"p{watched}", small(plateau_metric=watched, **plain))
+        rates[watched] = fitted.history["lr"].tolist()
+        assert fitted.history["loss"].is_monotonic_decreasing
+    assert rates["loss"] == [0.02, 0.02, 0.01] and rates["-loss"] == [0.02, 0.02, 0.02]
+    with pytest.raises(InputError, match="metric 'auc': validation gives accuracy, loss"):
+        train(tmp_path / "x", small(plateau_metric="auc", **plain))
+
+
 def test_frozen_phase_trains_the_head_alone(tmp_path):
     seen = []
 
