@@ -2,6 +2,9 @@
 
 Images of one patient are alike, so resampling images would make every interval too narrow. One seed draws the same
 patients for every figure, which makes intervals of one table comparable. Intervals are percentiles of the resamples.
+
+Means of values draw patients with replacement. An area does not exist without both kinds of labels: there every patient
+weighs an exponential draw instead of the times that it would be drawn, which spreads as much and loses no class.
 """
 
 import os
@@ -67,11 +70,12 @@ def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_na
 
 
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
-    """Return (list of C Intervals, Interval of the mean) for the AUROC of each class and their mean.
+    """Return (list of C Intervals, Interval of the mean) for the AUROC of each class, by the Bayesian bootstrap.
 
     y: (N, C) bool or 0/1; score: (N, C) real; groups and the rest as in `bootstrap`. A class with labels of one kind
-    or NaN scores raises InputError, or with `skip_undefined` gets NaN and is left out of the mean; resamples in which
-    a class has labels of one kind are left out of its interval, and the class out of their mean.
+    or NaN scores raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. Every resample holds
+    all other classes, whose mean is always over the same ones. The interval of a class with few positive groups (under
+    5, say) says little: how much such patients differ cannot be seen from so few. Source: Rubin 1981.
     """
     estimates, resamples = _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [_interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
@@ -81,17 +85,18 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
 def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
     """Return (C pairs, pair of the mean) for AUROC(a) − AUROC(b); a pair is (Interval, two-sided p-value).
 
-    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images, resampled together; groups and the rest
-    as in `bootstrap_auroc`, the p-value as in `paired_bootstrap` (NaN without an estimate).
+    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images under the same weights of groups; the rest
+    as in `bootstrap_auroc`, the p-value as in `paired_bootstrap` (NaN without an estimate). The mean is over the
+    classes in which both have an area.
     """
     if np.shape(a) != np.shape(b):
         raise InputError(f"a {np.shape(a)} and b {np.shape(b)} must score the same images")
     (of_a, all_a), (of_b, all_b) = (
         _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
     )
-    pairs = [_tested(*figures, level) for figures in zip(of_a - of_b, (all_a - all_b).T, strict=True)]
-    mean, means = (mean_of_defined(x) - mean_of_defined(y) for x, y in ((of_a, of_b), (all_a, all_b)))
-    return pairs, _tested(mean, means, level)
+    gain, gains = of_a - of_b, all_a - all_b
+    pairs = [_tested(*figures, level) for figures in zip(gain, gains.T, strict=True)]
+    return pairs, _tested(mean_of_defined(gain), mean_of_defined(gains), level)
 
 
 def _difference(a, b, rows):
@@ -134,10 +139,14 @@ def _codes(groups, n):
 
 
 def _draws(n_groups, n_resamples, seed):
-    if n_resamples < 1:
-        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
+    _check_resamples(n_resamples)
     rng = np.random.default_rng(seed)
     return (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
+
+
+def _check_resamples(n_resamples):
+    if n_resamples < 1:
+        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
 
 
 def _interval(estimate, resamples, level):
@@ -160,13 +169,14 @@ def _tested(difference, resamples, level):
 
 
 def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
-    """Return (float64 (C,), float64 (n_resamples, C)): each class on all images and on every resample."""
+    """Return (float64 (C,), float64 (n_resamples, C)): each class on all images, and under weights of the groups."""
     y, score = np.asarray(y), np.asarray(score)
     if y.ndim != 2:
         raise InputError(f"labels {y.shape}: need (N, C)")
     estimates = auroc(y, score, np.nan if skip_undefined else None)
     codes, n_groups = _codes(groups, len(y))
-    draws, orders = _draws(n_groups, n_resamples, seed), np.argsort(score, axis=0)
+    _check_resamples(n_resamples)
+    rng, orders = np.random.default_rng(seed), np.argsort(score, axis=0)
     resamples = np.full((n_resamples, y.shape[1]), np.nan)
 
     def of_class(c, rows, weights):
@@ -178,14 +188,14 @@ def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, n_resamples, CHUNK):
             rows = np.arange(start, min(start + CHUNK, n_resamples))
-            weights = np.stack([np.bincount(next(draws), minlength=n_groups) for _ in rows], -1).astype(np.float32)
+            weights = np.ascontiguousarray(rng.exponential(size=(len(rows), n_groups)).T, np.float32)
             list(pool.map(partial(of_class, rows=rows, weights=weights), np.flatnonzero(~np.isnan(estimates))))
     return estimates, resamples
 
 
 @njit(cache=True, nogil=True)
 def _weighted_auroc(positive, starts, group, weights):
-    """AUROC of rows in rising order of score for each column of weights (groups, B); `starts` marks where it rises.
+    """AUROC of rows in rising order of score for each column of weights > 0 (groups, B); `starts` marks where it rises.
 
     All resamples advance together row by row, in loops over few arrays, which the compiler turns into vector code.
     """
@@ -206,8 +216,7 @@ def _weighted_auroc(positive, starts, group, weights):
             if not positive[i]:
                 _add(below, weights[group[i]], 0.5)
         start = end
-    pairs = positives * below
-    return np.where(pairs > 0, area / np.maximum(pairs, 1.0), np.nan)
+    return area / (positives * below)
 
 
 @njit(cache=True, nogil=True)

@@ -92,39 +92,70 @@ def test_p_values_of_no_difference_are_uniform():
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
 
 
-def test_bootstrap_auroc_equals_scikit_learn_on_every_resample():
+def weighted_areas(y, score, groups, n_resamples, seed):
+    """AUROC (n_resamples, C) by scikit-learn under exponential weights of the groups, in the order of their text."""
+    names = sorted(set(groups.tolist()), key=repr)
+    drawn = np.random.default_rng(seed).exponential(size=(n_resamples, len(names)))
+    weights = drawn[:, [names.index(group) for group in groups.tolist()]]
+    columns = range(y.shape[1])
+    return np.array([[roc_auc_score(y[:, c], score[:, c], sample_weight=w) for c in columns] for w in weights])
+
+
+def limits(resamples):
+    return np.quantile(resamples, [0.025, 0.975], axis=0)
+
+
+def test_bootstrap_auroc_equals_scikit_learn_under_every_weight():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 80, 300)
     y = rng.random((300, 3)) < [0.5, 0.2, 0.1]
     score = np.round(rng.random((300, 3)) + 0.3 * y, 1)
-    intervals, mean = bootstrap_auroc(y, score, groups, n_resamples=100, seed=2)
-    for c, interval in enumerate(intervals):
-        expected = bootstrap(lambda r, c=c: roc_auc_score(y[r, c], score[r, c]), groups, n_resamples=100, seed=2)
-        assert interval.estimate == pytest.approx(expected.estimate, abs=1e-12)
-        assert [interval.low, interval.high] == pytest.approx([expected.low, expected.high], abs=1e-12)
-    expected = bootstrap(lambda r: roc_auc_score(y[r], score[r], average="macro"), groups, n_resamples=100, seed=2)
-    assert [mean.estimate, mean.low, mean.high] == pytest.approx([expected.estimate, expected.low, expected.high])
+    intervals, mean = bootstrap_auroc(y, score, groups, n_resamples=60, seed=2)  # fewer than are drawn at once
+    expected = weighted_areas(y, score, groups, 60, 2)
+    np.testing.assert_allclose([i.estimate for i in intervals], [roc_auc_score(y[:, c], score[:, c]) for c in range(3)])
+    np.testing.assert_allclose(np.transpose([(i.low, i.high) for i in intervals]), limits(expected), atol=1e-6)
+    np.testing.assert_allclose([mean.low, mean.high], limits(expected.mean(axis=1)), atol=1e-6)
+    assert mean.estimate == pytest.approx(np.mean([i.estimate for i in intervals]))
+    order = rng.permutation(300)
+    assert bootstrap_auroc(y[order], score[order], groups[order], 60, 2)[1].low == pytest.approx(mean.low)
 
 
-def test_paired_bootstrap_auroc_equals_the_general_one():
+def test_a_rare_class_stays_in_every_resample():
+    rng = np.random.default_rng(1)
+    y = np.column_stack([rng.random(400) < 0.5, np.arange(400) < 2])  # the second one: two images of one patient
+    groups, score = np.arange(400) // 2, rng.random((400, 2))
+    score[:2, 1] = 0.9
+    (common, rare), mean = bootstrap_auroc(y, score, groups, n_resamples=200, seed=0)
+    resamples = weighted_areas(y, score, groups, 200, 0)
+    assert np.isfinite(resamples).all()
+    np.testing.assert_allclose([mean.low, mean.high], limits(resamples.mean(axis=1)), atol=1e-6)
+    assert common.high < mean.low and rare.low > 0.8  # a mean over the classes that are there would reach down to these
+
+
+def test_paired_bootstrap_auroc_weighs_both_alike():
     rng = np.random.default_rng(3)
     groups = rng.integers(0, 60, 200)
     y = rng.random((200, 2)) < [0.4, 0.2]
     a, b = (np.round(rng.random((200, 2)) + shift * y, 1) for shift in (0.4, 0.1))
-    pairs, (mean, p_mean) = paired_bootstrap_auroc(y, a, b, groups, n_resamples=80, seed=1)
-
-    def areas(score, average):
-        return lambda rows: roc_auc_score(y[rows], score[rows], average=average)
-
-    for c, (interval, p_value) in enumerate(pairs):
-        one = [lambda rows, s=s, c=c: roc_auc_score(y[rows, c], s[rows, c]) for s in (a, b)]
-        expected, p_expected = paired_bootstrap(*one, groups, n_resamples=80, seed=1)
-        assert [*vars(interval).values()] == pytest.approx([*vars(expected).values()], abs=1e-12)
-        assert p_value == p_expected
-    expected, p_expected = paired_bootstrap(areas(a, "macro"), areas(b, "macro"), groups, n_resamples=80, seed=1)
-    assert [*vars(mean).values()] == pytest.approx([*vars(expected).values()], abs=1e-12) and p_mean == p_expected
-    turned = paired_bootstrap_auroc(y, b, a, groups, n_resamples=80, seed=1)[1]
+    pairs, (mean, p_mean) = paired_bootstrap_auroc(y, a, b, groups, n_resamples=60, seed=1)
+    gains = weighted_areas(y, a, groups, 60, 1) - weighted_areas(y, b, groups, 60, 1)
+    gains = np.column_stack([gains, gains.mean(axis=1)])
+    for (interval, p_value), resamples in zip([*pairs, (mean, p_mean)], gains.T, strict=True):
+        np.testing.assert_allclose([interval.low, interval.high], limits(resamples), atol=1e-6)
+        assert p_value == min(1, 2 * (1 + min((resamples <= 0).sum(), (resamples >= 0).sum())) / 61)
+    assert mean.estimate == pytest.approx(np.mean([interval.estimate for interval, _ in pairs]))
+    turned = paired_bootstrap_auroc(y, b, a, groups, n_resamples=60, seed=1)[1]
     assert turned[0].estimate == pytest.approx(-mean.estimate) and turned[1] == p_mean
+
+
+def test_intervals_of_the_area_cover_the_truth_about_as_often_as_they_say():
+    truth, covered = stats.norm.cdf(1 / np.sqrt(2)), 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        y = np.repeat([True, False], [60, 140])[:, None]
+        interval = bootstrap_auroc(y, rng.normal(size=y.shape) + y, None, 200, level=0.9)[1]
+        covered += interval.low <= truth <= interval.high
+    assert stats.binomtest(covered, 150, 0.9).pvalue > 1e-3
 
 
 def test_paired_bootstrap_auroc_of_like_scores_and_of_an_absent_class():
@@ -159,6 +190,7 @@ def test_class_with_one_kind_of_label():
         (lambda: paired_bootstrap([1.0, 2.0], [1.0], None), "the same images"),
         (lambda: paired_bootstrap([1.0, 2.0], np.mean, None), "both be"),
         (lambda: bootstrap_auroc([0, 1], [0.1, 0.2], None), r"need \(N, C\)"),
+        (lambda: bootstrap_auroc([[0], [1]], [[0.1], [0.2]], None, 0), "n_resamples"),
         (lambda: paired_bootstrap_auroc([[0], [1]], [[0.1], [0.2]], [[0.1]], None), "the same images"),
     ],
 )
