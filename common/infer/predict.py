@@ -99,7 +99,14 @@ def predict_probs(
     if not len(dataset):
         raise InputError("no rows to predict")
     batches = _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers)
-    return np.concatenate([probs.cpu().numpy() for (probs,) in batches])
+    found, done = None, 0
+    for (probs,) in batches:  # into one array: a list joined at the end would take twice its memory
+        probs = probs.cpu().numpy()
+        if found is None:
+            found = np.empty((len(dataset), *probs.shape[1:]), probs.dtype)
+        found[done : done + len(probs)] = probs
+        done += len(probs)
+    return found
 
 
 @torch.inference_mode()

@@ -188,15 +188,16 @@ def pooled_features(context, data, rows, branches, config, flips=True, shared=Fa
     """The pooled features of frozen networks side by side, float32 (n, V, K1 + K2).
 
     branches: stage → ChestNet, in the order of the columns; config: the whole Config. V is 2 with `flips`: the image,
-    then its mirror. Memory: twice the result. shared: each process of a training under torchrun computes its share,
-    and all get the whole.
+    then its mirror. Memory: the result and one network's part of it. shared: each process of a training under torchrun
+    computes its share, and all get the whole.
     """
     mine = np.asarray(rows)[distributed.share_rows(len(rows))] if shared else rows
-    parts = []
-    for stage, model in branches.items():
+    widths = [model.width for model in branches.values()]
+    found = np.empty((len(mine), 1 + flips, sum(widths)), np.float32)
+    columns = np.split(found, np.cumsum(widths)[:-1], axis=2)
+    for (stage, model), its in zip(branches.items(), columns, strict=True):
         part = getattr(config, stage)
-        parts.append(_features(context, view_dataset(data, mine, part, stage), model, part, stage, flips))
-    found = np.concatenate(parts, axis=2)
+        its[:] = _features(context, view_dataset(data, mine, part, stage), model, part, stage, flips)
     return distributed.gather_rows(found, len(rows)) if shared else found
 
 

@@ -1,0 +1,276 @@
+"""ChestX-ray14 at its full length, 112,120 images: each step from the tables to a submission, its time and its memory.
+
+    python -m benchmarks.chestxray14_scale
+
+Names, patients, labels and boxes are the real ones, from the tables inside torchxrayvision (without it the script says
+so and stops). Stand-ins are the official lists (drawn by patient, with the official numbers of images and patients),
+the image files (empty), the pixels (64 px phantoms with noise, written in blocks, because drawing and decoding 112,120
+files would take hours) and the networks (their probabilities are drawn, their pooled features are copies of pixels).
+All else is the solution itself, in a temporary folder of about 1.5 GB, which is removed. Resident memory, the pages of
+memory maps and the worker processes included, must stay under 4 GB.
+"""
+
+import gzip
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.meter import Meter, cpu_seconds
+from benchmarks.tables import label_table
+from common import phantom
+from common.cli import Context, Options
+from common.data.folds import make_folds, prevalence_deviation, shared_groups
+from common.data.loaders import make_loader
+from common.data.store_workers import RECORD, to_square
+from common.metrics.calibration import nested_youden
+from common.metrics.statistics import bootstrap_auroc
+from common.paths import find_images, read_parquet
+from common.runs import Run
+from common.steps import write_table
+from common.submit.validate import validate_probabilities
+from common.train.loop import Budget
+from solutions.chestxray14 import pipeline, tools, training
+from solutions.chestxray14.config import DENSENET121, LABELS, Config, LungsConfig, NetworkConfig
+from solutions.chestxray14.data import open_prepared
+from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
+from solutions.chestxray14.scoring import class_table
+
+SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB
+IMAGES, BLOCK, FILMS = 112_120, 4096, 32  # images, those written at once, phantoms behind them
+CLASSES = list(LABELS)
+CONFIG = replace(
+    DENSENET121, whole=replace(DENSENET121.whole, resize=SIDE, size=SIDE, augmentation="flip"), store_size=SIDE,
+    n_folds=FOLDS, folds=tuple(range(FOLDS)),
+)  # fmt: skip
+
+
+# ---- stand-ins -----------------------------------------------------------------------------------------------------
+
+
+def write_folder(folder, table, boxes, rng):
+    """The competition's folder: the real tables, lists that are drawn, empty image files in twelve folders."""
+    folder.mkdir()
+    for source, name in ((table, "Data_Entry_2017_v2020.csv"), (boxes, "BBox_List_2017.csv")):
+        with gzip.open(source) as packed, open(folder / name, "wb") as file:
+            shutil.copyfileobj(packed, file)
+    images = pd.read_csv(folder / "Data_Entry_2017_v2020.csv", usecols=["Image Index", "Patient ID"])
+    names, patients = images["Image Index"], images["Patient ID"]
+    in_test = patients.isin(test_patients(patients.value_counts(), rng))
+    for part, chosen in (("train_val", ~in_test), ("test", in_test)):
+        (folder / f"{part}_list.txt").write_text("".join(f"{name}\n" for name in names[chosen]))
+    for part, some in enumerate(np.array_split(names, 12), 1):
+        place = folder / f"images_{part:03}" / "images"
+        place.mkdir(parents=True)
+        for name in some:
+            os.close(os.open(place / name, os.O_CREAT | os.O_WRONLY))
+
+
+def test_patients(visits, rng):
+    """Patients of the test list, as many and with as many images as officially; often imaged ones are likelier.
+
+    visits: images (P,) by patient. One patient after another is exchanged where that brings the sum nearer.
+    """
+    _, n_images, n_patients = LISTS["test"]
+    order = rng.choice(len(visits), len(visits), replace=False, p=np.sqrt(visits) / np.sqrt(visits).sum())
+    sizes = visits.to_numpy()[order]
+    lacking = n_images - sizes[:n_patients].sum()
+    while lacking:
+        i, k = rng.integers(n_patients), rng.integers(n_patients, len(order))
+        gain = sizes[k] - sizes[i]
+        if abs(lacking - gain) < abs(lacking):
+            lacking -= gain
+            order[[i, k]], sizes[[i, k]] = order[[k, i]], sizes[[k, i]]
+    return visits.index[order[:n_patients]]
+
+
+def undecoded(target, todo, workers):
+    """In place of `decode_all`: phantoms with noise, one after another, written in blocks."""
+    films = np.stack([to_square(phantom.draw(seed, 256).image, target.size) for seed in range(FILMS)])
+    rng, record = np.random.default_rng(0), dict.fromkeys(RECORD) | {"width": 1024, "height": 1024, "colour": 0.0}
+    with open(target.path, "r+b") as file:
+        file.seek(target.offset)
+        for start in range(0, len(todo), BLOCK):
+            rows = np.array([row for row, _ in todo[start : start + BLOCK]])
+            noise = rng.integers(0, 64, (len(rows), target.size, target.size), np.uint8)
+            file.write(films[rows % FILMS] // 4 * 3 + noise)
+            file.flush()
+            for row in rows.tolist():
+                yield row, record, None
+
+
+def drawn_predictions(context, data, rng):
+    """What ten trained folds and an interrupted `predict` leave; returns the key of the predictions."""
+    for fold in range(FOLDS):
+        weights = context.run.path(f"fold{fold}", "whole", "final.safetensors")
+        weights.parent.mkdir(parents=True)
+        weights.write_text(f"stand-in {fold}")
+    key = pipeline.predict_key(context, data)
+    labels = data.labels(np.arange(len(data.table)))
+    seen = rng.normal(-3, 1, labels.shape) + 1.4 * labels  # the folds' networks agree on most of it
+    for fold in range(FOLDS):
+        for name, rows in (("oof", data.rows(folds=[fold])), ("test", data.rows("test"))):
+            logits = seen[rows] + rng.normal(0, 0.3, (len(rows), len(CLASSES)))
+            table = pd.DataFrame(1 / (1 + np.exp(-logits)), columns=CLASSES)
+            table.insert(0, "fold", fold)
+            table.insert(0, "image_id", data.ids(rows))
+            write_table(context.run.path(f"fold{fold}", f"{name}.parquet"), table)
+        context.run.record(f"predict fold{fold}", key)
+
+
+class PooledPixels(torch.nn.Module):
+    """In place of a network: 1,024 pooled features, as many as DenseNet-121 has, which are pixels."""
+
+    width = 1024
+
+    def pooled(self, images):
+        return images.flatten(1)[:, : self.width].float()
+
+
+# ---- steps ---------------------------------------------------------------------------------------------------------
+
+
+def tables_and_folds(measure, folder):
+    """Everything that `prepare` reads, each file apart, and the folds."""
+    labels = measure("label table", lambda: read_labels(folder / "Data_Entry_2017_v2020.csv"), _rows)
+    assert len(labels) == IMAGES
+    files = measure("image files found", lambda: find_images(folder), _rows)
+    assert len(files) == IMAGES
+    official, about = measure("official lists", lambda: read_lists(folder, labels["image_id"]))
+    assert about["whole"] and [about[part]["images"] for part in LISTS] == [86_524, 25_596]
+    measure("boxes", lambda: read_boxes(folder / "BBox_List_2017.csv"), _rows)
+    train = labels[official == "train_val"]
+    y, patients = train[CLASSES].to_numpy(), train["patient_id"].to_numpy()
+    make_folds(y[:500], 2, patients[:500])  # compiles
+    folds = measure(
+        f"{FOLDS} folds by patient, all labels", lambda: make_folds(y, FOLDS, patients),
+        lambda found, _: f"{len(found):,} rows, worst prevalence {prevalence_deviation(y, found):.1%} off",
+    )  # fmt: skip
+    assert shared_groups(folds, patients) == 0
+
+
+def loaders(measure, context, data):
+    """An epoch of the sampler alone, of the train loader, and batches at the papers' size."""
+    rows, config = data.rows(folds=range(1, FOLDS)), context.config.whole
+    sampler = training.train_loader(context, data, rows, config, "whole").batch_sampler
+    batches = measure("epoch of the sampler, batch 512", lambda: sum(map(len, sampler)), lambda n, _: f"{n:,} keys")
+    assert batches == len(rows) // 512 * 512
+    for workers in (0, 2):
+        context.options = replace(context.options, workers=workers)
+        measure(f"epoch of the train loader, {SIDE} px, {workers} workers",
+                lambda: read_all(training.train_loader(context, data, rows, config, "whole")), _per_second)  # fmt: skip
+    context.options = replace(context.options, workers=0)
+    transform = training.augmentation("flip", 256)
+    papers = training.ViewDataset(data.store.images, rows, 256, 224, None, transform, data.labels(rows))
+    sampler = training.EpochSampler(len(rows), 512, 0, draws=20 * 512)
+    measure("20 batches, 64 → 256 → 224 px, 0 workers", lambda: read_all(make_loader(papers, sampler)), _per_second)
+
+
+def read_all(loader):
+    """Images of all batches of a loader, which is let go."""
+    count = 0
+    for images, labels in loader:
+        assert images.dtype == torch.uint8 and labels.shape == (len(images), len(CLASSES))
+        count += len(images)
+    return count
+
+
+def fusion(measure, context, data):
+    """The pooled features of SDFN's branches for one fold's training images, and an epoch over them."""
+    rows = data.rows(folds=range(1, FOLDS))
+    view = NetworkConfig(resize=SIDE, size=SIDE, batch_size=256)
+    config = Config(views="both", whole=view, lungs=view, segmenter=LungsConfig(crop_size=SIDE), store_size=SIDE)
+    data = replace(data, crops=data.store.images.filename)  # the images once more in place of the crops
+    branches = {stage: PooledPixels() for stage in config.stages}
+    features = measure(
+        "features of both views and flips, without networks",
+        lambda: training.pooled_features(context, data, rows, branches, config),
+        lambda found, _: f"{found.shape}, {found.nbytes / 2**30:.2f} GB",
+    )
+    sampler = training.EpochSampler(len(rows), 512, 0)
+    loader = training.FeatureLoader(features, data.labels(rows), sampler)
+    measure("epoch of the fusing layer's loader, batch 512", lambda: sum(len(y) for _, y in loader), _per_second)
+
+
+def scoring(measure, context, data):
+    """The goal's figure, and the steps of a run from parts of predictions to the page."""
+    measure("predict: tables of the folds joined and averaged", lambda: pipeline.predict(context))
+    both = pd.concat([read_parquet(context.run.path(f"{name}.parquet")) for name in ("oof", "test")])
+    assert len(both) == IMAGES and both["image_id"].is_unique
+    whole = context.run.path("all.parquet")
+    measure("table of 112,120 × 14 probabilities written", lambda: write_table(whole, both))
+    again = measure("… and read", lambda: read_parquet(whole), _rows)
+    pd.testing.assert_frame_equal(again, both.reset_index(drop=True))
+    for name, limit in (("test", 20), ("oof", np.inf)):  # CPU seconds: 10 s on two cores
+        table = read_parquet(context.run.path(f"{name}.parquet"))
+        rows = data.rows_of(table["image_id"])
+        y, probs, patients = data.labels(rows), table[CLASSES].to_numpy(), data.patients(rows)
+        bootstrap_auroc(y[:2000], probs[:2000], patients[:2000], 2, skip_undefined=True)  # compiles
+        began = cpu_seconds()
+        measure(f"class table, 14 × 1,000 resamples, {len(rows):,} images",
+                partial(class_table, y, probs, patients, LABELS), _mean)  # fmt: skip
+        assert cpu_seconds() - began < limit, "the goal of the bootstrap is not met"
+    folds = table["fold"].to_numpy()
+    measure(f"operating points nested over {FOLDS} folds", lambda: nested_youden(y, probs, folds, patients))
+    measure("tune: all of this, for both lists", lambda: pipeline.tune(context))
+    measure("submit: written and validated", lambda: pipeline.submit(context), lambda *_: "25,596 rows")
+    paths = [context.run.path(f"{name}.csv") for name in ("submission", "sample_submission")]
+    measure("… validated alone", lambda: validate_probabilities(*paths, ordered=True))
+    measure("report", lambda: pipeline.report(context))
+    table = context.options.data / "Data_Entry_2017_v2020.csv"
+    measure("tool `score`, 25,596 predictions", lambda: tools.score(paths[0], labels=table))
+
+
+def _mean(table, _):
+    return f"mean AUROC {table['auroc'].iloc[-1]:.4f}"
+
+
+def _rows(found, _):
+    return f"{len(found):,} rows"
+
+
+def _per_second(count, seconds):
+    return f"{count / seconds:,.0f} images/s"
+
+
+def main():
+    """Print the table."""
+    table, boxes = (label_table(name) for name in ("Data_Entry_2017_v2020.csv.gz", "BBox_List_2017.csv.gz"))
+    if table is None or boxes is None:
+        print("skipped: the NIH tables come with the package torchxrayvision (requirements-dev.txt)")
+        return
+    logging.getLogger("common").setLevel(logging.WARNING)
+    logging.getLogger("solutions").setLevel(logging.WARNING)
+    rng, measure = np.random.default_rng(0), Meter()
+    with tempfile.TemporaryDirectory() as root:
+        folder, run = Path(root) / "data", Run(Path(root) / "run")
+        print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+        print(f"{'':<54}{'wall s':>8}{'CPU s':>8}{'GB':>7}")
+        measure("stand-in folder", lambda: write_folder(folder, table, boxes, rng))
+        tables_and_folds(measure, folder)
+        context = Context("chestxray14", "densenet121", CONFIG, Options(data=folder, out=run.folder, workers=0), run,
+                          torch.device("cpu"), Budget(None), Path(root) / "submissions")  # fmt: skip
+        with mock.patch("common.data.store.decode_all", undecoded):
+            measure("prepare: all of this and the store, without decoding", lambda: pipeline.prepare(context))
+        measure("prepare again: up to date", lambda: pipeline.prepare(context))
+        data = measure("prepared tables and store opened", lambda: open_prepared(context))
+        assert len(data.rows()) == 86_524 and len(data.rows("test")) == 25_596 and len(data.boxes) == 984
+        loaders(measure, context, data)
+        fusion(measure, context, data)
+        drawn_predictions(context, data, rng)
+        scoring(measure, context, data)
+        run.close()
+    print(f"peak: {measure.peak:.2f} GB resident (limit {LIMIT:.0f})")
+    assert measure.peak < LIMIT, "resident memory passed the limit"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The time and the memory of the steps of one benchmark, as a table."""
+
+import contextlib
+import io
+import resource
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+
+class Meter:
+    """Runs steps and prints wall seconds, CPU seconds (workers included) and peak resident memory of each."""
+
+    def __init__(self):
+        self.peak, self.workers = 0.0, 0
+
+    def __call__(self, name, work, say=lambda result, seconds: ""):
+        """Return what `work()` returns; `say(result, wall seconds)` is printed beside the figures."""
+        self._reset()
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars
+            result = work()
+        wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+        over.set()
+        watch.join()
+        peak = (own_peak() + self.workers) / 2**30
+        self.peak = max(self.peak, peak)
+        print(f"{name:<54}{wall:>8.2f}{cpu:>8.2f}{peak:>7.2f}  {say(result, wall)}".rstrip(), flush=True)
+        return result
+
+    def _reset(self):
+        self.workers = 0
+        clear = Path("/proc/self/clear_refs")
+        if clear.exists():
+            clear.write_text("5")  # Linux: the peak begins anew
+
+    def _watch(self, over):
+        """Keep the most that the worker processes held together, pages that n processes share counting 1/n."""
+        me = psutil.Process()
+        while not over.wait(0.2):
+            with contextlib.suppress(psutil.Error):
+                held = sum(child.memory_full_info().pss for child in me.children(recursive=True))
+                self.workers = max(self.workers, held)
+
+
+def own_peak():
+    """Peak resident bytes of this process: since the last reset on Linux, else since its start."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM"))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def cpu_seconds():
+    """CPU seconds of this process and of the children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
