@@ -22,12 +22,11 @@ class Summary:
     positives: int
     amount: int
     unit: str
+    positive: str = "positive"
 
     def __str__(self):
-        share = self.positives / self.rows
-        return (
-            f"{self.path}: {self.rows:,} rows, {self.positives:,} positive ({share:.1%}), {self.amount:,} {self.unit}"
-        )
+        positives = f"{self.positives:,} {self.positive} ({self.positives / self.rows:.1%})"
+        return f"{self.path}: {self.rows:,} rows, {positives}, {self.amount:,} {self.unit}"
 
 
 def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=False):
@@ -122,7 +121,8 @@ def validate_probabilities(path, sample, ordered=False):
             elif float(value) >= 0.5:
                 positives.add(where)
     refuse_rows(path, problems)
-    return Summary(str(path), len(table), len(positives), len(table.columns) - 1, "columns of probabilities")
+    columns = len(table.columns) - 1
+    return Summary(str(path), len(table), len(positives), columns, "columns of probabilities", "reach 0.5 somewhere")
 
 
 def _rows(table, column):
