@@ -91,6 +91,7 @@ def fit(
     budget: Budget | None = None,
     save_minutes=10.0,
     about=None,
+    trained_on=None,
 ):
     """Train `model` as `config` (a FitConfig) says and return a Fitted; a finished training is only read.
 
@@ -101,6 +102,8 @@ def fit(
     folder: gets last.ckpt, epoch*.safetensors, final.safetensors, variants/, history.csv.
     freeze(model, frozen): sets what is frozen during the first `config.frozen_epochs`, and thaws it after them.
     about: JSON values that, with the configuration and seed, must be the same for a resume (data, architecture).
+    trained_on: JSON values that the weights' files carry in their metadata, so that a copied file tells its origin; no
+    resume asks for them.
 
     Raises InputError on a non-finite loss, a metric that `validate` does not give, or a folder that holds another
     configuration's training; Stopped when the budget is spent, after saving.
@@ -113,6 +116,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, freeze, budget or Budget())
     trainer.key, trainer.save_seconds = key, 60 * save_minutes
+    trainer.origin = {"trained_on": trained_on} if trained_on else {}
     trainer.budget.training = True
     try:
         trainer.resume()
@@ -315,7 +319,8 @@ class _Trainer:
             {"epoch": self.epoch, "lr": self.lr, "train_loss": self.loss_sum / self.loss_count, **figures}
         )
         if distributed.is_main():
-            save_weights(self.epoch_file(self.epoch), self.model.state_dict(), epoch=self.epoch, **figures)
+            known = {"epoch": self.epoch, **figures, **self.origin}
+            save_weights(self.epoch_file(self.epoch), self.model.state_dict(), **known)
             with atomic_path(self.folder / "history.csv") as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
             shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
@@ -376,7 +381,8 @@ class _Trainer:
             variants[name] = {"epochs": epochs, **figures}
             if distributed.is_main():
                 path = self.folder / "variants" / f"{name}.safetensors"
-                save_weights(path, self.model.state_dict(), key=self.key, variant=name, epochs=epochs, **figures)
+                known = {"key": self.key, "variant": name, "epochs": epochs, **self.origin}
+                save_weights(path, self.model.state_dict(), **known, **figures)
         metric = config.metric.lstrip("-")
         chosen = config.keep
         if chosen == "highest":  # the first of equals

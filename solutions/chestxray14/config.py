@@ -18,10 +18,11 @@ LABELS = (
 NO_FINDING = "No Finding"  # of the label table; the all-zero vector, not a class
 BOX_SIDE = 1024  # NIH's boxes are in pixels of its 1024 × 1024 images, whatever size the files at hand have
 STAGES = {"whole": ("whole",), "lungs": ("lungs",), "both": ("whole", "lungs")}
-# Mean AUROC as published on the official split; CXR-IRNet, table 1, the last four as means of its rows.
+# Mean AUROC as published on the official split: CXR-IRNet, table 2; SDFN, table I. Sources and classes: published.py.
 PUBLISHED = {
-    "DCNN (ResNet-50)": 0.7934, "CheXNet (DenseNet-121)": 0.8105, "SENet": 0.8205, "SDFN": 0.8150, "AGCNN": 0.8221,
-    "SalNet": 0.8206, "CXR-IRNet without weighting": 0.8222, "CXR-IRNet": 0.8335,
+    "DCNN (ResNet-50)": 0.7934, "CheXNet (DenseNet-121)": 0.8105, "SENet": 0.8205, "SDFN: whole": 0.802,
+    "SDFN: lungs": 0.804, "SDFN": 0.815, "AGCNN": 0.8221, "SalNet": 0.8206, "CXR-IRNet without weighting": 0.8222,
+    "CXR-IRNet": 0.8335,
 }  # fmt: skip
 
 
@@ -135,6 +136,11 @@ class Config:
     def needs_lungs(self):
         """True where lungs have to be found before training."""
         return self.views != "whole" or self.whole.weighting
+
+    @property
+    def weights_features(self):
+        """True where a network weights its features by where the lungs are."""
+        return self.views != "lungs" and self.whole.weighting
 
 
 # CheXNet's network under the set-up of CXR-IRNet's comparison: Adam 1e-3, weight decay 1e-4, 50 epochs, batch 512,

@@ -12,7 +12,7 @@ from common.data.folds import make_folds, save_folds
 from common.data.store import Store, prepare_store
 from common.data.tables import named_images, some_rows
 from common.errors import InputError
-from common.paths import competition_folder, find_images, read_json, read_parquet
+from common.paths import IMAGES, competition_folder, find_images, read_json, read_parquet
 from common.post.boxes import BOX
 from common.steps import (
     check_prepared,
@@ -38,12 +38,13 @@ from solutions.chestxray14.labels import (
     read_labels,
     read_lists,
 )
-from solutions.chestxray14.leaks import check_weights as check_weights  # training asks for it here
-from solutions.chestxray14.lungs import find_lungs, lungs_made, open_lungs
+from solutions.chestxray14.leaks import check_run
+from solutions.chestxray14.lungs import ALONE, find_lungs, lungs_made, mask_structures, open_lungs
 
 log = logging.getLogger(__name__)
 MADE_WITH = ("split", "n_folds", "seed", "store_size")  # settings that decide what `prepare` makes
 CLASSES = list(LABELS)
+TOLD_BYTES = 1e9  # what is expected on disk above this is said beforehand
 SAMPLE = ["Image Index", *CLASSES]
 UNKNOWN = {"patient_id": "", "sex": "", "view": "", "follow_up": -1, "official": ""} | dict.fromkeys(CLASSES, -1)
 
@@ -56,9 +57,9 @@ class Prepared:
     placeholder), patient_id, age (years or NaN), sex, view, follow_up (-1 unknown), split (train or test), official
     (train_val, test or "" for neither list), fold (-1 for test), the 14 LABELS (0/1, -1 unknown). boxes: image_id, row,
     label (0 … 13), x_min, y_min, x_max, y_max (pixels of NIH's 1024 × 1024 image). lungs: the table of
-    `lungs.Lungs`, masks and crops its paths; None where there are none. key: what trainings follow from; pixels_key:
-    the very pixels. official: what is to be known of labels and lists, `said` in one line; test_name: what the test
-    images are.
+    `lungs.Lungs`, masks and crops its paths; None where the recipe has no use for them. key: what trainings follow
+    from; pixels_key: the very pixels. official: what is to be known of labels, lists and `structures`, `said` in one
+    line; test_name: what the test images are.
     """
 
     table: pd.DataFrame
@@ -77,6 +78,11 @@ class Prepared:
         self._labels = np.where(labels < 0, np.float32(np.nan), labels)
         self._ids, self._index = self.table["image_id"].to_numpy(str), pd.Index(self.table["image_id"])
         self._patients = self.table["patient_id"].to_numpy(str)
+
+    @property
+    def structures(self):
+        """What weights the features: ["lungs"] or ["lungs", "heart"]; None without weighting."""
+        return self.official.get("structures")
 
     def rows(self, split="train", folds=None):
         """Store rows of one split, or of the train images in `folds`, in order."""
@@ -113,6 +119,8 @@ def prepare_competition(context):
     image is decoded. Images of the label table without a file are left out and counted: few download all of it.
     """
     options, config, run = context.options, context.config, context.run
+    if options.id_map:
+        raise InputError("--id-map: the label table names the patients; leave it out")
     folder, labels_path = _find_table(options.data)
     labels, official = _read(folder, labels_path, config)
     files = find_images(folder)
@@ -128,6 +136,7 @@ def prepare_competition(context):
     _check_loose(labels, {**files, **more}, labels_path, options)
     files |= more
     table = _image_table(train, test, config, options)
+    check_run(config, table)
     official["said"] = _said(official, config.split)
     log.info(official["said"])
     boxes = _boxes(folder, table)
@@ -138,6 +147,10 @@ def prepare_competition(context):
     about["originals"] = digest([[i, files[i].name, files[i].stat().st_size] for i in table.loc[train, "image_id"]])
     key = _key(table, about)
     keep_trainings(run, key)
+    sizes = disk_use(len(table), config.store_size, about["lungs"])
+    if sum(sizes.values()) > TOLD_BYTES:
+        shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
+        log.info(f"{len(table):,} images take {sum(sizes.values()) / 1e9:.1f} GB on disk: {shown}")
     store = prepare_store(
         {image_id: files[image_id] for image_id in table["image_id"]},
         store_folder(context, folder, table["image_id"], config.store_size),
@@ -149,12 +162,15 @@ def prepare_competition(context):
     for place, name in enumerate(("width", "height", "ok"), start=3):
         table.insert(place, name, store.table[name].to_numpy())
     lungs = find_lungs(context, store, files) if config.needs_lungs else None
+    official["structures"] = mask_structures(config)
+    if official["structures"] == ["lungs"]:
+        official["said"] += f"; {ALONE}"
 
     run.forget("prepare")  # what follows must not be taken for whole where it is cut off
     write_table(run.path("images.parquet"), table)
     write_table(run.path("truth_boxes.parquet"), boxes)
     if lungs:
-        write_table(run.path("lungs.parquet"), open_lungs(lungs).table)
+        write_table(run.path("lungs.parquet"), open_lungs(lungs, about["lungs"]).table)
     save_folds(run.path("folds.csv"), table.loc[train, "image_id"].tolist(), table.loc[train, "fold"].to_numpy(),
                table.loc[train, "patient_id"].to_numpy(), f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
     names = table.loc[~train, "file_name"].to_numpy()
@@ -191,9 +207,17 @@ def open_prepared(context):
     data = Prepared(table, boxes, store, _key(table, record | {"lungs": wanted}), pixels, record["official"],
                     record["test_name"])  # fmt: skip
     if wanted:
-        found = open_lungs(record["lungs_folder"])
+        found = open_lungs(record["lungs_folder"], wanted)
         data.lungs, data.masks, data.crops = found.table, found.masks, found.crops
     return data
+
+
+def disk_use(images, store_size, lungs):
+    """Bytes that the store and the lungs' masks and crops take, by what they are; lungs: `lungs_made` or None."""
+    sides = {"store": store_size}
+    if lungs:
+        sides |= {"masks of the lungs": lungs["mask_size"], "crops of the lungs": lungs["crop_size"]}
+    return {name: images * side**2 for name, side in sides.items() if side}
 
 
 def _key(table, about):
@@ -263,13 +287,16 @@ def _split(labels, files, official, options, config):
         lists = official["lists"]
         n = f"{len(test):,} images of the test list"
         test_name = f"on {n}, which is not the whole official one"
-        if lists["whole"]:
-            test_name = f"on {n}" if official["missing_test"] else "on the official test list"
+        if lists["whole"] and official["missing_test"]:
+            test_name = f"on {n}"
+        elif lists["whole"]:
+            test_name = "on the official test list" if lists["official"] else (
+                f"on {n}, which is of the official size but not verified by its hash")  # fmt: skip
         loose = int((labels["official"] == "").sum())
         if loose:
             log.info(f"left out {loose:,} labelled images that are in neither list")
     if not len(train):
-        raise InputError("no image to train on" + (": none of the train/val list is here" if len(labels) else ""))
+        raise InputError(f"no image to train on: none of {official['lists']['train_val']['file']} is here")
     if options.test is None:
         if not len(test):
             log.info("no test images: scores are out of fold, and nothing is submitted" + (
@@ -302,6 +329,8 @@ def _named(path, labels):
         named["file_name"] = [files[image_id].name for image_id in ids]
     else:
         table = some_rows(path)
+        if table.columns[0].lower().endswith(IMAGES):  # such as test_list.txt
+            raise InputError(f"{path}, row 1: {table.columns[0]} is an image; a header is wanted above it (--test)")
         named["file_name"] = table[table.columns[0]]
         if "Patient ID" in table:
             named["patient"] = plain_patient(table["Patient ID"])

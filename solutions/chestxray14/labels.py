@@ -1,5 +1,6 @@
 """NIH's tables and lists as they are given: labels, the official split, boxes."""
 
+import hashlib
 import re
 
 import numpy as np
@@ -19,6 +20,8 @@ LISTS = {
     "train_val": (("train_val_list.txt", "train_val_list_NIH.txt"), 86_524, 28_008),
     "test": (("test_list.txt", "test_list_NIH.txt"), 25_596, 2_797),
 }
+# `names_digest` of the official lists. Empty: no copy that could be trusted was at hand, so no list is called official.
+DIGESTS = {"train_val": "", "test": ""}
 OLDEST = 120  # years; the first version of the table holds ages up to 414, which are typing errors
 COLUMNS = {"Image Index": "file_name", "Finding Labels": "labels", "Follow-up #": "follow_up",
            "Patient ID": "patient_id", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex",
@@ -118,8 +121,9 @@ def find_lists(folder):
 def read_lists(folder, ids):
     """Read the official lists: for each of `ids` "train_val", "test" or "" (in neither), and what the lists are.
 
-    Returns str (N,) and a dict: train_val and test, each with file, sha256, images, patients and absent (names that
-    `ids` lacks); whole, True where both have the official numbers of images and patients; said, that in one line.
+    Returns str (N,) and a dict: train_val and test, each with file, sha256, names (`names_digest`), images, patients
+    and absent (names that `ids` lacks); whole, True where both have the official numbers of images and patients, which
+    other lists can have too; official, True where DIGESTS has the names of both; said, that in one line.
     Raises InputError for a list that is missing, empty or no text, for an unusable or repeated name, and for an image
     in both.
     """
@@ -132,8 +136,9 @@ def read_lists(folder, ids):
         place = index.get_indexer(listed)
         found[place[place >= 0]] = part
         patients = int(listed.str.split("_").str[0].nunique())
-        about[part] = {"file": paths[part].name, "sha256": file_hash(paths[part]), "images": len(listed),
-                       "patients": patients, "absent": int((place < 0).sum())}  # fmt: skip
+        about[part] = {"file": paths[part].name, "sha256": file_hash(paths[part]),
+                       "names": names_digest(listed), "images": len(listed), "patients": patients,
+                       "absent": int((place < 0).sum())}  # fmt: skip
     both = named["test"][named["test"].isin(named["train_val"])]
     if len(both):
         files = " and ".join(path.name for path in paths.values())
@@ -142,14 +147,24 @@ def read_lists(folder, ids):
         (about[part]["images"], about[part]["patients"]) == (images, patients)
         for part, (_, images, patients) in LISTS.items()
     )
+    about["official"] = about["whole"] and all(about[part]["names"] == DIGESTS[part] for part in LISTS)
+    if about["official"]:
+        standing = "the official lists, verified by the hash of their names"
+    elif about["whole"]:
+        standing = "of the official size, " + ("but with other names than the official lists"
+                                               if all(DIGESTS.values()) else "not verified by a hash")  # fmt: skip
+    else:
+        standing = ("not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are "
+                    "not the benchmark's")  # fmt: skip
     shown = [f"{each['file']} ({each['images']:,} images of {each['patients']:,} patients, "
              f"sha256 {each['sha256'][:12]})" for each in map(about.get, LISTS)]  # fmt: skip
-    about["said"] = f"{' and '.join(shown)}: " + (
-        "as many images and patients as the official lists" if about["whole"] else
-        "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are not the "
-        "benchmark's"
-    )  # fmt: skip
+    about["said"] = f"{' and '.join(shown)}: {standing}"
     return found.astype(str), about
+
+
+def names_digest(image_ids):
+    """SHA-256, as hex, of image ids in sorted order, one a line: what files of any order or suffix have in common."""
+    return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
 
 
 def _names(path):

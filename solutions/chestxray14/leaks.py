@@ -1,4 +1,4 @@
-"""Weights that have seen the official test images, as far as files tell."""
+"""Weights that have seen images which a run tests on or holds out, as far as files tell."""
 
 import logging
 import re
@@ -7,8 +7,11 @@ from pathlib import Path
 from common.errors import InputError
 from common.nn.weights import read_state
 from common.paths import read_json, read_parquet
+from common.train.checkpoint import load_weights
+from solutions.chestxray14.labels import names_digest
 
 log = logging.getLogger(__name__)
+SOLUTION = "chestxray14"
 _CHEXNET = ("public CheXNet code of its own split, which has 20,383 of the 25,596 official test images among its "
             "training images")  # fmt: skip
 _XRV = "torchxrayvision's, trained on a random split of NIH's images (or RSNA's, which are taken from them)"
@@ -22,42 +25,96 @@ PUBLIC = (
 _SIIM = "SIIM's images are NIH's: 3,833 of its 12,047 are in the official test list"
 
 
-def check_weights(weights, split, test_ids=()):
-    """Refuse weights that are known to have seen the test images of a run.
+def origin(config, table, fold):
+    """What the weights of one fold say of themselves: solution, split, fold, number and `names_digest` of the images.
 
-    weights: what a NetworkConfig says: imagenet, none or a file. split: the run's; with "all" only `test_ids` matter.
-    test_ids: image ids of the run's test images, looked for among the training images of the run that the weights are
-    of. Raises InputError for public CheXNet checkpoints and the torchxrayvision networks trained on NIH's images, for
-    a run of split "all" or on SIIM's images, and for a run that trained on one of `test_ids`. Of a file about which
-    nothing is known a line is logged.
+    table: the image table of a run. JSON values, for the `trained_on` of `common.train.loop.fit`.
     """
-    if weights in ("imagenet", "none") or (split == "all" and not len(test_ids)):
+    ids = _trained(table, fold)
+    return {"solution": SOLUTION, "split": config.split, "fold": fold, "images": len(ids), "names": names_digest(ids)}
+
+
+def check_run(config, table):
+    """`check_weights` for every network of a Config, against the test images and held-out folds of its image table."""
+    train = table[table["split"] == "train"]
+    unseen = {"test images": table.loc[table["split"] == "test", "image_id"]}
+    unseen |= {f"images that fold {k} holds out": train.loc[train["fold"] == k, "image_id"] for k in config.folds}
+    own = {names_digest(_trained(table, fold)) for fold in config.folds}
+    for stage in config.stages:
+        check_weights(getattr(config, stage).weights, config.split, unseen, own)
+
+
+def check_weights(weights, split, unseen=None, own=()):
+    """Refuse weights that are known to have seen what a run must not have seen.
+
+    weights: what a NetworkConfig says: imagenet, none or a file. split: the run's; with "all" only `unseen` matters.
+    unseen: image ids by what they are, looked for among the training images of the run that the weights are of: those
+    of its images.parquet without the fold in the file's path. own: `names_digest` of the training images of each fold
+    of this run; a file outside its run's folder, which tells no more than such a digest, must have the same one.
+    Raises InputError for public CheXNet checkpoints and the torchxrayvision networks trained on NIH's images, for a
+    run of split "all" or on SIIM's images, for a run that trained on one of `unseen`, and for a copied file of which
+    that cannot be told. Of a file about which nothing is known a line is logged.
+    """
+    unseen = {name: ids for name, ids in (unseen or {}).items() if len(ids)}
+    if weights in ("imagenet", "none") or (split == "all" and not unseen):
         return
     path = Path(weights)
-    folder, config = _run_of(path)
+    told, (folder, config) = _told(path), _run_of(path)
+    ids = _trained_in(folder, config, path)
+    if told and (ids is None or names_digest(ids) != told.get("names")):  # a copy: the folder is not the one it is of
+        ids, config = None, told
+    for name, wanted in unseen.items():
+        seen = sorted(set(wanted) & set(() if ids is None else ids))
+        if seen:
+            raise InputError(f"{path}: {folder} was trained on {len(seen)} of the {name}, such as {seen[0]}")
     solution = config.get("solution")
-    if solution == "chestxray14" and (folder / "images.parquet").is_file() and len(test_ids):
-        images = read_parquet(folder / "images.parquet")
-        seen = images.loc[(images["split"] == "train") & images["image_id"].isin(test_ids), "image_id"]
-        if len(seen):
-            raise InputError(f"{path}: {folder} was trained on {len(seen)} of the test images, such as {seen.iloc[0]}")
     if split == "official":
         reason = _SIIM if solution == "siim_pneumothorax" else _public(path)
-        if solution == "chestxray14" and config.get("split") == "all":
-            reason = f"{folder} was trained with split all, which holds no test image back"
+        if solution == SOLUTION and config.get("split") == "all":
+            reason = f"{'the run that they are of' if ids is None else folder} was trained with split all, which holds "
+            reason += "no test image back"
         if reason:
             raise InputError(f"{path}: these weights have seen official test images: {reason}")
-    if solution != "chestxray14":
+    if told and ids is None and unseen and set(own) != {told.get("names")}:
+        raise InputError(
+            f"{path}: trained on {told.get('images')} images of ChestX-ray14, which are not those that this run trains "
+            "on; whether they are held out here is only told by the folder of the run it is of: name the file there"
+        )
+    if solution != SOLUTION or (unseen and ids is None and not told):
         log.info(f"{path}: it cannot be told whether these weights have seen the test images; make sure of it")
+
+
+def _trained(table, fold):
+    """Ids of the images that the networks of one fold train on; all train images for the fold None."""
+    train = table[table["split"] == "train"]
+    return train.loc[train["fold"] != fold, "image_id"] if fold is not None else train["image_id"]
 
 
 def _run_of(path):
     """Folder and configuration of the run in which a file lies; (None, {}) for others."""
-    for folder in path.resolve().parents[:3]:
+    for folder in path.resolve().parents[:4]:
         if (folder / "config.json").is_file():
             config = read_json(folder / "config.json")
             return folder, config if isinstance(config, dict) else {}
     return None, {}
+
+
+def _trained_in(folder, config, path):
+    """Ids of the images that a file of a ChestX-ray14 run is trained on; None where the folder does not tell."""
+    if config.get("solution") != SOLUTION or not (folder / "images.parquet").is_file():
+        return None
+    fold = re.fullmatch(r"fold(\d+)", path.resolve().relative_to(folder).parts[0])
+    return _trained(read_parquet(folder / "images.parquet"), fold and int(fold[1]))
+
+
+def _told(path):
+    """What a file of this solution says in its metadata of its training images (see `origin`); {} for others."""
+    try:
+        about = load_weights(path)[1] if path.suffix == ".safetensors" else {}
+    except InputError:  # said by whoever loads it
+        return {}
+    told = about.get("trained_on") if isinstance(about, dict) else None
+    return told if isinstance(told, dict) and told.get("solution") == SOLUTION else {}
 
 
 def _public(path):

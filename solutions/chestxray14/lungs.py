@@ -20,13 +20,16 @@ from common.data.store_workers import to_square
 from common.errors import InputError
 from common.paths import read_array, read_json, read_parquet
 from common.steps import write_table
+from common.train.checkpoint import load_weights
 from solutions.lung_segmentation import load_segmenter, lung_region
+from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.postprocess import decide
 from solutions.lung_segmentation.segmenter import SHIPPED
 
 log = logging.getLogger(__name__)
 BATCH = 4  # images that one thread of the segmenter takes at once
 BLOCK = 64  # images between two states from which a killed run goes on; a multiple of BATCH, or batches would differ
+ALONE = "weighting by the lungs alone; CXR-IRNet's is by lungs and heart"
 COLUMNS = ["x_min", "y_min", "x_max", "y_max", "rule", "area"]
 
 
@@ -35,23 +38,40 @@ class Lungs:
     """table: image_id, row, x_min, y_min, x_max, y_max (pixels of the file, open end), rule (two, one, mirrored, or
     none where no lung was found and the box is the whole image), area (share of the image that is lung). masks: path
     of uint8 (N, S, S), 255 times the share of each cell that is lung (or heart); crops: path of uint8 (N, C, C), the
-    boxes cut out of the originals; None where no network looks at them."""
+    boxes cut out of the originals; each None where no network looks at it."""
 
     table: pd.DataFrame
-    masks: Path
+    masks: Path | None
     crops: Path | None
 
 
 def lungs_made(config):
     """What lungs follow from beside the images: the segmenter's hash, the sides of masks and of crops (0: none).
 
-    config: a Config that needs lungs. Raises InputError where the segmenter's file is not there.
+    config: a Config that needs lungs. Masks are made for the weighting alone, crops for the lungs' view. Raises
+    InputError where the segmenter's file is not there.
     """
+    crop_size = 0 if config.views == "whole" else config.segmenter.crop_size
+    mask_size = config.segmenter.mask_size if config.weights_features else 0
+    return {"segmenter": file_hash(_weights(config)), "mask_size": mask_size, "crop_size": crop_size}
+
+
+def mask_structures(config):
+    """What the weighting's masks show: ["lungs"], or ["lungs", "heart"] with a segmenter that knows the heart.
+
+    None where the recipe weights nothing. Raises InputError where the segmenter's file cannot be read.
+    """
+    if not config.weights_features:
+        return None
+    kind = load_weights(_weights(config))[1].get("structures")
+    return ["lungs", *["heart"] * ("heart" in STRUCTURES.get(kind, ()))]
+
+
+def _weights(config):
     weights = SHIPPED if config.segmenter.weights == "shipped" else Path(config.segmenter.weights)
     if not weights.is_file():
         raise InputError(f"{weights}: no such file (--segmenter.weights)")
-    crop_size = 0 if config.views == "whole" else config.segmenter.crop_size
-    return {"segmenter": file_hash(weights), "mask_size": config.segmenter.mask_size, "crop_size": crop_size}
+    return weights
 
 
 def find_lungs(context, store, files):
@@ -79,7 +99,9 @@ def find_lungs(context, store, files):
                 shutil.rmtree(folder)
             os.rename(partial, folder)
             (folder / "journal").unlink()  # last: whenever a kill comes before, the next run finds every row done
-    table = open_lungs(folder).table
+    if mask_structures(config) == ["lungs"]:
+        log.info(f"lungs: {ALONE}; a segmenter that knows the heart can be named by --segmenter.weights")
+    table = open_lungs(folder, made).table
     whole = table["rule"] == "none"
     if whole.any():
         log.info(
@@ -88,11 +110,14 @@ def find_lungs(context, store, files):
     return folder
 
 
-def open_lungs(folder):
-    """The Lungs in a folder that `find_lungs` gave; InputError where they are missing or damaged."""
+def open_lungs(folder, made):
+    """The Lungs in a folder that `find_lungs` gave; InputError where they are missing or damaged.
+
+    made: what `lungs_made` says of them.
+    """
     folder = Path(folder)
-    table, masks, crops = read_parquet(folder / "lungs.parquet"), folder / "masks.npy", folder / "crops.npy"
-    crops = crops if crops.is_file() else None
+    table = read_parquet(folder / "lungs.parquet")
+    masks, crops = (folder / f"{name}s.npy" if made[f"{name}_size"] else None for name in ("mask", "crop"))
     for path in (masks, crops):
         if path is not None and len(read_array(path)) != len(table):
             raise InputError(f"{folder}: damaged lungs (array and table disagree); delete the folder and prepare again")
@@ -100,7 +125,7 @@ def open_lungs(folder):
 
 
 def look(segmenter, image, probs, mask_size, crop_size):
-    """Mask (S, S) and crop (C, C; None for 0) of an image, uint8, and its [box…, rule, area].
+    """Mask (S, S) and crop (C, C) of an image, uint8, each None for a side of 0, and its [box…, rule, area].
 
     image: uint8 (H, W); probs: what `Segmenter.each` gives with it. The heart belongs to the mask, not to the box.
     """
@@ -109,32 +134,33 @@ def look(segmenter, image, probs, mask_size, crop_size):
     region, area = lung_region(lungs), np.count_nonzero(lungs) / lungs.size
     if region is None:
         return whole(image, (width, height), mask_size, crop_size, area)
-    if "heart" in segmenter.structures:
+    if mask_size and "heart" in segmenter.structures:
         heart = np.ascontiguousarray(probs[segmenter.structures.index("heart")])
         lungs |= decide(heart, image.shape, segmenter.pixel, -(-segmenter.regions // 2))
     left, top, right, bottom = region.box
     crop = to_square(np.ascontiguousarray(image[top:bottom, left:right]), crop_size) if crop_size else None
-    return to_square(lungs * np.uint8(255), mask_size), crop, [*region.box, region.rule, area]
+    mask = to_square(lungs * np.uint8(255), mask_size) if mask_size else None
+    return mask, crop, [*region.box, region.rule, area]
 
 
 def whole(image, size, mask_size, crop_size, area=0.0):
     """As `look`, for an image without lungs: all of it; size: (width, height) of the file, of which `image` may be a
     smaller copy."""
-    mask = np.full((mask_size, mask_size), 255, np.uint8)
+    mask = np.full((mask_size, mask_size), 255, np.uint8) if mask_size else None
     return mask, to_square(image, crop_size) if crop_size else None, [0, 0, *map(int, size), "none", area]
 
 
 def _fill(partial, key, store, files, segmenter, made, workers):
-    """Write masks.npy, crops.npy where asked, and lungs.parquet; row after row, so that a count says what is done."""
+    """Write masks.npy and crops.npy where asked, and lungs.parquet, row after row: a count says what is done."""
     table = store.table
     fine = (table["ok"] & ~(table["colour"] > COLOUR_LIMIT)).to_numpy()
-    sides = {"masks.npy": made["mask_size"]} | ({"crops.npy": made["crop_size"]} if made["crop_size"] else {})
+    sizes = made["mask_size"], made["crop_size"]
+    sides = {name: side for name, side in zip(("masks.npy", "crops.npy"), sizes, strict=True) if side}
     found = _read_journal(partial, key, sides)
     begin, said = len(found), len(table)
     if begin:
         log.info(f"lungs: continuing, {begin} of {said} images are done")
     todo = {table["image_id"][row]: files[table["image_id"][row]] for row in np.flatnonzero(fine) if row >= begin}
-    sizes = made["mask_size"], made["crop_size"]
     looked = segmenter.each(todo, lambda _, image, probs: look(segmenter, image, probs, *sizes), workers)
     pending, segmented = [], 0
     with ExitStack() as stack:
@@ -151,16 +177,16 @@ def _fill(partial, key, store, files, segmenter, made, workers):
             else:
                 size = table["width"][row], table["height"][row]
                 result = whole(np.asarray(store.images[row]), size, *sizes)
-            pending.append(result)
+            pending.append([part for part in result if part is not None])
             if (len(pending) >= BLOCK and segmented % BATCH == 0) or row == said - 1:
                 for number, file in enumerate(arrays):
                     file.write(np.stack([each[number] for each in pending]).data)
                     file.flush()
                     os.fsync(file.fileno())
-                journal.write(json.dumps([each[2] for each in pending]) + "\n")
+                journal.write(json.dumps([each[-1] for each in pending]) + "\n")
                 journal.flush()
                 os.fsync(journal.fileno())
-                found += [each[2] for each in pending]
+                found += [each[-1] for each in pending]
                 pending = []
     boxes = pd.DataFrame(found, columns=COLUMNS).astype({name: "int64" for name in COLUMNS[:4]} | {"area": float})
     write_table(

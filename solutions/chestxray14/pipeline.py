@@ -26,10 +26,11 @@ from common.submit.table import write_submission
 from common.submit.validate import validate_probabilities
 from common.train.loop import fit
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import check_weights, open_prepared, prepare_competition
+from solutions.chestxray14.data import open_prepared, prepare_competition
+from solutions.chestxray14.leaks import check_run, origin
 from solutions.chestxray14.models import build_fusion, build_network, load_fusion, load_network
 from solutions.chestxray14.report import write_report
-from solutions.chestxray14.scoring import class_table, undefined
+from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, undefined
 from solutions.chestxray14.tools import TOOLS as TOOLS  # the command line looks for them here
 from solutions.chestxray14.training import (
     figures,
@@ -44,6 +45,7 @@ from solutions.chestxray14.training import (
 
 log = logging.getLogger(__name__)
 FUSION = "fusion"
+FIGURES = 2  # raised where `tune` comes to measure something else
 TUNED = ("tuned.json", "operating_points.csv", "score.json", "classes.csv")
 
 
@@ -58,8 +60,7 @@ def prepare(context):
 def train(context):
     """Each fold's networks, one a view, then the layer that fuses them where the recipe has one."""
     data = open_prepared(context)
-    for stage in context.config.stages:
-        check_weights(getattr(context.config, stage).weights, context.config.split, data.ids(data.rows("test")))
+    check_run(context.config, data.table)
     for fold in context.config.folds:
         for stage in context.config.stages:
             train_view(context, data, fold, stage)
@@ -79,7 +80,7 @@ def train_view(context, data, fold, stage):
         train_loader(context, data, _others(context, data, fold), config, stage),
         partial(figures, loader=shown, data=data, rows=held_out, device=context.device),
         config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
-        about=[data.key, fold, stage],
+        about=[data.key, fold, stage], trained_on=origin(context.config, data.table, fold),
     )  # fmt: skip
 
 
@@ -102,6 +103,7 @@ def train_fusion(context, data, fold):
         partial(fusion_figures, features=features[1], data=data, rows=held_out, device=context.device),
         config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
         about=[data.key, fold, FUSION, [file_hash(trained_weights(context.run, fold, s)) for s in branches]],
+        trained_on=origin(context.config, data.table, fold),
     )  # fmt: skip
 
 
@@ -229,6 +231,9 @@ def tune(context):
     }
     if parts["oof"] is None:
         raise InputError(f"{run.folder}: a score needs out-of-fold images of at least two patients")
+    within = by_fold(truth, probs, oof["fold"].to_numpy())
+    within["mean"] = None if np.isnan(within["mean"]) else within["mean"]  # JSON has no NaN
+    parts["oof"][1].update(by_fold=within, epoch_chosen_on_these=epoch_chosen(config))
     classes = [part[0].assign(split=name) for name, part in parts.items() if part]
     classes = pd.concat(classes, ignore_index=True)
     write_csv(run.path("classes.csv"), classes[["split", *classes.columns.drop("split")]])
@@ -267,7 +272,7 @@ def score_part(data, table, seed, n_resamples=1000):
 
 def _tune_key(context, data):
     check_predicted(context.run, predict_key(context, data), predicted_files(context.config))
-    return [context.config.seed, context.run.step("predict")["key"]]
+    return [FIGURES, context.config.seed, context.run.step("predict")["key"]]
 
 
 def is_tuned(context, data):
@@ -291,7 +296,16 @@ def score(context):
             log.info(
                 f"mean AUROC {said} {mean['estimate']:.4f} [{mean['low']:.4f}, {mean['high']:.4f}] over "
                 f"{part['classes']} classes, {part['images']:,} images of {part['patients']:,} patients"
+                + (_oof_words(part) if name == "oof" else "")
             )
+
+
+def _oof_words(part):
+    """What a pooled score of several networks hides, and whether it is flattered."""
+    within, said = part["by_fold"], ""
+    if within["folds"] > 1 and within["mean"] is not None:
+        said = f"; ranked within each of the {within['folds']} folds {within['mean']:.4f} in the mean"
+    return said + ("; the kept epochs were chosen on these images, which flatters it" * part["epoch_chosen_on_these"])
 
 
 # ---- submission ----------------------------------------------------------------------------------------------------
@@ -322,7 +336,7 @@ def submit(context):
 
 
 def _hidden_score(context, data):
-    """For the embedded sample: the mean AUROC on the official test list, whose labels are in its table."""
+    """For the embedded sample: the mean AUROC on the test list, whose labels are in its table."""
     if not context.run.step("prepare")["synthetic"]:
         return None
     test = _known_test(context, data)
@@ -335,7 +349,9 @@ def _hidden_score(context, data):
 def report(context):
     """Write report.html from whatever the run has so far."""
     data = open_prepared(context)
-    write_report(context, data, is_tuned(context, data))
+    tuned = is_tuned(context, data)
+    key = experiment_key(context, data) if tuned else None
+    write_report(context, data, tuned, tuned and context.run.is_done("localise", key, ["localisation.html"]))
 
 
 def experiment_key(context, data):

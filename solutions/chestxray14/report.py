@@ -1,28 +1,31 @@
 """The page of a run: what was found so far, and how good it is."""
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from common.paths import read_array, read_json, read_parquet
-from common.report import page, plots, sections
-from common.report.gallery import box_overlay, gallery, outline_overlay
-from solutions.chestxray14.config import BOX_SIDE, LABELS, PUBLISHED
+from common.errors import InputError
+from common.metrics.classification import auroc, mean_of_defined
+from common.paths import read_json, read_parquet
+from common.report import class_plots, page, plots, sections
+from solutions.chestxray14 import pictures
+from solutions.chestxray14.config import LABELS, PUBLISHED
+from solutions.chestxray14.pictures import scored
 
-SHOWN = 8  # pictures of a gallery
+ON_THE_FOLD = ("best", "best_k", "window")  # weights of epochs that the held-out images chose
 
 
-def write_report(context, data, tuned):
+def write_report(context, data, tuned, localised):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be.
 
-    tuned: whether the figures in the run are those of its present networks and settings.
+    tuned, localised: whether the figures and the maps in the run are those of its present networks and settings.
     """
     run = context.run
     parts = [_headline(context, data, tuned), _data(data), _lungs(data), *sections.training(context)]
     if tuned:
-        parts += [_classes(run, data, "oof", "Out of fold"), _classes(run, data, "test", f"Scores {data.test_name}"),
-                  _operating(run, data), _gallery(run, data)]  # fmt: skip
-    if run.path("localisation.html").is_file():
+        parts += [_classes(context, data, "oof", "Out of fold"),
+                  _classes(context, data, "test", f"Scores {data.test_name}"), _views(context, data),
+                  _operating(context, data), _pictures(context, data)]  # fmt: skip
+    if localised:
         parts.append(
             page.section("Localisation", page.link("localisation.html", "class activation maps against boxes"))
         )
@@ -76,32 +79,50 @@ def _lungs(data):
     rules = data.lungs["rule"].value_counts().rename_axis("lungs").reset_index(name="images")
     area = plots.histogram({"images": 100 * data.lungs["area"]}, "lungs, % of the image")
     fragments = [page.table(rules, "How the lungs were found"), page.figure(area, "Area")]
-    items, masks = [], read_array(data.masks)
-    for row in data.lungs["row"].to_numpy()[:: max(1, len(data.lungs) // SHOWN)][:SHOWN]:
-        mask = cv2.resize(masks[row], data.store.images.shape[1:], interpolation=cv2.INTER_LINEAR) >= 128
-        items.append((np.asarray(data.store.images[row]), None, mask, data.table["image_id"][row]))
-    drawn = gallery(items, "The region that counts", overlay=outline_overlay)
-    return page.section("Lungs", page.grid(*fragments), drawn)
+    return page.section("Lungs", page.grid(*fragments), *pictures.lungs(data))
 
 
-def _scored(run, data, name):
-    table = read_parquet(run.path(f"{name}.parquet"))
-    truth = data.labels(data.rows_of(table["image_id"]))
-    known = ~np.isnan(truth).any(axis=1)
-    return truth[known], table.loc[known, list(LABELS)].to_numpy(), table[known]
+def _read_csv(path):
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run again") from None
 
 
-def _classes(run, data, name, title):
-    classes = pd.read_csv(run.path("classes.csv"))
+def _answers(context, data, name, table):
+    """The run's answers about the images of `table` by what they are of: with two views those of each view too."""
+    config, found = context.config, {}
+    if config.views == "both":
+        for stage in config.stages:
+            part = read_parquet(context.run.path(f"{name}_{stage}.parquet")).set_index("image_id")
+            found[stage] = part.loc[table["image_id"], list(LABELS)].to_numpy()
+    how = {"fusion": "fused", "mean": "mean of both"}[config.combine]
+    return found | {how if found else "run": table[list(LABELS)].to_numpy()}
+
+
+def chosen_on_the_fold(config):
+    """Whether the weights of a training follow from scores of its held-out images; config: a FitConfig."""
+    several = len(config.averaging) > 1
+    kept = config.averaging[0] if config.keep == "highest" else config.keep
+    return kept in ON_THE_FOLD or (several and config.keep == "highest")
+
+
+def _classes(context, data, name, title):
+    run, config = context.run, context.config
+    classes = _read_csv(run.path("classes.csv"))
     classes = classes[classes["split"] == name].drop(columns="split")
     if not len(classes):
         return None
-    truth, probs, _ = _scored(run, data, name)
+    truth, _, table = scored(run, data, name)
     rows = list(classes[["label", "auroc", "low", "high"]].itertuples(index=False, name=None))
     four = dict.fromkeys(("auroc", "low", "high", "delong_low", "delong_high"), ".4f")
     fragments = [page.grid(page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "With intervals by patient"),
-                           page.figure(plots.roc_curve(truth, probs, LABELS), "ROC curves")),
+                           page.figure(class_plots.roc_panels(truth, _answers(context, data, name, table), LABELS),
+                                       "ROC curves, with the area under each")),
                  page.details("Table, with DeLong's intervals too", page.table(classes, "", four))]  # fmt: skip
+    fused = ["fusion"] * (config.views == "both" and config.combine == "fusion")
+    if name == "oof" and any(chosen_on_the_fold(getattr(config, stage)) for stage in (*config.stages, *fused)):
+        fragments.insert(0, page.note("The epoch was chosen on these images, so these scores flatter."))
     if name == "test":
         known = pd.DataFrame(PUBLISHED.items(), columns=["published", "mean AUROC"])
         fragments.append(page.details("What papers report on the whole official test list",
@@ -109,44 +130,49 @@ def _classes(run, data, name, title):
     return page.section(title, *fragments)
 
 
-def _operating(run, data):
-    points = pd.read_csv(run.path("operating_points.csv"))
-    truth, probs, _ = _scored(run, data, "oof")
+def _views(context, data):
+    """Mean AUROC of each view alone and of both; None for runs of one view."""
+    if context.config.views != "both":
+        return None
+    found = {}
+    for name, said in (("oof", "out of fold"), ("test", data.test_name)):
+        truth, _, table = scored(context.run, data, name)
+        if len(table):
+            answers = _answers(context, data, name, table)
+            found[said] = {of: mean_of_defined(auroc(truth, probs, np.nan)) for of, probs in answers.items()}
+    frame = pd.DataFrame(found).rename_axis("view").reset_index()
+    text = "Mean AUROC of either view's networks alone and of both; the verb `table` gives intervals and tests."
+    return page.section("Views", text, page.table(frame, "", dict.fromkeys(found, ".4f")))
+
+
+def _operating(context, data):
+    points = _read_csv(context.run.path("operating_points.csv"))
+    truth, probs, _ = scored(context.run, data, "oof")
     three = dict.fromkeys(points.columns.drop("label"), ".3f")
-    positive, values = truth.ravel() > 0, probs.ravel()
+    positive, values, folds = truth.ravel() > 0, probs.ravel(), len(context.config.folds)
     groups = {"without": values[~positive], "with": values[positive]}
+    text = "Thresholds by Youden's index; sensitivity and specificity of each fold at the threshold of the others."
+    if folds > 1:
+        text += (
+            f" They are of single networks' probabilities out of fold; test images get the mean over {folds} folds, "
+            "which spreads less, so that the same thresholds need not give the same rates there."
+        )
+    reliability = class_plots.reliability_panels(truth, probs, LABELS)
     return page.section(
-        "Operating points and calibration",
-        "Thresholds by Youden's index; sensitivity and specificity of each fold at the threshold of the others.",
-        page.table(points, "Of each label", three),
-        page.grid(page.figure(plots.reliability(truth.ravel(), probs.ravel()), "Reliability, all labels together"),
+        "Operating points and calibration", text, page.table(points, "Of each label", three),
+        page.grid(page.figure(reliability, "Reliability, with the expected calibration error"),
                   page.figure(plots.histogram(groups, "probability"), "Probabilities with and without the label")),
     )  # fmt: skip
 
 
-def _gallery(run, data):
-    truth, probs, table = _scored(run, data, "oof")
-    right, wrong = [], []
-    for k, label in enumerate(LABELS):
-        order = np.argsort(-probs[:, k])
-        for chosen, hits in ((right, truth[order, k] > 0), (wrong, truth[order, k] == 0)):
-            if hits.any():
-                at = order[np.argmax(hits)]
-                chosen.append((table["image_id"].iloc[at], k, f"{label} {probs[at, k]:.2f}"))
+def _pictures(context, data):
+    truth, probs, table, said = pictures.shown_answers(context.run, data)
     return page.section(
         "Pictures",
-        "The surest right answer of each label and the surest wrong one, out of fold; boxes where NIH drew them.",
-        gallery([_item(data, *each) for each in right], "Right", overlay=box_overlay),
-        gallery([_item(data, *each) for each in wrong], "Wrong", overlay=box_overlay),
+        f"The surest right answer of each label and the surest wrong one, {said}; boxes where NIH drew them.",
+        *pictures.surest(data, truth, probs, table),
+        pictures.overlays(context, data, truth, probs, table),
     )
-
-
-def _item(data, image_id, label, text):
-    row = data.rows_of([image_id])[0]
-    image = np.asarray(data.store.images[row])
-    boxes = data.boxes[(data.boxes["row"] == row) & (data.boxes["label"] == label)]
-    corners = boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy() * (image.shape[0] / BOX_SIDE)
-    return image, [(box, LABELS[label]) for box in corners], [], f"{text} · {image_id}"
 
 
 def _submission(run):
@@ -154,6 +180,6 @@ def _submission(run):
     text = f"{step['rows']:,} rows. Validated."
     if step["hidden"]:
         text += f" Mean AUROC on the sample's test list {step['hidden']['value']:.4f}."
-    table = pd.read_csv(run.path("submission.csv"))
+    table = _read_csv(run.path("submission.csv"))
     groups = {label: table[label].to_numpy() for label in LABELS[:4]}
     return page.section("Submission", text, page.figure(plots.histogram(groups, "probability"), "Four of the labels"))

@@ -52,7 +52,18 @@ def step(model, batch):
     return nn.functional.binary_cross_entropy_with_logits(model(images), truth)
 
 
-def train(folder, config, *, wrap_step=step, budget=None, save_minutes=10.0, freeze=None, about=None, **options):
+def train(
+    folder,
+    config,
+    *,
+    wrap_step=step,
+    budget=None,
+    save_minutes=10.0,
+    freeze=None,
+    about=None,
+    trained_on=None,
+    **options,
+):
     model, loader, images, truth = problem(config.batch_size, **options)
 
     def validate(model):
@@ -60,7 +71,7 @@ def train(folder, config, *, wrap_step=step, budget=None, save_minutes=10.0, fre
         return {"accuracy": ((probs > 0.5) == truth).float().mean(), "loss": (probs - truth).abs().mean()}
 
     return fit(model, wrap_step, loader, validate, config, folder, device=CPU, budget=budget, freeze=freeze,
-               save_minutes=save_minutes, about=about)  # fmt: skip
+               save_minutes=save_minutes, about=about, trained_on=trained_on)  # fmt: skip
 
 
 def small(**changes):
@@ -149,6 +160,20 @@ def test_another_configuration_is_refused_and_loses_nothing(tmp_path):
         with pytest.raises(InputError, match="another configuration"):
             train(tmp_path / "f", config, about=about)
     assert (tmp_path / "f" / "final.safetensors").read_bytes() == before
+
+
+def test_the_weights_say_what_they_were_trained_on(tmp_path):
+    """In every file that is left, and without a part in what a resume asks for."""
+    config = small(averaging=("best_k",), best_k=2)
+    plain, told = train(tmp_path / "plain", config), train(tmp_path / "told", config, trained_on={"images": 3})
+    names = [path.name for path in sorted(told.folder.rglob("*.safetensors"))]
+    assert len(names) >= 3
+    for path in told.folder.rglob("*.safetensors"):
+        state, about = load_weights(path)
+        expected, without = load_weights(plain.folder / path.relative_to(told.folder))
+        assert about.pop("trained_on") == {"images": 3} and about == without
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert train(tmp_path / "plain", config, trained_on={"images": 4}).variant == plain.variant
 
 
 def test_unknown_metric_is_named(tmp_path):

@@ -22,8 +22,17 @@ from common.train.checkpoint import save_weights
 from common.train.loop import Budget
 from solutions.chestxray14 import data, leaks
 from solutions.chestxray14.config import DEMO, LABELS, Config
-from solutions.chestxray14.data import check_weights, open_prepared, prepare_competition
-from solutions.chestxray14.labels import LISTS, patient_of, read_boxes, read_labels, read_lists
+from solutions.chestxray14.data import open_prepared, prepare_competition
+from solutions.chestxray14.labels import (
+    DIGESTS,
+    LISTS,
+    names_digest,
+    patient_of,
+    read_boxes,
+    read_labels,
+    read_lists,
+)
+from solutions.chestxray14.leaks import check_run, check_weights, origin
 
 HEADER = ("Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
           "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]")  # fmt: skip
@@ -180,12 +189,32 @@ def test_read_lists(folder, monkeypatch):
     assert not about["whole"] and "not the whole official lists" in about["said"]
     for part, images, patients in (("train_val", 5, 4), ("test", 3, 2)):
         monkeypatch.setitem(LISTS, part, (LISTS[part][0], images, patients))
-    assert read_lists(folder, ids)[1]["whole"]
+    sized = read_lists(folder, ids)[1]  # as large as the official ones, which any list can be
+    assert (
+        sized["whole"]
+        and not sized["official"]
+        and sized["said"].endswith("of the official size, not verified by a hash")
+    )
+    for part, names in (("train_val", TRAIN), ("test", TEST)):
+        monkeypatch.setitem(DIGESTS, part, names_digest(names[::-1]))
+    named = read_lists(folder, ids)[1]
+    assert named["official"] and named["said"].endswith("the official lists, verified by the hash of their names")
+    write_list(folder / "test_list.txt", [*TEST[:2], "00000006_001"])
+    other = read_lists(folder, ids)[1]
+    assert other["whole"] and not other["official"] and "with other names than the official lists" in other["said"]
+    write_list(folder / "test_list.txt", TEST)
     monkeypatch.setitem(LISTS, "test", (LISTS["test"][0], 3, 3))  # as many images, other patients: another list
-    assert not read_lists(folder, ids)[1]["whole"]
+    fewer = read_lists(folder, ids)[1]
+    assert not fewer["whole"] and not fewer["official"]
     before = about["test"]["sha256"]
     write_list(folder / "test_list.txt", TEST[:2])
     assert read_lists(folder, ids)[1]["test"]["sha256"] != before
+
+
+def test_names_digest():
+    """By hand: printf 'a\\nb' | sha256sum; neither order nor suffix counts."""
+    wanted = "7e18f737311b2dc3b2f269dd78396b0351f14fb66efa879f768cb23181883c78"
+    assert names_digest(["b", "a"]) == names_digest(pd.Series(["a", "b"])) == wanted
 
 
 def test_lists_under_other_names_and_line_ends(folder):
@@ -280,6 +309,34 @@ def test_what_prepare_leaves(context, folder, said):
     digest = inputs[str(folder / "Data_Entry_2017.csv")]
     assert prepared.official["sha256"] == digest and f"labels Data_Entry_2017.csv (sha256 {digest[:12]}" in said.text
     assert prepared.test_name == "on 3 images of the test list, which is not the whole official one"
+
+
+def test_only_verified_lists_are_called_official(context, folder, said, monkeypatch):
+    for part, images, patients in (("train_val", 5, 4), ("test", 3, 2)):
+        monkeypatch.setitem(LISTS, part, (LISTS[part][0], images, patients))
+    prepared = prepare_competition(context())
+    assert prepared.test_name == (
+        "on 3 images of the test list, which is of the official size but not verified by its hash"
+    )
+    assert "of the official size, not verified by a hash" in prepared.official["said"]
+    for part, names in (("train_val", TRAIN), ("test", TEST)):
+        monkeypatch.setitem(DIGESTS, part, names_digest(names))
+    assert prepare_competition(context(out="verified")).test_name == "on the official test list"
+    (folder / "images_002" / "images" / f"{TEST[0]}.png").unlink()
+    assert prepare_competition(context(out="part")).test_name == "on 2 images of the test list"
+
+
+def test_the_size_on_disk_is_said_beforehand(context, said, monkeypatch):
+    made = {"mask_size": 0, "crop_size": 448}
+    sizes = data.disk_use(112_120, 512, made)
+    assert sizes == {"store": 29_391_585_280, "crops of the lungs": 22_502_932_480}
+    assert data.disk_use(10, 8, None) == {"store": 640}
+    assert list(data.disk_use(1, 8, made | {"mask_size": 4}).values()) == [64, 16, 448**2]
+    prepare_competition(context())
+    assert "on disk" not in said.text
+    monkeypatch.setattr(data, "TOLD_BYTES", 8 * 32 * 32 - 1)
+    prepare_competition(context())
+    assert "8 images take 0.0 GB on disk: store 0.0 GB" in said.text
 
 
 def test_the_key_follows_the_training_images_alone(context, folder):
@@ -466,15 +523,94 @@ def test_weights_of_a_run(tmp_path, said):
     write_json(tmp_path / "run" / "config.json", config | {"split": "all"})
     assert "was trained with split all" in refusal(check_weights, str(path), "official")
     check_weights(str(path), "all")
-    images = pd.DataFrame({"image_id": ["a", "b", "c"], "split": ["train", "train", "test"]})
+    assert "it cannot be told" not in said.text
+    check_weights(str(path), "all", {"test images": ["c"]})
+    assert "it cannot be told" in said.text  # without its images.parquet
+    said.clear()
+    images = pd.DataFrame({"image_id": list("abcd"), "split": ["train"] * 3 + ["test"], "fold": [0, 1, 2, -1]})
     images.to_parquet(tmp_path / "run" / "images.parquet")
-    check_weights(str(path), "all", ["c", "d"])
-    assert "was trained on 1 of the test images, such as b" in refusal(check_weights, str(path), "all", ["b", "c"])
+    check_weights(str(path), "all", {"test images": ["d", "e"], "images that fold 4 holds out": ["a"]})
+    for name in ("test images", "images that fold 4 holds out"):
+        message = refusal(check_weights, str(path), "all", {name: ["b", "d"]})
+        assert message.endswith(f"run was trained on 1 of the {name}, such as b")
+    variant = path.parent / "variants" / "ema.safetensors"
+    variant.parent.mkdir()
+    variant.write_bytes(path.read_bytes())
+    assert "such as c" in refusal(check_weights, str(variant), "all", {"x": ["c"]})
+    check_weights(str(variant), "all", {"x": ["a"]})
+    other = tmp_path / "run" / "own.safetensors"  # of no fold: all training images count
+    other.write_bytes(path.read_bytes())
+    assert "such as a" in refusal(check_weights, str(other), "all", {"x": ["a"]})
+    assert "it cannot be told" not in said.text
     write_json(tmp_path / "run" / "config.json", {"solution": "siim_pneumothorax"})
     assert "3,833" in refusal(check_weights, str(path), "official")
     write_json(tmp_path / "run" / "config.json", {"solution": "vinbigdata"})
     check_weights(str(path), "official")
     assert "it cannot be told" in said.text
+
+
+def image_table(folds, test=("t",)):
+    """An image table: the images a, b, … in these folds, then test images."""
+    ids = [chr(ord("a") + number) for number in range(len(folds))]
+    return pd.DataFrame({"image_id": [*ids, *test], "split": ["train"] * len(ids) + ["test"] * len(test),
+                         "fold": [*folds, *[-1] * len(test)]})  # fmt: skip
+
+
+def with_weights(path, **changes):
+    changed = dataclasses.replace(SMALL, whole=dataclasses.replace(SMALL.whole, weights=str(path)), **changes)
+    return dataclasses.replace(changed, folds=(0,)) if "folds" not in changes else changed
+
+
+def test_copied_weights_say_what_they_have_seen(tmp_path, said):
+    """A file outside its run's folder has its metadata alone."""
+    table, path = image_table([0, 0, 1, 1]), tmp_path / "copy.safetensors"
+    about = origin(SMALL, table, 0)
+    assert about == {"solution": "chestxray14", "split": "official", "fold": 0, "images": 2,
+                     "names": names_digest(["c", "d"])}  # fmt: skip
+    save_weights(path, {"a": torch.zeros(1)}, trained_on=about)
+    check_run(with_weights(path), table)  # of the very images that this run trains on
+    assert not said.text
+    for config, other in (
+        (with_weights(path, folds=(1,)), table),
+        (with_weights(path, folds=(0, 1)), table),
+        (with_weights(path), image_table([0, 1, 0, 1])),
+        (with_weights(path, split="all"), image_table([0, 1, 1, 0], ())),
+    ):
+        message = refusal(check_run, config, other)
+        assert message.startswith(f"{path}: trained on 2 images of ChestX-ray14, which are not those")
+    save_weights(path, {"a": torch.zeros(1)}, trained_on=about | {"split": "all"})
+    assert "the run that they are of was trained with split all" in refusal(check_run, with_weights(path), table)
+    save_weights(path, {"a": torch.zeros(1)}, trained_on="what others write")
+    check_run(with_weights(path), table)
+    assert "it cannot be told" in said.text
+
+
+def test_weights_copied_into_another_run_are_not_taken_for_its_own(tmp_path):
+    path = tmp_path / "run" / "fold0" / "whole" / "final.safetensors"
+    path.parent.mkdir(parents=True)
+    write_json(tmp_path / "run" / "config.json", {"solution": "chestxray14", "split": "official"})
+    own, other = image_table([0, 0, 1, 1]), image_table([1, 1, 1, 0])
+    own.to_parquet(tmp_path / "run" / "images.parquet")
+    save_weights(path, {"a": torch.zeros(1)}, trained_on=origin(SMALL, own, 0))
+    check_run(with_weights(path), own)
+    assert "2 of the images that fold 1 holds out, such as c" in refusal(
+        check_run, with_weights(path, folds=(0, 1)), own
+    )
+    save_weights(path, {"a": torch.zeros(1)}, trained_on=origin(SMALL, other, 0))
+    assert "trained on 3 images of ChestX-ray14, which are not those" in refusal(check_run, with_weights(path), own)
+
+
+def test_prepare_refuses_such_weights_before_it_decodes(context, folder, tmp_path):
+    first = prepare_competition(context(out="first"))
+    held = first.table.loc[first.table["fold"] == 0, "image_id"].tolist()
+    context(out="first").run.write_config("chestxray14", "demo", SMALL)
+    path = tmp_path / "first" / "fold1" / "whole" / "final.safetensors"
+    path.parent.mkdir(parents=True)
+    save_weights(path, {"a": torch.zeros(1)}, trained_on=origin(SMALL, first.table, 1))
+    message = refusal(prepare_competition, context(with_weights(path), out="second", store=tmp_path / "fresh"))
+    assert f"was trained on {len(held)} of the images that fold 0 holds out, such as {held[0]}" in message
+    assert not (tmp_path / "fresh").exists()
+    prepare_competition(context(with_weights(path, folds=(1,)), out="second"))
 
 
 # ---- the real tables -----------------------------------------------------------------------------------------------

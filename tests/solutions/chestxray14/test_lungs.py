@@ -15,11 +15,12 @@ from common.data.store import prepare_store
 from common.errors import InputError
 from common.paths import find_images, read_array
 from common.runs import Run
+from common.train.checkpoint import save_weights
 from common.train.loop import Budget
-from solutions.chestxray14 import lungs
+from solutions.chestxray14 import lungs, report
 from solutions.chestxray14.config import DEMO, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import open_prepared, prepare_competition
-from solutions.chestxray14.lungs import find_lungs, look, lungs_made, open_lungs, whole
+from solutions.chestxray14.lungs import find_lungs, look, lungs_made, mask_structures, open_lungs, whole
 from solutions.lung_segmentation import load_segmenter, lung_region
 
 SIDE = 8  # of the stand-in's probability maps
@@ -29,6 +30,7 @@ MASKS = dataclasses.replace(
     segmenter=LungsConfig(crop_size=32, mask_size=8),
 )  # fmt: skip
 BOTH = dataclasses.replace(MASKS, views="both")
+CROPS = dataclasses.replace(BOTH, whole=NETWORK)
 
 
 class Stand:
@@ -131,6 +133,7 @@ def test_mask_crop_and_box_by_hand():
     assert about == [8 - 4, 16 - 4, 56 + 4, 48 + 5, "two", 2 * 16 * 32 / 64**2]
     expected = cv2.resize(image[12:53, 4:60], (20, 20), interpolation=cv2.INTER_AREA)
     assert np.array_equal(crop, expected)
+    assert look(Stand(), image, probs, 0, 20)[0] is None and whole(image, (64, 64), 0, 20)[0] is None
     half, nothing, _ = look(Stand(), image, probs, 4, 0)  # a cell of the coarse mask: half lung, or a quarter
     assert nothing is None and half[1].tolist() == [128, 128, 128, 128] and half[0].tolist() == [0, 0, 0, 0]
 
@@ -160,7 +163,7 @@ def test_what_find_lungs_leaves(context, store, files, stand, said):
     folder = find_lungs(context(BOTH), store, files)
     assert folder.parent == store.folder.parent and folder.name.startswith("s-lungs-")
     assert {path.name for path in folder.iterdir()} == {"masks.npy", "crops.npy", "lungs.parquet"}
-    found = open_lungs(folder)
+    found = open_lungs(folder, lungs_made(BOTH))
     masks, crops = read_array(found.masks), read_array(found.crops)
     assert masks.shape == (12, 8, 8) and crops.shape == (12, 32, 32) and masks.dtype == crops.dtype == np.uint8
     table = found.table.set_index("image_id")
@@ -174,11 +177,20 @@ def test_what_find_lungs_leaves(context, store, files, stand, said):
         assert np.array_equal(crops[row], cv2.resize(part, (32, 32), interpolation=cv2.INTER_AREA))
     assert not work.stop and find_lungs(context(BOTH), store, files) == folder and len(work.seen) == 11
     plain = find_lungs(context(MASKS), store, files)  # without crops: another folder
-    assert plain != folder and open_lungs(plain).crops is None
+    assert plain != folder and open_lungs(plain, lungs_made(MASKS)).crops is None
     assert np.array_equal(read_array(plain / "masks.npy"), masks)
+    boxes = find_lungs(context(CROPS), store, files)  # nothing is weighted: no masks
+    assert {path.name for path in boxes.iterdir()} == {"crops.npy", "lungs.parquet"}
+    assert np.array_equal(read_array(boxes / "crops.npy"), crops)
+    opened = open_lungs(boxes, lungs_made(CROPS))
+    assert opened.masks is None
+    pd.testing.assert_frame_equal(opened.table, found.table)
     (folder / "masks.npy").write_bytes(b"")
     with pytest.raises(InputError, match="damaged array"):
-        open_lungs(folder)
+        open_lungs(folder, lungs_made(BOTH))
+    (folder / "masks.npy").unlink()
+    with pytest.raises(InputError, match=r"masks\.npy: no such file"):
+        open_lungs(folder, lungs_made(BOTH))
 
 
 @pytest.mark.parametrize("stop", [0, 3, 5, 10])
@@ -239,6 +251,25 @@ def test_what_lungs_follow_from(tmp_path):
     (tmp_path / "own.safetensors").write_bytes(b"x")
     config = dataclasses.replace(MASKS, segmenter=LungsConfig(weights=str(tmp_path / "own.safetensors"), crop_size=32))
     assert lungs_made(config)["segmenter"] != made["segmenter"]
+    assert lungs_made(CROPS)["mask_size"] == 0 and lungs_made(CROPS)["crop_size"] == 32
+    assert lungs_made(dataclasses.replace(MASKS, views="lungs"))["mask_size"] == 0  # whole.weighting without `whole`
+
+
+def test_what_weights_the_features_is_said(context, store, files, stand, said, tmp_path):
+    """The shipped segmenter knows no heart, which CXR-IRNet's weighting has."""
+    stand()
+    assert mask_structures(MASKS) == ["lungs"] and mask_structures(CROPS) is None
+    find_lungs(context(CROPS), store, files)
+    assert "weighting by the lungs alone" not in said.text
+    find_lungs(context(MASKS), store, files)
+    assert "weighting by the lungs alone; CXR-IRNet's is by lungs and heart" in said.text
+    said.clear()
+    save_weights(tmp_path / "heart.safetensors", {"a": torch.zeros(1)}, structures="lungs_heart")
+    segmenter = LungsConfig(weights=str(tmp_path / "heart.safetensors"), crop_size=32, mask_size=8)
+    heart = dataclasses.replace(MASKS, segmenter=segmenter)
+    assert mask_structures(heart) == ["lungs", "heart"]
+    find_lungs(context(heart), store, files)
+    assert "lungs alone" not in said.text
 
 
 def test_prepare_with_lungs(tmp_path, files, stand):
@@ -261,6 +292,7 @@ def test_prepare_with_lungs(tmp_path, files, stand):
     assert len(prepared.lungs) == 11 and prepared.masks.is_file() and prepared.crops.is_file()
     pd.testing.assert_frame_equal(prepared.lungs, pd.read_parquet(run.path("lungs.parquet")))
     assert prepared.lungs["image_id"].tolist() == prepared.table["image_id"].tolist()
+    assert prepared.structures == ["lungs"] and "; weighting by the lungs alone" in prepared.official["said"]
     again = open_prepared(context(BOTH))
     assert (again.key, again.pixels_key) == (prepared.key, prepared.pixels_key)
     coarse = dataclasses.replace(BOTH, segmenter=LungsConfig(crop_size=32, mask_size=16))
@@ -269,6 +301,10 @@ def test_prepare_with_lungs(tmp_path, files, stand):
     assert prepare_competition(context(coarse)).key != prepared.key
     plain = dataclasses.replace(MASKS, whole=NETWORK)
     assert open_prepared(context(plain)).lungs is None
+    boxes = prepare_competition(context(CROPS))
+    assert boxes.masks is None and boxes.crops.is_file() and boxes.structures is None
+    section = report._lungs(boxes)  # the boxes are drawn where there are no masks
+    assert "The crops that are looked at" in section.body and section.body.count("<img") >= 8
     run.close()
 
 

@@ -14,13 +14,13 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from common.config import from_dict
 from common.data.store import Store
 from common.paths import read_json
-from common.report import plots
+from common.report import class_plots, plots
 from common.submit.table import read_table
 from common.submit.validate import validate_probabilities
 from common.train import loop
 from common.train.checkpoint import load_weights
 from solutions.chestxray14 import data as data_module
-from solutions.chestxray14 import pipeline, report, training
+from solutions.chestxray14 import pictures, pipeline, training
 from solutions.chestxray14.config import LABELS, Config
 from solutions.chestxray14.lungs import open_lungs
 from solutions.chestxray14.models import build_fusion, load_network
@@ -34,8 +34,8 @@ COMPARED = ("fold*/*/final.safetensors", "oof*.parquet", "test*.parquet", "tuned
 MADE = ("fold*/**/*", "oof*.parquet", "test*.parquet", "tuned.json", "score.json")
 SECTIONS = ["Data", "Lungs", "Training", "Out of fold",
             "Scores on 6 images of the test list, which is not the whole official one",
-            "Operating points and calibration", "Pictures", "Submission", "This run"]  # fmt: skip
-SCORED = set(SECTIONS[3:8])
+            "Views", "Operating points and calibration", "Pictures", "Submission", "This run"]  # fmt: skip
+SCORED = set(SECTIONS[3:9]) - {"Views"}  # of a run of one view
 
 
 def same(run, other):
@@ -61,9 +61,12 @@ def broken(*args, **options):
 @pytest.fixture
 def bare_page(monkeypatch):
     """Reports without plots and pictures, which take the longest."""
-    for name in ("reliability", "histogram", "roc_curve", "score_with_interval", "learning_curves"):
+    for name in ("histogram", "score_with_interval", "learning_curves"):
         monkeypatch.setattr(plots, name, lambda *args, **options: None)
-    monkeypatch.setattr(report, "gallery", lambda *args, **options: "pictures")
+    for name in ("roc_panels", "reliability_panels"):
+        monkeypatch.setattr(class_plots, name, lambda *args, **options: None)
+    monkeypatch.setattr(pictures, "gallery", lambda *args, **options: "pictures")
+    monkeypatch.setattr(pictures, "overlays", lambda *args: "maps")
 
 
 def headings(run):
@@ -161,7 +164,7 @@ def test_one_fold_through_all_verbs(tmp_path, command, sample, plain, bare_page,
     assert "nested by halves of the patients" in shown[3] and "mean AUROC out of fold" in shown[4]
     assert not (run / "fold1").exists() and not list(run.glob("*_whole.parquet"))
     assert not (run / "lungs.parquet").exists()
-    assert headings(run) == [title for title in SECTIONS if title != "Lungs"]
+    assert headings(run) == [title for title in SECTIONS if title not in ("Lungs", "Views")]
     # the other fold later, in the same folder: the first is not trained again
     done, test = times(run, "fold0/*/final.safetensors"), predicted(run, "test")
     assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
@@ -193,7 +196,7 @@ def test_the_fused_answer_is_a_layer_over_both_networks_features(finished):
     config = from_dict(Config, {k: v for k, v in values.items() if k not in ("solution", "preset")}, "config.json")
     steps, images = read_json(run / "manifest.json")["steps"], pd.read_parquet(run / "images.parquet")
     store = Store.open(steps["prepare"]["store"]).images
-    lungs = open_lungs(steps["prepare"]["lungs_folder"])
+    lungs = open_lungs(steps["prepare"]["lungs_folder"], steps["prepare"]["lungs"])
     row = int(images.loc[images["fold"] == 1, "row"].iloc[0])
     centre = slice(4, 60)  # 56 of 64 pixels
     mask = cv2.resize(np.load(lungs.masks)[row], (64, 64), interpolation=cv2.INTER_LINEAR)
@@ -352,6 +355,18 @@ def test_stale_results_are_not_shown(run_copy, command, bare_page, monkeypatch):
     assert command("report", "--out", "run").status == 0 and not SCORED & set(headings(run_copy))
 
 
+def test_maps_are_shown_as_long_as_they_are_of_these_networks(run_copy, command, bare_page):
+    assert command("localise", "run", "--threshold", "0.5").status == 0
+    assert command("report", "--out", "run").status == 0 and "Localisation" in headings(run_copy)
+    assert command("report", "--out", "run", "--combine", "mean").status == 0
+    assert "Localisation" not in headings(run_copy)
+    shutil.rmtree(run_copy / "fold0" / "fusion")
+    assert command("train", "--out", "run", "--fusion.lr", "0.1", "--folds", "0").status == 0
+    assert command("report", "--out", "run").status == 0
+    assert not {*SCORED, "Localisation"} & set(headings(run_copy))
+    assert "No score of these networks" in (run_copy / "report.html").read_text()
+
+
 def test_flips_at_test_time_are_predicted_tuned_and_shown(run_copy, finished, command, bare_page):
     for verb in ("predict", "tune", "score"):
         assert command(verb, "--out", "run", "--tta", "flip").status == 0
@@ -415,16 +430,33 @@ def test_no_data(tmp_path, refused):
     assert not (tmp_path / "run").exists()
 
 
+def test_options_of_prepare_that_cannot_be(tmp_path, refused, sample, plain):
+    words = ["prepare", "demo", "--data", sample, "--out", "run", *plain]
+    line = refused(*words, "--test", sample / "test_list.txt")  # its first line would be lost as a header
+    assert "test_list.txt, row 1: " in line and "is an image; a header is wanted above it (--test)" in line
+    assert "--id-map: the label table names the patients" in refused(*words, "--id-map", sample / "test_list.txt")
+    (tmp_path / "empty").mkdir()
+    assert "empty: no images in it (--test)" in refused(*words, "--test", "empty")
+
+
+@pytest.mark.parametrize("name", ["classes.csv", "operating_points.csv", "submission.csv"])
+def test_a_damaged_table_is_named(name, run_copy, refused, bare_page):
+    (run_copy / name).write_text("")
+    assert f"run/{name}: damaged" in refused("report", "--out", "run")
+
+
 # ---- beside the recipe ---------------------------------------------------------------------------------------------
 
 
-def test_anybodys_tools_agree_with_the_run(finished, command, sample, monkeypatch):
+def test_anybodys_tools_agree_with_the_run(finished, command, sample):
     run, labels = finished / "run", sample / "Data_Entry_2017.csv"
     found = read_json(run / "score.json")["test"]["mean"]["estimate"]
     scored = command("score", run / "submission.csv", "--labels", labels, "--resamples", "20")
     assert (scored.status, scored.errors) == (0, []) and f"mean AUROC {found:.4f}" in scored.out
     table = command("table", run, "--resamples", "20", "--out", "table.csv")
     assert (table.status, table.errors) == (0, []) and f"{found:.4f}" in table.out
+    rows = pd.read_csv("table.csv")
+    assert rows["run"].unique().tolist() == ["run: whole", "run: lungs", "run"]
 
 
 def test_the_page_of_a_run_in_a_browser(finished):
