@@ -47,8 +47,9 @@ def normalise(cam):
 def fuse(maps):
     """Add maps of one image and normalise the sum; float32 (H, W) in [0, 1].
 
-    Maps of branches whose features one layer weighs add up as their shares of its logit do. Source: Liu et al., SDFN,
-    equations 5 and 6. Raises InputError for no maps, or maps of several shapes.
+    Maps of branches whose features one layer weighs add up as their shares of its logit do. Those of networks with
+    layers of their own lie on scales of their own: normalise them first, as their probabilities count alike. Source:
+    Liu et al., SDFN, equations 5 and 6. Raises InputError for no maps, or maps of several shapes.
     """
     maps = [_checked(cam) for cam in maps]
     if len({cam.shape for cam in maps}) != 1:

@@ -100,7 +100,7 @@ def jpeg(rgb, quality=80):
 
 
 def gallery(items, title="", size=384, overlay=outline_overlay):
-    """A grid of outlined radiographs under a line of text and the legend of the two colours.
+    """A grid of outlined radiographs under a line of text and the legend of the colours that are drawn.
 
     `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay`, `box_overlay` or
     `heat_overlay`; None where there is no truth or prediction to know of; about 25 kB a picture at the default size.
@@ -111,11 +111,16 @@ def gallery(items, title="", size=384, overlay=outline_overlay):
     legend = "".join(
         f'<span><i style="border-color: rgb{colour}"></i>{name}</span>'
         for name, colour, place in (("truth", TRUTH, 1), ("prediction", PREDICTION, 2))
-        if any(item[place] is not None for item in items)
+        if any(_is_drawn(item[place]) for item in items)
     )
     pictures = []
     for image, truth, prediction, caption in items:
         known = {"truth": truth, "prediction": prediction}
         marks = {name: marks for name, marks in known.items() if marks is not None}
         pictures.append(figure(jpeg(overlay(image, size=size, **marks)), caption))
-    return join(*([title] if title else []), Html(f'<p class="legend">{legend}</p>'), grid(*pictures, small=True))
+    legend = [Html(f'<p class="legend">{legend}</p>')] if legend else []
+    return join(*([title] if title else []), *legend, grid(*pictures, small=True))
+
+
+def _is_drawn(marks):
+    return bool(marks.any()) if isinstance(marks, np.ndarray) else marks is not None and len(marks) > 0

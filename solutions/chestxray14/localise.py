@@ -20,7 +20,7 @@ from common.train import distributed
 from common.train.loop import Budget
 from solutions.chestxray14.config import BOX_SIDE, LABELS, Config
 from solutions.chestxray14.data import open_prepared
-from solutions.chestxray14.localise_scores import ALL, class_table, measure
+from solutions.chestxray14.localise_scores import ALL, class_table, measure, paper_column
 from solutions.chestxray14.maps import class_maps, usable_boxes
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,16 @@ NOTES = (
     "box with the true one, region_iou the region's pixels. Several boxes of a class in an image count each, against "
     "the same map. hit: the map's peak lies in the box.",
     "place is what no map is needed for: the mean of the class's true boxes of all other patients.",
-    "Table 3 of CXR-IRNet is about its feature extractor, before the feature weighting, and leaves the threshold open. "
-    "The code that its authors released measures something else than this page: the predicted box has the size of the "
-    "true box and, of the places where the map peaks, the one where it fits best. guided_iou follows that code; it is "
-    "no prediction, but the only column beside which the paper's figures can be laid.",
+    "guided_iou follows the code that CXR-IRNet's authors released, which measures something else than this page: the "
+    "predicted box has the size of the true box and, of the places where the map peaks, the one where it fits best. It "
+    "is no prediction, but the only column beside which the paper's figures can be laid.",
 )
+PAPER_IS = "paper: table 3 of CXR-IRNet, of its feature extractor {} attention; it leaves the threshold open."
+NO_PAPER = (
+    "Table 3 of CXR-IRNet is about its feature extractor on whole images, before the feature weighting: networks that "
+    "this run does not have, so that its figures are not shown."
+)
+NO_GAIN = "The maps point nowhere better than the class's usual place"
 
 
 def localise(
@@ -71,17 +76,19 @@ def localise(
 
     with _opened(run, Options(out=run, device=device, workers=workers)) as context:
         data = open_prepared(context)
-        experiment_key(context, data)  # refuses networks that the run's predictions are not of
+        key = experiment_key(context, data)  # refuses networks that the run's predictions are not of
         boxes, left_out = usable_boxes(data, context.config.folds)
         boxes["prob"] = _probs(context.run, boxes)
         maps = class_maps(context, data, boxes)
         found = measure(boxes, maps, tuple(sorted(set(threshold))), context.config.seed)
-        table = class_table(found.boxes)
+        table = class_table(found.boxes, paper_column(context.config), seed=context.config.seed)
         out = out or context.run.folder
         names = np.array(LABELS, object)[found.boxes["label"]]
         write_csv(out / "localisation.csv", found.boxes.assign(label=names).drop(columns=["row", "map"]))
         write_csv(out / "localisation_table.csv", table)
         _write_page(out / "localisation.html", context, data, found, table, maps, left_out)
+        if out == context.run.folder:
+            context.run.record("localise", key)  # the run's page shows it as long as it is of these networks
     _say(found, table, left_out, out)
     return 0
 
@@ -122,6 +129,8 @@ def _say(found, table, left_out, out):
         f"{whole.patients:.0f} patients, threshold {' and '.join(f'{t:g}' for t in found.chosen)}, {how}; place alone "
         f"{whole.place_iou:.4f}; peak in the box {whole.hit:.1%}; guided as the paper's code {whole.guided_iou:.4f}"
     )
+    if whole.gain <= 0:
+        log.info(f"{NO_GAIN}: over all boxes their IoU is lower by {-whole.gain:.4f}")
     if left_out:
         log.info(f"{left_out} boxes left out: their images were trained on, or cannot be read")
     log.info(f"{out / 'localisation_table.csv'}, localisation.csv and localisation.html")
@@ -137,11 +146,13 @@ def _write_page(path, context, data, found, table, maps, left_out):
         ("Boxes", int(whole.boxes), f"{whole.patients:.0f} patients; {left_out} left out"),
     ]  # fmt: skip
     curve = plots.line_with_peak(found.curve["threshold"], found.curve["iou"], "threshold", "mean IoU of boxes")
-    kept = " and ".join(f"{t:g}" for t in found.chosen)
+    kept, paper = " and ".join(f"{t:g}" for t in found.chosen), paper_column(context.config)
     how = f"Thresholds {kept}, of the halves of the patients." if found.nested else f"Threshold {kept}."
     parts = [
         page.cards(cards), sections.synthetic(context),
-        page.section("How it is measured", *NOTES, how),
+        page.note(f"{NO_GAIN}.", "warning") if whole.gain <= 0 else None,
+        page.section("How it is measured", *NOTES, PAPER_IS.format("without" if paper else "with") if paper is not None
+                     else NO_PAPER, how),
         page.section("Classes", *_tables(table),
                      page.figure(curve, "One threshold for all boxes, scored on the boxes that show it to be best")),
         page.section("Pictures", "Of each class the best, a middling and the worst box by IoU. "
@@ -158,7 +169,7 @@ def _tables(table):
         ("Maps and place, means over the boxes", ["iou", "low", "high", "place_iou", "gain", "gain_low", "gain_high"]),
         ("Regions and peaks, means over the boxes", ["region_iou", "hit", "place_hit"]),
         ("Share of the boxes with an IoU above 0.1 to 0.7", shares),
-        ("Boxes of the true size, and the paper's", ["guided_iou", "paper_attention", "paper_without"]),
+        ("Boxes of the true size, and the paper's", ["guided_iou", *({"paper"} & set(table))]),
     ):
         yield page.table(table[["label", "boxes", *columns]], caption, dict.fromkeys(columns, ".3f"))
 

@@ -127,21 +127,24 @@ def other_patients_box(boxes, labels, patients):
     return mean
 
 
-def class_table(boxes, n_resamples=1000, seed=0):
+def class_table(boxes, paper=None, n_resamples=1000, seed=0):
     """The figures of each class, of all boxes and of the classes' mean, a row each; `boxes` as in Measured.
 
     label, boxes, patients; iou with its bootstrap interval by patient (low, high; NaN with one patient); region_iou;
     hit; found_0.1 … found_0.7, shares of boxes with iou above; guided_iou; place_iou and place_hit over boxes that
-    have a place; gain, iou less place_iou over those, with its interval; paper_attention and paper_without, the
-    paper's mean IoU. The classes' mean, of those that have boxes, has no interval.
+    have a place; gain, iou less place_iou over those, with its interval. The classes' mean, of those that have boxes,
+    has no interval. paper: 0 or 1, the column of PAPER that is laid beside as `paper`; None: no column.
     """
     label = np.array(LABELS, object)[boxes["label"].to_numpy()]
     parts = [(name, label == name) for name in PAPER if (label == name).any()]
     rows = [_figures(name, boxes[mask], n_resamples, seed) for name, mask in parts]
     mean = pd.DataFrame(rows).mean(numeric_only=True).to_dict()
     mean |= {"label": CLASSES, "boxes": len(boxes), "patients": boxes["patient_id"].nunique()}
-    mean |= dict.fromkeys(("low", "high", "gain_low", "gain_high", "paper_attention", "paper_without"), np.nan)
-    return pd.DataFrame([*rows, _figures(ALL, boxes, n_resamples, seed), mean])
+    mean |= dict.fromkeys(("low", "high", "gain_low", "gain_high"), np.nan)
+    table = pd.DataFrame([*rows, _figures(ALL, boxes, n_resamples, seed), mean])
+    if paper is not None:
+        table["paper"] = [PAPER.get(name, (np.nan, np.nan))[paper] for name in table["label"]]
+    return table
 
 
 def _figures(name, boxes, n_resamples, seed):
@@ -153,7 +156,6 @@ def _figures(name, boxes, n_resamples, seed):
         interval = bootstrap(iou, groups, n_resamples, seed)
         if np.isfinite(place_iou).any():
             gain, _ = paired_bootstrap(iou, place_iou, groups, n_resamples, seed, skip_nan=True)
-    paper = PAPER.get(name, (np.nan, np.nan))
     return {
         "label": name, "boxes": len(boxes), "patients": len(set(groups)),
         "iou": interval.estimate, "low": interval.low, "high": interval.high,
@@ -161,5 +163,12 @@ def _figures(name, boxes, n_resamples, seed):
         **{f"found_{t}": (iou > t).mean() for t in T_IOU}, "guided_iou": boxes["guided_iou"].mean(),
         "place_iou": boxes["place_iou"].mean(), "place_hit": boxes["place_hit"].mean(),
         "gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high,
-        "paper_attention": paper[0], "paper_without": paper[1],
     }  # fmt: skip
+
+
+def paper_column(config):
+    """The column of PAPER for the network of a Config: 0 with attention, 1 without; None where it is another network.
+
+    The paper measures its feature extractor on whole images, before the features are weighted.
+    """
+    return None if config.views != "whole" or config.whole.weighting else int(not config.whole.attention)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common.data.loaders import eval_loader
 from common.errors import InputError
-from common.infer.cam import fuse, place
+from common.infer.cam import fuse, normalise, place
 from common.post.boxes import BOX
 from common.steps import trained_weights
 from solutions.chestxray14.config import BOX_SIDE
@@ -20,16 +20,19 @@ from solutions.chestxray14.training import view_dataset
 class Maps(NamedTuple):
     """Class activation maps of n (image, class) pairs: for each stage the maps and where they lie.
 
-    cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image.
+    cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image. alike: whether the
+    stages' maps are brought to one scale before they are added, as those of networks that one layer fuses need not be.
     """
 
     cams: dict
     places: dict
+    alike: bool = False
 
     def heat(self, k):
         """Map k over the whole image, those of several stages fused: float32 (1024, 1024) in [0, 1]."""
         shape = (BOX_SIDE, BOX_SIDE)
-        return fuse([place(cams[k], self.places[stage][k], shape) for stage, cams in self.cams.items()])
+        placed = [place(cams[k], self.places[stage][k], shape) for stage, cams in self.cams.items()]
+        return fuse([normalise(cam) for cam in placed] if self.alike else placed)
 
 
 def usable_boxes(data, folds):
@@ -72,7 +75,8 @@ def class_maps(context, data, boxes):
             total[mine] += cams[at, pairs["label"].to_numpy()[mine]]
     cams = {stage: total / count[:, None, None].astype(np.float32) for stage, total in sums.items()}
     rows = pairs["row"].to_numpy()
-    return Maps(cams, {stage: view_places(data, rows, getattr(config, stage), stage) for stage in cams})
+    places = {stage: view_places(data, rows, getattr(config, stage), stage) for stage in cams}
+    return Maps(cams, places, alike=config.views == "both" and not fused)
 
 
 @torch.inference_mode()

@@ -11,8 +11,6 @@ from solutions.chestxray14 import pictures
 from solutions.chestxray14.config import LABELS, PUBLISHED
 from solutions.chestxray14.pictures import scored
 
-ON_THE_FOLD = ("best", "best_k", "window")  # weights of epochs that the held-out images chose
-
 
 def write_report(context, data, tuned, localised):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be.
@@ -100,15 +98,8 @@ def _answers(context, data, name, table):
     return found | {how if found else "run": table[list(LABELS)].to_numpy()}
 
 
-def chosen_on_the_fold(config):
-    """Whether the weights of a training follow from scores of its held-out images; config: a FitConfig."""
-    several = len(config.averaging) > 1
-    kept = config.averaging[0] if config.keep == "highest" else config.keep
-    return kept in ON_THE_FOLD or (several and config.keep == "highest")
-
-
 def _classes(context, data, name, title):
-    run, config = context.run, context.config
+    run = context.run
     classes = _read_csv(run.path("classes.csv"))
     classes = classes[classes["split"] == name].drop(columns="split")
     if not len(classes):
@@ -120,9 +111,12 @@ def _classes(context, data, name, title):
                            page.figure(class_plots.roc_panels(truth, _answers(context, data, name, table), LABELS),
                                        "ROC curves, with the area under each")),
                  page.details("Table, with DeLong's intervals too", page.table(classes, "", four))]  # fmt: skip
-    fused = ["fusion"] * (config.views == "both" and config.combine == "fusion")
-    if name == "oof" and any(chosen_on_the_fold(getattr(config, stage)) for stage in (*config.stages, *fused)):
+    part = read_json(run.path("score.json"))[name]
+    if part.get("epoch_chosen_on_these"):
         fragments.insert(0, page.note("The epoch was chosen on these images, so these scores flatter."))
+    within = part.get("by_fold")
+    if within and within["folds"] > 1 and within["mean"] is not None:
+        fragments.insert(0, f"Ranked within each of the {within['folds']} folds: {within['mean']:.4f} in the mean.")
     if name == "test":
         known = pd.DataFrame(PUBLISHED.items(), columns=["published", "mean AUROC"])
         fragments.append(page.details("What papers report on the whole official test list",

@@ -104,7 +104,9 @@ def test_boxes_lie_where_they_should_with_their_names_inside_the_picture():
 
 def test_gallery_of_boxes():
     made = gallery([(np.full((60, 80), 90, np.uint8), [], [((5, 5, 30, 30), "ILD")], "a")], overlay=box_overlay)
-    assert "</i>truth</span>" in made and "</i>prediction</span>" in made and made.count("data:image/jpeg") == 1
+    assert "</i>truth</span>" not in made and "</i>prediction</span>" in made and made.count("data:image/jpeg") == 1
+    bare = gallery([(np.full((60, 80), 90, np.uint8), [], None, "a")], overlay=box_overlay)
+    assert "legend" not in bare and bare.count("data:image/jpeg") == 1
 
 
 def test_heat_colours_the_radiograph_where_it_is_and_leaves_the_boxes_above_it():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from solutions.chestxray14.localise_scores import (
     class_table,
     measure,
     other_patients_box,
+    paper_column,
 )
 from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, seen_part, usable_boxes, view_places
 from solutions.chestxray14.models import ChestNet, build_fusion
@@ -150,7 +152,9 @@ def test_fused_maps_are_the_shares_of_the_fused_logit(monkeypatch):
     pooled = torch.cat([networks[0, stage].pooled(images[stage]) for stage in ("whole", "lungs")], dim=1)
     logits = (fusion(pooled) - fusion.bias)[[2, 5], [4, 9]].numpy()
     assert np.allclose(sum(cams.mean((1, 2)) for cams in found.cams.values()), logits, atol=1e-4)
-    assert found.places["lungs"].tolist() == [[256, 128, 768, 896]] * 2
+    assert found.places["lungs"].tolist() == [[256, 128, 768, 896]] * 2 and not found.alike
+    context.config = replace(config, combine="mean")
+    assert class_maps(context, data, boxes).alike
     heat = found.heat(0)
     assert heat.shape == (1024, 1024) and heat.min() == 0 and heat.max() == 1
     whole, lungs = found.cams["whole"][0], found.cams["lungs"][0]
@@ -231,7 +235,27 @@ def test_the_table_by_hand():
     assert nodule["found_0.1"] == 0  # above, not at
     assert whole["iou"] == pytest.approx(0.325) and whole["boxes"] == 4 and whole["gain"] == pytest.approx(0.3)
     assert classes["iou"] == pytest.approx(0.25) and np.isnan(classes["low"])
-    assert mass["paper_attention"] == 0.1768 and whole["paper_without"] == 0.2437
+    assert "paper" not in table
+    attention, without = (class_table(boxes, paper, n_resamples=20).set_index("label")["paper"] for paper in (0, 1))
+    assert attention["Mass"] == 0.1768 and without[ALL] == 0.2437
+    assert np.isnan(without["Mass"]) and np.isnan(attention[CLASSES])
+
+
+def test_the_papers_figures_are_of_networks_on_whole_images_without_weighting():
+    def column(views, attention, weighting):
+        return paper_column(Config(views=views, whole=NetworkConfig(attention=attention, weighting=weighting)))
+
+    assert (column("whole", True, False), column("whole", False, False)) == (0, 1)
+    assert column("whole", True, True) is column("both", True, False) is column("lungs", False, False) is None
+
+
+def test_maps_of_two_networks_count_alike_where_no_layer_fuses_them():
+    (one, _), (other, _) = _square(3, 3), _square(12, 3)
+    cams = {"whole": np.float32(one)[None], "lungs": np.float32(100 * other)[None]}
+    places = dict.fromkeys(cams, np.array([[0.0, 0, 1024, 1024]]))
+    shares, alike = Maps(cams, places).heat(0), Maps(cams, places, alike=True).heat(0)
+    assert shares[224, 800] == 1 and shares[224, 224] == pytest.approx(0.01)
+    assert alike[224, 800] == pytest.approx(1) and alike[224, 224] == pytest.approx(1) and alike.min() == 0
 
 
 def test_the_papers_mean_is_that_over_boxes():
@@ -272,6 +296,8 @@ def test_a_run_of_both_views_on_the_sample(run_copy, command, refused):
     assert found["prob"].tolist() == pytest.approx([probs.at[box.image_id, box.label] for box in found.itertuples()])
     html = (run_copy / "localisation.html").read_text()
     assert html.count("data:image/jpeg") == found.groupby("label").size().clip(upper=3).sum()
+    assert ("nowhere better than" in html) == ("nowhere better than" in done.out) == (classes.loc[ALL, "gain"] <= 0)
+    assert "its figures are not shown" in html and "paper" not in classes
     assert "Synthetic radiographs" in html and set(images["image_id"]) >= set(found["image_id"])
     command("localise", "run", "--threshold", "0.6", "--out", "more")
     again = pd.read_csv("more/localisation.csv")

@@ -1,0 +1,128 @@
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from solutions.chestxray14 import pictures
+from solutions.chestxray14.config import LABELS
+from solutions.chestxray14.maps import Maps
+
+N = len(LABELS)
+BOXES = pd.DataFrame({"row": [1, 2, 2], "label": [0, 0, 3], "x_min": 100, "y_min": 300, "x_max": 500, "y_max": 700})
+
+
+class _Data:
+    """Four images of 64 × 64, two of them the test's."""
+
+    table = pd.DataFrame({"row": range(4), "image_id": list("abcd"), "width": 128, "height": 256,
+                          "split": ["train", "train", "test", "test"], "fold": [0, 1, -1, -1]})  # fmt: skip
+    boxes, test_name, structures, masks, crops = BOXES, "on the test images", ["lungs", "heart"], None, None
+    store = SimpleNamespace(images=np.full((4, 64, 64), 90, np.uint8))
+    known = np.ones(4, bool)
+
+    def labels(self, rows):
+        truth = np.zeros((4, N), np.float32)
+        truth[[0, 1, 2, 2], [0, 0, 0, 3]] = 1
+        truth[~self.known] = np.nan
+        return truth[rows]
+
+    def rows_of(self, ids):
+        return self.table.set_index("image_id").loc[list(ids), "row"].to_numpy()
+
+    def ids(self, rows):
+        return self.table["image_id"].to_numpy()[rows]
+
+
+@dataclass(frozen=True)
+class _Context:
+    run: object
+    device: object = "cuda"
+
+
+@pytest.fixture
+def context(tmp_path):
+    for name, ids in (("oof", ["a", "b"]), ("test", ["c", "d"])):
+        probs = np.linspace(0.1, 0.8, 2 * N).reshape(2, N)
+        table = pd.DataFrame(probs, columns=LABELS)
+        table.insert(0, "image_id", ids)
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    step = {"key": "first"}
+    return _Context(SimpleNamespace(path=lambda name: tmp_path / name, step=lambda name: step))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What galleries are asked to draw, in order: (items, title)."""
+    seen = []
+    monkeypatch.setattr(pictures, "gallery", lambda items, title, overlay: seen.append((items, title)) or title)
+    return seen
+
+
+def test_pictures_are_of_test_images_where_these_have_labels(context, drawn):
+    data = _Data()
+    truth, probs, table, said = pictures.shown_answers(context.run, data)
+    assert table["image_id"].tolist() == ["c", "d"] and said == data.test_name
+    pictures.surest(data, truth, probs, table)
+    (right, _), (wrong, _) = drawn
+    assert [item[3].split(" · ")[1] for item in right] == ["c", "c"]  # Atelectasis and Infiltration
+    assert len(wrong) == N and all(item[3].endswith("d") for item in wrong)  # the second row is the surer one
+    ((box, name),) = right[0][1]
+    assert (box == np.array([100, 300, 500, 700]) / 16).all() and name == LABELS[0] and wrong[0][1] == []
+    data.known = np.array([True, True, False, False])
+    *_, table, said = pictures.shown_answers(context.run, data)
+    assert table["image_id"].tolist() == ["a", "b"] and said == "out of fold"
+
+
+def test_maps_are_shown_of_boxed_findings_or_else_of_the_surest():
+    data, table = _Data(), pd.DataFrame({"image_id": list("abc")})
+    truth, probs = data.labels(np.arange(3)), np.zeros((3, N))
+    probs[:, 0] = 0.9, 0.3, 0.2
+    pairs = pictures.surest_pairs(data, truth, probs, table)
+    assert pairs[["row", "label", "prob", "fold", "map"]].to_numpy().tolist() == [[1, 0, 0.3, 1, 0], [2, 3, 0, -1, 1]]
+    data.boxes = BOXES.iloc[:0]
+    assert pictures.surest_pairs(data, truth, probs, table)["row"].tolist() == [0, 2]
+    assert len(pictures.surest_pairs(data, 0 * truth, probs, table)) == 0
+
+
+def test_maps_are_computed_once_for_the_same_predictions(context, drawn, monkeypatch):
+    made = []
+
+    def class_maps(context, data, pairs):
+        made.append(context.device)
+        cams = np.tile(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), (len(pairs), 1, 1))
+        return Maps({"whole": cams}, {"whole": np.tile([0.0, 0, 1024, 1024], (len(pairs), 1))})
+
+    monkeypatch.setattr(pictures, "class_maps", class_maps)
+    answers = pictures.shown_answers(context.run, _Data())[:3]
+    for _ in range(2):
+        pictures.overlays(context, _Data(), *answers)
+    assert made == [torch.device("cpu")]
+    (items, _), (again, _) = drawn
+    assert [item[3][-1] for item in items] == ["c", "c"] and items[0][1][0][1] == LABELS[0]
+    heat = items[0][0][1]
+    assert (heat == again[0][0][1]).all() and heat[0, 0] == 0 and heat[-1, -1] == 1
+    assert heat[128, 128] == pytest.approx(0.5, abs=0.02)  # the middle of an even slope
+    context.run.step("predict")["key"] = "second"
+    pictures.overlays(context, _Data(), *answers)
+    context.run.path("overlays.npz").write_bytes(b"PK torn")
+    pictures.overlays(context, _Data(), *answers)
+    assert len(made) == 3
+
+
+def test_lungs_boxes_are_shown_by_their_rules(drawn, tmp_path):
+    data = _Data()
+    data.lungs = pd.DataFrame({"row": range(4), "x_min": 32, "y_min": 64, "x_max": 96, "y_max": 192,
+                               "rule": ["two", "two", "mirrored", "none"]})  # fmt: skip
+    assert pictures.lungs(data) == []
+    data.crops, data.masks = tmp_path / "crops.npy", tmp_path / "masks.npy"
+    np.save(data.crops, np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2))
+    np.save(data.masks, np.full((4, 16, 16), 255, np.uint8))
+    assert "lungs and heart" in pictures.lungs(data)[0]
+    (masks, _), (boxes, _) = drawn
+    assert len(masks) == 4 and masks[0][2].shape == (64, 64) and masks[0][2].all()
+    assert [item[3] for item in boxes[::2]] == ["a: two", "c: mirrored", "d: none"]
+    assert [item[0].max() for item in boxes[1::2]] == [0, 2, 3]  # the crop of the same image
+    assert boxes[0][2][0][0].tolist() == [16, 16, 48, 48]  # 128 × 256 px stretched to 64 × 64
