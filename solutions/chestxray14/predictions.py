@@ -27,8 +27,11 @@ def read_runs(runs, split):
     """
     scores, images, notes = {}, None, []
     for run in runs:
-        steps, config = read_json(run / "manifest.json").get("steps", {}), read_json(run / "config.json")
-        if config.get("solution") != "chestxray14":
+        if not run.is_dir():
+            raise InputError(f"{run}: not the folder of a run")
+        manifest, config = read_json(run / "manifest.json"), read_json(run / "config.json")
+        steps = manifest.get("steps", {}) if isinstance(manifest, dict) else {}
+        if not isinstance(config, dict) or config.get("solution") != "chestxray14":
             raise InputError(f"{run}: the run of another solution")
         if "predict" not in steps:
             raise InputError(f"{run}: no predictions of its present networks; run its verb `predict`")

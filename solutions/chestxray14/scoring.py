@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from common.errors import InputError
 from common.metrics.delong import delong_intervals, delong_test
 from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
 
@@ -17,6 +18,9 @@ def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
     stand alone. DeLong's interval takes images for independent; the mean has none. A label with images of one kind
     gets NaN and is left out of the mean. Raises InputError for other shapes and NaN, and for fewer than two patients.
     """
+    people = len(y) if patients is None else len(set(patients))
+    if people < 2:
+        raise InputError(f"a score with intervals needs images of two patients, there is {people}")
     found, mean = bootstrap_auroc(y, score, patients, n_resamples, seed, skip_undefined=True)
     figures = [(each.estimate, each.low, each.high) for each in (*found, mean)]
     table = pd.DataFrame(figures, columns=["auroc", "low", "high"])

@@ -165,6 +165,10 @@ def test_runs_that_cannot_be_compared_are_refused(command, runs):
     assert f"test_lungs.parquet: no prediction of image {images['image_id'][0]}" in command("table both").errors
     make_run(folder / "unpredicted", images, runs.plain, steps=())
     assert "unpredicted: no predictions of its present networks" in command("table unpredicted").errors
+    write_json(folder / "unpredicted" / "manifest.json", [])
+    assert "unpredicted: no predictions of its present networks" in command("table unpredicted").errors
+    make_run(folder / "alone", images[:3], runs.plain[:3])
+    assert command("table alone").errors == "error: a score with intervals needs images of two patients, there is 1"
     write_json(folder / "other" / "config.json", {"solution": "vinbigdata"})
     assert command("table other").errors == "error: other: the run of another solution"
 
@@ -177,7 +181,8 @@ def test_runs_that_cannot_be_compared_are_refused(command, runs):
         ("table plain --against nobody", "--against nobody: the rows are plain"),
         ("table plain --out table.html", "--out table.html: the figures are a .csv"),
         ("table plain --resamples 0", "--resamples 0"),
-        ("table nowhere", "nowhere/manifest.json: no such file"),
+        ("table nowhere", "nowhere: not the folder of a run"),
+        ("table plain/test.parquet", "plain/test.parquet: not the folder of a run"),
     ],
 )
 def test_bad_options_of_table(command, runs, line, message):
