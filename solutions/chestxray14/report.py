@@ -107,9 +107,9 @@ def _classes(context, data, name, title):
     truth, _, table = scored(run, data, name)
     rows = list(classes[["label", "auroc", "low", "high"]].itertuples(index=False, name=None))
     four = dict.fromkeys(("auroc", "low", "high", "delong_low", "delong_high"), ".4f")
-    fragments = [page.grid(page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "With intervals by patient"),
-                           page.figure(class_plots.roc_panels(truth, _answers(context, data, name, table), LABELS),
-                                       "ROC curves, with the area under each")),
+    curves = class_plots.roc_panels(truth, _answers(context, data, name, table), LABELS)
+    fragments = [page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "With intervals by patient"),
+                 page.figure(curves, "ROC curves, with the area under each"),
                  page.details("Table, with DeLong's intervals too", page.table(classes, "", four))]  # fmt: skip
     part = read_json(run.path("score.json"))[name]
     if part.get("epoch_chosen_on_these"):
@@ -154,8 +154,8 @@ def _operating(context, data):
     reliability = class_plots.reliability_panels(truth, probs, LABELS)
     return page.section(
         "Operating points and calibration", text, page.table(points, "Of each label", three),
-        page.grid(page.figure(reliability, "Reliability, with the expected calibration error"),
-                  page.figure(plots.histogram(groups, "probability"), "Probabilities with and without the label")),
+        page.figure(reliability, "Reliability, with the expected calibration error"),
+        page.figure(plots.histogram(groups, "probability"), "Probabilities with and without the label"),
     )  # fmt: skip
 
 
