@@ -6,26 +6,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.config import file_hash
+from common.config import file_hash, from_dict
 from common.data.tables import some_rows
 from common.errors import InputError
 from common.paths import read_json, read_parquet
-from solutions.chestxray14.config import LABELS, NO_FINDING
+from solutions.chestxray14.config import LABELS, NO_FINDING, Config
 from solutions.chestxray14.labels import plain_patient, stems
+from solutions.chestxray14.scoring import epoch_chosen
 
 CLASSES = list(LABELS)
+# Images of each label in all 112,120, in NIH's table of 2020 and, train and test together, in CXR-IRNet's table 1.
+COUNTS = (11_559, 2_776, 13_317, 19_894, 5_782, 6_331, 1_431, 5_302, 4_667, 2_303, 2_516, 1_686, 3_385, 227)
+TABLE = 112_120
 _PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
 
 
 def read_runs(runs, split):
-    """Read what runs predicted; returns (scores, images, notes).
+    """Read what runs predicted; returns (scores, images, notes, folds).
 
     scores: a dict from a row's name to float64 (N, 14), a run of two views giving `name: whole`, `name: lungs` and
     `name`; images: image_id as index, patient_id and the 14 LABELS, 0/1, those that have labels; notes: lines to be
-    said. split: test or oof. Raises InputError naming the run, or file, and an image: no run of this solution, no
-    predictions, other images or other labels than the first run's.
+    said; folds: by row as scores, int (N,), -1 for test. split: test or oof. Raises InputError naming the run, or file,
+    and an image: no run of this solution, no predictions, other images or other labels than the first run's.
     """
-    scores, images, notes = {}, None, []
+    scores, images, notes, folds = {}, None, [], {}
     for run in runs:
         if not run.is_dir():
             raise InputError(f"{run}: not the folder of a run")
@@ -48,11 +52,15 @@ def read_runs(runs, split):
         name = run.resolve().name if run.resolve().name not in scores else str(run)
         if name in scores:
             raise InputError(f"{run}: named twice")
-        if config.get("views") == "both":
-            for view in ("whole", "lungs"):
-                scores[f"{name}: {view}"] = _probabilities(run / f"{split}_{view}.parquet", images)
-        scores[name] = _probabilities(run / f"{split}.parquet", images)
-    return scores, images, [note for note in dict.fromkeys(notes) if note]
+        config = from_dict(Config, {k: v for k, v in config.items() if k not in ("solution", "preset")},
+                           str(run / "config.json"))  # fmt: skip
+        if split == "oof" and epoch_chosen(config):
+            notes.append(f"{name}: its networks kept the epochs that did best on these very images, which flatters it")
+        for view in ("whole", "lungs") if config.views == "both" else ():
+            row = f"{name}: {view}"
+            scores[row], folds[row] = _probabilities(run / f"{split}_{view}.parquet", images)
+        scores[name], folds[name] = _probabilities(run / f"{split}.parquet", images)
+    return scores, images, [note for note in dict.fromkeys(notes) if note], folds
 
 
 def _labelled(run, split):
@@ -79,10 +87,11 @@ def _check_same(run, first, mine, images):
 
 
 def _probabilities(file, images):
-    found = read_parquet(file).set_index("image_id").reindex(images.index)[CLASSES].to_numpy(np.float64)
+    table = read_parquet(file).set_index("image_id").reindex(images.index)
+    found = table[CLASSES].to_numpy(np.float64)
     for row in np.flatnonzero(np.isnan(found).any(axis=1))[:1]:
         raise InputError(f"{file}: no prediction of image {images.index[row]}")
-    return found
+    return found, table["fold"].to_numpy(np.int64)
 
 
 def read_foreign(path):
@@ -133,6 +142,16 @@ def read_truth(path):
     if (raw["Patient ID"] == "").any():
         raise InputError(f"{path}, row {int((raw['Patient ID'] == '').idxmax()) + 2}: no Patient ID")
     return truth, plain_patient(raw["Patient ID"]).set_axis(ids)
+
+
+def label_release(truth):
+    """Say which public release of NIH's labels a table is, as far as its counts tell; truth: as of `read_truth`."""
+    if len(truth) != TABLE:
+        return f"{len(truth):,} images, not NIH's whole table of {TABLE:,}: its release cannot be told"
+    other = [label for label, n, known in zip(LABELS, truth.sum().tolist(), COUNTS, strict=True) if n != known]
+    if other:
+        return f"other counts of {', '.join(other)} than in NIH's release of 2020: an older release, or an edited table"
+    return "as many images of each label as NIH's release of 2020 and the papers' tables"
 
 
 def read_list(path):

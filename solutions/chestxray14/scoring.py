@@ -5,28 +5,34 @@ import pandas as pd
 from scipy import stats
 
 from common.errors import InputError
+from common.metrics.classification import auroc, mean_of_defined
 from common.metrics.delong import delong_intervals, delong_test
 from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
 
 MEAN = "mean"  # the last row of every table: over the classes that have an AUROC
+FEW = 5  # positive patients under which an interval says little: how much they differ cannot be seen
 
 
 def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
-    """Return a row for each of C labels and their mean: label, images, positive, auroc, low, high, delong_low, _high.
+    """Return a row for each of C labels and their mean.
 
-    y: 0/1 (N, C); score: real (N, C); patients: (N,) for the bootstrap that gives low and high, None for images that
-    stand alone. DeLong's interval takes images for independent; the mean has none. A label with images of one kind
-    gets NaN and is left out of the mean. Raises InputError for other shapes and NaN, and for fewer than two patients.
+    Columns: label, images, positive (images), positive_patients, auroc, low, high, delong_low, delong_high. y: 0/1
+    (N, C); score: real (N, C); patients: (N,) for the bootstrap that gives low and high, None for images that stand
+    alone. DeLong's interval takes images for independent; the mean has none. A label with images of one kind gets NaN
+    and is left out of the mean. Raises InputError for other shapes and NaN, and for fewer than two patients (images,
+    where they are not known).
     """
-    people = len(y) if patients is None else len(set(patients))
-    if people < 2:
-        raise InputError(f"a score with intervals needs images of two patients, there is {people}")
+    ids = np.arange(len(y)) if patients is None else np.asarray(patients)
+    if len(set(ids.tolist())) < 2:
+        raise InputError(f"a score with intervals needs images of two patients, there is {len(set(ids.tolist()))}")
     found, mean = bootstrap_auroc(y, score, patients, n_resamples, seed, skip_undefined=True)
     figures = [(each.estimate, each.low, each.high) for each in (*found, mean)]
     table = pd.DataFrame(figures, columns=["auroc", "low", "high"])
     table.insert(0, "label", [*labels, MEAN])
     table.insert(1, "images", len(y))
     table.insert(2, "positive", pd.array([*map(int, np.sum(y, axis=0)), None], dtype="Int64"))
+    people = [len(set(ids[column > 0].tolist())) for column in np.asarray(y).T]
+    table.insert(3, "positive_patients", pd.array([*people, None], dtype="Int64"))
     table[["delong_low", "delong_high"]] = np.vstack([delong_intervals(y, score)[:, 1:], [np.nan, np.nan]])
     return table
 
@@ -34,15 +40,16 @@ def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
 def comparison(y, score, other, patients, labels, n_resamples=1000, seed=0):
     """Return a row for each of C labels and their mean: score's AUROC minus other's, and how sure that is.
 
-    Columns: label, difference, difference_low, difference_high and p_bootstrap (patients resampled, both on the same
-    draws), p_delong (a label's), p_t_test (the mean's: the papers' paired t-test over the labels). Two-sided p-values,
-    not corrected for the number of labels. y, score, other, patients and errors: as in `class_table`.
+    Columns: label, difference, difference_low, difference_high and p_bootstrap (patients weighed alike for both),
+    p_delong (a label's), p_delong_holm (corrected for the number of labels), p_t_test (the mean's: `t_test` over the
+    labels). Two-sided p-values. y, score, other, patients and errors: as in `class_table`.
     """
     pairs, mean = paired_bootstrap_auroc(y, score, other, patients, n_resamples, seed, skip_undefined=True)
     rows = [(each.estimate, each.low, each.high, p_value) for each, p_value in (*pairs, mean)]
     table = pd.DataFrame(rows, columns=["difference", "difference_low", "difference_high", "p_bootstrap"])
     table.insert(0, "label", [*labels, MEAN])
-    table["p_delong"] = np.append(delong_test(y, score, other)[:, 3], np.nan)
+    p_delong = delong_test(y, score, other)[:, 3]
+    table["p_delong"], table["p_delong_holm"] = np.append(p_delong, np.nan), np.append(holm(p_delong), np.nan)
     table["p_t_test"] = [np.nan] * len(labels) + [t_test(table["difference"].to_numpy()[:-1])]
     return table
 
@@ -50,13 +57,51 @@ def comparison(y, score, other, patients, labels, n_resamples=1000, seed=0):
 def t_test(differences):
     """Return the two-sided p-value of the paired t-test over per-class differences (C,), NaN ones left out.
 
-    NaN with fewer than two of them; 1 where all are 0. SDFN compares its branches so. It asks whether the classes agree
-    on the direction, not whether other patients would.
+    NaN with fewer than two of them; 1 where all are 0. This is how we read SDFN's test, of which the paper says that it
+    is a paired t-test; CXR-IRNet has none. It asks whether the classes agree on the direction, not whether other
+    patients would.
     """
     known = differences[~np.isnan(differences)]
     if len(known) < 2:
         return np.nan
     return float(stats.ttest_1samp(known, 0.0).pvalue) if known.any() else 1.0
+
+
+def holm(p_values):
+    """Return p-values (C,) corrected for their number, NaN ones not counted, by Holm's step-down rule (Holm 1979)."""
+    order = np.argsort(p_values)  # NaN last
+    ranks, n = np.arange(len(p_values)), int((~np.isnan(p_values)).sum())
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.maximum(n - ranks, 1)))
+    return corrected
+
+
+def by_fold(y, score, folds):
+    """Return the mean AUROC of out-of-fold scores that ranks within folds only: mean, classes, folds.
+
+    y: 0/1 (N, C); score: real (N, C); folds: int (N,). Pooled scores put those of several networks into one list, which
+    costs where their scales differ. Each label's AUROC is averaged over the folds that have it, and that over labels;
+    where every fold has every label, it is the mean of the folds' means. mean is NaN where no fold has any.
+    """
+    areas = np.stack([auroc(y[folds == k], score[folds == k], np.nan) for k in np.unique(folds)])
+    labels = mean_of_defined(areas.T)
+    return {"mean": float(mean_of_defined(labels)), "classes": int((~np.isnan(labels)).sum()), "folds": len(areas)}
+
+
+def epoch_chosen(config):
+    """Whether a network of this Config kept the weights that did best on the fold that it holds out."""
+    stages = [*config.stages, *["fusion"] * (config.views == "both" and config.combine == "fusion")]
+    return any(_kept(getattr(config, stage)) not in ("last", "classic", "ema") for stage in stages)
+
+
+def _kept(fit):
+    only = fit.averaging[0] if len(fit.averaging) == 1 else "highest"  # of several, the best on the fold
+    return only if fit.keep == "highest" else fit.keep
+
+
+def few(table):
+    """Rows of a `class_table`, as bool (C + 1,), whose AUROC rests on fewer than FEW positive patients."""
+    return ((table["positive_patients"] < FEW).fillna(False).astype(bool) & table["auroc"].notna()).to_numpy()
 
 
 def undefined(table):

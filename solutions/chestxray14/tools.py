@@ -4,25 +4,37 @@ import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pandas as pd
 import tyro
 
 from common.errors import InputError
 from common.report import class_plots, page
 from common.steps import write_csv
-from solutions.chestxray14.config import LABELS, PUBLISHED
+from solutions.chestxray14.config import LABELS
+from solutions.chestxray14.labels import LISTS
 from solutions.chestxray14.localise import localise
-from solutions.chestxray14.predictions import CLASSES, about_file, read_foreign, read_list, read_runs, read_truth
-from solutions.chestxray14.scoring import MEAN, class_table, comparison, undefined
+from solutions.chestxray14.predictions import (
+    CLASSES,
+    about_file,
+    label_release,
+    read_foreign,
+    read_list,
+    read_runs,
+    read_truth,
+)
+from solutions.chestxray14.published import NOTE, published_classes, published_means
+from solutions.chestxray14.scoring import FEW, MEAN, by_fold, class_table, comparison, few, undefined
 
 log = logging.getLogger(__name__)
 NOTES = (
-    "Intervals hold 95 % of the resamples of the bootstrap, which draws whole patients, the same for all rows.",
-    "p-values are two-sided and not corrected for the number of classes. DeLong's takes images for independent, which "
-    "those of one patient are not, and is too sure. The paired t-test over the classes is SDFN's; it asks whether the "
-    "classes agree, not whether other patients would.",
+    "Intervals hold 95 % of the resamples of the Bayesian bootstrap, which weighs whole patients, alike for all rows.",
+    "p-values are two-sided. DeLong's takes images for independent, which those of one patient are not, and is too "
+    "sure; p_delong_holm is corrected for the number of classes by Holm's rule, the others are not.",
+    "The paired t-test over the classes is our reading of SDFN's test; CXR-IRNet has none. It asks whether the classes "
+    "agree, not whether other patients would.",
 )
-PLACED = "Mean AUROC as published on the whole official test list; for orientation, not measured here"
+FOLDS = "Out of fold the scores of several networks are ranked in one list; within folds each network is ranked alone"
 
 
 def table(
@@ -50,7 +62,7 @@ def table(
     if not runs:
         raise InputError("name the folders of the runs")
     _check_options(out, resamples, seed)
-    scores, images, notes = read_runs(runs, split)
+    scores, images, notes, folds = read_runs(runs, split)
     first = next(iter(scores)) if against is None else against
     if first not in scores:
         raise InputError(f"--against {against}: the rows are {', '.join(scores)}")
@@ -61,25 +73,15 @@ def table(
         for name, score in scores.items()
         if name != first
     }
+    within = {name: by_fold(y, score, folds[name]) for name, score in scores.items()} if split == "oof" else {}
     notes = [f"{split}: {len(images):,} images of {len(set(patients)):,} patients", *notes, *_not_scored(found[first])]
-    words = [_in_words(name, first, pair) for name, pair in pairs.items()]
-    published = "\n".join(f"  {mean:.4f}  {name}" for name, mean in PUBLISHED.items())
-    parts = [
-        *notes,
-        "",
-        _side_by_side(found).to_string(index=False),
-        "",
-        *words,
-        "",
-        *NOTES,
-        "",
-        f"{PLACED}:",
-        published,
-    ]
-    log.info("\n".join(parts))
+    words = [_in_words(name, first, pair) for name, pair in pairs.items()] + _within_words(within, first)
+    published = [f"  {mean:.4f}  {name} ({source})" for name, mean, source in published_means().itertuples(index=False)]
+    shown = [*notes, "", _side_by_side(found).to_string(index=False), *_too_few(found[first]), "", *words, "", *NOTES]
+    log.info("\n".join([*shown, "", NOTE, *published]))
     if out is not None:
-        write_csv(out, _long(found, pairs, first, split))
-        _write_page(out.with_suffix(".html"), y, scores, found, pairs, notes, words)
+        write_csv(out, _long(found, pairs, first, split, within))
+        _write_page(out.with_suffix(".html"), y, scores, found, pairs, notes, words, split)
         log.info(f"\n{out} and {out.with_suffix('.html').name}")
     return 0
 
@@ -111,11 +113,12 @@ def score(
         raise InputError(f"--out {out}: is the table of predictions")
     (scores, unused), (truth, patients) = read_foreign(predictions), read_truth(labels)
     log.info(f"labels of {about_file(labels)}; predictions of {about_file(predictions)}")
+    log.info(f"{labels.name}: {label_release(truth)}")
     if unused:
         log.info(f"columns that are no class are passed over: {', '.join(unused)}")
-    ids = scores.index
-    if listed is not None:
-        ids = _only_listed(ids, read_list(listed), listed)
+    ids, names = scores.index, None if listed is None else read_list(listed)
+    if names is not None:
+        ids = _only_listed(ids, names, listed)
     without = ids.difference(truth.index, sort=False)
     if len(without) == len(ids):
         raise InputError(f"{predictions}: {labels} has no labels for any of its images, such as {without[0]}")
@@ -132,7 +135,8 @@ def score(
     found = class_table(truth.loc[ids, known].to_numpy(), scores.loc[ids].to_numpy(), groups, known, resamples, seed)
     counts = f"{len(ids):,} images" + ("" if groups is None else f" of {len(set(groups)):,} patients")
     mean = f"mean AUROC {_interval(found.iloc[-1])} over {found['auroc'].notna().sum() - 1} classes, {counts}"
-    log.info("\n".join([*_not_scored(found), "", _one_table(found).to_string(index=False), "", mean]))
+    shown = [*_not_scored(found), "", _one_table(found).to_string(index=False), *_too_few(found)]
+    log.info("\n".join([*shown, "", f"{mean}; {_scored_on(ids, scores.index, listed, names)}"]))
     if out is not None:
         write_csv(out, found)
     return len(without)
@@ -159,6 +163,27 @@ def _only_listed(ids, names, path):
     return here
 
 
+def _scored_on(ids, predicted, listed, names):
+    """What the scored images are beside the benchmark's; names: of the list that was given, or None."""
+    strange = "not comparable with published means"
+    if names is None:
+        return f"not the official test list: {len(ids):,} images, {strange}"
+    missing, size = len(names.difference(predicted)), LISTS["test"][1]
+    said = f"{missing:,} of the {len(names):,} images of {listed.name} are missing from the predictions"
+    if len(names) != size:
+        return f"{said}; it is not the official test list of {size:,} images, {strange}"
+    if missing or len(ids) < size:
+        return f"{said}, {len(names) - missing - len(ids):,} from the labels: {strange}"
+    return f"all {size:,} images of {listed.name}, which has the size of the official test list"
+
+
+def _too_few(found):
+    rows = found[few(found)]
+    shown = ", ".join(f"{label} {n}" for label, n in zip(rows["label"], rows["positive_patients"], strict=True))
+    return [f"* fewer than {FEW} positive patients ({shown}): the interval says little, for it cannot show how much "
+            "such patients differ"] if shown else []  # fmt: skip
+
+
 def _not_scored(found):
     absent = undefined(found)
     return [f"labels of one kind only, left out of the mean: {', '.join(absent)}"] if absent else []
@@ -175,10 +200,18 @@ def _p(value):
     return "–" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
+def _counted(found):
+    shown = found[["label", "positive", "positive_patients"]].astype(object).fillna("")
+    return shown.rename(columns={"positive_patients": "of patients"})
+
+
+def _marked(found):
+    return found.apply(_interval, axis=1) + np.where(few(found), " *", "")
+
+
 def _side_by_side(found):
-    first = next(iter(found.values()))
-    shown = first[["label", "positive"]].astype(object).fillna("")
-    return shown.assign(**{name: each.apply(_interval, axis=1) for name, each in found.items()})
+    shown = _counted(next(iter(found.values())))
+    return shown.assign(**{name: _marked(each) for name, each in found.items()})
 
 
 def _unbroken(value):
@@ -186,8 +219,8 @@ def _unbroken(value):
 
 
 def _one_table(found):
-    shown = found[["label", "positive"]].astype(object).fillna("")
-    shown["AUROC, by patient"] = found.apply(_interval, axis=1)
+    shown = _counted(found)
+    shown["AUROC, by patient"] = _marked(found)
     shown["DeLong"] = [
         "–" if pd.isna(low) else f"[{low:.4f}, {high:.4f}]"
         for low, high in zip(found["delong_low"], found["delong_high"], strict=True)
@@ -197,40 +230,62 @@ def _one_table(found):
 
 def _in_words(name, first, pair):
     mean, classes = pair.iloc[-1], pair.iloc[:-1].dropna(subset="difference")
-    sure, columns = classes[classes["p_delong"] < 0.05], ("difference", "difference_low", "difference_high")
+    sure, columns = classes[classes["p_delong_holm"] < 0.05], ("difference", "difference_low", "difference_high")
     higher = (classes["difference"] > 0).sum()
     return (
         f"{name} against {first}: mean AUROC {_interval(mean, columns, '+.4f')}, p {_p(mean['p_bootstrap'])} "
         f"(bootstrap by patient), p {_p(mean['p_t_test'])} (paired t-test over classes); higher in {higher} of "
-        f"{len(classes)} classes; by DeLong, p < 0.05, higher in {(sure['difference'] > 0).sum()}, lower in "
-        f"{(sure['difference'] < 0).sum()}"
+        f"{len(classes)} classes; by DeLong with Holm's correction, p < 0.05, higher in "
+        f"{(sure['difference'] > 0).sum()}, lower in {(sure['difference'] < 0).sum()}"
     )
 
 
-def _long(found, pairs, first, split):
+def _within_words(within, first):
+    if all(each["folds"] < 2 for each in within.values()):
+        return []
+    means = [
+        f"{name} {each['mean']:.4f} ({each['folds']} folds"
+        + (")" if name == first else f", {each['mean'] - within[first]['mean']:+.4f})")
+        for name, each in within.items()
+    ]
+    return [f"{FOLDS}: mean AUROC {', '.join(means)}"]
+
+
+def _long(found, pairs, first, split, within):
     tables = [
         each.merge(pairs[name], on="label").assign(against=first) if name in pairs else each
         for name, each in found.items()
     ]
     both = pd.concat([each.assign(run=name, split=split) for name, each in zip(found, tables, strict=True)])
+    if within:
+        means = both["run"].map({name: each["mean"] for name, each in within.items()})
+        both["auroc_by_fold"] = means.where(both["label"] == MEAN)
+    else:
+        both = both.merge(published_classes(MEAN), on="label")
     return both[["run", "split", *both.columns.drop(["run", "split"])]]
 
 
-def _write_page(path, y, scores, found, pairs, notes, words):
+def _write_page(path, y, scores, found, pairs, notes, words, split):
     figures = {name: each[["auroc", "low", "high"]].to_numpy() for name, each in found.items()}
     four = dict.fromkeys(("difference", "difference_low", "difference_high"), "+.4f")
     tested = []
-    for (name, pair), said in zip(pairs.items(), words, strict=True):
-        shown = pair.assign(**{p: pair[p].map(_p) for p in ("p_bootstrap", "p_delong", "p_t_test")})
+    for (name, pair), said in zip(pairs.items(), words, strict=False):
+        shown = pair.assign(**{p: pair[p].map(_p) for p in pair.columns[pair.columns.str.startswith("p_")]})
         tested.append(page.join(said, page.details(f"{name}, class by class", page.table(shown, "", four))))
-    published = pd.DataFrame(PUBLISHED.items(), columns=["published", "mean AUROC"])
+    tested += words[len(pairs) :]
+    beside = [page.table(published_means(), "", {"mean AUROC": ".4f"})]
+    if split == "test":
+        ours = pd.DataFrame({"label": [*LABELS, MEAN], **{name: each["auroc"] for name, each in found.items()}})
+        ours = ours.merge(published_classes(MEAN), on="label")
+        beside.append(page.details("Class by class, beside these runs",
+                                   page.table(ours, "", dict.fromkeys(ours.columns[1:], ".4f"))))  # fmt: skip
     parts = [
         *notes,
         page.section("Areas", page.figure(class_plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
-                     page.table(_side_by_side(found).map(_unbroken))),
+                     page.table(_side_by_side(found).map(_unbroken)), *_too_few(next(iter(found.values())))),
         *([page.section("Tests", *tested)] if tested else []),
         page.section("ROC curves", page.figure(class_plots.roc_panels(y, scores, LABELS), "ROC curves of each class")),
         page.section("How it is measured", *NOTES),
-        page.section("Published", f"{PLACED}.", page.table(published, "", {"mean AUROC": ".4f"})),
+        page.section("Published", NOTE, *beside),
     ]  # fmt: skip
     page.write_page(path, "ChestX-ray14: runs side by side", ", ".join(scores), parts)

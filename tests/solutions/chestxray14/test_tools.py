@@ -11,11 +11,14 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.tables import label_table, real_data
 from common import cli
+from common.config import to_dict
 from common.metrics.delong import delong_intervals, delong_test
 from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
 from common.paths import write_json
-from solutions.chestxray14 import config, tools
-from solutions.chestxray14.config import LABELS
+from solutions.chestxray14 import config, predictions, tools
+from solutions.chestxray14.config import DEMO, LABELS, PUBLISHED, SDFN, Config, FusionConfig, NetworkConfig
+from solutions.chestxray14.published import ROWS, SOURCES, published_classes, published_means
+from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, few, holm
 
 NAMES = list(LABELS)
 N = 120
@@ -51,15 +54,18 @@ def scores(y, seed, signal):
 
 
 def save(path, images, probs):
-    table = pd.DataFrame({"image_id": images["image_id"], "fold": -1})
+    patients = images["patient_id"].astype(int) if path.name.startswith("oof") else pd.Series(-1, images.index)
+    table = pd.DataFrame({"image_id": images["image_id"], "fold": patients % 2 - 2 * (patients < 0)})
     pd.concat([table, pd.DataFrame(probs, columns=NAMES)], axis=1).to_parquet(path)
 
 
-def make_run(folder, images, probs, views="whole", steps=("predict",)):
+def make_run(folder, images, probs, views="whole", steps=("predict",), averaging=("last",)):
     folder.mkdir()
     about = {"official": {"said": "not the whole official lists"}, "synthetic": False}
     write_json(folder / "manifest.json", {"steps": {"prepare": about} | {step: {} for step in steps}})
-    write_json(folder / "config.json", {"solution": "chestxray14", "views": views})
+    network = NetworkConfig(averaging=averaging)
+    made = Config(views=views, combine="mean", whole=network, lungs=network)
+    write_json(folder / "config.json", {"solution": "chestxray14", "preset": "demo", **to_dict(made)})
     images.to_parquet(folder / "images.parquet")
     for name, values in {"test": probs, "oof": probs[::-1]}.items():
         save(folder / f"{name}.parquet", images, values)
@@ -117,7 +123,14 @@ def test_table_has_a_row_a_run_and_two_more_for_its_views(command, runs):
     )
     assert "both: whole against plain: mean AUROC" in done.out and "not the whole official lists" in done.out
     measured, published = done.out.split("for orientation, not measured here")
-    assert "0.8335  CXR-IRNet" in published and "CXR-IRNet" not in measured
+    assert "0.8335  CXR-IRNet (Fang, table 2; the mean by us" in published and "0.8335" not in measured
+    assert "0.8105  CheXNet (DenseNet-121) (Fang, table 2: their re-run)" in published
+    beside = found.loc["both", "published: SDFN: lungs"]
+    assert beside["Atelectasis"] == 0.773 and beside["mean"] == 0.804
+    np.testing.assert_allclose(tested["p_delong_holm"], holm(tested["p_delong"].to_numpy()))
+    sure = tested[tested["p_delong_holm"] < 0.05]["difference"]
+    counted = f"by DeLong with Holm's correction, p < 0.05, higher in {(sure > 0).sum()}, lower in {(sure < 0).sum()}"
+    assert counted in done.out and (sure > 0).sum() < (tested["p_delong"] < 0.05).sum()
 
 
 def test_table_of_one_run_compares_its_views_and_its_page_has_the_plots(command, runs):
@@ -125,6 +138,7 @@ def test_table_of_one_run_compares_its_views_and_its_page_has_the_plots(command,
     assert "both against both: whole: mean AUROC +" in done.out and "both: lungs against both: whole" in done.out
     text = (runs.folder / "page.html").read_text()
     assert text.count("<svg ") == 2 and "Published" in text and "both: lungs" in text
+    assert "published: CXR-IRNet" in text and ">0.8377<" in text and "their re-run" in text
     done = command("table both --against both --resamples 20")
     assert "both: whole against both: mean AUROC -" in done.out
     alone = command("table plain --resamples 20")
@@ -135,6 +149,30 @@ def test_table_out_of_fold(command, runs):
     done = command("table plain --split oof --resamples 20")
     areas = [roc_auc_score(runs.y[:, c], runs.plain[::-1][:, c]) for c in range(13)]
     assert re.search(rf"mean +{np.mean(areas):.4f} \[", done.out) and "oof: 120 images" in done.out
+    assert "kept the epochs" not in done.out and "SDFN" in done.out
+
+
+def test_table_out_of_fold_ranks_within_folds_too_and_says_where_epochs_were_chosen(command, runs):
+    make_run(runs.folder / "chosen", runs.images, runs.both, averaging=("best",))
+    folds, scaled = runs.images["patient_id"].astype(int).to_numpy() % 2, runs.both.copy()
+    scaled[folds == 0] *= 0.1  # one network's scores lie far below the other's
+    save(runs.folder / "chosen" / "oof.parquet", runs.images, scaled)
+    done = command("table plain chosen --split oof --resamples 20 --out table.csv")
+    assert done.status == 0, done.errors
+    assert "chosen: its networks kept the epochs that did best on these very images" in done.out
+    assert "plain: its networks" not in done.out
+    found = pd.read_csv(runs.folder / "table.csv").set_index(["run", "label"])
+    expected = {
+        name: np.mean([roc_auc_score(runs.y[folds == k, c], score[folds == k, c]) for k in (0, 1) for c in range(13)])
+        for name, score in {"plain": runs.plain[::-1], "chosen": scaled}.items()
+    }
+    for name, mean in expected.items():
+        assert found.loc[(name, "mean"), "auroc_by_fold"] == pytest.approx(mean)
+        assert f"{name} {mean:.4f} (2 folds" in done.out
+    assert f"2 folds, {expected['chosen'] - expected['plain']:+.4f})" in done.out
+    assert found.loc[("chosen", "mean"), "auroc"] < expected["chosen"] - 0.05  # what pooling costs
+    assert not [name for name in found if name.startswith("published")]  # those are of the test list
+    assert "within folds each network is ranked alone" in (runs.folder / "table.html").read_text()
 
 
 def test_images_without_labels_are_left_out_and_said(command, runs):
@@ -190,6 +228,81 @@ def test_bad_options_of_table(command, runs, line, message):
     assert done.status == 2 and done.errors.startswith("error: ") and message in done.errors and "\n" not in done.errors
 
 
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_classes_of_few_positive_patients_are_marked():
+    y, images = world()
+    patients = images["patient_id"].to_numpy()
+    y[:, 0] = 0
+    y[:12, 0] = 1  # twelve images of four patients
+    y[:, 1] = 0
+    y[:15:3, 1] = 1  # five images of five patients
+    found = class_table(y, scores(y, 1, 0.1), patients, NAMES, 20)
+    assert found["positive"].tolist()[:2] == [12, 5] and found["positive_patients"].tolist()[:2] == [4, 5]
+    expected = [len(set(patients[y[:, c] > 0])) for c in range(14)]
+    assert found["positive_patients"].tolist()[:-1] == expected and found["positive_patients"].isna().iloc[-1]
+    assert np.flatnonzero(few(found)).tolist() == [0]  # Hernia has no area, the mean no patients
+    alone = class_table(y, scores(y, 1, 0.1), None, NAMES, 20)
+    assert alone["positive_patients"].tolist()[:-1] == alone["positive"].tolist()[:-1]
+    assert "Atelectasis 4" in tools._too_few(found)[0] and not tools._too_few(found[1:])
+    shown = tools._side_by_side({"run": found})
+    assert [row.endswith("] *") for row in shown["run"]] == few(found).tolist()
+
+
+def test_holm():
+    np.testing.assert_allclose(holm(np.array([0.04, 0.01, np.nan, 0.03])), [0.06, 0.03, np.nan, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])
+    assert np.isnan(holm(np.array([np.nan]))).all()
+
+
+def test_by_fold_ranks_each_network_alone():
+    y = np.array([[1, 0], [0, 0], [0, 1], [1, 1], [0, 0], [1, 0]])
+    score = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.2, 0.4], [0.3, 0.5], [0.4, 0.6]])
+    folds = np.array([0, 0, 0, 5, 5, 5])
+    # the first label: 1 and 1/2; the second: 1 and 0
+    assert by_fold(y, score, folds) == {"mean": 0.625, "classes": 2, "folds": 2}
+    y[3] = [1, 0]  # the second label is in the first fold only
+    assert by_fold(y, score, folds) == {"mean": 0.875, "classes": 2, "folds": 2}
+    assert np.isnan(by_fold(np.zeros((6, 2)), score, folds)["mean"])
+
+
+def test_where_epochs_are_chosen_on_the_fold():
+    assert not epoch_chosen(DEMO) and epoch_chosen(SDFN)
+    for averaging, keep, chosen in (
+        (("last",), "highest", False), (("ema",), "highest", False), (("last", "ema"), "highest", True),
+        (("last", "best"), "last", False), (("window",), "highest", True),
+    ):  # fmt: skip
+        network = NetworkConfig(averaging=averaging, keep=keep)
+        assert epoch_chosen(Config(whole=network)) == chosen
+    last = NetworkConfig(averaging=("last",))
+    both = {"views": "both", "whole": last, "lungs": last, "fusion": FusionConfig(averaging=("best",))}
+    assert epoch_chosen(Config(**both)) and not epoch_chosen(Config(**both, combine="mean"))
+
+
+def test_published_rows_give_the_published_means():
+    assert set(ROWS) == set(PUBLISHED) == set(SOURCES) and all(len(row) == 14 for row in ROWS.values())
+    for name, row in ROWS.items():
+        places = 4 if "mean by us" in SOURCES[name] or "re-run" in SOURCES[name] else 3  # SDFN prints three
+        assert round(np.mean(row), places) == PUBLISHED[name], name
+    table = published_classes("mean").set_index("label")
+    assert table.loc["Infiltration", "published: CXR-IRNet"] == 0.7901 and list(table.index) == [*NAMES, "mean"]
+    assert table.loc["mean"].tolist() == list(map(PUBLISHED.get, ROWS))
+    assert published_means()["source"].notna().all()
+
+
+def test_releases_of_the_labels_are_told_by_their_counts():
+    path = label_table("Data_Entry_2017_v2020.csv.gz")
+    if path is None:
+        pytest.skip("needs the package torchxrayvision")
+    truth, _ = predictions.read_truth(path)
+    assert predictions.label_release(truth).startswith("as many images of each label as NIH's release of 2020")
+    changed = truth.copy()
+    changed.iloc[0, 6] = 1 - changed.iloc[0, 6]
+    assert predictions.label_release(changed).startswith("other counts of Pneumonia than")
+    assert "its release cannot be told" in predictions.label_release(truth[:-1])
+
+
 # ---- score ---------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +339,8 @@ def test_score_prints_both_intervals_and_names_the_labels(command, given):
     assert (
         f"mean AUROC {np.mean(areas(given)):.4f} [" in done.out and "over 13 classes, 120 images of 40 pat" in done.out
     )
+    assert "; not the official test list: 120 images, not comparable with published means" in done.out
+    assert "labels.csv: 120 images, not NIH's whole table of 112,120: its release cannot be told" in done.out
 
 
 def test_any_spelling_of_the_header_and_order_of_the_rows_scores_the_same(command, given):
@@ -251,8 +366,27 @@ def test_list_and_missing_classes_and_images(command, given):
     assert "90 of its 91 images are predicted; 32 other predictions do not count" in done.out
     known = np.delete(areas(given, slice(90)), NAMES.index("Edema"))
     assert f"mean AUROC {known.mean():.4f} [" in done.out and "over 12 classes, 90 images of 30 patients" in done.out
+    assert "patients; 1 of the 91 images of list.txt are missing from the predictions; it is not the official test" in (
+        done.out
+    )
     done = command("score stranger.csv --labels labels.csv --resamples 20")
     assert done.status == 4 and "left out: 2 predicted images without labels, such as strange_1" in done.out
+
+
+def test_a_list_of_the_official_size_is_comparable_where_all_of_it_is_scored(command, given, monkeypatch):
+    monkeypatch.setitem(tools.LISTS, "test", ((), 120, 40))
+    names = given.images["file_name"]
+    (given.folder / "list.txt").write_text("\n".join(names))
+    line = "score probs.csv --labels labels.csv --list list.txt --resamples 5"
+    assert "; all 120 images of list.txt, which has the size of the official test list\n" in command(line).out
+    given.labels[5:].to_csv("labels.csv", index=False)
+    assert "; 0 of the 120 images of list.txt are missing from the predictions, 5 from the labels: not" in (
+        command(line).out
+    )
+    given.probs[2:].to_csv("probs.csv", index=False)
+    assert "; 2 of the 120 images of list.txt are missing from the predictions, 3 from the labels: not" in (
+        command(line).out
+    )
 
 
 def test_labels_without_patients(command, given):
@@ -309,4 +443,4 @@ def test_public_densenet_scores_what_its_authors_say(command):
     found = pd.read_csv("o.csv").set_index("label")
     assert done.status == 0 and found.loc["mean", "auroc"] == pytest.approx(0.8384, abs=0.002)
     assert found.loc["mean", "low"] < 0.8384 < found.loc["mean", "high"]
-    assert "22,433 images of 6,187 patients" in done.out
+    assert "22,433 images of 6,187 patients" in done.out and "as NIH's release of 2020" in done.out
