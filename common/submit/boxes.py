@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 EDGE = 1.0  # pixels by which rounding may carry a box over the edge of its image
+FARTHEST = 1e6  # pixels: no image is as large
 SCORE_SLACK = 1e-6  # by which rounding to float32 may carry a score over 1
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _IN_NUMBERS = b"0123456789+-.eE"  # float() would take nan, inf and 1_0 too
@@ -74,12 +75,12 @@ def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
     """Return a dict from row to what is wrong with it first, in the order of the rows.
 
     Classes are 0 … n_classes - 1, in digits; scores lie in [0, 1]; boxes have positive sides and begin at 0 or beyond;
-    pixels: float64 (rows, 2), width and height of each row's image, within which they end, or None. `no_finding` has
-    the box 0 0 1 1. A row has one entry at least, unless `blank`.
+    pixels: float64 (rows, 2), width and height of each row's image, within which they end; without it they end by
+    FARTHEST. `no_finding` has the box 0 0 1 1. A row has one entry at least, unless `blank`.
     """
     low, high, finding = entries.boxes[:, :2], entries.boxes[:, 2:], entries.class_id != no_finding
-    ends = np.full((1, 2), np.inf) if pixels is None else pixels[entries.row]
-    inside = (low >= 0) & (low < high) & (high <= ends) & (high < np.inf)
+    ends = np.full((len(low), 2), FARTHEST) if pixels is None else pixels[entries.row]
+    inside = (low >= 0) & (low < high) & (high <= ends)
     kinds = [
         ~entries.plain | ~(entries.class_id < n_classes),
         ~((entries.score >= 0) & (entries.score <= 1)),
@@ -100,8 +101,8 @@ def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
     bad = np.flatnonzero(wrong)
     for k in bad[np.unique(entries.row[bad], return_index=True)[1]].tolist():
         row, reason = int(entries.row[k]), reasons[wrong[k] - 1]
-        if wrong[k] == 4 and pixels is not None:
-            reason += " within {:g} x {:g} pixels".format(*pixels[row])
+        if wrong[k] == 4 and (pixels is not None or (high[k] > FARTHEST).any()):
+            reason += " within {:.9g} x {:.9g} pixels".format(*ends[k])
         faults[row] = entries.fault(k, reason)
     return dict(sorted(faults.items()))
 

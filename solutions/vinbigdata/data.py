@@ -9,7 +9,7 @@ import pandas as pd
 from common.config import digest
 from common.data.folds import make_folds, save_folds
 from common.data.store import Store, prepare_store
-from common.data.tables import named_images, read_ids, read_patients, some_rows
+from common.data.tables import named_images, read_ids, read_patients
 from common.errors import InputError
 from common.paths import check_id, competition_folder, find_images, read_parquet
 from common.post.boxes import BOX, scale
@@ -26,7 +26,7 @@ from common.steps import (
     trainings,
     write_table,
 )
-from common.submit.table import write_submission
+from common.submit.table import read_table, write_submission
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, SLUG
 from solutions.vinbigdata.sizes import SIZES, read_sizes, tell_copies
 
@@ -94,12 +94,15 @@ class Prepared:
 def read_train(path):
     """Read the raters' table: image_id, class_id (int64), rad_id, x_min, y_min, x_max, y_max (float64, pixels).
 
-    A class 14 row has NaN for its box. Rows that repeat another one whole are dropped and counted; row i of the index
-    is row i + 2 of the file. Raises InputError naming file, row and what is wrong: header, id, class out of range, a
-    name that is not the class's, no rater, a box that is missing, no number, negative or without area, class 14 with a
-    box, or a rater who marks a finding and no finding in one image.
+    A class 14 row has NaN for its box. Rows that repeat another one whole are dropped and counted, other columns left
+    out (data sets of resized copies have width and height); row i of the index is row i + 2 of the file. Raises
+    InputError naming file, row and what is wrong: header, id, class out of range, a name that is not the class's, no
+    rater, a box that is missing, no number, negative or without area, class 14 with a box, or a rater who marks a
+    finding and no finding in one image.
     """
-    table = some_rows(path, TRAIN)
+    table = read_table(path, TRAIN, exact=False)
+    if not len(table):
+        raise InputError(f"{path}: no rows under its header")
     for row, image_id in table["image_id"].drop_duplicates().items():
         check_id(image_id, f"{path}, row {row + 2}")
     known = table["class_id"].str.fullmatch("[0-9]|1[0-4]")

@@ -199,9 +199,9 @@ def prediction_strings(detections, image_ids, images=None):
     kept = np.flatnonzero((boxes[:, :2] < boxes[:, 2:]).all(axis=1))
     kept = kept[np.lexsort((class_id[kept], -score[kept], at[kept]))]
     columns = [_digits(column[kept]) for column in (class_id, score, *boxes.T)]
-    entries = pc.binary_join_element_wise(*columns, " ").to_pylist()
-    ends = np.cumsum(np.bincount(at[kept], minlength=len(ids)))
-    texts = [" ".join(entries[start:end]) or NOTHING for start, end in zip([0, *ends], ends, strict=False)]
+    starts = np.append(0, np.cumsum(np.bincount(at[kept], minlength=len(ids))))
+    entries = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pc.binary_join_element_wise(*columns, " "))
+    texts = [text or NOTHING for text in pc.binary_join(entries, " ").to_pylist()]
     return pd.DataFrame({HEADER[0]: ids, HEADER[1]: texts}, dtype=str)
 
 

@@ -58,7 +58,10 @@ def ensemble(
     options = {"conf_type": conf_type} if method == "wbf" else {}
     images = _one_size(ids, tables) if known is None else known
     before = sum(int((table["class_id"] != NO_FINDING).sum()) for table in tables.values())
-    fused = fuse(tables, images, weights or [1.0] * len(files), iou, skip, method, **options)
+    try:
+        fused = fuse(tables, images, weights or [1.0] * len(files), iou, skip, method, **options)
+    except InputError as error:
+        raise InputError(str(error).replace("skip_box_thr", "--skip")) from None
     del tables  # the largest part of the memory
     answer = prediction_strings(fused, ids, known)
     write_submission(out, answer)
@@ -97,14 +100,14 @@ def _check(files, out, weights, iou, skip, method, conf_type):
             raise InputError(f"{file}: named twice; --weights makes one submission count more")
     if out.resolve() in places:
         raise InputError(f"--out {out}: is one of the submissions to fuse")
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; name a file")
+    if out.exists() and not out.is_file():  # to replace /dev/null would be worse than to refuse it
+        raise InputError(f"--out {out}: is {'a folder' if out.is_dir() else 'no plain file'}; name a file")
     for folder in out.parents:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--out {out}: {folder} is a file, not a folder")
     if weights and len(weights) != len(files):
         raise InputError(f"--weights: {len(weights)} for {len(files)} submissions")
-    if not all(0 < weight < np.inf for weight in weights):
+    if not all(0 < weight <= 1e9 for weight in weights):
         raise InputError(f"--weights must be positive numbers, not {' '.join(map('{:g}'.format, weights))}")
     if not 0 <= iou <= 1:
         raise InputError(f"--iou must lie in [0, 1], not {iou}")

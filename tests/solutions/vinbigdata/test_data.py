@@ -164,7 +164,7 @@ def test_tables_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match="no rows under its header"):
         read_train(path)
     path.write_text(HEADER.replace("rad_id", "reader") + "\n")
-    with pytest.raises(InputError, match="row 1: the header must be image_id,class_name,class_id,rad_id"):
+    with pytest.raises(InputError, match="row 1: the header must have image_id,class_name,class_id,rad_id"):
         read_train(path)
 
 

@@ -161,10 +161,16 @@ def test_inputs_and_outputs_that_cannot_be(command, tmp_path):
     (tmp_path / "other" / "submission.csv").write_text(PLAIN)
     (tmp_path / "other" / "config.json").write_text('{"solution": "siim_pneumothorax"}')
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "zero.csv").write_text(PLAIN.replace("b,14 1 0 0 1 1", "b,3 0 1 1 9 9 3 0 1 1 9 8"))
+    (tmp_path / "far.csv").write_text(PLAIN.replace("30 40", "1e300 40"))
     (tmp_path / "header.csv").write_text("image_id,PredictionString\n")
     for line, reason in [
         ("one.csv two.csv --out folder", "--out folder: is a folder; name a file"),
         ("one.csv two.csv --out one.csv/x.csv", "--out one.csv/x.csv: one.csv is a file, not a folder"),
+        ("one.csv two.csv --out /dev/null", "--out /dev/null: is no plain file"),
+        ("one.csv two.csv --weights 1e308 1e308", "--weights must be positive numbers, not 1e+308 1e+308"),
+        ("zero.csv one.csv", "two overlapping boxes of score 0 have no weighted mean: set --skip above 0"),
+        ("one.csv far.csv", "entry 1 (7 0.5 10 20 1e300 40): the box must have"),
         ("one.csv other", "other: the run of another solution"),
         ("one.csv empty.csv", "empty.csv: empty file"),
         ("empty.csv one.csv", "empty.csv: empty file"),

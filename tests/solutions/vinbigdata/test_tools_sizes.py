@@ -63,7 +63,7 @@ def test_several_tables_and_folders(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("image_id,w,h\na,1,1\n", "row 1: the header must have image_id,width,height or image_id,dim0,dim1: image_id,w"),
+        ("image_id,w,h\na,1,1\n", "row 1: the header must have image_id,width,height or image_id,dim0,dim1: image_id"),
         ("image_id,width,height\n", "sizes.csv: no rows under its header"),
         ("image_id,width,height\na,1,0\n", r"sizes.csv, row 2 \(a\): width '1' and height '0' must be whole numbers"),
         ("image_id,width,height\na,1,inf\n", "height 'inf' must be whole"),
@@ -168,6 +168,16 @@ def test_boxes_of_originals_on_copies_there_and_back(context, tmp_path, caplog):
     strings = prediction_strings(found, ["a", "b", "t"], data.sizes())
     assert strings["PredictionString"].tolist() == ["3 1 20 40 60 120", "14 1 0 0 1 1", "3 1 10 80 20 180"]
     assert str(originals) in (tmp_path / "run" / "manifest.json").read_text()
+
+
+def test_the_sizes_may_stand_in_the_table_of_boxes(context, tmp_path):
+    ctx = context(sizes=(tmp_path / "data" / "train.csv", table(tmp_path / "t.csv", "image_id,dim0,dim1\nt,200,100\n")))
+    sides = ["width,height", "100,200", "60,30"]
+    rows = [f"{row},{more}" for row, more in zip(TRAIN.splitlines(), sides, strict=True)]
+    table(ctx.options.data / "train.csv", "\n".join(rows))
+    data = prepare_competition(ctx)
+    assert data.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
+    assert data.boxes_of(0)[0].tolist() == [[10, 10, 30, 30]]
 
 
 def test_without_the_sizes_the_boxes_do_not_fit(context):
