@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # what `run` does, in this order
 STOPPED = 3  # exit status: saved and stopped on purpose, the same command continues
 PARTIAL = 4  # exit status: done, but some inputs could not be used
+USERS_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,11 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """Run one verb or tool of a solution and return the exit status.
 
     `config_module` has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and, if there are any, `TOOLS` (names of
-    verbs that need no run). `load_verbs()` and `load_tools()` give dicts from a name to a function, and are called
-    late, because they import the networks. A verb's function takes the Context. A tool's own parameters and docstring
-    are its command line (types and an `Args:` part; a parameter before `/` is positional); it returns how many inputs
-    it could not use. Status 0: done; 2: the input cannot be used, said in one line; 3: stopped on purpose, saved; 4:
-    done, but some inputs could not be used, which are named.
+    verbs that need no run) and TAKES_SIZES, True where --sizes is of use. `load_verbs()` and `load_tools()` give dicts
+    from a name to a function, and are called late, because they import the networks. A verb's function takes the
+    Context. A tool's own parameters and docstring are its command line (types and an `Args:` part; a parameter before
+    `/` is positional); it returns how many inputs it could not use. Status 0: done; 2: the input cannot be used, said
+    in one line; 3: stopped on purpose, saved; 4: done, but some inputs could not be used, which are named.
     """
     start_log()
     is_tool = _is_tool(config_module, argv)
@@ -128,7 +129,7 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     except torch.OutOfMemoryError:
         return _refuse("out of GPU memory: lower the batch size (and raise accumulate to make up for it)")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+        if error.errno not in USERS_ERRORS:
             log.exception("a defect of the program")
             raise
         return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
@@ -189,6 +190,8 @@ def _verb(solution, config_module, load_verbs, argv):
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
     preset, base = _base_config(solution, config_module, preset, rest)
     options, config = parse(base, rest, f"python -m solutions {solution} {verb} {preset}")
+    if options.sizes and not getattr(config_module, "TAKES_SIZES", False):
+        raise InputError(f"--sizes: {solution} has no use for them")
     if verb in config_module.MORE_VERBS and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(f"{verb} runs in one process: leave out torchrun")
     device = distributed.start(options.device)

@@ -104,6 +104,13 @@ def from_dict(cls, values, where="config"):
         return cls(**restored)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    except TypeError:  # the only one that can be left: a field without a default and a value
+        lacking = [f.name for f in dataclasses.fields(cls) if f.name not in restored and _has_no_default(f)]
+        raise InputError(f"{where}: lacks the field {lacking[0]!r}") from None
+
+
+def _has_no_default(field):
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _restore(hint, value, where):

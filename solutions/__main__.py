@@ -30,12 +30,14 @@ def main(argv):
     from common.cli import main as run_verb
 
     config = importlib.import_module(f"solutions.{argv[0]}.config")
-    verbs, tools = (lambda kind=kind: getattr(_pipeline(argv[0]), kind) for kind in ("VERBS", "TOOLS"))
+    # late, and tools without the networks that verbs need: importing these takes seconds
+    verbs, tools = (lambda kind=kind: _load(argv[0], kind) for kind in ("pipeline.VERBS", "tools.TOOLS"))
     return run_verb(argv[0], config, verbs, argv[1:], tools)
 
 
-def _pipeline(name):
-    return importlib.import_module(f"solutions.{name}.pipeline")
+def _load(name, kind):
+    module, attribute = kind.split(".")
+    return getattr(importlib.import_module(f"solutions.{name}.{module}"), attribute)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from solutions.chestxray14.leaks import check_run, origin
 from solutions.chestxray14.models import build_fusion, build_network, load_fusion, load_network
 from solutions.chestxray14.report import write_report
 from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, undefined
-from solutions.chestxray14.tools import TOOLS as TOOLS  # the command line looks for them here
 from solutions.chestxray14.training import (
     figures,
     fusion_figures,

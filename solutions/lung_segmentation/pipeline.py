@@ -39,7 +39,6 @@ from solutions.lung_segmentation.pairs import read_mask
 from solutions.lung_segmentation.postprocess import clean_up, judge
 from solutions.lung_segmentation.report import write_report
 from solutions.lung_segmentation.scoring import MaskRule, figures, measure, rules
-from solutions.lung_segmentation.tools import TOOLS as TOOLS  # the command line looks for them here
 from solutions.lung_segmentation.training import held_out_loader, mask_figures, step, train_loader
 
 log = logging.getLogger(__name__)

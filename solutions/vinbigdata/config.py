@@ -208,3 +208,4 @@ DEMO = Config(
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 MORE_VERBS = ("ablate",)  # beside those that every solution has
 TOOLS = ("ensemble",)  # verbs that need no run
+TAKES_SIZES = True  # boxes are in pixels of the originals: --sizes has them for resized copies

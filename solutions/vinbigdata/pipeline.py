@@ -36,7 +36,6 @@ from solutions.vinbigdata.data import open_prepared, prepare_competition, read_t
 from solutions.vinbigdata.models import build_detector, build_healthy, load_detector, load_healthy
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse_members, prediction_strings
 from solutions.vinbigdata.report import write_report
-from solutions.vinbigdata.tools import TOOLS as TOOLS  # the command line looks for them here
 from solutions.vinbigdata.training import (
     detector_figures,
     detector_loader,

@@ -187,6 +187,11 @@ def test_a_tool_with_the_name_of_a_verb_takes_tables(command, tmp_path):
     assert seen == [Path("a.csv.gz"), Path("b.parquet"), "small"]
 
 
+def test_sizes_are_refused_where_nothing_asks_for_them(command):
+    done = command("prepare small --out r --sizes a.csv")
+    assert done.status == 2 and done.names == []
+
+
 def test_a_tool_runs_in_one_process(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert with_tool([])("measure --out c") == 2

@@ -80,3 +80,14 @@ def test_file_hash(tmp_path):
     path = tmp_path / "big"
     path.write_bytes(bytes(range(256)) * 9000)
     assert file_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_lacking_field_is_named():
+    @dataclasses.dataclass(frozen=True)
+    class Rule:
+        iou: float
+        skip: float = 0.0
+
+    assert from_dict(Rule, {"iou": 0.4}) == Rule(0.4)
+    with pytest.raises(InputError, match="tuned.json: lacks the field 'iou'"):
+        from_dict(Rule, {"skip": 0.1}, "tuned.json")
