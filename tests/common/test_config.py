@@ -89,5 +89,5 @@ def test_a_lacking_field_is_named():
         skip: float = 0.0
 
     assert from_dict(Rule, {"iou": 0.4}) == Rule(0.4)
-    with pytest.raises(InputError, match="tuned.json: lacks the field 'iou'"):
+    with pytest.raises(InputError, match=r"tuned\.json: lacks the field 'iou'"):
         from_dict(Rule, {"skip": 0.1}, "tuned.json")

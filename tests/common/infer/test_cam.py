@@ -22,7 +22,7 @@ def test_a_map_lies_in_its_box_and_its_lowest_value_around_it():
     placed = place(cam, (10, 20, 14, 24), (40, 30))
     assert placed.shape == (40, 30) and placed.dtype == np.float32
     inside = placed[20:24, 10:14].copy()
-    # By hand: two cells stretched over four pixels, whose centres lie at -0.25, 0.25, 0.75 and 1.25 cells, ends clamped.
+    # By hand: two cells over four pixels, whose centres lie at -0.25, 0.25, 0.75 and 1.25 cells; the ends are clamped.
     assert inside[0].tolist() == [-3, -2.75, -2.25, -2] and inside[:, 0].tolist() == [-3, -2.5, -1.5, -1]
     placed[20:24, 10:14] = -3
     assert (placed == -3).all()  # not 0, which would be the peak

@@ -44,7 +44,8 @@ def command(tmp_path, monkeypatch, capsys):
     segmenter.save_segmenter("w.safetensors", Bright(), ABOUT)
 
     def run(line):
-        status = cli.main("lung_segmentation", config, dict, f"{line} --weights w.safetensors".split(), lambda: tools.TOOLS)
+        words = f"{line} --weights w.safetensors".split()
+        status = cli.main("lung_segmentation", config, dict, words, lambda: tools.TOOLS)
         said = capsys.readouterr()
         lines = [line.strip() for line in re.split(r"[\r\n]+", said.err)]
         errors = [line for line in lines if line and not BAR.search(line)]

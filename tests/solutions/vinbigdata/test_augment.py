@@ -115,7 +115,7 @@ def test_what_the_papers_variants_contain():
     assert kinds(augment.both(1024)) == [*built_in, "DiffusedNoise"]
     assert kinds(augment.both(1024, rotate=0.0)) == [name for name in [*built_in, "DiffusedNoise"] if name != "Affine"]
     assert kinds(augment.noise()) == ["DiffusedNoise", "NoOp"]
-    contrast, brightness, turned, cropped, mirrored, blurred = augment.built_in(1024).transforms
+    contrast, brightness, turned, cropped, _, blurred = augment.built_in(1024).transforms
     assert [step.p for step in augment.built_in(1024).transforms] == [0.2, 0.2, 0.2, 0.2, 0.5, 0.2]
     assert contrast.factor == brightness.factor == (0.7, 1.3) and cropped.least == 0.8
     assert turned.rotate == (-10, 10) and turned.scale == {"x": (1, 1), "y": (1, 1)}

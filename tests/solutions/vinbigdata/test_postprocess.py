@@ -487,7 +487,7 @@ def test_weights_may_be_searched(case):
             FusionConfig(weights=(1.0,), try_weights=values),
             DECISION,
             n_resamples=10,
-        )  # fmt: skip
+        )
         for values in ((), (1.0, 3.0))
     )
     assert set(tried.rule.weights) <= {1.0, 3.0} and tried.naive >= fixed.naive
