@@ -40,6 +40,10 @@ NO_PAPER = (
     "Table 3 of CXR-IRNet is about its feature extractor on whole images, before the feature weighting: networks that "
     "this run does not have, so that its figures are not shown."
 )
+WEIGHTED = (
+    "The features are weighted, so that the map of the whole image is counted from its lowest evidence and lies where the "
+    "weighting's masks do ({}): what lies outside them cannot be found."
+)
 NO_GAIN = "The maps point nowhere better than the class's usual place"
 
 
@@ -147,12 +151,14 @@ def _write_page(path, context, data, found, table, maps, left_out):
     ]  # fmt: skip
     curve = plots.line_with_peak(found.curve["threshold"], found.curve["iou"], "threshold", "mean IoU of boxes")
     kept, paper = " and ".join(f"{t:g}" for t in found.chosen), paper_column(context.config)
+    structures = " and ".join(data.structures or ["lungs"])
+    weighted = [WEIGHTED.format(structures)] if context.config.weights_features else []
     how = f"Thresholds {kept}, of the halves of the patients." if found.nested else f"Threshold {kept}."
     parts = [
         page.cards(cards), sections.synthetic(context),
         page.note(f"{NO_GAIN}.", "warning") if whole.gain <= 0 else None,
         page.section("How it is measured", *NOTES, PAPER_IS.format("without" if paper else "with") if paper is not None
-                     else NO_PAPER, how),
+                     else NO_PAPER, *weighted, how),
         page.section("Classes", *_tables(table),
                      page.figure(curve, "One threshold for all boxes, scored on the boxes that show it to be best")),
         page.section("Pictures", "Of each class the best, a middling and the worst box by IoU. "

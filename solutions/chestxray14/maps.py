@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from common.data.loaders import eval_loader
 from common.errors import InputError
 from common.infer.cam import fuse, normalise, place
+from common.paths import read_array
 from common.post.boxes import BOX
 from common.steps import trained_weights
 from solutions.chestxray14.config import BOX_SIDE
@@ -22,17 +24,24 @@ class Maps(NamedTuple):
 
     cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image. alike: whether the
     stages' maps are brought to one scale before they are added, as those of networks that one layer fuses need not be.
+    masks: uint8 (n, S, S) over the whole image, 255 times the share of lung, where the whole image's features are
+    weighted: a cell at the lungs' edge is wide, and the network means the lung in it, not the armpit beside it.
     """
 
     cams: dict
     places: dict
     alike: bool = False
+    masks: np.ndarray | None = None
 
     def heat(self, k):
         """Map k over the whole image, those of several stages fused: float32 (1024, 1024) in [0, 1]."""
         shape = (BOX_SIDE, BOX_SIDE)
-        placed = [place(cams[k], self.places[stage][k], shape) for stage, cams in self.cams.items()]
-        return fuse([normalise(cam) for cam in placed] if self.alike else placed)
+        placed = {stage: place(cams[k], self.places[stage][k], shape) for stage, cams in self.cams.items()}
+        if self.masks is not None:
+            share = cv2.resize(np.float32(self.masks[k]) / 255, shape, interpolation=cv2.INTER_LINEAR)
+            low = placed["whole"].min()
+            placed["whole"] = low + (placed["whole"] - low) * share
+        return fuse([normalise(cam) if self.alike else cam for cam in placed.values()])
 
 
 def usable_boxes(data, folds):
@@ -76,7 +85,8 @@ def class_maps(context, data, boxes):
     cams = {stage: total / count[:, None, None].astype(np.float32) for stage, total in sums.items()}
     rows = pairs["row"].to_numpy()
     places = {stage: view_places(data, rows, getattr(config, stage), stage) for stage in cams}
-    return Maps(cams, places, alike=config.views == "both" and not fused)
+    masks = read_array(data.masks)[rows] if "whole" in cams and config.whole.weighting else None
+    return Maps(cams, places, config.views == "both" and not fused, masks)
 
 
 @torch.inference_mode()

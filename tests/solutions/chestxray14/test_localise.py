@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.infer.cam import place
+from common.infer.cam import peak, place
 from common.post.boxes import BOX
 from solutions.chestxray14 import maps as maps_module
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
@@ -75,6 +75,23 @@ def test_the_seen_part_is_the_centre_of_the_view():
     config = NetworkConfig(resize=224, size=224)
     assert view_places(data, [1, 0], config, "lungs").tolist() == [[100, 100, 900, 900], [100, 120, 900, 800]]
     assert view_places(data, [1], config, "whole").tolist() == [[0, 0, 1024, 1024]]
+
+
+def test_weighted_maps_peak_in_the_lung_of_a_cell_at_its_edge():
+    cam = np.zeros((1, 4, 4), np.float32) - 5
+    cam[0, 1, 0] = -1  # the cell at the left edge, of which the right half is lung
+    masks = np.zeros((1, 64, 64), np.uint8)
+    masks[0, :, 8:40] = 255
+    places = {"whole": np.array([[0.0, 0, 1024, 1024]])}
+    bare, cut = Maps({"whole": cam}, places), Maps({"whole": cam}, places, masks=masks)
+    assert peak(bare.heat(0)) == (64, 384)  # bilinear stretching is flat left of the cell's centre at 128
+    x, y = peak(cut.heat(0))
+    assert 128 <= x < 160 and y == 384
+    inside = np.s_[:, 8 * 16 + 8 : 40 * 16 - 8]  # beyond half a mask's cell from its edges nothing is changed
+    assert np.allclose(
+        cut.heat(0)[inside] / cut.heat(0).max(), bare.heat(0)[inside] / bare.heat(0)[inside].max(), atol=1e-5
+    )
+    assert (cut.heat(0)[:, : 7 * 16] == 0).all() and cut.heat(0).max() == 1
 
 
 def test_outside_the_lungs_a_map_is_lowest_even_where_all_of_it_is_negative():
