@@ -41,8 +41,8 @@ NO_PAPER = (
     "this run does not have, so that its figures are not shown."
 )
 WEIGHTED = (
-    "The features are weighted, so that the map of the whole image is counted from its lowest evidence and lies where the "
-    "weighting's masks do ({}): what lies outside them cannot be found."
+    "The features are weighted, so that the map of the whole image is counted from its lowest evidence and lies where "
+    "the weighting's masks do ({}): what lies outside them cannot be found."
 )
 NO_GAIN = "The maps point nowhere better than the class's usual place"
 
