@@ -56,6 +56,8 @@ class Options:
     """CSV `image_id,fold` of another run whose folds are to be used."""
     sizes: tuple[Path, ...] = ()
     """CSV files with width and height of the originals, where images are resized copies (VinBigData)."""
+    normals: tuple[Path, ...] = ()
+    """Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's (COVID-19)."""
     on_bad_image: Literal["error", "placeholder"] = "error"
     """placeholder: a test image that cannot be read gets the neutral prediction."""
     on_unlabelled: Literal["error", "skip"] = "error"
@@ -108,11 +110,12 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """Run one verb or tool of a solution and return the exit status.
 
     `config_module` has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and, if there are any, `TOOLS` (names of
-    verbs that need no run) and TAKES_SIZES, True where --sizes is of use. `load_verbs()` and `load_tools()` give dicts
-    from a name to a function, and are called late, because they import the networks. A verb's function takes the
-    Context. A tool's own parameters and docstring are its command line (types and an `Args:` part; a parameter before
-    `/` is positional); it returns how many inputs it could not use. Status 0: done; 2: the input cannot be used, said
-    in one line; 3: stopped on purpose, saved; 4: done, but some inputs could not be used, which are named.
+    verbs that need no run) and TAKES_SIZES or TAKES_NORMALS, True where that option is of use. `load_verbs()` and
+    `load_tools()` give dicts from a name to a function, and are called late, because they import the networks. A verb's
+    function takes the Context. A tool's own parameters and docstring are its command line (types and an `Args:` part; a
+    parameter before `/` is positional); it returns how many inputs it could not use. Status 0: done; 2: the input
+    cannot be used, said in one line; 3: stopped on purpose, saved; 4: done, but some inputs could not be used, which
+    are named.
     """
     start_log()
     is_tool = _is_tool(config_module, argv)
@@ -190,8 +193,9 @@ def _verb(solution, config_module, load_verbs, argv):
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
     preset, base = _base_config(solution, config_module, preset, rest)
     options, config = parse(base, rest, f"python -m solutions {solution} {verb} {preset}")
-    if options.sizes and not getattr(config_module, "TAKES_SIZES", False):
-        raise InputError(f"--sizes: {solution} has no use for them")
+    for name in ("sizes", "normals"):
+        if getattr(options, name) and not getattr(config_module, f"TAKES_{name.upper()}", False):
+            raise InputError(f"--{name}: {solution} has no use for them")
     if verb in config_module.MORE_VERBS and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(f"{verb} runs in one process: leave out torchrun")
     device = distributed.start(options.device)

@@ -1,5 +1,6 @@
 """Files: whole or not at all, found wherever a challenge is mounted, and never outside their folder."""
 
+import fcntl
 import json
 import os
 import re
@@ -94,6 +95,25 @@ def check_id(image_id, where):
     if not isinstance(image_id, str) or not _SAFE_ID.fullmatch(image_id) or ".." in image_id:
         raise InputError(f"{where}: {image_id!r} is not a usable id (letters, digits, '.', '_' and '-' only)")
     return image_id
+
+
+@contextmanager
+def held(partial, doing):
+    """Create a working folder and hold it: two runs at once would mix their work. A killed holder lets go.
+
+    Raises InputError, saying what another process is `doing`, where the folder is held already.
+    """
+    partial.mkdir(parents=True, exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"{partial}: another process is {doing}") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def find_images(folder, suffixes=IMAGES):

@@ -1,7 +1,6 @@
 """The store: every image of a challenge decoded once, as one memory-mapped uint8 array beside its table."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from common.data.store_workers import RECORD, Target, decode_all, write_placeholder
 from common.errors import InputError
-from common.paths import read_json, write_json
+from common.paths import held, read_json, write_json
 
 VERSION = 2
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
@@ -95,7 +94,7 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
 
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
-    with _full_disk_named(folder, len(ids) * size * size), _locked(partial):
+    with _full_disk_named(folder, len(ids) * size * size), held(partial, "preparing this store"):
         target = Target(str(partial / "images.npy"), _allocate(partial / "images.npy", shape), size)
         done = _read_journal(partial / "journal", _digest([VERSION, size, ids]), stamps)
         if done:
@@ -238,19 +237,3 @@ def _full_disk_named(folder, needed):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise InputError(f"{folder}: the disk is full, the store needs {needed:,} bytes") from error
-
-
-@contextmanager
-def _locked(partial):
-    """Create the working folder and hold it: two runs at once would mix their journals. A killed holder lets go."""
-    partial.mkdir(parents=True, exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"{partial}: another process is preparing this store") from None
-    try:
-        yield
-    finally:
-        os.close(handle)

@@ -1,6 +1,5 @@
 """Where the lungs are in every image: masks for the weighting, crops for the lungs' view."""
 
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from common.config import digest, file_hash
 from common.data.dicom import COLOUR_LIMIT
 from common.data.store_workers import to_square
 from common.errors import InputError
-from common.paths import read_array, read_json, read_parquet
+from common.paths import held, read_array, read_json, read_parquet
 from common.steps import write_table
 from common.train.checkpoint import load_weights
 from solutions.lung_segmentation import load_segmenter, lung_region
@@ -93,7 +92,7 @@ def find_lungs(context, store, files):
         segmenter = load_segmenter(weights, context.device, batch_size=BATCH)
         workers = None if context.options.workers is None else max(context.options.workers, 1)
         partial = folder.with_name(folder.name + ".partial")
-        with _held(partial):
+        with held(partial, "finding these lungs"):
             _fill(partial, key, store, files, segmenter, made, workers)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -215,19 +214,3 @@ def _rows_file(path, shape, done):
         file.truncate(len(header.getvalue()) + done * shape[1] * shape[2])
         file.seek(0, os.SEEK_END)
         yield file
-
-
-@contextmanager
-def _held(partial):
-    """Create the working folder and hold it: two runs at once would mix their rows. A killed holder lets go."""
-    partial.mkdir(parents=True, exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"{partial}: another process is finding these lungs") from None
-    try:
-        yield
-    finally:
-        os.close(handle)

@@ -13,7 +13,7 @@ from benchmarks.tables import real_data
 from common.cli import Context, Options
 from common.data.store import prepare_store
 from common.errors import InputError
-from common.paths import find_images, read_array
+from common.paths import find_images, held, read_array
 from common.runs import Run
 from common.train.checkpoint import save_weights
 from common.train.loop import Budget
@@ -240,8 +240,7 @@ def test_what_cannot_be_used(context, store, files, stand, tmp_path):
     files["h"].unlink()  # an image of the store whose original has gone: no guess, and nothing kept for good
     with pytest.raises(InputError, match=r"h\.png: unreadable"):
         find_lungs(context(MASKS), store, files)
-    held = tmp_path / "held"
-    with lungs._held(held), pytest.raises(InputError, match="another process is finding these"), lungs._held(held):
+    with held(tmp_path, ""), pytest.raises(InputError, match="another process is at it"), held(tmp_path, "at it"):
         pass
 
 

@@ -1,0 +1,190 @@
+"""The numbers of the COVID-19 recipe beside their source.
+
+"The paper" is Ahmed et al., Automated COVID-19 detection from chest X-ray images: a high resolution network (HRNet)
+approach, medRxiv 2020.08.26.20182311.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.config import FitConfig, check_folds
+from common.errors import InputError
+
+COVID = "COVID-19"
+PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds: tables 6 and 7
+    "HRNet": (99.26, 98.53, 98.82), "ResNet-152": (94.50, 95.12, 94.00), "DenseNet-121": (93.40, 90.24, 96.00),
+    "EfficientNet-B4": (97.56, 95.12, 96.15),
+}  # fmt: skip
+# What a network may look at. border and background show no lung: what is learnt from them is not the disease.
+VIEWS = ("lungs", "image", "border", "background")
+
+
+@dataclass(frozen=True)
+class NetworkConfig(FitConfig):
+    """The classifier of COVID-19."""
+
+    backbone: str = "hrnet_w32"
+    """Any timm network with a last feature map. The paper's HRNet; its width is not given."""
+    weights: str = "imagenet"
+    """imagenet (backbone), none, or a file of the backbone."""
+    size: int = 512
+    """Side of the network's images. The paper: 512."""
+    hidden: tuple[int, ...] = (512,)
+    """Widths of the fully connected layers in front of the last one. The paper's head has "several", found by trial."""
+    dropout: float = 0.5
+    """In front of the last layer. The paper names a dropout, no number."""
+    augmentation: Literal["none", "paper", "light"] = "paper"
+    """paper: table 3. light: flips and small movements."""
+    lr: float = 1e-2
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    momentum: float = 0.8
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "step"
+    milestones: tuple[int, ...] = (30, 60, 90)
+    """step: with the paper's 25 epochs none of its steps is ever reached."""
+    factor: float = 0.1
+    batch_size: int = 8
+    epochs: int = 25
+    metric: str = "-loss"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size < 32:
+            raise InputError(f"size must be at least 32, not {self.size}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must lie in [0, 1), not {self.dropout}")
+        if any(width < 1 for width in self.hidden):
+            raise InputError(f"hidden {self.hidden}: widths must be at least 1")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which images of the collections are used. Every one that is not is written to selection.csv with the reason."""
+
+    least_age: int = 18
+    """Years. The paper: 18, of the normals, since most COVID-19 images are of adults."""
+    unknown_age: Literal["keep", "leave"] = "keep"
+    unknown_view: Literal["keep", "leave"] = "keep"
+    """Images of which no table says whether they are frontal. Known lateral and CT images are always left out."""
+    devices: Literal["keep", "leave"] = "leave"
+    """Images with medical devices, where the collection marks them (CheXpert). The paper left them out."""
+    normals: int = 1000
+    """Images drawn at random from each collection that has normals alone (NIH, CheXpert); 0: all. The paper: 1,000."""
+    duplicates: float = 0.06
+    """Share of differing hash bits up to which two images are taken for one and the same; 0: equal hashes alone."""
+
+    def __post_init__(self):
+        if self.least_age < 0 or self.normals < 0:
+            raise InputError(f"least_age {self.least_age} and normals {self.normals} must not be negative")
+        if not 0 <= self.duplicates < 0.25:
+            raise InputError(f"duplicates must lie in [0, 0.25), not {self.duplicates}")
+
+
+@dataclass(frozen=True)
+class LungsConfig:
+    """How an image is reduced to its lungs. The paper: section 3.2."""
+
+    weights: str = "shipped"
+    """shipped, or a file that `lung_segmentation export` wrote."""
+    dilations: int = 8
+    closings: int = 2
+    gate: float = 50_000 / 512**2
+    """Least share of the image that must be lung. The paper: 50,000 of 512 × 512 pixels."""
+
+    def __post_init__(self):
+        if min(self.dilations, self.closings) < 0:
+            raise InputError(f"dilations {self.dilations} and closings {self.closings} must not be negative")
+        if not 0 <= self.gate <= 1:
+            raise InputError(f"gate must lie in [0, 1], not {self.gate}")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """The verb `audit`: how much of the score is the data's origin."""
+
+    checks: tuple[Literal["image", "border", "background", "origin"], ...] = ("image", "border", "background", "origin")
+    """Networks trained beside the run's: on the whole image, on its margin, on all but the lungs; and one, with the
+    run's view, that tells the collections of images of one label apart."""
+    folds: tuple[int, ...] = (0, 1, 2)
+    """Held-out folds of these networks, among those of the run."""
+    epochs: int = 10
+    margin: float = 0.08
+    """border: share of the side that is left visible at each edge."""
+    high: float = 0.6
+    """An AUROC whose interval lies above this is said to be high."""
+
+    def __post_init__(self):
+        if not 0 < self.margin < 0.5:
+            raise InputError(f"margin must lie in (0, 0.5), not {self.margin}")
+        if self.epochs < 1:
+            raise InputError(f"epochs must be at least 1, not {self.epochs}")
+        if not 0.5 <= self.high < 1:
+            raise InputError(f"high must lie in [0.5, 1), not {self.high}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run of the COVID-19 solution."""
+
+    view: Literal["lungs", "image"] = "lungs"
+    """What the classifier sees: the lungs alone, or the whole image."""
+    same_source: Literal["score", "train"] = "score"
+    """Images without COVID-19 from the collections of the COVID-19 images: score only predicts them, as a check (the
+    paper's negatives all come from elsewhere); train takes them as negatives like the others."""
+    negatives: int = 500
+    """Negatives that are trained on and scored, drawn at random from those that pass the gate, evenly from their
+    collections; 0: all. The paper: 500."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    lungs: LungsConfig = field(default_factory=LungsConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    n_folds: int = 10
+    """By patient. Of each training part one fold validates, which is the paper's 10 %, rounded to a whole fold."""
+    folds: tuple[int, ...] = tuple(range(10))
+    """Folds that are held out, each with a network of its own; the test set gets the mean over them."""
+    tta: tuple[Literal["flip"], ...] = ()
+    store_size: int = 512
+    """Side of the stored images and masks, in pixels; at least network.size."""
+    seed: int = 0
+
+    def __post_init__(self):
+        check_folds(self.folds, self.n_folds)
+        if self.n_folds < 3:
+            raise InputError(f"n_folds {self.n_folds}: one is held out and one validates, so at least 3 are needed")
+        if self.seed < 0 or self.negatives < 0:
+            raise InputError(f"seed {self.seed} and negatives {self.negatives} must not be negative")
+        if self.store_size < self.network.size:
+            raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of network.size")
+
+
+def _paper(backbone):
+    return Config(network=NetworkConfig(backbone=backbone))
+
+
+# Ours: negatives of the COVID-19 images' own collections are trained on, so that origin helps less; no choice of images
+# by chance; a schedule that decays within its epochs; averaged weights, flips at test time.
+PODIUM = Config(
+    same_source="train", negatives=0,
+    network=NetworkConfig(backbone="convnext_tiny.fb_in22k_ft_in1k", hidden=(), dropout=0.2, augmentation="light",
+                          optimizer="adamw", lr=1e-4, weight_decay=5e-2, schedule="warm_cosine", batch_size=32,
+                          epochs=15, clip_norm=1.0, averaging=("ema", "best_k", "best")),
+    selection=SelectionConfig(normals=2000), tta=("flip",),
+)  # fmt: skip
+
+# Two CPU cores, minutes. The last epoch is kept, so a fold that validates chooses nothing.
+DEMO = Config(
+    negatives=0,
+    network=NetworkConfig(backbone="tf_efficientnet_lite0", size=128, hidden=(), dropout=0.2, augmentation="light",
+                          optimizer="adamw", lr=1e-3, weight_decay=1e-2, schedule="warm_cosine", batch_size=16,
+                          epochs=6, averaging=("last",)),
+    audit=AuditConfig(folds=(0, 1, 2), epochs=6),
+    n_folds=3, folds=(0, 1, 2), store_size=128,
+)  # fmt: skip
+
+PRESETS = {
+    "demo": DEMO, "paper": _paper("hrnet_w32"), "resnet152": _paper("resnet152"), "densenet121": _paper("densenet121"),
+    "efficientnet_b4": _paper("efficientnet_b4"), "podium": PODIUM,
+}  # fmt: skip
+MORE_VERBS = ("audit",)  # beside those that every solution has
+TAKES_NORMALS = True  # --normals
