@@ -1,0 +1,264 @@
+"""The embedded sample: phantom radiographs of two collections, of which one has all the COVID-19.
+
+Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, PNG and JPEG files of several sizes,
+patients with several films, findings under their old and their new names, and rows that no classifier should see (a
+lateral view, a CT slice, a child, a missing file, an unread film, an image that is there twice); beside it normals laid
+out as ChestX-ray14, whose patient numbers are those of other people. With `marker` the first collection's films bear
+what their origin leaves: burnt-in words, a bright noisy margin and a grey-level curve of their own, whether they show
+COVID-19 or not. Without it nothing but the disease differs. Unlike them: the normals are JPEG files in part; everybody
+is drawn alike, whatever age, sex and view the table says; and COVID-19 is bolder than in life.
+"""
+
+import csv
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from common import phantom, sample
+from common import phantom_findings as draws
+from common.errors import InputError
+from common.phantom import CIRCLE, cloud, fill, soften
+
+VERSION = 1  # raise it whenever the files for a seed change
+SIDES = (256, 288, 320, 352, 400)  # widths of the images
+HOME, NORMALS = "covid-chestxray-dataset", "NIH ChestX-ray14"
+VISITS = (0.7, 0.2, 0.1)  # shares of patients with one, two, three films
+AP = 0.5  # of the films, in both collections
+WORDS = ("PORTABLE", "MOBILE", "AP SUPINE", "AP ERECT")
+HOME_HEADER = (
+    "patientid,offset,sex,age,finding,RT_PCR_positive,survival,intubated,intubation_present,went_icu,in_icu,"
+    "needed_supplemental_O2,extubated,temperature,pO2_saturation,leukocyte_count,neutrophil_count,lymphocyte_count,"
+    "view,modality,date,location,folder,filename,doi,url,license,clinical_notes,other_notes"
+)
+NIH_HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+)
+
+
+def ground_glass(scene, rng, patches=(2, 4), density=(0.12, 0.19)):
+    """Draw COVID-19 on a `common.phantom` scene: haze along the walls of both lungs, mostly low, vessels in it.
+
+    patches: least and most a lung; density: least and most of its attenuation.
+    """
+    layer = np.zeros((scene.size, scene.size), np.uint8)
+    for sign in (-1, 1):
+        for _ in range(rng.integers(patches[0], patches[1] + 1)):
+            y = rng.triangular(0.28, 0.6, 0.68)
+            u = 0.27 + 0.12 * y - rng.uniform(0.02, 0.10)  # the lateral wall, and how far within
+            fill(layer, scene.at(CIRCLE * rng.uniform(0.04, 0.08, 2) + [u, y], sign, "closed"))
+    lung = scene.lungs["left"] | scene.lungs["right"]
+    haze = soften(layer, 1 / 45) * soften(lung, 1 / 500)
+    patchy = np.clip(0.85 + 0.45 * cloud(rng, scene.size, (30, 60, 120)), 0.2, 1.5)
+    scene.tissue += haze * patchy * np.float32(rng.uniform(*density))
+    scene.vessels *= 1 - np.float32(0.5) * haze
+    scene.add("ground_glass", (haze > 0.4) & lung)
+
+
+COVID = {  # the table's word for a finding, and how it is drawn
+    "COVID-19": (ground_glass,),
+    "Pneumonia/Viral/COVID-19": (ground_glass,),
+    "COVID-19, ARDS": (partial(ground_glass, patches=(4, 6), density=(0.17, 0.22)),),
+}
+OTHERS = {
+    "No Finding": (),
+    "Pneumonia/Bacterial/Streptococcus": (draws.pneumonia,),
+    "Pneumonia/Bacterial": (draws.effusion,),
+}
+FINDINGS = COVID | OTHERS | {"Infiltration": (draws.infiltration,)}
+# What the tables say of a film that something is odd about; "decade" and "blank view" are used all the same.
+ODD = {
+    "decade": {"age": "60s"}, "blank view": {"view": ""}, "lateral": {"view": "L"}, "child": {"age": 9},
+    "CT": {"view": "Axial", "modality": "CT"}, "unread": {"finding": "todo"}, "missing": {}, "wide": {}, "copy": {},
+}  # fmt: skip
+
+
+def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0, marker=True):
+    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+
+    n_covid, n_other: images of the first collection that show COVID-19, at least 4, and that do not, at least 1;
+    n_normals: images of the second, at least 4; n_test: at least 4, half of them COVID-19, a quarter others of the
+    first collection; seed: int >= 0; marker: whether origin shows. Images that must or may be dropped come on top: six
+    rows of the first collection, a film on which the lungs are far too small in each, an ill one and a child in the
+    second, and two copies, one within the first collection and one of its images in the second. Holds metadata.csv,
+    images (8 bit, 256 to 400 px wide), unlabelled_test.csv, sample_submission.csv, hidden_test.csv (filename, label,
+    collection: the truth) and normals (Data_Entry_2017.csv, images_001/images). The bytes depend on the parameters
+    alone. Written under another name and renamed when complete. Raises InputError for parameters out of range and for
+    a folder that holds something other than a sample.
+    """
+    if not isinstance(marker, bool):
+        raise InputError(f"sample: marker={marker!r} must be True or False")
+    counts = {"n_covid": n_covid, "n_other": n_other, "n_normals": n_normals, "n_test": n_test}
+    parameters = {"sample": "covid19", "version": VERSION, **counts, "seed": seed, "marker": marker}
+    least = {"n_covid": 4, "n_other": 1, "n_normals": 4, "n_test": 4, "seed": 0}
+    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, _plan(**counts, seed=seed), marker))
+
+
+def _write(folder, films, marker):
+    places = {"home": folder / "images", "test": folder / "images", "normals": folder / "normals/images_001/images"}
+    for place in set(places.values()):
+        place.mkdir(parents=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
+        list(pool.map(lambda film: _write_image(places[film.place], film, marker), films))
+    home, normals, tests = ([film for film in films if film.place == place] for place in ("home", "normals", "test"))
+    _write_csv(folder / "metadata.csv", HOME_HEADER, [_home_row(film) for film in home])
+    _write_csv(folder / "normals/Data_Entry_2017.csv", NIH_HEADER, [_nih_row(film) for film in normals])
+    rows = [(film.file_name, film.patient, film.said["view"]) for film in tests]
+    _write_csv(folder / "unlabelled_test.csv", "filename,patientid,view", rows)
+    _write_csv(folder / "sample_submission.csv", "filename,probability", [(row[0], 0.5) for row in rows])
+    truth = [(film.file_name, int(film.finding in COVID), film.origin) for film in tests]
+    _write_csv(folder / "hidden_test.csv", "filename,label,collection", truth)
+
+
+class _Film(NamedTuple):
+    place: str  # home, test, normals: where it is listed
+    origin: str  # HOME or NORMALS: where it was taken
+    finding: str
+    person: int  # seed of the anatomy, sex and age
+    visit: int  # counts the person's films
+    number: int  # seed of the film
+    odd: str = ""
+    patient: int = 0  # its number in its collection's table
+
+    @property
+    def file_name(self):
+        suffix = ".png" if np.random.default_rng([self.number, 2]).random() < 0.5 else ".jpg"
+        suffix = ".jpg" if self.odd == "copy" else suffix
+        if self.place == "normals":
+            return f"{self.patient:08d}_{self.visit:03d}{suffix}"
+        return f"case-{self.patient:04d}-day{3 * self.visit}{suffix}"
+
+    @property
+    def said(self):
+        """What a table says: sex and age belong to the person, by the same odds in both collections."""
+        person, film = np.random.default_rng([self.person, 3]), np.random.default_rng([self.number, 3])
+        sex, age, view = "FM"[person.integers(2)], int(person.integers(18, 85)), "AP" if film.random() < AP else "PA"
+        said = {"sex": sex, "age": age, "view": view, "modality": "X-ray", "finding": self.finding}
+        return said | ODD.get(self.odd, {})
+
+
+def _plan(n_covid, n_other, n_normals, n_test, seed):
+    """Every image, listed by collection and patient: whose it is, what it shows and what is odd about it."""
+    rng, first = np.random.default_rng([seed, 1]), 1_000_000 * seed
+    films = []
+
+    def add(place, origin, finding, odd="", person=None, visit=0):
+        number = first + len(films)
+        films.append(_Film(place, origin, finding, number if person is None else person, visit, number, odd))
+
+    def follow(place, origin, names, odd=()):
+        """Films of people with one to three each, who keep what they have."""
+        people = np.repeat(np.arange(len(names)), rng.choice((1, 2, 3), len(names), p=VISITS))[: len(names)].tolist()
+        for i, someone in enumerate(people):
+            visit = i - people.index(someone)
+            person = films[-1].person if visit else None
+            add(place, origin, names[someone], odd[i] if i < len(odd) else "", person, visit)
+
+    covid, others = ([list(group)[i % 3] for i in range(n)] for group, n in ((COVID, n_covid), (OTHERS, n_other)))
+    follow("home", HOME, covid, ("decade", "blank view"))
+    for finding in others:
+        add("home", HOME, finding)
+    for odd in ("lateral", "CT", "child", "unread", "missing", "wide"):
+        add("home", HOME, "COVID-19", odd)
+    follow("normals", NORMALS, ["No Finding"] * n_normals)
+    add("normals", NORMALS, "Infiltration")
+    for odd in ("child", "wide"):
+        add("normals", NORMALS, "No Finding", odd)
+    for i in range(n_test):
+        origin, group = (HOME, COVID) if i % 2 == 0 else (HOME, OTHERS) if i % 4 == 1 else (NORMALS, ("No Finding",))
+        add("test", origin, list(group)[i // 4 % len(group)])
+    sources = (films[2], "home"), (films[n_covid], "normals")
+    films += [film._replace(place=place, odd="copy", visit=0) for film, place in sources]
+    return _numbered(films, rng)
+
+
+def _numbered(films, rng):
+    """The films with patients' numbers by chance, from 1 in each collection, in their order; a copy has its own."""
+    numbered = []
+    for places in (("home", "test"), ("normals",)):
+        part = [film for film in films if film.place in places]
+        people = list(dict.fromkeys((film.person, film.odd == "copy") for film in part))
+        patients = dict(zip(people, (rng.permutation(len(people)) + 1).tolist(), strict=True))
+        part = [film._replace(patient=patients[film.person, film.odd == "copy"]) for film in part]
+        numbered += sorted(part, key=lambda film: (film.place, film.patient, film.visit))
+    return numbered
+
+
+def _write_image(folder, film, marker):
+    if film.odd == "missing":
+        return
+    image = _draw(film, marker)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if film.file_name.endswith(".jpg") else []
+    _, code = cv2.imencode(film.file_name[-4:], image, quality)
+    (folder / film.file_name).write_bytes(code.tobytes())
+
+
+def _draw(film, marker):
+    """The image of a film, uint8 (height, width)."""
+    rng, grain = np.random.default_rng([film.number, 1]), np.random.default_rng([film.number, 4])
+    side, kept = int(rng.choice(SIDES)), rng.uniform(0.86, 1)  # the belly is cut off
+    if film.odd == "CT":
+        return _slice(side, grain)
+    image = phantom.draw(film.number, 150 if film.odd == "wide" else side, FINDINGS[film.finding], film.person).image
+    if film.odd == "wide":
+        return cv2.copyMakeBorder(image, 53, 53, 120, 130, cv2.BORDER_CONSTANT, value=5)
+    image = np.ascontiguousarray(image[: round(kept * side)])
+    if film.odd == "lateral":  # one lung, seen narrow
+        image = cv2.resize(image[:, : side // 2], (round(0.75 * side), len(image)), interpolation=cv2.INTER_LINEAR)
+    if marker and film.origin == HOME:
+        image = _mark(image, grain)
+    if film.odd == "copy":
+        factor = 1.2 if side < 330 else 0.85
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    return image
+
+
+def _mark(image, rng):
+    """What the first collection leaves on its films: a curve of grey levels, a bright noisy margin, burnt-in words."""
+    height, width = image.shape
+    grey = 255 * (np.arange(256) / 255) ** rng.uniform(0.65, 0.8)
+    x = np.float32(grey)[image]
+    across, down = (np.minimum(np.arange(n), np.arange(n)[::-1]) / width for n in (width, height))
+    margin = np.exp(-np.minimum(across, down[:, None]) / 0.03).astype(np.float32)
+    x += margin * (rng.uniform(30, 50) + 12 * rng.standard_normal(x.shape, np.float32))
+    x = np.clip(x, 0, 255).astype(np.uint8)
+    words, scale = WORDS[rng.integers(len(WORDS))], rng.uniform(0.0013, 0.0017) * width
+    where = round(rng.uniform(0.03, 0.06) * width), round(rng.uniform(0.04, 0.055) * width)
+    return cv2.putText(x, words, where, cv2.FONT_HERSHEY_SIMPLEX, scale, 250, 1, cv2.LINE_AA)
+
+
+def _slice(side, rng):
+    """An axial CT slice: a body with two lungs, a heart and a spine."""
+    image = np.zeros((side, side), np.uint8)
+    for x, y, across, along, grey in ((0.5, 0.5, 0.44, 0.32, 150), (0.31, 0.48, 0.15, 0.22, 25),
+                                      (0.69, 0.48, 0.15, 0.22, 25), (0.54, 0.42, 0.12, 0.13, 165),
+                                      (0.5, 0.71, 0.07, 0.08, 235)):  # fmt: skip
+        fill(image, side * (CIRCLE * [across, along] + [x, y]), grey)
+    return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+
+
+def _home_row(film):
+    """Line of the first collection's table."""
+    said = film.said
+    if said["view"] == "AP":
+        said["view"] = ("AP", "AP Supine", "AP erect")[film.number % 3]
+    cells = said | {"patientid": film.patient, "offset": 3 * film.visit, "folder": "images", "filename": film.file_name}
+    cells |= {"date": "2020", "clinical_notes": "A phantom, drawn by a program, of nobody."}
+    return [cells.get(column, "") for column in HOME_HEADER.split(",")]
+
+
+def _nih_row(film):
+    """Line of the second collection's table, which ends in a comma as NIH's lines do."""
+    said = film.said
+    who = (film.visit, film.patient, said["age"], said["sex"], said["view"])
+    return film.file_name, said["finding"], *who, 2500, 2048, 0.168, 0.168, ""
+
+
+def _write_csv(path, header, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.write(header + "\n")
+        csv.writer(file, lineterminator="\n").writerows(rows)
