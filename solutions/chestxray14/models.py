@@ -1,28 +1,17 @@
 """What is built: a timm backbone with CXR-IRNet's two additions in front and behind, and SDFN's fusing layer."""
 
-import math
-
 import numpy as np
-import timm
 import torch
 from torch import nn
 
 from common.errors import InputError
 from common.nn import models
+from common.nn.backbone import ExactLinear, build_backbone, feature_map, start_from
 from common.nn.blocks import MultiScaleAttention, weigh_features
-from common.nn.weights import fill, imagenet_state, read_state
 from common.train.checkpoint import load_weights
 from solutions.chestxray14.config import LABELS
 
 PROBS_ROWS = 8192  # rows of features that become probabilities at once
-
-
-class ExactLinear(nn.Linear):
-    """A linear layer in float32 under mixed precision too: bf16 logits would tie images that AUROC has to order."""
-
-    def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
 
 
 class ChestNet(models.Normalised):
@@ -94,11 +83,9 @@ def build_network(config, weights=None):
     """
     weights = config.weights if weights is None else weights
     name = models.timm_name(config.backbone)
-    net, width = _backbone(name, config.size)
+    net, width = build_backbone(name, config.size)
     model = ChestNet(net, width, *models.mean_std(name), config.attention, config.weighting, config.dropout)
-    if weights != "none":
-        state, source = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
-        model.loaded = fill(model, state, source, [key for key in model.state_dict() if key.startswith("net.")])
+    start_from(model, name, weights)
     return model
 
 
@@ -125,42 +112,3 @@ def freeze_body(model, frozen):
     """Train the new layers alone, attention and the last one, while `frozen`."""
     model.requires_grad_(True)
     model.net.requires_grad_(not frozen)
-
-
-def feature_map(net, images):
-    """The last feature map (B, K, h, w) of a timm network built with num_classes=0 and global_pool="".
-
-    Channels come first whatever the network's own order; tokens of square images are laid out as the patches that they
-    stand for, without those in front (class, registers). Raises InputError where the network has no such map.
-    """
-    out = net(images)
-    if out.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
-        out = out.permute(0, 3, 1, 2)
-    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # timm's mark of vision transformers
-        out = out[:, net.num_prefix_tokens :].transpose(1, 2)
-        side = math.isqrt(out.shape[2])
-        out = out.unflatten(2, (side, side)) if side * side == out.shape[2] else out
-    if out.ndim != 4 or (images.shape[2] == images.shape[3] and out.shape[2] != out.shape[3]):
-        raise InputError(f"its output {tuple(out.shape)} is no feature map")
-    return out
-
-
-def _backbone(name, size):
-    """A timm network without its head that gives a feature map at `size` pixels, and the channels of the map."""
-    config = timm.get_pretrained_cfg(name)
-    options = [{}]
-    if config is not None and config.fixed_input_size:
-        # the first keeps the pretrained position embeddings as they are and interpolates them
-        options = [{"dynamic_img_size": True}, {"img_size": size}]
-    for more in options:
-        try:
-            net = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **more)
-            with torch.no_grad():
-                width = feature_map(net.eval(), torch.zeros(1, 3, size, size)).shape[1]
-            patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1,))[0]
-            if size % patch:  # the rest would be cut off in silence
-                raise InputError(f"its patches are {patch} px")
-            return net.train(), width
-        except (AssertionError, AttributeError, IndexError, InputError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise InputError(f"backbone {name!r} gives no feature map of images of {size} px ({reason})")
