@@ -10,33 +10,30 @@ from scipy.sparse.csgraph import connected_components
 from common.errors import InputError
 
 SIDE = 16  # of the hash: 256 bits
+BLOCK = 1024  # images compared with all others at a time
 
 
 def find_duplicates(images, share, rows=None):
     """Pairs of images whose hashes differ in at most `share` of the bits: a frame of a, b and distance (share of bits).
 
-    images: uint8 squares, (N, S, S) or an iterable of (S, S). rows: labels of them for a and b; None: 0 … N - 1.
-    The hash is `imagehash.phash`, which keeps whether each of the lowest 16 × 16 frequencies is above their median.
+    images: uint8 squares, (N, S, S) or an iterable of (S, S). rows: the whole numbers they go by; None: 0 … N - 1. The
+    hash is `imagehash.phash`, which keeps whether each of the lowest 16 × 16 frequencies is above their median.
     Raises InputError where rows and images differ in number.
     """
-    bits = np.array([imagehash.phash(Image.fromarray(np.asarray(image)), SIDE).hash.ravel() for image in images], bool)
+    bits = [imagehash.phash(Image.fromarray(np.asarray(image)), SIDE).hash.ravel() for image in images]
     rows = np.arange(len(bits)) if rows is None else np.asarray(rows)
     if len(rows) != len(bits):
         raise InputError(f"{len(rows)} rows for {len(bits)} images")
-    packed = np.packbits(bits.reshape(len(bits), SIDE**2), axis=1).view(np.uint64)
-    found = []
-    for a in range(len(packed) - 1):
-        distance = _ones(packed[a + 1 :] ^ packed[a]) / SIDE**2
-        near = np.flatnonzero(distance <= share)
-        found += [(rows[a], rows[a + 1 + b], distance[b]) for b in near]
-    return pd.DataFrame(found, columns=["a", "b", "distance"])
-
-
-_COUNT = np.array([bin(value).count("1") for value in range(256)], np.uint8)
-
-
-def _ones(words):
-    return _COUNT[words.view(np.uint8)].sum(axis=1, dtype=np.int64)
+    signs = 1 - 2 * np.array(bits, np.float32).reshape(-1, SIDE**2)
+    found = [np.zeros((0, 3))]
+    for start in range(0, len(signs), BLOCK):
+        distance = (1 - signs[start : start + BLOCK] @ signs.T / SIDE**2) / 2  # exact: sums of up to 256 ones
+        a, b = np.nonzero(distance <= share)
+        later = a + start < b
+        a, b = a[later], b[later]
+        found.append(np.stack([rows[a + start], rows[b], distance[a, b]], axis=1))
+    pairs = pd.DataFrame(np.concatenate(found), columns=["a", "b", "distance"])
+    return pairs.astype({"a": "int64", "b": "int64"})
 
 
 def drop_duplicates(table, pairs):

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-from solutions.covid19.collections import NO_FINDING
+from solutions.covid19.layouts import NO_FINDING
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +79,11 @@ def _tell(table):
             log.info(f"{odd.sum():,} {what} cannot be read and count as unknown, the first is {first[said]!r} "
                      f"({first['table']}, row {first['line']})")  # fmt: skip
     people = table.loc[table["kept"], ["collection", "patient_id"]].drop_duplicates()
-    number = people.apply(lambda row: row["patient_id"].removeprefix(row["collection"] + " "), axis=1)
-    both = people[number.duplicated(keep=False)] if len(people) else people
-    if len(both):
-        first = number[both.index[0]]
-        names = ", ".join(both.loc[number[both.index] == first, "collection"])
-        log.info(f"{number[both.index].nunique():,} patient numbers are in two or more collections, the first is "
+    number = [patient.removeprefix(name + " ") for name, patient in zip(*map(people.get, people), strict=True)]
+    shared = people.assign(number=number)
+    shared = shared[shared["number"].duplicated(keep=False)]
+    if len(shared):
+        first = shared["number"].iloc[0]
+        names = ", ".join(shared.loc[shared["number"] == first, "collection"])
+        log.info(f"{shared['number'].nunique():,} patient numbers are in more than one collection, the first is "
                  f"{first} ({names}): taken for different people unless an image is in both")  # fmt: skip

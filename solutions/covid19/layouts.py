@@ -1,0 +1,134 @@
+"""The tables of the public collections, each as it is, in columns that they share."""
+
+import logging
+import re
+
+import numpy as np
+import pandas as pd
+
+from common.errors import InputError
+
+log = logging.getLogger(__name__)
+ACTUALMED, FIGURE1 = "Actualmed-COVID-chestxray-dataset", "Figure1-COVID-chestxray-dataset"
+NIH, CHEXPERT, NO_FINDING = "NIH ChestX-ray14", "CheXpert", "No Finding"
+OLDEST = 120  # years; NIH's first table holds ages up to 414, which are typing errors
+_FRONTAL = {"pa", "ap", "aps", "frontal"}
+_LATERAL = {"l", "ll", "rl", "lat", "lateral"}
+_OTHER = {"ct", "axial", "coronal", "sagittal", "oblique", "decubitus", "lordotic"}
+_X_RAY = {"xray", "xr", "cr", "dx", "radiograph", "radiography"}
+_COVID = {"covid-19", "covid19", "covid", "sars-cov-2", "2019-ncov"}
+_NOT_SAID = {"", "todo", "tbd", "unknown", "inconclusive", "na", "n/a", "nan", "none", "?"}
+_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
+
+
+def from_metadata(path, raw):
+    """A metadata.csv of ieee8023, Actualmed or Figure1 in the shared columns.
+
+    They differ in what names the image: `filename`, `imagename`, or the patient alone. raw: as `read_table` gives it;
+    names of columns in capitals or not. Returns collection, home, file_name, folder, patient_id, age, age_said, sex,
+    view, view_said, modality, devices, finding and label: see `collections.read_collections`. Raises InputError naming
+    the file for a column that is missing or there twice.
+    """
+    raw = raw.rename(columns=str.lower)
+    twice = raw.columns.duplicated()
+    if twice.any():
+        raise InputError(f"{path}, row 1: a column name is there twice: {raw.columns[twice][0]}")
+    kind = next((name for name in ("filename", "imagename") if name in raw), "patientid")
+    _need(path, raw, "finding", kind)
+    absent = [name for name in ("patientid", "age", "view") if name not in raw]
+    if absent:
+        log.info(f"{path}: no column {', '.join(absent)}; unknown for all its images")
+    own = {"filename": path.resolve().parent.name, "imagename": ACTUALMED, "patientid": FIGURE1}[kind]
+    source = _column(raw, "source").str.rstrip("/").str.split("/").str[-1]
+    patients = _column(raw, "patientid")
+    if kind == "patientid":
+        patients = patients.str.replace(r"(?<=\d)[a-z]$", "", regex=True)  # COVID-00003a and b are one patient's
+    return _shared(raw[kind], source.where(source != "", own), True, patients, raw["finding"], _column(raw, "age"),
+                   _column(raw, "sex"), _column(raw, "view"), modality=_each(_column(raw, "modality"), _modality),
+                   folder=_column(raw, "folder"))  # fmt: skip
+
+
+def from_nih(path, raw):
+    """NIH's Data_Entry_2017*.csv in the columns of `from_metadata`; finding: its "Finding Labels"."""
+    _need(path, raw, "Image Index", "Finding Labels", "Patient ID")
+    sex = _column(raw, "Patient Gender" if "Patient Gender" in raw else "Patient Sex")
+    patients = raw["Patient ID"].str.replace(r"^0+(?=\d+$)", "", regex=True)
+    return _shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], _column(raw, "Patient Age"), sex,
+                   _column(raw, "View Position"))  # fmt: skip
+
+
+def from_chexpert(path, raw):
+    """CheXpert's train.csv or valid.csv in the columns of `from_metadata`.
+
+    finding: "No Finding" where that is 1, else the names of the positive ones, "" without any. devices: True where
+    "Support Devices" is 1 or -1 (uncertain).
+    """
+    _need(path, raw, "Path", NO_FINDING)
+    about = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING, "Support Devices"]
+    marks = raw.drop(columns=about, errors="ignore").apply(pd.to_numeric, errors="coerce") == 1
+    kinds, which = np.unique(marks.to_numpy(), axis=0, return_inverse=True)
+    texts = np.array(["|".join(marks.columns[kind]) for kind in kinds], object)[np.ravel(which)]
+    nothing = pd.to_numeric(raw[NO_FINDING], errors="coerce") == 1
+    devices = pd.to_numeric(_column(raw, "Support Devices"), errors="coerce").isin([1, -1])
+    view = (_column(raw, "Frontal/Lateral") + " " + _column(raw, "AP/PA")).str.strip()
+    patients = raw["Path"].str.extract(r"(patient\d+)/")[0].fillna("")
+    finding = pd.Series(np.where(nothing, NO_FINDING, texts), raw.index, dtype=object)
+    return _shared(raw["Path"], CHEXPERT, False, patients, finding, _column(raw, "Age"), _column(raw, "Sex"), view,
+                   devices=devices)  # fmt: skip
+
+
+def label_of(finding):
+    """1 for a finding with COVID-19, 0 for a known one without, -1 where it is not known ("todo", "COVID-19?").
+
+    Findings are lists as in "COVID-19, ARDS" or paths as in "Pneumonia/Viral/COVID-19".
+    """
+    words = [re.sub(r"[\s_]+", "-", word.strip().casefold()) for word in re.split(r"[,/;|]", finding)]
+    if any(word in _COVID for word in words):
+        return 1
+    hazy = any(word in _NOT_SAID or re.search("covid|corona|ncov|cov-2", word) for word in words)
+    return -1 if hazy or finding.casefold() in _NOT_SAID else 0
+
+
+def _shared(names, collection, home, patients, finding, age, sex, view, modality="X-ray", devices=False, folder=""):
+    years, said = _ages(age)
+    return pd.DataFrame({
+        "collection": collection, "home": home, "file_name": names, "folder": folder, "patient_id": patients,
+        "age": years, "age_said": said, "sex": _each(sex, lambda text: _SEXES.get(text.casefold(), text)),
+        "view": _each(view, _view), "view_said": view, "modality": modality, "devices": devices, "finding": finding,
+        "label": _each(finding, label_of).astype("int64"),
+    })  # fmt: skip
+
+
+def _need(path, raw, *names):
+    for name in names:
+        if name not in raw:
+            raise InputError(f"{path}, row 1: no column {name}: {','.join(raw.columns)[:200]}")
+
+
+def _column(raw, name):
+    return raw[name] if name in raw else pd.Series("", raw.index, dtype=object)
+
+
+def _each(texts, of):
+    """`of` each text, worked out once for each that differs: CheXpert has 223,414 rows."""
+    return texts.map({text: of(text) for text in texts.unique()})
+
+
+def _view(text):
+    words = set(re.findall(r"[a-z]+", text.casefold()))
+    kinds = [kind for kind, known in (("frontal", _FRONTAL), ("lateral", _LATERAL), ("other", _OTHER)) if words & known]
+    return "unknown" if not kinds else kinds[0] if len(kinds) == 1 else "other"
+
+
+def _modality(text):
+    plain = re.sub(r"[^a-z]", "", text.casefold())
+    return "X-ray" if plain in _X_RAY else "CT" if plain == "ct" else text
+
+
+def _ages(texts):
+    """Ages in years, NaN where unknown, and the texts that are none: "60s", or 414."""
+    parts = texts.str.upper().str.extract(r"^(\d+(?:\.\d*)?)([YMD]?)$")
+    years = parts[0].astype(float) * parts[1].map(_YEARS).astype(float)
+    years = years.mask(years > OLDEST)
+    return years, texts.where(years.isna(), "")
