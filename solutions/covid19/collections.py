@@ -152,8 +152,8 @@ def _raise(error):
 
 def _file(index, name, folder, where):
     """Path of the image that a row names, None without one; of several that in its folder, of the very name."""
-    paths = index.get(_stem(name), [])
-    for fits in (lambda path: path.parent.name == (folder or "images"), lambda path: path.name == Path(name).name):
+    paths, folder = index.get(_stem(name), []), folder or Path(name).parent.name or "images"
+    for fits in (lambda path: path.parent.name == folder, lambda path: path.name == Path(name).name):
         if len(paths) > 1:
             paths = [path for path in paths if fits(path)] or paths
     if len(paths) > 1:

@@ -76,7 +76,7 @@ def _tell(table):
     ):
         if odd.any():
             first = table[odd].iloc[0]
-            log.info(f"{odd.sum():,} {what} cannot be read and count as unknown, the first is {first[said]!r} "
+            log.info(f"{what} that cannot be read count as unknown: {odd.sum():,}, the first is {first[said]!r} "
                      f"({first['table']}, row {first['line']})")  # fmt: skip
     people = table.loc[table["kept"], ["collection", "patient_id"]].drop_duplicates()
     number = [patient.removeprefix(name + " ") for name, patient in zip(*map(people.get, people), strict=True)]
@@ -85,5 +85,5 @@ def _tell(table):
     if len(shared):
         first = shared["number"].iloc[0]
         names = ", ".join(shared.loc[shared["number"] == first, "collection"])
-        log.info(f"{shared['number'].nunique():,} patient numbers are in more than one collection, the first is "
+        log.info(f"patient numbers in more than one collection: {shared['number'].nunique():,}, the first is "
                  f"{first} ({names}): taken for different people unless an image is in both")  # fmt: skip
