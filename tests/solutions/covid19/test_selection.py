@@ -28,8 +28,9 @@ def rows(*changes):
 
 
 def normals(n, collection="NIH", **change):
-    return [{"collection": collection, "home": False, "finding": "No Finding",
-             "image_id": f"{collection}{k}", "path": f"{collection}{k}.png", "patient_id": f"{collection} {k}", **change} for k in range(n)]  # fmt: skip
+    about = {"collection": collection, "home": False, "finding": "No Finding", **change}
+    return [{**about, "image_id": f"{collection}{k}", "path": f"{collection}{k}.png", "patient_id": f"{collection} {k}"}
+            for k in range(n)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
