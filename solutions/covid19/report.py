@@ -1,0 +1,227 @@
+"""The page of a run: first whether its score can be believed, then the score and what it was made from."""
+
+import numpy as np
+import pandas as pd
+
+from common.errors import InputError
+from common.paths import read_json, read_parquet
+from common.report import class_plots, page, plots, sections
+from solutions.covid19 import pictures
+from solutions.covid19.audit_section import audit_section, numbers, with_interval
+from solutions.covid19.config import COVID, PUBLISHED
+from solutions.covid19.data import read_selection, rejected_shares
+from solutions.covid19.scoring import HALF
+
+RATES = ("accuracy", "sensitivity", "specificity")
+WITHOUT = f"no {COVID}"
+LABELS = {1: COVID, 0: WITHOUT, -1: "unknown"}
+
+
+def write_report(context, data, tuned):
+    """Write report.html of the run from whatever is there; parts that are missing are left out or said to be.
+
+    tuned: whether the figures in the run are those of its present networks and settings.
+    """
+    from solutions.covid19.audit import read_audit  # it imports the pipeline, which imports this module
+    from solutions.covid19.pipeline import scored
+
+    run = context.run
+    audit = read_audit(run) if tuned else None
+    parts = [_verdict(context, audit), sections.synthetic(context), _headline(run, tuned), _data(data, run),
+             _lungs(context, data), *sections.training(context)]  # fmt: skip
+    if tuned:
+        oof = scored(run, data)
+        parts += [_folds(run), _answers(oof), audit_section(context, data, oof, audit)]
+        if (run.step("submit") or {}).get("rows") and run.path("submission.csv").is_file():
+            parts.append(_submission(run))
+    parts.append(sections.about(run))
+    title = f"{COVID}, preset {context.preset}"
+    page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
+
+
+def _verdict(context, audit):
+    if audit is not None:
+        return page.note(audit[0]["said"], "warning" if audit[0]["biased"] else "info")
+    command = f"python -m solutions covid19 audit --out {context.run.folder}"
+    return page.note(f"How much of the score is the images' origin has not been audited: {command}")
+
+
+# ---- the score in short --------------------------------------------------------------------------------------------
+
+
+def _headline(run, tuned):
+    if not tuned:
+        return page.note("No score of these networks and settings: `tune` has not been run.")
+    score = read_json(run.path("score.json"))
+    same = score["same_source"]
+    cards = [("AUROC out of fold", score["auroc"]["estimate"],
+              f"{_range(score['auroc'])}; {score['images']:,} images of {score['patients']:,} patients")]  # fmt: skip
+    if same is None:
+        cards.append(("AUROC, same collections", None, f"cannot be told: no image without {COVID} comes from the "
+                      f"collections that have {COVID}"))  # fmt: skip
+    else:
+        trained = "trained on too" if same["trained_on"] else "never trained on"
+        cards.append(("AUROC, same collections", same["auroc"]["estimate"],
+                      f"{_range(same['auroc'])}; {same['positives']:,} against {same['negatives']:,} images, "
+                      f"the latter {trained}"))  # fmt: skip
+    cards += [(name.capitalize(), score[name]["estimate"], f"{_range(score[name])}, at {HALF}") for name in RATES]
+    return page.cards(cards)
+
+
+def _range(interval):
+    if interval["low"] is None:
+        return "no interval"
+    return f"95 % interval {interval['low']:.4f}–{interval['high']:.4f}"
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def _data(data, run):
+    selection = read_selection(run)
+    used, test = data.table[data.table["fold"] >= 0], data.table[data.table["split"] == "test"]
+    main, same = ((used["role"] == role).sum() for role in ("main", "same_source"))
+    text = (f"{len(selection):,} rows of tables; {main:,} images to train on and to score, of "
+            f"{used.loc[used['role'] == 'main', 'patient_id'].nunique():,} patients; {same:,} of the {COVID} images' "
+            f"own collections that are only scored; {len(test):,} to predict.")  # fmt: skip
+    folds = used.groupby(["fold", "role", "label"]).size().unstack(["role", "label"], fill_value=0)
+    folds.columns = [LABELS[label] + (", only scored" if role == "same_source" else "") for role, label in folds]
+    folds = folds[sorted(folds, key=lambda name: (name != COVID, len(name)))].reset_index()
+    folds.insert(1, "patients", used.groupby("fold")["patient_id"].nunique().to_numpy())
+    return page.section(
+        "Data", text, page.table(left_out(selection), "Every row of the tables, and why it is not used"),
+        page.grid(page.table(folds, "Folds, by patient"), page.figure(_ages(used), "Ages, where they are known")),
+    )  # fmt: skip
+
+
+def left_out(selection):
+    """Rows of the tables by collection and label: how many are used, and how many are left out for which reason.
+
+    selection: what `data.read_selection` gives. Reasons that differ in a number or a name alone are counted as one.
+    """
+    reasons = selection["reason"].str.replace(r"(same (?:image|file)) as (?!a test image).*", r"\1", regex=True)
+    reasons = reasons.str.replace(r"\s*[:(\d].*", "", regex=True)
+    rows = []
+    for (collection, label), part in selection.groupby(["collection", "label"]):
+        why = reasons[part.index[~part["kept"]]].value_counts()
+        rows.append({"collection": collection, "label": LABELS[label], "rows": len(part),
+                     "used": int(part["kept"].sum()), "left out": int(why.sum()),
+                     "because of": ", ".join(f"{n:,} {reason}" for reason, n in why.items())})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _ages(used):
+    return plots.histogram({LABELS[label]: part["age"] for label, part in used.groupby("label")}, "age, years", 20)
+
+
+def _lungs(context, data):
+    config, selection = context.config, read_selection(context.run)
+    shares = rejected_shares(selection)
+    rejected = pd.DataFrame([{"images": name, "came to the gate": n, "rejected": round(share * n), "share": share}
+                             for name, (share, n) in shares.items()])  # fmt: skip
+    seen = data.table[data.table["ok"]]
+    areas = {LABELS[label] if label >= 0 else "test images": 100 * part["area"]
+             for label, part in seen.groupby("label")}  # fmt: skip
+    area = plots.histogram(areas, "lungs, % of the image", threshold=100 * config.lungs.gate)
+    sees = "the lungs alone" if config.view == "lungs" else "the whole image"
+    return page.section(
+        "Lungs", f"This run's networks see {sees}. The dashed line is the gate: images with less are left out.",
+        page.grid(page.table(rejected, f"Rejected by the gate, of images with and without {COVID}", {"share": ".4f"}),
+                  page.figure(area, "Area of the lungs, widened as they are")),
+        *pictures.lungs(data, selection),
+    )  # fmt: skip
+
+
+# ---- the score at length -------------------------------------------------------------------------------------------
+
+
+def _folds(run):
+    try:
+        folds = pd.read_csv(run.path("per_fold.csv"))
+    except ValueError as error:
+        raise InputError(f"{run.path('per_fold.csv')}: damaged ({error}); delete it and run again") from None
+    score, tables = read_json(run.path("score.json")), {}
+    half = folds[folds["rule"].astype(str) == str(HALF)].reset_index(drop=True)
+    for rule, part in folds.groupby(folds["rule"].astype(str)):
+        tables[rule] = _fold_rows(part, score if rule == str(HALF) else score["tuned"])
+    mean = {"network": "this run", **half[list(RATES)].mean()}
+    published = pd.DataFrame([mean] + [{"network": f"{name} (paper)", **dict(zip(RATES, np.divide(values, 100),
+                                        strict=True))} for name, values in PUBLISHED.items()])  # fmt: skip
+    names = [*(f"fold {fold}" for fold in half["fold"]), "all images"]
+    drawn = {name: [*half[[name, f"{name}_low", f"{name}_high"]].to_numpy(float),
+                    numbers(score[name])]
+             for name in RATES}  # fmt: skip
+    caption = "Folds with Wilson's intervals, which take images for independent; all images with those by patient"
+    return page.section(
+        "Folds", page.table(tables.pop(str(HALF)), f"At the probability {HALF}"),
+        page.details("At thresholds by Youden's index, each fold's chosen on the others",
+                     *[page.table(table) for table in tables.values()]),
+        page.grid(page.figure(class_plots.forest(drawn, names, "share"), caption),
+                  page.table(published, "Means of folds, beside what the paper reports on its own images",
+                             dict.fromkeys(RATES, ".4f"))),
+        page.grid(*_confusions(half)),
+    )  # fmt: skip
+
+
+def _fold_rows(part, pooled):
+    """The table of one rule as it is shown: figures with their intervals, the mean of folds, all images together."""
+    shown = part[["fold", "images", "tp", "fn", "tn", "fp"]].astype(object)
+    for name in RATES:
+        values = part[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
+        shown[name] = [with_interval(*row) for row in values]
+    mean = {"fold": "mean ± sd", **{name: f"{part[name].mean():.4f} ± {part[name].std():.4f}" for name in RATES}}
+    counts = part[["images", "tp", "fn", "tn", "fp"]].sum().to_dict()
+    every = {"fold": "all images", **counts, **{name: with_interval(*numbers(pooled[name])) for name in RATES}}
+    return pd.concat([shown, pd.DataFrame([mean, every], dtype=object)], ignore_index=True)
+
+
+def _confusions(half):
+    """All images together and, where folds differ, the fold with the best accuracy and the one with the worst."""
+    chosen = {"All images": half}
+    if half["accuracy"].nunique() > 1:
+        for what, place in (("Best", half["accuracy"].idxmax()), ("Worst", half["accuracy"].idxmin())):
+            chosen[f"{what} fold, {half['fold'][place]}"] = half.loc[[place]]
+    figures = []
+    for title, rows in chosen.items():
+        tn, fp, fn, tp = rows[["tn", "fp", "fn", "tp"]].sum()
+        counts = plots.confusion_matrix([[tn, fp], [fn, tp]], [WITHOUT, COVID])
+        figures.append(page.figure(counts, f"{title}: accuracy {(tn + tp) / (tn + fp + fn + tp):.4f}"))
+    return figures
+
+
+def _answers(oof):
+    main, label = oof[oof["role"] == "main"], oof["label"].to_numpy(float)
+    truth = {"all that is scored": np.where(oof["role"] == "main", label, np.nan)}
+    if (oof["home"] & (label == 0)).any():
+        truth["the same collections alone"] = np.where(oof["home"], label, np.nan)
+    columns = np.stack(list(truth.values()), 1)
+    probs = np.repeat(oof["probability"].to_numpy()[:, None], len(truth), 1)
+    figures = [
+        page.figure(plots.roc_curve(columns, probs, list(truth)), "ROC curve out of fold, with the area under it"),
+        page.figure(plots.histogram({LABELS[k]: part["probability"] for k, part in main.groupby("label")},
+                                    "probability", threshold=HALF), "Probabilities by label"),
+    ]  # fmt: skip
+    for k, part in oof.groupby("label", sort=False):
+        groups = {name: images["probability"] for name, images in part.groupby("collection")}
+        if len(groups) > 1:
+            drawn = plots.histogram(groups, "probability", threshold=HALF)
+            figures.append(page.figure(drawn, f"{LABELS[k]}: probabilities by collection"))
+    figures.append(page.figure(plots.reliability(main["label"], main["probability"]), "Reliability"))
+    called = (oof["probability"] >= HALF).astype(int)
+    rows = [{"collection": name, "label": LABELS[k], "images": len(part), "patients": part["patient_id"].nunique(),
+             "answered rightly": (called[part.index] == k).mean(), "mean probability": part["probability"].mean()}
+            for (name, k), part in oof.groupby(["collection", "label"])]  # fmt: skip
+    four = {"answered rightly": ".4f", "mean probability": ".4f"}
+    return page.section("Out of fold", page.grid(*figures),
+                        page.table(pd.DataFrame(rows), f"By collection, at {HALF}", four))  # fmt: skip
+
+
+def _submission(run):
+    step = run.step("submit")
+    text = f"{step['rows']:,} rows. Validated."
+    if step["neutral"]:
+        text += f" {step['neutral']:,} images without lungs that can be judged have the mean probability."
+    if step["hidden"]:
+        text += f" AUROC on the sample's test images {step['hidden']['value']:.4f}."
+    test = {"test images": read_parquet(run.path("test.parquet"))["probability"]}
+    return page.section("Submission", text, page.figure(plots.histogram(test, "probability"), "Probabilities"))
