@@ -63,7 +63,7 @@ def run_audit(context, data):
     verdict = judge(found, score, config.audit.high)
     write_json(run.path("audit.json"), {"checks": found, "focus": summary, "folds": folds, "epochs": fitted.epochs,
                                         **verdict})  # fmt: skip
-    run.record("audit", key, biased=verdict["biased"])
+    run.record("audit", key, of=run.step("tune")["key"], biased=verdict["biased"])
     log.info(verdict["said"])
 
 
@@ -195,8 +195,12 @@ def _sentences(lines):
 
 
 def read_audit(run):
-    """What audit.json holds, and the tables audit.parquet and focus.parquet; None where there is no finished audit."""
-    if not run.step("audit") or not all(run.path(name).is_file() for name in MADE):
+    """What audit.json holds, and the tables audit.parquet and focus.parquet; None without an audit of these scores."""
+    step, tuned = run.step("audit"), run.step("tune")
+    if not (step and tuned and step["of"] == tuned["key"] and all(run.path(name).is_file() for name in MADE)):
         return None
-    return read_json(run.path("audit.json")), read_parquet(run.path("audit.parquet")), read_parquet(
-        run.path("focus.parquet"))  # fmt: skip
+    return (
+        read_json(run.path("audit.json")),
+        read_parquet(run.path("audit.parquet")),
+        read_parquet(run.path("focus.parquet")),
+    )

@@ -25,8 +25,9 @@ from common.steps import (
 )
 from common.submit.table import read_table, write_submission
 from solutions.covid19.collections import read_collections, read_test
+from solutions.covid19.duplicates import drop_duplicates, find_duplicates
 from solutions.covid19.lungs import find_lungs, lungs_made, open_lungs
-from solutions.covid19.selection import drop_duplicates, find_duplicates, select
+from solutions.covid19.selection import select
 
 log = logging.getLogger(__name__)
 MADE_WITH = ("same_source", "negatives", "n_folds", "seed", "store_size")  # settings that decide what `prepare` makes
@@ -102,7 +103,7 @@ def prepare_competition(context):
         raise InputError("name the folder of the images with --data")
     folders = [options.data, *options.normals]
     everything = select(read_collections(folders), config.selection, config.seed)
-    test = _with_files(read_test(folders, options.test, everything["image_id"]))
+    test = _with_files(read_test([options.data], options.test, everything["image_id"]))
     table = _apart(everything[everything["kept"]], test)
     about = {name: getattr(config, name) for name in MADE_WITH}
     about |= {"selection": digest(config.selection), "lungs": lungs_made(config)}
@@ -191,20 +192,25 @@ def _left_out(everything, table, ids, reasons):
 
 
 def _without_duplicates(everything, table, store, config):
-    """Both tables without the same image twice; patients whom a shared image shows to be one are united."""
+    """Both tables without the same image twice, and without patients of whom a test image is.
+
+    Patients whom a shared image shows to be one are united.
+    """
     pairs = find_duplicates(store.images, config.selection.duplicates)
-    both = pairs["a"].map(table["split"]) != pairs["b"].map(table["split"])
-    for a, b in pairs.loc[both, ["a", "b"]].itertuples(index=False):
-        seen, predicted = sorted((a, b), key=lambda row: table["split"][row] == "test")
-        log.info(f"test image {table['file_name'][predicted]} is the same as {table['image_id'][seen]}: left out of "
-                 "training")  # fmt: skip
-        everything, table = _left_out(everything, table, [table["image_id"][seen]], ["same image as a test image"])
     train = table["split"] == "train"
     inside = pairs[pairs["a"].map(train) & pairs["b"].map(train)]
     cleaned = drop_duplicates(table, inside)
     gone = table["kept"] & ~cleaned["kept"]
     everything, table = _left_out(everything, table, cleaned.loc[gone, "image_id"], cleaned.loc[gone, "reason"])
-    return everything, table.assign(patient_id=cleaned["patient_id"])
+    table["patient_id"] = cleaned["patient_id"]
+    across = pairs[pairs["a"].map(train) != pairs["b"].map(train)]
+    for a, b in across[["a", "b"]].itertuples(index=False):
+        seen, predicted = (a, b) if train[a] else (b, a)
+        name, patient = table["file_name"][predicted], table["patient_id"][seen]
+        log.info(f"test image {name} is the same as {table['image_id'][seen]}: its patient is left out of training")
+        ids = table.loc[table["kept"] & train & (table["patient_id"] == patient), "image_id"]
+        everything, table = _left_out(everything, table, ids, [f"the patient of the test image {name}"] * len(ids))
+    return everything, table
 
 
 def _gated(everything, table, lungs):
