@@ -5,6 +5,7 @@
 # Run again, it does only what is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+unset PYTHONDONTWRITEBYTECODE  # set, every process compiles all of torch anew: many seconds each
 
 what="${1:-install}"
 case "$what" in
@@ -44,5 +45,5 @@ case "$what" in
   install) echo "ready: .venv/bin/python -m solutions" ;;
   demo) exec "$python" -m solutions demo "$@" ;;
   # a process a core, each on one thread: tests are many and small, and threads would wait for one another
-  test) OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@" ;;
+  test) OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadgroup "$@" ;;
 esac

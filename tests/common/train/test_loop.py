@@ -227,6 +227,7 @@ def test_epoch_files_stay_few(tmp_path):
     assert max(counts) <= 3 + 3 + 2
 
 
+SHARED = {"epochs": 2, "accumulate": 2, "clip_norm": 1.0, "averaging": ("last", "window", "ema")}
 TWO = """
 import sys, torch
 sys.path.insert(0, {root!r})
@@ -237,7 +238,7 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("toy", {file!r}); toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 from pathlib import Path
-toy.train(Path(sys.argv[1]) / "two" / "f", toy.small(epochs=3, accumulate=2, clip_norm=1.0), dropout=0.0)
+toy.train(Path(sys.argv[1]) / "two" / "f", toy.small(**toy.SHARED), dropout=0.0, n=24)
 distributed.stop()
 """
 
@@ -250,7 +251,7 @@ def test_two_processes_train_as_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     said = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment)
     assert said.returncode == 0, said.stderr[-2000:]
-    train(tmp_path / "one" / "f", small(epochs=3, accumulate=2, clip_norm=1.0), dropout=0.0)
+    train(tmp_path / "one" / "f", small(**SHARED), dropout=0.0, n=24)
     one, _ = load_weights(tmp_path / "one" / "f" / "final.safetensors")
     two, _ = load_weights(tmp_path / "two" / "f" / "final.safetensors")
     for key, value in one.items():

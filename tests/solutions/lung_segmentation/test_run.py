@@ -138,6 +138,7 @@ def test_a_run_that_was_broken_off_continues_to_the_same_bytes(
     same(finished / "run", tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_run_that_is_out_of_time_or_killed_continues_to_the_same_bytes(finished, tmp_path, command, sample, tiny):
     words = ["run", "demo", "--data", sample, "--out", tmp_path / "run", *tiny, "--network.epochs", "8"]
     result = command(*words, "--hours", "0.0001")

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from tests import browser
 
@@ -24,6 +25,7 @@ def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, co
     assert table[["dice", "low", "high"]].to_numpy().min() >= 0 and (table["low"] <= table["high"]).all()
     np.testing.assert_allclose(table["change"][1:], table["dice"][1:] - table["dice"][0], atol=1e-9)
     assert not (run_copy / "ablation").exists()
+    assert command("report", "--out", "run").status == 0
     assert "Ablation" in (run_copy / "report.html").read_text()
     again = command("ablate", "--out", "run")
     assert again.status == 0 and "epoch" not in again.out
@@ -35,12 +37,14 @@ def test_ablation_says_what_it_needs(run_copy, command):
     assert "window and classic" in line
 
 
+@pytest.mark.long
 def test_range_tests_of_both_networks(run_copy, command):
     result = command("find_lr", "--out", "run")
     assert (result.status, result.errors) == (0, [])
     for name in ("classifier", "segmenter"):
         table = pd.read_csv(run_copy / f"lr_{name}.csv")
         assert np.all(np.diff(table["lr"]) > 0) and table["suggestion"].iloc[0] in table["lr"].to_numpy()
+    assert command("report", "--out", "run").status == 0
     assert "Learning rates" in (run_copy / "report.html").read_text()
 
 

@@ -60,7 +60,7 @@ def test_a_second_run_does_nothing_again(run_copy, command, sample):
     assert "predict: up to date" in result.out and "tune: up to date" in result.out and "epoch" not in result.out
     assert done == {path: path.stat().st_mtime_ns for path in done}
     changed = {name for name, digest in prints(run_copy).items() if before[name] != digest}
-    assert changed <= {"manifest.json", "report.html"}
+    assert changed <= {"manifest.json"}
 
 
 def test_one_fold_through_all_verbs(tmp_path, command, sample):
@@ -90,6 +90,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(finished, tmp_path, command, 
             assert again.read_bytes() == path.read_bytes(), again
 
 
+@pytest.mark.long
 def test_podium_at_tiny_size(tmp_path, command, sample):
     result = command(
         "run", "podium", "--data", sample, "--out", "run", "--store-size", "64", "--n-folds", "2", "--folds", "0", "1",
@@ -119,7 +120,9 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", [
+    name if name in ("paper", "podium") else pytest.param(name, marks=pytest.mark.long) for name in COMBINATIONS
+])  # fmt: skip
 def test_every_choice_trains(name, tmp_path, command, sample):
     augmentation, loss, masks, gate, optimizer, precision = COMBINATIONS[name].split()
     words = ["--segmenter.loss", loss, "--segmenter.schedule", masks, "--classifier.schedule", gate]
@@ -139,6 +142,7 @@ def test_every_choice_trains(name, tmp_path, command, sample):
     assert len(list((tmp_path / "run").glob("fold0/*/final.safetensors"))) == 2
 
 
+@pytest.mark.long
 def test_enrichment_and_no_gate(tmp_path, command, sample):
     words = ["demo", "--data", sample, "--out", "run", *TINY, *FOLD0, *ONE_EPOCH]
     assert command("prepare", *words).status == 0
@@ -177,13 +181,13 @@ def test_verbs_out_of_order(run_copy, refused):
     assert refused("train", "--out", "run", "--classifier.lr", "1").startswith("error: run/fold0/classifier: holds")
 
 
-@pytest.mark.parametrize("option", ["--segmenter.epochs 3", "--classifier.lr 0.1", "--n-folds 3", "--seed 1",
-                                    "--store-size 96", "--segmenter.weights /no/file"])  # fmt: skip
-def test_another_training_is_refused_and_loses_nothing(option, run_copy, command, refused, sample):
+def test_another_training_is_refused_and_loses_nothing(run_copy, command, refused, sample):
     before = prints(run_copy, but=["manifest.json"])
-    line = refused("run", "--data", sample, "--out", "run", *option.split())
-    assert "run/fold0/" in line and "another" in line and "--out" in line
-    assert prints(run_copy, but=["manifest.json"]) == before
+    for option in ("--segmenter.epochs 3", "--classifier.lr 0.1", "--n-folds 3", "--seed 1", "--store-size 96",
+                   "--segmenter.weights /no/file"):  # fmt: skip
+        line = refused("run", "--data", sample, "--out", "run", *option.split())
+        assert "run/fold0/" in line and "another" in line and "--out" in line, option
+        assert prints(run_copy, but=["manifest.json"]) == before, option
     again = command("run", "--data", sample, "--out", "run")
     assert again.status == 0 and "epoch" not in again.out and "predict: up to date" in again.out
 
@@ -269,6 +273,7 @@ def start(*words, **options):
                           timeout=600, **options)  # fmt: skip
 
 
+@pytest.mark.long
 def test_killed_runs_end_with_the_same_bytes():
     done = start("-m", "benchmarks.kills", "--kills", "3")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -143,6 +143,7 @@ def test_one_fold_and_one_member_through_all_verbs(tmp_path, command, sample, ti
     assert [*headings(run)][-3:] == ["Ablation", "Submission", "This run"]
 
 
+@pytest.mark.long
 def test_a_run_that_is_broken_off_in_every_step_continues_to_the_same_bytes(
     finished, run_copy, command, sample, tiny, monkeypatch
 ):
@@ -188,6 +189,7 @@ def test_another_rule_is_tuned_without_predicting_and_old_results_are_not_shown(
     assert decided.loc[decided["class_id"] == NO_FINDING, "image_id"].nunique() == 4
 
 
+@pytest.mark.long
 def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page, monkeypatch):
     result = command("ablate", "--out", "run")
     assert (result.status, result.errors) == (0, [])
