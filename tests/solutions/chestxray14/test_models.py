@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from common.errors import InputError
@@ -10,7 +9,6 @@ from solutions.chestxray14.models import (
     FusionNet,
     build_fusion,
     build_network,
-    feature_map,
     freeze_body,
     load_fusion,
     load_network,
@@ -66,18 +64,6 @@ def test_weighting_is_the_pooled_mask_on_the_plain_map():
         assert torch.equal(
             weighted(torch.cat([batch[:, :1], torch.full_like(batch[:, 1:], 255)], 1)), plain(batch[:, :1])
         )
-
-
-def test_tokens_lie_where_their_patches_do():
-    class Patches(torch.nn.Module):
-        num_prefix_tokens = 2
-
-        def forward(self, x):
-            tokens = F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
-            return torch.cat([torch.full_like(tokens[:, :2], -1), tokens], 1)
-
-    x = torch.rand(2, 3, 12, 12)
-    assert torch.equal(feature_map(Patches(), x), F.avg_pool2d(x, 4))
 
 
 def test_attention_starts_as_a_dimmed_image():
