@@ -10,7 +10,7 @@ import sys
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # a bar in a log file, now and then
 
-NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14")
+NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", "covid19")
 
 
 def main(argv):
@@ -18,12 +18,19 @@ def main(argv):
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m solutions <name> <verb> [preset] [options]\n"
               f"       python -m solutions <name> --help\n"
-              f"       python -m solutions demo\nsolutions: {', '.join(NAMES)}")  # fmt: skip
+              f"       python -m solutions demo\n"
+              f"       python -m solutions log      what was uploaded, and its scores\n"
+              f"solutions: {', '.join(NAMES)}")  # fmt: skip
         return 0
     if argv[0] == "demo":
         from solutions.demo import run_all
 
         return run_all(NAMES, argv[1:])
+    if argv[0] == "log":
+        from common.cli import run_tool
+        from common.kaggle.log import show
+
+        return run_tool("python -m solutions log", lambda: show, argv[1:])
     if argv[0] not in NAMES:
         print(f"error: {argv[0]!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
         return 2
@@ -31,8 +38,17 @@ def main(argv):
 
     config = importlib.import_module(f"solutions.{argv[0]}.config")
     # late, and tools without the networks that verbs need: importing these takes seconds
-    verbs, tools = (lambda kind=kind: _load(argv[0], kind) for kind in ("pipeline.VERBS", "tools.TOOLS"))
-    return run_verb(argv[0], config, verbs, argv[1:], tools)
+    return run_verb(
+        argv[0], config, lambda: _load(argv[0], "pipeline.VERBS"), argv[1:], lambda: _tools(argv[0], config)
+    )
+
+
+def _tools(name, config):
+    """The solution's own tools, and those that every solution has for Kaggle."""
+    from common import kaggle
+
+    own = _load(name, "tools.TOOLS") if getattr(config, "TOOLS", ()) else {}
+    return {**own, **kaggle.tools(name, getattr(config, "KAGGLE", None))}
 
 
 def _load(name, kind):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from common.config import FitConfig, check_folds
 from common.errors import InputError
+from common.kaggle import Source
 
 COVID = "COVID-19"
 PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds: tables 6 and 7
@@ -188,7 +189,7 @@ DEMO = Config(
     network=NetworkConfig(backbone="tf_efficientnet_lite0", size=128, hidden=(), dropout=0.2, augmentation="light",
                           optimizer="adamw", lr=1e-3, weight_decay=1e-2, schedule="warm_cosine", batch_size=16,
                           epochs=6, averaging=("last",)),
-    audit=AuditConfig(folds=(0, 1, 2), epochs=6),
+    audit=AuditConfig(folds=(0, 1), epochs=5),
     n_folds=3, folds=(0, 1, 2), store_size=128,
 )  # fmt: skip
 
@@ -197,4 +198,10 @@ PRESETS = {
     "efficientnet_b4": _paper("efficientnet_b4"), "podium": PODIUM,
 }  # fmt: skip
 MORE_VERBS = ("audit",)  # beside those that every solution has
+IN_DEMO = ("audit",)  # verbs beside `run` that `python -m solutions demo` shows
 TAKES_NORMALS = True  # --normals
+KAGGLE = Source(
+    "none",
+    advice="Clone github.com/ieee8023/covid-chestxray-dataset, github.com/agchung/Figure1-COVID-chestxray-dataset and "
+    "github.com/agchung/Actualmed-COVID-chestxray-dataset into one folder; the normals are ChestX-ray14's (--normals)",
+)

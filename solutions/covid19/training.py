@@ -129,7 +129,7 @@ def _pinned(context):
 
 
 def _known(labels, rows):
-    labels = np.asarray(labels, np.float32)
+    labels = np.array(labels, np.float32)
     if labels.shape != (len(rows),):
         raise InputError(f"{len(rows)} rows need as many labels, not {labels.shape}")
     bad = np.flatnonzero(~np.isin(labels, (0, 1)))
