@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from common import kaggle
 from common.config import from_dict
 from common.errors import InputError
 from common.paths import read_json
@@ -110,17 +111,29 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """Run one verb or tool of a solution and return the exit status.
 
     `config_module` has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and, if there are any, `TOOLS` (names of
-    verbs that need no run) and TAKES_SIZES or TAKES_NORMALS, True where that option is of use. `load_verbs()` and
+    verbs that need no run), KAGGLE (a common.kaggle.Source, which brings tools of its own) and TAKES_SIZES or
+    TAKES_NORMALS, True where that option is of use. `load_verbs()` and
     `load_tools()` give dicts from a name to a function, and are called late, because they import the networks. A verb's
     function takes the Context. A tool's own parameters and docstring are its command line (types and an `Args:` part; a
     parameter before `/` is positional); it returns how many inputs it could not use. Status 0: done; 2: the input
     cannot be used, said in one line; 3: stopped on purpose, saved; 4: done, but some inputs could not be used, which
     are named.
     """
+    if _is_tool(config_module, argv):
+        return run_tool(f"python -m solutions {solution} {argv[0]}", lambda: load_tools()[argv[0]], argv[1:])
+    hint = "; the same command continues from the last saved state"
+    return _guarded(lambda: _verb(solution, config_module, load_verbs, argv), hint)
+
+
+def run_tool(program, load, argv):
+    """Run the function that `load()` gives as a tool, see `main`, with `argv` behind the words `program`."""
+    return _guarded(lambda: _tool(program, load, argv), "")
+
+
+def _guarded(work, hint):
     start_log()
-    is_tool = _is_tool(config_module, argv)
     try:
-        left_out = _tool(solution, load_tools, argv) if is_tool else _verb(solution, config_module, load_verbs, argv)
+        left_out = work()
         if left_out:
             _say(f"done, but {left_out} of the inputs could not be used; they are named above")
         return PARTIAL if left_out else 0
@@ -140,7 +153,6 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
         log.exception("a defect of the program")
         raise
     except KeyboardInterrupt:
-        hint = "" if is_tool else "; the same command continues from the last saved state"
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
     finally:
@@ -159,7 +171,7 @@ def _say(line):
 
 
 def _tools(config_module):
-    return getattr(config_module, "TOOLS", ())
+    return (*getattr(config_module, "TOOLS", ()), *kaggle.offered(getattr(config_module, "KAGGLE", None)))
 
 
 def _is_tool(config_module, argv):
@@ -168,12 +180,12 @@ def _is_tool(config_module, argv):
     return argv[0] not in VERBS or re.search(r"\.(csv(\.gz)?|parquet)$", (*argv[1:], "")[0]) is not None
 
 
-def _tool(solution, load_tools, argv):
+def _tool(program, load, argv):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(f"{argv[0]} runs in one process: leave out torchrun")
-    tool = load_tools()[argv[0]]
+        raise InputError(f"{program.split()[-1]} runs in one process: leave out torchrun")
+    tool = load()
     later = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
-    return _read(later, f"python -m solutions {solution} {argv[0]}", argv[1:])()
+    return _read(later, program, argv)()
 
 
 def _verb(solution, config_module, load_verbs, argv):

@@ -10,7 +10,7 @@ import sys
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # a bar in a log file, now and then
 
-NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", "covid19")
+NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14")
 
 
 def main(argv):
@@ -39,16 +39,16 @@ def main(argv):
     config = importlib.import_module(f"solutions.{argv[0]}.config")
     # late, and tools without the networks that verbs need: importing these takes seconds
     return run_verb(
-        argv[0], config, lambda: _load(argv[0], "pipeline.VERBS"), argv[1:], lambda: _tools(argv[0], config)
+        argv[0], config, lambda: _load(argv[0], "pipeline.VERBS"), argv[1:], lambda: _tools(argv[0], config, argv[1])
     )
 
 
-def _tools(name, config):
-    """The solution's own tools, and those that every solution has for Kaggle."""
+def _tools(name, config, wanted):
+    """The tools for Kaggle, which every solution has, or the solution's own, whichever `wanted` is among."""
     from common import kaggle
 
-    own = _load(name, "tools.TOOLS") if getattr(config, "TOOLS", ()) else {}
-    return {**own, **kaggle.tools(name, getattr(config, "KAGGLE", None))}
+    shared = kaggle.tools(name, config.KAGGLE)
+    return shared if wanted in shared else _load(name, "tools.TOOLS")
 
 
 def _load(name, kind):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from common.config import FitConfig, check_folds
 from common.errors import InputError
+from common.kaggle import Source
 
 SLUG = "data"  # of nih-chest-xrays/data
 LABELS = (
@@ -189,3 +190,4 @@ PRESETS = {
 }  # fmt: skip
 MORE_VERBS = ()  # beside those that every solution has
 TOOLS = ("table", "localise", "score")  # verbs that need no run; score with a file of predictions
+KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

@@ -10,6 +10,7 @@ from typing import Literal
 
 from common.config import FitConfig, check_folds
 from common.errors import InputError
+from common.kaggle import Source
 
 STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart": ("left", "right", "heart")}
 
@@ -184,3 +185,4 @@ PRESETS = {
 }  # fmt: skip
 MORE_VERBS = ("ablate", "cross", "find_lr", "export")  # beside those that every solution has
 TOOLS = ("masks", "crops")  # verbs that need no run
+KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

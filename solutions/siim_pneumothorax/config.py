@@ -8,6 +8,7 @@ from typing import Literal
 
 from common.config import FitConfig, check_folds
 from common.errors import InputError
+from common.kaggle import Source
 
 SLUG = "siim-acr-pneumothorax-segmentation"
 SIZE = 1024  # pixels of the competition's images, and of the masks in every submission
@@ -221,3 +222,16 @@ DEMO = Config(
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 MORE_VERBS = ("ablate", "find_lr")  # beside those that every solution has
+
+
+def check_submission(path, sample):
+    """The Summary of a submission; InputError where it is not one for the images of `sample`."""
+    from common.submit.validate import validate_masks  # late: it takes seconds
+
+    return validate_masks(path, sample)
+
+
+KAGGLE = Source(
+    "competition", (SLUG,), samples=("stage_2_sample_submission.csv", "sample_submission.csv"),
+    check=check_submission, score="dice",
+)  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Literal
 
 from common.config import FitConfig, check_folds
 from common.errors import InputError
+from common.kaggle import Source
 
 SLUG = "vinbigdata-chest-xray-abnormalities-detection"
 CLASSES = (
@@ -209,3 +210,15 @@ PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 MORE_VERBS = ("ablate",)  # beside those that every solution has
 TOOLS = ("ensemble",)  # verbs that need no run
 TAKES_SIZES = True  # boxes are in pixels of the originals: --sizes has them for resized copies
+
+
+def check_submission(path, sample):
+    """The Summary of a submission; InputError where it is not one for the images of `sample`."""
+    from common.submit.validate import validate_boxes  # late: it takes seconds
+
+    return validate_boxes(path, sample)
+
+
+KAGGLE = Source(
+    "competition", (SLUG,), check=check_submission, score="map",
+)  # fmt: skip

@@ -1,0 +1,76 @@
+"""The real client against the local server, in a folder and a home of the test's own."""
+
+import io
+import os
+import stat
+import zipfile
+
+import pytest
+
+from common.kaggle import client, credentials, upload
+from tests.kaggle_server import KEY, SIGNATURE, TOKEN, KaggleServer
+
+SECRETS = (KEY, TOKEN, SIGNATURE.split("=")[1])
+
+
+def make_zip(files, compression=zipfile.ZIP_STORED):
+    """Bytes of a zip; a name that ends in ! becomes a link to its content."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name.rstrip("!"), (2024, 2, 3, 4, 5, 6))
+            entry.compress_type = compression
+            entry.external_attr = (stat.S_IFLNK if name.endswith("!") else stat.S_IFREG | 0o644) << 16
+            archive.writestr(entry, content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server():
+    with KaggleServer() as running:
+        yield running
+
+
+@pytest.fixture
+def home(server, tmp_path, monkeypatch):
+    """A home with a kaggle.json, variables that lead the client to the server, short waits; the test runs in work/."""
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    for name, value in server.environment(folder).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(client, "PATIENCE", 60.0)
+    monkeypatch.setattr(upload, "POLL", 0.1)
+    monkeypatch.setattr(upload, "ARRIVAL", 0.5)
+    credentials._complain.cache_clear()
+    return folder
+
+
+@pytest.fixture
+def command(home, capfd):
+    """`command(*words)`: runs `python -m solutions …`; returns status, output and errors, both checked for secrets."""
+    from solutions.__main__ import main
+
+    def run(*words):
+        capfd.readouterr()
+        status = main([str(word) for word in words])
+        said = capfd.readouterr()
+        for secret in SECRETS:
+            assert secret not in said.out + said.err
+        return status, said.out, said.err.strip()
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """`refused(*words)`: asserts that the command ends in one line, status 2, and returns the line."""
+
+    def run(*words):
+        status, _, errors = command(*words)
+        assert status == 2 and errors.startswith("error: ") and "\n" not in errors, (status, errors)
+        return errors
+
+    return run
