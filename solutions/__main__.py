@@ -10,7 +10,7 @@ import sys
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # a bar in a log file, now and then
 
-NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14")
+NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", "covid19")
 
 
 def main(argv):

@@ -198,6 +198,7 @@ PRESETS = {
     "efficientnet_b4": _paper("efficientnet_b4"), "podium": PODIUM,
 }  # fmt: skip
 MORE_VERBS = ("audit",)  # beside those that every solution has
+IN_DEMO = ("audit",)  # verbs beside `run` that `python -m solutions demo` shows
 TAKES_NORMALS = True  # --normals
 KAGGLE = Source(
     "none",
