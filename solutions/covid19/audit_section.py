@@ -31,7 +31,7 @@ def audit_section(context, data, oof, audit):
     asked = pd.DataFrame([
         {"network": names[check], "question": part["said"], "images": part.get("images"),
          "AUROC": with_interval(*numbers(part["auroc"])) if part["auroc"] else None} for check, part in checks.items()
-    ])  # fmt: skip
+    ]).astype({"images": "Int64"})  # fmt: skip
     held_out = oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")]
     shown = pictures.telling(held_out)
     stages = {view: STAGE if view == config.view else "audit-image" for view in found["focus"]}
@@ -78,7 +78,7 @@ def numbers(interval):
 
 
 def with_interval(estimate, low, high):
-    """The text of a figure with its interval, None where it is not defined."""
+    """The text of a figure with its interval, which is not broken into lines; None where it is not defined."""
     if np.isnan(estimate):
         return None
-    return f"{estimate:.4f}" if np.isnan(low) else f"{estimate:.4f} [{low:.4f}, {high:.4f}]"
+    return f"{estimate:.4f}" if np.isnan(low) else f"{estimate:.4f} [{low:.4f},\u00a0{high:.4f}]"

@@ -85,12 +85,13 @@ def _data(data, run):
             f"{used.loc[used['role'] == 'main', 'patient_id'].nunique():,} patients; {same:,} of the {COVID} images' "
             f"own collections that are only scored; {len(test):,} to predict.")  # fmt: skip
     folds = used.groupby(["fold", "role", "label"]).size().unstack(["role", "label"], fill_value=0)
-    folds.columns = [LABELS[label] + (", only scored" if role == "same_source" else "") for role, label in folds]
-    folds = folds[sorted(folds, key=lambda name: (name != COVID, len(name)))].reset_index()
+    folds.columns = ["only scored" if role == "same_source" else LABELS[label] for role, label in folds]
+    folds = folds[[name for name in (COVID, WITHOUT, "only scored") if name in folds]].reset_index()
     folds.insert(1, "patients", used.groupby("fold")["patient_id"].nunique().to_numpy())
     return page.section(
         "Data", text, page.table(left_out(selection), "Every row of the tables, and why it is not used"),
-        page.grid(page.table(folds, "Folds, by patient"), page.figure(_ages(used), "Ages, where they are known")),
+        page.table(folds, "Folds, by patient"),
+        page.figure(plots.histogram(_by_label(used, "age"), "age, years", 20), "Ages, where they are known"),
     )  # fmt: skip
 
 
@@ -101,8 +102,10 @@ def left_out(selection):
     """
     reasons = selection["reason"].str.replace(r"(same (?:image|file)) as (?!a test image).*", r"\1", regex=True)
     reasons = reasons.str.replace(r"\s*[:(\d].*", "", regex=True)
-    rows = []
-    for (collection, label), part in selection.groupby(["collection", "label"]):
+    rows, collections = [], selection["collection"].unique().tolist()
+    kinds = dict(list(selection.groupby(["collection", "label"])))
+    for collection, label in sorted(kinds, key=lambda kind: (collections.index(kind[0]), -kind[1])):
+        part = kinds[collection, label]
         why = reasons[part.index[~part["kept"]]].value_counts()
         rows.append({"collection": collection, "label": LABELS[label], "rows": len(part),
                      "used": int(part["kept"].sum()), "left out": int(why.sum()),
@@ -110,23 +113,22 @@ def left_out(selection):
     return pd.DataFrame(rows)
 
 
-def _ages(used):
-    return plots.histogram({LABELS[label]: part["age"] for label, part in used.groupby("label")}, "age, years", 20)
+def _by_label(table, column):
+    """A column's values by the names of the labels, COVID-19 first."""
+    return {name: table.loc[table["label"] == label, column] for label, name in LABELS.items()}
 
 
 def _lungs(context, data):
     config, selection = context.config, read_selection(context.run)
     shares = rejected_shares(selection)
-    rejected = pd.DataFrame([{"images": name, "came to the gate": n, "rejected": round(share * n), "share": share}
+    rejected = pd.DataFrame([{"images": name, "came": n, "rejected": round(share * n), "share": share}
                              for name, (share, n) in shares.items()])  # fmt: skip
-    seen = data.table[data.table["ok"]]
-    areas = {LABELS[label] if label >= 0 else "test images": 100 * part["area"]
-             for label, part in seen.groupby("label")}  # fmt: skip
+    areas = {name: 100 * values for name, values in _by_label(data.table[data.table["ok"]], "area").items()}
     area = plots.histogram(areas, "lungs, % of the image", threshold=100 * config.lungs.gate)
     sees = "the lungs alone" if config.view == "lungs" else "the whole image"
     return page.section(
         "Lungs", f"This run's networks see {sees}. The dashed line is the gate: images with less are left out.",
-        page.grid(page.table(rejected, f"Rejected by the gate, of images with and without {COVID}", {"share": ".4f"}),
+        page.grid(page.table(rejected, "Images that came to the gate", {"share": ".4f"}),
                   page.figure(area, "Area of the lungs, widened as they are")),
         *pictures.lungs(data, selection),
     )  # fmt: skip
@@ -156,10 +158,9 @@ def _folds(run):
         "Folds", page.table(tables.pop(str(HALF)), f"At the probability {HALF}"),
         page.details("At thresholds by Youden's index, each fold's chosen on the others",
                      *[page.table(table) for table in tables.values()]),
-        page.grid(page.figure(class_plots.forest(drawn, names, "share"), caption),
-                  page.table(published, "Means of folds, beside what the paper reports on its own images",
-                             dict.fromkeys(RATES, ".4f"))),
-        page.grid(*_confusions(half)),
+        page.figure(class_plots.forest(drawn, names, "share"), caption), page.grid(*_confusions(half)),
+        page.table(published, "Means of folds, beside what the paper reports on its own images",
+                   dict.fromkeys(RATES, ".4f")),
     )  # fmt: skip
 
 
@@ -172,15 +173,17 @@ def _fold_rows(part, pooled):
     mean = {"fold": "mean ± sd", **{name: f"{part[name].mean():.4f} ± {part[name].std():.4f}" for name in RATES}}
     counts = part[["images", "tp", "fn", "tn", "fp"]].sum().to_dict()
     every = {"fold": "all images", **counts, **{name: with_interval(*numbers(pooled[name])) for name in RATES}}
-    return pd.concat([shown, pd.DataFrame([mean, every], dtype=object)], ignore_index=True)
+    table = pd.concat([shown, pd.DataFrame([mean, every], dtype=object)], ignore_index=True)
+    return table.astype(dict.fromkeys(counts, "Int64"))
 
 
 def _confusions(half):
-    """All images together and, where folds differ, the fold with the best accuracy and the one with the worst."""
-    chosen = {"All images": half}
-    if half["accuracy"].nunique() > 1:
-        for what, place in (("Best", half["accuracy"].idxmax()), ("Worst", half["accuracy"].idxmin())):
-            chosen[f"{what} fold, {half['fold'][place]}"] = half.loc[[place]]
+    """The fold with the best accuracy and the one with the worst; all images together where folds do not differ."""
+    best, worst = half["accuracy"].idxmax(), half["accuracy"].idxmin()
+    chosen = {f"Best fold, {half['fold'][best]}": half.loc[[best]],
+              f"Worst fold, {half['fold'][worst]}": half.loc[[worst]]}  # fmt: skip
+    if half["accuracy"].nunique() == 1:
+        chosen = {"All images": half}
     figures = []
     for title, rows in chosen.items():
         tn, fp, fn, tp = rows[["tn", "fp", "fn", "tp"]].sum()
@@ -198,8 +201,8 @@ def _answers(oof):
     probs = np.repeat(oof["probability"].to_numpy()[:, None], len(truth), 1)
     figures = [
         page.figure(plots.roc_curve(columns, probs, list(truth)), "ROC curve out of fold, with the area under it"),
-        page.figure(plots.histogram({LABELS[k]: part["probability"] for k, part in main.groupby("label")},
-                                    "probability", threshold=HALF), "Probabilities by label"),
+        page.figure(plots.histogram(_by_label(main, "probability"), "probability", threshold=HALF),
+                    "Probabilities by label"),
     ]  # fmt: skip
     for k, part in oof.groupby("label", sort=False):
         groups = {name: images["probability"] for name, images in part.groupby("collection")}

@@ -1,0 +1,249 @@
+"""The page of a run made by hand: 24 images, two folds, networks of a few weights."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from common.errors import InputError
+from common.paths import read_json, write_json
+from common.report import class_plots, plots
+from common.runs import Run
+from common.train.checkpoint import save_weights
+from solutions.covid19 import pictures, scoring
+from solutions.covid19.config import DEMO
+from solutions.covid19.data import SELECTION, Prepared
+from solutions.covid19.models import build_network
+from solutions.covid19.report import left_out, write_report
+
+SIZE, N = 32, 24
+NETWORK = dataclasses.replace(DEMO.network, backbone="test_resnet", weights="none", size=SIZE, precision="fp32")
+CONFIG = dataclasses.replace(DEMO, network=NETWORK, n_folds=2, folds=(0, 1), store_size=SIZE,
+                             audit=dataclasses.replace(DEMO.audit, folds=(0, 1)))  # fmt: skip
+INTERVAL = {"estimate": 0.875, "low": 0.75, "high": 0.95}
+
+
+def prepared(folder):
+    """12 COVID-19 and 4 other images of Home, 8 of Elsewhere, a patient each; the last of Elsewhere fails the gate."""
+    rng, names = np.random.default_rng(0), [f"im{i}" for i in range(N)]
+    home = np.arange(N) < 16
+    role = np.where(np.arange(N) < 12, "main", np.where(home, "same_source", "main")).astype(object)
+    role[-1] = ""
+    table = pd.DataFrame({
+        "image_id": names, "file_name": [f"{name}.png" for name in names], "row": range(N), "ok": True,
+        "collection": np.where(home, "Home", "Elsewhere"), "home": home, "patient_id": [f"p{i}" for i in range(N)],
+        "age": 50.0, "label": (np.arange(N) < 12).astype(np.int8), "split": "train", "role": role,
+        "fold": np.where(role == "", -1, np.arange(N) % 2), "area": 0.25, "usable": role != "",
+    })  # fmt: skip
+    masks = np.zeros((N, SIZE, SIZE), np.uint8)
+    masks[:, 8:24, 8:24] = 1
+    np.save(folder / "masks.npy", masks)
+    images = rng.integers(30, 255, (N, SIZE, SIZE), np.uint8)
+    return Prepared(table, SimpleNamespace(images=images), folder / "masks.npy", "key", "pixels")
+
+
+def answers(data):
+    oof = data.table.loc[data.table["fold"] >= 0, ["image_id", "fold"]].reset_index(drop=True)
+    return oof.assign(probability=0.93 - 0.04 * np.arange(len(oof)))
+
+
+@pytest.fixture
+def context(tmp_path):
+    """A run that has come to its scores, with its Prepared as `data`."""
+    run = Run(tmp_path / "run")
+    data = prepared(tmp_path)
+    run.describe(0, [])
+    run.record("prepare", [], synthetic=False)
+    selection = data.table.assign(kept=data.table["usable"], view_said="PA", finding="")
+    selection["reason"] = np.where(data.table["usable"], "", "lungs: too small")
+    selection[SELECTION].to_csv(run.path("selection.csv"), index=False)
+    oof = answers(data)
+    oof.to_parquet(run.path("oof.parquet"))
+    known = oof.merge(data.table.drop(columns="fold"), on="image_id")
+    main = known[known["role"] == "main"]
+    cuts = (("0.5", 0.5), ("tuned", 0.6))
+    tables = [scoring.fold_table(main, np.full(len(main), cut)).assign(rule=rule) for rule, cut in cuts]
+    pd.concat(tables).to_csv(run.path("per_fold.csv"), index=False)
+    write_json(run.path("score.json"), scoring.summary(known, {0: 0.6, 1: 0.6}, {"without": (1 / 8, 8)}))
+    run.record("predict", [], images=len(oof))
+    run.record("tune", ["first"], score=0.9)
+    torch.manual_seed(0)
+    for fold in (0, 1):
+        for stage in ("covid", "audit-image"):
+            run.path(f"fold{fold}", stage).mkdir(parents=True)
+            save_weights(run.path(f"fold{fold}", stage, "final.safetensors"), build_network(NETWORK).state_dict())
+    run.write_config("covid19", "demo", CONFIG)
+    yield SimpleNamespace(run=run, config=CONFIG, preset="demo", data=data)
+    run.close()
+
+
+def audited(context, biased):
+    """Files of a finished audit."""
+    run, ids = context.run, answers(context.data)["image_id"]
+    checks = {"border": {"auroc": INTERVAL, "said": "by the margin", "images": 19, "positives": 12},
+              "origin": {"auroc": None, "said": "not asked: too few"}}  # fmt: skip
+    focus = {view: {"share": INTERVAL, "area": 0.25, "images": 19, "flat": 1} for view in ("lungs", "image")}
+    said = "The origin <gives> it away." if biased else "No sign of the origin."
+    write_json(run.path("audit.json"), {"checks": checks, "focus": focus, "folds": [0, 1], "epochs": 6,
+                                        "biased": biased, "said": said, "evidence": []})  # fmt: skip
+    pd.DataFrame({"image_id": ids}).to_parquet(run.path("audit.parquet"))
+    shares = [pd.DataFrame({"view": view, "image_id": ids, "share": 0.5, "area": 0.25}) for view in focus]
+    pd.concat(shares).to_parquet(run.path("focus.parquet"))
+    run.record("audit", [], of=run.step("tune")["key"], biased=biased)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Pages without plots, which take longest: their captions stand there as notes."""
+    for name in ("histogram", "roc_curve", "reliability", "score_with_interval", "confusion_matrix"):
+        monkeypatch.setattr(plots, name, lambda *args, **options: None)
+    monkeypatch.setattr(class_plots, "forest", lambda *args, **options: None)
+
+
+def page_of(context, tuned=True):
+    write_report(context, context.data, tuned)
+    return context.run.path("report.html").read_text()
+
+
+def first_line(text):
+    return re.search(r"</header>\s*<aside class=\"note (\w+)\"[^>]*>([^<]*)</aside>", text).groups()
+
+
+def test_the_first_line_is_whether_the_score_can_be_believed(context, bare):
+    kind, said = first_line(page_of(context))
+    assert kind == "info" and "has not been audited" in said
+    assert said.endswith(f"python -m solutions covid19 audit --out {context.run.folder}")
+    audited(context, biased=True)
+    assert first_line(page_of(context)) == ("warning", "The origin &lt;gives&gt; it away.")
+    audited(context, biased=False)
+    assert first_line(page_of(context)) == ("info", "No sign of the origin.")
+    context.run.record("tune", ["other networks"], score=0.9)
+    text = page_of(context)
+    assert "has not been audited" in first_line(text)[1] and "<h2>Audit" not in text
+    audited(context, biased=True)
+    text = page_of(context, tuned=False)
+    assert "has not been audited" in first_line(text)[1] and "No score of these networks" in text
+    assert "<h2>Folds" not in text and "<h2>Data" in text
+
+
+def test_the_page_of_synthetic_images_says_so_in_its_second_line(context, bare):
+    context.run.record("prepare", [], synthetic=True)
+    audited(context, biased=True)
+    notes = re.findall(r'<aside class="note (\w+)"[^>]*>([^<]*)<', page_of(context))
+    assert notes[0][1].startswith("The origin") and notes[1] == ("warning", notes[1][1]) and "Synth" in notes[1][1]
+
+
+def cards(text):
+    return dict(re.findall(r'<div class="label">([^<]*)</div><div class="value">([^<]*)</div>', text))
+
+
+def test_the_headline_stands_beside_the_same_collections(context):
+    text = page_of(context)
+    # the ranking: COVID-19 (the twelfth at 0.49), then the others of Home, then those of Elsewhere
+    assert cards(text) == {"AUROC out of fold": "1.0000", "AUROC, same collections": "1.0000",
+                           "Accuracy": f"{18 / 19:.4f}", "Sensitivity": f"{11 / 12:.4f}",
+                           "Specificity": "1.0000"}  # fmt: skip
+    assert "12 against 4 images" in text and "never trained on" in text
+    assert "the same collections alone 1.000" in text  # the second ROC curve
+    path = context.run.path("score.json")
+    write_json(path, read_json(path) | {"same_source": None})
+    text = page_of(context)
+    assert cards(text)["AUROC, same collections"] == "–" and "cannot be told: no image without COVID-19" in text
+
+
+def rows_of(text, caption):
+    """Cells of the table with this caption, its head first."""
+    table = re.search(rf"<caption>{caption}[^<]*</caption>(.*?)</table>", text)[1]
+    return [re.findall(r"<t[hd](?: [^>]*)?>([^<]*)<", row) for row in table.split("</tr>")[:-1]]
+
+
+def test_folds_their_mean_and_the_paper_beside_it(context, bare):
+    text = page_of(context)
+    head, even, odd, mean, every = rows_of(text, "At the probability 0.5")
+    assert head[:6] == ["fold", "images", "tp", "fn", "tn", "fp"] and even[:6] == ["0", "10", "6", "0", "4", "0"]
+    assert odd[:6] == ["1", "9", "5", "1", "3", "0"] and odd[6].startswith("0.8889 [")
+    assert mean[6] == f"{(1 + 8 / 9) / 2:.4f} ± {(1 - 8 / 9) / 2**0.5:.4f}"
+    assert every[:6] == ["all images", "19", "11", "1", "7", "0"] and every[7].startswith(f"{11 / 12:.4f} [")
+    ours, paper, *_ = rows_of(text, "Means of folds")[1:]
+    assert ours == ["this run", f"{(1 + 8 / 9) / 2:.4f}", f"{(1 + 5 / 6) / 2:.4f}", "1.0000"]
+    assert paper == ["HRNet (paper)", "0.9926", "0.9853", "0.9882"]
+    captions = re.findall(r">([^<]*: accuracy [\d.]+)", text.split("<h2>Folds")[1])
+    assert captions == ["Best fold, 0: accuracy 1.0000", f"Worst fold, 1: accuracy {8 / 9:.4f}"]
+    context.run.path("per_fold.csv").write_text("")
+    with pytest.raises(InputError, match=r"per_fold.csv: damaged"):
+        page_of(context)
+
+
+def test_rejected_images_are_shown_with_the_reason(context, bare):
+    text = page_of(context)
+    assert "no COVID-19 · im23: too small" in text
+    assert ["without", "12", "1", f"{1 / 12:.4f}"] in rows_of(text, "Images that came")
+    assert ["Elsewhere", "no COVID-19", "8", "7", "1", "1 lungs"] in rows_of(text, "Every row of the tables")
+
+
+def test_reasons_that_differ_in_a_number_or_a_name_are_one():
+    reasons = ["", "lateral (L)", "lateral (Lateral)", "age 12", "same image as a (Home)", "same image as b (NIH)",
+               "same image as a test image", "the same file as c (row 4)", "lungs: one",
+               "not drawn: negatives 5"]  # fmt: skip
+    table = pd.DataFrame({"collection": "Home", "label": 1, "reason": reasons, "kept": [not r for r in reasons]})
+    table.loc[9, "label"] = -1
+    known, unknown = left_out(table).to_dict("records")
+    assert (known["rows"], known["used"], known["left out"], known["label"]) == (9, 1, 8, "COVID-19")
+    assert set(known["because of"].split(", ")) == {"2 lateral", "1 age", "2 same image", "1 the same file", "1 lungs",
+                                                    "1 same image as a test image"}  # fmt: skip
+    assert (unknown["label"], unknown["used"], unknown["because of"]) == ("unknown", 0, "1 not drawn")
+
+
+def test_the_audit_stands_beside_the_headline(context):
+    audited(context, biased=True)
+    text = page_of(context)
+    assert ["the margin", "by the margin", "19", "0.8750 [0.7500,\u00a00.9500]"] in rows_of(text, "What each network")
+    assert ["tells the collections apart", "not asked: too few", "–", "–"] in rows_of(text, "What each network")
+    assert ["the lungs", "0.8750 [0.7500,\u00a00.9500]", "0.2500", "19", "1"] in rows_of(text, "Where networks look")
+    plot = re.search(r"<svg [^>]*aria-label=\"Margin, background.*?</svg>", text, re.S)[0]
+    assert [name in plot for name in ("this run: the lungs", "this run, same collections", "the margin")] == [True] * 3
+    assert "COVID-19, probability 0.490 · im11" in text  # the one that is missed
+
+
+def test_pictures_are_of_the_surest_answers_and_the_surest_mistakes():
+    probability = [0.9, 0.2, 0.8, 0.1, 0.7, 0.45, 0.6, 0.3]
+    table = pd.DataFrame({"label": [1, 1, 1, 0, 0, 0, 1, 1], "probability": probability}, index=range(10, 18))
+    assert pictures.telling(table).index.tolist() == [10, 12, 13, 15, 11, 14]
+    right = table.loc[[10, 12, 13, 15, 16]]
+    assert pictures.telling(right).index.tolist() == [10, 12, 13, 15]
+    assert pictures.telling(table.loc[[11, 14]]).index.tolist() == [11, 14]
+
+
+def test_maps_are_those_of_each_image_s_own_network_and_kept(context, monkeypatch):
+    made, maps = [], pictures.heat_maps
+
+    def heat_maps(model, data, rows, config, view, *args, **options):
+        made.append((view, rows.tolist()))
+        return maps(model, data, rows, config, view, *args, **options)
+
+    monkeypatch.setattr(pictures, "heat_maps", heat_maps)
+    data, stages = context.data, {"lungs": "covid", "image": "audit-image"}
+    shown = data.table.loc[[3, 0, 1], ["image_id", "row", "fold", "label"]].assign(probability=0.5)
+    first = pictures._heat_maps(context, data, shown, stages)
+    assert made == [(view, rows) for view in stages for rows in ([0], [3, 1])]
+    model = pictures.load_network(NETWORK, context.run.path("fold1", "covid", "final.safetensors"))
+    expected = maps(model, data, np.array([3]), NETWORK, "lungs", torch.device("cpu"), progress=False)
+    assert np.allclose(first["lungs"][0], expected[0], atol=1e-6) and expected.max() > 0
+    again = pictures._heat_maps(context, data, shown, stages)
+    assert len(made) == 4 and all((again[view] == first[view]).all() for view in stages)
+    context.run.path("heats.npz").write_bytes(b"PK torn")
+    pictures._heat_maps(context, data, shown, stages)
+    assert len(made) == 8
+    save_weights(context.run.path("fold0", "covid", "final.safetensors"), build_network(NETWORK).state_dict())
+    pictures._heat_maps(context, data, shown, stages)
+    assert len(made) == 12
+
+
+def test_a_strip_shows_pictures_beside_each_other():
+    black, grey = np.zeros((6, 5, 3), np.uint8), np.full((6, 3, 3), 100, np.uint8)
+    strip = pictures.strip([black, grey], gap=2)
+    assert strip.shape == (6, 10, 3) and strip[0, :, 0].tolist() == [0] * 5 + [255] * 2 + [100] * 3
