@@ -45,9 +45,9 @@ def audit_section(context, data, oof, audit):
                     "the dashed line; the same collections where theirs lies below the run's own"),
         page.table(asked, "What each network of the audit was asked"),
         f"What the views let through: {', '.join(SEEN.values())}.", pictures.views(data, shown, config.audit.margin),
-        page.grid(page.figure(_shares(focus, found["focus"]), "Share of each heat map that lies in the lungs; chance "
-                              "is the share of the image that they cover"),
-                  page.table(_focus_rows(found["focus"]), "Where networks look, in the mean")),
+        page.table(_focus_rows(found["focus"]), "Where networks look: the share of a heat map that lies in the lungs, "
+                   "in the mean; chance is the share of the image that they cover"),
+        page.figure(_shares(focus, found["focus"]), "The share of each heat map, and the area of the lungs"),
         f"Grad-CAM, violet to yellow from the least to the most that speaks for {COVID}: {panels}.",
         pictures.heats(context, data, shown, stages),
     )  # fmt: skip

@@ -75,7 +75,7 @@ def views(data, answers, margin):
         row = part["row"].iloc[0]
         image, mask = np.asarray(data.store.images[row]), np.asarray(masks[row])
         strips.append(strip([picture(shown(image, mask, view, margin)) for view in SEEN]))
-        captions.append(f"{said(label)} · {part['image_id'].iloc[0]}: {', '.join(SEEN.values())}")
+        captions.append(f"{said(label)} · {part['image_id'].iloc[0]}")
     return _grid(strips, captions)
 
 

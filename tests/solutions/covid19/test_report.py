@@ -19,6 +19,7 @@ from solutions.covid19.config import DEMO
 from solutions.covid19.data import SELECTION, Prepared
 from solutions.covid19.models import build_network
 from solutions.covid19.report import left_out, write_report
+from tests import browser
 
 SIZE, N = 32, 24
 NETWORK = dataclasses.replace(DEMO.network, backbone="test_resnet", weights="none", size=SIZE, precision="fp32")
@@ -207,6 +208,15 @@ def test_the_audit_stands_beside_the_headline(context):
     plot = re.search(r"<svg [^>]*aria-label=\"Margin, background.*?</svg>", text, re.S)[0]
     assert [name in plot for name in ("this run: the lungs", "this run, same collections", "the margin")] == [True] * 3
     assert "COVID-19, probability 0.490 · im11" in text  # the one that is missed
+
+
+def test_the_page_in_a_browser(context, bare):
+    audited(context, biased=True)
+    page_of(context)
+    for width in (1200, 400):
+        broken, overflow, images = browser.probe(context.run.path("report.html"), width, 900)
+        # two of each kind, the rejected one, what the audit sees by label, the surest five
+        assert (broken, overflow, images) == (0, 0, 6 + 1 + 2 + 5)
 
 
 def test_pictures_are_of_the_surest_answers_and_the_surest_mistakes():
