@@ -13,9 +13,12 @@ def synthetic(context):
     return page.note("Synthetic radiographs: the scores show that the pipeline works, nothing else.", "warning")
 
 
-def training(context):
-    """Learning curves and averaging variants of every training of the run; a list of one section, or of none."""
-    figures, rows = [], []
+def training(context, aside=""):
+    """Learning curves and averaging variants of every training of the run; a list of one section, or of none.
+
+    aside: begin of the stages' names whose curves are folded, such as those of further experiments.
+    """
+    figures, more, rows = [], [], []
     for folder in sorted(context.run.folder.glob("*/*")):
         if not (folder / "history.csv").is_file():
             continue
@@ -32,13 +35,15 @@ def training(context):
                 shown = ", ".join(str(e + 1) for e in figures_of["epochs"]) or "every step"
                 kept = "kept" if variant == summary["chosen"] else ""
                 rows.append((name, variant, shown, metric, figures_of[metric], kept))
-        figures.append(page.figure(plots.learning_curves(history, chosen), f"{name}; shaded: the epochs kept"))
+        curves = more if aside and folder.name.startswith(aside) else figures
+        curves.append(page.figure(plots.learning_curves(history, chosen), f"{name}; shaded: the epochs kept"))
     if not figures:
         return []
     table = pd.DataFrame(rows, columns=["training", "weights", "epochs", "metric", "validation", ""])
-    return [
-        page.section("Training", page.grid(*figures), page.table(table, "Averages of weights compared on validation"))
-    ]
+    fragments = [page.grid(*figures), page.table(table, "Averages of weights compared on validation")]
+    if more:
+        fragments.append(page.details(f"{len(more)} trainings of experiments", page.grid(*more)))
+    return [page.section("Training", *fragments)]
 
 
 def learning_rates(run):

@@ -42,7 +42,8 @@ def audit_section(context, data, oof, audit):
         f"Networks of {found['epochs']} epochs, each fold of {', '.join(map(str, found['folds']))} held out once.",
         page.figure(plots.score_with_interval(lines, "AUROC", config.audit.high),
                     f"Margin, background and origin count against the run where their interval lies above {high}, "
-                    "the dashed line; the same collections where theirs lies below the run's own"),
+                    "the dashed line; the same collections where "
+                    "the AUROC falls by an interval without 0"),
         page.table(asked, "What each network of the audit was asked"),
         f"What the views let through: {', '.join(SEEN.values())}.", pictures.views(data, shown, config.audit.margin),
         page.table(_focus_rows(found["focus"]), "Where networks look: the share of a heat map that lies in the lungs, "

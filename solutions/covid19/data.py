@@ -286,7 +286,9 @@ def read_selection(run):
 def _tell(everything, table, store, config):
     used = table[table["role"] == "main"]
     counts = used["label"].value_counts()
-    kinds = everything.loc[~everything["kept"], "reason"].str.split(r"[:(]").str[0].str.strip().value_counts()
+    kinds = (
+        everything.loc[~everything["kept"], "reason"].str.split(r"[:(\d]| as | of ").str[0].str.strip().value_counts()
+    )
     shown = ", ".join(f"{n} {reason}" for reason, n in kinds.head(6).items())
     log.info(f"selection.csv: {len(everything):,} rows, {everything['kept'].sum():,} used" + (
         f"; left out: {shown}" + (" …" if len(kinds) > 6 else "") if len(kinds) else ""))  # fmt: skip

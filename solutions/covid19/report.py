@@ -27,13 +27,13 @@ def write_report(context, data, tuned):
 
     run = context.run
     audit = read_audit(run) if tuned else None
-    parts = [_verdict(context, audit), sections.synthetic(context), _headline(run, tuned), _data(data, run),
-             _lungs(context, data), *sections.training(context)]  # fmt: skip
+    parts = [_verdict(context, audit), sections.synthetic(context), _headline(run, tuned)]
     if tuned:
         oof = scored(run, data)
-        parts += [_folds(run), _answers(oof), audit_section(context, data, oof, audit)]
-        if (run.step("submit") or {}).get("rows") and run.path("submission.csv").is_file():
-            parts.append(_submission(run))
+        parts += [audit_section(context, data, oof, audit), _folds(run), _answers(oof)]
+    parts += [_data(data, run), _lungs(context, data), *sections.training(context, aside="audit-")]
+    if tuned and (run.step("submit") or {}).get("rows") and run.path("submission.csv").is_file():
+        parts.append(_submission(run))
     parts.append(sections.about(run))
     title = f"{COVID}, preset {context.preset}"
     page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])

@@ -7,7 +7,7 @@ from scipy import stats
 from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.calibration import choose_thresholds
-from common.metrics.classification import confusion_counts
+from common.metrics.classification import auroc, confusion_counts
 from common.metrics.statistics import Interval, bootstrap, bootstrap_auroc
 from common.steps import as_interval
 
@@ -111,17 +111,35 @@ def summary(oof, cuts, rejected, seed=0):
 
 
 def same_source(oof, seed=0):
-    """COVID-19 against the images without it that come from the same collections; None where there are none of them."""
+    """COVID-19 against the images without it that come from the same collections; None where there are none of them.
+
+    auroc, and by how much it is below that of the images with the role main (fall); specificity at 0.5.
+    """
     part = oof[oof["home"] & (oof["label"] >= 0)]
     negatives = part[part["label"] == 0]
     if not len(negatives) or not (part["label"] == 1).any():
         return None
     return {
         "auroc": as_interval(area(part["label"], part["probability"], part["patient_id"], seed)),
+        "fall": as_interval(_fall(oof[oof["label"] >= 0], seed)),
         "specificity": as_interval(rates(part, np.full(len(part), HALF), seed)["specificity"]),
         "negatives": len(negatives), "positives": int((part["label"] == 1).sum()),
         "patients": int(part["patient_id"].nunique()), "trained_on": bool((negatives["role"] == "main").any()),
     }  # fmt: skip
+
+
+def _fall(oof, seed):
+    """AUROC of the images with the role main minus that of the home collections, the same patients drawn for both."""
+    y, probs = oof["label"].to_numpy(), oof["probability"].to_numpy()
+    parts = [np.asarray(oof["role"] == "main"), np.asarray(oof["home"], bool)]
+
+    def difference(rows):
+        of = [rows[part[rows]] for part in parts]
+        return auroc(y[of[0]], probs[of[0]], np.nan) - auroc(y[of[1]], probs[of[1]], np.nan)
+
+    if oof["patient_id"].nunique() < 2:
+        return Interval(np.nan, np.nan, np.nan)
+    return bootstrap(difference, oof["patient_id"].to_numpy(), seed=seed)
 
 
 def _or_none(value):
