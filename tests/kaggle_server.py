@@ -45,6 +45,7 @@ class KaggleServer:
         self.competitions, self.datasets, self.kernels, self.created = {}, {}, {}, {}
         self.rules, self.submissions, self.blobs, self.requests = set(), [], {}, []
         self.cuts, self.stalls, self.score, self.polls, self.left = [], [], lambda content: "0.8421", 1, 5
+        self.on_hang = lambda: None  # called when it hangs
         self.hidden = False  # True: submissions are taken but not yet listed
         self._planned, self._closing = {}, threading.Event()
 
@@ -89,7 +90,8 @@ class KaggleServer:
         return [headers for method, address, headers in self.requests if method == name or address.endswith("/" + name)]
 
     def wait(self):
-        """Hang until the server ends."""
+        """Hang until the server ends, having said so by `on_hang`."""
+        self.on_hang()
         self._closing.wait(60)
 
     def plan(self, name):

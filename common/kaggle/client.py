@@ -45,7 +45,7 @@ def run(args, target, watch=None, needs_account=True):
     client works. Raises InputError, in one line, where the client is missing, hangs, or ends without having done it.
     """
     program, secrets = _program(), credentials.prepare(needs_account)
-    status, lines = _follow([program, "-W", *args], secrets, target, watch)
+    status, lines = _follow([program, *args], secrets, target, watch)
     said = "\n".join(lines)
     if status or _REFUSED.search(said):
         raise InputError(explain(said, status, target))
@@ -147,8 +147,9 @@ def explain(said, status, target):
     coded = _STATUS.findall(said)
     code = int(coded[-1]) if coded else 0
     if "Authentication required" in said or code == 401 or "Unauthenticated" in said:
-        places = ", ".join(map(str, credentials.files())) or "the environment"
-        return f"{target}: Kaggle does not accept the credentials in {places}; {credentials.HOW}"
+        places = ", ".join(credentials.places())
+        refused = f"Kaggle does not accept the credentials in {places}" if places else "Kaggle asks for an account"
+        return f"{target}: {refused}; {credentials.HOW}"
     if "ModuleNotFoundError" in said or "ImportError" in said:
         return f"the kaggle client cannot start ({last}): {INSTALL}"
     denied = code == 403 or re.search(r"(?i)\brules\b|was denied|forbidden", said)

@@ -41,6 +41,11 @@ def files():
     return [path for path in dict.fromkeys(places) if path.is_file()]
 
 
+def places():
+    """Where credentials are, in words: files, and variables."""
+    return [*map(str, files()), *(name for name in _SECRETS if os.environ.get(name))]
+
+
 def prepare(needed=True):
     """Close the files with credentials to other users and return the texts that must not be shown, longest first.
 

@@ -99,7 +99,9 @@ def _check_room(entries, archive, folder):
 
 def _unpack_all(source, entries, archive, folder):
     replaced, root, parents = [], folder.resolve(), set()
-    with tqdm(total=sum(e.file_size for e in entries), unit="B", unit_scale=True, desc="unpack", leave=False) as bar:
+    with tqdm(
+        total=sum(e.file_size for e in entries), unit="B", unit_scale=True, desc="unpack", leave=False, delay=1
+    ) as bar:
         for entry in entries:
             path = folder / entry.filename
             if path.parent not in parents:

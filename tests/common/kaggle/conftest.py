@@ -13,8 +13,13 @@ from tests.kaggle_server import KEY, SIGNATURE, TOKEN, KaggleServer
 SECRETS = (KEY, TOKEN, SIGNATURE.split("=")[1])
 
 
-def make_zip(files, compression=zipfile.ZIP_STORED):
-    """Bytes of a zip; a name that ends in ! becomes a link to its content."""
+@pytest.fixture(scope="session")
+def make_zip():
+    """`make_zip(files)`: the bytes of a zip; a name that ends in ! becomes a link to its content."""
+    return _make_zip
+
+
+def _make_zip(files, compression=zipfile.ZIP_STORED):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, content in files.items():
@@ -70,6 +75,7 @@ def refused(command):
 
     def run(*words):
         status, _, errors = command(*words)
+        errors = errors.rsplit("\r", 1)[-1].strip()  # behind a progress bar
         assert status == 2 and errors.startswith("error: ") and "\n" not in errors, (status, errors)
         return errors
 

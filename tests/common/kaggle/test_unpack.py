@@ -1,0 +1,197 @@
+"""Archives that must not be trusted, and those whose unpacking broke off."""
+
+import errno
+import os
+import struct
+import zipfile
+from collections import namedtuple
+
+import pytest
+
+from common.errors import InputError
+from common.kaggle import unpack as module
+from common.kaggle.unpack import Damaged, unpack
+
+
+@pytest.fixture
+def packed(make_zip, tmp_path):
+    """`packed(files)`: path of a zip with them."""
+
+    def write(files, **options):
+        path = tmp_path / "a.zip"
+        path.write_bytes(make_zip(files, **options))
+        return path
+
+    return write
+
+
+def everything(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_files_folders_and_a_zip_within(packed, make_zip, tmp_path):
+    inner = make_zip({"1.dcm": "one", "2.dcm": "two"})
+    path = packed({"train.csv": "a,b", "deep/er/x.txt": "x", "images.zip": inner}, compression=zipfile.ZIP_DEFLATED)
+    assert unpack(path, tmp_path / "out") == (4, 3 + 1 + 3 + 3)
+    assert everything(tmp_path / "out") == {"deep/er/x.txt": "x", "images/1.dcm": "one", "images/2.dcm": "two",
+                                            "train.csv": "a,b"}  # fmt: skip
+    assert os.stat(tmp_path / "out/train.csv").st_mode & 0o111 == 0
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("../out.txt", "would not stay"),
+        ("a/../../out.txt", "would not stay"),
+        ("/etc/out.txt", "would not stay"),
+        ("C:/out.txt", "would not stay"),
+        ("..\\out.txt", "would not stay"),
+        ("a//b.txt", "would not stay"),
+        ("a\nb.txt", "would not stay"),
+        ("x" * 250, "would not stay"),
+        ("link!", "is a link"),
+    ],
+)
+def test_names_that_lead_out_and_links_are_refused_before_anything_is_unpacked(packed, tmp_path, name, reason):
+    path = packed({"good.txt": "good", name: "/etc/passwd"})
+    with pytest.raises(InputError, match=reason) as caught:
+        unpack(path, tmp_path / "out")
+    assert "\n" not in str(caught.value) and "nothing is unpacked" in str(caught.value)
+    assert everything(tmp_path / "out") == {}
+
+
+def test_a_name_cut_at_a_zero_byte_is_refused(packed, tmp_path):
+    path = packed({"good_x.txt": "x"})
+    path.write_bytes(path.read_bytes().replace(b"good_x.txt", b"good\0x.txt"))
+    with pytest.raises(InputError, match="would not stay"):
+        unpack(path, tmp_path / "out")
+
+
+def test_device_encrypted_twice_and_clash(packed, make_zip, tmp_path):
+    path = packed({"pipe": ""})
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\1\2")
+    device, locked = content.copy(), content.copy()
+    struct.pack_into("<I", device, directory + 38, 0o020644 << 16)
+    struct.pack_into("<H", locked, directory + 8, 1)
+    two = make_zip({"b.txt": "2", "c.txt": "3"}).replace(b"c.txt", b"b.txt")
+    clash = make_zip({"a": "file", "a/b": "file"})
+    for content, reason in ((device, "device"), (locked, "encrypted"), (two, "there twice"), (clash, "and a folder")):
+        path.write_bytes(bytes(content))
+        with pytest.raises(InputError, match=reason):
+            unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_bombs(packed, tmp_path, monkeypatch):
+    path = packed({"zeros": "0" * 10_000_000}, compression=zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(module, "FLOOR", 1_000_000)
+    with pytest.raises(InputError, match="zip bomb"):
+        unpack(path, tmp_path / "out")
+    monkeypatch.setattr(module, "RATIO", 2000)
+    monkeypatch.setattr(module, "FILES", 0)
+    with pytest.raises(InputError, match="1 entries, more than the 0"):
+        unpack(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr(module, "FILES", 10)
+    assert unpack(path, tmp_path / "out") == (1, 10_000_000)
+
+
+def test_a_size_that_lies_ends_at_that_size(packed, tmp_path):
+    path = packed({"zeros": "0" * 100_000}, compression=zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    for place in (content.index(b"PK\3\4") + 22, content.index(b"PK\1\2") + 24):
+        struct.pack_into("<I", content, place, 10)
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match="damaged archive"):
+        unpack(path, tmp_path / "out")
+    assert everything(tmp_path / "out") == {}
+
+
+def test_damage_keeps_what_came_before(packed, tmp_path):
+    path = packed({"1.txt": "first", "2.txt": "second", "3.txt": "third"})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"second", b"sEcond"))
+    with pytest.raises(Damaged, match="damaged archive"):
+        unpack(path, tmp_path / "out")
+    assert everything(tmp_path / "out") == {"1.txt": "first"}
+    path.write_bytes(whole[:-40])
+    with pytest.raises(Damaged):
+        unpack(path, tmp_path / "out")
+
+
+def test_an_interrupted_unpacking_continues(packed, tmp_path, monkeypatch, caplog):
+    path, out = packed({f"{k}.txt": f"content {k}" for k in range(4)}), tmp_path / "out"
+    rename, renamed = os.replace, []
+
+    def once(a, b):
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        renamed.append(b)
+        rename(a, b)
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(path, out)
+    assert sorted(p.name for p in out.iterdir()) == ["0.txt", "1.txt"]
+    (out / ".2.txt.part").write_text("left by a process that was killed")
+    monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(b), rename(a, b)))
+    assert unpack(path, out) == (4, 36) and [p.name for p in renamed[2:]] == ["2.txt", "3.txt"]
+    assert everything(out) == {f"{k}.txt": f"content {k}" for k in range(4)}
+
+
+def test_what_is_there_is_compared(packed, tmp_path, monkeypatch):
+    path, out = packed({"same.txt": "same", "other.txt": "new!", "part.txt": "whole"}), tmp_path / "out"
+    out.mkdir()
+    for name, text in (("same.txt", "same"), ("other.txt", "old!"), ("part.txt", "who")):
+        (out / name).write_text(text)
+    said = []
+    monkeypatch.setattr(module.log, "info", said.append)
+    inode = (out / "same.txt").stat().st_ino
+    unpack(path, out)
+    assert everything(out) == {"same.txt": "same", "other.txt": "new!", "part.txt": "whole"}
+    assert (out / "same.txt").stat().st_ino == inode
+    assert len(said) == 1 and said[0].startswith("2 files differed") and "other.txt" in said[0]
+
+
+def test_links_that_are_there_lead_nowhere(packed, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept.txt").write_text("kept")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="a link that leads out"):
+        unpack(packed({"train/x.txt": "x"}), out)
+    (out / "kept.txt").symlink_to(tmp_path / "elsewhere/kept.txt")
+    unpack(packed({"kept.txt": "kept"}), out)
+    assert not (out / "kept.txt").is_symlink() and everything(tmp_path / "elsewhere") == {"kept.txt": "kept"}
+
+
+def test_a_folder_in_the_place_of_a_file_and_the_reverse(packed, tmp_path):
+    out = tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="is a folder, where a"):
+        unpack(packed({"a": "x"}), out)
+    (out / "b").write_text("x")
+    with pytest.raises(InputError, match="is a file, where a"):
+        unpack(packed({"b/c": "x"}), out)
+
+
+def test_full_disks(packed, tmp_path, monkeypatch):
+    path, out = packed({"1.txt": "first", "2.txt": "second"}), tmp_path / "out"
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage(10))
+    with pytest.raises(InputError, match=r"needs 1\.1e-08 GB more, .* has 1e-08 GB free; make room"):
+        unpack(path, out)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage(100))
+    copy, copied = module.shutil.copyfileobj, []
+
+    def full(source, target, length):
+        if copied:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(copy(source, target, length))
+
+    monkeypatch.setattr(module.shutil, "copyfileobj", full)
+    with pytest.raises(InputError, match=r"2\.txt: No space left on device; what is unpacked is kept"):
+        unpack(path, out)
+    assert everything(out) == {"1.txt": "first"} and path.exists()
