@@ -314,6 +314,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":  # for a try by hand: prints the variables to set
     with KaggleServer() as running:
-        print("\n".join(f"export {name}={value}" for name, value in running.environment("kaggle-home").items()))
+        print(
+            "\n".join(f"export {name}={value}" for name, value in running.environment("kaggle-home").items()),
+            flush=True,
+        )
         while True:
             time.sleep(60)

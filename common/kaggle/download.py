@@ -50,9 +50,11 @@ def fetch(kind, slug, folder, again=False):
     target, archive = f"{kind} {slug}", folder / f"{slug.rsplit('/', 1)[-1]}.zip"
     record = read_json(folder / DONE) if (folder / DONE).is_file() else {}
     if slug in record and not again and not archive.exists():
-        log.info(f"{target}: complete since {record[slug]['date']}, {record[slug]['files']:,} files "
-                 "(--again downloads it anew)")  # fmt: skip
-        return
+        date, files = record[slug]["date"], record[slug]["files"]
+        if sum(len(names) for _, _, names in os.walk(folder, followlinks=True)) > files:  # DONE is one more
+            log.info(f"{target}: complete since {date}, {files:,} files (--again downloads it anew)")
+            return
+        log.info(f"{target}: was complete on {date}, but of its {files:,} files some are gone")
     try:
         if not _is_whole(archive):
             log.info(f"{target}: downloading to {archive}")

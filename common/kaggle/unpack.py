@@ -30,18 +30,25 @@ class Damaged(InputError):
     """The archive cannot be read to its end."""
 
 
+class Unsafe(InputError):
+    """The archive holds what must not be unpacked; nothing of it is."""
+
+
 def unpack(archive, folder, nested=True):
     """Unpack a zip into `folder`; zips within it too, each into a folder of its name. Returns (files, bytes).
 
     Files appear whole or not at all. Those that are there already, with the same size and time or the same content,
-    are kept; others of the same name are replaced, and counted in a line. Raises Damaged where the archive is broken,
-    InputError where it holds what it must not, is larger than BYTES, FILES or RATIO allow, or the disk is full.
+    are kept; others of the same name are replaced, and counted in a line. A zip within that cannot be unpacked stays as
+    it is, which is said. Raises Damaged where the archive is broken, Unsafe where it holds what it must not, or more
+    than BYTES, FILES or RATIO allow; InputError where the disk is full.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(archive) as source:
             entries = [entry for entry in check(source, archive) if not entry.is_dir()]
+            if archive in (folder / entry.filename for entry in entries):
+                raise Unsafe(f"{archive}: holds a file of its own name; nothing is unpacked")
             _check_room(entries, archive, folder)
             _unpack_all(source, entries, archive, folder)
     except InputError:
@@ -49,40 +56,44 @@ def unpack(archive, folder, nested=True):
     except _BROKEN as error:
         raise Damaged(f"{archive}: damaged archive ({' '.join(str(error).split())[:120]})") from None
     files, size = len(entries), sum(entry.file_size for entry in entries)
-    inner = [folder / entry.filename for entry in entries if entry.filename.lower().endswith(".zip")] if nested else []
-    for path in inner:
-        more = unpack(path, path.with_suffix(""), nested=False)
-        files, size = files - 1 + more[0], size + more[1]
-    for path in inner:  # only now: until all is there, a new start must find them
-        size -= path.stat().st_size
+    unpacked = []
+    for path in [folder / e.filename for e in entries if e.filename.lower().endswith(".zip")] if nested else []:
+        try:
+            more = unpack(path, path.with_suffix(""), nested=False)
+        except (Damaged, Unsafe) as error:
+            log.warning(f"{error}; it is left as it is")
+            continue
+        files, size = files - 1 + more[0], size + more[1] - path.stat().st_size
+        unpacked.append(path)
+    for path in unpacked:  # only now: until all is there, a new start must find them
         path.unlink()
     return files, size
 
 
 def check(source, archive):
-    """The entries of an open zip; InputError where one of them must not be unpacked, before any is."""
+    """The entries of an open zip; Unsafe where one of them must not be unpacked, before any is."""
     entries = source.infolist()
     if len(entries) > FILES:
-        raise InputError(f"{archive}: {len(entries):,} entries, more than the {FILES:,} that are unpacked")
+        raise Unsafe(f"{archive}: {len(entries):,} entries, more than the {FILES:,} that are unpacked")
     total, size, seen = sum(entry.file_size for entry in entries), os.path.getsize(archive), {}
     if total > BYTES or (total > FLOOR and total > RATIO * size):
-        raise InputError(f"{archive}: {size / 1e9:.3g} GB that unpack to {total / 1e9:.3g} GB: refused as a zip bomb")
+        raise Unsafe(f"{archive}: {size / 1e9:.3g} GB that unpack to {total / 1e9:.3g} GB: refused as a zip bomb")
     for entry in entries:
         name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
         parts = name.rstrip("/").split("/")
         shown = f"{archive}: {name[:80]!r}"
         if _BAD_NAME.search(entry.orig_filename) or any(p in ("", ".", "..") or len(p.encode()) > 240 for p in parts):
-            raise InputError(f"{shown} would not stay in the folder; nothing is unpacked")
+            raise Unsafe(f"{shown} would not stay in the folder; nothing is unpacked")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise InputError(f"{shown} is a link or a device, not a file; nothing is unpacked")
+            raise Unsafe(f"{shown} is a link or a device, not a file; nothing is unpacked")
         if entry.flag_bits & 1:
-            raise InputError(f"{shown} is encrypted; nothing is unpacked")
+            raise Unsafe(f"{shown} is encrypted; nothing is unpacked")
         if not entry.is_dir() and seen.setdefault("/".join(parts), entry) is not entry:
-            raise InputError(f"{shown} is there twice; nothing is unpacked")
+            raise Unsafe(f"{shown} is there twice; nothing is unpacked")
     for name in seen:
         clash = next((parent for parent in map(str, Path(name).parents) if parent in seen), None)
         if clash:
-            raise InputError(f"{archive}: {clash!r} is a file and a folder; nothing is unpacked")
+            raise Unsafe(f"{archive}: {clash!r} is a file and a folder; nothing is unpacked")
     return entries
 
 

@@ -192,7 +192,13 @@ def _wait(slug, row, mark, older, minutes):
     """Ask for the score until it is there or the time is over; puts it into the log."""
     start, pause = time.monotonic(), POLL
     while True:
-        found = [entry for entry in _listed(slug, mark) if entry["ref"] not in older]
+        try:
+            found = [entry for entry in _listed(slug, mark) if entry["ref"] not in older]
+        except InputError as error:  # it is sent and noted: a passing fault must not look like a failure
+            if client.AGAIN not in str(error):
+                raise
+            log.info(str(error))
+            found = []
         status = found[0]["status"].rsplit(".", 1)[-1] if found else "not listed yet"
         seconds = time.monotonic() - start
         if status == "COMPLETE":

@@ -39,6 +39,9 @@ def test_a_break_and_a_hang_continue_where_they_were(server, command, refused, h
     assert (tmp_path / "data/big.bin").read_bytes() == big
     asked = len(server.requests)
     assert "complete since" in command(*words)[1] and len(server.requests) == asked
+    (tmp_path / "data/big.bin").unlink()
+    server.refuse("DownloadDataFiles", 503)
+    assert "fault of its own (503)" in refused(*words)
     assert all("Authorization" not in headers for headers in server.asked("GET"))
 
 

@@ -120,6 +120,18 @@ def test_damage_keeps_what_came_before(packed, tmp_path):
         unpack(path, tmp_path / "out")
 
 
+def test_a_zip_within_that_is_none_stays(packed, make_zip, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(module.log, "warning", said.append)
+    path = packed({"a.zip": "no zip", "b.zip": make_zip({"../x": "x"}), "c.zip": make_zip({"x": "x"})})
+    path = path.rename(tmp_path / "outer.zip")
+    unpack(path, tmp_path / "out")
+    assert [p.name for p in sorted((tmp_path / "out").rglob("*")) if p.is_file()] == ["a.zip", "b.zip", "x"]
+    assert len(said) == 2 and "damaged" in said[0] and "would not stay" in said[1]
+    with pytest.raises(InputError, match="a file of its own name"):
+        unpack(packed({"a.zip": "x"}), tmp_path)
+
+
 def test_an_interrupted_unpacking_continues(packed, tmp_path, monkeypatch, caplog):
     path, out = packed({f"{k}.txt": f"content {k}" for k in range(4)}), tmp_path / "out"
     rename, renamed = os.replace, []

@@ -104,6 +104,20 @@ def test_the_score_is_fetched_later_and_again_sends_again(played, command, refus
     assert "was uploaded on" in refused(*words)
 
 
+def test_a_passing_fault_while_it_waits_is_no_failure(played, command, run, monkeypatch):
+    real, calls = client.run, []
+
+    def run_client(args, target, **options):
+        calls.append(args[1])
+        if calls == ["submissions", "submit", "submissions"]:
+            raise InputError(client.explain("429 Client Error: Too Many Requests", 1, target))
+        return real(args, target, **options)
+
+    monkeypatch.setattr(client, "run", run_client)
+    status, said, _ = command(*WORDS, run / "submission.csv", "-m", "first")
+    assert status == 0 and "limit (429)" in said and "public score 0.8421" in said
+
+
 def test_a_file_that_only_kaggle_knows_is_noted(played, command, run):
     words = (*WORDS, run / "submission.csv", "-m", "first")
     command(*words)
