@@ -5,8 +5,9 @@ import pandas as pd
 
 from common.kaggle.log import NUMBERS, shown
 from common.report import page
-from common.report.plots import BLUE, ORANGE, RULE, _axes, _legend_above, _styled, _svg
+from common.report.plots import BLUE, INK, ORANGE, _axes, _legend_above, _styled, _svg
 
+ORDER = ["date", "run", "cv", "public", "private", "message", "rows", "git", "sha256"]  # what matters comes first
 FEW = 3  # submissions with both scores, below which a correlation says nothing
 
 
@@ -17,7 +18,7 @@ def write_log_page(path, table):
         numbers = rows[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
         caption = "Offline score with its interval against the leaderboard's; on the dashed line they are equal."
         picture = page.figure(cv_against_lb(numbers), f"{caption} {agreement(numbers)}")
-        parts.append(page.section(solution, picture, page.table(shown(rows).iloc[::-1], "newest first")))
+        parts.append(page.section(solution, picture, page.table(shown(rows)[ORDER].iloc[::-1], "newest first")))
     page.write_page(path, "Submissions", f"{len(table):,} sent to Kaggle", parts)
 
 
@@ -49,7 +50,7 @@ def cv_against_lb(numbers):
     ends = pd.concat([*reach, known["public"], known["private"]]).dropna()
     low, high = ends.min(), ends.max()
     edge = 0.05 * (high - low) or 0.01
-    ax.plot([low - edge, high + edge], [low - edge, high + edge], "--", color=RULE, linewidth=1.2)
+    ax.plot([low - edge, high + edge], [low - edge, high + edge], "--", color=INK, alpha=0.45, linewidth=1)
     for name, colour, mark in (("public", BLUE, "o"), ("private", ORANGE, "s")):
         if known[name].notna().any():
             ax.errorbar(known["cv"], known[name], xerr=spread, fmt=mark, color=colour, markersize=5, elinewidth=0.8,
