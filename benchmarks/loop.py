@@ -26,7 +26,7 @@ from common.nn.precision import autocast, precision
 from common.train.loop import fit
 
 
-class _SameBatch:
+class SameBatch:
     """A loader that hands out one batch, already on the device, as often as the real one has batches."""
 
     def __init__(self, loader, device):
@@ -109,7 +109,7 @@ def main():
         dataset = SampleDataset(path, partial(square, size=1024), podium_siim(options.size), options.size)
         sampler = EpochSampler(len(dataset), options.batch, 0)
         loader = make_loader(dataset, sampler, options.workers, pin_memory=gpu)
-        same = images_per_second(_SameBatch(loader, device), options, device, Path(folder, "same"))
+        same = images_per_second(SameBatch(loader, device), options, device, Path(folder, "same"))
         real = images_per_second(loader, options, device, Path(folder, "real"))
     rate, each = matrix_rate(device, dtype), operations(options, device, dtype)
     what = [torch.cuda.get_device_name() if gpu else "CPU", str(dtype).removeprefix("torch."), f"FPN {options.encoder}"]
