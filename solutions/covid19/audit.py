@@ -9,7 +9,7 @@ import pandas as pd
 from common.errors import InputError
 from common.metrics.statistics import bootstrap
 from common.paths import read_array, read_json, read_parquet, write_json
-from common.steps import as_interval, trained_weights, write_table
+from common.steps import as_interval, keep_config, trained_weights, write_table
 from solutions.covid19 import pipeline
 from solutions.covid19.focus import heat_maps, lung_area, share_in_lungs
 from solutions.covid19.models import load_network
@@ -35,13 +35,13 @@ def run_audit(context, data):
     """
     run, config = context.run, context.config
     folds = _folds(config)
-    key = [FIGURES, run.step("tune")["key"], dataclasses.asdict(config.audit), folds]
+    fitted = dataclasses.replace(config.network, epochs=config.audit.epochs, averaging=("last",), keep="highest",
+                                 schedule=_schedule(config.network))  # fmt: skip
+    key = [FIGURES, run.step("tune")["key"], dataclasses.asdict(config.audit), folds, dataclasses.asdict(fitted)]
     if run.is_done("audit", key, MADE):
         log.info("audit: up to date")
         return
     run.forget("audit")
-    fitted = dataclasses.replace(config.network, epochs=config.audit.epochs, averaging=("last",), keep="highest",
-                                 schedule=_schedule(config.network))  # fmt: skip
     found, answers = {}, []
     for check in config.audit.checks:
         labels, rows, question = _question(data, check)
@@ -63,6 +63,7 @@ def run_audit(context, data):
     verdict = judge(found, score, config.audit.high)
     write_json(run.path("audit.json"), {"checks": found, "focus": summary, "folds": folds, "epochs": fitted.epochs,
                                         **verdict})  # fmt: skip
+    keep_config(context)
     run.record("audit", key, of=run.step("tune")["key"], biased=verdict["biased"])
     log.info(verdict["said"])
 

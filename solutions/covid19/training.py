@@ -152,7 +152,7 @@ def figures(model, loader, labels, device):
 
     `loader` is that of `held_out_loader`, `labels` (n,) those of all its rows, 0 and 1.
     """
-    labels = np.asarray(labels, np.float32)
+    labels = np.array(labels, np.float32)
     logits = [model(images.to(device, non_blocking=True)).float().cpu().numpy()[:, 0] for images, _ in loader]
     logits = distributed.gather_rows(np.concatenate([np.empty(0, np.float32), *logits]), len(labels))
     if not np.isfinite(logits).all():
