@@ -1,0 +1,59 @@
+"""One tiny sample and one finished, audited run for all tests of COVID-19, and the command as a user gives it."""
+
+import os
+import shutil
+
+import pytest
+
+from solutions.__main__ import main
+from solutions.covid19 import pipeline
+from solutions.covid19.sample import make_sample
+from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
+
+TINY = """--store-size 64 --n-folds 2 --folds 0 1 --network.backbone test_resnet --network.weights none
+    --network.size 64 --network.epochs 2 --network.batch-size 4 --network.precision fp32 --audit.folds 0 1
+    --audit.epochs 1 --workers 0""".split()  # noqa: SIM905 - as a user types them
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Options that make the preset demo as small as it can be: two folds, two epochs, one of the audit's networks."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    return make_sample(tmp_path_factory.mktemp("covid19") / "data", n_covid=12, n_other=4, n_normals=12, n_test=4)
+
+
+@pytest.fixture(scope="session")
+def finished(sample, tmp_path_factory):
+    """Folder that holds a finished run with its audit, `run`, its `stores` and its `submissions`."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        with patch.context() as bare:  # the page is drawn once, by the audit
+            bare.setattr(pipeline, "write_report", lambda *args: None)
+            assert main(["covid19", "run", "demo", "--data", str(sample), "--out", "run", *TINY]) == 0
+        assert main(["covid19", "audit", "--out", "run"]) == 0
+    return root
+
+
+@pytest.fixture
+def data(sample, tmp_path):
+    """A copy of the sample that may be spoilt; its files are links: to be replaced, not edited."""
+    return shutil.copytree(sample, tmp_path / "data", copy_function=os.link)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`command("train", "--out", …)` in the test's folder; the page takes long: only the verb `report` draws it."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        with monkeypatch.context() as patch:
+            if words[0] != "report":
+                patch.setattr(pipeline, "write_report", lambda *args: None)
+            return say(capsys, "covid19", *words)
+
+    return run
