@@ -140,7 +140,11 @@ def _one_at_a_time():
     path = submissions.LOG.with_name(".upload.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = open(path, "w")  # noqa: SIM115 - the lock lasts as long as the file is open
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another upload is under way; waiting for it")
+        fcntl.flock(handle, fcntl.LOCK_EX)
     return handle
 
 
@@ -201,6 +205,7 @@ def _wait(slug, row, mark, older, minutes):
             found = []
         status = found[0]["status"].rsplit(".", 1)[-1] if found else "not listed yet"
         seconds = time.monotonic() - start
+        _tell("")
         if status == "COMPLETE":
             public, private = (found[0][name] or "" for name in ("publicScore", "privateScore"))
             submissions.set_scores(row["date"], row["sha256"], public or "–", private)
@@ -222,5 +227,5 @@ def _wait(slug, row, mark, older, minutes):
 def _tell(line):
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-    else:
+    elif line:
         log.info(line)
