@@ -222,6 +222,7 @@ DEMO = Config(
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 MORE_VERBS = ("ablate", "find_lr")  # beside those that every solution has
+TOOLS = ("export", "infer")  # verbs that need no run of their own
 
 
 def check_submission(path, sample):

@@ -16,12 +16,14 @@ from common.paths import atomic_path, check_id, competition_folder, find_images,
 from common.post.rle import area, paint, parse, to_string, union
 from common.steps import check_prepared, keep_trainings, read_folds, store_folder, tell_leaks, trainings
 from common.submit.table import write_submission
-from solutions.siim_pneumothorax.config import SIZE, SLUG
+from common.trained import find_test, test_store
+from solutions.siim_pneumothorax.config import KAGGLE, SIZE, SLUG
 
 log = logging.getLogger(__name__)
 
 # names of the label table and sample submission in the competition's two stages
 MADE_WITH = ("n_folds", "seed", "store_size")  # settings that decide what `prepare` makes
+COLUMNS = ["ImageId", "EncodedPixels"]
 STAGES = (("stage_2_train.csv", "stage_2_sample_submission.csv"), ("train-rle.csv", "sample_submission.csv"))
 
 
@@ -67,7 +69,7 @@ def read_labels(path):
     Raises InputError naming file and row: unknown header, unusable id, a run-length string that does not fit 1024 ×
     1024 pixels, an image that is both empty and not.
     """
-    table = some_rows(path, ["ImageId", "EncodedPixels"])
+    table = some_rows(path, COLUMNS)
     rows, empty = {}, set()
     for number, (image_id, rle) in enumerate(table.itertuples(index=False), start=2):
         where = f"{path}, row {number}"
@@ -91,7 +93,7 @@ def prepare_competition(context):
     labels = read_labels(labels_path)
     files = find_images(folder)
     if options.test is None:
-        test_ids = read_ids(sample_path, ["ImageId", "EncodedPixels"])
+        test_ids = read_ids(sample_path, COLUMNS)
     else:
         test_ids, more = named_images(options.test)
         files = {**files, **more}
@@ -123,8 +125,7 @@ def prepare_competition(context):
                f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
     with atomic_path(run.path("images.parquet")) as path:
         table.to_parquet(path, index=False)
-    sample = pd.DataFrame({"ImageId": test_ids, "EncodedPixels": "-1"})
-    write_submission(run.path("sample_submission.csv"), sample)
+    _write_sample(run, test_ids)
     inputs = [p for p in (labels_path, sample_path, id_map) if p is not None]
     run.describe(config.seed, inputs)
     if not trainings(run):
@@ -139,6 +140,22 @@ def prepare_competition(context):
         f"at {config.store_size} px in {store.folder}"
     )
     return open_prepared(context)
+
+
+def prepare_test(context):
+    """Decode the test images alone, without labels or folds; returns their Prepared.
+
+    They are those of --test or of the sample submission. Writes sample_submission.csv.
+    """
+    folder, ids, files = find_test(context.options, KAGGLE, COLUMNS)
+    store = test_store(context, folder, files)
+    _write_sample(context.run, ids)
+    return Prepared(_with_sizes(_labelled({}, None, [], ids), store), store, "")
+
+
+def _write_sample(run, test_ids):
+    """The ids that a submission must have, as the competition gives them."""
+    write_submission(run.path("sample_submission.csv"), pd.DataFrame({"ImageId": test_ids, "EncodedPixels": "-1"}))
 
 
 def open_prepared(context):

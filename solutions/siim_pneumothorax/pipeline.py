@@ -61,6 +61,7 @@ from solutions.siim_pneumothorax.training import (
 
 log = logging.getLogger(__name__)
 PREDICTED = ("oof.parquet", "oof_probs.npy", "test.parquet", "test_probs.npy")
+NEUTRAL = "-1"  # of a placeholder image
 TUNED = ("tuned.json", "oof_dice.parquet", "surface.csv")
 
 
@@ -139,7 +140,7 @@ def predict(context):
     run.forget("predict")
     folds = context.config.folds
     tables = [_predict_part(context, data, key, f"fold{k}/oof", [k], data.rows(folds=[k]), k) for k in folds]
-    test = _predict_part(context, data, key, "test", folds, data.rows("test"), -1)
+    test = predict_test(context, data)
     paths = [run.path(f"fold{fold}", "oof_probs.npy") for fold in folds]
     shape = (sum(map(len, tables)), *read_array(paths[0]).shape[1:])
     write_masks(run.path("oof_probs.npy"), shape, used_up(paths))
@@ -147,6 +148,15 @@ def predict(context):
     keep_config(context)
     run.record("predict", key, images=shape[0] + len(test))
     log.info(f"predicted {shape[0]} out-of-fold and {len(test)} test images")
+
+
+def predict_test(context, data):
+    """Predict the test images as the mean over the folds' networks; returns the table test.parquet.
+
+    It lies in the run beside the probabilities, test_probs.npy; what is there already is not computed again.
+    """
+    key = _predict_key(context, data)
+    return _predict_part(context, data, key, "test", context.config.folds, data.rows("test"), -1)
 
 
 def _predict_part(context, data, key, name, folds, rows, fold):
@@ -303,20 +313,25 @@ def submit(context):
     """Write submission.csv, validate it against the ids it must have, copy it under submissions/."""
     data, run = open_prepared(context), context.run
     rule, _ = read_rule(context)
-    test, probs = read_predictions(run, "test")
-    presence = test["presence"].to_numpy(float).copy()
-    readable = data.store.table.set_index("row")["ok"][test["row"]].to_numpy()
-    rows = submission_rows(test["image_id"], probs, presence, rule, context.config.decision.connectivity)
-    rows.loc[~readable, "EncodedPixels"] = "-1"  # a placeholder image gets the neutral prediction
     path = run.path("submission.csv")
-    write_submission(path, rows)
-    summary = validate_masks(path, run.path("sample_submission.csv"), ordered=True)
+    rows, summary = write_answer(context, data, rule, path)
     copy = copy_submission(context, path)
     hidden = _hidden_score(Path(run.step("prepare")["data"]) / "hidden" / "truth.csv", rows)
     run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
     log.info(f"valid submission: {summary}; copy in {copy}")
     if hidden:
         log.info(f"dice on the sample's hidden labels {hidden['value']:.4f} (empty masks {hidden['nothing']:.4f})")
+
+
+def write_answer(context, data, rule, path):
+    """Write the submission of the predicted test images and validate it; returns its rows and its Summary."""
+    test, probs = read_predictions(context.run, "test")
+    presence = test["presence"].to_numpy(float).copy()
+    readable = data.store.table.set_index("row")["ok"][test["row"]].to_numpy()
+    rows = submission_rows(test["image_id"], probs, presence, rule, context.config.decision.connectivity)
+    rows.loc[~readable, "EncodedPixels"] = NEUTRAL
+    write_submission(path, rows)
+    return rows, validate_masks(path, context.run.path("sample_submission.csv"), ordered=True)
 
 
 def _hidden_score(path, rows):
