@@ -157,9 +157,7 @@ def test_frozen_norms_keep_everything_and_others_learn():
         assert (norm.weight.grad is None) is frozen
 
 
-@pytest.mark.parametrize("kind", [
-    faster_rcnn, pytest.param(retinanet, marks=pytest.mark.long), pytest.param(fcos, marks=pytest.mark.long),
-])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_where_and_what(kind):
     batch, true = images(2, 96, 1) // 4, target((8, 8, 32, 40, 0), (24, 44, 60, 60, 1))
     batch[0, 0, 8:40, 8:32] += 160

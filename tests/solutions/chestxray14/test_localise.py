@@ -298,7 +298,6 @@ def test_unusable_options_and_folders_are_refused(tmp_path):
 # ---- the tool ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_a_run_of_both_views_on_the_sample(run_copy, command, refused):
     truth, images = pd.read_parquet(run_copy / "truth_boxes.parquet"), pd.read_parquet(run_copy / "images.parquet")
     done = command("localise", "run", "--threshold", "0.4", "0.6")

@@ -90,7 +90,6 @@ def test_a_stopped_run_continues_to_the_same_bytes(finished, tmp_path, command, 
             assert again.read_bytes() == path.read_bytes(), again
 
 
-@pytest.mark.long
 def test_podium_at_tiny_size(tmp_path, command, sample):
     result = command(
         "run", "podium", "--data", sample, "--out", "run", "--store-size", "64", "--n-folds", "2", "--folds", "0", "1",
@@ -120,9 +119,7 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", [
-    name if name in ("paper", "podium") else pytest.param(name, marks=pytest.mark.long) for name in COMBINATIONS
-])  # fmt: skip
+@pytest.mark.parametrize("name", COMBINATIONS)
 def test_every_choice_trains(name, tmp_path, command, sample):
     augmentation, loss, masks, gate, optimizer, precision = COMBINATIONS[name].split()
     words = ["--segmenter.loss", loss, "--segmenter.schedule", masks, "--classifier.schedule", gate]
@@ -142,7 +139,6 @@ def test_every_choice_trains(name, tmp_path, command, sample):
     assert len(list((tmp_path / "run").glob("fold0/*/final.safetensors"))) == 2
 
 
-@pytest.mark.long
 def test_enrichment_and_no_gate(tmp_path, command, sample):
     words = ["demo", "--data", sample, "--out", "run", *TINY, *FOLD0, *ONE_EPOCH]
     assert command("prepare", *words).status == 0

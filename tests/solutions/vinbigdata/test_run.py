@@ -189,7 +189,6 @@ def test_another_rule_is_tuned_without_predicting_and_old_results_are_not_shown(
     assert decided.loc[decided["class_id"] == NO_FINDING, "image_id"].nunique() == 4
 
 
-@pytest.mark.long
 def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page, monkeypatch):
     result = command("ablate", "--out", "run")
     assert (result.status, result.errors) == (0, [])
