@@ -104,7 +104,7 @@ def prepare_competition(context):
     folders = [options.data, *options.normals]
     everything = select(read_collections(folders), config.selection, config.seed)
     test = _with_files(read_test([options.data], options.test, everything["image_id"]))
-    table = _apart(everything[everything["kept"]], test)
+    table = _apart(everything, test)
     about = {name: getattr(config, name) for name in MADE_WITH}
     about |= {"selection": digest(config.selection), "lungs": lungs_made(config)}
     store = prepare_store(
@@ -171,10 +171,11 @@ def _with_files(test):
     return test
 
 
-def _apart(train, test):
-    """Rows of train and test in one table; InputError where none is left to train on."""
+def _apart(everything, test):
+    """What is kept and the test images in one table; InputError where nothing is left to train on."""
+    train = everything[everything["kept"]]
     if not len(train):
-        raise InputError("the selection leaves no image to train on")
+        raise InputError(f"the selection leaves no image to train on{_reasons(everything)}")
     test = test.assign(label=-1, home=False, age=np.nan, sex="", view="", finding="", kept=True, reason="")
     table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)
     table["row"] = np.arange(len(table))
@@ -239,10 +240,11 @@ def _roles(everything, table, config):
         everything, table = _left_out(everything, table, table.loc[gone, "image_id"], [reason] * len(gone))
     counts = table.loc[table["role"] == "main", "label"].value_counts()
     if not counts.get(1):
-        raise InputError("no image with COVID-19 is left; selection.csv is written by `prepare` alone: see --data")
+        raise InputError(f"no image with COVID-19 to train on{_reasons(everything[everything['label'] == 1])}")
     if not counts.get(0):
         hint = " or take those of the same collections (--same-source train)" if same.any() else ""
-        raise InputError(f"no image without COVID-19 to train on: name a folder of normals by --normals{hint}")
+        raise InputError("no image without COVID-19 to train on: name a folder of normals by --normals"
+                         f"{hint}{_reasons(everything[everything['label'] == 0])}")  # fmt: skip
     return everything, table
 
 
@@ -279,19 +281,25 @@ def _key(table, about):
 
 def read_selection(run):
     """What selection.csv says: SELECTION's columns as text, `kept` a bool and `label` an int."""
-    table = read_table(run.path("selection.csv"), SELECTION)
+    path = run.path("selection.csv")
+    table = read_table(path, SELECTION)
+    for row in np.flatnonzero(~table["label"].isin(["1", "0", "-1"]))[:1]:
+        raise InputError(f"{path}, row {row + 2}: the label {table['label'][row]!r} is none; run `prepare` again")
     return table.assign(kept=table["kept"] == "True", label=table["label"].astype(int))
+
+
+def _reasons(everything):
+    """How many of these images are left out for which reason, the commonest six, in words; "" where all are used."""
+    kinds = everything.loc[~everything["kept"], "reason"].str.split(r"[:(\d]| as |(?<=test image) ").str[0].str.strip()
+    counts = kinds.value_counts()
+    shown = ", ".join(f"{n:,} {reason}" for reason, n in counts.head(6).items())
+    return f"; left out: {shown}" + " …" * (len(counts) > 6) if len(counts) else ""
 
 
 def _tell(everything, table, store, config):
     used = table[table["role"] == "main"]
     counts = used["label"].value_counts()
-    kinds = (
-        everything.loc[~everything["kept"], "reason"].str.split(r"[:(\d]| as | of ").str[0].str.strip().value_counts()
-    )
-    shown = ", ".join(f"{n} {reason}" for reason, n in kinds.head(6).items())
-    log.info(f"selection.csv: {len(everything):,} rows, {everything['kept'].sum():,} used" + (
-        f"; left out: {shown}" + (" …" if len(kinds) > 6 else "") if len(kinds) else ""))  # fmt: skip
+    log.info(f"selection.csv: {len(everything):,} rows, {everything['kept'].sum():,} used{_reasons(everything)}")
     same = (table["role"] == "same_source").sum()
     log.info(
         f"prepared {counts.get(1, 0):,} images with COVID-19 and {counts.get(0, 0):,} without"

@@ -101,7 +101,7 @@ def left_out(selection):
     selection: what `data.read_selection` gives. Reasons that differ in a number or a name alone are counted as one.
     """
     reasons = selection["reason"].str.replace(r"(same (?:image|file)) as (?!a test image).*", r"\1", regex=True)
-    reasons = reasons.str.replace(r"\s*[:(\d].*", "", regex=True)
+    reasons = reasons.str.replace(r"\s*[:(\d].*|(?<=the test image) .*", "", regex=True)
     rows, collections = [], selection["collection"].unique().tolist()
     kinds = dict(list(selection.groupby(["collection", "label"])))
     for collection, label in sorted(kinds, key=lambda kind: (collections.index(kind[0]), -kind[1])):
