@@ -135,6 +135,8 @@ def _fall(oof, seed):
 
     def difference(rows):
         of = [rows[part[rows]] for part in parts]
+        if not all(map(len, of)):  # of few patients it may happen that none of a part is drawn
+            return np.nan
         return auroc(y[of[0]], probs[of[0]], np.nan) - auroc(y[of[1]], probs[of[1]], np.nan)
 
     if oof["patient_id"].nunique() < 2:
