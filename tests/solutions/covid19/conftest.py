@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
+from common.report import class_plots, plots
 from solutions.__main__ import main
-from solutions.covid19 import pipeline
+from solutions.covid19 import pictures, pipeline
 from solutions.covid19.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
@@ -26,15 +27,29 @@ def sample(tmp_path_factory):
     return make_sample(tmp_path_factory.mktemp("covid19") / "data", n_covid=12, n_other=4, n_normals=12, n_test=4)
 
 
+def _without_drawings(patch):
+    for name in ("histogram", "roc_curve", "reliability", "score_with_interval", "learning_curves", "confusion_matrix"):
+        patch.setattr(plots, name, lambda *args, **options: None)
+    patch.setattr(class_plots, "forest", lambda *args, **options: None)
+    for name in ("views", "heats"):
+        patch.setattr(pictures, name, lambda *args, **options: "pictures")
+    patch.setattr(pictures, "lungs", lambda *args, **options: [])
+
+
+@pytest.fixture
+def bare_page(monkeypatch):
+    """Reports without plots and pictures, which take the longest."""
+    _without_drawings(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def finished(sample, tmp_path_factory):
-    """Folder that holds a finished run with its audit, `run`, its `stores` and its `submissions`."""
+    """Folder that holds a finished run with its audit and bare page, `run`, its `stores` and its `submissions`."""
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        with patch.context() as bare:  # the page is drawn once, by the audit
-            bare.setattr(pipeline, "write_report", lambda *args: None)
-            assert main(["covid19", "run", "demo", "--data", str(sample), "--out", "run", *TINY]) == 0
+        _without_drawings(patch)
+        assert main(["covid19", "run", "demo", "--data", str(sample), "--out", "run", *TINY]) == 0
         assert main(["covid19", "audit", "--out", "run"]) == 0
     return root
 
@@ -46,14 +61,19 @@ def data(sample, tmp_path):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`command("train", "--out", …)` in the test's folder; the page takes long: only the verb `report` draws it."""
+def command(finished, tmp_path, monkeypatch, capsys):
+    """`command("train", "--out", …)` in the test's folder, on the finished run's stores.
+
+    The page takes long: only the verb `report` draws it.
+    """
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
+        is_verb = words[0] in ("run", *pipeline.VERBS)
+        store = ["--store", finished / "stores"] if is_verb and "--store" not in words else []
         with monkeypatch.context() as patch:
             if words[0] != "report":
                 patch.setattr(pipeline, "write_report", lambda *args: None)
-            return say(capsys, "covid19", *words)
+            return say(capsys, "covid19", *words, *store)
 
     return run

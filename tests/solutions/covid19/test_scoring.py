@@ -150,6 +150,13 @@ def test_without_both_kinds_the_same_collections_say_nothing(leaning, gone):
     assert same_source(leaning[~gone(leaning)]) is None
 
 
+def test_a_fall_of_so_few_patients_that_a_draw_may_miss_them():
+    oof = table([1, 1, 0, 0], [0.9, 0.4, 0.6, 0.1], role=["main", "main", "same_source", "main"],
+                home=[True, True, True, False])  # fmt: skip
+    fall = same_source(oof)["fall"]
+    assert fall["estimate"] == pytest.approx(1 - 0.5) and fall["low"] <= 0.5 <= fall["high"]
+
+
 def test_images_of_unknown_finding_do_not_count(leaning):
     odd = leaning.iloc[:3].assign(label=-1, role="", patient_id=["u1", "u2", "u3"])
     assert same_source(pd.concat([leaning, odd], ignore_index=True)) == same_source(leaning)

@@ -1,0 +1,405 @@
+"""Whole runs at the smallest size: what they leave, what a second one does again, and what is refused."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
+
+from common.config import from_dict
+from common.data.store import Store
+from common.paths import read_json
+from common.submit.table import read_table
+from common.submit.validate import validate_probabilities
+from common.train import loop
+from solutions.covid19 import audit, pipeline
+from solutions.covid19 import data as data_module
+from solutions.covid19.config import Config
+from solutions.covid19.data import SAMPLE
+from solutions.covid19.lungs import open_lungs
+from solutions.covid19.models import load_network
+from solutions.covid19.sample import make_sample
+from tests.running import prints, times
+
+COMPARED = ("fold*/*/final.safetensors", "oof.parquet", "test.parquet", "tuned.json", "score.json", "*.csv",
+            "images.parquet", "audit.json", "audit.parquet", "focus.parquet")  # fmt: skip
+MADE = ("fold*/**/*", "oof.parquet", "test.parquet", "tuned.json", "score.json", "audit.*", "focus.parquet")
+CHECKS = ("image", "border", "background")  # those that so small a sample can be asked
+SECTIONS = ["Audit", "Folds", "Out of fold", "Data", "Lungs", "Training", "Submission", "This run"]
+SCORED = {"Audit", "Folds", "Out of fold", "Submission"}
+
+
+def same(run, other):
+    for pattern in COMPARED:
+        for path in run.glob(pattern):
+            assert (other / path.relative_to(run)).read_bytes() == path.read_bytes(), path
+
+
+def broken(*args, **options):
+    raise KeyboardInterrupt
+
+
+def headings(run):
+    return re.findall(r"<h2>([^<]*)</h2>", (run / "report.html").read_text())
+
+
+def verdict(run):
+    """The first note of the page, above all sections."""
+    return re.search(r'<aside class="note (\w+)"[^>]*>([^<]*)<', (run / "report.html").read_text()).groups()
+
+
+def known(run):
+    """The predictions out of fold with what is known of each image."""
+    oof, images = (pd.read_parquet(run / f"{name}.parquet") for name in ("oof", "images"))
+    return oof.merge(images.drop(columns="fold"), on="image_id", validate="one_to_one")
+
+
+# ---- a run and its repetition --------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_predictions_of_every_image_and_a_valid_submission(finished, sample):
+    run = finished / "run"
+    images, selection = pd.read_parquet(run / "images.parquet"), read_table(run / "selection.csv")
+    listed = read_table(sample / "metadata.csv")["filename"].tolist()
+    listed += pd.read_csv(sample / "normals" / "Data_Entry_2017.csv", index_col=False)["Image Index"].tolist()
+    assert selection["file_name"].tolist() == listed
+    assert ((selection["reason"] == "") == (selection["kept"] == "True")).all()
+    used = images[images["fold"] >= 0].set_index("image_id")
+    assert sorted(used.index) == sorted(selection.loc[selection["kept"] == "True", "image_id"])
+    assert used.groupby(["role", "label"]).size().to_dict() == {("main", 1): 12, ("main", 0): 12, ("same_source", 0): 4}
+    assert (used.groupby("patient_id")["fold"].nunique() == 1).all() and set(used["fold"]) == {0, 1}
+
+    oof, test = (pd.read_parquet(run / f"{name}.parquet") for name in ("oof", "test"))
+    assert sorted(oof["image_id"]) == sorted(used.index)
+    assert (oof["fold"].to_numpy() == used.loc[oof["image_id"], "fold"].to_numpy()).all()
+    assert test["image_id"].tolist() == images.loc[images["split"] == "test", "image_id"].tolist()
+    for table in (oof, test):
+        assert list(table.columns) == ["image_id", "fold", "probability"] and table["probability"].dtype == "f8"
+        assert table["probability"].between(0, 1).all() and table["probability"].nunique() > 1
+
+    assert validate_probabilities(run / "submission.csv", run / "sample_submission.csv", ordered=True).rows == 4
+    rows, wanted = read_table(run / "submission.csv"), read_table(sample / "sample_submission.csv")
+    assert list(rows.columns) == SAMPLE and rows["filename"].tolist() == wanted["filename"].tolist()
+    assert rows["probability"].astype(float).to_numpy() == pytest.approx(test["probability"].to_numpy(), rel=1e-5)
+    copies = list((finished / "submissions").glob("covid19-run-*.csv"))
+    assert [path.read_bytes() for path in copies] == [(run / "submission.csv").read_bytes()]
+    steps = read_json(run / "manifest.json")["steps"]
+    assert list(steps) == ["prepare", "predict", "tune", "score", "submit", "audit"]
+    truth = read_table(sample / "hidden_test.csv").set_index("filename")["label"].astype(int)
+    hidden = roc_auc_score(truth[rows["filename"]], rows["probability"].astype(float))
+    assert steps["submit"]["hidden"] == {"metric": "auroc", "value": pytest.approx(hidden), "nothing": 0.5}
+    assert not list(run.rglob("last.ckpt")) and not list(finished.rglob(".*tmp*"))
+
+
+def test_the_scores_are_those_of_scikit_learn(finished):
+    run = finished / "run"
+    score, oof = read_json(run / "score.json"), known(run)
+    main, home = oof[oof["role"] == "main"], oof[oof["home"]]
+    assert score["auroc"]["estimate"] == pytest.approx(roc_auc_score(main["label"], main["probability"]))
+    same_source = roc_auc_score(home["label"], home["probability"])
+    assert score["same_source"]["auroc"]["estimate"] == pytest.approx(same_source)
+    fall = score["auroc"]["estimate"] - same_source
+    assert score["same_source"]["fall"]["estimate"] == pytest.approx(fall)
+    assert (score["images"], score["same_source"]["negatives"], score["same_source"]["trained_on"]) == (24, 4, False)
+    tuned = read_json(run / "tuned.json")
+    rules = {"0.5": np.full(24, 0.5), "tuned": main["fold"].astype(str).map(tuned["by_fold"]).to_numpy()}
+    folds = pd.read_csv(run / "per_fold.csv", dtype={"rule": str})
+    assert folds.groupby("rule")["fold"].apply(list).to_dict() == {"0.5": [0, 1], "tuned": [0, 1]}
+    for rule, part in ((rule, score if rule == "0.5" else score["tuned"]) for rule in rules):
+        called = main["probability"].to_numpy() >= rules[rule]
+        assert part["accuracy"]["estimate"] == pytest.approx(accuracy_score(main["label"], called))
+        assert part["sensitivity"]["estimate"] == pytest.approx(recall_score(main["label"], called))
+        assert part["specificity"]["estimate"] == pytest.approx(recall_score(1 - main["label"], ~called))
+        counts = folds.loc[folds["rule"] == rule, ["tp", "fn", "tn", "fp"]].sum()
+        assert counts["tp"] + counts["fn"] == counts["tn"] + counts["fp"] == 12
+        assert counts["tp"] == (called & (main["label"] == 1)).sum()
+
+
+def test_a_prediction_again_by_hand(finished):
+    """Pixels, lungs, the network of the image's fold, sigmoid."""
+    run = finished / "run"
+    values = read_json(run / "config.json")
+    config = from_dict(Config, {k: v for k, v in values.items() if k not in ("solution", "preset")}, "config.json")
+    prepare, oof = read_json(run / "manifest.json")["steps"]["prepare"], known(run)
+    row = oof[oof["fold"] == 1].iloc[0]
+    image = Store.open(prepare["store"]).images[row["row"]]
+    mask = np.load(open_lungs(prepare["lungs_folder"]).masks)[row["row"]]
+    assert mask.mean() == pytest.approx(row["area"]) and row["area"] >= config.lungs.gate
+    model = load_network(config.network, run / "fold1" / "covid" / "final.safetensors").eval()
+    with torch.inference_mode():
+        logit = model(torch.from_numpy(image * mask)[None, None]).item()
+    assert row["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+
+
+def test_the_audit_of_a_run(finished):
+    run = finished / "run"
+    found, answers = read_json(run / "audit.json"), pd.read_parquet(run / "audit.parquet")
+    assert list(found["checks"]) == [*CHECKS, "origin"] and found["folds"] == [0, 1] and found["epochs"] == 1
+    assert found["checks"]["origin"]["auroc"] is None and "not asked" in found["checks"]["origin"]["said"]
+    main = known(run).query("role == 'main'").set_index("image_id")
+    for check in CHECKS:
+        part = answers[answers["check"] == check].set_index("image_id")
+        assert sorted(part.index) == sorted(main.index)
+        assert (part["label"] == main.loc[part.index, "label"]).all()
+        assert (part["fold"] == main.loc[part.index, "fold"]).all()
+        auroc = found["checks"][check]["auroc"]
+        assert auroc["estimate"] == pytest.approx(roc_auc_score(part["label"], part["probability"]))
+        assert (found["checks"][check]["images"], found["checks"][check]["positives"]) == (24, 12)
+    focus = pd.read_parquet(run / "focus.parquet")
+    assert focus.groupby("view").size().to_dict() == {"image": 12, "lungs": 12}
+    assert (focus.set_index("image_id")["area"] == main.loc[focus["image_id"], "area"]).all()
+    assert found["focus"]["lungs"]["area"] == pytest.approx(main.query("label == 1")["area"].mean())
+    assert found["biased"] == bool(found["evidence"])
+    stages = {path.parent.relative_to(run).as_posix() for path in run.rglob("final.safetensors")}
+    assert stages == {f"fold{k}/{stage}" for k in (0, 1) for stage in ("covid", *(f"audit-{c}" for c in CHECKS))}
+
+
+def test_the_page_begins_with_the_verdict(finished):
+    run = finished / "run"
+    found = read_json(run / "audit.json")
+    assert headings(run) == SECTIONS
+    assert verdict(run) == ("warning" if found["biased"] else "info", found["said"].replace("'", "&#x27;"))
+
+
+def test_a_second_run_and_audit_do_nothing_again(run_copy, command, sample):
+    before, done = prints(run_copy), times(run_copy, *MADE)
+    result = command("run", "--data", sample, "--out", "run")  # without a preset: with the stored configuration
+    assert (result.status, result.errors) == (0, [])
+    assert "predict: up to date" in result.out and "tune: up to date" in result.out and "epoch" not in result.out
+    result = command("audit", "--out", "run")
+    assert (result.status, result.errors) == (0, []) and "audit: up to date" in result.out
+    assert done == times(run_copy, *MADE)
+    assert {name for name, digest in prints(run_copy).items() if before[name] != digest} <= {"manifest.json"}
+
+
+def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, finished, command, sample, tiny):
+    shown = []
+    for verb in ("prepare", "train", "predict", "tune", "score", "submit"):
+        words = [verb, "demo", "--data", sample, "--out", "run", *tiny, "--folds", "0"]
+        result = command(*words)
+        assert (result.status, result.errors) == (0, []), verb
+        shown.append(result.out)
+    run = tmp_path / "run"
+    assert "threshold" in shown[3] and "AUROC" in shown[4] and "valid submission" in shown[5]
+    assert not (run / "fold1").exists() and set(known(run)["fold"]) == {0}
+    assert "none of them is held out" in command("audit", "--out", "run", "--audit.folds", "1").errors[0]
+    done, test = times(run, "fold0/*/final.safetensors"), pd.read_parquet(run / "test.parquet")["probability"]
+    assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
+    assert done == times(run, "fold0/*/final.safetensors")
+    for name in ("oof.parquet", "test.parquet", "submission.csv", "score.json", "fold1/covid/final.safetensors"):
+        assert (run / name).read_bytes() == (finished / "run" / name).read_bytes(), name
+    both = pd.read_parquet(run / "test.parquet")["probability"]  # the test set gets the mean over the folds
+    assert command("predict", "--out", "run", "--folds", "1").status == 0
+    other = pd.read_parquet(run / "test.parquet")["probability"]
+    assert both.to_numpy() == pytest.approx((test + other).to_numpy() / 2, abs=1e-7)
+
+
+def test_images_to_predict_that_are_named(tmp_path, finished, run_copy, command, sample):
+    new = tmp_path / "new"
+    new.mkdir()
+    for number, path in enumerate(sorted((sample / "images").iterdir())[:3]):
+        shutil.copy(path, new / f"new-{number}{path.suffix}")
+    cv2.imwrite(str(new / "nothing.png"), np.full((80, 80), 7, np.uint8))
+    words = ["prepare", "demo", "--data", sample, "--out", "other", "--n-folds", "2", "--folds", "0", "1",
+             "--network.size", "64", "--store-size", "64"]  # fmt: skip
+    result = command(*words, "--test", new)
+    assert (result.status, result.errors) == (0, [])
+    images = pd.read_parquet(tmp_path / "other" / "images.parquet")
+    tests = images[images["split"] == "test"].set_index("file_name")
+    assert sorted(tests.index) == sorted(path.name for path in new.iterdir())
+    assert not tests.loc["nothing.png", "usable"] and tests.loc["nothing.png", "ok"]
+    assert "its patient is left out of training" in result.out  # the copies of what would be trained on
+    assert "was trained on other images" in command("run", "--data", sample, "--out", "run", "--test", new).errors[0]
+    same(finished / "run", run_copy)
+
+
+def test_a_test_image_without_lungs_gets_the_mean_of_the_others(finished, tmp_path, run_copy, command, data):
+    """So does one that cannot be read, and a colour picture, which is no radiograph."""
+    names = read_table(data / "unlabelled_test.csv")["filename"].tolist()
+    hue = np.dstack([np.tile(np.linspace(0, 179, 200), (200, 1)), np.full((200, 200), 200), np.full((200, 200), 180)])
+    photo = cv2.imencode(".png", cv2.cvtColor(hue.astype(np.uint8), cv2.COLOR_HSV2BGR))[1].tobytes()
+    for name, content in ((names[1], b"\x89PNG\r\n\x1a\nbut no more"), (names[3], photo)):
+        (data / "images" / name).unlink()
+        (data / "images" / name).write_bytes(content)
+    words = ["run", "--data", data, "--out", "run", "--store", "stores"]
+    result = command(*words)
+    assert result.status == 2 and len(result.errors) == 1 and names[1] in result.errors[0]
+    same(finished / "run", run_copy)
+    result = command(*words, "--on-bad-image", "placeholder")
+    assert (result.status, result.errors) == (0, []) and "2 test images show no lungs that can be judged" in result.out
+    rows = read_table(run_copy / "submission.csv").set_index("filename")["probability"].astype(float)
+    mean = known(run_copy)["probability"].mean()
+    assert rows[[names[1], names[3]]].to_numpy() == pytest.approx([mean] * 2, rel=1e-5)
+    assert rows[names[0]] != pytest.approx(mean, rel=1e-5) and rows.index.tolist() == names
+    assert pd.read_parquet(run_copy / "test.parquet").shape[0] == 2
+
+
+def test_nothing_to_predict(tmp_path, run_copy, command, data):
+    (data / "unlabelled_test.csv").unlink()
+    result = command("run", "--data", data, "--out", "run")
+    assert (result.status, result.errors) == (0, []) and "submit: no test images; --test names some" in result.out
+    assert len(pd.read_parquet(run_copy / "test.parquet")) == 0
+
+
+# ---- broken off ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_broken_off_in_every_step_continues_to_the_same_bytes(
+    finished, run_copy, command, sample, bare_page, monkeypatch
+):
+    for name in ("fold1/covid", "fold1/audit-border"):
+        shutil.rmtree(run_copy / name)
+    for name in ("oof.parquet", "tuned.json", "submission.csv", "audit.json"):
+        (run_copy / name).unlink()
+    words = ["run", "--data", sample, "--out", "run"]
+    for owner in (
+        (data_module, "save_folds"), (loop._Trainer, "finish"), (pipeline, "predict_view"), (pipeline, "write_csv"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(*owner, broken)
+            assert command(*words).status == 130, owner
+    assert command(*words).status == 0
+    for owner in ((loop._Trainer, "finish"), (audit, "write_json")):
+        with monkeypatch.context() as patch:
+            patch.setattr(*owner, broken)
+            assert command("audit", "--out", "run").status == 130, owner
+        assert command("report", "--out", "run").status == 0 and "Audit" not in headings(run_copy)
+    assert command("audit", "--out", "run").status == 0
+    same(finished / "run", run_copy)
+
+
+def test_a_run_out_of_time_says_so_and_continues_to_the_same_bytes(finished, run_copy, command, sample):
+    shutil.rmtree(run_copy / "fold1")
+    words = ["--data", sample, "--out", "run"]
+    result = command("run", *words, "--hours", "0.000001")
+    assert result.status == 3 and "the same command continues" in result.out
+    assert (run_copy / "fold1" / "covid" / "last.ckpt").is_file()
+    assert "fold 1 is not trained" in command("predict", "--out", "run").errors[0]
+    assert command("run", *words).status == 0
+    result = command("audit", *words, "--hours", "0.000001")
+    assert result.status in (0, 3)  # the weights are the same, and so what was found still holds
+    (run_copy / "audit.json").unlink()
+    result = command("audit", *words, "--hours", "0.000001")
+    assert result.status == 3 and "the same command continues" in result.out
+    assert command("audit", *words).status == 0
+    same(finished / "run", run_copy)
+
+
+# ---- what was made from what ---------------------------------------------------------------------------------------
+
+
+def test_stale_results_are_not_shown(run_copy, command, bare_page):
+    for option in (["--tta", "flip"], ["--folds", "0"], ["--view", "image"], ["--network.precision", "bf16"]):
+        assert command("report", "--out", "run", *option).status == 0
+        assert not SCORED & set(headings(run_copy)), option
+        assert "has not been audited" in verdict(run_copy)[1]
+    assert "run the verb `predict`" in command("submit", "--out", "run", "--tta", "flip").errors[0]
+    assert "no score of these networks to audit" in command("audit", "--out", "run", "--tta", "flip").errors[0]
+    for verb in ("predict", "tune"):
+        assert command(verb, "--out", "run", "--tta", "flip").status == 0
+    assert command("report", "--out", "run").status == 0
+    assert {"Folds", "Out of fold"} <= set(headings(run_copy)) and not {"Audit", "Submission"} & set(headings(run_copy))
+
+
+def test_another_decision_about_the_audit_needs_no_training(run_copy, command):
+    done = times(run_copy, "fold*/**/*", "score.json")
+    (run_copy / "report.html").unlink()
+    result = command("audit", "--out", "run", "--audit.high", "0.99", "--audit.checks", "border")
+    assert (result.status, result.errors) == (0, []) and done == times(run_copy, "fold*/**/*", "score.json")
+    assert list(read_json(run_copy / "audit.json")["checks"]) == ["border"]
+    assert read_json(run_copy / "config.json")["audit"]["high"] == 0.99  # what the page is drawn by
+    result = command("audit", "--out", "run")
+    assert "audit: up to date" in result.out
+
+
+@pytest.mark.parametrize("verb", ["train", "predict", "tune", "score", "submit", "report", "audit"])
+def test_verbs_before_prepare(verb, tmp_path, refused):
+    assert "not prepared" in refused(verb, "demo", "--out", "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_verbs_out_of_order(run_copy, refused):
+    manifest = read_json(run_copy / "manifest.json")
+    prepared = {"prepare": manifest["steps"]["prepare"]}
+    (run_copy / "manifest.json").write_text(json.dumps({**manifest, "steps": prepared}))
+    for verb in ("tune", "score", "submit"):
+        assert "run the verb `predict`" in refused(verb, "--out", "run")
+    assert "no score of these networks to audit; run the verb `run` first" in refused("audit", "--out", "run")
+    (run_copy / "fold1" / "covid" / "final.safetensors").unlink()
+    for verb in ("predict", "tune", "submit"):
+        assert "fold 1 is not trained" in refused(verb, "--out", "run")
+
+
+def test_another_training_is_refused_and_loses_nothing(finished, run_copy, refused, sample):
+    before = prints(run_copy, but=["manifest.json"])
+    for option in ("--network.lr 0.1", "--n-folds 3", "--same-source train", "--view image"):
+        line = refused("run", "--data", sample, "--out", "run", *option.split())
+        assert "run/fold0/" in line and "another" in line, line
+        assert prints(run_copy, but=["manifest.json"]) == before, option
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--n-folds 3", "prepared with --n-folds 2"), ("--seed 1", "prepared with --seed 0"),
+        ("--store-size 128", "prepared with --store-size 64"), ("--same-source train", "with --same-source score"),
+        ("--negatives 5", "prepared with --negatives 0"),
+        ("--selection.least-age 40", "prepared with another selection"),
+        ("--lungs.gate 0.3", "prepared with other lungs"),
+        ("--lungs.weights nowhere.pt", "nowhere.pt: no such file (--lungs.weights)"),
+        ("--data elsewhere", "prepared with another --data"), ("--test list.csv", "prepared with another --test"),
+        ("--normals elsewhere", "prepared with other --normals"),
+    ],
+)  # fmt: skip
+def test_options_of_prepare_are_not_passed_over(options, said, run_copy, refused):
+    assert said in refused("train", "--out", "run", *options.split())
+
+
+# ---- longer --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["paper", "podium"])
+def test_presets_at_tiny_size(preset, tmp_path, finished, command, sample, tiny):
+    words = [preset, "--data", sample, "--out", "run", *tiny]
+    words += ["--n-folds", "3", "--folds", "0", "1", "2"]
+    result = command("run", *words)
+    assert (result.status, result.errors) == (0, [])
+    assert command("audit", "--out", "run").status == 0
+    config, score = (read_json(tmp_path / "run" / f"{name}.json") for name in ("config", "score"))
+    assert config["preset"] == preset and score["same_source"]["trained_on"] == (preset == "podium")
+    assert command("report", "--out", "run").status == 0 and headings(tmp_path / "run") == SECTIONS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("view", ["lungs", "image"])
+def test_the_whole_image_as_the_run_s_view(view, tmp_path, finished, command, sample, tiny):
+    words = ["demo", "--data", sample, "--out", "run", *tiny, "--view", view]
+    assert command("run", *words).status == 0 and command("audit", "--out", "run").status == 0
+    found = read_json(tmp_path / "run" / "audit.json")
+    assert set(found["focus"]) == {"image", "lungs"}
+    said = "a network that sees the whole image" if view == "lungs" else "a network that sees the lungs alone"
+    assert found["checks"]["image"]["said"] == f"COVID-19 by {said}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("marker", [True, False])
+def test_the_audit_finds_the_planted_marker_and_nothing_in_the_clean_sample(marker, tmp_path, command):
+    sample = make_sample(tmp_path / "data", marker=marker)
+    words = ["run", "demo", "--data", sample, "--out", "run", "--network.size", "64", "--store-size", "64",
+             "--network.epochs", "4", "--audit.epochs", "4", "--n-folds", "2", "--folds", "0", "1"]  # fmt: skip
+    assert command(*words).status == 0
+    assert command("audit", "--out", "run").status == 0
+    assert command("report", "--out", "run").status == 0
+    found = read_json(tmp_path / "run" / "audit.json")
+    assert found["biased"] is marker, found["said"]
+    assert all(part["auroc"] for part in found["checks"].values())  # everything was asked
+    kind, said = verdict(tmp_path / "run")
+    assert (kind, said.startswith("The score is not to be believed")) == (
+        ("warning", True) if marker else ("info", False)
+    )
