@@ -189,5 +189,6 @@ PRESETS = {
     "cxr_irnet_without_attention": CXR_IRNET_WITHOUT_ATTENTION, "sdfn": SDFN, "podium": PODIUM,
 }  # fmt: skip
 MORE_VERBS = ()  # beside those that every solution has
-TOOLS = ("table", "localise", "score")  # verbs that need no run; score with a file of predictions
+# verbs that need no run of their own; score with a file of predictions
+TOOLS = ("table", "localise", "score", "export", "infer")
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

@@ -173,10 +173,7 @@ def prepare_competition(context):
         write_table(run.path("lungs.parquet"), open_lungs(lungs, about["lungs"]).table)
     save_folds(run.path("folds.csv"), table.loc[train, "image_id"].tolist(), table.loc[train, "fold"].to_numpy(),
                table.loc[train, "patient_id"].to_numpy(), f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
-    names = table.loc[~train, "file_name"].to_numpy()
-    sample = pd.DataFrame(0, index=range(len(names)), columns=CLASSES)
-    sample.insert(0, SAMPLE[0], names)
-    write_submission(run.path("sample_submission.csv"), sample)
+    write_sample(run, table.loc[~train, "file_name"].to_numpy())
     inputs = [labels_path, *find_lists(folder).values(), *_box_path(folder), options.test, options.fold_table]
     run.describe(config.seed, [path for path in inputs if path is not None and path.is_file()])
     if not trainings(run):
@@ -191,6 +188,13 @@ def prepare_competition(context):
         f"without a finding) and {(~train).sum():,} test images at {config.store_size} px in {store.folder}"
     )
     return open_prepared(context)
+
+
+def write_sample(run, names):
+    """The images that a submission must have, by their file names, all probabilities 0."""
+    sample = pd.DataFrame(0, index=range(len(names)), columns=CLASSES)
+    sample.insert(0, SAMPLE[0], names)
+    write_submission(run.path("sample_submission.csv"), sample)
 
 
 def open_prepared(context):
@@ -322,21 +326,27 @@ def _split(labels, files, official, options, config):
 
 def _named(path, labels):
     """The rows of `--test` in its order, labels -1 where the label table lacks them, and the files of a folder."""
+    named, files = test_names(path)
+    test = named.merge(labels.drop(columns="file_name"), on="image_id", how="left", validate="one_to_one")
+    test = test.fillna({"patient_id": test["patient"], **{k: v for k, v in UNKNOWN.items() if k != "patient_id"}})
+    return test.astype({"follow_up": "int64"})[labels.columns], files
+
+
+def test_names(path):
+    """Images of `--test` in its order (image_id, patient, file_name), and the files of a folder."""
     ids, files = named_images(path)
     named = pd.DataFrame({"image_id": ids})
     named["patient"] = patient_of(named["image_id"])
     if files:
         named["file_name"] = [files[image_id].name for image_id in ids]
-    else:
-        table = some_rows(path)
-        if table.columns[0].lower().endswith(IMAGES):  # such as test_list.txt
-            raise InputError(f"{path}, row 1: {table.columns[0]} is an image; a header is wanted above it (--test)")
-        named["file_name"] = table[table.columns[0]]
-        if "Patient ID" in table:
-            named["patient"] = plain_patient(table["Patient ID"])
-    test = named.merge(labels.drop(columns="file_name"), on="image_id", how="left", validate="one_to_one")
-    test = test.fillna({"patient_id": test["patient"], **{k: v for k, v in UNKNOWN.items() if k != "patient_id"}})
-    return test.astype({"follow_up": "int64"})[labels.columns], files
+        return named, files
+    table = some_rows(path)
+    if table.columns[0].lower().endswith(IMAGES):  # such as test_list.txt
+        raise InputError(f"{path}, row 1: {table.columns[0]} is an image; a header is wanted above it (--test)")
+    named["file_name"] = table[table.columns[0]]
+    if "Patient ID" in table:
+        named["patient"] = plain_patient(table["Patient ID"])
+    return named, files
 
 
 def _check_loose(labels, files, labels_path, options):

@@ -132,7 +132,7 @@ def read_lists(folder, ids):
     for part, (names, _, _) in LISTS.items():
         if part not in paths:
             raise InputError(f"{folder}: no {names[0]}; --split all trains without the official lists")
-        named[part] = listed = _names(paths[part])
+        named[part] = listed = stems(read_names(paths[part]))
         place = index.get_indexer(listed)
         found[place[place >= 0]] = part
         patients = int(listed.str.split("_").str[0].nunique())
@@ -167,20 +167,25 @@ def names_digest(image_ids):
     return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
 
 
-def _names(path):
+def read_names(path):
+    """Names of images in a list, one a line, as they stand there, a Series of str.
+
+    Raises InputError naming file and line: no text, no image, an unusable or repeated one.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable list ({error})") from None
     names = pd.Series(lines, dtype=str).str.strip()
-    names = stems(names[names != ""])
+    names = names[names != ""]
     if not len(names):
         raise InputError(f"{path}: no image in it")
-    for row, name in names.items():
+    ids = stems(names)
+    for row, name in ids.items():
         check_id(name, f"{path}, line {row + 1}")
-    twice = names.duplicated()
+    twice = ids.duplicated()
     if twice.any():
-        raise InputError(f"{path}, line {twice.idxmax() + 1}: {names[twice.idxmax()]} is there twice")
+        raise InputError(f"{path}, line {twice.idxmax() + 1}: {ids[twice.idxmax()]} is there twice")
     return names
 
 

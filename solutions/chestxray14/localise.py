@@ -1,23 +1,18 @@
 """`localise`: class activation maps of a run against NIH's boxes (CXR-IRNet, table 3; SDFN, figure 5)."""
 
 import logging
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from common.cli import Context, Options
-from common.config import from_dict
 from common.errors import InputError
-from common.paths import read_json, read_parquet
+from common.infer.tools import opened_run
+from common.paths import read_parquet
 from common.post.boxes import BOX
 from common.report import page, plots, sections
 from common.report.gallery import gallery, heat_overlay
-from common.runs import Run
 from common.steps import write_csv
-from common.train import distributed
-from common.train.loop import Budget
 from solutions.chestxray14.config import BOX_SIDE, LABELS, Config
 from solutions.chestxray14.data import open_prepared
 from solutions.chestxray14.localise_scores import ALL, class_table, measure, paper_column
@@ -78,7 +73,7 @@ def localise(
         raise InputError(f"{out}: not a folder (--out)")
     from solutions.chestxray14.pipeline import experiment_key  # it imports this module
 
-    with _opened(run, Options(out=run, device=device, workers=workers)) as context:
+    with opened_run("chestxray14", Config, run, device=device, workers=workers) as context:
         data = open_prepared(context)
         key = experiment_key(context, data)  # refuses networks that the run's predictions are not of
         boxes, left_out = usable_boxes(data, context.config.folds)
@@ -95,24 +90,6 @@ def localise(
             context.run.record("localise", key)  # the run's page shows it as long as it is of these networks
     _say(found, table, left_out, out)
     return 0
-
-
-@contextmanager
-def _opened(folder, options):
-    """The Context of the run in `folder`, with the configuration that it was made with."""
-    stored = folder / "config.json"
-    if not stored.is_file():
-        raise InputError(f"{folder}: not the folder of a finished run (no config.json)")
-    values = read_json(stored)
-    if not isinstance(values, dict) or values.pop("solution", None) != "chestxray14":
-        raise InputError(f"{stored}: not the configuration of a ChestX-ray14 run")
-    preset = values.pop("preset", "stored")
-    config = from_dict(Config, values, str(stored))
-    device, run = distributed.start(options.device), Run(folder)
-    try:
-        yield Context("chestxray14", preset, config, options, run, device, Budget(None))
-    finally:
-        run.close()
 
 
 def _probs(run, boxes):

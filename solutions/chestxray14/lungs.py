@@ -52,7 +52,7 @@ def lungs_made(config):
     """
     crop_size = 0 if config.views == "whole" else config.segmenter.crop_size
     mask_size = config.segmenter.mask_size if config.weights_features else 0
-    return {"segmenter": file_hash(_weights(config)), "mask_size": mask_size, "crop_size": crop_size}
+    return {"segmenter": file_hash(segmenter_file(config)), "mask_size": mask_size, "crop_size": crop_size}
 
 
 def mask_structures(config):
@@ -62,11 +62,12 @@ def mask_structures(config):
     """
     if not config.weights_features:
         return None
-    kind = load_weights(_weights(config))[1].get("structures")
+    kind = load_weights(segmenter_file(config))[1].get("structures")
     return ["lungs", *["heart"] * ("heart" in STRUCTURES.get(kind, ()))]
 
 
-def _weights(config):
+def segmenter_file(config):
+    """Path of the segmenter's weights; InputError where they are not there."""
     weights = SHIPPED if config.segmenter.weights == "shipped" else Path(config.segmenter.weights)
     if not weights.is_file():
         raise InputError(f"{weights}: no such file (--segmenter.weights)")

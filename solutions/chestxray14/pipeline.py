@@ -114,6 +114,11 @@ def _is_fused(config):
     return config.views == "both" and config.combine == "fusion"
 
 
+def trained_stages(config):
+    """Names of what a fold trains, in this order: the networks, then the layer that fuses them."""
+    return [*config.stages, *[FUSION] * _is_fused(config)]
+
+
 def _branches(context, fold):
     config = context.config
     return {stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
@@ -141,31 +146,50 @@ def predict(context):
     test = data.rows("test")
     tables = {file: [] for file in files}
     for fold in config.folds:
-        held_out, parts = data.rows(folds=[fold]), [f"fold{fold}/{file}" for file in files]
-        if not run.is_done(f"predict fold{fold}", key, parts):
-            for name, rows in (("oof", held_out), ("test", test)):
-                for part, probs in predict_rows(context, data, fold, rows, name).items():
-                    if f"{name}{part}.parquet" not in files:
-                        continue
-                    table = pd.DataFrame(probs, columns=LABELS)
-                    table.insert(0, "fold", fold)
-                    table.insert(0, "image_id", data.ids(rows))
-                    write_table(run.path(f"fold{fold}", f"{name}{part}.parquet"), table)
-            run.record(f"predict fold{fold}", key)
-        for file, part in zip(files, parts, strict=True):
-            tables[file].append(read_parquet(run.path(part)))
+        rows = {"oof": data.rows(folds=[fold]), "test": test}
+        for file, part in _fold_tables(context, data, key, fold, rows, files).items():
+            tables[file].append(part)
     for file, parts in tables.items():
         table = pd.concat(parts, ignore_index=True)
-        if file.startswith("test"):
-            table = table.groupby("image_id", sort=False, as_index=False)[list(LABELS)].mean()
-            table.insert(1, "fold", -1)
-        write_table(run.path(file), table)
+        write_table(run.path(file), _mean_over_folds(table) if file.startswith("test") else table)
     keep_config(context)
     run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in config.folds))
     for fold in config.folds:  # the parts have done their duty
         for file in files:
             run.path(f"fold{fold}", file).unlink(missing_ok=True)
     log.info(f"predicted {sum(map(len, tables['oof.parquet'])):,} images out of fold and {len(test):,} test images")
+
+
+def predict_test(context, data):
+    """Probabilities of the test images as the mean over the folds' networks: the table test.parquet.
+
+    The folds' parts stay in the run; what is there already is not computed again.
+    """
+    key, rows = predict_key(context, data), {"test": data.rows("test")}
+    parts = [_fold_tables(context, data, key, fold, rows, ["test.parquet"]) for fold in context.config.folds]
+    return _mean_over_folds(pd.concat([part["test.parquet"] for part in parts], ignore_index=True))
+
+
+def _fold_tables(context, data, key, fold, rows, files):
+    """What one fold's networks say of `rows` (name → rows) as tables by file name, kept in the fold's folder."""
+    run, parts = context.run, [f"fold{fold}/{file}" for file in files]
+    if not run.is_done(f"predict fold{fold}", key, parts):
+        for name, its in rows.items():
+            for part, probs in predict_rows(context, data, fold, its, name).items():
+                if f"{name}{part}.parquet" not in files:
+                    continue
+                table = pd.DataFrame(probs, columns=LABELS)
+                table.insert(0, "fold", fold)
+                table.insert(0, "image_id", data.ids(its))
+                write_table(run.path(f"fold{fold}", f"{name}{part}.parquet"), table)
+        run.record(f"predict fold{fold}", key)
+    return {file: read_parquet(run.path(part)) for file, part in zip(files, parts, strict=True)}
+
+
+def _mean_over_folds(table):
+    table = table.groupby("image_id", sort=False, as_index=False)[list(LABELS)].mean()
+    table.insert(1, "fold", -1)
+    return table
 
 
 def predict_rows(context, data, fold, rows, name):
@@ -192,7 +216,7 @@ def predict_rows(context, data, fold, rows, name):
 def predict_key(context, data):
     """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
     config = context.config
-    stages = [*config.stages, *[FUSION] * _is_fused(config)]
+    stages = trained_stages(config)
     weights = [file_hash(trained_weights(context.run, fold, stage)) for fold in config.folds for stage in stages]
     made = [[getattr(config, stage).resize, getattr(config, stage).size, getattr(config, stage).precision]
             for stage in config.stages]  # fmt: skip
@@ -319,19 +343,31 @@ def submit(context):
         log.info("submit: no test images (split all holds none back); --test names some")
         run.record("submit", [], rows=0, hidden=None)
         return
-    probs = read_parquet(run.path("test.parquet")).set_index("image_id")[list(LABELS)]
-    neutral = read_parquet(run.path("oof.parquet"))[list(LABELS)].mean()
-    probs = probs.reindex(images["image_id"]).to_numpy(copy=True)
-    probs[~images["ok"].to_numpy()] = neutral.to_numpy()  # an image that cannot be read
-    table = pd.DataFrame(probs, columns=LABELS).map(lambda value: f"{value:.6g}")
-    table.insert(0, "Image Index", images["file_name"].to_numpy())
-    path = run.path("submission.csv")
-    write_submission(path, table)
-    summary = validate_probabilities(path, run.path("sample_submission.csv"), ordered=True)
+    path, probs = run.path("submission.csv"), read_parquet(run.path("test.parquet"))
+    summary = write_answer(context, data, probs, neutral_probs(run), path)
     copy = copy_submission(context, path)
     hidden = _hidden_score(context, data)
     run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
     log.info(f"valid submission: {summary}; copy in {copy}")
+
+
+def neutral_probs(run):
+    """What an image that cannot be read gets: the means of the out-of-fold probabilities, a dict by label."""
+    return read_parquet(run.path("oof.parquet"))[list(LABELS)].mean().to_dict()
+
+
+def write_answer(context, data, probs, neutral, path):
+    """Write the submission of the predicted test images and validate it; returns its Summary.
+
+    probs: the table test.parquet; neutral: as of `neutral_probs`.
+    """
+    images = data.table[data.table["split"] == "test"]
+    found = probs.set_index("image_id")[list(LABELS)].reindex(images["image_id"]).to_numpy(copy=True)
+    found[~images["ok"].to_numpy()] = [neutral[label] for label in LABELS]
+    table = pd.DataFrame(found, columns=LABELS).map(lambda value: f"{value:.6g}")
+    table.insert(0, "Image Index", images["file_name"].to_numpy())
+    write_submission(path, table)
+    return validate_probabilities(path, context.run.path("sample_submission.csv"), ordered=True)
 
 
 def _hidden_score(context, data):

@@ -1,4 +1,4 @@
-"""`table`, `localise` and `score`: runs side by side, where their maps point, and anybody's predictions."""
+"""The verbs that need no run of their own: runs side by side, where their maps point, anybody's predictions."""
 
 import logging
 from pathlib import Path
@@ -11,6 +11,7 @@ import tyro
 from common.errors import InputError
 from common.report import class_plots, page
 from common.steps import write_csv
+from solutions.chestxray14 import infer
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.labels import LISTS
 from solutions.chestxray14.localise import localise
@@ -142,7 +143,7 @@ def score(
     return len(without)
 
 
-TOOLS = {"table": table, "localise": localise, "score": score}
+TOOLS = {"table": table, "localise": localise, "score": score, **infer.TOOLS}
 
 # ---- what is said --------------------------------------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
 from common.data.tables import named_images, read_ids, read_patients, some_rows
 from common.errors import InputError
+from common.infer.tools import find_test, test_store
 from common.paths import atomic_path, check_id, competition_folder, find_images, read_parquet
 from common.post.rle import area, paint, parse, to_string, union
 from common.steps import check_prepared, keep_trainings, read_folds, store_folder, tell_leaks, trainings
 from common.submit.table import write_submission
-from common.trained import find_test, test_store
 from solutions.siim_pneumothorax.config import KAGGLE, SIZE, SLUG
 
 log = logging.getLogger(__name__)

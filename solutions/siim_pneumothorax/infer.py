@@ -2,8 +2,9 @@
 
 from common.config import from_dict
 from common.errors import InputError
+from common.infer.tools import export_tool, infer_tool
 from common.paths import read_json
-from common.trained import Learnt, export_tool, infer_tool
+from common.trained import Learnt
 from common.tuning import Rule
 from solutions.siim_pneumothorax.config import KAGGLE, Config
 

@@ -208,7 +208,7 @@ DEMO = Config(
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 MORE_VERBS = ("ablate",)  # beside those that every solution has
-TOOLS = ("ensemble",)  # verbs that need no run
+TOOLS = ("ensemble", "export", "infer")  # verbs that need no run of their own
 TAKES_SIZES = True  # boxes are in pixels of the originals: --sizes has them for resized copies
 
 

@@ -11,6 +11,7 @@ from common.data.folds import make_folds, save_folds
 from common.data.store import Store, prepare_store
 from common.data.tables import named_images, read_ids, read_patients
 from common.errors import InputError
+from common.infer.tools import find_test, test_store
 from common.paths import check_id, competition_folder, find_images, read_parquet
 from common.post.boxes import BOX, scale
 from common.post.fusion import fuse_raters
@@ -27,7 +28,7 @@ from common.steps import (
     write_table,
 )
 from common.submit.table import read_table, write_submission
-from solutions.vinbigdata.config import CLASSES, NO_FINDING, SLUG
+from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, SLUG
 from solutions.vinbigdata.sizes import SIZES, read_sizes, tell_copies
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ MADE_WITH = ("n_folds", "rater_aware", "seed", "store_size")  # settings that de
 MADE_WITH_FUSION = ("raters", "raters_iou")  # and those of them in FusionConfig
 TRAIN = ["image_id", "class_name", "class_id", "rad_id", *BOX]
 SAMPLE = ["image_id", "PredictionString"]
+NO_LABELS = pd.DataFrame({"image_id": [], "class_id": [], "rad_id": []}).astype(
+    {"image_id": str, "class_id": "int64", "rad_id": str}
+)
+NO_LABELS[BOX] = np.zeros((0, 4))
 FINDINGS = [f"c{number}" for number in range(NO_FINDING)]
 JOIN = {"wbf": mean_boxes, "nms": first_boxes, "none": lambda boxes, starts, iou: (boxes, np.arange(len(boxes)))}
 NO_BOX = (0.0, 0.0, 1.0, 1.0)  # what the competition has in the place of a box where nothing is found
@@ -181,11 +186,7 @@ def prepare_competition(context):
         on_bad_image=options.on_bad_image,
         placeholder_ids=frozenset(test_ids),
     )
-    for place, name in enumerate(("width", "height", "ok"), start=2):
-        table.insert(place, name, store.table[name].to_numpy())
-    if originals is not None:
-        tell_copies(table, originals)
-        table[SIZES] = originals[SIZES]
+    table = _with_sizes(table, store, originals)
     boxes = _agreed(labels[labels["class_id"] != NO_FINDING], table, config.fusion, labels_path)
     if about["test_sizes"] != (run.step("prepare") or {}).get("test_sizes", digest([])):
         for step in ("predict", *(f"predict test {fold}" for fold in range(config.n_folds))):
@@ -195,9 +196,7 @@ def prepare_competition(context):
     write_table(run.path("boxes.parquet"), boxes)
     save_folds(run.path("folds.csv"), train_ids, table.loc[train, "fold"].to_numpy(), patients,
                f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
-    write_submission(
-        run.path("sample_submission.csv"), pd.DataFrame({"image_id": test_ids, "PredictionString": "14 1 0 0 1 1"})
-    )
+    _write_sample(run, test_ids)
     inputs = (labels_path, sample_path, options.id_map, *options.sizes)
     run.describe(config.seed, [p for p in inputs if p is not None and p.is_file()])
     if not trainings(run):
@@ -212,6 +211,39 @@ def prepare_competition(context):
         f"{config.store_size} px in {store.folder}"
     )
     return open_prepared(context)
+
+
+def prepare_test(context):
+    """Decode the test images alone, without labels or folds; returns their Prepared, which has no boxes.
+
+    They are those of --test or of the sample submission; --sizes as in `prepare_competition`. Writes
+    sample_submission.csv.
+    """
+    options = context.options
+    folder, ids, files = find_test(options, KAGGLE, SAMPLE)
+    table = _image_table(NO_LABELS, None, [], ids)
+    originals = read_sizes(options.sizes, table["image_id"]) if options.sizes else None
+    store = test_store(context, folder, files)
+    table = _with_sizes(table, store, originals)
+    _write_sample(context.run, ids)
+    key = digest(table[SIZES].to_numpy().tolist())  # boxes are kept in pixels of the originals
+    return Prepared(table, NO_LABELS.assign(row=0, votes=0), store, key)
+
+
+def _with_sizes(table, store, originals):
+    """The image table with width and height, of the files or, where they are known, of their originals, and ok."""
+    for place, name in enumerate(("width", "height", "ok"), start=2):
+        table.insert(place, name, store.table[name].to_numpy())
+    if originals is not None:
+        tell_copies(table, originals)
+        table[SIZES] = originals[SIZES]
+    return table
+
+
+def _write_sample(run, test_ids):
+    """The ids that a submission must have, as the competition gives them."""
+    table = pd.DataFrame({"image_id": test_ids, "PredictionString": "14 1 0 0 1 1"})
+    write_submission(run.path("sample_submission.csv"), table)
 
 
 def open_prepared(context):

@@ -119,21 +119,14 @@ def predict(context):
     for made in ("predict", "tune", "score", "submit"):  # these follow from it: no report of theirs in between
         run.forget(made)
     test, config = data.rows("test"), context.config
-    tables = {name: [] for name in PREDICTED}
+    boxes, healthy = [], []
     for fold in config.folds:
         held_out = data.rows(folds=[fold])
-        for name, rows in (("oof", held_out), ("test", test)):
-            tables[f"{name}.parquet"].append(_boxes_part(context, data, key, fold, rows, name))
-        healthy = _healthy_part(context, data, key, fold % config.healthy_modulus, held_out, f"oof of fold {fold}")
-        tables["oof_healthy.parquet"].append(healthy.assign(fold=fold))
-    for fold in config.healthy_trained:
-        tables["test_healthy.parquet"].append(_healthy_part(context, data, key, fold, test, "test"))
-    for name, parts in tables.items():
-        table = pd.concat(parts, ignore_index=True)
-        if name == "test_healthy.parquet":  # of logits: a mean of probabilities would seldom pass a high alpha
-            table = table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1)
-        if "logit" in table:
-            table["healthy"] = 1 / (1 + np.exp(-table.pop("logit")))
+        boxes.append(_boxes_part(context, data, key, fold, held_out, "oof"))
+        part = _healthy_part(context, data, key, fold % config.healthy_modulus, held_out, f"oof of fold {fold}")
+        healthy.append(part.assign(fold=fold))
+    tables = pd.concat(boxes, ignore_index=True), _probabilities(pd.concat(healthy, ignore_index=True))
+    for name, table in zip(PREDICTED, (*tables, *predict_test(context, data)), strict=True):
         write_table(run.path(name), table)
     keep_config(context)
     run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in config.folds))
@@ -141,6 +134,23 @@ def predict(context):
         part.unlink()
     log.info(f"predicted {len(pd.read_parquet(run.path('oof.parquet'))):,} boxes out of fold, "
              f"{len(pd.read_parquet(run.path('test.parquet'))):,} on {len(test)} test images")  # fmt: skip
+
+
+def predict_test(context, data):
+    """Boxes and health of the test images by every fold's networks: the tables test.parquet and test_healthy.parquet.
+
+    The folds' parts stay in the run; what is there already is not computed again.
+    """
+    key, rows, config = predict_key(context, data), data.rows("test"), context.config
+    boxes = [_boxes_part(context, data, key, fold, rows, "test") for fold in config.folds]
+    healthy = [_healthy_part(context, data, key, fold, rows, "test") for fold in config.healthy_trained]
+    # of logits: a mean of probabilities would seldom pass a high alpha
+    mean = pd.concat(healthy, ignore_index=True).groupby("image_id", sort=False, as_index=False)["logit"].mean()
+    return pd.concat(boxes, ignore_index=True), _probabilities(mean.assign(fold=-1))
+
+
+def _probabilities(table):
+    return table.drop(columns="logit").assign(healthy=1 / (1 + np.exp(-table["logit"])))
 
 
 def _boxes_part(context, data, key, fold, rows, name):
@@ -177,11 +187,15 @@ def _healthy_part(context, data, key, fold, rows, name):
     return read_parquet(run.path(file))
 
 
+def trained_parts(config):
+    """What is trained, as (fold, stage): a detector a fold and member, and the 2CC of each of its folds."""
+    return [*itertools.product(config.folds, config.members), *((k, "healthy") for k in config.healthy_trained)]
+
+
 def predict_key(context, data):
     """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
     config = context.config
-    stages = [*itertools.product(config.folds, config.members), *((k, "healthy") for k in config.healthy_trained)]
-    weights = [file_hash(trained_weights(context.run, fold, stage)) for fold, stage in stages]
+    weights = [file_hash(trained_weights(context.run, fold, stage)) for fold, stage in trained_parts(config)]
     made = [[part.size, part.precision] for part in (config.detector, config.healthy)]
     made += [list(config.members), config.detector.nms, config.detector.per_image]
     return [data.key, weights, list(config.tta), made, read_json(data.store.folder / "store.json")["key"]]
@@ -303,18 +317,11 @@ def score(context):
 
 def submit(context):
     """Write submission.csv, validate it against the ids it must have, copy it under submissions/."""
-    data, run, config = open_prepared(context), context.run, context.config
-    rule = read_rule(context)
+    data, run, rule = open_prepared(context), context.run, read_rule(context)
     images = data.table[data.table["split"] == "test"]
-    readable = images.loc[images["ok"], "image_id"]
     boxes, healthy = read_parquet(run.path("test.parquet")), read_parquet(run.path("test_healthy.parquet"))
-    boxes = boxes[boxes["image_id"].isin(readable)]  # a placeholder image gets the neutral prediction
-    fused = fuse_members(boxes, data.sizes(), config.members, rule, config.fusion.method)
-    decided = apply_rule(fused, readable, healthy.set_index("image_id")["healthy"], rule)
     path = run.path("submission.csv")
-    write_submission(path, prediction_strings(decided, images["image_id"], data.sizes()))
-    sizes = {row.image_id: (row.width, row.height) for row in images.itertuples()}
-    summary = validate_boxes(path, run.path("sample_submission.csv"), sizes=sizes, ordered=True)
+    decided, summary = write_answer(context, data, rule, boxes, healthy, path)
     write_table(run.path("test_decided.parquet"), decided)
     copy = copy_submission(context, path)
     hidden = _hidden_score(run.step("prepare"), decided, images)
@@ -322,6 +329,21 @@ def submit(context):
     log.info(f"valid submission: {summary}; copy in {copy}")
     if hidden:
         log.info(f"mAP@0.4 on the sample's hidden labels {hidden['value']:.4f} (no boxes {hidden['nothing']:.4f})")
+
+
+def write_answer(context, data, rule, boxes, healthy, path):
+    """Write the submission of the predicted test images and validate it; returns the detections and its Summary.
+
+    boxes, healthy: the tables test.parquet and test_healthy.parquet.
+    """
+    config, images = context.config, data.table[data.table["split"] == "test"]
+    readable = images.loc[images["ok"], "image_id"]
+    boxes = boxes[boxes["image_id"].isin(readable)]  # a placeholder image gets the neutral prediction
+    fused = fuse_members(boxes, data.sizes(), config.members, rule, config.fusion.method)
+    decided = apply_rule(fused, readable, healthy.set_index("image_id")["healthy"], rule)
+    write_submission(path, prediction_strings(decided, images["image_id"], data.sizes()))
+    sizes = {row.image_id: (row.width, row.height) for row in images.itertuples()}
+    return decided, validate_boxes(path, context.run.path("sample_submission.csv"), sizes=sizes, ordered=True)
 
 
 def _hidden_score(prepared, decided, images):

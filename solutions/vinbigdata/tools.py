@@ -1,4 +1,4 @@
-"""`ensemble`: one submission of several, ours or other people's, without a run."""
+"""The verbs that need no run of their own, first `ensemble`: one submission of several, ours or other people's."""
 
 import logging
 from pathlib import Path
@@ -13,6 +13,7 @@ from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
 from common.submit.table import read_table, write_submission
 from common.submit.validate import validate_boxes
+from solutions.vinbigdata import infer
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.postprocess import HEADER, fuse, parse_predictions, prediction_strings
 from solutions.vinbigdata.sizes import read_sizes
@@ -71,7 +72,7 @@ def ensemble(
     return 0
 
 
-TOOLS = {"ensemble": ensemble}
+TOOLS = {"ensemble": ensemble, **infer.TOOLS}
 
 
 def _submission(path):

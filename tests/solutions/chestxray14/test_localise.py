@@ -289,7 +289,7 @@ def test_unusable_options_and_folders_are_refused(tmp_path):
         with pytest.raises(InputError, match=message):
             localise(tmp_path, **options)
     (tmp_path / "config.json").write_text('{"solution": "vinbigdata"}')
-    with pytest.raises(InputError, match="not the configuration of a ChestX-ray14 run"):
+    with pytest.raises(InputError, match="not the configuration of a run of chestxray14"):
         localise(tmp_path)
     with pytest.raises(InputError, match="not a folder"):
         localise(tmp_path, out=tmp_path / "config.json")

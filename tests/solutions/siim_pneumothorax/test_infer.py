@@ -17,7 +17,7 @@ from solutions.siim_pneumothorax.config import DEMO
 from solutions.siim_pneumothorax.models import load_segmenter
 from tests.running import say
 
-KEEP_ALL = "--decision.gate 0 --decision.pixel 0.5 --decision.min-area 0".split()
+KEEP_ALL = ["--decision.gate", "0", "--decision.pixel", "0.5", "--decision.min-area", "0"]
 
 
 @pytest.fixture

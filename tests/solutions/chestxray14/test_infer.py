@@ -1,0 +1,74 @@
+"""What a finished run leaves for others: exported, and then as good as the run itself."""
+
+import os
+
+import pandas as pd
+import pytest
+
+from common.paths import find_images, read_json, write_json
+from common.submit.table import read_table, write_submission
+from solutions.chestxray14.config import LABELS
+from tests.running import say
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`command("infer", …)` in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: say(capsys, "chestxray14", *words)
+
+
+@pytest.fixture
+def unlabelled(sample, tmp_path):
+    """NIH's folder with its test list and the test images alone; its files are links: to be replaced, not edited."""
+    files, names = find_images(sample), (sample / "test_list.txt").read_text().split()
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for name in names:
+        os.link(files[name.removesuffix(".png")], tmp_path / "data" / "images" / name)
+    (tmp_path / "data" / "test_list.txt").write_text("\n".join(reversed(names)))
+    return tmp_path / "data"
+
+
+def test_inference_gives_the_bytes_of_the_run(run_copy, command, refused, unlabelled, tmp_path):
+    assert command("export", "run", "--out", "trained").status == 0
+    names = {f"fold{k}-{stage}.safetensors" for k in (0, 1) for stage in ("whole", "lungs", "fusion")}
+    assert {path.name for path in (tmp_path / "trained").iterdir()} == {"trained.json", "lungs.safetensors", *names}
+    about, submission = read_json(tmp_path / "trained" / "trained.json"), (run_copy / "submission.csv").read_bytes()
+    assert about["score"] == {"metric": "auroc", **read_json(run_copy / "score.json")["auroc"]}
+    oof = pd.read_parquet(run_copy / "oof.parquet")
+    assert about["neutral"] == {label: pytest.approx(oof[label].mean()) for label in LABELS}
+    run_copy.rename(tmp_path / "gone")  # nothing of it is read
+    result = command("infer", "trained", "--data", unlabelled, "--workers", "0")
+    assert (result.status, result.errors) == (0, []) and "test images from" in result.out
+    assert (tmp_path / "submission.csv").read_bytes() == submission
+    write_json(tmp_path / "trained" / "trained.json", about | {"neutral": {"Hernia": 0.1}})
+    assert "neutral must have" in refused("infer", "trained", "--data", unlabelled, "--workers", "0")
+
+
+def test_a_sample_submission_and_images_that_are_missing_or_bad(run_copy, command, refused, unlabelled, tmp_path):
+    assert command("export", "run", "--out", "trained").status == 0
+    neutral, expected = read_json("trained/trained.json")["neutral"], read_table(run_copy / "submission.csv")
+    first, bad = (unlabelled / "images" / expected["Image Index"][row] for row in (0, 1))
+    first.unlink()
+    bad.unlink()
+    bad.write_bytes(b"no image")
+    words = ["infer", "trained", "--workers", "0"]
+    assert bad.name in refused(*words, "--data", unlabelled)
+    result = command(*words, "--data", unlabelled, "--on-bad-image", "placeholder")
+    assert result.status == 4 and "1 of 6 images have no file and are left out" in result.out
+    found = read_table(tmp_path / "submission.csv").set_index("Image Index")
+    assert found.index.tolist() == expected["Image Index"].tolist()[1:]
+    assert found.loc[bad.name].tolist() == [f"{neutral[label]:.6g}" for label in LABELS]
+    # what a sample submission names must be there
+    write_submission(unlabelled / "sample_submission.csv", expected.iloc[::-1])
+    assert "1 test images have no file" in refused(*words, "--data", unlabelled)
+    (unlabelled / "sample_submission.csv").unlink()
+    (unlabelled / "test_list.txt").unlink()
+    assert "no sample_submission.csv or test_list.txt" in refused(*words, "--data", unlabelled)
+
+
+def test_what_is_not_finished_is_not_exported(run_copy, refused):
+    (run_copy / "classes.csv").unlink()
+    assert "run the verb `tune`" in refused("export", "run", "--out", "trained")
+    (run_copy / "oof.parquet").unlink()
+    assert "run the verb `predict`" in refused("export", "run", "--out", "trained")
