@@ -45,5 +45,5 @@ case "$what" in
   install) echo "ready: .venv/bin/python -m solutions" ;;
   demo) exec "$python" -m solutions demo "$@" ;;
   # a process a core, each on one thread: tests are many and small, and threads would wait for one another
-  test) OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadgroup "$@" ;;
+  test) OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@" ;;
 esac

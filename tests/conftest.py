@@ -1,12 +1,18 @@
-"""Which tests of a parallel run share a process (pytest-xdist, --dist loadgroup)."""
+"""Which tests of a parallel run share a process (pytest-xdist, --dist loadfile)."""
 
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before the mark is read
-def pytest_collection_modifyitems(items):
-    """A file's tests stay together, and so do the files of a solution that look at its one finished run."""
-    sharing = {item.path for item in items if "finished" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = item.path.parent if item.path in sharing else item.path
-        item.add_marker(pytest.mark.xdist_group(group.relative_to(item.config.rootpath).as_posix()))
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay together, and so do the files of a solution, which look at one finished run."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySolution(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return file.rpartition("/")[0] if file.startswith("tests/solutions/") else file
+
+    return BySolution(config, log)
