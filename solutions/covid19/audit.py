@@ -13,7 +13,7 @@ from common.steps import as_interval, keep_config, trained_weights, write_table
 from solutions.covid19 import pipeline
 from solutions.covid19.focus import heat_maps, lung_area, share_in_lungs
 from solutions.covid19.models import load_network
-from solutions.covid19.scoring import area
+from solutions.covid19.scoring import area, read_score
 
 log = logging.getLogger(__name__)
 FIGURES = 2  # raised where the audit comes to measure something else
@@ -59,8 +59,7 @@ def run_audit(context, data):
     focus, summary = _focus(context, data, folds, fitted)
     write_table(run.path("audit.parquet"), pd.concat(answers, ignore_index=True) if answers else _nothing())
     write_table(run.path("focus.parquet"), focus)
-    score = read_json(run.path("score.json"))
-    verdict = judge(found, score, config.audit.high)
+    verdict = judge(found, read_score(run), config.audit.high)
     write_json(run.path("audit.json"), {"checks": found, "focus": summary, "folds": folds, "epochs": fitted.epochs,
                                         **verdict})  # fmt: skip
     keep_config(context)
@@ -206,8 +205,8 @@ def read_audit(run):
     step, tuned = run.step("audit"), run.step("tune")
     if not (step and tuned and step["of"] == tuned["key"] and all(run.path(name).is_file() for name in MADE)):
         return None
-    return (
-        read_json(run.path("audit.json")),
-        read_parquet(run.path("audit.parquet")),
-        read_parquet(run.path("focus.parquet")),
-    )
+    path = run.path("audit.json")
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"checks", "focus", "folds", "epochs", "biased", "said"} <= set(found):
+        raise InputError(f"{path}: damaged; delete it and run `audit` again")
+    return found, read_parquet(run.path("audit.parquet")), read_parquet(run.path("focus.parquet"))

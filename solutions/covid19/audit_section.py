@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from common.paths import read_json
 from common.report import page, plots
 from solutions.covid19 import pictures
 from solutions.covid19.config import COVID
 from solutions.covid19.pictures import SEEN
+from solutions.covid19.scoring import read_score
 
 
 def audit_section(context, data, oof, audit):
@@ -22,7 +22,7 @@ def audit_section(context, data, oof, audit):
     found, _, focus = audit
     config, checks = context.config, found["checks"]
     names = {check: _name(check, config.view) for check in checks}
-    score = read_json(context.run.path("score.json"))
+    score = read_score(context.run)
     lines = [(f"this run: {SEEN[config.view]}", score["auroc"])]
     if score["same_source"]:
         lines.append(("this run, same collections", score["same_source"]["auroc"]))

@@ -10,7 +10,7 @@ import pandas as pd
 from common.config import file_hash
 from common.errors import InputError
 from common.metrics.classification import auroc
-from common.paths import read_json, read_parquet, write_json
+from common.paths import read_parquet, write_json
 from common.steps import (
     check_predicted,
     copy_submission,
@@ -26,7 +26,7 @@ from common.train.loop import fit
 from solutions.covid19.data import SAMPLE, open_prepared, prepare_competition, read_selection, rejected_shares
 from solutions.covid19.models import build_network, load_network
 from solutions.covid19.report import write_report
-from solutions.covid19.scoring import HALF, fold_table, nested_thresholds, summary
+from solutions.covid19.scoring import HALF, fold_table, nested_thresholds, read_score, summary
 from solutions.covid19.training import figures, held_out_loader, step, train_loader
 from solutions.covid19.training import predict as predict_rows
 
@@ -164,7 +164,7 @@ def tune(context):
     write_csv(run.path("per_fold.csv"), per_fold[["rule", *per_fold.columns.drop("rule")]])
     write_json(run.path("score.json"), summary(oof, cuts, rejected_shares(read_selection(run)), context.config.seed))
     keep_config(context)
-    run.record("tune", key, score=read_json(run.path("score.json"))["auroc"]["estimate"])
+    run.record("tune", key, score=read_score(run)["auroc"]["estimate"])
     log.info(f"threshold {chosen:.3f} by Youden's index, nested by fold")
 
 
@@ -193,7 +193,7 @@ def score(context):
     run, data = context.run, open_prepared(context)
     if not run.is_done("tune", _tune_key(context, data), TUNED):
         tune(context)
-    found = read_json(run.path("score.json"))
+    found = read_score(run)
     run.record("score", [run.step("tune")["key"]], auroc=found["auroc"]["estimate"])
     rates = ", ".join(f"{name} {_shown(found[name])}" for name in ("accuracy", "sensitivity", "specificity"))
     log.info(f"out of fold, {found['images']:,} images of {found['patients']:,} patients: AUROC "

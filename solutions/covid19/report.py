@@ -3,16 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
-from common.paths import read_json, read_parquet
+from common.paths import read_parquet
 from common.report import class_plots, page, plots, sections
 from solutions.covid19 import pictures
 from solutions.covid19.audit_section import audit_section, numbers, with_interval
 from solutions.covid19.config import COVID, PUBLISHED
 from solutions.covid19.data import read_selection, rejected_shares
-from solutions.covid19.scoring import HALF
+from solutions.covid19.scoring import HALF, RATES, read_per_fold, read_score
 
-RATES = ("accuracy", "sensitivity", "specificity")
 WITHOUT = f"no {COVID}"
 LABELS = {1: COVID, 0: WITHOUT, -1: "unknown"}
 
@@ -52,7 +50,7 @@ def _verdict(context, audit):
 def _headline(run, tuned):
     if not tuned:
         return page.note("No score of these networks and settings: `tune` has not been run.")
-    score = read_json(run.path("score.json"))
+    score = read_score(run)
     same = score["same_source"]
     cards = [("AUROC out of fold", score["auroc"]["estimate"],
               f"{_range(score['auroc'])}; {score['images']:,} images of {score['patients']:,} patients")]  # fmt: skip
@@ -138,13 +136,9 @@ def _lungs(context, data):
 
 
 def _folds(run):
-    try:
-        folds = pd.read_csv(run.path("per_fold.csv"))
-    except ValueError as error:
-        raise InputError(f"{run.path('per_fold.csv')}: damaged ({error}); delete it and run again") from None
-    score, tables = read_json(run.path("score.json")), {}
-    half = folds[folds["rule"].astype(str) == str(HALF)].reset_index(drop=True)
-    for rule, part in folds.groupby(folds["rule"].astype(str)):
+    folds, score, tables = read_per_fold(run), read_score(run), {}
+    half = folds[folds["rule"] == str(HALF)].reset_index(drop=True)
+    for rule, part in folds.groupby("rule"):
         tables[rule] = _fold_rows(part, score if rule == str(HALF) else score["tuned"])
     mean = {"network": "this run", **half[list(RATES)].mean()}
     published = pd.DataFrame([mean] + [{"network": f"{name} (paper)", **dict(zip(RATES, np.divide(values, 100),

@@ -9,9 +9,13 @@ from common.errors import InputError
 from common.metrics.calibration import choose_thresholds
 from common.metrics.classification import auroc, confusion_counts
 from common.metrics.statistics import Interval, bootstrap, bootstrap_auroc
+from common.paths import read_json
 from common.steps import as_interval
+from common.submit.table import read_table
 
 HALF = 0.5  # the paper's threshold, of a softmax over two classes
+RATES = ("accuracy", "sensitivity", "specificity")
+COUNTS = ("images", "tp", "fn", "tn", "fp")
 
 
 def nested_thresholds(table, seed=0):
@@ -104,7 +108,7 @@ def summary(oof, cuts, rejected, seed=0):
     found |= {name: as_interval(value) for name, value in rates(main, half, seed).items()}
     found["tuned"] = {name: as_interval(value) for name, value in rates(main, tuned, seed).items()}
     found["mean_of_folds"] = {name: {"mean": float(folds[name].mean()), "sd": _or_none(folds[name].std())}
-                              for name in ("accuracy", "sensitivity", "specificity")}  # fmt: skip
+                              for name in RATES}  # fmt: skip
     found |= {"images": len(main), "patients": int(main["patient_id"].nunique()), "folds": len(folds)}
     found["rejected"] = {name: {"share": share, "images": n} for name, (share, n) in rejected.items()}
     return found | {"same_source": same_source(oof, seed)}
@@ -142,6 +146,30 @@ def _fall(oof, seed):
     if oof["patient_id"].nunique() < 2:
         return Interval(np.nan, np.nan, np.nan)
     return bootstrap(difference, oof["patient_id"].to_numpy(), seed=seed)
+
+
+def read_score(run):
+    """What score.json holds; InputError where it is damaged."""
+    path = run.path("score.json")
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"auroc", "tuned", "same_source", "folds", *RATES} <= set(found):
+        raise InputError(f"{path}: damaged; delete it and run `tune` again")
+    return found
+
+
+def read_per_fold(run):
+    """What per_fold.csv holds: `fold_table` by rule, str ("0.5" or "tuned"); InputError where it is damaged."""
+    path, figures = run.path("per_fold.csv"), [f"{name}{end}" for name in RATES for end in ("", "_low", "_high")]
+    try:
+        table = read_table(path, ["rule", "fold", *COUNTS, *figures], exact=False)
+        table = table.astype(dict.fromkeys(["fold", *COUNTS], int))
+        table[figures] = table[figures].apply(pd.to_numeric).astype(float)  # blanks are NaN
+        if table["rule"].value_counts().to_dict() != dict.fromkeys((str(HALF), "tuned"), read_score(run)["folds"]):
+            raise InputError("rows are missing")
+    except (InputError, ValueError) as error:
+        why = str(error).removeprefix(str(path)).lstrip(":, ")
+        raise InputError(f"{path}: damaged ({why}); delete it and run `tune` again") from None
+    return table
 
 
 def _or_none(value):
