@@ -20,6 +20,7 @@ from solutions.covid19.audit import LEAST, _folds, _question, _schedule, judge, 
 from solutions.covid19.config import DEMO, NetworkConfig
 from solutions.covid19.data import Prepared
 from solutions.covid19.models import build_network
+from solutions.covid19.scoring import RATES
 
 SIDE = 32
 NETWORK = dataclasses.replace(DEMO.network, backbone="test_resnet", weights="none", size=SIDE, precision="fp32",
@@ -180,7 +181,7 @@ def audited(tmp_path):
             runs.append(Run(tmp_path / "run"))
             runs[0].describe(0, [])
             runs[0].record("tune", ["first"])
-            write_json(runs[0].path("score.json"), {"auroc": interval(0.9, 0.95, 0.98), "same_source": None})
+            write_json(runs[0].path("score.json"), dict.fromkeys((*RATES, "tuned", "folds")) | score())
             torch.manual_seed(0)
             for fold in (0, 1):
                 runs[0].path(f"fold{fold}", "covid").mkdir(parents=True)

@@ -1,14 +1,25 @@
 """Figures of predictions, against tables worked out by hand and the numbers of others."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from common.errors import InputError
-from solutions.covid19.scoring import area, fold_table, nested_thresholds, rates, same_source, summary
-
-RATES = ["accuracy", "sensitivity", "specificity"]
+from common.paths import write_json
+from solutions.covid19.scoring import (
+    RATES,
+    area,
+    fold_table,
+    nested_thresholds,
+    rates,
+    read_per_fold,
+    read_score,
+    same_source,
+    summary,
+)
 
 
 def table(label, probability, fold=0, role="main", home=False, patients=None):
@@ -28,7 +39,7 @@ def test_a_row_a_fold_counted_by_hand():
     assert found[["fold", "images", "tp", "fn", "tn", "fp"]].to_numpy().tolist() == [
         [1, 3, 1, 0, 2, 0], [3, 5, 1, 1, 2, 1],  # what reaches the threshold is called: 0.5 is
     ]  # fmt: skip
-    np.testing.assert_allclose(found[RATES], [[1, 1, 1], [3 / 5, 1 / 2, 2 / 3]])
+    np.testing.assert_allclose(found[[*RATES]], [[1, 1, 1], [3 / 5, 1 / 2, 2 / 3]])
     cuts = oof["fold"].map({3: 0.15, 1: 0.95}).to_numpy()
     found = fold_table(oof, cuts)
     assert found[["tp", "fn", "tn", "fp"]].to_numpy().tolist() == [[0, 1, 2, 0], [2, 0, 1, 2]]
@@ -188,3 +199,57 @@ def test_a_summary_is_plain_json_also_where_little_is_defined():
     assert one["mean_of_folds"]["accuracy"] == {"mean": 1.0, "sd": None}
     with pytest.raises(InputError, match="at least two patients"):
         summary(table([1, 0], [0.9, 0.1], patients=["a", "a"]), {0: 0.5}, {})
+    assert json.loads(json.dumps(one, allow_nan=False)) == one
+
+
+# ---- read again ----------------------------------------------------------------------------------------------------
+
+
+class Folder:
+    def __init__(self, folder):
+        self.path = folder.joinpath
+
+
+@pytest.fixture
+def written(tmp_path, leaning):
+    """A folder with score.json and per_fold.csv, one of whose folds has no image without COVID-19."""
+    main = leaning[(leaning["role"] == "main") & ((leaning["label"] == 1) | (leaning["fold"] == 0))]
+    write_json(tmp_path / "score.json", summary(main, {0: 0.5, 1: 0.5}, {}))
+    per_fold = fold_table(main, np.full(len(main), 0.5))
+    pd.concat([per_fold.assign(rule=rule) for rule in ("0.5", "tuned")]).to_csv(tmp_path / "per_fold.csv", index=False)
+    return Folder(tmp_path), per_fold
+
+
+def test_tables_of_folds_are_read_as_they_were_written(written):
+    folder, per_fold = written
+    found = read_per_fold(folder)
+    assert found["rule"].tolist() == ["0.5", "0.5", "tuned", "tuned"] and np.isnan(per_fold["specificity"][1])
+    pd.testing.assert_frame_equal(found[:2][per_fold.columns], per_fold)
+    assert read_score(folder)["folds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda lines: [], "empty file"),
+        (lambda lines: ["a,b", *lines[1:]], "row 1: the header must have rule,fold"),
+        (lambda lines: [*lines[:-1], lines[-1][:40]], "row 5: .* values where the header has 16"),
+        (lambda lines: lines[:-1], "rows are missing"), (lambda lines: [*lines, lines[-1]], "rows are missing"),
+        (lambda lines: [*lines[:-1], "x" + lines[-1]], "invalid literal"),
+        (lambda lines: [*lines[:-1], lines[-1][1:]], "invalid literal"),
+    ],
+)  # fmt: skip
+def test_damaged_tables_of_folds_are_named(damage, said, written):
+    folder, _ = written
+    path = folder.path("per_fold.csv")
+    path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
+    with pytest.raises(InputError, match=rf"per_fold.csv: damaged \(.*{said}.*\); delete it and run `tune` again$"):
+        read_per_fold(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "", '{"auroc": 1}'])
+def test_a_damaged_score_is_named(content, written):
+    folder, _ = written
+    folder.path("score.json").write_text(content)
+    with pytest.raises(InputError, match=r"score.json: (damaged|not a JSON file)"):
+        read_score(folder)
