@@ -171,7 +171,8 @@ def _say(line):
 
 
 def _tools(config_module):
-    return (*getattr(config_module, "TOOLS", ()), *kaggle.offered(getattr(config_module, "KAGGLE", None)))
+    own = getattr(config_module, "TOOLS", ())
+    return (*own, *kaggle.offered(getattr(config_module, "KAGGLE", None), own))
 
 
 def _is_tool(config_module, argv):

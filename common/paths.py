@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.errors import InputError
 
-KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 TEMPORARY = ".*.tmp*"  # glob of the names under which `atomic_path` writes
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

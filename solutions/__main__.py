@@ -7,6 +7,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the regis
 import importlib
 import sys
 
+from common.errors import InputError
+
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # a bar in a log file, now and then
 
@@ -19,6 +21,7 @@ def main(argv):
         print(f"usage: python -m solutions <name> <verb> [preset] [options]\n"
               f"       python -m solutions <name> --help\n"
               f"       python -m solutions demo\n"
+              f"       python -m solutions bundle   what a notebook on Kaggle needs, as one folder\n"
               f"       python -m solutions log      what was uploaded, and its scores\n"
               f"solutions: {', '.join(NAMES)}")  # fmt: skip
         return 0
@@ -26,6 +29,11 @@ def main(argv):
         from solutions.demo import run_all
 
         return run_all(NAMES, argv[1:])
+    if argv[0] == "bundle":
+        from common.cli import run_tool
+        from common.kaggle.bundle import bundle_tool
+
+        return run_tool("python -m solutions bundle", lambda: bundle_tool(_export), argv[1:])
     if argv[0] == "log":
         from common.cli import run_tool
         from common.kaggle.log import show
@@ -47,8 +55,16 @@ def _tools(name, config, wanted):
     """The tools for Kaggle, which every solution has, or the solution's own, whichever `wanted` is among."""
     from common import kaggle
 
-    shared = kaggle.tools(name, config.KAGGLE)
+    shared = kaggle.tools(name, config.KAGGLE, getattr(config, "TOOLS", ()))
     return shared if wanted in shared else _load(name, "tools.TOOLS")
+
+
+def _export(name, run, out):
+    """Write what a finished run of this solution has learnt to the folder `out`."""
+    export = _load(name, "tools.TOOLS").get("export") if name in NAMES else None
+    if export is None or name == "lung_segmentation":  # its `export` writes shipped weights
+        raise InputError(f"{run}: runs of {name} cannot be bundled")
+    export(run, out=out)
 
 
 def _load(name, kind):

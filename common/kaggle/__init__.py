@@ -27,17 +27,19 @@ class Source:
     """Where the files are that Kaggle does not have."""
 
 
-def offered(source):
-    """Names of the tools that a solution with this Source has; None: none."""
+def offered(source, own=()):
+    """Names of the tools that a solution with this Source has, beside its `own`; None: none."""
     if source is None:
         return ()
-    return ("download", "upload") if source.kind == "competition" else ("download",)
+    asked = {"download": True, "upload": source.kind == "competition", "notebook": "infer" in own}
+    return tuple(name for name, has in asked.items() if has)
 
 
-def tools(solution, source):
+def tools(solution, source, own=()):
     """The functions of these tools, by name; what they import is imported late."""
     from common.kaggle.download import download_tool
+    from common.kaggle.notebook import notebook_tool
     from common.kaggle.upload import upload_tool
 
-    made = {"download": download_tool, "upload": upload_tool}
-    return {name: made[name](solution, source) for name in offered(source)}
+    made = {"download": download_tool, "upload": upload_tool, "notebook": notebook_tool}
+    return {name: made[name](solution, source) for name in offered(source, own)}

@@ -1,0 +1,164 @@
+"""Wheels of a bundle: our own, and those of the packages that a Kaggle notebook does not have."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from common.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
+# each named, because pip before 25 takes a newer manylinux not to include the older ones
+PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "manylinux2014_x86_64")
+
+
+class Image(NamedTuple):
+    """What a notebook's image brings along."""
+
+    date: str
+    python: str
+    packages: dict[str, str]
+
+
+# Versions: Colab's base image (googlecolab/backend-info, pip-freeze.gpu.txt); pydicom is of Kaggle's own list
+# (Kaggle/docker-python, kaggle_requirements.txt), which names no version: the newest at that date.
+IMAGE = Image(
+    "2026-06",
+    "3.12",
+    {
+        "torch": "2.11.0", "torchvision": "0.26.0", "timm": "1.0.27", "huggingface-hub": "1.17.0",
+        "albumentations": "2.0.8", "opencv-python-headless": "4.13.0.92", "scikit-learn": "1.6.1", "scipy": "1.16.3",
+        "numpy": "2.0.2", "pandas": "2.2.2", "pyarrow": "18.1.0", "pydicom": "3.0.1", "numba": "0.60.0",
+        "safetensors": "0.7.0", "matplotlib": "3.10.0", "tqdm": "4.67.3", "six": "1.17.0", "pillow": "11.3.0",
+        "pywavelets": "1.9.0", "docstring-parser": "0.18.0", "typeguard": "4.5.2", "typing-extensions": "4.15.0",
+    },
+)  # fmt: skip
+UNUSED = ("kaggle",)  # a notebook has its inputs mounted and its output collected
+
+
+def build_wheel(folder, root=ROOT):
+    """Build our wheel into `folder` and return its path; the same sources give the same bytes.
+
+    It is built from a copy, so that nothing which an earlier build left behind gets into it. Raises InputError where
+    the program does not run from a checkout, and where it cannot be built.
+    """
+    if not (root / "pyproject.toml").is_file():
+        raise InputError(f"{root}: no pyproject.toml; a bundle is made from a checkout of this repository")
+    with tempfile.TemporaryDirectory(prefix="wheel-") as temporary:
+        copy = Path(temporary) / "source"
+        copy.mkdir()
+        packages = sorted({pattern.rstrip("*") for pattern in _project(root)["packages"]["find"]["include"]})
+        for name in ("pyproject.toml", "requirements.txt", *packages):
+            _copy(root / name, copy / name)
+        build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+        _run(["-c", build, temporary], "our wheel cannot be built", copy, SOURCE_DATE_EPOCH="1700000000")
+        (built,) = Path(temporary).glob("*.whl")
+        with zipfile.ZipFile(built) as archive:
+            absent = {str(path.relative_to(copy)) for name in packages for path in (copy / name).rglob("*")
+                      if path.is_file() and path.suffix != ".md"} - set(archive.namelist())  # fmt: skip
+        if absent:
+            raise InputError(f"pyproject.toml: leaves {sorted(absent)[0]} out of the wheel ({len(absent)} files)")
+        return Path(shutil.move(built, Path(folder) / built.name))
+
+
+def _project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def _copy(source, target):
+    """Copy a file or folder with plain permissions and without caches."""
+    if source.is_file():
+        shutil.copyfile(source, target)
+        target.chmod(0o644)
+        return
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.name != "__pycache__" and not path.name.startswith("."):
+            _copy(path, target / path.name)
+
+
+def own_requirements(root=ROOT):
+    """The Requirements of requirements.txt."""
+    lines = (line.partition("#")[0].strip() for line in (root / "requirements.txt").read_text("utf-8").splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def fetch_wheels(folder, python, requirements, image=IMAGE):
+    """Download into `folder` the wheels of what the image lacks of `requirements`, and of what those need in turn.
+
+    A package that the image has too old is among them. python: the notebook's, `3.12`. Returns the names of the
+    packages that the image has. Raises InputError where a wheel cannot be had, for want of a network or of a wheel for
+    this Python, and where one needs another version of what the image has.
+    """
+    open_ones, fetched, there = list(requirements), {}, set()
+    while open_ones:
+        lacking = {}
+        for wanted in open_ones:
+            name = canonicalize_name(wanted.name)
+            if name in UNUSED or (wanted.marker is not None and not wanted.marker.evaluate(_environment(python))):
+                continue
+            if name in fetched:
+                if not wanted.specifier.contains(fetched[name], prereleases=True):
+                    raise InputError(f"{name}: {fetched[name]} is in the bundle, but {wanted} is needed as well")
+            elif name in image.packages and wanted.specifier.contains(image.packages[name], prereleases=True):
+                there.add(name)
+            elif name == "torch":  # gigabytes, and bound to the machine's drivers
+                raise InputError(f"the notebook's image has torch {image.packages['torch']}, but {wanted} is needed")
+            else:
+                lacking[name] = lacking.get(name, wanted.specifier) & wanted.specifier
+        wheels = _download(folder, python, [f"{name}{specifier}" for name, specifier in lacking.items()])
+        fetched |= {parse_wheel_filename(wheel.name)[0]: parse_wheel_filename(wheel.name)[1] for wheel in wheels}
+        open_ones = [need for wheel in wheels for need in _needs(wheel)]
+    return sorted(there - set(fetched))
+
+
+def _download(folder, python, wanted):
+    if not wanted:
+        return []
+    with tempfile.TemporaryDirectory(prefix="wheels-") as temporary:
+        platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+        command = ["-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps",
+                   "--only-binary=:all:", "--python-version", python, *platforms, "-d", temporary, *wanted]  # fmt: skip
+        _run(command, f"wheels for Python {python} cannot be had")
+        return [Path(shutil.move(wheel, Path(folder) / wheel.name)) for wheel in sorted(Path(temporary).iterdir())]
+
+
+def _needs(wheel):
+    """The Requirements in a wheel's metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
+        metadata = HeaderParser().parsestr(archive.read(name).decode())
+    return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+
+
+def _environment(python):
+    """What markers ask, on the notebook's machine."""
+    return {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "extra": "",
+            "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix",
+            "implementation_name": "cpython", "platform_python_implementation": "CPython"}  # fmt: skip
+
+
+_UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "NameResolution", "ReadTimeout")
+
+
+def _run(words, what, folder=None, **variables):
+    """Run Python with these words; InputError with its reason in one line."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder,
+                          env=os.environ | variables, check=False)  # fmt: skip
+    if done.returncode == 0:
+        return
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    if any(word in line for word in _UNREACHABLE for line in said):
+        raise InputError(f"{what}: the package index cannot be reached; is there internet here?")
+    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+    reason = " ".join((errors or said or ["no reason given"])[-1].split())
+    raise InputError(f"{what}: {reason[:300]}")

@@ -1,0 +1,15 @@
+"""On Kaggle: a few answers as pictures."""
+
+from common.kaggle.mounted import display, test_images
+from common.post.rle import decode
+from common.submit.table import read_table
+from solutions.siim_pneumothorax.config import KAGGLE, SIZE
+
+
+def show(submission, count=4):
+    """Show the test images with the most pneumothorax, and where it is."""
+    table = read_table(submission)
+    masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in table.itertuples()}
+    largest = sorted(masks, key=lambda image_id: -masks[image_id].sum())[:count]
+    images = test_images(KAGGLE, largest, SIZE)
+    display([(images[i], None, masks[i], f"{i}: {masks[i].mean():.2%} of the image") for i in largest])
