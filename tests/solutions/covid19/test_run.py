@@ -199,7 +199,7 @@ def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, finished, comm
     assert both.to_numpy() == pytest.approx((test + other).to_numpy() / 2, abs=1e-7)
 
 
-def test_images_to_predict_that_are_named(tmp_path, finished, run_copy, command, sample):
+def test_images_to_predict_that_are_named(tmp_path, finished, run_copy, command, quick_lungs, sample):
     new = tmp_path / "new"
     new.mkdir()
     for number, path in enumerate(sorted((sample / "images").iterdir())[:3]):
@@ -239,7 +239,8 @@ def test_a_test_image_without_lungs_gets_the_mean_of_the_others(finished, tmp_pa
     assert pd.read_parquet(run_copy / "test.parquet").shape[0] == 2
 
 
-def test_nothing_to_predict(tmp_path, run_copy, command, data):
+@pytest.mark.long
+def test_nothing_to_predict(run_copy, command, data):
     (data / "unlabelled_test.csv").unlink()
     result = command("run", "--data", data, "--out", "run")
     assert (result.status, result.errors) == (0, []) and "submit: no test images; --test names some" in result.out
