@@ -83,6 +83,23 @@ def read_array(path):
         raise InputError(f"{path}: damaged array ({_line(error)}); delete it and run again") from None
 
 
+def read_csv(path, columns=(), **options):
+    """Read a CSV that an earlier step wrote. Raises InputError naming the file: missing, damaged, without `columns`.
+
+    options: those of pandas.read_csv.
+    """
+    try:
+        table = pd.read_csv(path, **options)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # what pandas raises derives from the latter
+        raise InputError(f"{path}: damaged table ({_line(error)}); delete it and run again") from None
+    for name in columns:
+        if name not in table:
+            raise InputError(f"{path}: damaged table (no column {name}); delete it and run again")
+    return table
+
+
 def _line(error):
     return " ".join(str(error).split())[:200]
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from common.paths import read_json
+from common.paths import read_csv, read_json
 from common.report import page, plots
 
 
@@ -22,7 +22,7 @@ def training(context, aside=""):
     for folder in sorted(context.run.folder.glob("*/*")):
         if not (folder / "history.csv").is_file():
             continue
-        history = pd.read_csv(folder / "history.csv")
+        history = read_csv(folder / "history.csv", ["epoch"])
         history["epoch"] += 1  # people count from 1
         name = f"{folder.parent.name}, {folder.name}"
         chosen = None
@@ -50,7 +50,7 @@ def learning_rates(run):
     """The range tests of the run, or None."""
     figures = []
     for path in sorted(run.folder.glob("lr_*.csv")):
-        table, name = pd.read_csv(path), path.stem.removeprefix("lr_")
+        table, name = read_csv(path, ["lr", "loss", "suggestion"]), path.stem.removeprefix("lr_")
         drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].iloc[0])
         figures.append(page.figure(drawn, f"{name}: the loss while the rate rises"))
     return page.section("Learning rates", page.grid(*figures)) if figures else None

@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
 from common.metrics.classification import auroc, mean_of_defined
-from common.paths import read_json, read_parquet
+from common.paths import read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots, sections
 from solutions.chestxray14 import pictures
 from solutions.chestxray14.config import LABELS, PUBLISHED
@@ -80,13 +79,6 @@ def _lungs(data):
     return page.section("Lungs", page.grid(*fragments), *pictures.lungs(data))
 
 
-def _read_csv(path):
-    try:
-        return pd.read_csv(path)
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); delete it and run again") from None
-
-
 def _answers(context, data, name, table):
     """The run's answers about the images of `table` by what they are of: with two views those of each view too."""
     config, found = context.config, {}
@@ -100,7 +92,7 @@ def _answers(context, data, name, table):
 
 def _classes(context, data, name, title):
     run = context.run
-    classes = _read_csv(run.path("classes.csv"))
+    classes = read_csv(run.path("classes.csv"), ["split", "label", "auroc"])
     classes = classes[classes["split"] == name].drop(columns="split")
     if not len(classes):
         return None
@@ -140,7 +132,7 @@ def _views(context, data):
 
 
 def _operating(context, data):
-    points = _read_csv(context.run.path("operating_points.csv"))
+    points = read_csv(context.run.path("operating_points.csv"), ["label"])
     truth, probs, _ = scored(context.run, data, "oof")
     three = dict.fromkeys(points.columns.drop("label"), ".3f")
     positive, values, folds = truth.ravel() > 0, probs.ravel(), len(context.config.folds)
@@ -174,6 +166,6 @@ def _submission(run):
     text = f"{step['rows']:,} rows. Validated."
     if step["hidden"]:
         text += f" Mean AUROC on the sample's test list {step['hidden']['value']:.4f}."
-    table = _read_csv(run.path("submission.csv"))
+    table = read_csv(run.path("submission.csv"))
     groups = {label: table[label].to_numpy() for label in LABELS[:4]}
     return page.section("Submission", text, page.figure(plots.histogram(groups, "probability"), "Four of the labels"))

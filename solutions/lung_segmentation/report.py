@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from common.paths import read_array, read_json, read_parquet
+from common.paths import read_array, read_csv, read_json, read_parquet
 from common.report import page, plots, sections
 from common.report.gallery import gallery
 from common.steps import read_predictions
@@ -27,7 +27,7 @@ def write_report(context, data):
         parts.append(sections.learning_rates(run))
     for name, section in (("ablation", _ablation), ("cross", _cross)):
         if run.is_done(name, key, [f"{name}.csv"]):
-            parts.append(section(pd.read_csv(run.path(f"{name}.csv"))))
+            parts.append(section(read_csv(run.path(f"{name}.csv"))))
     if run.step("submit"):
         parts.append(_submission(context, data))
     parts.append(sections.about(run))
@@ -68,7 +68,7 @@ def _data(context, data):
     ]  # fmt: skip
     left_out = context.run.path("left_out.csv")
     if left_out.is_file():
-        bad = pd.read_csv(left_out, dtype=str)
+        bad = read_csv(left_out, dtype=str)
         fragments.insert(1, page.note(f"{len(bad)} images could not be used.", "warning"))
         fragments.append(page.table(bad, "Images that could not be used"))
     return page.section("Data", *fragments)
@@ -95,7 +95,7 @@ def _scores(run):
 
 def _decision(run):
     tuned = read_json(run.path("tuned.json"))
-    surface = pd.read_csv(run.path("surface.csv"))
+    surface = read_csv(run.path("surface.csv"))
     if len(surface) < 2:
         return None
     rule = tuned["rule"]

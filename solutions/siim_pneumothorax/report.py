@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from common.metrics.classification import confusion_counts
-from common.paths import read_json
+from common.paths import read_csv, read_json
 from common.post.rle import paint, parse
 from common.report import page, plots, sections
 from common.report.gallery import gallery
@@ -23,7 +23,7 @@ def write_report(context, data):
         parts += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(context, data, oof)]
     parts.append(sections.learning_rates(run))
     if run.path("ablation.csv").is_file():
-        parts.append(_ablation(pd.read_csv(run.path("ablation.csv"))))
+        parts.append(_ablation(read_csv(run.path("ablation.csv"))))
     if run.path("submission.csv").is_file():
         parts.append(_submission(run, data))
     parts.append(sections.about(run))
@@ -91,7 +91,7 @@ def _decision(run, oof, rule):
     constant = [c for c in table.columns if table[c].nunique() == 1 and table[c].iloc[0] in (0, False)]
     fragments = [page.table(table.drop(columns=constant), "Decision rules, chosen on out-of-fold predictions")]
     if run.path("surface.csv").is_file():
-        surface = pd.read_csv(run.path("surface.csv"))
+        surface = read_csv(run.path("surface.csv"))
         x, y, chosen = ("pixel", "min_area", (rule.pixel, rule.min_area))
         if rule.min_pixels:
             x, y, chosen = "top", "min_pixels", (rule.top, rule.min_pixels)
@@ -176,7 +176,7 @@ def _ablation(table):
 
 
 def _submission(run, data):
-    rows = pd.read_csv(run.path("submission.csv"), dtype=str, keep_default_na=False)
+    rows = read_csv(run.path("submission.csv"), dtype=str, keep_default_na=False)
     found = rows[rows["EncodedPixels"] != "-1"]
     by_id = data.table.set_index("image_id")["row"]
     items = []

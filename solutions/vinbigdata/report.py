@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from common.metrics.detection import evaluate, pr_curve
-from common.paths import read_json, read_parquet
+from common.paths import read_csv, read_json, read_parquet
 from common.report import detection_plots, page, plots, sections
 from common.report.gallery import box_overlay, gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
@@ -91,8 +91,9 @@ def _data(data):
 
 
 def _classes(run, data, found, rows):
-    classes = pd.read_csv(run.path("classes.csv"))
-    shown = classes[["name", "ap", "low", "high", "n_truth", "n_detections", "recall", "best_f1", "score_at_best_f1"]]
+    columns = ["name", "ap", "low", "high", "n_truth", "n_detections", "recall", "best_f1", "score_at_best_f1"]
+    classes = read_csv(run.path("classes.csv"), columns)
+    shown = classes[columns]
     lines = list(classes[["name", "ap", "low", "high"]].itertuples(index=False, name=None))
     images = data.table.set_index("row").loc[rows, "image_id"]
     result = evaluate(found, data.truth(rows), images)
@@ -100,7 +101,7 @@ def _classes(run, data, found, rows):
     for class_id in result.classes.index[result.classes["n_truth"] > 0]:
         curve = pr_curve(result, class_id)
         curves[CLASSES[class_id]] = curve["recall"], curve["precision"], result.classes.loc[class_id, "ap"]
-    errors = pd.read_csv(run.path("errors.csv"))
+    errors = read_csv(run.path("errors.csv"), ["count", "ap_gained"])
     kinds = errors[errors.columns[0]]
     three = dict.fromkeys(("ap", "low", "high", "recall", "best_f1", "score_at_best_f1"), ".3f")
     return page.section(
@@ -117,8 +118,8 @@ def _classes(run, data, found, rows):
 
 
 def _decision(run):
-    tuned, surface = read_json(run.path("tuned.json")), pd.read_csv(run.path("surface.csv"))
-    members, sweep = pd.read_csv(run.path("members.csv")), pd.read_csv(run.path("sweep.csv"))
+    tuned, surface = read_json(run.path("tuned.json")), read_csv(run.path("surface.csv"), ["alpha", "beta", "map"])
+    members, sweep = read_csv(run.path("members.csv")), read_csv(run.path("sweep.csv"), ["map"])
     rules = [{"chosen for": f"part {part}", **rule} for part, rule in tuned["part_rules"].items()]
     rules = pd.DataFrame([*rules, {"chosen for": "the submission", **tuned["rule"]}])
     rules["weights"] = [" ".join(f"{weight:g}" for weight in weights) for weights in rules["weights"]]
@@ -210,7 +211,7 @@ def _item(data, found, row, known):
 
 
 def _ablation(run):
-    table, members = pd.read_csv(run.path("ablation.csv")), pd.read_csv(run.path("figure1.csv"))
+    table, members = (read_csv(run.path(f"{name}.csv"), ["map", "low", "high"]) for name in ("ablation", "figure1"))
     rows, lines = (
         list(t[[t.columns[0], "map", "low", "high"]].itertuples(index=False, name=None)) for t in (table, members)
     )

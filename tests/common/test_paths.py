@@ -16,6 +16,7 @@ from common.paths import (
     competition_folder,
     find_images,
     read_array,
+    read_csv,
     read_json,
     read_parquet,
     write_json,
@@ -138,3 +139,17 @@ def test_competitions_where_the_user_says(tmp_path):
         competition_folder(tmp_path, "siim", "labels.csv")
     with pytest.raises(InputError, match=r"no train\.csv under .*nothing"):
         competition_folder(None, "siim", "train.csv", inputs=tmp_path / "nothing")
+
+
+def test_a_csv_of_an_earlier_step_that_cannot_be_used_is_named(tmp_path):
+    path = tmp_path / "classes.csv"
+    with pytest.raises(InputError, match=r"classes\.csv: no such file"):
+        read_csv(path)
+    path.write_text("a,b\n1,2\n")
+    assert read_csv(path, ["b"])["b"].tolist() == [2]
+    with pytest.raises(InputError, match=r"classes\.csv: damaged table \(no column ap\)"):
+        read_csv(path, ["a", "ap"])
+    for content in (b"", b"\xff\xfe\x00\x01\x02", b'a,b\n"1,2\n3,4,5,6\n'):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"classes\.csv: damaged table \(.*delete it and run again"):
+            read_csv(path)
