@@ -1,7 +1,8 @@
 """A stand-in for Kaggle's notebook machine: its packages but ours, its mounts, and no network.
 
 The network is closed twice: the kernel runs in a network namespace of its own, where the system allows one, and each
-attempt of a Python program to use a socket of the internet is refused and written down.
+attempt of a Python program to use a socket of the internet is refused and written down. `python -m tests.notebooks`
+writes the notebooks that the repository keeps.
 """
 
 import functools
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import nbformat
@@ -19,8 +20,12 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from packaging.utils import canonicalize_name
 
+from common.kaggle.bundle import DATASET
+from common.kaggle.notebook import NOTEBOOK, write_notebook
 from common.kaggle.wheels import IMAGE, UNUSED, own_requirements
+from solutions.__main__ import main
 
+KEPT = {"siim_pneumothorax": "siim-1", "vinbigdata": "vinbigdata-1", "chestxray14": "chestxray14-1"}  # runs' names
 MACHINE = ("ipykernel", "pip", "psutil")  # in the image too, for the notebook itself
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
 CLOSED = """
@@ -165,3 +170,42 @@ def take_no_index(monkeypatch, folder):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(repack(lacking(), folder)))
+
+
+def round_trip(run, solution, mounts, folder, monkeypatch, dataset="datasets/somebody/chest-x-rays"):
+    """Bundle a finished run, write its notebook and execute it on this machine, with test images mounted.
+
+    mounts: folders by their places among the inputs; dataset: the bundle's place there. Asserts that the submission has
+    the bytes of the run's own, that the bundle alone was used, and that no socket was. Returns what the last of the
+    notebook's own cells put out, as text.
+    """
+    take_no_index(monkeypatch, folder / "index")
+    inputs, python = folder / "input", f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert main(["bundle", str(run), "--out", str(inputs / dataset), "--python", python]) == 0
+    name = f"somebody/{Path(dataset).name}"
+    words = ["notebook", "--run", str(run), "--dataset", name, "--out", str(folder / "notebook")]
+    assert main([solution, *words]) == 0
+    for place, source in mounts.items():
+        (inputs / place).parent.mkdir(parents=True, exist_ok=True)
+        (inputs / place).symlink_to(source)
+    machine = make_machine(folder / "machine")
+    notebook = folder / "notebook" / NOTEBOOK
+    book, working, attempts = execute(notebook, machine, folder / "kernel", inputs, [WHERE])
+    assert attempts == []
+    assert [path.name for path in working.iterdir()] == ["submission.csv"]
+    assert (working / "submission.csv").read_bytes() == (run / "submission.csv").read_bytes()
+    said = printed(book)
+    assert f"valid submission: {working / 'submission.csv'}" in said
+    check_where(said, machine)
+    return str(book.cells[-2].outputs)
+
+
+def write_kept(root):
+    """Write the notebooks that the repository keeps."""
+    for solution, run in KEPT.items():
+        source = import_module(f"solutions.{solution}.config").KAGGLE
+        write_notebook(root / solution, solution, source, run, DATASET)
+
+
+if __name__ == "__main__":
+    write_kept(Path("notebooks"))

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,9 @@ from common.config import file_hash
 from common.errors import InputError
 from common.kaggle import client
 from common.kaggle.wheels import IMAGE, build_wheel, fetch_wheels, own_requirements
-from common.paths import read_json, write_json
+from common.paths import held, read_json, write_json
 from common.runs import git_revision
-from common.trained import ABOUT
+from common.trained import ABOUT, Trained
 
 log = logging.getLogger(__name__)
 LISTING = "bundle.json"
@@ -74,14 +75,10 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None, limit=Non
         raise InputError("name at least one run")
     if out.exists() and not (out / LISTING).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
-        folder = Path(aside) / "bundle"
-        folder.mkdir()
+    with _aside(out) as folder:
         content = {name: _add_run(Path(run), name, folder, export) for name, run in _named(runs).items()}
         ours = build_wheel(folder)
         excluded = fetch_wheels(folder, python, own_requirements())
-        write_json(folder / METADATA, metadata(dataset or DATASET))
         files = {path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
                  for path in sorted(folder.iterdir())}  # fmt: skip
         about = {
@@ -89,13 +86,28 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None, limit=Non
             "excluded": {name: IMAGE.packages[name] for name in excluded}, "runs": content, "files": files,
         }  # fmt: skip
         write_json(folder / LISTING, about)
+        write_json(folder / METADATA, metadata(dataset or DATASET))  # not among the files: Kaggle does not keep it
         size = check_flat(folder, limit)
         _replace(folder, out)
     wheels = sum(name.endswith(".whl") for name in files)
-    log.info(f"{out}: {len(files) + 1} files, {size / 1e6:.1f} MB of {(limit or _limit(out)) / 1e9:.0f} GB: {wheels} "
-             f"wheels for Python {python}, {len(content)} runs; left to the image of {IMAGE.date}: "
-             f"{', '.join(sorted(excluded, key=list(IMAGE.packages).index))}")  # fmt: skip
+    log.info(f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {(limit or _limit(out)) / 1e9:.0f} GB: "
+             f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) > 1)}")  # fmt: skip
+    log.info(f"left to the image of {IMAGE.date}: {', '.join(sorted(excluded, key=list(IMAGE.packages).index))}")
     return about
+
+
+@contextmanager
+def _aside(out):
+    """An empty folder beside `out`; it, and what a call that was killed left of it, is removed."""
+    aside = out.resolve().with_name(f".{out.resolve().name}.partial")
+    with held(aside, "making a bundle there"):
+        for path in aside.iterdir():
+            shutil.rmtree(path)
+        (aside / "bundle").mkdir()
+        try:
+            yield aside / "bundle"
+        finally:
+            shutil.rmtree(aside)
 
 
 def _named(runs):
@@ -112,7 +124,7 @@ def _named(runs):
 
 def _add_run(run, name, folder, export):
     """Put what the run has learnt into `folder`, its name before theirs; returns its entry of bundle.json."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder.parent) as temporary:
         source = run
         if not (run / ABOUT).is_file():
             stored = run / "config.json"
@@ -123,11 +135,9 @@ def _add_run(run, name, folder, export):
                 raise InputError(f"{stored}: not the configuration of a run")
             source = Path(temporary)
             export(about["solution"], run, source)
-        about = read_json(source / ABOUT)
-        names = {part: f"{name}--{part}" for part in (ABOUT, *about["files"])}
+        trained, about = Trained.open(source), read_json(source / ABOUT)
+        names = {part: f"{name}--{part}" for part in (ABOUT, *trained.files)}
         for part, flat in names.items():
-            if not _NAME.fullmatch(part):
-                raise InputError(f"{source / part}: not a name for a flat folder")
             shutil.copyfile(source / part, folder / flat)
     return {"solution": about["solution"], "preset": about["preset"], "score": about["score"], "files": names}
 
@@ -177,7 +187,7 @@ def send(folder, dataset):
         words = ["create", "-p", str(folder)]
     log.info(f"{target}: uploading a {'new version' if words[0] == 'version' else 'new dataset'}")
     said = client.run(["datasets", *words], target)
-    if "error" in said.lower():
+    if "is being created" not in said:
         raise InputError(client.explain(said, 0, target))
     log.info(f"{target}: sent; Kaggle takes some minutes to prepare it: https://www.kaggle.com/datasets/{dataset}")
 

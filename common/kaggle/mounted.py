@@ -33,15 +33,18 @@ def trained_folder(bundle, run, solution=None):
     return folder
 
 
-def test_images(source, ids, size=None):
-    """These test images of the mounted competition, uint8 (H, W), resized to squares of `size` where it is given."""
+def images_of(source, ids, size=None, markers=None):
+    """These test images of the mounted competition, by id, uint8 (H, W); squares of `size` where it is given.
+
+    markers: names of the files by which the folder is known (default: the sample submission's).
+    """
     import cv2
 
     from common.data.dicom import read_image
     from common.infer.tools import find_marker
     from common.paths import find_images
 
-    files = find_images(find_marker(None, source, source.samples).parent)
+    files = find_images(find_marker(None, source, markers or source.samples).parent)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
     if size is not None:
         images = {name: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for name, image in images.items()}

@@ -126,9 +126,9 @@ def _download(folder, python, wanted):
         return []
     with tempfile.TemporaryDirectory(prefix="wheels-") as temporary:
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-        command = ["-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps",
-                   "--only-binary=:all:", "--python-version", python, *platforms, "-d", temporary, *wanted]  # fmt: skip
-        _run(command, f"wheels for Python {python} cannot be had")
+        pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--progress-bar", "off"]
+        asked = ["--no-deps", "--only-binary=:all:", "--python-version", python, *platforms, "-d", temporary]
+        _run([*pip, *asked, *wanted], f"wheels for Python {python} cannot be had")
         return [Path(shutil.move(wheel, Path(folder) / wheel.name)) for wheel in sorted(Path(temporary).iterdir())]
 
 
@@ -152,11 +152,11 @@ _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "Name
 
 def _run(words, what, folder=None, **variables):
     """Run Python with these words; InputError with its reason in one line."""
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder,
-                          env=os.environ | variables, check=False)  # fmt: skip
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          cwd=folder, env=os.environ | variables, check=False)  # fmt: skip
     if done.returncode == 0:
         return
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     if any(word in line for word in _UNREACHABLE for line in said):
         raise InputError(f"{what}: the package index cannot be reached; is there internet here?")
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]

@@ -1,6 +1,6 @@
 """On Kaggle: a few answers as pictures."""
 
-from common.kaggle.mounted import display, test_images
+from common.kaggle.mounted import display, images_of
 from common.post.rle import decode
 from common.submit.table import read_table
 from solutions.siim_pneumothorax.config import KAGGLE, SIZE
@@ -11,5 +11,5 @@ def show(submission, count=4):
     table = read_table(submission)
     masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in table.itertuples()}
     largest = sorted(masks, key=lambda image_id: -masks[image_id].sum())[:count]
-    images = test_images(KAGGLE, largest, SIZE)
+    images = images_of(KAGGLE, largest, SIZE)
     display([(images[i], None, masks[i], f"{i}: {masks[i].mean():.2%} of the image") for i in largest])

@@ -1,0 +1,136 @@
+"""`notebook`: what it writes, its way to Kaggle with the real client, and that the tests' machine has no network."""
+
+import json
+import socket
+from importlib import import_module
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from common import kaggle
+from common.kaggle.bundle import DATASET
+from common.paths import read_json
+from solutions.__main__ import main
+from tests import notebooks
+from tests.notebooks import KEPT
+
+ROOT = Path(__file__).parents[3]
+
+
+def source_of(solution):
+    return import_module(f"solutions.{solution}.config").KAGGLE
+
+
+@pytest.mark.parametrize("solution", KEPT)
+def test_the_notebooks_that_are_kept_are_those_that_the_verb_writes(solution, tmp_path):
+    notebooks.write_kept(tmp_path)
+    kept = ROOT / "notebooks" / solution
+    assert sorted(path.name for path in kept.iterdir()) == ["inference.ipynb", "kernel-metadata.json"]
+    for path in kept.iterdir():
+        again = (tmp_path / solution / path.name).read_text()
+        assert path.read_text() == again, f"`python -m tests.notebooks` writes {path} anew"
+    book = nbformat.read(kept / "inference.ipynb", as_version=4)
+    nbformat.validate(book)
+    cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    assert len(cells) == 3 and all(len(line) <= 140 for cell in cells for line in cell.splitlines())
+    assert "--no-index" in cells[0] and "/kaggle/input" in cells[0]
+    assert not any(cell.outputs for cell in book.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("solution, competitions, datasets", [
+    ("siim_pneumothorax", ["siim-acr-pneumothorax-segmentation"], [DATASET]),
+    ("vinbigdata", ["vinbigdata-chest-xray-abnormalities-detection"], [DATASET]),
+    ("chestxray14", [], [DATASET, "nih-chest-xrays/data"]),
+])  # fmt: skip
+def test_what_kaggle_must_know(solution, competitions, datasets):
+    about = read_json(ROOT / "notebooks" / solution / "kernel-metadata.json")
+    assert (about["enable_internet"], about["enable_gpu"], about["is_private"]) == (False, True, True)
+    assert about["competition_sources"] == competitions and about["dataset_sources"] == datasets
+    assert about["id"] == f"OWNER/{solution.replace('_', '-')}-{KEPT[solution]}"
+    assert about["title"].replace(" ", "-") == about["id"].split("/")[1]  # else Kaggle names it otherwise
+
+
+def test_who_has_the_verb():
+    for solution in ("lung_segmentation", "covid19"):
+        own = import_module(f"solutions.{solution}.config").TOOLS if solution == "lung_segmentation" else ()
+        assert "notebook" not in kaggle.offered(source_of(solution), own)
+    own = import_module("solutions.chestxray14.config").TOOLS
+    assert kaggle.offered(source_of("chestxray14"), own) == ("download", "notebook")
+
+
+@pytest.fixture
+def run(home, tmp_path):
+    folder = tmp_path / "work" / "runs" / "My_run.2"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"solution": "siim_pneumothorax", "preset": "demo"}')
+    return folder
+
+
+def test_push(server, command, refused, run):
+    words = ("siim_pneumothorax", "notebook", "--run", run)
+    status, said, _ = command(*words)
+    assert status == 0 and "fill in OWNER in kernel-metadata.json, or name --dataset" in said
+    assert sorted(path.name for path in (run / "notebook").iterdir()) == ["inference.ipynb", "kernel-metadata.json"]
+    server.datasets["chest/my-bundle"] = b""
+    words = (*words, "--dataset", "chest/my-bundle", "--out", "made", "--push")
+    line = refused(*words)
+    assert "pushed, but without its competition ['siim-acr-pneumothorax-segmentation']" in line
+    server.competitions["siim-acr-pneumothorax-segmentation"] = b""
+    status, said, errors = command(*words)
+    assert (status, errors) == (0, "") and "Kernel version 2 successfully pushed" in said
+    asked = server.kernels["chest/siim-pneumothorax-my-run-2"]["asked"]
+    assert asked["enableInternet"] is False and asked["enableGpu"] is True and asked["isPrivate"] is True
+    assert asked["datasetDataSources"] == ["chest/my-bundle"]
+    assert asked["competitionDataSources"] == ["siim-acr-pneumothorax-segmentation"]
+    sent = json.loads(asked["text"])
+    assert any('trained_folder(bundle, "My_run.2")' in cell["source"] for cell in sent["cells"])
+    server.refuse("SaveKernel", 403, "Permission 'kernels.push' was denied")
+    assert "Kaggle does not allow it" in refused(*words)
+
+
+def test_what_is_refused(refused, run):
+    words = ("notebook", "--run", run)
+    assert "--push needs --dataset" in refused("siim_pneumothorax", *words, "--push")
+    assert "not a run of vinbigdata" in refused("vinbigdata", *words)
+    assert "not a run of siim_pneumothorax" in refused("siim_pneumothorax", "notebook", "--run", run.parent)
+    assert "not a dataset's name" in refused("siim_pneumothorax", *words, "--dataset", "a bundle/of mine")
+    assert main(["lung_segmentation", "notebook", "--run", str(run)]) == 2
+
+
+# ---- the machine of the tests --------------------------------------------------------------------------------------
+
+
+def notebook_of(folder, *cells):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbformat.write(book, folder / "n.ipynb")
+    return folder / "n.ipynb"
+
+
+def test_an_attempt_to_use_the_network_is_seen(tmp_path):
+    machine = notebooks.make_machine(tmp_path / "machine")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port)).close()  # it can be reached from here
+        quiet = "import urllib.request\ntry: urllib.request.urlopen('http://{0}')\nexcept OSError: print('no {0}')"
+        below = f"subprocess.run(['bash', '-c', 'echo > /dev/tcp/127.0.0.1/{port}']).returncode"
+        child = f"import socket; socket.socket().connect(('127.0.0.1', {port}))"
+        cells = (quiet.format(f"127.0.0.1:{port}"), quiet.format("pypi.org"),
+                 f"import subprocess, sys\nprint('bash:', {below})",
+                 f'print("child:", subprocess.run([sys.executable, "-c", {child!r}]).returncode)')  # fmt: skip
+        notebook = notebook_of(tmp_path, *cells)
+        book, _, attempts = notebooks.execute(notebook, machine, tmp_path / "kernel", tmp_path)
+    said = notebooks.printed(book)
+    assert f"no 127.0.0.1:{port}" in said and "no pypi.org" in said and "child: 1" in said
+    assert [line.split()[0] for line in attempts] == ["socket.getaddrinfo", "socket.getaddrinfo", "socket.connect"]
+    assert "pypi.org" in attempts[1] and str(port) in attempts[2]
+    assert ("bash: 1" in said) == notebooks.namespaces()  # what is no Python has no network either
+
+
+def test_nothing_of_ours_is_on_the_machine(tmp_path):
+    machine = notebooks.make_machine(tmp_path / "machine")
+    lost = "import importlib.util as u; print([n for n in {} if u.find_spec(n)])"
+    names = ("common", "solutions", "tests", "tyro", "imagehash", "segmentation_models_pytorch", "kaggle", "nbclient")
+    notebook = notebook_of(tmp_path, lost.format((*names, "torch", "pip")))
+    book, *_ = notebooks.execute(notebook, machine, tmp_path / "kernel", tmp_path)
+    assert notebooks.printed(book).strip() == "['torch', 'pip']"
