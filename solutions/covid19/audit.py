@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.metrics.statistics import bootstrap
+from common.metrics.statistics import Interval, bootstrap
 from common.paths import read_array, read_json, read_parquet, write_json
 from common.steps import as_interval, keep_config, trained_weights, write_table
 from solutions.covid19 import pipeline
@@ -157,13 +157,21 @@ def _focus(context, data, folds, fitted):
     figures = {}
     for view, part in table.groupby("view", sort=False):
         patients = data.patients(data.rows_of(part["image_id"]))
-        figures[view] = {"share": as_interval(bootstrap(part["share"].to_numpy(), patients, seed=config.seed,
-                                                        skip_nan=True)),
-                         "area": float(part["area"].mean()), "images": len(part),
+        share = _mean_share(part["share"].to_numpy(), patients, config.seed)
+        figures[view] = {"share": as_interval(share), "area": float(part["area"].mean()), "images": len(part),
                          "flat": int(part["share"].isna().sum())}  # fmt: skip
-        log.info(f"heat maps of {len(part)} images with COVID-19, {view}: {figures[view]['share']['estimate']:.1%} of "
-                 f"them lies in the lungs, which cover {figures[view]['area']:.1%} of the image")  # fmt: skip
+        where = f"{share.estimate:.1%} of them lies in the lungs, which cover {figures[view]['area']:.1%} of the image"
+        said = "all are empty" if np.isnan(share.estimate) else where
+        log.info(f"heat maps of {len(part)} images with COVID-19, {view}: {said}")
     return table, figures
+
+
+def _mean_share(shares, patients, seed):
+    """The mean of shares as an Interval by patient; without its ends for one patient, NaN where all maps are empty."""
+    if np.isnan(shares).all() or len(set(patients.tolist())) < 2:
+        known = shares[~np.isnan(shares)]
+        return Interval(known.mean() if len(known) else np.nan, np.nan, np.nan)
+    return bootstrap(shares, patients, seed=seed, skip_nan=True)
 
 
 def judge(found, score, high):

@@ -270,6 +270,17 @@ def test_an_audit_that_asks_nothing(audited):
     assert "nothing was asked" in found["said"] and not found["biased"]
 
 
+def test_networks_that_look_nowhere(audited, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "heat_maps", lambda model, data, rows, *more: np.zeros((len(rows), 2, 2), np.float32))
+        context, _ = audited(True, checks=(), epochs=1)
+    found, _, focus = read_audit(context.run)
+    assert found["focus"]["lungs"] == {"share": NEVER, "area": 0.25, "images": 20, "flat": 20}
+    assert focus["share"].isna().all()
+    one = audit._mean_share(np.array([0.2, np.nan, 0.6]), np.array(["p", "p", "p"]), 0)
+    assert one.estimate == pytest.approx(0.4) and np.isnan(one.low)  # no interval of one patient
+
+
 def test_a_fold_that_leaves_one_kind_is_named(audited, monkeypatch):
     context, data = audited(True, checks=(), epochs=1)
     data.table["fold"] = np.where(data.table["label"] == 1, 0, 1)
