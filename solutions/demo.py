@@ -50,5 +50,7 @@ def _write_index(root, rows):
             (f"{metric}, hidden test labels", hidden["value"], f"predicting nothing: {hidden['nothing']:.4f}"),
         ]
         links = page.link(f"{name}/report.html", "report"), page.link(f"{name}/submission.csv", "submission")
-        sections.append(page.section(name, page.cards(cards), *links))
+        audit = root / name / "audit.json"
+        verdict = [page.note(read_json(audit)["said"])] if audit.is_file() else []
+        sections.append(page.section(name, page.cards(cards), *verdict, *links))
     page.write_page(root / "index.html", "Demo", "every solution on its embedded sample", sections)
