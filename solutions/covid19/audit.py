@@ -21,6 +21,7 @@ LEAST = 10  # images of a collection under which no network can be asked to tell
 MADE = ("audit.json", "audit.parquet", "focus.parquet")
 SAID = {
     "image": "a network that sees the whole image",
+    "lungs": "a network that sees the lungs alone",
     "border": "a network that sees the margin of the image alone",
     "background": "a network that sees everything but the lungs",
     "origin": "a network that has to tell collections apart among images of one label",
@@ -44,7 +45,7 @@ def run_audit(context, data):
     run.forget("audit")
     found, answers = {}, []
     for check in config.audit.checks:
-        labels, rows, question = _question(data, check)
+        labels, rows, question = _question(data, _view(config, check))
         if rows is None:
             found[check] = {"auroc": None, "said": question}
             log.info(f"audit, {check}: {question}")
@@ -80,8 +81,8 @@ def _schedule(network):
 
 
 def _question(data, check):
-    """Labels of a check (a function of rows), the rows it is asked of, and the question; rows are None where it cannot
-    be asked."""
+    """Labels of a check or view (a function of rows), the rows it is asked of, and the question; rows are None where
+    it cannot be asked."""
     if check != "origin":
         return data.labels, data.rows(role="main"), f"COVID-19 by {SAID[check]}"
     used = data.table[data.table["fold"] >= 0]
