@@ -17,6 +17,7 @@ from solutions.covid19.scoring import area, read_score
 
 log = logging.getLogger(__name__)
 FIGURES = 2  # raised where the audit comes to measure something else
+HEALTHY = ("no finding", "normal", "")
 LEAST = 10  # images of a collection under which no network can be asked to tell it apart
 MADE = ("audit.json", "audit.parquet", "focus.parquet")
 SAID = {
@@ -98,6 +99,9 @@ def _question(data, check):
         target = pd.Series(homes.to_numpy(np.float32), index=part["row"].to_numpy())
         names = " and ".join(sorted(part.loc[homes, "collection"].unique()))
         question = f"{names} against the other collections, among images {name} COVID-19"
+        ill = (~part["finding"].str.strip().str.casefold().isin(HEALTHY)).sum()
+        if label == 0 and ill:  # then it is not the origin alone that differs
+            question += f", {ill} of {len(part)} with another disease"
         return (lambda rows, target=target: target.loc[rows].to_numpy(np.float32)), part["row"].to_numpy(), question
     return None, None, f"not asked: no label has {LEAST} images each of two collections"
 

@@ -102,7 +102,7 @@ def prepared(*groups):
     """A Prepared without images: (collection, home, label, images, role) each."""
     rows = [{"collection": name, "home": home, "label": label, "role": role, "fold": k % 2 if role else -1}
             for name, home, label, n, role in groups for k in range(n)]  # fmt: skip
-    table = pd.DataFrame(rows).assign(split="train")
+    table = pd.DataFrame(rows).assign(split="train", finding="No Finding")
     table["row"] = np.arange(len(table))
     table["image_id"] = table["patient_id"] = [f"i{k}" for k in table["row"]]
     return Prepared(table, None, None, "key", "pixels")
@@ -122,6 +122,8 @@ def test_origin_asks_for_the_homes_among_images_without_covid_19():
     assert rows.tolist() == list(range(9, 9 + 2 * LEAST)) and labels(rows).tolist() == [1] * LEAST + [0] * LEAST
     assert labels(rows[::-1]).tolist() == [0] * LEAST + [1] * LEAST and labels(rows).dtype == np.float32
     assert question == "Home against the other collections, among images without COVID-19"
+    data.table.loc[data.table["role"] == "same_source", "finding"] = "SARS"
+    assert _question(data, "origin")[2] == f"{question}, {LEAST} of {2 * LEAST} with another disease"
 
 
 def test_origin_asks_for_the_largest_of_the_homes_among_images_with_covid_19():
@@ -162,6 +164,7 @@ def planted(folder, marked):
     table = pd.DataFrame({
         "image_id": names, "file_name": names, "row": range(56), "ok": True, "usable": True, "split": "train",
         "collection": ["Home"] * 36 + ["Elsewhere"] * 20, "home": [True] * 36 + [False] * 20, "patient_id": names,
+        "finding": "No Finding",
         "label": [1] * 20 + [0] * 36, "role": ["main"] * 20 + ["same_source"] * 16 + ["main"] * 20,
         "fold": np.arange(56) % 2, "area": 0.25,
     })  # fmt: skip
