@@ -40,6 +40,7 @@ IMAGE = Image(
         "numpy": "2.0.2", "pandas": "2.2.2", "pyarrow": "18.1.0", "pydicom": "3.0.1", "numba": "0.60.0",
         "safetensors": "0.7.0", "matplotlib": "3.10.0", "tqdm": "4.67.3", "six": "1.17.0", "pillow": "11.3.0",
         "pywavelets": "1.9.0", "docstring-parser": "0.18.0", "typeguard": "4.5.2", "typing-extensions": "4.15.0",
+        "packaging": "26.2", "setuptools": "75.2.0",
     },
 )  # fmt: skip
 UNUSED = ("kaggle",)  # a notebook has its inputs mounted and its output collected

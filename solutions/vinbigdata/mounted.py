@@ -23,5 +23,5 @@ def show(submission, count=4):
     items = []
     for image_id in surest:
         best = sorted(findings[image_id], key=lambda finding: -finding[0])[:SHOWN]
-        items.append((images[image_id], None, [(box, text) for _, box, text in best], image_id))
+        items.append((images[image_id], None, [(box, text) for _, box, text in best], f"{image_id}: {best[0][2]}"))
     display(items, box_overlay)
