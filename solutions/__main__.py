@@ -28,12 +28,12 @@ def main(argv):
     if argv[0] == "demo":
         from solutions.demo import run_all
 
-        return run_all(NAMES, argv[1:])
+        return run_all(NAMES, argv[1:], export_run)
     if argv[0] == "bundle":
         from common.cli import run_tool
         from common.kaggle.bundle import bundle_tool
 
-        return run_tool("python -m solutions bundle", lambda: bundle_tool(_export), argv[1:])
+        return run_tool("python -m solutions bundle", lambda: bundle_tool(export_run), argv[1:])
     if argv[0] == "log":
         from common.cli import run_tool
         from common.kaggle.log import show
@@ -59,7 +59,7 @@ def _tools(name, config, wanted):
     return shared if wanted in shared else _load(name, "tools.TOOLS")
 
 
-def _export(name, run, out):
+def export_run(name, run, out):
     """Write what a finished run of this solution has learnt to the folder `out`."""
     export = _load(name, "tools.TOOLS").get("export") if name in NAMES else None
     if export is None or name == "lung_segmentation":  # its `export` writes shipped weights

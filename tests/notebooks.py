@@ -1,90 +1,22 @@
-"""A stand-in for Kaggle's notebook machine: its packages but ours, its mounts, and no network.
+"""Round trips over the stand-in for Kaggle's machine that `common.kaggle.rehearse` makes.
 
-The network is closed twice: the kernel runs in a network namespace of its own, where the system allows one, and each
-attempt of a Python program to use a socket of the internet is refused and written down. `python -m tests.notebooks`
-writes the notebooks that the repository keeps.
+`python -m tests.notebooks` writes the notebooks that the repository keeps.
 """
 
-import functools
-import json
-import os
-import subprocess
 import sys
-import sysconfig
 import zipfile
 from importlib import import_module, metadata
 from pathlib import Path
 
-import nbformat
-from jupyter_client.manager import KernelManager
-from nbclient import NotebookClient
 from packaging.utils import canonicalize_name
 
 from common.kaggle.bundle import DATASET
 from common.kaggle.notebook import NOTEBOOK, write_notebook
+from common.kaggle.rehearse import execute, make_machine
 from common.kaggle.wheels import IMAGE, UNUSED, own_requirements
 from solutions.__main__ import main
 
 KEPT = {"siim_pneumothorax": "siim-1", "vinbigdata": "vinbigdata-1", "chestxray14": "chestxray14-1"}  # runs' names
-MACHINE = ("ipykernel", "pip", "psutil")  # in the image too, for the notebook itself
-NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
-CLOSED = """
-import os, socket, sys
-
-def refuse(event, args):
-    if event in ("socket.connect", "socket.sendto", "socket.sendmsg") and args[0].family == socket.AF_UNIX:
-        return
-    if event in ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"):
-        with open(os.environ["NETWORK_ATTEMPTS"], "a") as file:
-            print(event, *args, file=file)
-        raise OSError("the network is closed")
-
-sys.addaudithook(refuse)
-"""
-
-
-@functools.cache
-def namespaces():
-    """Whether this system lets us make network namespaces."""
-    try:
-        return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-def make_machine(folder):
-    """An environment in `folder` with what Kaggle's image has, and without ours; returns its python."""
-    packages, image = folder / "image", folder / "venv"
-    packages.mkdir(parents=True)
-    for name in _closure([*IMAGE.packages, *MACHINE]):
-        for top in {Path(file).parts[0] for file in metadata.files(name) or () if ".." not in Path(file).parts}:
-            source = Path(sysconfig.get_paths()["purelib"]) / top
-            if top != "__pycache__" and source.exists() and not (packages / top).exists():
-                (packages / top).symlink_to(source)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", image], check=True)
-    (site,) = image.glob("lib/python*/site-packages")
-    (site / "closed_network.py").write_text(CLOSED)
-    (site / "image.pth").write_text(f"{packages}\nimport closed_network\n")
-    return image / "bin" / "python"
-
-
-def _closure(names):
-    """Names of the installed distributions among these and what they need."""
-    from packaging.requirements import Requirement
-
-    found, open_ones = set(), list(names)
-    while open_ones:
-        name = canonicalize_name(open_ones.pop())
-        if name in found:
-            continue
-        try:
-            needs = metadata.requires(name) or ()
-        except metadata.PackageNotFoundError:
-            continue
-        found.add(name)
-        needs = [Requirement(line) for line in needs]
-        open_ones += [r.name for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return sorted(found)
 
 
 def repack(names, folder):
@@ -106,34 +38,6 @@ def lacking():
     """Names of the packages that a bundle carries beside ours."""
     names = (canonicalize_name(requirement.name) for requirement in own_requirements())
     return [name for name in names if name not in (*IMAGE.packages, *UNUSED)]
-
-
-def execute(notebook, python, folder, inputs, more=()):
-    """Execute a notebook's file on this machine with `inputs` mounted; `more` code cells are put behind its own.
-
-    Returns the executed notebook, what was written to the working folder's place, `folder`/working, and the attempts
-    to use the network, one a line.
-    """
-    working, attempts = folder / "working", folder / "attempts.txt"
-    working.mkdir(parents=True)
-    attempts.touch()
-    book = nbformat.read(notebook, as_version=4)
-    nbformat.validate(book)
-    book.cells += [nbformat.v4.new_code_cell(code) for code in more]
-    spec = folder / "jupyter" / "kernels" / "python3"
-    spec.mkdir(parents=True)
-    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec / "kernel.json").write_text(json.dumps({"argv": [*(NAMESPACE if namespaces() else ()), *command],
-                                                  "display_name": "Python 3", "language": "python"}))  # fmt: skip
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "TMPDIR")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment |= {"KAGGLE_INPUT": str(inputs), "KAGGLE_WORKING": str(working), "NETWORK_ATTEMPTS": str(attempts),
-                    "PATH": f"{python.parent}:{os.environ['PATH']}", "IPYTHONDIR": str(folder / "ipython")}  # fmt: skip
-    manager = KernelManager(kernel_name="python3", transport="ipc", ip=str(folder / "k"))
-    manager.kernel_spec_manager.kernel_dirs = [str(spec.parent)]
-    client = NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(working)}})
-    client.execute(env=environment)
-    return book, working, attempts.read_text().splitlines()
 
 
 def printed(book):

@@ -43,7 +43,8 @@ IMAGE = Image(
         "packaging": "26.2", "setuptools": "75.2.0",
     },
 )  # fmt: skip
-UNUSED = ("kaggle",)  # a notebook has its inputs mounted and its output collected
+# A notebook has its inputs mounted and its output collected, and neither builds a bundle nor executes notebooks.
+UNUSED = ("kaggle", "six", "nbclient", "ipykernel", "setuptools")
 
 
 def build_wheel(folder, root=ROOT):

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from common import kaggle
+from common.kaggle import rehearse
 from common.kaggle.bundle import DATASET
 from common.paths import read_json
 from solutions.__main__ import main
@@ -108,7 +109,7 @@ def notebook_of(folder, *cells):
 
 
 def test_an_attempt_to_use_the_network_is_seen(tmp_path):
-    machine = notebooks.make_machine(tmp_path / "machine")
+    machine = rehearse.make_machine(tmp_path / "machine")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         socket.create_connection(("127.0.0.1", port)).close()  # it can be reached from here
@@ -119,18 +120,18 @@ def test_an_attempt_to_use_the_network_is_seen(tmp_path):
                  f"import subprocess, sys\nprint('bash:', {below})",
                  f'print("child:", subprocess.run([sys.executable, "-c", {child!r}]).returncode)')  # fmt: skip
         notebook = notebook_of(tmp_path, *cells)
-        book, _, attempts = notebooks.execute(notebook, machine, tmp_path / "kernel", tmp_path)
+        book, _, attempts = rehearse.execute(notebook, machine, tmp_path / "kernel", tmp_path)
     said = notebooks.printed(book)
     assert f"no 127.0.0.1:{port}" in said and "no pypi.org" in said and "child: 1" in said
     assert [line.split()[0] for line in attempts] == ["socket.getaddrinfo", "socket.getaddrinfo", "socket.connect"]
     assert "pypi.org" in attempts[1] and str(port) in attempts[2]
-    assert ("bash: 1" in said) == notebooks.namespaces()  # what is no Python has no network either
+    assert ("bash: 1" in said) == rehearse.namespaces()  # what is no Python has no network either
 
 
 def test_nothing_of_ours_is_on_the_machine(tmp_path):
-    machine = notebooks.make_machine(tmp_path / "machine")
+    machine = rehearse.make_machine(tmp_path / "machine")
     lost = "import importlib.util as u; print([n for n in {} if u.find_spec(n)])"
     names = ("common", "solutions", "tests", "tyro", "imagehash", "segmentation_models_pytorch", "kaggle", "nbclient")
     notebook = notebook_of(tmp_path, lost.format((*names, "torch", "pip")))
-    book, *_ = notebooks.execute(notebook, machine, tmp_path / "kernel", tmp_path)
+    book, *_ = rehearse.execute(notebook, machine, tmp_path / "kernel", tmp_path)
     assert notebooks.printed(book).strip() == "['torch', 'pip']"
