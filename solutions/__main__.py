@@ -55,7 +55,7 @@ def _tools(name, config, wanted):
     """The tools for Kaggle, which every solution has, or the solution's own, whichever `wanted` is among."""
     from common import kaggle
 
-    shared = kaggle.tools(name, config.KAGGLE, getattr(config, "TOOLS", ()))
+    shared = kaggle.tools(name, config.KAGGLE, getattr(config, "TOOLS", ()), config.PRESETS)
     return shared if wanted in shared else _load(name, "tools.TOOLS")
 
 

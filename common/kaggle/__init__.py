@@ -5,6 +5,7 @@ The client is never imported, since importing it asks for credentials.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 
@@ -35,11 +36,11 @@ def offered(source, own=()):
     return tuple(name for name, has in asked.items() if has)
 
 
-def tools(solution, source, own=()):
-    """The functions of these tools, by name; what they import is imported late."""
+def tools(solution, source, own=(), presets=()):
+    """The functions of these tools, by name, for a solution with these presets; what they import is imported late."""
     from common.kaggle.download import download_tool
     from common.kaggle.notebook import notebook_tool
     from common.kaggle.upload import upload_tool
 
-    made = {"download": download_tool, "upload": upload_tool, "notebook": notebook_tool}
+    made = {"download": download_tool, "upload": upload_tool, "notebook": partial(notebook_tool, presets=presets)}
     return {name: made[name](solution, source) for name in offered(source, own)}

@@ -32,7 +32,7 @@ def bundle_tool(export):
     """The tool `bundle`; export(solution, run, out) writes the trained folder of a finished run."""
 
     def bundle(
-        runs: tuple[Path, ...],
+        runs: tuple[Path, ...] = (),
         /,
         *,
         out: Path,
@@ -44,7 +44,7 @@ def bundle_tool(export):
         Kaggle takes it as a dataset; a notebook without internet installs from it, see the verb `notebook`.
 
         Args:
-            runs: Folders of finished runs, or what `export` made of them.
+            runs: Folders of finished runs, or what `export` made of them; none: to train on Kaggle.
             out: The folder; one that an earlier call made is replaced.
             python: The notebook's Python.
             upload: Dataset of yours, owner/name, to make of it, or to give a new version.
@@ -71,8 +71,6 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None, limit=Non
     is not finished, two runs of one name, a folder of something else in the way, and a bundle above the limit.
     """
     out = Path(out)
-    if not runs:
-        raise InputError("name at least one run")
     if out.exists() and not (out / LISTING).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
     with _aside(out) as folder:

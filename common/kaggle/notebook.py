@@ -1,4 +1,4 @@
-"""`notebook`: a notebook that predicts on Kaggle, without internet, by a run in a bundle."""
+"""`notebook`: a notebook that predicts on Kaggle, without internet, by a run in a bundle, or that trains there."""
 
 import json
 import logging
@@ -35,37 +35,87 @@ from solutions.{solution}.mounted import show
 
 show(submission)"""
 
+TRAIN = """\
+from common.kaggle.training import train_here
+from common.runs import start_log
 
-def notebook_tool(solution, source):
-    """The tool `notebook` of one solution."""
+start_log()
+finished = train_here("{solution}", "{preset}", {hours:g}, {options!r})"""
+TRAINING = "training.ipynb"
 
-    def notebook(*, run: Path, dataset: str | None = None, out: Path | None = None, push: bool = False):
-        """Write a notebook that predicts on Kaggle by what a run has learnt, and what Kaggle must know of it.
 
-        It installs from the bundle that the run is in (`python -m solutions bundle`), with internet off and GPU on.
+def notebook_tool(solution, source, presets=()):
+    """The tool `notebook` of one solution with these presets."""
+
+    def notebook(
+        *,
+        run: Path | None = None,
+        train: str | None = None,
+        hours: float = 11.5,
+        options: tuple[str, ...] = (),
+        resume: bool = False,
+        dataset: str | None = None,
+        out: Path | None = None,
+        push: bool = False,
+    ):
+        """Write a notebook that predicts on Kaggle by what a run has learnt, or that trains there.
+
+        It installs from a bundle (`python -m solutions bundle`), with internet off and GPU on; kernel-metadata.json
+        beside it says what Kaggle must know.
 
         Args:
-            run: Folder of the run.
+            run: Folder of the run to predict by; the bundle must hold it.
+            train: Preset to train on Kaggle instead, within --hours, on all GPUs of the notebook.
+            hours: Allowance of a training notebook; it stops in time and goes on in its next version.
+            options: Further words of the training's command line, such as fold numbers; after `--`.
+            resume: The training's own last output is an input of the next version; after the first one.
             dataset: The bundle's dataset on Kaggle, owner/name.
-            out: Folder for the two files (default: notebook/ in the run's).
+            out: Folder for the two files (default: notebook/ in the run's, or notebook-<preset>).
             push: Send it to Kaggle, where it is run.
         """
         check_dataset(dataset)
+        if (run is None) == (train is None):
+            raise InputError("name either --run, to predict by, or --train with a preset")
+        if push and dataset is None:
+            raise InputError("--push needs --dataset: the bundle's, owner/name, from which the notebook installs")
+        if train is not None:
+            if train not in presets:
+                raise InputError(f"--train {train!r} is not a preset of {solution}: {', '.join(presets)}")
+            folder = out or Path(f"notebook-{train}")
+            write_training(folder, solution, source, train, hours, options, dataset or DATASET, resume)
+            return _told(folder, TRAINING, dataset, push)
         about = read_json(run / "config.json") if (run / "config.json").is_file() else None
         if not isinstance(about, dict) or about.get("solution") != solution:
             raise InputError(f"--run {run}: not a run of {solution}")
-        if push and dataset is None:
-            raise InputError("--push needs --dataset: the bundle's, owner/name, from which the notebook installs")
         folder = out or run / "notebook"
         write_notebook(folder, solution, source, run.resolve().name, dataset or DATASET)
-        log.info(f"{folder / NOTEBOOK}, {folder / METADATA}")
-        if dataset is None:
-            log.info(f"fill in {DATASET.split('/')[0]} in {METADATA}, or name --dataset")
-        if push:
-            send(folder)
-        return 0
+        return _told(folder, NOTEBOOK, dataset, push)
 
     return notebook
+
+
+def _told(folder, name, dataset, push):
+    log.info(f"{folder / name}, {folder / METADATA}")
+    if dataset is None:
+        log.info(f"fill in {DATASET.split('/')[0]} in {METADATA}, or name --dataset")
+    if push:
+        send(folder)
+    return 0
+
+
+def write_training(folder, solution, source, preset, hours, options, dataset, resume=False):
+    """Write training.ipynb and kernel-metadata.json of a notebook that trains a preset; resume: its own output is an
+    input, so that each version goes on where the last one stopped."""
+    names = {"solution": solution, "preset": preset, "hours": hours, "options": tuple(options)}
+    title = (f"# {solution}: training {preset}\n\nStops after {hours:g} hours with everything saved; its next version, "
+             "with this one's output as an input, continues.")  # fmt: skip
+    made = [_cell("markdown", "about", title)]
+    for name, code in (("install", INSTALL.format(slug=dataset.split("/")[1])), ("train", TRAIN.format(**names))):
+        made.append(_cell("code", name, code) | {"execution_count": None, "outputs": []})
+    about = metadata(solution, source, preset, dataset) | {"code_file": TRAINING}
+    about["kernel_sources"] = [about["id"]] if resume else []
+    write_text(Path(folder) / TRAINING, json.dumps(_book(made), indent=1) + "\n")
+    write_json(Path(folder) / METADATA, about)
 
 
 def write_notebook(folder, solution, source, run, dataset):
@@ -83,6 +133,10 @@ def cells(solution, run, dataset):
     made = [_cell("markdown", "about", title + said)]
     for name, code in (("install", INSTALL), ("predict", PREDICT), ("show", SHOW)):
         made.append(_cell("code", name, code.format(**names)) | {"execution_count": None, "outputs": []})
+    return _book(made)
+
+
+def _book(made):
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": made, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}, "nbformat": 4,
             "nbformat_minor": 5}  # fmt: skip
