@@ -89,7 +89,7 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None, limit=Non
         _replace(folder, out)
     wheels = sum(name.endswith(".whl") for name in files)
     log.info(f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {(limit or _limit(out)) / 1e9:.0f} GB: "
-             f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) > 1)}")  # fmt: skip
+             f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}")  # fmt: skip
     log.info(f"left to the image of {IMAGE.date}: {', '.join(sorted(excluded, key=list(IMAGE.packages).index))}")
     return about
 
