@@ -50,8 +50,8 @@ def _rehearse(root, export, name="siim_pneumothorax"):
     from common.runs import start_log
 
     run, folder = root / name, root / "kaggle"
-    made = folder / "kernel" / "working" / "submission.csv"
-    if made.is_file() and made.read_bytes() == (run / "submission.csv").read_bytes():
+    done, made = folder / "executed.ipynb", folder / "kernel" / "working" / "submission.csv"
+    if done.is_file() and made.is_file() and made.read_bytes() == (run / "submission.csv").read_bytes():
         return True
     print(f"— {name}: bundled for Kaggle, and its notebook executed without network", flush=True)
     start_log()

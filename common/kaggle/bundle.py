@@ -73,6 +73,11 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None, limit=Non
     out = Path(out)
     if out.exists() and not (out / LISTING).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
+    foreign = _foreign(out)
+    if foreign:
+        raise InputError(
+            f"--out {out}: holds {foreign[0]}, which is no part of a bundle; move it, or name another folder"
+        )
     with _aside(out) as folder:
         content = {name: _add_run(Path(run), name, folder, export) for name, run in _named(runs).items()}
         ours = build_wheel(folder)
@@ -92,6 +97,15 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None, limit=Non
              f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}")  # fmt: skip
     log.info(f"left to the image of {IMAGE.date}: {', '.join(sorted(excluded, key=list(IMAGE.packages).index))}")
     return about
+
+
+def _foreign(out):
+    """Names in an earlier bundle's folder that are not its own: replacing it would lose them."""
+    if not (out / LISTING).is_file():
+        return []
+    about = read_json(out / LISTING)
+    known = {LISTING, METADATA, *(about.get("files", ()) if isinstance(about, dict) else ())}
+    return sorted(path.name for path in out.iterdir() if path.name not in known)
 
 
 @contextmanager

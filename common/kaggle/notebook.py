@@ -19,7 +19,9 @@ import os, subprocess, sys
 from pathlib import Path
 
 INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
-bundle = [*INPUT.glob("{slug}/bundle.json"), *INPUT.glob("datasets/*/{slug}/bundle.json")][0].parent
+found = [*INPUT.glob("{slug}/bundle.json"), *INPUT.glob("datasets/*/{slug}/bundle.json")]
+assert found, "add the dataset {slug} to this notebook's inputs"
+bundle = found[0].parent
 wheels = map(str, sorted(bundle.glob("*.whl")))
 subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *wheels], check=True)"""
 PREDICT = """\
@@ -112,7 +114,7 @@ def write_training(folder, solution, source, preset, hours, options, dataset, re
     made = [_cell("markdown", "about", title)]
     for name, code in (("install", INSTALL.format(slug=dataset.split("/")[1])), ("train", TRAIN.format(**names))):
         made.append(_cell("code", name, code) | {"execution_count": None, "outputs": []})
-    about = metadata(solution, source, preset, dataset) | {"code_file": TRAINING}
+    about = metadata(solution, source, f"{preset} training", dataset) | {"code_file": TRAINING}
     about["kernel_sources"] = [about["id"]] if resume else []
     write_text(Path(folder) / TRAINING, json.dumps(_book(made), indent=1) + "\n")
     write_json(Path(folder) / METADATA, about)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -50,13 +51,14 @@ def rehearse(solution, source, run, data, folder, export):
     submission is not the run's own, byte for byte.
     """
     import nbformat
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     run, folder = Path(run).resolve(), Path(folder).resolve()
     for name in ("input", "notebook", "machine", "kernel"):
         shutil.rmtree(folder / name, ignore_errors=True)
     place = "competitions/" + source.slugs[0] if source.kind == "competition" else "datasets/" + source.slugs[0]
-    inputs = folder / "input"
+    inputs, executed = folder / "input", folder / "executed.ipynb"
+    executed.unlink(missing_ok=True)
     write_bundle([run], inputs / "datasets" / DATASET, export, f"{sys.version_info.major}.{sys.version_info.minor}")
     (inputs / place).parent.mkdir(parents=True, exist_ok=True)
     (inputs / place).symlink_to(Path(data).resolve())
@@ -64,15 +66,14 @@ def rehearse(solution, source, run, data, folder, export):
     try:
         book, working, attempts = execute(folder / "notebook" / NOTEBOOK, make_machine(folder / "machine"),
                                           folder / "kernel", inputs)  # fmt: skip
-    except CellExecutionError as error:
-        last = str(error).strip().splitlines()[-1]
+    except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, subprocess.SubprocessError) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise InputError(f"{folder / 'notebook' / NOTEBOOK}: fails without internet ({last})") from None
-    executed = folder / "executed.ipynb"
-    nbformat.write(book, executed)
     if attempts:
-        raise InputError(f"{executed}: asked for the network ({attempts[0]})")
+        raise InputError(f"{folder / 'notebook' / NOTEBOOK}: asked for the network ({attempts[0]})")
     if (working / "submission.csv").read_bytes() != (run / "submission.csv").read_bytes():
         raise InputError(f"{working / 'submission.csv'}: differs from the run's own, {run / 'submission.csv'}")
+    nbformat.write(book, executed)
     log.info(f"{executed}: run without network, from the bundle alone; its submission is the run's own")
     return executed
 
@@ -144,8 +145,9 @@ def execute(notebook, python, folder, inputs, more=()):
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     environment |= {"KAGGLE_INPUT": str(inputs), "KAGGLE_WORKING": str(working), "NETWORK_ATTEMPTS": str(attempts),
                     "PATH": f"{python.parent}:{os.environ['PATH']}", "IPYTHONDIR": str(folder / "ipython")}  # fmt: skip
-    manager = KernelManager(kernel_name="python3", transport="ipc", ip=str(folder / "k"))
-    manager.kernel_spec_manager.kernel_dirs = [str(spec.parent)]
-    client = NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(working)}})
-    client.execute(env=environment)
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 characters at most
+        manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{short}/k")
+        manager.kernel_spec_manager.kernel_dirs = [str(spec.parent)]
+        client = NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(working)}})
+        client.execute(env=environment)
     return book, working, attempts.read_text().splitlines()

@@ -1,8 +1,10 @@
 """On Kaggle: a training within the hours and the disk of a notebook, continued from the last version's output."""
 
+import contextlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,16 +17,20 @@ from common.kaggle.mounted import WORKING
 from common.paths import KAGGLE_INPUT, read_json
 
 log = logging.getLogger(__name__)
-RESERVE = 0.25  # hours left for what follows a stop: the output has to be saved
+RESERVE = 0.25  # hours between a training's stop and the end, for what is left to do
+LAST = 1 / 12  # hours that Kaggle has to save the output
+ENDED = -1  # instead of a status
 RUN = "run"  # its folder in the working one
 
 
 def train_here(solution, preset, hours, options=(), working=WORKING, inputs=KAGGLE_INPUT):
     """Run a preset in this notebook, or continue it; returns True where it is finished.
 
-    hours: the notebook's allowance; the run stops a quarter of an hour earlier with everything saved. A notebook whose
-    own last output is among its inputs goes on from there. On several GPUs it trains by torchrun. Decoded images lie
-    outside the working folder, which Kaggle keeps as the output and limits. options: further words of the command line.
+    hours: the notebook's allowance; a training stops a quarter of an hour earlier with everything saved, and whatever
+    else is at work is ended five minutes before the hours are over: files are written whole, so that is begun again. A
+    notebook whose own last output is among its inputs goes on from there. On several GPUs it trains by torchrun.
+    Decoded images lie outside the working folder, which Kaggle keeps as the output and limits. options: further words
+    of the command line.
     Raises InputError where the run fails, or the output is above Kaggle's limit.
     """
     if not hours > RESERVE:
@@ -35,12 +41,14 @@ def train_here(solution, preset, hours, options=(), working=WORKING, inputs=KAGG
     gpus = _gpus()
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
     log.info(f"{gpus} GPUs" + (", by torchrun" if launch else "") + f"; decoded images in {store}, not in the output")
-    status = subprocess.run([sys.executable, *launch, "-m", "solutions", solution, *words]).returncode
+    said = _log(run)
+    status = _run([sys.executable, *launch, "-m", "solutions", solution, *words], 3600 * (hours - LAST))
     used = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     log.info(f"{run}: {used / 1e9:.2f} GB of {NOTEBOOK_LIMIT / 1e9:.0f} GB of output")
     if used > NOTEBOOK_LIMIT:
         raise InputError(f"{run}: {used / 1e9:.2f} GB are above the output's limit; name fewer --folds a version")
-    if status == STOPPED or (status and launch and _stopped(run)):
+    # torchrun has one status for every end but success; what an earlier version said does not count
+    if status in (STOPPED, ENDED) or (status and launch and "stopped: " in _log(run)[len(said) :]):
         log.info("not finished: save this version, add its output to the notebook's inputs and run it again")
         return False
     if status:
@@ -68,11 +76,25 @@ def _begin(run, solution, preset, inputs):
     return run
 
 
-def _stopped(run):
-    """Whether the log ends in a stop on purpose; torchrun has one status for every end but success."""
+def _log(run):
     path = run / "log.txt"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return any("stopped: " in line for line in lines[-3:])
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _run(words, seconds):
+    """The status of a program and its children, or ENDED where the time was over and it was told to stop."""
+    process = subprocess.Popen(words, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        log.info("the hours are over: what is at work is ended")
+    finally:
+        for number, patience in ((signal.SIGTERM, 120), (signal.SIGKILL, None)):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(patience)
+    return ENDED
 
 
 def _gpus():

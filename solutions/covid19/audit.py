@@ -184,24 +184,27 @@ def judge(found, score, high):
 
     found: check → {"auroc": {estimate, low, high} or None}; score: score.json; high: AUROC that the lower end of an
     interval has to pass. Counted against the run are a margin, a background or an origin that is recognised so well,
-    and a headline AUROC that is above the one against the same collections by an interval without 0.
+    and a headline AUROC that is above the one against the same collections by an interval without 0. The latter two
+    alone can also come from other diseases, which images of the same collections show and normals do not.
     """
-    evidence = []
-    for check in ("border", "background", "origin"):
-        auroc = (found.get(check) or {}).get("auroc")
-        if auroc and auroc["low"] is not None and auroc["low"] > high:
-            evidence.append(f"{SAID[check]} reaches an AUROC of {_interval(auroc)}")
+    areas = {check: (found.get(check) or {}).get("auroc") for check in ("border", "background", "origin")}
+    asked = [check for check, auroc in areas.items() if auroc and auroc["low"] is not None]
+    told = [check for check in asked if areas[check]["low"] > high]
+    evidence = [f"{SAID[check]} reaches an AUROC of {_interval(areas[check])}" for check in told]
     same = score["same_source"]
     fall = same and same["fall"]
     if fall and fall["low"] is not None and fall["low"] > 0:
         evidence.append(f"against images of the same collections the AUROC falls from {_interval(score['auroc'])} to "
                         f"{_interval(same['auroc'])}, by {_interval(fall)}")  # fmt: skip
-    if evidence:
+    if {"border", "background"} & set(told):
         said = "The score is not to be believed: the images' origin gives the answer away. " + _sentences(evidence)
+    elif evidence:
+        said = ("The score may not be COVID-19's: the images' origin, or other diseases, explain it as well. "
+                + _sentences(evidence))  # fmt: skip
     else:
-        asked = [check for check in ("border", "background", "origin") if (found.get(check) or {}).get("auroc")]
         asked += ["the same collections"] if fall and fall["low"] is not None else []
-        said = f"No sign that the images' origin gives the answer away ({', '.join(asked) or 'nothing was asked'})."
+        said = f"No sign that the images' origin gives the answer away ({', '.join(asked)})." if asked else (
+            "Whether the images' origin gives the answer away could not be told from these images.")  # fmt: skip
     return {"biased": bool(evidence), "said": said, "evidence": evidence}
 
 

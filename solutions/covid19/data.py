@@ -104,6 +104,8 @@ def prepare_competition(context):
     folders = [options.data, *options.normals]
     everything = select(read_collections(folders), config.selection, config.seed)
     test = _with_files(read_test([options.data], options.test, everything["image_id"]))
+    if options.test is None:  # the list lies beside the tables, and numbers patients as they do
+        everything = _without_patients(everything, test)
     table = _apart(everything, test)
     about = {name: getattr(config, name) for name in MADE_WITH}
     about |= {"selection": digest(config.selection), "lungs": lungs_made(config)}
@@ -161,6 +163,17 @@ def open_prepared(context):
     lungs = open_lungs(record["lungs_folder"])
     pixels = digest(read_json(store.folder / "store.json")["key"], record["lungs"])
     return Prepared(table, store, lungs.masks, _key(table, record), pixels)
+
+
+def _without_patients(everything, test):
+    """The rows of the collections without those of patients who are to be predicted."""
+    listed = set(test["patient_id"]) - {""}
+    own = [patient.removeprefix(f"{name} ") for patient, name in everything[["patient_id", "collection"]].to_numpy()]
+    seen = everything["kept"] & everything["home"] & pd.Series(own, everything.index).isin(listed)
+    if seen.any():
+        log.info(f"{seen.sum()} images are of patients who are to be predicted too: left out of training")
+    reason = "a patient who is to be predicted"
+    return everything.assign(kept=everything["kept"] & ~seen, reason=everything["reason"].mask(seen, reason))
 
 
 def _with_files(test):

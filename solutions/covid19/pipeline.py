@@ -32,7 +32,7 @@ from solutions.covid19.training import predict as predict_rows
 
 log = logging.getLogger(__name__)
 STAGE = "covid"
-FIGURES = 2  # raised where `tune` comes to measure something else
+FIGURES = 3  # raised where `tune` comes to measure something else
 PREDICTED = ("oof.parquet", "test.parquet")
 TUNED = ("tuned.json", "per_fold.csv", "score.json")
 
@@ -157,9 +157,10 @@ def tune(context):
     oof = scored(run, data)
     main = oof[oof["role"] == "main"]
     chosen, cuts = nested_thresholds(main, context.config.seed)
-    write_json(run.path("tuned.json"), {"threshold": chosen, "by_fold": {str(k): cut for k, cut in cuts.items()}})
-    tables = [fold_table(main, main["fold"].map(of)).assign(rule=name)
-              for name, of in (("0.5", lambda _: HALF), ("tuned", cuts.get))]  # fmt: skip
+    by_fold = {str(fold): sorted(set(cuts[main["fold"] == fold])) for fold in main["fold"].unique()}
+    write_json(run.path("tuned.json"), {"threshold": chosen, "by_fold": by_fold})  # of one fold its halves' two
+    rules = {"0.5": np.full(len(main), HALF), "tuned": cuts}
+    tables = [fold_table(main, thresholds).assign(rule=name) for name, thresholds in rules.items()]
     per_fold = pd.concat(tables, ignore_index=True)
     write_csv(run.path("per_fold.csv"), per_fold[["rule", *per_fold.columns.drop("rule")]])
     write_json(run.path("score.json"), summary(oof, cuts, rejected_shares(read_selection(run)), context.config.seed))
@@ -231,7 +232,7 @@ def submit(context):
     absent = images.loc[probs.isna().to_numpy(), "file_name"].tolist()
     if absent:
         log.info(f"{len(absent)} test images show no lungs that can be judged and get the mean probability "
-                 f"{neutral:.3f}: {', '.join(absent[:5])}{' …' * (len(absent) > 5)}")  # fmt: skip
+                 f"{neutral:.3f}: {', '.join(absent)}")  # fmt: skip
     table = pd.DataFrame({SAMPLE[0]: images["file_name"].to_numpy(), SAMPLE[1]: probs.fillna(neutral).to_numpy()})
     table[SAMPLE[1]] = table[SAMPLE[1]].map(lambda value: f"{value:.6g}")
     path = run.path("submission.csv")

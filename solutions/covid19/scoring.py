@@ -19,24 +19,24 @@ COUNTS = ("images", "tp", "fn", "tn", "fp")
 
 
 def nested_thresholds(table, seed=0):
-    """Return (threshold chosen on all images, {fold: threshold chosen on the others}) by Youden's index.
+    """Return (threshold chosen on all images, float64 (N,) thresholds chosen on the other folds) by Youden's index.
 
-    table: fold, label (0/1), probability, patient_id. With one fold alone its threshold is the mean of those that the
-    halves of its patients choose. Raises InputError where all labels are of one kind.
+    table: fold, label (0/1), probability, patient_id. With one fold alone the halves of its patients choose for each
+    other. Where the others show one kind of label, the threshold of all stands in. Raises InputError where all labels
+    are of one kind.
     """
-    y, probs, folds = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None], table["fold"]
+    y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
+    folds = table["fold"].to_numpy()
     chosen = choose_thresholds(y, probs)[0]
     if np.isnan(chosen):
         raise InputError("a threshold needs out-of-fold images with and without COVID-19")
-    if folds.nunique() < 2:
-        halves = make_folds(y, 2, table["patient_id"].to_numpy(), seed)
-        found = [choose_thresholds(y[halves == k], probs[halves == k])[0] for k in (0, 1)]
-        return float(chosen), {int(folds.iloc[0]): float(np.nanmean([*found, chosen]))}
-    cuts = {}
-    for fold in folds.unique():
-        others = (folds != fold).to_numpy()
+    if len(set(folds)) < 2:
+        folds = make_folds(y, 2, table["patient_id"].to_numpy(), seed)
+    cuts = np.empty(len(folds))
+    for fold in np.unique(folds):
+        others = folds != fold
         cut = choose_thresholds(y[others], probs[others])[0]
-        cuts[int(fold)] = float(chosen if np.isnan(cut) else cut)
+        cuts[~others] = chosen if np.isnan(cut) else cut
     return float(chosen), cuts
 
 
@@ -96,13 +96,14 @@ def area(label, probability, patients, seed=0, n_resamples=1000):
 def summary(oof, cuts, rejected, seed=0):
     """What score.json holds: figures of the images with the role main, and of those of the same collections.
 
-    oof: image_id, fold, probability, label, role, home, patient_id. cuts: fold → threshold. rejected: label →
+    oof: image_id, fold, probability, label, role, home, patient_id. cuts: thresholds of the images with the role
+    main, in their order. rejected: label →
     (share, number) of `data.rejected_shares`.
     """
     main = oof[oof["role"] == "main"]
     if main["patient_id"].nunique() < 2:
         raise InputError("a score with intervals needs out-of-fold images of at least two patients")
-    half, tuned = np.full(len(main), HALF), main["fold"].map(cuts).to_numpy()
+    half, tuned = np.full(len(main), HALF), np.asarray(cuts, float)
     folds = fold_table(main, half)
     found = {"auroc": as_interval(area(main["label"], main["probability"], main["patient_id"], seed))}
     found |= {name: as_interval(value) for name, value in rates(main, half, seed).items()}

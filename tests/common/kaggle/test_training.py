@@ -1,7 +1,7 @@
 """Trainings on Kaggle: the notebook that does one, its hours and its output, and how the next version goes on."""
 
-import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -19,11 +19,11 @@ def launched(monkeypatch):
     said = []
 
     def stand(act, gpus=0):
-        def run(words):
+        def run(words, seconds):
             said.append(words)
-            return subprocess.CompletedProcess(words, act(words))
+            return act(words)
 
-        monkeypatch.setattr(training.subprocess, "run", run)
+        monkeypatch.setattr(training, "_run", run)
         monkeypatch.setattr(training, "_gpus", lambda: gpus)
         return said
 
@@ -86,6 +86,21 @@ def test_torchrun_has_one_status_for_a_stop_and_a_failure(launched, tmp_path, li
             train_here("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
 
 
+def test_what_an_earlier_version_said_is_no_stop_of_this_one(launched, tmp_path):
+    far = earlier(tmp_path / "input" / "run", 1)
+    (far / "log.txt").write_text("stopped: the 8.75 hours are over. Everything is saved\n")
+    launched(lambda words: 1, gpus=2)
+    with pytest.raises(InputError, match="ended with status 1"):
+        train_here("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
+
+
+def test_a_program_is_told_to_stop_when_its_time_is_over(tmp_path):
+    assert training._run([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
+    begun = time.monotonic()
+    assert training._run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == training.ENDED
+    assert time.monotonic() - begun < 30
+
+
 def test_what_cannot_be_done(launched, tmp_path, monkeypatch):
     launched(lambda words: earlier(tmp_path / "run", 3) and 0)
     monkeypatch.setattr(training, "NOTEBOOK_LIMIT", 2)
@@ -104,7 +119,7 @@ def test_the_notebook_and_what_kaggle_must_know(tmp_path, capsys):
     assert "--no-index" in install and 'train_here("vinbigdata", "paper", 8.5, ())' in train
     about = read_json(tmp_path / "kernel-metadata.json")
     assert (about["enable_internet"], about["enable_gpu"]) == (False, True) and about["code_file"] == "training.ipynb"
-    assert about["kernel_sources"] == [about["id"]] == ["me/vinbigdata-paper"]
+    assert about["kernel_sources"] == [about["id"]] == ["me/vinbigdata-paper-training"]
     for wrong, reason in (([], "name either --run"), (["--train", "best"], "'best' is not a preset of vinbigdata")):
         assert main(["vinbigdata", "notebook", *wrong]) == 2
         assert reason in capsys.readouterr().err

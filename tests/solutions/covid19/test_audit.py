@@ -55,8 +55,10 @@ def test_nothing_found_says_what_was_asked():
                        "No sign that the images' origin gives the answer away (border, background, origin, the same "
                        "collections)."}  # fmt: skip
     verdict = judge(found(origin=None, border=NEVER | {"low": None}), score(), 0.6)
-    assert verdict["said"].endswith("away (border, background).") and not verdict["biased"]
-    assert judge({}, score(), 0.6)["said"].endswith("away (nothing was asked).")
+    assert verdict["said"].endswith("away (background).") and not verdict["biased"]
+    nothing = "Whether the images' origin gives the answer away could not be told from these images."
+    assert judge({}, score(), 0.6)["said"] == nothing
+    assert judge({key: {"auroc": NEVER} for key in ("border", "background")}, score(), 0.6)["said"] == nothing
 
 
 @pytest.mark.parametrize("check", ["border", "background", "origin"])
@@ -66,8 +68,12 @@ def test_what_is_recognised_above_the_threshold_counts(check):
             "origin": "A network that has to tell collections apart among images of one label"}[check]  # fmt: skip
     verdict = judge(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.6)
     assert verdict["biased"] and verdict["said"] == (
-        "The score is not to be believed: the images' origin gives the answer away. "
-        f"{said} reaches an AUROC of 0.700 [0.601, 0.800]."
+        (
+            "The score may not be COVID-19's: the images' origin, or other diseases, explain it as well. "
+            if check == "origin"
+            else "The score is not to be believed: the images' origin gives the answer away. "
+        )
+        + f"{said} reaches an AUROC of 0.700 [0.601, 0.800]."
     )
     assert not judge(found(**{check: interval(0.6, 0.7, 0.8)}), score(), 0.6)["biased"]  # not above it
     assert not judge(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.7)["biased"]
@@ -270,7 +276,7 @@ def test_an_audit_that_asks_nothing(audited):
     context, _ = audited(True, checks=(), epochs=1)
     found, answers, focus = read_audit(context.run)
     assert found["checks"] == {} and len(answers) == 0 and len(focus) == 20
-    assert "nothing was asked" in found["said"] and not found["biased"]
+    assert "could not be told" in found["said"] and not found["biased"]
 
 
 def test_networks_that_look_nowhere(audited, monkeypatch):

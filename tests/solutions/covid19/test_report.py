@@ -69,7 +69,7 @@ def context(tmp_path):
     cuts = (("0.5", 0.5), ("tuned", 0.6))
     tables = [scoring.fold_table(main, np.full(len(main), cut)).assign(rule=rule) for rule, cut in cuts]
     pd.concat(tables).to_csv(run.path("per_fold.csv"), index=False)
-    write_json(run.path("score.json"), scoring.summary(known, {0: 0.6, 1: 0.6}, {"without": (1 / 8, 8)}))
+    write_json(run.path("score.json"), scoring.summary(known, np.full(len(main), 0.6), {"without": (1 / 8, 8)}))
     run.record("predict", [], images=len(oof))
     run.record("tune", ["first"], score=0.9)
     torch.manual_seed(0)

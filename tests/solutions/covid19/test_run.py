@@ -107,7 +107,7 @@ def test_the_scores_are_those_of_scikit_learn(finished):
     assert score["same_source"]["fall"]["estimate"] == pytest.approx(fall)
     assert (score["images"], score["same_source"]["negatives"], score["same_source"]["trained_on"]) == (24, 4, False)
     tuned = read_json(run / "tuned.json")
-    rules = {"0.5": np.full(24, 0.5), "tuned": main["fold"].astype(str).map(tuned["by_fold"]).to_numpy()}
+    rules = {"0.5": np.full(24, 0.5), "tuned": main["fold"].astype(str).map(tuned["by_fold"]).str[0].to_numpy(float)}
     folds = pd.read_csv(run / "per_fold.csv", dtype={"rule": str})
     assert folds.groupby("rule")["fold"].apply(list).to_dict() == {"0.5": [0, 1], "tuned": [0, 1]}
     for rule, part in ((rule, score if rule == "0.5" else score["tuned"]) for rule in rules):

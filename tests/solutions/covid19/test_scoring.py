@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from common.data.folds import make_folds
 from common.errors import InputError
+from common.metrics.calibration import choose_thresholds
 from common.paths import write_json
 from solutions.covid19.scoring import (
     RATES,
@@ -73,23 +75,26 @@ def test_each_fold_s_threshold_is_chosen_on_the_others():
     # alone, fold 0 parts at 0.35, fold 1 at 0.75
     oof = table([0, 0, 1, 1, 0, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.2, 0.7, 0.8, 0.9], fold=[0, 0, 0, 0, 1, 1, 1, 1])
     chosen, cuts = nested_thresholds(oof)
-    assert cuts == pytest.approx({0: 0.75, 1: 0.35}) and all(type(fold) is int for fold in cuts)
+    assert cuts == pytest.approx([0.75] * 4 + [0.35] * 4)
     assert chosen == pytest.approx(0.35)  # all together: 4 of 4 and 3 of 4
-    main = oof["fold"].map(cuts)
-    assert fold_table(oof, main)[["tp", "fn", "tn", "fp"]].to_numpy().tolist() == [[0, 2, 2, 0], [2, 0, 1, 1]]
+    assert fold_table(oof, cuts)[["tp", "fn", "tn", "fp"]].to_numpy().tolist() == [[0, 2, 2, 0], [2, 0, 1, 1]]
 
 
 def test_a_fold_whose_others_have_one_label_takes_the_threshold_of_all():
     oof = table([1, 1, 0, 1], [0.9, 0.8, 0.1, 0.7], fold=[0, 0, 1, 1])
     chosen, cuts = nested_thresholds(oof)
-    assert cuts[1] == chosen == pytest.approx(0.4) and cuts[0] == pytest.approx(0.4)
+    assert cuts.tolist() == [chosen] * 4 and chosen == pytest.approx(0.4)
 
 
 def test_one_fold_alone_and_labels_of_one_kind():
     oof = table([0, 0, 1, 1, 0, 0, 1, 1], [0.1, 0.3, 0.4, 0.6, 0.2, 0.7, 0.8, 0.9], fold=5)
     chosen, cuts = nested_thresholds(oof)
-    assert list(cuts) == [5] and 0.1 < cuts[5] < 0.9 and chosen == pytest.approx(0.35)
-    assert nested_thresholds(oof) == (chosen, cuts)
+    halves = make_folds(oof[["label"]].to_numpy(), 2, oof["patient_id"].to_numpy(), 0)
+    for half in (0, 1):  # each by the other's
+        other = oof[halves != half]
+        (cut,) = choose_thresholds(other[["label"]].to_numpy(), other[["probability"]].to_numpy())
+        assert (cuts[halves == half] == cut).all()
+    assert len(set(cuts)) == 2 and chosen == pytest.approx(0.35)
     with pytest.raises(InputError, match="with and without COVID-19"):
         nested_thresholds(table([1, 1, 1], [0.1, 0.2, 0.3], fold=[0, 1, 1]))
 
@@ -177,10 +182,11 @@ def test_images_of_unknown_finding_do_not_count(leaning):
 
 
 def test_summary(leaning):
-    cuts = {0: 0.7, 1: 0.35}
+    of_fold = {0: 0.7, 1: 0.35}
+    cuts = leaning.loc[leaning["role"] == "main", "fold"].map(of_fold).to_numpy()
     found = summary(leaning, cuts, {"with COVID-19": (0.25, 40), "without": (0.0, 60)})
     main = leaning[leaning["role"] == "main"]
-    right = (main["probability"] >= main["fold"].map(cuts)) == main["label"]
+    right = (main["probability"] >= cuts) == main["label"]
     assert found["auroc"]["estimate"] == 1.0 and found["accuracy"]["estimate"] == 1.0
     assert found["tuned"]["accuracy"]["estimate"] == pytest.approx(right.mean()) and right.mean() < 1
     assert found["tuned"]["sensitivity"]["estimate"] == pytest.approx(right[main["label"] == 1].mean())
@@ -195,10 +201,10 @@ def test_summary(leaning):
 
 
 def test_a_summary_is_plain_json_also_where_little_is_defined():
-    one = summary(table([1, 0], [0.9, 0.1], fold=4), {4: 0.5}, {})
+    one = summary(table([1, 0], [0.9, 0.1], fold=4), [0.5, 0.5], {})
     assert one["mean_of_folds"]["accuracy"] == {"mean": 1.0, "sd": None}
     with pytest.raises(InputError, match="at least two patients"):
-        summary(table([1, 0], [0.9, 0.1], patients=["a", "a"]), {0: 0.5}, {})
+        summary(table([1, 0], [0.9, 0.1], patients=["a", "a"]), [0.5, 0.5], {})
     assert json.loads(json.dumps(one, allow_nan=False)) == one
 
 
@@ -214,7 +220,7 @@ class Folder:
 def written(tmp_path, leaning):
     """A folder with score.json and per_fold.csv, one of whose folds has no image without COVID-19."""
     main = leaning[(leaning["role"] == "main") & ((leaning["label"] == 1) | (leaning["fold"] == 0))]
-    write_json(tmp_path / "score.json", summary(main, {0: 0.5, 1: 0.5}, {}))
+    write_json(tmp_path / "score.json", summary(main, np.full(len(main), 0.5), {}))
     per_fold = fold_table(main, np.full(len(main), 0.5))
     pd.concat([per_fold.assign(rule=rule) for rule in ("0.5", "tuned")]).to_csv(tmp_path / "per_fold.csv", index=False)
     return Folder(tmp_path), per_fold
