@@ -72,14 +72,18 @@ def main():
     """Print the table."""
     y, patients, a, b = findings(np.random.default_rng(0))
     bootstrap_auroc(y[:2000], a[:2000], patients[:2000], 2, skip_undefined=True)  # compiles
-    print(f"{len(y):,} images of {len(set(patients)):,} patients, {y.shape[1]} classes, "
-          f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(
+        f"{len(y):,} images of {len(set(patients)):,} patients, {y.shape[1]} classes, "
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
+    )
 
     seconds, ours = best_of(5, lambda: auroc(y, a))
     peer, theirs = best_of(3, lambda: peer_auroc(y, a))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
-    print(f"AUROC: {1e3 * seconds:.0f} ms, scikit-learn {1e3 * peer:.0f} ms, {peer / seconds:.1f}x; equal to "
-          f"{np.abs(ours - theirs).max():.0e}")  # fmt: skip
+    print(
+        f"AUROC: {1e3 * seconds:.0f} ms, scikit-learn {1e3 * peer:.0f} ms, {peer / seconds:.1f}x; equal to "
+        f"{np.abs(ours - theirs).max():.0e}"
+    )
 
     whole, (_, mean) = best_of(2, lambda: bootstrap_auroc(y, a, patients, RESAMPLES))
     few = bootstrap_auroc(y, a, patients, PEER_RESAMPLES)
@@ -87,8 +91,10 @@ def main():
     low, high = np.quantile(theirs.mean(axis=1), [0.025, 0.975])
     np.testing.assert_allclose([few[1].low, few[1].high], [low, high], rtol=0, atol=1e-6)  # weights are single floats
     peer *= RESAMPLES / PEER_RESAMPLES
-    print(f"bootstrap by patient, {RESAMPLES} resamples: {whole:.2f} s (goal 10 s), scikit-learn with the same weights "
-          f"{peer:.0f} s (from {PEER_RESAMPLES}), {peer / whole:.0f}x; mean {mean}")  # fmt: skip
+    print(
+        f"bootstrap by patient, {RESAMPLES} resamples: {whole:.2f} s (goal 10 s), scikit-learn with the same weights "
+        f"{peer:.0f} s (from {PEER_RESAMPLES}), {peer / whole:.0f}x; mean {mean}"
+    )
     seconds, (_, difference) = best_of(1, lambda: paired_bootstrap_auroc(y, a, b, patients, RESAMPLES))
     print(f"paired, two runs: {seconds:.2f} s; mean difference {difference[0]:+.4f}, p = {difference[1]:.3f}")
 
@@ -99,8 +105,10 @@ def main():
     ours, (_, covariance) = best_of(3, lambda: delong_covariance(y[:, one], both))
     peer, theirs = best_of(1, lambda: all_pairs(y[:, one], both))
     np.testing.assert_allclose(covariance, theirs, rtol=1e-9)
-    print(f"DeLong: intervals {1e3 * seconds:.0f} ms, paired test {1e3 * paired:.0f} ms; one class "
-          f"{1e3 * ours:.0f} ms, all pairs of it {1e3 * peer:.0f} ms, {peer / ours:.0f}x")  # fmt: skip
+    print(
+        f"DeLong: intervals {1e3 * seconds:.0f} ms, paired test {1e3 * paired:.0f} ms; one class "
+        f"{1e3 * ours:.0f} ms, all pairs of it {1e3 * peer:.0f} ms, {peer / ours:.0f}x"
+    )
 
     probs = 1 / (1 + np.exp(3 - a))
     seconds, _ = best_of(2, lambda: nested_youden(y, probs, np.arange(len(y)) % 5))

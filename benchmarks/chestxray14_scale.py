@@ -48,9 +48,12 @@ SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB
 IMAGES, BLOCK, FILMS = 112_120, 4096, 32  # images, those written at once, phantoms behind them
 CLASSES = list(LABELS)
 CONFIG = replace(
-    DENSENET121, whole=replace(DENSENET121.whole, resize=SIDE, size=SIDE, augmentation="flip"), store_size=SIDE,
-    n_folds=FOLDS, folds=tuple(range(FOLDS)),
-)  # fmt: skip
+    DENSENET121,
+    whole=replace(DENSENET121.whole, resize=SIDE, size=SIDE, augmentation="flip"),
+    store_size=SIDE,
+    n_folds=FOLDS,
+    folds=tuple(range(FOLDS)),
+)
 
 
 # ---- stand-ins -----------------------------------------------------------------------------------------------------
@@ -151,9 +154,10 @@ def tables_and_folds(measure, folder):
     y, patients = train[CLASSES].to_numpy(), train["patient_id"].to_numpy()
     make_folds(y[:500], 2, patients[:500])  # compiles
     folds = measure(
-        f"{FOLDS} folds by patient, all labels", lambda: make_folds(y, FOLDS, patients),
+        f"{FOLDS} folds by patient, all labels",
+        lambda: make_folds(y, FOLDS, patients),
         lambda found, _: f"{len(found):,} rows, worst prevalence {prevalence_deviation(y, found):.1%} off",
-    )  # fmt: skip
+    )
     assert shared_groups(folds, patients) == 0
 
 
@@ -165,8 +169,11 @@ def loaders(measure, context, data):
     assert batches == len(rows) // 512 * 512
     for workers in (0, 2):
         context.options = replace(context.options, workers=workers)
-        measure(f"epoch of the train loader, {SIDE} px, {workers} workers",
-                lambda: read_all(training.train_loader(context, data, rows, config, "whole")), _per_second)  # fmt: skip
+        measure(
+            f"epoch of the train loader, {SIDE} px, {workers} workers",
+            lambda: read_all(training.train_loader(context, data, rows, config, "whole")),
+            _per_second,
+        )
     context.options = replace(context.options, workers=0)
     transform = training.augmentation("flip", 256)
     papers = training.ViewDataset(data.store.images, rows, 256, 224, None, transform, data.labels(rows))
@@ -215,8 +222,11 @@ def scoring(measure, context, data):
         y, probs, patients = data.labels(rows), table[CLASSES].to_numpy(), data.patients(rows)
         bootstrap_auroc(y[:2000], probs[:2000], patients[:2000], 2, skip_undefined=True)  # compiles
         began = cpu_seconds()
-        measure(f"class table, 14 × 1,000 resamples, {len(rows):,} images",
-                partial(class_table, y, probs, patients, LABELS), _mean)  # fmt: skip
+        measure(
+            f"class table, 14 × 1,000 resamples, {len(rows):,} images",
+            partial(class_table, y, probs, patients, LABELS),
+            _mean,
+        )
         assert cpu_seconds() - began < limit, "the goal of the bootstrap is not met"
     folds = table["fold"].to_numpy()
     measure(f"operating points nested over {FOLDS} folds", lambda: nested_youden(y, probs, folds, patients))
@@ -256,8 +266,16 @@ def main():
         print(f"{'':<54}{'wall s':>8}{'CPU s':>8}{'GB':>7}")
         measure("stand-in folder", lambda: write_folder(folder, table, boxes, rng))
         tables_and_folds(measure, folder)
-        context = Context("chestxray14", "densenet121", CONFIG, Options(data=folder, out=run.folder, workers=0), run,
-                          torch.device("cpu"), Budget(None), Path(root) / "submissions")  # fmt: skip
+        context = Context(
+            "chestxray14",
+            "densenet121",
+            CONFIG,
+            Options(data=folder, out=run.folder, workers=0),
+            run,
+            torch.device("cpu"),
+            Budget(None),
+            Path(root) / "submissions",
+        )
         with mock.patch("common.data.store.decode_all", undecoded):
             measure("prepare: all of this and the store, without decoding", lambda: pipeline.prepare(context))
         measure("prepare again: up to date", lambda: pipeline.prepare(context))

@@ -37,9 +37,12 @@ class PngImages(Dataset):
     """PNG files as public code reads them: float32 (3, size, size), normalised, and the labels."""
 
     def __init__(self, paths, labels, resize, size):
-        steps = [torchvision.transforms.Resize((resize, resize)), torchvision.transforms.CenterCrop(size),
-                 torchvision.transforms.ToTensor(),
-                 torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]  # fmt: skip
+        steps = [
+            torchvision.transforms.Resize((resize, resize)),
+            torchvision.transforms.CenterCrop(size),
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
         self.paths, self.labels, self.transform = paths, labels, torchvision.transforms.Compose(steps)
 
     def __len__(self):
@@ -112,14 +115,23 @@ def main():
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if gpu else 0)
     options = parser.parse_args()
     device, resize = torch.device("cuda" if gpu else "cpu"), round(options.size * 256 / 224)
-    config = NetworkConfig(weights="none", resize=resize, size=options.size, batch_size=options.batch, lr=1e-4,
-                           epochs=options.epochs, optimizer="adam", averaging=("last",))  # fmt: skip
+    config = NetworkConfig(
+        weights="none",
+        resize=resize,
+        size=options.size,
+        batch_size=options.batch,
+        lr=1e-4,
+        epochs=options.epochs,
+        optimizer="adam",
+        averaging=("last",),
+    )
     labels = (np.random.default_rng(1).random((options.images, len(LABELS))) < 0.1).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths, array = write_images(folder, options.images, options.side, resize)
-        dataset = ViewDataset(array, np.arange(options.images), resize, options.size, None,
-                              augmentation("flip", resize), labels)  # fmt: skip
+        dataset = ViewDataset(
+            array, np.arange(options.images), resize, options.size, None, augmentation("flip", resize), labels
+        )
         plain = PngImages(paths, labels, resize, options.size)
         seen = plain[0][0][0].numpy() * 0.229 + 0.485
         apart = np.abs(seen - dataset[0][0][0].numpy() / 255).mean()

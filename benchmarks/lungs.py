@@ -89,10 +89,12 @@ def main(weights=""):
             np.testing.assert_allclose(a.astype(int), b, atol=1)  # in float32; half precision rounds
         differ = np.mean([np.mean(a != b) for (a, _), (b, _) in zip(found["ours"], found["one by one"], strict=True)])
         rates = {name: PART / best for name, best in seconds.items()}
-        print(f"{segmenter.size} px, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}: "
-              f"{rates['ours']:.1f} masks/s, one float32 image at a time {rates['one by one']:.1f} masks/s, "
-              f"{rates['ours'] / rates['one by one']:.2f}x (goal 10/s and 2x); "
-              f"{differ:.2%} of the masks' pixels differ")  # fmt: skip
+        print(
+            f"{segmenter.size} px, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}: "
+            f"{rates['ours']:.1f} masks/s, one float32 image at a time {rates['one by one']:.1f} masks/s, "
+            f"{rates['ours'] / rates['one by one']:.2f}x (goal 10/s and 2x); "
+            f"{differ:.2%} of the masks' pixels differ"
+        )
         paths = [str(path) for path in files.values()]
         peaks = [peak(weights, paths, count) for count in (FEW, MANY)]
         print(f"peak memory {peaks[0]:.0f} MiB for {FEW} images, {peaks[1]:.0f} MiB for {MANY}")

@@ -192,9 +192,11 @@ def _tool(program, load, argv):
 def _verb(solution, config_module, load_verbs, argv):
     known, tools = ["run", *VERBS, *config_module.MORE_VERBS], _tools(config_module)
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: python -m solutions {solution} <verb> [preset] [options]\n"
-              f"verbs: {', '.join(known)}\npresets: {', '.join(config_module.PRESETS)}\n"
-              f"all options: python -m solutions {solution} run <preset> --help")  # fmt: skip
+        print(
+            f"usage: python -m solutions {solution} <verb> [preset] [options]\n"
+            f"verbs: {', '.join(known)}\npresets: {', '.join(config_module.PRESETS)}\n"
+            f"all options: python -m solutions {solution} run <preset> --help"
+        )
         if tools:
             print(f"without a run: {', '.join(tools)}; options: python -m solutions {solution} {tools[0]} --help")
         return 0

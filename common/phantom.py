@@ -15,14 +15,36 @@ import numpy as np
 from common.errors import InputError
 
 # Outlines, u above y, in thousandths. Lung: apex, lateral wall, costophrenic angle | dome, heart, hilum, apex.
-_WALL = np.array([[50, 80, 130, 190, 255, 310, 345, 368, 382, 388, 386],
-                  [145, 110, 100, 130, 200, 300, 420, 550, 660, 720, 735]]).T / 1e3  # fmt: skip
-_RIGHT = np.array([[360, 300, 230, 160, 105, 98, 85, 60, 55, 60, 45],
-                   [695, 658, 643, 645, 652, 600, 530, 455, 360, 250, 180]]).T / 1e3  # fmt: skip
-_LEFT = np.array([[362, 320, 270, 225, 207, 182, 145, 98, 78, 62, 82, 70, 45],
-                  [713, 688, 674, 668, 645, 590, 525, 455, 410, 370, 325, 275, 210]]).T / 1e3  # fmt: skip
-_BODY = np.array([[85, 85, 120, 260, 420, 520, 570, 620, 640, 520, 485, 465, 452, 445, 440, 445],
-                  [-300, 0, 35, 55, 85, 170, 380, 800, 1300, 1300, 800, 470, 430, 500, 800, 1300]]).T / 1e3  # fmt: skip
+_WALL = (
+    np.array(
+        [[50, 80, 130, 190, 255, 310, 345, 368, 382, 388, 386], [145, 110, 100, 130, 200, 300, 420, 550, 660, 720, 735]]
+    ).T
+    / 1e3
+)
+_RIGHT = (
+    np.array(
+        [[360, 300, 230, 160, 105, 98, 85, 60, 55, 60, 45], [695, 658, 643, 645, 652, 600, 530, 455, 360, 250, 180]]
+    ).T
+    / 1e3
+)
+_LEFT = (
+    np.array(
+        [
+            [362, 320, 270, 225, 207, 182, 145, 98, 78, 62, 82, 70, 45],
+            [713, 688, 674, 668, 645, 590, 525, 455, 410, 370, 325, 275, 210],
+        ]
+    ).T
+    / 1e3
+)
+_BODY = (
+    np.array(
+        [
+            [85, 85, 120, 260, 420, 520, 570, 620, 640, 520, 485, 465, 452, 445, 440, 445],
+            [-300, 0, 35, 55, 85, 170, 380, 800, 1300, 1300, 800, 470, 430, 500, 800, 1300],
+        ]
+    ).T
+    / 1e3
+)
 _BLADE = np.array([[420, 330, 300, 345, 365, 400], [140, 130, 200, 420, 430, 270]]).T / 1e3
 CIRCLE = np.stack([np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], 1)
 _GRID = 256  # what has no edge is computed on this grid and enlarged
@@ -215,8 +237,12 @@ def _bones(back, front, at, rng):
             y0 = 0.125 + pitch * i + rng.normal(0, 0.002)
             y1 = y0 + drop * min(1, 0.4 + 0.15 * i) + 0.007 * i
             edge = np.interp(y1, _WALL[1:, 1], _WALL[1:, 0]) + 0.002
-            rear = np.array([[0.03, 0.10, 0.62 * edge, 0.94 * edge, edge],
-                             [y0, y0 - 0.014, y0 - 0.006 + 0.004 * i, y1 - 0.016, y1 + 0.01]]).T  # fmt: skip
+            rear = np.array(
+                [
+                    [0.03, 0.10, 0.62 * edge, 0.94 * edge, edge],
+                    [y0, y0 - 0.014, y0 - 0.006 + 0.004 * i, y1 - 0.016, y1 + 0.01],
+                ]
+            ).T
             rear = at(rear, sign, "open")
             stroke(back, rear, thick, 105)
             stroke(back, rear, 0.74 * thick, 62)  # a bright rim: cortex seen edge on

@@ -19,8 +19,19 @@ from common.paths import TEMPORARY, read_json, write_json
 from common.train import distributed
 
 log = logging.getLogger(__name__)
-PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas",
-            "scikit-learn", "pydicom", "opencv-python-headless", "numba")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+    "albumentations",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pydicom",
+    "opencv-python-headless",
+    "numba",
+)
 
 
 class Run:
@@ -129,8 +140,11 @@ def git_revision():
     try:
         said = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return said.stdout.strip()

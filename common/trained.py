@@ -57,12 +57,21 @@ def write_trained(context, learnt, out):
             shutil.copyfile(path, temporary)
         files[name] = file_hash(out / name)
     manifest = run.manifest
-    write_json(out / ABOUT, {
-        "format": FORMAT, "solution": context.solution, "preset": context.preset, "config": to_dict(context.config),
-        "git": manifest.get("git", ""), "packages": manifest.get("packages", {}),
-        "score": {"metric": learnt.metric, **learnt.score}, "files": files, "neutral": learnt.neutral,
-        "rule": learnt.rule,
-    })  # fmt: skip
+    write_json(
+        out / ABOUT,
+        {
+            "format": FORMAT,
+            "solution": context.solution,
+            "preset": context.preset,
+            "config": to_dict(context.config),
+            "git": manifest.get("git", ""),
+            "packages": manifest.get("packages", {}),
+            "score": {"metric": learnt.metric, **learnt.score},
+            "files": files,
+            "neutral": learnt.neutral,
+            "rule": learnt.rule,
+        },
+    )
     return out
 
 

@@ -18,12 +18,14 @@ NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", 
 def main(argv):
     """Hand the command to the solution that its first word names; returns the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: python -m solutions <name> <verb> [preset] [options]\n"
-              f"       python -m solutions <name> --help\n"
-              f"       python -m solutions demo\n"
-              f"       python -m solutions bundle   what a notebook on Kaggle needs, as one folder\n"
-              f"       python -m solutions log      what was uploaded, and its scores\n"
-              f"solutions: {', '.join(NAMES)}")  # fmt: skip
+        print(
+            f"usage: python -m solutions <name> <verb> [preset] [options]\n"
+            f"       python -m solutions <name> --help\n"
+            f"       python -m solutions demo\n"
+            f"       python -m solutions bundle   what a notebook on Kaggle needs, as one folder\n"
+            f"       python -m solutions log      what was uploaded, and its scores\n"
+            f"solutions: {', '.join(NAMES)}"
+        )
         return 0
     if argv[0] == "demo":
         from solutions.demo import run_all

@@ -31,8 +31,10 @@ def run_all(names, argv, export):
         )
         data, out = sample.make_sample(root / "data" / name), root / name
         verbs = importlib.import_module(f"solutions.{name}.pipeline").VERBS
-        for words in (["run", "demo", "--data", str(data), "--out", str(out)],
-                      *([verb, "--out", str(out)] for verb in getattr(config, "IN_DEMO", ()))):  # fmt: skip
+        for words in (
+            ["run", "demo", "--data", str(data), "--out", str(out)],
+            *([verb, "--out", str(out)] for verb in getattr(config, "IN_DEMO", ())),
+        ):
             status = main(name, config, lambda verbs=verbs: verbs, words)
             if status:
                 return status
@@ -56,8 +58,9 @@ def _rehearse(root, export, name="siim_pneumothorax"):
     print(f"— {name}: bundled for Kaggle, and its notebook executed without network", flush=True)
     start_log()
     try:
-        rehearse(name, importlib.import_module(f"solutions.{name}.config").KAGGLE, run, root / "data" / name,
-                        folder, export)  # fmt: skip
+        rehearse(
+            name, importlib.import_module(f"solutions.{name}.config").KAGGLE, run, root / "data" / name, folder, export
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return False

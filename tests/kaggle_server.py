@@ -69,9 +69,16 @@ class KaggleServer:
             text = {"kaggle.json": json.dumps({"username": USER, "key": KEY}), "access_token": TOKEN}[credentials]
             (folder / credentials).write_text(text)
             (folder / credentials).chmod(0o600)
-        return {"HOME": str(home), "KAGGLE_CONFIG_DIR": str(folder), "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-                "http_proxy": self.address, "HTTP_PROXY": self.address, "no_proxy": "", "NO_PROXY": "",
-                "TMPDIR": str(home)}  # fmt: skip
+        return {
+            "HOME": str(home),
+            "KAGGLE_CONFIG_DIR": str(folder),
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "http_proxy": self.address,
+            "HTTP_PROXY": self.address,
+            "no_proxy": "",
+            "NO_PROXY": "",
+            "TMPDIR": str(home),
+        }
 
     def refuse(self, name, status, message="", times=1, headers=()):
         """The next `times` calls of the API's function `name` (or of PUT, the transfer of a file) get this status."""
@@ -124,12 +131,20 @@ class KaggleServer:
         if asked["blobFileTokens"] not in self.blobs:
             raise Refusal(400, "Blob not found")
         if self.left < 1:
-            raise Refusal(400, "Submission not allowed:  Your team has used its daily Submission allowance (5) today, "
-                          "please try again tomorrow UTC (5.2 hours from now).")  # fmt: skip
+            raise Refusal(
+                400,
+                "Submission not allowed:  Your team has used its daily Submission allowance (5) today, "
+                "please try again tomorrow UTC (5.2 hours from now).",
+            )
         self.left -= 1
         now = datetime.datetime.now(datetime.UTC).isoformat()[:23] + "Z"
-        about = {"ref": 1000 + len(self.submissions), "date": now, "fileName": "submission.csv",
-                 "description": asked.get("submissionDescription", ""), "status": "PENDING"}  # fmt: skip
+        about = {
+            "ref": 1000 + len(self.submissions),
+            "date": now,
+            "fileName": "submission.csv",
+            "description": asked.get("submissionDescription", ""),
+            "status": "PENDING",
+        }
         self.submissions.insert(0, {"polls": self.polls, "content": self.blobs[asked["blobFileTokens"]]} | about)
         return {"message": f"Successfully submitted to {asked['competitionName'].title()}", "ref": about["ref"]}
 
@@ -144,8 +159,11 @@ class KaggleServer:
                 submission["polls"] -= 1
                 if submission["polls"] < 0:
                     public = self.score(submission["content"])
-                    submission |= {"status": "ERROR"} if public is None else \
-                        {"status": "COMPLETE", "publicScore": public, "privateScore": "0.8100"}  # fmt: skip
+                    submission |= (
+                        {"status": "ERROR"}
+                        if public is None
+                        else {"status": "COMPLETE", "publicScore": public, "privateScore": "0.8100"}
+                    )
             shown.append({name: value for name, value in submission.items() if name not in ("polls", "content")})
         return {"submissions": shown}
 
@@ -177,18 +195,25 @@ class KaggleServer:
     def CreateDatasetVersion(self, asked):
         name = self._dataset(asked)
         version = self.created.get(name, {"version": 1})["version"] + 1
-        return self.CreateDataset({**asked.get("body", asked), "ownerSlug": asked["ownerSlug"],
-                                   "slug": asked["datasetSlug"]}, version)  # fmt: skip
+        return self.CreateDataset(
+            {**asked.get("body", asked), "ownerSlug": asked["ownerSlug"], "slug": asked["datasetSlug"]}, version
+        )
 
     def SaveKernel(self, asked):
         version = self.kernels.get(asked["slug"], {"version": 0})["version"] + 1
         self.kernels[asked["slug"]] = {"version": version, "asked": asked, "polls": self.polls}
         known = [*self.datasets, *self.competitions]
-        unknown = {kind: [name for name in asked.get(f"{kind}DataSources", []) if name not in known]
-                   for kind in ("dataset", "competition")}  # fmt: skip
-        return {"ref": "/code/" + asked["slug"], "url": "https://www.kaggle.com/code/" + asked["slug"],
-                "versionNumber": version, "invalidDatasetSources": unknown["dataset"],
-                "invalidCompetitionSources": unknown["competition"]}  # fmt: skip
+        unknown = {
+            kind: [name for name in asked.get(f"{kind}DataSources", []) if name not in known]
+            for kind in ("dataset", "competition")
+        }
+        return {
+            "ref": "/code/" + asked["slug"],
+            "url": "https://www.kaggle.com/code/" + asked["slug"],
+            "versionNumber": version,
+            "invalidDatasetSources": unknown["dataset"],
+            "invalidCompetitionSources": unknown["competition"],
+        }
 
     def GetKernelSessionStatus(self, asked):
         kernel = self.kernels.get(f"{asked['userName']}/{asked['kernelSlug']}")
@@ -248,9 +273,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        for header in (("Content-Type", "application/zip"), ("Content-Length", str(len(content) - start)),
-                       ("Accept-Ranges", "bytes"), ("ETag", etag),
-                       ("Last-Modified", "Sat, 01 Feb 2025 10:00:00 GMT")):  # fmt: skip
+        for header in (
+            ("Content-Type", "application/zip"),
+            ("Content-Length", str(len(content) - start)),
+            ("Accept-Ranges", "bytes"),
+            ("ETag", etag),
+            ("Last-Modified", "Sat, 01 Feb 2025 10:00:00 GMT"),
+        ):
             self.send_header(*header)
         self.end_headers()
         cut, stall = (steps.pop(0) if steps else None for steps in (self.kaggle.cuts, self.kaggle.stalls))

@@ -66,10 +66,13 @@ def test_store(context, folder, files):
     """Decode the test images `files` (id → path) into their store and return it."""
     options = context.options
     return prepare_store(
-        files, store_folder(context, folder, files, context.config.store_size), context.config.store_size,
-        workers=None if options.workers is None else max(options.workers, 1), on_bad_image=options.on_bad_image,
+        files,
+        store_folder(context, folder, files, context.config.store_size),
+        context.config.store_size,
+        workers=None if options.workers is None else max(options.workers, 1),
+        on_bad_image=options.on_bad_image,
         placeholder_ids=frozenset(files),
-    )  # fmt: skip
+    )
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------
@@ -166,9 +169,15 @@ def infer_tool(solution, config_class, prepare, answer, takes_sizes=False):
             raise InputError(f"--out {out}: a folder; name the submission's file")
         with _work(work) as folder:
             options = Options(
-                data=data, out=folder, store=folder / "stores", test=test, sizes=sizes, on_bad_image=on_bad_image,
-                device=device, workers=workers,
-            )  # fmt: skip
+                data=data,
+                out=folder,
+                store=folder / "stores",
+                test=test,
+                sizes=sizes,
+                on_bad_image=on_bad_image,
+                device=device,
+                workers=workers,
+            )
             with _context(solution, found.preset, config, options) as context:
                 prepared = prepare(context, found)
                 found.link(context.run)

@@ -82,19 +82,28 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None, limit=Non
         content = {name: _add_run(Path(run), name, folder, export) for name, run in _named(runs).items()}
         ours = build_wheel(folder)
         excluded = fetch_wheels(folder, python, own_requirements())
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-                 for path in sorted(folder.iterdir())}  # fmt: skip
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in sorted(folder.iterdir())
+        }
         about = {
-            "format": FORMAT, "python": python, "image": IMAGE.date, "git": git_revision(), "wheel": ours.name,
-            "excluded": {name: IMAGE.packages[name] for name in excluded}, "runs": content, "files": files,
-        }  # fmt: skip
+            "format": FORMAT,
+            "python": python,
+            "image": IMAGE.date,
+            "git": git_revision(),
+            "wheel": ours.name,
+            "excluded": {name: IMAGE.packages[name] for name in excluded},
+            "runs": content,
+            "files": files,
+        }
         write_json(folder / LISTING, about)
         write_json(folder / METADATA, metadata(dataset or DATASET))  # not among the files: Kaggle does not keep it
         size = check_flat(folder, limit)
         _replace(folder, out)
     wheels = sum(name.endswith(".whl") for name in files)
-    log.info(f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {(limit or _limit(out)) / 1e9:.0f} GB: "
-             f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}")  # fmt: skip
+    log.info(
+        f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {(limit or _limit(out)) / 1e9:.0f} GB: "
+        f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}"
+    )
     log.info(f"left to the image of {IMAGE.date}: {', '.join(sorted(excluded, key=list(IMAGE.packages).index))}")
     return about
 

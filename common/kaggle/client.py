@@ -69,9 +69,13 @@ def _environment():
 def _follow(command, secrets, target, watch):
     """Run the command to its end, showing its bars; returns its status and its other lines, scrubbed."""
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment(),
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=_environment(),
         start_new_session=True,
-    )  # fmt: skip
+    )
     bar, lines, rest, size, heard = _Bar(), [], b"", -1, time.monotonic()
     try:
         with selectors.DefaultSelector() as selector:

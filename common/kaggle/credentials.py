@@ -15,8 +15,10 @@ from pathlib import Path
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
-HOW = ("make a token at https://www.kaggle.com/settings/api and save it as ~/.kaggle/access_token, or set "
-       "KAGGLE_API_TOKEN, or put the older kaggle.json into ~/.kaggle")  # fmt: skip
+HOW = (
+    "make a token at https://www.kaggle.com/settings/api and save it as ~/.kaggle/access_token, or set "
+    "KAGGLE_API_TOKEN, or put the older kaggle.json into ~/.kaggle"
+)
 _SECRETS = ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_IAP_TOKEN")  # variables that hold one
 _QUERY = re.compile(r"(https?://[^\s?'\"]+|url: [^\s?'\"]+)\?[^\s'\"]+")  # signed addresses open a file to anybody
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
@@ -36,8 +38,13 @@ def files():
     """The files with credentials that are there, in the order in which the client asks them."""
     home, named = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")
     places = [Path(value) for value in (named, os.environ.get("KAGGLE_API_V1_TOKEN", "")) if 0 < len(value) < 1000]
-    places += [home / "access_token", home / "access_token.txt", config_folder() / "kaggle.json", home / "kaggle.json",
-               home / "credentials.json"]  # fmt: skip
+    places += [
+        home / "access_token",
+        home / "access_token.txt",
+        config_folder() / "kaggle.json",
+        home / "kaggle.json",
+        home / "credentials.json",
+    ]
     return [path for path in dict.fromkeys(places) if path.is_file()]
 
 
@@ -89,8 +96,10 @@ def _tighten(path):
 
 @functools.cache  # once is enough
 def _complain(path, mode):
-    log.warning(f"{path}: other users may read it (mode {mode:o}), which cannot be changed here: move it where only "
-                "you can, and make a new token if others use this machine")  # fmt: skip
+    log.warning(
+        f"{path}: other users may read it (mode {mode:o}), which cannot be changed here: move it where only "
+        "you can, and make a new token if others use this machine"
+    )
 
 
 def _read(path):

@@ -65,8 +65,9 @@ def fetch(kind, slug, folder, again=False):
     except Damaged as error:
         archive.unlink(missing_ok=True)
         Path(f"{archive}{PARTIAL}").unlink(missing_ok=True)
-        raise InputError(f"{error}. It is removed, what was unpacked is kept; the same command downloads it again"
-                         ) from None  # fmt: skip
+        raise InputError(
+            f"{error}. It is removed, what was unpacked is kept; the same command downloads it again"
+        ) from None
     except KeyboardInterrupt:
         log.info(client.AGAIN)
         raise

@@ -15,8 +15,20 @@ from common.submit.table import read_table
 log = logging.getLogger(__name__)
 LOG = Path("submissions/log.csv")
 PAGE = LOG.with_suffix(".html")
-COLUMNS = ("date", "solution", "run", "git", "sha256", "rows", "cv", "cv_low", "cv_high", "public", "private",
-           "message")  # fmt: skip
+COLUMNS = (
+    "date",
+    "solution",
+    "run",
+    "git",
+    "sha256",
+    "rows",
+    "cv",
+    "cv_low",
+    "cv_high",
+    "public",
+    "private",
+    "message",
+)
 NUMBERS = ("rows", "cv", "cv_low", "cv_high", "public", "private")
 FAILED = "error"  # in place of the public score: Kaggle could not score it
 

@@ -53,8 +53,17 @@ def cv_against_lb(numbers):
     ax.plot([low - edge, high + edge], [low - edge, high + edge], "--", color=INK, alpha=0.45, linewidth=1)
     for name, colour, mark in (("public", BLUE, "o"), ("private", ORANGE, "s")):
         if known[name].notna().any():
-            ax.errorbar(known["cv"], known[name], xerr=spread, fmt=mark, color=colour, markersize=5, elinewidth=0.8,
-                        alpha=0.85, label=f"{name} leaderboard")  # fmt: skip
+            ax.errorbar(
+                known["cv"],
+                known[name],
+                xerr=spread,
+                fmt=mark,
+                color=colour,
+                markersize=5,
+                elinewidth=0.8,
+                alpha=0.85,
+                label=f"{name} leaderboard",
+            )
     ax.set(xlabel="cv, with its 95 % interval", ylabel="leaderboard")
     _legend_above(ax)
     return _svg(figure)

@@ -109,8 +109,10 @@ def write_training(folder, solution, source, preset, hours, options, dataset, re
     """Write training.ipynb and kernel-metadata.json of a notebook that trains a preset; resume: its own output is an
     input, so that each version goes on where the last one stopped."""
     names = {"solution": solution, "preset": preset, "hours": hours, "options": tuple(options)}
-    title = (f"# {solution}: training {preset}\n\nStops after {hours:g} hours with everything saved; its next version, "
-             "with this one's output as an input, continues.")  # fmt: skip
+    title = (
+        f"# {solution}: training {preset}\n\nStops after {hours:g} hours with everything saved; its next version, "
+        "with this one's output as an input, continues."
+    )
     made = [_cell("markdown", "about", title)]
     for name, code in (("install", INSTALL.format(slug=dataset.split("/")[1])), ("train", TRAIN.format(**names))):
         made.append(_cell("code", name, code) | {"execution_count": None, "outputs": []})
@@ -130,8 +132,10 @@ def cells(solution, run, dataset):
     """The notebook, in nbformat 4.5."""
     names = {"solution": solution, "run": run, "slug": dataset.split("/")[1]}
     title = f"# {solution}: inference\n\n"
-    said = (f"Predicts the test images by the run `{run}` of the bundle `{dataset}`; no internet is needed. Made by "
-            f"`python -m solutions {solution} notebook`.")  # fmt: skip
+    said = (
+        f"Predicts the test images by the run `{run}` of the bundle `{dataset}`; no internet is needed. Made by "
+        f"`python -m solutions {solution} notebook`."
+    )
     made = [_cell("markdown", "about", title + said)]
     for name, code in (("install", INSTALL), ("predict", PREDICT), ("show", SHOW)):
         made.append(_cell("code", name, code.format(**names)) | {"execution_count": None, "outputs": []})
@@ -140,8 +144,12 @@ def cells(solution, run, dataset):
 
 def _book(made):
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return {"cells": made, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}, "nbformat": 4,
-            "nbformat_minor": 5}  # fmt: skip
+    return {
+        "cells": made,
+        "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 def _cell(kind, name, source):
@@ -152,13 +160,20 @@ def metadata(solution, source, run, dataset):
     """The content of kernel-metadata.json: internet off, GPU on."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{solution} {run}".lower())[:50].strip("-")
     return {
-        "id": f"{dataset.split('/')[0]}/{slug}", "title": slug.replace("-", " "), "code_file": NOTEBOOK,
-        "language": "python", "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False,
+        "id": f"{dataset.split('/')[0]}/{slug}",
+        "title": slug.replace("-", " "),
+        "code_file": NOTEBOOK,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
         "enable_internet": False,  # the client's default is true
         "dataset_sources": [dataset, *(source.slugs if source.kind == "dataset" else ())],
         "competition_sources": list(source.slugs) if source.kind == "competition" else [],
-        "kernel_sources": [], "model_sources": [],
-    }  # fmt: skip
+        "kernel_sources": [],
+        "model_sources": [],
+    }
 
 
 def send(folder):
@@ -168,8 +183,10 @@ def send(folder):
     said = client.run(["kernels", "push", "-p", str(folder)], target)
     lost = re.search(r"not valid (dataset|competition) sources.*: (.*)", said)
     if lost:
-        raise InputError(f"{target}: pushed, but without its {lost[1]} {lost[2]}: is the name right, is it ready, are "
-                         "the rules accepted?")  # fmt: skip
+        raise InputError(
+            f"{target}: pushed, but without its {lost[1]} {lost[2]}: is the name right, is it ready, are "
+            "the rules accepted?"
+        )
     if "successfully pushed" not in said:
         raise InputError(client.explain(said, 0, target))
     log.info(next(line for line in said.splitlines() if "successfully pushed" in line))

@@ -64,8 +64,9 @@ def rehearse(solution, source, run, data, folder, export):
     (inputs / place).symlink_to(Path(data).resolve())
     write_notebook(folder / "notebook", solution, source, run.name, DATASET)
     try:
-        book, working, attempts = execute(folder / "notebook" / NOTEBOOK, make_machine(folder / "machine"),
-                                          folder / "kernel", inputs)  # fmt: skip
+        book, working, attempts = execute(
+            folder / "notebook" / NOTEBOOK, make_machine(folder / "machine"), folder / "kernel", inputs
+        )
     except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, subprocess.SubprocessError) as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise InputError(f"{folder / 'notebook' / NOTEBOOK}: fails without internet ({last})") from None
@@ -139,12 +140,20 @@ def execute(notebook, python, folder, inputs, more=()):
     spec = folder / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec / "kernel.json").write_text(json.dumps({"argv": [*(NAMESPACE if namespaces() else ()), *command],
-                                                  "display_name": "Python 3", "language": "python"}))  # fmt: skip
+    (spec / "kernel.json").write_text(
+        json.dumps(
+            {"argv": [*(NAMESPACE if namespaces() else ()), *command], "display_name": "Python 3", "language": "python"}
+        )
+    )
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "TMPDIR")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment |= {"KAGGLE_INPUT": str(inputs), "KAGGLE_WORKING": str(working), "NETWORK_ATTEMPTS": str(attempts),
-                    "PATH": f"{python.parent}:{os.environ['PATH']}", "IPYTHONDIR": str(folder / "ipython")}  # fmt: skip
+    environment |= {
+        "KAGGLE_INPUT": str(inputs),
+        "KAGGLE_WORKING": str(working),
+        "NETWORK_ATTEMPTS": str(attempts),
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "IPYTHONDIR": str(folder / "ipython"),
+    }
     with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 characters at most
         manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{short}/k")
         manager.kernel_spec_manager.kernel_dirs = [str(spec.parent)]

@@ -104,8 +104,10 @@ def _check_room(entries, archive, folder):
         need += entry.file_size if not path.is_file() or path.stat().st_size != entry.file_size else 0
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise InputError(f"{archive}: unpacking needs {need / 1e9:.3g} GB more, {folder} has {free / 1e9:.3g} GB free; "
-                         "make room, the same command continues")  # fmt: skip
+        raise InputError(
+            f"{archive}: unpacking needs {need / 1e9:.3g} GB more, {folder} has {free / 1e9:.3g} GB free; "
+            "make room, the same command continues"
+        )
 
 
 def _unpack_all(source, entries, archive, folder):
@@ -161,8 +163,10 @@ def _write(source, entry, path, archive):
         os.utime(temporary, (_time(entry), _time(entry)))
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; what is unpacked is kept, {archive.name} too, the same "
-                         "command continues") from None  # fmt: skip
+        raise InputError(
+            f"{path}: {error.strerror or error}; what is unpacked is kept, {archive.name} too, the same "
+            "command continues"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -123,8 +123,10 @@ def send(slug, submission, row, wait, again=False):
             last = before.iloc[-1].to_dict()
             if last["public"]:
                 scores = f"public {last['public']}, private {last['private'] or '–'}"
-                raise InputError(f"{submission}: was uploaded on {last['date']} ({last['message']}; {scores}); "
-                                 "--again uploads it once more")  # fmt: skip
+                raise InputError(
+                    f"{submission}: was uploaded on {last['date']} ({last['message']}; {scores}); "
+                    "--again uploads it once more"
+                )
             log.info(f"{submission}: was uploaded on {last['date']}; asking for its score")
             row, older = last, set()
         else:
@@ -180,8 +182,9 @@ def _submit(slug, submission, description, mark, again):
 
 def _listed(slug, mark):
     """The newest submissions whose description bears the mark, newest first."""
-    said = client.run(["competitions", "submissions", slug, "--format", "json", "--page-size", "100"],
-                      f"competition {slug}")  # fmt: skip
+    said = client.run(
+        ["competitions", "submissions", slug, "--format", "json", "--page-size", "100"], f"competition {slug}"
+    )
     start = re.search(r"(?m)^\[", said)
     if start is None:
         return []
@@ -214,8 +217,10 @@ def _wait(slug, row, mark, older, minutes):
             return
         if status == "ERROR":
             submissions.set_scores(row["date"], row["sha256"], submissions.FAILED, "")
-            raise InputError(f"competition {slug}: Kaggle could not score the submission; the reason stands at "
-                             f"https://www.kaggle.com/competitions/{slug}/submissions")  # fmt: skip
+            raise InputError(
+                f"competition {slug}: Kaggle could not score the submission; the reason stands at "
+                f"https://www.kaggle.com/competitions/{slug}/submissions"
+            )
         if seconds + pause > 60 * minutes:
             log.info(f"no score after {seconds / 60:.0f} minutes ({status.lower()}); the same command asks again")
             return

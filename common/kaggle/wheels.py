@@ -35,14 +35,32 @@ IMAGE = Image(
     "2026-06",
     "3.12",
     {
-        "torch": "2.11.0", "torchvision": "0.26.0", "timm": "1.0.27", "huggingface-hub": "1.17.0",
-        "albumentations": "2.0.8", "opencv-python-headless": "4.13.0.92", "scikit-learn": "1.6.1", "scipy": "1.16.3",
-        "numpy": "2.0.2", "pandas": "2.2.2", "pyarrow": "18.1.0", "pydicom": "3.0.1", "numba": "0.60.0",
-        "safetensors": "0.7.0", "matplotlib": "3.10.0", "tqdm": "4.67.3", "six": "1.17.0", "pillow": "11.3.0",
-        "pywavelets": "1.9.0", "docstring-parser": "0.18.0", "typeguard": "4.5.2", "typing-extensions": "4.15.0",
-        "packaging": "26.2", "setuptools": "75.2.0",
+        "torch": "2.11.0",
+        "torchvision": "0.26.0",
+        "timm": "1.0.27",
+        "huggingface-hub": "1.17.0",
+        "albumentations": "2.0.8",
+        "opencv-python-headless": "4.13.0.92",
+        "scikit-learn": "1.6.1",
+        "scipy": "1.16.3",
+        "numpy": "2.0.2",
+        "pandas": "2.2.2",
+        "pyarrow": "18.1.0",
+        "pydicom": "3.0.1",
+        "numba": "0.60.0",
+        "safetensors": "0.7.0",
+        "matplotlib": "3.10.0",
+        "tqdm": "4.67.3",
+        "six": "1.17.0",
+        "pillow": "11.3.0",
+        "pywavelets": "1.9.0",
+        "docstring-parser": "0.18.0",
+        "typeguard": "4.5.2",
+        "typing-extensions": "4.15.0",
+        "packaging": "26.2",
+        "setuptools": "75.2.0",
     },
-)  # fmt: skip
+)
 # A notebook has its inputs mounted and its output collected, and neither builds a bundle nor executes notebooks.
 UNUSED = ("kaggle", "six", "nbclient", "ipykernel", "setuptools")
 
@@ -65,8 +83,12 @@ def build_wheel(folder, root=ROOT):
         _run(["-c", build, temporary], "our wheel cannot be built", copy, SOURCE_DATE_EPOCH="1700000000")
         (built,) = Path(temporary).glob("*.whl")
         with zipfile.ZipFile(built) as archive:
-            absent = {str(path.relative_to(copy)) for name in packages for path in (copy / name).rglob("*")
-                      if path.is_file() and path.suffix != ".md"} - set(archive.namelist())  # fmt: skip
+            absent = {
+                str(path.relative_to(copy))
+                for name in packages
+                for path in (copy / name).rglob("*")
+                if path.is_file() and path.suffix != ".md"
+            } - set(archive.namelist())
         if absent:
             raise InputError(f"pyproject.toml: leaves {sorted(absent)[0]} out of the wheel ({len(absent)} files)")
         return Path(shutil.move(built, Path(folder) / built.name))
@@ -144,9 +166,17 @@ def _needs(wheel):
 
 def _environment(python):
     """What markers ask, on the notebook's machine."""
-    return {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "extra": "",
-            "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix",
-            "implementation_name": "cpython", "platform_python_implementation": "CPython"}  # fmt: skip
+    return {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "extra": "",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "os_name": "posix",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
 
 
 _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "NameResolution", "ReadTimeout")
@@ -154,8 +184,15 @@ _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "Name
 
 def _run(words, what, folder=None, **variables):
     """Run Python with these words; InputError with its reason in one line."""
-    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          cwd=folder, env=os.environ | variables, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env=os.environ | variables,
+        check=False,
+    )
     if done.returncode == 0:
         return
     said = [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -154,8 +154,9 @@ def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95)
     Both are Results for the same images and truth, else InputError; the rest as in `bootstrap_map`. The p-value is that
     of `statistics.paired_bootstrap`.
     """
-    if not (np.array_equal(first.image_ids, second.image_ids) and
-            np.array_equal(first.truth_class, second.truth_class)):  # fmt: skip
+    if not (
+        np.array_equal(first.image_ids, second.image_ids) and np.array_equal(first.truth_class, second.truth_class)
+    ):
         raise InputError("two results are compared on the same images and true boxes only")
     means = [mean_of_defined(_resampled_aps(result, groups, n_resamples, seed)) for result in (first, second)]
     gains = means[0] - means[1]

@@ -68,13 +68,19 @@ def faster_rcnn(
     pyramid, name = _pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool(), channels, size)
     share = size / REFERENCE
     net = detection.FasterRCNN(
-        pyramid, n_classes + 1, rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in _sides(size)), ASPECTS),
-        rpn_pre_nms_top_n_train=_at_least(200, 2000 * share), rpn_post_nms_top_n_train=_at_least(200, 2000 * share),
-        rpn_pre_nms_top_n_test=_at_least(200, 1000 * share), rpn_post_nms_top_n_test=_at_least(200, 1000 * share),
+        pyramid,
+        n_classes + 1,
+        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in _sides(size)), ASPECTS),
+        rpn_pre_nms_top_n_train=_at_least(200, 2000 * share),
+        rpn_post_nms_top_n_train=_at_least(200, 2000 * share),
+        rpn_pre_nms_top_n_test=_at_least(200, 1000 * share),
+        rpn_post_nms_top_n_test=_at_least(200, 1000 * share),
         box_batch_size_per_image=_at_least(64, 512 * share),
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=_at_least(1, 224 * share)),
-        box_nms_thresh=nms, box_detections_per_img=per_image, box_score_thresh=score,
-    )  # fmt: skip
+        box_nms_thresh=nms,
+        box_detections_per_img=per_image,
+        box_score_thresh=score,
+    )
     heads = net.rpn.head, net.roi_heads.box_predictor
     return _finished(Detector(net, *mean_std(name), heads, background=1), name, weights, frozen_norms)
 
@@ -89,9 +95,14 @@ def retinanet(
     pyramid, name = _pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     sides = tuple((s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in _sides(size))
     net = detection.RetinaNet(
-        pyramid, n_classes, anchor_generator=AnchorGenerator(sides, ASPECTS), nms_thresh=nms,
-        detections_per_img=per_image, score_thresh=score, topk_candidates=_at_least(200, 1000 * size / REFERENCE),
-    )  # fmt: skip
+        pyramid,
+        n_classes,
+        anchor_generator=AnchorGenerator(sides, ASPECTS),
+        nms_thresh=nms,
+        detections_per_img=per_image,
+        score_thresh=score,
+        topk_candidates=_at_least(200, 1000 * size / REFERENCE),
+    )
     return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
 
 
@@ -103,9 +114,13 @@ def fcos(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.
     """
     pyramid, name = _pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     net = detection.FCOS(
-        pyramid, n_classes, nms_thresh=nms, detections_per_img=per_image, score_thresh=score,
+        pyramid,
+        n_classes,
+        nms_thresh=nms,
+        detections_per_img=per_image,
+        score_thresh=score,
         topk_candidates=_at_least(200, 1000 * size / REFERENCE),
-    )  # fmt: skip
+    )
     return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
 
 

@@ -142,6 +142,12 @@ def put_right(entries, no_finding=14, pixels=None):
     note(again, f"further entries of class {no_finding} left out, the highest of a row stays")
 
     keep = ~flat & ~again
-    columns = {"row": row, "number": entries.number, "class_id": entries.class_id, "plain": entries.plain | spelled,
-               "score": score, "boxes": cut}  # fmt: skip
+    columns = {
+        "row": row,
+        "number": entries.number,
+        "class_id": entries.class_id,
+        "plain": entries.plain | spelled,
+        "score": score,
+        "boxes": cut,
+    }
     return replace(entries, **{name: values[keep] for name, values in columns.items()}), notes

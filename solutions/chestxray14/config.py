@@ -13,18 +13,37 @@ from common.kaggle import Source
 
 SLUG = "data"  # of nih-chest-xrays/data
 LABELS = (
-    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
-)  # fmt: skip
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
 NO_FINDING = "No Finding"  # of the label table; the all-zero vector, not a class
 BOX_SIDE = 1024  # NIH's boxes are in pixels of its 1024 × 1024 images, whatever size the files at hand have
 STAGES = {"whole": ("whole",), "lungs": ("lungs",), "both": ("whole", "lungs")}
 # Mean AUROC as published on the official split: CXR-IRNet, table 2; SDFN, table I. Sources and classes: published.py.
 PUBLISHED = {
-    "DCNN (ResNet-50)": 0.7934, "CheXNet (DenseNet-121)": 0.8105, "SENet": 0.8205, "SDFN: whole": 0.802,
-    "SDFN: lungs": 0.804, "SDFN": 0.815, "AGCNN": 0.8221, "SalNet": 0.8206, "CXR-IRNet without weighting": 0.8222,
+    "DCNN (ResNet-50)": 0.7934,
+    "CheXNet (DenseNet-121)": 0.8105,
+    "SENet": 0.8205,
+    "SDFN: whole": 0.802,
+    "SDFN: lungs": 0.804,
+    "SDFN": 0.815,
+    "AGCNN": 0.8221,
+    "SalNet": 0.8206,
+    "CXR-IRNet without weighting": 0.8222,
     "CXR-IRNet": 0.8335,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -146,8 +165,15 @@ class Config:
 
 # CheXNet's network under the set-up of CXR-IRNet's comparison: Adam 1e-3, weight decay 1e-4, 50 epochs, batch 512,
 # resize 256, centre crop 224, no augmentation named.
-_IRNET = {"augmentation": "none", "lr": 1e-3, "optimizer": "adam", "weight_decay": 1e-4, "epochs": 50,
-          "batch_size": 512, "schedule": "constant"}  # fmt: skip
+_IRNET = {
+    "augmentation": "none",
+    "lr": 1e-3,
+    "optimizer": "adam",
+    "weight_decay": 1e-4,
+    "epochs": 50,
+    "batch_size": 512,
+    "schedule": "constant",
+}
 DENSENET121 = Config(whole=NetworkConfig(**_IRNET))
 RESNET50 = Config(whole=NetworkConfig(backbone="resnet50", **_IRNET))
 CXR_IRNET = Config(whole=NetworkConfig(attention=True, weighting=True, **_IRNET))
@@ -156,38 +182,83 @@ CXR_IRNET_WITHOUT_ATTENTION = Config(whole=NetworkConfig(weighting=True, **_IRNE
 
 # SDFN, B.3 and B.5: 224 px, horizontal flips, Adam 1e-4 with a decay of 1e-5 an update, batch 16, up to 100 epochs,
 # rate / 10 where the validation loss did not fall for 5 epochs, weights of the highest mean AUC on validation.
-_SDFN = {"resize": 224, "size": 224, "augmentation": "flip", "lr": 1e-4, "decay": 1e-5, "optimizer": "adam",
-         "weight_decay": 0.0, "epochs": 100, "batch_size": 16, "schedule": "plateau",
-         "plateau_metric": "-loss", "patience": 5, "factor": 0.1}  # fmt: skip
+_SDFN = {
+    "resize": 224,
+    "size": 224,
+    "augmentation": "flip",
+    "lr": 1e-4,
+    "decay": 1e-5,
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "epochs": 100,
+    "batch_size": 16,
+    "schedule": "plateau",
+    "plateau_metric": "-loss",
+    "patience": 5,
+    "factor": 0.1,
+}
 SDFN = Config(views="both", whole=NetworkConfig(**_SDFN), lungs=NetworkConfig(**_SDFN), store_size=256)
 
 # Meant for about an hour of eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
 # weights, flips at test time. On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.
-_PODIUM = {"backbone": "convnext_small.fb_in22k_ft_in1k", "augmentation": "podium", "lr": 1e-4, "optimizer": "adamw",
-           "weight_decay": 5e-2, "batch_size": 128, "schedule": "warm_cosine", "clip_norm": 1.0, "dropout": 0.2,
-           "averaging": ("ema", "best_k", "best")}  # fmt: skip
+_PODIUM = {
+    "backbone": "convnext_small.fb_in22k_ft_in1k",
+    "augmentation": "podium",
+    "lr": 1e-4,
+    "optimizer": "adamw",
+    "weight_decay": 5e-2,
+    "batch_size": 128,
+    "schedule": "warm_cosine",
+    "clip_norm": 1.0,
+    "dropout": 0.2,
+    "averaging": ("ema", "best_k", "best"),
+}
 PODIUM = Config(
-    views="both", combine="mean", whole=NetworkConfig(resize=512, size=512, epochs=6, **_PODIUM),
-    lungs=NetworkConfig(resize=448, size=448, epochs=6, **_PODIUM), segmenter=LungsConfig(crop_size=448),
-    store_size=512, n_folds=20, tta=("flip",),
-)  # fmt: skip
+    views="both",
+    combine="mean",
+    whole=NetworkConfig(resize=512, size=512, epochs=6, **_PODIUM),
+    lungs=NetworkConfig(resize=448, size=448, epochs=6, **_PODIUM),
+    segmenter=LungsConfig(crop_size=448),
+    store_size=512,
+    n_folds=20,
+    tta=("flip",),
+)
 
 # Two CPU cores, minutes: CXR-IRNet with a small network on small images, and with `--views both` SDFN's two branches.
 # The last epochs are kept, so that no score is flattered by a choice among epochs.
-_SMALL = {"backbone": "tf_efficientnet_lite0", "resize": 160, "size": 160, "augmentation": "flip", "lr": 1e-3,
-          "optimizer": "adamw", "weight_decay": 1e-2, "epochs": 8, "batch_size": 16, "schedule": "warm_cosine",
-          "averaging": ("last",)}  # fmt: skip
+_SMALL = {
+    "backbone": "tf_efficientnet_lite0",
+    "resize": 160,
+    "size": 160,
+    "augmentation": "flip",
+    "lr": 1e-3,
+    "optimizer": "adamw",
+    "weight_decay": 1e-2,
+    "epochs": 8,
+    "batch_size": 16,
+    "schedule": "warm_cosine",
+    "averaging": ("last",),
+}
 DEMO = Config(
-    whole=NetworkConfig(attention=True, weighting=True, **_SMALL), lungs=NetworkConfig(**_SMALL),
+    whole=NetworkConfig(attention=True, weighting=True, **_SMALL),
+    lungs=NetworkConfig(**_SMALL),
     fusion=FusionConfig(epochs=40, lr=1e-3, decay=0.0, schedule="cosine", averaging=("last",)),
-    segmenter=LungsConfig(crop_size=160), n_folds=2, folds=(0, 1), store_size=160,
-)  # fmt: skip
+    segmenter=LungsConfig(crop_size=160),
+    n_folds=2,
+    folds=(0, 1),
+    store_size=160,
+)
 
 PRESETS = {
-    "demo": DEMO, "densenet121": DENSENET121, "resnet50": RESNET50, "cxr_irnet": CXR_IRNET,
+    "demo": DEMO,
+    "densenet121": DENSENET121,
+    "resnet50": RESNET50,
+    "cxr_irnet": CXR_IRNET,
     "cxr_irnet_without_weighting": CXR_IRNET_WITHOUT_WEIGHTING,
-    "cxr_irnet_without_attention": CXR_IRNET_WITHOUT_ATTENTION, "sdfn": SDFN, "podium": PODIUM,
-}  # fmt: skip
+    "cxr_irnet_without_attention": CXR_IRNET_WITHOUT_ATTENTION,
+    "sdfn": SDFN,
+    "podium": PODIUM,
+}
 MORE_VERBS = ()  # beside those that every solution has
 # verbs that need no run of their own; score with a file of predictions
 TOOLS = ("table", "localise", "score", "export", "infer")

@@ -127,9 +127,11 @@ def prepare_competition(context):
     here = labels["image_id"].isin(files)
     official |= {"missing": int((~here).sum()), "missing_test": int((~here & (labels["official"] == "test")).sum())}
     if not here.all():
-        log.info(f"{labels_path}: {official['missing']:,} of {len(labels):,} images have no file and are left out, the "
-                 f"first is {labels.loc[~here, 'file_name'].iloc[0]}" + ("" if config.split == "all" else
-                 f"; {official['missing_test']:,} of them are in the test list"))  # fmt: skip
+        log.info(
+            f"{labels_path}: {official['missing']:,} of {len(labels):,} images have no file and are left out, the "
+            f"first is {labels.loc[~here, 'file_name'].iloc[0]}"
+            + ("" if config.split == "all" else f"; {official['missing_test']:,} of them are in the test list")
+        )
     if not here.any():
         raise InputError(f"{folder}: none of the images of {labels_path.name} is in it")
     train, test, more, test_name = _split(labels[here], files, official, options, config)
@@ -171,8 +173,13 @@ def prepare_competition(context):
     write_table(run.path("truth_boxes.parquet"), boxes)
     if lungs:
         write_table(run.path("lungs.parquet"), open_lungs(lungs, about["lungs"]).table)
-    save_folds(run.path("folds.csv"), table.loc[train, "image_id"].tolist(), table.loc[train, "fold"].to_numpy(),
-               table.loc[train, "patient_id"].to_numpy(), f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
+    save_folds(
+        run.path("folds.csv"),
+        table.loc[train, "image_id"].tolist(),
+        table.loc[train, "fold"].to_numpy(),
+        table.loc[train, "patient_id"].to_numpy(),
+        f"n_folds {config.n_folds}, seed {config.seed}",
+    )
     write_sample(run, table.loc[~train, "file_name"].to_numpy())
     inputs = [labels_path, *find_lists(folder).values(), *_box_path(folder), options.test, options.fold_table]
     run.describe(config.seed, [path for path in inputs if path is not None and path.is_file()])
@@ -208,8 +215,9 @@ def open_prepared(context):
     table, boxes = read_parquet(run.path("images.parquet")), read_parquet(run.path("truth_boxes.parquet"))
     store = Store.open(record["store"])
     pixels = digest(read_json(store.folder / "store.json")["key"], wanted)
-    data = Prepared(table, boxes, store, _key(table, record | {"lungs": wanted}), pixels, record["official"],
-                    record["test_name"])  # fmt: skip
+    data = Prepared(
+        table, boxes, store, _key(table, record | {"lungs": wanted}), pixels, record["official"], record["test_name"]
+    )
     if wanted:
         found = open_lungs(record["lungs_folder"], wanted)
         data.lungs, data.masks, data.crops = found.table, found.masks, found.crops
@@ -228,8 +236,14 @@ def _key(table, about):
     """What the trainings follow from: the images' originals, labels, folds and lungs."""
     train = table[table["split"] == "train"]
     labels = train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))
-    return digest(train["image_id"].tolist(), labels.tolist(), train["fold"].tolist(), about["store_size"],
-                  about["originals"], about["lungs"])  # fmt: skip
+    return digest(
+        train["image_id"].tolist(),
+        labels.tolist(),
+        train["fold"].tolist(),
+        about["store_size"],
+        about["originals"],
+        about["lungs"],
+    )
 
 
 def _find_table(data):
@@ -267,8 +281,9 @@ def _read(folder, path, config):
     if config.split == "official" and len(both):
         patient = both["patient_id"].iloc[0]
         images = listed.loc[listed["patient_id"] == patient, "image_id"]
-        raise InputError(f"{folder}: {len(both)} patients have images in both lists, such as patient {patient} "
-                         f"({', '.join(images)})")  # fmt: skip
+        raise InputError(
+            f"{folder}: {len(both)} patients have images in both lists, such as patient {patient} ({', '.join(images)})"
+        )
     return labels, about
 
 
@@ -294,8 +309,11 @@ def _split(labels, files, official, options, config):
         if lists["whole"] and official["missing_test"]:
             test_name = f"on {n}"
         elif lists["whole"]:
-            test_name = "on the official test list" if lists["official"] else (
-                f"on {n}, which is of the official size but not verified by its hash")  # fmt: skip
+            test_name = (
+                "on the official test list"
+                if lists["official"]
+                else (f"on {n}, which is of the official size but not verified by its hash")
+            )
         loose = int((labels["official"] == "").sum())
         if loose:
             log.info(f"left out {loose:,} labelled images that are in neither list")
@@ -303,8 +321,10 @@ def _split(labels, files, official, options, config):
         raise InputError(f"no image to train on: none of {official['lists']['train_val']['file']} is here")
     if options.test is None:
         if not len(test):
-            log.info("no test images: scores are out of fold, and nothing is submitted" + (
-                " (--split all holds none back)" if config.split == "all" else ""))  # fmt: skip
+            log.info(
+                "no test images: scores are out of fold, and nothing is submitted"
+                + (" (--split all holds none back)" if config.split == "all" else "")
+            )
         return train, test, {}, test_name
     if len(test):
         log.info(f"--test takes the place of the {len(test):,} images of the test list")
@@ -312,12 +332,14 @@ def _split(labels, files, official, options, config):
     both = test["image_id"].isin(train["image_id"])
     if both.any():
         why = " (--split all trains on every labelled image)" if config.split == "all" else ""
-        raise InputError(f"--test: {both.sum()} of the images are training images{why}, such as "
-                         f"{test.loc[both, 'image_id'].iloc[0]}")  # fmt: skip
+        raise InputError(
+            f"--test: {both.sum()} of the images are training images{why}, such as {test.loc[both, 'image_id'].iloc[0]}"
+        )
     absent = ~test["image_id"].isin(files) & ~test["image_id"].isin(more)
     if absent.any():
-        raise InputError(f"--test: {absent.sum()} images have no file, the first is "
-                         f"{test.loc[absent, 'image_id'].iloc[0]}")  # fmt: skip
+        raise InputError(
+            f"--test: {absent.sum()} images have no file, the first is {test.loc[absent, 'image_id'].iloc[0]}"
+        )
     shared = int(test["patient_id"].isin(train["patient_id"]).sum())
     if shared:
         log.info(f"--test: {shared} of the {len(test)} images are of patients with training images; scores may flatter")
@@ -353,8 +375,10 @@ def _check_loose(labels, files, labels_path, options):
     loose = sorted(set(files) - set(labels["image_id"])) if options.test is None else []
     without = f"without a row in {labels_path.name}"
     if loose and options.on_unlabelled == "error":
-        raise InputError(f"{files[loose[0]]}: one of {len(loose)} images {without}; --on-unlabelled skip leaves them "
-                         "out, --test predicts them")  # fmt: skip
+        raise InputError(
+            f"{files[loose[0]]}: one of {len(loose)} images {without}; --on-unlabelled skip leaves them "
+            "out, --test predicts them"
+        )
     if loose:
         log.info(f"left out {len(loose)} images {without}")
 

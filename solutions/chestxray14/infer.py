@@ -56,9 +56,13 @@ def prepare(context, trained):
     folder, named, files = _find_test(context.options)
     store = test_store(context, folder, {image_id: files[image_id] for image_id in named["image_id"]})
     table = named[["image_id", "file_name"]].assign(
-        row=np.arange(len(named)), **UNKNOWN, age=np.nan, split="test", fold=-1,
+        row=np.arange(len(named)),
+        **UNKNOWN,
+        age=np.nan,
+        split="test",
+        fold=-1,
         **{name: store.table[name].to_numpy() for name in ("width", "height", "ok")},
-    )  # fmt: skip
+    )
     write_sample(context.run, table["file_name"].to_numpy())
     made = lungs_made(config) if config.needs_lungs else None
     pixels = digest(read_json(store.folder / "store.json")["key"], made)

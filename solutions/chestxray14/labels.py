@@ -23,9 +23,16 @@ LISTS = {
 # `names_digest` of the official lists. Empty: no copy that could be trusted was at hand, so no list is called official.
 DIGESTS = {"train_val": "", "test": ""}
 OLDEST = 120  # years; the first version of the table holds ages up to 414, which are typing errors
-COLUMNS = {"Image Index": "file_name", "Finding Labels": "labels", "Follow-up #": "follow_up",
-           "Patient ID": "patient_id", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex",
-           "View Position": "view"}  # fmt: skip
+COLUMNS = {
+    "Image Index": "file_name",
+    "Finding Labels": "labels",
+    "Follow-up #": "follow_up",
+    "Patient ID": "patient_id",
+    "Patient Age": "age",
+    "Patient Gender": "sex",
+    "Patient Sex": "sex",
+    "View Position": "view",
+}
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
@@ -67,11 +74,17 @@ def read_labels(path):
             row = int(wrong.idxmax())
             words = said[row] if words is None else words.format(**table.loc[row])
             raise InputError(f"{path}, row {row + 2} ({image_id[row]}): {words}")
-    about = pd.DataFrame({
-        "image_id": image_id, "file_name": table["file_name"], "patient_id": plain_patient(table["patient_id"]),
-        "age": age[0].astype(float) * age[1].map(_YEARS).astype(float), "sex": table["sex"], "view": table["view"],
-        "follow_up": table["follow_up"].astype("int64"),
-    })  # fmt: skip
+    about = pd.DataFrame(
+        {
+            "image_id": image_id,
+            "file_name": table["file_name"],
+            "patient_id": plain_patient(table["patient_id"]),
+            "age": age[0].astype(float) * age[1].map(_YEARS).astype(float),
+            "sex": table["sex"],
+            "view": table["view"],
+            "follow_up": table["follow_up"].astype("int64"),
+        }
+    )
     marked = np.array([vector for _, vector in parsed], np.int8)[codes]
     return pd.concat([about, pd.DataFrame(marked, columns=list(LABELS))], axis=1)
 
@@ -136,9 +149,14 @@ def read_lists(folder, ids):
         place = index.get_indexer(listed)
         found[place[place >= 0]] = part
         patients = int(listed.str.split("_").str[0].nunique())
-        about[part] = {"file": paths[part].name, "sha256": file_hash(paths[part]),
-                       "names": names_digest(listed), "images": len(listed), "patients": patients,
-                       "absent": int((place < 0).sum())}  # fmt: skip
+        about[part] = {
+            "file": paths[part].name,
+            "sha256": file_hash(paths[part]),
+            "names": names_digest(listed),
+            "images": len(listed),
+            "patients": patients,
+            "absent": int((place < 0).sum()),
+        }
     both = named["test"][named["test"].isin(named["train_val"])]
     if len(both):
         files = " and ".join(path.name for path in paths.values())
@@ -151,13 +169,18 @@ def read_lists(folder, ids):
     if about["official"]:
         standing = "the official lists, verified by the hash of their names"
     elif about["whole"]:
-        standing = "of the official size, " + ("but with other names than the official lists"
-                                               if all(DIGESTS.values()) else "not verified by a hash")  # fmt: skip
+        standing = "of the official size, " + (
+            "but with other names than the official lists" if all(DIGESTS.values()) else "not verified by a hash"
+        )
     else:
-        standing = ("not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are "
-                    "not the benchmark's")  # fmt: skip
-    shown = [f"{each['file']} ({each['images']:,} images of {each['patients']:,} patients, "
-             f"sha256 {each['sha256'][:12]})" for each in map(about.get, LISTS)]  # fmt: skip
+        standing = (
+            "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are "
+            "not the benchmark's"
+        )
+    shown = [
+        f"{each['file']} ({each['images']:,} images of {each['patients']:,} patients, sha256 {each['sha256'][:12]})"
+        for each in map(about.get, LISTS)
+    ]
     about["said"] = f"{' and '.join(shown)}: {standing}"
     return found.astype(str), about
 
@@ -216,9 +239,11 @@ def read_boxes(path):
         (~names.isin(LABELS).to_numpy(), "{name!r} is none of the 14 findings"),
         (~finite, "the box {x} {y} {w} {h} is not four finite numbers"),
         (finite & ~((w > 0) & (h > 0)), "the box {x} {y} {w} {h} has no area"),
-        (finite & ((box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))),
-         f"the box {{x}} {{y}} {{w}} {{h}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels"),
-    ]  # fmt: skip
+        (
+            finite & ((box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))),
+            f"the box {{x}} {{y}} {{w}} {{h}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels",
+        ),
+    ]
     for wrong, words in faults:
         if wrong.any():
             row = int(np.argmax(wrong))

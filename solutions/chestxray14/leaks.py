@@ -12,16 +12,21 @@ from solutions.chestxray14.labels import names_digest
 
 log = logging.getLogger(__name__)
 SOLUTION = "chestxray14"
-_CHEXNET = ("public CheXNet code of its own split, which has 20,383 of the 25,596 official test images among its "
-            "training images")  # fmt: skip
+_CHEXNET = (
+    "public CheXNet code of its own split, which has 20,383 of the 25,596 official test images among its "
+    "training images"
+)
 _XRV = "torchxrayvision's, trained on a random split of NIH's images (or RSNA's, which are taken from them)"
 # Files and folders under which public weights are known, as a regular expression of one part of the path.
 PUBLIC = (
     (r"m-25012018-123527.*", _CHEXNET),
     (r"(nih|kaggle)-densenet121-.*|nih-pc-chex-.*|pc-nih-rsna-siim-vin-.*", _XRV),
-    (r"densenet121-res224-(all|nih|rsna)|resnet50-res512-all|.*torchxrayvision--(densenet121-res224-(all|nih|rsna)|"
-     r"resnet50-res512-all)", _XRV),
-)  # fmt: skip
+    (
+        r"densenet121-res224-(all|nih|rsna)|resnet50-res512-all|.*torchxrayvision--(densenet121-res224-(all|nih|rsna)|"
+        r"resnet50-res512-all)",
+        _XRV,
+    ),
+)
 _SIIM = "SIIM's images are NIH's: 3,833 of its 12,047 are in the official test list"
 
 

@@ -121,27 +121,43 @@ def _write_page(path, context, data, found, table, maps, left_out):
     whole = table.set_index("label").loc[ALL]
     cards = [
         ("Mean IoU", whole.iou, f"95 % interval {page.as_text(whole.low)}–{page.as_text(whole.high)}, by patient"),
-        ("Place alone", whole.place_iou, f"gain of the maps {page.as_text(whole.gain)} "
-         f"[{page.as_text(whole.gain_low)}, {page.as_text(whole.gain_high)}]"),
+        (
+            "Place alone",
+            whole.place_iou,
+            f"gain of the maps {page.as_text(whole.gain)} "
+            f"[{page.as_text(whole.gain_low)}, {page.as_text(whole.gain_high)}]",
+        ),
         ("Peak in the box", f"{whole.hit:.0%}", f"middle of the mean place: {whole.place_hit:.0%}"),
         ("Boxes", int(whole.boxes), f"{whole.patients:.0f} patients; {left_out} left out"),
-    ]  # fmt: skip
+    ]
     curve = plots.line_with_peak(found.curve["threshold"], found.curve["iou"], "threshold", "mean IoU of boxes")
     kept, paper = " and ".join(f"{t:g}" for t in found.chosen), paper_column(context.config)
     structures = " and ".join(data.structures or ["lungs"])
     weighted = [WEIGHTED.format(structures)] if context.config.weights_features else []
     how = f"Thresholds {kept}, of the halves of the patients." if found.nested else f"Threshold {kept}."
     parts = [
-        page.cards(cards), sections.synthetic(context),
+        page.cards(cards),
+        sections.synthetic(context),
         page.note(f"{NO_GAIN}.", "warning") if whole.gain <= 0 else None,
-        page.section("How it is measured", *NOTES, PAPER_IS.format("without" if paper else "with") if paper is not None
-                     else NO_PAPER, *weighted, how),
-        page.section("Classes", *_tables(table),
-                     page.figure(curve, "One threshold for all boxes, scored on the boxes that show it to be best")),
-        page.section("Pictures", "Of each class the best, a middling and the worst box by IoU. "
-                     "Violet to yellow is the map from its lowest to its highest, whatever the probability is.",
-                     *_galleries(data, found.boxes, maps)),
-    ]  # fmt: skip
+        page.section(
+            "How it is measured",
+            *NOTES,
+            PAPER_IS.format("without" if paper else "with") if paper is not None else NO_PAPER,
+            *weighted,
+            how,
+        ),
+        page.section(
+            "Classes",
+            *_tables(table),
+            page.figure(curve, "One threshold for all boxes, scored on the boxes that show it to be best"),
+        ),
+        page.section(
+            "Pictures",
+            "Of each class the best, a middling and the worst box by IoU. "
+            "Violet to yellow is the map from its lowest to its highest, whatever the probability is.",
+            *_galleries(data, found.boxes, maps),
+        ),
+    ]
     subtitle = f"run {context.run.folder.name}, preset {context.preset}"
     page.write_page(path, "ChestX-ray14: where the maps point", subtitle, [part for part in parts if part is not None])
 

@@ -18,10 +18,16 @@ ALL, CLASSES = "all boxes", "mean of classes"
 # CXR-IRNet, table 3, of its feature extractor with and without attention, no feature weighting; the second half of the
 # row without is lost in the text. Its mean is that over boxes: the rows weighted by NIH's boxes of each class give it.
 PAPER = {
-    "Atelectasis": (0.1713, 0.1212), "Cardiomegaly": (0.5515, 0.4430), "Effusion": (0.3242, 0.3258),
-    "Infiltration": (0.3819, 0.2783), "Mass": (0.1768, np.nan), "Nodule": (0.0460, np.nan),
-    "Pneumonia": (0.3097, np.nan), "Pneumothorax": (0.3345, np.nan), ALL: (0.3014, 0.2437),
-}  # fmt: skip
+    "Atelectasis": (0.1713, 0.1212),
+    "Cardiomegaly": (0.5515, 0.4430),
+    "Effusion": (0.3242, 0.3258),
+    "Infiltration": (0.3819, 0.2783),
+    "Mass": (0.1768, np.nan),
+    "Nodule": (0.0460, np.nan),
+    "Pneumonia": (0.3097, np.nan),
+    "Pneumothorax": (0.3345, np.nan),
+    ALL: (0.3014, 0.2437),
+}
 
 
 class Measured(NamedTuple):
@@ -66,11 +72,17 @@ def measure(boxes, maps, thresholds, seed=0):
     centres = (places[:, :2] + places[:, 2:]) / 2
     known = np.isfinite(places).all(axis=1)
     columns = {
-        "threshold": np.array(thresholds)[choice], **{f"found_{name}": best[:, i] for i, name in enumerate(BOX)},
-        "iou": best[:, 4], "region_iou": best[:, 5], "peak_x": more[:, 0], "peak_y": more[:, 1], "hit": more[:, 2],
-        "guided_iou": more[:, 3], "place_iou": np.where(known, _pairwise_iou(places, truth), np.nan),
+        "threshold": np.array(thresholds)[choice],
+        **{f"found_{name}": best[:, i] for i, name in enumerate(BOX)},
+        "iou": best[:, 4],
+        "region_iou": best[:, 5],
+        "peak_x": more[:, 0],
+        "peak_y": more[:, 1],
+        "hit": more[:, 2],
+        "guided_iou": more[:, 3],
+        "place_iou": np.where(known, _pairwise_iou(places, truth), np.nan),
         "place_hit": np.where(known, _hits(centres, truth), np.nan),
-    }  # fmt: skip
+    }
     curve = pd.DataFrame({"threshold": thresholds, "iou": scores.mean(axis=0), "region_iou": at_all[..., 5].mean(0)})
     chosen = tuple(sorted(set(columns["threshold"].tolist())))
     return Measured(boxes.assign(**columns), curve, len(thresholds) > 1, chosen)
@@ -157,13 +169,22 @@ def _figures(name, boxes, n_resamples, seed):
         if np.isfinite(place_iou).any():
             gain, _ = paired_bootstrap(iou, place_iou, groups, n_resamples, seed, skip_nan=True)
     return {
-        "label": name, "boxes": len(boxes), "patients": len(set(groups)),
-        "iou": interval.estimate, "low": interval.low, "high": interval.high,
-        "region_iou": boxes["region_iou"].mean(), "hit": boxes["hit"].mean(),
-        **{f"found_{t}": (iou > t).mean() for t in T_IOU}, "guided_iou": boxes["guided_iou"].mean(),
-        "place_iou": boxes["place_iou"].mean(), "place_hit": boxes["place_hit"].mean(),
-        "gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high,
-    }  # fmt: skip
+        "label": name,
+        "boxes": len(boxes),
+        "patients": len(set(groups)),
+        "iou": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "region_iou": boxes["region_iou"].mean(),
+        "hit": boxes["hit"].mean(),
+        **{f"found_{t}": (iou > t).mean() for t in T_IOU},
+        "guided_iou": boxes["guided_iou"].mean(),
+        "place_iou": boxes["place_iou"].mean(),
+        "place_hit": boxes["place_hit"].mean(),
+        "gain": gain.estimate,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+    }
 
 
 def paper_column(config):

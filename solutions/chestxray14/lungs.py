@@ -164,8 +164,9 @@ def _fill(partial, key, store, files, segmenter, made, workers):
     looked = segmenter.each(todo, lambda _, image, probs: look(segmenter, image, probs, *sizes), workers)
     pending, segmented = [], 0
     with ExitStack() as stack:
-        arrays = [stack.enter_context(_rows_file(partial / name, (said, side, side), begin))
-                  for name, side in sides.items()]  # fmt: skip
+        arrays = [
+            stack.enter_context(_rows_file(partial / name, (said, side, side), begin)) for name, side in sides.items()
+        ]
         journal = stack.enter_context(open(partial / "journal", "a", encoding="utf-8"))
         stack.callback(looked.close)
         for row in tqdm(range(begin, said), "lungs", said, initial=begin, unit="image"):

@@ -71,8 +71,10 @@ def class_maps(context, data, boxes):
             continue
         count[mine] += 1
         rows, at = np.unique(pairs["row"].to_numpy()[mine], return_inverse=True)
-        models = {stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
-                  for stage in config.stages}  # fmt: skip
+        models = {
+            stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
+            for stage in config.stages
+        }
         heads = dict.fromkeys(models)
         if fused:
             widths = [model.width for model in models.values()]

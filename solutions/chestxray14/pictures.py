@@ -65,8 +65,14 @@ def surest(data, truth, probs, table):
             if hits.any():
                 at = order[np.argmax(hits)]
                 row = data.rows_of([table["image_id"].iloc[at]])[0]
-                chosen[title].append((np.asarray(data.store.images[row]), _boxes(data, row, k), [],
-                                      f"{label} {probs[at, k]:.2f} · {data.ids(row)}"))  # fmt: skip
+                chosen[title].append(
+                    (
+                        np.asarray(data.store.images[row]),
+                        _boxes(data, row, k),
+                        [],
+                        f"{label} {probs[at, k]:.2f} · {data.ids(row)}",
+                    )
+                )
     return [gallery(items, title, overlay=box_overlay) for title, items in chosen.items()]
 
 

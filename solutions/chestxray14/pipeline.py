@@ -78,9 +78,14 @@ def train_view(context, data, fold, stage):
         partial(step, device=context.device),
         train_loader(context, data, _others(context, data, fold), config, stage),
         partial(figures, loader=shown, data=data, rows=held_out, device=context.device),
-        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
-        about=[data.key, fold, stage], trained_on=origin(context.config, data.table, fold),
-    )  # fmt: skip
+        config,
+        folder,
+        device=context.device,
+        seed=context.config.seed + fold,
+        budget=context.budget,
+        about=[data.key, fold, stage],
+        trained_on=origin(context.config, data.table, fold),
+    )
 
 
 def train_fusion(context, data, fold):
@@ -93,17 +98,23 @@ def train_fusion(context, data, fold):
         features = [np.empty((len(part), 1, sum(widths)), np.float32) for part in (rows, held_out)]
     else:
         log.info(f"fold{fold}/{FUSION}: features of {len(rows) + len(held_out)} images from both frozen networks")
-        features = [pooled_features(context, data, part, branches, context.config, flips, shared=True)
-                    for part, flips in ((rows, True), (held_out, False))]  # fmt: skip
+        features = [
+            pooled_features(context, data, part, branches, context.config, flips, shared=True)
+            for part, flips in ((rows, True), (held_out, False))
+        ]
     return fit(
         fresh(context, folder, fold, lambda weights=None: build_fusion(*widths)),
         partial(step, device=context.device),
         fusion_loader(context, data, rows, features[0], config),
         partial(fusion_figures, features=features[1], data=data, rows=held_out, device=context.device),
-        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        config,
+        folder,
+        device=context.device,
+        seed=context.config.seed + fold,
+        budget=context.budget,
         about=[data.key, fold, FUSION, [file_hash(trained_weights(context.run, fold, s)) for s in branches]],
         trained_on=origin(context.config, data.table, fold),
-    )  # fmt: skip
+    )
 
 
 def _others(context, data, fold):
@@ -121,8 +132,10 @@ def trained_stages(config):
 
 def _branches(context, fold):
     config = context.config
-    return {stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
-            for stage in config.stages}  # fmt: skip
+    return {
+        stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
+        for stage in config.stages
+    }
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------
@@ -198,10 +211,19 @@ def predict_rows(context, data, fold, rows, name):
     if not len(rows):  # split all holds no test images back
         return dict.fromkeys(["", *(f"_{stage}" for stage in config.stages)], np.empty((0, len(LABELS))))
     found = {
-        f"_{stage}": predict_view([model], data, rows, getattr(config, stage), stage, context.device, config.tta,
-                                  context.workers, f"{name}, fold {fold}, {stage}")
+        f"_{stage}": predict_view(
+            [model],
+            data,
+            rows,
+            getattr(config, stage),
+            stage,
+            context.device,
+            config.tta,
+            context.workers,
+            f"{name}, fold {fold}, {stage}",
+        )
         for stage, model in branches.items()
-    }  # fmt: skip
+    }
     if config.views != "both":
         return {"": next(iter(found.values()))}
     if not _is_fused(config):
@@ -218,10 +240,20 @@ def predict_key(context, data):
     config = context.config
     stages = trained_stages(config)
     weights = [file_hash(trained_weights(context.run, fold, stage)) for fold in config.folds for stage in stages]
-    made = [[getattr(config, stage).resize, getattr(config, stage).size, getattr(config, stage).precision]
-            for stage in config.stages]  # fmt: skip
-    return [data.key, weights, list(config.tta), config.views, config.combine, made, data.pixels_key,
-            data.rows("test").tolist()]  # fmt: skip
+    made = [
+        [getattr(config, stage).resize, getattr(config, stage).size, getattr(config, stage).precision]
+        for stage in config.stages
+    ]
+    return [
+        data.key,
+        weights,
+        list(config.tta),
+        config.views,
+        config.combine,
+        made,
+        data.pixels_key,
+        data.rows("test").tolist(),
+    ]
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -240,11 +272,16 @@ def tune(context):
     rows = data.rows_of(oof["image_id"])
     truth, probs = data.labels(rows), oof[list(LABELS)].to_numpy()
     points = nested_youden(truth, probs, oof["fold"].to_numpy(), data.patients(rows), config.seed)
-    table = pd.DataFrame({
-        "label": LABELS, "threshold": points.thresholds, "sensitivity": points.sensitivity,
-        "specificity": points.specificity, "brier": brier(truth, probs),
-        "calibration_error": expected_calibration_error(truth, probs),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "label": LABELS,
+            "threshold": points.thresholds,
+            "sensitivity": points.sensitivity,
+            "specificity": points.specificity,
+            "brier": brier(truth, probs),
+            "calibration_error": expected_calibration_error(truth, probs),
+        }
+    )
     write_csv(run.path("operating_points.csv"), table)
     thresholds = [None if np.isnan(value) else value for value in points.thresholds.tolist()]  # labels of one kind
     write_json(run.path("tuned.json"), {"thresholds": dict(zip(LABELS, thresholds, strict=True))})
@@ -260,10 +297,14 @@ def tune(context):
     classes = [part[0].assign(split=name) for name, part in parts.items() if part]
     classes = pd.concat(classes, ignore_index=True)
     write_csv(run.path("classes.csv"), classes[["split", *classes.columns.drop("split")]])
-    write_json(run.path("score.json"), {
-        "auroc": parts["oof"][1]["mean"], **{name: part and part[1] for name, part in parts.items()},
-        "official": data.official,
-    })  # fmt: skip
+    write_json(
+        run.path("score.json"),
+        {
+            "auroc": parts["oof"][1]["mean"],
+            **{name: part and part[1] for name, part in parts.items()},
+            "official": data.official,
+        },
+    )
     keep_config(context)
     run.record("tune", key, score=parts["oof"][1]["mean"]["estimate"])
     log.info(f"operating points of {len(LABELS)} classes, nested by {points.nested_by}")
@@ -289,8 +330,12 @@ def score_part(data, table, seed, n_resamples=1000):
     classes = class_table(data.labels(rows), table[list(LABELS)].to_numpy(), patients, LABELS, n_resamples, seed)
     mean = Interval(*(float(value) for value in classes.iloc[-1][["auroc", "low", "high"]]))
     scored = len(LABELS) - len(undefined(classes))
-    return classes[:-1], {"mean": as_interval(mean), "images": len(rows), "patients": len(set(patients)),
-                          "classes": scored}  # fmt: skip
+    return classes[:-1], {
+        "mean": as_interval(mean),
+        "images": len(rows),
+        "patients": len(set(patients)),
+        "classes": scored,
+    }
 
 
 def _tune_key(context, data):
@@ -396,6 +441,11 @@ def experiment_key(context, data):
 
 
 VERBS = {
-    "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "tune": tune,
+    "score": score,
+    "submit": submit,
     "report": report,
-}  # fmt: skip
+}

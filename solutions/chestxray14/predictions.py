@@ -52,8 +52,9 @@ def read_runs(runs, split):
         name = run.resolve().name if run.resolve().name not in scores else str(run)
         if name in scores:
             raise InputError(f"{run}: named twice")
-        config = from_dict(Config, {k: v for k, v in config.items() if k not in ("solution", "preset")},
-                           str(run / "config.json"))  # fmt: skip
+        config = from_dict(
+            Config, {k: v for k, v in config.items() if k not in ("solution", "preset")}, str(run / "config.json")
+        )
         if split == "oof" and epoch_chosen(config):
             notes.append(f"{name}: its networks kept the epochs that did best on these very images, which flatters it")
         for view in ("whole", "lungs") if config.views == "both" else ():
@@ -79,8 +80,10 @@ def _check_same(run, first, mine, images):
     for lacking, these, those in ((run, images, mine), (first, mine, images)):
         missing = these.index.difference(those.index, sort=False)
         if len(missing):
-            raise InputError(f"{lacking}: no labelled prediction of {missing[0]}, as {len(missing):,} of the other's "
-                             f"images; {first} and {run} must have predicted the same")  # fmt: skip
+            raise InputError(
+                f"{lacking}: no labelled prediction of {missing[0]}, as {len(missing):,} of the other's "
+                f"images; {first} and {run} must have predicted the same"
+            )
     differ = (mine.loc[images.index, CLASSES].to_numpy() != images[CLASSES].to_numpy()).any(axis=1)
     if differ.any():
         raise InputError(f"{run}: other labels than {first} has, such as for image {images.index[np.argmax(differ)]}")

@@ -19,9 +19,13 @@ def write_report(context, data, tuned, localised):
     run = context.run
     parts = [_headline(context, data, tuned), _data(data), _lungs(data), *sections.training(context)]
     if tuned:
-        parts += [_classes(context, data, "oof", "Out of fold"),
-                  _classes(context, data, "test", f"Scores {data.test_name}"), _views(context, data),
-                  _operating(context, data), _pictures(context, data)]  # fmt: skip
+        parts += [
+            _classes(context, data, "oof", "Out of fold"),
+            _classes(context, data, "test", f"Scores {data.test_name}"),
+            _views(context, data),
+            _operating(context, data),
+            _pictures(context, data),
+        ]
     if localised:
         parts.append(
             page.section("Localisation", page.link("localisation.html", "class activation maps against boxes"))
@@ -42,9 +46,14 @@ def _headline(context, data, tuned):
     for name, said in (("oof", "out of fold"), ("test", data.test_name)):
         if score[name]:
             mean, part = score[name]["mean"], score[name]
-            cards.append((f"Mean AUROC {said}", mean["estimate"],
-                          f"95 % interval {mean['low']:.4f}–{mean['high']:.4f}, {part['images']:,} images of "
-                          f"{part['patients']:,} patients, {part['classes']} classes"))  # fmt: skip
+            cards.append(
+                (
+                    f"Mean AUROC {said}",
+                    mean["estimate"],
+                    f"95 % interval {mean['low']:.4f}–{mean['high']:.4f}, {part['images']:,} images of "
+                    f"{part['patients']:,} patients, {part['classes']} classes",
+                )
+            )
     notes.append(page.note(data.official["said"]))
     return page.join(page.cards(cards), *notes)
 
@@ -54,8 +63,14 @@ def _data(data):
     train, test = table[table["split"] == "train"], table[table["split"] == "test"]
     known = test[(test[list(LABELS)] >= 0).all(axis=1)]
     boxes = np.bincount(data.boxes["label"], minlength=len(LABELS)) if len(data.boxes) else np.zeros(len(LABELS), int)
-    counts = pd.DataFrame({"label": LABELS, "train": train[list(LABELS)].sum().to_numpy(),
-                           "test": known[list(LABELS)].sum().to_numpy(), "boxes": boxes})  # fmt: skip
+    counts = pd.DataFrame(
+        {
+            "label": LABELS,
+            "train": train[list(LABELS)].sum().to_numpy(),
+            "test": known[list(LABELS)].sum().to_numpy(),
+            "boxes": boxes,
+        }
+    )
     healthy = (train[list(LABELS)].sum(axis=1) == 0).sum(), (known[list(LABELS)].sum(axis=1) == 0).sum()
     counts.loc[len(counts)] = ["No Finding (no class)", *map(int, healthy), 0]
     folds = train.groupby("fold").agg(images=("row", "size"), patients=("patient_id", "nunique")).reset_index()
@@ -100,9 +115,11 @@ def _classes(context, data, name, title):
     rows = list(classes[["label", "auroc", "low", "high"]].itertuples(index=False, name=None))
     four = dict.fromkeys(("auroc", "low", "high", "delong_low", "delong_high"), ".4f")
     curves = class_plots.roc_panels(truth, _answers(context, data, name, table), LABELS)
-    fragments = [page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "With intervals by patient"),
-                 page.figure(curves, "ROC curves, with the area under each"),
-                 page.details("Table, with DeLong's intervals too", page.table(classes, "", four))]  # fmt: skip
+    fragments = [
+        page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "With intervals by patient"),
+        page.figure(curves, "ROC curves, with the area under each"),
+        page.details("Table, with DeLong's intervals too", page.table(classes, "", four)),
+    ]
     part = read_json(run.path("score.json"))[name]
     if part.get("epoch_chosen_on_these"):
         fragments.insert(0, page.note("The epoch was chosen on these images, so these scores flatter."))
@@ -111,8 +128,11 @@ def _classes(context, data, name, title):
         fragments.insert(0, f"Ranked within each of the {within['folds']} folds: {within['mean']:.4f} in the mean.")
     if name == "test":
         known = pd.DataFrame(PUBLISHED.items(), columns=["published", "mean AUROC"])
-        fragments.append(page.details("What papers report on the whole official test list",
-                                      page.table(known, "", {"mean AUROC": ".4f"})))  # fmt: skip
+        fragments.append(
+            page.details(
+                "What papers report on the whole official test list", page.table(known, "", {"mean AUROC": ".4f"})
+            )
+        )
     return page.section(title, *fragments)
 
 
@@ -145,10 +165,12 @@ def _operating(context, data):
         )
     reliability = class_plots.reliability_panels(truth, probs, LABELS)
     return page.section(
-        "Operating points and calibration", text, page.table(points, "Of each label", three),
+        "Operating points and calibration",
+        text,
+        page.table(points, "Of each label", three),
         page.figure(reliability, "Reliability, with the expected calibration error"),
         page.figure(plots.histogram(groups, "probability"), "Probabilities with and without the label"),
-    )  # fmt: skip
+    )
 
 
 def _pictures(context, data):

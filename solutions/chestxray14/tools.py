@@ -159,8 +159,10 @@ def _only_listed(ids, names, path):
     here = ids.intersection(names, sort=False)
     if not len(here):
         raise InputError(f"{path}: none of the predicted images is in it, such as {ids[0]}")
-    log.info(f"list {about_file(path)}: {len(here):,} of its {len(names):,} images are predicted; "
-             f"{len(ids) - len(here):,} other predictions do not count")  # fmt: skip
+    log.info(
+        f"list {about_file(path)}: {len(here):,} of its {len(names):,} images are predicted; "
+        f"{len(ids) - len(here):,} other predictions do not count"
+    )
     return here
 
 
@@ -181,8 +183,14 @@ def _scored_on(ids, predicted, listed, names):
 def _too_few(found):
     rows = found[few(found)]
     shown = ", ".join(f"{label} {n}" for label, n in zip(rows["label"], rows["positive_patients"], strict=True))
-    return [f"* fewer than {FEW} positive patients ({shown}): the interval says little, for it cannot show how much "
-            "such patients differ"] if shown else []  # fmt: skip
+    return (
+        [
+            f"* fewer than {FEW} positive patients ({shown}): the interval says little, for it cannot show how much "
+            "such patients differ"
+        ]
+        if shown
+        else []
+    )
 
 
 def _not_scored(found):
@@ -278,15 +286,22 @@ def _write_page(path, y, scores, found, pairs, notes, words, split):
     if split == "test":
         ours = pd.DataFrame({"label": [*LABELS, MEAN], **{name: each["auroc"] for name, each in found.items()}})
         ours = ours.merge(published_classes(MEAN), on="label")
-        beside.append(page.details("Class by class, beside these runs",
-                                   page.table(ours, "", dict.fromkeys(ours.columns[1:], ".4f"))))  # fmt: skip
+        beside.append(
+            page.details(
+                "Class by class, beside these runs", page.table(ours, "", dict.fromkeys(ours.columns[1:], ".4f"))
+            )
+        )
     parts = [
         *notes,
-        page.section("Areas", page.figure(class_plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
-                     page.table(_side_by_side(found).map(_unbroken)), *_too_few(next(iter(found.values())))),
+        page.section(
+            "Areas",
+            page.figure(class_plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
+            page.table(_side_by_side(found).map(_unbroken)),
+            *_too_few(next(iter(found.values()))),
+        ),
         *([page.section("Tests", *tested)] if tested else []),
         page.section("ROC curves", page.figure(class_plots.roc_panels(y, scores, LABELS), "ROC curves of each class")),
         page.section("How it is measured", *NOTES),
         page.section("Published", NOTE, *beside),
-    ]  # fmt: skip
+    ]
     page.write_page(path, "ChestX-ray14: runs side by side", ", ".join(scores), parts)

@@ -29,9 +29,7 @@ def podium(size):
     Flip; crop of 70 to 100 % of the area, stretched back; shift, scale and rotation in one step; brightness and
     contrast; now and then a little blur or noise.
     """
-    moved = A.Affine(
-        scale=(0.92, 1.08), translate_percent=(-0.05, 0.05), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5
-    )  # fmt: skip
+    moved = A.Affine(scale=(0.92, 1.08), translate_percent=(-0.05, 0.05), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
     cropped = A.RandomResizedCrop((size, size), scale=(0.7, 1.0), ratio=(0.9, 1.11), p=0.5)
     soft = size / 512
     grain = [
@@ -159,9 +157,15 @@ def predict_view(models, data, rows, config, stage, device, views=(), workers=0,
     """
     seen = [tta.IDENTITY, *[tta.FLIP] * ("flip" in views)]
     return predict_probs(
-        models, view_dataset(data, rows, config, stage), batch_size=2 * config.batch_size, device=device, views=seen,
-        amp=config.precision, progress=progress, workers=workers,
-    ).astype(np.float64)  # fmt: skip
+        models,
+        view_dataset(data, rows, config, stage),
+        batch_size=2 * config.batch_size,
+        device=device,
+        views=seen,
+        amp=config.precision,
+        progress=progress,
+        workers=workers,
+    ).astype(np.float64)
 
 
 # ---- fusion --------------------------------------------------------------------------------------------------------
@@ -211,9 +215,15 @@ def _features(context, dataset, model, config, stage, flips):
         return torch.stack([model.pooled(view) for view in views], 1)
 
     return predict_probs(
-        [pooled], dataset, batch_size=2 * config.batch_size, device=context.device, amp=config.precision,
-        activation=lambda features: features, progress=f"features, {stage}", workers=context.workers,
-    )  # fmt: skip
+        [pooled],
+        dataset,
+        batch_size=2 * config.batch_size,
+        device=context.device,
+        amp=config.precision,
+        activation=lambda features: features,
+        progress=f"features, {stage}",
+        workers=context.workers,
+    )
 
 
 def fusion_loader(context, data, rows, features, config):

@@ -37,8 +37,13 @@ def run_audit(context, data):
     """
     run, config = context.run, context.config
     folds = _folds(config)
-    fitted = dataclasses.replace(config.network, epochs=config.audit.epochs, averaging=("last",), keep="highest",
-                                 schedule=_schedule(config.network))  # fmt: skip
+    fitted = dataclasses.replace(
+        config.network,
+        epochs=config.audit.epochs,
+        averaging=("last",),
+        keep="highest",
+        schedule=_schedule(config.network),
+    )
     key = [FIGURES, run.step("tune")["key"], dataclasses.asdict(config.audit), folds, dataclasses.asdict(fitted)]
     if run.is_done("audit", key, MADE):
         log.info("audit: up to date")
@@ -54,16 +59,21 @@ def run_audit(context, data):
         table = _answers(context, data, check, folds, fitted, labels, rows)
         patients = data.patients(data.rows_of(table["image_id"]))
         auroc = area(table["label"], table["probability"], patients, config.seed)
-        found[check] = {"auroc": as_interval(auroc), "said": question, "images": len(table),
-                        "positives": int(table["label"].sum())}  # fmt: skip
+        found[check] = {
+            "auroc": as_interval(auroc),
+            "said": question,
+            "images": len(table),
+            "positives": int(table["label"].sum()),
+        }
         answers.append(table.assign(check=check))
         log.info(f"audit, {check}: {question}: AUROC {auroc}")
     focus, summary = _focus(context, data, folds, fitted)
     write_table(run.path("audit.parquet"), pd.concat(answers, ignore_index=True) if answers else _nothing())
     write_table(run.path("focus.parquet"), focus)
     verdict = judge(found, read_score(run), config.audit.high)
-    write_json(run.path("audit.json"), {"checks": found, "focus": summary, "folds": folds, "epochs": fitted.epochs,
-                                        **verdict})  # fmt: skip
+    write_json(
+        run.path("audit.json"), {"checks": found, "focus": summary, "folds": folds, "epochs": fitted.epochs, **verdict}
+    )
     keep_config(context)
     run.record("audit", key, of=run.step("tune")["key"], biased=verdict["biased"])
     log.info(verdict["said"])
@@ -92,8 +102,11 @@ def _question(data, check):
         counts = part["collection"].value_counts()
         if len(counts[counts >= LEAST]) < 2:
             continue
-        homes = part["home"] if label == 0 and part["home"].any() and not part["home"].all() else (
-            part["collection"] == counts.index[0])  # fmt: skip
+        homes = (
+            part["home"]
+            if label == 0 and part["home"].any() and not part["home"].all()
+            else (part["collection"] == counts.index[0])
+        )
         if min(homes.sum(), (~homes).sum()) < LEAST:
             continue
         target = pd.Series(homes.to_numpy(np.float32), index=part["row"].to_numpy())
@@ -120,8 +133,16 @@ def _answers(context, data, check, folds, fitted, labels, rows):
         pipeline.train_network(context, data, fold, stage, view, fitted, (learn, held_out), labels)
         model = load_network(fitted, trained_weights(context.run, fold, stage))
         probs = pipeline.predict_view(context, data, [model], held_out, view, f"{check}, fold {fold}", fitted)
-        parts.append(pd.DataFrame({"image_id": data.ids(held_out), "fold": fold, "label": labels(held_out).astype(int),
-                                   "probability": probs}))  # fmt: skip
+        parts.append(
+            pd.DataFrame(
+                {
+                    "image_id": data.ids(held_out),
+                    "fold": fold,
+                    "label": labels(held_out).astype(int),
+                    "probability": probs,
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -153,18 +174,29 @@ def _focus(context, data, folds, fitted):
                 continue
             model = load_network(network, trained_weights(context.run, fold, stage))
             heats = heat_maps(model, data, rows, network, view, context.device, context.workers, f"{view}, fold {fold}")
-            parts.append(pd.DataFrame({
-                "view": view, "image_id": data.ids(rows), "fold": fold, "label": data.labels(rows).astype(int),
-                "share": [share_in_lungs(heat, masks[row]) for heat, row in zip(heats, rows, strict=True)],
-                "area": [lung_area(masks[row]) for row in rows],
-            }))  # fmt: skip
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "view": view,
+                        "image_id": data.ids(rows),
+                        "fold": fold,
+                        "label": data.labels(rows).astype(int),
+                        "share": [share_in_lungs(heat, masks[row]) for heat, row in zip(heats, rows, strict=True)],
+                        "area": [lung_area(masks[row]) for row in rows],
+                    }
+                )
+            )
     table = pd.concat(parts, ignore_index=True)
     figures = {}
     for view, part in table.groupby("view", sort=False):
         patients = data.patients(data.rows_of(part["image_id"]))
         share = _mean_share(part["share"].to_numpy(), patients, config.seed)
-        figures[view] = {"share": as_interval(share), "area": float(part["area"].mean()), "images": len(part),
-                         "flat": int(part["share"].isna().sum())}  # fmt: skip
+        figures[view] = {
+            "share": as_interval(share),
+            "area": float(part["area"].mean()),
+            "images": len(part),
+            "flat": int(part["share"].isna().sum()),
+        }
         where = f"{share.estimate:.1%} of them lies in the lungs, which cover {figures[view]['area']:.1%} of the image"
         said = "all are empty" if np.isnan(share.estimate) else where
         log.info(f"heat maps of {len(part)} images with COVID-19, {view}: {said}")
@@ -194,17 +226,24 @@ def judge(found, score, high):
     same = score["same_source"]
     fall = same and same["fall"]
     if fall and fall["low"] is not None and fall["low"] > 0:
-        evidence.append(f"against images of the same collections the AUROC falls from {_interval(score['auroc'])} to "
-                        f"{_interval(same['auroc'])}, by {_interval(fall)}")  # fmt: skip
+        evidence.append(
+            f"against images of the same collections the AUROC falls from {_interval(score['auroc'])} to "
+            f"{_interval(same['auroc'])}, by {_interval(fall)}"
+        )
     if {"border", "background"} & set(told):
         said = "The score is not to be believed: the images' origin gives the answer away. " + _sentences(evidence)
     elif evidence:
-        said = ("The score may not be COVID-19's: the images' origin, or other diseases, explain it as well. "
-                + _sentences(evidence))  # fmt: skip
+        said = (
+            "The score may not be COVID-19's: the images' origin, or other diseases, explain it as well. "
+            + _sentences(evidence)
+        )
     else:
         asked += ["the same collections"] if fall and fall["low"] is not None else []
-        said = f"No sign that the images' origin gives the answer away ({', '.join(asked)})." if asked else (
-            "Whether the images' origin gives the answer away could not be told from these images.")  # fmt: skip
+        said = (
+            f"No sign that the images' origin gives the answer away ({', '.join(asked)})."
+            if asked
+            else ("Whether the images' origin gives the answer away could not be told from these images.")
+        )
     return {"biased": bool(evidence), "said": said, "evidence": evidence}
 
 

@@ -28,10 +28,17 @@ def audit_section(context, data, oof, audit):
         lines.append(("this run, same collections", score["same_source"]["auroc"]))
     lines += [(names[check], part["auroc"]) for check, part in checks.items() if part["auroc"]]
     lines = [(name, *numbers(interval)) for name, interval in lines]
-    asked = pd.DataFrame([
-        {"network": names[check], "question": part["said"], "images": part.get("images"),
-         "AUROC": with_interval(*numbers(part["auroc"])) if part["auroc"] else None} for check, part in checks.items()
-    ]).astype({"images": "Int64"})  # fmt: skip
+    asked = pd.DataFrame(
+        [
+            {
+                "network": names[check],
+                "question": part["said"],
+                "images": part.get("images"),
+                "AUROC": with_interval(*numbers(part["auroc"])) if part["auroc"] else None,
+            }
+            for check, part in checks.items()
+        ]
+    ).astype({"images": "Int64"})
     held_out = oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")]
     shown = pictures.telling(held_out)
     stages = {view: STAGE if view == config.view else "audit-image" for view in found["focus"]}
@@ -40,18 +47,24 @@ def audit_section(context, data, oof, audit):
     return page.section(
         "Audit",
         f"Networks of {found['epochs']} epochs, each fold of {', '.join(map(str, found['folds']))} held out once.",
-        page.figure(plots.score_with_interval(lines, "AUROC", config.audit.high),
-                    f"Margin, background and origin count against the run where their interval lies above {high}, "
-                    "the dashed line; the same collections where "
-                    "the AUROC falls by an interval without 0"),
+        page.figure(
+            plots.score_with_interval(lines, "AUROC", config.audit.high),
+            f"Margin, background and origin count against the run where their interval lies above {high}, "
+            "the dashed line; the same collections where "
+            "the AUROC falls by an interval without 0",
+        ),
         page.table(asked, "What each network of the audit was asked"),
-        f"What the views let through: {', '.join(SEEN.values())}.", pictures.views(data, shown, config.audit.margin),
-        page.table(_focus_rows(found["focus"]), "Where networks look: the share of a heat map that lies in the lungs, "
-                   "in the mean; chance is the share of the image that they cover"),
+        f"What the views let through: {', '.join(SEEN.values())}.",
+        pictures.views(data, shown, config.audit.margin),
+        page.table(
+            _focus_rows(found["focus"]),
+            "Where networks look: the share of a heat map that lies in the lungs, "
+            "in the mean; chance is the share of the image that they cover",
+        ),
         page.figure(_shares(focus, found["focus"]), "The share of each heat map, and the area of the lungs"),
         f"Grad-CAM, violet to yellow from the least to the most that speaks for {COVID}: {panels}.",
         pictures.heats(context, data, shown, stages),
-    )  # fmt: skip
+    )
 
 
 def _name(check, view):
@@ -68,9 +81,18 @@ def _shares(focus, views):
 
 
 def _focus_rows(views):
-    return pd.DataFrame([{"network sees": SEEN[view], "in the lungs": with_interval(*numbers(part["share"])),
-                          "chance": f"{part['area']:.4f}", "images": part["images"], "empty maps": part["flat"]}
-                         for view, part in views.items()])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "network sees": SEEN[view],
+                "in the lungs": with_interval(*numbers(part["share"])),
+                "chance": f"{part['area']:.4f}",
+                "images": part["images"],
+                "empty maps": part["flat"],
+            }
+            for view, part in views.items()
+        ]
+    )
 
 
 def numbers(interval):

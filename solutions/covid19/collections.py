@@ -16,8 +16,25 @@ from solutions.covid19.layouts import CHEXPERT, from_chexpert, from_metadata, fr
 
 log = logging.getLogger(__name__)
 METADATA, UNLABELLED = "metadata.csv", "unlabelled_test.csv"
-COLUMNS = ["collection", "home", "table", "line", "file_name", "path", "image_id", "patient_id", "age", "age_said",
-           "sex", "view", "view_said", "modality", "devices", "finding", "label"]  # fmt: skip
+COLUMNS = [
+    "collection",
+    "home",
+    "table",
+    "line",
+    "file_name",
+    "path",
+    "image_id",
+    "patient_id",
+    "age",
+    "age_said",
+    "sex",
+    "view",
+    "view_said",
+    "modality",
+    "devices",
+    "finding",
+    "label",
+]
 TEST_COLUMNS = ["image_id", "file_name", "path", "patient_id", "collection"]
 
 
@@ -41,8 +58,10 @@ def read_collections(folders):
     table["patient_id"] = table["collection"] + " " + table["patient_id"].mask(blank, "image " + table["image_id"])
     for name, rows in table.groupby("collection", sort=False):
         counts = rows["label"].value_counts()
-        log.info(f"{name}: {len(rows):,} rows, {counts.get(1, 0):,} of them {COVID}; {counts.get(-1, 0):,} of unknown "
-                 f"finding, {rows['path'].isna().sum():,} without a file")  # fmt: skip
+        log.info(
+            f"{name}: {len(rows):,} rows, {counts.get(1, 0):,} of them {COVID}; {counts.get(-1, 0):,} of unknown "
+            f"finding, {rows['path'].isna().sum():,} without a file"
+        )
     return table[COLUMNS]
 
 
@@ -67,8 +86,9 @@ def read_test(folders, test, taken=()):
         if test is None:
             lists = [_read_list(place / UNLABELLED, index) for place, index in zip(places, indices, strict=True)]
         else:
-            together = {stem: [path for index in indices for path in index.get(stem, [])]
-                        for stem in set().union(*indices)}  # fmt: skip
+            together = {
+                stem: [path for index in indices for path in index.get(stem, [])] for stem in set().union(*indices)
+            }
             lists = [_read_list(Path(test), together)]
     if not lists:
         return pd.DataFrame(columns=TEST_COLUMNS, dtype=object)
@@ -100,8 +120,10 @@ def _all_tables(folders):
             raise InputError(f"{folder}: no such folder")
         inside = [path for place in [folder, *sorted(folder.iterdir())] if place.is_dir() for path in _tables(place)]
         if not inside:
-            raise InputError(f"{folder}: no collection in it or in a folder of it (no {METADATA}, no "
-                             "Data_Entry_2017*.csv, no train.csv or valid.csv of CheXpert)")  # fmt: skip
+            raise InputError(
+                f"{folder}: no collection in it or in a folder of it (no {METADATA}, no "
+                "Data_Entry_2017*.csv, no train.csv or valid.csv of CheXpert)"
+            )
         for path in inside:
             found.setdefault(path.resolve(), path)
     return list(found.values())

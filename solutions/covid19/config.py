@@ -13,9 +13,11 @@ from common.kaggle import Source
 
 COVID = "COVID-19"
 PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds: tables 6 and 7
-    "HRNet": (99.26, 98.53, 98.82), "ResNet-152": (94.50, 95.12, 94.00), "DenseNet-121": (93.40, 90.24, 96.00),
+    "HRNet": (99.26, 98.53, 98.82),
+    "ResNet-152": (94.50, 95.12, 94.00),
+    "DenseNet-121": (93.40, 90.24, 96.00),
     "EfficientNet-B4": (97.56, 95.12, 96.15),
-}  # fmt: skip
+}
 # What a network may look at. border and background show no lung: what is learnt from them is not the disease.
 VIEWS = ("lungs", "image", "border", "background")
 
@@ -176,27 +178,57 @@ def _paper(backbone):
 # Ours: negatives of the COVID-19 images' own collections are trained on, so that origin helps less; no choice of images
 # by chance; a schedule that decays within its epochs; averaged weights, flips at test time.
 PODIUM = Config(
-    same_source="train", negatives=0,
-    network=NetworkConfig(backbone="convnext_tiny.fb_in22k_ft_in1k", hidden=(), dropout=0.2, augmentation="light",
-                          optimizer="adamw", lr=1e-4, weight_decay=5e-2, schedule="warm_cosine", batch_size=32,
-                          epochs=15, clip_norm=1.0, averaging=("ema", "best_k", "best")),
-    selection=SelectionConfig(normals=2000), tta=("flip",),
-)  # fmt: skip
+    same_source="train",
+    negatives=0,
+    network=NetworkConfig(
+        backbone="convnext_tiny.fb_in22k_ft_in1k",
+        hidden=(),
+        dropout=0.2,
+        augmentation="light",
+        optimizer="adamw",
+        lr=1e-4,
+        weight_decay=5e-2,
+        schedule="warm_cosine",
+        batch_size=32,
+        epochs=15,
+        clip_norm=1.0,
+        averaging=("ema", "best_k", "best"),
+    ),
+    selection=SelectionConfig(normals=2000),
+    tta=("flip",),
+)
 
 # Two CPU cores, minutes. The last epochs are kept, so that no fold has to validate.
 DEMO = Config(
     negatives=0,
-    network=NetworkConfig(backbone="tf_efficientnet_lite0", size=128, hidden=(), dropout=0.2, augmentation="light",
-                          optimizer="adamw", lr=1e-3, weight_decay=1e-2, schedule="warm_cosine", batch_size=16,
-                          epochs=6, averaging=("last",)),
+    network=NetworkConfig(
+        backbone="tf_efficientnet_lite0",
+        size=128,
+        hidden=(),
+        dropout=0.2,
+        augmentation="light",
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=1e-2,
+        schedule="warm_cosine",
+        batch_size=16,
+        epochs=6,
+        averaging=("last",),
+    ),
     audit=AuditConfig(folds=(0, 1), epochs=5),
-    n_folds=3, folds=(0, 1, 2), store_size=128,
-)  # fmt: skip
+    n_folds=3,
+    folds=(0, 1, 2),
+    store_size=128,
+)
 
 PRESETS = {
-    "demo": DEMO, "paper": _paper("hrnet_w32"), "resnet152": _paper("resnet152"), "densenet121": _paper("densenet121"),
-    "efficientnet_b4": _paper("efficientnet_b4"), "podium": PODIUM,
-}  # fmt: skip
+    "demo": DEMO,
+    "paper": _paper("hrnet_w32"),
+    "resnet152": _paper("resnet152"),
+    "densenet121": _paper("densenet121"),
+    "efficientnet_b4": _paper("efficientnet_b4"),
+    "podium": PODIUM,
+}
 MORE_VERBS = ("audit",)  # beside those that every solution has
 IN_DEMO = ("audit",)  # verbs beside `run` that `python -m solutions demo` shows
 TAKES_NORMALS = True  # --normals

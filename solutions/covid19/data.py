@@ -31,10 +31,39 @@ from solutions.covid19.selection import select
 
 log = logging.getLogger(__name__)
 MADE_WITH = ("same_source", "negatives", "n_folds", "seed", "store_size")  # settings that decide what `prepare` makes
-TABLE = ["image_id", "file_name", "row", "width", "height", "ok", "collection", "home", "patient_id", "age", "sex",
-         "view", "finding", "label", "split", "role", "fold", "area", "usable"]  # fmt: skip
-SELECTION = ["collection", "file_name", "image_id", "patient_id", "age", "view_said", "finding", "label", "kept",
-             "reason"]  # fmt: skip
+TABLE = [
+    "image_id",
+    "file_name",
+    "row",
+    "width",
+    "height",
+    "ok",
+    "collection",
+    "home",
+    "patient_id",
+    "age",
+    "sex",
+    "view",
+    "finding",
+    "label",
+    "split",
+    "role",
+    "fold",
+    "area",
+    "usable",
+]
+SELECTION = [
+    "collection",
+    "file_name",
+    "image_id",
+    "patient_id",
+    "age",
+    "view_said",
+    "finding",
+    "label",
+    "kept",
+    "reason",
+]
 SAMPLE = ["filename", "probability"]
 
 
@@ -132,8 +161,13 @@ def prepare_competition(context):
     write_table(run.path("images.parquet"), table)
     write_csv(run.path("selection.csv"), everything[SELECTION])
     used = table[table["fold"] >= 0]
-    save_folds(run.path("folds.csv"), used["image_id"].tolist(), used["fold"].to_numpy(), used["patient_id"].to_numpy(),
-               f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
+    save_folds(
+        run.path("folds.csv"),
+        used["image_id"].tolist(),
+        used["fold"].to_numpy(),
+        used["patient_id"].to_numpy(),
+        f"n_folds {config.n_folds}, seed {config.seed}",
+    )
     names = table.loc[table["split"] == "test", "file_name"]
     write_submission(run.path("sample_submission.csv"), pd.DataFrame({SAMPLE[0]: names, SAMPLE[1]: 0.5}))
     tables = sorted({*everything["table"]})
@@ -179,8 +213,10 @@ def _without_patients(everything, test):
 def _with_files(test):
     absent = test["path"].isna()
     if absent.any():
-        raise InputError(f"{absent.sum()} of {len(test)} images to predict have no file, the first is "
-                         f"{test.loc[absent, 'file_name'].iloc[0]}")  # fmt: skip
+        raise InputError(
+            f"{absent.sum()} of {len(test)} images to predict have no file, the first is "
+            f"{test.loc[absent, 'file_name'].iloc[0]}"
+        )
     return test
 
 
@@ -200,8 +236,7 @@ def _left_out(everything, table, ids, reasons):
     why = dict(zip(ids, reasons, strict=True))
     found = everything["image_id"].map(why)
     here = found.notna() & everything["kept"]
-    everything = everything.assign(kept=everything["kept"] & ~here,
-                                   reason=everything["reason"].mask(here, found))  # fmt: skip
+    everything = everything.assign(kept=everything["kept"] & ~here, reason=everything["reason"].mask(here, found))
     return everything, table.assign(kept=table["kept"] & ~table["image_id"].isin(why))
 
 
@@ -256,8 +291,10 @@ def _roles(everything, table, config):
         raise InputError(f"no image with COVID-19 to train on{_reasons(everything[everything['label'] == 1])}")
     if not counts.get(0):
         hint = " or take those of the same collections (--same-source train)" if same.any() else ""
-        raise InputError("no image without COVID-19 to train on: name a folder of normals by --normals"
-                         f"{hint}{_reasons(everything[everything['label'] == 0])}")  # fmt: skip
+        raise InputError(
+            "no image without COVID-19 to train on: name a folder of normals by --normals"
+            f"{hint}{_reasons(everything[everything['label'] == 0])}"
+        )
     return everything, table
 
 
@@ -288,8 +325,15 @@ def _folds(table, config, options):
 def _key(table, about):
     """What the trainings follow from: the images, their labels, folds and roles, the store's side and the lungs."""
     train = table[table["fold"] >= 0]
-    return digest(train["image_id"].tolist(), train["label"].tolist(), train["fold"].tolist(), train["role"].tolist(),
-                  train["area"].round(6).tolist(), about["store_size"], about["lungs"])  # fmt: skip
+    return digest(
+        train["image_id"].tolist(),
+        train["label"].tolist(),
+        train["fold"].tolist(),
+        train["role"].tolist(),
+        train["area"].round(6).tolist(),
+        about["store_size"],
+        about["lungs"],
+    )
 
 
 def read_selection(run):

@@ -44,9 +44,18 @@ def from_metadata(path, raw):
     patients = _column(raw, "patientid")
     if kind == "patientid":
         patients = patients.str.replace(r"(?<=\d)[a-z]$", "", regex=True)  # COVID-00003a and b are one patient's
-    return _shared(raw[kind], source.where(source != "", own), True, patients, raw["finding"], _column(raw, "age"),
-                   _column(raw, "sex"), _column(raw, "view"), modality=_each(_column(raw, "modality"), _modality),
-                   folder=_column(raw, "folder"))  # fmt: skip
+    return _shared(
+        raw[kind],
+        source.where(source != "", own),
+        True,
+        patients,
+        raw["finding"],
+        _column(raw, "age"),
+        _column(raw, "sex"),
+        _column(raw, "view"),
+        modality=_each(_column(raw, "modality"), _modality),
+        folder=_column(raw, "folder"),
+    )
 
 
 def from_nih(path, raw):
@@ -54,8 +63,16 @@ def from_nih(path, raw):
     _need(path, raw, "Image Index", "Finding Labels", "Patient ID")
     sex = _column(raw, "Patient Gender" if "Patient Gender" in raw else "Patient Sex")
     patients = raw["Patient ID"].str.replace(r"^0+(?=\d+$)", "", regex=True)
-    return _shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], _column(raw, "Patient Age"), sex,
-                   _column(raw, "View Position"))  # fmt: skip
+    return _shared(
+        raw["Image Index"],
+        NIH,
+        False,
+        patients,
+        raw["Finding Labels"],
+        _column(raw, "Patient Age"),
+        sex,
+        _column(raw, "View Position"),
+    )
 
 
 def from_chexpert(path, raw):
@@ -74,8 +91,9 @@ def from_chexpert(path, raw):
     view = (_column(raw, "Frontal/Lateral") + " " + _column(raw, "AP/PA")).str.strip()
     patients = raw["Path"].str.extract(r"(patient\d+)/")[0].fillna("")
     finding = pd.Series(np.where(nothing, NO_FINDING, texts), raw.index, dtype=object)
-    return _shared(raw["Path"], CHEXPERT, False, patients, finding, _column(raw, "Age"), _column(raw, "Sex"), view,
-                   devices=devices)  # fmt: skip
+    return _shared(
+        raw["Path"], CHEXPERT, False, patients, finding, _column(raw, "Age"), _column(raw, "Sex"), view, devices=devices
+    )
 
 
 def label_of(finding):
@@ -92,12 +110,24 @@ def label_of(finding):
 
 def _shared(names, collection, home, patients, finding, age, sex, view, modality="X-ray", devices=False, folder=""):
     years, said = _ages(age)
-    return pd.DataFrame({
-        "collection": collection, "home": home, "file_name": names, "folder": folder, "patient_id": patients,
-        "age": years, "age_said": said, "sex": _each(sex, lambda text: _SEXES.get(text.casefold(), text)),
-        "view": _each(view, _view), "view_said": view, "modality": modality, "devices": devices, "finding": finding,
-        "label": _each(finding, label_of).astype("int64"),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "collection": collection,
+            "home": home,
+            "file_name": names,
+            "folder": folder,
+            "patient_id": patients,
+            "age": years,
+            "age_said": said,
+            "sex": _each(sex, lambda text: _SEXES.get(text.casefold(), text)),
+            "view": _each(view, _view),
+            "view_said": view,
+            "modality": modality,
+            "devices": devices,
+            "finding": finding,
+            "label": _each(finding, label_of).astype("int64"),
+        }
+    )
 
 
 def _need(path, raw, *names):

@@ -34,8 +34,12 @@ class Lungs:
 
 def lungs_made(config):
     """What the masks and verdicts follow from beside the images; InputError where the segmenter's file is missing."""
-    return {"segmenter": file_hash(_weights(config)), "dilations": config.lungs.dilations,
-            "closings": config.lungs.closings, "gate": config.lungs.gate}  # fmt: skip
+    return {
+        "segmenter": file_hash(_weights(config)),
+        "dilations": config.lungs.dilations,
+        "closings": config.lungs.closings,
+        "gate": config.lungs.gate,
+    }
 
 
 def _weights(config):

@@ -46,13 +46,18 @@ def lungs(data, selection):
     masks, names = read_array(data.masks), data.table["image_id"]
     used = data.table[data.table["fold"] >= 0]
     kinds = [part.iloc[:: max(1, len(part) // EACH)].head(EACH) for _, part in used.groupby(["collection", "label"])]
-    captions = [f"{row.collection}, {said(row.label)} · {row.image_id}: {row.area:.1%} of the image"
-                for part in kinds for row in part.itertuples()]  # fmt: skip
+    captions = [
+        f"{row.collection}, {said(row.label)} · {row.image_id}: {row.area:.1%} of the image"
+        for part in kinds
+        for row in part.itertuples()
+    ]
     rows = [row for part in kinds for row in part["row"]]
     gated = selection[selection["reason"].str.startswith(GATED) & selection["image_id"].isin(names)].head(REJECTED)
     rejected = data.rows_of(gated["image_id"])
-    why = [f"{said(label)} · {name}: {reason.removeprefix(GATED)}"
-           for label, name, reason in gated[["label", "image_id", "reason"]].itertuples(index=False)]  # fmt: skip
+    why = [
+        f"{said(label)} · {name}: {reason.removeprefix(GATED)}"
+        for label, name, reason in gated[["label", "image_id", "reason"]].itertuples(index=False)
+    ]
 
     def drawn(row):
         image, mask = np.asarray(data.store.images[row]), np.asarray(masks[row])
@@ -116,8 +121,11 @@ def heats(context, data, answers, stages):
 def _heat_maps(context, data, answers, stages):
     """float32 (n, h, w) of each view, from heats.npz where it holds these."""
     config, run = context.config.network, context.run
-    weights = {(stage, fold): trained_weights(run, fold, stage)
-               for stage in stages.values() for fold in sorted(set(answers["fold"]))}  # fmt: skip
+    weights = {
+        (stage, fold): trained_weights(run, fold, stage)
+        for stage in stages.values()
+        for fold in sorted(set(answers["fold"]))
+    }
     hashes = [[*place, file_hash(path)] for place, path in weights.items()]
     key = digest(data.pixels_key, answers["image_id"].tolist(), list(stages), hashes)
     path = run.path("heats.npz")

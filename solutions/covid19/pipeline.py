@@ -11,15 +11,7 @@ from common.config import file_hash
 from common.errors import InputError
 from common.metrics.classification import auroc
 from common.paths import read_parquet, write_json
-from common.steps import (
-    check_predicted,
-    copy_submission,
-    fresh,
-    keep_config,
-    trained_weights,
-    write_csv,
-    write_table,
-)
+from common.steps import check_predicted, copy_submission, fresh, keep_config, trained_weights, write_csv, write_table
 from common.submit.table import read_table, write_submission
 from common.submit.validate import validate_probabilities
 from common.train.loop import fit
@@ -69,10 +61,14 @@ def train_network(context, data, fold, stage, view, config, rows, labels):
         partial(step, device=context.device),
         train_loader(context, data, learn, labels(learn), config, view),
         partial(figures, loader=shown, labels=labels(judge), device=context.device),
-        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        config,
+        folder,
+        device=context.device,
+        seed=context.config.seed + fold,
+        budget=context.budget,
         about=[data.key, fold, stage, *seen, learn.tolist(), judge.tolist()],
         trained_on={"solution": context.solution, "fold": fold, "images": len(learn)},
-    )  # fmt: skip
+    )
 
 
 def _parts(context, data, fold):
@@ -124,8 +120,18 @@ def predict(context):
 def predict_view(context, data, models, rows, view, title, config=None):
     """Probabilities float64 (n,) of store rows as networks that look at `view` see them; the mean over networks."""
     config = config or context.config.network
-    return predict_rows(models, data, rows, config, view, context.device, context.config.tta, context.workers, title,
-                        context.config.audit.margin)  # fmt: skip
+    return predict_rows(
+        models,
+        data,
+        rows,
+        config,
+        view,
+        context.device,
+        context.config.tta,
+        context.workers,
+        title,
+        context.config.audit.margin,
+    )
 
 
 def _test_rows(data, config):
@@ -138,8 +144,15 @@ def predict_key(context, data):
     """What the predictions follow from: weights, view, and the very pixels (a bad image may have been replaced)."""
     config = context.config
     weights = [file_hash(trained_weights(context.run, fold, STAGE)) for fold in config.folds]
-    return [data.key, weights, list(config.tta), config.view, config.network.precision, data.pixels_key,
-            data.ids(data.rows("test")).tolist()]  # fmt: skip
+    return [
+        data.key,
+        weights,
+        list(config.tta),
+        config.view,
+        config.network.precision,
+        data.pixels_key,
+        data.ids(data.rows("test")).tolist(),
+    ]
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -197,15 +210,21 @@ def score(context):
     found = read_score(run)
     run.record("score", [run.step("tune")["key"]], auroc=found["auroc"]["estimate"])
     rates = ", ".join(f"{name} {_shown(found[name])}" for name in ("accuracy", "sensitivity", "specificity"))
-    log.info(f"out of fold, {found['images']:,} images of {found['patients']:,} patients: AUROC "
-             f"{_shown(found['auroc'])}; {rates} at 0.5")  # fmt: skip
+    log.info(
+        f"out of fold, {found['images']:,} images of {found['patients']:,} patients: AUROC "
+        f"{_shown(found['auroc'])}; {rates} at 0.5"
+    )
     same = found["same_source"]
     if same is None:
-        log.info("no image without COVID-19 comes from the collections of the COVID-19 images: how much of this score "
-                 "is the images' origin, this run cannot tell")  # fmt: skip
+        log.info(
+            "no image without COVID-19 comes from the collections of the COVID-19 images: how much of this score "
+            "is the images' origin, this run cannot tell"
+        )
     else:
-        log.info(f"against the {same['negatives']:,} images without COVID-19 of the same collections: AUROC "
-                 f"{_shown(same['auroc'])}, specificity {_shown(same['specificity'])}")  # fmt: skip
+        log.info(
+            f"against the {same['negatives']:,} images without COVID-19 of the same collections: AUROC "
+            f"{_shown(same['auroc'])}, specificity {_shown(same['specificity'])}"
+        )
 
 
 def _shown(interval):
@@ -231,8 +250,10 @@ def submit(context):
     probs = test.reindex(images["image_id"])
     absent = images.loc[probs.isna().to_numpy(), "file_name"].tolist()
     if absent:
-        log.info(f"{len(absent)} test images show no lungs that can be judged and get the mean probability "
-                 f"{neutral:.3f}: {', '.join(absent)}")  # fmt: skip
+        log.info(
+            f"{len(absent)} test images show no lungs that can be judged and get the mean probability "
+            f"{neutral:.3f}: {', '.join(absent)}"
+        )
     table = pd.DataFrame({SAMPLE[0]: images["file_name"].to_numpy(), SAMPLE[1]: probs.fillna(neutral).to_numpy()})
     table[SAMPLE[1]] = table[SAMPLE[1]].map(lambda value: f"{value:.6g}")
     path = run.path("submission.csv")
@@ -276,6 +297,12 @@ def audit(context):
 
 
 VERBS = {
-    "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
-    "report": report, "audit": audit,
-}  # fmt: skip
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "tune": tune,
+    "score": score,
+    "submit": submit,
+    "report": report,
+    "audit": audit,
+}

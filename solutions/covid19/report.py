@@ -52,16 +52,31 @@ def _headline(run, tuned):
         return page.note("No score of these networks and settings: `tune` has not been run.")
     score = read_score(run)
     same = score["same_source"]
-    cards = [("AUROC out of fold", score["auroc"]["estimate"],
-              f"{_range(score['auroc'])}; {score['images']:,} images of {score['patients']:,} patients")]  # fmt: skip
+    cards = [
+        (
+            "AUROC out of fold",
+            score["auroc"]["estimate"],
+            f"{_range(score['auroc'])}; {score['images']:,} images of {score['patients']:,} patients",
+        )
+    ]
     if same is None:
-        cards.append(("AUROC, same collections", None, f"cannot be told: no image without {COVID} comes from the "
-                      f"collections that have {COVID}"))  # fmt: skip
+        cards.append(
+            (
+                "AUROC, same collections",
+                None,
+                f"cannot be told: no image without {COVID} comes from the collections that have {COVID}",
+            )
+        )
     else:
         trained = "trained on too" if same["trained_on"] else "never trained on"
-        cards.append(("AUROC, same collections", same["auroc"]["estimate"],
-                      f"{_range(same['auroc'])}; {same['positives']:,} against {same['negatives']:,} images, "
-                      f"the latter {trained}"))  # fmt: skip
+        cards.append(
+            (
+                "AUROC, same collections",
+                same["auroc"]["estimate"],
+                f"{_range(same['auroc'])}; {same['positives']:,} against {same['negatives']:,} images, "
+                f"the latter {trained}",
+            )
+        )
     cards += [(name.capitalize(), score[name]["estimate"], f"{_range(score[name])}, at {HALF}") for name in RATES]
     return page.cards(cards)
 
@@ -79,18 +94,22 @@ def _data(data, run):
     selection = read_selection(run)
     used, test = data.table[data.table["fold"] >= 0], data.table[data.table["split"] == "test"]
     main, same = ((used["role"] == role).sum() for role in ("main", "same_source"))
-    text = (f"{len(selection):,} rows of tables; {main:,} images to train on and to score, of "
-            f"{used.loc[used['role'] == 'main', 'patient_id'].nunique():,} patients; {same:,} of the {COVID} images' "
-            f"own collections that are only scored; {len(test):,} to predict.")  # fmt: skip
+    text = (
+        f"{len(selection):,} rows of tables; {main:,} images to train on and to score, of "
+        f"{used.loc[used['role'] == 'main', 'patient_id'].nunique():,} patients; {same:,} of the {COVID} images' "
+        f"own collections that are only scored; {len(test):,} to predict."
+    )
     folds = used.groupby(["fold", "role", "label"]).size().unstack(["role", "label"], fill_value=0)
     folds.columns = ["only scored" if role == "same_source" else LABELS[label] for role, label in folds]
     folds = folds[[name for name in (COVID, WITHOUT, "only scored") if name in folds]].reset_index()
     folds.insert(1, "patients", used.groupby("fold")["patient_id"].nunique().to_numpy())
     return page.section(
-        "Data", text, page.table(left_out(selection), "Every row of the tables, and why it is not used"),
+        "Data",
+        text,
+        page.table(left_out(selection), "Every row of the tables, and why it is not used"),
         page.table(folds, "Folds, by patient"),
         page.figure(plots.histogram(_by_label(used, "age"), "age, years", 20), "Ages, where they are known"),
-    )  # fmt: skip
+    )
 
 
 def left_out(selection):
@@ -105,9 +124,16 @@ def left_out(selection):
     for collection, label in sorted(kinds, key=lambda kind: (collections.index(kind[0]), -kind[1])):
         part = kinds[collection, label]
         why = reasons[part.index[~part["kept"]]].value_counts()
-        rows.append({"collection": collection, "label": LABELS[label], "rows": len(part),
-                     "used": int(part["kept"].sum()), "left out": int(why.sum()),
-                     "because of": ", ".join(f"{n:,} {reason}" for reason, n in why.items())})  # fmt: skip
+        rows.append(
+            {
+                "collection": collection,
+                "label": LABELS[label],
+                "rows": len(part),
+                "used": int(part["kept"].sum()),
+                "left out": int(why.sum()),
+                "because of": ", ".join(f"{n:,} {reason}" for reason, n in why.items()),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -119,17 +145,24 @@ def _by_label(table, column):
 def _lungs(context, data):
     config, selection = context.config, read_selection(context.run)
     shares = rejected_shares(selection)
-    rejected = pd.DataFrame([{"images": name, "came": n, "rejected": round(share * n), "share": share}
-                             for name, (share, n) in shares.items()])  # fmt: skip
+    rejected = pd.DataFrame(
+        [
+            {"images": name, "came": n, "rejected": round(share * n), "share": share}
+            for name, (share, n) in shares.items()
+        ]
+    )
     areas = {name: 100 * values for name, values in _by_label(data.table[data.table["ok"]], "area").items()}
     area = plots.histogram(areas, "lungs, % of the image", threshold=100 * config.lungs.gate)
     sees = "the lungs alone" if config.view == "lungs" else "the whole image"
     return page.section(
-        "Lungs", f"This run's networks see {sees}. The dashed line is the gate: images with less are left out.",
-        page.grid(page.table(rejected, "Images that came to the gate", {"share": ".4f"}),
-                  page.figure(area, "Area of the lungs, widened as they are")),
+        "Lungs",
+        f"This run's networks see {sees}. The dashed line is the gate: images with less are left out.",
+        page.grid(
+            page.table(rejected, "Images that came to the gate", {"share": ".4f"}),
+            page.figure(area, "Area of the lungs, widened as they are"),
+        ),
         *pictures.lungs(data, selection),
-    )  # fmt: skip
+    )
 
 
 # ---- the score at length -------------------------------------------------------------------------------------------
@@ -141,21 +174,31 @@ def _folds(run):
     for rule, part in folds.groupby("rule"):
         tables[rule] = _fold_rows(part, score if rule == str(HALF) else score["tuned"])
     mean = {"network": "this run", **half[list(RATES)].mean()}
-    published = pd.DataFrame([mean] + [{"network": f"{name} (paper)", **dict(zip(RATES, np.divide(values, 100),
-                                        strict=True))} for name, values in PUBLISHED.items()])  # fmt: skip
+    published = pd.DataFrame(
+        [mean]
+        + [
+            {"network": f"{name} (paper)", **dict(zip(RATES, np.divide(values, 100), strict=True))}
+            for name, values in PUBLISHED.items()
+        ]
+    )
     names = [*(f"fold {fold}" for fold in half["fold"]), "all images"]
-    drawn = {name: [*half[[name, f"{name}_low", f"{name}_high"]].to_numpy(float),
-                    numbers(score[name])]
-             for name in RATES}  # fmt: skip
+    drawn = {
+        name: [*half[[name, f"{name}_low", f"{name}_high"]].to_numpy(float), numbers(score[name])] for name in RATES
+    }
     caption = "Folds with Wilson's intervals, which take images for independent; all images with those by patient"
     return page.section(
-        "Folds", page.table(tables.pop(str(HALF)), f"At the probability {HALF}"),
-        page.details("At thresholds by Youden's index, each fold's chosen on the others",
-                     *[page.table(table) for table in tables.values()]),
-        page.figure(class_plots.forest(drawn, names, "share"), caption), page.grid(*_confusions(half)),
-        page.table(published, "Means of folds, beside what the paper reports on its own images",
-                   dict.fromkeys(RATES, ".4f")),
-    )  # fmt: skip
+        "Folds",
+        page.table(tables.pop(str(HALF)), f"At the probability {HALF}"),
+        page.details(
+            "At thresholds by Youden's index, each fold's chosen on the others",
+            *[page.table(table) for table in tables.values()],
+        ),
+        page.figure(class_plots.forest(drawn, names, "share"), caption),
+        page.grid(*_confusions(half)),
+        page.table(
+            published, "Means of folds, beside what the paper reports on its own images", dict.fromkeys(RATES, ".4f")
+        ),
+    )
 
 
 def _fold_rows(part, pooled):
@@ -174,8 +217,10 @@ def _fold_rows(part, pooled):
 def _confusions(half):
     """The fold with the best accuracy and the one with the worst; all images together where folds do not differ."""
     best, worst = half["accuracy"].idxmax(), half["accuracy"].idxmin()
-    chosen = {f"Best fold, {half['fold'][best]}": half.loc[[best]],
-              f"Worst fold, {half['fold'][worst]}": half.loc[[worst]]}  # fmt: skip
+    chosen = {
+        f"Best fold, {half['fold'][best]}": half.loc[[best]],
+        f"Worst fold, {half['fold'][worst]}": half.loc[[worst]],
+    }
     if half["accuracy"].nunique() == 1:
         chosen = {"All images": half}
     figures = []
@@ -195,9 +240,10 @@ def _answers(oof):
     probs = np.repeat(oof["probability"].to_numpy()[:, None], len(truth), 1)
     figures = [
         page.figure(plots.roc_curve(columns, probs, list(truth)), "ROC curve out of fold, with the area under it"),
-        page.figure(plots.histogram(_by_label(main, "probability"), "probability", threshold=HALF),
-                    "Probabilities by label"),
-    ]  # fmt: skip
+        page.figure(
+            plots.histogram(_by_label(main, "probability"), "probability", threshold=HALF), "Probabilities by label"
+        ),
+    ]
     for k, part in oof.groupby("label", sort=False):
         groups = {name: images["probability"] for name, images in part.groupby("collection")}
         if len(groups) > 1:
@@ -205,12 +251,21 @@ def _answers(oof):
             figures.append(page.figure(drawn, f"{LABELS[k]}: probabilities by collection"))
     figures.append(page.figure(plots.reliability(main["label"], main["probability"]), "Reliability"))
     called = (oof["probability"] >= HALF).astype(int)
-    rows = [{"collection": name, "label": LABELS[k], "images": len(part), "patients": part["patient_id"].nunique(),
-             "answered rightly": (called[part.index] == k).mean(), "mean probability": part["probability"].mean()}
-            for (name, k), part in oof.groupby(["collection", "label"])]  # fmt: skip
+    rows = [
+        {
+            "collection": name,
+            "label": LABELS[k],
+            "images": len(part),
+            "patients": part["patient_id"].nunique(),
+            "answered rightly": (called[part.index] == k).mean(),
+            "mean probability": part["probability"].mean(),
+        }
+        for (name, k), part in oof.groupby(["collection", "label"])
+    ]
     four = {"answered rightly": ".4f", "mean probability": ".4f"}
-    return page.section("Out of fold", page.grid(*figures),
-                        page.table(pd.DataFrame(rows), f"By collection, at {HALF}", four))  # fmt: skip
+    return page.section(
+        "Out of fold", page.grid(*figures), page.table(pd.DataFrame(rows), f"By collection, at {HALF}", four)
+    )
 
 
 def _submission(run):

@@ -72,9 +72,16 @@ OTHERS = {
 FINDINGS = COVID | OTHERS | {"Infiltration": (draws.infiltration,)}
 # What the tables say of a film that something is odd about; "decade" and "blank view" are used all the same.
 ODD = {
-    "decade": {"age": "60s"}, "blank view": {"view": ""}, "lateral": {"view": "L"}, "child": {"age": 9},
-    "CT": {"view": "Axial", "modality": "CT"}, "unread": {"finding": "todo"}, "missing": {}, "wide": {}, "copy": {},
-}  # fmt: skip
+    "decade": {"age": "60s"},
+    "blank view": {"view": ""},
+    "lateral": {"view": "L"},
+    "child": {"age": 9},
+    "CT": {"view": "Axial", "modality": "CT"},
+    "unread": {"finding": "todo"},
+    "missing": {},
+    "wide": {},
+    "copy": {},
+}
 
 
 def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0, marker=True):
@@ -234,9 +241,13 @@ def _mark(image, rng):
 def _slice(side, rng):
     """An axial CT slice: a body with two lungs, a heart and a spine."""
     image = np.zeros((side, side), np.uint8)
-    for x, y, across, along, grey in ((0.5, 0.5, 0.44, 0.32, 150), (0.31, 0.48, 0.15, 0.22, 25),
-                                      (0.69, 0.48, 0.15, 0.22, 25), (0.54, 0.42, 0.12, 0.13, 165),
-                                      (0.5, 0.71, 0.07, 0.08, 235)):  # fmt: skip
+    for x, y, across, along, grey in (
+        (0.5, 0.5, 0.44, 0.32, 150),
+        (0.31, 0.48, 0.15, 0.22, 25),
+        (0.69, 0.48, 0.15, 0.22, 25),
+        (0.54, 0.42, 0.12, 0.13, 165),
+        (0.5, 0.71, 0.07, 0.08, 235),
+    ):
         fill(image, side * (CIRCLE * [across, along] + [x, y]), grey)
     return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
 

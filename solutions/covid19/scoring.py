@@ -72,8 +72,11 @@ def rates(table, thresholds, seed=0, n_resamples=1000):
     """
     label = table["label"].to_numpy()
     right = ((table["probability"].to_numpy() >= np.asarray(thresholds, float)) == label).astype(float)
-    parts = {"accuracy": right, "sensitivity": np.where(label == 1, right, np.nan),
-             "specificity": np.where(label == 0, right, np.nan)}  # fmt: skip
+    parts = {
+        "accuracy": right,
+        "sensitivity": np.where(label == 1, right, np.nan),
+        "specificity": np.where(label == 0, right, np.nan),
+    }
     groups = table["patient_id"].to_numpy()
     return {name: _mean(values, groups, n_resamples, seed) for name, values in parts.items()}
 
@@ -108,8 +111,9 @@ def summary(oof, cuts, rejected, seed=0):
     found = {"auroc": as_interval(area(main["label"], main["probability"], main["patient_id"], seed))}
     found |= {name: as_interval(value) for name, value in rates(main, half, seed).items()}
     found["tuned"] = {name: as_interval(value) for name, value in rates(main, tuned, seed).items()}
-    found["mean_of_folds"] = {name: {"mean": float(folds[name].mean()), "sd": _or_none(folds[name].std())}
-                              for name in RATES}  # fmt: skip
+    found["mean_of_folds"] = {
+        name: {"mean": float(folds[name].mean()), "sd": _or_none(folds[name].std())} for name in RATES
+    }
     found |= {"images": len(main), "patients": int(main["patient_id"].nunique()), "folds": len(folds)}
     found["rejected"] = {name: {"share": share, "images": n} for name, (share, n) in rejected.items()}
     return found | {"same_source": same_source(oof, seed)}
@@ -128,9 +132,11 @@ def same_source(oof, seed=0):
         "auroc": as_interval(area(part["label"], part["probability"], part["patient_id"], seed)),
         "fall": as_interval(_fall(oof[oof["label"] >= 0], seed)),
         "specificity": as_interval(rates(part, np.full(len(part), HALF), seed)["specificity"]),
-        "negatives": len(negatives), "positives": int((part["label"] == 1).sum()),
-        "patients": int(part["patient_id"].nunique()), "trained_on": bool((negatives["role"] == "main").any()),
-    }  # fmt: skip
+        "negatives": len(negatives),
+        "positives": int((part["label"] == 1).sum()),
+        "patients": int(part["patient_id"].nunique()),
+        "trained_on": bool((negatives["role"] == "main").any()),
+    }
 
 
 def _fall(oof, seed):

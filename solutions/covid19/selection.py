@@ -76,8 +76,10 @@ def _tell(table):
     ):
         if odd.any():
             first = table[odd].iloc[0]
-            log.info(f"{what} that cannot be read count as unknown: {odd.sum():,}, the first is {first[said]!r} "
-                     f"({first['table']}, row {first['line']})")  # fmt: skip
+            log.info(
+                f"{what} that cannot be read count as unknown: {odd.sum():,}, the first is {first[said]!r} "
+                f"({first['table']}, row {first['line']})"
+            )
     people = table.loc[table["kept"], ["collection", "patient_id"]].drop_duplicates()
     number = [patient.removeprefix(name + " ") for name, patient in zip(*map(people.get, people), strict=True)]
     shared = people.assign(number=number)
@@ -85,5 +87,7 @@ def _tell(table):
     if len(shared):
         first = shared["number"].iloc[0]
         names = ", ".join(shared.loc[shared["number"] == first, "collection"])
-        log.info(f"patient numbers in more than one collection: {shared['number'].nunique():,}, the first is "
-                 f"{first} ({names}): taken for different people unless an image is in both")  # fmt: skip
+        log.info(
+            f"patient numbers in more than one collection: {shared['number'].nunique():,}, the first is "
+            f"{first} ({names}): taken for different people unless an image is in both"
+        )

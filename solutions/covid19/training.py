@@ -171,6 +171,12 @@ def predict(models, data, rows, config, view, device, views=(), workers=0, progr
         return np.empty(0)
     seen = [tta.IDENTITY, *[tta.FLIP] * ("flip" in views)]
     return predict_probs(
-        models, view_dataset(data, rows, config, view, margin), batch_size=2 * config.batch_size, device=device,
-        views=seen, amp=config.precision, progress=progress, workers=workers,
-    )[:, 0].astype(np.float64)  # fmt: skip
+        models,
+        view_dataset(data, rows, config, view, margin),
+        batch_size=2 * config.batch_size,
+        device=device,
+        views=seen,
+        amp=config.precision,
+        progress=progress,
+        workers=workers,
+    )[:, 0].astype(np.float64)

@@ -121,68 +121,134 @@ PAPER = Config(finder=True)
 # given.
 UNET = Config(
     network=NetworkConfig(
-        architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=512,
-        augmentation="unet", loss="squared_dice", epochs=25, frozen_epochs=0, lr=5e-3, batch_size=8, optimizer="adam",
+        architecture="plain",
+        encoder="",
+        decoder=(32, 64, 128, 256, 512),
+        weights="none",
+        size=512,
+        augmentation="unet",
+        loss="squared_dice",
+        epochs=25,
+        frozen_epochs=0,
+        lr=5e-3,
+        batch_size=8,
+        optimizer="adam",
         weight_decay=0.0,
     ),
     folds=tuple(range(10)),
-)  # fmt: skip
+)
 
 # Fang et al.: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch of the lowest loss.
 # 256 px, to which the paper shrinks every image; its centre crop of 224 is left out, or lungs would lose their edges.
 # Rates and length not given.
 LUNGS_HEART = Config(
     network=NetworkConfig(
-        architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=256,
-        augmentation="affine", loss="dice", epochs=100, frozen_epochs=0, lr=1e-3, batch_size=8, optimizer="adam",
-        weight_decay=0.0, metric="-loss", averaging=("best",),
+        architecture="plain",
+        encoder="",
+        decoder=(32, 64, 128, 256, 512),
+        weights="none",
+        size=256,
+        augmentation="affine",
+        loss="dice",
+        epochs=100,
+        frozen_epochs=0,
+        lr=1e-3,
+        batch_size=8,
+        optimizer="adam",
+        weight_decay=0.0,
+        metric="-loss",
+        averaging=("best",),
     ),
-    structures="lungs_heart", datasets=("JSRT",), n_folds=5,
-)  # fmt: skip
+    structures="lungs_heart",
+    datasets=("JSRT",),
+    n_folds=5,
+)
 
 # Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds.
 SDFN = Config(
     network=NetworkConfig(
-        architecture="plain", encoder="", decoder=(32, 64, 128, 256, 512), weights="none", size=256,
-        augmentation="affine", loss="bce", epochs=100, frozen_epochs=0, lr=1e-3, batch_size=8, optimizer="adam",
-        weight_decay=0.0, metric="-loss", averaging=("best",),
+        architecture="plain",
+        encoder="",
+        decoder=(32, 64, 128, 256, 512),
+        weights="none",
+        size=256,
+        augmentation="affine",
+        loss="bce",
+        epochs=100,
+        frozen_epochs=0,
+        lr=1e-3,
+        batch_size=8,
+        optimizer="adam",
+        weight_decay=0.0,
+        metric="-loss",
+        averaging=("best",),
     ),
-    datasets=("JSRT",), n_folds=5, folds=(0, 1, 2, 3, 4),
-)  # fmt: skip
+    datasets=("JSRT",),
+    n_folds=5,
+    folds=(0, 1, 2, 3, 4),
+)
 
 # One GPU, an hour: a pretrained encoder of today, full 512 px, averaged weights, flip and scale TTA.
 PODIUM = Config(
     network=NetworkConfig(
-        encoder="convnext_small.fb_in22k_ft_in1k", size=512, augmentation="strong", loss="bce_dice", epochs=50,
-        frozen_epochs=1, lr=2e-4, batch_size=16, weight_decay=1e-2, schedule="warm_cosine", clip_norm=1.0,
+        encoder="convnext_small.fb_in22k_ft_in1k",
+        size=512,
+        augmentation="strong",
+        loss="bce_dice",
+        epochs=50,
+        frozen_epochs=1,
+        lr=2e-4,
+        batch_size=16,
+        weight_decay=1e-2,
+        schedule="warm_cosine",
+        clip_norm=1.0,
         averaging=("ema", "window", "best_k", "best"),
     ),
     decision=DecisionConfig(pixel=(0.3, 0.4, 0.5, 0.6, 0.7), regions=(0, 2)),
     tta=("flip", "scale"),
-)  # fmt: skip
+)
 
 # What the shipped weights come from: small, and trained to bear images unlike those it saw. Hours on two CPU cores.
 SHIPPED = Config(
     network=NetworkConfig(
-        encoder="tf_efficientnet_lite0", decoder=(128, 64, 32, 16, 8), size=256, augmentation="strong",
-        loss="bce_dice", epochs=40, frozen_epochs=0, lr=1e-3, batch_size=16, weight_decay=1e-2,
-        schedule="warm_cosine", clip_norm=1.0, averaging=("ema", "window", "best_k", "best"),
+        encoder="tf_efficientnet_lite0",
+        decoder=(128, 64, 32, 16, 8),
+        size=256,
+        augmentation="strong",
+        loss="bce_dice",
+        epochs=40,
+        frozen_epochs=0,
+        lr=1e-3,
+        batch_size=16,
+        weight_decay=1e-2,
+        schedule="warm_cosine",
+        clip_norm=1.0,
+        averaging=("ema", "window", "best_k", "best"),
     ),
     decision=DecisionConfig(pixel=(0.4, 0.45, 0.5, 0.55, 0.6), regions=(0, 2)),
-)  # fmt: skip
+)
 
 # Two CPU cores, under a minute: the same kind of network on small phantoms.
 DEMO = replace(
     SHIPPED,
-    network=replace(SHIPPED.network, size=128, augmentation="affine", epochs=6, batch_size=8,
-                    averaging=("window", "best"), window=2),
-    n_folds=4, folds=(0, 1), validation=0.15, store_size=128,
-)  # fmt: skip
+    network=replace(
+        SHIPPED.network, size=128, augmentation="affine", epochs=6, batch_size=8, averaging=("window", "best"), window=2
+    ),
+    n_folds=4,
+    folds=(0, 1),
+    validation=0.15,
+    store_size=128,
+)
 
 PRESETS = {
-    "demo": DEMO, "paper": PAPER, "podium": PODIUM, "unet": UNET, "lungs_heart": LUNGS_HEART, "sdfn": SDFN,
+    "demo": DEMO,
+    "paper": PAPER,
+    "podium": PODIUM,
+    "unet": UNET,
+    "lungs_heart": LUNGS_HEART,
+    "sdfn": SDFN,
     "shipped": SHIPPED,
-}  # fmt: skip
+}
 MORE_VERBS = ("ablate", "cross", "find_lr", "export")  # beside those that every solution has
 TOOLS = ("masks", "crops")  # verbs that need no run
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

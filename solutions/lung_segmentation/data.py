@@ -98,15 +98,21 @@ def prepare_competition(context):
     wanted = ", ".join(STRUCTURES[config.structures])
     if not labelled:
         raise InputError(f"{folder}: no image has a mask of {wanted}")
-    partly = [(pair.image_id, str(pair.image), f"only masks of {', '.join(sorted(pair.masks))}, not of {wanted}")
-              for pair in pairs if pair.masks and pair.image_id not in labelled]  # fmt: skip
+    partly = [
+        (pair.image_id, str(pair.image), f"only masks of {', '.join(sorted(pair.masks))}, not of {wanted}")
+        for pair in pairs
+        if pair.masks and pair.image_id not in labelled
+    ]
     tests = _tests(options.test, pairs, labelled)
     files = {**{image_id: pair.image for image_id, pair in labelled.items()}, **tests}
     store = prepare_store(
-        files, store_folder(context, folder, files, config.store_size), config.store_size,
+        files,
+        store_folder(context, folder, files, config.store_size),
+        config.store_size,
         workers=None if options.workers is None else max(options.workers, 1),
-        on_bad_image="placeholder", placeholder_ids=frozenset(files),
-    )  # fmt: skip
+        on_bad_image="placeholder",
+        placeholder_ids=frozenset(files),
+    )
     table, unusable = _table(store, labelled, tests, config, options.on_bad_image)
     try:
         table, more, masks = _read_all_masks(run, store, table, config)
@@ -125,8 +131,13 @@ def prepare_competition(context):
         shutil.rmtree(run.path("next"), ignore_errors=True)
     left_out = [*partly, *unusable, *more]
     _tell(run, context, left_out)
-    save_folds(run.path("folds.csv"), table.loc[train, "image_id"].tolist(), table.loc[train, "fold"].to_numpy(),
-               table.loc[train, "patient_id"].to_numpy(), f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
+    save_folds(
+        run.path("folds.csv"),
+        table.loc[train, "image_id"].tolist(),
+        table.loc[train, "fold"].to_numpy(),
+        table.loc[train, "patient_id"].to_numpy(),
+        f"n_folds {config.n_folds}, seed {config.seed}",
+    )
     write_table(run.path("images.parquet"), table)
     run.describe(config.seed, [])
     if not trainings(run):
@@ -182,8 +193,10 @@ def _table(store, labelled, tests, config, on_bad_image):
     of = [labelled.get(image_id) for image_id in table["image_id"]]
     table["dataset"] = [pair.dataset if pair else "" for pair in of]
     table["patient_id"] = [pair.patient_id if pair else "" for pair in of]
-    table["masks"] = [json.dumps([[os.path.abspath(p) for p in c] for c in pair.files_of(config.structures)])
-                      if pair else "" for pair in of]  # fmt: skip
+    table["masks"] = [
+        json.dumps([[os.path.abspath(p) for p in c] for c in pair.files_of(config.structures)]) if pair else ""
+        for pair in of
+    ]
     table["fold"], table["area"] = -1, 0.0
     colour = table["ok"] & (table["colour"] > COLOUR_LIMIT)
     table["ok"] &= ~colour
@@ -210,8 +223,9 @@ def _read_all_masks(run, store, table, config):
     Returns the table without the pairs whose masks cannot be used, rows of left_out.csv, and what `_keep_masks` needs.
     """
     train = table[table["split"] == "train"]
-    stamps = [[row.image_id, [[(p, _stamp(p)) for p in c] for c in json.loads(row.masks)]]
-              for row in train.itertuples()]  # fmt: skip
+    stamps = [
+        [row.image_id, [[(p, _stamp(p)) for p in c] for c in json.loads(row.masks)]] for row in train.itertuples()
+    ]
     key = [config.store_size, config.structures, stamps, train["row"].tolist()]
     done = run.is_done("masks", key, MASK_FILES)
     folder = run.folder if done else _write_masks(run.path("next"), store, train, config)
@@ -243,8 +257,9 @@ def _write_masks(folder, store, train, config):
                 yield np.zeros(shape, np.uint8) if small is None else small
 
     write_masks(folder / "masks.npy", (len(store.images), *shape), blocks())
-    write_table(folder / "masks.parquet",
-                pd.DataFrame(found, columns=["image_id", "area", "resized", "check", "reason"]))  # fmt: skip
+    write_table(
+        folder / "masks.parquet", pd.DataFrame(found, columns=["image_id", "area", "resized", "check", "reason"])
+    )
     return folder
 
 
@@ -294,8 +309,15 @@ def _folds(train, config, options):
 def _key(table, config, originals):
     """What the trainings follow from: the images' originals, masks and folds."""
     train = table[table["split"] == "train"]
-    return digest(train["image_id"].tolist(), train["area"].tolist(), train["fold"].tolist(),
-                  train["patient_id"].tolist(), config.store_size, config.structures, originals)  # fmt: skip
+    return digest(
+        train["image_id"].tolist(),
+        train["area"].tolist(),
+        train["fold"].tolist(),
+        train["patient_id"].tolist(),
+        config.store_size,
+        config.structures,
+        originals,
+    )
 
 
 def _tell(run, context, left_out):

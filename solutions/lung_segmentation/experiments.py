@@ -173,12 +173,18 @@ def export_network(context):
     model = load_network(config.network, len(STRUCTURES[config.structures]), weights)
     train = open_prepared(context).table.query("split == 'train'")
     about = {
-        "network": to_dict(config.network), "structures": config.structures, "pixel": rule.pixel,
-        "regions": rule.regions, "command": f"python -m solutions lung_segmentation run {context.preset}",
-        "config": to_dict(config), "exported_by": git_revision(), "weights_of_run": file_hash(weights),
-        "held_out_folds": list(config.folds), "images": train["dataset"].value_counts().to_dict(),
+        "network": to_dict(config.network),
+        "structures": config.structures,
+        "pixel": rule.pixel,
+        "regions": rule.regions,
+        "command": f"python -m solutions lung_segmentation run {context.preset}",
+        "config": to_dict(config),
+        "exported_by": git_revision(),
+        "weights_of_run": file_hash(weights),
+        "held_out_folds": list(config.folds),
+        "images": train["dataset"].value_counts().to_dict(),
         "dice": {name: part["dice"] for name, part in {"all": score, **score["datasets"]}.items()},
-    }  # fmt: skip
+    }
     path = run.path("lungs.safetensors")
     save_segmenter(path, model, about)
     log.info(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {file_hash(path)}")

@@ -25,8 +25,17 @@ NAMES = {
     "JSRT": re.compile(r"(JPC[LN]N\d{3})"),
 }
 # Folders whose files are masks, and what these show; left and right are the patient's.
-FOLDERS = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right", "heart": "heart",
-           "mask": "lungs", "masks": "lungs", "left clavicle": None, "right clavicle": None}  # fmt: skip
+FOLDERS = {
+    "leftmask": "left",
+    "left lung": "left",
+    "rightmask": "right",
+    "right lung": "right",
+    "heart": "heart",
+    "mask": "lungs",
+    "masks": "lungs",
+    "left clavicle": None,
+    "right clavicle": None,
+}
 
 
 @dataclass

@@ -80,11 +80,21 @@ def train_network(context, data, rows, validation, name, fold=0, config=None):
         fresh(context, folder, fold, partial(build_network, config, channels)),
         partial(step, loss=loss, device=context.device),
         train_loader(context, data, rows, config),
-        partial(mask_figures, loader=held_out_loader(context, data, validation, config), n=len(validation),
-                device=context.device, loss=loss),
-        config, folder, device=context.device, seed=context.config.seed + fold, freeze=freeze_encoder,
-        budget=context.budget, about=[data.key, name, len(rows)],
-    )  # fmt: skip
+        partial(
+            mask_figures,
+            loader=held_out_loader(context, data, validation, config),
+            n=len(validation),
+            device=context.device,
+            loss=loss,
+        ),
+        config,
+        folder,
+        device=context.device,
+        seed=context.config.seed + fold,
+        freeze=freeze_encoder,
+        budget=context.budget,
+        about=[data.key, name, len(rows)],
+    )
 
 
 def find_learning_rate_once(context, data):
@@ -137,10 +147,19 @@ def predict_rows(context, data, weights, rows, path, title, config=None):
     config, channels = config or context.config.network, len(STRUCTURES[context.config.structures])
     models = [load_network(config, channels, file) for file in weights]
     return predict_masks(
-        models, data.store.images, rows, path, config.size, 2 * config.batch_size, device=context.device,
-        views=views(context.config.tta), amp=config.precision, progress=f"masks, {title}", workers=context.workers,
+        models,
+        data.store.images,
+        rows,
+        path,
+        config.size,
+        2 * config.batch_size,
+        device=context.device,
+        views=views(context.config.tta),
+        amp=config.precision,
+        progress=f"masks, {title}",
+        workers=context.workers,
         channels=channels,
-    )  # fmt: skip
+    )
 
 
 def fold_weights(run, fold):
@@ -178,8 +197,7 @@ def tune(context):
     dice = dice_from_areas(*areas[:, :, 0].transpose(2, 1, 0)[:3])  # (rules, images), of the lungs
     position = {rule: number for number, rule in enumerate(tried)}
     patients = data.table.set_index("row")["patient_id"][oof["row"]].to_numpy()
-    tuned = tune_nested(tried, lambda rule: dice[position[rule]], oof["fold"].to_numpy(), patients,
-                        context.config.seed)  # fmt: skip
+    tuned = tune_nested(tried, lambda rule: dice[position[rule]], oof["fold"].to_numpy(), patients, context.config.seed)
     chosen = [position[tuned.fold_rules[part]] for part in tuned.parts]
     with atomic_path(run.path("oof_areas.npy")) as path:
         np.save(path, areas[np.arange(len(oof)), chosen])
@@ -319,6 +337,15 @@ def export(context):
 
 
 VERBS = {
-    "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
-    "report": report, "ablate": ablate, "cross": cross, "find_lr": find_lr, "export": export,
-}  # fmt: skip
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "tune": tune,
+    "score": score,
+    "submit": submit,
+    "report": report,
+    "ablate": ablate,
+    "cross": cross,
+    "find_lr": find_lr,
+    "export": export,
+}

@@ -10,8 +10,12 @@ from common.steps import read_predictions
 from solutions.lung_segmentation.scoring import MaskRule
 
 # Dice that others published on these collections: a comparison of orders, their splits are not ours.
-PUBLISHED = (("Shenzhen", "EAM-Net", 0.961), ("Montgomery", "EAM-Net", 0.982), ("Montgomery", "imlab-uiip", 0.972),
-             ("both", "Berger et al.", 0.979))  # fmt: skip
+PUBLISHED = (
+    ("Shenzhen", "EAM-Net", 0.961),
+    ("Montgomery", "EAM-Net", 0.982),
+    ("Montgomery", "imlab-uiip", 0.972),
+    ("both", "Berger et al.", 0.979),
+)
 
 
 def write_report(context, data):
@@ -45,8 +49,11 @@ def _headline(context):
         ("Dice, mean over images", score["dice"]["estimate"], f"{_range(score['dice'])}, {score['images']} images"),
         ("Dice, pooled pixels", score["dice_pooled"]["estimate"], f"95 % interval {_range(score['dice_pooled'])}"),
     ]
-    cards += [(f"Dice, {name}", part["dice"]["estimate"], f"{_range(part['dice'])}, {part['images']} images")
-              for name, part in score["datasets"].items() if len(score["datasets"]) > 1]  # fmt: skip
+    cards += [
+        (f"Dice, {name}", part["dice"]["estimate"], f"{_range(part['dice'])}, {part['images']} images")
+        for name, part in score["datasets"].items()
+        if len(score["datasets"]) > 1
+    ]
     folds = ", ".join(map(str, score["folds"]))
     held = f"Held-out images (fold {folds} of {score['n_folds']}, seed {score['seed']}), at their own sizes."
     return page.join(page.cards(cards), *notes, page.note(held))
@@ -63,9 +70,11 @@ def _data(context, data):
     areas = {name: 100 * part["area"].to_numpy() for name, part in train.groupby("dataset")}
     fragments = [
         f"{len(train):,} images with masks, {int((table['split'] == 'test').sum()):,} to predict.",
-        page.grid(page.table(counts, "Images of each fold, split by patient"),
-                  page.figure(plots.histogram(areas, "lung area, % of the image"), "How much of the image is lung")),
-    ]  # fmt: skip
+        page.grid(
+            page.table(counts, "Images of each fold, split by patient"),
+            page.figure(plots.histogram(areas, "lung area, % of the image"), "How much of the image is lung"),
+        ),
+    ]
     left_out = context.run.path("left_out.csv")
     if left_out.is_file():
         bad = read_csv(left_out, dtype=str)
@@ -124,23 +133,37 @@ def _gallery(context, data, oof, count=4):
 
 
 def _ablation(table):
-    rows = [(f"{row.augmentation}, {form}", *(getattr(row, f"dice{suffix}{end}") for end in ("", "_low", "_high")))
-            for row in table.itertuples() for form, suffix in (("mean", ""), ("pooled", "_pooled"))]  # fmt: skip
-    shown = pd.DataFrame([
-        {"augmentation": row["augmentation"], "as": form,
-         **{m: f"{row[m + s]:.4f} [{row[m + s + '_low']:.4f}–{row[m + s + '_high']:.4f}]"
-            for m in ("dice", "precision", "recall", "accuracy")}}
-        for _, row in table.iterrows() for form, s in (("mean over images", ""), ("pooled pixels", "_pooled"))
-    ])  # fmt: skip
+    rows = [
+        (f"{row.augmentation}, {form}", *(getattr(row, f"dice{suffix}{end}") for end in ("", "_low", "_high")))
+        for row in table.itertuples()
+        for form, suffix in (("mean", ""), ("pooled", "_pooled"))
+    ]
+    shown = pd.DataFrame(
+        [
+            {
+                "augmentation": row["augmentation"],
+                "as": form,
+                **{
+                    m: f"{row[m + s]:.4f} [{row[m + s + '_low']:.4f}–{row[m + s + '_high']:.4f}]"
+                    for m in ("dice", "precision", "recall", "accuracy")
+                },
+            }
+            for _, row in table.iterrows()
+            for form, s in (("mean over images", ""), ("pooled pixels", "_pooled"))
+        ]
+    )
     paper = table[["augmentation", *(c for c in table.columns if c.startswith("paper_"))]]
     change = table["dice_change"].dropna()
     text = f"Complex against simple: dice {change.iloc[0]:+.4f}, paired, p = {table['p'].dropna().iloc[0]:.3f}."
     return page.section(
-        "Ablation: simple and complex augmentation", text,
+        "Ablation: simple and complex augmentation",
+        text,
         page.table(shown, "Held-out images, 95 % intervals over patients"),
-        page.grid(page.figure(plots.score_with_interval(rows, "dice"), "Dice"),
-                  page.table(paper, "Berger et al., table 2", dict.fromkeys(paper.columns[1:], ".3f"))),
-    )  # fmt: skip
+        page.grid(
+            page.figure(plots.score_with_interval(rows, "dice"), "Dice"),
+            page.table(paper, "Berger et al., table 2", dict.fromkeys(paper.columns[1:], ".3f")),
+        ),
+    )
 
 
 def _cross(table):
@@ -150,9 +173,11 @@ def _cross(table):
     return page.section(
         "Across datasets",
         "Trained on one collection, scored on the others; all: trained on every one.",
-        page.grid(page.figure(plots.score_with_interval(rows, "dice"), "Dice, mean over images"),
-                  page.table(shown, "Mean over images and pooled pixels", four)),
-    )  # fmt: skip
+        page.grid(
+            page.figure(plots.score_with_interval(rows, "dice"), "Dice, mean over images"),
+            page.table(shown, "Mean over images and pooled pixels", four),
+        ),
+    )
 
 
 def _submission(context, data):
@@ -175,5 +200,9 @@ def _submission(context, data):
             yield image, None, mask, f"{row['image_id']} {reasons.get(row['image_id'], '')}".strip()
 
     failed = test["image_id"].isin(list(reasons))
-    return page.section("Submission", text, gallery(items(failed), "Rejected by the area gate") if reasons else "",
-                        gallery(items(~failed), "First masks"))  # fmt: skip
+    return page.section(
+        "Submission",
+        text,
+        gallery(items(failed), "Rejected by the area gate") if reasons else "",
+        gallery(items(~failed), "First masks"),
+    )

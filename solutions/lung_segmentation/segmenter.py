@@ -148,8 +148,9 @@ class Segmenter:
         A file that cannot be used (missing, damaged, a colour picture) has None, None and the reason in one line; the
         others have "" there. See `each` for workers.
         """
-        for image_id, both, problem in self.each(files, lambda _, image, probs: (image, self.lungs(probs, image.shape)),
-                                                 workers):  # fmt: skip
+        for image_id, both, problem in self.each(
+            files, lambda _, image, probs: (image, self.lungs(probs, image.shape)), workers
+        ):
             yield image_id, *(both or (None, None)), problem
 
     def each(self, files, finish, workers=None):

@@ -258,8 +258,9 @@ def _write_report(out, shown, gate, problems, about, seconds):
         text = "Too little lung for the gate: a failure of the network, or no frontal chest radiograph."
         pictures = gallery(shown.pictures[False], f"The first {len(shown.pictures[False])} of {shown.rejected}.")
         sections.append(page.section("Under the area gate", text, pictures))
-    areas = plots.histogram({"masks": 100 * np.array(shown.areas)}, "lung once cleaned up, % of the image",
-                            threshold=100 * gate)  # fmt: skip
+    areas = plots.histogram(
+        {"masks": 100 * np.array(shown.areas)}, "lung once cleaned up, % of the image", threshold=100 * gate
+    )
     title = f"{len(shown.pictures[True])} of {n - shown.rejected}."
     sections += [
         page.section("Outlines", gallery(shown.pictures[True], title)),

@@ -62,8 +62,4 @@ def mask_figures(model, loader, n, device, loss):
     both, predicted, true = rows[:, :-1].reshape(n, -1, 3).transpose(2, 0, 1).astype(np.int64)
     pixels = images.shape[2] * images.shape[3]
     cells = segmentation.counts_from_areas(both, predicted, true, pixels)
-    return {
-        "dice": segmentation.dice(cells).mean(),
-        "iou": segmentation.iou(cells).mean(),
-        "loss": rows[:, -1].mean(),
-    }
+    return {"dice": segmentation.dice(cells).mean(), "iou": segmentation.iou(cells).mean(), "loss": rows[:, -1].mean()}

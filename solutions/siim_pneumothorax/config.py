@@ -233,6 +233,9 @@ def check_submission(path, sample):
 
 
 KAGGLE = Source(
-    "competition", (SLUG,), samples=("stage_2_sample_submission.csv", "sample_submission.csv"),
-    check=check_submission, score="dice",
-)  # fmt: skip
+    "competition",
+    (SLUG,),
+    samples=("stage_2_sample_submission.csv", "sample_submission.csv"),
+    check=check_submission,
+    score="dice",
+)

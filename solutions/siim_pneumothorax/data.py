@@ -121,8 +121,13 @@ def prepare_competition(context):
         placeholder_ids=frozenset(test_ids),
     )
     table = _with_sizes(table, store)
-    save_folds(run.path("folds.csv"), train_ids, table.loc[train, "fold"].to_numpy(), patients,
-               f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
+    save_folds(
+        run.path("folds.csv"),
+        train_ids,
+        table.loc[train, "fold"].to_numpy(),
+        patients,
+        f"n_folds {config.n_folds}, seed {config.seed}",
+    )
     with atomic_path(run.path("images.parquet")) as path:
         table.to_parquet(path, index=False)
     _write_sample(run, test_ids)

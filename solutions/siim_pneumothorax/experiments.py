@@ -77,9 +77,13 @@ def run_ablation(context):
         for at_network in sides if variant == "window" else (False,):
             progress = partial(tqdm, total=len(rows), desc=f"regions, {variant}", leave=False)
             summaries[variant, at_network] = summarise(
-                probs, truth, (PIXEL,), connectivity=config.decision.connectivity, at_network=at_network,
+                probs,
+                truth,
+                (PIXEL,),
+                connectivity=config.decision.connectivity,
+                at_network=at_network,
                 progress=progress,
-            )  # fmt: skip
+            )
 
     def dice(min_area, side=SIZE, variant="window", gate="augmentation"):
         at_network = side != SIZE
@@ -95,10 +99,13 @@ def run_ablation(context):
         ("none", "as the paper chose", dice(3500), own, REGIONS[0][2]),
         ("gate", "without", dice(3500, gate=None), None, WITHOUT_GATE),
         ("weights", "classic SWA", dice(3500, variant="classic"), own, CLASSIC_SWA),
-        *(("regions", f"{pixels} px at {side}", dice(pixels, side), own, published)
-          for pixels, side, published in REGIONS[1:] if side == SIZE or len(sides) > 1),
+        *(
+            ("regions", f"{pixels} px at {side}", dice(pixels, side), own, published)
+            for pixels, side, published in REGIONS[1:]
+            if side == SIZE or len(sides) > 1
+        ),
         ("gate's training", "enrichment", dice(3500, gate="enrichment"), other, None),
-    ]  # fmt: skip
+    ]
     table = _ablation_table(settings, presence_of(data)[rows], np.arange(len(rows)) if patients is None else patients)
     with atomic_path(context.run.path("ablation.csv")) as path:
         table.to_csv(path, index=False)
@@ -111,8 +118,13 @@ def _ablation_table(settings, present, groups):
     base, rows = settings[0][2], []
     for comparison, setting, values, gate, published in settings:
         interval = bootstrap(values, groups)
-        row = {"comparison": comparison, "setting": setting, "dice": interval.estimate, "low": interval.low,
-               "high": interval.high}  # fmt: skip
+        row = {
+            "comparison": comparison,
+            "setting": setting,
+            "dice": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+        }
         if values is not base:
             change, p = paired_bootstrap(values, base, groups)
             row |= {"change": change.estimate, "p": p}
@@ -132,10 +144,19 @@ def _gate_probs(context, data, kind):
         fitted = train_classifier(context, data, fold, config, stage)
         model = load_classifier(config, fitted.folder / "final.safetensors")
         probs.append(
-            predict_probs([model], data.store.images, data.rows(folds=[fold]), config.size, 2 * config.batch_size,
-                          device=context.device, views=views(context.config.tta), amp=config.precision,
-                          progress=f"gate by {kind}, fold {fold}", workers=context.workers)[:, 0]
-        )  # fmt: skip
+            predict_probs(
+                [model],
+                data.store.images,
+                data.rows(folds=[fold]),
+                config.size,
+                2 * config.batch_size,
+                device=context.device,
+                views=views(context.config.tta),
+                amp=config.precision,
+                progress=f"gate by {kind}, fold {fold}",
+                workers=context.workers,
+            )[:, 0]
+        )
     return np.concatenate(probs).astype(float)
 
 
@@ -147,10 +168,18 @@ def _mask_probs(context, data, variant):
         model = load_segmenter(config, folder / f"{variant}.safetensors")
         parts.append(context.run.path(SCRATCH, f"fold{fold}-{variant}.npy"))
         predicted = predict_masks(
-            [model], data.store.images, data.rows(folds=[fold]), parts[-1], size, prediction_batch(config),
-            device=context.device, views=views(context.config.tta), amp=config.precision,
-            progress=f"{variant}, fold {fold}", workers=context.workers,
-        )  # fmt: skip
+            [model],
+            data.store.images,
+            data.rows(folds=[fold]),
+            parts[-1],
+            size,
+            prediction_batch(config),
+            device=context.device,
+            views=views(context.config.tta),
+            amp=config.precision,
+            progress=f"{variant}, fold {fold}",
+            workers=context.workers,
+        )
     shape = (sum(len(data.rows(folds=[fold])) for fold in context.config.folds), *predicted.shape[1:])
     return write_masks(context.run.path(SCRATCH, f"{variant}.npy"), shape, used_up(parts))
 
@@ -162,13 +191,28 @@ def find_learning_rates(context, steps=100):
     """
     data, fold = open_prepared(context), context.config.folds[0]
     gate, masks = context.config.classifier, context.config.segmenter
-    tests = [("segmenter", masks, build_segmenter, freeze_half,
-              partial(segmenter_step, loss=mask_loss(masks), device=context.device),
-              segmenter_loader(context, data, fold, masks, masks.sizes[0]))]  # fmt: skip
+    tests = [
+        (
+            "segmenter",
+            masks,
+            build_segmenter,
+            freeze_half,
+            partial(segmenter_step, loss=mask_loss(masks), device=context.device),
+            segmenter_loader(context, data, fold, masks, masks.sizes[0]),
+        )
+    ]
     if context.config.presence == "classifier":
-        tests.insert(0, ("classifier", gate, build_classifier, freeze_body,
-                         partial(classifier_step, device=context.device),
-                         classifier_loader(context, data, fold, gate)))  # fmt: skip
+        tests.insert(
+            0,
+            (
+                "classifier",
+                gate,
+                build_classifier,
+                freeze_body,
+                partial(classifier_step, device=context.device),
+                classifier_loader(context, data, fold, gate),
+            ),
+        )
     for name, config, build, freeze, step, loader in tests:
         torch.manual_seed(context.config.seed)
         model = build(config).to(context.device)

@@ -93,9 +93,14 @@ def train_classifier(context, data, fold, config, stage):
         partial(classifier_step, device=context.device),
         classifier_loader(context, data, fold, config),
         lambda model: gate_figures(present[held_out], predict_shared(model, shown, len(held_out), context.device)),
-        config, folder, device=context.device, seed=context.config.seed + fold, freeze=freeze_body,
-        budget=context.budget, about=[data.key, fold],
-    )  # fmt: skip
+        config,
+        folder,
+        device=context.device,
+        seed=context.config.seed + fold,
+        freeze=freeze_body,
+        budget=context.budget,
+        about=[data.key, fold],
+    )
 
 
 def train_segmenter(context, data, fold):
@@ -117,17 +122,25 @@ def train_segmenter(context, data, fold):
             partial(segmenter_step, loss=mask_loss(whole), device=context.device),
             segmenter_loader(context, data, fold, config, size),
             partial(mask_figures, loader=shown, n=len(held_out), device=context.device, size=size),
-            config, folder, device=context.device, seed=context.config.seed + fold, freeze=freeze_half,
-            budget=context.budget, about=[data.key, fold, size],
-        )  # fmt: skip
+            config,
+            folder,
+            device=context.device,
+            seed=context.config.seed + fold,
+            freeze=freeze_half,
+            budget=context.budget,
+            about=[data.key, fold, size],
+        )
     return fitted
 
 
 def _finer(config):
     return dataclasses.replace(
-        config, epochs=config.finer_epochs or config.epochs, frozen_epochs=0, lr=config.finer_lr,
+        config,
+        epochs=config.finer_epochs or config.epochs,
+        frozen_epochs=0,
+        lr=config.finer_lr,
         batch_size=config.finer_batch_size,
-    )  # fmt: skip
+    )
 
 
 def predict(context):
@@ -191,15 +204,33 @@ def _predict_rows(context, data, folds, rows, path, title):
     size, batch = config.segmenter.sizes[-1], prediction_batch(config.segmenter)
     activation = tta.sigmoid_and_presence if config.presence == "head" else tta.sigmoid
     predicted = predict_masks(
-        masks, data.store.images, rows, path, size, batch, views=views(config.tta), activation=activation,
-        amp=config.segmenter.precision, progress=f"masks, {title}", **common,
-    )  # fmt: skip
+        masks,
+        data.store.images,
+        rows,
+        path,
+        size,
+        batch,
+        views=views(config.tta),
+        activation=activation,
+        amp=config.segmenter.precision,
+        progress=f"masks, {title}",
+        **common,
+    )
     if config.presence != "classifier":
         return predicted[1] if config.presence == "head" else None
     gates = [load_classifier(config.classifier, of_fold[1]) for of_fold in files]
     size, batch = config.classifier.size, 2 * config.classifier.batch_size
-    return predict_probs(gates, data.store.images, rows, size, batch, views=views(config.tta),
-                         amp=config.classifier.precision, progress=f"gate, {title}", **common)[:, 0]  # fmt: skip
+    return predict_probs(
+        gates,
+        data.store.images,
+        rows,
+        size,
+        batch,
+        views=views(config.tta),
+        amp=config.classifier.precision,
+        progress=f"gate, {title}",
+        **common,
+    )[:, 0]
 
 
 def prediction_batch(config):
@@ -223,8 +254,13 @@ def tune(context):
     run.forget("tune")
     oof, regions, patients = oof_regions(context)
     gate = oof["presence"].to_numpy(float)
-    tuned = tune_nested(rules(decision), lambda rule: rule_dice(regions, rule, gate), oof["fold"].to_numpy(), patients,
-                        context.config.seed)  # fmt: skip
+    tuned = tune_nested(
+        rules(decision),
+        lambda rule: rule_dice(regions, rule, gate),
+        oof["fold"].to_numpy(),
+        patients,
+        context.config.seed,
+    )
     with atomic_path(run.path("oof_dice.parquet")) as path:
         present = (regions.truth > 0).astype(int)
         oof.assign(dice=tuned.dice, part=tuned.parts, present=present).to_parquet(path, index=False)
@@ -242,8 +278,12 @@ def _tune_key(context):
     """What the rule follows from; InputError where the predictions are not those of the present networks."""
     data, run = open_prepared(context), context.run
     check_predicted(run, _predict_key(context, data), PREDICTED)
-    return [to_dict(context.config.decision), context.config.seed, run.step("predict")["key"],
-            data.table["patient_id"].tolist()]  # fmt: skip
+    return [
+        to_dict(context.config.decision),
+        context.config.seed,
+        run.step("predict")["key"],
+        data.table["patient_id"].tolist(),
+    ]
 
 
 def oof_regions(context):
@@ -372,6 +412,13 @@ def find_lr(context):
 
 
 VERBS = {
-    "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
-    "report": report, "ablate": ablate, "find_lr": find_lr,
-}  # fmt: skip
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "tune": tune,
+    "score": score,
+    "submit": submit,
+    "report": report,
+    "ablate": ablate,
+    "find_lr": find_lr,
+}

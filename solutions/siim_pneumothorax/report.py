@@ -70,10 +70,16 @@ def _headline(context, data):
 def _data(data):
     table = data.table
     train = table[table["split"] == "train"]
-    folds = train.groupby("fold").agg(
-        images=("row", "size"), positive=("present", "sum"), patients=("patient_id", "nunique"),
-        median_area=("area", lambda a: float(np.median(a[a > 0])) if (a > 0).any() else np.nan),
-    ).reset_index()  # fmt: skip
+    folds = (
+        train.groupby("fold")
+        .agg(
+            images=("row", "size"),
+            positive=("present", "sum"),
+            patients=("patient_id", "nunique"),
+            median_area=("area", lambda a: float(np.median(a[a > 0])) if (a > 0).any() else np.nan),
+        )
+        .reset_index()
+    )
     areas = {"masks": 100 * train.loc[train["area"] > 0, "area"].to_numpy() / SIZE**2}
     return page.section(
         "Data",

@@ -121,9 +121,14 @@ def with_some_negatives(data, rows, per_positive, seed):
 def _train_loader(context, dataset, config, positives=None):
     rate = getattr(config, "positive_rate", ())
     sampler = EpochSampler(
-        len(dataset), config.batch_size, context.config.seed, positives=positives,
-        positive_rate=sliding_rate(*rate) if rate else None, rank=distributed.rank(), world=distributed.world(),
-    )  # fmt: skip
+        len(dataset),
+        config.batch_size,
+        context.config.seed,
+        positives=positives,
+        positive_rate=sliding_rate(*rate) if rate else None,
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
     return make_loader(dataset, sampler, context.workers, context.config.seed, context.device.type == "cuda")
 
 

@@ -20,9 +20,7 @@ def compose(transforms, least_seen=0.3):
     Boxes are cut at the border. One is dropped when a step leaves less than `least_seen` of its area, or a side under
     one pixel, since nobody could say what the rest shows; the share is ours.
     """
-    boxes = A.BboxParams(
-        "pascal_voc", ["labels"], min_visibility=least_seen, min_width=1, min_height=1, clip=True
-    )  # fmt: skip
+    boxes = A.BboxParams("pascal_voc", ["labels"], min_visibility=least_seen, min_width=1, min_height=1, clip=True)
     return A.Compose(transforms, bbox_params=boxes)
 
 
@@ -114,9 +112,7 @@ def podium(size):
     Flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; diffused noise, now and then dark.
     """
     sigma = 1.1 * size / 1024
-    moved = A.Affine(
-        scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5
-    )  # fmt: skip
+    moved = A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
     tone = [Blend(False, p=1.0), Blend(True, p=1.0), A.RandomGamma((80, 125), p=1.0), A.CLAHE((1.0, 3.0), p=1.0)]
     focus = [_blur(sigma, 1.0), A.Sharpen(alpha=(0.1, 0.3), p=1.0)]
     shade = DiffusedNoise((3, 10), strength=(-0.15, 0.3), p=0.15)

@@ -13,10 +13,22 @@ from common.kaggle import Source
 
 SLUG = "vinbigdata-chest-xray-abnormalities-detection"
 CLASSES = (
-    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
-    "Lung Opacity", "Nodule/Mass", "Other lesion", "Pleural effusion", "Pleural thickening", "Pneumothorax",
-    "Pulmonary fibrosis", "No finding",
-)  # fmt: skip
+    "Aortic enlargement",
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Consolidation",
+    "ILD",
+    "Infiltration",
+    "Lung Opacity",
+    "Nodule/Mass",
+    "Other lesion",
+    "Pleural effusion",
+    "Pleural thickening",
+    "Pneumothorax",
+    "Pulmonary fibrosis",
+    "No finding",
+)
 NO_FINDING = 14
 IOU = 0.4  # of the competition's metric: a detection matches above it
 
@@ -179,32 +191,58 @@ PAPER = Config()
 # finding on every image.
 PODIUM = Config(
     detector=DetectorConfig(
-        backbone="convnext_small.fb_in22k_ft_in1k", epochs=20, lr=1e-4, batch_size=8, optimizer="adamw",
-        weight_decay=5e-2, averaging=("ema", "best_k", "best"),
+        backbone="convnext_small.fb_in22k_ft_in1k",
+        epochs=20,
+        lr=1e-4,
+        batch_size=8,
+        optimizer="adamw",
+        weight_decay=5e-2,
+        averaging=("ema", "best_k", "best"),
     ),
     members=("podium", "retinanet-podium", "fcos-podium"),
     healthy=HealthyConfig(backbone="convnext_small.fb_in22k_ft_in1k", size=512, epochs=10, optimizer="adamw"),
     fusion=FusionConfig(weights=(1.0,), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001), try_weights=(1.0, 2.0, 3.0)),
     decision=DecisionConfig(rule=("append", "replace"), alpha=(0.95, 0.997), beta=(0.0, 0.1, 0.3)),
-    n_folds=5, healthy_folds=0, folds=(0, 1, 2, 3, 4), tta=("flip",),
-)  # fmt: skip
+    n_folds=5,
+    healthy_folds=0,
+    folds=(0, 1, 2, 3, 4),
+    tta=("flip",),
+)
 
 # Two CPU cores, minutes: the paper's cascade with small networks on small images. The last epochs are kept, so that no
 # score is flattered by a choice among epochs.
 DEMO = Config(
     detector=DetectorConfig(
-        backbone="tf_efficientnet_lite0", size=256, channels=96, epochs=12, lr=3e-4, batch_size=4,
-        optimizer="adamw", weight_decay=1e-2, per_image=50, averaging=("last",),
+        backbone="tf_efficientnet_lite0",
+        size=256,
+        channels=96,
+        epochs=12,
+        lr=3e-4,
+        batch_size=4,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        per_image=50,
+        averaging=("last",),
     ),
     members=("flip", "noise"),
     healthy=HealthyConfig(
-        backbone="tf_efficientnet_lite0", size=128, epochs=6, lr=5e-4, batch_size=8, optimizer="adamw",
-        weight_decay=1e-2, schedule="warm_cosine", averaging=("last",),
+        backbone="tf_efficientnet_lite0",
+        size=128,
+        epochs=6,
+        lr=5e-4,
+        batch_size=8,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        schedule="warm_cosine",
+        averaging=("last",),
     ),
     fusion=FusionConfig(weights=(1.0,)),
     decision=DecisionConfig(rule=("replace", "append"), alpha=(0.9, 0.95, 0.997), beta=(0.0, 0.1, 0.3, 0.5)),
-    n_folds=2, healthy_folds=0, folds=(0, 1), store_size=256,
-)  # fmt: skip
+    n_folds=2,
+    healthy_folds=0,
+    folds=(0, 1),
+    store_size=256,
+)
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 MORE_VERBS = ("ablate",)  # beside those that every solution has
@@ -219,6 +257,4 @@ def check_submission(path, sample):
     return validate_boxes(path, sample)
 
 
-KAGGLE = Source(
-    "competition", (SLUG,), check=check_submission, score="map",
-)  # fmt: skip
+KAGGLE = Source("competition", (SLUG,), check=check_submission, score="map")

@@ -194,8 +194,13 @@ def prepare_competition(context):
     run.forget("prepare")  # what follows must not be taken for whole where it is cut off
     write_table(run.path("images.parquet"), table)
     write_table(run.path("boxes.parquet"), boxes)
-    save_folds(run.path("folds.csv"), train_ids, table.loc[train, "fold"].to_numpy(), patients,
-               f"n_folds {config.n_folds}, seed {config.seed}")  # fmt: skip
+    save_folds(
+        run.path("folds.csv"),
+        train_ids,
+        table.loc[train, "fold"].to_numpy(),
+        patients,
+        f"n_folds {config.n_folds}, seed {config.seed}",
+    )
     _write_sample(run, test_ids)
     inputs = (labels_path, sample_path, options.id_map, *options.sizes)
     run.describe(config.seed, [p for p in inputs if p is not None and p.is_file()])

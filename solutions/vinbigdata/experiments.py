@@ -49,18 +49,30 @@ def run_ablation(context):
 
     weights, whole = config.fusion.weights, config.fusion.method
     steps = {
-        "base": tuned("best", "none"), "+ WBF": tuned(whole, "none"), "+ 2CC": tuned("best", "replace"),
-        "+ WBF + 2CC": tuned(whole, "replace"), "+ WBF + winners' rule": tuned(whole, "append"),
-    }  # fmt: skip
+        "base": tuned("best", "none"),
+        "+ WBF": tuned(whole, "none"),
+        "+ 2CC": tuned("best", "replace"),
+        "+ WBF + 2CC": tuned(whole, "replace"),
+        "+ WBF + winners' rule": tuned(whole, "append"),
+    }
     groups = patients_of(images)
     table = []
     for name, found in steps.items():
         gain, p = paired_map(found.result, steps["base"].result, groups, seed=config.seed)
-        table.append({
-            "step": name, "map": found.score.estimate, "low": found.score.low, "high": found.score.high,
-            "findings": mean_of_defined(found.result.classes["ap"].to_numpy()[list(FINDINGS)]), "gain": gain.estimate,
-            "gain_low": gain.low, "gain_high": gain.high, "p": p, "paper": PUBLISHED.get(name),
-        })  # fmt: skip
+        table.append(
+            {
+                "step": name,
+                "map": found.score.estimate,
+                "low": found.score.low,
+                "high": found.score.high,
+                "findings": mean_of_defined(found.result.classes["ap"].to_numpy()[list(FINDINGS)]),
+                "gain": gain.estimate,
+                "gain_low": gain.low,
+                "gain_high": gain.high,
+                "p": p,
+                "paper": PUBLISHED.get(name),
+            }
+        )
     table[0] |= dict.fromkeys(("gain", "gain_low", "gain_high", "p"))
     table = pd.DataFrame(table)
     write_csv(run.path("ablation.csv"), table)
@@ -69,8 +81,15 @@ def run_ablation(context):
     for member in config.members:
         mine = oof[oof["member"] == member]
         _, score = bootstrap_map(evaluate(mine, truth, images["image_id"], alone), groups, seed=config.seed)
-        members.append({"member": member, "map": score.estimate, "low": score.low, "high": score.high,
-                        "map_coco": coco_scores(mine, truth, images["image_id"], coco)[0]["ap"]})  # fmt: skip
+        members.append(
+            {
+                "member": member,
+                "map": score.estimate,
+                "low": score.low,
+                "high": score.high,
+                "map_coco": coco_scores(mine, truth, images["image_id"], coco)[0]["ap"],
+            }
+        )
     members = pd.DataFrame(members)
     write_csv(run.path("figure1.csv"), members)
     run.record("ablation", key)

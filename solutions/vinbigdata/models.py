@@ -13,9 +13,15 @@ def build_detector(config, weights=None):
     """
     build = {"faster_rcnn": detectors.faster_rcnn, "retinanet": detectors.retinanet, "fcos": detectors.fcos}
     return build[config.architecture](
-        config.backbone, NO_FINDING, config.size, config.weights if weights is None else weights, nms=config.nms,
-        per_image=config.per_image, channels=config.channels, frozen_norms=config.weights != "none",
-    )  # fmt: skip
+        config.backbone,
+        NO_FINDING,
+        config.size,
+        config.weights if weights is None else weights,
+        nms=config.nms,
+        per_image=config.per_image,
+        channels=config.channels,
+        frozen_norms=config.weights != "none",
+    )
 
 
 def load_detector(config, path):

@@ -86,9 +86,13 @@ def train_detector(context, data, fold, member):
         partial(detector_step, device=context.device),
         detector_loader(context, data, rows, config, member),
         partial(detector_figures, loader=shown, data=data, rows=held_out, config=config, device=context.device),
-        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        config,
+        folder,
+        device=context.device,
+        seed=context.config.seed + fold,
+        budget=context.budget,
         about=[data.key, fold, member],
-    )  # fmt: skip
+    )
 
 
 def train_healthy(context, data, fold):
@@ -101,9 +105,13 @@ def train_healthy(context, data, fold):
         partial(healthy_step, device=context.device),
         healthy_loader(context, data, rows, config),
         partial(healthy_figures, loader=shown, data=data, rows=held_out, device=context.device),
-        config, folder, device=context.device, seed=context.config.seed + fold, budget=context.budget,
+        config,
+        folder,
+        device=context.device,
+        seed=context.config.seed + fold,
+        budget=context.budget,
         about=[data.key, fold],
-    )  # fmt: skip
+    )
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------
@@ -132,8 +140,10 @@ def predict(context):
     run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in config.folds))
     for part in run.folder.glob("fold*/predicted*.parquet"):  # the parts have done their duty
         part.unlink()
-    log.info(f"predicted {len(pd.read_parquet(run.path('oof.parquet'))):,} boxes out of fold, "
-             f"{len(pd.read_parquet(run.path('test.parquet'))):,} on {len(test)} test images")  # fmt: skip
+    log.info(
+        f"predicted {len(pd.read_parquet(run.path('oof.parquet'))):,} boxes out of fold, "
+        f"{len(pd.read_parquet(run.path('test.parquet'))):,} on {len(test)} test images"
+    )
 
 
 def predict_test(context, data):
@@ -161,8 +171,16 @@ def _boxes_part(context, data, key, fold, rows, name):
         for member in config.members:
             detector = config.detector_of(member)
             model = load_detector(detector, trained_weights(run, fold, member))
-            found = predict_boxes(model, data, rows, detector, context.device, config.tta, context.workers,
-                                  f"{name}, fold {fold}, {member}")  # fmt: skip
+            found = predict_boxes(
+                model,
+                data,
+                rows,
+                detector,
+                context.device,
+                config.tta,
+                context.workers,
+                f"{name}, fold {fold}, {member}",
+            )
             boxes.append(found.assign(member=member, fold=fold))
         write_table(run.path(file), pd.concat(boxes, ignore_index=True))
         run.record(f"predict {name} {fold}", key)
@@ -178,9 +196,19 @@ def _healthy_part(context, data, key, fold, rows, name):
     if not run.is_done(f"predict healthy {name} {fold}", key, [file]):
         model = load_healthy(config.healthy, trained_weights(run, fold, "healthy"))
         views = [tta.IDENTITY, *[tta.FLIP] * ("flip" in config.tta)]
-        logits = predict_probs([model], data.store.images, rows, config.healthy.size, 2 * config.healthy.batch_size,
-                               device=context.device, views=views, amp="fp32", activation=torch.Tensor.float,
-                               progress=f"2CC, {name}, fold {fold}", workers=context.workers)[:, 0]  # fmt: skip
+        logits = predict_probs(
+            [model],
+            data.store.images,
+            rows,
+            config.healthy.size,
+            2 * config.healthy.batch_size,
+            device=context.device,
+            views=views,
+            amp="fp32",
+            activation=torch.Tensor.float,
+            progress=f"2CC, {name}, fold {fold}",
+            workers=context.workers,
+        )[:, 0]
         ids = data.table.set_index("row")["image_id"][rows].to_numpy()
         write_table(run.path(file), pd.DataFrame({"image_id": ids, "fold": fold, "logit": logits.astype(float)}))
         run.record(f"predict healthy {name} {fold}", key)
@@ -217,8 +245,16 @@ def tune(context):
     images = data.table.set_index("row").loc[rows].reset_index()
     truth = data.truth(rows)
     healthy = read_parquet(run.path("oof_healthy.parquet")).set_index("image_id")["healthy"]
-    tuned = tune_detection(read_parquet(run.path("oof.parquet")), truth, images, healthy, config.members,
-                           config.fusion, config.decision, seed=config.seed)  # fmt: skip
+    tuned = tune_detection(
+        read_parquet(run.path("oof.parquet")),
+        truth,
+        images,
+        healthy,
+        config.members,
+        config.fusion,
+        config.decision,
+        seed=config.seed,
+    )
     write_table(run.path("oof_decided.parquet"), tuned.detections)
     write_csv(run.path("surface.csv"), tuned.surface)
     write_csv(run.path("sweep.csv"), tuned.sweep)
@@ -266,10 +302,12 @@ def _figures(tuned, images, healthy, tested, nothing):
         "images": len(images),
         "abnormal": int((true == 0).sum()),
         "nested_by": "halves of the patients" if tuned.halves else "folds",
-        "healthy": {"auroc": None if np.isnan(auroc) else float(auroc),
-                    "accuracy": float(classification.accuracy(counts)),
-                    "share_above": {"oof": shares(probs), "test": shares(tested) if len(tested) else None}},
-    }  # fmt: skip
+        "healthy": {
+            "auroc": None if np.isnan(auroc) else float(auroc),
+            "accuracy": float(classification.accuracy(counts)),
+            "share_above": {"oof": shares(probs), "test": shares(tested) if len(tested) else None},
+        },
+    }
 
 
 def _tune_key(context):
@@ -376,6 +414,12 @@ def ablate(context):
 
 
 VERBS = {
-    "prepare": prepare, "train": train, "predict": predict, "tune": tune, "score": score, "submit": submit,
-    "report": report, "ablate": ablate,
-}  # fmt: skip
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "tune": tune,
+    "score": score,
+    "submit": submit,
+    "report": report,
+    "ablate": ablate,
+}

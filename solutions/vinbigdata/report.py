@@ -72,12 +72,14 @@ def _data(data):
     shares = sizes[BOX].to_numpy() / sizes[["width", "height", "width", "height"]].to_numpy()
     areas = 100 * (shares[:, 2] - shares[:, 0]) * (shares[:, 3] - shares[:, 1])
     of = sizes["class_id"].to_numpy()
-    counts = pd.DataFrame({
-        "class": CLASSES,
-        "images": [*(int(train[f"c{k}"].sum()) for k in range(NO_FINDING)), int((train["abnormal"] == 0).sum())],
-        "boxes": [*(int((of == k).sum()) for k in range(NO_FINDING)), ""],
-        "median area, %": [float(np.median(areas[of == k])) if (of == k).any() else np.nan for k in range(15)],
-    })  # fmt: skip
+    counts = pd.DataFrame(
+        {
+            "class": CLASSES,
+            "images": [*(int(train[f"c{k}"].sum()) for k in range(NO_FINDING)), int((train["abnormal"] == 0).sum())],
+            "boxes": [*(int((of == k).sum()) for k in range(NO_FINDING)), ""],
+            "median area, %": [float(np.median(areas[of == k])) if (of == k).any() else np.nan for k in range(15)],
+        }
+    )
     folds = train.groupby("fold").agg(images=("row", "size"), abnormal=("abnormal", "sum")).reset_index()
     maps = {CLASSES[k]: shares[of == k] for k in range(NO_FINDING)}
     return page.section(
@@ -111,10 +113,12 @@ def _classes(run, data, found, rows):
             page.figure(plots.score_with_interval(lines, "AP"), "AP of each class"),
             page.figure(detection_plots.pr_curves(curves), "Precision and recall, with the AP of each class"),
             page.figure(detection_plots.bars(dict(zip(kinds, errors["count"], strict=True)), "count"), "Errors"),
-            page.figure(detection_plots.bars(dict(zip(kinds, errors["ap_gained"], strict=True)), "mAP gained"),
-                        "What mending one kind of error would gain"),
+            page.figure(
+                detection_plots.bars(dict(zip(kinds, errors["ap_gained"], strict=True)), "mAP gained"),
+                "What mending one kind of error would gain",
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 def _decision(run):
@@ -147,17 +151,22 @@ def _healthy(run, data, rows):
         read_json(run.path("tuned.json"))["rule"],
         read_json(run.path("score.json"))["healthy"]["share_above"],
     )
-    shown = [{"images": name, **{f"above {end} {rule[end]:g}": f"{share[end]:.1%}" for end in ("alpha", "beta")}}
-             for name, share in shares.items() if share]  # fmt: skip
+    shown = [
+        {"images": name, **{f"above {end} {rule[end]:g}": f"{share[end]:.1%}" for end in ("alpha", "beta")}}
+        for name, share in shares.items()
+        if share
+    ]
     return page.section(
         "Healthy or not (2CC)",
         page.grid(
             page.figure(plots.roc_curve(healthy, probs), "ROC curve, out of fold"),
-            page.figure(plots.histogram(groups, "probability of health", threshold=rule["alpha"]),
-                        "Probabilities by truth; dashed: alpha"),
+            page.figure(
+                plots.histogram(groups, "probability of health", threshold=rule["alpha"]),
+                "Probabilities by truth; dashed: alpha",
+            ),
             page.table(pd.DataFrame(shown), "Out of fold and of the test images (mean of the folds' logits)"),
         ),
-    )  # fmt: skip
+    )
 
 
 def _gallery(run, data, found, rows, count=8):
@@ -176,9 +185,12 @@ def _gallery(run, data, found, rows, count=8):
         f"At most {SHOWN} boxes an image, those of the highest scores; p is the probability of health.",
         gallery(_items(data, found, abnormal[::step][:count]), "With findings", overlay=box_overlay),
         gallery(_items(data, found, _of(images, worst)), "Boxes where nothing is", overlay=box_overlay),
-        gallery(_items(data, found, lost[: count // 2]), "Findings given up: no box left by the rule",
-                overlay=box_overlay) if len(lost) else "",
-    )  # fmt: skip
+        gallery(
+            _items(data, found, lost[: count // 2]), "Findings given up: no box left by the rule", overlay=box_overlay
+        )
+        if len(lost)
+        else "",
+    )
 
 
 def _of(images, ids):
@@ -221,11 +233,13 @@ def _ablation(run):
         page.table(table, "The paper's table 1, out of fold, nested; paper: its score on the test set", four),
         page.grid(
             page.figure(plots.score_with_interval(rows, "mAP@0.4"), "The paper's table 1 on these images"),
-            page.figure(plots.score_with_interval(lines, "mAP@0.4 of the findings"),
-                        "The paper's figure 1: each member alone, over all images, healthy ones too"),
+            page.figure(
+                plots.score_with_interval(lines, "mAP@0.4 of the findings"),
+                "The paper's figure 1: each member alone, over all images, healthy ones too",
+            ),
             page.table(members, "With COCO's AP", dict.fromkeys(("map", "low", "high", "map_coco"), ".4f")),
         ),
-    )  # fmt: skip
+    )
 
 
 def _submission(run, data):

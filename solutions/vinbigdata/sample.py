@@ -45,10 +45,15 @@ FINDINGS = {
     "ILD": (draws.ild,),
 }
 MISTAKEN = {
-    "Atelectasis": "Consolidation", "Consolidation": "Lung Opacity", "Lung Opacity": "Infiltration",
-    "Infiltration": "Lung Opacity", "ILD": "Pulmonary fibrosis", "Pulmonary fibrosis": "ILD",
-    "Other lesion": "Nodule/Mass", "Nodule/Mass": "Calcification",
-}  # fmt: skip
+    "Atelectasis": "Consolidation",
+    "Consolidation": "Lung Opacity",
+    "Lung Opacity": "Infiltration",
+    "Infiltration": "Lung Opacity",
+    "ILD": "Pulmonary fibrosis",
+    "Pulmonary fibrosis": "ILD",
+    "Other lesion": "Nodule/Mass",
+    "Nodule/Mass": "Calcification",
+}
 MISTAKES, MISSES, JITTER = 0.08, 0.12, 0.05  # shares of findings; deviation of an edge, as a share of the box's side
 KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # who read that share of the abnormal images
 BITS = (10, 12, 14, 16)

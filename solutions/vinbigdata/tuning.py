@@ -90,10 +90,19 @@ def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=
     sweep = [replace(best, alpha=a, beta=b) for a, b in itertools.product(SWEEP, (-1.0, *SWEEP)) if b <= a]
     sweep = [{"alpha": rule.alpha, "beta": rule.beta, "map": trials.scores(rule)[0]} for rule in sweep]
     return Tuned(
-        best, part_rules, parts, halves, detections, result, score, class_scores, float(trials.scores(best)[0]),
-        pd.DataFrame(surface).drop(columns="weights"), pd.DataFrame(sweep),
+        best,
+        part_rules,
+        parts,
+        halves,
+        detections,
+        result,
+        score,
+        class_scores,
+        float(trials.scores(best)[0]),
+        pd.DataFrame(surface).drop(columns="weights"),
+        pd.DataFrame(sweep),
         pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]}),
-    )  # fmt: skip
+    )
 
 
 def patients_of(images):

@@ -93,8 +93,28 @@ def test_usable_ids(good):
     assert check_id(good, "t.csv, row 2") == good
 
 
-@pytest.mark.parametrize("bad", ["", ".", "..", "../x", "a/b", "a\\b", "/etc", ".hidden", "-x", "a..b", "a b", "a\n",
-                                 "é", "a\0", None, 7, float("nan")])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        "/etc",
+        ".hidden",
+        "-x",
+        "a..b",
+        "a b",
+        "a\n",
+        "é",
+        "a\0",
+        None,
+        7,
+        float("nan"),
+    ],
+)
 def test_unusable_ids(bad):
     with pytest.raises(InputError, match=r"^t\.csv, row 2: .* is not a usable id"):
         check_id(bad, "t.csv, row 2")

@@ -31,8 +31,22 @@ from common.phantom_findings import (
 )
 
 SEEDS = range(5)
-SHADOWS = (nodule, mass, consolidation, opacity, effusion, cardiomegaly, aortic_enlargement, atelectasis, calcification,
-           cavity, fibrosis, ild, infiltration, pleural_thickening)  # fmt: skip
+SHADOWS = (
+    nodule,
+    mass,
+    consolidation,
+    opacity,
+    effusion,
+    cardiomegaly,
+    aortic_enlargement,
+    atelectasis,
+    calcification,
+    cavity,
+    fibrosis,
+    ild,
+    infiltration,
+    pleural_thickening,
+)
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ class Config:
 def context(tmp_path):
     run = Run(tmp_path / "run")
     options = SimpleNamespace(store=None, data=None, test=None)
-    yield SimpleNamespace(solution="lungs", preset="demo", config=Config(), options=options, run=run,
-                          submissions=tmp_path / "submissions")  # fmt: skip
+    yield SimpleNamespace(
+        solution="lungs", preset="demo", config=Config(), options=options, run=run, submissions=tmp_path / "submissions"
+    )
     run.close()
 
 

@@ -64,10 +64,16 @@ def test_all_that_is_needed_lies_flat_in_one_folder(trained, run):
     about = read_json(trained / "trained.json")
     assert about.pop("files") == {name: file_hash(trained / name) for name in names[:3]}
     assert about == {
-        "format": 1, "solution": "films", "preset": "demo", "config": {"store_size": 16, "folds": [3]}, "git": "abc",
-        "packages": {"torch": "9"}, "score": {"metric": "dice", "estimate": 0.5, "low": 0.25, "high": 0.75},
-        "neutral": "-1", "rule": {"rule": {"pixel": 0.5}},
-    }  # fmt: skip
+        "format": 1,
+        "solution": "films",
+        "preset": "demo",
+        "config": {"store_size": 16, "folds": [3]},
+        "git": "abc",
+        "packages": {"torch": "9"},
+        "score": {"metric": "dice", "estimate": 0.5, "low": 0.25, "high": 0.75},
+        "neutral": "-1",
+        "rule": {"rule": {"pixel": 0.5}},
+    }
     shutil.rmtree(run)
     found = Trained.open(trained, "films")
     assert found.weights(3, "net-512").read_bytes() == b"net-512" and found.path("extra.bin").read_bytes() == b"more"
@@ -122,17 +128,20 @@ def change(**values):
     return spoil
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (spoil_weights, "fold3-gate.safetensors: not the file that was exported"),
-    (lose_weights, "extra.bin: missing"),
-    (lambda folder: (folder / "trained.json").unlink(), "not a trained folder"),
-    (lambda folder: (folder / "trained.json").write_text("{"), "not a JSON file"),
-    (lambda folder: (folder / "trained.json").write_text("[]"), "not of format 1"),
-    (change(format=2), "not of format 1, which this program reads, but 2"),
-    (change(rule=None), "no rule"),
-    (change(files={"../../etc/passwd": "0"}), "not a usable id"),
-    (change(solution="games"), "what games has learnt, not films"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_weights, "fold3-gate.safetensors: not the file that was exported"),
+        (lose_weights, "extra.bin: missing"),
+        (lambda folder: (folder / "trained.json").unlink(), "not a trained folder"),
+        (lambda folder: (folder / "trained.json").write_text("{"), "not a JSON file"),
+        (lambda folder: (folder / "trained.json").write_text("[]"), "not of format 1"),
+        (change(format=2), "not of format 1, which this program reads, but 2"),
+        (change(rule=None), "no rule"),
+        (change(files={"../../etc/passwd": "0"}), "not a usable id"),
+        (change(solution="games"), "what games has learnt, not films"),
+    ],
+)
 def test_what_is_damaged_or_of_others_is_refused(trained, spoil, message):
     spoil(trained)
     with pytest.raises(InputError, match=message) as caught:
@@ -140,11 +149,14 @@ def test_what_is_damaged_or_of_others_is_refused(trained, spoil, message):
     assert str(trained) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    (None, "not the folder of a finished run"),
-    ({"solution": "games"}, "not the configuration of a run of films"),
-    ({"solution": "films", "colour": 1}, "unknown field 'colour'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "not the folder of a finished run"),
+        ({"solution": "games"}, "not the configuration of a run of films"),
+        ({"solution": "films", "colour": 1}, "unknown field 'colour'"),
+    ],
+)
 def test_what_is_no_run_is_not_exported(tmp_path, values, message):
     if values:
         write_json(tmp_path / "other" / "config.json", values)

@@ -68,9 +68,7 @@ def test_the_seed_alone_decides():
 
 
 @pytest.mark.parametrize(
-    "rename",
-    [str, float, lambda g: (g, "a"), lambda g: g if g % 2 else str(g)],
-    ids=["str", "float", "tuple", "mixed"],
+    "rename", [str, float, lambda g: (g, "a"), lambda g: g if g % 2 else str(g)], ids=["str", "float", "tuple", "mixed"]
 )
 def test_any_hashable_value_is_a_group(rename):
     labels, groups = table(3)

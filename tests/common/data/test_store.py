@@ -79,9 +79,17 @@ def test_rows_hold_the_stretched_images_in_order(tmp_path):
         np.testing.assert_array_equal(store.images[row], expected)
     table = store.table
     assert list(table.columns) == [
-        "image_id", "row", "width", "height", "colour", "ok", "patient_id", "patient_age", "patient_sex",
+        "image_id",
+        "row",
+        "width",
+        "height",
+        "colour",
+        "ok",
+        "patient_id",
+        "patient_age",
+        "patient_sex",
         "view_position",
-    ]  # fmt: skip
+    ]
     assert list(table.image_id) == ["first", "i5", "i4", "i3", "i2", "i1"] and list(table.row) == list(range(6))
     assert list(table.width) == [40, 55, 56, 57, 58, 59] and list(table.height) == [50, 25, 24, 23, 22, 21]
     assert table.ok.all() and list(table.patient_id) == ["P7"] + [""] * 5 and table.view_position[0] == "PA"

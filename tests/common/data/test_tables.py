@@ -58,8 +58,11 @@ def test_maps_that_are_refused(lines, said, write):
 
 def test_ids_keep_their_order(write):
     assert read_ids(write("id,x", "b,1", "a,2"), ["id", "x"]) == ["b", "a"]
-    for lines, said in ((["id,x", "a,1", "a,2"], "row 3: a is there twice"), (["id,x", "a b,1"], "row 2: 'a b' is not"),
-                        (["id,x"], "no rows")):  # fmt: skip
+    for lines, said in (
+        (["id,x", "a,1", "a,2"], "row 3: a is there twice"),
+        (["id,x", "a b,1"], "row 2: 'a b' is not"),
+        (["id,x"], "no rows"),
+    ):
         with pytest.raises(InputError, match=said):
             read_ids(write(*lines), ["id", "x"])
 
@@ -82,10 +85,13 @@ def test_images_that_are_refused(write, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "my film.png").touch()
     for path, said in (
-        (tmp_path / "empty", "no images in it"), (tmp_path / "odd", "'my film' is not a usable id"),
-        (tmp_path / "nowhere", "no such file"), (write("id", "a.png", "a.jpg"), r"\(--test\), row 3: a is there twice"),
-        (write("id", "/etc/x.png", name="other.csv"), "row 2"), (write("id", name="none.csv"), "no rows"),
-    ):  # fmt: skip
+        (tmp_path / "empty", "no images in it"),
+        (tmp_path / "odd", "'my film' is not a usable id"),
+        (tmp_path / "nowhere", "no such file"),
+        (write("id", "a.png", "a.jpg"), r"\(--test\), row 3: a is there twice"),
+        (write("id", "/etc/x.png", name="other.csv"), "row 2"),
+        (write("id", name="none.csv"), "no rows"),
+    ):
         if path.name == "other.csv":  # a path in a table is cut to its name
             assert named_images(path)[0] == ["x"]
             continue

@@ -41,8 +41,11 @@ def test_our_wheel_holds_all_of_ours_and_the_lung_weights(tmp_path):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         inside = archive.read("solutions/lung_segmentation/weights/lungs.safetensors")
         needs = archive.read("cxr_solutions-0.1.0.dist-info/METADATA").decode()
-    ours = {str(path.relative_to(wheels.ROOT)) for package in ("common", "solutions")
-            for path in (wheels.ROOT / package).rglob("*.py")}  # fmt: skip
+    ours = {
+        str(path.relative_to(wheels.ROOT))
+        for package in ("common", "solutions")
+        for path in (wheels.ROOT / package).rglob("*.py")
+    }
     weights = {f"solutions/lung_segmentation/weights/{name}" for name in ("README.md", "lungs.sha256")}
     assert names == ours | weights | {"solutions/lung_segmentation/weights/lungs.safetensors"}
     assert inside == (wheels.ROOT / "solutions/lung_segmentation/weights/lungs.safetensors").read_bytes()
@@ -121,8 +124,13 @@ def test_wheels_that_cannot_be_had(index, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^wheels for Python 3.12 cannot be had: .*no-such"):
         fetch(tmp_path / "to", "no-such>=1")
     monkeypatch.delenv("PIP_NO_INDEX")
-    for name, value in {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1", "NO_PROXY": "*",
-                        "PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": ""}.items():  # fmt: skip
+    for name, value in {
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_RETRIES": "1",
+        "NO_PROXY": "*",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_EXTRA_INDEX_URL": "",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"had: the package index cannot be reached; is there internet here\?$"):
         fetch(tmp_path / "to", "no-such>=1")
@@ -149,11 +157,21 @@ def trained(folder, solution="siim_pneumothorax", **weights):
     for name, content in (weights or {"fold0-segmenter-64": b"weights"}).items():
         (folder / f"{name}.safetensors").write_bytes(content)
         files[f"{name}.safetensors"] = file_hash(folder / f"{name}.safetensors")
-    write_json(folder / "trained.json", {
-        "format": 1, "solution": solution, "preset": "demo", "config": {}, "git": "", "packages": {},
-        "score": {"metric": "dice", "estimate": 0.5, "low": 0.4, "high": 0.6}, "files": files, "neutral": "-1",
-        "rule": {},
-    })  # fmt: skip
+    write_json(
+        folder / "trained.json",
+        {
+            "format": 1,
+            "solution": solution,
+            "preset": "demo",
+            "config": {},
+            "git": "",
+            "packages": {},
+            "score": {"metric": "dice", "estimate": 0.5, "low": 0.4, "high": 0.6},
+            "files": files,
+            "neutral": "-1",
+            "rule": {},
+        },
+    )
     return folder
 
 
@@ -188,10 +206,15 @@ def test_a_bundle_is_flat_and_tells_what_it_holds(quick, tmp_path):
     out = tmp_path / "bundle"
     about = write_bundle([one, two], out, no_run, "3.12")
     assert sorted(contents(out)) == [
-        "bundle.json", "cxr_solutions-0.1.0-py3-none-any.whl", "dataset-metadata.json", "nih-1--lungs.safetensors",
-        "nih-1--trained.json", "siim-1--fold0-segmenter-64.safetensors", "siim-1--trained.json",
+        "bundle.json",
+        "cxr_solutions-0.1.0-py3-none-any.whl",
+        "dataset-metadata.json",
+        "nih-1--lungs.safetensors",
+        "nih-1--trained.json",
+        "siim-1--fold0-segmenter-64.safetensors",
+        "siim-1--trained.json",
         "tyro-1.0-cp312-none-any.whl",
-    ]  # fmt: skip
+    ]
     assert read_json(out / LISTING) == about
     assert set(about["files"]) == set(contents(out)) - {LISTING, "dataset-metadata.json"}
     for name, entry in about["files"].items():
@@ -201,7 +224,10 @@ def test_a_bundle_is_flat_and_tells_what_it_holds(quick, tmp_path):
     assert about["runs"]["nih-1"]["solution"] == "chestxray14"
     assert about["runs"]["siim-1"]["score"] == {"metric": "dice", "estimate": 0.5, "low": 0.4, "high": 0.6}
     assert read_json(out / "dataset-metadata.json") == {
-        "title": "chest xray bundle", "id": "OWNER/chest-xray-bundle", "licenses": [{"name": "other"}]}  # fmt: skip
+        "title": "chest xray bundle",
+        "id": "OWNER/chest-xray-bundle",
+        "licenses": [{"name": "other"}],
+    }
     assert not list(tmp_path.glob(".*"))
     # and on Kaggle a run of it is a trained folder again
     found = Trained.open(trained_folder(out, "siim-1"), "siim_pneumothorax")

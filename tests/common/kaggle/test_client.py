@@ -37,22 +37,34 @@ def test_output_without_bars_and_secrets_and_no_verbose_mode(play, monkeypatch):
     "target, said, line",
     [
         (SLUG, "Authentication required to call the Kaggle API.", "does not accept the credentials in .*kaggle.json"),
-        (SLUG, "403 Client Error: Forbidden for url: https://x", "open https://www.kaggle.com/competitions/a-slug/rules"),
-        (SLUG, "You must accept this competition's rules before", "open https://www.kaggle.com/competitions/a-slug/rules"),
+        (
+            SLUG,
+            "403 Client Error: Forbidden for url: https://x",
+            "open https://www.kaggle.com/competitions/a-slug/rules",
+        ),
+        (
+            SLUG,
+            "You must accept this competition's rules before",
+            "open https://www.kaggle.com/competitions/a-slug/rules",
+        ),
         (SLUG, "Permission 'competitions.participate' was denied", "competitions/a-slug/rules"),
         (SET, "Permission 'datasets.get' was denied", "does not allow it .403.: is the name right, is it private"),
         (SLUG, "404 Client Error: Not Found for url: https://x", "knows no such competition"),
         (SET, "Not found", "knows no such dataset"),
         (SLUG, "429 Client Error: Too Many Requests for url: x", "limit .429.: wait some minutes; what has arrived"),
         (SLUG, "503 Server Error: Service Unavailable for url: x", "fault of its own .503.: try again later"),
-        (SLUG, "HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: /v1/x (Caused by "
-         "NameResolutionError('x'))", "connection to Kaggle failed .Max retries exceeded.: is there internet here"),
+        (
+            SLUG,
+            "HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: /v1/x (Caused by "
+            "NameResolutionError('x'))",
+            "connection to Kaggle failed .Max retries exceeded.: is there internet here",
+        ),
         (SLUG, "Traceback (most recent call last):\nModuleNotFoundError: No module named 'six'", "pip install"),
         (SLUG, "usage: kaggle [-h]\nkaggle: error: argument command: invalid choice: 'x'", "too old or too new"),
         (SLUG, "Traceback (most recent call last):\n  File x\nKeyError: 'username'", "a-slug: KeyError: 'username'"),
         (SLUG, "", "no reason given .the client ended with status 1"),
     ],
-)  # fmt: skip
+)
 def test_every_error_is_one_line_with_what_to_do(play, tmp_path, target, said, line):
     (tmp_path / "said").write_text(said)
     with pytest.raises(InputError, match=line) as caught:
@@ -62,9 +74,14 @@ def test_every_error_is_one_line_with_what_to_do(play, tmp_path, target, said, l
 
 @pytest.mark.parametrize(
     "said",
-    ["Could not submit to competition", "Kernel push error: Notebook not found", "Dataset creation error: no",
-     "Upload unsuccessful: a.whl", "Dataset version creation error: no"],
-)  # fmt: skip
+    [
+        "Could not submit to competition",
+        "Kernel push error: Notebook not found",
+        "Dataset creation error: no",
+        "Upload unsuccessful: a.whl",
+        "Dataset version creation error: no",
+    ],
+)
 def test_refusals_with_status_0(play, said):
     with pytest.raises(InputError, match=said):
         play(f"echo 'Starting'; echo '{said}'")

@@ -72,8 +72,10 @@ def test_open_files_are_closed_with_a_line(home, monkeypatch):
 
 
 def test_scrub():
-    text = (f"Authorization: Basic abc=\n{KEY} https://user:pw@proxy:80/x?X-Goog-Signature=12&a=b "
-            "Max retries exceeded with url: /upload/1?sig=2 (Caused by Bearer KGAT_x.y)")  # fmt: skip
+    text = (
+        f"Authorization: Basic abc=\n{KEY} https://user:pw@proxy:80/x?X-Goog-Signature=12&a=b "
+        "Max retries exceeded with url: /upload/1?sig=2 (Caused by Bearer KGAT_x.y)"
+    )
     assert credentials.scrub(text, [KEY]) == (
         "Authorization: Basic …\n… https://…@proxy:80/x?… "
         "Max retries exceeded with url: /upload/1?… (Caused by Bearer …)"

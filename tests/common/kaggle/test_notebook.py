@@ -39,11 +39,14 @@ def test_the_notebooks_that_are_kept_are_those_that_the_verb_writes(solution, tm
     assert not any(cell.outputs for cell in book.cells if cell.cell_type == "code")
 
 
-@pytest.mark.parametrize("solution, competitions, datasets", [
-    ("siim_pneumothorax", ["siim-acr-pneumothorax-segmentation"], [DATASET]),
-    ("vinbigdata", ["vinbigdata-chest-xray-abnormalities-detection"], [DATASET]),
-    ("chestxray14", [], [DATASET, "nih-chest-xrays/data"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "solution, competitions, datasets",
+    [
+        ("siim_pneumothorax", ["siim-acr-pneumothorax-segmentation"], [DATASET]),
+        ("vinbigdata", ["vinbigdata-chest-xray-abnormalities-detection"], [DATASET]),
+        ("chestxray14", [], [DATASET, "nih-chest-xrays/data"]),
+    ],
+)
 def test_what_kaggle_must_know(solution, competitions, datasets):
     about = read_json(ROOT / "notebooks" / solution / "kernel-metadata.json")
     assert (about["enable_internet"], about["enable_gpu"], about["is_private"]) == (False, True, True)
@@ -116,9 +119,12 @@ def test_an_attempt_to_use_the_network_is_seen(tmp_path):
         quiet = "import urllib.request\ntry: urllib.request.urlopen('http://{0}')\nexcept OSError: print('no {0}')"
         below = f"subprocess.run(['bash', '-c', 'echo > /dev/tcp/127.0.0.1/{port}']).returncode"
         child = f"import socket; socket.socket().connect(('127.0.0.1', {port}))"
-        cells = (quiet.format(f"127.0.0.1:{port}"), quiet.format("example.org"),
-                 f"import subprocess, sys\nprint('bash:', {below})",
-                 f'print("child:", subprocess.run([sys.executable, "-c", {child!r}]).returncode)')  # fmt: skip
+        cells = (
+            quiet.format(f"127.0.0.1:{port}"),
+            quiet.format("example.org"),
+            f"import subprocess, sys\nprint('bash:', {below})",
+            f'print("child:", subprocess.run([sys.executable, "-c", {child!r}]).returncode)',
+        )
         notebook = notebook_of(tmp_path, *cells)
         book, _, attempts = rehearse.execute(notebook, machine, tmp_path / "kernel", tmp_path)
     said = notebooks.printed(book)

@@ -11,10 +11,16 @@ from common.errors import InputError
 from common.kaggle import client
 
 KERNEL = {
-    "id": "chest/my-notebook", "title": "My notebook", "code_file": "n.ipynb", "language": "python",
-    "kernel_type": "notebook", "enable_internet": False, "enable_gpu": True, "competition_sources": ["a-slug"],
+    "id": "chest/my-notebook",
+    "title": "My notebook",
+    "code_file": "n.ipynb",
+    "language": "python",
+    "kernel_type": "notebook",
+    "enable_internet": False,
+    "enable_gpu": True,
+    "competition_sources": ["a-slug"],
     "dataset_sources": ["chest/not-there"],
-}  # fmt: skip
+}
 
 
 def test_data_sets_and_notebooks(server, home, tmp_path):

@@ -70,8 +70,9 @@ def test_the_furthest_output_of_the_same_preset_goes_on(launched, tmp_path):
     assert (run / "fold0" / "flip" / "epoch0.safetensors").read_bytes() == b"more"  # what is there is not replaced
 
 
-@pytest.mark.parametrize("line, stopped", [("stopped: the 8.75 hours are over. Everything is saved", True),
-                                           ("error: no such file", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, stopped", [("stopped: the 8.75 hours are over. Everything is saved", True), ("error: no such file", False)]
+)
 def test_torchrun_has_one_status_for_a_stop_and_a_failure(launched, tmp_path, line, stopped):
     def act(words):
         (tmp_path / "run").mkdir()

@@ -33,8 +33,12 @@ def test_files_folders_and_a_zip_within(packed, make_zip, tmp_path):
     inner = make_zip({"1.dcm": "one", "2.dcm": "two"})
     path = packed({"train.csv": "a,b", "deep/er/x.txt": "x", "images.zip": inner}, compression=zipfile.ZIP_DEFLATED)
     assert unpack(path, tmp_path / "out") == (4, 3 + 1 + 3 + 3)
-    assert everything(tmp_path / "out") == {"deep/er/x.txt": "x", "images/1.dcm": "one", "images/2.dcm": "two",
-                                            "train.csv": "a,b"}  # fmt: skip
+    assert everything(tmp_path / "out") == {
+        "deep/er/x.txt": "x",
+        "images/1.dcm": "one",
+        "images/2.dcm": "two",
+        "train.csv": "a,b",
+    }
     assert os.stat(tmp_path / "out/train.csv").st_mode & 0o111 == 0
 
 

@@ -63,10 +63,19 @@ def test_the_whole_trip_with_the_real_client(server, command, refused, run):
     sha256 = file_hash(run / "submission.csv")
     row = log.read().iloc[0].to_dict()
     assert row | {"date": "", "git": ""} == {
-        "date": "", "solution": "siim_pneumothorax", "run": "siim-1", "git": "", "sha256": sha256, "rows": "2",
-        "cv": "0.841200", "cv_low": "0.829000", "cv_high": "0.853000", "public": "0.8421", "private": "0.8100",
+        "date": "",
+        "solution": "siim_pneumothorax",
+        "run": "siim-1",
+        "git": "",
+        "sha256": sha256,
+        "rows": "2",
+        "cv": "0.841200",
+        "cv_low": "0.829000",
+        "cv_high": "0.853000",
+        "public": "0.8421",
+        "private": "0.8100",
         "message": "fpn, five folds",
-    }  # fmt: skip
+    }
     sent = server.submissions[0]
     assert sent["content"] == (run / "submission.csv").read_bytes()
     assert sent["description"] == f"fpn, five folds [{sha256[:12]}]"
@@ -134,8 +143,10 @@ def test_no_submissions_left_and_one_that_cannot_be_scored(played, refused, run)
     assert "not uploaded" in line and "daily Submission allowance (5) today, please try again tomorrow" in line
     assert not log.LOG.exists()
     played.left, played.score = 1, lambda content: None
-    assert f"could not score the submission; the reason stands at https://www.kaggle.com/competitions/{SLUG}" in \
-        refused(*words)  # fmt: skip
+    assert (
+        f"could not score the submission; the reason stands at https://www.kaggle.com/competitions/{SLUG}"
+        in refused(*words)
+    )
     assert log.read()["public"].tolist() == ["error"]
 
 

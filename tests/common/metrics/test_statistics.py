@@ -8,13 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.tables import label_table, real_data
 from common.errors import InputError
-from common.metrics.statistics import (
-    Interval,
-    bootstrap,
-    bootstrap_auroc,
-    paired_bootstrap,
-    paired_bootstrap_auroc,
-)
+from common.metrics.statistics import Interval, bootstrap, bootstrap_auroc, paired_bootstrap, paired_bootstrap_auroc
 
 
 def patients(seed, n_groups=200, spread=1.0):

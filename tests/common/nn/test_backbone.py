@@ -13,9 +13,13 @@ from common.nn.backbone import ExactLinear, build_backbone, feature_map, start_f
 
 @pytest.mark.parametrize(
     ("name", "size", "width", "cells"),
-    [("resnet18", 64, 512, 2), ("tf_efficientnet_lite0", 96, 1280, 3), ("swin_tiny_patch4_window7_224", 96, 768, 3),
-     ("vit_tiny_patch16_224", 80, 192, 5)],
-)  # fmt: skip
+    [
+        ("resnet18", 64, 512, 2),
+        ("tf_efficientnet_lite0", 96, 1280, 3),
+        ("swin_tiny_patch4_window7_224", 96, 768, 3),
+        ("vit_tiny_patch16_224", 80, 192, 5),
+    ],
+)
 def test_the_last_map_channels_first(name, size, width, cells):
     net, found = build_backbone(name, size)
     assert net.training and found == width

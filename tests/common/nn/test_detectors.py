@@ -94,11 +94,17 @@ def torchvisions():
     """Torchvision's own network with random weights, its numbers those of ours at 96 pixels."""
     torch.manual_seed(3)
     return fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=15, min_size=96, max_size=96, box_score_thresh=0.0,
-        rpn_pre_nms_top_n_test=200, rpn_post_nms_top_n_test=200,
+        weights=None,
+        weights_backbone=None,
+        num_classes=15,
+        min_size=96,
+        max_size=96,
+        box_score_thresh=0.0,
+        rpn_pre_nms_top_n_test=200,
+        rpn_post_nms_top_n_test=200,
         rpn_anchor_generator=AnchorGenerator(((3,), (6,), (12,), (24,), (48,)), ((0.5, 1.0, 2.0),) * 5),
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=21),  # 224 of 1024 pixels
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def test_a_box_is_pooled_from_the_same_level_at_any_size():

@@ -22,8 +22,13 @@ def run(tmp_path):
 def trained(run, name, variants=True, metric="dice"):
     folder = run.path(name, "network")
     folder.mkdir(parents=True)
-    history = {"epoch": [0, 1, 2], "lr": [0.1] * 3, "train_loss": [3.0, 2.0, 1.0], "dice": [0.5, 0.75, 0.7],
-               "loss": [1.0, 0.8, 0.9]}  # fmt: skip
+    history = {
+        "epoch": [0, 1, 2],
+        "lr": [0.1] * 3,
+        "train_loss": [3.0, 2.0, 1.0],
+        "dice": [0.5, 0.75, 0.7],
+        "loss": [1.0, 0.8, 0.9],
+    }
     pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
     if variants:
         values = {"best": {"epochs": [1], "dice": 0.75, "loss": 0.8}, "ema": {"epochs": [], "dice": 0.875, "loss": 0.7}}

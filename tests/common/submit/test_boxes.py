@@ -18,8 +18,11 @@ def rows_of(entries):
 def test_entries_know_their_row_and_number():
     entries = read_entries(["14 1 0 0 1 1", "", "3 .5 1 2 3 4  7\t1e-05 0 0 5.25 6\n", " 0 1 0 0 2 2 "])
     assert rows_of(entries) == [
-        (0, 14, 1, 0, 0, 1, 1), (2, 3, 0.5, 1, 2, 3, 4), (2, 7, 1e-5, 0, 0, 5.25, 6), (3, 0, 1, 0, 0, 2, 2)
-    ]  # fmt: skip
+        (0, 14, 1, 0, 0, 1, 1),
+        (2, 3, 0.5, 1, 2, 3, 4),
+        (2, 7, 1e-5, 0, 0, 5.25, 6),
+        (3, 0, 1, 0, 0, 2, 2),
+    ]
     assert entries.number.tolist() == [1, 1, 2, 1] and entries.plain.all() and not entries.unread
     assert entries.row.dtype == entries.number.dtype == np.int64
     assert find_faults(entries) == {1: "0 values, where an entry is class score x_min y_min x_max y_max and one is due"}
@@ -77,8 +80,14 @@ def test_faults_are_those_of_a_reading_token_by_token(texts, sized):
     slow = {row: slow_fault(text, (30, 40) if sized else None) for row, text in enumerate(texts)}
     assert list(found) == [row for row, fault in slow.items() if fault]
     for row, said in found.items():
-        words = {"values": "values, where", "number": "not a number", "class": "the class must", "score": "the score",
-                 "finding": "has the box 0 0 1 1", "box": "the box must"}  # fmt: skip
+        words = {
+            "values": "values, where",
+            "number": "not a number",
+            "class": "the class must",
+            "score": "the score",
+            "finding": "has the box 0 0 1 1",
+            "box": "the box must",
+        }
         assert words[slow[row].split()[-1]] in said
         assert said.startswith(" ".join(slow[row].split()[:2])) or slow[row] == "values"
 

@@ -53,8 +53,12 @@ def test_variants_name_their_epochs():
 def test_nothing_that_a_later_average_needs_is_deleted(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 15))
-    config = FitConfig(epochs=n, window=int(rng.integers(1, 5)), best_k=int(rng.integers(1, 4)),
-                       averaging=("last", "best", "best_k", "window", "classic"))  # fmt: skip
+    config = FitConfig(
+        epochs=n,
+        window=int(rng.integers(1, 5)),
+        best_k=int(rng.integers(1, 4)),
+        averaging=("last", "best", "best_k", "window", "classic"),
+    )
     scores, left = [], set()
     for epoch in range(n):
         scores.append(float(rng.integers(0, 5)))

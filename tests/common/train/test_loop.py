@@ -70,8 +70,20 @@ def train(
         probs = model(images).sigmoid().squeeze(1).float()
         return {"accuracy": ((probs > 0.5) == truth).float().mean(), "loss": (probs - truth).abs().mean()}
 
-    return fit(model, wrap_step, loader, validate, config, folder, device=CPU, budget=budget, freeze=freeze,
-               save_minutes=save_minutes, about=about, trained_on=trained_on)  # fmt: skip
+    return fit(
+        model,
+        wrap_step,
+        loader,
+        validate,
+        config,
+        folder,
+        device=CPU,
+        budget=budget,
+        freeze=freeze,
+        save_minutes=save_minutes,
+        about=about,
+        trained_on=trained_on,
+    )
 
 
 def small(**changes):

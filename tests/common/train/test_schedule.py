@@ -36,8 +36,10 @@ def test_frozen_epochs_have_their_own_rate_and_the_schedule_begins_after_them():
 
 def test_decay_divides_the_scheduled_rate_by_one_more_part_a_step():
     config = FitConfig(epochs=3, frozen_epochs=1, frozen_lr=0.5, lr=1.0, schedule="plateau", patience=1, decay=0.1)
-    rates = [schedule.learning_rate(config, e, s, 5, scores) for e, s, scores in
-             ((0, 3, []), (1, 0, []), (1, 2, []), (2, 0, [0.7, 0.6]))]  # fmt: skip
+    rates = [
+        schedule.learning_rate(config, e, s, 5, scores)
+        for e, s, scores in ((0, 3, []), (1, 0, []), (1, 2, []), (2, 0, [0.7, 0.6]))
+    ]
     assert rates == pytest.approx([0.5, 1.0, 1 / 1.2, 0.1 / 1.5])
     with pytest.raises(InputError, match="decay must be at least 0"):
         FitConfig(decay=-1e-5)

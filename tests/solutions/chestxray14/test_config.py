@@ -19,12 +19,36 @@ from solutions.chestxray14.config import (
 )
 from solutions.chestxray14.labels import LISTS
 
-IRNET = {"resize": 256, "size": 224, "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-4, "epochs": 50,
-         "batch_size": 512, "schedule": "constant", "weights": "imagenet"}  # fmt: skip
-BRANCH = {"backbone": "densenet121", "size": 224, "resize": 224, "augmentation": "flip", "optimizer": "adam",
-          "lr": 1e-4, "decay": 1e-5, "batch_size": 16, "epochs": 100, "schedule": "plateau", "factor": 0.1,
-          "plateau_metric": "-loss", "patience": 5, "metric": "auroc", "averaging": ("best",), "attention": False,
-          "weighting": False}  # fmt: skip
+IRNET = {
+    "resize": 256,
+    "size": 224,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 1e-4,
+    "epochs": 50,
+    "batch_size": 512,
+    "schedule": "constant",
+    "weights": "imagenet",
+}
+BRANCH = {
+    "backbone": "densenet121",
+    "size": 224,
+    "resize": 224,
+    "augmentation": "flip",
+    "optimizer": "adam",
+    "lr": 1e-4,
+    "decay": 1e-5,
+    "batch_size": 16,
+    "epochs": 100,
+    "schedule": "plateau",
+    "factor": 0.1,
+    "plateau_metric": "-loss",
+    "patience": 5,
+    "metric": "auroc",
+    "averaging": ("best",),
+    "attention": False,
+    "weighting": False,
+}
 
 
 def values(config, like):
@@ -33,9 +57,21 @@ def values(config, like):
 
 def test_labels_and_the_official_lists():
     assert LABELS == (
-        "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-        "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
-    )  # fmt: skip
+        "Atelectasis",
+        "Cardiomegaly",
+        "Effusion",
+        "Infiltration",
+        "Mass",
+        "Nodule",
+        "Pneumonia",
+        "Pneumothorax",
+        "Consolidation",
+        "Edema",
+        "Emphysema",
+        "Fibrosis",
+        "Pleural_Thickening",
+        "Hernia",
+    )
     assert BOX_SIDE == 1024
     assert {part: images for part, (_, images, _) in LISTS.items()} == {"train_val": 86_524, "test": 25_596}
 
@@ -43,11 +79,13 @@ def test_labels_and_the_official_lists():
 @pytest.mark.parametrize(
     ("preset", "backbone", "additions"),
     [
-        ("resnet50", "resnet50", (False, False)), ("densenet121", "densenet121", (False, False)),
-        ("cxr_irnet", "densenet121", (True, True)), ("cxr_irnet_without_weighting", "densenet121", (True, False)),
+        ("resnet50", "resnet50", (False, False)),
+        ("densenet121", "densenet121", (False, False)),
+        ("cxr_irnet", "densenet121", (True, True)),
+        ("cxr_irnet_without_weighting", "densenet121", (True, False)),
         ("cxr_irnet_without_attention", "densenet121", (False, True)),
     ],
-)  # fmt: skip
+)
 def test_cxr_irnet_its_ablations_and_the_baselines_under_its_set_up(preset, backbone, additions):
     preset = PRESETS[preset]
     assert values(preset.whole, IRNET) == IRNET
@@ -74,10 +112,17 @@ def test_a_tenth_of_the_training_images_validates_on_the_official_split(name):
 
 def test_published_figures():
     assert PUBLISHED == {
-        "DCNN (ResNet-50)": 0.7934, "CheXNet (DenseNet-121)": 0.8105, "SENet": 0.8205, "SDFN: whole": 0.802,
-        "SDFN: lungs": 0.804, "SDFN": 0.8150, "AGCNN": 0.8221, "SalNet": 0.8206,
-        "CXR-IRNet without weighting": 0.8222, "CXR-IRNet": 0.8335,
-    }  # fmt: skip
+        "DCNN (ResNet-50)": 0.7934,
+        "CheXNet (DenseNet-121)": 0.8105,
+        "SENet": 0.8205,
+        "SDFN: whole": 0.802,
+        "SDFN: lungs": 0.804,
+        "SDFN": 0.8150,
+        "AGCNN": 0.8221,
+        "SalNet": 0.8206,
+        "CXR-IRNet without weighting": 0.8222,
+        "CXR-IRNet": 0.8335,
+    }
 
 
 def test_every_preset_can_be_built_from_what_it_stores():

@@ -22,29 +22,28 @@ from common.train.loop import Budget
 from solutions.chestxray14 import data, leaks
 from solutions.chestxray14.config import DEMO, LABELS, Config
 from solutions.chestxray14.data import open_prepared, prepare_competition
-from solutions.chestxray14.labels import (
-    DIGESTS,
-    LISTS,
-    names_digest,
-    patient_of,
-    read_boxes,
-    read_labels,
-    read_lists,
-)
+from solutions.chestxray14.labels import DIGESTS, LISTS, names_digest, patient_of, read_boxes, read_labels, read_lists
 from solutions.chestxray14.leaks import check_run, check_weights, origin
 
-HEADER = ("Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-          "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]")  # fmt: skip
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h]"
 SMALL = dataclasses.replace(
     DEMO, whole=dataclasses.replace(DEMO.whole, resize=32, size=32, weighting=False), store_size=32
 )
 # (image, labels); patients 1 to 4 train, 5 and 6 test
 ROWS = [
-    ("00000001_000", "Cardiomegaly|Effusion"), ("00000001_001", "No Finding"), ("00000002_000", "Hernia"),
-    ("00000003_000", "No Finding"), ("00000004_000", "Cardiomegaly"), ("00000005_000", "Mass"),
-    ("00000005_001", "No Finding"), ("00000006_000", "Infiltration|Hernia"),
-]  # fmt: skip
+    ("00000001_000", "Cardiomegaly|Effusion"),
+    ("00000001_001", "No Finding"),
+    ("00000002_000", "Hernia"),
+    ("00000003_000", "No Finding"),
+    ("00000004_000", "Cardiomegaly"),
+    ("00000005_000", "Mass"),
+    ("00000005_001", "No Finding"),
+    ("00000006_000", "Infiltration|Hernia"),
+]
 TRAIN, TEST = [name for name, _ in ROWS[:5]], [name for name, _ in ROWS[5:]]
 
 
@@ -118,11 +117,15 @@ def refusal(work, *args):
 
 
 def test_read_labels(tmp_path):
-    path = write_table(tmp_path / "t.csv", [
-        line("00000013_004", "Cardiomegaly|Pleural_Thickening|Hernia", "058Y", "F", "AP"),
-        line("00000013_005", "No Finding", "018M", follow_up=7), line("00000014_000", age="414", patient="0014"),
-        line("00000015_000", age="", sex="", view=""),
-    ])  # fmt: skip
+    path = write_table(
+        tmp_path / "t.csv",
+        [
+            line("00000013_004", "Cardiomegaly|Pleural_Thickening|Hernia", "058Y", "F", "AP"),
+            line("00000013_005", "No Finding", "018M", follow_up=7),
+            line("00000014_000", age="414", patient="0014"),
+            line("00000015_000", age="", sex="", view=""),
+        ],
+    )
     table = read_labels(path)
     assert table["image_id"].tolist() == ["00000013_004", "00000013_005", "00000014_000", "00000015_000"]
     assert table["file_name"][0] == "00000013_004.png" and table["patient_id"].tolist() == ["13", "13", "14", "15"]
@@ -303,8 +306,11 @@ def test_what_prepare_leaves(context, folder, said):
     assert sample["Image Index"].tolist() == [f"{name}.png" for name in TEST]
     inputs = run.manifest["inputs"]
     assert {path.rsplit("/", 1)[1] for path in inputs} == {
-        "Data_Entry_2017.csv", "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"
-    }  # fmt: skip
+        "Data_Entry_2017.csv",
+        "train_val_list.txt",
+        "test_list.txt",
+        "BBox_List_2017.csv",
+    }
     digest = inputs[str(folder / "Data_Entry_2017.csv")]
     assert prepared.official["sha256"] == digest and f"labels Data_Entry_2017.csv (sha256 {digest[:12]}" in said.text
     assert prepared.test_name == "on 3 images of the test list, which is not the whole official one"
@@ -484,12 +490,14 @@ def test_folds_by_table_and_other_settings(context, tmp_path, said):
 @pytest.mark.parametrize(
     "name",
     [
-        "m-25012018-123527.pth.tar", "nih-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt",
+        "m-25012018-123527.pth.tar",
+        "nih-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt",
         "nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt",
-        "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt", "densenet121-res224-all/model.pt",
+        "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt",
+        "densenet121-res224-all/model.pt",
         "models--torchxrayvision--densenet121-res224-nih/snapshots/0/model.pt",
     ],
-)  # fmt: skip
+)
 def test_public_weights_that_have_seen_the_test_list(name, tmp_path):
     assert "have seen official test images" in refusal(check_weights, str(tmp_path / name), "official")
     check_weights(str(tmp_path / name), "all")
@@ -500,8 +508,10 @@ def test_weights_by_their_form(tmp_path, said):
     torch.save({"state_dict": state}, tmp_path / "model.pth.tar")
     check_weights(str(tmp_path / "model.pth.tar"), "official")
     assert f"{tmp_path / 'model.pth.tar'}: it cannot be told whether" in said.text
-    torch.save({"state_dict": state | {"module.densenet121.classifier.0.weight": torch.zeros(14, 2)}},
-               tmp_path / "model.pth.tar")  # fmt: skip
+    torch.save(
+        {"state_dict": state | {"module.densenet121.classifier.0.weight": torch.zeros(14, 2)}},
+        tmp_path / "model.pth.tar",
+    )
     assert "it has the form of public CheXNet code" in refusal(check_weights, tmp_path / "model.pth.tar", "official")
     said.clear()
     for name in ("imagenet", "none"):
@@ -551,8 +561,13 @@ def test_weights_of_a_run(tmp_path, said):
 def image_table(folds, test=("t",)):
     """An image table: the images a, b, … in these folds, then test images."""
     ids = [chr(ord("a") + number) for number in range(len(folds))]
-    return pd.DataFrame({"image_id": [*ids, *test], "split": ["train"] * len(ids) + ["test"] * len(test),
-                         "fold": [*folds, *[-1] * len(test)]})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "image_id": [*ids, *test],
+            "split": ["train"] * len(ids) + ["test"] * len(test),
+            "fold": [*folds, *[-1] * len(test)],
+        }
+    )
 
 
 def with_weights(path, **changes):
@@ -564,8 +579,13 @@ def test_copied_weights_say_what_they_have_seen(tmp_path, said):
     """A file outside its run's folder has its metadata alone."""
     table, path = image_table([0, 0, 1, 1]), tmp_path / "copy.safetensors"
     about = origin(SMALL, table, 0)
-    assert about == {"solution": "chestxray14", "split": "official", "fold": 0, "images": 2,
-                     "names": names_digest(["c", "d"])}  # fmt: skip
+    assert about == {
+        "solution": "chestxray14",
+        "split": "official",
+        "fold": 0,
+        "images": 2,
+        "names": names_digest(["c", "d"]),
+    }
     save_weights(path, {"a": torch.zeros(1)}, trained_on=about)
     check_run(with_weights(path), table)  # of the very images that this run trains on
     assert not said.text
@@ -631,8 +651,16 @@ def test_the_whole_real_table():
     boxes = read_boxes(label_table("BBox_List_2017.csv.gz"))
     counts = {LABELS[label]: n for label, n in boxes["label"].value_counts().items()}
     assert len(boxes) == 984 and boxes["image_id"].nunique() == 880
-    assert counts == {"Atelectasis": 180, "Effusion": 153, "Cardiomegaly": 146, "Infiltration": 123, "Pneumonia": 120,
-                      "Pneumothorax": 98, "Mass": 85, "Nodule": 79}  # fmt: skip
+    assert counts == {
+        "Atelectasis": 180,
+        "Effusion": 153,
+        "Cardiomegaly": 146,
+        "Infiltration": 123,
+        "Pneumonia": 120,
+        "Pneumothorax": 98,
+        "Mass": 85,
+        "Nodule": 79,
+    }
     assert boxes["image_id"].isin(labels["image_id"]).all()
 
 

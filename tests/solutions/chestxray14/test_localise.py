@@ -29,8 +29,9 @@ from solutions.chestxray14.models import ChestNet, build_fusion
 
 def _boxes(*rows):
     """Rows (patient, label, map, box) as `usable_boxes` returns them; image and row follow from the map."""
-    table = pd.DataFrame([(patient, label, k, *box) for patient, label, k, box in rows],
-                         columns=["patient_id", "label", "map", *BOX])  # fmt: skip
+    table = pd.DataFrame(
+        [(patient, label, k, *box) for patient, label, k, box in rows], columns=["patient_id", "label", "map", *BOX]
+    )
     return table.assign(image_id=[f"i{k}" for k in table["map"]], row=table["map"], split="test", fold=-1)
 
 
@@ -121,8 +122,11 @@ def _run(monkeypatch, config, networks, fusions=None):
     monkeypatch.setattr(maps_module, "trained_weights", lambda run, fold, stage: (fold, stage))
     monkeypatch.setattr(maps_module, "load_network", lambda config, key: networks[key])
     monkeypatch.setattr(maps_module, "load_fusion", lambda k_whole, k_lungs, key: fusions[key[0]])
-    monkeypatch.setattr(maps_module, "view_dataset", lambda data, rows, config, stage: [
-        (torch.from_numpy(other[stage][row]), row) for row in rows])  # fmt: skip
+    monkeypatch.setattr(
+        maps_module,
+        "view_dataset",
+        lambda data, rows, config, stage: [(torch.from_numpy(other[stage][row]), row) for row in rows],
+    )
     table = pd.DataFrame({"row": range(6), "width": 1024, "height": 1024})
     lungs = pd.DataFrame({"row": range(6), "x_min": 256, "y_min": 128, "x_max": 768, "y_max": 896})
     context = SimpleNamespace(config=config, device=torch.device("cpu"), run=None, workers=0)
@@ -176,9 +180,10 @@ def test_fused_maps_are_the_shares_of_the_fused_logit(monkeypatch):
     assert heat.shape == (1024, 1024) and heat.min() == 0 and heat.max() == 1
     whole, lungs = found.cams["whole"][0], found.cams["lungs"][0]
     raw = {  # outside the crop its map is lowest; its first cell begins at its corner
-        (0, 0): whole[0, 0] + lungs.min(), (1023, 1023): whole[3, 3] + lungs.min(),
+        (0, 0): whole[0, 0] + lungs.min(),
+        (1023, 1023): whole[3, 3] + lungs.min(),
         (128, 256): place(whole, (0, 0, 1024, 1024), (1024, 1024))[128, 256] + lungs[0, 0],
-    }  # fmt: skip
+    }
     (low, first), (high, last) = sorted((value, at) for at, value in raw.items())[::2]
     for at, value in raw.items():
         share = (heat[at] - heat[first]) / (heat[last] - heat[first])
@@ -236,8 +241,14 @@ def test_the_place_of_other_patients():
 
 def test_the_table_by_hand():
     boxes = _boxes(*(("abcd"[k], label, k, (0, 0, 9, 9)) for k, label in enumerate((4, 4, 4, 5))))
-    boxes = boxes.assign(iou=[0.2, 0.4, 0.6, 0.1], region_iou=0.1, hit=[1.0, 0, 1, 0], guided_iou=0.5,
-                         place_iou=[0.1, 0.1, 0.1, np.nan], place_hit=[0.0, 0, 0, np.nan])  # fmt: skip
+    boxes = boxes.assign(
+        iou=[0.2, 0.4, 0.6, 0.1],
+        region_iou=0.1,
+        hit=[1.0, 0, 1, 0],
+        guided_iou=0.5,
+        place_iou=[0.1, 0.1, 0.1, np.nan],
+        place_hit=[0.0, 0, 0, np.nan],
+    )
     table = class_table(boxes, n_resamples=200).set_index("label")
     assert table.index.tolist() == ["Mass", "Nodule", ALL, CLASSES]
     mass, nodule, whole, classes = (table.loc[name] for name in table.index)
@@ -276,16 +287,28 @@ def test_maps_of_two_networks_count_alike_where_no_layer_fuses_them():
 
 
 def test_the_papers_mean_is_that_over_boxes():
-    counts = {"Atelectasis": 180, "Cardiomegaly": 146, "Effusion": 153, "Infiltration": 123, "Mass": 85, "Nodule": 79,
-              "Pneumonia": 120, "Pneumothorax": 98}  # fmt: skip
+    counts = {
+        "Atelectasis": 180,
+        "Cardiomegaly": 146,
+        "Effusion": 153,
+        "Infiltration": 123,
+        "Mass": 85,
+        "Nodule": 79,
+        "Pneumonia": 120,
+        "Pneumothorax": 98,
+    }
     assert sum(counts.values()) == 984 and set(counts) == set(PAPER) - {ALL} <= set(LABELS)
     mean = sum(n * PAPER[name][0] for name, n in counts.items()) / 984
     assert mean == pytest.approx(PAPER[ALL][0], abs=1e-4)
 
 
 def test_unusable_options_and_folders_are_refused(tmp_path):
-    for options, message in (({"threshold": (0.0,)}, "above 0"), ({"threshold": (0.5, 1.5)}, "1.5"),
-                             ({"threshold": ()}, "one or several"), ({}, "not the folder of a finished")):  # fmt: skip
+    for options, message in (
+        ({"threshold": (0.0,)}, "above 0"),
+        ({"threshold": (0.5, 1.5)}, "1.5"),
+        ({"threshold": ()}, "one or several"),
+        ({}, "not the folder of a finished"),
+    ):
         with pytest.raises(InputError, match=message):
             localise(tmp_path, **options)
     (tmp_path / "config.json").write_text('{"solution": "vinbigdata"}')

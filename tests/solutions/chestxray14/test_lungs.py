@@ -26,9 +26,12 @@ from solutions.lung_segmentation import load_segmenter, lung_region
 SIDE = 8  # of the stand-in's probability maps
 NETWORK = NetworkConfig(backbone="tf_efficientnet_lite0", weights="none", resize=32, size=32)
 MASKS = dataclasses.replace(
-    DEMO, whole=dataclasses.replace(NETWORK, weighting=True), lungs=NETWORK, store_size=32,
+    DEMO,
+    whole=dataclasses.replace(NETWORK, weighting=True),
+    lungs=NETWORK,
+    store_size=32,
     segmenter=LungsConfig(crop_size=32, mask_size=8),
-)  # fmt: skip
+)
 BOTH = dataclasses.replace(MASKS, views="both")
 CROPS = dataclasses.replace(BOTH, whole=NETWORK)
 

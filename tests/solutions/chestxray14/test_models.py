@@ -5,14 +5,7 @@ from safetensors.torch import save_file
 
 from common.errors import InputError
 from solutions.chestxray14.config import LABELS, NetworkConfig
-from solutions.chestxray14.models import (
-    FusionNet,
-    build_fusion,
-    build_network,
-    freeze_body,
-    load_fusion,
-    load_network,
-)
+from solutions.chestxray14.models import FusionNet, build_fusion, build_network, freeze_body, load_fusion, load_network
 
 
 def config(backbone="test_resnet", size=64, **options):
@@ -28,11 +21,16 @@ def images(size, channels=1, n=2):
 @pytest.mark.parametrize(
     ("backbone", "size", "cells", "added"),
     [
-        ("densenet121", 64, 2, True), ("densenet121", 64, 2, False), ("resnet50", 64, 2, False),
-        ("tf_efficientnet_lite0", 64, 2, True), ("convnext_atto", 64, 2, True), ("mobilenetv3_small_050", 64, 2, False),
-        ("swin_tiny_patch4_window7_224", 96, 3, True), ("vit_tiny_patch16_224", 80, 5, True),
+        ("densenet121", 64, 2, True),
+        ("densenet121", 64, 2, False),
+        ("resnet50", 64, 2, False),
+        ("tf_efficientnet_lite0", 64, 2, True),
+        ("convnext_atto", 64, 2, True),
+        ("mobilenetv3_small_050", 64, 2, False),
+        ("swin_tiny_patch4_window7_224", 96, 3, True),
+        ("vit_tiny_patch16_224", 80, 5, True),
     ],
-)  # fmt: skip
+)
 def test_maps_and_the_bias_are_the_logits(backbone, size, cells, added):
     torch.manual_seed(0)
     model = build_network(config(backbone, size, attention=added, weighting=added)).eval()
@@ -142,8 +140,15 @@ def test_fusion_weighs_both_branches(tmp_path):
     fusion = build_fusion(3, 2)
     assert isinstance(fusion, FusionNet) and fusion.weight.shape == (14, 5)
     features = np.random.default_rng(0).normal(size=(10000, 2, 5)).astype(np.float32)  # more than one block
-    probs = 1 / (1 + np.exp(-(features.astype(float) @ fusion.weight.detach().double().numpy().T
-                              + fusion.bias.detach().double().numpy())))  # fmt: skip
+    probs = 1 / (
+        1
+        + np.exp(
+            -(
+                features.astype(float) @ fusion.weight.detach().double().numpy().T
+                + fusion.bias.detach().double().numpy()
+            )
+        )
+    )
     found = fusion.probs(features)
     assert found.shape == (10000, 14) and found.dtype == np.float64
     np.testing.assert_allclose(found, probs[:, 0], atol=1e-6)

@@ -17,8 +17,16 @@ BOXES = pd.DataFrame({"row": [1, 2, 2], "label": [0, 0, 3], "x_min": 100, "y_min
 class _Data:
     """Four images of 64 × 64, two of them the test's."""
 
-    table = pd.DataFrame({"row": range(4), "image_id": list("abcd"), "width": 128, "height": 256,
-                          "split": ["train", "train", "test", "test"], "fold": [0, 1, -1, -1]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "row": range(4),
+            "image_id": list("abcd"),
+            "width": 128,
+            "height": 256,
+            "split": ["train", "train", "test", "test"],
+            "fold": [0, 1, -1, -1],
+        }
+    )
     boxes, test_name, structures, masks, crops = BOXES, "on the test images", ["lungs", "heart"], None, None
     store = SimpleNamespace(images=np.full((4, 64, 64), 90, np.uint8))
     known = np.ones(4, bool)
@@ -114,8 +122,16 @@ def test_maps_are_computed_once_for_the_same_predictions(context, drawn, monkeyp
 
 def test_lungs_boxes_are_shown_by_their_rules(drawn, tmp_path):
     data = _Data()
-    data.lungs = pd.DataFrame({"row": range(4), "x_min": 32, "y_min": 64, "x_max": 96, "y_max": 192,
-                               "rule": ["two", "two", "mirrored", "none"]})  # fmt: skip
+    data.lungs = pd.DataFrame(
+        {
+            "row": range(4),
+            "x_min": 32,
+            "y_min": 64,
+            "x_max": 96,
+            "y_max": 192,
+            "rule": ["two", "two", "mirrored", "none"],
+        }
+    )
     assert pictures.lungs(data) == []
     data.crops, data.masks = tmp_path / "crops.npy", tmp_path / "masks.npy"
     np.save(data.crops, np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2))

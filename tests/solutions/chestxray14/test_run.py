@@ -29,12 +29,30 @@ from tests.running import prints, times
 
 NAMES = list(LABELS)
 VIEWS = ("", "_whole", "_lungs")
-COMPARED = ("fold*/*/final.safetensors", "oof*.parquet", "test*.parquet", "tuned.json", "score.json", "*.csv",
-            "images.parquet", "truth_boxes.parquet", "lungs.parquet")  # fmt: skip
+COMPARED = (
+    "fold*/*/final.safetensors",
+    "oof*.parquet",
+    "test*.parquet",
+    "tuned.json",
+    "score.json",
+    "*.csv",
+    "images.parquet",
+    "truth_boxes.parquet",
+    "lungs.parquet",
+)
 MADE = ("fold*/**/*", "oof*.parquet", "test*.parquet", "tuned.json", "score.json")
-SECTIONS = ["Data", "Lungs", "Training", "Out of fold",
-            "Scores on 6 images of the test list, which is not the whole official one",
-            "Views", "Operating points and calibration", "Pictures", "Submission", "This run"]  # fmt: skip
+SECTIONS = [
+    "Data",
+    "Lungs",
+    "Training",
+    "Out of fold",
+    "Scores on 6 images of the test list, which is not the whole official one",
+    "Views",
+    "Operating points and calibration",
+    "Pictures",
+    "Submission",
+    "This run",
+]
 SCORED = set(SECTIONS[3:9]) - {"Views"}  # of a run of one view
 
 
@@ -149,9 +167,13 @@ def test_a_second_run_does_nothing_again(run_copy, command, sample):
 
 def test_one_fold_through_all_verbs(tmp_path, command, sample, plain, bare_page, monkeypatch):
     seen, shown, loader = {}, [], pipeline.train_loader
-    monkeypatch.setattr(pipeline, "train_loader", lambda context, data, rows, *more: (
-        seen.update(zip(data.ids(rows), data.patients(rows), strict=True)) or loader(context, data, rows, *more)
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        pipeline,
+        "train_loader",
+        lambda context, data, rows, *more: (
+            seen.update(zip(data.ids(rows), data.patients(rows), strict=True)) or loader(context, data, rows, *more)
+        ),
+    )
     for verb in ("prepare", "train", "predict", "tune", "score", "submit", "report"):
         result = command(verb, "demo", "--data", sample, "--out", "run", *plain, "--folds", "0")
         assert (result.status, result.errors) == (0, []), verb
@@ -203,10 +225,11 @@ def test_the_fused_answer_is_a_layer_over_both_networks_features(finished):
     views = {"whole": np.stack([store[row], mask]), "lungs": np.load(lungs.crops)[row][None]}
     with torch.inference_mode():
         pooled = [
-            load_network(getattr(config, stage), run / "fold1" / stage / "final.safetensors").eval()
+            load_network(getattr(config, stage), run / "fold1" / stage / "final.safetensors")
+            .eval()
             .pooled(torch.from_numpy(np.ascontiguousarray(view[:, centre, centre]))[None])
             for stage, view in views.items()
-        ]  # fmt: skip
+        ]
         layer = build_fusion(*(part.shape[1] for part in pooled))
         load_weights(run / "fold1" / "fusion" / "final.safetensors", layer)
         logits = torch.cat(pooled, 1) @ layer.weight.T + layer.bias
@@ -301,10 +324,15 @@ def test_a_run_that_is_broken_off_in_every_step_continues_to_the_same_bytes(
         (run_copy / name).unlink()
     words = ["run", "demo", "--views", "both", "--data", sample, "--out", "run", *tiny]
     for owner in (
-        (data_module, "save_folds"), (loop._Trainer, "finish"), (pipeline, "pooled_features"),
-        (training.FeatureLoader, "__iter__"), (pipeline, "predict_view"), (pipeline, "write_csv"),
-        (pipeline, "class_table"), (pipeline, "validate_probabilities"),
-    ):  # fmt: skip
+        (data_module, "save_folds"),
+        (loop._Trainer, "finish"),
+        (pipeline, "pooled_features"),
+        (training.FeatureLoader, "__iter__"),
+        (pipeline, "predict_view"),
+        (pipeline, "write_csv"),
+        (pipeline, "class_table"),
+        (pipeline, "validate_probabilities"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(*owner, broken)
             assert command(*words).status == 130, owner
@@ -395,8 +423,15 @@ def test_verbs_out_of_order(run_copy, refused):
 
 def test_another_training_is_refused_and_loses_nothing(run_copy, refused, sample):
     before = prints(run_copy, but=["manifest.json"])
-    for option in ("--whole.lr 0.1", "--lungs.lr 0.1", "--fusion.lr 0.1", "--n-folds 3", "--store-size 128",
-                   "--views whole", "--split all"):  # fmt: skip
+    for option in (
+        "--whole.lr 0.1",
+        "--lungs.lr 0.1",
+        "--fusion.lr 0.1",
+        "--n-folds 3",
+        "--store-size 128",
+        "--views whole",
+        "--split all",
+    ):
         line = refused("run", "--data", sample, "--out", "run", *option.split())
         assert "run/fold0/" in line and "another" in line, line
         assert prints(run_copy, but=["manifest.json"]) == before, option
@@ -405,17 +440,25 @@ def test_another_training_is_refused_and_loses_nothing(run_copy, refused, sample
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--n-folds 3", "prepared with --n-folds 2"), ("--seed 1", "prepared with --seed 0"),
-        ("--store-size 128", "prepared with --store-size 64"), ("--split all", "prepared with --split official"),
+        ("--n-folds 3", "prepared with --n-folds 2"),
+        ("--seed 1", "prepared with --seed 0"),
+        ("--store-size 128", "prepared with --store-size 64"),
+        ("--split all", "prepared with --split official"),
         ("--segmenter.mask-size 32", "prepared with another segmenter, mask_size or crop_size"),
         ("--segmenter.weights nowhere.pt", "nowhere.pt: no such file (--segmenter.weights)"),
-        ("--whole.resize 128", "store_size 64 is under the 128 px"), ("--whole.size 65", "must lie between 32 and"),
-        ("--lungs.resize 128", "crop_size 64 is under the 128 px"), ("--lungs.weighting True", "has no mask"),
-        ("--folds 0 2", "name some of 0 to 1"), ("--seed -1", "seed must be at least 0"),
-        ("--views none", "views"), ("--tta rotate", "tta"), ("--combine max", "combine"),
-        ("--data nowhere", "prepared with another --data"), ("--backbone resnet50", "backbone"),
+        ("--whole.resize 128", "store_size 64 is under the 128 px"),
+        ("--whole.size 65", "must lie between 32 and"),
+        ("--lungs.resize 128", "crop_size 64 is under the 128 px"),
+        ("--lungs.weighting True", "has no mask"),
+        ("--folds 0 2", "name some of 0 to 1"),
+        ("--seed -1", "seed must be at least 0"),
+        ("--views none", "views"),
+        ("--tta rotate", "tta"),
+        ("--combine max", "combine"),
+        ("--data nowhere", "prepared with another --data"),
+        ("--backbone resnet50", "backbone"),
     ],
-)  # fmt: skip
+)
 def test_options_that_cannot_be_are_refused_in_one_line(options, said, run_copy, command):
     before = prints(run_copy)
     result = command("tune", "--out", "run", *options.split())

@@ -47,8 +47,15 @@ def fingerprint(folder):
 
 
 def test_layout(folder, table):
-    names = ["BBox_List_2017.csv", "Data_Entry_2017.csv", "images_001", "images_002", "sample.json", "test_list.txt",
-             "train_val_list.txt"]  # fmt: skip
+    names = [
+        "BBox_List_2017.csv",
+        "Data_Entry_2017.csv",
+        "images_001",
+        "images_002",
+        "sample.json",
+        "test_list.txt",
+        "train_val_list.txt",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == names
     first, second = (sorted(folder.glob(f"images_00{part}/images/*.png")) for part in (1, 2))
     assert len(first) == len(second) == (N_TRAIN + N_TEST) // 2

@@ -270,9 +270,12 @@ def test_by_fold_ranks_each_network_alone():
 def test_where_epochs_are_chosen_on_the_fold():
     assert not epoch_chosen(DEMO) and epoch_chosen(SDFN)
     for averaging, keep, chosen in (
-        (("last",), "highest", False), (("ema",), "highest", False), (("last", "ema"), "highest", True),
-        (("last", "best"), "last", False), (("window",), "highest", True),
-    ):  # fmt: skip
+        (("last",), "highest", False),
+        (("ema",), "highest", False),
+        (("last", "ema"), "highest", True),
+        (("last", "best"), "last", False),
+        (("window",), "highest", True),
+    ):
         network = NetworkConfig(averaging=averaging, keep=keep)
         assert epoch_chosen(Config(whole=network)) == chosen
     last = NetworkConfig(averaging=("last",))
@@ -358,8 +361,12 @@ def test_any_spelling_of_the_header_and_order_of_the_rows_scores_the_same(comman
 
 def test_list_and_missing_classes_and_images(command, given):
     (given.folder / "list.txt").write_text("\n".join([*given.images["file_name"][:90], "00099999_000.png"]))
-    stranger = pd.concat([given.probs.drop(columns="Edema"), given.probs.drop(columns="Edema")[:2].assign(
-        **{"Image Index": ["strange_1.png", "strange_2.png"]})])  # fmt: skip
+    stranger = pd.concat(
+        [
+            given.probs.drop(columns="Edema"),
+            given.probs.drop(columns="Edema")[:2].assign(**{"Image Index": ["strange_1.png", "strange_2.png"]}),
+        ]
+    )
     stranger.to_csv("stranger.csv", index=False)
     done = command("score stranger.csv --labels labels.csv --list list.txt --resamples 20")
     assert done.status == 0 and "no column for Edema: left out of the mean" in done.out

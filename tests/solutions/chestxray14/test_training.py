@@ -23,9 +23,20 @@ from solutions.chestxray14.training import ViewDataset, view_dataset
 
 SIDE, CELLS = 72, 24
 TINY = NetworkConfig(
-    backbone="test_resnet", weights="none", resize=72, size=64, attention=True, weighting=True, epochs=12,
-    batch_size=6, lr=5e-3, optimizer="adam", weight_decay=0.0, schedule="constant", precision="fp32",
-)  # fmt: skip
+    backbone="test_resnet",
+    weights="none",
+    resize=72,
+    size=64,
+    attention=True,
+    weighting=True,
+    epochs=12,
+    batch_size=6,
+    lr=5e-3,
+    optimizer="adam",
+    weight_decay=0.0,
+    schedule="constant",
+    precision="fp32",
+)
 
 
 class Prepared:
@@ -196,9 +207,13 @@ class Whole(nn.Module):
 
 def test_training_on_features_is_training_with_frozen_branches(data):
     config = replace(
-        DEMO, views="both", whole=TINY, lungs=replace(TINY, weighting=False, size=32, resize=36),
-        segmenter=replace(DEMO.segmenter, crop_size=SIDE), fusion=FusionConfig(batch_size=4, epochs=2),
-    )  # fmt: skip
+        DEMO,
+        views="both",
+        whole=TINY,
+        lungs=replace(TINY, weighting=False, size=32, resize=36),
+        segmenter=replace(DEMO.segmenter, crop_size=SIDE),
+        fusion=FusionConfig(batch_size=4, epochs=2),
+    )
     ctx, rows = context(config), np.array([9, 2, 4, 3, 11, 0, 1, 7])
     torch.manual_seed(0)
     branches = {stage: build_network(getattr(config, stage)) for stage in config.stages}
@@ -241,7 +256,7 @@ def test_features_are_mirrored_only_where_the_images_were(data):
     for augmentation, seen in (("none", {0.0}), ("flip", {0.0, 1.0})):
         config = replace(
             DEMO, views="both", whole=replace(plain, augmentation=augmentation), lungs=replace(plain, weighting=False)
-        )  # fmt: skip
+        )
         features = np.stack([np.zeros((12, 3), np.float32), np.ones((12, 3), np.float32)], 1)
         loader = training.fusion_loader(context(config), data, data.all, features, FusionConfig(batch_size=6))
         loader.batch_sampler.set_epoch(0, 1)
@@ -250,9 +265,12 @@ def test_features_are_mirrored_only_where_the_images_were(data):
 
 def test_fusion_through_the_loop(data, tmp_path):
     config = replace(
-        DEMO, views="both", whole=TINY, lungs=replace(TINY, weighting=False),
+        DEMO,
+        views="both",
+        whole=TINY,
+        lungs=replace(TINY, weighting=False),
         fusion=FusionConfig(batch_size=6, epochs=30, lr=3e-2, precision="fp32", schedule="constant"),
-    )  # fmt: skip
+    )
     ctx = context(config)
     torch.manual_seed(0)
     branches = {stage: build_network(getattr(config, stage)) for stage in config.stages}
@@ -263,10 +281,14 @@ def test_fusion_through_the_loop(data, tmp_path):
     with torch.inference_mode():
         before = look(fusion)
     done = fit(
-        fusion, partial(training.step, device=ctx.device),
-        training.fusion_loader(ctx, data, data.all, features, config.fusion), look, config.fusion,
-        tmp_path / "fold0" / "fusion", device=ctx.device,
-    )  # fmt: skip
+        fusion,
+        partial(training.step, device=ctx.device),
+        training.fusion_loader(ctx, data, data.all, features, config.fusion),
+        look,
+        config.fusion,
+        tmp_path / "fold0" / "fusion",
+        device=ctx.device,
+    )
     assert len(done.history) == 30 and done.figures["loss"] < before["loss"] / 2 and done.figures["auroc"] > 0.8
     assert fusion.probs(features, flip=True).shape == (12, 14)
     assert training.pooled_features(ctx, data, data.all[:0], branches, config).shape == (0, 2, sum(widths))

@@ -23,8 +23,18 @@ from solutions.covid19.models import build_network
 from solutions.covid19.scoring import RATES
 
 SIDE = 32
-NETWORK = dataclasses.replace(DEMO.network, backbone="test_resnet", weights="none", size=SIDE, precision="fp32",
-                              augmentation="none", lr=3e-3, schedule="constant", dropout=0.0, batch_size=8)  # fmt: skip
+NETWORK = dataclasses.replace(
+    DEMO.network,
+    backbone="test_resnet",
+    weights="none",
+    size=SIDE,
+    precision="fp32",
+    augmentation="none",
+    lr=3e-3,
+    schedule="constant",
+    dropout=0.0,
+    batch_size=8,
+)
 
 
 # ---- the verdict ---------------------------------------------------------------------------------------------------
@@ -51,9 +61,12 @@ NEVER = {"estimate": None, "low": None, "high": None}
 
 def test_nothing_found_says_what_was_asked():
     verdict = judge(found(), score(interval(-0.02, 0.05, 0.1)), 0.6)
-    assert verdict == {"biased": False, "evidence": [], "said":
-                       "No sign that the images' origin gives the answer away (border, background, origin, the same "
-                       "collections)."}  # fmt: skip
+    assert verdict == {
+        "biased": False,
+        "evidence": [],
+        "said": "No sign that the images' origin gives the answer away (border, background, origin, the same "
+        "collections).",
+    }
     verdict = judge(found(origin=None, border=NEVER | {"low": None}), score(), 0.6)
     assert verdict["said"].endswith("away (background).") and not verdict["biased"]
     nothing = "Whether the images' origin gives the answer away could not be told from these images."
@@ -63,9 +76,11 @@ def test_nothing_found_says_what_was_asked():
 
 @pytest.mark.parametrize("check", ["border", "background", "origin"])
 def test_what_is_recognised_above_the_threshold_counts(check):
-    said = {"border": "A network that sees the margin of the image alone",
-            "background": "A network that sees everything but the lungs",
-            "origin": "A network that has to tell collections apart among images of one label"}[check]  # fmt: skip
+    said = {
+        "border": "A network that sees the margin of the image alone",
+        "background": "A network that sees everything but the lungs",
+        "origin": "A network that has to tell collections apart among images of one label",
+    }[check]
     verdict = judge(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.6)
     assert verdict["biased"] and verdict["said"] == (
         (
@@ -106,8 +121,11 @@ def test_all_that_was_found_is_said_in_sentences():
 
 def prepared(*groups):
     """A Prepared without images: (collection, home, label, images, role) each."""
-    rows = [{"collection": name, "home": home, "label": label, "role": role, "fold": k % 2 if role else -1}
-            for name, home, label, n, role in groups for k in range(n)]  # fmt: skip
+    rows = [
+        {"collection": name, "home": home, "label": label, "role": role, "fold": k % 2 if role else -1}
+        for name, home, label, n, role in groups
+        for k in range(n)
+    ]
     table = pd.DataFrame(rows).assign(split="train", finding="No Finding")
     table["row"] = np.arange(len(table))
     table["image_id"] = table["patient_id"] = [f"i{k}" for k in table["row"]]
@@ -122,8 +140,12 @@ def test_every_check_but_one_asks_for_covid_19_of_the_images_that_are_scored():
 
 
 def test_origin_asks_for_the_homes_among_images_without_covid_19():
-    data = prepared(("Home", True, 1, 9, "main"), ("Home", True, 0, LEAST, "same_source"),
-                    ("NIH", False, 0, LEAST, "main"), ("NIH", False, 0, 4, ""))  # fmt: skip
+    data = prepared(
+        ("Home", True, 1, 9, "main"),
+        ("Home", True, 0, LEAST, "same_source"),
+        ("NIH", False, 0, LEAST, "main"),
+        ("NIH", False, 0, 4, ""),
+    )
     labels, rows, question = _question(data, "origin")
     assert rows.tolist() == list(range(9, 9 + 2 * LEAST)) and labels(rows).tolist() == [1] * LEAST + [0] * LEAST
     assert labels(rows[::-1]).tolist() == [0] * LEAST + [1] * LEAST and labels(rows).dtype == np.float32
@@ -133,16 +155,22 @@ def test_origin_asks_for_the_homes_among_images_without_covid_19():
 
 
 def test_origin_asks_for_the_largest_of_the_homes_among_images_with_covid_19():
-    data = prepared(("A", True, 1, 11, "main"), ("B", True, 1, 14, "main"), ("C", True, 1, 2, "main"),
-                    ("A", True, 0, LEAST - 1, "same_source"), ("NIH", False, 0, 40, "main"))  # fmt: skip
+    data = prepared(
+        ("A", True, 1, 11, "main"),
+        ("B", True, 1, 14, "main"),
+        ("C", True, 1, 2, "main"),
+        ("A", True, 0, LEAST - 1, "same_source"),
+        ("NIH", False, 0, 40, "main"),
+    )
     labels, rows, question = _question(data, "origin")
     assert len(rows) == 27 and labels(rows).tolist() == [0] * 11 + [1] * 14 + [0] * 2
     assert question == "B against the other collections, among images with COVID-19"
 
 
 def test_origin_is_not_asked_of_too_few():
-    one = prepared(("Home", True, 1, 30, "main"), ("NIH", False, 0, 30, "main"),
-                   ("Home", True, 0, LEAST - 1, "same_source"))  # fmt: skip
+    one = prepared(
+        ("Home", True, 1, 30, "main"), ("NIH", False, 0, 30, "main"), ("Home", True, 0, LEAST - 1, "same_source")
+    )
     assert _question(one, "origin") == (None, None, "not asked: no label has 10 images each of two collections")
 
 
@@ -167,13 +195,24 @@ def planted(folder, marked):
     images = rng.integers(60, 120, (56, SIDE, SIDE), np.uint8)
     if marked:
         images[:36, :3] = images[:36, -3:] = images[:36, :, :3] = images[:36, :, -3:] = 250
-    table = pd.DataFrame({
-        "image_id": names, "file_name": names, "row": range(56), "ok": True, "usable": True, "split": "train",
-        "collection": ["Home"] * 36 + ["Elsewhere"] * 20, "home": [True] * 36 + [False] * 20, "patient_id": names,
-        "finding": "No Finding",
-        "label": [1] * 20 + [0] * 36, "role": ["main"] * 20 + ["same_source"] * 16 + ["main"] * 20,
-        "fold": np.arange(56) % 2, "area": 0.25,
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "image_id": names,
+            "file_name": names,
+            "row": range(56),
+            "ok": True,
+            "usable": True,
+            "split": "train",
+            "collection": ["Home"] * 36 + ["Elsewhere"] * 20,
+            "home": [True] * 36 + [False] * 20,
+            "patient_id": names,
+            "finding": "No Finding",
+            "label": [1] * 20 + [0] * 36,
+            "role": ["main"] * 20 + ["same_source"] * 16 + ["main"] * 20,
+            "fold": np.arange(56) % 2,
+            "area": 0.25,
+        }
+    )
     masks = np.zeros((56, SIDE, SIDE), np.uint8)
     masks[:, 8:24, 8:24] = 1
     np.save(folder / "masks.npy", masks)
@@ -194,14 +233,28 @@ def audited(tmp_path):
             torch.manual_seed(0)
             for fold in (0, 1):
                 runs[0].path(f"fold{fold}", "covid").mkdir(parents=True)
-                save_weights(runs[0].path(f"fold{fold}", "covid", "final.safetensors"),
-                             build_network(NETWORK).state_dict())  # fmt: skip
+                save_weights(
+                    runs[0].path(f"fold{fold}", "covid", "final.safetensors"), build_network(NETWORK).state_dict()
+                )
         about = {"checks": ("border", "origin"), "folds": (0, 1), "epochs": 4} | options
-        config = dataclasses.replace(DEMO, network=NETWORK, n_folds=2, folds=(0, 1), store_size=SIDE,
-                                     audit=dataclasses.replace(DEMO.audit, **about))  # fmt: skip
+        config = dataclasses.replace(
+            DEMO,
+            network=NETWORK,
+            n_folds=2,
+            folds=(0, 1),
+            store_size=SIDE,
+            audit=dataclasses.replace(DEMO.audit, **about),
+        )
         data = planted(tmp_path, marked)
-        context = SimpleNamespace(run=runs[0], config=config, device=torch.device("cpu"), workers=0, budget=Budget(),
-                                  solution="covid19", preset="demo")  # fmt: skip
+        context = SimpleNamespace(
+            run=runs[0],
+            config=config,
+            device=torch.device("cpu"),
+            workers=0,
+            budget=Budget(),
+            solution="covid19",
+            preset="demo",
+        )
         run_audit(context, data)
         return context, data
 

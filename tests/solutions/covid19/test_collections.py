@@ -34,11 +34,28 @@ def row(table, file_name):
 
 @pytest.mark.parametrize(
     "finding, label",
-    [("COVID-19", 1), ("COVID-19, ARDS", 1), ("Pneumonia/Viral/COVID-19", 1), ("covid 19", 1), ("SARS-CoV-2", 1),
-     ("SARS", 0), ("MERS-CoV", 0), ("No Finding", 0), ("No finding", 0), ("Pneumonia/Viral", 0), ("ARDS", 0),
-     ("todo", -1), ("Unknown", -1), ("", -1), ("n/a", -1), ("No COVID-19", -1), ("COVID-19?", -1),
-     ("Pneumonia/todo", -1), ("Coronavirus", -1)],
-)  # fmt: skip
+    [
+        ("COVID-19", 1),
+        ("COVID-19, ARDS", 1),
+        ("Pneumonia/Viral/COVID-19", 1),
+        ("covid 19", 1),
+        ("SARS-CoV-2", 1),
+        ("SARS", 0),
+        ("MERS-CoV", 0),
+        ("No Finding", 0),
+        ("No finding", 0),
+        ("Pneumonia/Viral", 0),
+        ("ARDS", 0),
+        ("todo", -1),
+        ("Unknown", -1),
+        ("", -1),
+        ("n/a", -1),
+        ("No COVID-19", -1),
+        ("COVID-19?", -1),
+        ("Pneumonia/todo", -1),
+        ("Coronavirus", -1),
+    ],
+)
 def test_label(finding, label):
     assert label_of(finding) == label
 
@@ -46,11 +63,15 @@ def test_label(finding, label):
 def test_ieee_rows(tmp_path):
     folder = metadata(
         tmp_path,
-        ["7,M,65,COVID-19,AP Supine,X-ray,images,a b(1).jpeg", "7,F,60s,SARS,L,X-ray,images,c.png",
-         ",,,todo,Axial,CT,volumes,d.nii.gz", "8,,414,Pneumonia,Coronal,X-ray,images,e.png",
-         "9,,0.5,Pneumonia,strange,xray,images,gone.png"],
+        [
+            "7,M,65,COVID-19,AP Supine,X-ray,images,a b(1).jpeg",
+            "7,F,60s,SARS,L,X-ray,images,c.png",
+            ",,,todo,Axial,CT,volumes,d.nii.gz",
+            "8,,414,Pneumonia,Coronal,X-ray,images,e.png",
+            "9,,0.5,Pneumonia,strange,xray,images,gone.png",
+        ],
         images=["images/a b(1).jpg", "images/c.png", "images/e.png", "images/.hidden.png"],
-    )  # fmt: skip
+    )
     table = read_collections([folder])
     assert list(table.columns) == COLUMNS and len(table) == 5
     assert table["line"].tolist() == [2, 3, 4, 5, 6]
@@ -77,8 +98,11 @@ def test_source_names_the_collection(tmp_path):
 
 def test_the_first_published_header(tmp_path):
     header = "Patientid,offset,sex,age,finding,survival,view,date,location,filename,doi, url,license,notes"
-    folder = metadata(tmp_path, ['2,0,M,65,COVID-19,Y,PA,2020,,a.jpeg,,,,"two\nlines, and a comma"',
-                                 "3,,,,SARS,,CT,2020,,b.jpeg,,,,"], header)  # fmt: skip
+    folder = metadata(
+        tmp_path,
+        ['2,0,M,65,COVID-19,Y,PA,2020,,a.jpeg,,,,"two\nlines, and a comma"', "3,,,,SARS,,CT,2020,,b.jpeg,,,,"],
+        header,
+    )
     table = read_collections([folder])
     assert table["patient_id"].tolist() == ["home 2", "home 3"] and table["line"].tolist() == [2, 3]
     assert table["view"].tolist() == ["frontal", "other"] and table["modality"].tolist() == ["", ""]
@@ -86,11 +110,21 @@ def test_the_first_published_header(tmp_path):
 
 def test_actualmed_and_figure1_are_known_by_what_names_the_image(tmp_path):
     common = "patientid,offset,sex,age,finding,survival,temperature,pO2 saturation,view,modality"
-    write(tmp_path / "a", "metadata.csv", f"{common},imagename,artifacts/distortion,notes\n"
-          'ANON1,,,,No finding,,,,PA,X-ray,CR.1.2.840.png,,"Negative, dated"\n', ["images/CR.1.2.840.png"])  # fmt: skip
-    write(tmp_path / "f", "metadata.csv", f"{common},originalfile,artifacts/distortion,notes\n"
-          "COVID-00003a,8,M,50+,COVID-19,,,,AP erect,X-ray,COVID-0024.jpeg,,\n"
-          "COVID-00003b,8,M,28,,,,,AP erect,X-ray,COVID-0025.jpeg,,\n", ["images/COVID-00003a.jpg"])  # fmt: skip
+    write(
+        tmp_path / "a",
+        "metadata.csv",
+        f"{common},imagename,artifacts/distortion,notes\n"
+        'ANON1,,,,No finding,,,,PA,X-ray,CR.1.2.840.png,,"Negative, dated"\n',
+        ["images/CR.1.2.840.png"],
+    )
+    write(
+        tmp_path / "f",
+        "metadata.csv",
+        f"{common},originalfile,artifacts/distortion,notes\n"
+        "COVID-00003a,8,M,50+,COVID-19,,,,AP erect,X-ray,COVID-0024.jpeg,,\n"
+        "COVID-00003b,8,M,28,,,,,AP erect,X-ray,COVID-0025.jpeg,,\n",
+        ["images/COVID-00003a.jpg"],
+    )
     table = read_collections([tmp_path])
     assert table["collection"].tolist() == [
         "Actualmed-COVID-chestxray-dataset",
@@ -103,8 +137,12 @@ def test_actualmed_and_figure1_are_known_by_what_names_the_image(tmp_path):
 
 
 def test_nih(tmp_path):
-    write(tmp_path, "Data_Entry_2017.csv", NIH_HEADER + "00000013_000.png,No Finding,0,0013,058Y,M,PA,\n"
-          "00000014_000.png,Effusion|Mass,0,14,6M,F,AP,\n", ["images_001/images/00000013_000.png"])  # fmt: skip
+    write(
+        tmp_path,
+        "Data_Entry_2017.csv",
+        NIH_HEADER + "00000013_000.png,No Finding,0,0013,058Y,M,PA,\n00000014_000.png,Effusion|Mass,0,14,6M,F,AP,\n",
+        ["images_001/images/00000013_000.png"],
+    )
     (tmp_path / "Data_Entry_2017_v2020.csv").write_text("a second table of the same rows is not read\n")
     table = read_collections([tmp_path])
     assert table["patient_id"].tolist() == ["NIH ChestX-ray14 13", "NIH ChestX-ray14 14"] and not table["home"].any()
@@ -115,11 +153,13 @@ def test_nih(tmp_path):
 @pytest.mark.parametrize("inner", ["", "CheXpert-v1.0-small/"])
 def test_chexpert(tmp_path, inner):
     start = "CheXpert-v1.0-small/train/patient00001/study"
-    text = ("Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Fracture,Support Devices\n"
-            f"{start}1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,1.0\n"
-            f"{start}1/view2_lateral.jpg,Female,68,Lateral,,1.0,,,\n"
-            f"{start}2/view1_frontal.jpg,Male,68,Frontal,PA,,1.0,1.0,-1.0\n"
-            f"{start}3/view1_frontal.jpg,Male,68,Frontal,LL,,-1.0,0.0,0.0\n")  # fmt: skip
+    text = (
+        "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Fracture,Support Devices\n"
+        f"{start}1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,1.0\n"
+        f"{start}1/view2_lateral.jpg,Female,68,Lateral,,1.0,,,\n"
+        f"{start}2/view1_frontal.jpg,Male,68,Frontal,PA,,1.0,1.0,-1.0\n"
+        f"{start}3/view1_frontal.jpg,Male,68,Frontal,LL,,-1.0,0.0,0.0\n"
+    )
     folder = write(tmp_path, "train.csv", text, [f"{inner}train/patient00001/study1/view1_frontal.jpg"])
     table = read_collections([folder])
     assert table["finding"].tolist() == ["No Finding", "No Finding", "Edema|Fracture", ""]
@@ -132,8 +172,12 @@ def test_chexpert(tmp_path, inner):
 
 def test_collection_below_another_keeps_its_files(tmp_path):
     folder = metadata(tmp_path, ["1,,,COVID-19,PA,,,x.png"], images=["images/x.png"])
-    write(folder / "normals", "Data_Entry_2017.csv", NIH_HEADER + "x.png,No Finding,0,1,50,M,PA,\n",
-          ["images_001/images/x.png"])  # fmt: skip
+    write(
+        folder / "normals",
+        "Data_Entry_2017.csv",
+        NIH_HEADER + "x.png,No Finding,0,1,50,M,PA,\n",
+        ["images_001/images/x.png"],
+    )
     table = read_collections([folder, folder / "normals"])  # the second is already found below the first
     assert table["path"].tolist() == [folder / "images/x.png", folder / "normals/images_001/images/x.png"]
     assert table["image_id"].tolist() == ["home-x", "NIH-ChestX-ray14-x"]
@@ -161,17 +205,20 @@ def test_of_two_files_the_table_folder_and_the_very_name_decide(tmp_path):
 
 @pytest.mark.parametrize(
     "name, content, said",
-    [("metadata.csv", b"patientid,filename\n1,a.png\n", "metadata.csv, row 1: no column finding"),
-     ("metadata.csv", b"finding,view\nSARS,PA\n", "metadata.csv, row 1: no column patientid"),
-     ("metadata.csv", b"patientid,finding,filename\n", "metadata.csv: no rows under its header"),
-     ("metadata.csv", b"", "metadata.csv: empty file"),
-     ("metadata.csv", b"patientid,finding,filename\n1,SARS\n", "metadata.csv, row 2: 2 values where"),
-     ("metadata.csv", b"patientid,finding,filename\n1,SARS \xe9,a\n", "metadata.csv: not a CSV file"),
-     ("metadata.csv", b"patientid,finding,Finding,filename\n1,SARS,SARS,a\n", "row 1: a column name is there twice"),
-     ("Data_Entry_2017.csv", b"Image Index,Finding Labels\na,No Finding\n", "2017.csv, row 1: no column Patient ID"),
-     ("train.csv", b"Path,Sex\na,M\n", "train.csv, row 1: no column No Finding"),
-     ("train.csv", b"id,label\n1,2\n", "no collection in it"), ("other.csv", b"a\n1\n", "no collection in it")],
-)  # fmt: skip
+    [
+        ("metadata.csv", b"patientid,filename\n1,a.png\n", "metadata.csv, row 1: no column finding"),
+        ("metadata.csv", b"finding,view\nSARS,PA\n", "metadata.csv, row 1: no column patientid"),
+        ("metadata.csv", b"patientid,finding,filename\n", "metadata.csv: no rows under its header"),
+        ("metadata.csv", b"", "metadata.csv: empty file"),
+        ("metadata.csv", b"patientid,finding,filename\n1,SARS\n", "metadata.csv, row 2: 2 values where"),
+        ("metadata.csv", b"patientid,finding,filename\n1,SARS \xe9,a\n", "metadata.csv: not a CSV file"),
+        ("metadata.csv", b"patientid,finding,Finding,filename\n1,SARS,SARS,a\n", "row 1: a column name is there twice"),
+        ("Data_Entry_2017.csv", b"Image Index,Finding Labels\na,No Finding\n", "2017.csv, row 1: no column Patient ID"),
+        ("train.csv", b"Path,Sex\na,M\n", "train.csv, row 1: no column No Finding"),
+        ("train.csv", b"id,label\n1,2\n", "no collection in it"),
+        ("other.csv", b"a\n1\n", "no collection in it"),
+    ],
+)
 def test_bad_tables_end_in_one_line(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said) as caught:
@@ -213,8 +260,14 @@ def test_option_test_replaces_it(tmp_path):
     assert {Path(path).name for path in test["path"]} == {"t1.png", "t2.jpg"}
 
 
-@pytest.mark.parametrize("text, said", [("filename\nb.png\nb.png\n", "b.png: twice among"), ("filename\n", "no rows"),
-                                        ("filename,view\n,PA\n", "row 2: no file name")])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("filename\nb.png\nb.png\n", "b.png: twice among"),
+        ("filename\n", "no rows"),
+        ("filename,view\n,PA\n", "row 2: no file name"),
+    ],
+)
 def test_bad_test_lists(tmp_path, text, said):
     folder = metadata(tmp_path, ["1,,,SARS,PA,,,a.png"])
     write(folder, "unlabelled_test.csv", text)
@@ -228,7 +281,11 @@ def test_real_collections():
         pytest.skip("no real radiographs ($CXR_REAL_DATA)")
     table = read_collections([covid, nih])
     assert table.groupby("collection", sort=False)["label"].agg(["size", "sum"]).to_numpy().tolist() == [
-        [400, 328], [33, 19], [33, 29], [1378, 0]]  # fmt: skip
+        [400, 328],
+        [33, 19],
+        [33, 29],
+        [1378, 0],
+    ]
     assert table["image_id"].is_unique and table["path"].notna().all() and (table["label"] >= 0).all()
     assert sorted(set(table["age_said"])) == ["", "50+", "early 40s"]
     test = read_test([covid], None, table["image_id"])

@@ -18,11 +18,26 @@ from solutions.covid19.config import (
     SelectionConfig,
 )
 
-BACKBONES = {"paper": "hrnet_w32", "resnet152": "resnet152", "densenet121": "densenet121",
-             "efficientnet_b4": "efficientnet_b4"}  # fmt: skip
-NETWORK = {"size": 512, "optimizer": "sgd", "lr": 0.01, "momentum": 0.8, "weight_decay": 1e-4, "schedule": "step",
-           "milestones": (30, 60, 90), "factor": 0.1, "batch_size": 8, "epochs": 25, "augmentation": "paper",
-           "weights": "imagenet"}  # fmt: skip
+BACKBONES = {
+    "paper": "hrnet_w32",
+    "resnet152": "resnet152",
+    "densenet121": "densenet121",
+    "efficientnet_b4": "efficientnet_b4",
+}
+NETWORK = {
+    "size": 512,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "momentum": 0.8,
+    "weight_decay": 1e-4,
+    "schedule": "step",
+    "milestones": (30, 60, 90),
+    "factor": 0.1,
+    "batch_size": 8,
+    "epochs": 25,
+    "augmentation": "paper",
+    "weights": "imagenet",
+}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -38,8 +53,12 @@ def test_the_paper_and_its_baselines_under_its_set_up(name):
 
 
 def test_published_figures():
-    assert PUBLISHED == {"HRNet": (99.26, 98.53, 98.82), "ResNet-152": (94.50, 95.12, 94.00),
-                         "DenseNet-121": (93.40, 90.24, 96.00), "EfficientNet-B4": (97.56, 95.12, 96.15)}  # fmt: skip
+    assert PUBLISHED == {
+        "HRNet": (99.26, 98.53, 98.82),
+        "ResNet-152": (94.50, 95.12, 94.00),
+        "DenseNet-121": (93.40, 90.24, 96.00),
+        "EfficientNet-B4": (97.56, 95.12, 96.15),
+    }
 
 
 def test_every_preset_can_be_built_from_what_it_stores():
@@ -52,13 +71,17 @@ def test_every_preset_can_be_built_from_what_it_stores():
 @pytest.mark.parametrize(
     ("options", "chooses"),
     [
-        ({"averaging": ("last",)}, False), ({"averaging": ("ema",)}, False), ({"averaging": ("classic",)}, False),
-        ({"averaging": ("best",)}, True), ({"averaging": ("window",)}, True), ({"averaging": ("last", "ema")}, True),
+        ({"averaging": ("last",)}, False),
+        ({"averaging": ("ema",)}, False),
+        ({"averaging": ("classic",)}, False),
+        ({"averaging": ("best",)}, True),
+        ({"averaging": ("window",)}, True),
+        ({"averaging": ("last", "ema")}, True),
         ({"averaging": ("last", "best"), "keep": "last"}, False),
         ({"averaging": ("last", "best"), "keep": "best"}, True),
         ({"averaging": ("last",), "schedule": "plateau"}, True),
     ],
-)  # fmt: skip
+)
 def test_what_is_chosen_by_validation_figures(options, chooses):
     network = NetworkConfig(**options)
     assert network.chooses is chooses

@@ -33,9 +33,13 @@ from solutions.covid19.selection import select
 HEADER = "patientid,sex,age,finding,view,modality,folder,filename"
 NIH = "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position"
 SMALL = dataclasses.replace(
-    DEMO, network=dataclasses.replace(DEMO.network, size=32), store_size=32, n_folds=2, folds=(0, 1),
+    DEMO,
+    network=dataclasses.replace(DEMO.network, size=32),
+    store_size=32,
+    n_folds=2,
+    folds=(0, 1),
     lungs=LungsConfig(dilations=0, closings=0),
-)  # fmt: skip
+)
 COVID = [f"c{k}.png" for k in range(8)]  # of patients 0 0 1 1 2 2 3 3
 OTHER = [f"o{k}.png" for k in range(3)]  # of patients 10 11 12
 NORMAL = [f"{k:08}_000.png" for k in range(6)]
@@ -67,7 +71,8 @@ def home_row(name, patient, finding, age="50", view="PA", modality="X-ray"):
 
 
 HOME = [home_row(name, k // 2, "COVID-19") for k, name in enumerate(COVID)] + [
-    home_row(name, 10 + k, "SARS") for k, name in enumerate(OTHER)]  # fmt: skip
+    home_row(name, 10 + k, "SARS") for k, name in enumerate(OTHER)
+]
 
 
 def write(path, header, lines):
@@ -84,8 +89,11 @@ def folder(tmp_path):
     for number, name in enumerate(NORMAL):
         write_image(root / "normals" / "images_001" / "images" / name, 50 + number)
     write(root / "metadata.csv", HEADER, HOME)
-    write(root / "normals" / "Data_Entry_2017.csv", NIH,
-          [f"{name},No Finding,{k},60,F,AP" for k, name in enumerate(NORMAL)])  # fmt: skip
+    write(
+        root / "normals" / "Data_Entry_2017.csv",
+        NIH,
+        [f"{name},No Finding,{k},60,F,AP" for k, name in enumerate(NORMAL)],
+    )
     write(
         root / "unlabelled_test.csv", "filename,patientid,view", [f"{name},{90 + k},PA" for k, name in enumerate(TEST)]
     )
@@ -198,18 +206,29 @@ def test_preparing_again_gives_the_same_and_another_seed_other_folds(context):
 
 def test_bad_metadata_is_told_and_nothing_lost(context, folder, said):
     """An unknown view, missing files, ages as text, a patient's number in two collections, a finding to come."""
-    odd = [home_row("v.png", 20, "COVID-19", view="sideways"), home_row("gone.png", 21, "COVID-19"),
-           home_row("a.png", 22, "COVID-19", age="60s"), home_row("b.png", 1, "COVID-19", age="unknown"),
-           home_row("todo.png", 23, "todo"), home_row("side.png", 24, "COVID-19", view="L"),
-           home_row("ct.png", 25, "COVID-19", modality="CT"), home_row("kid.png", 26, "COVID-19", age="7")]  # fmt: skip
+    odd = [
+        home_row("v.png", 20, "COVID-19", view="sideways"),
+        home_row("gone.png", 21, "COVID-19"),
+        home_row("a.png", 22, "COVID-19", age="60s"),
+        home_row("b.png", 1, "COVID-19", age="unknown"),
+        home_row("todo.png", 23, "todo"),
+        home_row("side.png", 24, "COVID-19", view="L"),
+        home_row("ct.png", 25, "COVID-19", modality="CT"),
+        home_row("kid.png", 26, "COVID-19", age="7"),
+    ]
     write(folder / "metadata.csv", HEADER, HOME + odd)
     for number, name in enumerate(("v", "a", "b", "todo", "side", "ct", "kid"), 200):
         write_image(folder / "images" / f"{name}.png", number)
     _, table, selection = prepared(context())
     assert len(selection) == 25
     reasons = selection.loc[~selection["kept"], "reason"].to_dict()
-    assert reasons == {"gone": "no such file", "todo": "finding unknown (todo)", "side": "lateral (L)", "ct": "CT",
-                       "kid": "age 7"}  # fmt: skip
+    assert reasons == {
+        "gone": "no such file",
+        "todo": "finding unknown (todo)",
+        "side": "lateral (L)",
+        "ct": "CT",
+        "kid": "age 7",
+    }
     assert set(table.index) == set(selection.index[selection["kept"]]) | {"t0", "t1"}
     assert table.loc["b", "patient_id"] == "data 1" and np.isnan(table.loc["b", "age"])
     metadata = folder / "metadata.csv"
@@ -281,9 +300,15 @@ def test_negatives_are_drawn_evenly_from_their_collections(context):
 
 @pytest.mark.parametrize(
     ("sizes", "count", "expected"),
-    [((10, 10), 10, (5, 5)), ((2, 10), 10, (2, 8)), ((1, 2, 30), 12, (1, 2, 9)), ((4, 4, 4), 7, (2, 2, 3)),
-     ((3, 3), 6, (3, 3)), ((5, 5), 1, (0, 1))],
-)  # fmt: skip
+    [
+        ((10, 10), 10, (5, 5)),
+        ((2, 10), 10, (2, 8)),
+        ((1, 2, 30), 12, (1, 2, 9)),
+        ((4, 4, 4), 7, (2, 2, 3)),
+        ((3, 3), 6, (3, 3)),
+        ((5, 5), 1, (0, 1)),
+    ],
+)
 def test_an_even_draw(sizes, count, expected):
     names = np.random.default_rng(0).permutation(np.repeat([f"c{k}" for k in range(len(sizes))], sizes))
     drawn = _even_draw(names, count, seed=0)
@@ -306,8 +331,10 @@ def test_tables_that_leave_nothing_to_train_on(context, folder, tmp_path):
     write(folder / "metadata.csv", HEADER, HOME)
     (folder / "normals" / "Data_Entry_2017.csv").unlink()
     line = refusal(prepare_competition, context())
-    assert line == ("no image without COVID-19 to train on: name a folder of normals by --normals or take those of the "
-                    "same collections (--same-source train)")  # fmt: skip
+    assert line == (
+        "no image without COVID-19 to train on: name a folder of normals by --normals or take those of the "
+        "same collections (--same-source train)"
+    )
     assert prepare_competition(context(dataclasses.replace(SMALL, same_source="train"), out="same")).key
     write(folder / "metadata.csv", HEADER, HOME[:8] + [home_row(name, 10, "SARS", view="L") for name in OTHER])
     line = refusal(prepare_competition, context())
@@ -376,11 +403,12 @@ def test_other_settings_need_another_prepare(context, folder, tmp_path):
     for change, line in (
         ({"same_source": "train"}, "prepared with --same-source score"),
         ({"negatives": 5}, "prepared with --negatives 0"),
-        ({"seed": 1}, "prepared with --seed 0"), ({"n_folds": 3}, "prepared with --n-folds 2"),
+        ({"seed": 1}, "prepared with --seed 0"),
+        ({"n_folds": 3}, "prepared with --n-folds 2"),
         ({"store_size": 64}, "prepared with --store-size 32"),
         ({"selection": SelectionConfig(least_age=30)}, "prepared with another selection"),
         ({"lungs": LungsConfig(dilations=1, closings=0)}, "prepared with other lungs"),
-    ):  # fmt: skip
+    ):
         assert line in refusal(open_prepared, context(dataclasses.replace(SMALL, **change))), change
     assert open_prepared(context(dataclasses.replace(SMALL, view="image"))).key  # what is seen is not prepared
     assert "prepared with another --data" in refusal(open_prepared, context(data=tmp_path / "other"))
@@ -428,10 +456,11 @@ def test_a_damaged_selection_is_named(context):
     path = run.run.path("selection.csv")
     lines = path.read_text().splitlines()
     for content, said in (
-        ("", "empty file"), ("\n".join(lines[1:]), "the header must be"),
+        ("", "empty file"),
+        ("\n".join(lines[1:]), "the header must be"),
         ("\n".join([*lines, "a,b"]), "2 values where"),
         ("\n".join([lines[0], lines[1].replace(",1,True,", ",one,True,")]), "row 2: the label 'one'"),
-    ):  # fmt: skip
+    ):
         path.write_text(content)
         line = refusal(read_selection, run.run)
         assert "selection.csv" in line and said in line

@@ -86,8 +86,9 @@ def test_maps_of_a_store_follow_the_view_and_the_rows():
 
     inside = heat_maps(model, data, rows, config, "lungs", "cpu", progress=False)
     assert (inside[:, 3] == 0).all() and (inside[:, 0, 1] > 0).all()
-    shares = [[share_in_lungs(heat, masks[row]) for heat, row in zip(each, rows, strict=True)]
-              for each in (maps, inside)]  # fmt: skip
+    shares = [
+        [share_in_lungs(heat, masks[row]) for heat, row in zip(each, rows, strict=True)] for each in (maps, inside)
+    ]
     assert abs(np.mean(shares[0]) - lung_area(masks[0])) < 0.03 < 0.6 < min(shares[1])
     with torch.no_grad():
         edge = heat_maps(model, data, rows, config, "border", "cpu", progress=False, margin=0.1)

@@ -64,7 +64,9 @@ def prepared(command, data, tmp_path, tiny):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("walk demo", "'walk' is not a verb"), ("run fast", "'fast' is not a preset"), ("run", "name a preset"),
+        ("walk demo", "'walk' is not a verb"),
+        ("run fast", "'fast' is not a preset"),
+        ("run", "name a preset"),
         ("run demo --out run --network.epoch 3", "did you mean --network.epochs?"),
         ("run demo --out run --network.epochs x", "--network.epochs: invalid literal"),
         ("run demo --out run --network.lr nan", "lr must be above 0, not nan"),
@@ -88,7 +90,7 @@ def prepared(command, data, tmp_path, tiny):
         ("run demo --out run --data data --id-map file.csv", "--id-map: the collections' tables name the patients"),
         ("run demo --out run --data data --sizes file.csv", "--sizes: covid19 has no use for them"),
     ],
-)  # fmt: skip
+)
 def test_words(words, said, data, tmp_path, refused):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.csv").write_text("a,b\n1,2\n")
@@ -98,10 +100,7 @@ def test_words(words, said, data, tmp_path, refused):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        ("--network.backbone resnet_9000", "resnet_9000"),
-        ("--network.weights nowhere.pt", "nowhere.pt"),
-    ],
+    [("--network.backbone resnet_9000", "resnet_9000"), ("--network.weights nowhere.pt", "nowhere.pt")],
 )
 def test_networks_that_cannot_be_built(words, said, finished, sample, refused, tiny):
     before = prints(finished / "run")
@@ -138,12 +137,13 @@ def test_tables_that_cannot_be_read(data, spoilt):
     metadata = data / "metadata.csv"
     table, lines = read_table(metadata), metadata.read_text().splitlines()
     for content, said in (
-        (b"", "metadata.csv: empty file"), (lines[0].encode(), "metadata.csv: no rows under its header"),
+        (b"", "metadata.csv: empty file"),
+        (lines[0].encode(), "metadata.csv: no rows under its header"),
         ("\n".join([*lines[:3], "a,b", *lines[3:]]).encode(), "metadata.csv, row 4: 2 values where the header has 29"),
         (table.drop(columns="finding"), "metadata.csv, row 1: no column finding"),
         (b"\x89PNG\r\n\x1a\n\0\0", "metadata.csv: not a CSV file"),
         (table.assign(finding="SARS"), "no image with COVID-19 to train on"),
-    ):  # fmt: skip
+    ):
         replace(metadata, content)
         assert said in spoilt()
 
@@ -206,10 +206,11 @@ def test_a_colour_picture_is_no_radiograph(data, prepared):
     ("text", "said"),
     [
         ("filename,patientid,view\ngone.png,1,PA\n", "1 of 1 images to predict have no file, the first is gone.png"),
-        ("filename,patientid,view\n,1,PA\n", "list.csv, row 2: no file name"), ("", "list.csv: empty file"),
+        ("filename,patientid,view\n,1,PA\n", "list.csv, row 2: no file name"),
+        ("", "list.csv: empty file"),
         ("filename\n", "list.csv: no rows under its header"),
     ],
-)  # fmt: skip
+)
 def test_lists_of_images_to_predict(text, said, tmp_path, spoilt):
     (tmp_path / "list.csv").write_text(text)
     assert said in spoilt("--test", tmp_path / "list.csv")
@@ -230,11 +231,12 @@ def test_fold_tables(data, finished, sample, tmp_path, refused, command, tiny):
     table = tmp_path / "folds.csv"
     words = [*PREPARE, "--data", sample, *tiny, "--fold-table", table]
     for rows, said in (
-        (lines[:-1], "1 images missing"), ([*lines, lines[-1]], "appears twice"),
+        (lines[:-1], "1 images missing"),
+        ([*lines, lines[-1]], "appears twice"),
         (["a,b", *lines[2:]], "must begin with"),
         ([*lines[:-1], lines[-1].replace(",", ",x", 1)], "whose fold is no whole number"),
         ([*lines[:2], *(",".join([row.split(",")[0], "0"]) for row in lines[2:])], "has the folds 0"),
-    ):  # fmt: skip
+    ):
         table.write_text("\n".join(rows) + "\n")
         assert said in refused(*words)
     assert "nowhere.csv: not a readable CSV" in refused(*words[:-1], "nowhere.csv")
@@ -250,13 +252,24 @@ def test_fold_tables(data, finished, sample, tmp_path, refused, command, tiny):
 @pytest.mark.parametrize(
     ("name", "verb"),
     [
-        ("images.parquet", "train"), ("selection.csv", "report"), ("manifest.json", "tune"), ("config.json", "report"),
-        ("fold0/covid/final.safetensors", "predict"), ("fold0/covid/final.safetensors", "train"),
-        ("oof.parquet", "submit"), ("test.parquet", "submit"), ("oof.parquet", "report"), ("score.json", "score"),
-        ("score.json", "report"), ("score.json", "audit"), ("per_fold.csv", "report"), ("audit.json", "report"),
-        ("audit.parquet", "report"), ("focus.parquet", "report"),
+        ("images.parquet", "train"),
+        ("selection.csv", "report"),
+        ("manifest.json", "tune"),
+        ("config.json", "report"),
+        ("fold0/covid/final.safetensors", "predict"),
+        ("fold0/covid/final.safetensors", "train"),
+        ("oof.parquet", "submit"),
+        ("test.parquet", "submit"),
+        ("oof.parquet", "report"),
+        ("score.json", "score"),
+        ("score.json", "report"),
+        ("score.json", "audit"),
+        ("per_fold.csv", "report"),
+        ("audit.json", "report"),
+        ("audit.parquet", "report"),
+        ("focus.parquet", "report"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("damage", ["half", "nothing", "other"])
 def test_files_of_a_run_that_were_damaged(name, verb, damage, run_copy, refused, bare_page):
     path = run_copy / name

@@ -60,8 +60,9 @@ def store(tmp_path):
 
 
 def context(**about):
-    config = dataclasses.replace(DEMO, lungs=LungsConfig(**about), store_size=SIDE,
-                                 network=dataclasses.replace(DEMO.network, size=SIDE))  # fmt: skip
+    config = dataclasses.replace(
+        DEMO, lungs=LungsConfig(**about), store_size=SIDE, network=dataclasses.replace(DEMO.network, size=SIDE)
+    )
     return SimpleNamespace(config=config, device=torch.device("cpu"))
 
 
@@ -117,9 +118,10 @@ def test_damaged_lungs_are_named(store, segmenter):
     folder = find_lungs(context(), store)
     whole = {path: path.read_bytes() for path in folder.iterdir()}
     for name, content, said in (
-        ("lungs.parquet", b"PAR1", "lungs.parquet: damaged table"), ("masks.npy", b"", "masks.npy: damaged array"),
+        ("lungs.parquet", b"PAR1", "lungs.parquet: damaged table"),
+        ("masks.npy", b"", "masks.npy: damaged array"),
         ("masks.npy", whole[folder / "masks.npy"][:200], "masks.npy: damaged array"),
-    ):  # fmt: skip
+    ):
         (folder / name).write_bytes(content)
         with pytest.raises(InputError, match=said):
             open_lungs(folder)

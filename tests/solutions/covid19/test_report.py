@@ -23,8 +23,9 @@ from tests import browser
 
 SIZE, N = 32, 24
 NETWORK = dataclasses.replace(DEMO.network, backbone="test_resnet", weights="none", size=SIZE, precision="fp32")
-CONFIG = dataclasses.replace(DEMO, network=NETWORK, n_folds=2, folds=(0, 1), store_size=SIZE,
-                             audit=dataclasses.replace(DEMO.audit, folds=(0, 1)))  # fmt: skip
+CONFIG = dataclasses.replace(
+    DEMO, network=NETWORK, n_folds=2, folds=(0, 1), store_size=SIZE, audit=dataclasses.replace(DEMO.audit, folds=(0, 1))
+)
 INTERVAL = {"estimate": 0.875, "low": 0.75, "high": 0.95}
 
 
@@ -34,12 +35,24 @@ def prepared(folder):
     home = np.arange(N) < 16
     role = np.where(np.arange(N) < 12, "main", np.where(home, "same_source", "main")).astype(object)
     role[-1] = ""
-    table = pd.DataFrame({
-        "image_id": names, "file_name": [f"{name}.png" for name in names], "row": range(N), "ok": True,
-        "collection": np.where(home, "Home", "Elsewhere"), "home": home, "patient_id": [f"p{i}" for i in range(N)],
-        "age": 50.0, "label": (np.arange(N) < 12).astype(np.int8), "split": "train", "role": role,
-        "fold": np.where(role == "", -1, np.arange(N) % 2), "area": 0.25, "usable": role != "",
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "image_id": names,
+            "file_name": [f"{name}.png" for name in names],
+            "row": range(N),
+            "ok": True,
+            "collection": np.where(home, "Home", "Elsewhere"),
+            "home": home,
+            "patient_id": [f"p{i}" for i in range(N)],
+            "age": 50.0,
+            "label": (np.arange(N) < 12).astype(np.int8),
+            "split": "train",
+            "role": role,
+            "fold": np.where(role == "", -1, np.arange(N) % 2),
+            "area": 0.25,
+            "usable": role != "",
+        }
+    )
     masks = np.zeros((N, SIZE, SIZE), np.uint8)
     masks[:, 8:24, 8:24] = 1
     np.save(folder / "masks.npy", masks)
@@ -85,12 +98,24 @@ def context(tmp_path):
 def audited(context, biased):
     """Files of a finished audit."""
     run, ids = context.run, answers(context.data)["image_id"]
-    checks = {"border": {"auroc": INTERVAL, "said": "by the margin", "images": 19, "positives": 12},
-              "origin": {"auroc": None, "said": "not asked: too few"}}  # fmt: skip
+    checks = {
+        "border": {"auroc": INTERVAL, "said": "by the margin", "images": 19, "positives": 12},
+        "origin": {"auroc": None, "said": "not asked: too few"},
+    }
     focus = {view: {"share": INTERVAL, "area": 0.25, "images": 19, "flat": 1} for view in ("lungs", "image")}
     said = "The origin <gives> it away." if biased else "No sign of the origin."
-    write_json(run.path("audit.json"), {"checks": checks, "focus": focus, "folds": [0, 1], "epochs": 6,
-                                        "biased": biased, "said": said, "evidence": []})  # fmt: skip
+    write_json(
+        run.path("audit.json"),
+        {
+            "checks": checks,
+            "focus": focus,
+            "folds": [0, 1],
+            "epochs": 6,
+            "biased": biased,
+            "said": said,
+            "evidence": [],
+        },
+    )
     pd.DataFrame({"image_id": ids}).to_parquet(run.path("audit.parquet"))
     shares = [pd.DataFrame({"view": view, "image_id": ids, "share": 0.5, "area": 0.25}) for view in focus]
     pd.concat(shares).to_parquet(run.path("focus.parquet"))
@@ -145,9 +170,13 @@ def cards(text):
 def test_the_headline_stands_beside_the_same_collections(context):
     text = page_of(context)
     # the ranking: COVID-19 (the twelfth at 0.49), then the others of Home, then those of Elsewhere
-    assert cards(text) == {"AUROC out of fold": "1.0000", "AUROC, same collections": "1.0000",
-                           "Accuracy": f"{18 / 19:.4f}", "Sensitivity": f"{11 / 12:.4f}",
-                           "Specificity": "1.0000"}  # fmt: skip
+    assert cards(text) == {
+        "AUROC out of fold": "1.0000",
+        "AUROC, same collections": "1.0000",
+        "Accuracy": f"{18 / 19:.4f}",
+        "Sensitivity": f"{11 / 12:.4f}",
+        "Specificity": "1.0000",
+    }
     assert "12 against 4 images" in text and "never trained on" in text
     assert "the same collections alone 1.000" in text  # the second ROC curve
     path = context.run.path("score.json")
@@ -187,15 +216,30 @@ def test_rejected_images_are_shown_with_the_reason(context, bare):
 
 
 def test_reasons_that_differ_in_a_number_or_a_name_are_one():
-    reasons = ["", "lateral (L)", "lateral (Lateral)", "age 12", "same image as a (Home)", "same image as b (NIH)",
-               "same image as a test image", "the same file as c (row 4)", "lungs: one",
-               "not drawn: negatives 5"]  # fmt: skip
+    reasons = [
+        "",
+        "lateral (L)",
+        "lateral (Lateral)",
+        "age 12",
+        "same image as a (Home)",
+        "same image as b (NIH)",
+        "same image as a test image",
+        "the same file as c (row 4)",
+        "lungs: one",
+        "not drawn: negatives 5",
+    ]
     table = pd.DataFrame({"collection": "Home", "label": 1, "reason": reasons, "kept": [not r for r in reasons]})
     table.loc[9, "label"] = -1
     known, unknown = left_out(table).to_dict("records")
     assert (known["rows"], known["used"], known["left out"], known["label"]) == (9, 1, 8, "COVID-19")
-    assert set(known["because of"].split(", ")) == {"2 lateral", "1 age", "2 same image", "1 the same file", "1 lungs",
-                                                    "1 same image as a test image"}  # fmt: skip
+    assert set(known["because of"].split(", ")) == {
+        "2 lateral",
+        "1 age",
+        "2 same image",
+        "1 the same file",
+        "1 lungs",
+        "1 same image as a test image",
+    }
     assert (unknown["label"], unknown["used"], unknown["because of"]) == ("unknown", 0, "1 not drawn")
 
 

@@ -26,8 +26,18 @@ from solutions.covid19.models import load_network
 from solutions.covid19.sample import make_sample
 from tests.running import prints, times
 
-COMPARED = ("fold*/*/final.safetensors", "oof.parquet", "test.parquet", "tuned.json", "score.json", "*.csv",
-            "images.parquet", "audit.json", "audit.parquet", "focus.parquet")  # fmt: skip
+COMPARED = (
+    "fold*/*/final.safetensors",
+    "oof.parquet",
+    "test.parquet",
+    "tuned.json",
+    "score.json",
+    "*.csv",
+    "images.parquet",
+    "audit.json",
+    "audit.parquet",
+    "focus.parquet",
+)
 MADE = ("fold*/**/*", "oof.parquet", "test.parquet", "tuned.json", "score.json", "audit.*", "focus.parquet")
 CHECKS = ("image", "border", "background")  # those that so small a sample can be asked
 SECTIONS = ["Audit", "Folds", "Out of fold", "Data", "Lungs", "Training", "Submission", "This run"]
@@ -205,8 +215,23 @@ def test_images_to_predict_that_are_named(tmp_path, finished, run_copy, command,
     for number, path in enumerate(sorted((sample / "images").iterdir())[:3]):
         shutil.copy(path, new / f"new-{number}{path.suffix}")
     cv2.imwrite(str(new / "nothing.png"), np.full((80, 80), 7, np.uint8))
-    words = ["prepare", "demo", "--data", sample, "--out", "other", "--n-folds", "2", "--folds", "0", "1",
-             "--network.size", "64", "--store-size", "64"]  # fmt: skip
+    words = [
+        "prepare",
+        "demo",
+        "--data",
+        sample,
+        "--out",
+        "other",
+        "--n-folds",
+        "2",
+        "--folds",
+        "0",
+        "1",
+        "--network.size",
+        "64",
+        "--store-size",
+        "64",
+    ]
     result = command(*words, "--test", new)
     assert (result.status, result.errors) == (0, [])
     images = pd.read_parquet(tmp_path / "other" / "images.parquet")
@@ -259,8 +284,11 @@ def test_a_run_that_is_broken_off_in_every_step_continues_to_the_same_bytes(
         (run_copy / name).unlink()
     words = ["run", "--data", sample, "--out", "run"]
     for owner in (
-        (data_module, "save_folds"), (loop._Trainer, "finish"), (pipeline, "predict_view"), (pipeline, "write_csv"),
-    ):  # fmt: skip
+        (data_module, "save_folds"),
+        (loop._Trainer, "finish"),
+        (pipeline, "predict_view"),
+        (pipeline, "write_csv"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(*owner, broken)
             assert command(*words).status == 130, owner
@@ -347,16 +375,19 @@ def test_another_training_is_refused_and_loses_nothing(finished, run_copy, refus
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--n-folds 3", "prepared with --n-folds 2"), ("--seed 1", "prepared with --seed 0"),
-        ("--store-size 128", "prepared with --store-size 64"), ("--same-source train", "with --same-source score"),
+        ("--n-folds 3", "prepared with --n-folds 2"),
+        ("--seed 1", "prepared with --seed 0"),
+        ("--store-size 128", "prepared with --store-size 64"),
+        ("--same-source train", "with --same-source score"),
         ("--negatives 5", "prepared with --negatives 0"),
         ("--selection.least-age 40", "prepared with another selection"),
         ("--lungs.gate 0.3", "prepared with other lungs"),
         ("--lungs.weights nowhere.pt", "nowhere.pt: no such file (--lungs.weights)"),
-        ("--data elsewhere", "prepared with another --data"), ("--test list.csv", "prepared with another --test"),
+        ("--data elsewhere", "prepared with another --data"),
+        ("--test list.csv", "prepared with another --test"),
         ("--normals elsewhere", "prepared with other --normals"),
     ],
-)  # fmt: skip
+)
 def test_options_of_prepare_are_not_passed_over(options, said, run_copy, refused):
     assert said in refused("train", "--out", "run", *options.split())
 
@@ -392,8 +423,27 @@ def test_the_whole_image_as_the_run_s_view(view, tmp_path, finished, command, sa
 @pytest.mark.parametrize("marker", [True, False])
 def test_the_audit_finds_the_planted_marker_and_nothing_in_the_clean_sample(marker, tmp_path, command):
     sample = make_sample(tmp_path / "data", marker=marker)
-    words = ["run", "demo", "--data", sample, "--out", "run", "--network.size", "64", "--store-size", "64",
-             "--network.epochs", "4", "--audit.epochs", "4", "--n-folds", "2", "--folds", "0", "1"]  # fmt: skip
+    words = [
+        "run",
+        "demo",
+        "--data",
+        sample,
+        "--out",
+        "run",
+        "--network.size",
+        "64",
+        "--store-size",
+        "64",
+        "--network.epochs",
+        "4",
+        "--audit.epochs",
+        "4",
+        "--n-folds",
+        "2",
+        "--folds",
+        "0",
+        "1",
+    ]
     assert command(*words).status == 0
     assert command("audit", "--out", "run").status == 0
     assert command("report", "--out", "run").status == 0

@@ -45,8 +45,15 @@ def fingerprint(folder):
 
 
 def test_layout(folder):
-    names = ["hidden_test.csv", "images", "metadata.csv", "normals", "sample.json", "sample_submission.csv",
-             "unlabelled_test.csv"]  # fmt: skip
+    names = [
+        "hidden_test.csv",
+        "images",
+        "metadata.csv",
+        "normals",
+        "sample.json",
+        "sample_submission.csv",
+        "unlabelled_test.csv",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == names
     home, test = table(folder / "metadata.csv"), table(folder / "unlabelled_test.csv")
     listed = [*home["filename"], *test["filename"]]
@@ -105,7 +112,10 @@ def test_the_hidden_truth_is_that_of_the_test_images(folder, films):
     assert submission.columns.tolist() == ["filename", "probability"]
     assert test["filename"].tolist() == hidden["filename"].tolist() == submission["filename"].tolist()
     assert Counter(zip(hidden["label"], hidden["collection"], strict=True)) == {
-        ("1", sample.HOME): 4, ("0", sample.HOME): 2, ("0", sample.NORMALS): 2}  # fmt: skip
+        ("1", sample.HOME): 4,
+        ("0", sample.HOME): 2,
+        ("0", sample.NORMALS): 2,
+    }
     drawn = {film.file_name: film.finding for film in films if film.place == "test"}
     assert all(("COVID" in drawn[row.filename]) == (row.label == "1") for row in hidden.itertuples())
 
@@ -226,8 +236,10 @@ def test_a_complete_sample_is_kept_and_another_replaced(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["sample"]
 
 
-@pytest.mark.parametrize("name, value", [("n_covid", 3), ("n_other", 0), ("n_normals", 3), ("n_test", 3), ("seed", -1),
-                                         ("n_covid", 4.5), ("marker", 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value",
+    [("n_covid", 3), ("n_other", 0), ("n_normals", 3), ("n_test", 3), ("seed", -1), ("n_covid", 4.5), ("marker", 1)],
+)
 def test_bad_parameters_are_named(tmp_path, name, value):
     with pytest.raises(InputError, match=f"{name}={value}"):
         make_sample(tmp_path / "sample", **SMALL | {name: value})

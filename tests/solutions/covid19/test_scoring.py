@@ -27,9 +27,17 @@ from solutions.covid19.scoring import (
 def table(label, probability, fold=0, role="main", home=False, patients=None):
     """Out-of-fold predictions, a patient each unless told otherwise."""
     patients = [f"p{k}" for k in range(len(label))] if patients is None else patients
-    return pd.DataFrame({"image_id": [f"i{k}" for k in range(len(label))], "fold": fold, "label": label,
-                         "probability": np.asarray(probability, float), "role": role, "home": home,
-                         "patient_id": patients})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{k}" for k in range(len(label))],
+            "fold": fold,
+            "label": label,
+            "probability": np.asarray(probability, float),
+            "role": role,
+            "home": home,
+            "patient_id": patients,
+        }
+    )
 
 
 # ---- folds ---------------------------------------------------------------------------------------------------------
@@ -39,8 +47,9 @@ def test_a_row_a_fold_counted_by_hand():
     oof = table([1, 1, 0, 0, 0, 1, 0, 0], [0.9, 0.4, 0.5, 0.1, 0.2, 0.5, 0.3, 0.4], fold=[3, 3, 3, 3, 3, 1, 1, 1])
     found = fold_table(oof, np.full(8, 0.5))
     assert found[["fold", "images", "tp", "fn", "tn", "fp"]].to_numpy().tolist() == [
-        [1, 3, 1, 0, 2, 0], [3, 5, 1, 1, 2, 1],  # what reaches the threshold is called: 0.5 is
-    ]  # fmt: skip
+        [1, 3, 1, 0, 2, 0],
+        [3, 5, 1, 1, 2, 1],  # what reaches the threshold is called: 0.5 is
+    ]
     np.testing.assert_allclose(found[[*RATES]], [[1, 1, 1], [3 / 5, 1 / 2, 2 / 3]])
     cuts = oof["fold"].map({3: 0.15, 1: 0.95}).to_numpy()
     found = fold_table(oof, cuts)
@@ -137,9 +146,14 @@ def leaning():
     """30 COVID-19 and 30 other images of Home, 30 of Elsewhere that alone are told apart, a patient for every two."""
     rng, n = np.random.default_rng(0), 30
     probs = np.concatenate([rng.uniform(0.6, 0.9, 2 * n), rng.uniform(0.1, 0.4, n)])
-    return table([1] * n + [0] * 2 * n, probs, role=["main"] * n + ["same_source"] * n + ["main"] * n,
-                 home=[True] * 2 * n + [False] * n, fold=np.arange(3 * n) % 2,
-                 patients=[f"p{k // 2}" for k in range(3 * n)])  # fmt: skip
+    return table(
+        [1] * n + [0] * 2 * n,
+        probs,
+        role=["main"] * n + ["same_source"] * n + ["main"] * n,
+        home=[True] * 2 * n + [False] * n,
+        fold=np.arange(3 * n) % 2,
+        patients=[f"p{k // 2}" for k in range(3 * n)],
+    )
 
 
 def test_the_same_collections_and_the_fall(leaning):
@@ -167,8 +181,9 @@ def test_without_both_kinds_the_same_collections_say_nothing(leaning, gone):
 
 
 def test_a_fall_of_so_few_patients_that_a_draw_may_miss_them():
-    oof = table([1, 1, 0, 0], [0.9, 0.4, 0.6, 0.1], role=["main", "main", "same_source", "main"],
-                home=[True, True, True, False])  # fmt: skip
+    oof = table(
+        [1, 1, 0, 0], [0.9, 0.4, 0.6, 0.1], role=["main", "main", "same_source", "main"], home=[True, True, True, False]
+    )
     fall = same_source(oof)["fall"]
     assert fall["estimate"] == pytest.approx(1 - 0.5) and fall["low"] <= 0.5 <= fall["high"]
 
@@ -192,8 +207,10 @@ def test_summary(leaning):
     assert found["tuned"]["sensitivity"]["estimate"] == pytest.approx(right[main["label"] == 1].mean())
     assert found["mean_of_folds"]["accuracy"] == {"mean": 1.0, "sd": 0.0}
     assert (found["images"], found["patients"], found["folds"]) == (60, 30, 2)
-    assert found["rejected"] == {"with COVID-19": {"share": 0.25, "images": 40},
-                                 "without": {"share": 0.0, "images": 60}}  # fmt: skip
+    assert found["rejected"] == {
+        "with COVID-19": {"share": 0.25, "images": 40},
+        "without": {"share": 0.0, "images": 60},
+    }
     assert found["same_source"] == same_source(leaning)
     # the images that are scored alone change nothing but the figures of the same collections
     assert summary(main, cuts, {}) | {"rejected": 0, "same_source": 0} == found | {"rejected": 0, "same_source": 0}
@@ -240,11 +257,12 @@ def test_tables_of_folds_are_read_as_they_were_written(written):
         (lambda lines: [], "empty file"),
         (lambda lines: ["a,b", *lines[1:]], "row 1: the header must have rule,fold"),
         (lambda lines: [*lines[:-1], lines[-1][:40]], "row 5: .* values where the header has 16"),
-        (lambda lines: lines[:-1], "rows are missing"), (lambda lines: [*lines, lines[-1]], "rows are missing"),
+        (lambda lines: lines[:-1], "rows are missing"),
+        (lambda lines: [*lines, lines[-1]], "rows are missing"),
         (lambda lines: [*lines[:-1], "x" + lines[-1]], "invalid literal"),
         (lambda lines: [*lines[:-1], lines[-1][1:]], "invalid literal"),
     ],
-)  # fmt: skip
+)
 def test_damaged_tables_of_folds_are_named(damage, said, written):
     folder, _ = written
     path = folder.path("per_fold.csv")

@@ -15,37 +15,66 @@ from solutions.covid19.config import SelectionConfig
 from solutions.covid19.duplicates import drop_duplicates, find_duplicates
 from solutions.covid19.selection import select
 
-ROW = {"collection": "home", "home": True, "table": "t.csv", "line": 2, "file_name": "a.png", "path": "a.png",
-       "image_id": "a", "patient_id": "home 1", "age": 50.0, "age_said": "", "sex": "M", "view": "frontal",
-       "view_said": "PA", "modality": "X-ray", "devices": False, "finding": "SARS", "label": 0}  # fmt: skip
+ROW = {
+    "collection": "home",
+    "home": True,
+    "table": "t.csv",
+    "line": 2,
+    "file_name": "a.png",
+    "path": "a.png",
+    "image_id": "a",
+    "patient_id": "home 1",
+    "age": 50.0,
+    "age_said": "",
+    "sex": "M",
+    "view": "frontal",
+    "view_said": "PA",
+    "modality": "X-ray",
+    "devices": False,
+    "finding": "SARS",
+    "label": 0,
+}
 
 
 def rows(*changes):
     """A table as `read_collections` gives it, one row for each dict of what differs from ROW."""
-    named = [{"image_id": f"i{k}", "path": f"i{k}.png", "patient_id": f"home {k}", "line": k + 2}
-             for k in range(len(changes))]  # fmt: skip
+    named = [
+        {"image_id": f"i{k}", "path": f"i{k}.png", "patient_id": f"home {k}", "line": k + 2}
+        for k in range(len(changes))
+    ]
     return pd.DataFrame([{**ROW, **name, **change} for name, change in zip(named, changes, strict=True)])
 
 
 def normals(n, collection="NIH", **change):
     about = {"collection": collection, "home": False, "finding": "No Finding", **change}
-    return [{**about, "image_id": f"{collection}{k}", "path": f"{collection}{k}.png", "patient_id": f"{collection} {k}"}
-            for k in range(n)]  # fmt: skip
+    return [
+        {**about, "image_id": f"{collection}{k}", "path": f"{collection}{k}.png", "patient_id": f"{collection} {k}"}
+        for k in range(n)
+    ]
 
 
 @pytest.mark.parametrize(
     "change, reason",
-    [({}, ""), ({"modality": ""}, ""), ({"age": np.nan}, ""), ({"view": "unknown", "view_said": "odd"}, ""),
-     ({"modality": "CT", "view": "lateral", "path": None}, "CT"),
-     ({"view": "lateral", "view_said": "L", "age": 3.0}, "lateral (L)"),
-     ({"view": "other", "view_said": "Axial"}, "view Axial"),
-     ({"label": -1, "finding": "todo", "age": 3.0}, "finding unknown (todo)"),
-     ({"label": -1, "finding": ""}, "finding unknown"),
-     ({"home": False, "finding": "Effusion"}, "not a normal (Effusion)"),
-     ({"home": False, "finding": "No finding"}, ""),
-     ({"devices": True}, "medical device"), ({"age": 12.0, "path": None}, "age 12"), ({"age": 0.5}, "age 0.5"),
-     ({"age": 18.0}, ""), ({"path": None}, "no such file"), ({"path": None, "file_name": ""}, "no file name")],
-)  # fmt: skip
+    [
+        ({}, ""),
+        ({"modality": ""}, ""),
+        ({"age": np.nan}, ""),
+        ({"view": "unknown", "view_said": "odd"}, ""),
+        ({"modality": "CT", "view": "lateral", "path": None}, "CT"),
+        ({"view": "lateral", "view_said": "L", "age": 3.0}, "lateral (L)"),
+        ({"view": "other", "view_said": "Axial"}, "view Axial"),
+        ({"label": -1, "finding": "todo", "age": 3.0}, "finding unknown (todo)"),
+        ({"label": -1, "finding": ""}, "finding unknown"),
+        ({"home": False, "finding": "Effusion"}, "not a normal (Effusion)"),
+        ({"home": False, "finding": "No finding"}, ""),
+        ({"devices": True}, "medical device"),
+        ({"age": 12.0, "path": None}, "age 12"),
+        ({"age": 0.5}, "age 0.5"),
+        ({"age": 18.0}, ""),
+        ({"path": None}, "no such file"),
+        ({"path": None, "file_name": ""}, "no file name"),
+    ],
+)
 def test_one_rule_each_in_a_fixed_order(change, reason):
     table = rows(change)
     chosen = select(table, SelectionConfig(), 0)
@@ -55,31 +84,54 @@ def test_one_rule_each_in_a_fixed_order(change, reason):
 
 def test_unknown_may_be_left_out():
     config = SelectionConfig(unknown_age="leave", unknown_view="leave", devices="keep", least_age=0)
-    table = rows({"age": np.nan, "age_said": "60s"}, {"age": np.nan}, {"view": "unknown", "view_said": "odd"},
-                 {"view": "unknown", "view_said": ""}, {"devices": True}, {"age": 1.0})  # fmt: skip
+    table = rows(
+        {"age": np.nan, "age_said": "60s"},
+        {"age": np.nan},
+        {"view": "unknown", "view_said": "odd"},
+        {"view": "unknown", "view_said": ""},
+        {"devices": True},
+        {"age": 1.0},
+    )
     assert select(table, config, 0)["reason"].tolist() == [
-        "age unknown (60s)", "age unknown", "view unknown (odd)", "view unknown", "", ""]  # fmt: skip
+        "age unknown (60s)",
+        "age unknown",
+        "view unknown (odd)",
+        "view unknown",
+        "",
+        "",
+    ]
 
 
 def test_odd_metadata_are_told_in_one_line_each(caplog):
     caplog.set_level(logging.INFO)
-    table = rows({"age": np.nan, "age_said": "60s"}, {"age": np.nan, "age_said": "old"},
-                 {"view": "unknown", "view_said": "odd"},
-                 {"patient_id": "home 9"}, {"collection": "Figure1", "patient_id": "Figure1 9"})  # fmt: skip
+    table = rows(
+        {"age": np.nan, "age_said": "60s"},
+        {"age": np.nan, "age_said": "old"},
+        {"view": "unknown", "view_said": "odd"},
+        {"patient_id": "home 9"},
+        {"collection": "Figure1", "patient_id": "Figure1 9"},
+    )
     select(table, SelectionConfig(), 0)
     assert caplog.messages == [
         "ages that cannot be read count as unknown: 2, the first is '60s' (t.csv, row 2)",
         "views that cannot be read count as unknown: 1, the first is 'odd' (t.csv, row 4)",
         "patient numbers in more than one collection: 1, the first is 9 (home, Figure1): taken for different people "
-        "unless an image is in both"]  # fmt: skip
+        "unless an image is in both",
+    ]
 
 
 def test_rows_of_one_file():
-    table = rows({"path": "x"}, {"path": "x"}, {"path": "y"}, {"path": "y", "label": 1}, {"path": "z", "age": 3.0},
-                 {"path": "z"})  # fmt: skip
+    table = rows(
+        {"path": "x"}, {"path": "x"}, {"path": "y"}, {"path": "y", "label": 1}, {"path": "z", "age": 3.0}, {"path": "z"}
+    )
     chosen = select(table, SelectionConfig(), 0)
-    assert chosen["reason"].tolist() == ["", "the same file as i0 (row 2)", *["the same file with another label"] * 2,
-                                         "age 3", ""]  # fmt: skip
+    assert chosen["reason"].tolist() == [
+        "",
+        "the same file as i0 (row 2)",
+        *["the same file with another label"] * 2,
+        "age 3",
+        "",
+    ]
 
 
 def test_draw_is_last_and_of_each_collection_that_has_normals_alone():
@@ -97,8 +149,10 @@ def test_draw_is_last_and_of_each_collection_that_has_normals_alone():
 @pytest.fixture(scope="module")
 def films():
     rng = np.random.default_rng(0)
-    blobs = [cv2.resize(rng.integers(0, 256, (9, 9), dtype=np.uint8), (128, 128), interpolation=cv2.INTER_CUBIC)
-             for _ in range(12)]  # fmt: skip
+    blobs = [
+        cv2.resize(rng.integers(0, 256, (9, 9), dtype=np.uint8), (128, 128), interpolation=cv2.INTER_CUBIC)
+        for _ in range(12)
+    ]
     return np.stack(blobs)
 
 

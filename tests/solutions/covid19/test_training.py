@@ -22,9 +22,20 @@ from solutions.covid19.training import CovidDataset, shown
 
 SIDE = 72
 TINY = NetworkConfig(
-    backbone="test_resnet", weights="none", size=36, hidden=(8,), dropout=0.0, augmentation="light", epochs=12,
-    batch_size=4, lr=5e-3, optimizer="adam", weight_decay=0.0, schedule="constant", precision="fp32",
-)  # fmt: skip
+    backbone="test_resnet",
+    weights="none",
+    size=36,
+    hidden=(8,),
+    dropout=0.0,
+    augmentation="light",
+    epochs=12,
+    batch_size=4,
+    lr=5e-3,
+    optimizer="adam",
+    weight_decay=0.0,
+    schedule="constant",
+    precision="fp32",
+)
 
 
 class Prepared:

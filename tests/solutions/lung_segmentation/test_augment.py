@@ -14,8 +14,13 @@ from common.errors import InputError
 from solutions.lung_segmentation import augment
 
 SIZE = 96
-RECIPES = {"simple": augment.simple, "complex": augment.complex_, "unet": augment.unet, "affine": augment.affine,
-           "strong": augment.strong}  # fmt: skip
+RECIPES = {
+    "simple": augment.simple,
+    "complex": augment.complex_,
+    "unet": augment.unet,
+    "affine": augment.affine,
+    "strong": augment.strong,
+}
 FLIPPING = [name for name in RECIPES if name != "unet"]
 
 
@@ -66,8 +71,13 @@ def test_masks_stay_on_their_image(name):
     """The steps that move anything, given the mask itself as the image, give the same from both."""
     _, masks = lungs()
     pipeline, together = RECIPES[name](SIZE), np.maximum(masks[..., 0], masks[..., 1])
-    moving = compose([step for step in pipeline.transforms if not isinstance(step, augment.A.ImageOnlyTransform)
-                      and not isinstance(step, augment.A.OneOf)])  # fmt: skip
+    moving = compose(
+        [
+            step
+            for step in pipeline.transforms
+            if not isinstance(step, augment.A.ImageOnlyTransform) and not isinstance(step, augment.A.OneOf)
+        ]
+    )
     assert len(moving.transforms) >= 1
     moved = 0
     for seed in range(60):

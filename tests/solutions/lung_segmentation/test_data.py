@@ -40,9 +40,13 @@ def save(path, array):
 
 
 def test_montgomery_as_downloaded(tmp_path):
-    touch(tmp_path, *(f"MontgomerySet/{part}/MCUCXR_{n}_{n % 2}.png" for part in ("CXR_png", LEFT, RIGHT)
-                      for n in (1000, 1001)), "MontgomerySet/ClinicalReadings/MCUCXR_1000_0.txt",
-          "MontgomerySet/CXR_png/Thumbs.db", "__MACOSX/CXR_png/._MCUCXR_1000_0.png")  # fmt: skip
+    touch(
+        tmp_path,
+        *(f"MontgomerySet/{part}/MCUCXR_{n}_{n % 2}.png" for part in ("CXR_png", LEFT, RIGHT) for n in (1000, 1001)),
+        "MontgomerySet/ClinicalReadings/MCUCXR_1000_0.txt",
+        "MontgomerySet/CXR_png/Thumbs.db",
+        "__MACOSX/CXR_png/._MCUCXR_1000_0.png",
+    )
     assert found(tmp_path) == {
         "MCUCXR_1000_0": ("Montgomery", "MCUCXR_1000", ".png", "left right"),
         "MCUCXR_1001_1": ("Montgomery", "MCUCXR_1001", ".png", "left right"),
@@ -63,36 +67,57 @@ def test_shenzhen_as_downloaded(tmp_path):
 
 
 def test_jsrt_with_scr(tmp_path):
-    touch(tmp_path, "All247images/JPCLN001.IMG", "All247images/JPCNN002.IMG", "landmarks/JPCLN001.pfs",
-          *(f"scratch/fold{fold}/masks/{part}/{name}.gif" for part in OUTLINES
-            for fold, name in ((1, "JPCLN001"), (2, "JPCNN002"))))  # fmt: skip
-    assert found(tmp_path) == {
-        name: ("JSRT", name, ".IMG", "heart left right") for name in ("JPCLN001", "JPCNN002")
-    }  # fmt: skip
+    touch(
+        tmp_path,
+        "All247images/JPCLN001.IMG",
+        "All247images/JPCNN002.IMG",
+        "landmarks/JPCLN001.pfs",
+        *(
+            f"scratch/fold{fold}/masks/{part}/{name}.gif"
+            for part in OUTLINES
+            for fold, name in ((1, "JPCLN001"), (2, "JPCNN002"))
+        ),
+    )
+    assert found(tmp_path) == {name: ("JSRT", name, ".IMG", "heart left right") for name in ("JPCLN001", "JPCNN002")}
     channels = find_pairs(tmp_path)[0].files_of("lungs_heart")
     assert [paths[0].parent.name for paths in channels] == ["left lung", "right lung", "heart"]
 
 
 def test_as_kaggle_nests_them_and_all_together(tmp_path):
     touch(
-        tmp_path, "pulmonary/Montgomery/MontgomerySet/CXR_png/MCUCXR_0001_0.png",
+        tmp_path,
+        "pulmonary/Montgomery/MontgomerySet/CXR_png/MCUCXR_0001_0.png",
         f"pulmonary/Montgomery/MontgomerySet/{LEFT}/MCUCXR_0001_0.png",
         f"pulmonary/Montgomery/MontgomerySet/{RIGHT}/MCUCXR_0001_0.png",
         "pulmonary/ChinaSet_AllFiles/ChinaSet_AllFiles/CXR_png/CHNCXR_0001_0.png",
-        "shcxr-lung-mask/mask/mask/CHNCXR_0001_0_mask.png", "jsrt/JPCLN001.IMG",
-    )  # fmt: skip
+        "shcxr-lung-mask/mask/mask/CHNCXR_0001_0_mask.png",
+        "jsrt/JPCLN001.IMG",
+    )
     assert {name: about[0] for name, about in found(tmp_path).items()} == {
-        "CHNCXR_0001_0": "Shenzhen", "JPCLN001": "JSRT", "MCUCXR_0001_0": "Montgomery",
-    }  # fmt: skip
+        "CHNCXR_0001_0": "Shenzhen",
+        "JPCLN001": "JSRT",
+        "MCUCXR_0001_0": "Montgomery",
+    }
 
 
 def test_flattened_copies_and_other_extensions(tmp_path):
     one = ("CHNCXR_0001_0.JPG", "CHNCXR_0001_0_mask.PNG", "CHNCXR_0003_1.dcm", "CHNCXR_0003_1_mask.tif")
     touch(tmp_path / "one", *one)  # images and masks in one folder
-    touch(tmp_path / "two", "images/MCUCXR_0001_0.jpeg", "masks/MCUCXR_0001_0.bmp", "images/CHNCXR_0001_0.jpg",
-          "Masks/CHNCXR_0001_0_mask.png")  # fmt: skip
-    touch(tmp_path / "three", "MCUCXR_0001_0.jpeg", "left_mask/MCUCXR_0001_0.png", "leftMask/MCUCXR_0002_0_mask.png",
-          "MCUCXR_0002_0.png", "right-lung/MCUCXR_0002_0.png")  # fmt: skip
+    touch(
+        tmp_path / "two",
+        "images/MCUCXR_0001_0.jpeg",
+        "masks/MCUCXR_0001_0.bmp",
+        "images/CHNCXR_0001_0.jpg",
+        "Masks/CHNCXR_0001_0_mask.png",
+    )
+    touch(
+        tmp_path / "three",
+        "MCUCXR_0001_0.jpeg",
+        "left_mask/MCUCXR_0001_0.png",
+        "leftMask/MCUCXR_0002_0_mask.png",
+        "MCUCXR_0002_0.png",
+        "right-lung/MCUCXR_0002_0.png",
+    )
     touch(tmp_path / "four", "JPCLN001.png", "heart/JPCLN001.png", "left lung/JPCLN001.gif", "Right Lung/JPCLN001.gif")
     assert found(tmp_path / "one") == {
         "CHNCXR_0001_0": ("Shenzhen", "CHNCXR_0001", ".JPG", "lungs"),
@@ -107,19 +132,39 @@ def test_flattened_copies_and_other_extensions(tmp_path):
 
 
 def test_a_users_own_pairs(tmp_path):
-    touch(tmp_path, "images/b.png", "images/a.1.dcm", "images/c.png", "masks/b.gif", "masks/a.1_mask.png", "notes.txt",
-          "masks/lost.png", "elsewhere/b.png", "elsewhere/deep/b.png")  # fmt: skip
+    touch(
+        tmp_path,
+        "images/b.png",
+        "images/a.1.dcm",
+        "images/c.png",
+        "masks/b.gif",
+        "masks/a.1_mask.png",
+        "notes.txt",
+        "masks/lost.png",
+        "elsewhere/b.png",
+        "elsewhere/deep/b.png",
+    )
     assert found(tmp_path) == {
-        "a.1": ("folder", "a.1", ".dcm", "lungs"), "b": ("folder", "b", ".png", "lungs"),
+        "a.1": ("folder", "a.1", ".dcm", "lungs"),
+        "b": ("folder", "b", ".png", "lungs"),
         "c": ("folder", "c", ".png", ""),
-    }  # fmt: skip
+    }
 
 
 def test_files_of_others_are_passed_over(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("solutions"), "propagate", True)
     caplog.set_level("INFO", "solutions")
-    touch(tmp_path, "CHNCXR_0001_0.png", "CHNCXR_0001_0_mask.png", "CHNCXR_0001_0_mask_old.png", "a/x.png", "b/x.png",
-          "images/y.png", "masks/y.png", "z/images/y.png")  # fmt: skip
+    touch(
+        tmp_path,
+        "CHNCXR_0001_0.png",
+        "CHNCXR_0001_0_mask.png",
+        "CHNCXR_0001_0_mask_old.png",
+        "a/x.png",
+        "b/x.png",
+        "images/y.png",
+        "masks/y.png",
+        "z/images/y.png",
+    )
     touch(tmp_path, "mask/CHNCXR_0009_0_mask.png")
     assert list(found(tmp_path)) == ["CHNCXR_0001_0"]
     assert "passed over 1 names in images/ and masks/ that are of no known collection" in caplog.text
@@ -167,7 +212,11 @@ def lungs(shape=(40, 60), top=255):
 @pytest.mark.parametrize(
     ("suffix", "make"),
     [
-        (".png", lungs), (".bmp", lungs), (".tif", lungs), (".gif", lungs), (".jpg", lungs),
+        (".png", lungs),
+        (".bmp", lungs),
+        (".tif", lungs),
+        (".gif", lungs),
+        (".jpg", lungs),
         (".png", lambda: lungs(top=1)),
         (".png", lambda: lungs() > 0),
         (".png", lambda: lungs().astype(np.uint16) * 257),
@@ -176,7 +225,7 @@ def lungs(shape=(40, 60), top=255):
         (".png", lambda: np.dstack([lungs()] * 3 + [np.full((40, 60), 255, np.uint8)])),
         (".tif", lambda: lungs().astype(np.int32)),
     ],
-)  # fmt: skip
+)
 def test_masks_of_every_kind(suffix, make, tmp_path):
     path = save(tmp_path / f"m{suffix}", make())
     assert (read_mask(path) == (lungs() > 0)).mean() > (0.99 if suffix == ".jpg" else 1 - 1e-9)

@@ -192,9 +192,16 @@ def test_masks_that_cannot_be_used_are_left_out_and_the_others_trained_on(data, 
     bad, table = left_out()
     names = [path.name.removesuffix("_mask.png") for path in masks[:4]]
     height, width = np.asarray(Image.open(image_of(data, names[3]))).shape
-    for name, said in zip(names, ("an empty mask", "covers the whole image", "the mask cannot be read",
-                                  f"a mask of {width} × {height - 9} pixels for an image of {width} × {height}"),
-                          strict=True):  # fmt: skip
+    for name, said in zip(
+        names,
+        (
+            "an empty mask",
+            "covers the whole image",
+            "the mask cannot be read",
+            f"a mask of {width} × {height - 9} pixels for an image of {width} × {height}",
+        ),
+        strict=True,
+    ):
         assert said in bad.loc[name, "reason"] and bad.loc[name, "file"].endswith(f"{name}_mask.png")
     assert "the mask cannot be read" in bad.loc[left[0].stem, "reason"] and "leftMask" in bad.loc[left[0].stem, "file"]
     assert bad.loc[left[1].stem, "reason"] == "only masks of right, not of lungs"
@@ -324,10 +331,13 @@ def test_named_test_images(data, spoilt, command, tmp_path, tiny):
     table = tmp_path / "test.csv"
     train = sorted((data / "mask" / "mask").iterdir())[0].name.removesuffix("_mask.png")
     for text, said in (
-        ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"), ("id\nx.png\nx.png\n", "row 3: x is there twice"),
-        ("id\nx\n", "1 images have no file, the first is x"), ("id\n", "no rows"), ("", "empty file"),
+        ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"),
+        ("id\nx.png\nx.png\n", "row 3: x is there twice"),
+        ("id\nx\n", "1 images have no file, the first is x"),
+        ("id\n", "no rows"),
+        ("", "empty file"),
         (f"id\n{train}\n", "1 of the images are training images, such as"),
-    ):  # fmt: skip
+    ):
         table.write_text(text)
         assert said in spoilt("--test", table)
     (tmp_path / "mine").mkdir()
@@ -342,11 +352,13 @@ def test_fold_tables_and_id_maps(data, spoilt, finished, tmp_path):
     table = tmp_path / "folds.csv"
     one_fold = [",".join([row.split(",")[0], "0", *row.split(",")[2:]]) for row in lines[2:]]
     for rows, said in (
-        (lines[:-1], "1 images missing"), ([*lines, lines[-1]], "appears twice"),
+        (lines[:-1], "1 images missing"),
+        ([*lines, lines[-1]], "appears twice"),
         ([*lines, "../../x,0,1"], "1 images not in the image table, the first is '../../x'"),
         ([*lines[:-1], lines[-1].replace(",", ",x", 1)], "whose fold is no whole number"),
-        (["a,b", *lines[2:]], "the header must begin with image_id,fold"), ([*lines[:2], *one_fold], "has the folds 0"),
-    ):  # fmt: skip
+        (["a,b", *lines[2:]], "the header must begin with image_id,fold"),
+        ([*lines[:2], *one_fold], "has the folds 0"),
+    ):
         table.write_text("\n".join(rows) + "\n")
         assert said in spoilt("--fold-table", table)
     names = [row.split(",")[0] for row in lines[2:]]
@@ -365,13 +377,23 @@ def test_fold_tables_and_id_maps(data, spoilt, finished, tmp_path):
 @pytest.mark.parametrize(
     ("name", "verb"),
     [
-        ("fold0/network/final.safetensors", "train"), ("fold0/network/final.safetensors", "predict"),
-        ("fold1/network/variants.json", "train"), ("images.parquet", "train"), ("manifest.json", "tune"),
-        ("masks.npy", "train"), ("test.parquet", "submit"), ("test_probs.npy", "submit"), ("tuned.json", "submit"),
-        ("tuned.json", "export"), ("oof_areas.npy", "score"), ("oof.parquet", "score"), ("oof_dice.parquet", "report"),
-        ("oof_probs.npy", "report"), ("config.json", "report"),
+        ("fold0/network/final.safetensors", "train"),
+        ("fold0/network/final.safetensors", "predict"),
+        ("fold1/network/variants.json", "train"),
+        ("images.parquet", "train"),
+        ("manifest.json", "tune"),
+        ("masks.npy", "train"),
+        ("test.parquet", "submit"),
+        ("test_probs.npy", "submit"),
+        ("tuned.json", "submit"),
+        ("tuned.json", "export"),
+        ("oof_areas.npy", "score"),
+        ("oof.parquet", "score"),
+        ("oof_dice.parquet", "report"),
+        ("oof_probs.npy", "report"),
+        ("config.json", "report"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("damage", ["half", "nothing", "other"])
 def test_files_of_a_run_that_were_damaged(name, verb, damage, run_copy, refused):
     path = run_copy / name

@@ -8,15 +8,7 @@ from scipy import ndimage
 
 from common.errors import InputError
 from solutions.lung_segmentation.config import GATE_AREA
-from solutions.lung_segmentation.postprocess import (
-    clean_up,
-    crop,
-    decide,
-    judge,
-    lung_region,
-    main_regions,
-    scale_box,
-)
+from solutions.lung_segmentation.postprocess import clean_up, crop, decide, judge, lung_region, main_regions, scale_box
 
 QUICK = settings(max_examples=60, deadline=None)
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
@@ -163,8 +155,11 @@ def test_margins_are_fractions_of_the_side():
     # One pixel for the edge that was enlarged, half of one for the margin.
     assert np.abs(np.array(lung_region(large).box) - np.array(BOTH) * scale).max() < 1.5
     assert lung_region(drawn((1000, 1000, 1400, 2000), (1600, 1000, 2000, 2000), shape=(3000, 3000))).box == (
-        1000 - round(15 * scale), 1000 - round(15 * scale), 2000 + round(15 * scale), 2000 + round(20 * scale),
-    )  # fmt: skip
+        1000 - round(15 * scale),
+        1000 - round(15 * scale),
+        2000 + round(15 * scale),
+        2000 + round(20 * scale),
+    )
 
 
 def test_margins_follow_width_and_height_apart():

@@ -30,8 +30,17 @@ from tests.running import prints, times
 
 ROOT = Path(__file__).parents[3]
 FOLD0 = ["--folds", "0", "--network.epochs", "1"]
-COMPARED = ("fold*/*/final.safetensors", "*_probs.npy", "masks.npy", "tuned.json", "submission.csv", "masks/*.png",
-            "folds.csv", "images.parquet", "oof_dice.parquet")  # fmt: skip
+COMPARED = (
+    "fold*/*/final.safetensors",
+    "*_probs.npy",
+    "masks.npy",
+    "tuned.json",
+    "submission.csv",
+    "masks/*.png",
+    "folds.csv",
+    "images.parquet",
+    "oof_dice.parquet",
+)
 SECTIONS = ("Data", "Training", "Scores", "Decision", "Pictures", "Submission", "This run")
 
 
@@ -47,8 +56,14 @@ def same(run, other):
 
 def start(*words):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "solutions", "lung_segmentation", *map(str, words)], cwd=ROOT,
-                            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "solutions", "lung_segmentation", *map(str, words)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 # ---- a run and its repetition --------------------------------------------------------------------------------------
@@ -115,10 +130,12 @@ def test_nothing_to_predict(data, command, tmp_path, tiny):
 @pytest.mark.parametrize(
     ("verb", "owner"),
     [
-        ("train", (loop._Trainer, "finish")), ("predict", (pipeline, "write_masks")),
-        ("tune", (pipeline, "write_json")), ("submit", (pipeline, "validate_shaped_masks")),
+        ("train", (loop._Trainer, "finish")),
+        ("predict", (pipeline, "write_masks")),
+        ("tune", (pipeline, "write_json")),
+        ("submit", (pipeline, "validate_shaped_masks")),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_was_broken_off_continues_to_the_same_bytes(
     verb, owner, finished, tmp_path, command, sample, tiny, monkeypatch
 ):
@@ -159,8 +176,9 @@ def test_a_run_that_is_out_of_time_or_killed_continues_to_the_same_bytes(finishe
 # ---- what was made from what ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "tune", "score", "submit", "report", "ablate", "cross", "find_lr",
-                                  "export"])  # fmt: skip
+@pytest.mark.parametrize(
+    "verb", ["train", "predict", "tune", "score", "submit", "report", "ablate", "cross", "find_lr", "export"]
+)
 def test_verbs_before_prepare(verb, tmp_path, refused):
     assert "not prepared" in refused(verb, "demo", "--out", "run")
     assert not (tmp_path / "run").exists()
@@ -193,8 +211,16 @@ def test_verbs_out_of_order(run_copy, refused, command):
 
 def test_another_training_is_refused_and_loses_nothing(run_copy, command, refused, sample):
     before = prints(run_copy, but=["manifest.json"])
-    for option in ("--network.epochs 3", "--network.lr 0.1", "--n-folds 3", "--seed 1", "--store-size 96",
-                   "--datasets Shenzhen", "--network.loss bce", "--network.weights /no/file"):  # fmt: skip
+    for option in (
+        "--network.epochs 3",
+        "--network.lr 0.1",
+        "--n-folds 3",
+        "--seed 1",
+        "--store-size 96",
+        "--datasets Shenzhen",
+        "--network.loss bce",
+        "--network.weights /no/file",
+    ):
         line = refused("run", "--data", sample, "--out", "run", *option.split())
         assert "run/fold0/" in line and "another" in line and "--out" in line
         assert prints(run_copy, but=["manifest.json"]) == before, option
@@ -291,8 +317,11 @@ def test_across_datasets(tmp_path, command, refused, sample, tiny):
     result = command("cross", *words)
     assert (result.status, result.errors) == (0, [])
     table = pd.read_csv(tmp_path / "run" / "cross.csv").set_index(["trained", "tested"])
-    images = {"Montgomery": {"Montgomery": 2, "Shenzhen": 8}, "Shenzhen": {"Montgomery": 4, "Shenzhen": 4},
-              "all": {"Montgomery": 2, "Shenzhen": 4}}  # fmt: skip
+    images = {
+        "Montgomery": {"Montgomery": 2, "Shenzhen": 8},
+        "Shenzhen": {"Montgomery": 4, "Shenzhen": 4},
+        "all": {"Montgomery": 2, "Shenzhen": 4},
+    }
     assert table["images"].to_dict() == {(a, b): n for a, row in images.items() for b, n in row.items()}
     assert table["dice"].between(0, 1).all() and command("report", *words).status == 0
     assert "Across datasets" in (tmp_path / "run" / "report.html").read_text()
@@ -340,8 +369,23 @@ def test_an_exported_network_gives_the_masks_of_the_run(run_copy, command, sampl
 
 def test_lungs_and_heart_on_raw_jsrt(tmp_path, command, tiny):
     data = make_sample(tmp_path / "data", n_montgomery=1, n_shenzhen=1, n_jsrt=4, n_test=1)
-    words = ["run", "lungs_heart", "--data", data, "--out", "run", *tiny, "--network.augmentation", "affine",
-             "--network.batch-size", "1", "--validation", "0.25", "--test", data / "ChinaSet_AllFiles"]  # fmt: skip
+    words = [
+        "run",
+        "lungs_heart",
+        "--data",
+        data,
+        "--out",
+        "run",
+        *tiny,
+        "--network.augmentation",
+        "affine",
+        "--network.batch-size",
+        "1",
+        "--validation",
+        "0.25",
+        "--test",
+        data / "ChinaSet_AllFiles",
+    ]
     result = command(*words, "--network.epochs", "2")
     assert (result.status, result.errors) == (0, [])
     run = tmp_path / "run"

@@ -97,12 +97,20 @@ def test_pooled_pixels_are_not_the_mean_over_images():
     estimates = {
         name: part["estimate"] for name, part in found.items() if isinstance(part, dict) and "estimate" in part
     }
-    assert estimates == pytest.approx({
-        "dice": 2 / 3, "dice_pooled": 1040 / 2060, "iou": 5 / 9, "iou_pooled": 520 / 1540,
-        "precision": (0.5 + 1 + 1) / 3, "precision_pooled": 520 / 1020,
-        "recall": (0.5 + 1 + 1 / 3) / 3, "recall_pooled": 520 / 1040,
-        "accuracy": (0.75 + 1 + 0.8) / 3, "accuracy_pooled": (4200 - 500 - 520) / 4200,
-    })  # fmt: skip
+    assert estimates == pytest.approx(
+        {
+            "dice": 2 / 3,
+            "dice_pooled": 1040 / 2060,
+            "iou": 5 / 9,
+            "iou_pooled": 520 / 1540,
+            "precision": (0.5 + 1 + 1) / 3,
+            "precision_pooled": 520 / 1020,
+            "recall": (0.5 + 1 + 1 / 3) / 3,
+            "recall_pooled": 520 / 1040,
+            "accuracy": (0.75 + 1 + 0.8) / 3,
+            "accuracy_pooled": (4200 - 500 - 520) / 4200,
+        }
+    )
     assert (found["images"], found["patients"]) == (3, 3) and found["structures"] == {}
     assert list(found["datasets"]) == ["a"]  # of one patient no interval can be given
     assert found["datasets"]["a"]["dice"]["estimate"] == pytest.approx(0.75)

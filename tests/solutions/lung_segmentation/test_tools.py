@@ -21,8 +21,11 @@ BAR = re.compile(r"image/s|\d+%\|")
 SIZE = 128
 ABOUT = {
     "network": config.NetworkConfig(architecture="plain", encoder="", decoder=(4, 8), weights="none", size=SIZE),
-    "structures": "lungs", "pixel": 0.5, "regions": 0, "trained_on": "nothing",
-}  # fmt: skip
+    "structures": "lungs",
+    "pixel": 0.5,
+    "regions": 0,
+    "trained_on": "nothing",
+}
 
 
 class Bright(nn.Module):
@@ -96,8 +99,13 @@ def test_masks_of_a_folder(command, folder, tmp_path):
     assert done.errors[-1] == "done, but 3 of the inputs could not be used; they are named above"
     assert "3 masks in out, 1 of them under the area gate" in done.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "a.png", "b.png", "masks.csv", "none.png", "problems.csv", "report.html",
-    ]  # fmt: skip
+        "a.png",
+        "b.png",
+        "masks.csv",
+        "none.png",
+        "problems.csv",
+        "report.html",
+    ]
     table = read("out/masks.csv")
     assert list(table["image_id"]) == ["a", "none", "b"] and list(table["ok"]) == [True, False, True]
     assert list(table["reason"]) == ["", "no lung found", ""]

@@ -19,9 +19,15 @@ def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, co
     assert all(path.read_bytes() == content for path, content in before.items())
     table = pd.read_csv(run_copy / "ablation.csv")
     assert list(table["setting"]) == [
-        "as the paper chose", "without", "classic SWA", "4500 px at 1024", "750 px at 512", "1750 px at 1024",
-        "250 px at 512", "enrichment",
-    ]  # fmt: skip
+        "as the paper chose",
+        "without",
+        "classic SWA",
+        "4500 px at 1024",
+        "750 px at 512",
+        "1750 px at 1024",
+        "250 px at 512",
+        "enrichment",
+    ]
     assert table[["dice", "low", "high"]].to_numpy().min() >= 0 and (table["low"] <= table["high"]).all()
     np.testing.assert_allclose(table["change"][1:], table["dice"][1:] - table["dice"][0], atol=1e-9)
     assert not (run_copy / "ablation").exists()

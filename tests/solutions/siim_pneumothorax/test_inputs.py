@@ -102,8 +102,19 @@ def test_words(words, said, data, tmp_path, refused, monkeypatch):
 def test_settings_that_cannot_be_kept(spoilt, refused, data):
     assert "batch_size 400" in refused(*RUN, "--data", data, *TINY, "--classifier.batch-size", "400")
     assert "none of timm's" not in refused(*RUN, "--data", data, *TINY, "--classifier.backbone", "resnet_5000")
-    assert "architecture 'vnet'" in refused("train", *RUN[1:], "--data", data, *TINY, "--presence", "none",
-                                            "--decision.gate", "0", "--segmenter.architecture", "vnet")  # fmt: skip
+    assert "architecture 'vnet'" in refused(
+        "train",
+        *RUN[1:],
+        "--data",
+        data,
+        *TINY,
+        "--presence",
+        "none",
+        "--decision.gate",
+        "0",
+        "--segmenter.architecture",
+        "vnet",
+    )
 
 
 def test_a_stored_configuration_that_cannot_be_used(run_copy, refused):
@@ -194,9 +205,11 @@ def test_named_test_images(data, spoilt, tmp_path):
     for text, said in (
         ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"),
         ("id\nx.png\nx.png\n", "test.csv (--test), row 3: x is there twice"),
-        ("id\nx\n", "1 test images have no file, the first is x"), ("id\n", "no rows"), ("", "empty file"),
+        ("id\nx\n", "1 test images have no file, the first is x"),
+        ("id\n", "no rows"),
+        ("", "empty file"),
         (f"id\n{train}\n", "are training images"),
-    ):  # fmt: skip
+    ):
         table.write_text(text)
         assert said in spoilt("--test", table)
 
@@ -206,11 +219,13 @@ def test_fold_tables(data, spoilt, finished, tmp_path):
     table = tmp_path / "folds.csv"
     one_fold = [",".join([row.split(",")[0], "0", *row.split(",")[2:]]) for row in lines[2:]]
     for rows, said in (
-        (lines[:-1], "1 images missing"), ([*lines, lines[-1]], "appears twice"),
+        (lines[:-1], "1 images missing"),
+        ([*lines, lines[-1]], "appears twice"),
         ([*lines, "../../x,0,1"], "1 images not in the image table, the first is '../../x'"),
         ([*lines[:-1], lines[-1].replace(",", ",x", 1)], "whose fold is no whole number"),
-        (["a,b", *lines[2:]], "the header must begin with image_id,fold"), ([*lines[:2], *one_fold], "has the folds 0"),
-    ):  # fmt: skip
+        (["a,b", *lines[2:]], "the header must begin with image_id,fold"),
+        ([*lines[:2], *one_fold], "has the folds 0"),
+    ):
         table.write_text("\n".join(rows) + "\n")
         assert said in spoilt("--fold-table", table)
 

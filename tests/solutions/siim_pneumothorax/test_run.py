@@ -92,17 +92,46 @@ def test_a_stopped_run_continues_to_the_same_bytes(finished, tmp_path, command, 
 
 def test_podium_at_tiny_size(tmp_path, command, sample):
     result = command(
-        "run", "podium", "--data", sample, "--out", "run", "--store-size", "64", "--n-folds", "2", "--folds", "0", "1",
-        "--segmenter.encoder", NET, "--segmenter.weights", "none", "--segmenter.sizes", "32", "64",
-        "--segmenter.epochs", "2", "--segmenter.finer-epochs", "1", "--segmenter.batch-size", "4",
-        "--segmenter.finer-batch-size", "4", "--segmenter.precision", "fp32",
-    )  # fmt: skip
+        "run",
+        "podium",
+        "--data",
+        sample,
+        "--out",
+        "run",
+        "--store-size",
+        "64",
+        "--n-folds",
+        "2",
+        "--folds",
+        "0",
+        "1",
+        "--segmenter.encoder",
+        NET,
+        "--segmenter.weights",
+        "none",
+        "--segmenter.sizes",
+        "32",
+        "64",
+        "--segmenter.epochs",
+        "2",
+        "--segmenter.finer-epochs",
+        "1",
+        "--segmenter.batch-size",
+        "4",
+        "--segmenter.finer-batch-size",
+        "4",
+        "--segmenter.precision",
+        "fp32",
+    )
     assert (result.status, result.errors) == (0, [])
     run = tmp_path / "run"
     assert {path.name for path in (run / "fold1").iterdir() if path.is_dir()} == {"segmenter-32", "segmenter-64"}
     assert set(read_json(run / "fold0" / "segmenter-32" / "variants.json")["variants"]) == {
-        "best_k", "ema", "window", "best",
-    }  # fmt: skip
+        "best_k",
+        "ema",
+        "window",
+        "best",
+    }
     assert pd.read_parquet(run / "oof.parquet")["presence"].between(1e-6, 1 - 1e-6).all()
     assert read_json(run / "tuned.json")["rule"]["min_pixels"] > 0
     assert np.load(run / "test_probs.npy").shape == (4, 64, 64)
@@ -179,8 +208,14 @@ def test_verbs_out_of_order(run_copy, refused):
 
 def test_another_training_is_refused_and_loses_nothing(run_copy, command, refused, sample):
     before = prints(run_copy, but=["manifest.json"])
-    for option in ("--segmenter.epochs 3", "--classifier.lr 0.1", "--n-folds 3", "--seed 1", "--store-size 96",
-                   "--segmenter.weights /no/file"):  # fmt: skip
+    for option in (
+        "--segmenter.epochs 3",
+        "--classifier.lr 0.1",
+        "--n-folds 3",
+        "--seed 1",
+        "--store-size 96",
+        "--segmenter.weights /no/file",
+    ):
         line = refused("run", "--data", sample, "--out", "run", *option.split())
         assert "run/fold0/" in line and "another" in line and "--out" in line, option
         assert prints(run_copy, but=["manifest.json"]) == before, option
@@ -265,8 +300,9 @@ def test_a_bad_test_image_that_was_mended_is_predicted_again(tmp_path, command, 
 
 def start(*words, **options):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True,
-                          timeout=600, **options)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, **options
+    )
 
 
 @pytest.mark.long

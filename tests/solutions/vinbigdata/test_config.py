@@ -17,9 +17,15 @@ def values(config, names):
 def test_the_paper_preset_has_the_papers_numbers():
     detector = values(PAPER.detector, "architecture backbone abnormal_only batch_size lr nms per_image optimizer")
     assert detector == {
-        "architecture": "faster_rcnn", "backbone": "resnet101", "abnormal_only": True, "batch_size": 4, "lr": 1e-3,
-        "nms": 0.8, "per_image": 100, "optimizer": "sgd",
-    }  # fmt: skip
+        "architecture": "faster_rcnn",
+        "backbone": "resnet101",
+        "abnormal_only": True,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "nms": 0.8,
+        "per_image": 100,
+        "optimizer": "sgd",
+    }
     iterations = PAPER.detector.epochs * (4394 * (PAPER.n_folds - 1) / PAPER.n_folds) / PAPER.detector.batch_size
     assert iterations == pytest.approx(10_000, rel=0.05) and 15_000 / PAPER.n_folds == 750
     assert values(PAPER.healthy, "backbone size epochs") == {"backbone": "resnet18", "size": 256, "epochs": 15}

@@ -116,9 +116,14 @@ def test_ids_and_sizes_must_be_known():
 
 COORDINATE = st.floats(0, 500) | st.integers(0, 500).map(float)
 ENTRY = st.tuples(
-    st.sampled_from(["a", "b", "c"]), st.integers(0, 13), st.floats(0, 1), COORDINATE, COORDINATE,
-    st.floats(1e-3, 500), st.floats(1e-3, 500),
-)  # fmt: skip
+    st.sampled_from(["a", "b", "c"]),
+    st.integers(0, 13),
+    st.floats(0, 1),
+    COORDINATE,
+    COORDINATE,
+    st.floats(1e-3, 500),
+    st.floats(1e-3, 500),
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -254,13 +259,7 @@ def test_what_a_rule_needs():
         apply_rule(BOXES[3:], ["over"], None, ONE)
     with pytest.raises(InputError, match="image a: a box of class 14 among those of findings"):
         apply_rule(table(("a", 14, 1, 0, 0, 1, 1)), ["a"], None, ONE)
-    for wrong in (
-        {"alpha": 0.2, "beta": 0.3},
-        {"alpha": 1.1},
-        {"beta": -2},
-        {"iou": 2},
-        {"weights": (0.0,)},
-    ):
+    for wrong in ({"alpha": 0.2, "beta": 0.3}, {"alpha": 1.1}, {"beta": -2}, {"iou": 2}, {"weights": (0.0,)}):
         with pytest.raises(InputError, match="must"):
             DecisionRule(**{"weights": (1.0,), "iou": 0.4, **wrong})
 
@@ -286,10 +285,12 @@ SQUARE = sizes(a=(16, 16), b=(16, 16))
 
 
 def test_fused_by_hand():
-    found = pd.concat([
-        table(("a", 7, 0.8, 0, 0, 8, 8), ("a", 3, 0.8, 0, 0, 8, 8), ("b", 7, 0.6, 1, 1, 3, 3), member="x"),
-        table(("a", 7, 0.4, 0, 0, 8, 9.5), member="y"),
-    ])  # fmt: skip
+    found = pd.concat(
+        [
+            table(("a", 7, 0.8, 0, 0, 8, 8), ("a", 3, 0.8, 0, 0, 8, 8), ("b", 7, 0.6, 1, 1, 3, 3), member="x"),
+            table(("a", 7, 0.4, 0, 0, 8, 9.5), member="y"),
+        ]
+    )
     fused = fuse_members(found, SQUARE, ["x", "y"], DecisionRule((5.0, 2.0), 0.4))
     # 0.8 · 5 = 4 and 0.4 · 2 = 0.8: y_max (4 · 8 + 0.8 · 9.5) / 4.8, score (4.8 / 2) · 2 / 7; alone: 4 / 7 and 3 / 7
     assert [row[:2] for row in rows_of(fused)] == [("a", 7), ("a", 3), ("b", 7)]
@@ -461,9 +462,15 @@ def test_one_fold_is_halved_by_patient(case):
     assert tuned.halves and set(tuned.parts) == set(tuned.part_rules) == {0, 1}
     assert pd.Series(tuned.parts).groupby(images["patient_id"]).nunique().max() == 1
     shuffled = tune_detection(
-        found.assign(fold=0).sample(frac=1, random_state=0), truth.sample(frac=1, random_state=0),
-        images.assign(fold=0), healthy, ["x", "y"], FUSION, DECISION, n_resamples=10,
-    )  # fmt: skip
+        found.assign(fold=0).sample(frac=1, random_state=0),
+        truth.sample(frac=1, random_state=0),
+        images.assign(fold=0),
+        healthy,
+        ["x", "y"],
+        FUSION,
+        DECISION,
+        n_resamples=10,
+    )
     first, second = shuffled.as_dict(), tuned.as_dict()
     assert first.pop("score") == pytest.approx(second.pop("score")) and first == second
 

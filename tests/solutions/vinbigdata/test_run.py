@@ -20,8 +20,16 @@ from solutions.vinbigdata.postprocess import parse_predictions
 from tests import browser
 from tests.running import prints, times
 
-COMPARED = ("fold*/*/final.safetensors", "oof*.parquet", "test*.parquet", "tuned.json", "score.json", "*.csv",
-            "images.parquet", "boxes.parquet")  # fmt: skip
+COMPARED = (
+    "fold*/*/final.safetensors",
+    "oof*.parquet",
+    "test*.parquet",
+    "tuned.json",
+    "score.json",
+    "*.csv",
+    "images.parquet",
+    "boxes.parquet",
+)
 SECTIONS = ("Data", "Training", "Classes", "Decision", "Healthy or not (2CC)", "Pictures", "Submission", "This run")
 MADE = ("fold*/**/*", "oof*.parquet", "test.parquet", "test_healthy.parquet", "tuned.json", "score.json")
 
@@ -152,9 +160,11 @@ def test_a_run_that_is_broken_off_in_every_step_continues_to_the_same_bytes(
         (run_copy / name).unlink()
     words = ["run", "demo", "--data", sample, "--out", "run", *tiny]
     for owner in (
-        (loop._Trainer, "finish"), (pipeline, "predict_probs"), (pipeline, "error_breakdown"),
+        (loop._Trainer, "finish"),
+        (pipeline, "predict_probs"),
+        (pipeline, "error_breakdown"),
         (pipeline, "validate_boxes"),
-    ):  # fmt: skip
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(*owner, broken)
             assert command(*words).status == 130, owner
@@ -252,14 +262,20 @@ def test_another_training_is_refused_and_loses_nothing(run_copy, refused, sample
 def test_options_that_cannot_be_are_refused_in_one_line(run_copy, refused):
     before = prints(run_copy, but=["manifest.json"])
     for options, said in (
-        ("--n-folds 3", "prepared with --n-folds 2"), ("--seed 1", "prepared with --seed 0"),
-        ("--store-size 128", "prepared with --store-size 96"), ("--fusion.raters nms", "prepared with --fusion.raters"),
-        ("--detector.size 128", "store_size 96 is under the 128 px"), ("--seed -1", "seed must be at least 0"),
-        ("--members flip blur", "blur"), ("--members flip flip", "each once"),
-        ("--members flip both", "fold 0 is not trained"), ("--folds 0 2", "name some of 0 to 1"),
-        ("--detector.size 0", "size must be at least 32"), ("--fusion.weights -1 1", "weights must be positive"),
+        ("--n-folds 3", "prepared with --n-folds 2"),
+        ("--seed 1", "prepared with --seed 0"),
+        ("--store-size 128", "prepared with --store-size 96"),
+        ("--fusion.raters nms", "prepared with --fusion.raters"),
+        ("--detector.size 128", "store_size 96 is under the 128 px"),
+        ("--seed -1", "seed must be at least 0"),
+        ("--members flip blur", "blur"),
+        ("--members flip flip", "each once"),
+        ("--members flip both", "fold 0 is not trained"),
+        ("--folds 0 2", "name some of 0 to 1"),
+        ("--detector.size 0", "size must be at least 32"),
+        ("--fusion.weights -1 1", "weights must be positive"),
         ("--decision.rule replace --decision.alpha 0.1 --decision.beta 0.5", "no rule to try"),
-    ):  # fmt: skip
+    ):
         assert said in refused("tune", "--out", "run", *options.split()), options
     assert prints(run_copy, but=["manifest.json"]) == before
 

@@ -66,11 +66,7 @@ def test_two_foreign_submissions(command, two, sizes):
     found = read("fused.csv")
     assert list(found) == ["a", "b"]
     # class 7: 0.8 · 5 and 0.4 · 2, y_max (4 · 8 + 0.8 · 9.5) / 4.8; those alone: score · weight / 7
-    expected = [
-        [7, 4.8 / 7, 0, 0, 40, 8.25],
-        [0, 0.9 * 2 / 7, 40, 8, 64, 32],
-        [14, 0.3 * 5 / 7, 0, 0, 1, 1],
-    ]
+    expected = [[7, 4.8 / 7, 0, 0, 40, 8.25], [0, 0.9 * 2 / 7, 40, 8, 64, 32], [14, 0.3 * 5 / 7, 0, 0, 1, 1]]
     np.testing.assert_allclose(numbers(found["a"]), expected, rtol=1e-6)
     np.testing.assert_allclose(numbers(found["b"]), [[14, 5.8 / 7, 0, 0, 1, 1], [3, 1 / 7, 2, 4, 8, 16]], rtol=1e-6)
 

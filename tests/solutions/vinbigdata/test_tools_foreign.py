@@ -61,11 +61,15 @@ def test_other_spellings_of_the_same_say_nothing(parse, text):
         ("b,14 1", "b,14 1.0000001", A, "1 scores rounded into 0 to 1 (first in row 3)"),
         ("b,14 1 ", "b,14 1e-05 ", A, None),
         ("b,14 1 0 0 1 1", "b,", A, "1 blank rows have no entries (first row 3)"),
-        ("0.25 0 0 1 1", "0.25 0 0 1 1 14 0.125 0 0 1 1", A,
-         "1 further entries of class 14 left out, the highest of a row stays (first in row 2)"),
+        (
+            "0.25 0 0 1 1",
+            "0.25 0 0 1 1 14 0.125 0 0 1 1",
+            A,
+            "1 further entries of class 14 left out, the highest of a row stays (first in row 2)",
+        ),
         ("0.25 0 0 1 1", "0.25 0 0 1 1 3 0.9 5 6 5 9", A, "1 boxes without area left out (first in row 2)"),
     ],
-)  # fmt: skip
+)
 def test_what_is_accepted_is_said_in_one_line(parse, old, new, expected, said):
     found, lines = parse(PLAIN.replace(old, new))
     assert found[:2] == expected and lines == ([] if said is None else [said])

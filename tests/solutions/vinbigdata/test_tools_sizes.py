@@ -69,11 +69,13 @@ def test_several_tables_and_folders(tmp_path):
         ("image_id,width,height\na,1,inf\n", "height 'inf' must be whole"),
         ("image_id,width,height\na,1,\n", "height '' must be whole"),
         ("image_id,width,height\na,1.5,2\n", "width '1.5' and height '2' must be whole"),
-        ("image_id,width,height\nb,9,9\na,1,2\na,2,1\n",
-         r"sizes.csv, row 4 \(a\): 2 × 1 pixels, where another row of this image says 1 × 2"),
+        (
+            "image_id,width,height\nb,9,9\na,1,2\na,2,1\n",
+            r"sizes.csv, row 4 \(a\): 2 × 1 pixels, where another row of this image says 1 × 2",
+        ),
         ("image_id,width,height\nb,9,9\n", "sizes.csv: no width and height, in pixels, of image a"),
     ],
-)  # fmt: skip
+)
 def test_sizes_that_cannot_be(tmp_path, text, reason):
     with pytest.raises(InputError, match=reason):
         read_sizes([table(tmp_path / "sizes.csv", text)], ["a"])
@@ -132,8 +134,10 @@ def context(tmp_path):
     """`context(**options)`: what a verb gets, on a competition of copies."""
     data, runs = tmp_path / "data", []
     for name, height, width, rectangle in [
-        ("train/a", 50, 50, np.s_[10:30, 10:30]), ("train/b", 10, 20, np.s_[:0]), ("test/t", 50, 50, np.s_[20:45, 5:10])
-    ]:  # fmt: skip
+        ("train/a", 50, 50, np.s_[10:30, 10:30]),
+        ("train/b", 10, 20, np.s_[:0]),
+        ("test/t", 50, 50, np.s_[20:45, 5:10]),
+    ]:
         pixels = np.zeros((height, width), np.uint8)
         pixels[rectangle] = 255
         (data / name).parent.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,18 @@ from solutions.vinbigdata.training import BoxDataset, collate, detect, detection
 SIDE = 96
 BOX = ["x_min", "y_min", "x_max", "y_max"]
 TINY = DetectorConfig(
-    architecture="fcos", backbone="test_resnet", weights="none", size=SIDE, channels=64, epochs=2, batch_size=2,
-    lr=1e-3, optimizer="adamw", per_image=5, precision="fp32",
-)  # fmt: skip
+    architecture="fcos",
+    backbone="test_resnet",
+    weights="none",
+    size=SIDE,
+    channels=64,
+    epochs=2,
+    batch_size=2,
+    lr=1e-3,
+    optimizer="adamw",
+    per_image=5,
+    precision="fp32",
+)
 
 
 class Prepared:
@@ -201,10 +210,15 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path):
         loader = training.detector_loader(ctx, data, rows, config, "built_in")
         shown = training.held_out_loader(ctx, data, rows, config)
         return fit(
-            build_detector(config), lambda model, batch: training.detector_step(model, batch, ctx.device), loader,
+            build_detector(config),
+            lambda model, batch: training.detector_step(model, batch, ctx.device),
+            loader,
             lambda model: training.detector_figures(model, shown, data, rows, config, ctx.device),
-            config, folder, device=ctx.device, budget=budget,
-        )  # fmt: skip
+            config,
+            folder,
+            device=ctx.device,
+            budget=budget,
+        )
 
     whole = train(tmp_path / "whole", Interrupted(1000))
     assert list(whole.history.columns) == ["epoch", "lr", "train_loss", "map", "map_coco"]
@@ -262,9 +276,14 @@ def test_the_healthy_classifier(tmp_path):
         dark(lambda images: brightness(images) * float("nan"))
     torch.manual_seed(0)
     fitted = fit(
-        build_healthy(config), lambda model, batch: training.healthy_step(model, batch, ctx.device), loader, dark,
-        config, tmp_path / "healthy", device=ctx.device,
-    )  # fmt: skip
+        build_healthy(config),
+        lambda model, batch: training.healthy_step(model, batch, ctx.device),
+        loader,
+        dark,
+        config,
+        tmp_path / "healthy",
+        device=ctx.device,
+    )
     assert set(fitted.figures) >= {"auroc", "accuracy"}
     model = load_healthy(config, fitted.folder / "final.safetensors")
     probs = predict_probs([model], data.store.images, rows, config.size, device="cpu", progress=False)
