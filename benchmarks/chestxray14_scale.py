@@ -27,6 +27,7 @@ import torch
 from benchmarks.meter import Meter, cpu_seconds
 from benchmarks.tables import label_table
 from common import phantom
+from common.budget import Budget
 from common.cli import Context, Options
 from common.data.folds import make_folds, prevalence_deviation, shared_groups
 from common.data.loaders import make_loader
@@ -37,7 +38,6 @@ from common.paths import find_images, read_parquet
 from common.runs import Run
 from common.steps import write_table
 from common.submit.validate import validate_probabilities
-from common.train.loop import Budget
 from solutions.chestxray14 import pipeline, tools, training
 from solutions.chestxray14.config import DENSENET121, LABELS, Config, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import open_prepared

@@ -1,4 +1,4 @@
-"""Files: whole or not at all, found wherever a challenge is mounted, and never outside their folder."""
+"""Files: written atomically, named when damaged, found wherever a challenge is mounted, never outside their folder."""
 
 import fcntl
 import json
@@ -6,9 +6,6 @@ import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
 
 from common.errors import InputError
 
@@ -20,11 +17,11 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path` that takes its name when the block ends well.
+    """Yield a temporary path beside `path` that is renamed to it when the block succeeds.
 
-    A reader sees the old file or the new one, never half of it. On an error the temporary file is removed.
-    The temporary name keeps the suffix, because some writers choose the format by it. An OSError that names no file,
-    such as that of a full disk, gets the name of `path`.
+    A reader sees the old file or the new one, never half of it. On an error the temporary file is removed. Its name
+    keeps the suffix, by which some writers choose the format. An OSError that names no file, such as that of a full
+    disk, gets the name of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,18 +40,18 @@ def atomic_path(path):
 
 
 def write_text(path, text):
-    """Write `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path, value):
-    """Write `value` to `path` as indented JSON, whole or not at all; NaN is refused."""
+    """Write `value` to `path` as indented JSON, atomically. Raises ValueError for NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path):
-    """Read a JSON file. Raises InputError naming the file when it is missing or not JSON."""
+    """Return the value of a JSON file. Raises InputError if it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -63,51 +60,53 @@ def read_json(path):
         raise InputError(f"{path}: not a JSON file ({error})") from None
 
 
-def read_parquet(path):
-    """Read a table that an earlier step wrote. Raises InputError naming the file when it is missing or damaged."""
+@contextmanager
+def _damage_named(path, kind):
+    """Turn what a reader of `path` raises into an InputError; what pandas and pyarrow raise derives from these."""
     try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # what pyarrow raises derives from one of them
-        raise InputError(f"{path}: damaged table ({_line(error)}); delete it and run again") from None
-
-
-def read_array(path):
-    """Map a .npy array that an earlier step wrote. Raises InputError naming the file when missing or damaged."""
-    try:
-        return np.load(path, mmap_mode="r")
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged array ({_line(error)}); delete it and run again") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: damaged {kind} ({reason}); delete it and run again") from None
+
+
+def read_parquet(path):
+    """Return a table that an earlier step wrote. Raises InputError if it is missing or damaged."""
+    import pandas as pd  # these readers import late: the command line imports this module and must answer at once
+
+    with _damage_named(path, "table"):
+        return pd.read_parquet(path)
+
+
+def read_array(path):
+    """Memory-map a .npy array that an earlier step wrote. Raises InputError if it is missing or damaged."""
+    import numpy as np
+
+    with _damage_named(path, "array"):
+        return np.load(path, mmap_mode="r")
 
 
 def read_csv(path, columns=(), **options):
-    """Read a CSV that an earlier step wrote. Raises InputError naming the file: missing, damaged, without `columns`.
+    """Return a CSV that an earlier step wrote; `options` are those of pandas.read_csv.
 
-    options: those of pandas.read_csv.
+    Raises InputError if it is missing or damaged, or lacks one of `columns`.
     """
-    try:
+    import pandas as pd
+
+    with _damage_named(path, "table"):
         table = pd.read_csv(path, **options)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # what pandas raises derives from the latter
-        raise InputError(f"{path}: damaged table ({_line(error)}); delete it and run again") from None
-    for name in columns:
-        if name not in table:
-            raise InputError(f"{path}: damaged table (no column {name}); delete it and run again")
-    return table
-
-
-def _line(error):
-    return " ".join(str(error).split())[:200]
+        for name in columns:
+            if name not in table:
+                raise ValueError(f"no column {name}")
+        return table
 
 
 def check_id(image_id, where):
-    """Return `image_id` if it can be a file name, else raise InputError; `where` names the file and row.
+    """Return `image_id` if it can be a file name; otherwise raise InputError, where `where` names the file and row.
 
-    Ids become paths, so one such as `../../x` would write outside the folder it belongs to.
+    Ids become paths, so that `../../x` would be written outside its folder.
     """
     if not isinstance(image_id, str) or not _SAFE_ID.fullmatch(image_id) or ".." in image_id:
         raise InputError(f"{where}: {image_id!r} is not a usable id (letters, digits, '.', '_' and '-' only)")
@@ -115,28 +114,27 @@ def check_id(image_id, where):
 
 
 @contextmanager
-def held(partial, doing):
-    """Create a working folder and hold it: two runs at once would mix their work. A killed holder lets go.
+def lock_folder(folder, doing):
+    """Create a working folder and hold an exclusive lock on it, which ends with the process.
 
-    Raises InputError, saying what another process is `doing`, where the folder is held already.
+    Raises InputError, saying what the other process is `doing`, if the folder is locked already.
     """
-    partial.mkdir(parents=True, exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"{partial}: another process is {doing}") from None
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is {doing}") from None
         yield
     finally:
         os.close(handle)
 
 
 def find_images(folder, suffixes=IMAGES):
-    """Map the stem of each image under `folder` to its path, whatever the extension and depth.
+    """Return {stem: path} of the images at any depth under `folder`; hidden files are skipped.
 
-    Two files with one stem raise InputError, since no rule can say which is meant; hidden files are passed over.
+    Raises InputError if there is no such folder, or if two files share a stem.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -162,8 +160,8 @@ def _raise(error):
 def competition_folder(data, slug, marker, inputs=KAGGLE_INPUT):
     """Return the folder that holds `marker`, a file name of the competition `slug`.
 
-    `data` is the folder that the user named, or None on Kaggle, where the known mount layouts under `inputs` are
-    tried. A folder that holds the marker one level down is accepted. Raises InputError naming what was tried.
+    data: the folder that the user named (--data), or None on Kaggle, where every known mount layout under `inputs` is
+    tried. The marker may lie one level down. Raises InputError naming what was tried.
     """
     if data is not None:
         roots = [Path(data)]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.data.store_workers import RECORD, Target, decode_all, write_placeholder
 from common.errors import InputError
-from common.paths import held, read_json, write_json
+from common.paths import lock_folder, read_json, write_json
 
 VERSION = 2
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
@@ -94,7 +94,7 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
 
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
-    with _full_disk_named(folder, len(ids) * size * size), held(partial, "preparing this store"):
+    with _full_disk_named(folder, len(ids) * size * size), lock_folder(partial, "preparing this store"):
         target = Target(str(partial / "images.npy"), _allocate(partial / "images.npy", shape), size)
         done = _read_journal(partial / "journal", _digest([VERSION, size, ids]), stamps)
         if done:

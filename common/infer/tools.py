@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from common.budget import Budget
 from common.cli import Context, Options
 from common.config import from_dict
 from common.data.store import prepare_store
@@ -15,7 +16,6 @@ from common.paths import competition_folder, find_images, read_json
 from common.runs import Run
 from common.steps import store_folder
 from common.train import distributed
-from common.train.loop import Budget
 from common.trained import ABOUT, Trained, write_trained
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from common.config import file_hash
 from common.errors import InputError
 from common.kaggle import client
 from common.kaggle.wheels import IMAGE, build_wheel, fetch_wheels, own_requirements
-from common.paths import held, read_json, write_json
+from common.paths import lock_folder, read_json, write_json
 from common.runs import git_revision
 from common.trained import ABOUT, Trained
 
@@ -121,7 +121,7 @@ def _foreign(out):
 def _aside(out):
     """An empty folder beside `out`; it, and what a call that was killed left of it, is removed."""
     aside = out.resolve().with_name(f".{out.resolve().name}.partial")
-    with held(aside, "making a bundle there"):
+    with lock_folder(aside, "making a bundle there"):
         for path in aside.iterdir():
             shutil.rmtree(path)
         (aside / "bundle").mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.errors import InputError
 from common.kaggle import client
 from common.kaggle.unpack import Damaged, unpack
-from common.paths import held, read_json, write_json
+from common.paths import lock_folder, read_json, write_json
 
 log = logging.getLogger(__name__)
 DONE = ".kaggle-download.json"  # in the folder: what is there in full
@@ -34,7 +34,7 @@ def download_tool(solution, source):
             raise InputError(f"--data {data}: is a file, not a folder")
         for slug in source.slugs:
             folder = data / slug.rsplit("/", 1)[-1] if len(source.slugs) > 1 else data
-            with held(folder, "downloading into it"):
+            with lock_folder(folder, "downloading into it"):
                 fetch(source.kind, slug, folder, again)
         log.info(f"ready: --data {data}")
         return 0

@@ -8,20 +8,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from common.processes import agree, is_main, rank, world
 
-def rank():
-    """Index of this process, 0 where there is only one."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world():
-    """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main():
-    """True in the one process that writes files and prints."""
-    return rank() == 0
+__all__ = [
+    "agree",
+    "barrier",
+    "gather_rows",
+    "is_main",
+    "rank",
+    "share_rows",
+    "start",
+    "stop",
+    "synchronise_batch_norm",
+    "world",
+]
 
 
 def start(device="auto"):
@@ -51,15 +51,6 @@ def barrier():
     """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier()
-
-
-def agree(flag):
-    """True in every process as soon as `flag` is true in one, so that all stop at the same step."""
-    if not dist.is_initialized():
-        return flag
-    seen = [None] * world()
-    dist.all_gather_object(seen, bool(flag))
-    return any(seen)
 
 
 def share_rows(n):

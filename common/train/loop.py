@@ -8,8 +8,6 @@ the weights of an undisturbed one, bit for bit on a CPU.
 import contextlib
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from common.budget import Budget, Stopped
 from common.config import digest
 from common.errors import InputError
 from common.nn.precision import autocast, precision
@@ -31,39 +30,6 @@ from common.train.schedule import learning_rate
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the loss: looking waits for the GPU
 BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
-
-
-class Stopped(Exception):
-    """Training stopped on purpose with everything saved: the time is up, or the process was asked to end."""
-
-
-@dataclass
-class Budget:
-    """When to stop: `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives.
-
-    During a training the signal is noted, and the loop saves and stops. Elsewhere it interrupts at once, which loses
-    nothing, since files appear whole.
-    """
-
-    hours: float | None = None
-
-    def __post_init__(self):
-        self.deadline = math.inf if self.hours is None else time.monotonic() + 3600 * self.hours
-        self.reason, self.training = None, False
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._ask)
-
-    def _ask(self, number, frame):
-        if self.reason or not self.training:  # asked twice: the user means now
-            raise KeyboardInterrupt
-        self.reason = f"{signal.Signals(number).name} received"
-
-    def spent(self):
-        """True in every process as soon as one of them has to stop."""
-        if time.monotonic() > self.deadline and not self.reason:
-            self.reason = f"the {self.hours:g} hours are over"
-        return distributed.agree(self.reason is not None)
 
 
 @dataclass

@@ -261,5 +261,5 @@ PRESETS = {
 }
 MORE_VERBS = ()  # beside those that every solution has
 # verbs that need no run of their own; score with a file of predictions
-TOOLS = ("table", "localise", "score", "export", "infer")
+TOOLS = ("table", "localise", "score_predictions", "export", "infer")
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

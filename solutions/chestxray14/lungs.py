@@ -17,7 +17,7 @@ from common.config import digest, file_hash
 from common.data.dicom import COLOUR_LIMIT
 from common.data.store_workers import to_square
 from common.errors import InputError
-from common.paths import held, read_array, read_json, read_parquet
+from common.paths import lock_folder, read_array, read_json, read_parquet
 from common.steps import write_table
 from common.train.checkpoint import load_weights
 from solutions.lung_segmentation import load_segmenter, lung_region
@@ -93,7 +93,7 @@ def find_lungs(context, store, files):
         segmenter = load_segmenter(weights, context.device, batch_size=BATCH)
         workers = None if context.options.workers is None else max(context.options.workers, 1)
         partial = folder.with_name(folder.name + ".partial")
-        with held(partial, "finding these lungs"):
+        with lock_folder(partial, "finding these lungs"):
             _fill(partial, key, store, files, segmenter, made, workers)
             if folder.exists():
                 shutil.rmtree(folder)

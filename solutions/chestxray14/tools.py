@@ -87,7 +87,7 @@ def table(
     return 0
 
 
-def score(
+def score_predictions(
     predictions: Path,
     /,
     *,
@@ -97,7 +97,7 @@ def score(
     resamples: int = 1000,
     seed: int = 0,
 ):
-    """Score anybody's predictions: the AUROC of each class and their mean, with intervals by patient and DeLong's.
+    """Score anyone's predictions: the AUROC of each class and their mean, with intervals by patient and DeLong's.
 
     Args:
         predictions: CSV. The first column names the image (Image Index or image_id, with .png or without); the others
@@ -143,7 +143,7 @@ def score(
     return len(without)
 
 
-TOOLS = {"table": table, "localise": localise, "score": score, **infer.TOOLS}
+TOOLS = {"table": table, "localise": localise, "score_predictions": score_predictions, **infer.TOOLS}
 
 # ---- what is said --------------------------------------------------------------------------------------------------
 

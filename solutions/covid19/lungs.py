@@ -13,7 +13,7 @@ from tqdm import tqdm
 from common.config import digest, file_hash
 from common.data.dicom import COLOUR_LIMIT
 from common.errors import InputError
-from common.paths import held, read_array, read_json, read_parquet
+from common.paths import lock_folder, read_array, read_json, read_parquet
 from common.steps import write_table
 from solutions.lung_segmentation import clean_up, judge, load_segmenter
 from solutions.lung_segmentation.segmenter import SHIPPED
@@ -63,7 +63,7 @@ def find_lungs(context, store):
         return folder
     segmenter = load_segmenter(_weights(context.config), context.device)
     partial = folder.with_name(folder.name + ".partial")
-    with held(partial, "finding these lungs"):
+    with lock_folder(partial, "finding these lungs"):
         table = _fill(partial / "masks.npy", store, segmenter, context.config.lungs)
         write_table(partial / "lungs.parquet", table)
         if folder.exists():

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from common import cli
+from common.budget import Stopped
 from common.cli import Options, parse
 from common.errors import InputError
-from common.train.loop import Stopped
 
 log = logging.getLogger("common.test")
 
@@ -146,7 +146,7 @@ def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):
     assert command("measure a b --out c --exact") == 0 and command("measure --out c --side 5") == 0
     assert called == [((Path("a"), Path("b")), Path("c"), 3, True), ((), Path("c"), 5, False)]
     assert list(tmp_path.iterdir()) == []
-    assert command("--help") == 0 and "without a run: measure" in capsys.readouterr().out
+    assert command("--help") == 0 and "need no run: measure" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
         command("measure --help")
     said = capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("measure a", "Missing from python -m solutions toy measure: --out PATH"),
+        ("measure a", "Missing from cxr toy measure: --out PATH"),
         ("measure a --out", "Missing value for argument '--out'. Expected 1 values."),
         ("measure a --out c --side x", "Error parsing --side: invalid literal for int() with base 10: 'x'"),
         ("measure a --out c --sid 4", "Unrecognized options: --sid, 4"),
@@ -168,23 +168,6 @@ def test_a_tool_refuses_in_one_line(words, said, capsys):
     assert with_tool(called)(words) == 2 and not called
     err = capsys.readouterr().err
     assert err.startswith(f"error: {said}") and err.count("\n") == 1
-
-
-def test_a_tool_with_the_name_of_a_verb_takes_tables(command, tmp_path):
-    seen = []
-
-    def judge(table: Path, /):
-        """Score a table."""
-        seen.append(table)
-
-    module = SimpleNamespace(**vars(MODULE), TOOLS=("score",))
-    verbs = {"score": lambda context: seen.append(context.preset)}
-
-    def score(*words):
-        return cli.main("toy", module, lambda: verbs, ["score", *words], lambda: {"score": judge})
-
-    assert score("a.csv.gz") == score("b.parquet") == score("small", "--out", str(tmp_path / "r")) == 0
-    assert seen == [Path("a.csv.gz"), Path("b.parquet"), "small"]
 
 
 def test_sizes_are_refused_where_nothing_asks_for_them(command):

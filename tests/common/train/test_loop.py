@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+from common.budget import Budget, Stopped
 from common.config import FitConfig
 from common.data.loaders import EpochSampler, SampleDataset, make_loader
 from common.errors import InputError
 from common.train import distributed
 from common.train.checkpoint import load_weights
-from common.train.loop import Budget, Stopped, fit
+from common.train.loop import fit
 
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.tables import label_table, real_data
+from common.budget import Budget
 from common.cli import Context, Options
 from common.data.folds import prevalence_deviation, shared_groups
 from common.errors import InputError
@@ -18,7 +19,6 @@ from common.paths import read_json, write_json
 from common.post.boxes import BOX
 from common.runs import Run
 from common.train.checkpoint import save_weights
-from common.train.loop import Budget
 from solutions.chestxray14 import data, leaks
 from solutions.chestxray14.config import DEMO, LABELS, Config
 from solutions.chestxray14.data import open_prepared, prepare_competition

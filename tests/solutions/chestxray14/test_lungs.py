@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from benchmarks.tables import real_data
+from common.budget import Budget
 from common.cli import Context, Options
 from common.data.store import prepare_store
 from common.errors import InputError
-from common.paths import find_images, held, read_array
+from common.paths import find_images, lock_folder, read_array
 from common.runs import Run
 from common.train.checkpoint import save_weights
-from common.train.loop import Budget
 from solutions.chestxray14 import lungs, report
 from solutions.chestxray14.config import DEMO, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import open_prepared, prepare_competition
@@ -243,7 +243,11 @@ def test_what_cannot_be_used(context, store, files, stand, tmp_path):
     files["h"].unlink()  # an image of the store whose original has gone: no guess, and nothing kept for good
     with pytest.raises(InputError, match=r"h\.png: unreadable"):
         find_lungs(context(MASKS), store, files)
-    with held(tmp_path, ""), pytest.raises(InputError, match="another process is at it"), held(tmp_path, "at it"):
+    with (
+        lock_folder(tmp_path, ""),
+        pytest.raises(InputError, match="another process is at it"),
+        lock_folder(tmp_path, "at it"),
+    ):
         pass
 
 

@@ -1,4 +1,4 @@
-"""`table` and `score` as a user gives them: runs whose figures are known, and other people's predictions."""
+"""`table` and `score_predictions` on runs whose figures are known and on other people's predictions."""
 
 import re
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ N = 120
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """`command("score …")` in a folder of its own: status, text, errors."""
+    """`command("score_predictions …")` in a folder of its own: status, text, errors."""
     monkeypatch.chdir(tmp_path)
 
     def run(line):
@@ -306,7 +306,7 @@ def test_releases_of_the_labels_are_told_by_their_counts():
     assert "its release cannot be told" in predictions.label_release(truth[:-1])
 
 
-# ---- score ---------------------------------------------------------------------------------------------------------
+# ---- score_predictions ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -329,7 +329,7 @@ def areas(given, kept=slice(None)):
 
 
 def test_score_prints_both_intervals_and_names_the_labels(command, given):
-    done = command("score probs.csv --labels labels.csv --out out.csv --resamples 50")
+    done = command("score_predictions probs.csv --labels labels.csv --out out.csv --resamples 50")
     assert done.status == 0 and not done.errors
     found = pd.read_csv(given.folder / "out.csv").set_index("label")
     np.testing.assert_allclose(found["auroc"], [*areas(given), np.nan, np.mean(areas(given))], atol=1e-12)
@@ -347,13 +347,13 @@ def test_score_prints_both_intervals_and_names_the_labels(command, given):
 
 
 def test_any_spelling_of_the_header_and_order_of_the_rows_scores_the_same(command, given):
-    expected = command("score probs.csv --labels labels.csv --resamples 20").out.split("\n\n", 1)[1]
+    expected = command("score_predictions probs.csv --labels labels.csv --resamples 20").out.split("\n\n", 1)[1]
     spelled = given.probs.rename(columns=lambda name: "prob_" + name.lower().replace("_", " "))
     spelled.columns = ["image_id", *spelled.columns[1:]]
     spelled["image_id"] = [f"images/{name.removesuffix('.png')}" for name in spelled["image_id"]]
     spelled["my_note"] = 0.5
     spelled[spelled.columns[::-1]][["image_id", *spelled.columns[:0:-1]]].iloc[::-1].to_csv("spelled.csv", index=False)
-    done = command("score spelled.csv --labels labels.csv --resamples 20")
+    done = command("score_predictions spelled.csv --labels labels.csv --resamples 20")
     assert done.out.split("\n\n", 1)[1].split("[")[0] == expected.split("[")[0]
     assert re.findall(r"0\.\d{4} \[", done.out) == re.findall(r"0\.\d{4} \[", expected)
     assert "columns that are no class are passed over: my_note" in done.out
@@ -368,7 +368,7 @@ def test_list_and_missing_classes_and_images(command, given):
         ]
     )
     stranger.to_csv("stranger.csv", index=False)
-    done = command("score stranger.csv --labels labels.csv --list list.txt --resamples 20")
+    done = command("score_predictions stranger.csv --labels labels.csv --list list.txt --resamples 20")
     assert done.status == 0 and "no column for Edema: left out of the mean" in done.out
     assert "90 of its 91 images are predicted; 32 other predictions do not count" in done.out
     known = np.delete(areas(given, slice(90)), NAMES.index("Edema"))
@@ -376,7 +376,7 @@ def test_list_and_missing_classes_and_images(command, given):
     assert "patients; 1 of the 91 images of list.txt are missing from the predictions; it is not the official test" in (
         done.out
     )
-    done = command("score stranger.csv --labels labels.csv --resamples 20")
+    done = command("score_predictions stranger.csv --labels labels.csv --resamples 20")
     assert done.status == 4 and "left out: 2 predicted images without labels, such as strange_1" in done.out
 
 
@@ -384,7 +384,7 @@ def test_a_list_of_the_official_size_is_comparable_where_all_of_it_is_scored(com
     monkeypatch.setitem(tools.LISTS, "test", ((), 120, 40))
     names = given.images["file_name"]
     (given.folder / "list.txt").write_text("\n".join(names))
-    line = "score probs.csv --labels labels.csv --list list.txt --resamples 5"
+    line = "score_predictions probs.csv --labels labels.csv --list list.txt --resamples 5"
     assert "; all 120 images of list.txt, which has the size of the official test list\n" in command(line).out
     given.labels[5:].to_csv("labels.csv", index=False)
     assert "; 0 of the 120 images of list.txt are missing from the predictions, 5 from the labels: not" in (
@@ -398,7 +398,7 @@ def test_a_list_of_the_official_size_is_comparable_where_all_of_it_is_scored(com
 
 def test_labels_without_patients(command, given):
     given.labels.drop(columns="Patient ID").to_csv("labels.csv", index=False)
-    done = command("score probs.csv --labels labels.csv --resamples 20")
+    done = command("score_predictions probs.csv --labels labels.csv --resamples 20")
     assert done.status == 0 and "labels.csv has no Patient ID: each image stands alone" in done.out
 
 
@@ -428,14 +428,14 @@ def test_labels_without_patients(command, given):
 def test_unusable_tables_are_refused(command, given, change, message):
     for table, name in zip(change(given.probs, given.labels), ("probs.csv", "labels.csv"), strict=True):
         table.to_csv(name, index=False)
-    done = command("score probs.csv --labels labels.csv --resamples 5")
+    done = command("score_predictions probs.csv --labels labels.csv --resamples 5")
     assert done.status == 2 and message in done.errors and "\n" not in done.errors
 
 
 def test_unusable_lists_and_outputs_are_refused(command, given):
     (given.folder / "empty.txt").write_text("\n")
     (given.folder / "others.txt").write_text("00099999_000.png\n")
-    line = "score probs.csv --labels labels.csv"
+    line = "score_predictions probs.csv --labels labels.csv"
     assert "empty.txt: no image in it" in command(f"{line} --list empty.txt").errors
     assert "none of the predicted images is in it" in command(f"{line} --list others.txt").errors
     assert "none.txt: not a readable list" in command(f"{line} --list none.txt").errors
@@ -446,7 +446,9 @@ def test_public_densenet_scores_what_its_authors_say(command):
     folder, labels = real_data("chestxray14"), label_table("Data_Entry_2017_v2020.csv.gz")
     if folder is None or labels is None:
         pytest.skip("needs CXR_REAL_DATA with chestxray14, and the package torchxrayvision")
-    done = command(f"score {folder / 'densenet121_test_predictions.csv'} --labels {labels} --resamples 100 --out o.csv")
+    done = command(
+        f"score_predictions {folder / 'densenet121_test_predictions.csv'} --labels {labels} --resamples 100 --out o.csv"
+    )
     found = pd.read_csv("o.csv").set_index("label")
     assert done.status == 0 and found.loc["mean", "auroc"] == pytest.approx(0.8384, abs=0.002)
     assert found.loc["mean", "low"] < 0.8384 < found.loc["mean", "high"]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from common.budget import Budget
 from common.errors import InputError
 from common.paths import read_json, write_json
 from common.runs import Run
 from common.train.checkpoint import save_weights
-from common.train.loop import Budget
 from solutions.covid19 import audit
 from solutions.covid19.audit import LEAST, _folds, _question, _schedule, judge, read_audit, run_audit
 from solutions.covid19.config import DEMO, NetworkConfig

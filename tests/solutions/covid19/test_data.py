@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from benchmarks.tables import real_data
+from common.budget import Budget
 from common.cli import Context, Options
 from common.errors import InputError
 from common.paths import read_array, read_json
 from common.runs import Run
 from common.submit.table import read_table
-from common.train.loop import Budget
 from solutions.covid19 import lungs, pipeline
 from solutions.covid19.collections import read_collections
 from solutions.covid19.config import DEMO, LungsConfig, SelectionConfig

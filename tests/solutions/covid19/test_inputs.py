@@ -88,7 +88,7 @@ def prepared(command, data, tmp_path, tiny):
         ("run demo --out run --data data --test nowhere", "nowhere: no such file"),
         ("run demo --out run --data data --test empty", "empty: no images in it (--test)"),
         ("run demo --out run --data data --id-map file.csv", "--id-map: the collections' tables name the patients"),
-        ("run demo --out run --data data --sizes file.csv", "--sizes: covid19 has no use for them"),
+        ("run demo --out run --data data --sizes file.csv", "--sizes does not apply to covid19"),
     ],
 )
 def test_words(words, said, data, tmp_path, refused):

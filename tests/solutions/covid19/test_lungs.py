@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from common.data.store import prepare_store
 from common.errors import InputError
-from common.paths import held, read_array
+from common.paths import lock_folder, read_array
 from solutions.covid19 import lungs
 from solutions.covid19.config import DEMO, LungsConfig
 from solutions.covid19.lungs import COLOURED, UNREADABLE, find_lungs, lungs_made, open_lungs
@@ -105,7 +105,7 @@ def test_work_that_was_cut_off_begins_again(store, segmenter, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             find_lungs(context(), store)
     (partial,) = store.folder.parent.glob("*.partial")
-    with held(partial, "testing"), pytest.raises(InputError, match="another process is finding these lungs"):
+    with lock_folder(partial, "testing"), pytest.raises(InputError, match="another process is finding these lungs"):
         find_lungs(context(), store)
     folder = find_lungs(context(), store)
     assert not list(store.folder.parent.glob("*.partial")) and segmenter.seen == 6

@@ -12,13 +12,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from benchmarks.tables import label_table, real_data
+from common.budget import Budget
 from common.cli import Context, Options
 from common.data.folds import prevalence_deviation
 from common.errors import InputError
 from common.paths import read_json
 from common.post.boxes import BOX
 from common.runs import Run
-from common.train.loop import Budget
 from solutions.vinbigdata import data
 from solutions.vinbigdata.config import CLASSES, DEMO, FusionConfig
 from solutions.vinbigdata.data import FINDINGS, open_prepared, prepare_competition, read_train

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
+from common.budget import Budget
 from common.cli import Context, Options, parse
 from common.errors import InputError
 from common.post.boxes import BOX
 from common.runs import Run
-from common.train.loop import Budget
 from solutions.vinbigdata.config import DEMO
 from solutions.vinbigdata.data import prepare_competition
 from solutions.vinbigdata.postprocess import prediction_strings

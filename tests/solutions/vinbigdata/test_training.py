@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from common.budget import Budget, Stopped
 from common.errors import InputError
 from common.infer.predict import predict_probs
 from common.nn.precision import autocast
-from common.train.loop import Budget, Stopped, fit
+from common.train.loop import fit
 from solutions.vinbigdata import training
 from solutions.vinbigdata.config import AUGMENTATIONS, DEMO, DetectorConfig, HealthyConfig
 from solutions.vinbigdata.models import build_detector, build_healthy, load_detector, load_healthy

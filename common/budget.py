@@ -1,0 +1,42 @@
+"""When a training has to stop: its hours are over, or the process was asked to end."""
+
+import math
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+from common import processes
+
+
+class Stopped(Exception):
+    """Training stopped on purpose with everything saved; the same command continues."""
+
+
+@dataclass
+class Budget:
+    """Stop after `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives.
+
+    During training a signal is only noted, and the loop saves and stops. Elsewhere it interrupts at once, which loses
+    nothing because files are written atomically. A second signal always interrupts.
+    """
+
+    hours: float | None = None
+
+    def __post_init__(self):
+        self.deadline = math.inf if self.hours is None else time.monotonic() + 3600 * self.hours
+        self.reason, self.training = None, False
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        if self.reason or not self.training:
+            raise KeyboardInterrupt
+        self.reason = f"{signal.Signals(number).name} received"
+
+    def spent(self):
+        """Return True in every process as soon as one of them has to stop."""
+        if time.monotonic() > self.deadline and not self.reason:
+            self.reason = f"the {self.hours:g} hours are over"
+        return processes.agree(self.reason is not None)

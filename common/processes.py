@@ -1,0 +1,34 @@
+"""Which of several processes this is, without importing torch; common.train.distributed starts and joins them."""
+
+import sys
+
+
+def process_group():
+    """Return torch.distributed if this process has joined a group, else None."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
+
+
+def rank():
+    """Return the index of this process, 0 when it is the only one."""
+    return group.get_rank() if (group := process_group()) else 0
+
+
+def world():
+    """Return the number of processes that train together."""
+    return group.get_world_size() if (group := process_group()) else 1
+
+
+def is_main():
+    """Return True in the one process that writes files and prints."""
+    return rank() == 0
+
+
+def agree(flag):
+    """Return True in every process as soon as `flag` is true in one of them, so that all stop at the same step."""
+    group = process_group()
+    if group is None:
+        return flag
+    flags = [None] * world()
+    group.all_gather_object(flags, bool(flag))
+    return any(flags)
