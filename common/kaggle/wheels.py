@@ -77,7 +77,7 @@ def build_wheel(folder, root=ROOT):
         copy = Path(temporary) / "source"
         copy.mkdir()
         packages = sorted({pattern.rstrip("*") for pattern in _project(root)["packages"]["find"]["include"]})
-        for name in ("pyproject.toml", "requirements.txt", *packages):
+        for name in ("pyproject.toml", "requirements.txt", "LICENSE", *packages):
             _copy(root / name, copy / name)
         build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
         _run(["-c", build, temporary], "our wheel cannot be built", copy, SOURCE_DATE_EPOCH="1700000000")

@@ -160,7 +160,7 @@ def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):
         ("measure a --out", "Missing value for argument '--out'. Expected 1 values."),
         ("measure a --out c --side x", "Error parsing --side: invalid literal for int() with base 10: 'x'"),
         ("measure a --out c --sid 4", "Unrecognized options: --sid, 4"),
-        ("mesure a", "'mesure' is not a verb of toy: run,"),
+        ("measured a", "'measured' is not a verb of toy: run,"),
     ],
 )
 def test_a_tool_refuses_in_one_line(words, said, capsys):
