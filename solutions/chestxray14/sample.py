@@ -17,9 +17,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from common import phantom, sample
-from common import phantom_findings as draws
-from common.phantom_diffuse import edema, emphysema
+from common import phantom
+from common.phantom import findings as draws
+from common.phantom.sample import write_sample
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -30,13 +30,13 @@ CLOSER = 1.07  # how much larger the chest is on an AP film
 AP = 0.4  # of the images, as in NIH's
 # Ways to draw a label. What moves a border of the lungs comes before what lies within them.
 FINDINGS = {
-    "Emphysema": (emphysema,),
+    "Emphysema": (draws.emphysema,),
     "Cardiomegaly": (draws.cardiomegaly,),
     "Hernia": (draws.hernia,),
     "Pneumothorax": (partial(draws.pneumothorax, share=0.15), partial(draws.pneumothorax, share=0.25)),
     "Effusion": (draws.effusion,),
     "Pleural_Thickening": (partial(draws.pleural_thickening, radius=(0.2, 0.26), depth=(0.05, 0.06)),),
-    "Edema": (edema,),
+    "Edema": (draws.edema,),
     "Pneumonia": (draws.pneumonia,),
     "Atelectasis": (partial(draws.atelectasis, density=(0.22, 0.28)),),
     "Consolidation": (partial(draws.consolidation, density=0.26),),
@@ -68,7 +68,7 @@ def make_sample(folder, n_train=96, n_test=32, seed=0):
     """
     parameters = {"sample": "chestxray14", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, n_train, n_test, seed))
+    return write_sample(folder, parameters, least, lambda path: _write(path, n_train, n_test, seed))
 
 
 def _write(folder, n_train, n_test, seed):

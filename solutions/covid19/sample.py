@@ -18,10 +18,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from common import phantom, sample
-from common import phantom_findings as draws
+from common import phantom
 from common.errors import InputError
-from common.phantom import CIRCLE, cloud, fill, soften
+from common.phantom import findings as draws
+from common.phantom.drawing import CIRCLE, blur, fill, smooth_noise
+from common.phantom.sample import write_sample
 
 VERSION = 1  # raise it whenever the files for a seed change
 SIDES = (256, 288, 320, 352, 400)  # widths of the images
@@ -52,8 +53,8 @@ def ground_glass(scene, rng, patches=(2, 4), density=(0.12, 0.19)):
             u = 0.27 + 0.12 * y - rng.uniform(0.02, 0.10)  # the lateral wall, and how far within
             fill(layer, scene.at(CIRCLE * rng.uniform(0.04, 0.08, 2) + [u, y], sign, "closed"))
     lung = scene.lungs["left"] | scene.lungs["right"]
-    haze = soften(layer, 1 / 45) * soften(lung, 1 / 500)
-    patchy = np.clip(0.85 + 0.45 * cloud(rng, scene.size, (30, 60, 120)), 0.2, 1.5)
+    haze = blur(layer, 1 / 45) * blur(lung, 1 / 500)
+    patchy = np.clip(0.85 + 0.45 * smooth_noise(rng, scene.size, (30, 60, 120)), 0.2, 1.5)
     scene.tissue += haze * patchy * np.float32(rng.uniform(*density))
     scene.vessels *= 1 - np.float32(0.5) * haze
     scene.add("ground_glass", (haze > 0.4) & lung)
@@ -102,7 +103,7 @@ def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0,
     counts = {"n_covid": n_covid, "n_other": n_other, "n_normals": n_normals, "n_test": n_test}
     parameters = {"sample": "covid19", "version": VERSION, **counts, "seed": seed, "marker": marker}
     least = {"n_covid": 4, "n_other": 1, "n_normals": 4, "n_test": 4, "seed": 0}
-    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, _plan(**counts, seed=seed), marker))
+    return write_sample(folder, parameters, least, lambda path: _write(path, _plan(**counts, seed=seed), marker))
 
 
 def _write(folder, films, marker):

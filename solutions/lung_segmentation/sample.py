@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from common import phantom, sample
-from common.phantom_findings import consolidation, effusion, mass, nodule, pneumothorax
+from common import phantom
+from common.phantom.findings import consolidation, effusion, mass, nodule, pneumothorax
+from common.phantom.sample import write_sample
 
 VERSION = 1  # raise it whenever the files for a seed change
 ABNORMAL = 0.45  # of Montgomery and Shenzhen
@@ -44,7 +45,7 @@ def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
     parameters = {"sample": "lung_segmentation", "version": VERSION, **counts, "seed": seed}
     least = {"n_montgomery": 1, "n_shenzhen": 1, "n_jsrt": 0, "n_test": 1, "seed": 0}
-    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, *counts.values(), seed))
+    return write_sample(folder, parameters, least, lambda path: _write(path, *counts.values(), seed))
 
 
 def _write(folder, n_montgomery, n_shenzhen, n_jsrt, n_test, seed):

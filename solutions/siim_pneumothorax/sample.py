@@ -21,8 +21,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from common import phantom, sample
-from common.phantom_findings import pneumothorax
+from common import phantom
+from common.phantom.findings import pneumothorax
+from common.phantom.sample import write_sample
 from common.post import rle
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -45,7 +46,7 @@ def make_sample(folder, n_train=96, n_test=24, seed=0):
     """
     parameters = {"sample": "siim_pneumothorax", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return sample.make(folder, parameters, least, lambda fresh: _write(fresh, n_train, n_test, seed))
+    return write_sample(folder, parameters, least, lambda path: _write(path, n_train, n_test, seed))
 
 
 def _write(folder, n_train, n_test, seed):

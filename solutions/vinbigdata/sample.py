@@ -20,9 +20,10 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
-from common import phantom, sample
-from common import phantom_findings as draws
+from common import phantom
 from common.errors import InputError
+from common.phantom import findings as draws
+from common.phantom.sample import write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -78,7 +79,7 @@ def make_sample(folder, n_train=48, n_test=12, seed=0, healthy=50):
         raise InputError(f"sample: healthy={healthy!r} must be a whole percentage from 0 to 90")
     least = {"n_train": 4, "n_test": 1, "seed": 0, "healthy": 0}
     known = {"sample": "vinbigdata", "version": VERSION, **parameters}
-    return sample.make(folder, known, least, lambda fresh: _write(fresh, **parameters))
+    return write_sample(folder, known, least, lambda path: _write(path, **parameters))
 
 
 def _write(folder, n_train, n_test, seed, healthy):

@@ -120,7 +120,7 @@ def test_boxes_are_on_test_images_and_name_their_labels(folder, table, boxes):
 def test_findings_are_drawn_where_boxes_say(folder, boxes):
     images, seen = find_images(folder), Counter()
     for case in (case for case in sample._plan(N_TRAIN, N_TEST, SEED) if case.split == "test"):
-        side, moved = 512 if case.view == "PA" else 548, [sample.emphysema] if "Emphysema" in case.labels else []
+        side, moved = 512 if case.view == "PA" else 548, [sample.draws.emphysema] if "Emphysema" in case.labels else []
         normal = phantom.draw(case.number, side, moved, patient=case.person)
         stored = read_image(images[case.file_name[:-4]]).astype(int)
         full = cv2.matchTemplate(np.float32(normal.image), np.float32(stored), cv2.TM_SQDIFF)

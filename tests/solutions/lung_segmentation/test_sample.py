@@ -9,7 +9,7 @@ from PIL import Image
 
 from common import phantom
 from common.errors import InputError
-from common.phantom_findings import nodule
+from common.phantom.findings import nodule
 from solutions.lung_segmentation import sample
 from solutions.lung_segmentation.sample import make_sample
 

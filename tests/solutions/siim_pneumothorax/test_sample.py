@@ -13,7 +13,7 @@ from common.data.dicom import read_image_and_header
 from common.errors import InputError
 from common.paths import check_id, find_images
 from common.phantom import draw
-from common.phantom_findings import pneumothorax
+from common.phantom.findings import pneumothorax
 from solutions.siim_pneumothorax import sample
 from solutions.siim_pneumothorax.sample import make_sample
 

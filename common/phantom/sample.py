@@ -1,4 +1,4 @@
-"""Writing an embedded sample: whole or not at all, kept while its parameters are the same."""
+"""The folder of an embedded sample: written atomically, kept while its parameters stay the same."""
 
 import os
 import tempfile
@@ -8,33 +8,33 @@ from common import paths
 from common.errors import InputError
 
 
-def make(folder, parameters, least, write):
-    """Let `write(fresh)` fill a fresh folder that becomes `folder`, and return it as a Path.
+def write_sample(folder, parameters, least, write):
+    """Fill a temporary folder by `write(path)`, rename it to `folder` and return that as a Path.
 
     parameters: what the bytes depend on, kept in sample.json: `sample`, the name of the solution, `version`, and the
-    whole numbers whose smallest values `least` gives. A complete sample of equal parameters is kept, one of others is
-    replaced when the new one is complete. Raises InputError for a number out of range and for a folder that holds
-    something other than a sample of this solution.
+    whole numbers whose smallest values `least` gives. A complete sample of equal parameters is kept; any other is
+    replaced once the new one is complete. Raises InputError for a number out of range and for a folder that holds
+    anything but a sample of this solution.
     """
     for name, smallest in least.items():
         if not isinstance(parameters[name], int) or parameters[name] < smallest:
             raise InputError(f"sample: {name}={parameters[name]!r} must be a whole number of at least {smallest}")
     folder = Path(folder)
-    if folder.exists() and _parameters_of(folder, parameters["sample"]) == parameters:
+    if folder.exists() and _read_parameters(folder, parameters["sample"]) == parameters:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
-        fresh, stale = Path(temporary, "fresh"), Path(temporary, "stale")
-        write(fresh)
-        paths.write_json(fresh / "sample.json", parameters)
+        new, stale = Path(temporary, "new"), Path(temporary, "stale")
+        write(new)
+        paths.write_json(new / "sample.json", parameters)
         if folder.exists():
             os.rename(folder, stale)
-        os.rename(fresh, folder)
+        os.rename(new, folder)
     return folder
 
 
-def _parameters_of(folder, name):
-    """Parameters of the sample in `folder`; None for an empty folder, which may be replaced."""
+def _read_parameters(folder, name):
+    """Return the parameters of the sample in `folder`, None for an empty folder."""
     if folder.is_dir() and not any(folder.iterdir()):
         return None
     known = paths.read_json(folder / "sample.json") if (folder / "sample.json").is_file() else {}

@@ -1,8 +1,8 @@
-"""Phantom chest radiographs with known lungs, heart and findings, so that every solution runs without real data.
+"""Phantom chest radiographs with known lungs, heart and findings.
 
-Anatomy is drawn in units of the film: u from the midline (the patient's left positive, so to the viewer's right),
-y downwards. One function, `Scene.at`, brings it to pixels. Grey levels come from attenuation that adds up along the
-beam, as in a film. Every length is a share of the width, so that a seed gives one picture at every size.
+Anatomy is drawn in film coordinates: u from the midline (positive on the patient's left, the viewer's right), y
+downwards, both as shares of the film's width, so that a seed gives the same picture at every size. Only `Scene.at`
+converts them to pixels. Grey levels come from attenuation, which adds up along the beam as in a real film.
 """
 
 from collections.abc import Callable
@@ -13,45 +13,33 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
+from common.phantom.drawing import CIRCLE, GRID, blur, enlarge, fill, smooth_curve, smooth_noise, stroke
 
-# Outlines, u above y, in thousandths. Lung: apex, lateral wall, costophrenic angle | dome, heart, hilum, apex.
-_WALL = (
-    np.array(
-        [[50, 80, 130, 190, 255, 310, 345, 368, 382, 388, 386], [145, 110, 100, 130, 200, 300, 420, 550, 660, 720, 735]]
-    ).T
-    / 1e3
+
+def _outline(u, y):
+    return np.array([u, y]).T / 1e3
+
+
+# A lung goes from its apex along the lateral wall to the costophrenic angle, then over dome, heart and hilum back.
+_WALL = _outline(
+    [50, 80, 130, 190, 255, 310, 345, 368, 382, 388, 386], [145, 110, 100, 130, 200, 300, 420, 550, 660, 720, 735]
 )
-_RIGHT = (
-    np.array(
-        [[360, 300, 230, 160, 105, 98, 85, 60, 55, 60, 45], [695, 658, 643, 645, 652, 600, 530, 455, 360, 250, 180]]
-    ).T
-    / 1e3
+_RIGHT = _outline(
+    [360, 300, 230, 160, 105, 98, 85, 60, 55, 60, 45], [695, 658, 643, 645, 652, 600, 530, 455, 360, 250, 180]
 )
-_LEFT = (
-    np.array(
-        [
-            [362, 320, 270, 225, 207, 182, 145, 98, 78, 62, 82, 70, 45],
-            [713, 688, 674, 668, 645, 590, 525, 455, 410, 370, 325, 275, 210],
-        ]
-    ).T
-    / 1e3
+_LEFT = _outline(
+    [362, 320, 270, 225, 207, 182, 145, 98, 78, 62, 82, 70, 45],
+    [713, 688, 674, 668, 645, 590, 525, 455, 410, 370, 325, 275, 210],
 )
-_BODY = (
-    np.array(
-        [
-            [85, 85, 120, 260, 420, 520, 570, 620, 640, 520, 485, 465, 452, 445, 440, 445],
-            [-300, 0, 35, 55, 85, 170, 380, 800, 1300, 1300, 800, 470, 430, 500, 800, 1300],
-        ]
-    ).T
-    / 1e3
+_BODY = _outline(
+    [85, 85, 120, 260, 420, 520, 570, 620, 640, 520, 485, 465, 452, 445, 440, 445],
+    [-300, 0, 35, 55, 85, 170, 380, 800, 1300, 1300, 800, 470, 430, 500, 800, 1300],
 )
-_BLADE = np.array([[420, 330, 300, 345, 365, 400], [140, 130, 200, 420, 430, 270]]).T / 1e3
-CIRCLE = np.stack([np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], 1)
-_GRID = 256  # what has no edge is computed on this grid and enlarged
+_BLADE = _outline([420, 330, 300, 345, 365, 400], [140, 130, 200, 420, 430, 270])
 
 
 class Lungs(NamedTuple):
-    """The two lung fields, named by the patient's side; bool (size, size). The heart is not part of them."""
+    """The two lung fields without the heart, named by the patient's side; bool (size, size)."""
 
     left: np.ndarray
     right: np.ndarray
@@ -76,16 +64,25 @@ class Radiograph(NamedTuple):
 
 @dataclass
 class Scene:
-    """What findings draw on: the outlines, and the attenuation, 0 for air to about 1 for the spine."""
+    """The anatomy that findings draw on; attenuation runs from 0 for air to about 1 for the spine."""
 
     size: int
     at: Callable  # (points (n, 2), sign of u, smoothing) -> pixels (n, 2)
     outlines: dict  # "left", "right", "heart" -> pixels (n, 2), float
     lungs: dict  # "left", "right" -> bool mask
     heart: np.ndarray
-    tissue: np.ndarray  # float32: all but
+    tissue: np.ndarray  # float32: the attenuation of everything but the vessels
     vessels: np.ndarray  # float32: vessels and lung texture, absent where the lung has collapsed
     findings: list = field(default_factory=list)
+
+    @property
+    def both_lungs(self):
+        """Mask of both lungs, bool (size, size)."""
+        return self.lungs["left"] | self.lungs["right"]
+
+    def blank(self):
+        """Return an empty uint8 layer (size, size)."""
+        return np.zeros((self.size, self.size), np.uint8)
 
     def add(self, name, mask):
         """Record a finding; `mask` is bool (size, size) and must not be empty."""
@@ -95,54 +92,23 @@ class Scene:
 
 
 def draw(seed, size=1024, findings=(), patient=None):
-    """Draw the phantom radiograph of a seed.
+    """Return the `Radiograph` of a seed.
 
-    seed: int >= 0; size: pixels, >= 128; findings: functions `f(scene, rng)` of common.phantom_findings, or partials
-    of them, in the order in which they are drawn; patient: seed of the anatomy (default: `seed`), so that films of one
-    person look alike. Returns a `Radiograph`, its findings in the same order. A finding changes only the lung or organ
-    that it lies in, so the same seed without it is its normal counterpart. Raises InputError on a bad seed, size or
-    patient.
+    seed: int >= 0. size: pixels, >= 128. findings: functions `f(scene, rng)` of common.phantom.findings, drawn and
+    returned in this order. patient: seed of the anatomy (`seed` by default), the same for all films of one person. A
+    finding changes only the lung or organ that it lies in, so the same seed without it is its normal counterpart.
+    Raises InputError on a bad seed, size or patient.
     """
     patient = seed if patient is None else patient
     for name, value, least in (("seed", seed, 0), ("size", size, 128), ("patient", patient, 0)):
         if not isinstance(value, (int, np.integer)) or value < least:
             raise InputError(f"phantom: {name}={value!r} must be a whole number of at least {least}")
     film, hardware, grain, *rest = (np.random.default_rng([seed, part]) for part in range(3 + len(findings)))
-    scene = _person(size, np.random.default_rng([patient, 99]), film)
+    scene = _build_scene(size, np.random.default_rng([patient, 99]), film)
     for finding, rng in zip(findings, rest, strict=True):
         finding(scene, rng)
-    image = _expose(scene.tissue + scene.vessels, _devices(scene, hardware), film, grain)
+    image = _expose(scene.tissue + scene.vessels, _draw_devices(scene, hardware), film, grain)
     return Radiograph(image, Lungs(scene.lungs["left"], scene.lungs["right"]), scene.heart, scene.findings)
-
-
-# --- drawing tools, which the findings share -------------------------------------------------------------------------
-
-
-def _smooth(points, closed, steps=8):
-    """Catmull-Rom curve through (n, 2) points."""
-    ends = (points[-1:], points[:2]) if closed else (points[:1], points[-1:])
-    padded = np.vstack([ends[0], points, ends[1]])
-    a, b, c, d = (padded[k : len(padded) - 3 + k, None] for k in range(4))
-    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
-    curve = b + t * (c - a) / 2 + t**2 * (a - 2.5 * b + 2 * c - d / 2) + t**3 * (1.5 * (b - c) + (d - a) / 2)
-    return np.vstack([curve.reshape(-1, 2), points[-1:]][: 1 if closed else 2])
-
-
-def fill(layer, pixels, value=255):
-    """Fill a polygon of a uint8 layer, antialiased, in place."""
-    return cv2.fillPoly(layer, [np.int32(pixels * 16)], value, cv2.LINE_AA, 4)
-
-
-def stroke(layer, pixels, width, value):
-    """Draw a line into a uint8 layer; a line thinner than a pixel is fainter instead."""
-    width = width * len(layer)
-    cv2.polylines(layer, [np.int32(pixels * 16)], False, value * min(width, 1), max(round(width), 1), cv2.LINE_AA, 4)
-
-
-def soften(mask, radius):
-    """A uint8 layer, or a bool mask as 0 and 255, blurred by a share of the width; float32, 255 becomes 1."""
-    layer = mask.astype(np.uint8) * np.uint8(255) if mask.dtype == bool else mask
-    return cv2.GaussianBlur(layer, (0, 0), radius * len(mask)).astype(np.float32) / np.float32(255)
 
 
 def _bump(x, y, centre, radii):
@@ -153,28 +119,8 @@ def _step(x, width):
     return 1 / (1 + np.exp(-x / width))
 
 
-def _enlarge(grid, size):
-    return cv2.resize(np.float32(grid), (size, size), interpolation=cv2.INTER_LINEAR)
-
-
-def cloud(rng, size, cells=(24, 80, 200)):
-    """Smooth noise of about unit spread."""
-    layers = (cv2.resize(rng.standard_normal((n, n), np.float32), (_GRID, _GRID)) for n in cells)
-    return _enlarge(sum(weight * layer for weight, layer in zip((0.9, 0.45, 0.4), layers, strict=True)), size)
-
-
-def main_parts(mask, brush):
-    """Drop what is thinner than `brush` pixels, then parts under a fifth of the largest (8-connectivity); bool."""
-    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((brush, brush), np.uint8))
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
-    stats[0, 4] = 0
-    return (stats[:, 4] >= max(0.2 * stats[:, 4].max(), 1))[labels]
-
-
-# --- a person before the detector ------------------------------------------------------------------------------------
-
-
-def _person(size, rng, film):
+def _build_scene(size, rng, film):
+    """Return the Scene of a person (`rng`) in the pose and at the scale of one film."""
     broad, flare, heart, stout = rng.uniform([0.94, -0.2, 0.95, 0], [1.05, 0.2, 1.25, 0.05])
     breath, tilt, shift = rng.normal(-0.01, 0.03), np.deg2rad(film.normal(0, 2.5)), film.normal(0, 0.018, 2)
     turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]) * film.uniform(0.90, 1.08)
@@ -183,7 +129,7 @@ def _person(size, rng, film):
         u, y = np.array(points, np.float64).T
         u = sign * u * broad * (1 + flare * np.clip(y - 0.45, -0.4, 0.3))
         points = np.stack([u, y + breath * np.clip(2 * y - 0.4, 0, 1) - 0.5], 1) @ turn.T + 0.5 + shift
-        return size * (points if smooth is None else _smooth(points, smooth == "closed"))
+        return size * (points if smooth is None else smooth_curve(points, smooth == "closed"))
 
     def lung(medial):
         points = np.vstack([_WALL, medial]) + rng.normal(0, 0.004, (len(_WALL) + len(medial), 2))
@@ -197,27 +143,30 @@ def _person(size, rng, film):
     border = np.vstack([right[-7:-3] * [-1, 1], left[-6:-10:-1], [[0.06, 0.73], [-0.04, 0.71]]])
     outlines = {"right": at(right, -1, "closed"), "left": at(left, 1, "closed"), "heart": at(border, 1, "closed")}
     lungs = {name: fill(blank(), outlines[name]) for name in ("left", "right")}
-    aired = soften(cv2.add(lungs["left"], lungs["right"]), 1 / 700)
+    aired = blur(cv2.add(lungs["left"], lungs["right"]), 1 / 700)
     torso = _BODY + np.outer([0] * 4 + [0.5] * 8 + [1] * 4, [stout, 0])
     torso[5:12, 0] += rng.uniform(0, 0.06) * np.clip(torso[5:12, 1] - 0.4, 0, 1) / 0.4
-    body = soften(fill(blank(), at(np.vstack([torso, torso[::-1] * [-1, 1]]), 1, "closed")), 1 / 400)
+    body = blur(fill(blank(), at(np.vstack([torso, torso[::-1] * [-1, 1]]), 1, "closed")), 1 / 400)
 
-    column, row = np.meshgrid(np.arange(_GRID) + 0.5, np.arange(_GRID) + 0.5)
-    x, y = np.linalg.inv(turn) @ (np.stack([column.ravel(), row.ravel()]) / _GRID - 0.5 - shift[:, None])
-    x, y = np.float32(x.reshape(_GRID, _GRID) / broad), np.float32(y.reshape(_GRID, _GRID) + 0.5)
-    dry, wet = _tissues(rng, x, y - breath * np.clip(2 * y - 0.4, 0, 1), stout, body, aired)
-    bones = _bones(blank(), blank(), at, rng) * (0.4 + 0.6 * aired)
+    column, row = np.meshgrid(np.arange(GRID) + 0.5, np.arange(GRID) + 0.5)
+    x, y = np.linalg.inv(turn) @ (np.stack([column.ravel(), row.ravel()]) / GRID - 0.5 - shift[:, None])
+    x, y = np.float32(x.reshape(GRID, GRID) / broad), np.float32(y.reshape(GRID, GRID) + 0.5)
+    dry, wet = _draw_soft_tissue(rng, x, y - breath * np.clip(2 * y - 0.4, 0, 1), stout, body, aired)
+    bones = _draw_bones(blank(), blank(), at, rng) * (0.4 + 0.6 * aired)
     tissue = (wet + aired * (dry - wet) + bones) * body
-    vessels = (_vessels(blank(), at, rng) + np.float32(0.013) * cloud(rng, size)) * aired
+    vessels = (_draw_vessels(blank(), at, rng) + np.float32(0.013) * smooth_noise(rng, size)) * aired
     lungs = {name: mask > 127 for name, mask in lungs.items()}
     heart = (fill(blank(), outlines["heart"]) > 127) & ~lungs["left"] & ~lungs["right"]
     return Scene(size, at, outlines, lungs, heart, tissue, vessels)
 
 
-def _tissues(rng, x, y, stout, body, aired):
-    """Attenuation within the lungs and outside, were each everywhere; x and y are unit coordinates of the grid."""
-    small = [cv2.resize(part, (_GRID, _GRID), interpolation=cv2.INTER_AREA) > 0.5 for part in (body, aired, 1 - aired)]
-    depth, air, wall = (cv2.distanceTransform(np.uint8(part), cv2.DIST_L2, 3) / _GRID for part in small)
+def _draw_soft_tissue(rng, x, y, stout, body, aired):
+    """Return two layers (size, size): attenuation of lung tissue and of everything else, each defined everywhere.
+
+    x and y: film coordinates of the grid.
+    """
+    small = [cv2.resize(part, (GRID, GRID), interpolation=cv2.INTER_AREA) > 0.5 for part in (body, aired, 1 - aired)]
+    depth, air, wall = (cv2.distanceTransform(np.uint8(part), cv2.DIST_L2, 3) / GRID for part in small)
     wet = 0.52 - 0.16 * np.exp(-depth / 0.015) - 0.22 * np.exp(-depth / 0.07) + 0.08 * np.exp(-wall / 0.012)
     wet += 0.26 * _step(y - 0.60, 0.05) * np.clip((0.50 + stout - np.abs(x)) / 0.08, 0, 1)  # abdomen
     wet += 0.20 * np.exp(-((x / 0.07) ** 4)) + 0.10 * _bump(x, y, (0.05, 0.56), (0.14, 0.16))  # mediastinum, heart
@@ -226,11 +175,11 @@ def _tissues(rng, x, y, stout, body, aired):
     dry = 0.27 + rng.normal(0.01, 0.03) - 0.11 * (1 - np.exp(-air / 0.05)) + 0.07 * np.exp(-((x / 0.13) ** 2))
     dry += rng.uniform(0.1, 0.4) * np.clip(y - 0.35, 0, 1) + 0.09 * _bump(np.abs(x), y, (0.09, 0.40), (0.035, 0.07))
     breast = _bump(np.abs(x), y, (0.24, 0.62), (0.18, 0.13)) * _step(0.73 - y, 0.012) * max(rng.uniform(-0.14, 0.14), 0)
-    return _enlarge(dry + breast, len(body)), _enlarge(wet + 0.6 * breast, len(body))
+    return enlarge(dry + breast, len(body)), enlarge(wet + 0.6 * breast, len(body))
 
 
-def _bones(back, front, at, rng):
-    """Ribs (posterior and anterior arcs cross), clavicles, scapulae, humeri and spine; attenuation, float32."""
+def _draw_bones(back, front, at, rng):
+    """Return the attenuation (float32) of ribs, whose arcs cross, clavicles, scapulae, humeri and spine."""
     pitch, drop, thick = rng.uniform([0.056, 0.05, 0.018], [0.062, 0.08, 0.023])
     for sign in (-1, 1):
         for i in range(10):
@@ -245,7 +194,7 @@ def _bones(back, front, at, rng):
             ).T
             rear = at(rear, sign, "open")
             stroke(back, rear, thick, 105)
-            stroke(back, rear, 0.74 * thick, 62)  # a bright rim: cortex seen edge on
+            stroke(back, rear, 0.74 * thick, 62)  # a bright rim: the cortex is edge-on
             fore = np.outer([1, 0.95, 0.74, 0.45], [edge, 0]) + np.outer([-0.01, 0.04, 0.10, 0.14], [0, 1]) + [0, y1]
             fore = at(fore, sign, "open")
             for k in range(0, len(fore) - 1, 3) if i < 7 else ():
@@ -268,11 +217,11 @@ def _bones(back, front, at, rng):
         fill(back, at(np.vstack([half, half[::-1] * [-1, 1]])), 75)
         for sign in (-1, 1):
             fill(back, at(CIRCLE * 0.008 + [0.019, y + 0.02], sign), 100)  # pedicles
-    return soften(cv2.add(back, front), 1 / 700) * np.float32(0.31)
+    return blur(cv2.add(back, front), 1 / 700) * np.float32(0.31)
 
 
-def _vessels(layer, at, rng):
-    """Branching vessels that leave the hila and thin out; attenuation, float32."""
+def _draw_vessels(layer, at, rng):
+    """Return the attenuation (float32) of vessels that branch from the hila and thin out."""
     twigs = []
     for sign in (-1, 1):
         angle = np.linspace(-1.5, 1.4, 13) + rng.normal(0, 0.1, 13)
@@ -290,18 +239,15 @@ def _vessels(layer, at, rng):
             angle = (turn[:, forks] + rng.choice((-1, 1), (n, 5)) * rng.uniform(0.3, 0.9, (n, 5))).ravel()
             length = (length[:, None] * rng.uniform(0.4, 0.6, (n, 5))).ravel()
             thick = np.repeat(0.55 * thick, 5)
-    for path, thick, value in sorted(twigs, key=lambda twig: twig[1]):  # the thick ones cover the thin
+    for path, thick, value in sorted(twigs, key=lambda twig: twig[1]):  # thick vessels are drawn over thin ones
         stroke(layer, path[3:], 0.6 * thick, 0.6 * value)
         stroke(layer, path[:4], thick, value)
-    return soften(layer, 1 / 500) * np.float32(0.19)
+    return blur(layer, 1 / 500) * np.float32(0.19)
 
 
-# --- film ------------------------------------------------------------------------------------------------------------
-
-
-def _devices(scene, rng):
-    """Leads, tubes, lines, a pacemaker, a skin fold and the side marker; uint8 layer."""
-    layer = np.zeros((scene.size, scene.size), np.uint8)
+def _draw_devices(scene, rng):
+    """Return a uint8 layer of leads, tubes, lines, a pacemaker, a skin fold and the side marker."""
+    layer = scene.blank()
     leads, tube, central, gastric, pacer, fold = rng.random(6) < (0.35, 0.2, 0.2, 0.15, 0.08, 0.15)
     one, two, three, four = rng.choice((-1, 1), 4)
 
@@ -334,7 +280,7 @@ def _devices(scene, rng):
 
 
 def _expose(attenuation, overlay, film, grain):
-    """Attenuation to grey levels: tone curve, noise, collimation; uint8."""
+    """Return attenuation as grey levels (uint8) after tone curve, noise and collimation."""
     size = len(attenuation)
     attenuation += overlay * np.float32(0.4 / 255) + (overlay > 200) * np.float32(0.5)
     low, high, gain, bend, white, noise = np.float32(
