@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, their JSON form, and a digest that says whether two are the same."""
+"""Configuration: frozen dataclasses, their JSON form, and digests that tell whether two are equal."""
 
 import dataclasses
 import hashlib
@@ -15,59 +15,58 @@ Averaging = Literal["last", "best", "best_k", "window", "classic", "ema"]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How one network is trained; every solution's stages are described by this."""
+    """How one network is trained, in every solution."""
 
     epochs: int = 20
-    """Epochs in all, the frozen ones included."""
+    """Total number of epochs, frozen ones included."""
     frozen_epochs: int = 0
-    """First epochs in which part of the network is frozen."""
+    """Number of first epochs in which part of the network is frozen."""
     frozen_lr: float = 1e-3
-    """Learning rate of the frozen epochs."""
+    """Learning rate in the frozen epochs."""
     lr: float = 1e-3
-    """Peak learning rate of the others."""
+    """Peak learning rate in the other epochs."""
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
-    """How the rate changes after the frozen epochs."""
+    """Learning-rate schedule after the frozen epochs."""
     patience: int = 3
-    """plateau: epochs without a new best before the rate falls."""
+    """plateau: epochs without improvement before the rate is reduced."""
     plateau_metric: str = ""
-    """plateau: the validation figure that it watches, written as in `metric`; empty: that of `metric`."""
+    """plateau: the validation figure to monitor, written as in `metric`; empty: the same as `metric`."""
     factor: float = 0.1
-    """plateau and step: what the rate is multiplied with."""
+    """plateau and step: the rate is multiplied by this."""
     milestones: tuple[int, ...] = (30, 60, 90)
-    """step: epochs (counted from the first unfrozen one) at which the rate falls."""
+    """step: epochs (counted from the first unfrozen one) at which the rate is reduced."""
     decay: float = 0.0
-    """After n optimizer steps the scheduled rate is divided by 1 + decay · n."""
+    """The scheduled rate is divided by 1 + decay · n after n optimizer steps."""
     batch_size: int = 16
-    """Images per optimizer step and accumulation round, over all processes."""
+    """Images per forward pass, over all processes."""
     accumulate: int = 1
-    """Batches whose gradients are added up before a step."""
+    """Batches whose gradients are accumulated before an optimizer step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-2
     momentum: float = 0.9
     """sgd only."""
     clip_norm: float = 0.0
-    """Largest norm of the gradient; 0 leaves it as it is."""
+    """Maximum norm of the gradient; 0: no clipping."""
     metric: str = "score"
-    """Validation figure by which epochs are compared; a leading minus means that lower is better."""
+    """Validation figure by which epochs are compared; a leading minus: lower is better."""
     averaging: tuple[Averaging, ...] = ("last", "best")
-    """Final weights to build and compare on validation."""
+    """Variants of the final weights to compute and compare on validation."""
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
-    """Which of them become the final ones: a named one, or the one with the highest validation metric."""
+    """Variant to keep: a named one, or the one with the highest validation metric."""
     window: int = 4
-    """Windowed SWA: consecutive epochs averaged where the metric peaks."""
+    """Windowed SWA: number of consecutive epochs to average, where the metric peaks."""
     classic_start: float = 0.75
-    """Classic SWA: averages all epochs from this part of the training on."""
+    """Classic SWA: average all epochs after this fraction of the training."""
     best_k: int = 3
-    """best_k: number of best epochs averaged."""
+    """best_k: number of best epochs to average."""
     ema_decay: float = 0.999
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the hardware has it, else fp16 on GPUs and fp32 on CPUs."""
+    """auto: bf16 where the hardware supports it, else fp16 on GPUs and fp32 on CPUs."""
     compile: bool = False
-    """torch.compile: minutes at the start, faster steps."""
+    """Use torch.compile: minutes at the start, then faster steps."""
 
     def __post_init__(self):
-        positive = ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr")
-        for name in positive:
+        for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
         if not self.decay >= 0:
@@ -81,36 +80,35 @@ class FitConfig:
 
 
 def check_folds(folds, n_folds):
-    """Raise InputError unless `folds` names some of 0 to n_folds − 1, each once, and there are at least two."""
+    """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2."""
     if n_folds < 2 or not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):
         raise InputError(f"folds {folds}: name some of 0 to {n_folds - 1}, once, with n_folds at least 2")
 
 
 def to_dict(config):
-    """A dataclass (nested ones too) as JSON values; tuples become lists, paths strings."""
+    """Return a (nested) dataclass as JSON values; tuples become lists, paths strings."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def from_dict(cls, values, where="config"):
-    """Build the dataclass `cls` from what `to_dict` gave. Raises InputError naming an unknown field or a bad value."""
+    """Return the dataclass `cls` built from the output of `to_dict`.
+
+    Raises InputError naming an unknown or missing field or an invalid value; `where` begins its message.
+    """
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
-        raise InputError(f"{where}: {values!r} where fields and their values are due")
+        raise InputError(f"{where}: expected fields with values, not {values!r}")
     unknown = set(values) - set(hints)
     if unknown:
         raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}")
     restored = {name: _restore(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    for field in dataclasses.fields(cls):
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: the field {field.name!r} is missing")
     try:
         return cls(**restored)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    except TypeError:  # the only one that can be left: a field without a default and a value
-        lacking = [f.name for f in dataclasses.fields(cls) if f.name not in restored and _has_no_default(f)]
-        raise InputError(f"{where}: lacks the field {lacking[0]!r}") from None
-
-
-def _has_no_default(field):
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _restore(hint, value, where):
@@ -128,12 +126,12 @@ def _restore(hint, value, where):
 
 
 def digest(*values):
-    """16 hex digits that change when any of the JSON-like values (or dataclasses) changes."""
+    """Return 16 hex digits that change when any of the JSON-like values (or dataclasses) changes."""
     plain = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def file_hash(path):
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""The one error that a user is meant to read."""
+"""The error for unusable input."""
 
 
 class InputError(ValueError):
-    """Input from outside that cannot be used; its message names the file, row or option in one line.
+    """Unusable input from outside; the message names the file, row or option in one line.
 
-    The command line prints the message alone and exits with status 2. Everything else that escapes is a defect
-    of ours and keeps its traceback.
+    The command line prints only the message and exits with status 2. Any other exception is a bug and keeps its
+    traceback.
     """

@@ -1,74 +1,67 @@
-"""Every solution on its embedded sample, from files to a validated submission, and one page that shows them all."""
+"""`cxr demo`: every solution on its embedded sample, from files to a validated submission, and one page of links."""
 
 import importlib
 import sys
 import time
 from pathlib import Path
 
+from common import cli
 from common.errors import InputError
+from common.kaggle.rehearse import rehearse
 from common.paths import read_json
 from common.report import page
+from common.runs import start_log
 
 
 def run_all(names, argv, export):
-    """Make the samples, run the preset `demo` of every solution under runs/demo, write index.html; exit status.
+    """Run the preset `demo` of every solution on its sample, rehearse one on Kaggle, write index.html; exit status.
 
-    Then one run goes the way over Kaggle: bundled, and predicting from the bundle alone in a notebook without network.
-    `argv` may name another folder; `export(solution, run, out)` writes what a run has learnt. A second call continues,
-    or does nothing where all is there.
+    argv: optionally the folder for everything (default: runs/demo). export(solution, run, out) writes the files from
+    which a run predicts. A repeated call continues, and does nothing where everything is finished.
     """
     if len(argv) > 1 or (argv and argv[0].startswith("-")):
-        print("usage: python -m solutions demo [folder]", file=sys.stderr)
+        print("usage: cxr demo [folder]", file=sys.stderr)
         return 2
-    from common.cli import main
-
     root, rows, begun = Path(argv[0] if argv else "runs/demo"), [], time.monotonic()
     for name in names:
-        sample = importlib.import_module(f"solutions.{name}.sample")
-        config = importlib.import_module(f"solutions.{name}.config")
-        print(
-            f"— {name}: the sample competition, then prepare, train, predict, tune, score, submit, report", flush=True
+        sample, config, pipeline = (
+            importlib.import_module(f"solutions.{name}.{part}") for part in ("sample", "config", "pipeline")
         )
+        print(f"— {name}: the sample competition, then {', '.join(cli.VERBS)}", flush=True)
         data, out = sample.make_sample(root / "data" / name), root / name
-        verbs = importlib.import_module(f"solutions.{name}.pipeline").VERBS
-        for words in (
-            ["run", "demo", "--data", str(data), "--out", str(out)],
-            *([verb, "--out", str(out)] for verb in getattr(config, "IN_DEMO", ())),
-        ):
-            status = main(name, config, lambda verbs=verbs: verbs, words)
+        lines = [["run", "demo", "--data", str(data)], *([verb] for verb in getattr(config, "IN_DEMO", ()))]
+        for words in lines:
+            status = cli.main(name, config, lambda pipeline=pipeline: pipeline.VERBS, [*words, "--out", str(out)])
             if status:
                 return status
         steps = read_json(out / "manifest.json")["steps"]
         rows.append((name, read_json(out / "score.json"), steps["submit"]["hidden"]))
-    notebook = _rehearse(root, export)
-    _write_index(root, rows, notebook)
+    rehearsed = _rehearse(root, export)
+    _write_index(root, rows, rehearsed)
     print(f"all done in {time.monotonic() - begun:.0f} s; look at {root / 'index.html'}", flush=True)
-    return 0 if notebook else 2
+    return 0 if rehearsed else 2
 
 
 def _rehearse(root, export, name="siim_pneumothorax"):
-    """Execute the notebook of one run without network; False where that failed, which is said."""
-    from common.kaggle.rehearse import rehearse
-    from common.runs import start_log
-
+    """Execute the notebook of one run without network; return False, having printed the reason, if it fails."""
     run, folder = root / name, root / "kaggle"
-    done, made = folder / "executed.ipynb", folder / "kernel" / "working" / "submission.csv"
-    if done.is_file() and made.is_file() and made.read_bytes() == (run / "submission.csv").read_bytes():
+    executed, submission = folder / "executed.ipynb", folder / "kernel" / "working" / "submission.csv"
+    complete = executed.is_file() and submission.is_file()
+    if complete and submission.read_bytes() == (run / "submission.csv").read_bytes():
         return True
     print(f"— {name}: bundled for Kaggle, and its notebook executed without network", flush=True)
     start_log()
+    source = importlib.import_module(f"solutions.{name}.config").KAGGLE
     try:
-        rehearse(
-            name, importlib.import_module(f"solutions.{name}.config").KAGGLE, run, root / "data" / name, folder, export
-        )
+        rehearse(name, source, run, root / "data" / name, folder, export)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return False
     return True
 
 
-def _write_index(root, rows, notebook):
-    sections = [page.note("Synthetic radiographs: the scores show that the pipeline works, nothing else.", "warning")]
+def _write_index(root, rows, rehearsed):
+    sections = [page.note("Synthetic radiographs: the scores only show that the pipeline works.", "warning")]
     for name, score, hidden in rows:
         metric = hidden["metric"]
         figure = score[metric]
@@ -80,6 +73,6 @@ def _write_index(root, rows, notebook):
         audit = root / name / "audit.json"
         verdict = [page.note(read_json(audit)["said"])] if audit.is_file() else []
         sections.append(page.section(name, page.cards(cards), *verdict, *links))
-    told = page.link("kaggle/executed.ipynb", "the executed notebook") if notebook else "failed, see the terminal"
-    sections.append(page.section("Kaggle", "One run as a bundle, and its notebook without network:", told))
+    result = page.link("kaggle/executed.ipynb", "the executed notebook") if rehearsed else "failed, see the terminal"
+    sections.append(page.section("Kaggle", "One run as a bundle, and its notebook executed without network:", result))
     page.write_page(root / "index.html", "Demo", "every solution on its embedded sample", sections)

@@ -230,7 +230,7 @@ PRESETS = {
     "podium": PODIUM,
 }
 MORE_VERBS = ("audit",)  # beside those that every solution has
-IN_DEMO = ("audit",)  # verbs beside `run` that `python -m solutions demo` shows
+IN_DEMO = ("audit",)  # verbs beside `run` that `cxr demo` runs
 TAKES_NORMALS = True  # --normals
 KAGGLE = Source(
     "none",

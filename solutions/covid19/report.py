@@ -40,7 +40,7 @@ def write_report(context, data, tuned):
 def _verdict(context, audit):
     if audit is not None:
         return page.note(audit[0]["said"], "warning" if audit[0]["biased"] else "info")
-    command = f"python -m solutions covid19 audit --out {context.run.folder}"
+    command = f"cxr covid19 audit --out {context.run.folder}"
     return page.note(f"How much of the score is the images' origin has not been audited: {command}")
 
 

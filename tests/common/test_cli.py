@@ -1,4 +1,4 @@
-"""The command line on a solution of its own: verbs, presets, statuses, signals."""
+"""The command line on a toy solution: verbs, presets, exit statuses, signals."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ MODULE = SimpleNamespace(Config=Config, PRESETS={"small": SMALL, "big": Config(N
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """`command(line, train=…)`: the status, and the verbs that were called with their contexts."""
+    """`command(line, train=…)`: the status, and the verbs called, with their contexts."""
     monkeypatch.chdir(tmp_path)
 
     def run(line, **verbs):
@@ -76,11 +76,11 @@ def test_run_does_every_verb_in_order(command, tmp_path):
     assert command("train big").contexts[0].run.folder.parts == ("runs", "toy-big")
 
 
-def test_without_a_preset_the_stored_configuration_counts(command, capsys):
+def test_without_a_preset_the_stored_configuration_is_used(command, capsys):
     command("prepare big --out r --tta flip --workers 3")
     done = command("train --out r --net.epochs 4")
     assert done.contexts[0].config == Config(Net(4), "b", ("flip",)) and done.contexts[0].preset == "big"
-    assert done.contexts[0].options.workers is None  # belongs to the occasion, not to the run
+    assert done.contexts[0].options.workers is None  # an option of the session, not of the run
     assert command("train").status == command("train --out s").status == 2
     assert capsys.readouterr().err.count("error: name a preset (small, big), or --out") == 2
 
@@ -93,6 +93,10 @@ def test_help(command, capsys):
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert "--net.epochs" in said and "How long" in said and "--on-bad-image" in said
+    with pytest.raises(SystemExit):
+        command("train --help")
+    said = capsys.readouterr().out
+    assert "usage: cxr toy train [preset]" in said and "with one (small, big), --help" in said and "--data" in said
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # the parser draws its box by the terminal's encoding
@@ -110,14 +114,14 @@ def test_help(command, capsys):
         ("--device cuda:64", f"--device cuda:64: torch sees {torch.cuda.device_count()} GPUs on this machine"),
     ],
 )
-def test_what_is_no_option(words, said, encoding, monkeypatch):
+def test_invalid_options_are_named(words, said, encoding, monkeypatch):
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding=encoding, isatty=lambda: False, write=len, flush=int))
     with pytest.raises(InputError) as error:
         parse(SMALL, words.split(), "prog")
     assert str(error.value) == said
 
 
-def test_options_and_configuration_come_apart():
+def test_options_and_configuration_are_separated():
     options, config = parse(SMALL, ["--kind", "b", "--data", "x", "--on-bad-image", "placeholder"], "prog")
     assert config == Config(Net(1), "b") and str(options.data) == "x" and options.on_bad_image == "placeholder"
     assert parse(SMALL, ["--unknown", "1", "--workers", "2"], "prog", strict=False)[0] == Options(workers=2)
@@ -151,6 +155,9 @@ def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):
         command("measure --help")
     said = capsys.readouterr().out
     assert end.value.code == 0 and "Measure files." in said and "Where the figures go." in said
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("measure --out c") == 2
+    assert capsys.readouterr().err == "error: measure runs in one process: leave out torchrun\n"
 
 
 @pytest.mark.parametrize(
@@ -170,23 +177,19 @@ def test_a_tool_refuses_in_one_line(words, said, capsys):
     assert err.startswith(f"error: {said}") and err.count("\n") == 1
 
 
-def test_sizes_are_refused_where_nothing_asks_for_them(command):
+def test_options_that_do_not_apply_are_refused(command):
     done = command("prepare small --out r --sizes a.csv")
     assert done.status == 2 and done.names == []
 
 
-def test_a_tool_runs_in_one_process(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert with_tool([])("measure --out c") == 2
-    assert capsys.readouterr().err == "error: measure runs in one process: leave out torchrun\n"
-
-
-def test_inputs_that_could_not_be_used_have_a_status_of_their_own(command, capsys, tmp_path):
+def test_exit_status_of_partial_success(command, capsys, tmp_path):
     assert with_tool([], lambda: 3)("measure --out c") == cli.PARTIAL == 4
     said = "done, but 3 of the inputs could not be used; they are named above"
     assert capsys.readouterr().err == said + "\n"
     assert with_tool([], lambda: raising(InputError("b.png: cut short"))(None))("measure --out c") == 2
     assert capsys.readouterr().err == "error: b.png: cut short\n"
+    assert with_tool([], lambda: raising(KeyboardInterrupt())(None))("measure --out c") == 130
+    assert capsys.readouterr().err == "interrupted\n"  # a tool does not continue
 
     def leaves_out(context):
         context.left_out += 2
@@ -194,11 +197,6 @@ def test_inputs_that_could_not_be_used_have_a_status_of_their_own(command, capsy
     done = command("run small --out r", prepare=leaves_out, submit=leaves_out)
     assert done.status == 4 and done.names == list(cli.VERBS)
     assert "done, but 4 of the inputs" in (tmp_path / "r" / "log.txt").read_text()
-
-
-def test_an_interrupted_tool_does_not_promise_to_go_on(capsys):
-    assert with_tool([], lambda: raising(KeyboardInterrupt())(None))("measure --out c") == 130
-    assert capsys.readouterr().err == "interrupted\n"
 
 
 def raising(error):
@@ -219,7 +217,7 @@ def raising(error):
         (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
     ],
 )
-def test_how_a_verb_may_end(error, status, said, command, capsys, tmp_path):
+def test_exit_statuses(error, status, said, command, capsys, tmp_path):
     done = command("run small --out r", predict=raising(error))
     assert done.status == status and done.names == ["prepare", "train", "predict"]
     out, err = capsys.readouterr()
@@ -232,19 +230,19 @@ def test_how_a_verb_may_end(error, status, said, command, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("ours"), FileNotFoundError(2, "No such file", "x")])
-def test_defects_keep_their_traceback(error, command, tmp_path):
+def test_bugs_keep_their_traceback(error, command, tmp_path):
     with pytest.raises(type(error)):
         command("run small --out r", tune=raising(error))
     assert "Traceback" in (tmp_path / "r" / "log.txt").read_text()
 
 
-def test_signals_are_noted_in_trainings_alone(command):
+def test_signals_wait_only_for_trainings(command):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     def interrupted(context):
         context.budget.training = True
         os.kill(os.getpid(), signal.SIGINT)
-        assert context.budget.spent()  # noted, for the training to stop when it has saved
+        assert context.budget.spent()  # noted: the training saves, then stops
         raise Stopped(context.budget.reason)
 
     assert command("run small --out r", train=interrupted).status == 3

@@ -1,9 +1,7 @@
-"""The folder of a run: one process at a time, what is finished, and a log that survives."""
+"""The folder of a run: its lock, its finished steps, and its log."""
 
 import json
 import logging
-import subprocess
-import sys
 
 import pytest
 
@@ -12,27 +10,17 @@ from common.errors import InputError
 from common.runs import PACKAGES, Run, git_revision, package_versions, start_log
 from solutions.siim_pneumothorax.config import DEMO, Config
 
-HOLD = """
-import fcntl, sys, time
-held = open(sys.argv[1], "w")
-fcntl.flock(held, fcntl.LOCK_EX)
-print("held", flush=True)
-time.sleep(60)
-"""
+
+def test_a_run_is_locked_until_it_is_closed(tmp_path):
+    first = Run(tmp_path / "run")
+    first.record("prepare", 1)
+    with pytest.raises(InputError, match="another process is working in this run"):
+        Run(tmp_path / "run")
+    first.close()
+    Run(tmp_path / "run").close()
 
 
-def test_a_folder_is_for_one_process_and_a_killed_one_lets_go(tmp_path):
-    Run(tmp_path / "run").record("prepare", 1)
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run" / ".lock"], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(InputError, match="another process is working in this run"):
-            Run(tmp_path / "run")
-        other.kill()
-        other.wait()
-        Run(tmp_path / "run").close()
-
-
-def test_a_folder_in_which_nothing_was_made_is_removed(tmp_path):
+def test_a_new_folder_without_results_is_removed(tmp_path):
     run = Run(tmp_path / "run")
     run.path("log.txt").write_text("a line\n")
     run.close()
@@ -49,7 +37,7 @@ def test_a_folder_in_which_nothing_was_made_is_removed(tmp_path):
         Run(tmp_path / "file")
 
 
-def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     for name in ("run/.test_probs.77.tmp.npy", "run/fold0/s/.last.77.tmp.ckpt", "run/fold0/s/last.ckpt", "run/.mine"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +73,7 @@ def test_a_damaged_manifest(content, tmp_path):
     run.close()
 
 
-def test_what_a_run_says_of_itself(tmp_path):
+def test_versions_and_configuration_are_recorded(tmp_path):
     run = Run(tmp_path)
     run.record("prepare", 1)
     run.path("labels.csv").write_text("a")
@@ -115,7 +103,7 @@ def test_log(tmp_path, capfd):
     assert [line[20:] for line in lines] == ["a figure", "a refusal"] and lines[0][4] == "-"
 
 
-def test_a_full_disk_does_not_drown_the_terminal(tmp_path, capfd):
+def test_a_full_disk_does_not_flood_the_terminal(tmp_path, capfd):
     start_log("/dev/full")
     logging.getLogger("common.something").info("a figure")
     start_log()

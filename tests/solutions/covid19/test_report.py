@@ -142,7 +142,7 @@ def first_line(text):
 def test_the_first_line_is_whether_the_score_can_be_believed(context, bare):
     kind, said = first_line(page_of(context))
     assert kind == "info" and "has not been audited" in said
-    assert said.endswith(f"python -m solutions covid19 audit --out {context.run.folder}")
+    assert said.endswith(f"cxr covid19 audit --out {context.run.folder}")
     audited(context, biased=True)
     assert first_line(page_of(context)) == ("warning", "The origin &lt;gives&gt; it away.")
     audited(context, biased=False)
