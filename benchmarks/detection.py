@@ -24,10 +24,9 @@ from numba import njit
 
 from common.metrics.detection import COCO, VOC2010, ap_of, bootstrap_map, coco_scores, evaluate
 from common.metrics.detection_errors import error_breakdown
-from common.metrics.detection_match import iou
+from common.post.boxes import BOX, iou
 
 IMAGES, EACH, SIDE = 3000, 100, 2400
-BOX = ["x_min", "y_min", "x_max", "y_max"]
 NORMAL = [0.0, 0.0, 1.0, 1.0]
 
 

@@ -2,12 +2,11 @@
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.fusion    (under a minute; the raters need torchxrayvision's label table)
 
-The workload: 3,000 images × 6 models × 100 boxes of 14 classes, weights 5 2 1 1 1 1, IoU 0.4. The boxes are made:
-copies of shared boxes that each model shifts and resizes, so that 1,800,000 become about 610,000, as in the paper.
-The peer fuses some of the images, and its time is that of all by proportion. Seconds are of the processor, one thread
-(`time.thread_time`), so that other programs on the machine count little. Only the lines "on … cores" go by the clock:
-ours on a thread for each core, the peer on its one thread as above. They mean something on a machine with nothing else
-to do.
+The workload: 3,000 images × 6 models × 100 boxes of 14 classes, weights 5 2 1 1 1 1, IoU 0.4. The boxes are synthetic:
+each model shifts and resizes shared boxes, so that 1,800,000 become about 610,000, as in the paper. The peer fuses some
+of the images; its time for all is in proportion. Seconds are CPU seconds of one thread (`time.thread_time`), so that
+other programs matter little. Only the lines "on … cores" are wall-clock times: ours with one thread per core, the peer
+with its one thread as above. They need an idle machine.
 """
 
 import os
@@ -18,18 +17,20 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.tables import label_table
-from common.post import fusion
 from common.post.batches import Batch, in_portions
-from common.post.boxes import BOX, denormalise
+from common.post.boxes import BOX
+from common.post.fusion import NO_FINDING, fuse_raters, fuse_table
+from common.post.suppression import first_boxes, fuse_nms, fuse_nmw, fuse_soft_nms
+from common.post.wbf import fuse_wbf, mean_boxes
 
 IMAGES, MODELS, PER_MODEL, CLASSES = 3000, 6, 100, 14
 WEIGHTS, IOU = [5, 2, 1, 1, 1, 1], 0.4
-PEERS, ROUNDS = 24, 5  # images that the peer fuses, rounds of which the best counts
+PEERS, ROUNDS = 24, 5  # images that the peer fuses; rounds, the best of which counts
 CORES = len(os.sched_getaffinity(0))
 
 
 def workload(decimals=None):
-    """Arrays of shape (images, models, boxes, …): boxes in [0, 1], scores, labels; and sizes (images, 2)."""
+    """Return boxes in [0, 1], scores and labels, (images, models, boxes, …) each, and sizes (images, 2)."""
     rng = np.random.default_rng(0)
     shape, pool = (IMAGES, MODELS, PER_MODEL), 240
     chosen = (np.arange(IMAGES)[:, None, None], rng.integers(0, pool, shape))
@@ -43,7 +44,7 @@ def workload(decimals=None):
 
 
 def seconds(function, items, rounds=ROUNDS, clock=time.thread_time):
-    """Seconds for one item: each item's best of several rounds, then the mean over the items."""
+    """Return seconds per item: the mean over the items of each one's best round."""
     best = np.full(len(items), np.inf)
     for _ in range(rounds):
         for k, item in enumerate(items):
@@ -53,15 +54,16 @@ def seconds(function, items, rounds=ROUNDS, clock=time.thread_time):
     return best.mean()
 
 
+def images_of(batch, begin, end):
+    """Return the images begin … end - 1 of a batch as a Batch."""
+    starts = batch.starts[begin : end + 1]
+    columns = (column[starts[0] : starts[-1]] for column in batch[:4])
+    return Batch(*columns, starts - starts[0], batch.n_models)
+
+
 def on_threads(fuse, batch, threads, **options):
-    """Boxes, scores and labels of `fuse(batch, **options)`, fused in portions on so many threads."""
-
-    def portion(begin, end):
-        starts = batch.starts[begin : end + 1]
-        columns = (column[starts[0] : starts[-1]] for column in batch[:4])
-        return fuse(Batch(*columns, starts - starts[0], batch.n_models), **options)[:3]
-
-    return in_portions(portion, batch.starts, threads)
+    """Return boxes, scores and labels of `fuse(batch, **options)`, fused in portions on several threads."""
+    return in_portions(lambda *part: fuse(images_of(batch, *part), **options)[:3], batch.starts, threads)
 
 
 def report(name, ours, theirs):
@@ -69,55 +71,42 @@ def report(name, ours, theirs):
 
 
 def compare(peer, untied):
-    """Image by image and in one batch: all methods, and WBF with tied scores too."""
+    """Compare all methods, WBF with tied scores too, image by image and in one batch."""
     tied = workload(decimals=2)
-    for name, ours, theirs, batch, options, work in [
-        ("WBF", fusion.weighted_boxes_fusion, peer.weighted_boxes_fusion, fusion.fuse_wbf, {}, untied),
-        (
-            "WBF, scores of 2 decimals",
-            fusion.weighted_boxes_fusion,
-            peer.weighted_boxes_fusion,
-            fusion.fuse_wbf,
-            {},
-            tied,
-        ),
-        ("NMS", fusion.nms, peer.nms, fusion.fuse_nms, {}, untied),
-        ("soft-NMS", fusion.soft_nms, peer.soft_nms, fusion.fuse_soft_nms, {"thresh": 0.01}, untied),
-        ("NMW", fusion.non_maximum_weighted, peer.non_maximum_weighted, fusion.fuse_nmw, {}, untied),
+    for name, ours, theirs, options, (boxes, scores, labels, _) in [
+        ("WBF", fuse_wbf, peer.weighted_boxes_fusion, {}, untied),
+        ("WBF, scores of 2 decimals", fuse_wbf, peer.weighted_boxes_fusion, {}, tied),
+        ("NMS", fuse_nms, peer.nms, {}, untied),
+        ("soft-NMS", fuse_soft_nms, peer.soft_nms, {"thresh": 0.01}, untied),
+        ("NMW", fuse_nmw, peer.non_maximum_weighted, {}, untied),
     ]:
-        boxes, scores, labels, _ = work
         options = {"iou_thr": IOU, "weights": WEIGHTS} | options
         rows = np.arange(IMAGES + 1) * MODELS * PER_MODEL
         models = np.tile(np.repeat(np.arange(MODELS), PER_MODEL), IMAGES)
         flat = Batch(boxes.reshape(-1, 4), scores.ravel(), labels.ravel(), models, rows, MODELS)
-        fused = batch(flat, **options)
-
-        def lists(k, boxes=boxes, scores=scores, labels=labels):
-            return list(boxes[k]), list(scores[k]), list(labels[k])
-
+        fused = ours(flat, **options)
         images = range(0, IMAGES, IMAGES // PEERS)
-        for k in images:
-            wanted, part = theirs(*lists(k), **options), slice(fused.starts[k], fused.starts[k + 1])
-            for a, b, c in zip(ours(*lists(k), **options), wanted, fused, strict=False):
-                assert a.tobytes() == b.tobytes() and (c[part] == b).all(), (name, k)
-        timed = [lists(k) for k in images]
-        slow = seconds(lambda item, f=theirs, o=options: f(*item, **o), timed, rounds=2)
-        report(f"{name}, an image", seconds(lambda item, f=ours, o=options: f(*item, **o), timed, 20), slow)
-        report(f"{name}, {IMAGES} at once", seconds(lambda f, b=batch, o=options: b(f, **o), [flat], 3), slow * IMAGES)
-        if batch is fusion.fuse_wbf:
+        lists = [(list(boxes[k]), list(scores[k]), list(labels[k])) for k in images]
+        batches = [images_of(flat, k, k + 1) for k in images]
+        for k, given, batch in zip(images, lists, batches, strict=True):
+            wanted, part = theirs(*given, **options), slice(fused.starts[k], fused.starts[k + 1])
+            for a, b, c in zip(ours(batch, **options), wanted, fused, strict=False):
+                assert (a == b).all() and (c[part] == b).all(), (name, k)
+        slow = seconds(lambda item, f=theirs, o=options: f(*item, **o), lists, rounds=2)
+        report(f"{name}, one image", seconds(lambda item, f=ours, o=options: f(item, **o), batches, 20), slow)
+        report(f"{name}, {IMAGES} at once", seconds(lambda b, f=ours, o=options: f(b, **o), [flat], 3), slow * IMAGES)
+        if ours is fuse_wbf:
             for threads in (1, CORES, 2 * CORES + 1):
-                parts = on_threads(batch, flat, threads, **options)
+                parts = on_threads(ours, flat, threads, **options)
                 assert all(a.tobytes() == b.tobytes() for a, b in zip(parts, fused, strict=False)), threads
-            wall = seconds(
-                lambda f, o=options: on_threads(fusion.fuse_wbf, f, CORES, **o), [flat], 5, time.perf_counter
-            )
+            wall = seconds(lambda f, o=options: on_threads(fuse_wbf, f, CORES, **o), [flat], 5, time.perf_counter)
             report(f"{name}, {IMAGES} on {CORES} cores", wall, slow * IMAGES)
 
 
 def compare_tables(peer, work):
     boxes, scores, labels, sizes = work
     ids = np.array([f"{k:032x}" for k in range(IMAGES)])
-    pixels = denormalise(boxes, sizes[:, None, None, :])
+    pixels = boxes * np.tile(sizes, 2)[:, None, None]
     tables = []
     for m in range(MODELS):
         table = pd.DataFrame(pixels[:, m].reshape(-1, 4), columns=BOX)
@@ -127,12 +116,12 @@ def compare_tables(peer, work):
     del pixels
 
     def fuse(tables, threads=None):
-        return fusion.fuse_table(tables, of_images, WEIGHTS, iou_thr=IOU, threads=threads)
+        return fuse_table(tables, of_images, WEIGHTS, iou_thr=IOU, threads=threads)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fused = fuse(tables)
     assert fuse(tables, 1).equals(fused)
-    # the one thread is not the main one: the whole process counts
+    # that thread is not the main one: the whole process counts
     taken = seconds(lambda tables: fuse(tables, 1), [tables], 3, time.process_time)
     wall = seconds(fuse, [tables], 5, time.perf_counter)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -167,11 +156,11 @@ def raters():
         print("raters skipped: torchxrayvision, which carries the label table, is not installed")
         return
     table = pd.read_csv(path)
-    for join in (fusion.mean_boxes, fusion.first_boxes):
-        fused = fusion.fuse_raters(table, IOU, join)
-        assert fused.equals(fusion.fuse_raters(table.sample(frac=1, random_state=0), IOU, join))
-        taken = seconds(lambda table, join=join: fusion.fuse_raters(table, IOU, join), [table], 3)
-        votes = fused.loc[fused["class_id"] != fusion.NO_FINDING, "votes"].value_counts().sort_index().to_dict()
+    for join in (mean_boxes, first_boxes):
+        fused = fuse_raters(table, IOU, join)
+        assert fused.equals(fuse_raters(table.sample(frac=1, random_state=0), IOU, join))
+        taken = seconds(lambda table, join=join: fuse_raters(table, IOU, join), [table], 3)
+        votes = fused.loc[fused["class_id"] != NO_FINDING, "votes"].value_counts().sort_index().to_dict()
         print(
             f"raters, {join.__name__}: {len(table)} rows of {fused['image_id'].nunique()} images in {taken:.2f} s;",
             end=" ",

@@ -23,7 +23,8 @@ from numba import njit
 from common.errors import InputError
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import VOC2010, class_aps
-from common.metrics.detection_match import iou, match, read_tables
+from common.metrics.detection_match import match, read_tables
+from common.post.boxes import iou
 
 ERRORS = ("localisation", "classification", "duplicate", "background", "both", "missed")
 NAMES = np.array(["correct", *ERRORS, None], object)  # inside this file an error is its place in NAMES

@@ -11,8 +11,8 @@ import pandas as pd
 from numba import njit
 
 from common.errors import InputError
+from common.post.boxes import BOX, iou
 
-BOX = ["x_min", "y_min", "x_max", "y_max"]
 NO_FINDING_BOX = np.array([0.0, 0.0, 1.0, 1.0])
 
 
@@ -179,16 +179,6 @@ def match(found_by, true, rule):
         *(rule.iou_threshold, rule.inclusive, rule.best_unmatched, rule.tied_as_listed),
     )
     return truth_row
-
-
-@njit(cache=True, nogil=True)
-def iou(a, b):
-    """Return intersection over union of two boxes (x_min, y_min, x_max, y_max), 0 where they share no area."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 @njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""Boxes of one image or thousands as flat arrays: checked, gathered by class and sorted, for every way to fuse them."""
+"""Boxes of many images as flat arrays: checked, grouped by class and sorted, for every fusion method."""
 
 import itertools
 import os
@@ -9,20 +9,19 @@ import numpy as np
 from numba import njit
 
 from common.errors import InputError
-from common.post.boxes import check_boxes
 
-# numpy 1 divides a float32 array by a float64 number in float32, numpy 2 in float64. Compiled code takes it as an
-# argument: its cache would keep a constant through a change of numpy.
+# numpy 1 divides a float32 array by a float64 number in float32, numpy 2 in float64. Compiled code takes this as an
+# argument: as a constant it would stay in numba's cache through a change of numpy.
 SINGLE = bool(np.result_type(np.zeros(1, np.float32), np.float64(1)) == np.float32)
-_LARGEST = 2**24  # class ids stay whole numbers in float32 up to here
-_ROWS = 1 << 15  # boxes fused together: what they need stays in the processor's cache
+_LARGEST = 2**24  # class ids are exact in float32 up to here
+_ROWS = 1 << 15  # boxes fused together, few enough for the processor's cache
 
 
 class Batch(NamedTuple):
-    """Boxes of several models on several images, the rows of an image together, those of its first model first.
+    """Boxes of several models on several images, sorted by image, then by model.
 
-    boxes: float64 (n, 4) in [0, 1]; scores: float64 (n,) from 0; labels and models: int64 (n,); starts: int64
-    (images + 1,), image i having rows starts[i] … starts[i+1]-1; n_models: int, those without a box included.
+    boxes: float64 (n, 4) in [0, 1]; scores: float64 (n,) >= 0; labels and models: int64 (n,); starts: int64
+    (images + 1,), the rows of image i being starts[i] … starts[i+1]-1; n_models: int, models without a box included.
     """
 
     boxes: np.ndarray
@@ -34,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """Boxes, scores, labels and starts after a fusion, shaped as in `Batch`, in the order of ensemble_boxes."""
+    """Fused boxes, scores, labels and starts, shaped as in `Batch`, in the order of ensemble_boxes."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -43,9 +42,9 @@ class Fused(NamedTuple):
 
 
 def in_portions(fuse, starts, threads=None):
-    """Join the tuples of arrays that `fuse(first image, last image + 1)` gives for some images at a time.
+    """Call `fuse(first image, last image + 1)` on portions of the images in threads and join the arrays it returns.
 
-    starts: as in `Batch`. threads: None for one a core; the result is the same for any number.
+    starts: as in `Batch`. threads: None for one per core; the result does not depend on it.
     """
     begins = np.unique([0, *np.searchsorted(starts, np.arange(0, starts[-1], _ROWS))])
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
@@ -53,54 +52,17 @@ def in_portions(fuse, starts, threads=None):
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def one_image(boxes_list, scores_list, labels_list, skip_box_thr=0.0):
-    """Check the lists of one image and join them; returns (Batch, score limit: a number, or one for each model)."""
-    n = len(boxes_list)
-    if n == 0 or len(scores_list) != n or len(labels_list) != n:
-        raise InputError(f"{n} models' boxes, {len(scores_list)} models' scores, {len(labels_list)} models' labels")
-    scores = [np.asarray(part) for part in scores_list]
-    labels = [np.asarray(part) for part in labels_list]
-    counts = [len(part) for part in boxes_list]
-    for model, count in enumerate(counts):
-        if scores[model].shape != (count,) or labels[model].shape != (count,):
-            shapes = f"scores {scores[model].shape}, labels {labels[model].shape}"
-            raise InputError(f"model {model}: {count} boxes, {shapes}: need as many of each")
-        if scores[model].dtype.kind not in "fiu":
-            raise InputError(f"model {model}: scores must be numbers, not {scores[model].dtype}")
-    skip = 0.0
-    if skip_box_thr:  # numpy 2 compares one float32 with a plain number in float32
-        skip = [np.result_type(part.dtype.type(0), skip_box_thr).type(skip_box_thr) for part in scores]
-
-    def where(row):
-        model = np.searchsorted(np.cumsum(counts), row, side="right")
-        return f"model {model}, box {row - sum(counts[:model])}"
-
-    def joined(parts, empty):
-        return np.concatenate([part for part in parts if len(part)] or [empty])
-
-    outside = "lies outside [0, 1]: divide by the image's width and height"
-    boxes = check_boxes(joined(boxes_list, np.zeros((0, 4))), where, (1, 1), outside)
-    scores = check_scores(joined(scores, np.zeros(0)), where)
-    labels = check_labels(joined(labels, np.zeros(0, np.int64)), where)
-    models = np.repeat(np.arange(n), counts)
-    return Batch(boxes, scores, labels, models, np.array([0, len(boxes)]), n), skip
-
-
 def check_scores(scores, where):
-    """Return numbers (n,) as float64; InputError for what is not finite or negative."""
+    """Return scores (n,) as float64; raise InputError for negative, infinite and missing ones."""
     scores = np.ascontiguousarray(scores, np.float64)
     if len(scores) and not (scores.min() >= 0 and scores.max() < np.inf):
         row = int(np.argmin((scores >= 0) & (scores < np.inf)))
-        raise InputError(f"{where(row)}: score {scores[row]:g} is not a finite number from 0")
+        raise InputError(f"{where(row)}: score {scores[row]:g} is not a finite number >= 0")
     return scores
 
 
 def check_labels(labels, where):
-    """Return labels as int64 (n,); InputError for what is not a whole number."""
-    if labels.dtype.kind not in "fiu":
-        raise InputError(f"{where(0)}: class ids must be whole numbers, not {labels.dtype}")
-    if labels.dtype.kind != "f":
-        return labels.astype(np.int64)
+    """Return float64 class ids (n,) as int64; raise InputError unless they are whole numbers."""
     fits = (np.floor(labels) == labels) & (np.abs(labels) < _LARGEST)
     if not fits.all():
         row = int(np.argmin(fits))
@@ -109,12 +71,12 @@ def check_labels(labels, where):
 
 
 def check_weights(weights, n_models):
-    """Return one positive weight for each model, ones for None; InputError otherwise."""
+    """Return one positive weight per model, ones for None; raise InputError otherwise."""
     if weights is None:
         return np.ones(n_models)
     weights = np.asarray(weights)
     if weights.shape != (n_models,) or weights.dtype.kind not in "fiu":
-        raise InputError(f"need {n_models} weights, a number for each model, not {weights.tolist()}")
+        raise InputError(f"need {n_models} weights, one number per model, not {weights.tolist()}")
     if not ((weights > 0) & (weights < np.inf)).all():
         raise InputError(f"weights must be positive: leave a model out rather than give it 0, not {weights.tolist()}")
     return weights
@@ -126,18 +88,10 @@ def check_iou(iou_thr):
         raise InputError(f"iou_thr must lie in [0, 1], not {iou_thr!r}")
 
 
-def check_skip(skip_box_thr, n_models):
-    """Return the score limit for each model, float64 (models,); InputError for NaN."""
-    skip = np.full(n_models, skip_box_thr, np.float64)
-    if np.isnan(skip).any():
-        raise InputError("skip_box_thr must be a number, not NaN")
-    return skip
-
-
 def ranked(keys, starts, argsort=np.ndarray.argsort):
-    """Order that sorts `keys` (n,) within each group, largest first, equal ones as `argsort` leaves them, reversed.
+    """Return the order that sorts `keys` (n,) within each group, largest first, as a reversed `argsort`.
 
-    Both numpy's and numba's sort are unstable: where equal keys end depends on their number and on the processor.
+    The order of equal keys is that of numpy's or numba's unstable sort, because ensemble_boxes uses these.
     """
     order = np.empty(len(keys), np.int64)
     for begin, end in itertools.pairwise(starts.tolist()):
@@ -146,11 +100,11 @@ def ranked(keys, starts, argsort=np.ndarray.argsort):
 
 
 @njit(cache=True, nogil=True)
-def grouped(boxes, scores, labels, models, starts, weights, skip, by_label):
-    """Gather the rows of each class of each image, in order; rows under `skip` or without area are left out.
+def grouped(boxes, scores, labels, models, starts, weights, by_label):
+    """Gather the rows of each class of each image, in order, without those that have no area.
 
-    weights and skip: float64 (models,). Classes come by their number if `by_label`, else as they first appear. Returns
-    (rows, their scores × weights, starts of the groups, first group of each image).
+    weights: float64 (models,). Classes come by their number if `by_label`, else as they first appear. Returns (rows,
+    their scores × weights, starts of the groups, first group of each image).
     """
     rows, weighted = np.empty(len(boxes), np.int64), np.empty(len(boxes))
     groups = np.zeros(len(boxes) + 1, np.int64)
@@ -167,7 +121,7 @@ def grouped(boxes, scores, labels, models, starts, weights, skip, by_label):
             x1, y1 = min(max(boxes[row, 0], 0.0), 1.0), min(max(boxes[row, 1], 0.0), 1.0)
             x2, y2 = min(max(boxes[row, 2], 0.0), 1.0), min(max(boxes[row, 3], 0.0), 1.0)
             slot[row - begin] = -1
-            if scores[row] < skip[models[row]] or (x2 - x1) * (y2 - y1) == 0.0:
+            if (x2 - x1) * (y2 - y1) == 0.0:
                 continue
             found = recent[labels[row] & 63]
             if found >= classes or seen[found] != labels[row]:

@@ -1,6 +1,6 @@
 """Boxes x_min, y_min, x_max, y_max as arrays (n, 4): checked, clipped, scaled, compared.
 
-`sizes` are pixels of the image, width before height: (2,) for all boxes, or (n, 2), a row for each.
+`sizes` are widths and heights in pixels: (2,) for all boxes, or (n, 2), one row per box.
 """
 
 import numpy as np
@@ -9,22 +9,22 @@ from numba import njit
 from common.errors import InputError
 
 BOX = ["x_min", "y_min", "x_max", "y_max"]
-SLACK = 1e-6  # of the image: what rounding to float32 can put beyond its edge
+SLACK = 1e-6  # of the image: how far rounding to float32 can carry a coordinate over its edge
 _FAULTS = ("", "is not four finite numbers", "is inverted (x_min <= x_max and y_min <= y_max must hold)")
 
 
 def check_boxes(boxes, where="box {}".format, sizes=None, outside="lies outside its image"):
     """Return boxes as contiguous float64 (n, 4).
 
-    where: function from a row's number to the words that name it in an error. sizes: limits of the coordinates, the
-    lower ones being 0, as above ((1, 1) for normalised boxes), or None for no limits; rounding beyond them, up to
-    `SLACK`, passes, `clip` removes it. outside: what an error says of a box beyond. Raises InputError for another
-    shape, for NaN and infinity, for inverted boxes and for those beyond the limits; a box of no area passes.
+    where: function from a row number to its name in an error message. sizes: upper limits of the coordinates, (1, 1)
+    for normalised boxes, or None for no limits; rounding errors up to `SLACK` beyond the limits pass. outside: error
+    text for a box beyond its limits. Boxes without area pass. Raises InputError for another shape, NaN, infinity,
+    inverted boxes and boxes beyond the limits.
     """
     try:
         boxes = np.ascontiguousarray(boxes, np.float64)
     except (TypeError, ValueError):
-        raise InputError("boxes must be numbers, four a row") from None
+        raise InputError("boxes must be numbers, four per row") from None
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"boxes must have shape (n, 4), not {boxes.shape}")
     limits = np.array([[np.inf, np.inf]]) if sizes is None else np.asarray(sizes, np.float64).reshape(-1, 2)
@@ -35,41 +35,35 @@ def check_boxes(boxes, where="box {}".format, sizes=None, outside="lies outside 
     return boxes
 
 
-def areas(boxes):
-    """Areas of boxes (n, 4), in the unit of the coordinates squared; no pixel is added to the sides."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
 def iou_matrix(a, b):
-    """Intersection over union of each box of `a` (n, 4) with each of `b` (m, 4); float64 (n, m) in [0, 1].
+    """Return the intersection over union of each box of `a` (n, 4) with each of `b` (m, 4), float64 (n, m) in [0, 1].
 
-    Where both boxes have no area it is 0.
+    It is 0 where neither box has an area. Areas are width × height, without the extra pixel of the VOC kit.
     """
     a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    common = np.maximum(sides, 0).prod(axis=2)
-    union = areas(a)[:, None] + areas(b) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    shared = np.maximum(sides, 0).prod(axis=2)
+    union = (a[:, 2:] - a[:, :2]).prod(axis=1)[:, None] + (b[:, 2:] - b[:, :2]).prod(axis=1) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def iou(a, b):
+    """Return the intersection over union of two boxes (4,), NaN where neither has an area. For compiled callers."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    shared = width * height
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 def clip(boxes, sizes):
-    """Boxes with each coordinate moved into its image: 0 … width or height. A box outside it ends without area."""
+    """Return boxes with every coordinate moved into 0 … width or height; a box outside its image loses its area."""
     return np.clip(np.asarray(boxes, np.float64), 0.0, _twice(sizes))
 
 
 def scale(boxes, x, y):
-    """Boxes with x coordinates multiplied by `x` and y coordinates by `y` (numbers, or one for each box)."""
+    """Return boxes with x coordinates multiplied by `x` and y coordinates by `y` (numbers, or one per box)."""
     return np.asarray(boxes, np.float64) * _twice(np.stack([x, y], axis=-1))
-
-
-def normalise(boxes, sizes):
-    """Boxes in pixels to shares of their image's width and height."""
-    return np.asarray(boxes, np.float64) / _twice(sizes)
-
-
-def denormalise(boxes, sizes):
-    """Shares of the image's width and height back to pixels."""
-    return np.asarray(boxes, np.float64) * _twice(sizes)
 
 
 def _twice(sizes):

@@ -1,6 +1,6 @@
 """Detection tables of several models, or the boxes of several raters, fused into one table.
 
-The methods themselves: `common.post.wbf` (weighted boxes fusion), `common.post.suppression` (NMS, soft-NMS, NMW).
+The methods: `common.post.wbf` (weighted boxes fusion), `common.post.suppression` (NMS, soft-NMS, NMW).
 """
 
 import numpy as np
@@ -9,46 +9,29 @@ from numba import njit
 
 from common.errors import InputError
 from common.post.batches import Batch, check_iou, check_labels, check_scores, check_weights, in_portions
-from common.post.boxes import BOX, check_boxes, clip, denormalise, normalise
-from common.post.suppression import first_boxes, fuse_nms, fuse_nmw, fuse_soft_nms, nms, non_maximum_weighted, soft_nms
-from common.post.wbf import fuse_wbf, mean_boxes, weighted_boxes_fusion
+from common.post.boxes import BOX, check_boxes
+from common.post.wbf import fuse_wbf, mean_boxes
 
-__all__ = [
-    "first_boxes",
-    "fuse_nms",
-    "fuse_nmw",
-    "fuse_raters",
-    "fuse_soft_nms",
-    "fuse_table",
-    "fuse_wbf",
-    "mean_boxes",
-    "nms",
-    "non_maximum_weighted",
-    "soft_nms",
-    "weighted_boxes_fusion",
-]
-
-NO_FINDING = 14  # VinBigData's class of an image without finding; its box is 0 0 1 1, in pixels
+NO_FINDING = 14  # VinBigData's class of an image without findings; its box is 0 0 1 1, in pixels
 
 
 def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING, threads=None, **options):
-    """Fuse the detections of several models, image by image and class by class.
+    """Return one table of the detections of several models, fused image by image and class by class.
 
-    tables: one DataFrame a model (a list, or a dict from the names that errors shall use): image_id, class_id, score
-    from 0, x_min, y_min, x_max, y_max in pixels of the original; other columns are ignored. sizes: DataFrame of
-    image_id, width, height, an image a row; images that no model mentions are allowed. weights: a positive number a
-    model, or None. fuse: `fuse_wbf`, `fuse_nms`, `fuse_soft_nms` or `fuse_nmw`, called with `options` (iou_thr,
-    skip_box_thr, conf_type, …) on boxes divided by their image's width and height. threads: None for one a core; the
-    result is the same for any number.
+    tables: one DataFrame per model (a list, or a dict from names for error messages): image_id, class_id, score >= 0,
+    x_min, y_min, x_max, y_max in pixels of the original; other columns are ignored. sizes: DataFrame of image_id,
+    width, height, one row per image; images without detections are allowed. weights: one positive number per model, or
+    None. fuse: `fuse_wbf`, `fuse_nms`, `fuse_soft_nms` or `fuse_nmw`, called with `options` (iou_thr, conf_type, …) on
+    boxes divided by the size of their image. threads: None for one per core; the result does not depend on it.
 
-    The class `no_finding` (None for no such class) is never fused. Its score is the weighted mean over the models
-    that use this class anywhere; an image to which such a model gives none counts 0 there. A row `0 0 1 1` with this
-    score is written for each image that has one in some table.
+    The class `no_finding` (None for no such class) is averaged, not fused: its score is the weighted mean over the
+    models that use the class anywhere, images that such a model leaves out counting 0. Each image with such a row in
+    some table gets one row `0 0 1 1` with this score.
 
-    Returns a table of the same columns: images in the order of `sizes`, each best first as the method leaves it, the
-    no-finding row last, boxes in pixels and inside the image. Raises InputError, naming table, row and image, for
-    missing columns and values, unknown images, inverted boxes, boxes outside their image (`boxes.clip` them first),
-    two no-finding rows for an image or one with another box, and for bad weights and options.
+    The result has the same columns: images in the order of `sizes`, the boxes of each best first as the method leaves
+    them, no finding last, boxes in pixels and inside the image. Raises InputError, naming table, row and image, for
+    missing columns and values, unknown images, inverted boxes, boxes outside their image (use `boxes.clip` first), a
+    second row of `no_finding` for an image or one with another box, and for bad weights and options.
     """
     named = tables.items() if isinstance(tables, dict) else [(f"table {k}", table) for k, table in enumerate(tables)]
     if not named:
@@ -58,18 +41,19 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
     healthy = np.full((len(named), len(index)), np.nan)
     parts = [_part(name, table, index, pixels, no_finding, healthy[k]) for k, (name, table) in enumerate(named)]
     models = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    limits = np.tile(pixels, 2)
     images, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     del parts
     order, starts = _by_image(images, len(index))
 
     def fuse_images(begin, end):
         rows = order[starts[begin] : starts[end]]
-        shares = normalise(boxes.take(rows, axis=0), pixels.take(images[rows], axis=0))
+        shares = boxes.take(rows, axis=0) / limits.take(images[rows], axis=0)
         part = starts[begin : end + 1] - starts[begin]
         fused = fuse(Batch(shares, scores[rows], labels[rows], models[rows], part, len(named)), weights, **options)
         found = np.repeat(np.arange(begin, end), np.diff(fused.starts))
-        of_found = pixels.take(found, axis=0)
-        inside = clip(denormalise(fused.boxes, of_found), of_found)
+        of_found = limits.take(found, axis=0)
+        inside = np.clip(fused.boxes * of_found, 0.0, of_found)
         return found, fused.labels, fused.scores.astype(np.float64, copy=False), inside
 
     images, labels, scores, boxes = in_portions(fuse_images, starts, threads)
@@ -86,16 +70,16 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
 
 
 def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
-    """Fuse the boxes that several raters drew on one image for one class, and count the raters behind each.
+    """Return one truth table from the boxes of several raters, fused image by image and class by class.
 
-    table: DataFrame of image_id, class_id, rad_id, x_min, y_min, x_max, y_max in pixels, a row for each box or, with
-    the class `no_finding`, for a rater who drew none (its box is ignored). join: `mean_boxes` (weighted boxes fusion,
-    every score 1) or `first_boxes` (NMS: of overlapping boxes that of the first rater by name stays). Boxes are taken
-    by rater, then by coordinates, so the order of the rows does not matter; boxes match where IoU > iou_thr.
+    table: DataFrame of image_id, class_id, rad_id, x_min, y_min, x_max, y_max in pixels, one row per box, or one row of
+    the class `no_finding` for a rater without boxes (its box is ignored). join: `mean_boxes` (weighted boxes fusion
+    with equal scores) or `first_boxes` (NMS: of overlapping boxes the first rater's stays). Boxes are taken in the
+    order of rater and coordinates, so the order of the rows does not matter; boxes match where IoU > iou_thr.
 
-    Returns a truth table: image_id (sorted), class_id, x_min, y_min, x_max, y_max, votes (different raters with a box
-    in the fused one), raters (different raters of the image). An image has the row `no_finding 0 0 1 1` only if no
-    rater drew a box. Raises InputError, naming row and image, for missing columns or values and boxes without area.
+    The result has image_id (sorted), class_id, x_min, y_min, x_max, y_max, votes (number of raters with a box in the
+    fused one) and raters (number of raters of the image). An image has the row `no_finding 0 0 1 1` only if no rater
+    drew a box. Raises InputError, naming row and image, for missing columns or values and boxes without area.
     """
     _check_columns("raters", table, ["image_id", "class_id", "rad_id", *BOX])
     check_iou(iou_thr)
@@ -116,12 +100,12 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
     boxes, cluster = join(boxes, np.append(np.flatnonzero(new), len(rows)), iou_thr)
     _, first = np.unique(cluster, return_index=True)
     empty = np.setdiff1d(np.arange(len(ids)), images[rows])
-    readers = _different(images, raters, len(ids))
+    readers = _count_distinct(images, raters, len(ids))
     columns = {
         "image_id": np.append(images[rows[first]], empty),
         "class_id": np.append(labels[rows[first]], np.full(len(empty), no_finding or 0)),
         **{name: np.append(boxes[:, k], np.full(len(empty), k // 2)) for k, name in enumerate(BOX)},
-        "votes": np.append(_different(cluster, raters[rows], len(boxes)), readers[empty]),
+        "votes": np.append(_count_distinct(cluster, raters[rows], len(boxes)), readers[empty]),
     }
     fused = pd.DataFrame(columns).sort_values("image_id", kind="stable", ignore_index=True)
     fused["raters"] = readers[fused["image_id"]]
@@ -130,11 +114,11 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
 
 
 def _sizes(sizes):
-    """Return pixels float64 (images, 2), width first, and the index of the images."""
+    """Return widths and heights, float64 (images, 2), and the Index of the images."""
     _check_columns("sizes", sizes, ["image_id", "width", "height"])
     index = pd.Index(sizes["image_id"])
     for row in np.flatnonzero(index.duplicated() | index.isna())[:1]:
-        raise InputError(f"sizes, row {row}: image {index[row]} is missing or there twice")
+        raise InputError(f"sizes, row {row}: image {index[row]} is missing or repeated")
     pixels = np.column_stack([_numbers("sizes", sizes, column) for column in ("width", "height")])
     for row in np.flatnonzero(~((pixels > 0) & (pixels < np.inf)).all(axis=1))[:1]:
         raise InputError(f"sizes, row {row}: image {index[row]} has no usable width and height")
@@ -142,7 +126,7 @@ def _sizes(sizes):
 
 
 def _part(name, table, index, pixels, no_finding, healthy):
-    """Check one table; return image number, class, score and box of its rows, no-finding scores go to `healthy`."""
+    """Return image number, class, score and box of each row, checked; write the scores of `no_finding` to `healthy`."""
     _check_columns(name, table, ["image_id", "class_id", "score", *BOX])
     codes, ids = pd.factorize(table["image_id"])
     images = np.append(index.get_indexer(ids), -1)[codes]  # a missing id has the code -1
@@ -167,7 +151,7 @@ def _part(name, table, index, pixels, no_finding, healthy):
 
 
 def _no_finding_scores(healthy, weights):
-    """Mean over the models (models, images; NaN for no row) as `fuse_table` says; returns image numbers and scores."""
+    """Return image numbers and mean scores of `healthy` (models, images; NaN for no row) as `fuse_table` says."""
     given = ~np.isnan(healthy)
     weights = np.where(given.any(axis=1), 1.0 if weights is None else weights, 0.0)
     found = np.flatnonzero(given.any(axis=0))
@@ -197,15 +181,15 @@ def _row_names(name, table, rows=None):
     return where
 
 
-def _different(groups, values, n):
-    """Number of different `values` in each of the groups 0 … n-1."""
+def _count_distinct(groups, values, n):
+    """Return the number of distinct `values` in each of the groups 0 … n-1."""
     pairs = pd.DataFrame({"group": groups, "value": values}).drop_duplicates()
     return np.bincount(pairs["group"], minlength=n)
 
 
 @njit(cache=True, nogil=True)
 def _by_image(images, n):
-    """Order that gathers the rows of each image, kept in order, and where each of the `n` images begins in it."""
+    """Return the order that sorts rows by image, stable, and where each of the `n` images begins in it."""
     starts = np.zeros(n + 1, np.int64)
     for image in images:
         starts[image + 1] += 1

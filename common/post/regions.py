@@ -1,8 +1,8 @@
-"""Connected regions of masks, and the decisions that turn probabilities into a mask.
+"""Connected regions of masks, and probability maps on the way to a mask.
 
-A probability map is uint8, q standing for q / 255. Foreground is every value that is at least `threshold`: 1 for a
-mask, a higher number for a probability map, which spares making the mask. Regions are joined by `connectivity` 8
-(corners count, as OpenCV does by default) or 4 (edges alone, as scipy.ndimage does by default).
+A probability map is uint8, q standing for q / 255. Foreground is every value >= `threshold`: 1 for a mask, more for a
+probability map, so that no mask need be made. Pixels are connected by edges and corners (`connectivity` 8, OpenCV's
+default) or by edges only (4, scipy.ndimage's default).
 """
 
 import math
@@ -13,30 +13,29 @@ from numba import njit
 
 from common.errors import InputError
 
-_BLOCK = 128  # pixels looked at together: long enough to vectorise, short enough that an edge costs little
+_BLOCK = 128  # pixels compared at once: enough to vectorise, few enough that an edge costs little
 
 
 def remove_small(mask, min_area, connectivity=8, threshold=1):
-    """Return the mask without its regions of fewer than `min_area` pixels; a region of exactly that many stays.
+    """Return a mask without its regions of fewer than `min_area` pixels.
 
-    `mask` is bool or uint8 (height, width), foreground where it is at least `threshold`; the result is uint8 of 0
-    and 1 in the same memory order. Raises InputError for other arrays and for a negative `min_area`.
+    mask: bool or uint8 (height, width). The result is uint8 of 0 and 1 in the same memory order. Raises InputError for
+    other arrays and a negative `min_area`.
     """
     pixels = _checked(mask, connectivity, threshold)
     if not min_area >= 0:
         raise InputError(f"min_area must be 0 pixels or more, not {min_area!r}")
-    if not pixels.flags.c_contiguous and pixels.flags.f_contiguous:  # regions do not depend on the orientation
+    if not pixels.flags.c_contiguous and pixels.flags.f_contiguous:  # transposing keeps the regions
         return remove_small(pixels.T, min_area, connectivity, threshold).T
     pixels = np.ascontiguousarray(pixels)
     return _without_small(pixels, threshold, min_area, connectivity == 8, np.zeros(pixels.shape, np.uint8))
 
 
 def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
-    """Measure each region: its area, and the pixels it shares with a true mask, both int64 (n,).
+    """Return the area of each region and the number of pixels that it shares with a true mask, both int64 (n,).
 
-    `mask` is as in `remove_small`, so that a probability map can be measured at several thresholds; `truth` is bool
-    or uint8 of the same shape, non-zero being foreground, and None is an empty one. Regions come in the order of
-    `label`. With these two arrays every min_area can be scored without touching pixels again.
+    mask as in `remove_small`, so that a probability map can be measured at several thresholds; truth: bool or uint8 of
+    the same shape, non-zero being foreground, or None for an empty one. Regions come in the order of `label`.
     """
     pixels = np.ascontiguousarray(_checked(mask, connectivity, threshold))
     if truth is None:
@@ -48,39 +47,32 @@ def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
 
 
 def label(mask, connectivity=8, threshold=1):
-    """Number the regions of a mask from 1 in row-major order of their first pixel, like scipy.ndimage.label.
+    """Return (labels int32 (height, width), count): regions numbered from 1 as scipy.ndimage.label does.
 
-    `mask` is as in `remove_small`. Returns (labels int32 (height, width), count).
+    mask as in `remove_small`. The order is row-major by first pixel.
     """
     pixels = np.ascontiguousarray(_checked(mask, connectivity, threshold))
     return _labelled(pixels, threshold, connectivity == 8, np.zeros(pixels.shape, np.int32))
 
 
 def quantised(t):
-    """Return the least uint8 probability that reaches `t` in [0, 1]: ceil(t * 255), rounding error allowed for.
-
-    Every threshold on stored probabilities goes through this: p >= t where q >= quantised(t).
-    """
+    """Return ceil(t * 255), allowing for rounding errors: p >= t on stored probabilities is q >= quantised(t)."""
     if not 0 <= t <= 1:
         raise InputError(f"a threshold must lie in [0, 1], not {t!r}")
     return math.ceil(t * 255 - 1e-9)
 
 
 def resize_mask_probs(probs, size=(1024, 1024)):
-    """Resize a uint8 probability map (height, width) to `size` (height, width), bilinear, as uint8.
+    """Return a uint8 probability map (height, width) resized to `size` (height, width), bilinear.
 
-    Probabilities are resized before they are thresholded: the other way round, edges become staircases.
+    Resize before thresholding: the other way round, edges become staircases.
     """
     height, width = size
-    if _checked_probs(probs).ndim != 2 or probs.size == 0 or height < 1 or width < 1:
-        raise InputError(f"cannot resize probabilities of shape {probs.shape} to height {height}, width {width}")
-    return cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def _checked_probs(probs):
     if not isinstance(probs, np.ndarray) or probs.dtype != np.uint8:
         raise InputError(f"probabilities must be a uint8 array, not {getattr(probs, 'dtype', type(probs).__name__)}")
-    return probs
+    if probs.ndim != 2 or probs.size == 0 or height < 1 or width < 1:
+        raise InputError(f"cannot resize probabilities of shape {probs.shape} to height {height}, width {width}")
+    return cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _checked(mask, connectivity, threshold):
@@ -96,10 +88,10 @@ def _checked(mask, connectivity, threshold):
 
 @njit(cache=True, nogil=True)
 def _row_runs(pixels, threshold):
-    """Return starts and ends (columns) of the runs of each row, and where each row's runs begin in them."""
+    """Return starts and ends (columns) of the runs of all rows, and the first run of each row."""
     height, width = pixels.shape
     threshold = np.uint8(threshold)
-    starts = np.empty(height * (width // 2 + 1), np.int32)  # mostly untouched, so it costs address space alone
+    starts = np.empty(height * (width // 2 + 1), np.int32)  # mostly untouched, so it costs address space only
     ends = np.empty_like(starts)
     first = np.empty(height + 1, np.int64)
     n = 0
@@ -138,7 +130,7 @@ def _root(parent, k):
 
 @njit(cache=True, nogil=True)
 def _regions(pixels, threshold, corners):
-    """Return the row runs and the region of each, numbered from 0 in the order of their first run."""
+    """Return the row runs, the region of each, numbered from 0 by first run, and the number of regions."""
     starts, ends, first = _row_runs(pixels, threshold)
     reach = 1 if corners else 0
     region = np.arange(len(starts))
@@ -153,7 +145,7 @@ def _regions(pixels, threshold, corners):
                 region[max(a, b)] = min(a, b)
                 touching += 1
     n = 0
-    for k in range(len(region)):  # a parent comes before its children, so it already holds its final number
+    for k in range(len(region)):  # a parent precedes its children, so it already holds its final number
         if region[k] == k:
             region[k] = n
             n += 1

@@ -1,7 +1,7 @@
-"""Run-length masks: the competitions' strings, and the runs that everything here is computed on.
+"""Run-length masks: the competitions' strings, and `runs`, on which everything here is computed.
 
-Inside, a mask is `runs`: an int64 array (n, 2) of [start, end) flat positions in column-major order (down the first
-column, then the second, position = column * height + row), sorted and disjoint, touching runs merged.
+Runs are an int64 array (n, 2) of [start, end) flat positions in column-major order (position = column * height + row),
+sorted and disjoint.
 """
 
 from enum import Enum
@@ -13,37 +13,37 @@ from common.errors import InputError
 
 
 class Form(Enum):
-    """How a string counts positions; either form holds pairs of start and length, in column-major order."""
+    """How a string of pairs start, length counts its starts."""
 
-    RELATIVE = "from 0, each start from the end of the run before it (SIIM)"
-    ABSOLUTE = "from 1, each start from the top left pixel (Kaggle's usual form)"
+    RELATIVE = "from 0, relative to the end of the previous run (SIIM)"
+    ABSOLUTE = "from 1, relative to the top left pixel (Kaggle's usual form)"
 
 
 RELATIVE, ABSOLUTE = Form
-_BLOCK = 256  # bytes compared at once: long enough to vectorise, short enough that an edge costs little
+_BLOCK = 256  # bytes compared at once: enough to vectorise, few enough that an edge costs little
 _REASONS = (
     "{token!r} is not a whole number of 0 or more",
     "a run of length 0",
     "the run ends past the last pixel of {shape}",
-    "the start {token} lies before the end of the run in front of it (starts count from 1 and ascend)",
-    "an odd count of numbers, where starts and lengths come in pairs",
+    "the start {token} lies before the end of the previous run (starts count from 1 and ascend)",
+    "an odd count of numbers instead of pairs of start and length",
 )
 
 
 def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle", blank_is_empty=False):
-    """Read a run-length string into runs, int64 (n, 2).
+    """Return the runs of a run-length string, int64 (n, 2), touching runs merged.
 
-    `shape` is (height, width) in pixels. "-1" is the empty mask; so is a blank string in the absolute form. In the
-    relative form a blank is an error unless `blank_is_empty`, because a submission to SIIM may not hold one.
-    Raises InputError, which begins with `where`, for anything that is not a string, odd counts, numbers that are not
-    whole, lengths of 0, runs past the last pixel, and starts that overlap or go back in the absolute form.
+    shape: (height, width) in pixels. "-1" is the empty mask; so is a blank string in the absolute form. In the relative
+    form a blank is an error unless `blank_is_empty`, because SIIM refuses it in a submission. Raises InputError, which
+    begins with `where`, for anything that is not a string, odd counts, numbers that are not whole, lengths of 0, runs
+    past the last pixel, and starts that overlap or go back in the absolute form.
     """
     height, width = _checked_shape(shape)
     if not isinstance(rle, str):
-        raise InputError(f"{where}: {rle!r} is no run-length string (read the column as text)")
+        raise InputError(f"{where}: {rle!r} is not a run-length string (read the column as text)")
     stripped = rle.strip()
     if not stripped and form is RELATIVE and not blank_is_empty:
-        raise InputError(f"{where}: a blank where a run-length mask is due (an empty mask is written -1)")
+        raise InputError(f"{where}: blank instead of a run-length string (write -1 for an empty mask)")
     if stripped in ("", "-1"):
         return np.empty((0, 2), np.int64)
     text = np.frombuffer(stripped.encode("utf-8", "replace"), np.uint8)
@@ -55,7 +55,7 @@ def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle", blank_is_empty=Fa
 
 
 def to_string(runs, form=RELATIVE, empty="-1"):
-    """Write runs as a run-length string, `empty` where there are none."""
+    """Return runs as a run-length string, `empty` if there are none."""
     runs = _checked_runs(runs)
     return _digits(runs, form is RELATIVE).tobytes().decode("ascii") if len(runs) else empty
 
@@ -66,7 +66,7 @@ def decode(rle, shape=(1024, 1024), form=RELATIVE, order="F", where="rle"):
 
 
 def encode(mask, form=RELATIVE, empty="-1"):
-    """Return a mask (height, width), bool or uint8 with any non-zero as foreground, as a run-length string."""
+    """Return the run-length string of a mask (height, width), bool or uint8, non-zero being foreground."""
     return to_string(runs_of(mask), form, empty)
 
 
@@ -79,10 +79,10 @@ def runs_of(mask):
     rows, step = (mask.T, 1) if mask.flags.f_contiguous else (mask, width)
     flat = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     n = len(flat)
-    # A run starts or ends where a pixel differs from the one above it; outside the image all is background.
+    # a run starts or ends where a pixel differs from the one above it; outside the image all is background
     inner = _changes(flat[step:], flat[: n - step]) + step
     edges = np.concatenate([np.flatnonzero(flat[:step]), inner, np.flatnonzero(flat[n - step :]) + n])
-    if step > 1:  # row-major: putting these few places into column-major order spares transposing the pixels
+    if step > 1:  # row-major: sorting these few positions is cheaper than transposing the pixels
         y, x = np.divmod(edges, width)
         edges = np.sort(x * height + y)
     return _merged(edges.reshape(-1, 2))
@@ -94,26 +94,26 @@ def paint(runs, shape=(1024, 1024), order="F"):
     runs = _checked_runs(runs)
     if order not in ("F", "C"):
         raise InputError(f"order must be 'F' or 'C', not {order!r}")
-    if len(runs) and (runs[0, 0] < 0 or runs[-1, 1] > height * width):
-        raise InputError(f"runs from {runs[0, 0]} to {runs[-1, 1]} do not fit {height} x {width} pixels")
+    if len(runs) and runs[-1, 1] > height * width:
+        raise InputError(f"runs up to {runs[-1, 1]} do not fit {height} x {width} pixels")
     if order == "C":
         return _paint_rows(runs, np.zeros((height, width), np.uint8))
     return _paint_flat(runs, np.zeros(height * width, np.uint8)).reshape(width, height).T
 
 
 def union(several):
-    """Return the runs of all pixels that lie in any of a list of runs."""
+    """Return the runs of the pixels that lie in any of several runs."""
     joined = np.concatenate([np.empty((0, 2), np.int64), *map(_checked_runs, several)])
     return _merged(joined[np.argsort(joined[:, 0], kind="stable")])
 
 
 def area(runs):
-    """Count the pixels in runs."""
+    """Return the number of pixels in runs."""
     return int(np.diff(_checked_runs(runs)).sum())
 
 
 def overlap(a, b):
-    """Count the pixels that two runs have in common."""
+    """Return the number of pixels that two runs share."""
     return area(a) + area(b) - area(union([a, b]))
 
 
@@ -127,12 +127,24 @@ def _checked_shape(shape):
 def _checked_runs(runs):
     if getattr(runs, "dtype", None) != np.int64 or runs.ndim != 2 or runs.shape[1] != 2:
         raise InputError(f"runs must be an int64 array (n, 2), not {type(runs).__name__}")
+    if not _is_sorted(runs):  # compiled code writes where runs point, without checks of its own
+        raise InputError("runs must be sorted, disjoint, not empty and start at 0 or later")
     return runs
 
 
 @njit(cache=True, nogil=True)
+def _is_sorted(runs):
+    end = 0
+    for k in range(len(runs)):
+        if runs[k, 0] < end or runs[k, 1] <= runs[k, 0]:
+            return False
+        end = runs[k, 1]
+    return True
+
+
+@njit(cache=True, nogil=True)
 def _changes(now, before):
-    found = np.empty(len(now), np.int64)  # mostly untouched, so it costs address space alone
+    found = np.empty(len(now), np.int64)  # mostly untouched, so it costs address space only
     count = 0
     for block in range(0, len(now), _BLOCK):
         a, b = now[block : block + _BLOCK], before[block : block + _BLOCK]
@@ -149,12 +161,12 @@ def _changes(now, before):
 
 @njit(cache=True, nogil=True)
 def _parse(text, relative, pixels):
-    runs = np.empty((len(text) // 4 + 1, 2), np.int64)  # a pair takes 4 characters, the last one 3
+    runs = np.empty((len(text) // 4 + 1, 2), np.int64)  # a pair takes 4 characters, the last 3
     n, numbers, start, end, value = 0, 0, 0, 0, -1
     for i in range(len(text) + 1):
         char = np.int64(text[i]) if i < len(text) else 32
         if 48 <= char <= 57:
-            value = min(max(value, 0) * 10 + char - 48, pixels + 1)  # too large stays too large, without overflow
+            value = min(max(value, 0) * 10 + char - 48, pixels + 1)  # without overflow
         elif char != 32 and not 9 <= char <= 13:
             return runs[:0], 1, numbers
         elif value >= 0:
@@ -176,9 +188,9 @@ def _parse(text, relative, pixels):
 
 @njit(cache=True, nogil=True)
 def _digits(runs, relative):
-    text = np.empty(len(runs) * 40, np.uint8)  # 19 digits and a blank for either number
+    text = np.empty(len(runs) * 40, np.uint8)  # two numbers of 19 digits and a blank
     at = len(text)
-    for k in range(len(runs) - 1, -1, -1):  # from the back, as digits come
+    for k in range(len(runs) - 1, -1, -1):  # backwards: the last digit comes first
         before = (runs[k - 1, 1] if k else 0) if relative else -1
         for value in (runs[k, 1] - runs[k, 0], runs[k, 0] - before):
             at -= 1
@@ -211,7 +223,7 @@ def _paint_flat(runs, flat):
 
 @njit(cache=True, nogil=True)
 def _paint_rows(runs, mask):
-    """Mark where each column changes, then add up the changes from row to row: rows are what memory likes."""
+    """Mark where each column changes, then add up the changes row by row, in the order of the memory."""
     height = len(mask)
     top, bottom, left, right = height, 0, 0, 0
     for start, end in runs:

@@ -1,59 +1,22 @@
-"""Non-maximum suppression, its soft form and non-maximum weighting, compiled, for one image or thousands.
+"""Non-maximum suppression, soft-NMS and non-maximum weighting, compiled, for thousands of images at once.
 
-Results are bit for bit those of ensemble_boxes 1.0.9 on float64 input. Bad input is refused as by `common.post.wbf`.
+Results equal ensemble_boxes 1.0.9 bit for bit on float64 input.
 """
 
 import numpy as np
 from numba import njit
 
 from common.errors import InputError
-from common.post.batches import SINGLE, Fused, check_iou, check_skip, check_weights, grouped, one_image, ranked
-
-LINEAR, GAUSSIAN = 1, 2
-
-
-def nms(boxes_list, scores_list, labels_list, iou_thr=0.5, weights=None):
-    """Keep, class by class, the best boxes of one image and none that overlaps a kept one by IoU > iou_thr.
-
-    Arguments as in `wbf.weighted_boxes_fusion`; with weights, scores are multiplied by the model's share of them.
-    Returns boxes (m, 4) and scores (m,) float64, labels (m,) int64, by class, then best first.
-    """
-    return fuse_nms(one_image(boxes_list, scores_list, labels_list)[0], weights, iou_thr)[:3]
-
-
-def soft_nms(
-    boxes_list,
-    scores_list,
-    labels_list,
-    method=GAUSSIAN,
-    iou_thr=0.5,
-    sigma=0.5,
-    thresh=0.001,
-    weights=None,
-    decayed=False,
-):
-    """Lower scores by the overlap with better boxes, and drop boxes whose score falls to `thresh` (Bodla et al. 2017).
-
-    Arguments and results as in `nms`. method: LINEAR (score × (1 - IoU) where IoU > iou_thr) or GAUSSIAN (score ×
-    exp(-IoU² / sigma)). As in ensemble_boxes the boxes kept carry their scores from before; `decayed` gives the
-    lowered ones.
-    """
-    batch = one_image(boxes_list, scores_list, labels_list)[0]
-    return fuse_soft_nms(batch, weights, method, iou_thr, sigma, thresh, decayed)[:3]
-
-
-def non_maximum_weighted(boxes_list, scores_list, labels_list, weights=None, iou_thr=0.55, skip_box_thr=0.0):
-    """Average boxes with the best one that they overlap, weighted by score × IoU; its score stays (Zhou et al. 2017).
-
-    Arguments as in `wbf.weighted_boxes_fusion`; results too, but float32.
-    """
-    batch, skip = one_image(boxes_list, scores_list, labels_list, skip_box_thr)
-    fused = fuse_nmw(batch, weights, iou_thr, skip)
-    return fused.boxes, fused.scores, fused.labels.astype(np.float32)
+from common.post.batches import SINGLE, Fused, check_iou, check_weights, grouped, ranked
+from common.post.boxes import iou
 
 
 def fuse_nms(batch, weights=None, iou_thr=0.5):
-    """Apply `nms` to each image of a checked `batches.Batch`; returns `batches.Fused`."""
+    """Return `Fused`: the boxes of a `Batch` without those that overlap a better one of their class by IoU > iou_thr.
+
+    weights: one positive number per model; scores are multiplied by the model's share of their sum. The boxes of an
+    image come by class, then best first.
+    """
     check_iou(iou_thr)
     scores, rows, groups, firsts = _by_class(batch, weights)
     order = ranked(scores[rows], groups, _argsort)
@@ -65,14 +28,16 @@ def fuse_nms(batch, weights=None, iou_thr=0.5):
     return Fused(boxes[rows], scores[rows], batch.labels[rows], starts)
 
 
-def fuse_soft_nms(batch, weights=None, method=GAUSSIAN, iou_thr=0.5, sigma=0.5, thresh=0.001, decayed=False):
-    """Apply `soft_nms` to each image of a checked `batches.Batch`; returns `batches.Fused`.
+def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, decayed=False):
+    """Return `Fused`: scores decay by exp(-IoU² / sigma) with each better box, and boxes at `thresh` or less go.
 
-    Memory: 16 bytes for each pair of boxes of one class on one image, an image at a time.
+    weights as in `fuse_nms`; iou_thr is checked but has no effect on Gaussian decay. decayed: return the decayed
+    scores; ensemble_boxes returns the original ones. Source: Bodla et al. 2017. Memory: 16 bytes per pair of boxes of
+    one class on one image, one image at a time.
     """
     check_iou(iou_thr)
-    if method not in (LINEAR, GAUSSIAN) or not sigma > 0 or not np.isfinite(thresh):
-        raise InputError(f"cannot use method {method!r} (1 or 2), sigma {sigma!r} (above 0), thresh {thresh!r}")
+    if not sigma > 0 or not np.isfinite(thresh):
+        raise InputError(f"cannot use sigma {sigma!r} (must be > 0), thresh {thresh!r}")
     scores, rows, groups, firsts = _by_class(batch, weights)
     boxes = np.clip(batch.boxes, 0, 1)
     order, values = np.empty_like(rows), np.empty(len(rows))
@@ -81,10 +46,7 @@ def fuse_soft_nms(batch, weights=None, method=GAUSSIAN, iou_thr=0.5, sigma=0.5, 
         if len(part) < 2:
             continue
         overlaps = _overlaps(boxes, rows, part)
-        if method == LINEAR:
-            factors = np.where(overlaps > iou_thr, 1 - overlaps, 1.0)
-        else:  # by numpy: compiled exp differs from it in the last bit
-            factors = np.exp(-(overlaps * overlaps) / sigma)
+        factors = np.exp(-(overlaps * overlaps) / sigma)  # by numpy: compiled exp differs in the last bit
         _decay(factors, scores, rows, part, order, values)
     kept = values > thresh
     starts = np.append(0, np.cumsum(kept))[groups[firsts]]
@@ -92,25 +54,28 @@ def fuse_soft_nms(batch, weights=None, method=GAUSSIAN, iou_thr=0.5, sigma=0.5, 
     return Fused(boxes[rows], values[kept] if decayed else scores[rows], batch.labels[rows], starts)
 
 
-def fuse_nmw(batch, weights=None, iou_thr=0.55, skip_box_thr=0.0):
-    """Apply `non_maximum_weighted` to each image of a checked `batches.Batch`; returns `batches.Fused`, float32."""
+def fuse_nmw(batch, weights=None, iou_thr=0.55):
+    """Return `Fused`, float32: boxes averaged with the best box they overlap by IoU > iou_thr, weighted by score × IoU.
+
+    The score is that of the best box. weights: one positive number per model. Raises InputError where overlapping boxes
+    all have the score 0. Source: Zhou et al. 2017.
+    """
     check_iou(iou_thr)
     weights = check_weights(weights, batch.n_models)
     weights = (weights / weights.max()).astype(np.float64)
-    skip = check_skip(skip_box_thr, batch.n_models)
-    rows, scores, groups, firsts = grouped(*batch[:5], weights, skip, False)
+    rows, scores, groups, firsts = grouped(*batch[:5], weights, False)
     order = ranked(scores, groups)
     rows, scores = rows[order], scores[order]
     boxes, leaders, starts = _weighted(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr), SINGLE)
     if len(starts) == 0:
-        raise InputError("a box of score 0 has no weighted mean: set skip_box_thr above 0")
+        raise InputError("a box of score 0 has no weighted mean: leave out boxes of score 0")
     scores = scores[leaders].astype(np.float32)
     order = ranked(scores, starts)
     return Fused(boxes[order], scores[order], batch.labels[rows[leaders[order]]], starts)
 
 
 def first_boxes(boxes, starts, iou_thr):
-    """Keep the first of overlapping boxes within groups; arguments and results of `wbf.mean_boxes`."""
+    """Keep the first of overlapping boxes in each group; arguments and results as in `wbf.mean_boxes`."""
     keepers = _keepers(boxes, np.arange(len(boxes)), starts, float(iou_thr))
     kept, cluster = np.unique(keepers, return_inverse=True)
     return boxes[kept], cluster.reshape(-1)
@@ -121,8 +86,7 @@ def _by_class(batch, weights):
     if weights is not None:
         weights = check_weights(weights, batch.n_models)
         scores = scores * weights[batch.models] / weights.sum()
-    nothing = np.full(batch.n_models, -np.inf)
-    rows, _, groups, firsts = grouped(*batch[:5], np.ones(batch.n_models), nothing, True)
+    rows, _, groups, firsts = grouped(*batch[:5], np.ones(batch.n_models), True)
     return scores, rows, groups, firsts
 
 
@@ -131,17 +95,9 @@ def _argsort(keys):
     return np.argsort(keys)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _iou(a, b):
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    common = width * height
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
-
-
 @njit(cache=True, nogil=True)
 def _keepers(boxes, rows, groups, iou_thr):
-    """For each entry of `rows`, best first in its group, the entry that suppressed it, or itself where it is kept."""
+    """Return for each entry of `rows`, best first in its group, the entry that suppresses it, else its own number."""
     keepers = np.full(len(rows), -1, np.int64)
     for group in range(len(groups) - 1):
         for i in range(groups[group], groups[group + 1]):
@@ -149,14 +105,14 @@ def _keepers(boxes, rows, groups, iou_thr):
                 continue
             keepers[i] = i
             for j in range(i + 1, groups[group + 1]):
-                if keepers[j] < 0 and _iou(boxes[rows[i]], boxes[rows[j]]) > iou_thr:
+                if keepers[j] < 0 and iou(boxes[rows[i]], boxes[rows[j]]) > iou_thr:
                     keepers[j] = i
     return keepers
 
 
 @njit(cache=True, nogil=True)
 def _overlaps(boxes, rows, groups):
-    """IoU of all pairs of boxes within each group, one square after the other."""
+    """Return the IoU of all pairs of boxes in each group, the squares one after the other."""
     n = 0
     for group in range(len(groups) - 1):
         n += (groups[group + 1] - groups[group]) ** 2
@@ -166,14 +122,14 @@ def _overlaps(boxes, rows, groups):
         square = overlaps[at : at + size * size].reshape(size, size)
         for i in range(size):
             for j in range(i, size):
-                square[i, j] = square[j, i] = _iou(boxes[rows[begin + i]], boxes[rows[begin + j]])
+                square[i, j] = square[j, i] = iou(boxes[rows[begin + i]], boxes[rows[begin + j]])
         at += size * size
     return overlaps
 
 
 @njit(cache=True, nogil=True)
 def _decay(factors, scores, rows, groups, order, values):
-    """Write the rows of each group as they are taken, and their scores when the last has been taken."""
+    """Write the rows of each group to `order` as they are chosen, and their final scores to `values`."""
     at = 0
     for group in range(len(groups) - 1):
         begin, size = groups[group], groups[group + 1] - groups[group]
@@ -195,7 +151,7 @@ def _decay(factors, scores, rows, groups, order, values):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _weighted(boxes, rows, scores, groups, firsts, iou_thr, single):
-    """Return the means, the entry of `rows` that leads each, and the starts of the images, none where a sum is 0."""
+    """Return the means, the best entry of `rows` in each, and the starts of the images, empty if a sum is 0."""
     sums, conf = np.zeros((len(rows), 4), np.float32), np.zeros(len(rows))
     leaders, starts, count = np.empty(len(rows), np.int64), np.zeros(len(firsts), np.int64), 0
     for image in range(len(firsts) - 1):
@@ -204,13 +160,13 @@ def _weighted(boxes, rows, scores, groups, firsts, iou_thr, single):
             for i in range(groups[group], groups[group + 1]):
                 best, found = iou_thr, -1
                 for k in range(first, count):
-                    iou = _iou(boxes[rows[leaders[k]]], boxes[rows[i]])
-                    if iou > best:
-                        best, found = iou, k
+                    overlap = iou(boxes[rows[leaders[k]]], boxes[rows[i]])
+                    if overlap > best:
+                        best, found = overlap, k
                 if found < 0:
                     found, count = count, count + 1
                     leaders[found] = i
-                weight = scores[i] * _iou(boxes[rows[i]], boxes[rows[leaders[found]]])
+                weight = scores[i] * iou(boxes[rows[i]], boxes[rows[leaders[found]]])
                 conf[found] += weight
                 for d in range(4):
                     sums[found, d] = np.float32(np.float64(sums[found, d]) + weight * boxes[rows[i], d])

@@ -1,96 +1,65 @@
-"""Weighted boxes fusion (Solovyev, Wang and Gabruseva 2021), compiled, for one image or thousands.
+"""Weighted boxes fusion (Solovyev, Wang and Gabruseva 2021), compiled, for thousands of images at once.
 
-Every number is the one that ensemble_boxes 1.0.9 gives, to the last bit: sums run in its order and in its mixture of
-float32 and float64, and equal scores come in the order of numpy's argsort. What that library mends silently (boxes in
-pixels or inverted, NaN, weights that are zero or too few) is refused here.
+Results equal ensemble_boxes 1.0.9 bit for bit: sums run in its order and its mixture of float32 and float64, and equal
+scores come in the order of numpy's argsort.
 """
 
 import numpy as np
 from numba import njit
 
 from common.errors import InputError
-from common.post.batches import SINGLE, Fused, check_iou, check_skip, check_weights, grouped, one_image, ranked
+from common.post.batches import SINGLE, Fused, check_iou, check_weights, grouped, ranked
 
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
-_AVG, _MAX, _BOX_AND_MODEL, _ABSENT, _OVERFLOW = range(5)
-_ZEROS = "two overlapping boxes of score 0 have no weighted mean: set skip_box_thr above 0"
+_AVG, _MAX, _BOX_AND_MODEL, _ABSENT = range(4)
 
 
-def weighted_boxes_fusion(
-    boxes_list,
-    scores_list,
-    labels_list,
-    weights=None,
-    iou_thr=0.55,
-    skip_box_thr=0.0,
-    conf_type="avg",
-    allows_overflow=False,
-):
-    """Fuse the boxes of several models on one image; arguments and results of ensemble_boxes' function of this name.
+def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
+    """Return `Fused`: in each image of a `Batch` the boxes of one class with IoU > iou_thr become their weighted mean.
 
-    boxes_list: for each model (n, 4) in [0, 1]; scores_list, labels_list: for each model (n,), scores from 0 and whole
-    numbers. weights: one positive number a model, taken as float64. Boxes match where IoU > iou_thr; boxes with a
-    score under skip_box_thr or without area are left out. conf_type "avg", "max", "box_and_model_avg" or
-    "absent_model_aware_avg"; under "avg" scores can pass 1, with unequal weights even without allows_overflow.
-    Returns boxes (m, 4), scores and labels (m,), float64, best first. Raises InputError for input of another kind.
+    weights: one positive number per model. conf_type: one of CONF_TYPES, as in ensemble_boxes; under "avg" with unequal
+    weights scores can exceed 1. Boxes without area are left out. Raises InputError for other options, and where
+    overlapping boxes all have the score 0.
     """
-    batch, skip = one_image(boxes_list, scores_list, labels_list, skip_box_thr)
-    fused = fuse_wbf(batch, weights, iou_thr, skip, conf_type, allows_overflow)
-    return fused.boxes, fused.scores, fused.labels.astype(np.float64)
-
-
-def fuse_wbf(batch, weights=None, iou_thr=0.55, skip_box_thr=0.0, conf_type="avg", allows_overflow=False):
-    """Fuse each image of a checked `Batch` as `weighted_boxes_fusion` does one; returns `Fused`."""
     weights = check_weights(weights, batch.n_models)
     check_iou(iou_thr)
     if conf_type not in CONF_TYPES:
         raise InputError(f"conf_type must be one of {', '.join(CONF_TYPES)}, not {conf_type!r}")
-    rule = _OVERFLOW if conf_type == "avg" and allows_overflow else CONF_TYPES.index(conf_type)
+    rule = CONF_TYPES.index(conf_type)
     total = float(weights.max() if rule == _MAX else weights.sum())
     weights = weights.astype(np.float64)
-    skip = check_skip(skip_box_thr, batch.n_models)
-    rows, scores, groups, firsts = grouped(*batch[:5], weights, skip, False)
+    rows, scores, groups, firsts = grouped(*batch[:5], weights, False)
     order = ranked(scores, groups)
     rows, scores = rows[order], scores[order]
     boxes, scores, members, starts, _ = _clustered(
         batch.boxes, batch.models, weights, total, rows, scores, groups, firsts, float(iou_thr), rule, 1.0, SINGLE
     )
     if len(starts) == 0:
-        raise InputError(_ZEROS)
+        raise InputError("two overlapping boxes of score 0 have no weighted mean: leave out boxes of score 0")
     order = ranked(scores, starts)
     return Fused(boxes.take(order, axis=0), scores[order], batch.labels[members[order]], starts)
 
 
 def mean_boxes(boxes, starts, iou_thr):
-    """Average boxes of equal score within groups, each joined to the mean so far that it overlaps most, if > iou_thr.
+    """Average overlapping boxes of equal score, group by group: each joins the mean with the highest IoU > iou_thr.
 
-    boxes: float64 (n, 4) in any unit, from 0; starts: int64 (groups + 1,). Returns the means (m, 4), float64, in the
-    order of the groups, and for each box the number of its mean, int64 (n,).
+    boxes: float64 (n, 4) >= 0 in any unit; starts: int64 (groups + 1,). Returns the means, float64 (m, 4), in the order
+    of the groups, and the number of each box's mean, int64 (n,).
     """
     n = len(boxes)
+    rows, models, firsts = np.arange(n), np.zeros(n, np.int64), np.arange(len(starts))
     boxes, _, _, _, cluster = _clustered(
-        boxes,
-        np.zeros(n, np.int64),
-        np.ones(1),
-        1.0,
-        np.arange(n),
-        np.ones(n),
-        starts,
-        np.arange(len(starts)),
-        float(iou_thr),
-        _AVG,
-        np.inf,
-        SINGLE,
+        boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf, SINGLE
     )
     return boxes, cluster
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _clustered(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
-    """Fuse each group, its rows given best first with their weighted scores, clipped to 0 … limit; `single`: SINGLE.
+    """Fuse each group; its rows come best first with their weighted scores. Boxes are clipped to 0 … limit.
 
-    Returns boxes, scores, a row of each cluster, the first cluster of each image, and the cluster of each entry of
-    `rows`; the starts are empty where a cluster's scores add up to 0.
+    Returns boxes, scores, one row of each cluster, the first cluster of each image, and the cluster of each entry of
+    `rows`; the starts are empty if the scores of a cluster add up to 0.
     """
     n = len(rows)
     fused, area, sums = np.empty((n, 4)), np.empty(n), np.empty((n, 4), np.float32)
@@ -102,7 +71,7 @@ def _clustered(boxes, models, weights, total, rows, scores, groups, firsts, iou_
         for group in range(firsts[image], firsts[image + 1]):
             first = count
             for i in range(groups[group], groups[group + 1]):
-                score, weighs = scores[i], weights[models[rows[i]]]
+                score, model_weight = scores[i], weights[models[rows[i]]]
                 for d in range(4):
                     box[d] = min(max(boxes[rows[i], d], 0.0), limit)
                 k = _best_match(fused, area, first, count, box, iou_thr)
@@ -114,7 +83,7 @@ def _clustered(boxes, models, weights, total, rows, scores, groups, firsts, iou_
                 cluster[i] = k
                 size[k] += 1
                 conf[k] += score
-                weight[k] += weighs
+                weight[k] += model_weight
                 top[k] = max(top[k], score)
                 alone = size[k] == 1  # such a box keeps its float64 coordinates
                 divisor = np.float64(np.float32(conf[k])) if single else conf[k]
@@ -139,7 +108,7 @@ def _best_match(fused, area, first, count, box, iou_thr):
     own = (box[2] - box[0]) * (box[3] - box[1])
     best, found = iou_thr, -1
     for k in range(first, count):
-        # no branch for boxes apart: a mispredicted one costs more than the division
+        # without a branch for disjoint boxes: a misprediction costs more than the division
         width = max(min(fused[k, 2], box[2]) - max(fused[k, 0], box[0]), 0.0)
         height = max(min(fused[k, 3], box[3]) - max(fused[k, 1], box[1]), 0.0)
         common = width * height
@@ -151,7 +120,7 @@ def _best_match(fused, area, first, count, box, iou_thr):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _rescale(conf, weight, top, size, first, count, n_models, total, rule):
-    """Turn the sums of clusters first … count-1 into scores; the two rules by model are finished afterwards."""
+    """Turn the sums of clusters first … count-1 into scores; `_rescale_by_models` finishes the two rules by model."""
     for k in range(first, count):
         if size[k] > 1:  # the mean of several boxes passes through float32
             conf[k] = np.float64(np.float32(top[k] if rule == _MAX else conf[k] / size[k]))
@@ -160,8 +129,6 @@ def _rescale(conf, weight, top, size, first, count, n_models, total, rule):
             conf[k] = conf[k] * min(n_models, size[k]) / total
         elif rule == _MAX:
             conf[k] = conf[k] / total
-        elif rule == _OVERFLOW:
-            conf[k] = conf[k] * size[k] / total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 
 from common.errors import InputError
 from common.post.boxes import BOX, clip
-from common.post.fusion import fuse_nms, fuse_nmw, fuse_soft_nms, fuse_table, fuse_wbf
+from common.post.fusion import fuse_table
+from common.post.suppression import fuse_nms, fuse_nmw, fuse_soft_nms
+from common.post.wbf import fuse_wbf
 from common.submit.boxes import EDGE, find_faults, put_right, read_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems

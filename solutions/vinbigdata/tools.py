@@ -59,10 +59,7 @@ def ensemble(
     options = {"conf_type": conf_type} if method == "wbf" else {}
     images = _one_size(ids, tables) if known is None else known
     before = sum(int((table["class_id"] != NO_FINDING).sum()) for table in tables.values())
-    try:
-        fused = fuse(tables, images, weights or [1.0] * len(files), iou, skip, method, **options)
-    except InputError as error:
-        raise InputError(str(error).replace("skip_box_thr", "--skip")) from None
+    fused = fuse(tables, images, weights or [1.0] * len(files), iou, skip, method, **options)
     del tables  # the largest part of the memory
     answer = prediction_strings(fused, ids, known)
     write_submission(out, answer)

@@ -16,18 +16,19 @@ def test_iou_by_hand():
     assert b.iou_matrix([], other).shape == (0, 4)
 
 
-def test_x_and_y_are_scaled_apart():
-    pixels = np.array([[20.0, 20, 100, 50]])
-    assert b.normalise(pixels, SIZE).tolist() == [[0.1, 0.2, 0.5, 0.5]]
-    assert b.denormalise([[0.1, 0.2, 0.5, 0.5]], SIZE).tolist() == pixels.tolist()
-    assert b.scale(pixels, 2, 0.5).tolist() == [[40, 10, 200, 25]]
+def test_iou_of_two_boxes_is_that_of_the_matrix():
+    boxes = np.random.default_rng(0).random((40, 4))
+    boxes[:, 2:] += boxes[:, :2] * (np.arange(40) % 3 > 0)[:, None]
+    boxes = np.where(boxes[:, [0, 1, 0, 1]] <= boxes[:, [2, 3, 2, 3]], boxes, boxes[:, [2, 3, 0, 1]])
+    assert [[b.iou(one, other) for other in boxes] for one in boxes] == b.iou_matrix(boxes, boxes).tolist()
+    assert np.isnan(b.iou(np.ones(4), np.ones(4)))
+
+
+def test_scale_and_clip():
+    assert b.scale([[20.0, 20, 100, 50]], 2, 0.5).tolist() == [[40, 10, 200, 25]]
     assert b.scale(np.ones((2, 4)), [2, 3], [4, 5]).tolist() == [[2, 4, 2, 4], [3, 5, 3, 5]]
-    assert b.normalise(np.ones((2, 4)), [[1, 2], [4, 8]]).tolist() == [[1, 0.5, 1, 0.5], [0.25, 0.125, 0.25, 0.125]]
-
-
-def test_clip():
     assert b.clip([[-3, -4, 500, 600], [300, 10, 400, 20]], SIZE).tolist() == [[0, 0, 200, 100], [200, 10, 200, 20]]
-    assert b.areas(b.clip([[300, 10, 400, 20]], SIZE)).tolist() == [0]
+    assert b.clip(np.full((2, 4), 9), [[1, 2], [4, 8]]).tolist() == [[1, 2, 1, 2], [4, 8, 4, 8]]
 
 
 def test_good_boxes_pass():
@@ -63,4 +64,4 @@ def test_bad_boxes(boxes, sizes, message):
 @pytest.mark.parametrize("size", [[0, 5], [5, -1], [np.nan, 5], [5, np.inf]])
 def test_bad_sizes(size):
     with pytest.raises(InputError, match="positive"):
-        b.normalise([[0, 0, 1, 1]], size)
+        b.clip([[0, 0, 1, 1]], size)

@@ -157,8 +157,8 @@ def test_blanks_around_and_between_numbers_do_not_matter():
         ("5 1 1 1", ABSOLUTE, "the start 1 lies before"),
         ("", RELATIVE, "blank"),
         ("  ", RELATIVE, "blank"),
-        (float("nan"), RELATIVE, "no run-length string"),
-        (None, ABSOLUTE, "no run-length string"),
+        (float("nan"), RELATIVE, "not a run-length string"),
+        (None, ABSOLUTE, "not a run-length string"),
     ],
 )
 def test_bad_strings_are_refused_with_their_place(text, form, part):
@@ -185,7 +185,7 @@ def test_other_arrays_are_no_masks(mask):
 
 
 def test_other_arguments_are_refused():
-    with pytest.raises(InputError, match="do not fit 2 x 2"):
+    with pytest.raises(InputError, match="runs up to 5 do not fit 2 x 2"):
         rle.paint(np.array([[0, 5]]), (2, 2))
     with pytest.raises(InputError, match="order"):
         rle.decode("0 1", (2, 2), order="K")
@@ -193,6 +193,14 @@ def test_other_arguments_are_refused():
         rle.decode("0 1", (0, 2))
     with pytest.raises(InputError, match="int64"):
         rle.area(np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("runs", [[[5, 9], [1, 2]], [[1, 4], [3, 9]], [[-1, 2]], [[3, 3]], [[4, 2]], [[2**62, 1]]])
+def test_runs_out_of_order_are_refused_before_compiled_code_follows_them(runs):
+    runs = np.array(runs, np.int64)
+    for function in (rle.to_string, rle.paint, rle.area, lambda runs: rle.union([runs])):
+        with pytest.raises(InputError, match="sorted"):
+            function(runs)
 
 
 def test_real_masks_round_trip_exactly():

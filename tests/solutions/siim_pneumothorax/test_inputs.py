@@ -148,7 +148,7 @@ EMPTY = "EncodedPixels"
         ("-5 10", "'-5' is not a whole number"),
         ("5 0", "a run of length 0"),
         ("5 1.5", "not a whole number"),
-        ("", "a blank where a run-length mask is due"),
+        ("", "blank instead of a run-length string"),
         ("-1\n{id},4 3", "has an empty row (-1) and another one"),
         ("4 3\n{id},-1", "has an empty row (-1) and another one"),
     ],

@@ -173,7 +173,7 @@ def test_inputs_and_outputs_that_cannot_be(command, tmp_path):
         ("one.csv two.csv --out one.csv/x.csv", "--out one.csv/x.csv: one.csv is a file, not a folder"),
         ("one.csv two.csv --out /dev/null", "--out /dev/null: is no plain file"),
         ("one.csv two.csv --weights 1e308 1e308", "--weights must be positive numbers, not 1e+308 1e+308"),
-        ("zero.csv one.csv", "two overlapping boxes of score 0 have no weighted mean: set --skip above 0"),
+        ("zero.csv one.csv", "two overlapping boxes of score 0 have no weighted mean: leave out boxes of score 0"),
         ("one.csv far.csv", "entry 1 (7 0.5 10 20 1e300 40): the box must have"),
         ("one.csv other", "other: the run of another solution"),
         ("one.csv empty.csv", "empty.csv: empty file"),
