@@ -1,7 +1,7 @@
-"""Class activation maps: laid over the image they belong to, fused, and turned into regions and boxes.
+"""Class activation maps: placed on their image, fused, and turned into regions and boxes.
 
-A map is real (h, w), higher where more speaks for the class. Boxes are x_min, y_min, x_max, y_max in pixels of the
-image, ends open. Source: Zhou et al. 2016, Learning deep features for discriminative localization.
+A map is a real array (h, w), higher where there is more evidence for the class. Boxes are x_min, y_min, x_max, y_max in
+pixels of the image, ends open. Source: Zhou et al. 2016, Learning deep features for discriminative localization.
 """
 
 from typing import NamedTuple
@@ -21,11 +21,11 @@ class Region(NamedTuple):
 
 
 def place(cam, box, shape):
-    """Stretch a map bilinearly over a box of an image of `shape` (H, W); float32 (H, W).
+    """Return a map stretched bilinearly over a box of an image of `shape` (H, W), float32 (H, W).
 
-    Outside the box, where the network did not look, the map gets its lowest value: zero would be its highest where all
-    of it is negative. The corners of the box are rounded to whole pixels. Raises InputError for a map that is not
-    finite numbers (h, w), and for a box that is empty or reaches beyond the image.
+    Outside the box the result is the map's minimum, since zero could be above all its values. The box is rounded to
+    whole pixels. Raises InputError for a map that is not finite (h, w), and for an empty box or one that exceeds the
+    image.
     """
     cam = _checked(cam)
     x_min, y_min, x_max, y_max = np.round(np.asarray(box, float)).astype(int).tolist()
@@ -38,18 +38,18 @@ def place(cam, box, shape):
 
 
 def normalise(cam):
-    """Stretch the values of a map from its lowest to its highest over [0, 1]; float32, zeros where all are equal."""
+    """Return a map scaled from its minimum and maximum to [0, 1], float32; zeros if all values are equal."""
     cam = _checked(cam)
     low, high = float(cam.min()), float(cam.max())
     return (cam - low) / np.float32(high - low) if high > low else np.zeros_like(cam)
 
 
 def fuse(maps):
-    """Add maps of one image and normalise the sum; float32 (H, W) in [0, 1].
+    """Return the normalised sum of maps of one image, float32 (H, W) in [0, 1].
 
-    Maps of branches whose features one layer weighs add up as their shares of its logit do. Those of networks with
-    layers of their own lie on scales of their own: normalise them first, as their probabilities count alike. Source:
-    Liu et al., SDFN, equations 5 and 6. Raises InputError for no maps, or maps of several shapes.
+    Maps of branches that share a final layer add up like their contributions to its logit. Normalise maps of networks
+    with separate final layers first, since their scales differ. Source: Liu et al., SDFN, equations 5 and 6. Raises
+    InputError for no maps, or maps of several shapes.
     """
     maps = [_checked(cam) for cam in maps]
     if len({cam.shape for cam in maps}) != 1:
@@ -58,9 +58,9 @@ def fuse(maps):
 
 
 def largest_region(cam, threshold):
-    """The largest 8-connected Region where the map is at least `threshold`, of several the uppermost; None where none.
+    """Return the largest 8-connected Region where a normalised map is at least `threshold`, or None.
 
-    A threshold is above 0 and at most 1, for a map as `normalise` gives it. Raises InputError for others.
+    Of equally large regions the uppermost is returned. Raises InputError for a threshold outside (0, 1].
     """
     if not 0 < threshold <= 1:
         raise InputError(f"a threshold of a map must lie above 0 and be at most 1, not {threshold}")
@@ -74,16 +74,17 @@ def largest_region(cam, threshold):
 
 
 def region_iou(mask, box):
-    """Intersection over union of the pixels of a mask (H, W) and the pixels whose centres lie in a box, in [0, 1]."""
+    """Return the IoU (0 to 1) of a mask's pixels (H, W) and the pixels whose centres lie in a box."""
     mask = np.asarray(mask, bool)
-    inside = _inside(box, mask.shape)
-    common = np.count_nonzero(mask[inside])
-    union = np.count_nonzero(mask) + mask[inside].size - common
-    return common / union if union else 0.0
+    x_min, y_min, x_max, y_max = (max(0, int(np.ceil(edge - 0.5))) for edge in box)  # pixel centres lie at halves
+    inside = slice(y_min, y_max), slice(x_min, x_max)
+    overlap = np.count_nonzero(mask[inside])
+    union = np.count_nonzero(mask) + mask[inside].size - overlap
+    return overlap / union if union else 0.0
 
 
 def peak(cam):
-    """Where the map is highest, as (x, y); the middle of several such pixels, None where all are equal.
+    """Return the position (x, y) of the map's maximum, the mean of several; None if all values are equal.
 
     Positions are those of pixel centres: the first pixel lies at 0.5.
     """
@@ -95,12 +96,11 @@ def peak(cam):
 
 
 def guided_box(cam, box):
-    """The box of the true box's size around that local maximum of the map from which it fits the true box best.
+    """Return the box of the true box's size around the local maximum of the map where it overlaps the true box most.
 
-    It is told the size and chooses by the truth, so it is no prediction; but the code that CXR-IRNet's authors released
-    measures such boxes, and its figures can be laid beside no other measure. A maximum is a pixel that none within 1/32
-    of the image's side exceeds. Boxes are moved, not cut, where they reach over the left or the upper edge. Returns
-    float64 (4,), None where the map is flat.
+    It uses the truth, so it is no prediction; it exists because the code of CXR-IRNet's authors measures such boxes and
+    their figures compare with nothing else. A local maximum is a pixel that no pixel within 1/32 of the image's side
+    exceeds. Boxes that cross the left or upper edge are moved inside. Returns float64 (4,), None if the map is flat.
     """
     cam, box = _checked(cam), np.asarray(box, float)
     reach = max(cam.shape) // 32
@@ -112,11 +112,6 @@ def guided_box(cam, box):
     corners = np.maximum(np.stack([columns, rows], axis=1) + 0.5 - size / 2, 0)
     boxes = np.concatenate([corners, corners + size], axis=1)
     return boxes[iou_matrix(boxes, box)[:, 0].argmax()]
-
-
-def _inside(box, shape):
-    x_min, y_min, x_max, y_max = (max(0, int(np.ceil(edge - 0.5))) for edge in box)  # centres lie at halves
-    return slice(y_min, min(y_max, shape[0])), slice(x_min, min(x_max, shape[1]))
 
 
 def _checked(cam):

@@ -1,4 +1,4 @@
-"""A timm network up to its last feature map, for heads of one's own, and the exact layer that such heads end with."""
+"""A timm network up to its last feature map, and the float32 layer for heads on top of it."""
 
 import math
 
@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.nn.weights import fill, imagenet_state, read_state
+from common.nn.weights import load_pretrained
 
 
 class ExactLinear(nn.Linear):
-    """A linear layer in float32 under mixed precision too: bf16 logits would tie images that AUROC has to order."""
+    """A linear layer that stays in float32 under autocast: bf16 logits would tie images that AUROC has to order."""
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
@@ -19,14 +19,14 @@ class ExactLinear(nn.Linear):
 
 
 def build_backbone(name, size):
-    """A timm network without its head that gives a feature map at `size` pixels, and the channels of the map.
+    """Return timm's network `name` without its head for images of `size` pixels, and its feature map's channels.
 
-    Raises InputError where it gives none.
+    Raises InputError if it gives no feature map.
     """
     config = timm.get_pretrained_cfg(name)
     options = [{}]
     if config is not None and config.fixed_input_size:
-        # the first keeps the pretrained position embeddings as they are and interpolates them
+        # the first option keeps the pretrained position embeddings and interpolates them
         options = [{"dynamic_img_size": True}, {"img_size": size}]
     for more in options:
         try:
@@ -34,7 +34,7 @@ def build_backbone(name, size):
             with torch.no_grad():
                 width = feature_map(net.eval(), torch.zeros(1, 3, size, size)).shape[1]
             patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1,))[0]
-            if size % patch:  # the rest would be cut off in silence
+            if size % patch:  # the remainder would be cut off silently
                 raise InputError(f"its patches are {patch} px")
             return net.train(), width
         except (AssertionError, AttributeError, IndexError, InputError, RuntimeError, TypeError, ValueError) as error:
@@ -43,15 +43,15 @@ def build_backbone(name, size):
 
 
 def feature_map(net, images):
-    """The last feature map (B, K, h, w) of a timm network built with num_classes=0 and global_pool="".
+    """Return the last feature map (B, K, h, w) of a timm network built with num_classes=0 and global_pool="".
 
-    Channels come first whatever the network's own order; tokens of square images are laid out as the patches that they
-    stand for, without those in front (class, registers). Raises InputError where the network has no such map.
+    Channels-last maps are transposed; the patch tokens of square images are laid out as a map, prefix tokens (class,
+    registers) dropped. Raises InputError if the network has no such map.
     """
     out = net(images)
     if out.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
         out = out.permute(0, 3, 1, 2)
-    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # timm's mark of vision transformers
+    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # a vision transformer of timm
         out = out[:, net.num_prefix_tokens :].transpose(1, 2)
         side = math.isqrt(out.shape[2])
         out = out.unflatten(2, (side, side)) if side * side == out.shape[2] else out
@@ -60,13 +60,9 @@ def feature_map(net, images):
     return out
 
 
-def start_from(model, name, weights):
-    """Fill a model whose timm network `name` is its attribute `net`; the report goes to `model.loaded`.
+def load_backbone(model, name, weights):
+    """Load `weights` into a model whose attribute `net` is timm's network `name`; sets `model.loaded`.
 
-    weights: imagenet, none (report None), or a file that holds at least the whole backbone. Raises InputError for
-    weights that do not fit.
+    weights: imagenet, none, or a file that holds at least the whole backbone. Raises InputError if they do not fit.
     """
-    model.loaded = None
-    if weights != "none":
-        state, source = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
-        model.loaded = fill(model, state, source, [key for key in model.state_dict() if key.startswith("net.")])
+    load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.")])

@@ -1,4 +1,4 @@
-"""Parts of networks that more than one solution may use."""
+"""Attention over pixels and weighting of feature maps by masks."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,14 @@ from torch import nn
 
 
 class MultiScaleAttention(nn.Module):
-    """Weight each pixel of an image by a map made of the image at several scales: (B, C, H, W) → the same shape.
+    """Weight each pixel of an image by an attention map from several scales: (B, C, H, W) → the same shape.
 
-    The image and a convolution of it for each of `kernels` give their maximum and mean over channels; a convolution
-    with kernel `last` makes one map of these, and its sigmoid multiplies the image. Source: Fang et al., CXR-IRNet,
-    3.2 and 4 (kernels 5 and 9). The paper leaves open the channels of the convolutions (here as many as the image's),
-    their padding (zeros, so that the size stays), `last` (3, as in the code that its authors published) and the start:
-    here the last convolution starts with weights 0 and bias 2, so that every pixel starts with the weight 0.88 and a
-    pretrained backbone sees what it knows.
+    The image and its convolution with each of `kernels` are reduced to their maximum and mean over channels; a
+    convolution with kernel `last` and a sigmoid turn these into one map, which multiplies the image. Source: Fang et
+    al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). The paper leaves open the convolutions' channels (here the image's),
+    their padding (zeros, which keeps the size), `last` (3, as in the authors' code) and the initialisation: here the
+    last convolution starts with weights 0 and bias 2, so that every pixel has the weight 0.88 and a pretrained backbone
+    sees familiar images.
     """
 
     def __init__(self, channels=3, kernels=(5, 9), last=3):
@@ -24,9 +24,9 @@ class MultiScaleAttention(nn.Module):
         nn.init.constant_(self.join.bias, 2.0)
 
     def weights(self, images):
-        """The map alone, (B, 1, H, W) in 0 to 1."""
-        seen = [images, *(scale(images) for scale in self.scales)]
-        maps = [reduced for x in seen for reduced in (x.amax(1, keepdim=True), x.mean(1, keepdim=True))]
+        """Return the attention map (B, 1, H, W), in 0 to 1."""
+        scales = [images, *(scale(images) for scale in self.scales)]
+        maps = [reduced for x in scales for reduced in (x.amax(1, keepdim=True), x.mean(1, keepdim=True))]
         return torch.sigmoid(self.join(torch.cat(maps, 1)))
 
     def forward(self, images):
@@ -34,10 +34,10 @@ class MultiScaleAttention(nn.Module):
 
 
 def weigh_features(features, masks):
-    """Multiply features (B, K, h, w) by masks (B, 1, H, W) of 0 to 1, which adaptive average pooling brings to h × w.
+    """Return features (B, K, h, w) multiplied by masks (B, 1, H, W), in 0 to 1, average-pooled to h × w.
 
-    Where a mask is 0 everywhere the features stay as they are: they would say nothing of the image otherwise. Source:
-    Fang et al., CXR-IRNet, 3.3.
+    An empty mask leaves its image's features unchanged; zeros would carry no information. Source: Fang et al.,
+    CXR-IRNet, 3.3.
     """
     weights = F.adaptive_avg_pool2d(masks.to(features.dtype), features.shape[-2:])
     empty = weights.amax((1, 2, 3), keepdim=True) == 0

@@ -1,7 +1,7 @@
-"""Torchvision's detectors over a feature pyramid on any timm network: raw grey radiographs in, boxes out.
+"""Torchvision's detectors over a feature pyramid on any timm network: raw gray radiographs in, boxes out.
 
-Numbers that torchvision gives for a side of 1024 pixels shrink with the side: a box that covers a tenth of the image
-meets an anchor of its size at 256 pixels as it does at 1024, and fewer places need fewer proposals.
+Anchor sizes and numbers of proposals are torchvision's at a side of 1024 pixels and scale with the side, so that a box
+that covers a tenth of the image meets an anchor of its size at 256 pixels too.
 """
 
 import timm
@@ -15,28 +15,28 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from common.errors import InputError
 from common.nn.models import Normalised, mean_std, timm_name
-from common.nn.weights import fill, imagenet_state, read_state
+from common.nn.norms import batch_norms
+from common.nn.weights import copy_state, pretrained_state
 
-REFERENCE = 1024  # the side for which anchors and numbers of proposals are torchvision's
-ASPECTS = ((0.5, 1.0, 2.0),) * 5
+_REFERENCE = 1024  # pixels a side for which torchvision's numbers are meant
+_ASPECTS = ((0.5, 1.0, 2.0),) * 5
 
 
 class Detector(Normalised):
-    """A torchvision detector of square grey images, all of one size; its classes count from 0, without background.
+    """A torchvision detector for square gray images of one size; classes count from 0, without background.
 
     forward(images, targets) in training → dict of scalar losses; forward(images) in evaluation → for each image a dict
-    of boxes float32 (n, 4) x_min, y_min, x_max, y_max in pixels of the images given, scores float32 (n,) in [0, 1],
-    falling, and labels int64 (n,). images: (B, 1, S, S) uint8, or floating in 0 to 255, S a multiple of 32. targets:
-    for each image a dict of boxes (n, 4) with positive sides and labels int64 (n,); n may be 0. Anchors and heads'
-    outputs are float32 under mixed precision too: torchvision would take the maps' type, and bfloat16 places a box at
-    1024 pixels on a grid of four. Raises InputError for images of another shape, and in evaluation where the network's
-    output is not finite.
+    of boxes float32 (n, 4) x_min, y_min, x_max, y_max in the images' pixels, scores float32 (n,) in [0, 1], falling,
+    and labels int64 (n,). images: (B, 1, S, S) uint8, or floating in 0 to 255, S a multiple of 32. targets: for each
+    image a dict of boxes (n, 4) with positive sides and labels int64 (n,); n may be 0. Anchors and heads' outputs stay
+    float32 under autocast, because bfloat16 places boxes of a 1024-pixel image on a grid of four pixels. Raises
+    InputError for images of another shape, and in evaluation if the network produced NaN or infinity.
     """
 
     def __init__(self, net, mean, std, heads, background):
         super().__init__(net, mean, std, multiple=32)
         self.background = background
-        net.transform = _AsGiven()
+        net.transform = _NoTransform()
         for head in heads:
             head.register_forward_hook(_in_float32)
         for module in net.modules():
@@ -58,19 +58,18 @@ def faster_rcnn(
 
     backbone: a timm network with feature maps at strides 4, 8, 16 and 32. n_classes: without background. size: the
     images' side, a multiple of 32 from 96. weights: `imagenet`, `none`, or a file of the backbone or of a whole
-    torchvision detector, such as fasterrcnn_resnet50_fpn's: what fits is taken, the classes' layers start anew, and the
-    attribute `loaded` says so. nms: overlap above which the lower of two boxes of one class goes. per_image, score:
-    most boxes of an image, and their least score. channels: of the pyramid, a multiple of 32 from 64; 256 in
-    torchvision's files. frozen_norms: the backbone's batch norms keep statistics and parameters, as in detectron2,
-    since the few images of a batch would give poor ones; all other layers train. Raises InputError for a network
-    without these maps or weights that do not fit.
+    torchvision detector such as fasterrcnn_resnet50_fpn, of which everything but the class layers is used; the
+    attribute `loaded` reports it. nms: IoU threshold within a class. per_image, score: most boxes of an image, and
+    their least score. channels: of the pyramid, a multiple of 32 from 64; 256 in torchvision's files. frozen_norms:
+    keep statistics and parameters of the backbone's batch norms, as in detectron2, since small batches give poor
+    statistics. Raises InputError for a network without these maps or weights that do not fit.
     """
     pyramid, name = _pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool(), channels, size)
-    share = size / REFERENCE
+    share = size / _REFERENCE
     net = detection.FasterRCNN(
         pyramid,
         n_classes + 1,
-        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in _sides(size)), ASPECTS),
+        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in _sides(size)), _ASPECTS),
         rpn_pre_nms_top_n_train=_at_least(200, 2000 * share),
         rpn_post_nms_top_n_train=_at_least(200, 2000 * share),
         rpn_pre_nms_top_n_test=_at_least(200, 1000 * share),
@@ -97,11 +96,11 @@ def retinanet(
     net = detection.RetinaNet(
         pyramid,
         n_classes,
-        anchor_generator=AnchorGenerator(sides, ASPECTS),
+        anchor_generator=AnchorGenerator(sides, _ASPECTS),
         nms_thresh=nms,
         detections_per_img=per_image,
         score_thresh=score,
-        topk_candidates=_at_least(200, 1000 * size / REFERENCE),
+        topk_candidates=_at_least(200, 1000 * size / _REFERENCE),
     )
     return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
 
@@ -119,21 +118,21 @@ def fcos(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.
         nms_thresh=nms,
         detections_per_img=per_image,
         score_thresh=score,
-        topk_candidates=_at_least(200, 1000 * size / REFERENCE),
+        topk_candidates=_at_least(200, 1000 * size / _REFERENCE),
     )
     return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
 
 
 def _sides(size):
-    return tuple(size * side / REFERENCE for side in (32, 64, 128, 256, 512))
+    return tuple(size * side / _REFERENCE for side in (32, 64, 128, 256, 512))
 
 
 def _at_least(least, number):
     return max(least, round(number))
 
 
-class _AsGiven(nn.Module):
-    """In the place of torchvision's transform, which would scale the images and make a batch of them."""
+class _NoTransform(nn.Module):
+    """Replacement for torchvision's transform, which would resize, normalise and batch the images."""
 
     def forward(self, images, targets=None):
         return ImageList(images, [tuple(images.shape[-2:])] * len(images)), targets
@@ -143,7 +142,7 @@ class _AsGiven(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """A timm network and its feature pyramid; names of modules are torchvision's, so that its files fit."""
+    """A timm network and its feature pyramid, with torchvision's module names so that its files fit."""
 
     def __init__(self, body, widths, more, channels):
         super().__init__()
@@ -151,7 +150,7 @@ class _Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(widths, channels, more)
 
     def forward(self, images):
-        # a few transformers of timm put the channels last
+        # a few of timm's transformers put the channels last
         maps = zip(self.body(images), self.widths, strict=True)
         maps = [each if each.shape[1] == width else each.permute(0, 3, 1, 2) for each, width in maps]
         return self.fpn({str(level): each for level, each in enumerate(maps)})
@@ -161,8 +160,8 @@ def _pyramid(backbone, strides, more, channels, size):
     name = timm_name(backbone)
     about = timm.get_pretrained_cfg(name)
     options = {"features_only": True} | ({"img_size": size} if about and about.fixed_input_size else {})
-    # under 96 the last level but one is a single pixel, on which oneDNN's bfloat16 gradient of the last one's strided
-    # convolution is whatever lay in memory (torch 2.15); under 64 channels FCOS's group norm has one value a group
+    # below 96 px a level is a single pixel, for which oneDNN's bfloat16 gradient of the next strided convolution is
+    # uninitialised memory (torch 2.15); below 64 channels FCOS's group norm has one value a group
     for what, number, least in (("size", size, 96), ("channels", channels, 64)):
         if number < least or number % 32:
             raise InputError(f"{what} {number}: a detector needs a multiple of 32, at least {least}")
@@ -182,31 +181,30 @@ def _pyramid(backbone, strides, more, channels, size):
 def _finished(model, name, weights, frozen_norms):
     model.loaded, body = None, model.net.backbone.body
     if weights != "none":
-        state, source = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
+        state, source = pretrained_state(name, weights)
         whole = any(".fpn." in key for key in state)
         target = model.net if whole else body
         needed = [key for key in target.state_dict() if not whole or key.startswith("backbone.body.")]
-        model.loaded = fill(target, state, source, needed)
+        model.loaded = copy_state(target, state, source, needed)
     if frozen_norms:
-        for module in body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(False)
+        for norm in batch_norms(body):
+            norm.requires_grad_(False)
     return model
 
 
 def _in_float32(head, inputs, output):
-    """Cast what a head gives, a dict or tuple of tensors or of lists of them; in evaluation also check it."""
+    """Forward hook: cast a head's outputs, nested in dicts and sequences; in evaluation check that they are finite."""
     if isinstance(output, dict):
         return {key: _in_float32(head, inputs, value) for key, value in output.items()}
     if isinstance(output, list | tuple):
         return type(output)(_in_float32(head, inputs, value) for value in output)
-    # torchvision would drop such boxes without a word
+    # torchvision would silently drop such boxes
     if not head.training and not torch.isfinite(output).all():
-        raise InputError("the network's output is no number any more: lower the learning rate or set clip_norm")
+        raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
     return output.float()
 
 
 def _anchors_in_float32(generator, inputs):
-    """Give the generator maps of the same sizes in float32; it reads nothing else from them."""
+    """Forward pre-hook: replace the maps by float32 ones of the same sizes; the generator uses nothing else."""
     images, maps = inputs
     return images, [each.new_empty((0, 1, *each.shape[-2:]), dtype=torch.float32) for each in maps]

@@ -1,4 +1,4 @@
-"""Networks from timm and segmentation-models-pytorch behind one door: uint8 radiographs in, logits out."""
+"""Classifiers from timm and segmenters from segmentation-models-pytorch: uint8 radiographs in, logits out."""
 
 import difflib
 import functools
@@ -9,22 +9,22 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.nn.weights import fill, imagenet_state, read_state
+from common.nn.weights import load_pretrained
 
 ARCHITECTURES = {
     kind.__name__.lower(): kind
     for kind in (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.MAnet, smp.Linknet, smp.PSPNet, smp.PAN, smp.DeepLabV3Plus)
 }
 _ALIASES = {"xception": "legacy_xception", "inceptionresnetv2": "inception_resnet_v2"}
-# networks without padding, whose feature maps no decoder can join: smp has them with padding and the same names
+# timm's versions have no padding, so decoders cannot join their maps: smp has padded ones with the same tensor names
 _PADDED = {"legacy_xception": "xception", "inception_resnet_v2": "inceptionresnetv2"}
 
 
 class Normalised(nn.Module):
-    """A network that takes raw gray images: scaled by its own mean and deviation and repeated to its channels.
+    """A network that takes raw gray images, which it normalises and repeats to its number of channels.
 
-    Images (B, 1, H, W) uint8, or floating in 0 to 255; H and W multiples of `multiple`, else InputError. Output: the
-    network's logits in float32, or a tuple of them. mean and std are in units of the full range, one value a channel.
+    forward: images (B, 1, H, W), uint8 or floating in 0 to 255, H and W multiples of `multiple` (else InputError) →
+    the network's logits in float32, or a tuple of them. mean and std: one value a channel, 1 being the full range.
     """
 
     def __init__(self, net, mean, std, multiple=1):
@@ -38,7 +38,7 @@ class Normalised(nn.Module):
         self.register_buffer("shift", mean / std, persistent=False)
 
     def scaled(self, images):
-        """Return the images, checked, as the network wants them: float32 (B, channels, H, W)."""
+        """Return checked and normalised images, float32 (B, channels, H, W)."""
         if images.ndim != 4 or images.shape[1] != 1:
             raise InputError(f"images {tuple(images.shape)}: expected one gray channel, (B, 1, H, W)")
         if images.shape[2] % self.multiple or images.shape[3] % self.multiple:
@@ -50,13 +50,9 @@ class Normalised(nn.Module):
         output = self.net(self.scaled(images))
         return tuple(part.float() for part in output) if isinstance(output, tuple | list) else output.float()
 
-    def set_frozen_eval(self):
-        """To be called after `train()`: frozen batch norms use, and keep, their running statistics."""
-        set_frozen_eval(self)
-
 
 class _DepthwiseFloat32:
-    """Mixed into depthwise convolutions: on a CPU their bf16 gradient takes up to six times as long as float32's."""
+    """Mixin for depthwise convolutions, whose bf16 gradient takes up to six times as long as float32's on a CPU."""
 
     def forward(self, x):
         if x.device.type != "cpu" or not torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
@@ -73,22 +69,23 @@ def _in_float32(kind):
 def classifier(backbone, n_classes, weights, dropout=0.0, **options):
     """Return timm's network `backbone` with an `n_classes`-way layer: images (B, 1, H, W) → logits (B, n_classes).
 
-    weights: `imagenet`, `none`, or a safetensors or torch file that holds at least everything but the last layer. The
-    report of the loading is the attribute `loaded`. `options` go to timm. Raises InputError for an unknown network or
+    weights: `imagenet`, `none`, or a safetensors or torch file that holds at least everything but the last layer; the
+    attribute `loaded` reports what was loaded. `options` go to timm. Raises InputError for an unknown network or
     weights that do not fit.
     """
     name = timm_name(backbone)
     net = timm.create_model(name, pretrained=False, num_classes=n_classes, drop_rate=dropout, **options)
     model = Normalised(net, *mean_std(name))
-    last = _names_of(model, head(model))
-    return _load(model, name, weights, [key for key in model.state_dict() if key not in last])
+    last = {id(tensor) for module in head(model) for tensor in module.state_dict(keep_vars=True).values()}
+    required = [key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in last]
+    return load_pretrained(model, name, weights, required)
 
 
 def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dropout=0.0, **options):
     """Return a network from images (B, 1, H, W), sides multiples of 32, to mask logits (B, n_classes, H, W).
 
     architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network that
-    gives feature maps. empty_head: return (mask logits, presence logit (B, 1)), the second from the encoder's pooled
+    gives feature maps. empty_head: return (mask logits, presence logit (B, 1)), the latter from the encoder's pooled
     last features after `dropout`. weights: as in `classifier`; a file must hold at least the whole encoder. `options`
     go to the architecture. Raises InputError as `classifier` does.
     """
@@ -104,30 +101,24 @@ def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dro
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"encoder {encoder!r} does not work in {architecture.__name__} ({reason})") from error
     model = Normalised(net, *mean_std(name), multiple=32)
-    return _load(model, name, weights, [key for key in model.state_dict() if key.startswith("net.encoder.")])
+    return load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.encoder.")])
 
 
 def head(model):
-    """The modules after the backbone's or the decoder's last feature map: what a new task starts anew."""
+    """Return the modules after the last feature map, which a new task initialises anew."""
     net = getattr(model, "net", model)
     if isinstance(net, smp.base.SegmentationModel):
         return [part for part in (net.segmentation_head, net.classification_head) if part is not None]
     return [net.get_classifier()]
 
 
-def parameter_halves(model):
-    """Two lists of parameters: those of the first half of the layers, in order of definition, and the rest.
+def freeze_first_half(model):
+    """Freeze the first half of the layers, in order of definition.
 
     A layer is a module that holds parameters itself: a convolution, a norm, a linear layer.
     """
     layers = [own for module in model.modules() if (own := list(module.parameters(recurse=False)))]
-    half = len(layers) // 2
-    return tuple([p for own in part for p in own] for part in (layers[:half], layers[half:]))
-
-
-def freeze_first_half(model):
-    """Freeze the first half of the layers, counted over encoder, decoder and head."""
-    _freeze(model, parameter_halves(model)[0])
+    _freeze(model, (p for own in layers[: len(layers) // 2] for p in own))
 
 
 def freeze_encoder(model):
@@ -141,20 +132,6 @@ def freeze_all_but_head(model):
     _freeze(model, (p for p in model.parameters() if id(p) not in kept))
 
 
-def unfreeze(model):
-    """Let every parameter train."""
-    model.requires_grad_(True)
-
-
-def set_frozen_eval(model):
-    """Put the batch norms whose parameters are all frozen into evaluation mode; call it after `model.train()`."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            own = list(module.parameters(recurse=False))
-            if own and not any(p.requires_grad for p in own):
-                module.eval()
-
-
 def _freeze(model, parameters):
     model.requires_grad_(True)
     for parameter in parameters:
@@ -162,7 +139,7 @@ def _freeze(model, parameters):
 
 
 def timm_name(name):
-    """Return timm's own name of a network that other libraries may call otherwise; InputError if it has none."""
+    """Return timm's name of a network that other libraries may name differently; raises InputError if it has none."""
     name = _ALIASES.get(name, name)
     if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained(name.split(".")[0])):
         near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 3)
@@ -171,19 +148,6 @@ def timm_name(name):
 
 
 def mean_std(name):
-    """Return the mean and deviation of the images that timm's network `name` was trained on, one a channel each."""
+    """Return the mean and standard deviation, one value a channel, of the images that timm trained `name` on."""
     config = timm.get_pretrained_cfg(name)
     return (config.mean, config.std) if config else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-
-
-def _names_of(model, modules):
-    wanted = {id(tensor) for module in modules for tensor in module.state_dict(keep_vars=True).values()}
-    return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in wanted}
-
-
-def _load(model, name, weights, required):
-    model.loaded = None
-    if weights != "none":
-        state, source = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
-        model.loaded = fill(model, state, source, required)
-    return model

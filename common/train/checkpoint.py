@@ -1,4 +1,4 @@
-"""Weights as safetensors, resume files without pickled code, both written whole or not at all."""
+"""Weights as safetensors and resume files without pickled code, both written atomically."""
 
 import io
 import json
@@ -16,15 +16,14 @@ def save_weights(path, state, **about):
     """Write a state dict as safetensors with `about` (JSON values) in its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
-        # written by us, because on a full disk the libraries' own writers raise errors that do not say so
+        # write_bytes, because the libraries' own writers raise unclear errors on a full disk
         temporary.write_bytes(save(tensors, metadata={"about": json.dumps(about, sort_keys=True)}))
 
 
 def load_weights(path, model=None):
-    """Read a safetensors file; returns (state dict on the CPU, about).
+    """Return (state dict on the CPU, about) of a safetensors file, loaded strictly into `model` where given.
 
-    With `model`, the weights are loaded into it, strictly. Raises InputError naming the file when it is missing,
-    damaged, or of another network.
+    Raises InputError naming the file if it is missing, damaged, or of another network.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -44,18 +43,18 @@ def load_weights(path, model=None):
 
 def save_resume(path, state):
     """Write a resume file: nested dicts and lists of tensors, numbers and strings."""
-    whole = io.BytesIO()
-    torch.save(state, whole)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(whole.getbuffer())
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_resume(path):
-    """Read a resume file, or return None where there is none. Raises InputError when it cannot be read."""
+    """Return the state in a resume file, None if there is no file; raises InputError if it cannot be read."""
     if not Path(path).is_file():
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a resume file ({reason}); delete it to start anew") from None
+        raise InputError(f"{path}: not a resume file ({reason}); delete it to start over") from None

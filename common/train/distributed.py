@@ -1,4 +1,4 @@
-"""Several processes under `torchrun`: nothing else to learn, and one process needs none of it."""
+"""Helpers for several processes under `torchrun`; with one process they do nothing."""
 
 import os
 from datetime import timedelta
@@ -8,26 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.processes import agree, is_main, rank, world
-
-__all__ = [
-    "agree",
-    "barrier",
-    "gather_rows",
-    "is_main",
-    "rank",
-    "share_rows",
-    "start",
-    "stop",
-    "synchronise_batch_norm",
-    "world",
-]
+from common.processes import agree, is_main, rank, world  # noqa: F401  part of this module's interface
 
 
 def start(device="auto"):
-    """Join the process group that `torchrun` announces, if any, and return this process's torch.device.
+    """Join torchrun's process group, if any (NCCL on GPUs, Gloo on CPUs), and return this process's torch.device.
 
-    `device` is "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1". NCCL joins GPUs, Gloo joins CPUs.
+    device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,7 +23,7 @@ def start(device="auto"):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # two hours: only the first process prepares the data, and the others wait for it
+        # two hours: the other processes wait while the first one prepares the data
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return device
 
@@ -48,21 +35,18 @@ def stop():
 
 
 def barrier():
-    """Wait until every process is here."""
+    """Wait until every process has reached this call."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def share_rows(n):
-    """Positions 0..n-1 that this process handles: every world-th, from its rank on."""
+    """Return the positions in 0..n-1 that this process handles: every world-th from its rank on."""
     return np.arange(rank(), n, world())
 
 
 def gather_rows(values, n):
-    """Put together what each process computed for its `share_rows(n)`.
-
-    `values` is an array (len(share_rows(n)), ...); returned is the array (n, ...) in order, in every process.
-    """
+    """Return, in every process, the array (n, ...) of all processes' `values` (len(share_rows(n)), ...) in order."""
     values = np.asarray(values)
     if not dist.is_initialized():
         return values
@@ -75,7 +59,7 @@ def gather_rows(values, n):
 
 
 class _SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, for CPUs, where torch's own SyncBatchNorm does not run."""
+    """Batch norm over the batches of all processes on CPUs, which torch's SyncBatchNorm does not support."""
 
     def forward(self, x):
         if not self.training:
@@ -99,13 +83,13 @@ class _SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise_batch_norm(model, device):
-    """Return `model` with batch statistics taken over all processes; unchanged with one process."""
+    """Return `model` with batch statistics over all processes; unchanged with one process."""
     if world() == 1 or any(isinstance(m, nn.SyncBatchNorm | _SyncBatchNorm) for m in model.modules()):
-        return model  # once only: timm's conversion would drop the activations of what it made itself
-    import timm.layers  # late: it takes seconds, and most commands do without
+        return model  # converted before: a second conversion by timm would drop activations
+    import timm.layers  # imported here because it takes seconds and most commands do not need it
 
     if device.type == "cuda":
-        return timm.layers.convert_sync_batchnorm(model)  # torch's own would lose timm's fused activations
+        return timm.layers.convert_sync_batchnorm(model)  # torch's conversion would drop timm's fused activations
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm2d:
@@ -116,7 +100,7 @@ def synchronise_batch_norm(model, device):
 
 
 class _SyncThenAct(_SyncBatchNorm):
-    """timm's batch norm with its dropout and activation, synchronised; parameter names stay as they were."""
+    """timm's batch norm with dropout and activation, synchronised; parameter names stay the same."""
 
     def __init__(self, source):
         nn.Module.__init__(self)

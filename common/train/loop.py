@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common.budget import Budget, Stopped
 from common.config import digest
 from common.errors import InputError
+from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
 from common.paths import atomic_path, read_json, write_json
 from common.train import averaging, distributed
@@ -205,8 +206,7 @@ class _Trainer:
         sampler.set_epoch(self.epoch, config.epochs)
         sampler.start_batch = self.batch
         self.module.train()
-        if hasattr(self.model, "set_frozen_eval"):
-            self.model.set_frozen_eval()
+        set_frozen_eval(self.model)
         batches = sampler.batches
         steps = math.ceil(batches / config.accumulate)
         scores = self.scores(config.plateau_metric)[config.frozen_epochs :]

@@ -1,5 +1,6 @@
-"""The learning-rate range test: raise the rate until the loss breaks, suggest the one where it fell fastest."""
+"""The learning-rate range test: raise the rate until the loss diverges, suggest the one where it fell fastest."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,30 +8,25 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
+from common.nn.norms import set_frozen_eval
 
 
 def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, weight_decay=0.0):
-    """Train over `steps` batches by Adam with rates rising from `low` to `high`; the model is left as it was.
+    """Return (rates, smoothed losses, suggested rate) of `steps` Adam steps with rates rising from `low` to `high`.
 
-    `step(model, batch) -> loss` as for `fit`; `batches` is any iterable, begun anew when it ends. Returns
-    (rates, smoothed losses, suggestion), the first two float64 arrays of equal length. The suggestion is the rate
-    of the steepest fall of the smoothed loss over log rate. Raises InputError when the loss never falls.
-    Source: Smith, 2017; stops at four times the best loss, smoothing 0.98 of the per-step loss.
+    step(model, batch) -> loss, as for `fit`; batches: an iterable, repeated as needed. Rates and losses are float64
+    arrays of equal length; the test stops at four times the best loss, smoothed by 0.98 a step. The suggestion is the
+    rate at which the smoothed loss falls most steeply over log rate. The model is restored. Raises InputError if the
+    loss never falls. Source: Smith, 2017.
     """
     before = {k: v.detach().clone() for k, v in model.state_dict().items()}
     was_training = model.training
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=low, weight_decay=weight_decay)
     model.train()
-    if hasattr(model, "set_frozen_eval"):
-        model.set_frozen_eval()
+    set_frozen_eval(model)
     rates, losses, mean = [], [], 0.0
-    iterator = iter(batches)
-    for number in tqdm(range(steps), desc="learning-rate finder", leave=False):
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            iterator = iter(batches)
-            batch = next(iterator)
+    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    for number, batch in zip(tqdm(range(steps), desc="learning-rate finder", leave=False), endless, strict=False):
         rate = low * (high / low) ** (number / max(steps - 1, 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -50,9 +46,9 @@ def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, w
 
 
 def suggest(rates, losses):
-    """The rate at which the loss falls fastest per decade; the ends, where smoothing misleads, do not count."""
+    """Return the rate at which the loss falls fastest per decade, ignoring the ends, where smoothing misleads."""
     if len(rates) < 10:
-        raise InputError(f"learning-rate finder: the loss broke after {len(rates)} steps; start from a lower rate")
+        raise InputError(f"learning-rate finder: the loss diverged after {len(rates)} steps; start from a lower rate")
     slope = np.gradient(np.asarray(losses), np.log10(rates))
     inner = slice(len(rates) // 10, len(rates) - 2)
     if not slope[inner].min() < 0:

@@ -1,20 +1,20 @@
-"""Learning rates as pure functions of how far the training is, so that a resumed run needs no scheduler state."""
+"""Learning rates as pure functions of the training's progress, so that a resumed run needs no scheduler state."""
 
 import math
 
 
 def constant(progress):
-    """Factor 1 throughout. `progress` runs from 0 to 1 over the steps of the phase, here and below."""
+    """Return 1. Here and below, `progress` runs from 0 to 1 over the steps of the phase."""
     return 1.0
 
 
 def cosine(progress):
-    """From 1 to 0 along half a cosine (Loshchilov and Hutter, 2016, one cycle)."""
+    """Return a factor that falls from 1 to 0 along half a cosine (Loshchilov and Hutter, 2016, one cycle)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def one_cycle(progress, warmup=0.3, start=1 / 25, end=1e-4):
-    """Rise from `start` to 1 over the first `warmup` of the steps, then fall to `end`, both along cosines.
+    """Return a factor that rises from `start` to 1 over the share `warmup` of the steps, then falls to `end`.
 
     Source: Smith and Topin, 2018, in the two-phase form with cosine flanks.
     """
@@ -24,22 +24,22 @@ def one_cycle(progress, warmup=0.3, start=1 / 25, end=1e-4):
 
 
 def warm_cosine(progress, warmup=0.05):
-    """Linear rise over the first `warmup` of the steps, then half a cosine to 0."""
+    """Return a factor that rises linearly over the share `warmup` of the steps, then falls to 0 along half a cosine."""
     if progress < warmup:
         return progress / warmup
     return cosine((progress - warmup) / (1 - warmup))
 
 
 def step_decay(epoch, milestones, factor=0.1):
-    """`factor` to the power of the milestones (0-based epochs) that `epoch` has reached."""
+    """Return `factor` to the power of the number of milestones (0-based epochs) that `epoch` has reached."""
     return factor ** sum(epoch >= milestone for milestone in milestones)
 
 
 def plateau(scores, patience=3, factor=0.2):
-    """Factor after the finished epochs with these `scores`, higher being better.
+    """Return the factor after epochs with these `scores`, higher being better.
 
-    After `patience` epochs in a row without a new best the factor is multiplied by `factor`, and the count starts
-    anew. Computed from the whole history, so it is the same after a resume.
+    It is multiplied by `factor` after every `patience` epochs in a row without a new best. It depends on the whole
+    history, so it is the same after a resume.
     """
     best, waited, value = -math.inf, 0, 1.0
     for score in scores:
@@ -56,11 +56,11 @@ BY_PROGRESS = {"constant": constant, "cosine": cosine, "one_cycle": one_cycle, "
 
 
 def learning_rate(config, epoch, step, steps, scores):
-    """Learning rate of one optimizer step.
+    """Return the learning rate of one optimizer step.
 
-    `config` is a FitConfig; `epoch` and `step` are 0-based, `step` within the epoch of `steps`; `scores` are the
-    validation scores of the unfrozen epochs finished so far, higher being better. The schedule runs over the
-    epochs in which nothing is frozen, and so does the decay; before them the rate is `frozen_lr`.
+    config: a FitConfig. epoch, step: 0-based, `step` within an epoch of `steps`. scores: validation scores of the
+    finished unfrozen epochs, higher being better. Schedule and decay run over the unfrozen epochs; before them the
+    rate is `frozen_lr`.
     """
     if epoch < config.frozen_epochs:
         return config.frozen_lr

@@ -6,7 +6,7 @@ from torch import nn
 
 from common.errors import InputError
 from common.nn import models
-from common.nn.backbone import ExactLinear, build_backbone, feature_map, start_from
+from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
 from common.nn.blocks import MultiScaleAttention, weigh_features
 from common.train.checkpoint import load_weights
 from solutions.chestxray14.config import LABELS
@@ -85,7 +85,7 @@ def build_network(config, weights=None):
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size)
     model = ChestNet(net, width, *models.mean_std(name), config.attention, config.weighting, config.dropout)
-    start_from(model, name, weights)
+    load_backbone(model, name, weights)
     return model
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from common.nn import models
-from common.nn.backbone import ExactLinear, build_backbone, feature_map, start_from
+from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
 from common.train.checkpoint import load_weights
 
 
@@ -63,7 +63,7 @@ def build_network(config, weights=None):
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size)
     model = CovidNet(net, width, *models.mean_std(name), config.hidden, config.dropout)
-    start_from(model, name, weights)
+    load_backbone(model, name, weights)
     return model
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from common.errors import InputError
 from common.infer import tta
 from common.nn import losses, models
-from common.nn.weights import fill, read_state
+from common.nn.weights import copy_state, read_state
 from common.train.checkpoint import load_weights
 
 
@@ -53,7 +53,7 @@ def build_network(config, channels, weights=None):
             raise InputError("network: a plain U-Net has no encoder, no imagenet weights, and a width for every level")
         model = models.Normalised(PlainUNet(channels, config.decoder), (0.5,), (0.25,), 2 ** (len(config.decoder) - 1))
         if weights != "none":
-            fill(model, read_state(weights), str(weights), list(model.state_dict()))
+            copy_state(model, read_state(weights), str(weights), list(model.state_dict()))
         return model
     options = {"decoder_channels": config.decoder, "encoder_depth": len(config.decoder)} if config.decoder else {}
     return models.segmenter(config.architecture, config.encoder, weights, channels, **options)
@@ -68,7 +68,7 @@ def load_network(config, channels, path):
 
 def freeze_encoder(model, frozen):
     """Train decoder and head alone while `frozen` (Berger et al., first phase)."""
-    models.freeze_encoder(model) if frozen else models.unfreeze(model)
+    models.freeze_encoder(model) if frozen else model.requires_grad_(True)
 
 
 def mask_loss(name):

@@ -35,12 +35,12 @@ def load_segmenter(config, path):
 
 def freeze_body(model, frozen):
     """Train the new last layer alone while `frozen` (paper, 4.1.1)."""
-    models.freeze_all_but_head(model) if frozen else models.unfreeze(model)
+    models.freeze_all_but_head(model) if frozen else model.requires_grad_(True)
 
 
 def freeze_half(model, frozen):
     """Train the second half of the layers alone while `frozen` (paper, 4.1.2)."""
-    models.freeze_first_half(model) if frozen else models.unfreeze(model)
+    models.freeze_first_half(model) if frozen else model.requires_grad_(True)
 
 
 def mask_loss(config):

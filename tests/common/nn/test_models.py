@@ -10,6 +10,7 @@ from torch import nn
 from common.errors import InputError
 from common.nn import models
 from common.nn.models import Normalised, classifier, segmenter
+from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast
 
 
@@ -128,12 +129,8 @@ def test_the_first_half_of_the_layers_by_hand():
     model = nn.Sequential(
         nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)
     )
-    first, second = models.parameter_halves(model)  # five layers with parameters: two and three
-    assert [id(p) for p in first + second] == [id(p) for p in model.parameters()] and len(first) == 4
-    models.freeze_first_half(model)
+    models.freeze_first_half(model)  # five layers with parameters: two and three
     assert frozen(model) == [True] * 4 + [False] * 6
-    models.unfreeze(model)
-    assert not any(frozen(model))
 
 
 def test_the_first_half_of_fpn_lies_in_the_encoder():
@@ -160,14 +157,14 @@ def test_frozen_batch_norms_keep_their_statistics_until_they_thaw():
     model = segmenter("fpn", "resnet18", "none")
     models.freeze_first_half(model)
     model.train()
-    model.set_frozen_eval()
+    set_frozen_eval(model)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     still = [m for m in norms if not m.weight.requires_grad]
     before = [m.running_mean.clone() for m in norms]
     model(gray())
     same = [torch.equal(m.running_mean, old) for m, old in zip(norms, before, strict=True)]
     assert same == [not m.weight.requires_grad for m in norms] and 0 < len(still) < len(norms)
-    models.unfreeze(model)
+    model.requires_grad_(True)
     model.train()
-    model.set_frozen_eval()
+    set_frozen_eval(model)
     assert all(m.training for m in norms)

@@ -12,7 +12,7 @@ from benchmarks.tables import real_data
 from common.errors import InputError
 from common.nn import weights
 from common.nn.models import classifier, segmenter
-from common.nn.weights import fill, imagenet_state, read_state
+from common.nn.weights import copy_state, imagenet_state, read_state
 
 SMALL = "test_resnet"  # timm's smallest network of this kind
 LITE = "tf_efficientnet_lite0"
@@ -58,7 +58,7 @@ def test_packaged_weights_need_no_network_and_reach_classifier_and_encoder(no_ne
     with caplog.at_level(logging.INFO):
         net = classifier(LITE, 3, "imagenet")
     assert net.loaded.matched == 294 and net.loaded.new == ("net.classifier.weight", "net.classifier.bias")
-    assert "294 of 296 tensors loaded, 2 start anew (net.classifier.weight, net.classifier.bias)" in caplog.text
+    assert "294 of 296 tensors loaded, 2 newly initialised (net.classifier.weight, net.classifier.bias)" in caplog.text
     mask = segmenter("unet", LITE, "imagenet")
     encoder = {k for k in mask.state_dict() if k.startswith("net.encoder.")}
     assert mask.loaded.matched == len(encoder)
@@ -131,7 +131,7 @@ def test_a_head_of_another_size_starts_anew_and_is_announced(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         net = classifier(SMALL, 2, tmp_path / "five.safetensors")
     assert net.loaded.new == ("net.fc.weight", "net.fc.bias")
-    assert "2 start anew (net.fc.weight, net.fc.bias)" in caplog.text
+    assert "2 newly initialised (net.fc.weight, net.fc.bias)" in caplog.text
 
 
 def test_a_classifiers_file_fills_a_segmenters_encoder_and_a_segmenters_file_all_of_it(tmp_path):
@@ -157,7 +157,7 @@ def test_joined_stage_names_of_feature_extractors_match(tmp_path):
 
 def test_half_precision_weights_are_widened():
     model = torch.nn.Linear(2, 1)
-    fill(model, {"weight": torch.tensor([[0.5, 2.0]], dtype=torch.float16)}, "here")
+    copy_state(model, {"weight": torch.tensor([[0.5, 2.0]], dtype=torch.float16)}, "here")
     assert model.weight.dtype == torch.float32 and model.weight.tolist() == [[0.5, 2.0]]
 
 

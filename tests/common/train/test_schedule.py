@@ -63,7 +63,7 @@ def test_range_test_finds_a_rate_below_the_breaking_point_and_leaves_the_model_a
 def test_range_test_says_when_nothing_fell():
     with pytest.raises(InputError, match="never fell"):
         suggest(np.logspace(-5, 0, 30), np.linspace(1, 2, 30))
-    with pytest.raises(InputError, match="broke after 3"):
+    with pytest.raises(InputError, match="diverged after 3"):
         suggest([1, 2, 3], [1, 2, 3])
 
 

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import InputError
+from common.nn.norms import set_frozen_eval
 from solutions.chestxray14.config import LABELS, NetworkConfig
 from solutions.chestxray14.models import FusionNet, build_fusion, build_network, freeze_body, load_fusion, load_network
 
@@ -93,7 +94,7 @@ def test_only_the_new_layers_train_at_first():
     model = build_network(config(attention=True))
     freeze_body(model, True)
     model.train()
-    model.set_frozen_eval()
+    set_frozen_eval(model)
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"attention", "head"}
     assert not any(m.training for m in model.net.modules() if isinstance(m, torch.nn.BatchNorm2d))
