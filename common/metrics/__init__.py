@@ -1,1 +1,1 @@
-"""Scores, with the competition convention as the default and every other one as a named option."""
+"""Scores, by default as the competitions compute them."""

@@ -1,4 +1,4 @@
-"""Operating points and calibration: thresholds chosen on other folds, and whether a probability means what it says."""
+"""Operating points and calibration: thresholds chosen on other folds, and how far probabilities can be trusted."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from common.data.folds import make_folds
 from common.errors import InputError
-from common.metrics.classification import best_threshold, confusion_counts, sensitivity, specificity
+from common.metrics.classification import best_threshold, check_scores, confusion_counts, recall, specificity
 
 
 @dataclass(frozen=True)
 class OperatingPoints:
-    """Thresholds, sensitivity and specificity, float64 (C,) each, NaN where a class does not show them.
+    """Thresholds, sensitivity and specificity of each class, float64 (C,), NaN where undefined.
 
-    thresholds: chosen on all images, for others. nested_by: what the images were parted by for the other two.
+    thresholds: chosen on all images, for new ones. nested_by: how the images were divided for the other two.
     """
 
     thresholds: np.ndarray
@@ -23,28 +23,28 @@ class OperatingPoints:
 
 
 def youden(counts):
-    """Return sensitivity + specificity − 1, Youden's J, in [-1, 1]; counts (..., 4) give float64 (...)."""
-    return sensitivity(counts) + specificity(counts) - 1
+    """Return Youden's J, sensitivity + specificity − 1, in [-1, 1]; counts (..., 4) give float64 (...)."""
+    return recall(counts) + specificity(counts) - 1
 
 
 def choose_thresholds(y, score, metric=youden):
-    """Return float64 (C,): the threshold of each class with the highest `metric`, NaN for labels of one kind.
+    """Return float64 (C,): each class's threshold with the highest `metric`, NaN if its labels are of one kind.
 
     y: (N, C) bool or 0/1; score: (N, C) real; metric: as in `best_threshold`. Raises InputError for other input.
     """
-    y, score = _checked(y, score)
-    kinds = (y.any(axis=0)) & ~y.all(axis=0)
+    y, score = check_scores(y, score, (2,))
+    score = score.astype(np.float64)  # thresholds between float32 scores need the finer precision
+    kinds = y.any(axis=0) & ~y.all(axis=0)
     return np.array([best_threshold(y[:, c], score[:, c], metric)[0] if k else np.nan for c, k in enumerate(kinds)])
 
 
 def nested_counts(y, score, folds, metric=youden):
-    """Return (int64 (C, 4) with tp, fp, fn, tn; thresholds float64 (K, C)): each fold judged by the others' thresholds.
+    """Return tp, fp, fn, tn, int64 (C, 4), each fold at the thresholds chosen on the others, float64 (K, C).
 
-    y, score, metric: as in `choose_thresholds`; folds: (N,) of K ≥ 2 different values, the thresholds' rows in rising
-    order. Where the other folds have no threshold for a class, the fold is not counted for it. Sensitivity,
-    specificity and the rest of `classification` take the counts.
+    y, score, metric: as in `choose_thresholds`; folds: (N,) of K ≥ 2 values, in rising order the rows of the
+    thresholds. A fold is not counted for a class without a threshold from the other folds.
     """
-    y, score = _checked(y, score)
+    y, score = check_scores(y, score, (2,))
     names, codes = np.unique(folds, return_inverse=True)
     if len(codes) != len(y) or len(names) < 2:
         raise InputError(f"{len(names)} folds for {len(y)} images: nested thresholds need two folds or more")
@@ -58,33 +58,32 @@ def nested_counts(y, score, folds, metric=youden):
 
 
 def nested_youden(y, score, folds, groups=None, seed=0):
-    """Return the OperatingPoints by Youden's J, sensitivity and specificity judged on images that did not choose them.
+    """Return the OperatingPoints by Youden's J; sensitivity and specificity are those of `nested_counts`.
 
-    y, score: (N, C) as in `choose_thresholds`; folds: (N,). With one fold alone the images are halved, whole groups
-    together: (N,) such as patient ids, None for images that stand alone.
+    y, score: (N, C) as in `choose_thresholds`; folds: (N,). A single fold is divided into halves that share no group:
+    (N,) such as patient ids, None if every image is a group.
     """
     nested_by = "fold"
     if len(np.unique(folds)) < 2:
         folds, nested_by = make_folds(np.asarray(y), 2, groups, seed), "halves of the patients"
     counts, _ = nested_counts(y, score, folds)
-    thresholds = choose_thresholds(y, score)
-    return OperatingPoints(thresholds, sensitivity(counts, np.nan), specificity(counts, np.nan), nested_by)
+    return OperatingPoints(choose_thresholds(y, score), recall(counts, np.nan), specificity(counts, np.nan), nested_by)
 
 
 def brier(y, prob):
     """Return the mean squared distance of probabilities (N, C) from labels (N, C): float64 (C,), 0 at best."""
-    y, prob = _checked(y, prob, probabilities=True)
+    y, prob = _check_probabilities(y, prob)
     return ((prob - y) ** 2).mean(axis=0)
 
 
 def reliability(y, prob, n_bins=15):
-    """Return (mean probability, share of positives, images), float64, float64 and int64 (B,): the reliability curve.
+    """Return the reliability curve: mean probability, share of positives (float64) and images (int64) of B bins.
 
     y: (N,) bool or 0/1; prob: (N,) in [0, 1]. The bins are of equal mass (Nguyen and O'Connor 2015), since most
-    findings are rare and most probabilities small; equal probabilities stay in one bin, so B may be under n_bins.
+    findings are rare and most probabilities small; equal probabilities share a bin, so B can be less than n_bins.
     Raises InputError for other input.
     """
-    y, prob = _checked(np.asarray(y)[..., None], np.asarray(prob)[..., None], probabilities=True)
+    y, prob = _check_probabilities(np.asarray(y)[..., None], np.asarray(prob)[..., None])
     if n_bins < 1:
         raise InputError(f"n_bins must be at least 1, not {n_bins}")
     y, prob = y[:, 0], prob[:, 0]
@@ -96,23 +95,17 @@ def reliability(y, prob, n_bins=15):
 
 
 def expected_calibration_error(y, prob, n_bins=15):
-    """Return float64 (C,): the mean distance of probability and share of positives over `reliability`'s bins, by mass.
+    """Return float64 (C,): the mean distance of probability from share of positives over the bins of `reliability`.
 
     y, prob: (N, C). The expected calibration error of Naeini et al. 2015, with bins of equal mass.
     """
-    y, prob = _checked(y, prob, probabilities=True)
+    y, prob = _check_probabilities(y, prob)
     curves = [reliability(labels, probs, n_bins) for labels, probs in zip(y.T, prob.T, strict=True)]
     return np.array([np.average(np.abs(mean - share), weights=images) for mean, share, images in curves])
 
 
-def _checked(y, score, probabilities=False):
-    y, score = np.asarray(y), np.asarray(score)
-    if y.shape != score.shape or y.ndim != 2 or not y.size:
-        raise InputError(f"labels {y.shape} and scores {score.shape}: need one shape (N, C)")
-    if y.dtype.kind not in "biuf" or score.dtype.kind not in "biuf" or ((y != 0) & (y != 1)).any():
-        raise InputError("labels must be 0 or 1 and scores real numbers")
-    wrong = ~((score >= 0) & (score <= 1)) if probabilities else np.isnan(score)
-    for row, column in np.argwhere(wrong)[:1]:
-        wanted = "a probability" if probabilities else "a score"
-        raise InputError(f"row {row}, class {column}: {score[row, column]} is not {wanted}")
-    return y != 0, score.astype(np.float64)
+def _check_probabilities(y, prob):
+    y, prob = check_scores(y, prob, (2,), nan="allowed")
+    for row, column in np.argwhere(~((prob >= 0) & (prob <= 1)))[:1]:
+        raise InputError(f"row {row}, class {column}: {prob[row, column]} is not a probability")
+    return y, prob.astype(np.float64)

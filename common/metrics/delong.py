@@ -1,32 +1,30 @@
 """DeLong's variance of the AUROC: intervals, and the paired test of two scores of the same images.
 
-It takes every image for independent. Images of one patient are not, so where patients have several images these
-intervals are too narrow and these p-values too small; the bootstrap by patient (`statistics`) is the honest figure.
-DeLong's is given beside it because papers give it.
+It assumes that images are independent. Where patients have several images, the intervals are too narrow and the
+p-values too small: prefer the bootstrap by patient (`statistics`). DeLong's figures are reported because papers do.
 """
 
 import numpy as np
 from scipy import special
 
 from common.errors import InputError
+from common.metrics.classification import check_scores
 
-ROUNDING = 1e-16  # a variance up to this is that of scores that rank alike
+ROUNDING = 1e-16  # scores of equal ranks have variances up to this
 
 
 def delong_covariance(y, scores):
     """Return (AUROC float64 (K,), covariance float64 (K, K)) of K scores of the same images, for one class.
 
     y: (N,) bool or 0/1; scores: (N, K) real. Ties count half. The covariance is NaN with fewer than two images of
-    either kind. Raises InputError on other shapes or values, NaN, or labels of one kind.
-    Source: DeLong et al. 1988; the placements come from sorting, in O(N log N), as Sun and Xu 2014 do by midranks.
+    either kind. Raises InputError for other shapes or values, NaN, or labels of one kind.
+    Source: DeLong et al. 1988; the placements come from sorting, in O(N log N), as in Sun and Xu 2014.
     """
     y, scores = np.asarray(y), np.asarray(scores)
     if y.ndim != 1 or scores.ndim != 2 or len(y) != len(scores):
         raise InputError(f"labels {y.shape} and scores {scores.shape}: need (N,) and (N, K)")
-    if y.dtype.kind not in "biuf" or scores.dtype.kind not in "biuf" or ((y != 0) & (y != 1)).any():
-        raise InputError("labels must be 0 or 1 and scores real numbers")
-    if np.isnan(scores).any():
-        raise InputError(f"row {np.argwhere(np.isnan(scores))[0, 0]}: the score is NaN")
+    for score in scores.T:
+        check_scores(y, score)
     positive, negative = scores[y != 0], scores[y == 0]
     if not (len(positive) and len(negative)):
         raise InputError("labels of one kind only")
@@ -41,8 +39,8 @@ def delong_intervals(y, score, level=0.95):
 
     y: (N, C) bool or 0/1; score: (N, C) real; level: in (0, 1). The interval is symmetric on the logit scale, which
     keeps it within [0, 1] and its coverage near `level` for areas near 1 (Pepe 2003; Qin and Hotilovac 2008). It is
-    NaN for an area of exactly 0 or 1, whose variance says nothing, and with fewer than two images of either kind; all
-    is NaN for labels of one kind. Raises InputError for other input.
+    NaN for an area of exactly 0 or 1, whose estimated variance is 0, and with fewer than two images of either kind; the
+    AUROC is NaN too for labels of one kind. Raises InputError for other input.
     """
     z, found = _quantile(level), np.full((np.shape(y)[-1], 3), np.nan)
     for c, ((area,), ((variance,),)) in _classes(y, score):
@@ -56,9 +54,9 @@ def delong_intervals(y, score, level=0.95):
 def delong_test(y, a, b, level=0.95):
     """Return float64 (C, 4): AUROC(a) − AUROC(b) of each class, its low and high, and the two-sided p-value.
 
-    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images. Scores that rank alike give 0 and p = 1; a
-    difference whose variance is none or unknown has neither interval nor p-value (NaN), labels of one kind nothing.
-    Raises InputError for other input. Source: DeLong et al. 1988.
+    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images. Scores of equal ranks give 0 and p = 1. A
+    difference with a variance of 0 or NaN has no interval and p-value (NaN); with labels of one kind all is NaN. Raises
+    InputError for other input. Source: DeLong et al. 1988.
     """
     z, found = _quantile(level), np.full((np.shape(y)[-1], 4), np.nan)
     for c, (areas, covariance) in _classes(y, a, b):
@@ -73,7 +71,7 @@ def delong_test(y, a, b, level=0.95):
 
 
 def _classes(y, *scores):
-    """(class, areas and covariance of its scores) of each class with labels of both kinds."""
+    """Yield (class, (AUROCs, covariance)) for each class with labels of both kinds."""
     y, scores = np.asarray(y), [np.asarray(score) for score in scores]
     for score in scores:
         if y.ndim != 2 or score.shape != y.shape:
@@ -88,13 +86,13 @@ def _classes(y, *scores):
 
 
 def _below(values, others):
-    """The share of `others` under each of `values`, ties counted half."""
+    """Return the share of `others` below each of `values`, ties counted half."""
     others = np.sort(others)
     return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
 
 
 def _covariance(placements):
-    """Covariance (K, K) of placements (K, M); NaN where there is only one."""
+    """Return the covariance (K, K) of placements (K, M); NaN if M is 1."""
     if placements.shape[1] < 2:
         return np.full((len(placements), len(placements)), np.nan)
     return np.cov(placements).reshape(len(placements), -1)

@@ -1,14 +1,14 @@
-"""Detection scores: boxes are matched once, and every figure is derived from who found what.
+"""Detection scores: boxes are matched once, and every figure follows from the matches.
 
 The default is the VinBigData leaderboard's: PASCAL VOC 2010 average precision (the whole area under the curve made
-monotone) at IoU > 0.4, the mean over 15 classes, No finding with its box 0 0 1 1 among them. Detections of a class are
-taken over all images by falling score; each looks only at its best-overlapping true box of that class and image, and
-if that is already taken it is a false positive. Areas are width × height, without the pixel that the VOC kit adds.
+monotone) at IoU > 0.4, the mean over 15 classes, No finding with its box 0 0 1 1 among them. The detections of a class
+are taken over all images by falling score; each is compared with the true box of its class and image that it overlaps
+most, and is a false positive if that box is taken. Areas are width × height, without the extra pixel of the VOC kit.
 
 The order of rows does not matter. Detections with equal scores enter the curve together, as one point: no threshold
-can part them, and this is what the least favourable order, false positives first, would give. Within an image, equal
-scores are matched in the order of their boxes, and of true boxes that overlap equally the first in that order counts.
-`tied_as_listed` does as pycocotools does instead: equal scores by image, then by row, each a point of its own.
+separates them, and the result is that of the least favourable order, false positives first. Within an image, equal
+scores are matched in the order of their boxes, and of true boxes with equal overlap the first in that order counts.
+With `tied_as_listed`, as in pycocotools, equal scores come by image, then by row, each a point of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from numba import njit
 from common.errors import InputError
 from common.metrics.classification import mean_of_defined, ratio
 from common.metrics.detection_match import match, read_tables
-from common.metrics.statistics import CHUNK, _codes, _interval
+from common.metrics.statistics import exponential_weights, interval, number_groups, tested
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,28 @@ class Rule:
     """What counts as found, and how precision is averaged.
 
     iou_threshold: in [0, 1); a box is found above it, with `inclusive` also at it.
-    best_unmatched: look for the best true box that is not taken yet (COCO), not only at the best one (VOC).
+    best_unmatched: match the best true box that is not taken yet (COCO), not only the best one (VOC).
     recall_points: None for the whole area, 101 for COCO's and 11 for VOC 2007's mean over evenly spaced recalls.
-    max_per_image, max_per_class: detections kept of an image, and of an image and class (COCO's 100), by score.
-    tied_as_listed: equal scores in the order of images and rows, as pycocotools takes them.
+    max_per_class: best detections kept of an image and class (COCO's 100).
+    tied_as_listed: equal scores in the order of images and rows, as in pycocotools.
     n_classes, no_finding: ids run from 0 to n_classes - 1; the class whose only box is 0 0 1 1, or None.
-    counted: ids whose AP enters the mean; None for all.
-    absent_ap: AP of a class without a true box; None leaves it out of the mean. The leaderboard's truth holds all
-        classes, so it does not say; one fold of it may not.
+    counted: ids whose AP enters the mean; None for all. The AP of a class without a true box is NaN and does not.
     """
 
     iou_threshold: float = 0.4
     inclusive: bool = False
     best_unmatched: bool = False
     recall_points: int | None = None
-    max_per_image: int | None = None
     max_per_class: int | None = None
     tied_as_listed: bool = False
     n_classes: int = 15
     no_finding: int | None = 14
     counted: tuple[int, ...] | None = None
-    absent_ap: float | None = None
 
     def __post_init__(self):
         if not 0 <= self.iou_threshold < 1:
             raise InputError(f"iou_threshold must lie in [0, 1), not {self.iou_threshold}")
-        for name, least in (("recall_points", 2), ("max_per_image", 1), ("max_per_class", 1)):
+        for name, least in (("recall_points", 2), ("max_per_class", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
         counted = self.counted_classes
@@ -71,14 +67,14 @@ COCO = Rule(0.5, inclusive=True, best_unmatched=True, recall_points=101, max_per
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A score and what it was made of.
+    """A score and the matches behind it.
 
     classes: DataFrame by class_id: ap, n_truth, n_detections, n_found, recall (of all detections), best_f1 and
     score_at_best_f1, precision_at_best_f1, recall_at_best_f1 (the highest score of several).
     image_ids: (N,), the order that weights and groups follow.
-    truth_row: int64, for each row of the detection table the row of the true box that it found, -1 for none.
-    rows: int64, rows of the detection table that were scored, by class and falling score, class c from starts[c] on;
-    image: their places in image_ids; score, found: their scores and whether they found a box.
+    truth_row: int64, the row of the true box that each detection found, -1 for none.
+    rows: int64, the detections that were scored, by class and falling score, class c from starts[c] on; image: their
+    places in image_ids; score, found: their scores and whether they found a box.
     truth_image, truth_class: int64, one for each row of the truth.
     """
 
@@ -97,34 +93,34 @@ class Result:
 
 
 def evaluate(detections, truth, images=None, rule=VOC2010):
-    """Score a table of detections against a table of true boxes.
+    """Return the Result of a table of detections against a table of true boxes.
 
     detections: DataFrame with image_id, class_id, score in [0, 1], x_min, y_min, x_max, y_max in pixels; truth: the
     same without score. images: ids of all images, needed where some have no true box; None for those of the truth.
-    Returns a Result. Raises InputError as `detection_match.read_tables` does, and on a truth without any box of the
-    counted classes. Source: Everingham et al. 2010; VinBigData Chest X-ray Abnormalities Detection 2021.
+    Raises InputError as `detection_match.read_tables` does, and for a truth without any box of the counted classes.
+    Source: Everingham et al. 2010; VinBigData Chest X-ray Abnormalities Detection 2021.
     """
     return _evaluate(*read_tables(detections, truth, images, rule), rule)
 
 
 def pr_curve(result, class_id):
-    """Return a DataFrame by falling score: score, seen and found (detections so far), recall and precision.
+    """Return a DataFrame by falling score: score, seen and found (detections up to it), recall and precision.
 
     One row for each distinct score, or each detection with `tied_as_listed`; recall is NaN for a class without a true
     box. Raises InputError on an unknown class.
     """
     if class_id not in range(result.rule.n_classes):
-        raise InputError(f"class {class_id} is none of 0 to {result.rule.n_classes - 1}")
+        raise InputError(f"class {class_id} is not one of 0 to {result.rule.n_classes - 1}")
     return pd.DataFrame(_curve(result, class_id))
 
 
 def ap_of(result, weights):
-    """Return the AP of each counted class where images weigh differently, without matching again.
+    """Return the AP of each counted class under weights of the images, without matching again.
 
     weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two equal
-    images (with `tied_as_listed` up to the order of equal scores); np.bincount(rows, minlength=N) gives the weights of
-    images drawn as `rows`. Returns float64 (C,) or (B, C), NaN (or rule.absent_ap) without a true box;
-    `mean_of_defined` gives the mean. Raises InputError on other weights.
+    images (with `tied_as_listed` up to the order of equal scores), so np.bincount(rows, minlength=N) stands for images
+    drawn as `rows`. Returns float64 (C,) or (B, C), NaN without a true box; `mean_of_defined` gives the mean. Raises
+    InputError for other weights.
     """
     weights = np.asarray(weights, np.float64)
     if weights.ndim not in (1, 2) or weights.shape[-1] != len(result.image_ids) or not (weights >= 0).all():
@@ -138,47 +134,38 @@ def ap_of(result, weights):
 def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
     """Return (list of C Intervals of the counted classes, Interval of the mean AP) by the Bayesian bootstrap.
 
-    groups: (N,) patient ids in the order of result.image_ids, None for images that stand alone. Every patient weighs an
-    exponential draw instead of the times that it would be drawn, so that no resample lacks a class: a mean over the
-    classes that happen to be there is another figure, and a higher one where the rare classes score low. Percentiles of
-    the resamples. Raises InputError as `statistics.bootstrap` does. Source: Rubin 1981.
+    groups: (N,) patient ids in the order of result.image_ids, None if every image is a group. Patients get exponential
+    weights, so that every resample has every class: a mean over the classes drawn would be another figure, and a higher
+    one where rare classes score low. Raises InputError as `statistics.bootstrap` does. Source: Rubin 1981.
     """
     resamples = _resampled_aps(result, groups, n_resamples, seed)
     pairs = zip(result.classes["ap"], resamples.T, strict=True)
-    return [_interval(*pair, level) for pair in pairs], _interval(result.mean_ap, mean_of_defined(resamples), level)
+    return [interval(*pair, level) for pair in pairs], interval(result.mean_ap, mean_of_defined(resamples), level)
 
 
 def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95):
     """Return (Interval of first's mean AP less second's, two-sided p-value), both under the same weights of patients.
 
-    Both are Results for the same images and truth, else InputError; the rest as in `bootstrap_map`. The p-value is that
-    of `statistics.paired_bootstrap`.
+    The Results must be of the same images and truth, else InputError; the rest as in `bootstrap_map`, the p-value as in
+    `statistics.tested`.
     """
     if not (
         np.array_equal(first.image_ids, second.image_ids) and np.array_equal(first.truth_class, second.truth_class)
     ):
         raise InputError("two results are compared on the same images and true boxes only")
     means = [mean_of_defined(_resampled_aps(result, groups, n_resamples, seed)) for result in (first, second)]
-    gains = means[0] - means[1]
-    tail = min((gains <= 0).sum(), (gains >= 0).sum())
-    gained = _interval(first.mean_ap - second.mean_ap, gains, level)
-    return gained, min(1.0, 2 * (1 + int(tail)) / (len(gains) + 1))
+    return tested(first.mean_ap - second.mean_ap, means[0] - means[1], level)
 
 
 def _resampled_aps(result, groups, n_resamples, seed):
-    """AP of each counted class under exponential weights of the patients, float64 (n_resamples, C)."""
-    codes, n_groups = _codes(groups, len(result.image_ids))
-    if n_resamples < 1:
-        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
-    rng, resamples = np.random.default_rng(seed), []
-    for start in range(0, n_resamples, CHUNK):
-        weights = rng.exponential(size=(min(CHUNK, n_resamples - start), n_groups))
-        resamples.append(ap_of(result, weights[:, codes]))
-    return np.concatenate(resamples)
+    """Return the AP of each counted class under exponential weights of the patients, float64 (n_resamples, C)."""
+    codes, n_groups = number_groups(groups, len(result.image_ids))
+    draws = exponential_weights(n_groups, n_resamples, seed)
+    return np.concatenate([ap_of(result, weights[:, codes]) for weights in draws])
 
 
 def coco_scores(detections, truth, images=None, rule=COCO):
-    """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id) as pycocotools has them.
+    """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id) as in pycocotools.
 
     ap: mean over IoU 0.50, 0.55 … 0.95; ar100: recall, averaged likewise, of the 100 best detections of an image and
     class. Tables, images and errors as in `evaluate`. Source: Lin et al. 2014.
@@ -198,13 +185,12 @@ def class_aps(starts, score, found, image, weights, totals, rule):
     recalls = np.linspace(0, 1, rule.recall_points or 0)
     weights, totals = np.ascontiguousarray(weights, np.float64), np.asarray(totals, np.float64)
     aps = _average_precision(starts, score, found, image, weights, totals, recalls, rule.tied_as_listed)
-    aps = aps[:, rule.counted_classes]
-    return aps if rule.absent_ap is None else np.where(np.isnan(aps), rule.absent_ap, aps)
+    return aps[:, rule.counted_classes]
 
 
 def _evaluate(images, found_by, true, rule):
     if not np.isin(true.class_id, rule.counted_classes).any():
-        raise InputError("the truth holds no box of the classes that count")
+        raise InputError("the truth has no box of the counted classes")
     truth_row, rows = match(found_by, true, rule), found_by.ranked
     result = Result(
         *(np.nan, None, rule, images.to_numpy(), truth_row, rows, found_by.class_starts),
@@ -241,13 +227,13 @@ def _class_row(result, class_id, ap):
 
 @njit(cache=True, nogil=True)
 def _average_precision(starts, score, found, image, weights, totals, recalls, each_alone):
-    """AP (B, n_classes) at the recalls asked for, over the whole curve if there are none; NaN where totals are 0."""
+    """Return the AP (B, n_classes), the mean at `recalls` or, without any, the whole area; NaN where totals are 0."""
     aps = np.full(totals.shape, np.nan)
     gained, precision = np.empty(len(score)), np.empty(len(score))
     for b, c in np.ndindex(totals.shape):
         if not totals[b, c] > 0:
             continue
-        true, seen, n = 0.0, 0.0, 0  # n points of the curve, one where recall has risen
+        true, seen, n = 0.0, 0.0, 0  # n points of the curve, one wherever recall rises
         for i in range(starts[c], starts[c + 1]):
             weight = weights[b, image[i]]
             seen += weight

@@ -1,17 +1,17 @@
-"""What goes wrong in detection, and what each kind of error costs: Bolya et al. 2020 (TIDE), under any matching rule.
+"""Detection errors and what each kind costs: TIDE (Bolya et al. 2020), under any matching rule.
 
-Let "same" be the highest IoU of a false positive with the true boxes of its class in its image, "other" with those of
+For a false positive let "same" be its highest IoU with the true boxes of its class in its image, "other" with those of
 the other classes, t the rule's threshold and b the background's. The first line that holds names the error:
-localisation    b <= same, but not over t: the right class, badly placed. Mended: its box is the true one.
-classification  other over t: well placed, the wrong class. Mended: its class is the true box's.
-duplicate       same over t, but a detection of higher score has the box. Mended: it is gone.
-background      neither reaches b: nothing is there. Mended: it is gone.
-both            b <= other: badly placed and of the wrong class. Mended: it is gone.
-missed          a true box that no detection found and no localisation or classification error points to. Mended: it
-                is not asked for; a class that is left without a true box keeps its AP.
+localisation    b <= same, not over t: the right class, badly placed. Corrected: its box is the true one.
+classification  other over t: well placed, the wrong class. Corrected: its class is the true box's.
+duplicate       same over t, but a detection of higher score has the box. Corrected: removed.
+background      neither reaches b: there is nothing. Corrected: removed.
+both            b <= other: badly placed and of the wrong class. Corrected: removed.
+missed          a true box that no detection found and no localisation or classification error points to. Corrected: the
+                true box is removed; a class left without a true box keeps its AP.
 Of several localisation and classification errors that point to one true box, only that of the highest score (of equal
-ones the localisation) is mended as said; the others, and those that point to a box already found, are gone instead.
-The gain of an error is the AP with this error alone mended, less the AP as it is; gains do not add up to 1 - AP.
+ones the localisation) is corrected as above; the others, and those that point to a box already found, are removed.
+The gain of an error is the AP with this kind alone corrected, less the AP as it is; gains do not add up to 1 - AP.
 """
 
 from dataclasses import dataclass
@@ -27,19 +27,19 @@ from common.metrics.detection_match import match, read_tables
 from common.post.boxes import iou
 
 ERRORS = ("localisation", "classification", "duplicate", "background", "both", "missed")
-NAMES = np.array(["correct", *ERRORS, None], object)  # inside this file an error is its place in NAMES
+NAMES = np.array(["correct", *ERRORS, None], object)  # in this file an error is its place in NAMES
 CORRECT, LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH, MISSED, LEFT_OUT = range(len(NAMES))
 
 
 @dataclass(frozen=True, eq=False)
 class Breakdown:
-    """Errors of a table of detections.
+    """The errors of a table of detections.
 
     summary: DataFrame by error: count (of the counted classes) and ap_gained (of the mean AP).
-    gains: float64 DataFrame, AP gained by class_id × error. detections: for each row of the table image_id, class_id,
-    score, error ("correct" for none, missing for rows that the rule leaves out) and truth_row, the true box that it
-    found, repeats or should have been, -1 for none. truth: for each row image_id, class_id and error: "correct",
-    "localisation" or "classification" where such a detection points to it, or "missed".
+    gains: float64 DataFrame, AP gained by class_id × error. detections: image_id, class_id, score, error ("correct"
+    for none, missing for rows that the rule leaves out) and truth_row (the true box found, repeated or missed, -1 for
+    none) of each row. truth: image_id, class_id and error of each row: "correct", "localisation" or "classification"
+    where such a detection points to it, or "missed".
     """
 
     summary: pd.DataFrame
@@ -49,22 +49,21 @@ class Breakdown:
 
 
 def error_breakdown(detections, truth, images=None, rule=VOC2010, background_iou=0.1):
-    """Name the error of every detection and true box, and the AP that mending each kind of error would gain.
+    """Return the Breakdown: the error of every detection and true box, and the AP that correcting each kind gains.
 
     Tables, images and errors raised as in `detection.evaluate`; background_iou: in (0, rule.iou_threshold).
-    Returns a Breakdown.
     """
     if not 0 < background_iou < rule.iou_threshold:
         raise InputError(f"background_iou must lie between 0 and {rule.iou_threshold}, not {background_iou}")
     images, boxes, true = read_tables(detections, truth, images, rule)
     if not np.isin(true.class_id, rule.counted_classes).any():
-        raise InputError("the truth holds no box of the classes that count")
+        raise InputError("the truth has no box of the counted classes")
     error, target = _errors(boxes, true, match(boxes, true, rule), rule, background_iou)
     state = np.full(len(true.image), MISSED)
-    for kind in (CLASSIFICATION, LOCALISATION, CORRECT):  # the last one stands
+    for kind in (CLASSIFICATION, LOCALISATION, CORRECT):  # the last one wins
         state[target[error == kind]] = kind
     before = _aps(boxes, true, boxes.class_id, error == CORRECT, error != LEFT_OUT, np.ones(len(state)), rule)
-    after = [_mended(boxes, true, error, target, state, kind, rule) for kind in range(1, LEFT_OUT)]
+    after = [_corrected(boxes, true, error, target, state, kind, rule) for kind in range(1, LEFT_OUT)]
     gains = [np.where(np.isnan(aps), before, aps) - before for aps in after]
     gains = pd.DataFrame(dict(zip(ERRORS, gains, strict=True)), pd.Index(rule.counted_classes, name="class_id"))
     counts = np.bincount(error[np.isin(boxes.class_id, rule.counted_classes)], minlength=len(NAMES))
@@ -79,7 +78,7 @@ def error_breakdown(detections, truth, images=None, rule=VOC2010, background_iou
 
 
 def _errors(boxes, true, truth_row, rule, background_iou):
-    """Return int64 (n,), (n,): for each detection its error and the row of its true box, -1 for none."""
+    """Return the error of each detection and the row of its true box (-1 for none), int64 (n,) both."""
     same, same_row, other, other_row = _best(
         *(boxes.rows, boxes.image, boxes.class_id, boxes.box),
         *(true.rows, true.starts[:: rule.n_classes], true.class_id, true.box),
@@ -101,16 +100,16 @@ def _errors(boxes, true, truth_row, rule, background_iou):
     return error, target
 
 
-def _mended(boxes, true, error, target, state, kind, rule):
-    """Return the AP of each counted class once the errors of one kind are mended."""
+def _corrected(boxes, true, error, target, state, kind, rule):
+    """Return the AP of each counted class with the errors of one kind corrected."""
     class_id, found, kept = boxes.class_id.copy(), error == CORRECT, (error != LEFT_OUT) & (error != kind)
     weights = np.where((state == MISSED) & (kind == MISSED), 0.0, 1.0)
     pointing = np.flatnonzero((error == LOCALISATION) | (error == CLASSIFICATION))
     pointing = pointing[state[target[pointing]] != CORRECT]
     pointing = pointing[np.lexsort((error[pointing], -boxes.score[pointing]))]
     best = pointing[np.unique(target[pointing], return_index=True)[1]]
-    mended = best[error[best] == kind]
-    class_id[mended], found[mended], kept[mended] = true.class_id[target[mended]], True, True
+    fixed = best[error[best] == kind]
+    class_id[fixed], found[fixed], kept[fixed] = true.class_id[target[fixed]], True, True
     return _aps(boxes, true, class_id, found, kept, weights, rule)
 
 
@@ -129,7 +128,7 @@ def _table(images, boxes, **columns):
 
 @njit(cache=True, nogil=True)
 def _best(rows, image, class_id, box, true_rows, image_starts, true_class, true_box):
-    """Return for each detection the highest IoU and its true box (-1 for none), in its class and in all others."""
+    """Return each detection's highest IoU and its true box (-1 for none), in its class and in all others."""
     overlaps, best = np.zeros((2, len(image))), np.full((2, len(image)), -1)
     for row in rows:
         for true in true_rows[image_starts[image[row]] : image_starts[image[row] + 1]]:

@@ -1,7 +1,7 @@
-"""Tables of boxes, checked, put in one order whatever the order of their rows, and matched.
+"""Tables of boxes put in an order that does not depend on that of their rows, and matched.
 
 Detections: a DataFrame with image_id, class_id, score, x_min, y_min, x_max, y_max; the truth is the same without score.
-Rows keep their places in the tables, and everything here speaks of them by these places, counted from 0.
+Rows are named by their place in their table, from 0.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,13 @@ import pandas as pd
 from numba import njit
 
 from common.errors import InputError
-from common.post.boxes import BOX, iou
-
-NO_FINDING_BOX = np.array([0.0, 0.0, 1.0, 1.0])
+from common.post.boxes import iou
+from common.post.tables import read_boxes, refuse_repeated, require_columns
 
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """One table as arrays in the order of its rows, and the rows sorted into groups of one image and class.
+    """A table as arrays in the order of its rows, and the rows sorted into groups of one image and class.
 
     image, class_id: int64 (n,); box: float64 (n, 4); score: float64 (n,), None for the truth. rows: int64 (m,), by
     image, class and falling score; group g = image × n_classes + class holds rows[starts[g] : starts[g + 1]].
@@ -38,12 +37,12 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: the ids of all images scored, each once; None for those of the truth, sorted. Raises InputError on missing
-    columns, numbers that are none, unknown images or classes, inverted boxes, scores outside [0, 1], a No finding box
-    other than 0 0 1 1, a truth box without an area, or two No finding boxes in the truth of one image.
+    images: the ids of all images scored, each once; None for those of the truth, sorted. Raises InputError for missing
+    columns and values, unknown images or classes, inverted boxes, scores outside [0, 1], a box of no finding other than
+    0 0 1 1, and, in the truth, a box without area or a second no finding of an image.
     """
     if images is None:
-        _need(truth, ["image_id"], "truth")
+        require_columns("truth", truth, ["image_id"])
         images = pd.Index(truth["image_id"].unique()).dropna().sort_values()
     images = pd.Index(images)
     if not len(images) or images.hasnans or not images.is_unique:
@@ -52,9 +51,7 @@ def read_tables(detections, truth, images, rule):
 
 
 def _detections(table, images, rule):
-    image, class_id, box = _columns(table, images, rule, "detections", ["score"])
-    score = _numbers(table, "score", "detections")
-    _refuse(table, "detections", ~((score >= 0) & (score <= 1)), lambda i: f"score {score[i]:g} is not within [0, 1]")
+    image, class_id, box, score = read_boxes("detections", table, images, rule.no_finding, rule.n_classes, highest=1.0)
     group, n_groups = image * rule.n_classes + class_id, len(images) * rule.n_classes
     if rule.tied_as_listed:
         ranked, _ = sort_by(image, np.arange(len(image)), len(images))
@@ -64,82 +61,29 @@ def _detections(table, images, rule):
         ranked = np.argsort(-score)
         rows, starts = sort_by(group, ranked, n_groups)
         _order_ties(rows, group, score, box)
-    kept = np.ones(len(rows), bool)
     if rule.max_per_class is not None:
+        kept = np.ones(len(rows), bool)
         kept[rows[_ranks(starts) >= rule.max_per_class]] = False
-    if rule.max_per_image is not None:
-        by_image, image_starts = sort_by(image, rows[np.argsort(-score[rows], kind="stable")], len(images))
-        kept[by_image[_ranks(image_starts) >= rule.max_per_image]] = False
-    if not kept.all():
         rows, ranked = rows[kept[rows]], ranked[kept[ranked]]
         starts = np.append(0, np.cumsum(np.bincount(group[rows], minlength=n_groups)))
     return Boxes(image, class_id, box, rows, starts, score, *sort_by(class_id, ranked, rule.n_classes))
 
 
 def _truth(table, images, rule):
-    image, class_id, box = _columns(table, images, rule, "truth", [])
-    empty = (box[:, 2] == box[:, 0]) | (box[:, 3] == box[:, 1])
-    _refuse(table, "truth", empty, lambda i: f"the box {_text(box[i])} has no area")
+    image, class_id, box, _ = read_boxes("truth", table, images, rule.no_finding, rule.n_classes, scored=False)
+    for row in np.flatnonzero((box[:, 2:] == box[:, :2]).any(axis=1))[:1]:
+        raise InputError(f"truth, row {row}, image {table['image_id'].iloc[row]}: the box has no area")
+    if rule.no_finding is not None:
+        refuse_repeated("truth", table, image, np.flatnonzero(class_id == rule.no_finding), rule.no_finding)
     group = image * rule.n_classes + class_id
     rows, starts = sort_by(group, np.arange(len(group)), len(images) * rule.n_classes)
     if not rule.tied_as_listed:
         _order_ties(rows, group, np.zeros(len(group)), box)
-    if rule.no_finding is not None:
-        twice = (class_id[rows] == rule.no_finding) & (_ranks(starts) > 0)
-        twice = np.isin(np.arange(len(group)), rows[twice])
-        _refuse(table, "truth", twice, lambda i: "a second No finding of this image; fuse the raters first")
     return Boxes(image, class_id, box, rows, starts)
 
 
-def _columns(table, images, rule, what, others):
-    """Return image places int64 (n,), class ids int64 (n,) and boxes float64 (n, 4), checked."""
-    _need(table, ["image_id", "class_id", *others, *BOX], what)
-    codes, ids = pd.factorize(table["image_id"])
-    _refuse(table, what, codes < 0, lambda i: "it names no image")
-    places = images.get_indexer(pd.Index(ids))
-    image = places[codes].astype(np.int64)
-    _refuse(table, what, image < 0, lambda i: "this image is not among those scored")
-    numbers = _numbers(table, "class_id", what)
-    known = (numbers >= 0) & (numbers < rule.n_classes) & (numbers == np.floor(numbers))
-    _refuse(table, what, ~known, lambda i: f"class {numbers[i]:g} is none of 0 to {rule.n_classes - 1}")
-    class_id = numbers.astype(np.int64)
-    box = np.stack([_numbers(table, column, what) for column in BOX], axis=1)
-    inverted = (box[:, 2] < box[:, 0]) | (box[:, 3] < box[:, 1])
-    _refuse(table, what, inverted, lambda i: f"the box {_text(box[i])} is inverted (x_min, y_min, x_max, y_max)")
-    if rule.no_finding is not None:
-        other = class_id == rule.no_finding
-        other[other] = (box[other] != NO_FINDING_BOX).any(axis=1)
-        _refuse(table, what, other, lambda i: f"No finding has the box {_text(box[i])}, not 0 0 1 1")
-    return image, class_id, box
-
-
-def _need(table, columns, what):
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise InputError(f"{what}: no column {', '.join(missing)}")
-
-
-def _numbers(table, column, what):
-    try:
-        numbers = np.asarray(table[column], dtype=np.float64)
-    except (TypeError, ValueError):
-        numbers = np.asarray(pd.to_numeric(table[column], errors="coerce").astype("float64"))
-    _refuse(table, what, ~np.isfinite(numbers), lambda i: f"{column} is {table[column].iloc[i]!r}")
-    return numbers
-
-
-def _refuse(table, what, wrong, reason):
-    if wrong.any():
-        i = int(np.argmax(wrong))
-        raise InputError(f"{what}, row {i} (image {table['image_id'].iloc[i]}): {reason(i)}")
-
-
-def _text(box):
-    return " ".join(f"{value:g}" for value in box)
-
-
 def _order_ties(rows, group, score, box):
-    """Sort, in place, rows that follow each other with one group and score by their boxes, equal boxes by row."""
+    """Sort, in place, neighbouring rows of one group and score by their boxes, equal boxes by row."""
     groups, scores = group[rows], score[rows]
     tied = (groups[1:] == groups[:-1]) & (scores[1:] == scores[:-1])
     if tied.any():
@@ -149,7 +93,7 @@ def _order_ties(rows, group, score, box):
 
 
 def _ranks(starts):
-    """Return each place's number within its group, from 0."""
+    """Return each row's number within its group, from 0."""
     return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
 
 
@@ -157,7 +101,7 @@ def _ranks(starts):
 def sort_by(keys, rows, n_keys):
     """Return (rows sorted by keys[row], int64 (n_keys + 1,) where each key starts); equal keys keep their order.
 
-    keys: int64 in [0, n_keys); rows: int64 (m,), places in `keys`. A counting sort.
+    keys: int64 in [0, n_keys); rows: int64 (m,), places in `keys`. This is a counting sort.
     """
     starts = np.zeros(n_keys + 1, np.int64)
     for row in rows:

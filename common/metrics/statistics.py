@@ -1,16 +1,17 @@
-"""How sure a score is: bootstrap intervals that resample patients, not images.
+"""Bootstrap intervals (percentiles) and tests of scores, resampling patients.
 
 Images of one patient are alike, so resampling images would make every interval too narrow. One seed draws the same
-patients for every figure, which makes intervals of one table comparable. Intervals are percentiles of the resamples.
+patients for every figure, so the intervals of one table are comparable.
 
-Means of values draw patients with replacement. An area does not exist without both kinds of labels: there every patient
-weighs an exponential draw instead of the times that it would be drawn, which spreads as much and loses no class.
+Means of values draw patients with replacement. An AUROC needs positives and negatives in every resample, so there each
+patient gets an exponential weight instead of a number of copies (Bayesian bootstrap, Rubin 1981): the spread is the
+same, and no class is lost.
 """
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numba import njit
@@ -19,7 +20,7 @@ from common.data.folds import group_codes
 from common.errors import InputError
 from common.metrics.classification import auroc, mean_of_defined, ratio
 
-CHUNK = 64  # resamples whose weights are held at once
+CHUNK = 64  # resamples whose weights are in memory at once
 
 
 @dataclass(frozen=True)
@@ -41,53 +42,53 @@ class Interval:
 def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
     """Return the Interval of a mean or of any statistic, resampling whole groups with replacement.
 
-    values_or_fn: real (N,), one value an image, for their mean; or a function of row indices int64 (M,) that returns
-    the statistic of those rows. groups: (N,) hashable values such as patient ids; None for images that stand alone
-    (values only). skip_nan: leave NaN values out of the mean instead of refusing them; a function's NaN resamples
-    are left out of the interval. level: in (0, 1). Raises InputError on lengths that differ or fewer than two groups.
-    Source: cluster bootstrap, Davison and Hinkley 1997.
+    values_or_fn: real (N,), one value per image, for their mean; or a function of row indices int64 (M,) that returns
+    the statistic of those rows. groups: (N,) hashable values such as patient ids; None if every image is a group
+    (values only). skip_nan: leave NaN values out of the mean instead of refusing them; NaN resamples of a function are
+    always left out of the interval. level: in (0, 1). Raises InputError for lengths that differ or fewer than two
+    groups. Source: cluster bootstrap, Davison and Hinkley 1997.
     """
-    return _interval(*_resample(values_or_fn, groups, n_resamples, seed, skip_nan), level)
+    return interval(*_resample(values_or_fn, groups, n_resamples, seed, skip_nan), level)
 
 
 def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
     """Return (Interval of a − b, two-sided p-value), both scored on the same resampled groups.
 
-    a, b: both values (N,) or both functions, and the rest, as in `bootstrap`. The p-value is twice the smaller share
-    of resamples on either side of no difference, the estimate itself counted as one more: at least 2/(n_resamples+1).
+    a, b: both values (N,) or both functions; the rest as in `bootstrap`. The p-value is that of `tested`.
     """
     if callable(a) != callable(b):
         raise InputError("a and b must both be values or both be functions")
     if callable(a):
-        difference = partial(_difference, a, b)
+
+        def difference(rows):
+            return a(rows) - b(rows)
+
     else:
         a, b = np.asarray(a, float), np.asarray(b, float)
         if a.shape != b.shape:
             raise InputError(f"a {a.shape} and b {b.shape} must score the same images")
         difference = a - b
     estimate, resamples = _resample(difference, groups, n_resamples, seed, skip_nan)
-    return _tested(estimate, resamples, level)
+    return tested(estimate, resamples, level)
 
 
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
     """Return (list of C Intervals, Interval of the mean) for the AUROC of each class, by the Bayesian bootstrap.
 
-    y: (N, C) bool or 0/1; score: (N, C) real; groups and the rest as in `bootstrap`. A class with labels of one kind
-    or NaN scores raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. Every resample holds
-    all other classes, whose mean is always over the same ones. The interval of a class with few positive groups (under
-    5, say) says little: how much such patients differ cannot be seen from so few. Source: Rubin 1981.
+    y: (N, C) bool or 0/1; score: (N, C) real; groups and the rest as in `bootstrap`. A class with labels of one kind or
+    NaN scores raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. The interval of a class
+    with few positive groups (fewer than 5, say) is unreliable: so few cannot show how much patients differ.
     """
     estimates, resamples = _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined)
-    intervals = [_interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
-    return intervals, _interval(mean_of_defined(estimates), mean_of_defined(resamples), level)
+    intervals = [interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
+    return intervals, interval(mean_of_defined(estimates), mean_of_defined(resamples), level)
 
 
 def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
     """Return (C pairs, pair of the mean) for AUROC(a) − AUROC(b); a pair is (Interval, two-sided p-value).
 
     y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images under the same weights of groups; the rest
-    as in `bootstrap_auroc`, the p-value as in `paired_bootstrap` (NaN without an estimate). The mean is over the
-    classes in which both have an area.
+    as in `bootstrap_auroc`, the p-value as in `tested`. The mean is over the classes where both AUROCs are defined.
     """
     if np.shape(a) != np.shape(b):
         raise InputError(f"a {np.shape(a)} and b {np.shape(b)} must score the same images")
@@ -95,61 +96,12 @@ def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95
         _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
     )
     gain, gains = of_a - of_b, all_a - all_b
-    pairs = [_tested(*figures, level) for figures in zip(gain, gains.T, strict=True)]
-    return pairs, _tested(mean_of_defined(gain), mean_of_defined(gains), level)
+    pairs = [tested(*figures, level) for figures in zip(gain, gains.T, strict=True)]
+    return pairs, tested(mean_of_defined(gain), mean_of_defined(gains), level)
 
 
-def _difference(a, b, rows):
-    return a(rows) - b(rows)
-
-
-def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
-    """Return (estimate, float64 (n_resamples,))."""
-    if callable(values_or_fn):
-        if groups is None:
-            raise InputError("groups must be given for a statistic of rows; pass row numbers if images stand alone")
-        codes, n_groups = _codes(groups, len(groups))
-        rows, sizes = np.argsort(codes, kind="stable"), np.bincount(codes)
-        ends = np.cumsum(sizes)
-        resamples = []
-        for drawn in _draws(n_groups, n_resamples, seed):
-            shift = ends[drawn] - np.cumsum(sizes[drawn])  # from a place in the resample to one in rows
-            places = np.arange(sizes[drawn].sum()) + np.repeat(shift, sizes[drawn])
-            resamples.append(float(values_or_fn(rows[places])))
-        return float(values_or_fn(np.arange(len(codes)))), np.array(resamples)
-    values = np.asarray(values_or_fn, float)
-    if values.ndim != 1:
-        raise InputError(f"values {values.shape}: need (N,)")
-    codes, n_groups = _codes(groups, len(values))
-    kept = ~np.isnan(values)
-    if not (kept.all() or skip_nan):
-        raise InputError(f"row {np.flatnonzero(~kept)[0]}: the value is NaN; skip_nan=True leaves such rows out")
-    sums = np.bincount(codes[kept], values[kept], n_groups)
-    counts = np.bincount(codes[kept], minlength=n_groups)
-    resamples = np.array([(sums[d].sum(), counts[d].sum()) for d in _draws(n_groups, n_resamples, seed)])
-    return ratio(sums.sum(), counts.sum(), np.nan), ratio(resamples[:, 0], resamples[:, 1], np.nan)
-
-
-def _codes(groups, n):
-    codes = group_codes(groups, n)
-    n_groups = int(codes.max(initial=-1)) + 1
-    if n_groups < 2:
-        raise InputError(f"a bootstrap needs at least two groups, there are {n_groups}")
-    return codes, n_groups
-
-
-def _draws(n_groups, n_resamples, seed):
-    _check_resamples(n_resamples)
-    rng = np.random.default_rng(seed)
-    return (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
-
-
-def _check_resamples(n_resamples):
-    if n_resamples < 1:
-        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
-
-
-def _interval(estimate, resamples, level):
+def interval(estimate, resamples, level):
+    """Return the percentile Interval of float64 (B,) resamples without NaN, its limits NaN if there is no estimate."""
     if not 0 < level < 1:
         raise InputError(f"level must lie between 0 and 1, not {level}")
     resamples = resamples[~np.isnan(resamples)]
@@ -159,45 +111,105 @@ def _interval(estimate, resamples, level):
     return Interval(float(estimate), float(low), float(high))
 
 
-def _tested(difference, resamples, level):
-    """(Interval, p-value) of a difference and its resamples."""
-    interval, defined = _interval(difference, resamples, level), resamples[~np.isnan(resamples)]
+def tested(difference, resamples, level):
+    """Return (Interval, two-sided p-value) of a difference and its float64 (B,) resamples, NaN without an estimate.
+
+    The p-value is twice the smaller share of resamples on either side of 0, the estimate counted as one more: at least
+    2 / (B + 1).
+    """
+    defined = resamples[~np.isnan(resamples)]
     if np.isnan(difference) or not len(defined):
-        return interval, np.nan
+        return interval(difference, resamples, level), np.nan
     tail = min((defined <= 0).sum(), (defined >= 0).sum())
-    return interval, min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
+    return interval(difference, resamples, level), min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
+
+
+def number_groups(groups, n):
+    """Return (group numbers int64 (n,), number of groups); raise InputError for fewer than two."""
+    codes = group_codes(groups, n)
+    n_groups = int(codes.max(initial=-1)) + 1
+    if n_groups < 2:
+        raise InputError(f"a bootstrap needs at least two groups, there are {n_groups}")
+    return codes, n_groups
+
+
+def exponential_weights(n_groups, n_resamples, seed):
+    """Yield weights of groups for the Bayesian bootstrap, float64 (up to CHUNK, n_groups), n_resamples in all."""
+    check_resamples(n_resamples)
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_resamples, CHUNK):
+        yield rng.exponential(size=(min(CHUNK, n_resamples - start), n_groups))
+
+
+def check_resamples(n_resamples):
+    """Raise InputError unless n_resamples is positive."""
+    if n_resamples < 1:
+        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
+
+
+def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
+    """Return (estimate, float64 (n_resamples,))."""
+    if callable(values_or_fn):
+        if groups is None:
+            raise InputError("groups must be given for a statistic of rows; pass row numbers if images stand alone")
+        codes, n_groups = number_groups(groups, len(groups))
+        rows, sizes = np.argsort(codes, kind="stable"), np.bincount(codes)
+        ends = np.cumsum(sizes)
+        resamples = []
+        for drawn in _draws(n_groups, n_resamples, seed):
+            shift = ends[drawn] - np.cumsum(sizes[drawn])  # from a position in the resample to one in rows
+            places = np.arange(sizes[drawn].sum()) + np.repeat(shift, sizes[drawn])
+            resamples.append(float(values_or_fn(rows[places])))
+        return float(values_or_fn(np.arange(len(codes)))), np.array(resamples)
+    values = np.asarray(values_or_fn, float)
+    if values.ndim != 1:
+        raise InputError(f"values {values.shape}: need (N,)")
+    codes, n_groups = number_groups(groups, len(values))
+    kept = ~np.isnan(values)
+    if not (kept.all() or skip_nan):
+        raise InputError(f"row {np.flatnonzero(~kept)[0]}: the value is NaN; skip_nan=True leaves such rows out")
+    sums = np.bincount(codes[kept], values[kept], n_groups)
+    counts = np.bincount(codes[kept], minlength=n_groups)
+    resamples = np.array([(sums[d].sum(), counts[d].sum()) for d in _draws(n_groups, n_resamples, seed)])
+    return ratio(sums.sum(), counts.sum(), np.nan), ratio(resamples[:, 0], resamples[:, 1], np.nan)
+
+
+def _draws(n_groups, n_resamples, seed):
+    check_resamples(n_resamples)
+    rng = np.random.default_rng(seed)
+    return (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
 
 
 def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
-    """Return (float64 (C,), float64 (n_resamples, C)): each class on all images, and under weights of the groups."""
+    """Return AUROCs on all images, float64 (C,), and under weights of the groups, float64 (n_resamples, C)."""
     y, score = np.asarray(y), np.asarray(score)
     if y.ndim != 2:
         raise InputError(f"labels {y.shape}: need (N, C)")
     estimates = auroc(y, score, np.nan if skip_undefined else None)
-    codes, n_groups = _codes(groups, len(y))
-    _check_resamples(n_resamples)
-    rng, orders = np.random.default_rng(seed), np.argsort(score, axis=0)
-    resamples = np.full((n_resamples, y.shape[1]), np.nan)
+    codes, n_groups = number_groups(groups, len(y))
+    orders = np.argsort(score, axis=0)
+    resamples = []
 
-    def of_class(c, rows, weights):
+    def of_class(c, weights):
+        if np.isnan(estimates[c]):
+            return np.full(weights.shape[1], np.nan)
         order = orders[:, c]
         ranked = score[order, c]
         starts = np.append(True, ranked[1:] != ranked[:-1])
-        resamples[rows, c] = _weighted_auroc(y[order, c] != 0, starts, codes[order], weights)
+        return _weighted_auroc(y[order, c] != 0, starts, codes[order], weights)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for start in range(0, n_resamples, CHUNK):
-            rows = np.arange(start, min(start + CHUNK, n_resamples))
-            weights = np.ascontiguousarray(rng.exponential(size=(len(rows), n_groups)).T, np.float32)
-            list(pool.map(partial(of_class, rows=rows, weights=weights), np.flatnonzero(~np.isnan(estimates))))
-    return estimates, resamples
+        for drawn in exponential_weights(n_groups, n_resamples, seed):
+            weights = np.ascontiguousarray(drawn.T, np.float32)
+            resamples.append(np.stack(list(pool.map(of_class, range(y.shape[1]), itertools.repeat(weights))), axis=1))
+    return estimates, np.concatenate(resamples)
 
 
 @njit(cache=True, nogil=True)
 def _weighted_auroc(positive, starts, group, weights):
-    """AUROC of rows in rising order of score for each column of weights > 0 (groups, B); `starts` marks where it rises.
+    """Return the AUROC, float64 (B,), of rows sorted by score for each column of weights > 0 (groups, B).
 
-    All resamples advance together row by row, in loops over few arrays, which the compiler turns into vector code.
+    starts: where the score rises. All resamples advance together row by row, in loops that the compiler vectorises.
     """
     area, positives, below = np.zeros((3, weights.shape[1]))
     start = 0
@@ -205,7 +217,7 @@ def _weighted_auroc(positive, starts, group, weights):
         end = start + 1
         while end < len(positive) and not starts[end]:
             end += 1
-        for i in range(start, end):  # of negatives with the same score, half lies below a positive
+        for i in range(start, end):  # half the negatives of the same score count as below a positive
             if not positive[i]:
                 _add(below, weights[group[i]], 0.5)
         for i in range(start, end):

@@ -13,7 +13,6 @@ from common.errors import InputError
 # numpy 1 divides a float32 array by a float64 number in float32, numpy 2 in float64. Compiled code takes this as an
 # argument: as a constant it would stay in numba's cache through a change of numpy.
 SINGLE = bool(np.result_type(np.zeros(1, np.float32), np.float64(1)) == np.float32)
-_LARGEST = 2**24  # class ids are exact in float32 up to here
 _ROWS = 1 << 15  # boxes fused together, few enough for the processor's cache
 
 
@@ -50,24 +49,6 @@ def in_portions(fuse, starts, threads=None):
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         parts = pool.map(fuse, begins, np.append(begins[1:], len(starts) - 1))
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-
-
-def check_scores(scores, where):
-    """Return scores (n,) as float64; raise InputError for negative, infinite and missing ones."""
-    scores = np.ascontiguousarray(scores, np.float64)
-    if len(scores) and not (scores.min() >= 0 and scores.max() < np.inf):
-        row = int(np.argmin((scores >= 0) & (scores < np.inf)))
-        raise InputError(f"{where(row)}: score {scores[row]:g} is not a finite number >= 0")
-    return scores
-
-
-def check_labels(labels, where):
-    """Return float64 class ids (n,) as int64; raise InputError unless they are whole numbers."""
-    fits = (np.floor(labels) == labels) & (np.abs(labels) < _LARGEST)
-    if not fits.all():
-        row = int(np.argmin(fits))
-        raise InputError(f"{where(row)}: class id {labels[row]:g} is not a whole number")
-    return labels.astype(np.int64)
 
 
 def check_weights(weights, n_models):

@@ -8,8 +8,9 @@ import pandas as pd
 from numba import njit
 
 from common.errors import InputError
-from common.post.batches import Batch, check_iou, check_labels, check_scores, check_weights, in_portions
+from common.post.batches import Batch, check_iou, check_weights, in_portions
 from common.post.boxes import BOX, check_boxes
+from common.post.tables import read_boxes, read_class_ids, read_numbers, refuse_repeated, require_columns, row_names
 from common.post.wbf import fuse_wbf, mean_boxes
 
 NO_FINDING = 14  # VinBigData's class of an image without findings; its box is 0 0 1 1, in pixels
@@ -81,16 +82,16 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
     fused one) and raters (number of raters of the image). An image has the row `no_finding 0 0 1 1` only if no rater
     drew a box. Raises InputError, naming row and image, for missing columns or values and boxes without area.
     """
-    _check_columns("raters", table, ["image_id", "class_id", "rad_id", *BOX])
+    require_columns("raters", table, ["image_id", "class_id", "rad_id", *BOX])
     check_iou(iou_thr)
-    labels = check_labels(_numbers("raters", table, "class_id"), _row_names("raters", table))
+    labels = read_class_ids("raters", table, row_names("raters", table))
     images, ids = pd.factorize(table["image_id"], sort=True)
     raters, _ = pd.factorize(table["rad_id"], sort=True)
     for row in np.flatnonzero((images < 0) | (raters < 0))[:1]:
         raise InputError(f"raters, row {row}: needs an image_id and a rad_id")
     rows = np.flatnonzero(labels != no_finding)
-    where = _row_names("raters", table, rows)
-    boxes = check_boxes(np.column_stack([_numbers("raters", table, name)[rows] for name in BOX]), where)
+    where = row_names("raters", table, rows)
+    boxes = check_boxes(np.column_stack([read_numbers("raters", table, name)[rows] for name in BOX]), where)
     for row in np.flatnonzero((boxes[:, :2] >= boxes[:, 2:]).any(axis=1))[:1]:
         raise InputError(f"{where(row)}: the box has no area")
 
@@ -115,11 +116,11 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
 
 def _sizes(sizes):
     """Return widths and heights, float64 (images, 2), and the Index of the images."""
-    _check_columns("sizes", sizes, ["image_id", "width", "height"])
+    require_columns("sizes", sizes, ["image_id", "width", "height"])
     index = pd.Index(sizes["image_id"])
     for row in np.flatnonzero(index.duplicated() | index.isna())[:1]:
         raise InputError(f"sizes, row {row}: image {index[row]} is missing or repeated")
-    pixels = np.column_stack([_numbers("sizes", sizes, column) for column in ("width", "height")])
+    pixels = np.column_stack([read_numbers("sizes", sizes, column) for column in ("width", "height")])
     for row in np.flatnonzero(~((pixels > 0) & (pixels < np.inf)).all(axis=1))[:1]:
         raise InputError(f"sizes, row {row}: image {index[row]} has no usable width and height")
     return pixels, index
@@ -127,26 +128,13 @@ def _sizes(sizes):
 
 def _part(name, table, index, pixels, no_finding, healthy):
     """Return image number, class, score and box of each row, checked; write the scores of `no_finding` to `healthy`."""
-    _check_columns(name, table, ["image_id", "class_id", "score", *BOX])
-    codes, ids = pd.factorize(table["image_id"])
-    images = np.append(index.get_indexer(ids), -1)[codes]  # a missing id has the code -1
-    where = _row_names(name, table)
-    for row in np.flatnonzero(images < 0)[:1]:
-        raise InputError(f"{where(row)} has no row in the table of image sizes")
-    labels = check_labels(_numbers(name, table, "class_id"), where)
-    scores = check_scores(_numbers(name, table, "score"), where)
-    boxes = np.column_stack([_numbers(name, table, column) for column in BOX])
+    images, labels, boxes, scores = read_boxes(name, table, index, no_finding, sizes=pixels)
     rows = np.flatnonzero(labels == no_finding)
-    for row in rows[(boxes[rows] != [0, 0, 1, 1]).any(axis=1)][:1]:
-        raise InputError(f"{where(row)}: class {no_finding} must have the box 0 0 1 1")
-    for row in rows[pd.Series(images[rows]).duplicated()][:1]:
-        raise InputError(f"{where(row)}: a second row of class {no_finding} for this image")
-    healthy[images[rows]] = scores[rows]
     if len(rows):
+        refuse_repeated(name, table, images, rows, no_finding)
+        healthy[images[rows]] = scores[rows]
         rows = np.flatnonzero(labels != no_finding)
         images, labels, scores, boxes = images[rows], labels[rows], scores[rows], boxes[rows]
-        where = _row_names(name, table, rows)
-    boxes = check_boxes(boxes, where, pixels[images], "lies outside its image: clip it to the image first")
     return images, labels, scores, boxes
 
 
@@ -158,27 +146,6 @@ def _no_finding_scores(healthy, weights):
     probs = np.nan_to_num(healthy[:, found])
     mean = weights @ probs / max(weights.sum(), np.finfo(float).tiny)
     return found, np.minimum(mean, probs.max(axis=0, initial=0))  # rounding must not carry a mean of ones past 1
-
-
-def _check_columns(name, table, columns):
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise InputError(f"{name}: needs the columns {', '.join(columns)}; {', '.join(missing)} missing")
-
-
-def _numbers(name, table, column):
-    try:
-        return table[column].to_numpy(np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: the column {column} must hold numbers") from None
-
-
-def _row_names(name, table, rows=None):
-    def where(row):
-        row = row if rows is None else rows[row]
-        return f"{name}, row {row}, image {table['image_id'].iloc[row]}"
-
-    return where
 
 
 def _count_distinct(groups, values, n):

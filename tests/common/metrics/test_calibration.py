@@ -18,13 +18,20 @@ from common.metrics.calibration import (
     reliability,
     youden,
 )
-from common.metrics.classification import sensitivity, specificity
+from common.metrics.classification import recall, specificity
 
 
 def findings(seed, n=400):
     rng = np.random.default_rng(seed)
     prob = rng.random((n, 2)) ** 2
     return rng.random((n, 2)) < prob, prob
+
+
+def test_thresholds_of_float32_scores_lie_between_them():
+    low = np.float32(0.3)
+    score = np.array([[low], [np.nextafter(low, np.float32(1))]])
+    (threshold,) = choose_thresholds([[0], [1]], score)
+    assert score[0, 0] < threshold < score[1, 0]
 
 
 def test_youden_of_known_counts():
@@ -48,7 +55,7 @@ def test_each_fold_is_judged_by_the_threshold_of_the_others():
     counts, thresholds = nested_counts(y, score, ["a"] * 4 + ["b"] * 4)
     np.testing.assert_allclose(thresholds, [[0.25], [0.5]])
     assert counts.tolist() == [[2 + 2, 1, 1, 1 + 1]]
-    assert sensitivity(counts) == pytest.approx(4 / 5) and specificity(counts) == pytest.approx(2 / 3)
+    assert recall(counts) == pytest.approx(4 / 5) and specificity(counts) == pytest.approx(2 / 3)
 
 
 def test_fold_whose_others_lack_a_class_is_left_out_for_it():
@@ -71,7 +78,7 @@ def test_operating_points_are_nested_by_fold_or_by_halves_of_the_patients():
     points, (counts, _) = nested_youden(y, score, folds), nested_counts(y, score, folds)
     assert points.nested_by == "fold"
     np.testing.assert_array_equal(points.thresholds, choose_thresholds(y, score))
-    np.testing.assert_array_equal(points.sensitivity, sensitivity(counts))
+    np.testing.assert_array_equal(points.sensitivity, recall(counts))
     patients = np.arange(len(y)) // 4
     halves = nested_youden(y, score, np.zeros(len(y)), patients, seed=1)
     counts, _ = nested_counts(y, score, make_folds(y, 2, patients, seed=1))
@@ -132,7 +139,7 @@ def test_probabilities_that_mean_what_they_say_are_told_from_shrunk_ones():
         (lambda: nested_counts([[0], [1]], [[0.1], [0.2]], [0, 1, 2]), "3 folds for 2 images"),
         (lambda: choose_thresholds([[0], [2]], [[0.1], [0.2]]), "0 or 1"),
         (lambda: choose_thresholds([0, 1], [0.1, 0.2]), r"one shape \(N, C\)"),
-        (lambda: choose_thresholds([[0], [1]], [[0.1], [np.nan]]), "row 1, class 0: nan is not a score"),
+        (lambda: choose_thresholds([[0], [1]], [[0.1], [np.nan]]), "row 1, class 0: the score is NaN"),
         (lambda: brier([[0], [1]], [[0.1], [1.2]]), "row 1, class 0: 1.2 is not a probability"),
         (lambda: reliability([0, 1], [0.1, 0.2], 0), "n_bins"),
     ],

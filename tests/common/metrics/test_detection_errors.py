@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from common.metrics.detection import Rule, evaluate
 from common.metrics.detection_errors import ERRORS, error_breakdown
+from common.post.boxes import BOX
 
-BOX = ["x_min", "y_min", "x_max", "y_max"]
 SQUARE, HALF, THIN = (0, 0, 100, 100), (0, 0, 100, 35), (0, 0, 100, 5)  # IoU with SQUARE 1, 0.35 and 0.05
 AWAY = (500, 500, 600, 600)
 

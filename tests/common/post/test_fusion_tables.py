@@ -56,8 +56,8 @@ GOOD = ["a", 3, 0.5, 0, 0, 10, 10]
 @pytest.mark.parametrize(
     "row, message",
     [
-        (["z", 3, 0.5, 0, 0, 10, 10], "table 1, row 1, image z has no row in the table of image sizes"),
-        ([None, 3, 0.5, 0, 0, 10, 10], "row 1.*no row in the table"),
+        (["z", 3, 0.5, 0, 0, 10, 10], "table 1, row 1, image z is not one of the 3 images"),
+        ([None, 3, 0.5, 0, 0, 10, 10], "row 1.*not one of the 3 images"),
         (["a", 3.5, 0.5, 0, 0, 10, 10], "table 1, row 1, image a: class id 3.5"),
         (["a", 3, np.nan, 0, 0, 10, 10], "table 1, row 1, image a: score nan"),
         (["a", 3, -1, 0, 0, 10, 10], "row 1.*score -1"),
@@ -67,8 +67,8 @@ GOOD = ["a", 3, 0.5, 0, 0, 10, 10]
         (["a", 3, 0.5, 0, 0, 10, 801], "outside"),
         (["a", 3, 0.5, 20, 0, 10, 10], "row 1.*inverted"),
         (["a", 3, 0.5, np.nan, 0, 10, 10], "row 1.*finite"),
-        (["a", 3, "x", 0, 0, 10, 10], "table 1: the column score must hold numbers"),
-        (["a", 14, 0.5, 0, 0, 1000, 800], "row 1.*class 14 must have the box 0 0 1 1"),
+        (["a", 3, "x", 0, 0, 10, 10], "table 1, row 1, image a: score is 'x', not a number"),
+        (["a", 14, 0.5, 0, 0, 1000, 800], "row 1.*class 14 .no finding. must have the box 0 0 1 1"),
     ],
 )
 def test_bad_rows(row, message):
@@ -152,7 +152,7 @@ def test_raters_nobody_or_nothing():
         (["a", 3, "R1", 5, 0, 5, 5], "row 9, image a: the box has no area"),
         (["a", 3, None, 0, 0, 5, 5], "row 9: needs an image_id and a rad_id"),
         (["a", np.nan, "R1", 0, 0, 5, 5], "row 9, image a: class id nan"),
-        (["a", 3, "R1", "x", 0, 5, 5], "the column x_min must hold numbers"),
+        (["a", 3, "R1", "x", 0, 5, 5], "row 9, image a: x_min is 'x', not a number"),
     ],
 )
 def test_bad_raters(row, message):
