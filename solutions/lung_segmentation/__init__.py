@@ -9,7 +9,8 @@ Nothing heavy is imported before it is asked for.
 import importlib
 
 _HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(("lung_region", "clean_up", "judge"), "postprocess")
-__all__ = ["clean_up", "judge", "load_segmenter", "lung_boxes", "lung_region"]
+_HOMES |= dict.fromkeys(("find_lungs", "structures_of", "weights_file"), "beside")
+__all__ = [*sorted(_HOMES), "lung_boxes"]
 
 
 def lung_boxes(masks):

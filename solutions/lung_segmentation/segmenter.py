@@ -108,6 +108,14 @@ def _described(about, path):
     return _Description(network, about["structures"], rule)
 
 
+def read_radiograph(path):
+    """Read one radiograph as uint8 (H, W); raises InputError for a file that cannot be read or is a colour picture."""
+    image, header = read_image_and_header(path)
+    if header["colour"] > COLOUR_LIMIT:
+        raise InputError(f"{path}: a colour picture ({header['colour']:.0%} of its pixels), not a radiograph")
+    return image
+
+
 class Segmenter:
     """Radiographs to masks, as many threads as cores, each with a few images, so that memory does not grow.
 
@@ -133,10 +141,11 @@ class Segmenter:
     def structures_of(self, images):
         """Yield for each image a dict from every name of `structures` to its mask, uint8 (H, W) of 0 and 1."""
 
-        def parts(image, probs):
-            return dict(zip(self.structures, self._rule.parts(probs, image.shape, self._kind), strict=True))
+        return self._each_array(images, lambda image, probs: self.parts(probs, image.shape))
 
-        return self._each_array(images, parts)
+    def parts(self, probs, shape):
+        """Return the mask of each structure by name, uint8 of `shape` (height, width), from one array of `probs`."""
+        return dict(zip(self.structures, self._rule.parts(probs, shape, self._kind), strict=True))
 
     def lungs(self, probs, shape):
         """The lungs' mask, uint8 of `shape` (height, width), from one array that `probs` gives."""
@@ -153,14 +162,15 @@ class Segmenter:
         ):
             yield image_id, *(both or (None, None)), problem
 
-    def each(self, files, finish, workers=None):
+    def each(self, files, finish, workers=None, load=read_radiograph):
         """Yield (image id, finish(image id, image, probs), problem) of each of `files`, a mapping from id to path.
 
         finish is called in a thread, with image uint8 (H, W) and probs uint8 (C, size, size), and should return
         nothing large. It is not called for a file with a problem, which yields (image id, None, problem). workers:
-        threads that read, predict and finish, each one batch at a time; None is one a core.
+        threads that read, predict and finish, each one batch at a time; None is one a core. load(path) -> image: reads
+        something else than files.
         """
-        return self._run(files.items(), read_radiograph, finish, workers)
+        return self._run(files.items(), load, finish, workers)
 
     def _each_array(self, images, finish):
         found = self._run(enumerate(images), _checked, lambda _, image, probs: finish(image, probs), None)
@@ -240,14 +250,6 @@ def _without_norms(model, size):
         conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor + bias, requires_grad=False)
         norm.forward = getattr(norm, "act", nn.Identity()).forward  # timm's norms hold the activation that follows
     return folded if (folded(noise) - wanted).abs().max() < 1e-3 * wanted.std() else model
-
-
-def read_radiograph(path):
-    """Read one radiograph as uint8 (H, W); raises InputError for a file that cannot be read or is a colour picture."""
-    image, header = read_image_and_header(path)
-    if header["colour"] > COLOUR_LIMIT:
-        raise InputError(f"{path}: a colour picture ({header['colour']:.0%} of its pixels), not a radiograph")
-    return image
 
 
 def _checked(image):
