@@ -174,7 +174,7 @@ def _print_error(line):
 
 def _tool_names(config_module):
     own = getattr(config_module, "TOOLS", ())
-    return (*own, *kaggle.offered(getattr(config_module, "KAGGLE", None), own))
+    return (*own, *kaggle.tool_names(getattr(config_module, "KAGGLE", None), own))
 
 
 def _require_one_process(name):

@@ -39,14 +39,14 @@ def main(argv=None):
     if name == "bundle":
         return cli.run_tool(name, lambda: _load("common.kaggle.bundle", "bundle_tool")(export_run), rest)
     if name == "log":
-        return cli.run_tool(name, lambda: _load("common.kaggle.log", "show"), rest)
+        return cli.run_tool(name, lambda: _load("common.kaggle.log_page", "log_tool"), rest)
     if name not in NAMES:
         print(f"error: {name!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     config = importlib.import_module(f"solutions.{name}.config")
 
     def load_tools():  # a tool for Kaggle starts without the imports of the solution's own
-        shared = kaggle.tools(name, config.KAGGLE, getattr(config, "TOOLS", ()), config.PRESETS)
+        shared = kaggle.load_tools(name, config.KAGGLE, getattr(config, "TOOLS", ()), config.PRESETS)
         return shared if rest[0] in shared else _load(f"solutions.{name}.tools", "TOOLS")
 
     return cli.main(name, config, lambda: _load(f"solutions.{name}.pipeline", "VERBS"), rest, load_tools)

@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from common.kaggle.bundle import DATASET
-from common.kaggle.notebook import NOTEBOOK, write_notebook
+from common.kaggle.notebook import INFERENCE, write_inference_notebook
 from common.kaggle.rehearse import execute, make_machine
 from common.kaggle.wheels import IMAGE, UNUSED, own_requirements
 from solutions.__main__ import main
@@ -93,7 +93,7 @@ def round_trip(run, solution, mounts, folder, monkeypatch, dataset="datasets/som
         (inputs / place).parent.mkdir(parents=True, exist_ok=True)
         (inputs / place).symlink_to(source)
     machine = make_machine(folder / "machine")
-    notebook = folder / "notebook" / NOTEBOOK
+    notebook = folder / "notebook" / INFERENCE
     book, working, attempts = execute(notebook, machine, folder / "kernel", inputs, [WHERE])
     assert attempts == []
     assert [path.name for path in working.iterdir()] == ["submission.csv"]
@@ -108,7 +108,7 @@ def write_kept(root):
     """Write the notebooks that the repository keeps."""
     for solution, run in KEPT.items():
         source = import_module(f"solutions.{solution}.config").KAGGLE
-        write_notebook(root / solution, solution, source, run, DATASET)
+        write_inference_notebook(root / solution, solution, source, run, DATASET)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,7 @@
-"""Kaggle: files from it and submissions to it, by its own client, which is run as a program.
-
-The client is never imported, since importing it asks for credentials.
-"""
+"""Kaggle: downloads, uploads, bundles and notebooks, by way of Kaggle's own client."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 
@@ -15,32 +11,36 @@ class Source:
 
     kind: Literal["competition", "dataset", "none"]
     slugs: tuple[str, ...] = ()
-    """Of a competition its name; of datasets owner/name, each in a folder of its own where there are several."""
+    """The competition's name; or the datasets, owner/name, each with a folder of its own where there are several."""
     code_competition: bool = False
-    """True: submissions are made by a notebook's version, not by a file."""
+    """True: submissions are versions of a notebook, not files."""
     samples: tuple[str, ...] = ("sample_submission.csv",)
-    """Names of the sample submission in the competition's folder, the first that is there counts."""
+    """Possible names of the sample submission in the competition's folder; the first that exists counts."""
     check: Callable | None = None
-    """check(path, sample): raises InputError where the submission cannot be one."""
+    """check(path, sample): raises InputError for an invalid submission."""
     score: str = ""
-    """Figure of a run's score.json that the leaderboard shows too, a dict of estimate, low and high."""
+    """Key of score.json that the leaderboard's score compares with: a dict of estimate, low and high."""
     advice: str = ""
-    """Where the files are that Kaggle does not have."""
+    """Where to get files that Kaggle does not have."""
 
 
-def offered(source, own=()):
-    """Names of the tools that a solution with this Source has, beside its `own`; None: none."""
+def tool_names(source, own=()):
+    """Return the names of the Kaggle tools of a solution with this Source (None: none) and its `own` tools."""
     if source is None:
         return ()
-    asked = {"download": True, "upload": source.kind == "competition", "notebook": "infer" in own}
-    return tuple(name for name, has in asked.items() if has)
+    available = {"download": True, "upload": source.kind == "competition", "notebook": "infer" in own}
+    return tuple(name for name, yes in available.items() if yes)
 
 
-def tools(solution, source, own=(), presets=()):
-    """The functions of these tools, by name, for a solution with these presets; what they import is imported late."""
-    from common.kaggle.download import download_tool
+def load_tools(solution, source, own=(), presets=()):
+    """Return these tools as a dict from name to function; presets: those that `notebook --train` accepts."""
+    from common.kaggle.download import download_tool  # late: `--help` needs the names only
     from common.kaggle.notebook import notebook_tool
     from common.kaggle.upload import upload_tool
 
-    made = {"download": download_tool, "upload": upload_tool, "notebook": partial(notebook_tool, presets=presets)}
-    return {name: made[name](solution, source) for name in offered(source, own)}
+    tools = {
+        "download": download_tool(solution, source),
+        "upload": upload_tool(solution, source),
+        "notebook": notebook_tool(solution, source, presets),
+    }
+    return {name: tools[name] for name in tool_names(source, own)}

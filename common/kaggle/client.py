@@ -1,176 +1,215 @@
-"""The `kaggle` client, run as a program: its output shown while it works, its exits understood.
+"""Kaggle's own client, used in process: signed in, with timeouts, and with its failures as errors of one line.
 
-It ends with status 0 where an upload is refused, tries for ever where nothing answers, and prints what a user cannot
-act on; here each end is either its output or an InputError of one line that says what to do.
+Importing `kaggle` signs in, creates a folder and may print a page of advice, so `connect` imports it, and only then.
+What the client prints or raises loses its secrets before anyone sees it.
 """
 
+import base64
 import contextlib
+import errno
+import functools
+import io
 import logging
 import os
 import re
-import selectors
 import shutil
-import signal
-import subprocess
+import stat
 import sys
-import time
 from pathlib import Path
 
 from common.errors import InputError
-from common.kaggle import credentials
 
 log = logging.getLogger(__name__)
 INSTALL = 'python -m pip install "kaggle>=2.2,!=2.2.5" six'
-PATIENCE = 300.0  # seconds without a word and without a byte, after which the client is stopped
-AGAIN = "what has arrived is kept, the same command continues"
-_BAR = re.compile(r"\d+%\|")
-_FULL = re.compile(r"No space left on device|Disk quota exceeded")
-_STATUS = re.compile(r"\b([45]\d\d) (?:Client|Server) Error")
-_NOISE = re.compile(r"Warning: |Dataset URL|License\(s\)|Downloading |Using competition|Retry |Retrying |Resuming ")
-_UNREACHABLE = re.compile(
-    r"Max retries exceeded|NameResolution|Failed to establish|Connection (?:refused|reset|aborted)|ConnectionError|"
-    r"RemoteDisconnected|ProxyError|SSLError|ConnectTimeout|ReadTimeout|Read timed out|IncompleteRead|InvalidChunk"
+CREDENTIALS = (
+    "make a token at https://www.kaggle.com/settings/api and save it as ~/.kaggle/access_token, or set "
+    "KAGGLE_API_TOKEN, or put the older kaggle.json into ~/.kaggle"
 )
-_REFUSED = re.compile(  # said with status 0
-    r"^(Could not submit to competition|Could not find competition|Upload unsuccessful|Upload of .* expired|"
-    r"(Kernel push|Dataset creation|Dataset version creation) error)",
-    re.M,
-)
+AGAIN = "what has arrived is kept; run the same command to continue"
+TIMEOUT = 120.0  # seconds without a byte; the client itself waits for ever
+_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_KEY")
+_QUERY = re.compile(r"(https?://[^\s?'\"]+|url: [^\s?'\"]+|/[^\s?'\"]+)\?[^\s'\"]+")  # anyone may use a signed address
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_HEADER = re.compile(r"(?i)\b(basic|bearer)\s+[\w.~+/=-]+")
 
 
-def run(args, target, watch=None, needs_account=True):
-    """Run `kaggle` with `args` and return what it said, without progress bars and secrets.
+class TransientError(InputError):
+    """Kaggle could not be reached, is overloaded or failed: the same request may succeed later."""
 
-    target: the competition or dataset in an error's words, `competition a-slug`. watch: a file that grows while the
-    client works. Raises InputError, in one line, where the client is missing, hangs, or ends without having done it.
+
+@contextlib.contextmanager
+def connect(target, needs_account=True):
+    """Yield a `KaggleApi` that is signed in; every failure of the client inside the block becomes an InputError.
+
+    target: what the message is about, such as `competition a-slug`. needs_account: False goes on without credentials
+    where there are none. Progress bars go to stderr, other lines that the client prints to the log. Raises InputError
+    in one line with the remedy: client or credentials missing, not allowed, unknown, disk full; TransientError where
+    trying again later may help.
     """
-    program, secrets = _program(), credentials.prepare(needs_account)
-    status, lines = _follow([program, *args], secrets, target, watch)
-    said = "\n".join(lines)
-    if status or _REFUSED.search(said):
-        raise InputError(explain(said, status, target))
-    return said
+    output = _Output()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            with _timeouts():
+                yield _sign_in(output, needs_account)
+        except InputError:
+            raise
+        except ImportError as error:
+            raise InputError(f"the kaggle client cannot be imported ({error}): {INSTALL}") from None
+        except Exception as error:
+            raise explain(error, target, output.secrets) from None
 
 
-def _program():
-    beside = Path(sys.executable).with_name("kaggle")
-    found = str(beside) if beside.is_file() else shutil.which("kaggle")
-    if found is None:
-        raise InputError(f"the kaggle client is not installed: {INSTALL}")
-    return found
-
-
-def _environment():
-    """The variables of the client: as they are, but that it must not print requests with their headers."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("VERBOSE", "VERBOSE_OUTPUT")}
-    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-
-
-def _follow(command, secrets, target, watch):
-    """Run the command to its end, showing its bars; returns its status and its other lines, scrubbed."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=_environment(),
-        start_new_session=True,
-    )
-    bar, lines, rest, size, heard = _Bar(), [], b"", -1, time.monotonic()
+@functools.cache
+def _client_class():
+    """Return the client's class with checks where it fails silently, and without its mode that prints headers."""
+    verbose = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
     try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while True:
-                if selector.select(min(1.0, PATIENCE)):
-                    chunk = os.read(process.stdout.fileno(), 1 << 16)
-                    if not chunk:
-                        break
-                    heard = time.monotonic()
-                    *whole, rest = re.split(rb"[\r\n]+", rest + chunk)
-                    for line in whole:
-                        _take(credentials.scrub(line.decode(errors="replace").strip(), secrets), lines, bar, target)
-                now = watch.stat().st_size if watch is not None and watch.exists() else -1
-                if now != size:
-                    size, heard = now, time.monotonic()
-                if time.monotonic() - heard > PATIENCE:
-                    raise InputError(f"{target}: Kaggle has not answered for {PATIENCE:.0f} seconds; {AGAIN}")
-        _take(credentials.scrub(rest.decode(errors="replace").strip(), secrets), lines, bar, target)
-        return process.wait(), lines
+        from kaggle.api.kaggle_api_extended import KaggleApi
     finally:
-        bar.close()
-        _end(process)
+        os.environ.update(verbose)
+
+    class Client(KaggleApi):
+        already_printed_version_warning = True
+
+        def download_needed(self, response, outfile, quiet=True):
+            """Raise InputError where the disk has no room: the client would find out after many gigabytes."""
+            have = os.path.getsize(outfile) if os.path.isfile(outfile) else 0
+            need = int(response.headers.get("Content-Length", 0)) - have
+            free = shutil.disk_usage(Path(outfile).parent).free
+            if need > free:
+                sizes = f"needs {need / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free"
+                raise InputError(f"{outfile}: {sizes}; make room, {AGAIN}")
+            return super().download_needed(response, outfile, quiet)
+
+        def upload_files(self, request, resources, folder, *options):
+            """Raise TransientError where a file was refused: the client would make the dataset without it."""
+            super().upload_files(request, resources, folder, *options)
+            expected = sum(name != self.DATASET_METADATA_FILE for name in os.listdir(folder))
+            if len(request.files) != expected:
+                raise TransientError(
+                    f"{folder}: Kaggle took {len(request.files)} of {expected} files, nothing is published; {AGAIN}"
+                )
+
+    return Client
 
 
-def _take(line, lines, bar, target):
-    if _BAR.search(line):
-        bar.show(line)
-    elif line:
-        lines.append(line)
-        if _FULL.search(line):  # the client would try five more times, for a minute
-            raise InputError(f"{target}: the disk is full: {_FULL.search(line)[0]}; make room, {AGAIN}")
-        if line.startswith(("Retrying in", "Rate limited", "Resuming from", "Request failed")):
-            log.info(line)
+def _sign_in(output, needs_account):
+    api = _client_class()()
+    places = _secure_credentials(api.config)
+    if needs_account or places:
+        if not places:
+            raise InputError(f"no Kaggle credentials found: {CREDENTIALS}")
+        output.secrets = [os.environ[name] for name in _VARIABLES if os.environ.get(name)]
+        try:
+            api.authenticate()
+        except SystemExit:  # after a page of advice
+            raise InputError(_refused(places)) from None
+        values = {name: str(api.config_values.get(name) or "") for name in ("username", "key", "token")}
+        login = base64.b64encode(f"{values['username']}:{values['key']}".encode()).decode()
+        output.secrets += [text for text in (values["token"], login, values["key"]) if len(text) >= 6]
+    return api
 
 
-def _end(process):
-    """Stop the client and what it started, politely first."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-    process.stdout.close()
+def _refused(places):
+    return f"Kaggle does not accept the credentials in {', '.join(places)}, or they are incomplete; {CREDENTIALS}"
 
 
-class _Bar:
-    """The client's progress bar: moving on a terminal, now and then a line elsewhere."""
+def _secure_credentials(config):
+    """Close the files with credentials to other users; return where credentials are: files, variables."""
+    home = Path.home() / ".kaggle"
+    names = ("kaggle.json", "access_token", "access_token.txt", "credentials.json")
+    paths = dict.fromkeys([config, *(str(home / name) for name in names), os.environ.get("KAGGLE_API_TOKEN", "")])
+    found = [path for path in paths if os.path.isfile(path)]
+    for path in found:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        if mode & 0o077:
+            try:
+                os.chmod(path, 0o600)
+                log.info(f"{path}: other users could read it; now only you can (mode 600)")
+            except OSError:
+                log.warning(f"{path}: other users may read it (mode {mode:o}), and its mode cannot be changed: move it")
+    return [*found, *(name for name in _VARIABLES if os.environ.get(name))]
+
+
+@contextlib.contextmanager
+def _timeouts():
+    """Give every request a timeout, and keep urllib3 from logging the signed addresses of what it retries."""
+    from requests.adapters import HTTPAdapter  # late: it comes with the client
+
+    send, logger = HTTPAdapter.send, logging.getLogger("urllib3")
+    level = logger.level
+
+    def send_in_time(adapter, request, stream=False, timeout=None, **options):
+        return send(adapter, request, stream=stream, timeout=timeout or TIMEOUT, **options)
+
+    HTTPAdapter.send = send_in_time
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        HTTPAdapter.send = send
+        logger.setLevel(level)
+
+
+class _Output(io.TextIOBase):
+    """Stands in for stdout and stderr: passes progress bars on and logs other lines, without secrets."""
 
     def __init__(self):
-        self._live, self._last, self._shown = sys.stderr.isatty(), time.monotonic(), False
+        self.secrets, self._stdout, self._stderr, self._bar = [], sys.stdout, sys.stderr, False
 
-    def show(self, line):
-        if self._live:
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-            self._shown = True
-        elif time.monotonic() - self._last > 15:
-            self._last = time.monotonic()
-            log.info(line)
+    def write(self, text):
+        lines = [line.strip() for line in scrub(text, self.secrets).splitlines() if line.strip()]
+        if text.startswith("\r"):
+            self._stderr.write(text)
+        elif self._bar and text:
+            self._stderr.write("\n")
+        self._bar = text.startswith("\r") or (self._bar and not text)
+        if not self._bar:
+            with contextlib.redirect_stdout(self._stdout):
+                for line in lines:
+                    log.info(line)
+        return len(text)
 
-    def close(self):
-        if self._shown:
-            print(file=sys.stderr)
+    def flush(self):
+        self._stderr.flush()
 
 
-def explain(said, status, target):
-    """What the client's end means, and what to do, in one line. target: `competition <slug>` or `dataset <slug>`."""
+def scrub(text, secrets=()):
+    """Return `text` without the secrets, authorization headers, log-ins within addresses and signatures behind them."""
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    return _HEADER.sub(r"\1 …", _LOGIN.sub("…@", _QUERY.sub(r"\1?…", text)))
+
+
+def explain(error, target, secrets=()):
+    """Return the InputError, in one line, for what the client raised; TransientError where later may be better."""
+    from requests import RequestException  # late: it comes with the client
+
     kind, _, slug = target.partition(" ")
-    lines = [line for line in said.splitlines() if not _NOISE.match(line)]
-    last = " ".join((lines[-1] if lines else "no reason given").split())[:300]
-    coded = _STATUS.findall(said)
-    code = int(coded[-1]) if coded else 0
-    if "Authentication required" in said or code == 401 or "Unauthenticated" in said:
-        places = ", ".join(credentials.places())
-        refused = f"Kaggle does not accept the credentials in {places}" if places else "Kaggle asks for an account"
-        return f"{target}: {refused}; {credentials.HOW}"
-    if "ModuleNotFoundError" in said or "ImportError" in said:
-        return f"the kaggle client cannot start ({last}): {INSTALL}"
-    denied = code == 403 or re.search(r"(?i)\brules\b|was denied|forbidden", said)
-    if kind == "competition" and denied:
+    response = getattr(error, "response", None)
+    status = 0 if response is None else response.status_code
+    reason = " ".join(scrub(str(error), secrets).split())[:300] or type(error).__name__
+    if status == 401:
+        places = _secure_credentials(_client_class().config)
+        return InputError(f"{target}: {_refused(places) if places else f'Kaggle asks for an account: {CREDENTIALS}'}")
+    if status == 403 and kind == "competition":
         address = f"https://www.kaggle.com/competitions/{slug}/rules"
-        return f"{target}: not allowed before its rules are accepted: open {address}, join, and run this again"
-    if denied:
-        return f"{target}: Kaggle does not allow it (403): is the name right, is it private, is the account verified?"
-    if code == 404 or re.search(r"(?im)^not found|could not find competition", said):
-        return f"{target}: Kaggle knows no such {kind}, or it is private: https://www.kaggle.com/search?q={slug}"
-    if code == 429 or re.search(r"(?i)too many requests", said):
-        return f"{target}: too many requests for Kaggle's limit (429): wait some minutes; {AGAIN}"
-    if code >= 500:
-        return f"{target}: Kaggle has a fault of its own ({code}): try again later; {AGAIN}"
-    if _UNREACHABLE.search(said):
-        reason = _UNREACHABLE.search(said)[0]
-        return f"{target}: the connection to Kaggle failed ({reason}): is there internet here? {AGAIN}"
-    if re.search(r"(?m)^(usage|kaggle.*error): .*", said) and "invalid choice" in said + last:
-        return f"the kaggle client is too old or too new for this ({last}): {INSTALL}"
-    return f"{target}: {last}" + (f" (the client ended with status {status})" if status else "")
+        return InputError(
+            f"{target}: not allowed ({reason}): join it and accept its rules at {address}, then run again"
+        )
+    if status == 403:
+        return InputError(
+            f"{target}: not allowed ({reason}): is the name right, is it private, is the account verified?"
+        )
+    if status == 404:
+        address = f"https://www.kaggle.com/search?q={slug}"
+        return InputError(f"{target}: Kaggle knows no such {kind}, or it is private: {address}")
+    if status == 429:
+        return TransientError(f"{target}: too many requests (429): wait some minutes; {AGAIN}")
+    if status >= 500:
+        return TransientError(f"{target}: Kaggle has a fault of its own ({status}): try again later; {AGAIN}")
+    if status == 0 and isinstance(error, RequestException):
+        return TransientError(f"{target}: the connection to Kaggle failed ({type(error).__name__}): {AGAIN}")
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"{target}: the disk is full; make room, {AGAIN}")
+    return InputError(f"{target}: {reason}")

@@ -1,69 +1,92 @@
-"""The log of submissions as a page, and the plot of cv against the leaderboard."""
+"""`log`: the submissions so far, printed and as a page with the offline score against the leaderboard's."""
+
+import logging
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from common.kaggle.log import NUMBERS, shown
+from common.errors import InputError
+from common.kaggle.submissions import LOG, NUMBERS, read_log
 from common.report import page
 from common.report.plots import BLUE, INK, ORANGE, _axes, _legend_above, _styled, _svg
 
+log = logging.getLogger(__name__)
+PAGE = LOG.with_suffix(".html")
 ORDER = ["date", "run", "cv", "public", "private", "message", "rows", "git", "sha256"]  # what matters comes first
 FEW = 3  # submissions with both scores, below which a correlation says nothing
 
 
-def write_log_page(path, table):
-    """Write the log (a table of strings, see common.kaggle.log) as one HTML file, a section for each solution."""
+def log_tool(*, out: Path = PAGE):
+    """Print the log of submissions and write it as a page, with the offline score against the leaderboard's.
+
+    Args:
+        out: The page.
+    """
+    table = read_log()
+    if table.empty:
+        raise InputError(f"{LOG}: no submissions yet; `upload` writes it")
+    log.info(format_log(table).to_string(index=False))
+    waiting = int((table["public"] == "").sum())
+    if waiting:
+        log.info(f"{waiting} without a score yet: the same `upload` again fetches it")
     parts = []
     for solution, rows in table.groupby("solution", sort=True):
         numbers = rows[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
         caption = "Offline score with its interval against the leaderboard's; on the dashed line they are equal."
-        picture = page.figure(cv_against_lb(numbers), f"{caption} {agreement(numbers)}")
-        parts.append(page.section(solution, picture, page.table(shown(rows)[ORDER].iloc[::-1], "newest first")))
-    page.write_page(path, "Submissions", f"{len(table):,} sent to Kaggle", parts)
+        picture = page.figure(plot_cv_against_lb(numbers), f"{caption} {describe_agreement(numbers)}")
+        parts.append(page.section(solution, picture, page.table(format_log(rows)[ORDER].iloc[::-1], "newest first")))
+    page.write_page(out, "Submissions", f"{len(table):,} sent to Kaggle", parts)
+    log.info(str(out))
+    return 0
 
 
-def agreement(numbers):
-    """In words: how often a higher cv went with a higher score on the public leaderboard (Kendall's pairs)."""
+def format_log(table):
+    """Return the log (a table of strings) for reading: cv and its interval in one column, hashes cut."""
+
+    def short(text):
+        value = pd.to_numeric(text, errors="coerce")
+        return text if np.isnan(value) else f"{value:.4f}"
+
+    some, cv = table.copy(), pd.to_numeric(table["cv"], errors="coerce")
+    interval = " [" + table["cv_low"].map(short) + ", " + table["cv_high"].map(short) + "]"
+    some["cv"] = np.where(cv.isna(), "–", table["cv"].map(short) + np.where(table["cv_low"] == "", "", interval))
+    for name in ("public", "private"):
+        some[name] = table[name].replace("", "–")
+    some["sha256"] = table["sha256"].str[:8]
+    return some.drop(columns=["cv_low", "cv_high"])
+
+
+def describe_agreement(numbers):
+    """Return in words how often a higher cv went with a higher public score (Kendall's pairs)."""
     both = numbers[["cv", "public"]].dropna().to_numpy()
     if len(both) < FEW:
-        return f"{len(both)} with both scores: too few to say whether the one follows the other."
+        return f"{len(both)} with both scores: too few to compare."
     first, second = np.triu_indices(len(both), 1)
     cv, public = (both[first] - both[second]).T
     agree, differ = int((cv * public > 0).sum()), int((cv * public != 0).sum())
-    return (
-        f"Of {differ} pairs of submissions that differ in both, {agree} have the higher cv and the higher public score."
-    )
+    return f"In {agree} of {differ} pairs that differ in both scores, the higher cv has the higher public score."
 
 
 @_styled
-def cv_against_lb(numbers):
-    """Scatter of cv (with interval) against public and private score; numbers: columns of NUMBERS, float, NaN unknown.
+def plot_cv_against_lb(numbers):
+    """Return a scatter plot of cv (with interval) against public and private score as SVG bytes.
 
-    Returns SVG bytes, None where no submission has both scores.
+    numbers: columns of NUMBERS, float, NaN where unknown. None where no submission has both scores.
     """
     known = numbers[numbers["cv"].notna() & (numbers["public"].notna() | numbers["private"].notna())]
     if known.empty:
         return None
     figure, ax = _axes(3.6)
-    reach = (known[["cv", "cv_low"]].min(axis=1), known[["cv", "cv_high"]].max(axis=1))
-    spread = [known["cv"] - reach[0], reach[1] - known["cv"]]
-    ends = pd.concat([*reach, known["public"], known["private"]]).dropna()
-    low, high = ends.min(), ends.max()
-    edge = 0.05 * (high - low) or 0.01
-    ax.plot([low - edge, high + edge], [low - edge, high + edge], "--", color=INK, alpha=0.45, linewidth=1)
+    low, high = known[["cv", "cv_low"]].min(axis=1), known[["cv", "cv_high"]].max(axis=1)
+    values = pd.concat([low, high, known["public"], known["private"]]).dropna()
+    edge = 0.05 * (values.max() - values.min()) or 0.01
+    diagonal = [values.min() - edge, values.max() + edge]
+    ax.plot(diagonal, diagonal, "--", color=INK, alpha=0.45, linewidth=1)
+    style = {"xerr": [known["cv"] - low, high - known["cv"]], "markersize": 5, "elinewidth": 0.8, "alpha": 0.85}
     for name, colour, mark in (("public", BLUE, "o"), ("private", ORANGE, "s")):
         if known[name].notna().any():
-            ax.errorbar(
-                known["cv"],
-                known[name],
-                xerr=spread,
-                fmt=mark,
-                color=colour,
-                markersize=5,
-                elinewidth=0.8,
-                alpha=0.85,
-                label=f"{name} leaderboard",
-            )
+            ax.errorbar(known["cv"], known[name], fmt=mark, color=colour, label=f"{name} leaderboard", **style)
     ax.set(xlabel="cv, with its 95 % interval", ylabel="leaderboard")
     _legend_above(ax)
     return _svg(figure)

@@ -1,4 +1,4 @@
-"""`notebook`: a notebook that predicts on Kaggle, without internet, by a run in a bundle, or that trains there."""
+"""`notebook`: a notebook that predicts on Kaggle with a run from a bundle, without internet, or that trains there."""
 
 import json
 import logging
@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from common.errors import InputError
-from common.kaggle import client
-from common.kaggle.bundle import DATASET, check_dataset
+from common.kaggle.bundle import DATASET, check_dataset_name
+from common.kaggle.client import connect
 from common.paths import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
-NOTEBOOK = "inference.ipynb"
+INFERENCE, TRAINING = "inference.ipynb", "training.ipynb"
 METADATA = "kernel-metadata.json"
 
 INSTALL = """\
@@ -25,29 +25,27 @@ bundle = found[0].parent
 wheels = map(str, sorted(bundle.glob("*.whl")))
 subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *wheels], check=True)"""
 PREDICT = """\
-from common.kaggle.mounted import WORKING, trained_folder
+from common.kaggle.session import WORKING, open_bundle
 from solutions.__main__ import main
 
-trained, submission = trained_folder(bundle, "{run}"), WORKING / "submission.csv"
+trained, submission = open_bundle(bundle, "{run}"), WORKING / "submission.csv"
 # an image that cannot be read gets the neutral prediction and is named
 status = main(["{solution}", "infer", str(trained), "--on-bad-image", "placeholder", "--out", str(submission)])
-assert status in (0, 4), "the reason stands above" """.rstrip()
-SHOW = """\
-from solutions.{solution}.mounted import show
+assert status in (0, 4), "see above for the reason" """.rstrip()
+PREVIEW = """\
+from solutions.{solution}.preview import show_predictions
 
-show(submission)"""
-
+show_predictions(submission)"""
 TRAIN = """\
-from common.kaggle.training import train_here
+from common.kaggle.session import train_in_session
 from common.runs import start_log
 
 start_log()
-finished = train_here("{solution}", "{preset}", {hours:g}, {options!r})"""
-TRAINING = "training.ipynb"
+finished = train_in_session("{solution}", "{preset}", {hours:g}, {options!r})"""
 
 
 def notebook_tool(solution, source, presets=()):
-    """The tool `notebook` of one solution with these presets."""
+    """Return the tool `notebook` of one solution with these presets."""
 
     def notebook(
         *,
@@ -60,109 +58,88 @@ def notebook_tool(solution, source, presets=()):
         out: Path | None = None,
         push: bool = False,
     ):
-        """Write a notebook that predicts on Kaggle by what a run has learnt, or that trains there.
+        """Write a notebook that predicts on Kaggle with the weights and rule of a run, or that trains there.
 
-        It installs from a bundle (`python -m solutions bundle`), with internet off and GPU on; kernel-metadata.json
-        beside it says what Kaggle must know.
+        It installs from a bundle (`python -m solutions bundle`), with internet off and GPU on; the settings are in
+        kernel-metadata.json beside it.
 
         Args:
-            run: Folder of the run to predict by; the bundle must hold it.
+            run: Folder of the run to predict with; the bundle must hold it.
             train: Preset to train on Kaggle instead, within --hours, on all GPUs of the notebook.
-            hours: Allowance of a training notebook; it stops in time and goes on in its next version.
+            hours: Time limit of a training notebook; it stops in time and continues in its next version.
             options: Further words of the training's command line, such as fold numbers; after `--`.
-            resume: The training's own last output is an input of the next version; after the first one.
+            resume: Make the notebook's own last output an input of the next version; from the second one on.
             dataset: The bundle's dataset on Kaggle, owner/name.
             out: Folder for the two files (default: notebook/ in the run's, or notebook-<preset>).
-            push: Send it to Kaggle, where it is run.
+            push: Send it to Kaggle, which runs it.
         """
-        check_dataset(dataset)
+        check_dataset_name(dataset)
         if (run is None) == (train is None):
-            raise InputError("name either --run, to predict by, or --train with a preset")
+            raise InputError("name either --run, to predict with, or --train with a preset")
         if push and dataset is None:
             raise InputError("--push needs --dataset: the bundle's, owner/name, from which the notebook installs")
+        bundle = dataset or DATASET
         if train is not None:
             if train not in presets:
                 raise InputError(f"--train {train!r} is not a preset of {solution}: {', '.join(presets)}")
             folder = out or Path(f"notebook-{train}")
-            write_training(folder, solution, source, train, hours, options, dataset or DATASET, resume)
-            return _told(folder, TRAINING, dataset, push)
-        about = read_json(run / "config.json") if (run / "config.json").is_file() else None
-        if not isinstance(about, dict) or about.get("solution") != solution:
-            raise InputError(f"--run {run}: not a run of {solution}")
-        folder = out or run / "notebook"
-        write_notebook(folder, solution, source, run.resolve().name, dataset or DATASET)
-        return _told(folder, NOTEBOOK, dataset, push)
+            write_training_notebook(folder, solution, source, train, hours, options, bundle, resume)
+        else:
+            about = read_json(run / "config.json") if (run / "config.json").is_file() else None
+            if not isinstance(about, dict) or about.get("solution") != solution:
+                raise InputError(f"--run {run}: not a run of {solution}")
+            folder = out or run / "notebook"
+            write_inference_notebook(folder, solution, source, run.resolve().name, bundle)
+        log.info(f"{folder / (INFERENCE if train is None else TRAINING)}, {folder / METADATA}")
+        if dataset is None:
+            log.info(f"fill in {DATASET.split('/')[0]} in {METADATA}, or name --dataset")
+        if push:
+            push_notebook(folder)
+        return 0
 
     return notebook
 
 
-def _told(folder, name, dataset, push):
-    log.info(f"{folder / name}, {folder / METADATA}")
-    if dataset is None:
-        log.info(f"fill in {DATASET.split('/')[0]} in {METADATA}, or name --dataset")
-    if push:
-        send(folder)
-    return 0
-
-
-def write_training(folder, solution, source, preset, hours, options, dataset, resume=False):
-    """Write training.ipynb and kernel-metadata.json of a notebook that trains a preset; resume: its own output is an
-    input, so that each version goes on where the last one stopped."""
-    names = {"solution": solution, "preset": preset, "hours": hours, "options": tuple(options)}
-    title = (
+def write_training_notebook(folder, solution, source, preset, hours, options, dataset, resume=False):
+    """Write training.ipynb and kernel-metadata.json; resume: the notebook's own last output is an input."""
+    text = (
         f"# {solution}: training {preset}\n\nStops after {hours:g} hours with everything saved; its next version, "
         "with this one's output as an input, continues."
     )
-    made = [_cell("markdown", "about", title)]
-    for name, code in (("install", INSTALL.format(slug=dataset.split("/")[1])), ("train", TRAIN.format(**names))):
-        made.append(_cell("code", name, code) | {"execution_count": None, "outputs": []})
-    about = metadata(solution, source, f"{preset} training", dataset) | {"code_file": TRAINING}
-    about["kernel_sources"] = [about["id"]] if resume else []
-    write_text(Path(folder) / TRAINING, json.dumps(_book(made), indent=1) + "\n")
-    write_json(Path(folder) / METADATA, about)
-
-
-def write_notebook(folder, solution, source, run, dataset):
-    """Write inference.ipynb and kernel-metadata.json for the run of this name in the bundle `dataset`, owner/name."""
-    write_text(Path(folder) / NOTEBOOK, json.dumps(cells(solution, run, dataset), indent=1) + "\n")
-    write_json(Path(folder) / METADATA, metadata(solution, source, run, dataset))
-
-
-def cells(solution, run, dataset):
-    """The notebook, in nbformat 4.5."""
-    names = {"solution": solution, "run": run, "slug": dataset.split("/")[1]}
-    title = f"# {solution}: inference\n\n"
-    said = (
-        f"Predicts the test images by the run `{run}` of the bundle `{dataset}`; no internet is needed. Made by "
-        f"`python -m solutions {solution} notebook`."
-    )
-    made = [_cell("markdown", "about", title + said)]
-    for name, code in (("install", INSTALL), ("predict", PREDICT), ("show", SHOW)):
-        made.append(_cell("code", name, code.format(**names)) | {"execution_count": None, "outputs": []})
-    return _book(made)
-
-
-def _book(made):
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return {
-        "cells": made,
-        "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
+    code = {
+        "install": INSTALL.format(slug=dataset.split("/")[1]),
+        "train": TRAIN.format(solution=solution, preset=preset, hours=hours, options=tuple(options)),
     }
+    _write(folder, TRAINING, text, code, solution, source, f"{preset} training", dataset, resume)
 
 
-def _cell(kind, name, source):
-    return {"cell_type": kind, "id": name, "metadata": {}, "source": source.splitlines(keepends=True)}
+def write_inference_notebook(folder, solution, source, run, dataset):
+    """Write inference.ipynb and kernel-metadata.json for the run of this name in the bundle `dataset`, owner/name."""
+    text = (
+        f"# {solution}: inference\n\nPredicts the test images with the run `{run}` of the bundle `{dataset}`; no "
+        f"internet is needed. Made by `python -m solutions {solution} notebook`."
+    )
+    names = {"solution": solution, "run": run, "slug": dataset.split("/")[1]}
+    code = {"install": INSTALL, "predict": PREDICT, "show": PREVIEW}
+    code = {name: cell.format(**names) for name, cell in code.items()}
+    _write(folder, INFERENCE, text, code, solution, source, run, dataset)
 
 
-def metadata(solution, source, run, dataset):
-    """The content of kernel-metadata.json: internet off, GPU on."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{solution} {run}".lower())[:50].strip("-")
-    return {
-        "id": f"{dataset.split('/')[0]}/{slug}",
+def _write(folder, file, text, code, solution, source, name, dataset, resume=False):
+    """Write a notebook of nbformat 4.5 (a text, then cells of code by name) and its settings on Kaggle."""
+    cells = [_make_cell("markdown", "about", text)]
+    cells += [
+        _make_cell("code", cell, lines) | {"execution_count": None, "outputs": []} for cell, lines in code.items()
+    ]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    book = {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{solution} {name}".lower())[:50].strip("-")
+    ref = f"{dataset.split('/')[0]}/{slug}"
+    settings = {
+        "id": ref,
         "title": slug.replace("-", " "),
-        "code_file": NOTEBOOK,
+        "code_file": file,
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
@@ -171,22 +148,28 @@ def metadata(solution, source, run, dataset):
         "enable_internet": False,  # the client's default is true
         "dataset_sources": [dataset, *(source.slugs if source.kind == "dataset" else ())],
         "competition_sources": list(source.slugs) if source.kind == "competition" else [],
-        "kernel_sources": [],
+        "kernel_sources": [ref] if resume else [],
         "model_sources": [],
     }
+    write_text(Path(folder) / file, json.dumps(book, indent=1) + "\n")
+    write_json(Path(folder) / METADATA, settings)
 
 
-def send(folder):
-    """Push the notebook to Kaggle; InputError where Kaggle refuses it, or lacks one of its inputs."""
-    about = read_json(Path(folder) / METADATA)
-    target = f"notebook {about['id']}"
-    said = client.run(["kernels", "push", "-p", str(folder)], target)
-    lost = re.search(r"not valid (dataset|competition) sources.*: (.*)", said)
-    if lost:
-        raise InputError(
-            f"{target}: pushed, but without its {lost[1]} {lost[2]}: is the name right, is it ready, are "
-            "the rules accepted?"
-        )
-    if "successfully pushed" not in said:
-        raise InputError(client.explain(said, 0, target))
-    log.info(next(line for line in said.splitlines() if "successfully pushed" in line))
+def _make_cell(kind, name, source):
+    return {"cell_type": kind, "id": name, "metadata": {}, "source": source.splitlines(keepends=True)}
+
+
+def push_notebook(folder):
+    """Push the notebook to Kaggle; raise InputError where Kaggle refuses it, or does not find one of its inputs."""
+    target = f"notebook {read_json(Path(folder) / METADATA)['id']}"
+    with connect(target) as api:
+        answer = api.kernels_push(str(folder))
+        if answer.error:
+            raise InputError(f"{target}: refused: {answer.error}")
+        lost = [*answer.invalid_dataset_sources, *answer.invalid_competition_sources, *answer.invalid_kernel_sources]
+        if lost:
+            raise InputError(
+                f"{target}: pushed without its inputs {', '.join(lost)}: are the names right, are they ready, are "
+                "the rules accepted?"
+            )
+    log.info(f"{target}: version {answer.version_number} pushed; progress at {answer.url}")

@@ -1,7 +1,7 @@
-"""A notebook tried here before Kaggle has it: on what Kaggle's image has, from the bundle alone, without a network.
+"""A notebook tried before Kaggle has it: on the packages of Kaggle's image, from the bundle alone, without a network.
 
-The network is closed twice: the kernel runs in a network namespace of its own, where the system allows one, and each
-attempt of a Python program to use a socket of the internet is refused and written down.
+The network is closed twice: the kernel runs in a network namespace of its own, where the system allows one, and every
+attempt of a Python program to open an internet socket is refused and recorded.
 """
 
 import functools
@@ -21,12 +21,12 @@ from packaging.utils import canonicalize_name
 
 from common.errors import InputError
 from common.kaggle.bundle import write_bundle
-from common.kaggle.notebook import NOTEBOOK, write_notebook
+from common.kaggle.notebook import INFERENCE, write_inference_notebook
 from common.kaggle.wheels import IMAGE
 
 log = logging.getLogger(__name__)
 DATASET = "rehearsal/cxr-bundle"
-MACHINE = ("ipykernel", "pip", "psutil")  # in the image too, for the notebook itself
+JUPYTER = ("ipykernel", "pip", "psutil")  # in the image too
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
 CLOSED = """
 import os, socket, sys
@@ -44,11 +44,11 @@ sys.addaudithook(refuse)
 
 
 def rehearse(solution, source, run, data, folder, export):
-    """Bundle a finished run, execute its notebook on a stand-in for Kaggle's machine; returns the executed file.
+    """Bundle a finished run, execute its notebook on a stand-in for Kaggle's machine and return the executed file.
 
-    data: the competition's folder, which is mounted; folder: where everything is made, emptied of what a call before
-    left; export: as in `bundle_tool`. Raises InputError where the notebook fails, a socket was tried, or the
-    submission is not the run's own, byte for byte.
+    data: the competition's folder, to be mounted; folder: for all files, those of an earlier call are removed; export:
+    as in `bundle_tool`. Raises InputError where the notebook fails, tries to use the network, or its submission is not
+    the run's own, byte for byte.
     """
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -56,32 +56,32 @@ def rehearse(solution, source, run, data, folder, export):
     run, folder = Path(run).resolve(), Path(folder).resolve()
     for name in ("input", "notebook", "machine", "kernel"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    place = "competitions/" + source.slugs[0] if source.kind == "competition" else "datasets/" + source.slugs[0]
-    inputs, executed = folder / "input", folder / "executed.ipynb"
+    place = folder / "input" / f"{source.kind}s" / source.slugs[0]
+    notebook, executed = folder / "notebook" / INFERENCE, folder / "executed.ipynb"
     executed.unlink(missing_ok=True)
-    write_bundle([run], inputs / "datasets" / DATASET, export, f"{sys.version_info.major}.{sys.version_info.minor}")
-    (inputs / place).parent.mkdir(parents=True, exist_ok=True)
-    (inputs / place).symlink_to(Path(data).resolve())
-    write_notebook(folder / "notebook", solution, source, run.name, DATASET)
+    bundle, python = folder / "input" / "datasets" / DATASET, f"{sys.version_info.major}.{sys.version_info.minor}"
+    write_bundle([run], bundle, export, python)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(Path(data).resolve())
+    write_inference_notebook(notebook.parent, solution, source, run.name, DATASET)
     try:
-        book, working, attempts = execute(
-            folder / "notebook" / NOTEBOOK, make_machine(folder / "machine"), folder / "kernel", inputs
-        )
+        machine = make_machine(folder / "machine")
+        book, working, attempts = execute(notebook, machine, folder / "kernel", folder / "input")
     except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, subprocess.SubprocessError) as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise InputError(f"{folder / 'notebook' / NOTEBOOK}: fails without internet ({last})") from None
+        raise InputError(f"{notebook}: fails without internet ({last})") from None
     if attempts:
-        raise InputError(f"{folder / 'notebook' / NOTEBOOK}: asked for the network ({attempts[0]})")
+        raise InputError(f"{notebook}: tried to use the network ({attempts[0]})")
     if (working / "submission.csv").read_bytes() != (run / "submission.csv").read_bytes():
         raise InputError(f"{working / 'submission.csv'}: differs from the run's own, {run / 'submission.csv'}")
     nbformat.write(book, executed)
-    log.info(f"{executed}: run without network, from the bundle alone; its submission is the run's own")
+    log.info(f"{executed}: run from the bundle alone, without network; its submission is the run's own")
     return executed
 
 
 @functools.cache
-def namespaces():
-    """Whether this system lets us make network namespaces."""
+def has_namespaces():
+    """Return whether this system lets us make network namespaces."""
     try:
         return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
     except OSError:
@@ -89,10 +89,10 @@ def namespaces():
 
 
 def make_machine(folder):
-    """An environment in `folder` with what Kaggle's image has, and without ours; returns its python."""
+    """Make an environment in `folder` with the installed packages that Kaggle's image has; return its Python's path."""
     packages, image = folder / "image", folder / "venv"
     packages.mkdir(parents=True)
-    for name in _closure([*IMAGE.packages, *MACHINE]):
+    for name in _find_dependencies([*IMAGE.packages, *JUPYTER]):
         for top in {Path(file).parts[0] for file in metadata.files(name) or () if ".." not in Path(file).parts}:
             source = Path(sysconfig.get_paths()["purelib"]) / top
             if top != "__pycache__" and source.exists() and not (packages / top).exists():
@@ -104,30 +104,28 @@ def make_machine(folder):
     return image / "bin" / "python"
 
 
-def _closure(names):
-    """Names of the installed distributions among these and what they need."""
-    found, open_ones = set(), list(names)
-    while open_ones:
-        name = canonicalize_name(open_ones.pop())
+def _find_dependencies(names):
+    """Return the names of the installed distributions among these and their dependencies, sorted."""
+    found, pending = set(), list(names)
+    while pending:
+        name = canonicalize_name(pending.pop())
         if name in found:
             continue
         try:
-            needs = metadata.requires(name) or ()
+            needs = [Requirement(line) for line in metadata.requires(name) or ()]
         except metadata.PackageNotFoundError:
             continue
         found.add(name)
-        needs = [Requirement(line) for line in needs]
-        open_ones += [r.name for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
+        pending += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
     return sorted(found)
 
 
 def execute(notebook, python, folder, inputs, more=()):
-    """Execute a notebook's file on this machine with `inputs` mounted; `more` code cells are put behind its own.
+    """Execute a notebook's file with this Python and `inputs` mounted, and `more` cells of code after its own.
 
-    Returns the executed notebook, what was written to the working folder's place, `folder`/working, and the attempts
-    to use the network, one a line.
+    Returns the executed notebook, the folder that its output went to, and the attempts to use the network, one a line.
     """
-    import nbformat  # late: the notebook itself needs none of it
+    import nbformat  # late: not in Kaggle's bundle, and slow
     from jupyter_client.manager import KernelManager
     from nbclient import NotebookClient
 
@@ -139,22 +137,18 @@ def execute(notebook, python, folder, inputs, more=()):
     book.cells += [nbformat.v4.new_code_cell(code) for code in more]
     spec = folder / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
-    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec / "kernel.json").write_text(
-        json.dumps(
-            {"argv": [*(NAMESPACE if namespaces() else ()), *command], "display_name": "Python 3", "language": "python"}
-        )
-    )
+    command = [*(NAMESPACE if has_namespaces() else ()), str(python), "-m", "ipykernel_launcher", "-f"]
+    kernel = {"argv": [*command, "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(kernel))
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "TMPDIR")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment |= {
+    environment = {name: os.environ[name] for name in kept if name in os.environ} | {
         "KAGGLE_INPUT": str(inputs),
         "KAGGLE_WORKING": str(working),
         "NETWORK_ATTEMPTS": str(attempts),
         "PATH": f"{python.parent}:{os.environ['PATH']}",
         "IPYTHONDIR": str(folder / "ipython"),
     }
-    with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 characters at most
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has at most 107 characters
         manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{short}/k")
         manager.kernel_spec_manager.kernel_dirs = [str(spec.parent)]
         client = NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(working)}})

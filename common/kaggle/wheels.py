@@ -22,80 +22,51 @@ PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "m
 
 
 class Image(NamedTuple):
-    """What a notebook's image brings along."""
+    """Kaggle's image for notebooks: the packages it has."""
 
     date: str
     python: str
     packages: dict[str, str]
 
 
-# Versions: Colab's base image (googlecolab/backend-info, pip-freeze.gpu.txt); pydicom is of Kaggle's own list
+# Versions: Colab's base image (googlecolab/backend-info, pip-freeze.gpu.txt); pydicom is in Kaggle's own list
 # (Kaggle/docker-python, kaggle_requirements.txt), which names no version: the newest at that date.
-IMAGE = Image(
-    "2026-06",
-    "3.12",
-    {
-        "torch": "2.11.0",
-        "torchvision": "0.26.0",
-        "timm": "1.0.27",
-        "huggingface-hub": "1.17.0",
-        "albumentations": "2.0.8",
-        "opencv-python-headless": "4.13.0.92",
-        "scikit-learn": "1.6.1",
-        "scipy": "1.16.3",
-        "numpy": "2.0.2",
-        "pandas": "2.2.2",
-        "pyarrow": "18.1.0",
-        "pydicom": "3.0.1",
-        "numba": "0.60.0",
-        "safetensors": "0.7.0",
-        "matplotlib": "3.10.0",
-        "tqdm": "4.67.3",
-        "six": "1.17.0",
-        "pillow": "11.3.0",
-        "pywavelets": "1.9.0",
-        "docstring-parser": "0.18.0",
-        "typeguard": "4.5.2",
-        "typing-extensions": "4.15.0",
-        "packaging": "26.2",
-        "setuptools": "75.2.0",
-    },
-)
-# A notebook has its inputs mounted and its output collected, and neither builds a bundle nor executes notebooks.
+IMAGE_PACKAGES = """
+    torch==2.11.0 torchvision==0.26.0 timm==1.0.27 huggingface-hub==1.17.0 albumentations==2.0.8
+    opencv-python-headless==4.13.0.92 scikit-learn==1.6.1 scipy==1.16.3 numpy==2.0.2 pandas==2.2.2 pyarrow==18.1.0
+    pydicom==3.0.1 numba==0.60.0 safetensors==0.7.0 matplotlib==3.10.0 tqdm==4.67.3 six==1.17.0 pillow==11.3.0
+    pywavelets==1.9.0 docstring-parser==0.18.0 typeguard==4.5.2 typing-extensions==4.15.0 packaging==26.2
+    setuptools==75.2.0
+"""
+IMAGE = Image("2026-06", "3.12", dict(package.split("==") for package in IMAGE_PACKAGES.split()))
+# Notebooks on Kaggle neither download, upload nor bundle, nor execute notebooks.
 UNUSED = ("kaggle", "six", "nbclient", "ipykernel", "setuptools")
 
 
 def build_wheel(folder, root=ROOT):
     """Build our wheel into `folder` and return its path; the same sources give the same bytes.
 
-    It is built from a copy, so that nothing which an earlier build left behind gets into it. Raises InputError where
-    the program does not run from a checkout, and where it cannot be built.
+    It is built from a copy, so that leftovers of earlier builds stay out. Raises InputError where the program does not
+    run from a checkout, where the build fails, and for files that pyproject.toml leaves out.
     """
     if not (root / "pyproject.toml").is_file():
         raise InputError(f"{root}: no pyproject.toml; a bundle is made from a checkout of this repository")
     with tempfile.TemporaryDirectory(prefix="wheel-") as temporary:
         copy = Path(temporary) / "source"
         copy.mkdir()
-        packages = sorted({pattern.rstrip("*") for pattern in _project(root)["packages"]["find"]["include"]})
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+        packages = sorted({pattern.rstrip("*") for pattern in project["packages"]["find"]["include"]})
         for name in ("pyproject.toml", "requirements.txt", "LICENSE", *packages):
             _copy(root / name, copy / name)
         build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-        _run(["-c", build, temporary], "our wheel cannot be built", copy, SOURCE_DATE_EPOCH="1700000000")
+        _run_python(["-c", build, temporary], "our wheel cannot be built", copy, SOURCE_DATE_EPOCH="1700000000")
         (built,) = Path(temporary).glob("*.whl")
+        files = (path for name in packages for path in (copy / name).rglob("*") if path.is_file())
         with zipfile.ZipFile(built) as archive:
-            absent = {
-                str(path.relative_to(copy))
-                for name in packages
-                for path in (copy / name).rglob("*")
-                if path.is_file() and path.suffix != ".md"
-            } - set(archive.namelist())
+            absent = {str(path.relative_to(copy)) for path in files if path.suffix != ".md"} - set(archive.namelist())
         if absent:
-            raise InputError(f"pyproject.toml: leaves {sorted(absent)[0]} out of the wheel ({len(absent)} files)")
+            raise InputError(f"pyproject.toml: leaves {min(absent)} out of the wheel ({len(absent)} files)")
         return Path(shutil.move(built, Path(folder) / built.name))
-
-
-def _project(root):
-    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 
 def _copy(source, target):
@@ -111,24 +82,25 @@ def _copy(source, target):
 
 
 def own_requirements(root=ROOT):
-    """The Requirements of requirements.txt."""
+    """Return the Requirements of requirements.txt."""
     lines = (line.partition("#")[0].strip() for line in (root / "requirements.txt").read_text("utf-8").splitlines())
     return [Requirement(line) for line in lines if line]
 
 
 def fetch_wheels(folder, python, requirements, image=IMAGE):
-    """Download into `folder` the wheels of what the image lacks of `requirements`, and of what those need in turn.
+    """Download into `folder` the wheels that the image lacks, or has too old, of `requirements` and their dependencies.
 
-    A package that the image has too old is among them. python: the notebook's, `3.12`. Returns the names of the
-    packages that the image has. Raises InputError where a wheel cannot be had, for want of a network or of a wheel for
-    this Python, and where one needs another version of what the image has.
+    python: the notebook's, `3.12`. Returns the names of the packages that are left to the image. Raises InputError
+    without a network, for a package without a wheel for this Python, and for conflicting versions.
     """
-    open_ones, fetched, there = list(requirements), {}, set()
-    while open_ones:
-        lacking = {}
-        for wanted in open_ones:
+    machine = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    machine |= {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+    pending, fetched, there = list(requirements), {}, set()
+    while pending:
+        missing = {}
+        for wanted in pending:
             name = canonicalize_name(wanted.name)
-            if name in UNUSED or (wanted.marker is not None and not wanted.marker.evaluate(_environment(python))):
+            if name in UNUSED or (wanted.marker is not None and not wanted.marker.evaluate(machine)):
                 continue
             if name in fetched:
                 if not wanted.specifier.contains(fetched[name], prereleases=True):
@@ -138,10 +110,10 @@ def fetch_wheels(folder, python, requirements, image=IMAGE):
             elif name == "torch":  # gigabytes, and bound to the machine's drivers
                 raise InputError(f"the notebook's image has torch {image.packages['torch']}, but {wanted} is needed")
             else:
-                lacking[name] = lacking.get(name, wanted.specifier) & wanted.specifier
-        wheels = _download(folder, python, [f"{name}{specifier}" for name, specifier in lacking.items()])
-        fetched |= {parse_wheel_filename(wheel.name)[0]: parse_wheel_filename(wheel.name)[1] for wheel in wheels}
-        open_ones = [need for wheel in wheels for need in _needs(wheel)]
+                missing[name] = missing.get(name, wanted.specifier) & wanted.specifier
+        wheels = _download(folder, python, [f"{name}{specifier}" for name, specifier in missing.items()])
+        fetched |= dict(parse_wheel_filename(wheel.name)[:2] for wheel in wheels)
+        pending = [need for wheel in wheels for need in _read_dependencies(wheel)]
     return sorted(there - set(fetched))
 
 
@@ -151,53 +123,32 @@ def _download(folder, python, wanted):
     with tempfile.TemporaryDirectory(prefix="wheels-") as temporary:
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
         pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--progress-bar", "off"]
-        asked = ["--no-deps", "--only-binary=:all:", "--python-version", python, *platforms, "-d", temporary]
-        _run([*pip, *asked, *wanted], f"wheels for Python {python} cannot be had")
+        options = ["--no-deps", "--only-binary=:all:", "--python-version", python, *platforms, "-d", temporary]
+        _run_python([*pip, *options, *wanted], f"no wheels for Python {python}")
         return [Path(shutil.move(wheel, Path(folder) / wheel.name)) for wheel in sorted(Path(temporary).iterdir())]
 
 
-def _needs(wheel):
-    """The Requirements in a wheel's metadata."""
+def _read_dependencies(wheel):
+    """Return the Requirements in a wheel's metadata."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
         metadata = HeaderParser().parsestr(archive.read(name).decode())
     return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
 
 
-def _environment(python):
-    """What markers ask, on the notebook's machine."""
-    return {
-        "python_version": python,
-        "python_full_version": f"{python}.0",
-        "sys_platform": "linux",
-        "extra": "",
-        "platform_system": "Linux",
-        "platform_machine": "x86_64",
-        "os_name": "posix",
-        "implementation_name": "cpython",
-        "platform_python_implementation": "CPython",
-    }
-
-
 _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "NameResolution", "ReadTimeout")
 
 
-def _run(words, what, folder=None, **variables):
-    """Run Python with these words; InputError with its reason in one line."""
+def _run_python(words, problem, folder=None, **variables):
+    """Run Python with these arguments; raise InputError, `problem` and the reason in one line, where it fails."""
     done = subprocess.run(
-        [sys.executable, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=folder,
-        env=os.environ | variables,
-        check=False,
+        [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=os.environ | variables, check=False
     )
     if done.returncode == 0:
         return
-    said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    if any(word in line for word in _UNREACHABLE for line in said):
-        raise InputError(f"{what}: the package index cannot be reached; is there internet here?")
-    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
-    reason = " ".join((errors or said or ["no reason given"])[-1].split())
-    raise InputError(f"{what}: {reason[:300]}")
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if any(word in line for word in _UNREACHABLE for line in lines):
+        raise InputError(f"{problem}: the package index cannot be reached; is there internet here?")
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    reason = " ".join((errors or lines or ["no reason given"])[-1].split())
+    raise InputError(f"{problem}: {reason[:300]}")

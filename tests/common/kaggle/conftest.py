@@ -3,11 +3,12 @@
 import io
 import os
 import stat
+import tempfile
 import zipfile
 
 import pytest
 
-from common.kaggle import client, credentials, upload
+from common.kaggle import client, upload
 from tests.kaggle_server import KEY, SIGNATURE, TOKEN, KaggleServer
 
 SECRETS = (KEY, TOKEN, SIGNATURE.split("=")[1])
@@ -46,10 +47,14 @@ def home(server, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(client, "PATIENCE", 60.0)
+    from kaggle.api.kaggle_api_extended import KaggleApi  # it reads the variables when it is imported first
+
+    monkeypatch.setattr(KaggleApi, "config", str(folder / ".kaggle" / "kaggle.json"))
+    monkeypatch.setattr(KaggleApi, "args", ["--local"])
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))  # where it notes begun uploads
+    monkeypatch.setattr(client, "TIMEOUT", 60.0)
     monkeypatch.setattr(upload, "POLL", 0.1)
     monkeypatch.setattr(upload, "ARRIVAL", 0.5)
-    credentials._complain.cache_clear()
     return folder
 
 
@@ -75,8 +80,8 @@ def refused(command):
 
     def run(*words):
         status, _, errors = command(*words)
-        errors = errors.rsplit("\r", 1)[-1].strip()  # behind a progress bar
-        assert status == 2 and errors.startswith("error: ") and "\n" not in errors, (status, errors)
-        return errors
+        lines = [line for line in errors.splitlines() if line.strip() and "%|" not in line]  # no progress bars
+        assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), (status, errors)
+        return lines[0]
 
     return run

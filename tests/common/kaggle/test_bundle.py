@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from common.config import file_hash
 from common.errors import InputError
 from common.kaggle import bundle, wheels
-from common.kaggle.bundle import LISTING, check_flat, write_bundle
-from common.kaggle.mounted import trained_folder
+from common.kaggle.bundle import LISTING, write_bundle
+from common.kaggle.session import open_bundle
 from common.kaggle.wheels import Image, build_wheel, fetch_wheels, own_requirements
 from common.paths import read_json, write_json
 from common.trained import Trained
@@ -122,7 +122,7 @@ def test_wheels_that_cannot_be_had(index, tmp_path, monkeypatch):
         fetch(tmp_path / "to", "a", "b")
     with pytest.raises(InputError, match=r"^the notebook's image has torch 2.6, but torch>=2.7 is needed$"):
         fetch(tmp_path / "to", "torch>=2.7")
-    with pytest.raises(InputError, match=r"^wheels for Python 3.12 cannot be had: .*no-such"):
+    with pytest.raises(InputError, match=r"^no wheels for Python 3.12: .*no-such"):
         fetch(tmp_path / "to", "no-such>=1")
     monkeypatch.delenv("PIP_NO_INDEX")
     for name, value in {
@@ -133,7 +133,7 @@ def test_wheels_that_cannot_be_had(index, tmp_path, monkeypatch):
         "PIP_EXTRA_INDEX_URL": "",
     }.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=r"had: the package index cannot be reached; is there internet here\?$"):
+    with pytest.raises(InputError, match=r"3.12: the package index cannot be reached; is there internet here\?$"):
         fetch(tmp_path / "to", "no-such>=1")
 
 
@@ -231,17 +231,17 @@ def test_a_bundle_is_flat_and_tells_what_it_holds(quick, tmp_path):
     }
     assert not list(tmp_path.glob(".*"))
     # and on Kaggle a run of it is a trained folder again
-    found = Trained.open(trained_folder(out, "siim-1"), "siim_pneumothorax")
+    found = Trained.open(open_bundle(out, "siim-1"), "siim_pneumothorax")
     assert found.weights(0, "segmenter-64").read_bytes() == b"weights"
-    assert Trained.open(trained_folder(out, "nih-1")).path("lungs.safetensors").read_bytes() == b"lungs"
+    assert Trained.open(open_bundle(out, "nih-1")).path("lungs.safetensors").read_bytes() == b"lungs"
     with pytest.raises(InputError, match="has no run siim-2, but siim-1, nih-1"):
-        trained_folder(out, "siim-2")
+        open_bundle(out, "siim-2")
     (out / "nih-1--lungs.safetensors").write_bytes(b"spoilt")
     with pytest.raises(InputError, match=r"lungs.safetensors: not the file that was exported"):
-        Trained.open(trained_folder(out, "nih-1"))
+        Trained.open(open_bundle(out, "nih-1"))
     (out / "nih-1--lungs.safetensors").unlink()
     with pytest.raises(InputError, match=r"nih-1--lungs.safetensors: missing"):
-        trained_folder(out, "nih-1")
+        open_bundle(out, "nih-1")
 
 
 def test_the_same_runs_give_the_same_bundle(quick, tmp_path):
@@ -270,10 +270,6 @@ def test_a_failure_leaves_the_earlier_bundle_and_nothing_else(quick, tmp_path, m
 
 def test_what_cannot_be_bundled(quick, tmp_path):
     run, out = trained(tmp_path / "siim-1"), tmp_path / "bundle"
-    size = sum(len(content) for content in contents(run).values())
-    with pytest.raises(InputError, match=r"^the bundle has 0.00 GB, Kaggle takes 1e-07 GB: bundle fewer runs"):
-        write_bundle([run], out, no_run, limit=100)
-    assert size > 100 and not out.exists()
     with pytest.raises(InputError, match="a second run named siim-1"):
         write_bundle([run, trained(tmp_path / "x" / "siim-1")], out, no_run)
     with pytest.raises(InputError, match="a run's name is part of file names"):
@@ -291,27 +287,26 @@ def test_what_cannot_be_bundled(quick, tmp_path):
     assert contents(out) == {"mine.txt": b""}
 
 
-def test_kaggles_limits(tmp_path):
-    (tmp_path / "a.whl").write_bytes(bytes(100))
-    assert check_flat(tmp_path, 100) == 100
-    with pytest.raises(InputError, match="the largest file is a"):
-        check_flat(tmp_path, 99)
-    assert bundle._limit(tmp_path) == 200e9 and bundle._limit(Path("/kaggle/working/bundle")) == 20e9
-    for name, what in (("folder", Path.mkdir), ("a b.whl", Path.touch), ("ü.json", Path.touch)):
-        what(tmp_path / name)
-        with pytest.raises(InputError, match=f"^{name}: a dataset is flat"):
-            check_flat(tmp_path, 100)
-        shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
+def test_kaggles_limits(quick, tmp_path, monkeypatch):
+    run, out = trained(tmp_path / "siim-1"), tmp_path / "bundle"
+    monkeypatch.setattr(bundle, "DATASET_LIMIT", 100)
+    with pytest.raises(InputError, match=r"^the bundle has 0.00 GB, Kaggle takes 1e-07 GB: bundle fewer runs"):
+        write_bundle([run], out, no_run)
+    assert not out.exists() and (bundle.OUTPUT_LIMIT, bundle.DATASET_LIMIT) == (20e9, 100)
 
 
 # ---- upload --------------------------------------------------------------------------------------------------------
 
 
-def test_upload_makes_a_dataset_and_then_versions(quick, server, command, refused, tmp_path):
+@pytest.fixture
+def words(quick, home, tmp_path):
     trained(tmp_path / "work" / "siim-1")
-    words = ("bundle", "siim-1", "--out", "bundle", "--upload", "chest/my-bundle")
-    status, said, errors = command(*words)
-    assert (status, errors) == (0, "") and "uploading a new dataset" in said and "datasets/chest/my-bundle" in said
+    return ("bundle", "siim-1", "--out", "bundle", "--upload", "chest/my-bundle")
+
+
+def test_upload_makes_a_dataset_and_then_versions(server, command, refused, words, tmp_path):
+    status, said, _ = command(*words)
+    assert status == 0 and "uploading a new dataset" in said and "datasets/chest/my-bundle" in said
     held = contents(tmp_path / "work" / "bundle")
     held.pop("dataset-metadata.json")
     assert server.created["chest/my-bundle"]["files"] == held
@@ -322,6 +317,20 @@ def test_upload_makes_a_dataset_and_then_versions(quick, server, command, refuse
     server.refuse("GetDatasetStatus", 401, "Unauthenticated")
     assert "does not accept the credentials" in refused(*words)
     server.refuse("CreateDatasetVersion", 403, "Permission 'datasets.update' was denied")
-    assert "dataset chest/my-bundle: Kaggle does not allow it" in refused(*words)
+    assert "dataset chest/my-bundle: not allowed (Permission 'datasets.update' was denied)" in refused(*words)
     assert "not a dataset's name" in refused(*words[:-1], "my-bundle")
     assert "not a dataset's name" in refused(*words[:-1], "chest/five5")
+
+
+def test_an_interrupted_upload_continues_and_no_file_is_left_out(server, command, refused, words):
+    server.refuse("PUT", 503)  # the client asks how much has arrived
+    assert command(*words)[0] == 0
+    ranges = [headers.get("Content-Range", "") for headers in server.asked("PUT")]
+    assert sum(text.startswith("bytes */") for text in ranges) == 1
+    server.refuse("PUT", 403)
+    line = refused(*words)
+    assert "Kaggle took 4 of 5 files, nothing is published" in line
+    assert server.created["chest/my-bundle"]["version"] == 1
+    assert command(*words)[0] == 0 and server.created["chest/my-bundle"]["version"] == 2
+    server.refuse("CreateDatasetVersion", 429, headers={"Retry-After": "0"}.items())
+    assert command(*words)[0] == 0 and server.created["chest/my-bundle"]["version"] == 3

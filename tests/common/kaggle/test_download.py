@@ -1,7 +1,9 @@
 """`download` with the real client against the local server."""
 
+import errno
 import json
 import os
+import time
 
 import pytest
 
@@ -16,39 +18,56 @@ def names(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_break_and_a_hang_continue_where_they_were(server, command, refused, home, make_zip, tmp_path, monkeypatch):
+@pytest.fixture
+def words(tmp_path):
+    return ("siim_pneumothorax", "download", "--data", tmp_path / "data")
+
+
+def test_hangs_and_breaks_continue_where_they_were(server, command, words, make_zip, tmp_path, monkeypatch):
     big = os.urandom(5_000_000)
     server.competitions[SLUG] = make_zip({**FILES, "big.bin": big})
     server.stalls[:] = [2 << 20]
-    server.on_hang = lambda: monkeypatch.setattr(client, "PATIENCE", 2.0)
-    words = ("siim_pneumothorax", "download", "--data", tmp_path / "data")
-    line = refused(*words)
-    assert f"competition {SLUG}: Kaggle has not answered for 2 seconds" in line and "the same command continues" in line
-    part = tmp_path / "data" / f"{SLUG}.zip"
-    assert 1 << 20 <= part.stat().st_size <= 2 << 20
-    monkeypatch.setattr(client, "PATIENCE", 60.0)
-    server.requests.clear()
-    server.cuts[:] = [None, 1 << 20]  # of the answers: the client lets go of the first and asks from where it was;
-    # that one breaks off, which the client mends itself
-    begun = part.stat().st_size
+    server.on_hang = lambda: monkeypatch.setattr(client, "TIMEOUT", 60.0)
+    monkeypatch.setattr(client, "TIMEOUT", 1.0)
+    server.cuts[:] = [None, 1 << 20]
     status, said, _ = command(*words)
-    assert status == 0 and f"competition {SLUG}: 3 files, 0.005 GB" in said
-    ranges = [headers.get("Range") for headers in server.asked("GET")]
-    assert ranges[1] == f"bytes={begun}-" and int(ranges[2][6:-1]) > begun and ranges[0] is None
+    assert status == 0 and f"competition {SLUG}: 3 files, 0.005 GB" in said and "Resuming from" in said
+    first, second, third = (headers.get("Range") for headers in server.asked("GET"))
+    assert first is None and 1 << 20 <= int(second[6:-1]) <= 2 << 20 and int(third[6:-1]) > int(second[6:-1])
     assert names(tmp_path / "data") == [".kaggle-download.json", "big.bin", "images/1.dcm", "stage_2_train.csv"]
     assert (tmp_path / "data/big.bin").read_bytes() == big
     asked = len(server.requests)
     assert "complete since" in command(*words)[1] and len(server.requests) == asked
     (tmp_path / "data/big.bin").unlink()
     server.refuse("DownloadDataFiles", 503)
-    assert "fault of its own (503)" in refused(*words)
+    assert "fault of its own (503)" in command(*words)[2]
     assert all("Authorization" not in headers for headers in server.asked("GET"))
 
 
-def test_a_damaged_archive_is_downloaded_again(server, command, refused, make_zip, tmp_path):
+def test_a_full_disk_keeps_what_has_arrived(server, command, refused, words, make_zip, tmp_path, monkeypatch):
+    server.competitions[SLUG] = make_zip({**FILES, "big.bin": os.urandom(3_000_000)})
+    server.cuts[:] = [2 << 20]
+
+    def fail(seconds):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(time, "sleep", fail)  # called before the client tries again
+    assert "the disk is full; make room, what has arrived is kept" in refused(*words)
+    begun = (tmp_path / "data" / f"{SLUG}.zip").stat().st_size
+    server.requests.clear()
+    assert begun > 1 << 20 and command(*words)[0] == 0
+    assert [headers.get("Range") for headers in server.asked("GET")] == [None, f"bytes={begun}-"]
+
+
+def test_a_disk_without_room_is_seen_before_the_transfer(server, refused, words, make_zip, tmp_path, monkeypatch):
+    server.competitions[SLUG] = make_zip(FILES)
+    monkeypatch.setattr(client.shutil, "disk_usage", lambda folder: type("usage", (), {"free": 100}))
+    assert "the disk has 1e-07 GB free; make room" in refused(*words) and names(tmp_path / "data") == []
+
+
+def test_a_damaged_archive_is_downloaded_again(server, command, refused, words, make_zip, tmp_path):
     whole = make_zip(FILES)
     server.competitions[SLUG] = whole.replace(b"one", b"ONE")
-    words = ("siim_pneumothorax", "download", "--data", tmp_path / "data")
     line = refused(*words)
     assert "damaged archive" in line and "the same command downloads it again" in line
     assert names(tmp_path / "data") == ["stage_2_train.csv"]
@@ -56,16 +75,19 @@ def test_a_damaged_archive_is_downloaded_again(server, command, refused, make_zi
     assert command(*words)[0] == 0 and (tmp_path / "data/images/1.dcm").read_text() == "one"
 
 
-def test_each_refusal_is_a_line_and_keeps_what_is_there(server, home, refused, make_zip, tmp_path, monkeypatch):
-    words = ("siim_pneumothorax", "download", "--data", tmp_path / "data")
+def test_each_refusal_is_a_line_and_keeps_what_is_there(server, home, refused, words, make_zip, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine.txt").write_text("mine")
     assert "knows no such competition" in refused(*words)
     server.competitions[SLUG] = make_zip(FILES)
     server.rules.add(SLUG)
-    assert f"open https://www.kaggle.com/competitions/{SLUG}/rules" in refused(*words)
+    assert f"accept its rules at https://www.kaggle.com/competitions/{SLUG}/rules" in refused(*words)
     server.refuse("DownloadDataFiles", 429, headers={"Retry-After": "60"}.items())
-    assert "limit (429): wait some minutes" in refused(*words)
+    assert "too many requests (429): wait some minutes" in refused(*words)
+    monkeypatch.setattr(client, "TIMEOUT", 0.5)
+    server.hang("DownloadDataFiles")
+    assert "connection to Kaggle failed (ReadTimeout)" in refused(*words)
+    monkeypatch.setattr(client, "TIMEOUT", 60.0)
     (home / ".kaggle/kaggle.json").write_text(json.dumps({"username": USER, "key": "an-old-key"}))
     assert "does not accept the credentials in" in refused(*words)
     (home / ".kaggle/kaggle.json").unlink()
@@ -73,21 +95,17 @@ def test_each_refusal_is_a_line_and_keeps_what_is_there(server, home, refused, m
     assert names(tmp_path / "data") == ["mine.txt"]
 
 
-def test_a_token_and_no_server(server, home, command, refused, make_zip, tmp_path, monkeypatch):
+def test_a_token_and_no_server(server, home, command, refused, words, make_zip, tmp_path, monkeypatch):
     (home / ".kaggle/kaggle.json").unlink()
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
     server.competitions[SLUG] = make_zip(FILES)
-    assert command("siim_pneumothorax", "download", "--data", tmp_path / "data")[0] == 0
+    assert command(*words)[0] == 0
     assert server.asked("DownloadDataFiles")[0]["Authorization"] == f"Bearer {TOKEN}"
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name, value in (("http_proxy", "http://127.0.0.1:9"), ("KAGGLE_USERNAME", USER), ("KAGGLE_KEY", KEY)):
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
-    monkeypatch.setenv("KAGGLE_USERNAME", USER)
-    monkeypatch.setenv("KAGGLE_KEY", KEY)
-    line = refused("siim_pneumothorax", "download", "--data", tmp_path / "data", "--again")
-    assert "connection to Kaggle failed" in line and names(tmp_path / "data") == [
-        ".kaggle-download.json",
-        *sorted(FILES),
-    ]
+    assert "connection to Kaggle failed" in refused(*words, "--again")
+    assert names(tmp_path / "data") == [".kaggle-download.json", *sorted(FILES)]
 
 
 def test_datasets_need_no_account_and_have_folders_of_their_own(server, home, command, make_zip, tmp_path):
@@ -97,14 +115,14 @@ def test_datasets_need_no_account_and_have_folders_of_their_own(server, home, co
     assert command("lung_segmentation", "download", "--data", tmp_path / "data")[0] == 0
     found = [name for name in names(tmp_path / "data") if not name.endswith(".json")]
     assert found == ["pulmonary-chest-xray-abnormalities/a.png", "shcxr-lung-mask/a_mask.png"]
+    assert all("Authorization" not in headers for _, _, headers in server.requests)
 
 
 def test_wrong_folders_and_a_solution_without_files_on_kaggle(refused, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file, not a folder" in refused("vinbigdata", "download", "--data", tmp_path / "file")
-    assert "Kaggle does not have its files. Clone github.com" in refused(
-        "covid19", "download", "--data", tmp_path / "d"
-    )
+    line = refused("covid19", "download", "--data", tmp_path / "d")
+    assert "Kaggle does not have its files. Clone github.com" in line
 
 
 @pytest.mark.parametrize(

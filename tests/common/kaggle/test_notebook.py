@@ -58,9 +58,9 @@ def test_what_kaggle_must_know(solution, competitions, datasets):
 def test_who_has_the_verb():
     for solution in ("lung_segmentation", "covid19"):
         own = import_module(f"solutions.{solution}.config").TOOLS if solution == "lung_segmentation" else ()
-        assert "notebook" not in kaggle.offered(source_of(solution), own)
+        assert "notebook" not in kaggle.tool_names(source_of(solution), own)
     own = import_module("solutions.chestxray14.config").TOOLS
-    assert kaggle.offered(source_of("chestxray14"), own) == ("download", "notebook")
+    assert kaggle.tool_names(source_of("chestxray14"), own) == ("download", "notebook")
 
 
 @pytest.fixture
@@ -79,18 +79,18 @@ def test_push(server, command, refused, run):
     server.datasets["chest/my-bundle"] = b""
     words = (*words, "--dataset", "chest/my-bundle", "--out", "made", "--push")
     line = refused(*words)
-    assert "pushed, but without its competition ['siim-acr-pneumothorax-segmentation']" in line
+    assert "pushed without its inputs siim-acr-pneumothorax-segmentation: are the names right" in line
     server.competitions["siim-acr-pneumothorax-segmentation"] = b""
     status, said, errors = command(*words)
-    assert (status, errors) == (0, "") and "Kernel version 2 successfully pushed" in said
+    assert (status, errors) == (0, "") and "notebook chest/siim-pneumothorax-my-run-2: version 2 pushed" in said
     asked = server.kernels["chest/siim-pneumothorax-my-run-2"]["asked"]
     assert asked["enableInternet"] is False and asked["enableGpu"] is True and asked["isPrivate"] is True
     assert asked["datasetDataSources"] == ["chest/my-bundle"]
     assert asked["competitionDataSources"] == ["siim-acr-pneumothorax-segmentation"]
     sent = json.loads(asked["text"])
-    assert any('trained_folder(bundle, "My_run.2")' in cell["source"] for cell in sent["cells"])
+    assert any('open_bundle(bundle, "My_run.2")' in cell["source"] for cell in sent["cells"])
     server.refuse("SaveKernel", 403, "Permission 'kernels.push' was denied")
-    assert "Kaggle does not allow it" in refused(*words)
+    assert "not allowed (Permission 'kernels.push' was denied)" in refused(*words)
 
 
 def test_what_is_refused(refused, run):
@@ -131,7 +131,7 @@ def test_an_attempt_to_use_the_network_is_seen(tmp_path):
     assert f"no 127.0.0.1:{port}" in said and "no example.org" in said and "child: 1" in said
     assert [line.split()[0] for line in attempts] == ["socket.getaddrinfo", "socket.getaddrinfo", "socket.connect"]
     assert "example.org" in attempts[1] and str(port) in attempts[2]
-    assert ("bash: 1" in said) == rehearse.namespaces()  # what is no Python has no network either
+    assert ("bash: 1" in said) == rehearse.has_namespaces()  # what is no Python has no network either
 
 
 def test_nothing_of_ours_is_on_the_machine(tmp_path):

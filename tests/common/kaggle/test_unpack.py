@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import InputError
 from common.kaggle import unpack as module
-from common.kaggle.unpack import Damaged, unpack
+from common.kaggle.unpack import DamagedArchive, unpack
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_device_encrypted_twice_and_clash(packed, make_zip, tmp_path):
     struct.pack_into("<H", locked, directory + 8, 1)
     two = make_zip({"b.txt": "2", "c.txt": "3"}).replace(b"c.txt", b"b.txt")
     clash = make_zip({"a": "file", "a/b": "file"})
-    for content, reason in ((device, "device"), (locked, "encrypted"), (two, "there twice"), (clash, "and a folder")):
+    for content, reason in ((device, "device"), (locked, "encrypted"), (two, "occurs twice"), (clash, "and a folder")):
         path.write_bytes(bytes(content))
         with pytest.raises(InputError, match=reason):
             unpack(path, tmp_path / "out")
@@ -89,15 +89,15 @@ def test_device_encrypted_twice_and_clash(packed, make_zip, tmp_path):
 
 def test_bombs(packed, tmp_path, monkeypatch):
     path = packed({"zeros": "0" * 10_000_000}, compression=zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(module, "FLOOR", 1_000_000)
+    monkeypatch.setattr(module, "RATIO_FROM", 1_000_000)
     with pytest.raises(InputError, match="zip bomb"):
         unpack(path, tmp_path / "out")
-    monkeypatch.setattr(module, "RATIO", 2000)
-    monkeypatch.setattr(module, "FILES", 0)
-    with pytest.raises(InputError, match="1 entries, more than the 0"):
+    monkeypatch.setattr(module, "MAX_RATIO", 2000)
+    monkeypatch.setattr(module, "MAX_FILES", 0)
+    with pytest.raises(InputError, match="1 entries, more than the limit of 0"):
         unpack(path, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
-    monkeypatch.setattr(module, "FILES", 10)
+    monkeypatch.setattr(module, "MAX_FILES", 10)
     assert unpack(path, tmp_path / "out") == (1, 10_000_000)
 
 
@@ -107,7 +107,7 @@ def test_a_size_that_lies_ends_at_that_size(packed, tmp_path):
     for place in (content.index(b"PK\3\4") + 22, content.index(b"PK\1\2") + 24):
         struct.pack_into("<I", content, place, 10)
     path.write_bytes(content)
-    with pytest.raises(Damaged, match="damaged archive"):
+    with pytest.raises(DamagedArchive, match="damaged archive"):
         unpack(path, tmp_path / "out")
     assert everything(tmp_path / "out") == {}
 
@@ -116,11 +116,11 @@ def test_damage_keeps_what_came_before(packed, tmp_path):
     path = packed({"1.txt": "first", "2.txt": "second", "3.txt": "third"})
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"second", b"sEcond"))
-    with pytest.raises(Damaged, match="damaged archive"):
+    with pytest.raises(DamagedArchive, match="damaged archive"):
         unpack(path, tmp_path / "out")
     assert everything(tmp_path / "out") == {"1.txt": "first"}
     path.write_bytes(whole[:-40])
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedArchive):
         unpack(path, tmp_path / "out")
 
 
@@ -197,7 +197,7 @@ def test_full_disks(packed, tmp_path, monkeypatch):
     path, out = packed({"1.txt": "first", "2.txt": "second"}), tmp_path / "out"
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage(10))
-    with pytest.raises(InputError, match=r"needs 1\.1e-08 GB more, .* has 1e-08 GB free; make room"):
+    with pytest.raises(InputError, match=r"needs 1\.1e-08 GB, .* has 1e-08 GB free; make room"):
         unpack(path, out)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage(100))
     copy, copied = module.shutil.copyfileobj, []

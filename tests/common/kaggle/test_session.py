@@ -7,15 +7,15 @@ import nbformat
 import pytest
 
 from common.errors import InputError
-from common.kaggle import training
-from common.kaggle.training import train_here
+from common.kaggle import session
+from common.kaggle.session import train_in_session
 from common.paths import read_json, write_json
 from solutions.__main__ import main
 
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What train_here starts; `act(words)` stands for it and returns its status."""
+    """What train_in_session starts; `act(words)` stands for it and returns its status."""
     said = []
 
     def stand(act, gpus=0):
@@ -23,8 +23,8 @@ def launched(monkeypatch):
             said.append(words)
             return act(words)
 
-        monkeypatch.setattr(training, "_run", run)
-        monkeypatch.setattr(training, "_gpus", lambda: gpus)
+        monkeypatch.setattr(session, "_run_for", run)
+        monkeypatch.setattr(session, "_count_gpus", lambda: gpus)
         return said
 
     return stand
@@ -41,7 +41,7 @@ def earlier(folder, epochs, preset="paper"):
 
 def test_a_new_run_stops_before_the_hours_are_over(launched, tmp_path):
     said = launched(lambda words: (tmp_path / "run").mkdir() or 0)
-    assert train_here("vinbigdata", "paper", 9, ["--folds", "0"], tmp_path, tmp_path / "input")
+    assert train_in_session("vinbigdata", "paper", 9, ["--folds", "0"], tmp_path, tmp_path / "input")
     (words,) = said
     assert words[:5] == [sys.executable, "-m", "solutions", "vinbigdata", "run"]
     assert words[words.index("--hours") + 1] == "8.75" and words[-2:] == ["--folds", "0"]
@@ -51,7 +51,7 @@ def test_a_new_run_stops_before_the_hours_are_over(launched, tmp_path):
 
 def test_two_cards_train_by_torchrun(launched, tmp_path):
     said = launched(lambda words: (tmp_path / "run").mkdir() or 0, gpus=2)
-    assert train_here("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
+    assert train_in_session("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
     assert said[0][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -61,12 +61,12 @@ def test_the_furthest_output_of_the_same_preset_goes_on(launched, tmp_path):
     earlier(tmp_path / "input" / "c" / "run", 9, preset="podium")
     for path in far.rglob("*"):
         path.chmod(path.stat().st_mode & ~0o222)
-    launched(lambda words: training.STOPPED)
-    assert not train_here("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
+    launched(lambda words: session.STOPPED)
+    assert not train_in_session("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
     run = tmp_path / "working" / "run"
     assert len(list(run.glob("fold0/flip/*"))) == 3 and read_json(run / "config.json")["preset"] == "paper"
     (run / "fold0" / "flip" / "epoch0.safetensors").write_bytes(b"more")  # may be written
-    assert not train_here("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
+    assert not train_in_session("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
     assert (run / "fold0" / "flip" / "epoch0.safetensors").read_bytes() == b"more"  # what is there is not replaced
 
 
@@ -81,10 +81,10 @@ def test_torchrun_has_one_status_for_a_stop_and_a_failure(launched, tmp_path, li
 
     launched(act, gpus=2)
     if stopped:
-        assert not train_here("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
+        assert not train_in_session("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
     else:
         with pytest.raises(InputError, match="vinbigdata paper: ended with status 1"):
-            train_here("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
+            train_in_session("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
 
 
 def test_what_an_earlier_version_said_is_no_stop_of_this_one(launched, tmp_path):
@@ -92,23 +92,23 @@ def test_what_an_earlier_version_said_is_no_stop_of_this_one(launched, tmp_path)
     (far / "log.txt").write_text("stopped: the 8.75 hours are over. Everything is saved\n")
     launched(lambda words: 1, gpus=2)
     with pytest.raises(InputError, match="ended with status 1"):
-        train_here("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
+        train_in_session("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
 
 
 def test_a_program_is_told_to_stop_when_its_time_is_over(tmp_path):
-    assert training._run([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
+    assert session._run_for([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
     begun = time.monotonic()
-    assert training._run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == training.ENDED
+    assert session._run_for([sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == session.TIMED_OUT
     assert time.monotonic() - begun < 30
 
 
 def test_what_cannot_be_done(launched, tmp_path, monkeypatch):
     launched(lambda words: earlier(tmp_path / "run", 3) and 0)
-    monkeypatch.setattr(training, "NOTEBOOK_LIMIT", 2)
+    monkeypatch.setattr(session, "OUTPUT_LIMIT", 2)
     with pytest.raises(InputError, match="above the output's limit; name fewer --folds a version"):
-        train_here("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
+        train_in_session("vinbigdata", "paper", 9, (), tmp_path, tmp_path / "input")
     with pytest.raises(InputError, match=r"hours must be above 0\.25, not 0\.2"):
-        train_here("vinbigdata", "paper", 0.2, (), tmp_path, tmp_path / "input")
+        train_in_session("vinbigdata", "paper", 0.2, (), tmp_path, tmp_path / "input")
 
 
 def test_the_notebook_and_what_kaggle_must_know(tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_the_notebook_and_what_kaggle_must_know(tmp_path, capsys):
     book = nbformat.read(tmp_path / "training.ipynb", as_version=4)
     nbformat.validate(book)
     install, train = (cell.source for cell in book.cells if cell.cell_type == "code")
-    assert "--no-index" in install and 'train_here("vinbigdata", "paper", 8.5, ())' in train
+    assert "--no-index" in install and 'train_in_session("vinbigdata", "paper", 8.5, ())' in train
     about = read_json(tmp_path / "kernel-metadata.json")
     assert (about["enable_internet"], about["enable_gpu"]) == (False, True) and about["code_file"] == "training.ipynb"
     assert about["kernel_sources"] == [about["id"]] == ["me/vinbigdata-paper-training"]

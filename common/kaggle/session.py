@@ -1,0 +1,154 @@
+"""For code that runs in a notebook on Kaggle: a bundle's trained folders, training within its hours, pictures."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common.cli import STOPPED
+from common.errors import InputError
+from common.kaggle.bundle import FORMAT, LISTING, OUTPUT_LIMIT
+from common.paths import KAGGLE_INPUT, find_images, read_json
+
+log = logging.getLogger(__name__)
+WORKING = Path(os.environ.get("KAGGLE_WORKING", "/kaggle/working"))
+RESERVE = 0.25  # hours between the stop of training and the end of the session, for the verbs after it
+SAVING = 1 / 12  # hours that Kaggle has to save the output
+TIMED_OUT = -1  # instead of a status
+RUN = "run"  # folder of the run in WORKING
+
+
+def open_bundle(bundle, run, solution=None):
+    """Return the trained folder of one run of a bundle: links to its files, in a temporary folder.
+
+    Raises InputError where the bundle has no such run, it is another solution's, or files are missing.
+    """
+    bundle = Path(bundle)
+    about = read_json(bundle / LISTING)
+    if about.get("format") != FORMAT:
+        raise InputError(f"{bundle / LISTING}: not of format {FORMAT}, which this program reads")
+    if run not in about["runs"]:
+        raise InputError(f"{bundle}: has no run {run}, but {', '.join(about['runs'])}")
+    entry = about["runs"][run]
+    if solution is not None and entry["solution"] != solution:
+        raise InputError(f"{bundle}: {run} is a run of {entry['solution']}, not of {solution}")
+    folder = Path(tempfile.mkdtemp(prefix="trained-"))
+    for name, flat in entry["files"].items():
+        if not (bundle / flat).is_file():
+            raise InputError(f"{bundle / flat}: missing; upload the bundle again")
+        (folder / name).symlink_to((bundle / flat).resolve())
+    return folder
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def read_images(source, ids, size=None, markers=None):
+    """Return these images of the mounted competition by id, uint8 (H, W), resized to squares where `size` is given.
+
+    markers: file names by which the folder is recognised (default: the sample submission's).
+    """
+    import cv2
+
+    from common.data.dicom import read_image
+    from common.infer.tools import find_marker
+
+    files = find_images(find_marker(None, source, markers or source.samples).parent)
+    images = {image_id: read_image(files[image_id]) for image_id in ids}
+    if size is not None:
+        images = {name: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for name, image in images.items()}
+    return images
+
+
+def display_gallery(items, overlay=None):
+    """Show pictures in the notebook; items and overlay as in common.report.gallery."""
+    from IPython.display import HTML, display
+
+    from common.report.gallery import gallery, outline_overlay
+
+    display(HTML(str(gallery(items, overlay=overlay or outline_overlay))))
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def train_in_session(solution, preset, hours, options=(), working=WORKING, inputs=KAGGLE_INPUT):
+    """Run a preset, or continue it, within the session's `hours`; return whether it is finished.
+
+    Training stops RESERVE before the end with everything saved; whatever runs SAVING before the end is killed, and
+    repeated by the next session, since files are written atomically. An earlier version's output among the inputs is
+    continued. Several GPUs are used by torchrun. Decoded images stay out of the working folder, whose size is limited.
+    options: further words of the command line. Raises InputError where the run fails or its output is too large.
+    """
+    if not hours > RESERVE:
+        raise InputError(f"hours must be above {RESERVE:g}, not {hours:g}")
+    run = _find_run(Path(working) / RUN, solution, preset, inputs)
+    store, gpus = Path(tempfile.gettempdir()) / "stores", _count_gpus()
+    words = ["run", preset, "--out", str(run), "--store", str(store), "--hours", f"{hours - RESERVE:g}", *options]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
+    log.info(f"{gpus} GPUs" + (", by torchrun" if launch else "") + f"; decoded images in {store}, not in the output")
+    earlier = _read_log(run)
+    status = _run_for([sys.executable, *launch, "-m", "solutions", solution, *words], 3600 * (hours - SAVING))
+    used = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    log.info(f"{run}: {used / 1e9:.2f} GB of {OUTPUT_LIMIT / 1e9:.0f} GB of output")
+    if used > OUTPUT_LIMIT:
+        raise InputError(f"{run}: {used / 1e9:.2f} GB are above the output's limit; name fewer --folds a version")
+    # torchrun has one status for every end but success; what an earlier version logged does not count
+    if status in (STOPPED, TIMED_OUT) or (status and launch and "stopped: " in _read_log(run)[len(earlier) :]):
+        log.info("not finished: save this version, add its output to the notebook's inputs and run it again")
+        return False
+    if status:
+        raise InputError(f"{solution} {preset}: ended with status {status}; see above for the reason")
+    return True
+
+
+def _find_run(run, solution, preset, inputs):
+    """Return `run`, filled with the most advanced earlier output of this preset among the inputs if it is new."""
+    if (run / "config.json").is_file():
+        return run
+    found = []
+    for config in Path(inputs).rglob("config.json"):
+        about = read_json(config)
+        if isinstance(about, dict) and (about.get("solution"), about.get("preset")) == (solution, preset):
+            found.append((len(list(config.parent.glob("fold*/*/*"))), config.parent))
+    if not found:
+        log.info(f"{run}: a new run; no earlier output of {solution} {preset} is mounted")
+        return run
+    earlier = max(found)[1]
+    shutil.copytree(earlier, run, dirs_exist_ok=True)
+    for path in [run, *run.rglob("*")]:  # what Kaggle mounts is read-only
+        os.chmod(path, path.stat().st_mode | 0o200)
+    log.info(f"{run}: continues {earlier}")
+    return run
+
+
+def _read_log(run):
+    path = run / "log.txt"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _run_for(words, seconds):
+    """Run a program for at most `seconds`, then end it and its children; return its status or TIMED_OUT."""
+    process = subprocess.Popen(words, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        log.info("the session's hours are over: ending the run")
+    finally:
+        for number, patience in ((signal.SIGTERM, 120), (signal.SIGKILL, None)):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(patience)
+    return TIMED_OUT
+
+
+def _count_gpus():
+    import torch
+
+    return torch.cuda.device_count()

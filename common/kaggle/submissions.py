@@ -1,0 +1,46 @@
+"""submissions/log.csv: every file sent to Kaggle, with its offline score and the leaderboard's."""
+
+import contextlib
+import fcntl
+from pathlib import Path
+
+import pandas as pd
+
+from common.paths import atomic_path
+from common.submit.table import read_table
+
+LOG = Path("submissions/log.csv")
+NUMBERS = ("rows", "cv", "cv_low", "cv_high", "public", "private")
+COLUMNS = ("date", "solution", "run", "git", "sha256", *NUMBERS, "message")
+FAILED = "error"  # in place of the public score: Kaggle could not score it
+
+
+def read_log(path=LOG):
+    """Return the log as a table of strings, empty if there is none; raise InputError for any other file."""
+    return read_table(path, COLUMNS) if Path(path).is_file() else pd.DataFrame(columns=COLUMNS, dtype=str)
+
+
+def append_row(row, path=LOG):
+    """Add a row (a dict by COLUMNS) to the log, which other processes may be writing too."""
+    with _locked_log(path) as table:
+        table.loc[len(table)] = [str(row[name]) for name in COLUMNS]
+
+
+def set_scores(date, sha256, public, private, path=LOG):
+    """Write the scores of the row with this date and hash; of two such rows, the later one's."""
+    with _locked_log(path) as table:
+        matches = table.index[(table["date"] == date) & (table["sha256"] == sha256)]
+        table.loc[matches[-1:], ["public", "private"]] = [str(public), str(private)]
+
+
+@contextlib.contextmanager
+def _locked_log(path):
+    """Yield the log's table and write it back afterwards; no other process can do so in between."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as handle:  # not the log itself: each write replaces that
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        table = read_log(path)
+        yield table
+        with atomic_path(path) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
