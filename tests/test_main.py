@@ -36,7 +36,7 @@ def test_help_imports_nothing_heavy():
 def test_every_name_is_one_verb_or_tool_and_has_a_function(name):
     module = {part: importlib.import_module(f"solutions.{name}.{part}") for part in ("config", "pipeline")}
     own, verbs = getattr(module["config"], "TOOLS", ()), (*cli.VERBS, *module["config"].MORE_VERBS)
-    names = ["run", *verbs, *own, *kaggle.offered(module["config"].KAGGLE, own)]
+    names = ["run", *verbs, *own, *kaggle.tool_names(module["config"].KAGGLE, own)]
     assert len(names) == len(set(names)) and set(verbs) == set(module["pipeline"].VERBS)
     assert set(own) == (set(importlib.import_module(f"solutions.{name}.tools").TOOLS) if own else set())
 

@@ -94,15 +94,18 @@ def _client_class():
 
 
 def _sign_in(output, needs_account):
-    api = _client_class()()
+    silence = contextlib.redirect_stdout(io.StringIO())  # for a page of advice
+    with silence:
+        api = _client_class()()
     places = _secure_credentials(api.config)
     if needs_account or places:
         if not places:
             raise InputError(f"no Kaggle credentials found: {CREDENTIALS}")
         output.secrets = [os.environ[name] for name in _VARIABLES if os.environ.get(name)]
         try:
-            api.authenticate()
-        except SystemExit:  # after a page of advice
+            with silence:
+                api.authenticate()
+        except SystemExit:
             raise InputError(_refused(places)) from None
         values = {name: str(api.config_values.get(name) or "") for name in ("username", "key", "token")}
         login = base64.b64encode(f"{values['username']}:{values['key']}".encode()).decode()

@@ -123,17 +123,3 @@ def test_wrong_folders_and_a_solution_without_files_on_kaggle(refused, tmp_path)
     assert "is a file, not a folder" in refused("vinbigdata", "download", "--data", tmp_path / "file")
     line = refused("covid19", "download", "--data", tmp_path / "d")
     assert "Kaggle does not have its files. Clone github.com" in line
-
-
-@pytest.mark.parametrize(
-    "name, tools",
-    [
-        ("siim_pneumothorax", "download, upload, notebook"),
-        ("vinbigdata", "download, upload, notebook"),
-        ("chestxray14", "download, notebook"),
-        ("covid19", "download"),
-    ],
-)
-def test_help_lists_them(command, name, tools):
-    said = command(name, "--help")[1]
-    assert next(line for line in said.splitlines() if line.startswith("without a run")).split(";")[0].endswith(tools)

@@ -55,12 +55,20 @@ def test_what_kaggle_must_know(solution, competitions, datasets):
     assert about["title"].replace(" ", "-") == about["id"].split("/")[1]  # else Kaggle names it otherwise
 
 
-def test_who_has_the_verb():
-    for solution in ("lung_segmentation", "covid19"):
-        own = import_module(f"solutions.{solution}.config").TOOLS if solution == "lung_segmentation" else ()
-        assert "notebook" not in kaggle.tool_names(source_of(solution), own)
-    own = import_module("solutions.chestxray14.config").TOOLS
-    assert kaggle.tool_names(source_of("chestxray14"), own) == ("download", "notebook")
+@pytest.mark.parametrize(
+    "solution, tools",
+    [
+        ("siim_pneumothorax", ("download", "upload", "notebook")),
+        ("vinbigdata", ("download", "upload", "notebook")),
+        ("chestxray14", ("download", "notebook")),
+        ("covid19", ("download",)),
+        ("lung_segmentation", ("download",)),
+    ],
+)
+def test_which_solution_has_which_tools(command, solution, tools):
+    config = import_module(f"solutions.{solution}.config")
+    assert kaggle.tool_names(config.KAGGLE, getattr(config, "TOOLS", ())) == tools
+    assert f"{', '.join(tools)}; options" in command(solution, "--help")[1]
 
 
 @pytest.fixture
