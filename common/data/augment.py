@@ -1,15 +1,16 @@
-"""Augmentation pipelines for single-channel radiographs and their masks, one function a recipe, every number named.
+"""Augmentation pipelines for single-channel radiographs and their masks.
 
-Each takes and gives back uint8 (H, W) or (H, W, 1), with an optional mask of 0/1 that follows; the size stays.
-Randomness comes from the generators that the dataset sets for each sample (common.data.loaders).
+Pipelines take and return uint8 (H, W) or (H, W, 1), with an optional mask of 0/1 that follows the geometry; only `Warp`
+may change the size. Randomness comes from the generators that the dataset sets for each sample (common.data.loaders).
 """
 
 import os
+from math import cos, exp, log, radians, sin
 
 import cv2
 import numpy as np
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would open a socket at import
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise its import looks up newer versions on the network
 
 import albumentations as A
 
@@ -18,7 +19,7 @@ from common.errors import InputError
 
 
 def compose(transforms):
-    """Return the pipeline of albumentations' `transforms`, in order."""
+    """Return the pipeline of a list of albumentations transforms."""
     # bilinear on 0 and 1 rounds back to 0 and 1; the nearest pixel would shift a resized mask by half a pixel
     return A.Compose(transforms, mask_interpolation=cv2.INTER_LINEAR)
 
@@ -29,35 +30,31 @@ def none():
 
 
 def light(p=0.5, shift=0.03, scale=0.05, rotate=5.0):
-    """Return flip and slight affine (shift in sides, scale 1 ± this, ± degrees), each with probability `p`."""
+    """Return flip and slight affine, each with probability `p`: shift in sides, scale 1 ± `scale`, ± degrees."""
     return compose([A.HorizontalFlip(p=p), _affine(shift, scale, rotate, p)])
 
 
-def paper_siim_types(p=0.5, zoom=(0.05, 0.10), clip_limit=4.0, tiles=(8, 8), distortion=0.05):
-    """Return the SIIM paper's four transforms as a list: CLAHE, optical distortion, zoom in, zoom out.
+def paper_siim(p=0.5, zoom=(0.05, 0.10), clip_limit=4.0, tiles=(8, 8), distortion=0.05):
+    """Return the SIIM paper's pipeline: CLAHE, optical distortion, zoom in and zoom out, each with probability `p`.
 
-    p: probability of each; zoom: least and greatest change of scale; clip_limit and tiles: CLAHE's, distortion: ± the
-    optical coefficient, which the paper does not give. Zooming out leaves a black border.
+    zoom: least and greatest change of scale; zooming out leaves a black border. clip_limit, tiles: of CLAHE.
+    distortion: ± the optical coefficient, which the paper does not give.
     """
     low, high = zoom
     if not 0 <= low <= high < 1:
         raise InputError(f"zoom {zoom}: expected 0 <= low <= high < 1")
-    return [
+    steps = [
         A.CLAHE(clip_limit=(1.0, clip_limit), tile_grid_size=tiles, p=p),
         A.OpticalDistortion(distort_limit=(-distortion, distortion), p=p),
         A.Affine(scale=(1 + low, 1 + high), keep_ratio=True, p=p),
         A.Affine(scale=(1 - high, 1 - low), keep_ratio=True, p=p),
     ]
+    return compose(steps)
 
 
-def paper_siim(p=0.5, zoom=(0.05, 0.10), **numbers):
-    """Return the SIIM paper's pipeline for its Xception classifier; the arguments are those of `paper_siim_types`."""
-    return compose(paper_siim_types(p, zoom, **numbers))
-
-
-def paper_siim_enrichment(zoom=(0.05, 0.10), **numbers):
-    """Return the paper's four types as pipelines that always act, for the kinds of `enrichment_plan`."""
-    return [compose([transform]) for transform in paper_siim_types(1.0, zoom, **numbers)]
+def paper_siim_enrichment():
+    """Return the four transforms of `paper_siim` as pipelines that always act, for the kinds of `enrichment_plan`."""
+    return [compose([transform]) for transform in paper_siim(1.0).transforms]
 
 
 def podium_siim(
@@ -89,13 +86,106 @@ def podium_siim(
     return compose(steps)
 
 
+def paper_covid(size, noise=0.5 * 0.25):
+    """Return Ahmed et al.'s table 3: scale of x, shear, rotation, gamma, salt and pepper, blur, noise, in this order.
+
+    The blur's kernel of 11 pixels belongs to the paper's 512: it shrinks with `size`, and is read as a Gaussian with
+    OpenCV's sigma for 11, which is 2. The table's noise of 0.5 would hide everything as a share of the grey range; it
+    is read as half the standard deviation of an image, which is about 0.25 of that range.
+    """
+    kernel, sigma = 2 * round(5 * size / 512) + 1, 2 * size / 512
+    steps = [
+        Warp(size, _draw_covid_matrix),
+        A.RandomGamma((50, 300), p=1.0),
+        A.SaltAndPepper((0.01, 0.01), p=0.3),
+        A.GaussianBlur((kernel, kernel), (sigma, sigma), p=0.5),
+        A.GaussNoise((noise, noise), p=0.3),
+    ]
+    return compose(steps)
+
+
+def _draw_covid_matrix(random):
+    return homography(random.uniform(-45, 45), (random.uniform(0.8, 1.1), 1.0), jitter(random, 0.7, 0.2))
+
+
 def _affine(shift, scale, rotate, p):
     scales, shifts = (1 - scale, 1 + scale), (-shift, shift)
     return A.Affine(scale=scales, translate_percent=shifts, rotate=(-rotate, rotate), keep_ratio=True, p=p)
 
 
+class Warp(A.DualTransform):
+    """Apply one homography to image and mask, so that combined movements interpolate the pixels only once.
+
+    draw: takes a random.Random, returns the matrix (3, 3) from source to target in coordinates of −1 to 1, x to the
+    right and y downwards. border: OpenCV's border mode, black by default. size: side of the output.
+    """
+
+    def __init__(self, size, draw, border=cv2.BORDER_CONSTANT):
+        super().__init__(p=1.0)
+        self.size, self.draw, self.border = size, draw, border
+
+    def get_params_dependent_on_data(self, params, data):
+        to_pixels = np.linalg.inv(_normalise_pixels(self.size, self.size))
+        return {"matrix": to_pixels @ self.draw(self.py_random) @ _normalise_pixels(*params["shape"][:2])}
+
+    def apply(self, img, matrix, **params):
+        side = self.size, self.size
+        out = cv2.warpPerspective(img, matrix, side, flags=cv2.INTER_LINEAR, borderMode=self.border)
+        return out.reshape(side + img.shape[2:])
+
+    def apply_to_mask(self, mask, matrix, **params):
+        return self.apply(mask, matrix)
+
+
+def _normalise_pixels(height, width):
+    """Return the matrix from pixel indices to coordinates of −1 to 1 over the image."""
+    return np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
+
+
+def homography(turn=0.0, zoom=(1.0, 1.0), shear=0.0, shift=(0.0, 0.0), keystone=(0.0, 0.0)):
+    """Return the matrix that scales, shears along x, rotates (degrees), tilts and shifts (half sides), in this order.
+
+    keystone: by how much one edge grows while the opposite one shrinks, along x and y, in half sides.
+    """
+    c, s = cos(radians(turn)), sin(radians(turn))
+    matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ [[zoom[0], shear * zoom[1], 0], [0, zoom[1], 0], [0, 0, 1]]
+    if any(keystone):
+        x, y = keystone
+        corners = np.float32([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+        tilted = np.float32([[-1 - y, -1 - x], [-1 + y, 1 + x], [1 + y, -1 + x], [1 - y, 1 - x]])
+        matrix = cv2.getPerspectiveTransform(corners, tilted) @ matrix
+    return np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]]) @ matrix
+
+
+def jitter(random, p, limit):
+    """Return a number from −limit to limit with probability p, else 0; random: a random.Random."""
+    return random.uniform(-limit, limit) if random.random() < p else 0.0
+
+
+class Lighting(A.ImageOnlyTransform):
+    """Change brightness and contrast as fastai does: add to and multiply the logit of the grey level.
+
+    Each happens with probability `p`. brightness b: shift by at most the logit of 0.5 ± b/2; contrast c: factor from
+    1 − c to 1 / (1 − c).
+    """
+
+    def __init__(self, brightness=0.2, contrast=0.2, p=0.75):
+        super().__init__(p=1.0)
+        self.brightness, self.contrast, self.each = brightness, contrast, p
+
+    def get_params(self):
+        level = 0.5 + jitter(self.py_random, self.each, self.brightness / 2)
+        factor = exp(jitter(self.py_random, self.each, -log(1 - self.contrast)))
+        return {"shift": log(level / (1 - level)), "factor": factor}
+
+    def apply(self, img, shift, factor, **params):
+        grey = np.clip(np.arange(256) / 255, 1e-3, 1 - 1e-3)
+        table = 255 / (1 + np.exp(-(factor * np.log(grey / (1 - grey)) + shift)))
+        return cv2.LUT(img, np.rint(table).astype(np.uint8)).reshape(img.shape)
+
+
 class BlockMask(A.ImageOnlyTransform):
-    """Replace one half of the image, left, right, top or bottom, by the grey level `gray`; the mask stays.
+    """Replace the left, right, upper or lower half of the image by the grey level `gray`; masks are unchanged.
 
     Source: Selvan et al. 2020 (arXiv:2005.10052), whose published code uses 0.85 of the full range for all four halves.
     """
@@ -118,13 +208,12 @@ class BlockMask(A.ImageOnlyTransform):
 
 
 class DiffusedNoise(A.ImageOnlyTransform):
-    """Add the union of random discs, smoothed by a Gaussian, as brightness; masks and boxes stay.
+    """Add the union of random discs, smoothed by a Gaussian, to the brightness; masks and boxes are unchanged.
 
-    discs: least and greatest number; radius and sigma (the Gaussian's) in shorter sides of the image; strength: range
-    of what is added inside a large disc, as a fraction of the full range 255, negative for darker. The discs' centres
-    are anywhere in the image. Source: Selvan et al. 2020 (arXiv:2005.10052), whose published code draws 10 to 20 discs
-    of at least 25 pixels' radius on 640 × 512, smooths by 25 pixels and adds 0.6, less 0.1 everywhere; the other limits
-    are ours.
+    discs: least and greatest number, centred anywhere in the image. radius, sigma (of the Gaussian): in shorter sides
+    of the image. strength: range of what is added inside a large disc, as a fraction of 255, negative for darker.
+    Source: Selvan et al. 2020 (arXiv:2005.10052), whose published code draws 10 to 20 discs of at least 25 pixels'
+    radius on 640 × 512, smooths by 25 pixels and adds 0.6, less 0.1 everywhere; the other limits are ours.
     """
 
     def __init__(self, discs=(10, 20), radius=(0.05, 0.15), sigma=0.05, strength=(0.2, 0.6), p=0.5):
@@ -142,27 +231,26 @@ class DiffusedNoise(A.ImageOnlyTransform):
 
     def apply(self, img, circles, level, **params):
         height, width = img.shape[:2]
-        # the smooth field is made on a grid of three points a sigma: the cost hardly grows with the image
+        # a grid of three points a sigma is fine enough for the smooth field, and its cost hardly grows with the image
         step = max(1.0, self.sigma * min(height, width) / 3)
         h, w = max(1, round(height / step)), max(1, round(width / step))
         field = np.zeros((h, w), np.float32)
-        for x, y, radius in circles:  # in sixteenths of the grid's step
+        for x, y, radius in circles:  # in sixteenths of a grid step
             centre, size = (round(16 * (x * w - 0.5)), round(16 * (y * h - 0.5))), round(16 * radius * min(h, w))
             cv2.circle(field, centre, size, abs(level) * 255, thickness=-1, shift=4)
         field = cv2.GaussianBlur(field, (0, 0), self.sigma * min(h, w), borderType=cv2.BORDER_REPLICATE)
-        field = (
-            np.rint(cv2.resize(field, (width, height))).astype(np.uint8).reshape(img.shape[:2] + (1,) * (img.ndim - 2))
-        )
-        return (cv2.add if level > 0 else cv2.subtract)(img, np.broadcast_to(field, img.shape)).reshape(img.shape)
+        field = np.rint(cv2.resize(field, (width, height))).astype(np.uint8)
+        field = np.broadcast_to(field.reshape(field.shape + (1,) * (img.ndim - 2)), img.shape)
+        return (cv2.add if level > 0 else cv2.subtract)(img, field).reshape(img.shape)
 
 
 def enrichment_plan(labels, n_types, seed):
-    """Return `(indices, kinds)` of a training set balanced by augmented copies of its positives.
+    """Return int64 `(indices, kinds)` of a training set balanced by augmented copies of its positives.
 
-    labels: (n,) of 0/1. The first n entries are the samples themselves with kind −1, without augmentation. After them
-    come (negatives − positives) / n_types copies, rounded down, of each kind 0 to n_types − 1, every positive copied
-    equally often within one. Both arrays are int64. Raises InputError without positives, or with more positives than
-    negatives. Source: the enrichment alternative of the SIIM paper.
+    labels: (n,) of 0/1. The first n entries are the samples themselves with kind −1, without augmentation. Then come
+    (negatives − positives) / n_types copies, rounded down, of each kind 0 to n_types − 1, every positive copied
+    equally often within one. Raises InputError without positives, or with more positives than negatives. Source: the
+    enrichment alternative of the SIIM paper.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.isin(labels, (0, 1)).all():

@@ -1,4 +1,4 @@
-"""Radiographs from DICOM, PNG, JPEG and raw JSRT files as 8-bit grey images, by one documented convention."""
+"""Radiographs from DICOM, PNG, JPEG and raw JSRT files as 8-bit grey images."""
 
 import logging
 import os
@@ -20,14 +20,14 @@ from pydicom.uid import UID
 from common.data import dicom_fast
 from common.errors import InputError
 
-COLOUR_LIMIT = 0.12  # a file whose `colour` is above it is a colour picture, not a radiograph
+COLOUR_LIMIT = 0.12  # a file whose `colour` is above is a colour picture, not a radiograph
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _JSRT_SIDE, _JSRT_TOP = 2048, 4095  # pixels; the highest of 12 bits
-_COLOUR_GRID = 128  # pixels a side that are looked at
-_COLOUR_STEP = 12  # of 255: JPEG moves the colours of a tint by less
+_COLOUR_GRID = 128  # sampled pixels a side
+_COLOUR_STEP = 12  # of 255: JPEG distorts the colours of a tint by less
 _RLE = "1.2.840.10008.1.2.5"
-_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom turns to RGB, or leaves so
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom returns all of these as RGB
 _HEADER_TAGS = {
     "patient_id": "PatientID",
     "patient_age": "PatientAge",
@@ -41,18 +41,18 @@ _quiet_lock = threading.RLock()
 
 
 def read_image(path):
-    """Read one radiograph as 8-bit grey.
+    """Return one radiograph as uint8 (H, W), C-contiguous, bright where the patient absorbs.
 
-    Returns uint8 (H, W), C-contiguous, bright where the patient absorbs. The format is told from the content:
+    The content decides on the format:
 
     - DICOM: stored values → modality LUT or rescale → VOI LUT, else the first window → inverted if MONOCHROME1 →
-      8 bits. An 8-bit unsigned image with none of these mappings keeps its values (MONOCHROME1: 255 - v). Every other
-      one is stretched from its own minimum and maximum: trunc((v - min) / (max - min) * 255) in float64, and a
-      constant image becomes 0. Colour: to RGB, then as below; no window is applied to it.
-    - PNG and JPEG: one channel of 8 bits as it is; colour by 0.299 R + 0.587 G + 0.114 B, alpha dropped; 16 bits
+      8 bits. An unsigned 8-bit image without any of these mappings keeps its values (MONOCHROME1: 255 - v). All others
+      are stretched by trunc((v - min) / (max - min) * 255) in float64; a constant image becomes 0. Colour images are
+      converted to RGB and then treated as below, without a window.
+    - PNG and JPEG: 8-bit grey is unchanged; colour becomes 0.299 R + 0.587 G + 0.114 B, alpha is dropped; 16 bits are
       stretched as above. EXIF orientation is not applied.
-    - Anything else named .IMG (in any case): a raw file of the JSRT database, 2048 × 2048 big-endian 16-bit values of
-      which 12 bits are used, without a header. Low values absorb, so 4095 - v, stretched as above.
+    - Other files named .IMG (in any case): raw files of the JSRT database, 2048 × 2048 big-endian 16-bit values, of
+      which 12 bits are used, without a header. Low values absorb, so 4095 - v is stretched as above.
 
     Raises InputError naming the file if it is missing, cut short, of another format, has several frames or no
     pixels, or cannot be decoded; a raw file also if its length is not 8,388,608 bytes or a value is above 4095 (the
@@ -62,9 +62,9 @@ def read_image(path):
 
 
 def read_image_and_header(path):
-    """Return `read_image(path)` and `read_header(path)` together, which also gets "colour", `colour_share` of the file.
+    """Return `read_image(path)` and `read_header(path)`, the latter with "colour", the image's `colour_share`.
 
-    A file with colour above COLOUR_LIMIT is a colour picture. Raises InputError as the two do.
+    A colour above COLOUR_LIMIT means a colour picture. Raises InputError as the two do.
     """
     with _named_errors(path):
         if not _is_dicom(path):
@@ -89,17 +89,17 @@ def read_pixels(path):
 
 
 def read_header(path):
-    """Return what the tables need to know of an image file, without decoding its pixels.
+    """Return a dict of an image file's header, without decoding the pixels.
 
-    A dict: width, height (pixels), patient_id, patient_sex, view_position, modality, photometric, transfer_syntax
-    (name) as str, empty where unknown, and patient_age in whole years or None. PNG, JPEG and raw files know the size
-    alone. Raises InputError naming the file.
+    Keys: width, height (pixels); patient_id, patient_sex, view_position, modality, photometric, transfer_syntax (name)
+    as str, empty where unknown; patient_age in whole years or None. PNG, JPEG and raw files have only the size. Raises
+    InputError naming the file.
     """
     with _named_errors(path):
         if not _is_dicom(path):
             if _is_jsrt(path):
                 return _header((_JSRT_SIDE, _JSRT_SIDE), {})
-            from PIL import Image  # reads the size alone; no other reader here can
+            from PIL import Image  # the only reader here that can read the size alone
 
             with Image.open(path, formats=("PNG", "JPEG")) as image:
                 return _header(image.size[::-1], {})
@@ -115,30 +115,30 @@ def read_header(path):
 def colour_share(image, bits_stored=None):
     """Return the share (0 to 1) of pixels with a colour that no tint explains.
 
-    image: (H, W), which is 0, or (H, W, 3 or 4) of 8 or 16 unsigned bits, red and blue in either order, alpha last and
-    not looked at. A tint gives every lightness one colour, so what counts is the distance from the median colour of
-    the pixels of about the same lightness, in R - G or B - G: more than 12 of 255. At most 128 × 128 pixels, evenly
-    spaced, are looked at. bits_stored: how many bits are used, None for all.
+    image: (H, W), whose share is 0, or (H, W, 3 or 4), unsigned 8 or 16 bits, RGB or BGR; alpha is ignored.
+    bits_stored: number of bits used, None for all. A tint gives every lightness one colour. A pixel therefore counts if
+    its R - G or B - G differs by more than 12 of 255 from the median over the pixels of about its lightness. At most
+    128 × 128 evenly spaced pixels are sampled.
     """
     if image.ndim == 2:
         return 0.0
     step = -(-max(image.shape[:2]) // _COLOUR_GRID)
     sample = image[::step, ::step, :3].reshape(-1, 3).T.astype(np.int32)
     first, green, last = (sample >> max((bits_stored or image.itemsize * 8) - 8, 0)).clip(0, 255)
-    lightness = (first + green + last) >> 3  # 96 levels: within one, even a tint of one channel varies by 8 at most
+    lightness = (first + green + last) >> 3  # 96 levels; within one, even a tint of one channel varies by at most 8
     counts = np.bincount(lightness, minlength=96)
-    middle = counts.cumsum() - counts // 2 - 1  # where each level's median stands among the sorted pixels
-    strange = np.zeros(len(lightness), bool)
+    middle = counts.cumsum() - counts // 2 - 1  # position of each level's median among the sorted pixels
+    coloured = np.zeros(len(lightness), bool)
     for channel in (first, last):
         difference = channel - green + 256
         pixels = np.sort((lightness << 9 | difference).astype(np.uint16))
         median = pixels[middle].astype(np.int32) & 511
-        strange |= np.abs(difference - median[lightness]) > _COLOUR_STEP
-    return float(strange.mean())
+        coloured |= np.abs(difference - median[lightness]) > _COLOUR_STEP
+    return float(coloured.mean())
 
 
 def parse_age(text):
-    """Return a DICOM age ('058Y', '58', '041', '006M') in whole years, or None if it says none."""
+    """Return a DICOM age ('058Y', '58', '041', '006M') in whole years, None if it is not one."""
     match = re.fullmatch(r"(\d{1,3})([YMWD]?)", text.strip().upper())
     return int(match[1]) // _YEARS_PER_UNIT[match[2]] if match else None
 
@@ -146,7 +146,7 @@ def parse_age(text):
 def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
     """Map stored values to 8 bits by the convention of `read_image`.
 
-    pixels: (H, W) integers of 8 or 16 bits. bits_stored: how many of them are used, None for all. inverted: True for
+    pixels: (H, W) integers of 8 or 16 bits. bits_stored: number of bits used, None for all. inverted: True for
     MONOCHROME1. dataset: the pydicom Dataset with the window, rescale or tables, or None. Returns uint8 (H, W).
     """
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
@@ -156,13 +156,13 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
         if eight_bit and (pixels.itemsize == 1 or pixels.max() <= 255):
             return 255 - pixels.astype(np.uint8) if inverted else np.require(pixels, np.uint8, ["C", "W"])
     low, high = int(pixels.min()), int(pixels.max())
-    # The result depends on the stored value alone, so the float64 chain runs once a value instead of once a pixel.
+    # the result depends only on the stored value, so the float64 chain runs once a value instead of once a pixel
     stored = np.arange(low, high + 1).astype(pixels.dtype)
     with _quiet():
         mapped = stored if dataset is None else apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
     mapped = mapped.astype(np.float64)
     steps = np.diff(mapped)
-    # A table may turn back on itself; then its extremes need not be those of the values that occur.
+    # the extremes of a non-monotonic table may belong to values that do not occur
     ends = mapped[[0, -1]] if (steps >= 0).all() or (steps <= 0).all() else mapped[np.unique(pixels).astype(int) - low]
     if inverted:
         mapped, ends = ends.max() - mapped, ends.max() - ends
@@ -185,7 +185,7 @@ def _has_mapping(dataset):
     if slope is None or intercept is None:
         rescaled = False
         for keyword in ("RescaleSlope", "RescaleIntercept"):
-            dataset.pop(keyword, None)  # an empty element rescales nothing, and pydicom would multiply by None
+            dataset.pop(keyword, None)  # pydicom would multiply by the None of an empty element
     else:
         rescaled = (slope, intercept) != (1, 0)
     windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
@@ -193,8 +193,8 @@ def _has_mapping(dataset):
 
 
 def _read_dicom(path):
-    """Stored values, header values, and the pydicom dataset if a mapping needs it."""
-    found = dicom_fast.read(path)
+    """Return stored values, header values, and the pydicom dataset if a mapping needs it, else None."""
+    found = dicom_fast.read_plain(path)
     if found is not None and not found[1]["mapped"]:
         return *found, None
     with _quiet():
@@ -215,7 +215,7 @@ def _decode(dataset, path):
     if (
         syntax.is_encapsulated
         and syntax != _RLE
-        and not dicom_fast.ends_whole(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        and not dicom_fast.is_complete(get_frame(dataset.PixelData, 0, number_of_frames=1))
     ):
         raise InputError(f"{path}: the compressed image is cut short")
     pixels = dataset.pixel_array
@@ -233,7 +233,7 @@ def _read_file(path):
         _check_png(data, path)
     elif not data.startswith(_JPEG):
         raise InputError(f"{path}: " + ("empty file" if not data else "not a DICOM, PNG or JPEG file"))
-    elif not dicom_fast.ends_whole(data):
+    elif not dicom_fast.is_complete(data):
         raise InputError(f"{path}: the JPEG is cut short")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
@@ -242,7 +242,7 @@ def _read_file(path):
 
 
 def _is_jsrt(path):
-    """Whether a file that is not DICOM is raw by its name, and nothing else by its content; its length is checked."""
+    """Return whether a file other than DICOM is a raw JSRT file by name and content; raise if its length is wrong."""
     if not str(path).lower().endswith(".img"):
         return False
     with open(path, "rb") as file:
@@ -262,7 +262,7 @@ def _read_jsrt(path):
 
 
 def _check_png(data, path):
-    """Raise InputError unless every critical chunk is whole, since decoders show what they could read."""
+    """Raise InputError unless every critical chunk is intact, because decoders accept damaged files."""
     at, view = len(_PNG), memoryview(data)
     while at + 12 <= len(data):
         length, kind = unpack_from(">I4s", data, at)
@@ -278,7 +278,7 @@ def _check_png(data, path):
 
 
 def _to_grey(image):
-    """OpenCV's channel order (BGR, BGRA) to one channel."""
+    """Return a grey, BGR or BGRA image as grey."""
     if image.ndim == 2:
         return image
     code = cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY
@@ -291,7 +291,7 @@ def _is_dicom(path):
 
 
 def _values(dataset, path):
-    """What `dicom_fast.parse_header` gives, from a pydicom dataset."""
+    """Return the values of `dicom_fast.parse_header` from a pydicom dataset."""
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise InputError(f"{path}: no image size in the header (cut short, or not an image)")
     values = {name: str(dataset.get(keyword) or "").strip(" \0") for name, keyword in _HEADER_TAGS.items()}
@@ -309,9 +309,9 @@ def _header(shape, values):
 
 @contextmanager
 def _quiet():
-    """Silence pydicom within the block: real files break many small rules, and each would print several lines.
+    """Silence pydicom, which prints lines for each of the many small rules that real files break.
 
-    Its settings are restored at the end; the lock keeps threads from restoring one another's.
+    Its settings are restored at the end; the lock keeps threads from restoring each other's.
     """
     logger = logging.getLogger("pydicom")
     with _quiet_lock, warnings.catch_warnings(), pydicom.config.disable_value_validation():
@@ -326,7 +326,7 @@ def _quiet():
 
 @contextmanager
 def _named_errors(path):
-    """Turn whatever a damaged file makes the decoders raise into one InputError line that names it."""
+    """Turn any exception of a decoder into a one-line InputError that names the file."""
     try:
         yield
     except InputError:

@@ -1,8 +1,7 @@
-"""A short way to the pixels of the commonest DICOM files: exactly what pydicom gives, or None where it must be asked.
+"""Fast reader of the commonest DICOM files: the same pixels as pydicom's, or None for files left to pydicom.
 
-A file is taken only if every element before its pixels is ordinary (little endian, tags in order, no sequence of
-undefined length), the image is a single grey frame and the pixels are uncompressed or one baseline JPEG stream.
-Whatever else it is, None is the answer and pydicom reads it: slower, never different.
+It reads a file only if every element before the pixels is plain (little endian, tags in order, no sequence of
+undefined length), the image is a single grey frame, and the pixels are uncompressed or one baseline JPEG stream.
 """
 
 import mmap
@@ -13,8 +12,8 @@ from struct import unpack_from
 import cv2
 import numpy as np
 
-IMPLICIT, EXPLICIT, JPEG_BASELINE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50"
-_HEAD_BYTES = 1 << 18  # a longer header is unusual, and most JPEG files are read whole by this one call
+_IMPLICIT, _EXPLICIT, _JPEG_BASELINE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50"
+_HEAD_BYTES = 1 << 18  # longer than almost any header; most JPEG files are read in this one call
 _UNDEFINED = 0xFFFFFFFF
 _PIXEL_DATA = 0x7FE00010
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
@@ -36,15 +35,16 @@ _WANTED = {
     0x00280102: ("high_bit", b"US"),
     0x00280103: ("signed", b"US"),
 }
-# Window, rescale and their tables: their presence alone matters, the values are left to pydicom.
+# window, rescale and their tables: only their presence matters here, pydicom applies them
 _MAPPINGS = frozenset((0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00283000, 0x00283010))
 
 
 def parse_header(head):
-    """Return the wanted elements as a dict, the offset of the pixel data and its length, or None if unusual.
+    """Return (wanted elements, offset of the pixel data, its length), or None if the header is unusual.
 
-    head: the first bytes of a file. Texts are str without padding; `mapped` says whether a window, rescale or table
-    is present. Source: DICOM PS3.5 section 7 (element encoding), PS3.10 section 7 (file meta information).
+    head: the first bytes of a file. The elements are a dict with texts as str without padding; `mapped` is whether a
+    window, rescale or table is present. Source: DICOM PS3.5 section 7 (element encoding), PS3.10 section 7 (file meta
+    information).
     """
     try:
         return _parse(head) if head[128:132] == b"DICM" else None
@@ -61,9 +61,9 @@ def _parse(head):
             return None
         if previous >> 16 == 2 and group != 2:
             syntax = values.get("transfer_syntax")
-            if syntax not in (IMPLICIT, EXPLICIT, JPEG_BASELINE):
+            if syntax not in (_IMPLICIT, _EXPLICIT, _JPEG_BASELINE):
                 return None
-            implicit = syntax == IMPLICIT
+            implicit = syntax == _IMPLICIT
         if implicit:
             (length,) = unpack_from("<I", head, at + 4)
             at += 8
@@ -91,7 +91,7 @@ def _parse(head):
                 (values[name],) = unpack_from("<H", head, at)
             else:
                 text = head[at : at + length].decode("latin-1").strip(" \0")
-                # Beyond plain ASCII the character set decides, and a backslash separates several values.
+                # other characters depend on the character set, and a backslash separates several values
                 if not (text.isascii() and text.isprintable()) or "\\" in text or "~" in text:
                     return None
                 values[name] = text
@@ -114,12 +114,11 @@ def _is_plain(values):
     )
 
 
-def read(path):
-    """Return (pixels, values) of an ordinary DICOM file, or None.
+def read_plain(path):
+    """Return (pixels, elements of `parse_header`) of a plain DICOM file, else None.
 
-    pixels: (H, W) uint8, int8, uint16 or int16, the stored values as pydicom's `pixel_array` gives them; read-only
-    where they are the file itself, mapped.
-    values: the elements of `parse_header`. Raises OSError if the file cannot be read.
+    pixels: (H, W) uint8, int8, uint16 or int16, the stored values as in pydicom's `pixel_array`; read-only where they
+    are memory-mapped. Raises OSError if the file cannot be read.
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -127,7 +126,7 @@ def read(path):
         if found is None or not _is_plain(found[0]):
             return None
         values, at, length = found
-        if values["transfer_syntax"] == JPEG_BASELINE:
+        if values["transfer_syntax"] == _JPEG_BASELINE:
             pixels = _decode_jpeg(head + file.read(), at, values) if length == _UNDEFINED else None
         else:
             pixels = _read_raw(file, at, length, values)
@@ -141,13 +140,13 @@ def _read_raw(file, at, length, values):
     if length not in (expected, expected + expected % 2) or os.fstat(file.fileno()).st_size < at + length:
         return None
     kind = "i" if values["signed"] else "u"
-    # Mapped, not read: the one pass that scales the pixels then takes them from the page cache without a copy.
+    # memory-mapped, so that the pass that scales the pixels needs no copy
     flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
     data = mmap.mmap(file.fileno(), at + length, flags=flags, prot=mmap.PROT_READ)
     pixels = np.frombuffer(data, f"<{kind}{allocated // 8}", count, at).reshape(shape)
     if stored < allocated:
         low, high = (-(1 << stored - 1), (1 << stored - 1) - 1) if values["signed"] else (0, (1 << stored) - 1)
-        if pixels.min() < low or pixels.max() > high:  # unused high bits hold something: drop it, keep the sign
+        if pixels.min() < low or pixels.max() > high:  # clear unused high bits, keep the sign
             pixels = pixels << (allocated - stored) >> (allocated - stored)
     return pixels
 
@@ -162,19 +161,19 @@ def _decode_jpeg(data, at, values):
         (end,) = unpack_from("<I", data, start + 8 + length)
     except StructError:
         return None
-    if (item, item2, end) != (0xE000FFFE, 0xE000FFFE, 0xE0DDFFFE):  # item, item, end of sequence: one fragment
+    if (item, item2, end) != (0xE000FFFE, 0xE000FFFE, 0xE0DDFFFE):  # offset table, one fragment, end of sequence
         return None
     stream = data[start + 8 : start + 8 + length]
-    if not ends_whole(stream):
+    if not is_complete(stream):
         return None
     pixels = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_UNCHANGED)
-    whole = pixels is not None and pixels.dtype == np.uint8 and pixels.shape == (values["height"], values["width"])
-    return pixels if whole else None
+    expected = pixels is not None and pixels.dtype == np.uint8 and pixels.shape == (values["height"], values["width"])
+    return pixels if expected else None
 
 
-def ends_whole(stream):
-    """Whether a JPEG, JPEG-LS or JPEG 2000 stream has its end marker after its last scan (else it is cut short).
+def is_complete(stream):
+    """Return whether a JPEG, JPEG-LS or JPEG 2000 stream has an end marker after its last scan.
 
-    Decoders fill what is missing with grey and say nothing, so this is asked before they are.
+    Decoders silently fill the missing part of a truncated stream with grey.
     """
     return stream.rfind(b"\xff\xd9") > stream.rfind(b"\xff\xda")

@@ -1,4 +1,4 @@
-"""Folds that share no patient and keep the share of every label: made, measured, saved and read back."""
+"""Folds that share no patient and keep the share of every label."""
 
 import re
 import warnings
@@ -10,19 +10,18 @@ from numba import njit
 from common.errors import InputError
 from common.paths import atomic_path
 
-SIZE_WEIGHT = 2.0  # of a fold's size beside each label: a wrong size puts every prevalence off at once
+_SIZE_WEIGHT = 2.0  # of a fold's size beside each label: a wrong size shifts every prevalence at once
 
 
 def make_folds(labels, n_folds, groups=None, seed=0):
-    """Assign each image to one of `n_folds` folds, whole groups together, every label spread evenly.
+    """Return the fold of each image, int64 (N,) in 0 … n_folds-1, with whole groups and every label spread evenly.
 
     labels: (N,) integer classes, or (N, C) of 0 and 1 for several labels an image; rows without any label count as
-    one more class. groups: (N,) hashable values such as patient ids, or None when every image stands alone.
-    Returns int64 (N,) in 0 … n_folds-1; no fold is empty. The order of the rows does not matter: a group gets the
-    same fold in a shuffled table; without groups, the folds get the same numbers of each label set.
-    Raises InputError for labels or groups of another shape or with missing values, and for fewer groups than folds.
-    Method: groups in falling order of their share of all labels, so the rare labels come first, each to the fold
-    that lacks them most (after Sechidis et al. 2011, iterative stratification).
+    one more class. groups: (N,) hashable values such as patient ids, or None if every image is a group of its own.
+    No fold is empty. A shuffled table gives each group the same fold; without groups, it gives each fold the same
+    number of each label set. Raises InputError for labels or groups of another shape or with missing values, and for
+    fewer groups than folds. Method: groups in falling order of their share of all labels, so that rare labels come
+    first, each to the fold that lacks them most (after Sechidis et al. 2011, iterative stratification).
     """
     if not isinstance(n_folds, int | np.integer) or n_folds < 2:
         raise InputError(f"n_folds must be a whole number from 2, not {n_folds!r}")
@@ -30,9 +29,9 @@ def make_folds(labels, n_folds, groups=None, seed=0):
 
 
 def holdout(labels, fraction, groups=None, seed=0):
-    """Choose about `fraction` of the images for validation, with the guarantees of `make_folds`.
+    """Return bool (N,), True for about `fraction` (0 to 1) of the images, never none or all of them.
 
-    labels, groups, errors: as there; fraction: between 0 and 1. Returns bool (N,), True for validation, never all one.
+    Arguments, guarantees and errors are those of `make_folds`.
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction must lie between 0 and 1, not {fraction}")
@@ -43,20 +42,19 @@ def quartile_strata(present, area):
     """Return int64 (N,): 0 where nothing is present, else 1 … 4 by the quartile of the area among those present.
 
     present: bool (N,); area: (N,) in any unit. An area equal to a quartile belongs to the lower stratum. Raises
-    InputError on lengths that differ or an area that is missing or negative where something is present. Used to
-    stratify SIIM by mask size.
+    InputError on different lengths and on an area that is missing or negative where something is present.
     """
     present, area = np.asarray(present), np.asarray(area, float)
     if present.dtype != bool or present.ndim != 1 or present.shape != area.shape:
         raise InputError(f"present {present.dtype}{present.shape} and area {area.shape}: need bool (N,) and (N,)")
     for row in np.flatnonzero(present & ~(np.isfinite(area) & (area >= 0)))[:1]:
-        raise InputError(f"row {row}: an area of {area[row]} cannot be used")
+        raise InputError(f"row {row}: the area {area[row]} is not usable")
     quartiles = np.quantile(area[present], [0.25, 0.5, 0.75]) if present.any() else []
     return np.where(present, 1 + np.searchsorted(quartiles, area, side="left"), 0)
 
 
 def shared_groups(folds, groups):
-    """Count the images whose group also lies in another fold: 0 for an honest split.
+    """Return the number of images whose group also occurs in another fold.
 
     folds: (N,) fold numbers, or bool for a hold-out; groups: (N,) as in `make_folds`.
     """
@@ -72,7 +70,7 @@ def prevalence_deviation(labels, folds):
     for a hold-out. Classes without an image are left out.
     """
     folds = _fold_codes(folds)
-    columns = label_columns(labels)[:, :-1]
+    columns = _label_columns(labels)[:, :-1]
     if len(columns) != len(folds):
         raise InputError(f"{len(columns)} rows of labels for {len(folds)} folds")
     share = _group_sums(columns, folds, folds.max() + 1) / np.bincount(folds)[:, None]
@@ -80,10 +78,10 @@ def prevalence_deviation(labels, folds):
 
 
 def save_folds(path, image_ids, folds, groups=None, note=""):
-    """Write the CSV `image_id,fold` (and `group`, where given) that `load_folds` reads, whole or not at all.
+    """Write the CSV `image_id,fold` (and `group`, where given) that `load_folds` reads, atomically.
 
-    note: one line kept at the top behind `#`, such as how the folds were made. Raises InputError on repeated ids,
-    folds that are not whole numbers from 0, and lengths that differ.
+    note: a comment for the first line, such as how the folds were made. Raises InputError on repeated ids, folds that
+    are not whole numbers from 0, and different lengths.
     """
     ids, folds = _unique_ids(image_ids, path), np.asarray(folds)
     if folds.shape != ids.shape or folds.dtype.kind not in "iu" or (folds < 0).any():
@@ -98,15 +96,14 @@ def save_folds(path, image_ids, folds, groups=None, note=""):
 
 
 def load_folds(path, image_ids):
-    """Read the folds of `image_ids` from a CSV of `save_folds` as int64 (N,), in the order of `image_ids`.
+    """Return the folds of `image_ids`, int64 (N,) in their order, from a CSV of `save_folds`.
 
-    Raises InputError naming the file and the first id that is missing, unknown or repeated, or the image whose fold
-    is not a whole number from 0.
+    Raises InputError naming the file and the first id that is missing, unknown, repeated or without a valid fold.
     """
     try:
         with open(path, encoding="utf-8") as file:
             has_note = file.readline().startswith("#")
-        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):  # more columns are no harm
+        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):  # more columns are harmless
             table = pd.read_csv(path, dtype=str, keep_default_na=False, skiprows=int(has_note), index_col=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()})") from None
@@ -115,14 +112,14 @@ def load_folds(path, image_ids):
     known, wanted = _unique_ids(table["image_id"], path), _unique_ids(image_ids, "the images to load folds for")
     bad = known[~table["fold"].astype(object).map(lambda fold: bool(re.fullmatch("[0-9]{1,9}", str(fold))))]
     missing, extra = wanted[~wanted.isin(known)], known[~known.isin(wanted)]
-    for ids, what in ((bad, "whose fold is no whole number"), (missing, "missing"), (extra, "not in the image table")):
+    for ids, what in ((bad, "without a valid fold"), (missing, "missing"), (extra, "not in the image table")):
         if len(ids):
             raise InputError(f"{path}: {len(ids)} images {what}, the first is {ids[0]!r}")
     return table["fold"].astype("int64").to_numpy()[known.get_indexer(wanted)]
 
 
 def group_codes(groups, n):
-    """Number the distinct values of `groups` by the order of their text: int64 (n,), whatever the order of the rows.
+    """Return int64 (n,) that numbers the distinct values of `groups` in the order of their text.
 
     groups: (n,) hashable values without missing ones, or None for n groups of one. Raises InputError otherwise.
     """
@@ -131,7 +128,7 @@ def group_codes(groups, n):
     try:
         codes, values = pd.factorize(pd.Series(groups if hasattr(groups, "dtype") else list(groups)))
     except (TypeError, ValueError) as error:
-        raise InputError(f"groups cannot be used ({error})") from None
+        raise InputError(f"groups are not usable ({error})") from None
     if len(codes) != n:
         raise InputError(f"{len(codes)} groups for {n} images")
     if (codes < 0).any():
@@ -139,11 +136,8 @@ def group_codes(groups, n):
     return np.argsort(np.argsort([repr(value) for value in values.tolist()]))[codes]
 
 
-def label_columns(labels):
-    """Return uint8 (N, classes + 1): one 0/1 column for each class that occurs, the last column all 1.
-
-    labels: as in `make_folds`. In a balanced split every column is balanced, the last one being the fold's size.
-    """
+def _label_columns(labels):
+    """Return uint8 (N, classes + 1): a 0/1 column for each class that occurs, and a column of 1 for the fold's size."""
     labels = np.asarray(labels)
     if labels.ndim not in (1, 2) or not len(labels) or labels.dtype.kind not in ("biu" if labels.ndim == 1 else "biuf"):
         raise InputError(f"labels {labels.dtype}{labels.shape}: need integers (N,) or 0/1 (N, C), N at least 1")
@@ -162,9 +156,9 @@ def label_columns(labels):
 def _assign(labels, shares, groups, seed):
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed must be a whole number from 0, not {seed!r}")
-    columns = label_columns(labels)
+    columns = _label_columns(labels)
     codes = group_codes(groups, len(columns))
-    if groups is None:  # images of one label set are interchangeable; sorting makes the row order irrelevant
+    if groups is None:  # images of one label set are interchangeable: sorted, their order in the table does not matter
         codes = np.empty(len(columns), np.int64)
         codes[np.lexsort(columns.T)] = np.arange(len(columns))
     n_groups = codes.max() + 1
@@ -174,10 +168,10 @@ def _assign(labels, shares, groups, seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(n_groups)
     weight = (vectors**2).sum(axis=1)
-    if groups is not None:  # few groups weigh the same: compare powers of two, else every seed had the same order
+    if groups is not None:  # compare powers of two: exact weights rarely tie, and every seed would give the same order
         weight = np.frexp(weight)[1]
     order = order[np.argsort(-weight[order], kind="stable")]
-    vectors[:, -1] *= SIZE_WEIGHT
+    vectors[:, -1] *= _SIZE_WEIGHT
     return _greedy(vectors, order, shares)[codes]
 
 
@@ -192,7 +186,7 @@ def _group_sums(columns, codes, n_groups):
 
 @njit(cache=True, nogil=True)
 def _greedy(vectors, order, shares):
-    """Place groups one by one where Σ (filled − share)² / share grows least; filled counts in parts of the whole."""
+    """Assign groups one by one to the fold where Σ (filled − share)² / share grows least; `filled` sums to 1."""
     folds = np.empty(len(vectors), np.int64)
     filled = np.zeros((len(shares), vectors.shape[1]))
     members = np.zeros(len(shares), np.int64)

@@ -1,7 +1,7 @@
-"""From the store to batches: every random draw belongs to the sample, none to the worker or the process.
+"""From the store to batches, with random numbers that belong to the sample and not to a worker or process.
 
-The sampler hands out keys `(index, seed)`. The seed follows from the run's seed, the epoch and the place in the epoch
-alone, so batches are the same for any number of workers, after a resume in the middle of an epoch, and under torchrun.
+The sampler yields keys `(index, seed)`. The seed depends only on the run's seed, the epoch and the position in it, so
+batches are the same for any number of workers, after a resume in the middle of an epoch, and under torchrun.
 """
 
 import os
@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 
-_SEEDS, _ORDER = 0, 1  # first words of the random streams, so that no two purposes share one
+_SEEDS, _ORDER = 0, 1  # second words of the random streams, so that no two purposes share one
 
 
 def passes(members, start, count, *key):
-    """Return entries `start` to `start + count` of `members` repeated without end, each pass in its own order.
+    """Return entries `start` to `start + count` of endlessly repeated `members`, each pass in its own order.
 
-    `members` is an array (n,), n > 0; the orders follow from the non-negative integers `key`.
+    members: array (n,), n > 0. key: non-negative integers that seed the orders.
     """
     n = len(members)
     first = start // n
@@ -29,25 +29,25 @@ def passes(members, start, count, *key):
 
 
 def sliding_rate(first=0.8, last=0.4):
-    """Return the linear schedule of SIIM's first place: training's fraction in [0, 1] → share of positives."""
+    """Return the linear schedule of SIIM's first place: fraction of the training in [0, 1] → share of positives."""
     if not (0 <= first <= 1 and 0 <= last <= 1):
         raise InputError(f"positive rate from {first} to {last}: must be between 0 and 1")
     return lambda fraction: first + (last - first) * fraction
 
 
 class EpochSampler:
-    """Batches of keys `(index, seed)` for one epoch after another; give it to `make_loader`.
+    """Batch sampler for `make_loader` that yields lists of keys `(index, seed)`, one epoch after another.
 
-    n: samples in the dataset. batch_size: over all processes; each of the `world` processes takes its contiguous equal
-    part of a batch, so together they see the batches of one process.
-    positive_rate: maps the fraction of the training that is over (0 in the first epoch, 1 in the last) to that epoch's
-    share of positives, and needs positives, (n,) of 0/1; None is a plain shuffle. Positives are spread evenly: any run
-    of k samples holds k × rate of them, within one. Each class is used up, over the epochs, before it is shuffled anew.
-    draws: samples an epoch, n by default. With a rate too, so that the steps of an epoch stay the same for a schedule;
+    n: samples in the dataset. batch_size: over all `world` processes, each of which takes a contiguous equal part of
+    every batch, so that together they see the batches of one process.
+    positive_rate: maps the fraction of the training (0 in the first epoch, 1 in the last) to the epoch's share of
+    positives; needs positives, (n,) of 0/1. None is a plain shuffle. Positives are spread evenly: any k consecutive
+    samples hold k × rate of them, within one. A class is reshuffled only after all its samples were drawn.
+    draws: samples an epoch, n by default, whatever the rate, so that schedules see a constant number of steps;
     positives / mean rate would show each positive about once an epoch.
-    drop_last: leave out a last batch that is not full. Without it that batch must divide by `world`.
-    `start_batch`, 0 after set_epoch, may be set to the batches already done: iteration and `len()` cover the others.
-    Raises InputError for arguments that make no epoch.
+    drop_last: leave out an incomplete last batch; without it that batch must divide by `world`.
+    `start_batch`, reset by set_epoch, may be set to the batches already done: iteration and `len()` skip them.
+    Raises InputError for impossible arguments.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class EpochSampler:
             raise InputError(f"epoch {epoch} of {n_epochs}: must be between 0 and {n_epochs - 1}")
         self.epoch, self.n_epochs, self.start_batch = epoch, n_epochs, 0
         if self.positive_rate is not None:
-            for each in range(n_epochs):  # a rate that cannot be kept is told now, not in the middle of the training
+            for each in range(n_epochs):  # raise now for an impossible rate, not in the middle of the training
                 self._rate(each)
 
     def _rate(self, epoch):
@@ -97,7 +97,7 @@ class EpochSampler:
         indices = np.empty(self.draws, dtype=np.int64)
         for label, before in ((0, self.epoch * self.draws - drawn), (1, drawn)):
             where = np.flatnonzero(positive == label)
-            if len(where):  # a class without members is not divided by
+            if len(where):  # a class that is not drawn may have no members
                 indices[where] = passes(self.classes[label], before, len(where), self.seed, _ORDER, label)
         return indices
 
@@ -108,25 +108,26 @@ class EpochSampler:
         seeds = np.random.default_rng([self.seed, _SEEDS, self.epoch]).integers(2**63, size=self.draws)
         keys = list(zip(self._indices().tolist(), seeds.tolist(), strict=True))
         for batch in range(self.start_batch, self.batches):
-            whole = keys[batch * self.batch_size : (batch + 1) * self.batch_size]
-            part = len(whole) // self.world
-            yield whole[self.rank * part : (self.rank + 1) * part]
+            all_keys = keys[batch * self.batch_size : (batch + 1) * self.batch_size]
+            part = len(all_keys) // self.world
+            yield all_keys[self.rank * part : (self.rank + 1) * part]
 
 
 class SampleDataset(Dataset):
-    """Images of a store with their targets; an item is `(image, target)`, the image uint8 (1, H, W).
+    """Dataset of `(image, target)` over a store, the image uint8 (1, H, W).
 
-    images: uint8 (M, h, w): the path of a `.npy` file, or an array. A file's array is memory-mapped, and a worker maps
-    it again instead of receiving a copy; a slice of such an array is refused.
-    targets: maps a store row to a mask (any height and width) of 0/1, which becomes uint8 (1, H, W), to several masks
-    (C, height, width), which become uint8 (C, H, W), or to a scalar or vector, which becomes float32; without targets
-    the target is the store row itself.
+    `dataset[index, seed]` is augmented with that seed, `dataset[index]` is not.
+    images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, by each worker anew; a
+    slice of a memory-mapped array is refused.
+    targets: maps a store row to a mask of 0/1 (any height and width), which becomes uint8 (1, H, W); to several masks
+    (C, height, width), which become uint8 (C, H, W); or to a scalar or vector, which becomes float32. None makes the
+    store row the target.
     transform: an albumentations pipeline that keeps the size (see common.data.augment), or None.
-    size: the network's side, or (H, W); None keeps the store's. Images shrink by area average. Masks do likewise and
-    are cut at one half, which keeps their area, as the nearest pixel would not for thin ones. Enlarging is bilinear.
+    size: the network's side, or (H, W); None keeps the store's. Images and masks shrink by area average and grow
+    bilinearly; masks are then thresholded at one half, which keeps the area of thin structures.
     rows: store row of each sample, in any order and with repetition; all rows by default.
-    kinds: for each sample the index in `transform`, then a list of pipelines, or −1 for none (see enrichment_plan).
-    `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not. Raises InputError for unusable arguments.
+    kinds: for each sample −1 for no augmentation, or an index into `transform`, a list of pipelines (enrichment_plan).
+    Raises InputError for unusable arguments.
     """
 
     def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None):
@@ -167,8 +168,8 @@ class SampleDataset(Dataset):
         target = row if self.targets is None else self._target(row)
         pipeline = None if seed is None or self.kinds[index] < 0 else self.pipelines[self.kinds[index]]
         if pipeline is not None:
-            # one pair of generators for the whole pipeline: set_random_seed would start every step's from the same
-            # seed, so that all steps with one p act together or not at all (and it takes ten times as long)
+            # one pair of generators for the whole pipeline: set_random_seed would give every step the same seed, and so
+            # let all steps with the same p act together (and it takes ten times as long)
             pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
             out = pipeline(image=image, **({"mask": target} if np.ndim(target) > 1 else {}))
             image, target = out["image"], out.get("mask", target)
@@ -215,16 +216,15 @@ def _channel_first(plane):
 
 
 def _one_thread(_worker):
-    cv2.setNumThreads(0)  # workers are the parallelism; threads in each would only fight over the cores
+    cv2.setNumThreads(0)  # threads inside workers would only compete for the cores
     torch.set_num_threads(1)
 
 
 def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_method=None, collate=None):
-    """Return a DataLoader over the batches of `sampler`, the same batches for every number of `workers`.
+    """Return a DataLoader over the batches of `sampler`, the same ones for any number of `workers`.
 
-    Batches are `(images uint8 (B, 1, H, W), targets)`, or what `collate` makes of a list of items. `seed` keeps the
-    loader off torch's global generator. `start_method` is fork or spawn, the platform's own by default. Workers live
-    until the loader goes.
+    Batches are `(images uint8 (B, 1, H, W), targets)`, or `collate` of a list of items. `seed` keeps the loader from
+    drawing from torch's global generator. start_method: fork or spawn, by default the platform's.
     """
     if workers < 0:
         raise InputError(f"workers {workers}: must not be negative")
@@ -235,10 +235,10 @@ def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_met
     return DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(seed), **options)
 
 
-def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, start_method=None, collate=None):
-    """Return a DataLoader over `dataset`, or over `indices` of it, in order, unaugmented, the last batch included."""
+def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, collate=None):
+    """Return a DataLoader over `dataset`, or `indices` of it, in order, without augmentation, last batch included."""
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size}: must be at least 1")
     order = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return make_loader(dataset, batches, workers, 0, pin_memory, start_method, collate)
+    return make_loader(dataset, batches, workers, pin_memory=pin_memory, collate=collate)

@@ -1,4 +1,4 @@
-"""The store: every image of a challenge decoded once, as one memory-mapped uint8 array beside its table."""
+"""The store: all images of a challenge, decoded once into a memory-mapped uint8 array with a table beside it."""
 
 import errno
 import hashlib
@@ -29,9 +29,8 @@ class Store:
     """A finished store: `images` uint8 (N, size, size), memory-mapped and read-only, and `table`, one row an image.
 
     Table columns: image_id, row (index into images), width, height (pixels of the original), colour (float, share of
-    its pixels that are coloured: above `common.data.dicom.COLOUR_LIMIT` it is no radiograph; NaN for a placeholder), ok
-    (False for a placeholder), and patient_id, patient_sex, view_position (empty where unknown), patient_age (years,
-    Int64 or NA).
+    coloured pixels, above `common.data.dicom.COLOUR_LIMIT` in colour pictures, NaN for a placeholder), ok (False for a
+    placeholder), and patient_id, patient_sex, view_position (empty where unknown), patient_age (years, Int64 or NA).
     """
 
     images: np.ndarray
@@ -57,21 +56,21 @@ class Store:
         return cls(images, table, folder)
 
     def __reduce__(self):
-        return Store.open, (self.folder,)  # a process that receives a store maps the file, not a copy of it
+        return Store.open, (self.folder,)  # another process maps the file instead of receiving a copy
 
 
 def prepare_store(files, folder, size, workers=None, on_bad_image="error", placeholder_ids=frozenset(), progress=True):
-    """Decode images into the store in `folder`, or open it if it is up to date.
+    """Return the Store in `folder`, after decoding images into it unless it is up to date.
 
     files: mapping from image id to path, in row order; read by `common.data.dicom.read_image` and stretched to
     size × size by `store_workers.to_square`. workers: processes, or None to start one a core once that pays.
-    on_bad_image: "error", or "placeholder" for a grey image with ok=False in place of one that cannot be decoded and
-    whose id is in `placeholder_ids`; its width and height are the header's if that can be read, else `size`.
+    on_bad_image: "error", or "placeholder" for a grey image with ok=False in place of each undecodable one whose id is
+    in `placeholder_ids`; its width and height come from the header if that is readable, else they are `size`.
 
-    Work happens in `<folder>.partial`, renamed when complete; interrupted at any moment, the next call continues and
-    ends with the same bytes. A store made from other files (name, size or time changed) is replaced once the new one
-    is complete. Returns the Store. Raises InputError if images cannot be decoded (named together at the end), if the
-    disk is full, if `folder` holds anything else, or if another process is preparing it.
+    Work happens in `<folder>.partial`, renamed when complete; after an interruption at any moment the next call
+    continues and ends with the same bytes. A store of other files (name, size or time changed) is replaced once the new
+    one is complete. Raises InputError if images cannot be decoded (named together at the end), if the disk is full, if
+    `folder` holds anything else, or if another process is preparing it.
     """
     folder = Path(folder).resolve()
     if not files:
@@ -81,35 +80,35 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     ids, paths = list(files), [Path(path) for path in files.values()]
     stamps = [_stamp(path) for path in paths]
     allowed = frozenset(placeholder_ids) if on_bad_image == "placeholder" else frozenset()
-    key = _digest([VERSION, size, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
+    key = _hash_json([VERSION, size, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
     if (folder / "store.json").is_file() and read_json(folder / "store.json").get("key") == key:
         store = Store.open(folder)
-        _refuse([i for i in store.table.image_id[~store.table.ok] if i not in allowed], len(ids))
+        _raise_problems([i for i in store.table.image_id[~store.table.ok] if i not in allowed], len(ids))
         print(f"{folder}: up to date ({len(ids)} images)")
         return store
     if folder.exists():
-        _check_ours(folder)
+        _check_replaceable(folder)
         if any(folder.iterdir()):
-            print(f"{folder}: made from other files or at another size, rebuilding")
+            print(f"{folder}: stale (other files or another size), rebuilding")
 
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
-    with _full_disk_named(folder, len(ids) * size * size), lock_folder(partial, "preparing this store"):
+    with _name_full_disk(folder, len(ids) * size * size), lock_folder(partial, "preparing this store"):
         target = Target(str(partial / "images.npy"), _allocate(partial / "images.npy", shape), size)
-        done = _read_journal(partial / "journal", _digest([VERSION, size, ids]), stamps)
+        done = _read_journal(partial / "journal", _hash_json([VERSION, size, ids]), stamps)
         if done:
             print(f"{folder}: continuing, {len(done)} of {len(ids)} images are done")
-        bad = _fill(target, partial / "journal", paths, stamps, done, workers, progress)
-        _refuse([problem for row, problem in sorted(bad.items()) if ids[row] not in allowed], len(ids))
+        bad = _decode_missing(target, partial / "journal", paths, stamps, done, workers, progress)
+        _raise_problems([problem for row, problem in sorted(bad.items()) if ids[row] not in allowed], len(ids))
         for row, problem in sorted(bad.items()):
-            print(f"{problem}; its place stays grey")
+            print(f"{problem}; a grey placeholder takes its place")
             done[row] = write_placeholder(target, row, paths[row])
         _finish(partial, folder, ids, [done[row] for row in range(len(ids))], key, shape)
     return Store.open(folder)
 
 
-def _fill(target, journal, paths, stamps, done, workers, progress):
-    """Decode every row that is not done, adding it to `done` and the journal; returns the problem of each bad row."""
+def _decode_missing(target, journal, paths, stamps, done, workers, progress):
+    """Decode every row that is not in `done`, record it there and in the journal; return {bad row: problem}."""
     todo = [(row, str(path)) for row, path in enumerate(paths) if row not in done]
     bad, pending, committed = {}, [], time.monotonic()
     bar = tqdm(total=len(paths), initial=len(done), disable=not progress, unit="image", desc="prepare")
@@ -131,7 +130,7 @@ def _fill(target, journal, paths, stamps, done, workers, progress):
 
 
 def _commit(images, journal, pending):
-    """Mark rows as done, after their pixels have reached the disk."""
+    """Flush the pixels to the disk, then record their rows as done."""
     os.fsync(images.fileno())
     journal.writelines(json.dumps(entry) + "\n" for entry in pending)
     journal.flush()
@@ -139,30 +138,30 @@ def _commit(images, journal, pending):
 
 
 def _read_journal(path, layout, stamps):
-    """Rows that an earlier run finished, from originals that have not changed since; starts the journal if unusable."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what follows the last newline is torn
-    done, whole = {}, 0
+    """Return {row: record} of the rows that an earlier run finished from unchanged files; reset an unusable journal."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the rest was cut off by a kill
+    done, valid_bytes = {}, 0
     if lines and lines[0] == layout.encode():
-        whole = len(lines[0]) + 1
+        valid_bytes = len(lines[0]) + 1
         for line in lines[1:]:
             try:
                 row, stamp, record = json.loads(line)
             except ValueError:
                 break
-            whole += len(line) + 1
+            valid_bytes += len(line) + 1
             if list(stamps[row]) == stamp:
                 done[row] = record
             else:
                 done.pop(row, None)
-    if whole:
-        os.truncate(path, whole)
+    if valid_bytes:
+        os.truncate(path, valid_bytes)
     else:
         path.write_text(layout + "\n", encoding="utf-8")
     return done
 
 
 def _allocate(path, shape):
-    """Create the array file with all its room on the disk, unless an earlier run did; returns the pixels' offset."""
+    """Create the array file and reserve its disk space unless an earlier run did; return the pixels' offset."""
     header = BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     offset = len(header.getvalue())
@@ -182,7 +181,7 @@ def _allocate(path, shape):
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 path.unlink()
                 raise
-            os.truncate(file.fileno(), total)  # a file system that cannot reserve: a later write finds the disk full
+            os.truncate(file.fileno(), total)  # no reservations here: a later write will find the disk full
     return offset
 
 
@@ -200,37 +199,37 @@ def _finish(partial, folder, ids, records, key, shape):
     if folder.exists():
         shutil.rmtree(folder)
     os.rename(partial, folder)
-    (folder / "journal").unlink()  # last: whenever a kill comes before, the next run finds every row done
+    (folder / "journal").unlink()  # last, so that after a kill the next run finds every row done
 
 
 def _stamp(path):
-    """Size and time of an original: what tells that it changed without reading it."""
+    """Return size and modification time of a file, to detect changes without reading it."""
     try:
         found = path.stat()
     except OSError:
-        return [-1, -1]  # it will be named when it is read
+        return [-1, -1]  # reading it will raise the error that names it
     return [found.st_size, found.st_mtime_ns]
 
 
-def _digest(value):
+def _hash_json(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _check_ours(folder):
-    """Raise InputError if `folder` is a file or holds anything but a store, since a rebuild deletes it."""
+def _check_replaceable(folder):
+    """Raise InputError if `folder` is a file or holds anything but a store, because a rebuild deletes it."""
     foreign = [path.name for path in folder.iterdir() if path.name not in _FILES] if folder.is_dir() else ["a file"]
     if foreign:
         raise InputError(f"{folder}: not a store, it holds {foreign[0]!r}; name another folder")
 
 
-def _refuse(problems, total):
+def _raise_problems(problems, total):
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError(f"{len(problems)} of {total} images cannot be used: {'; '.join(problems[:5])}{more}")
 
 
 @contextmanager
-def _full_disk_named(folder, needed):
+def _name_full_disk(folder, needed):
     try:
         yield
     except OSError as error:

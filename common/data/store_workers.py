@@ -1,4 +1,4 @@
-"""The processes that decode originals into a store; kept apart from it so that they start without pandas."""
+"""Processes that decode images into a store; separate from store.py so that they start without pandas."""
 
 import multiprocessing
 import os
@@ -17,15 +17,15 @@ from common.data.dicom import read_header, read_image_and_header
 from common.errors import InputError
 
 PLACEHOLDER_GREY = 128
-ALONE_SECONDS = 1.5  # about what starting processes costs: a small challenge is done before they would be
+ALONE_SECONDS = 1.5  # about the time to start processes, which a small challenge does not need
 RECORD = ("width", "height", "colour", "patient_id", "patient_age", "patient_sex", "view_position")
-_CHUNK = 4  # images a task: enough to hide the queue, few enough for the processes to end together
+_CHUNK = 4  # images a task: enough to hide the queue's cost, few enough for the processes to end together
 _worker = {}
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the pixels go: the array file, the offset of its first row in bytes, and the side of an image."""
+    """The array file that receives the pixels, the byte offset of its first row, and the side of an image."""
 
     path: str
     offset: int
@@ -33,7 +33,7 @@ class Target:
 
 
 def to_square(image, size):
-    """Stretch a grey image (H, W) to (size, size): averaged over areas when it shrinks, linear when it grows."""
+    """Return a grey image (H, W) stretched to (size, size): area average if it shrinks, bilinear if it grows."""
     if image.shape == (size, size):
         return image
     shrinks = image.shape[0] * image.shape[1] > size * size
@@ -41,10 +41,10 @@ def to_square(image, size):
 
 
 def decode_all(target, todo, workers):
-    """Decode (row, path) pairs into `target`; yield (row, record, problem) of each in the order in which they end.
+    """Decode (row, path) pairs into `target`; yield (row, record, problem) of each in order of completion.
 
-    workers: processes, or None to begin alone and start one a core once that pays. record: dict of `RECORD`, or None
-    with the problem as a line of text. Raises InputError if a process dies, OSError if the disk is full.
+    workers: processes, or None to begin in this one and start one a core once that pays. record: dict of `RECORD`, or
+    None with the problem as a line of text. Raises InputError if a process dies, OSError if the disk is full.
     """
     at, began, cores = 0, time.monotonic(), len(os.sched_getaffinity(0))
     if workers in (None, 1):
@@ -58,11 +58,11 @@ def decode_all(target, todo, workers):
                 return
     chunks = iter([todo[i : i + _CHUNK] for i in range(at, len(todo), _CHUNK)])
     workers = workers or cores
-    context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit a thread's lock
-    context.set_forkserver_preload(["__main__", __name__])  # imported once instead of once a process
+    context = multiprocessing.get_context("forkserver")  # a fork could inherit a lock that a thread holds
+    context.set_forkserver_preload(["__main__", __name__])  # imported once, not by every process
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,))
     try:
-        # Few tasks wait at any time, so memory does not grow with the number of images.
+        # few tasks wait at a time, so that memory does not grow with the number of images
         waiting = {executor.submit(_decode_chunk, chunk) for chunk in islice(chunks, 4 * workers)}
         while waiting:
             ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -76,7 +76,7 @@ def decode_all(target, todo, workers):
 
 
 def write_placeholder(target, row, path):
-    """Write a grey image in place of one that cannot be decoded; returns its record, with ok=False."""
+    """Write a grey image in place of one that cannot be decoded; return its record, with ok=False."""
     try:
         header = read_header(path)
     except InputError:
@@ -88,13 +88,13 @@ def write_placeholder(target, row, path):
 
 def _start_worker(target):
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent shuts the pool down
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.update(target=target, file=open(target.path, "r+b"))  # noqa: SIM115  open as long as the process
+    _worker.update(target=target, file=open(target.path, "r+b"))  # noqa: SIM115  stays open
 
 
 def _end_with_parent():
-    multiprocessing.parent_process().join()  # a worker whose parent was killed would wait for tasks for ever
+    multiprocessing.parent_process().join()  # otherwise a worker whose parent was killed would wait for ever
     os._exit(1)
 
 
@@ -113,7 +113,7 @@ def _decode_row(file, target, item):
 
 
 def _write_row(file, target, row, image):
-    # Written, not mapped: on a full disk a write raises an error where a mapping kills the process.
+    # written, not memory-mapped: on a full disk a write raises an error, a mapping kills the process
     file.seek(target.offset + row * target.size**2)
     file.write(np.ascontiguousarray(image).data)
     file.flush()

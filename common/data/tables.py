@@ -1,4 +1,4 @@
-"""Small tables that a user or a competition gives: ids of images, patients, images to predict."""
+"""Small tables from a user or a competition: image ids, patients, images to predict."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def some_rows(path, columns=None):
-    """Read a CSV as text, as `read_table` does; InputError where it has no row."""
+    """Return a CSV as text, as `read_table` does; raises InputError if it has no rows."""
     table = read_table(path, columns)
     if not len(table):
         raise InputError(f"{path}: no rows under its header")
@@ -21,10 +21,10 @@ def some_rows(path, columns=None):
 
 
 def read_patients(path, image_ids):
-    """Read the map from image to patient; returns str (N,), images that it lacks being patients of their own.
+    """Return the patient of each image, str (N,), from a CSV; an image that it lacks is a patient of its own.
 
-    The first column names the image; the patient is the column `patient_id`, or the number before the underscore of
-    the column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that is named twice.
+    Its first column is the image; the patient is the column `patient_id`, or the number before the underscore in the
+    column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that occurs twice.
     """
     table = read_table(path)
     first = table.columns[0]
@@ -43,17 +43,17 @@ def read_patients(path, image_ids):
 
 
 def read_ids(path, columns):
-    """Ids in the first of `columns` of a CSV that has them, in order; InputError for unusable or double ids."""
+    """Return the ids in the first of the `columns` of a CSV; raises InputError for unusable or repeated ids."""
     table = some_rows(path, columns)
     _check_ids(table[columns[0]], path)
     return table[columns[0]].tolist()
 
 
 def named_images(path, suffixes=IMAGES):
-    """Ids, in order, and files of `--test`: a folder of images, or a CSV whose first column names them (no files).
+    """Return (ids, {id: file}) of `--test`: a folder of images, or a CSV whose first column names them (no files).
 
-    suffixes: those of images, in lower case; a name in the CSV may carry one. Raises InputError for an empty folder,
-    unusable and double names.
+    suffixes: of images, in lower case; names in the CSV may have one. Raises InputError for an empty folder and for
+    unusable or repeated names.
     """
     if path.is_dir():
         files = find_images(path, suffixes)
@@ -72,4 +72,4 @@ def _check_ids(ids, path):
         check_id(image_id, f"{path}, row {number}")
     twice = ids.duplicated()
     if twice.any():
-        raise InputError(f"{path}, row {twice.idxmax() + 2}: {ids[twice.idxmax()]} is there twice")
+        raise InputError(f"{path}, row {twice.idxmax() + 2}: {ids[twice.idxmax()]} appears twice")

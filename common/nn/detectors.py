@@ -1,4 +1,4 @@
-"""Torchvision's detectors over a feature pyramid on any timm network: raw gray radiographs in, boxes out.
+"""Torchvision's detectors over a feature pyramid on any timm network: raw grey radiographs in, boxes out.
 
 Anchor sizes and numbers of proposals are torchvision's at a side of 1024 pixels and scale with the side, so that a box
 that covers a tenth of the image meets an anchor of its size at 256 pixels too.
@@ -23,7 +23,7 @@ _ASPECTS = ((0.5, 1.0, 2.0),) * 5
 
 
 class Detector(Normalised):
-    """A torchvision detector for square gray images of one size; classes count from 0, without background.
+    """A torchvision detector for square grey images of one size; classes count from 0, without background.
 
     forward(images, targets) in training → dict of scalar losses; forward(images) in evaluation → for each image a dict
     of boxes float32 (n, 4) x_min, y_min, x_max, y_max in the images' pixels, scores float32 (n,) in [0, 1], falling,

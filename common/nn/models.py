@@ -21,7 +21,7 @@ _PADDED = {"legacy_xception": "xception", "inception_resnet_v2": "inceptionresne
 
 
 class Normalised(nn.Module):
-    """A network that takes raw gray images, which it normalises and repeats to its number of channels.
+    """A network that takes raw grey images, which it normalises and repeats to its number of channels.
 
     forward: images (B, 1, H, W), uint8 or floating in 0 to 255, H and W multiples of `multiple` (else InputError) →
     the network's logits in float32, or a tuple of them. mean and std: one value a channel, 1 being the full range.

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from common.data.augment import compose
-from common.data.augment_warp import Lighting, Warp, either, moved, paper_covid
+from common.data.augment import Lighting, Warp, compose, homography, jitter, paper_covid
 from common.data.loaders import EpochSampler, SampleDataset, eval_loader, make_loader
 from common.errors import InputError
 from common.infer import tta
@@ -39,9 +38,9 @@ def light(size, rotate=10.0, zoom=0.1, shift=0.05, lighting=0.1, p=0.75):
 
 def _light_matrix(random, rotate, zoom, shift, p):
     side = -1 if random.random() < 0.5 else 1
-    scale = 1 + either(random, p, zoom)
-    shifts = 2 * either(random, p, shift), 2 * either(random, p, shift)
-    return moved(either(random, p, rotate), (side * scale, scale), 0.0, shifts)
+    scale = 1 + jitter(random, p, zoom)
+    shifts = 2 * jitter(random, p, shift), 2 * jitter(random, p, shift)
+    return homography(jitter(random, p, rotate), (side * scale, scale), 0.0, shifts)
 
 
 # ---- images --------------------------------------------------------------------------------------------------------

@@ -10,9 +10,7 @@ from math import exp
 import cv2
 import numpy as np
 
-# the library from there, where its look-up of newer versions is switched off
-from common.data.augment import A, BlockMask, DiffusedNoise, compose
-from common.data.augment_warp import Lighting, Warp, either, moved, paper_covid
+from common.data.augment import A, BlockMask, DiffusedNoise, Lighting, Warp, compose, homography, jitter, paper_covid
 
 unet = paper_covid  # Ahmed et al. use the same pipeline for the masks and for the classes
 
@@ -74,7 +72,7 @@ def _simple_matrix(random, p, rotate, zoom, warp):
     scale = random.uniform(1, zoom) if random.random() < p else 1.0
     shift = [random.uniform(-1, 1) * (scale - 1) for _ in range(2)]  # any crop of the image
     tilt = (random.uniform(-warp, warp), random.uniform(-warp, warp)) if random.random() < p else (0.0, 0.0)
-    return moved(either(random, p, rotate), (scale, scale), 0.0, shift, tilt)
+    return homography(jitter(random, p, rotate), (scale, scale), 0.0, shift, tilt)
 
 
 def simple(size, flip=True, **numbers):
@@ -105,9 +103,9 @@ def affine(size, flip=True, rotate=10.0, shift=0.05, zoom=0.1, p=0.75):
 
 
 def _affine_matrix(random, rotate, shift, zoom, p):
-    scale = 1 + either(random, p, zoom)
-    shifts = (2 * either(random, p, shift), 2 * either(random, p, shift))
-    return moved(either(random, p, rotate), (scale, scale), 0.0, shifts)
+    scale = 1 + jitter(random, p, zoom)
+    shifts = (2 * jitter(random, p, shift), 2 * jitter(random, p, shift))
+    return homography(jitter(random, p, rotate), (scale, scale), 0.0, shifts)
 
 
 def strong(size, flip=True):
@@ -149,11 +147,11 @@ def strong(size, flip=True):
 
 def _strong_matrix(random):
     quarters = random.choice((1, 2, 3)) if random.random() < 0.04 else 0
-    turn = either(random, 0.8, 25.0 if random.random() < 0.25 else 10.0)
+    turn = jitter(random, 0.8, 25.0 if random.random() < 0.25 else 10.0)
     # now and then small in a wide black border, or cropped so that part of the lungs is outside
     wide = random.random() < 0.15
-    zoom = exp(random.uniform(-0.6, 0.4) if wide else either(random, 0.8, 0.15))
-    aspect = exp(either(random, 0.4, 0.12))
-    shift = (either(random, 0.7, 0.15), either(random, 0.7, 0.15))
-    tilt = (either(random, 0.3, 0.12), either(random, 0.3, 0.12))
-    return moved(turn + 90 * quarters, (zoom * aspect, zoom / aspect), either(random, 0.2, 0.12), shift, tilt)
+    zoom = exp(random.uniform(-0.6, 0.4) if wide else jitter(random, 0.8, 0.15))
+    aspect = exp(jitter(random, 0.4, 0.12))
+    shift = (jitter(random, 0.7, 0.15), jitter(random, 0.7, 0.15))
+    tilt = (jitter(random, 0.3, 0.12), jitter(random, 0.3, 0.12))
+    return homography(turn + 90 * quarters, (zoom * aspect, zoom / aspect), jitter(random, 0.2, 0.12), shift, tilt)

@@ -12,30 +12,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from common.data import store as store_module
 from common.data import store_workers
 from common.data.dicom import COLOUR_LIMIT, read_image
 from common.data.store import Store, prepare_store
 from common.errors import InputError
+from tests.dicoms import dataset, save
 
 ROOT = Path(__file__).parents[3]
 
 
 def write_dicom(path, pixels):
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    ds.PatientID, ds.PatientAge, ds.PatientSex, ds.ViewPosition = "P7", "058Y", "F", "PA"
-    ds.Rows, ds.Columns = pixels.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
-    ds.PixelData = pixels.astype("<u2").tobytes()
-    ds.save_as(path, enforce_file_format=True)
+    person = {"PatientID": "P7", "PatientAge": "058Y", "PatientSex": "F", "ViewPosition": "PA"}
+    save(dataset(pixels.astype(np.uint16), 12, **person), path)
 
 
 def originals(folder, count=6):
@@ -161,7 +151,7 @@ def test_placeholders_only_where_they_are_allowed(tmp_path, capsys):
     capsys.readouterr()
     store = prepare_store(files, tmp_path / "s", 16, None, "placeholder", {"i2", "i3"}, progress=False)
     out = capsys.readouterr().out
-    assert "i2.png" in out and "i3.png" in out and out.count("its place stays grey") == 2
+    assert "i2.png" in out and "i3.png" in out and out.count("a grey placeholder takes its place") == 2
     assert list(store.table.image_id[~store.table.ok]) == ["i3", "i2"]
     for row in store.table.row[~store.table.ok]:
         assert (store.images[row] == store_workers.PLACEHOLDER_GREY).all()

@@ -46,7 +46,7 @@ def test_the_name_of_a_patient_is_preferred(write):
     ("lines", "said"),
     [
         (["id,who", "a,p"], r"table\.csv: needs a column patient_id or NIH_ID, has id, who"),
-        (["id,patient_id", "a,p", "a,q"], r"table\.csv, row 3: a is there twice"),
+        (["id,patient_id", "a,p", "a,q"], r"table\.csv, row 3: a appears twice"),
         (["id,patient_id", "../a,p"], r"table\.csv, row 2: '\.\./a' is not a usable id"),
         (["id,patient_id", "a"], r"table\.csv, row 2: 1 values"),
     ],
@@ -59,7 +59,7 @@ def test_maps_that_are_refused(lines, said, write):
 def test_ids_keep_their_order(write):
     assert read_ids(write("id,x", "b,1", "a,2"), ["id", "x"]) == ["b", "a"]
     for lines, said in (
-        (["id,x", "a,1", "a,2"], "row 3: a is there twice"),
+        (["id,x", "a,1", "a,2"], "row 3: a appears twice"),
         (["id,x", "a b,1"], "row 2: 'a b' is not"),
         (["id,x"], "no rows"),
     ):
@@ -88,7 +88,7 @@ def test_images_that_are_refused(write, tmp_path):
         (tmp_path / "empty", "no images in it"),
         (tmp_path / "odd", "'my film' is not a usable id"),
         (tmp_path / "nowhere", "no such file"),
-        (write("id", "a.png", "a.jpg"), r"\(--test\), row 3: a is there twice"),
+        (write("id", "a.png", "a.jpg"), r"\(--test\), row 3: a appears twice"),
         (write("id", "/etc/x.png", name="other.csv"), "row 2"),
         (write("id", name="none.csv"), "no rows"),
     ):

@@ -332,7 +332,7 @@ def test_named_test_images(data, spoilt, command, tmp_path, tiny):
     train = sorted((data / "mask" / "mask").iterdir())[0].name.removesuffix("_mask.png")
     for text, said in (
         ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"),
-        ("id\nx.png\nx.png\n", "row 3: x is there twice"),
+        ("id\nx.png\nx.png\n", "row 3: x appears twice"),
         ("id\nx\n", "1 images have no file, the first is x"),
         ("id\n", "no rows"),
         ("", "empty file"),
@@ -364,7 +364,7 @@ def test_fold_tables_and_id_maps(data, spoilt, finished, tmp_path):
     names = [row.split(",")[0] for row in lines[2:]]
     for rows, said in (
         (["id,who", "a,b"], "needs a column patient_id or NIH_ID"),
-        (["id,patient_id", "a,b", "a,c"], "is there twice"),
+        (["id,patient_id", "a,b", "a,c"], "appears twice"),
         (["id,patient_id", *(f"{name},one" for name in names)], "2 folds need as many groups, there are 1"),
     ):
         table.write_text("\n".join(rows) + "\n")

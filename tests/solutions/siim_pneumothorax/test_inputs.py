@@ -174,7 +174,7 @@ def test_masks(rle, said, data, spoilt):
         ("sample_submission.csv", lambda rows: [*rows, "1.2.3,-1"], "1 test images have no file, the first is 1.2.3"),
         ("sample_submission.csv", lambda rows: rows[:1], "no rows"),
         ("sample_submission.csv", lambda rows: [], "sample_submission.csv: empty file"),
-        ("nih_id.csv", lambda rows: [*rows, rows[1]], "is there twice"),
+        ("nih_id.csv", lambda rows: [*rows, rows[1]], "appears twice"),
         ("nih_id.csv", lambda rows: ["Kaggle_ID,a,b", *rows[1:]], "needs a column patient_id or NIH_ID"),
         ("nih_id.csv", lambda rows: [*rows, "../../x,00000001_000.png,1"], "nih_id.csv, row 18: '../../x'"),
     ],
@@ -204,7 +204,7 @@ def test_named_test_images(data, spoilt, tmp_path):
     train = read_table(data / "train-rle.csv")["ImageId"].iloc[0]
     for text, said in (
         ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"),
-        ("id\nx.png\nx.png\n", "test.csv (--test), row 3: x is there twice"),
+        ("id\nx.png\nx.png\n", "test.csv (--test), row 3: x appears twice"),
         ("id\nx\n", "1 test images have no file, the first is x"),
         ("id\n", "no rows"),
         ("", "empty file"),
