@@ -15,7 +15,9 @@ INFERENCE, TRAINING = "inference.ipynb", "training.ipynb"
 METADATA = "kernel-metadata.json"
 
 INSTALL = """\
-import os, subprocess, sys
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
