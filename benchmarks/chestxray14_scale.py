@@ -28,12 +28,13 @@ from benchmarks.meter import Meter, cpu_seconds
 from benchmarks.tables import label_table
 from common import phantom
 from common.budget import Budget
-from common.cli import Context, Options
 from common.data.folds import make_folds, prevalence_deviation, shared_groups
 from common.data.loaders import make_loader
 from common.data.store_workers import RECORD, to_square
+from common.job import Job as Context
 from common.metrics.calibration import nested_youden
 from common.metrics.statistics import bootstrap_auroc
+from common.options import Options
 from common.paths import find_images, read_parquet
 from common.runs import Run
 from common.steps import write_table

@@ -25,10 +25,10 @@ from common.infer.predict import write_masks
 from common.metrics.segmentation import dice_from_areas
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint, runs_of
+from common.recipe import drain
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
 from common.tuning import grid, rule_dice, summarise, tune_nested
-from solutions.siim_pneumothorax.pipeline import used_up
 from solutions.siim_pneumothorax.postprocess import submission_rows
 
 PIXELS = (0.3, 0.45, 0.6, 0.75)
@@ -98,7 +98,7 @@ def predict_folds(folder, n, side, rng):
     """Write the maps of two folds and join them into oof.npy; return their true runs."""
     parts, sizes = [folder / "fold0.npy", folder / "fold1.npy"], [n // 2, n - n // 2]
     runs = [predict(path, size, side, rng) for path, size in zip(parts, sizes, strict=True)]
-    write_masks(folder / "oof.npy", (n, side, side), used_up(parts))
+    write_masks(folder / "oof.npy", (n, side, side), drain(parts))
     return [*runs[0], *runs[1]]
 
 

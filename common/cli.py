@@ -11,13 +11,12 @@ import functools
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -25,11 +24,12 @@ from common import kaggle, processes
 from common.budget import Budget, Stopped
 from common.config import from_dict
 from common.errors import InputError
+from common.options import Options
 from common.paths import read_json
 from common.runs import Run, start_log
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 log = logging.getLogger(__name__)
 VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # what `run` does, in this order
@@ -38,86 +38,13 @@ PARTIAL = 4  # exit status: done, but some inputs could not be used
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Machine and session options: where files are and what this machine can do, never what is computed."""
-
-    data: Path | None = None
-    """Folder of the competition as Kaggle unpacks it; found automatically on Kaggle."""
-    out: Path | None = None
-    """Folder of the run (default: runs/<solution>-<preset>)."""
-    store: Path | None = None
-    """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
-    hours: float | None = None
-    """Save everything and stop after this time; the same command continues."""
-    test: Path | None = None
-    """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
-    id_map: Path | None = None
-    """CSV of image id and patient, so that no patient is in two folds."""
-    fold_table: Path | None = None
-    """CSV `image_id,fold` of another run, to use the same folds."""
-    sizes: tuple[Path, ...] = ()
-    """CSV files with width and height of the originals, for resized copies of the images (VinBigData)."""
-    normals: tuple[Path, ...] = ()
-    """Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's (COVID-19)."""
-    on_bad_image: Literal["error", "placeholder"] = "error"
-    """placeholder: a test image that cannot be read gets the neutral prediction."""
-    on_unlabelled: Literal["error", "skip"] = "error"
-    """skip: leave out image files that no table lists (the real SIIM download has some)."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<n>."""
-    workers: int | None = None
-    """Processes that read and augment images (default: one per core)."""
-
-    def __post_init__(self):
-        if self.workers is not None and self.workers < 0:
-            raise InputError(f"--workers must not be negative: {self.workers}")
-        if self.hours is not None and not self.hours > 0:
-            raise InputError(f"--hours must be above 0, not {self.hours:g}")
-        check_device(self.device)
-
-
-def check_device(name):
-    """Raise InputError unless `name`, the value of --device, is auto, cpu, cuda or cuda:<n> and this machine has it."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise InputError(f"--device {name!r}: choose auto, cpu, cuda or cuda:<n>")
-    if name.startswith("cuda"):
-        import torch
-
-        if int(name[5:] or 0) >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs on this machine")
-
-
-@dataclass
-class Context:
-    """What a verb is called with."""
-
-    solution: str
-    preset: str
-    config: Any
-    options: Options
-    run: Run
-    device: "torch.device"
-    budget: Budget = field(repr=False)
-    submissions: Path = Path("submissions")
-    left_out: int = 0
-    """Number of unusable inputs so far, each already named; a verb that continues without some adds to it."""
-
-    @property
-    def workers(self):
-        """Return the number of worker processes of a loader; on a CPU 0, because training keeps its cores busy."""
-        if self.options.workers is not None:
-            return self.options.workers
-        return len(os.sched_getaffinity(0)) // processes.world() if self.device.type == "cuda" else 0
-
-
 def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """Run one verb or tool of a solution and return the exit status.
 
     config_module: has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and optionally `TOOLS` (names of tools),
         `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES_SIZES` or `TAKES_NORMALS`, True where that option
         applies.
-    load_verbs(): returns {verb: function of a Context}. Called late, because it imports the networks.
+    load_verbs(): returns {verb: function of a Job}. Called late, because it imports the networks.
     load_tools(): returns {tool: function}, also called late. A tool's signature and docstring are its command line
         (parameters before `/` are positional; `Args:` describes them); it returns the number of unusable inputs.
 
@@ -219,7 +146,8 @@ def _run_verb(solution, config_module, load_verbs, argv):
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs):
-    """Call these verbs in turn on one Context; of several processes only the first goes on after training."""
+    """Call these verbs in turn on one Job; of several processes only the first goes on after training."""
+    from common.job import Job
     from common.train import distributed
 
     device = distributed.start(options.device)
@@ -227,17 +155,17 @@ def _call_verbs(names, solution, preset, config, options, load_verbs):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         start_log(run.path("log.txt") if processes.is_main() else None)
-        context = Context(solution, preset, config, options, run, device, Budget(options.hours))
+        job = Job(solution, preset, config, options, run, device, Budget(options.hours))
         verbs = load_verbs()
         for name in names:
             if name == "train" or processes.is_main():
-                verbs[name](context)
+                verbs[name](job)
             distributed.barrier()
             if name == "train" and not processes.is_main():
                 return 0
             if name == "train":
                 distributed.stop()
-        return context.left_out
+        return job.left_out
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():

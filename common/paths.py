@@ -50,6 +50,18 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_table(path, table):
+    """Write a DataFrame as parquet, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def write_csv(path, table):
+    """Write a DataFrame as CSV, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
 def read_json(path):
     """Return the value of a JSON file. Raises InputError if it is missing or not JSON."""
     try:

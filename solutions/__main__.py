@@ -47,9 +47,31 @@ def main(argv=None):
 
     def load_tools():  # a tool for Kaggle starts without the imports of the solution's own
         shared = kaggle.load_tools(name, config.KAGGLE, getattr(config, "TOOLS", ()), config.PRESETS)
+        if rest[0] in ENGINE:
+            return _engine_tools(name, config)
         return shared if rest[0] in shared else _load(f"solutions.{name}.tools", "TOOLS")
 
-    return cli.main(name, config, lambda: _load(f"solutions.{name}.pipeline", "VERBS"), rest, load_tools)
+    return cli.main(name, config, lambda: load_verbs(name), rest, load_tools)
+
+
+def load_verbs(name):
+    pipeline = importlib.import_module(f"solutions.{name}.pipeline")
+    return pipeline.SOLUTION.verbs() if hasattr(pipeline, "SOLUTION") else pipeline.VERBS
+
+
+ENGINE = ("export", "infer")
+
+
+def _engine_tools(name, config):
+    pipeline = importlib.import_module(f"solutions.{name}.pipeline")
+    if not hasattr(pipeline, "SOLUTION"):
+        return _load(f"solutions.{name}.tools", "TOOLS")
+    from common.export import export_tool, infer_tool
+
+    return {
+        "export": export_tool(pipeline.SOLUTION, config.Config),
+        "infer": infer_tool(pipeline.SOLUTION, config.Config, getattr(config, "TAKES_SIZES", False)),
+    }
 
 
 def export_run(name, run, out):
@@ -57,7 +79,7 @@ def export_run(name, run, out):
     own = getattr(importlib.import_module(f"solutions.{name}.config"), "TOOLS", ()) if name in NAMES else ()
     if "infer" not in own:
         raise InputError(f"{run}: runs of {name} cannot be bundled")
-    _load(f"solutions.{name}.tools", "TOOLS")["export"](run, out=out)
+    _engine_tools(name, importlib.import_module(f"solutions.{name}.config"))["export"](run, out=out)
 
 
 def _load(module, attribute):

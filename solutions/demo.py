@@ -31,7 +31,8 @@ def run_all(names, argv, export):
         data, out = sample.make_sample(root / "data" / name), root / name
         lines = [["run", "demo", "--data", str(data)], *([verb] for verb in getattr(config, "IN_DEMO", ()))]
         for words in lines:
-            status = cli.main(name, config, lambda pipeline=pipeline: pipeline.VERBS, [*words, "--out", str(out)])
+            verbs = pipeline.SOLUTION.verbs() if hasattr(pipeline, "SOLUTION") else pipeline.VERBS
+            status = cli.main(name, config, lambda verbs=verbs: verbs, [*words, "--out", str(out)])
             if status:
                 return status
         steps = read_json(out / "manifest.json")["steps"]

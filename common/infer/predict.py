@@ -41,7 +41,7 @@ def predict_masks(
     p × 255, halves rounded up. The file appears when it is complete. Raises InputError for unusable arguments, and for
     a row whose probability is not a number.
     """
-    dataset, present = SampleDataset(images, size=size, rows=rows), []
+    dataset, present = _as_dataset(images, rows, size), []
     shape = dataset.size if channels == 1 else (channels, *dataset.size)
 
     def blocks():
@@ -90,12 +90,7 @@ def predict_probs(
     images may also be a Dataset of items (image uint8 (channels, h, w), store row), without rows and size. What
     `activation` returns may have any shape (B, …) but that of maps, (B, C, h, w), which views would move.
     """
-    if isinstance(images, Dataset):
-        if rows is not None or size is not None:
-            raise InputError("a dataset to predict has rows and a size of its own")
-        dataset = images
-    else:
-        dataset = SampleDataset(images, size=size, rows=rows)
+    dataset = _as_dataset(images, rows, size)
     if not len(dataset):
         raise InputError("no rows to predict")
     batches = _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers)
@@ -107,6 +102,14 @@ def predict_probs(
         found[done : done + len(probs)] = probs
         done += len(probs)
     return found
+
+
+def _as_dataset(images, rows, size):
+    if not isinstance(images, Dataset):
+        return SampleDataset(images, size=size, rows=rows)
+    if rows is not None or size is not None:
+        raise InputError("a dataset to predict has rows and a size of its own")
+    return images
 
 
 @torch.inference_mode()

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from common.budget import Budget
-from common.cli import Context, Options
 from common.config import from_dict
 from common.data.store import prepare_store
 from common.data.tables import named_images, read_ids
 from common.errors import InputError
+from common.job import Job as Context
+from common.options import Options
 from common.paths import competition_folder, find_images, read_json
 from common.runs import Run
 from common.steps import store_folder

@@ -241,3 +241,9 @@ def _add(total, part, factor):
 def _add_product(total, a, b):
     for i in range(len(total)):
         total[i] += a[i] * b[i]
+
+
+def as_interval(interval):
+    """Return an Interval as the dict of estimate, low and high that score.json holds; NaN becomes None."""
+    values = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}

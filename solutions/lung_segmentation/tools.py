@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.cli import check_device
 from common.errors import InputError
+from common.options import check_device
 from common.paths import atomic_path, find_images
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots

@@ -1,11 +1,14 @@
 """Probabilities to the rows of the submission."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from common.post.rle import encode
-from common.tuning import grid, release_pages
+from common.tuning import grid, release_pages, summarise
+from solutions.siim_pneumothorax.data import read_masks
 
 
 def rules(decision):
@@ -13,6 +16,15 @@ def rules(decision):
     if decision.rule == "gate":
         return grid(gate=decision.gate, pixel=decision.pixel, min_area=decision.min_area)
     return grid(gate=decision.gate, top=decision.top, min_pixels=decision.top_pixels, pixel=decision.bottom)
+
+
+def oof_regions(job, oof):
+    """Return the OofRegions of the out-of-fold maps at the rule's pixel thresholds."""
+    decision = job.config.decision
+    pixels = decision.pixel if decision.rule == "gate" else decision.bottom
+    truth = [read_masks(job.images)[row] for row in oof.table["row"]]
+    progress = partial(tqdm, total=len(truth), desc="regions", leave=False)
+    return summarise(oof.maps, truth, pixels, connectivity=decision.connectivity, progress=progress)
 
 
 def submission_rows(image_ids, probs, presence, rule, connectivity=8):

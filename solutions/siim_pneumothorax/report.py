@@ -11,6 +11,7 @@ from common.report import page, plots, sections
 from common.report.gallery import gallery
 from common.tuning import Rule
 from solutions.siim_pneumothorax.config import SIZE
+from solutions.siim_pneumothorax.data import mask
 
 
 def write_report(context, data):
@@ -161,7 +162,7 @@ def _item(data, probs, row, rule, connectivity):
     image = np.asarray(data.store.images[row["row"]])
     side = image.shape[0]
     predicted = rule.apply(np.asarray(probs), row["presence"], connectivity=connectivity)
-    masks = [cv2.resize(m, (side, side), interpolation=cv2.INTER_AREA) for m in (data.mask(row["row"]), predicted)]
+    masks = [cv2.resize(m, (side, side), interpolation=cv2.INTER_AREA) for m in (mask(data, row["row"]), predicted)]
     return image, *masks, f"{row['image_id'][-24:]}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
 
 

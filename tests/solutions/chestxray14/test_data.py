@@ -12,9 +12,10 @@ import torch
 
 from benchmarks.tables import label_table, real_data
 from common.budget import Budget
-from common.cli import Context, Options
 from common.data.folds import prevalence_deviation, shared_groups
 from common.errors import InputError
+from common.job import Job as Context
+from common.options import Options
 from common.paths import read_json, write_json
 from common.post.boxes import BOX
 from common.runs import Run

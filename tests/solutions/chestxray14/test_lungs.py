@@ -11,9 +11,10 @@ import torch
 
 from benchmarks.tables import real_data
 from common.budget import Budget
-from common.cli import Context, Options
 from common.data.store import prepare_store
 from common.errors import InputError
+from common.job import Job as Context
+from common.options import Options
 from common.paths import find_images, lock_folder, read_array
 from common.runs import Run
 from common.train.checkpoint import save_weights

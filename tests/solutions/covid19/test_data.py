@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.tables import real_data
 from common.budget import Budget
-from common.cli import Context, Options
 from common.errors import InputError
+from common.job import Job as Context
+from common.options import Options
 from common.paths import read_array, read_json
 from common.runs import Run
 from common.submit.table import read_table

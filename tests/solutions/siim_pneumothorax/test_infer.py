@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.kills import NET
 from common.submit.table import read_table
-from common.train.checkpoint import save_weights
+from common.train.checkpoint import load_weights, save_weights
 from solutions.__main__ import main
 from solutions.siim_pneumothorax.config import DEMO
-from solutions.siim_pneumothorax.models import load_segmenter
+from solutions.siim_pneumothorax.models import build_segmenter
 from tests.running import say
 
 KEEP_ALL = ["--decision.gate", "0", "--decision.pixel", "0.5", "--decision.min-area", "0"]
@@ -42,7 +42,8 @@ def lively(finished, tmp_path_factory):
     config = replace(DEMO.segmenter, encoder=NET)
     images = torch.from_numpy(np.load(next(finished.glob("stores/*/images.npy"))))[:, None]
     for path in run.glob("fold*/segmenter-64/final.safetensors"):
-        model = load_segmenter(config, path).eval()
+        model = build_segmenter(config, "none").eval()
+        load_weights(path, model)
         with torch.inference_mode():
             model.net.segmentation_head[0].bias -= model(images).median()
         save_weights(path, model.state_dict())
@@ -103,10 +104,10 @@ def test_an_image_that_cannot_be_read(run, command, refused, unlabelled, tmp_pat
 
 def test_what_is_not_finished_is_not_exported(run_copy, refused, command):
     (run_copy / "score.json").unlink()
-    assert "no score of this rule" in refused("export", "run", "--out", "trained")
+    assert "score.json, which is missing" in refused("export", "run", "--out", "trained")
     (run_copy / "tuned.json").unlink()
     assert "run the verb `tune`" in refused("export", "run", "--out", "trained")
     shutil.copy(run_copy / "fold0/classifier/final.safetensors", run_copy / "fold1/classifier/final.safetensors")
-    assert "no predictions of these networks" in refused("export", "run", "--out", "trained")
+    assert "`predict` is out of date" in refused("export", "run", "--out", "trained")
     (run_copy / "fold1" / "classifier" / "final.safetensors").unlink()
     assert "fold 1 is not trained" in refused("export", "run", "--out", "trained")

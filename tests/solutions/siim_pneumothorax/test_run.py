@@ -14,11 +14,11 @@ import pytest
 
 from benchmarks.kills import COMPARED, NET, TINY
 from benchmarks.tables import real_data
+from common import recipe
 from common.paths import read_json
 from common.post.rle import decode
 from common.submit.table import read_table
 from common.train.checkpoint import load_weights
-from solutions.siim_pneumothorax import pipeline
 from tests.running import prints, times
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +48,7 @@ def test_a_run_leaves_a_valid_submission_a_score_and_a_report(finished, sample):
     assert [path.read_bytes() for path in copies] == [(run / "submission.csv").read_bytes()]
     assert not list(run.rglob("last.ckpt")) and not list(finished.rglob(".*tmp*"))
     steps = read_json(run / "manifest.json")["steps"]
-    assert [step for step in steps if " " not in step] == ["prepare", "predict", "tune", "score", "submit"]
+    assert [step for step in steps if " " not in step] == ["prepare", "predict", "tune", "submit"]
     assert steps["submit"]["hidden"]["metric"] == "dice"
 
 
@@ -232,7 +232,7 @@ def test_another_decision_is_tuned_without_training(run_copy, command, sample):
     done = times(run_copy, "fold*/**/*", "*_probs.npy")
     assert "verb `tune`" in command("submit", "--out", "run", "--decision.pixel", "0.4").errors[0]
     result = command("run", "--data", sample, "--out", "run", "--decision.pixel", "0.4", "0.6")
-    assert result.status == 0 and "predict: up to date" in result.out and "tuned over" in result.out
+    assert result.status == 0 and "predict: up to date" in result.out and "tune: up to date" not in result.out
     assert done == times(run_copy, "fold*/**/*", "*_probs.npy")
     assert read_json(run_copy / "tuned.json")["rule"]["pixel"] in (0.4, 0.6)
     assert read_json(run_copy / "config.json")["decision"]["pixel"] == [0.4, 0.6]
@@ -251,8 +251,8 @@ def test_other_views_are_predicted_without_training_and_a_failure_is_not_taken_f
         write_table(path, table)
 
     with monkeypatch.context() as patch:  # the test set's masks are of the new views when it ends
-        write_table = pipeline.write_table
-        patch.setattr(pipeline, "write_table", full_at_last)
+        write_table = recipe.write_table
+        patch.setattr(recipe, "write_table", full_at_last)
         assert "No space left" in command("predict", "--out", "run", "--tta", "flip").errors[0]
     failed = times(run_copy, "test_probs.npy")
     assert "predict: up to date" not in command("predict", "--out", "run").out

@@ -13,9 +13,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from benchmarks.tables import label_table, real_data
 from common.budget import Budget
-from common.cli import Context, Options
 from common.data.folds import prevalence_deviation
 from common.errors import InputError
+from common.job import Job as Context
+from common.options import Options
 from common.paths import read_json
 from common.post.boxes import BOX
 from common.runs import Run

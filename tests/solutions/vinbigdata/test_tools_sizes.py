@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from common.budget import Budget
-from common.cli import Context, Options, parse
+from common.cli import parse
 from common.errors import InputError
+from common.job import Job as Context
+from common.options import Options
 from common.post.boxes import BOX
 from common.runs import Run
 from solutions.vinbigdata.config import DEMO

@@ -1,0 +1,249 @@
+"""`export` and `infer`, the same for every solution: what predicts from a finished run, as one flat folder.
+
+An exported folder holds `fold<k>-<stage>.safetensors`, the recipe's further assets, and trained.json: format, solution,
+preset, config (as in config.json), git and packages (of the run), score (metric, estimate, low, high), files (name to
+SHA-256), neutral (what an unreadable image gets) and rule (the content of tuned.json). It is flat because Kaggle's
+datasets are.
+"""
+
+import logging
+import re
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.budget import Budget
+from common.config import file_hash, from_dict, to_dict
+from common.errors import InputError
+from common.images import prepare_test
+from common.job import Job
+from common.options import Options
+from common.paths import atomic_path, check_id, read_json, write_json
+from common.recipe import predict_test, predicting_networks, read_rule, read_score, write_answer
+from common.runs import Run
+from common.train import distributed
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+ABOUT = "trained.json"
+WORKING = Path("/kaggle/working")
+_FIELDS = {"solution": str, "preset": str, "config": dict, "files": dict, "rule": dict}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An exported folder whose files are those that were exported; config: a dict for `common.config.from_dict`."""
+
+    folder: Path
+    solution: str
+    preset: str
+    config: dict
+    rule: dict
+    neutral: Any
+    files: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder, solution=None):
+        """Open an exported folder, of one solution where it is named, and check the hashes of all its files.
+
+        Raises InputError naming the folder or file: not exported, another solution's, a file missing or changed.
+        """
+        folder = Path(folder)
+        about = _read(folder)
+        if solution is not None and about["solution"] != solution:
+            raise InputError(f"{folder}: exported from a run of {about['solution']}, not {solution}")
+        for name, sha256 in about["files"].items():
+            path = folder / name
+            if not path.is_file():
+                raise InputError(f"{path}: missing; copy the exported folder again")
+            if file_hash(path) != sha256:
+                raise InputError(f"{path}: not the file that was exported (its SHA-256 differs); copy it again")
+        values = (about[name] for name in ("solution", "preset", "config", "rule"))
+        return cls(folder, *values, about.get("neutral"), tuple(about["files"]))
+
+    def link(self, run):
+        """Link the weights into the folder of a Run, where its trainings would leave them."""
+        for name in self.files:
+            found = re.fullmatch(r"(fold\d+)-(.+)\.safetensors", name)
+            if found:
+                place = run.path(*found.groups(), "final.safetensors")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)
+                place.symlink_to((self.folder / name).resolve())
+
+
+def write_trained(job, out):
+    """Write the exported folder `out` of a finished run and return it; an earlier export there is replaced.
+
+    Raises InputError where a step is missing or out of date, and where `out` is a file or a folder of something else.
+    """
+    recipe, run, out = job.recipe, job.run, Path(out)
+    rule, score, neutral = read_rule(job), read_score(job)[recipe.metric], recipe.neutral(job)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: not a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
+        raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
+    for name in _earlier_files(out):
+        (out / name).unlink(missing_ok=True)
+    (out / ABOUT).unlink(missing_ok=True)  # a folder without it does not pass for a whole export
+    networks = predicting_networks(recipe, job.config)
+    sources = {f"fold{one.fold}-{one.stage}.safetensors": one.weights(run) for one in networks}
+    files = {}
+    for name, path in {**sources, **recipe.assets(job.config)}.items():
+        with atomic_path(out / name) as temporary:
+            shutil.copyfile(path, temporary)
+        files[name] = file_hash(out / name)
+    about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
+    about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
+    about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
+    write_json(out / ABOUT, about)
+    return out
+
+
+def _earlier_files(out):
+    """Names of the files of the export that `out` already is; none where its trained.json is damaged."""
+    try:
+        return list(_read(out)["files"])
+    except InputError:
+        return []
+
+
+def _read(folder):
+    """The content of trained.json, its types and the names of its files checked."""
+    path = Path(folder) / ABOUT
+    if not path.is_file():
+        raise InputError(f"{folder}: not an exported folder (no {ABOUT}); the tool `export` writes one")
+    about = read_json(path)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise InputError(f"{path}: not of format {FORMAT}, which this program reads, but {found!r}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(about.get(name), kind):
+            raise InputError(f"{path}: {name} is missing or not what `export` writes")
+    for name in about["files"]:
+        check_id(name, f"{path}: files")
+    return about
+
+
+# ---- tools ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_run(recipe, config_class, folder, **options):
+    """Yield the Job of the run in `folder`, with the configuration that it was made with and these Options.
+
+    Raises InputError where the folder is not a run of this solution, and where another process works in it.
+    """
+    stored = Path(folder) / "config.json"
+    if not stored.is_file():
+        raise InputError(f"{folder}: not the folder of a finished run (no config.json)")
+    values = read_json(stored)
+    if not isinstance(values, dict) or values.pop("solution", None) != recipe.name:
+        raise InputError(f"{stored}: not the configuration of a run of {recipe.name}")
+    preset = values.pop("preset", "stored")
+    with _job(recipe, preset, from_dict(config_class, values, str(stored)), Options(out=folder, **options)) as job:
+        yield job
+
+
+@contextmanager
+def _job(recipe, preset, config, options):
+    device, run = distributed.start(options.device), Run(options.out)
+    try:
+        yield Job(recipe.name, preset, config, options, run, device, Budget(None), recipe=recipe)
+    finally:
+        run.close()
+
+
+def export_tool(recipe, config_class):
+    """Return the tool `export` of a solution."""
+
+    def export(run: Path, /, *, out: Path):
+        """Export the weights and the decision rule of a finished run as one flat folder, from which `infer` predicts.
+
+        It holds weights, configuration, decision rule and their hashes; the run and its images are not needed again.
+
+        Args:
+            run: Folder of the run.
+            out: Folder for the files.
+        """
+        with open_run(recipe, config_class, run) as job:
+            write_trained(job, out)
+        files = [path for path in sorted(out.iterdir()) if path.suffix == ".safetensors"]
+        log.info(f"{out}: {len(files)} files of weights, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+        return 0
+
+    return export
+
+
+def infer_tool(recipe, config_class, takes_sizes=False):
+    """Return the tool `infer` of a solution; takes_sizes: whether --sizes applies to it."""
+
+    def infer(
+        trained: Path,
+        /,
+        *,
+        data: Path | None = None,
+        test: Path | None = None,
+        out: Path | None = None,
+        work: Path | None = None,
+        sizes: tuple[Path, ...] = (),
+        on_bad_image: Literal["error", "placeholder"] = "error",
+        device: str = "auto",
+        workers: int | None = None,
+    ):
+        """Predict test images from an exported folder and write a submission; no labels and no run are needed.
+
+        Args:
+            trained: Folder that the tool `export` wrote.
+            data: The competition's folder, whose sample submission names the images; found automatically on Kaggle.
+            test: Images to predict instead: a folder, or a CSV whose first column names them.
+            out: The submission (default: submission.csv, on Kaggle in /kaggle/working).
+            work: Folder for decoded images and predictions, from which an interrupted call continues; by default a
+                temporary one that is deleted at the end.
+            sizes: CSV files with width and height of the originals, for resized copies of the images (VinBigData).
+            on_bad_image: placeholder: an image that cannot be read gets the neutral prediction.
+            device: auto, cpu, cuda or cuda:<n>.
+            workers: Processes that read images (default: one per core).
+        """
+        if sizes and not takes_sizes:
+            raise InputError(f"--sizes does not apply to {recipe.name}")
+        exported = Trained.open(trained, recipe.name)
+        config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
+        config = recipe.use_assets(config, {name: exported.folder / name for name in exported.files})
+        out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
+        if out.is_dir():
+            raise InputError(f"--out {out}: a folder; name the submission's file")
+        with _work_folder(work) as folder:
+            options = Options(
+                data=data,
+                out=folder,
+                store=folder / "stores",
+                test=test,
+                sizes=sizes,
+                on_bad_image=on_bad_image,
+                device=device,
+                workers=workers,
+            )
+            with _job(recipe, exported.preset, config, options) as job:
+                images = prepare_test(job, recipe)
+                exported.link(job.run)
+                predict_test(job)
+                log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)[1]}")
+        return int((~images.table["ok"]).sum())
+
+    return infer
+
+
+@contextmanager
+def _work_folder(folder):
+    """The folder to work in: the user's, which must not be a run or an export, or a temporary one."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="infer-") as temporary:
+            yield Path(temporary)
+        return
+    if (folder / "config.json").exists() or (folder / ABOUT).exists():
+        raise InputError(f"--work {folder}: is a run or an exported folder; name another")
+    yield folder

@@ -1,0 +1,285 @@
+"""The images of a run: one table, one store, the folds, and whatever else a challenge knows of each image.
+
+A solution's `data.py` reads its tables into a Listing and says what is wrong with them; everything after that, from the
+folds to the store and the files of the run, is done here for all solutions.
+"""
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.config import digest
+from common.data.folds import load_folds, make_folds, save_folds, shared_groups
+from common.data.loaders import SampleDataset
+from common.data.store import Store, prepare_store
+from common.errors import InputError
+from common.paths import read_json, read_parquet, write_csv, write_table
+from common.submit.table import write_submission
+
+log = logging.getLogger(__name__)
+SAMPLE = "sample_submission.csv"  # the ids that a submission must have
+
+
+@dataclass(eq=False)
+class Images:
+    """The prepared images of a run.
+
+    table: image_id, row (of the store), width, height (of the original, pixels), ok (False for a placeholder),
+    patient_id, split, fold (-1 for test and unused images) and the challenge's own columns. key: what trainings follow
+    from; pixels_key: the very pixels that are predicted. about: the JSON facts that `prepare` recorded. tables, arrays:
+    as in Listing; arrays are paths of .npy files.
+    """
+
+    table: pd.DataFrame
+    store: Store
+    key: str
+    pixels_key: str
+    about: dict = field(default_factory=dict)
+    tables: dict = field(default_factory=dict)
+    arrays: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._by_row = self.table.set_index("row", drop=False)
+        self._index = pd.Index(self.table["image_id"])
+
+    def rows(self, split="train", folds=None, **equal):
+        """Return the store rows of the test images or of the train images, of certain folds and column values only."""
+        chosen = self.table["split"] == split
+        if split == "train":
+            chosen &= self.table["fold"] >= 0
+        if folds is not None:
+            chosen &= self.table["fold"].isin(list(folds))
+        for name, value in equal.items():
+            chosen &= self.table[name] == value
+        return self.table.loc[chosen, "row"].to_numpy()
+
+    def at(self, rows):
+        """Return the table's rows for these store rows, in their order."""
+        return self._by_row.loc[np.asarray(rows)]
+
+    def rows_of(self, image_ids):
+        """Return the store rows of images by id, in order. Raises InputError for an unknown image."""
+        places = self._index.get_indexer(image_ids)
+        for place in np.flatnonzero(places < 0)[:1]:
+            raise InputError(f"{list(image_ids)[place]}: not an image of this run")
+        return self.table["row"].to_numpy()[places]
+
+    def named(self, rows):
+        """Return a new table of image_id and row of these store rows, to which predictions are assigned."""
+        return self.at(rows)[["image_id", "row"]].reset_index(drop=True)
+
+    def ids(self, rows):
+        """Return the image ids of store rows, (n,) of str."""
+        return self.at(rows)["image_id"].to_numpy()
+
+    def patients(self, rows):
+        """Return the patients of store rows, (n,) of str, or None where no patient is known."""
+        patients = self.at(rows)["patient_id"].to_numpy()
+        return None if (patients == "").all() else patients
+
+    def groups(self, rows):
+        """Return what a bootstrap resamples: the patients of store rows, or the images where none is known."""
+        patients = self.patients(rows)
+        return np.arange(len(rows)) if patients is None else patients
+
+    def dataset(self, rows, size, transform=None, targets=None, kinds=None):
+        """Return a SampleDataset of these store rows at `size` pixels; `targets` maps a row to its target."""
+        return SampleDataset(self.store.images, targets, transform, size, rows=rows, kinds=kinds)
+
+
+# ---- prepare -----------------------------------------------------------------------------------------------------
+
+
+def prepare_images(job, recipe):
+    """Read, check and decode a challenge into the run and its store, and return its Images.
+
+    Whatever is wrong with the tables is found before an image is decoded. Writes images.parquet, folds.csv,
+    sample_submission.csv, left_out.csv where images were left out, and the Listing's own tables.
+    """
+    options, config, run = job.options, job.config, job.run
+    listing = recipe.read(job)
+    if listing.strata is not None:
+        listing = _with_folds(job, listing)
+        _check_trainings(run, _key(job, recipe, listing))
+    store = decode(job, listing)
+    listing = recipe.refine(job, _with_sizes(listing, store), store)
+    if "fold" not in listing.table:
+        listing = _with_folds(job, listing)
+    key = _key(job, recipe, listing)
+    _check_trainings(run, key)
+
+    run.forget("prepare")  # what follows is not whole until it is recorded
+    table, train = listing.table, listing.table[listing.table["fold"] >= 0]
+    write_table(run.path("images.parquet"), table)
+    for name, extra in listing.tables.items():
+        (write_csv if name.endswith(".csv") else write_table)(run.path(name), extra)
+    patients, note = _patients(train), f"n_folds {config.n_folds}, seed {config.seed}"
+    save_folds(run.path("folds.csv"), train["image_id"].tolist(), train["fold"].to_numpy(), patients, note)
+    write_submission(run.path(SAMPLE), listing.sample)
+    _report_left_out(job, listing.left_out)
+    inputs = [*listing.inputs, options.id_map, options.test, options.fold_table]
+    run.describe(config.seed, [path for path in inputs if path is not None and path.is_file()])
+    if not trainings(run):
+        job.keep_config()
+    run.record(
+        "prepare",
+        key,
+        store=str(store.folder.resolve()),
+        images=len(table),
+        made_with=recipe.made_with(config),
+        data=str(Path(listing.folder).resolve()),
+        test=options.test and str(options.test.resolve()),
+        normals=[str(path.resolve()) for path in options.normals],
+        synthetic=(Path(listing.folder) / "sample.json").is_file(),
+        tables=list(listing.tables),
+        arrays={name: str(Path(path).resolve()) for name, path in listing.arrays.items()},
+        about=listing.about,
+        images_key=key,
+    )
+    job.__dict__.pop("images", None)
+    return job.images
+
+
+def prepare_test(job, recipe):
+    """Decode the test images alone, without labels or folds, and return their Images; sets them as the job's."""
+    listing = recipe.read_test(job)
+    store = decode(job, listing)
+    listing = _with_sizes(replace(listing, table=listing.table.assign(split="test", fold=-1)), store)
+    listing = recipe.refine_test(job, listing, store)
+    write_submission(job.run.path(SAMPLE), listing.sample)
+    pixels = _pixels_key(store, listing.table, listing.about.get("pixels"))
+    job.images = Images(listing.table, store, "", pixels, listing.about, listing.tables, listing.arrays)
+    return job.images
+
+
+def open_images(job):
+    """Return the Images that `prepare` left. Raises InputError where it was not run, or with other settings."""
+    run, options = job.run, job.options
+    record = run.step("prepare")
+    if record is None or not run.path("images.parquet").is_file():
+        raise InputError(f"{run.folder}: not prepared; run the verb `prepare` first (or `run` for all)")
+    if "images_key" not in record:
+        raise InputError(f"{run.folder}: prepared by an earlier version; run `prepare` again")
+    for name, now in _plain(job.recipe.made_with(job.config)).items():
+        before = record["made_with"].get(name)
+        if before != now:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{run.folder}: prepared with {option} {before}, not {now}; run `prepare` with the new value"
+            )
+    for name in ("data", "test"):
+        now = getattr(options, name)
+        if now is not None and not Path(record[name] or "").is_relative_to(now.resolve()):
+            raise InputError(f"{run.folder}: prepared with another --{name}; run `prepare` with {now} (or `run`)")
+    if options.normals and [str(path.resolve()) for path in options.normals] != record["normals"]:
+        raise InputError(f"{run.folder}: prepared with other --normals; run `prepare` with the new ones (or `run`)")
+    store = Store.open(record["store"])
+    table, about = read_parquet(run.path("images.parquet")), record["about"]
+    tables = {name: read_parquet(run.path(name)) for name in record["tables"] if name.endswith(".parquet")}
+    arrays = {name: Path(path) for name, path in record["arrays"].items()}
+    pixels = _pixels_key(store, table, about.get("pixels"))
+    return Images(table, store, record["images_key"], pixels, about, tables, arrays)
+
+
+def decode(job, listing):
+    """Return the Store of a listing's images, shared by all runs on the same data."""
+    options, size, ids = job.options, job.config.store_size, listing.table["image_id"].tolist()
+    root = options.store or job.run.folder.resolve().parent / "stores"
+    folder = root / f"{job.solution}-{size}px-{digest(str(Path(listing.folder).resolve()), ids)[:8]}"
+    placeholders = listing.placeholders
+    if placeholders is None:
+        placeholders = frozenset(listing.table.loc[listing.table["split"] == "test", "image_id"])
+    return prepare_store(
+        {image_id: listing.files[image_id] for image_id in ids},
+        folder,
+        size,
+        workers=None if options.workers is None else max(options.workers, 1),
+        on_bad_image=options.on_bad_image if listing.placeholders is None else "placeholder",
+        placeholder_ids=placeholders,
+    )
+
+
+def trainings(run):
+    """Return the folders of the run in which a training was begun or finished."""
+    names = ("last.ckpt", "final.safetensors")
+    return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
+
+
+def _check_trainings(run, key):
+    begun = trainings(run)
+    if begun and run.step("prepare") and not run.is_done("prepare", key):
+        raise InputError(
+            f"{begun[0]}: was trained on other images, labels, folds or settings of `prepare`; give the run another "
+            "--out, or delete the trainings in it"
+        )
+
+
+def _with_folds(job, listing):
+    """Assign the column `fold`: those of --fold-table, or folds balanced over the strata and grouped by patient."""
+    options, config, table = job.options, job.config, listing.table
+    used = (table["split"] == "train").to_numpy()
+    if "used" in table:
+        used &= table["used"].to_numpy()
+    ids, patients = table.loc[used, "image_id"].tolist(), _patients(table[used])
+    if options.fold_table is not None:
+        folds = load_folds(options.fold_table, ids)
+        if set(folds) != set(range(config.n_folds)):
+            found = ", ".join(map(str, sorted(set(folds))))
+            raise InputError(f"{options.fold_table}: has the folds {found}; n_folds {config.n_folds} asks for all")
+        leaking = shared_groups(folds, patients) if patients is not None else 0
+        if leaking:
+            log.info(f"folds: {leaking} images have a patient in another fold ({options.fold_table}); scores flatter")
+    else:
+        folds = make_folds(listing.strata, config.n_folds, patients, config.seed)
+    if patients is None:
+        log.info("folds: no map from image to patient (--id-map): a patient may lie in two folds, scores may flatter")
+    table = table.assign(fold=-1)
+    table.loc[used, "fold"] = folds
+    return replace(listing, table=table)
+
+
+def _with_sizes(listing, store):
+    """The listing with the columns row, width, height and ok, which only the store knows."""
+    table = listing.table.assign(row=store.table["row"].to_numpy())
+    for name in ("width", "height", "ok"):
+        table[name] = store.table[name].to_numpy()
+    first = ["image_id", "row", "width", "height", "ok"]
+    return replace(listing, table=table[[*first, *table.columns.drop(first)]])
+
+
+def _key(job, recipe, listing):
+    """What the trainings follow from: originals, labels, folds and the settings of `prepare`."""
+    table = listing.table
+    train = table[(table["split"] == "train") & (table["fold"] >= 0)]
+    originals = [(i, listing.files[i].name, listing.files[i].stat().st_size) for i in train["image_id"]]
+    return digest(originals, train["fold"].tolist(), listing.labels, recipe.made_with(job.config))
+
+
+def _pixels_key(store, table, more):
+    """The very pixels that are predicted: a bad image may have been replaced since."""
+    tests = table.loc[table["split"] == "test", "image_id"].tolist()
+    return digest(read_json(store.folder / "store.json")["key"], tests, more)
+
+
+def _patients(table):
+    patients = table["patient_id"].to_numpy()
+    return None if (patients == "").all() else patients
+
+
+def _plain(values):
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _report_left_out(job, rows):
+    path = job.run.path("left_out.csv")
+    path.unlink(missing_ok=True)
+    if not rows:
+        return
+    write_csv(path, pd.DataFrame(rows, columns=["image_id", "file", "reason"]))
+    job.left_out = len(rows)
+    for image_id, file, reason in rows[:20]:
+        log.info(f"left out {image_id}: {reason} ({file})")
+    log.info(f"left out {len(rows)} images that cannot be used: {path}")

@@ -1,0 +1,111 @@
+"""A challenge as its files list it, and the checks of such lists that solutions share."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.data.tables import named_images, read_ids
+from common.errors import InputError
+from common.paths import competition_folder, find_images
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A challenge as its files list it.
+
+    folder: the challenge's. table: a row per image in the order of the store, with image_id, split (train or test),
+    patient_id ("" where unknown) and the challenge's own columns. files: image id → path. sample: the submission with
+    the ids and a neutral answer. strata: what folds are balanced over, (n,) or (n, k) for the train rows; None where
+    only `refine` knows it. labels: JSON that trainings follow from besides the table's ids and folds. tables: further
+    tables of the run, by file name. arrays: further arrays with one entry per store row, by name. inputs: files whose
+    hashes belong into the manifest. about: JSON for later verbs. left_out: rows of left_out.csv (image_id, file,
+    reason). placeholders: ids that --on-bad-image placeholder may replace, by default those of the test images.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    files: dict
+    sample: pd.DataFrame
+    strata: np.ndarray | None = None
+    labels: object = None
+    tables: dict = field(default_factory=dict)
+    arrays: dict = field(default_factory=dict)
+    inputs: tuple = ()
+    about: dict = field(default_factory=dict)
+    left_out: tuple = ()
+    placeholders: frozenset | None = None
+
+
+def find_files(folder, options, read_test_ids):
+    """Return the files (image id → path) of a competition's folder and those of --test, and the test images' ids.
+
+    read_test_ids(): ids of the sample submission, asked for where there is no --test.
+    """
+    files = find_images(folder)
+    if options.test is None:
+        return files, read_test_ids()
+    test_ids, more = named_images(options.test)
+    return {**files, **more}, test_ids
+
+
+def check_files(train_ids, test_ids, files, labels_path, options):
+    """Raise InputError for images without a file, test images that are trained on, and files that no table names.
+
+    The last are left out and counted with --on-unlabelled skip.
+    """
+    for ids, kind in ((train_ids, f"{labels_path}: {{}} images"), (test_ids, "{} test images")):
+        absent = [image_id for image_id in ids if image_id not in files]
+        if absent:
+            raise InputError(f"{kind.format(len(absent))} have no file, the first is {absent[0]}")
+    both = set(train_ids) & set(test_ids)
+    if both and options.test is None:
+        raise InputError(f"{labels_path}: {len(both)} images are in the test set too, such as {min(both)}")
+    if both:
+        raise InputError(f"--test: {len(both)} of the images are training images, such as {min(both)}")
+    loose = sorted(set(files) - set(train_ids) - set(test_ids)) if options.test is None else []
+    without = f"without a row in {labels_path.name} or the sample submission"
+    if loose and options.on_unlabelled == "error":
+        raise InputError(
+            f"{files[loose[0]]}: one of {len(loose)} images {without}; --on-unlabelled skip leaves them out"
+        )
+    if loose:
+        log.info(f"left out {len(loose)} images {without}")
+
+
+def list_test(options, source, columns):
+    """Return folder, ids in order and files (id → path) of the images to predict, without any label table.
+
+    They are those of --test (a folder, or a CSV of names in the folder --data), else those of the sample submission in
+    the competition's folder. source: the solution's common.kaggle.Source; columns: the sample submission's. Raises
+    InputError where there is no sample submission, and for images without a file.
+    """
+    if options.test is not None:
+        ids, files = named_images(options.test)
+        if files:
+            return options.test, ids, files
+        folder = options.data or find_marker(None, source, source.samples).parent
+    else:
+        sample = find_marker(options.data, source, source.samples)
+        folder, ids = sample.parent, read_ids(sample, columns)
+        log.info(f"test images from {sample}")
+    found = find_images(folder)
+    absent = [image_id for image_id in ids if image_id not in found]
+    if absent:
+        raise InputError(f"{len(absent)} test images have no file, the first is {absent[0]}")
+    return folder, ids, {image_id: found[image_id] for image_id in ids}
+
+
+def find_marker(data, source, names):
+    """Return the path of the first of `names` in the folder that the user named, or where Kaggle mounts the files."""
+    problem = None
+    for name in names:
+        try:
+            return competition_folder(data, source.slugs[0].split("/")[-1], name) / name
+        except InputError as error:
+            problem = problem or error
+    raise InputError(str(problem).replace(names[0], " or ".join(names), 1))

@@ -1,0 +1,209 @@
+"""One training of a recipe, described in one place: what is built, what it sees, what it is compared by.
+
+`train` and `predict` do the rest for every solution: loaders, devices, processes, seeds, resuming, averaging, views.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.config import FitConfig, digest, file_hash
+from common.data.loaders import EpochSampler, eval_loader, make_loader
+from common.errors import InputError
+from common.infer import tta
+from common.infer.predict import predict_masks, predict_probs
+from common.paths import write_csv
+from common.train import distributed
+from common.train.checkpoint import load_weights
+from common.train.loop import fit
+from common.train.lr_finder import find_learning_rate
+
+log = logging.getLogger(__name__)
+
+
+def other_folds(job, fold):
+    """Return the store rows of all folds but one, and those of that one."""
+    others = [k for k in range(job.config.n_folds) if k != fold]
+    return job.images.rows(folds=others), job.images.rows(folds=[fold])
+
+
+@dataclass(frozen=True)
+class Network:
+    """One training: the network `stage` of one fold, in the run's folder fold<k>/<stage>.
+
+    config: its FitConfig. build(weights) -> nn.Module; weights None: those of its configuration, "none": new ones.
+    dataset(job, rows, augment, targets) -> Dataset of (image, target), of (image, store row) without targets.
+    loss(output, target) -> scalar. measure(output, target) -> array or tensor (B, …) for each held-out image.
+    figures(job, measured (n, …), rows) -> dict of the figures that epochs are compared by.
+    rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
+    sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: takes the place of
+    loss(model(images), target). collate: joins items to a batch. starts_from: Network whose weights it starts from.
+    needs: Networks whose weights its data follow from. key: JSON that it follows from besides its configuration.
+    trained_on(job) -> JSON for the metadata of the weights' file. activation: output to probabilities. channels: of the
+    maps that it predicts, 0 for a network that predicts vectors. batch_size: of images that it predicts at once.
+    """
+
+    fold: int
+    stage: str
+    config: FitConfig
+    build: Callable
+    dataset: Callable
+    loss: Callable | None
+    measure: Callable
+    figures: Callable
+    rows: Callable = other_folds
+    freeze: Callable | None = None
+    sampling: Callable = lambda job, rows: {}
+    step: Callable | None = None
+    collate: Callable | None = None
+    starts_from: "Network | None" = None
+    needs: tuple = ()
+    key: object = None
+    trained_on: Callable = lambda job: None
+    activation: Callable = tta.sigmoid
+    channels: int = 0
+    batch_size: int = 0
+
+    def folder(self, run):
+        """Return the folder of the training in a run."""
+        return run.path(f"fold{self.fold}", self.stage)
+
+    def weights(self, run):
+        """Return the path of the trained weights. Raises InputError where the training is not finished."""
+        path = self.folder(run) / "final.safetensors"
+        if not path.is_file():
+            hint = "run `train`, or name the trained folds by --folds"
+            raise InputError(f"{path}: fold {self.fold} is not trained; {hint}")
+        return path
+
+    def load(self, run, variant=None):
+        """Return the trained network, or that of one of the averaging variants."""
+        model = self.build("none")
+        path = self.folder(run) / "variants" / f"{variant}.safetensors" if variant else self.weights(run)
+        load_weights(path, model)
+        return model
+
+
+def to_device(value, device):
+    """Return a batch's part on `device`: a tensor, or tensors nested in lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: to_device(part, device) for name, part in value.items()}
+    return [to_device(part, device) for part in value]
+
+
+def train(job, network):
+    """Train one network, or read a finished training; returns what `common.train.loop.fit` does."""
+    config, seed, folder = network.config, job.config.seed, network.folder(job.run)
+    rows, held_out = network.rows(job, network.fold)
+    if len(held_out) < distributed.world():
+        raise InputError(f"{folder}: {len(held_out)} images to validate on for {distributed.world()} processes")
+    before = [weights_hash(other.weights(job.run)) for other in _sources(network)]
+    finished = (folder / "final.safetensors").is_file()
+    loader = None if finished else train_loader(job, network, rows)
+    held_data = None if finished else network.dataset(job, held_out, False, True)
+
+    def validate(model):
+        share, pinned = distributed.share_rows(len(held_out)), job.device.type == "cuda"
+        batches = eval_loader(held_data, 2 * config.batch_size, job.workers, share, pinned, collate=network.collate)
+        parts = []
+        for batch in batches:
+            images, target = to_device(batch, job.device)
+            parts.append(torch.as_tensor(network.measure(model(images), target)).cpu().numpy())
+        measured = distributed.gather_rows(np.concatenate(parts), len(held_out))
+        if np.isnan(measured).any():
+            raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
+        return network.figures(job, measured, held_out)
+
+    torch.manual_seed(seed + network.fold)
+    model = network.build("none" if finished or (folder / "last.ckpt").is_file() else None)
+    if network.starts_from is not None and not finished:
+        load_weights(network.starts_from.weights(job.run), model)
+    about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
+    return fit(
+        model,
+        partial(_step, network, job.device),
+        loader,
+        validate,
+        config,
+        folder,
+        device=job.device,
+        seed=seed + network.fold,
+        freeze=network.freeze,
+        budget=job.budget,
+        about=about,
+        trained_on=network.trained_on(job),
+    )
+
+
+def _step(network, device, model, batch):
+    images, target = to_device(batch, device)
+    if network.step is not None:
+        return network.step(model, images, target)
+    return network.loss(model(images), target)
+
+
+def train_loader(job, network, rows):
+    """Return the batches of a training on these store rows."""
+    config, seed = network.config, job.config.seed
+    dataset = network.dataset(job, rows, True, True)
+    place = {"rank": distributed.rank(), "world": distributed.world()}
+    sampler = EpochSampler(len(dataset), config.batch_size, seed, **place, **network.sampling(job, rows))
+    return make_loader(dataset, sampler, job.workers, seed, job.device.type == "cuda", collate=network.collate)
+
+
+def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, variant=None):
+    """Return the mean probabilities of store rows over networks of one stage and over views.
+
+    (n, C) float32, or with `path`, for networks with channels, the maps written there as in `predict_masks`. variant:
+    name of an averaging variant to load in place of the final weights.
+    """
+    first = networks[0]
+    batch = first.batch_size or 2 * first.config.batch_size
+    options = {"batch_size": batch, "device": job.device, "views": views, "amp": first.config.precision}
+    options |= {"activation": first.activation, "workers": job.workers, "progress": f"{first.stage}, {title}"}
+    models = [network.load(job.run, variant) for network in networks]
+    dataset = first.dataset(job, rows, False, False)
+    if path is None:
+        return predict_probs(models, dataset, **options)
+    return predict_masks(models, dataset, None, path, None, channels=first.channels, **options)
+
+
+def weights_hash(path):
+    """Return the SHA-256 of a weights file; a file that has not changed is read once."""
+    found = path.stat()
+    return _weights_hash(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _weights_hash(path, size, time):
+    return file_hash(path)
+
+
+def _sources(network):
+    return [*network.needs, *([network.starts_from] if network.starts_from else [])]
+
+
+def find_learning_rates(job, networks, steps=100):
+    """Run a learning-rate range test of each network as its first epoch trains it; writes lr_<stage>.csv."""
+    for network in networks:
+        config = network.config
+        torch.manual_seed(job.config.seed)
+        model = network.build(None).to(job.device)
+        if network.freeze is not None:
+            network.freeze(model, config.frozen_epochs > 0)
+        loader = train_loader(job, network, network.rows(job, network.fold)[0])
+        loader.batch_sampler.set_epoch(0, config.epochs)
+        step = partial(_step, network, job.device)
+        rates, losses, found = find_learning_rate(model, step, loader, steps=steps, weight_decay=config.weight_decay)
+        write_csv(
+            job.run.path(f"lr_{network.stage}.csv"), pd.DataFrame({"lr": rates, "loss": losses, "suggestion": found})
+        )
+        used = config.frozen_lr if config.frozen_epochs else config.lr
+        log.info(f"{network.stage}: the loss falls fastest at {found:.2e}; the configuration has {used:.2e}")

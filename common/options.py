@@ -1,0 +1,58 @@
+"""Machine and session options, which every verb of every solution takes."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Machine and session options: where files are and what this machine can do, never what is computed."""
+
+    data: Path | None = None
+    """Folder of the competition as Kaggle unpacks it; found automatically on Kaggle."""
+    out: Path | None = None
+    """Folder of the run (default: runs/<solution>-<preset>)."""
+    store: Path | None = None
+    """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
+    hours: float | None = None
+    """Save everything and stop after this time; the same command continues."""
+    test: Path | None = None
+    """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
+    id_map: Path | None = None
+    """CSV of image id and patient, so that no patient is in two folds."""
+    fold_table: Path | None = None
+    """CSV `image_id,fold` of another run, to use the same folds."""
+    sizes: tuple[Path, ...] = ()
+    """CSV files with width and height of the originals, for resized copies of the images (VinBigData)."""
+    normals: tuple[Path, ...] = ()
+    """Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's (COVID-19)."""
+    on_bad_image: Literal["error", "placeholder"] = "error"
+    """placeholder: a test image that cannot be read gets the neutral prediction."""
+    on_unlabelled: Literal["error", "skip"] = "error"
+    """skip: leave out image files that no table lists (the real SIIM download has some)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>."""
+    workers: int | None = None
+    """Processes that read and augment images (default: one per core)."""
+
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"--workers must not be negative: {self.workers}")
+        if self.hours is not None and not self.hours > 0:
+            raise InputError(f"--hours must be above 0, not {self.hours:g}")
+        check_device(self.device)
+
+
+def check_device(name):
+    """Raise InputError unless `name`, the value of --device, is auto, cpu, cuda or cuda:<n> and this machine has it."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name!r}: choose auto, cpu, cuda or cuda:<n>")
+    if name.startswith("cuda"):
+        import torch
+
+        if int(name[5:] or 0) >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs on this machine")

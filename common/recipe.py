@@ -1,0 +1,372 @@
+"""The verbs of every solution, written once, from what a Solution says of its challenge.
+
+A solution's `pipeline.py` ends in `SOLUTION = Solution(…)`: plain functions in the order in which a run uses them. What
+all solutions do alike (folds, store, trainings, predictions, staleness, submission, copies) is here.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from common import network as networks_of
+from common.config import digest, file_hash
+from common.errors import InputError
+from common.images import prepare_images
+from common.infer.predict import write_masks
+from common.paths import atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
+from common.step import Step, require, run_step
+from common.submit.table import write_submission
+from common.tuning import release_pages
+
+log = logging.getLogger(__name__)
+BLOCK = 64  # maps that are copied at once
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision rule chosen on out-of-fold predictions, and the score that is honest about it.
+
+    rule: JSON for tuned.json. score: the headline figure. figures: JSON for score.json, the solution's metric among
+    them as a dict of estimate, low and high. tables: further tables by file name, .csv or .parquet; arrays: .npy.
+    """
+
+    rule: dict
+    score: float
+    figures: dict
+    tables: dict = field(default_factory=dict)
+    arrays: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the networks say of some images: `table`, more `tables` by their suffix, memory-mapped `maps` or None."""
+
+    table: pd.DataFrame
+    tables: dict
+    maps: np.ndarray | None = None
+
+
+def nothing(*args):
+    """Do nothing and return None: the default of a hook."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A challenge, as far as it differs from the others.
+
+    name, metric: the solution's name; the headline figure in score.json.
+    made_with(config) -> dict of JSON: the settings that decide what `prepare` makes.
+    read(job) -> Listing of the challenge; refine(job, Listing, Store) -> Listing, once the images are decoded.
+    read_test(job), refine_test(job, Listing, Store): the same for the test images alone, without any label table.
+    networks(config) -> list of Network, each after those that it needs: everything that a run trains.
+    before_training(job): refuses what must not be trained, or prepares it.
+    predict(job, folds, rows, path, title) -> dict of tables by suffix, "" being the main one; the mean over the folds'
+    networks. Maps go to the .npy file `path`. suffixes(config): the suffixes; maps: whether there are maps.
+    pool(suffix, tables) -> table: joins what each fold's networks say of the test images; None: predict is given all
+    folds at once. prediction_key(config) -> JSON that predictions follow from besides weights and pixels.
+    choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it follows from;
+    chosen: names of the files that it leaves besides tuned.json and score.json.
+    describe(figures) -> lines that say the score.
+    neutral(job) -> JSON: what an image gets that cannot be read.
+    answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; check(path, job) -> Summary.
+    hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
+    labels, or None.
+    report(job) -> the page's own sections. steps: further verbs as Steps. verbs: further verbs as functions of a job.
+    assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
+    uses their copies.
+    """
+
+    name: str
+    metric: str
+    read: Callable
+    networks: Callable
+    predict: Callable
+    choose: Callable
+    decision_key: Callable
+    describe: Callable
+    answer: Callable
+    check: Callable
+    report: Callable
+    read_test: Callable = nothing
+    made_with: Callable = lambda config: {name: getattr(config, name) for name in ("n_folds", "seed", "store_size")}
+    refine: Callable = lambda job, listing, store: listing
+    refine_test: Callable = lambda job, listing, store: listing
+    before_training: Callable = nothing
+    suffixes: Callable = lambda config: ("",)
+    maps: bool = False
+    pool: Callable | None = None
+    prediction_key: Callable = lambda config: list(config.tta)
+    chosen: tuple = ()
+    neutral: Callable = nothing
+    hidden: Callable = nothing
+    further_steps: tuple = ()
+    further_verbs: dict = field(default_factory=dict)
+    assets: Callable = lambda config: {}
+    use_assets: Callable = lambda config, files: config
+
+    def steps(self):
+        """Return every Step by its name."""
+        predicted = Step(
+            "predict",
+            predict_all,
+            reads=prediction_key,
+            files=lambda config: (*prediction_files(self, config, "oof"), *prediction_files(self, config, "test")),
+        )
+        tuned = Step(
+            "tune",
+            tune,
+            needs=("predict",),
+            reads=lambda job: [self.decision_key(job.config), job.config.seed, job.images.table["patient_id"].tolist()],
+            files=("tuned.json", "score.json", *self.chosen),
+        )
+        submitted = Step("submit", submit, needs=("tune",), files=("submission.csv",))
+        return {step.name: step for step in (predicted, tuned, submitted, *self.further_steps)}
+
+    def verbs(self):
+        """Return the functions of all verbs by name; each takes a Job."""
+
+        def bound(function):
+            def verb(job):
+                job.recipe = self
+                return function(job)
+
+            return verb
+
+        def step(name):
+            def verb(job):
+                run_step(job, job.steps[name])
+                job.keep_config()
+
+            return verb
+
+        verbs = {"prepare": prepare, "train": train, "predict": step("predict"), "tune": step("tune"), "score": score}
+        verbs |= {"submit": step("submit"), "report": report, "find_lr": find_lr}
+        verbs |= {one.name: with_report(step(one.name)) for one in self.further_steps}
+        verbs |= {name: with_report(function) for name, function in self.further_verbs.items()}
+        return {name: bound(function) for name, function in verbs.items()}
+
+
+def with_report(verb):
+    """Return the verb followed by a new report."""
+
+    def both(job):
+        verb(job)
+        report(job)
+
+    return both
+
+
+# ---- training and prediction ---------------------------------------------------------------------------------------
+
+
+def prepare(job):
+    """Competition files to the image table, the folds and the store."""
+    prepare_images(job, job.recipe)
+
+
+def train(job):
+    """Train every network of the run, in the recipe's order."""
+    job.recipe.before_training(job)
+    trainings = job.recipe.networks(job.config)
+    for number, network in enumerate(trainings, 1):
+        networks_of.train(job, network)
+        if number == len(trainings) or trainings[number].fold != network.fold:
+            job.keep_config()
+
+
+def find_lr(job):
+    """Learning-rate range tests of the first fold's networks; writes lr_<stage>.csv and the report."""
+    trainings = job.recipe.networks(job.config)
+    first = [network for network in trainings if network.fold == trainings[0].fold and network.starts_from is None]
+    networks_of.find_learning_rates(job, first)
+    report(job)
+
+
+def predicting_networks(recipe, config):
+    """Return the networks of a run that predict: all but those from which another one starts."""
+    trainings = recipe.networks(config)
+    sources = {(n.starts_from.fold, n.starts_from.stage) for n in trainings if n.starts_from is not None}
+    return [network for network in trainings if (network.fold, network.stage) not in sources]
+
+
+def prediction_key(job):
+    """Return what predictions follow from: weights, views, and the very pixels."""
+    images, networks = job.images, predicting_networks(job.recipe, job.config)
+    weights = [networks_of.weights_hash(network.weights(job.run)) for network in networks]
+    precision = sorted({network.config.precision for network in networks})
+    return [images.key, images.pixels_key, weights, precision, job.recipe.prediction_key(job.config)]
+
+
+def prediction_files(recipe, config, name):
+    """Return the names of the files that predictions `name`, oof or test, consist of."""
+    return (*(f"{name}{s}.parquet" for s in recipe.suffixes(config)), *[f"{name}_probs.npy"] * recipe.maps)
+
+
+def predict_all(job):
+    """Predict each fold's held-out images by its own networks, and the test images by the mean over all folds."""
+    folds, recipe = job.config.folds, job.recipe
+    held_out = [predict_part(job, f"fold{fold}/oof", [fold], job.images.rows(folds=[fold]), fold) for fold in folds]
+    _join(job, "oof", [f"fold{fold}/oof" for fold in folds], held_out)
+    n, tests = sum(len(job.images.rows(folds=[fold])) for fold in folds), predict_test(job)
+    if recipe.pool:
+        _delete_parts(job, [f"fold{fold}/test" for fold in folds])
+    _delete_parts(job, [f"fold{fold}/oof" for fold in folds])
+    log.info(f"predicted {n:,} out-of-fold and {tests:,} test images")
+    return {"images": n + tests}
+
+
+def predict_test(job):
+    """Write the predictions of the test images, test.parquet and so on, and return the number of images."""
+    folds, rows, recipe = job.config.folds, job.images.rows("test"), job.recipe
+    if recipe.pool is None:
+        predict_part(job, "test", list(folds), rows)
+        return len(rows)
+    parts = [predict_part(job, f"fold{fold}/test", [fold], rows, fold) for fold in folds]
+    for suffix in recipe.suffixes(job.config):
+        write_table(job.run.path(f"test{suffix}.parquet"), recipe.pool(suffix, [part[suffix] for part in parts]))
+    return len(rows)
+
+
+def predict_part(job, name, folds, rows, fold=-1):
+    """Predict store rows by the networks of `folds` into the files `name`, and return the tables by suffix.
+
+    fold: what their column `fold` says. What is current is read instead.
+    """
+    suffixes, path = job.recipe.suffixes(job.config), job.run.path(f"{name}_probs.npy")
+
+    def make(job):
+        tables = job.recipe.predict(job, folds, rows, path, name.replace("/", ", "))
+        for suffix, table in tables.items():
+            if "fold" not in table:
+                table.insert(1 + ("row" in table), "fold", fold)
+            write_table(job.run.path(f"{name}{suffix}.parquet"), table)
+
+    files = prediction_files(job.recipe, job.config, name)
+    part = Step(f"predict {name}", make, reads=job.steps["predict"].reads, files=files)
+    run_step(job, part)
+    return {suffix: read_parquet(job.run.path(f"{name}{suffix}.parquet")) for suffix in suffixes}
+
+
+def _join(job, name, parts, tables):
+    for suffix in job.recipe.suffixes(job.config):
+        joined = pd.concat([table[suffix] for table in tables], ignore_index=True)
+        write_table(job.run.path(f"{name}{suffix}.parquet"), joined)
+    if job.recipe.maps:
+        paths = [job.run.path(f"{part}_probs.npy") for part in parts]
+        shape = (sum(len(read_array(path)) for path in paths), *read_array(paths[0]).shape[1:])
+        write_masks(job.run.path(f"{name}_probs.npy"), shape, drain(paths))
+
+
+def drain(paths):
+    """Yield the maps of several .npy files in blocks and delete each file that was read: few disks hold both copies."""
+    for path in paths:
+        part = read_array(path)
+        for start in range(0, len(part), BLOCK):
+            yield part[start : start + BLOCK]
+            release_pages(part)
+        path.unlink()
+
+
+def _delete_parts(job, parts):
+    """Delete per-fold parts that are no longer needed."""
+    for part in parts:
+        job.run.forget(f"predict {part}")
+        for name in prediction_files(job.recipe, job.config, part):
+            job.run.path(name).unlink(missing_ok=True)
+
+
+def read_predictions(job, name):
+    """Return the Predicted of the out-of-fold ("oof") or test ("test") images that `predict` wrote."""
+    suffixes = job.recipe.suffixes(job.config)
+    tables = {suffix: read_parquet(job.run.path(f"{name}{suffix}.parquet")) for suffix in suffixes}
+    return Predicted(tables[""], tables, read_array(job.run.path(f"{name}_probs.npy")) if job.recipe.maps else None)
+
+
+# ---- decision and submission ---------------------------------------------------------------------------------------
+
+
+def tune(job):
+    """Choose the decision rule on out-of-fold predictions, and score it honestly."""
+    choice = job.recipe.choose(job, read_predictions(job, "oof"))
+    for name, table in choice.tables.items():
+        (write_csv if name.endswith(".csv") else write_table)(job.run.path(name), table)
+    for name, array in choice.arrays.items():
+        with atomic_path(job.run.path(name)) as path:
+            np.save(path, array)
+    write_json(job.run.path("tuned.json"), choice.rule)
+    write_json(job.run.path("score.json"), choice.figures)
+    for line in job.recipe.describe(choice.figures):
+        log.info(line)
+    return {"score": choice.score}
+
+
+def read_rule(job):
+    """Return what tuned.json holds. Raises InputError where `tune` is not current or the file is damaged."""
+    require(job, job.steps["tune"])
+    path = job.run.path("tuned.json")
+    rule = read_json(path)
+    if not isinstance(rule, dict):
+        raise InputError(f"{path}: not what `tune` writes; delete it and run again")
+    return rule
+
+
+def read_score(job):
+    """Return what score.json holds. Raises InputError where `tune` is not current or the file is damaged."""
+    require(job, job.steps["tune"])
+    path = job.run.path("score.json")
+    figures = read_json(path)
+    if not isinstance(figures, dict) or not isinstance(figures.get(job.recipe.metric), dict):
+        raise InputError(f"{path}: not what `tune` writes; delete it and run again")
+    return figures
+
+
+def score(job):
+    """Say the honest offline score that `tune` found."""
+    for line in job.recipe.describe(read_score(job)):
+        log.info(line)
+
+
+def submit(job):
+    """Write submission.csv, validate it against the ids it must have, and copy it under submissions/."""
+    run, recipe = job.run, job.recipe
+    if not len(job.images.rows("test")):
+        log.info("submit: no test images; --test names some")
+        run.path("submission.csv").unlink(missing_ok=True)
+        return {"rows": 0, "hidden": None}
+    neutral = recipe.neutral(job)
+    rows, summary = write_answer(job, read_rule(job), neutral, run.path("submission.csv"))
+    copy = copy_submission(job, run.path("submission.csv"))
+    log.info(f"valid submission: {summary}; copy in {copy}")
+    hidden = recipe.hidden(job, rows) if run.step("prepare")["synthetic"] else None
+    if hidden:
+        log.info(
+            f"{hidden['metric']} on the sample's hidden labels {hidden['value']:.4f} (a trivial submission: "
+            f"{hidden['nothing']:.4f})"
+        )
+    return {"rows": summary.rows, "hidden": hidden}
+
+
+def write_answer(job, rule, neutral, path):
+    """Write the submission of the predicted test images to `path` and validate it; returns its table and Summary."""
+    rows = job.recipe.answer(job, read_predictions(job, "test"), rule, neutral)
+    write_submission(path, rows)
+    return rows, job.recipe.check(path, job)
+
+
+def copy_submission(job, path):
+    """Copy a submission under submissions/, named by solution, run and content; returns the copy's path."""
+    run = job.run.folder.name
+    stem = run if run.startswith(job.solution) else f"{job.solution}-{run}"
+    copy = job.submissions / f"{stem}-{digest(file_hash(path))[:6]}{path.suffix}"
+    with atomic_path(copy) as temporary:
+        shutil.copyfile(path, temporary)
+    return copy
+
+
+def report(job):
+    """Write report.html from whatever the run has so far."""
+    job.recipe.report(job)
