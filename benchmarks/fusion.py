@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.tables import label_table
-from common.post.batches import Batch, in_portions
+from common.post.batches import Batch, fuse_in_portions
 from common.post.boxes import BOX
 from common.post.fusion import NO_FINDING, fuse_raters, fuse_table
 from common.post.suppression import first_boxes, fuse_nms, fuse_nmw, fuse_soft_nms
@@ -63,7 +63,7 @@ def images_of(batch, begin, end):
 
 def on_threads(fuse, batch, threads, **options):
     """Return boxes, scores and labels of `fuse(batch, **options)`, fused in portions on several threads."""
-    return in_portions(lambda *part: fuse(images_of(batch, *part), **options)[:3], batch.starts, threads)
+    return fuse_in_portions(lambda *part: fuse(images_of(batch, *part), **options)[:3], batch.starts, threads)
 
 
 def report(name, ours, theirs):

@@ -91,7 +91,7 @@ def main():
 
     maps = [cv2.GaussianBlur(speckled(truth, 30, rng) * 255, (0, 0), 4) for truth in truths]
     print(f"\n{'areas and overlaps':24}{'ours':>8}{'scipy':>10}   ratio    (uint8 probability maps, no mask made)")
-    for at in (regions.quantised(t) for t in (0.2, 0.5, 0.8)):
+    for at in (regions.quantise(t) for t in (0.2, 0.5, 0.8)):
         pairs = list(zip(maps, truths, strict=True))
         for pair in pairs:
             np.testing.assert_array_equal(regions.region_overlaps(*pair, threshold=at), overlaps_with_scipy(*pair, at))

@@ -1,34 +1,33 @@
-"""Decision rules for segmentation, searched exactly over out-of-fold probabilities without touching the pixels twice.
+"""Decision rules for segmentation, tuned on out-of-fold probabilities.
 
-`summarise` labels the regions of each image once a pixel threshold and keeps their areas and overlaps with the truth.
-Dice after any gate, smallest area or triplet follows from these alone, so a rule costs well under a millisecond.
-`tune_nested` then chooses: a fold is scored by the rule that the other folds chose.
+`summarise` labels the regions of each image once per pixel threshold and keeps their areas and overlaps with the truth.
+The Dice of every rule follows from these exactly, in well under a millisecond. `tune_nested` scores each fold by the
+rule chosen on the others.
 """
 
 import itertools
 import mmap
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
-import pandas as pd
 from numba import njit
 
 from common.errors import InputError
 from common.metrics.segmentation import dice_from_areas
-from common.post.regions import quantised, region_overlaps, remove_small, resize_mask_probs
+from common.post.regions import quantise, region_overlaps, remove_small, resize_mask_probs
 from common.post.rle import paint
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How probabilities become a mask: searched on out-of-fold rows and applied unchanged to the test rows.
+    """How probabilities become a mask: chosen on out-of-fold images, applied unchanged to test images.
 
-    The mask is empty unless the classifier says `gate` or more and `min_pixels` pixels reach `top`; otherwise it
-    holds the pixels that reach `pixel`, without connected regions under `min_area`. gate, top and pixel are
-    probabilities, the areas pixels of the submission's size, or of the network's where `at_network`: regions are
-    then removed before the mask is enlarged by repeating pixels. (pixel, min_area, gate) is the rule of the SIIM
-    paper, whose Table 2 compares both sizes; (top, min_pixels, pixel) the winner's triplet.
+    The mask is empty unless the classifier's probability is >= `gate` and at least `min_pixels` pixels are >= `top`;
+    otherwise it has the pixels >= `pixel`, without connected regions of fewer than `min_area` pixels. Areas are counted
+    at the submission's size, or, with `at_network`, at the network's, before the mask is enlarged by repeating pixels.
+    (pixel, min_area, gate) is the rule of the SIIM paper, whose Table 2 compares both sizes; (top, min_pixels, pixel)
+    the winner's triplet.
     """
 
     pixel: float
@@ -39,7 +38,7 @@ class Rule:
     at_network: bool = False
 
     def __post_init__(self):
-        for field in fields(self):  # plain Python numbers, because grids come from numpy and tuned.json takes none
+        for field in fields(self):  # to plain Python numbers, for JSON: grids come from numpy
             value = getattr(self, field.name)
             if isinstance(value, str) or value != field.type(value):
                 raise InputError(f"{field.name} must be {field.type.__name__}, not {value!r}")
@@ -50,23 +49,23 @@ class Rule:
             raise InputError(f"min_area and min_pixels must be 0 or more: {self}")
 
     def apply(self, probs, gate_prob=None, size=(1024, 1024), connectivity=8):
-        """Return the mask, uint8 `size` (height, width) of 0 and 1, for uint8 probabilities (h, w) of one image.
+        """Return the mask of one image, uint8 `size` (height, width) of 0 and 1, from uint8 probabilities (h, w).
 
-        `gate_prob` is the classifier's probability, needed where the rule has a gate. Raises InputError without it.
+        gate_prob: the classifier's probability; InputError if it is missing and the rule has a gate.
         """
         if not _gate_passes(self, gate_prob):
             return np.zeros(size, np.uint8)
         factors = _factors(probs.shape, size) if self.at_network else (1, 1)
         grid = probs if self.at_network else resize_mask_probs(probs, size)
-        if np.count_nonzero(grid >= quantised(self.top)) < self.min_pixels:
+        if np.count_nonzero(grid >= quantise(self.top)) < self.min_pixels:
             return np.zeros(size, np.uint8)
-        return _enlarged(remove_small(grid, self.min_area, connectivity, quantised(self.pixel)), factors)
+        return _enlarge(remove_small(grid, self.min_area, connectivity, quantise(self.pixel)), factors)
 
 
 def grid(**values):
-    """Return every Rule of the given values, e.g. grid(pixel=(0.3, 0.5), min_area=range(0, 4000, 500)), in order.
+    """Return all Rules of the given values, the last name varying fastest, without those with 0 < top < pixel.
 
-    The last name varies fastest. A triplet whose top lies under its pixel threshold is left out.
+    Example: grid(pixel=(0.3, 0.5), min_area=range(0, 4000, 500)).
     """
     rules = [Rule(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())]
     rules = [rule for rule in rules if rule.top == 0 or rule.top >= rule.pixel]
@@ -77,11 +76,11 @@ def grid(**values):
 
 @dataclass(frozen=True)
 class OofRegions:
-    """What the rules need of N images: see `summarise`.
+    """The areas of N images from which every rule is scored; see `summarise`.
 
-    `regions` maps a quantised threshold q to int32 (2, R): the area of every region of all images and its overlap
-    with the truth, those of image i at offsets[q][i] : offsets[q][i + 1]. `histogram` is int32 (N, 256), `truth` the
-    true areas, int64 (N,), `scale` how many pixels of the submission one counted pixel stands for.
+    regions: dict from a quantised threshold q to int32 (2, R), the area of every region of all images and its overlap
+    with the truth, those of image i at offsets[q][i] : offsets[q][i + 1]. histogram: int32 (N, 256); truth: true areas,
+    int64 (N,); scale: pixels of the submission per counted pixel.
     """
 
     pixels: tuple
@@ -96,12 +95,12 @@ class OofRegions:
 def summarise(
     probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, workers=2, progress=iter
 ):
-    """Label the regions of every image at every pixel threshold and return them as OofRegions.
+    """Return the OofRegions of uint8 probabilities (N, h, w) at several pixel thresholds.
 
-    `probs` is uint8 (N, h, w), read image by image, so that a memory map stays on disk; `truth_runs` N arrays of runs
-    (`common.post.rle`) on `size` (height, width); `pixels` probabilities; `rows` the indices to use, None for all.
-    With `at_network` regions are counted on (h, w), which must divide `size`. `progress` wraps the iterable of
-    results. Raises InputError for other shapes and dtypes.
+    probs: read image by image, so that a memory map stays on disk; truth_runs: N arrays of runs (`common.post.rle`) on
+    `size` (height, width); pixels: thresholds in (0, 1]; rows: the images to use, None for all. With `at_network`
+    regions are counted on (h, w), which must divide `size`. progress: wraps the iterable of results. Raises InputError
+    for other shapes and dtypes.
     """
     if getattr(probs, "ndim", 0) != 3 or probs.dtype != np.uint8:
         raise InputError(f"probabilities must be uint8 (N, h, w), not {np.asarray(probs).dtype} {np.shape(probs)}")
@@ -111,7 +110,7 @@ def summarise(
     rules = [Rule(pixel) for pixel in pixels]
     if not rules or not len(rows):
         raise InputError("tuning needs at least one pixel threshold and one image")
-    thresholds = sorted({quantised(rule.pixel) for rule in rules})
+    thresholds = sorted({quantise(rule.pixel) for rule in rules})
     factors = _factors(probs.shape[1:], size) if at_network else (1, 1)
     scale = factors[0] * factors[1]
 
@@ -122,7 +121,7 @@ def summarise(
         grid = grid if at_network else resize_mask_probs(grid, size)
         counts = _histogram(grid.reshape(-1))
         truth = paint(truth_runs[row], size, order="C") if len(truth_runs[row]) else None
-        grid, found = _enlarged(grid, factors), [np.zeros((2, 0), np.int32)] * len(thresholds)
+        grid, found = _enlarge(grid, factors), [np.zeros((2, 0), np.int32)] * len(thresholds)
         for t, q in enumerate(thresholds):
             if counts[q:].any():
                 areas, overlaps = region_overlaps(grid, truth, connectivity, q)
@@ -138,19 +137,19 @@ def summarise(
 
 
 def rule_areas(oof, rule, gate_probs=None):
-    """Return (overlap with the truth, predicted area, true area) of every image under one rule, int64 (N,) pixels.
+    """Return the overlap with the truth, predicted area and true area of each image, int64 (N,) pixels.
 
-    They are exactly those of the masks that `rule.apply` makes. `gate_probs` are the classifier's probabilities (N,).
-    Raises InputError for a pixel threshold or size that was not summarised, and for a gate without probabilities.
+    They equal those of the masks from `rule.apply`. gate_probs: the classifier's probabilities (N,). Raises InputError
+    for a pixel threshold or size that was not summarised, and for a gate without probabilities.
     """
-    q = quantised(rule.pixel)
+    q = quantise(rule.pixel)
     if q not in oof.regions or rule.at_network != oof.at_network:
         raise InputError(f"not summarised for {rule}: only pixel {oof.pixels}, at_network {oof.at_network}")
     if rule.gate and np.shape(gate_probs) != oof.truth.shape:
         raise InputError(f"{np.size(gate_probs)} gate probabilities for {len(oof.truth)} images")
     passes = np.broadcast_to(_gate_passes(rule, gate_probs), oof.truth.shape)
     if rule.min_pixels:
-        passes = passes & (oof.histogram[:, quantised(rule.top) :].sum(axis=1) >= rule.min_pixels)
+        passes = passes & (oof.histogram[:, quantise(rule.top) :].sum(axis=1) >= rule.min_pixels)
     kept = np.where(oof.regions[q][0] >= rule.min_area, oof.regions[q], 0)
     sums = np.pad(np.cumsum(kept, axis=1, dtype=np.int64), ((0, 0), (1, 0)))
     predicted, common = np.diff(sums[:, oof.offsets[q]], axis=1) * passes
@@ -158,19 +157,16 @@ def rule_areas(oof, rule, gate_probs=None):
 
 
 def release_pages(array):
-    """Give back the pages of a memory-mapped array that were touched; for other arrays do nothing.
+    """Release the pages of a memory-mapped array from this process's memory; do nothing for other arrays.
 
-    They stay in the file cache and come back when asked for, but no longer count as this process's memory.
+    They stay in the file cache and are mapped again when read.
     """
-    if getattr(array, "mode", None) in ("r", "r+", "w+") and hasattr(mmap, "MADV_DONTNEED"):  # not "c": it has changes
+    if getattr(array, "mode", None) in ("r", "r+", "w+") and hasattr(mmap, "MADV_DONTNEED"):  # "c" has private changes
         array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def nested_areas(oof, tuned_rules, parts, gate_probs=None):
-    """Return what `rule_areas` does, each image under the rule that the other parts chose.
-
-    `tuned_rules` maps a part to its Rule, `parts` (N,) are the parts of the images.
-    """
+    """Return `rule_areas` with each image under the rule of its part; parts: (N,), keys of `tuned_rules`."""
     areas = np.zeros((3, len(parts)), np.int64)
     for part, rule in tuned_rules.items():
         areas[:, parts == part] = np.stack(rule_areas(oof, rule, gate_probs))[:, parts == part]
@@ -182,21 +178,13 @@ def rule_dice(oof, rule, gate_probs=None):
     return dice_from_areas(*rule_areas(oof, rule, gate_probs))
 
 
-def threshold_surface(oof, rule, min_areas, gate_probs=None):
-    """Return the mean Dice over pixel threshold and smallest area, the rest as in `rule`: pixel, min_area, dice."""
-    rules = [replace(rule, pixel=p, min_area=a) for p in oof.pixels for a in min_areas]
-    rows = [(rule.pixel, rule.min_area, rule_dice(oof, rule, gate_probs).mean()) for rule in rules]
-    return pd.DataFrame(rows, columns=["pixel", "min_area", "dice"])
-
-
 @dataclass(frozen=True)
 class Tuned:
-    """The outcome of `tune_nested`.
+    """The result of `tune_nested`.
 
-    `rule` is the best on all images and goes to the submission; `naive` is its mean there, chosen and scored on the
-    same images. `fold_rules` maps each part to the rule that the other parts chose; `dice` (N,) scores every image by
-    the rule of its part, and `score` is its mean, the figure to report. The parts are the folds, or, where there is
-    one fold only, two halves of its patients (`halves`).
+    rule: the best on all images, for the submission; naive: its mean Dice on them. fold_rules: dict from each part to
+    the rule chosen on the other parts; dice: (N,), each image under the rule of its part; score: their mean, the figure
+    to report. parts: (N,), the folds, or two halves of the patients if there is one fold (`halves`).
     """
 
     rule: Rule
@@ -208,30 +196,29 @@ class Tuned:
     halves: bool
 
     def as_dict(self):
-        """Return what tuned.json holds; Rule(**d["rule"]) gives the rule back."""
+        """Return the content of tuned.json; Rule(**d["rule"]) restores the rule."""
         fold_rules = {str(part): asdict(rule) for part, rule in self.fold_rules.items()}
         figures = {"score": self.score, "naive": self.naive, "halves": self.halves}
         return {"rule": asdict(self.rule), "fold_rules": fold_rules, **figures}
 
 
 def tune_nested(rules, dice_of, folds, groups=None, seed=0):
-    """Choose among `rules` by the mean of `dice_of(rule)`, float (N,), each fold scored by the choice of the others.
+    """Return the Tuned with the best of `rules` by the mean of `dice_of(rule)`, float (N,), nested over the folds.
 
-    `folds` are labels (N,). With one fold only, two random halves of its `groups` (patients; each image its own where
-    None) take the place of folds, so that the score stays honest. Among rules that tie, the one nearest the middle of
-    the tied wins, then the first. Raises InputError where there is nothing to choose from or to hold out.
+    folds: (N,). A single fold is divided into random halves that share no group (patient; None if every image is a
+    group). Of tied rules the one nearest the middle wins, then the first. Raises InputError if there is nothing to
+    choose from or to hold out.
     """
-    folds = np.asarray(folds)
-    halves = len(np.unique(folds)) < 2
-    parts = (
-        _halves(np.arange(len(folds)) if groups is None else np.asarray(groups), len(folds), seed) if halves else folds
-    )
+    parts = np.asarray(folds)
+    halves = len(np.unique(parts)) < 2
+    if halves:
+        parts = _halves(np.arange(len(parts)) if groups is None else np.asarray(groups), len(parts), seed)
     labels, part = np.unique(parts, return_inverse=True)
     if not len(rules):
         raise InputError("no rules to choose from")
     sums = np.stack([np.bincount(part, weights=dice_of(rule), minlength=len(labels)) for rule in rules])
-    best = _best(rules, sums.sum(axis=1) / len(folds))
-    dice, fold_rules = np.empty(len(folds)), {}
+    best = _best(rules, sums.sum(axis=1) / len(parts))
+    dice, fold_rules = np.empty(len(parts)), {}
     for k, label in enumerate(labels.tolist()):
         chosen = _best(rules, np.delete(sums, k, axis=1).sum(axis=1) / np.count_nonzero(part != k))
         fold_rules[label] = chosen
@@ -240,7 +227,7 @@ def tune_nested(rules, dice_of, folds, groups=None, seed=0):
 
 
 def _best(rules, scores):
-    tied = np.flatnonzero(scores >= scores.max() - 1e-12)  # sums of floats differ in the last digits
+    tied = np.flatnonzero(scores >= scores.max() - 1e-12)  # float sums differ in the last digits
     values = np.array([astuple(rules[i]) for i in tied], dtype=float)
     ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in values.T], axis=1)
     return rules[tied[np.argmin(np.round(((ranks - ranks.mean(axis=0)) ** 2).sum(axis=1), 9))]]
@@ -267,13 +254,13 @@ def _factors(shape, size):
     return tuple(big // small for big, small in zip(size, shape, strict=True))
 
 
-def _enlarged(mask, factors):
+def _enlarge(mask, factors):
     return mask if factors == (1, 1) else mask.repeat(factors[0], axis=0).repeat(factors[1], axis=1)
 
 
 @njit(cache=True, nogil=True)
 def _histogram(values):
-    # Neighbouring pixels are often equal: four counters in turn spare waiting for the last addition.
+    # neighbouring pixels are often equal: with four counters no addition waits for the one before
     counts = np.zeros((4, 256), np.int32)
     for i in range(len(values)):
         counts[i & 3, values[i]] += 1

@@ -20,7 +20,7 @@ from numba import njit
 from common.errors import InputError
 from common.metrics.classification import mean_of_defined, ratio
 from common.metrics.detection_match import match, read_tables
-from common.metrics.statistics import exponential_weights, interval, number_groups, tested
+from common.metrics.statistics import exponential_weights, interval, interval_with_p, number_groups
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95)
     """Return (Interval of first's mean AP less second's, two-sided p-value), both under the same weights of patients.
 
     The Results must be of the same images and truth, else InputError; the rest as in `bootstrap_map`, the p-value as in
-    `statistics.tested`.
+    `statistics.interval_with_p`.
     """
     if not (
         np.array_equal(first.image_ids, second.image_ids) and np.array_equal(first.truth_class, second.truth_class)
     ):
         raise InputError("two results are compared on the same images and true boxes only")
     means = [mean_of_defined(_resampled_aps(result, groups, n_resamples, seed)) for result in (first, second)]
-    return tested(first.mean_ap - second.mean_ap, means[0] - means[1], level)
+    return interval_with_p(first.mean_ap - second.mean_ap, means[0] - means[1], level)
 
 
 def _resampled_aps(result, groups, n_resamples, seed):

@@ -54,19 +54,19 @@ def _detections(table, images, rule):
     image, class_id, box, score = read_boxes("detections", table, images, rule.no_finding, rule.n_classes, highest=1.0)
     group, n_groups = image * rule.n_classes + class_id, len(images) * rule.n_classes
     if rule.tied_as_listed:
-        ranked, _ = sort_by(image, np.arange(len(image)), len(images))
+        ranked, _ = _sort_by(image, np.arange(len(image)), len(images))
         ranked = ranked[np.argsort(-score[ranked], kind="stable")]
-        rows, starts = sort_by(group, ranked, n_groups)
+        rows, starts = _sort_by(group, ranked, n_groups)
     else:
         ranked = np.argsort(-score)
-        rows, starts = sort_by(group, ranked, n_groups)
+        rows, starts = _sort_by(group, ranked, n_groups)
         _order_ties(rows, group, score, box)
     if rule.max_per_class is not None:
         kept = np.ones(len(rows), bool)
         kept[rows[_ranks(starts) >= rule.max_per_class]] = False
         rows, ranked = rows[kept[rows]], ranked[kept[ranked]]
         starts = np.append(0, np.cumsum(np.bincount(group[rows], minlength=n_groups)))
-    return Boxes(image, class_id, box, rows, starts, score, *sort_by(class_id, ranked, rule.n_classes))
+    return Boxes(image, class_id, box, rows, starts, score, *_sort_by(class_id, ranked, rule.n_classes))
 
 
 def _truth(table, images, rule):
@@ -76,7 +76,7 @@ def _truth(table, images, rule):
     if rule.no_finding is not None:
         refuse_repeated("truth", table, image, np.flatnonzero(class_id == rule.no_finding), rule.no_finding)
     group = image * rule.n_classes + class_id
-    rows, starts = sort_by(group, np.arange(len(group)), len(images) * rule.n_classes)
+    rows, starts = _sort_by(group, np.arange(len(group)), len(images) * rule.n_classes)
     if not rule.tied_as_listed:
         _order_ties(rows, group, np.zeros(len(group)), box)
     return Boxes(image, class_id, box, rows, starts)
@@ -98,7 +98,7 @@ def _ranks(starts):
 
 
 @njit(cache=True, nogil=True)
-def sort_by(keys, rows, n_keys):
+def _sort_by(keys, rows, n_keys):
     """Return (rows sorted by keys[row], int64 (n_keys + 1,) where each key starts); equal keys keep their order.
 
     keys: int64 in [0, n_keys); rows: int64 (m,), places in `keys`. This is a counting sort.

@@ -54,7 +54,7 @@ def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_n
 def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
     """Return (Interval of a − b, two-sided p-value), both scored on the same resampled groups.
 
-    a, b: both values (N,) or both functions; the rest as in `bootstrap`. The p-value is that of `tested`.
+    a, b: both values (N,) or both functions; the rest as in `bootstrap`. The p-value is that of `interval_with_p`.
     """
     if callable(a) != callable(b):
         raise InputError("a and b must both be values or both be functions")
@@ -69,7 +69,7 @@ def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_na
             raise InputError(f"a {a.shape} and b {b.shape} must score the same images")
         difference = a - b
     estimate, resamples = _resample(difference, groups, n_resamples, seed, skip_nan)
-    return tested(estimate, resamples, level)
+    return interval_with_p(estimate, resamples, level)
 
 
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
@@ -88,7 +88,7 @@ def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95
     """Return (C pairs, pair of the mean) for AUROC(a) − AUROC(b); a pair is (Interval, two-sided p-value).
 
     y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images under the same weights of groups; the rest
-    as in `bootstrap_auroc`, the p-value as in `tested`. The mean is over the classes where both AUROCs are defined.
+    as in `bootstrap_auroc`, the p-value as in `interval_with_p`. The mean is over classes where both are defined.
     """
     if np.shape(a) != np.shape(b):
         raise InputError(f"a {np.shape(a)} and b {np.shape(b)} must score the same images")
@@ -96,8 +96,8 @@ def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95
         _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
     )
     gain, gains = of_a - of_b, all_a - all_b
-    pairs = [tested(*figures, level) for figures in zip(gain, gains.T, strict=True)]
-    return pairs, tested(mean_of_defined(gain), mean_of_defined(gains), level)
+    pairs = [interval_with_p(*figures, level) for figures in zip(gain, gains.T, strict=True)]
+    return pairs, interval_with_p(mean_of_defined(gain), mean_of_defined(gains), level)
 
 
 def interval(estimate, resamples, level):
@@ -111,7 +111,7 @@ def interval(estimate, resamples, level):
     return Interval(float(estimate), float(low), float(high))
 
 
-def tested(difference, resamples, level):
+def interval_with_p(difference, resamples, level):
     """Return (Interval, two-sided p-value) of a difference and its float64 (B,) resamples, NaN without an estimate.
 
     The p-value is twice the smaller share of resamples on either side of 0, the estimate counted as one more: at least

@@ -40,7 +40,7 @@ class Fused(NamedTuple):
     starts: np.ndarray
 
 
-def in_portions(fuse, starts, threads=None):
+def fuse_in_portions(fuse, starts, threads=None):
     """Call `fuse(first image, last image + 1)` on portions of the images in threads and join the arrays it returns.
 
     starts: as in `Batch`. threads: None for one per core; the result does not depend on it.
@@ -69,7 +69,7 @@ def check_iou(iou_thr):
         raise InputError(f"iou_thr must lie in [0, 1], not {iou_thr!r}")
 
 
-def ranked(keys, starts, argsort=np.ndarray.argsort):
+def rank_rows(keys, starts, argsort=np.ndarray.argsort):
     """Return the order that sorts `keys` (n,) within each group, largest first, as a reversed `argsort`.
 
     The order of equal keys is that of numpy's or numba's unstable sort, because ensemble_boxes uses these.
@@ -81,7 +81,7 @@ def ranked(keys, starts, argsort=np.ndarray.argsort):
 
 
 @njit(cache=True, nogil=True)
-def grouped(boxes, scores, labels, models, starts, weights, by_label):
+def group_rows(boxes, scores, labels, models, starts, weights, by_label):
     """Gather the rows of each class of each image, in order, without those that have no area.
 
     weights: float64 (models,). Classes come by their number if `by_label`, else as they first appear. Returns (rows,

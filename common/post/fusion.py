@@ -8,7 +8,7 @@ import pandas as pd
 from numba import njit
 
 from common.errors import InputError
-from common.post.batches import Batch, check_iou, check_weights, in_portions
+from common.post.batches import Batch, check_iou, check_weights, fuse_in_portions
 from common.post.boxes import BOX, check_boxes
 from common.post.tables import read_boxes, read_class_ids, read_numbers, refuse_repeated, require_columns, row_names
 from common.post.wbf import fuse_wbf, mean_boxes
@@ -57,7 +57,7 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
         inside = np.clip(fused.boxes * of_found, 0.0, of_found)
         return found, fused.labels, fused.scores.astype(np.float64, copy=False), inside
 
-    images, labels, scores, boxes = in_portions(fuse_images, starts, threads)
+    images, labels, scores, boxes = fuse_in_portions(fuse_images, starts, threads)
     found, mean = _no_finding_scores(healthy, weights)
     images = np.concatenate([images, found])
     order = np.argsort(images, kind="stable")

@@ -28,7 +28,7 @@ def remove_small(mask, min_area, connectivity=8, threshold=1):
     if not pixels.flags.c_contiguous and pixels.flags.f_contiguous:  # transposing keeps the regions
         return remove_small(pixels.T, min_area, connectivity, threshold).T
     pixels = np.ascontiguousarray(pixels)
-    return _without_small(pixels, threshold, min_area, connectivity == 8, np.zeros(pixels.shape, np.uint8))
+    return _keep_large(pixels, threshold, min_area, connectivity == 8, np.zeros(pixels.shape, np.uint8))
 
 
 def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
@@ -39,11 +39,11 @@ def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
     """
     pixels = np.ascontiguousarray(_checked(mask, connectivity, threshold))
     if truth is None:
-        return _measured(pixels, threshold, np.empty((0, 0), np.uint8), connectivity == 8)
+        return _measure(pixels, threshold, np.empty((0, 0), np.uint8), connectivity == 8)
     truth = np.ascontiguousarray(_checked(truth, connectivity, 1))
     if truth.shape != pixels.shape:
         raise InputError(f"the true mask is {truth.shape} pixels, the mask {pixels.shape}")
-    return _measured(pixels, threshold, truth, connectivity == 8)
+    return _measure(pixels, threshold, truth, connectivity == 8)
 
 
 def label(mask, connectivity=8, threshold=1):
@@ -52,11 +52,11 @@ def label(mask, connectivity=8, threshold=1):
     mask as in `remove_small`. The order is row-major by first pixel.
     """
     pixels = np.ascontiguousarray(_checked(mask, connectivity, threshold))
-    return _labelled(pixels, threshold, connectivity == 8, np.zeros(pixels.shape, np.int32))
+    return _label(pixels, threshold, connectivity == 8, np.zeros(pixels.shape, np.int32))
 
 
-def quantised(t):
-    """Return ceil(t * 255), allowing for rounding errors: p >= t on stored probabilities is q >= quantised(t)."""
+def quantise(t):
+    """Return ceil(t * 255), allowing for rounding errors: p >= t on stored probabilities is q >= quantise(t)."""
     if not 0 <= t <= 1:
         raise InputError(f"a threshold must lie in [0, 1], not {t!r}")
     return math.ceil(t * 255 - 1e-9)
@@ -87,7 +87,7 @@ def _checked(mask, connectivity, threshold):
 
 
 @njit(cache=True, nogil=True)
-def _row_runs(pixels, threshold):
+def _find_row_runs(pixels, threshold):
     """Return starts and ends (columns) of the runs of all rows, and the first run of each row."""
     height, width = pixels.shape
     threshold = np.uint8(threshold)
@@ -121,7 +121,7 @@ def _row_runs(pixels, threshold):
 
 
 @njit(cache=True, nogil=True)
-def _root(parent, k):
+def _find_root(parent, k):
     while parent[k] != k:
         parent[k] = parent[parent[k]]
         k = parent[k]
@@ -129,9 +129,9 @@ def _root(parent, k):
 
 
 @njit(cache=True, nogil=True)
-def _regions(pixels, threshold, corners):
+def _find_regions(pixels, threshold, corners):
     """Return the row runs, the region of each, numbered from 0 by first run, and the number of regions."""
-    starts, ends, first = _row_runs(pixels, threshold)
+    starts, ends, first = _find_row_runs(pixels, threshold)
     reach = 1 if corners else 0
     region = np.arange(len(starts))
     for y in range(1, len(first) - 1):
@@ -141,7 +141,7 @@ def _regions(pixels, threshold, corners):
                 above += 1
             touching = above
             while touching < first[y] and starts[touching] < ends[k] + reach:
-                a, b = _root(region, k), _root(region, touching)
+                a, b = _find_root(region, k), _find_root(region, touching)
                 region[max(a, b)] = min(a, b)
                 touching += 1
     n = 0
@@ -155,8 +155,8 @@ def _regions(pixels, threshold, corners):
 
 
 @njit(cache=True, nogil=True)
-def _measured(pixels, threshold, truth, corners):
-    starts, ends, first, region, n = _regions(pixels, threshold, corners)
+def _measure(pixels, threshold, truth, corners):
+    starts, ends, first, region, n = _find_regions(pixels, threshold, corners)
     areas, overlaps = np.zeros(n, np.int64), np.zeros(n, np.int64)
     for y in range(len(first) - 1):
         for k in range(first[y], first[y + 1]):
@@ -171,8 +171,8 @@ def _measured(pixels, threshold, truth, corners):
 
 
 @njit(cache=True, nogil=True)
-def _labelled(pixels, threshold, corners, labels):
-    starts, ends, first, region, n = _regions(pixels, threshold, corners)
+def _label(pixels, threshold, corners, labels):
+    starts, ends, first, region, n = _find_regions(pixels, threshold, corners)
     for y in range(len(first) - 1):
         for k in range(first[y], first[y + 1]):
             labels[y, starts[k] : ends[k]] = region[k] + 1
@@ -180,8 +180,8 @@ def _labelled(pixels, threshold, corners, labels):
 
 
 @njit(cache=True, nogil=True)
-def _without_small(pixels, threshold, min_area, corners, kept):
-    starts, ends, first, region, n = _regions(pixels, threshold, corners)
+def _keep_large(pixels, threshold, min_area, corners, kept):
+    starts, ends, first, region, n = _find_regions(pixels, threshold, corners)
     areas = np.zeros(n, np.int64)
     for k in range(len(region)):
         areas[region[k]] += ends[k] - starts[k]

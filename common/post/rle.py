@@ -57,7 +57,7 @@ def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle", blank_is_empty=Fa
 def to_string(runs, form=RELATIVE, empty="-1"):
     """Return runs as a run-length string, `empty` if there are none."""
     runs = _checked_runs(runs)
-    return _digits(runs, form is RELATIVE).tobytes().decode("ascii") if len(runs) else empty
+    return _write_digits(runs, form is RELATIVE).tobytes().decode("ascii") if len(runs) else empty
 
 
 def decode(rle, shape=(1024, 1024), form=RELATIVE, order="F", where="rle"):
@@ -80,12 +80,12 @@ def runs_of(mask):
     flat = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     n = len(flat)
     # a run starts or ends where a pixel differs from the one above it; outside the image all is background
-    inner = _changes(flat[step:], flat[: n - step]) + step
+    inner = _find_changes(flat[step:], flat[: n - step]) + step
     edges = np.concatenate([np.flatnonzero(flat[:step]), inner, np.flatnonzero(flat[n - step :]) + n])
     if step > 1:  # row-major: sorting these few positions is cheaper than transposing the pixels
         y, x = np.divmod(edges, width)
         edges = np.sort(x * height + y)
-    return _merged(edges.reshape(-1, 2))
+    return _merge(edges.reshape(-1, 2))
 
 
 def paint(runs, shape=(1024, 1024), order="F"):
@@ -104,7 +104,7 @@ def paint(runs, shape=(1024, 1024), order="F"):
 def union(several):
     """Return the runs of the pixels that lie in any of several runs."""
     joined = np.concatenate([np.empty((0, 2), np.int64), *map(_checked_runs, several)])
-    return _merged(joined[np.argsort(joined[:, 0], kind="stable")])
+    return _merge(joined[np.argsort(joined[:, 0], kind="stable")])
 
 
 def area(runs):
@@ -143,7 +143,7 @@ def _is_sorted(runs):
 
 
 @njit(cache=True, nogil=True)
-def _changes(now, before):
+def _find_changes(now, before):
     found = np.empty(len(now), np.int64)  # mostly untouched, so it costs address space only
     count = 0
     for block in range(0, len(now), _BLOCK):
@@ -187,7 +187,7 @@ def _parse(text, relative, pixels):
 
 
 @njit(cache=True, nogil=True)
-def _digits(runs, relative):
+def _write_digits(runs, relative):
     text = np.empty(len(runs) * 40, np.uint8)  # two numbers of 19 digits and a blank
     at = len(text)
     for k in range(len(runs) - 1, -1, -1):  # backwards: the last digit comes first
@@ -203,7 +203,7 @@ def _digits(runs, relative):
 
 
 @njit(cache=True, nogil=True)
-def _merged(runs):
+def _merge(runs):
     merged, n = np.empty_like(runs), 0
     for k in range(len(runs)):
         if n and runs[k, 0] <= merged[n - 1, 1]:

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from common.errors import InputError
-from common.post.batches import SINGLE, Fused, check_iou, check_weights, grouped, ranked
+from common.post.batches import SINGLE, Fused, check_iou, check_weights, group_rows, rank_rows
 from common.post.boxes import iou
 
 
@@ -19,9 +19,9 @@ def fuse_nms(batch, weights=None, iou_thr=0.5):
     """
     check_iou(iou_thr)
     scores, rows, groups, firsts = _by_class(batch, weights)
-    order = ranked(scores[rows], groups, _argsort)
+    order = rank_rows(scores[rows], groups, _argsort)
     boxes = np.clip(batch.boxes, 0, 1)
-    keepers = _keepers(boxes, rows[order], groups, float(iou_thr))
+    keepers = _find_keepers(boxes, rows[order], groups, float(iou_thr))
     kept = keepers == np.arange(len(keepers))
     starts = np.append(0, np.cumsum(kept))[groups[firsts]]
     rows = rows[order][kept]
@@ -45,9 +45,9 @@ def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, dec
         part = groups[firsts[image] : firsts[image + 1] + 1]
         if len(part) < 2:
             continue
-        overlaps = _overlaps(boxes, rows, part)
+        overlaps = _pairwise_iou(boxes, rows, part)
         factors = np.exp(-(overlaps * overlaps) / sigma)  # by numpy: compiled exp differs in the last bit
-        _decay(factors, scores, rows, part, order, values)
+        _decay_scores(factors, scores, rows, part, order, values)
     kept = values > thresh
     starts = np.append(0, np.cumsum(kept))[groups[firsts]]
     rows = order[kept]
@@ -63,20 +63,20 @@ def fuse_nmw(batch, weights=None, iou_thr=0.55):
     check_iou(iou_thr)
     weights = check_weights(weights, batch.n_models)
     weights = (weights / weights.max()).astype(np.float64)
-    rows, scores, groups, firsts = grouped(*batch[:5], weights, False)
-    order = ranked(scores, groups)
+    rows, scores, groups, firsts = group_rows(*batch[:5], weights, False)
+    order = rank_rows(scores, groups)
     rows, scores = rows[order], scores[order]
-    boxes, leaders, starts = _weighted(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr), SINGLE)
+    boxes, leaders, starts = _average(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr), SINGLE)
     if len(starts) == 0:
         raise InputError("a box of score 0 has no weighted mean: leave out boxes of score 0")
     scores = scores[leaders].astype(np.float32)
-    order = ranked(scores, starts)
+    order = rank_rows(scores, starts)
     return Fused(boxes[order], scores[order], batch.labels[rows[leaders[order]]], starts)
 
 
 def first_boxes(boxes, starts, iou_thr):
     """Keep the first of overlapping boxes in each group; arguments and results as in `wbf.mean_boxes`."""
-    keepers = _keepers(boxes, np.arange(len(boxes)), starts, float(iou_thr))
+    keepers = _find_keepers(boxes, np.arange(len(boxes)), starts, float(iou_thr))
     kept, cluster = np.unique(keepers, return_inverse=True)
     return boxes[kept], cluster.reshape(-1)
 
@@ -86,7 +86,7 @@ def _by_class(batch, weights):
     if weights is not None:
         weights = check_weights(weights, batch.n_models)
         scores = scores * weights[batch.models] / weights.sum()
-    rows, _, groups, firsts = grouped(*batch[:5], np.ones(batch.n_models), True)
+    rows, _, groups, firsts = group_rows(*batch[:5], np.ones(batch.n_models), True)
     return scores, rows, groups, firsts
 
 
@@ -96,7 +96,7 @@ def _argsort(keys):
 
 
 @njit(cache=True, nogil=True)
-def _keepers(boxes, rows, groups, iou_thr):
+def _find_keepers(boxes, rows, groups, iou_thr):
     """Return for each entry of `rows`, best first in its group, the entry that suppresses it, else its own number."""
     keepers = np.full(len(rows), -1, np.int64)
     for group in range(len(groups) - 1):
@@ -111,7 +111,7 @@ def _keepers(boxes, rows, groups, iou_thr):
 
 
 @njit(cache=True, nogil=True)
-def _overlaps(boxes, rows, groups):
+def _pairwise_iou(boxes, rows, groups):
     """Return the IoU of all pairs of boxes in each group, the squares one after the other."""
     n = 0
     for group in range(len(groups) - 1):
@@ -128,7 +128,7 @@ def _overlaps(boxes, rows, groups):
 
 
 @njit(cache=True, nogil=True)
-def _decay(factors, scores, rows, groups, order, values):
+def _decay_scores(factors, scores, rows, groups, order, values):
     """Write the rows of each group to `order` as they are chosen, and their final scores to `values`."""
     at = 0
     for group in range(len(groups) - 1):
@@ -150,7 +150,7 @@ def _decay(factors, scores, rows, groups, order, values):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _weighted(boxes, rows, scores, groups, firsts, iou_thr, single):
+def _average(boxes, rows, scores, groups, firsts, iou_thr, single):
     """Return the means, the best entry of `rows` in each, and the starts of the images, empty if a sum is 0."""
     sums, conf = np.zeros((len(rows), 4), np.float32), np.zeros(len(rows))
     leaders, starts, count = np.empty(len(rows), np.int64), np.zeros(len(firsts), np.int64), 0

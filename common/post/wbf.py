@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from common.errors import InputError
-from common.post.batches import SINGLE, Fused, check_iou, check_weights, grouped, ranked
+from common.post.batches import SINGLE, Fused, check_iou, check_weights, group_rows, rank_rows
 
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 _AVG, _MAX, _BOX_AND_MODEL, _ABSENT = range(4)
@@ -28,15 +28,15 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
     rule = CONF_TYPES.index(conf_type)
     total = float(weights.max() if rule == _MAX else weights.sum())
     weights = weights.astype(np.float64)
-    rows, scores, groups, firsts = grouped(*batch[:5], weights, False)
-    order = ranked(scores, groups)
+    rows, scores, groups, firsts = group_rows(*batch[:5], weights, False)
+    order = rank_rows(scores, groups)
     rows, scores = rows[order], scores[order]
-    boxes, scores, members, starts, _ = _clustered(
+    boxes, scores, members, starts, _ = _cluster(
         batch.boxes, batch.models, weights, total, rows, scores, groups, firsts, float(iou_thr), rule, 1.0, SINGLE
     )
     if len(starts) == 0:
         raise InputError("two overlapping boxes of score 0 have no weighted mean: leave out boxes of score 0")
-    order = ranked(scores, starts)
+    order = rank_rows(scores, starts)
     return Fused(boxes.take(order, axis=0), scores[order], batch.labels[members[order]], starts)
 
 
@@ -48,14 +48,14 @@ def mean_boxes(boxes, starts, iou_thr):
     """
     n = len(boxes)
     rows, models, firsts = np.arange(n), np.zeros(n, np.int64), np.arange(len(starts))
-    boxes, _, _, _, cluster = _clustered(
+    boxes, _, _, _, cluster = _cluster(
         boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf, SINGLE
     )
     return boxes, cluster
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _clustered(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
+def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
     """Fuse each group; its rows come best first with their weighted scores. Boxes are clipped to 0 … limit.
 
     Returns boxes, scores, one row of each cluster, the first cluster of each image, and the cluster of each entry of

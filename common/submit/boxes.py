@@ -1,4 +1,4 @@
-"""Strings of boxes, `class score x_min y_min x_max y_max` repeated: read into arrays, put right, checked."""
+"""Strings of boxes, `class score x_min y_min x_max y_max` repeated: read into arrays, repaired, checked."""
 
 import re
 from array import array
@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-EDGE = 1.0  # pixels by which rounding may carry a box over the edge of its image
-FARTHEST = 1e6  # pixels: no image is as large
-SCORE_SLACK = 1e-6  # by which rounding to float32 may carry a score over 1
+EDGE = 1.0  # pixels by which rounding can carry a box over the edge of its image
+FARTHEST = 1e6  # pixels: larger than any image
+SCORE_SLACK = 1e-6  # by which rounding to float32 can carry a score over 1
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_IN_NUMBERS = b"0123456789+-.eE"  # float() would take nan, inf and 1_0 too
+_IN_NUMBERS = b"0123456789+-.eE"  # float() would also accept nan, inf and 1_0
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """The entries of a column of strings, in its order, as arrays of length n.
+    """The n entries of a column of strings, in order.
 
-    row: int64, place of the string in the column; number: int64, from 1 within the string; class_id: float64, plain:
-    bool, whether it is written in digits alone; score: float64; boxes: float64 (n, 4). texts: the strings; unread:
-    dict from the row of a string that could not be read, and has no entries here, to the reason.
+    row: int64, position of the string in the column; number: int64, from 1 within the string; class_id: float64; plain:
+    bool, whether it is written in digits only; score: float64; boxes: float64 (n, 4). texts: the strings; unread: dict
+    from the row of an unreadable string, which has no entries here, to the reason.
     """
 
     texts: list
@@ -32,13 +32,13 @@ class Entries:
     boxes: np.ndarray
 
     def fault(self, k, reason):
-        """What an error says of entry k."""
+        """Return the text of an error about entry k."""
         begin = 6 * (self.number[k] - 1)
         return _fault(self.number[k], self.texts[self.row[k]].split()[begin : begin + 6], reason)
 
 
 def read_entries(texts):
-    """Read prediction strings into Entries; any white space parts the values."""
+    """Return the Entries of prediction strings, whose values are separated by any white space."""
     values, plain, counts, unread = array("d"), bytearray(), [], {}
     for row, text in enumerate(texts):
         tokens, before = text.split(), len(values)
@@ -55,14 +55,14 @@ def read_entries(texts):
     counts, values = np.array(counts, np.int64), np.array(values).reshape(-1, 6)
     number = np.arange(1, len(values) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = np.repeat(np.arange(len(counts)), counts)
-    # each column in memory of its own: `values` is let go
+    # copies, so that `values` is freed
     columns = values[:, 0].copy(), np.array(plain, bool), values[:, 1].copy(), values[:, 2:].copy()
     return Entries(list(texts), unread, rows, number, *columns)
 
 
 def _unreadable(tokens):
     if not tokens or len(tokens) % 6:
-        return f"{len(tokens)} values, where an entry is class score x_min y_min x_max y_max and one is due"
+        return f"{len(tokens)} values, but every row needs entries of six: class score x_min y_min x_max y_max"
     k = next(k for k, token in enumerate(tokens) if not NUMBER.fullmatch(token)) // 6
     return _fault(k + 1, tokens[6 * k : 6 * k + 6], "not a number")
 
@@ -72,11 +72,11 @@ def _fault(number, tokens, reason):
 
 
 def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
-    """Return a dict from row to what is wrong with it first, in the order of the rows.
+    """Return a dict from row to its first fault, in the order of the rows.
 
-    Classes are 0 … n_classes - 1, in digits; scores lie in [0, 1]; boxes have positive sides and begin at 0 or beyond;
-    pixels: float64 (rows, 2), width and height of each row's image, within which they end; without it they end by
-    FARTHEST. `no_finding` has the box 0 0 1 1. A row has one entry at least, unless `blank`.
+    Classes are 0 … n_classes - 1, in digits; scores lie in [0, 1]; boxes have positive sides and coordinates from 0 to
+    the size of their image, pixels: float64 (rows, 2), or to FARTHEST without it. `no_finding` has the box 0 0 1 1. A
+    row has at least one entry, unless `blank`.
     """
     low, high, finding = entries.boxes[:, :2], entries.boxes[:, 2:], entries.class_id != no_finding
     ends = np.full((len(low), 2), FARTHEST) if pixels is None else pixels[entries.row]
@@ -107,12 +107,12 @@ def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
     return dict(sorted(faults.items()))
 
 
-def put_right(entries, no_finding=14, pixels=None):
-    """Put right what is harmless in other people's submissions; returns (Entries, list of what was done, in words).
+def repair_entries(entries, no_finding=14, pixels=None):
+    """Return (Entries, notes) with the harmless faults of other people's submissions repaired, each kind noted.
 
-    Class ids such as `3.0` count as 3; scores up to SCORE_SLACK outside [0, 1] as its ends; boxes up to EDGE pixels
+    Class ids such as `3.0` become 3, scores up to SCORE_SLACK outside [0, 1] become its limits, boxes up to EDGE pixels
     outside their image are cut, those without area left out, and of several entries of `no_finding` in a row the
-    highest stays. What else is wrong stays, for `find_faults`. pixels: as there; without it only 0 is a known edge.
+    highest stays. Other faults stay, for `find_faults`. pixels: as there; without it 0 is the only known edge.
     """
     row, boxes, notes = entries.row, entries.boxes, []
 
@@ -142,12 +142,7 @@ def put_right(entries, no_finding=14, pixels=None):
     note(again, f"further entries of class {no_finding} left out, the highest of a row stays")
 
     keep = ~flat & ~again
-    columns = {
-        "row": row,
-        "number": entries.number,
-        "class_id": entries.class_id,
-        "plain": entries.plain | spelled,
-        "score": score,
-        "boxes": cut,
-    }
-    return replace(entries, **{name: values[keep] for name, values in columns.items()}), notes
+    number, class_id, plain = entries.number[keep], entries.class_id[keep], (entries.plain | spelled)[keep]
+    return replace(
+        entries, row=row[keep], number=number, class_id=class_id, plain=plain, score=score[keep], boxes=cut[keep]
+    ), notes

@@ -1,4 +1,4 @@
-"""CSV tables as text: read without guessing, written exactly."""
+"""CSV tables read as text, without type guessing, and written."""
 
 import csv
 import gzip
@@ -12,16 +12,16 @@ from common.paths import atomic_path
 
 
 def read_table(path, columns=None, exact=True):
-    """Read a CSV file (or .csv.gz) into a frame of strings; row i of the frame is row i + 2 of the file.
+    """Return a CSV file (or .csv.gz) as a frame of strings; row i of the frame is row i + 2 of the file.
 
-    Blanks around header names and values are taken off (` EncodedPixels`, ` -1`); nothing becomes a number or
-    missing, because pandas turns a column of `-1` and blanks into floats. `columns` are the names wanted, in
-    order, None for whatever is there; with exact=False the file may hold others, which are dropped. Raises
-    InputError naming the file and row: missing, empty or not a CSV, wrong header, rows of the wrong length.
+    Blanks around header names and values are stripped (` EncodedPixels`, ` -1`); nothing becomes a number or missing,
+    because pandas turns a column of `-1` and blanks into floats. columns: the names wanted, in order, None for all;
+    with exact=False the file may have others, which are dropped. Raises InputError naming file and row for a file that
+    is missing, empty or not a CSV, another header, and rows of another length.
     """
     header, *rows = _rows(Path(path))
     if len(set(header)) < len(header):
-        raise InputError(f"{path}, row 1: a column name is there twice: {','.join(header)}")
+        raise InputError(f"{path}, row 1: a column name is repeated: {','.join(header)}")
     wanted = header if columns is None else list(columns)
     if wanted != header if exact else not set(wanted) <= set(header):
         raise InputError(
@@ -39,8 +39,8 @@ def _short(names, limit=200):
 
 
 def _rows(path):
-    """Rows of the file as lists of stripped strings, header first, blank lines at the end left out."""
-    csv.field_size_limit(sys.maxsize)  # the run-length string of a ragged mask passes the default of 131,072
+    """Return the rows of the file, header first, as lists of stripped strings, without blank lines at the end."""
+    csv.field_size_limit(sys.maxsize)  # a run-length string can exceed the default of 131,072
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             rows = [[value.strip() for value in row] for row in csv.reader(file, strict=True)]
@@ -58,10 +58,7 @@ def _rows(path):
 
 
 def write_submission(path, frame):
-    """Write a frame as CSV, whole or not at all: UTF-8, LF line ends, columns in order, no index.
-
-    Raises InputError naming the column and row of a missing value, which would be written as nothing.
-    """
+    """Write a frame as CSV atomically: UTF-8, LF line ends, no index; raise InputError for a missing value."""
     missing = frame.isna().to_numpy()
     if missing.any():
         row, column = (int(position[0]) for position in missing.nonzero())

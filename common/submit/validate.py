@@ -1,4 +1,4 @@
-"""Submissions checked before the upload: what the competition would refuse, or score wrongly, is refused here."""
+"""Submissions checked before the upload, for what the competition would refuse or score wrongly."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,10 @@ from common.post.rle import RELATIVE, area, parse, to_string
 from common.submit.boxes import NUMBER, find_faults, read_entries
 from common.submit.table import read_table
 
-_SPELLING = "decoding and encoding does not return the string (touching runs, odd spelling)"
-
 
 @dataclass(frozen=True)
 class Summary:
-    """What a valid submission holds: its rows, those with a finding, and how many `unit`s these hold together."""
+    """Counts of a valid submission: its rows, those with a finding, and how many `unit`s these hold together."""
 
     path: str
     rows: int
@@ -30,67 +28,47 @@ class Summary:
 
 
 def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=False):
-    """Check a submission of run-length masks, one row an image, and return its Summary in pixels.
+    """Return the Summary, in pixels, of a submission of run-length masks, one row per image.
 
-    `sample` is the competition's sample submission: the header and ids must be its own, in its order if `ordered`.
-    `shape` is (height, width) in pixels of every image. Raises InputError naming the first wrong row and counting
-    the others: duplicate, missing or unknown ids, blanks, whatever `common.post.rle.parse` refuses, and strings
-    that another spelling writes shorter (touching runs, leading zeros), since decoding and encoding must return them.
+    sample: the competition's sample submission; header and ids must equal its own, in its order if `ordered`. shape:
+    (height, width) in pixels of every image. Raises InputError naming the first wrong row and counting the others:
+    duplicate, missing or unknown ids, blanks, whatever `common.post.rle.parse` refuses, and strings that decoding and
+    encoding does not return (touching runs, leading zeros).
     """
     table, problems = _read(path, sample, ordered)
-    areas = [0]
-    for where, rle in _rows(table, table.columns[1]):
-        try:
-            runs = parse(rle, shape, form, where)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        areas.append(area(runs))
-        if to_string(runs, form) != rle:
-            problems.append(f"{where}: {_SPELLING}")
-    refuse_rows(path, problems)
-    return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
+    return _check_masks(path, ((*row, shape) for row in _rows(table, table.columns[1])), len(table), form, problems)
 
 
 def validate_shaped_masks(path, sizes, form=RELATIVE):
-    """Check a table `image_id,width,height,rle` of masks of any size, one row an image, and return its Summary.
+    """Return the Summary, in pixels, of a table `image_id,width,height,rle` of masks of any size, one row per image.
 
-    `sizes` is a DataFrame image_id, width, height of the images that the table must have, in this order. Raises
-    InputError naming the first wrong row, as `validate_masks` does, a size that is not the image's included.
+    sizes: DataFrame of image_id, width, height of the images that the table must have, in this order. Raises InputError
+    naming the first wrong row, as `validate_masks` does, or a size that is not the image's.
     """
     table = read_table(path, ["image_id", "width", "height", "rle"])
-    wanted = [tuple(map(str, row)) for row in sizes[["image_id", "width", "height"]].itertuples(index=False)]
-    found = list(table[["image_id", "width", "height"]].itertuples(index=False, name=None))
-    if len(found) != len(wanted):
-        raise InputError(f"{path}: {len(found)} rows for {len(wanted)} images")
-    problems, areas = [], [0]
-    for row, (got, want, rle) in enumerate(zip(found, wanted, table["rle"], strict=True), start=2):
-        where = f"row {row} ({got[0]})"
-        if got[0] != want[0]:
-            problems.append(f"{where}: {want[0]} is due here")
-            continue
-        if got != want:
-            problems.append(f"{where}: {got[1]} × {got[2]} pixels, where the image has {want[1]} × {want[2]}")
-            continue
-        try:
-            runs = parse(rle, (int(want[2]), int(want[1])), form, where)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        areas.append(area(runs))
-        if to_string(runs, form) != rle:
-            problems.append(f"{where}: {_SPELLING}")
-    refuse_rows(path, problems)
-    return Summary(str(path), len(table), int(np.count_nonzero(areas)), sum(areas), "pixels")
+    if len(table) != len(sizes):
+        raise InputError(f"{path}: {len(table)} rows for {len(sizes)} images")
+    expected, problems = sizes[["image_id", "width", "height"]].itertuples(index=False), []
+
+    def rows():
+        found = table.itertuples(index=False)
+        for (where, rle), got, (image_id, width, height) in zip(_rows(table, "rle"), found, expected, strict=True):
+            if got.image_id != image_id:
+                problems.append(f"{where}: expected {image_id} here")
+            elif (got.width, got.height) != (str(width), str(height)):
+                problems.append(f"{where}: {got.width} × {got.height} pixels, but the image has {width} × {height}")
+            else:
+                yield where, rle, (int(height), int(width))
+
+    return _check_masks(path, rows(), len(table), form, problems)
 
 
 def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordered=False):
-    """Check a submission of boxes, `class score x_min y_min x_max y_max` repeated, and return its Summary in boxes.
+    """Return the Summary, in boxes, of a submission of strings `class score x_min y_min x_max y_max` repeated.
 
-    `sample` is the sample submission, a path or its table; the header and ids must be its own, in its order if
-    `ordered`. Classes are 0 … n_classes - 1, scores lie in [0, 1], boxes have positive sides and lie at 0 or beyond in
-    original pixels, and within `sizes` (id → (width, height)) where given. `no_finding` has the box 0 0 1 1; a row
-    holds one entry at least. Raises InputError naming the first wrong row and counting the others.
+    sample: the sample submission, a path or its table; header and ids must equal its own, in its order if `ordered`.
+    sizes: dict from id to (width, height) in pixels, or None. What an entry must look like: `boxes.find_faults`. Raises
+    InputError naming the first wrong row and counting the others.
     """
     table, problems = _read(path, sample, ordered)
     ids, pixels = table.iloc[:, 0], None
@@ -107,9 +85,9 @@ def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordere
 
 
 def validate_probabilities(path, sample, ordered=False):
-    """Check a submission of one probability a class and image; return its Summary in rows that reach 0.5 somewhere.
+    """Return the Summary, in rows with a probability >= 0.5, of a submission of one probability per class and image.
 
-    The header and ids must be those of `sample`. Raises InputError naming the first row with a value that is no
+    Header and ids must equal those of `sample`. Raises InputError naming the first row with a value that is not a
     number in [0, 1], or a duplicate, missing or unknown id, and counting the others.
     """
     table, problems = _read(path, sample, ordered)
@@ -125,14 +103,58 @@ def validate_probabilities(path, sample, ordered=False):
     return Summary(str(path), len(table), len(positives), columns, "columns of probabilities", "reach 0.5 somewhere")
 
 
+def id_problems(ids, expected, source="the sample submission"):
+    """Return what is wrong with the ids of a file that must be `expected`, those of `source`, in any order."""
+    first, wanted, problems = {}, {}, []
+    for row, image_id in enumerate(expected, start=2):
+        wanted.setdefault(image_id, row)
+    for row, image_id in enumerate(ids, start=2):
+        if image_id in first:
+            problems.append(f"row {row} ({image_id}): a second row of this image, the first is row {first[image_id]}")
+        elif image_id not in wanted:
+            problems.append(f"row {row} ({image_id!r}): {source} has no such image")
+        first.setdefault(image_id, row)
+    missing = [image_id for image_id in wanted if image_id not in first]
+    return problems + [f"no row for {image_id} (row {wanted[image_id]} of {source})" for image_id in missing]
+
+
+def row_problems(ids, faults):
+    """Return the faults, a dict from row position to text, as lines that name row and image."""
+    ids = list(ids)
+    return [f"row {row + 2} ({ids[row]}): {fault}" for row, fault in faults.items()]
+
+
+def refuse_rows(path, problems):
+    """Raise InputError for the first of the problems, if any, with the number of the others."""
+    if problems:
+        further = f" (and {len(problems) - 1:,} further problems)" if len(problems) > 1 else ""
+        raise InputError(f"{path}, {problems[0]}{further}")
+
+
+def _check_masks(path, rows, n_rows, form, problems):
+    """Return the Summary of rows (where, run-length string, shape); raise InputError for them and other problems."""
+    areas = [0]
+    for where, rle, shape in rows:
+        try:
+            runs = parse(rle, shape, form, where)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        areas.append(area(runs))
+        if to_string(runs, form) != rle:
+            problems.append(f"{where}: decoding and encoding does not return the string (touching runs, odd spelling)")
+    refuse_rows(path, problems)
+    return Summary(str(path), n_rows, int(np.count_nonzero(areas)), sum(areas), "pixels")
+
+
 def _rows(table, column):
-    """Yield ("row 5 (id)", value) down one column, rows counted as in the file."""
+    """Yield ("row 5 (id)", value) for each value of a column, rows counted as in the file."""
     for row, (image_id, value) in enumerate(zip(table.iloc[:, 0], table[column], strict=True), start=2):
         yield f"row {row} ({image_id})", value
 
 
 def _read(path, sample, ordered):
-    """Read the submission under the header of the sample; return it and what is wrong with its ids."""
+    """Return the submission, read under the header of the sample, and the problems of its ids."""
     expected = sample if isinstance(sample, pd.DataFrame) else read_table(sample)
     if len(expected.columns) < 2 or not len(expected):
         raise InputError(f"{sample}: a sample submission has ids, predictions and at least one row")
@@ -142,31 +164,3 @@ def _read(path, sample, ordered):
         pairs = enumerate(zip(table.iloc[:, 0], expected.iloc[:, 0].unique(), strict=True), start=2)
         problems += [f"row {row} ({a}): the sample submission has {b} here" for row, (a, b) in pairs if a != b]
     return table, problems
-
-
-def id_problems(ids, expected, source="the sample submission"):
-    """What is wrong with the ids of a file whose images must be `expected`, those of `source`, in any order."""
-    found, wanted, problems = {}, {}, []
-    for row, image_id in enumerate(expected, start=2):
-        wanted.setdefault(image_id, row)
-    for row, image_id in enumerate(ids, start=2):
-        if image_id in found:
-            problems.append(f"row {row} ({image_id}): a second row of this image, the first is row {found[image_id]}")
-        elif image_id not in wanted:
-            problems.append(f"row {row} ({image_id!r}): {source} has no such image")
-        found.setdefault(image_id, row)
-    missing = [image_id for image_id in wanted if image_id not in found]
-    return problems + [f"no row for {image_id} (row {wanted[image_id]} of {source})" for image_id in missing]
-
-
-def row_problems(ids, faults):
-    """The faults of a dict from a row's place to words, each naming its row and image."""
-    ids = list(ids)
-    return [f"row {row + 2} ({ids[row]}): {fault}" for row, fault in faults.items()]
-
-
-def refuse_rows(path, problems):
-    """Raise InputError where there are problems: the first, and how many more."""
-    if problems:
-        further = f" (and {len(problems) - 1:,} further problems)" if len(problems) > 1 else ""
-        raise InputError(f"{path}, {problems[0]}{further}")

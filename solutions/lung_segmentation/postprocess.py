@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
-from common.post.regions import label, quantised, region_overlaps, resize_mask_probs
+from common.post.regions import label, quantise, region_overlaps, resize_mask_probs
 
 from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE
 
@@ -80,7 +80,7 @@ def decide(probs, shape, pixel, regions):
     probs: uint8 (h, w), q standing for q / 255; shape: (height, width) of the image; pixel: least probability of
     lung, in [0, 1]; regions: largest regions kept, 0 for all. Returns uint8 (height, width). Raises InputError.
     """
-    return main_regions(resize_mask_probs(probs, _shape(shape)) >= quantised(pixel), regions)
+    return main_regions(resize_mask_probs(probs, _shape(shape)) >= quantise(pixel), regions)
 
 
 def judge(mask, gate=GATE_AREA):

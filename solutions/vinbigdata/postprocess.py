@@ -20,7 +20,7 @@ from common.post.boxes import BOX, clip
 from common.post.fusion import fuse_table
 from common.post.suppression import fuse_nms, fuse_nmw, fuse_soft_nms
 from common.post.wbf import fuse_wbf
-from common.submit.boxes import EDGE, find_faults, put_right, read_entries
+from common.submit.boxes import EDGE, find_faults, read_entries, repair_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
@@ -211,7 +211,7 @@ def parse_predictions(path, images=None, ids=None, source="the sample submission
     """Read a submission, ours or another's, as detections, in its order; class 14 included.
 
     ids: the images it must have, in any order, which `source` has. A row may be blank (no entries), columns may be
-    more, and what `common.submit.boxes.put_right` changes is accepted: all of it is said in one line of the log.
+    more, and what `common.submit.boxes.repair_entries` changes is accepted: all of it is said in one line of the log.
     images: where given, boxes end within their image. Raises InputError naming file, row and entry for whatever else
     `validate_boxes` refuses: values that make no entries, inverted boxes, NaN, scores outside [0, 1], double ids.
     """
@@ -223,7 +223,7 @@ def parse_predictions(path, images=None, ids=None, source="the sample submission
     own, texts = (table[name] for name in HEADER)
     refuse_rows(path, id_problems(own, own if ids is None else ids, source))
     pixels = None if images is None else _pixels(images, pd.Index(own))
-    entries, notes = put_right(read_entries(texts), NO_FINDING, pixels)
+    entries, notes = repair_entries(read_entries(texts), NO_FINDING, pixels)
     refuse_rows(path, row_problems(own, find_faults(entries, len(CLASSES), NO_FINDING, pixels, blank=True)))
     if (texts == "").any():
         notes.append(f"{(texts == '').sum():,} blank rows have no entries (first row {(texts == '').argmax() + 2})")

@@ -10,7 +10,7 @@ from scipy import ndimage
 from common.errors import InputError
 from common.post.regions import resize_mask_probs
 from common.post.rle import runs_of
-from common.tuning import Rule, grid, release_pages, rule_dice, summarise, threshold_surface, tune_nested
+from common.tuning import Rule, grid, release_pages, rule_dice, summarise, tune_nested
 
 
 def cases(seed, n=8, side=12, size=24):
@@ -24,12 +24,12 @@ def cases(seed, n=8, side=12, size=24):
     return probs, truth.astype(np.uint8), rng.random(n)
 
 
-def full_mask_dice(rule, probs, truth, gate_prob):
+def full_mask_dice(rule, probs, truth, gate_prob, connectivity):
     """The rule by its definition: on whole masks, labelled by scipy."""
     size = truth.shape
     values = (probs if rule.at_network else resize_mask_probs(probs, size)) / 255
     mask = values >= rule.pixel
-    labels, n = ndimage.label(mask, np.ones((3, 3)))
+    labels, n = ndimage.label(mask, np.ones((3, 3)) if connectivity == 8 else None)
     for k in range(1, n + 1):
         if (labels == k).sum() < rule.min_area:
             mask[labels == k] = False
@@ -40,22 +40,31 @@ def full_mask_dice(rule, probs, truth, gate_prob):
     return (1.0 if total == 0 else 2 * (mask & (truth > 0)).sum() / total), mask
 
 
-@pytest.mark.parametrize("at_network", [False, True])
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize(("at_network", "connectivity"), [(False, 8), (True, 8), (False, 4), (True, 4)])
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), small=st.sampled_from([(12, 12), (24, 24), (8, 12)]))
-def test_every_rule_equals_the_computation_on_whole_masks(at_network, seed, small):
+def test_every_rule_equals_the_computation_on_whole_masks(at_network, connectivity, seed, small):
     probs, truth, gate_probs = cases(seed)
     probs = np.stack([resize_mask_probs(image, small) for image in probs])
     pixels = (0.35, 0.5, 0.7)
-    regions = summarise(probs, [runs_of(t) for t in truth], pixels, size=(24, 24), at_network=at_network, workers=1)
+    regions = summarise(probs, [runs_of(t) for t in truth], pixels, (24, 24), None, connectivity, at_network, workers=1)
     rules = grid(pixel=pixels, min_area=(0, 7, 30), gate=(0, 0.4), top=(0, 0.6, 0.8), min_pixels=(0, 5, 20))
     for rule in (replace(rule, at_network=at_network) for rule in rules):
         dice = rule_dice(regions, rule, gate_probs)
         for i in range(len(probs)):
-            expected, mask = full_mask_dice(rule, probs[i], truth[i], gate_probs[i])
+            expected, mask = full_mask_dice(rule, probs[i], truth[i], gate_probs[i], connectivity)
             assert dice[i] == pytest.approx(expected, abs=1e-12), (rule, i)
             if i < 3:
-                np.testing.assert_array_equal(rule.apply(probs[i], gate_probs[i], size=(24, 24)), mask)
+                np.testing.assert_array_equal(rule.apply(probs[i], gate_probs[i], (24, 24), connectivity), mask)
+
+
+def test_corners_connect_unless_connectivity_is_4():
+    probs = np.array([[[255, 255, 0, 0], [0, 0, 255, 0]]], np.uint8)  # two pixels and, at their corner, a third
+    truth = np.array([[1, 1, 0, 0], [0, 0, 1, 0]], np.uint8)
+    for connectivity, area in ((8, 3), (4, 0)):
+        regions = summarise(probs, [runs_of(truth)], [0.5], (2, 4), connectivity=connectivity)
+        assert rule_dice(regions, Rule(0.5, min_area=3)).tolist() == [float(area == 3)]
+        assert Rule(0.5, min_area=3).apply(probs[0], size=(2, 4), connectivity=connectivity).sum() == area
 
 
 def test_hand_worked_areas():
@@ -117,14 +126,6 @@ def test_released_pages_keep_what_was_written(tmp_path):
     assert (written == values).all() and (changed[0] == 7).all()
 
 
-def test_surface_holds_the_mean_of_each_pair():
-    probs, truth, gate_probs = cases(5)
-    regions = summarise(probs, [runs_of(t) for t in truth], [0.4, 0.6], size=(24, 24), workers=1)
-    surface = threshold_surface(regions, Rule(0.4, gate=0.5), [0, 10], gate_probs)
-    assert surface[["pixel", "min_area"]].to_numpy().tolist() == [[0.4, 0], [0.4, 10], [0.6, 0], [0.6, 10]]
-    assert surface["dice"][3] == rule_dice(regions, Rule(0.6, 10, 0.5), gate_probs).mean()
-
-
 # Two folds of two images; rule A is best on fold 0, B on fold 1, C never.
 A, B, C = Rule(0.3), Rule(0.5), Rule(0.7)
 TABLE = {A: [0.9, 0.9, 0.5, 0.5], B: [0.6, 0.6, 0.7, 0.7], C: [0.1, 0.1, 0.2, 0.2]}
@@ -172,28 +173,17 @@ def test_ties_go_to_the_middle_of_the_plateau_then_to_the_first():
 
 
 def test_the_rule_survives_json():
-    tuned = tune_nested(
-        [
-            A,
-            *grid(
-                pixel=(0.5,),
-                min_area=np.array([3500]),
-                gate=(0.4,),
-                top=np.array([0.75]),
-                min_pixels=(2000,),
-                at_network=(True,),
-            ),
-        ],
-        lambda rule: np.full(2, rule.pixel),
-        [0, 1],
-    )
+    values = {"min_area": np.array([3500]), "gate": (0.4,), "top": np.array([0.75]), "min_pixels": (2000,)}
+    rules = [A, *grid(pixel=(0.5,), **values, at_network=(True,))]
+    tuned = tune_nested(rules, lambda rule: np.full(2, rule.pixel), [0, 1])
     stored = json.loads(json.dumps(tuned.as_dict()))
     assert Rule(**stored["rule"]) == tuned.rule == Rule(0.5, 3500, 0.4, 0.75, 2000, True)
     assert set(stored["fold_rules"]) == {"0", "1"} and stored["score"] == 0.5
 
 
 def test_grid_leaves_out_triplets_whose_top_lies_under_the_bottom():
-    assert [(r.top, r.pixel) for r in grid(top=(0, 0.5), pixel=(0.3, 0.6))] == [(0, 0.3), (0, 0.6), (0.5, 0.3)]
+    pairs = [(rule.top, rule.pixel) for rule in grid(top=(0, 0.5), pixel=(0.3, 0.5, 0.6))]
+    assert pairs == [(0, 0.3), (0, 0.5), (0, 0.6), (0.5, 0.3), (0.5, 0.5)]  # equal ones stay
 
 
 def test_wrong_input_is_refused():

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
 from common.errors import InputError
-from common.post.regions import label, quantised, region_overlaps, remove_small, resize_mask_probs
+from common.post.regions import label, quantise, region_overlaps, remove_small, resize_mask_probs
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
 MAPS = arrays(np.uint8, SHAPES, elements=st.sampled_from([0, 0, 1, 100, 255]))
@@ -110,18 +110,18 @@ def test_layout_does_not_matter():
 
 
 def test_quantised_thresholds_agree_with_the_probabilities_they_stand_for():
-    assert [quantised(t) for t in (0, 0.3, 0.5, 0.75, 1)] == [0, 77, 128, 192, 255]
+    assert [quantise(t) for t in (0, 0.3, 0.5, 0.75, 1)] == [0, 77, 128, 192, 255]
     for q in range(256):
-        assert quantised(q / 255) == q
+        assert quantise(q / 255) == q
     for t in np.linspace(0, 1, 997):
-        assert all((q / 255 >= t - 1e-11) == (q >= quantised(t)) for q in range(256))
+        assert all((q / 255 >= t - 1e-11) == (q >= quantise(t)) for q in range(256))
 
 
 def test_resizing_comes_before_thresholding():
     # Two columns, 0 and 200, widened to four: OpenCV's pixel centres fall at -0.25, 0.25, 0.75, 1.25.
     wide = resize_mask_probs(np.array([[0, 200]], np.uint8), (1, 4))
     assert (wide.dtype, wide.tolist()) == (np.uint8, [[0, 50, 150, 200]])
-    assert (wide >= quantised(0.19)).tolist() == [[False, True, True, True]]  # cut first, it would be 0 0 1 1
+    assert (wide >= quantise(0.19)).tolist() == [[False, True, True, True]]  # cut first, it would be 0 0 1 1
     assert resize_mask_probs(np.zeros((5, 7), np.uint8), (10, 21)).shape == (10, 21)
     assert resize_mask_probs(np.zeros((5, 7), np.uint8)).shape == (1024, 1024)
 
@@ -137,8 +137,8 @@ def test_resizing_comes_before_thresholding():
         (lambda: label(EXAMPLE, threshold=0), "from 1 to 255"),
         (lambda: label(EXAMPLE, threshold=0.5), "from 1 to 255"),
         (lambda: region_overlaps(EXAMPLE, np.zeros((3, 4), bool)), r"\(3, 4\)"),
-        (lambda: quantised(1.01), r"\[0, 1\]"),
-        (lambda: quantised(float("nan")), r"\[0, 1\]"),
+        (lambda: quantise(1.01), r"\[0, 1\]"),
+        (lambda: quantise(float("nan")), r"\[0, 1\]"),
         (lambda: resize_mask_probs(np.zeros((2, 2), bool)), "uint8"),
         (lambda: resize_mask_probs(np.zeros((2, 2), np.uint8), (0, 4)), "height 0"),
     ],

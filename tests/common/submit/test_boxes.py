@@ -1,4 +1,4 @@
-"""Strings of boxes: what is read, put right and found faulty, beside a reading of one entry after the other."""
+"""Strings of boxes read, repaired and checked, compared with a reading token by token."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.submit.boxes import EDGE, find_faults, put_right, read_entries
+from common.submit.boxes import EDGE, find_faults, read_entries, repair_entries
 
 
 def rows_of(entries):
@@ -25,7 +25,9 @@ def test_entries_know_their_row_and_number():
     ]
     assert entries.number.tolist() == [1, 1, 2, 1] and entries.plain.all() and not entries.unread
     assert entries.row.dtype == entries.number.dtype == np.int64
-    assert find_faults(entries) == {1: "0 values, where an entry is class score x_min y_min x_max y_max and one is due"}
+    assert find_faults(entries) == {
+        1: "0 values, but every row needs entries of six: class score x_min y_min x_max y_max"
+    }
     assert find_faults(entries, blank=True) == {}
 
 
@@ -33,7 +35,7 @@ def test_no_strings_and_no_entries():
     for texts in ([], [""], ["x"]):
         entries = read_entries(texts)
         assert entries.boxes.shape == (0, 4) and len(entries.row) == len(entries.plain) == 0
-        assert put_right(entries)[1] == []
+        assert repair_entries(entries)[1] == []
 
 
 def slow_fault(text, size=None, n_classes=15, no_finding=14):
@@ -81,7 +83,7 @@ def test_faults_are_those_of_a_reading_token_by_token(texts, sized):
     assert list(found) == [row for row, fault in slow.items() if fault]
     for row, said in found.items():
         words = {
-            "values": "values, where",
+            "values": "values, but",
             "number": "not a number",
             "class": "the class must",
             "score": "the score",
@@ -94,13 +96,13 @@ def test_faults_are_those_of_a_reading_token_by_token(texts, sized):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(ENTRY, max_size=4).map("  ".join), max_size=4), st.booleans())
-def test_what_is_right_stays_and_what_is_put_right_stays_right(texts, sized):
+def test_repairs_are_final_and_change_nothing_right(texts, sized):
     pixels = np.tile([30.0, 40.0], (len(texts), 1)) if sized else None
     entries = read_entries(texts)
-    again, notes = put_right(entries, pixels=pixels)
+    again, notes = repair_entries(entries, pixels=pixels)
     if not find_faults(entries, pixels=pixels, blank=True) and entries.class_id.tolist().count(14) <= 1:
         assert notes == [] and rows_of(again) == rows_of(entries)
-    assert put_right(again, pixels=pixels)[1] == []
+    assert repair_entries(again, pixels=pixels)[1] == []
     faults = find_faults(again, pixels=pixels, blank=True)
     assert set(faults) <= set(find_faults(entries, pixels=pixels, blank=True))
 
@@ -115,14 +117,14 @@ SIZE = np.array([[100.0, 50.0]])
         ("3 1.0000001 0 0 2 2", [(3, 1, 0, 0, 2, 2)], "1 scores rounded into 0 to 1"),
         ("3 -1e-9 0 0 2 2 4 1 0 0 2 2", [(3, 0, 0, 0, 2, 2), (4, 1, 0, 0, 2, 2)], "1 scores rounded into 0 to 1"),
         ("3 1 -0.1 -1 2 2", [(3, 1, 0, 0, 2, 2)], "1 boxes cut at the edge"),
-        ("3 1 9 9 100.99 51", [(3, 1, 9, 9, 100, 50)], "1 boxes cut at the edge"),
+        ("3 1 9 9 101 51", [(3, 1, 9, 9, 100, 50)], "1 boxes cut at the edge"),
         ("3 1 -0.5 0 -0.1 9 4 1 0 0 2 2", [(4, 1, 0, 0, 2, 2)], "1 boxes without area left out"),
         ("3 1 5 5 5 9", [], "1 boxes without area left out"),
         ("14 0.2 0 0 1 1 14 0.7 0 0 1 1 14 0.7 0 0 1 1", [(14, 0.7, 0, 0, 1, 1)], "2 further entries of class 14"),
     ],
 )
-def test_what_is_put_right(text, kept, note):
-    entries, notes = put_right(read_entries([text]), pixels=SIZE)
+def test_repairs(text, kept, note):
+    entries, notes = repair_entries(read_entries([text]), pixels=SIZE)
     assert [row[1:] for row in rows_of(entries)] == kept and any(said.startswith(note) for said in notes)
     assert find_faults(entries, pixels=SIZE, blank=True) == {}
 
@@ -138,24 +140,26 @@ def test_what_is_put_right(text, kept, note):
         ("3 1 0 0 2 51.01", "within 100 x 50 pixels"),
         ("3 1 101.5 0 102 5", "within 100 x 50 pixels"),
         ("3 1 2 0 1 5", "the box must"),
+        ("3 1 9 5 2 5", "the box must"),  # inverted in x, without area in y
+        ("3 1 9 -0.5 2 5", "the box must"),
         ("3 1 0.5 0 -0.5 5", "the box must"),
         ("14 1 0 0 1 1 14 0.5 0 0 2 2", "class 14 (no finding) has the box 0 0 1 1"),
     ],
 )
 def test_what_is_wrong_stays_wrong(text, fault):
-    entries, _ = put_right(read_entries(["14 1 0 0 1 1", text]), pixels=np.repeat(SIZE, 2, axis=0))
+    entries, _ = repair_entries(read_entries(["14 1 0 0 1 1", text]), pixels=np.repeat(SIZE, 2, axis=0))
     found = find_faults(entries, pixels=np.repeat(SIZE, 2, axis=0), blank=True)
     assert list(found) == [1] and fault in found[1]
 
 
 def test_without_sizes_zero_is_the_only_known_edge():
-    entries, notes = put_right(read_entries(["3 1 -1 0 1e6 9", "3 1 -1.1 0 5 9"]))
+    entries, notes = repair_entries(read_entries(["3 1 -1 0 1e6 9", "3 1 -1.1 0 5 9"]))
     assert rows_of(entries)[0] == (0, 3, 1, 0, 0, 1e6, 9) and len(notes) == 1 and EDGE == 1
     assert list(find_faults(entries)) == [1]
-    far = find_faults(put_right(read_entries(["3 1 0 0 1e300 9"]))[0])
+    far = find_faults(repair_entries(read_entries(["3 1 0 0 1e300 9"]))[0])
     assert far[0].endswith("from 0 on within 1000000 x 1000000 pixels")
 
 
 def test_an_error_names_the_entry_of_the_file_after_others_were_left_out():
-    entries, _ = put_right(read_entries(["3 1 5 5 5 9 3 2 0 0 1 1"]))
+    entries, _ = repair_entries(read_entries(["3 1 5 5 5 9 3 2 0 0 1 1"]))
     assert find_faults(entries) == {0: "entry 2 (3 2 0 0 1 1): the score must lie in 0 to 1"}

@@ -57,7 +57,7 @@ def test_a_header_alone_gives_no_rows(csv_file):
         ("\n\n", "table.csv: empty file"),
         ("id,y\na,1\n", r"row 1: the header must be id,x: id,y"),
         ("x,id\n1,a\n", r"row 1: the header must be id,x"),
-        ("id,id\na,1\n", r"row 1: a column name is there twice"),
+        ("id,id\na,1\n", r"row 1: a column name is repeated"),
         ("id,x\na,1\nb\n", r"row 3: 1 values where the header has 2 columns"),
         ("id,x\na,1,2\n", r"row 2: 3 values"),
         ("id,x\n\na,1\n", r"row 2: 0 values"),

@@ -79,8 +79,8 @@ def test_masks_of_any_size_are_counted(tmp_path):
     [
         (["a,3,4,-1"], "1 rows for 2 images"),
         (["a,3,4,-1", "b,4,2,-1", "b,4,2,-1"], "3 rows for 2 images"),
-        (["b,4,2,-1", "a,3,4,-1"], r"row 2 \(b\): a is due here \(and 1 further"),
-        (["a,4,3,-1", "b,4,2,-1"], r"row 2 \(a\): 4 × 3 pixels, where the image has 3 × 4"),
+        (["b,4,2,-1", "a,3,4,-1"], r"row 2 \(b\): expected a here \(and 1 further"),
+        (["a,4,3,-1", "b,4,2,-1"], r"row 2 \(a\): 4 × 3 pixels, but the image has 3 × 4"),
         (["a,3,4,-1", "b,4.0,2,-1"], r"row 3 \(b\): 4.0 × 2 pixels"),
         (["a,3,4,-1", "b,4,2,8 2"], r"row 3 \(b\): .*last pixel of 2 x 4"),
         (["a,3,4,0 2", "b,4,2,-1"], r"row 2 \(a\): .*starts count from 1"),
@@ -159,6 +159,8 @@ def test_boxes_are_counted(check):
         ("-1 1 0 0 1 1", "class must be 0 to 14"),
         ("3.0 1 0 0 1 1", "class must be 0 to 14"),
         ("3 1.01 0 0 1 1", "the score"),
+        ("3 1.0000005 0 0 1 1", "the score"),
+        ("3 -1e-9 0 0 1 1", "the score"),
         ("3 nan 0 0 1 1", "not a number"),
         ("3 1 0 0 inf 1", "not a number"),
         ("3 1 0 0 1_0 1", "not a number"),
@@ -190,6 +192,6 @@ def test_probabilities(check):
     rows, header = ["a,0.1,0", "b,1,.9", "c,2e-3,0.5"], "id,p,q"
     summary = check(validate_probabilities, rows, header)
     assert (summary.rows, summary.positives) == (3, 2)
-    for value in ("", "nan", "1.0001", "-0.1", "yes"):
+    for value in ("", "nan", "1.0000005", "-1e-9", "yes"):
         with pytest.raises(InputError, match=r"row 3 \(b\): q is "):
             check(validate_probabilities, ["a,0,0", f"b,0,{value}", "c,0,0"], header)

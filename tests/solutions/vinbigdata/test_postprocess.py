@@ -76,7 +76,7 @@ def test_the_string_of_each_image():
 
 
 def test_boxes_are_inside_their_image_in_x_and_y_apart():
-    found = table(("a", 1, 0.9, -0.5, -0.25, 400.75, 100.5), ("a", 2, 0.8, 400, 3, 400.5, 9))  # the second: no area
+    found = table(("a", 1, 0.9, -1, -1, 401, 101), ("a", 2, 0.8, 400, 3, 400.5, 9))  # the second: no area
     rows = prediction_strings(found, ["a"], sizes(a=(400, 100)))
     assert rows["PredictionString"].tolist() == ["1 0.9 0 0 400 100"]
     turned = table(("a", 1, 0.9, 0, 0, 90, 300))  # as if width and height had been confused

@@ -107,7 +107,7 @@ def test_all_that_is_accepted_is_one_line(parse):
         ("a,7", "a,7.5", r"row 2 \(a\): entry 1 \(7.5 0.5 10 20 30 40\): the class must be 0 to 14"),
         ("b,14 1", "b,14 1.01", r"row 3 \(b\): entry 1 .*: the score must lie in 0 to 1"),
         ("b,14 1", "b,None 1", r"row 3 \(b\): entry 1 \(None 1 0 0 1 1\): not a number"),
-        ("b,14 1", "b,14 1 1", r"row 3 \(b\): 7 values, where an entry is"),
+        ("b,14 1", "b,14 1 1", r"row 3 \(b\): 7 values, but every row needs"),
         ("b,14 1 0 0 1 1", "b,14 1 0 0 50 50", r"row 3 \(b\): entry 1 .*: class 14 \(no finding\) has the box 0 0 1 1"),
         ("0 0 1 1\nb", "0 0 1 1,8\nb", "row 2: 3 values where the header has 2 columns"),
         (",", ";", "row 1: the header must have image_id,PredictionString: image_id;PredictionString"),
