@@ -66,12 +66,12 @@ def read_image_and_header(path):
 
     A colour above COLOUR_LIMIT means a colour picture. Raises InputError as the two do.
     """
-    with _named_errors(path):
+    with _name_errors(path):
         if not _is_dicom(path):
             image = _read_jsrt(path) if _is_jsrt(path) else _read_file(path)
-            return to_uint8(_to_grey(image)), _header(image.shape, {}) | {"colour": colour_share(image)}
+            return to_uint8(_to_grey(image)), _make_header(image.shape, {}) | {"colour": colour_share(image)}
         pixels, values, dataset = _read_dicom(path)
-        header = _header(pixels.shape, values) | {"colour": colour_share(pixels, values["bits_stored"])}
+        header = _make_header(pixels.shape, values) | {"colour": colour_share(pixels, values["bits_stored"])}
         if pixels.ndim == 3:
             return to_uint8(_to_grey(pixels[..., ::-1]), values["bits_stored"]), header
         return to_uint8(pixels, values["bits_stored"], values["photometric"] == "MONOCHROME1", dataset), header
@@ -82,7 +82,7 @@ def read_pixels(path):
 
     Unsigned or signed, of 8 or 16 bits; read-only where the file is mapped. Raises InputError as `read_image` does.
     """
-    with _named_errors(path):
+    with _name_errors(path):
         if not _is_dicom(path):
             raise InputError(f"{path}: not a DICOM file")
         return _read_dicom(path)[0]
@@ -95,21 +95,21 @@ def read_header(path):
     as str, empty where unknown; patient_age in whole years or None. PNG, JPEG and raw files have only the size. Raises
     InputError naming the file.
     """
-    with _named_errors(path):
+    with _name_errors(path):
         if not _is_dicom(path):
             if _is_jsrt(path):
-                return _header((_JSRT_SIDE, _JSRT_SIDE), {})
+                return _make_header((_JSRT_SIDE, _JSRT_SIDE), {})
             from PIL import Image  # the only reader here that can read the size alone
 
             with Image.open(path, formats=("PNG", "JPEG")) as image:
-                return _header(image.size[::-1], {})
+                return _make_header(image.size[::-1], {})
         with open(path, "rb") as file:
             found = dicom_fast.parse_header(file.read(1 << 16))
         if found is not None and found[0].get("width") and found[0].get("height"):
-            return _header((found[0]["height"], found[0]["width"]), found[0])
+            return _make_header((found[0]["height"], found[0]["width"]), found[0])
         with _quiet():
-            values = _values(pydicom.dcmread(path, stop_before_pixels=True), path)
-        return _header((values["height"], values["width"]), values)
+            values = _read_values(pydicom.dcmread(path, stop_before_pixels=True), path)
+        return _make_header((values["height"], values["width"]), values)
 
 
 def colour_share(image, bits_stored=None):
@@ -150,7 +150,7 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
     MONOCHROME1. dataset: the pydicom Dataset with the window, rescale or tables, or None. Returns uint8 (H, W).
     """
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
-    if dataset is None or not _has_mapping(dataset):
+    if dataset is None or not _needs_mapping(dataset):
         dataset = None
         eight_bit = (bits_stored or pixels.itemsize * 8) == 8 and pixels.dtype.kind == "u"
         if eight_bit and (pixels.itemsize == 1 or pixels.max() <= 255):
@@ -180,7 +180,7 @@ def _look_up(table, low, pixels):
     return out
 
 
-def _has_mapping(dataset):
+def _needs_mapping(dataset):
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if slope is None or intercept is None:
         rescaled = False
@@ -200,7 +200,7 @@ def _read_dicom(path):
     with _quiet():
         dataset = pydicom.dcmread(path, stop_before_pixels=found is not None)
         pixels = _decode(dataset, path) if found is None else found[0]
-        return pixels, _values(dataset, path), dataset
+        return pixels, _read_values(dataset, path), dataset
 
 
 def _decode(dataset, path):
@@ -290,7 +290,7 @@ def _is_dicom(path):
         return file.read(132)[128:] == b"DICM"
 
 
-def _values(dataset, path):
+def _read_values(dataset, path):
     """Return the values of `dicom_fast.parse_header` from a pydicom dataset."""
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise InputError(f"{path}: no image size in the header (cut short, or not an image)")
@@ -299,7 +299,7 @@ def _values(dataset, path):
     return values | {"height": dataset.Rows, "width": dataset.Columns, "bits_stored": dataset.get("BitsStored")}
 
 
-def _header(shape, values):
+def _make_header(shape, values):
     header = {"width": shape[1], "height": shape[0]}
     header |= {name: values.get(name, "") for name in _HEADER_TAGS}
     header["patient_age"] = parse_age(header["patient_age"])
@@ -325,7 +325,7 @@ def _quiet():
 
 
 @contextmanager
-def _named_errors(path):
+def _name_errors(path):
     """Turn any exception of a decoder into a one-line InputError that names the file."""
     try:
         yield

@@ -25,7 +25,7 @@ def make_folds(labels, n_folds, groups=None, seed=0):
     """
     if not isinstance(n_folds, int | np.integer) or n_folds < 2:
         raise InputError(f"n_folds must be a whole number from 2, not {n_folds!r}")
-    return _assign(labels, np.full(n_folds, 1 / n_folds), groups, seed)
+    return _assign_folds(labels, np.full(n_folds, 1 / n_folds), groups, seed)
 
 
 def holdout(labels, fraction, groups=None, seed=0):
@@ -35,7 +35,7 @@ def holdout(labels, fraction, groups=None, seed=0):
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction must lie between 0 and 1, not {fraction}")
-    return _assign(labels, np.array([1 - fraction, fraction]), groups, seed) == 1
+    return _assign_folds(labels, np.array([1 - fraction, fraction]), groups, seed) == 1
 
 
 def quartile_strata(present, area):
@@ -58,7 +58,7 @@ def shared_groups(folds, groups):
 
     folds: (N,) fold numbers, or bool for a hold-out; groups: (N,) as in `make_folds`.
     """
-    folds = _fold_codes(folds)
+    folds = _number_folds(folds)
     codes = group_codes(groups, len(folds))
     return int(pd.Series(folds).groupby(codes).transform("nunique").gt(1).sum())
 
@@ -69,11 +69,11 @@ def prevalence_deviation(labels, folds):
     labels: as in `make_folds`, rows without any label counting as one more class; folds: (N,) fold numbers, or bool
     for a hold-out. Classes without an image are left out.
     """
-    folds = _fold_codes(folds)
+    folds = _number_folds(folds)
     columns = _label_columns(labels)[:, :-1]
     if len(columns) != len(folds):
         raise InputError(f"{len(columns)} rows of labels for {len(folds)} folds")
-    share = _group_sums(columns, folds, folds.max() + 1) / np.bincount(folds)[:, None]
+    share = _sum_groups(columns, folds, folds.max() + 1) / np.bincount(folds)[:, None]
     return float(np.abs(share / columns.mean(axis=0) - 1).max())
 
 
@@ -83,7 +83,7 @@ def save_folds(path, image_ids, folds, groups=None, note=""):
     note: a comment for the first line, such as how the folds were made. Raises InputError on repeated ids, folds that
     are not whole numbers from 0, and different lengths.
     """
-    ids, folds = _unique_ids(image_ids, path), np.asarray(folds)
+    ids, folds = _check_unique(image_ids, path), np.asarray(folds)
     if folds.shape != ids.shape or folds.dtype.kind not in "iu" or (folds < 0).any():
         raise InputError(f"{path}: folds {folds.dtype}{folds.shape} for {len(ids)} images, need integers from 0")
     table = pd.DataFrame({"image_id": ids, "fold": folds})
@@ -109,7 +109,7 @@ def load_folds(path, image_ids):
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()})") from None
     if list(table.columns[:2]) != ["image_id", "fold"]:
         raise InputError(f"{path}: the header must begin with image_id,fold")
-    known, wanted = _unique_ids(table["image_id"], path), _unique_ids(image_ids, "the images to load folds for")
+    known, wanted = _check_unique(table["image_id"], path), _check_unique(image_ids, "the images to load folds for")
     bad = known[~table["fold"].astype(object).map(lambda fold: bool(re.fullmatch("[0-9]{1,9}", str(fold))))]
     missing, extra = wanted[~wanted.isin(known)], known[~known.isin(wanted)]
     for ids, what in ((bad, "without a valid fold"), (missing, "missing"), (extra, "not in the image table")):
@@ -153,7 +153,7 @@ def _label_columns(labels):
     return np.column_stack([columns, np.ones(len(labels), bool)]).astype(np.uint8)
 
 
-def _assign(labels, shares, groups, seed):
+def _assign_folds(labels, shares, groups, seed):
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed must be a whole number from 0, not {seed!r}")
     columns = _label_columns(labels)
@@ -164,7 +164,7 @@ def _assign(labels, shares, groups, seed):
     n_groups = codes.max() + 1
     if n_groups < len(shares):
         raise InputError(f"{len(shares)} folds need as many groups, there are {n_groups}")
-    vectors = _group_sums(columns, codes, n_groups) / columns.sum(axis=0)
+    vectors = _sum_groups(columns, codes, n_groups) / columns.sum(axis=0)
     rng = np.random.default_rng(seed)
     order = rng.permutation(n_groups)
     weight = (vectors**2).sum(axis=1)
@@ -172,11 +172,11 @@ def _assign(labels, shares, groups, seed):
         weight = np.frexp(weight)[1]
     order = order[np.argsort(-weight[order], kind="stable")]
     vectors[:, -1] *= _SIZE_WEIGHT
-    return _greedy(vectors, order, shares)[codes]
+    return _place_groups(vectors, order, shares)[codes]
 
 
 @njit(cache=True, nogil=True)
-def _group_sums(columns, codes, n_groups):
+def _sum_groups(columns, codes, n_groups):
     sums = np.zeros((n_groups, columns.shape[1]))
     for row in range(len(codes)):
         for c in range(columns.shape[1]):
@@ -185,7 +185,7 @@ def _group_sums(columns, codes, n_groups):
 
 
 @njit(cache=True, nogil=True)
-def _greedy(vectors, order, shares):
+def _place_groups(vectors, order, shares):
     """Assign groups one by one to the fold where Σ (filled − share)² / share grows least; `filled` sums to 1."""
     folds = np.empty(len(vectors), np.int64)
     filled = np.zeros((len(shares), vectors.shape[1]))
@@ -209,14 +209,14 @@ def _greedy(vectors, order, shares):
     return folds
 
 
-def _fold_codes(folds):
+def _number_folds(folds):
     folds = np.asarray(folds)
     if folds.ndim != 1 or not len(folds) or folds.dtype.kind not in "biu":
         raise InputError(f"folds {folds.dtype}{folds.shape}: need integers or bool (N,), N at least 1")
     return np.unique(folds, return_inverse=True)[1]
 
 
-def _unique_ids(image_ids, where):
+def _check_unique(image_ids, where):
     ids = pd.Index([str(image_id) for image_id in image_ids], dtype=object)
     if ids.has_duplicates:
         raise InputError(f"{where}: image {ids[ids.duplicated()][0]!r} appears twice")

@@ -133,7 +133,7 @@ class SampleDataset(Dataset):
     def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None):
         self.path = images if isinstance(images, str | os.PathLike) else getattr(images, "filename", None)
         if self.path is not None:
-            given, images = images, _map(self.path)
+            given, images = images, _open_array(self.path)
             if isinstance(given, np.ndarray) and (given.shape, given.strides) != (images.shape, images.strides):
                 raise InputError(f"{self.path}: a slice of a memory-mapped array; give it whole and choose by rows")
         if images.dtype != np.uint8 or images.ndim != 3:
@@ -156,7 +156,7 @@ class SampleDataset(Dataset):
     def __setstate__(self, state):
         self.__dict__.update(state)
         if self.path is not None:
-            self.images = _map(self.path)
+            self.images = _open_array(self.path)
 
     def __len__(self):
         return len(self.rows)
@@ -175,8 +175,8 @@ class SampleDataset(Dataset):
             image, target = out["image"], out.get("mask", target)
             if image.shape != self.size:
                 raise InputError(f"the augmentation made {image.shape} of {self.size}: it must keep the size")
-        target = _channel_first(target) if np.ndim(target) > 1 else torch.as_tensor(target)
-        return _channel_first(image), target
+        target = _to_tensor(target) if np.ndim(target) > 1 else torch.as_tensor(target)
+        return _to_tensor(image), target
 
     def _target(self, row):
         target = np.asarray(self.targets(row))
@@ -196,7 +196,7 @@ class SampleDataset(Dataset):
         return (_resize(mask.astype(np.uint8) * np.uint8(255), self.size) >= 128).astype(np.uint8)
 
 
-def _map(path):
+def _open_array(path):
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -210,12 +210,12 @@ def _resize(image, size):
     return cv2.resize(np.asarray(image), size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _channel_first(plane):
+def _to_tensor(plane):
     plane = plane[None] if plane.ndim == 2 else plane.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(plane))
 
 
-def _one_thread(_worker):
+def _use_one_thread(_worker):
     cv2.setNumThreads(0)  # threads inside workers would only compete for the cores
     torch.set_num_threads(1)
 
@@ -228,7 +228,7 @@ def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_met
     """
     if workers < 0:
         raise InputError(f"workers {workers}: must not be negative")
-    options = {"num_workers": workers, "worker_init_fn": _one_thread, "pin_memory": pin_memory}
+    options = {"num_workers": workers, "worker_init_fn": _use_one_thread, "pin_memory": pin_memory}
     options["collate_fn"] = collate  # None: torch's own
     if workers:
         options |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": start_method}

@@ -27,7 +27,7 @@ def place(cam, box, shape):
     whole pixels. Raises InputError for a map that is not finite (h, w), and for an empty box or one that exceeds the
     image.
     """
-    cam = _checked(cam)
+    cam = _check_map(cam)
     x_min, y_min, x_max, y_max = np.round(np.asarray(box, float)).astype(int).tolist()
     height, width = shape
     if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
@@ -39,7 +39,7 @@ def place(cam, box, shape):
 
 def normalise(cam):
     """Return a map scaled from its minimum and maximum to [0, 1], float32; zeros if all values are equal."""
-    cam = _checked(cam)
+    cam = _check_map(cam)
     low, high = float(cam.min()), float(cam.max())
     return (cam - low) / np.float32(high - low) if high > low else np.zeros_like(cam)
 
@@ -51,7 +51,7 @@ def fuse(maps):
     with separate final layers first, since their scales differ. Source: Liu et al., SDFN, equations 5 and 6. Raises
     InputError for no maps, or maps of several shapes.
     """
-    maps = [_checked(cam) for cam in maps]
+    maps = [_check_map(cam) for cam in maps]
     if len({cam.shape for cam in maps}) != 1:
         raise InputError(f"maps to fuse must have one shape, not {sorted({cam.shape for cam in maps})}")
     return normalise(np.sum(maps, axis=0))
@@ -64,7 +64,7 @@ def largest_region(cam, threshold):
     """
     if not 0 < threshold <= 1:
         raise InputError(f"a threshold of a map must lie above 0 and be at most 1, not {threshold}")
-    above = (_checked(cam) >= np.float32(threshold)).view(np.uint8)
+    above = (_check_map(cam) >= np.float32(threshold)).view(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     if len(stats) < 2:  # the background alone
         return None
@@ -88,7 +88,7 @@ def peak(cam):
 
     Positions are those of pixel centres: the first pixel lies at 0.5.
     """
-    cam = _checked(cam)
+    cam = _check_map(cam)
     if cam.max() == cam.min():
         return None
     rows, columns = np.nonzero(cam == cam.max())
@@ -102,7 +102,7 @@ def guided_box(cam, box):
     their figures compare with nothing else. A local maximum is a pixel that no pixel within 1/32 of the image's side
     exceeds. Boxes that cross the left or upper edge are moved inside. Returns float64 (4,), None if the map is flat.
     """
-    cam, box = _checked(cam), np.asarray(box, float)
+    cam, box = _check_map(cam), np.asarray(box, float)
     reach = max(cam.shape) // 32
     highest = cv2.dilate(cam, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     rows, columns = np.nonzero((cam == highest) & (cam > cam.min()))
@@ -114,7 +114,7 @@ def guided_box(cam, box):
     return boxes[iou_matrix(boxes, box)[:, 0].argmax()]
 
 
-def _checked(cam):
+def _check_map(cam):
     cam = np.asarray(cam)
     if cam.ndim != 2 or cam.size == 0 or cam.dtype.kind not in "fiu" or not np.isfinite(cam).all():
         raise InputError(f"a class activation map must be finite numbers (h, w), not {cam.dtype} {cam.shape}")

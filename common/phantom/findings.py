@@ -75,7 +75,7 @@ def pneumothorax(scene, rng, side=None, share=None):
     scene.add("pneumothorax", mask)
 
 
-def _distance(scene, rng, squeeze, inset):
+def _measure_distance(scene, rng, squeeze, inset):
     """Return distances (float32) from a random place in a lung, irregular and stretched along y, and that lung."""
     size, lung = scene.size, scene.lungs[_choose_side(scene, rng, None)]
     free = lung & ~np.any([finding.mask for finding in scene.findings if finding.name not in _DIFFUSE], axis=0)
@@ -89,7 +89,7 @@ def _distance(scene, rng, squeeze, inset):
     return reach, lung
 
 
-def _disc(reach, radius, edge=0.35):
+def _draw_disc(reach, radius, edge=0.35):
     """Return 1 (float32) within a radius and 0 beyond it, with a soft edge as wide as a share of the radius."""
     return np.clip((np.float32(radius) - reach) / np.float32(edge * radius) + np.float32(0.5), 0, 1)
 
@@ -97,7 +97,7 @@ def _disc(reach, radius, edge=0.35):
 def nodule(scene, rng, name="nodule", radius=(0.012, 0.03), density=(0.12, 0.2)):
     """Draw one round soft-edged shadow in a lung; radius and density (attenuation): least and most."""
     extent, squeeze = rng.uniform(*radius), rng.uniform(0.85, 1.2)
-    profile = _disc(_distance(scene, rng, squeeze, 1.2 * radius[1])[0], extent)
+    profile = _draw_disc(_measure_distance(scene, rng, squeeze, 1.2 * radius[1])[0], extent)
     scene.tissue += profile * np.float32(rng.uniform(*density))
     scene.add(name, profile > 0.5)
 
@@ -108,8 +108,8 @@ mass = partial(nodule, name="mass", radius=(0.04, 0.075))
 def consolidation(scene, rng, name="consolidation", density=0.17, radius=(0.07, 0.14)):
     """Draw a cloudy patch of lung filled with fluid, which hides its vessels; radius as in `nodule`."""
     extent, squeeze = rng.uniform(*radius), rng.uniform(0.8, 1.5)
-    reach, lung = _distance(scene, rng, squeeze, 0.05)
-    profile = _disc(reach, extent) * blur(lung, 1 / 500)
+    reach, lung = _measure_distance(scene, rng, squeeze, 0.05)
+    profile = _draw_disc(reach, extent) * blur(lung, 1 / 500)
     scene.tissue += profile * np.clip(0.8 + 0.3 * smooth_noise(rng, scene.size), 0.2, 1.4) * np.float32(density)
     scene.vessels *= 1 - np.float32(0.7) * profile
     scene.add(name, (profile > 0.4) & lung)
@@ -214,7 +214,7 @@ def atelectasis(scene, rng, side=None, density=(0.15, 0.2)):
 
 def calcification(scene, rng):
     """Draw a group of flecks as dense as bone in a lung."""
-    reach, _ = _distance(scene, rng, 1, 0.03)
+    reach, _ = _measure_distance(scene, rng, 1, 0.03)
     y, x = np.unravel_index(reach.argmin(), reach.shape)
     layer = scene.blank()
     for k in range(rng.integers(4, 9)):
@@ -228,8 +228,8 @@ def calcification(scene, rng):
 def cavity(scene, rng):
     """Draw a thick-walled ring with air within."""
     radius = rng.uniform(0.04, 0.06)
-    reach, _ = _distance(scene, rng, rng.uniform(0.85, 1.2), 0.06)
-    whole, hollow = _disc(reach, radius, 0.15), _disc(reach, 0.62 * radius, 0.2)
+    reach, _ = _measure_distance(scene, rng, rng.uniform(0.85, 1.2), 0.06)
+    whole, hollow = _draw_disc(reach, radius, 0.15), _draw_disc(reach, 0.62 * radius, 0.2)
     scene.tissue += (whole - hollow) * np.float32(0.2) - hollow * np.float32(0.06)
     scene.vessels *= 1 - hollow
     scene.add("cavity", whole > 0.5)
@@ -237,8 +237,8 @@ def cavity(scene, rng):
 
 def infiltration(scene, rng, density=0.16, radius=(0.08, 0.12)):
     """Draw faint patches with normal lung between them; radius as in `nodule`."""
-    reach, lung = _distance(scene, rng, rng.uniform(0.8, 1.3), 0.06)
-    profile = _disc(reach, rng.uniform(*radius)) * blur(lung, 1 / 500)
+    reach, lung = _measure_distance(scene, rng, rng.uniform(0.8, 1.3), 0.06)
+    profile = _draw_disc(reach, rng.uniform(*radius)) * blur(lung, 1 / 500)
     patches = np.clip(0.35 + 0.9 * smooth_noise(rng, scene.size, (40, 60, 110)), 0, 1.3)
     scene.tissue += profile * patches * np.float32(density)
     scene.add("infiltration", (profile > 0.4) & lung)
@@ -258,7 +258,7 @@ def ild(scene, rng, side=None):
 
 def fibrosis(scene, rng, radius=(0.05, 0.08)):
     """Draw a bundle of coarse scars that point to the hilum; radius as in `nodule`."""
-    reach, lung = _distance(scene, rng, 1, 0.06)
+    reach, lung = _measure_distance(scene, rng, 1, 0.06)
     centre = np.array(np.unravel_index(reach.argmin(), reach.shape))[::-1]
     sign = 1 if lung is scene.lungs["left"] else -1
     along = scene.at([(0.08, 0.42)], sign)[0] - centre

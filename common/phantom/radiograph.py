@@ -111,11 +111,11 @@ def draw(seed, size=1024, findings=(), patient=None):
     return Radiograph(image, Lungs(scene.lungs["left"], scene.lungs["right"]), scene.heart, scene.findings)
 
 
-def _bump(x, y, centre, radii):
+def _gaussian(x, y, centre, radii):
     return np.exp(-(((x - centre[0]) / radii[0]) ** 2) - ((y - centre[1]) / radii[1]) ** 2)
 
 
-def _step(x, width):
+def _sigmoid(x, width):
     return 1 / (1 + np.exp(-x / width))
 
 
@@ -168,13 +168,17 @@ def _draw_soft_tissue(rng, x, y, stout, body, aired):
     small = [cv2.resize(part, (GRID, GRID), interpolation=cv2.INTER_AREA) > 0.5 for part in (body, aired, 1 - aired)]
     depth, air, wall = (cv2.distanceTransform(np.uint8(part), cv2.DIST_L2, 3) / GRID for part in small)
     wet = 0.52 - 0.16 * np.exp(-depth / 0.015) - 0.22 * np.exp(-depth / 0.07) + 0.08 * np.exp(-wall / 0.012)
-    wet += 0.26 * _step(y - 0.60, 0.05) * np.clip((0.50 + stout - np.abs(x)) / 0.08, 0, 1)  # abdomen
-    wet += 0.20 * np.exp(-((x / 0.07) ** 4)) + 0.10 * _bump(x, y, (0.05, 0.56), (0.14, 0.16))  # mediastinum, heart
-    wet -= 0.10 * np.exp(-((x / 0.017) ** 4)) * _step(0.31 - y, 0.02)  # trachea
-    wet -= rng.uniform(0, 0.2) * np.sqrt(_bump(x, y, (rng.uniform(0.17, 0.26), 0.76), (0.06, 0.025)))  # stomach
+    wet += 0.26 * _sigmoid(y - 0.60, 0.05) * np.clip((0.50 + stout - np.abs(x)) / 0.08, 0, 1)  # abdomen
+    wet += 0.20 * np.exp(-((x / 0.07) ** 4)) + 0.10 * _gaussian(x, y, (0.05, 0.56), (0.14, 0.16))  # mediastinum, heart
+    wet -= 0.10 * np.exp(-((x / 0.017) ** 4)) * _sigmoid(0.31 - y, 0.02)  # trachea
+    wet -= rng.uniform(0, 0.2) * np.sqrt(_gaussian(x, y, (rng.uniform(0.17, 0.26), 0.76), (0.06, 0.025)))  # stomach
     dry = 0.27 + rng.normal(0.01, 0.03) - 0.11 * (1 - np.exp(-air / 0.05)) + 0.07 * np.exp(-((x / 0.13) ** 2))
-    dry += rng.uniform(0.1, 0.4) * np.clip(y - 0.35, 0, 1) + 0.09 * _bump(np.abs(x), y, (0.09, 0.40), (0.035, 0.07))
-    breast = _bump(np.abs(x), y, (0.24, 0.62), (0.18, 0.13)) * _step(0.73 - y, 0.012) * max(rng.uniform(-0.14, 0.14), 0)
+    dry += rng.uniform(0.1, 0.4) * np.clip(y - 0.35, 0, 1) + 0.09 * _gaussian(np.abs(x), y, (0.09, 0.40), (0.035, 0.07))
+    breast = (
+        _gaussian(np.abs(x), y, (0.24, 0.62), (0.18, 0.13))
+        * _sigmoid(0.73 - y, 0.012)
+        * max(rng.uniform(-0.14, 0.14), 0)
+    )
     return enlarge(dry + breast, len(body)), enlarge(wet + 0.6 * breast, len(body))
 
 

@@ -68,24 +68,13 @@ def test_rows_hold_the_stretched_images_in_order(tmp_path):
         expected = cv2.resize(read_image(path), (32, 32), interpolation=cv2.INTER_AREA)
         np.testing.assert_array_equal(store.images[row], expected)
     table = store.table
-    assert list(table.columns) == [
-        "image_id",
-        "row",
-        "width",
-        "height",
-        "colour",
-        "ok",
-        "patient_id",
-        "patient_age",
-        "patient_sex",
-        "view_position",
-    ]
+    columns = "image_id row width height colour ok patient_id patient_age patient_sex view_position"
+    assert list(table.columns) == columns.split()
     assert list(table.image_id) == ["first", "i5", "i4", "i3", "i2", "i1"] and list(table.row) == list(range(6))
     assert list(table.width) == [40, 55, 56, 57, 58, 59] and list(table.height) == [50, 25, 24, 23, 22, 21]
     assert table.ok.all() and list(table.patient_id) == ["P7"] + [""] * 5 and table.view_position[0] == "PA"
-    assert (
-        table.patient_age[0] == 58 and table.patient_age.isna().sum() == 5 and str(table.patient_age.dtype) == "Int64"
-    )
+    ages = table.patient_age
+    assert ages[0] == 58 and ages.isna().sum() == 5 and str(ages.dtype) == "Int64"
     assert (table.colour == 0).all() and table.colour.dtype == float
     assert sorted(contents(store.folder)) == ["images.npy", "store.json", "table.parquet"]
     assert not (tmp_path / "deep" / "store.partial").exists()

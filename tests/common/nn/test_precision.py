@@ -17,11 +17,11 @@ def test_a_cpu_takes_bf16_where_it_is_native(monkeypatch, native, expected):
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_takes_bf16_or_fp16(monkeypatch, native, expected):
-    monkeypatch.setattr(module, "_gpu_has_bf16", lambda device: native)
+    monkeypatch.setattr(module, "_gpu_supports_bf16", lambda device: native)
     assert precision("cuda", "auto") == expected
     assert precision("cuda", "fp16") == torch.float16
     if not native:
-        with pytest.raises(InputError, match="this GPU does not compute in it"):
+        with pytest.raises(InputError, match="this GPU does not support it"):
             precision("cuda", "bf16")
 
 
