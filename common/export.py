@@ -2,8 +2,8 @@
 
 An exported folder holds `fold<k>-<stage>.safetensors`, the recipe's further assets, and trained.json: format, solution,
 preset, config (as in config.json), git and packages (of the run), score (metric, estimate, low, high), files (name to
-SHA-256), neutral (what an unreadable image gets) and rule (the content of tuned.json). It is flat because Kaggle's
-datasets are.
+SHA-256), neutral (what an unreadable image gets), facts (the `about` of the run's Images) and rule (the content of
+tuned.json). It is flat because Kaggle's datasets are.
 """
 
 import logging
@@ -43,6 +43,7 @@ class Trained:
     config: dict
     rule: dict
     neutral: Any
+    facts: dict
     files: tuple[str, ...]
 
     @classmethod
@@ -62,7 +63,8 @@ class Trained:
             if file_hash(path) != sha256:
                 raise InputError(f"{path}: not the file that was exported (its SHA-256 differs); copy it again")
         values = (about[name] for name in ("solution", "preset", "config", "rule"))
-        return cls(folder, *values, about.get("neutral"), tuple(about["files"]))
+        facts = about.get("facts", {})
+        return cls(folder, *values, about.get("neutral"), facts, tuple(about["files"]))
 
     def link(self, run):
         """Link the weights into the folder of a Run, where its trainings would leave them."""
@@ -89,7 +91,7 @@ def write_trained(job, out):
     for name in _earlier_files(out):
         (out / name).unlink(missing_ok=True)
     (out / ABOUT).unlink(missing_ok=True)  # a folder without it does not pass for a whole export
-    networks = predicting_networks(recipe, job.config)
+    networks = predicting_networks(job)
     sources = {f"fold{one.fold}-{one.stage}.safetensors": one.weights(run) for one in networks}
     files = {}
     for name, path in {**sources, **recipe.assets(job.config)}.items():
@@ -99,6 +101,7 @@ def write_trained(job, out):
     about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
     about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
+    about["facts"] = job.images.about
     write_json(out / ABOUT, about)
     return out
 
@@ -228,7 +231,7 @@ def infer_tool(recipe, config_class, takes_sizes=False):
                 workers=workers,
             )
             with _job(recipe, exported.preset, config, options) as job:
-                images = prepare_test(job, recipe)
+                images = prepare_test(job, recipe, exported.facts)
                 exported.link(job.run)
                 predict_test(job)
                 log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)[1]}")

@@ -143,15 +143,18 @@ def prepare_images(job, recipe):
     return job.images
 
 
-def prepare_test(job, recipe):
-    """Decode the test images alone, without labels or folds, and return their Images; sets them as the job's."""
+def prepare_test(job, recipe, facts):
+    """Decode the test images alone, without labels or folds, and return their Images; sets them as the job's.
+
+    facts: the `about` of the run's Images, which those of the test images have too.
+    """
     listing = recipe.read_test(job)
     store = decode(job, listing)
     listing = _with_sizes(replace(listing, table=listing.table.assign(split="test", fold=-1)), store)
     listing = recipe.refine_test(job, listing, store)
     write_submission(job.run.path(SAMPLE), listing.sample)
     pixels = _pixels_key(store, listing.table, listing.about.get("pixels"))
-    job.images = Images(listing.table, store, "", pixels, listing.about, listing.tables, listing.arrays)
+    job.images = Images(listing.table, store, "", pixels, facts | listing.about, listing.tables, listing.arrays)
     return job.images
 
 

@@ -62,7 +62,7 @@ class Solution:
     made_with(config) -> dict of JSON: the settings that decide what `prepare` makes.
     read(job) -> Listing of the challenge; refine(job, Listing, Store) -> Listing, once the images are decoded.
     read_test(job), refine_test(job, Listing, Store): the same for the test images alone, without any label table.
-    networks(config) -> list of Network, each after those that it needs: everything that a run trains.
+    networks(job) -> list of Network, each after those that it needs: everything that a run trains.
     before_training(job): refuses what must not be trained, or prepares it.
     predict(job, folds, rows, path, title) -> dict of tables by suffix, "" being the main one; the mean over the folds'
     networks. Maps go to the .npy file `path`. suffixes(config): the suffixes; maps: whether there are maps.
@@ -171,7 +171,7 @@ def prepare(job):
 def train(job):
     """Train every network of the run, in the recipe's order."""
     job.recipe.before_training(job)
-    trainings = job.recipe.networks(job.config)
+    trainings = job.recipe.networks(job)
     for number, network in enumerate(trainings, 1):
         networks_of.train(job, network)
         if number == len(trainings) or trainings[number].fold != network.fold:
@@ -180,22 +180,22 @@ def train(job):
 
 def find_lr(job):
     """Learning-rate range tests of the first fold's networks; writes lr_<stage>.csv and the report."""
-    trainings = job.recipe.networks(job.config)
+    trainings = job.recipe.networks(job)
     first = [network for network in trainings if network.fold == trainings[0].fold and network.starts_from is None]
     networks_of.find_learning_rates(job, first)
     report(job)
 
 
-def predicting_networks(recipe, config):
+def predicting_networks(job):
     """Return the networks of a run that predict: all but those from which another one starts."""
-    trainings = recipe.networks(config)
+    trainings = job.recipe.networks(job)
     sources = {(n.starts_from.fold, n.starts_from.stage) for n in trainings if n.starts_from is not None}
     return [network for network in trainings if (network.fold, network.stage) not in sources]
 
 
 def prediction_key(job):
     """Return what predictions follow from: weights, views, and the very pixels."""
-    images, networks = job.images, predicting_networks(job.recipe, job.config)
+    images, networks = job.images, predicting_networks(job)
     weights = [networks_of.weights_hash(network.weights(job.run)) for network in networks]
     precision = sorted({network.config.precision for network in networks})
     return [images.key, images.pixels_key, weights, precision, job.recipe.prediction_key(job.config)]

@@ -105,7 +105,7 @@ def _gate_probs(job, kind):
     """Out-of-fold presence probabilities of the gate trained by `kind`; the run's own gate is not trained again."""
     own, probs = job.config.classifier, []
     wanted = replace(own, enrichment=kind == "enrichment")
-    for gate in job.recipe.networks(replace(job.config, classifier=wanted)):
+    for gate in job.recipe.networks(job.with_config(classifier=wanted)):
         if gate.stage == "classifier":
             gate = gate if wanted == own else replace(gate, stage=f"classifier-{kind}")
             train(job, gate)
@@ -117,7 +117,7 @@ def _gate_probs(job, kind):
 def _mask_probs(job, variant):
     """Out-of-fold mask probabilities of one averaging variant's weights, uint8 (n, h, w), memory-mapped."""
     last, parts, n = f"segmenter-{job.config.segmenter.sizes[-1]}", [], 0
-    for network in job.recipe.networks(job.config):
+    for network in job.recipe.networks(job):
         if network.stage == last:
             rows = job.images.rows(folds=[network.fold])
             parts.append(job.run.path(SCRATCH, f"fold{network.fold}-{variant}.npy"))

@@ -27,9 +27,9 @@ from solutions.siim_pneumothorax.config import SIZE
 # ---- what a fold trains (paper, 4.1) -------------------------------------------------------------------------------
 
 
-def networks(config):
+def networks(job):
     """Return each fold's gate and then its segmenter at one size after the other."""
-    trainings = []
+    config, trainings = job.config, []
     for fold in config.folds:
         trainings += [gate_network(config.classifier, fold)] if config.presence == "classifier" else []
         trainings += segmenter_networks(config, fold)
