@@ -23,7 +23,7 @@ import tyro
 from common import kaggle, processes
 from common.budget import Budget, Stopped
 from common.config import from_dict
-from common.errors import InputError
+from common.errors import PARTIAL, STOPPED, InputError
 from common.options import Options
 from common.paths import read_json
 from common.runs import Run, start_log
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # what `run` does, in this order
-STOPPED = 3  # exit status: saved and stopped on purpose, the same command continues
-PARTIAL = 4  # exit status: done, but some inputs could not be used
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 

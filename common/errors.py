@@ -1,4 +1,7 @@
-"""The error for unusable input."""
+"""The error for unusable input, and the exit statuses."""
+
+STOPPED = 3  # saved and stopped on purpose, the same command continues
+PARTIAL = 4  # done, but some inputs could not be used
 
 
 class InputError(ValueError):

@@ -69,16 +69,9 @@ class KaggleServer:
             text = {"kaggle.json": json.dumps({"username": USER, "key": KEY}), "access_token": TOKEN}[credentials]
             (folder / credentials).write_text(text)
             (folder / credentials).chmod(0o600)
-        return {
-            "HOME": str(home),
-            "KAGGLE_CONFIG_DIR": str(folder),
-            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-            "http_proxy": self.address,
-            "HTTP_PROXY": self.address,
-            "no_proxy": "",
-            "NO_PROXY": "",
-            "TMPDIR": str(home),
-        }
+        proxies = {"http_proxy": self.address, "HTTP_PROXY": self.address, "no_proxy": "", "NO_PROXY": ""}
+        folders = {"HOME": str(home), "TMPDIR": str(home), "KAGGLE_CONFIG_DIR": str(folder)}
+        return proxies | folders | {"KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
 
     def refuse(self, name, status, message="", times=1, headers=()):
         """The next `times` calls of the API's function `name` (or of PUT, the transfer of a file) get this status."""
@@ -131,20 +124,12 @@ class KaggleServer:
         if asked["blobFileTokens"] not in self.blobs:
             raise Refusal(400, "Blob not found")
         if self.left < 1:
-            raise Refusal(
-                400,
-                "Submission not allowed:  Your team has used its daily Submission allowance (5) today, "
-                "please try again tomorrow UTC (5.2 hours from now).",
-            )
+            text = "Your team has used its daily Submission allowance (5) today, please try again tomorrow UTC"
+            raise Refusal(400, f"Submission not allowed:  {text} (5.2 hours from now).")
         self.left -= 1
         now = datetime.datetime.now(datetime.UTC).isoformat()[:23] + "Z"
-        about = {
-            "ref": 1000 + len(self.submissions),
-            "date": now,
-            "fileName": "submission.csv",
-            "description": asked.get("submissionDescription", ""),
-            "status": "PENDING",
-        }
+        about = {"ref": 1000 + len(self.submissions), "date": now, "fileName": "submission.csv", "status": "PENDING"}
+        about |= {"description": asked.get("submissionDescription", "")}
         self.submissions.insert(0, {"polls": self.polls, "content": self.blobs[asked["blobFileTokens"]]} | about)
         return {"message": f"Successfully submitted to {asked['competitionName'].title()}", "ref": about["ref"]}
 
@@ -159,11 +144,8 @@ class KaggleServer:
                 submission["polls"] -= 1
                 if submission["polls"] < 0:
                     public = self.score(submission["content"])
-                    submission |= (
-                        {"status": "ERROR", "errorDescription": "no such image"}
-                        if public is None
-                        else {"status": "COMPLETE", "publicScore": public, "privateScore": "0.8100"}
-                    )
+                    scored = {"status": "COMPLETE", "publicScore": public, "privateScore": "0.8100"}
+                    submission |= scored if public else {"status": "ERROR", "errorDescription": "no such image"}
             shown.append({name: value for name, value in submission.items() if name not in ("polls", "content")})
         return {"submissions": shown}
 
@@ -199,13 +181,9 @@ class KaggleServer:
             kind: [name for name in asked.get(f"{kind}DataSources", []) if name not in known]
             for kind in ("dataset", "competition")
         }
-        return {
-            "ref": "/code/" + asked["slug"],
-            "url": "https://www.kaggle.com/code/" + asked["slug"],
-            "versionNumber": version,
-            "invalidDatasetSources": unknown["dataset"],
-            "invalidCompetitionSources": unknown["competition"],
-        }
+        places = {"ref": f"/code/{asked['slug']}", "url": f"https://www.kaggle.com/code/{asked['slug']}"}
+        lost = {"invalidDatasetSources": unknown["dataset"], "invalidCompetitionSources": unknown["competition"]}
+        return places | lost | {"versionNumber": version}
 
     def _competition(self, slug):
         if slug not in self.competitions:
@@ -258,13 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        for header in (
-            ("Content-Type", "application/zip"),
-            ("Content-Length", str(len(content) - start)),
-            ("Accept-Ranges", "bytes"),
-            ("ETag", etag),
-            ("Last-Modified", "Sat, 01 Feb 2025 10:00:00 GMT"),
-        ):
+        about = {"Content-Type": "application/zip", "Content-Length": str(len(content) - start), "ETag": etag}
+        about |= {"Accept-Ranges": "bytes", "Last-Modified": "Sat, 01 Feb 2025 10:00:00 GMT"}
+        for header in about.items():
             self.send_header(*header)
         self.end_headers()
         cut, stall = (steps.pop(0) if steps else None for steps in (self.kaggle.cuts, self.kaggle.stalls))
@@ -330,9 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":  # for a try by hand: prints the variables to set
     with KaggleServer() as running:
-        print(
-            "\n".join(f"export {name}={value}" for name, value in running.environment("kaggle-home").items()),
-            flush=True,
-        )
+        for name, value in running.environment("kaggle-home").items():
+            print(f"export {name}={value}", flush=True)
         while True:
             time.sleep(60)

@@ -13,7 +13,7 @@ from common.data.tables import named_images, read_ids
 from common.errors import InputError
 from common.job import Job as Context
 from common.options import Options
-from common.paths import competition_folder, find_images, read_json
+from common.paths import find_images, read_json
 from common.runs import Run
 from common.steps import store_folder
 from common.train import distributed
@@ -36,9 +36,9 @@ def find_test(options, source, columns):
         ids, files = named_images(options.test)
         if files:
             return options.test, ids, files_of(ids, files)
-        folder = options.data or find_marker(None, source, source.samples).parent
+        folder = options.data or source.find_file().parent
     else:
-        sample = find_marker(options.data, source, source.samples)
+        sample = source.find_file(options.data)
         folder, ids = sample.parent, read_ids(sample, columns)
         log.info(f"test images from {sample}")
     return folder, ids, files_of(ids, find_images(folder))
@@ -50,17 +50,6 @@ def files_of(ids, found):
     if absent:
         raise InputError(f"{len(absent)} test images have no file, the first is {absent[0]}")
     return {image_id: found[image_id] for image_id in ids}
-
-
-def find_marker(data, source, names):
-    """Path of the first of `names` in the folder that the user named, or, without, where Kaggle mounts the files."""
-    problem = None
-    for name in names:
-        try:
-            return competition_folder(data, source.slugs[0].split("/")[-1], name) / name
-        except InputError as error:
-            problem = problem or error
-    raise InputError(str(problem).replace(names[0], " or ".join(names), 1))
 
 
 def test_store(context, folder, files):

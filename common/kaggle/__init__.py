@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import InputError
+from common.paths import competition_folder
+
 
 @dataclass(frozen=True)
 class Source:
@@ -22,6 +25,19 @@ class Source:
     """Key of score.json that the leaderboard's score compares with: a dict of estimate, low and high."""
     advice: str = ""
     """Where to get files that Kaggle does not have."""
+
+    def find_file(self, data=None, names=None):
+        """Return the path of the first of `names` (default: the samples) that exists in the competition's folder.
+
+        data: the folder that the user named; None: where Kaggle mounts it. Raises InputError where there is none.
+        """
+        names, problems = names or self.samples, []
+        for name in names:
+            try:
+                return competition_folder(data, self.slugs[0].split("/")[-1], name) / name
+            except InputError as error:
+                problems.append(str(error))
+        raise InputError(problems[0].replace(names[0], " or ".join(names), 1))
 
 
 def tool_names(source, own=()):

@@ -10,8 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.cli import STOPPED
-from common.errors import InputError
+from common.errors import STOPPED, InputError
 from common.kaggle.bundle import FORMAT, LISTING, OUTPUT_LIMIT
 from common.paths import KAGGLE_INPUT, find_images, read_json
 
@@ -56,9 +55,8 @@ def read_images(source, ids, size=None, markers=None):
     import cv2
 
     from common.data.dicom import read_image
-    from common.infer.tools import find_marker
 
-    files = find_images(find_marker(None, source, markers or source.samples).parent)
+    files = find_images(source.find_file(names=markers).parent)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
     if size is not None:
         images = {name: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for name, image in images.items()}

@@ -1,5 +1,6 @@
 """Zip archives unpacked without trusting them: no path outside the folder, no links, no bombs; resumable."""
 
+import contextlib
 import logging
 import lzma
 import os
@@ -106,30 +107,16 @@ def _unpack_all(source, entries, archive, folder):
             f"{archive}: needs {need / 1e9:.3g} GB, {folder} has {free / 1e9:.3g} GB free; make room, "
             "the same command continues"
         )
-    replaced, root, parents = [], folder.resolve(), set()
+    replaced, root = [], folder.resolve()
     with tqdm(total=need, unit="B", unit_scale=True, desc="unpack", leave=False, delay=1) as bar:
         for entry in todo:
             path = folder / entry.filename
-            if path.parent not in parents:
-                _make_parent(path.parent, root, archive)
-                parents.add(path.parent)
-            if path.is_dir() and not path.is_symlink():
-                raise InputError(f"{path}: is a folder, where {archive.name} has a file; move it away")
             if path.exists():
                 replaced.append(path)
-            _write(source, entry, path, archive)
+            _write(source, entry, path, root)
             bar.update(entry.file_size)
     if replaced:
         log.info(f"{len(replaced):,} files differed from the archive's and were replaced, such as {replaced[0]}")
-
-
-def _make_parent(parent, root, archive):
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{parent}: is a file, where {archive.name} has a folder; move it away") from None
-    if not parent.resolve().is_relative_to(root):
-        raise InputError(f"{parent}: is a link that leads out of {root}; nothing is unpacked through it")
 
 
 def _is_there(path, entry):
@@ -145,21 +132,24 @@ def _is_there(path, entry):
     return checksum == entry.CRC
 
 
-def _write(source, entry, path, archive):
-    temporary = path.with_name(f".{path.name}.part"[-250:])
-    temporary.unlink(missing_ok=True)
+def _write(source, entry, path, root):
+    temporary, modified = path.with_name(f".{path.name}.part"[-250:]), _time(entry)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.resolve().is_relative_to(root):
+            raise InputError(f"{path.parent}: is a link that leads out of {root}; nothing is unpacked through it")
+        temporary.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with source.open(entry) as packed, os.fdopen(os.open(temporary, flags, 0o644), "wb") as file:
             shutil.copyfileobj(packed, file, BLOCK)  # zipfile stops at the declared size and compares the checksum
-        os.utime(temporary, (_time(entry), _time(entry)))
+        os.utime(temporary, (modified, modified))
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; what is unpacked is kept, the same command continues"
-        ) from None
+        reason = error.strerror or error
+        raise InputError(f"{path}: {reason}; what is unpacked is kept, the same command continues") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _time(entry):

@@ -12,7 +12,7 @@ from common.config import file_hash
 from common.errors import InputError
 from common.kaggle.client import AGAIN, TransientError, connect
 from common.kaggle.submissions import COLUMNS, FAILED, LOG, append_row, read_log, set_scores
-from common.paths import competition_folder, lock_folder, read_json
+from common.paths import lock_folder, read_json
 from common.runs import git_revision
 from common.submit.table import read_table
 
@@ -86,15 +86,12 @@ def check_submission(solution, source, submission, message, run, data):
 def _find_sample(source, run, data):
     if data is None and run is not None:
         return run / "sample_submission.csv"
-    problem = None
-    for name in source.samples:
-        try:
-            return competition_folder(data, source.slugs[0], name) / name
-        except InputError as error:
-            problem = problem or error
-    if data is None:
-        raise InputError("name --run (the run's folder) or --data (the competition's): the images must be known")
-    raise problem
+    try:
+        return source.find_file(data)
+    except InputError:
+        if data is None:
+            raise InputError("name --run (the run's folder) or --data (the competition's): which ids?") from None
+        raise
 
 
 def _read_offline_score(source, run):

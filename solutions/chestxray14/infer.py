@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.config import digest
 from common.errors import InputError
-from common.infer.tools import export_tool, files_of, find_marker, infer_tool, test_store
+from common.infer.tools import export_tool, files_of, infer_tool, test_store
 from common.paths import find_images, read_json
 from common.post.boxes import BOX
 from common.steps import trained_weights
@@ -98,7 +98,7 @@ def _find_test(options):
 
 def _listing(data):
     """The file that names the test images: a sample submission, or, as in NIH's own folder, the official list."""
-    return find_marker(data, KAGGLE, (*KAGGLE.samples, *LISTS["test"][0]))
+    return KAGGLE.find_file(data, (*KAGGLE.samples, *LISTS["test"][0]))
 
 
 def _listed(path):

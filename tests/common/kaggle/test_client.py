@@ -197,6 +197,6 @@ def test_the_server_runs_by_itself(tmp_path):
     program = Path(__file__).parents[2] / "kaggle_server.py"
     with subprocess.Popen([sys.executable, program], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout.readline().startswith("export HOME=kaggle-home")
+            assert process.stdout.readline().startswith("export http_proxy=http://127.0.0.1:")
         finally:
             process.kill()

@@ -186,10 +186,10 @@ def test_links_that_are_there_lead_nowhere(packed, tmp_path):
 def test_a_folder_in_the_place_of_a_file_and_the_reverse(packed, tmp_path):
     out = tmp_path / "out"
     (out / "a").mkdir(parents=True)
-    with pytest.raises(InputError, match="is a folder, where a"):
+    with pytest.raises(InputError, match="Is a directory; what is unpacked is kept"):
         unpack(packed({"a": "x"}), out)
     (out / "b").write_text("x")
-    with pytest.raises(InputError, match="is a file, where a"):
+    with pytest.raises(InputError, match=r"File exists|Not a directory"):
         unpack(packed({"b/c": "x"}), out)
 
 
