@@ -149,9 +149,8 @@ def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95)
     The Results must be of the same images and truth, else InputError; the rest as in `bootstrap_map`, the p-value as in
     `statistics.interval_with_p`.
     """
-    if not (
-        np.array_equal(first.image_ids, second.image_ids) and np.array_equal(first.truth_class, second.truth_class)
-    ):
+    same = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_ids", "truth_class"))
+    if not all(same):
         raise InputError("two results are compared on the same images and true boxes only")
     means = [mean_of_defined(_resampled_aps(result, groups, n_resamples, seed)) for result in (first, second)]
     return interval_with_p(first.mean_ap - second.mean_ap, means[0] - means[1], level)
@@ -159,7 +158,7 @@ def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95)
 
 def _resampled_aps(result, groups, n_resamples, seed):
     """Return the AP of each counted class under exponential weights of the patients, float64 (n_resamples, C)."""
-    codes, n_groups = number_groups(groups, len(result.image_ids))
+    codes, n_groups = number_groups(groups, len(result.image_ids), n_resamples)
     draws = exponential_weights(n_groups, n_resamples, seed)
     return np.concatenate([ap_of(result, weights[:, codes]) for weights in draws])
 

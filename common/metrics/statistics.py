@@ -52,24 +52,14 @@ def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_n
 
 
 def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
-    """Return (Interval of a − b, two-sided p-value), both scored on the same resampled groups.
+    """Return (Interval of the mean of a − b, two-sided p-value), both (N,) scored on the same resampled groups.
 
-    a, b: both values (N,) or both functions; the rest as in `bootstrap`. The p-value is that of `interval_with_p`.
+    The rest as in `bootstrap`; the p-value is that of `interval_with_p`.
     """
-    if callable(a) != callable(b):
-        raise InputError("a and b must both be values or both be functions")
-    if callable(a):
-
-        def difference(rows):
-            return a(rows) - b(rows)
-
-    else:
-        a, b = np.asarray(a, float), np.asarray(b, float)
-        if a.shape != b.shape:
-            raise InputError(f"a {a.shape} and b {b.shape} must score the same images")
-        difference = a - b
-    estimate, resamples = _resample(difference, groups, n_resamples, seed, skip_nan)
-    return interval_with_p(estimate, resamples, level)
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape:
+        raise InputError(f"a {a.shape} and b {b.shape} must score the same images")
+    return interval_with_p(*_resample(a - b, groups, n_resamples, seed, skip_nan), level)
 
 
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
@@ -124,8 +114,10 @@ def interval_with_p(difference, resamples, level):
     return interval(difference, resamples, level), min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
 
 
-def number_groups(groups, n):
-    """Return (group numbers int64 (n,), number of groups); raise InputError for fewer than two."""
+def number_groups(groups, n, n_resamples):
+    """Return (group numbers int64 (n,), number of groups); raise InputError for fewer than two, or no resamples."""
+    if n_resamples < 1:
+        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
     codes = group_codes(groups, n)
     n_groups = int(codes.max(initial=-1)) + 1
     if n_groups < 2:
@@ -135,16 +127,9 @@ def number_groups(groups, n):
 
 def exponential_weights(n_groups, n_resamples, seed):
     """Yield weights of groups for the Bayesian bootstrap, float64 (up to CHUNK, n_groups), n_resamples in all."""
-    check_resamples(n_resamples)
     rng = np.random.default_rng(seed)
     for start in range(0, n_resamples, CHUNK):
         yield rng.exponential(size=(min(CHUNK, n_resamples - start), n_groups))
-
-
-def check_resamples(n_resamples):
-    """Raise InputError unless n_resamples is positive."""
-    if n_resamples < 1:
-        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
 
 
 def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
@@ -152,7 +137,7 @@ def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
     if callable(values_or_fn):
         if groups is None:
             raise InputError("groups must be given for a statistic of rows; pass row numbers if images stand alone")
-        codes, n_groups = number_groups(groups, len(groups))
+        codes, n_groups = number_groups(groups, len(groups), n_resamples)
         rows, sizes = np.argsort(codes, kind="stable"), np.bincount(codes)
         ends = np.cumsum(sizes)
         resamples = []
@@ -164,7 +149,7 @@ def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
     values = np.asarray(values_or_fn, float)
     if values.ndim != 1:
         raise InputError(f"values {values.shape}: need (N,)")
-    codes, n_groups = number_groups(groups, len(values))
+    codes, n_groups = number_groups(groups, len(values), n_resamples)
     kept = ~np.isnan(values)
     if not (kept.all() or skip_nan):
         raise InputError(f"row {np.flatnonzero(~kept)[0]}: the value is NaN; skip_nan=True leaves such rows out")
@@ -175,7 +160,6 @@ def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
 
 
 def _draws(n_groups, n_resamples, seed):
-    check_resamples(n_resamples)
     rng = np.random.default_rng(seed)
     return (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
 
@@ -186,7 +170,7 @@ def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
     if y.ndim != 2:
         raise InputError(f"labels {y.shape}: need (N, C)")
     estimates = auroc(y, score, np.nan if skip_undefined else None)
-    codes, n_groups = number_groups(groups, len(y))
+    codes, n_groups = number_groups(groups, len(y), n_resamples)
     orders = np.argsort(score, axis=0)
     resamples = []
 
