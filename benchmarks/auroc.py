@@ -1,7 +1,7 @@
 """AUROC, DeLong and the bootstrap by patient at the size of NIH's official test list, against scikit-learn and numpy.
 
 Run: python -m benchmarks.auroc (labels and patients of the NIH table inside torchxrayvision if it is installed, else
-drawn; scores are drawn). Goals: equal to scikit-learn to 1e-12; 14 classes × 1,000 resamples in 10 s on two cores.
+random; scores are random). Goals: equal to scikit-learn to 1e-12; 14 classes × 1,000 resamples in 10 s on two cores.
 """
 
 import os
@@ -35,7 +35,7 @@ def findings(rng):
 
 
 def best_of(runs, function):
-    """Least seconds over several calls, and the last result."""
+    """Return the seconds of the fastest of several calls, and the last result."""
     seconds = []
     for _ in range(runs):
         began = time.perf_counter()
@@ -45,20 +45,20 @@ def best_of(runs, function):
 
 
 def peer_auroc(y, score, weights=None):
-    """scikit-learn's, class by class."""
+    """Return scikit-learn's AUROC of each class."""
     return np.array([roc_auc_score(y[:, c], score[:, c], sample_weight=weights) for c in range(y.shape[1])])
 
 
 def peer_bootstrap(y, score, patients, n_resamples):
-    """What a script does: draw weights of patients, give them to scikit-learn; the same weights as ours."""
+    """Return scikit-learn's AUROCs under our weights of patients, as a script computes them."""
     names, codes = np.unique(patients, return_inverse=True)
-    order = np.argsort(np.argsort([repr(name) for name in names.tolist()]))  # ours numbers patients by their text
+    order = np.argsort(np.argsort([repr(name) for name in names.tolist()]))  # ours numbers patients by their repr
     drawn = np.random.default_rng(0).exponential(size=(n_resamples, len(names)))
     return np.array([peer_auroc(y, score, weights[order[codes]]) for weights in drawn])
 
 
 def all_pairs(y, scores):
-    """DeLong by its definition, every positive against every negative; memory grows with their product."""
+    """Return DeLong's covariance by its definition, from all pairs of a positive and a negative."""
     parts = []
     for score in scores.T:
         positive, negative = score[y == 1], score[y == 0]

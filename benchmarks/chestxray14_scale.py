@@ -1,13 +1,13 @@
-"""ChestX-ray14 at its full length, 112,120 images: each step from the tables to a submission, its time and its memory.
+"""Time and memory of every ChestX-ray14 step, from tables to submission, at its full length of 112,120 images.
 
     python -m benchmarks.chestxray14_scale
 
-Names, patients, labels and boxes are the real ones, from the tables inside torchxrayvision (without it the script says
-so and stops). Stand-ins are the official lists (drawn by patient, with the official numbers of images and patients),
-the image files (empty), the pixels (64 px phantoms with noise, written in blocks, because drawing and decoding 112,120
-files would take hours) and the networks (their probabilities are drawn, their pooled features are copies of pixels).
-All else is the solution itself, in a temporary folder of about 1.5 GB, which is removed. Resident memory, the pages of
-memory maps and the worker processes included, must stay under 4 GB.
+Names, patients, labels and boxes are real, from the tables in torchxrayvision (the script stops without it). Simulated
+are the official lists (drawn by patient, with the official numbers of images and patients), the image files (empty),
+the pixels (64 px phantoms with noise, written in blocks, because drawing and decoding 112,120 files would take hours)
+and the networks (random probabilities; copies of pixels as pooled features). All else is the solution's own code, in a
+temporary folder of about 1.5 GB, which is removed. Resident memory, including memory-mapped pages and worker processes,
+must stay under 4 GB.
 """
 
 import gzip
@@ -46,7 +46,7 @@ from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_li
 from solutions.chestxray14.scoring import class_table
 
 SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB
-IMAGES, BLOCK, FILMS = 112_120, 4096, 32  # images, those written at once, phantoms behind them
+IMAGES, BLOCK, FILMS = 112_120, 4096, 32  # images, images per write, different phantoms
 CLASSES = list(LABELS)
 CONFIG = replace(
     DENSENET121,
@@ -57,11 +57,11 @@ CONFIG = replace(
 )
 
 
-# ---- stand-ins -----------------------------------------------------------------------------------------------------
+# ---- simulated data ------------------------------------------------------------------------------------------------
 
 
 def write_folder(folder, table, boxes, rng):
-    """The competition's folder: the real tables, lists that are drawn, empty image files in twelve folders."""
+    """Write the competition's folder: the real tables, drawn lists, empty image files in twelve folders."""
     folder.mkdir()
     for source, name in ((table, "Data_Entry_2017_v2020.csv"), (boxes, "BBox_List_2017.csv")):
         with gzip.open(source) as packed, open(folder / name, "wb") as file:
@@ -79,7 +79,7 @@ def write_folder(folder, table, boxes, rng):
 
 
 def test_patients(visits, rng):
-    """Patients of the test list, as many and with as many images as officially; often imaged ones are likelier.
+    """Return patients of a test list with the official numbers of patients and images, favouring many images.
 
     visits: images (P,) by patient. One patient after another is exchanged where that brings the sum nearer.
     """
@@ -97,7 +97,7 @@ def test_patients(visits, rng):
 
 
 def undecoded(target, todo, workers):
-    """In place of `decode_all`: phantoms with noise, one after another, written in blocks."""
+    """Stand in for `decode_all`: write phantoms with noise in blocks."""
     films = np.stack([to_square(phantom.draw(seed, 256).image, target.size) for seed in range(FILMS)])
     rng, record = np.random.default_rng(0), dict.fromkeys(RECORD) | {"width": 1024, "height": 1024, "colour": 0.0}
     with open(target.path, "r+b") as file:
@@ -112,7 +112,7 @@ def undecoded(target, todo, workers):
 
 
 def drawn_predictions(context, data, rng):
-    """What ten trained folds and an interrupted `predict` leave; returns the key of the predictions."""
+    """Write what ten trained folds and an interrupted `predict` leave; return the key of the predictions."""
     for fold in range(FOLDS):
         weights = context.run.path(f"fold{fold}", "whole", "final.safetensors")
         weights.parent.mkdir(parents=True)
@@ -131,7 +131,7 @@ def drawn_predictions(context, data, rng):
 
 
 class PooledPixels(torch.nn.Module):
-    """In place of a network: 1,024 pooled features, as many as DenseNet-121 has, which are pixels."""
+    """Stand in for a network: return 1,024 pixels as pooled features, as many as DenseNet-121 has."""
 
     width = 1024
 
@@ -143,7 +143,7 @@ class PooledPixels(torch.nn.Module):
 
 
 def tables_and_folds(measure, folder):
-    """Everything that `prepare` reads, each file apart, and the folds."""
+    """Measure each file that `prepare` reads, and the folds."""
     labels = measure("label table", lambda: read_labels(folder / "Data_Entry_2017_v2020.csv"), _rows)
     assert len(labels) == IMAGES
     files = measure("image files found", lambda: find_images(folder), _rows)
@@ -163,7 +163,7 @@ def tables_and_folds(measure, folder):
 
 
 def loaders(measure, context, data):
-    """An epoch of the sampler alone, of the train loader, and batches at the papers' size."""
+    """Measure an epoch of the sampler alone, one of the train loader, and batches at the papers' size."""
     rows, config = data.rows(folds=range(1, FOLDS)), context.config.whole
     sampler = training.train_loader(context, data, rows, config, "whole").batch_sampler
     batches = measure("epoch of the sampler, batch 512", lambda: sum(map(len, sampler)), lambda n, _: f"{n:,} keys")
@@ -183,7 +183,7 @@ def loaders(measure, context, data):
 
 
 def read_all(loader):
-    """Images of all batches of a loader, which is let go."""
+    """Return the number of images in all batches of a loader, and free it."""
     count = 0
     for images, labels in loader:
         assert images.dtype == torch.uint8 and labels.shape == (len(images), len(CLASSES))
@@ -192,11 +192,11 @@ def read_all(loader):
 
 
 def fusion(measure, context, data):
-    """The pooled features of SDFN's branches for one fold's training images, and an epoch over them."""
+    """Measure the pooled features of SDFN's branches for one fold's training images, and an epoch over them."""
     rows = data.rows(folds=range(1, FOLDS))
     view = NetworkConfig(resize=SIDE, size=SIDE, batch_size=256)
     config = Config(views="both", whole=view, lungs=view, segmenter=LungsConfig(crop_size=SIDE), store_size=SIDE)
-    data = replace(data, crops=data.store.images.filename)  # the images once more in place of the crops
+    data = replace(data, crops=data.store.images.filename)  # the images again instead of the crops
     branches = {stage: PooledPixels() for stage in config.stages}
     features = measure(
         "features of both views and flips, without networks",
@@ -209,7 +209,7 @@ def fusion(measure, context, data):
 
 
 def scoring(measure, context, data):
-    """The goal's figure, and the steps of a run from parts of predictions to the page."""
+    """Measure the bootstrap, whose goal is 10 s, and the steps of a run from predictions to the page."""
     measure("predict: tables of the folds joined and averaged", lambda: pipeline.predict(context))
     both = pd.concat([read_parquet(context.run.path(f"{name}.parquet")) for name in ("oof", "test")])
     assert len(both) == IMAGES and both["image_id"].is_unique

@@ -3,10 +3,9 @@
     python -m benchmarks.chestxray14_throughput [--size 224 --batch 128 --images 4096 --epochs 3 --workers N]
 
 Three trainings of DenseNet-121 on the same images: our loop (store, flips, mixed precision, channels last); the same
-loop fed with one batch that never changes, which is all that the network allows; and the loop as public CheXNet code
-writes it: PIL opens PNG files, torchvision scales, crops and normalises three channels, float32. Prints images/s and
-the ratios; the pixels that reach the network are compared first. Small by default on a CPU, where the network takes all
-the time and the ratios say little.
+loop on one fixed batch, the upper limit; and a loop like that of public CheXNet code: PIL opens PNG files, torchvision
+scales, crops and normalises three channels, float32. Prints images/s and the ratios, after comparing the pixels that
+reach the network. Small by default on a CPU, where the network takes all the time and the ratios mean little.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from solutions.chestxray14.training import ViewDataset, augmentation, step
 
 
 class PngImages(Dataset):
-    """PNG files as public code reads them: float32 (3, size, size), normalised, and the labels."""
+    """PNG files read as in public code: float32 (3, size, size), normalised, with the labels."""
 
     def __init__(self, paths, labels, resize, size):
         steps = [
@@ -53,7 +52,7 @@ class PngImages(Dataset):
 
 
 def our_rate(loader, config, device, folder):
-    """Images/s of the best epoch of `fit` but the first, which warms up."""
+    """Return images/s of the best epoch of `fit` after the first, which warms up."""
     ends = []
 
     def validate(model):
@@ -67,7 +66,7 @@ def our_rate(loader, config, device, folder):
 
 
 def plain_rate(loader, epochs, device):
-    """Images/s of the best epoch but the first of a float32 loop with nothing clever in it."""
+    """Return images/s of the best epoch after the first of a plain float32 loop."""
     torch.manual_seed(0)
     model = torchvision.models.densenet121(num_classes=len(LABELS)).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
@@ -86,13 +85,13 @@ def plain_rate(loader, epochs, device):
 
 
 def wait(device):
-    """Let the device finish what it was given."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def write_images(folder, count, side, resize):
-    """Smooth random radiographs as PNG files of `side` pixels, and the same in a store's array; returns both."""
+    """Return smooth random radiographs as PNG files of `side` pixels and as a store's array."""
     rng, paths = np.random.default_rng(0), []
     store = np.empty((count, resize, resize), np.uint8)
     for i in range(count):
@@ -135,7 +134,7 @@ def main():
         plain = PngImages(paths, labels, resize, options.size)
         seen = plain[0][0][0].numpy() * 0.229 + 0.485
         apart = np.abs(seen - dataset[0][0][0].numpy() / 255).mean()
-        assert apart < 0.03, f"the two loops see different pixels: {apart:.3f}"  # two ways of scaling down
+        assert apart < 0.03, f"the two loops see different pixels: {apart:.3f}"  # they resize differently
         loader = make_loader(dataset, EpochSampler(len(dataset), options.batch, 0), options.workers, pin_memory=gpu)
         same = our_rate(SameBatch(loader, device), config, device, folder / "same")
         real = our_rate(loader, config, device, folder / "real")

@@ -1,8 +1,8 @@
-"""Training and inference on a CPU: float32 as PyTorch comes, against our bfloat16 with channels-last.
+"""Training and inference on a CPU: PyTorch's default float32 against our bfloat16 with channels-last.
 
-`python -m benchmarks.cpu_bf16` prints images per second and the ratios; the goal is 2 where the CPU computes in bf16.
-On a machine that does other work, OMP_NUM_THREADS=1 gives the steadier figures.
-Both ways start from the same weights, take turns, and must agree in loss and probabilities.
+`python -m benchmarks.cpu_bf16` prints images per second and the ratios; the goal is 2 on CPUs with native bf16. On a
+busy machine OMP_NUM_THREADS=1 gives steadier figures. Both start from the same weights, take turns, and must agree in
+loss and probabilities.
 """
 
 import time
@@ -32,7 +32,7 @@ def main():
         ways[1][0].load_state_dict(ways[0][0].state_dict())
         for name, run in (("training", _train), ("inference", _infer)):
             seconds, results = [np.inf, np.inf], [None, None]
-            for _ in range(ROUNDS + 1):  # the first round compiles kernels; it is slower, so the best leaves it out
+            for _ in range(ROUNDS + 1):  # the first round compiles kernels: the best time leaves it out
                 for way, (model, dtype) in enumerate(ways):
                     start = time.perf_counter()
                     value = run(model, dtype, images, masks)
@@ -56,7 +56,7 @@ def _train(model, dtype, images, masks):
         loss = combo(model(images), masks)
     loss.backward()
     with torch.no_grad():
-        for parameter in model.parameters():  # a plain step, small enough that both stay comparable
+        for parameter in model.parameters():  # plain SGD with small steps keeps both comparable
             parameter -= 1e-6 * parameter.grad
     model.zero_grad()
     return loss.detach()

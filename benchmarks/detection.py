@@ -2,13 +2,13 @@
 
 Run: python -m benchmarks.detection    (about a minute; needs map-boxes, for COCO AP pycocotools)
 
-Tables as the VinBigData test set would make them: 3,000 images, 15 classes, a No finding box on two thirds of the
+Tables like those of the VinBigData test set: 3,000 images, 15 classes, a No finding box on two thirds of the
 images, 1 to 8 true boxes on the others; 300,000 detections, half of them near a true box. Seconds are CPU seconds of
-one thread; ours include the reading and checking of the DataFrames. Peers:
-- map_boxes.mean_average_precision_for_boxes, IoU >= 0.4, detections sorted by score, as it needs them. What the
-  registry has of it lacks its compiled part; the last line of its block is it with IoUs compiled by us
-- pycocotools' COCOeval on 1,000 of the images, from built COCO objects: evaluate and accumulate, its four areas
-- resampling of images one by one, with everything matched again, for the bootstrap
+one thread; ours include reading and checking the DataFrames. Peers:
+- map_boxes.mean_average_precision_for_boxes, IoU >= 0.4, detections sorted by score, as it requires. The published
+  package lacks its compiled part; the last line of its block uses IoUs that we compile
+- pycocotools' COCOeval on 1,000 of the images, from COCO objects: evaluate and accumulate, its four areas
+- for the bootstrap, drawing images and matching everything again
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Folds of the 112,120 NIH images by patient and label, beside scikit-learn's StratifiedGroupKFold."""
+"""Folds of the 112,120 NIH images by patient and label, against scikit-learn's StratifiedGroupKFold."""
 
 import time
 import warnings
@@ -12,7 +12,7 @@ from common.data.folds import holdout, make_folds, prevalence_deviation, shared_
 
 
 def scikit_learn_folds(label_sets, n_folds, groups):
-    """StratifiedGroupKFold on the label sets, the usual way to give it several labels an image."""
+    """Return the folds of StratifiedGroupKFold on the label sets, the usual way to use it with several labels."""
     folds = np.empty(len(label_sets), np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it warns of label sets rarer than the folds
@@ -22,7 +22,7 @@ def scikit_learn_folds(label_sets, n_folds, groups):
 
 
 def timed(function, repeats):
-    """The result of `function` and the shortest of `repeats` runs in seconds."""
+    """Return the result of `function` and the seconds of the fastest of `repeats` runs."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

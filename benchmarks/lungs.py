@@ -1,4 +1,4 @@
-"""Lung masks of many files: our threads and half precision against the same network, one float32 image at a time.
+"""Lung masks of many files: our threads and half precision against the same network on one float32 image at a time.
 
 Run: python -m benchmarks.lungs [weights file] (the shipped weights by default; real COVID-19 images under CXR_REAL_DATA
 if there are any, else generated ones). Goals: 10 images a second on two cores, twice the loop, memory that does not
@@ -31,7 +31,7 @@ ROUNDS, PART, FEW, MANY = 2, 32, 200, 1000
 
 
 def one_by_one(model, segmenter, files):
-    """Read, predict, decide; then the next."""
+    """Yield the mask and probabilities of each image, one after the other."""
     for path in files.values():
         image = read_radiograph(path)
         square = torch.from_numpy(to_square(image, segmenter.size))[None, None]
@@ -41,13 +41,13 @@ def one_by_one(model, segmenter, files):
 
 
 def ours(segmenter, files):
-    """The same masks, and probabilities, by `Segmenter.each`."""
+    """Return the same masks and probabilities from `Segmenter.each`."""
     found = segmenter.each(files, lambda _, image, probs: (segmenter.lungs(probs, image.shape), probs))
     return (both for _, both, _ in found)
 
 
 def all_files(folder):
-    """FEW different radiographs by id, of which more can be had under other ids."""
+    """Return FEW different radiographs by id; longer lists repeat them under other ids."""
     root = real_data("covid19")
     if root is not None:
         return dict(itertools.islice(find_images(root / "images").items(), FEW))
@@ -57,13 +57,13 @@ def all_files(folder):
 
 
 def peak(weights, paths, count):
-    """Peak memory in MiB of a process that makes `count` masks."""
+    """Return the peak memory in MiB of a process that makes `count` masks."""
     command = [sys.executable, "-m", "benchmarks.lungs", "--peak", str(count), weights, *paths]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def print_peak(count, weights, paths):
-    """What the process of `peak` does."""
+    """Make the masks in the process of `peak`."""
     files = {str(number): path for number, path in zip(range(count), itertools.cycle(paths), strict=False)}
     assert sum(1 for _ in ours(load_segmenter(weights or None, "cpu"), files)) == count
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -80,7 +80,7 @@ def main(weights=""):
         part = dict(itertools.islice(files.items(), PART))
         ways = {"ours": lambda: ours(segmenter, part), "one by one": lambda: one_by_one(model, plain, part)}
         seconds, found = dict.fromkeys(ways, np.inf), {}
-        for _ in range(ROUNDS + 1):  # the first round compiles; it is slower, so the best leaves it out
+        for _ in range(ROUNDS + 1):  # the first round compiles: the best time leaves it out
             for name, way in ways.items():
                 began = time.perf_counter()
                 found[name] = list(way())

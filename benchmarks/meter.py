@@ -1,4 +1,4 @@
-"""The time and the memory of the steps of one benchmark, as a table."""
+"""Time and memory of the steps of one benchmark, as a table."""
 
 import contextlib
 import io
@@ -37,10 +37,10 @@ class Meter:
         self.workers = 0
         clear = Path("/proc/self/clear_refs")
         if clear.exists():
-            clear.write_text("5")  # Linux: the peak begins anew
+            clear.write_text("5")  # Linux: resets the peak
 
     def _watch(self, over):
-        """Keep the most that the worker processes held together, pages that n processes share counting 1/n."""
+        """Keep the peak memory of all worker processes, a page shared by n processes counting 1/n."""
         me = psutil.Process()
         while not over.wait(0.2):
             with contextlib.suppress(psutil.Error):
@@ -49,7 +49,7 @@ class Meter:
 
 
 def own_peak():
-    """Peak resident bytes of this process: since the last reset on Linux, else since its start."""
+    """Return the peak resident bytes of this process: on Linux since the last reset, else since its start."""
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM"))
@@ -57,6 +57,6 @@ def own_peak():
 
 
 def cpu_seconds():
-    """CPU seconds of this process and of the children that have ended."""
+    """Return the CPU seconds of this process and of its finished children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

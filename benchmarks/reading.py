@@ -1,4 +1,4 @@
-"""Reading radiographs beside pydicom, and preparing a store on one process and on two.
+"""Reading radiographs, against pydicom; preparing a store with one process and with two.
 
 Run: python -m benchmarks.reading (real SIIM files under CXR_REAL_DATA if there are any, else generated ones).
 """
@@ -40,7 +40,7 @@ def write_dicom(path, pixels, bits_stored, stream=None, **elements):
 
 
 def anatomy(shape, top, seed=0):
-    """A smooth field with film-like noise, from 0 to `top`."""
+    """Return a smooth field with film-like noise, from 0 to `top`."""
     y, x = np.mgrid[: shape[0], : shape[1]] / shape[0]
     field = 0.5 + 0.4 * np.sin(6 * x + seed) * np.cos(5 * y) + np.random.default_rng(seed).normal(0, 0.01, shape)
     return (field.clip(0, 1) * top).astype(np.uint16)
@@ -51,7 +51,7 @@ def pydicom_pixels(path):
 
 
 def touched(read):
-    """`read`, and every pixel looked at once, since a mapped file is only read then."""
+    """Return `read` with every pixel touched once, because a mapped file is only read then."""
 
     def read_and_look(path):
         pixels = read(path)
@@ -62,7 +62,7 @@ def touched(read):
 
 
 def usual_chain(path):
-    """Modality LUT, VOI LUT in float64, min-max, 8 bits, resize: what most notebooks do."""
+    """Return pixels as most notebooks do: modality LUT, VOI LUT in float64, min-max, 8 bits, resize."""
     ds = pydicom.dcmread(path)
     values = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds)
     if ds.PhotometricInterpretation == "MONOCHROME1":
@@ -73,7 +73,7 @@ def usual_chain(path):
 
 
 def compare(name, goal, ours, peer, paths, rounds):
-    """Print the ratio of the best times a file, the two sides taking turns; their pixels must be equal."""
+    """Print the ratio of the best times per file, both sides taking turns; their pixels must be equal."""
     for path in paths:
         np.testing.assert_array_equal(ours(path), peer(path))
     best = {ours: np.inf, peer: np.inf}
@@ -88,7 +88,7 @@ def compare(name, goal, ours, peer, paths, rounds):
 
 
 def images_per_second(paths, folder, workers, size=512):
-    """Rate of preparing from the first image that is ready to the last, so that starting processes does not count."""
+    """Return images/s from the first finished image to the last, so that starting processes does not count."""
     target = Target(str(folder / "images"), 0, size)
     Path(target.path).write_bytes(bytes(len(paths) * size * size))
     times = [time.perf_counter() for _ in decode_all(target, list(enumerate(map(str, paths))), workers)]

@@ -3,10 +3,10 @@
 Run: python -m benchmarks.regions    (about half a minute; needs torchxrayvision, whose wheel carries the label table)
 
 The masks are real SIIM masks (24 images, the runs of each united) with specks of 1 to 7 pixels' radius strewn over
-them, as a segmenter leaves them; the probability maps are the same, blurred. Peers, all with 8-connectivity:
+them, as a segmenter leaves them; the probability maps are these masks blurred. Peers, all with 8-connectivity:
 - skimage.morphology.remove_small_objects on the bool mask
 - scipy.ndimage.label, np.bincount and a look-up
-- cv2.connectedComponentsWithStats and a look-up; "alone" is that call without the look-up that finishes the work
+- cv2.connectedComponentsWithStats and a look-up; "alone" is that call without the look-up
 """
 
 import inspect

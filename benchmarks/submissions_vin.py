@@ -27,7 +27,7 @@ ROUNDS = 2
 
 
 def write_files(folder):
-    """Six submissions, scores of 6 decimals and coordinates of 3, as many write them; returns paths and sizes."""
+    """Write six submissions, scores with 6 decimals, coordinates with 3, as is common; return paths and sizes."""
     boxes, scores, labels, sizes = workload()
     pixels = boxes * np.tile(sizes, 2)[:, None, None]
     paths = [folder / f"{m}.csv" for m in range(MODELS)]
@@ -46,7 +46,7 @@ def numbers(text):
 
 
 def by_hand(paths, sizes):
-    """Fused (label, score, box in pixels) of every few images by the peer, and its seconds for all of them."""
+    """Return the peer's (label, score, box in pixels) of some images, and its seconds for all in proportion."""
     import ensemble_boxes as peer
 
     texts = [pd.read_csv(path)["PredictionString"] for path in paths]
@@ -61,7 +61,7 @@ def by_hand(paths, sizes):
 
 
 def command(*words):
-    """Give `python -m solutions vinbigdata <words>`; returns what it prints and its seconds of the processor."""
+    """Run `python -m solutions vinbigdata <words>`; return its output and CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     line = [sys.executable, "-m", "solutions", "vinbigdata", *map(str, words)]
     done = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
@@ -71,7 +71,7 @@ def command(*words):
 
 
 def compare(path, expected):
-    """Assert that a submission has the boxes of the peer, whose scores pass 1: ours are divided by the highest."""
+    """Assert that a submission has the peer's boxes; its scores exceed 1, ours are divided by the highest."""
     texts, top = pd.read_csv(path)["PredictionString"], None
     for k, rows in expected.items():
         own = numbers(texts[k])
@@ -101,7 +101,7 @@ def main():
         compare(out, expected)
         read = min(seconds(parse_predictions, path)[1] for path in paths)
         summary, checked = seconds(validate_boxes, out, out)
-    print(f"{'seconds of the processor':44}{'ours':>10}{'peer':>10}{'ratio':>10}")
+    print(f"{'CPU seconds':44}{'ours':>10}{'peer':>10}{'ratio':>10}")
     print(f"{'the command, all of it':44}{taken:10.2f}{slow:10.2f}{slow / taken:10.1f}")
     print(f"{'without its start':44}{taken - start:10.2f}{slow:10.2f}{slow / (taken - start):10.1f}")
     print(f"    one of the files read and checked in {read:.2f} s, the fused one checked in {checked:.2f} s")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def label_table(name):
-    """Path of one of the label tables inside the installed torchxrayvision package, or None without the package.
+    """Return the path of a label table in the installed torchxrayvision package, or None without the package.
 
-    The package is found but not imported. Tables used here: `siim-pneumothorax-train-rle.csv.gz` and others.
+    The package is not imported.
     """
     spec = importlib.util.find_spec("torchxrayvision")
     if spec is None:
@@ -18,7 +18,7 @@ def label_table(name):
 
 
 def real_data(name):
-    """Folder of one challenge's real radiographs, `$CXR_REAL_DATA/<name>`, or None where there is none."""
+    """Return the folder of one challenge's real radiographs, `$CXR_REAL_DATA/<name>`, or None if it is missing."""
     root = os.environ.get("CXR_REAL_DATA")
     path = Path(root) / name if root else None
     return path if path is not None and path.is_dir() else None

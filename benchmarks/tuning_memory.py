@@ -1,13 +1,13 @@
-"""Predict, tune and submit on a challenge's scale: anonymous memory, and settings × images a second.
+"""Predict, tune and submit at a challenge's scale: memory, and settings × images per second.
 
     python -m benchmarks.tuning_memory                            300 images, under a minute
     python -m benchmarks.tuning_memory --n 12000 --test 3205      the scale of SIIM, 3.1 + 0.8 GB of disk
     python -m benchmarks.tuning_memory --n 12000 --test 3205 --side 1024    12.6 + 3.4 GB of disk
 
-Probabilities are synthetic: each image a few soft blobs, written as two folds, joined, tuned and turned into a
-submission by the functions of the SIIM solution itself, in a temporary folder, which is removed. The fast search is
-compared with the masks themselves on a few images, in the same run. The limit of 2 GB holds for all resident memory,
-the pages of the memory maps included; the anonymous part is shown beside it.
+Probabilities are synthetic: a few soft blobs per image, written as two folds, joined, tuned and turned into a
+submission by the functions of the SIIM solution, in a temporary folder, which is removed. The fast search is compared
+with whole masks on a few images. The limit of 2 GB applies to all resident memory, including memory-mapped pages; the
+anonymous part is printed too.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PIXELS = (0.3, 0.45, 0.6, 0.75)
 
 
 def synthetic(rng, side):
-    """One probability map (side, side), uint8, and the runs of its truth at 1024: blobs on two images of five."""
+    """Return a uint8 probability map (side, side) and the runs of its truth at 1024; two images of five have blobs."""
     coarse = np.zeros((64, 64))
     truth = np.zeros((1024, 1024), np.uint8)
     y, x = np.mgrid[:64, :64]
@@ -72,7 +72,7 @@ class PeakMemory(threading.Thread):
 
 
 def anonymous(process):
-    """Bytes that no file backs: RssAnon of Linux, the unique set size elsewhere."""
+    """Return the bytes that no file backs: RssAnon on Linux, the unique set size elsewhere."""
     status = Path(f"/proc/{process.pid}/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
@@ -81,7 +81,7 @@ def anonymous(process):
 
 
 def predict(path, n, side, rng):
-    """Write n maps as a prediction does, one image at a time; return their true runs."""
+    """Write n maps one image at a time, as a prediction does; return their true runs."""
     runs = []
 
     def blocks():
@@ -103,7 +103,7 @@ def predict_folds(folder, n, side, rng):
 
 
 def timed(name, work, detail=lambda seconds: "", repeats=1):
-    """Do the work, print the best time it took, and return its result and the seconds."""
+    """Run the work, print its best time, and return its result and the seconds."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -133,7 +133,7 @@ def main():
         gate_probs = np.clip(0.5 * positive + 0.5 * rng.random(args.n), 0, 1)
         folds = np.arange(args.n) % 5
 
-        summarise(probs[:2], runs[:2], PIXELS)  # compiles, as a first call does
+        summarise(probs[:2], runs[:2], PIXELS)  # compiles
         regions, labelling = timed(
             f"summarise ({len(PIXELS)} thresholds)",
             lambda: summarise(probs, runs, PIXELS, workers=args.workers),
