@@ -35,9 +35,7 @@ def autocast(device, dtype):
 
 def _gpu_supports_bf16(device):
     with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )  # with emulation a T4 would count as supporting it
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # emulation would count a T4 in
 
 
 def _cpu_supports_bf16():

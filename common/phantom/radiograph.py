@@ -174,11 +174,8 @@ def _draw_soft_tissue(rng, x, y, stout, body, aired):
     wet -= rng.uniform(0, 0.2) * np.sqrt(_gaussian(x, y, (rng.uniform(0.17, 0.26), 0.76), (0.06, 0.025)))  # stomach
     dry = 0.27 + rng.normal(0.01, 0.03) - 0.11 * (1 - np.exp(-air / 0.05)) + 0.07 * np.exp(-((x / 0.13) ** 2))
     dry += rng.uniform(0.1, 0.4) * np.clip(y - 0.35, 0, 1) + 0.09 * _gaussian(np.abs(x), y, (0.09, 0.40), (0.035, 0.07))
-    breast = (
-        _gaussian(np.abs(x), y, (0.24, 0.62), (0.18, 0.13))
-        * _sigmoid(0.73 - y, 0.012)
-        * max(rng.uniform(-0.14, 0.14), 0)
-    )
+    breast = _gaussian(np.abs(x), y, (0.24, 0.62), (0.18, 0.13)) * _sigmoid(0.73 - y, 0.012)
+    breast = breast * max(rng.uniform(-0.14, 0.14), 0)
     return enlarge(dry + breast, len(body)), enlarge(wet + 0.6 * breast, len(body))
 
 

@@ -70,10 +70,8 @@ def test_plain_epoch_is_each_sample_once_in_a_new_order():
     first, second = epochs(EpochSampler(10, 4, seed=3, drop_last=False), 2)
     assert [len(batch) for batch in first] == [4, 4, 2]
     orders = [[index for index, _ in flat(batches)] for batches in (first, second)]
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
-    assert orders[0] != orders[1]
-    dropped = next(epochs(EpochSampler(10, 4, seed=3), 2))
-    assert dropped == first[:2]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10)) and orders[0] != orders[1]
+    assert next(epochs(EpochSampler(10, 4, seed=3), 2)) == first[:2]
     assert next(epochs(EpochSampler(10, 4, seed=4, drop_last=False), 1)) != first
 
 
@@ -106,7 +104,7 @@ def test_rate_of_one_epoch_is_the_first_and_the_extremes_hold():
     assert {index for index, _ in flat(last)} == {0, 2}
 
 
-def test_each_class_is_used_up_before_it_is_drawn_again():
+def test_each_class_is_exhausted_before_it_is_reshuffled():
     labels = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0])
     sampler = EpochSampler(11, 4, 5, labels, sliding_rate(0.75, 0.25), draws=12)
     drawn = [index for batches in epochs(sampler, 9) for index, _ in flat(batches)]
@@ -169,19 +167,18 @@ def test_start_batch_continues_and_len_counts_what_is_left():
         ({"positive_rate": lambda _: 1.2, "positives": [0, 1] * 6}, "positive rate 1.2"),
     ],
 )
-def test_arguments_that_make_no_epoch(arguments, message):
+def test_impossible_arguments_of_the_sampler(arguments, message):
     with pytest.raises(InputError, match=message):
         EpochSampler(**{"n": 12, "batch_size": 4, "seed": 0, **arguments})
 
 
-def test_other_errors_of_the_sampler():
+def test_impossible_epochs_are_refused_at_once():
     with pytest.raises(InputError, match=r"from -0\.1 to 0\.4"):
         sliding_rate(-0.1, 0.4)
     sampler = EpochSampler(4, 2, 0, [0, 0, 1, 1], lambda fraction: 0.5 + fraction)
-    with pytest.raises(InputError, match="epoch 3 of 3"):
-        sampler.set_epoch(3, 3)
-    with pytest.raises(InputError, match=r"positive rate 1\.5"):
-        sampler.set_epoch(0, 3)  # the third epoch could not be built: told before the first
+    for epoch, message in ((3, "epoch 3 of 3"), (0, r"positive rate 1\.5")):  # the latter would be the third epoch's
+        with pytest.raises(InputError, match=message):
+            sampler.set_epoch(epoch, 3)
 
 
 # ---- the dataset ---------------------------------------------------------------------------------------------------
@@ -273,7 +270,7 @@ def test_errors_of_the_dataset(store, tmp_path):
     images = np.zeros((2, 8, 8), np.uint8)
     (tmp_path / "bad.npy").write_text("no array")
     np.save(tmp_path / "float.npy", np.zeros((2, 8, 8)))
-    cases = [
+    for make, message in (
         (lambda: SampleDataset(tmp_path / "none.npy"), "none.npy"),
         (lambda: SampleDataset(tmp_path / "bad.npy"), "bad.npy"),
         (lambda: SampleDataset(tmp_path / "float.npy"), "float.npy: expected uint8"),
@@ -285,15 +282,11 @@ def test_errors_of_the_dataset(store, tmp_path):
         (lambda: SampleDataset(images, lambda _: np.full((8, 8), 255))[1], "target of row 1: the values"),
         (lambda: SampleDataset(images, lambda _: None)[1], "target of row 1: expected"),
         (lambda: SampleDataset(images, lambda _: np.full((2, 8, 8), 2))[1], "target of row 1: the values"),
-        (
-            lambda: SampleDataset(images, lambda _: np.zeros((1, 2, 8, 8)))[1],
-            r"target of row 1: .* shape \(1, 2, 8, 8\)",
-        ),
+        (lambda: SampleDataset(images, lambda _: np.zeros((1, 2, 8, 8)))[1], r"of row 1: .* shape \(1, 2, 8, 8\)"),
         (lambda: SampleDataset(images, transform=augment.podium_siim(4, rare=1.0))[0, 1], "must keep the size"),
         (lambda: eval_loader(SampleDataset(images), 0), "batch_size 0"),
         (lambda: make_loader(SampleDataset(images), EpochSampler(2, 1, 0), workers=-1), "workers -1"),
-    ]
-    for make, message in cases:
+    ):
         with pytest.raises(InputError, match=message) as caught:
             make()
         assert "\n" not in str(caught.value)
@@ -309,24 +302,22 @@ def test_batches_are_the_same_for_any_workers_and_after_a_resume(store):
         return make_loader(dataset, EpochSampler(23, 4, 6, labels, sliding_rate()), workers, seed=1)
 
     alone, helped = loader(0), loader(2)
-    runs = {}
-    for one in (alone, helped):
-        runs[one] = []
-        for epoch in range(2):
+    runs = []
+    for epoch in range(2):
+        for one in (alone, helped):
             one.batch_sampler.set_epoch(epoch, 2)
-            runs[one].append(collect(one))
-            assert len(runs[one][-1]) == len(one) == 5
-    for left, right in zip(runs[alone], runs[helped], strict=True):
-        same(left, right)
-    images, masks = runs[alone][0][0]
+        runs.append(collect(alone))
+        same(runs[-1], collect(helped))
+        assert len(runs[-1]) == len(alone) == 5
+    images, masks = runs[0][0]
     assert images.dtype == masks.dtype == torch.uint8 and images.shape == masks.shape == (4, 1, 32, 32)
 
     helped.batch_sampler.set_epoch(0, 2)
-    next(iter(helped))  # an epoch that is broken off leaves nothing behind in the living workers
+    next(iter(helped))  # an abandoned epoch leaves nothing behind in the workers
     for resumed in (helped, loader(0)):
         resumed.batch_sampler.set_epoch(1, 2)
         resumed.batch_sampler.start_batch = 3
-        same(collect(resumed), runs[alone][1][3:])
+        same(collect(resumed), runs[1][3:])
 
 
 def test_workers_do_not_repeat_each_others_numbers(store):

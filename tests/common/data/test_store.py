@@ -115,15 +115,16 @@ def test_a_finished_store_is_opened_and_a_changed_one_rebuilt(tmp_path, decoded,
 def test_bad_images_are_named_together_and_only_they_are_decoded_again(tmp_path, decoded):
     files = originals(tmp_path / "data", 9)
     good = files["i3"].read_bytes()
-    for name in ("i1", "i2", "i3", "i4", "i5", "i6"):
+    bad = ("i1", "i2", "i3", "i4", "i5", "i6")
+    for name in bad:
         files[name].write_bytes(good[:-9])
     files["gone"] = tmp_path / "gone.png"
     with pytest.raises(InputError, match=r"7 of 10 images cannot be used: .*i6\.png: .* and 2 more") as caught:
         prepare_store(files, tmp_path / "s", 16, progress=False)
-    assert "i2.png" in str(caught.value) and "i1.png" not in str(caught.value)  # five are shown, in row order
+    assert "i2.png" in str(caught.value) and "i1.png" not in str(caught.value)  # the first five, in row order
     assert not (tmp_path / "s").exists()
     decoded.clear()
-    for name in ("i1", "i2", "i3", "i4", "i5", "i6", "gone"):
+    for name in (*bad, "gone"):
         files[name].write_bytes(good)
     assert prepare_store(files, tmp_path / "s", 16, progress=False).table.ok.all()
     assert sorted(decoded) == sorted(path.name for name, path in files.items() if name not in ("first", "i7", "i8"))
@@ -214,13 +215,8 @@ def session_members(session):
 def test_a_kill_between_the_last_steps_costs_no_decoding(tmp_path, decoded, monkeypatch):
     files = originals(tmp_path / "data")
     prepare_store(files, tmp_path / "whole", 16, progress=False)
-    owners = {
-        "to_parquet": store_module.pd.DataFrame,
-        "rmtree": store_module.shutil,
-        "rename": os,
-        "write_json": store_module,
-    }
-    for step, owner in owners.items():
+    steps = (store_module.pd.DataFrame, "to_parquet"), (store_module.shutil, "rmtree"), (os, "rename")
+    for owner, step in (*steps, (store_module, "write_json")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, step, stop)
             (tmp_path / step).mkdir()
@@ -295,14 +291,13 @@ def test_opening(tmp_path):
     np.testing.assert_array_equal(pickle.loads(dumped).images, store.images)
     with pytest.raises(InputError, match="not a finished store"):
         Store.open(tmp_path / "data")
-    about = json.loads((tmp_path / "s" / "store.json").read_text())
-    (tmp_path / "s" / "store.json").write_text(json.dumps(about | {"version": 99}))
-    with pytest.raises(InputError, match="format 99"):
-        Store.open(tmp_path / "s")
-    (tmp_path / "s" / "store.json").write_text(json.dumps(about | {"shape": [7, 16, 16]}))
-    with pytest.raises(InputError, match="disagree"):
-        Store.open(tmp_path / "s")
-    (tmp_path / "s" / "store.json").write_text(json.dumps(about))
+    path = tmp_path / "s" / "store.json"
+    about = json.loads(path.read_text())
+    for change, message in (({"version": 99}, "format 99"), ({"shape": [7, 16, 16]}, "disagree")):
+        path.write_text(json.dumps(about | change))
+        with pytest.raises(InputError, match=message):
+            Store.open(tmp_path / "s")
+    path.write_text(json.dumps(about))
     os.truncate(tmp_path / "s" / "images.npy", 1000)
     with pytest.raises(InputError, match="damaged"):
         Store.open(tmp_path / "s")

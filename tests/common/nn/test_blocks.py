@@ -14,13 +14,13 @@ def test_attention_starts_nearly_open_and_the_same_everywhere():
     assert [scale.kernel_size for scale in block.scales] == [(5, 5), (9, 9)] and block.join.in_channels == 6
 
 
-def test_attention_by_another_hand():
+def test_attention_equals_scipy():
     torch.manual_seed(0)
     image = torch.randn(1, 2, 11, 13)
     block = MultiScaleAttention(2)
     torch.nn.init.normal_(block.join.weight)
 
-    def correlated(x, weight):  # scipy turns the kernel round
+    def correlated(x, weight):  # scipy flips the kernel
         return sum(convolve(x[c], weight[c, ::-1, ::-1], mode="constant") for c in range(len(x)))
 
     x, maps = image[0].numpy(), []
@@ -50,9 +50,8 @@ def test_features_outside_of_the_mask_are_zero():
     mask[0, 0, 3, 2:] = 1  # the last by half
     assert weigh_features(features, mask).tolist() == [[[[1, 0], [0, 2]], [[5, 0], [0, 4]]]]
     # cells of another size: 5 pixels to 2 cells share the middle one
-    assert weigh_features(torch.ones(1, 1, 1, 2), torch.eye(5)[None, None, 2:3])[0, 0, 0].tolist() == pytest.approx(
-        [1 / 3, 1 / 3]
-    )
+    shared = weigh_features(torch.ones(1, 1, 1, 2), torch.eye(5)[None, None, 2:3])
+    assert shared[0, 0, 0].tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_an_empty_mask_leaves_the_image_alive():

@@ -24,7 +24,7 @@ has_package = pytest.mark.skipif(
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """Empty caches and a machine where every connection fails."""
+    """Return a folder for empty caches on a machine where every connection fails."""
 
     def refuse(*args, **kwargs):
         raise socket.gaierror("no network")
@@ -78,9 +78,7 @@ def test_a_package_with_another_networks_weights_is_refused(tmp_path, monkeypatc
 
 def test_without_network_and_cache_one_line_says_what_to_do(no_network):
     for backbone in ("resnet18", "xception"):
-        with pytest.raises(
-            InputError, match="not on this machine and cannot be fetched; give --weights a file"
-        ) as error:
+        with pytest.raises(InputError, match="not on this machine and cannot be fetched; give --weights") as error:
             classifier(backbone, 2, "imagenet")
         assert "\n" not in str(error.value)
 
@@ -149,10 +147,8 @@ def test_a_classifiers_file_fills_a_segmenters_encoder_and_a_segmenters_file_all
 def test_joined_stage_names_of_feature_extractors_match(tmp_path):
     state = timm.create_model("test_convnext").state_dict()
     save_file(state, tmp_path / "convnext.safetensors")
-    net = segmenter("fpn", "test_convnext", tmp_path / "convnext.safetensors")
-    assert torch.equal(
-        net.net.encoder.model.stages_1.blocks[0].conv_dw.weight, state["stages.1.blocks.0.conv_dw.weight"]
-    )
+    encoder = segmenter("fpn", "test_convnext", tmp_path / "convnext.safetensors").net.encoder.model
+    assert torch.equal(encoder.stages_1.blocks[0].conv_dw.weight, state["stages.1.blocks.0.conv_dw.weight"])
 
 
 def test_half_precision_weights_are_widened():
@@ -176,22 +172,18 @@ class _Payload:
         return print, ("code ran",)
 
 
-def test_a_file_that_holds_code_is_refused_and_the_code_does_not_run(tmp_path, capsys):
-    torch.save({"a": _Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match=r"evil.pth: not a file of tensors alone"):
-        read_state(tmp_path / "evil.pth")
-    assert "code ran" not in capsys.readouterr().out
-
-
-def test_unusable_files_are_named(tmp_path):
+def test_unusable_files_are_named_and_code_in_them_does_not_run(tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(b"\x09")
     (tmp_path / "cut.pth").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pth")
-    cases = {
-        "cut.safetensors": "not a file of tensors",
-        "cut.pth": "not a file of tensors",
-        "list.pth": "no tensors by name",
-    }
-    for name, line in {**cases, "gone.pth": "no such file"}.items():
+    torch.save({"a": _Payload()}, tmp_path / "evil.pth")
+    for name, line in (
+        ("cut.safetensors", "not a file of tensors"),
+        ("cut.pth", "not a file of tensors"),
+        ("evil.pth", "not a file of tensors"),
+        ("list.pth", "no tensors by name"),
+        ("gone.pth", "no such file"),
+    ):
         with pytest.raises(InputError, match=f"{name}: .*{line}"):
             read_state(tmp_path / name)
+    assert "code ran" not in capsys.readouterr().out

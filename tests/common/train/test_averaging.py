@@ -18,11 +18,8 @@ from common.train.averaging import (
 
 
 def test_average_is_the_mean_and_keeps_counters():
-    states = [
-        {"w": torch.tensor([1.0, 4.0]), "n": torch.tensor(3)},
-        {"w": torch.tensor([3.0, 8.0]), "n": torch.tensor(7)},
-    ]
-    out = average(iter(states))
+    pairs = (([1.0, 4.0], 3), ([3.0, 8.0], 7))
+    out = average({"w": torch.tensor(w), "n": torch.tensor(n)} for w, n in pairs)
     assert out["w"].tolist() == [2.0, 6.0] and out["n"].item() == 7
     with pytest.raises(ValueError):
         average([])
@@ -42,11 +39,8 @@ def test_best_epochs_prefers_the_earlier_of_equals():
 def test_variants_name_their_epochs():
     config = FitConfig(epochs=8, window=2, best_k=2, classic_start=0.75)
     scores = [0, 1, 2, 9, 8, 1, 7, 3]
-    assert epochs_of("last", scores, config) == [7]
-    assert epochs_of("best", scores, config) == [3]
-    assert epochs_of("best_k", scores, config) == [3, 4]
-    assert epochs_of("window", scores, config) == [3, 4]
-    assert epochs_of("classic", scores, config) == [6, 7]
+    expected = {"last": [7], "best": [3], "best_k": [3, 4], "window": [3, 4], "classic": [6, 7]}
+    assert {variant: epochs_of(variant, scores, config) for variant in expected} == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
