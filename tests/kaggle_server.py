@@ -1,10 +1,10 @@
-"""A local server that speaks what the `kaggle` client 2.2 speaks, and can break off, refuse and hang as Kaggle does.
+"""A local server for the `kaggle` client 2.2, which can break off, refuse and hang as Kaggle does.
 
     with KaggleServer() as server:
         server.competitions["a-slug"] = zip_bytes
         subprocess.run(["kaggle", "competitions", "download", "a-slug"], env=os.environ | server.environment(home))
 
-The client is led here by KAGGLE_API_ENVIRONMENT=LOCALHOST and http_proxy; its storage addresses come here too.
+KAGGLE_API_ENVIRONMENT=LOCALHOST and http_proxy lead the client here, and so do its storage addresses.
 """
 
 import base64
@@ -62,7 +62,7 @@ class KaggleServer:
         self._http.server_close()
 
     def environment(self, home, credentials="kaggle.json"):
-        """Variables that lead the client here, its home in `home`; credentials: kaggle.json, access_token or None."""
+        """Return variables that lead the client here; credentials in `home`: kaggle.json, access_token or None."""
         folder = Path(home) / ".kaggle"
         folder.mkdir(parents=True, exist_ok=True)
         if credentials is not None:
@@ -74,28 +74,28 @@ class KaggleServer:
         return proxies | folders | {"KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
 
     def refuse(self, name, status, message="", times=1, headers=()):
-        """The next `times` calls of the API's function `name` (or of PUT, the transfer of a file) get this status."""
+        """Answer the next `times` calls of the API's function `name` (or of PUT, a transfer) with this status."""
         self._planned.setdefault(name, []).extend([Refusal(status, message, headers)] * times)
 
     def hang(self, name):
-        """The next call of `name` gets no answer."""
+        """Never answer the next call of `name`."""
         self._planned.setdefault(name, []).append(None)
 
     def lose(self, name):
-        """The next call of `name` is carried out, but its answer never arrives."""
+        """Carry out the next call of `name`, but lose its answer."""
         self._planned.setdefault(name, []).append("lose")
 
     def asked(self, name):
-        """Headers of the calls of one function, or of the transfers of one method (PUT, GET)."""
+        """Return the headers of the calls of one function, or of the transfers of one method (PUT, GET)."""
         return [headers for method, address, headers in self.requests if method == name or address.endswith("/" + name)]
 
     def wait(self):
-        """Hang until the server ends, having said so by `on_hang`."""
+        """Call `on_hang`, then hang until the server ends."""
         self.on_hang()
         self._closing.wait(60)
 
     def plan(self, name):
-        """What the next call of `name` meets."""
+        """Return `answer` or `lose` for the next call of `name`, or raise its Refusal."""
         steps = self._planned.get(name, [])
         step = steps.pop(0) if steps else "answer"
         if step is None:

@@ -14,7 +14,7 @@ from common.kaggle.bundle import DATASET
 from common.paths import read_json
 from solutions.__main__ import main
 from tests import notebooks
-from tests.notebooks import KEPT
+from tests.notebooks import RUNS
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,9 +23,9 @@ def source_of(solution):
     return import_module(f"solutions.{solution}.config").KAGGLE
 
 
-@pytest.mark.parametrize("solution", KEPT)
-def test_the_notebooks_that_are_kept_are_those_that_the_verb_writes(solution, tmp_path):
-    notebooks.write_kept(tmp_path)
+@pytest.mark.parametrize("solution", RUNS)
+def test_the_notebooks_of_the_repository_are_up_to_date(solution, tmp_path):
+    notebooks.write_notebooks(tmp_path)
     kept = ROOT / "notebooks" / solution
     assert sorted(path.name for path in kept.iterdir()) == ["inference.ipynb", "kernel-metadata.json"]
     for path in kept.iterdir():
@@ -47,11 +47,11 @@ def test_the_notebooks_that_are_kept_are_those_that_the_verb_writes(solution, tm
         ("chestxray14", [], [DATASET, "nih-chest-xrays/data"]),
     ],
 )
-def test_what_kaggle_must_know(solution, competitions, datasets):
+def test_settings_on_kaggle(solution, competitions, datasets):
     about = read_json(ROOT / "notebooks" / solution / "kernel-metadata.json")
     assert (about["enable_internet"], about["enable_gpu"], about["is_private"]) == (False, True, True)
     assert about["competition_sources"] == competitions and about["dataset_sources"] == datasets
-    assert about["id"] == f"OWNER/{solution.replace('_', '-')}-{KEPT[solution]}"
+    assert about["id"] == f"OWNER/{solution.replace('_', '-')}-{RUNS[solution]}"
     assert about["title"].replace(" ", "-") == about["id"].split("/")[1]  # else Kaggle names it otherwise
 
 
@@ -101,7 +101,7 @@ def test_push(server, command, refused, run):
     assert "not allowed (Permission 'kernels.push' was denied)" in refused(*words)
 
 
-def test_what_is_refused(refused, run):
+def test_wrong_options(refused, run):
     words = ("notebook", "--run", run)
     assert "--push needs --dataset" in refused("siim_pneumothorax", *words, "--push")
     assert "not a run of vinbigdata" in refused("vinbigdata", *words)
@@ -135,7 +135,7 @@ def test_an_attempt_to_use_the_network_is_seen(tmp_path):
         )
         notebook = notebook_of(tmp_path, *cells)
         book, _, attempts = rehearse.execute(notebook, machine, tmp_path / "kernel", tmp_path)
-    said = notebooks.printed(book)
+    said = notebooks.read_output(book)
     assert f"no 127.0.0.1:{port}" in said and "no example.org" in said and "child: 1" in said
     assert [line.split()[0] for line in attempts] == ["socket.getaddrinfo", "socket.getaddrinfo", "socket.connect"]
     assert "example.org" in attempts[1] and str(port) in attempts[2]
@@ -148,4 +148,4 @@ def test_nothing_of_ours_is_on_the_machine(tmp_path):
     names = ("common", "solutions", "tests", "tyro", "imagehash", "segmentation_models_pytorch", "kaggle", "nbclient")
     notebook = notebook_of(tmp_path, lost.format((*names, "torch", "pip")))
     book, *_ = rehearse.execute(notebook, machine, tmp_path / "kernel", tmp_path)
-    assert notebooks.printed(book).strip() == "['torch', 'pip']"
+    assert notebooks.read_output(book).strip() == "['torch', 'pip']"
