@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from common import network as networks_of
-from common.config import digest, file_hash
+from common.config import digest, file_hash, to_dict
 from common.errors import InputError
 from common.images import prepare_images
 from common.infer.predict import write_masks
@@ -124,7 +124,8 @@ class Solution:
             files=("tuned.json", "score.json", *self.chosen),
         )
         submitted = Step("submit", submit, needs=("tune",), files=("submission.csv",))
-        return {step.name: step for step in (predicted, tuned, submitted, *self.further_steps)}
+        tested = Step("find_lr", find_lr, reads=lambda job: [job.images.key, to_dict(job.config)])
+        return {step.name: step for step in (predicted, tuned, submitted, tested, *self.further_steps)}
 
     def verbs(self):
         """Return the functions of all verbs by name; each takes a Job."""
@@ -144,8 +145,8 @@ class Solution:
             return verb
 
         verbs = {"prepare": prepare, "train": train, "predict": step("predict"), "tune": step("tune"), "score": score}
-        verbs |= {"submit": step("submit"), "report": report, "find_lr": find_lr}
-        verbs |= {one.name: with_report(step(one.name)) for one in self.further_steps}
+        verbs |= {"submit": step("submit"), "report": report}
+        verbs |= {name: with_report(step(name)) for name in ("find_lr", *(one.name for one in self.further_steps))}
         verbs |= {name: with_report(function) for name, function in self.further_verbs.items()}
         return {name: bound(function) for name, function in verbs.items()}
 
@@ -179,11 +180,10 @@ def train(job):
 
 
 def find_lr(job):
-    """Learning-rate range tests of the first fold's networks; writes lr_<stage>.csv and the report."""
+    """Learning-rate range tests of the first fold's networks; writes lr_<stage>.csv."""
     trainings = job.recipe.networks(job)
     first = [network for network in trainings if network.fold == trainings[0].fold and network.starts_from is None]
     networks_of.find_learning_rates(job, first)
-    report(job)
 
 
 def predicting_networks(job):
