@@ -23,8 +23,9 @@ from benchmarks.tables import real_data
 from common.config import from_dict
 from common.data.store_workers import to_square
 from common.paths import find_images
+from common.train.checkpoint import load_weights
 from solutions.lung_segmentation.config import NetworkConfig
-from solutions.lung_segmentation.models import load_network
+from solutions.lung_segmentation.models import build_network
 from solutions.lung_segmentation.segmenter import SHIPPED, load_segmenter, read_radiograph
 
 ROUNDS, PART, FEW, MANY = 2, 32, 200, 1000
@@ -74,7 +75,8 @@ def main(weights=""):
     segmenter = load_segmenter(weights or None, "cpu")
     plain = load_segmenter(weights or None, "cpu", precision="fp32")
     network = from_dict(NetworkConfig, plain.about["network"])
-    model = load_network(network, len(plain.structures), weights or SHIPPED).eval()
+    model = build_network(network, len(plain.structures), "none").eval()
+    load_weights(weights or SHIPPED, model)
     with tempfile.TemporaryDirectory() as folder:
         files = all_files(Path(folder))
         part = dict(itertools.islice(files.items(), PART))

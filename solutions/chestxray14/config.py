@@ -98,8 +98,8 @@ class LungsConfig:
     """Where the lungs come from, for weighting and for the lungs' view."""
 
     weights: str = "shipped"
-    """shipped, or a file that `lung_segmentation export` wrote; one with the heart adds it to the weighting, as
-    CXR-IRNet does."""
+    """shipped, or a file that `lung_segmentation export_segmenter` wrote; one with the heart adds it to the weighting,
+    as CXR-IRNet does."""
     crop_size: int = 256
     """Side of the stored crops, cut from the original pixels."""
     mask_size: int = 64

@@ -98,7 +98,7 @@ class LungsConfig:
     """How an image is reduced to its lungs. The paper: section 3.2."""
 
     weights: str = "shipped"
-    """shipped, or a file that `lung_segmentation export` wrote."""
+    """shipped, or a file that `lung_segmentation export_segmenter` wrote."""
     dilations: int = 8
     closings: int = 2
     gate: float = 50_000 / 512**2

@@ -155,3 +155,12 @@ def _strong_matrix(random):
     shift = (jitter(random, 0.7, 0.15), jitter(random, 0.7, 0.15))
     tilt = (jitter(random, 0.3, 0.12), jitter(random, 0.3, 0.12))
     return homography(turn + 90 * quarters, (zoom * aspect, zoom / aspect), jitter(random, 0.2, 0.12), shift, tilt)
+
+
+def pipeline(name, size, flip):
+    """Return the pipeline that a configuration names, None for "none"; flip: left and right may be exchanged."""
+    if name == "none":
+        return None
+    if name == "unet":
+        return unet(size)
+    return {"simple": simple, "complex": complex_, "affine": affine, "strong": strong}[name](size, flip=flip)

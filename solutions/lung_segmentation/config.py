@@ -117,53 +117,6 @@ class Config:
 
 PAPER = Config(finder=True)
 
-# Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005. Optimiser not
-# given.
-UNET = Config(
-    network=NetworkConfig(
-        architecture="plain",
-        encoder="",
-        decoder=(32, 64, 128, 256, 512),
-        weights="none",
-        size=512,
-        augmentation="unet",
-        loss="squared_dice",
-        epochs=25,
-        frozen_epochs=0,
-        lr=5e-3,
-        batch_size=8,
-        optimizer="adam",
-        weight_decay=0.0,
-    ),
-    folds=tuple(range(10)),
-)
-
-# Fang et al.: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch of the lowest loss.
-# 256 px, to which the paper shrinks every image; its centre crop of 224 is left out, or lungs would lose their edges.
-# Rates and length not given.
-LUNGS_HEART = Config(
-    network=NetworkConfig(
-        architecture="plain",
-        encoder="",
-        decoder=(32, 64, 128, 256, 512),
-        weights="none",
-        size=256,
-        augmentation="affine",
-        loss="dice",
-        epochs=100,
-        frozen_epochs=0,
-        lr=1e-3,
-        batch_size=8,
-        optimizer="adam",
-        weight_decay=0.0,
-        metric="-loss",
-        averaging=("best",),
-    ),
-    structures="lungs_heart",
-    datasets=("JSRT",),
-    n_folds=5,
-)
-
 # Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds.
 SDFN = Config(
     network=NetworkConfig(
@@ -188,6 +141,27 @@ SDFN = Config(
     folds=(0, 1, 2, 3, 4),
 )
 
+# Fang et al.: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch of the lowest loss.
+# 256 px, to which the paper shrinks every image; its centre crop of 224 is left out, or lungs would lose their edges.
+# Rates and length not given.
+LUNGS_HEART = replace(SDFN, network=replace(SDFN.network, loss="dice"), structures="lungs_heart", folds=(0,))
+
+# Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005. Optimiser not
+# given.
+UNET = Config(
+    network=replace(
+        SDFN.network,
+        size=512,
+        augmentation="unet",
+        loss="squared_dice",
+        epochs=25,
+        lr=5e-3,
+        metric="dice",
+        averaging=("last",),
+    ),
+    folds=tuple(range(10)),
+)
+
 # One GPU, an hour: a pretrained encoder of today, full 512 px, averaged weights, flip and scale TTA.
 PODIUM = Config(
     network=NetworkConfig(
@@ -210,20 +184,14 @@ PODIUM = Config(
 
 # What the shipped weights come from: small, and trained to bear images unlike those it saw. Hours on two CPU cores.
 SHIPPED = Config(
-    network=NetworkConfig(
+    network=replace(
+        PODIUM.network,
         encoder="tf_efficientnet_lite0",
         decoder=(128, 64, 32, 16, 8),
         size=256,
-        augmentation="strong",
-        loss="bce_dice",
         epochs=40,
         frozen_epochs=0,
         lr=1e-3,
-        batch_size=16,
-        weight_decay=1e-2,
-        schedule="warm_cosine",
-        clip_norm=1.0,
-        averaging=("ema", "window", "best_k", "best"),
     ),
     decision=DecisionConfig(pixel=(0.4, 0.45, 0.5, 0.55, 0.6), regions=(0, 2)),
 )
@@ -249,6 +217,6 @@ PRESETS = {
     "sdfn": SDFN,
     "shipped": SHIPPED,
 }
-MORE_VERBS = ("ablate", "cross", "find_lr", "export")  # beside those that every solution has
-TOOLS = ("masks", "crops")  # verbs that need no run
+MORE_VERBS = ("ablate", "cross", "find_lr", "export_segmenter")  # beside those that every solution has
+TOOLS = ("masks", "crops", "export", "infer")  # verbs that need no run
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

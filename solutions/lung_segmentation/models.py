@@ -2,14 +2,15 @@
 
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
 from common.errors import InputError
 from common.infer import tta
+from common.metrics import segmentation
 from common.nn import losses, models
 from common.nn.weights import copy_state, read_state
-from common.train.checkpoint import load_weights
 
 
 class PlainUNet(nn.Module):
@@ -43,7 +44,7 @@ def _two(a, b):
 
 
 def build_network(config, channels, weights=None):
-    """The network of a NetworkConfig: radiographs (B, 1, H, W), sides multiples of 32, to logits (B, channels, H, W).
+    """Return the network of a NetworkConfig: radiographs (B, 1, H, W), sides multiples of 32, to logits (B, C, H, W).
 
     Raises InputError for names that the libraries do not know, and for a decoder that does not fit.
     """
@@ -59,20 +60,13 @@ def build_network(config, channels, weights=None):
     return models.segmenter(config.architecture, config.encoder, weights, channels, **options)
 
 
-def load_network(config, channels, path):
-    """The trained network whose weights lie in `path`."""
-    model = build_network(config, channels, "none")
-    load_weights(path, model)
-    return model
-
-
 def freeze_encoder(model, frozen):
     """Train decoder and head alone while `frozen` (Berger et al., first phase)."""
     models.freeze_encoder(model) if frozen else model.requires_grad_(True)
 
 
 def mask_loss(name):
-    """The loss that a configuration names, as a function of (logits, masks)."""
+    """Return the loss that a configuration names, a function of (logits, masks)."""
     return {
         "bce": losses.bce,
         "dice": losses.dice,
@@ -82,6 +76,26 @@ def mask_loss(name):
 
 
 def views(names):
-    """The image itself and the test-time views that a configuration names."""
+    """Return the image itself and the test-time views that a configuration names."""
     named = {"flip": [tta.FLIP], "scale": [tta.scale(0.875), tta.scale(1.125)]}
     return [tta.IDENTITY, *(view for name in names for view in named[name])]
+
+
+def mask_areas(loss, logits, masks):
+    """Return overlap, predicted and true pixels of each image's channels at 0.5, then its loss, (B, 3·C + 1) float64.
+
+    A logit that is not finite makes its image's NaN.
+    """
+    predicted, true = logits > 0, masks.bool()
+    areas = torch.stack([part.sum((2, 3)) for part in (predicted & true, predicted, true)], 2).flatten(1).double()
+    each = torch.stack([loss(one[None], mask[None]) for one, mask in zip(logits, masks, strict=True)]).double()
+    finite = torch.isfinite(logits).flatten(1).all(1)[:, None]
+    return torch.cat([areas, each[:, None]], 1).masked_fill(~finite, torch.nan)
+
+
+def mask_figures(measured, size):
+    """Return dice and iou, means over images and channels, and the mean loss, from what `mask_areas` measured."""
+    both, predicted, true = measured[:, :-1].reshape(len(measured), -1, 3).transpose(2, 0, 1).astype(np.int64)
+    cells = segmentation.counts_from_areas(both, predicted, true, size * size)
+    loss = measured[:, -1].mean()
+    return {"dice": segmentation.dice(cells).mean(), "iou": segmentation.iou(cells).mean(), "loss": loss}

@@ -5,17 +5,24 @@ Regions are joined by edges and corners (8). A box is (x_min, y_min, x_max, y_ma
 (Ahmed et al., Liu et al.) are those of solutions.lung_segmentation.config.
 """
 
+import itertools
 import math
-import operator
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from common.errors import InputError
+from common.metrics import segmentation
+from common.metrics.statistics import as_interval, bootstrap
 from common.post.regions import label, quantise, region_overlaps, resize_mask_probs
+from common.tuning import release_pages
 
-from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE
+from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE, STRUCTURES
 
 # What is under these is never taken for a lung, or a speck beside the spine would win over the second lung: Liu et al.
 # go by the distance to the centre alone. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung has at least
@@ -50,22 +57,21 @@ def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
     The counts are those of a 3 × 3 square at 512 × 512 pixels. n such steps reach n pixels, so at another size one
     step reaches round(n · height / 512) rows and round(n · width / 512) columns: as if the image, stretched to
     512 × 512, had been treated there. n closings are n dilations followed by n erosions; nothing comes in from
-    beyond the image's border. Raises InputError for counts that are not whole numbers from 0. Source: Ahmed et al.,
-    section 3.2, which does not give the structuring element.
+    beyond the image's border. Source: Ahmed et al., section 3.2, which does not give the structuring element.
     """
     pixels = _foreground(mask)
-    wider = cv2.dilate(pixels, _rectangle(pixels.shape, _count(dilations, "dilations")))
-    return cv2.morphologyEx(wider, cv2.MORPH_CLOSE, _rectangle(pixels.shape, _count(closings, "closings")))
+    wider = cv2.dilate(pixels, _rectangle(pixels.shape, dilations))
+    return cv2.morphologyEx(wider, cv2.MORPH_CLOSE, _rectangle(pixels.shape, closings))
 
 
 def main_regions(mask, count):
     """Keep the `count` largest regions of a mask and fill their holes; count 0 leaves the mask as it is.
 
     Returns uint8 (height, width). Among equals the uppermost comes first, then the leftmost. A hole is background
-    that cannot reach the image's border by edges. Raises InputError for a count that is not a whole number from 0.
+    that cannot reach the image's border by edges.
     """
     pixels = _foreground(mask)
-    if _count(count, "regions") == 0:
+    if count == 0:
         return pixels
     areas, _ = region_overlaps(pixels)
     largest = np.argsort(-areas, kind="stable")[:count]
@@ -78,9 +84,9 @@ def decide(probs, shape, pixel, regions):
     """Turn a probability map into the mask of an image: resized, cut at `pixel`, then `main_regions`.
 
     probs: uint8 (h, w), q standing for q / 255; shape: (height, width) of the image; pixel: least probability of
-    lung, in [0, 1]; regions: largest regions kept, 0 for all. Returns uint8 (height, width). Raises InputError.
+    lung, in [0, 1]; regions: largest regions kept, 0 for all. Returns uint8 (height, width).
     """
-    return main_regions(resize_mask_probs(probs, _shape(shape)) >= quantise(pixel), regions)
+    return main_regions(resize_mask_probs(probs, shape) >= quantise(pixel), regions)
 
 
 def judge(mask, gate=GATE_AREA):
@@ -88,10 +94,8 @@ def judge(mask, gate=GATE_AREA):
 
     gate: least share of the image that must be lung, in [0, 1]; the default is Ahmed et al.'s 50,000 of 512 × 512
     pixels, which the paper applies after `clean_up` and found by trial. A mask in which `lung_region` finds nothing but
-    specks never passes. Raises InputError.
+    specks never passes.
     """
-    if not 0 <= gate <= 1:
-        raise InputError(f"the area gate must lie in [0, 1], not {gate!r}")
     region = lung_region(mask)
     area = np.count_nonzero(mask) / np.asarray(mask).size
     if region is None:
@@ -115,7 +119,7 @@ def lung_region(mask):
 
     Beyond the paper, that line tells how many lungs there are, a third being the measure again: one region with so
     much of it on both sides is two lungs in one and boxed as it is; two regions on one side, one above the other, are
-    parts of one lung and mirrored. Raises InputError.
+    parts of one lung and mirrored.
     """
     pixels = _foreground(mask)
     height, width = pixels.shape
@@ -150,12 +154,9 @@ def lung_region(mask):
 
 
 def scale_box(box, from_shape, to_shape):
-    """Carry a box from an image of one size to the same image at another, as ints that cover at least the box.
-
-    Shapes are (height, width). Raises InputError for a box that does not lie inside `from_shape`.
-    """
-    (from_height, from_width), (to_height, to_width) = _shape(from_shape), _shape(to_shape)
-    x_min, y_min, x_max, y_max = _box(box, from_height, from_width)
+    """Return a box of an image of one (height, width) at another, as ints that cover at least the box."""
+    (from_height, from_width), (to_height, to_width) = from_shape, to_shape
+    x_min, y_min, x_max, y_max = map(int, box)
     return (
         x_min * to_width // from_width,
         y_min * to_height // from_height,
@@ -164,25 +165,12 @@ def scale_box(box, from_shape, to_shape):
     )
 
 
-def crop(image, box):
-    """Copy the pixels of a box out of an image, (height, width) or (height, width, channels) of any dtype.
-
-    Raises InputError for a box that does not lie inside the image.
-    """
-    image = np.asarray(image)
-    if image.ndim not in (2, 3):
-        raise InputError(f"cannot crop an array of shape {image.shape}: need height and width")
-    x_min, y_min, x_max, y_max = _box(box, *image.shape[:2])
-    return image[y_min:y_max, x_min:x_max].copy()
-
-
 def _foreground(mask):
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8) or mask.size == 0:
         raise InputError(f"a mask must be bool or uint8 (height, width), not {mask.dtype} of shape {mask.shape}")
     pixels = np.ascontiguousarray(mask != 0).view(np.uint8)
-    top = mask.max()
-    if top > 1 and np.count_nonzero(mask == top) != np.count_nonzero(pixels):
+    if mask.max() > 1 and np.count_nonzero(mask == mask.max()) != np.count_nonzero(pixels):
         raise InputError("a mask must hold one value beside 0; probabilities go through decide first")
     return pixels
 
@@ -199,31 +187,87 @@ def _rectangle(shape, steps):
     return np.ones((rows, columns), np.uint8)
 
 
-def _count(value, name):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise InputError(f"{name} must be a whole number from 0, not {value!r}")
-    return int(value)
+# ---- the decision rule and its score -------------------------------------------------------------------------------
 
 
-def _whole(values, count, what):
-    try:
-        whole = tuple(operator.index(value) for value in values)
-    except TypeError:
-        whole = ()
-    if len(whole) != count:
-        raise InputError(f"{what} must be {count} whole numbers, not {values!r}")
-    return whole
+@dataclass(frozen=True)
+class MaskRule:
+    """Pixels of at least the probability `pixel`, of which the `regions` largest regions are kept (0: all)."""
+
+    pixel: float = 0.5
+    regions: int = 0
+
+    def parts(self, probs, shape, structures):
+        """Return the channels' masks, uint8 (C, height, width), of maps uint8 (h, w) or (C, h, w), at `shape`.
+
+        `regions` counts those of two lungs; a channel that shows one lung, or the heart, keeps half of them.
+        """
+        maps = probs[None] if probs.ndim == 2 else probs
+        kept = self.regions if structures == "lungs" else -(-self.regions // 2)
+        return np.stack([decide(np.ascontiguousarray(part), shape, self.pixel, kept) for part in maps])
+
+    def lungs(self, probs, shape, structures):
+        """Return the lungs' mask, uint8 (height, width)."""
+        return self.parts(probs, shape, structures)[:2].max(0)
 
 
-def _shape(shape):
-    height, width = _whole(shape, 2, "a shape (height, width)")
-    if height < 1 or width < 1:
-        raise InputError(f"a shape must have a positive height and width, not {shape!r}")
-    return height, width
+def rules(decision):
+    """Return every rule that a DecisionConfig allows."""
+    return [MaskRule(pixel, regions) for pixel, regions in itertools.product(decision.pixel, decision.regions)]
 
 
-def _box(box, height, width):
-    x_min, y_min, x_max, y_max = _whole(box, 4, "a box (x_min, y_min, x_max, y_max)")
-    if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
-        raise InputError(f"the box {box!r} does not lie inside the image of height {height}, width {width}")
-    return x_min, y_min, x_max, y_max
+def measure(truth, rows, probs, tried, structures, workers=None):
+    """Count pixels of every image, rule and structure: int64 (N, rules, S, 4) of overlap, predicted, true, all.
+
+    truth(row): the true masks of a store row at the image's own size, bool (C, height, width). Structures: the lungs
+    united, then the channels where there are several.
+    """
+
+    def of_image(row, maps):
+        true = truth(row)
+        counts = []
+        for rule in tried:
+            parts = rule.parts(maps, true.shape[1:], structures).astype(bool)
+            pairs = [(parts[:2].any(0), true[:2].any(0)), *(zip(parts, true, strict=True) if len(true) > 1 else ())]
+            counts.append([(*map(np.count_nonzero, (p & t, p, t)), t.size) for p, t in pairs])
+        return counts
+
+    counts = []
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        found = pool.map(of_image, map(int, rows), map(np.asarray, probs))
+        for number, one in enumerate(tqdm(found, "measure", len(rows), leave=False)):
+            counts.append(one)
+            if number % 64 == 0:
+                release_pages(probs)
+    return np.array(counts, np.int64)
+
+
+def figures(table, areas, structures):
+    """Return the figures of all images, of each dataset and each structure, and the table with dice and iou.
+
+    table: dataset and patient_id of N images; areas: int64 (N, S, 4) as `measure` counts. Each figure is an interval
+    over patients; dice, precision, recall and accuracy are means over images, their pooled forms one ratio over the
+    pixels of all images.
+    """
+    lungs, groups = areas[:, 0], table["patient_id"].to_numpy()
+    found = _figures(lungs, groups)
+    found["datasets"] = {}
+    for name in sorted(table["dataset"].unique()):
+        chosen = (table["dataset"] == name).to_numpy()
+        if len(set(groups[chosen])) > 1:
+            found["datasets"][name] = _figures(lungs[chosen], groups[chosen])
+    names = STRUCTURES[structures] if areas.shape[1] > 1 else ()
+    found["structures"] = {name: _figures(areas[:, k], groups) for k, name in enumerate(names, start=1)}
+    cells = segmentation.counts_from_areas(*lungs.T)
+    return found, table.assign(dice=segmentation.dice(cells), iou=segmentation.iou(cells))
+
+
+def _figures(areas, groups):
+    cells = segmentation.counts_from_areas(*areas.T)
+    found = {"images": len(cells), "patients": len(set(groups))}
+    for name in ("dice", "iou", "precision", "recall", "accuracy"):
+        metric = getattr(segmentation, name)
+        found[name] = as_interval(bootstrap(metric(cells), groups))
+        pooled = bootstrap(lambda rows, metric=metric: float(metric(cells[rows], reduce="pooled")), groups)
+        found[f"{name}_pooled"] = as_interval(pooled)
+    return found

@@ -7,7 +7,8 @@ from common.paths import read_array, read_csv, read_json, read_parquet
 from common.report import page, plots, sections
 from common.report.gallery import gallery
 from common.steps import read_predictions
-from solutions.lung_segmentation.scoring import MaskRule
+from solutions.lung_segmentation.data import mask
+from solutions.lung_segmentation.postprocess import MaskRule
 
 # Dice that others published on these collections: a comparison of orders, their splits are not ours.
 PUBLISHED = (
@@ -18,21 +19,19 @@ PUBLISHED = (
 )
 
 
-def write_report(context, data):
+def write_report(context):
     """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
-    from solutions.lung_segmentation.pipeline import experiment_key  # it imports this module
-
-    run, key = context.run, experiment_key(context, data)
+    run, data = context.run, context.images
     parts = [_headline(context), _data(context, data), *sections.training(context)]
-    if run.step("score"):
+    if context.is_current("tune"):
         oof = read_parquet(run.path("oof_dice.parquet"))
         parts += [_scores(run), _decision(run), _gallery(context, data, oof)]
-    if run.is_done("find_lr", key):
+    if context.run.step("find_lr"):
         parts.append(sections.learning_rates(run))
-    for name, section in (("ablation", _ablation), ("cross", _cross)):
-        if run.is_done(name, key, [f"{name}.csv"]):
+    for step, name, section in (("ablate", "ablation", _ablation), ("cross", "cross", _cross)):
+        if context.is_current(step):
             parts.append(section(read_csv(run.path(f"{name}.csv"))))
-    if run.step("submit"):
+    if context.is_current("submit"):
         parts.append(_submission(context, data))
     parts.append(sections.about(run))
     title = f"Lung segmentation, preset {context.preset}"
@@ -42,7 +41,7 @@ def write_report(context, data):
 def _headline(context):
     run, notes = context.run, [sections.synthetic(context)]
     notes = [note for note in notes if note]
-    if not run.step("score"):
+    if not context.is_current("tune"):
         return page.join(*notes, page.note("No score yet: the run has not come to that."))
     score = read_json(run.path("score.json"))
     cards = [
@@ -125,9 +124,9 @@ def _gallery(context, data, oof, count=4):
         items = []
         for position, row in rows.iterrows():
             image = np.asarray(data.store.images[row["row"]])
-            truth = np.asarray(data.masks[row["row"]])[:2].max(0)
-            mask = rule.lungs(np.asarray(probs[position]), image.shape, context.config.structures)
-            items.append((image, truth, mask, f"{row['image_id']}: dice {row['dice']:.3f}"))
+            truth = np.asarray(mask(data, row["row"]))[:2].max(0)
+            drawn = rule.lungs(np.asarray(probs[position]), image.shape, context.config.structures)
+            items.append((image, truth, drawn, f"{row['image_id']}: dice {row['dice']:.3f}"))
         fragments.append(gallery(items, title))
     return page.section("Pictures", *fragments)
 
@@ -190,14 +189,15 @@ def _submission(context, data):
         return page.section("Submission", "No images to predict.")
     test, probs = read_predictions(run, "test")
     rule = MaskRule(**read_json(run.path("tuned.json"))["rule"])
-    reasons = {failed["image_id"]: failed["reason"] for failed in record["rejected"]}
+    rejected = read_csv(run.path("rejected.csv"), dtype=str)
+    reasons = dict(zip(rejected["image_id"], rejected["reason"], strict=True))
     text += f" {len(reasons)} of {len(test)} fail the area gate."
 
     def items(chosen):
         for position, row in test[chosen][:8].iterrows():
             image = np.asarray(data.store.images[row["row"]])
-            mask = rule.lungs(np.asarray(probs[position]), image.shape, context.config.structures)
-            yield image, None, mask, f"{row['image_id']} {reasons.get(row['image_id'], '')}".strip()
+            drawn = rule.lungs(np.asarray(probs[position]), image.shape, context.config.structures)
+            yield image, None, drawn, f"{row['image_id']} {reasons.get(row['image_id'], '')}".strip()
 
     failed = test["image_id"].isin(list(reasons))
     return page.section(

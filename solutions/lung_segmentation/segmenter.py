@@ -27,7 +27,7 @@ from common.train.checkpoint import load_weights, save_weights
 
 from .config import STRUCTURES, NetworkConfig
 from .models import build_network, views
-from .scoring import MaskRule
+from .postprocess import MaskRule
 
 SHIPPED = Path(__file__).parent / "weights" / "lungs.safetensors"
 FORMAT = 1
@@ -96,7 +96,7 @@ class _Description:
 
 def _described(about, path):
     if about.get("format") != FORMAT:
-        raise InputError(f"{path}: no lung segmenter of format {FORMAT} (the verb `export` writes one)")
+        raise InputError(f"{path}: no lung segmenter of format {FORMAT} (the verb `export_segmenter` writes one)")
     missing = [name for name in ("network", "structures", "pixel", "regions") if name not in about]
     missing += [f"network.{name}" for name in _NETWORK if name not in about.get("network", ())]
     if missing:

@@ -23,7 +23,7 @@ from common.report.gallery import gallery
 
 from .config import GATE_AREA
 from .pairs import READ
-from .postprocess import clean_up, crop, judge, lung_region, scale_box
+from .postprocess import clean_up, judge, lung_region, scale_box
 from .segmenter import load_segmenter
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def masks(
     Args:
         images: DICOM, PNG or JPEG files, and folders in which all such files are meant.
         out: Folder for the masks, outside those of the images.
-        weights: File of the verb `export`; the shipped one by default.
+        weights: File of the verb `export_segmenter`; the shipped one by default.
         tta: Views averaged beside the image itself: slower, a little better.
         gate: Least share of the image that must be lung, once cleaned up, for the mask to be called ok (Ahmed et al.).
         clean: Dilate and close the masks as Ahmed et al. does before it cuts the lungs out.
@@ -99,7 +99,7 @@ def crops(
     Args:
         images: DICOM, PNG or JPEG files, and folders in which all such files are meant.
         out: Folder for the crops, outside those of the images.
-        weights: File of the verb `export`; the shipped one by default.
+        weights: File of the verb `export_segmenter`; the shipped one by default.
         tta: Views averaged beside the image itself: slower, a little better.
         gate: Least share of the image that must be lung, once cleaned up, for the crop to be called ok (Ahmed et al.).
         device: auto, cpu, cuda or cuda:<n>.
@@ -111,7 +111,8 @@ def crops(
         mask = segmenter.lungs(probs, probs.shape[1:])
         region, verdict = lung_region(mask), judge(clean_up(mask), gate)
         box = (0, 0, *_sizes(image)) if region is None else scale_box(region.box, mask.shape, image.shape)
-        _write_png(out / f"{image_id}.png", crop(image, box))
+        x_min, y_min, x_max, y_max = box
+        _write_png(out / f"{image_id}.png", image[y_min:y_max, x_min:x_max])
         return (*_sizes(image), *box, "whole" if region is None else region.rule, verdict.ok, verdict.reason)
 
     done = rejected = 0

@@ -62,7 +62,7 @@ def test_settings_on_kaggle(solution, competitions, datasets):
         ("vinbigdata", ("download", "upload", "notebook")),
         ("chestxray14", ("download", "notebook")),
         ("covid19", ("download",)),
-        ("lung_segmentation", ("download",)),
+        ("lung_segmentation", ("download", "notebook")),
     ],
 )
 def test_which_solution_has_which_tools(command, solution, tools):

@@ -3,16 +3,23 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 
+from common.paths import read_json
 from solutions.__main__ import main
-from solutions.lung_segmentation import pipeline
+from solutions.lung_segmentation import report
 from solutions.lung_segmentation.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
 TINY = """--store-size 64 --n-folds 2 --folds 0 1 --validation 0.2 --network.architecture plain --network.encoder=
     --network.weights none --network.decoder 4 8 --network.size 32 --network.epochs 2 --network.batch-size 2
     --network.lr 0.02 --network.precision fp32 --network.window 2""".split()  # noqa: SIM905 - as a user types them
+
+
+def stored_masks(run):
+    """The masks of a run's images at the store's size, by store row."""
+    return np.load(read_json(run / "manifest.json")["steps"]["prepare"]["arrays"]["masks"])
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +61,7 @@ def command(tmp_path, monkeypatch, capsys):
     def run(*words):
         with monkeypatch.context() as patch:
             if words[0] != "report":
-                patch.setattr(pipeline, "write_report", lambda context, data: None)
+                patch.setattr(report, "write_report", lambda job: None)
             return say(capsys, "lung_segmentation", *words)
 
     return run

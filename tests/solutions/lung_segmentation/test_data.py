@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from common.errors import InputError
-from solutions.lung_segmentation.data import Prepared
+from common.images import Images
+from solutions.lung_segmentation.data import split_rows
 from solutions.lung_segmentation.pairs import find_pairs, fit_mask, read_mask, read_masks
+from tests.solutions.lung_segmentation.conftest import stored_masks
 
 LEFT, RIGHT = "ManualMask/leftMask", "ManualMask/rightMask"
 OUTLINES = ("left lung", "right lung", "heart", "left clavicle")
@@ -333,7 +335,7 @@ def test_left_and_right_are_united(tmp_path):
 
 def test_prepare_on_the_sample(finished, sample):
     run = finished / "run"
-    table, masks = pd.read_parquet(run / "images.parquet"), np.load(run / "masks.npy")
+    table, masks = pd.read_parquet(run / "images.parquet"), stored_masks(run)
     assert masks.shape == (14, 1, 64, 64) and set(np.unique(masks)) == {0, 1}
     train, test = (table[table["split"] == split] for split in ("train", "test"))
     assert train["dataset"].value_counts().to_dict() == {"Shenzhen": 8, "Montgomery": 4}
@@ -354,7 +356,7 @@ def test_prepare_on_the_sample(finished, sample):
     assert not masks[test["row"]].any()
     for fold in (0, 1):
         assert train[train["fold"] == fold]["dataset"].value_counts().to_dict() == {"Shenzhen": 4, "Montgomery": 2}
-    assert not (run / "left_out.csv").exists() and not (run / "next").exists()
+    assert not (run / "left_out.csv").exists()
 
 
 def test_parts_of_a_fold_share_no_patient(finished):
@@ -364,9 +366,10 @@ def test_parts_of_a_fold_share_no_patient(finished):
     table.loc[train, "fold"] = np.arange(train.sum()) // 2 % 3
     patient = table.set_index("row")["patient_id"]
     for fold in range(3):
-        data = Prepared(table, None, None, "")
-        rows, validation = data.parts(fold, SimpleNamespace(validation=0.25, seed=0))
-        held_out = data.rows(folds=[fold])
+        images = Images(table, None, "", "")
+        job = SimpleNamespace(images=images, config=SimpleNamespace(validation=0.25, seed=0))
+        rows, validation = split_rows(job, fold)
+        held_out = images.rows(folds=[fold])
         parts = [set(patient[part]) for part in (rows, validation, held_out)]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 6
         assert sorted([*rows, *validation, *held_out]) == sorted(table.loc[train, "row"])

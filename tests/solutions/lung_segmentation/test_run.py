@@ -1,14 +1,7 @@
-"""Whole runs at the smallest size: what they leave, what a second one does again, and what is refused."""
+"""Whole runs at the smallest size: what they leave, and what is beside the recipe."""
 
-import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,49 +14,19 @@ from common.data.dicom import read_image
 from common.paths import read_json
 from common.post.rle import ABSOLUTE, decode
 from common.submit.table import read_table
-from common.train import loop
-from solutions.lung_segmentation import pipeline
+from solutions.lung_segmentation.postprocess import MaskRule
 from solutions.lung_segmentation.sample import make_sample
 from solutions.lung_segmentation.segmenter import load_segmenter
 from tests import browser
 from tests.running import prints, times
+from tests.solutions.lung_segmentation.conftest import stored_masks
 
-ROOT = Path(__file__).parents[3]
 FOLD0 = ["--folds", "0", "--network.epochs", "1"]
-COMPARED = (
-    "fold*/*/final.safetensors",
-    "*_probs.npy",
-    "masks.npy",
-    "tuned.json",
-    "submission.csv",
-    "masks/*.png",
-    "folds.csv",
-    "images.parquet",
-    "oof_dice.parquet",
-)
 SECTIONS = ("Data", "Training", "Scores", "Decision", "Pictures", "Submission", "This run")
 
 
 def ids(run):
     return read_table(run / "submission.csv")["image_id"].tolist()
-
-
-def same(run, other):
-    for pattern in COMPARED:
-        for path in run.glob(pattern):
-            assert (other / path.relative_to(run)).read_bytes() == path.read_bytes(), path
-
-
-def start(*words):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "solutions", "lung_segmentation", *map(str, words)],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 # ---- a run and its repetition --------------------------------------------------------------------------------------
@@ -82,7 +45,7 @@ def test_a_run_leaves_masks_a_table_a_score_and_a_report(finished, sample):
         assert (decode(row.rle, drawn.shape, ABSOLUTE) == (drawn > 0)).all() and drawn.any()
         dice.append(2 * ((drawn > 0) & true).sum() / ((drawn > 0).sum() + true.sum()))
     steps = read_json(run / "manifest.json")["steps"]
-    assert [name for name in steps if " " not in name] == ["masks", "prepare", "predict", "tune", "score", "submit"]
+    assert [name for name in steps if " " not in name] == ["prepare", "predict", "tune", "submit"]
     assert steps["submit"]["hidden"]["value"] == pytest.approx(np.mean(dice))
     assert np.mean(dice) > 0.5  # it has learned something
     assert "<html" in (run / "report.html").read_text()[:300]
@@ -91,17 +54,27 @@ def test_a_run_leaves_masks_a_table_a_score_and_a_report(finished, sample):
     assert not list(run.rglob("last.ckpt")) and not list(finished.rglob(".*tmp*"))
 
 
-def test_a_second_run_does_nothing_again(run_copy, command, sample):
-    before, done = (
-        prints(run_copy),
-        times(run_copy, "fold*/**/*", "*.npy", "oof*", "test*", "masks.*", "t*.json", "score.json"),
-    )
-    result = command("run", "--data", sample, "--out", "run")  # without a preset: with the stored configuration
+def export(command, folder):
+    assert command("export", "run", "--out", "exported").status == 0
+    return folder / "exported"
+
+
+def test_an_exported_run_predicts_the_same_masks(run_copy, command, refused, sample, tmp_path):
+    exported = export(command, tmp_path)
+    result = command("infer", exported, "--data", sample, "--out", "out/mine.csv")
     assert (result.status, result.errors) == (0, [])
-    assert "predict: up to date" in result.out and "tune: up to date" in result.out and "epoch" not in result.out
-    assert done == {path: path.stat().st_mtime_ns for path in done}
-    changed = {name for name, digest in prints(run_copy).items() if before[name] != digest}
-    assert changed <= {"manifest.json"}
+    assert (tmp_path / "out" / "mine.csv").read_bytes() == (run_copy / "submission.csv").read_bytes()
+    masks = {path.name: path.read_bytes() for path in (run_copy / "masks").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "mine_masks").iterdir()} == masks
+    (tmp_path / "films").mkdir()
+    hue = np.dstack([np.tile(np.arange(180, dtype=np.uint8), (200, 1)), *np.full((2, 200, 180), 200, np.uint8)])
+    cv2.imwrite(str(tmp_path / "films" / "photo.png"), cv2.cvtColor(hue, cv2.COLOR_HSV2BGR))
+    shutil.copy(next(sample.rglob(f"CXR_png/{min(masks)}")), tmp_path / "films")
+    words = ["infer", exported, "--test", "films"]
+    assert "photo.png: a colour picture, not a radiograph" in refused(*words)
+    assert command(*words, "--on-bad-image", "placeholder").status == 4
+    rows = read_table(tmp_path / "submission.csv").set_index("image_id")["rle"]
+    assert rows["photo"] == "-1" and rows[min(masks)[:-4]] != "-1" and len(rows) == 2
 
 
 def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, command, sample, tiny):
@@ -119,113 +92,16 @@ def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, command, sampl
     assert read_json(tmp_path / "run" / "config.json")["folds"] == [0, 1]
 
 
-def test_nothing_to_predict(data, command, tmp_path, tiny):
+def test_nothing_to_predict(data, command, refused, tmp_path, tiny):
     for path in (data / "hidden").iterdir():
         next(data.rglob(f"CXR_png/{path.name}")).unlink()
     result = command("run", "demo", "--data", data, "--out", "run", *tiny, *FOLD0)
-    assert (result.status, result.errors) == (0, []) and "nothing to submit" in result.out
-    assert ids(tmp_path / "run") == [] and not list((tmp_path / "run").glob("masks/*"))
-
-
-@pytest.mark.parametrize(
-    ("verb", "owner"),
-    [
-        ("train", (loop._Trainer, "finish")),
-        ("predict", (pipeline, "write_masks")),
-        ("tune", (pipeline, "write_json")),
-        ("submit", (pipeline, "validate_shaped_masks")),
-    ],
-)
-def test_a_run_that_was_broken_off_continues_to_the_same_bytes(
-    verb, owner, finished, tmp_path, command, sample, tiny, monkeypatch
-):
-    words = ["run", "demo", "--data", sample, "--out", "run", *tiny, "--network.epochs", "8"]
-    if verb != "train":
-        shutil.copytree(finished / "run", tmp_path / "run")
-        for name in {"predict": ["oof_probs.npy"], "tune": ["surface.csv", "tuned.json"]}.get(verb, []):
-            (tmp_path / "run" / name).unlink()
-
-    def broken(*args, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*owner, broken)
-        assert command(*words).status == 130
-    assert command(*words).status == 0
-    same(finished / "run", tmp_path / "run")
-
-
-@pytest.mark.long
-def test_a_run_that_is_out_of_time_or_killed_continues_to_the_same_bytes(finished, tmp_path, command, sample, tiny):
-    words = ["run", "demo", "--data", sample, "--out", tmp_path / "run", *tiny, "--network.epochs", "8"]
-    result = command(*words, "--hours", "0.0001")
-    assert result.status == 3 and "the same command continues" in result.out
-    assert not (tmp_path / "run" / "submission.csv").exists()
-    process, deadline = start(*words), time.monotonic() + 120
-    while (
-        not list(tmp_path.glob("run/fold1/*/epoch00[1-9]*")) and process.poll() is None and time.monotonic() < deadline
-    ):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stdout.read()
-    assert not (tmp_path / "run" / "submission.csv").exists()
-    assert command(*words).status == 0
-    same(finished / "run", tmp_path / "run")
+    assert (result.status, result.errors) == (0, []) and "no test images" in result.out
+    assert not list((tmp_path / "run").glob("masks/*")) and read_json(tmp_path / "run" / "score.json")["images"] == 6
+    assert "every image has a mask" in refused("infer", export(command, tmp_path), "--data", data)
 
 
 # ---- what was made from what ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "verb", ["train", "predict", "tune", "score", "submit", "report", "ablate", "cross", "find_lr", "export"]
-)
-def test_verbs_before_prepare(verb, tmp_path, refused):
-    assert "not prepared" in refused(verb, "demo", "--out", "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_verbs_out_of_order(run_copy, refused, command):
-    manifest = read_json(run_copy / "manifest.json")
-    steps = manifest["steps"]
-
-    def has_done(*names):
-        (run_copy / "manifest.json").write_text(json.dumps({**manifest, "steps": {n: steps[n] for n in names}}))
-
-    (run_copy / "score.json").rename(run_copy / "kept")
-    assert "run the verb `score`" in refused("export", "--out", "run")
-    (run_copy / "kept").rename(run_copy / "score.json")
-    has_done("masks", "prepare", "predict")
-    for verb in ("score", "submit", "export"):
-        assert "run the verb `tune`" in refused(verb, "--out", "run")
-    assert command("report", "--out", "run").status == 0
-    headings = re.findall(r"<h2>([^<]*)</h2>", (run_copy / "report.html").read_text())
-    assert "Scores" not in headings and "Submission" not in headings  # nobody can say whose they are
-    has_done("masks", "prepare")
-    for verb in ("tune", "score", "submit", "export"):
-        assert "run the verb `predict`" in refused(verb, "--out", "run")
-    shutil.rmtree(run_copy / "fold1")
-    for verb in ("predict", "tune", "score", "submit"):
-        assert "fold 1 is not trained" in refused(verb, "--out", "run")
-    assert refused("train", "--out", "run", "--network.lr", "1").startswith("error: run/fold0/network: holds")
-
-
-def test_another_training_is_refused_and_loses_nothing(run_copy, command, refused, sample):
-    before = prints(run_copy, but=["manifest.json"])
-    for option in (
-        "--network.epochs 3",
-        "--network.lr 0.1",
-        "--n-folds 3",
-        "--seed 1",
-        "--store-size 96",
-        "--datasets Shenzhen",
-        "--network.loss bce",
-        "--network.weights /no/file",
-    ):
-        line = refused("run", "--data", sample, "--out", "run", *option.split())
-        assert "run/fold0/" in line and "another" in line and "--out" in line
-        assert prints(run_copy, but=["manifest.json"]) == before, option
-    again = command("run", "--data", sample, "--out", "run")
-    assert again.status == 0 and "epoch" not in again.out and "predict: up to date" in again.out
 
 
 def test_other_masks_under_trained_networks_are_refused(data, run_copy, command, refused):
@@ -238,31 +114,9 @@ def test_other_masks_under_trained_networks_are_refused(data, run_copy, command,
         path.unlink()
         Image.fromarray(mask).save(path)
         line = refused("run", "--out", "run", "--data", data)
-        assert "trained on other masks" in line and prints(run_copy, but=["manifest.json"]) == before
+        assert "was trained on other images, labels" in line and prints(run_copy, but=["manifest.json"]) == before
         path.write_bytes(whole)
     assert "epoch" not in command("run", "--out", "run", "--data", data).out
-
-
-@pytest.mark.parametrize("option", ["--n-folds 3", "--seed 1", "--store-size 96", "--datasets Shenzhen"])
-def test_options_of_prepare_are_not_passed_over(option, run_copy, refused):
-    assert f"prepared with {option.split()[0]}" in refused("tune", "--out", "run", *option.split())
-
-
-def test_another_decision_is_tuned_without_training(run_copy, command, sample):
-    done = times(run_copy, "fold*/**/*", "*_probs.npy")
-    assert "verb `tune`" in command("submit", "--out", "run", "--decision.pixel", "0.3").errors[0]
-    result = command("run", "--data", sample, "--out", "run", "--decision.pixel", "0.3", "--decision.regions", "0")
-    assert result.status == 0 and "predict: up to date" in result.out and "tuned over 1 rules" in result.out
-    assert done == times(run_copy, "fold*/**/*", "*_probs.npy")
-    assert read_json(run_copy / "tuned.json")["rule"] == {"pixel": 0.3, "regions": 0}
-    assert read_json(run_copy / "config.json")["decision"] == {"pixel": [0.3], "regions": [0]}
-
-
-def test_other_views_are_predicted_without_training(run_copy, command, sample):
-    done, before = times(run_copy, "fold*/*/*"), (run_copy / "oof_probs.npy").read_bytes()
-    assert "verb `predict`" in command("tune", "--out", "run", "--tta", "flip").errors[0]
-    assert command("run", "--data", sample, "--out", "run", "--tta", "flip", "scale").status == 0
-    assert done == times(run_copy, "fold*/*/*") and (run_copy / "oof_probs.npy").read_bytes() != before
 
 
 def test_other_test_images(run_copy, command, refused, sample, tmp_path):
@@ -291,9 +145,8 @@ def test_other_test_images(run_copy, command, refused, sample, tmp_path):
 def test_ablation_and_range_test(run_copy, command):
     result = command("ablate", "--out", "run")
     assert (result.status, result.errors) == (0, [])
-    assert {path.name for path in run_copy.glob("*-fold*")} == {
-        f"{n}-fold{k}" for n in ("simple", "complex") for k in (0, 1)
-    }
+    names = {f"fold{k}/network{n}" for n in ("", "-simple", "-complex") for k in (0, 1)}
+    assert {str(path.relative_to(run_copy)) for path in run_copy.glob("fold*/network*")} == names
     table = pd.read_csv(run_copy / "ablation.csv")
     assert list(table["augmentation"]) == ["simple", "complex"] and (table["images"] == 12).all()
     for name in ("dice", "precision", "recall", "accuracy", "dice_pooled"):
@@ -325,7 +178,8 @@ def test_across_datasets(tmp_path, command, refused, sample, tiny):
     assert table["images"].to_dict() == {(a, b): n for a, row in images.items() for b, n in row.items()}
     assert table["dice"].between(0, 1).all() and command("report", *words).status == 0
     assert "Across datasets" in (tmp_path / "run" / "report.html").read_text()
-    assert {path.name for path in (tmp_path / "run").glob("*fold0")} == {"fold0", "Montgomery-fold0", "Shenzhen-fold0"}
+    names = {"network", "network-Montgomery", "network-Shenzhen"}
+    assert {path.name for path in (tmp_path / "run" / "fold0").iterdir()} == names
     table = [line.split(",") for line in (tmp_path / "run" / "folds.csv").read_text().splitlines()[2:]]
     rows = [f"{name},{int(name.startswith('M'))}" for name, *_ in table]  # a dataset a fold
     (tmp_path / "folds.csv").write_text("\n".join(["image_id,fold", *rows]) + "\n")
@@ -344,8 +198,8 @@ def test_cross_needs_two_datasets(sample, command, refused, tiny):
 
 
 def test_an_exported_network_gives_the_masks_of_the_run(run_copy, command, sample, tmp_path):
-    assert command("export", "--out", "run", "--folds", "0").status == 2  # no rule of this choice of folds
-    assert command("export", "--out", "run").status == 0
+    assert command("export_segmenter", "--out", "run", "--folds", "0").status == 2  # no rule of this choice of folds
+    assert command("export_segmenter", "--out", "run").status == 0
     segmenter = load_segmenter(run_copy / "lungs.safetensors")
     tuned = read_json(run_copy / "tuned.json")["rule"]
     assert (segmenter.size, segmenter.pixel, segmenter.regions) == (32, tuned["pixel"], tuned["regions"])
@@ -359,7 +213,7 @@ def test_an_exported_network_gives_the_masks_of_the_run(run_copy, command, sampl
     assert result.status == 0
     for name, probability in zip(files, probs[first], strict=True):
         mask = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png")) > 0
-        expected = pipeline.MaskRule(**tuned).lungs(probability, mask.shape, "lungs") > 0
+        expected = MaskRule(**tuned).lungs(probability, mask.shape, "lungs") > 0
         assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > 0.97
     about = segmenter.about
     dice = pd.read_parquet(run_copy / "oof_dice.parquet").set_index("image_id")["dice"]
@@ -389,7 +243,7 @@ def test_lungs_and_heart_on_raw_jsrt(tmp_path, command, tiny):
     result = command(*words, "--network.epochs", "2")
     assert (result.status, result.errors) == (0, [])
     run = tmp_path / "run"
-    masks, table = np.load(run / "masks.npy"), pd.read_parquet(run / "images.parquet")
+    masks, table = stored_masks(run), pd.read_parquet(run / "images.parquet")
     train = table[table["split"] == "train"]
     assert len(train) == 4 and (train[["width", "height"]] == 2048).all().all() and masks.shape[1:] == (3, 64, 64)
     assert "masks of 4 images have another size than their image and were resized to it" in result.out
@@ -404,7 +258,7 @@ def test_lungs_and_heart_on_raw_jsrt(tmp_path, command, tiny):
     score = read_json(run / "score.json")
     assert set(score["structures"]) == {"left", "right", "heart"} and score["datasets"].keys() == {"JSRT"}
     assert "Lungs" not in score and 0 <= score["structures"]["heart"]["dice"]["estimate"] <= 1
-    assert command("export", "--out", "run").status == 0
+    assert command("export_segmenter", "--out", "run").status == 0
     segmenter = load_segmenter(run / "lungs.safetensors")
     image = read_image(next(data.rglob("JPCLN001.IMG")))
     parts = next(segmenter.structures_of([image]))

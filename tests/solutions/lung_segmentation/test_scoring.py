@@ -1,7 +1,6 @@
 """Masks by a rule and their figures, against numbers worked out by hand and against numpy on the files of a run."""
 
 import json
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +11,7 @@ from scipy import ndimage
 
 from common.paths import read_json
 from solutions.lung_segmentation.config import DecisionConfig
-from solutions.lung_segmentation.scoring import MaskRule, figures, measure, rules
+from solutions.lung_segmentation.postprocess import MaskRule, figures, measure, rules
 
 EIGHT = np.ones((3, 3), int)
 
@@ -72,9 +71,8 @@ def test_counts_of_many_images_keep_their_order(count):
     rng = np.random.default_rng(0)
     true = rng.random((count, 3, 12, 10)) < 0.4
     probs = rng.integers(0, 256, (count, 3, 12, 10), np.uint8)
-    data = SimpleNamespace(truth=lambda row: true[row - 5])
     tried = [MaskRule(0.3), MaskRule(0.7)]
-    areas = measure(data, np.arange(5, 5 + count), probs, tried, "lungs_heart", workers=3)
+    areas = measure(lambda row: true[row - 5], np.arange(5, 5 + count), probs, tried, "lungs_heart", workers=3)
     assert areas.shape == (count, 2, 4, 4) and areas.dtype == np.int64
     for n in range(count):
         for r, rule in enumerate(tried):
