@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from common.errors import InputError
 from common.images import prepare_images
 from common.infer.predict import write_masks
 from common.paths import atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
+from common.report.frame import write_report
 from common.step import Step, require, run_step
 from common.submit.table import write_submission
 from common.tuning import release_pages
@@ -75,7 +77,7 @@ class Solution:
     answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; check(path, job) -> Summary.
     hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
     labels, or None.
-    report(job) -> the page's own sections. steps: further verbs as Steps. verbs: further verbs as functions of a job.
+    report: the module of the page's own sections, see common.report.frame. steps: further verbs as Steps. verbs: further verbs as functions of a job.
     assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
     uses their copies.
     """
@@ -90,7 +92,7 @@ class Solution:
     describe: Callable
     answer: Callable
     check: Callable
-    report: Callable
+    report: ModuleType
     read_test: Callable = nothing
     made_with: Callable = lambda config: {name: getattr(config, name) for name in ("n_folds", "seed", "store_size")}
     refine: Callable = lambda job, listing, store: listing
@@ -369,4 +371,4 @@ def copy_submission(job, path):
 
 def report(job):
     """Write report.html from whatever the run has so far."""
-    job.recipe.report(job)
+    write_report(job, job.recipe.report)

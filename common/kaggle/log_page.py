@@ -9,7 +9,7 @@ import pandas as pd
 from common.errors import InputError
 from common.kaggle.submissions import LOG, NUMBERS, read_log
 from common.report import page
-from common.report.plots import BLUE, INK, ORANGE, _axes, _legend_above, _styled, _svg
+from common.report.plots import BLUE, INK, ORANGE, add_legend_above, make_axes, styled, to_svg
 
 log = logging.getLogger(__name__)
 PAGE = LOG.with_suffix(".html")
@@ -68,7 +68,7 @@ def describe_agreement(numbers):
     return f"In {agree} of {differ} pairs that differ in both scores, the higher cv has the higher public score."
 
 
-@_styled
+@styled
 def plot_cv_against_lb(numbers):
     """Return a scatter plot of cv (with interval) against public and private score as SVG bytes.
 
@@ -77,7 +77,7 @@ def plot_cv_against_lb(numbers):
     known = numbers[numbers["cv"].notna() & (numbers["public"].notna() | numbers["private"].notna())]
     if known.empty:
         return None
-    figure, ax = _axes(3.6)
+    figure, ax = make_axes(3.6)
     low, high = known[["cv", "cv_low"]].min(axis=1), known[["cv", "cv_high"]].max(axis=1)
     values = pd.concat([low, high, known["public"], known["private"]]).dropna()
     edge = 0.05 * (values.max() - values.min()) or 0.01
@@ -88,5 +88,5 @@ def plot_cv_against_lb(numbers):
         if known[name].notna().any():
             ax.errorbar(known["cv"], known[name], fmt=mark, color=colour, label=f"{name} leaderboard", **style)
     ax.set(xlabel="cv, with its 95 % interval", ylabel="leaderboard")
-    _legend_above(ax)
-    return _svg(figure)
+    add_legend_above(ax)
+    return to_svg(figure)

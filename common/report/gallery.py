@@ -1,9 +1,11 @@
-"""Radiographs with outlines of what is there and what was found, as small pictures for the report."""
+"""Radiographs with outlines of the truth and the prediction, as small pictures for the report."""
+
+import zipfile
 
 import cv2
 import numpy as np
 
-from common.errors import InputError
+from common.paths import atomic_path
 from common.report.page import Html, figure, grid, join, note
 
 # Green and orange of the Okabe–Ito palette (Color Universal Design, 2008), brightened for grey pictures.
@@ -13,15 +15,13 @@ HEAT = 0.6  # share of the colours where a heat map is highest
 
 
 def outline_overlay(image, truth=None, prediction=None, size=384):
-    """The radiograph with anti-aliased outlines, truth in green and thick, prediction in orange and thin above it.
+    """Return the radiograph with anti-aliased outlines, truth in green and thick, prediction in orange and thin on top.
 
     `image`: uint8 (H, W); the masks: (H, W), bool or integer, non-zero inside, or None. Returns uint8 RGB with the
     longer side `size` pixels. Outlines follow the outermost pixels of each region and its holes at the masks' own
-    resolution, so a region of a single pixel still shows. Raises InputError for other shapes and dtypes.
+    resolution, so a region of a single pixel still shows.
     """
     image = np.asarray(image)
-    if image.ndim != 2 or image.dtype != np.uint8 or 0 in image.shape:
-        raise InputError(f"overlay: the image must be uint8 (H, W), not {image.dtype} {image.shape}")
     scale = size / max(image.shape)
     width, height = (max(1, round(side * scale)) for side in image.shape[::-1])
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -29,48 +29,43 @@ def outline_overlay(image, truth=None, prediction=None, size=384):
     thin = max(2, round(size / 192))  # OpenCV drops a dot of thickness 1
     for mask, colour, thickness in ((truth, TRUTH, thin + 2), (prediction, PREDICTION, thin)):
         if mask is not None:
-            _outline(rgb, mask, image.shape, colour, thickness)
+            _draw_outline(rgb, np.asarray(mask), colour, thickness)
     return rgb
 
 
-def _outline(rgb, mask, shape, colour, thickness):
-    mask = np.asarray(mask)
-    if mask.shape != shape or mask.dtype.kind not in "bui":
-        raise InputError(f"overlay: a mask must be bool or integer {shape}, not {mask.dtype} {mask.shape}")
+def _draw_outline(rgb, mask, colour, thickness):
     contours, _ = cv2.findContours((mask != 0).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    scale = np.array([rgb.shape[1] / shape[1], rgb.shape[0] / shape[0]])
+    scale = np.array([rgb.shape[1] / mask.shape[1], rgb.shape[0] / mask.shape[0]])
     shift = 4  # corners in sixteenths of a pixel
     corners = [np.round(((c + 0.5) * scale - 0.5) * 2**shift).astype(np.int32) for c in contours]
     cv2.polylines(rgb, corners, True, colour, thickness, cv2.LINE_AA, shift)
 
 
 def box_overlay(image, truth=(), prediction=(), size=384):
-    """The radiograph with boxes, true ones green and thick, found ones orange and thin above them, with their names.
+    """Return the radiograph with named boxes, true ones green and thick, predicted ones orange and thin on top.
 
     `image`: uint8 (H, W); truth and prediction: (box, text) pairs, the box x_min, y_min, x_max, y_max in its pixels.
-    Returns uint8 RGB with the longer side `size` pixels. Raises InputError for another image.
+    Returns uint8 RGB with the longer side `size` pixels.
     """
-    return _boxes(outline_overlay(image, size=size), image.shape, truth, prediction, size)
+    return _draw_boxes(outline_overlay(image, size=size), image.shape, truth, prediction, size)
 
 
 def heat_overlay(image_and_heat, truth=(), prediction=(), size=384):
-    """The radiograph under the colours of a heat map, with boxes as in `box_overlay`.
+    """Return the radiograph under the colours of a heat map, with boxes as in `box_overlay`.
 
     `image_and_heat`: the image, uint8 (H, W), and the map, real (h, w) in [0, 1], which is stretched over it: nothing
-    where it is 0, then violet to yellow. Returns and raises as `box_overlay`, and InputError for another map.
+    where it is 0, then violet to yellow.
     """
     image, heat = image_and_heat
-    rgb, heat = outline_overlay(image, size=size), np.asarray(heat)
-    if heat.ndim != 2 or heat.dtype.kind != "f" or not (heat.size and heat.min() >= 0 and heat.max() <= 1):
-        raise InputError(f"overlay: a heat map must be real (h, w) in [0, 1], not {heat.dtype} {heat.shape}")
-    heat = cv2.resize(heat.astype(np.float32), rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    rgb = outline_overlay(image, size=size)
+    heat = cv2.resize(np.asarray(heat, np.float32), rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     colours = cv2.applyColorMap((heat * 255 + 0.5).astype(np.uint8), cv2.COLORMAP_PLASMA)[..., ::-1]
     share = HEAT * heat[..., None]
     rgb = (rgb * (1 - share) + colours * share + 0.5).astype(np.uint8)
-    return _boxes(rgb, image.shape, truth, prediction, size)
+    return _draw_boxes(rgb, image.shape, truth, prediction, size)
 
 
-def _boxes(rgb, shape, truth, prediction, size):
+def _draw_boxes(rgb, shape, truth, prediction, size):
     scale = np.array([rgb.shape[1] / shape[1], rgb.shape[0] / shape[0]] * 2)
     thin, letter = max(1, round(size / 256)), size / 900
     for pairs, colour, thickness, below in ((truth, TRUTH, thin + 1, False), (prediction, PREDICTION, thin, True)):
@@ -85,25 +80,18 @@ def _boxes(rgb, shape, truth, prediction, size):
     return rgb
 
 
-def jpeg(rgb, quality=80):
-    """JPEG bytes of a uint8 RGB (H, W, 3) picture, colour at full resolution so that thin lines stay sharp."""
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]
-    ok, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)
-    if not ok:
-        raise InputError(f"a picture of shape {rgb.shape} cannot be written as JPEG")
-    return data.tobytes()
+def to_jpeg(rgb, quality=80):
+    """Return a picture, uint8 RGB (H, W, 3), as JPEG bytes; colour at full resolution keeps thin lines sharp."""
+    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    options = (cv2.IMWRITE_JPEG_QUALITY, quality, *sampling)
+    return cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)[1].tobytes()
 
 
 def gallery(items, title="", size=384, overlay=outline_overlay):
-    """A grid of outlined radiographs under a line of text and the legend of the colours that are drawn.
+    """Return a grid of small radiographs under a title and a legend of the colours in them.
 
     `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay`, `box_overlay` or
-    `heat_overlay`; None where there is no truth or prediction to know of; about 25 kB a picture at the default size.
+    `heat_overlay`; truth and prediction may be None. A picture takes about 25 kB at the default size.
     """
     items = list(items)
     if not items:
@@ -115,12 +103,32 @@ def gallery(items, title="", size=384, overlay=outline_overlay):
     )
     pictures = []
     for image, truth, prediction, caption in items:
-        known = {"truth": truth, "prediction": prediction}
-        marks = {name: marks for name, marks in known.items() if marks is not None}
-        pictures.append(figure(jpeg(overlay(image, size=size, **marks)), caption))
+        marks = {"truth": truth, "prediction": prediction}
+        marks = {name: mark for name, mark in marks.items() if mark is not None}
+        pictures.append(figure(to_jpeg(overlay(image, size=size, **marks)), caption))
     legend = [Html(f'<p class="legend">{legend}</p>')] if legend else []
     return join(*([title] if title else []), *legend, grid(*pictures, small=True))
 
 
 def _is_drawn(marks):
     return bool(marks.any()) if isinstance(marks, np.ndarray) else marks is not None and len(marks) > 0
+
+
+def pick_extremes(ordered, count=4):
+    """Return `count` rows each from the "Best", "Median" and "Worst" of a table that begins with its worst."""
+    middle = max(0, len(ordered) // 2 - count // 2)
+    return {"Best": ordered[::-1][:count], "Median": ordered[middle : middle + count], "Worst": ordered[:count]}
+
+
+def cached_arrays(path, key, compute):
+    """Return the dict of arrays that `compute()` returns, from the .npz file at `path` where it was saved for `key`."""
+    try:
+        with np.load(path) as file:
+            if str(file["key"]) == key:
+                return {name: file[name] for name in file.files if name != "key"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged
+        pass
+    arrays = compute()
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, key=key, **arrays)
+    return arrays

@@ -1,11 +1,11 @@
-"""The report: one HTML file that needs nothing else, made of fragments that escape whatever text they are given.
+"""The report: one self-contained HTML file, made of fragments that escape the text they are given.
 
     write_page(path, "SIIM pneumothorax", "run siim-1", [
-        cards([("Dice", 0.8412, "95 % interval 0.829–0.853")]),
-        section("Training", "Five folds.", grid(figure(learning_curves(history), "Fold 0", "Learning curves")))])
+        cards([("Dice", 0.8412, "95 % interval 0.8290–0.8530")]),
+        section("Training", "Five folds.", grid(figure(learning_curves(history), "Fold 0")))])
 
 A plain string among fragments is text: it is escaped and becomes a paragraph. Only `Html`, which the functions here
-return, is taken as it is.
+return, is inserted as it is.
 """
 
 import base64
@@ -20,10 +20,7 @@ from numbers import Integral, Real
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
 from common.paths import write_text
-
-_IMAGE_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 class Html(str):
@@ -39,7 +36,7 @@ class Section:
 
 
 def as_text(value):
-    """A value as a reader wants it: `–` for nothing or NaN, 12,047 for counts, four decimals for scores."""
+    """Return a value as text: `–` for None and NaN, 12,047 for counts, four decimals for scores."""
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, Real) and math.isnan(value)):
         return "–"
     if isinstance(value, bool | np.bool_):
@@ -52,8 +49,22 @@ def as_text(value):
     return str(value)
 
 
+def interval_text(estimate, low, high):
+    """Return "0.8412 [0.8290, 0.8530]" with a no-break space; None for an estimate that is None or NaN."""
+    if as_text(estimate) == "–":
+        return None
+    return as_text(estimate) + ("" if as_text(low) == "–" else f" [{as_text(low)},\u00a0{as_text(high)}]")
+
+
+def range_text(interval):
+    """Return "95 % interval 0.8290–0.8530" for an interval of score.json: a dict of estimate, low and high."""
+    if interval["low"] is None:
+        return "no interval"
+    return f"95 % interval {as_text(interval['low'])}–{as_text(interval['high'])}"
+
+
 def join(*fragments):
-    """Fragments one after another; plain strings become escaped paragraphs. Raises TypeError for anything else."""
+    """Return the fragments one after another, plain strings as escaped paragraphs; TypeError for anything else."""
     parts = []
     for part in fragments:
         if not isinstance(part, str):
@@ -63,12 +74,12 @@ def join(*fragments):
 
 
 def section(title, *fragments):
-    """A part of the page with a heading and an entry in the table of contents."""
+    """Return a part of the page with a heading and an entry in the table of contents."""
     return Section(str(title), join(*fragments))
 
 
 def cards(items):
-    """Headline figures: `items` are (label, value, hint); numbers are formatted by `as_text`, a hint may be empty."""
+    """Return headline figures; `items` are (label, value, hint), numbers are formatted by `as_text`."""
     inner = "".join(
         f'<div class="card"><div class="label">{_escape(label)}</div><div class="value">{_escape(value)}</div>'
         f'<div class="hint">{_escape(hint)}</div></div>'
@@ -78,30 +89,24 @@ def cards(items):
 
 
 def note(text, kind="info"):
-    """A box with a remark; `kind` is "info" or "warning"."""
-    if kind not in ("info", "warning"):
-        raise InputError(f"note: kind {kind!r} is neither 'info' nor 'warning'")
+    """Return a box with a remark; `kind` is "info" or "warning"."""
     return Html(f'<aside class="note {kind}" role="note">{_escape(text)}</aside>')
 
 
-def figure(image, caption, alt=""):
-    """A picture with its caption: PNG or JPEG bytes as a data URI, SVG bytes (as `plots` returns) in line.
+def figure(image, caption):
+    """Return a picture with its caption: PNG or JPEG bytes as a data URI, our own SVG bytes (see `plots`) inline.
 
-    `image` None, which is what a plot returns when there is nothing to draw yet, gives a note instead. `alt` is
-    read out in the picture's stead, the caption by default. SVG must be our own: it becomes part of the page.
-    Raises InputError for bytes of another kind.
+    `image` None, which a plot returns when there is nothing to draw, gives a note instead.
     """
     if image is None:
         return note(f"{caption}: nothing to show yet.")
-    alt = _escape(alt or caption)
+    alt = _escape(caption)
     if image.lstrip()[:5] in (b"<?xml", b"<svg "):
         picture = _inline_svg(image, alt)
     else:
-        kind = next((kind for magic, kind in _IMAGE_TYPES.items() if image.startswith(magic)), None)
-        if kind is None:
-            raise InputError(f"figure {caption!r}: the bytes are neither PNG, JPEG nor SVG")
-        picture = f'<img src="data:{kind};base64,{base64.b64encode(image).decode()}" alt="{alt}">'
-    return Html(f"<figure>{picture}<figcaption>{_escape(caption)}</figcaption></figure>")
+        kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+        picture = f'<img src="data:image/{kind};base64,{base64.b64encode(image).decode()}" alt="{alt}">'
+    return Html(f"<figure>{picture}<figcaption>{alt}</figcaption></figure>")
 
 
 def _inline_svg(image, alt):
@@ -114,32 +119,30 @@ def _inline_svg(image, alt):
 
 
 def link(path, text):
-    """A link to another file, `path` relative to the page. Raises InputError for an address outside."""
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|/", str(path)):
-        raise InputError(f"link {path!r}: a page links to files beside it only")
+    """Return a link to another file, `path` relative to the page."""
     return Html(f'<a href="{_escape(path)}">{_escape(text)}</a>')
 
 
 def grid(*figures, small=False):
-    """Figures side by side, as many as the screen holds; `small` for many small pictures."""
+    """Return figures side by side, as many as fit; `small` for many small pictures."""
     return Html(f'<div class="grid{" small" if small else ""}">{join(*figures)}</div>')
 
 
 def details(summary, *fragments):
-    """Fragments that stay folded until the reader opens them."""
+    """Return fragments that stay folded until the reader opens them."""
     return Html(f"<details><summary>{_escape(summary)}</summary>{join(*fragments)}</details>")
 
 
 def key_values(values):
-    """A dictionary as a list of names and values; nested ones (a configuration) get dotted names."""
-    inner = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in _flat(values))
+    """Return a dictionary as a list of names and values; nested ones (a configuration) get dotted names."""
+    inner = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in _flatten(values))
     return Html(f'<dl class="keys">{inner}</dl>')
 
 
-def _flat(values, prefix=""):
+def _flatten(values, prefix=""):
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple | dict):
             yield f"{prefix}{key}", json.dumps(value, default=str, ensure_ascii=False)
         else:
@@ -147,25 +150,22 @@ def _flat(values, prefix=""):
 
 
 def table(frame, caption="", formats=None, limit=100):
-    """A table of the columns of `frame` (its index is not shown), numbers aligned to the right.
+    """Return a table of the columns of `frame` (without its index), numbers aligned to the right.
 
     `formats` maps a column to a format specification such as ".3f"; other values are formatted by `as_text`. Past
-    `limit` rows the caption says how many are left out. Raises InputError for a format of a column that is absent.
+    `limit` rows the caption says how many are left out.
     """
     formats = formats or {}
-    unknown = set(formats) - set(frame.columns)
-    if unknown:
-        raise InputError(f"table {caption!r}: a format for {sorted(unknown)[0]!r}, which is no column")
     if len(frame) == 0:
         return note(f"{caption or 'Table'}: no rows yet.")
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    head = _row("th", frame.columns, numeric)
-    shown = frame.head(limit)
-    columns = [[_cell(v, formats.get(name)) for v in shown.iloc[:, i].tolist()] for i, name in enumerate(frame.columns)]
+    rows = frame.head(limit)
+    columns = [[_cell(v, formats.get(name)) for v in rows.iloc[:, i].tolist()] for i, name in enumerate(frame.columns)]
     body = "".join(_row("td", row, numeric) for row in zip(*columns, strict=True))
     if len(frame) > limit:
         caption = f"{caption} (the first {limit:,} of {len(frame):,} rows)".strip()
     caption = f"<caption>{_escape(caption)}</caption>" if caption else ""
+    head = _row("th", frame.columns, numeric)
     return Html(f'<div class="table"><table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>')
 
 
@@ -185,7 +185,7 @@ def _escape(value):
 
 
 def write_page(path, title, subtitle, fragments):
-    """Write the page to `path`, whole or not at all; `fragments` are sections, other fragments and plain text.
+    """Write the page to `path` atomically; `fragments` are sections, other fragments and plain text.
 
     The file fetches nothing: its own policy forbids scripts and every address but data URIs.
     """
@@ -235,9 +235,9 @@ header p { margin: .4rem 0 1.6rem; font-size: 1rem; }
 .cards, .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
 .card, .keys, details, .note { padding: .8rem 1.1rem; }
 .value { font-size: 1.8rem; font-weight: 650; line-height: 1.3; letter-spacing: -.02em; }
-.grid { grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.grid { align-items: start; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(10.2rem, 1fr)); gap: .8rem; }
-figure { padding: .9rem; overflow: hidden; } .grid figure { margin: 0; }
+figure { padding: .9rem; overflow: hidden; } .grid > * { margin: 0; }
 figure svg, figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { line-height: 1.4; margin-top: .6rem; overflow-wrap: anywhere; } .small figure { padding: 0; }
 .small img { width: 100%; } .small figcaption { padding: 0 .7rem .6rem; } .table { overflow-x: auto; }

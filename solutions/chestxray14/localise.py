@@ -10,7 +10,8 @@ from common.errors import InputError
 from common.infer.tools import opened_run
 from common.paths import read_parquet
 from common.post.boxes import BOX
-from common.report import page, plots, sections
+from common.report import page, plots
+from common.report.frame import synthetic_note
 from common.report.gallery import gallery, heat_overlay
 from common.steps import write_csv
 from solutions.chestxray14.config import BOX_SIDE, LABELS, Config
@@ -137,7 +138,7 @@ def _write_page(path, context, data, found, table, maps, left_out):
     how = f"Thresholds {kept}, of the halves of the patients." if found.nested else f"Threshold {kept}."
     parts = [
         page.cards(cards),
-        sections.synthetic(context),
+        synthetic_note(context.run),
         page.note(f"{NO_GAIN}.", "warning") if whole.gain <= 0 else None,
         page.section(
             "How it is measured",

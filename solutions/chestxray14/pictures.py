@@ -1,132 +1,114 @@
-"""The pictures on a run's page: lungs, the surest answers, and where the networks look."""
+"""The pictures of the report: lungs, the most confident predictions, and where the networks look."""
 
-from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import torch
 
 from common.config import digest
-from common.paths import atomic_path, read_array, read_parquet
+from common.paths import read_array, read_parquet
 from common.post.boxes import BOX
 from common.report import page
-from common.report.gallery import box_overlay, gallery, heat_overlay, outline_overlay
+from common.report.gallery import box_overlay, cached_arrays, gallery, heat_overlay, outline_overlay
 from solutions.chestxray14.config import BOX_SIDE, LABELS
 from solutions.chestxray14.maps import class_maps
 
-SHOWN = 8  # pictures of a gallery
-HEAT_SIDE = 256  # of the kept maps
+MOST = 8  # pictures of a gallery
+HEAT_SIDE = 256  # of the cached maps
 
 
-def scored(run, data, name):
-    """The predictions of one table ("oof", "test") whose labels are known: truth (n, 14), probabilities, the table."""
+def labelled_predictions(run, images, name):
+    """Return truth (n, 14), probabilities (n, 14) and the table of the labelled images in "oof" or "test"."""
     table = read_parquet(run.path(f"{name}.parquet"))
-    truth = data.labels(data.rows_of(table["image_id"]))
+    truth = images.labels(images.rows_of(table["image_id"]))
     known = ~np.isnan(truth).any(axis=1)
     return truth[known], table.loc[known, list(LABELS)].to_numpy(), table[known]
 
 
-def shown_answers(run, data):
-    """`scored` of the labelled test images, which NIH's boxes lie on, or else out of fold; and what to call them."""
-    test = scored(run, data, "test")
-    return (*test, data.test_name) if len(test[2]) else (*scored(run, data, "oof"), "out of fold")
+def lung_galleries(images):
+    """Return galleries of the mask that weights the features, and of the lungs' boxes with their crops."""
+    pixels, names, galleries = images.store.images, images.table["image_id"], []
+    if images.masks is not None:
+        items, masks = [], read_array(images.masks)
+        for row in images.lungs["row"].to_numpy()[:: max(1, len(images.lungs) // MOST)][:MOST]:
+            mask = cv2.resize(masks[row], pixels.shape[1:], interpolation=cv2.INTER_LINEAR) >= 128
+            items.append((pixels[row], None, mask, names[row]))
+        structures = " and ".join(images.structures or ["lungs"])
+        galleries.append(gallery(items, f"Region that weights the features: {structures}", overlay=outline_overlay))
+    if images.crops is not None:
+        crops, items = read_array(images.crops), []
+        per_rule = max(1, MOST // (2 * images.lungs["rule"].nunique()))
+        for row in images.lungs.groupby("rule", sort=False).head(per_rule)["row"]:
+            image, lungs = pixels[row], images.lungs.loc[row]
+            size = images.table.loc[row, ["width", "height"]].to_numpy(float)
+            box = lungs[BOX].to_numpy(float) * np.tile(image.shape[::-1] / size, 2)
+            items.append((image, None, [(box, "")], f"{names[row]}: {lungs['rule']}"))
+            items.append((crops[row], None, None, "its crop"))
+        title = "Boxes of the lungs, by how they were found, and the crops that the lung network sees"
+        galleries.append(gallery(items, title, overlay=box_overlay))
+    return galleries
 
 
-def lungs(data):
-    """The mask that weights the features, and the lungs' boxes with their crops, some of each rule."""
-    images, names, found = data.store.images, data.table["image_id"], []
-    if data.masks is not None:
-        items, masks = [], read_array(data.masks)
-        for row in data.lungs["row"].to_numpy()[:: max(1, len(data.lungs) // SHOWN)][:SHOWN]:
-            mask = cv2.resize(masks[row], images.shape[1:], interpolation=cv2.INTER_LINEAR) >= 128
-            items.append((np.asarray(images[row]), None, mask, names[row]))
-        what = " and ".join(data.structures or ["lungs"])
-        found.append(gallery(items, f"The region that counts: {what}", overlay=outline_overlay))
-    if data.crops is not None:
-        crops, items = read_array(data.crops), []
-        each = max(1, SHOWN // (2 * data.lungs["rule"].nunique()))
-        for row in data.lungs.groupby("rule", sort=False).head(each)["row"]:
-            image, place = np.asarray(images[row]), data.lungs.loc[row]
-            size = data.table.loc[row, ["width", "height"]].to_numpy(float)
-            box = place[BOX].to_numpy(float) * np.tile(image.shape[::-1] / size, 2)
-            items.append((image, None, [(box, "")], f"{names[row]}: {place['rule']}"))
-            items.append((np.asarray(crops[row]), None, None, "its crop"))
-        title = "The lungs' boxes, by how they were found, and what the lungs' network sees"
-        found.append(gallery(items, title, overlay=box_overlay))
-    return found
-
-
-def surest(data, truth, probs, table):
-    """Galleries of the surest right answer of each label and of the surest wrong one."""
+def confident_galleries(images, truth, probs, table):
+    """Return galleries of each label's most confident right and most confident wrong prediction."""
     chosen = {"Right": [], "Wrong": []}
     for k, label in enumerate(LABELS):
         order = np.argsort(-probs[:, k])
         for title, hits in (("Right", truth[order, k] > 0), ("Wrong", truth[order, k] == 0)):
             if hits.any():
                 at = order[np.argmax(hits)]
-                row = data.rows_of([table["image_id"].iloc[at]])[0]
-                chosen[title].append(
-                    (
-                        np.asarray(data.store.images[row]),
-                        _boxes(data, row, k),
-                        [],
-                        f"{label} {probs[at, k]:.2f} · {data.ids(row)}",
-                    )
-                )
+                row = images.rows_of([table["image_id"].iloc[at]])[0]
+                caption = f"{label} {probs[at, k]:.2f} · {images.ids(row)}"
+                chosen[title].append((images.store.images[row], _boxes(images, row, k), [], caption))
     return [gallery(items, title, overlay=box_overlay) for title, items in chosen.items()]
 
 
-def overlays(context, data, truth, probs, table):
-    """A gallery of class activation maps: of boxed findings the surest of each label, or else of right answers.
+def map_gallery(job, truth, probs, table):
+    """Return a gallery of class activation maps of the pairs that `pick_pairs` chooses.
 
-    The maps are computed on the CPU, which a page can always have, and kept in overlays.npz for the next page.
+    The maps are computed on the CPU, which is always available, and cached in overlays.npz.
     """
-    pairs = surest_pairs(data, truth, probs, table)
+    images, pairs = job.images, pick_pairs(job.images, truth, probs, table)
     if not len(pairs):
-        return page.note("No picture of a map: no image has a finding.")
-    key = digest(context.run.step("predict")["key"], pairs[["row", "label"]].to_numpy().tolist())
-    path = context.run.path("overlays.npz")
-    heats = _kept(path, key)
-    if heats is None:
-        maps = class_maps(replace(context, device=torch.device("cpu")), data, pairs)
+        return page.note("No class activation maps: no image has a finding.")
+
+    def compute():
+        on_cpu = SimpleNamespace(run=job.run, config=job.config, device=torch.device("cpu"), workers=0)
+        maps = class_maps(on_cpu, images, pairs)
         heats = [cv2.resize(maps.heat(k), (HEAT_SIDE, HEAT_SIDE), interpolation=cv2.INTER_AREA) for k in pairs["map"]]
-        heats = np.round(255 * np.clip(heats, 0, 1)).astype(np.uint8)
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, key=key, heats=heats)
-    items = []
-    for pair, heat in zip(pairs.itertuples(), heats, strict=True):
-        image = np.asarray(data.store.images[pair.row]), heat.astype(np.float32) / 255
-        boxes = _boxes(data, pair.row, pair.label)
-        items.append((image, boxes, [], f"{LABELS[pair.label]} {pair.prob:.2f} · {data.ids(pair.row)}"))
-    title = (
-        "Where the networks look for a finding that is there: violet to yellow, from the map's lowest to its highest"
-    )
+        return {"heats": np.round(255 * np.clip(heats, 0, 1)).astype(np.uint8)}
+
+    key = digest(job.run.step("predict")["key"], pairs[["row", "label"]].to_numpy().tolist())
+    heats = cached_arrays(job.run.path("overlays.npz"), key, compute)["heats"]
+    items = [
+        (
+            (images.store.images[pair.row], heat.astype(np.float32) / 255),
+            _boxes(images, pair.row, pair.label),
+            [],
+            f"{LABELS[pair.label]} {pair.prob:.2f} · {images.ids(pair.row)}",
+        )
+        for pair, heat in zip(pairs.itertuples(), heats, strict=True)
+    ]
+    title = "Where the networks look for a finding that is present; violet to yellow: the map's lowest to highest value"
     return gallery(items, title, overlay=heat_overlay)
 
 
-def surest_pairs(data, truth, probs, table):
-    """At most SHOWN pairs (row, label, prob, split, fold, map) of images and findings that they have.
+def pick_pairs(images, truth, probs, table):
+    """Return up to MOST pairs of an image and a finding in it: row, split, fold, label, prob and map (their number).
 
-    For each label the pair of the highest probability among those that NIH boxed; without a box among them, of all.
+    For each label the pair with the highest probability, among those that NIH boxed if there are any.
     """
-    rows = data.rows_of(table["image_id"])
+    rows = images.rows_of(table["image_id"])
     at, label = np.nonzero(truth > 0)
-    pairs = data.table.loc[rows[at], ["row", "split", "fold"]].assign(label=label, prob=probs[at, label])
-    boxed = pairs.merge(data.boxes[["row", "label"]].drop_duplicates(), on=["row", "label"])
+    pairs = images.table.loc[rows[at], ["row", "split", "fold"]].assign(label=label, prob=probs[at, label])
+    boxed = pairs.merge(images.boxes[["row", "label"]].drop_duplicates(), on=["row", "label"])
     pairs = (boxed if len(boxed) else pairs).sort_values("prob", ascending=False, kind="stable")
-    pairs = pairs.drop_duplicates("label").head(SHOWN).sort_values("label").reset_index(drop=True)
+    pairs = pairs.drop_duplicates("label").head(MOST).sort_values("label").reset_index(drop=True)
     return pairs.assign(map=np.arange(len(pairs)))
 
 
-def _kept(path, key):
-    try:
-        with np.load(path) as kept:
-            return kept["heats"] if str(kept["key"]) == key else None
-    except (OSError, ValueError, KeyError):  # none yet, or damaged: they are made again
-        return None
-
-
-def _boxes(data, row, label):
-    mine = data.boxes[(data.boxes["row"] == row) & (data.boxes["label"] == label)]
-    corners = mine[BOX].to_numpy(float) * (data.store.images.shape[1] / BOX_SIDE)
+def _boxes(images, row, label):
+    mine = images.boxes[(images.boxes["row"] == row) & (images.boxes["label"] == label)]
+    corners = mine[BOX].to_numpy(float) * (images.store.images.shape[1] / BOX_SIDE)
     return [(box, LABELS[label]) for box in corners]

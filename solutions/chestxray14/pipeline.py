@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from common.metrics.calibration import brier, expected_calibration_error, nested
 from common.metrics.classification import auroc, mean_of_defined
 from common.metrics.statistics import Interval
 from common.paths import read_json, read_parquet, write_json
+from common.report.frame import write_report
 from common.steps import (
     as_interval,
     check_predicted,
@@ -25,11 +27,11 @@ from common.steps import (
 from common.submit.table import write_submission
 from common.submit.validate import validate_probabilities
 from common.train.loop import fit
+from solutions.chestxray14 import report as page
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import open_prepared, prepare_competition
 from solutions.chestxray14.leaks import check_run, origin
 from solutions.chestxray14.models import build_fusion, build_network, load_fusion, load_network
-from solutions.chestxray14.report import write_report
 from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, undefined
 from solutions.chestxray14.training import (
     figures,
@@ -428,10 +430,17 @@ def _hidden_score(context, data):
 
 def report(context):
     """Write report.html from whatever the run has so far."""
-    data = open_prepared(context)
-    tuned = is_tuned(context, data)
-    key = experiment_key(context, data) if tuned else None
-    write_report(context, data, tuned, tuned and context.run.is_done("localise", key, ["localisation.html"]))
+    run, images = context.run, open_prepared(context)
+
+    def is_current(step):
+        if not is_tuned(context, images):
+            return False
+        if step == "localise":
+            return run.is_done(step, experiment_key(context, images), ["localisation.html"])
+        return run.step(step) is not None  # `predict` and `tune` forget the steps behind them
+
+    job = SimpleNamespace(run=run, config=context.config, preset=context.preset, images=images, is_current=is_current)
+    write_report(job, page)
 
 
 def experiment_key(context, data):

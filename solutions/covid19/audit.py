@@ -8,18 +8,18 @@ import pandas as pd
 
 from common.errors import InputError
 from common.metrics.statistics import Interval, bootstrap
-from common.paths import read_array, read_json, read_parquet, write_json
+from common.paths import read_array, write_json
 from common.steps import as_interval, keep_config, trained_weights, write_table
 from solutions.covid19 import pipeline
+from solutions.covid19.config import STAGE
 from solutions.covid19.focus import heat_maps, lung_area, share_in_lungs
 from solutions.covid19.models import load_network
-from solutions.covid19.scoring import area, read_score
+from solutions.covid19.scoring import AUDITED, area, read_score
 
 log = logging.getLogger(__name__)
 FIGURES = 2  # raised where the audit comes to measure something else
 HEALTHY = ("no finding", "normal", "")
 LEAST = 10  # images of a collection under which no network can be asked to tell it apart
-MADE = ("audit.json", "audit.parquet", "focus.parquet")
 SAID = {
     "image": "a network that sees the whole image",
     "lungs": "a network that sees the lungs alone",
@@ -45,7 +45,7 @@ def run_audit(context, data):
         schedule=_schedule(config.network),
     )
     key = [FIGURES, run.step("tune")["key"], dataclasses.asdict(config.audit), folds, dataclasses.asdict(fitted)]
-    if run.is_done("audit", key, MADE):
+    if run.is_done("audit", key, AUDITED):
         log.info("audit: up to date")
         return
     run.forget("audit")
@@ -163,7 +163,7 @@ def _focus(context, data, folds, fitted):
     Returns the table and figures by view. Images without COVID-19 show little: there the map is mostly empty.
     """
     config, masks, parts = context.config, read_array(data.masks), []
-    networks = {config.view: (pipeline.STAGE, config.network)}
+    networks = {config.view: (STAGE, config.network)}
     if "image" in config.audit.checks:
         networks[_view(config, "image")] = ("audit-image", fitted)
     for view, (stage, network) in networks.items():
@@ -253,15 +253,3 @@ def _interval(values):
 
 def _sentences(lines):
     return " ".join(line[0].upper() + line[1:] + "." for line in lines)
-
-
-def read_audit(run):
-    """What audit.json holds, and the tables audit.parquet and focus.parquet; None without an audit of these scores."""
-    step, tuned = run.step("audit"), run.step("tune")
-    if not (step and tuned and step["of"] == tuned["key"] and all(run.path(name).is_file() for name in MADE)):
-        return None
-    path = run.path("audit.json")
-    found = read_json(path)
-    if not isinstance(found, dict) or not {"checks", "focus", "folds", "epochs", "biased", "said"} <= set(found):
-        raise InputError(f"{path}: damaged; delete it and run `audit` again")
-    return found, read_parquet(run.path("audit.parquet")), read_parquet(run.path("focus.parquet"))

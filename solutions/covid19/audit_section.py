@@ -1,107 +1,72 @@
-"""The part of a run's page that says how much of the score is the images' origin, and where the networks look."""
+"""The section of the report on how much of the score reflects the images' origin, and where the networks look."""
 
-import numpy as np
 import pandas as pd
 
 from common.report import page, plots
-from solutions.covid19 import pictures
-from solutions.covid19.config import COVID
-from solutions.covid19.pictures import SEEN
-from solutions.covid19.scoring import read_score
+from solutions.covid19.config import COVID, STAGE
+from solutions.covid19.pictures import SEEN, heat_strips, pick_answers, view_strips
+from solutions.covid19.scoring import read_audit, read_score
 
 
-def audit_section(context, data, oof, audit):
-    """What `audit` found as a section of the page; None without an audit.
-
-    oof: the predictions out of fold with what is known of each image; audit: what `audit.read_audit` gives.
-    """
-    from solutions.covid19.pipeline import STAGE  # it imports this module
-
-    if audit is None:
-        return None
-    found, _, focus = audit
-    config, checks = context.config, found["checks"]
+def audit_fragments(job, oof):
+    """Return what `audit` found; oof: the out-of-fold predictions with what is known of each image."""
+    found, _, focus = read_audit(job.run)
+    config, checks, score, views = job.config, found["checks"], read_score(job.run), found["focus"]
     names = {check: _name(check, config.view) for check in checks}
-    score = read_score(context.run)
     lines = [(f"this run: {SEEN[config.view]}", score["auroc"])]
     if score["same_source"]:
         lines.append(("this run, same collections", score["same_source"]["auroc"]))
     lines += [(names[check], part["auroc"]) for check, part in checks.items() if part["auroc"]]
-    lines = [(name, *numbers(interval)) for name, interval in lines]
-    asked = pd.DataFrame(
-        [
-            {
-                "network": names[check],
-                "question": part["said"],
-                "images": part.get("images"),
-                "AUROC": with_interval(*numbers(part["auroc"])) if part["auroc"] else None,
-            }
-            for check, part in checks.items()
-        ]
-    ).astype({"images": "Int64"})
-    held_out = oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")]
-    shown = pictures.telling(held_out)
-    stages = {view: STAGE if view == config.view else "audit-image" for view in found["focus"]}
-    panels = ", ".join(["the radiograph with its lungs", *(f"the network of {SEEN[view]}" for view in stages)])
-    high = f"{config.audit.high:g}"
-    return page.section(
-        "Audit",
-        f"Networks of {found['epochs']} epochs, each fold of {', '.join(map(str, found['folds']))} held out once.",
+    asked = [
+        {
+            "network": names[check],
+            "question": part["said"],
+            "images": part.get("images"),
+            "AUROC": page.interval_text(*part["auroc"].values()) if part["auroc"] else None,
+        }
+        for check, part in checks.items()
+    ]
+    looks = [
+        {
+            "network sees": SEEN[view],
+            "in the lungs": page.interval_text(*part["share"].values()),
+            "chance": part["area"],
+            "images": part["images"],
+            "empty maps": part["flat"],
+        }
+        for view, part in views.items()
+    ]
+    groups = {SEEN[view]: 100 * focus.loc[focus["view"] == view, "share"] for view in views}
+    groups["chance"] = 100 * focus.drop_duplicates("image_id")["area"]
+    answers = pick_answers(oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")])
+    stages = {view: STAGE if view == config.view else "audit-image" for view in views}
+    panels = ", ".join(["the radiograph with its lungs", *(f"the network that sees {SEEN[view]}" for view in stages)])
+    high = config.audit.high
+    return [
+        f"Trained for {found['epochs']} epochs, with the folds {', '.join(map(str, found['folds']))} held out in turn.",
         page.figure(
-            plots.score_with_interval(lines, "AUROC", config.audit.high),
-            f"Margin, background and origin count against the run where their interval lies above {high}, "
-            "the dashed line; the same collections where "
-            "the AUROC falls by an interval without 0",
+            plots.score_with_interval([(name, *interval.values()) for name, interval in lines], "AUROC", high),
+            f"Margin, background and origin count against the run if their interval lies above {high:g}, the dashed "
+            "line; the same collections, if the AUROC drops by an interval that excludes 0",
         ),
-        page.table(asked, "What each network of the audit was asked"),
-        f"What the views let through: {', '.join(SEEN.values())}.",
-        pictures.views(data, shown, config.audit.margin),
+        page.table(pd.DataFrame(asked).astype({"images": "Int64"}), "What each network of the audit had to predict"),
+        f"What the views show: {', '.join(SEEN.values())}.",
+        view_strips(job.images, answers, config.audit.margin),
         page.table(
-            _focus_rows(found["focus"]),
-            "Where networks look: the share of a heat map that lies in the lungs, "
-            "in the mean; chance is the share of the image that they cover",
+            pd.DataFrame(looks),
+            "Where networks look: mean share of a heat map inside the lungs; chance: their share of the image",
         ),
-        page.figure(_shares(focus, found["focus"]), "The share of each heat map, and the area of the lungs"),
-        f"Grad-CAM, violet to yellow from the least to the most that speaks for {COVID}: {panels}.",
-        pictures.heats(context, data, shown, stages),
-    )
+        page.figure(
+            plots.histogram(groups, "share of the heat map in the lungs, %", 25),
+            "Share of each heat map in the lungs, and the area of the lungs",
+        ),
+        f"Grad-CAM, violet to yellow from the least to the strongest evidence for {COVID}: {panels}.",
+        heat_strips(job, answers, stages),
+    ]
 
 
 def _name(check, view):
-    """What the network of a check sees or does, in a few words."""
+    """Return in a few words what the network of a check sees or does, given the view of the run."""
     if check == "origin":
         return "tells the collections apart"
-    return SEEN[check if check != "image" or view == "lungs" else "lungs"]
-
-
-def _shares(focus, views):
-    groups = {SEEN[view]: 100 * focus.loc[focus["view"] == view, "share"] for view in views}
-    area = 100 * focus.drop_duplicates("image_id")["area"]
-    return plots.histogram(groups | {"chance": area}, "share of the heat map in the lungs, %", 25)
-
-
-def _focus_rows(views):
-    return pd.DataFrame(
-        [
-            {
-                "network sees": SEEN[view],
-                "in the lungs": with_interval(*numbers(part["share"])),
-                "chance": f"{part['area']:.4f}",
-                "images": part["images"],
-                "empty maps": part["flat"],
-            }
-            for view, part in views.items()
-        ]
-    )
-
-
-def numbers(interval):
-    """estimate, low and high of an interval as JSON holds it, NaN where it has None."""
-    return [np.nan if value is None else value for value in interval.values()]
-
-
-def with_interval(estimate, low, high):
-    """The text of a figure with its interval, which is not broken into lines; None where it is not defined."""
-    if np.isnan(estimate):
-        return None
-    return f"{estimate:.4f}" if np.isnan(low) else f"{estimate:.4f} [{low:.4f},\u00a0{high:.4f}]"
+    return SEEN["lungs" if check == "image" and view != "lungs" else check]

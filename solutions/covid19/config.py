@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.kaggle import Source
 
 COVID = "COVID-19"
+STAGE = "covid"  # of the networks that make the submission
 PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds: tables 6 and 7
     "HRNet": (99.26, 98.53, 98.82),
     "ResNet-152": (94.50, 95.12, 94.00),

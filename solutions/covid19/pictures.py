@@ -1,151 +1,136 @@
-"""The pictures on a run's page: lungs and rejected images, what the audit's networks see, and where networks look."""
-
-import zipfile
+"""The pictures of the report: lungs and rejected images, what the audit's networks see, and where networks look."""
 
 import numpy as np
 import torch
 
 from common.config import digest, file_hash
-from common.paths import atomic_path, read_array
+from common.paths import read_array
 from common.report import page
-from common.report.gallery import heat_overlay, jpeg, outline_overlay
+from common.report.gallery import cached_arrays, heat_overlay, outline_overlay, to_jpeg
 from common.steps import trained_weights
 from solutions.covid19.config import COVID
 from solutions.covid19.focus import heat_maps
 from solutions.covid19.models import load_network
 from solutions.covid19.training import shown
 
-SIDE = 240  # pixels of a picture; several stand in a strip
-EACH = 2  # images of each kind that are shown
-REJECTED = 6
-GATED = "lungs: "  # how the reasons of the area gate begin
+SIDE = 240  # pixels of a picture in a strip
+PER_KIND = 2  # images of each kind
+MOST_REJECTED = 6
+GATED = "lungs: "  # how the area gate's reasons begin
 SEEN = {"image": "the whole image", "lungs": "the lungs", "border": "the margin", "background": "all but the lungs"}
 
 
-def strip(panels, gap=4):
-    """Pictures beside each other with white between them, uint8 RGB; panels: uint8 RGB of one height."""
+def make_strip(panels, gap=4):
+    """Return pictures side by side with white between them, uint8 RGB; panels: uint8 RGB of one height."""
     white = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
     return np.hstack([part for panel in panels for part in (panel, white)][:-1])
 
 
-def picture(image, mask=None):
-    """A stored image, uint8 (S, S), as RGB of SIDE pixels, with the outline of `mask` where there is one."""
-    return outline_overlay(np.asarray(image), prediction=mask, size=SIDE)
+def draw(image, mask=None):
+    """Return a stored image, uint8 (S, S), as RGB of SIDE pixels, with the outline of `mask` if there is one."""
+    return outline_overlay(image, prediction=mask, size=SIDE)
 
 
-def said(label):
-    """The name of a label, 1 or 0."""
+def label_name(label):
+    """Return the name of a label, 1 or 0."""
     return COVID if label == 1 else f"no {COVID}"
 
 
-def lungs(data, selection):
-    """Strips of radiograph, lungs and lung-only image: a few of each collection and label, and rejected ones with why.
+def _grid(strips, captions):
+    return page.grid(*[page.figure(to_jpeg(rgb), text) for rgb, text in zip(strips, captions, strict=True)])
 
-    selection: what `data.read_selection` gives.
+
+def lung_strips(images, selection):
+    """Return strips of radiograph, lungs and lungs alone: a few of each collection and label, and rejected ones.
+
+    selection: the table of `data.read_selection`.
     """
-    masks, names = read_array(data.masks), data.table["image_id"]
-    used = data.table[data.table["fold"] >= 0]
-    kinds = [part.iloc[:: max(1, len(part) // EACH)].head(EACH) for _, part in used.groupby(["collection", "label"])]
-    captions = [
-        f"{row.collection}, {said(row.label)} · {row.image_id}: {row.area:.1%} of the image"
-        for part in kinds
-        for row in part.itertuples()
-    ]
-    rows = [row for part in kinds for row in part["row"]]
-    gated = selection[selection["reason"].str.startswith(GATED) & selection["image_id"].isin(names)].head(REJECTED)
-    rejected = data.rows_of(gated["image_id"])
-    why = [
-        f"{said(label)} · {name}: {reason.removeprefix(GATED)}"
-        for label, name, reason in gated[["label", "image_id", "reason"]].itertuples(index=False)
-    ]
+    masks, names = read_array(images.masks), images.table["image_id"]
 
-    def drawn(row):
-        image, mask = np.asarray(data.store.images[row]), np.asarray(masks[row])
-        return strip([picture(image), picture(image, mask), picture(shown(image, mask, "lungs"))])
+    def strip(row):
+        image, mask = images.store.images[row], masks[row]
+        return make_strip([draw(image), draw(image, mask), draw(shown(image, mask, "lungs"))])
 
-    found = ["Used: the radiograph, its lungs outlined, and the lungs alone.", _grid(map(drawn, rows), captions)]
-    if len(rejected):
-        found += ["Rejected by the area gate:", _grid(map(drawn, rejected), why)]
-    return found
-
-
-def _grid(pictures, captions):
-    return page.grid(*[page.figure(jpeg(rgb), text) for rgb, text in zip(pictures, captions, strict=True)])
+    rows, captions = [], []
+    used = images.table[images.table["fold"] >= 0]
+    for _, part in used.groupby(["collection", "label"]):
+        for row in part.iloc[:: max(1, len(part) // PER_KIND)].head(PER_KIND).itertuples():
+            rows.append(row.row)
+            name = f"{row.collection}, {label_name(row.label)} · {row.image_id}"
+            captions.append(f"{name}: {row.area:.1%} of the image")
+    fragments = ["Used: the radiograph, its lungs outlined, and the lungs alone.", _grid(map(strip, rows), captions)]
+    gated = selection[selection["reason"].str.startswith(GATED) & selection["image_id"].isin(names)]
+    gated = gated.head(MOST_REJECTED)
+    if len(gated):
+        captions = [
+            f"{label_name(row.label)} · {row.image_id}: {row.reason.removeprefix(GATED)}" for row in gated.itertuples()
+        ]
+        rejected = map(strip, images.rows_of(gated["image_id"]))
+        fragments += ["Rejected by the area gate:", _grid(rejected, captions)]
+    return fragments
 
 
-def views(data, answers, margin):
-    """Strips of what the views of the audit let through, of an image of each label; answers: as in `telling`."""
-    masks, strips, captions = read_array(data.masks), [], []
+def view_strips(images, answers, margin):
+    """Return strips of what the audit's views show of an image of each label; answers: as in `pick_answers`."""
+    masks, strips, captions = read_array(images.masks), [], []
     for label, part in answers.groupby("label", sort=False):
         row = part["row"].iloc[0]
-        image, mask = np.asarray(data.store.images[row]), np.asarray(masks[row])
-        strips.append(strip([picture(shown(image, mask, view, margin)) for view in SEEN]))
-        captions.append(f"{said(label)} · {part['image_id'].iloc[0]}")
+        image, mask = np.asarray(images.store.images[row]), masks[row]
+        strips.append(make_strip([draw(shown(image, mask, view, margin)) for view in SEEN]))
+        captions.append(f"{label_name(label)} · {part['image_id'].iloc[0]}")
     return _grid(strips, captions)
 
 
-def telling(answers):
-    """The surest right answers of each label and the surest wrong one of each, without repetition.
+def pick_answers(answers):
+    """Return each label's most confident right answers and its most confident wrong one (beyond 0.5), if any.
 
-    answers: label, probability and whatever else; wrong is what lies on the other side of 0.5.
+    answers: label, probability and any other columns.
     """
     ordered = answers.sort_values("probability", ascending=False, kind="stable")
-    with_it, without = ordered[ordered["label"] == 1], ordered[ordered["label"] == 0][::-1]
-    places = [*with_it.index[:EACH], *without.index[:EACH]]
-    places += with_it[with_it["probability"] < 0.5].index[-1:].tolist()
-    places += without[without["probability"] >= 0.5].index[-1:].tolist()
+    positive, negative = ordered[ordered["label"] == 1], ordered[ordered["label"] == 0][::-1]
+    places = [*positive.index[:PER_KIND], *negative.index[:PER_KIND]]
+    places += [
+        *positive.index[positive["probability"] < 0.5][-1:],
+        *negative.index[negative["probability"] >= 0.5][-1:],
+    ]
     return answers.loc[list(dict.fromkeys(places))]
 
 
-def heats(context, data, answers, stages):
-    """Strips of where networks look: the radiograph with its lungs outlined, then the heat map of each view's network.
+def heat_strips(job, answers, stages):
+    """Return strips of the radiograph with its lungs outlined and the heat map of each view's network.
 
-    answers: image_id, row, fold, label, probability of the images to show. stages: view → stage of the training. Maps
-    are computed on the CPU, which a page can always have, and kept in heats.npz for the next page.
+    answers: image_id, row, fold, label and probability of the images; stages: view → stage of its training.
     """
-    masks, config = read_array(data.masks), context.config
-    maps = _heat_maps(context, data, answers, stages)
-    strips, captions = [], []
+    images, maps, strips, captions = job.images, compute_heat_maps(job, answers, stages), [], []
+    masks = read_array(images.masks)
     for k, row in enumerate(answers.itertuples()):
-        image, mask = np.asarray(data.store.images[row.row]), np.asarray(masks[row.row])
-        panels = [picture(image, mask)]
+        image, mask = np.asarray(images.store.images[row.row]), masks[row.row]
+        panels = [draw(image, mask)]
         for view in stages:
-            heat = maps[view][k]
-            looked_at = shown(image, mask, view, config.audit.margin)
-            panels.append(heat_overlay((looked_at, heat / max(heat.max(), np.float32(1e-12))), size=SIDE))
-        strips.append(strip(panels))
-        captions.append(f"{said(row.label)}, probability {row.probability:.3f} · {row.image_id}")
+            heat = maps[view][k] / max(maps[view][k].max(), np.float32(1e-12))
+            panels.append(heat_overlay((shown(image, mask, view, job.config.audit.margin), heat), size=SIDE))
+        strips.append(make_strip(panels))
+        captions.append(f"{label_name(row.label)}, probability {row.probability:.3f} · {row.image_id}")
     return _grid(strips, captions)
 
 
-def _heat_maps(context, data, answers, stages):
-    """float32 (n, h, w) of each view, from heats.npz where it holds these."""
-    config, run = context.config.network, context.run
-    weights = {
-        (stage, fold): trained_weights(run, fold, stage)
-        for stage in stages.values()
-        for fold in sorted(set(answers["fold"]))
-    }
+def compute_heat_maps(job, answers, stages):
+    """Return the heat maps of each view, float32 (n, h, w), by the network that did not see the image.
+
+    They are computed on the CPU, which is always available, and cached in heats.npz.
+    """
+    config, folds = job.config.network, sorted(set(answers["fold"]))
+    weights = {(stage, k): trained_weights(job.run, k, stage) for stage in stages.values() for k in folds}
+
+    def compute():
+        maps = {}
+        for view, stage in stages.items():
+            for fold, part in answers.reset_index(drop=True).groupby("fold"):
+                model, rows = load_network(config, weights[stage, fold]), part["row"].to_numpy()
+                heat = heat_maps(model, job.images, rows, config, view, torch.device("cpu"), progress=False)
+                maps.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
+        return maps
+
     hashes = [[*place, file_hash(path)] for place, path in weights.items()]
-    key = digest(data.pixels_key, answers["image_id"].tolist(), list(stages), hashes)
-    path = run.path("heats.npz")
-    kept = _kept(path, key, stages)
-    if kept is not None:
-        return kept
-    found = {}
-    for view, stage in stages.items():
-        for fold, part in answers.reset_index(drop=True).groupby("fold"):
-            model = load_network(config, weights[stage, fold])
-            heat = heat_maps(model, data, part["row"].to_numpy(), config, view, torch.device("cpu"), progress=False)
-            found.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
-    with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, key=key, **found)
-    return found
-
-
-def _kept(path, key, stages):
-    try:
-        with np.load(path) as file:
-            return {view: file[view] for view in stages} if file["key"] == key else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or torn
-        return None
+    key = digest(job.images.pixels_key, answers["image_id"].tolist(), list(stages), hashes)
+    return cached_arrays(job.run.path("heats.npz"), key, compute)

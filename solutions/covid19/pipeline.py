@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,19 +12,20 @@ from common.config import file_hash
 from common.errors import InputError
 from common.metrics.classification import auroc
 from common.paths import read_parquet, write_json
+from common.report.frame import write_report
 from common.steps import check_predicted, copy_submission, fresh, keep_config, trained_weights, write_csv, write_table
 from common.submit.table import read_table, write_submission
 from common.submit.validate import validate_probabilities
 from common.train.loop import fit
+from solutions.covid19 import report as page
+from solutions.covid19.config import STAGE
 from solutions.covid19.data import SAMPLE, open_prepared, prepare_competition, read_selection, rejected_shares
 from solutions.covid19.models import build_network, load_network
-from solutions.covid19.report import write_report
-from solutions.covid19.scoring import HALF, fold_table, nested_thresholds, read_score, summary
+from solutions.covid19.scoring import AUDITED, HALF, fold_table, nested_thresholds, read_score, scored, summary
 from solutions.covid19.training import figures, held_out_loader, step, train_loader
 from solutions.covid19.training import predict as predict_rows
 
 log = logging.getLogger(__name__)
-STAGE = "covid"
 FIGURES = 3  # raised where `tune` comes to measure something else
 PREDICTED = ("oof.parquet", "test.parquet")
 TUNED = ("tuned.json", "per_fold.csv", "score.json")
@@ -182,13 +184,6 @@ def tune(context):
     log.info(f"threshold {chosen:.3f} by Youden's index, nested by fold")
 
 
-def scored(run, data):
-    """The out-of-fold predictions with what is known of each image: label, role, home, patient_id, collection."""
-    oof = read_parquet(run.path("oof.parquet"))
-    known = data.table.iloc[data.rows_of(oof["image_id"])].reset_index(drop=True)
-    return oof.assign(**{name: known[name] for name in ("label", "role", "home", "patient_id", "collection", "row")})
-
-
 def _tune_key(context, data):
     check_predicted(context.run, predict_key(context, data), PREDICTED)
     return [FIGURES, context.config.seed, context.run.step("predict")["key"]]
@@ -281,8 +276,16 @@ def _hidden_score(context, table):
 
 def report(context):
     """Write report.html from whatever the run has so far."""
-    data = open_prepared(context)
-    write_report(context, data, is_tuned(context, data))
+    run, images = context.run, open_prepared(context)
+
+    def is_current(step):
+        if not is_tuned(context, images) or run.step(step) is None:
+            return False  # `predict` and `tune` forget the steps behind them
+        files = all(run.path(name).is_file() for name in AUDITED)
+        return step != "audit" or (files and run.step("audit")["of"] == run.step("tune")["key"])
+
+    job = SimpleNamespace(run=run, config=context.config, preset=context.preset, images=images, is_current=is_current)
+    write_report(job, page)
 
 
 def audit(context):

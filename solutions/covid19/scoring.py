@@ -9,12 +9,13 @@ from common.errors import InputError
 from common.metrics.calibration import choose_thresholds
 from common.metrics.classification import auroc, confusion_counts
 from common.metrics.statistics import Interval, bootstrap, bootstrap_auroc
-from common.paths import read_json
+from common.paths import read_json, read_parquet
 from common.steps import as_interval
 from common.submit.table import read_table
 
 HALF = 0.5  # the paper's threshold, of a softmax over two classes
 RATES = ("accuracy", "sensitivity", "specificity")
+AUDITED = ("audit.json", "audit.parquet", "focus.parquet")
 COUNTS = ("images", "tp", "fn", "tn", "fp")
 
 
@@ -177,6 +178,22 @@ def read_per_fold(run):
         why = str(error).removeprefix(str(path)).lstrip(":, ")
         raise InputError(f"{path}: damaged ({why}); delete it and run `tune` again") from None
     return table
+
+
+def read_audit(run):
+    """Return audit.json and the tables audit.parquet and focus.parquet; InputError where they are damaged."""
+    path = run.path("audit.json")
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"checks", "focus", "folds", "epochs", "biased", "said"} <= set(found):
+        raise InputError(f"{path}: damaged; delete it and run `audit` again")
+    return found, read_parquet(run.path("audit.parquet")), read_parquet(run.path("focus.parquet"))
+
+
+def scored(run, images):
+    """Return the out-of-fold predictions with label, role, home, patient_id, collection and row of each image."""
+    oof = read_parquet(run.path("oof.parquet"))
+    known = images.table.iloc[images.rows_of(oof["image_id"])].reset_index(drop=True)
+    return oof.assign(**{name: known[name] for name in ("label", "role", "home", "patient_id", "collection", "row")})
 
 
 def _or_none(value):

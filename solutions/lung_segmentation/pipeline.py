@@ -190,7 +190,7 @@ SOLUTION = Solution(
     answer=answer,
     check=check_and_draw,
     hidden=data.hidden_score,
-    report=lambda job: report.write_report(job),
+    report=report,
     further_steps=(
         Step("ablate", experiments.run_ablation, reads=experiments.experiment_key, files=("ablation.csv",)),
         Step("cross", experiments.run_cross, reads=experiments.experiment_key, files=("cross.csv",)),

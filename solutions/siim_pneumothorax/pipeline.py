@@ -211,7 +211,7 @@ SOLUTION = Solution(
     answer=answer,
     check=lambda path, job: validate_masks(path, job.sample_path, ordered=True),
     hidden=data.hidden_score,
-    report=lambda job: report.write_report(job, job.images),
+    report=report,
     further_steps=(
         Step(
             "ablate",

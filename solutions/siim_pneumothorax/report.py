@@ -1,200 +1,155 @@
-"""The page of a run: what was found so far, and how good it is."""
+"""Sections of the report that are SIIM's own: scores, the decision rule, the presence gate and pictures."""
 
 import cv2
 import numpy as np
 import pandas as pd
 
 from common.metrics.classification import confusion_counts
-from common.paths import read_csv, read_json
+from common.paths import read_array, read_csv, read_json, read_parquet
 from common.post.rle import paint, parse
-from common.report import page, plots, sections
-from common.report.gallery import gallery
+from common.report import page, plots
+from common.report.frame import step_section
+from common.report.gallery import gallery, pick_extremes
 from common.tuning import Rule
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import mask
 
-
-def write_report(context, data):
-    """Write report.html of the run from whatever is there; parts that are missing are left out or said to be."""
-    run = context.run
-    parts = [_headline(context, data), _data(data), *sections.training(context)]
-    if run.path("oof_dice.parquet").is_file():
-        oof = pd.read_parquet(run.path("oof_dice.parquet"))
-        rule = Rule(**read_json(run.path("tuned.json"))["rule"])
-        parts += [_decision(run, oof, rule), _presence(context, data, oof, rule), _gallery(context, data, oof)]
-    parts.append(sections.learning_rates(run))
-    if run.path("ablation.csv").is_file():
-        parts.append(_ablation(read_csv(run.path("ablation.csv"))))
-    if run.path("submission.csv").is_file():
-        parts.append(_submission(run, data))
-    parts.append(sections.about(run))
-    title = f"SIIM pneumothorax, preset {context.preset}"
-    page.write_page(
-        run.path("report.html"), title, f"run {run.folder.name}", [part for part in parts if part is not None]
-    )
+TITLE = "SIIM pneumothorax"
+EXPERIMENTS = ("classifier-",)
 
 
-def _headline(context, data):
-    path = context.run.path("score.json")
-    notes = [note for note in [sections.synthetic(context)] if note]
-    if (data.table["patient_id"] == "").all():
-        notes.append(
-            page.note("No map from image to patient: a patient may lie in two folds, scores may flatter.", "warning")
-        )
-    if not path.is_file():
-        return page.join(*notes, page.note("No score yet: the run has not come to that."))
-    score = read_json(path)
-    dice = score["dice"]
+def headline(job, score):
+    """Return the scores as cards, and how they were measured."""
+    dice, positive, presence = score["dice"], score["dice_positive"], score.get("presence")
     cards = [
-        ("Dice, out of fold", dice["estimate"], f"95 % interval {dice['low']:.4f}–{dice['high']:.4f}"),
-        ("Dice of empty masks", score["dice_all_empty"], "what predicting nothing scores"),
+        ("Dice, out of fold", dice["estimate"], page.range_text(dice)),
+        ("Dice of empty masks", score["dice_all_empty"], "score of predicting nothing"),
     ]
-    if score["dice_positive"]:
-        positive = score["dice_positive"]
-        hint = f"{positive['low']:.4f}–{positive['high']:.4f}, {score['positive']} images"
-        cards.append(("Dice where there is one", positive["estimate"], hint))
-    if "presence" in score:
-        cards.append(
-            ("AUROC of presence", score["presence"]["auroc"], f"MCC {page.as_text(score['presence']['mcc'])} at 0.5")
-        )
-    flattery = score["dice_not_nested"] - dice["estimate"]
-    notes.append(
-        page.note(
-            f"Each part of the {score['images']} out-of-fold images is scored by a rule chosen on the others "
-            f"({score['nested_by']}). Chosen and scored on the same images, the figure would be "
-            f"{score['dice_not_nested']:.4f}, {flattery:+.4f}."
-        )
+    if positive:
+        hint = f"{page.range_text(positive)}, {score['positive']} images"
+        cards.append(("Dice of positive images", positive["estimate"], hint))
+    if presence:
+        cards.append(("AUROC of presence", presence["auroc"], f"MCC {page.as_text(presence['mcc'])} at 0.5"))
+    nested = (
+        f"Nested by {score['nested_by']}: each part of the {score['images']} out-of-fold images is scored with a rule "
+        f"chosen on the others. Chosen and scored on the same images, the dice would be "
+        f"{score['dice_not_nested']:.4f} ({score['dice_not_nested'] - dice['estimate']:+.4f})."
     )
-    return page.join(page.cards(cards), *notes)
+    return [page.cards(cards), page.note(nested)]
 
 
-def _data(data):
-    table = data.table
-    train = table[table["split"] == "train"]
-    folds = (
-        train.groupby("fold")
-        .agg(
-            images=("row", "size"),
-            positive=("present", "sum"),
-            patients=("patient_id", "nunique"),
-            median_area=("area", lambda a: float(np.median(a[a > 0])) if (a > 0).any() else np.nan),
-        )
-        .reset_index()
+def sections(job):
+    """Return the data, and of the current results the rule, the gate, the ablation and pictures."""
+    parts = [_data(job.images)]
+    if job.is_current("tune"):
+        oof, tuned = read_parquet(job.run.path("oof_dice.parquet")), read_json(job.run.path("tuned.json"))
+        parts += [_decision(job, oof, tuned), _presence(job, oof, tuned["rule"]["gate"]), _pictures(job, oof, tuned)]
+    return [*parts, step_section(job, "ablate", "Ablation", _ablation)]
+
+
+def _data(images):
+    train = images.table[images.table["split"] == "train"]
+    areas = train["area"].where(train["area"] > 0)
+    counted = train.assign(positive_area=areas).groupby("fold")
+    folds = counted.agg(
+        images=("row", "size"),
+        positive=("present", "sum"),
+        patients=("patient_id", "nunique"),
+        median_area=("positive_area", "median"),
     )
-    areas = {"masks": 100 * train.loc[train["area"] > 0, "area"].to_numpy() / SIZE**2}
+    shares = {"masks": 100 * areas / SIZE**2}
     return page.section(
         "Data",
-        f"{len(train):,} labelled images, {int(train['present'].sum()):,} with pneumothorax; "
-        f"{int((table['split'] == 'test').sum()):,} to predict.",
-        page.table(folds, "Folds, stratified by presence and mask-size quartile"),
-        page.figure(plots.histogram(areas, "mask area, % of the image"), "How much of the image the masks cover"),
+        f"{len(train):,} labelled images, {int(train['present'].sum()):,} with a pneumothorax; "
+        f"{len(images.table) - len(train):,} to predict.",
+        page.table(folds.reset_index(), "Folds, stratified by presence and mask size"),
+        page.figure(plots.histogram(shares, "mask area, % of the image"), "Sizes of the masks"),
     )
 
 
-def _decision(run, oof, rule):
-    tuned = read_json(run.path("tuned.json"))
-    parts = [{"chosen for": f"part {part}", **values} for part, values in tuned["fold_rules"].items()]
-    table = pd.DataFrame([*parts, {"chosen for": "the submission", **tuned["rule"]}])
-    constant = [c for c in table.columns if table[c].nunique() == 1 and table[c].iloc[0] in (0, False)]
-    fragments = [page.table(table.drop(columns=constant), "Decision rules, chosen on out-of-fold predictions")]
-    if run.path("surface.csv").is_file():
-        surface = read_csv(run.path("surface.csv"))
-        x, y, chosen = ("pixel", "min_area", (rule.pixel, rule.min_area))
-        if rule.min_pixels:
-            x, y, chosen = "top", "min_pixels", (rule.top, rule.min_pixels)
-        if surface[x].nunique() > 1 or surface[y].nunique() > 1:
-            caption = "Mean dice over all out-of-fold images, best over the other settings"
-            fragments.append(page.figure(plots.threshold_surface(surface, x, y, "dice", chosen), caption))
-        if surface["gate"].nunique() > 1:
-            best = surface.groupby("gate")["dice"].max()
-            drawn = plots.line_with_peak(best.index.to_numpy(), best.to_numpy(), "gate", "dice", rule.gate)
-            fragments.append(page.figure(drawn, "Dice against the presence probability asked for"))
+def _decision(job, oof, tuned):
+    rules = [{"used for": f"part {part}", **rule} for part, rule in tuned["fold_rules"].items()]
+    rules = pd.DataFrame([*rules, {"used for": "the submission", **tuned["rule"]}])
+    constant = [name for name in rules if rules[name].nunique() == 1 and rules[name].iloc[0] in (0, False)]
+    surface, rule, figures = read_csv(job.run.path("surface.csv")), tuned["rule"], []
+    x, y = ("top", "min_pixels") if rule["min_pixels"] else ("pixel", "min_area")
+    if surface[x].nunique() > 1 or surface[y].nunique() > 1:
+        drawn = plots.threshold_surface(surface, x, y, "dice", (rule[x], rule[y]))
+        figures.append(page.figure(drawn, "Mean dice of all out-of-fold images, the best over the other settings"))
+    if surface["gate"].nunique() > 1:
+        best = surface.groupby("gate")["dice"].max()
+        drawn = plots.line_with_peak(best.index, best, "gate", "dice", rule["gate"])
+        figures.append(page.figure(drawn, "Dice by the probability of presence below which a mask is dropped"))
     positive = oof["present"] > 0
     groups = {"with": oof.loc[positive, "dice"], "without": oof.loc[~positive, "dice"]}
-    fragments.append(page.figure(plots.histogram(groups, "dice of an image", 20), "Dice by presence of a pneumothorax"))
-    return page.section("Decision", *fragments)
+    drawn = plots.histogram(groups, "dice of an image", 20)
+    figures.append(page.figure(drawn, "Dice of images with and without a pneumothorax"))
+    table = page.table(rules.drop(columns=constant), "Decision rules, chosen on out-of-fold predictions")
+    return page.section("Decision", table, page.grid(*figures))
 
 
-def _presence(context, data, oof, rule):
-    if context.config.presence == "none" or oof["present"].nunique() < 2:
+def _presence(job, oof, gate):
+    if job.config.presence == "none" or oof["present"].nunique() < 2:
         return None
-    present, probs = oof["present"].to_numpy(), oof["presence"].to_numpy(float)
-    cut = rule.gate or 0.5
-    tp, fp, fn, tn = (int(c) for c in confusion_counts(present, probs, cut))
-    matrix = plots.confusion_matrix(np.array([[tn, fp], [fn, tp]]), ["none", "pneumothorax"])
+    present, probs, cut = oof["present"].to_numpy(), oof["presence"].to_numpy(float), gate or 0.5
+    tp, fp, fn, tn = confusion_counts(present, probs, cut)
+    matrix = plots.confusion_matrix([[tn, fp], [fn, tp]], ["none", "pneumothorax"])
     groups = {"none": probs[present == 0], "pneumothorax": probs[present == 1]}
     return page.section(
         "Presence",
         page.grid(
-            page.figure(matrix, f"Out of fold, at the probability {cut:g}"),
+            page.figure(matrix, f"Out of fold, at a probability of {cut:g}"),
             page.figure(plots.roc_curve(present, probs), "ROC curve, out of fold"),
             page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by truth"),
         ),
     )
 
 
-def _gallery(context, data, oof, count=4):
-    run, connectivity = context.run, context.config.decision.connectivity
-    probs = np.load(run.path("oof_probs.npy"), mmap_mode="r")
-    tuned = read_json(run.path("tuned.json"))["fold_rules"]
-    rule_of = {part: Rule(**values) for part, values in tuned.items()}
+def _pictures(job, oof, tuned):
+    probs = read_array(job.run.path("oof_probs.npy"))
+    rules = {part: Rule(**rule) for part, rule in tuned["fold_rules"].items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
-    healthy = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
-    middle = max(0, len(positive) // 2 - count // 2)
-    groups = {
-        "Best": positive.iloc[::-1][:count],
-        "Median": positive.iloc[middle : middle + count],
-        "Worst": positive[:count],
-        "Found where there is none": healthy[:count],
-    }
-    fragments = ["Green: the radiologists' outline. Orange: ours, by the rule that was chosen on the other parts."]
-    for title, rows in groups.items():
-        items = [
-            _item(data, probs[position], row, rule_of[str(row["part"])], connectivity)
-            for position, row in rows.iterrows()
-        ]
+    false = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
+    fragments = ["Green: the radiologists' outline. Orange: the prediction, by the rule chosen on the other parts."]
+    for title, rows in (pick_extremes(positive) | {"False positives": false[:4]}).items():
+        items = []
+        for position, row in rows.iterrows():
+            predicted = rules[str(row["part"])].apply(
+                np.asarray(probs[position]), row["presence"], connectivity=job.config.decision.connectivity
+            )
+            image = job.images.store.images[row["row"]]
+            caption = f"{row['image_id'][-24:]}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
+            items.append((image, _shrink(mask(job.images, row["row"]), image), _shrink(predicted, image), caption))
         if items:
             fragments.append(gallery(items, title))
     return page.section("Pictures", *fragments)
 
 
-def _item(data, probs, row, rule, connectivity):
-    image = np.asarray(data.store.images[row["row"]])
-    side = image.shape[0]
-    predicted = rule.apply(np.asarray(probs), row["presence"], connectivity=connectivity)
-    masks = [cv2.resize(m, (side, side), interpolation=cv2.INTER_AREA) for m in (mask(data, row["row"]), predicted)]
-    return image, *masks, f"{row['image_id'][-24:]}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
+def _shrink(mask, image):
+    return cv2.resize(mask, image.shape[::-1], interpolation=cv2.INTER_AREA)
 
 
-def _ablation(table):
-    rows = [(row.setting, row.dice, row.low, row.high) for row in table.itertuples()]
-    four = dict.fromkeys(("dice", "low", "high", "change", "mcc", "paper"), ".4f") | {"p": ".3f"}
-    return page.section(
-        "Ablation",
-        "The paper's comparisons on the out-of-fold images of this run, one change at a time.",
+def _ablation(job):
+    table = read_csv(job.run.path("ablation.csv"))
+    drawn = plots.score_with_interval(table[["setting", "dice", "low", "high"]].itertuples(index=False), "dice")
+    return [
+        "The paper's comparisons on this run's out-of-fold images, one change at a time.",
         page.table(
             table,
-            "Mean dice with 95 % patient-level intervals; change: to the paper's choice, paired, with its p-value; "
-            "mcc: of the gate at 0.5; paper: its private score",
-            four,
+            "Mean dice with 95 % intervals by patient; change: paired difference to the paper's choice, with its "
+            "p-value; mcc: of the gate at 0.5; paper: its private score",
         ),
-        page.figure(plots.score_with_interval(rows, "dice"), "Dice with its interval"),
-    )
+        page.figure(drawn, "Dice with its interval"),
+    ]
 
 
-def _submission(run, data):
-    rows = read_csv(run.path("submission.csv"), dtype=str, keep_default_na=False)
+def submission(job, record):
+    """Return how many masks submission.csv holds, and the first of them."""
+    rows = read_csv(job.run.path("submission.csv"), dtype=str, keep_default_na=False)
     found = rows[rows["EncodedPixels"] != "-1"]
-    by_id = data.table.set_index("image_id")["row"]
-    items = []
+    by_id, items = job.images.table.set_index("image_id")["row"], []
     for image_id, rle in found.head(8).itertuples(index=False):
-        image = np.asarray(data.store.images[by_id[image_id]])
-
-        mask = cv2.resize(paint(parse(rle), (SIZE, SIZE), order="C"), image.shape[::-1], interpolation=cv2.INTER_AREA)
-        items.append((image, None, mask, image_id[-24:]))
-    text = f"{len(rows):,} rows, {len(found):,} of them with a mask ({len(found) / max(len(rows), 1):.1%}). Validated."
-    hidden = run.manifest["steps"].get("submit", {}).get("hidden")
-    if hidden:
-        text += f" Dice on the sample's hidden labels {hidden['value']:.4f}; empty masks {hidden['nothing']:.4f}."
-    fragments = [text]
-    return page.section("Submission", *fragments, gallery(items, "First test images with a mask") if items else "")
+        image = job.images.store.images[by_id[image_id]]
+        items.append((image, None, _shrink(paint(parse(rle), (SIZE, SIZE), order="C"), image), image_id[-24:]))
+    text = f"{len(found):,} images with a mask ({len(found) / len(rows):.1%})."
+    return [text, gallery(items, "First test images with a mask")]

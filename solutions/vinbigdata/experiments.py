@@ -33,10 +33,10 @@ def run_ablation(context):
     run, config, data = context.run, context.config, open_prepared(context)
     check_predicted(run, predict_key(context, data), PREDICTED)
     key = experiment_key(context)
-    if run.is_done("ablation", key, TABLES):
+    if run.is_done("ablate", key, TABLES):
         log.info("ablate: up to date")
         return
-    run.forget("ablation")
+    run.forget("ablate")
     rows = np.concatenate([data.rows(folds=[fold]) for fold in config.folds])
     images, truth = data.table.set_index("row").loc[rows].reset_index(), data.truth(rows)
     oof = read_parquet(run.path("oof.parquet"))
@@ -92,6 +92,6 @@ def run_ablation(context):
         )
     members = pd.DataFrame(members)
     write_csv(run.path("figure1.csv"), members)
-    run.record("ablation", key)
+    run.record("ablate", key)
     for line in [*table.to_string(index=False).splitlines(), *members.to_string(index=False).splitlines()]:
         log.info(line)

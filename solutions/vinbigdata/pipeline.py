@@ -4,6 +4,7 @@ import itertools
 import logging
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from common.metrics import classification
 from common.metrics.detection import evaluate
 from common.metrics.detection_errors import error_breakdown
 from common.paths import read_json, read_parquet, write_json
+from common.report.frame import write_report
 from common.steps import (
     as_interval,
     check_predicted,
@@ -31,11 +33,11 @@ from common.steps import (
 from common.submit.table import write_submission
 from common.submit.validate import validate_boxes
 from common.train.loop import fit
+from solutions.vinbigdata import report as page
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import open_prepared, prepare_competition, read_train
 from solutions.vinbigdata.models import build_detector, build_healthy, load_detector, load_healthy
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse_members, prediction_strings
-from solutions.vinbigdata.report import write_report
 from solutions.vinbigdata.training import (
     detector_figures,
     detector_loader,
@@ -402,7 +404,17 @@ def _hidden_score(prepared, decided, images):
 
 def report(context):
     """Write report.html from whatever the run has so far."""
-    write_report(context, open_prepared(context))
+    run = context.run
+
+    def is_current(step):
+        if step == "ablate":
+            return run.is_done(step, experiment_key(context), ["ablation.csv", "figure1.csv"])
+        # `predict` and `tune` forget the steps behind them
+        return is_tuned(context) and run.step(step) is not None
+
+    images = open_prepared(context)
+    job = SimpleNamespace(run=run, config=context.config, preset=context.preset, images=images, is_current=is_current)
+    write_report(job, page)
 
 
 def ablate(context):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common.paths import read_json
+from common import recipe
 from solutions.__main__ import main
-from solutions.lung_segmentation import report
 from solutions.lung_segmentation.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
@@ -61,7 +61,7 @@ def command(tmp_path, monkeypatch, capsys):
     def run(*words):
         with monkeypatch.context() as patch:
             if words[0] != "report":
-                patch.setattr(report, "write_report", lambda job: None)
+                patch.setattr(recipe, "write_report", lambda job, report: None)
             return say(capsys, "lung_segmentation", *words)
 
     return run

@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.kills import TINY
+from common import recipe
 from solutions.__main__ import main
-from solutions.siim_pneumothorax import report
 from solutions.siim_pneumothorax.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
@@ -36,7 +36,7 @@ def command(finished, tmp_path, monkeypatch, capsys):
         store = [] if "--store" in words else ["--store", finished / "stores"]
         with monkeypatch.context() as patch:
             if words[0] != "report":
-                patch.setattr(report, "write_report", lambda job, images: None)
+                patch.setattr(recipe, "write_report", lambda job, report: None)
             return say(capsys, "siim_pneumothorax", *words, *store)
 
     return run

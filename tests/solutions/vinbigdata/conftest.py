@@ -41,7 +41,7 @@ def command(tmp_path, monkeypatch, capsys):
     def run(*words):
         with monkeypatch.context() as patch:
             if words[0] != "report":
-                patch.setattr(pipeline, "write_report", lambda context, data: None)
+                patch.setattr(pipeline, "write_report", lambda job, page: None)
             return say(capsys, "vinbigdata", *words)
 
     return run

@@ -1,0 +1,124 @@
+"""The page of a run: what all solutions show alike, around the sections of their own."""
+
+import pandas as pd
+
+from common.errors import InputError
+from common.paths import read_csv, read_json
+from common.report import page, plots
+
+
+def write_report(job, report):
+    """Write report.html of a run from whatever it has so far.
+
+    job: `run`, `config`, `preset`, `images` (the prepared images, `images.table` with split and patient_id) and
+    `is_current(step)`, whether the result of a step belongs to the present settings and predictions.
+    report: a module with TITLE, `headline(job, score)` (fragments above the sections), `sections(job)` (a list of
+    sections, None for one that has nothing to show), `submission(job, record)` (fragments about submission.csv) and
+    perhaps EXPERIMENTS, the beginnings of stage names that belong to experiments.
+    """
+    run = job.run
+    parts = [
+        *_warnings(job),
+        *_headline(job, report),
+        *report.sections(job),
+        _training(run, getattr(report, "EXPERIMENTS", ())),
+        step_section(job, "find_lr", "Learning rates", _learning_rates),
+        step_section(job, "submit", "Submission", lambda job: _submission(job, report)),
+        _about(run),
+    ]
+    title = f"{report.TITLE}, preset {job.preset}"
+    page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
+
+
+def step_section(job, step, title, fragments):
+    """Return a section of what `fragments(job)` returns for a step whose result is current.
+
+    Returns None for a step that was never run, and a note for a result of other settings or predictions.
+    """
+    if job.run.step(step) is None:
+        return None
+    if not job.is_current(step):
+        return page.note(f"{title}: out of date, run `{step}` again.")
+    return page.section(title, *fragments(job))
+
+
+def synthetic_note(run):
+    """Return the warning about the scores of synthetic images, None for a run on real ones."""
+    if not run.step("prepare")["synthetic"]:
+        return None
+    return page.note("Synthetic radiographs: the scores only show that the pipeline works.", "warning")
+
+
+def _warnings(job):
+    table = job.images.table
+    yield synthetic_note(job.run)
+    if (table.loc[table["split"] == "train", "patient_id"] == "").all():
+        yield page.note("No patient ids: a patient may be in two folds, which would inflate the scores.", "warning")
+
+
+def _headline(job, report):
+    if not job.is_current("tune"):
+        stale = job.run.step("tune") is not None
+        return [page.note("The score is out of date: run `tune` again." if stale else "No score yet: run `tune`.")]
+    path = job.run.path("score.json")
+    score = read_json(path)
+    if not isinstance(score, dict):
+        raise InputError(f"{path}: damaged; delete it and run `tune` again")
+    return report.headline(job, score)
+
+
+def _training(run, experiments):
+    """Return learning curves and averaging variants of all trainings, those of experiments folded; None without any."""
+    figures, folded, rows = [], [], []
+    for folder in sorted(path.parent for path in run.folder.glob("*/*/history.csv")):
+        history = read_csv(folder / "history.csv", ["epoch"])
+        history["epoch"] += 1  # people count from 1
+        name, kept = f"{folder.parent.name}, {folder.name}", None
+        if (folder / "variants.json").is_file():
+            summary = read_json(folder / "variants.json")
+            metric = summary["metric"].lstrip("-")
+            for variant, values in summary["variants"].items():
+                epochs, is_kept = [epoch + 1 for epoch in values["epochs"]], variant == summary["chosen"]
+                kept = (min(epochs), max(epochs)) if is_kept and epochs else kept
+                epochs = ", ".join(map(str, epochs)) or "every step"
+                rows.append((name, variant, epochs, metric, values[metric], "kept" if is_kept else ""))
+        drawn = page.figure(plots.learning_curves(history, kept), f"{name}; shaded: the epochs whose weights were kept")
+        (folded if folder.name.startswith(experiments) else figures).append(drawn)
+    if not figures:
+        return None
+    table = pd.DataFrame(rows, columns=["training", "weights", "epochs", "metric", "validation", ""])
+    fragments = [page.grid(*figures), page.table(table, "Weight averages, compared on the validation images")]
+    if folded:
+        fragments.append(page.details(f"{len(folded)} trainings of experiments", page.grid(*folded)))
+    return page.section("Training", *fragments)
+
+
+def _learning_rates(job):
+    figures = []
+    for path in sorted(job.run.folder.glob("lr_*.csv")):
+        table, name = read_csv(path, ["lr", "loss", "suggestion"]), path.stem.removeprefix("lr_")
+        drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].iloc[0])
+        figures.append(page.figure(drawn, f"{name}: loss while the learning rate rises"))
+    return [page.grid(*figures)]
+
+
+def _submission(job, report):
+    record = job.run.step("submit")
+    if not record["rows"]:
+        return ["No test images."]
+    text, hidden = f"{record['rows']:,} rows; the file passes validation.", record["hidden"]
+    if hidden:
+        trivial = f"trivial submission {hidden['nothing']:.4f}"
+        text += f" Score on the sample's hidden labels: {hidden['value']:.4f} ({trivial})."
+    return [text, *report.submission(job, record)]
+
+
+def _about(run):
+    manifest = run.manifest
+    steps = manifest.pop("steps", {})
+    return page.section(
+        "This run",
+        page.details("Versions, inputs and seed", page.key_values(manifest)),
+        page.details("Configuration", page.key_values(read_json(run.path("config.json")))),
+        page.details("Steps", page.key_values(steps)),
+    )
