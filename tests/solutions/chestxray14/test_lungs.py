@@ -311,7 +311,7 @@ def test_prepare_with_lungs(tmp_path, files, stand):
     boxes = prepare_competition(context(CROPS))
     assert boxes.masks is None and boxes.crops.is_file() and boxes.structures is None
     page = report._lungs(boxes).body  # of boxes and crops alone
-    assert "boxes, by how they were found" in page and "The region that counts" not in page
+    assert "Boxes of the lungs" in page and "Region that weights" not in page
     run.close()
 
 

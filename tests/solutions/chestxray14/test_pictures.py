@@ -1,4 +1,3 @@
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,21 +43,16 @@ class _Data:
         return self.table["image_id"].to_numpy()[rows]
 
 
-@dataclass(frozen=True)
-class _Context:
-    run: object
-    device: object = "cuda"
-
-
 @pytest.fixture
-def context(tmp_path):
+def job(tmp_path):
     for name, ids in (("oof", ["a", "b"]), ("test", ["c", "d"])):
         probs = np.linspace(0.1, 0.8, 2 * N).reshape(2, N)
         table = pd.DataFrame(probs, columns=LABELS)
         table.insert(0, "image_id", ids)
         table.to_parquet(tmp_path / f"{name}.parquet")
     step = {"key": "first"}
-    return _Context(SimpleNamespace(path=lambda name: tmp_path / name, step=lambda name: step))
+    run = SimpleNamespace(path=lambda name: tmp_path / name, step=lambda name: step)
+    return SimpleNamespace(run=run, config=None, images=_Data())
 
 
 @pytest.fixture
@@ -69,33 +63,33 @@ def drawn(monkeypatch):
     return seen
 
 
-def test_pictures_are_of_test_images_where_these_have_labels(context, drawn):
-    data = _Data()
-    truth, probs, table, said = pictures.shown_answers(context.run, data)
-    assert table["image_id"].tolist() == ["c", "d"] and said == data.test_name
-    pictures.surest(data, truth, probs, table)
+def test_pictures_are_of_the_most_confident_predictions(job, drawn):
+    truth, probs, table = pictures.labelled_predictions(job.run, job.images, "test")
+    assert table["image_id"].tolist() == ["c", "d"]
+    pictures.confident_galleries(job.images, truth, probs, table)
     (right, _), (wrong, _) = drawn
     assert [item[3].split(" · ")[1] for item in right] == ["c", "c"]  # Atelectasis and Infiltration
-    assert len(wrong) == N and all(item[3].endswith("d") for item in wrong)  # the second row is the surer one
+    assert len(wrong) == N and all(
+        item[3].endswith("d") for item in wrong
+    )  # the second row has the higher probabilities
     ((box, name),) = right[0][1]
     assert (box == np.array([100, 300, 500, 700]) / 16).all() and name == LABELS[0] and wrong[0][1] == []
-    data.known = np.array([True, True, False, False])
-    *_, table, said = pictures.shown_answers(context.run, data)
-    assert table["image_id"].tolist() == ["a", "b"] and said == "out of fold"
+    job.images.known = np.array([True, True, False, False])
+    assert len(pictures.labelled_predictions(job.run, job.images, "test")[2]) == 0
 
 
-def test_maps_are_shown_of_boxed_findings_or_else_of_the_surest():
+def test_maps_are_of_boxed_findings_or_else_of_the_most_confident():
     data, table = _Data(), pd.DataFrame({"image_id": list("abc")})
     truth, probs = data.labels(np.arange(3)), np.zeros((3, N))
     probs[:, 0] = 0.9, 0.3, 0.2
-    pairs = pictures.surest_pairs(data, truth, probs, table)
+    pairs = pictures.pick_pairs(data, truth, probs, table)
     assert pairs[["row", "label", "prob", "fold", "map"]].to_numpy().tolist() == [[1, 0, 0.3, 1, 0], [2, 3, 0, -1, 1]]
     data.boxes = BOXES.iloc[:0]
-    assert pictures.surest_pairs(data, truth, probs, table)["row"].tolist() == [0, 2]
-    assert len(pictures.surest_pairs(data, 0 * truth, probs, table)) == 0
+    assert pictures.pick_pairs(data, truth, probs, table)["row"].tolist() == [0, 2]
+    assert len(pictures.pick_pairs(data, 0 * truth, probs, table)) == 0
 
 
-def test_maps_are_computed_once_for_the_same_predictions(context, drawn, monkeypatch):
+def test_maps_are_computed_once_for_the_same_predictions(job, drawn, monkeypatch):
     made = []
 
     def class_maps(context, data, pairs):
@@ -104,19 +98,19 @@ def test_maps_are_computed_once_for_the_same_predictions(context, drawn, monkeyp
         return Maps({"whole": cams}, {"whole": np.tile([0.0, 0, 1024, 1024], (len(pairs), 1))})
 
     monkeypatch.setattr(pictures, "class_maps", class_maps)
-    answers = pictures.shown_answers(context.run, _Data())[:3]
+    answers = pictures.labelled_predictions(job.run, job.images, "test")
     for _ in range(2):
-        pictures.overlays(context, _Data(), *answers)
+        pictures.map_gallery(job, *answers)
     assert made == [torch.device("cpu")]
     (items, _), (again, _) = drawn
     assert [item[3][-1] for item in items] == ["c", "c"] and items[0][1][0][1] == LABELS[0]
     heat = items[0][0][1]
     assert (heat == again[0][0][1]).all() and heat[0, 0] == 0 and heat[-1, -1] == 1
     assert heat[128, 128] == pytest.approx(0.5, abs=0.02)  # the middle of an even slope
-    context.run.step("predict")["key"] = "second"
-    pictures.overlays(context, _Data(), *answers)
-    context.run.path("overlays.npz").write_bytes(b"PK torn")
-    pictures.overlays(context, _Data(), *answers)
+    job.run.step("predict")["key"] = "second"
+    pictures.map_gallery(job, *answers)
+    job.run.path("overlays.npz").write_bytes(b"PK torn")
+    pictures.map_gallery(job, *answers)
     assert len(made) == 3
 
 
@@ -132,11 +126,11 @@ def test_lungs_boxes_are_shown_by_their_rules(drawn, tmp_path):
             "rule": ["two", "two", "mirrored", "none"],
         }
     )
-    assert pictures.lungs(data) == []
+    assert pictures.lung_galleries(data) == []
     data.crops, data.masks = tmp_path / "crops.npy", tmp_path / "masks.npy"
     np.save(data.crops, np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2))
     np.save(data.masks, np.full((4, 16, 16), 255, np.uint8))
-    assert "lungs and heart" in pictures.lungs(data)[0]
+    assert "lungs and heart" in pictures.lung_galleries(data)[0]
     (masks, _), (boxes, _) = drawn
     assert len(masks) == 4 and masks[0][2].shape == (64, 64) and masks[0][2].all()
     assert [item[3] for item in boxes[::2]] == ["a: two", "c: mirrored", "d: none"]

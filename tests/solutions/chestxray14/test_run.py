@@ -20,7 +20,7 @@ from common.submit.validate import validate_probabilities
 from common.train import loop
 from common.train.checkpoint import load_weights
 from solutions.chestxray14 import data as data_module
-from solutions.chestxray14 import pictures, pipeline, training
+from solutions.chestxray14 import pictures, pipeline, report, training
 from solutions.chestxray14.config import LABELS, Config
 from solutions.chestxray14.lungs import open_lungs
 from solutions.chestxray14.models import build_fusion, load_network
@@ -44,16 +44,16 @@ MADE = ("fold*/**/*", "oof*.parquet", "test*.parquet", "tuned.json", "score.json
 SECTIONS = [
     "Data",
     "Lungs",
-    "Training",
     "Out of fold",
     "Scores on 6 images of the test list, which is not the whole official one",
     "Views",
     "Operating points and calibration",
     "Pictures",
+    "Training",
     "Submission",
     "This run",
 ]
-SCORED = set(SECTIONS[3:9]) - {"Views"}  # of a run of one view
+SCORED = set(SECTIONS[2:]) - {"Views", "Training", "This run"}  # of a run of one view
 
 
 def same(run, other):
@@ -84,7 +84,7 @@ def bare_page(monkeypatch):
     for name in ("roc_panels", "reliability_panels"):
         monkeypatch.setattr(class_plots, name, lambda *args, **options: None)
     monkeypatch.setattr(pictures, "gallery", lambda *args, **options: "pictures")
-    monkeypatch.setattr(pictures, "overlays", lambda *args: "maps")
+    monkeypatch.setattr(report, "map_gallery", lambda *args: "maps")
 
 
 def headings(run):
@@ -262,7 +262,7 @@ def test_podium_on_every_labelled_image_has_nothing_to_submit(tmp_path, command,
     assert len(pd.read_parquet(run / "test.parquet")) == 0 and not (run / "submission.csv").exists()
     assert set(pd.read_csv(run / "classes.csv")["split"]) == {"oof"}
     assert command("report", "--out", "run").status == 0
-    assert "Submission" not in headings(run) and "Out of fold" in headings(run)
+    assert "No test images." in (run / "report.html").read_text() and "Out of fold" in headings(run)
     assert "have no labels" in command("table", "run").errors[0] or "no test" in command("table", "run").errors[0]
     assert command("table", "run", "--split", "oof", "--resamples", "20").status == 0
 
@@ -376,7 +376,7 @@ def test_stale_results_are_not_shown(run_copy, command, bare_page, monkeypatch):
     for option in (["--tta", "flip"], ["--combine", "mean"], ["--folds", "0"]):
         assert command("report", "--out", "run", *option).status == 0
         assert not SCORED & set(headings(run_copy)), option
-    assert "No score of these networks" in (run_copy / "report.html").read_text()
+    assert "The score is out of date" in (run_copy / "report.html").read_text()
     assert "run the verb `predict`" in command("submit", "--out", "run", "--tta", "flip").errors[0]
     monkeypatch.setattr(pipeline, "predict_view", broken)
     assert command("predict", "--out", "run", "--tta", "flip").status == 130
@@ -392,7 +392,7 @@ def test_maps_are_shown_as_long_as_they_are_of_these_networks(run_copy, command,
     assert command("train", "--out", "run", "--fusion.lr", "0.1", "--folds", "0").status == 0
     assert command("report", "--out", "run").status == 0
     assert not {*SCORED, "Localisation"} & set(headings(run_copy))
-    assert "No score of these networks" in (run_copy / "report.html").read_text()
+    assert "The score is out of date" in (run_copy / "report.html").read_text()
 
 
 def test_flips_at_test_time_are_predicted_tuned_and_shown(run_copy, finished, command, bare_page):

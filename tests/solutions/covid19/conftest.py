@@ -9,7 +9,7 @@ import pytest
 
 from common.report import class_plots, plots
 from solutions.__main__ import main
-from solutions.covid19 import lungs, pictures, pipeline
+from solutions.covid19 import audit_section, lungs, pipeline, report
 from solutions.covid19.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
@@ -30,12 +30,13 @@ def sample(tmp_path_factory):
 
 
 def _without_drawings(patch):
-    for name in ("histogram", "roc_curve", "reliability", "score_with_interval", "learning_curves", "confusion_matrix"):
+    for name in ("histogram", "roc_curve", "score_with_interval", "learning_curves", "confusion_matrix"):
         patch.setattr(plots, name, lambda *args, **options: None)
-    patch.setattr(class_plots, "forest", lambda *args, **options: None)
-    for name in ("views", "heats"):
-        patch.setattr(pictures, name, lambda *args, **options: "pictures")
-    patch.setattr(pictures, "lungs", lambda *args, **options: [])
+    for name in ("forest", "reliability_panels"):
+        patch.setattr(class_plots, name, lambda *args, **options: None)
+    for name in ("view_strips", "heat_strips"):
+        patch.setattr(audit_section, name, lambda *args, **options: "pictures")
+    patch.setattr(report, "lung_strips", lambda *args, **options: [])
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ import torch
 from common.errors import InputError
 from common.paths import read_json, write_json
 from common.report import class_plots, plots
+from common.report.frame import write_report
 from common.runs import Run
 from common.train.checkpoint import save_weights
-from solutions.covid19 import pictures, scoring
+from solutions.covid19 import pictures, report, scoring
 from solutions.covid19.config import DEMO
 from solutions.covid19.data import SELECTION, Prepared
 from solutions.covid19.models import build_network
-from solutions.covid19.report import left_out, write_report
+from solutions.covid19.report import count_reasons
 from tests import browser
 
 SIZE, N = 32, 24
@@ -66,8 +67,8 @@ def answers(data):
 
 
 @pytest.fixture
-def context(tmp_path):
-    """A run that has come to its scores, with its Prepared as `data`."""
+def job(tmp_path):
+    """The job of a run that has its scores; the steps in `current` are current."""
     run = Run(tmp_path / "run")
     data = prepared(tmp_path)
     run.describe(0, [])
@@ -91,13 +92,15 @@ def context(tmp_path):
             run.path(f"fold{fold}", stage).mkdir(parents=True)
             save_weights(run.path(f"fold{fold}", stage, "final.safetensors"), build_network(NETWORK).state_dict())
     run.write_config("covid19", "demo", CONFIG)
-    yield SimpleNamespace(run=run, config=CONFIG, preset="demo", data=data)
+    job = SimpleNamespace(run=run, config=CONFIG, preset="demo", images=data, current={"tune", "audit"})
+    job.is_current = lambda step: step in job.current and run.step(step) is not None
+    yield job
     run.close()
 
 
-def audited(context, biased):
+def audited(job, biased):
     """Files of a finished audit."""
-    run, ids = context.run, answers(context.data)["image_id"]
+    run, ids = job.run, answers(job.images)["image_id"]
     checks = {
         "border": {"auroc": INTERVAL, "said": "by the margin", "images": 19, "positives": 12},
         "origin": {"auroc": None, "said": "not asked: too few"},
@@ -124,51 +127,46 @@ def audited(context, biased):
 
 @pytest.fixture
 def bare(monkeypatch):
-    """Pages without plots, which take longest: their captions stand there as notes."""
-    for name in ("histogram", "roc_curve", "reliability", "score_with_interval", "confusion_matrix"):
+    """Pages without plots, which take longest: their captions become notes."""
+    for name in ("histogram", "roc_curve", "score_with_interval", "confusion_matrix"):
         monkeypatch.setattr(plots, name, lambda *args, **options: None)
-    monkeypatch.setattr(class_plots, "forest", lambda *args, **options: None)
+    for name in ("forest", "reliability_panels"):
+        monkeypatch.setattr(class_plots, name, lambda *args, **options: None)
 
 
-def page_of(context, tuned=True):
-    write_report(context, context.data, tuned)
-    return context.run.path("report.html").read_text()
+def page_of(job):
+    write_report(job, report)
+    return job.run.path("report.html").read_text()
 
 
 def first_line(text):
     return re.search(r"</header>\s*<aside class=\"note (\w+)\"[^>]*>([^<]*)</aside>", text).groups()
 
 
-def test_the_first_line_is_whether_the_score_can_be_believed(context, bare):
-    kind, said = first_line(page_of(context))
+def test_the_first_line_is_whether_the_score_can_be_believed(job, bare):
+    kind, said = first_line(page_of(job))
     assert kind == "info" and "has not been audited" in said
-    assert said.endswith(f"cxr covid19 audit --out {context.run.folder}")
-    audited(context, biased=True)
-    assert first_line(page_of(context)) == ("warning", "The origin &lt;gives&gt; it away.")
-    audited(context, biased=False)
-    assert first_line(page_of(context)) == ("info", "No sign of the origin.")
-    context.run.record("tune", ["other networks"], score=0.9)
-    text = page_of(context)
+    assert said.endswith(f"cxr covid19 audit --out {job.run.folder}")
+    audited(job, biased=True)
+    assert first_line(page_of(job)) == ("warning", "The origin &lt;gives&gt; it away.")
+    audited(job, biased=False)
+    assert first_line(page_of(job)) == ("info", "No sign of the origin.")
+    job.current.remove("audit")
+    text = page_of(job)
     assert "has not been audited" in first_line(text)[1] and "<h2>Audit" not in text
-    audited(context, biased=True)
-    text = page_of(context, tuned=False)
-    assert "has not been audited" in first_line(text)[1] and "No score of these networks" in text
-    assert "<h2>Folds" not in text and "<h2>Data" in text
-
-
-def test_the_page_of_synthetic_images_says_so_in_its_second_line(context, bare):
-    context.run.record("prepare", [], synthetic=True)
-    audited(context, biased=True)
-    notes = re.findall(r'<aside class="note (\w+)"[^>]*>([^<]*)<', page_of(context))
-    assert notes[0][1].startswith("The origin") and notes[1] == ("warning", notes[1][1]) and "Synth" in notes[1][1]
+    assert "Audit: out of date, run `audit` again." in text
+    job.current.clear()
+    text = page_of(job)
+    assert first_line(text)[1].startswith("The score is out of date")
+    assert "<h2>Folds" not in text and "<h2>Audit" not in text and "<h2>Data" in text
 
 
 def cards(text):
     return dict(re.findall(r'<div class="label">([^<]*)</div><div class="value">([^<]*)</div>', text))
 
 
-def test_the_headline_stands_beside_the_same_collections(context):
-    text = page_of(context)
+def test_the_headline_stands_beside_the_same_collections(job):
+    text = page_of(job)
     # the ranking: COVID-19 (the twelfth at 0.49), then the others of Home, then those of Elsewhere
     assert cards(text) == {
         "AUROC out of fold": "1.0000",
@@ -178,11 +176,11 @@ def test_the_headline_stands_beside_the_same_collections(context):
         "Specificity": "1.0000",
     }
     assert "12 against 4 images" in text and "never trained on" in text
-    assert "the same collections alone 1.000" in text  # the second ROC curve
-    path = context.run.path("score.json")
+    assert "same collections only 1.000" in text  # the second ROC curve
+    path = job.run.path("score.json")
     write_json(path, read_json(path) | {"same_source": None})
-    text = page_of(context)
-    assert cards(text)["AUROC, same collections"] == "–" and "cannot be told: no image without COVID-19" in text
+    text = page_of(job)
+    assert cards(text)["AUROC, same collections"] == "–" and "unknown: no image without COVID-19" in text
 
 
 def rows_of(text, caption):
@@ -191,28 +189,28 @@ def rows_of(text, caption):
     return [re.findall(r"<t[hd](?: [^>]*)?>([^<]*)<", row) for row in table.split("</tr>")[:-1]]
 
 
-def test_folds_their_mean_and_the_paper_beside_it(context, bare):
-    text = page_of(context)
-    head, even, odd, mean, every = rows_of(text, "At the probability 0.5")
+def test_folds_their_mean_and_the_paper_beside_it(job, bare):
+    text = page_of(job)
+    head, even, odd, mean, every = rows_of(text, "At a probability of 0.5")
     assert head[:6] == ["fold", "images", "tp", "fn", "tn", "fp"] and even[:6] == ["0", "10", "6", "0", "4", "0"]
     assert odd[:6] == ["1", "9", "5", "1", "3", "0"] and odd[6].startswith("0.8889 [")
     assert mean[6] == f"{(1 + 8 / 9) / 2:.4f} ± {(1 - 8 / 9) / 2**0.5:.4f}"
     assert every[:6] == ["all images", "19", "11", "1", "7", "0"] and every[7].startswith(f"{11 / 12:.4f} [")
-    ours, paper, *_ = rows_of(text, "Means of folds")[1:]
+    ours, paper, *_ = rows_of(text, "Means over folds")[1:]
     assert ours == ["this run", f"{(1 + 8 / 9) / 2:.4f}", f"{(1 + 5 / 6) / 2:.4f}", "1.0000"]
     assert paper == ["HRNet (paper)", "0.9926", "0.9853", "0.9882"]
     captions = re.findall(r">([^<]*: accuracy [\d.]+)", text.split("<h2>Folds")[1])
     assert captions == ["Best fold, 0: accuracy 1.0000", f"Worst fold, 1: accuracy {8 / 9:.4f}"]
-    context.run.path("per_fold.csv").write_text("")
+    job.run.path("per_fold.csv").write_text("")
     with pytest.raises(InputError, match=r"per_fold.csv: damaged"):
-        page_of(context)
+        page_of(job)
 
 
-def test_rejected_images_are_shown_with_the_reason(context, bare):
-    text = page_of(context)
+def test_rejected_images_are_shown_with_the_reason(job, bare):
+    text = page_of(job)
     assert "no COVID-19 · im23: too small" in text
-    assert ["without", "12", "1", f"{1 / 12:.4f}"] in rows_of(text, "Images that came")
-    assert ["Elsewhere", "no COVID-19", "8", "7", "1", "1 lungs"] in rows_of(text, "Every row of the tables")
+    assert ["without", "12", "1", f"{1 / 12:.4f}"] in rows_of(text, "Images that were checked")
+    assert ["Elsewhere", "no COVID-19", "8", "7", "1", "1 lungs"] in rows_of(text, "Rows of the tables")
 
 
 def test_reasons_that_differ_in_a_number_or_a_name_are_one():
@@ -230,7 +228,7 @@ def test_reasons_that_differ_in_a_number_or_a_name_are_one():
     ]
     table = pd.DataFrame({"collection": "Home", "label": 1, "reason": reasons, "kept": [not r for r in reasons]})
     table.loc[9, "label"] = -1
-    known, unknown = left_out(table).to_dict("records")
+    known, unknown = count_reasons(table).to_dict("records")
     assert (known["rows"], known["used"], known["left out"], known["label"]) == (9, 1, 8, "COVID-19")
     assert set(known["because of"].split(", ")) == {
         "2 lateral",
@@ -243,9 +241,9 @@ def test_reasons_that_differ_in_a_number_or_a_name_are_one():
     assert (unknown["label"], unknown["used"], unknown["because of"]) == ("unknown", 0, "1 not drawn")
 
 
-def test_the_audit_stands_beside_the_headline(context):
-    audited(context, biased=True)
-    text = page_of(context)
+def test_the_audit_stands_beside_the_headline(job):
+    audited(job, biased=True)
+    text = page_of(job)
     assert ["the margin", "by the margin", "19", "0.8750 [0.7500,\u00a00.9500]"] in rows_of(text, "What each network")
     assert ["tells the collections apart", "not asked: too few", "–", "–"] in rows_of(text, "What each network")
     assert ["the lungs", "0.8750 [0.7500,\u00a00.9500]", "0.2500", "19", "1"] in rows_of(text, "Where networks look")
@@ -254,11 +252,11 @@ def test_the_audit_stands_beside_the_headline(context):
     assert "COVID-19, probability 0.490 · im11" in text  # the one that is missed
 
 
-def test_the_page_in_a_browser(context, bare):
-    audited(context, biased=True)
-    page_of(context)
+def test_the_page_in_a_browser(job, bare):
+    audited(job, biased=True)
+    page_of(job)
     for width in (1200, 400):
-        broken, overflow, images = browser.probe(context.run.path("report.html"), width, 900)
+        broken, overflow, images = browser.probe(job.run.path("report.html"), width, 900)
         # two of each kind, the rejected one, what the audit sees by label, the surest five
         assert (broken, overflow, images) == (0, 0, 6 + 1 + 2 + 5)
 
@@ -266,13 +264,13 @@ def test_the_page_in_a_browser(context, bare):
 def test_pictures_are_of_the_surest_answers_and_the_surest_mistakes():
     probability = [0.9, 0.2, 0.8, 0.1, 0.7, 0.45, 0.6, 0.3]
     table = pd.DataFrame({"label": [1, 1, 1, 0, 0, 0, 1, 1], "probability": probability}, index=range(10, 18))
-    assert pictures.telling(table).index.tolist() == [10, 12, 13, 15, 11, 14]
+    assert pictures.pick_answers(table).index.tolist() == [10, 12, 13, 15, 11, 14]
     right = table.loc[[10, 12, 13, 15, 16]]
-    assert pictures.telling(right).index.tolist() == [10, 12, 13, 15]
-    assert pictures.telling(table.loc[[11, 14]]).index.tolist() == [11, 14]
+    assert pictures.pick_answers(right).index.tolist() == [10, 12, 13, 15]
+    assert pictures.pick_answers(table.loc[[11, 14]]).index.tolist() == [11, 14]
 
 
-def test_maps_are_those_of_each_image_s_own_network_and_kept(context, monkeypatch):
+def test_maps_are_those_of_each_image_s_own_network_and_kept(job, monkeypatch):
     made, maps = [], pictures.heat_maps
 
     def heat_maps(model, data, rows, config, view, *args, **options):
@@ -280,24 +278,24 @@ def test_maps_are_those_of_each_image_s_own_network_and_kept(context, monkeypatc
         return maps(model, data, rows, config, view, *args, **options)
 
     monkeypatch.setattr(pictures, "heat_maps", heat_maps)
-    data, stages = context.data, {"lungs": "covid", "image": "audit-image"}
+    data, stages = job.images, {"lungs": "covid", "image": "audit-image"}
     shown = data.table.loc[[3, 0, 1], ["image_id", "row", "fold", "label"]].assign(probability=0.5)
-    first = pictures._heat_maps(context, data, shown, stages)
+    first = pictures.compute_heat_maps(job, shown, stages)
     assert made == [(view, rows) for view in stages for rows in ([0], [3, 1])]
-    model = pictures.load_network(NETWORK, context.run.path("fold1", "covid", "final.safetensors"))
+    model = pictures.load_network(NETWORK, job.run.path("fold1", "covid", "final.safetensors"))
     expected = maps(model, data, np.array([3]), NETWORK, "lungs", torch.device("cpu"), progress=False)
     assert np.allclose(first["lungs"][0], expected[0], atol=1e-6) and expected.max() > 0
-    again = pictures._heat_maps(context, data, shown, stages)
+    again = pictures.compute_heat_maps(job, shown, stages)
     assert len(made) == 4 and all((again[view] == first[view]).all() for view in stages)
-    context.run.path("heats.npz").write_bytes(b"PK torn")
-    pictures._heat_maps(context, data, shown, stages)
+    job.run.path("heats.npz").write_bytes(b"PK torn")
+    pictures.compute_heat_maps(job, shown, stages)
     assert len(made) == 8
-    save_weights(context.run.path("fold0", "covid", "final.safetensors"), build_network(NETWORK).state_dict())
-    pictures._heat_maps(context, data, shown, stages)
+    save_weights(job.run.path("fold0", "covid", "final.safetensors"), build_network(NETWORK).state_dict())
+    pictures.compute_heat_maps(job, shown, stages)
     assert len(made) == 12
 
 
 def test_a_strip_shows_pictures_beside_each_other():
     black, grey = np.zeros((6, 5, 3), np.uint8), np.full((6, 3, 3), 100, np.uint8)
-    strip = pictures.strip([black, grey], gap=2)
+    strip = pictures.make_strip([black, grey], gap=2)
     assert strip.shape == (6, 10, 3) and strip[0, :, 0].tolist() == [0] * 5 + [255] * 2 + [100] * 3

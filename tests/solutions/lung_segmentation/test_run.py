@@ -22,7 +22,7 @@ from tests.running import prints, times
 from tests.solutions.lung_segmentation.conftest import stored_masks
 
 FOLD0 = ["--folds", "0", "--network.epochs", "1"]
-SECTIONS = ("Data", "Training", "Scores", "Decision", "Pictures", "Submission", "This run")
+SECTIONS = ("Data", "Scores", "Decision", "Pictures", "Training", "Submission", "This run")
 
 
 def ids(run):

@@ -30,7 +30,7 @@ COMPARED = (
     "images.parquet",
     "boxes.parquet",
 )
-SECTIONS = ("Data", "Training", "Classes", "Decision", "Healthy or not (2CC)", "Pictures", "Submission", "This run")
+SECTIONS = ("Data", "Classes", "Decision", "Healthy or not (2CC)", "Pictures", "Training", "Submission", "This run")
 MADE = ("fold*/**/*", "oof*.parquet", "test.parquet", "test_healthy.parquet", "tuned.json", "score.json")
 
 
@@ -148,7 +148,7 @@ def test_one_fold_and_one_member_through_all_verbs(tmp_path, command, sample, ti
     score = read_json(run / "score.json")
     assert score["images"] == 8 and score["nested_by"] == "halves of the patients"
     assert not (run / "fold1").exists()
-    assert [*headings(run)][-3:] == ["Ablation", "Submission", "This run"]
+    assert [*headings(run)][-4:] == ["Ablation", "Training", "Submission", "This run"]
 
 
 @pytest.mark.long
@@ -224,7 +224,7 @@ def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page, monkeypa
     assert command("predict", "--out", "run", "--tta", "flip").status == 130
     assert command("report", "--out", "run").status == 0
     assert not {"Ablation", "Classes", "Submission"} & set(headings(run_copy))  # of other predictions
-    assert "No score of these predictions" in (run_copy / "report.html").read_text()
+    assert "No score yet" in (run_copy / "report.html").read_text()
 
 
 @pytest.mark.parametrize("verb", ["train", "predict", "tune", "score", "submit", "report", "ablate"])

@@ -1,0 +1,127 @@
+"""The frame of every run's page, from files as a training, a range test and a submission leave them."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from common.errors import InputError
+from common.paths import write_json
+from common.report import page
+from common.report.frame import step_section, synthetic_note, write_report
+from common.runs import Run
+
+REPORT = SimpleNamespace(
+    TITLE="Chests",
+    EXPERIMENTS=("audit-",),
+    headline=lambda job, score: [page.cards([("Dice", score["dice"], "")])],
+    sections=lambda job: [None, page.section("Own"), step_section(job, "ablate", "Ablation", lambda job: ["changes"])],
+    submission=lambda job, record: ["its rows"],
+)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A prepared run, whose steps are current if they are in `job.current`."""
+    run, current = Run(tmp_path / "run"), set()
+    run.describe(3, [])
+    run.record("prepare", 1, synthetic=False, store="<b>")
+    write_json(run.path("config.json"), {"preset": "demo", "network": {"lr": 0.125}})
+    images = SimpleNamespace(table=pd.DataFrame({"split": ["train", "test"], "patient_id": ["p", ""]}))
+    yield SimpleNamespace(run=run, preset="demo", images=images, current=current, is_current=current.__contains__)
+    run.close()
+
+
+def written(job):
+    write_report(job, REPORT)
+    return job.run.path("report.html").read_text()
+
+
+def headings(text):
+    return re.findall(r"<h2>([^<]*)</h2>", text)
+
+
+def trained(run, name, stage="network", variants=True, metric="dice"):
+    folder = run.path(name, stage)
+    folder.mkdir(parents=True)
+    history = {
+        "epoch": [0, 1, 2],
+        "lr": [0.1] * 3,
+        "train_loss": [3.0, 2.0, 1.0],
+        "dice": [0.5, 0.75, 0.7],
+        "loss": [1.0, 0.8, 0.9],
+    }
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    if variants:
+        values = {"best": {"epochs": [1], "dice": 0.75, "loss": 0.8}, "ema": {"epochs": [], "dice": 0.875, "loss": 0.7}}
+        write_json(folder / "variants.json", {"chosen": "best", "metric": metric, "variants": values})
+
+
+def test_a_page_without_results_says_which_verb_comes_next(job):
+    text = written(job)
+    assert headings(text) == ["Own", "This run"] and "No score yet: run `tune`." in text
+    assert "<h1>Chests, preset demo</h1>" in text and "Synthetic" not in text and "No patient ids" not in text
+    assert "torch" in text and "0.1250" in text and "&lt;b&gt;" in text and "<b>" not in text
+    job.run.path("config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json: not a JSON file"):
+        written(job)
+
+
+def test_results_are_shown_while_they_are_current(job):
+    write_json(job.run.path("score.json"), {"dice": 0.625})
+    for step in ("tune", "ablate", "submit"):
+        job.run.record(step, 1, rows=1234, hidden={"value": 0.5, "nothing": 0.25})
+    text = written(job)
+    assert headings(text) == ["Own", "This run"] and "0.6250" not in text and "its rows" not in text
+    assert "The score is out of date: run `tune` again." in text
+    assert "Ablation: out of date, run `ablate` again." in text and "Submission: out of date" in text
+    job.current |= {"tune", "ablate", "submit"}
+    text = written(job)
+    assert headings(text) == ["Own", "Ablation", "Submission", "This run"] and "out of date" not in text
+    assert "0.6250" in text and "changes" in text and "its rows" in text
+    assert "1,234 rows" in text and "hidden labels: 0.5000 (trivial submission 0.2500)" in text
+    job.run.record("submit", 1, rows=0, hidden=None)
+    text = written(job)
+    assert "No test images." in text and "its rows" not in text
+    job.run.path("score.json").write_text("[]")
+    with pytest.raises(InputError, match=r"score\.json: damaged"):
+        written(job)
+
+
+def test_warnings_about_the_images(job):
+    job.run.record("prepare", 1, synthetic=True)
+    job.images.table["patient_id"] = ""
+    notes = re.findall(r'<aside class="note (\w+)"[^>]*>([^<]*)<', written(job))
+    assert [kind for kind, _ in notes] == ["warning", "warning", "info"]
+    assert notes[0][1] in synthetic_note(job.run) and notes[1][1].startswith("No patient ids")
+
+
+def test_every_training_has_its_curves_and_variants(job):
+    trained(job.run, "fold0", metric="-loss")
+    trained(job.run, "fold1", variants=False)  # not finished
+    trained(job.run, "fold0", "audit-border", variants=False)
+    trained(job.run, "simple-fold0", variants=False)
+    job.run.path("masks").mkdir()
+    text = written(job)
+    own, folded = text.split("2 trainings of experiments")
+    assert own.count("<svg") == 2 == folded.count("<svg") and "fold0, network" in own and "fold1, network" in own
+    assert "fold0, audit-border" in folded and "simple-fold0, network" in folded
+    cells = [cell for cell in ("kept", "every step", "loss", "0.8000", "0.7000") if cell in own]
+    assert len(cells) == 5  # the epochs of the average, 2, count from 1
+    assert own.count("kept</td>") == 1
+
+
+def test_range_tests(job):
+    rates = pd.DataFrame({"lr": [1e-5, 1e-4, 1e-3, 1e-2], "loss": [1.0, 0.9, 0.5, 2.0], "suggestion": 1e-4})
+    rates.to_csv(job.run.path("lr_network.csv"), index=False)
+    job.run.record("find_lr", 1)
+    assert "Learning rates" not in headings(written(job))
+    job.current.add("find_lr")
+    assert "network: loss while the learning rate rises" in written(job)
+
+
+def test_a_manifest_s_text_is_escaped(job):
+    job.run.path("config.json").write_text(json.dumps({"preset": "<i>"}))
+    assert "&lt;i&gt;" in written(job)
