@@ -77,7 +77,8 @@ class Solution:
     answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; check(path, job) -> Summary.
     hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
     labels, or None.
-    report: the module of the page's own sections, see common.report.frame. steps: further verbs as Steps. verbs: further verbs as functions of a job.
+    report: the module of the page's own sections, see common.report.frame. further_steps: further verbs as Steps;
+    further_verbs: further verbs as functions of a job.
     assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
     uses their copies.
     """

@@ -69,9 +69,7 @@ def test_pictures_are_of_the_most_confident_predictions(job, drawn):
     pictures.confident_galleries(job.images, truth, probs, table)
     (right, _), (wrong, _) = drawn
     assert [item[3].split(" · ")[1] for item in right] == ["c", "c"]  # Atelectasis and Infiltration
-    assert len(wrong) == N and all(
-        item[3].endswith("d") for item in wrong
-    )  # the second row has the higher probabilities
+    assert len(wrong) == N and all(item[3].endswith("d") for item in wrong)  # the second row ranks higher
     ((box, name),) = right[0][1]
     assert (box == np.array([100, 300, 500, 700]) / 16).all() and name == LABELS[0] and wrong[0][1] == []
     job.images.known = np.array([True, True, False, False])
