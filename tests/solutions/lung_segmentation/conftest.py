@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from common.paths import read_json
 from common import recipe
+from common.paths import read_json
 from solutions.__main__ import main
 from solutions.lung_segmentation.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
