@@ -117,7 +117,7 @@ class SampleDataset(Dataset):
     """Dataset of `(image, target)` over a store, the image uint8 (1, H, W).
 
     `dataset[index, seed]` is augmented with that seed, `dataset[index]` is not.
-    images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, by each worker anew; a
+    images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, in each worker; a
     slice of a memory-mapped array is refused.
     targets: maps a store row to a mask of 0/1 (any height and width), which becomes uint8 (1, H, W); to several masks
     (C, height, width), which become uint8 (C, H, W); or to a scalar or vector, which becomes float32. None makes the

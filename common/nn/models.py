@@ -105,7 +105,7 @@ def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dro
 
 
 def head(model):
-    """Return the modules after the last feature map, which a new task initialises anew."""
+    """Return the modules after the last feature map, which a new task initialises."""
     net = getattr(model, "net", model)
     if isinstance(net, smp.base.SegmentationModel):
         return [part for part in (net.segmentation_head, net.classification_head) if part is not None]

@@ -80,7 +80,7 @@ def test_rows_hold_the_stretched_images_in_order(tmp_path):
     assert not (tmp_path / "deep" / "store.partial").exists()
 
 
-def test_colour_is_kept_for_those_who_leave_photographs_out(tmp_path):
+def test_colour_is_a_column_of_the_table(tmp_path):
     files = originals(tmp_path / "data")
     photograph = np.full((40, 40, 3), 100, np.uint8)
     photograph[:10] = 80, 110, 110

@@ -51,7 +51,7 @@ def test_the_name_of_a_patient_is_preferred(write):
         (["id,patient_id", "a"], r"table\.csv, row 2: 1 values"),
     ],
 )
-def test_maps_that_are_refused(lines, said, write):
+def test_unusable_patient_tables_are_refused(lines, said, write):
     with pytest.raises(InputError, match=said):
         read_patients(write(*lines), ["a"])
 

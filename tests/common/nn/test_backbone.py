@@ -39,7 +39,7 @@ def test_tokens_lie_where_their_patches_do():
     assert torch.equal(feature_map(Patches(), x), F.avg_pool2d(x, 4))
 
 
-def test_networks_without_a_map_are_told():
+def test_networks_without_a_feature_map_are_refused():
     with pytest.raises(InputError, match=r"mixer_s16_224.* no feature map of images of 224 px"):
         build_backbone("mixer_s16_224", 224)
     with pytest.raises(InputError, match=r"72 px .its patches are 16"):

@@ -32,7 +32,7 @@ def test_attention_equals_scipy():
     np.testing.assert_allclose(block(image)[0].detach(), x / (1 + np.exp(-joined)), atol=1e-5)
 
 
-def test_every_part_of_attention_learns():
+def test_every_part_of_attention_gets_gradients():
     torch.manual_seed(0)
     block, images = MultiScaleAttention(3), torch.randn(2, 3, 16, 16)
     optimizer = torch.optim.SGD(block.parameters(), 0.1)
@@ -54,7 +54,7 @@ def test_features_outside_of_the_mask_are_zero():
     assert shared[0, 0, 0].tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
-def test_an_empty_mask_leaves_the_image_alive():
+def test_an_empty_mask_leaves_the_features_unchanged():
     features, masks = torch.rand(3, 4, 2, 2), torch.zeros(3, 1, 8, 8)
     masks[1] = 1
     masks[2, 0, 0, 0] = 0.5

@@ -122,7 +122,7 @@ def test_torchvisions_detector_with_the_same_weights_finds_the_same(torchvisions
         assert torch.equal(other["labels"], one["labels"] - 1)
 
 
-def test_weights_of_coco_start_the_classes_anew(torchvisions, tmp_path):
+def test_coco_weights_leave_the_class_layers_new(torchvisions, tmp_path):
     coco = {name: value for name, value in torchvisions.state_dict().items() if "box_predictor" not in name}
     heads = {"cls_score": 91, "bbox_pred": 91 * 4}
     more = {f"roi_heads.box_predictor.{name}.weight": torch.ones(rows, 1024) for name, rows in heads.items()}
@@ -143,7 +143,7 @@ def test_weights_of_a_backbone_alone(tmp_path):
         fcos("resnet18", 14, 96, tmp_path / "body.pth")
 
 
-def test_frozen_norms_keep_everything_and_others_learn():
+def test_frozen_norms_keep_statistics_and_parameters():
     for frozen in (True, False):
         model = small(fcos, frozen_norms=frozen).train()
         set_frozen_eval(model)
@@ -159,7 +159,7 @@ def test_frozen_norms_keep_everything_and_others_learn():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_where_and_what(kind):
+def test_detectors_learn_boxes_and_classes(kind):
     batch, true = images(2, 96, 1) // 4, target((8, 8, 32, 40, 0), (24, 44, 60, 60, 1))
     batch[0, 0, 8:40, 8:32] += 160
     batch[0, 0, 44:60, 24:60] += 60

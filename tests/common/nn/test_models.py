@@ -115,7 +115,7 @@ def test_depthwise_convolutions_train_in_float32_under_bf16(monkeypatch):
         (lambda: classifier("test_resnet", 1, "none")(torch.zeros(1, 3, 64, 64)), "expected one gray channel"),
     ],
 )
-def test_what_cannot_be_built_or_taken_is_said(build, line):
+def test_bad_names_weights_and_images_are_refused(build, line):
     with pytest.raises(InputError, match=line) as error:
         build()
     assert "\n" not in str(error.value)

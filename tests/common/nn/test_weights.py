@@ -76,7 +76,7 @@ def test_a_package_with_another_networks_weights_is_refused(tmp_path, monkeypatc
         imagenet_state(LITE)
 
 
-def test_without_network_and_cache_one_line_says_what_to_do(no_network):
+def test_without_network_and_cache_one_line_names_the_remedy(no_network):
     for backbone in ("resnet18", "xception"):
         with pytest.raises(InputError, match="not on this machine and cannot be fetched; give --weights") as error:
             classifier(backbone, 2, "imagenet")
@@ -124,7 +124,7 @@ def test_prefixes_of_training_code_are_stripped(tmp_path, prefix, suffix):
     assert all(torch.equal(tensor, state[prefix + name]) for name, tensor in net.net.state_dict().items())
 
 
-def test_a_head_of_another_size_starts_anew_and_is_announced(tmp_path, caplog):
+def test_a_head_of_another_size_is_new_and_logged(tmp_path, caplog):
     save_file(toy(n=5), tmp_path / "five.safetensors")
     with caplog.at_level(logging.INFO):
         net = classifier(SMALL, 2, tmp_path / "five.safetensors")

@@ -19,7 +19,7 @@ def test_shapes_of_the_schedules():
     assert [schedule.step_decay(e, (30, 60)) for e in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
-def test_plateau_waits_counts_and_starts_anew():
+def test_plateau_counts_from_each_new_best():
     scores = [0.5, 0.6, 0.6, 0.6]
     assert schedule.plateau(scores, 3, 0.2) == 1.0
     assert schedule.plateau([*scores, 0.5], 3, 0.2) == pytest.approx(0.2)
@@ -60,7 +60,7 @@ def test_range_test_finds_a_rate_below_the_breaking_point_and_leaves_the_model_a
         assert torch.equal(value, before[key])
 
 
-def test_range_test_says_when_nothing_fell():
+def test_range_test_refuses_losses_that_never_fall():
     with pytest.raises(InputError, match="never fell"):
         suggest(np.logspace(-5, 0, 30), np.linspace(1, 2, 30))
     with pytest.raises(InputError, match="diverged after 3"):

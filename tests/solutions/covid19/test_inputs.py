@@ -234,7 +234,7 @@ def test_fold_tables(data, finished, sample, tmp_path, refused, command, tiny):
         (lines[:-1], "1 images missing"),
         ([*lines, lines[-1]], "appears twice"),
         (["a,b", *lines[2:]], "must begin with"),
-        ([*lines[:-1], lines[-1].replace(",", ",x", 1)], "whose fold is no whole number"),
+        ([*lines[:-1], lines[-1].replace(",", ",x", 1)], "without a valid fold"),
         ([*lines[:2], *(",".join([row.split(",")[0], "0"]) for row in lines[2:])], "has the folds 0"),
     ):
         table.write_text("\n".join(rows) + "\n")

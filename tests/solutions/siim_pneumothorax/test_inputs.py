@@ -222,7 +222,7 @@ def test_fold_tables(data, spoilt, finished, tmp_path):
         (lines[:-1], "1 images missing"),
         ([*lines, lines[-1]], "appears twice"),
         ([*lines, "../../x,0,1"], "1 images not in the image table, the first is '../../x'"),
-        ([*lines[:-1], lines[-1].replace(",", ",x", 1)], "whose fold is no whole number"),
+        ([*lines[:-1], lines[-1].replace(",", ",x", 1)], "without a valid fold"),
         (["a,b", *lines[2:]], "the header must begin with image_id,fold"),
         ([*lines[:2], *one_fold], "has the folds 0"),
     ):
