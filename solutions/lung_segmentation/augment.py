@@ -1,7 +1,7 @@
-"""Augmentation pipelines of the lung segmentation recipes; the names of the papers are those of config.py.
+"""Augmentation pipelines of the lung segmentation recipes; config.py names the papers.
 
 Each takes uint8 (H, W) images of `size` × `size` with masks of 0/1, (H, W) or (H, W, C), and keeps sizes and types.
-`flip` is for masks that do not tell left from right. Masks follow the geometry and nothing else.
+`flip` is for masks that do not distinguish left from right. Masks follow the geometric transforms only.
 """
 
 from functools import partial
@@ -16,10 +16,10 @@ unet = paper_covid  # Ahmed et al. use the same pipeline for the masks and for t
 
 
 class Objects(A.ImageOnlyTransform):
-    """Draw what is burnt into radiographs or lies on the patient: letters, patches, wires, electrodes; the mask stays.
+    """Draw what is burnt into radiographs or lies on the patient: letters, patches, wires, electrodes.
 
-    count: least and greatest number of objects. Sizes are fractions of the shorter side; an object adds to the image,
-    as metal does, or (a third of the patches) blackens it, as removed names are.
+    count: least and greatest number of objects. Sizes are fractions of the shorter side. Objects brighten the image, as
+    metal does; a third of the patches blacken it, as where names were removed.
     """
 
     words = ("L", "R", "AP", "PA", "L PA", "AP SUPINE", "PORTABLE", "UPRIGHT", "12:40", "SEMI-ERECT")
@@ -78,9 +78,9 @@ def _simple_matrix(random, p, rotate, zoom, warp):
 def simple(size, flip=True, **numbers):
     """Return Berger et al.'s simple pipeline: flip, crop with zoom, rotation, warp, brightness and contrast.
 
-    The paper names the kinds alone. Its finder and two phases point to fastai, so the numbers, the formulas and the
-    reflected border are the defaults of fastai's `aug_transforms`: rotate=10 degrees, zoom=1.1 at most, warp=0.2 and
-    lighting=0.2, each with probability p=0.75, the flip with 0.5.
+    The paper gives no numbers. Its range test and two phases point to fastai, so numbers, formulas and the reflected
+    border are the defaults of fastai's `aug_transforms`: rotate=10 degrees, zoom=1.1 at most, warp=0.2, lighting=0.2,
+    each with probability p=0.75, the flip with 0.5.
     """
     return compose(_simple(size, flip, **numbers))
 
@@ -88,8 +88,8 @@ def simple(size, flip=True, **numbers):
 def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
     """Return Berger et al.'s complex pipeline: `simple` with its `numbers`, then diffused noise and block masking.
 
-    Their probabilities are ours: the paper gives none, and the 0.9 in the code of its source (see `BlockMask`) leaves
-    hardly an image as it is.
+    The probabilities are ours: the paper gives none, and with the 0.9 of its source's code (see `BlockMask`) hardly any
+    image stays as it is.
     """
     return compose([*_simple(size, flip, **numbers), DiffusedNoise(p=diffused), BlockMask(gray, p=block)])
 
@@ -112,8 +112,8 @@ def strong(size, flip=True):
     """Return our pipeline for images of other hospitals and devices; its numbers are ours.
 
     Geometry in one step, with a black border; opacities and dark areas; tone (logit, gamma, windows with and without
-    saturation, CLAHE); letters, patches, wires and electrodes; blur, sharpening or coarse pixels; noise; rarely
-    inverted; sides cut off and made up in black; JPEG.
+    saturation, CLAHE); objects; blur, sharpening or coarse pixels; noise; rare inversion; sides cut off and padded with
+    black; JPEG.
     """
     soft = size / 256
     edges = A.Sequential(
@@ -148,7 +148,7 @@ def strong(size, flip=True):
 def _strong_matrix(random):
     quarters = random.choice((1, 2, 3)) if random.random() < 0.04 else 0
     turn = jitter(random, 0.8, 25.0 if random.random() < 0.25 else 10.0)
-    # now and then small in a wide black border, or cropped so that part of the lungs is outside
+    # sometimes small in a wide black border, or cropped so that part of the lungs is outside
     wide = random.random() < 0.15
     zoom = exp(random.uniform(-0.6, 0.4) if wide else jitter(random, 0.8, 0.15))
     aspect = exp(jitter(random, 0.4, 0.12))

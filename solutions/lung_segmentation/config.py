@@ -1,4 +1,4 @@
-"""The numbers of the lung segmentation recipes beside their source; those of the augmentations stand in augment.py.
+"""The numbers of the lung segmentation recipes and their sources; those of the augmentations are in augment.py.
 
 The papers: Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases,
 section 3.3; Fang et al., Weighing features of lung and heart regions (CXR-IRNet); Ahmed et al., Automated COVID-19
@@ -14,11 +14,11 @@ from common.kaggle import Source
 
 STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart": ("left", "right", "heart")}
 
-# Ahmed et al., section 3.2, at 512 × 512 pixels: what becomes of a predicted mask before the lungs are cut out.
+# Ahmed et al., section 3.2, at 512 × 512 pixels: how a predicted mask is cleaned up before the lungs are cut out.
 REFERENCE_SIDE = 512
 DILATIONS = 8
 CLOSINGS = 2
-GATE_AREA = 50_000 / REFERENCE_SIDE**2  # of the image; less lung than this means that the image is rejected
+GATE_AREA = 50_000 / REFERENCE_SIDE**2  # of the image; an image with less lung is rejected
 # Liu et al., section 2.2: the lung region generator. The paper gives the margins in pixels; its segmenter works at 256.
 REGION_SIDE = 256
 MARGIN = 15 / REGION_SIDE  # of the image's side: left, right and top
@@ -87,18 +87,18 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     structures: Literal["lungs", "left_right", "lungs_heart"] = "lungs"
-    """What the network outlines. Images whose masks lack a part of it are left out."""
+    """What the network segments. Images without masks of all of it are left out."""
     datasets: tuple[Literal["Montgomery", "Shenzhen", "JSRT", "folder"], ...] = ()
-    """Datasets of the folder that are used; none named: all that are there."""
+    """Datasets to use; none named: all in the folder."""
     n_folds: int = 10
     folds: tuple[int, ...] = (0,)
-    """Folds that are held out and scored, one training each. 10 and the first: Berger et al.'s split of 80/10/10."""
+    """Folds that are held out and scored, one training each. The first of 10: Berger et al.'s split of 80/10/10."""
     validation: float = 0.1
     """Share of all labelled images, drawn from the other folds by patient, by which epochs are compared."""
     tta: tuple[Literal["flip", "scale"], ...] = ()
-    """Views averaged at prediction, beside the image itself."""
+    """Views averaged with the image itself at prediction."""
     finder: bool = False
-    """Learning-rate range test before the training; its curve is in the report, the rates stay those given here."""
+    """Learning-rate range test before the training; its curve is in the report, the rates stay as configured."""
     store_size: int = 512
     """Side of the stored images and masks, in pixels; at least the network's."""
     seed: int = 0
@@ -108,7 +108,7 @@ class Config:
         if self.store_size < self.network.size:
             raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of the network")
         if not 0 < self.validation < 1 - 1 / self.n_folds:
-            raise InputError(f"validation {self.validation}: a share that leaves something to train on is needed")
+            raise InputError(f"validation {self.validation}: must be above 0 and leave images to train on")
         if self.structures != "lungs" and "flip" in self.tta:
             raise InputError("tta 'flip' would exchange the left lung and the right one")
         if self.seed < 0:
@@ -162,7 +162,7 @@ UNET = Config(
     folds=tuple(range(10)),
 )
 
-# One GPU, an hour: a pretrained encoder of today, full 512 px, averaged weights, flip and scale TTA.
+# One GPU, an hour: a modern pretrained encoder, full 512 px, averaged weights, flip and scale TTA.
 PODIUM = Config(
     network=NetworkConfig(
         encoder="convnext_small.fb_in22k_ft_in1k",
@@ -182,7 +182,7 @@ PODIUM = Config(
     tta=("flip", "scale"),
 )
 
-# What the shipped weights come from: small, and trained to bear images unlike those it saw. Hours on two CPU cores.
+# The recipe of the shipped weights: small, trained for images from other hospitals. Hours on two CPU cores.
 SHIPPED = Config(
     network=replace(
         PODIUM.network,
@@ -217,6 +217,6 @@ PRESETS = {
     "sdfn": SDFN,
     "shipped": SHIPPED,
 }
-MORE_VERBS = ("ablate", "cross", "find_lr", "export_segmenter")  # beside those that every solution has
+MORE_VERBS = ("ablate", "cross", "find_lr", "export_segmenter")  # in addition to those of every solution
 TOOLS = ("masks", "crops", "export", "infer")  # verbs that need no run
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

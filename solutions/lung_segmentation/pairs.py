@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 READ = (*IMAGES, ".img")  # .img: JSRT
 MASKS = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
-# Collections are told by their file names, whatever the folders above and the extension.
+# Collections are recognised by file names, whatever the folders above and the extension.
 NAMES = {
     "Montgomery": re.compile(r"(MCUCXR_\d+)_[01]"),
     "Shenzhen": re.compile(r"(CHNCXR_\d+)_[01]"),
     "JSRT": re.compile(r"(JPC[LN]N\d{3})"),
 }
-# Folders whose files are masks, and what these show; left and right are the patient's.
+# Folders of masks and the structure in them; left and right are the patient's.
 FOLDERS = {
     "leftmask": "left",
     "left lung": "left",
@@ -40,7 +40,7 @@ FOLDERS = {
 
 @dataclass
 class Pair:
-    """A radiograph and the files of its masks by what they show: lungs, left, right, heart."""
+    """A radiograph and the files of its masks by structure: lungs, left, right, heart."""
 
     image_id: str
     dataset: str
@@ -49,7 +49,7 @@ class Pair:
     masks: dict = field(default_factory=dict)
 
     def files_of(self, structures):
-        """The mask files of each channel, a list of lists, or None where a part of it is missing."""
+        """Return the mask files of each channel, a list of lists, or None where one is missing."""
         channels = []
         for name in STRUCTURES[structures]:
             parts = [self.masks.get(name)]
@@ -62,18 +62,18 @@ class Pair:
 
 
 def find_pairs(folder):
-    """All radiographs under `folder` with their masks, a list of Pair by image id.
+    """Return all radiographs under `folder` with their masks, a list of Pair ordered by image id.
 
-    Montgomery, Shenzhen and JSRT with SCR's masks are known by their file names; where there is none of them, files
-    in folders `images` with masks of the same stem in `masks` are pairs. Raises InputError where nothing is found, and
-    for two files that claim the same place.
+    Montgomery, Shenzhen and JSRT with SCR's masks are recognised by their file names; without any of them, files in
+    folders `images` and masks of the same stem in folders `masks` are pairs. Raises InputError where nothing is found,
+    and for two files of the same image or mask.
     """
     folder, pairs, own = Path(folder), {}, {}
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (--data)")
     for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
-        answers = ["hidden"] if "sample.json" in files else []  # the embedded sample's
-        names[:] = sorted(name for name in names if name not in answers)
+        is_sample = "sample.json" in files  # the embedded one, whose hidden labels are no data
+        names[:] = sorted(name for name in names if not (is_sample and name == "hidden"))
         for name in sorted(files):
             path = Path(parent, name)
             if name.startswith(".") or path.suffix.lower() not in {*READ, *MASKS}:
@@ -88,7 +88,7 @@ def find_pairs(folder):
             for path in paths:
                 _add(pairs, image_id, "folder", image_id, path)
     elif own:
-        log.info(f"{folder}: passed over {len(own)} names in images/ and masks/ that are of no known collection")
+        log.info(f"{folder}: ignored {len(own)} names in images/ and masks/ that belong to no known collection")
     found = [pair for _, pair in sorted(pairs.items()) if pair.image is not None]
     if not found:
         raise InputError(f"{folder}: no radiographs of Montgomery, Shenzhen or JSRT, and no images/ with masks/ in it")
@@ -124,16 +124,16 @@ def _add(pairs, image_id, dataset, patient, path):
 
 
 def read_mask(path):
-    """Read a mask file as bool (H, W): what is brighter than half of its brightest value.
+    """Read a mask file as bool (H, W): pixels brighter than half of the brightest value.
 
-    Raises InputError naming the file when it cannot be read, is empty, or marks the whole image.
+    Raises InputError naming the file when it cannot be read, is empty, or covers the whole image.
     """
     try:
         with Image.open(path) as image:
-            image.verify()  # the check sums of a PNG, which reading passes over
+            image.verify()  # the checksums of a PNG, which reading ignores
         with Image.open(path) as image:
             pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-    except Exception as error:  # what damaged files make the decoders raise is of many kinds
+    except Exception as error:  # damaged files make the decoders raise errors of many kinds
         raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
     if not pixels.any():
         raise InputError(f"{path}: an empty mask")
@@ -147,14 +147,14 @@ def read_mask(path):
 
 
 def fit_mask(mask, shape, where):
-    """Bring a mask to the image's (height, width); only another scale of the same sides, within rounding, is taken.
+    """Return a mask at the image's (height, width), bool, and whether it was resized.
 
-    Returns (bool mask, whether it was resized). Raises InputError, beginning with `where`, for other sides.
+    Raises InputError, beginning with `where`, if its aspect ratio differs by more than rounding.
     """
     if mask.shape == tuple(shape):
         return mask, False
     (h, w), (height, width) = mask.shape, shape
-    # there is a scale from which no side of the smaller is a pixel away
+    # equal if some scale brings both sides of the smaller within a pixel
     if abs(h * width - w * height) > max(h + w, height + width):
         raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
     grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -162,9 +162,10 @@ def fit_mask(mask, shape, where):
 
 
 def read_masks(files, shape):
-    """Read the masks of one image: `files` as of `Pair.files_of`, shape (height, width) of the image.
+    """Return the masks of one image, bool (C, height, width), and whether any of them was resized.
 
-    Returns (bool (C, height, width), whether any was resized). Raises InputError as `read_mask` and `fit_mask` do.
+    files: as from `Pair.files_of`; shape: (height, width) of the image. Raises InputError as
+    `read_mask` and `fit_mask` do.
     """
     channels, resized = [], False
     for parts in files:

@@ -1,8 +1,7 @@
-"""Probabilities to lung masks, and lung masks to the box in which a classifier looks.
+"""Probabilities to lung masks, their scores, and lung masks to the box that a classifier looks at.
 
 A mask is bool or uint8 (height, width), any one non-zero value being lung; masks returned are uint8 of 0 and 1.
-Regions are joined by edges and corners (8). A box is (x_min, y_min, x_max, y_max) in whole pixels, ends open. Sources
-(Ahmed et al., Liu et al.) are those of solutions.lung_segmentation.config.
+Regions are 8-connected. A box is (x_min, y_min, x_max, y_max) in whole pixels, ends open. config.py gives the sources.
 """
 
 import itertools
@@ -24,15 +23,15 @@ from common.tuning import release_pages
 
 from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE, STRUCTURES
 
-# What is under these is never taken for a lung, or a speck beside the spine would win over the second lung: Liu et al.
-# go by the distance to the centre alone. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung has at least
-# 1.8 % of the image and 0.10 of the larger lung, and those under a third are dropped anyway.
+# Smaller regions are never taken for a lung; otherwise a speck beside the spine would win over the second lung, since
+# Liu et al. go by the distance to the centre alone. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung has
+# at least 1.8 % of the image and 0.10 of the larger lung, and those under a third are dropped anyway.
 LEAST_SHARE = 0.005  # of the image
 LEAST_OF_LARGEST = 0.1
 
 
 class Verdict(NamedTuple):
-    """What the area gate says of a mask: ok, the reason ("" when ok), and the lungs' area as a share of the image."""
+    """The area gate's verdict on a mask: ok, the reason ("" when ok), and the lungs' area as a share of the image."""
 
     ok: bool
     reason: str
@@ -40,10 +39,10 @@ class Verdict(NamedTuple):
 
 
 class LungRegion(NamedTuple):
-    """Where the lungs lie: the box with its margins, the rule that gave it, and the mask of the regions it rests on.
+    """Where the lungs are: the box with its margins, the rule that gave it, and the mask of the regions used.
 
     rule: "two", both lungs found; "mirrored", one found and its mirror image boxed with it; "one", a single region
-    that spans both halves of the image, as lungs do that have grown together. `mask` holds no mirrored pixels.
+    that spans both halves of the image, such as merged lungs. `mask` holds no mirrored pixels.
     """
 
     box: tuple[int, int, int, int]
@@ -52,7 +51,7 @@ class LungRegion(NamedTuple):
 
 
 def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
-    """Widen a mask to the edges of the lungs and close its gaps: dilations, then closings, as uint8 (height, width).
+    """Return a mask, uint8 (height, width), widened to the edges of the lungs by dilations, with its gaps closed.
 
     The counts are those of a 3 × 3 square at 512 × 512 pixels. n such steps reach n pixels, so at another size one
     step reaches round(n · height / 512) rows and round(n · width / 512) columns: as if the image, stretched to
@@ -65,7 +64,7 @@ def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
 
 
 def main_regions(mask, count):
-    """Keep the `count` largest regions of a mask and fill their holes; count 0 leaves the mask as it is.
+    """Return the `count` largest regions of a mask with their holes filled; count 0 leaves the mask as it is.
 
     Returns uint8 (height, width). Among equals the uppermost comes first, then the leftmost. A hole is background
     that cannot reach the image's border by edges.
@@ -81,7 +80,7 @@ def main_regions(mask, count):
 
 
 def decide(probs, shape, pixel, regions):
-    """Turn a probability map into the mask of an image: resized, cut at `pixel`, then `main_regions`.
+    """Return the mask of an image from its probability map: resized, thresholded at `pixel`, then `main_regions`.
 
     probs: uint8 (h, w), q standing for q / 255; shape: (height, width) of the image; pixel: least probability of
     lung, in [0, 1]; regions: largest regions kept, 0 for all. Returns uint8 (height, width).
@@ -90,7 +89,7 @@ def decide(probs, shape, pixel, regions):
 
 
 def judge(mask, gate=GATE_AREA):
-    """Say whether a mask shows enough lung for its image to be used, as a Verdict.
+    """Return the Verdict whether a mask shows enough lung for its image to be used.
 
     gate: least share of the image that must be lung, in [0, 1]; the default is Ahmed et al.'s 50,000 of 512 × 512
     pixels, which the paper applies after `clean_up` and found by trial. A mask in which `lung_region` finds nothing but
@@ -102,14 +101,14 @@ def judge(mask, gate=GATE_AREA):
         return Verdict(False, "no lung found", area)
     if area >= gate:
         return Verdict(True, "", area)
-    # Rounded away from each other, or a mask just under the gate would read as one that reaches it.
+    # Rounded apart, or a mask just under the gate would look like one that reaches it.
     found = f"{math.floor(area * 1000) / 10:g} % of the image, the gate asks for {math.ceil(gate * 1000) / 10:g} %"
     lungs = "one lung only: it covers" if region.rule == "mirrored" else "lungs cover"
     return Verdict(False, f"{lungs} {found}", area)
 
 
 def lung_region(mask):
-    """Find the box around both lungs, even where the mask lacks one or holds more; None where there is no lung.
+    """Return the LungRegion around both lungs, even where the mask lacks one or holds more; None without any lung.
 
     The lung region generator of Liu et al., section 2.2: of the regions that are not specks (LEAST_SHARE of the image,
     LEAST_OF_LARGEST of the largest region), the two whose centroids lie nearest the image's centre, in pixels; the
@@ -117,9 +116,9 @@ def lung_region(mask):
     vertical centre line and boxed with its mirror image. The margins, 15 of 256 pixels and 20 at the bottom, are
     taken as fractions of the mask's width and height, and the box is clipped to the mask.
 
-    Beyond the paper, that line tells how many lungs there are, a third being the measure again: one region with so
-    much of it on both sides is two lungs in one and boxed as it is; two regions on one side, one above the other, are
-    parts of one lung and mirrored.
+    Beyond the paper, that line decides how many lungs there are, with the same ratio of a third: one region with that
+    much on both sides is two merged lungs and boxed as it is; two regions on one side, one above the other, are parts
+    of one lung and mirrored.
     """
     pixels = _foreground(mask)
     height, width = pixels.shape

@@ -1,11 +1,11 @@
-"""The embedded sample: phantom radiographs laid out as Montgomery, Shenzhen and JSRT with SCR unpack, in one folder.
+"""The embedded sample: phantom radiographs in the layouts of Montgomery, Shenzhen and JSRT with SCR, in one folder.
 
-Like the real sets: a film of Montgomery is upright or across, with a mask a lung; the sides of Shenzhen vary, one mask
-holds both lungs, and names end in 1 where something was found; some images of these two have no mask. JSRT is raw and
-inverted, and SCR keeps the outlines of its odd numbers in one fold and of the even ones in the other. Unlike them:
-Montgomery and Shenzhen come at 15 % of their sides, JSRT is drawn at 1024 and enlarged, clinical readings and SCR's
-clavicles are left out, and every mask is the whole lung field, findings included: the fluid of an effusion and the air
-of a pneumothorax belong to the lung here, while readers leave out what hides it.
+Like the real sets: films of Montgomery are portrait or landscape, with one mask per lung; the sizes of Shenzhen vary,
+one mask holds both lungs, and names end in 1 where something was found; some images of these two have no mask. JSRT is
+raw and inverted, and SCR keeps the outlines of odd numbers in one fold and of even ones in the other. Unlike them:
+Montgomery and Shenzhen have 15 % of their size, JSRT is drawn at 1024 and enlarged, clinical readings and SCR's
+clavicles are missing, and every mask is the whole lung field, findings included, where readers leave out what an
+effusion or pneumothorax hides.
 """
 
 import os

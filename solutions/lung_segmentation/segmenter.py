@@ -1,4 +1,4 @@
-"""A trained network with all it needs, from one file: radiographs of any size in, masks of their own sizes out.
+"""A trained network with everything it needs in one file: radiographs of any size in, masks of the same sizes out.
 
 segmenter = load_segmenter()                      # the shipped weights
 masks = list(segmenter.masks(images))             # uint8 (H, W) of 0 and 1
@@ -10,7 +10,7 @@ import itertools
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +35,21 @@ _NETWORK = ("architecture", "encoder", "decoder", "size")  # the fields of Netwo
 
 
 def save_segmenter(path, model, about):
-    """Write a network and all that its masks depend on as one safetensors file of half-precision weights.
+    """Write a network and everything that its masks depend on as one safetensors file of half-precision weights.
 
-    about: JSON values. Needed are `network`, a NetworkConfig or its dict; `structures`, a key of STRUCTURES; `pixel`
-    and `regions`, the decision rule. What else it holds (data, command, revision) is kept as it is. Tensors of one
-    dimension (biases, norms) stay in float32: they are small, and a running variance can leave the range of float16.
-    Raises InputError if something is missing or a weight leaves the range.
+    about: JSON values. Required: `network`, a NetworkConfig or its dict; `structures`, a key of STRUCTURES; `pixel` and
+    `regions`, the decision rule. Any others (data, command, revision) are kept. Tensors of one dimension (biases,
+    norms) stay in float32: they are small, and a running variance can leave the range of float16. Raises InputError if
+    something is missing or a weight leaves the range.
     """
-    about = dict(about)
-    network = about.get("network")
-    network = asdict(network) if is_dataclass(network) else dict(network or {})
-    about |= {"format": FORMAT, "network": {name: network[name] for name in _NETWORK if name in network}}
-    _described(about, path)
+    network = about.get("network", {})
+    network = asdict(network) if is_dataclass(network) else network
+    about = about | {"format": FORMAT, "network": {name: network[name] for name in _NETWORK if name in network}}
+    _read_description(about, path)
     state = {name: value.half() if value.ndim > 1 else value for name, value in model.state_dict().items()}
     for name, value in state.items():
         if not torch.isfinite(value).all():
-            raise InputError(f"{path}: {name} holds values that half precision does not")
+            raise InputError(f"{path}: {name} holds values outside the range of half precision")
     save_weights(path, state, **about)
 
 
@@ -58,8 +57,8 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     """Return the Segmenter in a file that `save_segmenter` wrote; None is the shipped one, whose hash is checked.
 
     device: a torch.device or its name; None takes a GPU where there is one. tta: some of "flip" and "scale", views
-    averaged beside the image itself. batch_size: images that one thread takes at once. precision: as in
-    `common.nn.precision.precision`. Raises InputError for a file of something else and for bad arguments.
+    averaged with the image itself. batch_size: images per batch of each thread. precision: as in
+    `common.nn.precision.precision`. Raises InputError for another kind of file and for bad arguments.
     """
     path = SHIPPED if weights is None else Path(weights)
     if weights is None:
@@ -67,15 +66,15 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     _, about = load_weights(path)
-    found = _described(about, path)
+    network, structures, rule = _read_description(about, path)
     if not set(tta) <= {"flip", "scale"}:
-        raise InputError(f"tta {tuple(tta)}: choose of flip and scale")
-    if "flip" in tta and found.structures != "lungs":
+        raise InputError(f"tta {tuple(tta)}: choose from flip and scale")
+    if "flip" in tta and structures != "lungs":
         raise InputError("tta 'flip' would exchange the left lung and the right one")
-    model = build_network(found.network, len(STRUCTURES[found.structures]), "none")
+    model = build_network(network, len(STRUCTURES[structures]), "none")
     load_weights(path, model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Segmenter(model, found, views(tta), device, batch_size, precision, about)
+    return Segmenter(model, network.size, structures, rule, views(tta), device, batch_size, precision, about)
 
 
 def _check_shipped(path):
@@ -87,29 +86,22 @@ def _check_shipped(path):
         raise InputError(f"{path}: not the weights that were shipped (their SHA-256 differs); fetch the file again")
 
 
-@dataclass(frozen=True)
-class _Description:
-    network: NetworkConfig
-    structures: str
-    rule: MaskRule
-
-
-def _described(about, path):
+def _read_description(about, path):
+    """The NetworkConfig, the key of STRUCTURES and the MaskRule in the metadata of a file."""
     if about.get("format") != FORMAT:
-        raise InputError(f"{path}: no lung segmenter of format {FORMAT} (the verb `export_segmenter` writes one)")
+        raise InputError(f"{path}: not a lung segmenter of format {FORMAT}, as the verb `export_segmenter` writes")
     missing = [name for name in ("network", "structures", "pixel", "regions") if name not in about]
     missing += [f"network.{name}" for name in _NETWORK if name not in about.get("network", ())]
     if missing:
-        raise InputError(f"{path}: does not say its {missing[0]}")
+        raise InputError(f"{path}: has no {missing[0]}")
     if about["structures"] not in STRUCTURES:
-        raise InputError(f"{path}: structures {about['structures']!r}: one of {', '.join(STRUCTURES)} is needed")
+        raise InputError(f"{path}: structures {about['structures']!r} is none of {', '.join(STRUCTURES)}")
     network = from_dict(NetworkConfig, about["network"] | {"decoder": list(about["network"]["decoder"])}, str(path))
-    rule = from_dict(MaskRule, {"pixel": about["pixel"], "regions": about["regions"]}, str(path))
-    return _Description(network, about["structures"], rule)
+    return network, about["structures"], from_dict(MaskRule, {n: about[n] for n in ("pixel", "regions")}, str(path))
 
 
 def read_radiograph(path):
-    """Read one radiograph as uint8 (H, W); raises InputError for a file that cannot be read or is a colour picture."""
+    """Read a radiograph as uint8 (H, W). Raises InputError for a file that cannot be read or is a colour picture."""
     image, header = read_image_and_header(path)
     if header["colour"] > COLOUR_LIMIT:
         raise InputError(f"{path}: a colour picture ({header['colour']:.0%} of its pixels), not a radiograph")
@@ -117,18 +109,18 @@ def read_radiograph(path):
 
 
 class Segmenter:
-    """Radiographs to masks, as many threads as cores, each with a few images, so that memory does not grow.
+    """Radiographs to masks with one thread per core, each holding a few images, so that memory does not grow.
 
     structures: names of the network's channels; size: side of its images in pixels; pixel, regions: the decision
-    rule; about: what the file says. Images are uint8 (H, W) of any size; results come in the order of the images.
+    rule; about: the file's metadata. Images are uint8 (H, W) of any size; results come in the order of the images.
     """
 
-    def __init__(self, model, found, views, device, batch_size, wanted, about):
+    def __init__(self, model, size, structures, rule, views, device, batch_size, wanted, about):
         self.device, self._dtype = device, precision(device, wanted)
-        self._model = _without_norms(model.eval(), found.network.size).to(device, memory_format=torch.channels_last)
-        self._views, self._batch_size, self._kind, self._rule = views, batch_size, found.structures, found.rule
-        self.structures, self.size, self.about = STRUCTURES[found.structures], found.network.size, about
-        self.pixel, self.regions = found.rule.pixel, found.rule.regions
+        self._model = _without_norms(model.eval(), size).to(device, memory_format=torch.channels_last)
+        self._views, self._batch_size, self._kind, self._rule = views, batch_size, structures, rule
+        self.structures, self.size, self.about = STRUCTURES[structures], size, about
+        self.pixel, self.regions = rule.pixel, rule.regions
 
     def probs(self, images):
         """Yield probabilities × 255, uint8 (C, size, size), of each image stretched to the network's square."""
@@ -138,17 +130,12 @@ class Segmenter:
         """Yield the mask of each image's lungs, uint8 (H, W) of 0 and 1."""
         return self._each_array(images, lambda image, probs: self.lungs(probs, image.shape))
 
-    def structures_of(self, images):
-        """Yield for each image a dict from every name of `structures` to its mask, uint8 (H, W) of 0 and 1."""
-
-        return self._each_array(images, lambda image, probs: self.parts(probs, image.shape))
-
     def parts(self, probs, shape):
         """Return the mask of each structure by name, uint8 of `shape` (height, width), from one array of `probs`."""
         return dict(zip(self.structures, self._rule.parts(probs, shape, self._kind), strict=True))
 
     def lungs(self, probs, shape):
-        """The lungs' mask, uint8 of `shape` (height, width), from one array that `probs` gives."""
+        """Return the lungs' mask, uint8 of `shape` (height, width), from one array of `probs`."""
         return self._rule.lungs(probs, shape, self._kind)
 
     def read(self, files, workers=None):
@@ -157,9 +144,8 @@ class Segmenter:
         A file that cannot be used (missing, damaged, a colour picture) has None, None and the reason in one line; the
         others have "" there. See `each` for workers.
         """
-        for image_id, both, problem in self.each(
-            files, lambda _, image, probs: (image, self.lungs(probs, image.shape)), workers
-        ):
+        found = self.each(files, lambda _, image, probs: (image, self.lungs(probs, image.shape)), workers)
+        for image_id, both, problem in found:
             yield image_id, *(both or (None, None)), problem
 
     def each(self, files, finish, workers=None, load=read_radiograph):
@@ -167,8 +153,8 @@ class Segmenter:
 
         finish is called in a thread, with image uint8 (H, W) and probs uint8 (C, size, size), and should return
         nothing large. It is not called for a file with a problem, which yields (image id, None, problem). workers:
-        threads that read, predict and finish, each one batch at a time; None is one a core. load(path) -> image: reads
-        something else than files.
+        threads that read, predict and finish a batch at a time; None: one per core. load(path) -> image: reads other
+        sources than files.
         """
         return self._run(files.items(), load, finish, workers)
 
@@ -180,8 +166,7 @@ class Segmenter:
             yield result
 
     def _run(self, items, load, finish, workers):
-        # Every thread computes on one core: sharing the network's work among them would make them wait for each other
-        # at each layer. This leaves the caller's own count of threads alone.
+        # Each thread computes on one core: if they shared the work, they would wait for each other at each layer.
         workers, threads = workers or len(os.sched_getaffinity(0)), torch.get_num_threads()
         items = iter(items)
         batches = iter(lambda: list(itertools.islice(items, self._batch_size)), [])
@@ -216,16 +201,16 @@ class Segmenter:
         with autocast(self.device, self._dtype):
             probs = predict_tta(self._model, images, self._views)
         if not torch.isfinite(probs).all():
-            raise InputError("the network gives what is not a number; check the weights")
+            raise InputError("the network produced NaN or infinity; check the weights")
         return (probs * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
 @torch.no_grad()
 def _without_norms(model, size):
-    """A copy of the network whose convolutions also do what the batch norms behind them did: less to compute and round.
+    """A copy of the network with batch norms folded into the convolutions before them: less to compute and to round.
 
-    Where a convolution's output goes elsewhere too, as in networks that normalise first, that is another function:
-    the copy is tried on noise, and the network itself is returned if they differ.
+    Where a convolution's output is used elsewhere too, as in pre-activation networks, folding changes the function: the
+    copy is tried on noise, and the network itself is returned if they differ.
     """
     folded, outputs, pairs = copy.deepcopy(model), {}, []
 
@@ -248,7 +233,7 @@ def _without_norms(model, size):
         bias = 0 if conv.bias is None else conv.bias * factor
         conv.weight = nn.Parameter(conv.weight * factor[:, None, None, None], requires_grad=False)
         conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor + bias, requires_grad=False)
-        norm.forward = getattr(norm, "act", nn.Identity()).forward  # timm's norms hold the activation that follows
+        norm.forward = getattr(norm, "act", nn.Identity()).forward  # timm's norms contain the activation that follows
     return folded if (folded(noise) - wanted).abs().max() < 1e-3 * wanted.std() else model
 
 

@@ -1,4 +1,4 @@
-"""`masks` and `crops`: a trained network on whatever radiographs a user has, without a run."""
+"""`masks` and `crops`: a trained network applied to any radiographs, without a run."""
 
 import contextlib
 import csv
@@ -27,8 +27,8 @@ from .postprocess import clean_up, judge, lung_region, scale_box
 from .segmenter import load_segmenter
 
 log = logging.getLogger(__name__)
-SHOWN = 48  # pictures of either kind in the report
-SMALL = 384  # their longer side in pixels
+PICTURES = 48  # of accepted and of rejected masks, each, in the report
+THUMBNAIL = 384  # longer side in pixels
 
 
 def masks(
@@ -42,43 +42,43 @@ def masks(
     clean: bool = False,
     device: str = "auto",
 ):
-    """Outline the lungs of radiographs: a mask for each, a table of run-lengths, and a report to look at.
+    """Outline the lungs of radiographs: a mask for each, a table of run-lengths, and a report.
 
     Writes OUT/<image_id>.png (0 and 255, at the image's own size), masks.csv (area: share of the image; rle: Kaggle's
     absolute form), problems.csv where a file could not be used, and report.html. A mask with less lung than the gate
-    asks for is written too, and said to be so.
+    requires is written too and marked as rejected.
 
     Args:
-        images: DICOM, PNG or JPEG files, and folders in which all such files are meant.
+        images: DICOM, PNG or JPEG files, or folders with such files.
         out: Folder for the masks, outside those of the images.
         weights: File of the verb `export_segmenter`; the shipped one by default.
-        tta: Views averaged beside the image itself: slower, a little better.
-        gate: Least share of the image that must be lung, once cleaned up, for the mask to be called ok (Ahmed et al.).
-        clean: Dilate and close the masks as Ahmed et al. does before it cuts the lungs out.
+        tta: Views averaged with the image itself: slower, a little better.
+        gate: Least share of the image that must be lung, after clean-up, for the mask to be ok (Ahmed et al.).
+        clean: Dilate and close the masks as Ahmed et al. do before they cut the lungs out.
         device: auto, cpu, cuda or cuda:<n>.
     """
     segmenter = _open(weights, device, tta, gate)
     files, problems = _find(images, out, other="boxes.csv")
-    shown, began = Shown(len(files)), time.monotonic()
+    summary, began = _Summary(len(files)), time.monotonic()
 
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, image.shape)
         mask = clean_up(mask) if clean else mask
-        verdict = judge(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # as the paper: after its clean-up
+        verdict = judge(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
         _write_png(out / f"{image_id}.png", mask * np.uint8(255))
         row = (*_sizes(image), f"{mask.mean():.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
-        return row, verdict, _thumbnail(image, mask)
+        return row, verdict, _thumbnails(image, mask)
 
     columns = ("image_id", "width", "height", "area", "ok", "reason", "rle")
     with _table(out / "masks.csv", columns) as write:
-        for image_id, (row, verdict, picture) in _each(segmenter, files, finish, out, problems):
+        for image_id, (row, verdict, pictures) in _each(segmenter, files, finish, out, problems):
             write((image_id, *row))
-            shown.add(image_id, verdict, picture)
+            summary.add(image_id, verdict, pictures)
     about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
-    _write_report(out, shown, gate, problems, about, time.monotonic() - began)
-    left_out = _end(out, problems, len(shown.areas))
-    log.info(f"{len(shown.areas)} masks in {out}, {shown.rejected} of them under the area gate; see report.html")
-    return left_out
+    _write_report(out, summary, gate, problems, about, time.monotonic() - began)
+    _write_problems(out, problems, len(summary.areas))
+    log.info(f"{len(summary.areas)} masks in {out}, {summary.rejected} of them under the area gate; see report.html")
+    return len(problems)
 
 
 def crops(
@@ -94,14 +94,14 @@ def crops(
     """Cut the lungs out of radiographs, from the originals' own pixels.
 
     Writes OUT/<image_id>.png (8-bit grey), boxes.csv (in the original's pixels, ends open; rule: how the box was found,
-    `whole` where no lung was and the image stays as it is), and problems.csv where a file could not be used.
+    `whole` where no lung was found and the image is kept whole), and problems.csv where a file could not be used.
 
     Args:
-        images: DICOM, PNG or JPEG files, and folders in which all such files are meant.
+        images: DICOM, PNG or JPEG files, or folders with such files.
         out: Folder for the crops, outside those of the images.
         weights: File of the verb `export_segmenter`; the shipped one by default.
-        tta: Views averaged beside the image itself: slower, a little better.
-        gate: Least share of the image that must be lung, once cleaned up, for the crop to be called ok (Ahmed et al.).
+        tta: Views averaged with the image itself: slower, a little better.
+        gate: Least share of the image that must be lung, after clean-up, for the crop to be ok (Ahmed et al.).
         device: auto, cpu, cuda or cuda:<n>.
     """
     segmenter = _open(weights, device, tta, gate)
@@ -121,9 +121,9 @@ def crops(
         for image_id, row in _each(segmenter, files, finish, out, problems):
             write((image_id, *row))
             done, rejected = done + 1, rejected + (not row[-2])
-    left_out = _end(out, problems, done)
+    _write_problems(out, problems, done)
     log.info(f"{done} crops in {out}, {rejected} of them under the area gate; see boxes.csv")
-    return left_out
+    return len(problems)
 
 
 TOOLS = {"masks": masks, "crops": crops}
@@ -131,19 +131,23 @@ TOOLS = {"masks": masks, "crops": crops}
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def _find(images, out, other):
-    """Files to read by image id, and the (id, problem) pairs of what is no file; InputError for what cannot go on.
+def _open(weights, device, tta, gate):
+    check_device(device)
+    if not 0 <= gate <= 1:
+        raise InputError(f"--gate must lie in [0, 1], not {gate:g}")
+    return load_segmenter(weights, None if device == "auto" else device, tta)
 
-    other: table of the tool whose pictures have the same names; where it is, `out` is refused.
+
+def _find(images, out, other):
+    """The files to read by image id, and the (id, problem) pairs of inputs that have none.
+
+    other: table of the tool whose pictures have the same names; where it exists, `out` is refused.
     """
     found, problems = {}, []
     for path in images:
-        if path.is_dir():
-            if out.resolve().is_relative_to(path.resolve()):
-                raise InputError(f"--out {out}: lies in {path}, where its pictures would be taken for radiographs")
-            here = find_images(path, READ)
-        else:
-            here = {path.stem: path} if path.is_file() else {}
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--out {out}: lies in {path}, where its pictures would be taken for radiographs")
+        here = find_images(path, READ) if path.is_dir() else {path.stem: path} if path.is_file() else {}
         if not here:
             reason = "no image in it" if path.is_dir() else "no such file or folder"
             _leave_out(problems, path.stem, f"{path}: {reason}")
@@ -159,7 +163,7 @@ def _find(images, out, other):
         raise InputError(f"{out}: not a folder (--out)")
     if (out / other).exists():
         raise InputError(f"--out {out}: holds {other}, whose pictures have the same names; choose another folder")
-    for name in ("masks.csv", "boxes.csv", "problems.csv", "report.html"):  # of an earlier call, on other images
+    for name in ("masks.csv", "boxes.csv", "problems.csv", "report.html"):  # of an earlier call on other images
         (out / name).unlink(missing_ok=True)
     return found, problems
 
@@ -169,48 +173,39 @@ def _leave_out(problems, image_id, problem):
     problems.append((image_id, problem))
 
 
-def _open(weights, device, tta, gate):
-    check_device(device)
-    if not 0 <= gate <= 1:
-        raise InputError(f"--gate must lie in [0, 1], not {gate:g}")
-    return load_segmenter(weights, None if device == "auto" else device, tta)
-
-
 def _each(segmenter, files, finish, out, problems):
-    """The (id, result) pairs of the files that can be used; the others are named and added to `problems`."""
-    with tqdm(total=len(files), desc="lungs", unit="image", leave=False) as bar:
-        for image_id, result, problem in segmenter.each(files, finish):
-            bar.update()
-            if not problem:
-                yield image_id, result
-                continue
-            _leave_out(problems, image_id, problem)
-            (out / f"{image_id}.png").unlink(missing_ok=True)  # an earlier call's would pass for this one's
+    """Yield (id, result) of the files that can be used; the others are named and added to `problems`."""
+    for image_id, result, problem in tqdm(
+        segmenter.each(files, finish), "lungs", len(files), unit="image", leave=False
+    ):
+        if not problem:
+            yield image_id, result
+            continue
+        _leave_out(problems, image_id, problem)
+        (out / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
 
 
 @contextlib.contextmanager
 def _table(path, columns):
-    """A function that writes rows to the CSV file `path`, which appears when the block ends well."""
+    """Yield a function that writes rows to the CSV file `path`, which appears when the block ends well."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         yield writer.writerow
 
 
-def _end(out, problems, done):
-    """Write problems.csv, if there are any, and return how many; InputError if nothing could be used."""
+def _write_problems(out, problems, done):
     if problems:
         with _table(out / "problems.csv", ("image_id", "problem")) as write:
             for row in problems:
                 write(row)
     if not done:
         raise InputError("none of the images could be used")
-    return len(problems)
 
 
 def _write_png(path, pixels):
     with atomic_path(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", pixels)[1])  # imwrite does not say that a disk is full
+        temporary.write_bytes(cv2.imencode(".png", pixels)[1])  # imwrite does not report a full disk
 
 
 def _sizes(image):
@@ -220,52 +215,50 @@ def _sizes(image):
 # ---- report --------------------------------------------------------------------------------------------------------
 
 
-class Shown:
+class _Summary:
     """What the report needs of all masks, in little memory: areas, and pictures of some."""
 
     def __init__(self, total):
         self.areas, self.rejected, self.pictures = [], 0, {True: [], False: []}
-        self._step = max(total // SHOWN, 1)
+        self._step = max(total // PICTURES, 1)
 
-    def add(self, image_id, verdict, picture):
-        """Take one mask into account; accepted ones are shown from the whole list, rejected ones from its beginning."""
+    def add(self, image_id, verdict, pictures):
+        """Add one mask; pictures are kept of accepted ones at regular intervals and of the first rejected ones."""
         chosen = len(self.areas) % self._step == 0 or not verdict.ok
-        if chosen and len(self.pictures[verdict.ok]) < SHOWN:
+        if chosen and len(self.pictures[verdict.ok]) < PICTURES:
             caption = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
-            self.pictures[verdict.ok].append((picture[0], None, picture[1], caption))
+            self.pictures[verdict.ok].append((pictures[0], None, pictures[1], caption))
         self.areas.append(verdict.area)
         self.rejected += not verdict.ok
 
 
-def _thumbnail(image, mask):
-    scale = min(1, SMALL / max(image.shape))
+def _thumbnails(image, mask):
+    scale = min(1, THUMBNAIL / max(image.shape))
     size = [max(1, round(side * scale)) for side in _sizes(image)]
     small = partial(cv2.resize, dsize=size, interpolation=cv2.INTER_AREA)
     return small(image), (small(mask * np.uint8(255)) >= 128).view(np.uint8)
 
 
-def _write_report(out, shown, gate, problems, about, seconds):
-    n = len(shown.areas)
+def _write_report(out, summary, gate, problems, about, seconds):
+    n, rejected, pictures = len(summary.areas), summary.rejected, summary.pictures
     cards = [
-        ("Masks", n, f"{n / seconds:.1f} a second"),
-        ("Under the area gate", shown.rejected, f"of {gate:.0%} of the image"),
+        ("Masks", n, f"{n / seconds:.1f} per second"),
+        ("Under the area gate", rejected, f"of {gate:.0%} of the image"),
         ("Left out", len(problems), "files that could not be used"),
     ]
     sections = [page.cards(cards)]
     if problems:
         left_out = pd.DataFrame(problems, columns=["image", "problem"])
         sections.append(page.section("Left out", page.table(left_out)))
-    if shown.rejected:
-        text = "Too little lung for the gate: a failure of the network, or no frontal chest radiograph."
-        pictures = gallery(shown.pictures[False], f"The first {len(shown.pictures[False])} of {shown.rejected}.")
-        sections.append(page.section("Under the area gate", text, pictures))
-    areas = plots.histogram(
-        {"masks": 100 * np.array(shown.areas)}, "lung once cleaned up, % of the image", threshold=100 * gate
-    )
-    title = f"{len(shown.pictures[True])} of {n - shown.rejected}."
+    if rejected:
+        text = "Too little lung for the gate: the network failed, or the image is no frontal chest radiograph."
+        drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.")
+        sections.append(page.section("Under the area gate", text, drawn))
+    areas = {"masks": 100 * np.array(summary.areas)}
+    histogram = plots.histogram(areas, "lung after clean-up, % of the image", threshold=100 * gate)
     sections += [
-        page.section("Outlines", gallery(shown.pictures[True], title)),
-        page.section("Areas", page.figure(areas, "How much of the images is lung; dashed: the gate")),
+        page.section("Outlines", gallery(pictures[True], f"{len(pictures[True])} of {n - rejected}.")),
+        page.section("Areas", page.figure(histogram, "Share of the images that is lung; dashed: the gate")),
         page.section("About", page.join("Tables: ", page.link("masks.csv", "masks.csv")), page.key_values(about)),
     ]
     page.write_page(out / "report.html", "Lung masks", str(out), sections)

@@ -261,7 +261,7 @@ def test_lungs_and_heart_on_raw_jsrt(tmp_path, command, tiny):
     assert command("export_segmenter", "--out", "run").status == 0
     segmenter = load_segmenter(run / "lungs.safetensors")
     image = read_image(next(data.rglob("JPCLN001.IMG")))
-    parts = next(segmenter.structures_of([image]))
+    parts = segmenter.parts(next(segmenter.probs([image])), image.shape)
     assert list(parts) == ["left", "right", "heart"] and parts["heart"].shape == (2048, 2048)
 
 

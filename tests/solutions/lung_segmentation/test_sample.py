@@ -135,38 +135,6 @@ def test_bytes_depend_on_the_parameters_alone(tmp_path):
     assert not set(one.values()) & set(other.values())
 
 
-def test_a_complete_sample_is_kept_and_another_replaced(tmp_path, monkeypatch):
-    folder = make_sample(str(tmp_path / "sample"), **SMALL)
-    assert folder == tmp_path / "sample" and not (folder / "JSRT").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(sample, "_write", None)  # a call would fail
-        assert make_sample(folder, **SMALL) == folder
-    make_sample(folder, **SMALL | {"n_test": 2})
-    assert len(files(folder, "*/*/CXR_png/*")) == 4 and len(files(folder, "hidden/*")) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["sample"]
-
-
-def test_an_interrupted_run_leaves_the_old_sample(tmp_path, monkeypatch):
-    before = fingerprint(make_sample(tmp_path / "sample", **SMALL))
-
-    def interrupted(folder, case):
-        (folder / "hidden").mkdir(parents=True, exist_ok=True)
-        if case.number >= 200_000:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(sample, "_write_case", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_sample(tmp_path / "sample", **SMALL, seed=1)
-    assert fingerprint(tmp_path / "sample") == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "sample.json").write_text('{"sample": "siim_pneumothorax"}')
-    with pytest.raises(InputError, match="something other than a sample"):
-        make_sample(tmp_path, **SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["sample.json"]
-
-
 @pytest.mark.parametrize("name, value", [("n_montgomery", 0), ("n_shenzhen", 1.0), ("n_jsrt", -1), ("n_test", 0)])
 def test_bad_parameters_are_named(tmp_path, name, value):
     with pytest.raises(InputError, match=f"{name}={value}"):

@@ -174,7 +174,7 @@ def test_lungs_are_united_and_structures_named(bright):
     image[:, 20:28] = 210  # left and right
     (mask,) = one.masks([image])
     assert (mask == (image > 0)).all()
-    (parts,) = one.structures_of([image])
+    parts = one.parts(next(one.probs([image])), image.shape)
     assert list(parts) == ["left", "right", "heart"] == list(one.structures)
     assert (parts["right"] == (image > 200)).all() and not parts["heart"].any()
 
@@ -262,8 +262,8 @@ def test_what_is_no_image(image, said, bright):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"structures": "ribs"}, "structures 'ribs': one of lungs, left_right, lungs_heart is needed"),
-        ({"network": {"architecture": "plain"}}, "does not say its network.encoder"),
+        ({"structures": "ribs"}, "structures 'ribs' is none of lungs, left_right, lungs_heart"),
+        ({"network": {"architecture": "plain"}}, "has no network.encoder"),
         ({"pixel": "half"}, "pixel cannot be 'half'"),
     ],
 )
@@ -276,7 +276,7 @@ def test_what_cannot_be_saved(changes, said, tmp_path):
 def test_weights_must_fit_half_precision(tmp_path):
     model = Bright(1)
     model.weight.data[:] = 1e6
-    with pytest.raises(InputError, match="weight holds values that half precision does not"):
+    with pytest.raises(InputError, match="weight holds values outside the range of half precision"):
         save_segmenter(tmp_path / "w.safetensors", model, ABOUT)
 
 
@@ -289,18 +289,18 @@ def test_what_cannot_be_loaded(bright, tmp_path, monkeypatch):
 
     path, other = bright("left_right"), tmp_path / "other.safetensors"
     assert said(path, tta=("flip",)) == "tta 'flip' would exchange the left lung and the right one"
-    assert said(path, tta=("turn",)) == "tta ('turn',): choose of flip and scale"
+    assert said(path, tta=("turn",)) == "tta ('turn',): choose from flip and scale"
     assert said(path, batch_size=0) == "batch_size must be at least 1, not 0"
     assert str(other) in said(other)
     other.write_bytes(b"nothing")
     assert "not a safetensors file" in said(other)
     save_weights(other, {"a": torch.zeros(1)}, epoch=3)
-    assert "no lung segmenter of format 1" in said(other)
+    assert "not a lung segmenter of format 1" in said(other)
     about = json.loads(json.dumps(load_segmenter(path, "cpu").about))
     save_weights(other, Bright(3).state_dict(), **about)
     assert "weights of another network" in said(other)
     save_weights(other, {"weight": torch.full((2, 1, 1), torch.nan), **_without(Bright(2), "weight")}, **about)
-    with pytest.raises(InputError, match="not a number"):
+    with pytest.raises(InputError, match="produced NaN"):
         list(load_segmenter(other, "cpu").masks([chest(32, 32)[0]]))
 
 
