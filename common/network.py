@@ -117,7 +117,7 @@ def train(job, network):
             images, target = to_device(batch, job.device)
             parts.append(torch.as_tensor(network.measure(model(images), target)).cpu().numpy())
         measured = distributed.gather_rows(np.concatenate(parts), len(held_out))
-        if np.isnan(measured).any():
+        if not np.isfinite(measured).all():
             raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
         return network.figures(job, measured, held_out)
 

@@ -185,7 +185,7 @@ def train(job):
 def find_lr(job):
     """Learning-rate range tests of the first fold's networks; writes lr_<stage>.csv."""
     trainings = job.recipe.networks(job)
-    first = [network for network in trainings if network.fold == trainings[0].fold and network.starts_from is None]
+    first = [one for one in trainings if one.fold == trainings[0].fold and not (one.starts_from or one.needs)]
     networks_of.find_learning_rates(job, first)
 
 

@@ -153,6 +153,11 @@ class Config:
         return STAGES[self.views]
 
     @property
+    def is_fused(self):
+        """True where a trained layer fuses the two networks."""
+        return self.views == "both" and self.combine == "fusion"
+
+    @property
     def needs_lungs(self):
         """True where lungs have to be found before training."""
         return self.views != "whole" or self.whole.weighting
@@ -251,15 +256,16 @@ DEMO = Config(
 
 PRESETS = {
     "demo": DEMO,
+    "paper": CXR_IRNET,
+    "podium": PODIUM,
+    "cxr_irnet": CXR_IRNET,  # the same as paper
+    "sdfn": SDFN,
     "densenet121": DENSENET121,
     "resnet50": RESNET50,
-    "cxr_irnet": CXR_IRNET,
     "cxr_irnet_without_weighting": CXR_IRNET_WITHOUT_WEIGHTING,
     "cxr_irnet_without_attention": CXR_IRNET_WITHOUT_ATTENTION,
-    "sdfn": SDFN,
-    "podium": PODIUM,
 }
-MORE_VERBS = ()  # beside those that every solution has
+MORE_VERBS = ("find_lr",)  # beside those that every solution has
 # verbs that need no run of their own; score with a file of predictions
 TOOLS = ("table", "localise", "score_predictions", "export", "infer")
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

@@ -1,31 +1,17 @@
-"""The competition's files to an image table, boxes, folds, a store and the lungs."""
+"""The competition's files: the label table and its official split, the images of --test, NIH's boxes."""
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.config import digest, file_hash
-from common.data.folds import make_folds, save_folds
-from common.data.store import Store, prepare_store
 from common.data.tables import named_images, some_rows
 from common.errors import InputError
-from common.paths import IMAGES, competition_folder, find_images, read_json, read_parquet
+from common.listing import Listing
+from common.paths import IMAGES, competition_folder, find_images
 from common.post.boxes import BOX
-from common.steps import (
-    check_prepared,
-    keep_config,
-    keep_trainings,
-    read_folds,
-    store_folder,
-    tell_leaks,
-    trainings,
-    write_table,
-)
-from common.submit.table import write_submission
-from solutions.chestxray14.config import LABELS, SLUG
+from solutions.chestxray14.config import KAGGLE, LABELS, SLUG
 from solutions.chestxray14.labels import (
     BOXES,
     LISTS,
@@ -37,213 +23,103 @@ from solutions.chestxray14.labels import (
     read_boxes,
     read_labels,
     read_lists,
+    read_names,
+    stems,
 )
 from solutions.chestxray14.leaks import check_run
-from solutions.chestxray14.lungs import ALONE, find_lungs, lungs_made, mask_structures, open_lungs
 
 log = logging.getLogger(__name__)
-MADE_WITH = ("split", "n_folds", "seed", "store_size")  # settings that decide what `prepare` makes
 CLASSES = list(LABELS)
-TOLD_BYTES = 1e9  # what is expected on disk above this is said beforehand
+LARGE = 1e9  # bytes on disk above which the use is announced before decoding
 SAMPLE = ["Image Index", *CLASSES]
 UNKNOWN = {"patient_id": "", "sex": "", "view": "", "follow_up": -1, "official": ""} | dict.fromkeys(CLASSES, -1)
+BOX_TABLE = "truth_boxes.parquet"
+MARKERS = (*KAGGLE.samples, *LISTS["test"][0])  # files that name the test images
 
 
-@dataclass
-class Prepared:
-    """What `prepare` leaves: the image table, the true boxes, the open store, the lungs where the recipe needs them.
+def read_competition(job):
+    """Return the Listing of the competition. Images of the label table without a file are left out and counted.
 
-    table: image_id, file_name (as the label table has it), row, width, height (pixels of the file), ok (False for a
-    placeholder), patient_id, age (years or NaN), sex, view, follow_up (-1 unknown), split (train or test), official
-    (train_val, test or "" for neither list), fold (-1 for test), the 14 LABELS (0/1, -1 unknown). boxes: image_id, row,
-    label (0 … 13), x_min, y_min, x_max, y_max (pixels of NIH's 1024 × 1024 image). lungs: the table of
-    `lungs.Lungs`, masks and crops its paths; None where the recipe has no use for them. key: what trainings follow
-    from; pixels_key: the very pixels. official: what is to be known of labels, lists and `structures`, `said` in one
-    line; test_name: what the test images are.
+    Table: file_name (as in the label table), age (years or NaN), sex, view, follow_up (-1 unknown), official
+    (train_val, test, or "" for neither list) and the 14 LABELS (0/1, -1 unknown). Further table truth_boxes.parquet:
+    image_id, row, label (0 … 13), x_min, y_min, x_max, y_max (pixels of NIH's 1024 × 1024 image). about: what is known
+    of labels and lists, `said` in one line; test_name: what the test images are; structures: what weights the features,
+    ["lungs"], ["lungs", "heart"] or None.
     """
-
-    table: pd.DataFrame
-    boxes: pd.DataFrame
-    store: Store
-    key: str
-    pixels_key: str
-    official: dict
-    test_name: str
-    lungs: pd.DataFrame | None = None
-    masks: Path | None = None
-    crops: Path | None = None
-
-    def __post_init__(self):
-        labels = self.table[CLASSES].to_numpy(np.float32)
-        self._labels = np.where(labels < 0, np.float32(np.nan), labels)
-        self._ids, self._index = self.table["image_id"].to_numpy(str), pd.Index(self.table["image_id"])
-        self._patients = self.table["patient_id"].to_numpy(str)
-
-    @property
-    def structures(self):
-        """What weights the features: ["lungs"] or ["lungs", "heart"]; None without weighting."""
-        return self.official.get("structures")
-
-    def rows(self, split="train", folds=None):
-        """Store rows of one split, or of the train images in `folds`, in order."""
-        chosen = self.table["split"] == split
-        if folds is not None:
-            chosen &= self.table["fold"].isin(list(folds))
-        return self.table.loc[chosen, "row"].to_numpy()
-
-    def rows_of(self, image_ids):
-        """Store rows of images by their ids, in their order; InputError for an image that is not there."""
-        rows = self._index.get_indexer(image_ids)
-        for place in np.flatnonzero(rows < 0)[:1]:
-            raise InputError(f"{list(image_ids)[place]}: not an image of this run")
-        return rows
-
-    def ids(self, rows):
-        """Image ids of rows, str (n,)."""
-        return self._ids[rows]
-
-    def labels(self, rows):
-        """Labels of rows, float32 (n, 14) of 0 and 1, NaN where they are not known."""
-        return self._labels[rows]
-
-    def patients(self, rows):
-        """Patients of rows, str (n,), "" where unknown."""
-        return self._patients[rows]
-
-
-def prepare_competition(context):
-    """Read, check and decode the competition into the run folder, the store and the lungs; returns Prepared.
-
-    Writes images.parquet, truth_boxes.parquet, folds.csv, sample_submission.csv (the images that a submission must
-    have) and, where the recipe needs it, lungs.parquet. Everything that is wrong with the tables is found before an
-    image is decoded. Images of the label table without a file are left out and counted: few download all of it.
-    """
-    options, config, run = context.options, context.config, context.run
+    options, config = job.options, job.config
     if options.id_map:
         raise InputError("--id-map: the label table names the patients; leave it out")
     folder, labels_path = _find_table(options.data)
-    labels, official = _read(folder, labels_path, config)
+    labels, about = _read(folder, labels_path, config)
     files = find_images(folder)
     here = labels["image_id"].isin(files)
-    official |= {"missing": int((~here).sum()), "missing_test": int((~here & (labels["official"] == "test")).sum())}
+    missing_test = int((~here & (labels["official"] == "test")).sum())
+    about |= {"missing": int((~here).sum()), "missing_test": missing_test}
     if not here.all():
         log.info(
-            f"{labels_path}: {official['missing']:,} of {len(labels):,} images have no file and are left out, the "
+            f"{labels_path}: {about['missing']:,} of {len(labels):,} images have no file and are left out, the "
             f"first is {labels.loc[~here, 'file_name'].iloc[0]}"
-            + ("" if config.split == "all" else f"; {official['missing_test']:,} of them are in the test list")
+            + ("" if config.split == "all" else f"; {missing_test:,} of them are in the test list")
         )
     if not here.any():
         raise InputError(f"{folder}: none of the images of {labels_path.name} is in it")
-    train, test, more, test_name = _split(labels[here], files, official, options, config)
+    train, test, more, test_name = _split(labels[here], files, about, options, config)
     _check_loose(labels, {**files, **more}, labels_path, options)
-    files |= more
-    table = _image_table(train, test, config, options)
+    columns = ["image_id", "file_name", "patient_id", "age", "sex", "view", "follow_up", "split", "official", *CLASSES]
+    table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)[columns]
+    table = table.astype(dict.fromkeys(CLASSES, "int8"))
     check_run(config, table)
-    official["said"] = _said(official, config.split)
-    log.info(official["said"])
-    boxes = _boxes(folder, table)
-
-    train = table["split"] == "train"
-    about = {name: getattr(config, name) for name in MADE_WITH}
-    about["lungs"] = lungs_made(config) if config.needs_lungs else None
-    about["originals"] = digest([[i, files[i].name, files[i].stat().st_size] for i in table.loc[train, "image_id"]])
-    key = _key(table, about)
-    keep_trainings(run, key)
-    sizes = disk_use(len(table), config.store_size, about["lungs"])
-    if sum(sizes.values()) > TOLD_BYTES:
-        shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
-        log.info(f"{len(table):,} images take {sum(sizes.values()) / 1e9:.1f} GB on disk: {shown}")
-    store = prepare_store(
-        {image_id: files[image_id] for image_id in table["image_id"]},
-        store_folder(context, folder, table["image_id"], config.store_size),
-        config.store_size,
-        workers=None if options.workers is None else max(options.workers, 1),
-        on_bad_image=options.on_bad_image,
-        placeholder_ids=frozenset(table.loc[~train, "image_id"]),
+    about |= {"said": _describe(about, config.split), "test_name": test_name, "structures": None}
+    about["pixels"] = digest(test[CLASSES].to_numpy().tolist())  # test scores follow from the labels too
+    log.info(about["said"])
+    _announce_size(config, len(table))
+    return Listing(
+        folder,
+        table,
+        files | more,
+        _sample(test["file_name"].to_numpy()),
+        strata=train[CLASSES].to_numpy(),
+        labels=(train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))).tolist(),
+        tables={BOX_TABLE: _boxes(folder, table)},
+        inputs=(labels_path, *find_lists(folder).values(), *_box_path(folder)),
+        about=about,
     )
-    for place, name in enumerate(("width", "height", "ok"), start=3):
-        table.insert(place, name, store.table[name].to_numpy())
-    lungs = find_lungs(context, store, files) if config.needs_lungs else None
-    official["structures"] = mask_structures(config)
-    if official["structures"] == ["lungs"]:
-        official["said"] += f"; {ALONE}"
-
-    run.forget("prepare")  # what follows must not be taken for whole where it is cut off
-    write_table(run.path("images.parquet"), table)
-    write_table(run.path("truth_boxes.parquet"), boxes)
-    if lungs:
-        write_table(run.path("lungs.parquet"), open_lungs(lungs, about["lungs"]).table)
-    save_folds(
-        run.path("folds.csv"),
-        table.loc[train, "image_id"].tolist(),
-        table.loc[train, "fold"].to_numpy(),
-        table.loc[train, "patient_id"].to_numpy(),
-        f"n_folds {config.n_folds}, seed {config.seed}",
-    )
-    write_sample(run, table.loc[~train, "file_name"].to_numpy())
-    inputs = [labels_path, *find_lists(folder).values(), *_box_path(folder), options.test, options.fold_table]
-    run.describe(config.seed, [path for path in inputs if path is not None and path.is_file()])
-    if not trainings(run):
-        keep_config(context)
-    about |= {"data": str(folder.resolve()), "test": options.test and str(options.test.resolve())}
-    about |= {"synthetic": (folder / "sample.json").is_file(), "official": official, "test_name": test_name}
-    about["lungs_folder"] = lungs and str(lungs.resolve())
-    run.record("prepare", key, store=str(store.folder.resolve()), images=len(table), boxes=len(boxes), **about)
-    healthy = (table.loc[train, CLASSES].sum(axis=1) == 0).sum()
-    log.info(
-        f"prepared {train.sum():,} train images of {table.loc[train, 'patient_id'].nunique():,} patients ({healthy:,} "
-        f"without a finding) and {(~train).sum():,} test images at {config.store_size} px in {store.folder}"
-    )
-    return open_prepared(context)
 
 
-def write_sample(run, names):
-    """The images that a submission must have, by their file names, all probabilities 0."""
+def read_test(job):
+    """Return the Listing of the test images alone, without labels.
+
+    They are those of --test, of sample_submission.csv in the folder, or of the official test list there, of which
+    images without a file are left out and counted.
+    """
+    folder, named, files = _find_test(job.options)
+    table = named[["image_id", "file_name"]].assign(**UNKNOWN, age=np.nan, split="test")
+    return Listing(folder, table, files, _sample(table["file_name"].to_numpy()))
+
+
+def labels_of(images, rows):
+    """Return the labels of store rows, float32 (n, 14) of 0 and 1, NaN where they are not known."""
+    labels = images.at(rows)[CLASSES].to_numpy(np.float32)
+    return np.where(labels < 0, np.float32(np.nan), labels)
+
+
+def _sample(names):
     sample = pd.DataFrame(0, index=range(len(names)), columns=CLASSES)
     sample.insert(0, SAMPLE[0], names)
-    write_submission(run.path("sample_submission.csv"), sample)
+    return sample
 
 
-def open_prepared(context):
-    """Read what `prepare` left; raises InputError when it has not been run, or with other options than now."""
-    run, config = context.run, context.config
-    record = check_prepared(context, MADE_WITH)
-    wanted = lungs_made(config) if config.needs_lungs else None
-    if wanted and wanted != record["lungs"]:
-        what = "without lungs" if record["lungs"] is None else "with another segmenter, mask_size or crop_size"
-        raise InputError(f"{run.folder}: prepared {what}; run `prepare` with the new settings")
-    table, boxes = read_parquet(run.path("images.parquet")), read_parquet(run.path("truth_boxes.parquet"))
-    store = Store.open(record["store"])
-    pixels = digest(read_json(store.folder / "store.json")["key"], wanted)
-    data = Prepared(
-        table, boxes, store, _key(table, record | {"lungs": wanted}), pixels, record["official"], record["test_name"]
-    )
-    if wanted:
-        found = open_lungs(record["lungs_folder"], wanted)
-        data.lungs, data.masks, data.crops = found.table, found.masks, found.crops
-    return data
-
-
-def disk_use(images, store_size, lungs):
-    """Bytes that the store and the lungs' masks and crops take, by what they are; lungs: `lungs_made` or None."""
-    sides = {"store": store_size}
-    if lungs:
-        sides |= {"masks of the lungs": lungs["mask_size"], "crops of the lungs": lungs["crop_size"]}
-    return {name: images * side**2 for name, side in sides.items() if side}
-
-
-def _key(table, about):
-    """What the trainings follow from: the images' originals, labels, folds and lungs."""
-    train = table[table["split"] == "train"]
-    labels = train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))
-    return digest(
-        train["image_id"].tolist(),
-        labels.tolist(),
-        train["fold"].tolist(),
-        about["store_size"],
-        about["originals"],
-        about["lungs"],
-    )
+def _announce_size(config, n):
+    """Log how much disk the store and the lungs will take, where that is much."""
+    sides = {"store": config.store_size}
+    if config.weights_features:
+        sides["masks of the lungs"] = config.segmenter.mask_size
+    if config.views != "whole":
+        sides["crops of the lungs"] = config.segmenter.crop_size
+    sizes = {name: n * side**2 for name, side in sides.items()}
+    if sum(sizes.values()) > LARGE:
+        parts = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
+        log.info(f"{n:,} images take {sum(sizes.values()) / 1e9:.1f} GB on disk: {parts}")
 
 
 def _find_table(data):
@@ -287,7 +163,7 @@ def _read(folder, path, config):
     return labels, about
 
 
-def _said(about, split):
+def _describe(about, split):
     """The line that a reader of scores needs: which labels, which lists, how much of them."""
     missing = f", {about['missing']:,} of them without a file" if about["missing"] else ""
     said = f"labels {about['labels']} (sha256 {about['sha256'][:12]}, {about['images']:,} images{missing})"
@@ -383,38 +259,6 @@ def _check_loose(labels, files, labels_path, options):
         log.info(f"left out {len(loose)} images {without}")
 
 
-def _image_table(train, test, config, options):
-    """The image table without what only the store knows."""
-    table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)
-    table["row"], table["fold"] = np.arange(len(table)), np.full(len(table), -1)
-    table.loc[table["split"] == "train", "fold"] = _folds(train, config, options)
-    first = [
-        "image_id",
-        "file_name",
-        "row",
-        "patient_id",
-        "age",
-        "sex",
-        "view",
-        "follow_up",
-        "split",
-        "official",
-        "fold",
-    ]
-    return table[[*first, *CLASSES]].astype(dict.fromkeys(CLASSES, "int8"))
-
-
-def _folds(train, config, options):
-    """Folds stratified by the 14 labels and their absence, grouped by patient."""
-    patients = train["patient_id"].to_numpy()
-    if options.fold_table:
-        folds = read_folds(options.fold_table, train["image_id"].tolist(), config.n_folds)
-    else:
-        folds = make_folds(train[CLASSES].to_numpy(), config.n_folds, patients, config.seed)
-    tell_leaks(folds, patients, options.fold_table)
-    return folds
-
-
 def _box_path(folder):
     return [folder / name for name in BOXES if (folder / name).is_file()][:1]
 
@@ -431,3 +275,31 @@ def _boxes(folder, table):
         log.info(f"left out {absent} of {len(boxes)} boxes, whose images are not here")
     boxes = boxes[boxes["row"] >= 0].sort_values(["row", "label", *BOX], ignore_index=True)
     return boxes[["image_id", "row", "label", *BOX]]
+
+
+def _find_test(options):
+    """Return folder, names (image_id, file_name) and files of the images of `read_test`."""
+    if options.test is not None:
+        named, files = test_names(options.test)
+        if files:
+            return options.test, named, files
+        folder = options.data or KAGGLE.find_file(None, MARKERS).parent
+    else:
+        path = KAGGLE.find_file(options.data, MARKERS)
+        folder, named = path.parent, _listed(path) if path.suffix == ".txt" else test_names(path)[0]
+        log.info(f"test images from {path}")
+    found = find_images(folder)
+    here = named["image_id"].isin(found)
+    if not here.all() and options.test is None and path.suffix == ".txt" and here.any():
+        log.info(f"{path}: {(~here).sum():,} of {len(named):,} images have no file and are left out")
+        named = named[here].reset_index(drop=True)
+    elif not here.all():
+        first = named.loc[~here, "image_id"].iloc[0]
+        raise InputError(f"{(~here).sum()} test images have no file in {folder}, the first is {first}")
+    return folder, named, {image_id: found[image_id] for image_id in named["image_id"]}
+
+
+def _listed(path):
+    """Return the images of a list as `test_names` does, in the order in which a run has them."""
+    names = read_names(path)
+    return pd.DataFrame({"image_id": stems(names), "file_name": names}).sort_values("image_id", ignore_index=True)

@@ -40,22 +40,24 @@ def origin(config, table, fold):
 
 
 def check_run(config, table):
-    """`check_weights` for every network of a Config, against the test images and held-out folds of its image table."""
+    """Apply `check_weights` to every network of a Config: against the test images of an image table and, where it has
+    folds, against the images that each fold holds out."""
     train = table[table["split"] == "train"]
-    unseen = {"test images": table.loc[table["split"] == "test", "image_id"]}
-    unseen |= {f"images that fold {k} holds out": train.loc[train["fold"] == k, "image_id"] for k in config.folds}
-    own = {names_digest(_trained(table, fold)) for fold in config.folds}
+    unseen, own = {"test images": table.loc[table["split"] == "test", "image_id"]}, None
+    if "fold" in table:
+        unseen |= {f"images that fold {k} holds out": train.loc[train["fold"] == k, "image_id"] for k in config.folds}
+        own = {names_digest(_trained(table, fold)) for fold in config.folds}
     for stage in config.stages:
         check_weights(getattr(config, stage).weights, config.split, unseen, own)
 
 
-def check_weights(weights, split, unseen=None, own=()):
+def check_weights(weights, split, unseen=None, own=None):
     """Refuse weights that are known to have seen what a run must not have seen.
 
     weights: what a NetworkConfig says: imagenet, none or a file. split: the run's; with "all" only `unseen` matters.
     unseen: image ids by what they are, looked for among the training images of the run that the weights are of: those
     of its images.parquet without the fold in the file's path. own: `names_digest` of the training images of each fold
-    of this run; a file outside its run's folder, which tells no more than such a digest, must have the same one.
+    of this run, None before there are folds; a file outside its run's folder must have been trained on the same.
     Raises InputError for public CheXNet checkpoints and the torchxrayvision networks trained on NIH's images, for a
     run of split "all" or on SIIM's images, for a run that trained on one of `unseen`, and for a copied file of which
     that cannot be told. Of a file about which nothing is known a line is logged.
@@ -80,7 +82,7 @@ def check_weights(weights, split, unseen=None, own=()):
             reason += "no test image back"
         if reason:
             raise InputError(f"{path}: these weights have seen official test images: {reason}")
-    if told and ids is None and unseen and set(own) != {told.get("names")}:
+    if told and ids is None and unseen and own is not None and own != {told.get("names")}:
         raise InputError(
             f"{path}: trained on {told.get('images')} images of ChestX-ray14, which are not those that this run trains "
             "on; whether they are held out here is only told by the folder of the run it is of: name the file there"

@@ -1,21 +1,18 @@
 """`localise`: class activation maps of a run against NIH's boxes (CXR-IRNet, table 3; SDFN, figure 5)."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
-from common.infer.tools import opened_run
-from common.paths import read_parquet
+from common.config import to_dict
+from common.paths import read_parquet, write_csv
 from common.post.boxes import BOX
 from common.report import page, plots
 from common.report.frame import synthetic_note
 from common.report.gallery import gallery, heat_overlay
-from common.steps import write_csv
-from solutions.chestxray14.config import BOX_SIDE, LABELS, Config
-from solutions.chestxray14.data import open_prepared
+from common.step import Step
+from solutions.chestxray14.config import BOX_SIDE, LABELS
 from solutions.chestxray14.localise_scores import ALL, class_table, measure, paper_column
 from solutions.chestxray14.maps import class_maps, usable_boxes
 
@@ -43,54 +40,32 @@ WEIGHTED = (
 NO_GAIN = "The maps point nowhere better than the class's usual place"
 
 
-def localise(
-    run: Path,
-    /,
-    *,
-    threshold: tuple[float, ...] = THRESHOLDS,
-    out: Path | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-):
-    """Measure the class activation maps of a finished run against the true boxes of its images.
+def write_localisation(job, thresholds=THRESHOLDS, out=None):
+    """Measure the class activation maps of a run against the true boxes of its images.
 
-    Writes localisation.csv (a row a box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row a class)
-    and localisation.html (the table, and the best, a middling and the worst box of each class).
-
-    Args:
-        run: Folder of the run.
-        threshold: Of the maps, scaled to [0, 1]. One is used as it is; of several the best is chosen on the boxes of
-            one half of the patients for those of the other.
-        out: Folder for the three files; the run's by default.
-        device: auto, cpu, cuda or cuda:<n>.
-        workers: Processes that read images.
+    Writes localisation.csv (a row per box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row per
+    class) and localisation.html to `out`, the run's folder by default. thresholds: as in `measure`.
     """
-    for value in threshold:
-        if not 0 < value <= 1:
-            raise InputError(f"--threshold must lie above 0 and be at most 1, not {value:g}")
-    if not threshold:
-        raise InputError("--threshold: name one or several")
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder (--out)")
-    from solutions.chestxray14.pipeline import experiment_key  # it imports this module
+    out, config = out or job.run.folder, job.config
+    boxes, left_out = usable_boxes(job.images, config.folds)
+    boxes["prob"] = _probs(job.run, boxes)
+    maps = class_maps(job, boxes)
+    found = measure(boxes, maps, tuple(sorted(set(thresholds))), config.seed)
+    table = class_table(found.boxes, paper_column(config), seed=config.seed)
+    names = np.array(LABELS, object)[found.boxes["label"]]
+    write_csv(out / "localisation.csv", found.boxes.assign(label=names).drop(columns=["row", "map"]))
+    write_csv(out / "localisation_table.csv", table)
+    _write_page(out / "localisation.html", job, found, table, maps, left_out)
+    _log(found, table, left_out, out)
 
-    with opened_run("chestxray14", Config, run, device=device, workers=workers) as context:
-        data = open_prepared(context)
-        key = experiment_key(context, data)  # refuses networks that the run's predictions are not of
-        boxes, left_out = usable_boxes(data, context.config.folds)
-        boxes["prob"] = _probs(context.run, boxes)
-        maps = class_maps(context, data, boxes)
-        found = measure(boxes, maps, tuple(sorted(set(threshold))), context.config.seed)
-        table = class_table(found.boxes, paper_column(context.config), seed=context.config.seed)
-        out = out or context.run.folder
-        names = np.array(LABELS, object)[found.boxes["label"]]
-        write_csv(out / "localisation.csv", found.boxes.assign(label=names).drop(columns=["row", "map"]))
-        write_csv(out / "localisation_table.csv", table)
-        _write_page(out / "localisation.html", context, data, found, table, maps, left_out)
-        if out == context.run.folder:
-            context.run.record("localise", key)  # the run's page shows it as long as it is of these networks
-    _say(found, table, left_out, out)
-    return 0
+
+STEP = Step(
+    "localise",
+    write_localisation,
+    needs=("predict",),
+    reads=lambda job: to_dict(job.config),
+    files=("localisation.csv", "localisation_table.csv", "localisation.html"),
+)
 
 
 def _probs(run, boxes):
@@ -103,7 +78,7 @@ def _probs(run, boxes):
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 
-def _say(found, table, left_out, out):
+def _log(found, table, left_out, out):
     whole = table.set_index("label").loc[ALL]
     how = "each chosen on the other half of the patients" if found.nested else "as asked for"
     log.info(
@@ -118,7 +93,7 @@ def _say(found, table, left_out, out):
     log.info(f"{out / 'localisation_table.csv'}, localisation.csv and localisation.html")
 
 
-def _write_page(path, context, data, found, table, maps, left_out):
+def _write_page(path, job, found, table, maps, left_out):
     whole = table.set_index("label").loc[ALL]
     cards = [
         ("Mean IoU", whole.iou, f"95 % interval {page.as_text(whole.low)}–{page.as_text(whole.high)}, by patient"),
@@ -132,13 +107,13 @@ def _write_page(path, context, data, found, table, maps, left_out):
         ("Boxes", int(whole.boxes), f"{whole.patients:.0f} patients; {left_out} left out"),
     ]
     curve = plots.line_with_peak(found.curve["threshold"], found.curve["iou"], "threshold", "mean IoU of boxes")
-    kept, paper = " and ".join(f"{t:g}" for t in found.chosen), paper_column(context.config)
-    structures = " and ".join(data.structures or ["lungs"])
-    weighted = [WEIGHTED.format(structures)] if context.config.weights_features else []
+    kept, paper = " and ".join(f"{t:g}" for t in found.chosen), paper_column(job.config)
+    structures = job.images.about["structures"]
+    weighted = [WEIGHTED.format(" and ".join(structures))] if structures else []
     how = f"Thresholds {kept}, of the halves of the patients." if found.nested else f"Threshold {kept}."
     parts = [
         page.cards(cards),
-        synthetic_note(context.run),
+        synthetic_note(job.run),
         page.note(f"{NO_GAIN}.", "warning") if whole.gain <= 0 else None,
         page.section(
             "How it is measured",
@@ -156,10 +131,10 @@ def _write_page(path, context, data, found, table, maps, left_out):
             "Pictures",
             "Of each class the best, a middling and the worst box by IoU. "
             "Violet to yellow is the map from its lowest to its highest, whatever the probability is.",
-            *_galleries(data, found.boxes, maps),
+            *_galleries(job.images, found.boxes, maps),
         ),
     ]
-    subtitle = f"run {context.run.folder.name}, preset {context.preset}"
+    subtitle = f"run {job.run.folder.name}, preset {job.preset}"
     page.write_page(path, "ChestX-ray14: where the maps point", subtitle, [part for part in parts if part is not None])
 
 
@@ -174,16 +149,16 @@ def _tables(table):
         yield page.table(table[["label", "boxes", *columns]], caption, dict.fromkeys(columns, ".3f"))
 
 
-def _galleries(data, boxes, maps):
+def _galleries(images, boxes, maps):
     for label, mine in boxes.groupby("label"):
         order = mine.sort_values("iou", ascending=False, kind="stable")
         at = sorted({0, len(order) // 2, len(order) - 1})
-        items = [_item(data, order.iloc[k], maps) for k in at]
+        items = [_item(images, order.iloc[k], maps) for k in at]
         yield gallery(items, f"{LABELS[label]}, {len(order)} boxes", overlay=heat_overlay)
 
 
-def _item(data, box, maps):
-    image = np.asarray(data.store.images[box["row"]])
+def _item(images, box, maps):
+    image = np.asarray(images.store.images[box["row"]])
     scale = image.shape[0] / BOX_SIDE
     heat = maps.heat(box["map"])
     found = box[[f"found_{name}" for name in BOX]].to_numpy(float)

@@ -13,10 +13,9 @@ from common.errors import InputError
 from common.infer.cam import fuse, normalise, place
 from common.paths import read_array
 from common.post.boxes import BOX
-from common.steps import trained_weights
 from solutions.chestxray14.config import BOX_SIDE
-from solutions.chestxray14.models import load_fusion, load_network
-from solutions.chestxray14.training import view_dataset
+from solutions.chestxray14.data import BOX_TABLE
+from solutions.chestxray14.lungs import LUNG_TABLE
 
 
 class Maps(NamedTuple):
@@ -44,26 +43,25 @@ class Maps(NamedTuple):
         return fuse([normalise(cam) if self.alike else cam for cam in placed.values()])
 
 
-def usable_boxes(data, folds):
-    """True boxes of images that some network did not train on, and how many are left out.
+def usable_boxes(images, folds):
+    """Return the true boxes of images that some network did not train on, and how many boxes are left out.
 
-    Those are test images, and training images of `folds`. Returns (table, left_out): image_id, row, patient_id, split,
-    fold, label, the box, and map, which numbers the (image, class) pairs from 0. Raises InputError where none is left.
+    Those are test images, and training images of `folds`. Columns: image_id, row, patient_id, split, fold, label, the
+    box, and map, which numbers the (image, class) pairs from 0. Raises InputError where none is left.
     """
-    images = data.table[["row", "patient_id", "split", "fold", "ok"]]
-    boxes = data.boxes.merge(images, on="row", how="left")
-    seen = boxes["ok"] & ((boxes["split"] == "test") | boxes["fold"].isin(list(folds)))
-    usable = boxes[seen].drop(columns="ok").reset_index(drop=True)
+    table = images.table[["row", "patient_id", "split", "fold", "ok"]]
+    boxes = images.tables[BOX_TABLE].merge(table, on="row", how="left")
+    unseen = boxes["ok"] & ((boxes["split"] == "test") | boxes["fold"].isin(list(folds)))
+    usable = boxes[unseen].drop(columns="ok").reset_index(drop=True)
     if not len(usable):
         raise InputError(f"no true box lies on an image that the networks did not train on ({len(boxes)} boxes in all)")
     usable["map"] = usable.groupby(["row", "label"], sort=False).ngroup()
     return usable, len(boxes) - len(usable)
 
 
-def class_maps(context, data, boxes):
-    """The Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their fold's."""
-    config, pairs = context.config, boxes.drop_duplicates("map").sort_values("map")
-    fused = config.views == "both" and config.combine == "fusion"
+def class_maps(job, boxes):
+    """Return the Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their own."""
+    config, images, pairs = job.config, job.images, boxes.drop_duplicates("map").sort_values("map")
     sums, count = {}, np.zeros(len(pairs))
     for fold in config.folds:
         mine = np.flatnonzero((pairs["split"] == "test") | (pairs["fold"] == fold))
@@ -71,47 +69,42 @@ def class_maps(context, data, boxes):
             continue
         count[mine] += 1
         rows, at = np.unique(pairs["row"].to_numpy()[mine], return_inverse=True)
-        models = {
-            stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
-            for stage in config.stages
-        }
+        networks = {one.stage: one for one in job.recipe.networks(job) if one.fold == fold}
+        models = {stage: networks[stage].load(job.run) for stage in config.stages}
         heads = dict.fromkeys(models)
-        if fused:
-            widths = [model.width for model in models.values()]
-            weight = load_fusion(*widths, trained_weights(context.run, fold, "fusion")).weight.detach()
-            heads = dict(zip(models, weight.split(widths, dim=1), strict=True))
+        if config.is_fused:
+            weight = networks["fusion"].load(job.run).weight.detach()
+            heads = dict(zip(models, weight.split([one.width for one in models.values()], dim=1), strict=True))
         for stage, model in models.items():
-            cams = view_cams(context, data, rows, stage, model, heads[stage], f"maps, fold {fold}, {stage}")
+            cams = network_cams(job, networks[stage], model, rows, heads[stage])
             total = sums.setdefault(stage, np.zeros((len(pairs), *cams.shape[2:]), np.float32))
             total[mine] += cams[at, pairs["label"].to_numpy()[mine]]
     cams = {stage: total / count[:, None, None].astype(np.float32) for stage, total in sums.items()}
     rows = pairs["row"].to_numpy()
-    places = {stage: view_places(data, rows, getattr(config, stage), stage) for stage in cams}
-    masks = read_array(data.masks)[rows] if "whole" in cams and config.whole.weighting else None
-    return Maps(cams, places, config.views == "both" and not fused, masks)
+    places = {stage: view_places(images, rows, getattr(config, stage), stage) for stage in cams}
+    masks = read_array(images.arrays["masks"])[rows] if config.weights_features else None
+    return Maps(cams, places, config.views == "both" and not config.is_fused, masks)
 
 
 @torch.inference_mode()
-def view_cams(context, data, rows, stage, model, head=None, title="maps"):
-    """Class activation maps of one network on these rows, float32 (n, 14, h, w).
+def network_cams(job, network, model, rows, head=None):
+    """Return class activation maps of a Network's trained model on these rows, float32 (n, 14, h, w).
 
-    head: weights (14, K) over the network's features in place of its own, of the layer that fuses two of them.
+    head: weights (14, K) over the model's features in place of its own, of the layer that fuses two of them.
     """
-    config = getattr(context.config, stage)
-    model.to(context.device, memory_format=torch.channels_last).eval()
-    loader = eval_loader(view_dataset(data, rows, config, stage), 2 * config.batch_size, context.workers)
+    config = network.config
+    model.to(job.device, memory_format=torch.channels_last).eval()
+    loader = eval_loader(network.dataset(job, rows, False, False), 2 * config.batch_size, job.workers)
     found = []
-    with tqdm(total=len(rows), desc=title, leave=False) as bar:
-        for images, *_ in loader:
-            images = images.to(context.device)
-            if head is None:
-                cams = model.cam(images)
-            else:
-                cams = torch.einsum("ck,bkhw->bchw", head.to(context.device), model.features(images))
-            if config.weighting:
-                cams = from_the_lowest(cams, images[:, 1:])
-            found.append(cams.float().cpu().numpy())
-            bar.update(len(images))
+    for images, _ in tqdm(loader, f"maps, fold {network.fold}, {network.stage}", leave=False):
+        images = images.to(job.device)
+        if head is None:
+            cams = model.cam(images)
+        else:
+            cams = torch.einsum("ck,bkhw->bchw", head.to(job.device), model.features(images))
+        if config.weighting:
+            cams = from_the_lowest(cams, images[:, 1:])
+        found.append(cams.float().cpu().numpy())
     return np.concatenate(found)
 
 
@@ -128,13 +121,13 @@ def from_the_lowest(cams, masks):
     return torch.where(share.flatten(1).any(1)[:, None, None, None], cams - share * low, cams)
 
 
-def view_places(data, rows, config, stage):
-    """Where the network's image lies, float64 (n, 4) in pixels of the 1024 × 1024 image: its centre was cut out."""
+def view_places(images, rows, config, stage):
+    """Return where the network's image lies, float64 (n, 4), in pixels of the 1024 × 1024 image."""
     if stage == "whole":
         views = np.tile([0.0, 0.0, BOX_SIDE, BOX_SIDE], (len(rows), 1))
     else:
-        sides = data.table.set_index("row").loc[rows, ["width", "height", "width", "height"]].to_numpy(float)
-        views = data.lungs.set_index("row").loc[rows, BOX].to_numpy(float) * BOX_SIDE / sides
+        sides = images.at(rows)[["width", "height", "width", "height"]].to_numpy(float)
+        views = images.tables[LUNG_TABLE].loc[rows, BOX].to_numpy(float) * BOX_SIDE / sides
     return seen_part(views, config.resize, config.size)
 
 

@@ -1,14 +1,17 @@
 """What is built: a timm backbone with CXR-IRNet's two additions in front and behind, and SDFN's fusing layer."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import nn
 
 from common.errors import InputError
+from common.metrics.classification import auroc, mean_of_defined
 from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
 from common.nn.blocks import MultiScaleAttention, weigh_features
-from common.train.checkpoint import load_weights
+from common.nn.losses import bce
 from solutions.chestxray14.config import LABELS
 
 PROBS_ROWS = 8192  # rows of features that become probabilities at once
@@ -62,14 +65,9 @@ class FusionNet(ExactLinear):
     """SDFN's last stage (B.4): features of both frozen networks side by side, (B, K1 + K2), to 14 logits."""
 
     @torch.inference_mode()
-    def probs(self, features, flip=False):
-        """Probabilities float64 (n, 14) of features float32 (n, V, K1 + K2) as `training.pooled_features` gives them.
-
-        Of the image as it is, or, with `flip`, the mean over it and its mirror; InputError where there is no mirror.
-        """
-        if flip and features.shape[1] < 2:
-            raise InputError("features of the mirrored images are missing")
-        blocks = [features[i : i + PROBS_ROWS, : 1 + flip] for i in range(0, len(features), PROBS_ROWS)]
+    def probs(self, features):
+        """Return probabilities float64 (n, 14) of `views.pooled_features` (n, V, K1 + K2), the mean over V."""
+        blocks = [features[i : i + PROBS_ROWS] for i in range(0, len(features), PROBS_ROWS)]
         device = self.weight.device
         found = [self(torch.from_numpy(block).to(device)).sigmoid().double().mean(1).cpu().numpy() for block in blocks]
         return np.concatenate([np.empty((0, self.out_features)), *found])
@@ -89,26 +87,19 @@ def build_network(config, weights=None):
     return model
 
 
-def load_network(config, path):
-    """The trained ChestNet whose weights lie in `path`."""
-    model = build_network(config, "none")
-    load_weights(path, model)
-    return model
+@cache
+def feature_width(backbone, size):
+    """Return the number of channels of a backbone's last feature map; the random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return build_backbone(models.timm_name(backbone), size)[1]
 
 
-def build_fusion(k_whole, k_lungs):
-    """The FusionNet over features of these widths."""
-    return FusionNet(k_whole + k_lungs, len(LABELS))
+def build_fusion(config, weights=None):
+    """Return the FusionNet over the features of both networks of a Config."""
+    return FusionNet(sum(feature_width(one.backbone, one.size) for one in (config.whole, config.lungs)), len(LABELS))
 
 
-def load_fusion(k_whole, k_lungs, path):
-    """The trained FusionNet whose weights lie in `path`."""
-    model = build_fusion(k_whole, k_lungs)
-    load_weights(path, model)
-    return model
-
-
-def freeze_body(model, frozen):
-    """Train the new layers alone, attention and the last one, while `frozen`."""
-    model.requires_grad_(True)
-    model.net.requires_grad_(not frozen)
+def auroc_and_loss(labels, logits):
+    """Return the figures of logits, float32 (n, 14): auroc, the mean over classes with labels of both kinds; loss."""
+    loss = bce(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    return {"auroc": mean_of_defined(auroc(labels, logits, undefined=np.nan)), "loss": loss}

@@ -1,6 +1,6 @@
 """The pictures of the report: lungs, the most confident predictions, and where the networks look."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,6 +12,8 @@ from common.post.boxes import BOX
 from common.report import page
 from common.report.gallery import box_overlay, cached_arrays, gallery, heat_overlay, outline_overlay
 from solutions.chestxray14.config import BOX_SIDE, LABELS
+from solutions.chestxray14.data import BOX_TABLE, labels_of
+from solutions.chestxray14.lungs import LUNG_TABLE
 from solutions.chestxray14.maps import class_maps
 
 MOST = 8  # pictures of a gallery
@@ -21,7 +23,7 @@ HEAT_SIDE = 256  # of the cached maps
 def labelled_predictions(run, images, name):
     """Return truth (n, 14), probabilities (n, 14) and the table of the labelled images in "oof" or "test"."""
     table = read_parquet(run.path(f"{name}.parquet"))
-    truth = images.labels(images.rows_of(table["image_id"]))
+    truth = labels_of(images, images.rows_of(table["image_id"]))
     known = ~np.isnan(truth).any(axis=1)
     return truth[known], table.loc[known, list(LABELS)].to_numpy(), table[known]
 
@@ -29,21 +31,22 @@ def labelled_predictions(run, images, name):
 def lung_galleries(images):
     """Return galleries of the mask that weights the features, and of the lungs' boxes with their crops."""
     pixels, names, galleries = images.store.images, images.table["image_id"], []
-    if images.masks is not None:
-        items, masks = [], read_array(images.masks)
-        for row in images.lungs["row"].to_numpy()[:: max(1, len(images.lungs) // MOST)][:MOST]:
+    arrays, lungs = images.arrays, images.tables.get(LUNG_TABLE)
+    if "masks" in arrays:
+        items, masks = [], read_array(arrays["masks"])
+        for row in lungs["row"].to_numpy()[:: max(1, len(lungs) // MOST)][:MOST]:
             mask = cv2.resize(masks[row], pixels.shape[1:], interpolation=cv2.INTER_LINEAR) >= 128
             items.append((pixels[row], None, mask, names[row]))
-        structures = " and ".join(images.structures or ["lungs"])
+        structures = " and ".join(images.about["structures"])
         galleries.append(gallery(items, f"Region that weights the features: {structures}", overlay=outline_overlay))
-    if images.crops is not None:
-        crops, items = read_array(images.crops), []
-        per_rule = max(1, MOST // (2 * images.lungs["rule"].nunique()))
-        for row in images.lungs.groupby("rule", sort=False).head(per_rule)["row"]:
-            image, lungs = pixels[row], images.lungs.loc[row]
+    if "crops" in arrays:
+        crops, items = read_array(arrays["crops"]), []
+        per_rule = max(1, MOST // (2 * lungs["rule"].nunique()))
+        for row in lungs.groupby("rule", sort=False).head(per_rule)["row"]:
+            image, found = pixels[row], lungs.loc[row]
             size = images.table.loc[row, ["width", "height"]].to_numpy(float)
-            box = lungs[BOX].to_numpy(float) * np.tile(image.shape[::-1] / size, 2)
-            items.append((image, None, [(box, "")], f"{names[row]}: {lungs['rule']}"))
+            box = found[BOX].to_numpy(float) * np.tile(image.shape[::-1] / size, 2)
+            items.append((image, None, [(box, "")], f"{names[row]}: {found['rule']}"))
             items.append((crops[row], None, None, "its crop"))
         title = "Boxes of the lungs, by how they were found, and the crops that the lung network sees"
         galleries.append(gallery(items, title, overlay=box_overlay))
@@ -59,7 +62,7 @@ def confident_galleries(images, truth, probs, table):
             if hits.any():
                 at = order[np.argmax(hits)]
                 row = images.rows_of([table["image_id"].iloc[at]])[0]
-                caption = f"{label} {probs[at, k]:.2f} · {images.ids(row)}"
+                caption = f"{label} {probs[at, k]:.2f} · {images.table.image_id[row]}"
                 chosen[title].append((images.store.images[row], _boxes(images, row, k), [], caption))
     return [gallery(items, title, overlay=box_overlay) for title, items in chosen.items()]
 
@@ -74,8 +77,7 @@ def map_gallery(job, truth, probs, table):
         return page.note("No class activation maps: no image has a finding.")
 
     def compute():
-        on_cpu = SimpleNamespace(run=job.run, config=job.config, device=torch.device("cpu"), workers=0)
-        maps = class_maps(on_cpu, images, pairs)
+        maps = class_maps(replace(job, device=torch.device("cpu")), pairs)
         heats = [cv2.resize(maps.heat(k), (HEAT_SIDE, HEAT_SIDE), interpolation=cv2.INTER_AREA) for k in pairs["map"]]
         return {"heats": np.round(255 * np.clip(heats, 0, 1)).astype(np.uint8)}
 
@@ -86,7 +88,7 @@ def map_gallery(job, truth, probs, table):
             (images.store.images[pair.row], heat.astype(np.float32) / 255),
             _boxes(images, pair.row, pair.label),
             [],
-            f"{LABELS[pair.label]} {pair.prob:.2f} · {images.ids(pair.row)}",
+            f"{LABELS[pair.label]} {pair.prob:.2f} · {images.table.image_id[pair.row]}",
         )
         for pair, heat in zip(pairs.itertuples(), heats, strict=True)
     ]
@@ -102,13 +104,14 @@ def pick_pairs(images, truth, probs, table):
     rows = images.rows_of(table["image_id"])
     at, label = np.nonzero(truth > 0)
     pairs = images.table.loc[rows[at], ["row", "split", "fold"]].assign(label=label, prob=probs[at, label])
-    boxed = pairs.merge(images.boxes[["row", "label"]].drop_duplicates(), on=["row", "label"])
+    boxed = pairs.merge(images.tables[BOX_TABLE][["row", "label"]].drop_duplicates(), on=["row", "label"])
     pairs = (boxed if len(boxed) else pairs).sort_values("prob", ascending=False, kind="stable")
     pairs = pairs.drop_duplicates("label").head(MOST).sort_values("label").reset_index(drop=True)
     return pairs.assign(map=np.arange(len(pairs)))
 
 
 def _boxes(images, row, label):
-    mine = images.boxes[(images.boxes["row"] == row) & (images.boxes["label"] == label)]
+    boxes = images.tables[BOX_TABLE]
+    mine = boxes[(boxes["row"] == row) & (boxes["label"] == label)]
     corners = mine[BOX].to_numpy(float) * (images.store.images.shape[1] / BOX_SIDE)
     return [(box, LABELS[label]) for box in corners]

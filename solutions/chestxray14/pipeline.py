@@ -1,279 +1,131 @@
-"""The recipe: one network a view, their fusion, and a table of 14 probabilities."""
+"""ChestX-ray14: one network per view, SDFN's fusion of both, and a table of 14 probabilities.
+
+"CXR-IRNet" is Fang et al., "SDFN" Liu et al.; every number stands in config.py beside its source.
+"""
 
 import logging
+from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from common.config import file_hash, to_dict
 from common.errors import InputError
+from common.infer import tta
 from common.metrics.calibration import brier, expected_calibration_error, nested_youden
 from common.metrics.classification import auroc, mean_of_defined
-from common.metrics.statistics import Interval
-from common.paths import read_json, read_parquet, write_json
-from common.report.frame import write_report
-from common.steps import (
-    as_interval,
-    check_predicted,
-    copy_submission,
-    fresh,
-    keep_config,
-    trained_weights,
-    write_csv,
-    write_table,
-)
-from common.submit.table import write_submission
+from common.network import Network, predict
+from common.nn.losses import bce
+from common.recipe import Choice, Solution, read_predictions
 from common.submit.validate import validate_probabilities
-from common.train.loop import fit
-from solutions.chestxray14 import report as page
+from solutions.chestxray14 import data, localise, report
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import open_prepared, prepare_competition
+from solutions.chestxray14.data import CLASSES, labels_of
 from solutions.chestxray14.leaks import check_run, origin
-from solutions.chestxray14.models import build_fusion, build_network, load_fusion, load_network
-from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, undefined
-from solutions.chestxray14.training import (
-    figures,
-    fusion_figures,
-    fusion_loader,
-    held_out_loader,
-    pooled_features,
-    predict_view,
-    step,
-    train_loader,
-)
+from solutions.chestxray14.lungs import add_lungs, lung_settings, segmenter_file
+from solutions.chestxray14.models import auroc_and_loss, build_fusion, build_network
+from solutions.chestxray14.scoring import by_fold, epoch_chosen, score_part
+from solutions.chestxray14.views import FeatureDataset, pooled_features, view_dataset
 
 log = logging.getLogger(__name__)
-FUSION = "fusion"
-FIGURES = 2  # raised where `tune` comes to measure something else
-TUNED = ("tuned.json", "operating_points.csv", "score.json", "classes.csv")
+LUNGS = "lungs.safetensors"  # the exported segmenter
 
 
-def prepare(context):
-    """Competition files to the image table, the folds and the store; the lungs, where the recipe needs them."""
-    prepare_competition(context)
+# ---- what a fold trains --------------------------------------------------------------------------------------------
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
+def networks(job):
+    """Return each fold's networks, one per view, and then the layer that fuses them where the recipe has one."""
+    return [network for fold in job.config.folds for network in fold_networks(job.config, fold)]
 
 
-def train(context):
-    """Each fold's networks, one a view, then the layer that fuses them where the recipe has one."""
-    data = open_prepared(context)
-    check_run(context.config, data.table)
-    for fold in context.config.folds:
-        for stage in context.config.stages:
-            train_view(context, data, fold, stage)
-        if _is_fused(context.config):
-            train_fusion(context, data, fold)
-        keep_config(context)
+def fold_networks(config, fold):
+    """Return the Networks of one fold."""
+    views = [view_network(config, fold, stage) for stage in config.stages]
+    return [*views, fusion_network(config, fold, views)] if config.is_fused else views
 
 
-def train_view(context, data, fold, stage):
-    """The network of one fold and view, in the folder fold<k>/<stage>; returns what `fit` does."""
-    config, held_out = getattr(context.config, stage), data.rows(folds=[fold])
-    shown = held_out_loader(context, data, held_out, config, stage)
-    folder = context.run.path(f"fold{fold}", stage)
-    return fit(
-        fresh(context, folder, fold, partial(build_network, config)),
-        partial(step, device=context.device),
-        train_loader(context, data, _others(context, data, fold), config, stage),
-        partial(figures, loader=shown, data=data, rows=held_out, device=context.device),
-        config,
-        folder,
-        device=context.device,
-        seed=context.config.seed + fold,
-        budget=context.budget,
-        about=[data.key, fold, stage],
-        trained_on=origin(context.config, data.table, fold),
-    )
+def view_network(config, fold, stage):
+    """Return the network of a view, whole or lungs (CXR-IRNet, 3; SDFN, B.3)."""
+    own = getattr(config, stage)
+
+    def dataset(job, rows, augment, targets):
+        return view_dataset(job.images, rows, own, stage, augment, targets)
+
+    return _classifier(fold, stage, own, partial(build_network, own), dataset)
 
 
-def train_fusion(context, data, fold):
-    """SDFN's last layer over the frozen networks of one fold, in the folder fold<k>/fusion; returns what `fit` does."""
-    config, held_out = context.config.fusion, data.rows(folds=[fold])
-    folder, branches = context.run.path(f"fold{fold}", FUSION), _branches(context, fold)
-    rows = _others(context, data, fold)
-    widths = [model.width for model in branches.values()]
-    if (folder / "final.safetensors").is_file():  # `fit` only looks whether it is this training
-        features = [np.empty((len(part), 1, sum(widths)), np.float32) for part in (rows, held_out)]
-    else:
-        log.info(f"fold{fold}/{FUSION}: features of {len(rows) + len(held_out)} images from both frozen networks")
-        features = [
-            pooled_features(context, data, part, branches, context.config, flips, shared=True)
-            for part, flips in ((rows, True), (held_out, False))
-        ]
-    return fit(
-        fresh(context, folder, fold, lambda weights=None: build_fusion(*widths)),
-        partial(step, device=context.device),
-        fusion_loader(context, data, rows, features[0], config),
-        partial(fusion_figures, features=features[1], data=data, rows=held_out, device=context.device),
-        config,
-        folder,
-        device=context.device,
-        seed=context.config.seed + fold,
-        budget=context.budget,
-        about=[data.key, fold, FUSION, [file_hash(trained_weights(context.run, fold, s)) for s in branches]],
-        trained_on=origin(context.config, data.table, fold),
-    )
+def fusion_network(config, fold, branches):
+    """Return SDFN's last layer over the features of both networks, which stay as they are (B.4).
 
-
-def _others(context, data, fold):
-    return data.rows(folds=[k for k in range(context.config.n_folds) if k != fold])
-
-
-def _is_fused(config):
-    return config.views == "both" and config.combine == "fusion"
-
-
-def trained_stages(config):
-    """Names of what a fold trains, in this order: the networks, then the layer that fuses them."""
-    return [*config.stages, *[FUSION] * _is_fused(config)]
-
-
-def _branches(context, fold):
-    config = context.config
-    return {
-        stage: load_network(getattr(config, stage), trained_weights(context.run, fold, stage))
-        for stage in config.stages
-    }
-
-
-# ---- prediction ----------------------------------------------------------------------------------------------------
-
-
-def predicted_files(config):
-    """Names of the tables that `predict` writes: the answers, and with two views those of each."""
-    parts = ["", *(f"_{stage}" for stage in config.stages)] if config.views == "both" else [""]
-    return tuple(f"{name}{part}.parquet" for name in ("oof", "test") for part in parts)
-
-
-def predict(context):
-    """Probabilities out of fold, and of the test images as the mean over the folds' networks."""
-    data, run, config = open_prepared(context), context.run, context.config
-    key, files = predict_key(context, data), predicted_files(config)
-    if run.is_done("predict", key, files):
-        log.info("predict: up to date")
-        return
-    for made in ("predict", "tune", "score", "submit"):  # these follow from it: no report of theirs in between
-        run.forget(made)
-    test = data.rows("test")
-    tables = {file: [] for file in files}
-    for fold in config.folds:
-        rows = {"oof": data.rows(folds=[fold]), "test": test}
-        for file, part in _fold_tables(context, data, key, fold, rows, files).items():
-            tables[file].append(part)
-    for file, parts in tables.items():
-        table = pd.concat(parts, ignore_index=True)
-        write_table(run.path(file), _mean_over_folds(table) if file.startswith("test") else table)
-    keep_config(context)
-    run.record("predict", key, images=len(test) + sum(len(data.rows(folds=[fold])) for fold in config.folds))
-    for fold in config.folds:  # the parts have done their duty
-        for file in files:
-            run.path(f"fold{fold}", file).unlink(missing_ok=True)
-    log.info(f"predicted {sum(map(len, tables['oof.parquet'])):,} images out of fold and {len(test):,} test images")
-
-
-def predict_test(context, data):
-    """Probabilities of the test images as the mean over the folds' networks: the table test.parquet.
-
-    The folds' parts stay in the run; what is there already is not computed again.
+    They are computed once: frozen branches give the same features in every epoch.
     """
-    key, rows = predict_key(context, data), {"test": data.rows("test")}
-    parts = [_fold_tables(context, data, key, fold, rows, ["test.parquet"]) for fold in context.config.folds]
-    return _mean_over_folds(pd.concat([part["test.parquet"] for part in parts], ignore_index=True))
+    mirrored = any(branch.config.augmentation != "none" for branch in branches)
+
+    def dataset(job, rows, augment, targets):
+        log.info(f"fold{fold}/fusion: features of {len(rows):,} images from both frozen networks")
+        features = pooled_features(job, branches, rows, augment and mirrored, shared=True)
+        return FeatureDataset(features, labels_of(job.images, rows))
+
+    return _classifier(fold, "fusion", config.fusion, partial(build_fusion, config), dataset, needs=tuple(branches))
 
 
-def _fold_tables(context, data, key, fold, rows, files):
-    """What one fold's networks say of `rows` (name → rows) as tables by file name, kept in the fold's folder."""
-    run, parts = context.run, [f"fold{fold}/{file}" for file in files]
-    if not run.is_done(f"predict fold{fold}", key, parts):
-        for name, its in rows.items():
-            for part, probs in predict_rows(context, data, fold, its, name).items():
-                if f"{name}{part}.parquet" not in files:
-                    continue
-                table = pd.DataFrame(probs, columns=LABELS)
-                table.insert(0, "fold", fold)
-                table.insert(0, "image_id", data.ids(its))
-                write_table(run.path(f"fold{fold}", f"{name}{part}.parquet"), table)
-        run.record(f"predict fold{fold}", key)
-    return {file: read_parquet(run.path(part)) for file, part in zip(files, parts, strict=True)}
+def _classifier(fold, stage, config, build, dataset, needs=()):
+    return Network(
+        fold,
+        stage,
+        config,
+        build,
+        dataset,
+        loss=bce,
+        measure=lambda logits, labels: logits.float(),
+        figures=lambda job, logits, rows: auroc_and_loss(labels_of(job.images, rows), logits),
+        needs=needs,
+        trained_on=lambda job: origin(job.config, job.images.table, fold),
+    )
 
 
-def _mean_over_folds(table):
-    table = table.groupby("image_id", sort=False, as_index=False)[list(LABELS)].mean()
+# ---- what they predict ---------------------------------------------------------------------------------------------
+
+
+def suffixes(config):
+    """Return the suffixes of the tables of predictions: the answer's and, with two views, each view's."""
+    return ("", *(f"_{stage}" for stage in config.stages)) if config.views == "both" else ("",)
+
+
+def predict_rows(job, folds, rows, path, title):
+    """Return the tables of probabilities of one fold's networks: the answer and, with two views, each view."""
+    trained, flips = fold_networks(job.config, folds[0]), "flip" in job.config.tta
+    found = {f"_{stage}": np.empty((0, len(LABELS))) for stage in job.config.stages}  # split all: no test images
+    for network in trained[: len(found)] if len(rows) else ():
+        views = [tta.IDENTITY, *[tta.FLIP] * flips]
+        found[f"_{network.stage}"] = predict(job, [network], rows, views, title).astype(np.float64)
+    found[""] = np.mean(list(found.values()), axis=0)
+    if job.config.is_fused:
+        features = pooled_features(job, trained[:-1], rows, flips)
+        found[""] = trained[-1].load(job.run).probs(features)
+    tables = {suffix: pd.DataFrame(found[suffix], columns=CLASSES) for suffix in suffixes(job.config)}
+    for table in tables.values():
+        table.insert(0, "image_id", job.images.ids(rows))
+    return tables
+
+
+def mean_over_folds(suffix, tables):
+    """Return the mean of the folds' probabilities of the test images."""
+    table = pd.concat(tables, ignore_index=True).groupby("image_id", sort=False, as_index=False)[CLASSES].mean()
     table.insert(1, "fold", -1)
     return table
 
 
-def predict_rows(context, data, fold, rows, name):
-    """Probabilities (n, 14) of `rows` by one fold's networks: the answer under "", each view's under "_<stage>"."""
-    config, branches = context.config, _branches(context, fold)
-    if not len(rows):  # split all holds no test images back
-        return dict.fromkeys(["", *(f"_{stage}" for stage in config.stages)], np.empty((0, len(LABELS))))
-    found = {
-        f"_{stage}": predict_view(
-            [model],
-            data,
-            rows,
-            getattr(config, stage),
-            stage,
-            context.device,
-            config.tta,
-            context.workers,
-            f"{name}, fold {fold}, {stage}",
-        )
-        for stage, model in branches.items()
-    }
-    if config.views != "both":
-        return {"": next(iter(found.values()))}
-    if not _is_fused(config):
-        return {"": np.mean(list(found.values()), axis=0), **found}
-    widths = [model.width for model in branches.values()]
-    fusion = load_fusion(*widths, trained_weights(context.run, fold, FUSION))
-    flips = "flip" in config.tta
-    features = pooled_features(context, data, rows, branches, config, flips)
-    return {"": fusion.probs(features, flips), **found}
+# ---- what is scored ------------------------------------------------------------------------------------------------
 
 
-def predict_key(context, data):
-    """What the predictions follow from: weights, views, and the very pixels (a bad image may have been replaced)."""
-    config = context.config
-    stages = trained_stages(config)
-    weights = [file_hash(trained_weights(context.run, fold, stage)) for fold in config.folds for stage in stages]
-    made = [
-        [getattr(config, stage).resize, getattr(config, stage).size, getattr(config, stage).precision]
-        for stage in config.stages
-    ]
-    return [
-        data.key,
-        weights,
-        list(config.tta),
-        config.views,
-        config.combine,
-        made,
-        data.pixels_key,
-        data.rows("test").tolist(),
-    ]
-
-
-# ---- scores --------------------------------------------------------------------------------------------------------
-
-
-def tune(context):
-    """Operating points, each fold's chosen on the others, and the tables of the score."""
-    data, run, config = open_prepared(context), context.run, context.config
-    key = _tune_key(context, data)
-    if run.is_done("tune", key, TUNED):
-        log.info("tune: up to date")
-        return
-    for made in ("tune", "score", "submit"):
-        run.forget(made)
-    oof = read_parquet(run.path("oof.parquet"))
-    rows = data.rows_of(oof["image_id"])
-    truth, probs = data.labels(rows), oof[list(LABELS)].to_numpy()
-    points = nested_youden(truth, probs, oof["fold"].to_numpy(), data.patients(rows), config.seed)
+def choose(job, oof):
+    """Return each class's operating point, scored on the folds that did not choose it, and the AUROCs."""
+    config, images = job.config, job.images
+    rows, folds = images.rows_of(oof.table["image_id"]), oof.table["fold"].to_numpy()
+    truth, probs = labels_of(images, rows), oof.table[CLASSES].to_numpy()
+    points = nested_youden(truth, probs, folds, images.patients(rows), config.seed)
     table = pd.DataFrame(
         {
             "label": LABELS,
@@ -284,177 +136,106 @@ def tune(context):
             "calibration_error": expected_calibration_error(truth, probs),
         }
     )
-    write_csv(run.path("operating_points.csv"), table)
     thresholds = [None if np.isnan(value) else value for value in points.thresholds.tolist()]  # labels of one kind
-    write_json(run.path("tuned.json"), {"thresholds": dict(zip(LABELS, thresholds, strict=True))})
     parts = {
-        "oof": score_part(data, oof, config.seed),
-        "test": score_part(data, _known_test(context, data), config.seed),
+        "oof": score_part(images, oof.table, config.seed),
+        "test": score_part(images, known_test(job), config.seed),
     }
     if parts["oof"] is None:
-        raise InputError(f"{run.folder}: a score needs out-of-fold images of at least two patients")
-    within = by_fold(truth, probs, oof["fold"].to_numpy())
+        raise InputError(f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
+    within = by_fold(truth, probs, folds)
     within["mean"] = None if np.isnan(within["mean"]) else within["mean"]  # JSON has no NaN
     parts["oof"][1].update(by_fold=within, epoch_chosen_on_these=epoch_chosen(config))
-    classes = [part[0].assign(split=name) for name, part in parts.items() if part]
-    classes = pd.concat(classes, ignore_index=True)
-    write_csv(run.path("classes.csv"), classes[["split", *classes.columns.drop("split")]])
-    write_json(
-        run.path("score.json"),
-        {
-            "auroc": parts["oof"][1]["mean"],
-            **{name: part and part[1] for name, part in parts.items()},
-            "official": data.official,
-        },
+    classes = pd.concat([part[0].assign(split=name) for name, part in parts.items() if part], ignore_index=True)
+    figures = {"auroc": parts["oof"][1]["mean"], **{name: part and part[1] for name, part in parts.items()}}
+    figures["official"] = {name: value for name, value in images.about.items() if name != "pixels"}
+    return Choice(
+        {"thresholds": dict(zip(LABELS, thresholds, strict=True))},
+        figures["auroc"]["estimate"],
+        figures,
+        {"operating_points.csv": table, "classes.csv": classes[["split", *classes.columns.drop("split")]]},
     )
-    keep_config(context)
-    run.record("tune", key, score=parts["oof"][1]["mean"]["estimate"])
-    log.info(f"operating points of {len(LABELS)} classes, nested by {points.nested_by}")
 
 
-def _known_test(context, data):
-    """The test predictions of the images whose labels are known."""
-    test = read_parquet(context.run.path("test.parquet"))
-    known = ~np.isnan(data.labels(data.rows_of(test["image_id"]))).any(axis=1)
-    return test[known]
+def known_test(job):
+    """Return the predictions of the test images whose labels are known."""
+    test = read_predictions(job, "test").table
+    return test[~np.isnan(labels_of(job.images, job.images.rows_of(test["image_id"]))).any(axis=1)]
 
 
-def score_part(data, table, seed, n_resamples=1000):
-    """Per-class figures and the summary of predictions with known labels; None where there are too few.
-
-    Classes whose labels are all of one kind have no AUROC and are left out of the mean. Intervals: bootstrap by
-    patient, and DeLong's, which takes images for independent.
-    """
-    rows = data.rows_of(table["image_id"])
-    patients = data.patients(rows)
-    if len(set(patients)) < 2:
-        return None
-    classes = class_table(data.labels(rows), table[list(LABELS)].to_numpy(), patients, LABELS, n_resamples, seed)
-    mean = Interval(*(float(value) for value in classes.iloc[-1][["auroc", "low", "high"]]))
-    scored = len(LABELS) - len(undefined(classes))
-    return classes[:-1], {
-        "mean": as_interval(mean),
-        "images": len(rows),
-        "patients": len(set(patients)),
-        "classes": scored,
-    }
-
-
-def _tune_key(context, data):
-    check_predicted(context.run, predict_key(context, data), predicted_files(context.config))
-    return [FIGURES, context.config.seed, context.run.step("predict")["key"]]
-
-
-def is_tuned(context, data):
-    """True where the figures in the run are those of its present networks and settings."""
-    try:
-        return context.run.is_done("tune", _tune_key(context, data), TUNED)
-    except InputError:  # no predictions, or those of other networks
-        return False
-
-
-def score(context):
-    """Say the honest offline score, and that on the test images whose labels are known."""
-    run, data = context.run, open_prepared(context)
-    if not run.is_done("tune", _tune_key(context, data), TUNED):
-        tune(context)
-    found = read_json(run.path("score.json"))
-    run.record("score", [run.step("tune")["key"]], auroc=found["auroc"]["estimate"])
-    for name, said in (("oof", "out of fold"), ("test", data.test_name)):
-        if found[name]:
-            mean, part = found[name]["mean"], found[name]
-            log.info(
-                f"mean AUROC {said} {mean['estimate']:.4f} [{mean['low']:.4f}, {mean['high']:.4f}] over "
-                f"{part['classes']} classes, {part['images']:,} images of {part['patients']:,} patients"
-                + (_oof_words(part) if name == "oof" else "")
+def describe(figures):
+    """Return the lines that say the scores, out of fold and of the test images whose labels are known."""
+    lines = []
+    for name, where in (("oof", "out of fold"), ("test", figures["official"]["test_name"])):
+        if part := figures[name]:
+            lines.append(
+                "mean AUROC {} {estimate:.4f} [{low:.4f}, {high:.4f}] over ".format(where, **part["mean"])
+                + f"{part['classes']} classes, {part['images']:,} images of {part['patients']:,} patients"
             )
-
-
-def _oof_words(part):
-    """What a pooled score of several networks hides, and whether it is flattered."""
-    within, said = part["by_fold"], ""
+    within = figures["oof"]["by_fold"]
     if within["folds"] > 1 and within["mean"] is not None:
-        said = f"; ranked within each of the {within['folds']} folds {within['mean']:.4f} in the mean"
-    return said + ("; the kept epochs were chosen on these images, which flatters it" * part["epoch_chosen_on_these"])
+        lines[0] += f"; mean within each of the {within['folds']} folds {within['mean']:.4f}"
+    if figures["oof"]["epoch_chosen_on_these"]:
+        lines[0] += "; the epochs were chosen on these images, which inflates it"
+    return lines
 
 
-# ---- submission ----------------------------------------------------------------------------------------------------
-
-
-def submit(context):
-    """Write submission.csv, one row a test image, validate it, copy it under submissions/."""
-    data, run = open_prepared(context), context.run
-    check_predicted(run, predict_key(context, data), predicted_files(context.config))
-    images = data.table[data.table["split"] == "test"]
-    if not len(images):
-        log.info("submit: no test images (split all holds none back); --test names some")
-        run.record("submit", [], rows=0, hidden=None)
-        return
-    path, probs = run.path("submission.csv"), read_parquet(run.path("test.parquet"))
-    summary = write_answer(context, data, probs, neutral_probs(run), path)
-    copy = copy_submission(context, path)
-    hidden = _hidden_score(context, data)
-    run.record("submit", [file_hash(path)], rows=summary.rows, hidden=hidden)
-    log.info(f"valid submission: {summary}; copy in {copy}")
-
-
-def neutral_probs(run):
-    """What an image that cannot be read gets: the means of the out-of-fold probabilities, a dict by label."""
-    return read_parquet(run.path("oof.parquet"))[list(LABELS)].mean().to_dict()
-
-
-def write_answer(context, data, probs, neutral, path):
-    """Write the submission of the predicted test images and validate it; returns its Summary.
-
-    probs: the table test.parquet; neutral: as of `neutral_probs`.
-    """
-    images = data.table[data.table["split"] == "test"]
-    found = probs.set_index("image_id")[list(LABELS)].reindex(images["image_id"]).to_numpy(copy=True)
-    found[~images["ok"].to_numpy()] = [neutral[label] for label in LABELS]
-    table = pd.DataFrame(found, columns=LABELS).map(lambda value: f"{value:.6g}")
-    table.insert(0, "Image Index", images["file_name"].to_numpy())
-    write_submission(path, table)
-    return validate_probabilities(path, context.run.path("sample_submission.csv"), ordered=True)
-
-
-def _hidden_score(context, data):
-    """For the embedded sample: the mean AUROC on the test list, whose labels are in its table."""
-    if not context.run.step("prepare")["synthetic"]:
-        return None
-    test = _known_test(context, data)
+def hidden_score(job, submission):
+    """Return the mean AUROC of the sample's test list, whose labels are in its table."""
+    test = known_test(job)
     if not len(test):
         return None
-    value = mean_of_defined(auroc(data.labels(data.rows_of(test["image_id"])), test[list(LABELS)].to_numpy(), np.nan))
+    truth = labels_of(job.images, job.images.rows_of(test["image_id"]))
+    value = mean_of_defined(auroc(truth, test[CLASSES].to_numpy(), np.nan))
     return {"metric": "auroc", "value": float(value), "nothing": 0.5}
 
 
-def report(context):
-    """Write report.html from whatever the run has so far."""
-    run, images = context.run, open_prepared(context)
-
-    def is_current(step):
-        if not is_tuned(context, images):
-            return False
-        if step == "localise":
-            return run.is_done(step, experiment_key(context, images), ["localisation.html"])
-        return run.step(step) is not None  # `predict` and `tune` forget the steps behind them
-
-    job = SimpleNamespace(run=run, config=context.config, preset=context.preset, images=images, is_current=is_current)
-    write_report(job, page)
+def answer(job, test, rule, neutral):
+    """Return the submission: Image Index and 14 probabilities, neutral ones for images that could not be read."""
+    images = job.images.at(job.images.rows("test"))
+    found = test.table.set_index("image_id")[CLASSES].reindex(images["image_id"]).to_numpy(copy=True)
+    found[~images["ok"].to_numpy()] = [neutral[label] for label in LABELS]
+    table = pd.DataFrame(found, columns=CLASSES).map(lambda value: f"{value:.6g}")
+    table.insert(0, data.SAMPLE[0], images["file_name"].to_numpy())
+    return table
 
 
-def experiment_key(context, data):
-    """What `localise` follows from; InputError where there are no predictions of the present networks."""
-    check_predicted(context.run, predict_key(context, data), predicted_files(context.config))
-    return [context.run.step("predict")["key"], to_dict(context.config)]
+def made_with(config):
+    """Return the settings that decide what `prepare` makes."""
+    return {name: getattr(config, name) for name in ("split", "n_folds", "seed", "store_size")} | lung_settings(config)
 
 
-VERBS = {
-    "prepare": prepare,
-    "train": train,
-    "predict": predict,
-    "tune": tune,
-    "score": score,
-    "submit": submit,
-    "report": report,
-}
+def use_segmenter(config, files):
+    """Return the configuration with the exported segmenter, where one belongs to the export."""
+    if LUNGS not in files:
+        return config
+    return replace(config, segmenter=replace(config.segmenter, weights=str(files[LUNGS])))
+
+
+SOLUTION = Solution(
+    "chestxray14",
+    "auroc",
+    made_with=made_with,
+    read=data.read_competition,
+    refine=add_lungs,
+    read_test=data.read_test,
+    refine_test=add_lungs,
+    networks=networks,
+    before_training=lambda job: check_run(job.config, job.images.table),
+    predict=predict_rows,
+    suffixes=suffixes,
+    pool=mean_over_folds,
+    prediction_key=lambda config: [config.tta, config.views, config.combine],
+    choose=choose,
+    chosen=("operating_points.csv", "classes.csv"),
+    decision_key=lambda config: None,
+    describe=describe,
+    neutral=lambda job: read_predictions(job, "oof").table[CLASSES].mean().to_dict(),
+    answer=answer,
+    check=lambda path, job: validate_probabilities(path, job.sample_path, ordered=True),
+    hidden=hidden_score,
+    report=report,
+    further_steps=(localise.STEP,),
+    assets=lambda config: {LUNGS: segmenter_file(config)} if config.needs_lungs else {},
+    use_assets=use_segmenter,
+)

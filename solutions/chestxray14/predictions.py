@@ -44,7 +44,7 @@ def read_runs(runs, split):
             images = mine
             if unlabelled:
                 notes.append(f"{unlabelled:,} predicted images have no labels and are left out")
-            notes.append((steps["prepare"].get("official") or {}).get("said", ""))
+            notes.append((steps["prepare"].get("about") or {}).get("said", ""))
         else:
             _check_same(run, runs[0], mine, images)
         if steps["prepare"].get("synthetic"):

@@ -8,6 +8,8 @@ from common.paths import read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots
 from common.report.frame import step_section
 from solutions.chestxray14.config import LABELS, PUBLISHED
+from solutions.chestxray14.data import BOX_TABLE
+from solutions.chestxray14.lungs import LUNG_TABLE
 from solutions.chestxray14.pictures import confident_galleries, labelled_predictions, lung_galleries, map_gallery
 
 TITLE = "ChestX-ray14"
@@ -16,12 +18,12 @@ TITLE = "ChestX-ray14"
 def headline(job, score):
     """Return the mean AUROCs as cards, and what is known of the official split."""
     cards = []
-    for name, where in (("oof", "out of fold"), ("test", job.images.test_name)):
+    for name, where in (("oof", "out of fold"), ("test", job.images.about["test_name"])):
         if part := score[name]:
             size = f"{part['images']:,} images of {part['patients']:,} patients, {part['classes']} classes"
             hint = f"{page.range_text(part['mean'])}, {size}"
             cards.append((f"Mean AUROC {where}", part["mean"]["estimate"], hint))
-    return [page.cards(cards), page.note(job.images.official["said"])]
+    return [page.cards(cards), page.note(job.images.about["said"])]
 
 
 def sections(job):
@@ -30,7 +32,7 @@ def sections(job):
     if job.is_current("tune"):
         parts += [
             _classes(job, "oof", "Out of fold"),
-            _classes(job, "test", f"Scores {job.images.test_name}"),
+            _classes(job, "test", f"Scores {job.images.about['test_name']}"),
             _views(job),
             _operating_points(job),
             _pictures(job),
@@ -44,7 +46,7 @@ def _data(images):
     known = test[(test[labels] >= 0).all(axis=1)]
     counts = pd.DataFrame({"label": LABELS, "train": train[labels].sum().to_numpy()})
     counts["test"] = known[labels].sum().to_numpy()
-    counts["boxes"] = np.bincount(images.boxes["label"].astype(int), minlength=len(LABELS))
+    counts["boxes"] = np.bincount(images.tables[BOX_TABLE]["label"].astype(int), minlength=len(LABELS))
     healthy = [int((part[labels].sum(axis=1) == 0).sum()) for part in (train, known)]
     counts.loc[len(counts)] = ["No Finding (no class)", *healthy, 0]
     folds = train.assign(finding=train[labels].sum(axis=1) > 0).groupby("fold")
@@ -60,10 +62,11 @@ def _data(images):
 
 
 def _lungs(images):
-    if images.lungs is None:
+    if LUNG_TABLE not in images.tables:
         return None
-    rules = images.lungs["rule"].value_counts().rename_axis("lungs").reset_index(name="images")
-    area = plots.histogram({"images": 100 * images.lungs["area"]}, "lungs, % of the image")
+    lungs = images.tables[LUNG_TABLE]
+    rules = lungs["rule"].value_counts().rename_axis("lungs").reset_index(name="images")
+    area = plots.histogram({"images": 100 * lungs["area"]}, "lungs, % of the image")
     fragments = [page.table(rules, "How the lungs were found"), page.figure(area, "Area of the lungs")]
     return page.section("Lungs", page.grid(*fragments), *lung_galleries(images))
 
@@ -112,7 +115,7 @@ def _views(job):
     if job.config.views != "both":
         return None
     means = {}
-    for name, where in (("oof", "out of fold"), ("test", job.images.test_name)):
+    for name, where in (("oof", "out of fold"), ("test", job.images.about["test_name"])):
         truth, _, table = labelled_predictions(job.run, job.images, name)
         if len(table):
             probs = _predictions(job, name, table)
@@ -143,7 +146,7 @@ def _operating_points(job):
 
 
 def _pictures(job):
-    found, where = labelled_predictions(job.run, job.images, "test"), job.images.test_name
+    found, where = labelled_predictions(job.run, job.images, "test"), job.images.about["test_name"]
     if not len(found[2]):
         found, where = labelled_predictions(job.run, job.images, "oof"), "out of fold"
     text = f"Each label's most confident right and wrong prediction {where}, with boxes where NIH drew them."

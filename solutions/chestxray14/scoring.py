@@ -7,7 +7,9 @@ from scipy import stats
 from common.errors import InputError
 from common.metrics.classification import auroc, mean_of_defined
 from common.metrics.delong import delong_intervals, delong_test
-from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
+from common.metrics.statistics import Interval, as_interval, bootstrap_auroc, paired_bootstrap_auroc
+from solutions.chestxray14.config import LABELS
+from solutions.chestxray14.data import labels_of
 
 MEAN = "mean"  # the last row of every table: over the classes that have an AUROC
 FEW = 5  # positive patients under which an interval says little: how much they differ cannot be seen
@@ -76,6 +78,22 @@ def holm(p_values):
     return corrected
 
 
+def score_part(images, table, seed, n_resamples=1000):
+    """Return the `class_table` and the summary of predictions of images with labels; None for under two patients.
+
+    Classes whose labels are all of one kind have no AUROC and are left out of the mean. Intervals: bootstrap by
+    patient, and DeLong's, which takes images for independent.
+    """
+    rows = images.rows_of(table["image_id"])
+    patients = images.at(rows)["patient_id"].to_numpy()
+    if len(set(patients)) < 2:
+        return None
+    classes = class_table(labels_of(images, rows), table[list(LABELS)].to_numpy(), patients, LABELS, n_resamples, seed)
+    mean = Interval(*classes.iloc[-1][["auroc", "low", "high"]])
+    n = {"images": len(rows), "patients": len(set(patients)), "classes": len(LABELS) - len(undefined(classes))}
+    return classes[:-1], {"mean": as_interval(mean), **n}
+
+
 def by_fold(y, score, folds):
     """Return the mean AUROC of out-of-fold scores that ranks within folds only: mean, classes, folds.
 
@@ -90,7 +108,7 @@ def by_fold(y, score, folds):
 
 def epoch_chosen(config):
     """Whether a network of this Config kept the weights that did best on the fold that it holds out."""
-    stages = [*config.stages, *["fusion"] * (config.views == "both" and config.combine == "fusion")]
+    stages = [*config.stages, *["fusion"] * config.is_fused]
     return any(_kept(getattr(config, stage)) not in ("last", "classic", "ema") for stage in stages)
 
 

@@ -1,6 +1,8 @@
 """The verbs that need no run of their own: runs side by side, where their maps point, anybody's predictions."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,12 +11,14 @@ import pandas as pd
 import tyro
 
 from common.errors import InputError
+from common.export import open_run
+from common.paths import write_csv
 from common.report import class_plots, page
-from common.steps import write_csv
-from solutions.chestxray14 import infer
-from solutions.chestxray14.config import LABELS
+from common.step import key_of, run_step
+from solutions.chestxray14.config import LABELS, Config
 from solutions.chestxray14.labels import LISTS
-from solutions.chestxray14.localise import localise
+from solutions.chestxray14.localise import STEP, THRESHOLDS, write_localisation
+from solutions.chestxray14.pipeline import SOLUTION
 from solutions.chestxray14.predictions import (
     CLASSES,
     about_file,
@@ -143,7 +147,46 @@ def score_predictions(
     return len(without)
 
 
-TOOLS = {"table": table, "localise": localise, "score_predictions": score_predictions, **infer.TOOLS}
+def localise(
+    run: Path,
+    /,
+    *,
+    threshold: tuple[float, ...] = THRESHOLDS,
+    out: Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+):
+    """Measure the class activation maps of a finished run against the true boxes of its images.
+
+    Writes localisation.csv (a row per box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row per
+    class) and localisation.html (the table, and the best, a middling and the worst box of each class).
+
+    Args:
+        run: Folder of the run.
+        threshold: Of the maps, scaled to [0, 1]. One is used as it is; of several the best is chosen on the boxes of
+            one half of the patients for those of the other.
+        out: Folder for the three files; the run's by default.
+        device: auto, cpu, cuda or cuda:<n>.
+        workers: Processes that read images.
+    """
+    for value in threshold:
+        if not 0 < value <= 1:
+            raise InputError(f"--threshold must lie above 0 and be at most 1, not {value:g}")
+    if not threshold:
+        raise InputError("--threshold: name one or several")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder (--out)")
+    with open_run(SOLUTION, Config, run, device=device, workers=workers) as job:
+        if out is None or out.resolve() == job.run.folder.resolve():
+            job.run.forget(STEP.name)  # it is made anew: the thresholds may be other ones
+            run_step(job, replace(STEP, make=partial(write_localisation, thresholds=threshold)))
+        else:
+            key_of(job, STEP)  # refuses predictions of other networks
+            write_localisation(job, threshold, out)
+    return 0
+
+
+TOOLS = {"table": table, "localise": localise, "score_predictions": score_predictions}
 
 # ---- what is said --------------------------------------------------------------------------------------------------
 

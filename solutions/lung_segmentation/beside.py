@@ -16,8 +16,7 @@ from tqdm import tqdm
 from common.config import digest, file_hash
 from common.data.dicom import COLOUR_LIMIT
 from common.errors import InputError
-from common.paths import lock_folder, read_array, read_json, read_parquet
-from common.steps import write_table
+from common.paths import lock_folder, read_array, read_json, read_parquet, write_table
 from common.train.checkpoint import load_weights
 
 from .config import STRUCTURES

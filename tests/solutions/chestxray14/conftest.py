@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
+from common import recipe
 from solutions.__main__ import main
-from solutions.chestxray14 import pipeline
+from solutions.chestxray14.pipeline import SOLUTION
 from solutions.chestxray14.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
@@ -60,11 +61,11 @@ def command(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        is_verb = words[0] in ("run", *pipeline.VERBS) and not str((*words, "")[1]).endswith(".csv")
+        is_verb = words[0] == "run" or words[0] in SOLUTION.verbs().keys() - {"localise"}
         store = ["--store", finished / "stores"] if is_verb and "--store" not in words else []
         with monkeypatch.context() as patch:
             if words[0] != "report":
-                patch.setattr(pipeline, "write_report", lambda *args: None)
+                patch.setattr(recipe, "write_report", lambda job, report: None)
             return say(capsys, "chestxray14", *words, *store)
 
     return run

@@ -91,6 +91,7 @@ def test_cxr_irnet_its_ablations_and_the_baselines_under_its_set_up(preset, back
     assert values(preset.whole, IRNET) == IRNET
     assert (preset.whole.backbone, preset.whole.attention, preset.whole.weighting) == (backbone, *additions)
     assert (preset.views, preset.needs_lungs, preset.tta) == ("whole", additions[1], ())
+    assert PRESETS["paper"] is PRESETS["cxr_irnet"]
 
 
 def test_sdfn():

@@ -12,19 +12,21 @@ import torch
 
 from benchmarks.tables import label_table, real_data
 from common.budget import Budget
-from common.data.folds import prevalence_deviation, shared_groups
+from common.data.folds import make_folds, prevalence_deviation, shared_groups
 from common.errors import InputError
-from common.job import Job as Context
+from common.images import open_images, prepare_images
+from common.job import Job
 from common.options import Options
 from common.paths import read_json, write_json
 from common.post.boxes import BOX
 from common.runs import Run
 from common.train.checkpoint import save_weights
 from solutions.chestxray14 import data, leaks
-from solutions.chestxray14.config import DEMO, LABELS, Config
-from solutions.chestxray14.data import open_prepared, prepare_competition
+from solutions.chestxray14.config import DEMO, LABELS, LungsConfig
+from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import DIGESTS, LISTS, names_digest, patient_of, read_boxes, read_labels, read_lists
 from solutions.chestxray14.leaks import check_run, check_weights, origin
+from solutions.chestxray14.pipeline import SOLUTION
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -85,8 +87,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def context(tmp_path, folder):
-    """`context(config, **options)`: what a verb gets; runs of one test share the store."""
+def job(tmp_path, folder):
+    """`job(config, **options)`: what a verb gets; runs of one test share the store."""
     runs = []
 
     def make(config=SMALL, out="run", **options):
@@ -94,7 +96,8 @@ def context(tmp_path, folder):
             runs.pop().close()
         runs.append(Run(tmp_path / out))
         options = Options(**{"data": folder, "out": tmp_path / out, "workers": 0} | options)
-        return Context("chestxray14", "demo", config, options, runs[-1], torch.device("cpu"), Budget(None))
+        device, recipe = torch.device("cpu"), SOLUTION
+        return Job("chestxray14", "demo", config, options, runs[-1], device, Budget(None), recipe=recipe)
 
     yield make
     for run in runs:
@@ -105,6 +108,10 @@ def context(tmp_path, folder):
 def said(caplog):
     caplog.set_level(logging.INFO)
     return caplog
+
+
+def prepare(job):
+    return prepare_images(job, SOLUTION)
 
 
 def refusal(work, *args):
@@ -283,25 +290,28 @@ def test_a_box_that_cannot_be_used(row, wrong, tmp_path):
 # ---- prepare -------------------------------------------------------------------------------------------------------
 
 
-def test_what_prepare_leaves(context, folder, said):
-    prepared = prepare_competition(context())
+def test_what_prepare_leaves(job, folder, said):
+    prepared = prepare(job())
     table = prepared.table.set_index("image_id")
     assert table.index.tolist() == [*TRAIN, *TEST] and table["row"].tolist() == list(range(8))
     assert table["split"].tolist() == ["train"] * 5 + ["test"] * 3 and table["official"].nunique() == 2
     assert (table["fold"][TEST] == -1).all() and set(table["fold"][TRAIN]) == {0, 1}
     assert table.loc["00000001_000", "fold"] == table.loc["00000001_001", "fold"]
     assert table["width"].tolist() == [48] * 8 and table["height"].tolist() == [40] * 8 and table["ok"].all()
-    labels = prepared.labels(prepared.rows("test"))
+    labels = labels_of(prepared, prepared.rows("test"))
     assert labels.dtype == np.float32 and labels.sum(axis=1).tolist() == [1, 0, 2] and labels[2, [3, 13]].all()
     assert prepared.patients([0, 1, 7]).tolist() == ["1", "1", "6"]
     assert prepared.rows_of(["00000006_000", "00000001_001"]).tolist() == [7, 1]
     assert prepared.ids([7, 1]).tolist() == ["00000006_000", "00000001_001"]
     assert refusal(prepared.rows_of, [TRAIN[0], "x"]) == "x: not an image of this run"
     assert sorted([*prepared.rows(folds=[0]), *prepared.rows(folds=[1])]) == list(range(5))
-    assert prepared.boxes["image_id"].tolist() == ["00000005_000", "00000006_000"]
-    assert prepared.boxes["row"].tolist() == [5, 7] and prepared.boxes["label"].tolist() == [4, 3]
-    assert prepared.lungs is None and prepared.masks is None and prepared.crops is None
-    run = context().run
+    assert prepared.tables[BOX_TABLE]["image_id"].tolist() == ["00000005_000", "00000006_000"]
+    assert prepared.tables[BOX_TABLE]["row"].tolist() == [5, 7] and prepared.tables[BOX_TABLE]["label"].tolist() == [
+        4,
+        3,
+    ]
+    assert not prepared.arrays and list(prepared.tables) == [BOX_TABLE]
+    run = job().run
     sample = pd.read_csv(run.path("sample_submission.csv"))
     assert sample.columns.tolist() == ["Image Index", *LABELS] and not sample[list(LABELS)].to_numpy().any()
     assert sample["Image Index"].tolist() == [f"{name}.png" for name in TEST]
@@ -313,176 +323,169 @@ def test_what_prepare_leaves(context, folder, said):
         "BBox_List_2017.csv",
     }
     digest = inputs[str(folder / "Data_Entry_2017.csv")]
-    assert prepared.official["sha256"] == digest and f"labels Data_Entry_2017.csv (sha256 {digest[:12]}" in said.text
-    assert prepared.test_name == "on 3 images of the test list, which is not the whole official one"
+    assert prepared.about["sha256"] == digest and f"labels Data_Entry_2017.csv (sha256 {digest[:12]}" in said.text
+    assert prepared.about["test_name"] == "on 3 images of the test list, which is not the whole official one"
 
 
-def test_only_verified_lists_are_called_official(context, folder, said, monkeypatch):
+def test_only_verified_lists_are_called_official(job, folder, said, monkeypatch):
     for part, images, patients in (("train_val", 5, 4), ("test", 3, 2)):
         monkeypatch.setitem(LISTS, part, (LISTS[part][0], images, patients))
-    prepared = prepare_competition(context())
-    assert prepared.test_name == (
+    prepared = prepare(job())
+    assert prepared.about["test_name"] == (
         "on 3 images of the test list, which is of the official size but not verified by its hash"
     )
-    assert "of the official size, not verified by a hash" in prepared.official["said"]
+    assert "of the official size, not verified by a hash" in prepared.about["said"]
     for part, names in (("train_val", TRAIN), ("test", TEST)):
         monkeypatch.setitem(DIGESTS, part, names_digest(names))
-    assert prepare_competition(context(out="verified")).test_name == "on the official test list"
+    assert prepare(job(out="verified")).about["test_name"] == "on the official test list"
     (folder / "images_002" / "images" / f"{TEST[0]}.png").unlink()
-    assert prepare_competition(context(out="part")).test_name == "on 2 images of the test list"
+    assert prepare(job(out="part")).about["test_name"] == "on 2 images of the test list"
 
 
-def test_the_size_on_disk_is_said_beforehand(context, said, monkeypatch):
-    made = {"mask_size": 0, "crop_size": 448}
-    sizes = data.disk_use(112_120, 512, made)
-    assert sizes == {"store": 29_391_585_280, "crops of the lungs": 22_502_932_480}
-    assert data.disk_use(10, 8, None) == {"store": 640}
-    assert list(data.disk_use(1, 8, made | {"mask_size": 4}).values()) == [64, 16, 448**2]
-    prepare_competition(context())
+def test_the_size_on_disk_is_announced(job, said, monkeypatch):
+    prepare(job())
     assert "on disk" not in said.text
-    monkeypatch.setattr(data, "TOLD_BYTES", 8 * 32 * 32 - 1)
-    prepare_competition(context())
+    monkeypatch.setattr(data, "LARGE", 8 * 32 * 32 - 1)
+    prepare(job())
     assert "8 images take 0.0 GB on disk: store 0.0 GB" in said.text
+    said.clear()
+    both = dataclasses.replace(DEMO, views="both", store_size=512, segmenter=LungsConfig(crop_size=448, mask_size=64))
+    data._announce_size(both, 112_120)
+    assert "52.4 GB on disk: store 29.4 GB, masks of the lungs 0.5 GB, crops of the lungs 22.5 GB" in said.text
 
 
-def test_the_key_follows_the_training_images_alone(context, folder):
-    first = prepare_competition(context())
-    assert first.key == open_prepared(context()).key
+def test_the_key_follows_the_training_images_alone(job, folder):
+    first = prepare(job())
+    assert first.key == open_images(job()).key
     lines = (folder / "Data_Entry_2017.csv").read_text().splitlines()
     write_table(folder / "Data_Entry_2017.csv", lines[:0:-1])
-    again = prepare_competition(context(out="again"))
+    again = prepare(job(out="again"))
     pd.testing.assert_frame_equal(first.table, again.table)
     assert again.key == first.key and again.pixels_key == first.pixels_key
     write_list(folder / "test_list.txt", TEST[:2])
-    assert prepare_competition(context(out="fewer", on_unlabelled="skip")).key == first.key
+    assert prepare(job(out="fewer", on_unlabelled="skip")).key == first.key
     write_table(folder / "Data_Entry_2017.csv", [*lines[1:-5], lines[-5].replace("No Finding", "Edema"), *lines[-4:]])
-    assert prepare_competition(context(out="other")).key != first.key
+    assert prepare(job(out="other")).key != first.key
 
 
-def test_only_part_of_the_images_is_there(context, folder, said):
+def test_only_part_of_the_images_is_there(job, folder, said):
     (folder / "images_002" / "images" / f"{TEST[0]}.png").unlink()
     (folder / "images_001" / "images" / f"{TRAIN[3]}.png").unlink()
-    prepared = prepare_competition(context())
+    prepared = prepare(job())
     assert prepared.table["image_id"].tolist() == [TRAIN[0], TRAIN[1], TRAIN[2], TRAIN[4], TEST[1], TEST[2]]
     assert "2 of 8 images have no file and are left out, the first is 00000003_000.png; 1 of them are in the test" in (
         said.text
     )
-    assert prepared.official["missing"] == 2 and "2 of them without a file" in prepared.official["said"]
-    assert "left out 1 of 2 boxes" in said.text and prepared.boxes["row"].tolist() == [5]
+    assert prepared.about["missing"] == 2 and "2 of them without a file" in prepared.about["said"]
+    assert "left out 1 of 2 boxes" in said.text and prepared.tables[BOX_TABLE]["row"].tolist() == [5]
     for path in folder.glob("images_002/images/*"):
         path.unlink()
-    assert not len(prepare_competition(context(out="b")).rows("test"))
+    assert not len(prepare(job(out="b")).rows("test"))
     assert "no test images: scores are out of fold, and nothing is submitted" in said.text
-    assert len(context(out="b").run.path("sample_submission.csv").read_text().splitlines()) == 1
+    assert len(job(out="b").run.path("sample_submission.csv").read_text().splitlines()) == 1
     for path in folder.glob("images_001/images/*"):
         path.unlink()
-    assert f"{folder}: none of the images of Data_Entry_2017.csv" in refusal(prepare_competition, context(out="c"))
+    assert f"{folder}: none of the images of Data_Entry_2017.csv" in refusal(prepare, job(out="c"))
 
 
-def test_a_folder_that_does_not_fit(context, folder, said):
+def test_a_folder_that_does_not_fit(job, folder, said):
     write_image(folder / "images_001" / "images" / "00000099_000.png")
-    message = refusal(prepare_competition, context())
+    message = refusal(prepare, job())
     assert "00000099_000.png: one of 1 images without a row in Data_Entry_2017.csv; --on-unlabelled skip" in message
-    assert len(prepare_competition(context(on_unlabelled="skip")).table) == 8
+    assert len(prepare(job(on_unlabelled="skip")).table) == 8
     write_list(folder / "train_val_list.txt", TRAIN[:4])
-    assert len(prepare_competition(context(on_unlabelled="skip", out="b")).table) == 7
+    assert len(prepare(job(on_unlabelled="skip", out="b")).table) == 7
     assert "left out 1 labelled images that are in neither list" in said.text
     write_list(folder / "train_val_list.txt", [*TRAIN, "00000005_001"])
     write_list(folder / "test_list.txt", [TEST[0], TEST[2]])
     assert "1 patients have images in both lists, such as patient 5 (00000005_000, 00000005_001)" in refusal(
-        prepare_competition, context(on_unlabelled="skip", out="c")
+        prepare, job(on_unlabelled="skip", out="c")
     )
     write_table(folder / "Data_Entry_2017.csv", [line(name) for name, _ in ROWS])
-    assert "no image has a finding" in refusal(prepare_competition, context(out="c"))
+    assert "no image has a finding" in refusal(prepare, job(out="c"))
     (folder / "Data_Entry_2017.csv").unlink()
-    assert "no Data_Entry_2017.csv or Data_Entry_2017_v2020.csv in it" in refusal(prepare_competition, context())
+    assert "no Data_Entry_2017.csv or Data_Entry_2017_v2020.csv in it" in refusal(prepare, job())
 
 
-def test_two_versions_of_the_table(context, folder, said):
+def test_two_versions_of_the_table(job, folder, said):
     other = [line(name, "Edema") for name, _ in ROWS]
     write_table(folder / "Data_Entry_2017_v2020.csv", other, HEADER.replace("Gender", "Sex"))
-    assert prepare_competition(context()).official["labels"] == "Data_Entry_2017.csv"
+    assert prepare(job()).about["labels"] == "Data_Entry_2017.csv"
     assert "holds Data_Entry_2017_v2020.csv too" in said.text
     (folder / "Data_Entry_2017.csv").unlink()
-    prepared = prepare_competition(context(out="b"))
-    assert prepared.official["labels"] == "Data_Entry_2017_v2020.csv" and prepared.labels([3])[0, 9] == 1
+    prepared = prepare(job(out="b"))
+    assert prepared.about["labels"] == "Data_Entry_2017_v2020.csv" and labels_of(prepared, [3])[0, 9] == 1
 
 
-def test_impossible_ages_become_unknown(context, folder, said):
+def test_impossible_ages_become_unknown(job, folder, said):
     lines = [line(*row) for row in ROWS]
     write_table(folder / "Data_Entry_2017.csv", [line(*ROWS[0], age="414"), *lines[1:]])
-    age = prepare_competition(context()).table["age"]
+    age = prepare(job()).table["age"]
     assert np.isnan(age[0]) and (age[1:] == 58).all() and "1 ages over 120 years are taken for unknown" in said.text
 
 
-def test_split_all(context, folder, said):
+def test_split_all(job, folder, said):
     config = dataclasses.replace(SMALL, split="all")
-    prepared = prepare_competition(context(config))
+    prepared = prepare(job(config))
     assert prepared.table["image_id"].tolist() == [*TRAIN, *TEST] and (prepared.table["fold"] >= 0).all()
     assert prepared.table["official"].tolist() == ["train_val"] * 5 + ["test"] * 3
-    assert len(prepared.rows("test")) == 0 and prepared.labels(prepared.rows("test")).shape == (0, 14)
+    assert len(prepared.rows("test")) == 0 and labels_of(prepared, prepared.rows("test")).shape == (0, 14)
     assert "--split all holds none back" in said.text and "those of the official test list too" in said.text
-    assert "prepared with --split all" in refusal(open_prepared, context())
+    assert "prepared with --split all" in refusal(open_images, job())
     for name in ("train_val_list.txt", "test_list.txt"):
         (folder / name).unlink()
-    assert prepare_competition(context(config, out="b")).key == prepared.key
-    assert "no train_val_list.txt; --split all" in refusal(prepare_competition, context(out="c"))
+    assert prepare(job(config, out="b")).key == prepared.key
+    assert "no train_val_list.txt; --split all" in refusal(prepare, job(out="c"))
 
 
-def test_other_images_to_predict(context, tmp_path, folder, said):
+def test_other_images_to_predict(job, tmp_path, folder, said):
     write_image(folder / "images_001" / "images" / "00000004_007.png")
     write_image(folder / "images_001" / "images" / "odd.png")
     path = tmp_path / "named.csv"
     path.write_text(f"Image Index,Patient ID\n{TEST[2]}.png,6\nodd.png,0099\n00000004_007.png,4\n")
-    prepared = prepare_competition(context(test=path))
+    prepared = prepare(job(test=path))
     test = prepared.table[prepared.table["split"] == "test"]
     assert test["image_id"].tolist() == [TEST[2], "odd", "00000004_007"]
     assert test["file_name"].tolist() == [f"{TEST[2]}.png", "odd.png", "00000004_007.png"]
     assert test["patient_id"].tolist() == ["6", "99", "4"] and test["follow_up"].tolist() == [0, -1, -1]
-    labels = prepared.labels(test["row"])
+    labels = labels_of(prepared, test["row"])
     assert labels[0].sum() == 2 and np.isnan(labels[1:]).all()
     assert test["official"].tolist() == ["test", "", ""] and (test["fold"] == -1).all()
     assert "--test takes the place of the 3 images of the test list" in said.text
     assert "1 of the 3 images are of patients with training images" in said.text
-    assert prepared.test_name == "on the 3 images of --test"
+    assert prepared.about["test_name"] == "on the 3 images of --test"
     path.write_text(f"id\n{TRAIN[1]}\n{TEST[1]}\n")
-    assert "--test: 1 of the images are training images, such as 00000001_001" in refusal(
-        prepare_competition, context(test=path)
-    )
+    assert "--test: 1 of the images are training images, such as 00000001_001" in refusal(prepare, job(test=path))
     path.write_text(f"id\n{TEST[1]}\n")
     every = dataclasses.replace(SMALL, split="all")
     assert "(--split all trains on every labelled image), such as 00000005_001" in refusal(
-        prepare_competition, context(every, test=path)
+        prepare, job(every, test=path)
     )
     path.write_text("id\nnowhere.png\n")
-    assert "--test: 1 images have no file, the first is nowhere" in refusal(prepare_competition, context(test=path))
+    assert "--test: 1 images have no file, the first is nowhere" in refusal(prepare, job(test=path))
 
 
-def test_a_folder_to_predict(context, tmp_path):
+def test_a_folder_to_predict(job, tmp_path):
     write_image(tmp_path / "more" / "00000077_001.jpg")
     (tmp_path / "more" / "bad.png").write_bytes(b"no image")
-    assert "bad.png" in refusal(prepare_competition, context(test=tmp_path / "more"))
-    prepared = prepare_competition(context(test=tmp_path / "more", on_bad_image="placeholder"))
+    assert "bad.png" in refusal(prepare, job(test=tmp_path / "more"))
+    prepared = prepare(job(test=tmp_path / "more", on_bad_image="placeholder"))
     test = prepared.table[prepared.table["split"] == "test"]
     assert test["file_name"].tolist() == ["00000077_001.jpg", "bad.png"] and test["ok"].tolist() == [True, False]
-    assert test["patient_id"].tolist() == ["77", ""] and not len(prepared.boxes)
+    assert test["patient_id"].tolist() == ["77", ""] and not len(prepared.tables[BOX_TABLE])
 
 
-def test_folds_by_table_and_other_settings(context, tmp_path, said):
+def test_folds_by_table_and_other_settings(job, tmp_path, said):
     path = tmp_path / "folds.csv"
     path.write_text("image_id,fold\n" + "".join(f"{name},{n % 2}\n" for n, name in enumerate(TRAIN)))
-    prepared = prepare_competition(context(fold_table=path))
+    prepared = prepare(job(fold_table=path))
     assert prepared.table["fold"].tolist()[:5] == [0, 1, 0, 1, 0]
     assert "2 images have a patient in another fold" in said.text
-    assert "prepared with --n-folds 2" in refusal(open_prepared, context(dataclasses.replace(SMALL, n_folds=3)))
-    lungs = dataclasses.replace(SMALL, whole=dataclasses.replace(SMALL.whole, weighting=True))
-    assert "prepared without lungs; run `prepare`" in refusal(open_prepared, context(lungs))
-    assert "not prepared" in refusal(open_prepared, context(out="new"))
-    run = context().run
+    run = job().run
     run.path("fold0", "whole").mkdir(parents=True)
     run.path("fold0", "whole", "last.ckpt").touch()
-    prepare_competition(context(fold_table=path))  # as it was: trainings may stay
-    assert "was trained on other images" in refusal(prepare_competition, context(dataclasses.replace(SMALL, seed=3)))
+    prepare(job(fold_table=path))  # as it was: trainings may stay
+    assert "was trained on other images" in refusal(prepare, job(dataclasses.replace(SMALL, seed=3)))
 
 
 # ---- weights that have seen the test images ------------------------------------------------------------------------
@@ -620,17 +623,23 @@ def test_weights_copied_into_another_run_are_not_taken_for_its_own(tmp_path):
     assert "trained on 3 images of ChestX-ray14, which are not those" in refusal(check_run, with_weights(path), own)
 
 
-def test_prepare_refuses_such_weights_before_it_decodes(context, folder, tmp_path):
-    first = prepare_competition(context(out="first"))
+def test_a_run_refuses_such_weights(job, tmp_path):
+    """Those that have seen test images before anything is decoded, those of held-out images before training."""
+    first = prepare(job(out="first"))
     held = first.table.loc[first.table["fold"] == 0, "image_id"].tolist()
-    context(out="first").run.write_config("chestxray14", "demo", SMALL)
+    job(out="first").run.write_config("chestxray14", "demo", SMALL)
     path = tmp_path / "first" / "fold1" / "whole" / "final.safetensors"
     path.parent.mkdir(parents=True)
     save_weights(path, {"a": torch.zeros(1)}, trained_on=origin(SMALL, first.table, 1))
-    message = refusal(prepare_competition, context(with_weights(path), out="second", store=tmp_path / "fresh"))
+    second = job(with_weights(path), out="second")
+    prepare(second)
+    message = refusal(SOLUTION.before_training, second)
     assert f"was trained on {len(held)} of the images that fold 0 holds out, such as {held[0]}" in message
-    assert not (tmp_path / "fresh").exists()
-    prepare_competition(context(with_weights(path, folds=(1,)), out="second"))
+    second = job(with_weights(path, folds=(1,)), out="second")
+    SOLUTION.before_training(second)
+    job(out="first").run.write_config("chestxray14", "demo", dataclasses.replace(SMALL, split="all"))
+    other = job(with_weights(path, folds=(1,)), out="other", store=tmp_path / "fresh")
+    assert "was trained with split all" in refusal(prepare, other) and not (tmp_path / "fresh").exists()
 
 
 # ---- the real tables -----------------------------------------------------------------------------------------------
@@ -645,10 +654,10 @@ def test_the_whole_real_table():
     marked = labels[list(LABELS)].to_numpy()
     assert (marked.sum(axis=1) == 0).sum() == 60_361 and labels["Hernia"].sum() == 227
     assert (patient_of(labels["image_id"]) == labels["patient_id"]).all()
-    config, patients = Config(n_folds=10), labels["patient_id"].to_numpy()
-    about = data._image_table(labels.assign(official=""), labels.assign(official="").iloc[:0], config, Options())
-    assert shared_groups(about["fold"], patients) == 0 and np.ptp(np.bincount(about["fold"])) < 30
-    assert prevalence_deviation(marked, about["fold"].to_numpy()) < 0.05
+    patients = labels["patient_id"].to_numpy()
+    folds = make_folds(marked, 10, patients)
+    assert shared_groups(folds, patients) == 0 and np.ptp(np.bincount(folds)) < 30
+    assert prevalence_deviation(marked, folds) < 0.05
     boxes = read_boxes(label_table("BBox_List_2017.csv.gz"))
     counts = {LABELS[label]: n for label, n in boxes["label"].value_counts().items()}
     assert len(boxes) == 984 and boxes["image_id"].nunique() == 880
@@ -676,8 +685,8 @@ def test_the_real_folder():
     assert len(boxes) == 58 and set(labels["official"][boxes["row"]]) == {"test"}  # NIH drew boxes in test images only
 
 
-def test_the_record(context):
-    prepare_competition(context())
-    record = read_json(context().run.path("manifest.json"))["steps"]["prepare"]
-    assert record["official"]["lists"]["test"]["images"] == 3 and record["lungs"] is None
-    assert re.fullmatch("[0-9a-f]{64}", record["official"]["sha256"]) and not record["synthetic"]
+def test_the_record(job):
+    prepare(job())
+    record = read_json(job().run.path("manifest.json"))["steps"]["prepare"]
+    assert record["about"]["lists"]["test"]["images"] == 3 and record["about"]["structures"] is None
+    assert re.fullmatch("[0-9a-f]{64}", record["about"]["sha256"]) and not record["synthetic"]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from common.images import Images
 from common.infer.cam import peak, place
 from common.post.boxes import BOX
-from solutions.chestxray14 import maps as maps_module
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
-from solutions.chestxray14.localise import localise
+from solutions.chestxray14.data import BOX_TABLE
 from solutions.chestxray14.localise_scores import (
     ALL,
     CLASSES,
@@ -23,8 +23,10 @@ from solutions.chestxray14.localise_scores import (
     other_patients_box,
     paper_column,
 )
+from solutions.chestxray14.lungs import LUNG_TABLE
 from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, seen_part, usable_boxes, view_places
-from solutions.chestxray14.models import ChestNet, build_fusion
+from solutions.chestxray14.models import ChestNet, FusionNet
+from solutions.chestxray14.tools import localise
 
 
 def _boxes(*rows):
@@ -54,7 +56,8 @@ def test_boxes_of_images_that_were_trained_on_are_left_out():
     table = pd.DataFrame({"image_id": list("abcde"), "row": range(5), "patient_id": list("12345")})
     table = table.assign(ok=[True] * 4 + [False], split=["train"] * 3 + ["test"] * 2, fold=[0, 1, 2, -1, -1])
     truth = pd.DataFrame({"image_id": list("aabcde"), "row": [0, 0, 1, 2, 3, 4], "label": [4, 4, 5, 6, 0, 0]})
-    data = SimpleNamespace(table=table, boxes=truth.assign(x_min=1.0, y_min=2.0, x_max=3.0, y_max=4.0))
+    truth = truth.assign(x_min=1.0, y_min=2.0, x_max=3.0, y_max=4.0)
+    data = SimpleNamespace(table=table, tables={BOX_TABLE: truth})
     usable, left_out = usable_boxes(data, (0, 2))
     assert usable["image_id"].tolist() == ["a", "a", "c", "d"] and left_out == 2
     assert usable["map"].tolist() == [0, 0, 1, 2]  # both boxes of one class share a map
@@ -69,10 +72,8 @@ def test_the_seen_part_is_the_centre_of_the_view():
     assert seen_part(views, 256, 224).tolist() == [[64, 64, 960, 960], [132, 216, 580, 440]]
     assert seen_part(views, 224, 224).tolist() == views.tolist()
     table = pd.DataFrame({"row": [0, 1], "width": [512, 2048], "height": [512, 1024]})
-    lungs = pd.DataFrame(
-        {"row": [1, 0], "x_min": [200, 50], "y_min": [100, 60], "x_max": [1800, 450], "y_max": [900, 400]}
-    )
-    data = SimpleNamespace(table=table, lungs=lungs)
+    lungs = pd.DataFrame({"x_min": [50, 200], "y_min": [60, 100], "x_max": [450, 1800], "y_max": [400, 900]})
+    data = Images(table.assign(image_id=["a", "b"]), None, "", "", tables={LUNG_TABLE: lungs})
     config = NetworkConfig(resize=224, size=224)
     assert view_places(data, [1, 0], config, "lungs").tolist() == [[100, 100, 900, 900], [100, 120, 900, 800]]
     assert view_places(data, [1], config, "whole").tolist() == [[0, 0, 1024, 1024]]
@@ -115,26 +116,26 @@ class _Net(nn.Module):
         return self.layer(images)
 
 
-def _run(monkeypatch, config, networks, fusions=None):
-    """A context and a data set of six images, networks[fold, stage] standing where the run's weights would be."""
+def _job(config, models):
+    """A Job on six images, models[fold, stage] standing where the run's weights would be; and the images by stage."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 32, 32), dtype=np.uint8)
-    other = {"whole": pixels, "lungs": 255 - pixels}
-    monkeypatch.setattr(maps_module, "trained_weights", lambda run, fold, stage: (fold, stage))
-    monkeypatch.setattr(maps_module, "load_network", lambda config, key: networks[key])
-    monkeypatch.setattr(maps_module, "load_fusion", lambda k_whole, k_lungs, key: fusions[key[0]])
-    monkeypatch.setattr(
-        maps_module,
-        "view_dataset",
-        lambda data, rows, config, stage: [(torch.from_numpy(other[stage][row]), row) for row in rows],
-    )
-    table = pd.DataFrame({"row": range(6), "width": 1024, "height": 1024})
+    seen = {"whole": pixels, "lungs": 255 - pixels}
+    networks = [
+        SimpleNamespace(
+            fold=fold,
+            stage=stage,
+            config=getattr(config, stage),
+            load=lambda run, model=model: model,
+            dataset=lambda job, rows, *_, stage=stage: [(torch.from_numpy(seen[stage][row]), row) for row in rows],
+        )
+        for (fold, stage), model in models.items()
+    ]
+    table = pd.DataFrame({"image_id": list("abcdef"), "row": range(6), "width": 1024, "height": 1024})
     lungs = pd.DataFrame({"row": range(6), "x_min": 256, "y_min": 128, "x_max": 768, "y_max": 896})
-    context = SimpleNamespace(config=config, device=torch.device("cpu"), run=None, workers=0)
-    return (
-        context,
-        SimpleNamespace(table=table, lungs=lungs),
-        {stage: torch.from_numpy(p) for stage, p in other.items()},
-    )
+    images = Images(table, None, "", "", tables={LUNG_TABLE: lungs})
+    recipe = SimpleNamespace(networks=lambda job: networks)
+    job = SimpleNamespace(config=config, device=torch.device("cpu"), run=None, workers=0, images=images, recipe=recipe)
+    return job, {stage: torch.from_numpy(array) for stage, array in seen.items()}
 
 
 def _network(seed, width=5):
@@ -143,15 +144,15 @@ def _network(seed, width=5):
 
 
 @torch.no_grad()
-def test_maps_come_from_networks_that_did_not_see_the_image(monkeypatch):
+def test_maps_come_from_networks_that_did_not_see_the_image():
     networks = {(fold, "whole"): _network(fold) for fold in (0, 2)}
     config = Config(whole=NetworkConfig(resize=32, size=32, weights="none"), folds=(0, 2), n_folds=3, store_size=32)
-    context, data, images = _run(monkeypatch, config, networks)
+    job, images = _job(config, networks)
     boxes = _boxes(
         ("a", 4, 0, (0, 0, 9, 9)), ("b", 5, 1, (0, 0, 9, 9)), ("b", 6, 2, (0, 0, 9, 9)), ("b", 6, 2, (1, 1, 9, 9))
     )
     boxes = boxes.assign(row=[3, 1, 1, 1], split=["train", "test", "test", "test"], fold=[2, -1, -1, -1])
-    found = class_maps(context, data, boxes)
+    found = class_maps(job, boxes)
     expected = {key: model.cam(images["whole"]).numpy() for key, model in networks.items()}
     assert np.allclose(found.cams["whole"][0], expected[2, "whole"][3, 4], atol=1e-5)
     for k, label in ((1, 5), (2, 6)):  # a test image has the mean of the folds' networks
@@ -161,21 +162,21 @@ def test_maps_come_from_networks_that_did_not_see_the_image(monkeypatch):
 
 
 @torch.no_grad()
-def test_fused_maps_are_the_shares_of_the_fused_logit(monkeypatch):
+def test_fused_maps_are_the_shares_of_the_fused_logit():
     networks = {(0, "whole"): _network(1, 5), (0, "lungs"): _network(2, 7)}
     torch.manual_seed(3)
-    fusion = build_fusion(5, 7)
+    fusion = FusionNet(12, 14)
     one = NetworkConfig(resize=32, size=32, weights="none")
     config = Config(views="both", whole=one, lungs=one, folds=(0,), n_folds=2, store_size=32)
-    context, data, images = _run(monkeypatch, config, networks, {0: fusion})
+    job, images = _job(config, networks | {(0, "fusion"): fusion})
     boxes = _boxes(("a", 4, 0, (0, 0, 9, 9)), ("b", 9, 1, (0, 0, 9, 9))).assign(row=[2, 5])
-    found = class_maps(context, data, boxes)
+    found = class_maps(job, boxes)
     pooled = torch.cat([networks[0, stage].pooled(images[stage]) for stage in ("whole", "lungs")], dim=1)
     logits = (fusion(pooled) - fusion.bias)[[2, 5], [4, 9]].numpy()
     assert np.allclose(sum(cams.mean((1, 2)) for cams in found.cams.values()), logits, atol=1e-4)
     assert found.places["lungs"].tolist() == [[256, 128, 768, 896]] * 2 and not found.alike
-    context.config = replace(config, combine="mean")
-    assert class_maps(context, data, boxes).alike
+    job.config = replace(config, combine="mean")
+    assert class_maps(job, boxes).alike
     heat = found.heat(0)
     assert heat.shape == (1024, 1024) and heat.min() == 0 and heat.max() == 1
     whole, lungs = found.cams["whole"][0], found.cams["lungs"][0]

@@ -5,46 +5,37 @@ import pandas as pd
 import pytest
 import torch
 
+from common.images import Images
+from common.job import Job
 from solutions.chestxray14 import pictures
 from solutions.chestxray14.config import LABELS
+from solutions.chestxray14.data import BOX_TABLE, labels_of
+from solutions.chestxray14.lungs import LUNG_TABLE
 from solutions.chestxray14.maps import Maps
 
 N = len(LABELS)
 BOXES = pd.DataFrame({"row": [1, 2, 2], "label": [0, 0, 3], "x_min": 100, "y_min": 300, "x_max": 500, "y_max": 700})
 
 
-class _Data:
+@pytest.fixture
+def images():
     """Four images of 64 × 64, two of them the test's."""
-
-    table = pd.DataFrame(
-        {
-            "row": range(4),
-            "image_id": list("abcd"),
-            "width": 128,
-            "height": 256,
-            "split": ["train", "train", "test", "test"],
-            "fold": [0, 1, -1, -1],
-        }
+    truth = np.zeros((4, N), np.int8)
+    truth[[0, 1, 2, 2], [0, 0, 0, 3]] = 1
+    table = pd.DataFrame(truth, columns=LABELS).assign(
+        row=range(4),
+        image_id=list("abcd"),
+        width=128,
+        height=256,
+        split=["train", "train", "test", "test"],
+        fold=[0, 1, -1, -1],
     )
-    boxes, test_name, structures, masks, crops = BOXES, "on the test images", ["lungs", "heart"], None, None
     store = SimpleNamespace(images=np.full((4, 64, 64), 90, np.uint8))
-    known = np.ones(4, bool)
-
-    def labels(self, rows):
-        truth = np.zeros((4, N), np.float32)
-        truth[[0, 1, 2, 2], [0, 0, 0, 3]] = 1
-        truth[~self.known] = np.nan
-        return truth[rows]
-
-    def rows_of(self, ids):
-        return self.table.set_index("image_id").loc[list(ids), "row"].to_numpy()
-
-    def ids(self, rows):
-        return self.table["image_id"].to_numpy()[rows]
+    return Images(table, store, "", "", {"structures": ["lungs", "heart"]}, {BOX_TABLE: BOXES})
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(images, tmp_path):
     for name, ids in (("oof", ["a", "b"]), ("test", ["c", "d"])):
         probs = np.linspace(0.1, 0.8, 2 * N).reshape(2, N)
         table = pd.DataFrame(probs, columns=LABELS)
@@ -52,7 +43,9 @@ def job(tmp_path):
         table.to_parquet(tmp_path / f"{name}.parquet")
     step = {"key": "first"}
     run = SimpleNamespace(path=lambda name: tmp_path / name, step=lambda name: step)
-    return SimpleNamespace(run=run, config=None, images=_Data())
+    job = Job("chestxray14", "demo", None, None, run, "cuda", None)
+    job.images = images
+    return job
 
 
 @pytest.fixture
@@ -72,26 +65,26 @@ def test_pictures_are_of_the_most_confident_predictions(job, drawn):
     assert len(wrong) == N and all(item[3].endswith("d") for item in wrong)  # the second row ranks higher
     ((box, name),) = right[0][1]
     assert (box == np.array([100, 300, 500, 700]) / 16).all() and name == LABELS[0] and wrong[0][1] == []
-    job.images.known = np.array([True, True, False, False])
-    assert len(pictures.labelled_predictions(job.run, job.images, "test")[2]) == 0
+    unknown = Images(job.images.table.assign(**dict.fromkeys(LABELS, -1)), None, "", "")
+    assert len(pictures.labelled_predictions(job.run, unknown, "test")[2]) == 0
 
 
-def test_maps_are_of_boxed_findings_or_else_of_the_most_confident():
-    data, table = _Data(), pd.DataFrame({"image_id": list("abc")})
-    truth, probs = data.labels(np.arange(3)), np.zeros((3, N))
+def test_maps_are_of_boxed_findings_or_else_of_the_most_confident(images):
+    table = pd.DataFrame({"image_id": list("abc")})
+    truth, probs = labels_of(images, np.arange(3)), np.zeros((3, N))
     probs[:, 0] = 0.9, 0.3, 0.2
-    pairs = pictures.pick_pairs(data, truth, probs, table)
+    pairs = pictures.pick_pairs(images, truth, probs, table)
     assert pairs[["row", "label", "prob", "fold", "map"]].to_numpy().tolist() == [[1, 0, 0.3, 1, 0], [2, 3, 0, -1, 1]]
-    data.boxes = BOXES.iloc[:0]
-    assert pictures.pick_pairs(data, truth, probs, table)["row"].tolist() == [0, 2]
-    assert len(pictures.pick_pairs(data, 0 * truth, probs, table)) == 0
+    images.tables[BOX_TABLE] = BOXES.iloc[:0]
+    assert pictures.pick_pairs(images, truth, probs, table)["row"].tolist() == [0, 2]
+    assert len(pictures.pick_pairs(images, 0 * truth, probs, table)) == 0
 
 
 def test_maps_are_computed_once_for_the_same_predictions(job, drawn, monkeypatch):
     made = []
 
-    def class_maps(context, data, pairs):
-        made.append(context.device)
+    def class_maps(job, pairs):
+        made.append(job.device)
         cams = np.tile(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), (len(pairs), 1, 1))
         return Maps({"whole": cams}, {"whole": np.tile([0.0, 0, 1024, 1024], (len(pairs), 1))})
 
@@ -112,9 +105,9 @@ def test_maps_are_computed_once_for_the_same_predictions(job, drawn, monkeypatch
     assert len(made) == 3
 
 
-def test_lungs_boxes_are_shown_by_their_rules(drawn, tmp_path):
-    data = _Data()
-    data.lungs = pd.DataFrame(
+def test_lungs_boxes_are_shown_by_their_rules(images, drawn, tmp_path):
+    assert pictures.lung_galleries(images) == []
+    images.tables[LUNG_TABLE] = pd.DataFrame(
         {
             "row": range(4),
             "x_min": 32,
@@ -124,11 +117,10 @@ def test_lungs_boxes_are_shown_by_their_rules(drawn, tmp_path):
             "rule": ["two", "two", "mirrored", "none"],
         }
     )
-    assert pictures.lung_galleries(data) == []
-    data.crops, data.masks = tmp_path / "crops.npy", tmp_path / "masks.npy"
-    np.save(data.crops, np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2))
-    np.save(data.masks, np.full((4, 16, 16), 255, np.uint8))
-    assert "lungs and heart" in pictures.lung_galleries(data)[0]
+    images.arrays |= {name: tmp_path / f"{name}.npy" for name in ("crops", "masks")}
+    np.save(images.arrays["crops"], np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2))
+    np.save(images.arrays["masks"], np.full((4, 16, 16), 255, np.uint8))
+    assert "lungs and heart" in pictures.lung_galleries(images)[0]
     (masks, _), (boxes, _) = drawn
     assert len(masks) == 4 and masks[0][2].shape == (64, 64) and masks[0][2].all()
     assert [item[3] for item in boxes[::2]] == ["a: two", "c: mirrored", "d: none"]

@@ -11,36 +11,22 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from common import network
 from common.config import from_dict
 from common.data.store import Store
 from common.paths import read_json
 from common.report import class_plots, plots
+from common.runs import Run
 from common.submit.table import read_table
 from common.submit.validate import validate_probabilities
-from common.train import loop
-from common.train.checkpoint import load_weights
-from solutions.chestxray14 import data as data_module
-from solutions.chestxray14 import pictures, pipeline, report, training
+from solutions.chestxray14 import pictures, report
 from solutions.chestxray14.config import LABELS, Config
-from solutions.chestxray14.lungs import open_lungs
-from solutions.chestxray14.models import build_fusion, load_network
+from solutions.chestxray14.pipeline import fold_networks
 from tests import browser
 from tests.running import prints, times
 
 NAMES = list(LABELS)
 VIEWS = ("", "_whole", "_lungs")
-COMPARED = (
-    "fold*/*/final.safetensors",
-    "oof*.parquet",
-    "test*.parquet",
-    "tuned.json",
-    "score.json",
-    "*.csv",
-    "images.parquet",
-    "truth_boxes.parquet",
-    "lungs.parquet",
-)
-MADE = ("fold*/**/*", "oof*.parquet", "test*.parquet", "tuned.json", "score.json")
 SECTIONS = [
     "Data",
     "Lungs",
@@ -56,12 +42,6 @@ SECTIONS = [
 SCORED = set(SECTIONS[2:]) - {"Views", "Training", "This run"}  # of a run of one view
 
 
-def same(run, other):
-    for pattern in COMPARED:
-        for path in run.glob(pattern):
-            assert (other / path.relative_to(run)).read_bytes() == path.read_bytes(), path
-
-
 def predicted(run, name):
     return pd.read_parquet(run / f"{name}.parquet").set_index("image_id")[NAMES]
 
@@ -70,10 +50,6 @@ def mean_auroc(truth, probs):
     """By scikit-learn, over the labels that have images of both kinds; and how many these are."""
     known = [label for label in NAMES if truth[label].nunique() == 2]
     return np.mean([roc_auc_score(truth[label], probs[label]) for label in known]), len(known)
-
-
-def broken(*args, **options):
-    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -124,7 +100,7 @@ def test_a_run_leaves_predictions_of_every_image_and_a_valid_submission(finished
     copies = list((finished / "submissions").glob("chestxray14-run-*.csv"))
     assert [path.read_bytes() for path in copies] == [(run / "submission.csv").read_bytes()]
     steps = read_json(run / "manifest.json")["steps"]
-    assert [name for name in steps if " " not in name] == ["prepare", "predict", "tune", "score", "submit"]
+    assert [name for name in steps if " " not in name] == ["prepare", "predict", "tune", "submit"]
     assert not list(run.rglob("last.ckpt")) and not list(finished.rglob(".*tmp*"))
     assert not list(run.glob("fold*/*.parquet"))  # parts of what lies above them
 
@@ -155,44 +131,32 @@ def test_the_score_is_that_of_scikit_learn(finished):
     assert read_json(run / "tuned.json")["thresholds"] == pytest.approx(points["threshold"].to_dict())
 
 
-def test_a_second_run_does_nothing_again(run_copy, command, sample):
-    before, done = prints(run_copy), times(run_copy, *MADE)
-    result = command("run", "--data", sample, "--out", "run")  # without a preset: with the stored configuration
-    assert (result.status, result.errors) == (0, [])
-    assert "predict: up to date" in result.out and "tune: up to date" in result.out and "epoch" not in result.out
-    assert "features" not in result.out
-    assert done == times(run_copy, *MADE)
-    assert {name for name, digest in prints(run_copy).items() if before[name] != digest} <= {"manifest.json"}
+def test_no_patient_is_on_both_sides_of_a_fold(finished, tmp_path, command, sample, plain, bare_page, monkeypatch):
+    """One view, one fold: the table of each view and the lungs are left out, the fold's patients were not seen."""
+    seen, loader = {}, network.train_loader
 
+    def note_patients(job, net, rows):
+        seen.update(zip(job.images.ids(rows), job.images.patients(rows), strict=True))
+        return loader(job, net, rows)
 
-def test_one_fold_through_all_verbs(tmp_path, command, sample, plain, bare_page, monkeypatch):
-    seen, shown, loader = {}, [], pipeline.train_loader
-    monkeypatch.setattr(
-        pipeline,
-        "train_loader",
-        lambda context, data, rows, *more: (
-            seen.update(zip(data.ids(rows), data.patients(rows), strict=True)) or loader(context, data, rows, *more)
-        ),
-    )
-    for verb in ("prepare", "train", "predict", "tune", "score", "submit", "report"):
-        result = command(verb, "demo", "--data", sample, "--out", "run", *plain, "--folds", "0")
-        assert (result.status, result.errors) == (0, []), verb
-        shown.append(result.out)
+    monkeypatch.setattr(network, "train_loader", note_patients)
+    words = ["run", "demo", "--data", sample, "--out", "run", *plain]
+    result = command(*words, "--folds", "0")
+    assert (result.status, result.errors) == (0, []) and "mean AUROC out of fold" in result.out
     run = tmp_path / "run"
     images = pd.read_parquet(run / "images.parquet").set_index("image_id")
     oof = pd.read_parquet(run / "oof.parquet")
     assert set(oof["image_id"]) | set(seen) == set(images.index[images["split"] == "train"])
     assert not set(images.loc[oof["image_id"], "patient_id"]) & set(seen.values())
-    assert "nested by halves of the patients" in shown[3] and "mean AUROC out of fold" in shown[4]
     assert not (run / "fold1").exists() and not list(run.glob("*_whole.parquet"))
     assert not (run / "lungs.parquet").exists()
+    assert command("report", "--out", "run").status == 0
     assert headings(run) == [title for title in SECTIONS if title not in ("Lungs", "Views")]
-    # the other fold later, in the same folder: the first is not trained again
-    done, test = times(run, "fold0/*/final.safetensors"), predicted(run, "test")
-    assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
-    assert done == times(run, "fold0/*/final.safetensors") and read_json(run / "score.json")["oof"]["images"] == 16
+    # the test set gets the mean over the folds
+    test = predicted(run, "test")
+    assert command(*words, "--folds", "0", "1").status == 0
     both = predicted(run, "test")
-    assert command("predict", "--out", "run", "--folds", "1").status == 0  # the test set gets the mean over the folds
+    assert command("predict", "--out", "run", "--folds", "1").status == 0
     assert both.to_numpy() == pytest.approx((test + predicted(run, "test")).to_numpy() / 2, abs=1e-12)
 
 
@@ -207,8 +171,6 @@ def test_the_mean_of_both_views_needs_no_training(finished, run_copy, command, s
             finished / "run" / f"{name}_whole.parquet"
         ).read_bytes()
     assert not predicted(run_copy, "test").equals(predicted(finished / "run", "test"))
-    assert command("run", "--data", sample, "--out", "run", "--combine", "fusion").status == 0
-    same(finished / "run", run_copy)
 
 
 def test_the_fused_answer_is_a_layer_over_both_networks_features(finished):
@@ -216,22 +178,19 @@ def test_the_fused_answer_is_a_layer_over_both_networks_features(finished):
     run = finished / "run"
     values = read_json(run / "config.json")
     config = from_dict(Config, {k: v for k, v in values.items() if k not in ("solution", "preset")}, "config.json")
-    steps, images = read_json(run / "manifest.json")["steps"], pd.read_parquet(run / "images.parquet")
-    store = Store.open(steps["prepare"]["store"]).images
-    lungs = open_lungs(steps["prepare"]["lungs_folder"], steps["prepare"]["lungs"])
+    record, images = read_json(run / "manifest.json")["steps"]["prepare"], pd.read_parquet(run / "images.parquet")
+    store, arrays = Store.open(record["store"]).images, {name: np.load(path) for name, path in record["arrays"].items()}
     row = int(images.loc[images["fold"] == 1, "row"].iloc[0])
     centre = slice(4, 60)  # 56 of 64 pixels
-    mask = cv2.resize(np.load(lungs.masks)[row], (64, 64), interpolation=cv2.INTER_LINEAR)
-    views = {"whole": np.stack([store[row], mask]), "lungs": np.load(lungs.crops)[row][None]}
+    mask = cv2.resize(arrays["masks"][row], (64, 64), interpolation=cv2.INTER_LINEAR)
+    views = {"whole": np.stack([store[row], mask]), "lungs": arrays["crops"][row][None]}
+    networks = {one.stage: one.load(Run(run)).eval() for one in fold_networks(config, 1)}
     with torch.inference_mode():
         pooled = [
-            load_network(getattr(config, stage), run / "fold1" / stage / "final.safetensors")
-            .eval()
-            .pooled(torch.from_numpy(np.ascontiguousarray(view[:, centre, centre]))[None])
+            networks[stage].pooled(torch.from_numpy(np.ascontiguousarray(view[:, centre, centre]))[None])
             for stage, view in views.items()
         ]
-        layer = build_fusion(*(part.shape[1] for part in pooled))
-        load_weights(run / "fold1" / "fusion" / "final.safetensors", layer)
+        layer = networks["fusion"]
         logits = torch.cat(pooled, 1) @ layer.weight.T + layer.bias
     found = predicted(run, "oof").loc[images.loc[row, "image_id"]]
     assert found.to_numpy() == pytest.approx(torch.sigmoid(logits)[0].numpy(), abs=1e-5)
@@ -313,86 +272,19 @@ def test_a_test_image_that_cannot_be_read_gets_the_mean_of_the_others(tmp_path, 
     assert (rows.drop(bad) != rows.loc[bad]).any(axis=1).all()
 
 
-# ---- broken off ----------------------------------------------------------------------------------------------------
-
-
-def test_a_run_that_is_broken_off_in_every_step_continues_to_the_same_bytes(
-    finished, run_copy, command, sample, tiny, monkeypatch
-):
-    shutil.rmtree(run_copy / "fold1")
-    for name in ("oof.parquet", "tuned.json", "submission.csv"):
-        (run_copy / name).unlink()
-    words = ["run", "demo", "--views", "both", "--data", sample, "--out", "run", *tiny]
-    for owner in (
-        (data_module, "save_folds"),
-        (loop._Trainer, "finish"),
-        (pipeline, "pooled_features"),
-        (training.FeatureLoader, "__iter__"),
-        (pipeline, "predict_view"),
-        (pipeline, "write_csv"),
-        (pipeline, "class_table"),
-        (pipeline, "validate_probabilities"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(*owner, broken)
-            assert command(*words).status == 130, owner
-    assert command(*words).status == 0
-    same(finished / "run", run_copy)
-
-
-def test_a_fusion_killed_in_its_second_epoch_continues_to_the_same_weights(
-    finished, run_copy, command, sample, monkeypatch
-):
-    shutil.rmtree(run_copy / "fold0" / "fusion")
-    train_epoch, begun = loop._Trainer.train_epoch, []
-
-    def dies(trainer):
-        begun.append(trainer.epoch)
-        return broken() if trainer.epoch == 1 else train_epoch(trainer)
-
-    done = times(run_copy, "fold*/whole/*", "fold*/lungs/*", "fold1/**/*")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Trainer, "train_epoch", dies)
-        assert command("train", "--out", "run").status == 130
-    assert begun == [0, 1] and (run_copy / "fold0" / "fusion" / "last.ckpt").is_file()
-    assert "fold 0 is not trained" in command("predict", "--out", "run").errors[0]
-    result = command("run", "--data", sample, "--out", "run")
-    assert result.status == 0 and "epoch 1/3" not in result.out and "epoch 2/3" in result.out
-    assert done == times(run_copy, "fold*/whole/*", "fold*/lungs/*", "fold1/**/*")
-    same(finished / "run", run_copy)
-
-
-def test_a_run_out_of_time_says_so_and_ends_with_3(run_copy, command, sample):
-    shutil.rmtree(run_copy / "fold1" / "lungs")
-    result = command("run", "--data", sample, "--out", "run", "--hours", "0.000001")
-    assert result.status == 3 and "the same command continues" in result.out
-
-
-# ---- what was made from what ---------------------------------------------------------------------------------------
-
-
-def test_stale_results_are_not_shown(run_copy, command, bare_page, monkeypatch):
-    assert command("report", "--out", "run").status == 0 and set(headings(run_copy)) >= SCORED
-    for option in (["--tta", "flip"], ["--combine", "mean"], ["--folds", "0"]):
-        assert command("report", "--out", "run", *option).status == 0
-        assert not SCORED & set(headings(run_copy)), option
-    assert "The score is out of date" in (run_copy / "report.html").read_text()
-    assert "run the verb `predict`" in command("submit", "--out", "run", "--tta", "flip").errors[0]
-    monkeypatch.setattr(pipeline, "predict_view", broken)
-    assert command("predict", "--out", "run", "--tta", "flip").status == 130
-    assert command("report", "--out", "run").status == 0 and not SCORED & set(headings(run_copy))
+# ---- what is shown and refused --------------------------------------------------------------------------------------
 
 
 def test_maps_are_shown_as_long_as_they_are_of_these_networks(run_copy, command, bare_page):
     assert command("localise", "run", "--threshold", "0.5").status == 0
-    assert command("report", "--out", "run").status == 0 and "Localisation" in headings(run_copy)
+    assert command("report", "--out", "run").status == 0 and {"Localisation", *SCORED} <= set(headings(run_copy))
     assert command("report", "--out", "run", "--combine", "mean").status == 0
-    assert "Localisation" not in headings(run_copy)
-    shutil.rmtree(run_copy / "fold0" / "fusion")
-    assert command("train", "--out", "run", "--fusion.lr", "0.1", "--folds", "0").status == 0
-    assert command("report", "--out", "run").status == 0
-    assert not {*SCORED, "Localisation"} & set(headings(run_copy))
-    assert "The score is out of date" in (run_copy / "report.html").read_text()
+    assert not {"Localisation", *SCORED} & set(headings(run_copy))
+    manifest = read_json(run_copy / "manifest.json")
+    del manifest["steps"]["predict"]
+    (run_copy / "manifest.json").write_text(json.dumps(manifest))
+    for tool in ("table", "localise"):
+        assert "`predict`" in command(tool, "run").errors[0]
 
 
 def test_flips_at_test_time_are_predicted_tuned_and_shown(run_copy, finished, command, bare_page):
@@ -403,60 +295,20 @@ def test_flips_at_test_time_are_predicted_tuned_and_shown(run_copy, finished, co
     assert "Submission" not in headings(run_copy) and "Out of fold" in headings(run_copy)
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "tune", "score", "submit", "report"])
-def test_verbs_before_prepare(verb, tmp_path, refused):
-    assert "not prepared" in refused(verb, "demo", "--out", "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_verbs_out_of_order(run_copy, refused):
-    manifest = read_json(run_copy / "manifest.json")
-    prepared = {"prepare": manifest["steps"]["prepare"]}
-    (run_copy / "manifest.json").write_text(json.dumps({**manifest, "steps": prepared}))
-    for verb in ("tune", "score", "submit"):
-        assert "run the verb `predict`" in refused(verb, "--out", "run")
-    assert "no predictions" in refused("table", "run") and "no predictions" in refused("localise", "run")
-    (run_copy / "fold1" / "fusion" / "final.safetensors").unlink()
-    for verb in ("predict", "tune", "submit"):
-        assert "fold 1 is not trained" in refused(verb, "--out", "run")
-
-
-def test_another_training_is_refused_and_loses_nothing(run_copy, refused, sample):
-    before = prints(run_copy, but=["manifest.json"])
-    for option in (
-        "--whole.lr 0.1",
-        "--lungs.lr 0.1",
-        "--fusion.lr 0.1",
-        "--n-folds 3",
-        "--store-size 128",
-        "--views whole",
-        "--split all",
-    ):
-        line = refused("run", "--data", sample, "--out", "run", *option.split())
-        assert "run/fold0/" in line and "another" in line, line
-        assert prints(run_copy, but=["manifest.json"]) == before, option
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--n-folds 3", "prepared with --n-folds 2"),
-        ("--seed 1", "prepared with --seed 0"),
-        ("--store-size 128", "prepared with --store-size 64"),
         ("--split all", "prepared with --split official"),
-        ("--segmenter.mask-size 32", "prepared with another segmenter, mask_size or crop_size"),
+        ("--segmenter.mask-size 32", "prepared with --segmenter.mask-size 16, not 32"),
+        ("--views whole", "prepared with --segmenter.crop-size 64, not None"),
         ("--segmenter.weights nowhere.pt", "nowhere.pt: no such file (--segmenter.weights)"),
         ("--whole.resize 128", "store_size 64 is under the 128 px"),
         ("--whole.size 65", "must lie between 32 and"),
         ("--lungs.resize 128", "crop_size 64 is under the 128 px"),
         ("--lungs.weighting True", "has no mask"),
-        ("--folds 0 2", "name some of 0 to 1"),
-        ("--seed -1", "seed must be at least 0"),
         ("--views none", "views"),
         ("--tta rotate", "tta"),
         ("--combine max", "combine"),
-        ("--data nowhere", "prepared with another --data"),
-        ("--backbone resnet50", "backbone"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_line(options, said, run_copy, command):
@@ -466,26 +318,11 @@ def test_options_that_cannot_be_are_refused_in_one_line(options, said, run_copy,
     assert {name for name, digest in prints(run_copy).items() if before[name] != digest} <= {"manifest.json"}
 
 
-def test_no_data(tmp_path, refused):
-    assert "nowhere" in refused("run", "demo", "--data", "nowhere", "--out", "run")
-    (tmp_path / "empty").mkdir()
-    assert "Data_Entry_2017.csv" in refused("run", "demo", "--data", "empty", "--out", "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_options_of_prepare_that_cannot_be(tmp_path, refused, sample, plain):
     words = ["prepare", "demo", "--data", sample, "--out", "run", *plain]
     line = refused(*words, "--test", sample / "test_list.txt")  # its first line would be lost as a header
     assert "test_list.txt, row 1: " in line and "is an image; a header is wanted above it (--test)" in line
     assert "--id-map: the label table names the patients" in refused(*words, "--id-map", sample / "test_list.txt")
-    (tmp_path / "empty").mkdir()
-    assert "empty: no images in it (--test)" in refused(*words, "--test", "empty")
-
-
-@pytest.mark.parametrize("name", ["classes.csv", "operating_points.csv", "submission.csv"])
-def test_a_damaged_table_is_named(name, run_copy, refused, bare_page):
-    (run_copy / name).write_text("")
-    assert f"run/{name}: damaged" in refused("report", "--out", "run")
 
 
 # ---- beside the recipe ---------------------------------------------------------------------------------------------
@@ -494,7 +331,7 @@ def test_a_damaged_table_is_named(name, run_copy, refused, bare_page):
 def test_anybodys_tools_agree_with_the_run(finished, command, sample):
     run, labels = finished / "run", sample / "Data_Entry_2017.csv"
     found = read_json(run / "score.json")["test"]["mean"]["estimate"]
-    scored = command("score", run / "submission.csv", "--labels", labels, "--resamples", "20")
+    scored = command("score_predictions", run / "submission.csv", "--labels", labels, "--resamples", "20")
     assert (scored.status, scored.errors) == (0, []) and f"mean AUROC {found:.4f}" in scored.out
     table = command("table", run, "--resamples", "20", "--out", "table.csv")
     assert (table.status, table.errors) == (0, []) and f"{found:.4f}" in table.out

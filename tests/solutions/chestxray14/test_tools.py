@@ -61,7 +61,7 @@ def save(path, images, probs):
 
 def make_run(folder, images, probs, views="whole", steps=("predict",), averaging=("last",)):
     folder.mkdir()
-    about = {"official": {"said": "not the whole official lists"}, "synthetic": False}
+    about = {"about": {"said": "not the whole official lists"}, "synthetic": False}
     write_json(folder / "manifest.json", {"steps": {"prepare": about} | {step: {} for step in steps}})
     network = NetworkConfig(averaging=averaging)
     made = Config(views=views, combine="mean", whole=network, lungs=network)

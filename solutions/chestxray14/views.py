@@ -1,0 +1,134 @@
+"""What the networks see: the whole image or the crop around the lungs, augmented; and the features of frozen ones."""
+
+import random
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+# albumentations from there, where its look-up of newer versions is switched off
+from common.data.augment import A, compose
+from common.data.loaders import SampleDataset
+from common.errors import InputError
+from common.infer.predict import predict_probs
+from common.train import distributed
+from solutions.chestxray14.data import labels_of
+
+
+def augmentation(name, size):
+    """Return the augmentation pipeline that a configuration names, for images of `size` pixels; None for "none"."""
+    return {"none": lambda: None, "flip": lambda: compose([_flip()]), "podium": lambda: podium(size)}[name]()
+
+
+def podium(size):
+    """Return our pipeline for the podium preset, for images of `size` pixels; its numbers are ours.
+
+    Flip; crop of 70 to 100 % of the area, stretched back; shift, scale and rotation in one step; brightness and
+    contrast; now and then a little blur or noise.
+    """
+    moved = A.Affine(scale=(0.92, 1.08), translate_percent=(-0.05, 0.05), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
+    cropped = A.RandomResizedCrop((size, size), scale=(0.7, 1.0), ratio=(0.9, 1.11), p=0.5)
+    soft = size / 512
+    grain = [
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.3 * soft, 1.2 * soft), p=1.0),
+        A.GaussNoise((0.005, 0.03), p=1.0),
+    ]
+    return compose([_flip(), cropped, moved, A.RandomBrightnessContrast(0.2, 0.2, p=0.5), A.OneOf(grain, p=0.15)])
+
+
+def _flip():
+    return A.HorizontalFlip(p=0.5)
+
+
+class ViewDataset(Dataset):
+    """Images of a store as a network sees them; an item is `(image uint8 (1 or 2, size, size), target)`.
+
+    images, rows: as in SampleDataset. Each is scaled to `resize`, augmented where the key is `(index, seed)`, and its
+    centre of `size` pixels cut out. masks: path of a `.npy` uint8 (N, m, m), 0 to 255, whose rows are those of the
+    images; scaled and moved with the image it becomes the second channel. labels: float32 (n, 14), the targets of
+    `rows`; without them the target is the store row. Raises InputError for an image whose mask is empty.
+    """
+
+    def __init__(self, images, rows, resize, size, masks=None, transform=None, labels=None):
+        self.images = SampleDataset(images, size=resize, rows=rows)
+        self.masks = None if masks is None else SampleDataset(masks, size=resize, rows=rows)
+        start = (resize - size) // 2
+        self.centre = slice(start, start + size)
+        self.transform, self.labels = transform, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        image, row = self.images[index]
+        planes = {"image": image[0].numpy()}
+        if self.masks is not None:
+            planes["mask"] = self.masks[index][0][0].numpy()
+            if not planes["mask"].any():
+                raise InputError(f"{self.masks.path}: the mask of row {int(row)} is empty; run prepare again")
+        if self.transform is not None and seed is not None:
+            self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            planes = self.transform(**planes)
+        planes = [planes[name][self.centre, self.centre] for name in ("image", "mask") if name in planes]
+        return torch.from_numpy(np.stack(planes)), row if self.labels is None else torch.from_numpy(self.labels[index])
+
+
+def view_dataset(images, rows, config, stage, augment=False, targets=False):
+    """Return the ViewDataset of store rows for a stage, whole or lungs, and its NetworkConfig."""
+    pixels = images.store.images if stage == "whole" else images.arrays["crops"]
+    masks = images.arrays["masks"] if config.weighting else None
+    transform = augmentation(config.augmentation, config.resize) if augment else None
+    labels = labels_of(images, rows) if targets else None
+    return ViewDataset(pixels, rows, config.resize, config.size, masks, transform, labels)
+
+
+class FeatureDataset(Dataset):
+    """Features of frozen networks with labels; an item is `(float32 (K,), float32 (14,))`.
+
+    features: float32 (n, V, K), V being 1, or 2 where the second are those of the mirrored images; the seed of a key
+    `(index, seed)` chooses one of them. labels: float32 (n, 14).
+    """
+
+    def __init__(self, features, labels):
+        self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)
+
+    def __len__(self):
+        return len(self.features)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        return self.features[index, seed % self.features.shape[1]], self.labels[index]
+
+
+def pooled_features(job, branches, rows, flips, shared=False):
+    """Return the pooled features of frozen networks side by side, float32 (n, V, K1 + K2).
+
+    branches: the trained Networks, in the order of the columns. V is 2 with `flips`: the image, then its mirror.
+    shared: each process of a training under torchrun computes its share, and all get the whole.
+    """
+    mine = rows[distributed.share_rows(len(rows))] if shared else rows
+    found = np.concatenate([_features(job, branch, mine, flips) for branch in branches], axis=2)
+    return distributed.gather_rows(found, len(rows)) if shared else found
+
+
+def _features(job, branch, rows, flips):
+    config, model = branch.config, branch.load(job.run)
+    if not len(rows):
+        return np.empty((0, 1 + flips, model.width), np.float32)
+    model.to(job.device, memory_format=torch.channels_last).eval()
+
+    def pooled(images):
+        views = (images, images.flip(-1)) if flips else (images,)
+        return torch.stack([model.pooled(view) for view in views], 1)
+
+    return predict_probs(
+        [pooled],
+        branch.dataset(job, rows, False, False),
+        batch_size=2 * config.batch_size,
+        device=job.device,
+        amp=config.precision,
+        activation=lambda features: features,
+        progress=f"features, {branch.stage}",
+        workers=job.workers,
+    )

@@ -1,0 +1,272 @@
+"""Views, batches, figures and fusion, on a small stand-in for what `prepare` leaves."""
+
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import get_type_hints
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import nn
+
+from common.budget import Budget
+from common.data.loaders import EpochSampler
+from common.errors import InputError
+from common.images import Images
+from common.infer import tta
+from common.job import Job
+from common.network import predict, train, train_loader
+from common.nn.losses import bce
+from common.options import Options
+from common.runs import Run
+from solutions.chestxray14 import views
+from solutions.chestxray14.config import DEMO, LABELS, FusionConfig, NetworkConfig
+from solutions.chestxray14.models import auroc_and_loss, build_fusion
+from solutions.chestxray14.pipeline import SOLUTION, fold_networks
+from solutions.chestxray14.views import FeatureDataset, ViewDataset, pooled_features, view_dataset
+
+SIDE, CELLS, N = 72, 24, 12
+TINY = NetworkConfig(
+    backbone="test_resnet",
+    weights="none",
+    resize=72,
+    size=64,
+    attention=True,
+    weighting=True,
+    epochs=12,
+    batch_size=6,
+    lr=5e-3,
+    optimizer="adam",
+    weight_decay=0.0,
+    schedule="constant",
+    precision="fp32",
+)
+BOTH = replace(
+    DEMO,
+    views="both",
+    whole=TINY,
+    lungs=replace(TINY, weighting=False, size=32, resize=36),
+    segmenter=replace(DEMO.segmenter, crop_size=SIDE),
+    fusion=FusionConfig(batch_size=6, epochs=30, lr=3e-2, precision="fp32", schedule="constant"),
+    folds=(0,),
+)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Stored squares whose class is where a bright patch lies in the lungs; their crops are the negatives.
+
+    Fold 1 holds the twelve squares, fold 0 the same ones again.
+    """
+    pixels = np.random.default_rng(0).integers(0, 60, (N, SIDE, SIDE), dtype=np.uint8)
+    truth, masks = np.zeros((N, 14), np.int8), np.zeros((N, CELLS, CELLS), np.uint8)
+    masks[:, 3:-3, 2:10] = masks[:, 3:-3, -9:-3] = 255
+    for row in range(N):
+        kind = row % 3
+        truth[row, kind] = 1
+        top, left = [(12, 12), (12, 48), (44, 48)][kind]
+        pixels[row, top : top + 16, left : left + 14] += 180
+    for name, array in {"images": pixels, "crops": 255 - pixels, "masks": masks}.items():
+        np.save(tmp_path / f"{name}.npy", np.concatenate([array, array]))
+    table = pd.DataFrame(np.concatenate([truth, truth]), columns=LABELS)
+    table = table.assign(row=range(2 * N), image_id=[f"i{row}" for row in range(2 * N)], patient_id="", split="train")
+    table["fold"] = np.repeat([1, 0], N)
+    store = SimpleNamespace(images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    return Images(table, store, "key", "pixels", arrays={name: tmp_path / f"{name}.npy" for name in ("crops", "masks")})
+
+
+@pytest.fixture
+def job(images, tmp_path):
+    """`job(config)`: a Job on these images."""
+    runs = []
+
+    def make(config=BOTH, workers=0):
+        runs.append(Run(tmp_path / f"run{len(runs)}"))
+        options = Options(out=runs[-1].folder, workers=workers)
+        device, recipe = torch.device("cpu"), SOLUTION
+        made = Job("chestxray14", "demo", config, options, runs[-1], device, Budget(None), recipe=recipe)
+        made.images = images
+        return made
+
+    yield make
+    for run in runs:
+        run.close()
+
+
+def test_the_view_is_the_centre_of_the_resized_image_and_mask(images):
+    dataset = view_dataset(images, [5, 3], TINY, "whole")
+    image, row = dataset[1]
+    assert image.shape == (2, 64, 64) and image.dtype == torch.uint8 and int(row) == 3
+    np.testing.assert_array_equal(image[0], images.store.images[3, 4:68, 4:68])
+    mask = cv2.resize(np.load(images.arrays["masks"])[3], (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(image[1], mask[4:68, 4:68])
+    smaller = view_dataset(images, [3], replace(TINY, resize=36, size=33, weighting=False), "lungs")[0][0]
+    shrunk = cv2.resize(255 - images.store.images[3], (36, 36), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(smaller, shrunk[None, 1:34, 1:34])
+
+
+def test_a_flip_moves_image_and_mask(images):
+    flipped = view_dataset(images, [0], TINY, "whole", augment=True)
+    plain, seen = flipped[0][0], set()
+    for seed in range(12):
+        moved = flipped[0, seed][0]
+        seen.add(torch.equal(moved, plain))
+        assert torch.equal(moved, plain) or torch.equal(moved, plain.flip(-1))
+    assert seen == {True, False} and not torch.equal(plain, plain.flip(-1))
+
+
+def test_strong_augmentation_keeps_image_and_mask_together(tmp_path):
+    mask = np.zeros((1, 96, 96), np.uint8)
+    mask[0, 20:70, 15:40] = mask[0, 25:75, 55:85] = 255
+    np.save(tmp_path / "masks.npy", mask)
+    images = (60 + mask // 2).astype(np.uint8)
+    dataset = ViewDataset(images, [0], 96, 96, tmp_path / "masks.npy", views.augmentation("podium", 96))
+    overlaps, moved = [], set()
+    for seed in range(40):
+        image, lungs = dataset[0, seed][0].numpy()
+        inside = lungs > 127
+        bright = image > (np.median(image[inside]) + np.median(image[~inside])) / 2
+        overlaps.append((bright & inside).sum() / (bright | inside).sum())
+        moved.add(int(inside.sum()))
+    assert min(overlaps) > 0.98 and len(moved) > 15
+    again = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(again[0, 7][0], dataset[0, 7][0])
+
+
+def test_every_named_augmentation_exists():
+    names = get_type_hints(NetworkConfig)["augmentation"].__args__
+    assert [views.augmentation(name, 64) is None for name in names] == [name == "none" for name in names]
+
+
+def test_batches_do_not_depend_on_the_workers(job):
+    config, batches = replace(BOTH, whole=replace(TINY, augmentation="podium")), []
+    for workers in (0, 2):
+        loader = train_loader(job(config, workers), fold_networks(config, 0)[0], np.arange(N))
+        loader.batch_sampler.set_epoch(1, 2)
+        batches.append(list(loader))
+    assert len(batches[0]) == 2 and batches[0][0][0].shape == (6, 2, 64, 64)
+    for one, other in zip(*batches, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    labels = torch.cat([labels for _, labels in batches[0]])
+    assert labels.dtype == torch.float32 and torch.equal(labels.sum(0)[:4], torch.tensor([4.0, 4, 4, 0]))
+
+
+def test_an_empty_mask_is_named(images, tmp_path):
+    masks = np.load(images.arrays["masks"])
+    masks[4] = 0
+    np.save(tmp_path / "empty.npy", masks)
+    images.arrays["masks"] = tmp_path / "empty.npy"
+    with pytest.raises(InputError, match=r"empty\.npy: the mask of row 4 is empty"):
+        view_dataset(images, [4], TINY, "whole")[0]
+
+
+def test_figures_are_those_of_sklearn():
+    rng = np.random.default_rng(0)
+    truth, logits = np.eye(3, 14, dtype=np.float32)[np.arange(9) % 3], rng.normal(size=(9, 14)).astype(np.float32)
+    truth[:, 5] = 1  # one kind only: no AUROC
+    found, probs = auroc_and_loss(truth, logits), 1 / (1 + np.exp(-logits.astype(float)))
+    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(truth[:, c], probs[:, c]) for c in range(3)]))
+    assert found["loss"] == pytest.approx(log_loss(truth.ravel(), probs.ravel()), rel=1e-5)
+
+
+def test_a_dozen_images_are_learnt_by_heart(job):
+    config = replace(BOTH, views="whole", whole=replace(TINY, augmentation="none", epochs=18, averaging=("last",)))
+    ours, (network,) = job(config), fold_networks(config, 0)
+    done = train(ours, network)
+    assert done.figures["auroc"] == 1.0 and done.history["train_loss"].iloc[-1] < 0.1
+    probs = predict(ours, [network], [8, 0, 1])
+    assert probs.shape == (3, 14) and probs[:, :3].argmax(0).tolist() == [1, 2, 0]
+    both, model = predict(ours, [network], [8], [tta.IDENTITY, tta.FLIP]), network.load(ours.run).eval()
+    with torch.inference_mode():
+        image = view_dataset(ours.images, [8], config.whole, "whole")[0][0][None]
+        expected = (model(image).sigmoid() + model(image.flip(-1)).sigmoid()) / 2
+    np.testing.assert_allclose(both, expected, atol=1e-6)
+
+
+# ---- fusion --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def branches(monkeypatch):
+    """The Networks of fold 0 of BOTH, whose views are random networks that count as trained."""
+    *views_, fusion = fold_networks(BOTH, 0)
+    torch.manual_seed(0)
+    models = {network.stage: network.build() for network in views_}
+    loaded = type(fusion).load
+    monkeypatch.setattr(
+        type(fusion), "load", lambda self, run, variant=None: models.get(self.stage) or loaded(self, run, variant)
+    )
+    return SimpleNamespace(networks=views_, fusion=fusion, models=models.values())
+
+
+class Whole(nn.Module):
+    """Both frozen networks in place, with the layer that fuses them."""
+
+    def __init__(self, branches, fusion):
+        super().__init__()
+        self.branches, self.fusion = nn.ModuleList(branches).requires_grad_(False).eval(), fusion
+
+    def forward(self, images):
+        return self.fusion(torch.cat([model.pooled(x) for model, x in zip(self.branches, images, strict=True)], 1))
+
+
+def test_training_on_features_is_training_with_frozen_branches(job, branches):
+    rows = np.array([9, 2, 4, 3, 11, 0, 1, 7])
+    ours = job()
+    dataset = branches.fusion.dataset(ours, rows, True, True)
+    width = sum(model.width for model in branches.models)
+    assert dataset.features.shape == (8, 2, width) and dataset.features.dtype == torch.float32
+    seen_by = [view_dataset(ours.images, rows, one.config, one.stage) for one in branches.networks]
+    layers = [build_fusion(BOTH) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    start = layers[0].weight.detach().clone()
+    networks = layers[0], Whole(branches.models, layers[1])
+    optimizers = [torch.optim.Adam(layer.parameters(), 1e-2) for layer in layers]
+    sampler, mirrored = EpochSampler(8, 4, 0), set()
+    for epoch in range(2):
+        sampler.set_epoch(epoch, 2)
+        for keys in sampler:
+            mirrored |= {seed % 2 for _, seed in keys}
+            features, labels = (torch.stack(part) for part in zip(*(dataset[key] for key in keys), strict=True))
+            pixels = [
+                torch.stack([view[i][0].flip(-1) if seed % 2 else view[i][0] for i, seed in keys]) for view in seen_by
+            ]
+            for network, inputs, optimizer in zip(networks, (features, pixels), optimizers, strict=True):
+                optimizer.zero_grad()
+                bce(network(inputs), labels).backward()
+                optimizer.step()
+    assert mirrored == {0, 1} and (layers[0].weight - start).abs().max() > 1e-2
+    np.testing.assert_allclose(layers[0].weight.detach(), layers[1].weight.detach(), atol=1e-4)
+
+
+def test_features_are_mirrored_only_where_the_images_were(job, branches):
+    plain = replace(TINY, augmentation="none")
+    for augmentation, n in (("none", 1), ("flip", 2)):
+        config = replace(BOTH, whole=replace(plain, augmentation=augmentation), lungs=replace(plain, weighting=False))
+        fusion = fold_networks(config, 0)[-1]
+        assert fusion.dataset(job(config), np.arange(N), True, True).features.shape[1] == n
+        assert fusion.dataset(job(config), np.arange(N), False, True).features.shape[1] == 1  # held-out images
+    dataset = FeatureDataset(np.stack([np.zeros((2, 3)), np.ones((2, 3))], 1), np.zeros((2, 14)))
+    assert [dataset[key][0][0].item() for key in (0, (0, 4), (1, 5))] == [0, 0, 1]
+
+
+def test_fusion_through_the_loop(job, branches, monkeypatch):
+    ours = job()
+    for network in branches.networks:
+        network.folder(ours.run).mkdir(parents=True)
+        (network.folder(ours.run) / "final.safetensors").touch()
+    torch.manual_seed(0)
+    truth = np.tile(np.eye(3, 14, dtype=np.float32), (4, 1))
+    features = pooled_features(ours, branches.networks, np.arange(N), False)
+    done = train(ours, branches.fusion)
+    with torch.inference_mode():
+        before = auroc_and_loss(truth, build_fusion(BOTH)(torch.from_numpy(features[:, 0])).numpy())
+    assert len(done.history) == 30 and done.figures["loss"] < before["loss"] / 2 and done.figures["auroc"] > 0.8
+    with monkeypatch.context() as patch:  # a finished layer needs no features
+        patch.setattr(views, "predict_probs", None)
+        assert train(ours, branches.fusion).figures == done.figures
+    assert pooled_features(ours, branches.networks, np.arange(0), False).shape == (0, 1, features.shape[2])
