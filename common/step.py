@@ -83,9 +83,9 @@ def _is_done(job, step, key):
 
 
 def _changed(job, step, record):
-    """Names of the step's files that are not as it left them."""
+    """Names of the step's files that are not as it left them; `submit` leaves none where there are no test images."""
     before = record.get("sizes", {})
-    return [name for name, size in _sizes(job, step).items() if size is None or before.get(name) != size]
+    return [name for name, size in _sizes(job, step).items() if before.get(name, "") != size]
 
 
 def _sizes(job, step):
