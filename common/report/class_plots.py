@@ -1,10 +1,10 @@
-"""Plots by class: ROC curves and calibration in panels, AUROCs of several runs with intervals; see `plots`."""
+"""ROC curves and calibration of several classes, each in a panel of its own; see `plots`."""
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from common.metrics import calibration
-from common.report.plots import BLUE, DASHES, LINES, RULE, finite_rows, label_rows, make_axes, roc, styled, to_svg
+from common.report.plots import BLUE, LINES, RULE, add_legend_outside, finite_rows, make_axes, roc, styled, to_svg
 
 PANELS_PER_ROW = 4
 
@@ -32,7 +32,7 @@ def roc_panels(truth, scores, names):
             height = 0.04 + 0.12 * (len(lines) - 1 - place)
             ax.text(0.97, height, f"{area:.3f}", color=colour, ha="right", weight="bold", transform=ax.transAxes)
         ax.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect=1)
-    _add_legend(figure, panels[0], scores)
+    add_legend_outside(figure, panels[0])
     return to_svg(figure)
 
 
@@ -60,32 +60,6 @@ def reliability_panels(truth, probs, names, n_bins=15):
     return to_svg(figure)
 
 
-@styled
-def forest(runs, names, label="AUROC", reference=None):
-    """Estimates with their intervals, one line per class and in it one dot per run.
-
-    runs: a dict from a run's name to (C, 3) of estimate, low and high; names: of the C classes. An estimate that is not
-    finite is left out, an interval that is not finite is not drawn. reference: drawn as a dashed line.
-    """
-    runs = {run: np.array(values, float) for run, values in runs.items()}
-    if not any(np.isfinite(values[:, 0]).any() for values in runs.values()):
-        return None
-    step = 0.8 / len(runs)
-    figure, ax = make_axes(0.8 + len(names) * max(0.26, 0.15 * len(runs)), 6.4)
-    for k, (run, values) in enumerate(runs.items()):
-        places = np.arange(len(names)) - 0.4 + (k + 0.5) * step
-        ax.hlines(places, values[:, 1], values[:, 2], color=LINES[k][0], linewidth=1.8)
-        ax.plot(values[:, 0], places, "o", color=LINES[k][0], markersize=4.5, label=run)
-    for place in range(1, len(names)):
-        ax.axhline(place - 0.5, color=RULE, linewidth=0.6)
-    if reference is not None:
-        ax.axvline(reference, color=RULE, linestyle=DASHES)
-    label_rows(ax, names)
-    ax.set_xlabel(label)
-    _add_legend(figure, ax, runs)
-    return to_svg(figure)
-
-
 def _make_panels(items, x_label, y_label):
     """Return a figure and a square panel per item, labelled at the figure's edges."""
     columns = min(PANELS_PER_ROW, len(items))
@@ -96,10 +70,3 @@ def _make_panels(items, x_label, y_label):
     figure.supxlabel(x_label, size=9.5)
     figure.supylabel(y_label, size=9.5)
     return figure, list(axes.flat[: len(items)])
-
-
-def _add_legend(figure, ax, runs):
-    if len(runs) > 1:
-        lines, labels = ax.get_legend_handles_labels()
-        columns = max(1, min(len(labels), 75 // (6 + max(map(len, labels)))))
-        figure.legend(lines, labels, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.2)

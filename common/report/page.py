@@ -16,6 +16,7 @@ import math
 import re
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -200,64 +201,12 @@ def write_page(path, title, subtitle, fragments):
     title = _escape(title)
     header = f"<header><h1>{title}</h1><p>{_escape(subtitle)}</p></header>"
     contents = f'<nav aria-label="Contents">{"".join(links)}</nav>'
+    style = Path(__file__).with_name("page.css").read_text("utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title><style>{_CSS}</style>'
+        f'<meta name="color-scheme" content="light dark"><title>{title}</title><style>{style}</style>'
     )
     main = f"<main>{header}\n" + "\n".join(body) + "</main>"
     write_text(path, f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{contents}\n{main}</body></html>\n')
-
-
-_CSS = """
-:root { --page: #f5f7f9; --card: #fff; --ink: #1d2731; --muted: #5b6976; --rule: #dde3e8; --accent: #0a67a8;
-  --blue: #0072b2; --info: #e8f2fa; --warn: #fff4dc;
-  --font: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-@media screen and (prefers-color-scheme: dark) { :root { --page: #11161b; --card: #1a2128; --ink: #e3e9ee;
-  --muted: #9cabb8; --rule: #303b45; --accent: #6cb8ee; --blue: #56b4e9; --info: #172b3b; --warn: #342a12; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 82rem; display: grid; grid-template-columns: 14rem minmax(0, 1fr);
-  background: var(--page); color: var(--ink); font: 16px/1.55 var(--font); overflow-wrap: break-word; }
-main { padding: 2.5rem 2rem 4rem; min-width: 0; }
-nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow: auto; padding: 2.9rem 0 2rem 1.5rem;
-  display: flex; flex-direction: column; font-size: .9rem; }
-main a { color: var(--accent); }
-nav a { color: var(--muted); text-decoration: none; padding: .3rem .8rem; border-left: 2px solid var(--rule); }
-nav a:hover, nav a:focus { color: var(--accent); border-color: var(--accent); }
-h1 { font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; margin: 0; }
-h2 { font-size: 1.35rem; margin: 0 0 .8rem; } section { margin-top: 2.8rem; scroll-margin-top: 1.5rem; }
-p { max-width: 46rem; margin: .6rem 0; }
-header p, .label, .hint, figcaption, caption, dt { color: var(--muted); font-size: .85rem; }
-header p { margin: .4rem 0 1.6rem; font-size: 1rem; }
-.cards, .grid, .table, .keys, details, .note, figure { margin: 1rem 0; }
-.card, figure, .table, .keys, details { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
-.cards, .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
-.card, .keys, details, .note { padding: .8rem 1.1rem; }
-.value { font-size: 1.8rem; font-weight: 650; line-height: 1.3; letter-spacing: -.02em; }
-.grid { align-items: start; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
-.grid.small { grid-template-columns: repeat(auto-fill, minmax(10.2rem, 1fr)); gap: .8rem; }
-figure { padding: .9rem; overflow: hidden; } .grid > * { margin: 0; }
-figure svg, figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-figcaption { line-height: 1.4; margin-top: .6rem; overflow-wrap: anywhere; } .small figure { padding: 0; }
-.small img { width: 100%; } .small figcaption { padding: 0 .7rem .6rem; } .table { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption, th, td { text-align: left; padding: .45rem 1rem; min-width: 9rem; }
-th, td { border-top: 1px solid var(--rule); } .num { text-align: right; white-space: nowrap; min-width: 0; }
-tbody tr:hover { background: var(--info); }
-.note { border-left: 4px solid var(--accent); background: var(--info); border-radius: 6px; }
-.warning { border-color: #d98e04; background: var(--warn); }
-.keys { display: grid; grid-template-columns: minmax(8rem, max-content) minmax(0, 1fr); gap: .25rem 1.5rem;
-  font-size: .87rem; }
-dd { margin: 0; overflow-wrap: anywhere; } summary { cursor: pointer; font-weight: 600; }
-.legend i { display: inline-block; width: 1.4em; border-top: 3px solid; vertical-align: middle; margin: 0 .4em 0 0; }
-.legend span { margin-right: 1.4em; }
-@media (max-width: 56rem) { body { display: block; } main { padding: 1.3rem 1rem 3rem; } h1 { font-size: 1.55rem; }
-  nav { flex-direction: row; padding: 0 .5rem; background: var(--page); border-bottom: 1px solid var(--rule);
-  white-space: nowrap; z-index: 1; } nav a { border: 0; padding: .75rem .6rem; }
-  section { scroll-margin-top: 3.6rem; } .value { font-size: 1.5rem; } figure { padding: .6rem; } }
-@media print { body { display: block; max-width: none; font-size: 11pt; background: none; } nav { display: none; }
-  main { padding: 0; } table { font-size: 8.5pt; } td { overflow-wrap: anywhere; }
-  th, td { min-width: 0; padding: .3rem .6rem; }
-  figure, .card, .note, tr { break-inside: avoid; } h2 { break-after: avoid; } }
-"""

@@ -18,8 +18,7 @@ INK, RULE, BLUE = "#1d2732", "#dde3e9", "#0072b1"  # replaced by the page's own 
 CELL, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 _COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9"]
 LINES = [(colour, dash) for dash in ("-", "--", ":", "-.") for colour in _COLOURS] * 10
-DASHES = (0, (4, 3))
-_MARK = {"color": ORANGE, "linewidth": 1.3, "linestyle": DASHES}
+_MARK = {"color": ORANGE, "linewidth": 1.3, "linestyle": (0, (4, 3))}
 styled = matplotlib.rc_context(
     {"font.size": 9.5, "axes.titlesize": 9.5, "legend.fontsize": 9, "axes.titlelocation": "left"}
     | {"grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 3.5, "svg.fonttype": "none"}
@@ -67,13 +66,12 @@ def remove_frame(ax):
     ax.tick_params(length=0)
 
 
-def label_rows(ax, names):
-    """Make the y axis a list of `names`, the first on top, without line and grid."""
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.grid(axis="y", visible=False)
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
+def add_legend_outside(figure, ax):
+    """Put a legend of several lines above the figure, in as many columns as fit."""
+    lines, labels = ax.get_legend_handles_labels()
+    if len(labels) > 1:
+        columns = max(1, min(len(labels), 75 // (6 + max(map(len, labels)))))
+        figure.legend(lines, labels, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.2)
 
 
 def roc(truth, scores):
@@ -137,31 +135,47 @@ def confusion_matrix(counts, labels):
     return to_svg(figure)
 
 
-@styled
 def score_with_interval(rows, label="score", reference=None):
-    """Estimates with their intervals, one line each; `rows` are (name, estimate, low, high).
+    """Estimates with their intervals, one line each with its figures; `rows` are (name, estimate, low, high).
 
-    A row without a finite estimate is left out, an interval that is not finite is not drawn. `reference`: a score to
-    compare with, as a dashed line.
+    A row without a finite estimate is left out. Otherwise as `forest`.
     """
-    rows = [(name, *np.array(values, float)) for name, *values in rows]  # None becomes NaN
-    rows = [row for row in rows if np.isfinite(row[1])]
-    if not rows:
+    rows = [(name, np.array(values, float)) for name, *values in rows]  # None becomes NaN
+    rows = [row for row in rows if np.isfinite(row[1][0])]
+    return forest({"": [values for _, values in rows]}, [name for name, _ in rows], label, reference)
+
+
+@styled
+def forest(runs, names, label="AUROC", reference=None):
+    """Estimates with their intervals, one line per name and in it one dot per run; of a single run with the figures.
+
+    runs: a dict from a run's name to (N, 3) of estimate, low and high; names: of the N lines. What is not finite is not
+    drawn. reference: a score to compare with, as a dashed line.
+    """
+    runs = {run: np.array(values, float).reshape(-1, 3) for run, values in runs.items()}
+    if not any(np.isfinite(values[:, 0]).any() for values in runs.values()):
         return None
-    figure, ax = make_axes(0.7 + 0.34 * len(rows))
-    for place, (_, estimate, low, high) in enumerate(rows):
-        text = f"{estimate:.4f}"
-        if np.isfinite([low, high]).all():
-            ax.plot([low, high], [place, place], color=BLUE, linewidth=2.4)
-            text += f"  [{low:.4f}, {high:.4f}]"
-        ax.plot(estimate, place, "o", color=BLUE, markersize=7)
+    one, step = len(runs) == 1, 0.8 / len(runs)
+    figure, ax = make_axes(0.8 + len(names) * max(0.34, 0.15 * len(runs)), 4.7 if one else 6.4)
+    for k, (run, values) in enumerate(runs.items()):
+        places, (estimates, low, high) = np.arange(len(names)) - 0.4 + (k + 0.5) * step, values.T
+        ax.hlines(places, low, high, color=LINES[k][0], linewidth=1.8)
+        ax.plot(estimates, places, "o", color=LINES[k][0], markersize=4.5, label=run)
+    for place, (estimate, low, high) in enumerate(values if one else ()):
+        text = f"{estimate:.4f}" + (f"  [{low:.4f}, {high:.4f}]" if np.isfinite([low, high]).all() else "")
         ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", size=9)
+    for place in range(1, 1 if one else len(names)):
+        ax.axhline(place - 0.5, color=RULE, linewidth=0.6)
     if reference is not None:
         ax.axvline(reference, **_MARK | {"color": INK})
-    label_rows(ax, [row[0] for row in rows])
-    ax.set_xlabel(label)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel=label)
+    ax.grid(axis="y", visible=False)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
     ax.margins(x=0.12)
-    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.xaxis.set_major_locator(MaxNLocator(3 if one else None))
+    add_legend_outside(figure, ax)
     return to_svg(figure)
 
 

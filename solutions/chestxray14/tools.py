@@ -13,7 +13,7 @@ import tyro
 from common.errors import InputError
 from common.export import open_run
 from common.paths import write_csv
-from common.report import class_plots, page
+from common.report import class_plots, page, plots
 from common.step import key_of, run_step
 from solutions.chestxray14.config import LABELS, Config
 from solutions.chestxray14.labels import LISTS
@@ -338,7 +338,7 @@ def _write_page(path, y, scores, found, pairs, notes, words, split):
         *notes,
         page.section(
             "Areas",
-            page.figure(class_plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
+            page.figure(plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
             page.table(_side_by_side(found).map(_unbroken)),
             *_too_few(next(iter(found.values()))),
         ),

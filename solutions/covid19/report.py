@@ -124,7 +124,7 @@ def _folds(run):
     estimates = {
         name: [*half[[name, f"{name}_low", f"{name}_high"]].to_numpy(), list(score[name].values())] for name in RATES
     }
-    drawn = class_plots.forest(estimates, [*(f"fold {fold}" for fold in half["fold"]), "all images"], "share")
+    drawn = plots.forest(estimates, [*(f"fold {fold}" for fold in half["fold"]), "all images"], "share")
     return page.section(
         "Folds",
         page.table(_fold_rows(half, score), f"At a probability of {HALF}"),

@@ -50,14 +50,14 @@ def test_reliability_panels_give_the_calibration_error():
 
 def test_forest_has_a_line_a_class_and_a_colour_a_run():
     found = {"a": [[0.8, 0.7, 0.9], [0.6, NAN, NAN], [NAN] * 3], "b": [[0.7, 0.6, 0.8]] * 3}
-    svg = class_plots.forest(found, NAMES, reference=0.5)
+    svg = plots.forest(found, NAMES, reference=0.5)
     assert {*NAMES, "a", "b", "AUROC"} <= set(texts(svg))
     assert plots.ORANGE in svg.decode() and "var(--blue" in svg.decode()
-    assert plots.ORANGE not in class_plots.forest({"a": found["a"]}, NAMES).decode()
+    assert plots.ORANGE not in plots.forest({"a": found["a"]}, NAMES).decode()
 
 
 def test_nothing_to_draw_is_none():
     truth, score = findings()
     assert class_plots.roc_panels(truth[:, 2:], {"a": score[:, 2:]}, ["Hernia"]) is None
     assert class_plots.reliability_panels(truth, np.full_like(score, NAN), NAMES) is None
-    assert class_plots.forest({"a": np.full((3, 3), NAN)}, NAMES) is None
+    assert plots.forest({"a": np.full((3, 3), NAN)}, NAMES) is None

@@ -37,7 +37,7 @@ def test_every_plot_parses_has_its_size_and_follows_the_page():
     made = {
         "curves": (plots.learning_curves(_history(), chosen=(2, 3)), 4.7, 0.5 + 1.9 + 1.9 + 0.8),
         "matrix": (plots.confusion_matrix([[3, 1], [0, 2]], ["a", "b"]), 4.7, 2.5),
-        "forest": (plots.score_with_interval([("a", 0.5, 0.4, 0.6)]), 4.7, 1.04),
+        "forest": (plots.score_with_interval([("a", 0.5, 0.4, 0.6)]), 4.7, 1.14),
         "surface": (plots.threshold_surface(SEARCH, "high", "area", "dice", (0.7, 500)), 4.7, 3.1),
         "line": (plots.line_with_peak([1, 2, 3], [1, 3, 2], "x", "y"), 4.7, 2.8),
         "lr": (plots.lr_finder_plot(np.geomspace(1e-5, 1, 20), np.linspace(1, 0, 20), 1e-2), 4.7, 2.8),

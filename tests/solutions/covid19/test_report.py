@@ -128,10 +128,9 @@ def audited(job, biased):
 @pytest.fixture
 def bare(monkeypatch):
     """Pages without plots, which take longest: their captions become notes."""
-    for name in ("histogram", "roc_curve", "score_with_interval", "confusion_matrix"):
+    for name in ("histogram", "roc_curve", "score_with_interval", "forest", "confusion_matrix"):
         monkeypatch.setattr(plots, name, lambda *args, **options: None)
-    for name in ("forest", "reliability_panels"):
-        monkeypatch.setattr(class_plots, name, lambda *args, **options: None)
+    monkeypatch.setattr(class_plots, "reliability_panels", lambda *args, **options: None)
 
 
 def page_of(job):
