@@ -235,7 +235,7 @@ def infer_tool(recipe, config_class, takes_sizes=False):
                 exported.link(job.run)
                 predict_test(job)
                 log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)[1]}")
-        return int((~images.table["ok"]).sum())
+                return max(job.left_out, int((~images.table["ok"]).sum()))
 
     return infer
 

@@ -152,6 +152,7 @@ def prepare_test(job, recipe, facts):
     store = decode(job, listing)
     listing = _with_sizes(replace(listing, table=listing.table.assign(split="test", fold=-1)), store)
     listing = recipe.refine_test(job, listing, store)
+    _log_left_out(job, listing.left_out)
     write_submission(job.run.path(SAMPLE), listing.sample)
     pixels = _pixels_key(store, listing.table, listing.about.get("pixels"))
     job.images = Images(listing.table, store, "", pixels, facts | listing.about, listing.tables, listing.arrays)
@@ -225,7 +226,7 @@ def _with_folds(job, listing):
     options, config, table = job.options, job.config, listing.table
     used = (table["split"] == "train").to_numpy()
     if "used" in table:
-        used &= table["used"].to_numpy()
+        used = used & table["used"].to_numpy()
     ids, patients = table.loc[used, "image_id"].tolist(), _patients(table[used])
     if options.fold_table is not None:
         folds = load_folds(options.fold_table, ids)
@@ -239,7 +240,7 @@ def _with_folds(job, listing):
         folds = make_folds(listing.strata, config.n_folds, patients, config.seed)
     if patients is None:
         log.info("folds: no map from image to patient (--id-map): a patient may lie in two folds, scores may flatter")
-    table = table.assign(fold=-1)
+    table = table.drop(columns="used", errors="ignore").assign(fold=-1)
     table.loc[used, "fold"] = folds
     return replace(listing, table=table)
 
@@ -279,10 +280,13 @@ def _plain(values):
 def _report_left_out(job, rows):
     path = job.run.path("left_out.csv")
     path.unlink(missing_ok=True)
-    if not rows:
-        return
-    write_csv(path, pd.DataFrame(rows, columns=["image_id", "file", "reason"]))
+    if rows:
+        write_csv(path, pd.DataFrame(rows, columns=["image_id", "file", "reason"]))
+        _log_left_out(job, rows)
+        log.info(f"all images that cannot be used: {path}")
+
+
+def _log_left_out(job, rows):
     job.left_out = len(rows)
     for image_id, file, reason in rows[:20]:
         log.info(f"left out {image_id}: {reason} ({file})")
-    log.info(f"left out {len(rows)} images that cannot be used: {path}")

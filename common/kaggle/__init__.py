@@ -44,7 +44,8 @@ def tool_names(source, own=()):
     """Return the names of the Kaggle tools of a solution with this Source (None: none) and its `own` tools."""
     if source is None:
         return ()
-    available = {"download": True, "upload": source.kind == "competition", "notebook": "infer" in own}
+    notebook = "infer" in own and source.kind != "none"
+    available = {"download": True, "upload": source.kind == "competition", "notebook": notebook}
     return tuple(name for name, yes in available.items() if yes)
 
 

@@ -53,7 +53,8 @@ def nested_counts(y, score, folds, metric=youden):
         here = codes == k
         thresholds[k] = choose_thresholds(y[~here], score[~here], metric)
         known = ~np.isnan(thresholds[k])
-        counts[known] += confusion_counts(y[here][:, known], score[here][:, known], thresholds[k, known])
+        if known.any():
+            counts[known] += confusion_counts(y[here][:, known], score[here][:, known], thresholds[k, known])
     return counts, thresholds
 
 

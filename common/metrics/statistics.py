@@ -231,3 +231,10 @@ def as_interval(interval):
     """Return an Interval as the dict of estimate, low and high that score.json holds; NaN becomes None."""
     values = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
+
+
+def format_interval(values, digits=4):
+    """Return what `as_interval` returns as text, such as "0.8347 [0.8280, 0.8412]"; "not defined" without a value."""
+    if values["estimate"] is None:
+        return "not defined"
+    return "{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".format(**values, digits=digits)

@@ -3,15 +3,15 @@
 import pandas as pd
 
 from common.report import page, plots
-from solutions.covid19.config import COVID, STAGE
+from solutions.covid19.audit import focus_networks, read_audit
+from solutions.covid19.config import COVID
 from solutions.covid19.pictures import SEEN, heat_strips, pick_answers, view_strips
-from solutions.covid19.scoring import read_audit, read_score
 
 
-def audit_fragments(job, oof):
-    """Return what `audit` found; oof: the out-of-fold predictions with what is known of each image."""
+def audit_fragments(job, score, oof):
+    """Return what `audit` found; score: of score.json; oof: the out-of-fold predictions with the truth."""
     found, _, focus = read_audit(job.run)
-    config, checks, score, views = job.config, found["checks"], read_score(job.run), found["focus"]
+    config, checks, views = job.config, found["checks"], found["focus"]
     names = {check: _name(check, config.view) for check in checks}
     lines = [(f"this run: {SEEN[config.view]}", score["auroc"])]
     if score["same_source"]:
@@ -39,8 +39,7 @@ def audit_fragments(job, oof):
     groups = {SEEN[view]: 100 * focus.loc[focus["view"] == view, "share"] for view in views}
     groups["chance"] = 100 * focus.drop_duplicates("image_id")["area"]
     answers = pick_answers(oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")])
-    stages = {view: STAGE if view == config.view else "audit-image" for view in views}
-    panels = ", ".join(["the radiograph with its lungs", *(f"the network that sees {SEEN[view]}" for view in stages)])
+    panels = ", ".join(["the radiograph with its lungs", *(f"the network that sees {SEEN[view]}" for view in views)])
     high = config.audit.high
     return [
         f"Trained for {found['epochs']} epochs, with the folds {', '.join(map(str, found['folds']))} held out in turn.",
@@ -61,7 +60,7 @@ def audit_fragments(job, oof):
             "Share of each heat map in the lungs, and the area of the lungs",
         ),
         f"Grad-CAM, violet to yellow from the least to the strongest evidence for {COVID}: {panels}.",
-        heat_strips(job, answers, stages),
+        heat_strips(job, answers, {fold: focus_networks(config, fold) for fold in found["folds"]}),
     ]
 
 

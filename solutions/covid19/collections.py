@@ -1,4 +1,4 @@
-"""The collections that a user has as one table, with a row for each row of theirs."""
+"""The user's collections as one table with a row for each row of their tables, and the images to predict."""
 
 import logging
 import os
@@ -16,90 +16,76 @@ from solutions.covid19.layouts import CHEXPERT, from_chexpert, from_metadata, fr
 
 log = logging.getLogger(__name__)
 METADATA, UNLABELLED = "metadata.csv", "unlabelled_test.csv"
-COLUMNS = [
-    "collection",
-    "home",
-    "table",
-    "line",
-    "file_name",
-    "path",
-    "image_id",
-    "patient_id",
-    "age",
-    "age_said",
-    "sex",
-    "view",
-    "view_said",
-    "modality",
-    "devices",
-    "finding",
-    "label",
-]
-TEST_COLUMNS = ["image_id", "file_name", "path", "patient_id", "collection"]
 
 
 def read_collections(folders):
-    """Read the collections in folders: a frame with COLUMNS, one row for each row of their tables, in order.
+    """Read the collections in folders into one table with a row for each row of their tables, in order.
 
-    folders: each is searched, and its direct sub-folders are, for metadata.csv (ieee8023, Actualmed, Figure1),
-    Data_Entry_2017*.csv (NIH) and train.csv or valid.csv with a column Path (CheXpert). collection: str; of
+    Each folder and its direct subfolders are searched for metadata.csv (ieee8023, Actualmed, Figure1),
+    Data_Entry_2017*.csv (NIH) and train.csv or valid.csv with a column Path (CheXpert). Columns: collection, of
     ieee8023's the column `source`, else the folder. home: False for NIH and CheXpert, which hold no COVID-19. table:
     Path; line: the row in it, 1 being the header. file_name: as given; path: None without a file. image_id: unique.
     patient_id: "<collection> <number>", one of its own where the table gives none. age: float years, NaN where unknown;
-    age_said: a text that is no age. view: frontal, lateral, other or unknown; view_said as given. modality: X-ray, CT,
-    another as given, or "". devices: bool. label: 1 COVID-19, 0 something else or nothing, -1 not known. Raises
-    InputError naming file and row: no table, an unreadable or empty one, one without a column, a name of two files.
+    age_said: a text that is no age. sex. view: frontal, lateral, other or unknown; view_said as given. modality: X-ray,
+    CT, another as given, or "". devices: bool. finding; label: 1 COVID-19, 0 something else or nothing, -1 unknown.
+    Raises InputError naming file and row: no table, an unreadable or empty one, a missing column, an ambiguous name.
     """
-    tables = _all_tables(folders)
-    places = [path.parent for path in tables]
-    table = pd.concat([_read(path, places) for path in tables], ignore_index=True)
+    tables = {}
+    for folder in map(Path, folders):
+        found = _find_tables(folder)
+        if not found:
+            raise InputError(
+                f"{folder}: no collection in it or in a folder of it (no {METADATA}, no Data_Entry_2017*.csv, no "
+                "train.csv or valid.csv of CheXpert)"
+            )
+        for path in found:
+            tables.setdefault(path.resolve(), path)
+    places = [path.parent for path in tables.values()]
+    table = pd.concat([_read(path, places) for path in tables.values()], ignore_index=True)
     table["image_id"] = _unique(table)
-    blank = table["patient_id"] == ""
-    table["patient_id"] = table["collection"] + " " + table["patient_id"].mask(blank, "image " + table["image_id"])
+    number = table["patient_id"].mask(table["patient_id"] == "", "image " + table["image_id"])
+    table["patient_id"] = table["collection"] + " " + number
     for name, rows in table.groupby("collection", sort=False):
         counts = rows["label"].value_counts()
         log.info(
             f"{name}: {len(rows):,} rows, {counts.get(1, 0):,} of them {COVID}; {counts.get(-1, 0):,} of unknown "
             f"finding, {rows['path'].isna().sum():,} without a file"
         )
-    return table[COLUMNS]
+    return table
 
 
-def read_test(folders, test, taken=()):
-    """Images to predict: a frame of image_id, file_name, path (None without a file), patient_id, collection ("").
+def read_test_images(data, test, taken=()):
+    """Return the images to predict, a table of image_id, file_name, path, patient_id and collection ("").
 
-    test: --test, a folder or a CSV whose first column names the images; None takes the unlabelled_test.csv beside each
-    metadata.csv in `folders`, an empty frame where there is none. Patients are those of a column patientid, "image …"
-    without. taken: ids in use; a test image of such an id gets "test-" in front. Raises InputError naming file and row:
-    an unreadable or empty list, an image named twice, a name of two files.
+    test: --test, a folder, or a CSV of names of images below `data`; None: each unlabelled_test.csv in `data` or a
+    direct subfolder, an empty table without one. Patients are those of a column patientid, "image …" without. taken:
+    ids in use; a test image with such an id gets the prefix "test-". Raises InputError naming file and row: an
+    unreadable or empty list, an image without a file or named twice, an ambiguous name.
     """
-    if test is not None and Path(test).is_dir():
-        files = named_images(Path(test))[1]
-        lists = [pd.DataFrame({"file_name": [path.name for path in files.values()], "patient_id": ""}, dtype=object)]
-        lists[0]["path"] = pd.Series(list(files.values()), dtype=object)
+    if test is not None and test.is_dir():
+        files = list(named_images(test)[1].values())
+        lists = [pd.DataFrame({"file_name": [path.name for path in files], "patient_id": "", "path": files}, dtype="O")]
+    elif data is None:
+        raise InputError("name the folder of the images with --data")
+    elif test is not None:
+        lists = [_read_list(test, _index(data))]
     else:
-        tables = _all_tables(folders)
-        places = list(dict.fromkeys(path.parent for path in tables))
-        if test is None:
-            places = [path.parent for path in tables if path.name == METADATA and path.with_name(UNLABELLED).is_file()]
-        indices = [_index(place, [path.parent for path in tables]) for place in places]
-        if test is None:
-            lists = [_read_list(place / UNLABELLED, index) for place, index in zip(places, indices, strict=True)]
-        else:
-            together = {
-                stem: [path for index in indices for path in index.get(stem, [])] for stem in set().union(*indices)
-            }
-            lists = [_read_list(Path(test), together)]
+        places = [path.parent for path in _find_tables(data)]
+        paths = [place / UNLABELLED for place in _places(data) if (place / UNLABELLED).is_file()]
+        lists = [_read_list(path, _index(path.parent, places)) for path in paths]
     if not lists:
-        return pd.DataFrame(columns=TEST_COLUMNS, dtype=object)
+        return pd.DataFrame(columns=["file_name", "patient_id", "path", "collection", "image_id"], dtype="O")
     table = pd.concat(lists, ignore_index=True).assign(collection="")
-    twice = table["file_name"].duplicated()
-    if twice.any():
-        raise InputError(f"{table.loc[twice.idxmax(), 'file_name']}: twice among the images to predict")
+    for name in table["file_name"][table["file_name"].duplicated()]:
+        raise InputError(f"{name}: twice among the images to predict")
+    absent = table["path"].isna()
+    if absent.any():
+        first = table["file_name"][absent].iloc[0]
+        raise InputError(f"{absent.sum()} of {len(table)} images to predict have no file, the first is {first}")
     table["image_id"] = _unique(table)
     table["image_id"] = table["image_id"].mask(table["image_id"].isin(set(taken)), "test-" + table["image_id"])
     table["patient_id"] = table["patient_id"].mask(table["patient_id"] == "", "image " + table["image_id"])
-    return table[TEST_COLUMNS]
+    return table
 
 
 def _read_list(path, index):
@@ -108,31 +94,24 @@ def _read_list(path, index):
     for row in np.flatnonzero(names == "")[:1]:
         raise InputError(f"{path}, row {row + 2}: no file name")
     patients = next((rows[name] for name in rows if name.lower() in ("patientid", "patient_id")), "")
-    paths = [_file(index, name, "", f"{path}, row {row + 2}") for row, name in names.items()]
+    paths = [_find_file(index, name, "", f"{path}, row {row + 2}") for row, name in names.items()]
     return pd.DataFrame({"file_name": names, "patient_id": patients, "path": pd.Series(paths, dtype=object)})
 
 
-def _all_tables(folders):
-    """Tables of known collections in folders and their direct sub-folders, each once."""
-    found = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
-        inside = [path for place in [folder, *sorted(folder.iterdir())] if place.is_dir() for path in _tables(place)]
-        if not inside:
-            raise InputError(
-                f"{folder}: no collection in it or in a folder of it (no {METADATA}, no "
-                "Data_Entry_2017*.csv, no train.csv or valid.csv of CheXpert)"
-            )
-        for path in inside:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+def _places(folder):
+    """Return a folder and its direct subfolders."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return [place for place in [folder, *sorted(folder.iterdir())] if place.is_dir()]
 
 
-def _tables(place):
-    found = [place / METADATA] if (place / METADATA).is_file() else []
-    found += sorted(place.glob("Data_Entry_2017*.csv"))[:1]  # the second one is a correction of the same rows
-    return found + [place / name for name in ("train.csv", "valid.csv") if _is_chexpert(place / name)]
+def _find_tables(folder):
+    found = []
+    for place in _places(folder):
+        found += [place / METADATA] if (place / METADATA).is_file() else []
+        found += sorted(place.glob("Data_Entry_2017*.csv"))[:1]  # the second one is a correction of the same rows
+        found += [place / name for name in ("train.csv", "valid.csv") if _is_chexpert(place / name)]
+    return found
 
 
 def _is_chexpert(path):
@@ -143,21 +122,21 @@ def _is_chexpert(path):
 
 
 def _read(path, places):
-    """One table in the columns that all share, with the paths of its images."""
+    """Return one table in the shared columns, with the paths of its images."""
     raw = some_rows(path)
     if path.name in ("train.csv", "valid.csv"):
         table = from_chexpert(path, raw)
-        paths = [_below(path.parent, name) for name in table["file_name"]]
+        paths = [_chexpert_file(path.parent, name) for name in table["file_name"]]
     else:
         table = from_metadata(path, raw) if path.name == METADATA else from_nih(path, raw)
         index = _index(path.parent, places)
         named = zip(table["file_name"], table["folder"], strict=True)
-        paths = [_file(index, name, folder, f"{path}, row {row}") for row, (name, folder) in enumerate(named, 2)]
+        paths = [_find_file(index, name, folder, f"{path}, row {row}") for row, (name, folder) in enumerate(named, 2)]
     return table.assign(table=path, line=np.arange(len(table)) + 2, path=pd.Series(paths, table.index, dtype=object))
 
 
-def _index(folder, places):
-    """Stem → paths of the images below a folder, but for those of other collections, whose `places` are below it."""
+def _index(folder, places=()):
+    """Return stem → paths of the images below a folder, without those of other collections, at `places` below it."""
     found, others = {}, {place.resolve() for place in places} - {folder.resolve()}
     for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
         names[:] = sorted(name for name in names if (Path(parent) / name).resolve() not in others)
@@ -172,8 +151,11 @@ def _raise(error):
     raise error
 
 
-def _file(index, name, folder, where):
-    """Path of the image that a row names, None without one; of several that in its folder, of the very name."""
+def _find_file(index, name, folder, where):
+    """Return the path of the image that a row names, or None; of several, the one in its folder or of the exact name.
+
+    Raises InputError where several remain.
+    """
     paths, folder = index.get(_stem(name), []), folder or Path(name).parent.name or "images"
     for fits in (lambda path: path.parent.name == folder, lambda path: path.name == Path(name).name):
         if len(paths) > 1:
@@ -183,8 +165,8 @@ def _file(index, name, folder, where):
     return paths[0] if paths else None
 
 
-def _below(folder, name):
-    """CheXpert's file of a path such as CheXpert-v1.0-small/train/…, whose first folder holds the table or is in it."""
+def _chexpert_file(folder, name):
+    """Return the file of a path such as CheXpert-v1.0-small/train/…, whose first folder holds the table or is in it."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return next((path for start in (1, 0) if (path := folder.joinpath(*parts[start:])).is_file()), None)
 
@@ -195,7 +177,7 @@ def _stem(name):
 
 
 def _unique(table):
-    """Ids that can be file names: the stem, the collection in front of one that is there twice, then a number."""
+    """Return ids usable as file names: the stem, if ambiguous with the collection in front, then with a number."""
     inner = table["file_name"].str.extract(r"(patient.+)$")[0].str.replace("/", "_")
     ids = _safe(table["file_name"].mask((table["collection"] == CHEXPERT) & inner.notna(), inner).map(_stem))
     ids = ids.mask(ids.duplicated(keep=False), _safe(table["collection"] + "-" + ids))

@@ -99,7 +99,7 @@ class LungsConfig:
     """How an image is reduced to its lungs. The paper: section 3.2."""
 
     weights: str = "shipped"
-    """shipped, or a file that `lung_segmentation export_segmenter` wrote."""
+    """shipped, or a file that `lung_segmentation export` wrote."""
     dilations: int = 8
     closings: int = 2
     gate: float = 50_000 / 512**2
@@ -230,9 +230,10 @@ PRESETS = {
     "efficientnet_b4": _paper("efficientnet_b4"),
     "podium": PODIUM,
 }
-MORE_VERBS = ("audit",)  # beside those that every solution has
+MORE_VERBS = ("audit", "find_lr")  # beside those that every solution has
 IN_DEMO = ("audit",)  # verbs beside `run` that `cxr demo` runs
 TAKES_NORMALS = True  # --normals
+TOOLS = ("export", "infer")  # verbs that need no run of their own
 KAGGLE = Source(
     "none",
     advice="Clone github.com/ieee8023/covid-chestxray-dataset, github.com/agchung/Figure1-COVID-chestxray-dataset and "

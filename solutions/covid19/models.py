@@ -1,20 +1,37 @@
-"""What is built: a timm backbone, the paper's fully connected head on its pooled features, and Grad-CAM."""
+"""What is built and trained: a backbone with the paper's head, what it may see of an image, and Grad-CAM."""
 
+import random
+from functools import partial
 from itertools import pairwise
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
+from common.data.augment import Lighting, Warp, compose, homography, jitter, paper_covid
+from common.data.loaders import SampleDataset, eval_loader
+from common.errors import InputError
+from common.infer import tta
+from common.metrics.classification import accuracy, auroc, confusion_counts
+from common.network import Network
 from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
-from common.train.checkpoint import load_weights
+from common.nn.losses import bce
+from solutions.covid19.config import STAGE
+from solutions.covid19.data import labels_of
+from solutions.covid19.lungs import MASKS
+
+MASKED = ("lungs", "background")  # the views that need masks
 
 
 class CovidNet(models.Normalised):
     """Radiographs to one logit: the backbone's last feature map, mean pooling, hidden layers, dropout, one layer.
 
     Images (B, 1, H, W) uint8, or floating in 0 to 255; returns float32 (B, 1). `hidden`: widths of the layers with ReLU
-    in front of the last one. `loaded`: what became of the pretrained weights, None without. Source: Ahmed et al., 3.4.
+    before the last one. `loaded`: report on the pretrained weights, None without. Source: Ahmed et al., 3.4.
     """
 
     def __init__(self, net, width, mean, std, hidden=(), dropout=0.0):
@@ -27,34 +44,33 @@ class CovidNet(models.Normalised):
         self.head = ExactLinear(widths[-1], 1)
 
     def features(self, images):
-        """The last feature map, float32 (B, K, h, w). Raises InputError for a wrong number of channels."""
+        """Return the last feature map, float32 (B, K, h, w). Raises InputError for a wrong number of channels."""
         return feature_map(self.net, self.scaled(images)).float()
 
     def classify(self, features):
-        """The logits float32 (B, 1) of feature maps (B, K, h, w)."""
+        """Return the logits float32 (B, 1) of feature maps (B, K, h, w)."""
         return self.head(self.dropout(self.hidden(features.mean((2, 3)))))
 
     def forward(self, images):
         return self.classify(self.features(images))
 
     def heat(self, images, sign=1):
-        """Grad-CAM of the logit on the last feature map: where the image speaks for the class; float32 (B, h, w) >= 0.
+        """Return Grad-CAM of the logit on the last feature map, float32 (B, h, w) >= 0: evidence for the class.
 
-        Each channel is weighed by the mean over the cells of the logit's gradient, and of the sum over the channels the
-        positive part is left: all zero where nothing speaks for the class. sign: −1 for what speaks against it. Works
-        without gradients around it too, and leaves the network's own as they are. Source: Selvaraju et al. 2017,
-        Grad-CAM.
+        Each channel is weighted by the mean over the cells of the logit's gradient; of the sum over the channels the
+        positive part remains, all zero without evidence. sign: −1 for evidence against the class. Works inside
+        no_grad and inference mode too and leaves no gradients behind. Source: Selvaraju et al. 2017, Grad-CAM.
         """
         with torch.no_grad():
             features = self.features(images)
         with torch.inference_mode(False), torch.enable_grad():
-            maps = features.clone().requires_grad_()  # a clone, as what comes out of inference mode takes no gradient
+            maps = features.clone().requires_grad_()  # a clone, because a tensor of inference mode takes no gradient
             (gradient,) = torch.autograd.grad(sign * self.classify(maps).sum(), maps)
         return (gradient.mean((2, 3), keepdim=True) * features).sum(1).relu()
 
 
 def build_network(config, weights=None):
-    """The CovidNet of a NetworkConfig, with the pretrained backbone that `weights`, by default its own, names.
+    """Return the CovidNet of a NetworkConfig, its backbone pretrained as `weights`, by default the configuration's.
 
     A file of weights must hold at least the whole backbone. Raises InputError for a network that timm does not have,
     or that gives no feature map at config.size, and for weights that do not fit.
@@ -67,8 +83,143 @@ def build_network(config, weights=None):
     return model
 
 
-def load_network(config, path):
-    """The trained CovidNet whose weights lie in `path`."""
-    model = build_network(config, "none")
-    load_weights(path, model)
-    return model
+# ---- what a network sees -------------------------------------------------------------------------------------------
+
+
+def apply_view(image, mask, view, margin):
+    """Return what a view shows of an image, uint8 (H, W); the rest is black.
+
+    image: uint8 (H, W). mask: (H, W), nonzero in the lungs; the views image and border need none. view: lungs; image,
+    all of it; border, the outer `margin` of each side, as a share of it; background, all but the lungs, whose outline
+    remains visible.
+    """
+    if view == "image":
+        return image
+    if view == "border":
+        out = image.copy()
+        down, right = (max(1, round(margin * side)) for side in image.shape)
+        out[down:-down, right:-right] = 0
+        return out
+    return np.where((mask != 0) == (view == "lungs"), image, np.uint8(0))
+
+
+class ViewDataset(Dataset):
+    """Images of a store through a view; an item is `(image uint8 (1, size, size), label)`, without labels the row.
+
+    images, rows: as in SampleDataset. masks: the same for uint8 masks in the order and size of the images. view,
+    margin: as in `apply_view`, which comes before resizing (by area average) and augmentation, so that neither mixes
+    in hidden pixels. transform: augmentation, where the key is `(index, seed)`. labels: (n,) floats of `rows`.
+    """
+
+    def __init__(self, images, masks, rows, view, margin, size, transform=None, labels=None):
+        self.images = SampleDataset(images, rows=rows)
+        self.masks = SampleDataset(masks, rows=rows) if view in MASKED else None
+        self.view, self.margin, self.size, self.transform = view, margin, size, transform
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        image, row = self.images[index]
+        mask = None if self.masks is None else self.masks[index][0][0].numpy()
+        image = apply_view(image[0].numpy(), mask, self.view, self.margin)
+        image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        if self.transform is not None and seed is not None:
+            self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            image = self.transform(image=image)["image"]
+        return torch.from_numpy(image[None]), row if self.labels is None else torch.tensor(self.labels[index])
+
+
+def augmentation(name, size):
+    """Return the augmentation pipeline that a configuration names for images of `size` pixels, None for none."""
+    return {"none": lambda: None, "paper": lambda: paper_covid(size), "light": lambda: light(size)}[name]()
+
+
+def light(size, rotate=10.0, zoom=0.1, shift=0.05, lighting=0.1, p=0.75):
+    """Return our light pipeline: flip, rotation (± degrees), zoom (1 ±) and shift (± of the side) in one warp, light.
+
+    The flip has a probability of 0.5, the others `p` each; brightness and contrast change on the logit, so that the
+    black background of lung-only images stays black. A mirrored chest has its heart on the wrong side: questionable
+    anatomy, but common practice, and COVID-19 affects both sides.
+    """
+    return compose([Warp(size, partial(_light_matrix, rotate, zoom, shift, p)), Lighting(lighting, lighting, p)])
+
+
+def _light_matrix(rotate, zoom, shift, p, rng):
+    side = -1 if rng.random() < 0.5 else 1
+    scale = 1 + jitter(rng, p, zoom)
+    shifts = 2 * jitter(rng, p, shift), 2 * jitter(rng, p, shift)
+    return homography(jitter(rng, p, rotate), (side * scale, scale), 0.0, shifts)
+
+
+# ---- one training --------------------------------------------------------------------------------------------------
+
+
+def fold_rows(job, fold):
+    """Return the store rows that a fold's network trains on, and those that compare its epochs.
+
+    Where epochs are chosen, the next fold validates and is not trained on; the held-out fold never chooses anything.
+    Raises InputError where one of them lacks a label.
+    """
+    n_folds, chooses = job.config.n_folds, job.config.network.chooses
+    validation = (fold + 1) % n_folds if chooses else fold
+    others = [k for k in range(n_folds) if k not in (fold, validation)]
+    parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")
+    for rows, purpose in zip(parts, ("to train on", "to validate on"), strict=True):
+        for label in {0.0, 1.0} - set(labels_of(job, rows).tolist()):
+            kind = "with" if label else "without"
+            raise InputError(f"fold {fold}: no image {kind} COVID-19 {purpose}; choose another n_folds")
+    return parts
+
+
+def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=labels_of, rows=fold_rows):
+    """Return a training of a Config's fold as a Network: COVID-19 by the run's view, or another question or view.
+
+    view: one of config.VIEWS; fitting: its NetworkConfig; labels(job, rows) -> float32 (n,) of 0 and 1; rows(job,
+    fold): as in Network.
+    """
+    view, fitting = view or config.view, fitting or config.network
+    margin = config.audit.margin
+
+    def dataset(job, rows, augment, targets):
+        transform = augmentation(fitting.augmentation, fitting.size) if augment else None
+        wanted = labels(job, rows) if targets else None
+        images, masks = job.images.store.images, job.images.arrays[MASKS]
+        return ViewDataset(images, masks, rows, view, margin, fitting.size, transform, wanted)
+
+    def figures(job, logits, rows):
+        """Loss; auroc, NaN without both labels; accuracy at the probability 0.5."""
+        truth = labels(job, rows)
+        right = accuracy(confusion_counts(truth, logits, 0.0))
+        loss = bce(torch.tensor(logits)[:, None], torch.tensor(truth)).item()
+        return {"loss": loss, "auroc": auroc(truth, logits, undefined=np.nan), "accuracy": float(right)}
+
+    return Network(
+        fold,
+        stage,
+        fitting,
+        partial(build_network, fitting),
+        dataset,
+        loss=bce,
+        measure=lambda output, target: output.float()[:, 0],
+        figures=figures,
+        rows=rows,
+        key=[view, margin if view == "border" else None],
+        trained_on=lambda job: {"solution": job.solution, "fold": fold, "images": len(rows(job, fold)[0])},
+    )
+
+
+def views(names):
+    """Return the image itself and the test-time views that a configuration names."""
+    return [tta.IDENTITY, *[tta.FLIP] * ("flip" in names)]
+
+
+def heat_maps(job, network, rows, device, title):
+    """Return Grad-CAM of a trained Network on store rows, float32 (n, h, w) as its feature map, in full precision."""
+    model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
+    dataset = network.dataset(job, rows, False, False)
+    loader = eval_loader(dataset, 2 * network.config.batch_size, job.workers)
+    batches = tqdm(loader, title, leave=False)
+    return np.concatenate([model.heat(images.to(device)).cpu().numpy() for images, _ in batches])

@@ -3,20 +3,19 @@
 import numpy as np
 import torch
 
-from common.config import digest, file_hash
+from common.config import digest
+from common.network import weights_hash
 from common.paths import read_array
 from common.report import page
 from common.report.gallery import cached_arrays, heat_overlay, outline_overlay, to_jpeg
-from common.steps import trained_weights
 from solutions.covid19.config import COVID
-from solutions.covid19.focus import heat_maps
-from solutions.covid19.models import load_network
-from solutions.covid19.training import shown
+from solutions.covid19.data import GATED
+from solutions.covid19.lungs import MASKS
+from solutions.covid19.models import apply_view, heat_maps
 
 SIDE = 240  # pixels of a picture in a strip
 PER_KIND = 2  # images of each kind
 MOST_REJECTED = 6
-GATED = "lungs: "  # how the area gate's reasons begin
 SEEN = {"image": "the whole image", "lungs": "the lungs", "border": "the margin", "background": "all but the lungs"}
 
 
@@ -45,11 +44,11 @@ def lung_strips(images, selection):
 
     selection: the table of `data.read_selection`.
     """
-    masks, names = read_array(images.masks), images.table["image_id"]
+    masks, names = read_array(images.arrays[MASKS]), images.table["image_id"]
 
     def strip(row):
         image, mask = images.store.images[row], masks[row]
-        return make_strip([draw(image), draw(image, mask), draw(shown(image, mask, "lungs"))])
+        return make_strip([draw(image), draw(image, mask), draw(apply_view(image, mask, "lungs", None))])
 
     rows, captions = [], []
     used = images.table[images.table["fold"] >= 0]
@@ -72,11 +71,11 @@ def lung_strips(images, selection):
 
 def view_strips(images, answers, margin):
     """Return strips of what the audit's views show of an image of each label; answers: as in `pick_answers`."""
-    masks, strips, captions = read_array(images.masks), [], []
+    masks, strips, captions = read_array(images.arrays[MASKS]), [], []
     for label, part in answers.groupby("label", sort=False):
         row = part["row"].iloc[0]
         image, mask = np.asarray(images.store.images[row]), masks[row]
-        strips.append(make_strip([draw(shown(image, mask, view, margin)) for view in SEEN]))
+        strips.append(make_strip([draw(apply_view(image, mask, view, margin)) for view in SEEN]))
         captions.append(f"{label_name(label)} · {part['image_id'].iloc[0]}")
     return _grid(strips, captions)
 
@@ -96,41 +95,40 @@ def pick_answers(answers):
     return answers.loc[list(dict.fromkeys(places))]
 
 
-def heat_strips(job, answers, stages):
+def heat_strips(job, answers, networks):
     """Return strips of the radiograph with its lungs outlined and the heat map of each view's network.
 
-    answers: image_id, row, fold, label and probability of the images; stages: view → stage of its training.
+    answers: image_id, row, fold, label and probability of the images; networks: fold → view → Network.
     """
-    images, maps, strips, captions = job.images, compute_heat_maps(job, answers, stages), [], []
-    masks = read_array(images.masks)
+    images, maps, strips, captions = job.images, compute_heat_maps(job, answers, networks), [], []
+    masks = read_array(images.arrays[MASKS])
     for k, row in enumerate(answers.itertuples()):
         image, mask = np.asarray(images.store.images[row.row]), masks[row.row]
         panels = [draw(image, mask)]
-        for view in stages:
+        for view in maps:
             heat = maps[view][k] / max(maps[view][k].max(), np.float32(1e-12))
-            panels.append(heat_overlay((shown(image, mask, view, job.config.audit.margin), heat), size=SIDE))
+            panels.append(heat_overlay((apply_view(image, mask, view, job.config.audit.margin), heat), size=SIDE))
         strips.append(make_strip(panels))
         captions.append(f"{label_name(row.label)}, probability {row.probability:.3f} · {row.image_id}")
     return _grid(strips, captions)
 
 
-def compute_heat_maps(job, answers, stages):
+def compute_heat_maps(job, answers, networks):
     """Return the heat maps of each view, float32 (n, h, w), by the network that did not see the image.
 
     They are computed on the CPU, which is always available, and cached in heats.npz.
     """
-    config, folds = job.config.network, sorted(set(answers["fold"]))
-    weights = {(stage, k): trained_weights(job.run, k, stage) for stage in stages.values() for k in folds}
+    answers = answers.reset_index(drop=True)
+    used = [(fold, view, each) for fold in sorted(set(answers["fold"])) for view, each in networks[fold].items()]
 
     def compute():
         maps = {}
-        for view, stage in stages.items():
-            for fold, part in answers.reset_index(drop=True).groupby("fold"):
-                model, rows = load_network(config, weights[stage, fold]), part["row"].to_numpy()
-                heat = heat_maps(model, job.images, rows, config, view, torch.device("cpu"), progress=False)
-                maps.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
+        for fold, view, network in used:
+            part = answers[answers["fold"] == fold]
+            heat = heat_maps(job, network, part["row"].to_numpy(), torch.device("cpu"), f"{view}, fold {fold}")
+            maps.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
         return maps
 
-    hashes = [[*place, file_hash(path)] for place, path in weights.items()]
-    key = digest(job.images.pixels_key, answers["image_id"].tolist(), list(stages), hashes)
+    hashes = [[fold, view, weights_hash(network.weights(job.run))] for fold, view, network in used]
+    key = digest(job.images.pixels_key, answers["image_id"].tolist(), hashes)
     return cached_arrays(job.run.path("heats.npz"), key, compute)

@@ -3,17 +3,18 @@
 import numpy as np
 import pandas as pd
 
-from common.paths import read_parquet
+from common.paths import read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots
 from common.report.frame import step_section
+from solutions.covid19.audit import PREFIX, read_audit
 from solutions.covid19.audit_section import audit_fragments
 from solutions.covid19.config import COVID, PUBLISHED
 from solutions.covid19.data import read_selection, rejected_shares
 from solutions.covid19.pictures import lung_strips
-from solutions.covid19.scoring import HALF, RATES, read_audit, read_per_fold, read_score, scored
+from solutions.covid19.scoring import HALF, RATES, with_truth
 
 TITLE = COVID
-EXPERIMENTS = ("audit-",)
+EXPERIMENTS = (PREFIX,)
 WITHOUT = f"no {COVID}"
 LABELS = {1: COVID, 0: WITHOUT, -1: "unknown"}
 
@@ -25,7 +26,6 @@ def headline(job, score):
     if job.is_current("audit"):
         audit = read_audit(job.run)[0]
         verdict = page.note(audit["said"], "warning" if audit["biased"] else "info")
-    score = read_score(job.run)
     size = f"{score['images']:,} images of {score['patients']:,} patients"
     cards = [("AUROC out of fold", score["auroc"]["estimate"], f"{page.range_text(score['auroc'])}; {size}")]
     if same := score["same_source"]:
@@ -43,9 +43,10 @@ def sections(job):
     """Return audit, folds and predictions where they are current, then data and lungs."""
     parts = []
     if job.is_current("tune"):
-        oof = scored(job.run, job.images)
-        audit = step_section(job, "audit", "Audit", lambda job: audit_fragments(job, oof))
-        parts = [audit, _folds(job.run), _predictions(oof)]
+        score = read_json(job.run.path("score.json"))
+        oof = with_truth(job.images, read_parquet(job.run.path("oof.parquet")))
+        audit = step_section(job, "audit", "Audit", lambda job: audit_fragments(job, score, oof))
+        parts = [audit, _folds(job.run, score), _predictions(oof)]
     selection = read_selection(job.run)
     return [*parts, _data(job.images, selection), _lungs(job, selection)]
 
@@ -114,8 +115,8 @@ def _lungs(job, selection):
     )
 
 
-def _folds(run):
-    folds, score = read_per_fold(run), read_score(run)
+def _folds(run, score):
+    folds = read_csv(run.path("per_fold.csv"), dtype={"rule": str})
     half = folds[folds["rule"] == str(HALF)].reset_index(drop=True)
     tuned = folds[folds["rule"] != str(HALF)]
     ours = pd.DataFrame([{"network": "this run", **half[list(RATES)].mean()}])
@@ -197,6 +198,5 @@ def submission(job, record):
     """Return the distribution of the probabilities, and how many images got the mean probability."""
     probs = {"test images": read_parquet(job.run.path("test.parquet"))["probability"]}
     figure = page.figure(plots.histogram(probs, "probability"), "Probabilities of the test images")
-    if not record["neutral"]:
-        return [figure]
-    return [f"{record['neutral']:,} images whose lungs cannot be assessed get the mean probability.", figure]
+    n_neutral = record["rows"] - len(probs["test images"])
+    return [*[f"{n_neutral:,} images without usable lungs get the mean probability."] * (n_neutral > 0), figure]

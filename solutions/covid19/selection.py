@@ -1,27 +1,31 @@
-"""Which images of the collections are used, and why each of the others is not."""
+"""Which images of the collections are used, and why each of the others is not; images that are there twice."""
 
 import logging
 import zlib
 
+import imagehash
 import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from solutions.covid19.layouts import NO_FINDING
 
 log = logging.getLogger(__name__)
+SIDE = 16  # of the hash: 256 bits
+BLOCK = 1024  # images compared with all others at a time
 
 
 def select(table, config, seed):
-    """A copy of `read_collections`' table with kept (bool) and reason (str, "" where kept), by SelectionConfig.
+    """Return the table of `read_collections` with the column `reason`: why a row is not used, "" where it is.
 
-    What the tables say comes first (modality, view, finding, devices, age), then the files, then the draw: of each
-    collection that has normals alone `config.normals` images, by chance from `seed` and the collection's name, so
-    that no other collection changes the draw. An image that two rows name counts once; where they disagree about
-    COVID-19 it is left out. Ages and views that cannot be read count as unknown and are told.
+    First comes what the tables say (modality, view, finding, devices, age), then the files, then the draw: of each
+    collection of normals `config.normals` images, at random by `seed` and the collection's name, so that no other
+    collection changes the draw. An image that two rows name counts once; where they disagree about COVID-19 it is left
+    out. Unreadable ages and views count as unknown and are logged. config: a SelectionConfig.
     """
-    table = table.copy()
-    finding = table["finding"].str.casefold()
-    young = (table["age"] < config.least_age).to_numpy()
-    nothing = table["path"].isna()
+    finding, absent = table["finding"].str.casefold(), table["path"].isna()
     rules = [
         (~table["modality"].isin(["X-ray", ""]), table["modality"]),
         (table["view"] == "lateral", "lateral (" + table["view_said"] + ")"),
@@ -30,18 +34,17 @@ def select(table, config, seed):
         (table["label"] < 0, _unknown("finding", table["finding"])),
         (~table["home"] & (finding != NO_FINDING.casefold()), "not a normal (" + table["finding"] + ")"),
         (table["devices"] & (config.devices == "leave"), "medical device"),
-        (young, "age " + table["age"].map("{:.3g}".format)),
+        (table["age"] < config.least_age, "age " + table["age"].map("{:.3g}".format)),
         (table["age"].isna() & (config.unknown_age == "leave"), _unknown("age", table["age_said"])),
-        (nothing & (table["file_name"] == ""), "no file name"),
-        (nothing, "no such file"),
+        (absent & (table["file_name"] == ""), "no file name"),
+        (absent, "no such file"),
     ]
-    table["reason"] = ""
+    table = table.assign(reason="")
     for applies, words in rules:
         table["reason"] = table["reason"].mask((table["reason"] == "") & applies, words)
-    _same_files(table)
-    _draw(table, config.normals, seed)
-    table["kept"] = table["reason"] == ""
-    _tell(table)
+    _leave_same_files(table)
+    _draw_normals(table, config.normals, seed)
+    _log_oddities(table)
     return table
 
 
@@ -49,8 +52,8 @@ def _unknown(what, said):
     return (f"{what} unknown (" + said + ")").mask(said == "", f"{what} unknown")
 
 
-def _same_files(table):
-    """Of rows that name one file the first stays, or none where they disagree about COVID-19."""
+def _leave_same_files(table):
+    """Keep the first of the rows that name one file, or none where they disagree about COVID-19."""
     here = table[table["reason"] == ""]
     files = here["path"].map(str)
     for _, rows in here[files.duplicated(keep=False)].groupby(files, sort=False):
@@ -61,7 +64,7 @@ def _same_files(table):
             table.loc[rows.index[1:], "reason"] = f"the same file as {first['image_id']} (row {first['line']})"
 
 
-def _draw(table, normals, seed):
+def _draw_normals(table, normals, seed):
     here = table[(table["reason"] == "") & ~table["home"]]
     for name, rows in here.groupby("collection", sort=False):
         if normals and len(rows) > normals:
@@ -69,7 +72,7 @@ def _draw(table, normals, seed):
             table.loc[rows.index[chosen], "reason"] = "not drawn"
 
 
-def _tell(table):
+def _log_oddities(table):
     for what, odd, said in (
         ("ages", table["age_said"] != "", "age_said"),
         ("views", (table["view"] == "unknown") & (table["view_said"] != ""), "view_said"),
@@ -77,17 +80,71 @@ def _tell(table):
         if odd.any():
             first = table[odd].iloc[0]
             log.info(
-                f"{what} that cannot be read count as unknown: {odd.sum():,}, the first is {first[said]!r} "
-                f"({first['table']}, row {first['line']})"
+                f"unreadable {what} count as unknown: {odd.sum():,}, the first is {first[said]!r} ({first['table']}, "
+                f"row {first['line']})"
             )
-    people = table.loc[table["kept"], ["collection", "patient_id"]].drop_duplicates()
-    number = [patient.removeprefix(name + " ") for name, patient in zip(*map(people.get, people), strict=True)]
-    shared = people.assign(number=number)
-    shared = shared[shared["number"].duplicated(keep=False)]
+    people = table.loc[table["reason"] == "", ["collection", "patient_id"]].drop_duplicates()
+    people = people.assign(number=[patient.removeprefix(f"{name} ") for name, patient in people.to_numpy()])
+    shared = people[people["number"].duplicated(keep=False)]
     if len(shared):
         first = shared["number"].iloc[0]
         names = ", ".join(shared.loc[shared["number"] == first, "collection"])
         log.info(
-            f"patient numbers in more than one collection: {shared['number'].nunique():,}, the first is "
-            f"{first} ({names}): taken for different people unless an image is in both"
+            f"patient numbers in more than one collection: {shared['number'].nunique():,}, the first is {first} "
+            f"({names}): counted as different people unless an image is in both"
         )
+
+
+# ---- duplicates ----------------------------------------------------------------------------------------------------
+
+
+def find_duplicates(images, share):
+    """Return the pairs of images whose hashes differ in at most `share` of their bits, a table of a, b and distance.
+
+    images: uint8 squares, (N, S, S) or an iterable of (S, S); a < b are positions in it, distance is a share of bits.
+    The hash is `imagehash.phash`: whether each of the lowest 16 × 16 frequencies is above their median.
+    """
+    bits = [imagehash.phash(Image.fromarray(np.asarray(image)), SIDE).hash.ravel() for image in images]
+    signs = 1 - 2 * np.array(bits, np.float32).reshape(-1, SIDE**2)
+    found = [np.zeros((0, 3))]
+    for start in range(0, len(signs), BLOCK):
+        distance = (1 - signs[start : start + BLOCK] @ signs.T / SIDE**2) / 2  # exact: sums of up to 256 ones
+        a, b = np.nonzero(distance <= share)
+        later = a + start < b
+        a, b = a[later], b[later]
+        found.append(np.stack([a + start, b, distance[a, b]], axis=1))
+    pairs = pd.DataFrame(np.concatenate(found), columns=["a", "b", "distance"])
+    return pairs.astype({"a": "int64", "b": "int64"})
+
+
+def drop_duplicates(table, pairs):
+    """Return the table of `select` with reasons for images that are there twice, given pairs of its index (a, b).
+
+    Of each group of linked images the first stays, in the table's order but home collections before others; a group
+    whose images disagree about COVID-19 is left out. The patients of a group become one, in all their rows: the first
+    of their patient_ids in alphabetical order.
+    """
+    table = table.copy()
+    for group in _groups(pairs["a"], pairs["b"]):
+        rows = table.loc[table.index.isin(group)].sort_values("home", ascending=False, kind="stable")
+        rows = rows[rows["reason"] == ""]
+        if rows["label"].nunique() > 1:
+            table.loc[rows.index, "reason"] = "same image with another label"
+        elif len(rows):
+            first = rows.iloc[0]
+            table.loc[rows.index[1:], "reason"] = f"same image as {first['image_id']} ({first['collection']})"
+    patients = table["patient_id"]
+    linked = _groups(patients.loc[pairs["a"]], patients.loc[pairs["b"]])
+    return table.assign(patient_id=patients.replace({name: min(group) for group in linked for name in group}))
+
+
+def _groups(a, b):
+    """Return lists of linked values, each of two or more, given both ends of each link."""
+    if not len(a):
+        return []
+    codes, names = pd.factorize(np.concatenate([np.asarray(a), np.asarray(b)]))
+    first, second = codes[: len(a)], codes[len(a) :]
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(len(names), len(names)))
+    of = connected_components(links, directed=False)[1]
+    groups = [names[of == number].tolist() for number in range(of.max() + 1)]
+    return [group for group in groups if len(group) > 1]

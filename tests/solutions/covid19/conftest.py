@@ -6,11 +6,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from common import recipe
+from common.budget import Budget
+from common.images import Images
+from common.job import Job
+from common.options import Options
 from common.report import class_plots, plots
+from common.runs import Run
 from solutions.__main__ import main
-from solutions.covid19 import audit_section, lungs, pipeline, report
+from solutions.covid19 import audit_section, report
+from solutions.covid19.lungs import MASKS
+from solutions.covid19.pipeline import SOLUTION
 from solutions.covid19.sample import make_sample
+from solutions.lung_segmentation import beside
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
 TINY = """--store-size 64 --n-folds 2 --folds 0 1 --network.backbone test_resnet --network.weights none
@@ -64,17 +74,23 @@ def data(sample, tmp_path):
 
 @pytest.fixture
 def quick_lungs(monkeypatch):
-    """Two lungs of a fixed size on every image that is not of one grey level, instead of the segmenter's."""
+    """Two lungs of a fixed size on every image but those of one grey level or with a white first pixel."""
 
-    def masks(images):
-        for image in images:
-            mask = np.zeros(image.shape, np.uint8)
-            for sign in (-1, 1) if image.std() > 0 else ():
-                middle = round(len(mask) * (0.5 + 0.22 * sign))
-                mask[len(mask) // 5 : -len(mask) // 5, middle - len(mask) // 8 : middle + len(mask) // 8] = 1
-            yield mask
+    class Segmenter:
+        def each(self, sources, finish, workers=None, load=None):
+            for name, source in sources.items():
+                image = load(source)
+                yield name, finish(name, image, image), ""
 
-    monkeypatch.setattr(lungs, "load_segmenter", lambda weights, device: SimpleNamespace(masks=masks))
+        def lungs(self, probs, shape):
+            """probs: here the image itself."""
+            mask, (height, width) = np.zeros(shape, np.uint8), shape
+            if probs[0, 0] != 255 and probs.std() > 0:
+                for left, right in ((4, 14), (18, 28)):
+                    mask[4 * height // 32 : 28 * height // 32, left * width // 32 : right * width // 32] = 1
+            return mask
+
+    monkeypatch.setattr(beside, "load_segmenter", lambda weights, device, batch_size: Segmenter())
 
 
 @pytest.fixture
@@ -86,11 +102,29 @@ def command(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        is_verb = words[0] in ("run", *pipeline.VERBS)
+        is_verb = words[0] in ("run", *SOLUTION.verbs())
         store = ["--store", finished / "stores"] if is_verb and "--store" not in words else []
         with monkeypatch.context() as patch:
             if words[0] != "report":
-                patch.setattr(pipeline, "write_report", lambda *args: None)
+                patch.setattr(recipe, "write_report", lambda *args: None)
             return say(capsys, "covid19", *words, *store)
 
     return run
+
+
+@pytest.fixture
+def job_of(tmp_path):
+    """`job_of(config, table, images, masks)`: a job on images that are given, its run in `run`."""
+    runs = []
+
+    def make(config, table, images, masks):
+        runs.append(Run(tmp_path / "run"))
+        np.save(tmp_path / "masks.npy", masks)
+        made = Job("covid19", "demo", config, Options(), runs[-1], torch.device("cpu"), Budget(None), recipe=SOLUTION)
+        arrays = {MASKS: tmp_path / "masks.npy"}
+        made.__dict__["images"] = Images(table, SimpleNamespace(images=images), "key", "pixels", arrays=arrays)
+        return made
+
+    yield make
+    for run in runs:
+        run.close()

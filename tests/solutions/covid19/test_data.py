@@ -12,23 +12,18 @@ import torch
 from benchmarks.tables import real_data
 from common.budget import Budget
 from common.errors import InputError
-from common.job import Job as Context
+from common.images import prepare_images
+from common.job import Job
 from common.options import Options
 from common.paths import read_array, read_json
 from common.runs import Run
 from common.submit.table import read_table
-from solutions.covid19 import lungs, pipeline
 from solutions.covid19.collections import read_collections
 from solutions.covid19.config import DEMO, LungsConfig, SelectionConfig
-from solutions.covid19.data import (
-    SELECTION,
-    TABLE,
-    _even_draw,
-    open_prepared,
-    prepare_competition,
-    read_selection,
-    rejected_shares,
-)
+from solutions.covid19.data import SELECTION, draw_evenly, labels_of, read_selection, rejected_shares
+from solutions.covid19.lungs import MASKS
+from solutions.covid19.models import fold_rows
+from solutions.covid19.pipeline import SOLUTION
 from solutions.covid19.selection import select
 
 HEADER = "patientid,sex,age,finding,view,modality,folder,filename"
@@ -45,17 +40,6 @@ COVID = [f"c{k}.png" for k in range(8)]  # of patients 0 0 1 1 2 2 3 3
 OTHER = [f"o{k}.png" for k in range(3)]  # of patients 10 11 12
 NORMAL = [f"{k:08}_000.png" for k in range(6)]
 TEST = ["t0.png", "t1.png"]
-
-
-class Segmenter:
-    """Finds two lungs on a fifth of every image whose first pixel is not 255: there it finds none."""
-
-    def masks(self, images):
-        for image in images:
-            mask = np.zeros(image.shape, np.uint8)
-            if image[0, 0] != 255:
-                mask[4:28, 4:14] = mask[4:28, 18:28] = 1
-            yield mask
 
 
 def write_image(path, number, lungless=False, side=48):
@@ -102,9 +86,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def context(tmp_path, folder, monkeypatch):
-    """`context(config, **options)`: what a verb gets; runs of one test share the store."""
-    monkeypatch.setattr(lungs, "load_segmenter", lambda weights, device: Segmenter())
+def job(tmp_path, folder, quick_lungs):
+    """`job(config, **options)`: what a verb gets; runs of one test share the store."""
     runs = []
 
     def make(config=SMALL, out="run", **options):
@@ -112,7 +95,7 @@ def context(tmp_path, folder, monkeypatch):
             runs.pop().close()
         runs.append(Run(tmp_path / out))
         options = Options(**{"data": folder, "out": tmp_path / out, "workers": 0} | options)
-        return Context("covid19", "demo", config, options, runs[-1], torch.device("cpu"), Budget(None))
+        return Job("covid19", "demo", config, options, runs[-1], torch.device("cpu"), Budget(None), recipe=SOLUTION)
 
     yield make
     for run in runs:
@@ -132,19 +115,22 @@ def refusal(work, *args):
     return str(caught.value)
 
 
-def prepared(context):
-    """Prepares; returns the Prepared, its table by image and the selection by image."""
-    data = prepare_competition(context)
-    return data, data.table.set_index("image_id"), read_selection(context.run).set_index("image_id")
+def prepare(job):
+    return prepare_images(job, SOLUTION)
+
+
+def prepared(job):
+    """Prepares; returns the Images, their table by image and the selection by image."""
+    images = prepare(job)
+    return images, images.table.set_index("image_id"), read_selection(job.run).set_index("image_id")
 
 
 # ---- what prepare leaves -------------------------------------------------------------------------------------------
 
 
-def test_what_prepare_leaves(context, folder, said):
-    run = context()
-    data, table, selection = prepared(run)
-    assert list(data.table.columns) == TABLE
+def test_what_prepare_leaves(job, folder, said):
+    run = job()
+    _, table, selection = prepared(run)
     assert (table.loc[["c0", "c7"], "role"] == "main").all() and (
         table.loc[["o0", "o2"], "role"] == "same_source"
     ).all()
@@ -180,32 +166,24 @@ def test_what_prepare_leaves(context, folder, said):
     assert {path.rsplit("/", 1)[1] for path in inputs} == {"metadata.csv", "Data_Entry_2017.csv"}
 
 
-def test_rows_labels_and_ids(context):
-    data, table, _ = prepared(context())
+def test_rows_labels_and_ids(job):
+    run = job()
+    data, table, _ = prepared(run)
     main, same = data.rows(role="main"), data.rows(role="same_source")
     assert data.ids(same).tolist() == ["o0", "o1", "o2"] and len(main) == 14 and len(data.rows()) == 17
     assert sorted([*data.rows(folds=[0]), *data.rows(folds=[1])]) == data.rows().tolist()
-    assert data.ids(data.rows("test")).tolist() == ["t0", "t1"] and np.isnan(data.labels(data.rows("test"))).all()
-    assert data.labels(main).dtype == np.float32 and data.labels(main).sum() == 8
+    assert data.ids(data.rows("test")).tolist() == ["t0", "t1"] and len(data.rows(role="", split="test")) == 2
+    assert labels_of(run, main).dtype == np.float32 and labels_of(run, main).sum() == 8
     assert data.rows_of(["t1", "c0"]).tolist() == [table.loc["t1", "row"], table.loc["c0", "row"]]
     assert data.patients(data.rows_of(["c2", "c3"])).tolist() == ["data 1", "data 1"]
     assert "elsewhere: not an image of this run" in refusal(data.rows_of, ["c0", "elsewhere"])
-    assert read_array(data.masks).shape == data.store.images.shape == (19, 32, 32)
-
-
-def test_preparing_again_gives_the_same_and_another_seed_other_folds(context):
-    first = prepare_competition(context())
-    again = prepare_competition(context(out="other"))
-    pd.testing.assert_frame_equal(first.table, again.table)
-    assert (first.key, first.pixels_key) == (again.key, again.pixels_key)
-    others = [prepare_competition(context(dataclasses.replace(SMALL, seed=seed), out=f"s{seed}")) for seed in (1, 2, 3)]
-    assert any(other.key != first.key for other in others)
+    assert read_array(data.arrays[MASKS]).shape == data.store.images.shape == (19, 32, 32)
 
 
 # ---- the selection -------------------------------------------------------------------------------------------------
 
 
-def test_bad_metadata_is_told_and_nothing_lost(context, folder, said):
+def test_bad_metadata_is_logged_and_nothing_lost(job, folder, said):
     """An unknown view, missing files, ages as text, a patient's number in two collections, a finding to come."""
     odd = [
         home_row("v.png", 20, "COVID-19", view="sideways"),
@@ -220,7 +198,7 @@ def test_bad_metadata_is_told_and_nothing_lost(context, folder, said):
     write(folder / "metadata.csv", HEADER, HOME + odd)
     for number, name in enumerate(("v", "a", "b", "todo", "side", "ct", "kid"), 200):
         write_image(folder / "images" / f"{name}.png", number)
-    _, table, selection = prepared(context())
+    _, table, selection = prepared(job())
     assert len(selection) == 25
     reasons = selection.loc[~selection["kept"], "reason"].to_dict()
     assert reasons == {
@@ -233,13 +211,13 @@ def test_bad_metadata_is_told_and_nothing_lost(context, folder, said):
     assert set(table.index) == set(selection.index[selection["kept"]]) | {"t0", "t1"}
     assert table.loc["b", "patient_id"] == "data 1" and np.isnan(table.loc["b", "age"])
     metadata = folder / "metadata.csv"
-    assert f"ages that cannot be read count as unknown: 2, the first is '60s' ({metadata}, row 15)" in said.text
-    assert f"views that cannot be read count as unknown: 1, the first is 'sideways' ({metadata}, row 13)" in said.text
+    assert f"unreadable ages count as unknown: 2, the first is '60s' ({metadata}, row 15)" in said.text
+    assert f"unreadable views count as unknown: 1, the first is 'sideways' ({metadata}, row 13)" in said.text
     assert "patient numbers in more than one collection: 4, the first is 0 (data, NIH ChestX-ray14)" in said.text
     assert "left out: 1 no such file, 1 finding unknown, 1 lateral, 1 CT, 1 age" in said.text
 
 
-def test_copies_and_the_patients_of_test_images(context, folder, said):
+def test_copies_and_the_patients_of_test_images(job, folder, said):
     """o1 again among the normals; c2 among the images to predict, whose patient has c3 too."""
     for name, copy in (("o1", "normals/images_001/images/00000009_000"), ("c2", "images/t2")):
         image = cv2.imread(str(folder / "images" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
@@ -248,7 +226,7 @@ def test_copies_and_the_patients_of_test_images(context, folder, said):
         file.write("00000009_000.png,No Finding,9,60,F,AP\n")
     with open(folder / "unlabelled_test.csv", "a") as file:
         file.write("t2.png,92,PA\n")
-    data, table, selection = prepared(context())
+    data, table, selection = prepared(job())
     assert selection.loc["00000009_000", "reason"] == "same image as o1 (data)"
     assert (selection.loc[["c2", "c3"], "reason"] == "the patient of the test image t2.png").all()
     assert table.loc["00000009_000", "fold"] == table.loc["c2", "fold"] == -1
@@ -259,10 +237,10 @@ def test_copies_and_the_patients_of_test_images(context, folder, said):
     assert table.loc["o1", "patient_id"] == table.loc["00000009_000", "patient_id"]
 
 
-def test_images_without_lungs_are_left_out_and_counted(context, folder, said):
+def test_images_without_lungs_are_left_out_and_counted(job, folder, said):
     for name in ("c0", "o0", "t0"):
         write_image(folder / "images" / f"{name}.png", 300 + ord(name[0]), lungless=True)
-    run = context()
+    run = job()
     data, table, selection = prepared(run)
     assert selection.loc[["c0", "o0"], "reason"].tolist() == ["lungs: no lung found"] * 2
     assert not table.loc[["c0", "o0", "t0"], "usable"].any() and data.ids(data.rows("test")).tolist() == ["t0", "t1"]
@@ -281,20 +259,20 @@ def test_rejected_shares_are_of_the_images_that_came_so_far():
 # ---- roles ---------------------------------------------------------------------------------------------------------
 
 
-def test_same_source_images_may_be_trained_on(context, said):
-    data, table, _ = prepared(context(dataclasses.replace(SMALL, same_source="train")))
+def test_same_source_images_may_be_trained_on(job, said):
+    data, table, _ = prepared(job(dataclasses.replace(SMALL, same_source="train")))
     assert set(table.loc[["o0", "o1", "o2"], "role"]) == {"main"} and len(data.rows(role="same_source")) == 0
     assert "8 images with COVID-19 and 9 without, of" in said.text
 
 
-def test_negatives_are_drawn_evenly_from_their_collections(context):
+def test_negatives_are_drawn_evenly_from_their_collections(job):
     config = dataclasses.replace(SMALL, same_source="train", negatives=5)
-    _, table, selection = prepared(context(config))
+    _, table, selection = prepared(job(config))
     drawn = selection[(selection["label"] == 0) & selection["kept"]]["collection"].value_counts().to_dict()
     assert drawn == {"data": 2, "NIH ChestX-ray14": 3} or drawn == {"data": 3, "NIH ChestX-ray14": 2}
     assert (selection.loc[~selection["kept"], "reason"] == "not drawn: negatives 5").all()
     assert (table.loc[selection.index[~selection["kept"]], ["role", "fold"]] == ["", -1]).all(axis=None)
-    _, table, selection = prepared(context(dataclasses.replace(SMALL, negatives=5), out="score"))
+    _, table, selection = prepared(job(dataclasses.replace(SMALL, negatives=5), out="score"))
     assert (table.loc[["o0", "o1", "o2"], "role"] == "same_source").all()  # these are not drawn from
     assert selection["kept"].sum() == 8 + 3 + 5
 
@@ -310,161 +288,91 @@ def test_negatives_are_drawn_evenly_from_their_collections(context):
         ((5, 5), 1, (0, 1)),
     ],
 )
-def test_an_even_draw(sizes, count, expected):
+def test_andraw_evenly(sizes, count, expected):
     names = np.random.default_rng(0).permutation(np.repeat([f"c{k}" for k in range(len(sizes))], sizes))
-    drawn = _even_draw(names, count, seed=0)
+    drawn = draw_evenly(names, count, seed=0)
     assert drawn.sum() == count
     assert tuple(int((drawn & (names == f"c{k}")).sum()) for k in range(len(sizes))) == expected
-    assert (_even_draw(names, count, seed=0) == drawn).all()
+    assert (draw_evenly(names, count, seed=0) == drawn).all()
     if count > 1 and sizes == (10, 10):
-        assert (_even_draw(names, count, seed=1) != drawn).any()
+        assert (draw_evenly(names, count, seed=1) != drawn).any()
 
 
 # ---- what cannot be ------------------------------------------------------------------------------------------------
 
 
-def test_tables_that_leave_nothing_to_train_on(context, folder, tmp_path):
+def test_tables_that_leave_nothing_to_train_on(job, folder, tmp_path):
     write(folder / "metadata.csv", HEADER, [row for row in HOME if "SARS" in row])
-    assert refusal(prepare_competition, context()) == "no image with COVID-19 to train on"
+    assert refusal(prepare, job()) == "no image with COVID-19 to train on"
     child = [row.replace(",50,COVID", ",5,COVID") for row in HOME]
     write(folder / "metadata.csv", HEADER, child)
-    assert refusal(prepare_competition, context()) == "no image with COVID-19 to train on; left out: 8 age"
+    assert refusal(prepare, job()) == "no image with COVID-19 to train on; left out: 8 age"
     write(folder / "metadata.csv", HEADER, HOME)
     (folder / "normals" / "Data_Entry_2017.csv").unlink()
-    line = refusal(prepare_competition, context())
+    line = refusal(prepare, job())
     assert line == (
         "no image without COVID-19 to train on: name a folder of normals by --normals or take those of the "
         "same collections (--same-source train)"
     )
-    assert prepare_competition(context(dataclasses.replace(SMALL, same_source="train"), out="same")).key
+    assert prepare(job(dataclasses.replace(SMALL, same_source="train"), out="same")).key
     write(folder / "metadata.csv", HEADER, HOME[:8] + [home_row(name, 10, "SARS", view="L") for name in OTHER])
-    line = refusal(prepare_competition, context())
+    line = refusal(prepare, job())
     assert line.endswith("name a folder of normals by --normals; left out: 3 lateral")
     write(folder / "metadata.csv", HEADER, [home_row(name, 1, "COVID-19", view="L") for name in COVID])
-    assert refusal(prepare_competition, context()) == "the selection leaves no image to train on; left out: 8 lateral"
+    assert refusal(prepare, job()) == "the selection leaves no image to train on; left out: 8 lateral"
     assert not (tmp_path / "run" / "images.parquet").exists()
 
 
-def test_all_lungs_are_rejected(context, folder):
-    for number, name in enumerate(COVID):
-        write_image(folder / "images" / name, 400 + number, lungless=True)
-    assert refusal(prepare_competition, context()) == "no image with COVID-19 to train on; left out: 8 lungs"
-
-
-def test_too_few_patients_for_the_folds(context):
+def test_too_few_patients_for_the_folds(job):
     config = dataclasses.replace(SMALL, n_folds=20, folds=(0,))
-    assert "20 folds need as many groups, there are 13" in refusal(prepare_competition, context(config))
+    assert "20 folds need as many groups, there are 13" in refusal(prepare, job(config))
 
 
-def test_a_fold_without_a_label_is_named(context, folder):
+def test_a_fold_without_a_label_is_named(job, folder):
     write(folder / "metadata.csv", HEADER, [home_row(name, 1, "COVID-19") for name in COVID])
-    run = context()
-    data = prepare_competition(run)
+    run = job()
+    data = prepare(run)
     fold = int(data.table.loc[data.table["label"] == 1, "fold"].iloc[0])
-    assert refusal(pipeline._parts, run, data, fold) == (
-        f"fold {fold}: no image with COVID-19 to train on; choose another n_folds"
-    )
+    assert refusal(fold_rows, run, fold) == (f"fold {fold}: no image with COVID-19 to train on; choose another n_folds")
 
 
-def test_where_an_epoch_is_chosen_the_next_fold_validates(context):
+def test_where_an_epoch_is_chosen_the_next_fold_validates(job):
     network = dataclasses.replace(SMALL.network, averaging=("best",))
-    run = context(dataclasses.replace(SMALL, network=network, n_folds=3, folds=(0, 1, 2)))
-    data = prepare_competition(run)
+    run = job(dataclasses.replace(SMALL, network=network, n_folds=3, folds=(0, 1, 2)))
+    data = prepare(run)
     main = {k: set(data.rows(folds=[k], role="main")) for k in range(3)}
     for fold in range(3):
-        learn, judge = pipeline._parts(run, data, fold)
+        learn, judge = fold_rows(run, fold)
         assert set(learn) == main[(fold + 2) % 3] and set(judge) == main[(fold + 1) % 3]
     last = dataclasses.replace(network, averaging=("last",))
-    run = context(dataclasses.replace(SMALL, network=last, n_folds=3, folds=(0, 1, 2)))
-    learn, judge = pipeline._parts(run, data, 0)
+    run = job(dataclasses.replace(SMALL, network=last, n_folds=3, folds=(0, 1, 2)))
+    learn, judge = fold_rows(run, 0)
     assert set(learn) == main[1] | main[2] and set(judge) == main[0]
 
 
-def test_files_to_predict_that_are_missing(context, folder):
-    (folder / "images" / "t1.png").unlink()
-    assert refusal(prepare_competition, context()) == "1 of 2 images to predict have no file, the first is t1.png"
+# ---- what trainings follow from ------------------------------------------------------------------------------------
 
 
-def test_options_that_cannot_be(context, folder, tmp_path):
-    assert "--id-map: the collections' tables name the patients" in refusal(
-        prepare_competition, context(id_map=folder / "metadata.csv")
-    )
-    assert "name the folder of the images with --data" in refusal(prepare_competition, context(data=None))
-    assert "nowhere: no such folder" in refusal(prepare_competition, context(normals=(tmp_path / "nowhere",)))
-    (tmp_path / "empty").mkdir()
-    assert "empty: no collection in it" in refusal(prepare_competition, context(normals=(tmp_path / "empty",)))
-
-
-# ---- opened again --------------------------------------------------------------------------------------------------
-
-
-def test_other_settings_need_another_prepare(context, folder, tmp_path):
-    prepare_competition(context())
-    assert open_prepared(context()).key
+def test_other_settings_need_another_prepare(job):
+    prepare(job())
     for change, line in (
         ({"same_source": "train"}, "prepared with --same-source score"),
         ({"negatives": 5}, "prepared with --negatives 0"),
-        ({"seed": 1}, "prepared with --seed 0"),
-        ({"n_folds": 3}, "prepared with --n-folds 2"),
-        ({"store_size": 64}, "prepared with --store-size 32"),
-        ({"selection": SelectionConfig(least_age=30)}, "prepared with another selection"),
-        ({"lungs": LungsConfig(dilations=1, closings=0)}, "prepared with other lungs"),
+        ({"selection": SelectionConfig(least_age=30)}, "prepared with --selection.least-age 18, not 30"),
+        ({"lungs": LungsConfig(dilations=1, closings=0)}, "prepared with --lungs.dilations 0, not 1"),
     ):
-        assert line in refusal(open_prepared, context(dataclasses.replace(SMALL, **change))), change
-    assert open_prepared(context(dataclasses.replace(SMALL, view="image"))).key  # what is seen is not prepared
-    assert "prepared with another --data" in refusal(open_prepared, context(data=tmp_path / "other"))
-    assert "prepared with other --normals" in refusal(open_prepared, context(normals=(folder / "normals",)))
-    assert "not prepared" in refusal(open_prepared, context(out="new"))
+        other = job(dataclasses.replace(SMALL, **change))
+        assert line in refusal(lambda other=other: other.images), change
+    assert job(dataclasses.replace(SMALL, view="image")).images.key  # what is seen is not prepared
 
 
-def test_the_key_follows_what_is_trained_on(context, folder):
-    first = prepare_competition(context())
+def test_the_key_follows_what_is_trained_on(job, folder):
+    first = prepare(job())
     (folder / "unlabelled_test.csv").unlink()
-    fewer = prepare_competition(context(out="fewer"))
+    fewer = prepare(job(out="fewer"))
     assert fewer.key == first.key and len(fewer.rows("test")) == 0 and fewer.pixels_key != first.pixels_key
     write(folder / "metadata.csv", HEADER, [row.replace("SARS", "COVID-19") for row in HOME])
-    assert prepare_competition(context(out="labels")).key != first.key
-
-
-def test_trained_networks_keep_their_images(context, folder):
-    run = context()
-    prepare_competition(run)
-    (run.run.path("fold0", "covid")).mkdir(parents=True)
-    (run.run.path("fold0", "covid", "final.safetensors")).write_bytes(b"")
-    before = run.run.path("images.parquet").read_bytes()
-    write(folder / "metadata.csv", HEADER, HOME[:-1])
-    assert "fold0/covid: was trained on other images" in refusal(prepare_competition, context())
-    assert run.run.path("images.parquet").read_bytes() == before and context().run.step("prepare")
-
-
-def test_folds_by_table(context, folder, tmp_path, said):
-    first = prepare_competition(context())
-    lines = (tmp_path / "run" / "folds.csv").read_text().splitlines()
-    (tmp_path / "folds.csv").write_text("\n".join([lines[1], *reversed(lines[2:])]) + "\n")
-    config = dataclasses.replace(SMALL, seed=9)
-    assert prepare_competition(context(config, "again", fold_table=tmp_path / "folds.csv")).key == first.key
-    swapped = [line if not line.startswith("c0,") else f"c0,{1 - int(line.split(',')[1])},x" for line in lines[1:]]
-    (tmp_path / "folds.csv").write_text("\n".join(swapped) + "\n")
-    prepare_competition(context(SMALL, "leak", fold_table=tmp_path / "folds.csv"))
-    assert "folds: 2 images have a patient in another fold" in said.text
-    (tmp_path / "folds.csv").write_text("\n".join(lines[1:-1]) + "\n")
-    assert "1 images missing" in refusal(prepare_competition, context(fold_table=tmp_path / "folds.csv"))
-
-
-def test_a_damaged_selection_is_named(context):
-    run = context()
-    prepare_competition(run)
-    path = run.run.path("selection.csv")
-    lines = path.read_text().splitlines()
-    for content, said in (
-        ("", "empty file"),
-        ("\n".join(lines[1:]), "the header must be"),
-        ("\n".join([*lines, "a,b"]), "2 values where"),
-        ("\n".join([lines[0], lines[1].replace(",1,True,", ",one,True,")]), "row 2: the label 'one'"),
-    ):
-        path.write_text(content)
-        line = refusal(read_selection, run.run)
-        assert "selection.csv" in line and said in line
+    assert prepare(job(out="labels")).key != first.key
 
 
 # ---- the real collections ------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,11 @@ from common.errors import InputError
 from common.paths import read_json, write_json
 from common.report import class_plots, plots
 from common.report.frame import write_report
-from common.runs import Run
 from common.train.checkpoint import save_weights
 from solutions.covid19 import pictures, report, scoring
+from solutions.covid19.audit import focus_networks
 from solutions.covid19.config import DEMO
-from solutions.covid19.data import SELECTION, Prepared
+from solutions.covid19.data import SELECTION
 from solutions.covid19.models import build_network
 from solutions.covid19.report import count_reasons
 from tests import browser
@@ -30,13 +29,13 @@ CONFIG = dataclasses.replace(
 INTERVAL = {"estimate": 0.875, "low": 0.75, "high": 0.95}
 
 
-def prepared(folder):
+def image_table():
     """12 COVID-19 and 4 other images of Home, 8 of Elsewhere, a patient each; the last of Elsewhere fails the gate."""
-    rng, names = np.random.default_rng(0), [f"im{i}" for i in range(N)]
+    names = [f"im{i}" for i in range(N)]
     home = np.arange(N) < 16
     role = np.where(np.arange(N) < 12, "main", np.where(home, "same_source", "main")).astype(object)
     role[-1] = ""
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "image_id": names,
             "file_name": [f"{name}.png" for name in names],
@@ -54,36 +53,33 @@ def prepared(folder):
             "usable": role != "",
         }
     )
-    masks = np.zeros((N, SIZE, SIZE), np.uint8)
-    masks[:, 8:24, 8:24] = 1
-    np.save(folder / "masks.npy", masks)
-    images = rng.integers(30, 255, (N, SIZE, SIZE), np.uint8)
-    return Prepared(table, SimpleNamespace(images=images), folder / "masks.npy", "key", "pixels")
 
 
-def answers(data):
-    oof = data.table.loc[data.table["fold"] >= 0, ["image_id", "fold"]].reset_index(drop=True)
+def answers(table):
+    oof = table.loc[table["fold"] >= 0, ["image_id", "fold"]].reset_index(drop=True)
     return oof.assign(probability=0.93 - 0.04 * np.arange(len(oof)))
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(job_of):
     """The job of a run that has its scores; the steps in `current` are current."""
-    run = Run(tmp_path / "run")
-    data = prepared(tmp_path)
+    table, masks = image_table(), np.zeros((N, SIZE, SIZE), np.uint8)
+    masks[:, 8:24, 8:24] = 1
+    job = job_of(CONFIG, table, np.random.default_rng(0).integers(30, 255, (N, SIZE, SIZE), np.uint8), masks)
+    run = job.run
     run.describe(0, [])
     run.record("prepare", [], synthetic=False)
-    selection = data.table.assign(kept=data.table["usable"], view_said="PA", finding="")
-    selection["reason"] = np.where(data.table["usable"], "", "lungs: too small")
+    selection = table.assign(kept=table["usable"], view_said="PA", finding="")
+    selection["reason"] = np.where(table["usable"], "", "lungs: too small")
     selection[SELECTION].to_csv(run.path("selection.csv"), index=False)
-    oof = answers(data)
+    oof = answers(table)
     oof.to_parquet(run.path("oof.parquet"))
-    known = oof.merge(data.table.drop(columns="fold"), on="image_id")
+    known = oof.merge(table.drop(columns="fold"), on="image_id")
     main = known[known["role"] == "main"]
     cuts = (("0.5", 0.5), ("tuned", 0.6))
     tables = [scoring.fold_table(main, np.full(len(main), cut)).assign(rule=rule) for rule, cut in cuts]
     pd.concat(tables).to_csv(run.path("per_fold.csv"), index=False)
-    write_json(run.path("score.json"), scoring.summary(known, np.full(len(main), 0.6), {"without": (1 / 8, 8)}))
+    write_json(run.path("score.json"), scoring.summarise(known, np.full(len(main), 0.6), {"without": (1 / 8, 8)}))
     run.record("predict", [], images=len(oof))
     run.record("tune", ["first"], score=0.9)
     torch.manual_seed(0)
@@ -92,15 +88,14 @@ def job(tmp_path):
             run.path(f"fold{fold}", stage).mkdir(parents=True)
             save_weights(run.path(f"fold{fold}", stage, "final.safetensors"), build_network(NETWORK).state_dict())
     run.write_config("covid19", "demo", CONFIG)
-    job = SimpleNamespace(run=run, config=CONFIG, preset="demo", images=data, current={"tune", "audit"})
+    job.current = {"tune", "audit"}
     job.is_current = lambda step: step in job.current and run.step(step) is not None
-    yield job
-    run.close()
+    return job
 
 
 def audited(job, biased):
     """Files of a finished audit."""
-    run, ids = job.run, answers(job.images)["image_id"]
+    run, ids = job.run, answers(job.images.table)["image_id"]
     checks = {
         "border": {"auroc": INTERVAL, "said": "by the margin", "images": 19, "positives": 12},
         "origin": {"auroc": None, "said": "not asked: too few"},
@@ -272,26 +267,22 @@ def test_pictures_are_of_the_surest_answers_and_the_surest_mistakes():
 def test_maps_are_those_of_each_image_s_own_network_and_kept(job, monkeypatch):
     made, maps = [], pictures.heat_maps
 
-    def heat_maps(model, data, rows, config, view, *args, **options):
-        made.append((view, rows.tolist()))
-        return maps(model, data, rows, config, view, *args, **options)
+    def heat_maps(job, network, rows, *more):
+        made.append((network.stage, rows.tolist()))
+        return maps(job, network, rows, *more)
 
     monkeypatch.setattr(pictures, "heat_maps", heat_maps)
-    data, stages = job.images, {"lungs": "covid", "image": "audit-image"}
-    shown = data.table.loc[[3, 0, 1], ["image_id", "row", "fold", "label"]].assign(probability=0.5)
-    first = pictures.compute_heat_maps(job, shown, stages)
-    assert made == [(view, rows) for view in stages for rows in ([0], [3, 1])]
-    model = pictures.load_network(NETWORK, job.run.path("fold1", "covid", "final.safetensors"))
-    expected = maps(model, data, np.array([3]), NETWORK, "lungs", torch.device("cpu"), progress=False)
+    networks = {fold: focus_networks(CONFIG, fold) for fold in (0, 1)}
+    shown = job.images.table.loc[[3, 0, 1], ["image_id", "row", "fold", "label"]].assign(probability=0.5)
+    first = pictures.compute_heat_maps(job, shown, networks)
+    assert made == [(stage, rows) for rows in ([0], [3, 1]) for stage in ("covid", "audit-image")]
+    expected = maps(job, networks[1]["lungs"], np.array([3]), torch.device("cpu"), "")
     assert np.allclose(first["lungs"][0], expected[0], atol=1e-6) and expected.max() > 0
-    again = pictures.compute_heat_maps(job, shown, stages)
-    assert len(made) == 4 and all((again[view] == first[view]).all() for view in stages)
-    job.run.path("heats.npz").write_bytes(b"PK torn")
-    pictures.compute_heat_maps(job, shown, stages)
-    assert len(made) == 8
+    again = pictures.compute_heat_maps(job, shown, networks)
+    assert len(made) == 4 and all((again[view] == first[view]).all() for view in ("lungs", "image"))
     save_weights(job.run.path("fold0", "covid", "final.safetensors"), build_network(NETWORK).state_dict())
-    pictures.compute_heat_maps(job, shown, stages)
-    assert len(made) == 12
+    pictures.compute_heat_maps(job, shown, networks)
+    assert len(made) == 8
 
 
 def test_a_strip_shows_pictures_beside_each_other():

@@ -10,17 +10,14 @@ from sklearn.metrics import roc_auc_score
 from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.calibration import choose_thresholds
-from common.paths import write_json
 from solutions.covid19.scoring import (
     RATES,
-    area,
+    auroc_interval,
     fold_table,
     nested_thresholds,
-    rates,
-    read_per_fold,
-    read_score,
+    pooled_rates,
     same_source,
-    summary,
+    summarise,
 )
 
 
@@ -113,29 +110,29 @@ def test_one_fold_alone_and_labels_of_one_kind():
 
 def test_rates_and_their_intervals_draw_patients():
     label, probs = np.tile([1, 1, 0, 0, 0], 20), np.tile([0.9, 0.2, 0.1, 0.2, 0.8], 20)
-    alone = rates(table(label, probs), np.full(100, 0.5))
+    alone = pooled_rates(table(label, probs), np.full(100, 0.5))
     assert [alone[name].estimate for name in RATES] == pytest.approx([0.6, 0.5, 2 / 3])
-    grouped = rates(table(label, probs, patients=[f"p{k // 25}" for k in range(100)]), np.full(100, 0.5))
+    grouped = pooled_rates(table(label, probs, patients=[f"p{k // 25}" for k in range(100)]), np.full(100, 0.5))
     assert grouped["accuracy"].estimate == alone["accuracy"].estimate
     width = {name: (interval.high - interval.low) for name, interval in alone.items()}
     assert width["sensitivity"] == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 40), rel=0.15)
     assert grouped["accuracy"].high - grouped["accuracy"].low < 1e-9 < width["accuracy"]  # all groups are alike
-    again = rates(table(label, probs), np.full(100, 0.5))
-    assert again == alone and rates(table(label, probs), np.full(100, 0.5), seed=1) != alone
+    again = pooled_rates(table(label, probs), np.full(100, 0.5))
+    assert again == alone and pooled_rates(table(label, probs), np.full(100, 0.5), seed=1) != alone
 
 
 def test_a_rate_of_no_image_is_not_defined():
-    found = rates(table([1, 1], [0.9, 0.1]), np.full(2, 0.5))
+    found = pooled_rates(table([1, 1], [0.9, 0.1]), np.full(2, 0.5))
     assert np.isnan(found["specificity"].estimate) and found["sensitivity"].estimate == 0.5
 
 
-def test_area():
+def test_auroc_interval():
     label, probs = np.tile([1, 1, 0, 0], 10), np.random.default_rng(0).uniform(size=40)
     names = [f"p{k // 2}" for k in range(40)]
-    found = area(label, probs, names)
+    found = auroc_interval(label, probs, names)
     assert found.estimate == pytest.approx(roc_auc_score(label, probs)) and found.low < found.estimate < found.high
     for wrong in ((np.ones(40), probs, names), (label, probs, ["p"] * 40), ([], [], [])):
-        assert np.isnan(area(*wrong).estimate)
+        assert np.isnan(auroc_interval(*wrong).estimate)
 
 
 # ---- the same collections ------------------------------------------------------------------------------------------
@@ -199,7 +196,7 @@ def test_images_of_unknown_finding_do_not_count(leaning):
 def test_summary(leaning):
     of_fold = {0: 0.7, 1: 0.35}
     cuts = leaning.loc[leaning["role"] == "main", "fold"].map(of_fold).to_numpy()
-    found = summary(leaning, cuts, {"with COVID-19": (0.25, 40), "without": (0.0, 60)})
+    found = summarise(leaning, cuts, {"with COVID-19": (0.25, 40), "without": (0.0, 60)})
     main = leaning[leaning["role"] == "main"]
     right = (main["probability"] >= cuts) == main["label"]
     assert found["auroc"]["estimate"] == 1.0 and found["accuracy"]["estimate"] == 1.0
@@ -213,67 +210,13 @@ def test_summary(leaning):
     }
     assert found["same_source"] == same_source(leaning)
     # the images that are scored alone change nothing but the figures of the same collections
-    assert summary(main, cuts, {}) | {"rejected": 0, "same_source": 0} == found | {"rejected": 0, "same_source": 0}
-    assert summary(main, cuts, {})["same_source"] is None
+    assert summarise(main, cuts, {}) | {"rejected": 0, "same_source": 0} == found | {"rejected": 0, "same_source": 0}
+    assert summarise(main, cuts, {})["same_source"] is None
 
 
 def test_a_summary_is_plain_json_also_where_little_is_defined():
-    one = summary(table([1, 0], [0.9, 0.1], fold=4), [0.5, 0.5], {})
+    one = summarise(table([1, 0], [0.9, 0.1], fold=4), [0.5, 0.5], {})
     assert one["mean_of_folds"]["accuracy"] == {"mean": 1.0, "sd": None}
     with pytest.raises(InputError, match="at least two patients"):
-        summary(table([1, 0], [0.9, 0.1], patients=["a", "a"]), [0.5, 0.5], {})
+        summarise(table([1, 0], [0.9, 0.1], patients=["a", "a"]), [0.5, 0.5], {})
     assert json.loads(json.dumps(one, allow_nan=False)) == one
-
-
-# ---- read again ----------------------------------------------------------------------------------------------------
-
-
-class Folder:
-    def __init__(self, folder):
-        self.path = folder.joinpath
-
-
-@pytest.fixture
-def written(tmp_path, leaning):
-    """A folder with score.json and per_fold.csv, one of whose folds has no image without COVID-19."""
-    main = leaning[(leaning["role"] == "main") & ((leaning["label"] == 1) | (leaning["fold"] == 0))]
-    write_json(tmp_path / "score.json", summary(main, np.full(len(main), 0.5), {}))
-    per_fold = fold_table(main, np.full(len(main), 0.5))
-    pd.concat([per_fold.assign(rule=rule) for rule in ("0.5", "tuned")]).to_csv(tmp_path / "per_fold.csv", index=False)
-    return Folder(tmp_path), per_fold
-
-
-def test_tables_of_folds_are_read_as_they_were_written(written):
-    folder, per_fold = written
-    found = read_per_fold(folder)
-    assert found["rule"].tolist() == ["0.5", "0.5", "tuned", "tuned"] and np.isnan(per_fold["specificity"][1])
-    pd.testing.assert_frame_equal(found[:2][per_fold.columns], per_fold)
-    assert read_score(folder)["folds"] == 2
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda lines: [], "empty file"),
-        (lambda lines: ["a,b", *lines[1:]], "row 1: the header must have rule,fold"),
-        (lambda lines: [*lines[:-1], lines[-1][:40]], "row 5: .* values where the header has 16"),
-        (lambda lines: lines[:-1], "rows are missing"),
-        (lambda lines: [*lines, lines[-1]], "rows are missing"),
-        (lambda lines: [*lines[:-1], "x" + lines[-1]], "invalid literal"),
-        (lambda lines: [*lines[:-1], lines[-1][1:]], "invalid literal"),
-    ],
-)
-def test_damaged_tables_of_folds_are_named(damage, said, written):
-    folder, _ = written
-    path = folder.path("per_fold.csv")
-    path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
-    with pytest.raises(InputError, match=rf"per_fold.csv: damaged \(.*{said}.*\); delete it and run `tune` again$"):
-        read_per_fold(folder)
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", "", '{"auroc": 1}'])
-def test_a_damaged_score_is_named(content, written):
-    folder, _ = written
-    folder.path("score.json").write_text(content)
-    with pytest.raises(InputError, match=r"score.json: (damaged|not a JSON file)"):
-        read_score(folder)
