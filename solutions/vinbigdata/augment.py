@@ -1,24 +1,22 @@
-"""Augmentation pipelines of the detectors, one function a recipe; boxes follow the geometry, and sizes stay.
+"""Augmentation pipelines of the detectors, one function per recipe; boxes follow the geometry, and sizes stay.
 
-Each takes uint8 (H, W) images with `bboxes` float (n, 4) in pixels and their `labels`, and gives back the same.
+Each takes uint8 (H, W) images with `bboxes` float (n, 4) in pixels and their `labels`, and returns the same. Flips and
+whatever rotates or scales show a finding on the other side or in another shape; the paper and the winners flip
+nevertheless.
 """
 
 import cv2
 import numpy as np
 
-# the library from there, where its look-up of newer versions is switched off
+# the library from there, where its check for new versions is switched off
 from common.data.augment import A, DiffusedNoise
-from common.errors import InputError
-
-# flips and all that turns or scales show a finding on the other side or in another shape; the paper and the winners
-# flip nevertheless
 
 
 def compose(transforms, least_seen=0.3):
     """Return the pipeline of `transforms` for images with boxes.
 
-    Boxes are cut at the border. One is dropped when a step leaves less than `least_seen` of its area, or a side under
-    one pixel, since nobody could say what the rest shows; the share is ours.
+    Boxes are clipped at the border. One is dropped when a step leaves less than `least_seen` of its area, or a side
+    under one pixel, since nobody could tell what the rest shows; the share is ours.
     """
     boxes = A.BboxParams("pascal_voc", ["labels"], min_visibility=least_seen, min_width=1, min_height=1, clip=True)
     return A.Compose(transforms, bbox_params=boxes)
@@ -27,14 +25,11 @@ def compose(transforms, least_seen=0.3):
 class Blend(A.ImageOnlyTransform):
     """Blend the image with black (brightness) or, `to_mean`, with its own mean grey level (contrast).
 
-    factor: range of the image's weight; above 1 it moves away from the other. Source: the definitions of detectron2,
-    the paper's library.
+    factor: range of the image's weight; above 1 it moves away from the other. Source: detectron2, the paper's library.
     """
 
     def __init__(self, to_mean, factor=(0.7, 1.3), p=0.2):
         super().__init__(p=p)
-        if not 0 <= factor[0] <= factor[1]:
-            raise InputError(f"factor {factor}: need two numbers from 0, the lesser first")
         self.to_mean, self.factor = to_mean, factor
 
     def get_params(self):
@@ -47,15 +42,13 @@ class Blend(A.ImageOnlyTransform):
 
 
 class RelativeCrop(A.DualTransform):
-    """Cut out a window whose height and width are each at least `least` of the image's, and stretch it to the size.
+    """Crop a window whose height and width are each at least `least` of the image's, and stretch it to its size.
 
     Source: the relative range of detectron2's random crop.
     """
 
     def __init__(self, least=0.8, p=0.2):
         super().__init__(p=p)
-        if not 0 < least <= 1:
-            raise InputError(f"least {least}: must be above 0 and at most 1")
         self.least = least
 
     def get_params_dependent_on_data(self, params, data):
@@ -81,7 +74,7 @@ class RelativeCrop(A.DualTransform):
 
 def flip():
     """Return the pipeline that exchanges left and right in half of the images."""
-    return compose([_flip()])
+    return compose([A.HorizontalFlip(p=0.5)])
 
 
 def built_in(size, rotate=10.0):
@@ -89,9 +82,9 @@ def built_in(size, rotate=10.0):
 
     Contrast and brightness by 0.7 to 1.3, rotation by ± `rotate` degrees (0 leaves it out) and a crop of at least 0.8
     of each side, with probability 0.2 each; flip with 0.5; Gaussian blur of kernel 5. Saturation means nothing on grey
-    images. The paper gives the blur neither a probability, 0.2 here, nor a size of the image: its sigma is OpenCV's for
-    kernel 5 at 1024 pixels and shrinks with the size. Rotation keeps the size and cuts the corners; the box of a
-    turned box is the one around it.
+    images. The paper gives the blur no probability (0.2 here) and no image size: its sigma is OpenCV's for kernel 5 at
+    1024 pixels and shrinks with the size. Rotation keeps the size and cuts the corners; the box of a rotated box is the
+    one around it.
     """
     return compose(_built_in(size, rotate))
 
@@ -109,25 +102,21 @@ def both(size, rotate=10.0):
 def podium(size):
     """Return our pipeline for the podium preset: the winners' kinds of transform with numbers of ours.
 
-    Flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; diffused noise, now and then dark.
+    Flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; diffused noise, sometimes dark.
     """
-    sigma = 1.1 * size / 1024
     moved = A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
     tone = [Blend(False, p=1.0), Blend(True, p=1.0), A.RandomGamma((80, 125), p=1.0), A.CLAHE((1.0, 3.0), p=1.0)]
-    focus = [_blur(sigma, 1.0), A.Sharpen(alpha=(0.1, 0.3), p=1.0)]
-    shade = DiffusedNoise((3, 10), strength=(-0.15, 0.3), p=0.15)
-    return compose([_flip(), moved, RelativeCrop(0.75, p=0.3), A.OneOf(tone, p=0.5), A.OneOf(focus, p=0.15), shade])
+    focus = [_blur(size, 1.0), A.Sharpen(alpha=(0.1, 0.3), p=1.0)]
+    shade, crop = DiffusedNoise((3, 10), strength=(-0.15, 0.3), p=0.15), RelativeCrop(0.75, p=0.3)
+    return compose([A.HorizontalFlip(p=0.5), moved, crop, A.OneOf(tone, p=0.5), A.OneOf(focus, p=0.15), shade])
 
 
-def _flip():
-    return A.HorizontalFlip(p=0.5)
-
-
-def _blur(sigma, p):
+def _blur(size, p):
+    sigma = 1.1 * size / 1024
     return A.GaussianBlur(blur_limit=(5, 5), sigma_limit=(sigma, sigma), p=p)
 
 
 def _built_in(size, rotate):
-    turned = [A.Affine(rotate=(-rotate, rotate), p=0.2)] if rotate else []
-    blur = _blur(1.1 * size / 1024, 0.2)
-    return [Blend(to_mean=True), Blend(to_mean=False), *turned, RelativeCrop(), _flip(), blur]
+    rotation = [A.Affine(rotate=(-rotate, rotate), p=0.2)] if rotate else []
+    tone = [Blend(to_mean=True), Blend(to_mean=False)]
+    return [*tone, *rotation, RelativeCrop(), A.HorizontalFlip(p=0.5), _blur(size, 0.2)]

@@ -1,109 +1,116 @@
-"""The competition's files to an image table, boxes on which the raters agree, folds and a store."""
+"""The competition's tables: the raters' boxes, what is wrong with them, and the sizes of the original images."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from common.config import digest
-from common.data.folds import make_folds, save_folds
-from common.data.store import Store, prepare_store
-from common.data.tables import named_images, read_ids, read_patients
+from common.data.dicom import read_header
+from common.data.tables import read_ids, read_patients, some_rows
 from common.errors import InputError
-from common.infer.tools import find_test, test_store
+from common.listing import Listing, check_files, find_files, list_test
+from common.metrics.detection import evaluate
 from common.paths import check_id, competition_folder, find_images, read_parquet
 from common.post.boxes import BOX, scale
 from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
 from common.post.wbf import mean_boxes
-from common.steps import (
-    check_prepared,
-    keep_config,
-    keep_trainings,
-    read_folds,
-    store_folder,
-    tell_leaks,
-    trainings,
-    write_table,
-)
-from common.submit.table import read_table, write_submission
+from common.submit.table import read_table
 from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, SLUG
-from solutions.vinbigdata.sizes import SIZES, read_sizes, tell_copies
 
 log = logging.getLogger(__name__)
-MADE_WITH = ("n_folds", "rater_aware", "seed", "store_size")  # settings that decide what `prepare` makes,
-MADE_WITH_FUSION = ("raters", "raters_iou")  # and those of them in FusionConfig
 TRAIN = ["image_id", "class_name", "class_id", "rad_id", *BOX]
 SAMPLE = ["image_id", "PredictionString"]
-NO_LABELS = pd.DataFrame({"image_id": [], "class_id": [], "rad_id": []}).astype(
-    {"image_id": str, "class_id": "int64", "rad_id": str}
-)
-NO_LABELS[BOX] = np.zeros((0, 4))
+SIZES = ["image_id", "width", "height"]
+SHAPE = ["image_id", "dim1", "dim0"]  # the same in tables of resized copies: the shape of the pixel array
+NOTHING = "14 1 0 0 1 1"  # the answer for an image without findings
 FINDINGS = [f"c{number}" for number in range(NO_FINDING)]
 JOIN = {"wbf": mean_boxes, "nms": first_boxes, "none": lambda boxes, starts, iou: (boxes, np.arange(len(boxes)))}
-NO_BOX = (0.0, 0.0, 1.0, 1.0)  # what the competition has in the place of a box where nothing is found
 
 
-@dataclass
-class Prepared:
-    """What `prepare` leaves: the image table, the fused boxes and the open store.
+# ---- prepare -------------------------------------------------------------------------------------------------------
 
-    table: image_id, row, width, height (pixels of the original), ok (False for a placeholder), patient_id ("" where
-    unknown), split (train or test), fold (-1 for test), abnormal (0/1), c0 … c13 (0/1, by any rater), raters (how many
-    read it). boxes: image_id, row, class_id (0 … 13), x_min, y_min, x_max, y_max (pixels of the original), votes
-    (raters that marked it), by row.
+
+def made_with(config):
+    """Return the settings that decide what `prepare` makes."""
+    made = {name: getattr(config, name) for name in ("n_folds", "rater_aware", "seed", "store_size")}
+    return made | {f"fusion.{name}": getattr(config.fusion, name) for name in ("raters", "raters_iou")}
+
+
+def read_competition(job):
+    """Return the Listing of the competition; its images have abnormal (0/1), c0 … c13 (0/1, by any rater) and raters.
+
+    raters is the number of raters of an image. `fuse_boxes` needs the tables "labels" and "originals".
     """
+    options = job.options
+    folder = competition_folder(options.data, SLUG, "train.csv")
+    labels_path, sample_path = folder / "train.csv", folder / "sample_submission.csv"
+    labels = read_train(labels_path).sort_values(["image_id", "class_id", "rad_id", *BOX])
+    train_ids = labels["image_id"].unique().tolist()
+    files, test_ids = find_files(folder, options, lambda: read_ids(sample_path, SAMPLE))
+    check_files(train_ids, test_ids, files, labels_path, options)
+    if (labels["class_id"] == NO_FINDING).all():
+        raise InputError(f"{labels_path}: no image has a finding")
+    patients = read_patients(options.id_map, train_ids) if options.id_map else [""] * len(train_ids)
+    table, n = make_image_table(labels, patients, train_ids, test_ids), len(train_ids)
+    originals = read_sizes(options.sizes, table["image_id"]) if options.sizes else None
+    sizes = [] if originals is None else originals.to_numpy().tolist()
+    return Listing(
+        folder,
+        table,
+        files,
+        _sample(test_ids),
+        strata=make_strata(table[:n], labels, job.config.rater_aware),
+        labels=[labels.to_numpy().tolist(), sizes[:n]],
+        tables={"labels": labels, "originals": originals},
+        inputs=(labels_path, sample_path, *options.sizes),
+        about={"pixels": digest(sizes[n:])},  # boxes are in pixels of the originals
+    )
 
-    table: pd.DataFrame
-    boxes: pd.DataFrame
-    store: Store
-    key: str
 
-    def __post_init__(self):
-        self._starts = np.searchsorted(self.boxes["row"], np.arange(len(self.table) + 1))
-        self._scales = self.store.images.shape[1] / self.table[["width", "height"]].to_numpy(float)
-        self._corners, self._labels = self.boxes[BOX].to_numpy(float), self.boxes["class_id"].to_numpy(np.int64)
+def fuse_boxes(job, listing, store):
+    """Return the listing with the sizes of the originals and its boxes, clipped to their images and fused.
 
-    def rows(self, split="train", folds=None):
-        """Store rows of one split, or of the train images in `folds`, in order."""
-        chosen = self.table["split"] == split
-        if folds is not None:
-            chosen &= self.table["fold"].isin(list(folds))
-        return self.table.loc[chosen, "row"].to_numpy()
+    boxes.parquet: image_id, row, class_id (0 … 13), x_min, y_min, x_max, y_max (pixels of the original), votes (raters
+    that marked the box), by row.
+    """
+    table, labels = _with_originals(listing), listing.tables["labels"]
+    marked = labels[labels["class_id"] != NO_FINDING]
+    boxes = fuse_marks(marked, table, job.config.fusion, listing.inputs[0])
+    raters = labels["rad_id"].nunique()
+    log.info(
+        f"{table['abnormal'].sum()} images with findings: {len(marked)} boxes of {raters} raters became {len(boxes)}"
+    )
+    return replace(listing, table=table, tables={"boxes.parquet": boxes})
 
-    def boxes_of(self, row):
-        """Boxes of a train row in pixels of the stored square, float32 (n, 4), and their classes, int64 (n,)."""
-        mine = slice(*self._starts[[row, row + 1]])
-        return scale(self._corners[mine], *self._scales[row]).astype(np.float32), self._labels[mine].copy()
 
-    def truth(self, rows):
-        """The truth of train rows for the metric: image_id, class_id, x_min, y_min, x_max, y_max.
+def read_test(job):
+    """Return the Listing of the test images alone: those of --test or of the sample submission."""
+    folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
+    originals = read_sizes(job.options.sizes, ids) if job.options.sizes else None
+    sizes = [] if originals is None else originals.to_numpy().tolist()
+    table = pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test"})
+    about = {"pixels": digest(sizes)}
+    return Listing(folder, table, files, _sample(ids), tables={"originals": originals}, about=about)
 
-        In pixels of the original; an image without a finding has one row, class 14 with the box 0 0 1 1. Raises
-        InputError for a test image, whose truth is not known.
-        """
-        chosen = self.table[self.table["row"].isin(rows)]
-        for image_id in chosen.loc[chosen["split"] != "train", "image_id"][:1]:
-            raise InputError(f"{image_id}: a test image, there is no truth for it")
-        healthy = chosen.loc[chosen["abnormal"] == 0, ["image_id"]]
-        healthy = healthy.assign(class_id=NO_FINDING, **dict(zip(BOX, NO_BOX, strict=True)))
-        both = pd.concat([self.boxes[self.boxes["row"].isin(rows)], healthy], ignore_index=True)
-        return both[["image_id", "class_id", *BOX]]
 
-    def sizes(self):
-        """image_id, width and height of every image, train and test, in pixels of the original."""
-        return self.table[["image_id", "width", "height"]]
+def set_test_sizes(job, listing, store):
+    """Return the listing of the test images with the sizes of the originals."""
+    return replace(listing, table=_with_originals(listing), tables={})
 
 
 def read_train(path):
     """Read the raters' table: image_id, class_id (int64), rad_id, x_min, y_min, x_max, y_max (float64, pixels).
 
-    A class 14 row has NaN for its box. Rows that repeat another one whole are dropped and counted, other columns left
-    out (data sets of resized copies have width and height); row i of the index is row i + 2 of the file. Raises
-    InputError naming file, row and what is wrong: header, id, class out of range, a name that is not the class's, no
-    rater, a box that is missing, no number, negative or without area, class 14 with a box, or a rater who marks a
-    finding and no finding in one image.
+    The box of a class 14 row is NaN. Repeated rows are dropped and counted, other columns ignored; row i of the index
+    is row i + 2 of the file. Raises InputError naming file, row and problem: header, id, class out of range, a name
+    that does not belong to the class, no rater, a box that is missing, not numeric, negative or without area, class 14
+    with a box, or a rater who marks both a finding and No finding in one image.
     """
     table = read_table(path, TRAIN, exact=False)
     if not len(table):
@@ -129,11 +136,11 @@ def read_train(path):
         (~healthy & (boxes.min(axis=1) < 0), "the box {box} begins outside the image"),
         (healthy & ~healthy.groupby(reads).transform("all"), "{rad_id} marks a finding and No finding in this image"),
     ]
-    for wrong, said in faults:
+    for wrong, problem in faults:
         if wrong.any():
             found = table.loc[wrong.idxmax()]
-            said = said.format(**found, box=" ".join(value or "(blank)" for value in found[BOX]))
-            raise InputError(f"{path}, row {wrong.idxmax() + 2} ({found['image_id']}): {said}")
+            problem = problem.format(**found, box=" ".join(value or "(blank)" for value in found[BOX]))
+            raise InputError(f"{path}, row {wrong.idxmax() + 2} ({found['image_id']}): {problem}")
     table = pd.concat([table[["image_id"]], class_id, table[["rad_id"]], boxes], axis=1)
     repeated = table.duplicated()
     if repeated.any():
@@ -141,162 +148,11 @@ def read_train(path):
     return table[~repeated]
 
 
-def prepare_competition(context):
-    """Read, check and decode the competition into the run folder and the store; returns Prepared.
-
-    Writes images.parquet, boxes.parquet, folds.csv and sample_submission.csv (the ids that a submission must have).
-    Everything that is wrong with the tables is found before an image is decoded, save boxes outside their image.
-    """
-    options, config, run = context.options, context.config, context.run
-    folder = competition_folder(options.data, SLUG, "train.csv")
-    labels_path, sample_path = folder / "train.csv", folder / "sample_submission.csv"
-    labels = read_train(labels_path).sort_values(["image_id", "class_id", "rad_id", *BOX])
-    files = find_images(folder)
-    if options.test is None:
-        test_ids = read_ids(sample_path, SAMPLE)
-    else:
-        test_ids, more = named_images(options.test)
-        files = {**files, **more}
-    train_ids = labels["image_id"].unique().tolist()
-    _check_files(train_ids, test_ids, files, labels_path, options)
-    if (labels["class_id"] == NO_FINDING).all():
-        raise InputError(f"{labels_path}: no image has a finding")
-
-    patients = read_patients(options.id_map, train_ids) if options.id_map else None
-    if patients is None:
-        log.info("folds: no map from image to patient (--id-map): a patient may lie in two folds, scores may flatter")
-    table = _image_table(labels, patients, train_ids, test_ids)
-    train = table["split"] == "train"
-    table.loc[train, "fold"] = _folds(table[train], labels, patients, config, options)
-    about = {name: getattr(config, name) for name in MADE_WITH}
-    about |= {name: getattr(config.fusion, name) for name in MADE_WITH_FUSION}
-    originals = read_sizes(options.sizes, table["image_id"]) if options.sizes else None
-    n, given = len(train_ids), [] if originals is None else originals.to_numpy().tolist()
-    about["originals"] = digest([[i, files[i].name, files[i].stat().st_size] for i in train_ids], *given[:n])
-    about["test_sizes"] = digest(given[n:])
-    about["labels"] = digest(labels.to_numpy().tolist())
-    key = _key(table, about)
-    keep_trainings(run, key)
-
-    store = prepare_store(
-        {image_id: files[image_id] for image_id in table["image_id"]},
-        store_folder(context, folder, table["image_id"], config.store_size),
-        config.store_size,
-        workers=None if options.workers is None else max(options.workers, 1),
-        on_bad_image=options.on_bad_image,
-        placeholder_ids=frozenset(test_ids),
-    )
-    table = _with_sizes(table, store, originals)
-    boxes = _agreed(labels[labels["class_id"] != NO_FINDING], table, config.fusion, labels_path)
-    if about["test_sizes"] != (run.step("prepare") or {}).get("test_sizes", digest([])):
-        for step in ("predict", *(f"predict test {fold}" for fold in range(config.n_folds))):
-            run.forget(step)  # boxes are kept in pixels of the originals
-    run.forget("prepare")  # what follows must not be taken for whole where it is cut off
-    write_table(run.path("images.parquet"), table)
-    write_table(run.path("boxes.parquet"), boxes)
-    save_folds(
-        run.path("folds.csv"),
-        train_ids,
-        table.loc[train, "fold"].to_numpy(),
-        patients,
-        f"n_folds {config.n_folds}, seed {config.seed}",
-    )
-    _write_sample(run, test_ids)
-    inputs = (labels_path, sample_path, options.id_map, *options.sizes)
-    run.describe(config.seed, [p for p in inputs if p is not None and p.is_file()])
-    if not trainings(run):
-        keep_config(context)
-    about |= {"data": str(folder.resolve()), "test": options.test and str(options.test.resolve())}
-    about |= {"synthetic": (folder / "sample.json").is_file()}
-    run.record("prepare", key, store=str(store.folder.resolve()), images=len(table), boxes=len(boxes), **about)
-    marked = int((labels["class_id"] != NO_FINDING).sum())
-    log.info(
-        f"prepared {train.sum()} train images ({table['abnormal'].sum()} with findings: {marked} boxes of "
-        f"{labels['rad_id'].nunique()} raters became {len(boxes)}) and {(~train).sum()} test images at "
-        f"{config.store_size} px in {store.folder}"
-    )
-    return open_prepared(context)
-
-
-def prepare_test(context):
-    """Decode the test images alone, without labels or folds; returns their Prepared, which has no boxes.
-
-    They are those of --test or of the sample submission; --sizes as in `prepare_competition`. Writes
-    sample_submission.csv.
-    """
-    options = context.options
-    folder, ids, files = find_test(options, KAGGLE, SAMPLE)
-    table = _image_table(NO_LABELS, None, [], ids)
-    originals = read_sizes(options.sizes, table["image_id"]) if options.sizes else None
-    store = test_store(context, folder, files)
-    table = _with_sizes(table, store, originals)
-    _write_sample(context.run, ids)
-    key = digest(table[SIZES].to_numpy().tolist())  # boxes are kept in pixels of the originals
-    return Prepared(table, NO_LABELS.assign(row=0, votes=0), store, key)
-
-
-def _with_sizes(table, store, originals):
-    """The image table with width and height, of the files or, where they are known, of their originals, and ok."""
-    for place, name in enumerate(("width", "height", "ok"), start=2):
-        table.insert(place, name, store.table[name].to_numpy())
-    if originals is not None:
-        tell_copies(table, originals)
-        table[SIZES] = originals[SIZES]
-    return table
-
-
-def _write_sample(run, test_ids):
-    """The ids that a submission must have, as the competition gives them."""
-    table = pd.DataFrame({"image_id": test_ids, "PredictionString": "14 1 0 0 1 1"})
-    write_submission(run.path("sample_submission.csv"), table)
-
-
-def open_prepared(context):
-    """Read what `prepare` left; raises InputError when it has not been run, or with other options than now."""
-    run, fusion = context.run, context.config.fusion
-    record = check_prepared(context, MADE_WITH)
-    for name in MADE_WITH_FUSION:
-        if record[name] != getattr(fusion, name):
-            option = f"--fusion.{name.replace('_', '-')} {record[name]}"
-            raise InputError(f"{run.folder}: prepared with {option}; run `prepare` with the new value")
-    table, boxes = read_parquet(run.path("images.parquet")), read_parquet(run.path("boxes.parquet"))
-    return Prepared(table, boxes, Store.open(record["store"]), _key(table, record))
-
-
-def _key(table, about):
-    """What the trainings follow from: the images' originals, the raters' table, its fusion and the folds."""
-    train = table[table["split"] == "train"]
-    made = [about[name] for name in (*MADE_WITH_FUSION, "store_size", "originals", "labels")]
-    return digest(train["image_id"].tolist(), train["fold"].tolist(), made)
-
-
-def _check_files(train_ids, test_ids, files, labels_path, options):
-    for ids, whose in ((train_ids, f"{labels_path}: "), (test_ids, "test: ")):
-        absent = [image_id for image_id in ids if image_id not in files]
-        if absent:
-            raise InputError(f"{whose}{len(absent)} images have no file, the first is {absent[0]}")
-    both = set(train_ids) & set(test_ids)
-    if both:
-        whose = f"{labels_path}: {len(both)} images are in the test set too"
-        whose = whose if options.test is None else f"--test: {len(both)} of the images are training images"
-        raise InputError(f"{whose}, such as {min(both)}")
-    loose = sorted(set(files) - set(train_ids) - set(test_ids)) if options.test is None else []
-    without = f"without a row in {labels_path.name} or the sample submission"
-    if loose and options.on_unlabelled == "error":
-        raise InputError(
-            f"{files[loose[0]]}: one of {len(loose)} images {without}; --on-unlabelled skip leaves them out"
-        )
-    if loose:
-        log.info(f"left out {len(loose)} images {without}")
-
-
-def _image_table(labels, patients, train_ids, test_ids):
-    """The image table without what only the store knows; every fold is -1."""
-    ids, more = train_ids + test_ids, len(test_ids)
-    table = pd.DataFrame({"image_id": ids, "row": range(len(ids))})
-    table["patient_id"] = [*([""] * len(train_ids) if patients is None else patients), *[""] * more]
-    table["split"] = ["train"] * len(train_ids) + ["test"] * more
-    table["fold"] = -1
+def make_image_table(labels, patients, train_ids, test_ids):
+    """Return the image table of train and test images without the columns that only the store knows."""
+    ids, tests = train_ids + test_ids, len(test_ids)
+    table = pd.DataFrame({"image_id": ids, "patient_id": [*patients, *[""] * tests]})
+    table["split"] = ["train"] * len(train_ids) + ["test"] * tests
     marked = np.zeros((len(ids), len(CLASSES)), np.int64)
     marked[pd.Index(ids).get_indexer(labels["image_id"]), labels["class_id"]] = 1
     table["abnormal"] = marked[:, :NO_FINDING].max(axis=1)
@@ -305,27 +161,19 @@ def _image_table(labels, patients, train_ids, test_ids):
     return table
 
 
-def _folds(train, labels, patients, config, options):
-    """Folds stratified by the classes, No finding among them, and the raters where asked; grouped by patient."""
-    ids = train["image_id"].tolist()
-    if options.fold_table:
-        folds = read_folds(options.fold_table, ids, config.n_folds)
-    else:
-        columns = [train[FINDINGS].to_numpy(), 1 - train[["abnormal"]].to_numpy()]
-        if config.rater_aware:
-            columns.append(pd.crosstab(labels["image_id"], labels["rad_id"]).loc[ids].to_numpy().clip(max=1))
-        folds = make_folds(np.hstack(columns), config.n_folds, patients, config.seed)
-    tell_leaks(folds, patients, options.fold_table)
-    return folds
+def make_strata(train, labels, rater_aware):
+    """Return what the folds are balanced over, 0/1 (n, k): the 15 classes and, if `rater_aware`, the raters."""
+    columns = [train[FINDINGS].to_numpy(), 1 - train[["abnormal"]].to_numpy()]
+    if rater_aware:
+        columns.append(pd.crosstab(labels["image_id"], labels["rad_id"]).loc[train["image_id"]].to_numpy().clip(max=1))
+    return np.hstack(columns)
 
 
-def _agreed(marked, table, fusion, path):
-    """The raters' boxes, cut at the edge of their image and fused within a class, as boxes.parquet has them."""
+def fuse_marks(marked, table, fusion, path):
+    """Return the raters' boxes clipped to their images and fused class by class, as boxes.parquet has them."""
     index = pd.Index(table["image_id"])
-    place = index.get_indexer(marked["image_id"])
-    sizes = table[["width", "height"]].to_numpy(float)[place]
-    limits = np.hstack([sizes, sizes])
-    inside = np.minimum(marked[BOX].to_numpy(), limits)
+    sizes = table[["width", "height"]].to_numpy(float)[index.get_indexer(marked["image_id"])]
+    inside = np.minimum(marked[BOX].to_numpy(), np.hstack([sizes, sizes]))
     beyond = (inside < marked[BOX].to_numpy()).any(axis=1)
     lost = (inside[:, 2:] <= inside[:, :2]).any(axis=1)
     if beyond.any():
@@ -334,10 +182,151 @@ def _agreed(marked, table, fusion, path):
         where = f"{path}, row {marked.index[number] + 2} ({marked['image_id'].iloc[number]})"
         if lost.any():
             raise InputError(
-                f"{where}: the box lies outside its image of {width} × {height} pixels; of a resized copy, tell the "
-                "original's by --sizes"
+                f"{where}: the box lies outside its image of {width} × {height} pixels; if the image is a resized "
+                "copy, give the size of the original by --sizes"
             )
-        log.info(f"{beyond.sum()} boxes were cut at the edge of their image, the first: {where}, {width} × {height}")
+        log.info(f"{beyond.sum()} boxes were clipped to their image, the first: {where}, {width} × {height}")
     fused = fuse_raters(marked.assign(**dict(zip(BOX, inside.T, strict=True))), fusion.raters_iou, JOIN[fusion.raters])
     fused["row"] = index.get_indexer(fused["image_id"])
     return fused[["image_id", "row", "class_id", *BOX, "votes"]]
+
+
+def _sample(test_ids):
+    return pd.DataFrame({"image_id": test_ids, "PredictionString": NOTHING})
+
+
+def _with_originals(listing):
+    """Return the listing's image table with width and height of the originals where --sizes gave them."""
+    table, originals = listing.table, listing.tables["originals"]
+    if originals is None:
+        return table
+    log_copies(table, originals)
+    return table.assign(width=originals["width"].to_numpy(), height=originals["height"].to_numpy())
+
+
+# ---- what an Images knows of its boxes -----------------------------------------------------------------------------
+
+
+@cache
+def boxes_by_row(images):
+    """Return a dict from the row of each image with findings to its boxes and classes.
+
+    Boxes are float32 (n, 4) in pixels of the stored square, classes int64 (n,).
+    """
+    boxes = images.tables["boxes.parquet"]
+    factors = images.store.images.shape[1] / images.at(boxes["row"])[["width", "height"]].to_numpy(float)
+    corners = scale(boxes[BOX].to_numpy(float), *factors.T).astype(np.float32)
+    labels = boxes["class_id"].to_numpy(np.int64)
+    return {row: (corners[places], labels[places]) for row, places in boxes.groupby("row").indices.items()}
+
+
+def truth_of(images, rows):
+    """Return the truth of train rows for the metric: image_id, class_id, x_min, y_min, x_max, y_max (original pixels).
+
+    An image without a finding has one row, class 14 with the box 0 0 1 1. Raises InputError for a test image.
+    """
+    chosen, boxes = images.table[images.table["row"].isin(rows)], images.tables["boxes.parquet"]
+    for image_id in chosen.loc[chosen["split"] != "train", "image_id"][:1]:
+        raise InputError(f"{image_id}: the truth of a test image is not known")
+    healthy = no_findings(chosen.loc[chosen["abnormal"] == 0, ["image_id"]])
+    both = pd.concat([boxes[boxes["row"].isin(rows)], healthy], ignore_index=True)
+    return both[["image_id", "class_id", *BOX]]
+
+
+def no_findings(images):
+    """Return a table of images with the class and the box that stand for No finding."""
+    return images.assign(class_id=NO_FINDING, x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)
+
+
+def out_of_fold(job):
+    """Return the table and the truth (`truth_of`) of the images held out of the trained folds, fold by fold."""
+    rows = np.concatenate([job.images.rows(folds=[fold]) for fold in job.config.folds])
+    return job.images.at(rows).reset_index(drop=True), truth_of(job.images, rows)
+
+
+def hidden_score(job, detections):
+    """Return the mean AP on the sample's hidden labels; None where other images than the sample's are predicted."""
+    path = Path(job.run.step("prepare")["data"], "hidden", "truth.csv")
+    ids = job.images.ids(job.images.rows("test"))
+    truth = read_train(path) if path.is_file() else pd.DataFrame({"image_id": []})
+    if set(ids) != set(truth["image_id"]):
+        return None
+    healthy = truth["class_id"] == NO_FINDING
+    truth = pd.concat([truth[~healthy], no_findings(truth[healthy])])[["image_id", "class_id", *BOX]]
+    nothing = no_findings(pd.DataFrame({"image_id": ids, "score": 1.0}))
+    value, trivial = (evaluate(table, truth, ids).mean_ap for table in (detections, nothing))
+    return {"metric": "map", "value": float(value), "nothing": float(trivial)}
+
+
+# ---- sizes of the originals ----------------------------------------------------------------------------------------
+
+
+def read_sizes(paths, ids):
+    """Return image_id, width and height (int64, pixels) of `ids`, in their order.
+
+    paths: CSV files, folders of runs, or folders of images. A CSV has image_id, width and height, or image_id, dim0
+    (height) and dim1 (width), and may have other columns; an image may occur in several rows if they agree. Raises
+    InputError naming file and row for other columns, sizes that are not positive whole numbers, rows that disagree,
+    and images without a size.
+    """
+    table = pd.concat([_read_sizes(path, ids).assign(path=str(path)) for path in paths], ignore_index=True)
+    first = table.drop_duplicates("image_id").set_index("image_id")
+    before = first.loc[table["image_id"], SIZES[1:]].to_numpy()
+    for k in np.flatnonzero((before != table[SIZES[1:]].to_numpy()).any(axis=1))[:1]:
+        row, then = table.loc[k], " × ".join(map(str, before[k]))
+        now = f"{row['width']} × {row['height']}"
+        raise InputError(f"{row['path']}, {row['where']}: {now} pixels, where another row of this image says {then}")
+    for image_id in pd.Index(ids).difference(first.index, sort=False)[:1]:
+        places = ", ".join(map(str, paths))
+        raise InputError(f"{places}: no width and height, in pixels, of image {image_id}")
+    return first.loc[list(ids), SIZES[1:]].reset_index(names="image_id")
+
+
+def log_copies(own, originals):
+    """Log how many files differ in size from their original; both tables have image_id, width and height."""
+    mine, full = (table[SIZES[1:]].to_numpy(np.float64) for table in (own, originals))
+    copies = np.flatnonzero((mine != full).any(axis=1))
+    # a copy that keeps the proportions has at least one side rounded to a whole pixel
+    kept = (abs(mine[copies, ::-1] * full[copies] / full[copies, ::-1] - mine[copies]) <= 1).any(axis=1)
+    if len(copies):
+        k = copies[0]
+        (width, height), (w, h) = full[k].astype(int), mine[k].astype(int)
+        log.info(
+            f"--sizes: {len(copies)} of {len(own)} images are copies of another size than the originals, "
+            f"{(~kept).sum()} of them in other proportions (taken as stretched, not cropped or padded); the first: "
+            f"{own['image_id'].iloc[k]}, {w} × {h} for {width} × {height}"
+        )
+
+
+def _read_sizes(path, ids):
+    """Return SIZES and `where`, the words that name a row, of one of the paths."""
+    if not path.is_dir():
+        return _read_csv(path)
+    if (path / "images.parquet").is_file():
+        table = read_parquet(path / "images.parquet")
+        if not set(SIZES) <= set(table.columns):
+            raise InputError(f"{path}: its images.parquet has no sizes; is it a run of another solution?")
+        table = table[SIZES]
+    else:
+        files = find_images(path)
+        with tqdm([files[name] for name in ids if name in files], desc="sizes", unit="image", leave=False) as bar:
+            table = pd.DataFrame([read_header(file) | {"image_id": file.stem} for file in bar], columns=SIZES)
+    return table.assign(where="image " + table["image_id"].astype(str))
+
+
+def _read_csv(path):
+    table = some_rows(path)
+    columns = next((names for names in (SIZES, SHAPE) if set(names) <= set(table.columns)), None)
+    if columns is None:
+        found = ",".join(table.columns)[:200]
+        raise InputError(f"{path}, row 1: the header must have {','.join(SIZES)} or image_id,dim0,dim1: {found}")
+    if columns == SHAPE:
+        log.info(f"{path}: dim0 is read as the height, dim1 as the width")
+    table = table[columns].set_axis(SIZES, axis=1)
+    where = [f"row {row} ({image_id})" for row, image_id in enumerate(table["image_id"], start=2)]
+    sides = table[SIZES[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
+    usable = ((sides % 1 == 0) & (sides > 0) & (sides < 1e6)).all(axis=1)
+    for k in np.flatnonzero(~usable)[:1]:
+        values = " and ".join(f"{name} {table[name][k]!r}" for name in SIZES[1:])
+        raise InputError(f"{path}, {where[k]}: {values} must be whole numbers of pixels")
+    return pd.concat([table["image_id"], sides.astype(np.int64)], axis=1).assign(where=where)

@@ -1,15 +1,35 @@
-"""What is built: the detector, and the classifier of healthy and abnormal images."""
+"""The two networks: the detector, its batches and its boxes, and the classifier of healthy images (2CC)."""
 
+import random
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from torchvision.ops import batched_nms
+from tqdm import tqdm
+
+from common.data.loaders import eval_loader
+from common.metrics import classification
+from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
 from common.nn import detectors, models
-from common.train.checkpoint import load_weights
+from common.nn.precision import autocast, precision
+from common.post.boxes import BOX
+from solutions.vinbigdata import augment
 from solutions.vinbigdata.config import NO_FINDING
+from solutions.vinbigdata.data import truth_of
+
+FINDINGS = tuple(range(NO_FINDING))
+VOC_FINDINGS, COCO_FINDINGS = (replace(rule, counted=FINDINGS) for rule in (VOC2010, COCO))  # without class 14
 
 
 def build_detector(config, weights=None):
-    """The detector of a DetectorConfig, a `common.nn.detectors.Detector` of the 14 findings.
+    """Return the detector of a DetectorConfig, a `common.nn.detectors.Detector` of the 14 findings.
 
     The backbone's batch norms are frozen where it starts from pretrained weights: the paper's library does so, and a
-    batch of four gives no statistics. All else trains. Raises InputError for names and weights that do not fit.
+    batch of four gives no statistics. Everything else is trained. Raises InputError for names and weights that do not
+    fit.
     """
     build = {"faster_rcnn": detectors.faster_rcnn, "retinanet": detectors.retinanet, "fcos": detectors.fcos}
     return build[config.architecture](
@@ -24,20 +44,137 @@ def build_detector(config, weights=None):
     )
 
 
-def load_detector(config, path):
-    """The trained detector whose weights lie in `path`."""
-    model = build_detector(config, "none")
-    load_weights(path, model)
-    return model
-
-
 def build_healthy(config, weights=None):
-    """The 2CC of a HealthyConfig: radiographs (B, 1, H, W) to one logit each, above 0 for healthy."""
+    """Return the 2CC of a HealthyConfig: radiographs (B, 1, H, W) to one logit each, above 0 for healthy."""
     return models.classifier(config.backbone, 1, config.weights if weights is None else weights)
 
 
-def load_healthy(config, path):
-    """The trained 2CC whose weights lie in `path`."""
-    model = build_healthy(config, "none")
-    load_weights(path, model)
-    return model
+def augmentation(name, size):
+    """Return the augmentation pipeline that a configuration names, for images of `size` pixels."""
+    return {
+        "none": lambda: None,
+        "flip": augment.flip,
+        "built_in": lambda: augment.built_in(size),
+        "noise": augment.noise,
+        "both": lambda: augment.both(size),
+        "both_no_rotation": lambda: augment.both(size, rotate=0.0),
+        "podium": lambda: augment.podium(size),
+    }[name]()
+
+
+class BoxDataset(Dataset):
+    """Images with their boxes; an item is `(image uint8 (1, S, S), target)`.
+
+    target: boxes float32 (n, 4) in the image's pixels and labels int64 (n,), n >= 0. samples: a SampleDataset without
+    targets; boxes: from store rows to (boxes (n, 4) in the store's pixels, labels (n,)), rows without boxes left out.
+    `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not.
+    """
+
+    def __init__(self, samples, boxes, transform=None):
+        self.samples, self.transform, self.targets = samples, transform, {}
+        factor, none = np.float32(samples.size[0] / samples.images.shape[1]), np.zeros((0, 4), np.float32)
+        for row in samples.rows.tolist():
+            found, labels = boxes.get(row, (none, np.zeros(0, np.int64)))
+            self.targets[row] = found * factor, labels
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        image, row = self.samples[index]
+        boxes, labels = self.targets[int(row)]
+        if self.transform is not None and seed is not None:
+            self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            out = self.transform(image=image[0].numpy(), bboxes=boxes, labels=labels)
+            image, boxes = torch.from_numpy(np.ascontiguousarray(out["image"]))[None], out["bboxes"]
+            boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(out["labels"], np.int64)
+        return image, {"boxes": torch.as_tensor(boxes), "labels": torch.as_tensor(labels)}
+
+
+def collate(items):
+    """Return a batch: the images stacked, the targets in a list because their numbers of boxes differ."""
+    images, targets = zip(*items, strict=True)
+    return torch.stack(images), list(targets)
+
+
+def detector_loss(model, images, targets):
+    """Return the sum of a detector's losses; in eval mode, for batch-norm statistics, only run the images through."""
+    return sum(model(images, targets).values()) if model.training else model(images)
+
+
+def pack(found, per_image):
+    """Return the boxes of a batch, a dict per image, as float32 (B, per_image, 6): score, label and box, else 0."""
+    packed = np.zeros((len(found), per_image, 6), np.float32)
+    for out, each in zip(packed, found, strict=True):
+        parts = torch.cat([each["scores"][:, None], each["labels"][:, None], each["boxes"]], 1)[:per_image]
+        out[: len(parts)] = parts.float().cpu().numpy()
+    return packed
+
+
+def detection_table(packed, images, rows, size):
+    """Return the detections, in original pixels, of boxes (n, k, 6) as from `pack`, on images of `size` pixels."""
+    about = images.at(rows)
+    kept = (packed[..., 4:] > packed[..., 2:4]).all(-1)  # neither padding nor a box that the border cut to nothing
+    place, flat = np.nonzero(kept)[0], packed[kept].astype(np.float64)
+    # multiplied before it is divided: a box that ends at the image's border does so to the last bit
+    scaled = flat[:, 2:] * about[["width", "height", "width", "height"]].to_numpy(np.float64)[place] / size
+    columns = {"image_id": about["image_id"].to_numpy()[place], "class_id": flat[:, 1].astype(np.int64)}
+    return pd.DataFrame({**columns, "score": flat[:, 0], **dict(zip(BOX, scaled.T, strict=True))})
+
+
+def detector_figures(images, packed, rows, size):
+    """Return the figures of a detector from its boxes (`pack`) on rows: means over the findings that occur there.
+
+    map: the competition's AP, VOC 2010 at IoU > 0.4; map_coco: COCO's, the paper's validation figure.
+    """
+    table, truth, ids = detection_table(packed, images, rows, size), truth_of(images, rows), images.ids(rows)
+    return {
+        "map": evaluate(table, truth, ids, VOC_FINDINGS).mean_ap,
+        "map_coco": coco_scores(table, truth, ids, COCO_FINDINGS)[0]["ap"],
+    }
+
+
+def healthy_figures(healthy, probs):
+    """Return the figures of the 2CC, auroc and the accuracy at 0.5, from the truth (n,) of 0 and 1 and probs (n,)."""
+    return {
+        "auroc": classification.auroc(healthy, probs, undefined=np.nan),
+        "accuracy": classification.accuracy(classification.confusion_counts(healthy, probs, 0.5)),
+    }
+
+
+@torch.inference_mode()
+def predict_boxes(job, network, rows, title=""):
+    """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.
+
+    Columns image_id, class_id, score, x_min, y_min, x_max, y_max; at most config.per_image boxes per image, in the
+    order of rows and by falling score. Memory: one batch, and 24 bytes per box.
+    """
+    config, device, found = network.config, job.device, [np.zeros((0, network.config.per_image, 6), np.float32)]
+    model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
+    dataset, dtype = network.dataset(job, rows, False, False), precision(device, config.precision)
+    loader = eval_loader(dataset, 2 * config.batch_size, job.workers, pin_memory=device.type == "cuda")
+    for images, _ in tqdm(loader, desc=f"{network.stage}, {title}", leave=False):
+        with autocast(device, dtype):
+            batch = detect(model, images.to(device, non_blocking=True), "flip" in job.config.tta, config)
+        found.append(pack(batch, config.per_image))
+    return detection_table(np.concatenate(found), job.images, rows, config.size)
+
+
+def detect(model, images, flip, config):
+    """Return a detector's boxes on a batch, for each image a dict of boxes, scores and labels.
+
+    flip: whether the mirrored images are used too. The boxes of both go through one NMS at config.nms, which keeps the
+    higher score and moves no box; averaging is left to the fusion of the members.
+    """
+    found = model(images)
+    if not flip:
+        return found
+    side, merged = images.shape[-1], []
+    for one, other in zip(found, model(images.flip(-1)), strict=True):
+        x_min, y_min, x_max, y_max = other["boxes"].unbind(1)
+        other = {**other, "boxes": torch.stack([side - x_max, y_min, side - x_min, y_max], 1)}
+        union = {name: torch.cat([one[name], other[name]]) for name in one}
+        kept = batched_nms(union["boxes"], union["scores"], union["labels"], config.nms)[: config.per_image]
+        merged.append({name: part[kept] for name, part in union.items()})
+    return merged

@@ -11,6 +11,7 @@ from common.report import detection_plots, page, plots
 from common.report.frame import step_section
 from common.report.gallery import box_overlay, gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
+from solutions.vinbigdata.data import truth_of
 
 TITLE = "VinBigData detection"
 MOST_BOXES = 5  # of a picture
@@ -48,7 +49,7 @@ def sections(job):
 
 def _data(images):
     train = images.table[images.table["split"] == "train"]
-    boxes = images.boxes.merge(images.table[["row", "width", "height"]], on="row")
+    boxes = images.tables["boxes.parquet"].merge(images.table[["row", "width", "height"]], on="row")
     shares = boxes[BOX].to_numpy() / boxes[["width", "height", "width", "height"]].to_numpy()
     boxes["area"] = 100 * (shares[:, 2] - shares[:, 0]) * (shares[:, 3] - shares[:, 1])
     by_class = boxes.groupby("class_id")["area"]
@@ -75,7 +76,7 @@ def _data(images):
 def _classes(job, found, rows, scored):
     columns = ["name", "ap", "low", "high", "n_truth", "n_detections", "recall", "best_f1", "score_at_best_f1"]
     classes, errors = read_csv(job.run.path("classes.csv"), columns), read_csv(job.run.path("errors.csv"), ["error"])
-    result, curves = evaluate(found, job.images.truth(rows), scored["image_id"]), {}
+    result, curves = evaluate(found, truth_of(job.images, rows), scored["image_id"]), {}
     for class_id, ap in result.classes.loc[result.classes["n_truth"] > 0, "ap"].items():
         curve = pr_curve(result, class_id)
         curves[CLASSES[class_id]] = curve["recall"], curve["precision"], ap
@@ -169,7 +170,7 @@ def _item(images, found, row):
     ]
     if row["split"] == "test":
         return image, None, predicted, row["image_id"][:16]
-    true = images.boxes[images.boxes["row"] == row["row"]]
+    true = images.tables["boxes.parquet"][images.tables["boxes.parquet"]["row"] == row["row"]]
     truth = [(box * scale, CLASSES[k]) for box, k in zip(true[BOX].to_numpy(), true["class_id"], strict=True)]
     return image, truth, predicted, f"{row['image_id'][:16]} · p {row['health']:.3f}"
 

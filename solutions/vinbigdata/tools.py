@@ -1,4 +1,4 @@
-"""The verbs that need no run of their own, first `ensemble`: one submission of several, ours or other people's."""
+"""The tool `ensemble`: one submission from several, ours or anyone's."""
 
 import logging
 from pathlib import Path
@@ -13,10 +13,9 @@ from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
 from common.submit.table import read_table, write_submission
 from common.submit.validate import validate_boxes
-from solutions.vinbigdata import infer
 from solutions.vinbigdata.config import NO_FINDING
-from solutions.vinbigdata.postprocess import HEADER, fuse, parse_predictions, prediction_strings
-from solutions.vinbigdata.sizes import read_sizes
+from solutions.vinbigdata.data import SAMPLE, read_sizes
+from solutions.vinbigdata.postprocess import fuse, parse_predictions, prediction_strings
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +35,14 @@ def ensemble(
     """Fuse submissions box by box, image by image and class by class.
 
     No finding is not fused: it gets the mean of its scores, by the same weights, over the submissions that use it.
-    Boxes are compared in pixels, so the images' sizes are not needed; where they are known (of a run among the inputs,
-    or by --sizes), boxes that reach over their image's edge by up to a pixel are cut there, others refused.
+    Boxes are compared in pixels, so the images' sizes are not needed; where they are known (from a run among the
+    inputs, or by --sizes), boxes that extend up to a pixel beyond their image are clipped, others refused.
 
     Args:
-        predictions: Submissions (image_id,PredictionString), and folders of runs, whose submission.csv is meant.
+        predictions: Submissions (image_id,PredictionString), and folders of runs, whose submission.csv is used.
         out: The fused submission.
-        weights: One of each input, in their order; equal by default. Paper: 5 2 1 1 1 1.
-        iou: Boxes that overlap by more are one (soft_nms does not ask).
+        weights: One per input, in their order; equal by default. Paper: 5 2 1 1 1 1.
+        iou: Boxes that overlap by more are one (not used by soft_nms).
         skip: Least score of a box that counts; above 0 where boxes of score 0 overlap, which have no weighted mean.
         method: Weighted boxes fusion, NMS, soft-NMS or non-maximum weighted.
         conf_type: Of weighted boxes fusion: how the scores of one object's boxes become one.
@@ -51,8 +50,8 @@ def ensemble(
     """
     files = [_submission(path) for path in predictions]
     _check(files, out, weights, iou, skip, method, conf_type)
-    ids = read_table(files[0], HEADER, exact=False)["image_id"].unique().tolist()
-    sizes = sizes or next(([path] for path in predictions if _knows(path, ids)), ())
+    ids = read_table(files[0], SAMPLE, exact=False)["image_id"].unique().tolist()
+    sizes = sizes or next(([path] for path in predictions if _knows_sizes(path, ids)), ())
     known = read_sizes(sizes, ids) if sizes else None
     with tqdm(files, desc="submissions", unit="file", leave=False) as bar:
         tables = {str(path): parse_predictions(path, known, ids, files[0]) for path in bar}
@@ -69,54 +68,55 @@ def ensemble(
     return 0
 
 
-TOOLS = {"ensemble": ensemble, **infer.TOOLS}
+TOOLS = {"ensemble": ensemble}
 
 
 def _submission(path):
-    file = path / "submission.csv" if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
+    """Return the submission that `path` is, or that the run `path` holds."""
+    if not path.is_dir():
+        return path
+    file, about = path / "submission.csv", path / "config.json"
+    if not file.is_file():
         raise InputError(f"{path}: no submission.csv in it; run the verb `submit` first")
-    about = path / "config.json"
     about = read_json(about) if about.is_file() else {}
     if not isinstance(about, dict) or about.get("solution", "vinbigdata") != "vinbigdata":
         raise InputError(f"{path}: the run of another solution")
     return file
 
 
-def _knows(path, ids):
-    """Whether `path` is a run that holds these images, with their sizes."""
+def _knows_sizes(path, ids):
+    """Return whether `path` is a run that holds these images, with their sizes."""
     file = path / "images.parquet"
     return file.is_file() and set(ids) <= set(read_parquet(file)["image_id"])
 
 
 def _check(files, out, weights, iou, skip, method, conf_type):
     places = [file.resolve() for file in files]
-    if not files:
-        raise InputError("name the submissions to fuse: CSV files, or folders of runs")
-    for file in files:
-        if places.count(file.resolve()) > 1:
-            raise InputError(f"{file}: named twice; --weights makes one submission count more")
-    if out.resolve() in places:
-        raise InputError(f"--out {out}: is one of the submissions to fuse")
-    if out.exists() and not out.is_file():  # to replace /dev/null would be worse than to refuse it
-        raise InputError(f"--out {out}: is {'a folder' if out.is_dir() else 'no plain file'}; name a file")
-    for folder in out.parents:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {out}: {folder} is a file, not a folder")
-    if weights and len(weights) != len(files):
-        raise InputError(f"--weights: {len(weights)} for {len(files)} submissions")
-    if not all(0 < weight <= 1e9 for weight in weights):
-        raise InputError(f"--weights must be positive numbers, not {' '.join(map('{:g}'.format, weights))}")
-    if not 0 <= iou <= 1:
-        raise InputError(f"--iou must lie in [0, 1], not {iou}")
-    if not 0 <= skip <= 1:
-        raise InputError(f"--skip must lie in [0, 1], not {skip}")
-    if method != "wbf" and conf_type != "avg":
-        raise InputError(f"--conf-type {conf_type}: belongs to --method wbf")
+    repeated = next((file for file in files if places.count(file.resolve()) > 1), None)
+    blocked = next((folder for folder in out.parents if folder.exists() and not folder.is_dir()), None)
+    problems = [
+        (not files, "name the submissions to fuse: CSV files, or folders of runs"),
+        (repeated, f"{repeated}: named twice; --weights makes one submission count more"),
+        (out.resolve() in places, f"--out {out}: is one of the submissions to fuse"),
+        (out.is_dir(), f"--out {out}: is a folder; name a file"),
+        (out.exists() and not out.is_file(), f"--out {out}: is not a regular file"),  # /dev/null would be replaced
+        (blocked, f"--out {out}: {blocked} is a file, not a folder"),
+        (weights and len(weights) != len(files), f"--weights: {len(weights)} for {len(files)} submissions"),
+        (
+            not all(0 < weight <= 1e9 for weight in weights),
+            f"--weights must be positive numbers, not {' '.join(map('{:g}'.format, weights))}",
+        ),
+        (not 0 <= iou <= 1, f"--iou must lie in [0, 1], not {iou}"),
+        (not 0 <= skip <= 1, f"--skip must lie in [0, 1], not {skip}"),
+        (method != "wbf" and conf_type != "avg", f"--conf-type {conf_type}: belongs to --method wbf"),
+    ]
+    for wrong, problem in problems:
+        if wrong:
+            raise InputError(problem)
 
 
 def _one_size(ids, tables):
-    """One square for all images, its side a power of two: dividing by it changes no digit, and so no overlap."""
+    """Return one square for all images, its side a power of two: dividing by it changes no digit, and so no overlap."""
     largest = max(table[BOX].to_numpy().max(initial=1.0) for table in tables.values())
     side = 2.0 ** np.ceil(np.log2(largest))
     return pd.DataFrame({"image_id": ids, "width": side, "height": side})

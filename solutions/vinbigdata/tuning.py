@@ -1,4 +1,4 @@
-"""The search for the rule that makes one answer of several networks, nested, by the leaderboard's own metric."""
+"""The search, nested and by the leaderboard's own metric, for the rule that makes one answer of several networks."""
 
 import itertools
 from dataclasses import asdict, dataclass, replace
@@ -8,16 +8,15 @@ import pandas as pd
 
 from common.config import to_dict
 from common.data.folds import make_folds
-from common.errors import InputError
 from common.metrics.classification import mean_of_defined
-from common.metrics.detection import VOC2010, Result, ap_of, bootstrap_map, evaluate
-from common.metrics.statistics import Interval
-from common.steps import as_interval
-from solutions.vinbigdata.config import NO_FINDING
-from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse, rules, split_members
+from common.metrics.detection import Result, ap_of, bootstrap_map, evaluate
+from common.metrics.statistics import Interval, as_interval
+from solutions.vinbigdata.config import CLASSES, NO_FINDING
+from solutions.vinbigdata.data import no_findings
+from solutions.vinbigdata.models import VOC_FINDINGS, healthy_figures
+from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse, list_rules, split_members
 
-SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # probabilities of health, to draw
-FINDINGS = replace(VOC2010, counted=tuple(range(NO_FINDING)))  # the leaderboard's AP of boxes alone
+SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # probabilities of health, for the figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +24,12 @@ class Tuned:
     """The outcome of `tune_detection`.
 
     rule: the best on all images, for the test set; naive: its mean AP there, chosen and scored on the same images.
-    part_rules: from each part to the rule that the other parts chose. parts: (n,), the images' folds, or halves of
-    the patients where there is one fold (`halves`). detections: every image under the rule of its part; result: their
-    mean AP over all images at once, and score: its interval, the figure to report; class_scores: Intervals of the
-    classes. surface: DataFrame of the rules tried on all images: iou, skip, alpha, beta, map. sweep: alpha, beta and
-    map on all images under the fusion of `rule`, over wide ranges, to look at. members: DataFrame of member, weight and
-    map, the mean AP of its boxes alone over the classes of findings.
+    part_rules: from each part to the rule chosen on the other parts. parts: (n,), the images' folds, or halves of the
+    patients where there is one fold (`halves`). detections: every image under the rule of its part; result: their mean
+    AP over all images at once, and score: its interval, the figure to report; class_scores: Intervals of the classes.
+    surface: DataFrame of the rules tried on all images: iou, skip, alpha, beta, map. sweep: alpha, beta and map on all
+    images under the fusion of `rule`, over wide ranges, for the figure. members: DataFrame of member, weight and map,
+    the mean AP of its boxes alone over the classes of findings.
     """
 
     rule: DecisionRule
@@ -61,13 +60,12 @@ class Tuned:
 def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=0, n_resamples=1000):
     """Choose among the rules of a FusionConfig and a DecisionConfig by the leaderboard's mean AP; returns Tuned.
 
-    oof: boxes of the networks, an image by those of the one fold that did not see it; truth: true boxes, a row of
-    class 14 for an image without a finding; images: those held out, with fold and patient_id too ("" where unknown);
-    healthy: as in `apply_rule`. Mean AP is no mean over images: those of each part get the rule that the other parts
-    chose, and all are scored as one set. fusion.weights go to the members best first, by the mean AP of their boxes;
+    oof: boxes of the networks, each image's by the one fold that did not see it; truth: true boxes, one row of class 14
+    for an image without a finding; images: those held out, also with fold and patient_id ("" where unknown); healthy:
+    as in `apply_rule`. Mean AP is no mean over images: those of each part get the rule that was chosen on the other
+    parts, and all are scored as one set. fusion.weights go to the members best first, by the mean AP of their boxes;
     fusion.try_weights are tried from there on, one member after the other. fusion.method may be "best" too: the boxes
-    of the member of most weight alone. Of rules that tie, the middle one wins. Raises InputError as `fuse_members`,
-    `apply_rule` and `evaluate` do.
+    of the member of the highest weight alone. Of rules that tie, the middle one wins.
     """
     ids = images["image_id"].to_numpy()
     groups = patients_of(images)
@@ -82,43 +80,73 @@ def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=
     trials = _Trials(oof, truth, images, healthy, members, fusion.method, shares)
     best, *others = (trials.choose(share, fusion, decision) for share in range(len(shares)))
     part_rules = dict(zip(names.tolist(), others, strict=True))
-    under = [trials.decided(rule, ids[parts == name]) for name, rule in part_rules.items()]
+    under = [trials.decide(rule, ids[parts == name]) for name, rule in part_rules.items()]
     detections = pd.concat(under, ignore_index=True)
     result = evaluate(detections, truth, ids)
     class_scores, score = bootstrap_map(result, groups, n_resamples, seed)
-    surface = [asdict(rule) | {"map": trials.scores(rule)[0]} for rule in rules(fusion, decision, best.weights)]
+    surface = [asdict(rule) | {"map": trials.scores(rule)[0]} for rule in list_rules(fusion, decision, best.weights)]
     sweep = [replace(best, alpha=a, beta=b) for a, b in itertools.product(SWEEP, (-1.0, *SWEEP)) if b <= a]
     sweep = [{"alpha": rule.alpha, "beta": rule.beta, "map": trials.scores(rule)[0]} for rule in sweep]
-    return Tuned(
-        best,
-        part_rules,
-        parts,
-        halves,
-        detections,
-        result,
-        score,
-        class_scores,
-        float(trials.scores(best)[0]),
-        pd.DataFrame(surface).drop(columns="weights"),
-        pd.DataFrame(sweep),
-        pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]}),
-    )
+    surface, sweep = pd.DataFrame(surface).drop(columns="weights"), pd.DataFrame(sweep)
+    alone = pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]})
+    naive = float(trials.scores(best)[0])
+    return Tuned(best, part_rules, parts, halves, detections, result, score, class_scores, naive, surface, sweep, alone)
+
+
+def class_table(tuned):
+    """Return the AP of each class with its interval, and what else `evaluate` says of it."""
+    classes = tuned.result.classes.reset_index()
+    intervals = [as_interval(interval) for interval in tuned.class_scores]
+    for end in ("low", "high"):
+        classes[end] = [interval[end] for interval in intervals]
+    classes.insert(1, "name", [CLASSES[number] for number in classes["class_id"]])
+    return classes
+
+
+def score_figures(tuned, truth, images, healthy, tested):
+    """Return what score.json holds; tested: probabilities of health of the test images, the rest as above."""
+    true, probs = 1 - images["abnormal"].to_numpy(), healthy.reindex(images["image_id"]).to_numpy()
+    aps, rule, of_2cc = tuned.result.classes["ap"], tuned.rule, healthy_figures(true, probs)
+    nothing = no_findings(images[["image_id"]].assign(score=1.0))
+
+    def shares(values):
+        return {"alpha": float((values > rule.alpha).mean()), "beta": float((values > rule.beta).mean())}
+
+    def defined(value):
+        return None if np.isnan(value) else float(value)
+
+    return {
+        "map": as_interval(tuned.score),
+        "map_findings": defined(aps[:NO_FINDING].mean()),
+        "ap_no_finding": defined(aps[NO_FINDING]),
+        "classes": int(aps.notna().sum()),
+        "map_not_nested": tuned.naive,
+        "map_no_finding": float(evaluate(nothing, truth, images["image_id"]).mean_ap),
+        "images": len(images),
+        "abnormal": int((true == 0).sum()),
+        "nested_by": "halves of the patients" if tuned.halves else "folds",
+        "healthy": {
+            "auroc": defined(of_2cc["auroc"]),
+            "accuracy": float(of_2cc["accuracy"]),
+            "share_above": {"oof": shares(probs), "test": shares(tested) if len(tested) else None},
+        },
+    }
 
 
 def patients_of(images):
-    """What is resampled and halved together, (n,): an image's patient, or the image itself where none is known."""
+    """Return what is resampled and halved together, (n,): an image's patient, or the image where none is known."""
     return np.where(images["patient_id"] == "", "image " + images["image_id"], images["patient_id"])
 
 
 def rank_weights(weights, own):
-    """Give `weights`, best first and 1 beyond them, to the members by their own scores (m,); returns a tuple (m,)."""
+    """Return `weights`, best first and 1 beyond them, given to the members by their own scores (m,); a tuple (m,)."""
     given = np.empty(len(own))
     given[np.argsort(-np.asarray(own), kind="stable")] = [*weights, *[1.0] * len(own)][: len(own)]
     return tuple(given.tolist())
 
 
 def search_weights(score_of, start, values, rounds=3):
-    """Give one member after the other that of `values` with the highest score_of(weights), as long as that helps."""
+    """Return the weights found by trying `values` for one member after the other as long as score_of(weights) rises."""
     best, top = tuple(start), score_of(tuple(start))
     for _ in range(rounds):
         before = best
@@ -137,27 +165,25 @@ class _Trials:
 
     def __init__(self, oof, truth, images, healthy, members, method, shares):
         self.tables, _ = split_members(oof, members)
-        if len(self.tables) > len(members):
-            raise InputError("out-of-fold boxes: an image has boxes of more than one fold")
         self.truth, self.images, self.healthy, self.method, self.shares = truth, images, healthy, method, shares
         self.known, self.last_key, self.last = {}, None, None
-        own = [evaluate(table, truth, images["image_id"], FINDINGS) for table in self.tables.values()]
+        own = [evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in self.tables.values()]
         self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
 
     def choose(self, share, fusion, decision):
         weights = rank_weights(fusion.weights, self.own[:, share])
-        grid = rules(fusion, decision, weights)
+        grid = list_rules(fusion, decision, weights)
         if fusion.try_weights:
             middle = grid[(len(grid) - 1) // 2]
             weights = search_weights(
                 lambda tried: self.scores(replace(middle, weights=tried))[share], weights, fusion.try_weights
             )
-            grid = rules(fusion, decision, weights)
+            grid = list_rules(fusion, decision, weights)
         scores = np.array([self.scores(rule)[share] for rule in grid])
         tied = np.flatnonzero(scores >= scores.max() - 1e-12)
         return grid[tied[(len(tied) - 1) // 2]]
 
-    def decided(self, rule, ids):
+    def decide(self, rule, ids):
         key = (rule.weights, rule.iou, rule.skip)
         if self.last_key != key:
             tables, weights, method = self.tables, rule.weights, self.method
@@ -172,5 +198,5 @@ class _Trials:
     def scores(self, rule):
         if rule not in self.known:
             ids = self.images["image_id"]
-            self.known[rule] = mean_of_defined(ap_of(evaluate(self.decided(rule, ids), self.truth, ids), self.shares))
+            self.known[rule] = mean_of_defined(ap_of(evaluate(self.decide(rule, ids), self.truth, ids), self.shares))
         return self.known[rule]

@@ -1,9 +1,15 @@
 """One tiny sample and one finished run for all tests of VinBigData, and the command as a user gives it."""
 
 import pytest
+import torch
 
+from common import recipe
+from common.budget import Budget
+from common.job import Job
+from common.options import Options
+from common.runs import Run
 from solutions.__main__ import main
-from solutions.vinbigdata import pipeline
+from solutions.vinbigdata.pipeline import SOLUTION
 from solutions.vinbigdata.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
@@ -41,7 +47,25 @@ def command(tmp_path, monkeypatch, capsys):
     def run(*words):
         with monkeypatch.context() as patch:
             if words[0] != "report":
-                patch.setattr(pipeline, "write_report", lambda job, page: None)
+                patch.setattr(recipe, "write_report", lambda job, report: None)
             return say(capsys, "vinbigdata", *words)
 
     return run
+
+
+@pytest.fixture
+def make_job(tmp_path):
+    """`make_job(config, data, out, **options)`: what a verb gets; runs of one test share the store."""
+    runs = []
+
+    def make(config, data, out="run", **options):
+        while runs:
+            runs.pop().close()
+        runs.append(Run(tmp_path / out))
+        options = Options(**{"data": data, "out": tmp_path / out, "workers": 0} | options)
+        device = torch.device("cpu")
+        return Job("vinbigdata", "demo", config, options, runs[-1], device, Budget(None), recipe=SOLUTION)
+
+    yield make
+    for run in runs:
+        run.close()

@@ -1,13 +1,14 @@
 """The paper's numbers where its preset has them, and what a configuration refuses."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from common.errors import InputError
 from solutions.vinbigdata.config import DEMO, PAPER, PODIUM, Config, member_parts
-from solutions.vinbigdata.training import healthy_rows
+from solutions.vinbigdata.pipeline import healthy_network, networks
 
 
 def values(config, names):
@@ -56,12 +57,23 @@ class Rows:
         return np.flatnonzero(np.isin(np.arange(20) % 10, list(folds)))
 
 
-def test_an_image_is_held_out_of_the_classifier_that_judges_it_out_of_fold():
-    context = type("Context", (), {"config": dataclasses.replace(PAPER, n_folds=10)})
+def test_no_classifier_has_seen_the_images_that_it_predicts_out_of_fold():
+    def rows_of(config, fold):
+        network = healthy_network(config, fold)
+        return network.rows(SimpleNamespace(images=Rows(), config=config), network.fold)
+
+    paper = dataclasses.replace(PAPER, n_folds=10)
     for fold in range(10):
-        train, held_out = healthy_rows(context, Rows(), fold % context.config.healthy_modulus)
+        train, held_out = rows_of(paper, fold % paper.healthy_modulus)
         assert set(Rows().rows([fold])) <= set(held_out) and not set(train) & set(held_out)
         assert len(train) == 16 and len(held_out) == 4
-    same = type("Context", (), {"config": DEMO})
-    train, held_out = healthy_rows(same, Rows(), 1)
-    assert set(held_out) == set(Rows().rows([1]))
+    assert set(rows_of(dataclasses.replace(DEMO, n_folds=10), 1)[1]) == set(Rows().rows([1]))
+
+
+def test_what_a_run_trains():
+    def stages(config):
+        return [(network.fold, network.stage) for network in networks(SimpleNamespace(config=config))]
+
+    assert stages(DEMO) == [(fold, stage) for fold in (0, 1) for stage in ("flip", "noise", "healthy")]
+    one = dataclasses.replace(PAPER, members=("flip",), folds=(7,))
+    assert stages(one) == [(7, "flip"), *((fold, "healthy") for fold in range(5))]

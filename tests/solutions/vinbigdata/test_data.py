@@ -7,22 +7,18 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from benchmarks.tables import label_table, real_data
-from common.budget import Budget
-from common.data.folds import prevalence_deviation
+from common.data.folds import make_folds, prevalence_deviation
 from common.errors import InputError
-from common.job import Job as Context
-from common.options import Options
-from common.paths import read_json
+from common.images import prepare_images
 from common.post.boxes import BOX
-from common.runs import Run
 from solutions.vinbigdata import data
 from solutions.vinbigdata.config import CLASSES, DEMO, FusionConfig
-from solutions.vinbigdata.data import FINDINGS, open_prepared, prepare_competition, read_train
+from solutions.vinbigdata.data import FINDINGS, boxes_by_row, read_train, truth_of
+from solutions.vinbigdata.pipeline import SOLUTION
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"
 TRIPLE = ["image_id", "class_id", "rad_id"]
@@ -91,25 +87,18 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def context(tmp_path, folder):
-    """`context(config, **options)`: what a verb gets; runs of one test share the store."""
-    runs = []
-
-    def make(config=SMALL, out="run", **options):
-        while runs:
-            runs.pop().close()
-        runs.append(Run(tmp_path / out))
-        options = Options(**{"data": folder, "out": tmp_path / out, "workers": 0} | options)
-        return Context("vinbigdata", "demo", config, options, runs[-1], torch.device("cpu"), Budget(None))
-
-    yield make
-    for run in runs:
-        run.close()
+def make(folder, make_job):
+    """`make(config, **options)`: what a verb gets."""
+    return lambda config=SMALL, out="run", **options: make_job(config, options.pop("data", folder), out, **options)
 
 
-def refusal(context, work=prepare_competition):
+def prepare(job):
+    return prepare_images(job, SOLUTION)
+
+
+def refusal(job):
     with pytest.raises(InputError) as caught:
-        work(context)
+        prepare(job)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -181,9 +170,9 @@ def test_tables_that_cannot_be_used(tmp_path):
 # ---- prepare -------------------------------------------------------------------------------------------------------
 
 
-def test_what_prepare_leaves(context):
-    prepared = prepare_competition(context())
-    table = prepared.table.set_index("image_id")
+def test_what_prepare_leaves(make):
+    images = prepare(make())
+    table = images.table.set_index("image_id")
     assert table.index.tolist() == [*SIZES] and table["row"].tolist() == [*range(6)]
     assert dict(zip(table.index, zip(table["width"], table["height"], strict=True), strict=True)) == SIZES
     assert table["split"].tolist() == ["train"] * 4 + ["test"] * 2 and table["ok"].all()
@@ -193,154 +182,146 @@ def test_what_prepare_leaves(context):
     assert marked == ["c0", "c3", "c11"] and table.loc["a1", marked].tolist() == [0, 1, 1]
     assert (table["patient_id"] == "").all()
 
-    boxes = prepared.boxes.set_index(["image_id", "row", "class_id", "votes"])
+    boxes = images.tables["boxes.parquet"].set_index(["image_id", "row", "class_id", "votes"])
     assert boxes.index.tolist() == [("a1", 0, 3, 2), ("a1", 0, 3, 1), ("a1", 0, 11, 1), ("b2", 1, 0, 2)]
     expected = [[11, 20, 51, 60], [0, 100, 20, 128], [10, 20, 50, 60], [40, 10, 60, 20]]
     np.testing.assert_allclose(boxes[BOX].to_numpy(), expected, rtol=1e-6)
 
-    assert prepared.rows().tolist() == [0, 1, 2, 3] and prepared.rows("test").tolist() == [4, 5]
-    assert sorted([*prepared.rows(folds=[0]), *prepared.rows(folds=[1])]) == [0, 1, 2, 3]
-    assert prepared.sizes().to_numpy().tolist() == [[name, *size] for name, size in SIZES.items()]
-    sample = context().run.path("sample_submission.csv").read_text()
+    assert images.rows().tolist() == [0, 1, 2, 3] and images.rows("test").tolist() == [4, 5]
+    assert sorted([*images.rows(folds=[0]), *images.rows(folds=[1])]) == [0, 1, 2, 3]
+    sample = make().run.path("sample_submission.csv").read_text()
     assert sample == "image_id,PredictionString\nt1,14 1 0 0 1 1\nt2,14 1 0 0 1 1\n"
 
 
-def test_boxes_in_the_stored_square(context):
-    prepared = prepare_competition(context())
-    boxes, labels = prepared.boxes_of(0)  # 64 × 128 pixels in 32 × 32: x by a half, y by a quarter
+def test_boxes_in_the_stored_square(make):
+    images = prepare(make())
+    boxes, labels = boxes_by_row(images)[0]  # 64 × 128 pixels in 32 × 32: x by a half, y by a quarter
     assert boxes.dtype == np.float32 and labels.dtype == np.int64 and labels.tolist() == [3, 3, 11]
     np.testing.assert_allclose(boxes, [[5.5, 5, 25.5, 15], [0, 25, 10, 32], [5, 5, 25, 15]], rtol=1e-6)
-    boxes, labels = prepared.boxes_of(1)  # 100 × 40: x by 0.32, y by 0.8
+    boxes, labels = boxes_by_row(images)[1]  # 100 × 40: x by 0.32, y by 0.8
     np.testing.assert_allclose(boxes, [[12.8, 8, 19.2, 16]], rtol=1e-6)
-    boxes, labels = prepared.boxes_of(3)
-    assert boxes.shape == (0, 4) and labels.shape == (0,) and boxes.dtype == np.float32
-    columns = prepared.store.images.mean(axis=1)  # MONOCHROME1 or not, every image brightens to the right
-    assert prepared.store.images.shape == (6, 32, 32) and (np.diff(columns) > 0).all()
+    assert boxes_by_row(images).keys() == {0, 1}
+    columns = images.store.images.mean(axis=1)  # MONOCHROME1 or not, every image brightens to the right
+    assert images.store.images.shape == (6, 32, 32) and (np.diff(columns) > 0).all()
 
 
-def test_truth_of_the_metric(context):
-    prepared = prepare_competition(context())
-    truth = prepared.truth([3, 1, 0])
+def test_truth_of_the_metric(make):
+    images = prepare(make())
+    truth = truth_of(images, [3, 1, 0])
     assert truth.columns.tolist() == ["image_id", "class_id", *BOX] and truth["class_id"].dtype == "int64"
     pairs = [*zip(truth["image_id"], truth["class_id"], strict=True)]
     assert pairs == [("a1", 3), ("a1", 3), ("a1", 11), ("b2", 0), ("d4", 14)]
     assert truth[BOX].to_numpy()[-2:].tolist() == [[40, 10, 60, 20], [0, 0, 1, 1]]
-    assert not len(prepared.truth([]))
-    with pytest.raises(InputError, match="t1: a test image"):
-        prepared.truth([0, 4])
+    assert not len(truth_of(images, []))
+    with pytest.raises(InputError, match="t1: the truth of a test image"):
+        truth_of(images, [0, 4])
 
 
 @pytest.mark.parametrize(
     ("raters", "iou", "kept", "votes"),
     [("wbf", 0.95, [12, 20, 52, 60], 1), ("nms", 0.4, [10, 20, 50, 60], 2), ("none", 0.4, [12, 20, 52, 60], 1)],
 )
-def test_other_fusions_of_raters(raters, iou, kept, votes, context):
+def test_other_fusions_of_raters(raters, iou, kept, votes, make):
     config = dataclasses.replace(SMALL, fusion=FusionConfig(raters=raters, raters_iou=iou))
-    boxes = prepare_competition(context(config)).boxes
+    boxes = prepare(make(config)).tables["boxes.parquet"]
     found = boxes[(boxes[BOX] == kept).all(axis=1) & (boxes["class_id"] == 3)]
     assert found["votes"].tolist() == [votes] and len(boxes) == {"wbf": 5, "nms": 4, "none": 6}[raters]
 
 
-def test_the_order_of_rows_does_not_matter(context, folder):
-    first = prepare_competition(context())
+def test_the_order_of_rows_does_not_matter(make, folder):
+    first = prepare(make())
     path = folder / "train.csv"
     lines = path.read_text().splitlines()[1:]
     write_csv(path, np.random.default_rng(1).permutation(lines))
-    again = prepare_competition(context(out="again"))
+    again = prepare(make(out="again"))
     pd.testing.assert_frame_equal(first.table, again.table)
-    pd.testing.assert_frame_equal(first.boxes, again.boxes)
-    assert first.key == again.key == open_prepared(context(out="again")).key
+    pd.testing.assert_frame_equal(first.tables["boxes.parquet"], again.tables["boxes.parquet"])
+    assert first.key == again.key
 
 
-def test_a_box_beyond_its_image_is_cut_or_refused(context, folder, caplog):
+def test_a_box_beyond_its_image_is_cut_or_refused(make, folder, caplog):
     caplog.set_level(logging.INFO)
     path = folder / "train.csv"
     rows = [csv_row(*row) for row in ROWS]
     write_csv(path, [*rows, csv_row("b2", 1, "R1", 90, 30, 101.5, 44)])
-    boxes = prepare_competition(context()).boxes
+    boxes = prepare(make()).tables["boxes.parquet"]
     assert boxes.loc[boxes["class_id"] == 1, BOX].to_numpy().tolist() == [[90, 30, 100, 40]]
-    assert "1 boxes were cut at the edge of their image, the first: " in caplog.text
+    assert "1 boxes were clipped to their image, the first: " in caplog.text
     assert f"{path}, row 15 (b2), 100 × 40" in caplog.text
     write_csv(path, [*rows, csv_row("b2", 1, "R1", 90, 40, 95, 44)])
-    assert f"{path}, row 15 (b2): the box lies outside its image of 100 × 40" in refusal(context(out="other"))
+    assert f"{path}, row 15 (b2): the box lies outside its image of 100 × 40" in refusal(make(out="other"))
 
 
-def test_files_that_do_not_fit_the_tables(context, folder, caplog):
+def test_files_that_do_not_fit_the_tables(make, folder, caplog):
     caplog.set_level(logging.INFO)
     write_dicom(folder / "train" / "e5.dicom", 40, 40)
-    assert "e5.dicom: one of 1 images without a row in train.csv" in refusal(context())
-    prepared = prepare_competition(context(on_unlabelled="skip"))
-    assert len(prepared.table) == 6 and "left out 1 images without a row" in caplog.text
+    assert "e5.dicom: one of 1 images without a row in train.csv" in refusal(make())
+    images = prepare(make(on_unlabelled="skip"))
+    assert len(images.table) == 6 and "left out 1 images without a row" in caplog.text
     sample = folder / "sample_submission.csv"
     sample.write_text(sample.read_text() + "c3,14 1 0 0 1 1\n")
-    assert "train.csv: 1 images are in the test set too, such as c3" in refusal(context(out="r2"))
+    assert "train.csv: 1 images are in the test set too, such as c3" in refusal(make(out="r2"))
     sample.write_text(sample.read_text().replace("c3", "t9"))
-    assert "test: 1 images have no file, the first is t9" in refusal(context(out="r2"))
+    assert "1 test images have no file, the first is t9" in refusal(make(out="r2"))
     (folder / "train" / "d4.dicom").unlink()
-    assert "train.csv: 1 images have no file, the first is d4" in refusal(context(out="r2"))
+    assert "train.csv: 1 images have no file, the first is d4" in refusal(make(out="r2"))
     write_csv(folder / "train.csv", [csv_row("a1", 14, "R1"), csv_row("e5", 14, "R1")])
     sample.write_text("image_id,PredictionString\nt1,14 1 0 0 1 1\n")
-    assert "train.csv: no image has a finding" in refusal(context(out="r2", on_unlabelled="skip"))
+    assert "train.csv: no image has a finding" in refusal(make(out="r2", on_unlabelled="skip"))
 
 
-def test_other_images_to_predict(context, tmp_path, folder):
+def test_other_images_to_predict(make, tmp_path, folder):
     write_dicom(tmp_path / "more" / "n1.dicom", 30, 20)
     (tmp_path / "more" / "n2.dicom").write_bytes(b"no image")
-    assert "n2.dicom" in refusal(context(test=tmp_path / "more"))
-    prepared = prepare_competition(context(test=tmp_path / "more", on_bad_image="placeholder"))
-    table = prepared.table.set_index("image_id")
+    assert "n2.dicom" in refusal(make(test=tmp_path / "more"))
+    images = prepare(make(test=tmp_path / "more", on_bad_image="placeholder"))
+    table = images.table.set_index("image_id")
     assert table.index[table["split"] == "test"].tolist() == ["n1", "n2"] and table["ok"].tolist() == [True] * 5 + [
         False
     ]
     (tmp_path / "ids.csv").write_text("image\nd4.dicom\n")
-    assert "--test: 1 of the images are training images, such as d4" in refusal(context(test=tmp_path / "ids.csv"))
+    assert "--test: 1 of the images are training images, such as d4" in refusal(make(test=tmp_path / "ids.csv"))
     (folder / "train" / "d4.dicom").write_bytes(b"no image")
-    assert "1 of 6 images cannot be used" in refusal(context(on_bad_image="placeholder"))
+    assert "1 of 6 images cannot be used" in refusal(make(on_bad_image="placeholder"))
 
 
-def test_prepared_with_other_settings(context, folder):
-    prepare_competition(context())
-    three = dataclasses.replace(SMALL, n_folds=3)
-    assert "prepared with --n-folds 2" in refusal(context(three), open_prepared)
+def test_prepared_with_other_settings(make):
+    prepare(make())
     aware = dataclasses.replace(SMALL, rater_aware=True)
-    assert "prepared with --rater-aware False" in refusal(context(aware), open_prepared)
-    for name, value, said in (("raters", "nms", "raters wbf"), ("raters_iou", 0.5, "raters-iou 0.4")):
-        other = dataclasses.replace(SMALL, fusion=dataclasses.replace(SMALL.fusion, **{name: value}))
-        assert f"prepared with --fusion.{said}; run `prepare`" in refusal(context(other), open_prepared)
-    assert "not prepared" in refusal(context(out="new"), open_prepared)
-
-    run = context().run
-    run.path("fold0", "detector").mkdir(parents=True)
-    run.path("fold0", "detector", "last.ckpt").touch()
-    prepare_competition(context())  # as it was: trainings may stay
-    assert "was trained on other images" in refusal(context(other))
-    path = folder / "train.csv"
-    path.write_text(path.read_text().replace("52,60", "52,61"))
-    assert "was trained on other images" in refusal(context())
-    assert read_json(run.path("manifest.json"))["steps"]["prepare"]["boxes"] == 4
+    others = {"--rater-aware False": aware}
+    for name, value, old in (("raters", "nms", "raters wbf"), ("raters_iou", 0.5, "raters-iou 0.4")):
+        fusion = dataclasses.replace(SMALL.fusion, **{name: value})
+        others[f"--fusion.{old}"] = dataclasses.replace(SMALL, fusion=fusion)
+    for option, config in others.items():
+        with pytest.raises(InputError, match=f"prepared with {option}, not .*; run `prepare` with the new value"):
+            _ = make(config).images
+    training = make().run.path("fold0", "flip", "last.ckpt")
+    training.parent.mkdir(parents=True)
+    training.touch()
+    prepare(make())  # as it was: trainings may stay
+    assert "was trained on other images" in refusal(make(config))
 
 
 # ---- folds ---------------------------------------------------------------------------------------------------------
 
 
-def test_folds_by_patient_and_by_table(context, tmp_path):
+def test_folds_by_patient_and_by_table(make, tmp_path):
     (tmp_path / "map.csv").write_text("image_id,patient_id\na1,p\nb2,p\nc3,p\nd4,q\n")
-    table = prepare_competition(context(id_map=tmp_path / "map.csv")).table.set_index("image_id")
+    table = prepare(make(id_map=tmp_path / "map.csv")).table.set_index("image_id")
     assert table["patient_id"].tolist() == ["p", "p", "p", "q", "", ""]
     assert table.loc[["a1", "b2", "c3"], "fold"].nunique() == 1 and table.loc["d4", "fold"] != table.loc["a1", "fold"]
     (tmp_path / "folds.csv").write_text("image_id,fold\nd4,0\nc3,0\nb2,0\na1,1\n")
-    table = prepare_competition(context(out="b", fold_table=tmp_path / "folds.csv")).table
+    table = prepare(make(out="b", fold_table=tmp_path / "folds.csv")).table
     assert table["fold"].tolist() == [1, 0, 0, 0, -1, -1]
     (tmp_path / "folds.csv").write_text("image_id,fold\nd4,0\nc3,0\nb2,0\na1,2\n")
-    assert "has the folds 0, 2" in refusal(context(out="c", fold_table=tmp_path / "folds.csv"))
+    assert "has the folds 0, 2" in refusal(make(out="c", fold_table=tmp_path / "folds.csv"))
 
 
 def folds_of(labels, rater_aware, n_folds=5):
     """Image table and folds of a raters' table, without pixels."""
     ids = sorted(labels["image_id"].unique())
-    table = data._image_table(labels, None, ids, [])
-    config = dataclasses.replace(SMALL, n_folds=n_folds, rater_aware=rater_aware)
-    return table, data._folds(table, labels, None, config, Options())
+    table = data.make_image_table(labels, [""] * len(ids), ids, [])
+    return table, make_folds(data.make_strata(table, labels, rater_aware), n_folds)
 
 
 def readers(labels):
@@ -386,27 +367,27 @@ def test_the_whole_real_table():
 
     table["width"], table["height"] = 3_200, 3_400  # the largest box ends at 3131, 3384
     began = time.process_time()
-    boxes = data._agreed(labels[~healthy], table, FusionConfig(), path)
+    boxes = data.fuse_marks(labels[~healthy], table, FusionConfig(), path)
     assert time.process_time() - began < 40  # some 2 s: a guard against quadratic work, on slow machines too
     assert boxes["image_id"].nunique() == 4_394 and boxes["votes"].max() == 3 and boxes["row"].is_monotonic_increasing
-    apart = data._agreed(labels[~healthy], table, FusionConfig(raters="none"), path)
+    apart = data.fuse_marks(labels[~healthy], table, FusionConfig(raters="none"), path)
     assert len(apart) == 36_096 and apart[BOX].sum().equals(labels[BOX].sum())
     by_class = ["image_id", "class_id"]
     wide, all_ = boxes.groupby(by_class)[BOX], apart.groupby(by_class)[BOX]
     assert (wide.min() >= all_.min() - 1e-3).all(axis=None) and (wide.max() <= all_.max() + 1e-3).all(axis=None)
 
 
-def test_the_real_radiographs(tmp_path, context):
+def test_the_real_radiographs(tmp_path, make):
     folder = real_data("vinbigdata")
     if folder is None:
         pytest.skip("no real radiographs ($CXR_REAL_DATA/vinbigdata)")
-    prepared = prepare_competition(context(data=folder, out="real"))
-    assert len(prepared.rows()) == 281 and len(prepared.rows("test")) == 78
-    table, boxes = prepared.table, prepared.boxes
+    images = prepare(make(data=folder, out="real"))
+    assert len(images.rows()) == 281 and len(images.rows("test")) == 78
+    table, boxes = images.table, images.tables["boxes.parquet"]
     assert table["abnormal"].sum() == 164 and set(table.loc[table["split"] == "train", "raters"]) == {1}
-    square = np.vstack([prepared.boxes_of(row)[0] for row in prepared.rows()])
+    square = np.vstack([boxes_by_row(images)[row][0] for row in images.rows()])
     assert len(square) == len(boxes) and square.min() >= 0 and square.max() <= 32
     back = square * np.tile(table.loc[boxes["row"], ["width", "height"]].to_numpy() / 32, 2)
     np.testing.assert_allclose(back, boxes[BOX].to_numpy(), rtol=1e-5, atol=1e-3)
-    truth = prepared.truth(prepared.rows())
+    truth = truth_of(images, images.rows())
     assert truth["image_id"].nunique() == 281 and (truth["class_id"] == 14).sum() == 117

@@ -12,8 +12,8 @@ from ensemble_boxes import nms, weighted_boxes_fusion
 from common import cli
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import config, tools
+from solutions.vinbigdata.data import SIZES
 from solutions.vinbigdata.postprocess import parse_predictions
-from solutions.vinbigdata.sizes import SIZES
 
 BAR = re.compile(r"(file|image)/s|\d+%\|")
 

@@ -9,18 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from common.budget import Budget
 from common.cli import parse
 from common.errors import InputError
-from common.job import Job as Context
-from common.options import Options
+from common.images import prepare_images
+from common.network import Network
 from common.post.boxes import BOX
-from common.runs import Run
 from solutions.vinbigdata.config import DEMO
-from solutions.vinbigdata.data import prepare_competition
+from solutions.vinbigdata.data import SIZES, boxes_by_row, log_copies, read_sizes
+from solutions.vinbigdata.models import predict_boxes
+from solutions.vinbigdata.pipeline import SOLUTION, detector_network
 from solutions.vinbigdata.postprocess import prediction_strings
-from solutions.vinbigdata.sizes import SIZES, read_sizes, tell_copies
-from solutions.vinbigdata.training import predict_boxes
 
 
 def table(path, text):
@@ -89,16 +87,16 @@ def test_a_run_of_another_solution_has_no_sizes(tmp_path):
         read_sizes([tmp_path], ["a"])
 
 
-def test_copies_are_told(caplog):
+def test_copies_are_logged(caplog):
     caplog.set_level(logging.INFO)
     full = sizes(("a", 2000, 3000), ("b", 2001, 3000), ("c", 2000, 3000), ("d", 40, 30))
-    tell_copies(full, full)
+    log_copies(full, full)
     assert not caplog.text
     # a: 2 to 3 kept; b: 341.5 rounded to 342; c: stretched; d: no copy
-    tell_copies(sizes(("a", 200, 300), ("b", 342, 512), ("c", 512, 512), ("d", 40, 30)), full)
+    log_copies(sizes(("a", 200, 300), ("b", 342, 512), ("c", 512, 512), ("d", 40, 30)), full)
     assert caplog.messages == [
-        "--sizes: 3 of 4 images are copies of other pixels than the originals, 1 of them in other proportions (taken "
-        "as stretched, not cut or padded); the first: a, 200 × 300 for 2000 × 3000"
+        "--sizes: 3 of 4 images are copies of another size than the originals, 1 of them in other proportions (taken "
+        "as stretched, not cropped or padded); the first: a, 200 × 300 for 2000 × 3000"
     ]
 
 
@@ -132,9 +130,9 @@ class Bright(torch.nn.Module):
 
 
 @pytest.fixture
-def context(tmp_path):
-    """`context(**options)`: what a verb gets, on a competition of copies."""
-    data, runs = tmp_path / "data", []
+def make(tmp_path, make_job):
+    """`make(**options)`: a job on a competition of copies."""
+    data = tmp_path / "data"
     for name, height, width, rectangle in [
         ("train/a", 50, 50, np.s_[10:30, 10:30]),
         ("train/b", 10, 20, np.s_[:0]),
@@ -147,65 +145,60 @@ def context(tmp_path):
     table(data / "train.csv", TRAIN)
     table(data / "sample_submission.csv", "image_id,PredictionString\nt,14 1 0 0 1 1\n")
 
-    def make(out="run", **options):
-        while runs:
-            runs.pop().close()
-        runs.append(Run(tmp_path / out))
-        options = Options(**{"data": data, "out": tmp_path / out, "workers": 0} | options)
-        return Context("vinbigdata", "demo", SMALL, options, runs[-1], torch.device("cpu"), Budget(None))
-
-    yield make
-    for run in runs:
-        run.close()
+    return lambda out="run", **options: make_job(SMALL, data, out, **options)
 
 
-def test_boxes_of_originals_on_copies_there_and_back(context, tmp_path, caplog):
+def prepare(job):
+    return prepare_images(job, SOLUTION)
+
+
+def test_boxes_of_originals_on_copies_there_and_back(make, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     originals = table(tmp_path / "train_meta.csv", ORIGINALS)
-    data = prepare_competition(context(sizes=(originals,)))
-    assert "3 of 3 images are copies of other pixels than the originals, 2 of them in other proportions" in caplog.text
-    assert data.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
-    assert data.boxes[BOX].to_numpy().tolist() == [[20, 40, 60, 120]]
-    boxes, labels = data.boxes_of(0)
+    job = make(sizes=(originals,))
+    images = prepare(job)
+    assert "3 of 3 images are copies of another size than the originals, 2 of them in other proportions" in caplog.text
+    assert images.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
+    assert images.tables["boxes.parquet"][BOX].to_numpy().tolist() == [[20, 40, 60, 120]]
+    boxes, labels = boxes_by_row(images)[0]
     assert boxes.tolist() == [[10, 10, 30, 30]] and labels.tolist() == [3]  # times 50 / 100 and 50 / 200
-    assert (np.argwhere(data.store.images[0] > 128).min(axis=0) == 10).all()
-    rows = np.array([0, 2])
-    found = predict_boxes(Bright(), data, rows, SMALL.detector, torch.device("cpu"), progress=False)
-    strings = prediction_strings(found, ["a", "b", "t"], data.sizes())
+    assert (np.argwhere(images.store.images[0] > 128).min(axis=0) == 10).all()
+
+    monkeypatch.setattr(Network, "load", lambda self, run: Bright())
+    found = predict_boxes(job, detector_network(SMALL, 0, "flip"), np.array([0, 2]))
+    strings = prediction_strings(found, ["a", "b", "t"], images.table)
     assert strings["PredictionString"].tolist() == ["3 1 20 40 60 120", "14 1 0 0 1 1", "3 1 10 80 20 180"]
     assert str(originals) in (tmp_path / "run" / "manifest.json").read_text()
 
 
-def test_the_sizes_may_stand_in_the_table_of_boxes(context, tmp_path):
-    ctx = context(sizes=(tmp_path / "data" / "train.csv", table(tmp_path / "t.csv", "image_id,dim0,dim1\nt,200,100\n")))
+def test_the_sizes_may_be_in_the_table_of_boxes(make, tmp_path):
+    more = table(tmp_path / "t.csv", "image_id,dim0,dim1\nt,200,100\n")
+    job = make(sizes=(tmp_path / "data" / "train.csv", more))
     sides = ["width,height", "100,200", "60,30"]
     rows = [f"{row},{more}" for row, more in zip(TRAIN.splitlines(), sides, strict=True)]
-    table(ctx.options.data / "train.csv", "\n".join(rows))
-    data = prepare_competition(ctx)
-    assert data.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
-    assert data.boxes_of(0)[0].tolist() == [[10, 10, 30, 30]]
+    table(job.options.data / "train.csv", "\n".join(rows))
+    images = prepare(job)
+    assert images.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
+    assert boxes_by_row(images)[0][0].tolist() == [[10, 10, 30, 30]]
 
 
-def test_without_the_sizes_the_boxes_do_not_fit(context):
-    ctx = context()
-    table(ctx.options.data / "train.csv", TRAIN.replace("20,40,60,120", "60,140,90,190"))
+def test_without_the_sizes_the_boxes_do_not_fit(make):
+    job = make()
+    table(job.options.data / "train.csv", TRAIN.replace("20,40,60,120", "60,140,90,190"))
     with pytest.raises(InputError, match=r"row 2 \(a\): .* outside its image of 50 × 50 pixels; .* --sizes"):
-        prepare_competition(ctx)
+        prepare(job)
 
 
-def test_other_sizes_are_other_trainings_and_other_predictions(context, tmp_path):
+def test_other_sizes_are_other_trainings_and_other_predictions(make, tmp_path):
     first = table(tmp_path / "first.csv", ORIGINALS)
     other = table(tmp_path / "other.csv", ORIGINALS.replace("t,200", "t,400"))
     third = table(tmp_path / "third.csv", ORIGINALS.replace("a,200", "a,400"))
-    key = prepare_competition(context(sizes=(first,))).key
-    again = context(sizes=(first,))
-    again.run.record("predict", "made")
-    assert prepare_competition(again).key == key and again.run.is_done("predict", "made")
-    assert prepare_competition(context(sizes=(other,))).key == key  # the same trainings
-    assert again.run.step("predict") is None  # whose boxes on t were in other pixels
-    assert prepare_competition(context(sizes=(third,))).key != key
+    before, again, after = (prepare(make(sizes=(path,))) for path in (first, first, other))
+    assert (again.key, again.pixels_key) == (before.key, before.pixels_key)
+    assert after.key == before.key and after.pixels_key != before.pixels_key  # boxes on t were in other pixels
+    assert prepare(make(sizes=(third,))).key != before.key
     with pytest.raises(InputError, match=r"short\.csv: no width and height, in pixels, of image t"):
-        prepare_competition(context(sizes=(table(tmp_path / "short.csv", ORIGINALS.replace("t,200,100\n", "")),)))
+        prepare(make(sizes=(table(tmp_path / "short.csv", ORIGINALS.replace("t,200,100\n", "")),)))
 
 
 def test_the_option_takes_several_tables():

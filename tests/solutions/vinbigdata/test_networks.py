@@ -1,0 +1,244 @@
+"""Batches, boxes and figures of both networks, on a tiny stand-in for what `prepare` leaves."""
+
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from common.images import Images
+from common.network import Network, train_loader
+from common.nn.precision import autocast
+from common.post.boxes import BOX
+from solutions.vinbigdata import models, pipeline
+from solutions.vinbigdata.config import AUGMENTATIONS, DEMO, DetectorConfig
+from solutions.vinbigdata.data import boxes_by_row, truth_of
+from solutions.vinbigdata.models import BoxDataset, collate, detect, detection_table, pack
+
+SIDE = 96
+TINY = DetectorConfig(
+    architecture="fcos",
+    backbone="test_resnet",
+    weights="none",
+    size=SIDE,
+    channels=64,
+    epochs=2,
+    batch_size=2,
+    lr=1e-3,
+    optimizer="adamw",
+    per_image=5,
+    precision="fp32",
+)
+HEALTHY = replace(DEMO.healthy, backbone="test_resnet", weights="none", size=32, batch_size=4)
+CONFIG = replace(DEMO, detector=TINY, healthy=HEALTHY, members=("flip",))
+
+
+@pytest.fixture
+def images():
+    """Eight stored squares, the even ones abnormal: rectangles in images of another shape than the square."""
+    rng, rows = np.random.default_rng(0), np.arange(8)
+    squares = rng.integers(0, 40, (8, SIDE, SIDE), dtype=np.uint8)
+    table = pd.DataFrame({"image_id": [f"i{row}" for row in rows], "row": rows, "split": "train"})
+    table["width"], table["height"] = 128 + 64 * (rows % 3), 320
+    table["fold"], table["abnormal"], table["patient_id"] = rows // 2 % 2, 1 - rows % 2, ""
+    boxes = []
+    for row in rows[::2]:
+        for class_id, box in ((3, [8, 8 + row, 40, 40 + row]), (13, [30, 4, 60, 28])):
+            squares[row, box[1] : box[3], box[0] : box[2]] += 120
+            scale = np.array([table["width"][row], 320] * 2) / SIDE
+            boxes.append((f"i{row}", row, class_id, *(np.array(box) * scale)))
+    boxes = pd.DataFrame(boxes, columns=["image_id", "row", "class_id", *BOX])
+    return Images(table, SimpleNamespace(images=squares), "key", "pixels", tables={"boxes.parquet": boxes})
+
+
+@pytest.fixture
+def job(images):
+    return SimpleNamespace(config=CONFIG, images=images, workers=0, device=torch.device("cpu"), run=None)
+
+
+@pytest.fixture
+def detector():
+    return pipeline.detector_network(CONFIG, 0, "flip")
+
+
+class Oracle(nn.Module):
+    """Finds the rectangles of images that it knows, mirrored or not; the score falls with the box."""
+
+    def __init__(self, images, miss=()):
+        super().__init__()
+        self.squares, self.boxes, self.miss = images.store.images, boxes_by_row(images), miss
+
+    def forward(self, images, targets=None):
+        out = []
+        for image in images:
+            same = [(self.squares == view).all((1, 2)) for view in (image[0].numpy(), image[0].flip(-1).numpy())]
+            row = int(np.flatnonzero(same[0] | same[1])[0])
+            boxes, labels = self.boxes.get(row, (np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
+            boxes = torch.tensor(boxes)
+            if not same[0].any():
+                boxes = torch.stack([SIDE - boxes[:, 2], boxes[:, 1], SIDE - boxes[:, 0], boxes[:, 3]], 1)
+            kept = [i for i, label in enumerate(labels) if (row, label) not in self.miss]
+            scores = torch.linspace(0.9, 0.8, 2)[: len(boxes)]
+            out.append({"boxes": boxes[kept], "scores": scores[kept], "labels": torch.tensor(labels)[kept]})
+        return out
+
+
+def test_boxes_shrink_with_the_image_and_move_with_it(images):
+    plain = BoxDataset(images.dataset(images.rows(), 48), boxes_by_row(images))
+    image, target = plain[2]
+    assert image.shape == (1, 48, 48) and image.dtype == torch.uint8
+    assert target["boxes"].tolist() == [[4, 5, 20, 21], [15, 2, 30, 14]] and target["labels"].tolist() == [3, 13]
+    assert target["boxes"].dtype == torch.float32 and target["labels"].dtype == torch.int64
+    image, target = plain[1]
+    assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+    moved = BoxDataset(images.dataset([2], SIDE), boxes_by_row(images), models.augmentation("flip", SIDE))
+    lefts = {tuple(moved[0, seed][1]["boxes"][:, 0].round().tolist()) for seed in range(12)}
+    assert lefts == {(8, 30), (56, 36)}
+    assert torch.equal(moved[0][1]["boxes"], torch.tensor(boxes_by_row(images)[2][0]))  # without a seed nothing moves
+    again = pickle.loads(pickle.dumps(moved))
+    for seed in range(4):
+        assert torch.equal(again[0, seed][0], moved[0, seed][0])
+
+
+def test_batches_of_the_detector(job, detector):
+    assert detector.rows(job, 0)[0].tolist() == [2, 6]
+    every = replace(CONFIG, detector=replace(TINY, abnormal_only=False), members=("both",))
+    network = pipeline.detector_network(every, 0, "both")
+    rows, held_out = network.rows(job, 0)
+    assert rows.tolist() == [2, 3, 6, 7] and held_out.tolist() == [0, 1, 4, 5]
+    batches = []
+    for job.workers in (0, 1):
+        loader = train_loader(job, network, rows)
+        loader.batch_sampler.set_epoch(0, 2)
+        batches.append(list(loader))
+    for (images, targets), (more, same) in zip(*batches, strict=True):
+        assert images.shape == (2, 1, SIDE, SIDE) and len(targets) == 2 and torch.equal(images, more)
+        assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, same, strict=True))
+
+
+def test_every_named_augmentation_exists():
+    assert all(callable(models.augmentation(name, 256)) or name == "none" for name in AUGMENTATIONS)
+
+
+def test_packed_boxes_are_the_first_and_zeros():
+    found = [
+        {"boxes": torch.arange(8.0).reshape(2, 4), "scores": torch.tensor([0.9, 0.1]), "labels": torch.tensor([4, 0])}
+    ]
+    assert pack(found, 1).tolist() == [[[pytest.approx(0.9), 4, 0, 1, 2, 3]]]
+    assert pack(found, 4).shape == (1, 4, 6) and not pack(found, 4)[0, 2:].any()
+
+
+def test_the_table_by_hand(images):
+    images.table.loc[[0, 1], ["width", "height"]] = [[300, 600], [2021, 2500]]
+    images.__post_init__()
+    packed = np.zeros((2, 3, 6), np.float32)
+    packed[0, 0] = 0.5, 7, 10, 20, 100, 50
+    packed[0, 1] = 0.25, 2, 10, 20, 10, 50  # cut to nothing
+    packed[1, 0] = 0.75, 13, 0, 0, 100, 100
+    out = detection_table(packed, images, [1, 0], 100)  # the first row of `packed` is image i1
+    assert out.columns.tolist() == ["image_id", "class_id", "score", *BOX]
+    assert out.to_numpy().tolist() == [["i1", 7, 0.5, 202.1, 500, 2021, 1250], ["i0", 13, 0.75, 0, 0, 300, 600]]
+    assert out["class_id"].dtype == np.int64 and out["x_max"].dtype == np.float64
+    for width in range(1, 3000, 7):  # what ends at the border ends there, whatever the numbers
+        packed[0, 0, 2:] = 0, 0, 96, 96
+        images.table["width"] = width
+        images.__post_init__()
+        assert detection_table(packed, images, [0, 1], 96)["x_max"][0] == width
+
+
+def test_mirrored_boxes_come_back_and_are_one(images):
+    batch = torch.from_numpy(images.store.images)[:, None]
+    plain, both = (detect(Oracle(images), batch, flip, TINY) for flip in (False, True))
+    for one, other in zip(plain, both, strict=True):
+        assert torch.equal(one["boxes"], other["boxes"]) and torch.equal(one["labels"], other["labels"])
+    one = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "scores": torch.tensor([0.4]), "labels": torch.tensor([5])}
+    two = {"boxes": torch.tensor([[86.5, 0, 96, 10]]), "scores": torch.tensor([0.6]), "labels": torch.tensor([5])}
+    answers = iter([[one], [two]])
+    merged = detect(lambda images: next(answers), batch[:1], True, TINY)[0]
+    assert merged["boxes"].tolist() == [[0, 0, 9.5, 10]] and merged["scores"].tolist() == [pytest.approx(0.6)]
+
+
+def test_predictions_in_the_pixels_of_the_originals(job, images, detector, monkeypatch):
+    monkeypatch.setattr(Network, "load", lambda self, run: Oracle(images))
+    rows = np.array([5, 4, 0])
+    for tta in ((), ("flip",)):
+        job.config = replace(CONFIG, tta=tta)
+        out = models.predict_boxes(job, detector, rows)
+        assert out["image_id"].tolist() == ["i4", "i4", "i0", "i0"]
+        expected = pd.concat([truth_of(images, [4]), truth_of(images, [0])])
+        np.testing.assert_allclose(out[BOX], expected[BOX], rtol=1e-6)
+        assert out["class_id"].tolist() == expected["class_id"].tolist()
+    short = replace(detector, config=replace(TINY, per_image=1))
+    assert models.predict_boxes(job, short, rows)["class_id"].tolist() == [3, 3]
+    assert models.predict_boxes(job, detector, rows[:0]).empty
+
+
+def figures_of(job, network, model):
+    images, rows = torch.from_numpy(job.images.store.images)[:, None], np.arange(8)
+    return network.figures(job, network.measure(model(images), None), rows)
+
+
+def test_figures_of_a_detector_by_hand(job, images, detector):
+    assert figures_of(job, detector, Oracle(images)) == {"map": 1.0, "map_coco": pytest.approx(1.0)}
+    missed = Oracle(images, miss={(0, 3), (2, 3)})  # half of class 3; class 13 whole; 12 classes do not occur
+    assert figures_of(job, detector, missed)["map"] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_a_detector_learns_the_rectangles(job, images, detector):
+    images.table.loc[4:, "fold"] = -1
+    torch.manual_seed(0)
+    model, rows = detector.build(None), np.arange(4)
+    data = detector.dataset(job, rows, True, True)
+    batch = collate([data[i] for i in range(4)])
+    optimizer, losses = torch.optim.AdamW(model.parameters(), 3e-3), []
+    for _ in range(45):
+        with autocast("cpu", torch.bfloat16):
+            loss = detector.step(model.train(), *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    with torch.inference_mode():
+        found = detector.step(model.eval(), *batch)  # in eval mode, as when batch norms are estimated anew: no loss
+    assert detector.figures(job, detector.measure(found, None), rows)["map"] > 0.9
+
+
+def test_the_healthy_classifier(job):
+    network = pipeline.healthy_network(CONFIG, 0)
+    loader = train_loader(job, network, np.arange(8))
+    loader.batch_sampler.set_epoch(0, 1)
+    targets = torch.cat([targets for _, targets in loader])
+    assert targets.shape == (8, 1) and targets.dtype == torch.float32 and targets.sum() == 4
+
+    def brightness(images):
+        return 30 - images.float().mean((1, 2, 3), keepdim=True)[:, :, 0, 0]
+
+    assert figures_of(job, network, brightness) == {"auroc": 1.0, "accuracy": 1.0}  # the healthy images are dark
+    assert figures_of(job, network, lambda images: -brightness(images)) == {"auroc": 0.0, "accuracy": 0.0}
+
+
+@pytest.mark.parametrize(("folds", "healthy_folds"), [((0, 3), 5), ((0,), 5), ((1, 0, 2), 2), ((0, 3), 0)])
+def test_each_classifier_predicts_the_test_images_once(folds, healthy_folds, job, images, monkeypatch):
+    images.table["split"], images.table["fold"] = "test", -1
+    images.__post_init__()
+    job.config = replace(CONFIG, n_folds=10, folds=folds, healthy_folds=healthy_folds)
+    monkeypatch.setattr(models, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
+    asked = []
+
+    def predict(job, networks, rows, views, title):
+        asked.append(networks[0].fold)
+        return np.full((len(rows), 1), networks[0].fold, np.float32)
+
+    monkeypatch.setattr(pipeline, "predict", predict)
+    parts = [pipeline.predict_rows(job, [fold], images.rows("test"), None, "") for fold in folds]
+    trained = job.config.healthy_trained
+    assert asked == list(trained)
+    healthy = pipeline.pool("_healthy", [part["_healthy"] for part in parts])
+    assert healthy["image_id"].tolist() == images.table["image_id"].tolist() and (healthy["fold"] == -1).all()
+    np.testing.assert_allclose(healthy["healthy"], 1 / (1 + np.exp(-np.mean(trained))), rtol=1e-12)
+    assert pipeline.pool("", [part[""] for part in parts])["fold"].tolist() == list(folds)
