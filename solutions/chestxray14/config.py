@@ -12,38 +12,12 @@ from common.errors import InputError
 from common.kaggle import Source
 
 SLUG = "data"  # of nih-chest-xrays/data
-LABELS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
+_LABELS = """Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema
+    Emphysema Fibrosis Pleural_Thickening Hernia"""
+LABELS = tuple(_LABELS.split())
 NO_FINDING = "No Finding"  # of the label table; the all-zero vector, not a class
 BOX_SIDE = 1024  # NIH's boxes are in pixels of its 1024 × 1024 images, whatever size the files at hand have
 STAGES = {"whole": ("whole",), "lungs": ("lungs",), "both": ("whole", "lungs")}
-# Mean AUROC as published on the official split: CXR-IRNet, table 2; SDFN, table I. Sources and classes: published.py.
-PUBLISHED = {
-    "DCNN (ResNet-50)": 0.7934,
-    "CheXNet (DenseNet-121)": 0.8105,
-    "SENet": 0.8205,
-    "SDFN: whole": 0.802,
-    "SDFN: lungs": 0.804,
-    "SDFN": 0.815,
-    "AGCNN": 0.8221,
-    "SalNet": 0.8206,
-    "CXR-IRNet without weighting": 0.8222,
-    "CXR-IRNet": 0.8335,
-}
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,11 @@ def read_labels(path):
     image_id = stems(table["file_name"])
     for row, name in image_id.items():
         check_id(name, f"{path}, row {row + 2}")
-    codes, texts = pd.factorize(table["labels"])
-    parsed = [_parse(text) for text in texts]
-    said = np.array([problem for problem, _ in parsed], object)[codes]
+    marks, problems = parse_findings(table["labels"])
     age = table["age"].str.upper().str.extract(r"^(\d+(?:\.\d+)?)([YMD]?)$")
     faults = [
         (image_id.duplicated(), "this image is there twice"),
-        (pd.Series(said != ""), None),
+        (problems != "", None),
         (table["patient_id"] == "", "no Patient ID"),
         ((table["age"] != "") & age[0].isna(), "the age {age!r} is no number of years (or 013M, 025D)"),
         (~table["follow_up"].str.fullmatch(r"\d{1,9}"), "the follow-up {follow_up!r} is no whole number"),
@@ -72,7 +70,7 @@ def read_labels(path):
     for wrong, words in faults:
         if wrong.any():
             row = int(wrong.idxmax())
-            words = said[row] if words is None else words.format(**table.loc[row])
+            words = problems[row] if words is None else words.format(**table.loc[row])
             raise InputError(f"{path}, row {row + 2} ({image_id[row]}): {words}")
     about = pd.DataFrame(
         {
@@ -85,8 +83,7 @@ def read_labels(path):
             "follow_up": table["follow_up"].astype("int64"),
         }
     )
-    marked = np.array([vector for _, vector in parsed], np.int8)[codes]
-    return pd.concat([about, pd.DataFrame(marked, columns=list(LABELS))], axis=1)
+    return pd.concat([about, pd.DataFrame(marks, columns=list(LABELS))], axis=1)
 
 
 def possible_age(age):
@@ -110,15 +107,18 @@ def patient_of(image_ids):
     return plain_patient(image_ids.str.extract(r"^(\d{8})_\d{3}$")[0].fillna(""))
 
 
-def _parse(text):
-    """What is wrong with a text of labels ("" if nothing), and its vector."""
-    names = text.split("|")
-    unknown = [name for name in names if name not in LABELS and name != NO_FINDING]
-    if unknown:
-        return f"{unknown[0]!r} is neither a finding of ChestX-ray14 nor {NO_FINDING!r}", [0] * len(LABELS)
-    if NO_FINDING in names and len(set(names)) > 1:
-        return f"{NO_FINDING!r} beside a finding: {text}", [0] * len(LABELS)
-    return "", [int(label in names) for label in LABELS]
+def parse_findings(texts):
+    """Return what texts such as "Mass|Nodule" say, int8 (N, 14), and what is wrong with each, a Series of str."""
+    codes, unique = pd.factorize(texts)
+    marks, problems = np.zeros((len(unique), len(LABELS)), np.int8), []
+    for row, text in enumerate(unique):
+        names = text.split("|")
+        unknown = [name for name in names if name not in LABELS and name != NO_FINDING]
+        problem = f"{NO_FINDING!r} beside a finding: {text}" if NO_FINDING in names and len(set(names)) > 1 else ""
+        if unknown:
+            problem = f"{unknown[0]!r} is neither a finding of ChestX-ray14 nor {NO_FINDING!r}"
+        marks[row], problems = [label in names for label in LABELS], [*problems, problem]
+    return marks[codes], pd.Series(np.array(problems, object)[codes], dtype=object)
 
 
 def find_lists(folder):

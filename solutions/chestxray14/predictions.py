@@ -1,7 +1,6 @@
-"""Predictions and truth as the tools find them: in folders of runs, and in tables of anybody's."""
+"""Predictions and labels as the tools read them: from the folders of runs, and from anyone's tables."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +9,8 @@ from common.config import file_hash, from_dict
 from common.data.tables import some_rows
 from common.errors import InputError
 from common.paths import read_json, read_parquet
-from solutions.chestxray14.config import LABELS, NO_FINDING, Config
-from solutions.chestxray14.labels import plain_patient, stems
+from solutions.chestxray14.config import LABELS, Config
+from solutions.chestxray14.labels import parse_findings, plain_patient, stems
 from solutions.chestxray14.scoring import epoch_chosen
 
 CLASSES = list(LABELS)
@@ -24,10 +23,10 @@ _PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
 def read_runs(runs, split):
     """Read what runs predicted; returns (scores, images, notes, folds).
 
-    scores: a dict from a row's name to float64 (N, 14), a run of two views giving `name: whole`, `name: lungs` and
-    `name`; images: image_id as index, patient_id and the 14 LABELS, 0/1, those that have labels; notes: lines to be
-    said; folds: by row as scores, int (N,), -1 for test. split: test or oof. Raises InputError naming the run, or file,
-    and an image: no run of this solution, no predictions, other images or other labels than the first run's.
+    scores: row name → float64 (N, 14), a run of two views giving `name: whole`, `name: lungs` and `name`; images: the
+    labelled images, image_id as index, patient_id and the 14 LABELS, 0/1; notes: lines for the reader; folds: row name
+    → int (N,), -1 for test. split: test or oof. Raises InputError naming the run, or file, and an image: no run of this
+    solution, no predictions, other images or labels than the first run's.
     """
     scores, images, notes, folds = {}, None, [], {}
     for run in runs:
@@ -35,28 +34,26 @@ def read_runs(runs, split):
             raise InputError(f"{run}: not the folder of a run")
         manifest, config = read_json(run / "manifest.json"), read_json(run / "config.json")
         steps = manifest.get("steps", {}) if isinstance(manifest, dict) else {}
-        if not isinstance(config, dict) or config.get("solution") != "chestxray14":
+        if not isinstance(config, dict) or config.pop("solution", None) != "chestxray14":
             raise InputError(f"{run}: the run of another solution")
         if "predict" not in steps:
             raise InputError(f"{run}: no predictions of its present networks; run its verb `predict`")
         mine, unlabelled = _labelled(run, split)
         if images is None:
             images = mine
-            if unlabelled:
-                notes.append(f"{unlabelled:,} predicted images have no labels and are left out")
+            notes += [f"{unlabelled:,} predicted images have no labels and are left out"] * (unlabelled > 0)
             notes.append((steps["prepare"].get("about") or {}).get("said", ""))
         else:
             _check_same(run, runs[0], mine, images)
         if steps["prepare"].get("synthetic"):
-            notes.append("Synthetic radiographs: the scores show that the pipeline works, nothing else")
+            notes.append("Synthetic radiographs: the scores only show that the pipeline works")
         name = run.resolve().name if run.resolve().name not in scores else str(run)
         if name in scores:
             raise InputError(f"{run}: named twice")
-        config = from_dict(
-            Config, {k: v for k, v in config.items() if k not in ("solution", "preset")}, str(run / "config.json")
-        )
+        config.pop("preset", None)
+        config = from_dict(Config, config, str(run / "config.json"))
         if split == "oof" and epoch_chosen(config):
-            notes.append(f"{name}: its networks kept the epochs that did best on these very images, which flatters it")
+            notes.append(f"{name}: its epochs were chosen on these very images, which inflates its score")
         for view in ("whole", "lungs") if config.views == "both" else ():
             row = f"{name}: {view}"
             scores[row], folds[row] = _probabilities(run / f"{split}_{view}.parquet", images)
@@ -65,24 +62,22 @@ def read_runs(runs, split):
 
 
 def _labelled(run, split):
-    """Patients and labels of the predicted images that have labels, and the number of the others."""
+    """Return patients and labels of the predicted images that have labels, and the number of the others."""
     predicted = read_parquet(run / f"{split}.parquet")["image_id"]
     table = read_parquet(run / "images.parquet").set_index("image_id").loc[predicted, ["patient_id", *CLASSES]]
     known = (table[CLASSES] >= 0).all(axis=1)
     if not known.any():
-        raise InputError(
-            f"{run}: its {split} images have no labels (--split oof: those it was trained on, out of fold)"
-        )
+        raise InputError(f"{run}: its {split} images have no labels (--split oof: the training images, out of fold)")
     return table[known], int((~known).sum())
 
 
 def _check_same(run, first, mine, images):
-    for lacking, these, those in ((run, images, mine), (first, mine, images)):
-        missing = these.index.difference(those.index, sort=False)
+    for incomplete, wanted, found in ((run, images, mine), (first, mine, images)):
+        missing = wanted.index.difference(found.index, sort=False)
         if len(missing):
             raise InputError(
-                f"{lacking}: no labelled prediction of {missing[0]}, as {len(missing):,} of the other's "
-                f"images; {first} and {run} must have predicted the same"
+                f"{incomplete}: no labelled prediction of {missing[0]} and {len(missing) - 1:,} other images; "
+                f"{first} and {run} must have predicted the same images"
             )
     differ = (mine.loc[images.index, CLASSES].to_numpy() != images[CLASSES].to_numpy()).any(axis=1)
     if differ.any():
@@ -97,12 +92,12 @@ def _probabilities(file, images):
     return found, table["fold"].to_numpy(np.int64)
 
 
-def read_foreign(path):
-    """Read anybody's predictions: float64 columns by LABELS, those that are there, image_id as index; and what is not.
+def read_scores(path):
+    """Return anyone's predictions, float64 columns by LABELS and image_id as index, and the columns that are no class.
 
-    The first column names the image, by Image Index or image_id in any spelling, with a suffix such as .png or without.
-    The second value is the list of columns that are no class. Raises InputError naming file, row and column: another
-    first column, no class, a class or an image twice, no finite number.
+    The first column names the image, by Image Index or image_id in any spelling, with a suffix such as .png or without;
+    not all classes need a column. Raises InputError naming file, row and column: another first column, no class, a
+    class or an image twice, no finite number.
     """
     raw = some_rows(path)
     first, *others = raw.columns
@@ -117,61 +112,44 @@ def read_foreign(path):
         raise InputError(f"{path}, row 1: two columns are {label}")
     for row, column in np.argwhere(~np.isfinite(scores.to_numpy(np.float64)))[:1]:
         raise InputError(f"{path}, row {row + 2}, {columns[column]}: {raw[columns[column]][row]!r} is not a number")
-    scores.index = _image_ids(raw[first].map(lambda name: re.split(r"[/\\]", name)[-1]), path)
+    scores.index = _image_ids(raw[first].str.replace(r".*[/\\]", "", regex=True), path)
     return scores[[label for label in LABELS if label in scores]], [name for name in others if not named[name]]
 
 
 def read_truth(path):
-    """Read a label table for scoring: 14 LABELS 0/1 with image_id as index, and patients (a Series, or None).
+    """Return the labels of a label table, LABELS 0/1 with image_id as index, and its patients, a Series or None.
 
-    It needs no more than the columns Image Index and Finding Labels; without Patient ID there are no patients. Raises
+    Only the columns Image Index and Finding Labels are needed; without Patient ID there are no patients. Raises
     InputError naming file and row: a column that is missing, an image twice, a text that is no label, a blank patient.
     """
     raw = some_rows(path)
     for name in ("Image Index", "Finding Labels"):
         if name not in raw:
             raise InputError(f"{path}, row 1: no column {name}")
-    codes, texts = pd.factorize(raw["Finding Labels"])
-    marks = pd.Series(texts).str.get_dummies("|")
-    for name in marks.columns.difference([*LABELS, NO_FINDING, ""]):
-        row = int(np.argmax(marks[name].to_numpy()[codes]))
-        raise InputError(f"{path}, row {row + 2}: {name!r} is neither a finding of ChestX-ray14 nor {NO_FINDING!r}")
-    ids = _image_ids(raw["Image Index"], path)
-    truth = marks.reindex(columns=CLASSES, fill_value=0).astype(np.int8).iloc[codes].set_axis(ids)
-    if (raw["Finding Labels"] == "").any():
-        raise InputError(f"{path}, row {int((raw['Finding Labels'] == '').idxmax()) + 2}: no Finding Labels")
+    marks, problems = parse_findings(raw["Finding Labels"])
+    for row in np.flatnonzero(problems != "")[:1]:
+        raise InputError(f"{path}, row {row + 2}: {problems[row]}")
+    truth = pd.DataFrame(marks, _image_ids(raw["Image Index"], path), CLASSES)
     if "Patient ID" not in raw:
         return truth, None
-    if (raw["Patient ID"] == "").any():
-        raise InputError(f"{path}, row {int((raw['Patient ID'] == '').idxmax()) + 2}: no Patient ID")
-    return truth, plain_patient(raw["Patient ID"]).set_axis(ids)
+    for row in np.flatnonzero(raw["Patient ID"] == "")[:1]:
+        raise InputError(f"{path}, row {row + 2}: no Patient ID")
+    return truth, plain_patient(raw["Patient ID"]).set_axis(truth.index)
 
 
-def label_release(truth):
-    """Say which public release of NIH's labels a table is, as far as its counts tell; truth: as of `read_truth`."""
+def describe_labels(truth):
+    """Return which public release of NIH's labels a table is, as far as its counts show."""
     if len(truth) != TABLE:
-        return f"{len(truth):,} images, not NIH's whole table of {TABLE:,}: its release cannot be told"
+        return f"{len(truth):,} images, not NIH's whole table of {TABLE:,}: its release is unknown"
     other = [label for label, n, known in zip(LABELS, truth.sum().tolist(), COUNTS, strict=True) if n != known]
     if other:
         return f"other counts of {', '.join(other)} than in NIH's release of 2020: an older release, or an edited table"
     return "as many images of each label as NIH's release of 2020 and the papers' tables"
 
 
-def read_list(path):
-    """Names of the images in a list such as test_list.txt, one a line, without their suffix; InputError for none."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable list ({error})") from None
-    names = pd.Series([line.strip() for line in lines if line.strip()], dtype=str)
-    if not len(names):
-        raise InputError(f"{path}: no image in it")
-    return pd.Index(stems(names)).unique()
-
-
-def about_file(path):
-    """A file's name and hash in a few words."""
-    return f"{Path(path).name}, sha256 {file_hash(path)[:16]}"
+def describe_file(path):
+    """Return a file's name and hash."""
+    return f"{path.name}, sha256 {file_hash(path)[:16]}"
 
 
 def _image_ids(names, path):

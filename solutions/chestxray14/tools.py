@@ -1,4 +1,4 @@
-"""The verbs that need no run of their own: runs side by side, where their maps point, anybody's predictions."""
+"""The tools: runs side by side, class activation maps against boxes, and scores of anyone's predictions."""
 
 import logging
 from dataclasses import replace
@@ -16,16 +16,15 @@ from common.paths import write_csv
 from common.report import class_plots, page, plots
 from common.step import key_of, run_step
 from solutions.chestxray14.config import LABELS, Config
-from solutions.chestxray14.labels import LISTS
+from solutions.chestxray14.labels import LISTS, read_names, stems
 from solutions.chestxray14.localise import STEP, THRESHOLDS, write_localisation
 from solutions.chestxray14.pipeline import SOLUTION
 from solutions.chestxray14.predictions import (
     CLASSES,
-    about_file,
-    label_release,
-    read_foreign,
-    read_list,
+    describe_file,
+    describe_labels,
     read_runs,
+    read_scores,
     read_truth,
 )
 from solutions.chestxray14.published import NOTE, published_classes, published_means
@@ -33,13 +32,13 @@ from solutions.chestxray14.scoring import FEW, MEAN, by_fold, class_table, compa
 
 log = logging.getLogger(__name__)
 NOTES = (
-    "Intervals hold 95 % of the resamples of the Bayesian bootstrap, which weighs whole patients, alike for all rows.",
-    "p-values are two-sided. DeLong's takes images for independent, which those of one patient are not, and is too "
-    "sure; p_delong_holm is corrected for the number of classes by Holm's rule, the others are not.",
-    "The paired t-test over the classes is our reading of SDFN's test; CXR-IRNet has none. It asks whether the classes "
+    "Intervals hold 95 % of the resamples of the Bayesian bootstrap, which weights whole patients, the same way for "
+    "every row.",
+    "p-values are two-sided. DeLong's test treats images as independent, which those of one patient are not, so its "
+    "p-values are too small; p_delong_holm is corrected for the number of classes by Holm's rule, the others are not.",
+    "The paired t-test over classes is our reading of SDFN's test; CXR-IRNet has none. It asks whether the classes "
     "agree, not whether other patients would.",
 )
-FOLDS = "Out of fold the scores of several networks are ranked in one list; within folds each network is ranked alone"
 
 
 def table(
@@ -72,21 +71,19 @@ def table(
     if first not in scores:
         raise InputError(f"--against {against}: the rows are {', '.join(scores)}")
     y, patients = images[CLASSES].to_numpy(), images["patient_id"].to_numpy()
-    found = {name: class_table(y, score, patients, LABELS, resamples, seed) for name, score in scores.items()}
-    pairs = {
-        name: comparison(y, score, scores[first], patients, LABELS, resamples, seed)
-        for name, score in scores.items()
-        if name != first
-    }
+    options = {"patients": patients, "labels": LABELS, "n_resamples": resamples, "seed": seed}
+    found = {name: class_table(y, score, **options) for name, score in scores.items()}
+    others = {name: score for name, score in scores.items() if name != first}
+    pairs = {name: comparison(y, score, scores[first], **options) for name, score in others.items()}
     within = {name: by_fold(y, score, folds[name]) for name, score in scores.items()} if split == "oof" else {}
-    notes = [f"{split}: {len(images):,} images of {len(set(patients)):,} patients", *notes, *_not_scored(found[first])]
-    words = [_in_words(name, first, pair) for name, pair in pairs.items()] + _within_words(within, first)
+    notes = [f"{split}: {len(images):,} images of {len(set(patients)):,} patients", *notes, *_undefined(found[first])]
+    tests = [_test_line(name, first, pair) for name, pair in pairs.items()] + _within_line(within, first)
     published = [f"  {mean:.4f}  {name} ({source})" for name, mean, source in published_means().itertuples(index=False)]
-    shown = [*notes, "", _side_by_side(found).to_string(index=False), *_too_few(found[first]), "", *words, "", *NOTES]
-    log.info("\n".join([*shown, "", NOTE, *published]))
+    lines = [*notes, "", _side_by_side(found).to_string(index=False), *_too_few(found[first]), "", *tests, "", *NOTES]
+    log.info("\n".join([*lines, "", NOTE, *published]))
     if out is not None:
-        write_csv(out, _long(found, pairs, first, split, within))
-        _write_page(out.with_suffix(".html"), y, scores, found, pairs, notes, words, split)
+        write_csv(out, _long_table(found, pairs, first, split, within))
+        _write_page(out.with_suffix(".html"), y, scores, found, pairs, notes, tests, split)
         log.info(f"\n{out} and {out.with_suffix('.html').name}")
     return 0
 
@@ -116,35 +113,38 @@ def score_predictions(
     _check_options(out, resamples, seed)
     if out is not None and out.resolve() == predictions.resolve():
         raise InputError(f"--out {out}: is the table of predictions")
-    (scores, unused), (truth, patients) = read_foreign(predictions), read_truth(labels)
-    log.info(f"labels of {about_file(labels)}; predictions of {about_file(predictions)}")
-    log.info(f"{labels.name}: {label_release(truth)}")
+    (scores, unused), (truth, patients) = read_scores(predictions), read_truth(labels)
+    log.info(f"labels of {describe_file(labels)}; predictions of {describe_file(predictions)}")
+    log.info(f"{labels.name}: {describe_labels(truth)}")
     if unused:
-        log.info(f"columns that are no class are passed over: {', '.join(unused)}")
-    ids, names = scores.index, None if listed is None else read_list(listed)
-    if names is not None:
-        ids = _only_listed(ids, names, listed)
-    without = ids.difference(truth.index, sort=False)
-    if len(without) == len(ids):
-        raise InputError(f"{predictions}: {labels} has no labels for any of its images, such as {without[0]}")
-    if len(without):
-        log.info(f"left out: {len(without):,} predicted images without labels, such as {without[0]}")
-    ids = ids.intersection(truth.index, sort=False)
+        log.info(f"ignored columns that are not classes: {', '.join(unused)}")
+    ids, names = scores.index, None
+    if listed is not None:
+        names = pd.Index(stems(read_names(listed)))
+        ids = ids.intersection(names, sort=False)
+        if not len(ids):
+            raise InputError(f"{listed}: none of the predicted images is in it, such as {scores.index[0]}")
+        rest = f"{len(scores) - len(ids):,} other predictions do not count"
+        log.info(f"list {describe_file(listed)}: {len(ids):,} of its {len(names):,} images are predicted; {rest}")
+    unknown, ids = ids.difference(truth.index, sort=False), ids.intersection(truth.index, sort=False)
+    if not len(ids):
+        raise InputError(f"{predictions}: {labels} has no labels for any of its images, such as {unknown[0]}")
+    if len(unknown):
+        log.info(f"left out: {len(unknown):,} predicted images without labels, such as {unknown[0]}")
     missing = [label for label in LABELS if label not in scores]
     if missing:
         log.info(f"no column for {', '.join(missing)}: left out of the mean, which is not the benchmark's")
-    groups = patients[ids].to_numpy() if patients is not None else None
+    groups, known = None if patients is None else patients[ids].to_numpy(), list(scores)
     if groups is None:
-        log.info(f"{labels.name} has no Patient ID: each image stands alone, so the intervals are too narrow")
-    known = list(scores)
+        log.info(f"{labels.name} has no Patient ID: images count as independent, so the intervals are too narrow")
     found = class_table(truth.loc[ids, known].to_numpy(), scores.loc[ids].to_numpy(), groups, known, resamples, seed)
     counts = f"{len(ids):,} images" + ("" if groups is None else f" of {len(set(groups)):,} patients")
     mean = f"mean AUROC {_interval(found.iloc[-1])} over {found['auroc'].notna().sum() - 1} classes, {counts}"
-    shown = [*_not_scored(found), "", _one_table(found).to_string(index=False), *_too_few(found)]
-    log.info("\n".join([*shown, "", f"{mean}; {_scored_on(ids, scores.index, listed, names)}"]))
+    lines = [*_undefined(found), "", _one_table(found).to_string(index=False), *_too_few(found)]
+    log.info("\n".join([*lines, "", f"{mean}; {_comparability(ids, scores.index, listed, names)}"]))
     if out is not None:
         write_csv(out, found)
-    return len(without)
+    return len(unknown)
 
 
 def localise(
@@ -159,7 +159,7 @@ def localise(
     """Measure the class activation maps of a finished run against the true boxes of its images.
 
     Writes localisation.csv (a row per box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row per
-    class) and localisation.html (the table, and the best, a middling and the worst box of each class).
+    class) and localisation.html (the table, and the best, median and worst box of each class).
 
     Args:
         run: Folder of the run.
@@ -178,7 +178,7 @@ def localise(
         raise InputError(f"{out}: not a folder (--out)")
     with open_run(SOLUTION, Config, run, device=device, workers=workers) as job:
         if out is None or out.resolve() == job.run.folder.resolve():
-            job.run.forget(STEP.name)  # it is made anew: the thresholds may be other ones
+            job.run.forget(STEP.name)  # always computed again: the thresholds may be other ones
             run_step(job, replace(STEP, make=partial(write_localisation, thresholds=threshold)))
         else:
             key_of(job, STEP)  # refuses predictions of other networks
@@ -188,7 +188,7 @@ def localise(
 
 TOOLS = {"table": table, "localise": localise, "score_predictions": score_predictions}
 
-# ---- what is said --------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------------------------
 
 
 def _check_options(out, resamples, seed):
@@ -198,47 +198,28 @@ def _check_options(out, resamples, seed):
         raise InputError(f"--out {out}: the figures are a .csv")
 
 
-def _only_listed(ids, names, path):
-    here = ids.intersection(names, sort=False)
-    if not len(here):
-        raise InputError(f"{path}: none of the predicted images is in it, such as {ids[0]}")
-    log.info(
-        f"list {about_file(path)}: {len(here):,} of its {len(names):,} images are predicted; "
-        f"{len(ids) - len(here):,} other predictions do not count"
-    )
-    return here
-
-
-def _scored_on(ids, predicted, listed, names):
-    """What the scored images are beside the benchmark's; names: of the list that was given, or None."""
-    strange = "not comparable with published means"
+def _comparability(ids, predicted, listed, names):
+    """Return how the scored images relate to the official test list; names: of the list `listed`, or None."""
     if names is None:
-        return f"not the official test list: {len(ids):,} images, {strange}"
+        return f"not the official test list: {len(ids):,} images, not comparable with published means"
     missing, size = len(names.difference(predicted)), LISTS["test"][1]
-    said = f"{missing:,} of the {len(names):,} images of {listed.name} are missing from the predictions"
+    text = f"{missing:,} of the {len(names):,} images of {listed.name} are missing from the predictions"
     if len(names) != size:
-        return f"{said}; it is not the official test list of {size:,} images, {strange}"
+        return f"{text}; it is not the official test list of {size:,} images, not comparable with published means"
     if missing or len(ids) < size:
-        return f"{said}, {len(names) - missing - len(ids):,} from the labels: {strange}"
+        return f"{text}, {len(names) - missing - len(ids):,} from the labels: not comparable with published means"
     return f"all {size:,} images of {listed.name}, which has the size of the official test list"
 
 
 def _too_few(found):
     rows = found[few(found)]
-    shown = ", ".join(f"{label} {n}" for label, n in zip(rows["label"], rows["positive_patients"], strict=True))
-    return (
-        [
-            f"* fewer than {FEW} positive patients ({shown}): the interval says little, for it cannot show how much "
-            "such patients differ"
-        ]
-        if shown
-        else []
-    )
+    counts = ", ".join(f"{label} {n}" for label, n in zip(rows["label"], rows["positive_patients"], strict=True))
+    return [f"* fewer than {FEW} positive patients ({counts}): too few for a reliable interval"] if counts else []
 
 
-def _not_scored(found):
+def _undefined(found):
     absent = undefined(found)
-    return [f"labels of one kind only, left out of the mean: {', '.join(absent)}"] if absent else []
+    return [f"labels with images of one kind only, left out of the mean: {', '.join(absent)}"] if absent else []
 
 
 def _interval(row, names=("auroc", "low", "high"), spec=".4f"):
@@ -252,9 +233,9 @@ def _p(value):
     return "–" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
-def _counted(found):
-    shown = found[["label", "positive", "positive_patients"]].astype(object).fillna("")
-    return shown.rename(columns={"positive_patients": "of patients"})
+def _counts(found):
+    counts = found[["label", "positive", "positive_patients"]].astype(object).fillna("")
+    return counts.rename(columns={"positive_patients": "of patients"})
 
 
 def _marked(found):
@@ -262,53 +243,45 @@ def _marked(found):
 
 
 def _side_by_side(found):
-    shown = _counted(next(iter(found.values())))
-    return shown.assign(**{name: _marked(each) for name, each in found.items()})
-
-
-def _unbroken(value):
-    return value.replace(", ", ",\xa0") if isinstance(value, str) else value
+    return _counts(next(iter(found.values()))).assign(**{name: _marked(each) for name, each in found.items()})
 
 
 def _one_table(found):
-    shown = _counted(found)
-    shown["AUROC, by patient"] = _marked(found)
-    shown["DeLong"] = [
-        "–" if pd.isna(low) else f"[{low:.4f}, {high:.4f}]"
-        for low, high in zip(found["delong_low"], found["delong_high"], strict=True)
-    ]
-    return shown
+    delong = found.apply(_interval, axis=1, names=("auroc", "delong_low", "delong_high")).str.extract(r"(\[.*\])")[0]
+    return _counts(found).assign(**{"AUROC, by patient": _marked(found), "DeLong": delong.fillna("–")})
 
 
-def _in_words(name, first, pair):
+def _test_line(name, first, pair):
     mean, classes = pair.iloc[-1], pair.iloc[:-1].dropna(subset="difference")
-    sure, columns = classes[classes["p_delong_holm"] < 0.05], ("difference", "difference_low", "difference_high")
-    higher = (classes["difference"] > 0).sum()
+    significant = classes.loc[classes["p_delong_holm"] < 0.05, "difference"]
+    difference = _interval(mean, ("difference", "difference_low", "difference_high"), "+.4f")
     return (
-        f"{name} against {first}: mean AUROC {_interval(mean, columns, '+.4f')}, p {_p(mean['p_bootstrap'])} "
-        f"(bootstrap by patient), p {_p(mean['p_t_test'])} (paired t-test over classes); higher in {higher} of "
-        f"{len(classes)} classes; by DeLong with Holm's correction, p < 0.05, higher in "
-        f"{(sure['difference'] > 0).sum()}, lower in {(sure['difference'] < 0).sum()}"
+        f"{name} against {first}: mean AUROC {difference}, p {_p(mean['p_bootstrap'])} (bootstrap by patient), "
+        f"p {_p(mean['p_t_test'])} (paired t-test over classes); higher in {(classes['difference'] > 0).sum()} of "
+        f"{len(classes)} classes; by DeLong with Holm's correction, p < 0.05, higher in {(significant > 0).sum()}, "
+        f"lower in {(significant < 0).sum()}"
     )
 
 
-def _within_words(within, first):
+def _within_line(within, first):
     if all(each["folds"] < 2 for each in within.values()):
         return []
-    means = [
-        f"{name} {each['mean']:.4f} ({each['folds']} folds"
-        + (")" if name == first else f", {each['mean'] - within[first]['mean']:+.4f})")
-        for name, each in within.items()
-    ]
-    return [f"{FOLDS}: mean AUROC {', '.join(means)}"]
+    means = []
+    for name, each in within.items():
+        difference = "" if name == first else f", {each['mean'] - within[first]['mean']:+.4f}"
+        means.append(f"{name} {each['mean']:.4f} ({each['folds']} folds{difference})")
+    text = (
+        "Out of fold the scores of several networks are ranked in one list; within folds each network is ranked alone"
+    )
+    return [f"{text}: mean AUROC {', '.join(means)}"]
 
 
-def _long(found, pairs, first, split, within):
-    tables = [
-        each.merge(pairs[name], on="label").assign(against=first) if name in pairs else each
-        for name, each in found.items()
-    ]
-    both = pd.concat([each.assign(run=name, split=split) for name, each in zip(found, tables, strict=True)])
+def _long_table(found, pairs, first, split, within):
+    tables = []
+    for name, each in found.items():
+        joined = each.merge(pairs[name], on="label").assign(against=first) if name in pairs else each
+        tables.append(joined.assign(run=name, split=split))
+    both = pd.concat(tables)
     if within:
         means = both["run"].map({name: each["mean"] for name, each in within.items()})
         both["auroc_by_fold"] = means.where(both["label"] == MEAN)
@@ -317,34 +290,29 @@ def _long(found, pairs, first, split, within):
     return both[["run", "split", *both.columns.drop(["run", "split"])]]
 
 
-def _write_page(path, y, scores, found, pairs, notes, words, split):
+def _write_page(path, y, scores, found, pairs, notes, tests, split):
     figures = {name: each[["auroc", "low", "high"]].to_numpy() for name, each in found.items()}
-    four = dict.fromkeys(("difference", "difference_low", "difference_high"), "+.4f")
-    tested = []
-    for (name, pair), said in zip(pairs.items(), words, strict=False):
-        shown = pair.assign(**{p: pair[p].map(_p) for p in pair.columns[pair.columns.str.startswith("p_")]})
-        tested.append(page.join(said, page.details(f"{name}, class by class", page.table(shown, "", four))))
-    tested += words[len(pairs) :]
-    beside = [page.table(published_means(), "", {"mean AUROC": ".4f"})]
+    details = []
+    for name, pair in pairs.items():
+        rows = pair.assign(**{p: pair[p].map(_p) for p in pair.columns[pair.columns.str.startswith("p_")]})
+        details.append(page.details(f"{name}, class by class", page.table(rows)))
+    published = [page.table(published_means())]
     if split == "test":
         ours = pd.DataFrame({"label": [*LABELS, MEAN], **{name: each["auroc"] for name, each in found.items()}})
-        ours = ours.merge(published_classes(MEAN), on="label")
-        beside.append(
-            page.details(
-                "Class by class, beside these runs", page.table(ours, "", dict.fromkeys(ours.columns[1:], ".4f"))
-            )
-        )
+        rows = ours.merge(published_classes(MEAN), on="label")
+        published.append(page.details("Class by class, beside these runs", page.table(rows)))
+    areas = _side_by_side(found).replace(", ", ",\xa0", regex=True)  # intervals stay on one line
     parts = [
         *notes,
         page.section(
             "Areas",
             page.figure(plots.forest(figures, [*LABELS, MEAN]), "AUROC, intervals by patient"),
-            page.table(_side_by_side(found).map(_unbroken)),
+            page.table(areas),
             *_too_few(next(iter(found.values()))),
         ),
-        *([page.section("Tests", *tested)] if tested else []),
+        *([page.section("Tests", *tests, *details)] if tests else []),
         page.section("ROC curves", page.figure(class_plots.roc_panels(y, scores, LABELS), "ROC curves of each class")),
         page.section("How it is measured", *NOTES),
-        page.section("Published", NOTE, *beside),
+        page.section("Published", NOTE, *published),
     ]
     page.write_page(path, "ChestX-ray14: runs side by side", ", ".join(scores), parts)

@@ -16,8 +16,8 @@ from common.metrics.delong import delong_intervals, delong_test
 from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
 from common.paths import write_json
 from solutions.chestxray14 import config, predictions, tools
-from solutions.chestxray14.config import DEMO, LABELS, PUBLISHED, SDFN, Config, FusionConfig, NetworkConfig
-from solutions.chestxray14.published import ROWS, SOURCES, published_classes, published_means
+from solutions.chestxray14.config import DEMO, LABELS, SDFN, Config, FusionConfig, NetworkConfig
+from solutions.chestxray14.published import PUBLISHED, ROWS, published_classes, published_means
 from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, few, holm
 
 NAMES = list(LABELS)
@@ -119,7 +119,8 @@ def test_table_has_a_row_a_run_and_two_more_for_its_views(command, runs):
     np.testing.assert_allclose(tested["p_bootstrap"], [p for _, p in pairs])
     assert found.loc["plain", "difference"].isna().all()
     assert (
-        "120 images of 40 patients" in done.out and "labels of one kind only, left out of the mean: Hernia" in done.out
+        "120 images of 40 patients" in done.out
+        and "labels with images of one kind only, left out of the mean: Hernia" in done.out
     )
     assert "both: whole against plain: mean AUROC" in done.out and "not the whole official lists" in done.out
     measured, published = done.out.split("for orientation, not measured here")
@@ -149,7 +150,7 @@ def test_table_out_of_fold(command, runs):
     done = command("table plain --split oof --resamples 20")
     areas = [roc_auc_score(runs.y[:, c], runs.plain[::-1][:, c]) for c in range(13)]
     assert re.search(rf"mean +{np.mean(areas):.4f} \[", done.out) and "oof: 120 images" in done.out
-    assert "kept the epochs" not in done.out and "SDFN" in done.out
+    assert "epochs were chosen" not in done.out and "SDFN" in done.out
 
 
 def test_table_out_of_fold_ranks_within_folds_too_and_says_where_epochs_were_chosen(command, runs):
@@ -159,8 +160,8 @@ def test_table_out_of_fold_ranks_within_folds_too_and_says_where_epochs_were_cho
     save(runs.folder / "chosen" / "oof.parquet", runs.images, scaled)
     done = command("table plain chosen --split oof --resamples 20 --out table.csv")
     assert done.status == 0, done.errors
-    assert "chosen: its networks kept the epochs that did best on these very images" in done.out
-    assert "plain: its networks" not in done.out
+    assert "chosen: its epochs were chosen on these very images" in done.out
+    assert "plain: its epochs" not in done.out
     found = pd.read_csv(runs.folder / "table.csv").set_index(["run", "label"])
     expected = {
         name: np.mean([roc_auc_score(runs.y[folds == k, c], score[folds == k, c]) for k in (0, 1) for c in range(13)])
@@ -185,7 +186,7 @@ def test_images_without_labels_are_left_out_and_said(command, runs):
     images[NAMES] = -1
     images.to_parquet(runs.folder / "plain" / "images.parquet")
     assert command("table plain").errors == (
-        "error: plain: its test images have no labels (--split oof: those it was trained on, out of fold)"
+        "error: plain: its test images have no labels (--split oof: the training images, out of fold)"
     )
 
 
@@ -284,26 +285,25 @@ def test_where_epochs_are_chosen_on_the_fold():
 
 
 def test_published_rows_give_the_published_means():
-    assert set(ROWS) == set(PUBLISHED) == set(SOURCES) and all(len(row) == 14 for row in ROWS.values())
-    for name, row in ROWS.items():
-        places = 4 if "mean by us" in SOURCES[name] or "re-run" in SOURCES[name] else 3  # SDFN prints three
-        assert round(np.mean(row), places) == PUBLISHED[name], name
     table = published_classes("mean").set_index("label")
-    assert table.loc["Infiltration", "published: CXR-IRNet"] == 0.7901 and list(table.index) == [*NAMES, "mean"]
-    assert table.loc["mean"].tolist() == list(map(PUBLISHED.get, ROWS))
+    assert set(ROWS) == set(PUBLISHED) and list(table.index) == [*NAMES, "mean"]
+    for name, (mean, source) in PUBLISHED.items():
+        places = 4 if "mean by us" in source or "re-run" in source else 3  # SDFN prints three
+        assert round(table[f"published: {name}"][:-1].mean(), places) == mean == table.loc["mean", f"published: {name}"]
+    assert table.loc["Infiltration", "published: CXR-IRNet"] == 0.7901
     assert published_means()["source"].notna().all()
 
 
-def test_releases_of_the_labels_are_told_by_their_counts():
+def test_releases_of_the_labels_are_known_by_their_counts():
     path = label_table("Data_Entry_2017_v2020.csv.gz")
     if path is None:
         pytest.skip("needs the package torchxrayvision")
     truth, _ = predictions.read_truth(path)
-    assert predictions.label_release(truth).startswith("as many images of each label as NIH's release of 2020")
+    assert predictions.describe_labels(truth).startswith("as many images of each label as NIH's release of 2020")
     changed = truth.copy()
     changed.iloc[0, 6] = 1 - changed.iloc[0, 6]
-    assert predictions.label_release(changed).startswith("other counts of Pneumonia than")
-    assert "its release cannot be told" in predictions.label_release(truth[:-1])
+    assert predictions.describe_labels(changed).startswith("other counts of Pneumonia than")
+    assert "its release is unknown" in predictions.describe_labels(truth[:-1])
 
 
 # ---- score_predictions ---------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_score_prints_both_intervals_and_names_the_labels(command, given):
         f"mean AUROC {np.mean(areas(given)):.4f} [" in done.out and "over 13 classes, 120 images of 40 pat" in done.out
     )
     assert "; not the official test list: 120 images, not comparable with published means" in done.out
-    assert "labels.csv: 120 images, not NIH's whole table of 112,120: its release cannot be told" in done.out
+    assert "labels.csv: 120 images, not NIH's whole table of 112,120: its release is unknown" in done.out
 
 
 def test_any_spelling_of_the_header_and_order_of_the_rows_scores_the_same(command, given):
@@ -356,7 +356,7 @@ def test_any_spelling_of_the_header_and_order_of_the_rows_scores_the_same(comman
     done = command("score_predictions spelled.csv --labels labels.csv --resamples 20")
     assert done.out.split("\n\n", 1)[1].split("[")[0] == expected.split("[")[0]
     assert re.findall(r"0\.\d{4} \[", done.out) == re.findall(r"0\.\d{4} \[", expected)
-    assert "columns that are no class are passed over: my_note" in done.out
+    assert "ignored columns that are not classes: my_note" in done.out
 
 
 def test_list_and_missing_classes_and_images(command, given):
@@ -399,7 +399,7 @@ def test_a_list_of_the_official_size_is_comparable_where_all_of_it_is_scored(com
 def test_labels_without_patients(command, given):
     given.labels.drop(columns="Patient ID").to_csv("labels.csv", index=False)
     done = command("score_predictions probs.csv --labels labels.csv --resamples 20")
-    assert done.status == 0 and "labels.csv has no Patient ID: each image stands alone" in done.out
+    assert done.status == 0 and "labels.csv has no Patient ID: images count as independent" in done.out
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_labels_without_patients(command, given):
         (lambda p, t: (p, t[120:]), "labels.csv: no rows under its header"),
         (lambda p, t: (p, pd.concat([t, t[:1]])), "labels.csv, row 122: image 00000001_000 is there twice"),
         (lambda p, t: (p, t.assign(**{"Finding Labels": "Covid"})), "labels.csv, row 2: 'Covid' is neither"),
-        (lambda p, t: (p, t.assign(**{"Finding Labels": ["", *t["Finding Labels"][1:]]})), "row 2: no Finding Labels"),
+        (lambda p, t: (p, t.assign(**{"Finding Labels": ["", *t["Finding Labels"][1:]]})), "row 2: '' is neither"),
         (lambda p, t: (p, t.assign(**{"Patient ID": ["", *t["Patient ID"][1:]]})), "row 2: no Patient ID"),
         (lambda p, t: (p, t.drop(columns="Finding Labels")), "no column Finding Labels"),
         (lambda p, t: (p, t.assign(**{"Image Index": "x" + t["Image Index"]})), "has no labels for any of its images"),
