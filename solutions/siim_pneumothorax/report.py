@@ -152,4 +152,4 @@ def submission(job, record):
         image = job.images.store.images[by_id[image_id]]
         items.append((image, None, _shrink(paint(parse(rle), (SIZE, SIZE), order="C"), image), image_id[-24:]))
     text = f"{len(found):,} images with a mask ({len(found) / len(rows):.1%})."
-    return [text, gallery(items, "First test images with a mask")]
+    return [text, *([gallery(items, "First test images with a mask")] if items else [])]
