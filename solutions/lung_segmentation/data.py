@@ -54,32 +54,23 @@ def read_competition(job):
         if pair.masks and pair.image_id not in labelled
     ]
     tests = _find_tests(options.test, pairs, labelled)
-    masks = [[[os.path.abspath(p) for p in c] for c in pair.files_of(config.structures)] for pair in labelled.values()]
-    patients = [pair.patient_id for pair in labelled.values()]
+    train = [(pair.image_id, pair.patient_id, pair.dataset, _masks_json(pair, config)) for pair in labelled.values()]
+    train = pd.DataFrame(train, columns=["image_id", "patient_id", "dataset", "masks"]).assign(split="train")
     if options.id_map:
-        patients = read_patients(options.id_map, list(labelled))
-    train = {
-        "image_id": list(labelled),
-        "patient_id": patients,
-        "dataset": [pair.dataset for pair in labelled.values()],
-        "masks": [json.dumps(files) for files in masks],
-    }
-    table = pd.concat([pd.DataFrame(train).assign(split="train"), _test_table(tests)], ignore_index=True)
+        train["patient_id"] = read_patients(options.id_map, list(labelled))
+    table = pd.concat([train, _test_table(tests)], ignore_index=True)
     files = {image_id: pair.image for image_id, pair in labelled.items()} | tests
-    return Listing(
-        folder, table, files, pd.DataFrame(), left_out=tuple(incomplete), placeholders=frozenset(files)
-    )  # unreadable images are left out once they are known
+    placeholders = frozenset(files)  # unreadable images of both splits: `keep_usable` leaves them out
+    return Listing(folder, table, files, pd.DataFrame(), left_out=tuple(incomplete), placeholders=placeholders)
 
 
 def read_test(job):
-    """Return the Listing of the images to predict alone: those of --test, or those of the folder without a mask."""
-    options = job.options
-    folder, pairs = options.data or KAGGLE_INPUT, []
-    if options.test is not None and options.test.is_dir():
-        folder = options.test
+    """Return the Listing of the images to predict alone: those of --test, or those of the folder that have no mask."""
+    test, folder = job.options.test, job.options.data or KAGGLE_INPUT
+    if test is not None and test.is_dir():
+        folder, tests = test, _find_tests(test, [], {})
     else:
-        pairs = find_pairs(folder)
-    tests = _find_tests(options.test, pairs, {})
+        tests = _find_tests(test, find_pairs(folder), {})
     if not tests:
         raise InputError(f"{folder}: every image has a mask; name the images to predict by --test")
     return Listing(folder, _test_table(tests), tests, pd.DataFrame(), placeholders=frozenset(tests))
@@ -103,6 +94,10 @@ def _find_tests(test, pairs, labelled):
     return {image_id: files[image_id] for image_id in ids}
 
 
+def _masks_json(pair, config):
+    return json.dumps([[os.path.abspath(path) for path in channel] for channel in pair.files_of(config.structures)])
+
+
 def _test_table(tests):
     return pd.DataFrame({"image_id": list(tests), "patient_id": "", "dataset": "", "masks": "", "split": "test"})
 
@@ -111,9 +106,9 @@ def _test_table(tests):
 
 
 def keep_usable(job, listing, store):
-    """Return the listing without images and masks that cannot be used, which it lists as left out, and with masks.npy.
+    """Return the listing without the images and masks that cannot be used (listed as left out), and with the masks.
 
-    That array, uint8 (rows of the store, C, S, S) of 0 and 1, lies beside the store.
+    Writes the array masks, uint8 (rows of the store, C, S, S) of 0 and 1, beside the store.
     """
     table, left_out = _mark_unusable(listing, store)
     table = table[table["ok"] | ((table["split"] == "test") & (job.options.on_bad_image == "placeholder"))]
@@ -146,7 +141,7 @@ def keep_usable(job, listing, store):
 
 
 def check_test(job, listing, store):
-    """Return the Listing of test images. Raises InputError for one that cannot be used, unless placeholders may be."""
+    """Return the Listing of test images. Raises InputError for an unusable one without --on-bad-image placeholder."""
     table, left_out = _mark_unusable(listing, store)
     for _, file, reason in left_out:
         if job.options.on_bad_image == "error":
@@ -156,18 +151,18 @@ def check_test(job, listing, store):
 
 
 def _mark_unusable(listing, store):
-    """Return the table with ok False for colour pictures too, and the rows of left_out.csv of all that are not ok."""
+    """Return the table with ok False for colour pictures too, and rows of left_out.csv for all that are not ok."""
     colour = (store.table["colour"] > COLOUR_LIMIT).to_numpy()
     table = listing.table.assign(ok=listing.table["ok"] & ~colour)
-    bad = table.loc[~table["ok"], ["image_id", "row"]].itertuples(index=False)
-    files = [(image_id, listing.files[image_id], colour[row]) for image_id, row in bad]
-    return table, [(i, str(path), _COLOUR if is_colour else _problem(path)) for i, path, is_colour in files]
+    left_out = []
+    for row in table[~table["ok"]].itertuples():
+        path = listing.files[row.image_id]
+        reason = "a colour picture, not a radiograph" if colour[row.row] else _read_problem(path)
+        left_out.append((row.image_id, str(path), reason))
+    return table, left_out
 
 
-_COLOUR = "a colour picture, not a radiograph"
-
-
-def _problem(path):
+def _read_problem(path):
     try:
         read_image(path)
     except InputError as error:
@@ -180,7 +175,7 @@ def _sample(table):
 
 
 def _prepare_masks(store, train, config):
-    """Return the folder of masks.npy and masks.parquet beside the store; written unless the masks are in it already."""
+    """Return the folder beside the store with masks.npy and masks.parquet, written unless they are current."""
     stamps = [[(p, _stamp(p)) for c in json.loads(masks) for p in c] for masks in train["masks"]]
     key = digest(config.structures, train[["row", "width", "height"]].to_numpy().tolist(), stamps)
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
@@ -215,8 +210,8 @@ def _stamp(path):
 
 
 def _small_masks(row, side):
-    """Return the masks of a row of the table at `side` (or None), the lungs' share of the image, whether they were
-    resized, a checksum of the small masks, and what is wrong with them."""
+    """Return the masks of a table row at `side` (None if unusable), the share of lung in the image, whether any mask
+    was resized, a checksum of the masks at `side`, and the reason why they are unusable, else ""."""
     try:
         masks, resized = read_masks(_mask_files(row), (row.height, row.width))
     except InputError as error:
@@ -230,13 +225,13 @@ def _mask_files(row):
     return [[Path(path) for path in channel] for channel in json.loads(row.masks)]
 
 
-# ---- what a run asks of its images ---------------------------------------------------------------------------------
+# ---- rows and masks of a run ---------------------------------------------------------------------------------------
 
 
 def split_rows(job, fold):
-    """Return the store rows to train on and those to compare epochs on when `fold` is held out from both.
+    """Return the store rows to train on and those to compare epochs on, when `fold` is held out from both.
 
-    They share no patient, and the datasets keep their proportions.
+    The two share no patient and have the same proportions of datasets.
     """
     table, config = job.images.table, job.config
     train = table[table["split"] == "train"]
