@@ -6,7 +6,7 @@ import numpy as np
 
 from common.config import file_hash
 from solutions import lung_segmentation
-from solutions.lung_segmentation import clean_up, judge
+from solutions.lung_segmentation import apply_gate, clean_up
 
 MASKS = "masks"  # their name among the arrays of a run, uint8 (N, S, S) of 0 and 1
 UNREADABLE, COLOURED = "cannot be read", "a colour picture"
@@ -32,7 +32,7 @@ def find_lungs(job, store):
 
     def describe(segmenter, image, probs):
         mask = clean_up(segmenter.lungs(probs, image.shape), config.dilations, config.closings)
-        verdict = judge(mask, config.gate)
+        verdict = apply_gate(mask, config.gate)
         return [mask], [float(verdict.area), bool(verdict.ok), verdict.reason]
 
     def skip(image, about):

@@ -8,7 +8,7 @@ Nothing heavy is imported before it is asked for.
 
 import importlib
 
-_HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(("lung_region", "clean_up", "judge"), "postprocess")
+_HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(("lung_region", "clean_up", "apply_gate"), "postprocess")
 _HOMES |= dict.fromkeys(("find_lungs", "structures_of", "weights_file"), "beside")
 __all__ = [*sorted(_HOMES), "lung_boxes"]
 

@@ -138,7 +138,7 @@ def answer(job, test, rule, neutral):
     for image, probs in zip(tqdm(about.itertuples(), "masks", len(about), leave=False), test.maps, strict=True):
         mask = rule.lungs(np.asarray(probs), (image.height, image.width), job.config.structures) * np.uint8(image.ok)
         rows.append((image.image_id, image.width, image.height, encode(mask, ABSOLUTE, neutral)))
-        verdict = postprocess.judge(postprocess.clean_up(mask))
+        verdict = postprocess.apply_gate(postprocess.clean_up(mask))
         if not verdict.ok:
             rejected.append((image.image_id, verdict.reason))
     if rejected:

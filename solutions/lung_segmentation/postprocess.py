@@ -88,7 +88,7 @@ def decide(probs, shape, pixel, regions):
     return main_regions(resize_mask_probs(probs, shape) >= quantise(pixel), regions)
 
 
-def judge(mask, gate=GATE_AREA):
+def apply_gate(mask, gate=GATE_AREA):
     """Return the Verdict whether a mask shows enough lung for its image to be used.
 
     gate: least share of the image that must be lung, in [0, 1]; the default is Ahmed et al.'s 50,000 of 512 × 512

@@ -23,7 +23,7 @@ from common.report.gallery import gallery
 
 from .config import GATE_AREA
 from .pairs import READ
-from .postprocess import clean_up, judge, lung_region, scale_box
+from .postprocess import apply_gate, clean_up, lung_region, scale_box
 from .segmenter import load_segmenter
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def masks(
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, image.shape)
         mask = clean_up(mask) if clean else mask
-        verdict = judge(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
+        verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
         _write_png(out / f"{image_id}.png", mask * np.uint8(255))
         row = (*_sizes(image), f"{mask.mean():.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
         return row, verdict, _thumbnails(image, mask)
@@ -109,7 +109,7 @@ def crops(
 
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, probs.shape[1:])
-        region, verdict = lung_region(mask), judge(clean_up(mask), gate)
+        region, verdict = lung_region(mask), apply_gate(clean_up(mask), gate)
         box = (0, 0, *_sizes(image)) if region is None else scale_box(region.box, mask.shape, image.shape)
         x_min, y_min, x_max, y_max = box
         _write_png(out / f"{image_id}.png", image[y_min:y_max, x_min:x_max])

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from common.errors import InputError
 from solutions.lung_segmentation.config import GATE_AREA
-from solutions.lung_segmentation.postprocess import clean_up, decide, judge, lung_region, main_regions, scale_box
+from solutions.lung_segmentation.postprocess import apply_gate, clean_up, decide, lung_region, main_regions, scale_box
 
 QUICK = settings(max_examples=60, deadline=None)
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
@@ -298,32 +298,32 @@ def test_decide_keeps_the_largest_regions_of_the_image():
     assert not decide(probs, (512, 512), 0.51, 2).any()
 
 
-# ---- judge
+# ---- apply_gate
 
 
 def test_the_gate_is_50000_pixels_of_512():
     at = drawn((6, 6, 256, 206), shape=(512, 512))  # 50,000 pixels
-    assert judge(at) == (True, "", GATE_AREA) == (True, "", 50_000 / 262_144)
+    assert apply_gate(at) == (True, "", GATE_AREA) == (True, "", 50_000 / 262_144)
     at[6, 6] = 0
-    ok, reason, area = judge(at)
+    ok, reason, area = apply_gate(at)
     assert (ok, area) == (False, 49_999 / 262_144)
     assert reason == "one lung only: it covers 19 % of the image, the gate asks for 19.1 %"
 
 
 def test_reasons():
-    assert judge(np.zeros((50, 50), bool)) == (False, "no lung found", 0.0)
-    assert judge(drawn((9, 9, 12, 12)), gate=0).reason == "no lung found"
-    assert judge(drawn(RIGHT)).reason == "one lung only: it covers 12.8 % of the image, the gate asks for 19.1 %"
+    assert apply_gate(np.zeros((50, 50), bool)) == (False, "no lung found", 0.0)
+    assert apply_gate(drawn((9, 9, 12, 12)), gate=0).reason == "no lung found"
+    assert apply_gate(drawn(RIGHT)).reason == "one lung only: it covers 12.8 % of the image, the gate asks for 19.1 %"
     lungs = drawn((60, 60, 100, 116), (150, 60, 190, 116))  # 4480 of 65,536 pixels
-    assert judge(lungs).reason == "lungs cover 6.8 % of the image, the gate asks for 19.1 %"
-    assert judge(lungs, 0.06).ok
-    assert not judge(lungs, gate=0.07).ok
-    assert judge(drawn(RIGHT, LEFT)).ok
+    assert apply_gate(lungs).reason == "lungs cover 6.8 % of the image, the gate asks for 19.1 %"
+    assert apply_gate(lungs, 0.06).ok
+    assert not apply_gate(lungs, gate=0.07).ok
+    assert apply_gate(drawn(RIGHT, LEFT)).ok
 
 
 def test_the_gate_does_not_depend_on_size():
     mask = drawn(RIGHT, LEFT)
-    assert judge(mask).area == judge(cv2.resize(mask, (768, 512), interpolation=cv2.INTER_NEAREST)).area
+    assert apply_gate(mask).area == apply_gate(cv2.resize(mask, (768, 512), interpolation=cv2.INTER_NEAREST)).area
 
 
 # ---- scale_box
@@ -362,7 +362,7 @@ def test_a_box_of_an_original_larger_than_the_mask():
 # ---- bad input
 
 
-@pytest.mark.parametrize("function", [clean_up, judge, lung_region, lambda mask: main_regions(mask, 2)])
+@pytest.mark.parametrize("function", [clean_up, apply_gate, lung_region, lambda mask: main_regions(mask, 2)])
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

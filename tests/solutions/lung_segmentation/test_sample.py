@@ -42,14 +42,8 @@ def fingerprint(folder):
 
 
 def test_layout(folder):
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "ChinaSet_AllFiles",
-        "JSRT",
-        "Montgomery",
-        "hidden",
-        "mask",
-        "sample.json",
-    ]
+    names = ["ChinaSet_AllFiles", "JSRT", "Montgomery", "hidden", "mask", "sample.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     montgomery = files(folder, "Montgomery/MontgomerySet/CXR_png/MCUCXR_????_?.png")
     shenzhen = files(folder, "ChinaSet_AllFiles/ChinaSet_AllFiles/CXR_png/CHNCXR_????_?.png")
     left = files(folder, "Montgomery/MontgomerySet/ManualMask/leftMask/*.png")

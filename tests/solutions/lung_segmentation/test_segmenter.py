@@ -21,7 +21,7 @@ from common.errors import InputError
 from common.metrics.segmentation import dice_from_areas
 from common.paths import find_images
 from common.train.checkpoint import save_weights
-from solutions.lung_segmentation import judge, lung_boxes, segmenter
+from solutions.lung_segmentation import apply_gate, lung_boxes, segmenter
 from solutions.lung_segmentation.config import NetworkConfig
 from solutions.lung_segmentation.models import build_network
 from solutions.lung_segmentation.pairs import find_pairs, read_masks
@@ -329,7 +329,7 @@ def test_the_shipped_weights_on_real_radiographs():
     if root is None:
         pytest.skip("no real radiographs (CXR_REAL_DATA)")
     files = dict(list(find_images(root / "images").items())[:40:5])
-    verdicts = [judge(mask, 0.1) for _, _, mask, problem in one.read(files) if not problem]
+    verdicts = [apply_gate(mask, 0.1) for _, _, mask, problem in one.read(files) if not problem]
     assert len(verdicts) == 8 and sum(verdict.ok for verdict in verdicts) >= 7
 
 
@@ -337,7 +337,7 @@ def test_boxes_and_a_light_import():
     _, mask = chest(256, 256)
     assert lung_boxes([mask, np.zeros((8, 8), np.uint8)]) == [(32 - 15, 64 - 15, 224 + 15, 192 + 20), None]
     light = "import sys, solutions.lung_segmentation as s; assert not {'torch', 'cv2', 'pandas'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", f"{light}; s.lung_region; s.judge; s.clean_up"], check=True)
+    subprocess.run([sys.executable, "-c", f"{light}; s.lung_region; s.apply_gate; s.clean_up"], check=True)
     with pytest.raises(ImportError):
         from solutions.lung_segmentation import nothing  # noqa: F401
 

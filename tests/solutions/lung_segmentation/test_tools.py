@@ -98,14 +98,8 @@ def test_masks_of_a_folder(command, folder, tmp_path):
     ]
     assert done.errors[-1] == "done, but 3 of the inputs could not be used; they are named above"
     assert "3 masks in out, 1 of them under the area gate" in done.out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "a.png",
-        "b.png",
-        "masks.csv",
-        "none.png",
-        "problems.csv",
-        "report.html",
-    ]
+    names = ["a.png", "b.png", "masks.csv", "none.png", "problems.csv", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     table = read("out/masks.csv")
     assert list(table["image_id"]) == ["a", "none", "b"] and list(table["ok"]) == [True, False, True]
     assert list(table["reason"]) == ["", "no lung found", ""]
