@@ -11,6 +11,7 @@ import functools
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -46,8 +47,9 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     load_tools(): returns {tool: function}, also called late. A tool's signature and docstring are its command line
         (parameters before `/` are positional; `Args:` describes them); it returns the number of unusable inputs.
 
-    Exit status: 0 done; 2 unusable input, named in one line; 3 saved and stopped on purpose; 4 done, but some inputs,
-    which are named, could not be used; 130 interrupted.
+    Exit status: 0 done; 2 unusable input, named in one line; 3 stopped on purpose (--hours, SIGTERM, Ctrl-C), what was
+    finished is saved; 4 done, but some inputs,
+    which are named, could not be used.
     """
     if argv and argv[0] in _tool_names(config_module):
         return run_tool(f"{solution} {argv[0]}", lambda: load_tools()[argv[0]], argv[1:])
@@ -63,6 +65,7 @@ def run_tool(name, load, argv):
 def _report_errors(work, hint):
     """Return the exit status of `work()`, having printed its error, if any, in one line."""
     start_log()
+    before = _on_signals({signal.SIGTERM: signal.default_int_handler})
     try:
         left_out = work()
         if left_out:
@@ -75,7 +78,7 @@ def _report_errors(work, hint):
         return STOPPED
     except KeyboardInterrupt:
         print(f"interrupted{hint}", file=sys.stderr)
-        return 130
+        return STOPPED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USER_ERRORS:
             return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
@@ -84,7 +87,15 @@ def _report_errors(work, hint):
         log.exception("unexpected error")
         raise
     finally:
+        _on_signals(before)
         start_log()  # closes log.txt
+
+
+def _on_signals(handlers):
+    """Install handlers by signal and return those that they replace; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
 def _refuse(reason):
@@ -93,6 +104,7 @@ def _refuse(reason):
 
 
 def _print_error(line):
+    line = re.sub(r"[\x00-\x1f\x7f]+", " ", line)  # what a cell holds must not make several lines
     print(line, file=sys.stderr)
     log.error(line.removeprefix("error: "))  # the console handler skips errors, so this reaches log.txt only
 
@@ -165,9 +177,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs):
                 distributed.stop()
         return job.left_out
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        _on_signals(handlers)
         distributed.stop()
         run.close()
 

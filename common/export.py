@@ -54,6 +54,8 @@ class Trained:
         """
         folder = Path(folder)
         about = _read(folder)
+        if about.get("incomplete"):
+            raise InputError(f"{folder}: an export that was cut short; run `export` again")
         if solution is not None and about["solution"] != solution:
             raise InputError(f"{folder}: exported from a run of {about['solution']}, not {solution}")
         for name, sha256 in about["files"].items():
@@ -90,15 +92,16 @@ def write_trained(job, out):
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
     for name in _earlier_files(out):
         (out / name).unlink(missing_ok=True)
-    (out / ABOUT).unlink(missing_ok=True)  # a folder without it does not pass for a whole export
-    networks = predicting_networks(job)
-    sources = {f"fold{one.fold}-{one.stage}.safetensors": one.weights(run) for one in networks}
+    sources = {f"fold{one.fold}-{one.stage}.safetensors": one.weights(run) for one in predicting_networks(job)}
+    sources |= recipe.assets(job.config)
+    about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
+    # what is cut short is known as an export, and as one that is not whole
+    write_json(out / ABOUT, {**about, "files": dict.fromkeys(sources, ""), "rule": {}, "incomplete": True})
     files = {}
-    for name, path in {**sources, **recipe.assets(job.config)}.items():
+    for name, path in sources.items():
         with atomic_path(out / name) as temporary:
             shutil.copyfile(path, temporary)
         files[name] = file_hash(out / name)
-    about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
     about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
     about["facts"] = job.images.about

@@ -17,9 +17,13 @@ from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError
 from common.paths import read_json, read_parquet, write_csv, write_table
+from common.step import file_stamp
 from common.submit.table import write_submission
 
 log = logging.getLogger(__name__)
+RECORDED = {"store": str, "data": str, "images_key": str, "normals": list, "tables": list} | dict.fromkeys(
+    ("made_with", "arrays", "about", "made"), dict
+)
 SAMPLE = "sample_submission.csv"  # the ids that a submission must have
 
 
@@ -138,6 +142,7 @@ def prepare_images(job, recipe):
         arrays={name: str(Path(path).resolve()) for name, path in listing.arrays.items()},
         about=listing.about,
         images_key=key,
+        made={name: file_stamp(run.path(name)) for name in ("images.parquet", *listing.tables)},
     )
     job.__dict__.pop("images", None)
     return job.images
@@ -165,8 +170,11 @@ def open_images(job):
     record = run.step("prepare")
     if record is None or not run.path("images.parquet").is_file():
         raise InputError(f"{run.folder}: not prepared; run the verb `prepare` first (or `run` for all)")
-    if "images_key" not in record:
-        raise InputError(f"{run.folder}: prepared by an earlier version; run `prepare` again")
+    if any(not isinstance(record.get(name), kind) for name, kind in RECORDED.items()):
+        raise InputError(f"{run.folder}: prepared by another version; run `prepare` again")
+    for name, stamp in record["made"].items():
+        if file_stamp(run.path(name)) != stamp:
+            raise InputError(f"{run.path(name)}: missing or damaged; run `prepare` again")
     for name, now in _plain(job.recipe.made_with(job.config)).items():
         before = record["made_with"].get(name)
         if before != now:

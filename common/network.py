@@ -6,18 +6,19 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from common.config import FitConfig, digest, file_hash
+from common.config import FitConfig, digest
 from common.data.loaders import EpochSampler, eval_loader, make_loader
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
 from common.paths import write_csv
+from common.step import cached_hash
 from common.train import distributed
 from common.train.checkpoint import load_weights
 from common.train.loop import fit
@@ -104,7 +105,7 @@ def train(job, network):
     rows, held_out = network.rows(job, network.fold)
     if len(held_out) < distributed.world():
         raise InputError(f"{folder}: {len(held_out)} images to validate on for {distributed.world()} processes")
-    before = [weights_hash(other.weights(job.run)) for other in _sources(network)]
+    before = [cached_hash(other.weights(job.run)) for other in _sources(network)]
     finished = (folder / "final.safetensors").is_file()
     loader = None if finished else train_loader(job, network, rows)
     held_data = None if finished else network.dataset(job, held_out, False, True)
@@ -173,17 +174,6 @@ def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, var
     if path is None:
         return predict_probs(models, dataset, **options)
     return predict_masks(models, dataset, None, path, None, channels=first.channels, **options)
-
-
-def weights_hash(path):
-    """Return the SHA-256 of a weights file; a file that has not changed is read once."""
-    found = path.stat()
-    return _weights_hash(path, found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _weights_hash(path, size, time):
-    return file_hash(path)
 
 
 def _sources(network):

@@ -1,7 +1,9 @@
 """Files: written atomically, named when damaged, found wherever a challenge is mounted, never outside their folder."""
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
 import re
 from contextlib import contextmanager
@@ -9,9 +11,10 @@ from pathlib import Path
 
 from common.errors import InputError
 
+log = logging.getLogger(__name__)
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
-TEMPORARY = ".*.tmp*"  # glob of the names under which `atomic_path` writes
+TEMPORARY = ".cxr-*.tmp*"  # glob of the names under which `atomic_path` writes, and nobody else
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -25,7 +28,8 @@ def atomic_path(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # as short for a long name as for another
+    temporary = path.with_name(f".cxr-{mark}-{os.getpid()}.tmp{path.suffix[:20]}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -68,7 +72,7 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from None
 
 
@@ -125,6 +129,19 @@ def check_id(image_id, where):
     return image_id
 
 
+def lock(handle, folder, doing):
+    """Take an exclusive lock on an open file of `folder`; it ends with the process.
+
+    Raises InputError, saying what the other process is `doing`, if it is taken. A file system without locks is logged.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process is {doing}") from None
+    except OSError as error:
+        log.info(f"{folder}: cannot be locked ({error.strerror}): do not start a second command in it")
+
+
 @contextmanager
 def lock_folder(folder, doing):
     """Create a working folder and hold an exclusive lock on it, which ends with the process.
@@ -134,10 +151,7 @@ def lock_folder(folder, doing):
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is {doing}") from None
+        lock(handle, folder, doing)
         yield
     finally:
         os.close(handle)

@@ -20,7 +20,7 @@ from common.images import prepare_images
 from common.infer.predict import write_masks
 from common.paths import atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
 from common.report.frame import write_report
-from common.step import Step, require, run_step
+from common.step import Step, cached_hash, require, run_step
 from common.submit.table import write_submission
 from common.tuning import release_pages
 
@@ -199,7 +199,7 @@ def predicting_networks(job):
 def prediction_key(job):
     """Return what predictions follow from: weights, views, and the very pixels."""
     images, networks = job.images, predicting_networks(job)
-    weights = [networks_of.weights_hash(network.weights(job.run)) for network in networks]
+    weights = [cached_hash(network.weights(job.run)) for network in networks]
     precision = sorted({network.config.precision for network in networks})
     return [images.key, images.pixels_key, weights, precision, job.recipe.prediction_key(job.config)]
 

@@ -1,9 +1,10 @@
 """The folder of a run: its configuration, versions, finished steps and log."""
 
 import contextlib
-import fcntl
+import errno
 import importlib.metadata
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from common.config import digest, file_hash, to_dict
 from common.errors import InputError
-from common.paths import TEMPORARY, read_json, write_json
+from common.paths import TEMPORARY, lock, read_json, write_json
 from common.processes import is_main
 
 log = logging.getLogger(__name__)
+MARKS = (".lock", "config.json", "manifest.json")  # one of these tells a run from other folders
 PACKAGES = (  # recorded in manifest.json
     *("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas"),
     *("scikit-learn", "pydicom", "opencv-python-headless", "numba"),
@@ -37,16 +39,24 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder}: not a folder (--out)")
         self._is_new = not self.folder.exists()
+        if not self._is_new and any(self.folder.iterdir()) and not any((self.folder / name).exists() for name in MARKS):
+            raise InputError(f"--out {folder}: holds other files and no run; name an empty or a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = None
         if is_main():
-            self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - open until the run is closed
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{folder}: another process is working in this run") from None
+            self._lock = self._open_lock()
+            lock(self._lock, folder, "working in this run")
             for left_over in self.folder.rglob(TEMPORARY):  # of a process that was killed while writing
                 left_over.unlink()
+
+    def _open_lock(self):
+        path = self.folder / ".lock"
+        try:
+            return open(path, "w")
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return open(os.devnull)
 
     def close(self):
         """Release the lock and remove the folder if it is new and nothing was written to it."""
@@ -65,8 +75,10 @@ class Run:
         """Return the content of manifest.json, {} before the first step."""
         path = self.path("manifest.json")
         found = read_json(path) if path.is_file() else {}
-        if not isinstance(found, dict) or not isinstance(found.get("steps", {}), dict):
-            raise InputError(f"{path}: not the manifest of a run")
+        steps = found.get("steps", {}) if isinstance(found, dict) else None
+        records = steps.values() if isinstance(steps, dict) else [None]
+        if not all(isinstance(record, dict) and isinstance(record.get("key"), str) for record in records):
+            raise InputError(f"{path}: not the manifest of a run; delete it and run again")
         return found
 
     def write_config(self, solution, preset, config):

@@ -9,11 +9,13 @@ score of other predictions.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
-from common.config import digest
+from common.config import digest, file_hash
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
+LARGE = 10**8  # bytes of a file from which on its size alone is compared
 
 
 @dataclass(frozen=True)
@@ -72,22 +74,40 @@ def run_step(job, step):
     else:
         job.run.forget(step.name)  # a step that is cut short must not pass for a finished one
         facts = step.make(job) or {}
-        job.run.record(step.name, key, sizes=_sizes(job, step), **facts)
+        job.run.record(step.name, key, made=_stamps(job, step), **facts)
     return job.run.step(step.name)
 
 
 def _is_done(job, step, key):
-    """Whether the step was made from `key` and its files are as it left them; a truncated one is made again."""
+    """Whether the step was made from `key` and its files are as it left them; a damaged one is made again."""
     record = job.run.step(step.name)
     return record is not None and record["key"] == digest(key) and not _changed(job, step, record)
 
 
 def _changed(job, step, record):
     """Names of the step's files that are not as it left them; `submit` leaves none where there are no test images."""
-    before = record.get("sizes", {})
-    return [name for name, size in _sizes(job, step).items() if before.get(name, "") != size]
+    before = record.get("made", {})
+    return [name for name, stamp in _stamps(job, step).items() if before.get(name, "") != stamp]
 
 
-def _sizes(job, step):
-    paths = {name: job.run.path(name) for name in files_of(job, step)}
-    return {name: path.stat().st_size if path.is_file() else None for name, path in paths.items()}
+def _stamps(job, step):
+    return {name: file_stamp(job.run.path(name)) for name in files_of(job, step)}
+
+
+def file_stamp(path):
+    """Return what tells a file from a changed one: its hash, the size of a large one; None where there is none."""
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return cached_hash(path) if found.st_size < LARGE else found.st_size
+
+
+def cached_hash(path):
+    """Return the SHA-256 of a file; one that has not changed since is not read again."""
+    found = path.stat()
+    return _hash(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _hash(path, size, time):
+    return file_hash(path)

@@ -3,12 +3,15 @@
 import csv
 import gzip
 import sys
+import zlib
 from pathlib import Path
 
 import pandas as pd
 
 from common.errors import InputError
 from common.paths import atomic_path
+
+LARGEST_TABLE, LONGEST_LINE = 2 * 10**9, 10**8  # characters
 
 
 def read_table(path, columns=None, exact=True):
@@ -43,10 +46,10 @@ def _rows(path):
     csv.field_size_limit(sys.maxsize)  # a run-length string can exceed the default of 131,072
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows = [[value.strip() for value in row] for row in csv.reader(file, strict=True)]
+            rows = [[value.strip() for value in row] for row in csv.reader(_lines(file, path), strict=True)]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise InputError(f"{path}: not a CSV file ({error})") from None
     while rows and rows[-1] in ([], [""]):
         rows.pop()
@@ -55,6 +58,16 @@ def _rows(path):
     if any("\0" in value for value in rows[0]):
         raise InputError(f"{path}: not a CSV file (its header holds NUL bytes)")
     return rows
+
+
+def _lines(file, path):
+    """The lines of a file, of which a compressed one may hold far more than its size tells."""
+    total = 0
+    while line := file.readline(LONGEST_LINE):
+        total += len(line)
+        if len(line) == LONGEST_LINE or total > LARGEST_TABLE:
+            raise InputError(f"{path}: no table of ours holds so much text (over {LARGEST_TABLE:.0e} characters)")
+        yield line
 
 
 def write_submission(path, frame):

@@ -38,13 +38,19 @@ def test_a_new_folder_without_results_is_removed(tmp_path):
 
 
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
-    for name in ("run/.test_probs.77.tmp.npy", "run/fold0/s/.last.77.tmp.ckpt", "run/fold0/s/last.ckpt", "run/.mine"):
+    ours = ("run/.cxr-0123abcd-77.tmp.npy", "run/fold0/s/.cxr-0123abcd-77.tmp.ckpt", "run/manifest.json")
+    for name in (*ours, "run/fold0/s/last.ckpt", "run/.mine.tmp"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     Run(tmp_path / "run").close()
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"run/fold0/s/last.ckpt", "run/.mine", "run/.lock"}
+    assert left == {"run/fold0/s/last.ckpt", "run/.mine.tmp", "run/.lock", "run/manifest.json"}
+    (tmp_path / "run" / "manifest.json").unlink()
+    (tmp_path / "run" / ".lock").unlink()
+    with pytest.raises(InputError, match="holds other files and no run"):
+        Run(tmp_path / "run")
+    assert (tmp_path / "run" / ".mine.tmp").is_file() and not (tmp_path / "run" / ".lock").exists()
 
 
 def test_steps(tmp_path):
