@@ -35,9 +35,8 @@ from common.job import Job as Context
 from common.metrics.calibration import nested_youden
 from common.metrics.statistics import bootstrap_auroc
 from common.options import Options
-from common.paths import find_images, read_parquet
+from common.paths import find_images, read_parquet, write_table
 from common.runs import Run
-from common.steps import write_table
 from common.submit.validate import validate_probabilities
 from solutions.chestxray14 import pipeline, tools, training
 from solutions.chestxray14.config import DENSENET121, LABELS, Config, LungsConfig, NetworkConfig

@@ -34,13 +34,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # what `run` does, in this order
+MORE_VERBS = ("find_lr",)  # what every solution has besides
+TOOLS = ("export", "infer")  # what every solution has that needs no run of its own
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
 def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """Run one verb or tool of a solution and return the exit status.
 
-    config_module: has `Config`, `PRESETS`, `MORE_VERBS` (names beside VERBS) and optionally `TOOLS` (names of tools),
+    config_module: has `Config`, `PRESETS` and optionally `MORE_VERBS` and `TOOLS` (names of its own verbs and tools),
         `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES_SIZES` or `TAKES_NORMALS`, True where that option
         applies.
     load_verbs(): returns {verb: function of a Job}. Called late, because it imports the networks.
@@ -110,8 +112,8 @@ def _print_error(line):
 
 
 def _tool_names(config_module):
-    own = getattr(config_module, "TOOLS", ())
-    return (*own, *kaggle.tool_names(getattr(config_module, "KAGGLE", None), own))
+    own = (*getattr(config_module, "TOOLS", ()), *TOOLS)
+    return (*own, *kaggle.tool_names(getattr(config_module, "KAGGLE", None)))
 
 
 def _require_one_process(name):
@@ -129,7 +131,8 @@ def _run_tool(name, load, argv):
 
 def _run_verb(solution, config_module, load_verbs, argv):
     """Run a verb and return the number of inputs that it left out."""
-    known, tools = ["run", *VERBS, *config_module.MORE_VERBS], _tool_names(config_module)
+    more = (*getattr(config_module, "MORE_VERBS", ()), *MORE_VERBS)
+    known, tools = ["run", *VERBS, *more], _tool_names(config_module)
     if not argv or argv[0] in ("-h", "--help"):
         print(
             f"usage: cxr {solution} <verb> [preset] [options]\n"
@@ -150,7 +153,7 @@ def _run_verb(solution, config_module, load_verbs, argv):
     for name in ("sizes", "normals"):
         if getattr(options, name) and not getattr(config_module, f"TAKES_{name.upper()}", False):
             raise InputError(f"--{name} does not apply to {solution}")
-    if verb in config_module.MORE_VERBS:
+    if verb in more:
         _require_one_process(verb)
     return _call_verbs(VERBS if verb == "run" else (verb,), solution, preset, config, options, load_verbs)
 

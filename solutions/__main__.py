@@ -7,7 +7,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would query the reg
 import importlib
 import sys
 
-from common import kaggle
+from common import cli, kaggle
 from common.errors import InputError
 
 if not sys.stderr.isatty():
@@ -33,9 +33,6 @@ def main(argv=None):
         from solutions.demo import run_all
 
         return run_all(NAMES, rest, export_run)
-    # late: even these take a tenth of a second or more, which the usage above can do without
-    from common import cli
-
     if name == "bundle":
         return cli.run_tool(name, lambda: _load("common.kaggle.bundle", "bundle_tool")(export_run), rest)
     if name == "log":
@@ -44,42 +41,31 @@ def main(argv=None):
         print(f"error: {name!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     config = importlib.import_module(f"solutions.{name}.config")
-
-    def load_tools():  # a tool for Kaggle starts without the imports of the solution's own
-        shared = kaggle.load_tools(name, config.KAGGLE, getattr(config, "TOOLS", ()), config.PRESETS)
-        if rest[0] in ENGINE:
-            return _engine_tools(name, config)
-        return shared if rest[0] in shared else _load(f"solutions.{name}.tools", "TOOLS")
-
-    return cli.main(name, config, lambda: load_verbs(name), rest, load_tools)
+    return cli.main(name, config, lambda: load_solution(name).verbs(), rest, lambda: _load_tools(name, config, rest[0]))
 
 
-def load_verbs(name):
-    pipeline = importlib.import_module(f"solutions.{name}.pipeline")
-    return pipeline.SOLUTION.verbs() if hasattr(pipeline, "SOLUTION") else pipeline.VERBS
+def load_solution(name):
+    """Return the Solution of this name."""
+    return _load(f"solutions.{name}.pipeline", "SOLUTION")
 
 
-ENGINE = ("export", "infer")
-
-
-def _engine_tools(name, config):
-    pipeline = importlib.import_module(f"solutions.{name}.pipeline")
-    if not hasattr(pipeline, "SOLUTION"):
+def _load_tools(name, config, tool):
+    """The group of tools that has the wanted one; those for Kaggle do without the imports of the solution's own."""
+    if tool in kaggle.tool_names(config.KAGGLE):
+        return kaggle.load_tools(name, config.KAGGLE, config.PRESETS)
+    if tool not in cli.TOOLS:
         return _load(f"solutions.{name}.tools", "TOOLS")
     from common.export import export_tool, infer_tool
 
-    return {
-        "export": export_tool(pipeline.SOLUTION, config.Config),
-        "infer": infer_tool(pipeline.SOLUTION, config.Config, getattr(config, "TAKES_SIZES", False)),
-    }
+    recipe, takes_sizes = load_solution(name), getattr(config, "TAKES_SIZES", False)
+    return {"export": export_tool(recipe, config.Config), "infer": infer_tool(recipe, config.Config, takes_sizes)}
 
 
 def export_run(name, run, out):
     """Write the weights and the decision rule of a finished run to the folder `out`."""
-    own = getattr(importlib.import_module(f"solutions.{name}.config"), "TOOLS", ()) if name in NAMES else ()
-    if "infer" not in own:
-        raise InputError(f"{run}: runs of {name} cannot be bundled")
-    _engine_tools(name, importlib.import_module(f"solutions.{name}.config"))["export"](run, out=out)
+    if name not in NAMES:
+        raise InputError(f"{run}: a run of {name}, which is not a solution: {', '.join(NAMES)}")
+    _load_tools(name, importlib.import_module(f"solutions.{name}.config"), "export")["export"](run, out=out)
 
 
 def _load(module, attribute):

@@ -27,12 +27,12 @@ def run_all(names, argv, export):
         sample, config, pipeline = (
             importlib.import_module(f"solutions.{name}.{part}") for part in ("sample", "config", "pipeline")
         )
+        verbs = pipeline.SOLUTION.verbs
         print(f"— {name}: the sample competition, then {', '.join(cli.VERBS)}", flush=True)
         data, out = sample.make_sample(root / "data" / name), root / name
         lines = [["run", "demo", "--data", str(data)], *([verb] for verb in getattr(config, "IN_DEMO", ()))]
         for words in lines:
-            verbs = pipeline.SOLUTION.verbs() if hasattr(pipeline, "SOLUTION") else pipeline.VERBS
-            status = cli.main(name, config, lambda verbs=verbs: verbs, [*words, "--out", str(out)])
+            status = cli.main(name, config, verbs, [*words, "--out", str(out)])
             if status:
                 return status
         steps = read_json(out / "manifest.json")["steps"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from common import cli, kaggle
-from solutions.__main__ import NAMES, load_verbs, main
+from solutions.__main__ import NAMES, load_solution, main
 
 HELP = """
 import contextlib, io, sys
-from solutions.__main__ import NAMES, load_verbs, main
+from solutions.__main__ import NAMES, load_solution, main
 
 lines = ["--help", "bundle --help"]
 for name in NAMES:
@@ -35,9 +35,10 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_one_verb_or_tool_and_has_a_function(name):
     config = importlib.import_module(f"solutions.{name}.config")
-    own, verbs = getattr(config, "TOOLS", ()), (*cli.VERBS, *config.MORE_VERBS)
-    names = ["run", *verbs, *own, *kaggle.tool_names(config.KAGGLE, own)]
-    assert len(names) == len(set(names)) and set(verbs) <= set(load_verbs(name))
+    own, verbs = getattr(config, "TOOLS", ()), (*cli.VERBS, *cli.MORE_VERBS, *getattr(config, "MORE_VERBS", ()))
+    names = ["run", *verbs, *own, *cli.TOOLS, *kaggle.tool_names(config.KAGGLE)]
+    assert len(names) == len(set(names)) and set(verbs) == set(load_solution(name).verbs())
+    assert set(own) == (set(importlib.import_module(f"solutions.{name}.tools").TOOLS) if own else set())
 
 
 def test_what_is_no_solution(capsys):

@@ -40,16 +40,15 @@ class Source:
         raise InputError(problems[0].replace(names[0], " or ".join(names), 1))
 
 
-def tool_names(source, own=()):
-    """Return the names of the Kaggle tools of a solution with this Source (None: none) and its `own` tools."""
+def tool_names(source):
+    """Return the names of the Kaggle tools of a solution with this Source; None: none."""
     if source is None:
         return ()
-    notebook = "infer" in own and source.kind != "none"
-    available = {"download": True, "upload": source.kind == "competition", "notebook": notebook}
+    available = {"download": True, "upload": source.kind == "competition", "notebook": source.kind != "none"}
     return tuple(name for name, yes in available.items() if yes)
 
 
-def load_tools(solution, source, own=(), presets=()):
+def load_tools(solution, source, presets=()):
     """Return these tools as a dict from name to function; presets: those that `notebook --train` accepts."""
     from common.kaggle.download import download_tool  # late: `--help` needs the names only
     from common.kaggle.notebook import notebook_tool
@@ -60,4 +59,4 @@ def load_tools(solution, source, own=(), presets=()):
         "upload": upload_tool(solution, source),
         "notebook": notebook_tool(solution, source, presets),
     }
-    return {name: tools[name] for name in tool_names(source, own)}
+    return {name: tools[name] for name in tool_names(source)}

@@ -239,7 +239,5 @@ PRESETS = {
     "cxr_irnet_without_weighting": CXR_IRNET_WITHOUT_WEIGHTING,
     "cxr_irnet_without_attention": CXR_IRNET_WITHOUT_ATTENTION,
 }
-MORE_VERBS = ("find_lr",)  # beside those that every solution has
-# verbs that need no run of their own; score with a file of predictions
-TOOLS = ("table", "localise", "score_predictions", "export", "infer")
+TOOLS = ("table", "localise", "score_predictions")  # besides those of every solution
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

@@ -230,10 +230,9 @@ PRESETS = {
     "efficientnet_b4": _paper("efficientnet_b4"),
     "podium": PODIUM,
 }
-MORE_VERBS = ("audit", "find_lr")  # beside those that every solution has
+MORE_VERBS = ("audit",)  # besides those that every solution has
 IN_DEMO = ("audit",)  # verbs beside `run` that `cxr demo` runs
 TAKES_NORMALS = True  # --normals
-TOOLS = ("export", "infer")  # verbs that need no run of their own
 KAGGLE = Source(
     "none",
     advice="Clone github.com/ieee8023/covid-chestxray-dataset, github.com/agchung/Figure1-COVID-chestxray-dataset and "

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from common.config import digest
-from common.network import weights_hash
 from common.paths import read_array
 from common.report import page
 from common.report.gallery import cached_arrays, heat_overlay, outline_overlay, to_jpeg
+from common.step import cached_hash
 from solutions.covid19.config import COVID
 from solutions.covid19.data import GATED
 from solutions.covid19.lungs import MASKS
@@ -129,6 +129,6 @@ def compute_heat_maps(job, answers, networks):
             maps.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
         return maps
 
-    hashes = [[fold, view, weights_hash(network.weights(job.run))] for fold, view, network in used]
+    hashes = [[fold, view, cached_hash(network.weights(job.run))] for fold, view, network in used]
     key = digest(job.images.pixels_key, answers["image_id"].tolist(), hashes)
     return cached_arrays(job.run.path("heats.npz"), key, compute)

@@ -217,6 +217,6 @@ PRESETS = {
     "sdfn": SDFN,
     "shipped": SHIPPED,
 }
-MORE_VERBS = ("ablate", "cross", "find_lr", "export_segmenter")  # in addition to those of every solution
-TOOLS = ("masks", "crops", "export", "infer")  # verbs that need no run
+MORE_VERBS = ("ablate", "cross", "export_segmenter")  # besides those that every solution has
+TOOLS = ("masks", "crops")  # besides those that every solution has; they need no run of their own
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

@@ -221,8 +221,7 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-MORE_VERBS = ("ablate", "find_lr")  # beside those that every solution has
-TOOLS = ("export", "infer")  # verbs that need no run of their own
+MORE_VERBS = ("ablate",)  # besides those that every solution has
 
 
 def check_submission(path, sample):

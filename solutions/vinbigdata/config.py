@@ -245,8 +245,8 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-MORE_VERBS = ("ablate", "find_lr")  # beside those that every solution has
-TOOLS = ("ensemble", "export", "infer")  # verbs that need no run of their own
+MORE_VERBS = ("ablate",)  # besides those that every solution has
+TOOLS = ("ensemble",)  # besides those that every solution has; they need no run of their own
 TAKES_SIZES = True  # boxes are in pixels of the originals: --sizes has them for resized copies
 
 

@@ -10,12 +10,12 @@ from packaging.requirements import Requirement
 
 from common.config import file_hash
 from common.errors import InputError
+from common.export import Trained
 from common.kaggle import bundle, wheels
 from common.kaggle.bundle import LISTING, write_bundle
 from common.kaggle.session import open_bundle
 from common.kaggle.wheels import Image, build_wheel, fetch_wheels, own_requirements
 from common.paths import read_json, write_json
-from common.trained import Trained
 
 IMAGE = Image("2026-01", "3.12", {"torch": "2.6", "numpy": "2.0.2"})
 

@@ -67,7 +67,7 @@ def test_settings_on_kaggle(solution, competitions, datasets):
 )
 def test_which_solution_has_which_tools(command, solution, tools):
     config = import_module(f"solutions.{solution}.config")
-    assert kaggle.tool_names(config.KAGGLE, getattr(config, "TOOLS", ())) == tools
+    assert kaggle.tool_names(config.KAGGLE) == tools
     assert f"{', '.join(tools)}; options" in command(solution, "--help")[1]
 
 
