@@ -11,7 +11,6 @@ from common.config import FitConfig, check_folds
 from common.errors import InputError
 from common.kaggle import Source
 
-SLUG = "data"  # of nih-chest-xrays/data
 _LABELS = """Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema
     Emphysema Fibrosis Pleural_Thickening Hernia"""
 LABELS = tuple(_LABELS.split())
@@ -22,7 +21,7 @@ STAGES = {"whole": ("whole",), "lungs": ("lungs",), "both": ("whole", "lungs")}
 
 @dataclass(frozen=True)
 class NetworkConfig(FitConfig):
-    """A network that looks at one view, the whole image or the lungs."""
+    """A network of one view, the whole image or the lungs."""
 
     backbone: str = "densenet121"
     """Any timm network with a last feature map."""
@@ -89,7 +88,7 @@ class Config:
     """A whole run of the ChestX-ray14 solution."""
 
     views: Literal["whole", "lungs", "both"] = "whole"
-    """What is looked at: the image, the crop around the lungs, or both by a network each."""
+    """Input: the image, the crop around the lungs, or both, each with its own network."""
     combine: Literal["fusion", "mean"] = "fusion"
     """both: SDFN's trained layer over the features of the two frozen networks, or the mean of their probabilities."""
     whole: NetworkConfig = field(default_factory=NetworkConfig)
@@ -97,12 +96,12 @@ class Config:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     segmenter: LungsConfig = field(default_factory=LungsConfig)
     split: Literal["official", "all"] = "official"
-    """official: the benchmark's train/val and test lists. all: every labelled image is in a fold, none is the test's;
-    networks trained so have seen the official test images and are refused for them."""
+    """official: the benchmark's train/val and test lists. all: every labelled image is in a fold, none is a test image;
+    such networks have seen the official test images and are refused for them."""
     n_folds: int = 10
     """Of the training images, by patient and all labels. Both papers: 10 % validate, which is one fold of ten."""
     folds: tuple[int, ...] = (0,)
-    """Folds that are held out, each with networks of its own; the test set gets the mean over them."""
+    """Held-out folds, each with its own networks; the test set gets the mean over them."""
     tta: tuple[Literal["flip"], ...] = ()
     store_size: int = 256
     """Side of the stored images, in pixels; at least the largest resize of the networks."""
@@ -123,8 +122,13 @@ class Config:
 
     @property
     def stages(self):
-        """Names of the networks, in the order in which they are trained: some of whole and lungs."""
+        """Names of the networks, in the order of training: whole, lungs or both."""
         return STAGES[self.views]
+
+    @property
+    def branches(self):
+        """The NetworkConfig of each stage."""
+        return tuple(getattr(self, stage) for stage in self.stages)
 
     @property
     def is_fused(self):
@@ -133,12 +137,12 @@ class Config:
 
     @property
     def needs_lungs(self):
-        """True where lungs have to be found before training."""
+        """True where `prepare` has to find the lungs."""
         return self.views != "whole" or self.whole.weighting
 
     @property
     def weights_features(self):
-        """True where a network weights its features by where the lungs are."""
+        """True where a network weights its features by the lungs."""
         return self.views != "lungs" and self.whole.weighting
 
 
@@ -178,7 +182,7 @@ _SDFN = {
 }
 SDFN = Config(views="both", whole=NetworkConfig(**_SDFN), lungs=NetworkConfig(**_SDFN), store_size=256)
 
-# Meant for about an hour of eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
+# Meant for about an hour on eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
 # weights, flips at test time. On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.
 _PODIUM = {
     "backbone": "convnext_small.fb_in22k_ft_in1k",
@@ -204,7 +208,7 @@ PODIUM = Config(
 )
 
 # Two CPU cores, minutes: CXR-IRNet with a small network on small images, and with `--views both` SDFN's two branches.
-# The last epochs are kept, so that no score is flattered by a choice among epochs.
+# The last epoch is kept, so that choosing among epochs inflates no score.
 _SMALL = {
     "backbone": "tf_efficientnet_lite0",
     "resize": 160,

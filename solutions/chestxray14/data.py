@@ -9,9 +9,9 @@ from common.config import digest, file_hash
 from common.data.tables import named_images, some_rows
 from common.errors import InputError
 from common.listing import Listing
-from common.paths import IMAGES, competition_folder, find_images
+from common.paths import IMAGES, find_images
 from common.post.boxes import BOX
-from solutions.chestxray14.config import KAGGLE, LABELS, SLUG
+from solutions.chestxray14.config import KAGGLE, LABELS
 from solutions.chestxray14.labels import (
     BOXES,
     LISTS,
@@ -19,7 +19,6 @@ from solutions.chestxray14.labels import (
     find_lists,
     patient_of,
     plain_patient,
-    possible_age,
     read_boxes,
     read_labels,
     read_lists,
@@ -30,6 +29,7 @@ from solutions.chestxray14.leaks import check_run
 
 log = logging.getLogger(__name__)
 CLASSES = list(LABELS)
+OLDEST = 120  # years; the first version of the table holds ages up to 414, which are typing errors
 LARGE = 1e9  # bytes on disk above which the use is announced before decoding
 SAMPLE = ["Image Index", *CLASSES]
 UNKNOWN = {"patient_id": "", "sex": "", "view": "", "follow_up": -1, "official": ""} | dict.fromkeys(CLASSES, -1)
@@ -50,21 +50,29 @@ def read_competition(job):
     if options.id_map:
         raise InputError("--id-map: the label table names the patients; leave it out")
     folder, labels_path = _find_table(options.data)
-    labels, about = _read(folder, labels_path, config)
-    files = find_images(folder)
+    labels, about = _read_labels(folder, labels_path, config.split)
+    files, known = find_images(folder), set(labels["image_id"])
     here = labels["image_id"].isin(files)
     missing_test = int((~here & (labels["official"] == "test")).sum())
     about |= {"missing": int((~here).sum()), "missing_test": missing_test}
     if not here.all():
-        log.info(
-            f"{labels_path}: {about['missing']:,} of {len(labels):,} images have no file and are left out, the "
-            f"first is {labels.loc[~here, 'file_name'].iloc[0]}"
-            + ("" if config.split == "all" else f"; {missing_test:,} of them are in the test list")
-        )
+        first = labels.loc[~here, "file_name"].iloc[0]
+        text = f"{(~here).sum():,} of {len(labels):,} images have no file and are left out, the first is {first}"
+        tests = "" if config.split == "all" else f"; {missing_test:,} of them are in the test list"
+        log.info(f"{labels_path}: {text}{tests}")
     if not here.any():
         raise InputError(f"{folder}: none of the images of {labels_path.name} is in it")
-    train, test, more, test_name = _split(labels[here], files, about, options, config)
-    _check_loose(labels, {**files, **more}, labels_path, options)
+    labels = labels[here]
+    train, test, test_name = _split(labels, about, config.split)
+    if options.test is not None:
+        if len(test):
+            log.info(f"--test replaces the {len(test):,} images of the test list")
+        test, more = _named_test(options.test, labels, train, files, config.split)
+        files, test_name = files | more, f"on the {len(test):,} images of --test"
+    elif not len(test):
+        reason = " (--split all holds none back)" if config.split == "all" else ""
+        log.info(f"no test images: scores are out of fold, and nothing is submitted{reason}")
+    _check_loose(known, files, labels_path, options)
     columns = ["image_id", "file_name", "patient_id", "age", "sex", "view", "follow_up", "split", "official", *CLASSES]
     table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)[columns]
     table = table.astype(dict.fromkeys(CLASSES, "int8"))
@@ -76,7 +84,7 @@ def read_competition(job):
     return Listing(
         folder,
         table,
-        files | more,
+        files,
         _sample(test["file_name"].to_numpy()),
         strata=train[CLASSES].to_numpy(),
         labels=(train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))).tolist(),
@@ -112,10 +120,8 @@ def _sample(names):
 def _announce_size(config, n):
     """Log how much disk the store and the lungs will take, where that is much."""
     sides = {"store": config.store_size}
-    if config.weights_features:
-        sides["masks of the lungs"] = config.segmenter.mask_size
-    if config.views != "whole":
-        sides["crops of the lungs"] = config.segmenter.crop_size
+    sides |= {"masks of the lungs": config.segmenter.mask_size} if config.weights_features else {}
+    sides |= {"crops of the lungs": config.segmenter.crop_size} if config.views != "whole" else {}
     sizes = {name: n * side**2 for name, side in sides.items()}
     if sum(sizes.values()) > LARGE:
         parts = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
@@ -123,115 +129,90 @@ def _announce_size(config, n):
 
 
 def _find_table(data):
-    tried = None
-    for name in TABLES:
-        try:
-            folder = competition_folder(data, SLUG, name)
-        except InputError as error:
-            tried = tried or error
-            continue
-        for other in TABLES:
-            if other != name and (folder / other).is_file():
-                log.info(f"{folder}: holds {other} too, in which some labels differ; {name} is read")
-        return folder, folder / name
-    raise InputError(str(tried).replace(TABLES[0], " or ".join(TABLES), 1))
+    path = KAGGLE.find_file(data, TABLES)
+    for other in TABLES:
+        if other != path.name and path.with_name(other).is_file():
+            log.info(f"{path.parent}: holds {other} too, in which some labels differ; {path.name} is read")
+    return path.parent, path
 
 
-def _read(folder, path, config):
-    """The label table with the column official, in the order of the ids, and what is to be known of it."""
+def _read_labels(folder, path, split):
+    """Return the label table with the column official, in the order of the ids, and the facts about it."""
     labels = read_labels(path).sort_values("image_id", ignore_index=True)
-    labels["age"], odd = possible_age(labels["age"])
-    if odd:
-        log.info(f"{path}: {odd} ages over 120 years are taken for unknown")
+    odd = labels["age"] > OLDEST
+    labels["age"] = labels["age"].mask(odd)
+    if odd.any():
+        log.info(f"{path}: {odd.sum()} ages over {OLDEST} years count as unknown")
     about = {"labels": path.name, "sha256": file_hash(path), "images": len(labels)}
     labels["official"] = ""
     if not (labels[CLASSES] == 1).any(axis=None):
         raise InputError(f"{path}: no image has a finding")
-    if config.split == "official" or len(find_lists(folder)) == len(LISTS):
+    if split == "official" or len(find_lists(folder)) == len(LISTS):
         labels["official"], about["lists"] = read_lists(folder, labels["image_id"])
         absent = [about["lists"][part]["absent"] for part in LISTS]
         if any(absent):
             log.info(f"the lists name {absent[0]:,} and {absent[1]:,} images that {path.name} lacks")
     listed = labels[labels["official"] != ""].drop_duplicates(["patient_id", "official"])
     both = listed[listed["patient_id"].duplicated()]
-    if config.split == "official" and len(both):
+    if split == "official" and len(both):
         patient = both["patient_id"].iloc[0]
-        images = listed.loc[listed["patient_id"] == patient, "image_id"]
-        raise InputError(
-            f"{folder}: {len(both)} patients have images in both lists, such as patient {patient} ({', '.join(images)})"
-        )
+        images = ", ".join(listed.loc[listed["patient_id"] == patient, "image_id"])
+        raise InputError(f"{folder}: {len(both)} patients are in both lists, such as patient {patient} ({images})")
     return labels, about
 
 
 def _describe(about, split):
-    """The line that a reader of scores needs: which labels, which lists, how much of them."""
+    """Return the line about labels and lists that belongs to every score."""
     missing = f", {about['missing']:,} of them without a file" if about["missing"] else ""
-    said = f"labels {about['labels']} (sha256 {about['sha256'][:12]}, {about['images']:,} images{missing})"
+    text = f"labels {about['labels']} (sha256 {about['sha256'][:12]}, {about['images']:,} images{missing})"
     if split == "all":
-        return f"{said}; split all: every labelled image is trained on, those of the official test list too"
-    return f"{said}; split by {about['lists']['said']}"
+        return f"{text}; split all: every labelled image is trained on, those of the official test list too"
+    return f"{text}; split by {about['lists']['said']}"
 
 
-def _split(labels, files, official, options, config):
-    """Train rows and test rows of the label table, the files of `--test`, and what the test images are."""
-    if config.split == "all":
-        train, test = labels, labels.iloc[:0]
-        test_name = "on no images"
-    else:
-        train, test = (labels[labels["official"] == part] for part in LISTS)
-        lists = official["lists"]
-        n = f"{len(test):,} images of the test list"
-        test_name = f"on {n}, which is not the whole official one"
-        if lists["whole"] and official["missing_test"]:
-            test_name = f"on {n}"
-        elif lists["whole"]:
-            test_name = (
-                "on the official test list"
-                if lists["official"]
-                else (f"on {n}, which is of the official size but not verified by its hash")
-            )
-        loose = int((labels["official"] == "").sum())
-        if loose:
-            log.info(f"left out {loose:,} labelled images that are in neither list")
+def _split(labels, about, split):
+    """Return the train rows and the test rows of the label table, and what the test images are."""
+    if split == "all":
+        return labels, labels.iloc[:0], "on no images"
+    train, test = (labels[labels["official"] == part] for part in LISTS)
+    loose = int((labels["official"] == "").sum())
+    if loose:
+        log.info(f"left out {loose:,} labelled images that are in neither list")
     if not len(train):
-        raise InputError(f"no image to train on: none of {official['lists']['train_val']['file']} is here")
-    if options.test is None:
-        if not len(test):
-            log.info(
-                "no test images: scores are out of fold, and nothing is submitted"
-                + (" (--split all holds none back)" if config.split == "all" else "")
-            )
-        return train, test, {}, test_name
-    if len(test):
-        log.info(f"--test takes the place of the {len(test):,} images of the test list")
-    test, more = _named(options.test, labels)
-    both = test["image_id"].isin(train["image_id"])
-    if both.any():
-        why = " (--split all trains on every labelled image)" if config.split == "all" else ""
-        raise InputError(
-            f"--test: {both.sum()} of the images are training images{why}, such as {test.loc[both, 'image_id'].iloc[0]}"
-        )
-    absent = ~test["image_id"].isin(files) & ~test["image_id"].isin(more)
-    if absent.any():
-        raise InputError(
-            f"--test: {absent.sum()} images have no file, the first is {test.loc[absent, 'image_id'].iloc[0]}"
-        )
+        raise InputError(f"no image to train on: none of {about['lists']['train_val']['file']} is here")
+    name = f"on {len(test):,} images of the test list"
+    if not about["lists"]["whole"]:
+        name += ", which is not the whole official one"
+    elif about["lists"]["official"] and not about["missing_test"]:
+        name = "on the official test list"
+    elif not about["missing_test"]:
+        name += ", which is of the official size but not verified by its hash"
+    return train, test, name
+
+
+def _named_test(path, labels, train, files, split):
+    """Return the rows of --test in its order, labels -1 where the label table lacks them, and the files of a folder."""
+    named, more = test_names(path)
+    ids = named["image_id"]
+    both = ids[ids.isin(train["image_id"])]
+    if len(both):
+        why = " (--split all trains on every labelled image)" if split == "all" else ""
+        raise InputError(f"--test: {len(both)} of the images are training images{why}, such as {both.iloc[0]}")
+    absent = ids[~ids.isin(files) & ~ids.isin(more)]
+    if len(absent):
+        raise InputError(f"--test: {len(absent)} images have no file, the first is {absent.iloc[0]}")
+    test = named.merge(labels.drop(columns="file_name"), on="image_id", how="left", validate="one_to_one")
+    test = test.fillna(UNKNOWN | {"patient_id": test["patient"]}).astype({"follow_up": "int64"})[labels.columns]
     shared = int(test["patient_id"].isin(train["patient_id"]).sum())
     if shared:
-        log.info(f"--test: {shared} of the {len(test)} images are of patients with training images; scores may flatter")
-    return train, test, more, f"on the {len(test):,} images of --test"
-
-
-def _named(path, labels):
-    """The rows of `--test` in its order, labels -1 where the label table lacks them, and the files of a folder."""
-    named, files = test_names(path)
-    test = named.merge(labels.drop(columns="file_name"), on="image_id", how="left", validate="one_to_one")
-    test = test.fillna({"patient_id": test["patient"], **{k: v for k, v in UNKNOWN.items() if k != "patient_id"}})
-    return test.astype({"follow_up": "int64"})[labels.columns], files
+        log.info(
+            f"--test: {shared} of the {len(test)} images are of patients with training images; scores are inflated"
+        )
+    return test, more
 
 
 def test_names(path):
-    """Images of `--test` in its order (image_id, patient, file_name), and the files of a folder."""
+    """Return the images of --test in its order (image_id, patient, file_name), and the files of a folder."""
     ids, files = named_images(path)
     named = pd.DataFrame({"image_id": ids})
     named["patient"] = patient_of(named["image_id"])
@@ -240,23 +221,22 @@ def test_names(path):
         return named, files
     table = some_rows(path)
     if table.columns[0].lower().endswith(IMAGES):  # such as test_list.txt
-        raise InputError(f"{path}, row 1: {table.columns[0]} is an image; a header is wanted above it (--test)")
+        raise InputError(f"{path}, row 1: {table.columns[0]} is an image; a header must come first (--test)")
     named["file_name"] = table[table.columns[0]]
     if "Patient ID" in table:
         named["patient"] = plain_patient(table["Patient ID"])
     return named, files
 
 
-def _check_loose(labels, files, labels_path, options):
-    loose = sorted(set(files) - set(labels["image_id"])) if options.test is None else []
-    without = f"without a row in {labels_path.name}"
-    if loose and options.on_unlabelled == "error":
-        raise InputError(
-            f"{files[loose[0]]}: one of {len(loose)} images {without}; --on-unlabelled skip leaves them "
-            "out, --test predicts them"
-        )
-    if loose:
-        log.info(f"left out {len(loose)} images {without}")
+def _check_loose(known, files, labels_path, options):
+    loose = sorted(set(files) - known) if options.test is None else []
+    if not loose:
+        return
+    text = f"{len(loose)} images without a row in {labels_path.name}"
+    if options.on_unlabelled == "error":
+        advice = "--on-unlabelled skip leaves them out, --test predicts them"
+        raise InputError(f"{files[loose[0]]}: one of {text}; {advice}")
+    log.info(f"left out {text}")
 
 
 def _box_path(folder):
@@ -264,7 +244,7 @@ def _box_path(folder):
 
 
 def _boxes(folder, table):
-    """The boxes of the images in the table, as truth_boxes.parquet has them."""
+    """Return the boxes of the images in the table, as truth_boxes.parquet has them."""
     boxes = pd.DataFrame({"image_id": pd.Series(dtype=str), "label": pd.Series(dtype="int64")})
     boxes[BOX] = np.zeros((0, 4))
     for path in _box_path(folder):

@@ -22,7 +22,6 @@ LISTS = {
 }
 # `names_digest` of the official lists. Empty: no copy that could be trusted was at hand, so no list is called official.
 DIGESTS = {"train_val": "", "test": ""}
-OLDEST = 120  # years; the first version of the table holds ages up to 414, which are typing errors
 COLUMNS = {
     "Image Index": "file_name",
     "Finding Labels": "labels",
@@ -39,71 +38,54 @@ _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
 def read_labels(path):
-    """Read the label table: image_id, file_name, patient_id, age, sex, view, follow_up, then the 14 LABELS as int8 0/1.
+    """Return the label table: image_id, file_name, patient_id, age, sex, view, follow_up and the 14 LABELS, int8 0/1.
 
-    image_id is the file's stem, file_name the table's own "Image Index"; age in years (float, NaN where blank; 058Y,
-    013M and 025D are read too), follow_up int64. Both versions are read: the sex is "Patient Gender" or "Patient Sex".
-    Ages over 120 years are kept as they are: see `possible_age`. Row i is row i + 2 of the file. Raises InputError
-    naming file and row: a column that is missing, an unusable or repeated image, no patient, a text that is no known
-    label, "No Finding" beside a finding, an age or follow-up that is no number.
+    image_id is the file's stem; age in years (float, NaN where blank; 058Y, 013M and 025D are read too), follow_up
+    int64. Both versions are read: the sex is "Patient Gender" or "Patient Sex". Row i is row i + 2 of the file. Raises
+    InputError naming file and row: a missing column, an unusable or repeated image, no patient, an unknown label, "No
+    Finding" beside a finding, an age or follow-up that is not a number.
     """
-    raw = some_rows(path)
-    table = raw.rename(columns=COLUMNS)
-    for name in ("file_name", "labels", "patient_id", "age", "sex", "view", "follow_up"):
+    table = some_rows(path).rename(columns=COLUMNS)
+    for name in COLUMNS.values():
         if name not in table:
             wanted = " or ".join(column for column, ours in COLUMNS.items() if ours == name)
             raise InputError(f"{path}, row 1: no column {wanted}")
-    image_id = stems(table["file_name"])
-    for row, name in image_id.items():
+    table["image_id"] = stems(table["file_name"])
+    for row, name in table["image_id"].items():
         check_id(name, f"{path}, row {row + 2}")
-    marks, problems = parse_findings(table["labels"])
+    marks, table["problem"] = parse_findings(table["labels"])
     age = table["age"].str.upper().str.extract(r"^(\d+(?:\.\d+)?)([YMD]?)$")
     faults = [
-        (image_id.duplicated(), "this image is there twice"),
-        (problems != "", None),
+        (table["image_id"].duplicated(), "this image is there twice"),
+        (table["problem"] != "", "{problem}"),
         (table["patient_id"] == "", "no Patient ID"),
-        ((table["age"] != "") & age[0].isna(), "the age {age!r} is no number of years (or 013M, 025D)"),
-        (~table["follow_up"].str.fullmatch(r"\d{1,9}"), "the follow-up {follow_up!r} is no whole number"),
+        ((table["age"] != "") & age[0].isna(), "the age {age!r} is not a number of years (or 013M, 025D)"),
+        (~table["follow_up"].str.fullmatch(r"\d{1,9}"), "the follow-up {follow_up!r} is not a whole number"),
         (~table["sex"].isin(["M", "F", ""]), "the sex {sex!r} is neither M nor F"),
         (~table["view"].isin(["PA", "AP", ""]), "the view {view!r} is neither PA nor AP"),
     ]
-    for wrong, words in faults:
-        if wrong.any():
-            row = int(wrong.idxmax())
-            words = problems[row] if words is None else words.format(**table.loc[row])
-            raise InputError(f"{path}, row {row + 2} ({image_id[row]}): {words}")
-    about = pd.DataFrame(
-        {
-            "image_id": image_id,
-            "file_name": table["file_name"],
-            "patient_id": plain_patient(table["patient_id"]),
-            "age": age[0].astype(float) * age[1].map(_YEARS).astype(float),
-            "sex": table["sex"],
-            "view": table["view"],
-            "follow_up": table["follow_up"].astype("int64"),
-        }
-    )
-    return pd.concat([about, pd.DataFrame(marks, columns=list(LABELS))], axis=1)
-
-
-def possible_age(age):
-    """Ages (years) without those over 120, which become NaN; returns them and the number of those."""
-    odd = age > OLDEST
-    return age.mask(odd), int(odd.sum())
+    for wrong, text in faults:
+        for row in np.flatnonzero(wrong)[:1]:
+            raise InputError(f"{path}, row {row + 2} ({table['image_id'][row]}): {text.format(**table.loc[row])}")
+    table["patient_id"] = plain_patient(table["patient_id"])
+    table["age"] = age[0].astype(float) * age[1].map(_YEARS).astype(float)
+    table = table.astype({"follow_up": "int64"})
+    columns = ["image_id", "file_name", "patient_id", "age", "sex", "view", "follow_up"]
+    return pd.concat([table[columns], pd.DataFrame(marks, columns=list(LABELS))], axis=1)
 
 
 def stems(names):
-    """Names of image files (a Series of str) without their suffix, where they have one."""
+    """Return names of image files (a Series of str) without their suffix."""
     return names.str.replace(r"(?i)\.(png|jpe?g|dcm|dicom)$", "", regex=True)
 
 
 def plain_patient(patients):
-    """Patients' numbers (a Series of str) without zeros in front; other texts stay as they are."""
+    """Return patients (a Series of str) without leading zeros where they are numbers."""
     return patients.str.replace(r"^0+(?=\d+$)", "", regex=True)
 
 
 def patient_of(image_ids):
-    """The patient in NIH's image names (a Series of ids such as 00000013_004), "" in others."""
+    """Return the patients of NIH's image ids (a Series such as 00000013_004), "" for other ids."""
     return plain_patient(image_ids.str.extract(r"^(\d{8})_\d{3}$")[0].fillna(""))
 
 
@@ -122,78 +104,72 @@ def parse_findings(texts):
 
 
 def find_lists(folder):
-    """Paths of the two official lists in a folder by "train_val" and "test"; those that are there."""
-    found = {}
-    for part, (names, _, _) in LISTS.items():
-        path = next((folder / name for name in names if (folder / name).is_file()), None)
-        if path is not None:
-            found[part] = path
-    return found
+    """Return the paths of the official lists in a folder, by "train_val" and "test"; only those that exist."""
+    paths = {
+        part: [folder / name for name in names if (folder / name).is_file()] for part, (names, *_) in LISTS.items()
+    }
+    return {part: found[0] for part, found in paths.items() if found}
 
 
 def read_lists(folder, ids):
-    """Read the official lists: for each of `ids` "train_val", "test" or "" (in neither), and what the lists are.
+    """Return the official list of each of `ids`, "train_val", "test" or "" (neither), str (N,), and facts of the lists.
 
-    Returns str (N,) and a dict: train_val and test, each with file, sha256, names (`names_digest`), images, patients
-    and absent (names that `ids` lacks); whole, True where both have the official numbers of images and patients, which
-    other lists can have too; official, True where DIGESTS has the names of both; said, that in one line.
-    Raises InputError for a list that is missing, empty or no text, for an unusable or repeated name, and for an image
-    in both.
+    Facts: train_val and test, each with file, sha256, names (`names_digest`), images, patients and absent (names that
+    `ids` lacks); whole, whether both have the official numbers of images and patients, which other lists can have too;
+    official, whether DIGESTS has the names of both; said, that in one line. Raises InputError for a list that is
+    missing, empty or not text, for an unusable or repeated name, and for an image in both.
     """
     paths, about, found = find_lists(folder), {}, np.full(len(ids), "", object)
-    index, named = pd.Index(ids), {}
+    index, listed = pd.Index(ids), {}
     for part, (names, _, _) in LISTS.items():
         if part not in paths:
             raise InputError(f"{folder}: no {names[0]}; --split all trains without the official lists")
-        named[part] = listed = stems(read_names(paths[part]))
-        place = index.get_indexer(listed)
+        listed[part] = stems(read_names(paths[part]))
+        place = index.get_indexer(listed[part])
         found[place[place >= 0]] = part
-        patients = int(listed.str.split("_").str[0].nunique())
         about[part] = {
             "file": paths[part].name,
             "sha256": file_hash(paths[part]),
-            "names": names_digest(listed),
-            "images": len(listed),
-            "patients": patients,
+            "names": names_digest(listed[part]),
+            "images": len(listed[part]),
+            "patients": int(listed[part].str.split("_").str[0].nunique()),
             "absent": int((place < 0).sum()),
         }
-    both = named["test"][named["test"].isin(named["train_val"])]
+    both = listed["test"][listed["test"].isin(listed["train_val"])]
     if len(both):
         files = " and ".join(path.name for path in paths.values())
         raise InputError(f"{folder}: {len(both)} images are in both {files}, such as {both.iloc[0]}")
-    about["whole"] = all(
-        (about[part]["images"], about[part]["patients"]) == (images, patients)
-        for part, (_, images, patients) in LISTS.items()
-    )
+    sizes = {part: (about[part]["images"], about[part]["patients"]) for part in LISTS}
+    about["whole"] = all(sizes[part] == (images, patients) for part, (_, images, patients) in LISTS.items())
     about["official"] = about["whole"] and all(about[part]["names"] == DIGESTS[part] for part in LISTS)
     if about["official"]:
-        standing = "the official lists, verified by the hash of their names"
+        state = "the official lists, verified by the hash of their names"
+    elif about["whole"] and all(DIGESTS.values()):
+        state = "of the official size, but with other names than the official lists"
     elif about["whole"]:
-        standing = "of the official size, " + (
-            "but with other names than the official lists" if all(DIGESTS.values()) else "not verified by a hash"
-        )
+        state = "of the official size, not verified by a hash"
     else:
-        standing = (
-            "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are "
-            "not the benchmark's"
+        state = (
+            "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are not the "
         )
-    shown = [
+        state += "benchmark's"
+    texts = [
         f"{each['file']} ({each['images']:,} images of {each['patients']:,} patients, sha256 {each['sha256'][:12]})"
         for each in map(about.get, LISTS)
     ]
-    about["said"] = f"{' and '.join(shown)}: {standing}"
+    about["said"] = f"{' and '.join(texts)}: {state}"
     return found.astype(str), about
 
 
 def names_digest(image_ids):
-    """SHA-256, as hex, of image ids in sorted order, one a line: what files of any order or suffix have in common."""
+    """Return the SHA-256, in hex, of image ids in sorted order, one per line: the same for any order or suffix."""
     return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
 
 
 def read_names(path):
-    """Names of images in a list, one a line, as they stand there, a Series of str.
+    """Return the names of images in a list, one per line, a Series of str.
 
-    Raises InputError naming file and line: no text, no image, an unusable or repeated one.
+    Raises InputError naming file and line: not text, no image, an unusable or repeated one.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -213,7 +189,7 @@ def read_names(path):
 
 
 def read_boxes(path):
-    """Read the box table: image_id, label (0 … 13), x_min, y_min, x_max, y_max (pixels of the 1024 × 1024 image).
+    """Return the box table: image_id, label (0 … 13), x_min, y_min, x_max, y_max (pixels of the 1024 × 1024 image).
 
     The header may end in empty columns. Raises InputError naming file and row: another header, no row, an unusable
     image, a label that is none of the 14, a box that is not four finite numbers, has no area or leaves the image.

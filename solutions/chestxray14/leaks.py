@@ -1,4 +1,4 @@
-"""Weights that have seen images which a run tests on or holds out, as far as files tell."""
+"""Weights that have seen images which a run tests on or holds out, as far as files show."""
 
 import logging
 import re
@@ -31,10 +31,7 @@ _SIIM = "SIIM's images are NIH's: 3,833 of its 12,047 are in the official test l
 
 
 def origin(config, table, fold):
-    """What the weights of one fold say of themselves: solution, split, fold, number and `names_digest` of the images.
-
-    table: the image table of a run. JSON values, for the `trained_on` of `common.train.loop.fit`.
-    """
+    """Return what the weights of one fold record: solution, split, fold, number and `names_digest` of their images."""
     ids = _trained(table, fold)
     return {"solution": SOLUTION, "split": config.split, "fold": fold, "images": len(ids), "names": names_digest(ids)}
 
@@ -52,24 +49,24 @@ def check_run(config, table):
 
 
 def check_weights(weights, split, unseen=None, own=None):
-    """Refuse weights that are known to have seen what a run must not have seen.
+    """Raise InputError for weights that are known to have seen what a run must not have seen.
 
-    weights: what a NetworkConfig says: imagenet, none or a file. split: the run's; with "all" only `unseen` matters.
-    unseen: image ids by what they are, looked for among the training images of the run that the weights are of: those
-    of its images.parquet without the fold in the file's path. own: `names_digest` of the training images of each fold
-    of this run, None before there are folds; a file outside its run's folder must have been trained on the same.
-    Raises InputError for public CheXNet checkpoints and the torchxrayvision networks trained on NIH's images, for a
-    run of split "all" or on SIIM's images, for a run that trained on one of `unseen`, and for a copied file of which
-    that cannot be told. Of a file about which nothing is known a line is logged.
+    weights: imagenet, none or a file, as in a NetworkConfig. split: the run's; with "all" only `unseen` matters.
+    unseen: group name → image ids that the weights must not have been trained on. own: `names_digest` of the training
+    images of each fold of this run, None before there are folds; a copied file must have been trained on the same.
+
+    Refused are public CheXNet checkpoints and the torchxrayvision networks trained on NIH's images, weights of a run of
+    split "all" or on SIIM's images, of a run that trained on one of `unseen`, and copied files of unknown images. A
+    file about which nothing is known is logged.
     """
     unseen = {name: ids for name, ids in (unseen or {}).items() if len(ids)}
     if weights in ("imagenet", "none") or (split == "all" and not unseen):
         return
     path = Path(weights)
-    told, (folder, config) = _told(path), _run_of(path)
+    recorded, (folder, config) = _recorded(path), _run_of(path)
     ids = _trained_in(folder, config, path)
-    if told and (ids is None or names_digest(ids) != told.get("names")):  # a copy: the folder is not the one it is of
-        ids, config = None, told
+    if recorded and (ids is None or names_digest(ids) != recorded.get("names")):  # a copy of another run's file
+        ids, config = None, recorded
     for name, wanted in unseen.items():
         seen = sorted(set(wanted) & set(() if ids is None else ids))
         if seen:
@@ -78,27 +75,25 @@ def check_weights(weights, split, unseen=None, own=None):
     if split == "official":
         reason = _SIIM if solution == "siim_pneumothorax" else _public(path)
         if solution == SOLUTION and config.get("split") == "all":
-            reason = f"{'the run that they are of' if ids is None else folder} was trained with split all, which holds "
-            reason += "no test image back"
+            run = "their run" if ids is None else folder
+            reason = f"{run} was trained with split all, which holds no test image back"
         if reason:
             raise InputError(f"{path}: these weights have seen official test images: {reason}")
-    if told and ids is None and unseen and own is not None and own != {told.get("names")}:
-        raise InputError(
-            f"{path}: trained on {told.get('images')} images of ChestX-ray14, which are not those that this run trains "
-            "on; whether they are held out here is only told by the folder of the run it is of: name the file there"
-        )
-    if solution != SOLUTION or (unseen and ids is None and not told):
-        log.info(f"{path}: it cannot be told whether these weights have seen the test images; make sure of it")
+    if recorded and ids is None and unseen and own is not None and own != {recorded.get("names")}:
+        n = f"{recorded.get('images')} images of ChestX-ray14 other than those of this run"
+        raise InputError(f"{path}: trained on {n}; only the folder of their run shows which: name the file in there")
+    if solution != SOLUTION or (unseen and ids is None and not recorded):
+        log.info(f"{path}: whether these weights have seen the test images is unknown; make sure that they have not")
 
 
 def _trained(table, fold):
-    """Ids of the images that the networks of one fold train on; all train images for the fold None."""
+    """Return the ids of the images that one fold's networks train on; of all train images for the fold None."""
     train = table[table["split"] == "train"]
     return train.loc[train["fold"] != fold, "image_id"] if fold is not None else train["image_id"]
 
 
 def _run_of(path):
-    """Folder and configuration of the run in which a file lies; (None, {}) for others."""
+    """Return folder and configuration of the run that a file lies in; (None, {}) for other files."""
     for folder in path.resolve().parents[:4]:
         if (folder / "config.json").is_file():
             config = read_json(folder / "config.json")
@@ -107,25 +102,25 @@ def _run_of(path):
 
 
 def _trained_in(folder, config, path):
-    """Ids of the images that a file of a ChestX-ray14 run is trained on; None where the folder does not tell."""
+    """Return the ids of the training images of a file in a ChestX-ray14 run; None where the folder does not show."""
     if config.get("solution") != SOLUTION or not (folder / "images.parquet").is_file():
         return None
     fold = re.fullmatch(r"fold(\d+)", path.resolve().relative_to(folder).parts[0])
     return _trained(read_parquet(folder / "images.parquet"), fold and int(fold[1]))
 
 
-def _told(path):
-    """What a file of this solution says in its metadata of its training images (see `origin`); {} for others."""
+def _recorded(path):
+    """Return what a file of this solution records of its training images (see `origin`); {} for other files."""
     try:
         about = load_weights(path)[1] if path.suffix == ".safetensors" else {}
-    except InputError:  # said by whoever loads it
+    except InputError:  # raised again by the caller that loads it
         return {}
-    told = about.get("trained_on") if isinstance(about, dict) else None
-    return told if isinstance(told, dict) and told.get("solution") == SOLUTION else {}
+    recorded = about.get("trained_on") if isinstance(about, dict) else None
+    return recorded if isinstance(recorded, dict) and recorded.get("solution") == SOLUTION else {}
 
 
 def _public(path):
-    """Why a file is known to have seen the official test images, "" if it is not."""
+    """Return why a file is known to have seen the official test images, "" if it is not."""
     for part in path.parts[-5:]:
         for pattern, reason in PUBLIC:
             if re.fullmatch(pattern, part):
@@ -133,7 +128,7 @@ def _public(path):
     try:
         state = read_state(path)
     except InputError:
-        return ""  # said by whoever loads it
+        return ""  # raised again by the caller that loads it
     for name, value in state.items():  # the layer of 14 sigmoids that this code puts into torchvision's DenseNet
         if re.fullmatch(r"(module\.)?densenet121\.classifier\.0\.weight", name) and len(value) == 14:
             return f"it has the form of {_CHEXNET}"

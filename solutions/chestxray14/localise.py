@@ -1,4 +1,4 @@
-"""`localise`: class activation maps of a run against NIH's boxes (CXR-IRNet, table 3; SDFN, figure 5)."""
+"""Class activation maps of a run against NIH's boxes (CXR-IRNet, table 3; SDFN, figure 5): tables and a page."""
 
 import logging
 
@@ -21,23 +21,23 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NOTES = (
     "The map of a box's class, of networks that did not train on the image, is stretched over the image, scaled to "
     "[0, 1] and cut at a threshold; the prediction is the box around the largest connected region. iou compares that "
-    "box with the true one, region_iou the region's pixels. Several boxes of a class in an image count each, against "
-    "the same map. hit: the map's peak lies in the box.",
-    "place is what no map is needed for: the mean of the class's true boxes of all other patients.",
-    "guided_iou follows the code that CXR-IRNet's authors released, which measures something else than this page: the "
-    "predicted box has the size of the true box and, of the places where the map peaks, the one where it fits best. It "
-    "is no prediction, but the only column beside which the paper's figures can be laid.",
+    "box with the true one, region_iou the region's pixels. Each of several boxes of a class in an image is compared "
+    "with the same map. hit: the map's peak lies in the box.",
+    "place needs no map: it is the mean of the class's true boxes of all other patients.",
+    "guided_iou follows the code that CXR-IRNet's authors released and measures something else: the predicted box has "
+    "the size of the true one and lies at the peak of the map where it fits best. It is not a prediction, but the only "
+    "column that compares with the paper's figures.",
 )
-PAPER_IS = "paper: table 3 of CXR-IRNet, of its feature extractor {} attention; it leaves the threshold open."
+PAPER_NOTE = "paper: table 3 of CXR-IRNet, of its feature extractor {} attention; its threshold is not published."
 NO_PAPER = (
-    "Table 3 of CXR-IRNet is about its feature extractor on whole images, before the feature weighting: networks that "
-    "this run does not have, so that its figures are not shown."
+    "Table 3 of CXR-IRNet is about its feature extractor on whole images, before the feature weighting; this run has "
+    "no such network, so its figures are not shown."
 )
 WEIGHTED = (
-    "The features are weighted, so that the map of the whole image is counted from its lowest evidence and lies where "
-    "the weighting's masks do ({}): what lies outside them cannot be found."
+    "The features are weighted, so the map of the whole image is counted from its lowest evidence and lies within the "
+    "weighting's masks ({}): findings outside them cannot be found."
 )
-NO_GAIN = "The maps point nowhere better than the class's usual place"
+NO_GAIN = "The maps locate findings no better than the class's usual place"
 
 
 def write_localisation(job, thresholds=THRESHOLDS, out=None):
@@ -48,7 +48,9 @@ def write_localisation(job, thresholds=THRESHOLDS, out=None):
     """
     out, config = out or job.run.folder, job.config
     boxes, left_out = usable_boxes(job.images, config.folds)
-    boxes["prob"] = _probs(job.run, boxes)
+    predictions = pd.concat([read_parquet(job.run.path(f"{name}.parquet")) for name in ("oof", "test")])
+    probs = predictions.set_index("image_id").loc[boxes["image_id"], list(LABELS)].to_numpy()
+    boxes["prob"] = probs[np.arange(len(boxes)), boxes["label"]]
     maps = class_maps(job, boxes)
     found = measure(boxes, maps, tuple(sorted(set(thresholds))), config.seed)
     table = class_table(found.boxes, paper_column(config), seed=config.seed)
@@ -56,7 +58,17 @@ def write_localisation(job, thresholds=THRESHOLDS, out=None):
     write_csv(out / "localisation.csv", found.boxes.assign(label=names).drop(columns=["row", "map"]))
     write_csv(out / "localisation_table.csv", table)
     _write_page(out / "localisation.html", job, found, table, maps, left_out)
-    _log(found, table, left_out, out)
+    row = table.set_index("label").loc[ALL]
+    log.info(
+        f"mean IoU {row.iou:.4f} [{row.low:.4f}, {row.high:.4f}] over {row.boxes:.0f} boxes of {row.patients:.0f} "
+        f"patients, {_threshold_text(found)}; place alone {row.place_iou:.4f}; peak in the box {row.hit:.1%}; guided "
+        f"as in the paper's code {row.guided_iou:.4f}"
+    )
+    if row.gain <= 0:
+        log.info(f"{NO_GAIN}: over all boxes their IoU is lower by {-row.gain:.4f}")
+    if left_out:
+        log.info(f"{left_out} boxes left out: their images were trained on, or cannot be read")
+    log.info(f"{out / 'localisation_table.csv'}, localisation.csv and localisation.html")
 
 
 STEP = Step(
@@ -68,82 +80,54 @@ STEP = Step(
 )
 
 
-def _probs(run, boxes):
-    """The probability that the run gives to the class of each box."""
-    tables = [read_parquet(run.path(f"{name}.parquet")) for name in ("oof", "test")]
-    probs = pd.concat(tables).set_index("image_id").loc[boxes["image_id"], list(LABELS)].to_numpy()
-    return probs[np.arange(len(boxes)), boxes["label"]]
-
-
-# ---- what is shown -------------------------------------------------------------------------------------------------
-
-
-def _log(found, table, left_out, out):
-    whole = table.set_index("label").loc[ALL]
-    how = "each chosen on the other half of the patients" if found.nested else "as asked for"
-    log.info(
-        f"mean IoU {whole.iou:.4f} [{whole.low:.4f}, {whole.high:.4f}] over {whole.boxes:.0f} boxes of "
-        f"{whole.patients:.0f} patients, threshold {' and '.join(f'{t:g}' for t in found.chosen)}, {how}; place alone "
-        f"{whole.place_iou:.4f}; peak in the box {whole.hit:.1%}; guided as the paper's code {whole.guided_iou:.4f}"
+def _threshold_text(found):
+    thresholds = " and ".join(f"{t:g}" for t in found.chosen)
+    return (
+        f"thresholds {thresholds}, tuned on the other half of the patients"
+        if found.nested
+        else (f"threshold {thresholds}")
     )
-    if whole.gain <= 0:
-        log.info(f"{NO_GAIN}: over all boxes their IoU is lower by {-whole.gain:.4f}")
-    if left_out:
-        log.info(f"{left_out} boxes left out: their images were trained on, or cannot be read")
-    log.info(f"{out / 'localisation_table.csv'}, localisation.csv and localisation.html")
 
 
 def _write_page(path, job, found, table, maps, left_out):
-    whole = table.set_index("label").loc[ALL]
+    row, paper, structures = table.set_index("label").loc[ALL], paper_column(job.config), job.images.about["structures"]
+    gain = page.interval_text(row.gain, row.gain_low, row.gain_high)
     cards = [
-        ("Mean IoU", whole.iou, f"95 % interval {page.as_text(whole.low)}–{page.as_text(whole.high)}, by patient"),
-        (
-            "Place alone",
-            whole.place_iou,
-            f"gain of the maps {page.as_text(whole.gain)} "
-            f"[{page.as_text(whole.gain_low)}, {page.as_text(whole.gain_high)}]",
-        ),
-        ("Peak in the box", f"{whole.hit:.0%}", f"middle of the mean place: {whole.place_hit:.0%}"),
-        ("Boxes", int(whole.boxes), f"{whole.patients:.0f} patients; {left_out} left out"),
+        ("Mean IoU", row.iou, f"95 % interval {page.as_text(row.low)}–{page.as_text(row.high)}, by patient"),
+        ("Place alone", row.place_iou, f"gain of the maps {gain or '–'}"),
+        ("Peak in the box", f"{row.hit:.0%}", f"centre of the mean place: {row.place_hit:.0%}"),
+        ("Boxes", int(row.boxes), f"{row.patients:.0f} patients; {left_out} left out"),
     ]
     curve = plots.line_with_peak(found.curve["threshold"], found.curve["iou"], "threshold", "mean IoU of boxes")
-    kept, paper = " and ".join(f"{t:g}" for t in found.chosen), paper_column(job.config)
-    structures = job.images.about["structures"]
-    weighted = [WEIGHTED.format(" and ".join(structures))] if structures else []
-    how = f"Thresholds {kept}, of the halves of the patients." if found.nested else f"Threshold {kept}."
     parts = [
         page.cards(cards),
         synthetic_note(job.run),
-        page.note(f"{NO_GAIN}.", "warning") if whole.gain <= 0 else None,
+        page.note(f"{NO_GAIN}.", "warning") if row.gain <= 0 else None,
         page.section(
             "How it is measured",
             *NOTES,
-            PAPER_IS.format("without" if paper else "with") if paper is not None else NO_PAPER,
-            *weighted,
-            how,
+            NO_PAPER if paper is None else PAPER_NOTE.format("without" if paper else "with"),
+            *([WEIGHTED.format(" and ".join(structures))] if structures else []),
+            f"Here: {_threshold_text(found)}.",
         ),
-        page.section(
-            "Classes",
-            *_tables(table),
-            page.figure(curve, "One threshold for all boxes, scored on the boxes that show it to be best"),
-        ),
+        page.section("Classes", *_tables(table), page.figure(curve, "One threshold for all boxes, not nested")),
         page.section(
             "Pictures",
-            "Of each class the best, a middling and the worst box by IoU. "
-            "Violet to yellow is the map from its lowest to its highest, whatever the probability is.",
+            "The best, median and worst box of each class by IoU. Violet to yellow: the map's lowest to highest value, "
+            "whatever the probability.",
             *_galleries(job.images, found.boxes, maps),
         ),
     ]
-    subtitle = f"run {job.run.folder.name}, preset {job.preset}"
-    page.write_page(path, "ChestX-ray14: where the maps point", subtitle, [part for part in parts if part is not None])
+    title, subtitle = "ChestX-ray14: where the maps point", f"run {job.run.folder.name}, preset {job.preset}"
+    page.write_page(path, title, subtitle, [part for part in parts if part is not None])
 
 
 def _tables(table):
     shares = [name for name in table if name.startswith("found_")]
     for caption, columns in (
-        ("Maps and place, means over the boxes", ["iou", "low", "high", "place_iou", "gain", "gain_low", "gain_high"]),
-        ("Regions and peaks, means over the boxes", ["region_iou", "hit", "place_hit"]),
-        ("Share of the boxes with an IoU above 0.1 to 0.7", shares),
+        ("Maps and place, means over boxes", ["iou", "low", "high", "place_iou", "gain", "gain_low", "gain_high"]),
+        ("Regions and peaks, means over boxes", ["region_iou", "hit", "place_hit"]),
+        ("Share of boxes with an IoU above 0.1 to 0.7", shares),
         ("Boxes of the true size, and the paper's", ["guided_iou", *({"paper"} & set(table))]),
     ):
         yield page.table(table[["label", "boxes", *columns]], caption, dict.fromkeys(columns, ".3f"))
@@ -152,20 +136,16 @@ def _tables(table):
 def _galleries(images, boxes, maps):
     for label, mine in boxes.groupby("label"):
         order = mine.sort_values("iou", ascending=False, kind="stable")
-        at = sorted({0, len(order) // 2, len(order) - 1})
-        items = [_item(images, order.iloc[k], maps) for k in at]
+        places = sorted({0, len(order) // 2, len(order) - 1})
+        items = [_item(images, order.iloc[place], maps) for place in places]
         yield gallery(items, f"{LABELS[label]}, {len(order)} boxes", overlay=heat_overlay)
 
 
 def _item(images, box, maps):
     image = np.asarray(images.store.images[box["row"]])
-    scale = image.shape[0] / BOX_SIDE
-    heat = maps.heat(box["map"])
-    found = box[[f"found_{name}" for name in BOX]].to_numpy(float)
-    name = LABELS[box["label"]]
+    scale, found = image.shape[0] / BOX_SIDE, box[[f"found_{name}" for name in BOX]].to_numpy(float)
+    truth = [(box[BOX].to_numpy(float) * scale, LABELS[box["label"]])]
     prediction = [(found * scale, f"IoU {box['iou']:.2f}")] if np.isfinite(found).all() else []
-    peaked = "in" if box["hit"] else "outside"
-    caption = (
-        f"{box['image_id']}, probability {box['prob']:.2f}: IoU {box['iou']:.2f} at {box['threshold']:g}, peak {peaked}"
-    )
-    return (image, heat), [(box[BOX].to_numpy(float) * scale, name)], prediction, caption
+    place = "inside" if box["hit"] else "outside"
+    caption = f"{box['image_id']}, probability {box['prob']:.2f}: IoU {box['iou']:.2f} at {box['threshold']:g}"
+    return (image, maps.heat(box["map"])), truth, prediction, f"{caption}, peak {place}"

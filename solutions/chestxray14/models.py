@@ -1,4 +1,4 @@
-"""What is built: a timm backbone with CXR-IRNet's two additions in front and behind, and SDFN's fusing layer."""
+"""The networks: a timm backbone with CXR-IRNet's attention and weighting, SDFN's fusing layer, and their figures."""
 
 from functools import cache
 
@@ -34,9 +34,9 @@ class ChestNet(models.Normalised):
         self.head = ExactLinear(width, len(LABELS))
 
     def features(self, images):
-        """The last feature map, weighted where the network does so: float32 (B, K, h, w).
+        """Return the last feature map, weighted where the network does so, float32 (B, K, h, w).
 
-        An image whose mask is empty is looked at whole. Raises InputError for a wrong number of channels.
+        An empty mask counts as a full one. Raises InputError for a wrong number of channels.
         """
         if images.ndim != 4 or images.shape[1] != 1 + self.weighting:
             wanted = "a gray and a mask channel, (B, 2, H, W)" if self.weighting else "one gray channel, (B, 1, H, W)"
@@ -45,14 +45,14 @@ class ChestNet(models.Normalised):
         return weigh_features(maps, images[:, 1:].float() / 255) if self.weighting else maps
 
     def pooled(self, images):
-        """The mean of the feature map over its cells, float32 (B, K): what the last layer sees."""
+        """Return the mean of the feature map over its cells, float32 (B, K): the input of the last layer."""
         return self.features(images).mean((2, 3))
 
     def forward(self, images):
         return self.head(self.dropout(self.pooled(images)))
 
     def cam(self, images):
-        """Class activation maps float32 (B, 14, h, w); their mean over the cells and the layer's bias are the logits.
+        """Return class activation maps, float32 (B, 14, h, w); their mean over cells plus the bias are the logits.
 
         Source: Zhou et al. 2016, Learning deep features for discriminative localization.
         """
@@ -74,7 +74,7 @@ class FusionNet(ExactLinear):
 
 
 def build_network(config, weights=None):
-    """The ChestNet of a NetworkConfig, with the pretrained backbone that `weights`, by default its own, names.
+    """Return the ChestNet of a NetworkConfig, with pretrained weights: `weights`, by default those of the config.
 
     A file of weights must hold at least the whole backbone. Raises InputError for a network that timm does not have,
     or that gives no feature map at config.size, and for weights that do not fit.

@@ -28,8 +28,8 @@ from solutions.chestxray14.scoring import by_fold, epoch_chosen, score_part
 from solutions.chestxray14.views import FeatureDataset, pooled_features, view_dataset
 
 log = logging.getLogger(__name__)
+PREPARED = ("split", "n_folds", "seed", "store_size")  # settings, beside those of the lungs, that `prepare` follows
 LUNGS = "lungs.safetensors"  # the exported segmenter
-
 
 # ---- what a fold trains --------------------------------------------------------------------------------------------
 
@@ -41,18 +41,17 @@ def networks(job):
 
 def fold_networks(config, fold):
     """Return the Networks of one fold."""
-    views = [view_network(config, fold, stage) for stage in config.stages]
+    views = [view_network(own, fold, stage) for stage, own in zip(config.stages, config.branches, strict=True)]
     return [*views, fusion_network(config, fold, views)] if config.is_fused else views
 
 
 def view_network(config, fold, stage):
-    """Return the network of a view, whole or lungs (CXR-IRNet, 3; SDFN, B.3)."""
-    own = getattr(config, stage)
+    """Return the network of a view, whole or lungs, by its NetworkConfig (CXR-IRNet, 3; SDFN, B.3)."""
 
     def dataset(job, rows, augment, targets):
-        return view_dataset(job.images, rows, own, stage, augment, targets)
+        return view_dataset(job.images, rows, config, stage, augment, targets)
 
-    return _classifier(fold, stage, own, partial(build_network, own), dataset)
+    return _classifier(fold, stage, config, partial(build_network, config), dataset)
 
 
 def fusion_network(config, fold, branches):
@@ -93,6 +92,11 @@ def suffixes(config):
     return ("", *(f"_{stage}" for stage in config.stages)) if config.views == "both" else ("",)
 
 
+def prediction_key(config):
+    """Return what predictions follow from besides weights and pixels."""
+    return [config.tta, config.views, config.combine, [(one.resize, one.size) for one in config.branches]]
+
+
 def predict_rows(job, folds, rows, path, title):
     """Return the tables of probabilities of one fold's networks: the answer and, with two views, each view."""
     trained, flips = fold_networks(job.config, folds[0]), "flip" in job.config.tta
@@ -104,10 +108,8 @@ def predict_rows(job, folds, rows, path, title):
     if job.config.is_fused:
         features = pooled_features(job, trained[:-1], rows, flips)
         found[""] = trained[-1].load(job.run).probs(features)
-    tables = {suffix: pd.DataFrame(found[suffix], columns=CLASSES) for suffix in suffixes(job.config)}
-    for table in tables.values():
-        table.insert(0, "image_id", job.images.ids(rows))
-    return tables
+    ids = pd.DataFrame({"image_id": job.images.ids(rows)})
+    return {name: ids.assign(**dict(zip(CLASSES, found[name].T, strict=True))) for name in suffixes(job.config)}
 
 
 def mean_over_folds(suffix, tables):
@@ -126,35 +128,23 @@ def choose(job, oof):
     rows, folds = images.rows_of(oof.table["image_id"]), oof.table["fold"].to_numpy()
     truth, probs = labels_of(images, rows), oof.table[CLASSES].to_numpy()
     points = nested_youden(truth, probs, folds, images.patients(rows), config.seed)
-    table = pd.DataFrame(
-        {
-            "label": LABELS,
-            "threshold": points.thresholds,
-            "sensitivity": points.sensitivity,
-            "specificity": points.specificity,
-            "brier": brier(truth, probs),
-            "calibration_error": expected_calibration_error(truth, probs),
-        }
-    )
+    table = pd.DataFrame({"label": LABELS, "threshold": points.thresholds, "sensitivity": points.sensitivity})
+    table["specificity"], table["brier"] = points.specificity, brier(truth, probs)
+    table["calibration_error"] = expected_calibration_error(truth, probs)
     thresholds = [None if np.isnan(value) else value for value in points.thresholds.tolist()]  # labels of one kind
-    parts = {
-        "oof": score_part(images, oof.table, config.seed),
-        "test": score_part(images, known_test(job), config.seed),
-    }
+    parts = [("oof", oof.table), ("test", known_test(job))]
+    parts = {name: score_part(images, part, config.seed) for name, part in parts}
     if parts["oof"] is None:
         raise InputError(f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
     within = by_fold(truth, probs, folds)
-    within["mean"] = None if np.isnan(within["mean"]) else within["mean"]  # JSON has no NaN
+    within |= {"mean": None} if np.isnan(within["mean"]) else {}  # JSON has no NaN
     parts["oof"][1].update(by_fold=within, epoch_chosen_on_these=epoch_chosen(config))
     classes = pd.concat([part[0].assign(split=name) for name, part in parts.items() if part], ignore_index=True)
     figures = {"auroc": parts["oof"][1]["mean"], **{name: part and part[1] for name, part in parts.items()}}
     figures["official"] = {name: value for name, value in images.about.items() if name != "pixels"}
-    return Choice(
-        {"thresholds": dict(zip(LABELS, thresholds, strict=True))},
-        figures["auroc"]["estimate"],
-        figures,
-        {"operating_points.csv": table, "classes.csv": classes[["split", *classes.columns.drop("split")]]},
-    )
+    tables = {"operating_points.csv": table, "classes.csv": classes[["split", *classes.columns.drop("split")]]}
+    rule = {"thresholds": dict(zip(LABELS, thresholds, strict=True))}
+    return Choice(rule, figures["auroc"]["estimate"], figures, tables)
 
 
 def known_test(job):
@@ -165,13 +155,11 @@ def known_test(job):
 
 def describe(figures):
     """Return the lines that say the scores, out of fold and of the test images whose labels are known."""
-    lines = []
+    lines, text = [], "mean AUROC {} {estimate:.4f} [{low:.4f}, {high:.4f}] over"
     for name, where in (("oof", "out of fold"), ("test", figures["official"]["test_name"])):
         if part := figures[name]:
-            lines.append(
-                "mean AUROC {} {estimate:.4f} [{low:.4f}, {high:.4f}] over ".format(where, **part["mean"])
-                + f"{part['classes']} classes, {part['images']:,} images of {part['patients']:,} patients"
-            )
+            size = f"{part['classes']} classes, {part['images']:,} images of {part['patients']:,} patients"
+            lines.append(f"{text.format(where, **part['mean'])} {size}")
     within = figures["oof"]["by_fold"]
     if within["folds"] > 1 and within["mean"] is not None:
         lines[0] += f"; mean within each of the {within['folds']} folds {within['mean']:.4f}"
@@ -183,11 +171,9 @@ def describe(figures):
 def hidden_score(job, submission):
     """Return the mean AUROC of the sample's test list, whose labels are in its table."""
     test = known_test(job)
-    if not len(test):
-        return None
     truth = labels_of(job.images, job.images.rows_of(test["image_id"]))
-    value = mean_of_defined(auroc(truth, test[CLASSES].to_numpy(), np.nan))
-    return {"metric": "auroc", "value": float(value), "nothing": 0.5}
+    value = float(mean_of_defined(auroc(truth, test[CLASSES].to_numpy(), np.nan))) if len(test) else None
+    return value and {"metric": "auroc", "value": value, "nothing": 0.5}
 
 
 def answer(job, test, rule, neutral):
@@ -195,27 +181,20 @@ def answer(job, test, rule, neutral):
     images = job.images.at(job.images.rows("test"))
     found = test.table.set_index("image_id")[CLASSES].reindex(images["image_id"]).to_numpy(copy=True)
     found[~images["ok"].to_numpy()] = [neutral[label] for label in LABELS]
-    table = pd.DataFrame(found, columns=CLASSES).map(lambda value: f"{value:.6g}")
-    table.insert(0, data.SAMPLE[0], images["file_name"].to_numpy())
-    return table
-
-
-def made_with(config):
-    """Return the settings that decide what `prepare` makes."""
-    return {name: getattr(config, name) for name in ("split", "n_folds", "seed", "store_size")} | lung_settings(config)
+    names = pd.DataFrame({data.SAMPLE[0]: images["file_name"].to_numpy()})
+    return names.join(pd.DataFrame(found, columns=CLASSES).map(lambda value: f"{value:.6g}"))
 
 
 def use_segmenter(config, files):
     """Return the configuration with the exported segmenter, where one belongs to the export."""
-    if LUNGS not in files:
-        return config
-    return replace(config, segmenter=replace(config.segmenter, weights=str(files[LUNGS])))
+    weights = str(files.get(LUNGS, config.segmenter.weights))
+    return replace(config, segmenter=replace(config.segmenter, weights=weights))
 
 
 SOLUTION = Solution(
     "chestxray14",
     "auroc",
-    made_with=made_with,
+    made_with=lambda config: {name: getattr(config, name) for name in PREPARED} | lung_settings(config),
     read=data.read_competition,
     refine=add_lungs,
     read_test=data.read_test,
@@ -225,7 +204,7 @@ SOLUTION = Solution(
     predict=predict_rows,
     suffixes=suffixes,
     pool=mean_over_folds,
-    prediction_key=lambda config: [config.tta, config.views, config.combine],
+    prediction_key=prediction_key,
     choose=choose,
     chosen=("operating_points.csv", "classes.csv"),
     decision_key=lambda config: None,

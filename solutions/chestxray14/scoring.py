@@ -12,15 +12,15 @@ from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import labels_of
 
 MEAN = "mean"  # the last row of every table: over the classes that have an AUROC
-FEW = 5  # positive patients under which an interval says little: how much they differ cannot be seen
+FEW = 5  # positive patients, below which an interval is unreliable: it cannot reflect how much patients differ
 
 
 def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
     """Return a row for each of C labels and their mean.
 
     Columns: label, images, positive (images), positive_patients, auroc, low, high, delong_low, delong_high. y: 0/1
-    (N, C); score: real (N, C); patients: (N,) for the bootstrap that gives low and high, None for images that stand
-    alone. DeLong's interval takes images for independent; the mean has none. A label with images of one kind gets NaN
+    (N, C); score: real (N, C); patients: (N,) for the bootstrap that gives low and high, None for independent
+    images. DeLong's interval treats images as independent; the mean has none. A label with images of one kind gets NaN
     and is left out of the mean. Raises InputError for other shapes and NaN, and for fewer than two patients (images,
     where they are not known).
     """
@@ -40,9 +40,9 @@ def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
 
 
 def comparison(y, score, other, patients, labels, n_resamples=1000, seed=0):
-    """Return a row for each of C labels and their mean: score's AUROC minus other's, and how sure that is.
+    """Return a row for each of C labels and their mean: score's AUROC minus other's, with p-values.
 
-    Columns: label, difference, difference_low, difference_high and p_bootstrap (patients weighed alike for both),
+    Columns: label, difference, difference_low, difference_high and p_bootstrap (the same weights of patients for both),
     p_delong (a label's), p_delong_holm (corrected for the number of labels), p_t_test (the mean's: `t_test` over the
     labels). Two-sided p-values. y, score, other, patients and errors: as in `class_table`.
     """
@@ -59,9 +59,8 @@ def comparison(y, score, other, patients, labels, n_resamples=1000, seed=0):
 def t_test(differences):
     """Return the two-sided p-value of the paired t-test over per-class differences (C,), NaN ones left out.
 
-    NaN with fewer than two of them; 1 where all are 0. This is how we read SDFN's test, of which the paper says that it
-    is a paired t-test; CXR-IRNet has none. It asks whether the classes agree on the direction, not whether other
-    patients would.
+    NaN with fewer than two of them; 1 where all are 0. This is our reading of SDFN's test, which the paper calls a
+    paired t-test. It asks whether the classes agree on the direction, not whether other patients would.
     """
     known = differences[~np.isnan(differences)]
     if len(known) < 2:
@@ -82,7 +81,7 @@ def score_part(images, table, seed, n_resamples=1000):
     """Return the `class_table` and the summary of predictions of images with labels; None for under two patients.
 
     Classes whose labels are all of one kind have no AUROC and are left out of the mean. Intervals: bootstrap by
-    patient, and DeLong's, which takes images for independent.
+    patient, and DeLong's, which treats images as independent.
     """
     rows = images.rows_of(table["image_id"])
     patients = images.at(rows)["patient_id"].to_numpy()
@@ -97,9 +96,9 @@ def score_part(images, table, seed, n_resamples=1000):
 def by_fold(y, score, folds):
     """Return the mean AUROC of out-of-fold scores that ranks within folds only: mean, classes, folds.
 
-    y: 0/1 (N, C); score: real (N, C); folds: int (N,). Pooled scores put those of several networks into one list, which
-    costs where their scales differ. Each label's AUROC is averaged over the folds that have it, and that over labels;
-    where every fold has every label, it is the mean of the folds' means. mean is NaN where no fold has any.
+    y: 0/1 (N, C); score: real (N, C); folds: int (N,). Ranking the scores of several networks in one list lowers the
+    AUROC where their scales differ. Each label's AUROC is averaged over the folds that have it, and then over labels.
+    mean is NaN where no fold has any.
     """
     areas = np.stack([auroc(y[folds == k], score[folds == k], np.nan) for k in np.unique(folds)])
     labels = mean_of_defined(areas.T)
@@ -107,9 +106,9 @@ def by_fold(y, score, folds):
 
 
 def epoch_chosen(config):
-    """Whether a network of this Config kept the weights that did best on the fold that it holds out."""
-    stages = [*config.stages, *["fusion"] * config.is_fused]
-    return any(_kept(getattr(config, stage)) not in ("last", "classic", "ema") for stage in stages)
+    """Return whether a network of this Config kept the weights that did best on the fold that it holds out."""
+    trainings = [*config.branches, *[config.fusion] * config.is_fused]
+    return any(_kept(training) not in ("last", "classic", "ema") for training in trainings)
 
 
 def _kept(fit):
@@ -118,10 +117,10 @@ def _kept(fit):
 
 
 def few(table):
-    """Rows of a `class_table`, as bool (C + 1,), whose AUROC rests on fewer than FEW positive patients."""
+    """Return which rows of a `class_table` have an AUROC of fewer than FEW positive patients, bool (C + 1,)."""
     return ((table["positive_patients"] < FEW).fillna(False).astype(bool) & table["auroc"].notna()).to_numpy()
 
 
 def undefined(table):
-    """Labels of a `class_table` that have no AUROC."""
+    """Return the labels of a `class_table` that have no AUROC."""
     return table.loc[table["auroc"].isna() & (table["label"] != MEAN), "label"].tolist()

@@ -17,9 +17,9 @@ from solutions.chestxray14.localise_scores import (
     ALL,
     CLASSES,
     PAPER,
-    chosen_thresholds,
     class_table,
     measure,
+    nested_choice,
     other_patients_box,
     paper_column,
 )
@@ -222,8 +222,8 @@ def test_a_looser_threshold_gives_a_larger_box():
 
 def test_thresholds_are_chosen_on_the_other_part():
     scores = np.array([[0.9, 0.1], [0.8, 0.3], [0.2, 0.7], [0.1, 0.6]])
-    assert chosen_thresholds(scores, np.array([0, 0, 1, 1])).tolist() == [1, 1, 0, 0]
-    assert chosen_thresholds(scores, np.zeros(4, int)).tolist() == [0] * 4  # the means are 0.5 and 0.425
+    assert nested_choice(scores, np.array([0, 0, 1, 1])).tolist() == [1, 1, 0, 0]
+    assert nested_choice(scores, np.zeros(4, int)).tolist() == [0] * 4  # the means are 0.5 and 0.425
     cam, box = _square(8, 8)
     grown = (box[0] - 27, box[1] - 27, box[2] + 27, box[3] + 27)
     boxes = _boxes(*((patient, 1, k, grown) for k, patient in enumerate("aabb")))
@@ -337,7 +337,7 @@ def test_a_run_of_both_views_on_the_sample(run_copy, command, refused):
     assert found["prob"].tolist() == pytest.approx([probs.at[box.image_id, box.label] for box in found.itertuples()])
     html = (run_copy / "localisation.html").read_text()
     assert html.count("data:image/jpeg") == found.groupby("label").size().clip(upper=3).sum()
-    assert ("nowhere better than" in html) == ("nowhere better than" in done.out) == (classes.loc[ALL, "gain"] <= 0)
+    assert ("no better than" in html) == ("no better than" in done.out) == (classes.loc[ALL, "gain"] <= 0)
     assert "its figures are not shown" in html and "paper" not in classes
     assert "Synthetic radiographs" in html and set(images["image_id"]) >= set(found["image_id"])
     command("localise", "run", "--threshold", "0.6", "--out", "more")
