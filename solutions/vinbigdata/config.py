@@ -1,4 +1,4 @@
-"""The numbers of the VinBigData recipes beside their source; those of the augmentations stand in augment.py.
+"""The numbers of the VinBigData recipes beside their source; those of the augmentations are in augment.py.
 
 "Paper" is Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases.
 """
@@ -30,11 +30,10 @@ CLASSES = (
     "No finding",
 )
 NO_FINDING = 14
-IOU = 0.4  # of the competition's metric: a detection matches above it
-
+NOTHING = "14 1 0 0 1 1"  # the answer for an image without findings
+SAMPLE = ["image_id", "PredictionString"]  # columns of a submission
 AUGMENTATIONS = ("none", "flip", "built_in", "noise", "both", "both_no_rotation", "podium")
 ARCHITECTURES = ("faster_rcnn", "retinanet", "fcos")
-Rule = Literal["replace", "append", "none"]
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,16 @@ class DetectorConfig(FitConfig):
     size: int = 1024
     """Side of the network's images. Paper: not given (its library's default shorter side is 800)."""
     channels: int = 256
-    """Of the feature pyramid. COCO weights have 256."""
+    """Channels of the feature pyramid. COCO weights have 256."""
     abnormal_only: bool = True
-    """Train on images with a finding alone. Paper: yes."""
+    """Train only on images with a finding. Paper: yes."""
     nms: float = 0.8
-    """Boxes of one class that overlap more than this are one. Paper: 0.8."""
+    """Of boxes of one class that overlap by more, the best is kept. Paper: 0.8."""
     per_image: int = 100
-    """Boxes kept of an image. Paper: 100."""
+    """Boxes kept per image. Paper: 100."""
     # Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations; validated every 1,000. 10,000 iterations of 4
-    # are about 9.6 epochs of the 4,174 abnormal training images (95 % of 4,394). Optimiser: the library's default, SGD;
-    # its rise of the rate over the first steps too. Here every epoch is validated.
+    # are about 9.6 epochs of the 4,174 abnormal training images (95 % of 4,394). Optimiser and warm-up: the library's
+    # defaults. Here every epoch is validated.
     epochs: int = 10
     lr: float = 1e-3
     batch_size: int = 4
@@ -92,33 +91,33 @@ class HealthyConfig(FitConfig):
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How raters' boxes, and the boxes of several networks, become one set."""
+    """How the boxes of several raters, and those of several networks, become one set."""
 
     raters: Literal["wbf", "nms", "none"] = "wbf"
-    """Boxes of several raters, per class. Paper: not said; the winners fused them."""
+    """How the raters' boxes of a class are fused. Paper: not given; the winners fused them."""
     raters_iou: float = 0.4
     weights: tuple[float, ...] = (5.0, 2.0, 1.0, 1.0, 1.0, 1.0)
-    """Of the members, best first by their validation score; 1 for those beyond. Paper: 5, 2, 1, 1, 1, 1."""
+    """Weights of the members, best first by validation score; 1 for further ones. Paper: 5, 2, 1, 1, 1, 1."""
     iou: tuple[float, ...] = (0.4,)
     """Overlaps tried for weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4."""
     skip: tuple[float, ...] = (0.0,)
     """Least scores tried. Winners: 0 to 0.001."""
     method: Literal["wbf", "nms", "soft_nms", "nmw", "none"] = "wbf"
-    """One network's boxes alone are left as they are: the paper found that WBF on one model lowers the score."""
+    """One network's boxes are left as they are: the paper found that WBF on one model lowers the score."""
     try_weights: tuple[float, ...] = ()
-    """Weights tried for one member after the other, out of fold, from `weights` on."""
+    """Weights tried out of fold for one member after the other, starting from `weights`."""
 
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """What the 2CC's probability of health does to an image's boxes; every combination is tried out of fold."""
+    """How the 2CC's probability of health changes an image's boxes; every combination is tried out of fold."""
 
-    rule: tuple[Rule, ...] = ("replace",)
+    rule: tuple[Literal["replace", "append", "none"], ...] = ("replace",)
     """Rules tried. replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes alone."""
     alpha: tuple[float, ...] = (0.997,)
-    """replace: above it, all boxes give way to `14 1 0 0 1 1`. Paper: 0.997."""
+    """replace: above it, all boxes are replaced by `14 1 0 0 1 1`. Paper: 0.997."""
     beta: tuple[float, ...] = (0.3,)
-    """replace: above it, up to alpha, the no-finding box joins the others. Paper: 0.3."""
+    """replace: above it, up to alpha, the no-finding box is added to the others. Paper: 0.3."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +126,17 @@ class Config:
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     members: tuple[str, ...] = ("none", "flip", "built_in", "noise", "both", "both_no_rotation")
-    """The detectors that are fused, one network each: an augmentation, or with another architecture than detector's
-    `architecture-augmentation`, such as fcos-flip. Paper: its six best, among them figure 1's."""
+    """The detectors that are fused: each an augmentation or, for another architecture than the detector's,
+    `architecture-augmentation`, such as fcos-flip. Paper: its six best, including figure 1's."""
     healthy: HealthyConfig = field(default_factory=HealthyConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     n_folds: int = 20
-    """Paper: 750 of 15,000 images validate, one fold of 20."""
+    """Paper: 750 of 15,000 images for validation, one fold of 20."""
     healthy_folds: int = 5
-    """Of the 2CC, a divisor of n_folds; all are trained. 0: the detectors' folds. Paper: 5."""
+    """Folds of the 2CC, a divisor of n_folds; all are trained. 0: the detectors' folds. Paper: 5."""
     rater_aware: bool = False
-    """Spread every rater's images evenly over the folds too: three of the 17 read 94 % of the images with findings."""
+    """Balance the folds over the raters too: three of the 17 read 94 % of the images with findings."""
     folds: tuple[int, ...] = (0,)
     """Folds that are trained and scored."""
     tta: tuple[Literal["flip"], ...] = ()
@@ -147,12 +146,13 @@ class Config:
 
     def __post_init__(self):
         check_folds(self.folds, self.n_folds)
+        sizes = self.detector.size, self.healthy.size
         if self.seed < 0:
             raise InputError(f"seed must be at least 0, not {self.seed}")
-        if self.store_size < max(self.detector.size, self.healthy.size):
-            raise InputError(f"store_size {self.store_size} is under the {self.detector.size} px of a network")
-        if min(self.detector.size, self.healthy.size) < 32:
-            raise InputError(f"size must be at least 32 px, not {min(self.detector.size, self.healthy.size)}")
+        if self.store_size < max(sizes):
+            raise InputError(f"store_size {self.store_size} is under the {max(sizes)} px of a network")
+        if min(sizes) < 32:
+            raise InputError(f"size must be at least 32 px, not {min(sizes)}")
         if not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}: name at least one augmentation, each once")
         for member in self.members:
@@ -165,30 +165,30 @@ class Config:
             raise InputError(f"healthy_folds must be {wanted}, not {self.healthy_folds}")
 
     def detector_of(self, member):
-        """The DetectorConfig of a member."""
+        """Return the DetectorConfig of a member."""
         return dataclasses.replace(self.detector, architecture=member_parts(member, self.detector.architecture)[0])
 
     @property
     def healthy_trained(self):
-        """Folds of the 2CC that are trained; image i of fold k is held out of number k mod `healthy_modulus`."""
+        """Folds of the 2CC that are trained; number k mod `healthy_modulus` has not seen the images of fold k."""
         return tuple(range(self.healthy_folds)) if self.healthy_folds else self.folds
 
     @property
     def healthy_modulus(self):
-        """In how many folds the 2CC parts the images."""
+        """Number of folds that the images have for the 2CC."""
         return self.healthy_folds or self.n_folds
 
 
 def member_parts(member, architecture):
-    """(architecture, augmentation) of a member's name; `architecture` where it names none."""
+    """Return (architecture, augmentation) of a member's name; `architecture` where it names none."""
     first, _, rest = member.partition("-")
     return (first, rest) if rest else (architecture, member)
 
 
 PAPER = Config()
 
-# The winners' techniques with current parts: another backbone, three families of detectors, raters fused, flip TTA, No
-# finding on every image.
+# The winners' techniques with a current backbone: three families of detectors, fused raters, flip TTA, No finding on
+# every image.
 PODIUM = Config(
     detector=DetectorConfig(
         backbone="convnext_small.fb_in22k_ft_in1k",
@@ -210,7 +210,7 @@ PODIUM = Config(
 )
 
 # Two CPU cores, minutes: the paper's cascade with small networks on small images. The last epochs are kept, so that no
-# score is flattered by a choice among epochs.
+# choice among epochs inflates the scores.
 DEMO = Config(
     detector=DetectorConfig(
         backbone="tf_efficientnet_lite0",
@@ -251,7 +251,7 @@ TAKES_SIZES = True  # boxes are in pixels of the originals: --sizes has them for
 
 
 def check_submission(path, sample):
-    """The Summary of a submission; InputError where it is not one for the images of `sample`."""
+    """Return the Summary of a submission. Raises InputError where it is not one for the images of `sample`."""
     from common.submit.validate import validate_boxes  # late: it takes seconds
 
     return validate_boxes(path, sample)

@@ -21,14 +21,12 @@ from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
 from common.post.wbf import mean_boxes
 from common.submit.table import read_table
-from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, SLUG
+from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, NOTHING, SAMPLE, SLUG
 
 log = logging.getLogger(__name__)
 TRAIN = ["image_id", "class_name", "class_id", "rad_id", *BOX]
-SAMPLE = ["image_id", "PredictionString"]
 SIZES = ["image_id", "width", "height"]
 SHAPE = ["image_id", "dim1", "dim0"]  # the same in tables of resized copies: the shape of the pixel array
-NOTHING = "14 1 0 0 1 1"  # the answer for an image without findings
 FINDINGS = [f"c{number}" for number in range(NO_FINDING)]
 JOIN = {"wbf": mean_boxes, "nms": first_boxes, "none": lambda boxes, starts, iou: (boxes, np.arange(len(boxes)))}
 
@@ -58,8 +56,7 @@ def read_competition(job):
         raise InputError(f"{labels_path}: no image has a finding")
     patients = read_patients(options.id_map, train_ids) if options.id_map else [""] * len(train_ids)
     table, n = make_image_table(labels, patients, train_ids, test_ids), len(train_ids)
-    originals = read_sizes(options.sizes, table["image_id"]) if options.sizes else None
-    sizes = [] if originals is None else originals.to_numpy().tolist()
+    originals, sizes = _read_originals(options, table["image_id"])
     return Listing(
         folder,
         table,
@@ -82,21 +79,18 @@ def fuse_boxes(job, listing, store):
     table, labels = _with_originals(listing), listing.tables["labels"]
     marked = labels[labels["class_id"] != NO_FINDING]
     boxes = fuse_marks(marked, table, job.config.fusion, listing.inputs[0])
-    raters = labels["rad_id"].nunique()
-    log.info(
-        f"{table['abnormal'].sum()} images with findings: {len(marked)} boxes of {raters} raters became {len(boxes)}"
-    )
+    counts = f"{len(marked)} boxes of {labels['rad_id'].nunique()} raters became {len(boxes)}"
+    log.info(f"{table['abnormal'].sum()} images with findings: {counts}")
     return replace(listing, table=table, tables={"boxes.parquet": boxes})
 
 
 def read_test(job):
     """Return the Listing of the test images alone: those of --test or of the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
-    originals = read_sizes(job.options.sizes, ids) if job.options.sizes else None
-    sizes = [] if originals is None else originals.to_numpy().tolist()
+    originals, sizes = _read_originals(job.options, ids)
     table = pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test"})
-    about = {"pixels": digest(sizes)}
-    return Listing(folder, table, files, _sample(ids), tables={"originals": originals}, about=about)
+    tables, about = {"originals": originals}, {"pixels": digest(sizes)}
+    return Listing(folder, table, files, _sample(ids), tables=tables, about=about)
 
 
 def set_test_sizes(job, listing, store):
@@ -195,6 +189,12 @@ def _sample(test_ids):
     return pd.DataFrame({"image_id": test_ids, "PredictionString": NOTHING})
 
 
+def _read_originals(options, ids):
+    """Return the table that --sizes gives for `ids` and its rows as lists; None and [] without that option."""
+    originals = read_sizes(options.sizes, ids) if options.sizes else None
+    return originals, [] if originals is None else originals.to_numpy().tolist()
+
+
 def _with_originals(listing):
     """Return the listing's image table with width and height of the originals where --sizes gave them."""
     table, originals = listing.table, listing.tables["originals"]
@@ -233,6 +233,11 @@ def truth_of(images, rows):
     return both[["image_id", "class_id", *BOX]]
 
 
+def healthy(images, rows):
+    """Return 1 for each row without a finding, else 0, int64 (n,)."""
+    return 1 - images.at(rows)["abnormal"].to_numpy(np.int64)
+
+
 def no_findings(images):
     """Return a table of images with the class and the box that stand for No finding."""
     return images.assign(class_id=NO_FINDING, x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)
@@ -266,20 +271,17 @@ def read_sizes(paths, ids):
 
     paths: CSV files, folders of runs, or folders of images. A CSV has image_id, width and height, or image_id, dim0
     (height) and dim1 (width), and may have other columns; an image may occur in several rows if they agree. Raises
-    InputError naming file and row for other columns, sizes that are not positive whole numbers, rows that disagree,
-    and images without a size.
+    InputError naming file and row or image for other columns, sizes that are not positive whole numbers, rows that
+    disagree, and images without a size.
     """
-    table = pd.concat([_read_sizes(path, ids).assign(path=str(path)) for path in paths], ignore_index=True)
-    first = table.drop_duplicates("image_id").set_index("image_id")
-    before = first.loc[table["image_id"], SIZES[1:]].to_numpy()
-    for k in np.flatnonzero((before != table[SIZES[1:]].to_numpy()).any(axis=1))[:1]:
-        row, then = table.loc[k], " × ".join(map(str, before[k]))
-        now = f"{row['width']} × {row['height']}"
-        raise InputError(f"{row['path']}, {row['where']}: {now} pixels, where another row of this image says {then}")
-    for image_id in pd.Index(ids).difference(first.index, sort=False)[:1]:
-        places = ", ".join(map(str, paths))
+    table, places = pd.concat([_read_sizes(path, ids) for path in paths]).drop_duplicates(), ", ".join(map(str, paths))
+    for image_id in table.loc[table["image_id"].duplicated(), "image_id"][:1]:
+        found = table.loc[table["image_id"] == image_id, SIZES[1:]].to_numpy().tolist()
+        several = " and ".join(f"{width} × {height}" for width, height in found)
+        raise InputError(f"{places}: image {image_id} has several sizes, {several}")
+    for image_id in pd.Index(ids).difference(table["image_id"], sort=False)[:1]:
         raise InputError(f"{places}: no width and height, in pixels, of image {image_id}")
-    return first.loc[list(ids), SIZES[1:]].reset_index(names="image_id")
+    return table.set_index("image_id").loc[list(ids)].reset_index()
 
 
 def log_copies(own, originals):
@@ -290,31 +292,24 @@ def log_copies(own, originals):
     kept = (abs(mine[copies, ::-1] * full[copies] / full[copies, ::-1] - mine[copies]) <= 1).any(axis=1)
     if len(copies):
         k = copies[0]
-        (width, height), (w, h) = full[k].astype(int), mine[k].astype(int)
         log.info(
             f"--sizes: {len(copies)} of {len(own)} images are copies of another size than the originals, "
             f"{(~kept).sum()} of them in other proportions (taken as stretched, not cropped or padded); the first: "
-            f"{own['image_id'].iloc[k]}, {w} × {h} for {width} × {height}"
+            "{}, {:.0f} × {:.0f} for {:.0f} × {:.0f}".format(own["image_id"].iloc[k], *mine[k], *full[k])
         )
 
 
 def _read_sizes(path, ids):
-    """Return SIZES and `where`, the words that name a row, of one of the paths."""
-    if not path.is_dir():
-        return _read_csv(path)
+    """Return image_id, width and height as one of the paths gives them."""
     if (path / "images.parquet").is_file():
         table = read_parquet(path / "images.parquet")
         if not set(SIZES) <= set(table.columns):
             raise InputError(f"{path}: its images.parquet has no sizes; is it a run of another solution?")
-        table = table[SIZES]
-    else:
+        return table[SIZES]
+    if path.is_dir():
         files = find_images(path)
         with tqdm([files[name] for name in ids if name in files], desc="sizes", unit="image", leave=False) as bar:
-            table = pd.DataFrame([read_header(file) | {"image_id": file.stem} for file in bar], columns=SIZES)
-    return table.assign(where="image " + table["image_id"].astype(str))
-
-
-def _read_csv(path):
+            return pd.DataFrame([read_header(file) | {"image_id": file.stem} for file in bar], columns=SIZES)
     table = some_rows(path)
     columns = next((names for names in (SIZES, SHAPE) if set(names) <= set(table.columns)), None)
     if columns is None:
@@ -323,10 +318,9 @@ def _read_csv(path):
     if columns == SHAPE:
         log.info(f"{path}: dim0 is read as the height, dim1 as the width")
     table = table[columns].set_axis(SIZES, axis=1)
-    where = [f"row {row} ({image_id})" for row, image_id in enumerate(table["image_id"], start=2)]
     sides = table[SIZES[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     usable = ((sides % 1 == 0) & (sides > 0) & (sides < 1e6)).all(axis=1)
     for k in np.flatnonzero(~usable)[:1]:
         values = " and ".join(f"{name} {table[name][k]!r}" for name in SIZES[1:])
-        raise InputError(f"{path}, {where[k]}: {values} must be whole numbers of pixels")
-    return pd.concat([table["image_id"], sides.astype(np.int64)], axis=1).assign(where=where)
+        raise InputError(f"{path}, row {k + 2} ({table['image_id'][k]}): {values} must be whole numbers of pixels")
+    return pd.concat([table["image_id"], sides.astype(np.int64)], axis=1)

@@ -21,7 +21,7 @@ from common.recipe import Choice, Solution, read_predictions
 from common.step import Step
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, models, postprocess, report, tuning
-from solutions.vinbigdata.config import KAGGLE, member_parts
+from solutions.vinbigdata.config import KAGGLE, NOTHING, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
 # ---- what a fold trains (paper, 3) ---------------------------------------------------------------------------------
@@ -31,10 +31,9 @@ def networks(job):
     """Return each fold's detectors, one per member, and its 2CC, which may have other folds."""
     config, trainings = job.config, []
     for fold in dict.fromkeys((*config.folds, *config.healthy_trained)):
-        if fold in config.folds:
-            trainings += [detector_network(config, fold, member) for member in config.members]
-        if fold in config.healthy_trained:
-            trainings.append(healthy_network(config, fold))
+        members = config.members if fold in config.folds else ()
+        trainings += [detector_network(config, fold, member) for member in members]
+        trainings += [healthy_network(config, fold)] if fold in config.healthy_trained else []
     return trainings
 
 
@@ -71,9 +70,8 @@ def healthy_network(config, fold):
     """Return the 2CC of one of its folds, each of which may unite several of the detectors' (3.2)."""
 
     def dataset(job, rows, augment, targets):
-        target = None
-        if targets:
-            target = dict(zip(rows.tolist(), _healthy(job.images, rows, np.float32)[:, None], strict=True)).__getitem__
+        healthy = data.healthy(job.images, rows).astype(np.float32)[:, None] if targets else None
+        target = dict(zip(rows.tolist(), healthy, strict=True)).__getitem__ if targets else None
         return job.images.dataset(rows, config.healthy.size, light() if augment else None, target)
 
     def rows(job, fold):
@@ -88,23 +86,19 @@ def healthy_network(config, fold):
         dataset,
         loss=bce,
         measure=lambda output, target: tta.sigmoid(output)[:, 0],
-        figures=lambda job, probs, rows: models.healthy_figures(_healthy(job.images, rows), probs),
+        figures=lambda job, probs, rows: models.healthy_figures(data.healthy(job.images, rows), probs),
         rows=rows,
         activation=torch.Tensor.float,
     )
-
-
-def _healthy(images, rows, dtype=np.int64):
-    return 1 - images.at(rows)["abnormal"].to_numpy(dtype)
 
 
 # ---- what they predict ---------------------------------------------------------------------------------------------
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Return the boxes of one fold's detectors and, of held-out rows, the probabilities of health.
+    """Return the boxes of one fold's detectors and the probabilities of health of held-out rows.
 
-    Of test rows it returns logits instead, by the fold's share of the 2CCs: `pool` takes their mean.
+    For test rows it returns logits by the fold's share of the 2CCs instead: `pool` takes their mean.
     """
     config, ids, (fold,) = job.config, job.images.ids(rows), folds
     boxes = []
@@ -114,10 +108,10 @@ def predict_rows(job, folds, rows, path, title):
     held_out = (job.images.at(rows)["fold"] == fold).all()
     shares = np.array_split(config.healthy_trained, len(config.folds))
     folds_2cc = [fold % config.healthy_modulus] if held_out else shares[config.folds.index(fold)].tolist()
-    logits = [_predict_healthy(job, k, rows, title) for k in folds_2cc]
-    healthy = pd.DataFrame({"image_id": np.tile(ids, len(logits)), "logit": np.concatenate([np.zeros(0), *logits])})
+    logits = [np.zeros(0), *(_predict_healthy(job, k, rows, title) for k in folds_2cc)]
+    healthy = pd.DataFrame({"image_id": np.tile(ids, len(folds_2cc)), "logit": np.concatenate(logits)})
     if held_out:
-        healthy = healthy.assign(healthy=_probabilities(healthy["logit"])).drop(columns="logit")
+        healthy["healthy"] = _probabilities(healthy.pop("logit"))
     return {"": pd.concat(boxes, ignore_index=True), "_healthy": healthy}
 
 
@@ -219,7 +213,7 @@ SOLUTION = Solution(
     chosen=("surface.csv", "sweep.csv", "members.csv", "classes.csv", "errors.csv", "oof_decided.parquet"),
     decision_key=lambda config: [to_dict(config.fusion), to_dict(config.decision)],
     describe=describe,
-    neutral=lambda job: data.NOTHING,
+    neutral=lambda job: NOTHING,
     answer=answer,
     check=check,
     hidden=lambda job, rows: data.hidden_score(job, read_parquet(job.run.path("test_decided.parquet"))),

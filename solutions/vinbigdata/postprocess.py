@@ -23,8 +23,8 @@ from common.post.wbf import fuse_wbf
 from common.submit.boxes import find_faults, read_entries, repair_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems
-from solutions.vinbigdata.config import CLASSES, NO_FINDING
-from solutions.vinbigdata.data import NOTHING, SAMPLE, no_findings
+from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
+from solutions.vinbigdata.data import no_findings
 
 log = logging.getLogger(__name__)
 COLUMNS = ["image_id", "class_id", "score", *BOX]

@@ -1,10 +1,10 @@
 """The embedded sample: phantom radiographs laid out as the VinBigData competition unpacks.
 
-Like the real set: DICOM of 10 to 16 bits, JPEG 2000 or raw, some MONOCHROME1, none square; three radiologists an image,
-of whom R8, R9 and R10 read nearly all abnormal ones; they differ in place, extent and class and overlook things, but
-agree on whether there is anything at all; three or four classes on an abnormal image. Unlike it: half of the images are
-healthy instead of 71 %, all classes are equally frequent, a class is drawn once on an image, and the images are a
-fifth as wide, so that a training on some dozens of them has something to learn from.
+Like the real set: DICOM of 10 to 16 bits, JPEG 2000 or raw, some MONOCHROME1, none square; three radiologists per
+image, nearly always R8, R9 and R10 for the abnormal ones; they differ in place, extent and class and miss findings, but
+agree on whether there are any; three or four classes on an abnormal image. Unlike it: half of the images are healthy
+instead of 71 %, all classes are equally frequent, a class is drawn once per image, and the images are a fifth as wide,
+so that some dozens of them are enough to learn from.
 """
 
 import csv
@@ -24,7 +24,7 @@ from common import phantom
 from common.errors import InputError
 from common.phantom import findings as draws
 from common.phantom.sample import write_sample
-from solutions.vinbigdata.config import CLASSES, NO_FINDING
+from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
 VERSION = 1  # raise it whenever the files for a seed change
 HEADER = ("image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max")
@@ -56,23 +56,21 @@ MISTAKEN = {
     "Nodule/Mass": "Calcification",
 }
 MISTAKES, MISSES, JITTER = 0.08, 0.12, 0.05  # shares of findings; deviation of an edge, as a share of the box's side
-KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # who read that share of the abnormal images
+KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # the readers of that share of the abnormal images
 BITS = (10, 12, 14, 16)
-RAW, INVERTED = 3, 5  # every so many images one is not compressed, one is MONOCHROME1
-LEAST, MOST = 480, 640  # pixels of a film before it is cut
+RAW, INVERTED = 3, 5  # every third image is not compressed, every fifth is MONOCHROME1
+LEAST, MOST = 480, 640  # pixels of a film before it is cropped
 
-_one_encoder = threading.Lock()  # two threads at a time in pylibjpeg-openjpeg 2.6's encoder end in a crash
+_one_encoder = threading.Lock()  # pylibjpeg-openjpeg 2.6's encoder crashes with two threads at a time
 
 
 def make_sample(folder, n_train=48, n_test=12, seed=0, healthy=50):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
     n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0; healthy: percentage of the images without a
-    finding, 0 to 90 (real: 71). Holds what the competition's folder holds: train/<image_id>.dicom, test, train.csv,
-    sample_submission.csv; and beside them hidden/truth.csv, the boxes drawn on the test images, in the columns of
-    train.csv with the radiologist R0. The bytes depend on the parameters alone. Written under another name and renamed
-    when complete. Raises InputError for parameters out of range and for a folder that holds something other than a
-    sample.
+    finding, 0 to 90. It has the files of the competition (train/<image_id>.dicom, test, train.csv,
+    sample_submission.csv) and hidden/truth.csv, the boxes drawn on the test images as the radiologist R0 would mark
+    them. The bytes depend on the parameters alone. Raises InputError as `write_sample` does.
     """
     parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
     if healthy not in range(91):
@@ -86,19 +84,14 @@ def _write(folder, n_train, n_test, seed, healthy):
     cases = [*_plan("train", n_train, seed, healthy), *_plan("test", n_test, seed, healthy)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing releases the interpreter lock
         drawn = list(pool.map(partial(_write_image, folder), cases))
-    read = [
-        row for case, image in zip(cases[:n_train], drawn[:n_train], strict=True) for row in _readings(case, *image)
-    ]
+    pairs = list(zip(cases, drawn, strict=True))
+    read = [row for case, image in pairs[:n_train] for row in _readings(case, *image)]
     order = np.random.default_rng([seed, 3]).permutation(len(read))
     _write_csv(folder / "train.csv", [HEADER, *(read[i] for i in order)])
-    truth = [
-        row for case, (_, boxes) in zip(cases[n_train:], drawn[n_train:], strict=True) for row in _rows(case, 0, boxes)
-    ]
+    truth = [row for case, (_, boxes) in pairs[n_train:] for row in _rows(case, 0, boxes)]
     _write_csv(folder / "hidden" / "truth.csv", [HEADER, *truth])
-    ids = sorted(case.image_id for case in cases[n_train:])
-    _write_csv(
-        folder / "sample_submission.csv", [("image_id", "PredictionString"), *((i, "14 1 0 0 1 1") for i in ids)]
-    )
+    rows = [(image_id, NOTHING) for image_id in sorted(case.image_id for case in cases[n_train:])]
+    _write_csv(folder / "sample_submission.csv", [SAMPLE, *rows])
 
 
 class _Case(NamedTuple):
@@ -112,7 +105,7 @@ class _Case(NamedTuple):
 
 
 def _plan(split, count, seed, healthy):
-    """Which images have which findings: exact shares in random places, all classes equally often."""
+    """Return the cases of a split: exact shares in random places, all classes equally often."""
     rng, first = np.random.default_rng([seed, split == "train"]), 1_000_000 * seed + 500_000 * (split == "test")
     ill = rng.permutation(count) >= round(healthy * count / 100)
     seen, names = np.zeros(len(FINDINGS)), list(FINDINGS)
@@ -125,7 +118,7 @@ def _plan(split, count, seed, healthy):
 
 
 def _write_image(folder, case):
-    """Draw and write one image; returns its sides (width, height) and the boxes drawn: [(class, box)]."""
+    """Draw and write one image; return its sides (width, height) and the boxes drawn: [(class, box)]."""
     rng = np.random.default_rng([case.number, 1])
     ways = [FINDINGS[name] for name in case.classes]
     film = phantom.draw(case.number, int(rng.integers(LEAST, MOST)), [way[rng.integers(len(way))] for way in ways])
@@ -140,7 +133,7 @@ def _write_image(folder, case):
 
 
 def _window(kept, rng):
-    """Slices of the part of a film that is kept: about the mask `kept`, upright or across, never cutting it."""
+    """Return the slices of a window on the film, portrait or landscape, that contains the whole mask `kept`."""
     size, shares = len(kept), rng.permutation([rng.uniform(0.75, 0.9), 1])
     margin = np.ones((size // 20, size // 20), np.uint8)
     x, y, wide, high = cv2.boundingRect(cv2.dilate(np.uint8(kept), margin))
@@ -153,7 +146,7 @@ def _window(kept, rng):
 
 
 def _dataset(image, case, rng):
-    """The DICOM of one image: its grey levels spread over more bits, as the detector gave them."""
+    """Return the DICOM of one image, its grey levels spread over more bits as a detector gives them."""
     bits = BITS[case.number % len(BITS)]
     levels = (image + rng.uniform(-0.5, 0.5, image.shape)) * ((2**bits - 1) / 255)
     levels = np.clip(np.rint(levels), 0, 2**bits - 1).astype("<u2")
@@ -176,27 +169,27 @@ def _dataset(image, case, rng):
 
 
 def _readings(case, sides, boxes):
-    """The rows of an image's three radiologists, who say what they see of the boxes drawn."""
+    """Return the rows of an image's three radiologists, each with what they see of the boxes drawn."""
     rng = np.random.default_rng([case.number, 2])
     keen = case.classes and rng.random() < KEEN_SHARE
     rows = []
     for reader in KEEN if keen else np.sort(rng.choice(np.arange(1, 18), 3, replace=False)).tolist():
         seen = rng.random(len(boxes)) >= MISSES
-        if boxes and not seen.any():  # one who finds nothing on an abnormal image does not occur
+        if boxes and not seen.any():  # in the real set nobody finds nothing on an abnormal image
             seen[rng.integers(len(boxes))] = True
         rows += _rows(case, reader, [_reading(*boxes[i], sides, rng) for i in np.flatnonzero(seen)])
     return rows
 
 
 def _reading(name, box, sides, rng):
-    """One radiologist's class and box for a finding."""
+    """Return one radiologist's class and box for a finding."""
     name = MISTAKEN.get(name, name) if rng.random() < MISTAKES else name
     off = np.clip(rng.normal(0, JITTER, 4), -0.2, 0.2) * np.tile(box[2:] - box[:2], 2)
     return name, np.clip(np.rint(box + off), 0, np.tile(sides, 2))
 
 
 def _rows(case, reader, boxes):
-    """Rows of train.csv by one radiologist."""
+    """Return the rows of train.csv by one radiologist."""
     found = [(name, *(f"{edge:.1f}" for edge in box)) for name, box in boxes] or [(CLASSES[NO_FINDING], *[""] * 4)]
     return [(case.image_id, name, CLASSES.index(name), f"R{reader}", *edges) for name, *edges in found]
 

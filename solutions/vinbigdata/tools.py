@@ -13,8 +13,8 @@ from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
 from common.submit.table import read_table, write_submission
 from common.submit.validate import validate_boxes
-from solutions.vinbigdata.config import NO_FINDING
-from solutions.vinbigdata.data import SAMPLE, read_sizes
+from solutions.vinbigdata.config import NO_FINDING, SAMPLE
+from solutions.vinbigdata.data import read_sizes
 from solutions.vinbigdata.postprocess import fuse, parse_predictions, prediction_strings
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -26,10 +27,10 @@ class Tuned:
     rule: the best on all images, for the test set; naive: its mean AP there, chosen and scored on the same images.
     part_rules: from each part to the rule chosen on the other parts. parts: (n,), the images' folds, or halves of the
     patients where there is one fold (`halves`). detections: every image under the rule of its part; result: their mean
-    AP over all images at once, and score: its interval, the figure to report; class_scores: Intervals of the classes.
+    AP over all images at once; score, class_scores: its interval, which is reported, and those of the classes.
     surface: DataFrame of the rules tried on all images: iou, skip, alpha, beta, map. sweep: alpha, beta and map on all
     images under the fusion of `rule`, over wide ranges, for the figure. members: DataFrame of member, weight and map,
-    the mean AP of its boxes alone over the classes of findings.
+    the mean AP of the findings by its boxes alone.
     """
 
     rule: DecisionRule
@@ -76,7 +77,7 @@ def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=
     else:
         parts = images["fold"].to_numpy()
     names = np.unique(parts)
-    shares = np.stack([np.ones(len(ids)), *(parts != name for name in names)])  # all, then all but each part
+    shares = np.stack([np.ones(len(ids)), *(parts != name for name in names)])  # all images, then all but each part
     trials = _Trials(oof, truth, images, healthy, members, fusion.method, shares)
     best, *others = (trials.choose(share, fusion, decision) for share in range(len(shares)))
     part_rules = dict(zip(names.tolist(), others, strict=True))
@@ -95,12 +96,9 @@ def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=
 
 def class_table(tuned):
     """Return the AP of each class with its interval, and what else `evaluate` says of it."""
-    classes = tuned.result.classes.reset_index()
-    intervals = [as_interval(interval) for interval in tuned.class_scores]
-    for end in ("low", "high"):
-        classes[end] = [interval[end] for interval in intervals]
+    classes, intervals = tuned.result.classes.reset_index(), [as_interval(each) for each in tuned.class_scores]
     classes.insert(1, "name", [CLASSES[number] for number in classes["class_id"]])
-    return classes
+    return classes.assign(**{end: [interval[end] for interval in intervals] for end in ("low", "high")})
 
 
 def score_figures(tuned, truth, images, healthy, tested):
@@ -161,12 +159,12 @@ def search_weights(score_of, start, values, rounds=3):
 
 
 class _Trials:
-    """Scores of rules on shares (k, n) of the images; keeps them, and the last fusion, which many rules share."""
+    """Scores of rules on shares (k, n) of the images, each computed once."""
 
     def __init__(self, oof, truth, images, healthy, members, method, shares):
         self.tables, _ = split_members(oof, members)
         self.truth, self.images, self.healthy, self.method, self.shares = truth, images, healthy, method, shares
-        self.known, self.last_key, self.last = {}, None, None
+        self.known, self.fuse = {}, lru_cache(1)(self._fuse)  # many rules share one fusion
         own = [evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in self.tables.values()]
         self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
 
@@ -183,16 +181,16 @@ class _Trials:
         tied = np.flatnonzero(scores >= scores.max() - 1e-12)
         return grid[tied[(len(tied) - 1) // 2]]
 
+    def _fuse(self, weights, iou, skip):
+        tables, method = self.tables, self.method
+        if method == "best" or len(tables) == 1:
+            top = int(np.argmax(weights))
+            tables, weights, method = {top: [*tables.values()][top]}, [1.0], "none"
+        return fuse(tables, self.images, weights, iou, skip, method)
+
     def decide(self, rule, ids):
-        key = (rule.weights, rule.iou, rule.skip)
-        if self.last_key != key:
-            tables, weights, method = self.tables, rule.weights, self.method
-            if method == "best" or len(tables) == 1:
-                top = int(np.argmax(weights))
-                tables, weights, method = {top: [*tables.values()][top]}, [1.0], "none"
-            self.last = fuse(tables, self.images, weights, rule.iou, rule.skip, method)
-            self.last_key = key
-        boxes = self.last if len(ids) == len(self.images) else self.last[self.last["image_id"].isin(ids)]
+        boxes = self.fuse(rule.weights, rule.iou, rule.skip)
+        boxes = boxes if len(ids) == len(self.images) else boxes[boxes["image_id"].isin(ids)]
         return apply_rule(boxes, ids, self.healthy, rule)
 
     def scores(self, rule):

@@ -7,8 +7,6 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from benchmarks.tables import label_table, real_data
 from common.data.folds import make_folds, prevalence_deviation
@@ -19,6 +17,7 @@ from solutions.vinbigdata import data
 from solutions.vinbigdata.config import CLASSES, DEMO, FusionConfig
 from solutions.vinbigdata.data import FINDINGS, boxes_by_row, read_train, truth_of
 from solutions.vinbigdata.pipeline import SOLUTION
+from tests import dicoms
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"
 TRIPLE = ["image_id", "class_id", "rad_id"]
@@ -59,19 +58,10 @@ def write_csv(path, rows):
 
 def write_dicom(path, width, height, inverted=False):
     """A raw 12-bit radiograph that brightens to the right."""
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PixelRepresentation = height, width, 1, 0
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
-    ds.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
     pixels = np.tile(np.linspace(0, 4095, width).astype("<u2"), (height, 1))
-    ds.PixelData = (4095 - pixels if inverted else pixels).tobytes()
-    ds["PixelData"].VR = "OW"
     path.parent.mkdir(parents=True, exist_ok=True)
-    ds.save_as(path, enforce_file_format=True)
+    kind = "MONOCHROME1" if inverted else "MONOCHROME2"
+    dicoms.save(dicoms.dataset(4095 - pixels if inverted else pixels, 12, PhotometricInterpretation=kind), path)
 
 
 @pytest.fixture
@@ -276,9 +266,8 @@ def test_other_images_to_predict(make, tmp_path, folder):
     assert "n2.dicom" in refusal(make(test=tmp_path / "more"))
     images = prepare(make(test=tmp_path / "more", on_bad_image="placeholder"))
     table = images.table.set_index("image_id")
-    assert table.index[table["split"] == "test"].tolist() == ["n1", "n2"] and table["ok"].tolist() == [True] * 5 + [
-        False
-    ]
+    assert table.index[table["split"] == "test"].tolist() == ["n1", "n2"]
+    assert table["ok"].tolist() == [True] * 5 + [False]
     (tmp_path / "ids.csv").write_text("image\nd4.dicom\n")
     assert "--test: 1 of the images are training images, such as d4" in refusal(make(test=tmp_path / "ids.csv"))
     (folder / "train" / "d4.dicom").write_bytes(b"no image")

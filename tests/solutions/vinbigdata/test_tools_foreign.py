@@ -1,16 +1,11 @@
 """Other people's submissions: what is accepted and said, and what is refused."""
 
 import logging
-import re
-from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from common import cli
 from common.errors import InputError
-from solutions.vinbigdata import config, tools
 from solutions.vinbigdata.postprocess import COLUMNS, parse_predictions
 
 PLAIN = "image_id,PredictionString\na,7 0.5 10 20 30 40 14 0.25 0 0 1 1\nb,14 1 0 0 1 1\n"
@@ -131,71 +126,3 @@ def test_the_images_are_those_of_the_first(parse):
         parse(PLAIN, ids=["a", "b", "c"], source="one.csv")
     with pytest.raises(InputError, match=r"s.csv, row 3 \('b'\): one.csv has no such image"):
         parse(PLAIN, ids=["a"], source="one.csv")
-
-
-# ---- the command ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`command("ensemble …")` in a folder of its own: status, lines of standard output and of standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(line):
-        status = cli.main("vinbigdata", config, dict, line.split(), lambda: tools.TOOLS)
-        said = capsys.readouterr()
-        errors = [x.strip() for x in re.split(r"[\r\n]+", said.err) if x.strip() and "%|" not in x]
-        return SimpleNamespace(status=status, out=said.out.splitlines(), errors=errors)
-
-    return run
-
-
-def test_a_blank_row_counts_as_no_boxes_and_no_vote(command, tmp_path):
-    (tmp_path / "one.csv").write_text("image_id,PredictionString\nb,\na,7 0.8 0 0 10 10\n")
-    (tmp_path / "two.csv").write_text("image_id,PredictionString\na,7 0.4 0 0 10 10\nb,14 0.5 0 0 1 1\n")
-    done = command("ensemble one.csv two.csv")
-    assert done.status == 0 and not done.errors
-    assert done.out[0] == "one.csv: accepted, 1 blank rows have no entries (first row 2)"
-    rows = dict(pd.read_csv("fused.csv").itertuples(index=False))
-    assert list(rows) == ["b", "a"] and rows["b"] == "14 0.5 0 0 1 1"  # one.csv does not use the class: no vote
-    np.testing.assert_allclose(np.array(rows["a"].split(), float), [7, 0.6, 0, 0, 10, 10], rtol=1e-6)
-
-
-def test_inputs_and_outputs_that_cannot_be(command, tmp_path):
-    for name in ("one.csv", "two.csv"):
-        (tmp_path / name).write_text(PLAIN)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "submission.csv").write_text(PLAIN)
-    (tmp_path / "other" / "config.json").write_text('{"solution": "siim_pneumothorax"}')
-    (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "zero.csv").write_text(PLAIN.replace("b,14 1 0 0 1 1", "b,3 0 1 1 9 9 3 0 1 1 9 8"))
-    (tmp_path / "far.csv").write_text(PLAIN.replace("30 40", "1e300 40"))
-    (tmp_path / "header.csv").write_text("image_id,PredictionString\n")
-    for line, reason in [
-        ("one.csv two.csv --out folder", "--out folder: is a folder; name a file"),
-        ("one.csv two.csv --out one.csv/x.csv", "--out one.csv/x.csv: one.csv is a file, not a folder"),
-        ("one.csv two.csv --out /dev/null", "--out /dev/null: is not a regular file"),
-        ("one.csv two.csv --weights 1e308 1e308", "--weights must be positive numbers, not 1e+308 1e+308"),
-        ("zero.csv one.csv", "two overlapping boxes of score 0 have no weighted mean: leave out boxes of score 0"),
-        ("one.csv far.csv", "entry 1 (7 0.5 10 20 1e300 40): the box must have"),
-        ("one.csv other", "other: the run of another solution"),
-        ("one.csv empty.csv", "empty.csv: empty file"),
-        ("empty.csv one.csv", "empty.csv: empty file"),
-        ("header.csv one.csv", "header.csv: no rows under its header"),
-        ("one.csv header.csv", "header.csv: no rows under its header"),
-        ("one.csv two.csv --iou 0.4x", "Error parsing --iou: could not convert string to float: '0.4x'"),
-        ("one.csv two.csv --wieghts 1 2", "Unrecognized"),
-    ]:
-        done = command(f"ensemble {line}")
-        assert done.status == 2 and len(done.errors) == 1, (line, done)
-        assert reason in done.errors[0], (line, done.errors)
-    assert not (tmp_path / "fused.csv").exists()
-
-
-def test_one_image_and_a_new_folder(command, tmp_path):
-    (tmp_path / "one.csv").write_text("image_id,PredictionString\na,0 0.125 0.5 0 10 10\n")
-    done = command("ensemble one.csv --out new/deep/fused.csv")
-    assert done.status == 0 and "new/deep/fused.csv: 1 rows, 1 positive (100.0%), 1 boxes" in done.out[-1]
-    text = (tmp_path / "new" / "deep" / "fused.csv").read_text()
-    assert text == "image_id,PredictionString\na,0 0.125 0.5 0 10 10\n"
