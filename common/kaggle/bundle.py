@@ -11,11 +11,11 @@ from typing import Literal
 
 from common.config import file_hash
 from common.errors import InputError
-from common.export import ABOUT, Trained
 from common.kaggle.client import connect
 from common.kaggle.wheels import IMAGE, build_wheel, fetch_wheels, own_requirements
 from common.paths import lock_folder, read_json, write_json
 from common.runs import git_revision
+from common.trained import ABOUT, Trained
 
 log = logging.getLogger(__name__)
 LISTING = "bundle.json"

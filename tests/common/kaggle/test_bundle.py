@@ -10,12 +10,12 @@ from packaging.requirements import Requirement
 
 from common.config import file_hash
 from common.errors import InputError
-from common.export import Trained
 from common.kaggle import bundle, wheels
 from common.kaggle.bundle import LISTING, write_bundle
 from common.kaggle.session import open_bundle
 from common.kaggle.wheels import Image, build_wheel, fetch_wheels, own_requirements
 from common.paths import read_json, write_json
+from common.trained import Trained
 
 IMAGE = Image("2026-01", "3.12", {"torch": "2.6", "numpy": "2.0.2"})
 
@@ -192,7 +192,7 @@ def test_a_bundle_is_flat_and_tells_what_it_holds(quick, tmp_path):
     assert not list(tmp_path.glob(".*"))
     # and on Kaggle a run of it is a trained folder again
     found = Trained.open(open_bundle(out, "siim-1"), "siim_pneumothorax")
-    assert found.weights(0, "segmenter-64").read_bytes() == b"weights"
+    assert (found.folder / "fold0-segmenter-64.safetensors").read_bytes() == b"weights"
     assert Trained.open(open_bundle(out, "nih-1")).path("lungs.safetensors").read_bytes() == b"lungs"
     with pytest.raises(InputError, match="has no run siim-2, but siim-1, nih-1"):
         open_bundle(out, "siim-2")

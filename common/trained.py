@@ -1,0 +1,83 @@
+"""An exported folder: what predicts from a finished run.
+
+It holds `fold<k>-<stage>.safetensors`, the recipe's further assets, and trained.json: format, solution, preset, config
+(as in config.json), git and packages (of the run), score (metric, estimate, low, high), files (name to SHA-256), neutral
+(what an unreadable image gets), facts (the `about` of the run's Images) and rule (the content of tuned.json). It is flat
+because Kaggle's datasets are.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import file_hash
+from common.errors import InputError
+from common.paths import check_id, read_json
+
+FORMAT = 1
+ABOUT = "trained.json"
+_FIELDS = {"solution": str, "preset": str, "config": dict, "files": dict, "rule": dict}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An exported folder whose files are those that were exported; config: a dict for `common.config.from_dict`."""
+
+    folder: Path
+    solution: str
+    preset: str
+    config: dict
+    rule: dict
+    neutral: Any
+    facts: dict
+    files: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder, solution=None):
+        """Open an exported folder, of one solution where it is named, and check the hashes of all its files.
+
+        Raises InputError naming the folder or file: not exported, another solution's, a file missing or changed.
+        """
+        folder = Path(folder)
+        about = read_about(folder)
+        if about.get("incomplete"):
+            raise InputError(f"{folder}: an export that was cut short; run `export` again")
+        if solution is not None and about["solution"] != solution:
+            raise InputError(f"{folder}: exported from a run of {about['solution']}, not {solution}")
+        for name, sha256 in about["files"].items():
+            path = folder / name
+            if not path.is_file():
+                raise InputError(f"{path}: missing; copy the exported folder again")
+            if file_hash(path) != sha256:
+                raise InputError(f"{path}: not the file that was exported (its SHA-256 differs); copy it again")
+        values = (about[name] for name in ("solution", "preset", "config", "rule"))
+        facts = about.get("facts", {})
+        return cls(folder, *values, about.get("neutral"), facts, tuple(about["files"]))
+
+    def link(self, run):
+        """Link the weights into the folder of a Run, where its trainings would leave them."""
+        for name in self.files:
+            found = re.fullmatch(r"(fold\d+)-(.+)\.safetensors", name)
+            if found:
+                place = run.path(*found.groups(), "final.safetensors")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)
+                place.symlink_to((self.folder / name).resolve())
+
+
+def read_about(folder):
+    """Return the content of trained.json, its types and the names of its files checked; InputError for another file."""
+    path = Path(folder) / ABOUT
+    if not path.is_file():
+        raise InputError(f"{folder}: not an exported folder (no {ABOUT}); the tool `export` writes one")
+    about = read_json(path)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise InputError(f"{path}: not of format {FORMAT}, which this program reads, but {found!r}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(about.get(name), kind):
+            raise InputError(f"{path}: {name} is missing or not what `export` writes")
+    for name in about["files"]:
+        check_id(name, f"{path}: files")
+    return about
