@@ -1,9 +1,9 @@
 """An exported folder: what predicts from a finished run.
 
 It holds `fold<k>-<stage>.safetensors`, the recipe's further assets, and trained.json: format, solution, preset, config
-(as in config.json), git and packages (of the run), score (metric, estimate, low, high), files (name to SHA-256), neutral
-(what an unreadable image gets), facts (the `about` of the run's Images) and rule (the content of tuned.json). It is flat
-because Kaggle's datasets are.
+(as in config.json), git and packages (of the run), score (metric, estimate, low, high), files (name to SHA-256),
+neutral (what an unreadable image gets), facts (the `about` of the run's Images) and rule (the content of tuned.json).
+It is flat because Kaggle's datasets are.
 """
 
 import re

@@ -193,7 +193,7 @@ def test_a_bundle_is_flat_and_tells_what_it_holds(quick, tmp_path):
     # and on Kaggle a run of it is a trained folder again
     found = Trained.open(open_bundle(out, "siim-1"), "siim_pneumothorax")
     assert (found.folder / "fold0-segmenter-64.safetensors").read_bytes() == b"weights"
-    assert Trained.open(open_bundle(out, "nih-1")).path("lungs.safetensors").read_bytes() == b"lungs"
+    assert (Trained.open(open_bundle(out, "nih-1")).folder / "lungs.safetensors").read_bytes() == b"lungs"
     with pytest.raises(InputError, match="has no run siim-2, but siim-1, nih-1"):
         open_bundle(out, "siim-2")
     (out / "nih-1--lungs.safetensors").write_bytes(b"spoilt")
