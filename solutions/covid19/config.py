@@ -19,7 +19,7 @@ PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds:
     "DenseNet-121": (93.40, 90.24, 96.00),
     "EfficientNet-B4": (97.56, 95.12, 96.15),
 }
-# What a network may look at. border and background show no lung: what is learnt from them is not the disease.
+# What a network may look at. border and background show no lung: what they teach is not the disease.
 VIEWS = ("lungs", "image", "border", "background")
 
 
@@ -34,9 +34,9 @@ class NetworkConfig(FitConfig):
     size: int = 512
     """Side of the network's images. The paper: 512."""
     hidden: tuple[int, ...] = (512,)
-    """Widths of the fully connected layers in front of the last one. The paper's head has "several", found by trial."""
+    """Widths of the fully connected layers before the last one. The paper's head has "several", found by trial."""
     dropout: float = 0.5
-    """In front of the last layer. The paper names a dropout, no number."""
+    """Before the last layer. The paper mentions dropout but no rate."""
     augmentation: Literal["none", "paper", "light"] = "paper"
     """paper: table 3. light: flips and small movements."""
     lr: float = 1e-2
@@ -45,7 +45,7 @@ class NetworkConfig(FitConfig):
     weight_decay: float = 1e-4
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "step"
     milestones: tuple[int, ...] = (30, 60, 90)
-    """step: with the paper's 25 epochs none of its steps is ever reached."""
+    """The paper's steps, of which its 25 epochs reach none."""
     factor: float = 0.1
     batch_size: int = 8
     epochs: int = 25
@@ -63,14 +63,14 @@ class NetworkConfig(FitConfig):
 
     @property
     def chooses(self):
-        """True where something is chosen by the validation figures, which then need a fold of their own."""
+        """Whether validation figures choose an epoch or a learning rate, and so need a fold of their own."""
         kept = self.averaging[0] if self.keep == "highest" and len(self.averaging) == 1 else self.keep
         return kept not in ("last", "classic", "ema") or self.schedule == "plateau"
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """Which images of the collections are used. Every one that is not is written to selection.csv with the reason."""
+    """Which images of the collections are used; selection.csv names the reason for each that is not."""
 
     least_age: int = 18
     """Years. The paper: 18, of the normals, since most COVID-19 images are of adults."""
@@ -80,12 +80,11 @@ class SelectionConfig:
     devices: Literal["keep", "leave"] = "leave"
     """Images with medical devices, where the collection marks them (CheXpert). The paper left them out."""
     normals: int = 1000
-    """Images drawn at random from each collection that has normals alone (NIH, CheXpert); 0: all. The paper: 1,000."""
+    """Images drawn at random from each collection of normals only (NIH, CheXpert); 0: all. The paper: 1,000."""
     duplicates: float = 0.12
-    """Share of differing hash bits up to which two images are taken for one and the same; 0: equal hashes alone. Of 608
-    images of the COVID-19 collections and 1,737 of NIH's, nine pairs lie within 0.09, all of them copies, one of an NIH
-    image in Figure1; the next are two films of one patient at 0.16, which stay apart, and copies with words written on
-    them at 0.17 and 0.18, which stay too."""
+    """Share of differing hash bits up to which two images count as the same; 0: equal hashes only. Of 608 images of the
+    COVID-19 collections and 1,737 of NIH's, nine pairs lie within 0.09, all of them copies, one of an NIH image in
+    Figure1. The next are two films of one patient at 0.16 and copies with words written on them at 0.17 and 0.18."""
 
     def __post_init__(self):
         if self.least_age < 0 or self.normals < 0:
@@ -99,7 +98,7 @@ class LungsConfig:
     """How an image is reduced to its lungs. The paper: section 3.2."""
 
     weights: str = "shipped"
-    """shipped, or a file that `lung_segmentation export` wrote."""
+    """shipped, or a file that `lung_segmentation export_segmenter` wrote."""
     dilations: int = 8
     closings: int = 2
     gate: float = 50_000 / 512**2
@@ -117,15 +116,15 @@ class AuditConfig:
     """The verb `audit`: how much of the score is the data's origin."""
 
     checks: tuple[Literal["image", "border", "background", "origin"], ...] = ("image", "border", "background", "origin")
-    """Networks trained beside the run's: on the whole image, on its margin, on all but the lungs; and one, with the
-    run's view, that tells the collections of images of one label apart."""
+    """Further networks: of the whole image, of its margin, of all but the lungs; and one of the run's view that tells
+    collections apart among images of one label."""
     folds: tuple[int, ...] = (0, 1, 2)
     """Held-out folds of these networks, among those of the run."""
     epochs: int = 10
     margin: float = 0.08
-    """border: share of the side that is left visible at each edge."""
+    """border: share of the side that remains visible at each edge."""
     high: float = 0.6
-    """An AUROC whose interval lies above this is said to be high."""
+    """An AUROC whose interval lies above this counts as high."""
 
     def __post_init__(self):
         if not 0 < self.margin < 0.5:

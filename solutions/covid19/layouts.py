@@ -1,4 +1,4 @@
-"""The tables of the public collections, each as it is, in columns that they share."""
+"""The tables of the public collections in shared columns."""
 
 import logging
 import re
@@ -23,12 +23,12 @@ _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
 def from_metadata(path, raw):
-    """A metadata.csv of ieee8023, Actualmed or Figure1 in the shared columns.
+    """Return a metadata.csv of ieee8023, Actualmed or Figure1 in the shared columns.
 
-    They differ in what names the image: `filename`, `imagename`, or the patient alone. raw: as `read_table` gives it;
-    names of columns in capitals or not. Returns collection, home, file_name, folder, patient_id, age, age_said, sex,
-    view, view_said, modality, devices, finding and label: see `collections.read_collections`. Raises InputError naming
-    the file for a column that is missing or there twice.
+    They differ in what names the image: `filename`, `imagename`, or the patient alone. raw: as `read_table` gives it,
+    names of columns in any case. Columns: collection, home, file_name, folder, patient_id, age, age_said, sex, view,
+    view_said, modality, devices, finding and label, see `collections.read_collections`. Raises InputError naming the
+    file for a column that is missing or appears twice.
     """
     raw = raw.rename(columns=str.lower)
     twice = raw.columns.duplicated()
@@ -41,42 +41,25 @@ def from_metadata(path, raw):
         log.info(f"{path}: no column {', '.join(absent)}; unknown for all its images")
     own = {"filename": path.resolve().parent.name, "imagename": ACTUALMED, "patientid": FIGURE1}[kind]
     source = _column(raw, "source").str.rstrip("/").str.split("/").str[-1]
-    patients = _column(raw, "patientid")
+    source, patients = source.where(source != "", own), _column(raw, "patientid")
     if kind == "patientid":
         patients = patients.str.replace(r"(?<=\d)[a-z]$", "", regex=True)  # COVID-00003a and b are one patient's
-    return _shared(
-        raw[kind],
-        source.where(source != "", own),
-        True,
-        patients,
-        raw["finding"],
-        _column(raw, "age"),
-        _column(raw, "sex"),
-        _column(raw, "view"),
-        modality=_each(_column(raw, "modality"), _modality),
-        folder=_column(raw, "folder"),
-    )
+    texts = [_column(raw, name) for name in ("age", "sex", "view")]
+    modality, folder = _map_texts(_column(raw, "modality"), _modality), _column(raw, "folder")
+    return _shared(raw[kind], source, True, patients, raw["finding"], *texts, modality, folder=folder)
 
 
 def from_nih(path, raw):
-    """NIH's Data_Entry_2017*.csv in the columns of `from_metadata`; finding: its "Finding Labels"."""
+    """Return NIH's Data_Entry_2017*.csv in the columns of `from_metadata`; finding: its "Finding Labels"."""
     _need(path, raw, "Image Index", "Finding Labels", "Patient ID")
-    sex = _column(raw, "Patient Gender" if "Patient Gender" in raw else "Patient Sex")
+    sex = "Patient Gender" if "Patient Gender" in raw else "Patient Sex"
+    texts = [_column(raw, name) for name in ("Patient Age", sex, "View Position")]
     patients = raw["Patient ID"].str.replace(r"^0+(?=\d+$)", "", regex=True)
-    return _shared(
-        raw["Image Index"],
-        NIH,
-        False,
-        patients,
-        raw["Finding Labels"],
-        _column(raw, "Patient Age"),
-        sex,
-        _column(raw, "View Position"),
-    )
+    return _shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts)
 
 
 def from_chexpert(path, raw):
-    """CheXpert's train.csv or valid.csv in the columns of `from_metadata`.
+    """Return CheXpert's train.csv or valid.csv in the columns of `from_metadata`.
 
     finding: "No Finding" where that is 1, else the names of the positive ones, "" without any. devices: True where
     "Support Devices" is 1 or -1 (uncertain).
@@ -87,17 +70,15 @@ def from_chexpert(path, raw):
     kinds, which = np.unique(marks.to_numpy(), axis=0, return_inverse=True)
     texts = np.array(["|".join(marks.columns[kind]) for kind in kinds], object)[np.ravel(which)]
     nothing = pd.to_numeric(raw[NO_FINDING], errors="coerce") == 1
-    devices = pd.to_numeric(_column(raw, "Support Devices"), errors="coerce").isin([1, -1])
-    view = (_column(raw, "Frontal/Lateral") + " " + _column(raw, "AP/PA")).str.strip()
-    patients = raw["Path"].str.extract(r"(patient\d+)/")[0].fillna("")
     finding = pd.Series(np.where(nothing, NO_FINDING, texts), raw.index, dtype=object)
-    return _shared(
-        raw["Path"], CHEXPERT, False, patients, finding, _column(raw, "Age"), _column(raw, "Sex"), view, devices=devices
-    )
+    age, sex, frontal, side = (_column(raw, name) for name in ("Age", "Sex", "Frontal/Lateral", "AP/PA"))
+    devices = pd.to_numeric(_column(raw, "Support Devices"), errors="coerce").isin([1, -1])
+    patients, view = raw["Path"].str.extract(r"(patient\d+)/")[0].fillna(""), (frontal + " " + side).str.strip()
+    return _shared(raw["Path"], CHEXPERT, False, patients, finding, age, sex, view, devices=devices)
 
 
 def label_of(finding):
-    """1 for a finding with COVID-19, 0 for a known one without, -1 where it is not known ("todo", "COVID-19?").
+    """Return 1 for a finding with COVID-19, 0 for a known one without, -1 for an unclear one ("todo", "COVID-19?").
 
     Findings are lists as in "COVID-19, ARDS" or paths as in "Pneumonia/Viral/COVID-19".
     """
@@ -119,13 +100,13 @@ def _shared(names, collection, home, patients, finding, age, sex, view, modality
             "patient_id": patients,
             "age": years,
             "age_said": said,
-            "sex": _each(sex, lambda text: _SEXES.get(text.casefold(), text)),
-            "view": _each(view, _view),
+            "sex": _map_texts(sex, lambda text: _SEXES.get(text.casefold(), text)),
+            "view": _map_texts(view, _view),
             "view_said": view,
             "modality": modality,
             "devices": devices,
             "finding": finding,
-            "label": _each(finding, label_of).astype("int64"),
+            "label": _map_texts(finding, label_of).astype("int64"),
         }
     )
 
@@ -140,9 +121,9 @@ def _column(raw, name):
     return raw[name] if name in raw else pd.Series("", raw.index, dtype=object)
 
 
-def _each(texts, of):
-    """`of` each text, worked out once for each that differs: CheXpert has 223,414 rows."""
-    return texts.map({text: of(text) for text in texts.unique()})
+def _map_texts(texts, function):
+    """Return `function` of each text, computed once per distinct text: CheXpert has 223,414 rows."""
+    return texts.map({text: function(text) for text in texts.unique()})
 
 
 def _view(text):
@@ -157,7 +138,7 @@ def _modality(text):
 
 
 def _ages(texts):
-    """Ages in years, NaN where unknown, and the texts that are none: "60s", or 414."""
+    """Return ages in years, NaN where unknown, and the texts that are no age, such as "60s" or "414"."""
     parts = texts.str.upper().str.extract(r"^(\d+(?:\.\d*)?)([YMD]?)$")
     years = parts[0].astype(float) * parts[1].map(_YEARS).astype(float)
     years = years.mask(years > OLDEST)

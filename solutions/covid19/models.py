@@ -54,18 +54,18 @@ class CovidNet(models.Normalised):
     def forward(self, images):
         return self.classify(self.features(images))
 
-    def heat(self, images, sign=1):
+    def heat(self, images):
         """Return Grad-CAM of the logit on the last feature map, float32 (B, h, w) >= 0: evidence for the class.
 
         Each channel is weighted by the mean over the cells of the logit's gradient; of the sum over the channels the
-        positive part remains, all zero without evidence. sign: −1 for evidence against the class. Works inside
-        no_grad and inference mode too and leaves no gradients behind. Source: Selvaraju et al. 2017, Grad-CAM.
+        positive part remains, all zero without evidence. Works inside no_grad and inference mode too and leaves no
+        gradients behind. Source: Selvaraju et al. 2017, Grad-CAM.
         """
         with torch.no_grad():
             features = self.features(images)
         with torch.inference_mode(False), torch.enable_grad():
             maps = features.clone().requires_grad_()  # a clone, because a tensor of inference mode takes no gradient
-            (gradient,) = torch.autograd.grad(sign * self.classify(maps).sum(), maps)
+            (gradient,) = torch.autograd.grad(self.classify(maps).sum(), maps)
         return (gradient.mean((2, 3), keepdim=True) * features).sum(1).relu()
 
 

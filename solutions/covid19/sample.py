@@ -1,12 +1,12 @@
-"""The embedded sample: phantom radiographs of two collections, of which one has all the COVID-19.
+"""The embedded sample: phantom radiographs of two collections, one of which has all the COVID-19.
 
 Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, PNG and JPEG files of several sizes,
-patients with several films, findings under their old and their new names, and rows that no classifier should see (a
-lateral view, a CT slice, a child, a missing file, an unread film, an image that is there twice); beside it normals laid
-out as ChestX-ray14, whose patient numbers are those of other people. With `marker` the first collection's films bear
-what their origin leaves: burnt-in words, a bright noisy margin and a grey-level curve of their own, whether they show
-COVID-19 or not. Without it nothing but the disease differs. Unlike them: the normals are JPEG files in part; everybody
-is drawn alike, whatever age, sex and view the table says; and COVID-19 is bolder than in life.
+patients with several films, findings under their old and new names, and rows that no classifier should see (a lateral
+view, a CT slice, a child, a missing file, an unread film, a duplicate); normals laid out as ChestX-ray14, whose patient
+numbers belong to other people. With `marker` the first collection's films bear marks of their origin, with or without
+COVID-19: burnt-in words, a bright noisy margin and a grey-level curve of their own. Without it only the disease
+differs. Unlike the real ones: some normals are JPEG files; age, sex and view change nothing in the drawing; and
+COVID-19 is more obvious.
 """
 
 import csv
@@ -71,7 +71,7 @@ OTHERS = {
     "Pneumonia/Bacterial": (draws.effusion,),
 }
 FINDINGS = COVID | OTHERS | {"Infiltration": (draws.infiltration,)}
-# What the tables say of a film that something is odd about; "decade" and "blank view" are used all the same.
+# What the tables say about unusual films; "decade" and "blank view" are used nevertheless.
 ODD = {
     "decade": {"age": "60s"},
     "blank view": {"view": ""},
@@ -88,14 +88,13 @@ ODD = {
 def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0, marker=True):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_covid, n_other: images of the first collection that show COVID-19, at least 4, and that do not, at least 1;
-    n_normals: images of the second, at least 4; n_test: at least 4, half of them COVID-19, a quarter others of the
-    first collection; seed: int >= 0; marker: whether origin shows. Images that must or may be dropped come on top: six
-    rows of the first collection, a film on which the lungs are far too small in each, an ill one and a child in the
-    second, and two copies, one within the first collection and one of its images in the second. Holds metadata.csv,
-    images (8 bit, 256 to 400 px wide), unlabelled_test.csv, sample_submission.csv, hidden_test.csv (filename, label,
-    collection: the truth) and normals (Data_Entry_2017.csv, images_001/images). The bytes depend on the parameters
-    alone. Written under another name and renamed when complete. Raises InputError for parameters out of range and for
+    n_covid, n_other: images of the first collection with COVID-19, at least 4, and without, at least 1; n_normals:
+    images of the second, at least 4; n_test: at least 4, half of them COVID-19, a quarter others of the first
+    collection; seed: int >= 0; marker: whether the origin shows. Further images must or may be left out: six rows of
+    the first collection, a film with far too small lungs in each, a sick one and a child in the second, and two copies,
+    one of them across the collections. Files: metadata.csv, images (8 bit, 256 to 400 px wide), unlabelled_test.csv,
+    sample_submission.csv, hidden_test.csv (filename, label, collection: the truth) and normals (Data_Entry_2017.csv,
+    images_001/images). The bytes depend on the parameters only. Raises InputError for parameters out of range and for
     a folder that holds something other than a sample.
     """
     if not isinstance(marker, bool):
@@ -142,7 +141,7 @@ class _Film(NamedTuple):
 
     @property
     def said(self):
-        """What a table says: sex and age belong to the person, by the same odds in both collections."""
+        """What a table says of it: sex and age belong to the person, by the same odds in both collections."""
         person, film = np.random.default_rng([self.person, 3]), np.random.default_rng([self.number, 3])
         sex, age, view = "FM"[person.integers(2)], int(person.integers(18, 85)), "AP" if film.random() < AP else "PA"
         said = {"sex": sex, "age": age, "view": view, "modality": "X-ray", "finding": self.finding}
@@ -150,7 +149,7 @@ class _Film(NamedTuple):
 
 
 def _plan(n_covid, n_other, n_normals, n_test, seed):
-    """Every image, listed by collection and patient: whose it is, what it shows and what is odd about it."""
+    """Return every film by collection and patient."""
     rng, first = np.random.default_rng([seed, 1]), 1_000_000 * seed
     films = []
 
@@ -159,7 +158,7 @@ def _plan(n_covid, n_other, n_normals, n_test, seed):
         films.append(_Film(place, origin, finding, number if person is None else person, visit, number, odd))
 
     def follow(place, origin, names, odd=()):
-        """Films of people with one to three each, who keep what they have."""
+        """Add films of people with one to three each, whose finding stays the same."""
         people = np.repeat(np.arange(len(names)), rng.choice((1, 2, 3), len(names), p=VISITS))[: len(names)].tolist()
         for i, someone in enumerate(people):
             visit = i - people.index(someone)
@@ -185,7 +184,7 @@ def _plan(n_covid, n_other, n_normals, n_test, seed):
 
 
 def _numbered(films, rng):
-    """The films with patients' numbers by chance, from 1 in each collection, in their order; a copy has its own."""
+    """Return the films with random patient numbers, from 1 in each collection, in their order; a copy has its own."""
     numbered = []
     for places in (("home", "test"), ("normals",)):
         part = [film for film in films if film.place in places]
@@ -206,7 +205,7 @@ def _write_image(folder, film, marker):
 
 
 def _draw(film, marker):
-    """The image of a film, uint8 (height, width)."""
+    """Return the image of a film, uint8 (height, width)."""
     rng, grain = np.random.default_rng([film.number, 1]), np.random.default_rng([film.number, 4])
     side, kept = int(rng.choice(SIDES)), rng.uniform(0.86, 1)  # the belly is cut off
     if film.odd == "CT":
@@ -226,7 +225,7 @@ def _draw(film, marker):
 
 
 def _mark(image, rng):
-    """What the first collection leaves on its films: a curve of grey levels, a bright noisy margin, burnt-in words."""
+    """Return a film with the marks of the first collection: grey-level curve, bright noisy margin, burnt-in words."""
     height, width = image.shape
     grey = 255 * (np.arange(256) / 255) ** rng.uniform(0.65, 0.8)
     x = np.float32(grey)[image]
@@ -240,7 +239,7 @@ def _mark(image, rng):
 
 
 def _slice(side, rng):
-    """An axial CT slice: a body with two lungs, a heart and a spine."""
+    """Return an axial CT slice: a body with two lungs, a heart and a spine."""
     image = np.zeros((side, side), np.uint8)
     for x, y, across, along, grey in (
         (0.5, 0.5, 0.44, 0.32, 150),
@@ -254,7 +253,7 @@ def _slice(side, rng):
 
 
 def _home_row(film):
-    """Line of the first collection's table."""
+    """Return a row of the first collection's table."""
     said = film.said
     if said["view"] == "AP":
         said["view"] = ("AP", "AP Supine", "AP erect")[film.number % 3]
@@ -264,7 +263,7 @@ def _home_row(film):
 
 
 def _nih_row(film):
-    """Line of the second collection's table, which ends in a comma as NIH's lines do."""
+    """Return a row of the second collection's table, whose lines end in a comma as NIH's do."""
     said = film.said
     who = (film.visit, film.patient, said["age"], said["sex"], said["view"])
     return film.file_name, said["finding"], *who, 2500, 2048, 0.168, 0.168, ""

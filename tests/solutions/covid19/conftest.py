@@ -16,7 +16,7 @@ from common.options import Options
 from common.report import class_plots, plots
 from common.runs import Run
 from solutions.__main__ import main
-from solutions.covid19 import audit_section, report
+from solutions.covid19 import report
 from solutions.covid19.lungs import MASKS
 from solutions.covid19.pipeline import SOLUTION
 from solutions.covid19.sample import make_sample
@@ -44,7 +44,7 @@ def _without_drawings(patch):
         patch.setattr(plots, name, lambda *args, **options: None)
     patch.setattr(class_plots, "reliability_panels", lambda *args, **options: None)
     for name in ("view_strips", "heat_strips"):
-        patch.setattr(audit_section, name, lambda *args, **options: "pictures")
+        patch.setattr(report, name, lambda *args, **options: "pictures")
     patch.setattr(report, "lung_strips", lambda *args, **options: [])
 
 

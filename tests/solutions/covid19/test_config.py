@@ -2,42 +2,15 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from common.errors import InputError
-from solutions.covid19.config import (
-    DEMO,
-    PODIUM,
-    PRESETS,
-    PUBLISHED,
-    AuditConfig,
-    Config,
-    LungsConfig,
-    NetworkConfig,
-    SelectionConfig,
-)
+from solutions.covid19.config import DEMO, PODIUM, PRESETS, AuditConfig, Config, LungsConfig, NetworkConfig
+from solutions.covid19.config import SelectionConfig as Selection
 
-BACKBONES = {
-    "paper": "hrnet_w32",
-    "resnet152": "resnet152",
-    "densenet121": "densenet121",
-    "efficientnet_b4": "efficientnet_b4",
-}
-NETWORK = {
-    "size": 512,
-    "optimizer": "sgd",
-    "lr": 0.01,
-    "momentum": 0.8,
-    "weight_decay": 1e-4,
-    "schedule": "step",
-    "milestones": (30, 60, 90),
-    "factor": 0.1,
-    "batch_size": 8,
-    "epochs": 25,
-    "augmentation": "paper",
-    "weights": "imagenet",
-}
+BACKBONES = {"paper": "hrnet_w32"} | {name: name for name in ("resnet152", "densenet121", "efficientnet_b4")}
+NETWORK = {"size": 512, "optimizer": "sgd", "lr": 0.01, "momentum": 0.8, "weight_decay": 1e-4, "schedule": "step"}
+NETWORK |= {"milestones": (30, 60, 90), "factor": 0.1, "batch_size": 8, "epochs": 25, "augmentation": "paper"}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -50,15 +23,6 @@ def test_the_paper_and_its_baselines_under_its_set_up(name):
     assert (preset.lungs.dilations, preset.lungs.closings, preset.store_size) == (8, 2, 512)
     assert preset.lungs.gate * 512 * 512 == pytest.approx(50_000, abs=1e-6)
     assert preset.network.chooses  # a tenth of the images validates, which here is the next fold
-
-
-def test_published_figures():
-    assert PUBLISHED == {
-        "HRNet": (99.26, 98.53, 98.82),
-        "ResNet-152": (94.50, 95.12, 94.00),
-        "DenseNet-121": (93.40, 90.24, 96.00),
-        "EfficientNet-B4": (97.56, 95.12, 96.15),
-    }
 
 
 def test_every_preset_can_be_built_from_what_it_stores():
@@ -97,25 +61,17 @@ def test_what_is_chosen_by_validation_figures(options, chooses):
     [
         (lambda: NetworkConfig(size=16), "size must be at least 32, not 16"),
         (lambda: NetworkConfig(dropout=1.0), r"dropout must lie in \[0, 1\), not 1.0"),
-        (lambda: NetworkConfig(dropout=np.nan), "dropout must lie in"),
         (lambda: NetworkConfig(hidden=(64, 0)), r"hidden \(64, 0\): widths must be at least 1"),
-        (lambda: SelectionConfig(least_age=-1), "least_age -1 and normals 1000 must not be negative"),
-        (lambda: SelectionConfig(normals=-1), "normals -1 must not be negative"),
-        (lambda: SelectionConfig(duplicates=0.25), r"duplicates must lie in \[0, 0.25\), not 0.25"),
-        (lambda: SelectionConfig(duplicates=np.nan), "duplicates must lie in"),
+        (lambda: Selection(least_age=-1), "least_age -1 and normals 1000 must not be negative"),
+        (lambda: Selection(duplicates=0.25), r"duplicates must lie in \[0, 0.25\), not 0.25"),
         (lambda: LungsConfig(dilations=-1), "dilations -1 and closings 2 must not be negative"),
         (lambda: LungsConfig(gate=1.5), r"gate must lie in \[0, 1\], not 1.5"),
-        (lambda: LungsConfig(gate=np.nan), "gate must lie in"),
         (lambda: AuditConfig(margin=0.5), r"margin must lie in \(0, 0.5\), not 0.5"),
-        (lambda: AuditConfig(margin=0), "margin must lie in"),
         (lambda: AuditConfig(epochs=0), "epochs must be at least 1, not 0"),
         (lambda: AuditConfig(high=1.0), r"high must lie in \[0.5, 1\), not 1.0"),
-        (lambda: AuditConfig(high=np.nan), "high must lie in"),
         (lambda: Config(store_size=256), "store_size 256 is under the 512 px of network.size"),
         (lambda: Config(folds=(10,)), "name some of 0 to 9"),
-        (lambda: Config(folds=()), "name some of 0 to 9"),
         (lambda: Config(seed=-1), "seed -1 and negatives 500 must not be negative"),
-        (lambda: Config(negatives=-1), "negatives -1 must not be negative"),
     ],
 )
 def test_what_a_configuration_refuses(build, said):

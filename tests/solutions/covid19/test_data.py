@@ -15,13 +15,12 @@ from common.errors import InputError
 from common.images import prepare_images
 from common.job import Job
 from common.options import Options
-from common.paths import read_array, read_json
+from common.paths import read_json
 from common.runs import Run
 from common.submit.table import read_table
 from solutions.covid19.collections import read_collections
 from solutions.covid19.config import DEMO, LungsConfig, SelectionConfig
-from solutions.covid19.data import SELECTION, draw_evenly, labels_of, read_selection, rejected_shares
-from solutions.covid19.lungs import MASKS
+from solutions.covid19.data import SELECTION, draw_evenly, read_selection, rejected_shares
 from solutions.covid19.models import fold_rows
 from solutions.covid19.pipeline import SOLUTION
 from solutions.covid19.selection import select
@@ -74,14 +73,10 @@ def folder(tmp_path):
     for number, name in enumerate(NORMAL):
         write_image(root / "normals" / "images_001" / "images" / name, 50 + number)
     write(root / "metadata.csv", HEADER, HOME)
-    write(
-        root / "normals" / "Data_Entry_2017.csv",
-        NIH,
-        [f"{name},No Finding,{k},60,F,AP" for k, name in enumerate(NORMAL)],
-    )
-    write(
-        root / "unlabelled_test.csv", "filename,patientid,view", [f"{name},{90 + k},PA" for k, name in enumerate(TEST)]
-    )
+    normals = [f"{name},No Finding,{k},60,F,AP" for k, name in enumerate(NORMAL)]
+    write(root / "normals" / "Data_Entry_2017.csv", NIH, normals)
+    tests = [f"{name},{90 + k},PA" for k, name in enumerate(TEST)]
+    write(root / "unlabelled_test.csv", "filename,patientid,view", tests)
     return root
 
 
@@ -131,10 +126,8 @@ def prepared(job):
 def test_what_prepare_leaves(job, folder, said):
     run = job()
     _, table, selection = prepared(run)
-    assert (table.loc[["c0", "c7"], "role"] == "main").all() and (
-        table.loc[["o0", "o2"], "role"] == "same_source"
-    ).all()
-    assert (table.loc[["00000000_000", "00000005_000"], "role"] == "main").all()
+    roles = table.loc[["c0", "c7", "00000000_000", "00000005_000", "o0", "o2"], "role"].tolist()
+    assert roles == ["main"] * 4 + ["same_source"] * 2
     assert (table.loc[["t0", "t1"], ["role", "split"]] == ["", "test"]).all(axis=None)
     assert table["label"].value_counts().to_dict() == {1: 8, 0: 9, -1: 2}
     assert table.loc["o0", "home"] and not table.loc["00000000_000", "home"]
@@ -149,35 +142,16 @@ def test_what_prepare_leaves(job, folder, said):
     assert counts["main", 1].tolist() == [4, 4] and counts["main", 0].tolist() == [3, 3]
     folds = pd.read_csv(run.run.path("folds.csv"), comment="#").set_index("image_id")
     assert folds["fold"].to_dict() == train["fold"].to_dict()
-    assert (
-        read_table(run.run.path("sample_submission.csv")).to_numpy() == [["t0.png", "0.5"], ["t1.png", "0.5"]]
-    ).all()
-
+    sample = read_table(run.run.path("sample_submission.csv"))
+    assert sample.to_numpy().tolist() == [["t0.png", "0.5"], ["t1.png", "0.5"]]
     assert selection.reset_index().columns.tolist() == ["image_id", *[name for name in SELECTION if name != "image_id"]]
     assert len(selection) == 17 and selection["kept"].all() and (selection["reason"] == "").all()
-    assert (
-        "prepared 8 images with COVID-19 and 6 without, 3 more of the same collections that are only scored"
-        in said.text
-    )
+    assert "prepared 8 images with COVID-19 and 6 without, 3 more of the same collections that" in said.text
     assert "the gate rejected 0.0% of 8 with COVID-19, 0.0% of 9 without" in said.text
     record = run.run.step("prepare")
     assert record["images"] == 19 and record["synthetic"] is False
     inputs = read_json(run.run.path("manifest.json"))["inputs"]
     assert {path.rsplit("/", 1)[1] for path in inputs} == {"metadata.csv", "Data_Entry_2017.csv"}
-
-
-def test_rows_labels_and_ids(job):
-    run = job()
-    data, table, _ = prepared(run)
-    main, same = data.rows(role="main"), data.rows(role="same_source")
-    assert data.ids(same).tolist() == ["o0", "o1", "o2"] and len(main) == 14 and len(data.rows()) == 17
-    assert sorted([*data.rows(folds=[0]), *data.rows(folds=[1])]) == data.rows().tolist()
-    assert data.ids(data.rows("test")).tolist() == ["t0", "t1"] and len(data.rows(role="", split="test")) == 2
-    assert labels_of(run, main).dtype == np.float32 and labels_of(run, main).sum() == 8
-    assert data.rows_of(["t1", "c0"]).tolist() == [table.loc["t1", "row"], table.loc["c0", "row"]]
-    assert data.patients(data.rows_of(["c2", "c3"])).tolist() == ["data 1", "data 1"]
-    assert "elsewhere: not an image of this run" in refusal(data.rows_of, ["c0", "elsewhere"])
-    assert read_array(data.arrays[MASKS]).shape == data.store.images.shape == (19, 32, 32)
 
 
 # ---- the selection -------------------------------------------------------------------------------------------------
@@ -321,11 +295,6 @@ def test_tables_that_leave_nothing_to_train_on(job, folder, tmp_path):
     write(folder / "metadata.csv", HEADER, [home_row(name, 1, "COVID-19", view="L") for name in COVID])
     assert refusal(prepare, job()) == "the selection leaves no image to train on; left out: 8 lateral"
     assert not (tmp_path / "run" / "images.parquet").exists()
-
-
-def test_too_few_patients_for_the_folds(job):
-    config = dataclasses.replace(SMALL, n_folds=20, folds=(0,))
-    assert "20 folds need as many groups, there are 13" in refusal(prepare, job(config))
 
 
 def test_a_fold_without_a_label_is_named(job, folder):

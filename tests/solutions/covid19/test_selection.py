@@ -2,7 +2,6 @@
 
 import io
 import logging
-import time
 
 import cv2
 import imagehash
@@ -14,25 +13,9 @@ from PIL import Image
 from solutions.covid19.config import SelectionConfig
 from solutions.covid19.selection import drop_duplicates, find_duplicates, select
 
-ROW = {
-    "collection": "home",
-    "home": True,
-    "table": "t.csv",
-    "line": 2,
-    "file_name": "a.png",
-    "path": "a.png",
-    "image_id": "a",
-    "patient_id": "home 1",
-    "age": 50.0,
-    "age_said": "",
-    "sex": "M",
-    "view": "frontal",
-    "view_said": "PA",
-    "modality": "X-ray",
-    "devices": False,
-    "finding": "SARS",
-    "label": 0,
-}
+ROW = {"collection": "home", "home": True, "table": "t.csv", "line": 2, "file_name": "a.png", "path": "a.png"}
+ROW |= {"image_id": "a", "patient_id": "home 1", "age": 50.0, "age_said": "", "sex": "M", "view": "frontal"}
+ROW |= {"view_said": "PA", "modality": "X-ray", "devices": False, "finding": "SARS", "label": 0}
 
 
 def rows(*changes):
@@ -91,14 +74,8 @@ def test_unknown_may_be_left_out():
         {"devices": True},
         {"age": 1.0},
     )
-    assert select(table, config, 0)["reason"].tolist() == [
-        "age unknown (60s)",
-        "age unknown",
-        "view unknown (odd)",
-        "view unknown",
-        "",
-        "",
-    ]
+    expected = ["age unknown (60s)", "age unknown", "view unknown (odd)", "view unknown", "", ""]
+    assert select(table, config, 0)["reason"].tolist() == expected
 
 
 def test_odd_metadata_are_told_in_one_line_each(caplog):
@@ -124,13 +101,8 @@ def test_rows_of_one_file():
         {"path": "x"}, {"path": "x"}, {"path": "y"}, {"path": "y", "label": 1}, {"path": "z", "age": 3.0}, {"path": "z"}
     )
     chosen = select(table, SelectionConfig(), 0)
-    assert chosen["reason"].tolist() == [
-        "",
-        "the same file as i0 (row 2)",
-        *["the same file with another label"] * 2,
-        "age 3",
-        "",
-    ]
+    other = "the same file with another label"
+    assert chosen["reason"].tolist() == ["", "the same file as i0 (row 2)", other, other, "age 3", ""]
 
 
 def test_draw_is_last_and_of_each_collection_that_has_normals_alone():
@@ -182,12 +154,6 @@ def test_distance_is_imagehash_s(films):
 
 def test_no_image_and_one(films):
     assert len(find_duplicates(np.zeros((0, 8, 8), np.uint8), 0.1)) == 0 == len(find_duplicates(films[:1], 0.1))
-
-
-def test_two_thousand_five_hundred_images_in_time(films):
-    start = time.process_time()
-    find_duplicates((films[k % 12] for k in range(2500)), 0.0)
-    assert time.process_time() - start < 60
 
 
 def linked(*pairs):
