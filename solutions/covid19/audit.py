@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import asdict, replace
-from functools import partial
 
 import cv2
 import numpy as np
@@ -143,12 +142,8 @@ def find_question(job, check):
         ill = (~part["finding"].str.strip().str.casefold().isin(HEALTHY)).sum()
         if label == 0 and ill:  # then it is not the origin alone that differs
             question += f", {ill} of {len(part)} with another disease"
-        return partial(_look_up, target), part["row"].to_numpy(), question
+        return (lambda job, rows, target=target: target.loc[rows].to_numpy()), part["row"].to_numpy(), question
     return None, None, f"not asked: no label has {LEAST} images each of two collections"
-
-
-def _look_up(labels, job, rows):
-    return labels.loc[rows].to_numpy()
 
 
 def _answer(job, check, labels, rows):
@@ -207,11 +202,8 @@ def share_in_lungs(heat, mask):
 
 def _mean_share(shares, patients, seed):
     """Return the mean share as an Interval by patient; its ends are NaN for one patient, all of it for empty maps."""
-    known = shares[~np.isnan(shares)]
-    if not len(known):
-        return UNDEFINED
-    if len(set(patients.tolist())) < 2:
-        return replace(UNDEFINED, estimate=known.mean())
+    if np.isnan(shares).all() or len(set(patients.tolist())) < 2:
+        return replace(UNDEFINED, estimate=pd.Series(shares).mean())
     return bootstrap(shares, patients, seed=seed, skip_nan=True)
 
 

@@ -95,7 +95,9 @@ def refine(job, listing, store):
     config = job.config
     table = _without_duplicates(listing.table, find_duplicates(store.images, config.selection.duplicates))
     listing = find_listed_lungs(job, replace(listing, table=table), store)
-    table = assign_roles(_gated(listing.table), config)
+    table = listing.table
+    rejected = (table["split"] == "train") & (table["reason"] == "") & ~table["usable"]
+    table = assign_roles(table.assign(reason=table["reason"].mask(rejected, GATED + table["lung_reason"])), config)
     selection, reasons = listing.tables[SELECTION_TABLE], table.set_index("image_id")["reason"]
     found = selection["image_id"].map(reasons)
     selection = selection.assign(reason=selection["reason"].mask(selection["reason"] == "", found))
@@ -158,12 +160,6 @@ def _without_duplicates(table, pairs):
         rows = train & (table["reason"] == "") & (table["patient_id"] == patient)
         table.loc[rows, "reason"] = f"the patient of the test image {name}"
     return table
-
-
-def _gated(table):
-    """Return the table with reasons for train images whose lungs are not found or too small."""
-    rejected = (table["split"] == "train") & (table["reason"] == "") & ~table["usable"]
-    return table.assign(reason=table["reason"].mask(rejected, GATED + table["lung_reason"]))
 
 
 def assign_roles(table, config):

@@ -44,7 +44,7 @@ def lung_strips(images, selection):
 
     selection: the table of `data.read_selection`.
     """
-    masks, names = read_array(images.arrays[MASKS]), images.table["image_id"]
+    masks = read_array(images.arrays[MASKS])
 
     def strip(row):
         image, mask = images.store.images[row], masks[row]
@@ -58,14 +58,11 @@ def lung_strips(images, selection):
             name = f"{row.collection}, {label_name(row.label)} · {row.image_id}"
             captions.append(f"{name}: {row.area:.1%} of the image")
     fragments = ["Used: the radiograph, its lungs outlined, and the lungs alone.", _grid(map(strip, rows), captions)]
-    gated = selection[selection["reason"].str.startswith(GATED) & selection["image_id"].isin(names)]
-    gated = gated.head(MOST_REJECTED)
+    gated = selection[selection["reason"].str.startswith(GATED)].head(MOST_REJECTED)
     if len(gated):
-        captions = [
-            f"{label_name(row.label)} · {row.image_id}: {row.reason.removeprefix(GATED)}" for row in gated.itertuples()
-        ]
-        rejected = map(strip, images.rows_of(gated["image_id"]))
-        fragments += ["Rejected by the area gate:", _grid(rejected, captions)]
+        reasons = gated["reason"].str.removeprefix(GATED)
+        captions = gated["label"].map(label_name) + " · " + gated["image_id"] + ": " + reasons
+        fragments += ["Rejected by the area gate:", _grid(map(strip, images.rows_of(gated["image_id"])), captions)]
     return fragments
 
 
@@ -88,10 +85,8 @@ def pick_answers(answers):
     ordered = answers.sort_values("probability", ascending=False, kind="stable")
     positive, negative = ordered[ordered["label"] == 1], ordered[ordered["label"] == 0][::-1]
     places = [*positive.index[:PER_KIND], *negative.index[:PER_KIND]]
-    places += [
-        *positive.index[positive["probability"] < 0.5][-1:],
-        *negative.index[negative["probability"] >= 0.5][-1:],
-    ]
+    places += positive.index[positive["probability"] < 0.5][-1:].tolist()
+    places += negative.index[negative["probability"] >= 0.5][-1:].tolist()
     return answers.loc[list(dict.fromkeys(places))]
 
 

@@ -59,25 +59,12 @@ def _audit(job, score, oof):
     if score["same_source"]:
         lines.append(("this run, same collections", score["same_source"]["auroc"]))
     lines += [(names[check], part["auroc"]) for check, part in checks.items() if part["auroc"]]
-    asked = [
-        {
-            "network": names[check],
-            "question": part["said"],
-            "images": part.get("images"),
-            "AUROC": page.interval_text(*part["auroc"].values()) if part["auroc"] else None,
-        }
-        for check, part in checks.items()
-    ]
+    asked = [(names[check], part["said"], part.get("images"), _text(part["auroc"])) for check, part in checks.items()]
+    asked = pd.DataFrame(asked, columns=["network", "question", "images", "AUROC"]).astype({"images": "Int64"})
     looks = [
-        {
-            "network sees": SEEN[view],
-            "in the lungs": page.interval_text(*part["share"].values()),
-            "chance": part["area"],
-            "images": part["images"],
-            "empty maps": part["flat"],
-        }
-        for view, part in views.items()
+        (SEEN[view], _text(part["share"]), part["area"], part["images"], part["flat"]) for view, part in views.items()
     ]
+    looks = pd.DataFrame(looks, columns=["network sees", "in the lungs", "chance", "images", "empty maps"])
     groups = {SEEN[view]: 100 * focus.loc[focus["view"] == view, "share"] for view in views}
     groups["chance"] = 100 * focus.drop_duplicates("image_id")["area"]
     answers = pick_answers(oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")])
@@ -90,13 +77,10 @@ def _audit(job, score, oof):
             f"Margin, background and origin count against the run if their interval lies above {high:g}, the dashed "
             "line; the same collections, if the AUROC drops by an interval that excludes 0",
         ),
-        page.table(pd.DataFrame(asked).astype({"images": "Int64"}), "What each network of the audit had to predict"),
+        page.table(asked, "What each network of the audit had to predict"),
         f"What the views show: {', '.join(SEEN.values())}.",
         view_strips(job.images, answers, config.audit.margin),
-        page.table(
-            pd.DataFrame(looks),
-            "Where networks look: mean share of a heat map inside the lungs; chance: their share of the image",
-        ),
+        page.table(looks, "Where networks look: mean share of a heat map inside the lungs; chance: that of the image"),
         page.figure(
             plots.histogram(groups, "share of the heat map in the lungs, %", 25),
             "Share of each heat map in the lungs, and the area of the lungs",
@@ -104,6 +88,10 @@ def _audit(job, score, oof):
         f"Grad-CAM, violet to yellow from the least to the strongest evidence for {COVID}: {panels}.",
         heat_strips(job, answers, {fold: focus_networks(config, fold) for fold in found["folds"]}),
     ]
+
+
+def _text(interval):
+    return page.interval_text(*interval.values()) if interval else None
 
 
 def _network_name(check, view):
@@ -209,7 +197,7 @@ def _fold_rows(part, pooled):
     for name in RATES:
         table[name] = [page.interval_text(*row) for row in part[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)]
         mean[name] = f"{part[name].mean():.4f} ± {part[name].std():.4f}"
-        total[name] = page.interval_text(*pooled[name].values())
+        total[name] = _text(pooled[name])
     table = pd.concat([table, pd.DataFrame([mean, total], dtype=object)], ignore_index=True)
     return table.astype(dict.fromkeys(counts, "Int64"))
 
@@ -245,13 +233,9 @@ def _predictions(oof):
     reliability = class_plots.reliability_panels(main[["label"]].to_numpy(), main[["probability"]].to_numpy(), [""])
     figures.append(page.figure(reliability, "Reliability, with the expected calibration error"))
     oof = oof.assign(correct=(probs >= HALF) == (label == 1))
-    by_collection = oof.groupby(["collection", "label"]).agg(
-        images=("label", "size"),
-        patients=("patient_id", "nunique"),
-        correct=("correct", "mean"),
-        mean_probability=("probability", "mean"),
-    )
-    table = by_collection.reset_index().rename(columns={"mean_probability": "mean probability"})
+    columns = {"images": ("label", "size"), "patients": ("patient_id", "nunique"), "correct": ("correct", "mean")}
+    columns["mean probability"] = ("probability", "mean")
+    table = oof.groupby(["collection", "label"]).agg(**columns).reset_index()
     table["label"] = table["label"].map(LABELS)
     return page.section("Out of fold", page.grid(*figures), page.table(table, f"By collection, at {HALF}"))
 
