@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 
+from common.config import to_dict
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import bootstrap_map, coco_scores, evaluate, paired_map
 from common.paths import write_csv
 from common.recipe import read_predictions
+from common.step import Step
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import out_of_fold
 from solutions.vinbigdata.models import COCO_FINDINGS, VOC_FINDINGS
@@ -67,3 +69,12 @@ def run_ablation(job):
 
 def _with_interval(score):
     return {"map": score.estimate, "low": score.low, "high": score.high}
+
+
+ABLATION = Step(
+    "ablate",
+    run_ablation,
+    needs=("predict",),
+    reads=lambda job: [to_dict(job.config.fusion), to_dict(job.config.decision), job.config.seed],
+    files=("ablation.csv", "figure1.csv"),
+)

@@ -11,8 +11,10 @@ from torchvision.ops import batched_nms
 from tqdm import tqdm
 
 from common.data.loaders import eval_loader
+from common.infer import tta
 from common.metrics import classification
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
+from common.network import predict
 from common.nn import detectors, models
 from common.nn.precision import autocast, precision
 from common.post.boxes import BOX
@@ -141,6 +143,13 @@ def healthy_figures(healthy, probs):
         "auroc": classification.auroc(healthy, probs, undefined=np.nan),
         "accuracy": classification.accuracy(classification.confusion_counts(healthy, probs, 0.5)),
     }
+
+
+def predict_logits(job, network, rows, title=""):
+    """Return the 2CC's logits of store rows, float32 (n,): with the few digits of bf16 the surest images would tie."""
+    network = replace(network, config=replace(network.config, precision="fp32"))
+    views = [tta.IDENTITY, *[tta.FLIP] * ("flip" in job.config.tta)]
+    return predict(job, [network], rows, views, title)[:, 0]
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 "Paper" is Berger et al.; every number stands in config.py beside its source.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,11 +13,10 @@ from common.config import from_dict, to_dict
 from common.data.augment import light
 from common.infer import tta
 from common.metrics.detection_errors import error_breakdown
-from common.network import Network, other_folds, predict
+from common.network import Network, other_folds
 from common.nn.losses import bce
 from common.paths import read_parquet, write_table
 from common.recipe import Choice, Solution, read_predictions
-from common.step import Step
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, models, postprocess, report, tuning
 from solutions.vinbigdata.config import KAGGLE, NOTHING, member_parts
@@ -108,19 +106,11 @@ def predict_rows(job, folds, rows, path, title):
     held_out = (job.images.at(rows)["fold"] == fold).all()
     shares = np.array_split(config.healthy_trained, len(config.folds))
     folds_2cc = [fold % config.healthy_modulus] if held_out else shares[config.folds.index(fold)].tolist()
-    logits = [np.zeros(0), *(_predict_healthy(job, k, rows, title) for k in folds_2cc)]
-    healthy = pd.DataFrame({"image_id": np.tile(ids, len(folds_2cc)), "logit": np.concatenate(logits)})
+    logits = [models.predict_logits(job, healthy_network(config, k), rows, f"{title}, 2CC {k}") for k in folds_2cc]
+    healthy = pd.DataFrame({"image_id": np.tile(ids, len(folds_2cc)), "logit": np.concatenate([np.zeros(0), *logits])})
     if held_out:
         healthy["healthy"] = _probabilities(healthy.pop("logit"))
     return {"": pd.concat(boxes, ignore_index=True), "_healthy": healthy}
-
-
-def _predict_healthy(job, fold, rows, title):
-    """Return the logits of one 2CC, (n,), in float32: with the few digits of bf16 the surest images would tie."""
-    network = healthy_network(job.config, fold)
-    network = replace(network, config=replace(network.config, precision="fp32"))
-    views = [tta.IDENTITY, *[tta.FLIP] * ("flip" in job.config.tta)]
-    return predict(job, [network], rows, views, f"{title}, 2CC {fold}")[:, 0]
 
 
 def _probabilities(logits):
@@ -218,13 +208,5 @@ SOLUTION = Solution(
     check=check,
     hidden=lambda job, rows: data.hidden_score(job, read_parquet(job.run.path("test_decided.parquet"))),
     report=report,
-    further_steps=(
-        Step(
-            "ablate",
-            experiments.run_ablation,
-            needs=("predict",),
-            reads=lambda job: [to_dict(job.config.fusion), to_dict(job.config.decision), job.config.seed],
-            files=("ablation.csv", "figure1.csv"),
-        ),
-    ),
+    further_steps=(experiments.ABLATION,),
 )

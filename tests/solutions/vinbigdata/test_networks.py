@@ -230,11 +230,11 @@ def test_each_classifier_predicts_the_test_images_once(folds, healthy_folds, job
     monkeypatch.setattr(models, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
     asked = []
 
-    def predict(job, networks, rows, views, title):
-        asked.append(networks[0].fold)
-        return np.full((len(rows), 1), networks[0].fold, np.float32)
+    def predict_logits(job, network, rows, title):
+        asked.append(network.fold)
+        return np.full(len(rows), network.fold, np.float32)
 
-    monkeypatch.setattr(pipeline, "predict", predict)
+    monkeypatch.setattr(models, "predict_logits", predict_logits)
     parts = [pipeline.predict_rows(job, [fold], images.rows("test"), None, "") for fold in folds]
     trained = job.config.healthy_trained
     assert asked == list(trained)
