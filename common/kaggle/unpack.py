@@ -1,8 +1,6 @@
 """Zip archives unpacked without trusting them: no path outside the folder, no links, no bombs; resumable."""
 
-import contextlib
 import logging
-import lzma
 import os
 import re
 import shutil
@@ -11,6 +9,7 @@ import struct
 import time
 import zipfile
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,13 +17,16 @@ from tqdm import tqdm
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
-MAX_FILES = 3_000_000  # entries of an archive
+STAGING = ".kaggle-unpack"  # in the folder: files are written there and moved when they are whole
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others zipfile unpacks a block at once: gigabytes
+MAX_FILES = 3_000_000  # entries; inner zips count in this and the next limits
+MAX_DEPTH = 30  # folders within folders
 MAX_BYTES = 2 * 10**12  # unpacked
 MAX_RATIO = 100  # unpacked bytes per byte of archive, for archives that unpack to more than RATIO_FROM
 RATIO_FROM = 10**9
 BLOCK = 1 << 20
-_BAD_NAME = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:|^/")
-_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError)
+_BAD_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\\]|^[A-Za-z]:|^/")
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, RuntimeError, ValueError)
 
 
 class DamagedArchive(InputError):
@@ -33,6 +35,18 @@ class DamagedArchive(InputError):
 
 class UnsafeArchive(InputError):
     """The archive holds something that must not be unpacked; nothing is unpacked."""
+
+
+@dataclass
+class _Unpacked:
+    """What an archive and the zips in it unpack to: one budget, and one set of names relative to the root."""
+
+    root: Path  # resolved
+    packed: int  # bytes of the outer archive
+    entries: int = 0
+    bytes: int = 0
+    files: set = field(default_factory=set)
+    folders: set = field(default_factory=set)
 
 
 def unpack(archive, folder, nested=True):
@@ -44,76 +58,109 @@ def unpack(archive, folder, nested=True):
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    done = _Unpacked(folder.resolve(), os.path.getsize(archive))
+    done.files.add(os.path.relpath(archive.resolve(), done.root))
+    _clear(done.root / STAGING)
     try:
-        with zipfile.ZipFile(archive) as source:
-            entries = _check_entries(source, archive)
-            if archive in (folder / entry.filename for entry in entries):
-                raise UnsafeArchive(f"{archive}: holds a file of its own name; nothing is unpacked")
-            _unpack_all(source, entries, archive, folder)
-    except _BROKEN as error:
-        if isinstance(error, InputError):
-            raise
-        raise DamagedArchive(f"{archive}: damaged archive ({' '.join(str(error).split())[:120]})") from None
-    files, size, unpacked = len(entries), sum(entry.file_size for entry in entries), []
-    for path in [folder / e.filename for e in entries if e.filename.lower().endswith(".zip")] if nested else []:
-        try:
-            more = unpack(path, path.with_suffix(""), nested=False)
-        except (DamagedArchive, UnsafeArchive) as error:
-            log.warning(f"{error}; it is left as it is")
-            continue
-        files, size = files - 1 + more[0], size + more[1] - path.stat().st_size
-        unpacked.append(path)
+        entries = _unpack_one(archive, "", done)
+        files, size, unpacked = len(entries), done.bytes, []
+        for name in [e.filename for e in entries if e.filename.lower().endswith(".zip")] if nested else []:
+            path, before = done.root / name, done.bytes
+            try:
+                inner = _unpack_one(path, f"{name[:-4]}/", done)
+            except (DamagedArchive, UnsafeArchive) as error:
+                log.warning(f"{error}; it is left as it is")
+                continue
+            files, size = files + len(inner) - 1, size + done.bytes - before - path.stat().st_size
+            unpacked.append(path)
+    finally:
+        _clear(done.root / STAGING)
     for path in unpacked:  # last: until everything is unpacked, a restart must find them
         path.unlink()
     return files, size
 
 
-def _check_entries(source, archive):
-    """Return the files of an open zip; raise UnsafeArchive before anything is unpacked."""
-    entries, size, seen = source.infolist(), os.path.getsize(archive), set()
-    total = sum(entry.file_size for entry in entries)
-    if len(entries) > MAX_FILES:
-        raise UnsafeArchive(f"{archive}: {len(entries):,} entries, more than the limit of {MAX_FILES:,}")
-    if total > MAX_BYTES or (total > RATIO_FROM and total > MAX_RATIO * size):
-        raise UnsafeArchive(f"{archive}: {size / 1e9:.3g} GB that unpack to {total / 1e9:.3g} GB: a zip bomb?")
-    files = [entry for entry in entries if not entry.is_dir()]
+def _clear(staging):
+    """Remove what this call, or an earlier one that was killed, left of the files that it was writing."""
+    if staging.is_symlink():
+        staging.unlink()
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _unpack_one(archive, prefix, done):
+    """Unpack one zip into the folder `prefix` (such as `images/`) of the root; return its files' entries."""
+    try:
+        with zipfile.ZipFile(archive) as source:
+            entries = _check_entries(source, archive, prefix, done)
+            _extract_all(source, entries, archive, prefix, done.root)
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise DamagedArchive(f"{archive}: damaged archive ({' '.join(str(error).split())[:120]})") from None
+    return entries
+
+
+def _check_entries(source, archive, prefix, done):
+    """Return the files of an open zip and count them; raise UnsafeArchive before any of them is unpacked."""
+    entries = source.infolist()
+    number, total = done.entries + len(entries), done.bytes + sum(entry.file_size for entry in entries)
+    if number > MAX_FILES:
+        raise UnsafeArchive(f"{archive}: {number:,} entries, more than the limit of {MAX_FILES:,}")
+    if total > MAX_BYTES or (total > RATIO_FROM and total > MAX_RATIO * done.packed):
+        sizes = f"{done.packed / 1e9:.3g} GB that unpack to {total / 1e9:.3g} GB"
+        raise UnsafeArchive(f"{archive}: {sizes}: a zip bomb? Nothing is unpacked")
+    files, names, folders = [entry for entry in entries if not entry.filename.endswith("/")], set(), set()
     for entry in entries:
-        name, kind = entry.filename.rstrip("/"), stat.S_IFMT(entry.external_attr >> 16)
-        parts, problem = name.split("/"), None
-        if _BAD_NAME.search(entry.orig_filename) or any(p in ("", ".", "..") or len(p.encode()) > 240 for p in parts):
+        name, kind = prefix + entry.filename.rstrip("/"), stat.S_IFMT(entry.external_attr >> 16)
+        parts, is_folder, problem = name.split("/"), entry.filename.endswith("/"), None
+        if (
+            _BAD_NAME.search(entry.orig_filename)
+            or len(parts) > MAX_DEPTH
+            or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
+        ):
             problem = "would not stay in the folder"
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             problem = "is a link or a device, not a file"
         elif entry.flag_bits & 1:
             problem = "is encrypted"
-        elif not entry.is_dir() and name in seen:
-            problem = "occurs twice"
+        elif entry.compress_type not in METHODS:
+            problem = f"is compressed by method {entry.compress_type}"
+        elif not is_folder and (name in names or name in done.files):
+            problem = "occurs twice or is the archive itself"
         if problem:
             raise UnsafeArchive(f"{archive}: {name[:80]!r} {problem}; nothing is unpacked")
-        if not entry.is_dir():
-            seen.add(name)
-    clash = next((parent for name in seen for parent in map(str, Path(name).parents) if parent in seen), None)
-    if clash:
-        raise UnsafeArchive(f"{archive}: {clash!r} is a file and a folder; nothing is unpacked")
+        if not is_folder:
+            names.add(name)
+    for folder in {name.rpartition("/")[0] for name in names}:
+        if not Path(os.path.realpath(done.root / folder)).is_relative_to(done.root):
+            raise InputError(f"{done.root / folder}: a link that leads out of {done.root}; nothing is unpacked")
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    if clashes := (names & (folders | done.folders)) | (folders & done.files):
+        raise UnsafeArchive(f"{archive}: {min(clashes)!r} is a file and a folder; nothing is unpacked")
+    done.entries, done.bytes = number, total
+    done.files |= names
+    done.folders |= folders
     return files
 
 
-def _unpack_all(source, entries, archive, folder):
+def _extract_all(source, entries, archive, prefix, root):
     """Unpack what is not there yet, after a check that the disk has room."""
-    todo = [entry for entry in entries if not _is_there(folder / entry.filename, entry)]
-    need, free = sum(entry.file_size for entry in todo), shutil.disk_usage(folder).free
+    todo = [entry for entry in entries if not _is_there(root / prefix / entry.filename, entry)]
+    need, free = sum(entry.file_size for entry in todo), shutil.disk_usage(root).free
     if need > free:
         raise InputError(
-            f"{archive}: needs {need / 1e9:.3g} GB, {folder} has {free / 1e9:.3g} GB free; make room, "
+            f"{archive}: needs {need / 1e9:.3g} GB, {root} has {free / 1e9:.3g} GB free; make room, "
             "the same command continues"
         )
-    replaced, root = [], folder.resolve()
+    replaced = []
     with tqdm(total=need, unit="B", unit_scale=True, desc="unpack", leave=False, delay=1) as bar:
         for entry in todo:
-            path = folder / entry.filename
+            path = root / prefix / entry.filename
             if path.exists():
                 replaced.append(path)
-            _write(source, entry, path, root)
+            _extract(source, entry, path, root / STAGING / prefix)
             bar.update(entry.file_size)
     if replaced:
         log.info(f"{len(replaced):,} files differed from the archive's and were replaced, such as {replaced[0]}")
@@ -132,24 +179,16 @@ def _is_there(path, entry):
     return checksum == entry.CRC
 
 
-def _write(source, entry, path, root):
-    temporary, modified = path.with_name(f".{path.name}.part"[-250:]), _time(entry)
+def _extract(source, entry, path, staging):
+    modified = _time(entry)
     try:
+        part = source.extract(entry, staging)  # never outside of it; at most the declared size, the checksum compared
+        os.utime(part, (modified, modified))
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.parent.resolve().is_relative_to(root):
-            raise InputError(f"{path.parent}: is a link that leads out of {root}; nothing is unpacked through it")
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with source.open(entry) as packed, os.fdopen(os.open(temporary, flags, 0o644), "wb") as file:
-            shutil.copyfileobj(packed, file, BLOCK)  # zipfile stops at the declared size and compares the checksum
-        os.utime(temporary, (modified, modified))
-        os.replace(temporary, path)
+        os.replace(part, path)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: {reason}; what is unpacked is kept, the same command continues") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _time(entry):

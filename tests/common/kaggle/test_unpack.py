@@ -25,8 +25,12 @@ def packed(make_zip, tmp_path):
     return write
 
 
+def find_files(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def everything(folder):
-    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {str(path.relative_to(folder)): path.read_text() for path in find_files(folder)}
 
 
 def test_files_folders_and_a_zip_within(packed, make_zip, tmp_path):
@@ -51,8 +55,12 @@ def test_files_folders_and_a_zip_within(packed, make_zip, tmp_path):
         ("C:/out.txt", "would not stay"),
         ("..\\out.txt", "would not stay"),
         ("a//b.txt", "would not stay"),
+        ("", "would not stay"),
         ("a\nb.txt", "would not stay"),
-        ("x" * 250, "would not stay"),
+        ("a\x9bb.txt", "would not stay"),
+        ("a\u2028b.txt", "would not stay"),
+        ("x" * 256, "would not stay"),
+        ("a/" * 30 + "x", "would not stay"),
         ("link!", "is a link"),
     ],
 )
@@ -75,12 +83,14 @@ def test_device_encrypted_twice_and_clash(packed, make_zip, tmp_path):
     path = packed({"pipe": ""})
     content = bytearray(path.read_bytes())
     directory = content.index(b"PK\1\2")
-    device, locked = content.copy(), content.copy()
+    device, locked, packing = content.copy(), content.copy(), content.copy()
+    struct.pack_into("<H", packing, directory + 10, zipfile.ZIP_BZIP2)  # its blocks are unpacked whole, whatever size
     struct.pack_into("<I", device, directory + 38, 0o020644 << 16)
     struct.pack_into("<H", locked, directory + 8, 1)
     two = make_zip({"b.txt": "2", "c.txt": "3"}).replace(b"c.txt", b"b.txt")
     clash = make_zip({"a": "file", "a/b": "file"})
-    for content, reason in ((device, "device"), (locked, "encrypted"), (two, "occurs twice"), (clash, "and a folder")):
+    reasons = {"device": device, "encrypted": locked, "by method 12": packing, "twice": two, "and a folder": clash}
+    for reason, content in reasons.items():
         path.write_bytes(bytes(content))
         with pytest.raises(InputError, match=reason):
             unpack(path, tmp_path / "out")
@@ -132,8 +142,46 @@ def test_a_zip_within_that_is_none_stays(packed, make_zip, tmp_path, monkeypatch
     unpack(path, tmp_path / "out")
     assert [p.name for p in sorted((tmp_path / "out").rglob("*")) if p.is_file()] == ["a.zip", "b.zip", "x"]
     assert len(said) == 2 and "damaged" in said[0] and "would not stay" in said[1]
-    with pytest.raises(InputError, match="a file of its own name"):
+    with pytest.raises(InputError, match="the archive itself"):
         unpack(packed({"a.zip": "x"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names, reason",
+    [
+        (["...zip"], "would not stay"),
+        (["..zip"], "would not stay"),
+        ([".zip"], "would not stay"),
+        (["a/.zip"], "would not stay"),
+        (["a/...zip"], "would not stay"),
+        (["a", "a.zip"], "'a' is a file and a folder"),
+        (["a.zip", "a/x.txt"], "'a/x.txt' occurs twice"),
+        (["a.zip", "a/x.txt/b"], "'a/x.txt' is a file and a folder"),
+        (["b.zip", "b.ZIP"], "'b/x.txt' occurs twice"),
+    ],
+)
+def test_a_zip_within_stays_where_its_folder_would_be_odd_or_taken(packed, make_zip, tmp_path, caplog, names, reason):
+    inner = make_zip({"x.txt": "inner"})
+    path = packed({name: inner if name.lower().endswith(".zip") else "outer" for name in names})
+    (tmp_path / "x.txt").write_text("the user's own")
+    unpack(path, tmp_path / "out")
+    files = {file.relative_to(tmp_path / "out").as_posix(): file.read_bytes() for file in find_files(tmp_path / "out")}
+    kept = {name: inner if name.endswith(".zip") else b"outer" for name in names}
+    assert files == ({"b.ZIP": inner, "b/x.txt": b"inner"} if "b.zip" in names else kept)
+    assert (tmp_path / "x.txt").read_text() == "the user's own" and len(list(tmp_path.iterdir())) == 3
+    (line,) = caplog.messages
+    assert reason in line and "\n" not in line
+
+
+def test_zips_within_share_one_budget(packed, make_zip, tmp_path, monkeypatch, caplog):
+    inner = make_zip({"zeros": "0" * 600_000}, compression=zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(module, "RATIO_FROM", 1_000_000)
+    path = packed({f"{k}.zip": inner for k in range(3)})
+    assert unpack(path, tmp_path / "out") == (3, 600_000 + 2 * len(inner))
+    assert [line.count("zip bomb") for line in caplog.messages] == [1, 1]
+    monkeypatch.setattr(module, "MAX_FILES", 5)
+    monkeypatch.setattr(module, "RATIO_FROM", 10**9)
+    assert unpack(path, tmp_path / "new")[0] == 3 and "6 entries, more than the limit of 5" in caplog.messages[-1]
 
 
 def test_an_interrupted_unpacking_continues(packed, tmp_path, monkeypatch, caplog):
@@ -150,7 +198,8 @@ def test_an_interrupted_unpacking_continues(packed, tmp_path, monkeypatch, caplo
     with pytest.raises(KeyboardInterrupt):
         unpack(path, out)
     assert sorted(p.name for p in out.iterdir()) == ["0.txt", "1.txt"]
-    (out / ".2.txt.part").write_text("left by a process that was killed")
+    (out / module.STAGING).mkdir()
+    (out / module.STAGING / "2.txt").write_text("left by a process that was killed")
     monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(b), rename(a, b)))
     assert unpack(path, out) == (4, 36) and [p.name for p in renamed[2:]] == ["2.txt", "3.txt"]
     assert everything(out) == {f"{k}.txt": f"content {k}" for k in range(4)}
@@ -170,14 +219,19 @@ def test_what_is_there_is_compared(packed, tmp_path, monkeypatch):
     assert len(said) == 1 and said[0].startswith("2 files differed") and "other.txt" in said[0]
 
 
-def test_links_that_are_there_lead_nowhere(packed, tmp_path):
+def test_links_that_are_there_lead_nowhere(packed, make_zip, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/kept.txt").write_text("kept")
     out = tmp_path / "out"
     out.mkdir()
     (out / "train").symlink_to(tmp_path / "elsewhere")
+    (out / module.STAGING).symlink_to(tmp_path / "elsewhere")
+    for name, content in (("train/x.txt", "x"), ("train/in/x.txt", "x")):
+        with pytest.raises(InputError, match="a link that leads out"):
+            unpack(packed({"a.txt": "a", name: content}), out)
     with pytest.raises(InputError, match="a link that leads out"):
-        unpack(packed({"train/x.txt": "x"}), out)
+        unpack(packed({"train.zip": make_zip({"x.txt": "x"})}), out)
+    assert sorted(path.name for path in out.iterdir()) == ["train", "train.zip"]
     (out / "kept.txt").symlink_to(tmp_path / "elsewhere/kept.txt")
     unpack(packed({"kept.txt": "kept"}), out)
     assert not (out / "kept.txt").is_symlink() and everything(tmp_path / "elsewhere") == {"kept.txt": "kept"}
@@ -202,10 +256,10 @@ def test_full_disks(packed, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage(100))
     copy, copied = module.shutil.copyfileobj, []
 
-    def full(source, target, length):
+    def full(source, target):
         if copied:
             raise OSError(errno.ENOSPC, "No space left on device")
-        copied.append(copy(source, target, length))
+        copied.append(copy(source, target))
 
     monkeypatch.setattr(module.shutil, "copyfileobj", full)
     with pytest.raises(InputError, match=r"2\.txt: No space left on device; what is unpacked is kept"):
