@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ FORMAT = 1
 DATASET_LIMIT = 200 * 10**9  # bytes of a dataset, and of all private ones together: kaggle.com/docs/datasets
 OUTPUT_LIMIT = 20 * 10**9  # bytes of /kaggle/working: kaggle.com/docs/notebooks
 DATASET = "OWNER/chest-xray-bundle"  # placeholder for the user's own
+NEW, EARLIER, EXPORT = "bundle", "earlier", "export"  # within the temporary folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SLUG = re.compile(r"[A-Za-z0-9-]+/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
 
@@ -64,13 +64,34 @@ def check_dataset_name(name):
         raise InputError(f"{name!r}: not a dataset's name: owner/name, with a name of 6 to 50 of a-z, 0-9 and -")
 
 
+def check_name(name, where):
+    """Raise InputError unless `name` can be part of a file name in a bundle; where: the file or option that has it."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        raise InputError(f"{where}: {name!r} cannot be part of file names: letters, digits, '.', '_', '+', '-' only")
+
+
+def read_listing(bundle):
+    """Return the content of a bundle's bundle.json; raise InputError where it is damaged or a name leads elsewhere."""
+    path = Path(bundle) / LISTING
+    about = read_json(path)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{path}: not of format {FORMAT}, which this program reads")
+    try:
+        runs = {run: (entry["solution"], dict(entry["files"])) for run, entry in about["runs"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: damaged; upload the bundle again") from None
+    for name in [*runs, *(name for _, files in runs.values() for pair in files.items() for name in pair)]:
+        check_name(name, path)
+    return about
+
+
 def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
     """Write the bundle of these runs to the folder `out`, atomically, and return the content of its bundle.json.
 
     Raises InputError for an unfinished run, two runs with one name, a folder that holds other files, and a bundle above
     Kaggle's limit.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     _check_replaceable(out)
     with _temporary_folder(out) as folder:
         content = {name: _add_run(Path(run), name, folder, export) for name, run in _name_runs(runs).items()}
@@ -90,10 +111,10 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
         title = (dataset or DATASET).split("/")[1].replace("-", " ")
         metadata = {"title": title, "id": dataset or DATASET, "licenses": [{"name": "other"}]}
         write_json(folder / METADATA, metadata)  # not among the files: Kaggle does not keep it
-        limit = OUTPUT_LIMIT if str(out.resolve()).startswith("/kaggle/working") else DATASET_LIMIT
+        limit = OUTPUT_LIMIT if str(out).startswith("/kaggle/working") else DATASET_LIMIT
         size = _check_size(folder, limit)
         if out.exists():
-            os.rename(out, folder.with_name("earlier"))  # removed with the temporary folder
+            os.rename(out, folder.with_name(EARLIER))  # removed with the temporary folder
         os.rename(folder, out)
     wheels = sum(name.endswith(".whl") for name in files)
     log.info(
@@ -113,25 +134,33 @@ def _check_replaceable(out):
             raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
         return
     about = read_json(out / LISTING)
-    known = {LISTING, METADATA, *(about.get("files", ()) if isinstance(about, dict) else ())}
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in known)
-    if foreign:
-        raise InputError(
-            f"--out {out}: holds {foreign[0]}, which is no part of a bundle; move it or name another folder"
-        )
+    files = about.get("files") if isinstance(about, dict) else None
+    _check_known(out, {LISTING, METADATA, *(files if isinstance(files, dict) else ())})
+
+
+def _check_known(folder, names):
+    """Raise InputError where a folder that is to be replaced holds other files than these."""
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in names):
+        raise InputError(f"{folder}: holds {foreign[0]}, which is no part of a bundle; move it or name another --out")
 
 
 @contextmanager
 def _temporary_folder(out):
-    """Yield an empty folder on the same disk as `out`; remove it, and what a killed call left there, afterwards."""
-    partial = out.resolve().with_name(f".{out.resolve().name}.partial")
+    """Yield an empty folder on the same disk as `out`; remove it, and what a killed call left there, afterwards.
+
+    The earlier bundle is put back where the new one did not take its place.
+    """
+    partial = out.with_name(f".{out.name}.partial")
     with lock_folder(partial, "making a bundle there"):
-        for path in partial.iterdir():
-            shutil.rmtree(path)
-        (partial / "bundle").mkdir()
+        _check_known(partial, (NEW, EARLIER, EXPORT))
         try:
-            yield partial / "bundle"
+            for name in (NEW, EXPORT):
+                shutil.rmtree(partial / name, ignore_errors=True)
+            (partial / NEW).mkdir()
+            yield partial / NEW
         finally:
+            if (partial / EARLIER).exists() and not out.exists():
+                os.rename(partial / EARLIER, out)
             shutil.rmtree(partial)
 
 
@@ -142,30 +171,26 @@ def _name_runs(runs):
         name = Path(run).resolve().name
         if name in named:
             raise InputError(f"{run}: a second run named {name}, the first is {named[name]}; rename one")
-        if not _NAME.fullmatch(name):
-            raise InputError(f"{run}: a run's name is part of file names: letters, digits, '.', '_', '+' and '-' only")
+        check_name(name, run)
         named[name] = run
     return named
 
 
 def _add_run(run, name, folder, export):
     """Copy the trained folder of a run into `folder`, file names prefixed by `name`; return its part of bundle.json."""
-    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder.parent) as temporary:
-        source = run
-        if not (run / ABOUT).is_file():
-            stored = run / "config.json"
-            if not stored.is_file():
-                raise InputError(f"{run}: neither a run nor a trained folder (no config.json, no {ABOUT})")
-            config = read_json(stored)
-            if not isinstance(config, dict) or not isinstance(config.get("solution"), str):
-                raise InputError(f"{stored}: not the configuration of a run")
-            source = Path(temporary)
-            export(config["solution"], run, source)
-        trained, about = Trained.open(source), read_json(source / ABOUT)
-        files = {part: f"{name}--{part}" for part in (ABOUT, *trained.files)}
-        for part, flat in files.items():
-            shutil.copyfile(source / part, folder / flat)
-    return {"solution": about["solution"], "preset": about["preset"], "score": about["score"], "files": files}
+    source = run
+    if not (run / ABOUT).is_file():
+        config = read_json(run / "config.json") if (run / "config.json").is_file() else None
+        if not isinstance(config, dict) or not isinstance(config.get("solution"), str):
+            raise InputError(f"{run}: neither a run nor a trained folder (no {ABOUT}, no config.json or a damaged one)")
+        source = folder.with_name(EXPORT)
+        export(config["solution"], run, source)
+    trained, about = Trained.open(source), read_json(source / ABOUT)
+    files = {part: f"{name}--{part}" for part in (ABOUT, *trained.files)}
+    for part, flat in files.items():
+        shutil.copyfile(source / part, folder / flat)
+    shutil.rmtree(folder.with_name(EXPORT), ignore_errors=True)
+    return {"solution": trained.solution, "preset": trained.preset, "score": about.get("score"), "files": files}
 
 
 def _check_size(folder, limit):

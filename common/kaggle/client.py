@@ -72,7 +72,9 @@ def _client_class():
         already_printed_version_warning = True
 
         def download_needed(self, response, outfile, quiet=True):
-            """Raise InputError where the disk has no room: the client would find out after many gigabytes."""
+            """Raise InputError for a name that Kaggle's answer should not have, and where the disk has no room."""
+            if not outfile.endswith(".zip"):  # the end of an address, which might lead out of the folder
+                raise InputError(f"{outfile}: Kaggle sent something else than a zip")
             have = os.path.getsize(outfile) if os.path.isfile(outfile) else 0
             need = int(response.headers.get("Content-Length", 0)) - have
             free = shutil.disk_usage(Path(outfile).parent).free
@@ -195,15 +197,11 @@ def explain(error, target, secrets=()):
     if status == 401:
         places = _secure_credentials(_client_class().config)
         return InputError(f"{target}: {_refused(places) if places else f'Kaggle asks for an account: {CREDENTIALS}'}")
-    if status == 403 and kind == "competition":
-        address = f"https://www.kaggle.com/competitions/{slug}/rules"
-        return InputError(
-            f"{target}: not allowed ({reason}): join it and accept its rules at {address}, then run again"
-        )
     if status == 403:
-        return InputError(
-            f"{target}: not allowed ({reason}): is the name right, is it private, is the account verified?"
-        )
+        remedy = "is the name right, is it private, is the account verified?"
+        if kind == "competition":
+            remedy = f"join it and accept its rules at https://www.kaggle.com/competitions/{slug}/rules, then run again"
+        return InputError(f"{target}: not allowed ({reason}): {remedy}")
     if status == 404:
         address = f"https://www.kaggle.com/search?q={slug}"
         return InputError(f"{target}: Kaggle knows no such {kind}, or it is private: {address}")

@@ -48,9 +48,9 @@ def fetch(kind, slug, folder, again=False):
     The archive is removed after unpacking. Raises InputError, in one line, for whatever stops it.
     """
     target, archive = f"{kind} {slug}", folder / f"{slug.rsplit('/', 1)[-1]}.zip"
-    done = read_json(folder / DONE) if (folder / DONE).is_file() else {}
+    done = _read_done(folder / DONE)
     if slug in done and not again and not archive.exists():
-        date, files = done[slug]["date"], done[slug]["files"]
+        date, files = done[slug].get("date"), done[slug]["files"]
         if sum(len(names) for _, _, names in os.walk(folder, followlinks=True)) > files:  # DONE is one more
             log.info(f"{target}: complete since {date}, {files:,} files (--again downloads it anew)")
             return
@@ -72,6 +72,14 @@ def fetch(kind, slug, folder, again=False):
     write_json(folder / DONE, done)
     archive.unlink()
     log.info(f"{target}: {files:,} files, {size / 1e9:.3g} GB, in {folder}")
+
+
+def _read_done(path):
+    """Return what has been downloaded in full by slug; {} where that is nothing, or the note is damaged."""
+    try:
+        return {slug: {**entry, "files": entry["files"] + 0} for slug, entry in read_json(path).items()}
+    except (AttributeError, KeyError, TypeError, InputError):
+        return {}
 
 
 def _download(kind, slug, folder, target):

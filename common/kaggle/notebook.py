@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from common.errors import InputError
-from common.kaggle.bundle import DATASET, check_dataset_name
+from common.kaggle.bundle import DATASET, check_dataset_name, check_name
 from common.kaggle.client import connect
 from common.paths import read_json, write_json, write_text
 
@@ -30,12 +30,12 @@ PREDICT = """\
 from common.kaggle.session import WORKING, open_bundle
 from solutions.__main__ import main
 
-trained, submission = open_bundle(bundle, "{run}"), WORKING / "submission.csv"
+trained, submission = open_bundle(bundle, {run}), WORKING / "submission.csv"
 # an image that cannot be read gets the neutral prediction and is named
-status = main(["{solution}", "infer", str(trained), "--on-bad-image", "placeholder", "--out", str(submission)])
+status = main([{solution}, "infer", str(trained), "--on-bad-image", "placeholder", "--out", str(submission)])
 assert status in (0, 4), "see above for the reason" """.rstrip()
 PREVIEW = """\
-from solutions.{solution}.preview import show_predictions
+from solutions.{package}.preview import show_predictions
 
 show_predictions(submission)"""
 TRAIN = """\
@@ -43,7 +43,7 @@ from common.kaggle.session import train_in_session
 from common.runs import start_log
 
 start_log()
-finished = train_in_session("{solution}", "{preset}", {hours:g}, {options!r})"""
+finished = train_in_session({solution}, {preset}, {hours}, {options})"""
 
 
 def notebook_tool(solution, source, presets=()):
@@ -75,13 +75,14 @@ def notebook_tool(solution, source, presets=()):
             out: Folder for the two files (default: notebook/ in the run's, or notebook-<preset>).
             push: Send it to Kaggle, which runs it.
         """
-        check_dataset_name(dataset)
         if (run is None) == (train is None):
             raise InputError("name either --run, to predict with, or --train with a preset")
         if push and dataset is None:
             raise InputError("--push needs --dataset: the bundle's, owner/name, from which the notebook installs")
         bundle = dataset or DATASET
         if train is not None:
+            if not 0 < hours < float("inf"):
+                raise InputError(f"--hours must be a number above 0: {hours:g}")
             if train not in presets:
                 raise InputError(f"--train {train!r} is not a preset of {solution}: {', '.join(presets)}")
             folder = out or Path(f"notebook-{train}")
@@ -108,10 +109,7 @@ def write_training_notebook(folder, solution, source, preset, hours, options, da
         f"# {solution}: training {preset}\n\nStops after {hours:g} hours with everything saved; its next version, "
         "with this one's output as an input, continues."
     )
-    code = {
-        "install": INSTALL.format(slug=dataset.split("/")[1]),
-        "train": TRAIN.format(solution=solution, preset=preset, hours=hours, options=tuple(options)),
-    }
+    code = _fill({"install": INSTALL, "train": TRAIN}, solution, dataset, preset=preset, hours=hours, options=options)
     _write(folder, TRAINING, text, code, solution, source, f"{preset} training", dataset, resume)
 
 
@@ -121,10 +119,17 @@ def write_inference_notebook(folder, solution, source, run, dataset):
         f"# {solution}: inference\n\nPredicts the test images with the run `{run}` of the bundle `{dataset}`; no "
         f"internet is needed. Made by `python -m solutions {solution} notebook`."
     )
-    names = {"solution": solution, "run": run, "slug": dataset.split("/")[1]}
-    code = {"install": INSTALL, "predict": PREDICT, "show": PREVIEW}
-    code = {name: cell.format(**names) for name, cell in code.items()}
+    check_name(run, "a run's name in a notebook")
+    code = _fill({"install": INSTALL, "predict": PREDICT, "show": PREVIEW}, solution, dataset, run=run)
     _write(folder, INFERENCE, text, code, solution, source, run, dataset)
+
+
+def _fill(cells, solution, dataset, **values):
+    """Return the cells with the values in them, as literals of Python."""
+    check_dataset_name(dataset)
+    literals = {name: json.dumps(value) if isinstance(value, str) else repr(value) for name, value in values.items()}
+    names = literals | {"solution": json.dumps(solution), "package": solution, "slug": dataset.split("/")[1]}
+    return {name: cell.format(**names) for name, cell in cells.items()}
 
 
 def _write(folder, file, text, code, solution, source, name, dataset, resume=False):

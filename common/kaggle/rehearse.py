@@ -99,8 +99,8 @@ def make_machine(folder):
                 (packages / top).symlink_to(source)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", image], check=True)
     (site,) = image.glob("lib/python*/site-packages")
-    (site / "closed_network.py").write_text(CLOSED)
-    (site / "image.pth").write_text(f"{packages}\nimport closed_network\n")
+    (site / "closed_network.py").write_text(f"{CLOSED}sys.path.append({str(packages)!r})\n")
+    (site / "image.pth").write_text("import closed_network\n")
     return image / "bin" / "python"
 
 

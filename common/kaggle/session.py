@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from common.errors import STOPPED, InputError
-from common.kaggle.bundle import FORMAT, LISTING, OUTPUT_LIMIT
+from common.kaggle.bundle import OUTPUT_LIMIT, read_listing
 from common.paths import KAGGLE_INPUT, find_images, read_json
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,10 @@ def open_bundle(bundle, run, solution=None):
     Raises InputError where the bundle has no such run, it is another solution's, or files are missing.
     """
     bundle = Path(bundle)
-    about = read_json(bundle / LISTING)
-    if about.get("format") != FORMAT:
-        raise InputError(f"{bundle / LISTING}: not of format {FORMAT}, which this program reads")
-    if run not in about["runs"]:
-        raise InputError(f"{bundle}: has no run {run}, but {', '.join(about['runs'])}")
-    entry = about["runs"][run]
+    runs = read_listing(bundle)["runs"]
+    if run not in runs:
+        raise InputError(f"{bundle}: has no run {run}, but {', '.join(runs)}")
+    entry = runs[run]
     if solution is not None and entry["solution"] != solution:
         raise InputError(f"{bundle}: {run} is a run of {entry['solution']}, not of {solution}")
     folder = Path(tempfile.mkdtemp(prefix="trained-"))
@@ -111,16 +109,18 @@ def _find_run(run, solution, preset, inputs):
         return run
     found = []
     for config in Path(inputs).rglob("config.json"):
-        about = read_json(config)
-        if isinstance(about, dict) and (about.get("solution"), about.get("preset")) == (solution, preset):
-            found.append((len(list(config.parent.glob("fold*/*/*"))), config.parent))
+        with contextlib.suppress(InputError):  # whatever else is mounted
+            about = read_json(config)
+            if isinstance(about, dict) and (about.get("solution"), about.get("preset")) == (solution, preset):
+                found.append((len(list(config.parent.glob("fold*/*/*"))), config.parent))
     if not found:
         log.info(f"{run}: a new run; no earlier output of {solution} {preset} is mounted")
         return run
     earlier = max(found)[1]
-    shutil.copytree(earlier, run, dirs_exist_ok=True)
+    shutil.copytree(earlier, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
     for path in [run, *run.rglob("*")]:  # what Kaggle mounts is read-only
         os.chmod(path, path.stat().st_mode | 0o200)
+    shutil.copyfile(earlier / "config.json", run / "config.json")  # last: a copy that was cut off is repeated
     log.info(f"{run}: continues {earlier}")
     return run
 

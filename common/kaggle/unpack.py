@@ -60,7 +60,7 @@ def unpack(archive, folder, nested=True):
     folder.mkdir(parents=True, exist_ok=True)
     done = _Unpacked(folder.resolve(), os.path.getsize(archive))
     done.files.add(os.path.relpath(archive.resolve(), done.root))
-    _clear(done.root / STAGING)
+    shutil.rmtree(done.root / STAGING, ignore_errors=True)  # of a call that was killed
     try:
         entries = _unpack_one(archive, "", done)
         files, size, unpacked = len(entries), done.bytes, []
@@ -74,17 +74,10 @@ def unpack(archive, folder, nested=True):
             files, size = files + len(inner) - 1, size + done.bytes - before - path.stat().st_size
             unpacked.append(path)
     finally:
-        _clear(done.root / STAGING)
+        shutil.rmtree(done.root / STAGING, ignore_errors=True)
     for path in unpacked:  # last: until everything is unpacked, a restart must find them
         path.unlink()
     return files, size
-
-
-def _clear(staging):
-    """Remove what this call, or an earlier one that was killed, left of the files that it was writing."""
-    if staging.is_symlink():
-        staging.unlink()
-    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _unpack_one(archive, prefix, done):
@@ -93,9 +86,9 @@ def _unpack_one(archive, prefix, done):
         with zipfile.ZipFile(archive) as source:
             entries = _check_entries(source, archive, prefix, done)
             _extract_all(source, entries, archive, prefix, done.root)
-    except InputError:
-        raise
     except _BROKEN as error:
+        if isinstance(error, InputError):
+            raise
         raise DamagedArchive(f"{archive}: damaged archive ({' '.join(str(error).split())[:120]})") from None
     return entries
 
@@ -111,13 +104,10 @@ def _check_entries(source, archive, prefix, done):
         raise UnsafeArchive(f"{archive}: {sizes}: a zip bomb? Nothing is unpacked")
     files, names, folders = [entry for entry in entries if not entry.filename.endswith("/")], set(), set()
     for entry in entries:
-        name, kind = prefix + entry.filename.rstrip("/"), stat.S_IFMT(entry.external_attr >> 16)
+        name, kind = prefix + entry.filename.removesuffix("/"), stat.S_IFMT(entry.external_attr >> 16)
         parts, is_folder, problem = name.split("/"), entry.filename.endswith("/"), None
-        if (
-            _BAD_NAME.search(entry.orig_filename)
-            or len(parts) > MAX_DEPTH
-            or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
-        ):
+        odd = any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
+        if odd or len(parts) > MAX_DEPTH or _BAD_NAME.search(entry.orig_filename):
             problem = "would not stay in the folder"
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             problem = "is a link or a device, not a file"
@@ -131,7 +121,7 @@ def _check_entries(source, archive, prefix, done):
             raise UnsafeArchive(f"{archive}: {name[:80]!r} {problem}; nothing is unpacked")
         if not is_folder:
             names.add(name)
-    for folder in {name.rpartition("/")[0] for name in names}:
+    for folder in {STAGING, *(name.rpartition("/")[0] for name in names)}:
         if not Path(os.path.realpath(done.root / folder)).is_relative_to(done.root):
             raise InputError(f"{done.root / folder}: a link that leads out of {done.root}; nothing is unpacked")
         while folder and folder not in folders:
@@ -150,10 +140,8 @@ def _extract_all(source, entries, archive, prefix, root):
     todo = [entry for entry in entries if not _is_there(root / prefix / entry.filename, entry)]
     need, free = sum(entry.file_size for entry in todo), shutil.disk_usage(root).free
     if need > free:
-        raise InputError(
-            f"{archive}: needs {need / 1e9:.3g} GB, {root} has {free / 1e9:.3g} GB free; make room, "
-            "the same command continues"
-        )
+        sizes = f"needs {need / 1e9:.3g} GB, {root} has {free / 1e9:.3g} GB free"
+        raise InputError(f"{archive}: {sizes}; make room, the same command continues")
     replaced = []
     with tqdm(total=need, unit="B", unit_scale=True, desc="unpack", leave=False, delay=1) as bar:
         for entry in todo:

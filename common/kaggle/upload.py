@@ -102,9 +102,10 @@ def _read_offline_score(source, run):
         return ("", "", "")
     score = read_json(path)
     figure = score.get(source.score) if isinstance(score, dict) else None
-    if not isinstance(figure, dict) or not isinstance(figure.get("estimate"), int | float):
+    values = [figure.get(name) for name in ("estimate", "low", "high")] if isinstance(figure, dict) else [None]
+    if values[0] is None or not all(v is None or (type(v) in (int, float) and abs(v) < 1e9) for v in values):
         raise InputError(f"{path}: no figure {source.score!r} with an estimate; run `score` again")
-    return tuple("" if figure.get(k) is None else f"{figure[k]:.6f}" for k in ("estimate", "low", "high"))
+    return tuple("" if value is None else f"{value:.6f}" for value in values)
 
 
 def send(slug, submission, row, wait, again=False):
@@ -183,7 +184,7 @@ def _wait_for_score(slug, row, mark, older, minutes):
         if status == "COMPLETE":
             public, private = found[0].public_score or "–", found[0].private_score or ""
             set_scores(row["date"], row["sha256"], public, private)
-            cv = f", offline {float(row['cv']):.4f}" if row["cv"] else ""
+            cv = f", offline {row['cv']}" if row["cv"] else ""
             log.info(f"public score {public}, private {private or '–'}{cv}")
             return
         if status == "ERROR":

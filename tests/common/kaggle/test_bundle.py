@@ -232,7 +232,7 @@ def test_what_cannot_be_bundled(quick, tmp_path):
     run, out = trained(tmp_path / "siim-1"), tmp_path / "bundle"
     with pytest.raises(InputError, match="a second run named siim-1"):
         write_bundle([run, trained(tmp_path / "x" / "siim-1")], out, no_run)
-    with pytest.raises(InputError, match="a run's name is part of file names"):
+    with pytest.raises(InputError, match="'my run' cannot be part of file names"):
         write_bundle([trained(tmp_path / "my run")], out, no_run)
     with pytest.raises(InputError, match="neither a run nor a trained folder"):
         write_bundle([tmp_path / "x"], out, no_run)

@@ -226,6 +226,9 @@ def test_links_that_are_there_lead_nowhere(packed, make_zip, tmp_path):
     out.mkdir()
     (out / "train").symlink_to(tmp_path / "elsewhere")
     (out / module.STAGING).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="a link that leads out"):
+        unpack(packed({"a.txt": "a"}), out)
+    (out / module.STAGING).unlink()
     for name, content in (("train/x.txt", "x"), ("train/in/x.txt", "x")):
         with pytest.raises(InputError, match="a link that leads out"):
             unpack(packed({"a.txt": "a", name: content}), out)
