@@ -106,7 +106,7 @@ def _refuse(reason):
 
 
 def _print_error(line):
-    line = re.sub(r"[\x00-\x1f\x7f]+", " ", line)  # what a cell holds must not make several lines
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line)  # a name may hold line ends and escape sequences
     print(line, file=sys.stderr)
     log.error(line.removeprefix("error: "))  # the console handler skips errors, so this reaches log.txt only
 

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 TEMPORARY = ".cxr-*.tmp*"  # glob of the names under which `atomic_path` writes, and nobody else
+_FORMULA = tuple("=+-@\t\n＝＋－＠")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -61,9 +62,33 @@ def write_table(path, table):
 
 
 def write_csv(path, table):
-    """Write a DataFrame as CSV, atomically."""
+    """Write a DataFrame as CSV for people, atomically; see `escape_formulas`. Submissions: `write_submission`."""
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+        escape_formulas(table).to_csv(temporary, index=False)
+
+
+def escape_formulas(table):
+    """Return a DataFrame in which a spreadsheet runs nothing: text that begins a formula gets an apostrophe before it.
+
+    Applies to text cells and column names that begin with = + - @, tab or line end, and are no number. Source:
+    owasp.org/www-community/attacks/CSV_Injection.
+    """
+    texts = table.select_dtypes(exclude=["number", "bool", "datetime"])
+    return table.assign(**{name: texts[name].map(escape_formula) for name in texts}).rename(columns=escape_formula)
+
+
+def escape_formula(value):
+    """Return `value`, with an apostrophe before it where it is text that a spreadsheet would run."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r", "\n")  # pandas does not quote a lone \r, so that it would begin a row
+    if not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def read_json(path):

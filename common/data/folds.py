@@ -8,7 +8,7 @@ import pandas as pd
 from numba import njit
 
 from common.errors import InputError
-from common.paths import atomic_path
+from common.paths import atomic_path, escape_formula
 
 _SIZE_WEIGHT = 2.0  # of a fold's size beside each label: a wrong size shifts every prevalence at once
 
@@ -89,7 +89,7 @@ def save_folds(path, image_ids, folds, groups=None, note=""):
     table = pd.DataFrame({"image_id": ids, "fold": folds})
     if groups is not None:
         group_codes(groups, len(folds))
-        table["group"] = list(groups)
+        table["group"] = [escape_formula(group) for group in groups]
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         file.write(f"# {' '.join(note.split())}\n" if note else "")
         table.to_csv(file, index=False, lineterminator="\n")

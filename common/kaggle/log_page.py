@@ -32,7 +32,7 @@ def log_tool(*, out: Path = PAGE):
         log.info(f"{waiting} without a score yet: the same `upload` again fetches it")
     parts = []
     for solution, rows in table.groupby("solution", sort=True):
-        numbers = rows[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
+        numbers = rows[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
         caption = "Offline score with its interval against the leaderboard's; on the dashed line they are equal."
         picture = page.figure(plot_cv_against_lb(numbers), f"{caption} {describe_agreement(numbers)}")
         parts.append(page.section(solution, picture, page.table(format_log(rows)[ORDER].iloc[::-1], "newest first")))

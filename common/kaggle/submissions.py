@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.paths import atomic_path
+from common.paths import atomic_path, escape_formulas
 from common.submit.table import read_table
 
 LOG = Path("submissions/log.csv")
@@ -43,4 +43,4 @@ def _locked_log(path):
         table = read_log(path)
         yield table
         with atomic_path(path) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+            escape_formulas(table).to_csv(temporary, index=False, lineterminator="\n")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.options import check_device
-from common.paths import atomic_path, find_images
+from common.paths import atomic_path, escape_formula, find_images
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
 from common.report.gallery import gallery
@@ -191,7 +191,7 @@ def _table(path, columns):
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        yield writer.writerow
+        yield lambda row: writer.writerow([escape_formula(value) for value in row])
 
 
 def _write_problems(out, problems, done):

