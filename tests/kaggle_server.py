@@ -46,6 +46,7 @@ class KaggleServer:
         self.rules, self.submissions, self.blobs, self.requests = set(), [], {}, []
         self.cuts, self.stalls, self.score, self.polls, self.left = [], [], lambda content: "0.8421", 1, 5
         self.on_hang = lambda: None  # called when it hangs
+        self.archive = "archive.zip"  # the name at the end of a download's address
         self.hidden = False  # True: submissions are taken but not yet listed
         self._planned, self._closing = {}, threading.Event()
 
@@ -113,7 +114,7 @@ class KaggleServer:
     def DownloadDataFiles(self, asked):
         slug = asked["competitionName"]
         self._competition(slug)
-        return f"{STORAGE}/competitions/{slug}/archive.zip?{SIGNATURE}"
+        return f"{STORAGE}/competitions/{slug}/{self.archive}?{SIGNATURE}"
 
     def StartSubmissionUpload(self, asked):
         self._competition(asked["competitionName"])

@@ -228,14 +228,79 @@ def test_a_failure_leaves_the_earlier_bundle_and_nothing_else(quick, tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "siim-1", "siim-2"]
 
 
+def test_a_kill_between_the_two_renames_loses_no_bundle(quick, tmp_path, monkeypatch):
+    run, out = trained(tmp_path / "siim-1"), tmp_path / "bundle"
+    write_bundle([run], out, no_run)
+    before, partial = contents(out), tmp_path / ".bundle.partial"
+    partial.mkdir()
+    out.rename(partial / "earlier")
+    monkeypatch.setattr(bundle, "fetch_wheels", no_run)  # and the next call fails
+    with pytest.raises(AssertionError):
+        write_bundle([run], out, no_run)
+    assert contents(out) == before and not partial.exists()
+    partial.mkdir()
+    (partial / "mine.txt").write_text("no bundle of ours was made here")
+    with pytest.raises(InputError, match=r"holds mine\.txt, which is no part of a bundle"):
+        write_bundle([run], out, no_run)
+    assert contents(out) == before and (partial / "mine.txt").exists()
+
+
+RUN = {"solution": "siim_pneumothorax", "files": {"trained.json": "r--trained.json"}}
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"runs": {"r": RUN | {"files": {"/tmp/evil.py": "r--trained.json"}}}}, "'/tmp/evil.py' cannot be part of"),
+        ({"runs": {"r": RUN | {"files": {"../evil.py": "r--trained.json"}}}}, "'../evil.py' cannot be part of"),
+        ({"runs": {"r": RUN | {"files": {"a": "../../etc/passwd"}}}}, "'../../etc/passwd' cannot be part of"),
+        ({"runs": {"r": RUN | {"files": {"..": "a"}}}}, "'..' cannot be part of"),
+        ({"runs": {"r": RUN | {"files": {"a\nb": "a"}}}}, r"'a\\nb' cannot be part of"),
+        ({"runs": {"r": RUN | {"files": {"a": 1}}}}, "1 cannot be part of"),
+        ({"runs": {"r": RUN, "../r": RUN}}, "'../r' cannot be part of"),
+        ({"runs": {"r": {"files": {}}}}, "damaged"),
+        ({"runs": {"r": RUN | {"files": [1]}}}, "damaged"),
+        ({"runs": {"r": []}}, "damaged"),
+        ({"runs": [RUN]}, "damaged"),
+        ({"format": 2}, "not of format 1"),
+    ],
+)
+def test_names_in_a_listing_lead_nowhere(tmp_path, monkeypatch, change, reason):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "r--trained.json").write_text("{}")
+    listing = {"format": 1, "runs": {"r": RUN}}
+    write_json(tmp_path / LISTING, listing)
+    assert [path.name for path in open_bundle(tmp_path, "r").iterdir()] == ["trained.json"]
+    before = sorted(tmp_path.rglob("*"))
+    write_json(tmp_path / LISTING, listing | change)
+    with pytest.raises(InputError, match=reason) as caught:
+        open_bundle(tmp_path, "r")
+    assert "\n" not in str(caught.value) and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, "", '{"files": 5}', '{"files": ["a"]}', '{"files": null}'])
+def test_a_damaged_listing_is_one_line_and_removes_nothing(quick, tmp_path, text):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / LISTING).write_text(text)
+    (tmp_path / "bundle" / "mine.txt").write_text("")
+    with pytest.raises(InputError, match=r"not a JSON file|holds mine\.txt"):
+        write_bundle([], tmp_path / "bundle", no_run)
+    with pytest.raises(InputError, match=r"not a JSON file|not of format 1"):
+        open_bundle(tmp_path / "bundle", "r")
+    assert set(contents(tmp_path / "bundle")) == {LISTING, "mine.txt"}
+
+
 def test_what_cannot_be_bundled(quick, tmp_path):
     run, out = trained(tmp_path / "siim-1"), tmp_path / "bundle"
     with pytest.raises(InputError, match="a second run named siim-1"):
         write_bundle([run, trained(tmp_path / "x" / "siim-1")], out, no_run)
     with pytest.raises(InputError, match="'my run' cannot be part of file names"):
         write_bundle([trained(tmp_path / "my run")], out, no_run)
-    with pytest.raises(InputError, match="neither a run nor a trained folder"):
-        write_bundle([tmp_path / "x"], out, no_run)
+    for text in (None, "[]", "{}", '{"solution": 5}'):
+        if text:
+            (tmp_path / "x" / "config.json").write_text(text)
+        with pytest.raises(InputError, match="neither a run nor a trained folder"):
+            write_bundle([tmp_path / "x"], out, no_run)
     (run / "fold0-segmenter-64.safetensors").write_bytes(b"other")
     with pytest.raises(InputError, match="not the file that was exported"):
         write_bundle([run], out, no_run)

@@ -75,6 +75,24 @@ def test_a_damaged_archive_is_downloaded_again(server, command, refused, words, 
     assert command(*words)[0] == 0 and (tmp_path / "data/images/1.dcm").read_text() == "one"
 
 
+@pytest.mark.parametrize("note", ["", "[]", "[" * 100_000, '{"%s": 5}', '{"%s": {}}', '{"%s": {"files": "3"}}'])
+def test_a_damaged_note_is_no_complete_download(server, command, words, make_zip, tmp_path, note):
+    server.competitions[SLUG] = make_zip(FILES)
+    assert command(*words)[0] == 0
+    path = tmp_path / "data/.kaggle-download.json"
+    whole = json.loads(path.read_text())
+    path.write_text(note.replace("%s", SLUG))
+    status, said, _ = command(*words)
+    assert status == 0 and "complete since" not in said and json.loads(path.read_text())[SLUG]["files"] == 2
+    assert whole[SLUG]["files"] == 2 and "complete since" in command(*words)[1]
+
+
+@pytest.mark.parametrize("name", ["archive.zip.x", "archive.7z", "archive"])
+def test_the_end_of_an_address_names_no_other_file(server, refused, words, make_zip, tmp_path, name):
+    server.competitions[SLUG], server.archive = make_zip(FILES), name
+    assert "Kaggle sent something else than a zip" in refused(*words) and names(tmp_path / "data") == []
+
+
 def test_each_refusal_is_a_line_and_keeps_what_is_there(server, home, refused, words, make_zip, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine.txt").write_text("mine")

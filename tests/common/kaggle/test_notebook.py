@@ -1,5 +1,6 @@
 """`notebook`: what it writes, its way to Kaggle with the real client, and that the tests' machine has no network."""
 
+import ast
 import json
 import socket
 from importlib import import_module
@@ -9,8 +10,10 @@ import nbformat
 import pytest
 
 from common import kaggle
+from common.errors import InputError
 from common.kaggle import rehearse
 from common.kaggle.bundle import DATASET
+from common.kaggle.notebook import write_training_notebook
 from common.paths import read_json
 from solutions.__main__ import main
 from tests import notebooks
@@ -99,6 +102,27 @@ def test_push(server, command, refused, run):
     assert any('open_bundle(bundle, "My_run.2")' in cell["source"] for cell in sent["cells"])
     server.refuse("SaveKernel", 403, "Permission 'kernels.push' was denied")
     assert "not allowed (Permission 'kernels.push' was denied)" in refused(*words)
+
+
+CODE = 'x") or __import__("os").system("true"); ("'
+
+
+@pytest.mark.parametrize("name", [CODE, "x\ny", "it's", "{run}", "`x`", "=x", "a..b", "<b>x", "x\u2028y"])
+def test_no_name_becomes_code(refused, run, name):
+    run = run.rename(run.with_name(name))
+    line = refused("siim_pneumothorax", "notebook", "--run", run, "--out", "made")
+    assert "cannot be part of file names" in line and not Path("made").exists()
+
+
+def test_texts_of_a_training_notebook_are_literals(tmp_path):
+    words = ('"); evil(); ("', "\\", "{hours}", "it's\n")
+    for preset in ("paper", *words):
+        write_training_notebook(tmp_path, "vinbigdata", source_of("vinbigdata"), preset, 8.5, words, DATASET)
+        cell = read_json(tmp_path / "training.ipynb")["cells"][2]
+        call = ast.parse("".join(cell["source"])).body[-1].value
+        assert [ast.literal_eval(value) for value in call.args] == ["vinbigdata", preset, 8.5, words]
+    with pytest.raises(InputError, match="not a dataset's name"):
+        write_training_notebook(tmp_path, "vinbigdata", source_of("vinbigdata"), "paper", 8.5, (), 'me/x"); evil(); ("')
 
 
 def test_wrong_options(refused, run):

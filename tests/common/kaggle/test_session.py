@@ -1,5 +1,6 @@
 """Trainings on Kaggle: the notebook that does one, its hours and its output, and how the next version goes on."""
 
+import shutil
 import sys
 import time
 
@@ -66,8 +67,29 @@ def test_the_furthest_output_of_the_same_preset_goes_on(launched, tmp_path):
     run = tmp_path / "working" / "run"
     assert len(list(run.glob("fold0/flip/*"))) == 3 and read_json(run / "config.json")["preset"] == "paper"
     (run / "fold0" / "flip" / "epoch0.safetensors").write_bytes(b"more")  # may be written
+    (tmp_path / "input" / "d").mkdir()
+    (tmp_path / "input" / "d" / "config.json").write_bytes(b"\xff{")  # whatever else is mounted
     assert not train_in_session("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
     assert (run / "fold0" / "flip" / "epoch0.safetensors").read_bytes() == b"more"  # what is there is not replaced
+
+
+def cut_off(source, *_, copyfile=shutil.copyfile, **options):
+    if source.name.startswith(("epoch2", "config")):
+        raise OSError("cut off")
+    return copyfile(source, *_, **options)
+
+
+def test_a_copy_that_was_cut_off_is_repeated(launched, tmp_path, monkeypatch):
+    earlier(tmp_path / "input" / "run", 3)
+    launched(lambda words: session.STOPPED)
+    words = ("vinbigdata", "paper", 9, (), tmp_path / "working", tmp_path / "input")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
+        patch.setattr(session.shutil, "copyfile", cut_off)
+        train_in_session(*words)
+    run = tmp_path / "working" / "run"
+    assert sorted(path.name for path in run.glob("fold0/flip/*")) == ["epoch0.safetensors", "epoch1.safetensors"]
+    assert not train_in_session(*words)
+    assert len(list(run.glob("fold0/flip/*"))) == 3 and read_json(run / "config.json")["preset"] == "paper"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +143,8 @@ def test_the_notebook_and_what_kaggle_must_know(tmp_path, capsys):
     about = read_json(tmp_path / "kernel-metadata.json")
     assert (about["enable_internet"], about["enable_gpu"]) == (False, True) and about["code_file"] == "training.ipynb"
     assert about["kernel_sources"] == [about["id"]] == ["me/vinbigdata-paper-training"]
-    for wrong, reason in (([], "name either --run"), (["--train", "best"], "'best' is not a preset of vinbigdata")):
+    wrongs = {"name either --run": [], "'best' is not a preset of vinbigdata": ["--train", "best"]}
+    wrongs |= {f"a number above 0: {hours}": ["--train", "paper", "--hours", hours] for hours in ("nan", "inf", "0")}
+    for reason, wrong in wrongs.items():
         assert main(["vinbigdata", "notebook", *wrong]) == 2
         assert reason in capsys.readouterr().err

@@ -57,6 +57,22 @@ def test_a_submission_is_sent_scored_and_logged(server, command, refused, run, w
     assert "was uploaded on" in (line := refused(*words)) and "--again" in line and len(server.requests) == asked
 
 
+def test_a_message_is_no_formula_in_the_log(command, refused, run, words):
+    assert command(*words[:-1], "=1+1", "--wait", "0")[0] == 0
+    assert read_log()["message"].tolist() == ["'=1+1"]
+    assert command(*words[:-1], "-1 more")[0] == 0 and read_log()["message"].tolist() == ["'=1+1"]  # the score alone
+    assert read_log()["public"].tolist() == ["0.8421"]
+
+
+FIGURES = ("5", '{"estimate": "x"}', '{"estimate": 1, "low": "x"}', '{"estimate": NaN}', '{"estimate": 1, "high": [1]}')
+
+
+@pytest.mark.parametrize("score", ["[]", "5", *(f'{{"dice": {figure}}}' for figure in (*FIGURES, "1" * 400))])
+def test_damaged_scores(refused, run, words, score):
+    (run / "score.json").write_text(score)
+    assert "score.json: no figure 'dice' with an estimate" in refused(*words)
+
+
 def test_a_refused_transfer_is_no_upload(server, refused, words):
     server.refuse("PUT", 403)
     assert "error: not uploaded: " in (line := refused(*words)) and "refused the transfer of the file" in line
