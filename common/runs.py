@@ -97,6 +97,7 @@ class Run:
             git=git_revision(),
             python=platform.python_version(),
             packages=package_versions(),
+            threads=torch.get_num_threads() if (torch := sys.modules.get("torch")) else None,
             inputs={str(path): file_hash(path) for path in inputs},
         )
         manifest.setdefault("steps", {})
