@@ -29,20 +29,26 @@ from benchmarks.tables import label_table
 from common import phantom
 from common.budget import Budget
 from common.data.folds import make_folds, prevalence_deviation, shared_groups
-from common.data.loaders import make_loader
+from common.data.loaders import EpochSampler, make_loader
 from common.data.store_workers import RECORD, to_square
-from common.job import Job as Context
+from common.images import open_images, prepare_images
+from common.job import Job
 from common.metrics.calibration import nested_youden
 from common.metrics.statistics import bootstrap_auroc
+from common.network import Network, train_loader
 from common.options import Options
 from common.paths import find_images, read_parquet, write_table
+from common.recipe import report
 from common.runs import Run
+from common.step import run_step
 from common.submit.validate import validate_probabilities
-from solutions.chestxray14 import pipeline, tools, training
+from solutions.chestxray14 import tools
 from solutions.chestxray14.config import DENSENET121, LABELS, Config, LungsConfig, NetworkConfig
-from solutions.chestxray14.data import open_prepared
+from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
+from solutions.chestxray14.pipeline import SOLUTION, fold_networks
 from solutions.chestxray14.scoring import class_table
+from solutions.chestxray14.views import FeatureDataset, ViewDataset, augmentation, pooled_features
 
 SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB
 IMAGES, BLOCK, FILMS = 112_120, 4096, 32  # images, images per write, different phantoms
@@ -110,23 +116,22 @@ def undecoded(target, todo, workers):
                 yield row, record, None
 
 
-def drawn_predictions(context, data, rng):
-    """Write what ten trained folds and an interrupted `predict` leave; return the key of the predictions."""
+def write_weights(job):
+    """Write a stand-in for the weights of every fold."""
     for fold in range(FOLDS):
-        weights = context.run.path(f"fold{fold}", "whole", "final.safetensors")
+        weights = job.run.path(f"fold{fold}", "whole", "final.safetensors")
         weights.parent.mkdir(parents=True)
         weights.write_text(f"stand-in {fold}")
-    key = pipeline.predict_key(context, data)
-    labels = data.labels(np.arange(len(data.table)))
-    seen = rng.normal(-3, 1, labels.shape) + 1.4 * labels  # the folds' networks agree on most of it
-    for fold in range(FOLDS):
-        for name, rows in (("oof", data.rows(folds=[fold])), ("test", data.rows("test"))):
-            logits = seen[rows] + rng.normal(0, 0.3, (len(rows), len(CLASSES)))
-            table = pd.DataFrame(1 / (1 + np.exp(-logits)), columns=CLASSES)
-            table.insert(0, "fold", fold)
-            table.insert(0, "image_id", data.ids(rows))
-            write_table(context.run.path(f"fold{fold}", f"{name}.parquet"), table)
-        context.run.record(f"predict fold{fold}", key)
+
+
+def draw_predictions(job, folds, rows, path, title):
+    """In place of the recipe's `predict`: probabilities that are drawn; the folds' networks agree on most of it."""
+    labels = labels_of(job.images, np.arange(len(job.images.table)))
+    seen = np.random.default_rng(0).normal(-3, 1, labels.shape) + 1.4 * labels
+    logits = seen[rows] + np.random.default_rng([1, folds[0], len(rows)]).normal(0, 0.3, (len(rows), len(CLASSES)))
+    table = pd.DataFrame(1 / (1 + np.exp(-logits)), columns=CLASSES)
+    table.insert(0, "image_id", job.images.ids(rows))
+    return {"": table}
 
 
 class PooledPixels(torch.nn.Module):
@@ -161,23 +166,20 @@ def tables_and_folds(measure, folder):
     assert shared_groups(folds, patients) == 0
 
 
-def loaders(measure, context, data):
-    """Measure an epoch of the sampler alone, one of the train loader, and batches at the papers' size."""
-    rows, config = data.rows(folds=range(1, FOLDS)), context.config.whole
-    sampler = training.train_loader(context, data, rows, config, "whole").batch_sampler
+def loaders(measure, job):
+    """An epoch of the sampler alone, of the train loader, and batches at the papers' size."""
+    network, rows = fold_networks(job.config, 0)[0], job.images.rows(folds=range(1, FOLDS))
+    sampler = train_loader(job, network, rows).batch_sampler
     batches = measure("epoch of the sampler, batch 512", lambda: sum(map(len, sampler)), lambda n, _: f"{n:,} keys")
     assert batches == len(rows) // 512 * 512
     for workers in (0, 2):
-        context.options = replace(context.options, workers=workers)
-        measure(
-            f"epoch of the train loader, {SIDE} px, {workers} workers",
-            lambda: read_all(training.train_loader(context, data, rows, config, "whole")),
-            _per_second,
-        )
-    context.options = replace(context.options, workers=0)
-    transform = training.augmentation("flip", 256)
-    papers = training.ViewDataset(data.store.images, rows, 256, 224, None, transform, data.labels(rows))
-    sampler = training.EpochSampler(len(rows), 512, 0, draws=20 * 512)
+        job.options = replace(job.options, workers=workers)
+        title = f"epoch of the train loader, {SIDE} px, {workers} workers"
+        measure(title, lambda: read_all(train_loader(job, network, rows)), _per_second)
+    job.options = replace(job.options, workers=0)
+    labels = labels_of(job.images, rows)
+    papers = ViewDataset(job.images.store.images, rows, 256, 224, None, augmentation("flip", 256), labels)
+    sampler = EpochSampler(len(rows), 512, 0, draws=20 * 512)
     measure("20 batches, 64 → 256 → 224 px, 0 workers", lambda: read_all(make_loader(papers, sampler)), _per_second)
 
 
@@ -190,36 +192,36 @@ def read_all(loader):
     return count
 
 
-def fusion(measure, context, data):
-    """Measure the pooled features of SDFN's branches for one fold's training images, and an epoch over them."""
-    rows = data.rows(folds=range(1, FOLDS))
-    view = NetworkConfig(resize=SIDE, size=SIDE, batch_size=256)
+def fusion(measure, job):
+    """The pooled features of SDFN's branches for one fold's training images, and an epoch over them."""
+    rows, view = job.images.rows(folds=range(1, FOLDS)), NetworkConfig(resize=SIDE, size=SIDE, batch_size=256)
     config = Config(views="both", whole=view, lungs=view, segmenter=LungsConfig(crop_size=SIDE), store_size=SIDE)
-    data = replace(data, crops=data.store.images.filename)  # the images again instead of the crops
-    branches = {stage: PooledPixels() for stage in config.stages}
-    features = measure(
-        "features of both views and flips, without networks",
-        lambda: training.pooled_features(context, data, rows, branches, config),
-        lambda found, _: f"{found.shape}, {found.nbytes / 2**30:.2f} GB",
-    )
-    sampler = training.EpochSampler(len(rows), 512, 0)
-    loader = training.FeatureLoader(features, data.labels(rows), sampler)
-    measure("epoch of the fusing layer's loader, batch 512", lambda: sum(len(y) for _, y in loader), _per_second)
+    job.images.arrays["crops"] = job.images.store.images.filename  # the images once more in place of the crops
+    branches = fold_networks(config, 0)[:2]
+    with mock.patch.object(Network, "load", lambda network, run: PooledPixels()):
+        features = measure(
+            "features of both views and flips, without networks",
+            lambda: pooled_features(job, branches, rows, flips=True),
+            lambda found, _: f"{found.shape}, {found.nbytes / 2**30:.2f} GB",
+        )
+    dataset, sampler = FeatureDataset(features, labels_of(job.images, rows)), EpochSampler(len(rows), 512, 0)
+    epoch = partial(lambda loader: sum(len(y) for _, y in loader), make_loader(dataset, sampler))
+    measure("epoch of the fusing layer's loader, batch 512", epoch, _per_second)
 
 
-def scoring(measure, context, data):
-    """Measure the bootstrap, whose goal is 10 s, and the steps of a run from predictions to the page."""
-    measure("predict: tables of the folds joined and averaged", lambda: pipeline.predict(context))
-    both = pd.concat([read_parquet(context.run.path(f"{name}.parquet")) for name in ("oof", "test")])
+def scoring(measure, job):
+    """The goal's figure, and the steps of a run from predictions to the page."""
+    measure("predict: tables of the folds joined and averaged", lambda: run_step(job, job.steps["predict"]))
+    both = pd.concat([read_parquet(job.run.path(f"{name}.parquet")) for name in ("oof", "test")])
     assert len(both) == IMAGES and both["image_id"].is_unique
-    whole = context.run.path("all.parquet")
+    whole = job.run.path("all.parquet")
     measure("table of 112,120 × 14 probabilities written", lambda: write_table(whole, both))
     again = measure("… and read", lambda: read_parquet(whole), _rows)
     pd.testing.assert_frame_equal(again, both.reset_index(drop=True))
     for name, limit in (("test", 20), ("oof", np.inf)):  # CPU seconds: 10 s on two cores
-        table = read_parquet(context.run.path(f"{name}.parquet"))
-        rows = data.rows_of(table["image_id"])
-        y, probs, patients = data.labels(rows), table[CLASSES].to_numpy(), data.patients(rows)
+        table = read_parquet(job.run.path(f"{name}.parquet"))
+        rows = job.images.rows_of(table["image_id"])
+        y, probs, patients = labels_of(job.images, rows), table[CLASSES].to_numpy(), job.images.patients(rows)
         bootstrap_auroc(y[:2000], probs[:2000], patients[:2000], 2, skip_undefined=True)  # compiles
         began = cpu_seconds()
         measure(
@@ -230,13 +232,14 @@ def scoring(measure, context, data):
         assert cpu_seconds() - began < limit, "the goal of the bootstrap is not met"
     folds = table["fold"].to_numpy()
     measure(f"operating points nested over {FOLDS} folds", lambda: nested_youden(y, probs, folds, patients))
-    measure("tune: all of this, for both lists", lambda: pipeline.tune(context))
-    measure("submit: written and validated", lambda: pipeline.submit(context), lambda *_: "25,596 rows")
-    paths = [context.run.path(f"{name}.csv") for name in ("submission", "sample_submission")]
+    measure("tune: all of this, for both lists", lambda: run_step(job, job.steps["tune"]))
+    measure("submit: written and validated", lambda: run_step(job, job.steps["submit"]), lambda *_: "25,596 rows")
+    paths = [job.run.path(f"{name}.csv") for name in ("submission", "sample_submission")]
     measure("… validated alone", lambda: validate_probabilities(*paths, ordered=True))
-    measure("report", lambda: pipeline.report(context))
-    table = context.options.data / "Data_Entry_2017_v2020.csv"
-    measure("tool `score`, 25,596 predictions", lambda: tools.score(paths[0], labels=table))
+    measure("report", lambda: report(job))
+    table = job.options.data / "Data_Entry_2017_v2020.csv"
+    score = partial(tools.score_predictions, paths[0], labels=table)
+    measure("tool `score_predictions`, 25,596 predictions", score)
 
 
 def _mean(table, _):
@@ -266,25 +269,20 @@ def main():
         print(f"{'':<54}{'wall s':>8}{'CPU s':>8}{'GB':>7}")
         measure("stand-in folder", lambda: write_folder(folder, table, boxes, rng))
         tables_and_folds(measure, folder)
-        context = Context(
-            "chestxray14",
-            "densenet121",
-            CONFIG,
-            Options(data=folder, out=run.folder, workers=0),
-            run,
-            torch.device("cpu"),
-            Budget(None),
-            Path(root) / "submissions",
-        )
+        recipe, options = replace(SOLUTION, predict=draw_predictions), Options(data=folder, out=run.folder, workers=0)
+        submissions = Path(root) / "submissions"
+        device, budget = torch.device("cpu"), Budget(None)
+        job = Job("chestxray14", "densenet121", CONFIG, options, run, device, budget, submissions, recipe=recipe)
         with mock.patch("common.data.store.decode_all", undecoded):
-            measure("prepare: all of this and the store, without decoding", lambda: pipeline.prepare(context))
-        measure("prepare again: up to date", lambda: pipeline.prepare(context))
-        data = measure("prepared tables and store opened", lambda: open_prepared(context))
-        assert len(data.rows()) == 86_524 and len(data.rows("test")) == 25_596 and len(data.boxes) == 984
-        loaders(measure, context, data)
-        fusion(measure, context, data)
-        drawn_predictions(context, data, rng)
-        scoring(measure, context, data)
+            measure("prepare: all of this and the store, without decoding", lambda: prepare_images(job, recipe))
+        measure("prepare again: up to date", lambda: prepare_images(job, recipe))
+        images = measure("prepared tables and store opened", lambda: open_images(job))
+        assert len(images.rows()) == 86_524 and len(images.rows("test")) == 25_596
+        assert len(images.tables[BOX_TABLE]) == 984
+        loaders(measure, job)
+        fusion(measure, job)
+        write_weights(job)
+        scoring(measure, job)
         run.close()
     print(f"peak: {measure.peak:.2f} GB resident (limit {LIMIT:.0f})")
     assert measure.peak < LIMIT, "resident memory passed the limit"

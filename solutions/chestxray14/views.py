@@ -13,6 +13,7 @@ from common.errors import InputError
 from common.infer.predict import predict_probs
 from common.train import distributed
 from solutions.chestxray14.data import labels_of
+from solutions.chestxray14.models import feature_width
 
 
 def augmentation(name, size):
@@ -108,14 +109,16 @@ def pooled_features(job, branches, rows, flips, shared=False):
     shared: each process of a training under torchrun computes its share, and all get the whole.
     """
     mine = rows[distributed.share_rows(len(rows))] if shared else rows
-    found = np.concatenate([_features(job, branch, mine, flips) for branch in branches], axis=2)
+    widths = [feature_width(branch.config.backbone, branch.config.size) for branch in branches]
+    found = np.empty((len(mine), 1 + flips, sum(widths)), np.float32)
+    for branch, columns in zip(branches, np.split(found, np.cumsum(widths)[:-1], axis=2), strict=True):
+        if len(mine):
+            columns[:] = _features(job, branch, mine, flips)
     return distributed.gather_rows(found, len(rows)) if shared else found
 
 
 def _features(job, branch, rows, flips):
     config, model = branch.config, branch.load(job.run)
-    if not len(rows):
-        return np.empty((0, 1 + flips, model.width), np.float32)
     model.to(job.device, memory_format=torch.channels_last).eval()
 
     def pooled(images):

@@ -10,6 +10,7 @@ from solutions.__main__ import main
 from solutions.chestxray14.pipeline import SOLUTION
 from solutions.chestxray14.sample import make_sample
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
+from tests.solutions.chestxray14.folders import folder, job  # noqa: F401 - fixtures
 
 VIEW = """--{0}.backbone test_resnet --{0}.weights none --{0}.resize 64 --{0}.size 56 --{0}.epochs 1
     --{0}.batch-size 4 --{0}.precision fp32"""

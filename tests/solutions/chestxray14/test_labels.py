@@ -1,0 +1,216 @@
+"""NIH's tables, lists and boxes: small files by hand, the whole real table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.tables import label_table
+from common.data.folds import make_folds, prevalence_deviation, shared_groups
+from common.post.boxes import BOX
+from solutions.chestxray14.config import LABELS
+from solutions.chestxray14.labels import DIGESTS, LISTS, names_digest, patient_of, read_boxes, read_labels, read_lists
+from tests.solutions.chestxray14.folders import (
+    BOX_HEADER,
+    HEADER,
+    ROWS,
+    TEST,
+    TRAIN,
+    line,
+    refusal,
+    write_list,
+    write_table,
+)
+
+# ---- the label table -----------------------------------------------------------------------------------------------
+
+
+def test_read_labels(tmp_path):
+    path = write_table(
+        tmp_path / "t.csv",
+        [
+            line("00000013_004", "Cardiomegaly|Pleural_Thickening|Hernia", "058Y", "F", "AP"),
+            line("00000013_005", "No Finding", "018M", follow_up=7),
+            line("00000014_000", age="414", patient="0014"),
+            line("00000015_000", age="", sex="", view=""),
+        ],
+    )
+    table = read_labels(path)
+    assert table["image_id"].tolist() == ["00000013_004", "00000013_005", "00000014_000", "00000015_000"]
+    assert table["file_name"][0] == "00000013_004.png" and table["patient_id"].tolist() == ["13", "13", "14", "15"]
+    assert table["age"].tolist()[:3] == [58, 1.5, 414] and np.isnan(table["age"][3])
+    assert table["follow_up"].tolist() == [4, 7, 0, 0] and table["sex"].tolist() == ["F", "M", "M", ""]
+    marked = table[list(LABELS)]
+    assert marked.columns[marked.loc[0] == 1].tolist() == ["Cardiomegaly", "Pleural_Thickening", "Hernia"]
+    assert not marked.loc[1:].to_numpy().any() and (marked.dtypes == "int8").all()
+
+
+def test_the_other_headers(tmp_path):
+    """The corrected table calls it sex, and ends header and rows in a comma."""
+    plain = read_labels(write_table(tmp_path / "a.csv", [line(*row) for row in ROWS]))
+    header = HEADER.replace("Gender", "Sex") + ","
+    other = read_labels(write_table(tmp_path / "b.csv", [line(*row) + "," for row in ROWS], header))
+    pd.testing.assert_frame_equal(plain, other)
+    path = write_table(tmp_path / "c.csv", [], header)
+    assert refusal(read_labels, path).endswith("no rows under its header")
+    path = write_table(tmp_path / "c.csv", [line(*ROWS[0])], HEADER.replace("Patient ID", "Patient"))
+    assert refusal(read_labels, path) == f"{path}, row 1: no column Patient ID"
+    path = write_table(tmp_path / "c.csv", [line(*ROWS[0])], HEADER.replace("Gender", "G"))
+    assert refusal(read_labels, path) == f"{path}, row 1: no column Patient Gender or Patient Sex"
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        (line("../../x", follow_up=0, patient=1), "'../../x' is not a usable id"),
+        (line("00000001_000"), "this image is there twice"),
+        (line("00000009_000", "Infiltrate"), "'Infiltrate' is neither a finding"),
+        (line("00000009_000", ""), "'' is neither a finding"),
+        (line("00000009_000", "Mass|"), "'' is neither a finding"),
+        (line("00000009_000", "No Finding|Mass"), "'No Finding' beside a finding: No Finding|Mass"),
+        (line("00000009_000", patient=""), "no Patient ID"),
+        (line("00000009_000", age="old"), "the age 'old' is not a number"),
+        (line("00000009_000", age="-3"), "the age '-3' is not a number"),
+        (line("00000009_000", follow_up="1.5"), "the follow-up '1.5' is not a whole number"),
+        (line("00000009_000", sex="X"), "the sex 'X'"),
+        (line("00000009_000", view="LL"), "the view 'LL'"),
+    ],
+)
+def test_a_row_that_cannot_be_used(row, wrong, tmp_path):
+    path = write_table(tmp_path / "t.csv", [line(*ROWS[0]), line(*ROWS[1]), row, line(*ROWS[2])])
+    message = refusal(read_labels, path)
+    assert message.startswith(f"{path}, row 4") and wrong in message
+
+
+def test_patient_of():
+    names = pd.Series(["00000013_004", "00030805_000", "13_004", "a", "00000000_000"])
+    assert patient_of(names).tolist() == ["13", "30805", "", "", "0"]
+
+
+# ---- lists and boxes -----------------------------------------------------------------------------------------------
+
+
+def test_read_lists(folder, monkeypatch):
+    ids = ["00000006_000", "00000099_000", "00000001_001"]
+    found, about = read_lists(folder, ids)
+    assert found.tolist() == ["test", "", "train_val"]
+    part = about["train_val"]
+    assert (part["file"], part["images"], part["patients"], part["absent"]) == ("train_val_list.txt", 5, 4, 4)
+    assert about["test"]["images"] == 3 and about["test"]["patients"] == 2 and len(about["test"]["sha256"]) == 64
+    assert not about["whole"] and "not the whole official lists" in about["said"]
+    for part, images, patients in (("train_val", 5, 4), ("test", 3, 2)):
+        monkeypatch.setitem(LISTS, part, (LISTS[part][0], images, patients))
+    sized = read_lists(folder, ids)[1]  # as large as the official ones, which any list can be
+    assert (
+        sized["whole"]
+        and not sized["official"]
+        and sized["said"].endswith("of the official size, not verified by a hash")
+    )
+    for part, names in (("train_val", TRAIN), ("test", TEST)):
+        monkeypatch.setitem(DIGESTS, part, names_digest(names[::-1]))
+    named = read_lists(folder, ids)[1]
+    assert named["official"] and named["said"].endswith("the official lists, verified by the hash of their names")
+    write_list(folder / "test_list.txt", [*TEST[:2], "00000006_001"])
+    other = read_lists(folder, ids)[1]
+    assert other["whole"] and not other["official"] and "with other names than the official lists" in other["said"]
+    write_list(folder / "test_list.txt", TEST)
+    monkeypatch.setitem(LISTS, "test", (LISTS["test"][0], 3, 3))  # as many images, other patients: another list
+    fewer = read_lists(folder, ids)[1]
+    assert not fewer["whole"] and not fewer["official"]
+    before = about["test"]["sha256"]
+    write_list(folder / "test_list.txt", TEST[:2])
+    assert read_lists(folder, ids)[1]["test"]["sha256"] != before
+
+
+def test_names_digest():
+    """By hand: printf 'a\\nb' | sha256sum; neither order nor suffix counts."""
+    wanted = "7e18f737311b2dc3b2f269dd78396b0351f14fb66efa879f768cb23181883c78"
+    assert names_digest(["b", "a"]) == names_digest(pd.Series(["a", "b"])) == wanted
+
+
+def test_lists_under_other_names_and_line_ends(folder):
+    text = (folder / "test_list.txt").read_text()
+    (folder / "test_list.txt").unlink()
+    (folder / "test_list_NIH.txt").write_bytes(("\ufeff" + text.replace("\n", " \r\n") + "\r\n").encode())
+    found, about = read_lists(folder, [*TRAIN, *TEST])
+    assert found.tolist() == ["train_val"] * 5 + ["test"] * 3 and about["test"]["file"] == "test_list_NIH.txt"
+
+
+def test_lists_that_cannot_be_used(folder):
+    path = folder / "test_list.txt"
+    write_list(path, [*TEST, TRAIN[1]])
+    assert "1 images are in both train_val_list.txt and test_list.txt, such as 00000001_001" in refusal(
+        read_lists, folder, TRAIN
+    )
+    write_list(path, [*TEST, TEST[0]])
+    assert refusal(read_lists, folder, TRAIN) == f"{path}, line 4: 00000005_000 is there twice"
+    write_list(path, [TEST[0], "a b"])
+    assert refusal(read_lists, folder, TRAIN).startswith(f"{path}, line 2: 'a b' is not a usable id")
+    path.write_text("\n\n")
+    assert refusal(read_lists, folder, TRAIN) == f"{path}: no image in it"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "not a readable list" in refusal(read_lists, folder, TRAIN)
+    path.unlink()
+    assert refusal(read_lists, folder, TRAIN) == f"{folder}: no test_list.txt; --split all trains without the " + (
+        "official lists"
+    )
+
+
+def test_read_boxes(tmp_path):
+    rows = ["00000006_000.png,Infiltrate,100.5,200,300,400", "a.png,Hernia,0,0,1024,1024"]
+    plain = read_boxes(write_table(tmp_path / "a.csv", rows, BOX_HEADER))
+    odd = read_boxes(write_table(tmp_path / "b.csv", [row + ",,," for row in rows], BOX_HEADER + ",,,"))
+    pd.testing.assert_frame_equal(plain, odd)
+    pd.testing.assert_frame_equal(plain, read_boxes(write_table(tmp_path / "c.csv", rows, BOX_HEADER + ",,,")))
+    assert plain["image_id"].tolist() == ["00000006_000", "a"] and plain["label"].tolist() == [3, 13]
+    assert plain[BOX].to_numpy().tolist() == [[100.5, 200, 400.5, 600], [0, 0, 1024, 1024]]
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("a.png,Infiltrates,1,2,3,4", "'Infiltrates' is none of the 14"),
+        ("a.png,No Finding,1,2,3,4", "'No Finding' is none of the 14"),
+        ("a.png,Mass,1,2,3,x", "the box 1 2 3 x is not four finite"),
+        ("a.png,Mass,1,2,3,inf", "is not four finite"),
+        ("a.png,Mass,1,2,3", "is not four finite"),
+        ("a.png,Mass,1,2,0,4", "the box 1 2 0 4 has no area"),
+        ("a.png,Mass,-1,2,3,4", "leaves the image of 1024"),
+        ("a.png,Mass,1000,2,25,4", "leaves the image of 1024"),
+        ("a/b.png,Mass,1,2,3,4", "'a/b' is not a usable id"),
+    ],
+)
+def test_a_box_that_cannot_be_used(row, wrong, tmp_path):
+    path = write_table(tmp_path / "b.csv", ["a.png,Mass,1,2,3,4", row], BOX_HEADER)
+    message = refusal(read_boxes, path)
+    assert message.startswith(f"{path}, row 3") and wrong in message
+    write_table(path, [row], BOX_HEADER.replace("Finding Label", "Label"))
+    assert "row 1: the header must be" in refusal(read_boxes, path)
+
+
+def test_the_whole_real_table():
+    path = label_table("Data_Entry_2017_v2020.csv.gz")
+    if path is None:
+        pytest.skip("torchxrayvision, which carries the labels, is not installed")
+    labels = read_labels(path)
+    assert len(labels) == 112_120 and labels["patient_id"].nunique() == 30_805
+    marked = labels[list(LABELS)].to_numpy()
+    assert (marked.sum(axis=1) == 0).sum() == 60_361 and labels["Hernia"].sum() == 227
+    assert (patient_of(labels["image_id"]) == labels["patient_id"]).all()
+    patients = labels["patient_id"].to_numpy()
+    folds = make_folds(marked, 10, patients)
+    assert shared_groups(folds, patients) == 0 and np.ptp(np.bincount(folds)) < 30
+    assert prevalence_deviation(marked, folds) < 0.05
+    boxes = read_boxes(label_table("BBox_List_2017.csv.gz"))
+    counts = {LABELS[label]: n for label, n in boxes["label"].value_counts().items()}
+    assert len(boxes) == 984 and boxes["image_id"].nunique() == 880
+    assert counts == {
+        "Atelectasis": 180,
+        "Effusion": 153,
+        "Cardiomegaly": 146,
+        "Infiltration": 123,
+        "Pneumonia": 120,
+        "Pneumothorax": 98,
+        "Mass": 85,
+        "Nodule": 79,
+    }
+    assert boxes["image_id"].isin(labels["image_id"]).all()
