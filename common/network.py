@@ -173,7 +173,7 @@ def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, var
     dataset = first.dataset(job, rows, False, False)
     if path is None:
         return predict_probs(models, dataset, **options)
-    return predict_masks(models, dataset, None, path, None, channels=first.channels, **options)
+    return predict_masks(models, dataset, path, first.channels, **options)
 
 
 def _sources(network):

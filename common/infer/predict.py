@@ -4,48 +4,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from common.data.loaders import SampleDataset, eval_loader
+from common.data.loaders import eval_loader
 from common.errors import InputError
 from common.infer.tta import IDENTITY, predict_tta, sigmoid
 from common.nn.precision import autocast, precision
 from common.paths import atomic_path
 
 
-def predict_masks(
-    models,
-    images,
-    rows,
-    out_path,
-    size,
-    batch_size=8,
-    device=None,
-    views=(IDENTITY,),
-    amp="auto",
-    progress=True,
-    activation=sigmoid,
-    workers=0,
-    channels=1,
-):
+def predict_masks(models, dataset, out_path, channels=1, **how):
     """Write mask probabilities to the `.npy` file `out_path` and return it memory-mapped, uint8 (n, h, w).
 
-    models: networks or other callables from images (B, 1, h, w) uint8 to mask logits (B, C, h, w); all are held on
-    the device at once, moved there, channels last and in eval mode. channels: C; with more than one the file is (n, C,
-    h, w). images: a store, uint8 (N, H, W) or its path.
-    rows: n store rows in the order wanted, None for all. size: the network's side or (h, w), None for the store's.
-    activation: from a model's output to probabilities (B, 1, h, w), or to a pair of these and of presence (B, 1): then
-    (memory map, presence float32 (n,)) is returned. amp: as in `common.nn.precision.precision`.
-    progress: shown; a string is its title. The mean of the probabilities over models and views, p, is stored as
-    p × 255, halves rounded up. The file appears when it is complete. Raises InputError for unusable arguments, and for
-    a row whose probability is not a number.
+    models, dataset, how: as in `predict_probs`; the dataset has the `size` (h, w) of its images. The models' logits are
+    (B, channels, h, w); with more than one channel the file is (n, channels, h, w). An activation that returns a pair
+    of mask probabilities and presence (B, 1) makes the result (memory map, presence float32 (n,)). The mean of the
+    probabilities, p, is stored as p × 255, halves rounded up. The file appears when it is complete.
     """
-    dataset, present = _as_dataset(images, rows, size), []
-    shape = dataset.size if channels == 1 else (channels, *dataset.size)
+    shape, present = dataset.size if channels == 1 else (channels, *dataset.size), []
 
     def blocks():
-        for probs, *more in _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers):
+        for probs, *more in _predict_batches(models, dataset, **how):
             for part in more:
                 present.extend(part[:, 0].tolist())
             if probs.shape[1:] != (channels, *dataset.size):
@@ -72,30 +51,19 @@ def write_masks(out_path, shape, blocks):
     return np.load(out_path, mmap_mode="r")
 
 
-def predict_probs(
-    models,
-    images,
-    rows=None,
-    size=None,
-    batch_size=16,
-    device=None,
-    views=(IDENTITY,),
-    amp="auto",
-    progress=True,
-    activation=sigmoid,
-    workers=0,
-):
-    """Return class probabilities float32 (n, C), averaged over models and views; arguments as in `predict_masks`.
+def predict_probs(models, dataset, **how):
+    """Return probabilities float32 (n, …) of a Dataset of (image uint8 (channels, h, w), store row).
 
-    images may also be a Dataset of items (image uint8 (channels, h, w), store row), without rows and size. What
-    `activation` returns may have any shape (B, …) but that of maps, (B, C, h, w), which views would move.
+    models: networks or other callables from images (B, channels, h, w) uint8 to logits; all are held on the device at
+    once, moved there, channels last and in eval mode. how: batch_size; device; views of test-time augmentation;
+    amp as in `common.nn.precision.precision`; activation from a model's output to probabilities of any shape (B, …)
+    but that of maps, (B, C, h, w), which views would move; workers; progress, False or a title. Averaged over models
+    and views. Raises InputError without rows or models, and naming the row for NaN or infinity.
     """
-    dataset = _as_dataset(images, rows, size)
     if not len(dataset):
         raise InputError("no rows to predict")
-    batches = _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers)
     found, done = None, 0
-    for (probs,) in batches:  # into one array: a list joined at the end would take twice its memory
+    for (probs,) in _predict_batches(models, dataset, **how):  # into one array: joining a list would take twice as much
         probs = probs.cpu().numpy()
         if found is None:
             found = np.empty((len(dataset), *probs.shape[1:]), probs.dtype)
@@ -104,16 +72,19 @@ def predict_probs(
     return found
 
 
-def _as_dataset(images, rows, size):
-    if not isinstance(images, Dataset):
-        return SampleDataset(images, size=size, rows=rows)
-    if rows is not None or size is not None:
-        raise InputError("a dataset to predict has rows and a size of its own")
-    return images
-
-
 @torch.inference_mode()
-def _batches(models, dataset, batch_size, device, views, amp, progress, activation, workers):
+def _predict_batches(
+    models,
+    dataset,
+    batch_size=16,
+    device=None,
+    views=(IDENTITY,),
+    amp="auto",
+    activation=sigmoid,
+    workers=0,
+    progress="predict",
+):
+    """Yield for each batch the means over models and views, one tensor per output of `activation`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype, models = precision(device, amp), list(models)
     if not models:
@@ -122,8 +93,7 @@ def _batches(models, dataset, batch_size, device, views, amp, progress, activati
         if isinstance(model, torch.nn.Module):
             model.to(device, memory_format=torch.channels_last).eval()
     loader = eval_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
-    title = progress if isinstance(progress, str) else "predict"
-    with tqdm(total=len(dataset), desc=title, disable=not progress, leave=False) as bar:
+    with tqdm(total=len(dataset), desc=progress or None, disable=not progress, leave=False) as bar:
         for images, rows in loader:
             images = images.to(device, non_blocking=True)
             with autocast(device, dtype):

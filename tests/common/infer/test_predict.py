@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.data.loaders import SampleDataset
 from common.errors import InputError
 from common.infer.predict import predict_masks, predict_probs, write_masks
 from common.infer.tta import FLIP, IDENTITY, presence
@@ -37,7 +38,7 @@ def store(tmp_path):
 def test_a_network_that_gives_the_image_back(store):
     images, path, out = store
     rows = [6, 0, 3, 3]
-    masks = predict_masks([logit_of_gray], path, rows, out, None, batch_size=3, **OPTIONS)
+    masks = predict_masks([logit_of_gray], SampleDataset(path, rows=rows), out, batch_size=3, **OPTIONS)
     assert isinstance(masks, np.memmap) and masks.dtype == np.uint8
     np.testing.assert_array_equal(masks, images[rows])
     np.testing.assert_array_equal(np.load(out), images[rows])
@@ -51,13 +52,13 @@ def test_the_mean_of_models_in_eighths_of_a_byte(store, probs, expected):
     # 0.25 × 255 = 63.75, 0.5 × 255 = 127.5 (up), (0.2 + 0.6)/2 × 255 = 102, 0.255, 0.51
     images, _, out = store
     models = [Constant(p) for p in probs]
-    masks = predict_masks(models, images, [0], out, (8, 8), **OPTIONS)
+    masks = predict_masks(models, SampleDataset(images, size=(8, 8), rows=[0]), out, **OPTIONS)
     assert masks.shape == (1, 8, 8) and np.unique(masks).tolist() == [expected]
 
 
 def test_views_are_averaged_and_undone(store):
     images, _, out = store
-    masks = predict_masks([logit_of_gray], images, None, out, None, views=(IDENTITY, FLIP), **OPTIONS)
+    masks = predict_masks([logit_of_gray], SampleDataset(images), out, views=(IDENTITY, FLIP), **OPTIONS)
     np.testing.assert_array_equal(masks, images)
 
 
@@ -68,17 +69,24 @@ def test_structures_keep_their_channels(store):
         gray = x.float() / 255
         return torch.cat([gray, gray.flip(-1), torch.zeros_like(gray)], 1).logit()
 
-    masks = predict_masks([three], images, [4, 1], out, None, channels=3, batch_size=1, **OPTIONS)
+    masks = predict_masks([three], SampleDataset(images, rows=[4, 1]), out, channels=3, batch_size=1, **OPTIONS)
     assert isinstance(masks, np.memmap) and masks.shape == (2, 3, 32, 64)
     np.testing.assert_array_equal(masks[:, 0], images[[4, 1]])
     np.testing.assert_array_equal(masks[:, 1], images[[4, 1]][:, :, ::-1])
     assert not masks[:, 2].any()
     # a view is undone in every channel: the image is that of the mirror, and the other way round
-    both = predict_masks([three], images, [4], out, None, channels=3, views=(IDENTITY, FLIP), **OPTIONS)
+    both = predict_masks([three], SampleDataset(images, rows=[4]), out, channels=3, views=(IDENTITY, FLIP), **OPTIONS)
     np.testing.assert_array_equal(both, masks[:1])
-    half = predict_masks([three, lambda x: three(x).flip(1)], images, [4], out, None, channels=3, **OPTIONS)
+    half = predict_masks(
+        [three, lambda x: three(x).flip(1)], SampleDataset(images, rows=[4]), out, channels=3, **OPTIONS
+    )
     np.testing.assert_allclose(half[0, 0], images[4] / 2, atol=0.51)
-    assert predict_masks([three], images, [], out, 16, channels=3, **OPTIONS).shape == (0, 3, 16, 16)
+    assert predict_masks([three], SampleDataset(images, size=16, rows=[]), out, channels=3, **OPTIONS).shape == (
+        0,
+        3,
+        16,
+        16,
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -86,13 +94,17 @@ def test_batches_and_workers_do_not_matter(store, workers):
     _, path, out = store
     torch.manual_seed(0)
     model = segmenter("fpn", "test_resnet", "none", empty_head=True)
-    one = np.array(predict_masks([model], path, None, out, 32, batch_size=1, **OPTIONS))
+    one = np.array(predict_masks([model], SampleDataset(path, size=32), out, batch_size=1, **OPTIONS))
     assert not model.training and one.std() > 0
-    other = predict_masks([model], path, None, out, 32, batch_size=4, workers=workers, **OPTIONS)
+    other = predict_masks([model], SampleDataset(path, size=32), out, batch_size=4, workers=workers, **OPTIONS)
     np.testing.assert_allclose(other, one.astype(int), atol=1)
-    probs = predict_probs([model], path, None, 32, batch_size=3, activation=presence, workers=workers, **OPTIONS)
+    probs = predict_probs(
+        [model], SampleDataset(path, size=32), batch_size=3, activation=presence, workers=workers, **OPTIONS
+    )
     with torch.inference_mode():
-        resized = predict_probs([lambda x: x.float().flatten(1)], path, [2], 32, activation=lambda x: x, **OPTIONS)
+        resized = predict_probs(
+            [lambda x: x.float().flatten(1)], SampleDataset(path, size=32, rows=[2]), activation=lambda x: x, **OPTIONS
+        )
         expected = model(torch.tensor(resized).reshape(1, 1, 32, 32))[1].sigmoid()
     assert probs.dtype == np.float32 and probs.shape == (7, 1)
     np.testing.assert_allclose(probs[2], expected[0], rtol=1e-4)
@@ -102,15 +114,17 @@ def test_low_precision_stays_near(store):
     _, path, out = store
     torch.manual_seed(0)
     model = segmenter("fpn", "test_resnet", "none")
-    full = np.array(predict_masks([model], path, None, out, 32, **OPTIONS), dtype=int)
-    low = predict_masks([model], path, None, out, 32, **{**OPTIONS, "amp": "bf16"})
+    full = np.array(predict_masks([model], SampleDataset(path, size=32), out, **OPTIONS), dtype=int)
+    low = predict_masks([model], SampleDataset(path, size=32), out, **{**OPTIONS, "amp": "bf16"})
     assert np.abs(low - full).max() <= 5
 
 
 def test_classes(store):
     images, path, _ = store
     model = lambda x: torch.stack([x.float().mean((1, 2, 3)) / 255, x.float().amax((1, 2, 3)) / 255], 1)  # noqa: E731
-    probs = predict_probs([model, model], path, [5, 1], None, activation=lambda x: x, batch_size=1, **OPTIONS)
+    probs = predict_probs(
+        [model, model], SampleDataset(path, rows=[5, 1]), activation=lambda x: x, batch_size=1, **OPTIONS
+    )
     chosen = images[[5, 1]] / 255
     np.testing.assert_allclose(probs, np.stack([chosen.mean((1, 2)), chosen.max((1, 2))], 1), rtol=1e-5)
 
@@ -127,22 +141,20 @@ def test_nothing_remains_of_a_failed_prediction(store):
             return x.float() if self.calls == 1 else x.float() * float("nan")
 
     with pytest.raises(InputError, match="row 4: the predicted probability is not a number"):
-        predict_masks([Fails()], images, [1, 4], out, None, batch_size=1, **OPTIONS)
+        predict_masks([Fails()], SampleDataset(images, rows=[1, 4]), out, batch_size=1, **OPTIONS)
     assert [path.name for path in out.parent.iterdir() if "masks" in path.name] == ["masks.npy"]
     assert np.load(out).shape == (1, 2, 2)
 
 
 def test_no_rows_give_an_empty_file(store):
     images, _, out = store
-    assert predict_masks([logit_of_gray], images, [], out, 16, **OPTIONS).shape == (0, 16, 16)
+    assert predict_masks([logit_of_gray], SampleDataset(images, size=16, rows=[]), out, **OPTIONS).shape == (0, 16, 16)
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         ({"models": []}, "no model"),
-        ({"rows": [7]}, "the store has 7 images"),
-        ({"images": np.zeros((2, 4, 4), np.float32)}, "expected uint8"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"amp": "fp16"}, "fp16 needs a GPU"),
         ({"out_path": "masks.png"}, "masks.png: mask probabilities go to a .npy file"),
@@ -152,15 +164,8 @@ def test_no_rows_give_an_empty_file(store):
 )
 def test_unusable_arguments_are_named(store, change, line):
     images, _, out = store
-    options = {
-        "models": [logit_of_gray],
-        "images": images,
-        "rows": [0],
-        "out_path": out,
-        "size": None,
-        **OPTIONS,
-        **change,
-    }
+    dataset = SampleDataset(images, rows=[0])
+    options = {"models": [logit_of_gray], "dataset": dataset, "out_path": out, **OPTIONS, **change}
     with pytest.raises(InputError, match=line):
         predict_masks(**options)
     assert not out.exists()
@@ -173,7 +178,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
         used.append(psutil.Process().memory_info().rss / 2**20)
         return torch.zeros(x.shape)
 
-    predict_masks([model], images, None, tmp_path / "masks.npy", 512, 8, **OPTIONS)
+    predict_masks([model], SampleDataset(images, size=512), tmp_path / "masks.npy", batch_size=8, **OPTIONS)
     assert len(used) == 50 and used[-1] < used[5] + 40  # 400 masks of 512 × 512 are 100 MiB
 
 
@@ -195,5 +200,3 @@ def test_a_dataset_of_its_own_shape(store):
     assert found.shape == (3, 1, 2)
     means = images.mean((1, 2)) / 255
     np.testing.assert_allclose(found[:, 0], np.stack([means[:3], means[6:3:-1]], 1), rtol=1e-5)
-    with pytest.raises(InputError, match="of its own"):
-        predict_probs([sums], Pairs(), rows=[0], **OPTIONS)
