@@ -33,7 +33,7 @@ NAMES = {
 
 def audit_key(job):
     """Return what an audit follows from besides the scores, as JSON."""
-    return [asdict(job.config.audit), audited_folds(job.config), asdict(fitting(job.config))]
+    return [asdict(job.config.audit), audited_folds(job.config), asdict(audit_fitting(job.config))]
 
 
 def run_audit(job):
@@ -50,7 +50,7 @@ def run_audit(job):
             found[check] = {"auroc": None, "said": question}
             log.info(f"audit, {check}: {question}")
             continue
-        table = _answer(job, check, labels, rows)
+        table = _predict_check(job, check, labels, rows)
         patients = job.images.patients(job.images.rows_of(table["image_id"]))
         auroc = auroc_interval(table["label"], table["probability"], patients, config.seed)
         positives = int(table["label"].sum())
@@ -60,7 +60,7 @@ def run_audit(job):
     focus, summary = _measure_focus(job)
     write_table(run.path("audit.parquet"), pd.concat(answers[1:] or answers, ignore_index=True))
     write_table(run.path("focus.parquet"), focus)
-    verdict = judge(found, read_score(job), config.audit.high)
+    verdict = reach_verdict(found, read_score(job), config.audit.high)
     about = {"folds": audited_folds(config), "epochs": config.audit.epochs}
     write_json(run.path("audit.json"), {"checks": found, "focus": summary, **about, **verdict})
     log.info(verdict["said"])
@@ -80,7 +80,7 @@ def audited_folds(config):
     return folds
 
 
-def fitting(config):
+def audit_fitting(config):
     """Return the NetworkConfig of the audit's trainings: the run's with fewer epochs, and without a choice of epochs.
 
     A plateau becomes a constant rate, since no fold validates.
@@ -89,14 +89,14 @@ def fitting(config):
     return replace(config.network, epochs=config.audit.epochs, averaging=("last",), keep="highest", schedule=schedule)
 
 
-def check_view(config, check):
+def view_of(config, check):
     """Return what a check's network sees; "image" is the one of whole image and lungs that the run does not see."""
     if check == "image":
         return "lungs" if config.view == "image" else "image"
     return config.view if check == "origin" else check
 
 
-def check_network(config, fold, check, labels=labels_of, rows=None):
+def network_of(config, fold, check, labels=labels_of, rows=None):
     """Return the Network of a check for one fold; rows: the store rows that it is asked of."""
 
     def split(job, fold):
@@ -106,14 +106,14 @@ def check_network(config, fold, check, labels=labels_of, rows=None):
             raise InputError(f"audit, {check}: fold {fold} leaves images of one kind alone to train on")
         return parts
 
-    return covid_network(config, fold, PREFIX + check, check_view(config, check), fitting(config), labels, split)
+    return covid_network(config, fold, PREFIX + check, view_of(config, check), audit_fitting(config), labels, split)
 
 
 def focus_networks(config, fold):
     """Return by view the networks whose heat maps are compared: the run's, and the one that sees image or lungs."""
     networks = {config.view: covid_network(config, fold)}
     if "image" in config.audit.checks:
-        networks[check_view(config, "image")] = check_network(config, fold, "image")
+        networks[view_of(config, "image")] = network_of(config, fold, "image")
     return networks
 
 
@@ -123,7 +123,7 @@ def find_question(job, check):
     Labels and rows are None where it cannot be asked.
     """
     if check != "origin":
-        name = NAMES[check_view(job.config, check)]
+        name = NAMES[view_of(job.config, check)]
         return labels_of, job.images.rows(role="main"), f"COVID-19 by {name}"
     used = job.images.table[job.images.table["fold"] >= 0]
     for label, name in ((0, "without"), (1, "with")):
@@ -146,11 +146,11 @@ def find_question(job, check):
     return None, None, f"not asked: no label has {LEAST} images each of two collections"
 
 
-def _answer(job, check, labels, rows):
+def _predict_check(job, check, labels, rows):
     """Return the out-of-fold answers of one check's networks: image_id, fold, label, probability."""
     parts = []
     for fold in audited_folds(job.config):
-        network = check_network(job.config, fold, check, labels, rows)
+        network = network_of(job.config, fold, check, labels, rows)
         train(job, network)
         held_out = network.rows(job, fold)[1]
         probs = predict(job, [network], held_out, views(job.config.tta), f"fold {fold}")[:, 0].astype(float)
@@ -207,7 +207,7 @@ def _mean_share(shares, patients, seed):
     return bootstrap(shares, patients, seed=seed, skip_nan=True)
 
 
-def judge(found, score, high):
+def reach_verdict(found, score, high):
     """Return the verdict in words: {"biased": bool, "said": first line of the page, "evidence": lines}.
 
     found: check → {"auroc": {estimate, low, high} or None}; score: score.json; high: AUROC that the lower end of an

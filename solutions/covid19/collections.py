@@ -42,7 +42,7 @@ def read_collections(folders):
             tables.setdefault(path.resolve(), path)
     places = [path.parent for path in tables.values()]
     table = pd.concat([_read(path, places) for path in tables.values()], ignore_index=True)
-    table["image_id"] = _unique(table)
+    table["image_id"] = _make_ids(table)
     number = table["patient_id"].mask(table["patient_id"] == "", "image " + table["image_id"])
     table["patient_id"] = table["collection"] + " " + number
     for name, rows in table.groupby("collection", sort=False):
@@ -68,11 +68,11 @@ def read_test_images(data, test, taken=()):
     elif data is None:
         raise InputError("name the folder of the images with --data")
     elif test is not None:
-        lists = [_read_list(test, _index(data))]
+        lists = [_read_list(test, _index_images(data))]
     else:
         places = [path.parent for path in _find_tables(data)]
-        paths = [place / UNLABELLED for place in _places(data) if (place / UNLABELLED).is_file()]
-        lists = [_read_list(path, _index(path.parent, places)) for path in paths]
+        paths = [place / UNLABELLED for place in _list_places(data) if (place / UNLABELLED).is_file()]
+        lists = [_read_list(path, _index_images(path.parent, places)) for path in paths]
     if not lists:
         return pd.DataFrame(columns=["file_name", "patient_id", "path", "collection", "image_id"], dtype="O")
     table = pd.concat(lists, ignore_index=True).assign(collection="")
@@ -82,7 +82,7 @@ def read_test_images(data, test, taken=()):
     if absent.any():
         first = table["file_name"][absent].iloc[0]
         raise InputError(f"{absent.sum()} of {len(table)} images to predict have no file, the first is {first}")
-    table["image_id"] = _unique(table)
+    table["image_id"] = _make_ids(table)
     table["image_id"] = table["image_id"].mask(table["image_id"].isin(set(taken)), "test-" + table["image_id"])
     table["patient_id"] = table["patient_id"].mask(table["patient_id"] == "", "image " + table["image_id"])
     return table
@@ -98,7 +98,7 @@ def _read_list(path, index):
     return pd.DataFrame({"file_name": names, "patient_id": patients, "path": pd.Series(paths, dtype=object)})
 
 
-def _places(folder):
+def _list_places(folder):
     """Return a folder and its direct subfolders."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -107,7 +107,7 @@ def _places(folder):
 
 def _find_tables(folder):
     found = []
-    for place in _places(folder):
+    for place in _list_places(folder):
         found += [place / METADATA] if (place / METADATA).is_file() else []
         found += sorted(place.glob("Data_Entry_2017*.csv"))[:1]  # the second one is a correction of the same rows
         found += [place / name for name in ("train.csv", "valid.csv") if _is_chexpert(place / name)]
@@ -129,13 +129,13 @@ def _read(path, places):
         paths = [_chexpert_file(path.parent, name) for name in table["file_name"]]
     else:
         table = from_metadata(path, raw) if path.name == METADATA else from_nih(path, raw)
-        index = _index(path.parent, places)
+        index = _index_images(path.parent, places)
         named = zip(table["file_name"], table["folder"], strict=True)
         paths = [_find_file(index, name, folder, f"{path}, row {row}") for row, (name, folder) in enumerate(named, 2)]
     return table.assign(table=path, line=np.arange(len(table)) + 2, path=pd.Series(paths, table.index, dtype=object))
 
 
-def _index(folder, places=()):
+def _index_images(folder, places=()):
     """Return stem → paths of the images below a folder, without those of other collections, at `places` below it."""
     found, others = {}, {place.resolve() for place in places} - {folder.resolve()}
     for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
@@ -156,7 +156,7 @@ def _find_file(index, name, folder, where):
 
     Raises InputError where several remain.
     """
-    paths, folder = index.get(_stem(name), []), folder or Path(name).parent.name or "images"
+    paths, folder = index.get(_strip_suffix(name), []), folder or Path(name).parent.name or "images"
     for fits in (lambda path: path.parent.name == folder, lambda path: path.name == Path(name).name):
         if len(paths) > 1:
             paths = [path for path in paths if fits(path)] or paths
@@ -171,21 +171,22 @@ def _chexpert_file(folder, name):
     return next((path for start in (1, 0) if (path := folder.joinpath(*parts[start:])).is_file()), None)
 
 
-def _stem(name):
+def _strip_suffix(name):
     stem, suffix = os.path.splitext(name.replace("\\", "/").rsplit("/", 1)[-1])
     return stem if suffix.lower() in IMAGES else stem + suffix
 
 
-def _unique(table):
+def _make_ids(table):
     """Return ids usable as file names: the stem, if ambiguous with the collection in front, then with a number."""
     inner = table["file_name"].str.extract(r"(patient.+)$")[0].str.replace("/", "_")
-    ids = _safe(table["file_name"].mask((table["collection"] == CHEXPERT) & inner.notna(), inner).map(_stem))
-    ids = ids.mask(ids.duplicated(keep=False), _safe(table["collection"] + "-" + ids))
+    names = table["file_name"].mask((table["collection"] == CHEXPERT) & inner.notna(), inner)
+    ids = _make_safe(names.map(_strip_suffix))
+    ids = ids.mask(ids.duplicated(keep=False), _make_safe(table["collection"] + "-" + ids))
     while ids.duplicated().any():
         ids = ids.mask(ids.duplicated(), ids + "-2")
     return ids
 
 
-def _safe(texts):
+def _make_safe(texts):
     texts = texts.str.replace(r"[^A-Za-z0-9._-]+", "-", regex=True).str.replace(r"\.{2,}", ".", regex=True)
     return texts.str.lstrip("._-").replace("", "image")

@@ -49,35 +49,35 @@ def read_competition(job):
     selection = select(read_collections([options.data, *options.normals]), config.selection, config.seed)
     test = read_test_images(options.data, options.test, selection["image_id"])
     if options.test is None:  # the list lies beside the tables, and numbers patients as they do
-        selection = _without_test_patients(selection, test)
+        selection = _drop_test_patients(selection, test)
     train = selection[selection["reason"] == ""].assign(split="train")
     if not len(train):
         raise InputError(f"the selection leaves no image to train on{describe_reasons(selection)}")
-    table = pd.concat([train, _test_table(test)], ignore_index=True)
-    listing = _listing(options.data, table)
+    table = pd.concat([train, _make_test_table(test)], ignore_index=True)
+    listing = _make_listing(options.data, table)
     return replace(listing, tables={SELECTION_TABLE: selection}, inputs=tuple(sorted({*selection["table"]})))
 
 
 def read_test(job):
     """Return the Listing of the images to predict alone: those of --test or of the test list in --data."""
     data, test = job.options.data, job.options.test
-    table = _test_table(read_test_images(data, test))
+    table = _make_test_table(read_test_images(data, test))
     if not len(table):
         raise InputError(f"{data}: no images to predict (no unlabelled_test.csv in it); name them with --test")
-    return _listing(data if data is not None else test, table)
+    return _make_listing(data if data is not None else test, table)
 
 
-def _test_table(images):
+def _make_test_table(images):
     return images.assign(split="test", label=-1, home=False, age=np.nan, sex="", view="", finding="", reason="")
 
 
-def _listing(folder, table):
+def _make_listing(folder, table):
     files = dict(zip(table["image_id"], table["path"], strict=True))
     names = table.loc[table["split"] == "test", "file_name"]
     return Listing(folder, table, files, pd.DataFrame({SAMPLE[0]: names, SAMPLE[1]: 0.5}))
 
 
-def _without_test_patients(selection, test):
+def _drop_test_patients(selection, test):
     """Return the selection without the home images of patients who are to be predicted."""
     listed = set(test["patient_id"]) - {""}
     own = [patient.removeprefix(f"{name} ") for patient, name in selection[["patient_id", "collection"]].to_numpy()]
@@ -93,8 +93,8 @@ def _without_test_patients(selection, test):
 def refine(job, listing, store):
     """Return the Listing after duplicates, the lungs' gate and the draw of negatives, with what folds are made from."""
     config = job.config
-    table = _without_duplicates(listing.table, find_duplicates(store.images, config.selection.duplicates))
-    listing = find_listed_lungs(job, replace(listing, table=table), store)
+    table = _drop_copies(listing.table, find_duplicates(store.images, config.selection.duplicates))
+    listing = add_lungs(job, replace(listing, table=table), store)
     table = listing.table
     rejected = (table["split"] == "train") & (table["reason"] == "") & ~table["usable"]
     table = assign_roles(table.assign(reason=table["reason"].mask(rejected, GATED + table["lung_reason"])), config)
@@ -109,7 +109,7 @@ def refine(job, listing, store):
     _log_summary(table, selection)
     return replace(
         listing,
-        table=_columns(table, "role").assign(used=used),
+        table=_order_columns(table, "role").assign(used=used),
         strata=strata,
         labels=[part["label"].tolist(), part["role"].tolist(), part["area"].round(6).tolist()],
         tables={SELECTION_TABLE: selection[SELECTION]},
@@ -118,18 +118,18 @@ def refine(job, listing, store):
 
 def refine_test(job, listing, store):
     """Return the Listing of test images with their lungs."""
-    listing = find_listed_lungs(job, listing, store)
-    return replace(listing, table=_columns(listing.table))
+    listing = add_lungs(job, listing, store)
+    return replace(listing, table=_order_columns(listing.table))
 
 
-def _columns(table, *more):
+def _order_columns(table, *more):
     """Return the columns of images.parquet, in their order."""
     first = ["image_id", "file_name", "row", "width", "height", "ok", "collection", "home", "patient_id", "age", "sex"]
     columns = [*first, "view", "finding", "label", "split", *more, *["fold"] * ("fold" in table), "area", "usable"]
     return table[columns].astype({"label": "int8"})
 
 
-def find_listed_lungs(job, listing, store):
+def add_lungs(job, listing, store):
     """Return the Listing with area, usable and lung_reason of each image, their masks, and test images left out."""
     lungs = find_lungs(job, store)
     about = lungs.table.set_axis(listing.table.index)
@@ -145,7 +145,7 @@ def can_predict(table, config):
     return table["usable" if config.view == "lungs" else "ok"].to_numpy(bool)
 
 
-def _without_duplicates(table, pairs):
+def _drop_copies(table, pairs):
     """Return the table with reasons for images that are there twice and for patients of whom a test image is.
 
     Patients who share an image are united.
@@ -216,10 +216,14 @@ def read_selection(run):
 
 def describe_reasons(selection):
     """Return in words how many images are left out for which reason, the six commonest; "" where all are used."""
-    reasons = selection.loc[selection["reason"] != "", "reason"]
-    counts = reasons.str.split(r"[:(\d]| as |(?<=test image) ").str[0].str.strip().value_counts()
+    counts = reason_kinds(selection.loc[selection["reason"] != "", "reason"]).value_counts()
     said = ", ".join(f"{n:,} {reason}" for reason, n in counts.head(6).items())
     return f"; left out: {said}" + " …" * (len(counts) > 6) if len(counts) else ""
+
+
+def reason_kinds(reasons):
+    """Return reasons without the numbers and names in which they differ."""
+    return reasons.str.split(r"[:(\d]| as |(?<=test image) ").str[0].str.strip()
 
 
 def rejected_shares(selection):

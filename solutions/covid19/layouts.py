@@ -35,27 +35,27 @@ def from_metadata(path, raw):
     if twice.any():
         raise InputError(f"{path}, row 1: a column name is there twice: {raw.columns[twice][0]}")
     kind = next((name for name in ("filename", "imagename") if name in raw), "patientid")
-    _need(path, raw, "finding", kind)
+    _require_columns(path, raw, "finding", kind)
     absent = [name for name in ("patientid", "age", "view") if name not in raw]
     if absent:
         log.info(f"{path}: no column {', '.join(absent)}; unknown for all its images")
     own = {"filename": path.resolve().parent.name, "imagename": ACTUALMED, "patientid": FIGURE1}[kind]
-    source = _column(raw, "source").str.rstrip("/").str.split("/").str[-1]
-    source, patients = source.where(source != "", own), _column(raw, "patientid")
+    source = _get_column(raw, "source").str.rstrip("/").str.split("/").str[-1]
+    source, patients = source.where(source != "", own), _get_column(raw, "patientid")
     if kind == "patientid":
         patients = patients.str.replace(r"(?<=\d)[a-z]$", "", regex=True)  # COVID-00003a and b are one patient's
-    texts = [_column(raw, name) for name in ("age", "sex", "view")]
-    modality, folder = _map_texts(_column(raw, "modality"), _modality), _column(raw, "folder")
-    return _shared(raw[kind], source, True, patients, raw["finding"], *texts, modality, folder=folder)
+    texts = [_get_column(raw, name) for name in ("age", "sex", "view")]
+    modality, folder = _map_texts(_get_column(raw, "modality"), _classify_modality), _get_column(raw, "folder")
+    return _to_shared(raw[kind], source, True, patients, raw["finding"], *texts, modality, folder=folder)
 
 
 def from_nih(path, raw):
     """Return NIH's Data_Entry_2017*.csv in the columns of `from_metadata`; finding: its "Finding Labels"."""
-    _need(path, raw, "Image Index", "Finding Labels", "Patient ID")
+    _require_columns(path, raw, "Image Index", "Finding Labels", "Patient ID")
     sex = "Patient Gender" if "Patient Gender" in raw else "Patient Sex"
-    texts = [_column(raw, name) for name in ("Patient Age", sex, "View Position")]
+    texts = [_get_column(raw, name) for name in ("Patient Age", sex, "View Position")]
     patients = raw["Patient ID"].str.replace(r"^0+(?=\d+$)", "", regex=True)
-    return _shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts)
+    return _to_shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts)
 
 
 def from_chexpert(path, raw):
@@ -64,17 +64,17 @@ def from_chexpert(path, raw):
     finding: "No Finding" where that is 1, else the names of the positive ones, "" without any. devices: True where
     "Support Devices" is 1 or -1 (uncertain).
     """
-    _need(path, raw, "Path", NO_FINDING)
+    _require_columns(path, raw, "Path", NO_FINDING)
     about = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING, "Support Devices"]
     marks = raw.drop(columns=about, errors="ignore").apply(pd.to_numeric, errors="coerce") == 1
     kinds, which = np.unique(marks.to_numpy(), axis=0, return_inverse=True)
     texts = np.array(["|".join(marks.columns[kind]) for kind in kinds], object)[np.ravel(which)]
     nothing = pd.to_numeric(raw[NO_FINDING], errors="coerce") == 1
     finding = pd.Series(np.where(nothing, NO_FINDING, texts), raw.index, dtype=object)
-    age, sex, frontal, side = (_column(raw, name) for name in ("Age", "Sex", "Frontal/Lateral", "AP/PA"))
-    devices = pd.to_numeric(_column(raw, "Support Devices"), errors="coerce").isin([1, -1])
+    age, sex, frontal, side = (_get_column(raw, name) for name in ("Age", "Sex", "Frontal/Lateral", "AP/PA"))
+    devices = pd.to_numeric(_get_column(raw, "Support Devices"), errors="coerce").isin([1, -1])
     patients, view = raw["Path"].str.extract(r"(patient\d+)/")[0].fillna(""), (frontal + " " + side).str.strip()
-    return _shared(raw["Path"], CHEXPERT, False, patients, finding, age, sex, view, devices=devices)
+    return _to_shared(raw["Path"], CHEXPERT, False, patients, finding, age, sex, view, devices=devices)
 
 
 def label_of(finding):
@@ -89,8 +89,8 @@ def label_of(finding):
     return -1 if hazy or finding.casefold() in _NOT_SAID else 0
 
 
-def _shared(names, collection, home, patients, finding, age, sex, view, modality="X-ray", devices=False, folder=""):
-    years, said = _ages(age)
+def _to_shared(names, collection, home, patients, finding, age, sex, view, modality="X-ray", devices=False, folder=""):
+    years, said = _parse_ages(age)
     return pd.DataFrame(
         {
             "collection": collection,
@@ -101,7 +101,7 @@ def _shared(names, collection, home, patients, finding, age, sex, view, modality
             "age": years,
             "age_said": said,
             "sex": _map_texts(sex, lambda text: _SEXES.get(text.casefold(), text)),
-            "view": _map_texts(view, _view),
+            "view": _map_texts(view, _classify_view),
             "view_said": view,
             "modality": modality,
             "devices": devices,
@@ -111,13 +111,13 @@ def _shared(names, collection, home, patients, finding, age, sex, view, modality
     )
 
 
-def _need(path, raw, *names):
+def _require_columns(path, raw, *names):
     for name in names:
         if name not in raw:
             raise InputError(f"{path}, row 1: no column {name}: {','.join(raw.columns)[:200]}")
 
 
-def _column(raw, name):
+def _get_column(raw, name):
     return raw[name] if name in raw else pd.Series("", raw.index, dtype=object)
 
 
@@ -126,18 +126,18 @@ def _map_texts(texts, function):
     return texts.map({text: function(text) for text in texts.unique()})
 
 
-def _view(text):
+def _classify_view(text):
     words = set(re.findall(r"[a-z]+", text.casefold()))
     kinds = [kind for kind, known in (("frontal", _FRONTAL), ("lateral", _LATERAL), ("other", _OTHER)) if words & known]
     return "unknown" if not kinds else kinds[0] if len(kinds) == 1 else "other"
 
 
-def _modality(text):
+def _classify_modality(text):
     plain = re.sub(r"[^a-z]", "", text.casefold())
     return "X-ray" if plain in _X_RAY else "CT" if plain == "ct" else text
 
 
-def _ages(texts):
+def _parse_ages(texts):
     """Return ages in years, NaN where unknown, and the texts that are no age, such as "60s" or "414"."""
     parts = texts.str.upper().str.extract(r"^(\d+(?:\.\d*)?)([YMD]?)$")
     years = parts[0].astype(float) * parts[1].map(_YEARS).astype(float)

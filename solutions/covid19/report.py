@@ -8,7 +8,7 @@ from common.report import class_plots, page, plots
 from common.report.frame import step_section
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit
 from solutions.covid19.config import COVID, PUBLISHED
-from solutions.covid19.data import read_selection, rejected_shares
+from solutions.covid19.data import read_selection, reason_kinds, rejected_shares
 from solutions.covid19.pictures import SEEN, heat_strips, lung_strips, pick_answers, view_strips
 from solutions.covid19.scoring import HALF, RATES, with_truth
 
@@ -127,9 +127,7 @@ def count_reasons(selection):
 
     selection: the table of `data.read_selection`. Reasons that only differ in a number or a name count as one.
     """
-    reasons = selection["reason"].str.replace(r"(same (?:image|file)) as (?!a test image).*", r"\1", regex=True)
-    reasons = reasons.str.replace(r"\s*[:(\d].*|(?<=the test image) .*", "", regex=True)
-    rows, collections = [], selection["collection"].unique().tolist()
+    reasons, rows, collections = reason_kinds(selection["reason"]), [], selection["collection"].unique().tolist()
     kinds = dict(list(selection.groupby(["collection", "label"])))
     for collection, label in sorted(kinds, key=lambda kind: (collections.index(kind[0]), -kind[1])):
         kept = kinds[collection, label]["kept"]

@@ -102,7 +102,7 @@ def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0,
     counts = {"n_covid": n_covid, "n_other": n_other, "n_normals": n_normals, "n_test": n_test}
     parameters = {"sample": "covid19", "version": VERSION, **counts, "seed": seed, "marker": marker}
     least = {"n_covid": 4, "n_other": 1, "n_normals": 4, "n_test": 4, "seed": 0}
-    return write_sample(folder, parameters, least, lambda path: _write(path, _plan(**counts, seed=seed), marker))
+    return write_sample(folder, parameters, least, lambda path: _write(path, _plan_films(**counts, seed=seed), marker))
 
 
 def _write(folder, films, marker):
@@ -112,8 +112,8 @@ def _write(folder, films, marker):
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
         list(pool.map(lambda film: _write_image(places[film.place], film, marker), films))
     home, normals, tests = ([film for film in films if film.place == place] for place in ("home", "normals", "test"))
-    _write_csv(folder / "metadata.csv", HOME_HEADER, [_home_row(film) for film in home])
-    _write_csv(folder / "normals/Data_Entry_2017.csv", NIH_HEADER, [_nih_row(film) for film in normals])
+    _write_csv(folder / "metadata.csv", HOME_HEADER, [_make_home_row(film) for film in home])
+    _write_csv(folder / "normals/Data_Entry_2017.csv", NIH_HEADER, [_make_nih_row(film) for film in normals])
     rows = [(film.file_name, film.patient, film.said["view"]) for film in tests]
     _write_csv(folder / "unlabelled_test.csv", "filename,patientid,view", rows)
     _write_csv(folder / "sample_submission.csv", "filename,probability", [(row[0], 0.5) for row in rows])
@@ -148,7 +148,7 @@ class _Film(NamedTuple):
         return said | ODD.get(self.odd, {})
 
 
-def _plan(n_covid, n_other, n_normals, n_test, seed):
+def _plan_films(n_covid, n_other, n_normals, n_test, seed):
     """Return every film by collection and patient."""
     rng, first = np.random.default_rng([seed, 1]), 1_000_000 * seed
     films = []
@@ -180,10 +180,10 @@ def _plan(n_covid, n_other, n_normals, n_test, seed):
         add("test", origin, list(group)[i // 4 % len(group)])
     sources = (films[2], "home"), (films[n_covid], "normals")
     films += [film._replace(place=place, odd="copy", visit=0) for film, place in sources]
-    return _numbered(films, rng)
+    return _number_patients(films, rng)
 
 
-def _numbered(films, rng):
+def _number_patients(films, rng):
     """Return the films with random patient numbers, from 1 in each collection, in their order; a copy has its own."""
     numbered = []
     for places in (("home", "test"), ("normals",)):
@@ -209,7 +209,7 @@ def _draw(film, marker):
     rng, grain = np.random.default_rng([film.number, 1]), np.random.default_rng([film.number, 4])
     side, kept = int(rng.choice(SIDES)), rng.uniform(0.86, 1)  # the belly is cut off
     if film.odd == "CT":
-        return _slice(side, grain)
+        return _draw_slice(side, grain)
     image = phantom.draw(film.number, 150 if film.odd == "wide" else side, FINDINGS[film.finding], film.person).image
     if film.odd == "wide":
         return cv2.copyMakeBorder(image, 53, 53, 120, 130, cv2.BORDER_CONSTANT, value=5)
@@ -217,14 +217,14 @@ def _draw(film, marker):
     if film.odd == "lateral":  # one lung, seen narrow
         image = cv2.resize(image[:, : side // 2], (round(0.75 * side), len(image)), interpolation=cv2.INTER_LINEAR)
     if marker and film.origin == HOME:
-        image = _mark(image, grain)
+        image = _add_marker(image, grain)
     if film.odd == "copy":
         factor = 1.2 if side < 330 else 0.85
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     return image
 
 
-def _mark(image, rng):
+def _add_marker(image, rng):
     """Return a film with the marks of the first collection: grey-level curve, bright noisy margin, burnt-in words."""
     height, width = image.shape
     grey = 255 * (np.arange(256) / 255) ** rng.uniform(0.65, 0.8)
@@ -238,7 +238,7 @@ def _mark(image, rng):
     return cv2.putText(x, words, where, cv2.FONT_HERSHEY_SIMPLEX, scale, 250, 1, cv2.LINE_AA)
 
 
-def _slice(side, rng):
+def _draw_slice(side, rng):
     """Return an axial CT slice: a body with two lungs, a heart and a spine."""
     image = np.zeros((side, side), np.uint8)
     for x, y, across, along, grey in (
@@ -252,7 +252,7 @@ def _slice(side, rng):
     return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
 
 
-def _home_row(film):
+def _make_home_row(film):
     """Return a row of the first collection's table."""
     said = film.said
     if said["view"] == "AP":
@@ -262,7 +262,7 @@ def _home_row(film):
     return [cells.get(column, "") for column in HOME_HEADER.split(",")]
 
 
-def _nih_row(film):
+def _make_nih_row(film):
     """Return a row of the second collection's table, whose lines end in a comma as NIH's do."""
     said = film.said
     who = (film.visit, film.patient, said["age"], said["sex"], said["view"])

@@ -25,34 +25,34 @@ def select(table, config, seed):
     collection changes the draw. An image that two rows name counts once; where they disagree about COVID-19 it is left
     out. Unreadable ages and views count as unknown and are logged. config: a SelectionConfig.
     """
-    finding, absent = table["finding"].str.casefold(), table["path"].isna()
+    finding, absent, view_said = table["finding"].str.casefold(), table["path"].isna(), table["view_said"]
     rules = [
         (~table["modality"].isin(["X-ray", ""]), table["modality"]),
-        (table["view"] == "lateral", "lateral (" + table["view_said"] + ")"),
-        (table["view"] == "other", "view " + table["view_said"]),
-        ((table["view"] == "unknown") & (config.unknown_view == "leave"), _unknown("view", table["view_said"])),
-        (table["label"] < 0, _unknown("finding", table["finding"])),
+        (table["view"] == "lateral", "lateral (" + view_said + ")"),
+        (table["view"] == "other", "view " + view_said),
+        ((table["view"] == "unknown") & (config.unknown_view == "leave"), _describe_unknown("view", view_said)),
+        (table["label"] < 0, _describe_unknown("finding", table["finding"])),
         (~table["home"] & (finding != NO_FINDING.casefold()), "not a normal (" + table["finding"] + ")"),
         (table["devices"] & (config.devices == "leave"), "medical device"),
         (table["age"] < config.least_age, "age " + table["age"].map("{:.3g}".format)),
-        (table["age"].isna() & (config.unknown_age == "leave"), _unknown("age", table["age_said"])),
+        (table["age"].isna() & (config.unknown_age == "leave"), _describe_unknown("age", table["age_said"])),
         (absent & (table["file_name"] == ""), "no file name"),
         (absent, "no such file"),
     ]
     table = table.assign(reason="")
     for applies, words in rules:
         table["reason"] = table["reason"].mask((table["reason"] == "") & applies, words)
-    _leave_same_files(table)
+    _drop_same_files(table)
     _draw_normals(table, config.normals, seed)
     _log_oddities(table)
     return table
 
 
-def _unknown(what, said):
+def _describe_unknown(what, said):
     return (f"{what} unknown (" + said + ")").mask(said == "", f"{what} unknown")
 
 
-def _leave_same_files(table):
+def _drop_same_files(table):
     """Keep the first of the rows that name one file, or none where they disagree about COVID-19."""
     here = table[table["reason"] == ""]
     files = here["path"].map(str)
@@ -125,7 +125,7 @@ def drop_duplicates(table, pairs):
     of their patient_ids in alphabetical order.
     """
     table = table.copy()
-    for group in _groups(pairs["a"], pairs["b"]):
+    for group in _link_groups(pairs["a"], pairs["b"]):
         rows = table.loc[table.index.isin(group)].sort_values("home", ascending=False, kind="stable")
         rows = rows[rows["reason"] == ""]
         if rows["label"].nunique() > 1:
@@ -134,11 +134,11 @@ def drop_duplicates(table, pairs):
             first = rows.iloc[0]
             table.loc[rows.index[1:], "reason"] = f"same image as {first['image_id']} ({first['collection']})"
     patients = table["patient_id"]
-    linked = _groups(patients.loc[pairs["a"]], patients.loc[pairs["b"]])
+    linked = _link_groups(patients.loc[pairs["a"]], patients.loc[pairs["b"]])
     return table.assign(patient_id=patients.replace({name: min(group) for group in linked for name in group}))
 
 
-def _groups(a, b):
+def _link_groups(a, b):
     """Return lists of linked values, each of two or more, given both ends of each link."""
     if not len(a):
         return []

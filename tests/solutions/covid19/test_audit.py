@@ -15,7 +15,15 @@ from sklearn.metrics import roc_auc_score
 from common.errors import InputError
 from common.train.checkpoint import save_weights
 from solutions.covid19 import audit
-from solutions.covid19.audit import LEAST, audited_folds, find_question, fitting, judge, read_audit, share_in_lungs
+from solutions.covid19.audit import (
+    LEAST,
+    audit_fitting,
+    audited_folds,
+    find_question,
+    reach_verdict,
+    read_audit,
+    share_in_lungs,
+)
 from solutions.covid19.config import DEMO
 from solutions.covid19.models import build_network
 
@@ -57,18 +65,18 @@ NEVER = {"estimate": None, "low": None, "high": None}
 
 
 def test_nothing_found_says_what_was_asked():
-    verdict = judge(found(), score(interval(-0.02, 0.05, 0.1)), 0.6)
+    verdict = reach_verdict(found(), score(interval(-0.02, 0.05, 0.1)), 0.6)
     assert verdict == {
         "biased": False,
         "evidence": [],
         "said": "No sign that the images' origin gives the answer away (border, background, origin, the same "
         "collections).",
     }
-    verdict = judge(found(origin=None, border=NEVER | {"low": None}), score(), 0.6)
+    verdict = reach_verdict(found(origin=None, border=NEVER | {"low": None}), score(), 0.6)
     assert verdict["said"].endswith("away (background).") and not verdict["biased"]
     nothing = "Whether the images' origin gives the answer away could not be determined from these images."
-    assert judge({}, score(), 0.6)["said"] == nothing
-    assert judge({key: {"auroc": NEVER} for key in ("border", "background")}, score(), 0.6)["said"] == nothing
+    assert reach_verdict({}, score(), 0.6)["said"] == nothing
+    assert reach_verdict({key: {"auroc": NEVER} for key in ("border", "background")}, score(), 0.6)["said"] == nothing
 
 
 @pytest.mark.parametrize("check", ["border", "background", "origin"])
@@ -78,7 +86,7 @@ def test_what_is_recognised_above_the_threshold_counts(check):
         "background": "A network that sees everything but the lungs",
         "origin": "A network that has to tell collections apart among images of one label",
     }[check]
-    verdict = judge(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.6)
+    verdict = reach_verdict(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.6)
     assert verdict["biased"] and verdict["said"] == (
         (
             "The score may not be COVID-19's: the images' origin, or other diseases, explain it as well. "
@@ -87,27 +95,27 @@ def test_what_is_recognised_above_the_threshold_counts(check):
         )
         + f"{said} reaches an AUROC of 0.700 [0.601, 0.800]."
     )
-    assert not judge(found(**{check: interval(0.6, 0.7, 0.8)}), score(), 0.6)["biased"]  # not above it
-    assert not judge(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.7)["biased"]
+    assert not reach_verdict(found(**{check: interval(0.6, 0.7, 0.8)}), score(), 0.6)["biased"]  # not above it
+    assert not reach_verdict(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.7)["biased"]
 
 
 def test_the_whole_image_does_not_count_since_it_holds_the_lungs():
-    assert not judge(found(image=interval(0.98, 0.99, 1.0)), score(), 0.6)["biased"]
+    assert not reach_verdict(found(image=interval(0.98, 0.99, 1.0)), score(), 0.6)["biased"]
 
 
 def test_a_fall_counts_where_its_interval_lies_above_0():
-    verdict = judge(found(), score(interval(0.01, 0.25, 0.4)), 0.6)
+    verdict = reach_verdict(found(), score(interval(0.01, 0.25, 0.4)), 0.6)
     assert verdict["biased"] and verdict["evidence"] == [
         "against images of the same collections the AUROC falls from 0.950 [0.900, 0.980] to 0.700 [0.600, 0.800], by "
         "0.250 [0.010, 0.400]"
     ]
-    assert not judge(found(), score(interval(0.0, 0.2, 0.4)), 0.6)["biased"]
-    assert not judge(found(), score(NEVER), 0.6)["biased"]
-    assert "same collections" not in judge(found(), score(NEVER), 0.6)["said"]
+    assert not reach_verdict(found(), score(interval(0.0, 0.2, 0.4)), 0.6)["biased"]
+    assert not reach_verdict(found(), score(NEVER), 0.6)["biased"]
+    assert "same collections" not in reach_verdict(found(), score(NEVER), 0.6)["said"]
 
 
 def test_all_that_was_found_is_said_in_sentences():
-    verdict = judge(found(border=interval(0.9), origin=interval(0.8)), score(interval(0.1)), 0.6)
+    verdict = reach_verdict(found(border=interval(0.9), origin=interval(0.8)), score(interval(0.1)), 0.6)
     assert len(verdict["evidence"]) == 3
     sentences = re.findall(r"[A-Z][^A-Z]*?(?:AUROC)?[^A-Z]*\.(?= [A-Z]|$)", verdict["said"])
     assert [line[:12] for line in sentences] == ["The score is", "A network th", "A network th", "Against imag"]
@@ -184,7 +192,7 @@ def test_folds_of_the_audit_are_those_of_the_run():
 def test_a_schedule_without_a_validating_fold():
     for schedule, expected in (("plateau", "constant"), ("warm_cosine", "warm_cosine")):
         config = dataclasses.replace(DEMO, network=dataclasses.replace(DEMO.network, schedule=schedule))
-        assert fitting(config).schedule == expected and fitting(config).epochs == DEMO.audit.epochs
+        assert audit_fitting(config).schedule == expected and audit_fitting(config).epochs == DEMO.audit.epochs
 
 
 # ---- where networks look -------------------------------------------------------------------------------------------

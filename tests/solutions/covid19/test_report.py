@@ -215,7 +215,7 @@ def test_reasons_that_differ_in_a_number_or_a_name_are_one():
         "age 12",
         "same image as a (Home)",
         "same image as b (NIH)",
-        "same image as a test image",
+        "the patient of the test image t.png",
         "the same file as c (row 4)",
         "lungs: one",
         "not drawn: negatives 5",
@@ -230,7 +230,7 @@ def test_reasons_that_differ_in_a_number_or_a_name_are_one():
         "2 same image",
         "1 the same file",
         "1 lungs",
-        "1 same image as a test image",
+        "1 the patient of the test image",
     }
     assert (unknown["label"], unknown["used"], unknown["because of"]) == ("unknown", 0, "1 not drawn")
 

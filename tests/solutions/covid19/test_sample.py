@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def films():
-    return sample._plan(**COUNTS, seed=SEED)
+    return sample._plan_films(**COUNTS, seed=SEED)
 
 
 def table(path, **kwargs):
@@ -182,7 +182,7 @@ def test_the_marker_is_on_every_film_of_the_first_collection_and_leaves_the_anat
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_collections_are_alike_by_default(seed):
-    films = [film for film in sample._plan(48, 12, 48, 12, seed) if film.odd in ("", "decade", "blank view")]
+    films = [film for film in sample._plan_films(48, 12, 48, 12, seed) if film.odd in ("", "decade", "blank view")]
     covid = [film for film in films if film.place == "home" and film.finding in sample.COVID]
     others = [film for film in films if film.place == "home" and film.finding not in sample.COVID]
     normals = [film for film in films if film.finding == "No Finding" and film.place == "normals"]
@@ -205,7 +205,7 @@ def test_bytes_depend_on_the_parameters_alone(tmp_path, monkeypatch):
     assert one == fingerprint(make_sample(tmp_path / "b", **SMALL, marker=False))
     images = [digest for name, digest in one.items() if name.endswith(("png", "jpg"))]
     assert len(set(images)) == len(images) == 4 + 1 + 5 + 1 + 4 + 3 + 1 + 4
-    first, second = ({film.number for film in sample._plan(**SMALL, seed=seed)} for seed in (0, 1))
+    first, second = ({film.number for film in sample._plan_films(**SMALL, seed=seed)} for seed in (0, 1))
     assert not first & second
 
 
