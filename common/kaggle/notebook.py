@@ -81,10 +81,10 @@ def notebook_tool(solution, source, presets=()):
             raise InputError("--push needs --dataset: the bundle's, owner/name, from which the notebook installs")
         bundle = dataset or DATASET
         if train is not None:
-            if not 0 < hours < float("inf"):
-                raise InputError(f"--hours must be a number above 0: {hours:g}")
             if train not in presets:
                 raise InputError(f"--train {train!r} is not a preset of {solution}: {', '.join(presets)}")
+            if not 0 < hours < float("inf"):
+                raise InputError(f"--hours must be a number above 0: {hours:g}")
             folder = out or Path(f"notebook-{train}")
             write_training_notebook(folder, solution, source, train, hours, options, bundle, resume)
         else:

@@ -168,15 +168,15 @@ def _is_there(path, entry):
 
 
 def _extract(source, entry, path, staging):
-    modified = _time(entry)
     try:
         part = source.extract(entry, staging)  # never outside of it; at most the declared size, the checksum compared
-        os.utime(part, (modified, modified))
+        os.utime(part, (_time(entry), _time(entry)))
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: {reason}; what is unpacked is kept, the same command continues") from None
+        raise InputError(
+            f"{path}: {error.strerror or error}; what is unpacked is kept, the same command continues"
+        ) from None
 
 
 def _time(entry):
