@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from common.config import to_dict
 from common.errors import InputError
 from common.infer.predict import write_masks
 from common.metrics.classification import confusion_counts, mcc
@@ -16,6 +17,7 @@ from common.metrics.statistics import bootstrap, paired_bootstrap
 from common.network import predict, train
 from common.paths import write_csv
 from common.recipe import drain
+from common.step import Step
 from common.tuning import grid, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import presence, read_masks
@@ -125,3 +127,8 @@ def _mask_probs(job, variant):
             found = predict(job, [network], rows, views(job.config.tta), title, parts[-1], variant)
             found, n = found[0] if isinstance(found, tuple) else found, n + len(rows)
     return write_masks(job.run.path(SCRATCH, f"{variant}.npy"), (n, *found.shape[1:]), drain(parts))
+
+
+ABLATION = Step(
+    "ablate", run_ablation, needs=("predict",), reads=lambda job: to_dict(job.config), files=("ablation.csv",)
+)

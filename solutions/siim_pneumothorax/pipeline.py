@@ -14,11 +14,10 @@ from common.data.augment import enrichment_plan, paper_siim_enrichment
 from common.data.loaders import sliding_rate
 from common.infer import tta
 from common.metrics import segmentation
-from common.metrics.statistics import as_interval, bootstrap
+from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import Network, other_folds, predict
 from common.nn.losses import bce
 from common.recipe import Choice, Solution
-from common.step import Step
 from common.submit.validate import validate_masks
 from common.tuning import Rule, nested_areas, rule_dice, tune_nested
 from solutions.siim_pneumothorax import data, experiments, models, postprocess, report
@@ -176,11 +175,8 @@ def choose(job, oof):
 
 def describe(figures):
     """Return the lines that say the score."""
-    dice = figures["dice"]
-    return [
-        f"out-of-fold dice {dice['estimate']:.4f} [{dice['low']:.4f}, {dice['high']:.4f}] over {figures['images']} "
-        f"images (all-empty {figures['dice_all_empty']:.4f}), nested by {figures['nested_by']}"
-    ]
+    empty = f"(all-empty {figures['dice_all_empty']:.4f}), nested by {figures['nested_by']}"
+    return [f"out-of-fold dice {format_interval(figures['dice'])} over {figures['images']} images {empty}"]
 
 
 def answer(job, test, rule, neutral):
@@ -212,13 +208,5 @@ SOLUTION = Solution(
     check=lambda path, job: validate_masks(path, job.sample_path, ordered=True),
     hidden=data.hidden_score,
     report=report,
-    further_steps=(
-        Step(
-            "ablate",
-            experiments.run_ablation,
-            needs=("predict",),
-            reads=lambda job: to_dict(job.config),
-            files=("ablation.csv",),
-        ),
-    ),
+    further_steps=(experiments.ABLATION,),
 )
