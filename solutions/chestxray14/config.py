@@ -4,10 +4,10 @@
 Liu et al., SDFN: Segmentation-based deep fusion network for thoracic disease classification in chest X-ray images.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import FitConfig, check_folds
+from common.config import Averaging, FitConfig, check_folds
 from common.errors import InputError
 from common.kaggle import Source
 
@@ -38,7 +38,7 @@ class NetworkConfig(FitConfig):
     augmentation: Literal["none", "flip", "podium"] = "flip"
     dropout: float = 0.0
     metric: str = "auroc"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+    averaging: tuple[Averaging, ...] = ("best",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,22 +48,19 @@ class NetworkConfig(FitConfig):
             raise InputError(f"dropout must lie in [0, 1), not {self.dropout}")
 
 
-@dataclass(frozen=True)
-class FusionConfig(FitConfig):
-    """SDFN's last stage: one layer over the pooled features of both frozen branches."""
-
-    lr: float = 1e-4
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: float = 0.0
-    decay: float = 1e-5
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "plateau"
-    plateau_metric: str = "-loss"
-    patience: int = 5
-    factor: float = 0.1
-    batch_size: int = 16
-    epochs: int = 100
-    metric: str = "auroc"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+# SDFN's last stage: one layer over the pooled features of both frozen branches, trained like them.
+FUSION = FitConfig(
+    lr=1e-4,
+    optimizer="adam",
+    weight_decay=0.0,
+    decay=1e-5,
+    schedule="plateau",
+    plateau_metric="-loss",
+    patience=5,
+    epochs=100,
+    metric="auroc",
+    averaging=("best",),
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Config:
     """both: SDFN's trained layer over the features of the two frozen networks, or the mean of their probabilities."""
     whole: NetworkConfig = field(default_factory=NetworkConfig)
     lungs: NetworkConfig = field(default_factory=NetworkConfig)
-    fusion: FusionConfig = field(default_factory=FusionConfig)
+    fusion: FitConfig = FUSION
     segmenter: LungsConfig = field(default_factory=LungsConfig)
     split: Literal["official", "all"] = "official"
     """official: the benchmark's train/val and test lists. all: every labelled image is in a fold, none is a test image;
@@ -225,7 +222,7 @@ _SMALL = {
 DEMO = Config(
     whole=NetworkConfig(attention=True, weighting=True, **_SMALL),
     lungs=NetworkConfig(**_SMALL),
-    fusion=FusionConfig(epochs=40, lr=1e-3, decay=0.0, schedule="cosine", averaging=("last",)),
+    fusion=replace(FUSION, epochs=40, lr=1e-3, decay=0.0, schedule="cosine", averaging=("last",)),
     segmenter=LungsConfig(crop_size=160),
     n_folds=2,
     folds=(0, 1),

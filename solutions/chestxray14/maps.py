@@ -1,4 +1,4 @@
-"""Class activation maps of a run's networks, for images that these did not train on."""
+"""Class activation maps of a run's networks, for images that they did not train on."""
 
 from typing import NamedTuple
 
@@ -21,26 +21,26 @@ from solutions.chestxray14.lungs import LUNG_TABLE
 class Maps(NamedTuple):
     """Class activation maps of n (image, class) pairs: for each stage the maps and where they lie.
 
-    cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image. alike: whether the
-    stages' maps are brought to one scale before they are added, as those of networks that one layer fuses need not be.
-    masks: uint8 (n, S, S) over the whole image, 255 times the share of lung, where the whole image's features are
-    weighted: a cell at the lungs' edge is wide, and the network means the lung in it, not the armpit beside it.
+    cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image. rescaled: whether
+    the stages' maps are normalised before they are added, needless where one layer fuses the networks. masks: uint8
+    (n, S, S) over the whole image, 255 times the share of lung, where features are weighted: a cell at the edge of a
+    lung is wide, and its evidence belongs to the lung in it.
     """
 
     cams: dict
     places: dict
-    alike: bool = False
+    rescaled: bool = False
     masks: np.ndarray | None = None
 
     def heat(self, k):
-        """Map k over the whole image, those of several stages fused: float32 (1024, 1024) in [0, 1]."""
+        """Return map k over the whole image, the stages fused, float32 (1024, 1024) in [0, 1]."""
         shape = (BOX_SIDE, BOX_SIDE)
         placed = {stage: place(cams[k], self.places[stage][k], shape) for stage, cams in self.cams.items()}
         if self.masks is not None:
             share = cv2.resize(np.float32(self.masks[k]) / 255, shape, interpolation=cv2.INTER_LINEAR)
             low = placed["whole"].min()
             placed["whole"] = low + (placed["whole"] - low) * share
-        return fuse([normalise(cam) if self.alike else cam for cam in placed.values()])
+        return fuse([normalise(cam) if self.rescaled else cam for cam in placed.values()])
 
 
 def usable_boxes(images, folds):
@@ -109,12 +109,11 @@ def network_cams(job, network, model, rows, head=None):
 
 
 def from_the_lowest(cams, masks):
-    """Count the maps of weighted features from the lowest evidence that the features had before they were weighted.
+    """Return the maps of weighted features, counted from the lowest evidence before weighting.
 
-    Feature weighting leaves 0 where no lung is, and next to 0 at the lungs' edge: the map's peak wherever the class is
-    unlikely in all of the lungs. Counted from the lowest value, a cell shows how much more speaks for the class, times
-    its share of lung. cams: (B, C, h, w); masks: (B, 1, H, W), 0 to 255. An image without any lung stays as it is, as
-    the network then looks at all of it.
+    Weighting sets features outside the lungs to 0, which would be a map's peak wherever the class is unlikely in all of
+    the lungs. Counted from the lowest value, a cell shows the additional evidence times its share of lung. cams: (B, C,
+    h, w); masks: (B, 1, H, W), 0 to 255. Maps of an image without lungs stay as they are: it is not weighted.
     """
     share = F.adaptive_avg_pool2d(masks.float() / 255, cams.shape[-2:])
     low = torch.where(share > 0, cams / share, torch.inf).amin((2, 3), keepdim=True)
@@ -132,7 +131,7 @@ def view_places(images, rows, config, stage):
 
 
 def seen_part(views, resize, size):
-    """The part of each box (n, 4) that is left where it is scaled to `resize` and its centre of `size` px cut out."""
+    """Return the part of each box (n, 4) that a centre crop of `size` px keeps after scaling to `resize`."""
     start = (resize - size) // 2
     corners, sides = views[:, :2], views[:, 2:] - views[:, :2]
     return np.concatenate([corners + sides * start / resize, corners + sides * (start + size) / resize], axis=1)

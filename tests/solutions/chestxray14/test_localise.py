@@ -174,9 +174,9 @@ def test_fused_maps_are_the_shares_of_the_fused_logit():
     pooled = torch.cat([networks[0, stage].pooled(images[stage]) for stage in ("whole", "lungs")], dim=1)
     logits = (fusion(pooled) - fusion.bias)[[2, 5], [4, 9]].numpy()
     assert np.allclose(sum(cams.mean((1, 2)) for cams in found.cams.values()), logits, atol=1e-4)
-    assert found.places["lungs"].tolist() == [[256, 128, 768, 896]] * 2 and not found.alike
+    assert found.places["lungs"].tolist() == [[256, 128, 768, 896]] * 2 and not found.rescaled
     job.config = replace(config, combine="mean")
-    assert class_maps(job, boxes).alike
+    assert class_maps(job, boxes).rescaled
     heat = found.heat(0)
     assert heat.shape == (1024, 1024) and heat.min() == 0 and heat.max() == 1
     whole, lungs = found.cams["whole"][0], found.cams["lungs"][0]
@@ -282,7 +282,7 @@ def test_maps_of_two_networks_count_alike_where_no_layer_fuses_them():
     (one, _), (other, _) = _square(3, 3), _square(12, 3)
     cams = {"whole": np.float32(one)[None], "lungs": np.float32(100 * other)[None]}
     places = dict.fromkeys(cams, np.array([[0.0, 0, 1024, 1024]]))
-    shares, alike = Maps(cams, places).heat(0), Maps(cams, places, alike=True).heat(0)
+    shares, alike = Maps(cams, places).heat(0), Maps(cams, places, rescaled=True).heat(0)
     assert shares[224, 800] == 1 and shares[224, 224] == pytest.approx(0.01)
     assert alike[224, 800] == pytest.approx(1) and alike[224, 224] == pytest.approx(1) and alike.min() == 0
 

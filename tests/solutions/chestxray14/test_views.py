@@ -24,7 +24,7 @@ from common.nn.losses import bce
 from common.options import Options
 from common.runs import Run
 from solutions.chestxray14 import views
-from solutions.chestxray14.config import DEMO, LABELS, FusionConfig, NetworkConfig
+from solutions.chestxray14.config import DEMO, FUSION, LABELS, NetworkConfig
 from solutions.chestxray14.models import auroc_and_loss, build_fusion
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
 from solutions.chestxray14.views import FeatureDataset, ViewDataset, pooled_features, view_dataset
@@ -51,7 +51,7 @@ BOTH = replace(
     whole=TINY,
     lungs=replace(TINY, weighting=False, size=32, resize=36),
     segmenter=replace(DEMO.segmenter, crop_size=SIDE),
-    fusion=FusionConfig(batch_size=6, epochs=30, lr=3e-2, precision="fp32", schedule="constant"),
+    fusion=replace(FUSION, batch_size=6, epochs=30, lr=3e-2, precision="fp32", schedule="constant"),
     folds=(0,),
 )
 

@@ -1,0 +1,87 @@
+"""Figures of predictions by hand, and the papers' figures beside them."""
+
+import numpy as np
+import pytest
+
+from benchmarks.tables import label_table
+from solutions.chestxray14 import predictions, tools
+from solutions.chestxray14.config import DEMO, FUSION, LABELS, SDFN, Config, NetworkConfig
+from solutions.chestxray14.published import PUBLISHED, ROWS, published_classes, published_means
+from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, few, holm
+
+NAMES = list(LABELS)
+
+
+def test_classes_of_few_positive_patients_are_marked():
+    rng, patients = np.random.default_rng(0), np.arange(120) // 3
+    y = (rng.random((120, 14)) < 0.3).astype(np.int8)
+    score = 0.1 * y + 0.2 * rng.random(y.shape)
+    y[:, [0, -1]] = 0
+    y[:12, 0] = 1  # twelve images of four patients
+    y[:, 1] = 0
+    y[:15:3, 1] = 1  # five images of five patients
+    found = class_table(y, score, patients, NAMES, 20)
+    assert found["positive"].tolist()[:2] == [12, 5] and found["positive_patients"].tolist()[:2] == [4, 5]
+    expected = [len(set(patients[y[:, c] > 0])) for c in range(14)]
+    assert found["positive_patients"].tolist()[:-1] == expected and found["positive_patients"].isna().iloc[-1]
+    assert np.flatnonzero(few(found)).tolist() == [0]  # Hernia has no area, the mean no patients
+    alone = class_table(y, score, None, NAMES, 20)
+    assert alone["positive_patients"].tolist()[:-1] == alone["positive"].tolist()[:-1]
+    assert "Atelectasis 4" in tools._too_few(found)[0] and not tools._too_few(found[1:])
+    shown = tools._side_by_side({"run": found})
+    assert [row.endswith("] *") for row in shown["run"]] == few(found).tolist()
+
+
+def test_holm():
+    np.testing.assert_allclose(holm(np.array([0.04, 0.01, np.nan, 0.03])), [0.06, 0.03, np.nan, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])
+    assert np.isnan(holm(np.array([np.nan]))).all()
+
+
+def test_by_fold_ranks_each_network_alone():
+    y = np.array([[1, 0], [0, 0], [0, 1], [1, 1], [0, 0], [1, 0]])
+    score = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.2, 0.4], [0.3, 0.5], [0.4, 0.6]])
+    folds = np.array([0, 0, 0, 5, 5, 5])
+    # the first label: 1 and 1/2; the second: 1 and 0
+    assert by_fold(y, score, folds) == {"mean": 0.625, "classes": 2, "folds": 2}
+    y[3] = [1, 0]  # the second label is in the first fold only
+    assert by_fold(y, score, folds) == {"mean": 0.875, "classes": 2, "folds": 2}
+    assert np.isnan(by_fold(np.zeros((6, 2)), score, folds)["mean"])
+
+
+def test_where_epochs_are_chosen_on_the_fold():
+    assert not epoch_chosen(DEMO) and epoch_chosen(SDFN)
+    for averaging, keep, chosen in (
+        (("last",), "highest", False),
+        (("ema",), "highest", False),
+        (("last", "ema"), "highest", True),
+        (("last", "best"), "last", False),
+        (("window",), "highest", True),
+    ):
+        network = NetworkConfig(averaging=averaging, keep=keep)
+        assert epoch_chosen(Config(whole=network)) == chosen
+    last = NetworkConfig(averaging=("last",))
+    both = {"views": "both", "whole": last, "lungs": last, "fusion": FUSION}
+    assert epoch_chosen(Config(**both)) and not epoch_chosen(Config(**both, combine="mean"))
+
+
+def test_published_rows_give_the_published_means():
+    table = published_classes("mean").set_index("label")
+    assert set(ROWS) == set(PUBLISHED) and list(table.index) == [*NAMES, "mean"]
+    for name, (mean, source) in PUBLISHED.items():
+        places = 4 if "mean by us" in source or "re-run" in source else 3  # SDFN prints three
+        assert round(table[f"published: {name}"][:-1].mean(), places) == mean == table.loc["mean", f"published: {name}"]
+    assert table.loc["Infiltration", "published: CXR-IRNet"] == 0.7901
+    assert published_means()["source"].notna().all()
+
+
+def test_releases_of_the_labels_are_known_by_their_counts():
+    path = label_table("Data_Entry_2017_v2020.csv.gz")
+    if path is None:
+        pytest.skip("needs the package torchxrayvision")
+    truth, _ = predictions.read_truth(path)
+    assert predictions.describe_labels(truth).startswith("as many images of each label as NIH's release of 2020")
+    changed = truth.copy()
+    changed.iloc[0, 6] = 1 - changed.iloc[0, 6]
+    assert predictions.describe_labels(changed).startswith("other counts of Pneumonia than")
+    assert "its release is unknown" in predictions.describe_labels(truth[:-1])
