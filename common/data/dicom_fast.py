@@ -9,8 +9,9 @@ import os
 from struct import error as StructError
 from struct import unpack_from
 
-import cv2
 import numpy as np
+
+from common.data import guard, jpeg
 
 _IMPLICIT, _EXPLICIT, _JPEG_BASELINE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50"
 _HEAD_BYTES = 1 << 18  # longer than almost any header; most JPEG files are read in this one call
@@ -118,7 +119,8 @@ def read_plain(path):
     """Return (pixels, elements of `parse_header`) of a plain DICOM file, else None.
 
     pixels: (H, W) uint8, int8, uint16 or int16, the stored values as in pydicom's `pixel_array`; read-only where they
-    are memory-mapped. Raises OSError if the file cannot be read.
+    are memory-mapped. Raises OSError if the file cannot be read, ValueError for a damaged JPEG or an image over the
+    limits of `guard`.
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -126,6 +128,7 @@ def read_plain(path):
         if found is None or not _is_plain(found[0]):
             return None
         values, at, length = found
+        guard.check_size(values["height"], values["width"])
         if values["transfer_syntax"] == _JPEG_BASELINE:
             pixels = _decode_jpeg(head + file.read(), at, values) if length == _UNDEFINED else None
         else:
@@ -164,16 +167,6 @@ def _decode_jpeg(data, at, values):
     if (item, item2, end) != (0xE000FFFE, 0xE000FFFE, 0xE0DDFFFE):  # offset table, one fragment, end of sequence
         return None
     stream = data[start + 8 : start + 8 + length]
-    if not is_complete(stream):
+    if jpeg.read_shape(stream) != (values["height"], values["width"], 1):
         return None
-    pixels = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_UNCHANGED)
-    expected = pixels is not None and pixels.dtype == np.uint8 and pixels.shape == (values["height"], values["width"])
-    return pixels if expected else None
-
-
-def is_complete(stream):
-    """Return whether a JPEG, JPEG-LS or JPEG 2000 stream has an end marker after its last scan.
-
-    Decoders silently fill the missing part of a truncated stream with grey.
-    """
-    return stream.rfind(b"\xff\xd9") > stream.rfind(b"\xff\xda")
+    return jpeg.decode(stream)

@@ -19,8 +19,9 @@ from common.data.store_workers import RECORD, Target, decode_all, write_placehol
 from common.errors import InputError
 from common.paths import lock_folder, read_json, write_json
 
-VERSION = 2
+VERSION = 3
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
+_DAMAGED = "a damaged store; delete this folder and run prepare"
 _FILES = ("images.npy", "table.parquet", "store.json", "journal")
 
 
@@ -29,8 +30,9 @@ class Store:
     """A finished store: `images` uint8 (N, size, size), memory-mapped and read-only, and `table`, one row an image.
 
     Table columns: image_id, row (index into images), width, height (pixels of the original), colour (float, share of
-    coloured pixels, above `common.data.dicom.COLOUR_LIMIT` in colour pictures, NaN for a placeholder), ok (False for a
-    placeholder), and patient_id, patient_sex, view_position (empty where unknown), patient_age (years, Int64 or NA).
+    coloured pixels, above `common.data.dicom.COLOUR_LIMIT` in colour pictures, NaN for a placeholder), content
+    (`hash_pixels` of the original), ok (False for a placeholder), and patient_id, patient_sex, view_position (empty
+    where unknown; so is content for a placeholder), patient_age (years, Int64 or NA).
     """
 
     images: np.ndarray
@@ -45,14 +47,14 @@ class Store:
             raise InputError(f"{folder}: not a finished store (no store.json; run prepare)")
         about = read_json(folder / "store.json")
         if about.get("version") != VERSION:
-            raise InputError(f"{folder}: a store of format {about.get('version')}, this program reads {VERSION}")
+            raise InputError(f"{folder}: a store of format {about.get('version')}, not {VERSION}; run prepare to rebuild it")
         try:
             images = np.load(folder / "images.npy", mmap_mode="r")
             table = pd.read_parquet(folder / "table.parquet")
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: damaged store ({' '.join(str(error).split())[:200]})") from error
+            raise InputError(f"{folder}: {_DAMAGED} ({' '.join(str(error).split())[:200]})") from error
         if images.dtype != np.uint8 or list(images.shape) != about.get("shape") or len(table) != len(images):
-            raise InputError(f"{folder}: damaged store (array, table and store.json disagree)")
+            raise InputError(f"{folder}: {_DAMAGED} (array, table and store.json disagree)")
         return cls(images, table, folder)
 
     def __reduce__(self):
@@ -89,7 +91,7 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     if folder.exists():
         _check_replaceable(folder)
         if any(folder.iterdir()):
-            print(f"{folder}: stale (other files or another size), rebuilding")
+            print(f"{folder}: stale (other files, another size, or an earlier format), rebuilding")
 
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
@@ -187,7 +189,7 @@ def _allocate(path, shape):
 
 def _finish(partial, folder, ids, records, key, shape):
     table = pd.DataFrame([{"ok": True} | record for record in records])
-    table = table.assign(image_id=ids, row=range(len(ids)))[["image_id", "row", *RECORD[:3], "ok", *RECORD[3:]]]
+    table = table.assign(image_id=ids, row=range(len(ids)))[["image_id", "row", *RECORD[:4], "ok", *RECORD[4:]]]
     table = table.astype({"patient_age": "Int64", "colour": float})
     texts = [name for name in RECORD[3:] if name != "patient_age"]
     table[texts] = table[texts].fillna("")

@@ -29,7 +29,11 @@ def broken_files(folder):
         ("short", short, "less than expected"),
         ("double", double, "more than one image"),
         ("films", films, "2 frames"),
-        ("wrong_size", dataset(picture(8), 8, JPEGBaseline8Bit, stream, Rows=99), "cannot be read"),
+        (
+            "wrong_size",
+            dataset(picture(8), 8, JPEGBaseline8Bit, stream, Rows=99),
+            "has 23x18x1 values, the header names 99x18x1",
+        ),
         ("palette", dataset(picture(8), PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR"),
         ("wide", dataset(pixels.astype(np.uint32), 32), "up to 16 bits"),
         ("narrow_window", dataset(pixels, 12, WindowCenter=5, WindowWidth=0), "Window Width"),

@@ -1,0 +1,107 @@
+"""Protection from hostile images: a limit on their size, and decoders in a process that may die.
+
+gdcm throws exceptions through C code, which ends its process: one byte of one file would end a whole run.
+"""
+
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+
+import numpy as np
+
+from common.errors import InputError
+
+MAX_PIXELS = 200_000_000  # of an image, unless the environment variable CXR_MAX_PIXELS says otherwise
+BYTES_PER_PIXEL = 4  # of a file, times the limit on pixels
+SECONDS = 120  # for decoding one image
+_idle = []  # decoder processes that wait for a file
+os.register_at_fork(after_in_child=_idle.clear)  # they belong to the parent
+
+
+def max_pixels():
+    """Return the largest number of pixels of an image that is decoded. Raises InputError for a bad CXR_MAX_PIXELS."""
+    text = os.environ.get("CXR_MAX_PIXELS") or str(MAX_PIXELS)
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"CXR_MAX_PIXELS={text}: not a number of pixels")
+    return int(text)
+
+
+def check_size(height, width):
+    """Raise ValueError for an image of no pixels, or of more than `max_pixels`."""
+    if not 0 < height * width <= max_pixels():
+        raise ValueError(f"{width}x{height} pixels, the limit is {max_pixels():,} (CXR_MAX_PIXELS)")
+
+
+def check_bytes(size):
+    """Raise ValueError for more bytes than an image of `max_pixels` would need."""
+    if size > BYTES_PER_PIXEL * max_pixels():
+        raise ValueError(f"larger than {BYTES_PER_PIXEL * max_pixels():,} bytes (see CXR_MAX_PIXELS)")
+
+
+def decode(path):
+    """Return pydicom's `pixel_array` of a compressed DICOM file, decoded in another process.
+
+    Raises ValueError for whatever goes wrong there: an error of the decoder, its end by a signal, more than SECONDS.
+    """
+    process = _idle.pop() if _idle else _start()
+    if process.poll() is not None:
+        process = _start()
+    try:
+        process.stdin.write(json.dumps(os.fspath(path)).encode() + b"\n")
+        process.stdin.flush()
+        ready = select.select([process.stdout], [], [], SECONDS)[0]
+        answer = process.stdout.readline() if ready else b""
+        if not ready:
+            raise ValueError(f"decoding takes more than {SECONDS} s")
+        if not answer:
+            raise ValueError(f"the decoder crashed, with status {process.wait()}")
+        about = json.loads(answer)
+        pixels = np.empty(about.get("shape", 0), about.get("dtype", "u1"))
+        process.stdout.readinto(pixels.reshape(-1).view("u1"))
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    _idle.append(process)
+    if "error" in about:
+        raise ValueError(about["error"])
+    return pixels
+
+
+def _start():
+    code = f"import sys; sys.path[:] = {sys.path!r}; from common.data.guard import serve; serve()"
+    # of its own session, so that Ctrl-C ends it no earlier than the parent does, by closing its input
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+
+
+def serve():
+    """Decode the files named on the standard input, one JSON string a line, until it is closed."""
+    import pydicom
+
+    from common.data.jpeg import raise_warnings
+
+    out = os.fdopen(os.dup(1), "wb")
+    for stream in (1, 2):  # decoders print there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = (4 << 30) + 16 * max_pixels()
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    for line in sys.stdin.buffer:
+        try:
+            dataset = pydicom.dcmread(json.loads(line))
+            if "2000" in dataset.file_meta.TransferSyntaxUID.name:
+                dataset.pixel_array_options(decoding_plugin="pylibjpeg")
+            with raise_warnings():
+                pixels = np.ascontiguousarray(dataset.pixel_array)
+            about = {"shape": pixels.shape, "dtype": pixels.dtype.str}
+        except Exception as error:
+            pixels, about = np.empty(0, "u1"), {"error": " ".join(str(error).split()) or type(error).__name__}
+        out.write(json.dumps(about).encode() + b"\n")
+        out.write(pixels.reshape(-1).view("u1"))
+        out.flush()
