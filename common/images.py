@@ -16,14 +16,13 @@ from common.data.folds import load_folds, make_folds, save_folds, shared_groups
 from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError
-from common.paths import read_json, read_parquet, write_csv, write_table
+from common.paths import read_parquet, write_csv, write_table
 from common.step import file_stamp
 from common.submit.table import write_submission
 
 log = logging.getLogger(__name__)
-RECORDED = {"store": str, "data": str, "images_key": str, "normals": list, "tables": list} | dict.fromkeys(
-    ("made_with", "arrays", "about", "made"), dict
-)
+RECORDED = dict.fromkeys(("store", "data", "tables_key", "images_key"), str) | {"normals": list, "tables": list}
+RECORDED |= dict.fromkeys(("made_with", "arrays", "about", "made"), dict)
 SAMPLE = "sample_submission.csv"  # the ids that a submission must have
 
 
@@ -107,13 +106,14 @@ def prepare_images(job, recipe):
     listing = recipe.read(job)
     if listing.strata is not None:
         listing = _with_folds(job, listing)
-        _check_trainings(run, _key(job, recipe, listing))
+        _check_trainings(run, "tables_key", _tables_key(job, listing))
     store = decode(job, listing)
     listing = recipe.refine(job, _with_sizes(listing, store), store)
     if "fold" not in listing.table:
         listing = _with_folds(job, listing)
-    key = _key(job, recipe, listing)
-    _check_trainings(run, key)
+    tables_key = _tables_key(job, listing)
+    key = _images_key(tables_key, listing.table, store)
+    _check_trainings(run, "images_key", key)
 
     run.forget("prepare")  # what follows is not whole until it is recorded
     table, train = listing.table, listing.table[listing.table["fold"] >= 0]
@@ -141,6 +141,7 @@ def prepare_images(job, recipe):
         tables=list(listing.tables),
         arrays={name: str(Path(path).resolve()) for name, path in listing.arrays.items()},
         about=listing.about,
+        tables_key=tables_key,
         images_key=key,
         made={name: file_stamp(run.path(name)) for name in ("images.parquet", *listing.tables)},
     )
@@ -190,6 +191,8 @@ def open_images(job):
         raise InputError(f"{run.folder}: prepared with other --normals; run `prepare` with the new ones (or `run`)")
     store = Store.open(record["store"])
     table, about = read_parquet(run.path("images.parquet")), record["about"]
+    if _images_key(record["tables_key"], table, store) != record["images_key"]:
+        raise InputError(f"{run.folder}: training images have changed since `prepare`; run it again")
     tables = {name: read_parquet(run.path(name)) for name in record["tables"] if name.endswith(".parquet")}
     arrays = {name: Path(path) for name, path in record["arrays"].items()}
     pixels = _pixels_key(store, table, about.get("pixels"))
@@ -220,9 +223,9 @@ def trainings(run):
     return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
 
 
-def _check_trainings(run, key):
-    begun = trainings(run)
-    if begun and run.step("prepare") and not run.is_done("prepare", key):
+def _check_trainings(run, name, key):
+    begun, record = trainings(run), run.step("prepare")
+    if begun and record and record.get(name) != key:
         raise InputError(
             f"{begun[0]}: was trained on other images, labels, folds or settings of `prepare`; give the run another "
             "--out, or delete the trainings in it"
@@ -262,18 +265,26 @@ def _with_sizes(listing, store):
     return replace(listing, table=table[[*first, *table.columns.drop(first)]])
 
 
-def _key(job, recipe, listing):
-    """What the trainings follow from: originals, labels, folds and the settings of `prepare`."""
-    table = listing.table
-    train = table[(table["split"] == "train") & (table["fold"] >= 0)]
-    originals = [(i, listing.files[i].name, listing.files[i].stat().st_size) for i in train["image_id"]]
-    return digest(originals, train["fold"].tolist(), listing.labels, recipe.made_with(job.config))
+def _tables_key(job, listing):
+    """What the trainings follow from and is known before decoding: ids, labels, folds and the settings of `prepare`."""
+    train = listing.table[listing.table["fold"] >= 0]
+    ids, folds = train["image_id"].tolist(), train["fold"].tolist()
+    return digest(ids, folds, listing.labels, job.recipe.made_with(job.config))
+
+
+def _images_key(tables_key, table, store):
+    """What the trainings follow from, the pixels of their images included."""
+    return digest(tables_key, _contents(store, table[table["fold"] >= 0]))
 
 
 def _pixels_key(store, table, more):
     """The very pixels that are predicted: a bad image may have been replaced since."""
-    tests = table.loc[table["split"] == "test", "image_id"].tolist()
-    return digest(read_json(store.folder / "store.json")["key"], tests, more)
+    tests = table[table["split"] == "test"]
+    return digest(store.images.shape[1:], tests["image_id"].tolist(), _contents(store, tests), more)
+
+
+def _contents(store, table):
+    return store.table["content"].reindex(table["row"]).tolist()
 
 
 def _patients(table):

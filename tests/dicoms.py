@@ -2,11 +2,12 @@
 
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 GDCM = ("JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless")  # transfer syntaxes
 
@@ -51,6 +52,12 @@ def save(ds, path):
         warnings.simplefilter("ignore")
         ds.save_as(path, enforce_file_format=True)
     return path
+
+
+def deadly(path):
+    """Write a file on which gdcm ends its process: a JPEG of 8 bits whose header names 7."""
+    pixels = picture(8)
+    return save(dataset(pixels, 7, JPEGBaseline8Bit, cv2.imencode(".jpg", pixels)[1].tobytes()), path)
 
 
 def recode(source, target, name):

@@ -21,7 +21,7 @@ from common.paths import lock_folder, read_json, write_json
 
 VERSION = 3
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
-_DAMAGED = "a damaged store; delete this folder and run prepare"
+_DAMAGED = "damaged store; run prepare, or delete this folder"
 _FILES = ("images.npy", "table.parquet", "store.json", "journal")
 
 
@@ -47,7 +47,7 @@ class Store:
             raise InputError(f"{folder}: not a finished store (no store.json; run prepare)")
         about = read_json(folder / "store.json")
         if about.get("version") != VERSION:
-            raise InputError(f"{folder}: a store of format {about.get('version')}, not {VERSION}; run prepare to rebuild it")
+            raise InputError(f"{folder}: a store of format {about.get('version')}, not {VERSION}; run prepare")
         try:
             images = np.load(folder / "images.npy", mmap_mode="r")
             table = pd.read_parquet(folder / "table.parquet")
@@ -70,9 +70,9 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     in `placeholder_ids`; its width and height come from the header if that is readable, else they are `size`.
 
     Work happens in `<folder>.partial`, renamed when complete; after an interruption at any moment the next call
-    continues and ends with the same bytes. A store of other files (name, size or time changed) is replaced once the new
-    one is complete. Raises InputError if images cannot be decoded (named together at the end), if the disk is full, if
-    `folder` holds anything else, or if another process is preparing it.
+    continues and ends with the same bytes. A store that is damaged, of another format or of other files (name, size or
+    time changed) is replaced once the new one is complete. Raises InputError if images cannot be decoded (named
+    together at the end), if the disk is full, if `folder` holds anything else, or if another process is preparing it.
     """
     folder = Path(folder).resolve()
     if not files:
@@ -83,15 +83,15 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     stamps = [_stamp(path) for path in paths]
     allowed = frozenset(placeholder_ids) if on_bad_image == "placeholder" else frozenset()
     key = _hash_json([VERSION, size, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
-    if (folder / "store.json").is_file() and read_json(folder / "store.json").get("key") == key:
-        store = Store.open(folder)
+    store = _open_current(folder, key)
+    if store is not None:
         _raise_problems([i for i in store.table.image_id[~store.table.ok] if i not in allowed], len(ids))
         print(f"{folder}: up to date ({len(ids)} images)")
         return store
     if folder.exists():
         _check_replaceable(folder)
         if any(folder.iterdir()):
-            print(f"{folder}: stale (other files, another size, or an earlier format), rebuilding")
+            print(f"{folder}: damaged or stale (other files, another size, an earlier format), rebuilding")
 
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
@@ -107,6 +107,14 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
             done[row] = write_placeholder(target, row, paths[row])
         _finish(partial, folder, ids, [done[row] for row in range(len(ids))], key, shape)
     return Store.open(folder)
+
+
+def _open_current(folder, key):
+    """Return the Store in `folder` if it is whole and has this key, else None."""
+    try:
+        return Store.open(folder) if read_json(folder / "store.json").get("key") == key else None
+    except (InputError, AttributeError):  # the latter for JSON that is no object
+        return None
 
 
 def _decode_missing(target, journal, paths, stamps, done, workers, progress):

@@ -277,7 +277,8 @@ def test_header_names(tmp_path):
 
 
 def test_reading_is_quiet_and_leaves_pydicom_as_it_was(tmp_path, caplog, capfd):
-    ds = dataset(picture(12), 12, uid.ExplicitVRBigEndian, PatientAge="41", StudyDate="yesterday", PatientID="a" * 99)
+    odd = {"StudyDate": "yesterday", "PatientID": "a" * 99, "WindowWidth": "900." + "0" * 20, "WindowCenter": "500"}
+    ds = dataset(picture(12), 12, uid.ExplicitVRBigEndian, PatientAge="41", **odd)
     path = save(ds, tmp_path / "a.dcm")
     caplog.clear()
     logger = logging.getLogger("pydicom")

@@ -15,10 +15,10 @@ import pytest
 
 from common.data import store as store_module
 from common.data import store_workers
-from common.data.dicom import COLOUR_LIMIT, read_image
+from common.data.dicom import COLOUR_LIMIT, hash_pixels, read_image
 from common.data.store import Store, prepare_store
 from common.errors import InputError
-from tests.dicoms import dataset, save
+from tests.dicoms import dataset, deadly, save
 
 ROOT = Path(__file__).parents[3]
 
@@ -68,7 +68,7 @@ def test_rows_hold_the_stretched_images_in_order(tmp_path):
         expected = cv2.resize(read_image(path), (32, 32), interpolation=cv2.INTER_AREA)
         np.testing.assert_array_equal(store.images[row], expected)
     table = store.table
-    columns = "image_id row width height colour ok patient_id patient_age patient_sex view_position"
+    columns = "image_id row width height colour content ok patient_id patient_age patient_sex view_position"
     assert list(table.columns) == columns.split()
     assert list(table.image_id) == ["first", "i5", "i4", "i3", "i2", "i1"] and list(table.row) == list(range(6))
     assert list(table.width) == [40, 55, 56, 57, 58, 59] and list(table.height) == [50, 25, 24, 23, 22, 21]
@@ -284,7 +284,7 @@ def test_foreign_folders_and_second_processes_are_refused(tmp_path):
         prepare_store({}, tmp_path / "s", 16)
 
 
-def test_opening(tmp_path):
+def test_opening(tmp_path, capsys):
     store = prepare_store(originals(tmp_path / "data"), tmp_path / "s", 16, progress=False)
     dumped = pickle.dumps(store)
     assert len(dumped) < 1000  # the path travels, not the pixels
@@ -299,8 +299,34 @@ def test_opening(tmp_path):
             Store.open(tmp_path / "s")
     path.write_text(json.dumps(about))
     os.truncate(tmp_path / "s" / "images.npy", 1000)
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="damaged store; run prepare, or delete this folder"):
         Store.open(tmp_path / "s")
+    for damaged in ("images.npy", "table.parquet", "store.json"):
+        (tmp_path / "s" / damaged).write_text("[]")
+        rebuilt = prepare_store(originals(tmp_path / "data"), tmp_path / "s", 16, progress=False)
+        assert "rebuilding" in capsys.readouterr().out and rebuilt.table.equals(store.table)
+
+
+def test_content_follows_the_pixels_alone(tmp_path):
+    files = originals(tmp_path / "data")
+    before = prepare_store(files, tmp_path / "s", 16, progress=False).table.set_index("image_id").content
+    assert before.nunique() == 6 and before["i2"] == hash_pixels(read_image(files["i2"]))
+    pixels = cv2.imread(str(files["i2"]), cv2.IMREAD_UNCHANGED)
+    pixels[0, 0] ^= 1
+    cv2.imwrite(str(files["i2"]), pixels)
+    os.utime(files["i3"], (1, 1))
+    after = prepare_store(files, tmp_path / "s", 16, progress=False).table.set_index("image_id").content
+    assert list(before.index[before != after]) == ["i2"]
+
+
+def test_a_file_that_kills_its_decoder_is_one_bad_image(tmp_path, capsys):
+    files = originals(tmp_path / "data")
+    files["bad"] = deadly(tmp_path / "data" / "bad.dcm")
+    for workers in (1, 2):
+        with pytest.raises(InputError, match=r"1 of 7 .*bad\.dcm: .*crashed"):
+            prepare_store(files, tmp_path / str(workers), 16, workers, progress=False)
+        store = prepare_store(files, tmp_path / str(workers), 16, workers, "placeholder", {"bad"}, progress=False)
+        assert list(store.table.image_id[~store.table.ok]) == ["bad"] and store.table.content.iloc[-1] == ""
 
 
 def test_processes_start_once_they_pay_and_change_nothing(tmp_path, monkeypatch):

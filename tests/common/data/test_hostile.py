@@ -1,0 +1,146 @@
+"""Images that would end the process, fill the memory, or be read as other pixels."""
+
+import os
+import time
+import zlib
+from struct import pack
+
+import cv2
+import numpy as np
+import pytest
+from pydicom import uid
+
+from common.data import dicom, guard, jpeg
+from common.errors import InputError
+from tests.dicoms import GDCM, dataset, deadly, picture, recode, save
+
+
+def encode(pixels):
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+def test_a_crash_costs_one_file(tmp_path):
+    path = deadly(tmp_path / "a.dcm")
+    good = recode(save(dataset(picture(12), 12), tmp_path / "raw.dcm"), tmp_path / "good.dcm", "JPEGLSLossless")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"a\.dcm: cannot be read \(the decoder crashed, with status -6\)"):
+            dicom.read_image(path)
+        np.testing.assert_array_equal(dicom.read_pixels(good), picture(12))
+    assert len(guard._idle) == 1  # one process decodes all files of a thread
+    guard._idle[0].kill()
+    guard._idle[0].wait()
+    np.testing.assert_array_equal(dicom.read_pixels(good), picture(12))  # another is started
+
+
+def test_a_decoder_that_hangs_is_ended(tmp_path, monkeypatch):
+    good = recode(save(dataset(picture(12), 12), tmp_path / "raw.dcm"), tmp_path / "good.dcm", "JPEGLSLossless")
+    monkeypatch.setattr(guard, "SECONDS", 0)
+    monkeypatch.setattr(guard, "_idle", [])
+    with pytest.raises(InputError, match="takes more than 0 s"):
+        dicom.read_pixels(good)
+    assert not guard._idle
+
+
+def files_of_110_pixels(folder):
+    pixels = picture(8, shape=(10, 11))
+    for suffix in (".png", ".jpg"):
+        cv2.imwrite(str(folder / f"a{suffix}"), pixels)
+        yield folder / f"a{suffix}"
+    for syntax in (uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian):
+        yield save(dataset(pixels, syntax=syntax), folder / f"{syntax.name}.dcm")
+    yield save(dataset(pixels, 8, uid.JPEGBaseline8Bit, encode(pixels)), folder / "jpeg.dcm")
+    for name in GDCM:
+        yield recode(folder / "Explicit VR Little Endian.dcm", folder / f"{name}.dcm", name)
+
+
+def test_every_format_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
+    for path in files_of_110_pixels(tmp_path):
+        monkeypatch.setenv("CXR_MAX_PIXELS", "110")
+        monkeypatch.setattr(guard, "BYTES_PER_PIXEL", 100)  # headers are not small beside 110 pixels
+        assert dicom.read_image(path).shape == (10, 11)
+        monkeypatch.setenv("CXR_MAX_PIXELS", "109")
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="11x10 pixels, the limit is 109"):
+            patch.setattr(cv2, "imdecode", None)
+            patch.setattr(guard, "decode", None)
+            patch.setattr("pydicom.Dataset.pixel_array", None)
+            dicom.read_image(path)
+        monkeypatch.setattr(guard, "BYTES_PER_PIXEL", 0.5)
+        with pytest.raises(InputError, match="larger than"):
+            dicom.read_header(path)
+    monkeypatch.setenv("CXR_MAX_PIXELS", "many")
+    with pytest.raises(InputError, match="CXR_MAX_PIXELS=many: not a number"):
+        dicom.read_image(path)
+
+
+def test_bombs(tmp_path):
+    stream, side = encode(picture(8)), pack(">HH", 30000, 30000)
+    frame = stream.index(b"\xff\xc0") + 5
+    jpeg_bomb = stream[:frame] + side + stream[frame + 4 :]
+    png = cv2.imencode(".png", picture(8))[1].tobytes()
+    header = b"IHDR" + pack(">II", 30000, 30000) + png[24:29]
+    png_bomb = png[:12] + header + pack(">I", zlib.crc32(header)) + png[33:]
+    for data in (jpeg_bomb, png_bomb):
+        (tmp_path / "a").write_bytes(data)
+        for read in (dicom.read_image, dicom.read_header):
+            with pytest.raises(InputError, match="30000x30000 pixels, the limit is 200,000,000"):
+                read(tmp_path / "a")
+    path = save(dataset(picture(8), 8, uid.JPEGBaseline8Bit, jpeg_bomb), tmp_path / "a.dcm")
+    with pytest.raises(InputError, match="has 30000x30000x1 values, the header names 23x18x1"):
+        dicom.read_image(path)
+    ds = dataset(picture(8), syntax=uid.DeflatedExplicitVRLittleEndian)
+    ds.add_new(0x00091001, "OB", bytes(1 << 30))
+    began = time.monotonic()
+    with pytest.raises(InputError, match="inflates to more"):
+        dicom.read_header(save(ds, tmp_path / "deflated.dcm"))
+    assert time.monotonic() - began < 20
+
+
+def damaged_jpegs():
+    data = encode(cv2.resize(picture(8), (300, 300), interpolation=cv2.INTER_CUBIC))
+    start, end = len(data) * 4 // 10, len(data) * 7 // 10
+    yield "hole", data[:start] + bytes(end - start) + data[end:]
+    yield "piece missing", data[:start] + data[end:]
+    yield "cut", data[:end]
+    yield "no scan", data[: data.index(b"\xff\xda")] + b"\xff\xd9"
+    yield "no marker", data[:20] + b"\0" + data[20:]
+
+
+@pytest.mark.parametrize(("name", "data"), list(damaged_jpegs()))
+def test_damaged_jpegs_are_refused(name, data, tmp_path, capfd):
+    (tmp_path / "a.jpg").write_bytes(data)
+    pixels = np.zeros((300, 300), np.uint8)
+    fast = save(dataset(pixels, 8, uid.JPEGBaseline8Bit, data), tmp_path / "a.dcm")
+    slow = save(dataset(pixels, 8, uid.JPEGBaseline8Bit, data, PatientID="Müller"), tmp_path / "b.dcm")
+    for path in (tmp_path / "a.jpg", fast, slow):
+        with pytest.raises(InputError, match=r"Corrupt JPEG data|the JPEG is (damaged|cut short)"):
+            dicom.read_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_follows_a_jpegs_end_is_ignored(tmp_path, capfd):
+    data = encode(picture(8))
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    for trailer in (b"", bytes(5000), b"MotionPhoto\xff\xda\xff\xd9\xff\xda", data, data[:99]):
+        (tmp_path / "a.jpg").write_bytes(data + trailer)
+        np.testing.assert_array_equal(dicom.read_image(tmp_path / "a.jpg"), expected)
+    revision = bytearray(data)
+    revision[11] = 9  # libjpeg warns of an unknown JFIF revision
+    np.testing.assert_array_equal(jpeg.decode(bytes(revision)), expected)
+    progressive = cv2.imencode(".jpg", picture(8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 1])
+    assert jpeg.read_shape(progressive[1].tobytes()) == (23, 18, 1)
+    assert capfd.readouterr() == ("", "")
+    with jpeg.raise_warnings():
+        os.write(2, b"of another thread\n")
+    assert capfd.readouterr().err == "of another thread\n"
+
+
+def test_hash_of_pixels():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (9, 15), np.uint8)
+    seen = {dicom.hash_pixels(image), dicom.hash_pixels(image.reshape(15, 9)), dicom.hash_pixels(image[:, ::-1])}
+    for at in range(image.size):
+        changed = image.copy()
+        changed.reshape(-1)[at] ^= 128
+        seen.add(dicom.hash_pixels(changed))
+    assert len(seen) == image.size + 3 and all(len(digest) == 16 for digest in seen)
+    assert dicom.hash_pixels(np.asfortranarray(image)) == dicom.hash_pixels(image)
