@@ -127,7 +127,7 @@ class Solution:
             files=("tuned.json", "score.json", *self.chosen),
         )
         submitted = Step("submit", submit, needs=("tune",), files=("submission.csv",))
-        tested = Step("find_lr", find_lr, reads=lambda job: [job.images.key, to_dict(job.config)])
+        tested = Step("find_lr", find_lr, reads=rates_key)
         return {step.name: step for step in (predicted, tuned, submitted, tested, *self.further_steps)}
 
     def verbs(self):
@@ -184,9 +184,18 @@ def train(job):
 
 def find_lr(job):
     """Learning-rate range tests of the first fold's networks; writes lr_<stage>.csv."""
+    networks_of.find_learning_rates(job, first_networks(job))
+
+
+def first_networks(job):
+    """Return the networks of the first trained fold that need no other network's weights."""
     trainings = job.recipe.networks(job)
-    first = [one for one in trainings if one.fold == trainings[0].fold and not (one.starts_from or one.needs)]
-    networks_of.find_learning_rates(job, first)
+    return [one for one in trainings if one.fold == trainings[0].fold and not (one.starts_from or one.needs)]
+
+
+def rates_key(job):
+    """Return what range tests follow from: the images, the networks' settings and the seed."""
+    return [job.images.key, [to_dict(network.config) for network in first_networks(job)], job.config.seed]
 
 
 def predicting_networks(job):
