@@ -1,4 +1,4 @@
-"""When a training has to stop: its hours are over, or the process was asked to end."""
+"""The time budget of a training, and its orderly stop on SIGTERM or Ctrl-C."""
 
 import math
 import signal
@@ -17,8 +17,8 @@ class Stopped(Exception):
 class Budget:
     """Stop after `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives.
 
-    During training a signal is only noted, and the loop saves and stops. Elsewhere it interrupts at once, which loses
-    nothing because files are written atomically. A second signal always interrupts.
+    During training the first signal only sets a flag; the loop then saves and stops. Elsewhere it interrupts at once,
+    which is safe because files are written atomically. A second signal always interrupts.
     """
 
     hours: float | None = None

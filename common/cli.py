@@ -1,7 +1,7 @@
 """The command line, the same for every solution: `cxr <name> <verb> [preset] [options]`.
 
-A solution may also have tools, which need no run: `cxr <name> <tool> [inputs] [options]`. Torch is imported only once
-the command line has been read, so that --help answers at once.
+A solution may also have tools, which need no run: `cxr <name> <tool> [inputs] [options]`. Torch is imported only after
+the command line has been parsed, so that --help answers at once.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
@@ -29,13 +28,10 @@ from common.options import Options
 from common.paths import read_json
 from common.runs import Run, start_log
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
-VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # what `run` does, in this order
-MORE_VERBS = ("find_lr",)  # what every solution has besides
-TOOLS = ("export", "infer")  # what every solution has that needs no run of its own
+VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # `run` calls these in this order
+MORE_VERBS = ("find_lr",)  # further verbs of every solution
+TOOLS = ("export", "infer")  # tools of every solution; they need no run
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -49,9 +45,8 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     load_tools(): returns {tool: function}, also called late. A tool's signature and docstring are its command line
         (parameters before `/` are positional; `Args:` describes them); it returns the number of unusable inputs.
 
-    Exit status: 0 done; 2 unusable input, named in one line; 3 stopped on purpose (--hours, SIGTERM, Ctrl-C), what was
-    finished is saved; 4 done, but some inputs,
-    which are named, could not be used.
+    Exit status: 0 done; 2 unusable input, named in one line; 3 stopped on purpose (--hours, SIGTERM, Ctrl-C) with all
+    progress saved; 4 done, but some inputs could not be used and were named.
     """
     if argv and argv[0] in _tool_names(config_module):
         return run_tool(f"{solution} {argv[0]}", lambda: load_tools()[argv[0]], argv[1:])
@@ -65,7 +60,7 @@ def run_tool(name, load, argv):
 
 
 def _report_errors(work, hint):
-    """Return the exit status of `work()`, having printed its error, if any, in one line."""
+    """Call `work()`, print its error, if any, in one line, and return the exit status."""
     start_log()
     before = _on_signals({signal.SIGTERM: signal.default_int_handler})
     try:
@@ -94,7 +89,7 @@ def _report_errors(work, hint):
 
 
 def _on_signals(handlers):
-    """Install handlers by signal and return those that they replace; only the main thread can."""
+    """Install signal handlers and return the ones replaced; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -124,7 +119,7 @@ def _require_one_process(name):
 def _run_tool(name, load, argv):
     _require_one_process(name.split()[-1])
     tool = load()
-    # the parser calls the wrapper; the tool itself runs outside it, where its errors are not taken for the parser's
+    # the parser only binds the arguments: inside it, errors of the tool would be taken for parsing errors
     deferred = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
     return _parse(deferred, f"cxr {name}", argv)()
 
@@ -159,7 +154,7 @@ def _run_verb(solution, config_module, load_verbs, argv):
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs):
-    """Call these verbs in turn on one Job; of several processes only the first goes on after training."""
+    """Call these verbs in turn on one Job; under torchrun, only the first process continues after training."""
     from common.job import Job
     from common.train import distributed
 
@@ -174,9 +169,9 @@ def _call_verbs(names, solution, preset, config, options, load_verbs):
             if name == "train" or processes.is_main():
                 verbs[name](job)
             distributed.barrier()
-            if name == "train" and not processes.is_main():
-                return 0
             if name == "train":
+                if not processes.is_main():
+                    return 0
                 distributed.stop()
         return job.left_out
     finally:
@@ -187,7 +182,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs):
 
 @dataclass(frozen=True)
 class _NoConfig:
-    """A configuration without fields, for reading the other options before the configuration is known."""
+    """An empty configuration, for parsing the other options before the configuration is known."""
 
 
 def _base_config(solution, config_module, verb, preset, rest):
@@ -204,7 +199,7 @@ def _base_config(solution, config_module, verb, preset, rest):
     if not isinstance(values, dict):
         raise InputError(f"{stored}: not the configuration of a run")
     if values.pop("solution", None) != solution:
-        raise InputError(f"{stored}: the run of another solution")
+        raise InputError(f"{stored}: belongs to another solution")
     return values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
 
 
@@ -227,7 +222,7 @@ def parse(base, argv, program, strict=True, description=None):
 
 
 def _parse(command, program, argv, **options):
-    """Return what tyro reads from `argv` for a dataclass or function; InputError with its reason in one line."""
+    """Parse `argv` by tyro for a dataclass or function. Raises InputError with the parser's reason in one line."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):

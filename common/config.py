@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, their JSON form, and digests that tell whether two are equal."""
+"""Configuration: frozen dataclasses, their JSON form, and digests that identify them."""
 
 import dataclasses
 import hashlib
@@ -30,7 +30,7 @@ class FitConfig:
     patience: int = 3
     """plateau: epochs without improvement before the rate is reduced."""
     plateau_metric: str = ""
-    """plateau: the validation figure to monitor, written as in `metric`; empty: the same as `metric`."""
+    """plateau: the validation metric to monitor, written as in `metric`; empty: the same as `metric`."""
     factor: float = 0.1
     """plateau and step: the rate is multiplied by this."""
     milestones: tuple[int, ...] = (30, 60, 90)
@@ -48,7 +48,7 @@ class FitConfig:
     clip_norm: float = 0.0
     """Maximum norm of the gradient; 0: no clipping."""
     metric: str = "score"
-    """Validation figure by which epochs are compared; a leading minus: lower is better."""
+    """Validation metric by which epochs are compared; a leading minus: lower is better."""
     averaging: tuple[Averaging, ...] = ("last", "best")
     """Variants of the final weights to compute and compare on validation."""
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
@@ -82,7 +82,7 @@ class FitConfig:
 def check_folds(folds, n_folds):
     """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2."""
     if n_folds < 2 or not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):
-        raise InputError(f"folds {folds}: name some of 0 to {n_folds - 1}, once, with n_folds at least 2")
+        raise InputError(f"folds {folds}: must be distinct and between 0 and {n_folds - 1}, with n_folds at least 2")
 
 
 def to_dict(config):
@@ -97,7 +97,7 @@ def from_dict(cls, values, where="config"):
     """
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
-        raise InputError(f"{where}: expected fields with values, not {values!r}")
+        raise InputError(f"{where}: expected a JSON object, not {values!r}")
     unknown = set(values) - set(hints)
     if unknown:
         raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}")

@@ -1,4 +1,4 @@
-"""A challenge as its files list it, and the checks of such lists that solutions share."""
+"""The Listing that a solution reads from its competition's files, and the checks that solutions share."""
 
 import logging
 from dataclasses import dataclass, field
@@ -9,21 +9,21 @@ import pandas as pd
 
 from common.data.tables import named_images, read_ids
 from common.errors import InputError
-from common.paths import competition_folder, find_images
+from common.paths import find_images
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A challenge as its files list it.
+    """The images and labels of a challenge, as read from its files.
 
-    folder: the challenge's. table: a row per image in the order of the store, with image_id, split (train or test),
-    patient_id ("" where unknown) and the challenge's own columns. files: image id → path. sample: the submission with
-    the ids and a neutral answer. strata: what folds are balanced over, (n,) or (n, k) for the train rows; None where
-    only `refine` knows it. labels: JSON that trainings follow from besides the table's ids and folds. tables: further
-    tables of the run, by file name. arrays: further arrays with one entry per store row, by name. inputs: files whose
-    hashes belong into the manifest. about: JSON for later verbs. left_out: rows of left_out.csv (image_id, file,
+    folder: the competition's folder. table: one row per image in the order of the store, with image_id, split (train or
+    test), patient_id ("" if unknown) and the challenge's own columns. files: image id → path. sample: a submission with
+    all ids and a neutral answer. strata: labels that folds are balanced over, (n,) or (n, k) for the train rows; None
+    if only `refine` can compute them. labels: JSON that trainings depend on in addition to ids and folds. tables:
+    further tables of the run, by file name. arrays: further arrays with one entry per store row, by name. inputs: files
+    whose hashes go into the manifest. about: JSON for later verbs. left_out: rows of left_out.csv (image_id, file,
     reason). placeholders: ids that --on-bad-image placeholder may replace, by default those of the test images.
     """
 
@@ -42,9 +42,9 @@ class Listing:
 
 
 def find_files(folder, options, read_test_ids):
-    """Return the files (image id → path) of a competition's folder and those of --test, and the test images' ids.
+    """Return the image files (id → path) of a competition's folder and of --test, and the ids of the test images.
 
-    read_test_ids(): ids of the sample submission, asked for where there is no --test.
+    read_test_ids(): returns the ids of the sample submission; called unless --test is given.
     """
     files = find_images(folder)
     if options.test is None:
@@ -54,9 +54,9 @@ def find_files(folder, options, read_test_ids):
 
 
 def check_files(train_ids, test_ids, files, labels_path, options):
-    """Raise InputError for images without a file, test images that are trained on, and files that no table names.
+    """Raise InputError for images without a file, test images that are also training images, and unlisted files.
 
-    The last are left out and counted with --on-unlabelled skip.
+    With --on-unlabelled skip, unlisted files are left out and counted instead.
     """
     for ids, kind in ((train_ids, f"{labels_path}: {{}} images"), (test_ids, "{} test images")):
         absent = [image_id for image_id in ids if image_id not in files]
@@ -78,19 +78,19 @@ def check_files(train_ids, test_ids, files, labels_path, options):
 
 
 def list_test(options, source, columns):
-    """Return folder, ids in order and files (id → path) of the images to predict, without any label table.
+    """Return folder, ids in order and files (id → path) of the images to predict; no label table is needed.
 
-    They are those of --test (a folder, or a CSV of names in the folder --data), else those of the sample submission in
-    the competition's folder. source: the solution's common.kaggle.Source; columns: the sample submission's. Raises
-    InputError where there is no sample submission, and for images without a file.
+    The images are those of --test (a folder, or a CSV of names in the folder --data), otherwise those of the sample
+    submission in the competition's folder. source: the solution's common.kaggle.Source; columns: of the sample
+    submission. Raises InputError if there is no sample submission, and for images without a file.
     """
     if options.test is not None:
         ids, files = named_images(options.test)
         if files:
             return options.test, ids, files
-        folder = options.data or find_marker(None, source, source.samples).parent
+        folder = options.data or source.find_file().parent
     else:
-        sample = find_marker(options.data, source, source.samples)
+        sample = source.find_file(options.data)
         folder, ids = sample.parent, read_ids(sample, columns)
         log.info(f"test images from {sample}")
     found = find_images(folder)
@@ -98,14 +98,3 @@ def list_test(options, source, columns):
     if absent:
         raise InputError(f"{len(absent)} test images have no file, the first is {absent[0]}")
     return folder, ids, {image_id: found[image_id] for image_id in ids}
-
-
-def find_marker(data, source, names):
-    """Return the path of the first of `names` in the folder that the user named, or where Kaggle mounts the files."""
-    problem = None
-    for name in names:
-        try:
-            return competition_folder(data, source.slugs[0].split("/")[-1], name) / name
-        except InputError as error:
-            problem = problem or error
-    raise InputError(str(problem).replace(names[0], " or ".join(names), 1))

@@ -10,7 +10,7 @@ from common.errors import InputError
 
 @dataclass(frozen=True)
 class Options:
-    """Machine and session options: where files are and what this machine can do, never what is computed."""
+    """Options of this machine and session, as opposed to the settings of the recipe: paths, devices, time."""
 
     data: Path | None = None
     """Folder of the competition as Kaggle unpacks it; found automatically on Kaggle."""
@@ -23,7 +23,7 @@ class Options:
     test: Path | None = None
     """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
     id_map: Path | None = None
-    """CSV of image id and patient, so that no patient is in two folds."""
+    """CSV that maps image ids to patients, so that no patient is in two folds."""
     fold_table: Path | None = None
     """CSV `image_id,fold` of another run, to use the same folds."""
     sizes: tuple[Path, ...] = ()

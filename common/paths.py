@@ -1,4 +1,4 @@
-"""Files: written atomically, named when damaged, found wherever a challenge is mounted, never outside their folder."""
+"""File helpers: atomic writes, checked reads, safe names, locks, and the places where competitions are mounted."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,7 @@ from common.errors import InputError
 log = logging.getLogger(__name__)
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
-TEMPORARY = ".cxr-*.tmp*"  # glob of the names under which `atomic_path` writes, and nobody else
+TEMPORARY = ".cxr-*.tmp*"  # glob of the temporary names, which only `atomic_path` uses
 _FORMULA = tuple("=+-@\t\n＝＋－＠")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -24,17 +24,19 @@ def atomic_path(path):
     """Yield a temporary path beside `path` that is renamed to it when the block succeeds.
 
     A reader sees the old file or the new one, never half of it. On an error the temporary file is removed. Its name
-    keeps the suffix, by which some writers choose the format. An OSError that names no file, such as that of a full
-    disk, gets the name of `path`.
+    keeps the suffix, from which some writers infer the format. An OSError without a file name, as from a full disk,
+    gets the name of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # as short for a long name as for another
+    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[
+        :8
+    ]  # fixed length: names have a limit
     temporary = path.with_name(f".cxr-{mark}-{os.getpid()}.tmp{path.suffix[:20]}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
+            os.fsync(file.fileno())  # otherwise the rename could reach the disk before the bytes
         os.replace(temporary, path)
     except OSError as error:
         if error.errno and error.filename is None:
@@ -62,15 +64,15 @@ def write_table(path, table):
 
 
 def write_csv(path, table):
-    """Write a DataFrame as CSV for people, atomically; see `escape_formulas`. Submissions: `write_submission`."""
+    """Write a DataFrame atomically as a CSV that is safe to open in a spreadsheet, see `escape_formulas`."""
     with atomic_path(path) as temporary:
         escape_formulas(table).to_csv(temporary, index=False)
 
 
 def escape_formulas(table):
-    """Return a DataFrame in which a spreadsheet runs nothing: text that begins a formula gets an apostrophe before it.
+    """Return a DataFrame whose text no spreadsheet runs as a formula: an apostrophe is put before it.
 
-    Applies to text cells and column names that begin with = + - @, tab or line end, and are no number. Source:
+    Applies to text cells and column names that begin with = + - @, tab or line end and are not numbers. Source:
     owasp.org/www-community/attacks/CSV_Injection.
     """
     texts = table.select_dtypes(exclude=["number", "bool", "datetime"])
@@ -78,10 +80,10 @@ def escape_formulas(table):
 
 
 def escape_formula(value):
-    """Return `value`, with an apostrophe before it where it is text that a spreadsheet would run."""
+    """Return `value`, with an apostrophe before it if a spreadsheet would run it as a formula."""
     if not isinstance(value, str):
         return value
-    value = value.replace("\r", "\n")  # pandas does not quote a lone \r, so that it would begin a row
+    value = value.replace("\r", "\n")  # pandas does not quote a lone \r, which would then start a row
     if not value.startswith(_FORMULA):
         return value
     try:
@@ -102,8 +104,8 @@ def read_json(path):
 
 
 @contextmanager
-def _damage_named(path, kind):
-    """Turn what a reader of `path` raises into an InputError; what pandas and pyarrow raise derives from these."""
+def _checked_read(path, kind):
+    """Convert errors while reading `path` into InputErrors; those of pandas and pyarrow derive from these types."""
     try:
         yield
     except FileNotFoundError:
@@ -115,9 +117,9 @@ def _damage_named(path, kind):
 
 def read_parquet(path):
     """Return a table that an earlier step wrote. Raises InputError if it is missing or damaged."""
-    import pandas as pd  # these readers import late: the command line imports this module and must answer at once
+    import pandas as pd  # imported late here and below to keep --help fast
 
-    with _damage_named(path, "table"):
+    with _checked_read(path, "table"):
         return pd.read_parquet(path)
 
 
@@ -125,7 +127,7 @@ def read_array(path):
     """Memory-map a .npy array that an earlier step wrote. Raises InputError if it is missing or damaged."""
     import numpy as np
 
-    with _damage_named(path, "array"):
+    with _checked_read(path, "array"):
         return np.load(path, mmap_mode="r")
 
 
@@ -136,7 +138,7 @@ def read_csv(path, columns=(), **options):
     """
     import pandas as pd
 
-    with _damage_named(path, "table"):
+    with _checked_read(path, "table"):
         table = pd.read_csv(path, **options)
         for name in columns:
             if name not in table:
@@ -155,9 +157,9 @@ def check_id(image_id, where):
 
 
 def lock(handle, folder, doing):
-    """Take an exclusive lock on an open file of `folder`; it ends with the process.
+    """Take an exclusive lock on an open file of `folder`; it is released when the process ends.
 
-    Raises InputError, saying what the other process is `doing`, if it is taken. A file system without locks is logged.
+    Raises InputError, saying what the other process is `doing`, if it is taken; logs a file system without locks.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +171,7 @@ def lock(handle, folder, doing):
 
 @contextmanager
 def lock_folder(folder, doing):
-    """Create a working folder and hold an exclusive lock on it, which ends with the process.
+    """Create a working folder and hold an exclusive lock on it within the block.
 
     Raises InputError, saying what the other process is `doing`, if the folder is locked already.
     """

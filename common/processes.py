@@ -1,4 +1,4 @@
-"""Which of several processes this is, without importing torch; common.train.distributed starts and joins them."""
+"""Rank and number of the processes under torchrun, without importing torch; see common.train.distributed."""
 
 import sys
 
@@ -25,7 +25,7 @@ def is_main():
 
 
 def agree(flag):
-    """Return True in every process as soon as `flag` is true in one of them, so that all stop at the same step."""
+    """Return True in every process if `flag` is true in any of them, so that all stop at the same step."""
     group = process_group()
     if group is None:
         return flag

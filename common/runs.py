@@ -20,7 +20,7 @@ from common.paths import TEMPORARY, lock, read_json, write_json
 from common.processes import is_main
 
 log = logging.getLogger(__name__)
-MARKS = (".lock", "config.json", "manifest.json")  # one of these tells a run from other folders
+MARKS = (".lock", "config.json", "manifest.json")  # any of these identifies a folder as a run
 PACKAGES = (  # recorded in manifest.json
     *("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas"),
     *("scikit-learn", "pydicom", "opencv-python-headless", "numba"),
@@ -46,7 +46,7 @@ class Run:
         if is_main():
             self._lock = self._open_lock()
             lock(self._lock, folder, "working in this run")
-            for left_over in self.folder.rglob(TEMPORARY):  # of a process that was killed while writing
+            for left_over in self.folder.rglob(TEMPORARY):  # by a process that was killed while writing
                 left_over.unlink()
 
     def _open_lock(self):
@@ -59,7 +59,7 @@ class Run:
             return open(os.devnull)
 
     def close(self):
-        """Release the lock and remove the folder if it is new and nothing was written to it."""
+        """Release the lock, and remove the folder if it is new and nothing but the log was written to it."""
         if self._lock is None:
             return
         if self._is_new and {path.name for path in self.folder.iterdir()} <= {".lock", "log.txt"}:
@@ -82,7 +82,7 @@ class Run:
         return found
 
     def write_config(self, solution, preset, config):
-        """Write config.json, which supplies the settings of commands without a preset."""
+        """Write config.json, from which commands without a preset read their settings."""
         if is_main():
             write_json(self.path("config.json"), {"solution": solution, "preset": preset, **to_dict(config)})
 
@@ -104,13 +104,13 @@ class Run:
         write_json(self.path("manifest.json"), manifest)
 
     def step(self, name):
-        """Return what `record` noted about a finished step, or None."""
+        """Return the record of a finished step, or None."""
         return self.manifest.get("steps", {}).get(name)
 
-    def is_done(self, step, key, outputs=()):
-        """Return True if `step` was finished with the same `key` and all its `outputs` still exist."""
+    def is_done(self, step, key):
+        """Return True if `step` was finished with the same `key`."""
         record = self.step(step)
-        return record is not None and record["key"] == digest(key) and all(self.path(o).exists() for o in outputs)
+        return record is not None and record["key"] == digest(key)
 
     def record(self, step, key, **about):
         """Record in manifest.json that `step` is finished; `about` holds its key figures."""
@@ -140,22 +140,16 @@ def package_versions():
 
 def git_revision():
     """Return the commit of this code, with `+` appended if files have changed; "" outside a checkout."""
-    here = Path(__file__).resolve().parent
+    here, command = Path(__file__).resolve().parent, "git describe --always --dirty=+ --abbrev=12 --exclude=*"
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        done = subprocess.run(command.split(), cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that ignores a full disk, so that the work itself reports it."""
+    """A log file that ignores a full disk, so that the step that writes a result reports it."""
 
     def handleError(self, record):
         if not isinstance(sys.exc_info()[1], OSError):
@@ -163,21 +157,19 @@ class _LogFile(logging.FileHandler):
 
 
 class _Console(logging.Handler):
-    """Print above the progress bars instead of through them; errors go to standard error elsewhere."""
+    """Print above the progress bars instead of through them; common.cli prints errors."""
 
     def emit(self, record):
-        if record.levelno >= logging.ERROR:
-            return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        if record.levelno < logging.ERROR:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def start_log(file=None):
-    """Send our log lines to the terminal and, with `file`, to that file too (appended, with times).
+    """Send the log lines of this project to the terminal and, with `file`, to that file too (appended, with times).
 
-    Of several processes only the first logs.
+    Under torchrun only the first process logs.
     """
-    ours = [logging.getLogger(name) for name in ("common", "solutions")]
     handlers = [logging.NullHandler()]
     if is_main():
         console = _Console()
@@ -187,7 +179,7 @@ def start_log(file=None):
             to_file = _LogFile(file, encoding="utf-8")
             to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             handlers.append(to_file)
-    for logger in ours:
+    for logger in (logging.getLogger(name) for name in ("common", "solutions")):
         for old in logger.handlers:
             with contextlib.suppress(OSError):  # a full disk
                 old.close()

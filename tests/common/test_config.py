@@ -44,8 +44,8 @@ def test_optional_and_nested_values():
         ({"segmenter": {"loss": "l1"}}, "loss cannot be 'l1'"),
         ({"segmenter": {"sizes": 64}}, "sizes cannot be 64"),
         ({"segmenter": {"sizes": [60]}}, "multiples of 32"),
-        ({"segmenter": []}, "expected fields with values, not []"),
-        ([], "expected fields with values, not []"),
+        ({"segmenter": []}, "expected a JSON object, not []"),
+        ([], "expected a JSON object, not []"),
     ],
 )
 def test_invalid_configurations_are_named(values, said):

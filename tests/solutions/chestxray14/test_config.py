@@ -104,7 +104,7 @@ def test_every_preset_can_be_built_from_what_it_stores():
         (lambda: Config(store_size=128), "store_size 128 is under the 256 px of whole.resize"),
         (lambda: Config(views="both", segmenter=LungsConfig(crop_size=64)), "crop_size 64 is under the 256 px"),
         (lambda: Config(views="lungs", lungs=NetworkConfig(weighting=True)), "lungs.weighting: the crop"),
-        (lambda: Config(n_folds=2, folds=(2,)), "name some of 0 to 1"),
+        (lambda: Config(n_folds=2, folds=(2,)), "must be distinct and between 0 and 1"),
         (lambda: Config(seed=-1), "seed must be at least 0"),
     ],
 )

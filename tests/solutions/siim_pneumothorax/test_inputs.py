@@ -68,7 +68,7 @@ def an_image(data, split="train"):
         ("run demo --out run --segmenter.lr nan", "lr must be above 0, not nan"),
         ("run demo --out run --segmenter.sizes 100", "need multiples of 32"),
         ("run demo --out run --segmenter.positive-rate 0.5", "give two shares"),
-        ("run demo --out run --folds 2", "name some of 0 to 1"),
+        ("run demo --out run --folds 2", "must be distinct and between 0 and 1"),
         ("run demo --out run --folds 1 1", "once"),
         ("run demo --out run --presence head", "needs segmenter.presence_head"),
         ("run demo --out run --presence none", "nothing to gate on"),
@@ -130,7 +130,7 @@ def test_a_stored_configuration_that_cannot_be_used(run_copy, refused):
         (json.dumps({**values, "n_folds": -2}), "folds"),
         (json.dumps({**values, "n_folds": "2"}), "n_folds cannot be '2'"),
         (json.dumps({**values, "tta": ["turn"]}), "tta cannot be 'turn'"),
-        (json.dumps({**values, "segmenter": 3}), "segmenter: expected fields"),
+        (json.dumps({**values, "segmenter": 3}), "segmenter: expected a JSON object"),
     ):
         config.write_text(text)
         assert said in refused("report", "--out", "run")
