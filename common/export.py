@@ -1,4 +1,4 @@
-"""`export` and `infer`, the same for every solution: from a finished run to a folder, from it to a submission."""
+"""`export` and `infer` of every solution: a finished run becomes a folder, the folder predicts a submission."""
 
 import logging
 import shutil
@@ -24,9 +24,9 @@ WORKING = Path("/kaggle/working")
 
 
 def write_trained(job, out):
-    """Write the exported folder `out` of a finished run and return it; an earlier export there is replaced.
+    """Export a finished run to the folder `out` and return it; an earlier export there is replaced.
 
-    Raises InputError where a step is missing or out of date, and where `out` is a file or a folder of something else.
+    Raises InputError if a step is missing or stale, or if `out` is a file or holds other files.
     """
     recipe, run, out = job.recipe, job.run, Path(out)
     rule, score, neutral = read_rule(job), read_score(job)[recipe.metric], recipe.neutral(job)
@@ -39,7 +39,7 @@ def write_trained(job, out):
     sources = {f"fold{one.fold}-{one.stage}.safetensors": one.weights(run) for one in predicting_networks(job)}
     sources |= recipe.assets(job.config)
     about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
-    # what is cut short is known as an export, and as one that is not whole
+    # an interrupted export is recognised as one, and as incomplete
     write_json(out / ABOUT, {**about, "files": dict.fromkeys(sources, ""), "rule": {}, "incomplete": True})
     files = {}
     for name, path in sources.items():
@@ -54,7 +54,7 @@ def write_trained(job, out):
 
 
 def _earlier_files(out):
-    """Names of the files of the export that `out` already is; none where its trained.json is damaged."""
+    """Return the names of the files of an earlier export in `out`; none if its trained.json is damaged."""
     try:
         return list(read_about(out)["files"])
     except InputError:
@@ -66,9 +66,9 @@ def _earlier_files(out):
 
 @contextmanager
 def open_run(recipe, config_class, folder, **options):
-    """Yield the Job of the run in `folder`, with the configuration that it was made with and these Options.
+    """Yield the Job of the run in `folder`, with its stored configuration and these Options.
 
-    Raises InputError where the folder is not a run of this solution, and where another process works in it.
+    Raises InputError if the folder is not a run of this solution, or if another process works in it.
     """
     stored = Path(folder) / "config.json"
     if not stored.is_file():
@@ -172,7 +172,7 @@ def infer_tool(recipe, config_class, takes_sizes=False):
 
 @contextmanager
 def _work_folder(folder):
-    """The folder to work in: the user's, which must not be a run or an export, or a temporary one."""
+    """Yield the folder to work in: the user's, which must not be a run or an export, or a temporary one."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="infer-") as temporary:
             yield Path(temporary)

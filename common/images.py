@@ -1,7 +1,7 @@
-"""The images of a run: one table, one store, the folds, and whatever else a challenge knows of each image.
+"""The images of a run: one table, one store, the folds, and the challenge's own columns.
 
-A solution's `data.py` reads its tables into a Listing and says what is wrong with them; everything after that, from the
-folds to the store and the files of the run, is done here for all solutions.
+A solution's `data.py` reads its tables into a Listing and reports what is wrong with them; everything after that, from
+the folds to the store and the files of the run, is done here for all solutions.
 """
 
 import logging
@@ -31,9 +31,9 @@ class Images:
     """The prepared images of a run.
 
     table: image_id, row (of the store), width, height (of the original, pixels), ok (False for a placeholder),
-    patient_id, split, fold (-1 for test and unused images) and the challenge's own columns. key: what trainings follow
-    from; pixels_key: the very pixels that are predicted. about: the JSON facts that `prepare` recorded. tables, arrays:
-    as in Listing; arrays are paths of .npy files.
+    patient_id, split, fold (-1 for test and unused images) and the challenge's own columns. key: digest of everything
+    that trainings depend on; pixels_key: digest of the pixels to predict. about: JSON that `prepare` recorded. tables,
+    arrays: as in Listing; arrays are paths of .npy files.
     """
 
     table: pd.DataFrame
@@ -49,7 +49,7 @@ class Images:
         self._index = pd.Index(self.table["image_id"])
 
     def rows(self, split="train", folds=None, **equal):
-        """Return the store rows of the test images or of the train images, of certain folds and column values only."""
+        """Return the store rows of a split, optionally only those of certain folds and column values."""
         chosen = self.table["split"] == split
         if split == "train":
             chosen &= self.table["fold"] >= 0
@@ -71,7 +71,7 @@ class Images:
         return self.table["row"].to_numpy()[places]
 
     def named(self, rows):
-        """Return a new table of image_id and row of these store rows, to which predictions are assigned."""
+        """Return a new table of image_id and row for these store rows, to add predictions to."""
         return self.at(rows)[["image_id", "row"]].reset_index(drop=True)
 
     def ids(self, rows):
@@ -79,12 +79,12 @@ class Images:
         return self.at(rows)["image_id"].to_numpy()
 
     def patients(self, rows):
-        """Return the patients of store rows, (n,) of str, or None where no patient is known."""
+        """Return the patients of store rows, (n,) of str, or None if no patient is known."""
         patients = self.at(rows)["patient_id"].to_numpy()
         return None if (patients == "").all() else patients
 
     def groups(self, rows):
-        """Return what a bootstrap resamples: the patients of store rows, or the images where none is known."""
+        """Return the units that a bootstrap resamples: the patients of store rows, or the images if none is known."""
         patients = self.patients(rows)
         return np.arange(len(rows)) if patients is None else patients
 
@@ -99,8 +99,8 @@ class Images:
 def prepare_images(job, recipe):
     """Read, check and decode a challenge into the run and its store, and return its Images.
 
-    Whatever is wrong with the tables is found before an image is decoded. Writes images.parquet, folds.csv,
-    sample_submission.csv, left_out.csv where images were left out, and the Listing's own tables.
+    All checks of the tables come before the first image is decoded. Writes images.parquet, folds.csv,
+    sample_submission.csv, left_out.csv if images were left out, and the Listing's own tables.
     """
     options, config, run = job.options, job.config, job.run
     listing = recipe.read(job)
@@ -115,7 +115,7 @@ def prepare_images(job, recipe):
     key = _images_key(tables_key, listing.table, store)
     _check_trainings(run, "images_key", key)
 
-    run.forget("prepare")  # what follows is not whole until it is recorded
+    run.forget("prepare")  # the files below are incomplete until the step is recorded
     table, train = listing.table, listing.table[listing.table["fold"] >= 0]
     write_table(run.path("images.parquet"), table)
     for name, extra in listing.tables.items():
@@ -150,9 +150,9 @@ def prepare_images(job, recipe):
 
 
 def prepare_test(job, recipe, facts):
-    """Decode the test images alone, without labels or folds, and return their Images; sets them as the job's.
+    """Decode only the test images, without labels or folds; return their Images, which become the job's.
 
-    facts: the `about` of the run's Images, which those of the test images have too.
+    facts: the `about` of the run's Images, to which that of the test images is added.
     """
     listing = recipe.read_test(job)
     store = decode(job, listing)
@@ -166,7 +166,7 @@ def prepare_test(job, recipe, facts):
 
 
 def open_images(job):
-    """Return the Images that `prepare` left. Raises InputError where it was not run, or with other settings."""
+    """Return the Images that `prepare` made. Raises InputError if it was not run, or run with other settings."""
     run, options = job.run, job.options
     record = run.step("prepare")
     if record is None or not run.path("images.parquet").is_file():
@@ -218,7 +218,7 @@ def decode(job, listing):
 
 
 def trainings(run):
-    """Return the folders of the run in which a training was begun or finished."""
+    """Return the folders of all trainings in the run, unfinished ones included."""
     names = ("last.ckpt", "final.safetensors")
     return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
 
@@ -233,7 +233,7 @@ def _check_trainings(run, name, key):
 
 
 def _with_folds(job, listing):
-    """Assign the column `fold`: those of --fold-table, or folds balanced over the strata and grouped by patient."""
+    """Return the listing with a column `fold`: from --fold-table, or balanced by strata and grouped by patient."""
     options, config, table = job.options, job.config, listing.table
     used = (table["split"] == "train").to_numpy()
     if "used" in table:
@@ -243,21 +243,23 @@ def _with_folds(job, listing):
         folds = load_folds(options.fold_table, ids)
         if set(folds) != set(range(config.n_folds)):
             found = ", ".join(map(str, sorted(set(folds))))
-            raise InputError(f"{options.fold_table}: has the folds {found}; n_folds {config.n_folds} asks for all")
+            raise InputError(f"{options.fold_table}: has the folds {found}, not all of the n_folds {config.n_folds}")
         leaking = shared_groups(folds, patients) if patients is not None else 0
         if leaking:
-            log.info(f"folds: {leaking} images have a patient in another fold ({options.fold_table}); scores flatter")
+            log.info(
+                f"folds: {leaking} images have a patient in another fold ({options.fold_table}); scores are optimistic"
+            )
     else:
         folds = make_folds(listing.strata, config.n_folds, patients, config.seed)
     if patients is None:
-        log.info("folds: no map from image to patient (--id-map): a patient may lie in two folds, scores may flatter")
+        log.info("folds: no patients known (--id-map); a patient may be in two folds, which would inflate the scores")
     table = table.drop(columns="used", errors="ignore").assign(fold=-1)
     table.loc[used, "fold"] = folds
     return replace(listing, table=table)
 
 
 def _with_sizes(listing, store):
-    """The listing with the columns row, width, height and ok, which only the store knows."""
+    """Return the listing with the columns row, width, height and ok from the store."""
     table = listing.table.assign(row=store.table["row"].to_numpy())
     for name in ("width", "height", "ok"):
         table[name] = store.table[name].to_numpy()
@@ -266,19 +268,19 @@ def _with_sizes(listing, store):
 
 
 def _tables_key(job, listing):
-    """What the trainings follow from and is known before decoding: ids, labels, folds and the settings of `prepare`."""
+    """Return the digest of what trainings depend on and is known before decoding: ids, labels, folds and settings."""
     train = listing.table[listing.table["fold"] >= 0]
     ids, folds = train["image_id"].tolist(), train["fold"].tolist()
     return digest(ids, folds, listing.labels, job.recipe.made_with(job.config))
 
 
 def _images_key(tables_key, table, store):
-    """What the trainings follow from, the pixels of their images included."""
+    """Return the digest of everything that trainings depend on, their images' pixels included."""
     return digest(tables_key, _contents(store, table[table["fold"] >= 0]))
 
 
 def _pixels_key(store, table, more):
-    """The very pixels that are predicted: a bad image may have been replaced since."""
+    """Return the digest of the pixels to predict; a bad image may have been replaced since training."""
     tests = table[table["split"] == "test"]
     return digest(store.images.shape[1:], tests["image_id"].tolist(), _contents(store, tests), more)
 

@@ -1,4 +1,4 @@
-"""What every verb of a solution works on: the run, its configuration, its images and this machine."""
+"""The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
 import dataclasses
 import os
@@ -16,8 +16,10 @@ from common.step import is_current
 
 @dataclass
 class Job:
-    """One invocation of a verb. `solution` is its name, `recipe` its common.recipe.Solution, `left_out` the number of
-    inputs that could not be used and were named."""
+    """One invocation of a verb.
+
+    solution: its name; recipe: its common.recipe.Solution; left_out: number of unusable inputs, which were named.
+    """
 
     solution: str
     preset: str
@@ -32,36 +34,36 @@ class Job:
 
     @cached_property
     def images(self):
-        """The prepared Images of the run. Raises InputError before `prepare`, or after other settings."""
+        """Return the prepared Images of the run. Raises InputError if `prepare` was not run, or with other settings."""
         return open_images(self)
 
     @cached_property
     def steps(self):
-        """Every Step of the solution by its name."""
+        """Return every Step of the solution by its name."""
         return self.recipe.steps()
 
     @property
     def sample_path(self):
-        """Path of the sample submission: the ids that a submission must have, with neutral answers."""
+        """Return the path of the sample submission: all required ids, with neutral answers."""
         return self.run.path(SAMPLE)
 
     @property
     def workers(self):
-        """Worker processes of a loader: none on a CPU, where the cores are busy with the network itself."""
+        """Return the number of loader processes: 0 on a CPU, where the network itself keeps all cores busy."""
         if self.options.workers is not None:
             return self.options.workers
         return len(os.sched_getaffinity(0)) // processes.world() if self.device.type == "cuda" else 0
 
     def is_current(self, name):
-        """Return whether the result of the step `name` belongs to the present settings and earlier steps."""
+        """Return whether the step `name` has a result for the present settings and earlier steps."""
         return is_current(self, self.steps[name])
 
     def keep_config(self):
-        """Store this configuration as the run's: what was made last agrees with it."""
+        """Store this configuration as the run's, after a step that used it."""
         self.run.write_config(self.solution, self.preset, self.config)
 
     def with_config(self, **changes):
-        """Return a copy of this job on the same images with fields of the configuration replaced."""
+        """Return a copy of this job with the same images and with fields of the configuration replaced."""
         other = dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
         other.__dict__["images"] = self.images
         return other

@@ -1,4 +1,4 @@
-"""One training of a recipe, described in one place: what is built, what it sees, what it is compared by.
+"""One training of a recipe, described in one place: its model, data, loss and metrics.
 
 `train` and `predict` do the rest for every solution: loaders, devices, processes, seeds, resuming, averaging, views.
 """
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def other_folds(job, fold):
-    """Return the store rows of all folds but one, and those of that one."""
+    """Return the store rows of all other folds, and those of the fold itself."""
     others = [k for k in range(job.config.n_folds) if k != fold]
     return job.images.rows(folds=others), job.images.rows(folds=[fold])
 
@@ -37,16 +37,16 @@ def other_folds(job, fold):
 class Network:
     """One training: the network `stage` of one fold, in the run's folder fold<k>/<stage>.
 
-    config: its FitConfig. build(weights) -> nn.Module; weights None: those of its configuration, "none": new ones.
-    dataset(job, rows, augment, targets) -> Dataset of (image, target), of (image, store row) without targets.
-    loss(output, target) -> scalar. measure(output, target) -> array or tensor (B, …) for each held-out image.
-    figures(job, measured (n, …), rows) -> dict of the figures that epochs are compared by.
+    config: its FitConfig. build(weights) -> nn.Module; weights None: as configured, "none": random.
+    dataset(job, rows, augment, targets) -> Dataset of (image, target), or of (image, store row) without targets.
+    loss(output, target) -> scalar. measure(output, target) -> array or tensor (B, …), one entry per held-out image.
+    figures(job, measured (n, …), rows) -> dict of the validation metrics.
     rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
-    sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: takes the place of
-    loss(model(images), target). collate: joins items to a batch. starts_from: Network whose weights it starts from.
-    needs: Networks whose weights its data follow from. key: JSON that it follows from besides its configuration.
-    trained_on(job) -> JSON for the metadata of the weights' file. activation: output to probabilities. channels: of the
-    maps that it predicts, 0 for a network that predicts vectors. batch_size: of images that it predicts at once.
+    sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: replaces
+    loss(model(images), target). collate: makes a batch of items. starts_from: Network that provides initial weights.
+    needs: Networks whose weights its data depend on. key: JSON that it depends on in addition to its configuration.
+    trained_on(job) -> JSON for the metadata of the weights file. activation: output to probabilities. channels: number
+    of predicted maps, 0 if it predicts vectors. batch_size: in prediction; 0: twice that of training.
     """
 
     fold: int
@@ -75,7 +75,7 @@ class Network:
         return run.path(f"fold{self.fold}", self.stage)
 
     def weights(self, run):
-        """Return the path of the trained weights. Raises InputError where the training is not finished."""
+        """Return the path of the trained weights. Raises InputError if the training is not finished."""
         path = self.folder(run) / "final.safetensors"
         if not path.is_file():
             hint = "run `train`, or name the trained folds by --folds"
@@ -83,7 +83,7 @@ class Network:
         return path
 
     def load(self, run, variant=None):
-        """Return the trained network, or that of one of the averaging variants."""
+        """Return the network with its trained weights, or with those of an averaging variant."""
         model = self.build("none")
         path = self.folder(run) / "variants" / f"{variant}.safetensors" if variant else self.weights(run)
         load_weights(path, model)
@@ -100,7 +100,7 @@ def to_device(value, device):
 
 
 def train(job, network):
-    """Train one network, or read a finished training; returns what `common.train.loop.fit` does."""
+    """Train one network, or read a finished training; return the Fitted of `common.train.loop.fit`."""
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
     if len(held_out) < distributed.world():
@@ -151,7 +151,7 @@ def _step(network, device, model, batch):
 
 
 def train_loader(job, network, rows):
-    """Return the batches of a training on these store rows."""
+    """Return the DataLoader for training on these store rows."""
     config, seed = network.config, job.config.seed
     dataset = network.dataset(job, rows, True, True)
     place = {"rank": distributed.rank(), "world": distributed.world()}
@@ -160,10 +160,10 @@ def train_loader(job, network, rows):
 
 
 def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, variant=None):
-    """Return the mean probabilities of store rows over networks of one stage and over views.
+    """Return the mean probabilities of store rows over networks of one stage and over views, float32 (n, C).
 
-    (n, C) float32, or with `path`, for networks with channels, the maps written there as in `predict_masks`. variant:
-    name of an averaging variant to load in place of the final weights.
+    With `path`, for networks with channels, the maps are written there as in `predict_masks`. variant: name of an
+    averaging variant to load instead of the final weights.
     """
     first = networks[0]
     batch = first.batch_size or 2 * first.config.batch_size
@@ -180,8 +180,8 @@ def _sources(network):
     return [*network.needs, *([network.starts_from] if network.starts_from else [])]
 
 
-def find_learning_rates(job, networks, steps=100):
-    """Run a learning-rate range test of each network as its first epoch trains it; writes lr_<stage>.csv."""
+def find_learning_rates(job, networks):
+    """Run a learning-rate range test of each network under the settings of its first epoch; write lr_<stage>.csv."""
     for network in networks:
         config = network.config
         torch.manual_seed(job.config.seed)
@@ -191,9 +191,8 @@ def find_learning_rates(job, networks, steps=100):
         loader = train_loader(job, network, network.rows(job, network.fold)[0])
         loader.batch_sampler.set_epoch(0, config.epochs)
         step = partial(_step, network, job.device)
-        rates, losses, found = find_learning_rate(model, step, loader, steps=steps, weight_decay=config.weight_decay)
-        write_csv(
-            job.run.path(f"lr_{network.stage}.csv"), pd.DataFrame({"lr": rates, "loss": losses, "suggestion": found})
-        )
+        rates, losses, found = find_learning_rate(model, step, loader, weight_decay=config.weight_decay)
+        table = pd.DataFrame({"lr": rates, "loss": losses, "suggestion": found})
+        write_csv(job.run.path(f"lr_{network.stage}.csv"), table)
         used = config.frozen_lr if config.frozen_epochs else config.lr
         log.info(f"{network.stage}: the loss falls fastest at {found:.2e}; the configuration has {used:.2e}")

@@ -29,9 +29,7 @@ def atomic_path(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[
-        :8
-    ]  # fixed length: names have a limit
+    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # fixed length: names have a limit
     temporary = path.with_name(f".cxr-{mark}-{os.getpid()}.tmp{path.suffix[:20]}")
     try:
         yield temporary

@@ -1,7 +1,7 @@
-"""The verbs of every solution, written once, from what a Solution says of its challenge.
+"""The verbs of every solution, written once, for any Solution.
 
-A solution's `pipeline.py` ends in `SOLUTION = Solution(…)`: plain functions in the order in which a run uses them. What
-all solutions do alike (folds, store, trainings, predictions, staleness, submission, copies) is here.
+A solution's `pipeline.py` ends in `SOLUTION = Solution(…)`: plain functions in the order in which a run calls them.
+What all solutions share (folds, store, trainings, predictions, staleness, submission, copies) is here.
 """
 
 import logging
@@ -25,12 +25,12 @@ from common.submit.table import write_submission
 from common.tuning import release_pages
 
 log = logging.getLogger(__name__)
-BLOCK = 64  # maps that are copied at once
+BLOCK = 64  # maps copied at once
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A decision rule chosen on out-of-fold predictions, and the score that is honest about it.
+    """A decision rule chosen on out-of-fold predictions, and its nested score.
 
     rule: JSON for tuned.json. score: the headline figure. figures: JSON for score.json, the solution's metric among
     them as a dict of estimate, low and high. tables: further tables by file name, .csv or .parquet; arrays: .npy.
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the networks say of some images: `table`, more `tables` by their suffix, memory-mapped `maps` or None."""
+    """Predictions of images: the main `table`, all `tables` by suffix, memory-mapped `maps` or None."""
 
     table: pd.DataFrame
     tables: dict
@@ -58,26 +58,26 @@ def nothing(*args):
 
 @dataclass(frozen=True)
 class Solution:
-    """A challenge, as far as it differs from the others.
+    """Everything that is specific to one challenge.
 
-    name, metric: the solution's name; the headline figure in score.json.
-    made_with(config) -> dict of JSON: the settings that decide what `prepare` makes.
-    read(job) -> Listing of the challenge; refine(job, Listing, Store) -> Listing, once the images are decoded.
-    read_test(job), refine_test(job, Listing, Store): the same for the test images alone, without any label table.
-    networks(job) -> list of Network, each after those that it needs: everything that a run trains.
-    before_training(job): refuses what must not be trained, or prepares it.
-    predict(job, folds, rows, path, title) -> dict of tables by suffix, "" being the main one; the mean over the folds'
+    name, metric: the solution's name; the key of the headline score in score.json.
+    made_with(config) -> dict of JSON: the settings that `prepare` depends on.
+    read(job) -> Listing of the challenge; refine(job, Listing, Store) -> Listing, after the images are decoded.
+    read_test(job), refine_test(job, Listing, Store): the same for the test images alone; no label table is needed.
+    networks(job) -> list of every Network that a run trains, each after those that it needs.
+    before_training(job): checks or preparations before the first training.
+    predict(job, folds, rows, path, title) -> dict of tables by suffix, "" being the main one: the mean over the folds'
     networks. Maps go to the .npy file `path`. suffixes(config): the suffixes; maps: whether there are maps.
-    pool(suffix, tables) -> table: joins what each fold's networks say of the test images; None: predict is given all
-    folds at once. prediction_key(config) -> JSON that predictions follow from besides weights and pixels.
-    choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it follows from;
-    chosen: names of the files that it leaves besides tuned.json and score.json.
-    describe(figures) -> lines that say the score.
-    neutral(job) -> JSON: what an image gets that cannot be read.
+    pool(suffix, tables) -> table: combines the folds' predictions of the test images; None: predict gets all folds at
+    once. prediction_key(config) -> JSON that predictions depend on in addition to weights and pixels.
+    choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it depends on;
+    chosen: names of the files that it writes in addition to tuned.json and score.json.
+    describe(figures) -> lines that report the score.
+    neutral(job) -> JSON: the prediction for an unreadable image.
     answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; check(path, job) -> Summary.
     hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
     labels, or None.
-    report: the module of the page's own sections, see common.report.frame. further_steps: further verbs as Steps;
+    report: the module with the page's own sections, see common.report.frame. further_steps: further verbs as Steps;
     further_verbs: further verbs as functions of a job.
     assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
     uses their copies.
@@ -168,7 +168,7 @@ def with_report(verb):
 
 
 def prepare(job):
-    """Competition files to the image table, the folds and the store."""
+    """Convert the competition's files to the image table, the folds and the store."""
     prepare_images(job, job.recipe)
 
 
@@ -183,7 +183,7 @@ def train(job):
 
 
 def find_lr(job):
-    """Learning-rate range tests of the first fold's networks; writes lr_<stage>.csv."""
+    """Run learning-rate range tests of the first fold's networks; writes lr_<stage>.csv."""
     networks_of.find_learning_rates(job, first_networks(job))
 
 
@@ -194,19 +194,19 @@ def first_networks(job):
 
 
 def rates_key(job):
-    """Return what range tests follow from: the images, the networks' settings and the seed."""
+    """Return everything that range tests depend on: images, settings of the networks, seed."""
     return [job.images.key, [to_dict(network.config) for network in first_networks(job)], job.config.seed]
 
 
 def predicting_networks(job):
-    """Return the networks of a run that predict: all but those from which another one starts."""
+    """Return the networks that predict: all but those whose weights only initialise another one."""
     trainings = job.recipe.networks(job)
     sources = {(n.starts_from.fold, n.starts_from.stage) for n in trainings if n.starts_from is not None}
     return [network for network in trainings if (network.fold, network.stage) not in sources]
 
 
 def prediction_key(job):
-    """Return what predictions follow from: weights, views, and the very pixels."""
+    """Return everything that predictions depend on: weights, views and pixels."""
     images, networks = job.images, predicting_networks(job)
     weights = [cached_hash(network.weights(job.run)) for network in networks]
     precision = sorted({network.config.precision for network in networks})
@@ -214,7 +214,7 @@ def prediction_key(job):
 
 
 def prediction_files(recipe, config, name):
-    """Return the names of the files that predictions `name`, oof or test, consist of."""
+    """Return the names of the files of the predictions `name`, oof or test."""
     return (*(f"{name}{s}.parquet" for s in recipe.suffixes(config)), *[f"{name}_probs.npy"] * recipe.maps)
 
 
@@ -246,7 +246,7 @@ def predict_test(job):
 def predict_part(job, name, folds, rows, fold=-1):
     """Predict store rows by the networks of `folds` into the files `name`, and return the tables by suffix.
 
-    fold: what their column `fold` says. What is current is read instead.
+    Predictions that are current are only read. fold: value of their column `fold`.
     """
     suffixes, path = job.recipe.suffixes(job.config), job.run.path(f"{name}_probs.npy")
 
@@ -274,7 +274,7 @@ def _join(job, name, parts, tables):
 
 
 def drain(paths):
-    """Yield the maps of several .npy files in blocks and delete each file that was read: few disks hold both copies."""
+    """Yield the maps of several .npy files in blocks and delete each file once read: few disks have room for both."""
     for path in paths:
         part = read_array(path)
         for start in range(0, len(part), BLOCK):
@@ -302,7 +302,7 @@ def read_predictions(job, name):
 
 
 def tune(job):
-    """Choose the decision rule on out-of-fold predictions, and score it honestly."""
+    """Choose the decision rule on out-of-fold predictions and write its nested score."""
     choice = job.recipe.choose(job, read_predictions(job, "oof"))
     for name, table in choice.tables.items():
         (write_csv if name.endswith(".csv") else write_table)(job.run.path(name), table)
@@ -317,7 +317,7 @@ def tune(job):
 
 
 def read_rule(job):
-    """Return what tuned.json holds. Raises InputError where `tune` is not current or the file is damaged."""
+    """Return the content of tuned.json. Raises InputError if `tune` is not current or the file is damaged."""
     require(job, job.steps["tune"])
     path = job.run.path("tuned.json")
     rule = read_json(path)
@@ -327,7 +327,7 @@ def read_rule(job):
 
 
 def read_score(job):
-    """Return what score.json holds. Raises InputError where `tune` is not current or the file is damaged."""
+    """Return the content of score.json. Raises InputError if `tune` is not current or the file is damaged."""
     require(job, job.steps["tune"])
     path = job.run.path("score.json")
     figures = read_json(path)
@@ -337,13 +337,13 @@ def read_score(job):
 
 
 def score(job):
-    """Say the honest offline score that `tune` found."""
+    """Print the offline score that `tune` computed."""
     for line in job.recipe.describe(read_score(job)):
         log.info(line)
 
 
 def submit(job):
-    """Write submission.csv, validate it against the ids it must have, and copy it under submissions/."""
+    """Write submission.csv, validate it against the sample submission, and copy it to submissions/."""
     run, recipe = job.run, job.recipe
     if not len(job.images.rows("test")):
         log.info("submit: no test images; --test names some")
@@ -363,14 +363,14 @@ def submit(job):
 
 
 def write_answer(job, rule, neutral, path):
-    """Write the submission of the predicted test images to `path` and validate it; returns its table and Summary."""
+    """Write the submission of the predicted test images to `path`, validate it, and return its table and Summary."""
     rows = job.recipe.answer(job, read_predictions(job, "test"), rule, neutral)
     write_submission(path, rows)
     return rows, job.recipe.check(path, job)
 
 
 def copy_submission(job, path):
-    """Copy a submission under submissions/, named by solution, run and content; returns the copy's path."""
+    """Copy a submission to submissions/, named by solution, run and content, and return the copy's path."""
     run = job.run.folder.name
     stem = run if run.startswith(job.solution) else f"{job.solution}-{run}"
     copy = job.submissions / f"{stem}-{digest(file_hash(path))[:6]}{path.suffix}"
@@ -380,5 +380,5 @@ def copy_submission(job, path):
 
 
 def report(job):
-    """Write report.html from whatever the run has so far."""
+    """Write report.html from the results that the run has so far."""
     write_report(job, job.recipe.report)

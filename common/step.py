@@ -1,8 +1,8 @@
-"""A step of a run: made once, remade when what it follows from has changed, refused to whoever reads it too early.
+"""A step of a run: built once, rebuilt when stale, refused to readers while missing or stale.
 
     Step("predict", make, needs=("prepare",), reads=lambda job: job.config.tta, files=("oof.parquet", "test.parquet"))
 
-All keys and all staleness of a run are here; a verb and a report ask the same functions, so that no page can show the
+All keys and staleness checks of a run are here; verbs and reports ask the same functions, so no page can show the
 score of other predictions.
 """
 
@@ -15,16 +15,16 @@ from common.config import digest, file_hash
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
-LARGE = 10**8  # bytes of a file from which on its size alone is compared
+LARGE = 10**8  # bytes; of larger files only the size is compared
 
 
 @dataclass(frozen=True)
 class Step:
     """One step, named like the verb that makes it.
 
-    make(job) writes `files` and returns a dict of facts for the manifest, or None. needs: names of the steps whose
-    results it reads. reads(job): JSON values that it follows from besides (settings, hashes of other files). files:
-    what it leaves in the run's folder, or a function of the configuration; the step is current while all are there.
+    make(job) writes `files` and returns a dict for the manifest, or None. needs: names of the steps whose results it
+    reads. reads(job): JSON values of everything else it depends on (settings, hashes of other files). files: names of
+    its files in the run's folder, or a function of the configuration; the step is current while all are unchanged.
     """
 
     name: str
@@ -35,18 +35,18 @@ class Step:
 
 
 def files_of(job, step):
-    """Return the names of the files that a step leaves in the run's folder."""
+    """Return the names of the files that a step writes to the run's folder."""
     return step.files(job.config) if callable(step.files) else step.files
 
 
 def key_of(job, step):
-    """Return the digest of what a step follows from. Raises InputError where a step that it needs is not current."""
+    """Return the digest of everything a step depends on. Raises InputError if a step that it needs is not current."""
     needed = [require(job, job.steps[name])["key"] for name in step.needs]
     return digest(step.name, step.reads(job), needed)
 
 
 def require(job, step):
-    """Return what the manifest records of a step. Raises InputError naming the verb where the step is not current."""
+    """Return the manifest's record of a step. Raises InputError naming the verb if the step is not current."""
     key, record = key_of(job, step), job.run.step(step.name)
     if not _is_done(job, step, key):
         state = "has no result yet"
@@ -58,7 +58,7 @@ def require(job, step):
 
 
 def is_current(job, step):
-    """Return whether the result of a step belongs to the present settings, inputs and earlier steps."""
+    """Return whether a step has a result for the present settings, inputs and earlier steps."""
     try:
         require(job, step)
     except InputError:
@@ -67,25 +67,25 @@ def is_current(job, step):
 
 
 def run_step(job, step):
-    """Make a step unless it is current, and return what the manifest records of it."""
+    """Run a step unless it is current, and return its record in the manifest."""
     key = key_of(job, step)
     if _is_done(job, step, key):
         log.info(f"{step.name}: up to date")
     else:
-        job.run.forget(step.name)  # a step that is cut short must not pass for a finished one
+        job.run.forget(step.name)  # an interrupted step must not count as finished
         facts = step.make(job) or {}
         job.run.record(step.name, key, made=_stamps(job, step), **facts)
     return job.run.step(step.name)
 
 
 def _is_done(job, step, key):
-    """Whether the step was made from `key` and its files are as it left them; a damaged one is made again."""
+    """Return whether the step was built from `key` and its files are unchanged since."""
     record = job.run.step(step.name)
     return record is not None and record["key"] == digest(key) and not _changed(job, step, record)
 
 
 def _changed(job, step, record):
-    """Names of the step's files that are not as it left them; `submit` leaves none where there are no test images."""
+    """Return the names of the step's files that changed since; `submit` writes none if there are no test images."""
     before = record.get("made", {})
     return [name for name, stamp in _stamps(job, step).items() if before.get(name, "") != stamp]
 
@@ -95,7 +95,7 @@ def _stamps(job, step):
 
 
 def file_stamp(path):
-    """Return what tells a file from a changed one: its hash, the size of a large one; None where there is none."""
+    """Return a value that changes with a file: its hash, or the size of a large one; None if it does not exist."""
     if not path.is_file():
         return None
     found = path.stat()
@@ -103,7 +103,7 @@ def file_stamp(path):
 
 
 def cached_hash(path):
-    """Return the SHA-256 of a file; one that has not changed since is not read again."""
+    """Return the SHA-256 of a file, cached while its size and time are unchanged."""
     found = path.stat()
     return _hash(path, found.st_size, found.st_mtime_ns)
 

@@ -1,9 +1,9 @@
-"""An exported folder: what predicts from a finished run.
+"""An exported folder: the files of a finished run that are needed to predict.
 
 It holds `fold<k>-<stage>.safetensors`, the recipe's further assets, and trained.json: format, solution, preset, config
 (as in config.json), git and packages (of the run), score (metric, estimate, low, high), files (name to SHA-256),
-neutral (what an unreadable image gets), facts (the `about` of the run's Images) and rule (the content of tuned.json).
-It is flat because Kaggle's datasets are.
+neutral (the prediction for an unreadable image), facts (the `about` of the run's Images) and rule (the content of
+tuned.json). It is flat because Kaggle's datasets are.
 """
 
 import re
@@ -22,7 +22,7 @@ _FIELDS = {"solution": str, "preset": str, "config": dict, "files": dict, "rule"
 
 @dataclass(frozen=True)
 class Trained:
-    """An exported folder whose files are those that were exported; config: a dict for `common.config.from_dict`."""
+    """An exported folder with verified files; config: a dict for `common.config.from_dict`."""
 
     folder: Path
     solution: str
@@ -35,14 +35,14 @@ class Trained:
 
     @classmethod
     def open(cls, folder, solution=None):
-        """Open an exported folder, of one solution where it is named, and check the hashes of all its files.
+        """Open an exported folder, of `solution` if given, and check the hashes of all its files.
 
-        Raises InputError naming the folder or file: not exported, another solution's, a file missing or changed.
+        Raises InputError naming the folder or file: not exported, of another solution, a file missing or changed.
         """
         folder = Path(folder)
         about = read_about(folder)
         if about.get("incomplete"):
-            raise InputError(f"{folder}: an export that was cut short; run `export` again")
+            raise InputError(f"{folder}: an incomplete export; run `export` again")
         if solution is not None and about["solution"] != solution:
             raise InputError(f"{folder}: exported from a run of {about['solution']}, not {solution}")
         for name, sha256 in about["files"].items():
@@ -56,7 +56,7 @@ class Trained:
         return cls(folder, *values, about.get("neutral"), facts, tuple(about["files"]))
 
     def link(self, run):
-        """Link the weights into the folder of a Run, where its trainings would leave them."""
+        """Link the weights into the folder of a Run, where its trainings would write them."""
         for name in self.files:
             found = re.fullmatch(r"(fold\d+)-(.+)\.safetensors", name)
             if found:
@@ -67,14 +67,14 @@ class Trained:
 
 
 def read_about(folder):
-    """Return the content of trained.json, its types and the names of its files checked; InputError for another file."""
+    """Return the content of trained.json. Raises InputError for wrong types and unsafe file names."""
     path = Path(folder) / ABOUT
     if not path.is_file():
         raise InputError(f"{folder}: not an exported folder (no {ABOUT}); the tool `export` writes one")
     about = read_json(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
-        raise InputError(f"{path}: not of format {FORMAT}, which this program reads, but {found!r}")
+        raise InputError(f"{path}: format {found!r}, but this program reads format {FORMAT}")
     for name, kind in _FIELDS.items():
         if not isinstance(about.get(name), kind):
             raise InputError(f"{path}: {name} is missing or not what `export` writes")

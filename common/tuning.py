@@ -24,10 +24,10 @@ class Rule:
     """How probabilities become a mask: chosen on out-of-fold images, applied unchanged to test images.
 
     The mask is empty unless the classifier's probability is >= `gate` and at least `min_pixels` pixels are >= `top`;
-    otherwise it has the pixels >= `pixel`, without connected regions of fewer than `min_area` pixels. Areas are counted
-    at the submission's size, or, with `at_network`, at the network's, before the mask is enlarged by repeating pixels.
-    (pixel, min_area, gate) is the rule of the SIIM paper, whose Table 2 compares both sizes; (top, min_pixels, pixel)
-    the winner's triplet.
+    otherwise it consists of the pixels >= `pixel`, without connected regions of fewer than `min_area` pixels. Areas are
+    counted at the submission's size or, with `at_network`, at the network's, before the mask is enlarged by repeating
+    pixels. (pixel, min_area, gate) is the rule of the SIIM paper, whose Table 2 compares both sizes; (top, min_pixels,
+    pixel) is the winner's triplet.
     """
 
     pixel: float
@@ -63,14 +63,14 @@ class Rule:
 
 
 def grid(**values):
-    """Return all Rules of the given values, the last name varying fastest, without those with 0 < top < pixel.
+    """Return the Rules of all combinations of values, the last name varying fastest, except where 0 < top < pixel.
 
     Example: grid(pixel=(0.3, 0.5), min_area=range(0, 4000, 500)).
     """
     rules = [Rule(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())]
     rules = [rule for rule in rules if rule.top == 0 or rule.top >= rule.pixel]
     if not rules:
-        raise InputError(f"no rule is left in the grid {values}")
+        raise InputError(f"the grid {values} contains no valid rule")
     return rules
 
 
@@ -78,8 +78,8 @@ def grid(**values):
 class OofRegions:
     """The areas of N images from which every rule is scored; see `summarise`.
 
-    regions: dict from a quantised threshold q to int32 (2, R), the area of every region of all images and its overlap
-    with the truth, those of image i at offsets[q][i] : offsets[q][i + 1]. histogram: int32 (N, 256); truth: true areas,
+    regions: dict from a quantised threshold q to int32 (2, R), the areas of all regions and their overlaps with the
+    truth; those of image i are at offsets[q][i] : offsets[q][i + 1]. histogram: int32 (N, 256); truth: true areas,
     int64 (N,); scale: pixels of the submission per counted pixel.
     """
 
@@ -99,13 +99,8 @@ def summarise(
 
     probs: read image by image, so that a memory map stays on disk; truth_runs: N arrays of runs (`common.post.rle`) on
     `size` (height, width); pixels: thresholds in (0, 1]; rows: the images to use, None for all. With `at_network`
-    regions are counted on (h, w), which must divide `size`. progress: wraps the iterable of results. Raises InputError
-    for other shapes and dtypes.
+    regions are counted on (h, w), which must divide `size`. progress: wraps the iterable of results.
     """
-    if getattr(probs, "ndim", 0) != 3 or probs.dtype != np.uint8:
-        raise InputError(f"probabilities must be uint8 (N, h, w), not {np.asarray(probs).dtype} {np.shape(probs)}")
-    if len(truth_runs) != len(probs):
-        raise InputError(f"{len(truth_runs)} true masks for {len(probs)} probability maps")
     rows = np.arange(len(probs))[slice(None) if rows is None else rows]
     rules = [Rule(pixel) for pixel in pixels]
     if not rules or not len(rows):
@@ -139,14 +134,12 @@ def summarise(
 def rule_areas(oof, rule, gate_probs=None):
     """Return the overlap with the truth, predicted area and true area of each image, int64 (N,) pixels.
 
-    They equal those of the masks from `rule.apply`. gate_probs: the classifier's probabilities (N,). Raises InputError
-    for a pixel threshold or size that was not summarised, and for a gate without probabilities.
+    They equal the areas of the masks from `rule.apply`. gate_probs: the classifier's probabilities (N,). Raises
+    InputError for a pixel threshold or size that was not summarised, and for a gate without probabilities.
     """
     q = quantise(rule.pixel)
     if q not in oof.regions or rule.at_network != oof.at_network:
         raise InputError(f"not summarised for {rule}: only pixel {oof.pixels}, at_network {oof.at_network}")
-    if rule.gate and np.shape(gate_probs) != oof.truth.shape:
-        raise InputError(f"{np.size(gate_probs)} gate probabilities for {len(oof.truth)} images")
     passes = np.broadcast_to(_gate_passes(rule, gate_probs), oof.truth.shape)
     if rule.min_pixels:
         passes = passes & (oof.histogram[:, quantise(rule.top) :].sum(axis=1) >= rule.min_pixels)
@@ -157,16 +150,16 @@ def rule_areas(oof, rule, gate_probs=None):
 
 
 def release_pages(array):
-    """Release the pages of a memory-mapped array from this process's memory; do nothing for other arrays.
+    """Release a memory-mapped array's pages from this process's memory; do nothing for other arrays.
 
-    They stay in the file cache and are mapped again when read.
+    The pages stay in the file cache and are mapped again when read.
     """
     if getattr(array, "mode", None) in ("r", "r+", "w+") and hasattr(mmap, "MADV_DONTNEED"):  # "c" has private changes
         array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def nested_areas(oof, tuned_rules, parts, gate_probs=None):
-    """Return `rule_areas` with each image under the rule of its part; parts: (N,), keys of `tuned_rules`."""
+    """Return `rule_areas` with each image under its part's rule; parts: (N,), keys of `tuned_rules`."""
     areas = np.zeros((3, len(parts)), np.int64)
     for part, rule in tuned_rules.items():
         areas[:, parts == part] = np.stack(rule_areas(oof, rule, gate_probs))[:, parts == part]
@@ -183,8 +176,8 @@ class Tuned:
     """The result of `tune_nested`.
 
     rule: the best on all images, for the submission; naive: its mean Dice on them. fold_rules: dict from each part to
-    the rule chosen on the other parts; dice: (N,), each image under the rule of its part; score: their mean, the figure
-    to report. parts: (N,), the folds, or two halves of the patients if there is one fold (`halves`).
+    the rule chosen on the other parts; dice: (N,), each image under its part's rule; score: its mean, the figure to
+    report. parts: (N,), the folds, or two halves of the patients if there is one fold (`halves`).
     """
 
     rule: Rule
@@ -205,17 +198,15 @@ class Tuned:
 def tune_nested(rules, dice_of, folds, groups=None, seed=0):
     """Return the Tuned with the best of `rules` by the mean of `dice_of(rule)`, float (N,), nested over the folds.
 
-    folds: (N,). A single fold is divided into random halves that share no group (patient; None if every image is a
-    group). Of tied rules the one nearest the middle wins, then the first. Raises InputError if there is nothing to
-    choose from or to hold out.
+    folds: (N,). A single fold is split into random halves that share no group (patient; None: every image is its own
+    group). Of tied rules the one nearest the middle wins, then the first. Raises InputError if no group can
+    be held out.
     """
     parts = np.asarray(folds)
     halves = len(np.unique(parts)) < 2
     if halves:
         parts = _halves(np.arange(len(parts)) if groups is None else np.asarray(groups), len(parts), seed)
     labels, part = np.unique(parts, return_inverse=True)
-    if not len(rules):
-        raise InputError("no rules to choose from")
     sums = np.stack([np.bincount(part, weights=dice_of(rule), minlength=len(labels)) for rule in rules])
     best = _best(rules, sums.sum(axis=1) / len(parts))
     dice, fold_rules = np.empty(len(parts)), {}
@@ -260,7 +251,7 @@ def _enlarge(mask, factors):
 
 @njit(cache=True, nogil=True)
 def _histogram(values):
-    # neighbouring pixels are often equal: with four counters no addition waits for the one before
+    # neighbouring pixels are often equal; with four counters an addition need not wait for the previous one
     counts = np.zeros((4, 256), np.int32)
     for i in range(len(values)):
         counts[i & 3, values[i]] += 1

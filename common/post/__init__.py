@@ -1,1 +1,1 @@
-"""Predictions to decisions: run-length masks, regions, resizing, the triplet rule."""
+"""From predictions to submissions: run-length masks, regions of masks, fusion of boxes."""

@@ -10,10 +10,10 @@ from numba import njit
 
 from common.errors import InputError
 
-# numpy 1 divides a float32 array by a float64 number in float32, numpy 2 in float64. Compiled code takes this as an
-# argument: as a constant it would stay in numba's cache through a change of numpy.
+# numpy 1 divides a float32 array by a float64 scalar in float32, numpy 2 in float64. Compiled code gets this as an
+# argument, because a constant would stay in numba's cache after a change of numpy.
 SINGLE = bool(np.result_type(np.zeros(1, np.float32), np.float64(1)) == np.float32)
-_ROWS = 1 << 15  # boxes fused together, few enough for the processor's cache
+_ROWS = 1 << 15  # boxes fused at a time, few enough for the processor's cache
 
 
 class Batch(NamedTuple):
@@ -59,7 +59,7 @@ def check_weights(weights, n_models):
     if weights.shape != (n_models,) or weights.dtype.kind not in "fiu":
         raise InputError(f"need {n_models} weights, one number per model, not {weights.tolist()}")
     if not ((weights > 0) & (weights < np.inf)).all():
-        raise InputError(f"weights must be positive: leave a model out rather than give it 0, not {weights.tolist()}")
+        raise InputError(f"weights must be positive: leave out a model instead of giving it 0, not {weights.tolist()}")
     return weights
 
 
@@ -70,9 +70,9 @@ def check_iou(iou_thr):
 
 
 def rank_rows(keys, starts, argsort=np.ndarray.argsort):
-    """Return the order that sorts `keys` (n,) within each group, largest first, as a reversed `argsort`.
+    """Return the order that sorts `keys` (n,) within each group, largest first: a reversed `argsort`.
 
-    The order of equal keys is that of numpy's or numba's unstable sort, because ensemble_boxes uses these.
+    Equal keys come in the order of numpy's or numba's unstable sort, as in ensemble_boxes.
     """
     order = np.empty(len(keys), np.int64)
     for begin, end in itertools.pairwise(starts.tolist()):
@@ -82,10 +82,10 @@ def rank_rows(keys, starts, argsort=np.ndarray.argsort):
 
 @njit(cache=True, nogil=True)
 def group_rows(boxes, scores, labels, models, starts, weights, by_label):
-    """Gather the rows of each class of each image, in order, without those that have no area.
+    """Group the rows of each image by class, in order, without boxes of no area.
 
-    weights: float64 (models,). Classes come by their number if `by_label`, else as they first appear. Returns (rows,
-    their scores × weights, starts of the groups, first group of each image).
+    weights: float64 (models,). Classes come by number if `by_label`, else in order of appearance. Returns (rows, their
+    scores × weights, starts of the groups, first group of each image).
     """
     rows, weighted = np.empty(len(boxes), np.int64), np.empty(len(boxes))
     groups = np.zeros(len(boxes) + 1, np.int64)
@@ -94,7 +94,7 @@ def group_rows(boxes, scores, labels, models, starts, weights, by_label):
     for image in range(len(starts) - 1):
         most = max(most, starts[image + 1] - starts[image])
     slot, seen, ends = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    recent = np.zeros(64, np.int64)  # where a class was found last, by its lowest bits
+    recent = np.zeros(64, np.int64)  # cache: where a class was last found, by the lowest bits of its id
     n_groups = end = 0
     for image in range(len(starts) - 1):
         begin, classes = starts[image], 0

@@ -9,7 +9,7 @@ from numba import njit
 from common.errors import InputError
 
 BOX = ["x_min", "y_min", "x_max", "y_max"]
-SLACK = 1e-6  # of the image: how far rounding to float32 can carry a coordinate over its edge
+SLACK = 1e-6  # of the image's side: rounding to float32 can move a coordinate this far outside
 _FAULTS = ("", "is not four finite numbers", "is inverted (x_min <= x_max and y_min <= y_max must hold)")
 
 

@@ -127,7 +127,7 @@ def _sizes(sizes):
 
 
 def _part(name, table, index, pixels, no_finding, healthy):
-    """Return image number, class, score and box of each row, checked; write the scores of `no_finding` to `healthy`."""
+    """Return checked image numbers, classes, scores and boxes; write the scores of `no_finding` to `healthy`."""
     images, labels, boxes, scores = read_boxes(name, table, index, no_finding, sizes=pixels)
     rows = np.flatnonzero(labels == no_finding)
     if len(rows):
@@ -139,13 +139,13 @@ def _part(name, table, index, pixels, no_finding, healthy):
 
 
 def _no_finding_scores(healthy, weights):
-    """Return image numbers and mean scores of `healthy` (models, images; NaN for no row) as `fuse_table` says."""
+    """Return image numbers and mean scores of `healthy` (models, images; NaN: no row), see `fuse_table`."""
     given = ~np.isnan(healthy)
     weights = np.where(given.any(axis=1), 1.0 if weights is None else weights, 0.0)
     found = np.flatnonzero(given.any(axis=0))
     probs = np.nan_to_num(healthy[:, found])
     mean = weights @ probs / max(weights.sum(), np.finfo(float).tiny)
-    return found, np.minimum(mean, probs.max(axis=0, initial=0))  # rounding must not carry a mean of ones past 1
+    return found, np.minimum(mean, probs.max(axis=0, initial=0))  # rounding could make a mean of ones exceed 1
 
 
 def _count_distinct(groups, values, n):
@@ -156,7 +156,7 @@ def _count_distinct(groups, values, n):
 
 @njit(cache=True, nogil=True)
 def _by_image(images, n):
-    """Return the order that sorts rows by image, stable, and where each of the `n` images begins in it."""
+    """Return the order that sorts rows stably by image, and where each of the `n` images begins in it."""
     starts = np.zeros(n + 1, np.int64)
     for image in images:
         starts[image + 1] += 1

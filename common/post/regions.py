@@ -1,8 +1,8 @@
-"""Connected regions of masks, and probability maps on the way to a mask.
+"""Connected regions of masks and of thresholded probability maps.
 
 A probability map is uint8, q standing for q / 255. Foreground is every value >= `threshold`: 1 for a mask, more for a
-probability map, so that no mask need be made. Pixels are connected by edges and corners (`connectivity` 8, OpenCV's
-default) or by edges only (4, scipy.ndimage's default).
+probability map, so that no separate mask is needed. Pixels are connected by edges and corners (`connectivity` 8,
+OpenCV's default) or by edges only (4, scipy.ndimage's default).
 """
 
 import math
@@ -13,18 +13,16 @@ from numba import njit
 
 from common.errors import InputError
 
-_BLOCK = 128  # pixels compared at once: enough to vectorise, few enough that an edge costs little
+_BLOCK = 128  # pixels compared at once: enough to vectorise, yet cheap to repeat one by one at an edge
 
 
 def remove_small(mask, min_area, connectivity=8, threshold=1):
     """Return a mask without its regions of fewer than `min_area` pixels.
 
     mask: bool or uint8 (height, width). The result is uint8 of 0 and 1 in the same memory order. Raises InputError for
-    other arrays and a negative `min_area`.
+    other arrays.
     """
     pixels = _checked(mask, connectivity, threshold)
-    if not min_area >= 0:
-        raise InputError(f"min_area must be 0 pixels or more, not {min_area!r}")
     if not pixels.flags.c_contiguous and pixels.flags.f_contiguous:  # transposing keeps the regions
         return remove_small(pixels.T, min_area, connectivity, threshold).T
     pixels = np.ascontiguousarray(pixels)
@@ -32,7 +30,7 @@ def remove_small(mask, min_area, connectivity=8, threshold=1):
 
 
 def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
-    """Return the area of each region and the number of pixels that it shares with a true mask, both int64 (n,).
+    """Return the area of each region and its number of pixels in a true mask, both int64 (n,).
 
     mask as in `remove_small`, so that a probability map can be measured at several thresholds; truth: bool or uint8 of
     the same shape, non-zero being foreground, or None for an empty one. Regions come in the order of `label`.
@@ -67,12 +65,9 @@ def resize_mask_probs(probs, size=(1024, 1024)):
 
     Resize before thresholding: the other way round, edges become staircases.
     """
-    height, width = size
-    if not isinstance(probs, np.ndarray) or probs.dtype != np.uint8:
-        raise InputError(f"probabilities must be a uint8 array, not {getattr(probs, 'dtype', type(probs).__name__)}")
-    if probs.ndim != 2 or probs.size == 0 or height < 1 or width < 1:
-        raise InputError(f"cannot resize probabilities of shape {probs.shape} to height {height}, width {width}")
-    return cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
+    if probs.dtype != np.uint8 or probs.ndim != 2:
+        raise InputError(f"probabilities must be uint8 (height, width), not {probs.dtype} {probs.shape}")
+    return cv2.resize(probs, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
 def _checked(mask, connectivity, threshold):
@@ -91,7 +86,7 @@ def _find_row_runs(pixels, threshold):
     """Return starts and ends (columns) of the runs of all rows, and the first run of each row."""
     height, width = pixels.shape
     threshold = np.uint8(threshold)
-    starts = np.empty(height * (width // 2 + 1), np.int32)  # mostly untouched, so it costs address space only
+    starts = np.empty(height * (width // 2 + 1), np.int32)  # mostly untouched, so it costs only address space
     ends = np.empty_like(starts)
     first = np.empty(height + 1, np.int64)
     n = 0
@@ -145,7 +140,7 @@ def _find_regions(pixels, threshold, corners):
                 region[max(a, b)] = min(a, b)
                 touching += 1
     n = 0
-    for k in range(len(region)):  # a parent precedes its children, so it already holds its final number
+    for k in range(len(region)):  # a parent precedes its children and so already has its final number
         if region[k] == k:
             region[k] = n
             n += 1

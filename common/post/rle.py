@@ -1,4 +1,4 @@
-"""Run-length masks: the competitions' strings, and `runs`, on which everything here is computed.
+"""Run-length masks: the competitions' strings, and the arrays of runs on which everything here is computed.
 
 Runs are an int64 array (n, 2) of [start, end) flat positions in column-major order (position = column * height + row),
 sorted and disjoint.
@@ -13,14 +13,14 @@ from common.errors import InputError
 
 
 class Form(Enum):
-    """How a string of pairs start, length counts its starts."""
+    """How the starts in a string of pairs start, length are counted."""
 
     RELATIVE = "from 0, relative to the end of the previous run (SIIM)"
     ABSOLUTE = "from 1, relative to the top left pixel (Kaggle's usual form)"
 
 
 RELATIVE, ABSOLUTE = Form
-_BLOCK = 256  # bytes compared at once: enough to vectorise, few enough that an edge costs little
+_BLOCK = 256  # bytes compared at once: enough to vectorise, yet cheap to repeat one by one at an edge
 _REASONS = (
     "{token!r} is not a whole number of 0 or more",
     "a run of length 0",
@@ -35,12 +35,10 @@ def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle", blank_is_empty=Fa
 
     shape: (height, width) in pixels. "-1" is the empty mask; so is a blank string in the absolute form. In the relative
     form a blank is an error unless `blank_is_empty`, because SIIM refuses it in a submission. Raises InputError, which
-    begins with `where`, for anything that is not a string, odd counts, numbers that are not whole, lengths of 0, runs
-    past the last pixel, and starts that overlap or go back in the absolute form.
+    begins with `where`, for odd counts, numbers that are not whole, lengths of 0, runs past the last pixel, and starts
+    that overlap or go back in the absolute form.
     """
-    height, width = _checked_shape(shape)
-    if not isinstance(rle, str):
-        raise InputError(f"{where}: {rle!r} is not a run-length string (read the column as text)")
+    height, width = shape
     stripped = rle.strip()
     if not stripped and form is RELATIVE and not blank_is_empty:
         raise InputError(f"{where}: blank instead of a run-length string (write -1 for an empty mask)")
@@ -60,9 +58,9 @@ def to_string(runs, form=RELATIVE, empty="-1"):
     return _write_digits(runs, form is RELATIVE).tobytes().decode("ascii") if len(runs) else empty
 
 
-def decode(rle, shape=(1024, 1024), form=RELATIVE, order="F", where="rle"):
+def decode(rle, shape=(1024, 1024), form=RELATIVE, order="F"):
     """Return a run-length string as a uint8 mask (height, width) of 0 and 1; see `parse` and `paint`."""
-    return paint(parse(rle, shape, form, where), shape, order)
+    return paint(parse(rle, shape, form), shape, order)
 
 
 def encode(mask, form=RELATIVE, empty="-1"):
@@ -71,7 +69,7 @@ def encode(mask, form=RELATIVE, empty="-1"):
 
 
 def runs_of(mask):
-    """Return the runs of a mask (height, width), bool or uint8, non-zero being foreground; InputError for another."""
+    """Return the runs of a mask (height, width), bool or uint8, non-zero being foreground."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8):
         raise InputError(f"a mask must be bool or uint8 with 2 dimensions, not {mask.dtype} with {mask.ndim}")
@@ -79,7 +77,7 @@ def runs_of(mask):
     rows, step = (mask.T, 1) if mask.flags.f_contiguous else (mask, width)
     flat = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     n = len(flat)
-    # a run starts or ends where a pixel differs from the one above it; outside the image all is background
+    # a run starts or ends where a pixel differs from the one above it; the outside counts as background
     inner = _find_changes(flat[step:], flat[: n - step]) + step
     edges = np.concatenate([np.flatnonzero(flat[:step]), inner, np.flatnonzero(flat[n - step :]) + n])
     if step > 1:  # row-major: sorting these few positions is cheaper than transposing the pixels
@@ -90,10 +88,8 @@ def runs_of(mask):
 
 def paint(runs, shape=(1024, 1024), order="F"):
     """Return runs as a uint8 mask (height, width) of 0 and 1: a column-major view, or row-major with order "C"."""
-    height, width = _checked_shape(shape)
+    height, width = shape
     runs = _checked_runs(runs)
-    if order not in ("F", "C"):
-        raise InputError(f"order must be 'F' or 'C', not {order!r}")
     if len(runs) and runs[-1, 1] > height * width:
         raise InputError(f"runs up to {runs[-1, 1]} do not fit {height} x {width} pixels")
     if order == "C":
@@ -117,17 +113,10 @@ def overlap(a, b):
     return area(a) + area(b) - area(union([a, b]))
 
 
-def _checked_shape(shape):
-    height, width = (int(side) for side in shape)
-    if height < 1 or width < 1:
-        raise InputError(f"shape must be a height and a width of 1 or more, not {tuple(shape)}")
-    return height, width
-
-
 def _checked_runs(runs):
     if getattr(runs, "dtype", None) != np.int64 or runs.ndim != 2 or runs.shape[1] != 2:
         raise InputError(f"runs must be an int64 array (n, 2), not {type(runs).__name__}")
-    if not _is_sorted(runs):  # compiled code writes where runs point, without checks of its own
+    if not _is_sorted(runs):  # compiled code writes to these positions unchecked
         raise InputError("runs must be sorted, disjoint, not empty and start at 0 or later")
     return runs
 
@@ -144,7 +133,7 @@ def _is_sorted(runs):
 
 @njit(cache=True, nogil=True)
 def _find_changes(now, before):
-    found = np.empty(len(now), np.int64)  # mostly untouched, so it costs address space only
+    found = np.empty(len(now), np.int64)  # mostly untouched, so it costs only address space
     count = 0
     for block in range(0, len(now), _BLOCK):
         a, b = now[block : block + _BLOCK], before[block : block + _BLOCK]

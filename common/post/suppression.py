@@ -14,8 +14,8 @@ from common.post.boxes import iou
 def fuse_nms(batch, weights=None, iou_thr=0.5):
     """Return `Fused`: the boxes of a `Batch` without those that overlap a better one of their class by IoU > iou_thr.
 
-    weights: one positive number per model; scores are multiplied by the model's share of their sum. The boxes of an
-    image come by class, then best first.
+    weights: one positive number per model; scores are multiplied by the model's share of the sum. The boxes of an image
+    are sorted by class, then best first.
     """
     check_iou(iou_thr)
     scores, rows, groups, firsts = _by_class(batch, weights)
@@ -29,7 +29,7 @@ def fuse_nms(batch, weights=None, iou_thr=0.5):
 
 
 def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, decayed=False):
-    """Return `Fused`: scores decay by exp(-IoU² / sigma) with each better box, and boxes at `thresh` or less go.
+    """Return `Fused`: each better box decays a score by exp(-IoU² / sigma); boxes with `thresh` or less are removed.
 
     weights as in `fuse_nms`; iou_thr is checked but has no effect on Gaussian decay. decayed: return the decayed
     scores; ensemble_boxes returns the original ones. Source: Bodla et al. 2017. Memory: 16 bytes per pair of boxes of
@@ -97,7 +97,7 @@ def _argsort(keys):
 
 @njit(cache=True, nogil=True)
 def _find_keepers(boxes, rows, groups, iou_thr):
-    """Return for each entry of `rows`, best first in its group, the entry that suppresses it, else its own number."""
+    """Return for each entry of `rows`, best first in its group, the entry that suppresses it, or its own index."""
     keepers = np.full(len(rows), -1, np.int64)
     for group in range(len(groups) - 1):
         for i in range(groups[group], groups[group + 1]):
@@ -112,7 +112,7 @@ def _find_keepers(boxes, rows, groups, iou_thr):
 
 @njit(cache=True, nogil=True)
 def _pairwise_iou(boxes, rows, groups):
-    """Return the IoU of all pairs of boxes in each group, the squares one after the other."""
+    """Return the IoU of all pairs of boxes in each group, as concatenated square matrices."""
     n = 0
     for group in range(len(groups) - 1):
         n += (groups[group + 1] - groups[group]) ** 2

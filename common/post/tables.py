@@ -1,4 +1,4 @@
-"""Tables of boxes (DataFrames) turned into checked arrays; errors name the table, the row and the image."""
+"""Checked conversion of tables of boxes (DataFrames) to arrays; errors name the table, the row and the image."""
 
 import numpy as np
 import pandas as pd

@@ -56,10 +56,10 @@ def mean_boxes(boxes, starts, iou_thr):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
-    """Fuse each group; its rows come best first with their weighted scores. Boxes are clipped to 0 … limit.
+    """Fuse each group, whose rows come best first with weighted scores. Boxes are clipped to 0 … limit.
 
     Returns boxes, scores, one row of each cluster, the first cluster of each image, and the cluster of each entry of
-    `rows`; the starts are empty if the scores of a cluster add up to 0.
+    `rows`; the starts are empty if the scores of a cluster sum to 0.
     """
     n = len(rows)
     fused, area, sums = np.empty((n, 4)), np.empty(n), np.empty((n, 4), np.float32)
