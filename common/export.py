@@ -161,7 +161,8 @@ def infer_tool(recipe, config_class, takes_sizes=False):
                 workers=workers,
             )
             with _job(recipe, exported.preset, config, options) as job:
-                images = prepare_test(job, recipe, exported.facts)
+                job.facts = exported.facts
+                images = prepare_test(job, recipe)
                 exported.link(job.run)
                 predict_test(job)
                 log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)[1]}")

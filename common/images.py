@@ -149,10 +149,10 @@ def prepare_images(job, recipe):
     return job.images
 
 
-def prepare_test(job, recipe, facts):
+def prepare_test(job, recipe):
     """Decode only the test images, without labels or folds; return their Images, which become the job's.
 
-    facts: the `about` of the run's Images, to which that of the test images is added.
+    Their `about` is added to that of the run's Images, which an export carries (`job.facts`).
     """
     listing = recipe.read_test(job)
     store = decode(job, listing)
@@ -161,7 +161,7 @@ def prepare_test(job, recipe, facts):
     _log_left_out(job, listing.left_out)
     write_submission(job.run.path(SAMPLE), listing.sample)
     pixels = _pixels_key(store, listing.table, listing.about.get("pixels"))
-    job.images = Images(listing.table, store, "", pixels, facts | listing.about, listing.tables, listing.arrays)
+    job.images = Images(listing.table, store, "", pixels, job.facts | listing.about, listing.tables, listing.arrays)
     return job.images
 
 

@@ -18,7 +18,8 @@ from common.step import is_current
 class Job:
     """One invocation of a verb.
 
-    solution: its name; recipe: its common.recipe.Solution; left_out: number of unusable inputs, which were named.
+    solution: its name; recipe: its common.recipe.Solution; left_out: number of unusable inputs, which were named;
+    facts: what an export carries of the `about` of its run's Images.
     """
 
     solution: str
@@ -31,6 +32,7 @@ class Job:
     submissions: Path = Path("submissions")
     left_out: int = 0
     recipe: Any = field(default=None, repr=False)
+    facts: dict = field(default_factory=dict, repr=False)
 
     @cached_property
     def images(self):

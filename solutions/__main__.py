@@ -1,17 +1,17 @@
 """`cxr <name> <verb> …` (or `python -m solutions …`) and the commands that concern all solutions."""
 
 import os
+import sys
 
+# before the imports that read them
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would query the registry at import
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "15")  # fewer progress lines in a log file
 
 import importlib
-import sys
 
 from common import cli, kaggle
 from common.errors import InputError
-
-if not sys.stderr.isatty():
-    os.environ.setdefault("TQDM_MININTERVAL", "15")  # fewer progress lines in a log file
 
 NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", "covid19")
 USAGE = f"""\
