@@ -23,9 +23,8 @@ class Region(NamedTuple):
 def place(cam, box, shape):
     """Return a map stretched bilinearly over a box of an image of `shape` (H, W), float32 (H, W).
 
-    Outside the box the result is the map's minimum, since zero could be above all its values. The box is rounded to
-    whole pixels. Raises InputError for a map that is not finite (h, w), and for an empty box or one that exceeds the
-    image.
+    Outside the box the result is the map's minimum, since all its values could be negative. The box is rounded to whole
+    pixels. Raises InputError for a map that is not finite (h, w), and for an empty box or one that exceeds the image.
     """
     cam = _check_map(cam)
     x_min, y_min, x_max, y_max = np.round(np.asarray(box, float)).astype(int).tolist()
@@ -98,8 +97,8 @@ def peak(cam):
 def guided_box(cam, box):
     """Return the box of the true box's size around the local maximum of the map where it overlaps the true box most.
 
-    It uses the truth, so it is no prediction; it exists because the code of CXR-IRNet's authors measures such boxes and
-    their figures compare with nothing else. A local maximum is a pixel that no pixel within 1/32 of the image's side
+    It uses the truth and is not a prediction; the code of CXR-IRNet's authors measures such boxes, and their figures
+    compare with nothing else. A local maximum is a pixel that no pixel within 1/32 of the image's side
     exceeds. Boxes that cross the left or upper edge are moved inside. Returns float64 (4,), None if the map is flat.
     """
     cam, box = _check_map(cam), np.asarray(box, float)

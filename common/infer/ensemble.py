@@ -1,4 +1,4 @@
-"""Averages of predictions that are already written: tables of probabilities and files of masks."""
+"""Averages of stored predictions: tables of probabilities and files of masks."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def mean_masks(masks, ids, out_path, weights=None, chunk=8):
     def blocks():
         for start in range(0, len(first), chunk):
             parts = (w * mask[start : start + chunk] for w, mask in zip(weights, masks, strict=True))
-            yield np.floor(sum(parts) + (0.5 + 1e-9)).astype(np.uint8)  # 1e-9: a half that came out a hair below
+            yield np.floor(sum(parts) + (0.5 + 1e-9)).astype(np.uint8)  # 1e-9: a half may be computed slightly too low
 
     return write_masks(out_path, first.shape, blocks())
 

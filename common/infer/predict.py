@@ -37,13 +37,13 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
 
 
 def write_masks(out_path, shape, blocks):
-    """Write consecutive `blocks` of uint8 images as one `.npy` file of `shape` (n, …), whole or not at all.
+    """Write consecutive `blocks` of uint8 images atomically as one `.npy` file of `shape` (n, …).
 
     Returns it memory-mapped. Raises InputError for a path that does not end in .npy.
     """
     if Path(out_path).suffix != ".npy":
         raise InputError(f"{out_path}: mask probabilities go to a .npy file")
-    # written as a plain file: pages of a written memory map would count as this process's memory
+    # as a plain file: the pages of a memory map written to would count as this process's memory
     with atomic_path(out_path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for block in blocks:
@@ -63,7 +63,7 @@ def predict_probs(models, dataset, **how):
     if not len(dataset):
         raise InputError("no rows to predict")
     found, done = None, 0
-    for (probs,) in _predict_batches(models, dataset, **how):  # into one array: joining a list would take twice as much
+    for (probs,) in _predict_batches(models, dataset, **how):  # into one array: joining a list needs twice the memory
         probs = probs.cpu().numpy()
         if found is None:
             found = np.empty((len(dataset), *probs.shape[1:]), probs.dtype)
@@ -103,7 +103,7 @@ def _predict_batches(
             bad = ~torch.stack([torch.isfinite(mean).flatten(1).all(1) for mean in means]).all(0).cpu()
             if bad.any():
                 raise InputError(
-                    f"row {int(rows[bad][0])}: the predicted probability is not a number; use fp32 or check the weights"
+                    f"row {int(rows[bad][0])}: the network produced NaN or infinity; use fp32 or check the weights"
                 )
             yield means
             bar.update(len(images))

@@ -29,25 +29,25 @@ def both(first, second):
 
 
 def sigmoid(output):
-    """Probabilities in float32 from logits; from a pair (mask logits, presence logit), those of the mask."""
+    """Return float32 probabilities of logits; of a pair (mask logits, presence logit), those of the mask."""
     return (output[0] if isinstance(output, tuple) else output).float().sigmoid()
 
 
 def presence(output):
-    """Probabilities (B, 1) that a mask is not empty, from a pair (mask logits, presence logit)."""
+    """Return the probabilities (B, 1) that a mask is not empty, from a pair (mask logits, presence logit)."""
     return output[1].float().sigmoid()
 
 
 def sigmoid_and_presence(output):
-    """Both of a pair (mask logits, presence logit), as probabilities."""
+    """Return the probabilities of both members of a pair (mask logits, presence logit)."""
     return sigmoid(output), presence(output)
 
 
 def predict_tta(model, images, views=(IDENTITY,), activation=sigmoid):
     """Return the mean of the probabilities over `views`, float32.
 
-    images (B, 1, H, W); activation maps the model's output to probabilities, which are masks (B, C, h, w), brought
-    back to H and W, or classes (B, C), which no view moves; or to a tuple of such, averaged each and returned as one.
+    images: (B, 1, H, W). activation: maps the model's output to probabilities of masks (B, C, h, w), which are mapped
+    back to H and W, or of classes (B, C), which views do not move; or to a tuple of these, each averaged.
     """
     totals, several = None, False
     for forward, inverse in views:

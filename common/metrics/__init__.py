@@ -1,1 +1,1 @@
-"""Scores, by default as the competitions compute them."""
+"""Metrics, by default as the competitions compute them."""

@@ -1,4 +1,4 @@
-"""Operating points and calibration: thresholds chosen on other folds, and how far probabilities can be trusted."""
+"""Operating points, with thresholds chosen on the other folds, and calibration of probabilities."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from common.metrics.classification import best_threshold, check_scores, confusio
 class OperatingPoints:
     """Thresholds, sensitivity and specificity of each class, float64 (C,), NaN where undefined.
 
-    thresholds: chosen on all images, for new ones. nested_by: how the images were divided for the other two.
+    thresholds: chosen on all images, for new ones. nested_by: how the images were split for the other two.
     """
 
     thresholds: np.ndarray
@@ -28,30 +28,28 @@ def youden(counts):
 
 
 def choose_thresholds(y, score, metric=youden):
-    """Return float64 (C,): each class's threshold with the highest `metric`, NaN if its labels are of one kind.
+    """Return each class's threshold with the highest `metric`, float64 (C,), NaN if all its labels are equal.
 
-    y: (N, C) bool or 0/1; score: (N, C) real; metric: as in `best_threshold`. Raises InputError for other input.
+    y: (N, C) bool or 0/1; score: (N, C) real; metric: as in `best_threshold`.
     """
     y, score = check_scores(y, score, (2,))
-    score = score.astype(np.float64)  # thresholds between float32 scores need the finer precision
-    kinds = y.any(axis=0) & ~y.all(axis=0)
-    return np.array([best_threshold(y[:, c], score[:, c], metric)[0] if k else np.nan for c, k in enumerate(kinds)])
+    score = score.astype(np.float64)  # a threshold between two float32 scores may need more precision
+    mixed = y.any(axis=0) & ~y.all(axis=0)
+    return np.array([best_threshold(y[:, c], score[:, c], metric)[0] if m else np.nan for c, m in enumerate(mixed)])
 
 
-def nested_counts(y, score, folds, metric=youden):
-    """Return tp, fp, fn, tn, int64 (C, 4), each fold at the thresholds chosen on the others, float64 (K, C).
+def nested_counts(y, score, folds):
+    """Return tp, fp, fn, tn, int64 (C, 4), of each fold at the thresholds chosen on the others, float64 (K, C).
 
-    y, score, metric: as in `choose_thresholds`; folds: (N,) of K ≥ 2 values, in rising order the rows of the
+    y, score: as in `choose_thresholds`; folds: (N,) of K ≥ 2 values, which in ascending order are the rows of the
     thresholds. A fold is not counted for a class without a threshold from the other folds.
     """
     y, score = check_scores(y, score, (2,))
     names, codes = np.unique(folds, return_inverse=True)
-    if len(codes) != len(y) or len(names) < 2:
-        raise InputError(f"{len(names)} folds for {len(y)} images: nested thresholds need two folds or more")
     counts, thresholds = np.zeros((y.shape[1], 4), np.int64), np.empty((len(names), y.shape[1]))
     for k in range(len(names)):
         here = codes == k
-        thresholds[k] = choose_thresholds(y[~here], score[~here], metric)
+        thresholds[k] = choose_thresholds(y[~here], score[~here])
         known = ~np.isnan(thresholds[k])
         if known.any():
             counts[known] += confusion_counts(y[here][:, known], score[here][:, known], thresholds[k, known])
@@ -61,8 +59,8 @@ def nested_counts(y, score, folds, metric=youden):
 def nested_youden(y, score, folds, groups=None, seed=0):
     """Return the OperatingPoints by Youden's J; sensitivity and specificity are those of `nested_counts`.
 
-    y, score: (N, C) as in `choose_thresholds`; folds: (N,). A single fold is divided into halves that share no group:
-    (N,) such as patient ids, None if every image is a group.
+    y, score: (N, C) as in `choose_thresholds`; folds: (N,). A single fold is split into halves that share no group.
+    groups: (N,), such as patient ids; None if every image is a group.
     """
     nested_by = "fold"
     if len(np.unique(folds)) < 2:
@@ -72,7 +70,7 @@ def nested_youden(y, score, folds, groups=None, seed=0):
 
 
 def brier(y, prob):
-    """Return the mean squared distance of probabilities (N, C) from labels (N, C): float64 (C,), 0 at best."""
+    """Return the mean squared error of probabilities (N, C) against labels (N, C): float64 (C,), 0 at best."""
     y, prob = _check_probabilities(y, prob)
     return ((prob - y) ** 2).mean(axis=0)
 
@@ -82,12 +80,8 @@ def reliability(y, prob, n_bins=15):
 
     y: (N,) bool or 0/1; prob: (N,) in [0, 1]. The bins are of equal mass (Nguyen and O'Connor 2015), since most
     findings are rare and most probabilities small; equal probabilities share a bin, so B can be less than n_bins.
-    Raises InputError for other input.
     """
-    y, prob = _check_probabilities(np.asarray(y)[..., None], np.asarray(prob)[..., None])
-    if n_bins < 1:
-        raise InputError(f"n_bins must be at least 1, not {n_bins}")
-    y, prob = y[:, 0], prob[:, 0]
+    y, prob = _check_probabilities(y, prob)
     bins = np.searchsorted(np.sort(prob), prob) * n_bins // len(prob)
     images = np.bincount(bins)
     filled = images > 0
@@ -96,7 +90,7 @@ def reliability(y, prob, n_bins=15):
 
 
 def expected_calibration_error(y, prob, n_bins=15):
-    """Return float64 (C,): the mean distance of probability from share of positives over the bins of `reliability`.
+    """Return float64 (C,): the mean gap between probability and share of positives over the bins of `reliability`.
 
     y, prob: (N, C). The expected calibration error of Naeini et al. 2015, with bins of equal mass.
     """
@@ -106,7 +100,7 @@ def expected_calibration_error(y, prob, n_bins=15):
 
 
 def _check_probabilities(y, prob):
-    y, prob = check_scores(y, prob, (2,), nan="allowed")
-    for row, column in np.argwhere(~((prob >= 0) & (prob <= 1)))[:1]:
-        raise InputError(f"row {row}, class {column}: {prob[row, column]} is not a probability")
+    y, prob = check_scores(y, prob, (1, 2), nan="allowed")
+    if not ((prob >= 0) & (prob <= 1)).all():
+        raise InputError("probabilities must lie in [0, 1]")
     return y, prob.astype(np.float64)

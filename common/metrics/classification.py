@@ -1,4 +1,4 @@
-"""Classification scores of one class against the rest, from scores (AUROC) or from counts of tp, fp, fn, tn.
+"""Metrics of one class against the rest, from scores (AUROC) or from counts of tp, fp, fn, tn.
 
 A row is predicted positive where its score is at least the threshold.
 """
@@ -11,8 +11,8 @@ from common.errors import InputError
 def check_scores(y, score, ndims=(1,), nan="refused"):
     """Return labels as bool and scores as floats, both (N,) or (N, C).
 
-    ndims: dimensions allowed; nan: "refused" or "allowed" among the scores. Raises InputError for shapes that differ or
-    are empty, labels other than 0 and 1, scores that are not real numbers.
+    ndims: allowed numbers of dimensions; nan: "refused" or "allowed" among the scores. Raises InputError for different
+    or empty shapes, labels other than 0 and 1, scores that are not real numbers.
     """
     y, score = np.asarray(y), np.asarray(score)
     if y.shape != score.shape or y.ndim not in ndims or not y.size:
@@ -21,17 +21,14 @@ def check_scores(y, score, ndims=(1,), nan="refused"):
     if score.dtype.kind not in "biuf" or y.dtype.kind not in "biuf" or ((y != 0) & (y != 1)).any():
         raise InputError("labels must be 0 or 1 and scores real numbers")
     if nan == "refused" and np.isnan(score).any():
-        place = np.argwhere(np.isnan(score))[0].tolist()
-        raise InputError(
-            ", ".join(f"{axis} {i}" for axis, i in zip(("row", "class"), place, strict=False)) + ": the score is NaN"
-        )
+        raise InputError(f"row {np.argwhere(np.isnan(score))[0][0]}: the score is NaN")
     return y.astype(bool), score if score.dtype.kind == "f" else score.astype(np.float64)
 
 
 def cut_points(y, score):
-    """Return the distinct scores in falling order, and the true and false positives (int64) at each as threshold.
+    """Return the distinct scores in descending order, and the true and false positives (int64) with each as threshold.
 
-    y: (N,) bool or 0/1; score: (N,) real. Raises InputError as `check_scores` does.
+    y: (N,) bool or 0/1; score: (N,) real.
     """
     y, score = check_scores(y, score)
     order = np.argsort(score)[::-1]
@@ -43,15 +40,15 @@ def cut_points(y, score):
 def auroc(y, score, undefined=None):
     """Return the area under the ROC curve, ties counted half: float for (N,), float64 (C,) for (N, C).
 
-    y: bool or 0/1; score: real, of the same shape. A class with one kind of label or NaN scores gets `undefined` (such
-    as NaN), or raises InputError if that is None.
+    y: bool or 0/1; score: real, of the same shape. A class whose labels are all equal or whose scores have NaN gets
+    `undefined` (such as NaN), or raises InputError if that is None.
     """
     y, score = check_scores(y, score, (1, 2), nan="allowed")
     areas = []
     for c, (labels, scores) in enumerate(zip(np.atleast_2d(y.T), np.atleast_2d(score.T), strict=True)):
         if labels.all() or not labels.any() or np.isnan(scores).any():
             if undefined is None:
-                raise InputError(f"class {c}: labels of one kind only, or NaN among the scores")
+                raise InputError(f"class {c}: all labels are equal, or there are NaN scores")
             areas.append(float(undefined))
         else:
             tp, fp = (np.append(0, counts) for counts in cut_points(labels, scores)[1:])
@@ -62,11 +59,9 @@ def auroc(y, score, undefined=None):
 def confusion_counts(y, score, threshold):
     """Return tp, fp, fn, tn at `threshold`, int64 (4,); (C, 4) for y and score (N, C) and one or C thresholds.
 
-    Raises InputError as `check_scores` does, and for a threshold that is NaN.
+    Raises InputError as `check_scores` does.
     """
     y, score = check_scores(y, score, (1, 2))
-    if np.isnan(threshold).any():
-        raise InputError("a threshold is NaN")
     called = score.astype(np.float64) >= threshold
     return np.stack([(called & y).sum(0), (called & ~y).sum(0), (~called & y).sum(0), (~called & ~y).sum(0)], axis=-1)
 
@@ -110,15 +105,13 @@ def mcc(counts):
 def best_threshold(y, score, metric):
     """Return (threshold, value) with the highest metric over all thresholds that split the rows differently.
 
-    y, score: (N,) as in `cut_points`; metric: a function of counts (M, 4) giving (M,), such as `mcc`; NaN values are
-    skipped. The threshold is the middle between two scores, in the precision of the scores; predicting all rows
-    negative or all positive is tried too. Of equal values the highest threshold wins.
+    y, score: (N,) as in `cut_points`; metric: maps counts (M, 4) to values (M,), such as `mcc`; NaN is skipped. The
+    threshold is the midpoint of two scores, in their precision; predicting all rows negative or all positive is tried
+    too. Of equal values the highest threshold wins.
     """
     scores, tp, fp = cut_points(y, score)
     counts = np.stack([tp, fp, tp[-1] - tp, fp[-1] - fp], axis=-1)
     values = np.asarray(metric(np.concatenate([[[0, 0, tp[-1], fp[-1]]], counts])))
-    if np.isnan(values).all():
-        raise InputError("the metric is NaN at every threshold")
     best = int(np.nanargmax(values))
     if best == 0:
         return float(np.nextafter(scores[0], np.inf, dtype=scores.dtype)), float(values[0])
@@ -140,7 +133,4 @@ def mean_of_defined(values):
 
 
 def _split(counts):
-    counts = np.asarray(counts, np.float64)
-    if counts.ndim < 1 or counts.shape[-1] != 4:
-        raise InputError(f"counts {counts.shape}: need (..., 4) with tp, fp, fn, tn")
-    return np.moveaxis(counts, -1, 0)
+    return np.moveaxis(np.asarray(counts, np.float64), -1, 0)

@@ -1,7 +1,7 @@
 """DeLong's variance of the AUROC: intervals, and the paired test of two scores of the same images.
 
-It assumes that images are independent. Where patients have several images, the intervals are too narrow and the
-p-values too small: prefer the bootstrap by patient (`statistics`). DeLong's figures are reported because papers do.
+It assumes that images are independent. If patients have several images, the intervals are too narrow and the p-values
+too small: prefer the bootstrap by patient (`statistics`). DeLong's figures are reported for comparison with papers.
 """
 
 import numpy as np
@@ -10,24 +10,22 @@ from scipy import special
 from common.errors import InputError
 from common.metrics.classification import check_scores
 
-ROUNDING = 1e-16  # scores of equal ranks have variances up to this
+ROUNDING = 1e-16  # largest variance of a difference that is 0 up to rounding
 
 
 def delong_covariance(y, scores):
     """Return (AUROC float64 (K,), covariance float64 (K, K)) of K scores of the same images, for one class.
 
-    y: (N,) bool or 0/1; scores: (N, K) real. Ties count half. The covariance is NaN with fewer than two images of
-    either kind. Raises InputError for other shapes or values, NaN, or labels of one kind.
+    y: (N,) bool or 0/1; scores: (N, K) real. Ties count half. The covariance is NaN with fewer than two positives or
+    negatives. Raises InputError for other values, NaN, and without positives or negatives.
     Source: DeLong et al. 1988; the placements come from sorting, in O(N log N), as in Sun and Xu 2014.
     """
     y, scores = np.asarray(y), np.asarray(scores)
-    if y.ndim != 1 or scores.ndim != 2 or len(y) != len(scores):
-        raise InputError(f"labels {y.shape} and scores {scores.shape}: need (N,) and (N, K)")
     for score in scores.T:
         check_scores(y, score)
     positive, negative = scores[y != 0], scores[y == 0]
     if not (len(positive) and len(negative)):
-        raise InputError("labels of one kind only")
+        raise InputError("all labels are equal")
     of_positive = np.stack([_below(p, n) for p, n in zip(positive.T, negative.T, strict=True)])
     of_negative = 1 - np.stack([_below(n, p) for p, n in zip(positive.T, negative.T, strict=True)])
     covariance = _covariance(of_positive) / len(positive) + _covariance(of_negative) / len(negative)
@@ -39,8 +37,8 @@ def delong_intervals(y, score, level=0.95):
 
     y: (N, C) bool or 0/1; score: (N, C) real; level: in (0, 1). The interval is symmetric on the logit scale, which
     keeps it within [0, 1] and its coverage near `level` for areas near 1 (Pepe 2003; Qin and Hotilovac 2008). It is
-    NaN for an area of exactly 0 or 1, whose estimated variance is 0, and with fewer than two images of either kind; the
-    AUROC is NaN too for labels of one kind. Raises InputError for other input.
+    NaN for an area of exactly 0 or 1, whose estimated variance is 0, and with fewer than two positives or negatives; if
+    all labels are equal, the AUROC is NaN too.
     """
     z, found = _quantile(level), np.full((np.shape(y)[-1], 3), np.nan)
     for c, ((area,), ((variance,),)) in _classes(y, score):
@@ -55,8 +53,8 @@ def delong_test(y, a, b, level=0.95):
     """Return float64 (C, 4): AUROC(a) − AUROC(b) of each class, its low and high, and the two-sided p-value.
 
     y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images. Scores of equal ranks give 0 and p = 1. A
-    difference with a variance of 0 or NaN has no interval and p-value (NaN); with labels of one kind all is NaN. Raises
-    InputError for other input. Source: DeLong et al. 1988.
+    difference with a variance of 0 or NaN has no interval and p-value (NaN); if all labels are equal, all is NaN.
+    Source: DeLong et al. 1988.
     """
     z, found = _quantile(level), np.full((np.shape(y)[-1], 4), np.nan)
     for c, (areas, covariance) in _classes(y, a, b):
@@ -71,18 +69,10 @@ def delong_test(y, a, b, level=0.95):
 
 
 def _classes(y, *scores):
-    """Yield (class, (AUROCs, covariance)) for each class with labels of both kinds."""
-    y, scores = np.asarray(y), [np.asarray(score) for score in scores]
-    for score in scores:
-        if y.ndim != 2 or score.shape != y.shape:
-            raise InputError(f"labels {y.shape} and scores {score.shape}: need one shape (N, C)")
-    for c, labels in enumerate(y.T):
-        if (labels == labels[:1]).all():
-            continue
-        try:
-            yield c, delong_covariance(labels, np.stack([score[:, c] for score in scores], axis=1))
-        except InputError as error:
-            raise InputError(f"class {c}: {error}") from None
+    """Yield (class, (AUROCs, covariance)) for each class with positives and negatives."""
+    for c, labels in enumerate(np.asarray(y).T):
+        if not (labels == labels[:1]).all():
+            yield c, delong_covariance(labels, np.stack([np.asarray(score)[:, c] for score in scores], axis=1))
 
 
 def _below(values, others):
@@ -99,6 +89,4 @@ def _covariance(placements):
 
 
 def _quantile(level):
-    if not 0 < level < 1:
-        raise InputError(f"level must lie between 0 and 1, not {level}")
     return special.ndtri((1 + level) / 2)

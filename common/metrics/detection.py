@@ -1,14 +1,14 @@
-"""Detection scores: boxes are matched once, and every figure follows from the matches.
+"""Detection metrics: boxes are matched once, and every metric is computed from the matches.
 
 The default is the VinBigData leaderboard's: PASCAL VOC 2010 average precision (the whole area under the curve made
-monotone) at IoU > 0.4, the mean over 15 classes, No finding with its box 0 0 1 1 among them. The detections of a class
+monotone) at IoU > 0.4, the mean over 15 classes including No finding with its box 0 0 1 1. The detections of a class
 are taken over all images by falling score; each is compared with the true box of its class and image that it overlaps
 most, and is a false positive if that box is taken. Areas are width × height, without the extra pixel of the VOC kit.
 
-The order of rows does not matter. Detections with equal scores enter the curve together, as one point: no threshold
-separates them, and the result is that of the least favourable order, false positives first. Within an image, equal
-scores are matched in the order of their boxes, and of true boxes with equal overlap the first in that order counts.
-With `tied_as_listed`, as in pycocotools, equal scores come by image, then by row, each a point of its own.
+The order of rows does not matter. Detections with equal scores form one point of the curve, since no threshold
+separates them; the result is that of the least favourable order, false positives first. Within an image, equal scores
+are matched in the order of their boxes, and of true boxes with equal overlap the first in that order counts. With
+`tied_as_listed`, as in pycocotools, equal scores come by image, then by row, each as a point of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ from common.metrics.statistics import exponential_weights, interval, interval_wi
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts as found, and how precision is averaged.
+    """When a box counts as found, and how precision is averaged.
 
     iou_threshold: in [0, 1); a box is found above it, with `inclusive` also at it.
-    best_unmatched: match the best true box that is not taken yet (COCO), not only the best one (VOC).
+    best_unmatched: match the best true box that is still free (COCO), not only the best one (VOC).
     recall_points: None for the whole area, 101 for COCO's and 11 for VOC 2007's mean over evenly spaced recalls.
     max_per_class: best detections kept of an image and class (COCO's 100).
     tied_as_listed: equal scores in the order of images and rows, as in pycocotools.
@@ -107,10 +107,8 @@ def pr_curve(result, class_id):
     """Return a DataFrame by falling score: score, seen and found (detections up to it), recall and precision.
 
     One row for each distinct score, or each detection with `tied_as_listed`; recall is NaN for a class without a true
-    box. Raises InputError on an unknown class.
+    box.
     """
-    if class_id not in range(result.rule.n_classes):
-        raise InputError(f"class {class_id} is not one of 0 to {result.rule.n_classes - 1}")
     return pd.DataFrame(_curve(result, class_id))
 
 
@@ -119,12 +117,9 @@ def ap_of(result, weights):
 
     weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two equal
     images (with `tied_as_listed` up to the order of equal scores), so np.bincount(rows, minlength=N) stands for images
-    drawn as `rows`. Returns float64 (C,) or (B, C), NaN without a true box; `mean_of_defined` gives the mean. Raises
-    InputError for other weights.
+    drawn as `rows`. Returns float64 (C,) or (B, C), NaN without a true box; `mean_of_defined` gives the mean.
     """
     weights = np.asarray(weights, np.float64)
-    if weights.ndim not in (1, 2) or weights.shape[-1] != len(result.image_ids) or not (weights >= 0).all():
-        raise InputError(f"weights {weights.shape}: need numbers >= 0, (N,) or (B, N) with N {len(result.image_ids)}")
     rows, n_classes = np.atleast_2d(weights), result.rule.n_classes
     totals = [np.bincount(result.truth_class, row[result.truth_image], n_classes) for row in rows]
     aps = class_aps(result.starts, result.score, result.found, result.image, rows, np.stack(totals), result.rule)
@@ -135,8 +130,8 @@ def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
     """Return (list of C Intervals of the counted classes, Interval of the mean AP) by the Bayesian bootstrap.
 
     groups: (N,) patient ids in the order of result.image_ids, None if every image is a group. Patients get exponential
-    weights, so that every resample has every class: a mean over the classes drawn would be another figure, and a higher
-    one where rare classes score low. Raises InputError as `statistics.bootstrap` does. Source: Rubin 1981.
+    weights, so that every resample has every class; a mean over only the drawn classes would be biased upwards if rare
+    classes score low. Raises InputError as `statistics.bootstrap` does. Source: Rubin 1981.
     """
     resamples = _resampled_aps(result, groups, n_resamples, seed)
     pairs = zip(result.classes["ap"], resamples.T, strict=True)
@@ -151,14 +146,14 @@ def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95)
     """
     same = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_ids", "truth_class"))
     if not all(same):
-        raise InputError("two results are compared on the same images and true boxes only")
+        raise InputError("two results can be compared only on the same images and true boxes")
     means = [mean_of_defined(_resampled_aps(result, groups, n_resamples, seed)) for result in (first, second)]
     return interval_with_p(first.mean_ap - second.mean_ap, means[0] - means[1], level)
 
 
 def _resampled_aps(result, groups, n_resamples, seed):
     """Return the AP of each counted class under exponential weights of the patients, float64 (n_resamples, C)."""
-    codes, n_groups = number_groups(groups, len(result.image_ids), n_resamples)
+    codes, n_groups = number_groups(groups, len(result.image_ids))
     draws = exponential_weights(n_groups, n_resamples, seed)
     return np.concatenate([ap_of(result, weights[:, codes]) for weights in draws])
 

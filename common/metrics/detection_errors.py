@@ -1,4 +1,4 @@
-"""Detection errors and what each kind costs: TIDE (Bolya et al. 2020), under any matching rule.
+"""Detection errors and the AP that each kind costs: TIDE (Bolya et al. 2020), under any matching rule.
 
 For a false positive let "same" be its highest IoU with the true boxes of its class in its image, "other" with those of
 the other classes, t the rule's threshold and b the background's. The first line that holds names the error:
@@ -11,7 +11,7 @@ missed          a true box that no detection found and no localisation or classi
                 true box is removed; a class left without a true box keeps its AP.
 Of several localisation and classification errors that point to one true box, only that of the highest score (of equal
 ones the localisation) is corrected as above; the others, and those that point to a box already found, are removed.
-The gain of an error is the AP with this kind alone corrected, less the AP as it is; gains do not add up to 1 - AP.
+The gain of an error is the AP with only this kind corrected minus the actual AP; gains do not add up to 1 - AP.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Tables of boxes put in an order that does not depend on that of their rows, and matched.
+"""Matching of detections and true boxes, independent of the order of the rows in their tables.
 
 Detections: a DataFrame with image_id, class_id, score, x_min, y_min, x_max, y_max; the truth is the same without score.
-Rows are named by their place in their table, from 0.
+Rows are numbered by their position in the table, from 0.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: the ids of all images scored, each once; None for those of the truth, sorted. Raises InputError for missing
+    images: unique ids of all images to score; None for those of the truth, sorted. Raises InputError for missing
     columns and values, unknown images or classes, inverted boxes, scores outside [0, 1], a box of no finding other than
     0 0 1 1, and, in the truth, a box without area or a second no finding of an image.
     """

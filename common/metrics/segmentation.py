@@ -1,4 +1,4 @@
-"""Segmentation scores of images, from tp, fp, fn, tn counted in pixels.
+"""Segmentation metrics of images, from tp, fp, fn, tn counted in pixels.
 
 An image where both masks are empty scores 1, one where only one is empty scores 0 (accuracy excepted), as in SIIM.
 `reduce`: None for one value per image, "image" for their mean (SIIM), "pooled" for one ratio over the pixels of all
@@ -18,10 +18,8 @@ def counts_from_areas(intersection, pred_area, true_area, pixels):
     All arguments broadcast. Raises InputError if the areas contradict each other.
     """
     intersection, pred_area, true_area = _check_areas(intersection, pred_area, true_area)
-    union = pred_area + true_area - intersection
-    if (union > pixels).any():
-        raise InputError(f"the union of two masks has {int(union.max())} pixels, more than the image")
-    parts = np.broadcast_arrays(intersection, pred_area - intersection, true_area - intersection, pixels - union)
+    rest = pixels - (pred_area + true_area - intersection)
+    parts = np.broadcast_arrays(intersection, pred_area - intersection, true_area - intersection, rest)
     return np.stack(parts, axis=-1).astype(np.int64)
 
 
@@ -67,22 +65,14 @@ def accuracy(counts, reduce=None):
 
 def _score(counts, metric, reduce):
     counts = np.asarray(counts)
-    if reduce not in (None, "image", "pooled"):
-        raise InputError(f"reduce must be None, 'image' or 'pooled', not {reduce!r}")
-    if counts.ndim < 1 + (reduce is not None) or counts.shape[-1] != 4:
-        raise InputError(f"counts {counts.shape}: need (..., 4) with tp, fp, fn, tn, to reduce (..., N, 4)")
     counts = counts.sum(axis=-2) if reduce == "pooled" else counts
     values = np.where(counts[..., :3].sum(axis=-1) == 0, 1.0, metric(counts))[()]
     return mean_of_defined(values) if reduce == "image" else values
 
 
 def _check_areas(*areas):
-    intersection, pred_area, true_area = areas = [np.asarray(area) for area in areas]
-    try:
-        smaller = np.minimum(pred_area, true_area)
-        sound = (intersection >= 0) & (intersection <= smaller)
-    except ValueError:
-        raise InputError(f"areas of shapes {[area.shape for area in areas]} do not fit together") from None
-    if not sound.all():
-        raise InputError(f"image {np.argwhere(~sound)[0].tolist()}: the intersection must lie between 0 and both areas")
-    return [area.astype(np.float64) for area in areas]
+    intersection, pred_area, true_area = areas = [np.asarray(area, np.float64) for area in areas]
+    valid = (intersection >= 0) & (intersection <= np.minimum(pred_area, true_area))
+    if not valid.all():
+        raise InputError(f"image {np.argwhere(~valid)[0].tolist()}: the intersection must lie between 0 and both areas")
+    return areas

@@ -1,7 +1,7 @@
-"""Bootstrap intervals (percentiles) and tests of scores, resampling patients.
+"""Percentile bootstrap intervals and tests of metrics, resampling patients.
 
-Images of one patient are alike, so resampling images would make every interval too narrow. One seed draws the same
-patients for every figure, so the intervals of one table are comparable.
+Images of one patient are similar, so resampling images would make every interval too narrow. One seed draws the same
+patients for every metric, so the intervals of one table are comparable.
 
 Means of values draw patients with replacement. An AUROC needs positives and negatives in every resample, so there each
 patient gets an exponential weight instead of a number of copies (Bayesian bootstrap, Rubin 1981): the spread is the
@@ -45,8 +45,8 @@ def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_n
     values_or_fn: real (N,), one value per image, for their mean; or a function of row indices int64 (M,) that returns
     the statistic of those rows. groups: (N,) hashable values such as patient ids; None if every image is a group
     (values only). skip_nan: leave NaN values out of the mean instead of refusing them; NaN resamples of a function are
-    always left out of the interval. level: in (0, 1). Raises InputError for lengths that differ or fewer than two
-    groups. Source: cluster bootstrap, Davison and Hinkley 1997.
+    always left out of the interval. level: in (0, 1). Raises InputError for fewer than two groups. Source: cluster
+    bootstrap, Davison and Hinkley 1997.
     """
     return interval(*_resample(values_or_fn, groups, n_resamples, seed, skip_nan), level)
 
@@ -56,18 +56,16 @@ def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_na
 
     The rest as in `bootstrap`; the p-value is that of `interval_with_p`.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape:
-        raise InputError(f"a {a.shape} and b {b.shape} must score the same images")
-    return interval_with_p(*_resample(a - b, groups, n_resamples, seed, skip_nan), level)
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    return interval_with_p(*_resample(difference, groups, n_resamples, seed, skip_nan), level)
 
 
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
     """Return (list of C Intervals, Interval of the mean) for the AUROC of each class, by the Bayesian bootstrap.
 
-    y: (N, C) bool or 0/1; score: (N, C) real; groups and the rest as in `bootstrap`. A class with labels of one kind or
-    NaN scores raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. The interval of a class
-    with few positive groups (fewer than 5, say) is unreliable: so few cannot show how much patients differ.
+    y: (N, C) bool or 0/1; score: (N, C) real; groups and the rest as in `bootstrap`. A class whose labels are all
+    equal, or with NaN scores, raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. The
+    interval of a class with few positive groups (fewer than 5, say) is unreliable.
     """
     estimates, resamples = _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
@@ -80,8 +78,6 @@ def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95
     y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images under the same weights of groups; the rest
     as in `bootstrap_auroc`, the p-value as in `interval_with_p`. The mean is over classes where both are defined.
     """
-    if np.shape(a) != np.shape(b):
-        raise InputError(f"a {np.shape(a)} and b {np.shape(b)} must score the same images")
     (of_a, all_a), (of_b, all_b) = (
         _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
     )
@@ -91,9 +87,7 @@ def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95
 
 
 def interval(estimate, resamples, level):
-    """Return the percentile Interval of float64 (B,) resamples without NaN, its limits NaN if there is no estimate."""
-    if not 0 < level < 1:
-        raise InputError(f"level must lie between 0 and 1, not {level}")
+    """Return the percentile Interval of float64 (B,) resamples, NaN ignored; its limits are NaN without an estimate."""
     resamples = resamples[~np.isnan(resamples)]
     if np.isnan(estimate) or not len(resamples):
         return Interval(float(estimate), np.nan, np.nan)
@@ -104,8 +98,8 @@ def interval(estimate, resamples, level):
 def interval_with_p(difference, resamples, level):
     """Return (Interval, two-sided p-value) of a difference and its float64 (B,) resamples, NaN without an estimate.
 
-    The p-value is twice the smaller share of resamples on either side of 0, the estimate counted as one more: at least
-    2 / (B + 1).
+    The p-value is twice the smaller share of resamples on either side of 0, counting the estimate as one more, so at
+    least 2 / (B + 1).
     """
     defined = resamples[~np.isnan(resamples)]
     if np.isnan(difference) or not len(defined):
@@ -114,10 +108,8 @@ def interval_with_p(difference, resamples, level):
     return interval(difference, resamples, level), min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
 
 
-def number_groups(groups, n, n_resamples):
-    """Return (group numbers int64 (n,), number of groups); raise InputError for fewer than two, or no resamples."""
-    if n_resamples < 1:
-        raise InputError(f"n_resamples must be at least 1, not {n_resamples}")
+def number_groups(groups, n):
+    """Return (group numbers int64 (n,), number of groups); raise InputError for fewer than two."""
     codes = group_codes(groups, n)
     n_groups = int(codes.max(initial=-1)) + 1
     if n_groups < 2:
@@ -135,9 +127,7 @@ def exponential_weights(n_groups, n_resamples, seed):
 def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
     """Return (estimate, float64 (n_resamples,))."""
     if callable(values_or_fn):
-        if groups is None:
-            raise InputError("groups must be given for a statistic of rows; pass row numbers if images stand alone")
-        codes, n_groups = number_groups(groups, len(groups), n_resamples)
+        codes, n_groups = number_groups(groups, len(groups))
         rows, sizes = np.argsort(codes, kind="stable"), np.bincount(codes)
         ends = np.cumsum(sizes)
         resamples = []
@@ -147,9 +137,7 @@ def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
             resamples.append(float(values_or_fn(rows[places])))
         return float(values_or_fn(np.arange(len(codes)))), np.array(resamples)
     values = np.asarray(values_or_fn, float)
-    if values.ndim != 1:
-        raise InputError(f"values {values.shape}: need (N,)")
-    codes, n_groups = number_groups(groups, len(values), n_resamples)
+    codes, n_groups = number_groups(groups, len(values))
     kept = ~np.isnan(values)
     if not (kept.all() or skip_nan):
         raise InputError(f"row {np.flatnonzero(~kept)[0]}: the value is NaN; skip_nan=True leaves such rows out")
@@ -167,10 +155,8 @@ def _draws(n_groups, n_resamples, seed):
 def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
     """Return AUROCs on all images, float64 (C,), and under weights of the groups, float64 (n_resamples, C)."""
     y, score = np.asarray(y), np.asarray(score)
-    if y.ndim != 2:
-        raise InputError(f"labels {y.shape}: need (N, C)")
     estimates = auroc(y, score, np.nan if skip_undefined else None)
-    codes, n_groups = number_groups(groups, len(y), n_resamples)
+    codes, n_groups = number_groups(groups, len(y))
     orders = np.argsort(score, axis=0)
     resamples = []
 
@@ -201,7 +187,7 @@ def _weighted_auroc(positive, starts, group, weights):
         end = start + 1
         while end < len(positive) and not starts[end]:
             end += 1
-        for i in range(start, end):  # half the negatives of the same score count as below a positive
+        for i in range(start, end):  # of negatives with the same score, half count as below a positive
             if not positive[i]:
                 _add(below, weights[group[i]], 0.5)
         for i in range(start, end):
@@ -234,7 +220,7 @@ def as_interval(interval):
 
 
 def format_interval(values, digits=4):
-    """Return what `as_interval` returns as text, such as "0.8347 [0.8280, 0.8412]"; "not defined" without a value."""
+    """Return the dict of `as_interval` as text, such as "0.8347 [0.8280, 0.8412]"; "not defined" without a value."""
     if values["estimate"] is None:
         return "not defined"
     return "{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".format(**values, digits=digits)

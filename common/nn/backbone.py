@@ -1,4 +1,4 @@
-"""A timm network up to its last feature map, and the float32 layer for heads on top of it."""
+"""timm networks up to their last feature map, and a float32 linear layer for heads."""
 
 import math
 
@@ -11,7 +11,7 @@ from common.nn.weights import load_pretrained
 
 
 class ExactLinear(nn.Linear):
-    """A linear layer that stays in float32 under autocast: bf16 logits would tie images that AUROC has to order."""
+    """A linear layer that stays in float32 under autocast, because bf16 logits would create ties that change AUROC."""
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
@@ -26,7 +26,7 @@ def build_backbone(name, size):
     config = timm.get_pretrained_cfg(name)
     options = [{}]
     if config is not None and config.fixed_input_size:
-        # the first option keeps the pretrained position embeddings and interpolates them
+        # the first option interpolates the pretrained position embeddings
         options = [{"dynamic_img_size": True}, {"img_size": size}]
     for more in options:
         try:
@@ -56,7 +56,7 @@ def feature_map(net, images):
         side = math.isqrt(out.shape[2])
         out = out.unflatten(2, (side, side)) if side * side == out.shape[2] else out
     if out.ndim != 4 or (images.shape[2] == images.shape[3] and out.shape[2] != out.shape[3]):
-        raise InputError(f"its output {tuple(out.shape)} is no feature map")
+        raise InputError(f"its output {tuple(out.shape)} is not a feature map")
     return out
 
 

@@ -12,8 +12,8 @@ class MultiScaleAttention(nn.Module):
     convolution with kernel `last` and a sigmoid turn these into one map, which multiplies the image. Source: Fang et
     al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). The paper leaves open the convolutions' channels (here the image's),
     their padding (zeros, which keeps the size), `last` (3, as in the authors' code) and the initialisation: here the
-    last convolution starts with weights 0 and bias 2, so that every pixel has the weight 0.88 and a pretrained backbone
-    sees familiar images.
+    last convolution starts with weights 0 and bias 2, so that every pixel has the weight 0.88 and the images stay close
+    to those that the backbone was pretrained on.
     """
 
     def __init__(self, channels=3, kernels=(5, 9), last=3):

@@ -1,7 +1,7 @@
-"""Torchvision's detectors over a feature pyramid on any timm network: raw grey radiographs in, boxes out.
+"""Torchvision's detectors with a feature pyramid on any timm network: raw grey radiographs in, boxes out.
 
 Anchor sizes and numbers of proposals are torchvision's at a side of 1024 pixels and scale with the side, so that a box
-that covers a tenth of the image meets an anchor of its size at 256 pixels too.
+that covers a tenth of the image matches an anchor of its size at 256 pixels too.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
 from common.nn.weights import copy_state, pretrained_state
 
-_REFERENCE = 1024  # pixels a side for which torchvision's numbers are meant
+_REFERENCE = 1024  # pixels a side, for which torchvision's defaults are meant
 _ASPECTS = ((0.5, 1.0, 2.0),) * 5
 
 
@@ -140,7 +140,7 @@ class _Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(widths, channels, more)
 
     def forward(self, images):
-        # a few of timm's transformers put the channels last
+        # some of timm's transformers put the channels last
         maps = zip(self.body(images), self.widths, strict=True)
         maps = [each if each.shape[1] == width else each.permute(0, 3, 1, 2) for each, width in maps]
         return self.fpn({str(level): each for level, each in enumerate(maps)})

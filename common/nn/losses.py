@@ -78,8 +78,8 @@ def lovasz_hinge(logits, target, per_image=True):
     logits, target = _flatten(*_match_shapes(logits, target), per_image)
     errors, order = (1 - logits * (2 * target - 1)).sort(dim=1, descending=True)
     positive = target.gather(1, order) > 0.5
-    # down the sorted errors each pixel joins the mistakes: a positive shrinks the intersection by one, a negative grows
-    # the union by one; closed forms of the step in 1 − IoU keep the precision that a difference of ratios would lose
+    # along the sorted errors each pixel becomes a mistake: a positive shrinks the intersection by one, a negative grows
+    # the union by one; a difference of ratios would lose precision that these closed forms of the step in 1 − IoU keep
     total = positive.sum(1, keepdim=True)
     left = (total - positive.cumsum(1)).float()
     union = (total + (~positive).cumsum(1)).float()

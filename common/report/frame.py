@@ -1,4 +1,4 @@
-"""The page of a run: what all solutions show alike, around the sections of their own."""
+"""The page of a run: the sections that all solutions share, around a solution's own."""
 
 import pandas as pd
 
@@ -8,13 +8,11 @@ from common.report import page, plots
 
 
 def write_report(job, report):
-    """Write report.html of a run from whatever it has so far.
+    """Write report.html from the results that a run has so far.
 
-    job: `run`, `config`, `preset`, `images` (the prepared images, `images.table` with split and patient_id) and
-    `is_current(step)`, whether the result of a step belongs to the present settings and predictions.
-    report: a module with TITLE, `headline(job, score)` (fragments above the sections), `sections(job)` (a list of
-    sections, None for one that has nothing to show), `submission(job, record)` (fragments about submission.csv) and
-    perhaps EXPERIMENTS, the beginnings of stage names that belong to experiments.
+    job: a common.job.Job. report: a module with TITLE, `headline(job, score)` (fragments above the sections),
+    `sections(job)` (a list of sections, None for an empty one), `submission(job, record)` (fragments about
+    submission.csv) and optionally EXPERIMENTS, prefixes of the stage names of experiments.
     """
     run = job.run
     parts = [
@@ -31,9 +29,9 @@ def write_report(job, report):
 
 
 def step_section(job, step, title, fragments):
-    """Return a section of what `fragments(job)` returns for a step whose result is current.
+    """Return a section of `fragments(job)` if the result of a step is current.
 
-    Returns None for a step that was never run, and a note for a result of other settings or predictions.
+    Returns None for a step that was never run, and a note for a stale result.
     """
     if job.run.step(step) is None:
         return None
@@ -68,11 +66,11 @@ def _headline(job, report):
 
 
 def _training(run, experiments):
-    """Return learning curves and averaging variants of all trainings, those of experiments folded; None without any."""
+    """Return a section of learning curves and averaging variants, experiments collapsed; None without trainings."""
     figures, folded, rows = [], [], []
     for folder in sorted(path.parent for path in run.folder.glob("*/*/history.csv")):
         history = read_csv(folder / "history.csv", ["epoch"])
-        history["epoch"] += 1  # people count from 1
+        history["epoch"] += 1  # readers count from 1
         name, kept = f"{folder.parent.name}, {folder.name}", None
         if (folder / "variants.json").is_file():
             summary = read_json(folder / "variants.json")

@@ -19,7 +19,7 @@ def outline_overlay(image, truth=None, prediction=None, size=384):
 
     `image`: uint8 (H, W); the masks: (H, W), bool or integer, non-zero inside, or None. Returns uint8 RGB with the
     longer side `size` pixels. Outlines follow the outermost pixels of each region and its holes at the masks' own
-    resolution, so a region of a single pixel still shows.
+    resolution, so that even a single pixel is visible.
     """
     image = np.asarray(image)
     scale = size / max(image.shape)
@@ -53,8 +53,8 @@ def box_overlay(image, truth=(), prediction=(), size=384):
 def heat_overlay(image_and_heat, truth=(), prediction=(), size=384):
     """Return the radiograph under the colours of a heat map, with boxes as in `box_overlay`.
 
-    `image_and_heat`: the image, uint8 (H, W), and the map, real (h, w) in [0, 1], which is stretched over it: nothing
-    where it is 0, then violet to yellow.
+    `image_and_heat`: the image, uint8 (H, W), and the map, real (h, w) in [0, 1], which is stretched over it:
+    transparent at 0, then violet to yellow.
     """
     image, heat = image_and_heat
     rgb = outline_overlay(image, size=size)
@@ -115,13 +115,13 @@ def _is_drawn(marks):
 
 
 def pick_extremes(ordered, count=4):
-    """Return `count` rows each from the "Best", "Median" and "Worst" of a table that begins with its worst."""
+    """Return the "Best", "Median" and "Worst" `count` rows of a table sorted from worst to best."""
     middle = max(0, len(ordered) // 2 - count // 2)
     return {"Best": ordered[::-1][:count], "Median": ordered[middle : middle + count], "Worst": ordered[:count]}
 
 
 def cached_arrays(path, key, compute):
-    """Return the dict of arrays that `compute()` returns, from the .npz file at `path` where it was saved for `key`."""
+    """Return the arrays of `compute()` by name, cached in the .npz file `path` under `key`."""
     try:
         with np.load(path) as file:
             if str(file["key"]) == key:

@@ -51,7 +51,7 @@ def as_text(value):
 
 
 def interval_text(estimate, low, high):
-    """Return "0.8412 [0.8290, 0.8530]" with a no-break space; None for an estimate that is None or NaN."""
+    """Return "0.8412 [0.8290, 0.8530]" with a no-break space; None if the estimate is None or NaN."""
     if as_text(estimate) == "–":
         return None
     return as_text(estimate) + ("" if as_text(low) == "–" else f" [{as_text(low)},\u00a0{as_text(high)}]")
@@ -65,7 +65,7 @@ def range_text(interval):
 
 
 def join(*fragments):
-    """Return the fragments one after another, plain strings as escaped paragraphs; TypeError for anything else."""
+    """Return the concatenated fragments, plain strings as escaped paragraphs; TypeError for anything else."""
     parts = []
     for part in fragments:
         if not isinstance(part, str):
@@ -113,7 +113,7 @@ def figure(image, caption):
 def _inline_svg(image, alt):
     svg = image.decode()
     svg = svg[svg.index("<svg ") :]
-    # Ids are shared by all drawings of a page, so each gets a prefix of its own.
+    # ids are global on a page, so those of each drawing get a prefix
     prefix = "f" + hashlib.sha256(image).hexdigest()[:8] + "-"
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
@@ -130,12 +130,12 @@ def grid(*figures, small=False):
 
 
 def details(summary, *fragments):
-    """Return fragments that stay folded until the reader opens them."""
+    """Return fragments that are collapsed until the reader opens them."""
     return Html(f"<details><summary>{_escape(summary)}</summary>{join(*fragments)}</details>")
 
 
 def key_values(values):
-    """Return a dictionary as a list of names and values; nested ones (a configuration) get dotted names."""
+    """Return a dictionary as a list of names and values, nested ones with dotted names."""
     inner = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in _flatten(values))
     return Html(f'<dl class="keys">{inner}</dl>')
 
@@ -153,8 +153,8 @@ def _flatten(values, prefix=""):
 def table(frame, caption="", formats=None, limit=100):
     """Return a table of the columns of `frame` (without its index), numbers aligned to the right.
 
-    `formats` maps a column to a format specification such as ".3f"; other values are formatted by `as_text`. Past
-    `limit` rows the caption says how many are left out.
+    `formats` maps a column to a format specification such as ".3f"; other values are formatted by `as_text`. Beyond
+    `limit` rows the table is cut, which the caption says.
     """
     formats = formats or {}
     if len(frame) == 0:
@@ -181,14 +181,14 @@ def _row(tag, values, numeric):
 
 
 def _escape(value):
-    # HTML forbids control codes; surrogates, from file names that are not UTF-8, could not be written.
+    # HTML forbids control codes; surrogates, from file names that are not UTF-8, cannot be encoded
     return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "�", as_text(value)))
 
 
 def write_page(path, title, subtitle, fragments):
     """Write the page to `path` atomically; `fragments` are sections, other fragments and plain text.
 
-    The file fetches nothing: its own policy forbids scripts and every address but data URIs.
+    The file is self-contained: its content security policy forbids scripts and all addresses but data URIs.
     """
     links, body = [], []
     for fragment in fragments:

@@ -1,6 +1,6 @@
 """Plots of the report: SVG bytes in the page's fonts and its light or dark colours.
 
-Every function returns None when there is nothing finite to draw, which `page.figure` turns into a note. Data colours
+Every plot function returns None if there is nothing finite to draw, which `page.figure` turns into a note. Data colours
 are those of Okabe and Ito (Color Universal Design, 2008).
 """
 
@@ -47,7 +47,7 @@ def to_svg(figure):
 
 
 def finite_rows(*columns):
-    """Return the columns, (N,) each, as floats without the rows in which one of them is not finite."""
+    """Return the columns, (N,) each, as floats without the rows in which any of them is not finite."""
     columns = np.array(columns, float)
     return columns[:, np.isfinite(columns).all(0)]
 
@@ -75,7 +75,7 @@ def add_legend_outside(figure, ax):
 
 
 def roc(truth, scores):
-    """Return (AUROC, false positive rates, true positive rates), or None where one of the outcomes does not occur.
+    """Return (AUROC, false positive rates, true positive rates), or None if all labels are equal.
 
     truth: (N,) of 0 and 1; scores: (N,). Rows with NaN are left out.
     """
@@ -88,7 +88,7 @@ def roc(truth, scores):
 
 @styled
 def learning_curves(history, chosen=None):
-    """Losses, validation metrics and learning rate by epoch, one panel each.
+    """Plot losses, validation metrics and learning rate by epoch, one panel each.
 
     `history`: one row per epoch with `epoch` and any of `lr`, `*loss*` and other numeric columns (not `seconds`); NaN
     leaves a gap. `chosen`: (first, last) epoch of the window whose weights were kept.
@@ -118,7 +118,7 @@ def learning_curves(history, chosen=None):
 
 @styled
 def confusion_matrix(counts, labels):
-    """Counts (2, 2), rows by truth and columns by prediction; shade and percentage are shares of the row."""
+    """Plot counts (2, 2), rows by truth and columns by prediction; shade and percentage are shares of the row."""
     counts = np.asarray(counts, float)
     if not counts.sum() > 0:
         return None
@@ -136,7 +136,7 @@ def confusion_matrix(counts, labels):
 
 
 def score_with_interval(rows, label="score", reference=None):
-    """Estimates with their intervals, one line each with its figures; `rows` are (name, estimate, low, high).
+    """Plot estimates with their intervals, one line each with its values; `rows` are (name, estimate, low, high).
 
     A row without a finite estimate is left out. Otherwise as `forest`.
     """
@@ -147,7 +147,7 @@ def score_with_interval(rows, label="score", reference=None):
 
 @styled
 def forest(runs, names, label="AUROC", reference=None):
-    """Estimates with their intervals, one line per name and in it one dot per run; of a single run with the figures.
+    """Plot estimates with their intervals, one line per name with one dot per run; a single run also in numbers.
 
     runs: a dict from a run's name to (N, 3) of estimate, low and high; names: of the N lines. What is not finite is not
     drawn. reference: a score to compare with, as a dashed line.
@@ -181,10 +181,10 @@ def forest(runs, names, label="AUROC", reference=None):
 
 @styled
 def threshold_surface(grid, x, y, value, chosen):
-    """Heat map of the searched settings: columns `x` and `y` of the table `grid` span it, `value` colours it.
+    """Plot a heat map of searched settings: columns `x` and `y` of the table `grid` are its axes, `value` its colour.
 
-    Where the table has further columns, a cell shows the best value over them. `chosen`: the (x, y) to mark. Settings
-    are evenly spaced on the axes, whatever their values.
+    A cell shows the best value over any further columns. `chosen`: the (x, y) to mark. Settings are evenly spaced on
+    the axes, whatever their values.
     """
     grid = grid[np.isfinite(grid[value].astype(float))]
     if len(grid) == 0:
@@ -207,7 +207,7 @@ def threshold_surface(grid, x, y, value, chosen):
 
 @styled
 def line_with_peak(x, y, x_label, y_label, peak=None):
-    """A score by setting, (N,) each, with the setting nearest `peak` marked, by default the best."""
+    """Plot a score by setting, (N,) each, with the setting nearest `peak`, by default the best, marked."""
     x, y = finite_rows(x, y)
     if len(x) == 0:
         return None
@@ -223,7 +223,7 @@ def line_with_peak(x, y, x_label, y_label, peak=None):
 
 @styled
 def lr_finder_plot(lrs, losses, suggestion):
-    """Loss by rising learning rate > 0, (N,) each, with the `suggestion`; the final blow-up is cut off."""
+    """Plot loss by learning rate, (N,) each, and the `suggestion`; the final divergence is cut off."""
     lrs, losses = finite_rows(lrs, losses)
     if len(lrs) == 0:
         return None
@@ -240,7 +240,7 @@ def lr_finder_plot(lrs, losses, suggestion):
 
 @styled
 def roc_curve(truth, scores, names=("AUC",)):
-    """ROC curves with their areas; `truth` (N,) or (N, C) of 0 and 1, `scores` alike, `names` of the C classes.
+    """Plot ROC curves with areas; `truth` (N,) or (N, C) of 0 and 1, `scores` likewise, `names` of the C classes.
 
     Rows with NaN are left out class by class, and so are classes in which one of the outcomes does not occur.
     """
@@ -259,9 +259,9 @@ def roc_curve(truth, scores, names=("AUC",)):
 
 @styled
 def histogram(groups, label, bins=40, threshold=None):
-    """Distribution of the values of each group on common bins; `groups` maps a name to values (N,), NaN left out.
+    """Plot the distribution of each group over common bins; `groups` maps names to values (N,), NaN left out.
 
-    Each group sums to 100 %, so that rare and frequent ones compare. `threshold` is drawn as a dashed line.
+    Each group sums to 100 %, so that groups of different sizes compare. `threshold` is drawn as a dashed line.
     """
     groups = {name: finite_rows(values)[0] for name, values in groups.items()}
     groups = {name: values for name, values in groups.items() if len(values)}

@@ -1,1 +1,1 @@
-"""The one training loop and what it uses: schedules, weight averaging, checkpoints, several processes."""
+"""The training loop and its parts: schedules, weight averaging, checkpoints, several processes."""

@@ -12,9 +12,7 @@ def average(states):
     states: non-empty iterable of dicts with the same keys, consumed one at a time.
     """
     states = iter(states)
-    last = next(states, None)
-    if last is None:
-        raise ValueError("nothing to average")
+    last = next(states)
     count, total = 1, {k: v.double() for k, v in last.items() if v.is_floating_point()}
     for last in states:
         count += 1
@@ -24,10 +22,10 @@ def average(states):
 
 
 def best_window(scores, size):
-    """Return the first position and the length of the `size` consecutive scores with the highest mean.
+    """Return the start and the length of the window of `size` consecutive scores with the highest mean.
 
-    The first of equal windows wins; with fewer scores than `size`, all of them. Source: the peak window of Țimbuș et
-    al. 2021 (epochs 13 to 16 of 37), which they read off a curve.
+    The first of equal windows wins; with fewer scores than `size`, the window has all. Source: the peak window of
+    Țimbuș et al. 2021 (epochs 13 to 16 of 37), which they read off a curve.
     """
     size = min(size, len(scores))
     means = np.convolve(scores, np.full(size, 1 / size), "valid")
@@ -49,26 +47,24 @@ def epochs_of(variant, scores, config):
     if variant == "window":
         first, size = best_window(scores, config.window)
         return list(range(first, first + size))
-    if variant == "classic":
-        return list(range(min(int(config.classic_start * n), n - 1), n))
-    raise ValueError(f"{variant}: does not average whole epochs")
+    return list(range(min(int(config.classic_start * n), n - 1), n))  # classic
 
 
 def epochs_to_keep(scores, config):
     """Return the set of positions whose weights may still be needed after these scores.
 
-    An incomplete window can only start in the last `window - 1` epochs. The classic average ends with the last epoch,
-    so its epochs are kept from the planned start on.
+    A better window can only start in the last `window - 1` epochs. The classic average ends with the last epoch, so its
+    epochs are kept from the planned start on.
     """
     n = len(scores)
     keep = {n - 1}
     for variant in config.averaging:
-        if variant == "window":
-            keep |= set(epochs_of("window", scores, config)) | set(range(max(0, n - config.window), n))
-        elif variant == "classic":
-            keep |= {e for e in range(n) if e >= int(config.classic_start * config.epochs)}
-        elif variant in ("best", "best_k"):
+        if variant == "classic":
+            keep |= set(range(int(config.classic_start * config.epochs), n))
+        elif variant != "ema":
             keep |= set(epochs_of(variant, scores, config))
+        if variant == "window":
+            keep |= set(range(max(0, n - config.window), n))
     return keep
 
 
@@ -99,8 +95,8 @@ class Ema:
 def reestimate_batch_norm(model, batches, forward):
     """Recompute the running statistics of batch norms as the plain mean over `batches`.
 
-    Averaged weights need it, because none of the averaged networks has their activations. `forward(model, batch)` runs
-    the network once. Modes and momenta are restored afterwards. Frozen norms keep their statistics, as in training.
+    Averaged weights need it, since their activations differ from those of every averaged network. `forward(model,
+    batch)` runs the network once. Modes and momenta are restored. Frozen norms keep their statistics, as in training.
     """
     norms = [norm for norm in batch_norms(model) if not is_frozen(norm)]
     if not norms:

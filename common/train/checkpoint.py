@@ -26,13 +26,13 @@ def load_weights(path, model=None):
     Raises InputError naming the file if it is missing, damaged, or of another network.
     """
     try:
-        # read by us: the library's reader turns a signal that arrives meanwhile into an error about the file
+        # not by the library, which turns a signal that arrives while reading into an error about the file
         content = Path(path).read_bytes()
         state = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about = json.loads(header.get("__metadata__", {}).get("about", "{}"))
         if not isinstance(about, dict):
-            raise ValueError("its metadata are not ours")
+            raise ValueError("unknown metadata")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, ValueError, RecursionError) as error:

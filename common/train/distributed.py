@@ -23,7 +23,7 @@ def start(device="auto"):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # two hours: the other processes wait while the first one prepares the data
+        # the other processes wait while the first one prepares the data, which can take more than an hour
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return device
 
@@ -41,7 +41,7 @@ def barrier():
 
 
 def share_rows(n):
-    """Return the positions in 0..n-1 that this process handles: every world-th from its rank on."""
+    """Return the positions in 0 … n-1 that this process handles: every world-th, starting at its rank."""
     return np.arange(rank(), n, world())
 
 
@@ -85,7 +85,7 @@ class _SyncBatchNorm(nn.BatchNorm2d):
 def synchronise_batch_norm(model, device):
     """Return `model` with batch statistics over all processes; unchanged with one process."""
     if world() == 1 or any(isinstance(m, nn.SyncBatchNorm | _SyncBatchNorm) for m in model.modules()):
-        return model  # converted before: a second conversion by timm would drop activations
+        return model  # already converted: a second conversion by timm would drop activations
     import timm.layers  # imported here because it takes seconds and most commands do not need it
 
     if device.type == "cuda":
@@ -100,7 +100,7 @@ def synchronise_batch_norm(model, device):
 
 
 class _SyncThenAct(_SyncBatchNorm):
-    """timm's batch norm with dropout and activation, synchronised; parameter names stay the same."""
+    """timm's batch norm with dropout and activation, synchronised; parameter names are unchanged."""
 
     def __init__(self, source):
         nn.Module.__init__(self)

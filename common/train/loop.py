@@ -1,8 +1,8 @@
-"""The one training loop: it knows epochs, steps and weights, and nothing of tasks.
+"""The training loop: it knows epochs, steps and weights, and nothing about tasks.
 
-A solution hands over `step(model, batch) -> loss` and `validate(model) -> {name: figure}`. Everything random in a
-step is drawn from the seed and the step's number, so a run that was killed and restarted from `last.ckpt` ends with
-the weights of an undisturbed one, bit for bit on a CPU.
+A solution provides `step(model, batch) -> loss` and `validate(model) -> {name: metric}`. All randomness of a step
+follows from the seed and the step's number, so a run that was killed and resumed from `last.ckpt` ends with the same
+weights as an uninterrupted one, bit for bit on a CPU.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from common.train.checkpoint import load_resume, load_weights, save_resume, save
 from common.train.schedule import learning_rate
 
 log = logging.getLogger(__name__)
-CHECK_EVERY = 20  # steps between looks at the loss: looking waits for the GPU
+CHECK_EVERY = 20  # steps between reads of the loss, each of which waits for the GPU
 BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
 
 
 @dataclass
 class Fitted:
-    """What a finished training leaves: the folder with final.safetensors, the chosen variant, all its figures."""
+    """A finished training: the folder with final.safetensors, the chosen variant, the metrics of all variants."""
 
     folder: Path
     variant: str
@@ -60,19 +60,18 @@ def fit(
     about=None,
     trained_on=None,
 ):
-    """Train `model` as `config` (a FitConfig) says and return a Fitted; a finished training is only read.
+    """Train `model` under `config` (a FitConfig) and return a Fitted; a finished training is only read.
 
     model: on any device; moved to `device`, channels last.
     step(model, batch) -> loss: scalar tensor, called under mixed precision; `batch` comes from `loader`.
     loader: a DataLoader whose batch_sampler has `set_epoch(epoch, n_epochs)` and `start_batch` (EpochSampler).
     validate(model) -> dict of floats, holding `config.metric`; called in every process with the model in eval mode.
     folder: gets last.ckpt, epoch*.safetensors, final.safetensors, variants/, history.csv.
-    freeze(model, frozen): sets what is frozen during the first `config.frozen_epochs`, and thaws it after them.
-    about: JSON values that, with the configuration and seed, must be the same for a resume (data, architecture).
-    trained_on: JSON values that the weights' files carry in their metadata, so that a copied file tells its origin; no
-    resume asks for them.
+    freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
+    about: JSON values that, like configuration and seed, must be equal for a resume (data, architecture).
+    trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
 
-    Raises InputError on a non-finite loss, a metric that `validate` does not give, or a folder that holds another
+    Raises InputError on a non-finite loss, a metric that `validate` does not return, or a folder that holds another
     configuration's training; Stopped when the budget is spent, after saving.
     """
     folder = Path(folder)
@@ -102,18 +101,18 @@ def _read_finished(folder, model, key):
     try:
         history = pd.read_csv(folder / "history.csv")
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'history.csv'}: not readable ({error}); delete {folder} to train anew") from None
+        raise InputError(f"{folder / 'history.csv'}: not readable ({error}); delete {folder} to train again") from None
     try:
         return Fitted(folder, summary["chosen"], summary["variants"][summary["chosen"]], summary["variants"], history)
     except (KeyError, TypeError):
-        raise InputError(f"{folder / 'variants.json'}: damaged; delete {folder} to train anew") from None
+        raise InputError(f"{folder / 'variants.json'}: damaged; delete {folder} to train again") from None
 
 
 def _same_training(found, wanted, folder):
     if found != wanted:
         raise InputError(
             f"{folder}: holds a training with another configuration, data or seed; "
-            "give the run another --out, or delete that folder to train it anew"
+            "give the run another --out, or delete that folder to train again"
         )
 
 
@@ -126,15 +125,12 @@ class _Trainer:
         self.dtype = precision(device, config.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.epoch, self.batch, self.loss_sum, self.loss_count = 0, 0, 0.0, 0
-        self.history = []
-        self.ema = None
-        self.frozen = None
-        self.optimizer = None
+        self.history, self.ema, self.frozen, self.optimizer = [], None, None, None
 
     # ---- state -------------------------------------------------------------------------------------------------
 
     def resume(self):
-        """Continue where last.ckpt stopped, or start."""
+        """Restore the state of last.ckpt, if any, and begin the phase."""
         state = load_resume(self.folder / "last.ckpt")
         if state is not None:
             _same_training(state["key"], self.key, self.folder)
@@ -145,7 +141,7 @@ class _Trainer:
         if state is not None and self.epoch < self.config.epochs:
             if state["frozen"] == self.frozen:
                 self.optimizer.load_state_dict(state["optimizer"])
-            if self.scaler.is_enabled() and state["scaler"]:  # empty where the run came from a card without fp16
+            if self.scaler.is_enabled() and state["scaler"]:  # empty if it was saved on a card without fp16
                 self.scaler.load_state_dict(state["scaler"])
         if "ema" in self.config.averaging:
             self.ema = averaging.Ema(self.model, self.config.ema_decay)
@@ -159,26 +155,14 @@ class _Trainer:
         self.saved = time.monotonic()
         if not distributed.is_main():
             return
-        save_resume(
-            self.folder / "last.ckpt",
-            {
-                "key": self.key,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "ema": self.ema.state if self.ema else {},
-                "ema_updates": self.ema.updates if self.ema else 0,
-                "epoch": self.epoch,
-                "batch": self.batch,
-                "loss_sum": self.loss_sum,
-                "loss_count": self.loss_count,
-                "history": self.history,
-                "frozen": self.frozen,
-            },
-        )
+        values = ("key", "epoch", "batch", "loss_sum", "loss_count", "history", "frozen")
+        state = {name: getattr(self, name) for name in values}
+        state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
+        state |= {"ema": self.ema.state if self.ema else {}, "ema_updates": self.ema.updates if self.ema else 0}
+        save_resume(self.folder / "last.ckpt", state)
 
     def begin_phase(self):
-        """Freeze or thaw, and build the optimizer over what is left to train. Each phase starts a new optimizer."""
+        """Freeze or unfreeze layers and build a new optimizer for the trainable parameters."""
         self.frozen = self.epoch < self.config.frozen_epochs
         if self.freeze is not None:
             self.freeze(self.model, self.frozen)
@@ -199,7 +183,7 @@ class _Trainer:
     # ---- one epoch ---------------------------------------------------------------------------------------------
 
     def train_epoch(self):
-        """The steps of one epoch, from the batch where a resumed run stopped."""
+        """Run the steps of one epoch, a resumed one from its next batch on."""
         config, sampler = self.config, self.loader.batch_sampler
         if (self.epoch < config.frozen_epochs) != self.frozen:
             self.begin_phase()
@@ -239,34 +223,36 @@ class _Trainer:
             if steps_now:
                 self.optimizer_step()
             if self.batch % CHECK_EVERY == 0 or last:
-                self.loss_sum += self.look(recent, number)
-                recent.zero_()
+                self.add_loss(recent)
                 bar.set_postfix(loss=f"{self.loss_sum / self.loss_count:.4f}", lr=f"{lr:.2e}", refresh=False)
-            # only between optimizer steps; several processes look together, one process at every step
+            # only between optimizer steps; several processes check together, a single one after every step
             if steps_now and not last and (self.batch % CHECK_EVERY == 0 or distributed.world() == 1):
-                self.pause(recent, number)
+                self.pause(recent)
         bar.close()
         self.lr = lr
 
-    def pause(self, recent, number):
-        """Save now and then; stop where the budget is spent."""
+    def pause(self, recent):
+        """Save if it is time to; save and stop if the budget is spent."""
         stop = self.budget.spent()
         if stop or distributed.agree(time.monotonic() - self.saved > self.save_seconds):
-            self.loss_sum += self.look(recent, number)
-            recent.zero_()
+            self.add_loss(recent)
             self.save()
         if stop:
-            raise Stopped(self.budget.reason or "another process has to stop")
+            self.stop()
 
-    def look(self, recent, number):
-        """The summed loss as a number; an infinite or undefined one ends the training here."""
+    def stop(self):
+        raise Stopped(self.budget.reason or "another process has to stop")
+
+    def add_loss(self, recent):
+        """Add the sum of the recent losses, reset to 0, to the epoch's; raise InputError if it is not finite."""
         value = recent.item()
         if not math.isfinite(value):
             raise InputError(
-                f"{self.folder}: the loss became {value} at epoch {self.epoch + 1}, batch {number + 1}; "
-                "nothing of it was saved: lower the learning rate, set clip_norm, or use precision fp32"
+                f"{self.folder}: the loss became {value} at epoch {self.epoch + 1}, batch {self.batch}; the last save "
+                "is not affected: lower the learning rate, set clip_norm, or use precision fp32"
             )
-        return value
+        self.loss_sum += value
+        recent.zero_()
 
     def optimizer_step(self):
         if self.config.clip_norm:
@@ -279,7 +265,7 @@ class _Trainer:
             self.ema.update(self.model)
 
     def end_epoch(self):
-        """Validate, write the epoch's weights and history, delete what no average can need, save."""
+        """Validate, write the epoch's weights and history, delete weights that no average can need, save."""
         figures = self.evaluate()
         self.history.append(
             {"epoch": self.epoch, "lr": self.lr, "train_loss": self.loss_sum / self.loss_count, **figures}
@@ -289,9 +275,9 @@ class _Trainer:
             save_weights(self.epoch_file(self.epoch), self.model.state_dict(), **known)
             with atomic_path(self.folder / "history.csv") as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
+            text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
             loss = self.history[-1]["train_loss"]
-            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  train_loss {loss:.4f}  {shown}")
+            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  train_loss {loss:.4f}  {text}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.save()
         if distributed.is_main():
@@ -299,7 +285,7 @@ class _Trainer:
             for epoch in set(range(self.epoch)) - keep:
                 self.epoch_file(epoch).unlink(missing_ok=True)
         if self.epoch < self.config.epochs and self.budget.spent():
-            raise Stopped(self.budget.reason or "another process has to stop")
+            self.stop()
 
     def evaluate(self):
         self.model.eval()
@@ -314,7 +300,7 @@ class _Trainer:
         return figures
 
     def scores(self, metric=""):
-        """The metric of each finished epoch, turned so that higher is better; NaN counts as the worst."""
+        """Return the metric of each finished epoch, negated if lower is better; NaN counts as the worst."""
         metric = metric or self.config.metric
         sign = -1 if metric.startswith("-") else 1
         values = [sign * h[metric.lstrip("-")] for h in self.history]
@@ -331,11 +317,11 @@ class _Trainer:
         sign = -1 if config.metric.startswith("-") else 1
         for name in config.averaging:
             if self.budget.spent():
-                raise Stopped(self.budget.reason or "another process has to stop")
-            epochs = [] if name == "ema" else averaging.epochs_of(name, scores, config)
+                self.stop()
             if name == "ema":
-                state = self.ema.state
+                epochs, state = [], self.ema.state
             else:
+                epochs = averaging.epochs_of(name, scores, config)
                 distributed.barrier()
                 state = averaging.average(load_weights(self.epoch_file(e))[0] for e in epochs)
             self.model.load_state_dict(state)
@@ -369,7 +355,7 @@ class _Trainer:
         return Fitted(self.folder, chosen, variants[chosen], variants, pd.DataFrame(self.history))
 
     def reestimate(self):
-        """Batch-norm statistics over the first batches of the last epoch's order."""
+        """Recompute batch-norm statistics over the first batches of the last epoch's order."""
         self.loader.batch_sampler.set_epoch(self.config.epochs - 1, self.config.epochs)
         torch.manual_seed(self.seed)
         batches = (batch for batch, _ in zip(self.loader, range(BN_BATCHES), strict=False))
@@ -378,5 +364,5 @@ class _Trainer:
 
 
 def _step_seed(seed, epoch, batch, rank):
-    """One number for the random draws of one step (dropout): the same after a resume."""
+    """Return the seed for the random draws of one step (dropout), the same after a resume."""
     return (seed * 1_000_003 + epoch * 100_003 + batch * 101 + rank) % 2**63

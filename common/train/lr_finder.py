@@ -1,4 +1,4 @@
-"""The learning-rate range test: raise the rate until the loss diverges, suggest the one where it fell fastest."""
+"""The learning-rate range test: raise the rate until the loss diverges, suggest the rate of the steepest fall."""
 
 import itertools
 import math
@@ -15,9 +15,9 @@ def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, w
     """Return (rates, smoothed losses, suggested rate) of `steps` Adam steps with rates rising from `low` to `high`.
 
     step(model, batch) -> loss, as for `fit`; batches: an iterable, repeated as needed. Rates and losses are float64
-    arrays of equal length; the test stops at four times the best loss, smoothed by 0.98 a step. The suggestion is the
-    rate at which the smoothed loss falls most steeply over log rate. The model is restored. Raises InputError if the
-    loss never falls. Source: Smith, 2017.
+    arrays of equal length; losses are smoothed by 0.98 a step, and the test stops at four times the lowest one. The
+    suggestion is the rate at which the smoothed loss falls fastest over log rate. The model's weights and mode are
+    restored. Raises InputError if the loss never falls. Source: Smith, 2017.
     """
     before = {k: v.detach().clone() for k, v in model.state_dict().items()}
     was_training = model.training

@@ -38,8 +38,8 @@ def step_decay(epoch, milestones, factor=0.1):
 def plateau(scores, patience=3, factor=0.2):
     """Return the factor after epochs with these `scores`, higher being better.
 
-    It is multiplied by `factor` after every `patience` epochs in a row without a new best. It depends on the whole
-    history, so it is the same after a resume.
+    It is multiplied by `factor` after every `patience` consecutive epochs without a new best. It is computed from the
+    whole history, so it is the same after a resume.
     """
     best, waited, value = -math.inf, 0, 1.0
     for score in scores:

@@ -140,7 +140,7 @@ def test_nothing_remains_of_a_failed_prediction(store):
             self.calls += 1
             return x.float() if self.calls == 1 else x.float() * float("nan")
 
-    with pytest.raises(InputError, match="row 4: the predicted probability is not a number"):
+    with pytest.raises(InputError, match="row 4: the network produced NaN or infinity"):
         predict_masks([Fails()], SampleDataset(images, rows=[1, 4]), out, batch_size=1, **OPTIONS)
     assert [path.name for path in out.parent.iterdir() if "masks" in path.name] == ["masks.npy"]
     assert np.load(out).shape == (1, 2, 2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.tables import label_table
 from common.errors import InputError
 from common.metrics.classification import mean_of_defined
-from common.metrics.detection import COCO, VOC2010, Rule, ap_of, bootstrap_map, coco_scores, evaluate, pr_curve
+from common.metrics.detection import COCO, Rule, ap_of, bootstrap_map, coco_scores, evaluate, pr_curve
 from common.metrics.statistics import bootstrap
 from common.post.boxes import BOX
 
@@ -370,14 +370,3 @@ def test_bad_tables_are_refused(found, truth, options, message):
 def test_bad_rules_are_refused(option, value):
     with pytest.raises(InputError, match="counted" if option == "n_classes" else option):
         Rule(**{option: value})
-
-
-@pytest.mark.parametrize("weights", [np.ones(3), np.array([1.0, -1]), np.array([1, np.nan]), np.ones((1, 1, 2))])
-def test_bad_weights_are_refused(weights):
-    with pytest.raises(InputError, match="weights"):
-        ap_of(evaluate(FOUND, TRUTH, rule=VOC2010), weights)
-
-
-def test_unknown_class_has_no_curve():
-    with pytest.raises(InputError, match="class 15"):
-        pr_curve(evaluate(FOUND, TRUTH), 15)

@@ -44,7 +44,7 @@ def test_networks_without_a_feature_map_are_refused():
         build_backbone("mixer_s16_224", 224)
     with pytest.raises(InputError, match=r"72 px .its patches are 16"):
         build_backbone("vit_tiny_patch16_224", 72)
-    with pytest.raises(InputError, match="is no feature map"):
+    with pytest.raises(InputError, match="is not a feature map"):
         feature_map(nn.Flatten(), torch.rand(1, 3, 4, 4))
 
 

@@ -106,8 +106,8 @@ def test_depthwise_convolutions_train_in_float32_under_bf16(monkeypatch):
 @pytest.mark.parametrize(
     ("build", "line"),
     [
-        (lambda: classifier("rsenet18", 1, "none"), "'rsenet18': timm has none of this name; near: .*resnet18"),
-        (lambda: classifier("resnet18.nope", 1, "none"), "'resnet18.nope': timm has none"),
+        (lambda: classifier("rsenet18", 1, "none"), "timm has no network 'rsenet18'; similar names: .*resnet18"),
+        (lambda: classifier("resnet18.nope", 1, "none"), "timm has no network 'resnet18.nope'"),
         (lambda: segmenter("unit", "resnet18", "none"), "'unit': choose one of unet, unetplusplus, fpn"),
         (lambda: segmenter("fpn", "vit_tiny_patch16_224", "none"), "'vit_tiny_patch16_224' does not work in FPN"),
         (lambda: classifier("resnet18", 1, "missing.pth"), "missing.pth: no such file"),

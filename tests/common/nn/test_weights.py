@@ -160,7 +160,9 @@ def test_half_precision_weights_are_widened():
 def test_weights_of_another_network_are_refused(tmp_path):
     state = {name: tensor for name, tensor in toy().items() if not name.startswith("layer4")}
     save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(InputError, match=r"part.safetensors: of another network: \d+ of the \d+ .* first net.layer4"):
+    with pytest.raises(
+        InputError, match=r"part.safetensors: weights of another network: \d+ of the \d+ .* first net.layer4"
+    ):
         classifier(SMALL, 2, tmp_path / "part.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"other.safetensors: none of its 1 tensors fits this network"):
