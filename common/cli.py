@@ -236,7 +236,7 @@ def _parse(command, program, argv, **options):
 def _reason(box):
     """Return the reason inside tyro's error box: the text between its title and its first rule.
 
-    The box is drawn with lines or, where the terminal's encoding lacks them, with hyphens and no frame.
+    The box is drawn with lines or, if the terminal's encoding lacks them, with hyphens and no frame.
     """
     lines = [line for line in (line.strip("│╭╮╰╯ ") for line in box.splitlines()) if line]
     rules = [number for number, line in enumerate(lines) if line.lstrip("─-") == "" or line.startswith("─ ")]

@@ -150,16 +150,8 @@ def infer_tool(recipe, config_class, takes_sizes=False):
         if out.is_dir():
             raise InputError(f"--out {out}: a folder; name the submission's file")
         with _work_folder(work) as folder:
-            options = Options(
-                data=data,
-                out=folder,
-                store=folder / "stores",
-                test=test,
-                sizes=sizes,
-                on_bad_image=on_bad_image,
-                device=device,
-                workers=workers,
-            )
+            given = {"data": data, "test": test, "sizes": sizes, "device": device, "workers": workers}
+            options = Options(out=folder, store=folder / "stores", on_bad_image=on_bad_image, **given)
             with _job(recipe, exported.preset, config, options) as job:
                 job.facts = exported.facts
                 images = prepare_test(job, recipe)

@@ -105,7 +105,8 @@ def train(job, network):
     rows, held_out = network.rows(job, network.fold)
     if len(held_out) < distributed.world():
         raise InputError(f"{folder}: {len(held_out)} images to validate on for {distributed.world()} processes")
-    before = [cached_hash(other.weights(job.run)) for other in _sources(network)]
+    sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
+    before = [cached_hash(source.weights(job.run)) for source in sources]
     finished = (folder / "final.safetensors").is_file()
     loader = None if finished else train_loader(job, network, rows)
     held_data = None if finished else network.dataset(job, held_out, False, True)
@@ -127,20 +128,9 @@ def train(job, network):
     if network.starts_from is not None and not finished:
         load_weights(network.starts_from.weights(job.run), model)
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
-    return fit(
-        model,
-        partial(_step, network, job.device),
-        loader,
-        validate,
-        config,
-        folder,
-        device=job.device,
-        seed=seed + network.fold,
-        freeze=network.freeze,
-        budget=job.budget,
-        about=about,
-        trained_on=network.trained_on(job),
-    )
+    options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
+    options |= {"about": about, "trained_on": network.trained_on(job)}
+    return fit(model, partial(_step, network, job.device), loader, validate, config, folder, **options)
 
 
 def _step(network, device, model, batch):
@@ -174,10 +164,6 @@ def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, var
     if path is None:
         return predict_probs(models, dataset, **options)
     return predict_masks(models, dataset, path, first.channels, **options)
-
-
-def _sources(network):
-    return [*network.needs, *([network.starts_from] if network.starts_from else [])]
 
 
 def find_learning_rates(job, networks):

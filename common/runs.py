@@ -90,16 +90,11 @@ class Run:
         """Write versions, git revision, command, seed and the hashes of the files `inputs` to manifest.json."""
         if not is_main():
             return
-        manifest = self.manifest
-        manifest.update(
-            command=" ".join(sys.argv[1:]),
-            seed=seed,
-            git=git_revision(),
-            python=platform.python_version(),
-            packages=package_versions(),
-            threads=torch.get_num_threads() if (torch := sys.modules.get("torch")) else None,
-            inputs={str(path): file_hash(path) for path in inputs},
-        )
+        manifest, torch = self.manifest, sys.modules.get("torch")
+        manifest |= {"command": " ".join(sys.argv[1:]), "seed": seed, "git": git_revision()}
+        manifest |= {"python": platform.python_version(), "packages": package_versions()}
+        manifest["threads"] = torch.get_num_threads() if torch else None
+        manifest["inputs"] = {str(path): file_hash(path) for path in inputs}
         manifest.setdefault("steps", {})
         write_json(self.path("manifest.json"), manifest)
 

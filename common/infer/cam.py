@@ -30,7 +30,7 @@ def place(cam, box, shape):
     x_min, y_min, x_max, y_max = np.round(np.asarray(box, float)).astype(int).tolist()
     height, width = shape
     if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
-        raise InputError(f"the box {np.asarray(box).tolist()} is no part of an image of {width} × {height} pixels")
+        raise InputError(f"the box {np.asarray(box).tolist()} does not lie in an image of {width} × {height} pixels")
     out = np.full((height, width), cam.min(), np.float32)
     out[y_min:y_max, x_min:x_max] = cv2.resize(cam, (x_max - x_min, y_max - y_min), interpolation=cv2.INTER_LINEAR)
     return out

@@ -1,4 +1,4 @@
-"""Kaggle: downloads, uploads, bundles and notebooks, by way of Kaggle's own client."""
+"""Kaggle: downloads, uploads, bundles and notebooks, using Kaggle's own client."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from common.paths import competition_folder
 
 @dataclass(frozen=True)
 class Source:
-    """Where a solution's files are on Kaggle, and how a submission to it is checked."""
+    """A solution's files on Kaggle, and the check of its submissions."""
 
     kind: Literal["competition", "dataset", "none"]
     slugs: tuple[str, ...] = ()
-    """The competition's name; or the datasets, owner/name, each with a folder of its own where there are several."""
+    """The competition's name; or the datasets, owner/name, in separate folders if there are several."""
     code_competition: bool = False
     """True: submissions are versions of a notebook, not files."""
     samples: tuple[str, ...] = ("sample_submission.csv",)
-    """Possible names of the sample submission in the competition's folder; the first that exists counts."""
+    """Possible names of the sample submission in the competition's folder; the first that exists is used."""
     check: Callable | None = None
     """check(path, sample): raises InputError for an invalid submission."""
     score: str = ""
-    """Key of score.json that the leaderboard's score compares with: a dict of estimate, low and high."""
+    """Key of score.json that corresponds to the leaderboard's score: a dict of estimate, low and high."""
     advice: str = ""
     """Where to get files that Kaggle does not have."""
 
     def find_file(self, data=None, names=None):
         """Return the path of the first of `names` (default: the samples) that exists in the competition's folder.
 
-        data: the folder that the user named; None: where Kaggle mounts it. Raises InputError where there is none.
+        data: the folder that the user named; None: where Kaggle mounts it. Raises InputError if there is none.
         """
         names, problems = names or self.samples, []
         for name in names:
@@ -41,7 +41,7 @@ class Source:
 
 
 def tool_names(source):
-    """Return the names of the Kaggle tools of a solution with this Source; None: none."""
+    """Return the names of the Kaggle tools of a solution with this Source, () for None."""
     if source is None:
         return ()
     available = {"download": True, "upload": source.kind == "competition", "notebook": source.kind != "none"}
@@ -49,7 +49,7 @@ def tool_names(source):
 
 
 def load_tools(solution, source, presets=()):
-    """Return these tools as a dict from name to function; presets: those that `notebook --train` accepts."""
+    """Return these tools as a dict from name to function; presets: accepted by `notebook --train`."""
     from common.kaggle.download import download_tool  # late: `--help` needs the names only
     from common.kaggle.notebook import notebook_tool
     from common.kaggle.upload import upload_tool

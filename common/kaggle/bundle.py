@@ -1,4 +1,4 @@
-"""`bundle`: everything that a notebook without internet needs, as one flat folder, which is what a dataset is."""
+"""`bundle`: everything that a notebook without internet needs, in one flat folder, to be uploaded as a dataset."""
 
 import logging
 import os
@@ -65,17 +65,17 @@ def check_dataset_name(name):
 
 
 def check_name(name, where):
-    """Raise InputError unless `name` can be part of a file name in a bundle; where: the file or option that has it."""
+    """Raise InputError unless `name` can be part of a file name in a bundle; `where` begins the message."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         raise InputError(f"{where}: {name!r} cannot be part of file names: letters, digits, '.', '_', '+', '-' only")
 
 
 def read_listing(bundle):
-    """Return the content of a bundle's bundle.json; raise InputError where it is damaged or a name leads elsewhere."""
+    """Return the content of a bundle's bundle.json; raise InputError if it is damaged or has unsafe names."""
     path = Path(bundle) / LISTING
     about = read_json(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"{path}: not of format {FORMAT}, which this program reads")
+        raise InputError(f"{path}: not of format {FORMAT}, the one that this program reads")
     try:
         runs = {run: (entry["solution"], dict(entry["files"])) for run, entry in about["runs"].items()}
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -97,20 +97,13 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
         content = {name: _add_run(Path(run), name, folder, export) for name, run in _name_runs(runs).items()}
         wheel, excluded = build_wheel(folder), fetch_wheels(folder, python, own_requirements())
         files = {p.name: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(folder.iterdir())}
-        about = {
-            "format": FORMAT,
-            "python": python,
-            "image": IMAGE.date,
-            "git": git_revision(),
-            "wheel": wheel.name,
-            "excluded": {name: IMAGE.packages[name] for name in excluded},
-            "runs": content,
-            "files": files,
-        }
+        about = {"format": FORMAT, "python": python, "image": IMAGE.date, "git": git_revision(), "wheel": wheel.name}
+        about["excluded"] = {name: IMAGE.packages[name] for name in excluded}
+        about |= {"runs": content, "files": files}
         write_json(folder / LISTING, about)
         title = (dataset or DATASET).split("/")[1].replace("-", " ")
         metadata = {"title": title, "id": dataset or DATASET, "licenses": [{"name": "other"}]}
-        write_json(folder / METADATA, metadata)  # not among the files: Kaggle does not keep it
+        write_json(folder / METADATA, metadata)  # not listed: Kaggle does not keep it in the dataset
         limit = OUTPUT_LIMIT if str(out).startswith("/kaggle/working") else DATASET_LIMIT
         size = _check_size(folder, limit)
         if out.exists():
@@ -121,14 +114,13 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
         f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {limit / 1e9:.0f} GB: "
         f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}"
     )
-    log.info(
-        f"expected in Kaggle's image of {IMAGE.date}: {', '.join(name for name in IMAGE.packages if name in excluded)}"
-    )
+    expected = ", ".join(name for name in IMAGE.packages if name in excluded)
+    log.info(f"expected in Kaggle's image of {IMAGE.date}: {expected}")
     return about
 
 
 def _check_replaceable(out):
-    """Raise InputError where replacing `out` would lose files that are not an earlier bundle's."""
+    """Raise InputError if replacing `out` would delete files that do not belong to an earlier bundle."""
     if not (out / LISTING).is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
@@ -139,16 +131,16 @@ def _check_replaceable(out):
 
 
 def _check_known(folder, names):
-    """Raise InputError where a folder that is to be replaced holds other files than these."""
+    """Raise InputError if a folder to be replaced holds other files than these."""
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in names):
-        raise InputError(f"{folder}: holds {foreign[0]}, which is no part of a bundle; move it or name another --out")
+        raise InputError(f"{folder}: holds {foreign[0]}, which is not part of a bundle; move it or name another --out")
 
 
 @contextmanager
 def _temporary_folder(out):
-    """Yield an empty folder on the same disk as `out`; remove it, and what a killed call left there, afterwards.
+    """Yield an empty folder on the same disk as `out`; delete it afterwards, with any leftovers of a killed call.
 
-    The earlier bundle is put back where the new one did not take its place.
+    The earlier bundle is restored if the new one did not replace it.
     """
     partial = out.with_name(f".{out.name}.partial")
     with lock_folder(partial, "making a bundle there"):
@@ -165,7 +157,7 @@ def _temporary_folder(out):
 
 
 def _name_runs(runs):
-    """Return the runs by name; raise InputError where two have one name, or a name cannot be part of a file name."""
+    """Return the runs by name; raise InputError for a repeated name or one that cannot be part of a file name."""
     named = {}
     for run in runs:
         name = Path(run).resolve().name
@@ -177,7 +169,7 @@ def _name_runs(runs):
 
 
 def _add_run(run, name, folder, export):
-    """Copy the trained folder of a run into `folder`, file names prefixed by `name`; return its part of bundle.json."""
+    """Copy the trained folder of a run into `folder`, file names prefixed by `name`; return its bundle.json entry."""
     source = run
     if not (run / ABOUT).is_file():
         config = read_json(run / "config.json") if (run / "config.json").is_file() else None
@@ -194,7 +186,7 @@ def _add_run(run, name, folder, export):
 
 
 def _check_size(folder, limit):
-    """Return the size of a folder's files in bytes; raise InputError where it is above `limit`."""
+    """Return the size of a folder's files in bytes; raise InputError if it exceeds `limit`."""
     sizes = {path.stat().st_size: path.name for path in folder.iterdir()}
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > limit:
@@ -225,7 +217,7 @@ def _dataset_exists(dataset):
     with connect(f"dataset {dataset}") as api:
         try:
             api.dataset_status(dataset)
-        except OSError as error:  # 403 where it does not exist, as for others' private ones
+        except OSError as error:  # Kaggle answers 403 for missing datasets as for other users' private ones
             if getattr(getattr(error, "response", None), "status_code", 0) not in (403, 404):
                 raise
             return False

@@ -1,7 +1,7 @@
-"""Kaggle's own client, used in process: signed in, with timeouts, and with its failures as errors of one line.
+"""Kaggle's own client, used in process: signed in, with timeouts, and with one-line errors.
 
-Importing `kaggle` signs in, creates a folder and may print a page of advice, so `connect` imports it, and only then.
-What the client prints or raises loses its secrets before anyone sees it.
+Importing `kaggle` signs in, creates a folder and may print a page of advice, so only `connect` imports it. Secrets are
+removed from everything that the client prints or raises.
 """
 
 import base64
@@ -26,9 +26,9 @@ CREDENTIALS = (
     "KAGGLE_API_TOKEN, or put the older kaggle.json into ~/.kaggle"
 )
 AGAIN = "what has arrived is kept; run the same command to continue"
-TIMEOUT = 120.0  # seconds without a byte; the client itself waits for ever
+TIMEOUT = 120.0  # seconds without a byte; the client itself would wait forever
 _VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_KEY")
-_QUERY = re.compile(r"(https?://[^\s?'\"]+|url: [^\s?'\"]+|/[^\s?'\"]+)\?[^\s'\"]+")  # anyone may use a signed address
+_QUERY = re.compile(r"(https?://[^\s?'\"]+|url: [^\s?'\"]+|/[^\s?'\"]+)\?[^\s'\"]+")  # signed addresses work for anyone
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _HEADER = re.compile(r"(?i)\b(basic|bearer)\s+[\w.~+/=-]+")
 
@@ -41,10 +41,9 @@ class TransientError(InputError):
 def connect(target, needs_account=True):
     """Yield a `KaggleApi` that is signed in; every failure of the client inside the block becomes an InputError.
 
-    target: what the message is about, such as `competition a-slug`. needs_account: False goes on without credentials
-    where there are none. Progress bars go to stderr, other lines that the client prints to the log. Raises InputError
-    in one line with the remedy: client or credentials missing, not allowed, unknown, disk full; TransientError where
-    trying again later may help.
+    target: the subject of messages, such as `competition a-slug`. needs_account: False allows missing credentials.
+    Progress bars go to stderr, other output of the client to the log. Raises InputError in one line with the remedy:
+    client or credentials missing, not allowed, unknown, disk full; TransientError if trying again later may help.
     """
     output = _Output()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -61,7 +60,7 @@ def connect(target, needs_account=True):
 
 @functools.cache
 def _client_class():
-    """Return the client's class with checks where it fails silently, and without its mode that prints headers."""
+    """Return the client's class with checks where it fails silently, and without the mode that prints headers."""
     verbose = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
     try:
         from kaggle.api.kaggle_api_extended import KaggleApi
@@ -72,9 +71,9 @@ def _client_class():
         already_printed_version_warning = True
 
         def download_needed(self, response, outfile, quiet=True):
-            """Raise InputError for a name that Kaggle's answer should not have, and where the disk has no room."""
+            """Raise InputError for an unexpected name in Kaggle's answer, and for a disk without room."""
             if not outfile.endswith(".zip"):  # the end of an address, which might lead out of the folder
-                raise InputError(f"{outfile}: Kaggle sent something else than a zip")
+                raise InputError(f"{outfile}: Kaggle did not send a zip")
             have = os.path.getsize(outfile) if os.path.isfile(outfile) else 0
             need = int(response.headers.get("Content-Length", 0)) - have
             free = shutil.disk_usage(Path(outfile).parent).free
@@ -84,7 +83,7 @@ def _client_class():
             return super().download_needed(response, outfile, quiet)
 
         def upload_files(self, request, resources, folder, *options):
-            """Raise TransientError where a file was refused: the client would make the dataset without it."""
+            """Raise TransientError if a file was refused; the client would publish the dataset without it."""
             super().upload_files(request, resources, folder, *options)
             expected = sum(name != self.DATASET_METADATA_FILE for name in os.listdir(folder))
             if len(request.files) != expected:
@@ -120,7 +119,7 @@ def _refused(places):
 
 
 def _secure_credentials(config):
-    """Close the files with credentials to other users; return where credentials are: files, variables."""
+    """Make credential files private to the user; return the places of credentials: files and variables."""
     home = Path.home() / ".kaggle"
     names = ("kaggle.json", "access_token", "access_token.txt", "credentials.json")
     paths = dict.fromkeys([config, *(str(home / name) for name in names), os.environ.get("KAGGLE_API_TOKEN", "")])
@@ -138,7 +137,7 @@ def _secure_credentials(config):
 
 @contextlib.contextmanager
 def _timeouts():
-    """Give every request a timeout, and keep urllib3 from logging the signed addresses of what it retries."""
+    """Give every request a timeout, and keep urllib3 from logging signed addresses on retries."""
     from requests.adapters import HTTPAdapter  # late: it comes with the client
 
     send, logger = HTTPAdapter.send, logging.getLogger("urllib3")
@@ -157,7 +156,7 @@ def _timeouts():
 
 
 class _Output(io.TextIOBase):
-    """Stands in for stdout and stderr: passes progress bars on and logs other lines, without secrets."""
+    """Replacement for stdout and stderr: passes progress bars on and logs other lines, without secrets."""
 
     def __init__(self):
         self.secrets, self._stdout, self._stderr, self._bar = [], sys.stdout, sys.stderr, False
@@ -180,14 +179,14 @@ class _Output(io.TextIOBase):
 
 
 def scrub(text, secrets=()):
-    """Return `text` without the secrets, authorization headers, log-ins within addresses and signatures behind them."""
+    """Return `text` without the secrets, authorization headers, and logins and signatures in addresses."""
     for secret in secrets:
         text = text.replace(secret, "…")
     return _HEADER.sub(r"\1 …", _LOGIN.sub("…@", _QUERY.sub(r"\1?…", text)))
 
 
 def explain(error, target, secrets=()):
-    """Return the InputError, in one line, for what the client raised; TransientError where later may be better."""
+    """Return the one-line InputError for an exception of the client; TransientError if a retry may help."""
     from requests import RequestException  # late: it comes with the client
 
     kind, _, slug = target.partition(" ")
@@ -208,7 +207,7 @@ def explain(error, target, secrets=()):
     if status == 429:
         return TransientError(f"{target}: too many requests (429): wait some minutes; {AGAIN}")
     if status >= 500:
-        return TransientError(f"{target}: Kaggle has a fault of its own ({status}): try again later; {AGAIN}")
+        return TransientError(f"{target}: Kaggle has an internal error ({status}): try again later; {AGAIN}")
     if status == 0 and isinstance(error, RequestException):
         return TransientError(f"{target}: the connection to Kaggle failed ({type(error).__name__}): {AGAIN}")
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

@@ -1,4 +1,4 @@
-"""`download`: a solution's files from Kaggle, resumed where it stopped, and unpacked."""
+"""`download`: fetch a solution's files from Kaggle, resumably, and unpack them."""
 
 import logging
 import os
@@ -12,8 +12,8 @@ from common.kaggle.unpack import DamagedArchive, unpack
 from common.paths import lock_folder, read_json, write_json
 
 log = logging.getLogger(__name__)
-DONE = ".kaggle-download.json"  # in the folder: what has been downloaded in full
-PARTIAL = ".kaggle-partial"  # the client's note beside a file that has not fully arrived
+DONE = ".kaggle-download.json"  # in the folder: the record of complete downloads
+PARTIAL = ".kaggle-partial"  # the client's marker beside an incomplete file
 
 
 def download_tool(solution, source):
@@ -45,21 +45,24 @@ def download_tool(solution, source):
 def fetch(kind, slug, folder, again=False):
     """Download one competition or dataset into `folder` and unpack it there, continuing an earlier attempt.
 
-    The archive is removed after unpacking. Raises InputError, in one line, for whatever stops it.
+    The archive is removed after unpacking. Raises InputError, in one line, for any failure.
     """
     target, archive = f"{kind} {slug}", folder / f"{slug.rsplit('/', 1)[-1]}.zip"
     done = _read_done(folder / DONE)
     if slug in done and not again and not archive.exists():
         date, files = done[slug].get("date"), done[slug]["files"]
         if sum(len(names) for _, _, names in os.walk(folder, followlinks=True)) > files:  # DONE is one more
-            log.info(f"{target}: complete since {date}, {files:,} files (--again downloads it anew)")
+            log.info(f"{target}: complete since {date}, {files:,} files (--again downloads it again)")
             return
         log.info(f"{target}: was complete on {date}, but some of its {files:,} files are gone")
     partial = Path(f"{archive}{PARTIAL}")
     try:
-        if partial.exists() or not zipfile.is_zipfile(archive):  # a whole archive has its table of contents at the end
+        # a zip has its table of contents at the end
+        if partial.exists() or not zipfile.is_zipfile(archive):
             log.info(f"{target}: downloading to {archive}")
-            _download(kind, slug, folder, target)
+            with connect(target, needs_account=kind == "competition") as api:
+                fetch_files = api.competition_download_files if kind == "competition" else api.dataset_download_files
+                fetch_files(slug, str(folder), quiet=False)
         files, size = unpack(archive, folder)
     except DamagedArchive as error:
         archive.unlink(missing_ok=True)
@@ -75,16 +78,8 @@ def fetch(kind, slug, folder, again=False):
 
 
 def _read_done(path):
-    """Return what has been downloaded in full by slug; {} where that is nothing, or the note is damaged."""
+    """Return the record of complete downloads by slug; {} if there is none or it is damaged."""
     try:
         return {slug: {**entry, "files": entry["files"] + 0} for slug, entry in read_json(path).items()}
     except (AttributeError, KeyError, TypeError, InputError):
         return {}
-
-
-def _download(kind, slug, folder, target):
-    with connect(target, needs_account=kind == "competition") as api:
-        if kind == "competition":
-            api.competition_download_files(slug, str(folder), quiet=False)
-        else:
-            api.dataset_download_files(slug, str(folder), quiet=False)

@@ -1,4 +1,4 @@
-"""`log`: the submissions so far, printed and as a page with the offline score against the leaderboard's."""
+"""`log`: print all submissions, and plot offline against leaderboard scores on a page."""
 
 import logging
 from pathlib import Path
@@ -13,8 +13,8 @@ from common.report.plots import BLUE, INK, ORANGE, add_legend_above, make_axes, 
 
 log = logging.getLogger(__name__)
 PAGE = LOG.with_suffix(".html")
-ORDER = ["date", "run", "cv", "public", "private", "message", "rows", "git", "sha256"]  # what matters comes first
-FEW = 3  # submissions with both scores, below which a correlation says nothing
+ORDER = ["date", "run", "cv", "public", "private", "message", "rows", "git", "sha256"]  # the most important first
+FEW = 3  # submissions with both scores; fewer do not show agreement
 
 
 def log_tool(*, out: Path = PAGE):
@@ -58,7 +58,7 @@ def format_log(table):
 
 
 def describe_agreement(numbers):
-    """Return in words how often a higher cv went with a higher public score (Kendall's pairs)."""
+    """Return a sentence on how often a higher cv came with a higher public score (Kendall's pairs)."""
     both = numbers[["cv", "public"]].dropna().to_numpy()
     if len(both) < FEW:
         return f"{len(both)} with both scores: too few to compare."
@@ -72,7 +72,7 @@ def describe_agreement(numbers):
 def plot_cv_against_lb(numbers):
     """Return a scatter plot of cv (with interval) against public and private score as SVG bytes.
 
-    numbers: columns of NUMBERS, float, NaN where unknown. None where no submission has both scores.
+    numbers: columns of NUMBERS, float, NaN if unknown. None if no submission has both scores.
     """
     known = numbers[numbers["cv"].notna() & (numbers["public"].notna() | numbers["private"].notna())]
     if known.empty:

@@ -1,4 +1,4 @@
-"""`notebook`: a notebook that predicts on Kaggle with a run from a bundle, without internet, or that trains there."""
+"""`notebook`: write a notebook that predicts on Kaggle with a bundled run, without internet, or that trains there."""
 
 import json
 import logging
@@ -104,7 +104,7 @@ def notebook_tool(solution, source, presets=()):
 
 
 def write_training_notebook(folder, solution, source, preset, hours, options, dataset, resume=False):
-    """Write training.ipynb and kernel-metadata.json; resume: the notebook's own last output is an input."""
+    """Write training.ipynb and kernel-metadata.json; resume: make the notebook's own last output an input."""
     text = (
         f"# {solution}: training {preset}\n\nStops after {hours:g} hours with everything saved; its next version, "
         "with this one's output as an input, continues."
@@ -125,7 +125,7 @@ def write_inference_notebook(folder, solution, source, run, dataset):
 
 
 def _fill(cells, solution, dataset, **values):
-    """Return the cells with the values in them, as literals of Python."""
+    """Return the cells with the values filled in as Python literals."""
     check_dataset_name(dataset)
     literals = {name: json.dumps(value) if isinstance(value, str) else repr(value) for name, value in values.items()}
     names = literals | {"solution": json.dumps(solution), "package": solution, "slug": dataset.split("/")[1]}
@@ -133,11 +133,9 @@ def _fill(cells, solution, dataset, **values):
 
 
 def _write(folder, file, text, code, solution, source, name, dataset, resume=False):
-    """Write a notebook of nbformat 4.5 (a text, then cells of code by name) and its settings on Kaggle."""
-    cells = [_make_cell("markdown", "about", text)]
-    cells += [
-        _make_cell("code", cell, lines) | {"execution_count": None, "outputs": []} for cell, lines in code.items()
-    ]
+    """Write a notebook of nbformat 4.5 (a text, then cells of code by name) and its settings for Kaggle."""
+    cells, extra = [_make_cell("markdown", "about", text)], {"execution_count": None, "outputs": []}
+    cells += [_make_cell("code", cell, lines) | extra for cell, lines in code.items()]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     about = {"kernelspec": kernel, "language_info": {"name": "python"}}
     book = {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
@@ -167,7 +165,7 @@ def _make_cell(kind, name, source):
 
 
 def push_notebook(folder):
-    """Push the notebook to Kaggle; raise InputError where Kaggle refuses it, or does not find one of its inputs."""
+    """Push the notebook to Kaggle; raise InputError if Kaggle refuses it or does not find an input."""
     target = f"notebook {read_json(Path(folder) / METADATA)['id']}"
     with connect(target) as api:
         answer = api.kernels_push(str(folder))
@@ -176,7 +174,7 @@ def push_notebook(folder):
         lost = [*answer.invalid_dataset_sources, *answer.invalid_competition_sources, *answer.invalid_kernel_sources]
         if lost:
             raise InputError(
-                f"{target}: pushed without its inputs {', '.join(lost)}: are the names right, are they ready, are "
-                "the rules accepted?"
+                f"{target}: pushed without its inputs {', '.join(lost)}; check their names, whether they are "
+                "ready, and whether the rules are accepted"
             )
     log.info(f"{target}: version {answer.version_number} pushed; progress at {answer.url}")

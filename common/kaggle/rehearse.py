@@ -1,7 +1,7 @@
-"""A notebook tried before Kaggle has it: on the packages of Kaggle's image, from the bundle alone, without a network.
+"""A local test of a notebook for Kaggle: with the packages of Kaggle's image, from the bundle alone, without network.
 
-The network is closed twice: the kernel runs in a network namespace of its own, where the system allows one, and every
-attempt of a Python program to open an internet socket is refused and recorded.
+The network is blocked twice: the kernel runs in its own network namespace, if the system allows one, and every attempt
+of Python code to open an internet socket is refused and recorded.
 """
 
 import functools
@@ -46,9 +46,9 @@ sys.addaudithook(refuse)
 def rehearse(solution, source, run, data, folder, export):
     """Bundle a finished run, execute its notebook on a stand-in for Kaggle's machine and return the executed file.
 
-    data: the competition's folder, to be mounted; folder: for all files, those of an earlier call are removed; export:
-    as in `bundle_tool`. Raises InputError where the notebook fails, tries to use the network, or its submission is not
-    the run's own, byte for byte.
+    data: the competition's folder, to be mounted; folder: for all files; files of an earlier call are removed; export:
+    as in `bundle_tool`. Raises InputError if the notebook fails or tries to use the network, or if its submission is
+    not identical to the run's.
     """
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -75,13 +75,13 @@ def rehearse(solution, source, run, data, folder, export):
     if (working / "submission.csv").read_bytes() != (run / "submission.csv").read_bytes():
         raise InputError(f"{working / 'submission.csv'}: differs from the run's own, {run / 'submission.csv'}")
     nbformat.write(book, executed)
-    log.info(f"{executed}: run from the bundle alone, without network; its submission is the run's own")
+    log.info(f"{executed}: run from the bundle alone, without network; its submission equals the run's")
     return executed
 
 
 @functools.cache
 def has_namespaces():
-    """Return whether this system lets us make network namespaces."""
+    """Return whether this system allows network namespaces."""
     try:
         return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
     except OSError:
@@ -89,7 +89,7 @@ def has_namespaces():
 
 
 def make_machine(folder):
-    """Make an environment in `folder` with the installed packages that Kaggle's image has; return its Python's path."""
+    """Make an environment in `folder` of the installed packages that Kaggle's image has; return its Python's path."""
     packages, image = folder / "image", folder / "venv"
     packages.mkdir(parents=True)
     for name in _find_dependencies([*IMAGE.packages, *JUPYTER]):
@@ -121,9 +121,9 @@ def _find_dependencies(names):
 
 
 def execute(notebook, python, folder, inputs, more=()):
-    """Execute a notebook's file with this Python and `inputs` mounted, and `more` cells of code after its own.
+    """Execute a notebook file, and `more` code cells after its own, with this Python and `inputs` mounted.
 
-    Returns the executed notebook, the folder that its output went to, and the attempts to use the network, one a line.
+    Returns the executed notebook, the folder with its output, and the attempts to use the network, one a line.
     """
     import nbformat  # late: not in Kaggle's bundle, and slow
     from jupyter_client.manager import KernelManager

@@ -1,4 +1,4 @@
-"""For code that runs in a notebook on Kaggle: a bundle's trained folders, training within its hours, pictures."""
+"""Functions for notebooks on Kaggle: open a bundle's trained folders, train within the session's hours, show images."""
 
 import contextlib
 import logging
@@ -22,18 +22,16 @@ TIMED_OUT = -1  # instead of a status
 RUN = "run"  # folder of the run in WORKING
 
 
-def open_bundle(bundle, run, solution=None):
-    """Return the trained folder of one run of a bundle: links to its files, in a temporary folder.
+def open_bundle(bundle, run):
+    """Return the trained folder of one run of a bundle: a temporary folder of links to its files.
 
-    Raises InputError where the bundle has no such run, it is another solution's, or files are missing.
+    Raises InputError if the bundle has no such run, or if files are missing.
     """
     bundle = Path(bundle)
     runs = read_listing(bundle)["runs"]
     if run not in runs:
         raise InputError(f"{bundle}: has no run {run}, but {', '.join(runs)}")
     entry = runs[run]
-    if solution is not None and entry["solution"] != solution:
-        raise InputError(f"{bundle}: {run} is a run of {entry['solution']}, not of {solution}")
     folder = Path(tempfile.mkdtemp(prefix="trained-"))
     for name, flat in entry["files"].items():
         if not (bundle / flat).is_file():
@@ -74,12 +72,13 @@ def display_gallery(items, overlay=None):
 
 
 def train_in_session(solution, preset, hours, options=(), working=WORKING, inputs=KAGGLE_INPUT):
-    """Run a preset, or continue it, within the session's `hours`; return whether it is finished.
+    """Run or continue a preset within the session's `hours`; return whether it is finished.
 
-    Training stops RESERVE before the end with everything saved; whatever runs SAVING before the end is killed, and
-    repeated by the next session, since files are written atomically. An earlier version's output among the inputs is
-    continued. Several GPUs are used by torchrun. Decoded images stay out of the working folder, whose size is limited.
-    options: further words of the command line. Raises InputError where the run fails or its output is too large.
+    Training stops RESERVE before the end with everything saved; any step still running SAVING before the end is killed,
+    which is safe because files are written atomically, and repeated by the next session. The output of an earlier
+    version among the inputs is continued. Several GPUs are used through torchrun. Decoded images are kept out of the
+    working folder, whose size is limited. options: further words of the command line. Raises InputError if the run
+    fails or its output is too large.
     """
     if not hours > RESERVE:
         raise InputError(f"hours must be above {RESERVE:g}, not {hours:g}")
@@ -94,7 +93,7 @@ def train_in_session(solution, preset, hours, options=(), working=WORKING, input
     log.info(f"{run}: {used / 1e9:.2f} GB of {OUTPUT_LIMIT / 1e9:.0f} GB of output")
     if used > OUTPUT_LIMIT:
         raise InputError(f"{run}: {used / 1e9:.2f} GB are above the output's limit; name fewer --folds a version")
-    # torchrun has one status for every end but success; what an earlier version logged does not count
+    # torchrun has one status for all failures; the log of an earlier version does not count
     if status in (STOPPED, TIMED_OUT) or (status and launch and "stopped: " in _read_log(run)[len(earlier) :]):
         log.info("not finished: save this version, add its output to the notebook's inputs and run it again")
         return False
@@ -104,12 +103,12 @@ def train_in_session(solution, preset, hours, options=(), working=WORKING, input
 
 
 def _find_run(run, solution, preset, inputs):
-    """Return `run`, filled with the most advanced earlier output of this preset among the inputs if it is new."""
+    """Return `run`, if new a copy of the most advanced earlier output of this preset among the inputs."""
     if (run / "config.json").is_file():
         return run
     found = []
     for config in Path(inputs).rglob("config.json"):
-        with contextlib.suppress(InputError):  # whatever else is mounted
+        with contextlib.suppress(InputError):  # other mounted datasets
             about = read_json(config)
             if isinstance(about, dict) and (about.get("solution"), about.get("preset")) == (solution, preset):
                 found.append((len(list(config.parent.glob("fold*/*/*"))), config.parent))
@@ -118,9 +117,9 @@ def _find_run(run, solution, preset, inputs):
         return run
     earlier = max(found)[1]
     shutil.copytree(earlier, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
-    for path in [run, *run.rglob("*")]:  # what Kaggle mounts is read-only
+    for path in [run, *run.rglob("*")]:  # Kaggle's mounts are read-only
         os.chmod(path, path.stat().st_mode | 0o200)
-    shutil.copyfile(earlier / "config.json", run / "config.json")  # last: a copy that was cut off is repeated
+    shutil.copyfile(earlier / "config.json", run / "config.json")  # last, so that an interrupted copy is repeated
     log.info(f"{run}: continues {earlier}")
     return run
 
@@ -131,12 +130,12 @@ def _read_log(run):
 
 
 def _run_for(words, seconds):
-    """Run a program for at most `seconds`, then end it and its children; return its status or TIMED_OUT."""
+    """Run a program for at most `seconds`, then stop it and its children; return its status or TIMED_OUT."""
     process = subprocess.Popen(words, start_new_session=True)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        log.info("the session's hours are over: ending the run")
+        log.info("the session's hours are over: stopping the run")
     finally:
         for number, patience in ((signal.SIGTERM, 120), (signal.SIGKILL, None)):
             if process.poll() is None:

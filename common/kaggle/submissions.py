@@ -12,7 +12,7 @@ from common.submit.table import read_table
 LOG = Path("submissions/log.csv")
 NUMBERS = ("rows", "cv", "cv_low", "cv_high", "public", "private")
 COLUMNS = ("date", "solution", "run", "git", "sha256", *NUMBERS, "message")
-FAILED = "error"  # in place of the public score: Kaggle could not score it
+FAILED = "error"  # replaces the public score if Kaggle could not compute it
 
 
 def read_log(path=LOG):
@@ -21,13 +21,13 @@ def read_log(path=LOG):
 
 
 def append_row(row, path=LOG):
-    """Add a row (a dict by COLUMNS) to the log, which other processes may be writing too."""
+    """Append a row (a dict by COLUMNS) to the log, safely beside other processes."""
     with _locked_log(path) as table:
         table.loc[len(table)] = [str(row[name]) for name in COLUMNS]
 
 
 def set_scores(date, sha256, public, private, path=LOG):
-    """Write the scores of the row with this date and hash; of two such rows, the later one's."""
+    """Write the scores of the last row with this date and hash."""
     with _locked_log(path) as table:
         matches = table.index[(table["date"] == date) & (table["sha256"] == sha256)]
         table.loc[matches[-1:], ["public", "private"]] = [str(public), str(private)]
@@ -35,10 +35,10 @@ def set_scores(date, sha256, public, private, path=LOG):
 
 @contextlib.contextmanager
 def _locked_log(path):
-    """Yield the log's table and write it back afterwards; no other process can do so in between."""
+    """Yield the log's table and write it back afterwards, locked against other processes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as handle:  # not the log itself: each write replaces that
+    with open(path.with_name(f".{path.name}.lock"), "w") as handle:  # not the log itself, which each write replaces
         fcntl.flock(handle, fcntl.LOCK_EX)
         table = read_log(path)
         yield table

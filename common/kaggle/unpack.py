@@ -1,4 +1,4 @@
-"""Zip archives unpacked without trusting them: no path outside the folder, no links, no bombs; resumable."""
+"""Resumable unpacking of untrusted zip archives: no path outside the folder, no links, no bombs."""
 
 import logging
 import os
@@ -17,9 +17,9 @@ from tqdm import tqdm
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
-STAGING = ".kaggle-unpack"  # in the folder: files are written there and moved when they are whole
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others zipfile unpacks a block at once: gigabytes
-MAX_FILES = 3_000_000  # entries; inner zips count in this and the next limits
+STAGING = ".kaggle-unpack"  # in the folder: files are written there and moved when complete
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others zipfile unpacks whole blocks: gigabytes
+MAX_FILES = 3_000_000  # entries; all limits include inner zips
 MAX_DEPTH = 30  # folders within folders
 MAX_BYTES = 2 * 10**12  # unpacked
 MAX_RATIO = 100  # unpacked bytes per byte of archive, for archives that unpack to more than RATIO_FROM
@@ -34,12 +34,12 @@ class DamagedArchive(InputError):
 
 
 class UnsafeArchive(InputError):
-    """The archive holds something that must not be unpacked; nothing is unpacked."""
+    """The archive holds an unsafe entry; nothing is unpacked."""
 
 
 @dataclass
 class _Unpacked:
-    """What an archive and the zips in it unpack to: one budget, and one set of names relative to the root."""
+    """Totals and names (relative to the root) of what an archive and its inner zips unpack to."""
 
     root: Path  # resolved
     packed: int  # bytes of the outer archive
@@ -49,22 +49,22 @@ class _Unpacked:
     folders: set = field(default_factory=set)
 
 
-def unpack(archive, folder, nested=True):
+def unpack(archive, folder):
     """Unpack a zip into `folder`, and zips inside it into folders of their own names; return (files, bytes).
 
     Files are written atomically. Existing files with the same size and time, or the same content, are kept; others are
-    replaced, and their number is logged. An inner zip that cannot be unpacked stays as it is, with a warning. Raises
-    DamagedArchive; UnsafeArchive, also above MAX_BYTES, MAX_FILES or MAX_RATIO; InputError where the disk is full.
+    replaced, and their number is logged. An inner zip that cannot be unpacked is kept, with a warning. Raises
+    DamagedArchive; UnsafeArchive, also above MAX_BYTES, MAX_FILES or MAX_RATIO; InputError if the disk is full.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = _Unpacked(folder.resolve(), os.path.getsize(archive))
     done.files.add(os.path.relpath(archive.resolve(), done.root))
-    shutil.rmtree(done.root / STAGING, ignore_errors=True)  # of a call that was killed
+    shutil.rmtree(done.root / STAGING, ignore_errors=True)  # left by a killed call
     try:
         entries = _unpack_one(archive, "", done)
         files, size, unpacked = len(entries), done.bytes, []
-        for name in [e.filename for e in entries if e.filename.lower().endswith(".zip")] if nested else []:
+        for name in [e.filename for e in entries if e.filename.lower().endswith(".zip")]:
             path, before = done.root / name, done.bytes
             try:
                 inner = _unpack_one(path, f"{name[:-4]}/", done)
@@ -75,7 +75,7 @@ def unpack(archive, folder, nested=True):
             unpacked.append(path)
     finally:
         shutil.rmtree(done.root / STAGING, ignore_errors=True)
-    for path in unpacked:  # last: until everything is unpacked, a restart must find them
+    for path in unpacked:  # last, because a restart needs them until everything is unpacked
         path.unlink()
     return files, size
 
@@ -94,7 +94,7 @@ def _unpack_one(archive, prefix, done):
 
 
 def _check_entries(source, archive, prefix, done):
-    """Return the files of an open zip and count them; raise UnsafeArchive before any of them is unpacked."""
+    """Return the file entries of an open zip and add them to `done`; raise UnsafeArchive before unpacking any."""
     entries = source.infolist()
     number, total = done.entries + len(entries), done.bytes + sum(entry.file_size for entry in entries)
     if number > MAX_FILES:
@@ -136,7 +136,7 @@ def _check_entries(source, archive, prefix, done):
 
 
 def _extract_all(source, entries, archive, prefix, root):
-    """Unpack what is not there yet, after a check that the disk has room."""
+    """Unpack missing and changed files, after checking that the disk has room."""
     todo = [entry for entry in entries if not _is_there(root / prefix / entry.filename, entry)]
     need, free = sum(entry.file_size for entry in todo), shutil.disk_usage(root).free
     if need > free:
@@ -155,7 +155,7 @@ def _extract_all(source, entries, archive, prefix, root):
 
 
 def _is_there(path, entry):
-    """Return whether the file is the archive's: the same size, and the same time or content."""
+    """Return whether a file equals the archive's: same size, and same time or content."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.file_size:
         return False
     if path.stat().st_mtime == _time(entry):
@@ -169,13 +169,13 @@ def _is_there(path, entry):
 
 def _extract(source, entry, path, staging):
     try:
-        part = source.extract(entry, staging)  # never outside of it; at most the declared size, the checksum compared
+        part = source.extract(entry, staging)  # safe: stays inside, limited to the declared size, checksum verified
         os.utime(part, (_time(entry), _time(entry)))
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, path)
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror or error}; what is unpacked is kept, the same command continues"
+            f"{path}: {error.strerror or error}; files unpacked so far are kept, the same command continues"
         ) from None
 
 

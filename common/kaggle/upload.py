@@ -1,4 +1,4 @@
-"""`upload`: a submission is checked, sent to its competition and logged; its score is waited for."""
+"""`upload`: check a submission, send it to its competition, log it and wait for its score."""
 
 import contextlib
 import logging
@@ -17,9 +17,9 @@ from common.runs import git_revision
 from common.submit.table import read_table
 
 log = logging.getLogger(__name__)
-POLL = 5.0  # seconds to the second question for a score; later ones come more slowly, up to
+POLL = 5.0  # seconds between the first two requests for a score; the interval then grows to
 SLOWEST = 60.0
-ARRIVAL = 20.0  # seconds within which Kaggle lists a submission that it took
+ARRIVAL = 20.0  # seconds within which Kaggle lists an accepted submission
 
 
 def upload_tool(solution, source):
@@ -64,7 +64,7 @@ def upload_tool(solution, source):
 
 
 def check_submission(solution, source, submission, message, run, data):
-    """Check the submission and return its row of the log, as a dict; raise InputError where it is invalid."""
+    """Check the submission and return its row of the log, as a dict; raise InputError if it is invalid."""
     if not submission.is_file():
         raise InputError(f"{submission}: no such file")
     if submission.suffix != ".csv":
@@ -90,12 +90,14 @@ def _find_sample(source, run, data):
         return source.find_file(data)
     except InputError:
         if data is None:
-            raise InputError("name --run (the run's folder) or --data (the competition's): which ids?") from None
+            raise InputError(
+                "name --run (the run's folder) or --data (the competition's) for the expected ids"
+            ) from None
         raise
 
 
 def _read_offline_score(source, run):
-    """Return estimate, low and high of the run's offline score as text, blank where there is none."""
+    """Return estimate, low and high of the run's offline score as text, blank if there is none."""
     path = None if run is None else run / "score.json"
     if path is None or not path.is_file():
         log.info("no offline score to log" + ("" if run is None else f": {run} has no score.json, run `score`"))
@@ -111,7 +113,7 @@ def _read_offline_score(source, run):
 def send(slug, submission, row, wait, again=False):
     """Send a file unless it was sent before, log it, and wait up to `wait` minutes for its score."""
     mark = f"[{row['sha256'][:12]}]"  # identifies the file in Kaggle's list
-    with lock_folder(LOG.parent, "uploading"):  # two processes must not both find that the file is new
+    with lock_folder(LOG.parent, "uploading"):  # otherwise two processes could send the same file
         table, older = read_log(), set()
         before = table[(table["sha256"] == row["sha256"]) & (table["solution"] == row["solution"])]
         if len(before) and not again:
@@ -132,16 +134,16 @@ def send(slug, submission, row, wait, again=False):
 
 
 def _submit(slug, submission, description, mark, again):
-    """Send the file unless Kaggle already has it; return the refs of its earlier submissions, which do not count."""
+    """Send the file unless Kaggle already has it; return the refs of its earlier submissions, to be ignored."""
     known = _list_submissions(slug, mark)
-    if known and not again:  # sent from another folder, or by a process that died before it could log it
+    if known and not again:  # sent from another folder, or by a process that died before logging it
         log.info(f"Kaggle has this file since {known[0].date:%Y-%m-%d %H:%M}; it is not sent again (--again does)")
         return set()
     older = {entry.ref for entry in known}
     try:
         with connect(f"competition {slug}") as api:
             answer = api.competition_submit(str(submission), description, slug)
-            if answer.message == api.COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE:  # returned where others are raised
+            if answer.message == api.COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE:  # this failure is returned, not raised
                 raise InputError(f"competition {slug}: Kaggle refused the transfer of the file")
     except InputError as error:
         problem = error
@@ -149,7 +151,7 @@ def _submit(slug, submission, description, mark, again):
         _log_allowance(slug)
         return older
     ends = time.monotonic() + (ARRIVAL if isinstance(problem, TransientError) else 0)
-    while True:  # the file may have arrived although the answer was lost
+    while True:  # the file may have arrived even if the answer was lost
         if any(entry.ref not in older for entry in _list_submissions(slug, mark)):
             log.info("the client ended in an error, but Kaggle lists the submission")
             return older
@@ -159,20 +161,20 @@ def _submit(slug, submission, description, mark, again):
 
 
 def _log_allowance(slug):
-    with contextlib.suppress(InputError), connect(f"competition {slug}") as api:  # the submission counts without it
+    with contextlib.suppress(InputError), connect(f"competition {slug}") as api:  # for information only
         limits = api.competition_get_submission_limits(slug)
         log.info(f"{limits.num_allowed_now} submissions remaining today")
 
 
 def _list_submissions(slug, mark):
-    """Return the newest submissions whose description bears the mark, newest first."""
+    """Return the latest submissions whose description has the mark, newest first."""
     with connect(f"competition {slug}") as api:
         found = api.competition_submissions(slug, page_size=100) or []
     return [entry for entry in found if mark in (entry.description or "")]
 
 
 def _wait_for_score(slug, row, mark, older, minutes):
-    """Ask for the score until it is there, and log it, or until the time is over."""
+    """Poll for the score until it is there, and log it, or until the time is over."""
     start, pause, last = time.monotonic(), POLL, None
     while True:
         try:

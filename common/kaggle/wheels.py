@@ -1,4 +1,4 @@
-"""Wheels of a bundle: our own, and those of the packages that a Kaggle notebook does not have."""
+"""Wheels of a bundle: our own, and those of packages that Kaggle's image lacks."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
-# each named, because pip before 25 takes a newer manylinux not to include the older ones
+# all named, because pip before 25 does not treat a newer manylinux as including older ones
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "manylinux2014_x86_64")
 
 
 class Image(NamedTuple):
-    """Kaggle's image for notebooks: the packages it has."""
+    """Kaggle's image for notebooks and the packages in it."""
 
     date: str
     python: str
@@ -46,8 +46,8 @@ UNUSED = ("kaggle", "six", "nbclient", "ipykernel", "setuptools")
 def build_wheel(folder, root=ROOT):
     """Build our wheel into `folder` and return its path; the same sources give the same bytes.
 
-    It is built from a copy, so that leftovers of earlier builds stay out. Raises InputError where the program does not
-    run from a checkout, and where the build fails.
+    It is built from a copy, without leftovers of earlier builds. Raises InputError outside a checkout, and if the build
+    fails.
     """
     if not (root / "pyproject.toml").is_file():
         raise InputError(f"{root}: no pyproject.toml; a bundle is made from a checkout of this repository")
@@ -73,10 +73,10 @@ def own_requirements(root=ROOT):
 
 
 def fetch_wheels(folder, python, requirements, image=IMAGE):
-    """Download into `folder` the wheels that the image lacks, or has too old, of `requirements` and their dependencies.
+    """Download wheels of `requirements` and their dependencies that the image does not satisfy into `folder`.
 
-    python: the notebook's, `3.12`. Returns the names of the packages that are left to the image. Raises InputError
-    without a network, for a package without a wheel for this Python, and for conflicting versions.
+    python: the notebook's, such as `3.12`. Returns the names of the packages that the image provides. Raises InputError
+    without network, for a package without a wheel for this Python, and for conflicting versions.
     """
     machine = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     machine |= {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
@@ -125,7 +125,7 @@ _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "Name
 
 
 def _run_python(words, problem, folder=None, **variables):
-    """Run Python with these arguments; raise InputError, `problem` and the reason in one line, where it fails."""
+    """Run Python with these arguments; if it fails, raise InputError with `problem` and the reason in one line."""
     done = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=os.environ | variables, check=False
     )

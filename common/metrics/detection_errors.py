@@ -69,12 +69,9 @@ def error_breakdown(detections, truth, images=None, rule=VOC2010, background_iou
     counts = np.bincount(error[np.isin(boxes.class_id, rule.counted_classes)], minlength=len(NAMES))
     counts[MISSED] = (state[np.isin(true.class_id, rule.counted_classes)] == MISSED).sum()
     summary = {"count": counts[1:LEFT_OUT], "ap_gained": mean_of_defined(gains.to_numpy().T)}
-    return Breakdown(
-        pd.DataFrame(summary, pd.Index(ERRORS, name="error")),
-        gains,
-        _table(images, boxes, score=boxes.score, error=NAMES[error], truth_row=target),
-        _table(images, true, error=NAMES[state]),
-    )
+    summary = pd.DataFrame(summary, pd.Index(ERRORS, name="error"))
+    found = _table(images, boxes, score=boxes.score, error=NAMES[error], truth_row=target)
+    return Breakdown(summary, gains, found, _table(images, true, error=NAMES[state]))
 
 
 def _errors(boxes, true, truth_row, rule, background_iou):
@@ -85,13 +82,8 @@ def _errors(boxes, true, truth_row, rule, background_iou):
     )
     over = np.greater_equal if rule.inclusive else np.greater
     well_placed = over(same, rule.iou_threshold)
-    conditions = [
-        truth_row >= 0,
-        (same >= background_iou) & ~well_placed,
-        over(other, rule.iou_threshold),
-        well_placed,
-        np.maximum(same, other) < background_iou,
-    ]
+    badly_placed, nothing = (same >= background_iou) & ~well_placed, np.maximum(same, other) < background_iou
+    conditions = [truth_row >= 0, badly_placed, over(other, rule.iou_threshold), well_placed, nothing]
     error = np.select(conditions, [CORRECT, LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND], BOTH)
     target = np.select(conditions, [truth_row, same_row, other_row, same_row, -1], -1)
     left_out = np.ones(len(error), bool)

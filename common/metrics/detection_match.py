@@ -62,8 +62,8 @@ def _detections(table, images, rule):
         rows, starts = _sort_by(group, ranked, n_groups)
         _order_ties(rows, group, score, box)
     if rule.max_per_class is not None:
-        kept = np.ones(len(rows), bool)
-        kept[rows[_ranks(starts) >= rule.max_per_class]] = False
+        kept, ranks = np.ones(len(rows), bool), np.arange(len(rows)) - np.repeat(starts[:-1], np.diff(starts))
+        kept[rows[ranks >= rule.max_per_class]] = False
         rows, ranked = rows[kept[rows]], ranked[kept[ranked]]
         starts = np.append(0, np.cumsum(np.bincount(group[rows], minlength=n_groups)))
     return Boxes(image, class_id, box, rows, starts, score, *_sort_by(class_id, ranked, rule.n_classes))
@@ -90,11 +90,6 @@ def _order_ties(rows, group, score, box):
         places = np.flatnonzero(np.append(False, tied) | np.append(tied, False))
         some = rows[places]
         rows[places] = some[np.lexsort((some, *box[some].T[::-1], -scores[places], groups[places]))]
-
-
-def _ranks(starts):
-    """Return each row's number within its group, from 0."""
-    return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
 
 
 @njit(cache=True, nogil=True)

@@ -139,7 +139,7 @@ def _freeze(model, parameters):
 
 
 def timm_name(name):
-    """Return timm's name of a network, or of other libraries' name for it; raises InputError if it has none."""
+    """Return timm's name for a network name, its own or another library's; raises InputError for unknown ones."""
     name = _ALIASES.get(name, name)
     if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained(name.split(".")[0])):
         near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 3)

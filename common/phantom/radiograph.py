@@ -12,7 +12,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from common.errors import InputError
 from common.phantom.drawing import CIRCLE, GRID, blur, enlarge, fill, smooth_curve, smooth_noise, stroke
 
 
@@ -97,12 +96,8 @@ def draw(seed, size=1024, findings=(), patient=None):
     seed: int >= 0. size: pixels, >= 128. findings: functions `f(scene, rng)` of common.phantom.findings, drawn and
     returned in this order. patient: seed of the anatomy (`seed` by default), the same for all films of one person. A
     finding changes only the lung or organ that it lies in, so the same seed without it is its normal counterpart.
-    Raises InputError on a bad seed, size or patient.
     """
     patient = seed if patient is None else patient
-    for name, value, least in (("seed", seed, 0), ("size", size, 128), ("patient", patient, 0)):
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise InputError(f"phantom: {name}={value!r} must be a whole number of at least {least}")
     film, hardware, grain, *rest = (np.random.default_rng([seed, part]) for part in range(3 + len(findings)))
     scene = _build_scene(size, np.random.default_rng([patient, 99]), film)
     for finding, rng in zip(findings, rest, strict=True):
@@ -264,7 +259,7 @@ def _draw_devices(scene, rng):
         path = [(0.55, 0.72), (0.36, 0.60), (0.27, 0.42), (0.15, rng.uniform(0.18, 0.4))]
         for width, value in ((0.014, 70), (0.008, 35), (0.002, 160)):
             line(path, one, width, value)
-    if fold:  # as thin as a pleura, but with vessels on both sides
+    if fold:  # as thin as a pleural line, but with vessels on both sides
         line([(0.19, 0.13), (0.28, 0.40), (0.31, 0.75)], two, 0.003, 45)
     if central:
         line([(0.06 * three, 0), (0.07 * three, 0.14), (-0.025, 0.26), (-0.035, rng.uniform(0.36, 0.46))], 1, 0.005, 80)

@@ -1,4 +1,4 @@
-"""The folder of an embedded sample: written atomically, kept while its parameters stay the same."""
+"""The folder of an embedded sample: written atomically, and kept while its parameters are unchanged."""
 
 import os
 import tempfile
@@ -11,10 +11,9 @@ from common.errors import InputError
 def write_sample(folder, parameters, least, write):
     """Fill a temporary folder by `write(path)`, rename it to `folder` and return that as a Path.
 
-    parameters: what the bytes depend on, kept in sample.json: `sample`, the name of the solution, `version`, and the
-    whole numbers whose smallest values `least` gives. A complete sample of equal parameters is kept; any other is
-    replaced once the new one is complete. Raises InputError for a number out of range and for a folder that holds
-    anything but a sample of this solution.
+    parameters: all that the files depend on, stored in sample.json: `sample`, the name of the solution, `version`, and
+    integers whose minima `least` gives. A complete sample of equal parameters is kept; any other is replaced once the
+    new one is complete. Raises InputError for a number out of range and for a folder that holds other files.
     """
     for name, smallest in least.items():
         if not isinstance(parameters[name], int) or parameters[name] < smallest:

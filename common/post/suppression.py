@@ -57,7 +57,7 @@ def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, dec
 def fuse_nmw(batch, weights=None, iou_thr=0.55):
     """Return `Fused`, float32: boxes averaged with the best box they overlap by IoU > iou_thr, weighted by score × IoU.
 
-    The score is that of the best box. weights: one positive number per model. Raises InputError where overlapping boxes
+    The score is that of the best box. weights: one positive number per model. Raises InputError if overlapping boxes
     all have the score 0. Source: Zhou et al. 2017.
     """
     check_iou(iou_thr)

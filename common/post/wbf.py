@@ -18,7 +18,7 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
     """Return `Fused`: in each image of a `Batch` the boxes of one class with IoU > iou_thr become their weighted mean.
 
     weights: one positive number per model. conf_type: one of CONF_TYPES, as in ensemble_boxes; under "avg" with unequal
-    weights scores can exceed 1. Boxes without area are left out. Raises InputError for other options, and where
+    weights scores can exceed 1. Boxes without area are left out. Raises InputError for other options, and if
     overlapping boxes all have the score 0.
     """
     weights = check_weights(weights, batch.n_models)

@@ -14,16 +14,11 @@ def write_report(job, report):
     `sections(job)` (a list of sections, None for an empty one), `submission(job, record)` (fragments about
     submission.csv) and optionally EXPERIMENTS, prefixes of the stage names of experiments.
     """
-    run = job.run
-    parts = [
-        *_warnings(job),
-        *_headline(job, report),
-        *report.sections(job),
-        _training(run, getattr(report, "EXPERIMENTS", ())),
-        step_section(job, "find_lr", "Learning rates", _learning_rates),
-        step_section(job, "submit", "Submission", lambda job: _submission(job, report)),
-        _about(run),
-    ]
+    run, training = job.run, _training(job.run, getattr(report, "EXPERIMENTS", ()))
+    rates = step_section(job, "find_lr", "Learning rates", _learning_rates)
+    submission = step_section(job, "submit", "Submission", lambda job: _submission(job, report))
+    own = [*_warnings(job), *_headline(job, report), *report.sections(job)]
+    parts = [*own, training, rates, submission, _about(run)]
     title = f"{report.TITLE}, preset {job.preset}"
     page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
 

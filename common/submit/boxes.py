@@ -1,4 +1,4 @@
-"""Strings of boxes, `class score x_min y_min x_max y_max` repeated: read into arrays, repaired, checked."""
+"""Prediction strings, `class score x_min y_min x_max y_max` repeated: parsing, repairs and checks."""
 
 import re
 from array import array
@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-EDGE = 1.0  # pixels by which rounding can carry a box over the edge of its image
+EDGE = 1.0  # pixels by which rounding can move a box outside its image
 FARTHEST = 1e6  # pixels: larger than any image
-SCORE_SLACK = 1e-6  # by which rounding to float32 can carry a score over 1
+SCORE_SLACK = 1e-6  # by which rounding to float32 can raise a score above 1
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_IN_NUMBERS = b"0123456789+-.eE"  # float() would also accept nan, inf and 1_0
+_IN_NUMBERS = b"0123456789+-.eE"  # float() also accepts nan, inf and 1_0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def _fault(number, tokens, reason):
 
 
 def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
-    """Return a dict from row to its first fault, in the order of the rows.
+    """Return a dict from row to its first fault, in row order.
 
     Classes are 0 … n_classes - 1, in digits; scores lie in [0, 1]; boxes have positive sides and coordinates from 0 to
     the size of their image, pixels: float64 (rows, 2), or to FARTHEST without it. `no_finding` has the box 0 0 1 1. A
@@ -108,11 +108,11 @@ def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
 
 
 def repair_entries(entries, no_finding=14, pixels=None):
-    """Return (Entries, notes) with the harmless faults of other people's submissions repaired, each kind noted.
+    """Return Entries with the harmless faults of other people's submissions repaired, and a note on each kind.
 
-    Class ids such as `3.0` become 3, scores up to SCORE_SLACK outside [0, 1] become its limits, boxes up to EDGE pixels
-    outside their image are cut, those without area left out, and of several entries of `no_finding` in a row the
-    highest stays. Other faults stay, for `find_faults`. pixels: as there; without it 0 is the only known edge.
+    Class ids such as `3.0` become 3, scores up to SCORE_SLACK outside [0, 1] are clipped, boxes up to EDGE pixels
+    outside their image are clipped, boxes without area are removed, and of several entries of `no_finding` in a row the
+    best is kept. Other faults are left to `find_faults`. pixels: as there; without it 0 is the only known edge.
     """
     row, boxes, notes = entries.row, entries.boxes, []
 

@@ -1,4 +1,4 @@
-"""CSV tables read as text, without type guessing, and written."""
+"""Reading of CSV tables as text, without type guessing, and writing of submissions."""
 
 import csv
 import gzip
@@ -18,9 +18,9 @@ def read_table(path, columns=None, exact=True):
     """Return a CSV file (or .csv.gz) as a frame of strings; row i of the frame is row i + 2 of the file.
 
     Blanks around header names and values are stripped (` EncodedPixels`, ` -1`); nothing becomes a number or missing,
-    because pandas turns a column of `-1` and blanks into floats. columns: the names wanted, in order, None for all;
+    because pandas turns a column of `-1` and blanks into floats. columns: the expected names, in order, None for any;
     with exact=False the file may have others, which are dropped. Raises InputError naming file and row for a file that
-    is missing, empty or not a CSV, another header, and rows of another length.
+    is missing, empty or not a CSV, for another header and for rows of another length.
     """
     header, *rows = _rows(Path(path))
     if len(set(header)) < len(header):
@@ -61,12 +61,12 @@ def _rows(path):
 
 
 def _lines(file, path):
-    """The lines of a file, of which a compressed one may hold far more than its size tells."""
+    """Yield the lines of a file; a compressed one is limited, as its size says little about its content."""
     total = 0
     while line := file.readline(LONGEST_LINE):
         total += len(line)
         if len(line) == LONGEST_LINE or total > LARGEST_TABLE:
-            raise InputError(f"{path}: no table of ours holds so much text (over {LARGEST_TABLE:.0e} characters)")
+            raise InputError(f"{path}: too much text for a table (over {LARGEST_TABLE:.0e} characters)")
         yield line
 
 

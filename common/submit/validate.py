@@ -1,4 +1,4 @@
-"""Submissions checked before the upload, for what the competition would refuse or score wrongly."""
+"""Validation of submissions before the upload: faults that the competition would refuse or score wrongly."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from common.submit.table import read_table
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a valid submission: its rows, those with a finding, and how many `unit`s these hold together."""
+    """Counts of a valid submission: rows, rows with a finding, and the total `amount` of `unit`s in them."""
 
     path: str
     rows: int
@@ -30,10 +30,10 @@ class Summary:
 def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=False):
     """Return the Summary, in pixels, of a submission of run-length masks, one row per image.
 
-    sample: the competition's sample submission; header and ids must equal its own, in its order if `ordered`. shape:
-    (height, width) in pixels of every image. Raises InputError naming the first wrong row and counting the others:
-    duplicate, missing or unknown ids, blanks, whatever `common.post.rle.parse` refuses, and strings that decoding and
-    encoding does not return (touching runs, leading zeros).
+    sample: the competition's sample submission; header and ids must match, also in order if `ordered`. shape: (height,
+    width) in pixels of every image. Raises InputError naming the first wrong row and counting the others: duplicate,
+    missing or unknown ids, blanks, whatever `common.post.rle.parse` refuses, and strings that decoding and encoding
+    changes (touching runs, leading zeros).
     """
     table, problems = _read(path, sample, ordered)
     return _check_masks(path, ((*row, shape) for row in _rows(table, table.columns[1])), len(table), form, problems)
@@ -66,9 +66,9 @@ def validate_shaped_masks(path, sizes, form=RELATIVE):
 def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordered=False):
     """Return the Summary, in boxes, of a submission of strings `class score x_min y_min x_max y_max` repeated.
 
-    sample: the sample submission, a path or its table; header and ids must equal its own, in its order if `ordered`.
-    sizes: dict from id to (width, height) in pixels, or None. What an entry must look like: `boxes.find_faults`. Raises
-    InputError naming the first wrong row and counting the others.
+    sample: the sample submission, a path or its table; header and ids must match, also in order if `ordered`. sizes:
+    dict from id to (width, height) in pixels, or None. Entries are checked by `boxes.find_faults`. Raises InputError
+    naming the first wrong row and counting the others.
     """
     table, problems = _read(path, sample, ordered)
     ids, pixels = table.iloc[:, 0], None
@@ -104,7 +104,7 @@ def validate_probabilities(path, sample, ordered=False):
 
 
 def id_problems(ids, expected, source="the sample submission"):
-    """Return what is wrong with the ids of a file that must be `expected`, those of `source`, in any order."""
+    """Return the problems of a file's ids, which must be the `expected` ones of `source` in any order."""
     first, wanted, problems = {}, {}, []
     for row, image_id in enumerate(expected, start=2):
         wanted.setdefault(image_id, row)
@@ -132,7 +132,7 @@ def refuse_rows(path, problems):
 
 
 def _check_masks(path, rows, n_rows, form, problems):
-    """Return the Summary of rows (where, run-length string, shape); raise InputError for them and other problems."""
+    """Return the Summary of rows (where, run-length string, shape); raise InputError for their and other problems."""
     areas = [0]
     for where, rle, shape in rows:
         try:
@@ -142,7 +142,7 @@ def _check_masks(path, rows, n_rows, form, problems):
             continue
         areas.append(area(runs))
         if to_string(runs, form) != rle:
-            problems.append(f"{where}: decoding and encoding does not return the string (touching runs, odd spelling)")
+            problems.append(f"{where}: decoding and encoding changes the string (touching runs or leading zeros)")
     refuse_rows(path, problems)
     return Summary(str(path), n_rows, int(np.count_nonzero(areas)), sum(areas), "pixels")
 
@@ -154,7 +154,7 @@ def _rows(table, column):
 
 
 def _read(path, sample, ordered):
-    """Return the submission, read under the header of the sample, and the problems of its ids."""
+    """Return the submission, which must have the sample's header, and the problems of its ids."""
     expected = sample if isinstance(sample, pd.DataFrame) else read_table(sample)
     if len(expected.columns) < 2 or not len(expected):
         raise InputError(f"{sample}: a sample submission has ids, predictions and at least one row")

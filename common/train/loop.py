@@ -195,13 +195,8 @@ class _Trainer:
         steps = math.ceil(batches / config.accumulate)
         scores = self.scores(config.plateau_metric)[config.frozen_epochs :]
         recent = torch.zeros((), device=self.device)
-        bar = tqdm(
-            total=batches,
-            initial=self.batch,
-            desc=f"{self.name} epoch {self.epoch + 1}/{config.epochs}",
-            disable=not distributed.is_main(),
-            leave=False,
-        )
+        title, quiet = f"{self.name} epoch {self.epoch + 1}/{config.epochs}", not distributed.is_main()
+        bar = tqdm(total=batches, initial=self.batch, desc=title, disable=quiet, leave=False)
         for batch in self.loader:
             number, last = self.batch, self.batch + 1 == batches
             steps_now = (number + 1) % config.accumulate == 0 or last
@@ -209,13 +204,12 @@ class _Trainer:
             lr = learning_rate(config, self.epoch, number // config.accumulate, steps, scores)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            group_start = number - number % config.accumulate
-            share = min(config.accumulate, batches - group_start)
-            quiet = contextlib.nullcontext() if steps_now or distributed.world() == 1 else self.module.no_sync()
-            with quiet:
+            group_size = min(config.accumulate, batches - number + number % config.accumulate)
+            local = contextlib.nullcontext() if steps_now or distributed.world() == 1 else self.module.no_sync()
+            with local:
                 with autocast(self.device, self.dtype):
                     loss = self.step(self.module, batch)
-                self.scaler.scale(loss / share).backward()
+                self.scaler.scale(loss / group_size).backward()
             recent += loss.detach()
             self.loss_count += 1
             self.batch += 1
@@ -267,17 +261,15 @@ class _Trainer:
     def end_epoch(self):
         """Validate, write the epoch's weights and history, delete weights that no average can need, save."""
         figures = self.evaluate()
-        self.history.append(
-            {"epoch": self.epoch, "lr": self.lr, "train_loss": self.loss_sum / self.loss_count, **figures}
-        )
+        train_loss = self.loss_sum / self.loss_count
+        self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": train_loss, **figures})
         if distributed.is_main():
             known = {"epoch": self.epoch, **figures, **self.origin}
             save_weights(self.epoch_file(self.epoch), self.model.state_dict(), **known)
             with atomic_path(self.folder / "history.csv") as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
             text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-            loss = self.history[-1]["train_loss"]
-            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  train_loss {loss:.4f}  {text}")
+            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  train_loss {train_loss:.4f}  {text}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.save()
         if distributed.is_main():
@@ -335,13 +327,9 @@ class _Trainer:
                 path = self.folder / "variants" / f"{name}.safetensors"
                 known = {"key": self.key, "variant": name, "epochs": epochs, **self.origin}
                 save_weights(path, self.model.state_dict(), **known, **figures)
-        metric = config.metric.lstrip("-")
-        chosen = config.keep
-        if chosen == "highest":  # the first of equals
-            chosen = max(
-                variants,
-                key=lambda name: -math.inf if variants[name][metric] is None else sign * variants[name][metric],
-            )
+        values = {name: figures[config.metric.lstrip("-")] for name, figures in variants.items()}
+        values = {name: -math.inf if value is None else sign * value for name, value in values.items()}
+        chosen = max(values, key=values.get) if config.keep == "highest" else config.keep  # the first of equals
         if distributed.is_main():
             write_json(self.folder / "variants.json", {"chosen": chosen, "metric": config.metric, "variants": variants})
             state, about = load_weights(self.folder / "variants" / f"{chosen}.safetensors")

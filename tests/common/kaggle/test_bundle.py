@@ -240,7 +240,7 @@ def test_a_kill_between_the_two_renames_loses_no_bundle(quick, tmp_path, monkeyp
     assert contents(out) == before and not partial.exists()
     partial.mkdir()
     (partial / "mine.txt").write_text("no bundle of ours was made here")
-    with pytest.raises(InputError, match=r"holds mine\.txt, which is no part of a bundle"):
+    with pytest.raises(InputError, match=r"holds mine\.txt, which is not part of a bundle"):
         write_bundle([run], out, no_run)
     assert contents(out) == before and (partial / "mine.txt").exists()
 

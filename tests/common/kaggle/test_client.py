@@ -66,7 +66,7 @@ def test_an_error_is_one_line_with_its_remedy(home, target, error, line):
     "error, line",
     [
         (http_error(429), "too many requests .429.: wait some minutes; what has arrived is kept"),
-        (http_error(503), "fault of its own .503.: try again later"),
+        (http_error(503), "internal error .503.: try again later"),
         (requests.ConnectionError("Max retries exceeded"), "connection to Kaggle failed .ConnectionError."),
         (requests.ReadTimeout("x"), "connection to Kaggle failed .ReadTimeout."),
     ],

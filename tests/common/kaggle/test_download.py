@@ -40,7 +40,7 @@ def test_hangs_and_breaks_continue_where_they_were(server, command, words, make_
     assert "complete since" in command(*words)[1] and len(server.requests) == asked
     (tmp_path / "data/big.bin").unlink()
     server.refuse("DownloadDataFiles", 503)
-    assert "fault of its own (503)" in command(*words)[2]
+    assert "internal error (503)" in command(*words)[2]
     assert all("Authorization" not in headers for headers in server.asked("GET"))
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_note_is_no_complete_download(server, command, words, make_zip
 @pytest.mark.parametrize("name", ["archive.zip.x", "archive.7z", "archive"])
 def test_the_end_of_an_address_names_no_other_file(server, refused, words, make_zip, tmp_path, name):
     server.competitions[SLUG], server.archive = make_zip(FILES), name
-    assert "Kaggle sent something else than a zip" in refused(*words) and names(tmp_path / "data") == []
+    assert "Kaggle did not send a zip" in refused(*words) and names(tmp_path / "data") == []
 
 
 def test_each_refusal_is_a_line_and_keeps_what_is_there(server, home, refused, words, make_zip, tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_push(server, command, refused, run):
     server.datasets["chest/my-bundle"] = b""
     words = (*words, "--dataset", "chest/my-bundle", "--out", "made", "--push")
     line = refused(*words)
-    assert "pushed without its inputs siim-acr-pneumothorax-segmentation: are the names right" in line
+    assert "pushed without its inputs siim-acr-pneumothorax-segmentation; check their names" in line
     server.competitions["siim-acr-pneumothorax-segmentation"] = b""
     status, said, errors = command(*words)
     assert (status, errors) == (0, "") and "notebook chest/siim-pneumothorax-my-run-2: version 2 pushed" in said

@@ -243,7 +243,7 @@ def test_links_that_are_there_lead_nowhere(packed, make_zip, tmp_path):
 def test_a_folder_in_the_place_of_a_file_and_the_reverse(packed, tmp_path):
     out = tmp_path / "out"
     (out / "a").mkdir(parents=True)
-    with pytest.raises(InputError, match="Is a directory; what is unpacked is kept"):
+    with pytest.raises(InputError, match="Is a directory; files unpacked so far are kept"):
         unpack(packed({"a": "x"}), out)
     (out / "b").write_text("x")
     with pytest.raises(InputError, match=r"File exists|Not a directory"):
@@ -265,6 +265,6 @@ def test_full_disks(packed, tmp_path, monkeypatch):
         copied.append(copy(source, target))
 
     monkeypatch.setattr(module.shutil, "copyfileobj", full)
-    with pytest.raises(InputError, match=r"2\.txt: No space left on device; what is unpacked is kept"):
+    with pytest.raises(InputError, match=r"2\.txt: No space left on device; files unpacked so far are kept"):
         unpack(path, out)
     assert everything(out) == {"1.txt": "first"} and path.exists()

@@ -139,7 +139,7 @@ def test_weights_of_a_backbone_alone(tmp_path):
     torch.save(classifier, tmp_path / "body.pth")
     body = small(fcos, weights=tmp_path / "body.pth").net.backbone.body.state_dict()
     assert all(torch.equal(value, classifier[name]) for name, value in body.items())
-    with pytest.raises(InputError, match=r"body\.pth: of another network"):
+    with pytest.raises(InputError, match=r"body\.pth: weights of another network"):
         fcos("resnet18", 14, 96, tmp_path / "body.pth")
 
 
@@ -181,7 +181,7 @@ def test_detectors_learn_boxes_and_classes(kind):
     ("call", "message"),
     [
         (lambda: faster_rcnn("vit_tiny_patch16_224", 14, 224, "none"), r"vit_tiny_patch16_224.*strides"),
-        (lambda: fcos("resnet1000", 14, 224, "none"), r"resnet1000.*near"),
+        (lambda: fcos("resnet1000", 14, 224, "none"), r"resnet1000.*similar"),
         (lambda: retinanet("test_resnet", 14, 100, "none"), "size 100"),
         (lambda: retinanet("test_resnet", 14, 96, "none", channels=32), "channels 32"),
         (lambda: small(fcos).eval()(torch.zeros(1, 3, 96, 96)), "one gray channel"),

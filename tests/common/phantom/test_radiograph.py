@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.tables import real_data
 from common.data.dicom import read_image
-from common.errors import InputError
 from common.phantom import draw, findings
 from common.phantom.findings import nodule, pneumothorax
 
@@ -57,24 +56,6 @@ def test_films_of_one_patient_share_the_anatomy():
     assert one.image.tobytes() != two.image.tobytes()
     assert abs(ratio(one) / ratio(two) - 1) < 0.01 < 0.03 < abs(ratio(one) / ratio(other) - 1)
     assert draw(7, 256).image.tobytes() == draw(7, 256, patient=7).image.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"seed": -1}, "seed=-1"),
-        ({"seed": 0.5}, "seed=0.5"),
-        ({"size": 64}, "size=64"),
-        ({"patient": "x"}, "patient='x'"),
-        ({"findings": [partial(pneumothorax, side="up")]}, "side='up'"),
-        ({"findings": [partial(findings.ild, side="both")]}, "side='both'"),
-        ({"findings": [partial(findings.pneumonia, side="both")]}, "side='both'"),
-        ({"findings": [partial(pneumothorax, share=0.9)]}, "share=0.9"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, words):
-    with pytest.raises(InputError, match=words):
-        draw(**{"seed": 0, "size": 128} | arguments)
 
 
 def test_grey_levels_are_those_of_real_films(normals):

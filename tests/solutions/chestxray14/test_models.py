@@ -105,7 +105,7 @@ def test_weights_from_imagenet_and_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "densnet121"}, "near: densenet121"),
+        ({"backbone": "densnet121"}, "similar names: densenet121"),
         ({"backbone": "mixer_s16_224", "size": 224}, r"mixer_s16_224.* no feature map"),
         ({"backbone": "vit_tiny_patch16_224", "size": 72}, "72 px .its patches are 16"),
     ],

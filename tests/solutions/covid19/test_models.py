@@ -118,7 +118,7 @@ def test_weights_from_a_file(tmp_path):
 
 
 def test_networks_that_cannot_be_built():
-    with pytest.raises(InputError, match="near: hrnet_w32"):
+    with pytest.raises(InputError, match="similar names: hrnet_w32"):
         build_network(config("hrnet_w23"))
     with pytest.raises(InputError, match="one gray channel"):
         build_network(config())(images(64, 2))
