@@ -58,7 +58,7 @@ def read_state(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many kinds of errors for damaged files and for code
-        raise InputError(f"{path}: not a file of only tensors ({_first_line(error)})") from None
+        raise InputError(f"{path}: not a file of tensors ({_first_line(error)})") from None
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
