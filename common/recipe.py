@@ -311,8 +311,7 @@ def tune(job):
             np.save(path, array)
     write_json(job.run.path("tuned.json"), choice.rule)
     write_json(job.run.path("score.json"), choice.figures)
-    for line in job.recipe.describe(choice.figures):
-        log.info(line)
+    log.info(f"tuned: {job.recipe.metric} {choice.score:.4f} out of fold; the rule is in {job.run.path('tuned.json')}")
     return {"score": choice.score}
 
 
