@@ -69,7 +69,7 @@ def an_image(data, split="train"):
         ("run demo --out run --segmenter.sizes 100", "need multiples of 32"),
         ("run demo --out run --segmenter.positive-rate 0.5", "give two shares"),
         ("run demo --out run --folds 2", "must be distinct and between 0 and 1"),
-        ("run demo --out run --folds 1 1", "once"),
+        ("run demo --out run --folds 1 1", "distinct"),
         ("run demo --out run --presence head", "needs segmenter.presence_head"),
         ("run demo --out run --presence none", "nothing to gate on"),
         ("run demo --out run --workers -1", "--workers must not be negative"),
