@@ -286,7 +286,7 @@ def _pixels_key(store, table, more):
 
 
 def _contents(store, table):
-    return store.table["content"].reindex(table["row"]).tolist()
+    return store.table[["width", "height", "content"]].astype(str).reindex(table["row"]).to_numpy().tolist()
 
 
 def _patients(table):

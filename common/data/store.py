@@ -31,7 +31,7 @@ class Store:
 
     Table columns: image_id, row (index into images), width, height (pixels of the original), colour (float, share of
     coloured pixels, above `common.data.dicom.COLOUR_LIMIT` in colour pictures, NaN for a placeholder), content
-    (`hash_pixels` of the original), ok (False for a placeholder), and patient_id, patient_sex, view_position (empty
+    (`hash_pixels` of the stored image), ok (False for a placeholder), and patient_id, patient_sex, view_position (empty
     where unknown; so is content for a placeholder), patient_age (years, Int64 or NA).
     """
 

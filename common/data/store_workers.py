@@ -108,8 +108,9 @@ def _decode_row(file, target, item):
         image, header = read_image_and_header(path)
     except InputError as error:
         return row, None, str(error)
-    _write_row(file, target, row, to_square(image, target.size))
-    header["content"] = hash_pixels(image)
+    square = to_square(image, target.size)
+    _write_row(file, target, row, square)
+    header["content"] = hash_pixels(square)
     return row, {name: header[name] for name in RECORD}, None
 
 
