@@ -36,8 +36,8 @@ _WANTED = {
     0x00280102: ("high_bit", b"US"),
     0x00280103: ("signed", b"US"),
 }
-# window, rescale and their tables: only their presence matters here, pydicom applies them
-_MAPPINGS = frozenset((0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00283000, 0x00283010))
+# padding, window, rescale and their tables: only their presence matters here, `grey` applies them
+_MAPPINGS = frozenset((0x00280120, 0x00280121, 0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00283000, 0x00283010))
 
 
 def parse_header(head):

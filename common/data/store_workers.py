@@ -13,12 +13,14 @@ from itertools import islice
 import cv2
 import numpy as np
 
-from common.data.dicom import hash_pixels, read_header, read_image_and_header
+from common.data.dicom import read_header, read_image_and_header
+from common.data.grey import hash_pixels
 from common.errors import InputError
 
 PLACEHOLDER_GREY = 128
 ALONE_SECONDS = 1.5  # about the time to start processes, which a small challenge does not need
-RECORD = ("width", "height", "colour", "content", "patient_id", "patient_age", "patient_sex", "view_position")
+_TEXTS = ("patient_id", "patient_age", "patient_sex", "view_position", "note")
+RECORD = ("width", "height", "colour", "content", *_TEXTS)
 _CHUNK = 4  # images a task: enough to hide the queue's cost, few enough for the processes to end together
 _worker = {}
 

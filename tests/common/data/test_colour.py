@@ -9,7 +9,8 @@ from pydicom.uid import JPEGBaseline8Bit
 from sklearn.datasets import load_sample_images
 
 from benchmarks.tables import real_data
-from common.data.dicom import COLOUR_LIMIT, colour_share, read_image, read_image_and_header
+from common.data.dicom import COLOUR_LIMIT, read_image, read_image_and_header
+from common.data.grey import colour_share
 from tests.dicoms import dataset, picture, save
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydicom.uid import JPEGBaseline8Bit
 
 from common.data import dicom
+from common.data.grey import silence_pydicom
 from common.errors import InputError
 from tests.dicoms import GDCM, dataset, picture, recode, save
 
@@ -36,7 +37,6 @@ def broken_files(folder):
         ),
         ("palette", dataset(picture(8), PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR"),
         ("wide", dataset(pixels.astype(np.uint32), 32), "up to 16 bits"),
-        ("narrow_window", dataset(pixels, 12, WindowCenter=5, WindowWidth=0), "Window Width"),
         ("cut_stream", dataset(picture(8), 8, JPEGBaseline8Bit, stream[:200]), "cut short"),
     ):
         yield save(ds, folder / f"{name}.dcm"), text
@@ -107,5 +107,7 @@ def test_damaged_headers_never_escape_as_another_error(data, tmp_path_factory):
     except InputError as error:
         assert str(path) in str(error)
         return
-    with dicom._quiet():
-        np.testing.assert_array_equal(pixels, pydicom.dcmread(path).pixel_array)
+    with silence_pydicom():
+        ds = pydicom.dcmread(path)
+        if "TransferSyntaxUID" in ds.file_meta:  # else pydicom gives up
+            np.testing.assert_array_equal(pixels, ds.pixel_array)

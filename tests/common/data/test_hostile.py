@@ -11,6 +11,7 @@ import pytest
 from pydicom import uid
 
 from common.data import dicom, guard, jpeg
+from common.data.grey import hash_pixels
 from common.errors import InputError
 from tests.dicoms import GDCM, dataset, deadly, picture, recode, save
 
@@ -137,10 +138,10 @@ def test_what_follows_a_jpegs_end_is_ignored(tmp_path, capfd):
 def test_hash_of_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (9, 15), np.uint8)
-    seen = {dicom.hash_pixels(image), dicom.hash_pixels(image.reshape(15, 9)), dicom.hash_pixels(image[:, ::-1])}
+    seen = {hash_pixels(image), hash_pixels(image.reshape(15, 9)), hash_pixels(image[:, ::-1])}
     for at in range(image.size):
         changed = image.copy()
         changed.reshape(-1)[at] ^= 128
-        seen.add(dicom.hash_pixels(changed))
+        seen.add(hash_pixels(changed))
     assert len(seen) == image.size + 3 and all(len(digest) == 16 for digest in seen)
-    assert dicom.hash_pixels(np.asfortranarray(image)) == dicom.hash_pixels(image)
+    assert hash_pixels(np.asfortranarray(image)) == hash_pixels(image)

@@ -15,7 +15,8 @@ import pytest
 
 from common.data import store as store_module
 from common.data import store_workers
-from common.data.dicom import COLOUR_LIMIT, hash_pixels, read_image
+from common.data.dicom import COLOUR_LIMIT, read_image
+from common.data.grey import hash_pixels
 from common.data.store import Store, prepare_store
 from common.errors import InputError
 from tests.dicoms import dataset, deadly, save
@@ -68,7 +69,7 @@ def test_rows_hold_the_stretched_images_in_order(tmp_path):
         expected = cv2.resize(read_image(path), (32, 32), interpolation=cv2.INTER_AREA)
         np.testing.assert_array_equal(store.images[row], expected)
     table = store.table
-    columns = "image_id row width height colour content ok patient_id patient_age patient_sex view_position"
+    columns = "image_id row width height colour content ok patient_id patient_age patient_sex view_position note"
     assert list(table.columns) == columns.split()
     assert list(table.image_id) == ["first", "i5", "i4", "i3", "i2", "i1"] and list(table.row) == list(range(6))
     assert list(table.width) == [40, 55, 56, 57, 58, 59] and list(table.height) == [50, 25, 24, 23, 22, 21]

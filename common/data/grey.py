@@ -1,0 +1,193 @@
+"""From stored values to 8 bits of grey, and what can be said of the pixels."""
+
+import hashlib
+import logging
+import threading
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pydicom
+from numba import njit
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+_ELEMENTS = (
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelPaddingValue"),
+    *("PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence"),
+)
+FEW_LEVELS = 4  # a mapping that leaves fewer of many is unusable
+_COLOUR_GRID = 128  # sampled pixels a side
+_COLOUR_STEP = 12  # of 255: JPEG distorts the colours of a tint by less
+_quiet_lock = threading.RLock()
+
+
+def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
+    """Map stored values to 8 bits by the convention of `common.data.dicom.read_image`.
+
+    pixels: (H, W) integers of 8 or 16 bits. bits_stored: number of bits used, None for all. inverted: True for
+    MONOCHROME1. dataset: the pydicom Dataset with the window, rescale, tables or padding, or None. Returns uint8
+    (H, W) and a note, empty unless a mapping was ignored: one that cannot be applied, or leaves fewer than FEW_LEVELS.
+    """
+    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+    padding, problems = None, []
+    if dataset is not None:
+        with silence_pydicom():
+            _drop_unusable(dataset, problems)
+            padding = _find_padding(dataset)
+            for name, mapping in _list_mappings(dataset):
+                try:
+                    image = _stretch(pixels, inverted, padding, mapping)
+                except Exception as error:  # of the many that odd elements cause in pydicom
+                    problems.append(f"{name}: {' '.join(str(error).split())[:80]}")
+                    continue
+                levels = _count_levels(image)
+                if levels >= FEW_LEVELS or _count_levels(pixels) < 2 * FEW_LEVELS:
+                    return image, _describe(problems)
+                problems.append(f"{name}: leaves {levels} grey levels")
+    eight_bit = (bits_stored or pixels.itemsize * 8) == 8 and pixels.dtype.kind == "u"
+    if eight_bit and (pixels.itemsize == 1 or pixels.max() <= 255):
+        image = 255 - pixels.astype(np.uint8) if inverted else np.require(pixels, np.uint8, ["C", "W"])
+    else:
+        image = _stretch(pixels, inverted, padding)
+    return image, _describe(problems)
+
+
+def _describe(problems):
+    return f"unusable elements were ignored ({'; '.join(problems)})" if problems else ""
+
+
+def _count_levels(image):
+    """Return the number of different values among some 16,000 evenly spaced pixels."""
+    step = max(1, min(image.shape) // 128)
+    return len(np.unique(image[::step, ::step]))
+
+
+def _drop_unusable(dataset, problems):
+    """Remove elements that cannot be read, or that pydicom would stumble over; add a line on each to `problems`."""
+    for keyword in _ELEMENTS:
+        try:
+            dataset.get(keyword)
+        except Exception as error:  # an odd element makes pydicom raise errors of many kinds
+            del dataset[keyword]
+            problems.append(f"{keyword}: {' '.join(str(error).split())[:80]}")
+    if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
+        for keyword in ("RescaleSlope", "RescaleIntercept"):
+            dataset.pop(keyword, None)  # pydicom would multiply by the None of an empty element
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        problems.append(f"VOILUTFunction: {function[:20]!r}")
+        function = "LINEAR"
+    dataset.VOILUTFunction = function
+
+
+def _list_mappings(dataset):
+    """Return (name, function of stored values) pairs, the best mapping first; no pair where there is none."""
+    rescaled = (dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)) != (1, 0)
+    windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
+    mappings = []
+    if windowed or dataset.get("VOILUTSequence"):
+        mappings.append(("window", lambda stored: apply_voi_lut(apply_modality_lut(stored, dataset), dataset)))
+    if rescaled or dataset.get("ModalityLUTSequence"):
+        mappings.append(("rescaling", lambda stored: apply_modality_lut(stored, dataset)))
+    return mappings
+
+
+def _find_padding(dataset):
+    """Return the lowest and the highest value of pixels that belong to no image, or None."""
+    ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    ends = sorted(value for value in ends if isinstance(value, int))
+    return (ends[0], ends[-1]) if ends else None
+
+
+def _stretch(pixels, inverted, padding, mapping=None):
+    """Return pixels, mapped and stretched to 0..255; padding takes no part in the minimum and maximum."""
+    low, high = int(pixels.min()), int(pixels.max())
+    # the result depends only on the stored value, so the float64 chain runs once a value instead of once a pixel
+    stored = np.arange(low, high + 1).astype(pixels.dtype)
+    mapped = (stored if mapping is None else mapping(stored)).astype(np.float64)
+    kept, steps = pixels, np.diff(mapped)
+    if padding and padding[0] <= high and padding[1] >= low:
+        kept = pixels[(pixels < padding[0]) | (pixels > padding[1])]
+        kept = kept if kept.size else pixels
+    if (steps >= 0).all() or (steps <= 0).all():
+        ends = mapped[[int(kept.min()) - low, int(kept.max()) - low]] if kept is not pixels else mapped[[0, -1]]
+    else:  # the extremes of a non-monotonic table may belong to values that do not occur
+        ends = mapped[np.unique(kept).astype(int) - low]
+    if inverted:
+        mapped, ends = ends.max() - mapped, ends.max() - ends
+    mapped = mapped - ends.min()
+    span = ends.max() - ends.min()
+    table = np.trunc(np.clip(mapped / span, 0, 1) * 255).astype(np.uint8) if span > 0 else np.zeros(len(mapped), "u1")
+    return _look_up(table, low, pixels.reshape(-1)).reshape(pixels.shape)
+
+
+@njit(cache=True, nogil=True)
+def _look_up(table, low, pixels):
+    out = np.empty(pixels.size, np.uint8)
+    for i in range(pixels.size):
+        out[i] = table[np.int64(pixels[i]) - low]
+    return out
+
+
+def colour_share(image, bits_stored=None):
+    """Return the share (0 to 1) of pixels with a colour that no tint explains.
+
+    image: (H, W), whose share is 0, or (H, W, 3 or 4), unsigned 8 or 16 bits, RGB or BGR; alpha is ignored.
+    bits_stored: number of bits used, None for all. A tint gives every lightness one colour. A pixel therefore counts if
+    its R - G or B - G differs by more than 12 of 255 from the median over the pixels of about its lightness. At most
+    128 × 128 evenly spaced pixels are sampled.
+    """
+    if image.ndim == 2:
+        return 0.0
+    step = -(-max(image.shape[:2]) // _COLOUR_GRID)
+    sample = image[::step, ::step, :3].reshape(-1, 3).T.astype(np.int32)
+    first, green, last = (sample >> max((bits_stored or image.itemsize * 8) - 8, 0)).clip(0, 255)
+    lightness = (first + green + last) >> 3  # 96 levels; within one, even a tint of one channel varies by at most 8
+    counts = np.bincount(lightness, minlength=96)
+    middle = counts.cumsum() - counts // 2 - 1  # position of each level's median among the sorted pixels
+    coloured = np.zeros(len(lightness), bool)
+    for channel in (first, last):
+        difference = channel - green + 256
+        pixels = np.sort((lightness << 9 | difference).astype(np.uint16))
+        median = pixels[middle].astype(np.int32) & 511
+        coloured |= np.abs(difference - median[lightness]) > _COLOUR_STEP
+    return float(coloured.mean())
+
+
+def hash_pixels(image):
+    """Return a 64-bit hash of the size and pixels of a grey image, uint8 (H, W), as 16 hexadecimal digits.
+
+    It notices replaced images, ten times as fast as SHA-256; it is no protection from forged ones.
+    """
+    pixels = np.ascontiguousarray(image).reshape(-1)
+    words, rest = np.split(pixels, [image.size // 32 * 32])
+    lanes = _mix(words.view(np.uint64).reshape(-1, 4))
+    return hashlib.sha256(lanes.tobytes() + rest.tobytes() + repr(image.shape).encode()).hexdigest()[:16]
+
+
+@njit(cache=True, nogil=True)
+def _mix(words):
+    factor, shift = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)  # odd, so that every step can be inverted
+    a = b = c = d = np.uint64(1)
+    for i in range(len(words)):  # four chains, since each step waits for the one before
+        a, b = (a ^ words[i, 0]) * factor, (b ^ words[i, 1]) * factor
+        c, d = (c ^ words[i, 2]) * factor, (d ^ words[i, 3]) * factor
+        a, b, c, d = a ^ a >> shift, b ^ b >> shift, c ^ c >> shift, d ^ d >> shift
+    return np.array([a, b, c, d])
+
+
+@contextmanager
+def silence_pydicom():
+    """Silence pydicom, which prints lines for each of the many small rules that real files break.
+
+    Its settings are restored at the end; the lock keeps threads from restoring each other's.
+    """
+    logger = logging.getLogger("pydicom")
+    with _quiet_lock, warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
