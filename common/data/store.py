@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ class Store:
     Table columns: image_id, row (index into images), width, height (pixels of the original), colour (float, share of
     coloured pixels, above `common.data.dicom.COLOUR_LIMIT` in colour pictures, NaN for a placeholder), content
     (`hash_pixels` of the stored image), ok (False for a placeholder), and patient_id, patient_sex, view_position (empty
-    where unknown; so is content for a placeholder), patient_age (years, Int64 or NA).
+    where unknown; so is content for a placeholder), patient_age (years, Int64 or NA), note (unusable elements that were
+    ignored, mostly empty).
     """
 
     images: np.ndarray
@@ -106,7 +108,15 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
             print(f"{problem}; a grey placeholder takes its place")
             done[row] = write_placeholder(target, row, paths[row])
         _finish(partial, folder, ids, [done[row] for row in range(len(ids))], key, shape)
-    return Store.open(folder)
+    store = Store.open(folder)
+    _print_notes(store.table)
+    return store
+
+
+def _print_notes(table):
+    """Print which unusable elements were ignored, with the number of images and the first of them."""
+    for note, ids in islice(table[table["note"] != ""].groupby("note")["image_id"], 5):
+        print(f"{len(ids)} images, {ids.iloc[0]} for one: {note}")
 
 
 def _open_current(folder, key):
