@@ -183,7 +183,7 @@ def lock_folder(folder, doing):
 
 
 def find_images(folder, suffixes=IMAGES):
-    """Return {stem: path} of the images at any depth under `folder`; hidden files are skipped.
+    """Return {stem: path} of the images at any depth under `folder`, as `walk_files` finds them.
 
     Raises InputError if there is no such folder, or if two files share a stem.
     """
@@ -191,21 +191,30 @@ def find_images(folder, suffixes=IMAGES):
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found = {}
-    for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
-        names.sort()
-        for name in sorted(files):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in suffixes or name.startswith("."):
-                continue
-            path = Path(parent) / name
+    for path in walk_files(folder):
+        stem = path.stem
+        if path.suffix.lower() in suffixes:
             if stem in found:
                 raise InputError(f"{path}: a second image named {stem!r}; the first is {found[stem]}")
             found[stem] = path
     return found
 
 
-def _raise(error):
-    raise error
+def walk_files(folder, skip=lambda path: False):
+    """Yield the files at any depth under `folder`, those of a folder before those of its subfolders, each by name.
+
+    Links are followed. Hidden files and folders (.git, .Trash-1000, .ipynb_checkpoints), @eaDir, and folders for which
+    `skip(path)` is true are left out. Raises InputError for a folder that cannot be read.
+    """
+
+    def fail(error):
+        raise InputError(f"{error.filename}: {error.strerror}")
+
+    for parent, names, files in os.walk(folder, onerror=fail, followlinks=True):
+        names[:] = sorted(n for n in names if not n.startswith((".", "@eaDir")) and not skip(Path(parent, n)))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(parent, name)
 
 
 def competition_folder(data, slug, marker, inputs=KAGGLE_INPUT):

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from common.errors import InputError
 from common.paths import IMAGES, check_id, find_images
@@ -49,10 +50,27 @@ def read_ids(path, columns):
     return table[columns[0]].tolist()
 
 
-def named_images(path, suffixes=IMAGES):
-    """Return (ids, {id: file}) of `--test`: a folder of images, or a CSV whose first column names them (no files).
+def read_list(path, suffixes=IMAGES):
+    """Return a CSV whose first column names images as a frame of strings, with or without a header; row i is i + 2.
 
-    suffixes: of images, in lower case; names in the CSV may have one. Raises InputError for an empty folder and for
+    The first row is an image's, not a header, if it begins with a name that has a digit or one of the `suffixes`; it
+    then has the index -1. Raises InputError as `read_table` does, and for a file without rows.
+    """
+    table = read_table(path)
+    first = table.columns[0]
+    if Path(first).suffix.lower() in suffixes or any(letter.isdigit() for letter in first):
+        log.info(f"{path}: no header; {first} is taken for the first image")
+        rows = [list(table.columns), *table.to_numpy().tolist()]
+        table = pd.DataFrame(rows, range(-1, len(table)), list(map(str, range(len(rows[0])))), dtype=str)
+    if not len(table):
+        raise InputError(f"{path}: no rows under its header")
+    return table
+
+
+def named_images(path, suffixes=IMAGES):
+    """Return (ids, {id: file}) of `--test`: a folder of images, or a list of them as `read_list` reads it (no files).
+
+    suffixes: of images, in lower case; names in the list may have one. Raises InputError for an empty folder and for
     unusable or repeated names.
     """
     if path.is_dir():
@@ -60,7 +78,7 @@ def named_images(path, suffixes=IMAGES):
         if not files:
             raise InputError(f"{path}: no images in it (--test)")
         return [check_id(name, str(files[name])) for name in sorted(files)], files
-    table = some_rows(path)
+    table = read_list(path, suffixes)
     first = table[table.columns[0]]
     ids = first.map(lambda name: Path(name).stem if Path(name).suffix.lower() in suffixes else name)
     _check_ids(ids, f"{path} (--test)")
@@ -68,8 +86,8 @@ def named_images(path, suffixes=IMAGES):
 
 
 def _check_ids(ids, path):
-    for number, image_id in enumerate(ids, start=2):
-        check_id(image_id, f"{path}, row {number}")
+    for row, image_id in ids.items():
+        check_id(image_id, f"{path}, row {row + 2}")
     twice = ids.duplicated()
     if twice.any():
         raise InputError(f"{path}, row {twice.idxmax() + 2}: {ids[twice.idxmax()]} appears twice")

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from common.config import digest, file_hash
-from common.data.tables import named_images, some_rows
+from common.data.tables import named_images, read_list
 from common.errors import InputError
 from common.listing import Listing
-from common.paths import IMAGES, find_images
+from common.paths import find_images
 from common.post.boxes import BOX
 from solutions.chestxray14.config import KAGGLE, LABELS
 from solutions.chestxray14.labels import (
@@ -219,9 +219,7 @@ def test_names(path):
     if files:
         named["file_name"] = [files[image_id].name for image_id in ids]
         return named, files
-    table = some_rows(path)
-    if table.columns[0].lower().endswith(IMAGES):  # such as test_list.txt
-        raise InputError(f"{path}, row 1: {table.columns[0]} is an image; a header must come first (--test)")
+    table = read_list(path).reset_index(drop=True)
     named["file_name"] = table[table.columns[0]]
     if "Patient ID" in table:
         named["patient"] = plain_patient(table["Patient ID"])

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.data.tables import named_images, some_rows
+from common.data.tables import named_images, read_list, some_rows
 from common.errors import InputError
-from common.paths import IMAGES
+from common.paths import IMAGES, walk_files
 from solutions.covid19.config import COVID
 from solutions.covid19.layouts import CHEXPERT, from_chexpert, from_metadata, from_nih
 
@@ -89,9 +89,9 @@ def read_test_images(data, test, taken=()):
 
 
 def _read_list(path, index):
-    rows = some_rows(path)
+    rows = read_list(path)
     names = rows[rows.columns[0]]
-    for row in np.flatnonzero(names == "")[:1]:
+    for row in names.index[names == ""][:1]:
         raise InputError(f"{path}, row {row + 2}: no file name")
     patients = next((rows[name] for name in rows if name.lower() in ("patientid", "patient_id")), "")
     paths = [_find_file(index, name, "", f"{path}, row {row + 2}") for row, name in names.items()]
@@ -138,17 +138,10 @@ def _read(path, places):
 def _index_images(folder, places=()):
     """Return stem → paths of the images below a folder, without those of other collections, at `places` below it."""
     found, others = {}, {place.resolve() for place in places} - {folder.resolve()}
-    for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
-        names[:] = sorted(name for name in names if (Path(parent) / name).resolve() not in others)
-        for name in sorted(files):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGES and not name.startswith("."):
-                found.setdefault(stem, []).append(Path(parent) / name)
+    for path in walk_files(folder, lambda path: path.resolve() in others):
+        if path.suffix.lower() in IMAGES:
+            found.setdefault(path.stem, []).append(path)
     return found
-
-
-def _raise(error):
-    raise error
 
 
 def _find_file(index, name, folder, where):

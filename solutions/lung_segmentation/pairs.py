@@ -1,7 +1,6 @@
 """Radiographs and the files of their masks, found in four layouts and read."""
 
 import logging
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from common.data.guard import check_size
 from common.errors import InputError
-from common.paths import IMAGES, check_id
+from common.paths import IMAGES, check_id, walk_files
 from solutions.lung_segmentation.config import STRUCTURES
 
 log = logging.getLogger(__name__)
@@ -71,18 +71,14 @@ def find_pairs(folder):
     folder, pairs, own = Path(folder), {}, {}
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (--data)")
-    for parent, names, files in os.walk(folder, onerror=_raise, followlinks=True):
-        is_sample = "sample.json" in files  # the embedded one, whose hidden labels are no data
-        names[:] = sorted(name for name in names if not (is_sample and name == "hidden"))
-        for name in sorted(files):
-            path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() not in {*READ, *MASKS}:
-                continue
-            match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(path.stem))), None)
-            if match:
-                _add(pairs, match[1][0], match[0], match[1][1], path)
-            elif _folder(path) == "images" or _folder(path) in FOLDERS:
-                own.setdefault(path.stem.removesuffix("_mask"), []).append(path)
+    for path in walk_files(folder, _holds_answers):
+        if path.suffix.lower() not in {*READ, *MASKS}:
+            continue
+        match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(path.stem))), None)
+        if match:
+            _add(pairs, match[1][0], match[0], match[1][1], path)
+        elif _folder(path) == "images" or _folder(path) in FOLDERS:
+            own.setdefault(path.stem.removesuffix("_mask"), []).append(path)
     if not pairs:
         for image_id, paths in own.items():
             for path in paths:
@@ -100,8 +96,9 @@ def find_pairs(folder):
     return found
 
 
-def _raise(error):
-    raise InputError(f"{error.filename}: {error.strerror}")
+def _holds_answers(folder):
+    """Whether this is the folder of hidden labels in the embedded sample, which are no data."""
+    return folder.name == "hidden" and folder.with_name("sample.json").is_file()
 
 
 def _folder(path):
@@ -130,6 +127,7 @@ def read_mask(path):
     """
     try:
         with Image.open(path) as image:
+            check_size(image.height, image.width)
             image.verify()  # the checksums of a PNG, which reading ignores
         with Image.open(path) as image:
             pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))

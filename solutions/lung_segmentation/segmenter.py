@@ -7,6 +7,7 @@ for image_id, image, mask, problem in segmenter.read({"a": "a.png", "b": "b.dcm"
 
 import copy
 import itertools
+import logging
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ from common.train.checkpoint import load_weights, save_weights
 from .config import STRUCTURES, NetworkConfig
 from .models import build_network, views
 from .postprocess import MaskRule
+
+log = logging.getLogger(__name__)
+_notes = set()
 
 SHIPPED = Path(__file__).parent / "weights" / "lungs.safetensors"
 FORMAT = 1
@@ -105,6 +109,9 @@ def read_radiograph(path):
     image, header = read_image_and_header(path)
     if header["colour"] > COLOUR_LIMIT:
         raise InputError(f"{path}: a colour picture ({header['colour']:.0%} of its pixels), not a radiograph")
+    if header["note"] and header["note"] not in _notes:  # a scanner's files all have the same
+        _notes.add(header["note"])
+        log.info(f"{path}: {header['note']}; said once")
     return image
 
 

@@ -130,7 +130,8 @@ def test_a_folder_is_locked_once(tmp_path):
 
 
 def test_find_images(tmp_path):
-    for name in ("s/1.2.dcm", "t/u/b.PNG", "c.jpeg", "._d.dcm", "e.txt", "f.csv.gz", "g.dicom"):
+    hidden = (".git/annex/b.png", ".Trash-1000/c.jpeg", "t/.ipynb_checkpoints/b-checkpoint.png", "@eaDir/b.png")
+    for name in ("s/1.2.dcm", "t/u/b.PNG", "c.jpeg", "._d.dcm", "e.txt", "f.csv.gz", "g.dicom", *hidden):
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")

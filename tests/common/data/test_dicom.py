@@ -139,6 +139,55 @@ def test_window_by_hand(tmp_path):
     assert not dicom.read_image(path).any()
 
 
+def test_padding_takes_no_part_in_minimum_and_maximum(tmp_path, monkeypatch):
+    pixels = np.array([[1000, 1100, 1200, 1400]], np.int16)
+    padded = np.array([[1000, 1100, 1200, 1400, -32768]], np.int16)
+    path = save(dataset(padded, PixelPaddingValue=-32768), tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read_both_ways(path, monkeypatch), [[0, 63, 127, 255, 0]])
+    path = save(dataset(padded, PixelPaddingValue=-32768, **INVERSE), tmp_path / "b.dcm")
+    np.testing.assert_array_equal(dicom.read_image(path), [[255, 191, 127, 0, 255]])
+    above = dataset(np.where(padded < 0, 2000, padded), PixelPaddingValue=1401, PixelPaddingRangeLimit=3000, **INVERSE)
+    np.testing.assert_array_equal(dicom.read_image(save(above, tmp_path / "c.dcm")), [[255, 191, 127, 0, 0]])
+    for value in (-5, 1200):  # of no pixel, or in the middle of the range
+        path = save(dataset(pixels, PixelPaddingValue=value, RescaleSlope=2, RescaleIntercept=1), tmp_path / "d.dcm")
+        np.testing.assert_array_equal(dicom.read_image(path), [[0, 63, 127, 255]])
+
+
+@pytest.mark.parametrize(
+    ("elements", "note"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, "rescaling: leaves 1 grey levels"),
+        ({"WindowCenter": -600, "WindowWidth": 400}, "window: leaves 1 grey levels"),
+        ({"WindowCenter": 5, "WindowWidth": 0}, "window: The (0028,1051) Window Width must be greater than or equal"),
+        ({"WindowCenter": "0.456", "WindowWidth": "0.913", "RescaleSlope": "0.0002", "RescaleIntercept": 0}, "window:"),
+        ({"VOILUTFunction": "LINEA", "WindowCenter": 2047.5, "WindowWidth": 4096}, "VOILUTFunction: 'LINEA'"),
+        ({"VOILUTFunction": "", "WindowCenter": 2047.5, "WindowWidth": 4096}, ""),
+        ({"WindowCenter": "7777", "WindowWidth": "9"}, "WindowCenter: "),
+    ],
+)
+def test_unusable_mappings_are_ignored_and_said(elements, note, tmp_path):
+    pixels = picture(12)
+    pixels[0, :2] = 0, 4095
+    path = save(dataset(pixels, 12), tmp_path / "plain.dcm")
+    expected = dicom.read_image(path)
+    data = save(dataset(pixels, 12, **elements), tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "a.dcm").write_bytes(data.replace(b"7777", b"7x77"))  # pydicom writes no such number
+    image, header = dicom.read_image_and_header(tmp_path / "a.dcm")
+    np.testing.assert_allclose(image, expected, atol=1)
+    assert note in header["note"] and header["note"].startswith("unusable elements were ignored (" if note else "")
+
+
+@pytest.mark.parametrize("syntax", [*FAST, uid.ExplicitVRBigEndian])
+def test_a_missing_transfer_syntax_is_assumed(syntax, tmp_path):
+    path = save(dataset(picture(12), 12, syntax), tmp_path / "a.dcm")
+    data, element = path.read_bytes(), b"\x02\0\x10\0UI"
+    at = data.index(element)
+    (tmp_path / "a.dcm").write_bytes(data[:at] + data[at + 8 + data[at + 6] :])
+    np.testing.assert_array_equal(dicom.read_pixels(path), picture(12))
+    header = dicom.read_image_and_header(path)[1]
+    assert header["note"] == f"no transfer syntax, assumed {syntax.name}" and header["transfer_syntax"] == syntax.name
+
+
 def lookup(values, first, bits=16):
     item = Dataset()
     item.LUTDescriptor = [len(values), first, bits]

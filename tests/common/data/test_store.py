@@ -19,7 +19,7 @@ from common.data.dicom import COLOUR_LIMIT, read_image
 from common.data.grey import hash_pixels
 from common.data.store import Store, prepare_store
 from common.errors import InputError
-from tests.dicoms import dataset, deadly, save
+from tests.dicoms import dataset, deadly, picture, save
 
 ROOT = Path(__file__).parents[3]
 
@@ -319,6 +319,16 @@ def test_content_follows_the_pixels_alone(tmp_path):
     os.utime(files["i3"], (1, 1))
     after = prepare_store(files, tmp_path / "s", 16, progress=False).table.set_index("image_id").content
     assert list(before.index[before != after]) == ["i2"]
+
+
+def test_ignored_elements_are_said_once(tmp_path, capsys):
+    files = {f"i{n}": tmp_path / f"{n}.dcm" for n in range(5)}
+    for n, path in enumerate(files.values()):
+        save(dataset(picture(12), 12, **({"RescaleSlope": 0, "RescaleIntercept": 0} if n % 2 else {})), path)
+    table = prepare_store(files, tmp_path / "s", 16, progress=False).table
+    out = capsys.readouterr().out
+    assert "2 images, i1 for one: unusable elements were ignored (rescaling: leaves 1 grey levels)" in out
+    assert [bool(note) for note in table.note] == [False, True, False, True, False]
 
 
 def test_a_file_that_kills_its_decoder_is_one_bad_image(tmp_path, capsys):

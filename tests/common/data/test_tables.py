@@ -80,6 +80,18 @@ def test_images_of_a_folder_or_a_table(write, tmp_path):
     assert named_images(table, (".png", ".img")) == (["b", "a.1", "c"], {})
 
 
+@pytest.mark.parametrize("first", ["film.png", "00000013", "1.2.276.0", "film.PNG"])
+def test_a_list_without_a_header_loses_no_image(first, write):
+    stem = first.removesuffix(".png").removesuffix(".PNG")
+    assert named_images(write(first, "b.png", "c.png"))[0] == [stem, "b", "c"]
+    assert named_images(write(f"{first},5", "b.png,6"))[0] == [stem, "b"]
+    assert named_images(write(first))[0] == [stem]
+    with pytest.raises(InputError, match=r"row 2: film appears twice|row 1: '-7' is not"):
+        named_images(write("-7" if first == "00000013" else "film.png", "film.jpg", "film.png"))
+    for header in ("Image Index", "image_id", "filename"):
+        assert named_images(write(header, "b.png"))[0] == ["b"]
+
+
 def test_images_that_are_refused(write, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
