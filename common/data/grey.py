@@ -11,10 +11,6 @@ import pydicom
 from numba import njit
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-_ELEMENTS = (
-    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelPaddingValue"),
-    *("PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence"),
-)
 FEW_LEVELS = 4  # a mapping that leaves fewer of many is unusable
 _COLOUR_GRID = 128  # sampled pixels a side
 _COLOUR_STEP = 12  # of 255: JPEG distorts the colours of a tint by less
@@ -63,13 +59,7 @@ def _count_levels(image):
 
 
 def _drop_unusable(dataset, problems):
-    """Remove elements that cannot be read, or that pydicom would stumble over; add a line on each to `problems`."""
-    for keyword in _ELEMENTS:
-        try:
-            dataset.get(keyword)
-        except Exception as error:  # an odd element makes pydicom raise errors of many kinds
-            del dataset[keyword]
-            problems.append(f"{keyword}: {' '.join(str(error).split())[:80]}")
+    """Remove what pydicom would stumble over: half a rescaling, an unknown function, which is added to `problems`."""
     if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
         for keyword in ("RescaleSlope", "RescaleIntercept"):
             dataset.pop(keyword, None)  # pydicom would multiply by the None of an empty element

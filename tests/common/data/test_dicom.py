@@ -162,7 +162,7 @@ def test_padding_takes_no_part_in_minimum_and_maximum(tmp_path, monkeypatch):
         ({"WindowCenter": "0.456", "WindowWidth": "0.913", "RescaleSlope": "0.0002", "RescaleIntercept": 0}, "window:"),
         ({"VOILUTFunction": "LINEA", "WindowCenter": 2047.5, "WindowWidth": 4096}, "VOILUTFunction: 'LINEA'"),
         ({"VOILUTFunction": "", "WindowCenter": 2047.5, "WindowWidth": 4096}, ""),
-        ({"WindowCenter": "7777", "WindowWidth": "9"}, "WindowCenter: "),
+        ({"WindowCenter": "7777", "WindowWidth": "9"}, "window: "),
     ],
 )
 def test_unusable_mappings_are_ignored_and_said(elements, note, tmp_path):
