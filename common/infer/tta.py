@@ -23,6 +23,12 @@ def scale(factor, multiple=32):
     return forward, lambda maps, size: F.interpolate(maps, size, mode="bilinear", antialias=True)
 
 
+def views(names):
+    """Return the image itself and the views that a configuration names: flip, and scale (two sizes)."""
+    named = {"flip": [FLIP], "scale": [scale(0.875), scale(1.125)]}
+    return [IDENTITY, *(view for name in names for view in named[name])]
+
+
 def both(first, second):
     """Return the view of `first` and then `second`: both(FLIP, scale(1.25))."""
     return lambda images: second[0](first[0](images)), lambda maps, size: first[1](second[1](maps, size), size)

@@ -112,29 +112,29 @@ def head(model):
     return [net.get_classifier()]
 
 
-def freeze_first_half(model):
-    """Freeze the first half of the layers, in order of definition.
+def freeze_first_half(model, frozen=True):
+    """Freeze the first half of the layers in order of definition, or thaw everything if not `frozen`.
 
     A layer is a module that holds parameters itself: a convolution, a norm, a linear layer.
     """
     layers = [own for module in model.modules() if (own := list(module.parameters(recurse=False)))]
-    _freeze(model, (p for own in layers[: len(layers) // 2] for p in own))
+    _freeze(model, frozen, (p for own in layers[: len(layers) // 2] for p in own))
 
 
-def freeze_encoder(model):
-    """Freeze the encoder of a segmenter but not its decoder and heads."""
-    _freeze(model, model.net.encoder.parameters())
+def freeze_encoder(model, frozen=True):
+    """Freeze the encoder of a segmenter, so that decoder and heads train, or thaw everything if not `frozen`."""
+    _freeze(model, frozen, model.net.encoder.parameters() if frozen else ())  # a plain network has no encoder
 
 
-def freeze_all_but_head(model):
-    """Freeze everything but the last layer: a classifier's linear layer, a segmenter's heads."""
+def freeze_all_but_head(model, frozen=True):
+    """Freeze all but the last layer (a classifier's linear layer, a segmenter's heads), or thaw if not `frozen`."""
     kept = {id(p) for part in head(model) for p in part.parameters()}
-    _freeze(model, (p for p in model.parameters() if id(p) not in kept))
+    _freeze(model, frozen, (p for p in model.parameters() if id(p) not in kept))
 
 
-def _freeze(model, parameters):
+def _freeze(model, frozen, parameters):
     model.requires_grad_(True)
-    for parameter in parameters:
+    for parameter in parameters if frozen else ():
         parameter.requires_grad_(False)
 
 

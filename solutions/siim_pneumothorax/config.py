@@ -1,4 +1,4 @@
-"""The numbers of the SIIM recipes beside their source; those of the augmentations stand in common.data.augment.
+"""Settings of the SIIM recipes with their sources; parameters of the augmentations are in common.data.augment.
 
 "Paper" is Țimbuș et al., VISAPP 2021.
 """
@@ -16,7 +16,7 @@ SIZE = 1024  # pixels of the competition's images, and of the masks in every sub
 
 @dataclass(frozen=True)
 class ClassifierConfig(FitConfig):
-    """The gate: does the image show a pneumothorax at all?"""
+    """The gate: a classifier of images with and without a pneumothorax."""
 
     backbone: str = "legacy_xception"
     """Any timm model. Paper: Xception, chosen over NASNet-Large and InceptionResNetV2."""
@@ -27,7 +27,7 @@ class ClassifierConfig(FitConfig):
     augmentation: Literal["paper", "podium", "light"] = "paper"
     """paper: CLAHE, optical distortion, zoom in and out by 5 to 10 %, each with p = 0.5."""
     enrichment: bool = False
-    """Paper's alternative: positives copied to balance the set, one transform a share, no other augmentation."""
+    """Paper's alternative: balance the classes with transformed copies of the positives; no other augmentation."""
     # Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after
     # 3 epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
     epochs: int = 25
@@ -60,13 +60,13 @@ class SegmenterConfig(FitConfig):
     loss: Literal["focal_dice", "combo", "tversky", "lovasz", "bce_dice"] = "focal_dice"
     """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place)."""
     positive_weight: float = 1.0
-    """Weight of the pneumothorax pixels in the cross-entropy of combo, lovasz and bce_dice; the others have none."""
+    """Weight of the pneumothorax pixels in the cross-entropy of combo, lovasz and bce_dice."""
     presence_head: bool = False
-    """A second output that says whether there is any mask."""
+    """Add a second output: whether the image has any mask."""
     negatives: float = 1.0
-    """Healthy images drawn at random for each positive one; 0 takes all. Paper: "randomly chosen", number not given."""
+    """Healthy images drawn at random for each positive one; 0 takes all. Paper: "randomly chosen", no number given."""
     positive_rate: tuple[float, ...] = ()
-    """Share of positives at the start and the end of training, e.g. 0.8 0.4 (1st place); empty: as they come."""
+    """Share of positives at the start and the end of training, e.g. 0.8 0.4 (1st place); empty: no resampling."""
     finer_epochs: int = 0
     """Epochs at each size after the first (0: as many as at the first)."""
     finer_lr: float = 1e-4
@@ -92,19 +92,19 @@ class SegmenterConfig(FitConfig):
         if not self.sizes or any(size % 32 for size in self.sizes):
             raise InputError(f"segmenter.sizes {self.sizes}: need multiples of 32")
         if self.positive_weight != 1 and self.loss in ("focal_dice", "tversky"):
-            raise InputError(f"segmenter.positive_weight has no place in the loss {self.loss}")
+            raise InputError(f"segmenter.positive_weight does not apply to the loss {self.loss}")
         if len(self.positive_rate) not in (0, 2):
             raise InputError("segmenter.positive_rate: give two shares, at the start and at the end of training")
 
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """From probabilities to a mask; every combination of the values is tried on out-of-fold predictions."""
+    """How probabilities become a mask; every combination of values is tried on out-of-fold predictions."""
 
     rule: Literal["gate", "triplet"] = "gate"
     """gate: classifier, pixel threshold, small regions removed (paper). triplet: the 1st place's rule."""
     gate: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Presence probabilities from which on an image keeps its mask. Paper: "a specific threshold", not given."""
+    """Lowest presence probabilities at which an image keeps its mask. Paper: "a specific threshold", not given."""
     pixel: tuple[float, ...] = (0.5,)
     """gate rule: pixel thresholds."""
     min_area: tuple[int, ...] = (3500,)
@@ -114,7 +114,7 @@ class DecisionConfig:
     top_pixels: tuple[int, ...] = (500, 1000, 1500, 2000, 3000)
     """triplet rule: pixels above the high threshold that make a mask count. 1st place: about 2,000."""
     bottom: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5)
-    """triplet rule: the threshold at which its pixels are cut. 1st place: about 0.3."""
+    """triplet rule: the pixel threshold of a mask that counts. 1st place: about 0.3."""
     connectivity: Literal[4, 8] = 8
 
 
@@ -126,12 +126,12 @@ class Config:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     presence: Literal["classifier", "head", "none"] = "classifier"
-    """What says whether there is a pneumothorax at all: its own network, the segmenter's second output, nothing."""
+    """Source of the presence probability: a network of its own, the segmenter's second output, or none."""
     n_folds: int = 5
     folds: tuple[int, ...] = (0,)
-    """Folds that are trained. Paper: one 80/20 split."""
+    """Folds to train. Paper: one 80/20 split."""
     tta: tuple[Literal["flip", "scale"], ...] = ()
-    """Views averaged at prediction, beside the image itself."""
+    """Further views to average at prediction."""
     store_size: int = 1024
     """Side of the stored images, in pixels; at least the largest size of the networks."""
     seed: int = 0
@@ -151,6 +151,8 @@ PAPER = Config()
 
 # The 1st place's recipe (0.8679 private) with a current encoder: combo loss, sliding positive rate, 512 then 1024 px,
 # best three checkpoints of a fold averaged, flip TTA, triplet rule tuned out of fold.
+ADAMW = {"optimizer": "adamw", "weight_decay": 1e-2, "schedule": "warm_cosine"}
+SLIDING = {"negatives": 0, "positive_rate": (0.8, 0.4), "keep": "highest"}
 PODIUM = Config(
     segmenter=SegmenterConfig(
         architecture="unet",
@@ -159,8 +161,6 @@ PODIUM = Config(
         augmentation="podium",
         loss="combo",
         presence_head=True,
-        negatives=0,
-        positive_rate=(0.8, 0.4),
         epochs=30,
         frozen_epochs=1,
         lr=2e-4,
@@ -168,13 +168,11 @@ PODIUM = Config(
         finer_epochs=15,
         finer_lr=5e-5,
         finer_batch_size=8,
-        optimizer="adamw",
-        weight_decay=1e-2,
-        schedule="warm_cosine",
         clip_norm=1.0,
         metric="dice",
         averaging=("best_k", "ema", "window", "best"),
-        keep="highest",
+        **ADAMW,
+        **SLIDING,
     ),
     decision=DecisionConfig(rule="triplet", gate=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
     presence="head",
@@ -182,37 +180,12 @@ PODIUM = Config(
     tta=("flip",),
 )
 
-# Two CPU cores, minutes: the paper's cascade with small networks on small images.
+# Minutes on two CPU cores: the paper's cascade with small networks on small images.
+SMALL = {**ADAMW, "augmentation": "light", "frozen_epochs": 0, "batch_size": 8}
 DEMO = Config(
-    classifier=ClassifierConfig(
-        backbone="tf_efficientnet_lite0",
-        size=224,
-        augmentation="light",
-        epochs=5,
-        frozen_epochs=0,
-        lr=3e-4,
-        batch_size=8,
-        optimizer="adamw",
-        weight_decay=1e-2,
-        schedule="warm_cosine",
-    ),
+    classifier=ClassifierConfig(backbone="tf_efficientnet_lite0", size=224, epochs=5, lr=3e-4, **SMALL),
     segmenter=SegmenterConfig(
-        architecture="fpn",
-        encoder="tf_efficientnet_lite0",
-        sizes=(224,),
-        augmentation="light",
-        negatives=0,
-        positive_rate=(0.8, 0.4),
-        epochs=8,
-        frozen_epochs=0,
-        lr=1e-3,
-        batch_size=8,
-        optimizer="adamw",
-        weight_decay=1e-2,
-        schedule="warm_cosine",
-        averaging=("window", "classic", "best"),
-        keep="highest",
-        window=3,
+        encoder="tf_efficientnet_lite0", sizes=(224,), epochs=8, lr=1e-3, window=3, **SLIDING, **SMALL
     ),
     decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
     n_folds=2,
@@ -221,12 +194,12 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-MORE_VERBS = ("ablate",)  # besides those that every solution has
+MORE_VERBS = ("ablate",)  # in addition to those of every solution
 
 
 def check_submission(path, sample):
-    """The Summary of a submission; InputError where it is not one for the images of `sample`."""
-    from common.submit.validate import validate_masks  # late: it takes seconds
+    """Return the Summary of a submission. Raises InputError unless it is valid for the images of `sample`."""
+    from common.submit.validate import validate_masks  # imported late because it takes seconds
 
     return validate_masks(path, sample)
 

@@ -1,4 +1,4 @@
-"""The competition's tables: run-length masks, patients, and what is wrong with them."""
+"""Read and check the competition's tables: run-length masks and patients."""
 
 import logging
 from functools import cache
@@ -18,7 +18,7 @@ from solutions.siim_pneumothorax.config import KAGGLE, SIZE, SLUG
 
 log = logging.getLogger(__name__)
 COLUMNS = ["ImageId", "EncodedPixels"]
-# names of the label table and sample submission in the competition's two stages
+# names of label table and sample submission in the competition's two stages
 STAGES = (("stage_2_train.csv", "stage_2_sample_submission.csv"), ("train-rle.csv", "sample_submission.csv"))
 
 
@@ -45,25 +45,23 @@ def read_competition(job):
 
 
 def read_test(job):
-    """Return the Listing of the test images alone: those of --test or of the sample submission."""
+    """Return the Listing of the test images only: those of --test or of the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, COLUMNS)
     return Listing(folder, _image_table([], [], [], ids), files, _sample(ids))
 
 
 def check_square(job, listing, store):
-    """Return the listing unchanged. Raises InputError for an image that is not square, as all masks are."""
-    odd = store.table[store.table["width"] != store.table["height"]]
-    if len(odd):
-        first = odd.iloc[0]
+    """Return the listing unchanged. Raises InputError for an image that is not square, since all masks are."""
+    for first in store.table[store.table["width"] != store.table["height"]].itertuples():
         raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
     return listing
 
 
 def read_labels(path):
-    """Read the run-length table into {image_id: runs}; several rows of one image are united.
+    """Return {image_id: runs} from a run-length table; several rows of one image are united.
 
-    Raises InputError naming file and row: unknown header, unusable id, a run-length string that does not fit 1024 ×
-    1024 pixels, an image that is both empty and not.
+    Raises InputError naming file and row for an unknown header, an unusable id, a run-length string that does not fit
+    1024 × 1024 pixels, and an image with both an empty row and a mask.
     """
     table = some_rows(path, COLUMNS)
     rows, empty = {}, set()
@@ -80,13 +78,13 @@ def read_labels(path):
 
 @cache
 def read_masks(images):
-    """Return the runs of every train row of an Images, as a dict by store row."""
+    """Return the runs of every training image as a dict by store row."""
     train = images.table[images.table["split"] == "train"]
     return {row: parse(rle) for row, rle in zip(train["row"], train["rle"], strict=True)}
 
 
 def mask(images, row):
-    """Return the mask of a train row, uint8 (1024, 1024) of 0 and 1."""
+    """Return the mask of a training image, uint8 (1024, 1024) of 0 and 1."""
     return paint(read_masks(images)[int(row)], (SIZE, SIZE), order="C")
 
 
@@ -95,7 +93,7 @@ def presence(images, rows):
     return images.at(rows)["present"].to_numpy()
 
 
-def some_negatives(images, rows, per_positive, seed):
+def sample_negatives(images, rows, per_positive, seed):
     """Return all positive rows and `per_positive` random negatives for each; all rows where that is 0."""
     present = presence(images, rows) > 0
     wanted = round(per_positive * present.sum())
@@ -106,7 +104,7 @@ def some_negatives(images, rows, per_positive, seed):
 
 
 def hidden_score(job, rows):
-    """Return the mean dice on the sample's hidden labels; None where other images than the sample's are predicted."""
+    """Return the mean Dice on the sample's hidden labels; None if images other than the sample's are predicted."""
     path = Path(job.run.step("prepare")["data"], "hidden", "truth.csv")
     truth = read_labels(path) if path.is_file() else {}
     if not set(rows["ImageId"]) <= set(truth):

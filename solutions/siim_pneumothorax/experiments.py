@@ -1,4 +1,4 @@
-"""The paper's comparisons, one change at a time."""
+"""Repeat the paper's comparisons, one change at a time."""
 
 import logging
 import shutil
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from common.config import to_dict
 from common.errors import InputError
 from common.infer.predict import write_masks
+from common.infer.tta import views
 from common.metrics.classification import confusion_counts, mcc
 from common.metrics.statistics import bootstrap, paired_bootstrap
 from common.network import predict, train
@@ -21,11 +22,10 @@ from common.step import Step
 from common.tuning import grid, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import presence, read_masks
-from solutions.siim_pneumothorax.models import views
 
 log = logging.getLogger(__name__)
 PIXEL = 0.5
-SCRATCH = "ablation"  # folder of the run for probabilities that only the ablation needs
+SCRATCH = "ablation"  # folder in the run for temporary probabilities
 # Paper, table 2: smallest region, at 1024 × 1024 or at the segmenter's 512 × 512, and the private score.
 REGIONS = ((3500, 1024, 0.8347), (4500, 1024, 0.8329), (750, 512, 0.8328), (1750, 1024, 0.8318), (250, 512, 0.8307))
 WITHOUT_GATE, CLASSIC_SWA = 0.7012, 0.8322  # paper, 4.2 and table 1
@@ -34,11 +34,11 @@ WITHOUT_GATE, CLASSIC_SWA = 0.7012, 0.8322  # paper, 4.2 and table 1
 def run_ablation(job):
     """Score every comparison of the paper on the out-of-fold images of the trained folds; writes ablation.csv.
 
-    Compared with the paper's choice (gate, windowed SWA, regions under 3,500 pixels at 1024 removed, augmentation) are
-    classic SWA, no gate, the other region sizes, and the gate trained by enrichment. The gate's threshold is chosen
-    nested in each case. Columns: comparison, setting, dice, low, high, change (to the paper's choice, paired), p, mcc
-    (of the gate at 0.5) and paper (its private score). Missing trainings are made, finished ones reused. Removal at the
-    network's size needs one that divides 1024; for another those two rows are left out, and that is logged.
+    The paper's choice (gate, windowed SWA, regions under 3,500 pixels at 1024 removed, augmentation) is compared with
+    classic SWA, no gate, other region sizes, and a gate trained by enrichment, each with a nested gate threshold.
+    Columns: comparison, setting, dice, low, high, change from the paper's choice (paired), p, mcc (of the gate at 0.5),
+    paper (its private score). Finished trainings are reused. The two comparisons at the network's size are left out,
+    with a log message, if that size does not divide 1024.
     """
     config, images = job.config, job.images
     if config.presence != "classifier" or not {"window", "classic"} <= set(config.segmenter.averaging):
@@ -49,7 +49,7 @@ def run_ablation(job):
     network = config.segmenter.sizes[-1]
     sides = (False, True) if SIZE % network == 0 else (False,)
     if len(sides) == 1:
-        log.info(f"regions are compared at {SIZE} only: the segmenter's {network} px do not divide it")
+        log.info(f"regions are compared at {SIZE} px only, which is not a multiple of the segmenter's {network} px")
 
     gates = {kind: _gate_probs(job, kind) for kind in ("augmentation", "enrichment")}
     regions = {}
@@ -104,7 +104,7 @@ def _ablation_table(settings, present, groups):
 
 
 def _gate_probs(job, kind):
-    """Out-of-fold presence probabilities of the gate trained by `kind`; the run's own gate is not trained again."""
+    """Return out-of-fold presence probabilities of the gate trained by `kind`; the run's own gate is reused."""
     own, probs = job.config.classifier, []
     wanted = replace(own, enrichment=kind == "enrichment")
     for gate in job.recipe.networks(job.with_config(classifier=wanted)):
@@ -117,7 +117,7 @@ def _gate_probs(job, kind):
 
 
 def _mask_probs(job, variant):
-    """Out-of-fold mask probabilities of one averaging variant's weights, uint8 (n, h, w), memory-mapped."""
+    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), memory-mapped."""
     last, parts, n = f"segmenter-{job.config.segmenter.sizes[-1]}", [], 0
     for network in job.recipe.networks(job):
         if network.stage == last:

@@ -1,4 +1,4 @@
-"""What is built: the gate, the segmenter, their losses and what is frozen at first."""
+"""Build the gate and the segmenter; their losses, figures and frozen layers."""
 
 from functools import partial
 
@@ -6,35 +6,24 @@ import numpy as np
 import torch
 
 from common.data import augment
-from common.infer import tta
 from common.metrics import classification, segmentation
 from common.nn import losses, models
 from solutions.siim_pneumothorax.config import SIZE
 
 
 def build_classifier(config, weights=None):
-    """The gate of a ClassifierConfig: radiographs (B, 1, H, W) to one logit each."""
+    """Return the gate of a ClassifierConfig: radiographs (B, 1, H, W) to one logit each."""
     return models.classifier(config.backbone, 1, config.weights if weights is None else weights)
 
 
 def build_segmenter(config, weights=None):
-    """The network of a SegmenterConfig: radiographs to mask logits, with `presence_head` also a presence logit."""
+    """Return the network of a SegmenterConfig: radiographs to mask logits and, if wanted, a presence logit."""
     weights = config.weights if weights is None else weights
     return models.segmenter(config.architecture, config.encoder, weights, empty_head=config.presence_head)
 
 
-def freeze_body(model, frozen):
-    """Train the new last layer alone while `frozen` (paper, 4.1.1)."""
-    models.freeze_all_but_head(model) if frozen else model.requires_grad_(True)
-
-
-def freeze_half(model, frozen):
-    """Train the second half of the layers alone while `frozen` (paper, 4.1.2)."""
-    models.freeze_first_half(model) if frozen else model.requires_grad_(True)
-
-
 def mask_loss(config):
-    """The loss of a SegmenterConfig as a function of (logits, masks)."""
+    """Return the loss of a SegmenterConfig as a function of (logits, masks)."""
     weight = config.positive_weight
     return {
         "focal_dice": losses.focal_dice,
@@ -46,21 +35,12 @@ def mask_loss(config):
 
 
 def augmentation(name, size):
-    """The augmentation pipeline that a configuration names, for images of `size` pixels."""
+    """Return the augmentation pipeline of this name for images of `size` pixels."""
     return {"paper": augment.paper_siim, "podium": partial(augment.podium_siim, size), "light": augment.light}[name]()
 
 
-def views(names):
-    """The image itself and the test-time views that a configuration names."""
-    named = {"flip": [tta.FLIP], "scale": [tta.scale(0.875), tta.scale(1.125)]}
-    return [tta.IDENTITY, *(view for name in names for view in named[name])]
-
-
 def gate_figures(present, probs):
-    """Return the figures of a gate at the probability 0.5: mcc, precision, recall, accuracy; and auroc.
-
-    present: (n,) of 0 and 1; probs: (n,) probabilities.
-    """
+    """Return mcc, precision, recall and accuracy at the probability 0.5, and auroc; present: (n,) of 0 and 1."""
     counts = classification.confusion_counts(present, probs, 0.5)
     return {
         "mcc": classification.mcc(counts),
@@ -72,9 +52,9 @@ def gate_figures(present, probs):
 
 
 def mask_areas(output, masks):
-    """Return the pixels of both masks, of the predicted one at 0.5 and of the true one, (B, 3) float64.
+    """Return the pixel counts of overlap, predicted mask (at 0.5) and true mask, (B, 3) float64.
 
-    A logit that is not finite makes its image's NaN.
+    An image with a logit that is not finite gets NaN.
     """
     logits, masks = output[0] if isinstance(output, tuple) else output, masks.bool()
     predicted = logits > 0
@@ -83,10 +63,10 @@ def mask_areas(output, masks):
 
 
 def mask_figures(areas, size):
-    """Return the figures of a segmenter from its `mask_areas` (n, 3), means over images, both empty being 1.
+    """Return the mean figures of a segmenter over images from its `mask_areas` (n, 3); two empty masks score 1.
 
-    iou, f1 and f2 of the plain masks at `size` pixels; dice where masks under 1,000 pixels (of 1024 × 1024) count as
-    empty, which is nearer to what a tuned rule will make of them.
+    iou, f1 and f2 use the masks as predicted at `size` pixels; dice counts masks under 1,000 pixels (of 1024 × 1024)
+    as empty, which is closer to the effect of a tuned rule.
     """
     both, predicted, true = areas.astype(np.int64).T
     cells = segmentation.counts_from_areas(both, predicted, true, size * size)

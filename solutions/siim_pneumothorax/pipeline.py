@@ -1,6 +1,6 @@
-"""SIIM pneumothorax: a gate decides whether there is one, a segmenter where, a rule what is submitted.
+"""SIIM pneumothorax: a gate detects it, a segmenter outlines it, and a rule turns both into the submission.
 
-"Paper" is Țimbuș et al., VISAPP 2021; every number stands in config.py beside its source.
+"Paper" is Țimbuș et al., VISAPP 2021; config.py has every number with its source.
 """
 
 from dataclasses import asdict, replace
@@ -17,17 +17,18 @@ from common.metrics import segmentation
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import Network, other_folds, predict
 from common.nn.losses import bce
+from common.nn.models import freeze_all_but_head, freeze_first_half
 from common.recipe import Choice, Solution
 from common.submit.validate import validate_masks
 from common.tuning import Rule, nested_areas, rule_dice, tune_nested
 from solutions.siim_pneumothorax import data, experiments, models, postprocess, report
 from solutions.siim_pneumothorax.config import SIZE
 
-# ---- what a fold trains (paper, 4.1) -------------------------------------------------------------------------------
+# ---- training (paper, 4.1) -----------------------------------------------------------------------------------------
 
 
 def networks(job):
-    """Return each fold's gate and then its segmenter at one size after the other."""
+    """Return each fold's gate, then its segmenter at increasing sizes."""
     config, trainings = job.config, []
     for fold in config.folds:
         trainings += [gate_network(config.classifier, fold)] if config.presence == "classifier" else []
@@ -36,7 +37,7 @@ def networks(job):
 
 
 def gate_network(config, fold):
-    """Return the gate: first its new last layer is trained, then everything (4.1.1)."""
+    """Return the gate: its new last layer is trained first, then all layers (4.1.1)."""
 
     def dataset(job, rows, augment, targets):
         def has_mask(row):
@@ -60,12 +61,12 @@ def gate_network(config, fold):
         loss=bce,
         measure=lambda output, target: tta.sigmoid(output)[:, 0],
         figures=lambda job, probs, rows: models.gate_figures(data.presence(job.images, rows), probs),
-        freeze=models.freeze_body,
+        freeze=freeze_all_but_head,
     )
 
 
 def segmenter_networks(config, fold):
-    """Return the segmenter of one fold at each size; each starts from the weights of the one before (4.1.2)."""
+    """Return one fold's segmenter at each size; each starts from the weights of the previous size (4.1.2)."""
     first, trainings = config.segmenter, []
     for size in first.sizes:
         before = trainings[-1] if trainings else None
@@ -74,9 +75,9 @@ def segmenter_networks(config, fold):
 
 
 def segmenter_network(config, fold, size, before=None):
-    """Return the segmenter at one size; its first half is frozen at first.
+    """Return the segmenter at one size; the first half of its layers starts frozen.
 
-    Epochs are compared on held-out images in the mixture that it is trained on, as the paper's 20 % were.
+    As in the paper, epochs are compared on held-out images with the same share of negatives as in training.
     """
     mask_term = models.mask_loss(config)
 
@@ -92,7 +93,7 @@ def segmenter_network(config, fold, size, before=None):
 
     def rows(job, fold):
         seed = job.config.seed + fold
-        return [data.some_negatives(job.images, part, config.negatives, seed) for part in other_folds(job, fold)]
+        return [data.sample_negatives(job.images, part, config.negatives, seed) for part in other_folds(job, fold)]
 
     def sampling(job, rows):
         if not config.positive_rate:
@@ -109,7 +110,7 @@ def segmenter_network(config, fold, size, before=None):
         measure=models.mask_areas,
         figures=lambda job, areas, rows: models.mask_figures(areas, size),
         rows=rows,
-        freeze=models.freeze_half,
+        freeze=freeze_first_half,
         sampling=sampling,
         starts_from=before,
         activation=tta.sigmoid_and_presence if config.presence_head else tta.sigmoid,
@@ -122,26 +123,26 @@ def _finer(config):
     return replace(config, epochs=epochs, frozen_epochs=0, lr=config.finer_lr, batch_size=batch_size)
 
 
-# ---- what they predict ---------------------------------------------------------------------------------------------
+# ---- prediction ----------------------------------------------------------------------------------------------------
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Write mask probabilities to `path`; the table has the presence of each row, 1 where nothing predicts it."""
+    """Write mask probabilities to `path` and return a table with each row's presence, 1 if nothing predicts it."""
     config = job.config
     masks = [segmenter_networks(config, fold)[-1] for fold in folds]
-    found = predict(job, masks, rows, models.views(config.tta), title, path)
+    found = predict(job, masks, rows, tta.views(config.tta), title, path)
     present = found[1] if config.presence == "head" else np.ones(len(rows), np.float32)
     if config.presence == "classifier":
         gates = [gate_network(config.classifier, fold) for fold in folds]
-        present = predict(job, gates, rows, models.views(config.tta), title)[:, 0]
+        present = predict(job, gates, rows, tta.views(config.tta), title)[:, 0]
     return {"": job.images.named(rows).assign(presence=present)}
 
 
-# ---- what is decided -----------------------------------------------------------------------------------------------
+# ---- decision and submission ---------------------------------------------------------------------------------------
 
 
 def choose(job, oof):
-    """The rule with the best mean dice out of fold; each part is scored by the rule that the other parts chose."""
+    """Choose the rule with the best mean Dice out of fold; each part is scored by the rule chosen on the others."""
     decision, table, seed = job.config.decision, oof.table, job.config.seed
     tried, regions = postprocess.rules(decision), postprocess.oof_regions(job, oof)
     gate, patients = table["presence"].to_numpy(float), job.images.patients(table["row"])
@@ -174,13 +175,13 @@ def choose(job, oof):
 
 
 def describe(figures):
-    """Return the lines that say the score."""
+    """Return the lines that report the score."""
     empty = f"(all-empty {figures['dice_all_empty']:.4f}), nested by {figures['nested_by']}"
     return [f"out-of-fold dice {format_interval(figures['dice'])} over {figures['images']} images {empty}"]
 
 
 def answer(job, test, rule, neutral):
-    """The submission, ImageId and EncodedPixels; an image that could not be read has no mask."""
+    """Return the submission, ImageId and EncodedPixels; an image that could not be read gets an empty mask."""
     rule = from_dict(Rule, rule.get("rule"), "tuned.json: rule")
     gate, connectivity = test.table["presence"].to_numpy(float), job.config.decision.connectivity
     rows = postprocess.submission_rows(test.table["image_id"], test.maps, gate, rule, connectivity)

@@ -12,14 +12,14 @@ from solutions.siim_pneumothorax.data import read_masks
 
 
 def rules(decision):
-    """Every rule that a DecisionConfig allows, as a list of common.tuning.Rule."""
+    """Return every common.tuning.Rule that a DecisionConfig allows."""
     if decision.rule == "gate":
         return grid(gate=decision.gate, pixel=decision.pixel, min_area=decision.min_area)
     return grid(gate=decision.gate, top=decision.top, min_pixels=decision.top_pixels, pixel=decision.bottom)
 
 
 def oof_regions(job, oof):
-    """Return the OofRegions of the out-of-fold maps at the rule's pixel thresholds."""
+    """Return the OofRegions of the out-of-fold maps at the pixel thresholds to try."""
     decision = job.config.decision
     pixels = decision.pixel if decision.rule == "gate" else decision.bottom
     truth = [read_masks(job.images)[row] for row in oof.table["row"]]
@@ -28,15 +28,15 @@ def oof_regions(job, oof):
 
 
 def submission_rows(image_ids, probs, presence, rule, connectivity=8):
-    """The submission as a table ImageId, EncodedPixels; empty masks are `-1`.
+    """Return the submission as a table ImageId, EncodedPixels; empty masks are `-1`.
 
-    probs: uint8 (n, h, w), read one by one; presence: (n,) probabilities, or None where the rule has no gate. The
-    probabilities are resized to 1024 × 1024 before they are cut.
+    probs: uint8 (n, h, w), read one at a time and resized to 1024 × 1024 before thresholding; presence: (n,)
+    probabilities.
     """
     rows = []
     for position, image_id in enumerate(tqdm(image_ids, desc="masks", leave=False)):
         if position % 128 == 0:
             release_pages(probs)
-        gate = None if presence is None else presence[position]
-        rows.append((image_id, encode(rule.apply(np.asarray(probs[position]), gate, connectivity=connectivity))))
+        mask = rule.apply(np.asarray(probs[position]), presence[position], connectivity=connectivity)
+        rows.append((image_id, encode(mask)))
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=str)

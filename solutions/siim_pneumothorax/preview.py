@@ -1,4 +1,4 @@
-"""Predictions shown in a notebook on Kaggle."""
+"""Show predictions in a Kaggle notebook."""
 
 from common.kaggle.session import display_gallery, read_images
 from common.post.rle import decode
@@ -7,7 +7,7 @@ from solutions.siim_pneumothorax.config import KAGGLE, SIZE
 
 
 def show_predictions(submission, count=4):
-    """Show the test images with the most pneumothorax and its outlines."""
+    """Show the test images with the largest masks, outlined."""
     masks = largest_masks(submission, count)
     images = read_images(KAGGLE, masks, SIZE)
     display_gallery([(images[i], None, mask, f"{i}: {mask.mean():.2%} of the image") for i, mask in masks.items()])

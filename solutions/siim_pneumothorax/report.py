@@ -1,4 +1,4 @@
-"""Sections of the report that are SIIM's own: scores, the decision rule, the presence gate and pictures."""
+"""SIIM's sections of the report: scores, decision rule, presence gate, ablation and pictures."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ EXPERIMENTS = ("classifier-",)
 
 
 def headline(job, score):
-    """Return the scores as cards, and how they were measured."""
+    """Return the scores as cards, and a note on how they were measured."""
     dice, positive, presence = score["dice"], score["dice_positive"], score.get("presence")
     cards = [
         ("Dice, out of fold", dice["estimate"], page.range_text(dice)),
@@ -39,7 +39,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return the data, and of the current results the rule, the gate, the ablation and pictures."""
+    """Return the data section and those of the results that are current."""
     parts = [_data(job.images)]
     if job.is_current("tune"):
         oof, tuned = read_parquet(job.run.path("oof_dice.parquet")), read_json(job.run.path("tuned.json"))
@@ -75,11 +75,11 @@ def _decision(job, oof, tuned):
     x, y = ("top", "min_pixels") if rule["min_pixels"] else ("pixel", "min_area")
     if surface[x].nunique() > 1 or surface[y].nunique() > 1:
         drawn = plots.threshold_surface(surface, x, y, "dice", (rule[x], rule[y]))
-        figures.append(page.figure(drawn, "Mean dice of all out-of-fold images, the best over the other settings"))
+        figures.append(page.figure(drawn, "Mean Dice of all out-of-fold images, with the best other settings"))
     if surface["gate"].nunique() > 1:
         best = surface.groupby("gate")["dice"].max()
         drawn = plots.line_with_peak(best.index, best, "gate", "dice", rule["gate"])
-        figures.append(page.figure(drawn, "Dice by the probability of presence below which a mask is dropped"))
+        figures.append(page.figure(drawn, "Dice by the presence probability below which a mask is dropped"))
     positive = oof["present"] > 0
     groups = {"with": oof.loc[positive, "dice"], "without": oof.loc[~positive, "dice"]}
     drawn = plots.histogram(groups, "dice of an image", 20)
@@ -100,7 +100,7 @@ def _presence(job, oof, gate):
         page.grid(
             page.figure(matrix, f"Out of fold, at a probability of {cut:g}"),
             page.figure(plots.roc_curve(present, probs), "ROC curve, out of fold"),
-            page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by truth"),
+            page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by true label"),
         ),
     )
 
@@ -110,7 +110,7 @@ def _pictures(job, oof, tuned):
     rules = {part: Rule(**rule) for part, rule in tuned["fold_rules"].items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
     false = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
-    fragments = ["Green: the radiologists' outline. Orange: the prediction, by the rule chosen on the other parts."]
+    fragments = ["Green: the radiologists' outline. Orange: the prediction, using the rule chosen on the other parts."]
     for title, rows in (pick_extremes(positive) | {"False positives": false[:4]}).items():
         items = []
         for position, row in rows.iterrows():
@@ -136,15 +136,15 @@ def _ablation(job):
         "The paper's comparisons on this run's out-of-fold images, one change at a time.",
         page.table(
             table,
-            "Mean dice with 95 % intervals by patient; change: paired difference to the paper's choice, with its "
-            "p-value; mcc: of the gate at 0.5; paper: its private score",
+            "Mean Dice with 95 % intervals by patient; change: paired difference from the paper's choice, with its "
+            "p-value; mcc: of the gate at 0.5; paper: its score on the private leaderboard",
         ),
         page.figure(drawn, "Dice with its interval"),
     ]
 
 
 def submission(job, record):
-    """Return how many masks submission.csv holds, and the first of them."""
+    """Return the number of masks in submission.csv, and the first of them as pictures."""
     rows = read_csv(job.run.path("submission.csv"), dtype=str, keep_default_na=False)
     found = rows[rows["EncodedPixels"] != "-1"]
     by_id, items = job.images.table.set_index("image_id")["row"], []

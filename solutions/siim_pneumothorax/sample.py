@@ -1,9 +1,9 @@
 """The embedded sample: phantom radiographs laid out as the SIIM-ACR Pneumothorax competition unpacks.
 
-Like the real set: 1024×1024 8-bit DICOM, one image a study, several images a patient (known from nih_id.csv alone,
-as the DICOM names nobody), ages without a unit, a blank in the header of train-rle.csv and before its values, a row a
-component, and a second reader's overlapping rows on some images. Unlike it: 35 % of the images are positive instead
-of 22 %, and none is smaller than 2 % of its lung, so that a training on a hundred images has something to learn from.
+Like the real set: 1024×1024 8-bit DICOM, one image per study, several images per patient (known only from nih_id.csv,
+since the DICOM files name nobody), ages without a unit, a space in the header of train-rle.csv and before its values,
+one row per component, and overlapping rows of a second reader on some images. Unlike it: 35 % of the images are
+positive instead of 22 %, and no pneumothorax is smaller than 2 % of its lung, so that a hundred images suffice.
 """
 
 import csv
@@ -26,23 +26,21 @@ from common.phantom.findings import pneumothorax
 from common.phantom.sample import write_sample
 from common.post import rle
 
-VERSION = 1  # raise it whenever the files for a seed change
+VERSION = 1  # to be raised whenever the files for a seed change
 POSITIVE = 0.35
-SHARES = (0.02, 0.20)  # of its lung that a pneumothorax takes, log-uniform
-BILATERAL = 0.1  # of the positives, as is the next
-SECOND_READER = 0.15
-RAW = 12  # every so many images one is stored uncompressed
+SHARES = (0.02, 0.20)  # of its lung that a pneumothorax fills, log-uniform
+BILATERAL, SECOND_READER = 0.1, 0.15  # shares of the positives
+RAW = 12  # every 12th image is stored uncompressed
 SIZE = 1024
 
 
 def make_sample(folder, n_train=96, n_test=24, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0. Holds what the competition's folder holds:
-    dicom-images-train/<study>/<series>/<image>.dcm, dicom-images-test, train-rle.csv, sample_submission.csv, nih_id.csv
-    (train images only); and beside them hidden/truth.csv, the masks of the test images in the form of train-rle.csv.
-    The bytes depend on the parameters alone. Written under another name and renamed when complete. Raises
-    InputError for parameters out of range and for a folder that holds something other than a sample.
+    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0. The folder has the competition's files
+    (dicom-images-train/<study>/<series>/<image>.dcm, dicom-images-test, train-rle.csv, sample_submission.csv),
+    nih_id.csv (train images only), and hidden/truth.csv, the test images' masks in the format of train-rle.csv. The
+    bytes depend on the parameters alone. Raises InputError as `write_sample` does.
     """
     parameters = {"sample": "siim_pneumothorax", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}
@@ -73,7 +71,7 @@ class _Case(NamedTuple):
 
 
 def _plan(split, count, seed):
-    """Who is imaged how often, and which images are positive: exact shares in random places."""
+    """Return the cases of a split: patients with their visits, and exact shares of positives in random order."""
     rng = np.random.default_rng([seed, split == "train"])
     visits = []
     while len(visits) < count:
@@ -94,7 +92,7 @@ def _plan(split, count, seed):
 
 
 def _write_image(folder, seed, case):
-    """Draw and write one image; returns its id, its run-length strings and (NIH name, patient)."""
+    """Draw and write one image; return its id, its run-length strings and (NIH name, patient)."""
     number = 1_000_000 * seed + 500_000 * (case.split == "test") + case.number
     findings = [partial(pneumothorax, side=side, share=share) for side, share in case.air]
     film = phantom.draw(number, SIZE, findings, patient=100_000 * seed + case.patient)
@@ -112,18 +110,18 @@ def _write_image(folder, seed, case):
 
 
 def _components(mask):
-    """The 8-connected parts of a bool mask, uint8 each."""
+    """Return the 8-connected components of a bool mask, uint8 each."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8))
     return [np.uint8(labels == k) for k in range(1, count)]
 
 
 def _uid(number, level):
-    """A UID of the root for UUIDs (2.25), which needs no registration."""
+    """Return a UID under the root for UUIDs (2.25), which needs no registration."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'siim_pneumothorax sample {number} {level}').int}"
 
 
 def _dataset(image, study, series, image_id, case, person):
-    """The DICOM of one image with the real files' tags; `person` is a generator for what belongs to the patient."""
+    """Return the DICOM of one image with the real files' tags; `person`: random generator of the patient's data."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if case.number % RAW == RAW - 1 else JPEGBaseline8Bit
@@ -133,7 +131,7 @@ def _dataset(image, study, series, image_id, case, person):
     dataset.ViewPosition = "AP" if case.number % 3 == 0 else "PA"
     dataset.PatientName, dataset.PatientID = "", str(uuid.UUID(int=int(image_id[5:])))
     dataset.PatientSex = "FM"[person.integers(2)]
-    # the real files lack the unit that the standard asks for, and pydicom would refuse to write that
+    # the real files lack the unit that the standard requires, which pydicom would refuse to write
     age = DataElement("PatientAge", "AS", str(person.integers(18, 90)), validation_mode=pydicom.config.IGNORE)
     dataset.add(age)
     dataset.PixelSpacing = [0.143, 0.143]
