@@ -1,22 +1,22 @@
-"""Lung segmentation: a recipe to train, and what it trained, for other solutions to use.
+"""Lung segmentation: a recipe, and its trained network for other solutions to use.
 
     from solutions.lung_segmentation import load_segmenter, lung_boxes
     boxes = lung_boxes(load_segmenter().masks(images))
 
-Nothing heavy is imported before it is asked for.
+Heavy modules are imported on first use.
 """
 
 import importlib
 
 _HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(("lung_region", "clean_up", "apply_gate"), "postprocess")
-_HOMES |= dict.fromkeys(("find_lungs", "structures_of", "weights_file"), "beside")
+_HOMES |= dict.fromkeys(("find_lungs", "structures_of", "weights_file"), "store_lungs")
 __all__ = [*sorted(_HOMES), "lung_boxes"]
 
 
 def lung_boxes(masks):
-    """Return for each mask the box (x_min, y_min, x_max, y_max) of its `lung_region`, or None where it has no lung.
+    """Return the box (x_min, y_min, x_max, y_max) of each mask's `lung_region`, or None for a mask without lungs.
 
-    masks: iterable of bool or uint8 (H, W); boxes are in their pixels, with open ends.
+    masks: iterable of bool or uint8 (H, W); boxes are in their pixels, ends exclusive.
     """
     from .postprocess import lung_region
 

@@ -1,7 +1,7 @@
-"""Augmentation pipelines of the lung segmentation recipes; config.py names the papers.
+"""Augmentation pipelines for lung segmentation; config.py names the papers.
 
 Each takes uint8 (H, W) images of `size` × `size` with masks of 0/1, (H, W) or (H, W, C), and keeps sizes and types.
-`flip` is for masks that do not distinguish left from right. Masks follow the geometric transforms only.
+`flip` is only for masks that do not distinguish left from right. Only geometric transforms change masks.
 """
 
 from functools import partial
@@ -12,14 +12,14 @@ import numpy as np
 
 from common.data.augment import A, BlockMask, DiffusedNoise, Lighting, Warp, compose, homography, jitter, paper_covid
 
-unet = paper_covid  # Ahmed et al. use the same pipeline for the masks and for the classes
+unet = paper_covid  # Ahmed et al. use one pipeline for segmentation and classification
 
 
 class Objects(A.ImageOnlyTransform):
     """Draw what is burnt into radiographs or lies on the patient: letters, patches, wires, electrodes.
 
-    count: least and greatest number of objects. Sizes are fractions of the shorter side. Objects brighten the image, as
-    metal does; a third of the patches blacken it, as where names were removed.
+    count: smallest and largest number of objects. Sizes are fractions of the shorter side. Objects brighten the image,
+    as metal does; a third of the patches are black, as where names were removed.
     """
 
     words = ("L", "R", "AP", "PA", "L PA", "AP SUPINE", "PORTABLE", "UPRIGHT", "12:40", "SEMI-ERECT")
@@ -78,9 +78,9 @@ def _simple_matrix(random, p, rotate, zoom, warp):
 def simple(size, flip=True, **numbers):
     """Return Berger et al.'s simple pipeline: flip, crop with zoom, rotation, warp, brightness and contrast.
 
-    The paper gives no numbers. Its range test and two phases point to fastai, so numbers, formulas and the reflected
+    The paper gives no numbers. Its range test and two phases suggest fastai, so numbers, formulas and the reflected
     border are the defaults of fastai's `aug_transforms`: rotate=10 degrees, zoom=1.1 at most, warp=0.2, lighting=0.2,
-    each with probability p=0.75, the flip with 0.5.
+    each with probability p=0.75, and a flip with 0.5.
     """
     return compose(_simple(size, flip, **numbers))
 
@@ -88,8 +88,8 @@ def simple(size, flip=True, **numbers):
 def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
     """Return Berger et al.'s complex pipeline: `simple` with its `numbers`, then diffused noise and block masking.
 
-    The probabilities are ours: the paper gives none, and with the 0.9 of its source's code (see `BlockMask`) hardly any
-    image stays as it is.
+    The probabilities are ours: the paper gives none, and the 0.9 in the code of its source (see `BlockMask`) leaves
+    hardly any image unchanged.
     """
     return compose([*_simple(size, flip, **numbers), DiffusedNoise(p=diffused), BlockMask(gray, p=block)])
 
@@ -109,7 +109,7 @@ def _affine_matrix(random, rotate, shift, zoom, p):
 
 
 def strong(size, flip=True):
-    """Return our pipeline for images of other hospitals and devices; its numbers are ours.
+    """Return our own pipeline for images of other hospitals and devices.
 
     Geometry in one step, with a black border; opacities and dark areas; tone (logit, gamma, windows with and without
     saturation, CLAHE); objects; blur, sharpening or coarse pixels; noise; rare inversion; sides cut off and padded with
@@ -158,7 +158,7 @@ def _strong_matrix(random):
 
 
 def pipeline(name, size, flip):
-    """Return the pipeline that a configuration names, None for "none"; flip: left and right may be exchanged."""
+    """Return the pipeline of this name, None for "none"; flip: whether left and right may be exchanged."""
     if name == "none":
         return None
     if name == "unet":

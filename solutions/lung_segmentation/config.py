@@ -1,6 +1,6 @@
-"""The numbers of the lung segmentation recipes and their sources; those of the augmentations are in augment.py.
+"""Settings of the lung segmentation recipes with their sources; parameters of the augmentations are in augment.py.
 
-The papers: Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases,
+Papers: Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases,
 section 3.3; Fang et al., Weighing features of lung and heart regions (CXR-IRNet); Ahmed et al., Automated COVID-19
 detection from chest X-ray images, an HRNet approach; Liu et al., SDFN, segmentation-based deep fusion network.
 """
@@ -18,10 +18,10 @@ STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart
 REFERENCE_SIDE = 512
 DILATIONS = 8
 CLOSINGS = 2
-GATE_AREA = 50_000 / REFERENCE_SIDE**2  # of the image; an image with less lung is rejected
-# Liu et al., section 2.2: the lung region generator. The paper gives the margins in pixels; its segmenter works at 256.
+GATE_AREA = 50_000 / REFERENCE_SIDE**2  # share of the image; an image with less lung is rejected
+# Liu et al., section 2.2: the lung region generator. The paper gives margins in pixels; its segmenter works at 256.
 REGION_SIDE = 256
-MARGIN = 15 / REGION_SIDE  # of the image's side: left, right and top
+MARGIN = 15 / REGION_SIDE  # share of the image's side: left, right and top
 MARGIN_BOTTOM = 20 / REGION_SIDE
 ONE_LUNG_RATIO = 1 / 3  # a second region under this share of the first is not a lung
 
@@ -33,18 +33,18 @@ class NetworkConfig(FitConfig):
     architecture: str = "unet"
     """A decoder of segmentation-models-pytorch, or plain: a U-Net without a pretrained encoder."""
     encoder: str = "resnet34"
-    """Any timm network. Berger et al.: ResNet-34. plain has none."""
+    """Any timm network; empty for plain. Berger et al.: ResNet-34."""
     decoder: tuple[int, ...] = ()
-    """Channels of the decoder's stages, or of the plain U-Net's levels; empty: the architecture's own."""
+    """Channels of the decoder's stages, or of the plain U-Net's levels; empty: the architecture's defaults."""
     weights: str = "imagenet"
     """imagenet, none, or the path of a weights file."""
     size: int = 320
     """Side of the network's images. Berger et al.: a tenth of the original, 300 (Shenzhen) to 489 pixels."""
     augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
-    """simple, complex: Berger et al.; unet: Ahmed et al.; affine: Liu et al.; strong: for other hospitals' images."""
+    """simple, complex: Berger et al.; unet: Ahmed et al.; affine: Liu et al.; strong: for images of other hospitals."""
     loss: Literal["bce", "dice", "squared_dice", "bce_dice"] = "bce"
-    # Berger et al., section 3.3: batch 4; weight decay 0.01 (fastai's Adam decouples it); 5 epochs of the last layers
-    # at 1e-3, then 5 of all at a lower rate, which the paper does not give. Loss not given: fastai's default.
+    # Berger et al., section 3.3: batch 4; weight decay 0.01 (decoupled, as in fastai's Adam); 5 epochs of the last
+    # layers at 1e-3, then 5 of all at a lower rate, not given. Loss not given: fastai's default.
     epochs: int = 10
     frozen_epochs: int = 5
     frozen_lr: float = 1e-3
@@ -71,13 +71,13 @@ class DecisionConfig:
     pixel: tuple[float, ...] = (0.5,)
     """Pixel thresholds."""
     regions: tuple[int, ...] = (0,)
-    """Largest regions kept, their holes filled; 0 leaves the mask as it is."""
+    """Number of largest regions to keep, with holes filled; 0: leave the mask unchanged."""
 
     def __post_init__(self):
         if not self.pixel or not all(0 < pixel <= 1 for pixel in self.pixel):
-            raise InputError(f"decision.pixel {self.pixel}: name probabilities above 0, up to 1")
+            raise InputError(f"decision.pixel {self.pixel}: give probabilities above 0, up to 1")
         if not self.regions or min(self.regions) < 0:
-            raise InputError(f"decision.regions {self.regions}: name numbers from 0")
+            raise InputError(f"decision.regions {self.regions}: give numbers from 0")
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,18 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     structures: Literal["lungs", "left_right", "lungs_heart"] = "lungs"
-    """What the network segments. Images without masks of all of it are left out."""
+    """Structures to segment. Images that lack a mask of any of them are left out."""
     datasets: tuple[Literal["Montgomery", "Shenzhen", "JSRT", "folder"], ...] = ()
-    """Datasets to use; none named: all in the folder."""
+    """Datasets to use; empty: all in the folder."""
     n_folds: int = 10
     folds: tuple[int, ...] = (0,)
-    """Folds that are held out and scored, one training each. The first of 10: Berger et al.'s split of 80/10/10."""
+    """Folds to hold out and score, one training each. The first of 10: Berger et al.'s split of 80/10/10."""
     validation: float = 0.1
-    """Share of all labelled images, drawn from the other folds by patient, by which epochs are compared."""
+    """Share of all labelled images, drawn from the other folds by patient, on which epochs are compared."""
     tta: tuple[Literal["flip", "scale"], ...] = ()
-    """Views averaged with the image itself at prediction."""
+    """Further views to average at prediction."""
     finder: bool = False
-    """Learning-rate range test before the training; its curve is in the report, the rates stay as configured."""
+    """Run a learning-rate range test before training, for the report; the configured rates are kept."""
     store_size: int = 512
     """Side of the stored images and masks, in pixels; at least the network's."""
     seed: int = 0
@@ -118,85 +118,47 @@ class Config:
 PAPER = Config(finder=True)
 
 # Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds.
+PLAIN = {"architecture": "plain", "encoder": "", "decoder": (32, 64, 128, 256, 512), "weights": "none"}
+PLAIN |= {"frozen_epochs": 0, "batch_size": 8, "optimizer": "adam", "weight_decay": 0.0}
 SDFN = Config(
     network=NetworkConfig(
-        architecture="plain",
-        encoder="",
-        decoder=(32, 64, 128, 256, 512),
-        weights="none",
-        size=256,
-        augmentation="affine",
-        loss="bce",
-        epochs=100,
-        frozen_epochs=0,
-        lr=1e-3,
-        batch_size=8,
-        optimizer="adam",
-        weight_decay=0.0,
-        metric="-loss",
-        averaging=("best",),
+        size=256, augmentation="affine", epochs=100, lr=1e-3, metric="-loss", averaging=("best",), **PLAIN
     ),
     datasets=("JSRT",),
     n_folds=5,
     folds=(0, 1, 2, 3, 4),
 )
 
-# Fang et al.: U-Net on JSRT for the left lung, the right lung and the heart, Dice loss, the epoch of the lowest loss.
-# 256 px, to which the paper shrinks every image; its centre crop of 224 is left out, or lungs would lose their edges.
-# Rates and length not given.
+# Fang et al.: U-Net on JSRT for left lung, right lung and heart, Dice loss, the epoch of the lowest loss, 256 px. The
+# paper's centre crop of 224 is left out, since it cuts off the edges of lungs. Rates and number of epochs not given.
 LUNGS_HEART = replace(SDFN, network=replace(SDFN.network, loss="dice"), structures="lungs_heart", folds=(0,))
 
 # Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005. Optimiser not
 # given.
 UNET = Config(
-    network=replace(
-        SDFN.network,
-        size=512,
-        augmentation="unet",
-        loss="squared_dice",
-        epochs=25,
-        lr=5e-3,
-        metric="dice",
-        averaging=("last",),
-    ),
+    network=NetworkConfig(size=512, augmentation="unet", loss="squared_dice", epochs=25, lr=5e-3, **PLAIN),
     folds=tuple(range(10)),
 )
 
-# One GPU, an hour: a modern pretrained encoder, full 512 px, averaged weights, flip and scale TTA.
+# An hour on one GPU: a modern pretrained encoder, full 512 px, averaged weights, flip and scale TTA.
+STRONG = {"augmentation": "strong", "loss": "bce_dice", "batch_size": 16, "schedule": "warm_cosine", "clip_norm": 1.0}
+STRONG |= {"averaging": ("ema", "window", "best_k", "best")}
 PODIUM = Config(
     network=NetworkConfig(
-        encoder="convnext_small.fb_in22k_ft_in1k",
-        size=512,
-        augmentation="strong",
-        loss="bce_dice",
-        epochs=50,
-        frozen_epochs=1,
-        lr=2e-4,
-        batch_size=16,
-        weight_decay=1e-2,
-        schedule="warm_cosine",
-        clip_norm=1.0,
-        averaging=("ema", "window", "best_k", "best"),
+        encoder="convnext_small.fb_in22k_ft_in1k", size=512, epochs=50, frozen_epochs=1, lr=2e-4, **STRONG
     ),
     decision=DecisionConfig(pixel=(0.3, 0.4, 0.5, 0.6, 0.7), regions=(0, 2)),
     tta=("flip", "scale"),
 )
 
-# The recipe of the shipped weights: small, trained for images from other hospitals. Hours on two CPU cores.
+# The recipe of the shipped weights: a small network for images of other hospitals. An hour on two CPU cores.
+SMALL = {"encoder": "tf_efficientnet_lite0", "decoder": (128, 64, 32, 16, 8), "frozen_epochs": 0, "lr": 1e-3}
 SHIPPED = Config(
-    network=replace(
-        PODIUM.network,
-        encoder="tf_efficientnet_lite0",
-        decoder=(128, 64, 32, 16, 8),
-        size=256,
-        epochs=40,
-        frozen_epochs=0,
-        lr=1e-3,
-    ),
+    network=NetworkConfig(size=256, epochs=40, **SMALL, **STRONG),
     decision=DecisionConfig(pixel=(0.4, 0.45, 0.5, 0.55, 0.6), regions=(0, 2)),
 )
 
-# Two CPU cores, under a minute: the same kind of network on small phantoms.
+# Under a minute on two CPU cores: the same network on small images.
 DEMO = replace(
     SHIPPED,
     network=replace(
@@ -208,15 +170,8 @@ DEMO = replace(
     store_size=128,
 )
 
-PRESETS = {
-    "demo": DEMO,
-    "paper": PAPER,
-    "podium": PODIUM,
-    "unet": UNET,
-    "lungs_heart": LUNGS_HEART,
-    "sdfn": SDFN,
-    "shipped": SHIPPED,
-}
-MORE_VERBS = ("ablate", "cross", "export_segmenter")  # besides those that every solution has
-TOOLS = ("masks", "crops")  # besides those that every solution has; they need no run of their own
+PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM, "unet": UNET, "lungs_heart": LUNGS_HEART}
+PRESETS |= {"sdfn": SDFN, "shipped": SHIPPED}
+MORE_VERBS = ("ablate", "cross", "export_segmenter")  # in addition to those of every solution
+TOOLS = ("masks", "crops")  # likewise; they need no run
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

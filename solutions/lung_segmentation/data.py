@@ -1,4 +1,4 @@
-"""The images of a folder and their masks: which can be used, and the masks at the store's size."""
+"""Find usable images and masks in a folder, and store the masks at the size of the stored images."""
 
 import json
 import logging
@@ -32,9 +32,9 @@ COLUMNS = ["image_id", "width", "height", "rle"]
 
 
 def read_competition(job):
-    """Return the Listing of all images with masks, and of the images to predict: those without, or those of --test.
+    """Return the Listing of the images with masks, and of the images to predict: those without, or those of --test.
 
-    Table: dataset, masks (JSON: the files of each channel), area (share of the image that is lung).
+    The table adds dataset, masks (JSON: the files of each channel) and area (share of the image that is lung).
     """
     options, config = job.options, job.config
     folder = options.data or KAGGLE_INPUT
@@ -42,14 +42,14 @@ def read_competition(job):
     present = {pair.dataset for pair in pairs}
     missing = set(config.datasets) - present
     if missing:
-        raise InputError(f"{folder}: no images of {', '.join(sorted(missing))}; there are {', '.join(sorted(present))}")
+        raise InputError(f"{folder}: no images of {', '.join(sorted(missing))}, only of {', '.join(sorted(present))}")
     pairs = [pair for pair in pairs if not config.datasets or pair.dataset in config.datasets]
     labelled = {pair.image_id: pair for pair in pairs if pair.files_of(config.structures)}
     wanted = ", ".join(STRUCTURES[config.structures])
     if not labelled:
         raise InputError(f"{folder}: no image has a mask of {wanted}")
     incomplete = [
-        (pair.image_id, str(pair.image), f"only masks of {', '.join(sorted(pair.masks))}, not of {wanted}")
+        (pair.image_id, str(pair.image), f"has masks of {', '.join(sorted(pair.masks))}, but needs {wanted}")
         for pair in pairs
         if pair.masks and pair.image_id not in labelled
     ]
@@ -60,28 +60,28 @@ def read_competition(job):
         train["patient_id"] = read_patients(options.id_map, list(labelled))
     table = pd.concat([train, _test_table(tests)], ignore_index=True)
     files = {image_id: pair.image for image_id, pair in labelled.items()} | tests
-    placeholders = frozenset(files)  # unreadable images of both splits: `keep_usable` leaves them out
+    placeholders = frozenset(files)  # `keep_usable` leaves out unreadable images of both splits
     return Listing(folder, table, files, pd.DataFrame(), left_out=tuple(incomplete), placeholders=placeholders)
 
 
 def read_test(job):
-    """Return the Listing of the images to predict alone: those of --test, or those of the folder that have no mask."""
+    """Return the Listing of the images to predict only: those of --test, or those in the folder without a mask."""
     test, folder = job.options.test, job.options.data or KAGGLE_INPUT
     if test is not None and test.is_dir():
         folder, tests = test, _find_tests(test, [], {})
     else:
         tests = _find_tests(test, find_pairs(folder), {})
     if not tests:
-        raise InputError(f"{folder}: every image has a mask; name the images to predict by --test")
+        raise InputError(f"{folder}: every image has a mask; name the images to predict with --test")
     return Listing(folder, _test_table(tests), tests, pd.DataFrame(), placeholders=frozenset(tests))
 
 
 def _find_tests(test, pairs, labelled):
-    """Return the files by id, in order, of the images to predict: those without a mask, or those that --test names."""
+    """Return the files of the images to predict by id, in order: those without a mask, or those of --test."""
     if test is None:
         unlabelled = {pair.image_id: pair.image for pair in pairs if not pair.masks}
         if unlabelled:
-            log.info(f"{len(unlabelled)} images have no mask: they are not trained on, but predicted")
+            log.info(f"{len(unlabelled)} images without a mask are not trained on, but predicted")
         return unlabelled
     ids, files = named_images(test, READ)
     files = {pair.image_id: pair.image for pair in pairs} | files
@@ -102,13 +102,13 @@ def _test_table(tests):
     return pd.DataFrame({"image_id": list(tests), "patient_id": "", "dataset": "", "masks": "", "split": "test"})
 
 
-# ---- once the images are decoded -----------------------------------------------------------------------------------
+# ---- after the images are decoded ----------------------------------------------------------------------------------
 
 
 def keep_usable(job, listing, store):
-    """Return the listing without the images and masks that cannot be used (listed as left out), and with the masks.
+    """Return the listing of the usable images with the array of their masks; the others are listed as left out.
 
-    Writes the array masks, uint8 (rows of the store, C, S, S) of 0 and 1, beside the store.
+    Writes masks.npy, uint8 (rows of the store, C, S, S) of 0 and 1, beside the store.
     """
     table, left_out = _mark_unusable(listing, store)
     table = table[table["ok"] | ((table["split"] == "test") & (job.options.on_bad_image == "placeholder"))]
@@ -117,7 +117,7 @@ def keep_usable(job, listing, store):
     found = read_parquet(folder / "masks.parquet")
     resized = int(found["resized"].sum())
     if resized:
-        log.info(f"the masks of {resized} images have another size than their image and were resized to it")
+        log.info(f"the masks of {resized} images differ in size from their image and were resized")
     bad = found[found["reason"] != ""]
     left_out += [(row.image_id, *row.reason.split(": ", 1)) for row in bad.itertuples()]
     if len(bad) == len(train):
@@ -141,17 +141,17 @@ def keep_usable(job, listing, store):
 
 
 def check_test(job, listing, store):
-    """Return the Listing of test images. Raises InputError for an unusable one without --on-bad-image placeholder."""
+    """Return the Listing of test images. Raises InputError for an unusable one, unless --on-bad-image placeholder."""
     table, left_out = _mark_unusable(listing, store)
     for _, file, reason in left_out:
         if job.options.on_bad_image == "error":
             raise InputError(f"{file}: {reason}; --on-bad-image placeholder gives it an empty mask")
-        log.info(f"{file}: {reason}; its mask is empty")
+        log.info(f"{file}: {reason}; it gets an empty mask")
     return replace(listing, table=table, sample=_sample(table))
 
 
 def _mark_unusable(listing, store):
-    """Return the table with ok False for colour pictures too, and rows of left_out.csv for all that are not ok."""
+    """Return the table with ok False for colour pictures too, and the rows of left_out.csv."""
     colour = (store.table["colour"] > COLOUR_LIMIT).to_numpy()
     table = listing.table.assign(ok=listing.table["ok"] & ~colour)
     left_out = []
@@ -167,7 +167,7 @@ def _read_problem(path):
         read_image(path)
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
-    return "could not be read when it was prepared; run again"
+    return "could not be read earlier; run again"
 
 
 def _sample(table):
@@ -175,7 +175,7 @@ def _sample(table):
 
 
 def _prepare_masks(store, train, config):
-    """Return the folder beside the store with masks.npy and masks.parquet, written unless they are current."""
+    """Return the folder beside the store with masks.npy and masks.parquet; they are written unless current."""
     stamps = [[(p, _stamp(p)) for c in json.loads(masks) for p in c] for masks in train["masks"]]
     key = digest(config.structures, train[["row", "width", "height"]].to_numpy().tolist(), stamps)
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
@@ -197,7 +197,7 @@ def _prepare_masks(store, train, config):
 
     write_masks(folder / "masks.npy", (len(store.images), *shape), blocks())
     columns = ["image_id", "area", "resized", "check", "reason"]
-    write_table(folder / "masks.parquet", pd.DataFrame(found, columns=columns))  # last: it marks both as complete
+    write_table(folder / "masks.parquet", pd.DataFrame(found, columns=columns))  # written last: marks both as complete
     return folder
 
 
@@ -205,13 +205,13 @@ def _stamp(path):
     try:
         about = os.stat(path)
     except OSError:
-        return [-1, -1]  # a broken link: named when it is read
+        return [-1, -1]  # a broken link, reported when it is read
     return [about.st_size, about.st_mtime_ns]
 
 
 def _small_masks(row, side):
-    """Return the masks of a table row at `side` (None if unusable), the share of lung in the image, whether any mask
-    was resized, a checksum of the masks at `side`, and the reason why they are unusable, else ""."""
+    """Return the masks of a table row at `side` (None if unusable), the share of lung, whether any mask was resized, a
+    checksum of the returned masks, and the reason why they are unusable or ""."""
     try:
         masks, resized = read_masks(_mask_files(row), (row.height, row.width))
     except InputError as error:
@@ -229,9 +229,9 @@ def _mask_files(row):
 
 
 def split_rows(job, fold):
-    """Return the store rows to train on and those to compare epochs on, when `fold` is held out from both.
+    """Return the store rows to train on and those to compare epochs on, both without the held-out `fold`.
 
-    The two share no patient and have the same proportions of datasets.
+    The two sets share no patient and have the same proportions of datasets.
     """
     table, config = job.images.table, job.config
     train = table[table["split"] == "train"]
@@ -243,23 +243,23 @@ def split_rows(job, fold):
 
 @cache
 def stored_masks(images):
-    """Return the masks of an Images at the store's size by store row, uint8 (N, C, S, S) of 0 and 1, memory-mapped."""
+    """Return the masks at the store's size by store row, uint8 (N, C, S, S) of 0 and 1, memory-mapped."""
     return read_array(images.arrays["masks"])
 
 
 def mask(images, row):
-    """Return the masks of a train row at the store's size, uint8 (C, S, S) of 0 and 1."""
+    """Return the masks of a training image at the store's size, uint8 (C, S, S) of 0 and 1."""
     return stored_masks(images)[row]
 
 
 def true_masks(images, row):
-    """Return the masks of a train row at the image's own size, bool (C, height, width)."""
+    """Return the masks of a training image at its original size, bool (C, height, width)."""
     found = images.at([row]).iloc[0]
     return read_masks(_mask_files(found), (found["height"], found["width"]))[0]
 
 
 def hidden_score(job, rows):
-    """Return the mean dice on the sample's hidden masks; None where other images than the sample's are predicted."""
+    """Return the mean Dice on the sample's hidden masks; None if images other than the sample's are predicted."""
     folder, dice = Path(job.run.step("prepare")["data"], "hidden"), []
     for row in rows.itertuples():
         path, shape = folder / f"{row.image_id}.png", (row.height, row.width)

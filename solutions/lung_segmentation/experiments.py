@@ -1,4 +1,4 @@
-"""Beside the recipe: the paper's ablation, training across datasets, and a network for others to use."""
+"""Further verbs: the paper's ablation, training across datasets, and the export of one network."""
 
 import logging
 import shutil
@@ -10,6 +10,7 @@ import pandas as pd
 
 from common.config import file_hash, to_dict
 from common.errors import InputError
+from common.infer.tta import views
 from common.metrics.segmentation import counts_from_areas, dice
 from common.metrics.statistics import paired_bootstrap
 from common.network import predict, train
@@ -17,12 +18,11 @@ from common.paths import write_csv
 from common.recipe import read_rule, read_score
 from common.runs import git_revision
 from solutions.lung_segmentation.data import true_masks
-from solutions.lung_segmentation.models import views
 from solutions.lung_segmentation.postprocess import MaskRule, figures, measure
 from solutions.lung_segmentation.segmenter import save_segmenter
 
 log = logging.getLogger(__name__)
-SCRATCH = "experiments"  # folder of the run for probabilities that only these need
+SCRATCH = "experiments"  # folder in the run for temporary probabilities
 RULE = MaskRule()
 # Berger et al., table 2, in percent: dice, precision, recall, accuracy
 PUBLISHED = {"simple": (97.9, 97.0, 97.0, 98.4), "complex": (96.2, 96.7, 95.6, 98.0)}
@@ -30,18 +30,17 @@ METRICS = ("dice", "precision", "recall", "accuracy")
 
 
 def experiment_key(job):
-    """Return what the tables of `ablate` and `cross` follow from."""
+    """Return what the results of `ablate` and `cross` depend on."""
     config = job.config
-    network = to_dict(config.network)
-    return [job.images.key, network, config.folds, config.validation, config.tta, config.seed]
+    return [job.images.key, to_dict(config.network), config.folds, config.validation, config.tta, config.seed]
 
 
 def run_ablation(job):
     """Train with simple and with complex augmentation and score both on the held-out folds; writes ablation.csv.
 
-    Columns: augmentation; for each of dice, precision, recall and accuracy the estimate, low and high, as the mean over
-    images (<metric>) and over the pooled pixels (<metric>_pooled); dice_change and p, complex against simple, paired;
-    paper_<metric>. At the probability 0.5. The run's own training is used where it is one of the two.
+    Columns: augmentation; for dice, precision, recall and accuracy estimate, low and high, as the mean over images
+    (<metric>) and over the pooled pixels (<metric>_pooled); dice_change and p, complex against simple, paired;
+    paper_<metric>. All at the probability 0.5. The run's own training is reused if it is one of the two.
     """
     config, images, results = job.config, job.images, {}
     rows = np.concatenate([images.rows(folds=[fold]) for fold in config.folds])
@@ -69,15 +68,15 @@ def run_cross(job):
     """Train on each dataset alone and score on all of them; writes cross.csv.
 
     Columns: trained, tested, images, then dice and iou, each also pooled, with low and high, and trained_on, the number
-    of images. A dataset's own row scores its held-out images of the first fold, which no network of the table has seen;
-    the others score every image of the other dataset. The rows `all` are the run's own network on the same held-out
-    images. At the probability 0.5.
+    of training images. A network is scored on its own dataset's held-out images of the first fold, and on every image
+    of the other datasets. The rows `all` are the run's own network on the same held-out images. All at the probability
+    0.5.
     """
     config, images = job.config, job.images
     every = images.rows()
     names = sorted(images.at(every)["dataset"].unique())
     if len(names) < 2:
-        raise InputError(f"cross needs two datasets, there is {names[0]} alone")
+        raise InputError(f"cross needs two datasets, but there is only {names[0]}")
 
     def of(name, rows):
         return rows[(images.at(rows)["dataset"] == name).to_numpy()]
@@ -108,7 +107,7 @@ def run_cross(job):
 
 
 def _areas(job, network, rows, title):
-    """Return the pixel counts (N, S, 4) of one network on store rows at the probability 0.5; trains it if need be."""
+    """Return the pixel counts (N, S, 4) of a network on store rows at the probability 0.5; trains it if necessary."""
     train(job, network)
     probs = predict(job, [network], rows, views(job.config.tta), title, job.run.path(SCRATCH, "probs.npy"))
     return measure(partial(true_masks, job.images), rows, probs, [RULE], job.config.structures)[:, 0]

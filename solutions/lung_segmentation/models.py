@@ -1,4 +1,4 @@
-"""What is built: a U-Net over a pretrained encoder, or the plain one of the papers that train from scratch."""
+"""Build a U-Net with a pretrained encoder, or the plain U-Net of the papers that train from scratch."""
 
 from functools import partial
 
@@ -7,17 +7,16 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.infer import tta
 from common.metrics import segmentation
 from common.nn import losses, models
 from common.nn.weights import copy_state, read_state
 
 
 class PlainUNet(nn.Module):
-    """A U-Net of two 3×3 convolutions a level, max pooling down and transposed convolutions up.
+    """A U-Net with two 3×3 convolutions per level, max pooling down and transposed convolutions up.
 
     Images (B, 1, H, W), H and W multiples of 2^(levels − 1) → logits (B, channels, H, W). widths: channels of the
-    levels, 32 to 512 in Ahmed et al. Batch norm follows each convolution. Source: Ronneberger et al. 2015.
+    levels, 32 to 512 in Ahmed et al. Each convolution has batch norm. Source: Ronneberger et al. 2015.
     """
 
     def __init__(self, channels, widths):
@@ -46,7 +45,7 @@ def _two(a, b):
 def build_network(config, channels, weights=None):
     """Return the network of a NetworkConfig: radiographs (B, 1, H, W), sides multiples of 32, to logits (B, C, H, W).
 
-    Raises InputError for names that the libraries do not know, and for a decoder that does not fit.
+    Raises InputError for unknown names, and for a decoder that does not fit.
     """
     weights = config.weights if weights is None else weights
     if config.architecture == "plain":
@@ -60,13 +59,8 @@ def build_network(config, channels, weights=None):
     return models.segmenter(config.architecture, config.encoder, weights, channels, **options)
 
 
-def freeze_encoder(model, frozen):
-    """Train decoder and head alone while `frozen` (Berger et al., first phase)."""
-    models.freeze_encoder(model) if frozen else model.requires_grad_(True)
-
-
 def mask_loss(name):
-    """Return the loss that a configuration names, a function of (logits, masks)."""
+    """Return the loss of this name, a function of (logits, masks)."""
     return {
         "bce": losses.bce,
         "dice": losses.dice,
@@ -75,16 +69,10 @@ def mask_loss(name):
     }[name]
 
 
-def views(names):
-    """Return the image itself and the test-time views that a configuration names."""
-    named = {"flip": [tta.FLIP], "scale": [tta.scale(0.875), tta.scale(1.125)]}
-    return [tta.IDENTITY, *(view for name in names for view in named[name])]
-
-
 def mask_areas(loss, logits, masks):
-    """Return overlap, predicted and true pixels of each image's channels at 0.5, then its loss, (B, 3·C + 1) float64.
+    """Return overlap, predicted (at 0.5) and true pixels of each channel, then the loss, (B, 3·C + 1) float64.
 
-    A logit that is not finite makes its image's NaN.
+    An image with a logit that is not finite gets NaN.
     """
     predicted, true = logits > 0, masks.bool()
     areas = torch.stack([part.sum((2, 3)) for part in (predicted & true, predicted, true)], 2).flatten(1).double()

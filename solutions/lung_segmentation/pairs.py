@@ -1,4 +1,4 @@
-"""Radiographs and the files of their masks, found in four layouts and read."""
+"""Find radiographs with their mask files in four layouts, and read masks."""
 
 import logging
 import re
@@ -18,29 +18,20 @@ log = logging.getLogger(__name__)
 READ = (*IMAGES, ".img")  # .img: JSRT
 MASKS = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
-# Collections are recognised by file names, whatever the folders above and the extension.
+# Collections are recognised by file names alone, regardless of folders and extensions.
 NAMES = {
     "Montgomery": re.compile(r"(MCUCXR_\d+)_[01]"),
     "Shenzhen": re.compile(r"(CHNCXR_\d+)_[01]"),
     "JSRT": re.compile(r"(JPC[LN]N\d{3})"),
 }
-# Folders of masks and the structure in them; left and right are the patient's.
-FOLDERS = {
-    "leftmask": "left",
-    "left lung": "left",
-    "rightmask": "right",
-    "right lung": "right",
-    "heart": "heart",
-    "mask": "lungs",
-    "masks": "lungs",
-    "left clavicle": None,
-    "right clavicle": None,
-}
+# Folders of masks and the structure in them; left and right are the patient's. Clavicles are ignored.
+FOLDERS = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right", "heart": "heart"}
+FOLDERS |= {"mask": "lungs", "masks": "lungs", "left clavicle": None, "right clavicle": None}
 
 
 @dataclass
 class Pair:
-    """A radiograph and the files of its masks by structure: lungs, left, right, heart."""
+    """A radiograph and its mask files by structure: lungs, left, right, heart."""
 
     image_id: str
     dataset: str
@@ -49,7 +40,7 @@ class Pair:
     masks: dict = field(default_factory=dict)
 
     def files_of(self, structures):
-        """Return the mask files of each channel, a list of lists, or None where one is missing."""
+        """Return the mask files of each channel, a list of lists, or None if one is missing."""
         channels = []
         for name in STRUCTURES[structures]:
             parts = [self.masks.get(name)]
@@ -64,8 +55,8 @@ class Pair:
 def find_pairs(folder):
     """Return all radiographs under `folder` with their masks, a list of Pair ordered by image id.
 
-    Montgomery, Shenzhen and JSRT with SCR's masks are recognised by their file names; without any of them, files in
-    folders `images` and masks of the same stem in folders `masks` are pairs. Raises InputError where nothing is found,
+    Montgomery, Shenzhen and JSRT with SCR's masks are recognised by file names. If none of them is found, files in
+    folders `images` are paired with those of the same stem in folders `masks`. Raises InputError if nothing is found,
     and for two files of the same image or mask.
     """
     folder, pairs, own = Path(folder), {}, {}
@@ -121,9 +112,9 @@ def _add(pairs, image_id, dataset, patient, path):
 
 
 def read_mask(path):
-    """Read a mask file as bool (H, W): pixels brighter than half of the brightest value.
+    """Return the mask in a file, bool (H, W): pixels brighter than half of the brightest value.
 
-    Raises InputError naming the file when it cannot be read, is empty, or covers the whole image.
+    Raises InputError naming the file if it cannot be read, is empty, has grey levels, or covers the whole image.
     """
     try:
         with Image.open(path) as image:
@@ -131,28 +122,28 @@ def read_mask(path):
             image.verify()  # the checksums of a PNG, which reading ignores
         with Image.open(path) as image:
             pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-    except Exception as error:  # damaged files make the decoders raise errors of many kinds
+    except Exception as error:  # damaged files raise many kinds of errors
         raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
     if not pixels.any():
         raise InputError(f"{path}: an empty mask")
     top = int(pixels.max())
     mask = pixels > top // 2
     if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
-        raise InputError(f"{path}: many grey levels, where a mask is black and white")
+        raise InputError(f"{path}: has many grey levels, but a mask must be black and white")
     if mask.all():
         raise InputError(f"{path}: the mask covers the whole image")
     return mask
 
 
 def fit_mask(mask, shape, where):
-    """Return a mask at the image's (height, width), bool, and whether it was resized.
+    """Return a mask resized to the image's (height, width), bool, and whether that was necessary.
 
-    Raises InputError, beginning with `where`, if its aspect ratio differs by more than rounding.
+    Raises InputError, starting with `where`, if the aspect ratios differ by more than rounding.
     """
     if mask.shape == tuple(shape):
         return mask, False
     (h, w), (height, width) = mask.shape, shape
-    # equal if some scale brings both sides of the smaller within a pixel
+    # equal if scaling the smaller one brings both its sides within a pixel
     if abs(h * width - w * height) > max(h + w, height + width):
         raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
     grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -162,8 +153,7 @@ def fit_mask(mask, shape, where):
 def read_masks(files, shape):
     """Return the masks of one image, bool (C, height, width), and whether any of them was resized.
 
-    files: as from `Pair.files_of`; shape: (height, width) of the image. Raises InputError as
-    `read_mask` and `fit_mask` do.
+    files: as from `Pair.files_of`; shape: (height, width) of the image. Raises InputError as the functions above do.
     """
     channels, resized = [], False
     for parts in files:

@@ -1,6 +1,6 @@
-"""Lung segmentation: one network outlines the lungs, a rule makes masks of its probabilities.
+"""Lung segmentation: a network predicts probabilities of lung, and a rule turns them into masks.
 
-"Paper" is Berger et al., section 3.3; every number stands in config.py beside its source.
+"Paper" is Berger et al., section 3.3; config.py has every number with its source.
 """
 
 import dataclasses
@@ -14,8 +14,11 @@ from tqdm import tqdm
 
 from common.config import from_dict, to_dict
 from common.images import trainings
+from common.infer.tta import views
 from common.metrics.segmentation import dice_from_areas
+from common.metrics.statistics import format_interval
 from common.network import Network, predict
+from common.nn.models import freeze_encoder
 from common.paths import atomic_path, write_csv
 from common.post.rle import ABSOLUTE, decode, encode
 from common.recipe import Choice, Solution
@@ -29,7 +32,7 @@ from solutions.lung_segmentation.config import STRUCTURES
 
 log = logging.getLogger(__name__)
 
-# ---- what a fold trains --------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------------------------
 
 
 def networks(job):
@@ -38,10 +41,10 @@ def networks(job):
 
 
 def lung_network(config, fold):
-    """Return the network of one fold: first its decoder is trained, then everything.
+    """Return the network of one fold: its decoder is trained first, then all layers.
 
-    It has a channel for each structure. Where lungs have sides, no image is flipped. Epochs are compared on images of
-    the other folds, so that the held-out fold plays no part in the choice.
+    It has a channel per structure. If left and right are separate structures, images are not flipped. Epochs are
+    compared on images of the other folds, so that the held-out fold plays no part in the choice.
     """
     network, channels = config.network, len(STRUCTURES[config.structures])
     loss = models.mask_loss(network.loss)
@@ -62,36 +65,36 @@ def lung_network(config, fold):
         measure=partial(models.mask_areas, loss),
         figures=lambda job, areas, rows: models.mask_figures(areas, network.size),
         rows=data.split_rows,
-        freeze=models.freeze_encoder,
+        freeze=freeze_encoder,
         channels=channels,
     )
 
 
 def find_learning_rate_first(job):
-    """Run the paper's range test before the first training, where the configuration asks for it."""
+    """Run the paper's range test before the first training, if the configuration asks for it."""
     if job.config.finder and not trainings(job.run):
         if distributed.world() > 1:
-            log.info("the range test is left out: it runs in one process (`find_lr`)")
+            log.info("skipped the range test, which runs in one process only (`find_lr`)")
         else:
             run_step(job, job.steps["find_lr"])
 
 
-# ---- what it predicts ----------------------------------------------------------------------------------------------
+# ---- prediction ----------------------------------------------------------------------------------------------------
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Write the probabilities of store rows to `path`; the table only names the rows."""
-    predict(job, [lung_network(job.config, f) for f in folds], rows, models.views(job.config.tta), title, path)
+    """Write the probabilities of store rows to `path` and return a table of the rows."""
+    predict(job, [lung_network(job.config, f) for f in folds], rows, views(job.config.tta), title, path)
     return {"": job.images.named(rows)}
 
 
-# ---- what is decided -----------------------------------------------------------------------------------------------
+# ---- decision ------------------------------------------------------------------------------------------------------
 
 
 def choose(job, oof):
-    """Choose pixel threshold and number of regions, the parts of the images scored by the choice of the others.
+    """Choose pixel threshold and number of regions; each part is scored by the rule chosen on the other parts.
 
-    Masks are compared at the images' own sizes.
+    Masks are compared at the original sizes of the images.
     """
     config, table, tried = job.config, oof.table, postprocess.rules(job.config.decision)
     truth = partial(data.true_masks, job.images)
@@ -112,15 +115,11 @@ def choose(job, oof):
 
 
 def describe(figures):
-    """Return the lines that say the score, of all images and of each dataset."""
-
-    def text(interval):
-        return f"{interval['estimate']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
-
+    """Return the lines that report the score, of all images and of each dataset."""
+    means = "precision {precision[estimate]:.4f}, recall {recall[estimate]:.4f}, accuracy {accuracy[estimate]:.4f}"
     return [
-        f"{name}: dice {text(part['dice'])} (mean over {part['images']} images), {text(part['dice_pooled'])} (pooled "
-        f"pixels), precision {part['precision']['estimate']:.4f}, recall {part['recall']['estimate']:.4f}, "
-        f"accuracy {part['accuracy']['estimate']:.4f}"
+        f"{name}: dice {format_interval(part['dice'])} (mean over {part['images']} images), "
+        f"{format_interval(part['dice_pooled'])} (pooled pixels), {means.format_map(part)}"
         for name, part in {"all": figures, **figures["datasets"]}.items()
     ]
 
@@ -129,9 +128,9 @@ def describe(figures):
 
 
 def answer(job, test, rule, neutral):
-    """Return the submission, image_id, width, height and rle at the images' own sizes; writes rejected.csv.
+    """Return the submission, image_id, width, height and rle, at the images' original sizes.
 
-    That table names the masks with too little lung for Ahmed et al.'s area gate.
+    Writes rejected.csv, the masks with too little lung for Ahmed et al.'s area gate.
     """
     rule = from_dict(postprocess.MaskRule, rule.get("rule"), "tuned.json: rule")
     about, rows, rejected = job.images.at(test.table["row"]), [], []
@@ -148,9 +147,9 @@ def answer(job, test, rule, neutral):
 
 
 def check_and_draw(path, job):
-    """Validate the submission `path` and draw its masks, 0 and 255: masks/<image_id>.png of the run.
+    """Validate the submission `path` and draw its masks, 0 and 255, as masks/<image_id>.png in the run.
 
-    Those of a submission elsewhere, such as that of `infer`, are in the folder <its name>_masks beside it.
+    Masks of a submission outside the run, such as that of `infer`, go to the folder <its name>_masks beside it.
     """
     images = job.images.table[job.images.table["split"] == "test"]
     summary = validate_shaped_masks(path, images, ABSOLUTE)

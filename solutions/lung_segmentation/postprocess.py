@@ -1,7 +1,7 @@
-"""Probabilities to lung masks, their scores, and lung masks to the box that a classifier looks at.
+"""Turn probabilities into lung masks, score them, and turn masks into the box that a classifier looks at.
 
-A mask is bool or uint8 (height, width), any one non-zero value being lung; masks returned are uint8 of 0 and 1.
-Regions are 8-connected. A box is (x_min, y_min, x_max, y_max) in whole pixels, ends open. config.py gives the sources.
+A mask is bool or uint8 (height, width) with a single non-zero value; returned masks are uint8 of 0 and 1. Regions are
+8-connected. A box is (x_min, y_min, x_max, y_max) in whole pixels, ends exclusive. config.py gives the sources.
 """
 
 import itertools
@@ -23,15 +23,14 @@ from common.tuning import release_pages
 
 from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE, STRUCTURES
 
-# Smaller regions are never taken for a lung; otherwise a speck beside the spine would win over the second lung, since
-# Liu et al. go by the distance to the centre alone. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung has
-# at least 1.8 % of the image and 0.10 of the larger lung, and those under a third are dropped anyway.
-LEAST_SHARE = 0.005  # of the image
-LEAST_OF_LARGEST = 0.1
+# Smaller regions are never taken for a lung; otherwise a speck beside the spine could win over the second lung, since
+# Liu et al. only use the distance to the centre. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung covers
+# at least 1.8 % of the image and a tenth of the larger lung; lungs under a third of the other are dropped anyway.
+LEAST_SHARE, LEAST_OF_LARGEST = 0.005, 0.1  # of the image, of the largest region
 
 
 class Verdict(NamedTuple):
-    """The area gate's verdict on a mask: ok, the reason ("" when ok), and the lungs' area as a share of the image."""
+    """The area gate's verdict on a mask: ok, the reason ("" if ok), and the lungs' share of the image."""
 
     ok: bool
     reason: str
@@ -39,10 +38,10 @@ class Verdict(NamedTuple):
 
 
 class LungRegion(NamedTuple):
-    """Where the lungs are: the box with its margins, the rule that gave it, and the mask of the regions used.
+    """The box around the lungs including margins, the rule that gave it, and the mask of the regions used.
 
-    rule: "two", both lungs found; "mirrored", one found and its mirror image boxed with it; "one", a single region
-    that spans both halves of the image, such as merged lungs. `mask` holds no mirrored pixels.
+    rule: "two", both lungs found; "mirrored", one found and boxed together with its mirror image; "one", a single
+    region that spans both halves of the image, such as merged lungs. `mask` has no mirrored pixels.
     """
 
     box: tuple[int, int, int, int]
@@ -51,12 +50,11 @@ class LungRegion(NamedTuple):
 
 
 def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
-    """Return a mask, uint8 (height, width), widened to the edges of the lungs by dilations, with its gaps closed.
+    """Return a mask, uint8 (height, width), widened by dilations and with its gaps closed.
 
-    The counts are those of a 3 × 3 square at 512 × 512 pixels. n such steps reach n pixels, so at another size one
-    step reaches round(n · height / 512) rows and round(n · width / 512) columns: as if the image, stretched to
-    512 × 512, had been treated there. n closings are n dilations followed by n erosions; nothing comes in from
-    beyond the image's border. Source: Ahmed et al., section 3.2, which does not give the structuring element.
+    Steps are those of a 3 × 3 square at 512 × 512 pixels. n steps reach n pixels there, so at another size a single
+    step of round(n · height / 512) rows and round(n · width / 512) columns is used. n closings are n dilations followed
+    by n erosions, without effects of the border. Source: Ahmed et al., section 3.2; structuring element not given.
     """
     pixels = _foreground(mask)
     wider = cv2.dilate(pixels, _rectangle(pixels.shape, dilations))
@@ -64,10 +62,10 @@ def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
 
 
 def main_regions(mask, count):
-    """Return the `count` largest regions of a mask with their holes filled; count 0 leaves the mask as it is.
+    """Return the `count` largest regions of a mask with holes filled, or the mask unchanged if count is 0.
 
-    Returns uint8 (height, width). Among equals the uppermost comes first, then the leftmost. A hole is background
-    that cannot reach the image's border by edges.
+    Returns uint8 (height, width). Ties go to the uppermost, then leftmost region. A hole is background that is not
+    4-connected to the image's border.
     """
     pixels = _foreground(mask)
     if count == 0:
@@ -80,20 +78,19 @@ def main_regions(mask, count):
 
 
 def decide(probs, shape, pixel, regions):
-    """Return the mask of an image from its probability map: resized, thresholded at `pixel`, then `main_regions`.
+    """Return an image's mask from its probability map: resized, thresholded at `pixel`, then `main_regions`.
 
-    probs: uint8 (h, w), q standing for q / 255; shape: (height, width) of the image; pixel: least probability of
-    lung, in [0, 1]; regions: largest regions kept, 0 for all. Returns uint8 (height, width).
+    probs: uint8 (h, w), probability × 255; shape: (height, width) of the image; pixel: lowest probability of lung, in
+    [0, 1]; regions: number of largest regions to keep, 0 for all. Returns uint8 (height, width).
     """
     return main_regions(resize_mask_probs(probs, shape) >= quantise(pixel), regions)
 
 
 def apply_gate(mask, gate=GATE_AREA):
-    """Return the Verdict whether a mask shows enough lung for its image to be used.
+    """Return the Verdict on whether a mask has enough lung for its image to be used.
 
-    gate: least share of the image that must be lung, in [0, 1]; the default is Ahmed et al.'s 50,000 of 512 × 512
-    pixels, which the paper applies after `clean_up` and found by trial. A mask in which `lung_region` finds nothing but
-    specks never passes.
+    gate: lowest share of the image that must be lung, in [0, 1]; the default is Ahmed et al.'s 50,000 of 512 × 512
+    pixels, applied after `clean_up` and found by trial. A mask without a `lung_region` never passes.
     """
     region = lung_region(mask)
     area = np.count_nonzero(mask) / np.asarray(mask).size
@@ -101,24 +98,24 @@ def apply_gate(mask, gate=GATE_AREA):
         return Verdict(False, "no lung found", area)
     if area >= gate:
         return Verdict(True, "", area)
-    # Rounded apart, or a mask just under the gate would look like one that reaches it.
-    found = f"{math.floor(area * 1000) / 10:g} % of the image, the gate asks for {math.ceil(gate * 1000) / 10:g} %"
-    lungs = "one lung only: it covers" if region.rule == "mirrored" else "lungs cover"
+    # Rounded in opposite directions, so that a mask just under the gate does not seem to reach it.
+    found = f"{math.floor(area * 1000) / 10:g} % of the image, the gate requires {math.ceil(gate * 1000) / 10:g} %"
+    lungs = "only one lung, covering" if region.rule == "mirrored" else "lungs cover"
     return Verdict(False, f"{lungs} {found}", area)
 
 
 def lung_region(mask):
-    """Return the LungRegion around both lungs, even where the mask lacks one or holds more; None without any lung.
+    """Return the LungRegion around both lungs, even if the mask lacks one or has extra regions; None without lungs.
 
     The lung region generator of Liu et al., section 2.2: of the regions that are not specks (LEAST_SHARE of the image,
-    LEAST_OF_LARGEST of the largest region), the two whose centroids lie nearest the image's centre, in pixels; the
-    smaller is dropped if it has less than a third of the larger's area, and what is left alone is mirrored about the
-    vertical centre line and boxed with its mirror image. The margins, 15 of 256 pixels and 20 at the bottom, are
-    taken as fractions of the mask's width and height, and the box is clipped to the mask.
+    LEAST_OF_LARGEST of the largest region), take the two whose centroids are nearest the image's centre. The smaller
+    one is dropped if it has less than a third of the larger one's area. A single remaining region is mirrored about the
+    vertical centre line and boxed with its mirror image. Margins, 15 of 256 pixels and 20 at the bottom, are fractions
+    of the mask's width and height, and the box is clipped to the mask.
 
-    Beyond the paper, that line decides how many lungs there are, with the same ratio of a third: one region with that
-    much on both sides is two merged lungs and boxed as it is; two regions on one side, one above the other, are parts
-    of one lung and mirrored.
+    Beyond the paper, the centre line also decides what counts as two lungs, with the same ratio of a third: a single
+    region with at least that share on both sides is two merged lungs and not mirrored; two regions on the same side,
+    one above the other, are parts of one lung and mirrored.
     """
     pixels = _foreground(mask)
     height, width = pixels.shape
@@ -153,7 +150,7 @@ def lung_region(mask):
 
 
 def scale_box(box, from_shape, to_shape):
-    """Return a box of an image of one (height, width) at another, as ints that cover at least the box."""
+    """Return a box scaled from one image (height, width) to another, as ints that cover at least the box."""
     (from_height, from_width), (to_height, to_width) = from_shape, to_shape
     x_min, y_min, x_max, y_max = map(int, box)
     return (
@@ -170,7 +167,7 @@ def _foreground(mask):
         raise InputError(f"a mask must be bool or uint8 (height, width), not {mask.dtype} of shape {mask.shape}")
     pixels = np.ascontiguousarray(mask != 0).view(np.uint8)
     if mask.max() > 1 and np.count_nonzero(mask == mask.max()) != np.count_nonzero(pixels):
-        raise InputError("a mask must hold one value beside 0; probabilities go through decide first")
+        raise InputError("a mask must have a single value besides 0; pass probabilities to `decide` first")
     return pixels
 
 
@@ -191,15 +188,15 @@ def _rectangle(shape, steps):
 
 @dataclass(frozen=True)
 class MaskRule:
-    """Pixels of at least the probability `pixel`, of which the `regions` largest regions are kept (0: all)."""
+    """The decision rule: pixels of probability `pixel` or more, then the `regions` largest regions (0: all)."""
 
     pixel: float = 0.5
     regions: int = 0
 
     def parts(self, probs, shape, structures):
-        """Return the channels' masks, uint8 (C, height, width), of maps uint8 (h, w) or (C, h, w), at `shape`.
+        """Return the channels' masks at `shape`, uint8 (C, height, width), from maps uint8 (h, w) or (C, h, w).
 
-        `regions` counts those of two lungs; a channel that shows one lung, or the heart, keeps half of them.
+        `regions` is for both lungs together; a channel of one lung, or of the heart, keeps half as many.
         """
         maps = probs[None] if probs.ndim == 2 else probs
         kept = self.regions if structures == "lungs" else -(-self.regions // 2)
@@ -215,11 +212,11 @@ def rules(decision):
     return [MaskRule(pixel, regions) for pixel, regions in itertools.product(decision.pixel, decision.regions)]
 
 
-def measure(truth, rows, probs, tried, structures, workers=None):
-    """Count pixels of every image, rule and structure: int64 (N, rules, S, 4) of overlap, predicted, true, all.
+def measure(truth, rows, probs, tried, structures):
+    """Return pixel counts per image, rule and structure: int64 (N, rules, S, 4) of overlap, predicted, true, all.
 
-    truth(row): the true masks of a store row at the image's own size, bool (C, height, width). Structures: the lungs
-    united, then the channels where there are several.
+    truth(row): the true masks of a store row at the image's original size, bool (C, height, width). Structures: the
+    union of both lungs, then each channel if there are several.
     """
 
     def of_image(row, maps):
@@ -232,7 +229,7 @@ def measure(truth, rows, probs, tried, structures, workers=None):
         return counts
 
     counts = []
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = pool.map(of_image, map(int, rows), map(np.asarray, probs))
         for number, one in enumerate(tqdm(found, "measure", len(rows), leave=False)):
             counts.append(one)
@@ -242,11 +239,10 @@ def measure(truth, rows, probs, tried, structures, workers=None):
 
 
 def figures(table, areas, structures):
-    """Return the figures of all images, of each dataset and each structure, and the table with dice and iou.
+    """Return the figures of all images, each dataset and each structure, and the table with dice and iou added.
 
-    table: dataset and patient_id of N images; areas: int64 (N, S, 4) as `measure` counts. Each figure is an interval
-    over patients; dice, precision, recall and accuracy are means over images, their pooled forms one ratio over the
-    pixels of all images.
+    table: dataset and patient_id of N images; areas: int64 (N, S, 4) from `measure`. Each figure is an interval over
+    patients: a mean over images, or as <name>_pooled one ratio over the pixels of all images.
     """
     lungs, groups = areas[:, 0], table["patient_id"].to_numpy()
     found = _figures(lungs, groups)

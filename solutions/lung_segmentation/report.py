@@ -1,4 +1,4 @@
-"""Sections of the report that are the lungs' own: scores by dataset and structure, experiments, and pictures."""
+"""The lungs' sections of the report: scores by dataset and structure, experiments, and pictures."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from solutions.lung_segmentation.postprocess import MaskRule
 
 TITLE = "Lung segmentation"
 EXPERIMENTS = ("network-",)
-# Dice published for these collections, with other splits than ours.
+# published Dice on these collections, with other splits than ours
 PUBLISHED = (
     ("Shenzhen", "EAM-Net", 0.961),
     ("Montgomery", "EAM-Net", 0.982),
@@ -23,7 +23,7 @@ FORMS = {"mean over images": "", "pooled pixels": "_pooled"}
 
 
 def headline(job, score):
-    """Return the dice over all images and of each dataset as cards, and which images were held out."""
+    """Return the Dice of all images and of each dataset as cards, and a note on the held-out images."""
     cards = [
         ("Dice, mean over images", score["dice"]["estimate"], _hint(score)),
         ("Dice, pooled pixels", score["dice_pooled"]["estimate"], page.range_text(score["dice_pooled"])),
@@ -40,7 +40,7 @@ def _hint(part):
 
 
 def sections(job):
-    """Return the data, and of the current results the scores, the rule, pictures and experiments."""
+    """Return the data section and those of the results that are current."""
     parts = [_data(job)]
     if job.is_current("tune"):
         parts += [_scores(job.run), _decision(job.run), _pictures(job)]
@@ -100,17 +100,17 @@ def _decision(run):
     drawn = plots.threshold_surface(surface, "pixel", "regions", "dice", (rule["pixel"], rule["regions"]))
     kept = f"the {rule['regions']} largest regions are kept" if rule["regions"] else "all regions are kept"
     text = (
-        f"A pixel is lung from a probability of {rule['pixel']:g}; {kept}. Each part of the images is scored with the "
-        "rule chosen on the others."
+        f"Pixels with a probability of at least {rule['pixel']:g} are lung; {kept}. Each part of the images is scored "
+        "with the rule chosen on the others."
     )
-    return page.section("Decision", text, page.figure(drawn, "Mean dice of the rules that were compared"))
+    return page.section("Decision", text, page.figure(drawn, "Mean Dice of the rules compared"))
 
 
 def _pictures(job):
     run, images = job.run, job.images
     probs, rule = read_array(run.path("oof_probs.npy")), _read_rule(run)
     ordered = read_parquet(run.path("oof_dice.parquet")).reset_index(drop=True).sort_values("dice", kind="stable")
-    fragments = ["Green: the outline drawn by hand. Orange: the prediction, by the rule of the submission."]
+    fragments = ["Green: the outline drawn by hand. Orange: the prediction, using the rule of the submission."]
     for title, rows in pick_extremes(ordered).items():
         items = []
         for position, row in rows.iterrows():
@@ -156,12 +156,12 @@ def _cross(job):
     return [
         "Trained on one collection, scored on each; all: trained on all collections.",
         page.figure(plots.score_with_interval(lines, "dice"), "Dice, mean over images"),
-        page.table(table[columns], "Dice as mean over images and of pooled pixels"),
+        page.table(table[columns], "Dice, mean over images and over pooled pixels"),
     ]
 
 
 def submission(job, record):
-    """Return where the masks are, and pictures of the first ones, those that fail the area gate apart."""
+    """Return where the masks are, and pictures of the first rejected and the first accepted ones."""
     test, probs = read_parquet(job.run.path("test.parquet")), read_array(job.run.path("test_probs.npy"))
     rule, rejected = _read_rule(job.run), read_csv(job.run.path("rejected.csv"), dtype=str)
     reasons = dict(zip(rejected["image_id"], rejected["reason"], strict=True))

@@ -1,11 +1,11 @@
 """The embedded sample: phantom radiographs in the layouts of Montgomery, Shenzhen and JSRT with SCR, in one folder.
 
-Like the real sets: films of Montgomery are portrait or landscape, with one mask per lung; the sizes of Shenzhen vary,
-one mask holds both lungs, and names end in 1 where something was found; some images of these two have no mask. JSRT is
-raw and inverted, and SCR keeps the outlines of odd numbers in one fold and of even ones in the other. Unlike them:
+Like the real sets: Montgomery's films are portrait or landscape, with one mask per lung; Shenzhen's sizes vary, one
+mask has both lungs, and names of abnormal images end in 1; some images of these two have no mask. JSRT is raw and
+inverted, and SCR keeps the outlines of odd numbers in one folder and of even ones in another. Unlike the real sets:
 Montgomery and Shenzhen have 15 % of their size, JSRT is drawn at 1024 and enlarged, clinical readings and SCR's
-clavicles are missing, and every mask is the whole lung field, findings included, where readers leave out what an
-effusion or pneumothorax hides.
+clavicles are missing, and every mask is the whole lung field, although readers leave out what an effusion or
+pneumothorax hides.
 """
 
 import os
@@ -22,7 +22,7 @@ from common import phantom
 from common.phantom.findings import consolidation, effusion, mass, nodule, pneumothorax
 from common.phantom.sample import write_sample
 
-VERSION = 1  # raise it whenever the files for a seed change
+VERSION = 1  # to be raised whenever the files for a seed change
 ABNORMAL = 0.45  # of Montgomery and Shenzhen
 NODULES = 154 / 247  # of JSRT
 UNLABELLED = 1 / 4  # of the images without a mask that are Montgomery's; 17 of 62 in the real data
@@ -39,8 +39,7 @@ def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed
 
     n_montgomery, n_shenzhen, n_jsrt: numbers of images with masks, at least 1, 1 and 0 (8 MiB each); n_test: images of
     the first two without one, at least 1, whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png; seed:
-    int >= 0. The bytes depend on the parameters alone. Written under another name and renamed when complete. Raises
-    InputError for parameters out of range and for a folder that holds something other than a sample.
+    int >= 0. The bytes depend on the parameters alone. Raises InputError as `write_sample` does.
     """
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
     parameters = {"sample": "lung_segmentation", "version": VERSION, **counts, "seed": seed}
@@ -64,7 +63,7 @@ class _Case(NamedTuple):
 
 
 def _chests(prefix, n_labelled, n_unlabelled, seed):
-    """Images of Montgomery or Shenzhen: healthy chests first, those without a mask anywhere among them."""
+    """Return the cases of Montgomery or Shenzhen: healthy chests first, with those without a mask at random places."""
     first = 1_000_000 * seed + {"MCUCXR": 0, "CHNCXR": 200_000}[prefix]
     rng, count = np.random.default_rng([first, 1]), n_labelled + n_unlabelled
     unlabelled = set(rng.choice(count, n_unlabelled, replace=False).tolist())
@@ -77,14 +76,14 @@ def _chests(prefix, n_labelled, n_unlabelled, seed):
 
 
 def _nodules(count, seed):
-    """Images of JSRT: those with a nodule (JPCLN) are counted apart from those without (JPCNN)."""
+    """Return the cases of JSRT: those with a nodule (JPCLN) and those without (JPCNN) are numbered separately."""
     first, sick = 1_000_000 * seed + 400_000, round(NODULES * count)
     nodules = [_Case(f"JPCLN{i + 1:03d}", first + i, (nodule,)) for i in range(sick)]
     return nodules + [_Case(f"JPCNN{i + 1 - sick:03d}", first + i, ()) for i in range(sick, count)]
 
 
 def _write_case(folder, case):
-    """Draw one film and write it, with its masks where a user finds them."""
+    """Draw and write one film with its masks."""
     if case.image_id.startswith("JP"):
         return _write_jsrt(folder / JSRT, case)
     montgomery, name = case.image_id.startswith("MCU"), f"{case.image_id}.png"
@@ -114,7 +113,7 @@ def _write_jsrt(folder, case):
 
 
 def _window(lungs, number, montgomery):
-    """Slices of the part of a film that is kept: the lungs in its middle, as far as the film reaches."""
+    """Return the slices of the kept part of a film, with the lungs as central as the film allows."""
     x, y, wide, high = cv2.boundingRect(np.uint8(lungs))
     if montgomery:  # upright where the lungs are narrow enough for it
         sides = (LONG, SHORT) if wide < 0.9 * SHORT else (SHORT, LONG)

@@ -1,4 +1,4 @@
-"""A trained network with everything it needs in one file: radiographs of any size in, masks of the same sizes out.
+"""Load a trained network with its decision rule from one file, and turn radiographs of any size into masks.
 
 segmenter = load_segmenter()                      # the shipped weights
 masks = list(segmenter.masks(images))             # uint8 (H, W) of 0 and 1
@@ -22,12 +22,12 @@ from common.config import file_hash, from_dict
 from common.data.dicom import COLOUR_LIMIT, read_image_and_header
 from common.data.store_workers import to_square
 from common.errors import InputError
-from common.infer.tta import predict_tta
+from common.infer.tta import predict_tta, views
 from common.nn.precision import autocast, precision
 from common.train.checkpoint import load_weights, save_weights
 
 from .config import STRUCTURES, NetworkConfig
-from .models import build_network, views
+from .models import build_network
 from .postprocess import MaskRule
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ def save_segmenter(path, model, about):
     """Write a network and everything that its masks depend on as one safetensors file of half-precision weights.
 
     about: JSON values. Required: `network`, a NetworkConfig or its dict; `structures`, a key of STRUCTURES; `pixel` and
-    `regions`, the decision rule. Any others (data, command, revision) are kept. Tensors of one dimension (biases,
-    norms) stay in float32: they are small, and a running variance can leave the range of float16. Raises InputError if
-    something is missing or a weight leaves the range.
+    `regions`, the decision rule. Others (data, command, revision) are kept as they are. One-dimensional tensors
+    (biases, norms) stay in float32: they are small, and a running variance can exceed the range of float16. Raises
+    InputError if something is missing or a weight exceeds that range.
     """
     network = about.get("network", {})
     network = asdict(network) if is_dataclass(network) else network
@@ -53,16 +53,16 @@ def save_segmenter(path, model, about):
     state = {name: value.half() if value.ndim > 1 else value for name, value in model.state_dict().items()}
     for name, value in state.items():
         if not torch.isfinite(value).all():
-            raise InputError(f"{path}: {name} holds values outside the range of half precision")
+            raise InputError(f"{path}: {name} has values outside the range of half precision")
     save_weights(path, state, **about)
 
 
 def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="auto"):
-    """Return the Segmenter in a file that `save_segmenter` wrote; None is the shipped one, whose hash is checked.
+    """Return the Segmenter in a file written by `save_segmenter`; None: the shipped one, whose hash is checked.
 
-    device: a torch.device or its name; None takes a GPU where there is one. tta: some of "flip" and "scale", views
-    averaged with the image itself. batch_size: images per batch of each thread. precision: as in
-    `common.nn.precision.precision`. Raises InputError for another kind of file and for bad arguments.
+    device: a torch.device or its name; None: a GPU if available. tta: further views to average, of "flip" and "scale".
+    batch_size: images per batch of each thread. precision: as in `common.nn.precision.precision`. Raises InputError
+    for another kind of file and for invalid arguments.
     """
     path = SHIPPED if weights is None else Path(weights)
     if weights is None:
@@ -91,21 +91,21 @@ def _check_shipped(path):
 
 
 def _read_description(about, path):
-    """The NetworkConfig, the key of STRUCTURES and the MaskRule in the metadata of a file."""
+    """Return the NetworkConfig, the key of STRUCTURES and the MaskRule in a file's metadata."""
     if about.get("format") != FORMAT:
-        raise InputError(f"{path}: not a lung segmenter of format {FORMAT}, as the verb `export_segmenter` writes")
+        raise InputError(f"{path}: not a lung segmenter of format {FORMAT}, as written by the verb `export_segmenter`")
     missing = [name for name in ("network", "structures", "pixel", "regions") if name not in about]
     missing += [f"network.{name}" for name in _NETWORK if name not in about.get("network", ())]
     if missing:
         raise InputError(f"{path}: has no {missing[0]}")
     if about["structures"] not in STRUCTURES:
-        raise InputError(f"{path}: structures {about['structures']!r} is none of {', '.join(STRUCTURES)}")
+        raise InputError(f"{path}: structures {about['structures']!r} is not one of {', '.join(STRUCTURES)}")
     network = from_dict(NetworkConfig, about["network"] | {"decoder": list(about["network"]["decoder"])}, str(path))
     return network, about["structures"], from_dict(MaskRule, {n: about[n] for n in ("pixel", "regions")}, str(path))
 
 
 def read_radiograph(path):
-    """Read a radiograph as uint8 (H, W). Raises InputError for a file that cannot be read or is a colour picture."""
+    """Return a radiograph as uint8 (H, W). Raises InputError for an unreadable file or a colour picture."""
     image, header = read_image_and_header(path)
     if header["colour"] > COLOUR_LIMIT:
         raise InputError(f"{path}: a colour picture ({header['colour']:.0%} of its pixels), not a radiograph")
@@ -116,10 +116,10 @@ def read_radiograph(path):
 
 
 class Segmenter:
-    """Radiographs to masks with one thread per core, each holding a few images, so that memory does not grow.
+    """Turn radiographs into masks with one thread per core, each holding a few images, so that memory is bounded.
 
-    structures: names of the network's channels; size: side of its images in pixels; pixel, regions: the decision
-    rule; about: the file's metadata. Images are uint8 (H, W) of any size; results come in the order of the images.
+    structures: names of the network's channels; size: side of its images in pixels; pixel, regions: the decision rule;
+    about: the file's metadata. Images are uint8 (H, W) of any size; results are in the order of the images.
     """
 
     def __init__(self, model, size, structures, rule, views, device, batch_size, wanted, about):
@@ -130,7 +130,7 @@ class Segmenter:
         self.pixel, self.regions = rule.pixel, rule.regions
 
     def probs(self, images):
-        """Yield probabilities × 255, uint8 (C, size, size), of each image stretched to the network's square."""
+        """Yield probabilities × 255, uint8 (C, size, size), for each image, which is stretched to a square."""
         return self._each_array(images, lambda image, probs: probs)
 
     def masks(self, images):
@@ -146,22 +146,21 @@ class Segmenter:
         return self._rule.lungs(probs, shape, self._kind)
 
     def read(self, files, workers=None):
-        """Yield (image id, image, mask, problem) of each of `files`, a mapping from id to path.
+        """Yield (image id, image, mask, problem) for each of `files`, a mapping from id to path.
 
-        A file that cannot be used (missing, damaged, a colour picture) has None, None and the reason in one line; the
-        others have "" there. See `each` for workers.
+        problem: "", or for an unusable file (missing, damaged, a colour picture) the reason, with None for image and
+        mask. workers: as in `each`.
         """
         found = self.each(files, lambda _, image, probs: (image, self.lungs(probs, image.shape)), workers)
         for image_id, both, problem in found:
             yield image_id, *(both or (None, None)), problem
 
     def each(self, files, finish, workers=None, load=read_radiograph):
-        """Yield (image id, finish(image id, image, probs), problem) of each of `files`, a mapping from id to path.
+        """Yield (image id, finish(image id, image, probs), problem) for each of `files`, a mapping from id to path.
 
-        finish is called in a thread, with image uint8 (H, W) and probs uint8 (C, size, size), and should return
-        nothing large. It is not called for a file with a problem, which yields (image id, None, problem). workers:
-        threads that read, predict and finish a batch at a time; None: one per core. load(path) -> image: reads other
-        sources than files.
+        finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size), and should not return
+        large objects. For an unusable file, (image id, None, problem) is yielded instead. workers: threads that each
+        load, predict and finish one batch at a time; None: one per core. load(path) -> image: for other sources.
         """
         return self._run(files.items(), load, finish, workers)
 
@@ -173,7 +172,7 @@ class Segmenter:
             yield result
 
     def _run(self, items, load, finish, workers):
-        # Each thread computes on one core: if they shared the work, they would wait for each other at each layer.
+        # one core per thread: threads that share the work of a layer would wait for each other
         workers, threads = workers or len(os.sched_getaffinity(0)), torch.get_num_threads()
         items = iter(items)
         batches = iter(lambda: list(itertools.islice(items, self._batch_size)), [])
@@ -214,15 +213,15 @@ class Segmenter:
 
 @torch.no_grad()
 def _without_norms(model, size):
-    """A copy of the network with batch norms folded into the convolutions before them: less to compute and to round.
+    """Return a faster copy of the network, with batch norms folded into the preceding convolutions.
 
-    Where a convolution's output is used elsewhere too, as in pre-activation networks, folding changes the function: the
-    copy is tried on noise, and the network itself is returned if they differ.
+    Folding changes the output if a convolution's output is also used elsewhere, as in pre-activation networks. So the
+    copy is tried on noise, and the network itself is returned if the outputs differ.
     """
     folded, outputs, pairs = copy.deepcopy(model), {}, []
 
     def note_output(conv, _, output):
-        outputs[id(output)] = conv, output  # kept, or another tensor could get its id
+        outputs[id(output)] = conv, output  # a reference, so that no other tensor gets its id
 
     def note_pair(norm, inputs):
         if id(inputs[0]) in outputs:

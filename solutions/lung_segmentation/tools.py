@@ -1,4 +1,4 @@
-"""`masks` and `crops`: a trained network applied to any radiographs, without a run."""
+"""The tools `masks` and `crops`: apply a trained network to any radiographs, without a run."""
 
 import contextlib
 import csv
@@ -27,7 +27,7 @@ from .postprocess import apply_gate, clean_up, lung_region, scale_box
 from .segmenter import load_segmenter
 
 log = logging.getLogger(__name__)
-PICTURES = 48  # of accepted and of rejected masks, each, in the report
+PICTURES = 48  # in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
 
 
@@ -44,17 +44,17 @@ def masks(
 ):
     """Outline the lungs of radiographs: a mask for each, a table of run-lengths, and a report.
 
-    Writes OUT/<image_id>.png (0 and 255, at the image's own size), masks.csv (area: share of the image; rle: Kaggle's
-    absolute form), problems.csv where a file could not be used, and report.html. A mask with less lung than the gate
-    requires is written too and marked as rejected.
+    Writes OUT/<image_id>.png (0 and 255, at the image's original size), masks.csv (area: share of the image; rle:
+    Kaggle's absolute run-lengths), problems.csv if a file could not be used, and report.html. A mask with less lung
+    than the gate requires is written too, but marked as rejected.
 
     Args:
         images: DICOM, PNG or JPEG files, or folders with such files.
-        out: Folder for the masks, outside those of the images.
-        weights: File of the verb `export_segmenter`; the shipped one by default.
-        tta: Views averaged with the image itself: slower, a little better.
-        gate: Least share of the image that must be lung, after clean-up, for the mask to be ok (Ahmed et al.).
-        clean: Dilate and close the masks as Ahmed et al. do before they cut the lungs out.
+        out: Folder for the masks, outside the folders of the images.
+        weights: File written by the verb `export_segmenter` (default: the shipped weights).
+        tta: Further views to average: slower, slightly better.
+        gate: Lowest share of the image that must be lung, after clean-up, for the mask to be ok (Ahmed et al.).
+        clean: Dilate and close the masks, as Ahmed et al. do before they cut out the lungs.
         device: auto, cpu, cuda or cuda:<n>.
     """
     segmenter = _open(weights, device, tta, gate)
@@ -93,15 +93,15 @@ def crops(
 ):
     """Cut the lungs out of radiographs, from the originals' own pixels.
 
-    Writes OUT/<image_id>.png (8-bit grey), boxes.csv (in the original's pixels, ends open; rule: how the box was found,
-    `whole` where no lung was found and the image is kept whole), and problems.csv where a file could not be used.
+    Writes OUT/<image_id>.png (8-bit grey), boxes.csv (in pixels of the original, ends exclusive; rule: how the box was
+    found, `whole` for an uncropped image without lungs), and problems.csv if a file could not be used.
 
     Args:
         images: DICOM, PNG or JPEG files, or folders with such files.
-        out: Folder for the crops, outside those of the images.
-        weights: File of the verb `export_segmenter`; the shipped one by default.
-        tta: Views averaged with the image itself: slower, a little better.
-        gate: Least share of the image that must be lung, after clean-up, for the crop to be ok (Ahmed et al.).
+        out: Folder for the crops, outside the folders of the images.
+        weights: File written by the verb `export_segmenter` (default: the shipped weights).
+        tta: Further views to average: slower, slightly better.
+        gate: Lowest share of the image that must be lung, after clean-up, for the crop to be ok (Ahmed et al.).
         device: auto, cpu, cuda or cuda:<n>.
     """
     segmenter = _open(weights, device, tta, gate)
@@ -139,17 +139,17 @@ def _open(weights, device, tta, gate):
 
 
 def _find(images, out, other):
-    """The files to read by image id, and the (id, problem) pairs of inputs that have none.
+    """Return the files to read by image id, and (id, problem) pairs of inputs without images.
 
-    other: table of the tool whose pictures have the same names; where it exists, `out` is refused.
+    other: table of the other tool, whose pictures have the same names; `out` is refused if it has that table.
     """
     found, problems = {}, []
     for path in images:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"--out {out}: lies in {path}, where its pictures would be taken for radiographs")
+            raise InputError(f"--out {out}: is inside {path}, where its pictures would be read as radiographs")
         here = find_images(path, READ) if path.is_dir() else {path.stem: path} if path.is_file() else {}
         if not here:
-            reason = "no image in it" if path.is_dir() else "no such file or folder"
+            reason = "contains no image" if path.is_dir() else "no such file or folder"
             _leave_out(problems, path.stem, f"{path}: {reason}")
         for image_id, file in here.items():
             first = found.setdefault(image_id, file)
@@ -158,11 +158,11 @@ def _find(images, out, other):
             if file.resolve() == (out / f"{image_id}.png").resolve():
                 raise InputError(f"--out {out}: {file} would be overwritten")
     if not found:
-        raise InputError(problems[0][1] if problems else "name the images: files or folders")
+        raise InputError(problems[0][1] if problems else "no images given: name files or folders")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder (--out)")
     if (out / other).exists():
-        raise InputError(f"--out {out}: holds {other}, whose pictures have the same names; choose another folder")
+        raise InputError(f"--out {out}: contains {other}, whose pictures have the same names; choose another folder")
     for name in ("masks.csv", "boxes.csv", "problems.csv", "report.html"):  # of an earlier call on other images
         (out / name).unlink(missing_ok=True)
     return found, problems
@@ -174,10 +174,9 @@ def _leave_out(problems, image_id, problem):
 
 
 def _each(segmenter, files, finish, out, problems):
-    """Yield (id, result) of the files that can be used; the others are named and added to `problems`."""
-    for image_id, result, problem in tqdm(
-        segmenter.each(files, finish), "lungs", len(files), unit="image", leave=False
-    ):
+    """Yield (id, result) for each usable file; the others are reported and added to `problems`."""
+    found = segmenter.each(files, finish)
+    for image_id, result, problem in tqdm(found, "lungs", len(files), unit="image", leave=False):
         if not problem:
             yield image_id, result
             continue
@@ -187,7 +186,7 @@ def _each(segmenter, files, finish, out, problems):
 
 @contextlib.contextmanager
 def _table(path, columns):
-    """Yield a function that writes rows to the CSV file `path`, which appears when the block ends well."""
+    """Yield a function that writes rows to the CSV file `path`, which appears once the block ends without error."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -216,14 +215,14 @@ def _sizes(image):
 
 
 class _Summary:
-    """What the report needs of all masks, in little memory: areas, and pictures of some."""
+    """What the report needs, in little memory: the area of every mask, and pictures of some."""
 
     def __init__(self, total):
         self.areas, self.rejected, self.pictures = [], 0, {True: [], False: []}
         self._step = max(total // PICTURES, 1)
 
     def add(self, image_id, verdict, pictures):
-        """Add one mask; pictures are kept of accepted ones at regular intervals and of the first rejected ones."""
+        """Add a mask; pictures are kept of the first rejected masks, and of accepted ones at regular intervals."""
         chosen = len(self.areas) % self._step == 0 or not verdict.ok
         if chosen and len(self.pictures[verdict.ok]) < PICTURES:
             caption = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
@@ -251,14 +250,14 @@ def _write_report(out, summary, gate, problems, about, seconds):
         left_out = pd.DataFrame(problems, columns=["image", "problem"])
         sections.append(page.section("Left out", page.table(left_out)))
     if rejected:
-        text = "Too little lung for the gate: the network failed, or the image is no frontal chest radiograph."
+        text = "Too little lung: the network failed, or the image is not a frontal chest radiograph."
         drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.")
         sections.append(page.section("Under the area gate", text, drawn))
     areas = {"masks": 100 * np.array(summary.areas)}
     histogram = plots.histogram(areas, "lung after clean-up, % of the image", threshold=100 * gate)
     sections += [
         page.section("Outlines", gallery(pictures[True], f"{len(pictures[True])} of {n - rejected}.")),
-        page.section("Areas", page.figure(histogram, "Share of the images that is lung; dashed: the gate")),
+        page.section("Areas", page.figure(histogram, "Lung as a share of the image; dashed: the gate")),
         page.section("About", page.join("Tables: ", page.link("masks.csv", "masks.csv")), page.key_values(about)),
     ]
     page.write_page(out / "report.html", "Lung masks", str(out), sections)

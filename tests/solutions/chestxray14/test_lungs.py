@@ -22,7 +22,7 @@ from solutions.chestxray14 import report
 from solutions.chestxray14.config import DEMO, LungsConfig, NetworkConfig
 from solutions.chestxray14.lungs import LUNG_TABLE, lung_settings, mask_and_crop, whole_image
 from solutions.chestxray14.pipeline import SOLUTION
-from solutions.lung_segmentation import beside, load_segmenter, lung_region
+from solutions.lung_segmentation import load_segmenter, lung_region, store_lungs
 
 SIDE = 8  # of the stand-in's probability maps
 NETWORK = NetworkConfig(backbone="tf_efficientnet_lite0", weights="none", resize=32, size=32)
@@ -131,7 +131,7 @@ def job(tmp_path, monkeypatch):
     (tmp_path / "data" / "Data_Entry_2017.csv").write_text("\n".join([header, *rows]) + "\n")
     (tmp_path / "data" / "train_val_list.txt").write_text("\n".join(names[:8]))
     (tmp_path / "data" / "test_list.txt").write_text("\n".join(names[8:]))
-    monkeypatch.setattr(beside, "load_segmenter", lambda weights, device, batch_size: Segmenter())
+    monkeypatch.setattr(store_lungs, "load_segmenter", lambda weights, device, batch_size: Segmenter())
     run = Run(tmp_path / "run")
 
     def make(config):

@@ -20,7 +20,7 @@ from solutions.covid19 import report
 from solutions.covid19.lungs import MASKS
 from solutions.covid19.pipeline import SOLUTION
 from solutions.covid19.sample import make_sample
-from solutions.lung_segmentation import beside
+from solutions.lung_segmentation import store_lungs
 from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
 
 TINY = """--store-size 64 --n-folds 2 --folds 0 1 --network.backbone test_resnet --network.weights none
@@ -90,7 +90,7 @@ def quick_lungs(monkeypatch):
                     mask[4 * height // 32 : 28 * height // 32, left * width // 32 : right * width // 32] = 1
             return mask
 
-    monkeypatch.setattr(beside, "load_segmenter", lambda weights, device, batch_size: Segmenter())
+    monkeypatch.setattr(store_lungs, "load_segmenter", lambda weights, device, batch_size: Segmenter())
 
 
 @pytest.fixture

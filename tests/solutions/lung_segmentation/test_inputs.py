@@ -76,15 +76,15 @@ def a_photo(shape=(300, 400)):
         ("run demo --out run --datasets Chest", "invalid choice 'Chest'"),
         ("run demo --out run --structures heart", "invalid choice 'heart'"),
         ("run demo --out run --structures left_right --tta flip", "would exchange the left lung and the right one"),
-        ("run demo --out run --decision.pixel 0", "name probabilities above 0, up to 1"),
-        ("run demo --out run --decision.pixel 2", "name probabilities above 0, up to 1"),
-        ("run demo --out run --decision.regions -1", "name numbers from 0"),
+        ("run demo --out run --decision.pixel 0", "give probabilities above 0, up to 1"),
+        ("run demo --out run --decision.pixel 2", "give probabilities above 0, up to 1"),
+        ("run demo --out run --decision.regions -1", "give numbers from 0"),
         ("run demo --out run --validation 0", "leave images to train on"),
         ("run demo --out run --validation 0.8", "leave images to train on"),
         ("run demo --out run --data nowhere", "nowhere: no such folder (--data)"),
         ("run demo --out run --data empty", "empty: no radiographs of Montgomery"),
         ("run demo --out run", "kaggle: no such folder (--data)"),
-        ("run demo --out run --data data --datasets JSRT", "no images of JSRT; there are Montgomery, Shenzhen"),
+        ("run demo --out run --data data --datasets JSRT", "no images of JSRT, only of Montgomery, Shenzhen"),
         ("run demo --out run --data data --structures lungs_heart", "no image has a mask of left, right, heart"),
         ("run demo --out run --data data --n-folds 20 --folds 0", "20 folds need as many groups, there are 12"),
     ],
@@ -151,7 +151,7 @@ def test_masks_that_cannot_be_used_are_left_out_and_the_others_trained_on(data, 
     ):
         assert said in bad.loc[name, "reason"] and bad.loc[name, "file"].endswith(f"{name}_mask.png")
     assert "the mask cannot be read" in bad.loc[left[0].stem, "reason"] and "leftMask" in bad.loc[left[0].stem, "file"]
-    assert bad.loc[left[1].stem, "reason"] == "only masks of right, not of lungs"
+    assert bad.loc[left[1].stem, "reason"] == "has masks of right, but needs lungs"
     train = table[table["split"] == "train"]
     assert len(bad) == 6 and len(train) == 6 and not set(bad.index) & set(table["image_id"])
     result = command(*RUN, "--data", data, *tiny, "--network.epochs", "1", "--network.batch-size", "1")
@@ -167,7 +167,7 @@ def test_a_mask_of_nearly_the_size_is_resized_and_that_is_said(data, command, tm
     true = np.asarray(Image.open(path))
     replace(path, np.asarray(Image.fromarray(true).resize((true.shape[1] // 2, (true.shape[0] + 1) // 2))))
     result = command(*PREPARE, "--data", data, *tiny)
-    assert result.status == 0 and "masks of 1 images have another size than their image and were resized" in result.out
+    assert result.status == 0 and "masks of 1 images differ in size from their image and were resized" in result.out
     table = pd.read_parquet(tmp_path / "run" / "images.parquet").set_index("image_id")
     assert table.loc[path.stem.removesuffix("_mask"), "area"] == pytest.approx((true > 0).mean(), abs=0.005)
     fitted, _ = fit_mask(np.asarray(Image.open(path)) > 127, true.shape, path)
@@ -178,7 +178,7 @@ def test_images_without_a_mask_are_predicted(data, command, tmp_path, tiny):
     path = sorted((data / "mask" / "mask").iterdir())[0]
     path.unlink()
     result = command(*PREPARE, "--data", data, *tiny)
-    assert result.status == 0 and "3 images have no mask: they are not trained on, but predicted" in result.out
+    assert result.status == 0 and "3 images without a mask are not trained on, but predicted" in result.out
     table = pd.read_parquet(tmp_path / "run" / "images.parquet").set_index("image_id")
     assert table.loc[path.name.removesuffix("_mask.png"), "split"] == "test"
 

@@ -307,15 +307,15 @@ def test_the_gate_is_50000_pixels_of_512():
     at[6, 6] = 0
     ok, reason, area = apply_gate(at)
     assert (ok, area) == (False, 49_999 / 262_144)
-    assert reason == "one lung only: it covers 19 % of the image, the gate asks for 19.1 %"
+    assert reason == "only one lung, covering 19 % of the image, the gate requires 19.1 %"
 
 
 def test_reasons():
     assert apply_gate(np.zeros((50, 50), bool)) == (False, "no lung found", 0.0)
     assert apply_gate(drawn((9, 9, 12, 12)), gate=0).reason == "no lung found"
-    assert apply_gate(drawn(RIGHT)).reason == "one lung only: it covers 12.8 % of the image, the gate asks for 19.1 %"
+    assert apply_gate(drawn(RIGHT)).reason == "only one lung, covering 12.8 % of the image, the gate requires 19.1 %"
     lungs = drawn((60, 60, 100, 116), (150, 60, 190, 116))  # 4480 of 65,536 pixels
-    assert apply_gate(lungs).reason == "lungs cover 6.8 % of the image, the gate asks for 19.1 %"
+    assert apply_gate(lungs).reason == "lungs cover 6.8 % of the image, the gate requires 19.1 %"
     assert apply_gate(lungs, 0.06).ok
     assert not apply_gate(lungs, gate=0.07).ok
     assert apply_gate(drawn(RIGHT, LEFT)).ok

@@ -194,7 +194,7 @@ def test_across_datasets(tmp_path, command, refused, sample, tiny):
 def test_cross_needs_two_datasets(sample, command, refused, tiny):
     words = ["demo", "--data", sample, "--out", "run", *tiny, "--datasets", "Shenzhen"]
     assert command("prepare", *words).status == 0
-    assert "cross needs two datasets, there is Shenzhen alone" in refused("cross", *words)
+    assert "cross needs two datasets, but there is only Shenzhen" in refused("cross", *words)
 
 
 def test_an_exported_network_gives_the_masks_of_the_run(run_copy, command, sample, tmp_path):
@@ -230,7 +230,7 @@ def test_lungs_and_heart_on_raw_jsrt(tmp_path, command, tiny):
     masks, table = stored_masks(run), pd.read_parquet(run / "images.parquet")
     train = table[table["split"] == "train"]
     assert len(train) == 4 and (train[["width", "height"]] == 2048).all().all() and masks.shape[1:] == (3, 64, 64)
-    assert "masks of 4 images have another size than their image and were resized to it" in result.out
+    assert "masks of 4 images differ in size from their image and were resized" in result.out
     for row in train.itertuples():
         left, right, heart = masks[row.row].astype(bool)
         assert min(left.sum(), right.sum(), heart.sum()) > 50 and not (left & right).any()

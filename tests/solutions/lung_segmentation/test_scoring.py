@@ -72,7 +72,7 @@ def test_counts_of_many_images_keep_their_order(count):
     true = rng.random((count, 3, 12, 10)) < 0.4
     probs = rng.integers(0, 256, (count, 3, 12, 10), np.uint8)
     tried = [MaskRule(0.3), MaskRule(0.7)]
-    areas = measure(lambda row: true[row - 5], np.arange(5, 5 + count), probs, tried, "lungs_heart", workers=3)
+    areas = measure(lambda row: true[row - 5], np.arange(5, 5 + count), probs, tried, "lungs_heart")
     assert areas.shape == (count, 2, 4, 4) and areas.dtype == np.int64
     for n in range(count):
         for r, rule in enumerate(tried):

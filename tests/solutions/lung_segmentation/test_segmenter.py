@@ -262,7 +262,7 @@ def test_what_is_no_image(image, said, bright):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"structures": "ribs"}, "structures 'ribs' is none of lungs, left_right, lungs_heart"),
+        ({"structures": "ribs"}, "structures 'ribs' is not one of lungs, left_right, lungs_heart"),
         ({"network": {"architecture": "plain"}}, "has no network.encoder"),
         ({"pixel": "half"}, "pixel cannot be 'half'"),
     ],
@@ -276,7 +276,7 @@ def test_what_cannot_be_saved(changes, said, tmp_path):
 def test_weights_must_fit_half_precision(tmp_path):
     model = Bright(1)
     model.weight.data[:] = 1e6
-    with pytest.raises(InputError, match="weight holds values outside the range of half precision"):
+    with pytest.raises(InputError, match="weight has values outside the range of half precision"):
         save_segmenter(tmp_path / "w.safetensors", model, ABOUT)
 
 

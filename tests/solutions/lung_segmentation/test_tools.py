@@ -135,7 +135,7 @@ def test_the_gate_and_the_cleaning(command, tmp_path):
     assert command("masks in --out out --gate 0.298").status == 0 and read("out/masks.csv")["ok"].all()
     done = command("masks in --out out --gate 0.3")
     assert done.status == 0 and not done.errors and not read("out/masks.csv")["ok"].any()
-    assert read("out/masks.csv").loc[0, "reason"] == "lungs cover 29.8 % of the image, the gate asks for 30 %"
+    assert read("out/masks.csv").loc[0, "reason"] == "lungs cover 29.8 % of the image, the gate requires 30 %"
     assert (cv2.imread("out/a.png", cv2.IMREAD_UNCHANGED) == mask * 255).all()  # written all the same
     assert command("masks in --out out --clean").status == 0
     assert (cv2.imread("out/a.png", cv2.IMREAD_UNCHANGED) == clean_up(mask) * 255).all()
@@ -173,10 +173,10 @@ def test_crops_come_from_the_original(command, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("masks --out out", "name the images: files or folders"),
+        ("masks --out out", "no images given: name files or folders"),
         ("masks nowhere --out out", "nowhere: no such file or folder"),
-        ("crops empty --out out", "empty: no image in it"),
-        ("masks in --out in/masks", "--out in/masks: lies in in, where its pictures would be taken for radiographs"),
+        ("crops empty --out out", "empty: contains no image"),
+        ("masks in --out in/masks", "--out in/masks: is inside in, where its pictures would be read as radiographs"),
         ("masks in/a.png --out in", "--out in: in/a.png would be overwritten"),
         ("masks in other --out out", "other/a.png: a second image named 'a'; the first is in/a.png"),
         ("crops in --out w.safetensors", "w.safetensors: not a folder (--out)"),

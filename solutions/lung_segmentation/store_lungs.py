@@ -1,4 +1,4 @@
-"""The lungs of all images of a store, found once and kept in a folder beside it, for every run that uses the store."""
+"""Find the lungs of all images of a store once, and keep them in a folder beside it for every run on that store."""
 
 import json
 import logging
@@ -29,15 +29,15 @@ BLOCK = 64  # images between two checkpoints; a multiple of BATCH, or batches wo
 
 @dataclass(frozen=True)
 class StoreLungs:
-    """The lungs of a store. table: image_id, row and the caller's columns, one row per image of the store; arrays:
-    paths of the caller's uint8 .npy files (N, side, side) by name."""
+    """The lungs of a store. table: image_id, row and the caller's columns, one row per image; arrays: paths of the
+    caller's uint8 .npy files (N, side, side) by name."""
 
     table: pd.DataFrame
     arrays: dict
 
 
 def weights_file(weights, option):
-    """Return the path of a segmenter's weights, a file or "shipped". Raises InputError naming the option."""
+    """Return the path of a segmenter's weights: a file, or "shipped". Raises InputError naming the option."""
     path = SHIPPED if weights == "shipped" else Path(weights)
     if not path.is_file():
         raise InputError(f"{path}: no such file ({option})")
@@ -45,21 +45,21 @@ def weights_file(weights, option):
 
 
 def structures_of(weights):
-    """Return the names of what a segmenter's file segments, such as ("left", "right", "heart"), () where unknown."""
+    """Return the structures that a segmenter file segments, such as ("left", "right", "heart"); () if unknown."""
     return STRUCTURES.get(load_weights(weights)[1].get("structures"), ())
 
 
 def find_lungs(job, store, weights, settings, sides, columns, describe, skip, files=None):
-    """Return the StoreLungs of a store, found by the segmenter in the file `weights`; nothing is computed twice.
+    """Return the StoreLungs of a store, found by the segmenter in the file `weights`, or read if found earlier.
 
-    settings: dict of JSON that the results follow from, besides pixels and weights. sides: array name → side in
-    pixels. columns: of the table. describe(segmenter, image, probs) -> (list of uint8 arrays (side, side) in the order
-    of `sides`, list of JSON values of `columns`), called in a thread as in `Segmenter.each`. skip(image, about)
-    returns the same for a placeholder or a colour picture, without a segmenter; about: its row of the store's table.
-    files: image id → original, to read instead of the stored image.
+    settings: dict of JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
+    columns: of the table. describe(segmenter, image, probs) -> (list of uint8 arrays (side, side) in the order of
+    `sides`, list of JSON values of `columns`), called in a thread as in `Segmenter.each`. skip(image, about) returns
+    the same for a placeholder or a colour picture, without a segmenter; about: its row of the store's table. files:
+    image id → original, to read instead of the stored image.
 
-    A killed run loses at most BLOCK images and ends with the same bytes. Raises InputError for a segmenter that cannot
-    be used, for an original that can no longer be read, for damaged files, and where another process does the same.
+    A killed run loses at most BLOCK images and continues to the same bytes. Raises InputError for a segmenter that
+    cannot be used, an original that can no longer be read, and if another process is doing the same work.
     """
     key = digest(read_json(store.folder / "store.json")["key"], {"segmenter": file_hash(weights), **settings})
     folder = store.folder.with_name(f"{store.folder.name}-lungs-{key[:8]}")
@@ -78,15 +78,15 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
             if folder.exists():
                 shutil.rmtree(folder)
             os.rename(partial, folder)
-            (folder / "journal").unlink()  # last: after a kill before this, the next run finds every row done
-    table, arrays = read_parquet(folder / "lungs.parquet"), {name: folder / f"{name}.npy" for name in sides}
-    if any(len(read_array(path)) != len(table) for path in arrays.values()):
+            (folder / "journal").unlink()  # last, so that a run killed before this finds every row done
+    arrays = {name: folder / f"{name}.npy" for name in sides}
+    if any(len(read_array(path)) != len(store.table) for path in arrays.values()):
         raise InputError(f"{folder}: damaged lungs (array and table disagree); delete the folder and prepare again")
-    return StoreLungs(table, arrays)
+    return StoreLungs(read_parquet(folder / "lungs.parquet"), arrays)
 
 
 def _each(store, work, files, segmenter, describe, skip, workers):
-    """Yield (whether it was segmented, arrays, row) of each image that is not done."""
+    """Yield (whether it was segmented, arrays, table row) of each remaining image."""
     table, begin = store.table, work.done
     radiograph = (table["ok"] & ~(table["colour"] > COLOUR_LIMIT)).to_numpy()
     rows = [row for row in np.flatnonzero(radiograph) if row >= begin]
@@ -109,7 +109,7 @@ def _each(store, work, files, segmenter, describe, skip, workers):
 
 
 class _Work:
-    """Arrays that grow row by row in the folder of unfinished work, and a journal of their finished rows."""
+    """Arrays that grow row by row in a temporary folder, and a journal of their finished rows."""
 
     def __init__(self, folder, table, key, sides):
         self.folder, self.n = folder, len(table)
@@ -120,7 +120,7 @@ class _Work:
             log.info(f"lungs: continuing, {self.done} of {self.n} images are done")
 
     def write(self, found):
-        """Write what `found` yields block by block, and return the table's rows of all images."""
+        """Write what `found` yields block by block, and return the table rows of all images."""
         pending, segmented = [], 0
         with ExitStack() as stack:
             stack.callback(found.close)
@@ -143,9 +143,9 @@ class _Work:
         return self.rows
 
     def _read_journal(self, key):
-        """Return the rows that an earlier run finished; a journal of other work is replaced by an empty one."""
+        """Return the rows that an earlier run finished; an unrelated journal is replaced by an empty one."""
         path = self.folder / "journal"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # a kill may tear the last line
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # a kill may cut off the last line
         if not lines or lines[0] != key.encode() or not all(file.is_file() for file in self.shapes):
             path.write_text(key + "\n", encoding="utf-8")
             return []
@@ -155,7 +155,7 @@ class _Work:
 
 @contextmanager
 def _rows_file(path, shape, done):
-    """Open an array file for writing behind its first `done` rows; anything after them is cut off."""
+    """Open an array file for writing after its first `done` rows; anything after them is cut off."""
     header = BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with open(path, "r+b" if done else "wb") as file:

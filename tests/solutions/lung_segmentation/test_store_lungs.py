@@ -13,7 +13,7 @@ from common.data.store import prepare_store
 from common.errors import InputError
 from common.paths import lock_folder, read_array
 from common.train.checkpoint import save_weights
-from solutions.lung_segmentation import beside, find_lungs, structures_of, weights_file
+from solutions.lung_segmentation import find_lungs, store_lungs, structures_of, weights_file
 
 NAMES = "abcdefghijkl"
 JOB = SimpleNamespace(device=torch.device("cpu"), options=SimpleNamespace(workers=0))
@@ -42,12 +42,12 @@ class Segmenter:
 @pytest.fixture
 def segmenter(monkeypatch):
     """`segmenter(stop=…)` replaces the segmenter that is loaded; blocks are of four images, batches of two."""
-    monkeypatch.setattr(beside, "BLOCK", 4)
-    monkeypatch.setattr(beside, "BATCH", 2)
+    monkeypatch.setattr(store_lungs, "BLOCK", 4)
+    monkeypatch.setattr(store_lungs, "BATCH", 2)
 
     def use(stop=None):
         made = Segmenter(stop)
-        monkeypatch.setattr(beside, "load_segmenter", lambda weights, device, batch_size: made)
+        monkeypatch.setattr(store_lungs, "load_segmenter", lambda weights, device, batch_size: made)
         return made
 
     return use
