@@ -1,4 +1,4 @@
-"""How much of a score is the images' origin: networks that see no lung, and where the run's networks look."""
+"""Audit how much of a score reflects the images' origin: networks that see no lungs, and where networks look."""
 
 import logging
 from dataclasses import asdict, replace
@@ -8,39 +8,40 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
+from common.infer.tta import views
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict, train
 from common.paths import read_array, read_json, read_parquet, write_json, write_table
 from common.recipe import read_score
 from solutions.covid19.data import labels_of
 from solutions.covid19.lungs import MASKS
-from solutions.covid19.models import covid_network, heat_maps, views
+from solutions.covid19.models import covid_network, heat_maps
 from solutions.covid19.scoring import UNDEFINED, auroc_interval
 
 log = logging.getLogger(__name__)
 FILES = ("audit.json", "audit.parquet", "focus.parquet")
-PREFIX = "audit-"  # of the stages of its trainings
+PREFIX = "audit-"  # of the audit's stages
 HEALTHY = ("no finding", "normal", "")
-LEAST = 10  # images of a collection that a network needs to tell it apart
+LEAST = 10  # images of a collection that a network needs to recognise it
 NAMES = {
     "image": "a network that sees the whole image",
-    "lungs": "a network that sees the lungs alone",
-    "border": "a network that sees the margin of the image alone",
+    "lungs": "a network that sees only the lungs",
+    "border": "a network that sees only the margin of the image",
     "background": "a network that sees everything but the lungs",
-    "origin": "a network that has to tell collections apart among images of one label",
+    "origin": "a network that has to distinguish collections among images of one label",
 }
 
 
 def audit_key(job):
-    """Return what an audit follows from besides the scores, as JSON."""
+    """Return what an audit depends on besides the scores, as JSON."""
     return [asdict(job.config.audit), audited_folds(job.config), asdict(audit_fitting(job.config))]
 
 
 def run_audit(job):
-    """Train the networks of the audit, measure where networks look, write audit.json, audit.parquet, focus.parquet.
+    """Train the audit's networks, measure where networks look; write audit.json, audit.parquet, focus.parquet.
 
-    audit.parquet: check, image_id, fold, label (of the check's own question), probability, out of fold. focus.parquet:
-    view, image_id, fold, label, share (of the heat map in the lungs, NaN for an empty map), area (of the lungs).
+    audit.parquet: check, image_id, fold, label (for the check), out-of-fold probability. focus.parquet: view, image_id,
+    fold, label, share (of the heat map in the lungs, NaN for an empty map), area (of the lungs).
     """
     run, config = job.run, job.config
     found, answers = {}, [pd.DataFrame({"image_id": [], "fold": [], "label": [], "probability": [], "check": []})]
@@ -68,49 +69,49 @@ def run_audit(job):
 
 
 def read_audit(run):
-    """Return what audit.json holds, and the tables audit.parquet and focus.parquet."""
+    """Return the contents of audit.json, audit.parquet and focus.parquet."""
     return read_json(run.path(FILES[0])), *(read_parquet(run.path(name)) for name in FILES[1:])
 
 
 def audited_folds(config):
-    """Return the held-out folds of the audit. Raises InputError where the run holds out none of them."""
+    """Return the held-out folds of the audit. Raises InputError if the run holds out none of them."""
     folds = [fold for fold in config.audit.folds if fold in config.folds]
     if not folds:
-        raise InputError(f"--audit.folds {config.audit.folds}: none of them is held out by this run ({config.folds})")
+        raise InputError(f"--audit.folds {config.audit.folds}: this run holds out none of them, but {config.folds}")
     return folds
 
 
 def audit_fitting(config):
-    """Return the NetworkConfig of the audit's trainings: the run's with fewer epochs, and without a choice of epochs.
+    """Return the NetworkConfig of the audit's trainings: the run's with fewer epochs, keeping the last one.
 
-    A plateau becomes a constant rate, since no fold validates.
+    A plateau schedule becomes a constant rate, since there is no validation fold.
     """
     schedule = "constant" if config.network.schedule == "plateau" else config.network.schedule
     return replace(config.network, epochs=config.audit.epochs, averaging=("last",), keep="highest", schedule=schedule)
 
 
 def view_of(config, check):
-    """Return what a check's network sees; "image" is the one of whole image and lungs that the run does not see."""
+    """Return the view of a check's network; "image" means the one of image and lungs that the run does not use."""
     if check == "image":
         return "lungs" if config.view == "image" else "image"
     return config.view if check == "origin" else check
 
 
 def network_of(config, fold, check, labels=labels_of, rows=None):
-    """Return the Network of a check for one fold; rows: the store rows that it is asked of."""
+    """Return the Network of a check for one fold; rows: the store rows of the check."""
 
     def split(job, fold):
         held_out = job.images.at(rows)["fold"].to_numpy() == fold
         parts = rows[~held_out], rows[held_out]
         if len(set(labels(job, parts[0]).tolist())) < 2 or not len(parts[1]):
-            raise InputError(f"audit, {check}: fold {fold} leaves images of one kind alone to train on")
+            raise InputError(f"audit, {check}: fold {fold} leaves only images of one class to train on")
         return parts
 
     return covid_network(config, fold, PREFIX + check, view_of(config, check), audit_fitting(config), labels, split)
 
 
 def focus_networks(config, fold):
-    """Return by view the networks whose heat maps are compared: the run's, and the one that sees image or lungs."""
+    """Return the networks whose heat maps are compared, by view: the run's, and that of the check "image"."""
     networks = {config.view: covid_network(config, fold)}
     if "image" in config.audit.checks:
         networks[view_of(config, "image")] = network_of(config, fold, "image")
@@ -118,9 +119,9 @@ def focus_networks(config, fold):
 
 
 def find_question(job, check):
-    """Return labels(job, rows) of a check, the store rows that it is asked of, and the question in words.
+    """Return labels(job, rows) of a check, its store rows, and its question in words.
 
-    Labels and rows are None where it cannot be asked.
+    Labels and rows are None if the images do not allow the check.
     """
     if check != "origin":
         name = NAMES[view_of(job.config, check)]
@@ -140,14 +141,14 @@ def find_question(job, check):
         names = " and ".join(sorted(part.loc[homes, "collection"].unique()))
         question = f"{names} against the other collections, among images {name} COVID-19"
         ill = (~part["finding"].str.strip().str.casefold().isin(HEALTHY)).sum()
-        if label == 0 and ill:  # then it is not the origin alone that differs
+        if label == 0 and ill:  # then not only the origin differs
             question += f", {ill} of {len(part)} with another disease"
         return (lambda job, rows, target=target: target.loc[rows].to_numpy()), part["row"].to_numpy(), question
-    return None, None, f"not asked: no label has {LEAST} images each of two collections"
+    return None, None, f"skipped: no label has {LEAST} images each from two collections"
 
 
 def _predict_check(job, check, labels, rows):
-    """Return the out-of-fold answers of one check's networks: image_id, fold, label, probability."""
+    """Return the out-of-fold predictions of a check's networks: image_id, fold, label, probability."""
     parts = []
     for fold in audited_folds(job.config):
         network = network_of(job.config, fold, check, labels, rows)
@@ -161,9 +162,9 @@ def _predict_check(job, check, labels, rows):
 
 
 def _measure_focus(job):
-    """Return the table of heat maps' shares in the lungs, in images with COVID-19, and figures by view.
+    """Return a table with each heat map's share in the lungs, for images with COVID-19, and figures by view.
 
-    Images without COVID-19 say little: their maps are mostly empty.
+    Other images are not informative: their maps are mostly empty.
     """
     images, masks, parts = job.images, read_array(job.images.arrays[MASKS]), []
     for fold in audited_folds(job.config):
@@ -181,17 +182,17 @@ def _measure_focus(job):
         share = _mean_share(part["share"].to_numpy(), patients, job.config.seed)
         empty = int(part["share"].isna().sum())
         figures[view] = {"share": as_interval(share), "area": area, "images": len(part), "flat": empty}
-        where = f"{share.estimate:.1%} of them lies in the lungs, which cover {area:.1%} of the image"
+        where = f"{share.estimate:.1%} in the lungs, which cover {area:.1%} of the image"
         said = "all are empty" if empty == len(part) else where
         log.info(f"heat maps of {len(part)} images with COVID-19, {view}: {said}")
     return table, figures
 
 
 def share_in_lungs(heat, mask):
-    """Return the share of a heat map that lies in the lungs, in [0, 1]; NaN where the map is zero.
+    """Return the share of a heat map that lies in the lungs, in [0, 1]; NaN for an empty map.
 
-    heat: (h, w) >= 0, enlarged bilinearly to the mask's size. mask: (H, W), nonzero in the lungs. Chance is the lungs'
-    share of the image.
+    heat: (h, w) >= 0, resized bilinearly to the mask's size. mask: (H, W), nonzero in the lungs. By chance it is the
+    lungs' share of the image.
     """
     if not heat.any():
         return np.nan
@@ -201,7 +202,7 @@ def share_in_lungs(heat, mask):
 
 
 def _mean_share(shares, patients, seed):
-    """Return the mean share as an Interval by patient; its ends are NaN for one patient, all of it for empty maps."""
+    """Return the mean share as an Interval by patient; ends are NaN for one patient, everything for empty maps."""
     if np.isnan(shares).all() or len(set(patients.tolist())) < 2:
         return replace(UNDEFINED, estimate=pd.Series(shares).mean())
     return bootstrap(shares, patients, seed=seed, skip_nan=True)
@@ -210,10 +211,10 @@ def _mean_share(shares, patients, seed):
 def reach_verdict(found, score, high):
     """Return the verdict in words: {"biased": bool, "said": first line of the page, "evidence": lines}.
 
-    found: check → {"auroc": {estimate, low, high} or None}; score: score.json; high: AUROC that the lower end of an
-    interval has to pass. Counted against the run are a margin, a background or an origin that is recognised so well,
-    and a headline AUROC that is above the one against the same collections by an interval without 0. The latter two
-    alone can also come from other diseases, which images of the same collections show and normals do not.
+    found: check → {"auroc": {estimate, low, high} or None}; score: score.json; high: the AUROC that the lower end of an
+    interval must exceed. Evidence of bias is such an AUROC of border, background or origin, and an AUROC that drops
+    against images from the same collections by an interval above 0. The last two can also reflect other diseases,
+    which images from the same collections show and normals do not.
     """
     areas = {check: (found.get(check) or {}).get("auroc") for check in ("border", "background", "origin")}
     asked = [check for check, auroc in areas.items() if auroc and auroc["low"] is not None]
@@ -225,16 +226,14 @@ def reach_verdict(found, score, high):
         asked.append("the same collections")
         if fall["low"] > 0:
             before, after, by = (format_interval(value, 3) for value in (score["auroc"], same["auroc"], fall))
-            evidence.append(f"against images of the same collections the AUROC falls from {before} to {after}, by {by}")
+            evidence.append(f"on images from the same collections the AUROC drops from {before} to {after}, by {by}")
     sentences = " ".join(line[0].upper() + line[1:] + "." for line in evidence)
     if {"border", "background"} & set(recognised):
-        said = f"The score is not to be believed: the images' origin gives the answer away. {sentences}"
+        said = f"Do not trust the score: the images' origin gives the answer away. {sentences}"
     elif evidence:
-        said = (
-            f"The score may not be COVID-19's: the images' origin, or other diseases, explain it as well. {sentences}"
-        )
+        said = f"The score may not reflect COVID-19, but the images' origin or other diseases. {sentences}"
     elif asked:
-        said = f"No sign that the images' origin gives the answer away ({', '.join(asked)})."
+        said = f"No sign that the images' origin gives the answer away (checked: {', '.join(asked)})."
     else:
         said = "Whether the images' origin gives the answer away could not be determined from these images."
     return {"biased": bool(evidence), "said": said, "evidence": evidence}

@@ -1,4 +1,4 @@
-"""The user's collections as one table with a row for each row of their tables, and the images to predict."""
+"""Read the user's collections into one table, and the list of images to predict."""
 
 import logging
 import os
@@ -19,23 +19,23 @@ METADATA, UNLABELLED = "metadata.csv", "unlabelled_test.csv"
 
 
 def read_collections(folders):
-    """Read the collections in folders into one table with a row for each row of their tables, in order.
+    """Return one table of all collections in some folders, with one row per row of their tables, in order.
 
     Each folder and its direct subfolders are searched for metadata.csv (ieee8023, Actualmed, Figure1),
-    Data_Entry_2017*.csv (NIH) and train.csv or valid.csv with a column Path (CheXpert). Columns: collection, of
-    ieee8023's the column `source`, else the folder. home: False for NIH and CheXpert, which hold no COVID-19. table:
+    Data_Entry_2017*.csv (NIH) and train.csv or valid.csv with a column Path (CheXpert). Columns: collection, which is
+    the column `source` of ieee8023, else the folder. home: False for NIH and CheXpert, which have no COVID-19. table:
     Path; line: the row in it, 1 being the header. file_name: as given; path: None without a file. image_id: unique.
-    patient_id: "<collection> <number>", one of its own where the table gives none. age: float years, NaN where unknown;
-    age_said: a text that is no age. sex. view: frontal, lateral, other or unknown; view_said as given. modality: X-ray,
-    CT, another as given, or "". devices: bool. finding; label: 1 COVID-19, 0 something else or nothing, -1 unknown.
-    Raises InputError naming file and row: no table, an unreadable or empty one, a missing column, an ambiguous name.
+    patient_id: "<collection> <number>", unique if the table gives none. age: years, NaN if unknown; age_said: a text
+    that is not an age. sex. view: frontal, lateral, other or unknown; view_said: as given. modality: X-ray, CT, another
+    as given, or "". devices: bool. finding; label: 1 COVID-19, 0 something else or nothing, -1 unknown. Raises
+    InputError naming file and row for a missing, unreadable or empty table, a missing column, or an ambiguous name.
     """
     tables = {}
     for folder in map(Path, folders):
         found = _find_tables(folder)
         if not found:
             raise InputError(
-                f"{folder}: no collection in it or in a folder of it (no {METADATA}, no Data_Entry_2017*.csv, no "
+                f"{folder}: no collection in it or its subfolders (no {METADATA}, no Data_Entry_2017*.csv, no "
                 "train.csv or valid.csv of CheXpert)"
             )
         for path in found:
@@ -57,10 +57,10 @@ def read_collections(folders):
 def read_test_images(data, test, taken=()):
     """Return the images to predict, a table of image_id, file_name, path, patient_id and collection ("").
 
-    test: --test, a folder, or a CSV of names of images below `data`; None: each unlabelled_test.csv in `data` or a
-    direct subfolder, an empty table without one. Patients are those of a column patientid, "image …" without. taken:
-    ids in use; a test image with such an id gets the prefix "test-". Raises InputError naming file and row: an
-    unreadable or empty list, an image without a file or named twice, an ambiguous name.
+    test: value of --test, a folder, or a CSV with names of images below `data`; None: the unlabelled_test.csv files in
+    `data` and its direct subfolders, or an empty table without them. Patients come from a column patientid, else
+    "image …". taken: ids in use; a test image with such an id gets the prefix "test-". Raises InputError naming file
+    and row for an unreadable or empty list, an image without a file or named twice, or an ambiguous name.
     """
     if test is not None and test.is_dir():
         files = list(named_images(test)[1].values())
@@ -77,7 +77,7 @@ def read_test_images(data, test, taken=()):
         return pd.DataFrame(columns=["file_name", "patient_id", "path", "collection", "image_id"], dtype="O")
     table = pd.concat(lists, ignore_index=True).assign(collection="")
     for name in table["file_name"][table["file_name"].duplicated()]:
-        raise InputError(f"{name}: twice among the images to predict")
+        raise InputError(f"{name}: listed twice among the images to predict")
     absent = table["path"].isna()
     if absent.any():
         first = table["file_name"][absent].iloc[0]
@@ -136,7 +136,7 @@ def _read(path, places):
 
 
 def _index_images(folder, places=()):
-    """Return stem → paths of the images below a folder, without those of other collections, at `places` below it."""
+    """Return stem → paths of the images below a folder, without those of other collections in `places`."""
     found, others = {}, {place.resolve() for place in places} - {folder.resolve()}
     for path in walk_files(folder, lambda path: path.resolve() in others):
         if path.suffix.lower() in IMAGES:
@@ -145,9 +145,9 @@ def _index_images(folder, places=()):
 
 
 def _find_file(index, name, folder, where):
-    """Return the path of the image that a row names, or None; of several, the one in its folder or of the exact name.
+    """Return the path of the image named by a row, or None; of several, the one in its folder or with its exact name.
 
-    Raises InputError where several remain.
+    Raises InputError if several remain.
     """
     paths, folder = index.get(_strip_suffix(name), []), folder or Path(name).parent.name or "images"
     for fits in (lambda path: path.parent.name == folder, lambda path: path.name == Path(name).name):
@@ -159,7 +159,7 @@ def _find_file(index, name, folder, where):
 
 
 def _chexpert_file(folder, name):
-    """Return the file of a path such as CheXpert-v1.0-small/train/…, whose first folder holds the table or is in it."""
+    """Return the file of a path such as CheXpert-v1.0-small/train/…, whose first folder may be that of the table."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return next((path for start in (1, 0) if (path := folder.joinpath(*parts[start:])).is_file()), None)
 
@@ -170,7 +170,7 @@ def _strip_suffix(name):
 
 
 def _make_ids(table):
-    """Return ids usable as file names: the stem, if ambiguous with the collection in front, then with a number."""
+    """Return ids usable as file names: the stem; if ambiguous, with the collection in front; then with a number."""
     inner = table["file_name"].str.extract(r"(patient.+)$")[0].str.replace("/", "_")
     names = table["file_name"].mask((table["collection"] == CHEXPERT) & inner.notna(), inner)
     ids = _make_safe(names.map(_strip_suffix))

@@ -1,4 +1,4 @@
-"""The numbers of the COVID-19 recipe beside their source.
+"""Settings of the COVID-19 recipe with their sources.
 
 "The paper" is Ahmed et al., Automated COVID-19 detection from chest X-ray images: a high resolution network (HRNet)
 approach, medRxiv 2020.08.26.20182311.
@@ -12,14 +12,14 @@ from common.errors import InputError
 from common.kaggle import Source
 
 COVID = "COVID-19"
-STAGE = "covid"  # of the networks that make the submission
+STAGE = "covid"  # name of the networks behind the submission
 PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds: tables 6 and 7
     "HRNet": (99.26, 98.53, 98.82),
     "ResNet-152": (94.50, 95.12, 94.00),
     "DenseNet-121": (93.40, 90.24, 96.00),
     "EfficientNet-B4": (97.56, 95.12, 96.15),
 }
-# What a network may look at. border and background show no lung: what they teach is not the disease.
+# What a network sees. border and background show no lung, so networks cannot learn the disease from them.
 VIEWS = ("lungs", "image", "border", "background")
 
 
@@ -28,15 +28,15 @@ class NetworkConfig(FitConfig):
     """The classifier of COVID-19."""
 
     backbone: str = "hrnet_w32"
-    """Any timm network with a last feature map. The paper's HRNet; its width is not given."""
+    """Any timm network with a last feature map. Paper: HRNet, width not given."""
     weights: str = "imagenet"
-    """imagenet (backbone), none, or a file of the backbone."""
+    """imagenet, none, or a file with weights of the backbone."""
     size: int = 512
-    """Side of the network's images. The paper: 512."""
+    """Side of the network's images. Paper: 512."""
     hidden: tuple[int, ...] = (512,)
-    """Widths of the fully connected layers before the last one. The paper's head has "several", found by trial."""
+    """Widths of the fully connected layers before the last one. Paper: "several", found by trial."""
     dropout: float = 0.5
-    """Before the last layer. The paper mentions dropout but no rate."""
+    """Before the last layer. Paper: rate not given."""
     augmentation: Literal["none", "paper", "light"] = "paper"
     """paper: table 3. light: flips and small movements."""
     lr: float = 1e-2
@@ -45,7 +45,7 @@ class NetworkConfig(FitConfig):
     weight_decay: float = 1e-4
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "step"
     milestones: tuple[int, ...] = (30, 60, 90)
-    """The paper's steps, of which its 25 epochs reach none."""
+    """Paper: these steps, none of which is reached in its 25 epochs."""
     factor: float = 0.1
     batch_size: int = 8
     epochs: int = 25
@@ -63,28 +63,28 @@ class NetworkConfig(FitConfig):
 
     @property
     def chooses(self):
-        """Whether validation figures choose an epoch or a learning rate, and so need a fold of their own."""
+        """Whether an epoch or learning rate is chosen by validation, which then needs a fold of its own."""
         kept = self.averaging[0] if self.keep == "highest" and len(self.averaging) == 1 else self.keep
         return kept not in ("last", "classic", "ema") or self.schedule == "plateau"
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """Which images of the collections are used; selection.csv names the reason for each that is not."""
+    """Which images of the collections are used; selection.csv gives the reason for each unused one."""
 
     least_age: int = 18
-    """Years. The paper: 18, of the normals, since most COVID-19 images are of adults."""
+    """Years. Paper: 18, for normals, since most COVID-19 images are of adults."""
     unknown_age: Literal["keep", "leave"] = "keep"
     unknown_view: Literal["keep", "leave"] = "keep"
-    """Images of which no table says whether they are frontal. Known lateral and CT images are always left out."""
+    """Images that may not be frontal according to their table. Known lateral and CT images are always left out."""
     devices: Literal["keep", "leave"] = "leave"
-    """Images with medical devices, where the collection marks them (CheXpert). The paper left them out."""
+    """Images with medical devices, if the collection marks them (CheXpert). Paper: left out."""
     normals: int = 1000
-    """Images drawn at random from each collection of normals only (NIH, CheXpert); 0: all. The paper: 1,000."""
+    """Images drawn at random from each collection of normals (NIH, CheXpert); 0: all. Paper: 1,000."""
     duplicates: float = 0.12
-    """Share of differing hash bits up to which two images count as the same; 0: equal hashes only. Of 608 images of the
-    COVID-19 collections and 1,737 of NIH's, nine pairs lie within 0.09, all of them copies, one of an NIH image in
-    Figure1. The next are two films of one patient at 0.16 and copies with words written on them at 0.17 and 0.18."""
+    """Highest share of differing hash bits of duplicates; 0: equal hashes only. Among 608 images of the COVID-19
+    collections and 1,737 of NIH's, nine pairs differ by at most 0.09, all of them copies, one of an NIH image in
+    Figure1. The next are two films of one patient at 0.16, and copies with text written on them at 0.17 and 0.18."""
 
     def __post_init__(self):
         if self.least_age < 0 or self.normals < 0:
@@ -95,14 +95,14 @@ class SelectionConfig:
 
 @dataclass(frozen=True)
 class LungsConfig:
-    """How an image is reduced to its lungs. The paper: section 3.2."""
+    """How the lungs are cut out of an image. Paper: section 3.2."""
 
     weights: str = "shipped"
-    """shipped, or a file that `lung_segmentation export_segmenter` wrote."""
+    """shipped, or a file written by `cxr lung_segmentation export_segmenter`."""
     dilations: int = 8
     closings: int = 2
     gate: float = 50_000 / 512**2
-    """Least share of the image that must be lung. The paper: 50,000 of 512 × 512 pixels."""
+    """Lowest share of the image that must be lung. Paper: 50,000 of 512 × 512 pixels."""
 
     def __post_init__(self):
         if min(self.dilations, self.closings) < 0:
@@ -113,18 +113,18 @@ class LungsConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """The verb `audit`: how much of the score is the data's origin."""
+    """The verb `audit`: how much of the score reflects the origin of the images."""
 
     checks: tuple[Literal["image", "border", "background", "origin"], ...] = ("image", "border", "background", "origin")
-    """Further networks: of the whole image, of its margin, of all but the lungs; and one of the run's view that tells
-    collections apart among images of one label."""
+    """Networks to train: on the whole image, on its margin, on everything but the lungs; and one with the run's view
+    that distinguishes collections among images of one label."""
     folds: tuple[int, ...] = (0, 1, 2)
-    """Held-out folds of these networks, among those of the run."""
+    """Folds to hold out from these networks, among those of the run."""
     epochs: int = 10
     margin: float = 0.08
     """border: share of the side that remains visible at each edge."""
     high: float = 0.6
-    """An AUROC whose interval lies above this counts as high."""
+    """An AUROC counts as high if its interval lies above this."""
 
     def __post_init__(self):
         if not 0 < self.margin < 0.5:
@@ -140,22 +140,22 @@ class Config:
     """A whole run of the COVID-19 solution."""
 
     view: Literal["lungs", "image"] = "lungs"
-    """What the classifier sees: the lungs alone, or the whole image."""
+    """What the classifier sees: only the lungs, or the whole image."""
     same_source: Literal["score", "train"] = "score"
-    """Images without COVID-19 from the collections of the COVID-19 images: score only predicts them, as a check (the
-    paper's negatives all come from elsewhere); train takes them as negatives like the others."""
+    """Use of images without COVID-19 from the collections of the COVID-19 images: score predicts them as a check (all
+    of the paper's negatives come from elsewhere); train uses them as negatives like the others."""
     negatives: int = 500
-    """Negatives that are trained on and scored, drawn at random from those that pass the gate, evenly from their
-    collections; 0: all. The paper: 500."""
+    """Negatives to train on and score, drawn at random from those that pass the gate, evenly from their collections;
+    0: all. Paper: 500."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     lungs: LungsConfig = field(default_factory=LungsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     n_folds: int = 10
-    """By patient. Where an epoch is chosen, the next fold of each training part validates: the paper's 10 %, rounded to
-    a whole fold. Without a choice all the others are trained on."""
+    """By patient. If an epoch is chosen, the next fold is used for validation, like the paper's 10 %; otherwise all
+    other folds are trained on."""
     folds: tuple[int, ...] = tuple(range(10))
-    """Folds that are held out, each with a network of its own; the test set gets the mean over them."""
+    """Folds to hold out, each with its own network; the test set gets the mean over the networks."""
     tta: tuple[Literal["flip"], ...] = ()
     store_size: int = 512
     """Side of the stored images and masks, in pixels; at least network.size."""
@@ -164,73 +164,49 @@ class Config:
     def __post_init__(self):
         check_folds(self.folds, self.n_folds)
         if self.n_folds < 2 + self.network.chooses:
-            raise InputError(f"n_folds {self.n_folds}: one is held out and one validates, so at least 3 are needed")
+            raise InputError(f"n_folds {self.n_folds}: must be at least 3, as one is held out and one validates")
         if self.seed < 0 or self.negatives < 0:
             raise InputError(f"seed {self.seed} and negatives {self.negatives} must not be negative")
         if self.store_size < self.network.size:
             raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of network.size")
 
 
-def _paper(backbone):
-    return Config(network=NetworkConfig(backbone=backbone))
-
-
-# Ours: negatives of the COVID-19 images' own collections are trained on, so that origin helps less; no choice of images
-# by chance; a schedule that decays within its epochs; averaged weights, flips at test time.
+# Ours: negatives from the COVID-19 images' own collections, so that origin helps less; all images instead of a random
+# subset; a schedule that decays within its epochs; averaged weights, flips at test time.
+MODERN = {"hidden": (), "dropout": 0.2, "augmentation": "light", "optimizer": "adamw", "schedule": "warm_cosine"}
 PODIUM = Config(
     same_source="train",
     negatives=0,
     network=NetworkConfig(
         backbone="convnext_tiny.fb_in22k_ft_in1k",
-        hidden=(),
-        dropout=0.2,
-        augmentation="light",
-        optimizer="adamw",
         lr=1e-4,
         weight_decay=5e-2,
-        schedule="warm_cosine",
         batch_size=32,
         epochs=15,
         clip_norm=1.0,
         averaging=("ema", "best_k", "best"),
+        **MODERN,
     ),
     selection=SelectionConfig(normals=2000),
     tta=("flip",),
 )
 
-# Two CPU cores, minutes. The last epochs are kept, so that no fold has to validate.
+# Minutes on two CPU cores. The last epoch is kept, so that no fold is needed for validation.
+SMALL = {"backbone": "tf_efficientnet_lite0", "size": 128, "lr": 1e-3, "weight_decay": 1e-2, "batch_size": 16}
 DEMO = Config(
     negatives=0,
-    network=NetworkConfig(
-        backbone="tf_efficientnet_lite0",
-        size=128,
-        hidden=(),
-        dropout=0.2,
-        augmentation="light",
-        optimizer="adamw",
-        lr=1e-3,
-        weight_decay=1e-2,
-        schedule="warm_cosine",
-        batch_size=16,
-        epochs=6,
-        averaging=("last",),
-    ),
+    network=NetworkConfig(epochs=6, averaging=("last",), **SMALL, **MODERN),
     audit=AuditConfig(folds=(0, 1), epochs=5),
     n_folds=3,
     folds=(0, 1, 2),
     store_size=128,
 )
 
-PRESETS = {
-    "demo": DEMO,
-    "paper": _paper("hrnet_w32"),
-    "resnet152": _paper("resnet152"),
-    "densenet121": _paper("densenet121"),
-    "efficientnet_b4": _paper("efficientnet_b4"),
-    "podium": PODIUM,
-}
-MORE_VERBS = ("audit",)  # besides those that every solution has
-IN_DEMO = ("audit",)  # verbs beside `run` that `cxr demo` runs
+BASELINES = ("resnet152", "densenet121", "efficientnet_b4")
+PRESETS = {"demo": DEMO, "paper": Config()}
+PRESETS |= {name: Config(network=NetworkConfig(backbone=name)) for name in BASELINES} | {"podium": PODIUM}
+MORE_VERBS = ("audit",)  # in addition to those of every solution
+IN_DEMO = ("audit",)  # verbs that `cxr demo` runs after `run`
 TAKES_NORMALS = True  # --normals
 KAGGLE = Source(
     "none",

@@ -1,4 +1,4 @@
-"""The collections of radiographs as a Listing: selection, duplicates, lungs, roles, and what is wrong with them."""
+"""Turn the collections of radiographs into a Listing: selection, duplicates, lungs, roles and checks."""
 
 import logging
 from dataclasses import asdict, replace
@@ -17,12 +17,10 @@ from solutions.covid19.selection import drop_duplicates, find_duplicates, select
 
 log = logging.getLogger(__name__)
 SELECTION_TABLE = "selection.csv"
-SELECTION = [
-    *("collection", "file_name", "image_id", "patient_id", "age", "view_said", "finding"),
-    *("label", "kept", "reason"),
-]
+SELECTION = ["collection", "file_name", "image_id", "patient_id", "age", "view_said", "finding", "label"]
+SELECTION += ["kept", "reason"]
 SAMPLE = ["filename", "probability"]
-GATED = "lungs: "  # how the area gate's reasons begin
+GATED = "lungs: "  # prefix of the area gate's reasons
 NOT_DRAWN = "not drawn: negatives"
 
 
@@ -34,12 +32,11 @@ def made_with(config):
 
 
 def read_competition(job):
-    """Return the Listing of the images that the selection keeps and of those to predict.
+    """Return the Listing of the selected images and of those to predict.
 
-    Table: what common.images adds, file_name, collection, home (a collection with COVID-19 images), age (years or NaN),
-    sex, view, finding, label (1 COVID-19, 0 none, -1 unknown), and once refined role (main: trained on and scored;
-    same_source: only predicted out of fold; "": not used, or test), area (share of the image that is lung) and usable
-    (the gate is passed).
+    The table adds file_name, collection, home (a collection with COVID-19 images), age (years or NaN), sex, view,
+    finding, label (1 COVID-19, 0 none, -1 unknown); and `refine` adds role (main: trained on and scored; same_source:
+    only predicted out of fold; "": unused or test), area (share of the image that is lung), usable (passes the gate).
     """
     options, config = job.options, job.config
     if options.id_map:
@@ -48,7 +45,7 @@ def read_competition(job):
         raise InputError("name the folder of the images with --data")
     selection = select(read_collections([options.data, *options.normals]), config.selection, config.seed)
     test = read_test_images(options.data, options.test, selection["image_id"])
-    if options.test is None:  # the list lies beside the tables, and numbers patients as they do
+    if options.test is None:  # the list is beside the tables, and uses their patient numbers
         selection = _drop_test_patients(selection, test)
     train = selection[selection["reason"] == ""].assign(split="train")
     if not len(train):
@@ -59,11 +56,11 @@ def read_competition(job):
 
 
 def read_test(job):
-    """Return the Listing of the images to predict alone: those of --test or of the test list in --data."""
+    """Return the Listing of the images to predict only: those of --test or of the test list in --data."""
     data, test = job.options.data, job.options.test
     table = _make_test_table(read_test_images(data, test))
     if not len(table):
-        raise InputError(f"{data}: no images to predict (no unlabelled_test.csv in it); name them with --test")
+        raise InputError(f"{data}: no images to predict (it has no unlabelled_test.csv); name them with --test")
     return _make_listing(data if data is not None else test, table)
 
 
@@ -78,20 +75,20 @@ def _make_listing(folder, table):
 
 
 def _drop_test_patients(selection, test):
-    """Return the selection without the home images of patients who are to be predicted."""
+    """Return the selection without the home images of test patients."""
     listed = set(test["patient_id"]) - {""}
     own = [patient.removeprefix(f"{name} ") for patient, name in selection[["patient_id", "collection"]].to_numpy()]
     seen = (selection["reason"] == "") & selection["home"] & pd.Series(own, selection.index).isin(listed)
     if seen.any():
-        log.info(f"{seen.sum()} images of patients who are to be predicted are left out of training")
-    return selection.assign(reason=selection["reason"].mask(seen, "a patient who is to be predicted"))
+        log.info(f"{seen.sum()} images of test patients are left out of training")
+    return selection.assign(reason=selection["reason"].mask(seen, "a test patient"))
 
 
-# ---- once the images are decoded -----------------------------------------------------------------------------------
+# ---- after the images are decoded ----------------------------------------------------------------------------------
 
 
 def refine(job, listing, store):
-    """Return the Listing after duplicates, the lungs' gate and the draw of negatives, with what folds are made from."""
+    """Return the Listing after removing duplicates, gating lungs and drawing negatives, with strata for the folds."""
     config = job.config
     table = _drop_copies(listing.table, find_duplicates(store.images, config.selection.duplicates))
     listing = add_lungs(job, replace(listing, table=table), store)
@@ -123,14 +120,14 @@ def refine_test(job, listing, store):
 
 
 def _order_columns(table, *more):
-    """Return the columns of images.parquet, in their order."""
+    """Return the table with the columns of images.parquet."""
     first = ["image_id", "file_name", "row", "width", "height", "ok", "collection", "home", "patient_id", "age", "sex"]
     columns = [*first, "view", "finding", "label", "split", *more, *["fold"] * ("fold" in table), "area", "usable"]
     return table[columns].astype({"label": "int8"})
 
 
 def add_lungs(job, listing, store):
-    """Return the Listing with area, usable and lung_reason of each image, their masks, and test images left out."""
+    """Return the Listing with area, usable and lung_reason of each image, masks, and test images left out."""
     lungs = find_lungs(job, store)
     about = lungs.table.set_axis(listing.table.index)
     table = listing.table.assign(area=about["area"], usable=about["usable"], lung_reason=about["reason"])
@@ -141,29 +138,26 @@ def add_lungs(job, listing, store):
 
 
 def can_predict(table, config):
-    """Return which images of a table can be predicted, bool (N,): with usable lungs, or readable for the whole view."""
+    """Return which images can be predicted, bool (N,): with usable lungs, or readable if whole images are used."""
     return table["usable" if config.view == "lungs" else "ok"].to_numpy(bool)
 
 
 def _drop_copies(table, pairs):
-    """Return the table with reasons for images that are there twice and for patients of whom a test image is.
-
-    Patients who share an image are united.
-    """
+    """Return the table with reasons for duplicates and patients of test images; patients with a shared image merge."""
     train = table["split"] == "train"
     table = drop_duplicates(table, pairs[pairs["a"].map(train) & pairs["b"].map(train)])
     across = pairs[pairs["a"].map(train) != pairs["b"].map(train)]
     for a, b in across[["a", "b"]].itertuples(index=False):
         seen, predicted = (a, b) if train[a] else (b, a)
         name, patient = table["file_name"][predicted], table["patient_id"][seen]
-        log.info(f"test image {name} is the same as {table['image_id'][seen]}: its patient is left out of training")
+        log.info(f"test image {name} is a copy of {table['image_id'][seen]}: its patient is left out of training")
         rows = train & (table["reason"] == "") & (table["patient_id"] == patient)
         table.loc[rows, "reason"] = f"the patient of the test image {name}"
     return table
 
 
 def assign_roles(table, config):
-    """Return the table with `role` and `home`, and reasons for negatives that are not drawn."""
+    """Return the table with `role` and `home`, and reasons for negatives not drawn."""
     train = (table["split"] == "train") & (table["reason"] == "")
     home = table["collection"].isin(set(table.loc[train & (table["label"] == 1), "collection"]))
     role = pd.Series("", table.index).mask(train, "main")
@@ -178,10 +172,10 @@ def assign_roles(table, config):
 
 
 def draw_evenly(collections, count, seed):
-    """Return which of N images are drawn, bool (N,): equal shares of `count` from each collection, as far as it has."""
+    """Return which of N images are drawn, bool (N,): equal shares of `count` from each collection, if large enough."""
     rng, drawn = np.random.default_rng([seed, 3]), np.zeros(len(collections), bool)
     names, sizes = np.unique(collections, return_counts=True)
-    for place, k in enumerate(np.argsort(sizes, kind="stable")):  # small ones first: others make up for what they lack
+    for place, k in enumerate(np.argsort(sizes, kind="stable")):  # small ones first: others make up for them
         share = (count - drawn.sum()) // (len(names) - place)
         drawn[rng.permutation(np.flatnonzero(collections == names[k]))[:share]] = True
     return drawn
@@ -190,17 +184,17 @@ def draw_evenly(collections, count, seed):
 def _check_labels(table, selection, config):
     labels = set(table.loc[table["role"] == "main", "label"])
     if 1 not in labels:
-        raise InputError(f"no image with COVID-19 to train on{describe_reasons(selection[selection['label'] == 1])}")
+        raise InputError(f"no images with COVID-19 to train on{describe_reasons(selection[selection['label'] == 1])}")
     if 0 not in labels:
         same = (table["role"] == "same_source").any()
-        hint = " or take those of the same collections (--same-source train)" if same else ""
+        hint = " or use those of the same collections (--same-source train)" if same else ""
         raise InputError(
-            "no image without COVID-19 to train on: name a folder of normals by --normals"
+            "no images without COVID-19 to train on: name a folder of normals with --normals"
             f"{hint}{describe_reasons(selection[selection['label'] == 0])}"
         )
 
 
-# ---- what is known of the images -----------------------------------------------------------------------------------
+# ---- labels and reasons --------------------------------------------------------------------------------------------
 
 
 def labels_of(job, rows):
@@ -209,25 +203,25 @@ def labels_of(job, rows):
 
 
 def read_selection(run):
-    """Return selection.csv: SELECTION's columns as text, `kept` a bool and `label` an int."""
+    """Return selection.csv with the columns SELECTION: texts, but `kept` bool and `label` int."""
     table = read_table(run.path(SELECTION_TABLE), SELECTION)
     return table.assign(kept=table["kept"] == "True", label=table["label"].astype(int))
 
 
 def describe_reasons(selection):
-    """Return in words how many images are left out for which reason, the six commonest; "" where all are used."""
+    """Return the six commonest reasons for unused images and their counts as text, "" if all are used."""
     counts = reason_kinds(selection.loc[selection["reason"] != "", "reason"]).value_counts()
     said = ", ".join(f"{n:,} {reason}" for reason, n in counts.head(6).items())
     return f"; left out: {said}" + " …" * (len(counts) > 6) if len(counts) else ""
 
 
 def reason_kinds(reasons):
-    """Return reasons without the numbers and names in which they differ."""
+    """Return reasons without the numbers and names that vary."""
     return reasons.str.split(r"[:(\d]| as |(?<=test image) ").str[0].str.strip()
 
 
 def rejected_shares(selection):
-    """Return by label the share of images that the area gate rejected, and how many came to it: name → (share, n)."""
+    """Return the share of images rejected by the area gate, and how many it checked, by label: name → (share, n)."""
     rejected = selection["reason"].str.startswith(GATED)
     came = (selection["reason"] == "") | rejected | selection["reason"].str.startswith(NOT_DRAWN)
     names = {1: "with COVID-19", 0: "without"}
@@ -251,7 +245,7 @@ def _log_summary(table, selection):
 
 
 def hidden_score(job, rows):
-    """Return the AUROC on the sample's hidden labels; None where other images than the sample's are predicted."""
+    """Return the AUROC on the sample's hidden labels; None if images other than the sample's are predicted."""
     path = Path(job.run.step("prepare")["data"], "hidden_test.csv")
     if not path.is_file():
         return None

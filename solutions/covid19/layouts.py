@@ -1,4 +1,4 @@
-"""The tables of the public collections in shared columns."""
+"""Convert the tables of the public collections to shared columns."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ from common.errors import InputError
 log = logging.getLogger(__name__)
 ACTUALMED, FIGURE1 = "Actualmed-COVID-chestxray-dataset", "Figure1-COVID-chestxray-dataset"
 NIH, CHEXPERT, NO_FINDING = "NIH ChestX-ray14", "CheXpert", "No Finding"
-OLDEST = 120  # years; NIH's first table holds ages up to 414, which are typing errors
+OLDEST = 120  # years; NIH's first table holds ages up to 414, which are typos
 _FRONTAL = {"pa", "ap", "aps", "frontal"}
 _LATERAL = {"l", "ll", "rl", "lat", "lateral"}
 _OTHER = {"ct", "axial", "coronal", "sagittal", "oblique", "decubitus", "lordotic"}
@@ -25,15 +25,15 @@ _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 def from_metadata(path, raw):
     """Return a metadata.csv of ieee8023, Actualmed or Figure1 in the shared columns.
 
-    They differ in what names the image: `filename`, `imagename`, or the patient alone. raw: as `read_table` gives it,
-    names of columns in any case. Columns: collection, home, file_name, folder, patient_id, age, age_said, sex, view,
-    view_said, modality, devices, finding and label, see `collections.read_collections`. Raises InputError naming the
-    file for a column that is missing or appears twice.
+    Images are named by `filename`, `imagename`, or only by the patient. raw: as from `read_table`, with column names in
+    any case. Columns: collection, home, file_name, folder, patient_id, age, age_said, sex, view, view_said, modality,
+    devices, finding and label, see `collections.read_collections`. Raises InputError naming the file for a missing or
+    repeated column.
     """
     raw = raw.rename(columns=str.lower)
     twice = raw.columns.duplicated()
     if twice.any():
-        raise InputError(f"{path}, row 1: a column name is there twice: {raw.columns[twice][0]}")
+        raise InputError(f"{path}, row 1: the column {raw.columns[twice][0]} appears twice")
     kind = next((name for name in ("filename", "imagename") if name in raw), "patientid")
     _require_columns(path, raw, "finding", kind)
     absent = [name for name in ("patientid", "age", "view") if name not in raw]
@@ -61,8 +61,8 @@ def from_nih(path, raw):
 def from_chexpert(path, raw):
     """Return CheXpert's train.csv or valid.csv in the columns of `from_metadata`.
 
-    finding: "No Finding" where that is 1, else the names of the positive ones, "" without any. devices: True where
-    "Support Devices" is 1 or -1 (uncertain).
+    finding: "No Finding" if that column is 1, else the names of the positive columns or "". devices: True if "Support
+    Devices" is 1 or -1 (uncertain).
     """
     _require_columns(path, raw, "Path", NO_FINDING)
     about = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING, "Support Devices"]
@@ -78,9 +78,9 @@ def from_chexpert(path, raw):
 
 
 def label_of(finding):
-    """Return 1 for a finding with COVID-19, 0 for a known one without, -1 for an unclear one ("todo", "COVID-19?").
+    """Return 1 for a finding with COVID-19, 0 for one without, -1 for an unclear one ("todo", "COVID-19?").
 
-    Findings are lists as in "COVID-19, ARDS" or paths as in "Pneumonia/Viral/COVID-19".
+    Findings are lists such as "COVID-19, ARDS" or paths such as "Pneumonia/Viral/COVID-19".
     """
     words = [re.sub(r"[\s_]+", "-", word.strip().casefold()) for word in re.split(r"[,/;|]", finding)]
     if any(word in _COVID for word in words):
@@ -122,7 +122,7 @@ def _get_column(raw, name):
 
 
 def _map_texts(texts, function):
-    """Return `function` of each text, computed once per distinct text: CheXpert has 223,414 rows."""
+    """Return `function` of each text, computed once per distinct text, as CheXpert has 223,414 rows."""
     return texts.map({text: function(text) for text in texts.unique()})
 
 
@@ -138,7 +138,7 @@ def _classify_modality(text):
 
 
 def _parse_ages(texts):
-    """Return ages in years, NaN where unknown, and the texts that are no age, such as "60s" or "414"."""
+    """Return ages in years, NaN if unknown, and texts that are not an age, such as "60s" or "414"."""
     parts = texts.str.upper().str.extract(r"^(\d+(?:\.\d*)?)([YMD]?)$")
     years = parts[0].astype(float) * parts[1].map(_YEARS).astype(float)
     years = years.mask(years > OLDEST)

@@ -1,4 +1,4 @@
-"""The lungs of every stored image, dilated and closed as the paper does, and whether they suffice."""
+"""Find the lungs of every stored image, dilate and close them as in the paper, and apply the area gate."""
 
 from dataclasses import asdict
 
@@ -8,25 +8,25 @@ from common.config import file_hash
 from solutions import lung_segmentation
 from solutions.lung_segmentation import apply_gate, clean_up
 
-MASKS = "masks"  # their name among the arrays of a run, uint8 (N, S, S) of 0 and 1
+MASKS = "masks"  # name of the array in a run, uint8 (N, S, S) of 0 and 1
 UNREADABLE, COLOURED = "cannot be read", "a colour picture"
 
 
 def weights_file(config):
-    """Return the path of the lung segmenter's weights. Raises InputError where there is no such file."""
+    """Return the path of the lung segmenter's weights. Raises InputError if there is no such file."""
     return lung_segmentation.weights_file(config.lungs.weights, "--lungs.weights")
 
 
 def lungs_key(config):
-    """Return what masks and verdicts follow from besides the images, as JSON; weights: the file's SHA-256."""
+    """Return what masks and verdicts depend on besides the images, as JSON; weights: the file's SHA-256."""
     return asdict(config.lungs) | {"weights": file_hash(weights_file(config))}
 
 
 def find_lungs(job, store):
     """Return the StoreLungs of a store: the masks, and a table of image_id, row, area, usable and reason.
 
-    area: share of the image that is lung after cleaning up; usable: the gate is passed; reason: "" where it is. An
-    unreadable image or a colour picture has no lungs.
+    area: share of the image that is lung after clean-up; usable: passes the gate; reason: "" if usable. An unreadable
+    image or a colour picture has no lungs.
     """
     config, size = job.config.lungs, job.config.store_size
 

@@ -1,4 +1,4 @@
-"""What is built and trained: a backbone with the paper's head, what it may see of an image, and Grad-CAM."""
+"""The network: a backbone with the paper's head, its views of an image, its training, and Grad-CAM."""
 
 import random
 from functools import partial
@@ -14,7 +14,6 @@ from tqdm import tqdm
 from common.data.augment import Lighting, Warp, compose, homography, jitter, paper_covid
 from common.data.loaders import SampleDataset, eval_loader
 from common.errors import InputError
-from common.infer import tta
 from common.metrics.classification import accuracy, auroc, confusion_counts
 from common.network import Network
 from common.nn import models
@@ -30,8 +29,8 @@ MASKED = ("lungs", "background")  # the views that need masks
 class CovidNet(models.Normalised):
     """Radiographs to one logit: the backbone's last feature map, mean pooling, hidden layers, dropout, one layer.
 
-    Images (B, 1, H, W) uint8, or floating in 0 to 255; returns float32 (B, 1). `hidden`: widths of the layers with ReLU
-    before the last one. `loaded`: report on the pretrained weights, None without. Source: Ahmed et al., 3.4.
+    Images (B, 1, H, W) uint8, or floats from 0 to 255; returns float32 (B, 1). `hidden`: widths of the layers with ReLU
+    before the last one. `loaded`: report on the pretrained weights or None. Source: Ahmed et al., 3.4.
     """
 
     def __init__(self, net, width, mean, std, hidden=(), dropout=0.0):
@@ -57,14 +56,14 @@ class CovidNet(models.Normalised):
     def heat(self, images):
         """Return Grad-CAM of the logit on the last feature map, float32 (B, h, w) >= 0: evidence for the class.
 
-        Each channel is weighted by the mean over the cells of the logit's gradient; of the sum over the channels the
-        positive part remains, all zero without evidence. Works inside no_grad and inference mode too and leaves no
-        gradients behind. Source: Selvaraju et al. 2017, Grad-CAM.
+        Each channel is weighted by the spatial mean of the logit's gradient; the map is the positive part of the sum
+        over channels. Works inside no_grad and inference mode too and leaves no gradients behind. Source: Selvaraju et
+        al. 2017.
         """
         with torch.no_grad():
             features = self.features(images)
         with torch.inference_mode(False), torch.enable_grad():
-            maps = features.clone().requires_grad_()  # a clone, because a tensor of inference mode takes no gradient
+            maps = features.clone().requires_grad_()  # a clone, since inference tensors cannot have gradients
             (gradient,) = torch.autograd.grad(self.classify(maps).sum(), maps)
         return (gradient.mean((2, 3), keepdim=True) * features).sum(1).relu()
 
@@ -72,8 +71,8 @@ class CovidNet(models.Normalised):
 def build_network(config, weights=None):
     """Return the CovidNet of a NetworkConfig, its backbone pretrained as `weights`, by default the configuration's.
 
-    A file of weights must hold at least the whole backbone. Raises InputError for a network that timm does not have,
-    or that gives no feature map at config.size, and for weights that do not fit.
+    A file of weights must contain the whole backbone. Raises InputError for a network that timm does not have or that
+    has no feature map at config.size, and for weights that do not fit.
     """
     weights = config.weights if weights is None else weights
     name = models.timm_name(config.backbone)
@@ -83,14 +82,14 @@ def build_network(config, weights=None):
     return model
 
 
-# ---- what a network sees -------------------------------------------------------------------------------------------
+# ---- views and data ------------------------------------------------------------------------------------------------
 
 
 def apply_view(image, mask, view, margin):
-    """Return what a view shows of an image, uint8 (H, W); the rest is black.
+    """Return a view of an image, uint8 (H, W), with everything else black.
 
-    image: uint8 (H, W). mask: (H, W), nonzero in the lungs; the views image and border need none. view: lungs; image,
-    all of it; border, the outer `margin` of each side, as a share of it; background, all but the lungs, whose outline
+    image: uint8 (H, W). mask: (H, W), nonzero in the lungs; not needed for image and border. view: lungs; image, all of
+    it; border, the outer `margin` of each side, as a share of it; background, everything but the lungs, whose outline
     remains visible.
     """
     if view == "image":
@@ -104,11 +103,11 @@ def apply_view(image, mask, view, margin):
 
 
 class ViewDataset(Dataset):
-    """Images of a store through a view; an item is `(image uint8 (1, size, size), label)`, without labels the row.
+    """Views of stored images; an item is `(image uint8 (1, size, size), label)`, or without labels the row.
 
-    images, rows: as in SampleDataset. masks: the same for uint8 masks in the order and size of the images. view,
-    margin: as in `apply_view`, which comes before resizing (by area average) and augmentation, so that neither mixes
-    in hidden pixels. transform: augmentation, where the key is `(index, seed)`. labels: (n,) floats of `rows`.
+    images, rows: as in SampleDataset. masks: uint8 masks in the order and size of the images. view, margin: as in
+    `apply_view`, which comes before resizing (area average) and augmentation, so that neither mixes in hidden pixels.
+    transform: augmentation, applied if the key is `(index, seed)`. labels: (n,) floats of `rows`.
     """
 
     def __init__(self, images, masks, rows, view, margin, size, transform=None, labels=None):
@@ -133,16 +132,16 @@ class ViewDataset(Dataset):
 
 
 def augmentation(name, size):
-    """Return the augmentation pipeline that a configuration names for images of `size` pixels, None for none."""
+    """Return the augmentation pipeline of this name for images of `size` pixels, None for "none"."""
     return {"none": lambda: None, "paper": lambda: paper_covid(size), "light": lambda: light(size)}[name]()
 
 
 def light(size, rotate=10.0, zoom=0.1, shift=0.05, lighting=0.1, p=0.75):
-    """Return our light pipeline: flip, rotation (± degrees), zoom (1 ±) and shift (± of the side) in one warp, light.
+    """Return our light pipeline: flip, rotation (± degrees), zoom (1 ±), shift (± of the side), brightness, contrast.
 
-    The flip has a probability of 0.5, the others `p` each; brightness and contrast change on the logit, so that the
-    black background of lung-only images stays black. A mirrored chest has its heart on the wrong side: questionable
-    anatomy, but common practice, and COVID-19 affects both sides.
+    The flip has probability 0.5, the others `p` each; brightness and contrast change on the logit scale, so that the
+    black background of lung-only images stays black. A mirrored chest has its heart on the wrong side, but flips are
+    common practice, and COVID-19 affects both sides.
     """
     return compose([Warp(size, partial(_light_matrix, rotate, zoom, shift, p)), Lighting(lighting, lighting, p)])
 
@@ -154,14 +153,14 @@ def _light_matrix(rotate, zoom, shift, p, rng):
     return homography(jitter(rng, p, rotate), (side * scale, scale), 0.0, shifts)
 
 
-# ---- one training --------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------------------------
 
 
 def fold_rows(job, fold):
-    """Return the store rows that a fold's network trains on, and those that compare its epochs.
+    """Return the store rows on which a fold's network is trained, and those on which its epochs are compared.
 
-    Where epochs are chosen, the next fold validates and is not trained on; the held-out fold never chooses anything.
-    Raises InputError where one of them lacks a label.
+    If epochs are chosen, the next fold is used for validation instead of training; the held-out fold is never used for
+    choices. Raises InputError if one of the two sets lacks a label.
     """
     n_folds, chooses = job.config.n_folds, job.config.network.chooses
     validation = (fold + 1) % n_folds if chooses else fold
@@ -175,10 +174,10 @@ def fold_rows(job, fold):
 
 
 def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=labels_of, rows=fold_rows):
-    """Return a training of a Config's fold as a Network: COVID-19 by the run's view, or another question or view.
+    """Return the Network of one fold: COVID-19 from the run's view, or with another view or other labels.
 
-    view: one of config.VIEWS; fitting: its NetworkConfig; labels(job, rows) -> float32 (n,) of 0 and 1; rows(job,
-    fold): as in Network.
+    view: one of config.VIEWS; fitting: a NetworkConfig; labels(job, rows) -> float32 (n,) of 0 and 1; rows: as in
+    Network.
     """
     view, fitting = view or config.view, fitting or config.network
     margin = config.audit.margin
@@ -190,7 +189,6 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
         return ViewDataset(images, masks, rows, view, margin, fitting.size, transform, wanted)
 
     def figures(job, logits, rows):
-        """Loss; auroc, NaN without both labels; accuracy at the probability 0.5."""
         truth = labels(job, rows)
         right = accuracy(confusion_counts(truth, logits, 0.0))
         loss = bce(torch.tensor(logits)[:, None], torch.tensor(truth)).item()
@@ -211,13 +209,8 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
     )
 
 
-def views(names):
-    """Return the image itself and the test-time views that a configuration names."""
-    return [tta.IDENTITY, *[tta.FLIP] * ("flip" in names)]
-
-
 def heat_maps(job, network, rows, device, title):
-    """Return Grad-CAM of a trained Network on store rows, float32 (n, h, w) as its feature map, in full precision."""
+    """Return Grad-CAM of a trained Network on store rows, float32 (n, h, w), computed in full precision."""
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
     dataset = network.dataset(job, rows, False, False)
     loader = eval_loader(dataset, 2 * network.config.batch_size, job.workers)

@@ -1,4 +1,4 @@
-"""The pictures of the report: lungs and rejected images, what the audit's networks see, and where networks look."""
+"""Pictures of the report: lungs and rejected images, what the audit's networks see, and where networks look."""
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ SEEN = {"image": "the whole image", "lungs": "the lungs", "border": "the margin"
 
 
 def make_strip(panels, gap=4):
-    """Return pictures side by side with white between them, uint8 RGB; panels: uint8 RGB of one height."""
+    """Return pictures side by side with white gaps, uint8 RGB; panels: uint8 RGB of one height."""
     white = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
     return np.hstack([part for panel in panels for part in (panel, white)][:-1])
 
 
 def draw(image, mask=None):
-    """Return a stored image, uint8 (S, S), as RGB of SIDE pixels, with the outline of `mask` if there is one."""
+    """Return a stored image, uint8 (S, S), as RGB of SIDE pixels, with the outline of `mask` if given."""
     return outline_overlay(image, prediction=mask, size=SIDE)
 
 
@@ -40,7 +40,7 @@ def _grid(strips, captions):
 
 
 def lung_strips(images, selection):
-    """Return strips of radiograph, lungs and lungs alone: a few of each collection and label, and rejected ones.
+    """Return strips of radiograph, outlined lungs and cut-out lungs: a few per collection and label, and rejected ones.
 
     selection: the table of `data.read_selection`.
     """
@@ -57,7 +57,7 @@ def lung_strips(images, selection):
             rows.append(row.row)
             name = f"{row.collection}, {label_name(row.label)} · {row.image_id}"
             captions.append(f"{name}: {row.area:.1%} of the image")
-    fragments = ["Used: the radiograph, its lungs outlined, and the lungs alone.", _grid(map(strip, rows), captions)]
+    fragments = ["Used: the radiograph, its lungs outlined, and the lungs cut out.", _grid(map(strip, rows), captions)]
     gated = selection[selection["reason"].str.startswith(GATED)].head(MOST_REJECTED)
     if len(gated):
         reasons = gated["reason"].str.removeprefix(GATED)
@@ -67,7 +67,7 @@ def lung_strips(images, selection):
 
 
 def view_strips(images, answers, margin):
-    """Return strips of what the audit's views show of an image of each label; answers: as in `pick_answers`."""
+    """Return strips of the audit's views of one image of each label; answers: as in `pick_answers`."""
     masks, strips, captions = read_array(images.arrays[MASKS]), [], []
     for label, part in answers.groupby("label", sort=False):
         row = part["row"].iloc[0]
@@ -78,7 +78,7 @@ def view_strips(images, answers, margin):
 
 
 def pick_answers(answers):
-    """Return each label's most confident right answers and its most confident wrong one (beyond 0.5), if any.
+    """Return each label's most confident correct predictions, and its most confident wrong one, if any.
 
     answers: label, probability and any other columns.
     """
@@ -109,7 +109,7 @@ def heat_strips(job, answers, networks):
 
 
 def compute_heat_maps(job, answers, networks):
-    """Return the heat maps of each view, float32 (n, h, w), by the network that did not see the image.
+    """Return the heat maps of each view, float32 (n, h, w), from the network that was not trained on the image.
 
     They are computed on the CPU, which is always available, and cached in heats.npz.
     """

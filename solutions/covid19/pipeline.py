@@ -1,6 +1,6 @@
-"""COVID-19: a network per fold that sees the lungs alone, its probabilities, and an audit of how far to trust them.
+"""COVID-19: one network per fold that sees only the lungs, and an audit of how far to trust its probabilities.
 
-"Paper" is Ahmed et al., medRxiv 2020; every number stands in config.py beside its source.
+"Paper" is Ahmed et al., medRxiv 2020; config.py has every number with its source.
 """
 
 import logging
@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from common.infer.tta import views
 from common.metrics.statistics import format_interval
 from common.network import predict
 from common.paths import read_parquet
@@ -28,19 +29,19 @@ def networks(job):
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Return the probability of each image that can be predicted, the mean over the folds' networks."""
+    """Return the probability of each image that can be predicted, as the mean over the folds' networks."""
     rows = rows[data.can_predict(job.images.at(rows), job.config)]
     probs = np.empty(0)
     if len(rows):
         trained = [models.covid_network(job.config, fold) for fold in folds]
-        probs = predict(job, trained, rows, models.views(job.config.tta), title)[:, 0].astype(float)
+        probs = predict(job, trained, rows, views(job.config.tta), title)[:, 0].astype(float)
     return {"": pd.DataFrame({"image_id": job.images.ids(rows), "probability": probs})}
 
 
 def choose(job, oof):
-    """Return the threshold by Youden's index, and the figures at the paper's 0.5 and at thresholds of the other folds.
+    """Choose the threshold by Youden's index; score at the paper's 0.5 and at each fold's threshold from the others.
 
-    Images with the role main are scored; those of the same collections are a check.
+    Images with the role main are scored; those from the same collections are a check.
     """
     table = scoring.with_truth(job.images, oof.table)
     main = table[table["role"] == "main"]
@@ -53,7 +54,7 @@ def choose(job, oof):
     rejected = data.rejected_shares(data.read_selection(job.run))
     figures = scoring.summarise(table, cuts, rejected, job.config.seed)
     return Choice(
-        {"threshold": chosen, "by_fold": by_fold},  # of a single fold the thresholds of its halves
+        {"threshold": chosen, "by_fold": by_fold},  # a single fold has one threshold per half
         figures["auroc"]["estimate"],
         figures,
         {"per_fold.csv": per_fold[["rule", *per_fold.columns.drop("rule")]]},
@@ -61,7 +62,7 @@ def choose(job, oof):
 
 
 def describe(figures):
-    """Return the lines that say the score, and the one on images of the same collections."""
+    """Return the lines that report the score, and that on images from the same collections."""
     rates = ", ".join(f"{name} {format_interval(figures[name])}" for name in scoring.RATES)
     size = f"{figures['images']:,} images of {figures['patients']:,} patients"
     lines = [f"out of fold, {size}: AUROC {format_interval(figures['auroc'])}; {rates} at {scoring.HALF}"]
@@ -69,15 +70,15 @@ def describe(figures):
     if same is None:
         return [
             *lines,
-            "no image without COVID-19 comes from the collections of the COVID-19 images: how much of this score is "
-            "the images' origin, this run cannot show",
+            "no image without COVID-19 comes from the collections of the COVID-19 images, so this run cannot show how "
+            "much of the score reflects the images' origin",
         ]
     figures = f"AUROC {format_interval(same['auroc'])}, specificity {format_interval(same['specificity'])}"
     return [*lines, f"against the {same['negatives']:,} images without COVID-19 of the same collections: {figures}"]
 
 
 def mean_probability(job):
-    """Return what a test image gets that cannot be predicted: the mean probability out of fold."""
+    """Return the mean out-of-fold probability, which test images get that cannot be predicted."""
     return float(read_parquet(job.run.path("oof.parquet"))["probability"].mean())
 
 
@@ -96,7 +97,7 @@ def answer(job, test, rule, neutral):
 
 
 def use_assets(config, files):
-    """Return the configuration that finds lungs by the exported segmenter."""
+    """Return the configuration with the exported lung segmenter."""
     return replace(config, lungs=replace(config.lungs, weights=str(files[SEGMENTER])))
 
 

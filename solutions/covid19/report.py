@@ -1,4 +1,4 @@
-"""Sections of the report that are COVID-19's own: first whether the score can be trusted, then what it consists of."""
+"""COVID-19's sections of the report: first whether the score can be trusted, then the results in detail."""
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ LABELS = {1: COVID, 0: WITHOUT, -1: "unknown"}
 
 
 def headline(job, score):
-    """Return the verdict of the audit, and the scores as cards."""
+    """Return the audit's verdict and the scores as cards."""
     command = f"cxr covid19 audit --out {job.run.folder}"
     verdict = page.note(f"How much of the score reflects the images' origin has not been audited yet: {command}")
     if job.is_current("audit"):
@@ -32,14 +32,14 @@ def headline(job, score):
         size = f"{same['positives']:,} against {same['negatives']:,} images, the latter {trained}"
         hint, value = f"{page.range_text(same['auroc'])}; {size}", same["auroc"]["estimate"]
     else:
-        hint, value = f"unknown: no image without {COVID} comes from the collections with {COVID}", None
+        hint, value = f"unknown: the collections with {COVID} have no images without it", None
     cards.append(("AUROC, same collections", value, hint))
     cards += [(n.capitalize(), score[n]["estimate"], f"{page.range_text(score[n])}, at {HALF}") for n in RATES]
     return [verdict, page.cards(cards)]
 
 
 def sections(job):
-    """Return audit, folds and predictions where they are current, then data and lungs."""
+    """Return audit, folds and predictions if current, then data and lungs."""
     parts = []
     if job.is_current("tune"):
         score = read_json(job.run.path("score.json"))
@@ -51,7 +51,7 @@ def sections(job):
 
 
 def _audit(job, score, oof):
-    """Return what `audit` found; score: of score.json; oof: the out-of-fold predictions with the truth."""
+    """Return the results of `audit`; score: score.json; oof: out-of-fold predictions with true labels."""
     found, _, focus = read_audit(job.run)
     config, checks, views = job.config, found["checks"], found["focus"]
     names = {check: _network_name(check, config.view) for check in checks}
@@ -80,10 +80,10 @@ def _audit(job, score, oof):
         page.table(asked, "What each network of the audit had to predict"),
         f"What the views show: {', '.join(SEEN.values())}.",
         view_strips(job.images, answers, config.audit.margin),
-        page.table(looks, "Where networks look: mean share of a heat map inside the lungs; chance: that of the image"),
+        page.table(looks, "Mean share of a heat map in the lungs; chance: the lungs' share of the image"),
         page.figure(
             plots.histogram(groups, "share of the heat map in the lungs, %", 25),
-            "Share of each heat map in the lungs, and the area of the lungs",
+            "Share of each heat map in the lungs, and the lungs' share of the image",
         ),
         f"Grad-CAM, violet to yellow from the least to the strongest evidence for {COVID}: {panels}.",
         heat_strips(job, answers, {fold: focus_networks(config, fold) for fold in found["folds"]}),
@@ -95,9 +95,9 @@ def _text(interval):
 
 
 def _network_name(check, view):
-    """Return in a few words what the network of a check sees or does, given the view of the run."""
+    """Return a short name for a check's network, given the run's view."""
     if check == "origin":
-        return "tells the collections apart"
+        return "distinguishes collections"
     return SEEN["lungs" if check == "image" and view != "lungs" else check]
 
 
@@ -116,16 +116,16 @@ def _data(images, selection):
     return page.section(
         "Data",
         text,
-        page.table(count_reasons(selection), "Rows of the tables, and why they are not used"),
+        page.table(count_reasons(selection), "Rows of the tables, and why rows are not used"),
         page.table(folds, "Folds, by patient"),
         page.figure(plots.histogram(_by_label(used, "age"), "age, years", 20), "Ages, where known"),
     )
 
 
 def count_reasons(selection):
-    """Return by collection and label how many rows of the tables are used, and how many are left out and why.
+    """Return the number of used and unused rows, with reasons, by collection and label.
 
-    selection: the table of `data.read_selection`. Reasons that only differ in a number or a name count as one.
+    selection: the table of `data.read_selection`. Reasons that differ only in a number or a name count as one.
     """
     reasons, rows, collections = reason_kinds(selection["reason"]), [], selection["collection"].unique().tolist()
     kinds = dict(list(selection.groupby(["collection", "label"])))
@@ -151,12 +151,12 @@ def _lungs(job, selection):
     table = job.images.table
     areas = {name: 100 * values for name, values in _by_label(table[table["ok"]], "area").items()}
     drawn = plots.histogram(areas, "lungs, % of the image", threshold=100 * config.lungs.gate)
-    view = "the lungs alone" if config.view == "lungs" else "the whole image"
+    view = "only the lungs" if config.view == "lungs" else "the whole image"
     return page.section(
         "Lungs",
         f"This run's networks see {view}. The dashed line is the gate: images with less lung are left out.",
         page.grid(
-            page.table(pd.DataFrame(rejected), "Images that were checked by the gate"),
+            page.table(pd.DataFrame(rejected), "Images checked by the gate"),
             page.figure(drawn, "Area of the lungs, after dilation"),
         ),
         *lung_strips(job.images, selection),
@@ -178,17 +178,17 @@ def _folds(run, score):
         "Folds",
         page.table(_fold_rows(half, score), f"At a probability of {HALF}"),
         page.details(
-            "At thresholds by Youden's index, each fold's chosen on the others",
+            "At thresholds by Youden's index, chosen for each fold on the others",
             page.table(_fold_rows(tuned, score["tuned"])),
         ),
         page.figure(drawn, "Folds with Wilson intervals, which treat images as independent; all images by patient"),
         page.grid(*_confusion_matrices(half)),
-        page.table(pd.concat([ours, papers]), "Means over folds, next to the paper's on its own images"),
+        page.table(pd.concat([ours, papers]), "Means over folds, and the paper's on its own images"),
     )
 
 
 def _fold_rows(part, pooled):
-    """Return the table of one rule for the page: each fold with intervals, the mean over folds, all images together."""
+    """Return the table of one rule: each fold with intervals, the mean over folds, and all images together."""
     counts = ["images", "tp", "fn", "tn", "fp"]
     table = part[["fold", *counts]].astype(object)
     mean, total = {"fold": "mean ± sd"}, {"fold": "all images", **part[counts].sum()}
@@ -201,7 +201,7 @@ def _fold_rows(part, pooled):
 
 
 def _confusion_matrices(half):
-    """Return figures of the folds with the best and the worst accuracy, of all images if the folds do not differ."""
+    """Return the confusion matrices of the best and the worst fold, or of all images if their accuracy is equal."""
     accuracy, chosen = half["accuracy"], {"All images": half}
     if accuracy.nunique() > 1:
         ends = {"Best": accuracy.idxmax(), "Worst": accuracy.idxmin()}
@@ -239,7 +239,7 @@ def _predictions(oof):
 
 
 def submission(job, record):
-    """Return the distribution of the probabilities, and how many images got the mean probability."""
+    """Return the distribution of the probabilities, and the number of images with the mean probability."""
     probs = {"test images": read_parquet(job.run.path("test.parquet"))["probability"]}
     figure = page.figure(plots.histogram(probs, "probability"), "Probabilities of the test images")
     n_neutral = record["rows"] - len(probs["test images"])

@@ -1,12 +1,11 @@
-"""The embedded sample: phantom radiographs of two collections, one of which has all the COVID-19.
+"""The embedded sample: phantom radiographs of two collections, one of which has all COVID-19 images.
 
-Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, PNG and JPEG files of several sizes,
-patients with several films, findings under their old and new names, and rows that no classifier should see (a lateral
-view, a CT slice, a child, a missing file, an unread film, a duplicate); normals laid out as ChestX-ray14, whose patient
-numbers belong to other people. With `marker` the first collection's films bear marks of their origin, with or without
-COVID-19: burnt-in words, a bright noisy margin and a grey-level curve of their own. Without it only the disease
-differs. Unlike the real ones: some normals are JPEG files; age, sex and view change nothing in the drawing; and
-COVID-19 is more obvious.
+Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, with PNG and JPEG files of several sizes,
+patients with several films, findings under old and new names, and rows that must not be used (a lateral view, a CT
+slice, a child, a missing file, an unread film, a duplicate); normals laid out as ChestX-ray14, whose patient numbers
+belong to other people. With `marker`, all films of the first collection show their origin: burnt-in words, a bright
+noisy margin and a different grey-level curve. Without it, only the disease differs. Unlike the real ones: some normals
+are JPEG files; age, sex and view do not affect the drawing; and COVID-19 is more obvious.
 """
 
 import csv
@@ -24,7 +23,7 @@ from common.phantom import findings as draws
 from common.phantom.drawing import CIRCLE, blur, fill, smooth_noise
 from common.phantom.sample import write_sample
 
-VERSION = 1  # raise it whenever the files for a seed change
+VERSION = 1  # to be raised whenever the files for a seed change
 SIDES = (256, 288, 320, 352, 400)  # widths of the images
 HOME, NORMALS = "covid-chestxray-dataset", "NIH ChestX-ray14"
 VISITS = (0.7, 0.2, 0.1)  # shares of patients with one, two, three films
@@ -42,9 +41,9 @@ NIH_HEADER = (
 
 
 def ground_glass(scene, rng, patches=(2, 4), density=(0.12, 0.19)):
-    """Draw COVID-19 on a `common.phantom` scene: haze along the walls of both lungs, mostly low, vessels in it.
+    """Draw COVID-19 on a `common.phantom` scene: haze along the walls of both lungs, mostly low, with visible vessels.
 
-    patches: least and most a lung; density: least and most of its attenuation.
+    patches: lowest and highest number per lung; density: lowest and highest attenuation.
     """
     layer = np.zeros((scene.size, scene.size), np.uint8)
     for sign in (-1, 1):
@@ -71,7 +70,7 @@ OTHERS = {
     "Pneumonia/Bacterial": (draws.effusion,),
 }
 FINDINGS = COVID | OTHERS | {"Infiltration": (draws.infiltration,)}
-# What the tables say about unusual films; "decade" and "blank view" are used nevertheless.
+# Table entries of unusual films, of which only "decade" and "blank view" are used.
 ODD = {
     "decade": {"age": "60s"},
     "blank view": {"view": ""},
@@ -90,12 +89,12 @@ def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0,
 
     n_covid, n_other: images of the first collection with COVID-19, at least 4, and without, at least 1; n_normals:
     images of the second, at least 4; n_test: at least 4, half of them COVID-19, a quarter others of the first
-    collection; seed: int >= 0; marker: whether the origin shows. Further images must or may be left out: six rows of
-    the first collection, a film with far too small lungs in each, a sick one and a child in the second, and two copies,
-    one of them across the collections. Files: metadata.csv, images (8 bit, 256 to 400 px wide), unlabelled_test.csv,
-    sample_submission.csv, hidden_test.csv (filename, label, collection: the truth) and normals (Data_Entry_2017.csv,
-    images_001/images). The bytes depend on the parameters only. Raises InputError for parameters out of range and for
-    a folder that holds something other than a sample.
+    collection; seed: int >= 0; marker: whether films show their origin. Further images are not to be used: six rows of
+    the first collection, a film with very small lungs in each, a sick patient and a child in the second, and two
+    copies, one of them across collections. Files: metadata.csv, images (8 bit, 256 to 400 px wide),
+    unlabelled_test.csv, sample_submission.csv, hidden_test.csv (filename, label, collection) and normals
+    (Data_Entry_2017.csv, images_001/images). The bytes depend on the parameters alone. Raises InputError as
+    `write_sample` does.
     """
     if not isinstance(marker, bool):
         raise InputError(f"sample: marker={marker!r} must be True or False")
@@ -141,7 +140,7 @@ class _Film(NamedTuple):
 
     @property
     def said(self):
-        """What a table says of it: sex and age belong to the person, by the same odds in both collections."""
+        """The film's table entries; sex and age are the person's, with the same distribution in both collections."""
         person, film = np.random.default_rng([self.person, 3]), np.random.default_rng([self.number, 3])
         sex, age, view = "FM"[person.integers(2)], int(person.integers(18, 85)), "AP" if film.random() < AP else "PA"
         said = {"sex": sex, "age": age, "view": view, "modality": "X-ray", "finding": self.finding}
@@ -158,7 +157,7 @@ def _plan_films(n_covid, n_other, n_normals, n_test, seed):
         films.append(_Film(place, origin, finding, number if person is None else person, visit, number, odd))
 
     def follow(place, origin, names, odd=()):
-        """Add films of people with one to three each, whose finding stays the same."""
+        """Add films of people with one to three films each, all with the same finding."""
         people = np.repeat(np.arange(len(names)), rng.choice((1, 2, 3), len(names), p=VISITS))[: len(names)].tolist()
         for i, someone in enumerate(people):
             visit = i - people.index(someone)
@@ -184,7 +183,7 @@ def _plan_films(n_covid, n_other, n_normals, n_test, seed):
 
 
 def _number_patients(films, rng):
-    """Return the films with random patient numbers, from 1 in each collection, in their order; a copy has its own."""
+    """Return the films sorted by random patient numbers, from 1 in each collection; a copy has its own number."""
     numbered = []
     for places in (("home", "test"), ("normals",)):
         part = [film for film in films if film.place in places]

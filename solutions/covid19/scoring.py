@@ -1,4 +1,4 @@
-"""Figures of predictions: per fold as the paper gives them, pooled with intervals, and against the same collections."""
+"""Score predictions: per fold as in the paper, pooled with intervals, and against the same collections."""
 
 import numpy as np
 import pandas as pd
@@ -16,16 +16,16 @@ UNDEFINED = Interval(np.nan, np.nan, np.nan)
 
 
 def with_truth(images, oof):
-    """Return the out-of-fold predictions with label, role, home, patient_id, collection and row of each image."""
+    """Return the out-of-fold predictions with each image's label, role, home, patient_id, collection and row."""
     known = images.at(images.rows_of(oof["image_id"])).reset_index(drop=True)
     return oof.assign(**{name: known[name] for name in ("label", "role", "home", "patient_id", "collection", "row")})
 
 
 def nested_thresholds(table, seed=0):
-    """Return the threshold chosen on all images and those chosen on the other folds, float64 (N,), by Youden's index.
+    """Return Youden's threshold on all images, and for each image that on the other folds, float64 (N,).
 
-    table: fold, label (0/1), probability, patient_id. A single fold is split into halves of its patients. Where the
-    other folds have labels of one kind, the threshold of all images stands in. Raises InputError where all have.
+    table: fold, label (0/1), probability, patient_id. A single fold is split into halves of its patients. If the other
+    folds have only one label, the threshold on all images is used. Raises InputError if there is only one label at all.
     """
     y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
     folds, chosen = table["fold"].to_numpy(), choose_thresholds(y, probs)[0]
@@ -40,8 +40,8 @@ def nested_thresholds(table, seed=0):
 def fold_table(table, thresholds):
     """Return a row per fold: fold, images, tp, fn, tn, fp, and accuracy, sensitivity, specificity with _low and _high.
 
-    table: fold, label, probability. thresholds: real (N,), one per image. Intervals are Wilson's at 95 %, which treat
-    images as independent; a figure without images is NaN.
+    table: fold, label, probability. thresholds: (N,), one per image. Wilson intervals at 95 %, which treat images as
+    independent; a figure without images is NaN.
     """
     rows = []
     called = table["probability"].to_numpy() >= np.asarray(thresholds, float)
@@ -63,15 +63,14 @@ def _wilson(right, of):
 
 
 def pooled_rates(table, thresholds, seed=0):
-    """Return accuracy, sensitivity and specificity of all images together, as Intervals whose resamples draw patients.
+    """Return accuracy, sensitivity and specificity of all images together as Intervals by patient.
 
-    table: label, probability, patient_id; thresholds: real (N,), one per image.
+    table: label, probability, patient_id; thresholds: (N,), one per image.
     """
     label, patients = table["label"].to_numpy(), table["patient_id"].to_numpy()
     right = ((table["probability"].to_numpy() >= np.asarray(thresholds, float)) == label).astype(float)
-    parts = dict(
-        zip(RATES, (right, np.where(label == 1, right, np.nan), np.where(label == 0, right, np.nan)), strict=True)
-    )
+    parts = {"accuracy": right}
+    parts |= {name: np.where(label == k, right, np.nan) for name, k in (("sensitivity", 1), ("specificity", 0))}
     return {
         name: UNDEFINED if np.isnan(values).all() else bootstrap(values, patients, seed=seed, skip_nan=True)
         for name, values in parts.items()
@@ -79,7 +78,7 @@ def pooled_rates(table, thresholds, seed=0):
 
 
 def auroc_interval(label, probability, patients, seed=0):
-    """Return the AUROC as an Interval by patient; NaN where the labels are of one kind or all of one patient."""
+    """Return the AUROC as an Interval by patient; NaN with only one label or one patient."""
     label, patients = np.asarray(label), np.asarray(patients)
     if len(set(label.tolist())) < 2 or len(set(patients.tolist())) < 2:
         return UNDEFINED
@@ -87,14 +86,14 @@ def auroc_interval(label, probability, patients, seed=0):
 
 
 def summarise(oof, cuts, rejected, seed=0):
-    """Return the content of score.json: figures of the images with the role main, and against the same collections.
+    """Return the content of score.json: figures of images with the role main, and against the same collections.
 
-    oof: image_id, fold, probability, label, role, home, patient_id. cuts: thresholds of the images with the role
-    main, in their order. rejected: label → (share, number) of `data.rejected_shares`.
+    oof: image_id, fold, probability, label, role, home, patient_id. cuts: thresholds of the images with the role main,
+    in their order. rejected: from `data.rejected_shares`.
     """
     main = oof[oof["role"] == "main"]
     if main["patient_id"].nunique() < 2:
-        raise InputError("a score with intervals needs out-of-fold images of at least two patients")
+        raise InputError("intervals need out-of-fold images of at least two patients")
     half = np.full(len(main), HALF)
     folds = fold_table(main, half)
 
@@ -115,9 +114,9 @@ def summarise(oof, cuts, rejected, seed=0):
 
 
 def same_source(oof, seed=0):
-    """Return the figures of COVID-19 against the images without it from the same collections; None without such.
+    """Return figures of COVID-19 against images without it from the same collections, or None without such images.
 
-    auroc, and by how much it falls below that of the images with the role main (fall); specificity at 0.5.
+    auroc; fall, its drop from the AUROC of the images with the role main; specificity at 0.5.
     """
     part = oof[oof["home"] & (oof["label"] >= 0)]
     negatives = part[part["label"] == 0]
@@ -135,7 +134,7 @@ def same_source(oof, seed=0):
 
 
 def _fall(oof, seed):
-    """Return AUROC of the images with the role main minus that of the home collections, on the same drawn patients."""
+    """Return the AUROC of the role main minus that of the home collections, with the same patients resampled."""
     y, probs, patients = (oof[name].to_numpy() for name in ("label", "probability", "patient_id"))
     parts = [(oof["role"] == "main").to_numpy(), oof["home"].to_numpy(bool)]
 
@@ -144,7 +143,7 @@ def _fall(oof, seed):
             auroc(y[rows[part[rows]]], probs[rows[part[rows]]], np.nan) if part[rows].any() else np.nan
             for part in parts
         )
-        return main - home  # of few patients none of a part may be drawn
+        return main - home  # NaN if no patient of a part is drawn
 
     return UNDEFINED if len(set(patients.tolist())) < 2 else bootstrap(difference, patients, seed=seed)
 

@@ -1,4 +1,4 @@
-"""Which images of the collections are used, and why each of the others is not; images that are there twice."""
+"""Select the images of the collections to use, with a reason for each unused one; find duplicates."""
 
 import logging
 import zlib
@@ -18,12 +18,12 @@ BLOCK = 1024  # images compared with all others at a time
 
 
 def select(table, config, seed):
-    """Return the table of `read_collections` with the column `reason`: why a row is not used, "" where it is.
+    """Return the table of `read_collections` with the column `reason`: why a row is not used, "" if it is.
 
-    First comes what the tables say (modality, view, finding, devices, age), then the files, then the draw: of each
-    collection of normals `config.normals` images, at random by `seed` and the collection's name, so that no other
-    collection changes the draw. An image that two rows name counts once; where they disagree about COVID-19 it is left
-    out. Unreadable ages and views count as unknown and are logged. config: a SelectionConfig.
+    Rows are excluded by what the tables say (modality, view, finding, devices, age), then by missing files, then at
+    random: `config.normals` images of each collection of normals are drawn by `seed` and the collection's name, so that
+    other collections do not change the draw. An image in two rows counts once, or not at all if the rows disagree about
+    COVID-19. Unreadable ages and views count as unknown and are logged. config: a SelectionConfig.
     """
     finding, absent, view_said = table["finding"].str.casefold(), table["path"].isna(), table["view_said"]
     rules = [
@@ -53,7 +53,7 @@ def _describe_unknown(what, said):
 
 
 def _drop_same_files(table):
-    """Keep the first of the rows that name one file, or none where they disagree about COVID-19."""
+    """Keep the first of several rows with the same file, or none if they disagree about COVID-19."""
     here = table[table["reason"] == ""]
     files = here["path"].map(str)
     for _, rows in here[files.duplicated(keep=False)].groupby(files, sort=False):
@@ -91,7 +91,7 @@ def _log_oddities(table):
         names = ", ".join(shared.loc[shared["number"] == first, "collection"])
         log.info(
             f"patient numbers in more than one collection: {shared['number'].nunique():,}, the first is {first} "
-            f"({names}): counted as different people unless an image is in both"
+            f"({names}); taken as different people unless they share an image"
         )
 
 
@@ -101,8 +101,8 @@ def _log_oddities(table):
 def find_duplicates(images, share):
     """Return the pairs of images whose hashes differ in at most `share` of their bits, a table of a, b and distance.
 
-    images: uint8 squares, (N, S, S) or an iterable of (S, S); a < b are positions in it, distance is a share of bits.
-    The hash is `imagehash.phash`: whether each of the lowest 16 × 16 frequencies is above their median.
+    images: uint8 squares, (N, S, S) or an iterable of (S, S); a < b are positions, distance is a share of bits. The
+    hash is `imagehash.phash`: whether each of the lowest 16 × 16 frequencies is above their median.
     """
     bits = [imagehash.phash(Image.fromarray(np.asarray(image)), SIDE).hash.ravel() for image in images]
     signs = 1 - 2 * np.array(bits, np.float32).reshape(-1, SIDE**2)
@@ -118,11 +118,10 @@ def find_duplicates(images, share):
 
 
 def drop_duplicates(table, pairs):
-    """Return the table of `select` with reasons for images that are there twice, given pairs of its index (a, b).
+    """Return the table of `select` with reasons for duplicate images, given pairs of its index (a, b).
 
-    Of each group of linked images the first stays, in the table's order but home collections before others; a group
-    whose images disagree about COVID-19 is left out. The patients of a group become one, in all their rows: the first
-    of their patient_ids in alphabetical order.
+    The first image of each linked group is kept, home collections before others; a group whose images disagree about
+    COVID-19 is left out. All patients of a group get the alphabetically first of their patient_ids, in all their rows.
     """
     table = table.copy()
     for group in _link_groups(pairs["a"], pairs["b"]):
@@ -139,7 +138,7 @@ def drop_duplicates(table, pairs):
 
 
 def _link_groups(a, b):
-    """Return lists of linked values, each of two or more, given both ends of each link."""
+    """Return the groups of linked values, lists of at least two, given both ends of each link."""
     if not len(a):
         return []
     codes, names = pd.factorize(np.concatenate([np.asarray(a), np.asarray(b)]))

@@ -82,16 +82,16 @@ def test_nothing_found_says_what_was_asked():
 @pytest.mark.parametrize("check", ["border", "background", "origin"])
 def test_what_is_recognised_above_the_threshold_counts(check):
     said = {
-        "border": "A network that sees the margin of the image alone",
+        "border": "A network that sees only the margin of the image",
         "background": "A network that sees everything but the lungs",
-        "origin": "A network that has to tell collections apart among images of one label",
+        "origin": "A network that has to distinguish collections among images of one label",
     }[check]
     verdict = reach_verdict(found(**{check: interval(0.601, 0.7, 0.8)}), score(), 0.6)
     assert verdict["biased"] and verdict["said"] == (
         (
-            "The score may not be COVID-19's: the images' origin, or other diseases, explain it as well. "
+            "The score may not reflect COVID-19, but the images' origin or other diseases. "
             if check == "origin"
-            else "The score is not to be believed: the images' origin gives the answer away. "
+            else "Do not trust the score: the images' origin gives the answer away. "
         )
         + f"{said} reaches an AUROC of 0.700 [0.601, 0.800]."
     )
@@ -106,7 +106,7 @@ def test_the_whole_image_does_not_count_since_it_holds_the_lungs():
 def test_a_fall_counts_where_its_interval_lies_above_0():
     verdict = reach_verdict(found(), score(interval(0.01, 0.25, 0.4)), 0.6)
     assert verdict["biased"] and verdict["evidence"] == [
-        "against images of the same collections the AUROC falls from 0.950 [0.900, 0.980] to 0.700 [0.600, 0.800], by "
+        "on images from the same collections the AUROC drops from 0.950 [0.900, 0.980] to 0.700 [0.600, 0.800], by "
         "0.250 [0.010, 0.400]"
     ]
     assert not reach_verdict(found(), score(interval(0.0, 0.2, 0.4)), 0.6)["biased"]
@@ -144,7 +144,7 @@ def test_every_check_but_one_asks_for_covid_19_of_the_images_that_are_scored(job
     job = job_with(("Home", True, 1, 3, "main"), ("Home", True, 0, 3, "same_source"), ("NIH", False, 0, 3, "main"))
     labels, rows, question = find_question(job, "border")
     assert rows.tolist() == [0, 1, 2, 6, 7, 8] and labels(job, rows).tolist() == [1, 1, 1, 0, 0, 0]
-    assert question == "COVID-19 by a network that sees the margin of the image alone"
+    assert question == "COVID-19 by a network that sees only the margin of the image"
 
 
 def test_origin_asks_for_the_homes_among_images_without_covid_19(job_with):
@@ -179,13 +179,13 @@ def test_origin_is_not_asked_of_too_few(job_with):
     job = job_with(
         ("Home", True, 1, 30, "main"), ("NIH", False, 0, 30, "main"), ("Home", True, 0, LEAST - 1, "same_source")
     )
-    assert find_question(job, "origin") == (None, None, "not asked: no label has 10 images each of two collections")
+    assert find_question(job, "origin") == (None, None, "skipped: no label has 10 images each from two collections")
 
 
 def test_folds_of_the_audit_are_those_of_the_run():
     config = dataclasses.replace(DEMO, n_folds=4, folds=(1, 3), audit=dataclasses.replace(DEMO.audit, folds=(0, 1, 3)))
     assert audited_folds(config) == [1, 3]
-    with pytest.raises(InputError, match=r"--audit.folds \(0, 1, 3\): none of them is held out by this run \(\(2,\)\)"):
+    with pytest.raises(InputError, match=r"--audit.folds \(0, 1, 3\): this run holds out none of them, but \(2,\)"):
         audited_folds(dataclasses.replace(config, folds=(2,)))
 
 
@@ -281,8 +281,10 @@ def audited(job_of, monkeypatch):
 def test_a_marker_in_the_margin_is_found_by_networks_that_see_no_lung(audited):
     job = audited(True, checks=("border", "background"), epochs=8)
     found, answers, focus = read_audit(job.run)
-    assert found["biased"] and found["said"].startswith("The score is not to be believed")
-    assert "margin of the image alone reaches" in found["said"] and "everything but the lungs reaches" in found["said"]
+    assert found["biased"] and found["said"].startswith("Do not trust the score")
+    assert (
+        "only the margin of the image reaches" in found["said"] and "everything but the lungs reaches" in found["said"]
+    )
     assert (found["folds"], found["epochs"]) == ([0, 1], 8)
     truth = job.images.table.set_index("image_id")
     for check in ("border", "background"):
@@ -345,5 +347,5 @@ def test_a_fold_that_leaves_one_kind_is_named(audited):
     job.images.table["fold"] = np.where(job.images.table["label"] == 1, 0, 1)
     job = job.with_config(audit=dataclasses.replace(job.config.audit, checks=("border",)))
     job.images.__post_init__()
-    with pytest.raises(InputError, match="audit, border: fold 0 leaves images of one kind alone to train on"):
+    with pytest.raises(InputError, match="audit, border: fold 0 leaves only images of one class to train on"):
         audit.run_audit(job)

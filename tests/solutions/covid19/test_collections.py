@@ -183,7 +183,7 @@ def test_of_two_files_the_table_folder_and_the_very_name_decide(tmp_path):
         ("metadata.csv", b"", "metadata.csv: empty file"),
         ("metadata.csv", b"patientid,finding,filename\n1,SARS\n", "metadata.csv, row 2: 2 values where"),
         ("metadata.csv", b"patientid,finding,filename\n1,SARS \xe9,a\n", "metadata.csv: not a CSV file"),
-        ("metadata.csv", b"patientid,finding,Finding,filename\n1,SARS,SARS,a\n", "row 1: a column name is there twice"),
+        ("metadata.csv", b"patientid,finding,Finding,filename\n1,SARS,SARS,a\n", "the column finding appears twice"),
         ("Data_Entry_2017.csv", b"Image Index,Finding Labels\na,No Finding\n", "2017.csv, row 1: no column Patient ID"),
         ("train.csv", b"Path,Sex\na,M\n", "train.csv, row 1: no column No Finding"),
         ("train.csv", b"id,label\n1,2\n", "no collection in it"),
@@ -234,7 +234,7 @@ def test_option_test_replaces_it(tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("filename\na.png\na.png\n", "a.png: twice among"),
+        ("filename\na.png\na.png\n", "a.png: listed twice among"),
         ("filename\na.png\ngone.png\n", "1 of 2 images to predict have no file, the first is gone.png"),
         ("filename\n", "no rows"),
         ("filename,view\n,PA\n", "row 2: no file name"),

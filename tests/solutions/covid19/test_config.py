@@ -50,7 +50,7 @@ def test_what_is_chosen_by_validation_figures(options, chooses):
     network = NetworkConfig(**options)
     assert network.chooses is chooses
     if chooses:
-        with pytest.raises(InputError, match="n_folds 2: one is held out and one validates, so at least 3"):
+        with pytest.raises(InputError, match="n_folds 2: must be at least 3"):
             Config(network=network, n_folds=2, folds=(0,))
     else:
         Config(network=network, n_folds=2, folds=(0,))

@@ -205,7 +205,7 @@ def test_copies_and_the_patients_of_test_images(job, folder, said):
     assert (selection.loc[["c2", "c3"], "reason"] == "the patient of the test image t2.png").all()
     assert table.loc["00000009_000", "fold"] == table.loc["c2", "fold"] == -1
     assert not {"c2", "c3", "00000009_000"} & set(data.ids(data.rows()))
-    assert "test image t2.png is the same as c2: its patient is left out of training" in said.text
+    assert "test image t2.png is a copy of c2: its patient is left out of training" in said.text
     assert "left out: 2 the patient of the test image, 1 same image" in said.text
     # o1 and its copy are one patient, of whatever collection
     assert table.loc["o1", "patient_id"] == table.loc["00000009_000", "patient_id"]
@@ -277,21 +277,21 @@ def test_andraw_evenly(sizes, count, expected):
 
 def test_tables_that_leave_nothing_to_train_on(job, folder, tmp_path):
     write(folder / "metadata.csv", HEADER, [row for row in HOME if "SARS" in row])
-    assert refusal(prepare, job()) == "no image with COVID-19 to train on"
+    assert refusal(prepare, job()) == "no images with COVID-19 to train on"
     child = [row.replace(",50,COVID", ",5,COVID") for row in HOME]
     write(folder / "metadata.csv", HEADER, child)
-    assert refusal(prepare, job()) == "no image with COVID-19 to train on; left out: 8 age"
+    assert refusal(prepare, job()) == "no images with COVID-19 to train on; left out: 8 age"
     write(folder / "metadata.csv", HEADER, HOME)
     (folder / "normals" / "Data_Entry_2017.csv").unlink()
     line = refusal(prepare, job())
     assert line == (
-        "no image without COVID-19 to train on: name a folder of normals by --normals or take those of the "
+        "no images without COVID-19 to train on: name a folder of normals with --normals or use those of the "
         "same collections (--same-source train)"
     )
     assert prepare(job(dataclasses.replace(SMALL, same_source="train"), out="same")).key
     write(folder / "metadata.csv", HEADER, HOME[:8] + [home_row(name, 10, "SARS", view="L") for name in OTHER])
     line = refusal(prepare, job())
-    assert line.endswith("name a folder of normals by --normals; left out: 3 lateral")
+    assert line.endswith("name a folder of normals with --normals; left out: 3 lateral")
     write(folder / "metadata.csv", HEADER, [home_row(name, 1, "COVID-19", view="L") for name in COVID])
     assert refusal(prepare, job()) == "the selection leaves no image to train on; left out: 8 lateral"
     assert not (tmp_path / "run" / "images.parquet").exists()

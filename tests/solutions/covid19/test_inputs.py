@@ -63,10 +63,10 @@ def prepared(command, data, tmp_path, tiny):
     [
         ("demo --network.size 512", "store_size 128 is under the 512 px of network.size"),
         ("demo --view border", "invalid choice 'border'"),
-        ("paper --n-folds 2 --folds 0", "so at least 3 are needed"),
+        ("paper --n-folds 2 --folds 0", "n_folds 2: must be at least 3"),
         ("demo", "name the folder of the images with --data"),
         ("demo --data nowhere", "nowhere: no such folder"),
-        ("demo --data empty", "empty: no collection in it or in a folder of it (no metadata.csv"),
+        ("demo --data empty", "empty: no collection in it or its subfolders (no metadata.csv"),
         ("demo --data data --normals nowhere", "nowhere: no such folder"),
         ("demo --data data --test nowhere", "nowhere: no such file"),
         ("demo --data data --test empty", "empty: no images in it (--test)"),
@@ -95,7 +95,7 @@ def test_normals_in_a_folder_of_their_own(data, tmp_path, command, tiny):
 
 def test_all_lungs_are_rejected(spoilt):
     line = spoilt("--lungs.gate", "1")
-    assert line.startswith("error: no image with COVID-19 to train on; left out: ") and "lungs" in line
+    assert line.startswith("error: no images with COVID-19 to train on; left out: ") and "lungs" in line
 
 
 # ---- images --------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def audited(job, biased):
     run, ids = job.run, answers(job.images.table)["image_id"]
     checks = {
         "border": {"auroc": INTERVAL, "said": "by the margin", "images": 19, "positives": 12},
-        "origin": {"auroc": None, "said": "not asked: too few"},
+        "origin": {"auroc": None, "said": "skipped: too few"},
     }
     focus = {view: {"share": INTERVAL, "area": 0.25, "images": 19, "flat": 1} for view in ("lungs", "image")}
     said = "The origin <gives> it away." if biased else "No sign of the origin."
@@ -174,7 +174,7 @@ def test_the_headline_stands_beside_the_same_collections(job):
     path = job.run.path("score.json")
     write_json(path, read_json(path) | {"same_source": None})
     text = page_of(job)
-    assert cards(text)["AUROC, same collections"] == "–" and "unknown: no image without COVID-19" in text
+    assert cards(text)["AUROC, same collections"] == "–" and "unknown: the collections with" in text
 
 
 def rows_of(text, caption):
@@ -203,7 +203,7 @@ def test_folds_their_mean_and_the_paper_beside_it(job, bare):
 def test_rejected_images_are_shown_with_the_reason(job, bare):
     text = page_of(job)
     assert "no COVID-19 · im23: too small" in text
-    assert ["without", "12", "1", f"{1 / 12:.4f}"] in rows_of(text, "Images that were checked")
+    assert ["without", "12", "1", f"{1 / 12:.4f}"] in rows_of(text, "Images checked")
     assert ["Elsewhere", "no COVID-19", "8", "7", "1", "1 lungs"] in rows_of(text, "Rows of the tables")
 
 
@@ -239,7 +239,7 @@ def test_the_audit_stands_beside_the_headline(job):
     audited(job, biased=True)
     text = page_of(job)
     assert ["the margin", "by the margin", "19", "0.8750 [0.7500,\u00a00.9500]"] in rows_of(text, "What each network")
-    assert ["tells the collections apart", "not asked: too few", "–", "–"] in rows_of(text, "What each network")
+    assert ["distinguishes collections", "skipped: too few", "–", "–"] in rows_of(text, "What each network")
     assert ["the lungs", "0.8750 [0.7500,\u00a00.9500]", "0.2500", "19", "1"] in rows_of(text, "Where networks look")
     plot = re.search(r"<svg [^>]*aria-label=\"Margin, background.*?</svg>", text, re.S)[0]
     assert [name in plot for name in ("this run: the lungs", "this run, same collections", "the margin")] == [True] * 3

@@ -123,7 +123,7 @@ def test_the_audit_of_a_run(finished):
     run = finished / "run"
     found, answers = read_json(run / "audit.json"), pd.read_parquet(run / "audit.parquet")
     assert list(found["checks"]) == [*CHECKS, "origin"] and found["folds"] == [0, 1] and found["epochs"] == 1
-    assert found["checks"]["origin"]["auroc"] is None and "not asked" in found["checks"]["origin"]["said"]
+    assert found["checks"]["origin"]["auroc"] is None and "skipped" in found["checks"]["origin"]["said"]
     main = known(run).query("role == 'main'").set_index("image_id")
     for check in CHECKS:
         part = answers[answers["check"] == check].set_index("image_id")
@@ -159,7 +159,7 @@ def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, finished, comm
     run = tmp_path / "run"
     assert "AUROC" in shown[3] and "AUROC" in shown[4] and "valid submission" in shown[5]
     assert not (run / "fold1").exists() and set(known(run)["fold"]) == {0}
-    assert "none of them is held out" in command("audit", "--out", "run", "--audit.folds", "1").errors[0]
+    assert "holds out none of them" in command("audit", "--out", "run", "--audit.folds", "1").errors[0]
     done, test = times(run, "fold0/*/final.safetensors"), pd.read_parquet(run / "test.parquet")["probability"]
     assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
     assert done == times(run, "fold0/*/final.safetensors")
@@ -253,7 +253,7 @@ def test_the_whole_image_as_the_run_s_view(view, tmp_path, finished, command, sa
     assert command("run", *words).status == 0 and command("audit", "--out", "run").status == 0
     found = read_json(tmp_path / "run" / "audit.json")
     assert set(found["focus"]) == {"image", "lungs"}
-    said = "a network that sees the whole image" if view == "lungs" else "a network that sees the lungs alone"
+    said = "a network that sees the whole image" if view == "lungs" else "a network that sees only the lungs"
     assert found["checks"]["image"]["said"] == f"COVID-19 by {said}"
 
 
@@ -270,6 +270,4 @@ def test_the_audit_finds_the_planted_marker_and_nothing_in_the_clean_sample(mark
     assert found["biased"] is marker, found["said"]
     assert all(part["auroc"] for part in found["checks"].values())  # everything was asked
     kind, said = verdict(tmp_path / "run")
-    assert (kind, said.startswith("The score is not to be believed")) == (
-        ("warning", True) if marker else ("info", False)
-    )
+    assert (kind, said.startswith("Do not trust the score")) == (("warning", True) if marker else ("info", False))

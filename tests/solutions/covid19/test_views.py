@@ -167,12 +167,12 @@ def test_a_dozen_images_are_learnt_by_heart(job):
     probs = predict(job, [network], np.array([8, 1, 0]))[:, 0]
     assert (probs > 0.5).tolist() == [True, False, True]
     model = network.load(job.run).eval()
-    both = predict(job, [network, network], np.array([8]), models.views(("flip",)))[0]
+    both = predict(job, [network, network], np.array([8]), tta.views(("flip",)))[0]
     with torch.inference_mode():
         image = network.dataset(job, [8], False, False)[0][0][None]
         expected = (model(image).sigmoid() + model(image.flip(-1)).sigmoid()) / 2
     np.testing.assert_allclose(both, expected[0], atol=1e-6)
-    assert models.views(()) == [tta.IDENTITY]
+    assert tta.views(()) == [tta.IDENTITY]
 
 
 class Cells(nn.Module):
