@@ -1,22 +1,21 @@
-"""Augmentation pipelines of the detectors, one function per recipe; boxes follow the geometry, and sizes stay.
+"""Augmentation pipelines of the detectors; boxes follow geometric transforms, and image sizes do not change.
 
-Each takes uint8 (H, W) images with `bboxes` float (n, 4) in pixels and their `labels`, and returns the same. Flips and
-whatever rotates or scales show a finding on the other side or in another shape; the paper and the winners flip
-nevertheless.
+Each takes uint8 (H, W) images with `bboxes` float (n, 4) in pixels and their `labels`, and returns the same. Flips,
+rotations and scaling show findings on the other side or in another shape, but the paper and the winners use them too.
 """
 
 import cv2
 import numpy as np
 
-# the library from there, where its check for new versions is switched off
+# imported from there, where the check for new versions is switched off
 from common.data.augment import A, DiffusedNoise
 
 
 def compose(transforms, least_seen=0.3):
     """Return the pipeline of `transforms` for images with boxes.
 
-    Boxes are clipped at the border. One is dropped when a step leaves less than `least_seen` of its area, or a side
-    under one pixel, since nobody could tell what the rest shows; the share is ours.
+    Boxes are clipped at the border, and dropped if a step leaves less than `least_seen` of their area (our choice) or a
+    side under one pixel.
     """
     boxes = A.BboxParams("pascal_voc", ["labels"], min_visibility=least_seen, min_width=1, min_height=1, clip=True)
     return A.Compose(transforms, bbox_params=boxes)
@@ -25,7 +24,7 @@ def compose(transforms, least_seen=0.3):
 class Blend(A.ImageOnlyTransform):
     """Blend the image with black (brightness) or, `to_mean`, with its own mean grey level (contrast).
 
-    factor: range of the image's weight; above 1 it moves away from the other. Source: detectron2, the paper's library.
+    factor: range of the image's weight; values above 1 extrapolate. Source: detectron2, the paper's library.
     """
 
     def __init__(self, to_mean, factor=(0.7, 1.3), p=0.2):
@@ -42,9 +41,9 @@ class Blend(A.ImageOnlyTransform):
 
 
 class RelativeCrop(A.DualTransform):
-    """Crop a window whose height and width are each at least `least` of the image's, and stretch it to its size.
+    """Crop a window with at least `least` of the image's height and width, and stretch it to the image's size.
 
-    Source: the relative range of detectron2's random crop.
+    Source: detectron2's random crop with a relative range.
     """
 
     def __init__(self, least=0.8, p=0.2):
@@ -73,25 +72,25 @@ class RelativeCrop(A.DualTransform):
 
 
 def flip():
-    """Return the pipeline that exchanges left and right in half of the images."""
+    """Return a pipeline that flips half of the images horizontally."""
     return compose([A.HorizontalFlip(p=0.5)])
 
 
 def built_in(size, rotate=10.0):
-    """Return Berger et al.'s pipeline of the transforms built into its library, for images of `size` pixels.
+    """Return Berger et al.'s pipeline of transforms built into its library, for images of `size` pixels.
 
-    Contrast and brightness by 0.7 to 1.3, rotation by ± `rotate` degrees (0 leaves it out) and a crop of at least 0.8
-    of each side, with probability 0.2 each; flip with 0.5; Gaussian blur of kernel 5. Saturation means nothing on grey
-    images. The paper gives the blur no probability (0.2 here) and no image size: its sigma is OpenCV's for kernel 5 at
-    1024 pixels and shrinks with the size. Rotation keeps the size and cuts the corners; the box of a rotated box is the
-    one around it.
+    Contrast and brightness by 0.7 to 1.3, rotation by ± `rotate` degrees (0 omits it) and a crop of at least 0.8 of
+    each side, with probability 0.2 each; flip with 0.5; Gaussian blur with kernel 5. Saturation has no effect on grey
+    images. For the blur, the paper gives no probability (0.2 here) and no image size: its sigma is OpenCV's for kernel
+    5 at 1024 pixels, scaled with the size. Rotation keeps the size and cuts off corners; a rotated box becomes its
+    bounding box.
     """
     return compose(_built_in(size, rotate))
 
 
 def noise():
-    """Return diffused noise alone, with probability 0.5, which is ours: the paper gives none."""
-    return compose([DiffusedNoise(p=0.5), A.NoOp()])  # the library warns where no step could move the boxes
+    """Return a pipeline of diffused noise, with our probability of 0.5; the paper gives none."""
+    return compose([DiffusedNoise(p=0.5), A.NoOp()])  # NoOp: the library warns if no step supports boxes
 
 
 def both(size, rotate=10.0):
@@ -100,7 +99,7 @@ def both(size, rotate=10.0):
 
 
 def podium(size):
-    """Return our pipeline for the podium preset: the winners' kinds of transform with numbers of ours.
+    """Return the pipeline of the podium preset: the winners' kinds of transforms with our parameters.
 
     Flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; diffused noise, sometimes dark.
     """

@@ -1,4 +1,4 @@
-"""The numbers of the VinBigData recipes beside their source; those of the augmentations are in augment.py.
+"""Settings of the VinBigData recipes with their sources; parameters of the augmentations are in augment.py.
 
 "Paper" is Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases.
 """
@@ -30,7 +30,7 @@ CLASSES = (
     "No finding",
 )
 NO_FINDING = 14
-NOTHING = "14 1 0 0 1 1"  # the answer for an image without findings
+NOTHING = "14 1 0 0 1 1"  # prediction string of an image without findings
 SAMPLE = ["image_id", "PredictionString"]  # columns of a submission
 AUGMENTATIONS = ("none", "flip", "built_in", "noise", "both", "both_no_rotation", "podium")
 ARCHITECTURES = ("faster_rcnn", "retinanet", "fcos")
@@ -43,22 +43,22 @@ class DetectorConfig(FitConfig):
     architecture: Literal[ARCHITECTURES] = "faster_rcnn"
     """Paper: Faster R-CNN."""
     backbone: str = "resnet101"
-    """Any timm network, under a feature pyramid. Paper: ResNet-101-FPN."""
+    """Any timm network, with a feature pyramid on top. Paper: ResNet-101-FPN."""
     weights: str = "imagenet"
-    """imagenet (backbone), none, or a file: of the backbone or of a whole torchvision detector. Paper: COCO."""
+    """imagenet, none, or a file with weights of the backbone or a whole torchvision detector. Paper: COCO."""
     size: int = 1024
-    """Side of the network's images. Paper: not given (its library's default shorter side is 800)."""
+    """Side of the network's images. Paper: not given (library default: shorter side 800)."""
     channels: int = 256
     """Channels of the feature pyramid. COCO weights have 256."""
     abnormal_only: bool = True
     """Train only on images with a finding. Paper: yes."""
     nms: float = 0.8
-    """Of boxes of one class that overlap by more, the best is kept. Paper: 0.8."""
+    """Highest overlap of boxes of one class; above it, only the best box is kept. Paper: 0.8."""
     per_image: int = 100
-    """Boxes kept per image. Paper: 100."""
-    # Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations; validated every 1,000. 10,000 iterations of 4
-    # are about 9.6 epochs of the 4,174 abnormal training images (95 % of 4,394). Optimiser and warm-up: the library's
-    # defaults. Here every epoch is validated.
+    """Most boxes per image. Paper: 100."""
+    # Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174
+    # abnormal training images (95 % of 4,394); validation every 1,000, here every epoch. Optimiser and warm-up: library
+    # defaults.
     epochs: int = 10
     lr: float = 1e-3
     batch_size: int = 4
@@ -72,7 +72,7 @@ class DetectorConfig(FitConfig):
 
 @dataclass(frozen=True)
 class HealthyConfig(FitConfig):
-    """The 2-class classifier (2CC): is the image healthy?"""
+    """The two-class classifier (2CC) of healthy and abnormal images."""
 
     backbone: str = "resnet18"
     """Paper: ResNet-18."""
@@ -91,33 +91,33 @@ class HealthyConfig(FitConfig):
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How the boxes of several raters, and those of several networks, become one set."""
+    """How the boxes of several raters, and of several networks, are fused."""
 
     raters: Literal["wbf", "nms", "none"] = "wbf"
     """How the raters' boxes of a class are fused. Paper: not given; the winners fused them."""
     raters_iou: float = 0.4
     weights: tuple[float, ...] = (5.0, 2.0, 1.0, 1.0, 1.0, 1.0)
-    """Weights of the members, best first by validation score; 1 for further ones. Paper: 5, 2, 1, 1, 1, 1."""
+    """Weights of the members, best first by validation score; 1 for all others. Paper: 5, 2, 1, 1, 1, 1."""
     iou: tuple[float, ...] = (0.4,)
-    """Overlaps tried for weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4."""
+    """Overlaps to try in weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4."""
     skip: tuple[float, ...] = (0.0,)
-    """Least scores tried. Winners: 0 to 0.001."""
+    """Lowest box scores to try. Winners: 0 to 0.001."""
     method: Literal["wbf", "nms", "soft_nms", "nmw", "none"] = "wbf"
-    """One network's boxes are left as they are: the paper found that WBF on one model lowers the score."""
+    """Not applied to a single network's boxes: the paper found that this lowers the score."""
     try_weights: tuple[float, ...] = ()
-    """Weights tried out of fold for one member after the other, starting from `weights`."""
+    """Weights to try out of fold, for one member after another, starting from `weights`."""
 
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """How the 2CC's probability of health changes an image's boxes; every combination is tried out of fold."""
+    """How the 2CC's probability of a healthy image changes its boxes; every combination is tried out of fold."""
 
     rule: tuple[Literal["replace", "append", "none"], ...] = ("replace",)
-    """Rules tried. replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes alone."""
+    """Rules to try. replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes unchanged."""
     alpha: tuple[float, ...] = (0.997,)
     """replace: above it, all boxes are replaced by `14 1 0 0 1 1`. Paper: 0.997."""
     beta: tuple[float, ...] = (0.3,)
-    """replace: above it, up to alpha, the no-finding box is added to the others. Paper: 0.3."""
+    """replace: above it and up to alpha, the no-finding box is added. Paper: 0.3."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +126,19 @@ class Config:
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     members: tuple[str, ...] = ("none", "flip", "built_in", "noise", "both", "both_no_rotation")
-    """The detectors that are fused: each an augmentation or, for another architecture than the detector's,
-    `architecture-augmentation`, such as fcos-flip. Paper: its six best, including figure 1's."""
+    """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
+    other than the detector's. Paper: its six best, including figure 1's."""
     healthy: HealthyConfig = field(default_factory=HealthyConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     n_folds: int = 20
-    """Paper: 750 of 15,000 images for validation, one fold of 20."""
+    """Paper: 750 of 15,000 images for validation, which is one fold of 20."""
     healthy_folds: int = 5
-    """Folds of the 2CC, a divisor of n_folds; all are trained. 0: the detectors' folds. Paper: 5."""
+    """Number of folds of the 2CC, a divisor of n_folds; all are trained. 0: the detectors' folds. Paper: 5."""
     rater_aware: bool = False
-    """Balance the folds over the raters too: three of the 17 read 94 % of the images with findings."""
+    """Balance the folds by rater too: three of the 17 read 94 % of the images with findings."""
     folds: tuple[int, ...] = (0,)
-    """Folds that are trained and scored."""
+    """Folds to train and score."""
     tta: tuple[Literal["flip"], ...] = ()
     store_size: int = 1024
     """Side of the stored images, in pixels; at least the largest size of the networks."""
@@ -154,7 +154,7 @@ class Config:
         if min(sizes) < 32:
             raise InputError(f"size must be at least 32 px, not {min(sizes)}")
         if not self.members or len(set(self.members)) < len(self.members):
-            raise InputError(f"members {self.members}: name at least one augmentation, each once")
+            raise InputError(f"members {self.members}: give at least one augmentation, each once")
         for member in self.members:
             architecture, augmentation = member_parts(member, self.detector.architecture)
             if architecture not in ARCHITECTURES or augmentation not in AUGMENTATIONS:
@@ -170,17 +170,17 @@ class Config:
 
     @property
     def healthy_trained(self):
-        """Folds of the 2CC that are trained; number k mod `healthy_modulus` has not seen the images of fold k."""
+        """Folds of the 2CC to train; network k mod `healthy_modulus` was not trained on the images of fold k."""
         return tuple(range(self.healthy_folds)) if self.healthy_folds else self.folds
 
     @property
     def healthy_modulus(self):
-        """Number of folds that the images have for the 2CC."""
+        """Number of folds of the 2CC."""
         return self.healthy_folds or self.n_folds
 
 
 def member_parts(member, architecture):
-    """Return (architecture, augmentation) of a member's name; `architecture` where it names none."""
+    """Return (architecture, augmentation) of a member's name; `architecture` is the default."""
     first, _, rest = member.partition("-")
     return (first, rest) if rest else (architecture, member)
 
@@ -189,18 +189,13 @@ PAPER = Config()
 
 # The winners' techniques with a current backbone: three families of detectors, fused raters, flip TTA, No finding on
 # every image.
+LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "optimizer": "adamw"}
 PODIUM = Config(
     detector=DetectorConfig(
-        backbone="convnext_small.fb_in22k_ft_in1k",
-        epochs=20,
-        lr=1e-4,
-        batch_size=8,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        averaging=("ema", "best_k", "best"),
+        epochs=20, lr=1e-4, batch_size=8, weight_decay=5e-2, averaging=("ema", "best_k", "best"), **LARGE
     ),
     members=("podium", "retinanet-podium", "fcos-podium"),
-    healthy=HealthyConfig(backbone="convnext_small.fb_in22k_ft_in1k", size=512, epochs=10, optimizer="adamw"),
+    healthy=HealthyConfig(size=512, epochs=10, **LARGE),
     fusion=FusionConfig(weights=(1.0,), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001), try_weights=(1.0, 2.0, 3.0)),
     decision=DecisionConfig(rule=("append", "replace"), alpha=(0.95, 0.997), beta=(0.0, 0.1, 0.3)),
     n_folds=5,
@@ -209,33 +204,14 @@ PODIUM = Config(
     tta=("flip",),
 )
 
-# Two CPU cores, minutes: the paper's cascade with small networks on small images. The last epochs are kept, so that no
-# choice among epochs inflates the scores.
+# Minutes on two CPU cores: the paper's cascade with small networks on small images. The last epoch is kept, so that no
+# choice of epochs inflates the scores.
+SMALL = {"backbone": "tf_efficientnet_lite0", "optimizer": "adamw", "weight_decay": 1e-2, "averaging": ("last",)}
+SMALL |= {"schedule": "warm_cosine"}
 DEMO = Config(
-    detector=DetectorConfig(
-        backbone="tf_efficientnet_lite0",
-        size=256,
-        channels=96,
-        epochs=12,
-        lr=3e-4,
-        batch_size=4,
-        optimizer="adamw",
-        weight_decay=1e-2,
-        per_image=50,
-        averaging=("last",),
-    ),
+    detector=DetectorConfig(size=256, channels=96, epochs=12, lr=3e-4, per_image=50, **SMALL),
     members=("flip", "noise"),
-    healthy=HealthyConfig(
-        backbone="tf_efficientnet_lite0",
-        size=128,
-        epochs=6,
-        lr=5e-4,
-        batch_size=8,
-        optimizer="adamw",
-        weight_decay=1e-2,
-        schedule="warm_cosine",
-        averaging=("last",),
-    ),
+    healthy=HealthyConfig(size=128, epochs=6, lr=5e-4, batch_size=8, **SMALL),
     fusion=FusionConfig(weights=(1.0,)),
     decision=DecisionConfig(rule=("replace", "append"), alpha=(0.9, 0.95, 0.997), beta=(0.0, 0.1, 0.3, 0.5)),
     n_folds=2,
@@ -245,14 +221,14 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-MORE_VERBS = ("ablate",)  # besides those that every solution has
-TOOLS = ("ensemble",)  # besides those that every solution has; they need no run of their own
-TAKES_SIZES = True  # boxes are in pixels of the originals: --sizes has them for resized copies
+MORE_VERBS = ("ablate",)  # in addition to those of every solution
+TOOLS = ("ensemble",)  # likewise; it needs no run
+TAKES_SIZES = True  # boxes are in pixels of the originals; --sizes gives these for resized copies
 
 
 def check_submission(path, sample):
-    """Return the Summary of a submission. Raises InputError where it is not one for the images of `sample`."""
-    from common.submit.validate import validate_boxes  # late: it takes seconds
+    """Return the Summary of a submission. Raises InputError unless it is valid for the images of `sample`."""
+    from common.submit.validate import validate_boxes  # imported late because it takes seconds
 
     return validate_boxes(path, sample)
 

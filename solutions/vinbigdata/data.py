@@ -1,4 +1,4 @@
-"""The competition's tables: the raters' boxes, what is wrong with them, and the sizes of the original images."""
+"""Read and check the competition's tables: the raters' boxes, and the sizes of the original images."""
 
 import logging
 from dataclasses import replace
@@ -41,9 +41,9 @@ def made_with(config):
 
 
 def read_competition(job):
-    """Return the Listing of the competition; its images have abnormal (0/1), c0 … c13 (0/1, by any rater) and raters.
+    """Return the Listing of the competition, with the tables "labels" and "originals" for `fuse_boxes`.
 
-    raters is the number of raters of an image. `fuse_boxes` needs the tables "labels" and "originals".
+    The image table adds abnormal (0/1), c0 … c13 (0/1, by any rater) and the number of raters.
     """
     options = job.options
     folder = competition_folder(options.data, SLUG, "train.csv")
@@ -71,10 +71,10 @@ def read_competition(job):
 
 
 def fuse_boxes(job, listing, store):
-    """Return the listing with the sizes of the originals and its boxes, clipped to their images and fused.
+    """Return the listing with the sizes of the originals, and with boxes clipped to their images and fused.
 
-    boxes.parquet: image_id, row, class_id (0 … 13), x_min, y_min, x_max, y_max (pixels of the original), votes (raters
-    that marked the box), by row.
+    boxes.parquet: image_id, row, class_id (0 … 13), x_min, y_min, x_max, y_max (pixels of the original), votes (number
+    of raters who marked the box), ordered by row.
     """
     table, labels = _with_originals(listing), listing.tables["labels"]
     marked = labels[labels["class_id"] != NO_FINDING]
@@ -85,7 +85,7 @@ def fuse_boxes(job, listing, store):
 
 
 def read_test(job):
-    """Return the Listing of the test images alone: those of --test or of the sample submission."""
+    """Return the Listing of the test images only: those of --test or of the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
     originals, sizes = _read_originals(job.options, ids)
     table = pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test"})
@@ -99,12 +99,12 @@ def set_test_sizes(job, listing, store):
 
 
 def read_train(path):
-    """Read the raters' table: image_id, class_id (int64), rad_id, x_min, y_min, x_max, y_max (float64, pixels).
+    """Return the raters' table: image_id, class_id (int64), rad_id, x_min, y_min, x_max, y_max (float64, pixels).
 
-    The box of a class 14 row is NaN. Repeated rows are dropped and counted, other columns ignored; row i of the index
-    is row i + 2 of the file. Raises InputError naming file, row and problem: header, id, class out of range, a name
-    that does not belong to the class, no rater, a box that is missing, not numeric, negative or without area, class 14
-    with a box, or a rater who marks both a finding and No finding in one image.
+    The box of a class 14 row is NaN. Repeated rows are dropped and counted, other columns ignored; index i is row i + 2
+    of the file. Raises InputError naming file and row for a wrong header, an unusable id, a class out of range or with
+    another name, a missing rater, a box that is missing, not numeric, negative or without area, class 14 with a box,
+    and a rater who marks both a finding and No finding in one image.
     """
     table = read_table(path, TRAIN, exact=False)
     if not len(table):
@@ -127,7 +127,7 @@ def read_train(path):
         (~healthy & blank.any(axis=1), "a finding needs x_min, y_min, x_max and y_max, not {box}"),
         (~healthy & ~numbers, "the box {box} is not four finite numbers"),
         (~healthy & ~order, "the box {box} must have x_min < x_max and y_min < y_max"),
-        (~healthy & (boxes.min(axis=1) < 0), "the box {box} begins outside the image"),
+        (~healthy & (boxes.min(axis=1) < 0), "the box {box} starts outside the image"),
         (healthy & ~healthy.groupby(reads).transform("all"), "{rad_id} marks a finding and No finding in this image"),
     ]
     for wrong, problem in faults:
@@ -143,7 +143,7 @@ def read_train(path):
 
 
 def make_image_table(labels, patients, train_ids, test_ids):
-    """Return the image table of train and test images without the columns that only the store knows."""
+    """Return the image table of train and test images, without the columns that come from the store."""
     ids, tests = train_ids + test_ids, len(test_ids)
     table = pd.DataFrame({"image_id": ids, "patient_id": [*patients, *[""] * tests]})
     table["split"] = ["train"] * len(train_ids) + ["test"] * tests
@@ -156,7 +156,7 @@ def make_image_table(labels, patients, train_ids, test_ids):
 
 
 def make_strata(train, labels, rater_aware):
-    """Return what the folds are balanced over, 0/1 (n, k): the 15 classes and, if `rater_aware`, the raters."""
+    """Return what the folds are balanced by, 0/1 (n, k): the 15 classes and, if `rater_aware`, the raters."""
     columns = [train[FINDINGS].to_numpy(), 1 - train[["abnormal"]].to_numpy()]
     if rater_aware:
         columns.append(pd.crosstab(labels["image_id"], labels["rad_id"]).loc[train["image_id"]].to_numpy().clip(max=1))
@@ -164,7 +164,7 @@ def make_strata(train, labels, rater_aware):
 
 
 def fuse_marks(marked, table, fusion, path):
-    """Return the raters' boxes clipped to their images and fused class by class, as boxes.parquet has them."""
+    """Return the raters' boxes clipped to their images and fused class by class, in the form of boxes.parquet."""
     index = pd.Index(table["image_id"])
     sizes = table[["width", "height"]].to_numpy(float)[index.get_indexer(marked["image_id"])]
     inside = np.minimum(marked[BOX].to_numpy(), np.hstack([sizes, sizes]))
@@ -177,7 +177,7 @@ def fuse_marks(marked, table, fusion, path):
         if lost.any():
             raise InputError(
                 f"{where}: the box lies outside its image of {width} × {height} pixels; if the image is a resized "
-                "copy, give the size of the original by --sizes"
+                "copy, give the size of the original with --sizes"
             )
         log.info(f"{beyond.sum()} boxes were clipped to their image, the first: {where}, {width} × {height}")
     fused = fuse_raters(marked.assign(**dict(zip(BOX, inside.T, strict=True))), fusion.raters_iou, JOIN[fusion.raters])
@@ -190,13 +190,13 @@ def _sample(test_ids):
 
 
 def _read_originals(options, ids):
-    """Return the table that --sizes gives for `ids` and its rows as lists; None and [] without that option."""
+    """Return the table that --sizes gives for `ids`, and its rows as lists; None and [] without that option."""
     originals = read_sizes(options.sizes, ids) if options.sizes else None
     return originals, [] if originals is None else originals.to_numpy().tolist()
 
 
 def _with_originals(listing):
-    """Return the listing's image table with width and height of the originals where --sizes gave them."""
+    """Return the listing's image table with width and height of the originals if --sizes gave them."""
     table, originals = listing.table, listing.tables["originals"]
     if originals is None:
         return table
@@ -204,15 +204,12 @@ def _with_originals(listing):
     return table.assign(width=originals["width"].to_numpy(), height=originals["height"].to_numpy())
 
 
-# ---- what an Images knows of its boxes -----------------------------------------------------------------------------
+# ---- boxes and labels of a run -------------------------------------------------------------------------------------
 
 
 @cache
 def boxes_by_row(images):
-    """Return a dict from the row of each image with findings to its boxes and classes.
-
-    Boxes are float32 (n, 4) in pixels of the stored square, classes int64 (n,).
-    """
+    """Return {row: (boxes, classes)} of the images with findings: float32 (n, 4) in pixels of the store, int64 (n,)."""
     boxes = images.tables["boxes.parquet"]
     factors = images.store.images.shape[1] / images.at(boxes["row"])[["width", "height"]].to_numpy(float)
     corners = scale(boxes[BOX].to_numpy(float), *factors.T).astype(np.float32)
@@ -221,13 +218,11 @@ def boxes_by_row(images):
 
 
 def truth_of(images, rows):
-    """Return the truth of train rows for the metric: image_id, class_id, x_min, y_min, x_max, y_max (original pixels).
+    """Return the true boxes of training rows: image_id, class_id, x_min, y_min, x_max, y_max (original pixels).
 
-    An image without a finding has one row, class 14 with the box 0 0 1 1. Raises InputError for a test image.
+    An image without a finding has one row, class 14 with the box 0 0 1 1.
     """
     chosen, boxes = images.table[images.table["row"].isin(rows)], images.tables["boxes.parquet"]
-    for image_id in chosen.loc[chosen["split"] != "train", "image_id"][:1]:
-        raise InputError(f"{image_id}: the truth of a test image is not known")
     healthy = no_findings(chosen.loc[chosen["abnormal"] == 0, ["image_id"]])
     both = pd.concat([boxes[boxes["row"].isin(rows)], healthy], ignore_index=True)
     return both[["image_id", "class_id", *BOX]]
@@ -239,18 +234,18 @@ def healthy(images, rows):
 
 
 def no_findings(images):
-    """Return a table of images with the class and the box that stand for No finding."""
+    """Return a table of images with the class and box of No finding."""
     return images.assign(class_id=NO_FINDING, x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)
 
 
 def out_of_fold(job):
-    """Return the table and the truth (`truth_of`) of the images held out of the trained folds, fold by fold."""
+    """Return the table and the true boxes (`truth_of`) of the held-out images, fold by fold."""
     rows = np.concatenate([job.images.rows(folds=[fold]) for fold in job.config.folds])
     return job.images.at(rows).reset_index(drop=True), truth_of(job.images, rows)
 
 
 def hidden_score(job, detections):
-    """Return the mean AP on the sample's hidden labels; None where other images than the sample's are predicted."""
+    """Return the mean AP on the sample's hidden labels; None if images other than the sample's are predicted."""
     path = Path(job.run.step("prepare")["data"], "hidden", "truth.csv")
     ids = job.images.ids(job.images.rows("test"))
     truth = read_train(path) if path.is_file() else pd.DataFrame({"image_id": []})
@@ -270,15 +265,15 @@ def read_sizes(paths, ids):
     """Return image_id, width and height (int64, pixels) of `ids`, in their order.
 
     paths: CSV files, folders of runs, or folders of images. A CSV has image_id, width and height, or image_id, dim0
-    (height) and dim1 (width), and may have other columns; an image may occur in several rows if they agree. Raises
-    InputError naming file and row or image for other columns, sizes that are not positive whole numbers, rows that
-    disagree, and images without a size.
+    (height) and dim1 (width); other columns are ignored, and rows of the same image must agree. Raises InputError
+    naming file and row or image for missing columns, sizes that are not positive whole numbers, contradictory rows, and
+    images without a size.
     """
     table, places = pd.concat([_read_sizes(path, ids) for path in paths]).drop_duplicates(), ", ".join(map(str, paths))
     for image_id in table.loc[table["image_id"].duplicated(), "image_id"][:1]:
         found = table.loc[table["image_id"] == image_id, SIZES[1:]].to_numpy().tolist()
         several = " and ".join(f"{width} × {height}" for width, height in found)
-        raise InputError(f"{places}: image {image_id} has several sizes, {several}")
+        raise InputError(f"{places}: image {image_id} has different sizes, {several}")
     for image_id in pd.Index(ids).difference(table["image_id"], sort=False)[:1]:
         raise InputError(f"{places}: no width and height, in pixels, of image {image_id}")
     return table.set_index("image_id").loc[list(ids)].reset_index()
@@ -288,23 +283,23 @@ def log_copies(own, originals):
     """Log how many files differ in size from their original; both tables have image_id, width and height."""
     mine, full = (table[SIZES[1:]].to_numpy(np.float64) for table in (own, originals))
     copies = np.flatnonzero((mine != full).any(axis=1))
-    # a copy that keeps the proportions has at least one side rounded to a whole pixel
+    # a copy with the same proportions is exact to the pixel on at least one side
     kept = (abs(mine[copies, ::-1] * full[copies] / full[copies, ::-1] - mine[copies]) <= 1).any(axis=1)
     if len(copies):
         k = copies[0]
         log.info(
-            f"--sizes: {len(copies)} of {len(own)} images are copies of another size than the originals, "
-            f"{(~kept).sum()} of them in other proportions (taken as stretched, not cropped or padded); the first: "
+            f"--sizes: {len(copies)} of {len(own)} images differ in size from their originals, "
+            f"{(~kept).sum()} of them in aspect ratio (assumed stretched, not cropped or padded); the first: "
             "{}, {:.0f} × {:.0f} for {:.0f} × {:.0f}".format(own["image_id"].iloc[k], *mine[k], *full[k])
         )
 
 
 def _read_sizes(path, ids):
-    """Return image_id, width and height as one of the paths gives them."""
+    """Return image_id, width and height from one path."""
     if (path / "images.parquet").is_file():
         table = read_parquet(path / "images.parquet")
         if not set(SIZES) <= set(table.columns):
-            raise InputError(f"{path}: its images.parquet has no sizes; is it a run of another solution?")
+            raise InputError(f"{path}: images.parquet has no sizes; is this a run of another solution?")
         return table[SIZES]
     if path.is_dir():
         files = find_images(path)

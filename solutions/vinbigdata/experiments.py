@@ -1,4 +1,4 @@
-"""The paper's comparisons, on the out-of-fold images of a run."""
+"""Repeat the paper's comparisons on the out-of-fold images of a run."""
 
 import logging
 from dataclasses import replace
@@ -23,12 +23,12 @@ PUBLISHED = {"base": 0.165, "+ WBF": 0.186, "+ WBF + 2CC": 0.242}  # paper, tabl
 def run_ablation(job):
     """Score the steps of the paper's table 1 and the members of its figure 1; writes ablation.csv and figure1.csv.
 
-    base: the boxes of the best member alone; + WBF: all members fused; + 2CC and + WBF + 2CC: the same two under the
-    paper's rule, and + WBF + winners' rule under the other. Everything chosen, the best member included, is chosen for
-    each part of the images on the others. In the first two steps only images without boxes get No finding, as in the
-    paper. Columns of ablation.csv: step, map, low, high, findings (mean AP of these alone), gain over the base with
-    gain_low, gain_high and p (paired, by patient), paper. figure1.csv: member, map with low and high (findings alone,
-    over all images) and map_coco, the paper's validation figure.
+    base: the boxes of the best member; + WBF: all members fused; + 2CC and + WBF + 2CC: the same two with the paper's
+    rule; + WBF + winners' rule: with the winners' rule. All choices, including the best member, are made for each part
+    of the images on the others. In the first two steps only images without boxes get No finding, as in the paper.
+    Columns of ablation.csv: step, map, low, high, findings (their mean AP), gain over the base with gain_low, gain_high
+    and p (paired, by patient), paper. figure1.csv: member, map with low and high (findings only, over all images) and
+    map_coco, the paper's validation metric.
     """
     config, oof, (images, truth) = job.config, read_predictions(job, "oof"), out_of_fold(job)
     healthy, groups = oof.tables["_healthy"].set_index("image_id")["healthy"], patients_of(images)

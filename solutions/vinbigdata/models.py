@@ -1,4 +1,4 @@
-"""The two networks: the detector, its batches and its boxes, and the classifier of healthy images (2CC)."""
+"""The networks: the detector with its batches and boxes, and the classifier of healthy images (2CC)."""
 
 import random
 from dataclasses import replace
@@ -29,9 +29,8 @@ VOC_FINDINGS, COCO_FINDINGS = (replace(rule, counted=FINDINGS) for rule in (VOC2
 def build_detector(config, weights=None):
     """Return the detector of a DetectorConfig, a `common.nn.detectors.Detector` of the 14 findings.
 
-    The backbone's batch norms are frozen where it starts from pretrained weights: the paper's library does so, and a
-    batch of four gives no statistics. Everything else is trained. Raises InputError for names and weights that do not
-    fit.
+    The batch norms of a pretrained backbone are frozen, as in the paper's library, since batches of four are too small
+    for statistics. Everything else is trained. Raises InputError for unknown names and weights that do not fit.
     """
     build = {"faster_rcnn": detectors.faster_rcnn, "retinanet": detectors.retinanet, "fcos": detectors.fcos}
     return build[config.architecture](
@@ -52,7 +51,7 @@ def build_healthy(config, weights=None):
 
 
 def augmentation(name, size):
-    """Return the augmentation pipeline that a configuration names, for images of `size` pixels."""
+    """Return the augmentation pipeline of this name for images of `size` pixels, None for "none"."""
     return {
         "none": lambda: None,
         "flip": augment.flip,
@@ -68,7 +67,7 @@ class BoxDataset(Dataset):
     """Images with their boxes; an item is `(image uint8 (1, S, S), target)`.
 
     target: boxes float32 (n, 4) in the image's pixels and labels int64 (n,), n >= 0. samples: a SampleDataset without
-    targets; boxes: from store rows to (boxes (n, 4) in the store's pixels, labels (n,)), rows without boxes left out.
+    targets; boxes: {store row: (boxes (n, 4) in the store's pixels, labels (n,))} of the rows with boxes.
     `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not.
     """
 
@@ -95,18 +94,18 @@ class BoxDataset(Dataset):
 
 
 def collate(items):
-    """Return a batch: the images stacked, the targets in a list because their numbers of boxes differ."""
+    """Return a batch: stacked images, and a list of targets, since their numbers of boxes differ."""
     images, targets = zip(*items, strict=True)
     return torch.stack(images), list(targets)
 
 
 def detector_loss(model, images, targets):
-    """Return the sum of a detector's losses; in eval mode, for batch-norm statistics, only run the images through."""
+    """Return the sum of a detector's losses; in eval mode (for batch-norm statistics) only predict."""
     return sum(model(images, targets).values()) if model.training else model(images)
 
 
 def pack(found, per_image):
-    """Return the boxes of a batch, a dict per image, as float32 (B, per_image, 6): score, label and box, else 0."""
+    """Return the boxes of a batch, a dict per image, as float32 (B, per_image, 6): score, label, box, padded by 0."""
     packed = np.zeros((len(found), per_image, 6), np.float32)
     for out, each in zip(packed, found, strict=True):
         parts = torch.cat([each["scores"][:, None], each["labels"][:, None], each["boxes"]], 1)[:per_image]
@@ -115,20 +114,20 @@ def pack(found, per_image):
 
 
 def detection_table(packed, images, rows, size):
-    """Return the detections, in original pixels, of boxes (n, k, 6) as from `pack`, on images of `size` pixels."""
+    """Return the detections, in original pixels, from boxes (n, k, 6) of `pack` on images of `size` pixels."""
     about = images.at(rows)
-    kept = (packed[..., 4:] > packed[..., 2:4]).all(-1)  # neither padding nor a box that the border cut to nothing
+    kept = (packed[..., 4:] > packed[..., 2:4]).all(-1)  # drops padding and boxes without area
     place, flat = np.nonzero(kept)[0], packed[kept].astype(np.float64)
-    # multiplied before it is divided: a box that ends at the image's border does so to the last bit
+    # multiplied before it is divided, so that boxes at the image's border stay there exactly
     scaled = flat[:, 2:] * about[["width", "height", "width", "height"]].to_numpy(np.float64)[place] / size
     columns = {"image_id": about["image_id"].to_numpy()[place], "class_id": flat[:, 1].astype(np.int64)}
     return pd.DataFrame({**columns, "score": flat[:, 0], **dict(zip(BOX, scaled.T, strict=True))})
 
 
 def detector_figures(images, packed, rows, size):
-    """Return the figures of a detector from its boxes (`pack`) on rows: means over the findings that occur there.
+    """Return the mean APs of a detector's boxes (`pack`) on rows, over the findings that occur there.
 
-    map: the competition's AP, VOC 2010 at IoU > 0.4; map_coco: COCO's, the paper's validation figure.
+    map: the competition's AP, VOC 2010 at IoU > 0.4; map_coco: COCO's, the paper's validation metric.
     """
     table, truth, ids = detection_table(packed, images, rows, size), truth_of(images, rows), images.ids(rows)
     return {
@@ -138,7 +137,7 @@ def detector_figures(images, packed, rows, size):
 
 
 def healthy_figures(healthy, probs):
-    """Return the figures of the 2CC, auroc and the accuracy at 0.5, from the truth (n,) of 0 and 1 and probs (n,)."""
+    """Return auroc and the accuracy at 0.5 of the 2CC from true labels (n,) of 0 and 1 and probabilities (n,)."""
     return {
         "auroc": classification.auroc(healthy, probs, undefined=np.nan),
         "accuracy": classification.accuracy(classification.confusion_counts(healthy, probs, 0.5)),
@@ -146,10 +145,9 @@ def healthy_figures(healthy, probs):
 
 
 def predict_logits(job, network, rows, title=""):
-    """Return the 2CC's logits of store rows, float32 (n,): with the few digits of bf16 the surest images would tie."""
+    """Return the 2CC's logits of store rows, float32 (n,); in bf16, the most confident images would tie."""
     network = replace(network, config=replace(network.config, precision="fp32"))
-    views = [tta.IDENTITY, *[tta.FLIP] * ("flip" in job.config.tta)]
-    return predict(job, [network], rows, views, title)[:, 0]
+    return predict(job, [network], rows, tta.views(job.config.tta), title)[:, 0]
 
 
 @torch.inference_mode()
@@ -157,7 +155,7 @@ def predict_boxes(job, network, rows, title=""):
     """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.
 
     Columns image_id, class_id, score, x_min, y_min, x_max, y_max; at most config.per_image boxes per image, in the
-    order of rows and by falling score. Memory: one batch, and 24 bytes per box.
+    order of rows and by descending score.
     """
     config, device, found = network.config, job.device, [np.zeros((0, network.config.per_image, 6), np.float32)]
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
@@ -171,10 +169,10 @@ def predict_boxes(job, network, rows, title=""):
 
 
 def detect(model, images, flip, config):
-    """Return a detector's boxes on a batch, for each image a dict of boxes, scores and labels.
+    """Return a detector's boxes on a batch, a dict of boxes, scores and labels per image.
 
-    flip: whether the mirrored images are used too. The boxes of both go through one NMS at config.nms, which keeps the
-    higher score and moves no box; averaging is left to the fusion of the members.
+    flip: whether mirrored images are used too. The boxes of both views go through one NMS at config.nms; boxes are not
+    averaged before the fusion of the members.
     """
     found = model(images)
     if not flip:

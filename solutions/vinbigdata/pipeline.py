@@ -1,6 +1,6 @@
-"""VinBigData: detectors that find boxes, their fusion, and a classifier (2CC) that says which images are healthy.
+"""VinBigData: detectors of findings, the fusion of their boxes, and a classifier of healthy images (2CC).
 
-"Paper" is Berger et al.; every number stands in config.py beside its source.
+"Paper" is Berger et al.; config.py has every number with its source.
 """
 
 from functools import partial
@@ -13,6 +13,7 @@ from common.config import from_dict, to_dict
 from common.data.augment import light
 from common.infer import tta
 from common.metrics.detection_errors import error_breakdown
+from common.metrics.statistics import format_interval
 from common.network import Network, other_folds
 from common.nn.losses import bce
 from common.paths import read_parquet, write_table
@@ -22,11 +23,11 @@ from solutions.vinbigdata import data, experiments, models, postprocess, report,
 from solutions.vinbigdata.config import KAGGLE, NOTHING, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
-# ---- what a fold trains (paper, 3) ---------------------------------------------------------------------------------
+# ---- training (paper, 3) -------------------------------------------------------------------------------------------
 
 
 def networks(job):
-    """Return each fold's detectors, one per member, and its 2CC, which may have other folds."""
+    """Return each fold's detectors, one per member, and its 2CC, whose folds may differ."""
     config, trainings = job.config, []
     for fold in dict.fromkeys((*config.folds, *config.healthy_trained)):
         members = config.members if fold in config.folds else ()
@@ -36,7 +37,7 @@ def networks(job):
 
 
 def detector_network(config, fold, member):
-    """Return the detector of a member of the ensemble (3.1)."""
+    """Return the detector of an ensemble member (3.1)."""
     detector = config.detector_of(member)
     augmentation, size = member_parts(member, detector.architecture)[1], detector.size
 
@@ -65,7 +66,7 @@ def detector_network(config, fold, member):
 
 
 def healthy_network(config, fold):
-    """Return the 2CC of one of its folds, each of which may unite several of the detectors' (3.2)."""
+    """Return the 2CC of one of its folds, each of which may comprise several of the detectors' folds (3.2)."""
 
     def dataset(job, rows, augment, targets):
         healthy = data.healthy(job.images, rows).astype(np.float32)[:, None] if targets else None
@@ -90,13 +91,13 @@ def healthy_network(config, fold):
     )
 
 
-# ---- what they predict ---------------------------------------------------------------------------------------------
+# ---- prediction ----------------------------------------------------------------------------------------------------
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Return the boxes of one fold's detectors and the probabilities of health of held-out rows.
+    """Return the boxes of one fold's detectors, and for held-out rows the probabilities of a healthy image.
 
-    For test rows it returns logits by the fold's share of the 2CCs instead: `pool` takes their mean.
+    For test rows it returns the logits of the fold's share of the 2CCs instead, which `pool` averages.
     """
     config, ids, (fold,) = job.config, job.images.ids(rows), folds
     boxes = []
@@ -118,26 +119,26 @@ def _probabilities(logits):
 
 
 def prediction_key(config):
-    """Return the settings that predictions follow from."""
+    """Return the settings that predictions depend on."""
     detector = config.detector
     return [config.tta, config.members, detector.size, detector.nms, detector.per_image, config.healthy.size]
 
 
 def pool(suffix, tables):
-    """Return all boxes of the test images, or their probabilities of health."""
+    """Return all boxes of the test images, or their probabilities of being healthy."""
     table = pd.concat(tables, ignore_index=True)
     if not suffix:
         return table
-    # the mean of logits: a mean of probabilities would rarely exceed a high alpha
+    # mean of logits, since a mean of probabilities would rarely exceed a high alpha
     mean = table.groupby("image_id", sort=False, as_index=False)["logit"].mean()
     return pd.DataFrame({"image_id": mean["image_id"], "fold": -1, "healthy": _probabilities(mean["logit"])})
 
 
-# ---- what is decided -----------------------------------------------------------------------------------------------
+# ---- decision and submission ---------------------------------------------------------------------------------------
 
 
 def choose(job, oof):
-    """Return the fusion and rule with the best mean AP out of fold; each part is scored by the others' choice."""
+    """Choose the fusion and rule with the best mean AP out of fold; each part is scored by the others' choice."""
     config, (images, truth) = job.config, data.out_of_fold(job)
     healthy = oof.tables["_healthy"].set_index("image_id")["healthy"]
     options = {"members": config.members, "fusion": config.fusion, "decision": config.decision, "seed": config.seed}
@@ -156,17 +157,16 @@ def choose(job, oof):
 
 
 def describe(figures):
-    """Return the lines that say the score."""
-    found, accuracy = figures["map"], figures["healthy"]["accuracy"]
+    """Return the lines that report the score."""
     return [
-        f"out-of-fold mAP@0.4 {found['estimate']:.4f} [{found['low']:.4f}, {found['high']:.4f}] over "
-        f"{figures['images']} images (no boxes at all: {figures['map_no_finding']:.4f}), nested by "
-        f"{figures['nested_by']}; 2CC accuracy {accuracy:.4f}"
+        f"out-of-fold mAP@0.4 {format_interval(figures['map'])} over {figures['images']} images (without boxes "
+        f"{figures['map_no_finding']:.4f}), nested by {figures['nested_by']}; 2CC accuracy "
+        f"{figures['healthy']['accuracy']:.4f}"
     ]
 
 
 def answer(job, test, rule, neutral):
-    """Return the submission as a table; an image that could not be read has No finding. Writes test_decided.parquet."""
+    """Return the submission, with No finding for unreadable images; writes test_decided.parquet."""
     config, table = job.config, job.images.table
     rule = from_dict(DecisionRule, rule.get("rule"), "tuned.json: rule")
     images = table[table["split"] == "test"]

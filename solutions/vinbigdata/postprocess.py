@@ -1,8 +1,8 @@
-"""Boxes of several networks to the rows of the submission: fused, decided on by the classifier, written and read back.
+"""Fuse the boxes of several networks, apply the decision rule, and write and read submissions.
 
-Detections are tables image_id, class_id, score, x_min, y_min, x_max, y_max, in original pixels. Until `apply_rule` adds
-No finding (class 14, box 0 0 1 1) they hold findings alone, so that class is never fused. Those of networks have the
-columns member and fold besides. `images` are tables of image_id, width and height.
+Detections are tables image_id, class_id, score, x_min, y_min, x_max, y_max, in original pixels. They contain only
+findings until `apply_rule` adds No finding (class 14, box 0 0 1 1), so that class is never fused. Detections of
+networks also have the columns member and fold. `images` are tables of image_id, width and height.
 """
 
 import itertools
@@ -38,12 +38,12 @@ METHODS = {
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How the boxes of several networks become one answer: searched out of fold, applied unchanged to the test images.
+    """How to fuse and filter the boxes of several networks: searched out of fold, applied unchanged to test images.
 
-    Boxes of score `skip` or more are fused above the overlap `iou`; `weights` are those of the members. Where the
-    probability of health exceeds `alpha`, all boxes are replaced by `14 1 0 0 1 1`; where it only exceeds `beta`, a box
-    of No finding is added whose score is the probability (the paper does not give its score). beta -1 adds it
-    everywhere, 1 nowhere; alpha 1 keeps all boxes.
+    Boxes with a score of at least `skip` are fused above the overlap `iou` with the members' `weights`. If the
+    probability of a healthy image exceeds `alpha`, all boxes are replaced by `14 1 0 0 1 1`; if it exceeds only `beta`,
+    a No finding box is added with the probability as its score (the paper gives no score). beta -1 adds it everywhere,
+    beta 1 nowhere; alpha 1 keeps all boxes.
     """
 
     weights: tuple[float, ...]
@@ -79,12 +79,12 @@ def list_rules(fusion, decision, weights):
 
 
 def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
-    """Return the fused detections of several models; class 14, where there is any, is averaged instead.
+    """Return the fused detections of several models; boxes of class 14, if any, are averaged instead.
 
-    tables: dict from a name to detections; weights: one positive number per table; skip: least score of a finding;
-    method: a key of METHODS, or "none" for all boxes as they are; options and errors: as in
-    `common.post.fusion.fuse_table`. Weighted fusion by unequal weights can give scores above 1: all are then divided by
-    the highest, which keeps their order, but makes the scores of two sets no longer comparable.
+    tables: dict from a name to detections; weights: one positive number per table; skip: lowest score of a finding;
+    method: a key of METHODS, or "none" to keep all boxes unchanged; options and errors: as in
+    `common.post.fusion.fuse_table`. Weighted fusion with unequal weights can give scores above 1. All are then divided
+    by the highest, which keeps their order, but scores of two calls are no longer comparable.
     """
     kept = {name: table[(table["score"] >= skip) | (table["class_id"] == NO_FINDING)] for name, table in tables.items()}
     if method == "none":
@@ -96,10 +96,10 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
 
 
 def fuse_members(table, images, members, rule, method="wbf"):
-    """Return the fused boxes of `members`, which rule.weights belong to in this order.
+    """Return the fused boxes of `members`, whose weights are rule.weights in this order.
 
-    Where several folds predicted the same images, as they do the test set, the network of each fold is a model of its
-    own, with its member's weight. The boxes of one network alone are left as they are.
+    If several folds predicted the same images, as for the test set, each fold's network counts as a model with its
+    member's weight. The boxes of a single network are not fused.
     """
     tables, owners = split_members(table, members)
     method = method if len(tables) > 1 else "none"
@@ -107,7 +107,7 @@ def fuse_members(table, images, members, rule, method="wbf"):
 
 
 def split_members(table, members):
-    """Return a dict from a network's name to its boxes, and the index in `members` of each; see `fuse_members`."""
+    """Return {network's name: boxes}, and the index in `members` of each network; see `fuse_members`."""
     per_member = [table[table["member"] == member] for member in members]
     if len(table[["image_id", "fold"]].drop_duplicates()) == table["image_id"].nunique():
         return dict(zip(members, per_member, strict=True)), list(range(len(members)))
@@ -117,10 +117,10 @@ def split_members(table, members):
 
 
 def apply_rule(detections, image_ids, healthy, rule):
-    """Return what is submitted for `image_ids`: detections with rows of class 14, at least one row per image.
+    """Return the detections to submit for `image_ids`, with rows of class 14 and at least one row per image.
 
-    detections: findings alone. healthy: Series from image_id to the probability of health, unused where alpha and beta
-    are 1. An image without any box gets `14 1 0 0 1 1`, since that is what its row in the submission will say.
+    detections: only findings. healthy: Series from image_id to the probability of a healthy image, unused if alpha and
+    beta are 1. An image without boxes gets `14 1 0 0 1 1`, like its row in the submission.
     """
     ids = pd.Index(image_ids)
     at = ids.get_indexer(detections["image_id"])
@@ -142,9 +142,8 @@ def apply_rule(detections, image_ids, healthy, rule):
 def prediction_strings(detections, image_ids, images=None):
     """Return the submission, image_id and PredictionString: `class score x_min y_min x_max y_max` …, best first.
 
-    Numbers have the fewest digits from which float64 gives them back, so no score or box changes. Boxes are clipped to
-    their image, where `images` gives its size, and else at 0; a box without area is left out, and an image without any
-    box gets `14 1 0 0 1 1`.
+    Numbers have the fewest digits that represent the float64 exactly. Boxes are clipped to their image if `images`
+    gives its size, else at 0; boxes without area are left out, and an image without boxes gets `14 1 0 0 1 1`.
     """
     ids = pd.Index(image_ids)
     at, class_id = ids.get_indexer(detections["image_id"]), detections["class_id"].to_numpy().astype(int)
@@ -152,7 +151,7 @@ def prediction_strings(detections, image_ids, images=None):
     boxes = np.maximum(boxes, 0) if images is None else clip(boxes, _pixels(images, ids)[at])
     kept = np.flatnonzero((boxes[:, :2] < boxes[:, 2:]).all(axis=1))
     kept = kept[np.lexsort((class_id[kept], -score[kept], at[kept]))]
-    # pyarrow finds the fewest digits ten times faster than repr
+    # ten times faster than repr, with the same digits
     columns = [pc.cast(pa.array(column[kept]), pa.string()) for column in (class_id, score, *boxes.T)]
     starts = np.append(0, np.cumsum(np.bincount(at[kept], minlength=len(ids))))
     entries = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pc.binary_join_element_wise(*columns, " "))
@@ -161,13 +160,12 @@ def prediction_strings(detections, image_ids, images=None):
 
 
 def parse_predictions(path, images=None, ids=None, source="the sample submission"):
-    """Read a submission, ours or anyone's, and return its detections in their order, class 14 included.
+    """Return the detections of anyone's submission in their order, including class 14.
 
-    ids: the images that it must have, in any order; `source` names the file that they come from. Blank rows (no
-    entries), further columns and what `common.submit.boxes.repair_entries` repairs are accepted and reported in one
-    log line. images: their sizes, where known: boxes must end within them. Raises InputError naming file, row and entry
-    for whatever else `validate_boxes` refuses: unreadable values, inverted boxes, NaN, scores outside [0, 1], repeated
-    ids.
+    ids: the images that it must have, in any order; `source` names the file that they come from. Blank rows, further
+    columns and what `common.submit.boxes.repair_entries` repairs are accepted and reported in one log line. images:
+    their sizes, if known; boxes must end within them. Raises InputError naming file, row and entry for whatever else
+    `validate_boxes` refuses: unreadable values, inverted boxes, NaN, scores outside [0, 1], repeated ids.
     """
     table = read_table(path)
     if not set(SAMPLE) <= set(table.columns):
@@ -180,9 +178,9 @@ def parse_predictions(path, images=None, ids=None, source="the sample submission
     entries, notes = repair_entries(read_entries(texts), NO_FINDING, pixels)
     refuse_rows(path, row_problems(own, find_faults(entries, len(CLASSES), NO_FINDING, pixels, blank=True)))
     if (texts == "").any():
-        notes.append(f"{(texts == '').sum():,} blank rows have no entries (first row {(texts == '').argmax() + 2})")
+        notes.append(f"{(texts == '').sum():,} blank rows (the first is row {(texts == '').argmax() + 2})")
     if table.shape[1] > len(SAMPLE):
-        notes.append(f"columns not read: {', '.join(table.columns.difference(SAMPLE, sort=False))[:200]}")
+        notes.append(f"ignored columns: {', '.join(table.columns.difference(SAMPLE, sort=False))[:200]}")
     if notes:
         log.info(f"{path}: accepted, {'; '.join(notes)}")
     columns = {"image_id": own.take(entries.row).array, "class_id": entries.class_id.astype(np.int64)}

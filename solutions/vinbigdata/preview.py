@@ -1,4 +1,4 @@
-"""Predictions shown in a notebook on Kaggle."""
+"""Show predictions in a Kaggle notebook."""
 
 from common.kaggle.session import display_gallery, read_images
 from common.report.gallery import box_overlay
@@ -6,11 +6,11 @@ from common.submit.boxes import read_entries
 from common.submit.table import read_table
 from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING
 
-MAX_BOXES = 6  # of an image
+MAX_BOXES = 6  # per image
 
 
 def show_predictions(submission, count=4):
-    """Show the test images with the most certain findings and their boxes."""
+    """Show the test images with the highest scores, with boxes."""
     table = read_table(submission)
     entries = read_entries(table["PredictionString"])
     findings = {}

@@ -1,4 +1,4 @@
-"""Sections of the report that are VinBigData's own: APs and errors by class, rules, the 2CC and pictures with boxes."""
+"""VinBigData's sections of the report: APs and errors by class, rules, the 2CC and pictures with boxes."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ MOST_BOXES = 5  # of a picture
 
 
 def headline(job, score):
-    """Return the mAP, what it consists of and the accuracy of the 2CC as cards, and how they were measured."""
+    """Return the mAP, its parts and the accuracy of the 2CC as cards, and a note on how they were measured."""
     found, healthy = score["map"], score["healthy"]
     cards = [
         ("mAP@0.4, out of fold", found["estimate"], page.range_text(found)),
@@ -35,7 +35,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return the data, and of the current results the classes, the rules, the 2CC, pictures and the ablation."""
+    """Return the data section and those of the results that are current."""
     parts = [_data(job.images)]
     if job.is_current("tune"):
         rows, found = job.images.rows(folds=job.config.folds), read_parquet(job.run.path("oof_decided.parquet"))
@@ -105,11 +105,11 @@ def _decision(run):
     figures = [page.figure(drawn, "mAP of all images by alpha and beta; beta -1: No finding on every image")]
     if surface["iou"].nunique() > 1 or surface["skip"].nunique() > 1:
         drawn = plots.threshold_surface(surface, "iou", "skip", "map", (rule["iou"], rule["skip"]))
-        figures.append(page.figure(drawn, "mAP of all images by iou and skip, the best over the other settings"))
+        figures.append(page.figure(drawn, "mAP of all images by iou and skip, with the best other settings"))
     return page.section(
         "Decision",
         page.table(rules, "Rules, chosen on out-of-fold boxes (beta -1: No finding on every image, the winners' rule)"),
-        page.table(read_csv(run.path("members.csv")), "Members: weight in the fusion, mAP of the findings alone"),
+        page.table(read_csv(run.path("members.csv")), "Members: weight in the fusion, mAP of the findings"),
         page.grid(*figures),
     )
 
@@ -192,7 +192,7 @@ def _ablation(job):
 
 
 def submission(job, record):
-    """Return how many boxes submission.csv holds, and the images with the highest scores."""
+    """Return the number of boxes in submission.csv, and pictures of the images with the highest scores."""
     found = read_parquet(job.run.path("test_decided.parquet"))
     findings = found[found["class_id"] != NO_FINDING]
     best = findings.groupby("image_id")["score"].max().nlargest(8).index

@@ -1,10 +1,10 @@
 """The embedded sample: phantom radiographs laid out as the VinBigData competition unpacks.
 
 Like the real set: DICOM of 10 to 16 bits, JPEG 2000 or raw, some MONOCHROME1, none square; three radiologists per
-image, nearly always R8, R9 and R10 for the abnormal ones; they differ in place, extent and class and miss findings, but
+image, nearly always R8, R9 and R10 for abnormal ones; they differ in place, extent and class and miss findings, but
 agree on whether there are any; three or four classes on an abnormal image. Unlike it: half of the images are healthy
 instead of 71 %, all classes are equally frequent, a class is drawn once per image, and the images are a fifth as wide,
-so that some dozens of them are enough to learn from.
+so that a few dozen are enough for training.
 """
 
 import csv
@@ -26,9 +26,9 @@ from common.phantom import findings as draws
 from common.phantom.sample import write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
-VERSION = 1  # raise it whenever the files for a seed change
+VERSION = 1  # to be raised whenever the files for a seed change
 HEADER = ("image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max")
-# Ways to draw a class. What moves a border of the lungs comes before what lies within them.
+# Ways to draw a class; findings that move a border of the lungs come before those inside the lungs.
 FINDINGS = {
     "Cardiomegaly": (draws.cardiomegaly,),
     "Aortic enlargement": (draws.aortic_enlargement,),
@@ -56,7 +56,7 @@ MISTAKEN = {
     "Nodule/Mass": "Calcification",
 }
 MISTAKES, MISSES, JITTER = 0.08, 0.12, 0.05  # shares of findings; deviation of an edge, as a share of the box's side
-KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # the readers of that share of the abnormal images
+KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # three raters, and the share of abnormal images that they read
 BITS = (10, 12, 14, 16)
 RAW, INVERTED = 3, 5  # every third image is not compressed, every fifth is MONOCHROME1
 LEAST, MOST = 480, 640  # pixels of a film before it is cropped
@@ -67,10 +67,10 @@ _one_encoder = threading.Lock()  # pylibjpeg-openjpeg 2.6's encoder crashes with
 def make_sample(folder, n_train=48, n_test=12, seed=0, healthy=50):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0; healthy: percentage of the images without a
-    finding, 0 to 90. It has the files of the competition (train/<image_id>.dicom, test, train.csv,
-    sample_submission.csv) and hidden/truth.csv, the boxes drawn on the test images as the radiologist R0 would mark
-    them. The bytes depend on the parameters alone. Raises InputError as `write_sample` does.
+    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0; healthy: percentage of images without a
+    finding, 0 to 90. The folder has the competition's files (train/<image_id>.dicom, test, train.csv,
+    sample_submission.csv) and hidden/truth.csv, the true boxes of the test images in the format of train.csv. The bytes
+    depend on the parameters alone. Raises InputError as `write_sample` does.
     """
     parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
     if healthy not in range(91):
@@ -105,7 +105,7 @@ class _Case(NamedTuple):
 
 
 def _plan(split, count, seed, healthy):
-    """Return the cases of a split: exact shares in random places, all classes equally often."""
+    """Return the cases of a split: exact shares in random order, all classes equally often."""
     rng, first = np.random.default_rng([seed, split == "train"]), 1_000_000 * seed + 500_000 * (split == "test")
     ill = rng.permutation(count) >= round(healthy * count / 100)
     seen, names = np.zeros(len(FINDINGS)), list(FINDINGS)
@@ -118,7 +118,7 @@ def _plan(split, count, seed, healthy):
 
 
 def _write_image(folder, case):
-    """Draw and write one image; return its sides (width, height) and the boxes drawn: [(class, box)]."""
+    """Draw and write one image; return its (width, height) and true boxes, [(class, box)]."""
     rng = np.random.default_rng([case.number, 1])
     ways = [FINDINGS[name] for name in case.classes]
     film = phantom.draw(case.number, int(rng.integers(LEAST, MOST)), [way[rng.integers(len(way))] for way in ways])
@@ -146,7 +146,7 @@ def _window(kept, rng):
 
 
 def _dataset(image, case, rng):
-    """Return the DICOM of one image, its grey levels spread over more bits as a detector gives them."""
+    """Return the DICOM of one image, with grey levels spread over more bits, like those of a detector."""
     bits = BITS[case.number % len(BITS)]
     levels = (image + rng.uniform(-0.5, 0.5, image.shape)) * ((2**bits - 1) / 255)
     levels = np.clip(np.rint(levels), 0, 2**bits - 1).astype("<u2")
@@ -169,13 +169,13 @@ def _dataset(image, case, rng):
 
 
 def _readings(case, sides, boxes):
-    """Return the rows of an image's three radiologists, each with what they see of the boxes drawn."""
+    """Return the rows of an image's three radiologists, with the findings that each of them sees."""
     rng = np.random.default_rng([case.number, 2])
     keen = case.classes and rng.random() < KEEN_SHARE
     rows = []
     for reader in KEEN if keen else np.sort(rng.choice(np.arange(1, 18), 3, replace=False)).tolist():
         seen = rng.random(len(boxes)) >= MISSES
-        if boxes and not seen.any():  # in the real set nobody finds nothing on an abnormal image
+        if boxes and not seen.any():  # in the real set every rater of an abnormal image finds something
             seen[rng.integers(len(boxes))] = True
         rows += _rows(case, reader, [_reading(*boxes[i], sides, rng) for i in np.flatnonzero(seen)])
     return rows

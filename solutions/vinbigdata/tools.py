@@ -32,20 +32,20 @@ def ensemble(
     conf_type: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg",
     sizes: tuple[Path, ...] = (),
 ):
-    """Fuse submissions box by box, image by image and class by class.
+    """Fuse the boxes of several submissions, separately for each image and class.
 
-    No finding is not fused: it gets the mean of its scores, by the same weights, over the submissions that use it.
-    Boxes are compared in pixels, so the images' sizes are not needed; where they are known (from a run among the
-    inputs, or by --sizes), boxes that extend up to a pixel beyond their image are clipped, others refused.
+    No finding boxes are not fused: they get the weighted mean of their scores over the submissions that have them.
+    Sizes of the images are not needed. If they are known (from a run among the inputs, or from --sizes), boxes that
+    extend up to a pixel beyond their image are clipped, others refused.
 
     Args:
         predictions: Submissions (image_id,PredictionString), and folders of runs, whose submission.csv is used.
         out: The fused submission.
         weights: One per input, in their order; equal by default. Paper: 5 2 1 1 1 1.
-        iou: Boxes that overlap by more are one (not used by soft_nms).
-        skip: Least score of a box that counts; above 0 where boxes of score 0 overlap, which have no weighted mean.
+        iou: Boxes with a larger overlap are fused (not used by soft_nms).
+        skip: Lowest score of a box to use; must be above 0 if boxes of score 0 overlap, which have no weighted mean.
         method: Weighted boxes fusion, NMS, soft-NMS or non-maximum weighted.
-        conf_type: Of weighted boxes fusion: how the scores of one object's boxes become one.
+        conf_type: Weighted boxes fusion: how the scores of fused boxes are combined.
         sizes: CSV files with image_id, width and height (or dim0, the height, and dim1), or folders of the images.
     """
     files = [_submission(path) for path in predictions]
@@ -77,15 +77,15 @@ def _submission(path):
         return path
     file, about = path / "submission.csv", path / "config.json"
     if not file.is_file():
-        raise InputError(f"{path}: no submission.csv in it; run the verb `submit` first")
+        raise InputError(f"{path}: contains no submission.csv; run the verb `submit` first")
     about = read_json(about) if about.is_file() else {}
     if not isinstance(about, dict) or about.get("solution", "vinbigdata") != "vinbigdata":
-        raise InputError(f"{path}: the run of another solution")
+        raise InputError(f"{path}: a run of another solution")
     return file
 
 
 def _knows_sizes(path, ids):
-    """Return whether `path` is a run that holds these images, with their sizes."""
+    """Return whether `path` is a run that contains all these images."""
     file = path / "images.parquet"
     return file.is_file() and set(ids) <= set(read_parquet(file)["image_id"])
 
@@ -96,7 +96,7 @@ def _check(files, out, weights, iou, skip, method, conf_type):
     blocked = next((folder for folder in out.parents if folder.exists() and not folder.is_dir()), None)
     problems = [
         (not files, "name the submissions to fuse: CSV files, or folders of runs"),
-        (repeated, f"{repeated}: named twice; --weights makes one submission count more"),
+        (repeated, f"{repeated}: given twice; use --weights to make a submission count more"),
         (out.resolve() in places, f"--out {out}: is one of the submissions to fuse"),
         (out.is_dir(), f"--out {out}: is a folder; name a file"),
         (out.exists() and not out.is_file(), f"--out {out}: is not a regular file"),  # /dev/null would be replaced
@@ -116,7 +116,7 @@ def _check(files, out, weights, iou, skip, method, conf_type):
 
 
 def _one_size(ids, tables):
-    """Return one square for all images, its side a power of two: dividing by it changes no digit, and so no overlap."""
+    """Return one square size for all images, a power of two, so that dividing by it is exact."""
     largest = max(table[BOX].to_numpy().max(initial=1.0) for table in tables.values())
     side = 2.0 ** np.ceil(np.log2(largest))
     return pd.DataFrame({"image_id": ids, "width": side, "height": side})

@@ -1,4 +1,4 @@
-"""The search, nested and by the leaderboard's own metric, for the rule that makes one answer of several networks."""
+"""Search the decision rule for several networks, nested, by the leaderboard's metric."""
 
 import itertools
 from dataclasses import asdict, dataclass, replace
@@ -17,20 +17,19 @@ from solutions.vinbigdata.data import no_findings
 from solutions.vinbigdata.models import VOC_FINDINGS, healthy_figures
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse, list_rules, split_members
 
-SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # probabilities of health, for the figure
+SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the figure
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """The outcome of `tune_detection`.
+    """The result of `tune_detection`.
 
-    rule: the best on all images, for the test set; naive: its mean AP there, chosen and scored on the same images.
-    part_rules: from each part to the rule chosen on the other parts. parts: (n,), the images' folds, or halves of the
-    patients where there is one fold (`halves`). detections: every image under the rule of its part; result: their mean
-    AP over all images at once; score, class_scores: its interval, which is reported, and those of the classes.
-    surface: DataFrame of the rules tried on all images: iou, skip, alpha, beta, map. sweep: alpha, beta and map on all
-    images under the fusion of `rule`, over wide ranges, for the figure. members: DataFrame of member, weight and map,
-    the mean AP of the findings by its boxes alone.
+    rule: the best on all images, for the test set; naive: its mean AP on these images. part_rules: {part: the rule
+    chosen on the other parts}. parts: (n,), the images' folds, or with a single fold halves of the patients (`halves`).
+    detections: every image under the rule of its part; result: their mean AP over all images at once; score,
+    class_scores: the intervals of the mean and of the classes. surface: DataFrame of the rules tried on all images:
+    iou, skip, alpha, beta, map. sweep: alpha, beta and map on all images with the fusion of `rule`, for the figure.
+    members: DataFrame of member, weight and map, the mean AP of findings with only its boxes.
     """
 
     rule: DecisionRule
@@ -47,7 +46,7 @@ class Tuned:
     members: pd.DataFrame
 
     def as_dict(self):
-        """Return what tuned.json holds; common.config.from_dict(DecisionRule, d["rule"]) gives the rule back."""
+        """Return the content of tuned.json; common.config.from_dict(DecisionRule, d["rule"]) restores the rule."""
         return {
             "rule": to_dict(self.rule),
             "part_rules": {str(part): to_dict(rule) for part, rule in self.part_rules.items()},
@@ -59,14 +58,14 @@ class Tuned:
 
 
 def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=0, n_resamples=1000):
-    """Choose among the rules of a FusionConfig and a DecisionConfig by the leaderboard's mean AP; returns Tuned.
+    """Return Tuned: the rule of a FusionConfig and a DecisionConfig with the best mean AP of the leaderboard.
 
-    oof: boxes of the networks, each image's by the one fold that did not see it; truth: true boxes, one row of class 14
-    for an image without a finding; images: those held out, also with fold and patient_id ("" where unknown); healthy:
-    as in `apply_rule`. Mean AP is no mean over images: those of each part get the rule that was chosen on the other
-    parts, and all are scored as one set. fusion.weights go to the members best first, by the mean AP of their boxes;
-    fusion.try_weights are tried from there on, one member after the other. fusion.method may be "best" too: the boxes
-    of the member of the highest weight alone. Of rules that tie, the middle one wins.
+    oof: boxes of the networks, for each image from the fold not trained on it; truth: true boxes, one row of class 14
+    for an image without a finding; images: the held-out ones, with fold and patient_id ("" if unknown); healthy: as in
+    `apply_rule`. Since mean AP is not a mean over images, the images of each part get the rule chosen on the other
+    parts, and all are scored as one set. fusion.weights are given to the members by the mean AP of their boxes, best
+    first; then fusion.try_weights are tried for one member after another. fusion.method may also be "best": only the
+    boxes of the member with the highest weight. Of tied rules, the middle one wins.
     """
     ids = images["image_id"].to_numpy()
     groups = patients_of(images)
@@ -95,14 +94,14 @@ def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=
 
 
 def class_table(tuned):
-    """Return the AP of each class with its interval, and what else `evaluate` says of it."""
+    """Return each class with its AP, interval and the other results of `evaluate`."""
     classes, intervals = tuned.result.classes.reset_index(), [as_interval(each) for each in tuned.class_scores]
     classes.insert(1, "name", [CLASSES[number] for number in classes["class_id"]])
     return classes.assign(**{end: [interval[end] for interval in intervals] for end in ("low", "high")})
 
 
 def score_figures(tuned, truth, images, healthy, tested):
-    """Return what score.json holds; tested: probabilities of health of the test images, the rest as above."""
+    """Return the content of score.json; tested: probabilities that test images are healthy; the rest as above."""
     true, probs = 1 - images["abnormal"].to_numpy(), healthy.reindex(images["image_id"]).to_numpy()
     aps, rule, of_2cc = tuned.result.classes["ap"], tuned.rule, healthy_figures(true, probs)
     nothing = no_findings(images[["image_id"]].assign(score=1.0))
@@ -132,19 +131,19 @@ def score_figures(tuned, truth, images, healthy, tested):
 
 
 def patients_of(images):
-    """Return what is resampled and halved together, (n,): an image's patient, or the image where none is known."""
+    """Return the groups that are resampled and halved together, (n,): an image's patient, or the image if unknown."""
     return np.where(images["patient_id"] == "", "image " + images["image_id"], images["patient_id"])
 
 
 def rank_weights(weights, own):
-    """Return `weights`, best first and 1 beyond them, given to the members by their own scores (m,); a tuple (m,)."""
+    """Return the members' weights, a tuple (m,): `weights`, then 1, from the best to the worst of their scores (m,)."""
     given = np.empty(len(own))
     given[np.argsort(-np.asarray(own), kind="stable")] = [*weights, *[1.0] * len(own)][: len(own)]
     return tuple(given.tolist())
 
 
 def search_weights(score_of, start, values, rounds=3):
-    """Return the weights found by trying `values` for one member after the other as long as score_of(weights) rises."""
+    """Return the weights found by trying `values` for one member after another while score_of(weights) improves."""
     best, top = tuple(start), score_of(tuple(start))
     for _ in range(rounds):
         before = best
@@ -159,7 +158,7 @@ def search_weights(score_of, start, values, rounds=3):
 
 
 class _Trials:
-    """Scores of rules on shares (k, n) of the images, each computed once."""
+    """Scores of rules on subsets of the images, `shares` (k, n), each computed once."""
 
     def __init__(self, oof, truth, images, healthy, members, method, shares):
         self.tables, _ = split_members(oof, members)

@@ -123,7 +123,7 @@ def test_read_train(tmp_path, caplog):
         ("x,Cardiomegaly,3,R1,1,2,three,4", "is not four finite numbers"),
         ("x,Cardiomegaly,3,R1,3,2,1,4", "the box 3 2 1 4 must have x_min < x_max"),
         ("x,Cardiomegaly,3,R1,1,4,3,2", "must have x_min < x_max and y_min < y_max"),
-        ("x,Cardiomegaly,3,R1,-0.5,2,3,4", "the box -0.5 2 3 4 begins outside the image"),
+        ("x,Cardiomegaly,3,R1,-0.5,2,3,4", "the box -0.5 2 3 4 starts outside the image"),
         ("x,Cardiomegaly,3,R1,1,2,3", "7 values where the header has 8 columns"),
     ],
 )
@@ -196,8 +196,6 @@ def test_truth_of_the_metric(make):
     assert pairs == [("a1", 3), ("a1", 3), ("a1", 11), ("b2", 0), ("d4", 14)]
     assert truth[BOX].to_numpy()[-2:].tolist() == [[40, 10, 60, 20], [0, 0, 1, 1]]
     assert not len(truth_of(images, []))
-    with pytest.raises(InputError, match="t1: the truth of a test image"):
-        truth_of(images, [0, 4])
 
 
 @pytest.mark.parametrize(

@@ -156,13 +156,13 @@ def test_sizes_of_a_folder_of_images(command, two):
     [
         ("ensemble", "name the submissions to fuse: CSV files, or folders of runs"),
         ("ensemble one.csv missing.csv", "missing.csv: no such file"),
-        ("ensemble one.csv test", "test: no submission.csv in it; run the verb `submit` first"),
+        ("ensemble one.csv test", "test: contains no submission.csv; run the verb `submit` first"),
         ("ensemble one.csv two.csv --weights 1", "--weights: 1 for 2 submissions"),
         ("ensemble one.csv two.csv --weights 1 0", "--weights must be positive numbers, not 1 0"),
         ("ensemble one.csv two.csv --weights 1 inf", "--weights must be positive numbers, not 1 inf"),
         ("ensemble one.csv two.csv --iou 1.5", "--iou must lie in [0, 1], not 1.5"),
         ("ensemble one.csv two.csv --skip nan", "--skip must lie in [0, 1], not nan"),
-        ("ensemble one.csv ./one.csv", "one.csv: named twice; --weights makes one submission count more"),
+        ("ensemble one.csv ./one.csv", "one.csv: given twice; use --weights to make a submission count more"),
         ("ensemble one.csv two.csv --out two.csv", "--out two.csv: is one of the submissions to fuse"),
         ("ensemble one.csv two.csv --method nms --conf-type max", "--conf-type max: belongs to --method wbf"),
         ("ensemble one.csv two.csv --sizes one.csv", "one.csv, row 1: the header must have image_id,width,height"),
@@ -174,7 +174,7 @@ def test_sizes_of_a_folder_of_images(command, two):
         ("ensemble one.csv two.csv --out one.csv/x.csv", "--out one.csv/x.csv: one.csv is a file, not a folder"),
         ("ensemble one.csv two.csv --out /dev/null", "--out /dev/null: is not a regular file"),
         ("ensemble zero.csv one.csv", "two overlapping boxes of score 0 have no weighted mean"),
-        ("ensemble one.csv run", "run: the run of another solution"),
+        ("ensemble one.csv run", "run: a run of another solution"),
         ("ensemble empty.csv one.csv", "empty.csv: empty file"),
         ("ensemble one.csv header.csv", "header.csv: no rows under its header"),
         ("ensemble one.csv nan.csv", "nan.csv, row 3 (b): entry 1 (7 nan 0 0 3 4): not a number"),
@@ -200,7 +200,7 @@ def test_a_blank_row_counts_as_no_boxes_and_no_vote(command, tmp_path):
     write(tmp_path / "two.csv", {"a": "7 0.4 0 0 10 10", "b": "14 0.5 0 0 1 1"})
     done = command("ensemble one.csv two.csv --out new/deep/fused.csv")
     assert done.status == 0 and not done.errors
-    assert done.out.startswith("one.csv: accepted, 1 blank rows have no entries (first row 2)")
+    assert done.out.startswith("one.csv: accepted, 1 blank rows (the first is row 2)")
     rows = read("new/deep/fused.csv")
     assert list(rows) == ["b", "a"] and rows["b"] == "14 0.5 0 0 1 1"  # one.csv does not use the class: no vote
     np.testing.assert_allclose(numbers(rows["a"]), [[7, 0.6, 0, 0, 10, 10]], rtol=1e-6)

@@ -55,7 +55,7 @@ def test_other_spellings_of_the_same_say_nothing(parse, text):
         ("a,7 0.5 10", "a,7.0 0.5 10", A, "1 class ids not in plain digits (first in row 2)"),
         ("b,14 1", "b,14 1.0000001", A, "1 scores rounded into 0 to 1 (first in row 3)"),
         ("b,14 1 ", "b,14 1e-05 ", A, None),
-        ("b,14 1 0 0 1 1", "b,", A, "1 blank rows have no entries (first row 3)"),
+        ("b,14 1 0 0 1 1", "b,", A, "1 blank rows (the first is row 3)"),
         (
             "0.25 0 0 1 1",
             "0.25 0 0 1 1 14 0.125 0 0 1 1",
@@ -90,7 +90,7 @@ def test_all_that_is_accepted_is_one_line(parse):
     assert lines == [
         "2 class ids not in plain digits (first in row 2); 1 scores rounded into 0 to 1 (first in row 2); "
         "1 boxes cut at the edge of their image, which they passed by up to 1 pixel (first in row 2); "
-        "1 blank rows have no entries (first row 3); columns not read: , note"
+        "1 blank rows (the first is row 3); ignored columns: , note"
     ]
 
 

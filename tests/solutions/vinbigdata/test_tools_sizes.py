@@ -66,7 +66,7 @@ def test_several_tables_and_folders(tmp_path):
         ("image_id,width,height\n", "sizes.csv: no rows under its header"),
         ("image_id,width,height\na,1,0\n", r"sizes.csv, row 2 \(a\): width '1' and height '0' must be whole numbers"),
         ("image_id,width,height\na,1.5,2\n", "width '1.5' and height '2' must be whole"),
-        ("image_id,width,height\nb,9,9\na,1,2\na,2,1\n", "sizes.csv: image a has several sizes, 1 × 2 and 2 × 1"),
+        ("image_id,width,height\nb,9,9\na,1,2\na,2,1\n", "sizes.csv: image a has different sizes, 1 × 2 and 2 × 1"),
         ("image_id,width,height\nb,9,9\n", "sizes.csv: no width and height, in pixels, of image a"),
     ],
 )
@@ -89,8 +89,8 @@ def test_copies_are_logged(caplog):
     # a: 2 to 3 kept; b: 341.5 rounded to 342; c: stretched; d: no copy
     log_copies(sizes(("a", 200, 300), ("b", 342, 512), ("c", 512, 512), ("d", 40, 30)), full)
     assert caplog.messages == [
-        "--sizes: 3 of 4 images are copies of another size than the originals, 1 of them in other proportions (taken "
-        "as stretched, not cropped or padded); the first: a, 200 × 300 for 2000 × 3000"
+        "--sizes: 3 of 4 images differ in size from their originals, 1 of them in aspect ratio (assumed "
+        "stretched, not cropped or padded); the first: a, 200 × 300 for 2000 × 3000"
     ]
 
 
@@ -151,7 +151,7 @@ def test_boxes_of_originals_on_copies_there_and_back(make, tmp_path, caplog, mon
     originals = table(tmp_path / "train_meta.csv", ORIGINALS)
     job = make(sizes=(originals,))
     images = prepare(job)
-    assert "3 of 3 images are copies of another size than the originals, 2 of them in other proportions" in caplog.text
+    assert "3 of 3 images differ in size from their originals, 2 of them in aspect ratio" in caplog.text
     assert images.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
     assert images.tables["boxes.parquet"][BOX].to_numpy().tolist() == [[20, 40, 60, 120]]
     boxes, labels = boxes_by_row(images)[0]
