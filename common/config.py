@@ -85,6 +85,15 @@ def check_folds(folds, n_folds):
         raise InputError(f"folds {folds}: must be distinct and between 0 and {n_folds - 1}, with n_folds at least 2")
 
 
+def check_run(config, size):
+    """Raise InputError for folds, a seed or a store size that no run can have; size: side of the largest input."""
+    check_folds(config.folds, config.n_folds)
+    if config.seed < 0:
+        raise InputError(f"seed must be at least 0, not {config.seed}")
+    if config.store_size < size:
+        raise InputError(f"store_size {config.store_size} is under the {size} px of a network")
+
+
 def to_dict(config):
     """Return a (nested) dataclass as JSON values; tuples become lists, paths strings."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))

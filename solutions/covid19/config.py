@@ -7,7 +7,7 @@ approach, medRxiv 2020.08.26.20182311.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import FitConfig, check_folds
+from common.config import FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
 
@@ -162,13 +162,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        check_folds(self.folds, self.n_folds)
+        check_run(self, self.network.size)
         if self.n_folds < 2 + self.network.chooses:
             raise InputError(f"n_folds {self.n_folds}: must be at least 3, as one is held out and one validates")
-        if self.seed < 0 or self.negatives < 0:
-            raise InputError(f"seed {self.seed} and negatives {self.negatives} must not be negative")
-        if self.store_size < self.network.size:
-            raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of network.size")
+        if self.negatives < 0:
+            raise InputError(f"negatives must be at least 0, not {self.negatives}")
 
 
 # Ours: negatives from the COVID-19 images' own collections, so that origin helps less; all images instead of a random

@@ -91,24 +91,11 @@ def label_of(finding):
 
 def _to_shared(names, collection, home, patients, finding, age, sex, view, modality="X-ray", devices=False, folder=""):
     years, said = _parse_ages(age)
-    return pd.DataFrame(
-        {
-            "collection": collection,
-            "home": home,
-            "file_name": names,
-            "folder": folder,
-            "patient_id": patients,
-            "age": years,
-            "age_said": said,
-            "sex": _map_texts(sex, lambda text: _SEXES.get(text.casefold(), text)),
-            "view": _map_texts(view, _classify_view),
-            "view_said": view,
-            "modality": modality,
-            "devices": devices,
-            "finding": finding,
-            "label": _map_texts(finding, label_of).astype("int64"),
-        }
-    )
+    sexes = _map_texts(sex, lambda text: _SEXES.get(text.casefold(), text))
+    views, labels = _map_texts(view, _classify_view), _map_texts(finding, label_of).astype("int64")
+    names = {"collection": collection, "home": home, "file_name": names, "folder": folder, "patient_id": patients}
+    texts = {"age": years, "age_said": said, "sex": sexes, "view": views, "view_said": view, "modality": modality}
+    return pd.DataFrame({**names, **texts, "devices": devices, "finding": finding, "label": labels})
 
 
 def _require_columns(path, raw, *names):

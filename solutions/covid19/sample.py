@@ -71,17 +71,8 @@ OTHERS = {
 }
 FINDINGS = COVID | OTHERS | {"Infiltration": (draws.infiltration,)}
 # Table entries of unusual films, of which only "decade" and "blank view" are used.
-ODD = {
-    "decade": {"age": "60s"},
-    "blank view": {"view": ""},
-    "lateral": {"view": "L"},
-    "child": {"age": 9},
-    "CT": {"view": "Axial", "modality": "CT"},
-    "unread": {"finding": "todo"},
-    "missing": {},
-    "wide": {},
-    "copy": {},
-}
+ODD = {"decade": {"age": "60s"}, "blank view": {"view": ""}, "lateral": {"view": "L"}, "child": {"age": 9}}
+ODD |= {"CT": {"view": "Axial", "modality": "CT"}, "unread": {"finding": "todo"}, "missing": {}, "wide": {}, "copy": {}}
 
 
 def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0, marker=True):

@@ -8,7 +8,7 @@ detection from chest X-ray images, an HRNet approach; Liu et al., SDFN, segmenta
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import FitConfig, check_folds
+from common.config import FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
 
@@ -104,15 +104,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        check_folds(self.folds, self.n_folds)
-        if self.store_size < self.network.size:
-            raise InputError(f"store_size {self.store_size} is under the {self.network.size} px of the network")
+        check_run(self, self.network.size)
         if not 0 < self.validation < 1 - 1 / self.n_folds:
             raise InputError(f"validation {self.validation}: must be above 0 and leave images to train on")
         if self.structures != "lungs" and "flip" in self.tta:
             raise InputError("tta 'flip' would exchange the left lung and the right one")
-        if self.seed < 0:
-            raise InputError(f"seed {self.seed}: must not be negative")
 
 
 PAPER = Config(finder=True)

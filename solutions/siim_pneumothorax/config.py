@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import FitConfig, check_folds
+from common.config import FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
 
@@ -137,10 +137,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        check_folds(self.folds, self.n_folds)
-        sizes = (*self.segmenter.sizes, *([self.classifier.size] if self.presence == "classifier" else []))
-        if self.store_size < max(sizes):
-            raise InputError(f"store_size {self.store_size} is under the {max(sizes)} px of a network")
+        check_run(self, max(*self.segmenter.sizes, self.classifier.size if self.presence == "classifier" else 0))
         if self.presence == "head" and not self.segmenter.presence_head:
             raise InputError("presence 'head' needs segmenter.presence_head")
         if self.decision.rule == "gate" and self.presence == "none" and self.decision.gate != (0.0,):

@@ -45,9 +45,7 @@ def gate_figures(present, probs):
     return {
         "mcc": classification.mcc(counts),
         "auroc": classification.auroc(present, probs, undefined=np.nan),
-        "precision": classification.precision(counts),
-        "recall": classification.recall(counts),
-        "accuracy": classification.accuracy(counts),
+        **{name: getattr(classification, name)(counts) for name in ("precision", "recall", "accuracy")},
     }
 
 

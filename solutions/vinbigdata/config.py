@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import FitConfig, check_folds
+from common.config import FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
 
@@ -145,12 +145,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        check_folds(self.folds, self.n_folds)
         sizes = self.detector.size, self.healthy.size
-        if self.seed < 0:
-            raise InputError(f"seed must be at least 0, not {self.seed}")
-        if self.store_size < max(sizes):
-            raise InputError(f"store_size {self.store_size} is under the {max(sizes)} px of a network")
+        check_run(self, max(sizes))
         if min(sizes) < 32:
             raise InputError(f"size must be at least 32 px, not {min(sizes)}")
         if not self.members or len(set(self.members)) < len(self.members):

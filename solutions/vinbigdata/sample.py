@@ -45,16 +45,9 @@ FINDINGS = {
     "Calcification": (draws.calcification,),
     "ILD": (draws.ild,),
 }
-MISTAKEN = {
-    "Atelectasis": "Consolidation",
-    "Consolidation": "Lung Opacity",
-    "Lung Opacity": "Infiltration",
-    "Infiltration": "Lung Opacity",
-    "ILD": "Pulmonary fibrosis",
-    "Pulmonary fibrosis": "ILD",
-    "Other lesion": "Nodule/Mass",
-    "Nodule/Mass": "Calcification",
-}
+MISTAKEN = {"Atelectasis": "Consolidation", "Consolidation": "Lung Opacity", "Lung Opacity": "Infiltration"}
+MISTAKEN |= {"Infiltration": "Lung Opacity", "ILD": "Pulmonary fibrosis", "Pulmonary fibrosis": "ILD"}
+MISTAKEN |= {"Other lesion": "Nodule/Mass", "Nodule/Mass": "Calcification"}
 MISTAKES, MISSES, JITTER = 0.08, 0.12, 0.05  # shares of findings; deviation of an edge, as a share of the box's side
 KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # three raters, and the share of abnormal images that they read
 BITS = (10, 12, 14, 16)

@@ -69,9 +69,9 @@ def test_what_is_chosen_by_validation_figures(options, chooses):
         (lambda: AuditConfig(margin=0.5), r"margin must lie in \(0, 0.5\), not 0.5"),
         (lambda: AuditConfig(epochs=0), "epochs must be at least 1, not 0"),
         (lambda: AuditConfig(high=1.0), r"high must lie in \[0.5, 1\), not 1.0"),
-        (lambda: Config(store_size=256), "store_size 256 is under the 512 px of network.size"),
+        (lambda: Config(store_size=256), "store_size 256 is under the 512 px of a network"),
         (lambda: Config(folds=(10,)), "must be distinct and between 0 and 9"),
-        (lambda: Config(seed=-1), "seed -1 and negatives 500 must not be negative"),
+        (lambda: Config(seed=-1), "seed must be at least 0, not -1"),
     ],
 )
 def test_what_a_configuration_refuses(build, said):

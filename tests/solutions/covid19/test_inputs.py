@@ -61,7 +61,7 @@ def prepared(command, data, tmp_path, tiny):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("demo --network.size 512", "store_size 128 is under the 512 px of network.size"),
+        ("demo --network.size 512", "store_size 128 is under the 512 px of a network"),
         ("demo --view border", "invalid choice 'border'"),
         ("paper --n-folds 2 --folds 0", "n_folds 2: must be at least 3"),
         ("demo", "name the folder of the images with --data"),
