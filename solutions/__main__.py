@@ -1,10 +1,10 @@
-"""`cxr <name> <verb> …` (or `python -m solutions …`) and the commands that concern all solutions."""
+"""The command `cxr` (or `python -m solutions`): the verbs and tools of each solution, and commands for all of them."""
 
 import os
 import sys
 
 # before the imports that read them
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would query the registry at import
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations would query the registry at import
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # fewer progress lines in a log file
 
@@ -24,7 +24,7 @@ solutions: {", ".join(NAMES)}"""
 
 
 def main(argv=None):
-    """Run the command `argv` (default: that of this process) and return the exit status."""
+    """Run a command line (default: this process's) and return the exit status."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE)
@@ -50,7 +50,7 @@ def load_solution(name):
 
 
 def _load_tools(name, config, tool):
-    """The group of tools that has the wanted one; those for Kaggle do without the imports of the solution's own."""
+    """Return the tools that include the named one; those for Kaggle do not need the solution's own imports."""
     if tool in kaggle.tool_names(config.KAGGLE):
         return kaggle.load_tools(name, config.KAGGLE, config.PRESETS)
     if tool not in cli.TOOLS:

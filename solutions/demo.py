@@ -1,4 +1,4 @@
-"""`cxr demo`: every solution on its embedded sample, from files to a validated submission, and one page of links."""
+"""The command `cxr demo`: run every solution on its embedded sample, and write one page of links."""
 
 import importlib
 import sys
@@ -14,10 +14,10 @@ from common.runs import start_log
 
 
 def run_all(names, argv, export):
-    """Run the preset `demo` of every solution on its sample, rehearse one on Kaggle, write index.html; exit status.
+    """Run the preset `demo` of every solution on its sample, rehearse one on Kaggle, write index.html; return a status.
 
-    argv: optionally the folder for everything (default: runs/demo). export(solution, run, out) writes the files from
-    which a run predicts. A repeated call continues, and does nothing where everything is finished.
+    argv: optionally the folder for all files (default: runs/demo). export(solution, run, out) exports a run. A repeated
+    call continues, and does nothing if everything is finished.
     """
     if len(argv) > 1 or (argv and argv[0].startswith("-")):
         print("usage: cxr demo [folder]", file=sys.stderr)
@@ -44,7 +44,7 @@ def run_all(names, argv, export):
 
 
 def _rehearse(root, export, name="siim_pneumothorax"):
-    """Execute the notebook of one run without network; return False, having printed the reason, if it fails."""
+    """Execute the notebook of one run without network; if it fails, print the reason and return False."""
     run, folder = root / name, root / "kaggle"
     executed, submission = folder / "executed.ipynb", folder / "kernel" / "working" / "submission.csv"
     complete = executed.is_file() and submission.is_file()

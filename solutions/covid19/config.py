@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.kaggle import Source
 
 COVID = "COVID-19"
+LABELS = {1: COVID, 0: f"no {COVID}", -1: "unknown"}
 STAGE = "covid"  # name of the networks behind the submission
 PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds: tables 6 and 7
     "HRNet": (99.26, 98.53, 98.82),

@@ -8,7 +8,7 @@ from common.paths import read_array
 from common.report import page
 from common.report.gallery import cached_arrays, heat_overlay, outline_overlay, to_jpeg
 from common.step import cached_hash
-from solutions.covid19.config import COVID
+from solutions.covid19.config import LABELS
 from solutions.covid19.data import GATED
 from solutions.covid19.lungs import MASKS
 from solutions.covid19.models import apply_view, heat_maps
@@ -28,11 +28,6 @@ def make_strip(panels, gap=4):
 def draw(image, mask=None):
     """Return a stored image, uint8 (S, S), as RGB of SIDE pixels, with the outline of `mask` if given."""
     return outline_overlay(image, prediction=mask, size=SIDE)
-
-
-def label_name(label):
-    """Return the name of a label, 1 or 0."""
-    return COVID if label == 1 else f"no {COVID}"
 
 
 def _grid(strips, captions):
@@ -55,13 +50,13 @@ def lung_strips(images, selection):
     for _, part in used.groupby(["collection", "label"]):
         for row in part.iloc[:: max(1, len(part) // PER_KIND)].head(PER_KIND).itertuples():
             rows.append(row.row)
-            name = f"{row.collection}, {label_name(row.label)} · {row.image_id}"
+            name = f"{row.collection}, {LABELS[row.label]} · {row.image_id}"
             captions.append(f"{name}: {row.area:.1%} of the image")
     fragments = ["Used: the radiograph, its lungs outlined, and the lungs cut out.", _grid(map(strip, rows), captions)]
     gated = selection[selection["reason"].str.startswith(GATED)].head(MOST_REJECTED)
     if len(gated):
         reasons = gated["reason"].str.removeprefix(GATED)
-        captions = gated["label"].map(label_name) + " · " + gated["image_id"] + ": " + reasons
+        captions = gated["label"].map(LABELS) + " · " + gated["image_id"] + ": " + reasons
         fragments += ["Rejected by the area gate:", _grid(map(strip, images.rows_of(gated["image_id"])), captions)]
     return fragments
 
@@ -73,7 +68,7 @@ def view_strips(images, answers, margin):
         row = part["row"].iloc[0]
         image, mask = np.asarray(images.store.images[row]), masks[row]
         strips.append(make_strip([draw(apply_view(image, mask, view, margin)) for view in SEEN]))
-        captions.append(f"{label_name(label)} · {part['image_id'].iloc[0]}")
+        captions.append(f"{LABELS[label]} · {part['image_id'].iloc[0]}")
     return _grid(strips, captions)
 
 
@@ -104,7 +99,7 @@ def heat_strips(job, answers, networks):
             heat = maps[view][k] / max(maps[view][k].max(), np.float32(1e-12))
             panels.append(heat_overlay((apply_view(image, mask, view, job.config.audit.margin), heat), size=SIDE))
         strips.append(make_strip(panels))
-        captions.append(f"{label_name(row.label)}, probability {row.probability:.3f} · {row.image_id}")
+        captions.append(f"{LABELS[row.label]}, probability {row.probability:.3f} · {row.image_id}")
     return _grid(strips, captions)
 
 

@@ -7,15 +7,14 @@ from common.paths import read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots
 from common.report.frame import step_section
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit
-from solutions.covid19.config import COVID, PUBLISHED
+from solutions.covid19.config import COVID, LABELS, PUBLISHED
 from solutions.covid19.data import read_selection, reason_kinds, rejected_shares
 from solutions.covid19.pictures import SEEN, heat_strips, lung_strips, pick_answers, view_strips
 from solutions.covid19.scoring import HALF, RATES, with_truth
 
 TITLE = COVID
 EXPERIMENTS = (PREFIX,)
-WITHOUT = f"no {COVID}"
-LABELS = {1: COVID, 0: WITHOUT, -1: "unknown"}
+WITHOUT = LABELS[0]
 
 
 def headline(job, score):

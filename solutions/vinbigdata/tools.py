@@ -1,4 +1,4 @@
-"""The tool `ensemble`: one submission from several, ours or anyone's."""
+"""The tool `ensemble`: fuse several submissions into one."""
 
 import logging
 from pathlib import Path
@@ -72,7 +72,7 @@ TOOLS = {"ensemble": ensemble}
 
 
 def _submission(path):
-    """Return the submission that `path` is, or that the run `path` holds."""
+    """Return the submission `path`, or that in the run `path`."""
     if not path.is_dir():
         return path
     file, about = path / "submission.csv", path / "config.json"
