@@ -1,5 +1,6 @@
 """The folder of an embedded sample: written atomically, and kept while its parameters are unchanged."""
 
+import csv
 import os
 import tempfile
 from pathlib import Path
@@ -30,6 +31,13 @@ def write_sample(folder, parameters, least, write):
             os.rename(folder, stale)
         os.rename(new, folder)
     return folder
+
+
+def write_rows(path, rows):
+    """Write the rows of a CSV file, header included, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 def _read_parameters(folder, name):

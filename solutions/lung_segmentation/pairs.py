@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.data.guard import check_size
 from common.errors import InputError
-from common.paths import IMAGES, check_id, walk_files
+from common.paths import IMAGES, atomic_path, check_id, walk_files
 from solutions.lung_segmentation.config import STRUCTURES
 
 log = logging.getLogger(__name__)
@@ -164,3 +164,9 @@ def read_masks(files, shape):
             resized |= changed
         channels.append(united)
     return np.stack(channels), resized
+
+
+def write_png(path, pixels):
+    """Write pixels, uint8 (H, W), as a PNG file, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", pixels)[1])  # imwrite does not report a full disk

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 from functools import partial
 
-import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from common.metrics.segmentation import dice_from_areas
 from common.metrics.statistics import format_interval
 from common.network import Network, predict
 from common.nn.models import freeze_encoder
-from common.paths import atomic_path, write_csv
+from common.paths import write_csv
 from common.post.rle import ABSOLUTE, decode, encode
 from common.recipe import Choice, Solution
 from common.step import Step, run_step
@@ -29,6 +28,7 @@ from common.train import distributed
 from common.tuning import tune_nested
 from solutions.lung_segmentation import augment, data, experiments, models, postprocess, report
 from solutions.lung_segmentation.config import STRUCTURES
+from solutions.lung_segmentation.pairs import write_png
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +157,7 @@ def check_and_draw(path, job):
     folder = job.run.path("masks") if of_run else path.with_name(f"{path.stem}_masks")
     for row in read_table(path).itertuples():
         pixels = decode(row.rle, (int(row.height), int(row.width)), ABSOLUTE) * np.uint8(255)
-        with atomic_path(folder / f"{row.image_id}.png") as temporary:
-            temporary.write_bytes(cv2.imencode(".png", pixels)[1])  # imwrite does not report a full disk
+        write_png(folder / f"{row.image_id}.png", pixels)
     if of_run:
         for stale in {png for png in folder.glob("*.png") if png.stem not in set(images["image_id"])}:
             stale.unlink()

@@ -22,7 +22,7 @@ from common.report import page, plots
 from common.report.gallery import gallery
 
 from .config import GATE_AREA
-from .pairs import READ
+from .pairs import READ, write_png
 from .postprocess import apply_gate, clean_up, lung_region, scale_box
 from .segmenter import load_segmenter
 
@@ -65,7 +65,7 @@ def masks(
         mask = segmenter.lungs(probs, image.shape)
         mask = clean_up(mask) if clean else mask
         verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
-        _write_png(out / f"{image_id}.png", mask * np.uint8(255))
+        write_png(out / f"{image_id}.png", mask * np.uint8(255))
         row = (*_sizes(image), f"{mask.mean():.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
         return row, verdict, _thumbnails(image, mask)
 
@@ -112,7 +112,7 @@ def crops(
         region, verdict = lung_region(mask), apply_gate(clean_up(mask), gate)
         box = (0, 0, *_sizes(image)) if region is None else scale_box(region.box, mask.shape, image.shape)
         x_min, y_min, x_max, y_max = box
-        _write_png(out / f"{image_id}.png", image[y_min:y_max, x_min:x_max])
+        write_png(out / f"{image_id}.png", image[y_min:y_max, x_min:x_max])
         return (*_sizes(image), *box, "whole" if region is None else region.rule, verdict.ok, verdict.reason)
 
     done = rejected = 0
@@ -200,11 +200,6 @@ def _write_problems(out, problems, done):
                 write(row)
     if not done:
         raise InputError("none of the images could be used")
-
-
-def _write_png(path, pixels):
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", pixels)[1])  # imwrite does not report a full disk
 
 
 def _sizes(image):

@@ -6,7 +6,6 @@ one row per component, and overlapping rows of a second reader on some images. U
 positive instead of 22 %, and no pneumothorax is smaller than 2 % of its lung, so that a hundred images suffice.
 """
 
-import csv
 import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 
 from common import phantom
 from common.phantom.findings import pneumothorax
-from common.phantom.sample import write_sample
+from common.phantom.sample import write_rows, write_sample
 from common.post import rle
 
 VERSION = 1  # to be raised whenever the files for a seed change
@@ -54,11 +53,11 @@ def _write(folder, n_train, n_test, seed):
     train, test = written[:n_train], written[n_train:]
     for name, images in (("train-rle.csv", train), ("hidden/truth.csv", test)):
         rows = [(image_id, f" {run}") for image_id, runs, _ in images for run in runs]
-        _write_csv(folder / name, [("ImageId", " EncodedPixels"), *rows])
+        write_rows(folder / name, [("ImageId", " EncodedPixels"), *rows])
     empty = [(image_id, "-1") for image_id, _, _ in test]
-    _write_csv(folder / "sample_submission.csv", [("ImageId", "EncodedPixels"), *empty])
+    write_rows(folder / "sample_submission.csv", [("ImageId", "EncodedPixels"), *empty])
     names = [(image_id, *nih) for image_id, _, nih in train]
-    _write_csv(folder / "nih_id.csv", [("Kaggle_ID", "NIH_ID", "patient_id"), *names])
+    write_rows(folder / "nih_id.csv", [("Kaggle_ID", "NIH_ID", "patient_id"), *names])
 
 
 class _Case(NamedTuple):
@@ -145,9 +144,3 @@ def _dataset(image, study, series, image_id, case, person):
         dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", "ISO_10918_1"
     dataset["PixelData"].VR = "OB"
     return dataset
-
-
-def _write_csv(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows(rows)

@@ -7,7 +7,6 @@ instead of 71 %, all classes are equally frequent, a class is drawn once per ima
 so that a few dozen are enough for training.
 """
 
-import csv
 import os
 import threading
 import uuid
@@ -23,7 +22,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 from common import phantom
 from common.errors import InputError
 from common.phantom import findings as draws
-from common.phantom.sample import write_sample
+from common.phantom.sample import write_rows, write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
 VERSION = 1  # to be raised whenever the files for a seed change
@@ -80,11 +79,11 @@ def _write(folder, n_train, n_test, seed, healthy):
     pairs = list(zip(cases, drawn, strict=True))
     read = [row for case, image in pairs[:n_train] for row in _readings(case, *image)]
     order = np.random.default_rng([seed, 3]).permutation(len(read))
-    _write_csv(folder / "train.csv", [HEADER, *(read[i] for i in order)])
+    write_rows(folder / "train.csv", [HEADER, *(read[i] for i in order)])
     truth = [row for case, (_, boxes) in pairs[n_train:] for row in _rows(case, 0, boxes)]
-    _write_csv(folder / "hidden" / "truth.csv", [HEADER, *truth])
+    write_rows(folder / "hidden" / "truth.csv", [HEADER, *truth])
     rows = [(image_id, NOTHING) for image_id in sorted(case.image_id for case in cases[n_train:])]
-    _write_csv(folder / "sample_submission.csv", [SAMPLE, *rows])
+    write_rows(folder / "sample_submission.csv", [SAMPLE, *rows])
 
 
 class _Case(NamedTuple):
@@ -185,9 +184,3 @@ def _rows(case, reader, boxes):
     """Return the rows of train.csv by one radiologist."""
     found = [(name, *(f"{edge:.1f}" for edge in box)) for name, box in boxes] or [(CLASSES[NO_FINDING], *[""] * 4)]
     return [(case.image_id, name, CLASSES.index(name), f"R{reader}", *edges) for name, *edges in found]
-
-
-def _write_csv(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows(rows)
