@@ -69,7 +69,7 @@ def test_nothing_found_says_what_was_asked():
     assert verdict == {
         "biased": False,
         "evidence": [],
-        "said": "No sign that the images' origin gives the answer away (border, background, origin, the same "
+        "said": "No sign that the images' origin gives the answer away (checked: border, background, origin, the same "
         "collections).",
     }
     verdict = reach_verdict(found(origin=None, border=NEVER | {"low": None}), score(), 0.6)
@@ -118,7 +118,7 @@ def test_all_that_was_found_is_said_in_sentences():
     verdict = reach_verdict(found(border=interval(0.9), origin=interval(0.8)), score(interval(0.1)), 0.6)
     assert len(verdict["evidence"]) == 3
     sentences = re.findall(r"[A-Z][^A-Z]*?(?:AUROC)?[^A-Z]*\.(?= [A-Z]|$)", verdict["said"])
-    assert [line[:12] for line in sentences] == ["The score is", "A network th", "A network th", "Against imag"]
+    assert [line[:12] for line in sentences] == ["Do not trust", "A network th", "A network th", "On images fr"]
 
 
 # ---- what is asked -------------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_origin_is_told_by_the_run_s_own_view_which_hides_the_margin(audited):
     origin = found["checks"]["origin"]
     assert origin["said"] == "Home against the other collections, among images without COVID-19"
     assert (origin["images"], origin["positives"]) == (36, 16) and origin["auroc"]["low"] < 0.6
-    assert found["evidence"][0].startswith("a network that sees the margin") and len(found["evidence"]) == 1
+    assert found["evidence"][0].startswith("a network that sees only the margin") and len(found["evidence"]) == 1
     part = answers[answers["check"] == "origin"]
     assert set(part["image_id"]) == {f"i{k}" for k in range(20, 56)}
 
@@ -320,7 +320,7 @@ def test_images_that_differ_in_nothing_are_not_said_to(audited):
     job = audited(False, checks=("border", "origin"), epochs=2)
     found, *_ = read_audit(job.run)
     assert not found["biased"] and found["evidence"] == []
-    assert found["said"] == ("No sign that the images' origin gives the answer away (border, origin).")
+    assert found["said"] == ("No sign that the images' origin gives the answer away (checked: border, origin).")
     assert all(part["auroc"]["low"] < 0.6 for part in found["checks"].values())
 
 

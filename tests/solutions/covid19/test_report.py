@@ -240,7 +240,9 @@ def test_the_audit_stands_beside_the_headline(job):
     text = page_of(job)
     assert ["the margin", "by the margin", "19", "0.8750 [0.7500,\u00a00.9500]"] in rows_of(text, "What each network")
     assert ["distinguishes collections", "skipped: too few", "–", "–"] in rows_of(text, "What each network")
-    assert ["the lungs", "0.8750 [0.7500,\u00a00.9500]", "0.2500", "19", "1"] in rows_of(text, "Where networks look")
+    assert ["the lungs", "0.8750 [0.7500,\u00a00.9500]", "0.2500", "19", "1"] in rows_of(
+        text, "Mean share of a heat map"
+    )
     plot = re.search(r"<svg [^>]*aria-label=\"Margin, background.*?</svg>", text, re.S)[0]
     assert [name in plot for name in ("this run: the lungs", "this run, same collections", "the margin")] == [True] * 3
     assert "COVID-19, probability 0.490 · im11" in text  # the one that is missed
