@@ -73,7 +73,7 @@ def test_nothing_found_says_what_was_asked():
         "collections).",
     }
     verdict = reach_verdict(found(origin=None, border=NEVER | {"low": None}), score(), 0.6)
-    assert verdict["said"].endswith("away (background).") and not verdict["biased"]
+    assert verdict["said"].endswith("away (checked: background).") and not verdict["biased"]
     nothing = "Whether the images' origin gives the answer away could not be determined from these images."
     assert reach_verdict({}, score(), 0.6)["said"] == nothing
     assert reach_verdict({key: {"auroc": NEVER} for key in ("border", "background")}, score(), 0.6)["said"] == nothing

@@ -91,7 +91,7 @@ def test_odd_metadata_are_told_in_one_line_each(caplog):
     assert caplog.messages == [
         "unreadable ages count as unknown: 2, the first is '60s' (t.csv, row 2)",
         "unreadable views count as unknown: 1, the first is 'odd' (t.csv, row 4)",
-        "patient numbers in more than one collection: 1, the first is 9 (home, Figure1): taken as different people "
+        "patient numbers in more than one collection: 1, the first is 9 (home, Figure1); taken as different people "
         "unless they share an image",
     ]
 
