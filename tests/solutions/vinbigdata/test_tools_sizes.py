@@ -77,7 +77,7 @@ def test_sizes_that_cannot_be(tmp_path, text, reason):
 
 def test_a_run_of_another_solution_has_no_sizes(tmp_path):
     pd.DataFrame({"image_id": ["a"]}).to_parquet(tmp_path / "images.parquet")
-    with pytest.raises(InputError, match=r"its images\.parquet has no sizes"):
+    with pytest.raises(InputError, match=r"images\.parquet has no sizes"):
         read_sizes([tmp_path], ["a"])
 
 
