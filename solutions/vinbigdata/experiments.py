@@ -17,14 +17,14 @@ from solutions.vinbigdata.models import COCO_FINDINGS, VOC_FINDINGS
 from solutions.vinbigdata.tuning import patients_of, tune_detection
 
 log = logging.getLogger(__name__)
-PUBLISHED = {"base": 0.165, "+ WBF": 0.186, "+ WBF + 2CC": 0.242}  # paper, table 1: mAP on the test set
+PUBLISHED = {"base": 0.165, "WBF": 0.186, "WBF + 2CC": 0.242}  # paper, table 1: mAP on the test set
 
 
 def run_ablation(job):
     """Score the steps of the paper's table 1 and the members of its figure 1; writes ablation.csv and figure1.csv.
 
-    base: the boxes of the best member; + WBF: all members fused; + 2CC and + WBF + 2CC: the same two with the paper's
-    rule; + WBF + winners' rule: with the winners' rule. All choices, including the best member, are made for each part
+    base: the boxes of the best member; WBF: all members fused; 2CC and WBF + 2CC: the same two with the paper's rule;
+    WBF + winners' rule: with the winners' rule. All choices, including the best member, are made for each part
     of the images on the others. In the first two steps only images without boxes get No finding, as in the paper.
     Columns of ablation.csv: step, map, low, high, findings (their mean AP), gain over the base with gain_low, gain_high
     and p (paired, by patient), paper. figure1.csv: member, map with low and high (findings only, over all images) and
@@ -35,10 +35,10 @@ def run_ablation(job):
     best = replace(config.fusion, method="best", weights=(2.0,))
     steps = {
         "base": (best, "none"),
-        "+ WBF": (config.fusion, "none"),
-        "+ 2CC": (best, "replace"),
-        "+ WBF + 2CC": (config.fusion, "replace"),
-        "+ WBF + winners' rule": (config.fusion, "append"),
+        "WBF": (config.fusion, "none"),
+        "2CC": (best, "replace"),
+        "WBF + 2CC": (config.fusion, "replace"),
+        "WBF + winners' rule": (config.fusion, "append"),
     }
     base, rows = None, []
     for step, (fusion, rule) in steps.items():

@@ -1,7 +1,6 @@
 """`masks` and `crops` as a user gives them, on drawn radiographs whose answer is known."""
 
 import re
-import sys
 from types import SimpleNamespace
 
 import cv2
@@ -219,4 +218,3 @@ def test_the_command_itself(tmp_path, monkeypatch, capsys):
         main(["lung_segmentation", "crops", "--help"])
     said = capsys.readouterr().out
     assert end.value.code == 0 and "--out PATH" in said and "Lowest share of the image" in said
-    assert "solutions.lung_segmentation.pipeline" in sys.modules

@@ -118,7 +118,7 @@ def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page):
     result = command("ablate", "--out", "run")
     assert (result.status, result.errors) == (0, [])
     table, figure = pd.read_csv(run_copy / "ablation.csv"), pd.read_csv(run_copy / "figure1.csv")
-    assert table["step"].tolist() == ["base", "+ WBF", "+ 2CC", "+ WBF + 2CC", "+ WBF + winners' rule"]
+    assert table["step"].tolist() == ["base", "WBF", "2CC", "WBF + 2CC", "WBF + winners' rule"]
     assert (table["low"] <= table["map"]).all() and (table["map"] <= table["high"]).all()
     assert table["gain"].isna().tolist() == [True, *[False] * 4]
     assert table["gain"][1:].to_numpy() == pytest.approx((table["map"] - table["map"][0])[1:].to_numpy())
