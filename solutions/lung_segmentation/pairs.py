@@ -88,7 +88,7 @@ def find_pairs(folder):
 
 
 def _holds_answers(folder):
-    """Whether this is the folder of hidden labels in the embedded sample, which are no data."""
+    """Return whether this is the hidden folder of the embedded sample, whose labels must not be read."""
     return folder.name == "hidden" and folder.with_name("sample.json").is_file()
 
 
