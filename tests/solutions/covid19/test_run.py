@@ -157,7 +157,7 @@ def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, finished, comm
         assert (result.status, result.errors) == (0, []), verb
         shown.append(result.out)
     run = tmp_path / "run"
-    assert "AUROC" in shown[3] and "AUROC" in shown[4] and "valid submission" in shown[5]
+    assert "auroc" in shown[3] and "AUROC" in shown[4] and "valid submission" in shown[5]
     assert not (run / "fold1").exists() and set(known(run)["fold"]) == {0}
     assert "holds out none of them" in command("audit", "--out", "run", "--audit.folds", "1").errors[0]
     done, test = times(run, "fold0/*/final.safetensors"), pd.read_parquet(run / "test.parquet")["probability"]
