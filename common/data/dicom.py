@@ -4,6 +4,7 @@ import os
 import re
 import zlib
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from struct import unpack_from
 
@@ -286,8 +287,13 @@ def _make_header(shape, values):
     header = {"width": shape[1], "height": shape[0]}
     header |= {name: values.get(name, "") for name in _HEADER_TAGS}
     header["patient_age"] = parse_age(header["patient_age"])
-    header["transfer_syntax"] = UID(values.get("transfer_syntax", "")).name
+    header["transfer_syntax"] = _name_syntax(values.get("transfer_syntax", ""))
     return header
+
+
+@lru_cache(16)
+def _name_syntax(syntax):
+    return UID(syntax).name
 
 
 @contextmanager

@@ -225,6 +225,8 @@ def test_option_test_replaces_it(tmp_path):
     write(folder, "unlabelled_test.csv", "filename\na.png\n")
     listed = write(tmp_path, "list.csv", "name,patient_id\nb.png,4\n") / "list.csv"
     assert read_test_images(folder, listed)[["image_id", "patient_id"]].to_numpy().tolist() == [["b", "4"]]
+    listed.write_text("b.png\n")  # without a header
+    assert [path.name for path in read_test_images(folder, listed)["path"]] == ["b.png"]
     loose = write(tmp_path / "loose", "note.txt", "", ["t1.png", "deep/t2.jpg"])
     test = read_test_images(folder, loose)
     assert test["file_name"].tolist() == ["t2.jpg", "t1.png"] or test["file_name"].tolist() == ["t1.png", "t2.jpg"]
