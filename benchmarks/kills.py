@@ -1,57 +1,58 @@
-"""A whole SIIM run killed with SIGKILL again and again ends with the bytes of an undisturbed one.
+"""A whole run killed with SIGKILL again and again ends with the bytes of an undisturbed one.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.kills [--kills 20] [--seed 0]
+    OMP_NUM_THREADS=1 python -m benchmarks.kills [--solution siim_pneumothorax …] [--kills 20] [--seed 0]
 
-Every verb is hit, the training most often, at moments drawn at random; after each kill the same command starts anew.
-Killed is the whole process group. The command runs in a forked child of a process that has everything imported, which
-spares the seconds of the import. Compared are all final weights, the probabilities, the rule and the submission. Exit
-status 0: the same bytes; 1: another outcome.
+Every verb is hit, the training most often, at random moments; after each kill the same command starts again. The whole
+process group is killed. The command runs in a forked child of a process that has everything imported, which spares the
+seconds of the import. All files of the runs are compared but those that hold times, and the report. Exit status 0: the
+same bytes for every solution; 1: another outcome.
 """
 
 import argparse
-import hashlib
 import os
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 
 from common.cli import VERBS
+from common.recipe import Solution
 from solutions.__main__ import main as solutions_main
-from solutions.siim_pneumothorax import pipeline
-from solutions.siim_pneumothorax.sample import make_sample
+from tests.running import VARYING, prints
+from tests.solutions.contract import SOLUTIONS, make_sample
 
-NET = "test_resnet.r160_in1k"  # timm's smallest, 0.5 million parameters
-TINY = f"""--store-size 64
-    --classifier.backbone {NET} --classifier.weights none --classifier.size 64 --classifier.batch-size 4
-    --classifier.epochs 2 --classifier.precision fp32
-    --segmenter.encoder {NET} --segmenter.weights none --segmenter.sizes 64 --segmenter.batch-size 4
-    --segmenter.epochs 2 --segmenter.precision fp32""".split()
-LONGER = ["--segmenter.epochs", "4", "--segmenter.window", "2", "--segmenter.averaging"]
-LONGER += ["window", "classic", "best", "best_k", "ema"]
+# words that make a solution's training longer, with more variants of its weights
+WINDOW = "--segmenter.window 2 --segmenter.averaging window classic best best_k ema"
+LONGER = {"siim_pneumothorax": f"--segmenter.epochs 4 {WINDOW}"}
 # the verbs that a round of kills hits, so many of them as are wanted, in this order of importance
 TARGETS = ("train", "predict", "prepare", "train", "submit", "tune", "train", "score", "train", "report")
-COMPARED = ("fold*/*/final.safetensors", "oof_probs.npy", "test_probs.npy", "tuned.json", "submission.csv")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--solution", nargs="+", choices=SOLUTIONS, default=list(SOLUTIONS), metavar="NAME")
+    parser.add_argument("--kills", type=int, default=20, help="of each solution")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng = np.random.default_rng(options.seed)
-    with tempfile.TemporaryDirectory() as root:
-        sys.exit(campaign(Path(root), options.kills, rng))
+    for name in options.solution:
+        SOLUTIONS[name].recipe  # noqa: B018 - imported before the first child is forked
+    status = 0
+    for name in options.solution:
+        print(f"{name}:")
+        with tempfile.TemporaryDirectory() as root:
+            status |= campaign(SOLUTIONS[name], Path(root), options.kills, np.random.default_rng(options.seed))
+    sys.exit(status)
 
 
-def campaign(root, kills, rng):
+def campaign(case, root, kills, rng):
     """Kill `kills` times, in rounds that start from an empty folder; returns the exit status."""
-    in_child(lambda: make_sample(root / "data", 16, 4), root / "sample.txt")
+    in_child(lambda: make_sample(case, root / "data"), root / "sample.txt")
     begun = time.monotonic()
-    steps = attempt(root, "undisturbed")
+    steps = attempt(case, root, "undisturbed")
     wanted, spans = fingerprint(root / "undisturbed"), dict(zip(steps, np.diff([*steps.values()]), strict=False))
     print(f"undisturbed: {time.monotonic() - begun:.1f} s, {len(wanted)} files to compare", flush=True)
     same, left, number = True, kills, 0
@@ -59,11 +60,11 @@ def campaign(root, kills, rng):
         targets = sorted(TARGETS[: min(left, len(TARGETS))], key=VERBS.index)
         for verb in targets:
             moment = rng.random() * spans[verb] / targets.count(verb)
-            found = attempt(root, f"round{number}", (verb, moment))
+            found = attempt(case, root, f"round{number}", (verb, moment))
             where = "nothing: it had ended" if "end" in found else [*found][-1]
             print(f"  round {number}: {moment:5.2f} s into {verb:8} killed in {where}{_detail(root, number, where)}")
         left, number = left - len(targets), number + 1
-        attempt(root, f"round{number - 1}")
+        attempt(case, root, f"round{number - 1}")
         found = fingerprint(root / f"round{number - 1}")
         differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         print(f"round {number - 1}: {'differs in ' + ', '.join(differ) if differ else 'the same bytes'}", flush=True)
@@ -71,7 +72,7 @@ def campaign(root, kills, rng):
     return 0 if same and wanted else 1
 
 
-def attempt(root, name, kill=None):
+def attempt(case, root, name, kill=None):
     """Run the command in `root/name`, to its end or to the kill (verb, seconds into it).
 
     Returns {verb: time at which it began}, and `end`.
@@ -80,8 +81,17 @@ def attempt(root, name, kill=None):
     folder.mkdir(exist_ok=True)
     notes = folder / "steps.txt"
     notes.write_text("")
-    argv = ["siim_pneumothorax", "run", "demo", "--data", str(root / "data"), "--out", str(folder / "run")]
-    process = fork(lambda: run_noted([*argv, *TINY, *LONGER], folder, notes), folder / "output.txt")
+    argv = [
+        case.name,
+        "run",
+        *case.words,
+        *LONGER.get(case.name, "").split(),
+        "--data",
+        str(root / "data"),
+        "--out",
+        "run",
+    ]
+    process = fork(lambda: run_noted(argv, folder, notes), folder / "output.txt")
     deadline = None
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
         if kill and deadline is None and f"{kill[0]} " in notes.read_text():
@@ -93,12 +103,12 @@ def attempt(root, name, kill=None):
         time.sleep(0.002)
     else:
         if ended[1]:
-            raise SystemExit(f"the run failed:\n{(folder / 'output.txt').read_text()[-2000:]}")
+            raise SystemExit(f"{argv}: the run failed:\n{(folder / 'output.txt').read_text()[-2000:]}")
     return {verb: float(when) for verb, when in map(str.split, notes.read_text().splitlines())}
 
 
 def run_noted(argv, folder, notes):
-    """The command, with the moment at which each verb begins written to the file `notes`."""
+    """Run the command, writing the moment at which each verb begins to the file `notes`."""
     os.chdir(folder)
 
     def note(name):
@@ -106,13 +116,14 @@ def run_noted(argv, folder, notes):
             file.write(f"{name} {time.monotonic()}\n")
 
     def noted(name, verb):
-        def run(context):
+        def run(job):
             note(name)
-            verb(context)
+            verb(job)
 
         return run
 
-    pipeline.VERBS.update({name: noted(name, verb) for name, verb in pipeline.VERBS.items()})
+    of_recipe = Solution.verbs
+    Solution.verbs = lambda recipe: {name: noted(name, verb) for name, verb in of_recipe(recipe).items()}
     status = solutions_main(argv)
     note("end")
     return status
@@ -132,6 +143,8 @@ def fork(work, output):
         os.dup2(file, 2)
         status = work() or 0
         sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status if isinstance(status, int) else 0)
 
@@ -143,10 +156,8 @@ def in_child(work, output):
 
 
 def fingerprint(folder):
-    """SHA-256 of every file that must be the same, by its path in the run."""
-    run = folder / "run"
-    files = sorted(path for pattern in COMPARED for path in run.glob(pattern))
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """Return the SHA-256 of every file that must be the same, by its path in the run."""
+    return prints(folder / "run", but=VARYING)
 
 
 def _detail(root, number, where):

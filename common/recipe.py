@@ -74,7 +74,8 @@ class Solution:
     chosen: names of the files that it writes in addition to tuned.json and score.json.
     describe(figures) -> lines that report the score.
     neutral(job) -> JSON: the prediction for an unreadable image.
-    answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; check(path, job) -> Summary.
+    answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; answered: names of the files
+    that it writes in addition to submission.csv. check(path, job) -> Summary.
     hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
     labels, or None.
     report: the module with the page's own sections, see common.report.frame. further_steps: further verbs as Steps;
@@ -104,6 +105,7 @@ class Solution:
     pool: Callable | None = None
     prediction_key: Callable = lambda config: list(config.tta)
     chosen: tuple = ()
+    answered: tuple = ()
     neutral: Callable = nothing
     hidden: Callable = nothing
     further_steps: tuple = ()
@@ -126,7 +128,7 @@ class Solution:
             reads=lambda job: [self.decision_key(job.config), job.config.seed, job.images.table["patient_id"].tolist()],
             files=("tuned.json", "score.json", *self.chosen),
         )
-        submitted = Step("submit", submit, needs=("tune",), files=("submission.csv",))
+        submitted = Step("submit", submit, needs=("tune",), files=("submission.csv", *self.answered))
         tested = Step("find_lr", find_lr, reads=rates_key)
         return {step.name: step for step in (predicted, tuned, submitted, tested, *self.further_steps)}
 

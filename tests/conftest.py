@@ -1,18 +1,24 @@
 """Which tests of a parallel run share a process (pytest-xdist, --dist loadfile)."""
 
+import re
+
 import pytest
+
+from solutions.__main__ import NAMES
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests stay together, and so do the files of a solution, which look at one finished run."""
+    """Keep the tests of a file together, and all tests of a solution, which use one finished run."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    solution = re.compile("/({0})/|\\[.*({0})".format("|".join(NAMES)))
+
     class BySolution(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return file.rpartition("/")[0] if file.startswith("tests/solutions/") else file
+            found = solution.search(nodeid) if nodeid.startswith("tests/solutions/") else None
+            return found[1] or found[2] if found else super()._split_scope(nodeid)
 
     return BySolution(config, log)

@@ -2,43 +2,13 @@
 
 import hashlib
 import re
-import shutil
 from types import SimpleNamespace
-
-import pytest
-import torch
 
 from solutions.__main__ import main
 
 MOVES = re.compile(r"\x1b\[[A-Z]")  # of the cursor, by bars below bars
+VARYING = ("manifest.json", "history.csv", "report.html", "overlays.npz")  # hold times, or are made by `report`
 BAR = re.compile(r"\d+%\||\d+it \[|it/s|s/it|image/s")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def run_copy(finished, tmp_path):
-    """A copy of the finished run, in a folder of the test's own."""
-    return shutil.copytree(finished / "run", tmp_path / "run")
-
-
-@pytest.fixture
-def refused(command):
-    """`refused(*words)`: asserts that the command is refused in one line, and returns the line."""
-
-    def run(*words):
-        result = command(*words)
-        assert result.status == 2 and len(result.errors) == 1, result
-        assert result.errors[0].startswith("error: ")
-        return result.errors[0]
-
-    return run
 
 
 def say(capsys, *words):

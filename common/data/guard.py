@@ -50,7 +50,7 @@ def decode(path):
     if process.poll() is not None:
         process = _start()
     try:
-        process.stdin.write(json.dumps(os.fspath(path)).encode() + b"\n")
+        process.stdin.write(json.dumps(os.path.abspath(path)).encode() + b"\n")
         process.stdin.flush()
         ready = select.select([process.stdout], [], [], SECONDS)[0]
         answer = process.stdout.readline() if ready else b""

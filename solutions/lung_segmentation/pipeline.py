@@ -186,6 +186,7 @@ SOLUTION = Solution(
     describe=describe,
     neutral=lambda job: "-1",
     answer=answer,
+    answered=("rejected.csv",),
     check=check_and_draw,
     hidden=data.hidden_score,
     report=report,

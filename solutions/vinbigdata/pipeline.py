@@ -205,6 +205,7 @@ SOLUTION = Solution(
     describe=describe,
     neutral=lambda job: NOTHING,
     answer=answer,
+    answered=("test_decided.parquet",),
     check=check,
     hidden=lambda job, rows: data.hidden_score(job, read_parquet(job.run.path("test_decided.parquet"))),
     report=report,

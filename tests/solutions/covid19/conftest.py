@@ -1,6 +1,5 @@
-"""One tiny sample and one finished, audited run for all tests of COVID-19, and the command as a user gives it."""
+"""A finished run with its audit, and what the tests of COVID-19 share."""
 
-import os
 import shutil
 from types import SimpleNamespace
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from common import recipe
 from common.budget import Budget
 from common.images import Images
 from common.job import Job
@@ -19,24 +17,7 @@ from solutions.__main__ import main
 from solutions.covid19 import report
 from solutions.covid19.lungs import MASKS
 from solutions.covid19.pipeline import SOLUTION
-from solutions.covid19.sample import make_sample
 from solutions.lung_segmentation import store_lungs
-from tests.running import one_thread, refused, run_copy, say  # noqa: F401 - fixtures
-
-TINY = """--store-size 64 --n-folds 2 --folds 0 1 --network.backbone test_resnet --network.weights none
-    --network.size 64 --network.epochs 2 --network.batch-size 4 --network.precision fp32 --audit.folds 0 1
-    --audit.epochs 1 --workers 0""".split()  # noqa: SIM905 - as a user types them
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """Options that make the preset demo as small as it can be: two folds, two epochs, one of the audit's networks."""
-    return TINY
-
-
-@pytest.fixture(scope="session")
-def sample(tmp_path_factory):
-    return make_sample(tmp_path_factory.mktemp("covid19") / "data", n_covid=12, n_other=4, n_normals=12, n_test=4)
 
 
 def _without_drawings(patch):
@@ -55,21 +36,14 @@ def bare_page(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(sample, tmp_path_factory):
-    """Folder that holds a finished run with its audit and bare page, `run`, its `stores` and its `submissions`."""
-    root = tmp_path_factory.mktemp("finished")
+def finished(runs, tmp_path_factory):
+    """Folder that holds a finished run with its audit, its page without plots, `run`, its `stores` and submissions."""
+    root = shutil.copytree(runs.finished("covid19"), tmp_path_factory.mktemp("audited") / "root")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         _without_drawings(patch)
-        assert main(["covid19", "run", "demo", "--data", str(sample), "--out", "run", *TINY]) == 0
         assert main(["covid19", "audit", "--out", "run"]) == 0
     return root
-
-
-@pytest.fixture
-def data(sample, tmp_path):
-    """A copy of the sample that may be spoilt; its files are links: to be replaced, not edited."""
-    return shutil.copytree(sample, tmp_path / "data", copy_function=os.link)
 
 
 @pytest.fixture
@@ -91,25 +65,6 @@ def quick_lungs(monkeypatch):
             return mask
 
     monkeypatch.setattr(store_lungs, "load_segmenter", lambda weights, device, batch_size: Segmenter())
-
-
-@pytest.fixture
-def command(finished, tmp_path, monkeypatch, capsys):
-    """`command("train", "--out", …)` in the test's folder, on the finished run's stores.
-
-    The page takes long: only the verb `report` draws it.
-    """
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        is_verb = words[0] in ("run", *SOLUTION.verbs())
-        store = ["--store", finished / "stores"] if is_verb and "--store" not in words else []
-        with monkeypatch.context() as patch:
-            if words[0] != "report":
-                patch.setattr(recipe, "write_report", lambda *args: None)
-            return say(capsys, "covid19", *words, *store)
-
-    return run
 
 
 @pytest.fixture

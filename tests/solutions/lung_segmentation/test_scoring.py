@@ -149,9 +149,10 @@ def test_structures_have_figures_of_their_own():
 
 
 @pytest.fixture(scope="module")
-def counted(finished):
+def counted(runs):
     """Rows of the out-of-fold images: id, fold, dataset, map, true mask at its own size."""
-    run, table = finished / "run", pd.read_parquet(finished / "run" / "images.parquet").set_index("image_id")
+    run = runs.finished("lung_segmentation") / "run"
+    table = pd.read_parquet(run / "images.parquet").set_index("image_id")
     oof, probs = pd.read_parquet(run / "oof.parquet"), np.load(run / "oof_probs.npy")
     assert (
         len(oof) == 12
