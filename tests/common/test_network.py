@@ -1,0 +1,113 @@
+"""Networks: trained once, from the weights and on the rows that they name, and predicted by the mean over folds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import FitConfig
+from common.errors import InputError
+from common.images import prepare_images
+from common.network import find_learning_rates, other_folds, predict, to_device, train
+from common.train.checkpoint import load_weights
+from tests.toy import TOY, make_job, network, write_data
+
+FIT = FitConfig(epochs=2, batch_size=4, precision="fp32", averaging=("last", "best"))
+
+
+@pytest.fixture
+def job(tmp_path):
+    job = make_job(tmp_path / "run", data=write_data(tmp_path / "data"))
+    prepare_images(job, TOY)
+    yield job
+    job.run.close()
+
+
+def trained(job, net):
+    train(job, net)
+    return net.load(job.run).linear.weight.detach()
+
+
+def test_the_same_training_gives_the_same_weights_and_another_fold_others(job):
+    first, path = trained(job, network(FIT, 0)), job.run.path("fold0", "net", "final.safetensors")
+    about, written = load_weights(path)[1], path.stat().st_mtime_ns
+    assert torch.equal(trained(job, network(FIT, 0)), first) and path.stat().st_mtime_ns == written  # read again
+    assert about
+    path.parent.rename(job.run.path("gone"))
+    assert torch.equal(trained(job, network(FIT, 0)), first)
+    assert not torch.equal(trained(job, network(FIT, 1)), first)
+
+
+def test_a_finished_training_of_other_settings_is_refused(job):
+    train(job, network(FIT, 0))
+    for other in (network(replace(FIT, lr=0.1), 0), network(FIT, 0, key="more"), network(FIT, 0, rows=swapped)):
+        with pytest.raises(InputError, match="holds"):
+            train(job, other)
+
+
+def swapped(job, fold):
+    return other_folds(job, fold)[::-1]
+
+
+def test_rows_are_the_other_folds_and_the_fold_itself(job):
+    rows, held_out = other_folds(job, 1)
+    assert sorted([*rows, *held_out]) == list(range(8)) and (job.images.at(held_out)["fold"] == 1).all()
+
+
+def test_weights_of_another_network_are_where_it_starts(job):
+    first = network(replace(FIT, lr=0.5), 0)
+    second = network(replace(FIT, epochs=1, lr=1e-12, weight_decay=0.0), 0, starts_from=first)
+    second = replace(second, stage="second")
+    with pytest.raises(InputError, match="fold 0 is not trained; run `train`"):
+        train(job, second)
+    weights = trained(job, first)
+    torch.testing.assert_close(trained(job, second), weights)
+    job.run.path("fold0", "net", "final.safetensors").unlink()
+    job.run.path("fold0", "net").rename(job.run.path("old"))
+    trained(job, network(FIT, 0))
+    with pytest.raises(InputError, match="fold0/second"):  # it started from others
+        train(job, second)
+
+
+def test_a_network_that_gives_no_numbers_is_refused(job):
+    bad = network(FIT, 0, measure=lambda output, target: output[:, 0] / 0)
+    with pytest.raises(InputError, match=r"fold0/net.*epoch 1.*NaN or infinity"):
+        train(job, bad)
+
+
+def test_a_step_of_its_own_takes_the_place_of_the_loss(job):
+    seen = []
+
+    def step(model, images, target):
+        seen.append((tuple(images.shape), tuple(target.shape)))
+        return model(images).square().mean()
+
+    train(job, network(replace(FIT, epochs=1), 0, step=step, loss=None))
+    assert seen == [((4, 1, 8, 8), (4, 1))]
+
+
+def test_predictions_are_the_mean_over_networks_in_the_order_of_the_rows(job):
+    nets, rows = [network(FIT, fold) for fold in (0, 1)], np.array([9, 2, 4])
+    for net in nets:
+        train(job, net)
+    one, other, both = (predict(job, chosen, rows) for chosen in (nets[:1], nets[1:], nets))
+    assert both.shape == (3, 1) and both.dtype == np.float32
+    np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(predict(job, nets, rows[::-1]), both[::-1])
+    images = torch.from_numpy(job.images.dataset(rows, 8)[0][0].numpy())[None]
+    by_hand = torch.sigmoid(nets[0].load(job.run)(images)).item()
+    assert one[0, 0] == pytest.approx(by_hand, rel=1e-6)
+    variant = predict(job, nets[:1], rows, variant="last")
+    assert variant.shape == (3, 1)
+
+
+def test_range_tests_leave_a_table_and_no_training(job):
+    find_learning_rates(job, [network(FIT, 0)])
+    assert job.run.path("lr_net.csv").is_file() and not list(job.run.folder.glob("fold*/*"))
+
+
+def test_parts_of_a_batch_go_to_the_device():
+    batch = [torch.zeros(1), {"boxes": torch.ones(2), "more": [torch.zeros(3)]}]
+    moved = to_device(batch, "meta")
+    assert moved[0].is_meta and moved[1]["boxes"].is_meta and moved[1]["more"][0].is_meta
