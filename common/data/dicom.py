@@ -202,12 +202,7 @@ def _read_bytes(path):
 def _read_file(path):
     data = _read_bytes(path)
     _read_size(data, path)
-    if data.startswith(jpeg.START):
-        return jpeg.decode(data)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise InputError(f"{path}: cannot be decoded")
-    return image
+    return jpeg.decode(data)
 
 
 def _read_size(data, path, whole=True):
@@ -253,7 +248,7 @@ def _check_png(data, path):
         if end + 4 > len(data):
             break
         if kind[0] < ord("a") and zlib.crc32(view[at + 4 : end]) != unpack_from(">I", data, end)[0]:
-            raise InputError(f"{path}: the PNG is damaged (checksum of a {kind.decode('latin-1')} chunk)")
+            raise InputError(f"{path}: the PNG is damaged (checksum of a chunk {kind!r})")
         if kind == b"IEND":
             return
         at = end + 4

@@ -1,13 +1,16 @@
 """JPEG streams: their structure and size, and a decoder that refuses damaged ones.
 
-libjpeg fills what it cannot decode with grey, prints one line to the standard error output, and reports success.
+libjpeg fills what it cannot decode with grey, prints one line to the standard error output, and reports success. So
+that output, which is one for all threads, is redirected while images are decoded; where it names damage, each image
+that was decoded meanwhile is decoded again, alone.
 """
 
 import os
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from struct import unpack_from
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,9 +20,12 @@ _J2K = b"\xff\x4f\xff\x51"  # of a JPEG 2000 codestream, which may lie in a JP2 
 _IMAGE_END, _SCAN = 0xD9, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # SOF markers; F7 is that of JPEG-LS
 _SCAN_END = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")  # neither a stuffed byte nor a restart marker
-_DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression")
-_HARMLESS = re.compile(r"bad ICC marker|unknown JFIF revision|Unknown Adobe color|Invalid SOS parameters")
-_lock = threading.Lock()
+_DAMAGE = re.compile(rb"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression")
+_DECODERS = re.compile(
+    _DAMAGE.pattern + rb"|bad ICC marker|unknown JFIF|Unknown Adobe|Invalid SOS|libpng|\[ ?(WARN|ERROR):"
+)
+_lock = threading.Condition()
+_shared = SimpleNamespace(users=0, stack=ExitStack(), file=-1)  # the redirection while threads decode
 
 
 def read_shape(stream, whole=True):
@@ -68,35 +74,64 @@ def _read_shape_2000(stream):
     return bottom - top, right - left, unpack_from(">H", stream, at + 40)[0]
 
 
-def decode(stream):
-    """Return the pixels of a JPEG stream, uint8 (H, W), or (H, W, 3) in BGR. Raises ValueError if it is damaged."""
-    with raise_warnings():
-        pixels = cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_UNCHANGED)
+def decode(data):
+    """Return the pixels of a JPEG or PNG image: (H, W), or (H, W, 3 or 4) in BGR order, of 8 or 16 bits.
+
+    Raises ValueError for an image that cannot be decoded, and for a damaged JPEG.
+    """
+    with _lock:
+        if not _shared.users:
+            _shared.file = _shared.stack.enter_context(_redirect())
+        _shared.users += 1
+    try:
+        pixels = _decode(data)
+    finally:
+        with _lock:
+            damage = _find_damage(_shared.file)
+            _shared.users -= 1
+            if not _shared.users:
+                _shared.stack.close()
+                _lock.notify_all()
+    if damage:  # perhaps of another thread's image
+        with raise_warnings():
+            pixels = _decode(data)
     if pixels is None:
-        raise ValueError("the JPEG cannot be decoded")
+        raise ValueError("the image cannot be decoded")
     return pixels
+
+
+def _decode(data):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 @contextmanager
 def raise_warnings():
-    """Raise ValueError if libjpeg printed a warning about damaged data within the block.
-
-    The standard error output of the whole process is redirected for the moment, so that one thread at a time decodes;
-    what other threads print is passed on.
-    """
+    """Raise ValueError if libjpeg warned of damaged data within the block, during which no other thread decodes."""
     with _lock:
-        caught, saved = os.memfd_create("stderr"), os.dup(2)
-        os.dup2(caught, 2)
-        try:
+        _lock.wait_for(lambda: not _shared.users)
+        with _redirect() as caught:
             yield
-        finally:
-            os.dup2(saved, 2)
-            text = os.pread(caught, 1 << 16, 0)
-            os.close(saved)
-            os.close(caught)
-            lines = text.decode(errors="replace")
-            damage = [line for line in lines.splitlines() if _DAMAGE.search(line)]
-            if text and not damage and not _HARMLESS.search(lines):
-                os.write(2, text)
+            damage = _find_damage(caught)
     if damage:
-        raise ValueError(damage[0])
+        raise ValueError(damage)
+
+
+@contextmanager
+def _redirect():
+    """Yield the file that receives the standard error output of this process; pass on what no decoder wrote there."""
+    caught, saved = os.memfd_create("stderr"), os.dup(2)
+    os.dup2(caught, 2)
+    try:
+        yield caught
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        text = os.pread(caught, 1 << 16, 0)
+        os.close(caught)
+        if text and not _DECODERS.search(text):
+            os.write(2, text)
+
+
+def _find_damage(caught):
+    lines = os.pread(caught, 1 << 16, 0).splitlines()
+    return next((line.decode("ascii", "replace") for line in lines if _DAMAGE.search(line)), "")

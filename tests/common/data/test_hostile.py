@@ -3,7 +3,8 @@
 import os
 import time
 import zlib
-from struct import pack
+from concurrent.futures import ThreadPoolExecutor
+from struct import pack, unpack
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from common.data import dicom, guard, jpeg
 from common.data.grey import hash_pixels
 from common.errors import InputError
 from tests.dicoms import GDCM, dataset, deadly, picture, recode, save
+from tests.fuzzing import COUNT, survive
 
 
 def encode(pixels):
@@ -52,6 +54,12 @@ def files_of_110_pixels(folder):
     yield save(dataset(pixels, 8, uid.JPEGBaseline8Bit, encode(pixels)), folder / "jpeg.dcm")
     for name in GDCM:
         yield recode(folder / "Explicit VR Little Endian.dcm", folder / f"{name}.dcm", name)
+
+
+@pytest.mark.long
+def test_damaged_files_by_the_thousand(tmp_path):
+    done = survive(dicom.read_image_and_header, list(files_of_110_pixels(tmp_path)))
+    assert COUNT // 10 < done < COUNT * 9 // 10
 
 
 def test_every_format_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
@@ -96,6 +104,15 @@ def test_bombs(tmp_path):
     assert time.monotonic() - began < 20
 
 
+def short_png():
+    """Return a PNG whose checksums are right and whose pixels end early: libpng prints what it thinks of it."""
+    png = cv2.imencode(".png", picture(8))[1].tobytes()
+    at = png.index(b"IDAT")
+    (length,) = unpack(">I", png[at - 4 : at])
+    data = b"IDAT" + png[at + 4 : at + 4 + length // 2]
+    return png[: at - 4] + pack(">I", len(data) - 4) + data + pack(">I", zlib.crc32(data)) + png[at + 8 + length :]
+
+
 def damaged_jpegs():
     data = encode(cv2.resize(picture(8), (300, 300), interpolation=cv2.INTER_CUBIC))
     start, end = len(data) * 4 // 10, len(data) * 7 // 10
@@ -118,6 +135,24 @@ def test_damaged_jpegs_are_refused(name, data, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_threads_decode_side_by_side_and_only_the_damaged_one_is_refused(capfd):
+    good, bad = encode(picture(8, shape=(700, 700))), dict(damaged_jpegs())["hole"]
+    expected = jpeg.decode(good)
+
+    def try_decoding(data):
+        try:
+            return jpeg.decode(data)
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(try_decoding, [good, bad, good] * 20))
+    assert all("Corrupt JPEG data" in said for said in found[1::3])
+    assert all(np.array_equal(pixels, expected) for pixels in found[::3] + found[2::3])
+    os.write(2, b"restored\n")
+    assert capfd.readouterr().err == "restored\n"
+
+
 def test_what_follows_a_jpegs_end_is_ignored(tmp_path, capfd):
     data = encode(picture(8))
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -129,6 +164,10 @@ def test_what_follows_a_jpegs_end_is_ignored(tmp_path, capfd):
     np.testing.assert_array_equal(jpeg.decode(bytes(revision)), expected)
     progressive = cv2.imencode(".jpg", picture(8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 1])
     assert jpeg.read_shape(progressive[1].tobytes()) == (23, 18, 1)
+    assert capfd.readouterr() == ("", "")
+    (tmp_path / "a.png").write_bytes(short_png())
+    with pytest.raises(InputError, match="cannot be decoded"):
+        dicom.read_image(tmp_path / "a.png")
     assert capfd.readouterr() == ("", "")
     with jpeg.raise_warnings():
         os.write(2, b"of another thread\n")
