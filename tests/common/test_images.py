@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.data.store import prepare_store
 from common.errors import InputError
 from common.images import open_images, prepare_images
 from tests.toy import TOY, Config, make_job, write_data
@@ -92,15 +93,26 @@ def test_keys_follow_labels_folds_settings_and_pixels(prepare, data, tmp_path):
 
 
 def test_other_data_are_refused_under_a_training(prepare, data, tmp_path):
+    rewrite(data / "i01.png", 6)
     prepare()
     (tmp_path / "run" / "fold0" / "net").mkdir(parents=True)
     (tmp_path / "run" / "fold0" / "net" / "last.ckpt").touch()
     prepare()  # the same
     before = (tmp_path / "run" / "images.parquet").read_bytes()
+    size = (data / "i01.png").stat().st_size
     rewrite(data / "i01.png", 7)
+    assert (data / "i01.png").stat().st_size == size
     with pytest.raises(InputError, match="fold0/net: was trained on other images, labels, folds"):
         prepare()
     assert (tmp_path / "run" / "images.parquet").read_bytes() == before
+
+
+def test_a_store_rebuilt_from_other_images_is_noticed_by_single_verbs(prepare, data):
+    job = prepare()
+    rewrite(data / "i01.png", 7)
+    prepare_store({path.stem: path for path in sorted(data.glob("*.png"))}, job.images.store.folder, 8, progress=False)
+    with pytest.raises(InputError, match="run: training images have changed since `prepare`; run it again"):
+        open_images(job)
 
 
 def test_options_that_differ_from_those_of_prepare_are_named(prepare, data, tmp_path):
