@@ -98,10 +98,10 @@ def test_bombs(tmp_path):
         dicom.read_image(path)
     ds = dataset(picture(8), syntax=uid.DeflatedExplicitVRLittleEndian)
     ds.add_new(0x00091001, "OB", bytes(1 << 30))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError, match="inflates to more"):
         dicom.read_header(save(ds, tmp_path / "deflated.dcm"))
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20  # decoding one of them would take longer
 
 
 def short_png():
