@@ -22,7 +22,7 @@ import numpy as np
 from common.cli import VERBS
 from common.recipe import Solution
 from solutions.__main__ import main as solutions_main
-from tests.running import VARYING, prints
+from tests.running import VARYING, hash_files
 from tests.solutions.contract import SOLUTIONS, make_sample
 
 # words that make a solution's training longer, with more variants of its weights
@@ -157,7 +157,7 @@ def in_child(work, output):
 
 def fingerprint(folder):
     """Return the SHA-256 of every file that must be the same, by its path in the run."""
-    return prints(folder / "run", but=VARYING)
+    return hash_files(folder / "run", but=VARYING)
 
 
 def _detail(root, number, where):

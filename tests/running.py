@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: the command as a user gives it, and what it left and touched."""
+"""Helpers of the tests of whole runs: the command as a user gives it, and the files that it wrote."""
 
 import hashlib
 import re
@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 from solutions.__main__ import main
 
-MOVES = re.compile(r"\x1b\[[A-Z]")  # of the cursor, by bars below bars
+MOVES = re.compile(r"\x1b\[[A-Z]")  # of the cursor, by nested progress bars
 VARYING = ("manifest.json", "history.csv", "report.html", "overlays.npz")  # hold times, or are made by `report`
 BAR = re.compile(r"\d+%\||\d+it \[|it/s|s/it|image/s")
 
 
-def say(capsys, *words):
-    """Give the command `python -m solutions <words>`: its status, printed text, and lines of standard error."""
+def run_command(capsys, *words):
+    """Run `python -m solutions <words>`; return its status, printed text, and lines of standard error."""
     capsys.readouterr()
     status = main(list(map(str, words)))
     said = capsys.readouterr()
@@ -21,12 +21,12 @@ def say(capsys, *words):
     return SimpleNamespace(status=status, out=said.out, errors=errors)
 
 
-def prints(run, but=()):
-    """SHA-256 of every file of a run but its log and those named."""
+def hash_files(run, but=()):
+    """Return the SHA-256 of every file of a run by its path, but of its log and the files named `but`."""
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("log.txt", ".lock", *but))
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def times(run, *patterns):
-    """When each file of these patterns was written, ns."""
+def write_times(run, *patterns):
+    """Return when each file of these patterns was written, in ns."""
     return {path: path.stat().st_mtime_ns for pattern in patterns for path in sorted(run.glob(pattern))}

@@ -12,7 +12,7 @@ from common.cli import VERBS
 from common.errors import InputError
 from common.paths import read_json, write_json
 from common.step import Step
-from tests.running import times
+from tests.running import write_times
 from tests.toy import TOY, Config, make_job, write_data
 
 
@@ -55,7 +55,7 @@ def test_a_run_predicts_each_image_once_and_answers_every_test_image(verbs, tmp_
 
 def test_what_is_current_is_not_made_again(verbs, tmp_path):
     verbs()
-    written = times(tmp_path / "run", "fold*/net/*", "*.parquet", "tuned.json", "score.json", "submission.csv")
+    written = write_times(tmp_path / "run", "fold*/net/*", "*.parquet", "tuned.json", "score.json", "submission.csv")
     del written[tmp_path / "run" / "images.parquet"]
     verbs()
     assert {path: path.stat().st_mtime_ns for path in written} == written
@@ -82,10 +82,10 @@ def test_folds_that_are_trained_later(verbs, tmp_path):
     assert pd.read_parquet(tmp_path / "run" / "oof.parquet")["fold"].tolist() == [1] * 4
     with pytest.raises(InputError, match="fold 0 is not trained"):
         verbs("predict", config=Config())
-    weights = times(tmp_path / "run", "fold1/net/final.safetensors")
+    weights = write_times(tmp_path / "run", "fold1/net/final.safetensors")
     verbs(config=Config())
     assert len(pd.read_parquet(tmp_path / "run" / "oof.parquet")) == 8
-    assert times(tmp_path / "run", "fold1/net/final.safetensors") == weights
+    assert write_times(tmp_path / "run", "fold1/net/final.safetensors") == weights
 
 
 def test_further_tables_and_maps_are_joined_and_test_parts_pooled(verbs, tmp_path):

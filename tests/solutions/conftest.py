@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import recipe
-from tests.running import say
+from tests.running import run_command
 from tests.solutions.contract import SOLUTIONS, Runs
 
 
@@ -74,7 +74,7 @@ def command(solution, finished, tmp_path, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             if words[0] != "report":
                 patch.setattr(recipe, "write_report", lambda job, report: None)
-            return say(capsys, solution.name, *words, *store)
+            return run_command(capsys, solution.name, *words, *store)
 
     return run
 

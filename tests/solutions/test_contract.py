@@ -12,7 +12,7 @@ from common.cli import VERBS
 from common.export import ABOUT
 from common.paths import read_json, read_parquet, write_json
 from common.submit.table import read_table
-from tests.running import VARYING, prints, times
+from tests.running import VARYING, hash_files, write_times
 from tests.solutions.contract import SOLUTIONS, find_image
 
 DAMAGES = ("half", "nothing", "other")
@@ -37,7 +37,7 @@ def test_a_run_ends_with_a_valid_submission_a_score_and_a_report(solution, finis
 def test_every_verb_twice(solution, run_copy, command, sample):
     prepared = {"manifest.json", "config.json", "images.parquet", "folds.csv", "sample_submission.csv"}
     again = {*prepared, *read_json(run_copy / "manifest.json")["steps"]["prepare"]["tables"]}  # with the same bytes
-    before, written = prints(run_copy, but=["manifest.json"]), times(run_copy, "[!.]*.*", "fold*/**/*")
+    before, written = hash_files(run_copy, but=["manifest.json"]), write_times(run_copy, "[!.]*.*", "fold*/**/*")
     written = {path: time for path, time in written.items() if path.name not in {*again, "log.txt", "report.html"}}
     for verb in VERBS[:-1]:
         result = command(verb, "--out", "run", *(["--data", sample] if verb == "prepare" else []))
@@ -46,7 +46,7 @@ def test_every_verb_twice(solution, run_copy, command, sample):
     result = command("run", *solution.words, "--data", sample, "--out", "run")
     assert result.status == 0 and result.out.count("up to date") >= 3 and "epoch" not in result.out
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert prints(run_copy, but=["manifest.json"]) == before
+    assert hash_files(run_copy, but=["manifest.json"]) == before
 
 
 def stopping(limit, error):
@@ -82,7 +82,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(solution, finished, comm
             assert result.status == 3 and "the same command continues" in result.out
             assert not (tmp_path / "run" / "submission.csv").exists()
     assert stops >= 8
-    assert prints(tmp_path / "run", but=VARYING) == prints(finished / "run", but=VARYING)
+    assert hash_files(tmp_path / "run", but=VARYING) == hash_files(finished / "run", but=VARYING)
 
 
 def test_verbs_before_prepare(solution, refused, tmp_path):
@@ -168,7 +168,7 @@ def spoil(path, damage):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_results_are_made_again(damage, solution, run_copy, command, sample):
-    whole = prints(run_copy, but=VARYING)
+    whole = hash_files(run_copy, but=VARYING)
     for name in whole:
         if "/" not in name and name != "config.json":
             spoil(run_copy / name, damage)
@@ -176,7 +176,7 @@ def test_damaged_results_are_made_again(damage, solution, run_copy, command, sam
         result = command(verb, "--out", "run")
         assert result.status in (0, 2) and len(result.errors) == result.status // 2, result
     assert command("run", "--out", "run", "--data", sample).status == 0
-    assert prints(run_copy, but=VARYING) == whole
+    assert hash_files(run_copy, but=VARYING) == whole
 
 
 def test_other_damaged_files_are_named(solution, run_copy, refused):

@@ -11,7 +11,7 @@ from common.config import file_hash
 from common.paths import read_json, read_parquet, write_csv
 from common.submit.table import read_table
 from common.train.checkpoint import load_weights, save_weights
-from tests.running import prints, times
+from tests.running import hash_files, write_times
 from tests.solutions.contract import SOLUTIONS, edit_image, find_image
 
 pytestmark = pytest.mark.parametrize("solution", SOLUTIONS, indirect=True)
@@ -62,24 +62,25 @@ def test_the_page_of_a_finished_run_has_its_score(solution, page):
 
 
 def test_other_views(solution, marked, command, check_stale, sample):
-    weights, words = times(marked, "fold*/*/*"), solution.views.split()
-    before = prints(marked)
+    weights, words = write_times(marked, "fold*/*/*"), solution.views.split()
+    before = hash_files(marked)
     check_stale("predict", *words)
     result = command("run", "--data", sample, "--out", "run", *words)
     assert result.status == 0 and "up to date" not in re.sub(".*stores.*", "", result.out)
-    assert times(marked, "fold*/*/*") == weights
-    changed = {name for name, digest in prints(marked).items() if before.get(name) != digest}
+    assert write_times(marked, "fold*/*/*") == weights
+    changed = {name for name, digest in hash_files(marked).items() if before.get(name) != digest}
     assert {"oof.parquet", "oof_probs.npy"} & changed and {"manifest.json", "config.json"} <= changed
 
 
 def test_another_decision(solution, marked, command, check_stale, sample):
     if not solution.decision:
         pytest.skip("the decision has no settings")
-    done, words = times(marked, "fold*/*/*", "oof.parquet", "test.parquet", "*_probs.npy"), solution.decision.split()
+    kept, words = ("fold*/*/*", "oof.parquet", "test.parquet", "*_probs.npy"), solution.decision.split()
+    done = write_times(marked, *kept)
     check_stale("tune", *words)
     result = command("run", "--data", sample, "--out", "run", *words)
     assert result.status == 0 and "predict: up to date" in result.out and "tune: up to date" not in result.out
-    assert done == times(marked, "fold*/*/*", "oof.parquet", "test.parquet", "*_probs.npy")
+    assert done == write_times(marked, *kept)
 
 
 def test_replaced_weights(solution, marked, command, refused, check_stale, sample):
@@ -93,11 +94,11 @@ def test_replaced_weights(solution, marked, command, refused, check_stale, sampl
 
 
 def test_another_training_is_refused_and_loses_nothing(solution, run_copy, command, refused, sample):
-    before = prints(run_copy, but=["manifest.json"])
+    before = hash_files(run_copy, but=["manifest.json"])
     for option in (solution.training, "--n-folds 3", "--seed 1"):
         line = refused("run", "--data", sample, "--out", "run", *option.split())
         assert "run/fold0/" in line and "another" in line and "--out" in line, option
-        assert prints(run_copy, but=["manifest.json"]) == before, option
+        assert hash_files(run_copy, but=["manifest.json"]) == before, option
     again = command("run", "--data", sample, "--out", "run")
     assert again.status == 0 and "epoch" not in again.out and "predict: up to date" in again.out
 
@@ -112,7 +113,7 @@ def test_options_of_prepare(option, solution, run_copy, refused):
 def test_changed_training_data(solution, run_copy, command, refused, data, sample, tmp_path):
     """A label, an image and the folds: refused while there are trainings of the old ones, and then trained again."""
     assert command("prepare", "--data", data, "--out", "run").status == 0  # the same data in another place
-    before = prints(run_copy, but=["manifest.json"])
+    before = hash_files(run_copy, but=["manifest.json"])
     assert "tune: up to date" in command("tune", "--out", "run").out
     table = read_parquet(run_copy / "images.parquet")
     train = table[(table["split"] == "train") & (table["fold"] >= 0)]
@@ -128,7 +129,7 @@ def test_changed_training_data(solution, run_copy, command, refused, data, sampl
         for verb in ("prepare", "run"):
             line = refused(verb, "--data", other, "--out", "run", *words)
             assert "run/fold0/" in line and "was trained on other images, labels, folds" in line, what
-        assert prints(run_copy, but=["manifest.json"]) == before, what
+        assert hash_files(run_copy, but=["manifest.json"]) == before, what
     assert "tune: up to date" in command("tune", "--out", "run").out
     for folder in run_copy.glob("fold*"):
         if folder.is_dir():
@@ -141,12 +142,12 @@ def test_changed_training_data(solution, run_copy, command, refused, data, sampl
 def test_a_changed_test_image(solution, marked, command, check_stale, data):
     ids = read_table(marked / "sample_submission.csv").iloc[:, 0]
     edit_image(find_image(data, ids[0]))
-    weights = times(marked, "fold*/*/*")
+    weights = write_times(marked, "fold*/*/*")
     assert command("prepare", "--data", data, "--out", "run").status == 0
     check_stale("predict")
     result = command("run", "--data", data, "--out", "run")
     assert result.status == 0 and "epoch" not in result.out and "predict: up to date" not in result.out
-    assert times(marked, "fold*/*/*") == weights
+    assert write_times(marked, "fold*/*/*") == weights
     assert read_table(marked / "submission.csv").iloc[:, 0].tolist() == ids.tolist()
 
 

@@ -8,14 +8,14 @@ import pytest
 from common.paths import find_images, read_json
 from common.submit.table import read_table, write_submission
 from solutions.chestxray14.config import LABELS
-from tests.running import say
+from tests.running import run_command
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """`command("infer", …)` in the test's folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *words: say(capsys, "chestxray14", *words)
+    return lambda *words: run_command(capsys, "chestxray14", *words)
 
 
 @pytest.fixture

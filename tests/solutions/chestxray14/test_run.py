@@ -23,7 +23,7 @@ from solutions.chestxray14 import pictures, report
 from solutions.chestxray14.config import LABELS, Config
 from solutions.chestxray14.pipeline import fold_networks
 from tests import browser
-from tests.running import prints, times
+from tests.running import hash_files, write_times
 
 NAMES = list(LABELS)
 VIEWS = ("", "_whole", "_lungs")
@@ -161,9 +161,9 @@ def test_no_patient_is_on_both_sides_of_a_fold(finished, tmp_path, command, samp
 
 
 def test_the_mean_of_both_views_needs_no_training(finished, run_copy, command, sample):
-    done = times(run_copy, "fold*/**/*")
+    done = write_times(run_copy, "fold*/**/*")
     result = command("run", "--data", sample, "--out", "run", "--combine", "mean")
-    assert (result.status, result.errors) == (0, []) and done == times(run_copy, "fold*/**/*")
+    assert (result.status, result.errors) == (0, []) and done == write_times(run_copy, "fold*/**/*")
     for name in ("oof", "test"):
         views = [predicted(run_copy, f"{name}_{stage}") for stage in ("whole", "lungs")]
         assert predicted(run_copy, name).to_numpy() == pytest.approx(sum(views).to_numpy() / 2, abs=1e-12)
@@ -231,9 +231,9 @@ def test_images_without_labels_are_predicted_and_not_scored(tmp_path, run_copy, 
     new.mkdir()
     for number, path in enumerate(sorted(sample.rglob("*.png"))[:3]):
         shutil.copy(path, new / f"new-{number}.png")
-    done = times(run_copy, "fold*/**/*")
+    done = write_times(run_copy, "fold*/**/*")
     result = command("run", "--data", sample, "--out", "run", "--test", new)
-    assert (result.status, result.errors) == (0, []) and done == times(run_copy, "fold*/**/*")
+    assert (result.status, result.errors) == (0, []) and done == write_times(run_copy, "fold*/**/*")
     rows = read_table(run_copy / "submission.csv")
     assert rows["Image Index"].tolist() == ["new-0.png", "new-1.png", "new-2.png"]
     assert predicted(run_copy, "test").stack().between(0, 1).all()
@@ -312,10 +312,10 @@ def test_flips_at_test_time_are_predicted_tuned_and_shown(run_copy, finished, co
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_line(options, said, run_copy, command):
-    before = prints(run_copy)
+    before = hash_files(run_copy)
     result = command("tune", "--out", "run", *options.split())
     assert result.status == 2 and len(result.errors) == 1 and said in result.errors[0], result
-    assert {name for name, digest in prints(run_copy).items() if before[name] != digest} <= {"manifest.json"}
+    assert {name for name, digest in hash_files(run_copy).items() if before[name] != digest} <= {"manifest.json"}
 
 
 def test_options_of_prepare_that_cannot_be(tmp_path, refused, sample, plain):

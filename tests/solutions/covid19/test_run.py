@@ -20,7 +20,7 @@ from solutions.covid19.config import Config
 from solutions.covid19.data import SAMPLE
 from solutions.covid19.models import build_network
 from solutions.covid19.sample import make_sample
-from tests.running import prints, times
+from tests.running import hash_files, write_times
 
 CHECKS = ("image", "border", "background")  # those that so small a sample can be asked
 SECTIONS = ["Audit", "Folds", "Out of fold", "Data", "Lungs", "Training", "Submission", "This run"]
@@ -160,9 +160,9 @@ def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, finished, comm
     assert "auroc" in shown[3] and "AUROC" in shown[4] and "valid submission" in shown[5]
     assert not (run / "fold1").exists() and set(known(run)["fold"]) == {0}
     assert "holds out none of them" in command("audit", "--out", "run", "--audit.folds", "1").errors[0]
-    done, test = times(run, "fold0/*/final.safetensors"), pd.read_parquet(run / "test.parquet")["probability"]
+    done, test = write_times(run, "fold0/*/final.safetensors"), pd.read_parquet(run / "test.parquet")["probability"]
     assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
-    assert done == times(run, "fold0/*/final.safetensors")
+    assert done == write_times(run, "fold0/*/final.safetensors")
     for name in ("oof.parquet", "test.parquet", "submission.csv", "score.json", "fold1/covid/final.safetensors"):
         assert (run / name).read_bytes() == (finished / "run" / name).read_bytes(), name
     both = pd.read_parquet(run / "test.parquet")["probability"]  # the test set gets the mean over the folds
@@ -186,7 +186,7 @@ def test_images_to_predict_that_are_named(tmp_path, finished, run_copy, command,
     assert not tests.loc["nothing.png", "usable"] and tests.loc["nothing.png", "ok"]
     assert "its patient is left out of training" in result.out  # the copies of what would be trained on
     assert "was trained on other images" in command("run", "--data", sample, "--out", "run", "--test", new).errors[0]
-    assert prints(run_copy) == prints(finished / "run")
+    assert hash_files(run_copy) == hash_files(finished / "run")
 
 
 def test_a_test_image_without_lungs_gets_the_mean_of_the_others(finished, tmp_path, run_copy, command, data):
@@ -200,7 +200,7 @@ def test_a_test_image_without_lungs_gets_the_mean_of_the_others(finished, tmp_pa
     words = ["run", "--data", data, "--out", "run", "--store", "stores"]
     result = command(*words)
     assert result.status == 2 and len(result.errors) == 1 and names[1] in result.errors[0]
-    assert prints(run_copy) == prints(finished / "run")
+    assert hash_files(run_copy) == hash_files(finished / "run")
     result = command(*words, "--on-bad-image", "placeholder")
     assert result.status == 4 and "2 test images without usable lungs get the mean probability" in result.out
     assert read_table(run_copy / "left_out.csv")["file"].tolist() == [names[1], names[3]]
@@ -220,10 +220,10 @@ def test_nothing_to_predict(run_copy, command, data):
 
 
 def test_another_decision_about_the_audit_needs_no_training(run_copy, command):
-    done = times(run_copy, "fold*/**/*", "score.json")
+    done = write_times(run_copy, "fold*/**/*", "score.json")
     (run_copy / "report.html").unlink()
     result = command("audit", "--out", "run", "--audit.high", "0.99", "--audit.checks", "border")
-    assert (result.status, result.errors) == (0, []) and done == times(run_copy, "fold*/**/*", "score.json")
+    assert (result.status, result.errors) == (0, []) and done == write_times(run_copy, "fold*/**/*", "score.json")
     assert list(read_json(run_copy / "audit.json")["checks"]) == ["border"]
     assert read_json(run_copy / "config.json")["audit"]["high"] == 0.99  # what the page is drawn by
     result = command("audit", "--out", "run")

@@ -18,7 +18,7 @@ from solutions.lung_segmentation.postprocess import MaskRule
 from solutions.lung_segmentation.sample import make_sample
 from solutions.lung_segmentation.segmenter import load_segmenter
 from tests import browser
-from tests.running import prints, times
+from tests.running import hash_files, write_times
 from tests.solutions.lung_segmentation.conftest import stored_masks
 
 FOLD0 = ["--folds", "0", "--network.epochs", "1"]
@@ -85,9 +85,9 @@ def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, command, sampl
     assert score["folds"] == [0] and score["images"] == 6
     assert read_json(tmp_path / "run" / "tuned.json")["halves"] is True
     assert not (tmp_path / "run" / "fold1").exists() and (tmp_path / "run" / "report.html").is_file()
-    done = times(tmp_path / "run", "fold0/*/final.safetensors")
+    done = write_times(tmp_path / "run", "fold0/*/final.safetensors")
     assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
-    assert done == times(tmp_path / "run", "fold0/*/final.safetensors")
+    assert done == write_times(tmp_path / "run", "fold0/*/final.safetensors")
     assert read_json(tmp_path / "run" / "score.json")["images"] == 12
     assert read_json(tmp_path / "run" / "config.json")["folds"] == [0, 1]
 
@@ -106,7 +106,7 @@ def test_nothing_to_predict(data, command, refused, tmp_path, tiny):
 
 def test_other_masks_under_trained_networks_are_refused(data, run_copy, command, refused):
     assert command("run", "--out", "run", "--data", data).status == 0  # the same files elsewhere are the same data
-    before = prints(run_copy, but=["manifest.json"])
+    before = hash_files(run_copy, but=["manifest.json"])
     path = sorted((data / "mask" / "mask").iterdir())[0]
     whole = path.read_bytes()
     for change in (np.fliplr, lambda mask: np.roll(mask, 40, axis=1)):  # of the same area
@@ -114,7 +114,7 @@ def test_other_masks_under_trained_networks_are_refused(data, run_copy, command,
         path.unlink()
         Image.fromarray(mask).save(path)
         line = refused("run", "--out", "run", "--data", data)
-        assert "was trained on other images, labels" in line and prints(run_copy, but=["manifest.json"]) == before
+        assert "was trained on other images, labels" in line and hash_files(run_copy, but=["manifest.json"]) == before
         path.write_bytes(whole)
     assert "epoch" not in command("run", "--out", "run", "--data", data).out
 

@@ -21,10 +21,10 @@ KEEP_ALL = ["--decision.gate", "0", "--decision.pixel", "0.5", "--decision.min-a
 
 
 @pytest.fixture(scope="module")
-def lively(runs, tmp_path_factory):
-    """A finished run with masks in its submission: the networks of the other one see nothing after two epochs."""
+def run_with_masks(runs, tmp_path_factory):
+    """A finished run with masks in its submission, which two epochs do not reach: the networks' output is shifted."""
     finished = runs.finished("siim_pneumothorax")
-    run = shutil.copytree(finished / "run", tmp_path_factory.mktemp("lively") / "run")
+    run = shutil.copytree(finished / "run", tmp_path_factory.mktemp("masks") / "run")
     config = replace(DEMO.segmenter, encoder=NET)
     images = torch.from_numpy(np.load(next(finished.glob("stores/*/images.npy"))))[:, None]
     for path in run.glob("fold*/segmenter-64/final.safetensors"):
@@ -41,14 +41,16 @@ def lively(runs, tmp_path_factory):
     return run
 
 
-def test_a_folder_of_images_is_predicted_and_an_unreadable_one_has_no_mask(lively, command, refused, sample, tmp_path):
+def test_a_folder_of_images_is_predicted_and_an_unreadable_one_has_no_mask(
+    run_with_masks, command, refused, sample, tmp_path
+):
     (tmp_path / "images").mkdir()
     for path in (sample / "dicom-images-test").rglob("*.dcm"):
         os.link(path, tmp_path / "images" / path.name)
-    assert command("export", lively, "--out", "exported").status == 0
+    assert command("export", run_with_masks, "--out", "exported").status == 0
     words = ["infer", "exported", "--test", "images", "--workers", "0"]
     assert command(*words).status == 0
-    expected = read_table(lively / "submission.csv").set_index("ImageId")["EncodedPixels"].sort_index()
+    expected = read_table(run_with_masks / "submission.csv").set_index("ImageId")["EncodedPixels"].sort_index()
     assert read_table(tmp_path / "submission.csv").set_index("ImageId")["EncodedPixels"].equals(expected)
     bad = tmp_path / "images" / f"{(expected != '-1').idxmax()}.dcm"
     bad.unlink()
@@ -59,9 +61,9 @@ def test_a_folder_of_images_is_predicted_and_an_unreadable_one_has_no_mask(livel
     assert read_table(tmp_path / "submission.csv").set_index("ImageId")["EncodedPixels"].equals(expected)
 
 
-def test_the_notebook_gives_the_bytes_of_the_run(lively, sample, tmp_path, monkeypatch):
+def test_the_notebook_gives_the_bytes_of_the_run(run_with_masks, sample, tmp_path, monkeypatch):
     mounted = "competitions/siim-acr-pneumothorax-segmentation"
-    pictures = round_trip(lively, "siim_pneumothorax", {mounted: sample}, tmp_path, monkeypatch)
+    pictures = round_trip(run_with_masks, "siim_pneumothorax", {mounted: sample}, tmp_path, monkeypatch)
     assert pictures.count("data:image/jpeg;base64,") == 4 and "% of the image" in pictures
 
 

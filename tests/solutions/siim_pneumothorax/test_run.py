@@ -14,7 +14,7 @@ from common.paths import read_json
 from common.post.rle import decode
 from common.submit.table import read_table
 from common.train.checkpoint import load_weights
-from tests.running import times
+from tests.running import write_times
 from tests.solutions.contract import NET
 
 ROOT = Path(__file__).parents[3]
@@ -38,9 +38,9 @@ def test_one_fold_through_all_verbs_and_the_other_later(tmp_path, command, sampl
     score = read_json(tmp_path / "run" / "score.json")
     assert score["folds"] == [0] and score["images"] == 8 and score["nested_by"] == "halves of the patients"
     assert not (tmp_path / "run" / "fold1").exists()
-    done = times(tmp_path / "run", "fold0/*/final.safetensors")
+    done = write_times(tmp_path / "run", "fold0/*/final.safetensors")
     assert command("run", "--data", sample, "--out", "run", "--folds", "0", "1").status == 0
-    assert done == times(tmp_path / "run", "fold0/*/final.safetensors")
+    assert done == write_times(tmp_path / "run", "fold0/*/final.safetensors")
     assert read_json(tmp_path / "run" / "score.json")["images"] == 16
     assert read_json(tmp_path / "run" / "config.json")["folds"] == [0, 1]
 

@@ -14,7 +14,7 @@ from common.submit.validate import validate_boxes
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.postprocess import parse_predictions
 from tests import browser
-from tests.running import prints
+from tests.running import hash_files
 
 SECTIONS = ("Data", "Classes", "Decision", "Healthy or not (2CC)", "Pictures", "Training", "Submission", "This run")
 
@@ -135,7 +135,7 @@ def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page):
 
 
 def test_options_that_cannot_be_are_refused_in_one_line(run_copy, refused):
-    before = prints(run_copy, but=["manifest.json"])
+    before = hash_files(run_copy, but=["manifest.json"])
     for options, said in (
         ("--fusion.raters nms", "prepared with --fusion.raters"),
         ("--detector.size 128", "store_size 96 is under the 128 px"),
@@ -148,7 +148,7 @@ def test_options_that_cannot_be_are_refused_in_one_line(run_copy, refused):
         ("--decision.rule replace --decision.alpha 0.1 --decision.beta 0.5", "no rule to try"),
     ):
         assert said in refused("tune", "--out", "run", *options.split()), options
-    assert prints(run_copy, but=["manifest.json"]) == before
+    assert hash_files(run_copy, but=["manifest.json"]) == before
 
 
 def test_a_run_and_its_copy_fused_are_the_run(run_copy, finished, command, tmp_path):
