@@ -25,7 +25,7 @@ from common.metrics.segmentation import dice_from_areas
 from common.paths import KAGGLE_INPUT, read_array, read_parquet, write_table
 from common.post.rle import ABSOLUTE, decode
 from solutions.lung_segmentation.config import STRUCTURES
-from solutions.lung_segmentation.pairs import READ, find_pairs, read_mask, read_masks
+from solutions.lung_segmentation.pairs import READ, bare_stem, find_pairs, read_mask, read_masks
 
 log = logging.getLogger(__name__)
 COLUMNS = ["image_id", "width", "height", "rle"]
@@ -84,7 +84,10 @@ def _find_tests(test, pairs, labelled):
             log.info(f"{len(unlabelled)} images without a mask are not trained on, but predicted")
         return unlabelled
     ids, files = named_images(test, READ)
-    files = {pair.image_id: pair.image for pair in pairs} | files
+    ids = list(map(bare_stem, ids))
+    if len(set(ids)) < len(ids):
+        raise InputError(f"--test: a second image named {max(ids, key=ids.count)}")
+    files = {pair.image_id: pair.image for pair in pairs} | {bare_stem(name): file for name, file in files.items()}
     both = [image_id for image_id in ids if image_id in labelled]
     if both:
         raise InputError(f"--test: {len(both)} of the images are training images, such as {both[0]}")
@@ -151,15 +154,24 @@ def check_test(job, listing, store):
 
 
 def _mark_unusable(listing, store):
-    """Return the table with ok False for colour pictures too, and the rows of left_out.csv."""
+    """Return the table with ok False for colour pictures and masks too, and the rows of left_out.csv."""
     colour = (store.table["colour"] > COLOUR_LIMIT).to_numpy()
-    table = listing.table.assign(ok=listing.table["ok"] & ~colour)
+    masks = np.array([_is_mask(image) for image in store.images])
+    table = listing.table
+    table = table.assign(ok=table["ok"] & ~(colour | masks))
     left_out = []
     for row in table[~table["ok"]].itertuples():
         path = listing.files[row.image_id]
-        reason = "a colour picture, not a radiograph" if colour[row.row] else _read_problem(path)
+        kind = "colour picture" if colour[row.row] else "mask" if masks[row.row] else None
+        reason = f"a {kind}, not a radiograph" if kind else _read_problem(path)
         left_out.append((row.image_id, str(path), reason))
     return table, left_out
+
+
+def _is_mask(image):
+    """Return whether an image has two grey levels, apart from the edges that shrinking has blurred."""
+    low, high = image.min(), image.max()
+    return bool(low < high and np.count_nonzero((image > low) & (image < high)) < 0.05 * image.size)
 
 
 def _read_problem(path):

@@ -24,9 +24,10 @@ NAMES = {
     "Shenzhen": re.compile(r"(CHNCXR_\d+)_[01]"),
     "JSRT": re.compile(r"(JPC[LN]N\d{3})"),
 }
-# Folders of masks and the structure in them; left and right are the patient's. Clavicles are ignored.
-FOLDERS = {"leftmask": "left", "left lung": "left", "rightmask": "right", "right lung": "right", "heart": "heart"}
-FOLDERS |= {"mask": "lungs", "masks": "lungs", "left clavicle": None, "right clavicle": None}
+# Words in names of mask folders: leftMask, "right lung", left_lung_png. Left and right are the patient's.
+SIDES = {"left", "right"}
+MASK_WORDS = {"mask", "masks", "lung", "lungs", "heart", "clavicle", "clavicles", "manual", *SIDES}
+FORMATS = {suffix[1:] for suffix in MASKS}
 
 
 @dataclass
@@ -59,7 +60,7 @@ def find_pairs(folder):
     folders `images` are paired with those of the same stem in folders `masks`. Raises InputError if nothing is found,
     and for two files of the same image or mask.
     """
-    folder, pairs, own = Path(folder), {}, {}
+    folder, pairs, own, strange = Path(folder), {}, {}, 0
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (--data)")
     for path in walk_files(folder, _holds_answers):
@@ -67,15 +68,17 @@ def find_pairs(folder):
             continue
         match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(path.stem))), None)
         if match:
-            _add(pairs, match[1][0], match[0], match[1][1], path)
-        elif _folder(path) == "images" or _folder(path) in FOLDERS:
-            own.setdefault(path.stem.removesuffix("_mask"), []).append(path)
+            strange += not _add(pairs, match[1][0], match[0], match[1][1], path)
+        elif path.parent.name.lower() == "images" or _structure(path.parent.name):
+            own.setdefault(bare_stem(path.stem).removesuffix("_mask"), []).append(path)
     if not pairs:
         for image_id, paths in own.items():
             for path in paths:
                 _add(pairs, image_id, "folder", image_id, path)
     elif own:
         log.info(f"{folder}: ignored {len(own)} names in images/ and masks/ that belong to no known collection")
+    if strange:
+        log.info(f"{folder}: ignored {strange} files with a suffix to the name of a known image")
     found = [pair for _, pair in sorted(pairs.items()) if pair.image is not None]
     if not found:
         raise InputError(f"{folder}: no radiographs of Montgomery, Shenzhen or JSRT, and no images/ with masks/ in it")
@@ -92,15 +95,28 @@ def _holds_answers(folder):
     return folder.name == "hidden" and folder.with_name("sample.json").is_file()
 
 
-def _folder(path):
-    return path.parent.name.lower().replace("_", " ").replace("-", " ")
+def bare_stem(stem):
+    """Return a file's stem without the suffix that copies of raw files keep: JPCLN001 of JPCLN001.IMG.png."""
+    return stem[:-4] if stem.lower().endswith(".img") else stem
+
+
+def _structure(folder):
+    """Return lungs, left, right, heart or clavicle for the name of a folder of masks, else ""."""
+    words = set(re.findall(r"left|right|lungs?|masks?|heart|clavicles?|[a-z]+", folder.lower())) - FORMATS
+    sides = words & SIDES
+    if not words <= MASK_WORDS or not words & {"mask", "masks", "heart", "clavicle", "clavicles", *SIDES}:
+        return ""  # `lungs` alone may be a folder of radiographs
+    if words & {"heart", "clavicle", "clavicles"}:
+        return "heart" if "heart" in words else "clavicle"
+    return sides.pop() if len(sides) == 1 else "lungs"
 
 
 def _add(pairs, image_id, dataset, patient, path):
-    rest = path.stem[len(image_id) :]
-    shows = FOLDERS.get(_folder(path), "lungs" if rest == "_mask" else "")
-    if shows is None or rest not in ("", "_mask"):
-        return
+    """Add a file to the pair of its image; return whether its name was understood."""
+    rest = bare_stem(path.stem)[len(image_id) :]
+    shows = _structure(path.parent.name) or ("lungs" if rest == "_mask" else "")
+    if shows == "clavicle" or rest not in ("", "_mask"):
+        return shows == "clavicle"
     pair = pairs.setdefault(image_id, Pair(image_id, dataset, patient))
     before = pair.masks.get(shows) if shows else pair.image
     if before is not None:
@@ -109,6 +125,7 @@ def _add(pairs, image_id, dataset, patient, path):
         pair.masks[shows] = path
     elif path.suffix.lower() in READ:
         pair.image = path
+    return True
 
 
 def read_mask(path):

@@ -115,7 +115,7 @@ def test_flattened_copies_and_other_extensions(tmp_path):
     touch(
         tmp_path / "three",
         "MCUCXR_0001_0.jpeg",
-        "left_mask/MCUCXR_0001_0.png",
+        "outlines/MCUCXR_0001_0.png",
         "leftMask/MCUCXR_0002_0_mask.png",
         "MCUCXR_0002_0.png",
         "right-lung/MCUCXR_0002_0.png",
@@ -128,9 +128,27 @@ def test_flattened_copies_and_other_extensions(tmp_path):
     assert [about[3] for about in found(tmp_path / "two").values()] == ["lungs", "lungs"]
     assert found(tmp_path / "four") == {"JPCLN001": ("JSRT", "JPCLN001", ".png", "heart left right")}
     with pytest.raises(InputError, match="a second file for the image of MCUCXR_0001_0"):
-        find_pairs(tmp_path / "three")  # `left_mask` is no name of a folder of masks
-    (tmp_path / "three" / "left_mask" / "MCUCXR_0001_0.png").unlink()
+        find_pairs(tmp_path / "three")  # `outlines` is not known as a folder of masks
+    (tmp_path / "three" / "outlines" / "MCUCXR_0001_0.png").unlink()
     assert found(tmp_path / "three")["MCUCXR_0002_0"][3] == "left right"
+
+
+def test_jsrt_as_png_copies_are_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("solutions"), "propagate", True)
+    caplog.set_level("INFO", "solutions")
+    masks = ("left_lung_png", "RightLungMasks", "heart-masks", "left_clavicle_png")
+    touch(tmp_path, "png/JPCLN001.IMG.png", *(f"{name}/JPCLN001.png" for name in masks))
+    touch(tmp_path, "png/JPCNN002.img.PNG", "lung_masks_gif/JPCNN002.IMG.gif", "png/JPCNN002.IMG_old.png")
+    assert found(tmp_path) == {
+        "JPCLN001": ("JSRT", "JPCLN001", ".png", "heart left right"),
+        "JPCNN002": ("JSRT", "JPCNN002", ".PNG", "lungs"),
+    }
+    assert "ignored 1 files with a suffix to the name" in caplog.text
+
+
+def test_a_folder_named_lungs_may_hold_radiographs(tmp_path):
+    touch(tmp_path, "lungs/JPCLN001.IMG", "Left Lungs/JPCLN001.gif")
+    assert found(tmp_path) == {"JPCLN001": ("JSRT", "JPCLN001", ".IMG", "left")}
 
 
 def test_a_users_own_pairs(tmp_path):

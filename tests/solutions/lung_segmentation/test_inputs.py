@@ -229,6 +229,7 @@ def test_images_that_cannot_be_used_are_left_out(split, data, left_out, tmp_path
         damaged = bytearray(whole)
         damaged[len(damaged) // 2] ^= 255
         replace(films[3], bytes(damaged))
+        replace(films[4], cv2.circle(np.zeros((300, 200), np.uint8), (90, 100), 40, 1, -1))
     else:
         cv2.imwrite(str(tmp_path / "x.jpg"), np.tile(np.arange(200, dtype=np.uint8), (300, 1)))
         jpeg = (tmp_path / "x.jpg").read_bytes()
@@ -237,10 +238,11 @@ def test_images_that_cannot_be_used_are_left_out(split, data, left_out, tmp_path
     bad, table = left_out()
     said = {films[0].stem: "a colour picture, not a radiograph", films[1].stem: "cut short"}
     said |= {films[2].stem: "empty file", films[3].stem: "damaged"} if split == "train" else {}
+    said |= {films[4].stem: "a mask, not a radiograph"} if split == "train" else {}
     assert set(bad.index) == set(said)
     for name, reason in said.items():
         assert reason in bad.loc[name, "reason"]
-    assert (table["split"] == split).sum() == {"train": 8, "test": 0}[split]
+    assert (table["split"] == split).sum() == {"train": 7, "test": 0}[split]
 
 
 def test_placeholders_keep_the_rows_of_bad_test_images(data, command, tmp_path, tiny):
