@@ -27,6 +27,8 @@ class FitConfig:
     """Peak learning rate in the other epochs."""
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
     """Learning-rate schedule after the frozen epochs."""
+    cycles: int = 1
+    """Times that the schedule runs from start to end (warm restarts); classic SWA then averages the ends of cycles."""
     patience: int = 3
     """plateau: epochs without improvement before the rate is reduced."""
     plateau_metric: str = ""
@@ -56,7 +58,7 @@ class FitConfig:
     window: int = 4
     """Windowed SWA: number of consecutive epochs to average, where the metric peaks."""
     classic_start: float = 0.75
-    """Classic SWA: average all epochs after this fraction of the training."""
+    """Classic SWA of a single cycle: average all epochs after this fraction of the training."""
     best_k: int = 3
     """best_k: number of best epochs to average."""
     ema_decay: float = 0.999
@@ -66,13 +68,16 @@ class FitConfig:
     """Use torch.compile: minutes at the start, then faster steps."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr"):
+        for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
         if not self.decay >= 0:
             raise InputError(f"decay must be at least 0, not {self.decay}")
         if not 0 <= self.frozen_epochs <= self.epochs:
             raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
+        if self.cycles > 1 and (self.schedule in ("step", "plateau") or self.cycles > self.epochs - self.frozen_epochs):
+            what = f"the schedule {self.schedule} with {self.epochs - self.frozen_epochs} epochs after the frozen ones"
+            raise InputError(f"cycles: {what} cannot have {self.cycles} cycles")
         if not self.averaging:
             raise InputError("averaging must name at least one of last, best, best_k, window, classic, ema")
         if self.keep != "highest" and self.keep not in self.averaging:

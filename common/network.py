@@ -39,8 +39,8 @@ class Network:
 
     config: its FitConfig. build(weights) -> nn.Module; weights None: as configured, "none": random.
     dataset(job, rows, augment, targets) -> Dataset of (image, target), or of (image, store row) without targets.
-    loss(output, target) -> scalar. measure(output, target) -> array or tensor (B, …), one entry per held-out image.
-    figures(job, measured (n, …), rows) -> dict of the validation metrics.
+    loss(output, target) -> scalar, the mean over images; it is also validated, as `loss`. measure(output, target) ->
+    array or tensor (B, …), one entry per held-out image. figures(job, measured (n, …), rows) -> dict of the metrics.
     rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
     sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: replaces
     loss(model(images), target). collate: makes a batch of items. starts_from: Network that provides initial weights.
@@ -114,14 +114,18 @@ def train(job, network):
     def validate(model):
         share, pinned = distributed.share_rows(len(held_out)), job.device.type == "cuda"
         batches = eval_loader(held_data, 2 * config.batch_size, job.workers, share, pinned, collate=network.collate)
-        parts = []
+        parts, losses = [], []
         for batch in batches:
             images, target = to_device(batch, job.device)
-            parts.append(torch.as_tensor(network.measure(model(images), target)).cpu().numpy())
+            output = model(images)
+            parts.append(torch.as_tensor(network.measure(output, target)).cpu().numpy())
+            losses += [network.loss(output, target).item() if network.loss else 0.0] * len(parts[-1])
         measured = distributed.gather_rows(np.concatenate(parts), len(held_out))
+        losses = distributed.gather_rows(np.array(losses), len(held_out))
         if not np.isfinite(measured).all():
             raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
-        return network.figures(job, measured, held_out)
+        own = {"loss": losses.mean()} if network.loss else {}
+        return own | network.figures(job, measured, held_out)
 
     torch.manual_seed(seed + network.fold)
     model = network.build("none" if finished or (folder / "last.ckpt").is_file() else None)

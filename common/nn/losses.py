@@ -32,18 +32,16 @@ def positive_weights(labels):
     return torch.as_tensor((len(labels) - positives) / positives, dtype=torch.float32)
 
 
-def focal_bce(logits, target, gamma=2.0, alpha=None):
+def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):
     """Return the mean cross-entropy scaled by (1 − p_true)^gamma (Lin et al. 2017).
 
-    alpha weights positives, 1 − alpha negatives; None weights neither.
+    pos_weight multiplies the positives' terms; the α of the source is pos_weight = α / (1 − α), times 1 − α.
     """
     logits, target = _match_shapes(logits, target)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     wrong = target + torch.sigmoid(logits) * (1 - 2 * target)
     loss = entropy * wrong.clamp_min(1e-6) ** gamma  # for gamma < 1 the gradient at 0 would be infinite
-    if alpha is not None:
-        loss = loss * (alpha * target + (1 - alpha) * (1 - target))
-    return loss.mean()
+    return (loss * (1 + (pos_weight - 1) * target)).mean()
 
 
 def dice(logits, target, smooth=1.0, squared=False, per_image=True):
@@ -88,9 +86,9 @@ def lovasz_hinge(logits, target, per_image=True):
     return (errors.relu() * torch.where(alone, 1.0, step)).sum(1).mean()
 
 
-def focal_dice(logits, target, gamma=2.0, alpha=None, weights=(1.0, 1.0), squared=False):
-    """Return the weighted sum of focal cross-entropy and Dice, the pneumothorax paper's loss."""
-    return weights[0] * focal_bce(logits, target, gamma, alpha) + weights[1] * dice(logits, target, squared=squared)
+def focal_dice(logits, target, gamma=2.0, pos_weight=1.0):
+    """Return the sum of focal cross-entropy and Dice, the pneumothorax paper's loss."""
+    return focal_bce(logits, target, gamma, pos_weight) + dice(logits, target)
 
 
 def combo(logits, target, weights=(3.0, 1.0, 4.0), gamma=2.0, pos_weight=None):

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from common.nn.norms import batch_norms, is_frozen
+from common.train.schedule import cycle_bounds
 
 
 def average(states):
@@ -47,20 +48,29 @@ def epochs_of(variant, scores, config):
     if variant == "window":
         first, size = best_window(scores, config.window)
         return list(range(first, first + size))
-    return list(range(min(int(config.classic_start * n), n - 1), n))  # classic
+    return classic_epochs(config)
+
+
+def classic_epochs(config):
+    """Return the epochs that classic SWA averages (Izmailov et al. 2018).
+
+    With cycles, their last epochs; otherwise all from `classic_start` on.
+    """
+    if config.cycles > 1:
+        return [end - 1 for end in cycle_bounds(config)[1:]]
+    return list(range(min(int(config.classic_start * config.epochs), config.epochs - 1), config.epochs))
 
 
 def epochs_to_keep(scores, config):
     """Return the set of positions whose weights may still be needed after these scores.
 
-    A better window can only start in the last `window - 1` epochs. The classic average ends with the last epoch, so its
-    epochs are kept from the planned start on.
+    A better window can only start in the last `window - 1` epochs. The epochs of the classic average are known.
     """
     n = len(scores)
     keep = {n - 1}
     for variant in config.averaging:
         if variant == "classic":
-            keep |= set(range(int(config.classic_start * config.epochs), n))
+            keep |= {epoch for epoch in classic_epochs(config) if epoch < n}
         elif variant != "ema":
             keep |= set(epochs_of(variant, scores, config))
         if variant == "window":

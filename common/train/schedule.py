@@ -1,5 +1,6 @@
 """Learning rates as pure functions of the training's progress, so that a resumed run needs no scheduler state."""
 
+import itertools
 import math
 
 
@@ -55,21 +56,30 @@ def plateau(scores, patience=3, factor=0.2):
 BY_PROGRESS = {"constant": constant, "cosine": cosine, "one_cycle": one_cycle, "warm_cosine": warm_cosine}
 
 
+def cycle_bounds(config):
+    """Return the first epochs of all cycles of a FitConfig's schedule, then the number of epochs, in ascending order.
+
+    Source: warm restarts, Loshchilov and Hutter, 2016, with cycles of equal length.
+    """
+    first, length = config.frozen_epochs, (config.epochs - config.frozen_epochs) / config.cycles
+    return [first + round(k * length) for k in range(config.cycles + 1)]
+
+
 def learning_rate(config, epoch, step, steps, scores):
     """Return the learning rate of one optimizer step.
 
     config: a FitConfig. epoch, step: 0-based, `step` within an epoch of `steps`. scores: validation scores of the
-    finished unfrozen epochs, higher being better. Schedule and decay run over the unfrozen epochs; before them the
-    rate is `frozen_lr`.
+    finished unfrozen epochs, higher being better. Schedule and decay run over the unfrozen epochs, the schedule once
+    a cycle; before them the rate is `frozen_lr`.
     """
     if epoch < config.frozen_epochs:
         return config.frozen_lr
-    epoch -= config.frozen_epochs
-    done = epoch * steps + step
+    done = (epoch - config.frozen_epochs) * steps + step
     if config.schedule == "plateau":
         factor = plateau(scores, config.patience, config.factor)
     elif config.schedule == "step":
-        factor = step_decay(epoch, config.milestones, config.factor)
+        factor = step_decay(epoch - config.frozen_epochs, config.milestones, config.factor)
     else:
-        factor = BY_PROGRESS[config.schedule](done / ((config.epochs - config.frozen_epochs) * steps))
+        start, end = next(pair for pair in itertools.pairwise(cycle_bounds(config)) if epoch < pair[1])
+        factor = BY_PROGRESS[config.schedule](((epoch - start) * steps + step) / ((end - start) * steps))
     return config.lr * factor / (1 + config.decay * done)

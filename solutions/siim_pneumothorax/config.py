@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import FitConfig, check_run
+from common.config import Averaging, FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
 
@@ -28,6 +28,8 @@ class ClassifierConfig(FitConfig):
     """paper: CLAHE, optical distortion, zoom in and out by 5 to 10 %, each with p = 0.5."""
     enrichment: bool = False
     """Paper's alternative: balance the classes with transformed copies of the positives; no other augmentation."""
+    positive_weight: float = 1.0
+    """Weight of the positive images in the loss. Paper: 1; class weights are its future work."""
     # Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after
     # 3 epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
     epochs: int = 25
@@ -41,7 +43,7 @@ class ClassifierConfig(FitConfig):
     patience: int = 3
     factor: float = 0.2
     metric: str = "mcc"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+    averaging: tuple[Averaging, ...] = ("best",)
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,23 @@ class SegmenterConfig(FitConfig):
     loss: Literal["focal_dice", "combo", "tversky", "lovasz", "bce_dice"] = "focal_dice"
     """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place)."""
     positive_weight: float = 1.0
-    """Weight of the pneumothorax pixels in the cross-entropy of combo, lovasz and bce_dice."""
+    """Weight of the pneumothorax pixels in the cross-entropy. Paper: 1; class weights are its future work."""
     presence_head: bool = False
     """Add a second output: whether the image has any mask."""
     negatives: float = 1.0
     """Healthy images drawn at random for each positive one; 0 takes all. Paper: "randomly chosen", no number given."""
+    positives_only: bool = False
+    """Train on images with a pneumothorax alone, the paper's first attempt."""
     positive_rate: tuple[float, ...] = ()
-    """Share of positives at the start and the end of training, e.g. 0.8 0.4 (1st place); empty: no resampling."""
+    """Shares of positives at the start and the end of training at all sizes, e.g. 0.8 0.4 (1st place); empty: any."""
     finer_epochs: int = 0
     """Epochs at each size after the first (0: as many as at the first)."""
     finer_lr: float = 1e-4
     """Learning rate at each size after the first."""
     finer_batch_size: int = 4
     # Paper, 4.1.2: 37 epochs, Adam 1e-3 with the first half of the layers frozen for 2 epochs, then 1e-4, cosine;
-    # weights averaged over the epochs where validation IoU peaks (13 to 16). Batch size not given.
+    # weights averaged over the epochs where validation IoU peaks (13 to 16), or, as "typical SWA", at the ends of
+    # cycles. Batch size and number of cycles not given.
     epochs: int = 37
     frozen_epochs: int = 2
     frozen_lr: float = 1e-3
@@ -83,7 +88,8 @@ class SegmenterConfig(FitConfig):
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
     metric: str = "iou"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("window", "classic", "best")
+    cycles: int = 5
+    averaging: tuple[Averaging, ...] = ("window", "classic", "best")
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "window"
     window: int = 4
 
@@ -91,8 +97,10 @@ class SegmenterConfig(FitConfig):
         super().__post_init__()
         if not self.sizes or any(size % 32 for size in self.sizes):
             raise InputError(f"segmenter.sizes {self.sizes}: need multiples of 32")
-        if self.positive_weight != 1 and self.loss in ("focal_dice", "tversky"):
-            raise InputError(f"segmenter.positive_weight does not apply to the loss {self.loss}")
+        if self.positive_weight != 1 and self.loss == "tversky":
+            raise InputError("segmenter.positive_weight does not apply to the loss tversky")
+        if self.positives_only and self.positive_rate:
+            raise InputError("segmenter.positives_only leaves no negatives for a positive_rate")
         if len(self.positive_rate) not in (0, 2):
             raise InputError("segmenter.positive_rate: give two shares, at the start and at the end of training")
 
@@ -149,7 +157,7 @@ PAPER = Config()
 # The 1st place's recipe (0.8679 private) with a current encoder: combo loss, sliding positive rate, 512 then 1024 px,
 # best three checkpoints of a fold averaged, flip TTA, triplet rule tuned out of fold.
 ADAMW = {"optimizer": "adamw", "weight_decay": 1e-2, "schedule": "warm_cosine"}
-SLIDING = {"negatives": 0, "positive_rate": (0.8, 0.4), "keep": "highest"}
+SLIDING = {"negatives": 0, "positive_rate": (0.8, 0.4), "keep": "highest", "cycles": 1}
 PODIUM = Config(
     segmenter=SegmenterConfig(
         architecture="unet",

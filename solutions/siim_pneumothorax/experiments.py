@@ -14,12 +14,13 @@ from common.errors import InputError
 from common.infer.predict import write_masks
 from common.infer.tta import views
 from common.metrics.classification import confusion_counts, mcc
+from common.metrics.segmentation import dice_from_areas
 from common.metrics.statistics import bootstrap, paired_bootstrap
 from common.network import predict, train
 from common.paths import write_csv
-from common.recipe import drain
+from common.recipe import drain, read_predictions
 from common.step import Step
-from common.tuning import grid, rule_dice, summarise, tune_nested
+from common.tuning import grid, nested_areas, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import presence, read_masks
 
@@ -29,58 +30,63 @@ SCRATCH = "ablation"  # folder in the run for temporary probabilities
 # Paper, table 2: smallest region, at 1024 × 1024 or at the segmenter's 512 × 512, and the private score.
 REGIONS = ((3500, 1024, 0.8347), (4500, 1024, 0.8329), (750, 512, 0.8328), (1750, 1024, 0.8318), (250, 512, 0.8307))
 WITHOUT_GATE, CLASSIC_SWA = 0.7012, 0.8322  # paper, 4.2 and table 1
+ENRICHMENT = 0.8147  # paper, 4.1.1: 0.02 under the gate trained with augmentation
 
 
 def run_ablation(job):
     """Score every comparison of the paper on the out-of-fold images of the trained folds; writes ablation.csv.
 
-    The paper's choice (gate, windowed SWA, regions under 3,500 pixels at 1024 removed, augmentation) is compared with
-    classic SWA, no gate, other region sizes, and a gate trained by enrichment, each with a nested gate threshold.
-    Columns: comparison, setting, dice, low, high, change from the paper's choice (paired), p, mcc (of the gate at 0.5),
-    paper (its private score). Finished trainings are reused. The two comparisons at the network's size are left out,
-    with a log message, if that size does not divide 1024.
+    The paper's choice (gate, windowed SWA, regions under 3,500 pixels at 1024 removed, augmentation, positives and
+    negatives at the run's size) is compared with no gate, classic SWA, other region sizes, a gate trained by
+    enrichment, and segmenters trained on positives alone and at twice the size. The gate's threshold is chosen once,
+    nested, for the paper's choice, and kept in all rows. Columns: comparison, setting, dice, low, high, change from the
+    paper's choice (paired), p, mcc (of the gate at 0.5), paper (its private score). Finished trainings are reused.
+    Left out, with a log message: comparisons at the network's size if that does not divide 1024, and twice the size if
+    the stored images are smaller.
     """
     config, images = job.config, job.images
     if config.presence != "classifier" or not {"window", "classic"} <= set(config.segmenter.averaging):
         raise InputError("ablate needs presence 'classifier' and segmenter.averaging with window and classic")
     rows = np.concatenate([images.rows(folds=[fold]) for fold in config.folds])
-    folds, patients = images.at(rows)["fold"].to_numpy(), images.patients(rows)
+    folds, patients, sizes = images.at(rows)["fold"].to_numpy(), images.patients(rows), config.segmenter.sizes
     truth = [read_masks(images)[row] for row in rows]
-    network = config.segmenter.sizes[-1]
-    sides = (False, True) if SIZE % network == 0 else (False,)
-    if len(sides) == 1:
-        log.info(f"regions are compared at {SIZE} px only, which is not a multiple of the segmenter's {network} px")
 
-    gates = {kind: _gate_probs(job, kind) for kind in ("augmentation", "enrichment")}
-    regions = {}
-    for variant in ("window", "classic"):
-        probs = _mask_probs(job, variant)
-        for at_network in sides if variant == "window" else (False,):
-            progress = partial(tqdm, total=len(rows), desc=f"regions, {variant}", leave=False)
-            options = {"connectivity": config.decision.connectivity, "at_network": at_network, "progress": progress}
-            regions[variant, at_network] = summarise(probs, truth, (PIXEL,), **options)
+    def regions(maps, at_network=False):
+        options = {"connectivity": config.decision.connectivity, "at_network": at_network}
+        return summarise(maps, truth, (PIXEL,), progress=partial(tqdm, desc="regions", leave=False), **options)
 
-    def dice(min_area, side=SIZE, variant="window", gate="augmentation"):
-        at_network = side != SIZE
-        scale = (network / side) ** 2 if at_network else 1
-        cuts = config.decision.gate if gate else (0.0,)
-        rules = grid(gate=cuts, pixel=(PIXEL,), min_area=(round(min_area * scale),), at_network=(at_network,))
-        probs = gates[gate] if gate else np.ones(len(rows))
-        of_rule = partial(rule_dice, regions[variant, at_network], gate_probs=probs)
-        return tune_nested(rules, of_rule, folds, patients, config.seed).dice
+    own = read_predictions(job, "oof").table["presence"].to_numpy(float)
+    maps = _mask_probs(job, "window")
+    paper, at_network = regions(maps), regions(maps, True) if SIZE % sizes[-1] == 0 else None
+    rules = grid(gate=config.decision.gate, pixel=(PIXEL,), min_area=(REGIONS[0][0],))
+    tuned = tune_nested(rules, lambda rule: rule_dice(paper, rule, own), folds, patients, config.seed)
 
-    own, other = gates["augmentation"], gates["enrichment"]
+    def dice(found=paper, probs=own, **changes):
+        changed = {part: replace(rule, **changes) for part, rule in tuned.fold_rules.items()}
+        return dice_from_areas(*nested_areas(found, changed, tuned.parts, probs))
+
     settings = [
-        ("none", "as the paper chose", dice(3500), own, REGIONS[0][2]),
-        ("gate", "without", dice(3500, gate=None), None, WITHOUT_GATE),
-        ("weights", "classic SWA", dice(3500, variant="classic"), own, CLASSIC_SWA),
-        *(
-            ("regions", f"{pixels} px at {side}", dice(pixels, side), own, published)
-            for pixels, side, published in REGIONS[1:]
-            if side == SIZE or len(sides) > 1
-        ),
-        ("gate's training", "enrichment", dice(3500, gate="enrichment"), other, None),
+        ("none", "as the paper chose", tuned.dice, own, REGIONS[0][2]),
+        ("gate", "without", dice(gate=0.0), None, WITHOUT_GATE),
+        ("weights", "classic SWA", dice(regions(_mask_probs(job, "classic"))), own, CLASSIC_SWA),
     ]
+    for pixels, side, published in REGIONS[1:]:
+        if side == SIZE:
+            settings.append(("regions", f"{pixels} px at {side}", dice(min_area=pixels), own, published))
+        elif at_network is not None:
+            values = dice(at_network, min_area=round(pixels * (sizes[-1] / side) ** 2), at_network=True)
+            settings.append(("regions", f"{pixels} px at {side}", values, own, published))
+        else:
+            log.info(f"left out: regions of {pixels} px at {side}, since {sizes[-1]} px does not divide {SIZE}")
+    enriched = _enriched_gate(job)
+    settings.append(("gate's training", "enrichment", dice(probs=enriched), enriched, ENRICHMENT))
+    positives = _mask_probs(job, "window", "positives", positives_only=True, positive_rate=())
+    settings.append(("segmenter's training", "positives alone", dice(regions(positives)), own, None))
+    if config.store_size >= 2 * sizes[-1]:
+        larger = _mask_probs(job, "window", "larger", sizes=(*sizes[:-1], 2 * sizes[-1]))
+        settings.append(("segmenter's size", f"{2 * sizes[-1]} px", dice(regions(larger)), own, None))
+    else:
+        log.info(f"left out: a segmenter at {2 * sizes[-1]} px, since the stored images have {config.store_size} px")
     table = _ablation_table(settings, presence(images, rows), images.groups(rows))
     write_csv(job.run.path("ablation.csv"), table)
     shutil.rmtree(job.run.path(SCRATCH))
@@ -103,30 +109,39 @@ def _ablation_table(settings, present, groups):
     return pd.DataFrame(rows)[["comparison", "setting", "dice", "low", "high", "change", "p", "mcc", "paper"]]
 
 
-def _gate_probs(job, kind):
-    """Return out-of-fold presence probabilities of the gate trained by `kind`; the run's own gate is reused."""
-    own, probs = job.config.classifier, []
-    wanted = replace(own, enrichment=kind == "enrichment")
+def _enriched_gate(job):
+    """Return out-of-fold presence probabilities of gates trained by enrichment."""
+    probs, wanted = [], replace(job.config.classifier, enrichment=True)
     for gate in job.recipe.networks(job.with_config(classifier=wanted)):
         if gate.stage == "classifier":
-            gate = gate if wanted == own else replace(gate, stage=f"classifier-{kind}")
+            gate = replace(gate, stage="classifier-enrichment")
             train(job, gate)
-            rows, title = job.images.rows(folds=[gate.fold]), f"gate by {kind}, fold {gate.fold}"
-            probs.append(predict(job, [gate], rows, views(job.config.tta), title)[:, 0])
+            rows = job.images.rows(folds=[gate.fold])
+            probs.append(predict(job, [gate], rows, views(job.config.tta), f"fold {gate.fold}")[:, 0])
     return np.concatenate(probs).astype(float)
 
 
-def _mask_probs(job, variant):
-    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), memory-mapped."""
-    last, parts, n = f"segmenter-{job.config.segmenter.sizes[-1]}", [], 0
-    for network in job.recipe.networks(job):
-        if network.stage == last:
+def _mask_probs(job, variant, name="", **changes):
+    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), memory-mapped.
+
+    With a name, segmenters with changed settings are trained as stages of that name, beside the run's own.
+    """
+    changed, parts, n, before = replace(job.config.segmenter, **changes), [], 0, None
+    for network in job.recipe.networks(job.with_config(segmenter=changed)):
+        if network.stage == "classifier":
+            continue
+        is_last = network.stage == f"segmenter-{changed.sizes[-1]}"
+        if name:
+            start = before if network.starts_from else None
+            before = network = replace(network, stage=f"{name}-{network.stage}", starts_from=start)
+            train(job, network)
+        if is_last:
             rows = job.images.rows(folds=[network.fold])
-            parts.append(job.run.path(SCRATCH, f"fold{network.fold}-{variant}.npy"))
+            parts.append(job.run.path(SCRATCH, f"fold{network.fold}-{name}-{variant}.npy"))
             title = f"{variant}, fold {network.fold}"
             found = predict(job, [network], rows, views(job.config.tta), title, parts[-1], variant)
             found, n = found[0] if isinstance(found, tuple) else found, n + len(rows)
-    return write_masks(job.run.path(SCRATCH, f"{variant}.npy"), (n, *found.shape[1:]), drain(parts))
+    return write_masks(job.run.path(SCRATCH, f"{name}-{variant}.npy"), (n, *found.shape[1:]), drain(parts))
 
 
 ABLATION = Step(

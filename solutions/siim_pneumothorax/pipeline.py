@@ -58,7 +58,7 @@ def gate_network(config, fold):
         config,
         partial(models.build_classifier, config),
         dataset,
-        loss=bce,
+        loss=partial(bce, pos_weight=config.positive_weight),
         measure=lambda output, target: tta.sigmoid(output)[:, 0],
         figures=lambda job, probs, rows: models.gate_figures(data.presence(job.images, rows), probs),
         freeze=freeze_all_but_head,
@@ -66,11 +66,19 @@ def gate_network(config, fold):
 
 
 def segmenter_networks(config, fold):
-    """Return one fold's segmenter at each size; each starts from the weights of the previous size (4.1.2)."""
+    """Return one fold's segmenter at each size; each starts from the weights of the previous size (4.1.2).
+
+    The positive rate slides once, over the epochs of all sizes.
+    """
     first, trainings = config.segmenter, []
-    for size in first.sizes:
-        before = trainings[-1] if trainings else None
-        trainings.append(segmenter_network(_finer(first) if before else first, fold, size, before))
+    epochs = [first.epochs, *[first.finer_epochs or first.epochs] * (len(first.sizes) - 1)]
+    finer = {"frozen_epochs": 0, "lr": first.finer_lr, "batch_size": first.finer_batch_size}
+    for k, size in enumerate(first.sizes):
+        part = replace(first, epochs=epochs[k], **finer if k else {})
+        if first.positive_rate:
+            ends = np.array([sum(epochs[:k]), sum(epochs[: k + 1]) - 1]) / max(1, sum(epochs) - 1)
+            part = replace(part, positive_rate=tuple(map(sliding_rate(*first.positive_rate), ends.tolist())))
+        trainings.append(segmenter_network(part, fold, size, trainings[-1] if k else None))
     return trainings
 
 
@@ -92,8 +100,10 @@ def segmenter_network(config, fold, size, before=None):
         return mask_term(output[0], masks) + bce(output[1], present)
 
     def rows(job, fold):
-        seed = job.config.seed + fold
-        return [data.sample_negatives(job.images, part, config.negatives, seed) for part in other_folds(job, fold)]
+        parts, seed = other_folds(job, fold), job.config.seed + fold
+        if config.positives_only:
+            return [part[data.presence(job.images, part) > 0] for part in parts]
+        return [data.sample_negatives(job.images, part, config.negatives, seed) for part in parts]
 
     def sampling(job, rows):
         if not config.positive_rate:
@@ -116,11 +126,6 @@ def segmenter_network(config, fold, size, before=None):
         activation=tta.sigmoid_and_presence if config.presence_head else tta.sigmoid,
         channels=1,
     )
-
-
-def _finer(config):
-    epochs, batch_size = config.finer_epochs or config.epochs, config.finer_batch_size
-    return replace(config, epochs=epochs, frozen_epochs=0, lr=config.finer_lr, batch_size=batch_size)
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------

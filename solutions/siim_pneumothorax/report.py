@@ -15,7 +15,7 @@ from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import mask
 
 TITLE = "SIIM pneumothorax"
-EXPERIMENTS = ("classifier-",)
+EXPERIMENTS = ("classifier-", "positives-", "larger-")
 
 
 def headline(job, score):

@@ -30,7 +30,7 @@ def random_case(seed=0, shape=(3, 2, 9, 7)):
         (losses.bce(row(LN3, -LN3), row(1, 1)), (-math.log(0.75) - math.log(0.25)) / 2),
         (losses.bce(row(LN3, -LN3), row(1, 0), pos_weight=3.0), -math.log(0.75) * (3 + 1) / 2),
         (losses.focal_bce(row(LN3), row(1), gamma=2.0), -(0.25**2) * math.log(0.75)),
-        (losses.focal_bce(row(LN3), row(0), gamma=1.0, alpha=0.9), -0.1 * 0.75 * math.log(0.25)),
+        (losses.focal_bce(row(LN3), row(0), gamma=1.0, pos_weight=9.0), -0.75 * math.log(0.25)),
         # probabilities 3/4, 1/4 on mask 1, 0: overlap 3/4, sizes 1 and 1
         (losses.dice(row(LN3, -LN3), row(1, 0), smooth=0), 1 - 2 * 0.75 / 2),
         (losses.dice(row(LN3, -LN3), row(1, 0), smooth=1), 1 - 2.5 / 3),
@@ -51,7 +51,8 @@ def test_hand_computed(value, expected):
 def test_focal_equals_torchvision():
     logits, target = random_case()
     for gamma, alpha in ((2.0, 0.25), (0.0, 0.7), (1.5, -1)):
-        ours = losses.focal_bce(logits, target, gamma, None if alpha < 0 else alpha)
+        ours = losses.focal_bce(logits, target, gamma, 1.0 if alpha < 0 else alpha / (1 - alpha))
+        ours *= 1.0 if alpha < 0 else 1 - alpha
         torch.testing.assert_close(ours, sigmoid_focal_loss(logits, target, alpha, gamma, "mean"), rtol=1e-4, atol=1e-6)
 
 
@@ -96,9 +97,8 @@ def test_combo_weighs_three_one_four():
     logits, target = random_case()
     expected = 3 * losses.bce(logits, target) + losses.dice(logits, target) + 4 * losses.focal_bce(logits, target)
     torch.testing.assert_close(losses.combo(logits, target), expected)
-    pair = losses.focal_dice(logits, target, weights=(2.0, 0.5), squared=True)
-    expected = 2 * losses.focal_bce(logits, target) + 0.5 * losses.dice(logits, target, squared=True)
-    torch.testing.assert_close(pair, expected)
+    expected = losses.focal_bce(logits, target, pos_weight=3.0) + losses.dice(logits, target)
+    torch.testing.assert_close(losses.focal_dice(logits, target, pos_weight=3.0), expected)
 
 
 @pytest.mark.parametrize("loss", SEGMENTATION)

@@ -39,6 +39,8 @@ def test_variants_name_their_epochs():
     scores = [0, 1, 2, 9, 8, 1, 7, 3]
     expected = {"last": [7], "best": [3], "best_k": [3, 4], "window": [3, 4], "classic": [6, 7]}
     assert {variant: epochs_of(variant, scores, config) for variant in expected} == expected
+    cycles = FitConfig(epochs=8, frozen_epochs=1, cycles=3)  # cycles begin in epochs 1, 3 and 6
+    assert epochs_of("classic", scores, cycles) == [2, 5, 7]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -47,6 +49,7 @@ def test_nothing_that_a_later_average_needs_is_deleted(seed):
     n = int(rng.integers(1, 15))
     config = FitConfig(
         epochs=n,
+        cycles=int(rng.integers(1, n + 1)),
         window=int(rng.integers(1, 5)),
         best_k=int(rng.integers(1, 4)),
         averaging=("last", "best", "best_k", "window", "classic"),

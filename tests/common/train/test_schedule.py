@@ -34,6 +34,18 @@ def test_frozen_epochs_have_their_own_rate_and_the_schedule_begins_after_them():
     assert rates == pytest.approx([0.02, 0.02, 0.001, 0.0005])
 
 
+def test_every_cycle_runs_through_the_whole_schedule():
+    config = FitConfig(epochs=9, frozen_epochs=2, frozen_lr=0.02, lr=0.1, schedule="cosine", cycles=2)
+    assert schedule.cycle_bounds(config) == [2, 6, 9]  # 3.5 rounds to 4
+    places = ((1, 1), (2, 0), (4, 0), (5, 1), (6, 0), (7, 1))  # the last is halfway through the second cycle
+    rates = [schedule.learning_rate(config, epoch, step, 2, []) for epoch, step in places]
+    assert rates == pytest.approx([0.02, 0.1, 0.05, 0.1 * schedule.cosine(7 / 8), 0.1, 0.05])
+    with pytest.raises(InputError, match="7 epochs after the frozen ones cannot have 8 cycles"):
+        FitConfig(epochs=9, frozen_epochs=2, schedule="cosine", cycles=8)
+    with pytest.raises(InputError, match="the schedule plateau"):
+        FitConfig(schedule="plateau", cycles=2)
+
+
 def test_decay_divides_the_scheduled_rate_by_one_more_part_a_step():
     config = FitConfig(epochs=3, frozen_epochs=1, frozen_lr=0.5, lr=1.0, schedule="plateau", patience=1, decay=0.1)
     rates = [

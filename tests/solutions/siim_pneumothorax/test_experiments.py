@@ -13,9 +13,10 @@ SECTIONS = ("Data", "Decision", "Presence", "Pictures", "Training", "Submission"
 
 def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, command):
     before = {path: path.read_bytes() for path in run_copy.glob("fold*/*/final.safetensors")}
-    result = command("ablate", "--out", "run")
+    result = command("ablate", "--out", "run", "--segmenter.batch-size", "2")  # fold 0 has two positives to train on
     assert (result.status, result.errors) == (0, [])
-    assert {path.name for path in run_copy.glob("fold*/classifier-enrichment")} == {"classifier-enrichment"}
+    trained = {path.parent.name for path in run_copy.glob("fold*/*/final.safetensors")}
+    assert trained == {"classifier", "segmenter-64", "classifier-enrichment", "positives-segmenter-64"}
     assert all(path.read_bytes() == content for path, content in before.items())
     table = pd.read_csv(run_copy / "ablation.csv")
     assert list(table["setting"]) == [
@@ -27,13 +28,14 @@ def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, co
         "1750 px at 1024",
         "250 px at 512",
         "enrichment",
+        "positives alone",
     ]
     assert table[["dice", "low", "high"]].to_numpy().min() >= 0 and (table["low"] <= table["high"]).all()
     np.testing.assert_allclose(table["change"][1:], table["dice"][1:] - table["dice"][0], atol=1e-9)
     assert not (run_copy / "ablation").exists()
     assert command("report", "--out", "run").status == 0
     assert "Ablation" in (run_copy / "report.html").read_text()
-    again = command("ablate", "--out", "run")
+    again = command("ablate", "--out", "run", "--segmenter.batch-size", "2")
     assert again.status == 0 and "epoch" not in again.out
     assert pd.read_csv(run_copy / "ablation.csv").equals(table)
 
