@@ -176,8 +176,9 @@ def open_images(job):
     for name, stamp in record["made"].items():
         if file_stamp(run.path(name)) != stamp:
             raise InputError(f"{run.path(name)}: missing or damaged; run `prepare` again")
-    for name, now in _plain(job.recipe.made_with(job.config)).items():
-        before = record["made_with"].get(name)
+    present = _plain(job.recipe.made_with(job.config))
+    for name in {**present, **record["made_with"]}:  # an optional setting may be in one of them only
+        before, now = record["made_with"].get(name), present.get(name)
         if before != now:
             option = f"--{name.replace('_', '-')}"
             raise InputError(

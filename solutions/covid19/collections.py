@@ -88,6 +88,26 @@ def read_test_images(data, test, taken=()):
     return table
 
 
+def read_exclusions(path, table):
+    """Return why the list of --exclude leaves rows out, a Series of texts by the index of `table`, "" for other rows.
+
+    The list is a CSV whose first column names images as the tables do, or by image_id; suffixes do not matter. A second
+    column gives reasons. Raises InputError for an unreadable list, and if it names no image of the table.
+    """
+    rows = read_list(path)
+    reasons = rows[rows.columns[1]] if rows.shape[1] > 1 else pd.Series("", rows.index)
+    wanted = dict(zip(rows[rows.columns[0]].map(_strip_suffix), reasons, strict=True))
+    stems = table["file_name"].map(_strip_suffix)
+    stems = stems.where(stems.isin(wanted.keys()), table["image_id"])
+    found = stems.map({name: f"excluded by hand ({reason})".replace(" ()", "") for name, reason in wanted.items()})
+    unknown = set(wanted) - set(stems)
+    if len(unknown) == len(wanted):
+        raise InputError(f"{path}: names no image of the collections (--exclude), the first is {next(iter(wanted))}")
+    if unknown:
+        log.info(f"{path}: {len(unknown):,} of its {len(wanted):,} images are in no table, such as {min(unknown)}")
+    return found.fillna("")
+
+
 def _read_list(path, index):
     rows = read_list(path)
     names = rows[rows.columns[0]]
@@ -128,7 +148,8 @@ def _read(path, places):
     raw = some_rows(path)
     if path.name in ("train.csv", "valid.csv"):
         table = from_chexpert(path, raw)
-        paths = [_chexpert_file(path.parent, name) for name in table["file_name"]]
+        batches = sorted(path.parent.parent.glob("*batch *"))
+        paths = [_chexpert_file(path.parent, batches, name) for name in table["file_name"]]
     else:
         table = from_metadata(path, raw) if path.name == METADATA else from_nih(path, raw)
         index = _index_images(path.parent, places)
@@ -160,10 +181,15 @@ def _find_file(index, name, folder, where):
     return paths[0] if paths else None
 
 
-def _chexpert_file(folder, name):
-    """Return the file of a path such as CheXpert-v1.0-small/train/…, whose first folder may be that of the table."""
+def _chexpert_file(folder, batches, name):
+    """Return the file of a path such as CheXpert-v1.0/train/patient00001/…, or None.
+
+    Its first folder may be that of the table. The full download has no folder train: its patients are in `batches`,
+    such as "CheXpert-v1.0 batch 2 (train 1)" beside the folder of the table.
+    """
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    return next((path for start in (1, 0) if (path := folder.joinpath(*parts[start:])).is_file()), None)
+    places = [folder.joinpath(*parts[1:]), folder.joinpath(*parts), *(b.joinpath(*parts[2:]) for b in batches)]
+    return next((path for path in places if path.is_file()), None)
 
 
 def _strip_suffix(name):

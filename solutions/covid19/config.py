@@ -145,6 +145,9 @@ class Config:
     same_source: Literal["score", "train"] = "score"
     """Use of images without COVID-19 from the collections of the COVID-19 images: score predicts them as a check (all
     of the paper's negatives come from elsewhere); train uses them as negatives like the others."""
+    exclude: str = ""
+    """CSV of images to leave out, with reasons in a second column if you like. Paper: laterals, scans of PDFs and marked
+    images among those with COVID-19, medical equipment among the others, chosen by hand."""
     negatives: int = 500
     """Negatives to train on and score, drawn at random from those that pass the gate, evenly from their collections;
     0: all. Paper: 500."""

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.listing import Listing
 from common.metrics.classification import auroc
 from common.submit.table import read_table
-from solutions.covid19.collections import read_collections, read_test_images
+from solutions.covid19.collections import read_collections, read_exclusions, read_test_images
 from solutions.covid19.lungs import find_lungs, lungs_key
 from solutions.covid19.selection import drop_duplicates, find_duplicates, select
 
@@ -27,6 +27,7 @@ NOT_DRAWN = "not drawn: negatives"
 def made_with(config):
     """Return the settings that decide what `prepare` makes, as JSON by option."""
     values = {name: getattr(config, name) for name in ("same_source", "negatives", "n_folds", "seed", "store_size")}
+    values |= {"exclude": config.exclude} if config.exclude else {}
     values |= {f"selection.{name}": value for name, value in asdict(config.selection).items()}
     return values | {f"lungs.{name}": value for name, value in lungs_key(config).items()}
 
@@ -43,7 +44,9 @@ def read_competition(job):
         raise InputError("--id-map: the collections' tables name the patients; leave it out")
     if options.data is None:
         raise InputError("name the folder of the images with --data")
-    selection = select(read_collections([options.data, *options.normals]), config.selection, config.seed)
+    table = read_collections([options.data, *options.normals])
+    excluded = read_exclusions(Path(config.exclude), table) if config.exclude else ""
+    selection = select(table, config.selection, config.seed, excluded)
     test = read_test_images(options.data, options.test, selection["image_id"])
     if options.test is None:  # the list is beside the tables, and uses their patient numbers
         selection = _drop_test_patients(selection, test)
@@ -52,7 +55,8 @@ def read_competition(job):
         raise InputError(f"the selection leaves no image to train on{describe_reasons(selection)}")
     table = pd.concat([train, _make_test_table(test)], ignore_index=True)
     listing = _make_listing(options.data, table)
-    return replace(listing, tables={SELECTION_TABLE: selection}, inputs=tuple(sorted({*selection["table"]})))
+    inputs = sorted({*selection["table"], *[Path(config.exclude)] * (config.exclude != "")})
+    return replace(listing, tables={SELECTION_TABLE: selection}, inputs=tuple(inputs))
 
 
 def read_test(job):

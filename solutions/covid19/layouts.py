@@ -11,6 +11,7 @@ from common.errors import InputError
 log = logging.getLogger(__name__)
 ACTUALMED, FIGURE1 = "Actualmed-COVID-chestxray-dataset", "Figure1-COVID-chestxray-dataset"
 NIH, CHEXPERT, NO_FINDING = "NIH ChestX-ray14", "CheXpert", "No Finding"
+DEVICES = "Support Devices"
 OLDEST = 120  # years; NIH's first table holds ages up to 414, which are typos
 _FRONTAL = {"pa", "ap", "aps", "frontal"}
 _LATERAL = {"l", "ll", "rl", "lat", "lateral"}
@@ -50,12 +51,15 @@ def from_metadata(path, raw):
 
 
 def from_nih(path, raw):
-    """Return NIH's Data_Entry_2017*.csv in the columns of `from_metadata`; finding: its "Finding Labels"."""
+    """Return NIH's Data_Entry_2017*.csv in the columns of `from_metadata`; finding: its "Finding Labels".
+
+    devices: as in `from_chexpert`, if the table was given a column "Support Devices"; NIH's own has none.
+    """
     _require_columns(path, raw, "Image Index", "Finding Labels", "Patient ID")
     sex = "Patient Gender" if "Patient Gender" in raw else "Patient Sex"
     texts = [_get_column(raw, name) for name in ("Patient Age", sex, "View Position")]
     patients = raw["Patient ID"].str.replace(r"^0+(?=\d+$)", "", regex=True)
-    return _to_shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts)
+    return _to_shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts, devices=_has_devices(raw))
 
 
 def from_chexpert(path, raw):
@@ -65,16 +69,22 @@ def from_chexpert(path, raw):
     Devices" is 1 or -1 (uncertain).
     """
     _require_columns(path, raw, "Path", NO_FINDING)
-    about = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING, "Support Devices"]
-    marks = raw.drop(columns=about, errors="ignore").apply(pd.to_numeric, errors="coerce") == 1
-    kinds, which = np.unique(marks.to_numpy(), axis=0, return_inverse=True)
-    texts = np.array(["|".join(marks.columns[kind]) for kind in kinds], object)[np.ravel(which)]
-    nothing = pd.to_numeric(raw[NO_FINDING], errors="coerce") == 1
-    finding = pd.Series(np.where(nothing, NO_FINDING, texts), raw.index, dtype=object)
+    finding = pd.Series("", raw.index, dtype=object)
+    for name in raw.columns.drop(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", DEVICES], errors="ignore"):
+        if name != NO_FINDING:
+            finding = finding.mask(_equals(raw[name], 1), finding + "|" + name)
+    finding = finding.str.removeprefix("|").mask(_equals(raw[NO_FINDING], 1), NO_FINDING)
     age, sex, frontal, side = (_get_column(raw, name) for name in ("Age", "Sex", "Frontal/Lateral", "AP/PA"))
-    devices = pd.to_numeric(_get_column(raw, "Support Devices"), errors="coerce").isin([1, -1])
     patients, view = raw["Path"].str.extract(r"(patient\d+)/")[0].fillna(""), (frontal + " " + side).str.strip()
-    return _to_shared(raw["Path"], CHEXPERT, False, patients, finding, age, sex, view, devices=devices)
+    return _to_shared(raw["Path"], CHEXPERT, False, patients, finding, age, sex, view, devices=_has_devices(raw))
+
+
+def _has_devices(raw):
+    return _equals(_get_column(raw, DEVICES), 1, -1)
+
+
+def _equals(texts, *numbers):
+    return pd.to_numeric(texts, errors="coerce").isin(numbers)
 
 
 def label_of(finding):

@@ -31,7 +31,7 @@ class NetworkConfig(FitConfig):
     """The network that outlines the lungs."""
 
     architecture: str = "unet"
-    """A decoder of segmentation-models-pytorch, or plain: a U-Net without a pretrained encoder."""
+    """A decoder of segmentation-models-pytorch, or a U-Net without a pretrained encoder: plain, or plain_no_norm."""
     encoder: str = "resnet34"
     """Any timm network; empty for plain. Berger et al.: ResNet-34."""
     decoder: tuple[int, ...] = ()

@@ -16,15 +16,15 @@ class PlainUNet(nn.Module):
     """A U-Net with two 3×3 convolutions per level, max pooling down and transposed convolutions up.
 
     Images (B, 1, H, W), H and W multiples of 2^(levels − 1) → logits (B, channels, H, W). widths: channels of the
-    levels, 32 to 512 in Ahmed et al. Each convolution has batch norm. Source: Ronneberger et al. 2015.
+    levels, 32 to 512 in Ahmed et al. norms: whether each convolution has batch norm. Source: Ronneberger et al. 2015.
     """
 
-    def __init__(self, channels, widths):
+    def __init__(self, channels, widths, norms=True):
         super().__init__()
-        self.down = nn.ModuleList(_two(a, b) for a, b in zip((1, *widths), widths, strict=False))
+        self.down = nn.ModuleList(_two(a, b, norms) for a, b in zip((1, *widths), widths, strict=False))
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
-        self.join = nn.ModuleList(_two(2 * b, b) for _, b in pairs)
+        self.join = nn.ModuleList(_two(2 * b, b, norms) for _, b in pairs)
         self.last = nn.Conv2d(widths[0], channels, 1)
 
     def forward(self, x):
@@ -37,9 +37,11 @@ class PlainUNet(nn.Module):
         return self.last(x)
 
 
-def _two(a, b):
-    parts = [(nn.Conv2d(c, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)) for c in (a, b)]
-    return nn.Sequential(*parts[0], *parts[1])
+def _two(a, b, norms):
+    parts = []
+    for c in (a, b):
+        parts += [nn.Conv2d(c, b, 3, padding=1, bias=not norms), *[nn.BatchNorm2d(b)] * norms, nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts)
 
 
 def build_network(config, channels, weights=None):
@@ -48,10 +50,11 @@ def build_network(config, channels, weights=None):
     Raises InputError for unknown names, and for a decoder that does not fit.
     """
     weights = config.weights if weights is None else weights
-    if config.architecture == "plain":
+    if config.architecture in ("plain", "plain_no_norm"):
         if config.encoder or len(config.decoder) < 2 or weights == "imagenet":
             raise InputError("network: a plain U-Net has no encoder, no imagenet weights, and a width for every level")
-        model = models.Normalised(PlainUNet(channels, config.decoder), (0.5,), (0.25,), 2 ** (len(config.decoder) - 1))
+        net = PlainUNet(channels, config.decoder, config.architecture == "plain")
+        model = models.Normalised(net, (0.5,), (0.25,), 2 ** (len(config.decoder) - 1))
         if weights != "none":
             copy_state(model, read_state(weights), str(weights), list(model.state_dict()))
         return model

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.tables import label_table, real_data
 from common.errors import InputError
 from common.paths import check_id
-from solutions.covid19.collections import read_collections, read_test_images
+from solutions.covid19.collections import read_collections, read_exclusions, read_test_images
 from solutions.covid19.layouts import ACTUALMED, FIGURE1, from_chexpert, label_of
 
 NIH_HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,\n"
@@ -143,6 +143,42 @@ def test_chexpert(tmp_path, inner):
     assert table["image_id"][0] == "patient00001_study1_view1_frontal" and table["image_id"].is_unique
     assert set(table["patient_id"]) == {"CheXpert patient00001"} and table["sex"].tolist() == ["F", "F", "M", "M"]
     assert table["path"].notna().tolist() == [True, False, False, False]
+
+
+def test_whole_chexpert_download(tmp_path):
+    start, header = "CheXpert-v1.0/train/patient0000", "Path,No Finding,Support Devices\n"
+    text = header + f"{start}1/study1/view1_frontal.jpg,1.0,\n{start}2/study1/view1_frontal.jpg,,1.0\n"
+    table, other = (f"CheXpert-v1.0 batch {name}" for name in ("1 (validate & csv)", "3 (train 2)"))
+    write(tmp_path, f"{table}/train.csv", text, [f"{other}/patient00002/study1/view1_frontal.jpg"])
+    image = "valid/patient64541/study1/view1_frontal.jpg"
+    write(tmp_path, f"{table}/valid.csv", header + f"CheXpert-v1.0/{image},1.0,0.0\n", [f"{table}/{image}"])
+    found = read_collections([tmp_path])
+    assert found["finding"].tolist() == ["No Finding", "", "No Finding"]
+    assert found["devices"].tolist() == [False, True, False] and found["path"].notna().tolist() == [False, True, True]
+    assert read_collections([tmp_path / table])["path"].notna().tolist() == [False, True, True]
+
+
+def test_devices_of_nih_images_if_the_table_names_them(tmp_path):
+    rows = "1_0.png,No Finding,0,1,50,M,PA,1\n2_0.png,No Finding,0,2,50,M,PA,\n"
+    write(tmp_path, "Data_Entry_2017.csv", NIH_HEADER.strip() + "Support Devices\n" + rows)
+    assert read_collections([tmp_path])["devices"].tolist() == [True, False]
+
+
+def test_exclusions_by_file_name_or_id(tmp_path, caplog):
+    names = ["a.b.png", "x.jpg", "../x.jpg", "c.png"]
+    table = read_collections([metadata(tmp_path, [f"1,,,SARS,PA,,,{name}" for name in names])])
+    assert table["image_id"].tolist() == ["a.b", "home-x", "home-x-2", "c"]
+    path = tmp_path / "exclude.csv"
+    path.write_text("image,why\na.b.jpeg,marked\nhome-x-2,\nnowhere.png,\n")
+    with caplog.at_level(logging.INFO):
+        found = read_exclusions(path, table)
+    assert found.tolist() == ["excluded by hand (marked)", "", "excluded by hand", ""]
+    assert "1 of its 3 images are in no table, such as nowhere" in caplog.text
+    path.write_text("c.png\n")  # without header or reasons
+    assert read_exclusions(path, table).tolist() == ["", "", "", "excluded by hand"]
+    path.write_text("image\nnowhere.png\n")
+    with pytest.raises(InputError, match=r"exclude.csv: names no image of the collections \(--exclude\)"):
+        read_exclusions(path, table)
 
 
 def test_collection_below_another_keeps_its_files(tmp_path):
