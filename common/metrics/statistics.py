@@ -54,9 +54,10 @@ def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_n
 def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
     """Return (Interval of the mean of a − b, two-sided p-value), both (N,) scored on the same resampled groups.
 
-    The rest as in `bootstrap`; the p-value is that of `interval_with_p`.
+    a and b may also be functions of rows, as in `bootstrap`. The p-value is that of `interval_with_p`.
     """
-    difference = np.asarray(a, float) - np.asarray(b, float)
+    both = callable(a) and callable(b)
+    difference = (lambda rows: a(rows) - b(rows)) if both else np.asarray(a, float) - np.asarray(b, float)
     return interval_with_p(*_resample(difference, groups, n_resamples, seed, skip_nan), level)
 
 

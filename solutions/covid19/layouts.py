@@ -3,7 +3,6 @@
 import logging
 import re
 
-import numpy as np
 import pandas as pd
 
 from common.errors import InputError
@@ -59,7 +58,9 @@ def from_nih(path, raw):
     sex = "Patient Gender" if "Patient Gender" in raw else "Patient Sex"
     texts = [_get_column(raw, name) for name in ("Patient Age", sex, "View Position")]
     patients = raw["Patient ID"].str.replace(r"^0+(?=\d+$)", "", regex=True)
-    return _to_shared(raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts, devices=_has_devices(raw))
+    return _to_shared(
+        raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts, devices=_has_devices(raw)
+    )
 
 
 def from_chexpert(path, raw):

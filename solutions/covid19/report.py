@@ -7,10 +7,10 @@ from common.paths import read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots
 from common.report.frame import step_section
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit
-from solutions.covid19.config import COVID, LABELS, PUBLISHED
+from solutions.covid19.config import COVID, LABELS, PREDICTIVE, PRINTED
 from solutions.covid19.data import read_selection, reason_kinds, rejected_shares
 from solutions.covid19.pictures import SEEN, heat_strips, lung_strips, pick_answers, view_strips
-from solutions.covid19.scoring import HALF, RATES, with_truth
+from solutions.covid19.scoring import HALF, RATES, published, with_truth
 
 TITLE = COVID
 EXPERIMENTS = (PREFIX,)
@@ -165,10 +165,10 @@ def _lungs(job, selection):
 def _folds(run, score):
     folds = read_csv(run.path("per_fold.csv"), dtype={"rule": str})
     half = folds[folds["rule"] == str(HALF)].reset_index(drop=True)
-    tuned = folds[folds["rule"] != str(HALF)]
-    ours = pd.DataFrame([{"network": "this run", **half[list(RATES)].mean()}])
-    papers = pd.DataFrame.from_dict(PUBLISHED, "index", columns=RATES).div(100).rename_axis("network").reset_index()
-    papers["network"] += " (paper)"
+    tuned = folds[folds["rule"] != str(HALF)].reset_index(drop=True)
+    for part in (half, tuned):
+        part.insert(len(part.columns), PREDICTIVE, part["tn"] / (part["tn"] + part["fn"]))
+    ours = pd.DataFrame([{"network": "this run", **half[[*RATES, PREDICTIVE]].mean()}])
     estimates = {
         name: [*half[[name, f"{name}_low", f"{name}_high"]].to_numpy(), list(score[name].values())] for name in RATES
     }
@@ -182,7 +182,8 @@ def _folds(run, score):
         ),
         page.figure(drawn, "Folds with Wilson intervals, which treat images as independent; all images by patient"),
         page.grid(*_confusion_matrices(half)),
-        page.table(pd.concat([ours, papers]), "Means over folds, and the paper's on its own images"),
+        page.table(pd.concat([ours, published()]), "Means over folds, and the paper's on its own images"),
+        PRINTED,
     )
 
 
@@ -195,6 +196,9 @@ def _fold_rows(part, pooled):
         table[name] = [page.interval_text(*row) for row in part[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)]
         mean[name] = f"{part[name].mean():.4f} ± {part[name].std():.4f}"
         total[name] = _text(pooled[name])
+    table[PREDICTIVE] = part[PREDICTIVE].astype(object)
+    mean[PREDICTIVE] = f"{part[PREDICTIVE].mean():.4f} ± {part[PREDICTIVE].std():.4f}"
+    total[PREDICTIVE] = total["tn"] / max(total["tn"] + total["fn"], 1)
     table = pd.concat([table, pd.DataFrame([mean, total], dtype=object)], ignore_index=True)
     return table.astype(dict.fromkeys(counts, "Int64"))
 

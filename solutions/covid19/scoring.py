@@ -9,9 +9,17 @@ from common.errors import InputError
 from common.metrics.calibration import choose_thresholds, nested_counts
 from common.metrics.classification import auroc, confusion_counts
 from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc
+from solutions.covid19.config import PREDICTIVE, PUBLISHED
 
 HALF = 0.5  # the paper's threshold, of a softmax over two classes
 RATES = ("accuracy", "sensitivity", "specificity")
+METRICS = {  # of a table of label and probability
+    "accuracy": lambda table: ((table["probability"] >= HALF) == table["label"]).mean(),
+    "sensitivity": lambda table: (table.loc[table["label"] == 1, "probability"] >= HALF).mean(),
+    "specificity": lambda table: (table.loc[table["label"] == 0, "probability"] < HALF).mean(),
+    PREDICTIVE: lambda table: (table.loc[table["probability"] < HALF, "label"] == 0).mean(),
+    "AUROC": lambda table: float(auroc(table["label"], table["probability"], np.nan)),
+}
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
 
 
@@ -19,6 +27,13 @@ def with_truth(images, oof):
     """Return the out-of-fold predictions with each image's label, role, home, patient_id, collection and row."""
     known = images.at(images.rows_of(oof["image_id"])).reset_index(drop=True)
     return oof.assign(**{name: known[name] for name in ("label", "role", "home", "patient_id", "collection", "row")})
+
+
+def published():
+    """Return the paper's table 7 as shares, its specificities in the column of the definition that they follow."""
+    rows = {name: dict(zip((*RATES[:2], of), values, strict=True)) for name, (*values, of) in PUBLISHED.items()}
+    table = pd.DataFrame.from_dict(rows, "index", columns=[*RATES, PREDICTIVE]).div(100)
+    return table.rename(lambda name: f"{name} (paper)").rename_axis("network").reset_index()
 
 
 def nested_thresholds(table, seed=0):

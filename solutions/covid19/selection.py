@@ -20,10 +20,11 @@ BLOCK = 1024  # images compared with all others at a time
 def select(table, config, seed, excluded=""):
     """Return the table of `read_collections` with the column `reason`: why a row is not used, "" if it is.
 
-    Rows are excluded by what the tables say (modality, view, finding, devices, age), then by missing files, then at
-    random: `config.normals` images of each collection of normals are drawn by `seed` and the collection's name, so that
-    other collections do not change the draw. excluded: first of all, from `read_exclusions`. An image in two rows counts once, or not at all if the rows disagree about
-    COVID-19. Unreadable ages and views count as unknown and are logged. config: a SelectionConfig.
+    Rows are excluded by the user's list (`excluded`, from `read_exclusions`), by what the tables say (modality, view,
+    finding, devices, age), then by missing files, then at random: `config.normals` images of each collection of normals
+    are drawn by `seed` and the collection's name, so that other collections do not change the draw. An image in two
+    rows counts once, or not at all if the rows disagree about COVID-19. Unreadable ages and views count as unknown and
+    are logged. config: a SelectionConfig.
     """
     finding, absent, view_said = table["finding"].str.casefold(), table["path"].isna(), table["view_said"]
     rules = [

@@ -191,8 +191,9 @@ def test_folds_their_mean_and_the_paper_beside_it(job, bare):
     assert mean[6] == f"{(1 + 8 / 9) / 2:.4f} ± {(1 - 8 / 9) / 2**0.5:.4f}"
     assert every[:6] == ["all images", "19", "11", "1", "7", "0"] and every[7].startswith(f"{11 / 12:.4f} [")
     ours, paper, *_ = rows_of(text, "Means over folds")[1:]
-    assert ours == ["this run", f"{(1 + 8 / 9) / 2:.4f}", f"{(1 + 5 / 6) / 2:.4f}", "1.0000"]
-    assert paper == ["HRNet (paper)", "0.9926", "0.9853", "0.9882"]
+    assert ours == ["this run", f"{(1 + 8 / 9) / 2:.4f}", f"{(1 + 5 / 6) / 2:.4f}", "1.0000", f"{(1 + 3 / 4) / 2:.4f}"]
+    assert paper == ["HRNet (paper)", "0.9926", "0.9853", "–", "0.9882"]  # its specificity is TN / (TN + FN)
+    assert mean[9] == f"{(1 + 3 / 4) / 2:.4f} ± {1 / 4 / 2**0.5:.4f}" and every[9] == f"{7 / 8:.4f}"
     captions = re.findall(r">([^<]*: accuracy [\d.]+)", text.split("<h2>Folds")[1])
     assert captions == ["Best fold, 0: accuracy 1.0000", f"Worst fold, 1: accuracy {8 / 9:.4f}"]
     job.run.path("per_fold.csv").write_text("")

@@ -22,7 +22,7 @@ from common.metrics.segmentation import dice_from_areas
 from common.paths import find_images
 from common.train.checkpoint import save_weights
 from solutions.lung_segmentation import apply_gate, lung_boxes, segmenter
-from solutions.lung_segmentation.config import NetworkConfig
+from solutions.lung_segmentation.config import PRESETS, NetworkConfig
 from solutions.lung_segmentation.models import build_network
 from solutions.lung_segmentation.pairs import find_pairs, read_masks
 from solutions.lung_segmentation.segmenter import load_segmenter, read_radiograph, save_segmenter
@@ -125,6 +125,12 @@ def test_convolutions_that_took_their_norms_in_give_the_same(build, norms):
         wanted = model(images)
         torch.testing.assert_close(folded(images), wanted, rtol=0, atol=1e-3 * wanted.std().item())
     assert sum("forward" in vars(part) for part in folded.modules()) == norms
+
+
+def test_the_plain_network_without_norms_is_that_of_table_4():
+    model = build_network(replace(PRESETS["unet"].network, architecture="plain_no_norm"), 1)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_759_521  # as Keras counts its layers
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
 
 
 def test_probabilities_are_those_of_the_stretched_square(bright):

@@ -1,0 +1,104 @@
+"""Runs side by side: means over folds, pooled intervals and paired differences, from hand-made predictions."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from common.cli import VERBS
+from common.compare import compare, side_by_side, table_tool
+from common.errors import InputError
+from common.paths import read_json, write_json
+from tests.toy import TOY, Config, make_job, write_data
+
+METRICS = {
+    "accuracy": lambda table: ((table["probability"] > 0.5) == table["truth"]).mean(),
+    "precision": lambda table: table.loc[table["probability"] > 0.5, "truth"].mean(),
+}
+
+
+def results(job, oof):
+    about = job.images.at(job.images.rows_of(oof["image_id"])).reset_index(drop=True)
+    return oof.assign(patient_id=about["patient_id"], truth=about["bright"], probability=oof["bright"])
+
+
+THEIRS = pd.DataFrame({"network": ["theirs"], "accuracy": [0.5]})
+table = table_tool(TOY, Config, results, METRICS, THEIRS, "A note.")
+
+
+def test_figures_by_hand():
+    one = pd.DataFrame({"patient_id": list("aabbcc"), "fold": [0, 0, 0, 1, 1, 1], "truth": [1, 0, 1, 0, 1, 0]})
+    one["probability"] = [0.9, 0.9, 0.1, 0.1, 0.9, 0.1]
+    tables = {"one": one, "two": one.assign(probability=[0.9, 0.1, 0.1, 0.1, 0.9, 0.1])}
+    found = compare(tables, METRICS, "one").set_index(["run", "metric"])
+    first, second = found.loc[("one", "accuracy")], found.loc[("two", "accuracy")]
+    assert first["fold_mean"] == pytest.approx((1 / 3 + 1) / 2) and first["fold_sd"] == pytest.approx(2 / 3 / 2**0.5)
+    assert first["pooled"] == pytest.approx(4 / 6) and first["folds"] == 2 and pd.isna(first["difference"])
+    assert second["pooled"] == pytest.approx(5 / 6) and second["difference"] == pytest.approx(1 / 6)
+    assert 0 <= second["difference_low"] <= 1 / 6 <= second["difference_high"] <= 1 / 2
+    # only patient a differs; (2/3)^3 of the resamples lack it, and have no difference
+    assert second["p"] == pytest.approx(2 * (2 / 3) ** 3, abs=0.08)
+    assert found.loc[("one", "precision"), "pooled"] == pytest.approx(2 / 3)
+    assert found.loc[("two", "precision"), "difference"] == pytest.approx(1 / 3)
+    mean, pooled, paired = side_by_side(found.reset_index(), "one").values()
+    assert mean["run"].tolist() == ["one", "two"] and mean["accuracy"][0] == "0.6667 ± 0.4714"
+    assert pooled["accuracy"][1].startswith("0.8333 [") and paired["run"].tolist() == ["two"]
+    assert paired["accuracy"][0].startswith("+0.1667 [")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compared")
+    write_data(root / "data")
+    for name in VERBS[:3]:
+        job = make_job(root / "a", data=root / "data")
+        TOY.verbs()[name](job)
+        job.run.close()
+    return root
+
+
+@pytest.fixture
+def runs(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return [shutil.copytree(finished / "a", tmp_path / name) for name in "ab"]
+
+
+def test_the_same_run_twice_does_not_differ(runs, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert table(tuple(runs), out=tmp_path / "table.csv", resamples=50) == 0
+    found = pd.read_csv(tmp_path / "table.csv")
+    assert found["run"].tolist() == ["a", "a", "b", "b"] and (found["difference"].dropna() == 0).all()
+    assert found["p"].dropna().tolist() == [1.0, 1.0]
+    assert "8 images of 4 patients, out of fold" in caplog.text and "theirs" in caplog.text
+    page = (tmp_path / "table.html").read_text()
+    assert "against a, paired by patient" in page and "theirs" in page and "A note." in page
+
+
+def test_what_cannot_be_compared_is_refused(runs, tmp_path):
+    def refuses(message, *folders, **options):
+        with pytest.raises(InputError, match=message):
+            table(folders, **options)
+
+    refuses("name the folders of the runs")
+    refuses("a: named twice", *[runs[0]] * 3)
+    refuses("nowhere: not the folder of a finished run", tmp_path / "nowhere")
+    refuses("--against c: the runs are a, b", *runs, against="c")
+    refuses("--resamples 0 must be at least 1", *runs, resamples=0)
+    refuses("--out .*x.txt: the figures are a .csv", *runs, out=tmp_path / "x.txt")
+    config = read_json(runs[1] / "config.json")
+    write_json(runs[1] / "config.json", config | {"tta": ["flip"]})
+    refuses("`predict` is out of date", *runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found, run: found[int(run == "b") :], "b: 1 images are predicted by it or by .*a alone, such as i02"),
+        (lambda found, run: found.assign(truth=run), "b: another truth of i00 than in"),
+        (lambda found, run: found.assign(patient_id=run), "b: another patient_id of i00 than in"),
+    ],
+)
+def test_runs_on_other_images_are_refused(runs, change, message):
+    tool = table_tool(TOY, Config, lambda job, oof: change(results(job, oof), job.run.folder.name), METRICS)
+    with pytest.raises(InputError, match=message):
+        tool(tuple(runs))
