@@ -80,7 +80,7 @@ def _report_errors(work, hint):
         if isinstance(error, OSError) and error.errno in USER_ERRORS:
             return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            return _refuse("out of GPU memory: lower the batch size (and raise accumulate to make up for it)")
+            return _refuse("out of GPU memory: lower the batch size (accumulate replaces it, except in batch norms)")
         log.exception("unexpected error")
         raise
     finally:

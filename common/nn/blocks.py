@@ -33,12 +33,19 @@ class MultiScaleAttention(nn.Module):
         return images * self.weights(images)
 
 
-def weigh_features(features, masks):
-    """Return features (B, K, h, w) multiplied by masks (B, 1, H, W), in 0 to 1, average-pooled to h × w.
+def pool_masks(masks, shape, binary=False):
+    """Return masks (B, 1, H, W), in 0 to 1, average-pooled to `shape` (h, w); binary: 1 from one half on, else 0.
 
-    An empty mask leaves its image's features unchanged; zeros would carry no information. Source: Fang et al.,
-    CXR-IRNet, 3.3.
+    A mask of zeros becomes one of ones: as weights, zeros would carry no information.
     """
-    weights = F.adaptive_avg_pool2d(masks.to(features.dtype), features.shape[-2:])
-    empty = weights.amax((1, 2, 3), keepdim=True) == 0
-    return features * torch.where(empty, 1.0, weights)
+    pooled = F.adaptive_avg_pool2d(masks, shape)
+    pooled = (pooled >= 0.5).to(masks.dtype) if binary else pooled
+    return torch.where(pooled.amax((1, 2, 3), keepdim=True) == 0, 1.0, pooled)
+
+
+def weigh_features(features, masks, binary=False):
+    """Return features (B, K, h, w) multiplied by masks (B, 1, H, W), pooled as by `pool_masks`.
+
+    Source: Fang et al., CXR-IRNet, 3.3: "pixels are either 1 … or 0"; their code pools first and then binarises at 0.5.
+    """
+    return features * pool_masks(masks.to(features.dtype), features.shape[-2:], binary)

@@ -35,6 +35,13 @@ class NetworkConfig(FitConfig):
     """CXR-IRNet's multi-scale spatial attention in front of the backbone."""
     weighting: bool = False
     """CXR-IRNet's feature weighting: the last feature map counts only where the lungs (and the heart) are."""
+    masks: Literal["binary", "soft"] = "soft"
+    """weighting: binary (CXR-IRNet and every preset): cells of which at least half are lung or heart count wholly,
+    others not at all; soft: each by its share."""
+    frozen_norms: bool = False
+    """Batch norms keep the pretrained statistics, so that accumulate replaces a larger batch_size exactly."""
+    box_loss: float = 0.0
+    """whole: weight of a loss that draws the class maps into the boxes of training images; 0: labels alone."""
     augmentation: Literal["none", "flip", "podium"] = "flip"
     dropout: float = 0.0
     metric: str = "auroc"
@@ -46,6 +53,10 @@ class NetworkConfig(FitConfig):
             raise InputError(f"size {self.size} must lie between 32 and resize ({self.resize})")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must lie in [0, 1), not {self.dropout}")
+        if self.frozen_norms and self.weights == "none":
+            raise InputError("frozen_norms: keeps the statistics of pretrained weights, so weights cannot be none")
+        if not self.box_loss >= 0:
+            raise InputError(f"box_loss must be at least 0, not {self.box_loss}")
 
 
 # SDFN's last stage: one layer over the pooled features of both frozen branches, trained like them.
@@ -68,8 +79,8 @@ class LungsConfig:
     """Where the lungs come from, for weighting and for the lungs' view."""
 
     weights: str = "shipped"
-    """shipped, or a file that `lung_segmentation export_segmenter` wrote; one with the heart adds it to the weighting,
-    as CXR-IRNet does."""
+    """shipped, or a file that `lung_segmentation export_segmenter` wrote; if it segments the heart, features are
+    weighted by lungs and heart, as in CXR-IRNet."""
     crop_size: int = 256
     """Side of the stored crops, cut from the original pixels."""
     mask_size: int = 64
@@ -92,9 +103,15 @@ class Config:
     lungs: NetworkConfig = field(default_factory=NetworkConfig)
     fusion: FitConfig = FUSION
     segmenter: LungsConfig = field(default_factory=LungsConfig)
+    label_table: Literal["2020", "2017"] | None = None
+    """2020: Data_Entry_2017_v2020.csv, which CXR-IRNet's code reads and whose totals are those of its table 1. 2017:
+    Data_Entry_2017.csv, all that there was for SDFN. By default the newest that is there."""
     split: Literal["official", "all"] = "official"
     """official: the benchmark's train/val and test lists. all: every labelled image is in a fold, none is a test image;
     such networks have seen the official test images and are refused for them."""
+    boxes: str | None = None
+    """CSV of boxes beside NIH's, which are all on the official test list: in NIH's form, or with the columns image_id,
+    class, x_min, y_min, x_max, y_max, in pixels of the 1024 × 1024 image, such as ChestX-Det's."""
     n_folds: int = 10
     """Of the training images, by patient and all labels. Both papers: 10 % validate, which is one fold of ten."""
     folds: tuple[int, ...] = (0,)
@@ -114,6 +131,8 @@ class Config:
             raise InputError(
                 f"crop_size {self.segmenter.crop_size} is under the {self.lungs.resize} px of lungs.resize"
             )
+        if self.views != "whole" and self.lungs.box_loss:
+            raise InputError("lungs.box_loss: boxes lie on whole images; the loss belongs to whole")
         if self.views != "whole" and self.lungs.weighting:
             raise InputError("lungs.weighting: the crop around the lungs has no mask; weighting belongs to whole")
 
@@ -146,6 +165,7 @@ class Config:
 # CheXNet's network under the set-up of CXR-IRNet's comparison: Adam 1e-3, weight decay 1e-4, 50 epochs, batch 512,
 # resize 256, centre crop 224, no augmentation named.
 _IRNET = {
+    "masks": "binary",
     "augmentation": "none",
     "lr": 1e-3,
     "optimizer": "adam",
@@ -156,6 +176,7 @@ _IRNET = {
 }
 DENSENET121 = Config(whole=NetworkConfig(**_IRNET))
 RESNET50 = Config(whole=NetworkConfig(backbone="resnet50", **_IRNET))
+SENET = Config(whole=NetworkConfig(backbone="seresnet50", **_IRNET))  # the paper's: a DenseNet with such blocks
 CXR_IRNET = Config(whole=NetworkConfig(attention=True, weighting=True, **_IRNET))
 CXR_IRNET_WITHOUT_WEIGHTING = Config(whole=NetworkConfig(attention=True, **_IRNET))  # its feature extractor, "FE"
 CXR_IRNET_WITHOUT_ATTENTION = Config(whole=NetworkConfig(weighting=True, **_IRNET))
@@ -163,6 +184,7 @@ CXR_IRNET_WITHOUT_ATTENTION = Config(whole=NetworkConfig(weighting=True, **_IRNE
 # SDFN, B.3 and B.5: 224 px, horizontal flips, Adam 1e-4 with a decay of 1e-5 an update, batch 16, up to 100 epochs,
 # rate / 10 where the validation loss did not fall for 5 epochs, weights of the highest mean AUC on validation.
 _SDFN = {
+    "masks": "binary",
     "resize": 224,
     "size": 224,
     "augmentation": "flip",
@@ -177,11 +199,14 @@ _SDFN = {
     "patience": 5,
     "factor": 0.1,
 }
-SDFN = Config(views="both", whole=NetworkConfig(**_SDFN), lungs=NetworkConfig(**_SDFN), store_size=256)
+SDFN = Config(
+    label_table="2017", views="both", whole=NetworkConfig(**_SDFN), lungs=NetworkConfig(**_SDFN), store_size=256
+)
 
 # Meant for about an hour on eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
 # weights, flips at test time. On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.
 _PODIUM = {
+    "masks": "binary",
     "backbone": "convnext_small.fb_in22k_ft_in1k",
     "augmentation": "podium",
     "lr": 1e-4,
@@ -207,6 +232,7 @@ PODIUM = Config(
 # Two CPU cores, minutes: CXR-IRNet with a small network on small images, and with `--views both` SDFN's two branches.
 # The last epoch is kept, so that choosing among epochs inflates no score.
 _SMALL = {
+    "masks": "binary",
     "backbone": "tf_efficientnet_lite0",
     "resize": 160,
     "size": 160,
@@ -237,6 +263,7 @@ PRESETS = {
     "sdfn": SDFN,
     "densenet121": DENSENET121,
     "resnet50": RESNET50,
+    "senet": SENET,
     "cxr_irnet_without_weighting": CXR_IRNET_WITHOUT_WEIGHTING,
     "cxr_irnet_without_attention": CXR_IRNET_WITHOUT_ATTENTION,
 }

@@ -1,6 +1,7 @@
 """The competition's files: the label table and its official split, the images of --test, NIH's boxes."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,15 +27,16 @@ from solutions.chestxray14.labels import (
     stems,
 )
 from solutions.chestxray14.leaks import check_run
+from solutions.chestxray14.published import IMAGES, describe_labels
 
 log = logging.getLogger(__name__)
 CLASSES = list(LABELS)
 OLDEST = 120  # years; the first version of the table holds ages up to 414, which are typing errors
-LARGE = 1e9  # bytes on disk above which the use is announced before decoding
 SAMPLE = ["Image Index", *CLASSES]
 UNKNOWN = {"patient_id": "", "sex": "", "view": "", "follow_up": -1, "official": ""} | dict.fromkeys(CLASSES, -1)
-BOX_TABLE = "truth_boxes.parquet"
-MARKERS = (*KAGGLE.samples, *LISTS["test"][0])  # files that name the test images
+BOX_TABLE = "truth_boxes.parquet"  # NIH's boxes
+FURTHER_BOXES = "further_boxes.parquet"  # those of --boxes
+MARKERS = (*KAGGLE.samples, *LISTS["test"])  # files that name the test images
 
 
 def read_competition(job):
@@ -42,14 +44,14 @@ def read_competition(job):
 
     Table: file_name (as in the label table), age (years or NaN), sex, view, follow_up (-1 unknown), official
     (train_val, test, or "" for neither list) and the 14 LABELS (0/1, -1 unknown). Further table truth_boxes.parquet:
-    image_id, row, label (0 … 13), x_min, y_min, x_max, y_max (pixels of NIH's 1024 × 1024 image). about: what is known
-    of labels and lists, `said` in one line; test_name: what the test images are; structures: what weights the features,
-    ["lungs"], ["lungs", "heart"] or None.
+    image_id, row, label (0 … 13), x_min, y_min, x_max, y_max (pixels of NIH's 1024 × 1024 image), and of --boxes
+    further_boxes.parquet with the same columns. about: what is known of labels and lists, `said` in one line;
+    test_name: what the test images are; structures: what weights the features, ["lungs"], ["lungs", "heart"] or None.
     """
     options, config = job.options, job.config
     if options.id_map:
         raise InputError("--id-map: the label table names the patients; leave it out")
-    folder, labels_path = _find_table(options.data)
+    folder, labels_path = _find_table(options.data, config.label_table)
     labels, about = _read_labels(folder, labels_path, config.split)
     files, known = find_images(folder), set(labels["image_id"])
     here = labels["image_id"].isin(files)
@@ -64,6 +66,7 @@ def read_competition(job):
         raise InputError(f"{folder}: none of the images of {labels_path.name} is in it")
     labels = labels[here]
     train, test, test_name = _split(labels, about, config.split)
+    further = [Path(config.boxes)] if config.boxes else []
     if options.test is not None:
         if len(test):
             log.info(f"--test replaces the {len(test):,} images of the test list")
@@ -80,16 +83,20 @@ def read_competition(job):
     about |= {"said": _describe(about, config.split), "test_name": test_name, "structures": None}
     about["pixels"] = digest(test[CLASSES].to_numpy().tolist())  # test scores follow from the labels too
     log.info(about["said"])
-    _announce_size(config, len(table))
+    codes = (train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))).tolist()
+    tables = {BOX_TABLE: place_boxes(_nih_boxes(folder), table)}
+    for path in further:
+        tables[FURTHER_BOXES] = place_boxes(read_boxes(path), table)
+        codes.append(tables[FURTHER_BOXES].to_numpy().tolist())
     return Listing(
         folder,
         table,
         files,
         _sample(test["file_name"].to_numpy()),
         strata=train[CLASSES].to_numpy(),
-        labels=(train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))).tolist(),
-        tables={BOX_TABLE: _boxes(folder, table)},
-        inputs=(labels_path, *find_lists(folder).values(), *_box_path(folder)),
+        labels=codes,
+        tables=tables,
+        inputs=(labels_path, *find_lists(folder).values(), *_box_path(folder), *further),
         about=about,
     )
 
@@ -111,26 +118,26 @@ def labels_of(images, rows):
     return np.where(labels < 0, np.float32(np.nan), labels)
 
 
+def boxes_of(images, rows):
+    """Return the boxes that supervise these store rows, all known ones of findings that the image's labels name too.
+
+    Columns as in truth_boxes.parquet. An annotator's finding that NIH's label denies would contradict it.
+    """
+    boxes = pd.concat([images.tables[name] for name in (BOX_TABLE, FURTHER_BOXES) if name in images.tables])
+    boxes = boxes[boxes["row"].isin(rows)]
+    named = images.at(boxes["row"])[CLASSES].to_numpy()[np.arange(len(boxes)), boxes["label"]]
+    return boxes[named == 1]
+
+
 def _sample(names):
     sample = pd.DataFrame(0, index=range(len(names)), columns=CLASSES)
     sample.insert(0, SAMPLE[0], names)
     return sample
 
 
-def _announce_size(config, n):
-    """Log how much disk the store and the lungs will take, where that is much."""
-    sides = {"store": config.store_size}
-    sides |= {"masks of the lungs": config.segmenter.mask_size} if config.weights_features else {}
-    sides |= {"crops of the lungs": config.segmenter.crop_size} if config.views != "whole" else {}
-    sizes = {name: n * side**2 for name, side in sides.items()}
-    if sum(sizes.values()) > LARGE:
-        parts = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
-        log.info(f"{n:,} images take {sum(sizes.values()) / 1e9:.1f} GB on disk: {parts}")
-
-
-def _find_table(data):
-    path = KAGGLE.find_file(data, TABLES)
-    for other in TABLES:
+def _find_table(data, version):
+    path = KAGGLE.find_file(data, [name for key, name in TABLES.items() if version in (key, None)])
+    for other in TABLES.values():
         if other != path.name and path.with_name(other).is_file():
             log.info(f"{path.parent}: holds {other} too, in which some labels differ; {path.name} is read")
     return path.parent, path
@@ -143,7 +150,7 @@ def _read_labels(folder, path, split):
     labels["age"] = labels["age"].mask(odd)
     if odd.any():
         log.info(f"{path}: {odd.sum()} ages over {OLDEST} years count as unknown")
-    about = {"labels": path.name, "sha256": file_hash(path), "images": len(labels)}
+    about = {"labels": path.name, "sha256": file_hash(path), "images": len(labels), "release": describe_labels(labels)}
     labels["official"] = ""
     if not (labels[CLASSES] == 1).any(axis=None):
         raise InputError(f"{path}: no image has a finding")
@@ -164,6 +171,7 @@ def _read_labels(folder, path, split):
 def _describe(about, split):
     """Return the line about labels and lists that belongs to every score."""
     missing = f", {about['missing']:,} of them without a file" if about["missing"] else ""
+    missing += f"; {about['release']}" if about["images"] == IMAGES else ""
     text = f"labels {about['labels']} (sha256 {about['sha256'][:12]}, {about['images']:,} images{missing})"
     if split == "all":
         return f"{text}; split all: every labelled image is trained on, those of the official test list too"
@@ -180,14 +188,10 @@ def _split(labels, about, split):
         log.info(f"left out {loose:,} labelled images that are in neither list")
     if not len(train):
         raise InputError(f"no image to train on: none of {about['lists']['train_val']['file']} is here")
-    name = f"on {len(test):,} images of the test list"
-    if not about["lists"]["whole"]:
-        name += ", which is not the whole official one"
-    elif about["lists"]["official"] and not about["missing_test"]:
-        name = "on the official test list"
-    elif not about["missing_test"]:
-        name += ", which is of the official size but not verified by its hash"
-    return train, test, name
+    if not about["lists"]["official"]:
+        return train, test, f"on {len(test):,} images of the test list, which is not the whole official one"
+    part = f"{len(test):,} images of " if about["missing_test"] else ""
+    return train, test, f"on {part}the official test list"
 
 
 def _named_test(path, labels, train, files, split):
@@ -241,12 +245,17 @@ def _box_path(folder):
     return [folder / name for name in BOXES if (folder / name).is_file()][:1]
 
 
-def _boxes(folder, table):
-    """Return the boxes of the images in the table, as truth_boxes.parquet has them."""
+def _nih_boxes(folder):
     boxes = pd.DataFrame({"image_id": pd.Series(dtype=str), "label": pd.Series(dtype="int64")})
     boxes[BOX] = np.zeros((0, 4))
     for path in _box_path(folder):
         boxes = read_boxes(path)
+    return boxes
+
+
+def place_boxes(boxes, table):
+    """Return the boxes (of `read_boxes`) that lie on images of the table, with their row in it, in its order."""
+    boxes = boxes.copy()
     boxes["row"] = pd.Index(table["image_id"]).get_indexer(boxes["image_id"])
     absent = int((boxes["row"] < 0).sum())
     if absent:

@@ -1,6 +1,7 @@
 """NIH's tables and lists as they are given: labels, the official split, boxes."""
 
 import hashlib
+import logging
 import re
 
 import numpy as np
@@ -13,15 +14,17 @@ from common.paths import check_id
 from common.post.boxes import BOX, SLACK
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
-TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")  # the benchmark's, and NIH's correction of it
+log = logging.getLogger(__name__)
+# NIH's label table as released in 2017, and its correction of 2020, in which 181 images have other labels.
+TABLES = {"2020": "Data_Entry_2017_v2020.csv", "2017": "Data_Entry_2017.csv"}
 BOXES = ("BBox_List_2017.csv", "BBox_List_2017_Official_NIH.csv")
-# Names of the lists in NIH's and Kaggle's folders, and the official ones' numbers of images and patients.
-LISTS = {
-    "train_val": (("train_val_list.txt", "train_val_list_NIH.txt"), 86_524, 28_008),
-    "test": (("test_list.txt", "test_list_NIH.txt"), 25_596, 2_797),
+# Names of the lists in NIH's and Kaggle's folders.
+LISTS = {"train_val": ("train_val_list.txt", "train_val_list_NIH.txt"), "test": ("test_list.txt", "test_list_NIH.txt")}
+# `names_digest` of the official lists, the same in two public copies.
+DIGESTS = {
+    "train_val": "f5ca42650c3529e46ba2b4399869027d2ff2ddac9a5e55b5fa64530fcb4dd4be",
+    "test": "7519b7296cb0f58e5d2f4818372950411b04f1f243580c4132d001746535d931",
 }
-# `names_digest` of the official lists. Empty: no copy that could be trusted was at hand, so no list is called official.
-DIGESTS = {"train_val": "", "test": ""}
 COLUMNS = {
     "Image Index": "file_name",
     "Finding Labels": "labels",
@@ -105,9 +108,7 @@ def parse_findings(texts):
 
 def find_lists(folder):
     """Return the paths of the official lists in a folder, by "train_val" and "test"; only those that exist."""
-    paths = {
-        part: [folder / name for name in names if (folder / name).is_file()] for part, (names, *_) in LISTS.items()
-    }
+    paths = {part: [folder / name for name in names if (folder / name).is_file()] for part, names in LISTS.items()}
     return {part: found[0] for part, found in paths.items() if found}
 
 
@@ -115,13 +116,12 @@ def read_lists(folder, ids):
     """Return the official list of each of `ids`, "train_val", "test" or "" (neither), str (N,), and facts of the lists.
 
     Facts: train_val and test, each with file, sha256, names (`names_digest`), images, patients and absent (names that
-    `ids` lacks); whole, whether both have the official numbers of images and patients, which other lists can have too;
-    official, whether DIGESTS has the names of both; said, that in one line. Raises InputError for a list that is
-    missing, empty or not text, for an unusable or repeated name, and for an image in both.
+    `ids` lacks); official, whether DIGESTS has the names of both; said, that in one line. Raises InputError for a list
+    that is missing, empty or not text, for an unusable or repeated name, and for an image in both.
     """
     paths, about, found = find_lists(folder), {}, np.full(len(ids), "", object)
     index, listed = pd.Index(ids), {}
-    for part, (names, _, _) in LISTS.items():
+    for part, names in LISTS.items():
         if part not in paths:
             raise InputError(f"{folder}: no {names[0]}; --split all trains without the official lists")
         listed[part] = stems(read_names(paths[part]))
@@ -139,20 +139,11 @@ def read_lists(folder, ids):
     if len(both):
         files = " and ".join(path.name for path in paths.values())
         raise InputError(f"{folder}: {len(both)} images are in both {files}, such as {both.iloc[0]}")
-    sizes = {part: (about[part]["images"], about[part]["patients"]) for part in LISTS}
-    about["whole"] = all(sizes[part] == (images, patients) for part, (_, images, patients) in LISTS.items())
-    about["official"] = about["whole"] and all(about[part]["names"] == DIGESTS[part] for part in LISTS)
-    if about["official"]:
-        state = "the official lists, verified by the hash of their names"
-    elif about["whole"] and all(DIGESTS.values()):
-        state = "of the official size, but with other names than the official lists"
-    elif about["whole"]:
-        state = "of the official size, not verified by a hash"
-    else:
-        state = (
-            "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are not the "
-        )
-        state += "benchmark's"
+    about["official"] = all(about[part]["names"] == DIGESTS[part] for part in LISTS)
+    state = "the official lists, verified by the hash of their names"
+    if not about["official"]:
+        state = "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are not "
+        state += "the benchmark's"
     texts = [
         f"{each['file']} ({each['images']:,} images of {each['patients']:,} patients, sha256 {each['sha256'][:12]})"
         for each in map(about.get, LISTS)
@@ -189,32 +180,42 @@ def read_names(path):
 
 
 def read_boxes(path):
-    """Return the box table: image_id, label (0 … 13), x_min, y_min, x_max, y_max (pixels of the 1024 × 1024 image).
+    """Return a box table: image_id, label (0 … 13), x_min, y_min, x_max, y_max (pixels of the 1024 × 1024 image).
 
-    The header may end in empty columns. Raises InputError naming file and row: another header, no row, an unusable
-    image, a label that is none of the 14, a box that is not four finite numbers, has no area or leaves the image.
+    NIH's header may end in empty columns. A table with image_id, class, x_min, y_min, x_max and y_max (ChestX-Det's) is
+    read too; its rows of other findings, and of none, are left out and counted. Raises InputError naming file and row:
+    another header, no row, an unusable image, in NIH's table a label that is none of the 14, a box that is not four
+    finite numbers, has no area or leaves the image.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
     header = [name.strip() for name in table.columns]
-    if header[:6] != list(_BOX_COLUMNS) or any(not re.fullmatch(r"(Unnamed: \d+)?", name) for name in header[6:]):
+    corners = {"image_id", "class", *BOX} <= set(header)
+    nih = header[:6] == list(_BOX_COLUMNS) and all(re.fullmatch(r"(Unnamed: \d+)?", name) for name in header[6:])
+    if not nih and not corners:
         raise InputError(f"{path}, row 1: the header must be {','.join(_BOX_COLUMNS)}: {','.join(header)[:200]}")
     if not len(table):
         raise InputError(f"{path}: no rows under its header")
-    table = table.iloc[:, :6].set_axis(["image", "name", "x", "y", "w", "h"], axis=1).apply(lambda c: c.str.strip())
+    table = table.set_axis(header, axis=1)[["image_id", "class", *BOX]] if corners else table.iloc[:, :6]
+    table = table.set_axis(["image", "name", "x", "y", "w", "h"], axis=1).apply(lambda c: c.str.strip())
+    if corners:
+        table["name"] = table["name"].str.replace(" ", "_")
+        known = table["name"].isin(LABELS)
+        log.info(f"{path}: left out {(~known).sum():,} of {len(table):,} rows, which are of none of the 14 findings")
+        table = table[known]
     ids = stems(table["image"])
     for row, image_id in ids.items():
         check_id(image_id, f"{path}, row {row + 2}")
     names = table["name"].replace(_BOX_NAMES)
     x, y, w, h = table[["x", "y", "w", "h"]].apply(pd.to_numeric, errors="coerce").to_numpy(float).T
-    box = np.stack([x, y, x + w, y + h], axis=1)
+    box = np.stack([x, y, w, h] if corners else [x, y, x + w, y + h], axis=1)
     finite = np.isfinite(box).all(axis=1)
     faults = [
         (~names.isin(LABELS).to_numpy(), "{name!r} is none of the 14 findings"),
         (~finite, "the box {x} {y} {w} {h} is not four finite numbers"),
-        (finite & ~((w > 0) & (h > 0)), "the box {x} {y} {w} {h} has no area"),
+        (finite & ~(box[:, 2:] > box[:, :2]).all(axis=1), "the box {x} {y} {w} {h} has no area"),
         (
             finite & ((box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))),
             f"the box {{x}} {{y}} {{w}} {{h}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels",
@@ -222,7 +223,7 @@ def read_boxes(path):
     ]
     for wrong, words in faults:
         if wrong.any():
-            row = int(np.argmax(wrong))
+            row = table.index[np.argmax(wrong)]
             raise InputError(f"{path}, row {row + 2} ({ids[row]}): {words.format(**table.loc[row])}")
     boxes = pd.DataFrame({"image_id": ids, "label": names.map(LABELS.index)})
     boxes[BOX] = np.minimum(box, BOX_SIDE)

@@ -1,4 +1,4 @@
-"""Class activation maps of a run against NIH's boxes (CXR-IRNet, table 3; SDFN, figure 5): tables and a page."""
+"""Class activation maps of a run against true boxes (CXR-IRNet, table 3; SDFN, figures 5 and 9): tables and a page."""
 
 import logging
 
@@ -13,7 +13,9 @@ from common.report.frame import synthetic_note
 from common.report.gallery import gallery, heat_overlay
 from common.step import Step
 from solutions.chestxray14.config import BOX_SIDE, LABELS
-from solutions.chestxray14.localise_scores import ALL, class_table, measure, paper_column
+from solutions.chestxray14.data import place_boxes
+from solutions.chestxray14.labels import read_boxes
+from solutions.chestxray14.localise_scores import ALL, class_table, measure, paper_column, pick_examples
 from solutions.chestxray14.maps import class_maps, usable_boxes
 
 log = logging.getLogger(__name__)
@@ -24,11 +26,15 @@ NOTES = (
     "box with the true one, region_iou the region's pixels. Each of several boxes of a class in an image is compared "
     "with the same map. hit: the map's peak lies in the box.",
     "place needs no map: it is the mean of the class's true boxes of all other patients.",
-    "guided_iou follows the code that CXR-IRNet's authors released and measures something else: the predicted box has "
-    "the size of the true one and lies at the peak of the map where it fits best. It is not a prediction, but the only "
-    "column that compares with the paper's figures.",
+    "guided_iou is not a prediction: the box has the size of the true one and lies at that peak of the map where it "
+    "fits best. The code that CXR-IRNet's authors released measures such boxes too, but swaps rows and columns, and "
+    "dilates the map five times and takes the centres of blobs for peaks: none of these columns repeats theirs.",
 )
-PAPER_NOTE = "paper: table 3 of CXR-IRNet, of its feature extractor {} attention; its threshold is not published."
+PAPER_NOTE = "paper: table 3 of CXR-IRNet, of its feature extractor {} attention; see guided_iou for its measure."
+VIEWS = (
+    "whole_iou: of the whole image's network alone, on the same boxes, its thresholds tuned in the same way; "
+    "fused_gain: what both add to it, by paired bootstrap over patients. SDFN's figure 9 shows pictures only."
+)
 NO_PAPER = (
     "Table 3 of CXR-IRNet is about its feature extractor on whole images, before the feature weighting; this run has "
     "no such network, so its figures are not shown."
@@ -40,30 +46,38 @@ WEIGHTED = (
 NO_GAIN = "The maps locate findings no better than the class's usual place"
 
 
-def write_localisation(job, thresholds=THRESHOLDS, out=None):
+def write_localisation(job, thresholds=THRESHOLDS, out=None, further=None):
     """Measure the class activation maps of a run against the true boxes of its images.
 
     Writes localisation.csv (a row per box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row per
-    class) and localisation.html to `out`, the run's folder by default. thresholds: as in `measure`.
+    class) and localisation.html to `out`, the run's folder by default. thresholds: as in `measure`. further: path of a
+    box table to measure on instead of NIH's boxes.
     """
-    out, config = out or job.run.folder, job.config
-    boxes, left_out = usable_boxes(job.images, config.folds)
+    out, config, thresholds = out or job.run.folder, job.config, tuple(sorted(set(thresholds)))
+    placed = None if further is None else place_boxes(read_boxes(further), job.images.table)
+    boxes, left_out = usable_boxes(job.images, config.folds, placed)
     predictions = pd.concat([read_parquet(job.run.path(f"{name}.parquet")) for name in ("oof", "test")])
     probs = predictions.set_index("image_id").loc[boxes["image_id"], list(LABELS)].to_numpy()
     boxes["prob"] = probs[np.arange(len(boxes)), boxes["label"]]
     maps = class_maps(job, boxes)
-    found = measure(boxes, maps, tuple(sorted(set(thresholds))), config.seed)
-    table = class_table(found.boxes, paper_column(config), seed=config.seed)
+    found, alone = measure(boxes, maps, thresholds, config.seed), None
+    if config.views == "both":
+        alone = class_maps(job, boxes, alone=True)
+        found.boxes["whole_iou"] = measure(boxes, alone, thresholds, config.seed).boxes["iou"]
+    table = class_table(found.boxes, paper_column(config) if further is None else None, seed=config.seed)
     names = np.array(LABELS, object)[found.boxes["label"]]
     write_csv(out / "localisation.csv", found.boxes.assign(label=names).drop(columns=["row", "map"]))
     write_csv(out / "localisation_table.csv", table)
-    _write_page(out / "localisation.html", job, found, table, maps, left_out)
+    _write_page(out / "localisation.html", job, found, table, maps, alone, left_out)
     row = table.set_index("label").loc[ALL]
     log.info(
         f"mean IoU {row.iou:.4f} [{row.low:.4f}, {row.high:.4f}] over {row.boxes:.0f} boxes of {row.patients:.0f} "
         f"patients, {_threshold_text(found)}; place alone {row.place_iou:.4f}; peak in the box {row.hit:.1%}; guided "
-        f"as in the paper's code {row.guided_iou:.4f}"
+        f"by the true size {row.guided_iou:.4f}"
     )
+    if alone is not None:
+        gain = page.interval_text(row.fused_gain, row.fused_gain_low, row.fused_gain_high)
+        log.info(f"whole image's network alone {row.whole_iou:.4f}; both gain {gain}, p {row.fused_gain_p:.3f}")
     if row.gain <= 0:
         log.info(f"{NO_GAIN}: over all boxes their IoU is lower by {-row.gain:.4f}")
     if left_out:
@@ -82,15 +96,13 @@ STEP = Step(
 
 def _threshold_text(found):
     thresholds = " and ".join(f"{t:g}" for t in found.chosen)
-    return (
-        f"thresholds {thresholds}, tuned on the other half of the patients"
-        if found.nested
-        else (f"threshold {thresholds}")
-    )
+    tuned = f"thresholds {thresholds}, tuned on the other half of the patients"
+    return tuned if found.nested else f"threshold {thresholds}"
 
 
-def _write_page(path, job, found, table, maps, left_out):
-    row, paper, structures = table.set_index("label").loc[ALL], paper_column(job.config), job.images.about["structures"]
+def _write_page(path, job, found, table, maps, alone, left_out):
+    row, structures = table.set_index("label").loc[ALL], job.images.about["structures"]
+    paper = paper_column(job.config) if "paper" in table else None
     gain = page.interval_text(row.gain, row.gain_low, row.gain_high)
     cards = [
         ("Mean IoU", row.iou, f"95 % interval {page.as_text(row.low)}–{page.as_text(row.high)}, by patient"),
@@ -106,6 +118,7 @@ def _write_page(path, job, found, table, maps, left_out):
         page.section(
             "How it is measured",
             *NOTES,
+            *([] if alone is None else [VIEWS]),
             NO_PAPER if paper is None else PAPER_NOTE.format("without" if paper else "with"),
             *([WEIGHTED.format(" and ".join(structures))] if structures else []),
             f"Here: {_threshold_text(found)}.",
@@ -113,9 +126,9 @@ def _write_page(path, job, found, table, maps, left_out):
         page.section("Classes", *_tables(table), page.figure(curve, "One threshold for all boxes, not nested")),
         page.section(
             "Pictures",
-            "The best, median and worst box of each class by IoU. Violet to yellow: the map's lowest to highest value, "
-            "whatever the probability.",
-            *_galleries(job.images, found.boxes, maps),
+            "One box of each class, chosen by its area alone; then the best, median and worst of each class by IoU. "
+            "Violet to yellow: the map's lowest to highest value, whatever the probability.",
+            *_galleries(job.images, found.boxes, maps, alone),
         ),
     ]
     title, subtitle = "ChestX-ray14: where the maps point", f"run {job.run.folder.name}, preset {job.preset}"
@@ -123,29 +136,37 @@ def _write_page(path, job, found, table, maps, left_out):
 
 
 def _tables(table):
-    shares = [name for name in table if name.startswith("found_")]
+    shares, gain = [name for name in table if name.startswith("found_")], ["gain", "gain_low", "gain_high"]
     for caption, columns in (
-        ("Maps and place, means over boxes", ["iou", "low", "high", "place_iou", "gain", "gain_low", "gain_high"]),
+        ("Maps and place, means over boxes", ["iou", "low", "high", "place_iou", *gain]),
+        ("Whole image's network alone, and both", ["whole_iou", *(f"fused_{name}" for name in [*gain, "gain_p"])]),
         ("Regions and peaks, means over boxes", ["region_iou", "hit", "place_hit"]),
         ("Share of boxes with an IoU above 0.1 to 0.7", shares),
         ("Boxes of the true size, and the paper's", ["guided_iou", *({"paper"} & set(table))]),
     ):
-        yield page.table(table[["label", "boxes", *columns]], caption, dict.fromkeys(columns, ".3f"))
+        if columns[0] in table:
+            yield page.table(table[["label", "boxes", *columns]], caption, dict.fromkeys(columns, ".3f"))
 
 
-def _galleries(images, boxes, maps):
+def _galleries(images, boxes, maps, alone):
+    items = [item for at in pick_examples(boxes) for item in _items(images, boxes.iloc[at], maps, alone)]
+    yield gallery(items, "The box of median area of each class", overlay=heat_overlay)
     for label, mine in boxes.groupby("label"):
         order = mine.sort_values("iou", ascending=False, kind="stable")
         places = sorted({0, len(order) // 2, len(order) - 1})
-        items = [_item(images, order.iloc[place], maps) for place in places]
+        items = [item for place in places for item in _items(images, order.iloc[place], maps)]
         yield gallery(items, f"{LABELS[label]}, {len(order)} boxes", overlay=heat_overlay)
 
 
-def _item(images, box, maps):
+def _items(images, box, maps, alone=None):
+    """Return the item of a box for a gallery, after that of the whole image's network alone where it is given."""
     image = np.asarray(images.store.images[box["row"]])
     scale, found = image.shape[0] / BOX_SIDE, box[[f"found_{name}" for name in BOX]].to_numpy(float)
     truth = [(box[BOX].to_numpy(float) * scale, LABELS[box["label"]])]
     prediction = [(found * scale, f"IoU {box['iou']:.2f}")] if np.isfinite(found).all() else []
     place = "inside" if box["hit"] else "outside"
     caption = f"{box['image_id']}, probability {box['prob']:.2f}: IoU {box['iou']:.2f} at {box['threshold']:g}"
-    return (image, maps.heat(box["map"])), truth, prediction, f"{caption}, peak {place}"
+    item = ((image, maps.heat(box["map"])), truth, prediction, f"{caption}, peak {place}")
+    if alone is None:
+        return [item]
+    return [((image, alone.heat(box["map"])), truth, [], f"whole image alone: IoU {box['whole_iou']:.2f}"), item]

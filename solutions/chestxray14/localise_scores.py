@@ -126,14 +126,15 @@ def class_table(boxes, paper=None, n_resamples=1000, seed=0):
 
     label, boxes, patients; iou with its bootstrap interval by patient (low, high; NaN with one patient); region_iou;
     hit; found_0.1 … found_0.7, shares of boxes with iou above; guided_iou; place_iou and place_hit over boxes that
-    have a place; gain, iou minus place_iou over those, with its interval. The classes' mean has no interval. paper: 0
-    or 1, the column of PAPER that becomes the column `paper`; None: no column.
+    have a place; gain, iou minus place_iou over those, with interval and two-sided p-value (paired bootstrap by
+    patient); fused_gain likewise against whole_iou, where the boxes have it. The classes' mean has no interval. paper:
+    0 or 1, the column of PAPER that becomes the column `paper`; None: no column.
     """
     label = np.array(LABELS, object)[boxes["label"].to_numpy()]
-    rows = [_figures(name, boxes[label == name], n_resamples, seed) for name in PAPER if (label == name).any()]
+    rows = [_figures(name, boxes[label == name], n_resamples, seed) for name in LABELS if (label == name).any()]
     mean = pd.DataFrame(rows).mean(numeric_only=True).to_dict()
     mean |= {"label": CLASSES, "boxes": len(boxes), "patients": boxes["patient_id"].nunique()}
-    mean |= dict.fromkeys(("low", "high", "gain_low", "gain_high"), np.nan)
+    mean |= {name: np.nan for name in mean if name.endswith(("low", "high", "_p"))}
     table = pd.DataFrame([*rows, _figures(ALL, boxes, n_resamples, seed), mean])
     if paper is not None:
         table["paper"] = [PAPER.get(name, (np.nan, np.nan))[paper] for name in table["label"]]
@@ -141,17 +142,28 @@ def class_table(boxes, paper=None, n_resamples=1000, seed=0):
 
 
 def _figures(name, boxes, n_resamples, seed):
-    groups, iou, place_iou = (boxes[column].to_numpy() for column in ("patient_id", "iou", "place_iou"))
-    interval, gain = Interval(iou.mean(), np.nan, np.nan), Interval(np.nan, np.nan, np.nan)
-    if len(set(groups)) > 1:
-        interval = bootstrap(iou, groups, n_resamples, seed)
-        if np.isfinite(place_iou).any():
-            gain, _ = paired_bootstrap(iou, place_iou, groups, n_resamples, seed, skip_nan=True)
+    groups, iou = (boxes[column].to_numpy() for column in ("patient_id", "iou"))
+    options, several = {"groups": groups, "n_resamples": n_resamples, "seed": seed}, len(set(groups)) > 1
+    interval = bootstrap(iou, **options) if several else Interval(iou.mean(), np.nan, np.nan)
     figures = {"label": name, "boxes": len(boxes), "patients": len(set(groups))}
     figures |= {"iou": interval.estimate, "low": interval.low, "high": interval.high}
     figures |= boxes[["region_iou", "hit"]].mean().to_dict() | {f"found_{t}": (iou > t).mean() for t in T_IOU}
-    figures |= boxes[["guided_iou", "place_iou", "place_hit"]].mean().to_dict()
-    return figures | {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high}
+    figures |= boxes[["guided_iou", "place_hit"]].mean().to_dict()
+    for other, gain in (("place_iou", "gain"), ("whole_iou", "fused_gain")):
+        if other in boxes:
+            more, p = Interval(np.nan, np.nan, np.nan), np.nan
+            if several and boxes[other].notna().any():
+                more, p = paired_bootstrap(iou, boxes[other], skip_nan=True, **options)
+            figures |= {other: boxes[other].mean(), gain: more.estimate}
+            figures |= {f"{gain}_low": more.low, f"{gain}_high": more.high, f"{gain}_p": p}
+    return figures
+
+
+def pick_examples(boxes):
+    """Return the positions of one box of each label: of median area, so that no result of a network can choose it."""
+    area = (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"])
+    order = boxes.assign(area=area, at=range(len(boxes))).sort_values(["label", "area", "image_id"])
+    return order.groupby("label")["at"].agg(lambda places: places.iloc[len(places) // 2]).tolist()
 
 
 def paper_column(config):

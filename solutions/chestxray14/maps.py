@@ -5,12 +5,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.data.loaders import eval_loader
 from common.errors import InputError
 from common.infer.cam import fuse, normalise, place
+from common.nn.blocks import pool_masks
 from common.paths import read_array
 from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE
@@ -43,14 +43,15 @@ class Maps(NamedTuple):
         return fuse([normalise(cam) if self.rescaled else cam for cam in placed.values()])
 
 
-def usable_boxes(images, folds):
+def usable_boxes(images, folds, boxes=None):
     """Return the true boxes of images that some network did not train on, and how many boxes are left out.
 
-    Those are test images, and training images of `folds`. Columns: image_id, row, patient_id, split, fold, label, the
-    box, and map, which numbers the (image, class) pairs from 0. Raises InputError where none is left.
+    Those are test images, and training images of `folds`. boxes: of `place_boxes`; None: NIH's. Columns: image_id, row,
+    patient_id, split, fold, label, the box, and map, which numbers the (image, class) pairs from 0. Raises InputError
+    where none is left.
     """
     table = images.table[["row", "patient_id", "split", "fold", "ok"]]
-    boxes = images.tables[BOX_TABLE].merge(table, on="row", how="left")
+    boxes = (images.tables[BOX_TABLE] if boxes is None else boxes).merge(table, on="row", how="left")
     unseen = boxes["ok"] & ((boxes["split"] == "test") | boxes["fold"].isin(list(folds)))
     usable = boxes[unseen].drop(columns="ok").reset_index(drop=True)
     if not len(usable):
@@ -59,8 +60,11 @@ def usable_boxes(images, folds):
     return usable, len(boxes) - len(usable)
 
 
-def class_maps(job, boxes):
-    """Return the Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their own."""
+def class_maps(job, boxes, alone=False):
+    """Return the Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their own.
+
+    alone: of the whole image's network by itself, where the run has two views.
+    """
     config, images, pairs = job.config, job.images, boxes.drop_duplicates("map").sort_values("map")
     sums, count = {}, np.zeros(len(pairs))
     for fold in config.folds:
@@ -70,9 +74,9 @@ def class_maps(job, boxes):
         count[mine] += 1
         rows, at = np.unique(pairs["row"].to_numpy()[mine], return_inverse=True)
         networks = {one.stage: one for one in job.recipe.networks(job) if one.fold == fold}
-        models = {stage: networks[stage].load(job.run) for stage in config.stages}
+        models = {stage: networks[stage].load(job.run) for stage in (("whole",) if alone else config.stages)}
         heads = dict.fromkeys(models)
-        if config.is_fused:
+        if config.is_fused and not alone:
             weight = networks["fusion"].load(job.run).weight.detach()
             heads = dict(zip(models, weight.split([one.width for one in models.values()], dim=1), strict=True))
         for stage, model in models.items():
@@ -83,7 +87,7 @@ def class_maps(job, boxes):
     rows = pairs["row"].to_numpy()
     places = {stage: view_places(images, rows, getattr(config, stage), stage) for stage in cams}
     masks = read_array(images.arrays["masks"])[rows] if config.weights_features else None
-    return Maps(cams, places, config.views == "both" and not config.is_fused, masks)
+    return Maps(cams, places, len(cams) > 1 and not config.is_fused, masks)
 
 
 @torch.inference_mode()
@@ -103,21 +107,22 @@ def network_cams(job, network, model, rows, head=None):
         else:
             cams = torch.einsum("ck,bkhw->bchw", head.to(job.device), model.features(images))
         if config.weighting:
-            cams = from_the_lowest(cams, images[:, 1:])
+            cams = from_the_lowest(cams, images[:, 1:], config.masks == "binary")
         found.append(cams.float().cpu().numpy())
     return np.concatenate(found)
 
 
-def from_the_lowest(cams, masks):
+def from_the_lowest(cams, masks, binary=False):
     """Return the maps of weighted features, counted from the lowest evidence before weighting.
 
     Weighting sets features outside the lungs to 0, which would be a map's peak wherever the class is unlikely in all of
     the lungs. Counted from the lowest value, a cell shows the additional evidence times its share of lung. cams: (B, C,
-    h, w); masks: (B, 1, H, W), 0 to 255. Maps of an image without lungs stay as they are: it is not weighted.
+    h, w); masks: (B, 1, H, W), 0 to 255; binary: as in `weigh_features`. Maps of an image without lungs, whose features
+    are not weighted, only change their level.
     """
-    share = F.adaptive_avg_pool2d(masks.float() / 255, cams.shape[-2:])
+    share = pool_masks(masks.float() / 255, cams.shape[-2:], binary)
     low = torch.where(share > 0, cams / share, torch.inf).amin((2, 3), keepdim=True)
-    return torch.where(share.flatten(1).any(1)[:, None, None, None], cams - share * low, cams)
+    return cams - share * low
 
 
 def view_places(images, rows, config, stage):

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError
@@ -12,6 +13,7 @@ from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
 from common.nn.blocks import MultiScaleAttention, weigh_features
 from common.nn.losses import bce
+from common.nn.norms import batch_norms
 from solutions.chestxray14.config import LABELS
 
 PROBS_ROWS = 8192  # rows of features that become probabilities at once
@@ -21,15 +23,16 @@ class ChestNet(models.Normalised):
     """Radiographs to 14 logits: attention, the backbone's last feature map, its weighting, mean pooling, one layer.
 
     Images (B, 1, H, W) uint8, or floating in 0 to 255; with `weighting` (B, 2, H, W), the second channel the lungs'
-    share of each pixel, 0 to 255. Returns float32 (B, 14). `width`: K, the channels of the feature map. `loaded`: what
-    became of the pretrained weights, None without. Sources: Fang et al., CXR-IRNet, 3.2 and 3.3; without both
+    share of each pixel, 0 to 255; binary: as in `weigh_features`. Returns float32 (B, 14), with `with_maps` also the
+    maps of `cam`. `width`: K, the channels of the feature map. `loaded`: what became of the pretrained weights, None
+    without. Sources: Fang et al., CXR-IRNet, 3.2 and 3.3; without both
     additions it is the network of Rajpurkar et al., CheXNet, and of SDFN's branches (B.3).
     """
 
-    def __init__(self, net, width, mean, std, attention, weighting, dropout):
+    def __init__(self, net, width, mean, std, attention, weighting, dropout, binary=False):
         super().__init__(net, mean, std)
         self.attention = MultiScaleAttention(len(mean)) if attention else nn.Identity()
-        self.weighting, self.width, self.loaded = weighting, width, None
+        self.weighting, self.binary, self.width, self.loaded = weighting, binary, width, None
         self.dropout = nn.Dropout(dropout)
         self.head = ExactLinear(width, len(LABELS))
 
@@ -42,21 +45,25 @@ class ChestNet(models.Normalised):
             wanted = "a gray and a mask channel, (B, 2, H, W)" if self.weighting else "one gray channel, (B, 1, H, W)"
             raise InputError(f"images {tuple(images.shape)}: expected {wanted}")
         maps = feature_map(self.net, self.attention(self.scaled(images[:, :1]))).float()
-        return weigh_features(maps, images[:, 1:].float() / 255) if self.weighting else maps
+        return weigh_features(maps, images[:, 1:].float() / 255, self.binary) if self.weighting else maps
 
     def pooled(self, images):
         """Return the mean of the feature map over its cells, float32 (B, K): the input of the last layer."""
         return self.features(images).mean((2, 3))
 
-    def forward(self, images):
-        return self.head(self.dropout(self.pooled(images)))
+    def forward(self, images, with_maps=False):
+        features = self.features(images)
+        logits = self.head(self.dropout(features.mean((2, 3))))
+        return (logits, self._maps(features)) if with_maps else logits
 
     def cam(self, images):
         """Return class activation maps, float32 (B, 14, h, w); their mean over cells plus the bias are the logits.
 
         Source: Zhou et al. 2016, Learning deep features for discriminative localization.
         """
-        features = self.features(images)
+        return self._maps(self.features(images))
+
+    def _maps(self, features):
         with torch.autocast(features.device.type, enabled=False):
             return torch.einsum("ck,bkhw->bchw", self.head.weight.float(), features)
 
@@ -82,8 +89,11 @@ def build_network(config, weights=None):
     weights = config.weights if weights is None else weights
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size)
-    model = ChestNet(net, width, *models.mean_std(name), config.attention, config.weighting, config.dropout)
+    parts = config.attention, config.weighting, config.dropout, config.masks == "binary"
+    model = ChestNet(net, width, *models.mean_std(name), *parts)
     load_backbone(model, name, weights)
+    for norm in batch_norms(model.net) if config.frozen_norms else ():
+        norm.requires_grad_(False)
     return model
 
 
@@ -97,6 +107,25 @@ def feature_width(backbone, size):
 def build_fusion(config, weights=None):
     """Return the FusionNet over the features of both networks of a Config."""
     return FusionNet(sum(feature_width(one.backbone, one.size) for one in (config.whole, config.lungs)), len(LABELS))
+
+
+def box_loss(maps, boxes):
+    """Return −log of the share of a class map's softmax over cells that lies in its boxes, the mean over boxed maps.
+
+    maps: (B, C, h, w) real; boxes: uint8 (B, C, H, W), 255 inside, all 0 for a map that does not count. Neither a map's
+    level matters nor its values within a box, only where the evidence lies. 0 if no map has a box.
+    """
+    inside = F.adaptive_avg_pool2d(boxes.float() / 255, maps.shape[-2:]).flatten(2)
+    most = inside.amax(2, keepdim=True)
+    shares = (maps.flatten(2).softmax(2) * inside / most.clamp_min(1e-6)).sum(2).clamp_min(1e-6)
+    boxed = most[..., 0] > 0
+    return -(shares.log() * boxed).sum() / boxed.sum().clamp_min(1)
+
+
+def boxed_step(weight, model, images, target):
+    """Return the loss of a batch whose target is a dict of labels (B, 14) and boxes: BCE + weight · `box_loss`."""
+    logits, maps = model(images, with_maps=True)
+    return bce(logits, target["labels"]) + weight * box_loss(maps, target["boxes"])
 
 
 def auroc_and_loss(labels, logits):

@@ -13,7 +13,6 @@ import pandas as pd
 from common.errors import InputError
 from common.infer import tta
 from common.metrics.calibration import brier, expected_calibration_error, nested_youden
-from common.metrics.classification import auroc, mean_of_defined
 from common.network import Network, predict
 from common.nn.losses import bce
 from common.recipe import Choice, Solution, read_predictions
@@ -23,12 +22,13 @@ from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import CLASSES, labels_of
 from solutions.chestxray14.leaks import check_run, origin
 from solutions.chestxray14.lungs import add_lungs, lung_settings, segmenter_file
-from solutions.chestxray14.models import auroc_and_loss, build_fusion, build_network
+from solutions.chestxray14.models import auroc_and_loss, boxed_step, build_fusion, build_network
 from solutions.chestxray14.scoring import by_fold, epoch_chosen, score_part
 from solutions.chestxray14.views import FeatureDataset, pooled_features, view_dataset
 
 log = logging.getLogger(__name__)
-PREPARED = ("split", "n_folds", "seed", "store_size")  # settings, beside those of the lungs, that `prepare` follows
+# Settings, beside those of the lungs, that `prepare` follows.
+PREPARED = ("split", "n_folds", "seed", "store_size", "label_table", "boxes")
 LUNGS = "lungs.safetensors"  # the exported segmenter
 
 # ---- what a fold trains --------------------------------------------------------------------------------------------
@@ -51,7 +51,8 @@ def view_network(config, fold, stage):
     def dataset(job, rows, augment, targets):
         return view_dataset(job.images, rows, config, stage, augment, targets)
 
-    return _classifier(fold, stage, config, partial(build_network, config), dataset)
+    step = partial(boxed_step, config.box_loss) if config.box_loss else None
+    return _classifier(fold, stage, config, partial(build_network, config), dataset, step=step)
 
 
 def fusion_network(config, fold, branches):
@@ -69,7 +70,7 @@ def fusion_network(config, fold, branches):
     return _classifier(fold, "fusion", config.fusion, partial(build_fusion, config), dataset, needs=tuple(branches))
 
 
-def _classifier(fold, stage, config, build, dataset, needs=()):
+def _classifier(fold, stage, config, build, dataset, needs=(), step=None):
     return Network(
         fold,
         stage,
@@ -79,6 +80,7 @@ def _classifier(fold, stage, config, build, dataset, needs=()):
         loss=bce,
         measure=lambda logits, labels: logits.float(),
         figures=lambda job, logits, rows: auroc_and_loss(labels_of(job.images, rows), logits),
+        step=step,
         needs=needs,
         trained_on=lambda job: origin(job.config, job.images.table, fold),
     )
@@ -170,10 +172,8 @@ def describe(figures):
 
 def hidden_score(job, submission):
     """Return the mean AUROC of the sample's test list, whose labels are in its table."""
-    test = known_test(job)
-    truth = labels_of(job.images, job.images.rows_of(test["image_id"]))
-    value = float(mean_of_defined(auroc(truth, test[CLASSES].to_numpy(), np.nan))) if len(test) else None
-    return value and {"metric": "auroc", "value": value, "nothing": 0.5}
+    part = score_part(job.images, known_test(job), job.config.seed, n_resamples=1)
+    return part and {"metric": "auroc", "value": part[1]["mean"]["estimate"], "nothing": 0.5}
 
 
 def answer(job, test, rule, neutral):

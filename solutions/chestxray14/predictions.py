@@ -14,9 +14,6 @@ from solutions.chestxray14.labels import parse_findings, plain_patient, stems
 from solutions.chestxray14.scoring import epoch_chosen
 
 CLASSES = list(LABELS)
-# Images of each label in all 112,120, in NIH's table of 2020 and, train and test together, in CXR-IRNet's table 1.
-COUNTS = (11_559, 2_776, 13_317, 19_894, 5_782, 6_331, 1_431, 5_302, 4_667, 2_303, 2_516, 1_686, 3_385, 227)
-TABLE = 112_120
 _PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
 
 
@@ -135,16 +132,6 @@ def read_truth(path):
     for row in np.flatnonzero(raw["Patient ID"] == "")[:1]:
         raise InputError(f"{path}, row {row + 2}: no Patient ID")
     return truth, plain_patient(raw["Patient ID"]).set_axis(truth.index)
-
-
-def describe_labels(truth):
-    """Return which public release of NIH's labels a table is, as far as its counts show."""
-    if len(truth) != TABLE:
-        return f"{len(truth):,} images, not NIH's whole table of {TABLE:,}: its release is unknown"
-    other = [label for label, n, known in zip(LABELS, truth.sum().tolist(), COUNTS, strict=True) if n != known]
-    if other:
-        return f"other counts of {', '.join(other)} than in NIH's release of 2020: an older release, or an edited table"
-    return "as many images of each label as NIH's release of 2020 and the papers' tables"
 
 
 def describe_file(path):

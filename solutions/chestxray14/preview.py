@@ -14,7 +14,7 @@ def show_predictions(submission, count=4):
     probs = table[list(LABELS)].astype(float)
     best = probs.max(axis=1).sort_values(ascending=False, kind="stable").index[:count]
     names = table["Image Index"].map(lambda name: Path(name).stem)
-    images = read_images(KAGGLE, names[best], markers=(*KAGGLE.samples, *LISTS["test"][0]))
+    images = read_images(KAGGLE, names[best], markers=(*KAGGLE.samples, *LISTS["test"]))
     items = []
     for row in best:
         highest = probs.loc[row].sort_values(ascending=False, kind="stable")[:3]

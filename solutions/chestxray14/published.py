@@ -1,4 +1,4 @@
-"""What papers report on the official test list, class by class: facts for orientation, nothing measured here.
+"""What papers report on the official lists, class by class: facts for orientation, nothing measured here.
 
 "Fang" is the paper of CXR-IRNet, whose table 2 has four decimals; "Liu" that of SDFN, whose table I has three. Fang et
 al. trained DCNN, CheXNet, SENet and AGCNN again in their own set-up and took SDFN and SalNet from those papers.
@@ -10,8 +10,30 @@ from solutions.chestxray14.config import LABELS
 
 _RERUN, _TAKEN, _OWN = "Fang, table 2: their re-run", "Fang, table 2: from its paper", "Fang, table 2"
 _MEAN = "; the mean by us from its rows"  # the table's last line could not be read
+# Images with each label in the train and validation list and in the test list, and boxes: Fang, table 1. The counts are
+# those of NIH's label table of 2020.
+TRAIN = (8_280, 1_707, 8_659, 13_782, 4_034, 4_708, 876, 2_637, 2_852, 1_378, 1_423, 1_251, 2_242, 141)
+TEST = (3_279, 1_069, 4_658, 6_112, 1_748, 1_623, 555, 2_665, 1_815, 925, 1_093, 435, 1_143, 86)
+BOXES = (180, 146, 153, 123, 85, 79, 120, 98, 0, 0, 0, 0, 0, 0)
+IMAGES = 112_120
+TOTALS = ("Multi-label totals", "Finding", "No Finding", "Totals")  # its last rows
+
+
+def table_1(labels, finding, images):
+    """Return a column of table 1: the counts of the labels, and TOTALS by the images with a finding and all images."""
+    return [*labels, sum(labels), finding, images - finding, images]
+
+
+TABLE_1 = {
+    "train": table_1(TRAIN, 36_024, 86_524),
+    "test": table_1(TEST, 15_735, 25_596),
+    "boxes": table_1(BOXES, 984, 984),  # on 880 images
+}
 # Mean AUROC and source.
 PUBLISHED = {
+    "Wang et al.": (0.740, "Liu, table I; the rows' mean is 0.7404"),
+    "Yao et al.": (0.761, "Liu, table I"),
+    "Gündel et al.": (0.807, "Liu, table I"),
     "DCNN (ResNet-50)": (0.7934, _RERUN),
     "CheXNet (DenseNet-121)": (0.8105, _RERUN),
     "SENet": (0.8205, _RERUN),
@@ -25,6 +47,9 @@ PUBLISHED = {
 }
 # AUROC of each label, in the order of LABELS.
 ROWS = {
+    "Wang et al.": ".700 .814 .736 .613 .693 .669 .658 .799 .703 .805 .833 .786 .684 .872",
+    "Yao et al.": ".733 .856 .806 .673 .777 .724 .684 .805 .711 .806 .842 .743 .724 .775",
+    "Gündel et al.": ".767 .883 .828 .709 .821 .758 .731 .846 .745 .835 .895 .818 .761 .896",
     "DCNN (ResNet-50)": ".7837 .8937 .8704 .6826 .7875 .7125 .7110 .8232 .7895 .8673 .8398 .7656 .7398 .8406",
     "CheXNet (DenseNet-121)": ".7919 .9038 .8744 .6942 .8142 .7286 .7477 .8431 .7933 .8777 .8726 .7986 .7528 .8545",
     "SENet": ".7963 .9085 .8769 .6974 .8144 .7509 .7566 .8467 .7996 .8864 .8907 .8041 .7547 .9035",
@@ -39,9 +64,20 @@ ROWS = {
     "SDFN": ".781 .885 .832 .700 .815 .765 .719 .866 .743 .842 .921 .835 .791 .911",
 }
 NOTE = (
-    "AUROC as papers report it on the whole official test list; for orientation, not measured here. None names the "
-    "version of its label table."
+    "AUROC as papers report it on the whole official test list; for orientation, not measured here. Fang's labels are "
+    "those of NIH's table of 2020, as the totals of its table 1 show; the others' papers are older than that table."
 )
+
+
+def describe_labels(truth):
+    """Return which release of NIH's labels a table of 0/1 with the columns LABELS is, as far as its counts show."""
+    if len(truth) != IMAGES:
+        return f"{len(truth):,} images, not NIH's whole table of {IMAGES:,}: its release is unknown"
+    counts = truth[list(LABELS)].sum().to_numpy()
+    other = [label for label, n, *known in zip(LABELS, counts, TRAIN, TEST, strict=True) if n != sum(known)]
+    if other:
+        return f"other counts of {', '.join(other)} than in NIH's release of 2020: an older release, or an edited table"
+    return "as many images of each label as NIH's release of 2020 and CXR-IRNet's table 1"
 
 
 def published_means():

@@ -11,7 +11,7 @@ from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import BOX_TABLE
 from solutions.chestxray14.lungs import LUNG_TABLE
 from solutions.chestxray14.pictures import confident_galleries, labelled_predictions, lung_galleries, map_gallery
-from solutions.chestxray14.published import published_means
+from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"
 
@@ -45,11 +45,7 @@ def _data(images):
     labels, train = list(LABELS), images.table[images.table["split"] == "train"]
     test = images.table[images.table["split"] == "test"]
     known = test[(test[labels] >= 0).all(axis=1)]
-    counts = pd.DataFrame({"label": LABELS, "train": train[labels].sum().to_numpy()})
-    counts["test"] = known[labels].sum().to_numpy()
-    counts["boxes"] = np.bincount(images.tables[BOX_TABLE]["label"].astype(int), minlength=len(LABELS))
-    healthy = [int((part[labels].sum(axis=1) == 0).sum()) for part in (train, known)]
-    counts.loc[len(counts)] = ["No Finding (no class)", *healthy, 0]
+    counts = count_labels(train[labels], known[labels], images.tables[BOX_TABLE]["label"])
     folds = train.assign(finding=train[labels].sum(axis=1) > 0).groupby("fold")
     folds = folds.agg(images=("row", "size"), patients=("patient_id", "nunique"), finding=("finding", "sum"))
     return page.section(
@@ -60,6 +56,19 @@ def _data(images):
             page.table(counts, "Images by label"), page.table(folds.reset_index(), "Folds, by patient and all labels")
         ),
     )
+
+
+def count_labels(train, test, boxes):
+    """Return CXR-IRNet's table 1 of these images, with the paper's counts beside ours.
+
+    train, test: labels 0/1 (n, 14); boxes: their labels, 0 to 13. Below the labels stand their totals, of which an
+    image can have several, the images with and without a finding, and all images. Boxes are counted, not their images.
+    """
+    columns = {"label": [*LABELS, *TOTALS]}
+    for name, part in (("train", train), ("test", test)):
+        columns[name] = table_1(part.sum().tolist(), int((part.sum(axis=1) > 0).sum()), len(part))
+    columns["boxes"] = table_1(np.bincount(boxes.astype(int), minlength=len(LABELS)).tolist(), len(boxes), len(boxes))
+    return pd.DataFrame(columns | {f"paper: {name}": values for name, values in TABLE_1.items()})
 
 
 def _lungs(images):

@@ -16,18 +16,11 @@ from common.paths import write_csv
 from common.report import class_plots, page, plots
 from common.step import key_of, run_step
 from solutions.chestxray14.config import LABELS, Config
-from solutions.chestxray14.labels import LISTS, read_names, stems
+from solutions.chestxray14.labels import DIGESTS, names_digest, read_names, stems
 from solutions.chestxray14.localise import STEP, THRESHOLDS, write_localisation
 from solutions.chestxray14.pipeline import SOLUTION
-from solutions.chestxray14.predictions import (
-    CLASSES,
-    describe_file,
-    describe_labels,
-    read_runs,
-    read_scores,
-    read_truth,
-)
-from solutions.chestxray14.published import NOTE, published_classes, published_means
+from solutions.chestxray14.predictions import CLASSES, describe_file, read_runs, read_scores, read_truth
+from solutions.chestxray14.published import NOTE, describe_labels, published_classes, published_means
 from solutions.chestxray14.scoring import FEW, MEAN, by_fold, class_table, comparison, few, undefined
 
 log = logging.getLogger(__name__)
@@ -152,6 +145,7 @@ def localise(
     /,
     *,
     threshold: tuple[float, ...] = THRESHOLDS,
+    boxes: Path | None = None,
     out: Path | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -165,6 +159,7 @@ def localise(
         run: Folder of the run.
         threshold: Of the maps, scaled to [0, 1]. One is used as it is; of several the best is chosen on the boxes of
             one half of the patients for those of the other.
+        boxes: Table of boxes to measure on instead of NIH's, as for the option --boxes of a run; needs --out.
         out: Folder for the three files; the run's by default.
         device: auto, cpu, cuda or cuda:<n>.
         workers: Processes that read images.
@@ -174,15 +169,17 @@ def localise(
             raise InputError(f"--threshold must lie above 0 and be at most 1, not {value:g}")
     if not threshold:
         raise InputError("--threshold: name one or several")
+    if boxes is not None and out is None:
+        raise InputError("--boxes: name the folder for the figures by --out; the run's own are those of NIH's boxes")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder (--out)")
     with open_run(SOLUTION, Config, run, device=device, workers=workers) as job:
-        if out is None or out.resolve() == job.run.folder.resolve():
+        if boxes is None and (out is None or out.resolve() == job.run.folder.resolve()):
             job.run.forget(STEP.name)  # always computed again: the thresholds may be other ones
             run_step(job, replace(STEP, make=partial(write_localisation, thresholds=threshold)))
         else:
             key_of(job, STEP)  # refuses predictions of other networks
-            write_localisation(job, threshold, out)
+            write_localisation(job, threshold, out, boxes)
     return 0
 
 
@@ -202,13 +199,13 @@ def _comparability(ids, predicted, listed, names):
     """Return how the scored images relate to the official test list; names: of the list `listed`, or None."""
     if names is None:
         return f"not the official test list: {len(ids):,} images, not comparable with published means"
-    missing, size = len(names.difference(predicted)), LISTS["test"][1]
+    missing = len(names.difference(predicted))
     text = f"{missing:,} of the {len(names):,} images of {listed.name} are missing from the predictions"
-    if len(names) != size:
-        return f"{text}; it is not the official test list of {size:,} images, not comparable with published means"
-    if missing or len(ids) < size:
+    if names_digest(names) != DIGESTS["test"]:
+        return f"{text}; it is not the official test list, not comparable with published means"
+    if len(ids) < len(names):
         return f"{text}, {len(names) - missing - len(ids):,} from the labels: not comparable with published means"
-    return f"all {size:,} images of {listed.name}, which has the size of the official test list"
+    return f"all {len(names):,} images of the official test list, verified by the hash of its names"
 
 
 def _too_few(found):

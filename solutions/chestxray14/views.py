@@ -2,6 +2,7 @@
 
 import random
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -11,14 +12,13 @@ from common.data.augment import A, compose
 from common.data.loaders import SampleDataset
 from common.errors import InputError
 from common.infer.predict import predict_probs
+from common.post.boxes import BOX
 from common.train import distributed
-from solutions.chestxray14.data import labels_of
+from solutions.chestxray14.config import BOX_SIDE, LABELS
+from solutions.chestxray14.data import boxes_of, labels_of
 from solutions.chestxray14.models import feature_width
 
-
-def augmentation(name, size):
-    """Return the augmentation pipeline that a configuration names, for images of `size` pixels; None for "none"."""
-    return {"none": lambda: None, "flip": lambda: compose([_flip()]), "podium": lambda: podium(size)}[name]()
+GRID = 32  # side of the grids of boxes, finer than any network's feature map
 
 
 def podium(size):
@@ -34,11 +34,13 @@ def podium(size):
         A.GaussianBlur(blur_limit=0, sigma_limit=(0.3 * soft, 1.2 * soft), p=1.0),
         A.GaussNoise((0.005, 0.03), p=1.0),
     ]
-    return compose([_flip(), cropped, moved, A.RandomBrightnessContrast(0.2, 0.2, p=0.5), A.OneOf(grain, p=0.15)])
+    return compose(
+        [A.HorizontalFlip(p=0.5), cropped, moved, A.RandomBrightnessContrast(0.2, 0.2, p=0.5), A.OneOf(grain, p=0.15)]
+    )
 
 
-def _flip():
-    return A.HorizontalFlip(p=0.5)
+# What a configuration names: size of the images in pixels → pipeline.
+AUGMENTATIONS = {"none": lambda size: None, "flip": lambda size: compose([A.HorizontalFlip(p=0.5)]), "podium": podium}
 
 
 class ViewDataset(Dataset):
@@ -47,15 +49,21 @@ class ViewDataset(Dataset):
     images, rows: as in SampleDataset. Each is scaled to `resize`, augmented where the key is `(index, seed)`, and its
     centre of `size` pixels cut out. masks: path of a `.npy` uint8 (N, m, m), 0 to 255, whose rows are those of the
     images; scaled and moved with the image it becomes the second channel. labels: float32 (n, 14), the targets of
-    `rows`; without them the target is the store row. Raises InputError for an image whose mask is empty.
+    `rows`; without them the target is the store row. boxes: of `boxes_of`; moved with the image they make the target a
+    dict of labels and boxes, uint8 (14, GRID, GRID), 255 inside. Raises InputError for an image whose mask is empty.
     """
 
-    def __init__(self, images, rows, resize, size, masks=None, transform=None, labels=None):
+    def __init__(self, images, rows, resize, size, masks=None, transform=None, labels=None, boxes=None):
         self.images = SampleDataset(images, size=resize, rows=rows)
         self.masks = None if masks is None else SampleDataset(masks, size=resize, rows=rows)
         start = (resize - size) // 2
         self.centre = slice(start, start + size)
-        self.transform, self.labels = transform, labels
+        self.transform, self.labels, self.rows, self.boxes = transform, labels, rows, None
+        if boxes is not None:
+            corners = np.round(boxes[BOX].to_numpy() * resize / BOX_SIDE).astype(int)
+            self.boxes = {row: [] for row in rows}
+            for row, label, box in zip(boxes["row"], boxes["label"], corners, strict=True):
+                self.boxes[row].append((label, box))
 
     def __len__(self):
         return len(self.images)
@@ -68,20 +76,38 @@ class ViewDataset(Dataset):
             planes["mask"] = self.masks[index][0][0].numpy()
             if not planes["mask"].any():
                 raise InputError(f"{self.masks.path}: the mask of row {int(row)} is empty; run prepare again")
+        boxes = self.boxes[self.rows[index]] if self.boxes else ()
+        if boxes:
+            planes["masks"] = np.zeros((len(boxes), *planes["image"].shape), np.uint8)
+            for plane, (_, (left, top, right, bottom)) in zip(planes["masks"], boxes, strict=True):
+                plane[top : max(bottom, top + 1), left : max(right, left + 1)] = 255
         if self.transform is not None and seed is not None:
             self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
             planes = self.transform(**planes)
+        target = row if self.labels is None else torch.from_numpy(self.labels[index])
+        if self.boxes is not None:
+            grids = np.zeros((len(LABELS), GRID, GRID), np.uint8)
+            for plane, (label, _) in zip(planes.get("masks", ()), boxes, strict=True):
+                grid = cv2.resize(plane[self.centre, self.centre], (GRID, GRID), interpolation=cv2.INTER_AREA)
+                grids[label] = np.maximum(grids[label], grid)
+            target = {"labels": target, "boxes": torch.from_numpy(grids)}
         planes = [planes[name][self.centre, self.centre] for name in ("image", "mask") if name in planes]
-        return torch.from_numpy(np.stack(planes)), row if self.labels is None else torch.from_numpy(self.labels[index])
+        return torch.from_numpy(np.stack(planes)), target
 
 
 def view_dataset(images, rows, config, stage, augment=False, targets=False):
     """Return the ViewDataset of store rows for a stage, whole or lungs, and its NetworkConfig."""
     pixels = images.store.images if stage == "whole" else images.arrays["crops"]
     masks = images.arrays["masks"] if config.weighting else None
-    transform = augmentation(config.augmentation, config.resize) if augment else None
+    transform = AUGMENTATIONS[config.augmentation](config.resize) if augment else None
     labels = labels_of(images, rows) if targets else None
-    return ViewDataset(pixels, rows, config.resize, config.size, masks, transform, labels)
+    boxes = boxes_of(images, rows) if config.box_loss and augment else None
+    if boxes is not None and not len(boxes):
+        raise InputError(
+            f"{stage}.box_loss: no training image has a box of a finding that its labels name; NIH's boxes are all on "
+            "the official test list, so name others with --boxes"
+        )
+    return ViewDataset(pixels, rows, config.resize, config.size, masks, transform, labels, boxes)
 
 
 class FeatureDataset(Dataset):

@@ -52,6 +52,10 @@ def test_features_outside_of_the_mask_are_zero():
     # cells of another size: 5 pixels to 2 cells share the middle one
     shared = weigh_features(torch.ones(1, 1, 1, 2), torch.eye(5)[None, None, 2:3])
     assert shared[0, 0, 0].tolist() == pytest.approx([1 / 3, 1 / 3])
+    # binary: from one half on a cell counts wholly, below not at all
+    assert weigh_features(features, mask, binary=True).tolist() == [[[[1, 0], [0, 4]], [[5, 0], [0, 8]]]]
+    mask[0, 0, 3, 3] = 0
+    assert weigh_features(features, mask, binary=True)[0, 0].tolist() == [[1, 0], [0, 0]]
 
 
 def test_an_empty_mask_leaves_the_features_unchanged():

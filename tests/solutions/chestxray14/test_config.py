@@ -48,7 +48,7 @@ def values(config, like):
 def test_labels_and_the_official_lists():
     assert len(set(LABELS)) == 14 and LABELS[0] == "Atelectasis" and LABELS[12:] == ("Pleural_Thickening", "Hernia")
     assert BOX_SIDE == 1024
-    assert {part: images for part, (_, images, _) in LISTS.items()} == {"train_val": 86_524, "test": 25_596}
+    assert {part: images for part, (_, images) in LISTS.items()} == {"train_val": 86_524, "test": 25_596}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_labels_and_the_official_lists():
     [
         ("resnet50", "resnet50", (False, False)),
         ("densenet121", "densenet121", (False, False)),
+        ("senet", "seresnet50", (False, False)),
         ("cxr_irnet", "densenet121", (True, True)),
         ("cxr_irnet_without_weighting", "densenet121", (True, False)),
         ("cxr_irnet_without_attention", "densenet121", (False, True)),
@@ -66,7 +67,7 @@ def test_cxr_irnet_its_ablations_and_the_baselines_under_its_set_up(preset, back
     assert values(preset.whole, IRNET) == IRNET
     assert (preset.whole.backbone, preset.whole.attention, preset.whole.weighting) == (backbone, *additions)
     assert (preset.views, preset.needs_lungs, preset.tta) == ("whole", additions[1], ())
-    assert PRESETS["paper"] is PRESETS["cxr_irnet"]
+    assert PRESETS["paper"] is PRESETS["cxr_irnet"] and preset.whole.masks == "binary" and preset.label_table is None
 
 
 def test_sdfn():
@@ -78,6 +79,7 @@ def test_sdfn():
     }
     assert values(SDFN.fusion, fusion) == fusion
     assert (SDFN.views, SDFN.combine, SDFN.stages) == ("both", "fusion", ("whole", "lungs"))
+    assert SDFN.label_table == "2017"  # its paper is older than the other table
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("demo", "podium")])
@@ -104,6 +106,9 @@ def test_every_preset_can_be_built_from_what_it_stores():
         (lambda: Config(store_size=128), "store_size 128 is under the 256 px of whole.resize"),
         (lambda: Config(views="both", segmenter=LungsConfig(crop_size=64)), "crop_size 64 is under the 256 px"),
         (lambda: Config(views="lungs", lungs=NetworkConfig(weighting=True)), "lungs.weighting: the crop"),
+        (lambda: NetworkConfig(frozen_norms=True, weights="none"), "keeps the statistics of pretrained weights"),
+        (lambda: NetworkConfig(box_loss=-1.0), "box_loss must be at least 0"),
+        (lambda: Config(views="both", lungs=NetworkConfig(box_loss=1.0)), "the loss belongs to whole"),
         (lambda: Config(n_folds=2, folds=(2,)), "must be distinct and between 0 and 1"),
         (lambda: Config(seed=-1), "seed must be at least 0"),
     ],

@@ -12,9 +12,9 @@ from benchmarks.tables import real_data
 from common.images import open_images
 from common.paths import read_json
 from solutions.chestxray14 import data
-from solutions.chestxray14.config import DEMO, LABELS, LungsConfig
+from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import BOX_TABLE, labels_of
-from solutions.chestxray14.labels import DIGESTS, LISTS, names_digest
+from solutions.chestxray14.labels import DIGESTS, names_digest
 from tests.solutions.chestxray14.folders import (
     HEADER,
     ROWS,
@@ -74,30 +74,13 @@ def test_what_prepare_leaves(job, folder, said):
 
 
 def test_only_verified_lists_are_called_official(job, folder, said, monkeypatch):
-    for part, images, patients in (("train_val", 5, 4), ("test", 3, 2)):
-        monkeypatch.setitem(LISTS, part, (LISTS[part][0], images, patients))
-    prepared = prepare(job())
-    assert prepared.about["test_name"] == (
-        "on 3 images of the test list, which is of the official size but not verified by its hash"
-    )
-    assert "of the official size, not verified by a hash" in prepared.about["said"]
     for part, names in (("train_val", TRAIN), ("test", TEST)):
         monkeypatch.setitem(DIGESTS, part, names_digest(names))
-    assert prepare(job(out="verified")).about["test_name"] == "on the official test list"
+    prepared = prepare(job())
+    assert prepared.about["test_name"] == "on the official test list"
+    assert "the official lists, verified by the hash of their names" in prepared.about["said"]
     (folder / "images_002" / "images" / f"{TEST[0]}.png").unlink()
-    assert prepare(job(out="part")).about["test_name"] == "on 2 images of the test list"
-
-
-def test_the_size_on_disk_is_announced(job, said, monkeypatch):
-    prepare(job())
-    assert "on disk" not in said.text
-    monkeypatch.setattr(data, "LARGE", 8 * 32 * 32 - 1)
-    prepare(job())
-    assert "8 images take 0.0 GB on disk: store 0.0 GB" in said.text
-    said.clear()
-    both = dataclasses.replace(DEMO, views="both", store_size=512, segmenter=LungsConfig(crop_size=448, mask_size=64))
-    data._announce_size(both, 112_120)
-    assert "52.4 GB on disk: store 29.4 GB, masks of the lungs 0.5 GB, crops of the lungs 22.5 GB" in said.text
+    assert prepare(job(out="part")).about["test_name"] == "on 2 images of the official test list"
 
 
 def test_the_key_follows_the_training_images_alone(job, folder):
@@ -150,17 +133,20 @@ def test_a_folder_that_does_not_fit(job, folder, said):
     write_table(folder / "Data_Entry_2017.csv", [line(name) for name, _ in ROWS])
     assert "no image has a finding" in refusal(prepare, job(out="c"))
     (folder / "Data_Entry_2017.csv").unlink()
-    assert "no Data_Entry_2017.csv or Data_Entry_2017_v2020.csv in it" in refusal(prepare, job())
+    assert "no Data_Entry_2017_v2020.csv or Data_Entry_2017.csv in it" in refusal(prepare, job())
 
 
 def test_two_versions_of_the_table(job, folder, said):
     other = [line(name, "Edema") for name, _ in ROWS]
     write_table(folder / "Data_Entry_2017_v2020.csv", other, HEADER.replace("Gender", "Sex"))
-    assert prepare(job()).about["labels"] == "Data_Entry_2017.csv"
-    assert "holds Data_Entry_2017_v2020.csv too" in said.text
-    (folder / "Data_Entry_2017.csv").unlink()
-    prepared = prepare(job(out="b"))
+    prepared = prepare(job())
     assert prepared.about["labels"] == "Data_Entry_2017_v2020.csv" and labels_of(prepared, [3])[0, 9] == 1
+    assert "holds Data_Entry_2017.csv too" in said.text
+    older = dataclasses.replace(SMALL, label_table="2017")
+    assert "prepared with --label-table None, not 2017" in refusal(lambda: job(older).images)
+    assert prepare(job(older, out="b")).about["labels"] == "Data_Entry_2017.csv"
+    (folder / "Data_Entry_2017.csv").unlink()
+    assert "no Data_Entry_2017.csv in it" in refusal(prepare, job(older, out="c"))
 
 
 def test_impossible_ages_become_unknown(job, folder, said):
@@ -240,8 +226,8 @@ def test_the_real_folder():
         pytest.skip("no real radiographs ($CXR_REAL_DATA/chestxray14)")
     labels, about = data._read_labels(folder, folder / "Data_Entry_2017.csv", "official")
     assert len(labels) == 1_378 and (labels["official"] == "test").sum() == 221
-    assert about["lists"]["train_val"]["images"] == 1_157 and not about["lists"]["whole"]
-    boxes = data._boxes(folder, labels)
+    assert about["lists"]["train_val"]["images"] == 1_157 and not about["lists"]["official"]
+    boxes = data.place_boxes(data._nih_boxes(folder), labels)
     assert len(boxes) == 58 and set(labels["official"][boxes["row"]]) == {"test"}  # NIH drew boxes in test images only
 
 

@@ -8,7 +8,7 @@ from benchmarks.tables import label_table
 from common.data.folds import make_folds, prevalence_deviation, shared_groups
 from common.post.boxes import BOX
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.labels import DIGESTS, LISTS, names_digest, patient_of, read_boxes, read_labels, read_lists
+from solutions.chestxray14.labels import DIGESTS, names_digest, patient_of, read_boxes, read_labels, read_lists
 from tests.solutions.chestxray14.folders import (
     BOX_HEADER,
     HEADER,
@@ -96,26 +96,14 @@ def test_read_lists(folder, monkeypatch):
     part = about["train_val"]
     assert (part["file"], part["images"], part["patients"], part["absent"]) == ("train_val_list.txt", 5, 4, 4)
     assert about["test"]["images"] == 3 and about["test"]["patients"] == 2 and len(about["test"]["sha256"]) == 64
-    assert not about["whole"] and "not the whole official lists" in about["said"]
-    for part, images, patients in (("train_val", 5, 4), ("test", 3, 2)):
-        monkeypatch.setitem(LISTS, part, (LISTS[part][0], images, patients))
-    sized = read_lists(folder, ids)[1]  # as large as the official ones, which any list can be
-    assert (
-        sized["whole"]
-        and not sized["official"]
-        and sized["said"].endswith("of the official size, not verified by a hash")
-    )
+    assert not about["official"] and "not the whole official lists" in about["said"]
     for part, names in (("train_val", TRAIN), ("test", TEST)):
         monkeypatch.setitem(DIGESTS, part, names_digest(names[::-1]))
     named = read_lists(folder, ids)[1]
     assert named["official"] and named["said"].endswith("the official lists, verified by the hash of their names")
     write_list(folder / "test_list.txt", [*TEST[:2], "00000006_001"])
     other = read_lists(folder, ids)[1]
-    assert other["whole"] and not other["official"] and "with other names than the official lists" in other["said"]
-    write_list(folder / "test_list.txt", TEST)
-    monkeypatch.setitem(LISTS, "test", (LISTS["test"][0], 3, 3))  # as many images, other patients: another list
-    fewer = read_lists(folder, ids)[1]
-    assert not fewer["whole"] and not fewer["official"]
+    assert not other["official"] and "not the whole official lists" in other["said"]
     before = about["test"]["sha256"]
     write_list(folder / "test_list.txt", TEST[:2])
     assert read_lists(folder, ids)[1]["test"]["sha256"] != before
@@ -185,6 +173,20 @@ def test_a_box_that_cannot_be_used(row, wrong, tmp_path):
     assert message.startswith(f"{path}, row 3") and wrong in message
     write_table(path, [row], BOX_HEADER.replace("Finding Label", "Label"))
     assert "row 1: the header must be" in refusal(read_boxes, path)
+
+
+def test_boxes_of_chestx_det(tmp_path):
+    """Corners instead of sides; other findings, and rows without a box, are left out; rows keep their numbers."""
+    header = "pack,image_id,class,x_min,y_min,x_max,y_max,polygon"
+    rows = [
+        "chestxray14,a.png,No finding,,,,,",
+        'x,a.png,Pleural Thickening,10,20,30,60,"[[1,2]]"',
+        "x,a.png,Fracture,1,1,2,2,",
+    ]
+    found = read_boxes(write_table(tmp_path / "det.csv", [*rows, "x,b.png,Mass,0,0,5,1024,"], header))
+    assert found.to_numpy().tolist() == [["a", 12, 10, 20, 30, 60], ["b", 4, 0, 0, 5, 1024]]
+    write_table(tmp_path / "det.csv", [*rows, "x,b.png,Mass,5,0,5,9,"], header)
+    assert "det.csv, row 5 (b): the box 5 0 5 9 has no area" in refusal(read_boxes, tmp_path / "det.csv")
 
 
 def test_the_whole_real_table():

@@ -22,6 +22,7 @@ from solutions.chestxray14.localise_scores import (
     nested_choice,
     other_patients_box,
     paper_column,
+    pick_examples,
 )
 from solutions.chestxray14.lungs import LUNG_TABLE
 from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, seen_part, usable_boxes, view_places
@@ -102,7 +103,9 @@ def test_outside_the_lungs_a_map_is_lowest_even_where_all_of_it_is_negative():
     masks[0, 0, :2, 2:] = 255  # cell (0, 1) is all lung: its evidence is -3
     masks[0, 0, 2, :2] = 255  # cell (1, 0) is half: -5 of its half, so -10, the lowest
     # counted from -10: 7 in the whole cell, 0 in the half one, nothing where no lung is
-    assert from_the_lowest(cams, masks).tolist() == [[[[0, 7], [0, 0]]], [[[1, 2], [3, 4]]]]
+    assert from_the_lowest(cams, masks).tolist() == [[[[0, 7], [0, 0]]], [[[0, 1], [2, 3]]]]
+    # binary: both cells are all lung, so it is counted from -5
+    assert from_the_lowest(cams, masks, binary=True)[0].tolist() == [[[0, 2], [0, 0]]]
 
 
 class _Net(nn.Module):
@@ -175,7 +178,11 @@ def test_fused_maps_are_the_shares_of_the_fused_logit():
     logits = (fusion(pooled) - fusion.bias)[[2, 5], [4, 9]].numpy()
     assert np.allclose(sum(cams.mean((1, 2)) for cams in found.cams.values()), logits, atol=1e-4)
     assert found.places["lungs"].tolist() == [[256, 128, 768, 896]] * 2 and not found.rescaled
+    alone = class_maps(job, boxes, alone=True)
+    own = networks[0, "whole"].cam(images["whole"]).numpy()
+    assert list(alone.cams) == ["whole"] and np.allclose(alone.cams["whole"][1], own[5, 9], atol=1e-5)
     job.config = replace(config, combine="mean")
+    assert not class_maps(job, boxes, alone=True).rescaled
     assert class_maps(job, boxes).rescaled
     heat = found.heat(0)
     assert heat.shape == (1024, 1024) and heat.min() == 0 and heat.max() == 1
@@ -264,10 +271,21 @@ def test_the_table_by_hand():
     assert nodule["found_0.1"] == 0  # above, not at
     assert whole["iou"] == pytest.approx(0.325) and whole["boxes"] == 4 and whole["gain"] == pytest.approx(0.3)
     assert classes["iou"] == pytest.approx(0.25) and np.isnan(classes["low"])
-    assert "paper" not in table
+    assert "paper" not in table and "fused_gain" not in table
+    both = class_table(boxes.assign(whole_iou=[0.1, 0.3, 0.3, 0.3]), n_resamples=200).set_index("label").loc[ALL]
+    assert both["whole_iou"] == pytest.approx(0.25) and both["fused_gain"] == pytest.approx((0.1 + 0.1 + 0.3 - 0.2) / 4)
+    assert both["fused_gain_low"] < both["fused_gain"] < both["fused_gain_high"] and 0 < both["fused_gain_p"] <= 1
     attention, without = (class_table(boxes, paper, n_resamples=20).set_index("label")["paper"] for paper in (0, 1))
     assert attention["Mass"] == 0.1768 and without[ALL] == 0.2437
     assert np.isnan(without["Mass"]) and np.isnan(attention[CLASSES])
+
+
+def test_examples_are_chosen_by_the_boxes_alone():
+    """The box of median area of each class; scores, and the order of the rows, do not matter."""
+    cases = enumerate([(1, 5), (1, 9), (1, 7), (0, 3)])
+    boxes = _boxes(*(("a", label, k, (0, 0, side, side)) for k, (label, side) in cases))
+    assert pick_examples(boxes) == [3, 2]
+    assert pick_examples(boxes[::-1].assign(iou=[0.9, 0.1, 0.5, 0.2])) == [0, 1]
 
 
 def test_the_papers_figures_are_of_networks_on_whole_images_without_weighting():
@@ -308,6 +326,7 @@ def test_unusable_options_and_folders_are_refused(tmp_path):
         ({"threshold": (0.0,)}, "above 0"),
         ({"threshold": (0.5, 1.5)}, "1.5"),
         ({"threshold": ()}, "one or several"),
+        ({"boxes": tmp_path / "boxes.csv"}, "name the folder for the figures by --out"),
         ({}, "not the folder of a finished"),
     ):
         with pytest.raises(InputError, match=message):
@@ -336,7 +355,10 @@ def test_a_run_of_both_views_on_the_sample(run_copy, command, refused):
     probs = pd.concat(tables)
     assert found["prob"].tolist() == pytest.approx([probs.at[box.image_id, box.label] for box in found.itertuples()])
     html = (run_copy / "localisation.html").read_text()
-    assert html.count("data:image/jpeg") == found.groupby("label").size().clip(upper=3).sum()
+    shown = found.groupby("label").size().clip(upper=3).sum() + 2 * found["label"].nunique()  # examples: alone and both
+    assert html.count("data:image/jpeg") == shown
+    gain = (found["iou"] - found["whole_iou"]).mean()
+    assert classes.loc[ALL, "fused_gain"] == pytest.approx(gain) and "whole image's network alone 0." in done.out
     assert ("no better than" in html) == ("no better than" in done.out) == (classes.loc[ALL, "gain"] <= 0)
     assert "its figures are not shown" in html and "paper" not in classes
     assert "Synthetic radiographs" in html and set(images["image_id"]) >= set(found["image_id"])
@@ -344,3 +366,8 @@ def test_a_run_of_both_views_on_the_sample(run_copy, command, refused):
     again = pd.read_csv("more/localisation.csv")
     assert (again["threshold"] == 0.6).all() and again["peak_x"].equals(found["peak_x"])
     assert "not a folder" in refused("localise", "run", "--out", str(run_copy / "config.json"))
+    table = truth.drop(columns="label").assign(**{"class": [LABELS[label] for label in truth["label"]]})[2:]
+    table.to_csv("own.csv", index=False)  # in ChestX-Det's form
+    command("localise", "run", "--threshold", "0.6", "--boxes", "own.csv", "--out", "own")
+    own = pd.read_csv("own/localisation.csv")
+    assert len(own) == len(truth) - 2 and set(own["peak_x"]) <= set(again["peak_x"])

@@ -4,8 +4,10 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import InputError
+from common.nn.losses import bce
+from common.nn.norms import batch_norms, set_frozen_eval
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
-from solutions.chestxray14.models import FusionNet, build_fusion, build_network
+from solutions.chestxray14.models import FusionNet, box_loss, build_fusion, build_network
 
 
 def config(backbone="test_resnet", size=64, **options):
@@ -62,6 +64,54 @@ def test_weighting_is_the_pooled_mask_on_the_plain_map():
         assert torch.equal(
             weighted(torch.cat([batch[:, :1], torch.full_like(batch[:, 1:], 255)], 1)), plain(batch[:, :1])
         )
+
+
+def test_binary_masks_keep_whole_cells():
+    torch.manual_seed(0)
+    weighted = build_network(config("tf_efficientnet_lite0", 96, weighting=True, masks="binary")).eval()
+    batch = images(96, 2)[:1]
+    batch[:, 1] = 0
+    batch[0, 1, :32, :16] = 255  # half of the first cell
+    batch[0, 1, 32:64, 32:47] = 255  # less than half of the middle one
+    whole = torch.cat([batch[:, :1], torch.full_like(batch[:, 1:], 255)], 1)
+    with torch.inference_mode():
+        expected = weighted.features(whole) * torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 0, 0]])
+        np.testing.assert_allclose(weighted.features(batch), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_norms_keep_their_statistics(tmp_path):
+    """Then the gradients of accumulated small batches are those of one large batch."""
+    torch.manual_seed(0)
+    save_file(build_network(config()).net.state_dict(), tmp_path / "net.safetensors")
+    model = build_network(config(weights=str(tmp_path / "net.safetensors"), frozen_norms=True)).train()
+    set_frozen_eval(model)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    batch, labels = images(64, n=4), torch.zeros(4, len(LABELS))
+    bce(model(batch), labels).backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    for part in (slice(0, 2), slice(2, 4)):
+        (bce(model(batch[part]), labels[part]) / 2).backward()
+    for one, other in zip(grads, (p.grad for p in model.parameters() if p.requires_grad), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+    assert before and all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert not any(p.requires_grad for norm in batch_norms(model) for p in norm.parameters())
+
+
+def test_the_box_loss_asks_where_the_evidence_is():
+    maps, boxes = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    boxes[0, 1, :2, :2] = 255  # the first of four cells, of class 1
+    assert box_loss(maps, boxes).item() == pytest.approx(np.log(4))  # evidence everywhere alike
+    maps[0, 1, 0, 0] = 3.0
+    share = np.exp(3) / (np.exp(3) + 3)
+    assert box_loss(maps, boxes).item() == pytest.approx(-np.log(share), abs=1e-5)
+    assert box_loss(maps + 7, boxes).item() == pytest.approx(-np.log(share), abs=1e-5)  # the level is free
+    boxes[0, 2, 2:, 2:] = 255  # two maps count, their mean
+    assert box_loss(maps, boxes).item() == pytest.approx((np.log(4) - np.log(share)) / 2, abs=1e-5)
+    assert box_loss(maps, torch.zeros_like(boxes)).item() == 0
+    maps.requires_grad_(True)
+    box_loss(maps, boxes).backward()
+    assert maps.grad[0, 0].abs().sum() == 0 and maps.grad[0, 1, 0, 0] < 0 < maps.grad[0, 1, 1, 1]
 
 
 def test_attention_starts_as_a_dimmed_image():

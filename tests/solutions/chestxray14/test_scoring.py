@@ -1,10 +1,11 @@
 """Figures of predictions by hand, and the papers' figures beside them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.tables import label_table
-from solutions.chestxray14 import predictions, tools
+from solutions.chestxray14 import predictions, published, report, tools
 from solutions.chestxray14.config import DEMO, FUSION, LABELS, SDFN, Config, NetworkConfig
 from solutions.chestxray14.published import PUBLISHED, ROWS, published_classes, published_means
 from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, few, holm
@@ -75,13 +76,25 @@ def test_published_rows_give_the_published_means():
     assert published_means()["source"].notna().all()
 
 
+def test_table_1_adds_up():
+    """Its totals as printed, and ours of three images by hand."""
+    train, test, boxes = (published.TABLE_1[name] for name in ("train", "test", "boxes"))
+    assert train[14:] == [53_970, 36_024, 50_500, 86_524] and test[14:] == [27_206, 15_735, 9_861, 25_596]
+    assert boxes[14:] == [984, 984, 0, 984] and sum(published.TEST) == 27_206
+    labels = pd.DataFrame(np.zeros((3, 14), int), columns=NAMES)
+    labels.loc[0, ["Mass", "Nodule"]] = labels.loc[1, "Mass"] = 1
+    table = report.count_labels(labels, labels[2:], pd.Series([4, 4])).set_index("label")
+    assert table.loc["Mass", ["train", "test", "boxes", "paper: train"]].tolist() == [2, 0, 2, 4_034]
+    assert table["train"][-4:].tolist() == [3, 2, 1, 3] and table["test"][-4:].tolist() == [0, 0, 1, 1]
+
+
 def test_releases_of_the_labels_are_known_by_their_counts():
     path = label_table("Data_Entry_2017_v2020.csv.gz")
     if path is None:
         pytest.skip("needs the package torchxrayvision")
     truth, _ = predictions.read_truth(path)
-    assert predictions.describe_labels(truth).startswith("as many images of each label as NIH's release of 2020")
+    assert published.describe_labels(truth).startswith("as many images of each label as NIH's release of 2020")
     changed = truth.copy()
     changed.iloc[0, 6] = 1 - changed.iloc[0, 6]
-    assert predictions.describe_labels(changed).startswith("other counts of Pneumonia than")
-    assert "its release is unknown" in predictions.describe_labels(truth[:-1])
+    assert published.describe_labels(changed).startswith("other counts of Pneumonia than")
+    assert "its release is unknown" in published.describe_labels(truth[:-1])

@@ -17,6 +17,7 @@ from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
 from common.paths import write_json
 from solutions.chestxray14 import config, tools
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
+from solutions.chestxray14.labels import names_digest, stems
 from solutions.chestxray14.scoring import holm
 
 NAMES = list(LABELS)
@@ -302,12 +303,12 @@ def test_list_and_missing_classes_and_images(command, given):
     assert done.status == 4 and "left out: 2 predicted images without labels, such as strange_1" in done.out
 
 
-def test_a_list_of_the_official_size_is_comparable_where_all_of_it_is_scored(command, given, monkeypatch):
-    monkeypatch.setitem(tools.LISTS, "test", ((), 120, 40))
+def test_the_official_list_is_comparable_where_all_of_it_is_scored(command, given, monkeypatch):
     names = given.images["file_name"]
+    monkeypatch.setitem(tools.DIGESTS, "test", names_digest(stems(names)))
     (given.folder / "list.txt").write_text("\n".join(names))
     line = "score_predictions probs.csv --labels labels.csv --list list.txt --resamples 5"
-    assert "; all 120 images of list.txt, which has the size of the official test list\n" in command(line).out
+    assert "; all 120 images of the official test list, verified by the hash of its names\n" in command(line).out
     given.labels[5:].to_csv("labels.csv", index=False)
     assert "; 0 of the 120 images of list.txt are missing from the predictions, 5 from the labels: not" in (
         command(line).out

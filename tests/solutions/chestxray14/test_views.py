@@ -25,6 +25,7 @@ from common.options import Options
 from common.runs import Run
 from solutions.chestxray14 import views
 from solutions.chestxray14.config import DEMO, FUSION, LABELS, NetworkConfig
+from solutions.chestxray14.data import BOX_TABLE, FURTHER_BOXES, boxes_of
 from solutions.chestxray14.models import auroc_and_loss, build_fusion
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
 from solutions.chestxray14.views import FeatureDataset, ViewDataset, pooled_features, view_dataset
@@ -124,7 +125,7 @@ def test_strong_augmentation_keeps_image_and_mask_together(tmp_path):
     mask[0, 20:70, 15:40] = mask[0, 25:75, 55:85] = 255
     np.save(tmp_path / "masks.npy", mask)
     images = (60 + mask // 2).astype(np.uint8)
-    dataset = ViewDataset(images, [0], 96, 96, tmp_path / "masks.npy", views.augmentation("podium", 96))
+    dataset = ViewDataset(images, [0], 96, 96, tmp_path / "masks.npy", views.podium(96))
     overlaps, moved = [], set()
     for seed in range(40):
         image, lungs = dataset[0, seed][0].numpy()
@@ -137,9 +138,56 @@ def test_strong_augmentation_keeps_image_and_mask_together(tmp_path):
     assert torch.equal(again[0, 7][0], dataset[0, 7][0])
 
 
+def test_boxes_move_with_the_image(images):
+    """A box of 512 × 512 of 1024 is a quarter of the grid; mirrored images have mirrored boxes; others have none."""
+    table = pd.DataFrame({"image_id": "", "row": [3, 3, 7], "label": [0, 1, 1]})  # row 7 shows class 1 too
+    table[["x_min", "y_min", "x_max", "y_max"]] = [[0, 0, 512, 512], [0, 0, 512, 512], [512, 512, 1024, 1024]]
+    images.tables[FURTHER_BOXES] = table
+    images.tables[BOX_TABLE] = table[:0]
+    config = replace(TINY, resize=64, size=64, box_loss=1.0, weighting=False)
+    rows = np.array([0, 3, 7])
+    assert boxes_of(images, rows)["row"].tolist() == [3, 7]  # the label of row 3 is class 0: its other box is not used
+    dataset = view_dataset(images, rows, config, "whole", augment=True, targets=True)
+    plain, box = dataset[1][1], np.zeros((32, 32), np.uint8)
+    box[:16, :16] = 255
+    assert plain["labels"][0] == 1 and np.array_equal(plain["boxes"][0], box) and not plain["boxes"][1:].any()
+    assert not dataset[0][1]["boxes"].any()
+    seen = {dataset[1, seed][1]["boxes"][0].numpy().tobytes() for seed in range(8)}
+    assert seen == {box.tobytes(), box[:, ::-1].tobytes()}
+    for seed in range(4):  # the image is mirrored when its box is
+        mirrored = dataset[1, seed][1]["boxes"][0, 0, -1] > 0
+        assert torch.equal(dataset[1, seed][0], dataset[1][0].flip(-1) if mirrored else dataset[1][0])
+    held_out = view_dataset(images, rows, config, "whole", targets=True)
+    assert held_out[1][1].shape == (14,)
+    with pytest.raises(InputError, match=r"whole\.box_loss: no training image has a box"):
+        view_dataset(images, np.array([0, 1]), config, "whole", augment=True, targets=True)
+
+
+def test_boxes_draw_the_maps_into_them(job):
+    """Trained with boxes far from the patches that the labels can be told by, the maps have their evidence there."""
+    found = {}
+    for weight in (0.0, 3.0):
+        ours = job(replace(BOTH, views="whole", whole=replace(TINY, weighting=False, box_loss=weight, epochs=8)))
+        table = ours.images.table
+        label = table[list(LABELS)].to_numpy().argmax(1)
+        boxes = pd.DataFrame({"image_id": table["image_id"], "row": table["row"], "label": label})
+        boxes[["x_min", "y_min", "x_max", "y_max"]] = [0, 512, 512, 1024]
+        ours.images.tables.update({BOX_TABLE: boxes[:0], FURTHER_BOXES: boxes})
+        network = fold_networks(ours.config, 0)[0]
+        train(ours, network)
+        seen = network.dataset(ours, np.arange(N), False, False)
+        with torch.inference_mode():
+            maps = network.load(ours.run).eval().cam(torch.stack([seen[row][0] for row in range(N)]))
+        own = maps[torch.arange(N), torch.from_numpy(label[:N])]
+        share = own.flatten(1).softmax(1).unflatten(1, own.shape[1:])
+        half = own.shape[1] // 2
+        found[weight] = share[:, half:, :half].sum((1, 2)).mean().item()
+    assert found[3.0] > found[0.0] + 0.2
+
+
 def test_every_named_augmentation_exists():
     names = get_type_hints(NetworkConfig)["augmentation"].__args__
-    assert [views.augmentation(name, 64) is None for name in names] == [name == "none" for name in names]
+    assert [views.AUGMENTATIONS[name](64) is None for name in names] == [name == "none" for name in names]
 
 
 def test_batches_do_not_depend_on_the_workers(job):
