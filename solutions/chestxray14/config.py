@@ -113,7 +113,7 @@ class Config:
     """CSV of boxes beside NIH's, which are all on the official test list: in NIH's form, or with the columns image_id,
     class, x_min, y_min, x_max, y_max, in pixels of the 1024 × 1024 image, such as ChestX-Det's."""
     n_folds: int = 10
-    """Of the training images, by patient and all labels. Both papers: 10 % validate, which is one fold of ten."""
+    """Of the training images, by patient and all labels. CXR-IRNet: 10 % validate, one fold of ten; SDFN: not given."""
     folds: tuple[int, ...] = (0,)
     """Held-out folds, each with its own networks; the test set gets the mean over them."""
     tta: tuple[Literal["flip"], ...] = ()
@@ -200,7 +200,12 @@ _SDFN = {
     "factor": 0.1,
 }
 SDFN = Config(
-    label_table="2017", views="both", whole=NetworkConfig(**_SDFN), lungs=NetworkConfig(**_SDFN), store_size=256
+    label_table="2017",
+    views="both",
+    whole=NetworkConfig(**_SDFN),
+    lungs=NetworkConfig(**_SDFN),
+    segmenter=LungsConfig(crop_size=224),
+    store_size=224,
 )
 
 # Meant for about an hour on eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
