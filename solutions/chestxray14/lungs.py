@@ -10,7 +10,7 @@ from common.data.store_workers import to_square
 from solutions.lung_segmentation import find_lungs, lung_region, structures_of, weights_file
 
 log = logging.getLogger(__name__)
-ALONE = "weighting by the lungs alone; CXR-IRNet's is by lungs and heart"
+ALONE = "the segmenter has no heart: features are weighted by the lungs alone, in CXR-IRNet by lungs and heart"
 LUNG_TABLE = "lungs.parquet"  # row k is store row k
 COLUMNS = ["x_min", "y_min", "x_max", "y_max", "rule", "area"]
 
@@ -63,7 +63,7 @@ def add_lungs(job, listing, store):
         about["structures"] = ["lungs", *["heart"] * ("heart" in structures_of(weights))]
         if about["structures"] == ["lungs"]:
             about |= {"said": f"{about['said']}; {ALONE}"} if "said" in about else {}
-            log.info(f"lungs: {ALONE}; --segmenter.weights takes a segmenter that knows the heart")
+            log.info(f"{ALONE}; --segmenter.weights takes a segmenter that has it")
     tables = {**listing.tables, LUNG_TABLE: found.table}
     return replace(listing, tables=tables, arrays=found.arrays, about=about)
 

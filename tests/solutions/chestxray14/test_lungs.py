@@ -22,7 +22,10 @@ from solutions.chestxray14 import report
 from solutions.chestxray14.config import DEMO, LungsConfig, NetworkConfig
 from solutions.chestxray14.lungs import LUNG_TABLE, lung_settings, mask_and_crop, whole_image
 from solutions.chestxray14.pipeline import SOLUTION
+from solutions.lung_segmentation import config as segmenter_config
 from solutions.lung_segmentation import load_segmenter, lung_region, store_lungs
+from solutions.lung_segmentation.models import build_network as build_segmenter
+from solutions.lung_segmentation.segmenter import save_segmenter
 
 SIDE = 8  # of the stand-in's probability maps
 NETWORK = NetworkConfig(backbone="tf_efficientnet_lite0", weights="none", resize=32, size=32)
@@ -171,18 +174,42 @@ def test_prepare_keeps_the_lungs(job, tmp_path, caplog):
 
 
 def test_what_weights_the_features_is_said(job, caplog, tmp_path):
-    """The shipped segmenter does not know the heart, which belongs to CXR-IRNet's weighting."""
+    """A segmenter without the heart, which belongs to CXR-IRNet's weighting, is told wherever features are weighted."""
     caplog.set_level(logging.INFO)
-    prepare_images(job(CROPS), SOLUTION)
-    assert "weighting by the lungs alone" not in caplog.text
-    images = prepare_images(job(MASKS), SOLUTION)
-    assert "weighting by the lungs alone; CXR-IRNet's is by lungs and heart" in caplog.text
-    assert images.about["structures"] == ["lungs"] and "; weighting by the lungs alone" in images.about["said"]
-    caplog.clear()
-    save_weights(tmp_path / "heart.safetensors", {"a": torch.zeros(1)}, structures="lungs_heart")
-    segmenter = LungsConfig(weights=str(tmp_path / "heart.safetensors"), crop_size=32, mask_size=8)
+    lungs = tmp_path / "lungs.safetensors"
+    save_weights(lungs, {"a": torch.zeros(1)}, structures="left_right")
+    segmenter = LungsConfig(weights=str(lungs), crop_size=32, mask_size=8)
+    prepare_images(job(dataclasses.replace(CROPS, segmenter=segmenter)), SOLUTION)
+    assert "no heart" not in caplog.text
     images = prepare_images(job(dataclasses.replace(MASKS, segmenter=segmenter)), SOLUTION)
-    assert images.about["structures"] == ["lungs", "heart"] and "lungs alone" not in caplog.text
+    said = "the segmenter has no heart: features are weighted by the lungs alone, in CXR-IRNet by lungs and heart"
+    assert f"{said}; --segmenter.weights takes a segmenter that has it" in caplog.text
+    assert images.about["structures"] == ["lungs"] and images.about["said"].endswith(f"; {said}")
+
+
+def test_a_segmenter_file_with_the_heart_weights_features_by_it(job, tmp_path, caplog, monkeypatch):
+    """From a file of three structures, read by the real segmenter, to the masks; only its probabilities are drawn."""
+    caplog.set_level(logging.INFO)
+
+    def draw(segmenter, squares):  # the bright halves, and between them the heart
+        probs = np.zeros((len(squares), 3, 32, 32), np.uint8)
+        probs[:, 0, :, :16], probs[:, 1, :, 16:] = squares[:, :, :16], squares[:, :, 16:]
+        probs[:, 2, 12:20, 12:20] = 255
+        return probs
+
+    network = segmenter_config.NetworkConfig(architecture="plain", encoder="", decoder=(4, 8), weights="none", size=32)
+    about = {"network": network, "structures": "lungs_heart", "pixel": 0.5, "regions": 2}
+    save_segmenter(tmp_path / "heart.safetensors", build_segmenter(network, 3, "none"), about)
+    monkeypatch.setattr(store_lungs, "load_segmenter", load_segmenter)
+    monkeypatch.setattr(type(load_segmenter(tmp_path / "heart.safetensors", "cpu")), "_predict", draw)
+    own = LungsConfig(weights=str(tmp_path / "heart.safetensors"), crop_size=32, mask_size=8)
+    images = prepare_images(job(dataclasses.replace(MASKS, segmenter=own)), SOLUTION)
+    mask = np.load(images.arrays["masks"])[0]
+    assert (mask[3:5, 3:5] == 255).all() and (mask[2:7, [1, 2, 5, 6]] == 255).all()  # the heart, and the lungs
+    assert not mask[:2].any() and not mask[5:, 3:5].any()
+    assert images.tables[LUNG_TABLE].loc[0, "area"] == pytest.approx(2 * 16 * 40 / 64**2, rel=0.05)  # of lung alone
+    assert images.about["structures"] == ["lungs", "heart"] and "no heart" not in caplog.text
+    assert "Region that weights the features: lungs and heart" in report._lungs(images).body
 
 
 def test_real_lungs():
