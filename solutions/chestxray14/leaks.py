@@ -21,11 +21,7 @@ _XRV = "torchxrayvision's, trained on a random split of NIH's images (or RSNA's,
 PUBLIC = (
     (r"m-25012018-123527.*", _CHEXNET),
     (r"(nih|kaggle)-densenet121-.*|nih-pc-chex-.*|pc-nih-rsna-siim-vin-.*", _XRV),
-    (
-        r"densenet121-res224-(all|nih|rsna)|resnet50-res512-all|.*torchxrayvision--(densenet121-res224-(all|nih|rsna)|"
-        r"resnet50-res512-all)",
-        _XRV,
-    ),
+    (r"(.*torchxrayvision--)?(densenet121-res224-(all|nih|rsna)|resnet50-res512-all)", _XRV),
 )
 _SIIM = "SIIM's images are NIH's: 3,833 of its 12,047 are in the official test list"
 

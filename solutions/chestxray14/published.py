@@ -4,12 +4,13 @@
 al. trained DCNN, CheXNet, SENet and AGCNN again in their own set-up and took SDFN and SalNet from those papers.
 """
 
+import numpy as np
 import pandas as pd
 
 from solutions.chestxray14.config import LABELS
 
-_RERUN, _TAKEN, _OWN = "Fang, table 2: their re-run", "Fang, table 2: from its paper", "Fang, table 2"
-_MEAN = "; the mean by us from its rows"  # the table's last line could not be read
+_LIU, _OWN = "Liu, table I", "Fang, table 2"
+_RERUN, _TAKEN = f"{_OWN}: their re-run", f"{_OWN}: from its paper"
 # Images with each label in the train and validation list and in the test list, and boxes: Fang, table 1. The counts are
 # those of NIH's label table of 2020.
 TRAIN = (8_280, 1_707, 8_659, 13_782, 4_034, 4_708, 876, 2_637, 2_852, 1_378, 1_423, 1_251, 2_242, 141)
@@ -29,39 +30,22 @@ TABLE_1 = {
     "test": table_1(TEST, 15_735, 25_596),
     "boxes": table_1(BOXES, 984, 984),  # on 880 images
 }
-# Mean AUROC and source.
+# Source and AUROC of each label, its decimals, in the order of LABELS. The means are those of the rows: they are the
+# printed ones, of which the last four of Fang's table cannot be read.
 PUBLISHED = {
-    "Wang et al.": (0.740, "Liu, table I; the rows' mean is 0.7404"),
-    "Yao et al.": (0.761, "Liu, table I"),
-    "Gündel et al.": (0.807, "Liu, table I"),
-    "DCNN (ResNet-50)": (0.7934, _RERUN),
-    "CheXNet (DenseNet-121)": (0.8105, _RERUN),
-    "SENet": (0.8205, _RERUN),
-    "SDFN: whole": (0.802, "Liu, table I"),
-    "SDFN: lungs": (0.804, "Liu, table I"),
-    "SDFN": (0.815, "Liu, table I; Fang, table 2, the same"),
-    "AGCNN": (0.8221, _RERUN + _MEAN),
-    "SalNet": (0.8206, _TAKEN + _MEAN),
-    "CXR-IRNet without weighting": (0.8222, _OWN + _MEAN),
-    "CXR-IRNet": (0.8335, _OWN + _MEAN),
-}
-# AUROC of each label, in the order of LABELS.
-ROWS = {
-    "Wang et al.": ".700 .814 .736 .613 .693 .669 .658 .799 .703 .805 .833 .786 .684 .872",
-    "Yao et al.": ".733 .856 .806 .673 .777 .724 .684 .805 .711 .806 .842 .743 .724 .775",
-    "Gündel et al.": ".767 .883 .828 .709 .821 .758 .731 .846 .745 .835 .895 .818 .761 .896",
-    "DCNN (ResNet-50)": ".7837 .8937 .8704 .6826 .7875 .7125 .7110 .8232 .7895 .8673 .8398 .7656 .7398 .8406",
-    "CheXNet (DenseNet-121)": ".7919 .9038 .8744 .6942 .8142 .7286 .7477 .8431 .7933 .8777 .8726 .7986 .7528 .8545",
-    "SENet": ".7963 .9085 .8769 .6974 .8144 .7509 .7566 .8467 .7996 .8864 .8907 .8041 .7547 .9035",
-    "AGCNN": ".8076 .8987 .8682 .6933 .8314 .7661 .7383 .8431 .7945 .8791 .8967 .7936 .7642 .9344",
-    "SalNet": ".775 .881 .831 .695 .826 .789 .741 .879 .747 .846 .936 .833 .793 .917",
-    "CXR-IRNet without weighting": (
-        ".8151 .9100 .8779 .6923 .8290 .7553 .7401 .8516 .8038 .8858 .8849 .8077 .7573 .8995"
-    ),
-    "CXR-IRNet": ".8073 .9069 .8401 .7901 .8131 .8377 .7465 .8728 .7831 .8575 .8605 .8494 .8123 .8915",
-    "SDFN: whole": ".762 .878 .822 .693 .791 .744 .707 .855 .737 .837 .912 .826 .760 .902",
-    "SDFN: lungs": ".773 .868 .827 .670 .807 .759 .708 .851 .738 .831 .909 .825 .783 .912",
-    "SDFN": ".781 .885 .832 .700 .815 .765 .719 .866 .743 .842 .921 .835 .791 .911",
+    "Wang et al.": (_LIU, "700 814 736 613 693 669 658 799 703 805 833 786 684 872"),
+    "Yao et al.": (_LIU, "733 856 806 673 777 724 684 805 711 806 842 743 724 775"),
+    "Gündel et al.": (_LIU, "767 883 828 709 821 758 731 846 745 835 895 818 761 896"),
+    "SDFN: whole": (_LIU, "762 878 822 693 791 744 707 855 737 837 912 826 760 902"),
+    "SDFN: lungs": (_LIU, "773 868 827 670 807 759 708 851 738 831 909 825 783 912"),
+    "SDFN": (_LIU, "781 885 832 700 815 765 719 866 743 842 921 835 791 911"),
+    "DCNN (ResNet-50)": (_RERUN, "7837 8937 8704 6826 7875 7125 7110 8232 7895 8673 8398 7656 7398 8406"),
+    "CheXNet (DenseNet-121)": (_RERUN, "7919 9038 8744 6942 8142 7286 7477 8431 7933 8777 8726 7986 7528 8545"),
+    "SENet": (_RERUN, "7963 9085 8769 6974 8144 7509 7566 8467 7996 8864 8907 8041 7547 9035"),
+    "AGCNN": (_RERUN, "8076 8987 8682 6933 8314 7661 7383 8431 7945 8791 8967 7936 7642 9344"),
+    "SalNet": (_TAKEN, "775 881 831 695 826 789 741 879 747 846 936 833 793 917"),
+    "CXR-IRNet without weighting": (_OWN, "8151 9100 8779 6923 8290 7553 7401 8516 8038 8858 8849 8077 7573 8995"),
+    "CXR-IRNet": (_OWN, "8073 9069 8401 7901 8131 8377 7465 8728 7831 8575 8605 8494 8123 8915"),
 }
 NOTE = (
     "AUROC as papers report it on the whole official test list; for orientation, not measured here. Fang's labels are "
@@ -80,15 +64,21 @@ def describe_labels(truth):
     return "as many images of each label as NIH's release of 2020 and CXR-IRNet's table 1"
 
 
-def published_means():
-    """Return a row per network: published (its name), mean AUROC and source, in the order of the papers' tables."""
-    rows = [(name, *row) for name, row in PUBLISHED.items()]
-    return pd.DataFrame(rows, columns=["published", "mean AUROC", "source"])
-
-
 def published_classes(mean):
-    """Return a row per label and one named `mean`: label, then `published: <network>` for each network."""
-    areas = {name: [*map(float, row.split()), PUBLISHED[name][0]] for name, row in ROWS.items()}
-    table = pd.DataFrame({f"published: {name}": values for name, values in areas.items()})
+    """Return a row per label and one named `mean`: label, then `published: <network>` for each network.
+
+    Means have the decimals of their rows.
+    """
+    areas = {name: [float(f".{area}") for area in row.split()] for name, (_, row) in PUBLISHED.items()}
+    table = pd.DataFrame({f"published: {name}": [*each, np.mean(each)] for name, each in areas.items()})
+    decimals = {f"published: {name}": len(row.split()[0]) for name, (_, row) in PUBLISHED.items()}
+    table = table.round(decimals)
     table.insert(0, "label", [*LABELS, mean])
     return table
+
+
+def published_means():
+    """Return a row per network: published (its name), mean AUROC and source."""
+    means = published_classes("mean").iloc[-1, 1:].tolist()
+    rows = zip(PUBLISHED, means, (source for source, _ in PUBLISHED.values()), strict=True)
+    return pd.DataFrame(rows, columns=["published", "mean AUROC", "source"])
