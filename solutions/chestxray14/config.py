@@ -199,14 +199,8 @@ _SDFN = {
     "patience": 5,
     "factor": 0.1,
 }
-SDFN = Config(
-    label_table="2017",
-    views="both",
-    whole=NetworkConfig(**_SDFN),
-    lungs=NetworkConfig(**_SDFN),
-    segmenter=LungsConfig(crop_size=224),
-    store_size=224,
-)
+_BRANCH, _CROPS = NetworkConfig(**_SDFN), LungsConfig(crop_size=224)
+SDFN = Config("both", whole=_BRANCH, lungs=_BRANCH, segmenter=_CROPS, label_table="2017", store_size=224)
 
 # Meant for about an hour on eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
 # weights, flips at test time. On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.

@@ -38,7 +38,8 @@ def sections(job):
             _operating_points(job),
             _pictures(job),
         ]
-    return [*parts, step_section(job, "localise", "Localisation", _localisation)]
+    link = page.link("localisation.html", "Class activation maps against radiologists' boxes")
+    return [*parts, step_section(job, "localise", "Localisation", lambda job: [link])]
 
 
 def _data(images):
@@ -161,10 +162,6 @@ def _pictures(job):
         found, where = labelled_predictions(job.run, job.images, "oof"), "out of fold"
     text = f"Each label's most confident right and wrong prediction {where}, with boxes where NIH drew them."
     return page.section("Pictures", text, *confident_galleries(job.images, *found), map_gallery(job, *found))
-
-
-def _localisation(job):
-    return [page.link("localisation.html", "Class activation maps against radiologists' boxes")]
 
 
 def submission(job, record):

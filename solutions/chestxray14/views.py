@@ -58,12 +58,8 @@ class ViewDataset(Dataset):
         self.masks = None if masks is None else SampleDataset(masks, size=resize, rows=rows)
         start = (resize - size) // 2
         self.centre = slice(start, start + size)
-        self.transform, self.labels, self.rows, self.boxes = transform, labels, rows, None
-        if boxes is not None:
-            corners = np.round(boxes[BOX].to_numpy() * resize / BOX_SIDE).astype(int)
-            self.boxes = {row: [] for row in rows}
-            for row, label, box in zip(boxes["row"], boxes["label"], corners, strict=True):
-                self.boxes[row].append((label, box))
+        self.transform, self.labels, self.rows = transform, labels, rows
+        self.boxes = None if boxes is None else dict(list(boxes.groupby("row")))
 
     def __len__(self):
         return len(self.images)
@@ -76,10 +72,11 @@ class ViewDataset(Dataset):
             planes["mask"] = self.masks[index][0][0].numpy()
             if not planes["mask"].any():
                 raise InputError(f"{self.masks.path}: the mask of row {int(row)} is empty; run prepare again")
-        boxes = self.boxes[self.rows[index]] if self.boxes else ()
-        if boxes:
-            planes["masks"] = np.zeros((len(boxes), *planes["image"].shape), np.uint8)
-            for plane, (_, (left, top, right, bottom)) in zip(planes["masks"], boxes, strict=True):
+        boxes = None if self.boxes is None else self.boxes.get(self.rows[index])
+        if boxes is not None:
+            planes["masks"] = np.zeros((len(boxes), *image.shape[1:]), np.uint8)
+            corners = np.round(boxes[BOX].to_numpy() * image.shape[1] / BOX_SIDE).astype(int)
+            for plane, (left, top, right, bottom) in zip(planes["masks"], corners, strict=True):
                 plane[top : max(bottom, top + 1), left : max(right, left + 1)] = 255
         if self.transform is not None and seed is not None:
             self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -87,7 +84,7 @@ class ViewDataset(Dataset):
         target = row if self.labels is None else torch.from_numpy(self.labels[index])
         if self.boxes is not None:
             grids = np.zeros((len(LABELS), GRID, GRID), np.uint8)
-            for plane, (label, _) in zip(planes.get("masks", ()), boxes, strict=True):
+            for plane, label in zip(planes.get("masks", ()), () if boxes is None else boxes["label"], strict=True):
                 grid = cv2.resize(plane[self.centre, self.centre], (GRID, GRID), interpolation=cv2.INTER_AREA)
                 grids[label] = np.maximum(grids[label], grid)
             target = {"labels": target, "boxes": torch.from_numpy(grids)}
