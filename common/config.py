@@ -42,7 +42,7 @@ class FitConfig:
     batch_size: int = 16
     """Images per forward pass, over all processes."""
     accumulate: int = 1
-    """Batches whose gradients are accumulated before an optimizer step."""
+    """Batches whose gradients are accumulated before an optimizer step; batch norms still see one of them."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-2
     momentum: float = 0.9
