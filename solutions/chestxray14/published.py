@@ -49,7 +49,8 @@ PUBLISHED = {
 }
 NOTE = (
     "AUROC as papers report it on the whole official test list; for orientation, not measured here. Fang's labels are "
-    "those of NIH's table of 2020, as the totals of its table 1 show; the others' papers are older than that table."
+    "those of NIH's table of 2020, as the totals of its table 1 show; the other papers are older than that table. The "
+    "means of AGCNN, SalNet and CXR-IRNet are those of their rows."
 )
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from common.errors import InputError
 from solutions.chestxray14.config import BOX_SIDE, LABELS, PODIUM, PRESETS, SDFN, Config, LungsConfig, NetworkConfig
-from solutions.chestxray14.labels import LISTS
 
 IRNET = {
     "resize": 256,
@@ -48,7 +47,6 @@ def values(config, like):
 def test_labels_and_the_official_lists():
     assert len(set(LABELS)) == 14 and LABELS[0] == "Atelectasis" and LABELS[12:] == ("Pleural_Thickening", "Hernia")
     assert BOX_SIDE == 1024
-    assert {part: images for part, (_, images) in LISTS.items()} == {"train_val": 86_524, "test": 25_596}
 
 
 @pytest.mark.parametrize(
