@@ -1,5 +1,6 @@
 """The page of a run: the sections that all solutions share, around a solution's own."""
 
+import numpy as np
 import pandas as pd
 
 from common.errors import InputError
@@ -75,7 +76,11 @@ def _training(run, experiments):
                 kept = (min(epochs), max(epochs)) if is_kept and epochs else kept
                 epochs = ", ".join(map(str, epochs)) or "every step"
                 rows.append((name, variant, epochs, metric, values[metric], "kept" if is_kept else ""))
-        drawn = page.figure(plots.learning_curves(history, kept), f"{name}; shaded: the epochs whose weights were kept")
+        caption = f"{name}; shaded: the epochs whose weights were kept"
+        if "loss" in history:
+            lowest = history["loss"].fillna(np.inf).argmin()
+            caption += f"; the validation loss is lowest in epoch {history['epoch'].iloc[lowest]}"
+        drawn = page.figure(plots.learning_curves(history, kept), caption)
         (folded if folder.name.startswith(experiments) else figures).append(drawn)
     if not figures:
         return None

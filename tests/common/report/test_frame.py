@@ -109,6 +109,7 @@ def test_every_training_has_its_curves_and_variants(job):
     assert own.count("<svg") == 2 == folded.count("<svg") and "fold0, network" in own and "fold1, network" in own
     assert "fold0, audit-border" in folded and "fold1, audit-border" in folded
     cells = [cell for cell in ("kept", "every step", "loss", "0.8000", "0.7000") if cell in own]
+    assert own.count("the validation loss is lowest in epoch 2") == 4  # twice a figure: caption and label
     assert len(cells) == 5  # the epochs of the average, 2, count from 1
     assert own.count("kept</td>") == 1
 

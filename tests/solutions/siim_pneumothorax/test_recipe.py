@@ -1,0 +1,80 @@
+"""The recipe's own arithmetic: rows to train on, rates over several sizes, and comparisons on hand-made predictions."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from common.post.rle import encode
+from solutions.siim_pneumothorax import experiments
+from solutions.siim_pneumothorax.config import DEMO, PAPER, PODIUM, DecisionConfig
+from solutions.siim_pneumothorax.pipeline import gate_network, segmenter_networks
+
+
+class Images:
+    """Two folds with one healthy image and one with a pneumothorax each."""
+
+    def __init__(self):
+        mask = np.zeros((1024, 1024), np.uint8)
+        mask[64:128, 64:128] = 1
+        columns = {"row": [0, 1, 2, 3], "fold": [0, 0, 1, 1], "present": [0, 1, 0, 1], "split": "train"}
+        self.table = pd.DataFrame(columns | {"rle": ["-1", encode(mask)] * 2})
+
+    def rows(self, folds):
+        return np.flatnonzero(self.table["fold"].isin(folds))
+
+    def at(self, rows):
+        return self.table.iloc[rows]
+
+    def patients(self, rows):
+        return None
+
+    groups = patients
+
+
+def test_the_positive_rate_slides_once_over_all_sizes():
+    config = replace(PODIUM, segmenter=replace(PODIUM.segmenter, epochs=3, finer_epochs=2))
+    coarse, fine = (network.config for network in segmenter_networks(config, 0))
+    assert coarse.positive_rate == pytest.approx((0.8, 0.6)) and fine.positive_rate == pytest.approx((0.5, 0.4))
+    assert (coarse.epochs, fine.epochs, fine.frozen_epochs, fine.lr, fine.batch_size) == (3, 2, 0, 5e-5, 8)
+    assert segmenter_networks(DEMO, 0)[0].config.positive_rate == (0.8, 0.4)
+    assert segmenter_networks(PAPER, 0)[0].config == PAPER.segmenter
+
+
+def test_training_on_positives_alone():
+    job = SimpleNamespace(config=DEMO, images=Images())
+    config = replace(PAPER, n_folds=2, segmenter=replace(PAPER.segmenter, positives_only=True))
+    (network,) = segmenter_networks(config, 0)
+    assert [rows.tolist() for rows in network.rows(job, 0)] == [[3], [1]]
+
+
+def test_weights_of_the_positives():
+    gate = gate_network(replace(PAPER.classifier, positive_weight=3.0), 0)
+    logits = torch.zeros(2, 1)  # cross-entropy ln 2 each
+    assert gate.loss(logits, torch.tensor([[1.0], [0.0]])).item() == pytest.approx(2 * np.log(2))
+
+
+def test_comparisons_change_one_thing_and_keep_the_gate(tmp_path, monkeypatch):
+    maps = np.zeros((4, 128, 128), np.uint8)
+    maps[:, 8:16, 8:16] = 255  # the mask of the positives, about 4,050 pixels of 1024 × 1024
+    table = pd.DataFrame({"presence": [0.5, 0.9, 0.5, 0.9]})  # a gate of 0.8 is right about all
+    monkeypatch.setattr(experiments, "read_predictions", lambda job, name: SimpleNamespace(table=table))
+    monkeypatch.setattr(experiments, "_mask_probs", lambda job, variant, name="", **changes: maps)
+    monkeypatch.setattr(experiments, "_enriched_gate", lambda job: np.array([0.1, 0.5, 0.1, 0.5]))
+    segmenter = replace(DEMO.segmenter, sizes=(128,))
+    config = replace(DEMO, segmenter=segmenter, decision=DecisionConfig(gate=(0.2, 0.8)))
+    run = SimpleNamespace(path=tmp_path.joinpath)
+    (tmp_path / "ablation").mkdir()
+    experiments.run_ablation(SimpleNamespace(config=config, images=Images(), run=run))
+    dice = pd.read_csv(tmp_path / "ablation.csv").set_index("setting")["dice"]
+    base = dice["as the paper chose"]
+    assert base == pytest.approx(1, abs=0.01)
+    assert dice["without"] == pytest.approx(base - 0.5)  # both healthy images get a mask
+    assert dice["classic SWA"] == dice["1750 px at 1024"] == dice["positives alone"] == base
+    assert dice["4500 px at 1024"] == 0.5
+    assert dice["enrichment"] == 0.5  # a gate of 0.2 would be right about all, but 0.8 is kept
+    assert dice["750 px at 512"] == dice["250 px at 512"] == 1  # 64 pixels of 128 × 128 are 1,024 of 512 × 512
+    assert "256 px" not in dice  # larger than the stored images
