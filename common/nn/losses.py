@@ -86,9 +86,9 @@ def lovasz_hinge(logits, target, per_image=True):
     return (errors.relu() * torch.where(alone, 1.0, step)).sum(1).mean()
 
 
-def focal_dice(logits, target, gamma=2.0, pos_weight=1.0):
-    """Return the sum of focal cross-entropy and Dice, the pneumothorax paper's loss."""
-    return focal_bce(logits, target, gamma, pos_weight) + dice(logits, target)
+def focal_dice(logits, target, gamma=2.0, pos_weight=1.0, focal_weight=1.0):
+    """Return the sum of focal cross-entropy, times `focal_weight`, and Dice: the pneumothorax paper's loss."""
+    return focal_weight * focal_bce(logits, target, gamma, pos_weight) + dice(logits, target)
 
 
 def combo(logits, target, weights=(3.0, 1.0, 4.0), gamma=2.0, pos_weight=None):

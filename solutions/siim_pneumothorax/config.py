@@ -63,6 +63,8 @@ class SegmenterConfig(FitConfig):
     """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place)."""
     positive_weight: float = 1.0
     """Weight of the pneumothorax pixels in the cross-entropy. Paper: 1; class weights are its future work."""
+    focal_weight: float = 1.0
+    """focal_dice: weight of the focal term. Keras's segmentation_models has 0.25, its alpha for both classes."""
     presence_head: bool = False
     """Add a second output: whether the image has any mask."""
     negatives: float = 1.0
@@ -99,6 +101,8 @@ class SegmenterConfig(FitConfig):
             raise InputError(f"segmenter.sizes {self.sizes}: need multiples of 32")
         if self.positive_weight != 1 and self.loss == "tversky":
             raise InputError("segmenter.positive_weight does not apply to the loss tversky")
+        if self.focal_weight != 1 and self.loss != "focal_dice":
+            raise InputError(f"segmenter.focal_weight does not apply to the loss {self.loss}")
         if self.positives_only and self.positive_rate:
             raise InputError("segmenter.positives_only leaves no negatives for a positive_rate")
         if len(self.positive_rate) not in (0, 2):

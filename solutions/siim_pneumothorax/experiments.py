@@ -52,8 +52,9 @@ def run_ablation(job):
     truth = [read_masks(images)[row] for row in rows]
 
     def regions(maps, at_network=False):
+        progress = partial(tqdm, total=len(rows), desc="regions", leave=False)
         options = {"connectivity": config.decision.connectivity, "at_network": at_network}
-        return summarise(maps, truth, (PIXEL,), progress=partial(tqdm, desc="regions", leave=False), **options)
+        return summarise(maps, truth, (PIXEL,), progress=progress, **options)
 
     own = read_predictions(job, "oof").table["presence"].to_numpy(float)
     maps = _mask_probs(job, "window")

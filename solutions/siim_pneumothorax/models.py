@@ -26,7 +26,7 @@ def mask_loss(config):
     """Return the loss of a SegmenterConfig as a function of (logits, masks)."""
     weight = config.positive_weight
     return {
-        "focal_dice": partial(losses.focal_dice, pos_weight=weight),
+        "focal_dice": partial(losses.focal_dice, pos_weight=weight, focal_weight=config.focal_weight),
         "combo": partial(losses.combo, pos_weight=weight),
         "tversky": losses.tversky,
         "lovasz": lambda logits, masks: losses.bce(logits, masks, weight) + losses.lovasz_hinge(logits, masks),

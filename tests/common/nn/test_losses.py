@@ -97,8 +97,8 @@ def test_combo_weighs_three_one_four():
     logits, target = random_case()
     expected = 3 * losses.bce(logits, target) + losses.dice(logits, target) + 4 * losses.focal_bce(logits, target)
     torch.testing.assert_close(losses.combo(logits, target), expected)
-    expected = losses.focal_bce(logits, target, pos_weight=3.0) + losses.dice(logits, target)
-    torch.testing.assert_close(losses.focal_dice(logits, target, pos_weight=3.0), expected)
+    expected = 0.25 * losses.focal_bce(logits, target, pos_weight=3.0) + losses.dice(logits, target)
+    torch.testing.assert_close(losses.focal_dice(logits, target, pos_weight=3.0, focal_weight=0.25), expected)
 
 
 @pytest.mark.parametrize("loss", SEGMENTATION)
