@@ -38,6 +38,8 @@ def test_good_boxes_pass():
     assert len(b.check_boxes(np.zeros((0, 4)), sizes=np.zeros((0, 2)))) == 0
     b.check_boxes([[-5, 0, 1e6, 1]])  # without sizes there is no limit
     b.check_boxes([[0, 0, 9, 9], [0, 0, 90, 90]], sizes=[[10, 10], [100, 100]])
+    slack = [*(-b.SLACK * SIZE), *((1 + b.SLACK) * SIZE)]
+    b.check_boxes([[5, 5, 9, 5], slack], sizes=SIZE)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,9 @@ def test_sum_is_numpys(n):
     ("options", "message"),
     [
         ({"weights": [1, 0]}, "weights must be positive"),
+        ({"weights": [1, np.inf]}, "weights must be positive"),
+        ({"weights": [True, True]}, "need 2 weights, one number"),
+        ({"iou_thr": -0.1}, "iou_thr"),
         ({"weights": [1, -1]}, "weights must be positive"),
         ({"weights": [1, np.nan]}, "weights must be positive"),
         ({"weights": [1, 2, 3]}, "need 2 weights"),
@@ -151,6 +154,12 @@ def test_sum_is_numpys(n):
 def test_bad_options_are_refused(fuse, options, message):
     with pytest.raises(InputError, match=message):
         fuse(one_image([[[0, 0, 1, 1]]] * 2, [[0.5]] * 2, [[1]] * 2), **options)
+
+
+@pytest.mark.parametrize("fuse", [fuse_wbf, fuse_nms, fuse_nmw])
+def test_the_limits_of_the_threshold_themselves_are_allowed(fuse):
+    batch = one_image([[[0, 0, 0.5, 0.5]], [[0.4, 0.4, 1, 1]], [[0.5, 0.5, 1, 1]]], [[0.9], [0.8], [0.7]], [[1]] * 3)
+    assert [len(fuse(batch, iou_thr=iou_thr).boxes) for iou_thr in (0, 1)] == [1 if fuse is fuse_wbf else 2, 3]
 
 
 def test_bad_options_of_one_method_are_refused():

@@ -45,6 +45,14 @@ def test_no_finding_is_averaged_never_fused():
     assert len(fuse_table([ones] * 2, SIZES, no_finding=None)) == 1  # then it is a class like any other
 
 
+@pytest.mark.parametrize("class_id", [-3, 0, 2**24 - 1])
+def test_without_a_list_of_classes_every_whole_number_that_float32_holds_is_one(class_id):
+    assert fuse_table([table(["a", class_id, 0.5, 0, 0, 10, 10])], SIZES)["class_id"].tolist() == [class_id]
+    for wrong in (2**24, -(2**24), 0.5):
+        with pytest.raises(InputError, match=r"row 0, image a: class id .* is not a whole number"):
+            fuse_table([table(["a", wrong, 0.5, 0, 0, 10, 10])], SIZES)
+
+
 def test_fused_boxes_stay_inside():
     tables = [table(["a", 1, score, 0, 0, 1000, 800]) for score in (0.3, 0.1, 0.7, 0.9, 0.77)]
     assert (fuse_table(tables, SIZES)[BOX].to_numpy() <= [1000, 800, 1000, 800]).all()

@@ -134,10 +134,13 @@ def test_resizing_comes_before_thresholding():
         (lambda: label(EXAMPLE, 6), "connectivity"),
         (lambda: label(EXAMPLE, threshold=0), "from 1 to 255"),
         (lambda: label(EXAMPLE, threshold=0.5), "from 1 to 255"),
+        (lambda: label(EXAMPLE, threshold=256), "from 1 to 255"),
         (lambda: region_overlaps(EXAMPLE, np.zeros((3, 4), bool)), r"\(3, 4\)"),
         (lambda: quantise(1.01), r"\[0, 1\]"),
+        (lambda: quantise(-0.01), r"\[0, 1\]"),
         (lambda: quantise(float("nan")), r"\[0, 1\]"),
         (lambda: resize_mask_probs(np.zeros((2, 2), bool)), "uint8"),
+        (lambda: resize_mask_probs(np.zeros((2, 2, 3), np.uint8)), "uint8"),
     ],
 )
 def test_bad_arguments_are_refused(call, part):

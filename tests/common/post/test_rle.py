@@ -132,7 +132,14 @@ def test_touching_runs_in_a_string_become_one():
 
 
 def test_blanks_around_and_between_numbers_do_not_matter():
-    assert rle.parse("  1  3\t4 1\n", (3, 3)).tolist() == [[1, 4], [8, 9]]
+    for blank in " \t\n\v\f\r":
+        assert rle.parse(f"  1  3{blank}4 1\n", (3, 3)).tolist() == [[1, 4], [8, 9]]
+
+
+def test_the_longest_numbers_fit():
+    run = np.array([[10**18, 2 * 10**18]])
+    assert rle.to_string(run) == "1000000000000000000 1000000000000000000"
+    assert rle.to_string(run, ABSOLUTE) == "1000000000000000001 1000000000000000000"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +149,8 @@ def test_blanks_around_and_between_numbers_do_not_matter():
         ("1", ABSOLUTE, "odd count"),
         ("1 x", RELATIVE, "'x' is not a whole number"),
         ("1 2.0", RELATIVE, "'2.0' is not a whole number"),
+        ("1 2 1 2 3.0 5", RELATIVE, "(number 5 of the run-length string)"),
+        *((f"1{character}2", RELATIVE, "is not a whole number") for character in "/:\x08\x0e\x1f!"),
         ("1 -2", RELATIVE, "'-2' is not a whole number"),
         ("-1 2", RELATIVE, "'-1' is not a whole number"),
         ("1 ２", RELATIVE, "'２' is not a whole number"),
