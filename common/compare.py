@@ -10,17 +10,16 @@ from common.errors import InputError
 from common.export import open_run
 from common.metrics.statistics import bootstrap, paired_bootstrap
 from common.paths import read_parquet, write_csv
-from common.report import page, plots
 from common.step import require
 
 log = logging.getLogger(__name__)
 NOTES = (
-    "Intervals hold 95 % of resamples of the patients, the same patients for every row; differences are paired.",
-    "p-values are two-sided and not corrected for the number of comparisons.",
+    "Intervals hold 95 % of resamples of the patients, the same patients for every row; differences are paired.\n"
+    "p-values are two-sided and not corrected for the number of comparisons."
 )
 
 
-def table_tool(recipe, config_class, results, metrics, published=None, note=None):
+def table_tool(recipe, config_class, results, metrics, published=None, note=""):
     """Return the tool `table` of a solution.
 
     results(job, out-of-fold predictions) -> table of image_id, patient_id, fold, truth (any comparable value) and what
@@ -44,36 +43,31 @@ def table_tool(recipe, config_class, results, metrics, published=None, note=None
         Args:
             runs: Folders of runs.
             against: Run with which the others are compared; by default the first.
-            out: CSV for all figures; a page with a plot is written beside it.
+            out: CSV for all figures.
             resamples: Of the bootstrap by patient.
             seed: Of the bootstrap.
         """
         if resamples < 1 or seed < 0:
             raise InputError(f"--resamples {resamples} must be at least 1, --seed {seed} at least 0")
-        if out is not None and out.suffix != ".csv":
-            raise InputError(f"--out {out}: the figures are a .csv")
         tables = _read_runs(recipe, config_class, runs, results)
-        first = next(iter(tables)) if against is None else against
-        if first not in tables:
-            raise InputError(f"--against {against}: the runs are {', '.join(tables)}")
+        names = list(tables)
+        first = against or names[0]
+        if first not in names:
+            raise InputError(f"--against {against}: the runs are {', '.join(names)}")
         figures = compare(tables, metrics, first, resamples, seed)
+        texts = side_by_side(figures, first) | ({} if published is None else {"published": published.fillna("–")})
         size = f"{len(tables[first]):,} images of {tables[first]['patient_id'].nunique():,} patients, out of fold"
-        shown = side_by_side(figures, first)
-        known = {} if published is None else {"published": published.fillna("–")}
-        texts = [f"{title}\n{rows.to_string(index=False)}" for title, rows in (shown | known).items()]
-        log.info("\n\n".join([size, *texts, "\n".join([*NOTES, *[note] * bool(note)])]))
+        parts = [f"{title}\n{rows.to_string(index=False)}" for title, rows in texts.items()]
+        log.info("\n\n".join([size, *parts, NOTES, *[note] * bool(note)]))
         if out is not None:
             write_csv(out, figures)
-            beside = [] if published is None else [page.table(published, "Published"), note]
-            _write_page(out.with_suffix(".html"), figures, shown, [recipe.name, size], beside)
-            log.info(f"{out} and {out.with_suffix('.html').name}")
         return 0
 
     return table
 
 
 def _read_runs(recipe, config_class, runs, results):
-    """Return the table of each run by its folder's name, rows sorted by image."""
+    """Return the results of each run by its folder's name, rows sorted by image."""
     if not runs:
         raise InputError("name the folders of the runs")
     tables = {}
@@ -84,18 +78,17 @@ def _read_runs(recipe, config_class, runs, results):
         with open_run(recipe, config_class, folder, device="cpu") as job:
             require(job, job.steps["predict"])
             found = results(job, read_parquet(job.run.path("oof.parquet")))
-        tables[name] = found.sort_values("image_id", ignore_index=True)
+        tables[name] = found = found.sort_values("image_id", ignore_index=True)
         first = next(iter(tables.values()))
-        differ = set(first["image_id"]) ^ set(tables[name]["image_id"])
+        differ = set(first["image_id"]) ^ set(found["image_id"])
         if differ:
             raise InputError(
                 f"{folder}: {len(differ):,} images are predicted by it or by {runs[0]} alone, such as {min(differ)}; "
-                "runs can only be compared on the same images (the same --data, folds and selection)"
+                "only runs on the same images can be compared"
             )
         for column in ("truth", "patient_id"):
-            other = first["image_id"][(first[column] != tables[name][column]).to_numpy()]
-            if len(other):
-                raise InputError(f"{folder}: another {column} of {other.iloc[0]} than in {runs[0]}")
+            for image_id in first["image_id"][first[column] != found[column]][:1]:
+                raise InputError(f"{folder}: another {column} of {image_id} than in {runs[0]}")
     return tables
 
 
@@ -108,48 +101,29 @@ def compare(tables, metrics, first, resamples=1000, seed=0):
     """
     rows = []
     for name, table in tables.items():
+        options = {"groups": table["patient_id"].to_numpy(), "n_resamples": resamples, "seed": seed}
         for metric, function in metrics.items():
-            by_fold = pd.Series([function(part) for _, part in table.groupby("fold")]).dropna()
-            row = {"run": name, "metric": metric, "folds": len(by_fold)}
-            row |= {"fold_mean": by_fold.mean(), "fold_sd": by_fold.std()}
             score, other = (lambda rows, f=function, t=each: f(t.iloc[rows]) for each in (table, tables[first]))
-            options = {"groups": table["patient_id"].to_numpy(), "n_resamples": resamples, "seed": seed}
-            row |= dict(zip(("pooled", "low", "high"), astuple(bootstrap(score, **options)), strict=True))
+            by_fold = pd.Series([function(part) for _, part in table.groupby("fold")]).dropna()
+            pooled, change = bootstrap(score, **options), [None] * 4
             if name != first:
-                change, row["p"] = paired_bootstrap(score, other, **options)
-                row |= {"difference": change.estimate, "difference_low": change.low, "difference_high": change.high}
-            rows.append(row)
-    columns = ["difference", "difference_low", "difference_high", "p"]
-    return pd.DataFrame(rows).reindex(columns=[*[name for name in rows[0] if name not in columns], *columns])
+                difference, p = paired_bootstrap(score, other, **options)
+                change = [*astuple(difference), p]
+            rows.append([name, metric, len(by_fold), by_fold.mean(), by_fold.std(), *astuple(pooled), *change])
+    columns = ["run", "metric", "folds", "fold_mean", "fold_sd", "pooled", "low", "high", "difference"]
+    return pd.DataFrame(rows, columns=[*columns, "difference_low", "difference_high", "p"])
 
 
 def side_by_side(figures, first):
     """Return tables of texts by title, with a row per run and a column per metric."""
-    texts = {
-        "mean of folds ± sd": lambda row: f"{row['fold_mean']:.4f} ± {row['fold_sd']:.4f}",
-        "all images, interval by patient": lambda row: _text(row, "pooled", "low", "high", spec=".4f"),
-        f"against {first}, paired by patient": lambda row: (
-            _text(row, "difference", "difference_low", "difference_high", spec="+.4f") + f", p {row['p']:.3f}"
-        ),
-    }
-    shown = {}
-    for title, text in texts.items():
-        part = figures[figures["run"] != first] if title.startswith("against") else figures
+    change = "{difference:+.4f} [{difference_low:+.4f}, {difference_high:+.4f}], p {p:.3f}"
+    kinds = {"mean of folds ± sd": "{fold_mean:.4f} ± {fold_sd:.4f}"}
+    kinds["all images, interval by patient"] = "{pooled:.4f} [{low:.4f}, {high:.4f}]"
+    shown, metrics = {}, figures["metric"].unique()
+    for title, text in (kinds | {f"against {first}, paired by patient": change}).items():
+        part = figures[figures["run"] != first] if text == change else figures
         if len(part):
-            cells = part.assign(text=part.apply(text, axis=1).str.replace("nan", "–"))
-            wide = cells.pivot(index="run", columns="metric", values="text")
-            wide = wide.loc[part["run"].unique(), part["metric"].unique()]
-            shown[title] = wide.rename_axis(columns=None).reset_index()
+            texts = [text.format(**row).replace("nan", "–") for row in part.to_dict("records")]
+            wide = part.assign(text=texts).pivot(index="run", columns="metric", values="text")
+            shown[title] = wide.loc[part["run"].unique(), metrics].rename_axis(columns=None).reset_index()
     return shown
-
-
-def _text(row, estimate, low, high, spec):
-    return f"{row[estimate]:{spec}} [{row[low]:{spec}}, {row[high]:{spec}}]"
-
-
-def _write_page(path, figures, shown, about, beside):
-    lines = {run: part[["pooled", "low", "high"]] for run, part in figures.groupby("run", sort=False)}
-    drawn = plots.forest(lines, figures["metric"].unique().tolist(), "score")
-    drawn = page.figure(drawn, "All images pooled, intervals by patient")
-    tables = [page.table(rows, title) for title, rows in shown.items()]
-    page.write_page(path, "Runs side by side", ", ".join(lines), [*about, drawn, *tables, *beside, *NOTES])

@@ -45,8 +45,10 @@ class Network:
     sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: replaces
     loss(model(images), target). collate: makes a batch of items. starts_from: Network that provides initial weights.
     needs: Networks whose weights its data depend on. key: JSON that it depends on in addition to its configuration.
-    trained_on(job) -> JSON for the metadata of the weights file. activation: output to probabilities. channels: number
-    of predicted maps, 0 if it predicts vectors. batch_size: in prediction; 0: twice that of training.
+    watched: names of figures that are also measured in each epoch on training images, as many as are held out and not
+    augmented; they become train_<name>. trained_on(job) -> JSON for the metadata of the weights file. activation:
+    output to probabilities. channels: number of predicted maps, 0 if it predicts vectors. batch_size: in prediction;
+    0: twice that of training.
     """
 
     fold: int
@@ -65,6 +67,7 @@ class Network:
     starts_from: "Network | None" = None
     needs: tuple = ()
     key: object = None
+    watched: tuple = ()
     trained_on: Callable = lambda job: None
     activation: Callable = tta.sigmoid
     channels: int = 0
@@ -109,23 +112,30 @@ def train(job, network):
     before = [cached_hash(source.weights(job.run)) for source in sources]
     finished = (folder / "final.safetensors").is_file()
     loader = None if finished else train_loader(job, network, rows)
-    held_data = None if finished else network.dataset(job, held_out, False, True)
+    drawn = np.random.default_rng(seed).permutation(rows)[: len(held_out)] if network.watched else []
+    held_data, seen_data = (
+        None if finished or not len(part) else network.dataset(job, part, False, True) for part in (held_out, drawn)
+    )
 
-    def validate(model):
-        share, pinned = distributed.share_rows(len(held_out)), job.device.type == "cuda"
-        batches = eval_loader(held_data, 2 * config.batch_size, job.workers, share, pinned, collate=network.collate)
+    def measure(model, data, rows):
+        share, pinned = distributed.share_rows(len(rows)), job.device.type == "cuda"
+        batches = eval_loader(data, 2 * config.batch_size, job.workers, share, pinned, collate=network.collate)
         parts, losses = [], []
         for batch in batches:
             images, target = to_device(batch, job.device)
             output = model(images)
             parts.append(torch.as_tensor(network.measure(output, target)).cpu().numpy())
             losses += [network.loss(output, target).item() if network.loss else 0.0] * len(parts[-1])
-        measured = distributed.gather_rows(np.concatenate(parts), len(held_out))
-        losses = distributed.gather_rows(np.array(losses), len(held_out))
+        measured = distributed.gather_rows(np.concatenate(parts), len(rows))
+        losses = distributed.gather_rows(np.array(losses), len(rows))
         if not np.isfinite(measured).all():
             raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
         own = {"loss": losses.mean()} if network.loss else {}
-        return own | network.figures(job, measured, held_out)
+        return own | network.figures(job, measured, rows)
+
+    def validate(model):
+        seen = measure(model, seen_data, drawn) if network.watched else {}
+        return measure(model, held_data, held_out) | {f"train_{name}": seen[name] for name in network.watched}
 
     torch.manual_seed(seed + network.fold)
     model = network.build("none" if finished or (folder / "last.ckpt").is_file() else None)

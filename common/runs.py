@@ -102,11 +102,6 @@ class Run:
         """Return the record of a finished step, or None."""
         return self.manifest.get("steps", {}).get(name)
 
-    def is_done(self, step, key):
-        """Return True if `step` was finished with the same `key`."""
-        record = self.step(step)
-        return record is not None and record["key"] == digest(key)
-
     def record(self, step, key, **about):
         """Record in manifest.json that `step` is finished; `about` holds its key figures."""
         if not is_main():

@@ -4,6 +4,8 @@ import hashlib
 import re
 from types import SimpleNamespace
 
+import numpy as np
+
 from solutions.__main__ import main
 
 MOVES = re.compile(r"\x1b\[[A-Z]")  # of the cursor, by nested progress bars
@@ -25,6 +27,15 @@ def hash_files(run, but=()):
     """Return the SHA-256 of every file of a run by its path, but of its log and the files named `but`."""
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("log.txt", ".lock", *but))
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def prevalence_deviation(labels, folds):
+    """Return the largest |prevalence in a fold / prevalence overall − 1| over folds and classes, (N, C) of 0 and 1."""
+    labels = np.asarray(labels)
+    labels = np.hstack([labels, ~labels.any(1, keepdims=True)])  # no label at all is one more class
+    labels = labels[:, labels.any(0)]
+    shares = np.array([labels[folds == fold].mean(0) for fold in np.unique(folds)])
+    return np.abs(shares / labels.mean(0) - 1).max()
 
 
 def write_times(run, *patterns):

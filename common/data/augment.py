@@ -24,11 +24,6 @@ def compose(transforms):
     return A.Compose(transforms, mask_interpolation=cv2.INTER_LINEAR)
 
 
-def none():
-    """Return the pipeline that changes nothing."""
-    return compose([])
-
-
 def light(p=0.5, shift=0.03, scale=0.05, rotate=5.0):
     """Return flip and slight affine, each with probability `p`: shift in sides, scale 1 ± `scale`, ± degrees."""
     return compose([A.HorizontalFlip(p=p), _affine(shift, scale, rotate, p)])

@@ -63,20 +63,6 @@ def shared_groups(folds, groups):
     return int(pd.Series(folds).groupby(codes).transform("nunique").gt(1).sum())
 
 
-def prevalence_deviation(labels, folds):
-    """Return the largest |prevalence in a fold / prevalence overall − 1| over folds and classes; 0.1 is 10 % off.
-
-    labels: as in `make_folds`, rows without any label counting as one more class; folds: (N,) fold numbers, or bool
-    for a hold-out. Classes without an image are left out.
-    """
-    folds = _number_folds(folds)
-    columns = _label_columns(labels)[:, :-1]
-    if len(columns) != len(folds):
-        raise InputError(f"{len(columns)} rows of labels for {len(folds)} folds")
-    share = _sum_groups(columns, folds, folds.max() + 1) / np.bincount(folds)[:, None]
-    return float(np.abs(share / columns.mean(axis=0) - 1).max())
-
-
 def save_folds(path, image_ids, folds, groups=None, note=""):
     """Write the CSV `image_id,fold` (and `group`, where given) that `load_folds` reads, atomically.
 

@@ -4,11 +4,8 @@ logits: (B, C, H, W) or (B, C). target: the same shape, or without the channel i
 Every function returns a scalar and raises ValueError for shapes that do not match.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-
-from common.errors import InputError
 
 
 def bce(logits, target, pos_weight=None):
@@ -18,18 +15,6 @@ def bce(logits, target, pos_weight=None):
         pos_weight = torch.as_tensor(pos_weight, dtype=torch.float32, device=logits.device)
         pos_weight = pos_weight.reshape(-1, *[1] * (logits.ndim - 2))
     return F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
-
-
-def positive_weights(labels):
-    """Return negatives per positive of each class, a balancing `pos_weight`: labels (n, C) of 0/1 → float32 (C,).
-
-    Raises InputError for a class without a positive.
-    """
-    labels = np.asarray(labels)
-    positives = (labels == 1).sum(axis=0)
-    if (positives == 0).any():
-        raise InputError(f"class weights: class {int(np.argmin(positives))} has no positive among {len(labels)} rows")
-    return torch.as_tensor((len(labels) - positives) / positives, dtype=torch.float32)
 
 
 def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):

@@ -63,7 +63,7 @@ def _headline(job, report):
 
 def _training(run, experiments):
     """Return a section of learning curves and averaging variants, experiments collapsed; None without trainings."""
-    figures, folded, rows = [], [], []
+    figures, folded, rows, stages = [], [], [], {}
     for folder in sorted(path.parent for path in run.folder.glob("*/*/history.csv")):
         history = read_csv(folder / "history.csv", ["epoch"])
         history["epoch"] += 1  # readers count from 1
@@ -76,6 +76,8 @@ def _training(run, experiments):
                 kept = (min(epochs), max(epochs)) if is_kept and epochs else kept
                 epochs = ", ".join(map(str, epochs)) or "every step"
                 rows.append((name, variant, epochs, metric, values[metric], "kept" if is_kept else ""))
+        if not folder.name.startswith(experiments):
+            stages.setdefault(folder.name, []).append(history)
         caption = f"{name}; shaded: the epochs whose weights were kept"
         if "loss" in history:
             lowest = history["loss"].fillna(np.inf).argmin()
@@ -85,7 +87,12 @@ def _training(run, experiments):
     if not figures:
         return None
     table = pd.DataFrame(rows, columns=["training", "weights", "epochs", "metric", "validation", ""])
-    fragments = [page.grid(*figures), page.table(table, "Weight averages, compared on the validation images")]
+    means = []
+    for stage, histories in stages.items():
+        shortest = min(map(len, histories))  # of trainings that are still going on
+        if len(histories) > 1 and (drawn := plots.mean_curves([history[:shortest] for history in histories])):
+            means.append(page.figure(drawn, f"{stage}: mean over {len(histories)} folds, ± one standard deviation"))
+    fragments = [*means, page.grid(*figures), page.table(table, "Weight averages, compared on the validation images")]
     if folded:
         fragments.append(page.details(f"{len(folded)} trainings of experiments", page.grid(*folded)))
     return page.section("Training", *fragments)

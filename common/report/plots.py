@@ -117,6 +117,28 @@ def learning_curves(history, chosen=None):
 
 
 @styled
+def mean_curves(histories):
+    """Plot training and validation figures by epoch: means over trainings, in a band of one standard deviation.
+
+    histories: tables of equal length, as in `learning_curves`; the figures are those that have a twin `train_<name>`.
+    """
+    names = [name for name in histories[0] if f"train_{name}" in histories[0]]
+    if not names:
+        return None
+    figure, axes = make_axes(2.6, 3.4 * len(names), ncols=len(names), squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        for column, label, (colour, dash) in ((f"train_{name}", "training", LINES[0]), (name, "validation", LINES[1])):
+            values = np.stack([history[column] for history in histories])
+            mean, sd, epochs = values.mean(0), values.std(0, ddof=1), histories[0]["epoch"]
+            ax.plot(epochs, mean, dash, color=colour, label=label)
+            ax.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+        ax.set(xlabel="epoch", ylabel=name)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        add_legend_above(ax)
+    return to_svg(figure)
+
+
+@styled
 def confusion_matrix(counts, labels):
     """Plot counts (2, 2), rows by truth and columns by prediction; shade and percentage are shares of the row."""
     counts = np.asarray(counts, float)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,10 +14,10 @@ from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict, train
 from common.paths import read_array, read_json, read_parquet, write_json, write_table
 from common.recipe import read_score
-from solutions.covid19.data import labels_of
+from solutions.covid19.data import labels_of, read_selection
 from solutions.covid19.lungs import MASKS
-from solutions.covid19.models import covid_network, heat_maps
-from solutions.covid19.scoring import UNDEFINED, auroc_interval
+from solutions.covid19.models import covid_network, fold_rows, heat_maps
+from solutions.covid19.scoring import METRICS, UNDEFINED, auroc_interval
 
 log = logging.getLogger(__name__)
 FILES = ("audit.json", "audit.parquet", "focus.parquet")
@@ -29,12 +30,14 @@ NAMES = {
     "border": "a network that sees only the margin of the image",
     "background": "a network that sees everything but the lungs",
     "origin": "a network that has to distinguish collections among images of one label",
+    "view": "a network that has to distinguish AP from PA, as the tables name the views",
 }
 
 
 def audit_key(job):
     """Return what an audit depends on besides the scores, as JSON."""
-    return [asdict(job.config.audit), audited_folds(job.config), asdict(audit_fitting(job.config))]
+    fitting = [asdict(audit_fitting(job.config, check)) for check in ("image", "border")]
+    return [asdict(job.config.audit), audited_folds(job.config), fitting]
 
 
 def run_audit(job):
@@ -54,16 +57,16 @@ def run_audit(job):
         table = _predict_check(job, check, labels, rows)
         patients = job.images.patients(job.images.rows_of(table["image_id"]))
         auroc = auroc_interval(table["label"], table["probability"], patients, config.seed)
-        positives = int(table["label"].sum())
-        found[check] = {"auroc": as_interval(auroc), "said": question, "images": len(table), "positives": positives}
+        found[check] = {"auroc": as_interval(auroc), "accuracy": METRICS["accuracy"](table), "said": question}
+        found[check] |= {"images": len(table), "positives": int(table["label"].sum())}
+        found[check] |= {"epochs": audit_fitting(config, check).epochs}
         answers.append(table.assign(check=check))
-        log.info(f"audit, {check}: {question}: AUROC {auroc}")
+        log.info(f"audit, {check}: {question}: AUROC {auroc}, accuracy {found[check]['accuracy']:.4f}")
     focus, summary = _measure_focus(job)
     write_table(run.path("audit.parquet"), pd.concat(answers[1:] or answers, ignore_index=True))
     write_table(run.path("focus.parquet"), focus)
     verdict = reach_verdict(found, read_score(job), config.audit.high)
-    about = {"folds": audited_folds(config), "epochs": config.audit.epochs}
-    write_json(run.path("audit.json"), {"checks": found, "focus": summary, **about, **verdict})
+    write_json(run.path("audit.json"), {"checks": found, "focus": summary, "folds": audited_folds(config), **verdict})
     log.info(verdict["said"])
     return {"biased": verdict["biased"]}
 
@@ -81,11 +84,14 @@ def audited_folds(config):
     return folds
 
 
-def audit_fitting(config):
-    """Return the NetworkConfig of the audit's trainings: the run's with fewer epochs, keeping the last one.
+def audit_fitting(config, check):
+    """Return the NetworkConfig of a check: "image" is trained like the run, whose heat maps its own are compared with.
 
-    A plateau schedule becomes a constant rate, since there is no validation fold.
+    The others have fewer epochs and keep the last one; a plateau schedule becomes a constant rate, since there is no
+    validation fold.
     """
+    if check == "image":
+        return config.network
     schedule = "constant" if config.network.schedule == "plateau" else config.network.schedule
     return replace(config.network, epochs=config.audit.epochs, averaging=("last",), keep="highest", schedule=schedule)
 
@@ -94,20 +100,23 @@ def view_of(config, check):
     """Return the view of a check's network; "image" means the one of image and lungs that the run does not use."""
     if check == "image":
         return "lungs" if config.view == "image" else "image"
-    return config.view if check == "origin" else check
+    return {"origin": config.view, "view": "image"}.get(check, check)
 
 
 def network_of(config, fold, check, labels=labels_of, rows=None):
     """Return the Network of a check for one fold; rows: the store rows of the check."""
 
     def split(job, fold):
+        if check == "image":
+            return fold_rows(job, fold)
         held_out = job.images.at(rows)["fold"].to_numpy() == fold
         parts = rows[~held_out], rows[held_out]
         if len(set(labels(job, parts[0]).tolist())) < 2 or not len(parts[1]):
             raise InputError(f"audit, {check}: fold {fold} leaves only images of one class to train on")
         return parts
 
-    return covid_network(config, fold, PREFIX + check, view_of(config, check), audit_fitting(config), labels, split)
+    fitting = audit_fitting(config, check)
+    return covid_network(config, fold, PREFIX + check, view_of(config, check), fitting, labels, split)
 
 
 def focus_networks(config, fold):
@@ -123,6 +132,8 @@ def find_question(job, check):
 
     Labels and rows are None if the images do not allow the check.
     """
+    if check == "view":
+        return _find_views(job)
     if check != "origin":
         name = NAMES[view_of(job.config, check)]
         return labels_of, job.images.rows(role="main"), f"COVID-19 by {name}"
@@ -143,8 +154,24 @@ def find_question(job, check):
         ill = (~part["finding"].str.strip().str.casefold().isin(HEALTHY)).sum()
         if label == 0 and ill:  # then not only the origin differs
             question += f", {ill} of {len(part)} with another disease"
-        return (lambda job, rows, target=target: target.loc[rows].to_numpy()), part["row"].to_numpy(), question
+        return partial(_given, target), part["row"].to_numpy(), question
     return None, None, f"skipped: no label has {LEAST} images each from two collections"
+
+
+def _find_views(job):
+    """Return labels (1 AP, 0 PA), store rows and question of the check "view"."""
+    used = job.images.table[job.images.table["fold"] >= 0].set_index("image_id")["row"]
+    said = read_selection(job.run).set_index("image_id")["view_said"].reindex(used.index).str.casefold()
+    words = [said.str.contains(rf"\b{name}s?\b", regex=True) for name in ("ap", "pa")]
+    known = words[0] != words[1]
+    target = pd.Series(words[0][known].to_numpy(np.float32), index=used[known].to_numpy())
+    if min(target.sum(), (1 - target).sum()) < LEAST:
+        return None, None, f"skipped: the tables do not name {LEAST} views each AP and PA"
+    return partial(_given, target), target.index.to_numpy(), f"AP against PA by {NAMES['image']}"
+
+
+def _given(target, job, rows):
+    return target.loc[rows].to_numpy()
 
 
 def _predict_check(job, check, labels, rows):
@@ -153,7 +180,7 @@ def _predict_check(job, check, labels, rows):
     for fold in audited_folds(job.config):
         network = network_of(job.config, fold, check, labels, rows)
         train(job, network)
-        held_out = network.rows(job, fold)[1]
+        held_out = rows[job.images.at(rows)["fold"].to_numpy() == fold]  # an image check may validate on another fold
         probs = predict(job, [network], held_out, views(job.config.tta), f"fold {fold}")[:, 0].astype(float)
         truth = labels(job, held_out).astype(int)
         table = {"image_id": job.images.ids(held_out), "fold": fold, "label": truth, "probability": probs}
@@ -162,10 +189,7 @@ def _predict_check(job, check, labels, rows):
 
 
 def _measure_focus(job):
-    """Return a table with each heat map's share in the lungs, for images with COVID-19, and figures by view.
-
-    Other images are not informative: their maps are mostly empty.
-    """
+    """Return a table with each heat map's share in the lungs, for images with COVID-19, and figures by view."""
     images, masks, parts = job.images, read_array(job.images.arrays[MASKS]), []
     for fold in audited_folds(job.config):
         rows = images.rows(folds=[fold], role="main", label=1)
@@ -191,8 +215,7 @@ def _measure_focus(job):
 def share_in_lungs(heat, mask):
     """Return the share of a heat map that lies in the lungs, in [0, 1]; NaN for an empty map.
 
-    heat: (h, w) >= 0, resized bilinearly to the mask's size. mask: (H, W), nonzero in the lungs. By chance it is the
-    lungs' share of the image.
+    heat: (h, w) >= 0; mask: (H, W), nonzero in the lungs. By chance it is the lungs' share of the image.
     """
     if not heat.any():
         return np.nan
@@ -211,10 +234,9 @@ def _mean_share(shares, patients, seed):
 def reach_verdict(found, score, high):
     """Return the verdict in words: {"biased": bool, "said": first line of the page, "evidence": lines}.
 
-    found: check → {"auroc": {estimate, low, high} or None}; score: score.json; high: the AUROC that the lower end of an
-    interval must exceed. Evidence of bias is such an AUROC of border, background or origin, and an AUROC that drops
-    against images from the same collections by an interval above 0. The last two can also reflect other diseases,
-    which images from the same collections show and normals do not.
+    found: check → {"auroc": {estimate, low, high} or None}; score: score.json. Evidence of bias is an AUROC of border,
+    background or origin whose interval lies above `high`, and one that drops against images from the same collections
+    by an interval above 0. The last two can also reflect other diseases, which images from the same collections show.
     """
     areas = {check: (found.get(check) or {}).get("auroc") for check in ("border", "background", "origin")}
     asked = [check for check, auroc in areas.items() if auroc and auroc["low"] is not None]

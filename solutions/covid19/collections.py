@@ -21,14 +21,13 @@ METADATA, UNLABELLED = "metadata.csv", "unlabelled_test.csv"
 def read_collections(folders):
     """Return one table of all collections in some folders, with one row per row of their tables, in order.
 
-    Each folder and its direct subfolders are searched for metadata.csv (ieee8023, Actualmed, Figure1),
-    Data_Entry_2017*.csv (NIH) and train.csv or valid.csv with a column Path (CheXpert). Columns: collection, which is
-    the column `source` of ieee8023, else the folder. home: False for NIH and CheXpert, which have no COVID-19. table:
-    Path; line: the row in it, 1 being the header. file_name: as given; path: None without a file. image_id: unique.
-    patient_id: "<collection> <number>", unique if the table gives none. age: years, NaN if unknown; age_said: a text
-    that is not an age. sex. view: frontal, lateral, other or unknown; view_said: as given. modality: X-ray, CT, another
-    as given, or "". devices: bool. finding; label: 1 COVID-19, 0 something else or nothing, -1 unknown. Raises
-    InputError naming file and row for a missing, unreadable or empty table, a missing column, or an ambiguous name.
+    The tables, in each folder or its direct subfolders: metadata.csv (ieee8023, Actualmed, Figure1),
+    Data_Entry_2017*.csv (NIH), and train.csv or valid.csv with a column Path (CheXpert). Columns: collection: `source`,
+    else the folder. home: False for NIH and CheXpert. table, line: Path and row, 1 being the header. file_name; path:
+    None without a file. image_id; patient_id: "<collection> <number>", unique if the table gives none. age: years or
+    NaN; age_said: a text that is not an age. sex. view: frontal, lateral, other, unknown; view_said: as given.
+    modality: X-ray, CT, another as given, or "". devices: bool. finding; label: 1 COVID-19, 0 not, -1 unknown.
+    Raises InputError naming file and row: an unusable table, a missing column, an ambiguous name.
     """
     tables = {}
     for folder in map(Path, folders):
@@ -57,10 +56,9 @@ def read_collections(folders):
 def read_test_images(data, test, taken=()):
     """Return the images to predict, a table of image_id, file_name, path, patient_id and collection ("").
 
-    test: value of --test, a folder, or a CSV with names of images below `data`; None: the unlabelled_test.csv files in
-    `data` and its direct subfolders, or an empty table without them. Patients come from a column patientid, else
-    "image …". taken: ids in use; a test image with such an id gets the prefix "test-". Raises InputError naming file
-    and row for an unreadable or empty list, an image without a file or named twice, or an ambiguous name.
+    test: --test, a folder or a CSV with names of images below `data`; None: any unlabelled_test.csv in `data` and its
+    direct subfolders. Patients: the column patientid, else "image …". taken: ids in use; a test image with such an id
+    gets the prefix "test-". Raises InputError naming file and row for an unusable list or an image without one file.
     """
     if test is not None and test.is_dir():
         files = list(named_images(test)[1].values())
@@ -91,8 +89,8 @@ def read_test_images(data, test, taken=()):
 def read_exclusions(path, table):
     """Return why the list of --exclude leaves rows out, a Series of texts by the index of `table`, "" for other rows.
 
-    The list is a CSV whose first column names images as the tables do, or by image_id; suffixes do not matter. A second
-    column gives reasons. Raises InputError for an unreadable list, and if it names no image of the table.
+    Its first column names images as the tables do, or by image_id, whatever the suffix; a second one gives reasons.
+    Raises InputError for an unreadable list, and if it names no image of the table.
     """
     rows = read_list(path)
     reasons = rows[rows.columns[1]] if rows.shape[1] > 1 else pd.Series("", rows.index)

@@ -91,8 +91,8 @@ class SelectionConfig:
     """Images drawn at random from each collection of normals (NIH, CheXpert); 0: all. Paper: 1,000."""
     duplicates: float = 0.12
     """Highest share of differing hash bits of duplicates; 0: equal hashes only. Among 608 images of the COVID-19
-    collections and 1,737 of NIH's, nine pairs differ by at most 0.09, all of them copies, one of an NIH image in
-    Figure1. The next are two films of one patient at 0.16, and copies with text written on them at 0.17 and 0.18."""
+    collections and 1,737 of NIH's, nine pairs differ by at most 0.09, all of them copies; the next are two films of one
+    patient at 0.16, and copies with text written on them at 0.17 and 0.18."""
 
     def __post_init__(self):
         if self.least_age < 0 or self.normals < 0:
@@ -123,12 +123,16 @@ class LungsConfig:
 class AuditConfig:
     """The verb `audit`: how much of the score reflects the origin of the images."""
 
-    checks: tuple[Literal["image", "border", "background", "origin"], ...] = ("image", "border", "background", "origin")
-    """Networks to train: on the whole image, on its margin, on everything but the lungs; and one with the run's view
-    that distinguishes collections among images of one label."""
+    checks: tuple[Literal["image", "border", "background", "origin", "view"], ...] = (
+        *("image", "border", "background", "origin", "view"),
+    )
+    """Networks to train: on the whole image, like the run's own; on its margin; on everything but the lungs; one with
+    the run's view that distinguishes collections among images of one label; and one that distinguishes AP from PA on
+    whole images, to find images whose table names the wrong view."""
     folds: tuple[int, ...] = (0, 1, 2)
     """Folds to hold out from these networks, among those of the run."""
     epochs: int = 10
+    """Of all networks but that on the whole image, which has the run's."""
     margin: float = 0.08
     """border: share of the side that remains visible at each edge."""
     high: float = 0.6

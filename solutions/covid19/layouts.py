@@ -25,10 +25,8 @@ _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 def from_metadata(path, raw):
     """Return a metadata.csv of ieee8023, Actualmed or Figure1 in the shared columns.
 
-    Images are named by `filename`, `imagename`, or only by the patient. raw: as from `read_table`, with column names in
-    any case. Columns: collection, home, file_name, folder, patient_id, age, age_said, sex, view, view_said, modality,
-    devices, finding and label, see `collections.read_collections`. Raises InputError naming the file for a missing or
-    repeated column.
+    Images are named by `filename`, `imagename`, or only by the patient. raw: as from `read_table`, column names in any
+    case. Columns: see `collections.read_collections`. Raises InputError for a missing or repeated column.
     """
     raw = raw.rename(columns=str.lower)
     twice = raw.columns.duplicated()

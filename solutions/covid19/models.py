@@ -53,19 +53,19 @@ class CovidNet(models.Normalised):
     def forward(self, images):
         return self.classify(self.features(images))
 
-    def heat(self, images):
-        """Return Grad-CAM of the logit on the last feature map, float32 (B, h, w) >= 0: evidence for the class.
+    def heat(self, images, sign=1):
+        """Return Grad-CAM of the logit times `sign` on the last feature map, float32 (B, h, w) >= 0.
 
-        Each channel is weighted by the spatial mean of the logit's gradient; the map is the positive part of the sum
-        over channels. Works inside no_grad and inference mode too and leaves no gradients behind. Source: Selvaraju et
-        al. 2017.
+        sign: 1 for evidence of the class, -1 for evidence against it. Each channel is weighted by the spatial mean of
+        the gradient; the map is the positive part of the sum over channels. Works inside no_grad and inference mode too
+        and leaves no gradients behind. Source: Selvaraju et al. 2017.
         """
         with torch.no_grad():
             features = self.features(images)
         with torch.inference_mode(False), torch.enable_grad():
             maps = features.clone().requires_grad_()  # a clone, since inference tensors cannot have gradients
             (gradient,) = torch.autograd.grad(self.classify(maps).sum(), maps)
-        return (gradient.mean((2, 3), keepdim=True) * features).sum(1).relu()
+        return (sign * (gradient.mean((2, 3), keepdim=True) * features).sum(1)).relu()
 
 
 def build_network(config, weights=None):
@@ -139,9 +139,8 @@ def augmentation(name, size):
 def light(size, rotate=10.0, zoom=0.1, shift=0.05, lighting=0.1, p=0.75):
     """Return our light pipeline: flip, rotation (± degrees), zoom (1 ±), shift (± of the side), brightness, contrast.
 
-    The flip has probability 0.5, the others `p` each; brightness and contrast change on the logit scale, so that the
-    black background of lung-only images stays black. A mirrored chest has its heart on the wrong side, but flips are
-    common practice, and COVID-19 affects both sides.
+    The flip has probability 0.5, the others `p` each; brightness and contrast change on the logit scale, so that black
+    stays black. A mirrored heart is on the wrong side, but COVID-19 affects both.
     """
     return compose([Warp(size, partial(_light_matrix, rotate, zoom, shift, p)), Lighting(lighting, lighting, p)])
 
@@ -176,8 +175,7 @@ def fold_rows(job, fold):
 def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=labels_of, rows=fold_rows):
     """Return the Network of one fold: COVID-19 from the run's view, or with another view or other labels.
 
-    view: one of config.VIEWS; fitting: a NetworkConfig; labels(job, rows) -> float32 (n,) of 0 and 1; rows: as in
-    Network.
+    view: one of config.VIEWS; fitting: a NetworkConfig; labels(job, rows) -> float32 (n,); rows: as in Network.
     """
     view, fitting = view or config.view, fitting or config.network
     margin = config.audit.margin
@@ -205,14 +203,15 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
         figures=figures,
         rows=rows,
         key=[view, margin if view == "border" else None],
+        watched=("accuracy",),
         trained_on=lambda job: {"solution": job.solution, "fold": fold, "images": len(rows(job, fold)[0])},
     )
 
 
-def heat_maps(job, network, rows, device, title):
+def heat_maps(job, network, rows, device, title, sign=1):
     """Return Grad-CAM of a trained Network on store rows, float32 (n, h, w), computed in full precision."""
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
     dataset = network.dataset(job, rows, False, False)
     loader = eval_loader(dataset, 2 * network.config.batch_size, job.workers)
     batches = tqdm(loader, title, leave=False)
-    return np.concatenate([model.heat(images.to(device)).cpu().numpy() for images, _ in batches])
+    return np.concatenate([model.heat(images.to(device), sign).cpu().numpy() for images, _ in batches])

@@ -1,5 +1,7 @@
 """Pictures of the report: lungs and rejected images, what the audit's networks see, and where networks look."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -12,10 +14,12 @@ from solutions.covid19.config import LABELS
 from solutions.covid19.data import GATED
 from solutions.covid19.lungs import MASKS
 from solutions.covid19.models import apply_view, heat_maps
+from solutions.covid19.scoring import HALF
 
 SIDE = 240  # pixels of a picture in a strip
 PER_KIND = 2  # images of each kind
 MOST_REJECTED = 6
+draw = partial(outline_overlay, size=SIDE)
 SEEN = {"image": "the whole image", "lungs": "the lungs", "border": "the margin", "background": "all but the lungs"}
 
 
@@ -25,25 +29,17 @@ def make_strip(panels, gap=4):
     return np.hstack([part for panel in panels for part in (panel, white)][:-1])
 
 
-def draw(image, mask=None):
-    """Return a stored image, uint8 (S, S), as RGB of SIDE pixels, with the outline of `mask` if given."""
-    return outline_overlay(image, prediction=mask, size=SIDE)
-
-
 def _grid(strips, captions):
     return page.grid(*[page.figure(to_jpeg(rgb), text) for rgb, text in zip(strips, captions, strict=True)])
 
 
 def lung_strips(images, selection):
-    """Return strips of radiograph, outlined lungs and cut-out lungs: a few per collection and label, and rejected ones.
-
-    selection: the table of `data.read_selection`.
-    """
+    """Return strips of radiograph, outlined and cut-out lungs: a few per collection and label, and rejected images."""
     masks = read_array(images.arrays[MASKS])
 
     def strip(row):
         image, mask = images.store.images[row], masks[row]
-        return make_strip([draw(image), draw(image, mask), draw(apply_view(image, mask, "lungs", None))])
+        return make_strip([draw(image), draw(image, prediction=mask), draw(apply_view(image, mask, "lungs", None))])
 
     rows, captions = [], []
     used = images.table[images.table["fold"] >= 0]
@@ -73,10 +69,7 @@ def view_strips(images, answers, margin):
 
 
 def pick_answers(answers):
-    """Return each label's most confident correct predictions, and its most confident wrong one, if any.
-
-    answers: label, probability and any other columns.
-    """
+    """Return each label's most confident correct predictions, and its most confident wrong one, if any."""
     ordered = answers.sort_values("probability", ascending=False, kind="stable")
     positive, negative = ordered[ordered["label"] == 1], ordered[ordered["label"] == 0][::-1]
     places = [*positive.index[:PER_KIND], *negative.index[:PER_KIND]]
@@ -94,7 +87,7 @@ def heat_strips(job, answers, networks):
     masks = read_array(images.arrays[MASKS])
     for k, row in enumerate(answers.itertuples()):
         image, mask = np.asarray(images.store.images[row.row]), masks[row.row]
-        panels = [draw(image, mask)]
+        panels = [draw(image, prediction=mask)]
         for view in maps:
             heat = maps[view][k] / max(maps[view][k].max(), np.float32(1e-12))
             panels.append(heat_overlay((apply_view(image, mask, view, job.config.audit.margin), heat), size=SIDE))
@@ -106,19 +99,22 @@ def heat_strips(job, answers, networks):
 def compute_heat_maps(job, answers, networks):
     """Return the heat maps of each view, float32 (n, h, w), from the network that was not trained on the image.
 
-    They are computed on the CPU, which is always available, and cached in heats.npz.
+    They show evidence for the run's own answer: of COVID-19 from a probability of 0.5, against it below. They are
+    computed on the CPU, which is always available, and cached in heats.npz.
     """
     answers = answers.reset_index(drop=True)
+    signs = np.where(answers["probability"] >= HALF, 1, -1)
     used = [(fold, view, each) for fold in sorted(set(answers["fold"])) for view, each in networks[fold].items()]
 
     def compute():
         maps = {}
         for fold, view, network in used:
-            part = answers[answers["fold"] == fold]
-            heat = heat_maps(job, network, part["row"].to_numpy(), torch.device("cpu"), f"{view}, fold {fold}")
-            maps.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
+            for sign in sorted(set(signs[answers["fold"] == fold])):
+                part, title = answers[(answers["fold"] == fold) & (signs == sign)], f"{view}, fold {fold}"
+                heat = heat_maps(job, network, part["row"].to_numpy(), torch.device("cpu"), title, sign)
+                maps.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
         return maps
 
     hashes = [[fold, view, cached_hash(network.weights(job.run))] for fold, view, network in used]
-    key = digest(job.images.pixels_key, answers["image_id"].tolist(), hashes)
+    key = digest(job.images.pixels_key, answers["image_id"].tolist(), signs.tolist(), hashes)
     return cached_arrays(job.run.path("heats.npz"), key, compute)

@@ -6,14 +6,19 @@ import pandas as pd
 from common.paths import read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots
 from common.report.frame import step_section
-from solutions.covid19.audit import PREFIX, focus_networks, read_audit
+from common.report.gallery import augmented_gallery
+from solutions.covid19.audit import PREFIX, focus_networks, read_audit, view_of
 from solutions.covid19.config import COVID, LABELS, PREDICTIVE, PRINTED
 from solutions.covid19.data import read_selection, reason_kinds, rejected_shares
+from solutions.covid19.models import covid_network
 from solutions.covid19.pictures import SEEN, heat_strips, lung_strips, pick_answers, view_strips
 from solutions.covid19.scoring import HALF, RATES, published, with_truth
 
 TITLE = COVID
 EXPERIMENTS = (PREFIX,)
+SHORT = {"origin": "distinguishes collections", "view": "distinguishes AP from PA"}  # names of networks
+DOUBTFUL = 0.9  # probability of the other view
+AUGMENTED = 2  # images of each label whose augmentation is shown
 WITHOUT = LABELS[0]
 
 
@@ -46,20 +51,24 @@ def sections(job):
         audit = step_section(job, "audit", "Audit", lambda job: _audit(job, score, oof))
         parts = [audit, _folds(job.run, score), _predictions(oof)]
     selection = read_selection(job.run)
-    return [*parts, _data(job.images, selection), _lungs(job, selection)]
+    return [*parts, _data(job.images, selection), _lungs(job, selection), _augmentation(job)]
 
 
 def _audit(job, score, oof):
     """Return the results of `audit`; score: score.json; oof: out-of-fold predictions with true labels."""
-    found, _, focus = read_audit(job.run)
+    found, predictions, focus = read_audit(job.run)
     config, checks, views = job.config, found["checks"], found["focus"]
-    names = {check: _network_name(check, config.view) for check in checks}
+    names = {check: SHORT.get(check) or SEEN[view_of(config, check)] for check in checks}
     lines = [(f"this run: {SEEN[config.view]}", score["auroc"])]
     if score["same_source"]:
         lines.append(("this run, same collections", score["same_source"]["auroc"]))
     lines += [(names[check], part["auroc"]) for check, part in checks.items() if part["auroc"]]
-    asked = [(names[check], part["said"], part.get("images"), _text(part["auroc"])) for check, part in checks.items()]
-    asked = pd.DataFrame(asked, columns=["network", "question", "images", "AUROC"]).astype({"images": "Int64"})
+    asked = [
+        (names[check], part["said"], part.get("images"), part.get("epochs"), _text(part["auroc"]), part.get("accuracy"))
+        for check, part in checks.items()
+    ]
+    asked = pd.DataFrame(asked, columns=["network", "question", "images", "epochs", "AUROC", "accuracy"])
+    asked = asked.astype({"images": "Int64", "epochs": "Int64"})
     looks = [
         (SEEN[view], _text(part["share"]), part["area"], part["images"], part["flat"]) for view, part in views.items()
     ]
@@ -70,13 +79,15 @@ def _audit(job, score, oof):
     panels = ", ".join(["the radiograph with its lungs", *(f"the network that sees {SEEN[view]}" for view in views)])
     high = config.audit.high
     return [
-        f"Trained for {found['epochs']} epochs, with the folds {', '.join(map(str, found['folds']))} held out in turn.",
+        f"Trained with the folds {', '.join(map(str, found['folds']))} held out in turn; the network on "
+        f"{names.get('image', SEEN['image'])} like those of the run ({config.network.epochs} epochs).",
         page.figure(
             plots.score_with_interval([(name, *interval.values()) for name, interval in lines], "AUROC", high),
             f"Margin, background and origin count against the run if their interval lies above {high:g}, the dashed "
             "line; the same collections, if the AUROC drops by an interval that excludes 0",
         ),
         page.table(asked, "What each network of the audit had to predict"),
+        *[_doubtful_views(job, predictions[predictions["check"] == "view"])] * ("view" in checks),
         f"What the views show: {', '.join(SEEN.values())}.",
         view_strips(job.images, answers, config.audit.margin),
         page.table(looks, "Mean share of a heat map in the lungs; chance: the lungs' share of the image"),
@@ -84,7 +95,8 @@ def _audit(job, score, oof):
             plots.histogram(groups, "share of the heat map in the lungs, %", 25),
             "Share of each heat map in the lungs, and the lungs' share of the image",
         ),
-        f"Grad-CAM, violet to yellow from the least to the strongest evidence for {COVID}: {panels}.",
+        f"Grad-CAM, violet to yellow from the least to the strongest evidence for the answer, which is {COVID} from a "
+        f"probability of {HALF} and {WITHOUT} below: {panels}.",
         heat_strips(job, answers, {fold: focus_networks(config, fold) for fold in found["folds"]}),
     ]
 
@@ -93,11 +105,12 @@ def _text(interval):
     return page.interval_text(*interval.values()) if interval else None
 
 
-def _network_name(check, view):
-    """Return a short name for a check's network, given the run's view."""
-    if check == "origin":
-        return "distinguishes collections"
-    return SEEN["lungs" if check == "image" and view != "lungs" else check]
+def _doubtful_views(job, answers):
+    """Return the images whose look contradicts the view in their table; answers: those of the check "view"."""
+    table = answers.merge(read_selection(job.run)[["image_id", "collection", "view_said"]], on="image_id")
+    table = table[(table["probability"] - table["label"]).abs() > DOUBTFUL].rename(columns={"probability": "P(AP)"})
+    caption = f"Images whose look contradicts the view in their table, with a probability over {DOUBTFUL}: {len(table)}"
+    return page.details(caption, page.table(table[["image_id", "collection", "view_said", "P(AP)"]], limit=20))
 
 
 def _data(images, selection):
@@ -112,13 +125,30 @@ def _data(images, selection):
     folds.columns = ["only scored" if role == "same_source" else LABELS[label] for role, label in folds]
     folds = folds[[name for name in (COVID, WITHOUT, "only scored") if name in folds]].reset_index()
     folds.insert(1, "patients", used.groupby("fold")["patient_id"].nunique().to_numpy())
+    home = selection["collection"].isin(selection.loc[selection["label"] == 1, "collection"])
+    findings = selection.loc[home, "finding"].replace("", "not given").value_counts().reset_index(name="rows")
     return page.section(
         "Data",
         text,
         page.table(count_reasons(selection), "Rows of the tables, and why rows are not used"),
         page.table(folds, "Folds, by patient"),
-        page.figure(plots.histogram(_by_label(used, "age"), "age, years", 20), "Ages, where known"),
+        page.grid(
+            page.figure(plots.histogram(_by_label(used, "age"), "age, years", 20), "Ages, where known"),
+            page.table(findings, f"Findings of all rows in the collections with {COVID}", limit=20),
+        ),
     )
+
+
+def _augmentation(job):
+    """Return training images under several draws of the network's augmentation."""
+    config, images = job.config, job.images
+    if config.network.augmentation == "none":
+        return None
+    rows = np.concatenate([images.rows(role="main", label=label)[:AUGMENTED] for label in (1, 0)])
+    captions = [f"{LABELS[row.label]} · {row.image_id}" for row in images.at(rows).itertuples()]
+    data = covid_network(config, config.folds[0]).dataset(job, rows, True, False)
+    text = f"Training images as the network sees them, plain and augmented ({config.network.augmentation})."
+    return page.section("Augmentation", text, augmented_gallery(data, captions))
 
 
 def count_reasons(selection):

@@ -1,8 +1,8 @@
 """The embedded sample: phantom radiographs of two collections, one of which has all COVID-19 images.
 
 Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, with PNG and JPEG files of several sizes,
-patients with several films, findings under old and new names, and rows that must not be used (a lateral view, a CT
-slice, a child, a missing file, an unread film, a duplicate); normals laid out as ChestX-ray14, whose patient numbers
+patients with several films, findings under old and new names, and rows that must not be used (a lateral view, a CT,
+a child, a missing file, an unread film, a duplicate); normals laid out as ChestX-ray14, whose patient numbers
 belong to other people. With `marker`, all films of the first collection show their origin: burnt-in words, a bright
 noisy margin and a different grey-level curve. Without it, only the disease differs. Unlike the real ones: some normals
 are JPEG files; age, sex and view do not affect the drawing; and COVID-19 is more obvious.
@@ -23,7 +23,7 @@ from common.phantom import findings as draws
 from common.phantom.drawing import CIRCLE, blur, fill, smooth_noise
 from common.phantom.sample import write_sample
 
-VERSION = 1  # to be raised whenever the files for a seed change
+VERSION = 2  # to be raised whenever the files for a seed change
 SIDES = (256, 288, 320, 352, 400)  # widths of the images
 HOME, NORMALS = "covid-chestxray-dataset", "NIH ChestX-ray14"
 VISITS = (0.7, 0.2, 0.1)  # shares of patients with one, two, three films
@@ -41,10 +41,7 @@ NIH_HEADER = (
 
 
 def ground_glass(scene, rng, patches=(2, 4), density=(0.12, 0.19)):
-    """Draw COVID-19 on a `common.phantom` scene: haze along the walls of both lungs, mostly low, with visible vessels.
-
-    patches: lowest and highest number per lung; density: lowest and highest attenuation.
-    """
+    """Draw COVID-19: haze along the walls of both lungs; patches: numbers per lung; density: range of attenuation."""
     layer = np.zeros((scene.size, scene.size), np.uint8)
     for sign in (-1, 1):
         for _ in range(rng.integers(patches[0], patches[1] + 1)):
@@ -80,12 +77,9 @@ def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0,
 
     n_covid, n_other: images of the first collection with COVID-19, at least 4, and without, at least 1; n_normals:
     images of the second, at least 4; n_test: at least 4, half of them COVID-19, a quarter others of the first
-    collection; seed: int >= 0; marker: whether films show their origin. Further images are not to be used: six rows of
-    the first collection, a film with very small lungs in each, a sick patient and a child in the second, and two
-    copies, one of them across collections. Files: metadata.csv, images (8 bit, 256 to 400 px wide),
-    unlabelled_test.csv, sample_submission.csv, hidden_test.csv (filename, label, collection) and normals
-    (Data_Entry_2017.csv, images_001/images). The bytes depend on the parameters alone. Raises InputError as
-    `write_sample` does.
+    collection. Further images are not to be used: six rows of the first collection, a film with very small lungs in
+    each, a sick patient and a child in the second, and two copies, one of them across collections. hidden_test.csv:
+    filename, label, collection. Raises InputError as `write_sample` does.
     """
     if not isinstance(marker, bool):
         raise InputError(f"sample: marker={marker!r} must be True or False")
@@ -198,8 +192,6 @@ def _draw(film, marker):
     """Return the image of a film, uint8 (height, width)."""
     rng, grain = np.random.default_rng([film.number, 1]), np.random.default_rng([film.number, 4])
     side, kept = int(rng.choice(SIDES)), rng.uniform(0.86, 1)  # the belly is cut off
-    if film.odd == "CT":
-        return _draw_slice(side, grain)
     image = phantom.draw(film.number, 150 if film.odd == "wide" else side, FINDINGS[film.finding], film.person).image
     if film.odd == "wide":
         return cv2.copyMakeBorder(image, 53, 53, 120, 130, cv2.BORDER_CONSTANT, value=5)
@@ -226,20 +218,6 @@ def _add_marker(image, rng):
     words, scale = WORDS[rng.integers(len(WORDS))], rng.uniform(0.0013, 0.0017) * width
     where = round(rng.uniform(0.03, 0.06) * width), round(rng.uniform(0.04, 0.055) * width)
     return cv2.putText(x, words, where, cv2.FONT_HERSHEY_SIMPLEX, scale, 250, 1, cv2.LINE_AA)
-
-
-def _draw_slice(side, rng):
-    """Return an axial CT slice: a body with two lungs, a heart and a spine."""
-    image = np.zeros((side, side), np.uint8)
-    for x, y, across, along, grey in (
-        (0.5, 0.5, 0.44, 0.32, 150),
-        (0.31, 0.48, 0.15, 0.22, 25),
-        (0.69, 0.48, 0.15, 0.22, 25),
-        (0.54, 0.42, 0.12, 0.13, 165),
-        (0.5, 0.71, 0.07, 0.08, 235),
-    ):
-        fill(image, side * (CIRCLE * [across, along] + [x, y]), grey)
-    return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
 
 
 def _make_home_row(film):

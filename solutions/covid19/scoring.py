@@ -65,16 +65,12 @@ def fold_table(table, thresholds):
         row = {"fold": fold, "images": len(part), "tp": tp, "fn": fn, "tn": tn, "fp": fp}
         shares = {"accuracy": (tp + tn, len(part)), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
         for name, (right, of) in shares.items():
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), _wilson(right, of), strict=True))
+            row |= {name: right / of if of else np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+            if of:
+                interval = stats.binomtest(right, of).proportion_ci(method="wilson")
+                row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _wilson(right, of):
-    if not of:
-        return np.nan, np.nan, np.nan
-    interval = stats.binomtest(right, of).proportion_ci(method="wilson")
-    return right / of, float(interval.low), float(interval.high)
 
 
 def pooled_rates(table, thresholds, seed=0):
@@ -111,6 +107,7 @@ def summarise(oof, cuts, rejected, seed=0):
         raise InputError("intervals need out-of-fold images of at least two patients")
     half = np.full(len(main), HALF)
     folds = fold_table(main, half)
+    spread = {name: None if np.isnan(sd) else sd for name, sd in folds[list(RATES)].std().items()}
 
     def rates(thresholds):
         return {name: as_interval(value) for name, value in pooled_rates(main, thresholds, seed).items()}
@@ -119,7 +116,7 @@ def summarise(oof, cuts, rejected, seed=0):
         "auroc": as_interval(auroc_interval(main["label"], main["probability"], main["patient_id"], seed)),
         **rates(half),
         "tuned": rates(cuts),
-        "mean_of_folds": {n: {"mean": folds[n].mean(), "sd": _or_none(folds[n].std())} for n in RATES},
+        "mean_of_folds": {n: {"mean": folds[n].mean(), "sd": spread[n]} for n in RATES},
         "images": len(main),
         "patients": main["patient_id"].nunique(),
         "folds": len(folds),
@@ -161,7 +158,3 @@ def _fall(oof, seed):
         return main - home  # NaN if no patient of a part is drawn
 
     return UNDEFINED if len(set(patients.tolist())) < 2 else bootstrap(difference, patients, seed=seed)
-
-
-def _or_none(value):
-    return None if np.isnan(value) else float(value)

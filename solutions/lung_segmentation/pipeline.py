@@ -67,6 +67,7 @@ def lung_network(config, fold):
         rows=data.split_rows,
         freeze=freeze_encoder,
         channels=channels,
+        watched=("dice",),
     )
 
 

@@ -69,9 +69,8 @@ def test_the_same_run_twice_does_not_differ(runs, tmp_path, caplog):
     found = pd.read_csv(tmp_path / "table.csv")
     assert found["run"].tolist() == ["a", "a", "b", "b"] and (found["difference"].dropna() == 0).all()
     assert found["p"].dropna().tolist() == [1.0, 1.0]
-    assert "8 images of 4 patients, out of fold" in caplog.text and "theirs" in caplog.text
-    page = (tmp_path / "table.html").read_text()
-    assert "against a, paired by patient" in page and "theirs" in page and "A note." in page
+    for text in ("8 images of 4 patients, out of fold", "against a, paired by patient", "theirs", "A note."):
+        assert text in caplog.text
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path):
@@ -84,7 +83,6 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     refuses("nowhere: not the folder of a finished run", tmp_path / "nowhere")
     refuses("--against c: the runs are a, b", *runs, against="c")
     refuses("--resamples 0 must be at least 1", *runs, resamples=0)
-    refuses("--out .*x.txt: the figures are a .csv", *runs, out=tmp_path / "x.txt")
     config = read_json(runs[1] / "config.json")
     write_json(runs[1] / "config.json", config | {"tta": ["flip"]})
     refuses("`predict` is out of date", *runs)

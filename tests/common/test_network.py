@@ -70,6 +70,18 @@ def test_weights_of_another_network_are_where_it_starts(job):
         train(job, second)
 
 
+def test_watched_figures_are_measured_on_training_images_too(job):
+    plain, watched = network(FIT, 0), replace(network(FIT, 0), stage="watched", watched=("score",))
+    before, found = train(job, plain).history, train(job, watched).history
+    assert "train_score" not in before and found["score"].tolist() == before["score"].tolist()
+    rows, _ = other_folds(job, 0)  # four, as many as are held out, so all of them
+    truth = job.images.at(rows)["bright"].to_numpy()
+    last = replace(watched, stage="last", config=replace(FIT, averaging=("last",)))
+    history = train(job, last).history
+    measured = predict(job, [last], rows)[:, 0]
+    assert history["train_score"].iloc[-1] == ((measured > 0.5) == truth).mean()
+
+
 def test_a_network_that_gives_no_numbers_is_refused(job):
     bad = network(FIT, 0, measure=lambda output, target: output[:, 0] / 0)
     with pytest.raises(InputError, match=r"fold0/net.*epoch 1.*NaN or infinity"):

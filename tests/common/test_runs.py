@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from common.config import from_dict
+from common.config import digest, from_dict
 from common.errors import InputError
 from common.runs import PACKAGES, Run, git_revision, package_versions, start_log
 from solutions.siim_pneumothorax.config import DEMO, Config
@@ -55,12 +55,12 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
 
 def test_steps(tmp_path):
     run = Run(tmp_path)
-    assert run.manifest == {} and run.step("tune") is None and not run.is_done("tune", "key")
+    assert run.manifest == {} and run.step("tune") is None
     run.record("tune", ["key", 1], score=0.5)
     run.record("score", 2)
-    assert run.step("tune")["score"] == 0.5 and run.is_done("tune", ["key", 1]) and not run.is_done("tune", ["key", 2])
+    assert run.step("tune")["score"] == 0.5 and run.step("tune")["key"] == digest(["key", 1])
     run.record("tune", "other")
-    assert list(run.manifest["steps"]) == ["score", "tune"] and run.is_done("tune", "other")
+    assert list(run.manifest["steps"]) == ["score", "tune"] and run.step("tune")["key"] == digest("other")
     run.forget("tune")
     run.forget("tune")
     assert list(run.manifest["steps"]) == ["score"]

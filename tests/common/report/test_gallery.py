@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from benchmarks.tables import real_data
 from common.report.gallery import (
     PREDICTION,
     TRUTH,
+    augmented_gallery,
     box_overlay,
     cached_arrays,
     gallery,
@@ -126,6 +128,21 @@ def test_real_radiograph_stays_small():
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     data = to_jpeg(outline_overlay(image))
     assert 3_000 < len(data) < 60_000
+
+
+def test_augmentation_is_shown_beside_the_image():
+    class Data:
+        def __getitem__(self, key):
+            index, seed = key if isinstance(key, tuple) else (key, -1)
+            return torch.full((1, 8, 8), 100 * index + seed + 1, dtype=torch.uint8), 0
+
+    made = augmented_gallery(Data(), ["first", "second"], count=2, size=8)
+    pictures = [b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([^\"]+)", made)]
+    levels = [cv2.imdecode(np.frombuffer(p, np.uint8), cv2.IMREAD_GRAYSCALE).mean() for p in pictures]
+    assert levels == pytest.approx([0, 1, 2, 100, 101, 102], abs=1)
+    assert re.findall("first|second|draw [12]", re.sub('alt="[^"]*"', "", made)) == [
+        *("first", "draw 1", "draw 2", "second", "draw 1", "draw 2")
+    ]
 
 
 def test_extremes_of_an_ordered_table():

@@ -60,6 +60,7 @@ def test_plots_leave_matplotlib_as_it_was():
     [
         plots.learning_curves(pd.DataFrame()),
         plots.learning_curves(pd.DataFrame({"epoch": [0, 1], "train_loss": [NAN, NAN]})),
+        plots.mean_curves([_history(), _history()]),
         plots.confusion_matrix(np.zeros((2, 2)), ["a", "b"]),
         plots.score_with_interval([]),
         plots.threshold_surface(SEARCH.assign(dice=NAN), "high", "area", "dice", (0.7, 500)),
@@ -82,6 +83,14 @@ def test_learning_curves_show_the_columns_that_have_values_from_the_first_epoch_
     gap.loc[2, "dice"] = NAN
     assert "dice" in _read(plots.learning_curves(gap))[1]
     assert "validation" not in _read(plots.learning_curves(gap.assign(dice=NAN)))[1]
+
+
+def test_mean_curves_have_a_panel_for_each_figure_that_is_measured_twice():
+    one = _history().assign(train_dice=0.9, loss=0.7, train_loss=[1, 0.8, 0.6, 0.5, 0.4])
+    other = one.assign(loss=0.5)
+    (width, height), texts = _read(plots.mean_curves([one, other]))
+    assert (width, height) == pytest.approx((72 * 6.8, 72 * 2.6))
+    assert {"loss", "dice", "training", "validation", "epoch"} <= set(texts) and "lr" not in texts
 
 
 def test_names_are_taken_literally():

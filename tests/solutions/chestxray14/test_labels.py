@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 
 from benchmarks.tables import label_table
-from common.data.folds import make_folds, prevalence_deviation, shared_groups
+from common.data.folds import make_folds, shared_groups
 from common.post.boxes import BOX
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.labels import DIGESTS, names_digest, patient_of, read_boxes, read_labels, read_lists
+from tests.running import prevalence_deviation
 from tests.solutions.chestxray14.folders import (
     BOX_HEADER,
     HEADER,

@@ -192,7 +192,9 @@ def test_folds_of_the_audit_are_those_of_the_run():
 def test_a_schedule_without_a_validating_fold():
     for schedule, expected in (("plateau", "constant"), ("warm_cosine", "warm_cosine")):
         config = dataclasses.replace(DEMO, network=dataclasses.replace(DEMO.network, schedule=schedule))
-        assert audit_fitting(config).schedule == expected and audit_fitting(config).epochs == DEMO.audit.epochs
+        fitting = audit_fitting(config, "border")
+        assert fitting.schedule == expected and fitting.epochs == DEMO.audit.epochs
+        assert audit_fitting(config, "image") == config.network  # its heat maps are compared with the run's
 
 
 # ---- where networks look -------------------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ def test_a_marker_in_the_margin_is_found_by_networks_that_see_no_lung(audited):
     assert (
         "only the margin of the image reaches" in found["said"] and "everything but the lungs reaches" in found["said"]
     )
-    assert (found["folds"], found["epochs"]) == ([0, 1], 8)
+    assert found["folds"] == [0, 1]
     truth = job.images.table.set_index("image_id")
     for check in ("border", "background"):
         part = answers[answers["check"] == check]
@@ -296,13 +298,35 @@ def test_a_marker_in_the_margin_is_found_by_networks_that_see_no_lung(audited):
         auroc = roc_auc_score(part["label"], part["probability"])
         said = found["checks"][check]
         assert said["auroc"]["estimate"] == pytest.approx(auroc) and auroc > 0.9 and said["auroc"]["low"] > 0.6
-        assert (said["images"], said["positives"]) == (40, 20)
+        assert (said["images"], said["positives"], said["epochs"]) == (40, 20, 8)
+        assert said["accuracy"] == ((part["probability"] >= 0.5) == part["label"]).mean()
     assert set(focus["view"]) == {"lungs"}  # without a network of the whole image
     assert (focus["label"] == 1).all() and (focus["area"] == 0.25).all() and len(focus) == 20
     assert focus["share"].dropna().between(0, 1).all()
     share = found["focus"]["lungs"]
     assert share["share"]["estimate"] == pytest.approx(focus["share"].mean()) and share["images"] == 20
     assert share["flat"] == focus["share"].isna().sum()
+
+
+def test_views_are_told_from_what_the_tables_say(audited, monkeypatch):
+    job = audited(True, checks=(), epochs=1)
+    said = ["AP Supine", "AP", "PA", "pa", "Frontal AP", "", "AP or PA", "APPLE"] * 7
+    table = pd.DataFrame({"image_id": job.images.table["image_id"], "view_said": said})
+    monkeypatch.setattr(audit, "read_selection", lambda run: table)
+    labels, rows, question = find_question(job, "view")
+    assert rows.tolist() == [row for row in range(56) if row % 8 < 5]
+    assert labels(job, rows).tolist() == [1, 1, 0, 0, 1] * 7 and "AP against PA" in question
+    table["view_said"] = ["PA"] * 9 + ["AP"] * 47
+    assert find_question(job, "view") == (None, None, "skipped: the tables do not name 10 views each AP and PA")
+
+
+def test_the_network_on_whole_images_is_trained_like_the_run(audited):
+    job = audited(True, checks=("image",), epochs=99)
+    found, answers, focus = read_audit(job.run)
+    assert found["checks"]["image"]["epochs"] == NETWORK.epochs and set(focus["view"]) == {"lungs", "image"}
+    assert answers.groupby("fold")["image_id"].apply(set).tolist() == [
+        set(job.images.ids(job.images.rows(folds=[fold], role="main"))) for fold in (0, 1)
+    ]
 
 
 def test_origin_is_told_by_the_run_s_own_view_which_hides_the_margin(audited):

@@ -39,6 +39,7 @@ def test_one_layer_by_hand():
     assert model(X).item() == pytest.approx(4 - 6 + 0.5)
     # the gradient in a cell is the weight / 4; (x - (10 - x)) / 4 is -2.5, -0.5, 1.5, -0.5
     np.testing.assert_allclose(model.heat(X)[0], [[0, 0], [1.5, 0]], atol=1e-5)
+    np.testing.assert_allclose(model.heat(X, -1)[0], [[2.5, 0.5], [0, 0.5]], atol=1e-5)  # against the class
 
 
 def test_hidden_layers_by_hand():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.tables import label_table, real_data
-from common.data.folds import make_folds, prevalence_deviation
+from common.data.folds import make_folds
 from common.errors import InputError
 from common.images import prepare_images
 from common.post.boxes import BOX
@@ -18,6 +18,7 @@ from solutions.vinbigdata.config import CLASSES, DEMO, FusionConfig
 from solutions.vinbigdata.data import FINDINGS, boxes_by_row, read_train, truth_of
 from solutions.vinbigdata.pipeline import SOLUTION
 from tests import dicoms
+from tests.running import prevalence_deviation
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"
 TRIPLE = ["image_id", "class_id", "rad_id"]
