@@ -110,17 +110,16 @@ def build_fusion(config, weights=None):
 
 
 def box_loss(maps, boxes):
-    """Return 1 − the soft IoU of class maps, each scaled from its lowest and highest value to 0 to 1, and their boxes.
+    """Return −log of the share of a class map's softmax over cells that lies in its boxes, the mean over boxed maps.
 
     maps: (B, C, h, w) real; boxes: uint8 (B, C, H, W), 255 inside, all 0 for a map that does not count. Neither a map's
-    level nor its scale matters, only where the evidence lies. Returns the mean over maps with a box, 0 without any.
+    level matters nor its values within a box, only where the evidence lies. 0 if no map has a box.
     """
-    inside, maps = F.adaptive_avg_pool2d(boxes.float() / 255, maps.shape[-2:]).flatten(2), maps.flatten(2)
-    low, high = maps.amin(2, keepdim=True), maps.amax(2, keepdim=True)
-    scaled, boxed = (maps - low) / (high - low).clamp_min(0.01), inside.any(2)  # a flat map has no steep gradient
-    overlap = (scaled * inside).sum(2)
-    iou = overlap / ((scaled + inside).sum(2) - overlap).clamp_min(1e-6)
-    return ((1 - iou) * boxed).sum() / boxed.sum().clamp_min(1)
+    inside = F.adaptive_avg_pool2d(boxes.float() / 255, maps.shape[-2:]).flatten(2)
+    most = inside.amax(2, keepdim=True)
+    shares = (maps.flatten(2).softmax(2) * inside / most.clamp_min(1e-6)).sum(2).clamp_min(1e-6)
+    boxed = most[..., 0] > 0
+    return -(shares.log() * boxed).sum() / boxed.sum().clamp_min(1)
 
 
 def boxed_step(weight, model, images, target):

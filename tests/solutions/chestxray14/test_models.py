@@ -101,16 +101,17 @@ def test_frozen_norms_keep_their_statistics(tmp_path):
 def test_the_box_loss_asks_where_the_evidence_is():
     maps, boxes = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     boxes[0, 1, :2, :2] = 255  # the first of four cells, of class 1
-    assert box_loss(maps, boxes).item() == 1  # no evidence anywhere
-    maps[0, 1] = torch.tensor([[4.0, 2.0], [0.0, 0.0]])  # scaled 1, 0.5, 0, 0: overlap 1, union 1.5
-    assert box_loss(maps, boxes).item() == pytest.approx(1 / 3, abs=1e-6)
-    assert box_loss(3 * maps + 7, boxes).item() == pytest.approx(1 / 3, abs=1e-6)  # level and scale are free
+    assert box_loss(maps, boxes).item() == pytest.approx(np.log(4))  # evidence everywhere alike
+    maps[0, 1, 0, 0] = 3.0
+    share = np.exp(3) / (np.exp(3) + 3)
+    assert box_loss(maps, boxes).item() == pytest.approx(-np.log(share), abs=1e-5)
+    assert box_loss(maps + 7, boxes).item() == pytest.approx(-np.log(share), abs=1e-5)  # the level is free
     boxes[0, 2, 2:, 2:] = 255  # two maps count, their mean
-    assert box_loss(maps, boxes).item() == pytest.approx((1 / 3 + 1) / 2, abs=1e-6)
+    assert box_loss(maps, boxes).item() == pytest.approx((np.log(4) - np.log(share)) / 2, abs=1e-5)
     assert box_loss(maps, torch.zeros_like(boxes)).item() == 0
     maps.requires_grad_(True)
     box_loss(maps, boxes).backward()
-    assert maps.grad[0, 0].abs().sum() == 0 and maps.grad[0, 1, 0, 1] > 0  # less evidence beside the box
+    assert maps.grad[0, 0].abs().sum() == 0 and maps.grad[0, 1, 0, 0] < 0 < maps.grad[0, 1, 1, 1]
 
 
 def test_attention_starts_as_a_dimmed_image():
