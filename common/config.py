@@ -29,6 +29,8 @@ class FitConfig:
     """Learning-rate schedule after the frozen epochs."""
     cycles: int = 1
     """Times that the schedule runs from start to end (warm restarts); classic SWA then averages the ends of cycles."""
+    warmup: float = 0.05
+    """warm_cosine: share of the steps in which the rate rises."""
     patience: int = 3
     """plateau: epochs without improvement before the rate is reduced."""
     plateau_metric: str = ""
@@ -71,6 +73,8 @@ class FitConfig:
         for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup must lie in [0, 1), not {self.warmup}")
         if not self.decay >= 0:
             raise InputError(f"decay must be at least 0, not {self.decay}")
         if not 0 <= self.frozen_epochs <= self.epochs:

@@ -46,16 +46,6 @@ class Rule:
     no_finding: int | None = 14
     counted: tuple[int, ...] | None = None
 
-    def __post_init__(self):
-        if not 0 <= self.iou_threshold < 1:
-            raise InputError(f"iou_threshold must lie in [0, 1), not {self.iou_threshold}")
-        for name, least in (("recall_points", 2), ("max_per_class", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        counted = self.counted_classes
-        if not counted or len(set(counted)) < len(counted) or not set(counted) <= set(range(self.n_classes)):
-            raise InputError(f"counted {self.counted}: need different ids of 0 to {self.n_classes - 1}")
-
     @property
     def counted_classes(self):
         return list(range(self.n_classes) if self.counted is None else self.counted)

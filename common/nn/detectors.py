@@ -16,9 +16,10 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from common.errors import InputError
+from common.nn import detectron2
 from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
-from common.nn.weights import copy_state, pretrained_state
+from common.nn.weights import copy_state, imagenet_state
 
 _REFERENCE = 1024  # pixels a side, for which torchvision's defaults are meant
 _ASPECTS = ((0.5, 1.0, 2.0),) * 5
@@ -29,10 +30,11 @@ class Detector(Normalised):
 
     forward(images, targets) in training → dict of scalar losses; forward(images) in evaluation → for each image a dict
     of boxes float32 (n, 4) x_min, y_min, x_max, y_max in the images' pixels, scores float32 (n,) in [0, 1], falling,
-    and labels int64 (n,). images: (B, 1, S, S) uint8, or floating in 0 to 255, S a multiple of 32. targets: for each
-    image a dict of boxes (n, 4) with positive sides and labels int64 (n,); n may be 0. Anchors and heads' outputs stay
-    float32 under autocast, because bfloat16 places boxes of a 1024-pixel image on a grid of four pixels. Raises
-    InputError for images of another shape, and in evaluation if the network produced NaN or infinity.
+    and labels int64 (n,). images: (B, 1, S, S) uint8, or floating in 0 to 255, S a multiple of 32; a second channel may
+    hold a mask of 0 and 255. targets: for each image a dict of boxes (n, 4) with positive sides and labels int64 (n,);
+    n may be 0. Anchors and heads' outputs stay float32 under autocast, because bfloat16 places boxes of a 1024-pixel
+    image on a grid of four pixels. Raises InputError for images of another shape, and in evaluation if the network
+    produced NaN or infinity.
     """
 
     def __init__(self, net, mean, std, heads, background):
@@ -45,6 +47,13 @@ class Detector(Normalised):
             if isinstance(module, AnchorGenerator):
                 module.register_forward_pre_hook(_cast_anchors)
 
+    def scaled(self, images):
+        """Return normalised images (B, 3, S, S), the mask of (B, 2, S, S) in place of the third grey channel."""
+        if images.ndim != 4 or images.shape[1] != 2:
+            return super().scaled(images)
+        grey, mask = (super(Detector, self).scaled(images[:, k : k + 1]) for k in (0, 1))
+        return torch.cat([grey[:, :2], mask[:, 2:]], 1)
+
     def forward(self, images, targets=None):
         images = self.scaled(images)
         if self.training:
@@ -53,18 +62,17 @@ class Detector(Normalised):
         return [{**found, "labels": found["labels"] - self.background} for found in self.net(images)]
 
 
-def faster_rcnn(
-    backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True
-):
+def faster_rcnn(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     """Return a Faster R-CNN with a feature pyramid at strides 4 to 64 (Ren et al. 2015, Lin et al. 2017).
 
     backbone: a timm network with feature maps at strides 4, 8, 16 and 32. n_classes: without background. size: the
-    images' side, a multiple of 32 from 96. weights: `imagenet`, `none`, or a file of the backbone or of a whole
-    torchvision detector such as fasterrcnn_resnet50_fpn, of which everything but the class layers is used; the
-    attribute `loaded` reports it. nms: IoU threshold within a class. per_image, score: most boxes of an image, and
-    their least score. channels: of the pyramid, a multiple of 32 from 64; 256 in torchvision's files. frozen_norms:
-    keep statistics and parameters of the backbone's batch norms, as in detectron2, since small batches give poor
-    statistics. Raises InputError for a network without these maps or weights that do not fit.
+    images' side, a multiple of 32 from 96. weights: `imagenet`, `coco` (torchvision's whole detector, for resnet50),
+    `none`, or a file of the backbone, of a whole torchvision detector or of Detectron2's Faster R-CNN with a ResNet, of
+    which everything but the class layers is used; the attribute `loaded` reports it. nms: IoU threshold within a class.
+    per_image, score: most boxes of an image, and their least score. channels: of the pyramid, a multiple of 32 from 64;
+    256 in those files. frozen_norms (True by default): keep statistics and parameters of the backbone's batch norms, as
+    in Detectron2, since small batches give poor statistics. stride_in_1x1 (False by default): see
+    `common.nn.detectron2`. Raises InputError for a network without these maps or weights that do not fit.
     """
     pyramid, name = _build_pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool(), channels, size)
     net = detection.FasterRCNN(
@@ -82,7 +90,7 @@ def faster_rcnn(
         box_score_thresh=score,
     )
     heads = net.rpn.head, net.roi_heads.box_predictor
-    return _load_and_freeze(Detector(net, *mean_std(name), heads, background=1), name, weights, frozen_norms)
+    return _load_and_freeze(Detector(net, *mean_std(name), heads, background=1), name, weights, **loading)
 
 
 def retinanet(backbone, n_classes, size, weights, **options):
@@ -105,12 +113,12 @@ def fcos(backbone, n_classes, size, weights, **options):
 
 
 def _one_stage(
-    kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, frozen_norms=True
+    kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading
 ):
     pyramid, name = _build_pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
     net = kind(pyramid, n_classes, topk_candidates=_scaled(1000, size), **limits)
-    return _load_and_freeze(Detector(net, *mean_std(name), [net.head], background=0), name, weights, frozen_norms)
+    return _load_and_freeze(Detector(net, *mean_std(name), [net.head], background=0), name, weights, **loading)
 
 
 def _sides(size):
@@ -168,10 +176,12 @@ def _build_pyramid(backbone, strides, more, channels, size):
     return _Pyramid(body, body.feature_info.channels(), more, channels), name
 
 
-def _load_and_freeze(model, name, weights, frozen_norms):
+def _load_and_freeze(model, name, weights, frozen_norms=True, stride_in_1x1=False):
     model.loaded, body = None, model.net.backbone.body
+    if stride_in_1x1:
+        detectron2.stride_first(body)
     if weights != "none":
-        state, source = pretrained_state(name, weights)
+        state, source = _initial_state(type(model.net).__name__, name, weights, stride_in_1x1)
         whole = any(".fpn." in key for key in state)
         target = model.net if whole else body
         needed = [key for key in target.state_dict() if not whole or key.startswith("backbone.body.")]
@@ -180,6 +190,24 @@ def _load_and_freeze(model, name, weights, frozen_norms):
         for norm in batch_norms(body):
             norm.requires_grad_(False)
     return model
+
+
+def _initial_state(kind, name, weights, stride_in_1x1):
+    """Return (tensors under torchvision's names, their source) for a torchvision detector on timm's network `name`."""
+    if weights == "imagenet":
+        return imagenet_state(name)
+    if weights == "coco":
+        if name.split(".")[0] != "resnet50":
+            raise InputError(f"weights coco: torchvision has them for resnet50, not {name}; give a file")
+        known = getattr(detection, f"{kind}_ResNet50_FPN_Weights").COCO_V1
+        try:
+            return known.get_state_dict(progress=False), f"torchvision's {known}"
+        except (OSError, RuntimeError) as error:  # no network; a damaged file
+            raise InputError(f"weights coco: {known.url} could not be loaded ({error})") from None
+    state, of_detectron2 = detectron2.read_detector(weights)
+    if of_detectron2 and not stride_in_1x1:
+        raise InputError(f"{weights}: a ResNet of Detectron2; it needs --detector.stride-in-1x1 True")
+    return (detectron2.to_torchvision(state, mean_std(name)[1]) if of_detectron2 else state), str(weights)
 
 
 def _cast_outputs(head, inputs, output):

@@ -94,17 +94,15 @@ def imagenet_state(name):
     return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
 
 
-def pretrained_state(name, weights):
-    """Return (tensors by name, their source) of `weights`: `imagenet` for those of timm's `name`, else a file."""
-    return imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
-
-
 def load_pretrained(model, name, weights, required):
-    """Load `weights` (`none`, or as in `pretrained_state`) into `model` and return it.
+    """Load `weights` (`none`, `imagenet` for those of timm's `name`, or a file) into `model` and return it.
 
     The attribute `loaded` becomes the report of `copy_state`, which gets `required`, or None without weights.
     """
-    model.loaded = None if weights == "none" else copy_state(model, *pretrained_state(name, weights), required)
+    model.loaded = None
+    if weights != "none":
+        found = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
+        model.loaded = copy_state(model, *found, required)
     return model
 
 

@@ -94,7 +94,6 @@ def group_rows(boxes, scores, labels, models, starts, weights, by_label):
     for image in range(len(starts) - 1):
         most = max(most, starts[image + 1] - starts[image])
     slot, seen, ends = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    recent = np.zeros(64, np.int64)  # cache: where a class was last found, by the lowest bits of its id
     n_groups = end = 0
     for image in range(len(starts) - 1):
         begin, classes = starts[image], 0
@@ -104,12 +103,9 @@ def group_rows(boxes, scores, labels, models, starts, weights, by_label):
             slot[row - begin] = -1
             if (x2 - x1) * (y2 - y1) == 0.0:
                 continue
-            found = recent[labels[row] & 63]
-            if found >= classes or seen[found] != labels[row]:
-                found = 0
-                while found < classes and seen[found] != labels[row]:
-                    found += 1
-                recent[labels[row] & 63] = found
+            found = 0
+            while found < classes and seen[found] != labels[row]:
+                found += 1
             if found == classes:
                 seen[found], ends[found] = labels[row], 0
                 classes += 1

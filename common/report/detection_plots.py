@@ -22,6 +22,21 @@ def pr_curves(curves):
 
 
 @styled
+def curves(series, x_label, y_label, ranges=()):
+    """Plot several lines in one panel: `series` maps names to (x, y); ranges: (name, low, high) of y, shaded."""
+    if not series:
+        return None
+    figure, ax = make_axes(3, 6)
+    for (name, (x, y)), (colour, dash) in zip(series.items(), LINES, strict=False):
+        ax.plot(x, y, dash, color=colour, linewidth=1.5, label=name)
+    for (name, low, high), (colour, _) in zip(ranges, LINES, strict=False):
+        ax.axhspan(low, high, color=colour, alpha=0.12, linewidth=0, label=name)
+    ax.set(xlabel=x_label, ylabel=y_label)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return to_svg(figure)
+
+
+@styled
 def bars(names, values, label):
     """Plot one horizontal bar per name, (N,) each, from top to bottom."""
     figure, ax = make_axes(0.7 + 0.3 * len(names))

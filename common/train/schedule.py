@@ -81,5 +81,6 @@ def learning_rate(config, epoch, step, steps, scores):
         factor = step_decay(epoch - config.frozen_epochs, config.milestones, config.factor)
     else:
         start, end = next(pair for pair in itertools.pairwise(cycle_bounds(config)) if epoch < pair[1])
-        factor = BY_PROGRESS[config.schedule](((epoch - start) * steps + step) / ((end - start) * steps))
+        more = {"warmup": config.warmup} if config.schedule == "warm_cosine" else {}
+        factor = BY_PROGRESS[config.schedule](((epoch - start) * steps + step) / ((end - start) * steps), **more)
     return config.lr * factor / (1 + config.decay * done)

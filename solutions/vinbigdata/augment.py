@@ -65,57 +65,75 @@ class RelativeCrop(A.DualTransform):
     def apply_to_bboxes(self, bboxes, spans, **params):
         (top, bottom), (left, right) = spans
         height, width = params["shape"][:2]
-        out = bboxes.copy()  # in shares of the sides
-        out[:, [0, 2]] = (out[:, [0, 2]] * width - left) / (right - left)
-        out[:, [1, 3]] = (out[:, [1, 3]] * height - top) / (bottom - top)
+        return _move(bboxes, (left / width, top / height), (width / (right - left), height / (bottom - top)))
+
+
+class ShortSide(A.DualTransform):
+    """Shrink the image as for a shorter side of 640, 672 … 800 of 800 pixels, and fill up right and bottom.
+
+    The fill is ImageNet's mean grey level, 0 for a mask. Source: Detectron2's default mapper and its batches.
+    """
+
+    def get_params(self):
+        return {"factor": self.py_random.randrange(640, 801, 32) / 800}
+
+    def apply(self, img, factor, fill=114, **params):
+        height, width = (round(side * factor) for side in img.shape[:2])
+        out = np.full_like(img, fill)
+        out[:height, :width] = cv2.resize(img, (width, height)).reshape(height, width, *img.shape[2:])
         return out
 
+    def apply_to_mask(self, mask, **params):
+        return self.apply(mask, **params, fill=0)
 
-def flip():
-    """Return a pipeline that flips half of the images horizontally."""
-    return compose([A.HorizontalFlip(p=0.5)])
+    def apply_to_bboxes(self, bboxes, factor, **params):
+        return _move(bboxes, (0, 0), [round(side * factor) / side for side in params["shape"][1::-1]])
 
 
-def built_in(size, rotate=10.0):
-    """Return Berger et al.'s pipeline of transforms built into its library, for images of `size` pixels.
+def _move(bboxes, origin, scale):
+    """Return boxes, in shares of the sides, with (x, y) moved to (x - origin) · scale; further columns stay."""
+    out = bboxes.copy()
+    out[:, :4] = (out[:, :4] - np.tile(origin, 2)) * np.tile(scale, 2)
+    return out
 
-    Contrast and brightness by 0.7 to 1.3, rotation by ± `rotate` degrees (0 omits it) and a crop of at least 0.8 of
-    each side, with probability 0.2 each; flip with 0.5; Gaussian blur with kernel 5. Saturation has no effect on grey
-    images. For the blur, the paper gives no probability (0.2 here) and no image size: its sigma is OpenCV's for kernel
-    5 at 1024 pixels, scaled with the size. Rotation keeps the size and cuts off corners; a rotated box becomes its
-    bounding box.
+
+def pipeline(name, size, default_mapper=False):
+    """Return the pipeline of an augmentation by its name for images of `size` pixels, None if it changes nothing.
+
+    built_in: Berger et al.'s transforms of Detectron2: contrast and brightness by 0.7 to 1.3, rotation by ± 10 degrees
+    and a crop of at least 0.8 of each side, with probability 0.2 each; flip with 0.5; Gaussian blur with kernel 5.
+    Saturation has no effect on grey images. For the blur, the paper gives no probability (0.2 here) and no image size:
+    its sigma is OpenCV's for kernel 5 at 1024 pixels, scaled with the size. Rotation shrinks the image until its
+    corners are inside, like Detectron2's larger canvas; a rotated box becomes its bounding box. noise: diffused noise,
+    with our probability of 0.5, since the paper gives none. both: built_in, then noise. podium: the winners' kinds of
+    transforms with our parameters. default_mapper: Detectron2's own flip and jitter of the shorter side follow.
     """
-    return compose(_built_in(size, rotate))
+    tone, turn = [Blend(to_mean=True), Blend(to_mean=False)], A.SafeRotate((-10, 10), p=0.2)
+    flip, noise = A.HorizontalFlip(p=0.5), DiffusedNoise(p=0.5)
+    rest = [RelativeCrop(), flip, _blur(size, 0.2)]
+    steps = {
+        "none": [],
+        "flip": [flip],
+        "built_in": [*tone, turn, *rest],
+        "built_in_no_rotation": [*tone, *rest],
+        "noise": [noise],
+        "both": [*tone, turn, *rest, noise],
+        "both_no_rotation": [*tone, *rest, noise],
+        "podium": _podium(size),
+    }[name]
+    steps = [*steps, *([A.HorizontalFlip(p=0.5), ShortSide(p=1.0)] if default_mapper else [])]
+    return compose([*steps, A.NoOp()]) if steps else None  # NoOp: the library warns if no step supports boxes
 
 
-def noise():
-    """Return a pipeline of diffused noise, with our probability of 0.5; the paper gives none."""
-    return compose([DiffusedNoise(p=0.5), A.NoOp()])  # NoOp: the library warns if no step supports boxes
-
-
-def both(size, rotate=10.0):
-    """Return `built_in` and then `noise`, as in Berger et al.'s figure 1; rotate=0 is its last variant."""
-    return compose([*_built_in(size, rotate), DiffusedNoise(p=0.5)])
-
-
-def podium(size):
-    """Return the pipeline of the podium preset: the winners' kinds of transforms with our parameters.
-
-    Flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; diffused noise, sometimes dark.
-    """
+def _podium(size):
+    """Return flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; noise, sometimes dark."""
     moved = A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
     tone = [Blend(False, p=1.0), Blend(True, p=1.0), A.RandomGamma((80, 125), p=1.0), A.CLAHE((1.0, 3.0), p=1.0)]
     focus = [_blur(size, 1.0), A.Sharpen(alpha=(0.1, 0.3), p=1.0)]
     shade, crop = DiffusedNoise((3, 10), strength=(-0.15, 0.3), p=0.15), RelativeCrop(0.75, p=0.3)
-    return compose([A.HorizontalFlip(p=0.5), moved, crop, A.OneOf(tone, p=0.5), A.OneOf(focus, p=0.15), shade])
+    return [A.HorizontalFlip(p=0.5), moved, crop, A.OneOf(tone, p=0.5), A.OneOf(focus, p=0.15), shade]
 
 
 def _blur(size, p):
     sigma = 1.1 * size / 1024
     return A.GaussianBlur(blur_limit=(5, 5), sigma_limit=(sigma, sigma), p=p)
-
-
-def _built_in(size, rotate):
-    rotation = [A.Affine(rotate=(-rotate, rotate), p=0.2)] if rotate else []
-    tone = [Blend(to_mean=True), Blend(to_mean=False)]
-    return [*tone, *rotation, RelativeCrop(), A.HorizontalFlip(p=0.5), _blur(size, 0.2)]

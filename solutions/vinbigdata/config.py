@@ -32,8 +32,9 @@ CLASSES = (
 NO_FINDING = 14
 NOTHING = "14 1 0 0 1 1"  # prediction string of an image without findings
 SAMPLE = ["image_id", "PredictionString"]  # columns of a submission
-AUGMENTATIONS = ("none", "flip", "built_in", "noise", "both", "both_no_rotation", "podium")
+AUGMENTATIONS = ("none", "flip", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation", "podium")
 ARCHITECTURES = ("faster_rcnn", "retinanet", "fcos")
+VARIANTS = ("", "lungs", "random")  # of a member: with the lung mask as a channel, from random weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,15 @@ class DetectorConfig(FitConfig):
     backbone: str = "resnet101"
     """Any timm network, with a feature pyramid on top. Paper: ResNet-101-FPN."""
     weights: str = "imagenet"
-    """imagenet, none, or a file with weights of the backbone or a whole torchvision detector. Paper: COCO."""
+    """imagenet, coco (with resnet50), none, or a file of the backbone or a whole detector, of torchvision or
+    Detectron2. Paper: COCO, as in Detectron2's faster_rcnn_R_101_FPN_3x."""
+    stride_in_1x1: bool = False
+    """Bottlenecks stride in their first convolution, as weights of Detectron2's ResNets require."""
+    default_mapper: bool = False
+    """After the augmentation, flip half of the images and scale their shorter side to 640 to 800 of 800 px, as
+    Detectron2 does by default."""
+    lung_channel: bool = False
+    """The lung mask replaces the third of the network's equal grey channels. Paper: future work."""
     size: int = 1024
     """Side of the network's images. Paper: not given (library default: shorter side 800)."""
     channels: int = 256
@@ -56,9 +65,10 @@ class DetectorConfig(FitConfig):
     """Highest overlap of boxes of one class; above it, only the best box is kept. Paper: 0.8."""
     per_image: int = 100
     """Most boxes per image. Paper: 100."""
+    min_score: float = 0.001
+    """Lowest score of a box. Paper: always 100 boxes per image, so 0."""
     # Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174
-    # abnormal training images (95 % of 4,394); validation every 1,000, here every epoch. Optimiser and warm-up: library
-    # defaults.
+    # abnormal training images (95 % of 4,394); validation every 1,000, here every epoch. SGD: library default.
     epochs: int = 10
     lr: float = 1e-3
     batch_size: int = 4
@@ -125,10 +135,15 @@ class Config:
     """A whole run of the VinBigData solution."""
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    members: tuple[str, ...] = ("none", "flip", "built_in", "noise", "both", "both_no_rotation")
+    members: tuple[str, ...] = ("none", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation")
     """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
-    other than the detector's. Paper: its six best, including figure 1's."""
+    other than the detector's; `+lungs` adds the lung mask as a channel, `+random` starts from random weights. Paper:
+    its six best, including figure 1's."""
     healthy: HealthyConfig = field(default_factory=HealthyConfig)
+    healthy_more: tuple[str, ...] = ()
+    """Backbones of further 2CCs, whose logits are averaged with the first one's. Paper: three, which scored lower."""
+    lungs: str = "shipped"
+    """Weights of the lung segmenter, for a lung channel: shipped or a file of `lung_segmentation`."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     n_folds: int = 20
@@ -152,17 +167,31 @@ class Config:
         if not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}: give at least one augmentation, each once")
         for member in self.members:
-            architecture, augmentation = member_parts(member, self.detector.architecture)
-            if architecture not in ARCHITECTURES or augmentation not in AUGMENTATIONS:
+            architecture, augmentation, variant = member_parts(member, self.detector.architecture)
+            if architecture not in ARCHITECTURES or augmentation not in AUGMENTATIONS or variant not in VARIANTS:
                 names = f"an augmentation ({', '.join(AUGMENTATIONS)}), or <{'|'.join(ARCHITECTURES)}>-<augmentation>"
-                raise InputError(f"member {member!r}: must be {names}")
+                raise InputError(f"member {member!r}: must be {names}; +lungs or +random may follow")
+        if len(set(self.healthy_backbones)) < len(self.healthy_backbones):
+            raise InputError(f"healthy_more {self.healthy_more}: each backbone once, none {self.healthy.backbone}")
         if self.healthy_folds and (self.healthy_folds < 2 or self.n_folds % self.healthy_folds):
             wanted = f"0, or at least 2 and a divisor of n_folds {self.n_folds}"
             raise InputError(f"healthy_folds must be {wanted}, not {self.healthy_folds}")
 
     def detector_of(self, member):
         """Return the DetectorConfig of a member."""
-        return dataclasses.replace(self.detector, architecture=member_parts(member, self.detector.architecture)[0])
+        architecture, _, variant = member_parts(member, self.detector.architecture)
+        changes = {"lungs": {"lung_channel": True}, "random": {"weights": "none"}}.get(variant, {})
+        return dataclasses.replace(self.detector, architecture=architecture, **changes)
+
+    @property
+    def needs_lungs(self):
+        """True where `prepare` has to find the lungs."""
+        return any(self.detector_of(member).lung_channel for member in self.members)
+
+    @property
+    def healthy_backbones(self):
+        """Backbones of the 2CCs."""
+        return (self.healthy.backbone, *self.healthy_more)
 
     @property
     def healthy_trained(self):
@@ -176,12 +205,15 @@ class Config:
 
 
 def member_parts(member, architecture):
-    """Return (architecture, augmentation) of a member's name; `architecture` is the default."""
+    """Return (architecture, augmentation, variant) of a member's name; `architecture` is the default."""
+    member, plus, variant = member.partition("+")
     first, _, rest = member.partition("-")
-    return (first, rest) if rest else (architecture, member)
+    return (*((first, rest) if rest else (architecture, member)), variant or plus)
 
 
-PAPER = Config()
+# Detectron2's defaults, which the paper used: its mapper, 1,000 of the 10,000 iterations for warm-up, no clipping, and
+# epochs compared by COCO's AP (3.1).
+PAPER = Config(DetectorConfig(default_mapper=True, min_score=0.0, warmup=0.1, clip_norm=0.0, metric="map_coco"))
 
 # The winners' techniques with a current backbone: three families of detectors, fused raters, flip TTA, No finding on
 # every image.

@@ -1,70 +1,138 @@
-"""Repeat the paper's comparisons on the out-of-fold images of a run."""
+"""Repeat the paper's comparisons, and those that it leaves to future work, on the out-of-fold images of a run."""
 
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from common.config import to_dict
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import bootstrap_map, coco_scores, evaluate, paired_map
-from common.paths import write_csv
+from common.metrics.detection_errors import error_breakdown
+from common.paths import read_csv, write_csv
 from common.recipe import read_predictions
 from common.step import Step
-from solutions.vinbigdata.config import NO_FINDING
+from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import out_of_fold
+from solutions.vinbigdata.lungs import locate_findings
 from solutions.vinbigdata.models import COCO_FINDINGS, VOC_FINDINGS
+from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse
 from solutions.vinbigdata.tuning import patients_of, tune_detection
 
 log = logging.getLogger(__name__)
-PUBLISHED = {"base": 0.165, "WBF": 0.186, "WBF + 2CC": 0.242}  # paper, table 1: mAP on the test set
+# paper, table 1 and 3.2: mAP on the test set
+PUBLISHED = {"base": 0.165, "WBF": 0.186, "WBF + 2CC": 0.242, "WBF + several 2CCs": 0.237}
+PUBLISHED_SWEEP = ((0.087, 0.165), (0.127, 0.163))  # paper, 3.2: WBF of its best and second-best model's boxes alone
+SWEPT_IOU = tuple(k / 10 for k in range(1, 11))  # 1: not fused
+ALWAYS = ("ablation.csv", "wbf_sweep.csv", "errors_2cc.csv", "figure1.csv", "figure1_classes.csv", "figure1_curves.csv")
+LOCATIONS = "locations.csv"
 
 
 def run_ablation(job):
-    """Score the steps of the paper's table 1 and the members of its figure 1; writes ablation.csv and figure1.csv.
+    """Write the tables of the paper's comparisons.
 
-    base: the boxes of the best member; WBF: all members fused; 2CC and WBF + 2CC: the same two with the paper's rule;
-    WBF + winners' rule: with the winners' rule. All choices, including the best member, are made for each part
-    of the images on the others. In the first two steps only images without boxes get No finding, as in the paper.
-    Columns of ablation.csv: step, map, low, high, findings (their mean AP), gain over the base with gain_low, gain_high
-    and p (paired, by patient), paper. figure1.csv: member, map with low and high (findings only, over all images) and
-    map_coco, the paper's validation metric.
+    ablation.csv, the paper's table 1. base: the boxes of the best member; WBF: all members fused; 2CC, WBF + 2CC: the
+    same two with the paper's rule; WBF + several 2CCs: with the mean of all 2CCs instead of the first one; WBF +
+    winners' rule. All choices, including the best member, are made for each part of the images on the others. In the
+    first two steps only images without boxes get No finding, as in the paper. Columns: step, map, low, high, findings
+    (their mean AP), boxes before the fusion and after the rule, skipped (share of images above alpha, which need no
+    detector if the 2CC comes first), gain over the base with gain_low, gain_high and p (paired, by patient), paper.
+    errors_2cc.csv: errors of the findings' boxes, and mAP gained by correcting them, before and after the 2CC.
+    wbf_sweep.csv: `sweep_fusion`. figure1*.csv: `compare_members`. locations.csv: `locate_findings`, with lung masks.
     """
     config, oof, (images, truth) = job.config, read_predictions(job, "oof"), out_of_fold(job)
-    healthy, groups = oof.tables["_healthy"].set_index("image_id")["healthy"], patients_of(images)
-    best = replace(config.fusion, method="best", weights=(2.0,))
+    every, groups = oof.tables["_healthy"].set_index("image_id"), patients_of(images)
+    one, best = every["first" if "first" in every else "healthy"], replace(config.fusion, method="best", weights=(2.0,))
     steps = {
-        "base": (best, "none"),
-        "WBF": (config.fusion, "none"),
-        "2CC": (best, "replace"),
-        "WBF + 2CC": (config.fusion, "replace"),
-        "WBF + winners' rule": (config.fusion, "append"),
+        "base": (best, "none", one),
+        "WBF": (config.fusion, "none", one),
+        "2CC": (best, "replace", one),
+        "WBF + 2CC": (config.fusion, "replace", one),
+        "WBF + several 2CCs": (config.fusion, "replace", every["healthy"]),
+        "WBF + winners' rule": (config.fusion, "append", one),
     }
-    base, rows = None, []
-    for step, (fusion, rule) in steps.items():
+    if not config.healthy_more:
+        del steps["WBF + several 2CCs"]
+    tuned, rows = {}, []
+    for step, (fusion, rule, healthy) in steps.items():
         decision = replace(config.decision, rule=(rule,))
         found = tune_detection(oof.table, truth, images, healthy, config.members, fusion, decision, seed=config.seed)
-        findings = mean_of_defined(found.result.classes["ap"].to_numpy()[:NO_FINDING])
-        row = {"step": step, **_with_interval(found.score), "findings": findings}
-        if base is None:
-            base = found
-        else:
-            gain, p = paired_map(found.result, base.result, groups, seed=config.seed)
+        tuned[step], probs = found, healthy[images["image_id"]].to_numpy()
+        row = {"step": step, **_with_interval(found.score)}
+        row["findings"] = mean_of_defined(found.result.classes["ap"].to_numpy()[:NO_FINDING])
+        row["before"] = len(oof.table) if fusion is config.fusion else None
+        row["after"] = int((found.detections["class_id"] != NO_FINDING).sum())
+        row["skipped"] = np.mean(probs > [found.part_rules[part].alpha for part in found.parts.tolist()])
+        if step != "base":
+            gain, p = paired_map(found.result, tuned["base"].result, groups, seed=config.seed)
             row |= {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high, "p": p}
         rows.append(row | {"paper": PUBLISHED.get(step)})
-    columns = ["step", "map", "low", "high", "findings", "gain", "gain_low", "gain_high", "p", "paper"]
-    table, members = pd.DataFrame(rows)[columns], []
+    tables = {
+        "ablation.csv": pd.DataFrame(rows)[[*rows[1]]].astype({"before": "Int64"}),
+        "errors_2cc.csv": _errors(tuned, truth, images),
+        "wbf_sweep.csv": sweep_fusion(oof.table, truth, images, tuned["base"].members),
+        **compare_members(job, oof.table, truth, images),
+    }
+    if "masks" in job.images.arrays:
+        tables[LOCATIONS] = locate_findings(job.images)
+    for name, table in tables.items():
+        write_csv(job.run.path(name), table)
+        for line in [name, *table.to_string(index=False).splitlines()] if name != "figure1_curves.csv" else ():
+            log.info(line)
+
+
+def sweep_fusion(boxes, truth, images, members):
+    """Return the mAP when the boxes of the best and of the second-best member alone are fused by WBF (paper, 3.2).
+
+    members: DataFrame of member and map. Columns: rank, member, iou (1: not fused), map, boxes, and the paper's range.
+    Images without boxes get No finding.
+    """
+    rows = []
+    ranked = members.sort_values("map", ascending=False, kind="stable")["member"]
+    for rank, (member, published) in enumerate(zip(ranked, PUBLISHED_SWEEP, strict=False), 1):
+        own = {member: boxes[boxes["member"] == member]}
+        for iou in SWEPT_IOU:
+            fused = fuse(own, images, [1.0], iou, method="wbf" if iou < 1 else "none")
+            decided = apply_rule(fused, images["image_id"], None, DecisionRule((1.0,), iou))
+            score = evaluate(decided, truth, images["image_id"]).mean_ap
+            rows.append([rank, member, iou, score, len(fused), *published])
+    return pd.DataFrame(rows, columns=["rank", "member", "iou", "map", "boxes", "paper_low", "paper_high"])
+
+
+def compare_members(job, boxes, truth, images):
+    """Return the tables of the paper's figure 1.
+
+    figure1.csv: member, map with low and high (findings only, over all images) and map_coco, the paper's validation
+    metric. figure1_classes.csv: COCO's AP of each class by member. figure1_curves.csv: member, epoch, iteration and
+    map_coco at the end of each epoch, mean of the folds.
+    """
+    config, table, members, classes, curves = job.config, job.images.table, [], {}, []
     for member in config.members:
-        boxes = oof.table[oof.table["member"] == member]
-        result = evaluate(boxes, truth, images["image_id"], VOC_FINDINGS)
-        coco = coco_scores(boxes, truth, images["image_id"], COCO_FINDINGS)[0]["ap"]
-        score = bootstrap_map(result, groups, seed=config.seed)[1]
-        members.append({"member": member, **_with_interval(score), "map_coco": coco})
-    members = pd.DataFrame(members)
-    write_csv(job.run.path("ablation.csv"), table)
-    write_csv(job.run.path("figure1.csv"), members)
-    for line in [*table.to_string(index=False).splitlines(), *members.to_string(index=False).splitlines()]:
-        log.info(line)
+        own, detector = boxes[boxes["member"] == member], config.detector_of(member)
+        result = evaluate(own, truth, images["image_id"], VOC_FINDINGS)
+        score = bootstrap_map(result, patients_of(images), seed=config.seed)[1]
+        coco, by_class = coco_scores(own, truth, images["image_id"], COCO_FINDINGS)
+        members.append({"member": member, **_with_interval(score), "map_coco": coco["ap"]})
+        classes[member] = by_class["ap"]
+        for fold in config.folds:
+            used = (table["fold"] >= 0) & (table["fold"] != fold) & (table["abnormal"] >= detector.abnormal_only)
+            curve = read_csv(job.run.path(f"fold{fold}", member, "history.csv"), ["epoch", "map_coco"])
+            curve = curve.assign(member=member, iteration=(curve["epoch"] + 1) * (used.sum() // detector.batch_size))
+            curves.append(curve[["member", "epoch", "iteration", "map_coco"]])
+    classes = pd.DataFrame({"class": CLASSES[:NO_FINDING], "boxes": result.classes["n_truth"].to_numpy()}).assign(
+        **{member: aps.to_numpy() for member, aps in classes.items()}
+    )
+    curves = pd.concat(curves).groupby(["member", "epoch"], sort=False).mean().reset_index()
+    return {"figure1.csv": pd.DataFrame(members), "figure1_classes.csv": classes, "figure1_curves.csv": curves}
+
+
+def _errors(tuned, truth, images):
+    found = []
+    for name, step in (("before", "WBF"), ("after", "WBF + 2CC")):
+        each = error_breakdown(tuned[step].detections, truth, images["image_id"], VOC_FINDINGS)
+        found.append(each.summary.add_suffix(f"_{name}"))
+    return pd.concat(found, axis=1).reset_index()
 
 
 def _with_interval(score):
@@ -76,5 +144,5 @@ ABLATION = Step(
     run_ablation,
     needs=("predict",),
     reads=lambda job: [to_dict(job.config.fusion), to_dict(job.config.decision), job.config.seed],
-    files=("ablation.csv", "figure1.csv"),
+    files=lambda config: (*ALWAYS, *[LOCATIONS] * config.needs_lungs),
 )

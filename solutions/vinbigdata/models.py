@@ -18,7 +18,6 @@ from common.network import predict
 from common.nn import detectors, models
 from common.nn.precision import autocast, precision
 from common.post.boxes import BOX
-from solutions.vinbigdata import augment
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import truth_of
 
@@ -40,8 +39,10 @@ def build_detector(config, weights=None):
         config.weights if weights is None else weights,
         nms=config.nms,
         per_image=config.per_image,
+        score=config.min_score,
         channels=config.channels,
         frozen_norms=config.weights != "none",
+        stride_in_1x1=config.stride_in_1x1,
     )
 
 
@@ -50,21 +51,8 @@ def build_healthy(config, weights=None):
     return models.classifier(config.backbone, 1, config.weights if weights is None else weights)
 
 
-def augmentation(name, size):
-    """Return the augmentation pipeline of this name for images of `size` pixels, None for "none"."""
-    return {
-        "none": lambda: None,
-        "flip": augment.flip,
-        "built_in": lambda: augment.built_in(size),
-        "noise": augment.noise,
-        "both": lambda: augment.both(size),
-        "both_no_rotation": lambda: augment.both(size, rotate=0.0),
-        "podium": lambda: augment.podium(size),
-    }[name]()
-
-
 class BoxDataset(Dataset):
-    """Images with their boxes; an item is `(image uint8 (1, S, S), target)`.
+    """Images with their boxes; an item is `(image uint8 (1, S, S), target)`, or (2, S, S) with lungs.
 
     target: boxes float32 (n, 4) in the image's pixels and labels int64 (n,), n >= 0. samples: a SampleDataset without
     targets; boxes: {store row: (boxes (n, 4) in the store's pixels, labels (n,))} of the rows with boxes.
@@ -87,8 +75,9 @@ class BoxDataset(Dataset):
         boxes, labels = self.targets[int(row)]
         if self.transform is not None and seed is not None:
             self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-            out = self.transform(image=image[0].numpy(), bboxes=boxes, labels=labels)
-            image, boxes = torch.from_numpy(np.ascontiguousarray(out["image"]))[None], out["bboxes"]
+            planes = dict(zip(("image", "mask"), image.numpy(), strict=False))
+            out = self.transform(**planes, bboxes=boxes, labels=labels)
+            image, boxes = torch.from_numpy(np.stack([out[name] for name in planes])), out["bboxes"]
             boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(out["labels"], np.int64)
         return image, {"boxes": torch.as_tensor(boxes), "labels": torch.as_tensor(labels)}
 
@@ -144,10 +133,13 @@ def healthy_figures(healthy, probs):
     }
 
 
-def predict_logits(job, network, rows, title=""):
-    """Return the 2CC's logits of store rows, float32 (n,); in bf16, the most confident images would tie."""
-    network = replace(network, config=replace(network.config, precision="fp32"))
-    return predict(job, [network], rows, tta.views(job.config.tta), title)[:, 0]
+def predict_logits(job, networks, rows, title=""):
+    """Return the logits of store rows by each of several 2CCs, one after the other, float64 (k · n,)."""
+    logits = [np.zeros(0)]
+    for each in networks:
+        exact = replace(each, config=replace(each.config, precision="fp32"))  # in bf16, confident images would tie
+        logits.append(predict(job, [exact], rows, tta.views(job.config.tta), f"{title}, 2CC {each.fold}")[:, 0])
+    return np.concatenate(logits)
 
 
 @torch.inference_mode()

@@ -3,11 +3,13 @@
 "Paper" is Berger et al.; config.py has every number with its source.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 
 from common.config import from_dict, to_dict
 from common.data.augment import light
@@ -19,20 +21,22 @@ from common.nn.losses import bce
 from common.paths import read_parquet, write_table
 from common.recipe import Choice, Solution, read_predictions
 from common.submit.validate import validate_boxes
-from solutions.vinbigdata import data, experiments, models, postprocess, report, tuning
-from solutions.vinbigdata.config import KAGGLE, NOTHING, member_parts
+from solutions.vinbigdata import data, experiments, lungs, models, postprocess, report, tuning
+from solutions.vinbigdata.augment import pipeline
+from solutions.vinbigdata.config import KAGGLE, NOTHING, DetectorConfig, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
 # ---- training (paper, 3) -------------------------------------------------------------------------------------------
 
 
 def networks(job):
-    """Return each fold's detectors, one per member, and its 2CC, whose folds may differ."""
+    """Return each fold's detectors, one per member, and its 2CCs, whose folds may differ."""
     config, trainings = job.config, []
     for fold in dict.fromkeys((*config.folds, *config.healthy_trained)):
         members = config.members if fold in config.folds else ()
         trainings += [detector_network(config, fold, member) for member in members]
-        trainings += [healthy_network(config, fold)] if fold in config.healthy_trained else []
+        if fold in config.healthy_trained:
+            trainings += [healthy_network(config, fold, backbone) for backbone in config.healthy_backbones]
     return trainings
 
 
@@ -42,8 +46,8 @@ def detector_network(config, fold, member):
     augmentation, size = member_parts(member, detector.architecture)[1], detector.size
 
     def dataset(job, rows, augment, targets):
-        samples = job.images.dataset(rows, size)
-        transform = models.augmentation(augmentation, size) if augment else None
+        samples = lungs.samples(job.images, rows, size, detector.lung_channel)
+        transform = pipeline(augmentation, size, detector.default_mapper) if augment else None
         return models.BoxDataset(samples, data.boxes_by_row(job.images), transform) if targets else samples
 
     def rows(job, fold):
@@ -65,13 +69,14 @@ def detector_network(config, fold, member):
     )
 
 
-def healthy_network(config, fold):
-    """Return the 2CC of one of its folds, each of which may comprise several of the detectors' folds (3.2)."""
+def healthy_network(config, fold, backbone):
+    """Return a 2CC of one of its folds, each of which may comprise several of the detectors' folds (3.2)."""
+    classifier = replace(config.healthy, backbone=backbone)
 
     def dataset(job, rows, augment, targets):
         healthy = data.healthy(job.images, rows).astype(np.float32)[:, None] if targets else None
         target = dict(zip(rows.tolist(), healthy, strict=True)).__getitem__ if targets else None
-        return job.images.dataset(rows, config.healthy.size, light() if augment else None, target)
+        return job.images.dataset(rows, classifier.size, light() if augment else None, target)
 
     def rows(job, fold):
         parts = np.arange(config.n_folds) % config.healthy_modulus == fold
@@ -79,9 +84,9 @@ def healthy_network(config, fold):
 
     return Network(
         fold,
-        "healthy",
-        config.healthy,
-        partial(models.build_healthy, config.healthy),
+        "healthy" if backbone == config.healthy.backbone else f"healthy-{backbone}",
+        classifier,
+        partial(models.build_healthy, classifier),
         dataset,
         loss=bce,
         measure=lambda output, target: tta.sigmoid(output)[:, 0],
@@ -107,21 +112,21 @@ def predict_rows(job, folds, rows, path, title):
     held_out = (job.images.at(rows)["fold"] == fold).all()
     shares = np.array_split(config.healthy_trained, len(config.folds))
     folds_2cc = [fold % config.healthy_modulus] if held_out else shares[config.folds.index(fold)].tolist()
-    logits = [models.predict_logits(job, healthy_network(config, k), rows, f"{title}, 2CC {k}") for k in folds_2cc]
-    healthy = pd.DataFrame({"image_id": np.tile(ids, len(folds_2cc)), "logit": np.concatenate([np.zeros(0), *logits])})
+    classifiers = [[healthy_network(config, k, name) for k in folds_2cc] for name in config.healthy_backbones]
+    logits = np.stack([models.predict_logits(job, same, rows, title) for same in classifiers])
+    healthy = pd.DataFrame({"image_id": np.tile(ids, len(folds_2cc)), "logit": logits.mean(0)})
     if held_out:
-        healthy["healthy"] = _probabilities(healthy.pop("logit"))
+        healthy["healthy"] = expit(healthy.pop("logit"))
+        if config.healthy_more:
+            healthy["first"] = expit(logits[0])  # of the first 2CC alone, for `ablate`
     return {"": pd.concat(boxes, ignore_index=True), "_healthy": healthy}
-
-
-def _probabilities(logits):
-    return 1 / (1 + np.exp(-logits))
 
 
 def prediction_key(config):
     """Return the settings that predictions depend on."""
     detector = config.detector
-    return [config.tta, config.members, detector.size, detector.nms, detector.per_image, config.healthy.size]
+    more = [*config.healthy_more, *([detector.min_score] if detector.min_score != DetectorConfig.min_score else [])]
+    return [config.tta, config.members, detector.size, detector.nms, detector.per_image, config.healthy.size, *more]
 
 
 def pool(suffix, tables):
@@ -131,7 +136,7 @@ def pool(suffix, tables):
         return table
     # mean of logits, since a mean of probabilities would rarely exceed a high alpha
     mean = table.groupby("image_id", sort=False, as_index=False)["logit"].mean()
-    return pd.DataFrame({"image_id": mean["image_id"], "fold": -1, "healthy": _probabilities(mean["logit"])})
+    return pd.DataFrame({"image_id": mean["image_id"], "fold": -1, "healthy": expit(mean["logit"])})
 
 
 # ---- decision and submission ---------------------------------------------------------------------------------------
@@ -189,11 +194,11 @@ def check(path, job):
 SOLUTION = Solution(
     "vinbigdata",
     KAGGLE.score,
-    made_with=data.made_with,
+    made_with=lambda config: data.made_with(config) | {"lungs": lungs.segmenter_hash(config)},
     read=data.read_competition,
-    refine=data.fuse_boxes,
+    refine=lungs.with_lungs(data.fuse_boxes),
     read_test=data.read_test,
-    refine_test=data.set_test_sizes,
+    refine_test=lungs.with_lungs(data.set_test_sizes),
     networks=networks,
     predict=predict_rows,
     suffixes=lambda config: ("", "_healthy"),
@@ -210,4 +215,6 @@ SOLUTION = Solution(
     hidden=lambda job, rows: data.hidden_score(job, read_parquet(job.run.path("test_decided.parquet"))),
     report=report,
     further_steps=(experiments.ABLATION,),
+    assets=lungs.assets,
+    use_assets=lambda config, files: replace(config, lungs=str(files.get(lungs.FILE, config.lungs))),
 )

@@ -12,6 +12,7 @@ from common.report.frame import step_section
 from common.report.gallery import box_overlay, gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import truth_of
+from solutions.vinbigdata.experiments import LOCATIONS, PUBLISHED_SWEEP
 
 TITLE = "VinBigData detection"
 MOST_BOXES = 5  # of a picture
@@ -176,18 +177,37 @@ def _item(images, found, row):
 
 
 def _ablation(job):
-    steps, members = (read_csv(job.run.path(name), ["map", "low", "high"]) for name in ("ablation.csv", "figure1.csv"))
+    def read(name, *columns):
+        return read_csv(job.run.path(name), columns)
+
+    steps, members = (read(name, "map", "low", "high") for name in ("ablation.csv", "figure1.csv"))
+    sweep, errors = read("wbf_sweep.csv", "rank", "member", "iou", "map"), read("errors_2cc.csv", "error")
+    curves = read("figure1_curves.csv", "member", "iteration", "map_coco")
     lines = [table[[table.columns[0], "map", "low", "high"]].itertuples(index=False) for table in (steps, members)]
+    fused = {f"{rank}. {name}": (part["iou"], part["map"]) for (rank, name), part in sweep.groupby(["rank", "member"])}
+    paper = [(f"paper, {rank}.", *span) for rank, span in enumerate(PUBLISHED_SWEEP, 1)]
+    by_member = {name: (part["iteration"], part["map_coco"]) for name, part in curves.groupby("member", sort=False)}
     return [
         page.table(steps, "The paper's table 1, out of fold, nested; paper: its score on the test set"),
+        page.table(errors, "Errors of the findings before (WBF) and after the 2CC, and mAP gained by correcting them"),
         page.grid(
             page.figure(plots.score_with_interval(lines[0], "mAP@0.4"), "The paper's table 1 on these images"),
             page.figure(
-                plots.score_with_interval(lines[1], "mAP@0.4 of the findings"),
-                "The paper's figure 1: each member alone, on all images, healthy ones included",
+                detection_plots.curves(fused, "IoU; 1: not fused", "mAP@0.4", paper),
+                "WBF of one member's boxes, the best and the second-best; shaded: the paper's ranges, on its test set",
             ),
-            page.table(members, "The members with COCO's AP"),
+            page.figure(
+                detection_plots.curves(by_member, "iterations", "COCO AP, validation"),
+                "The paper's figure 1: the members during training, mean of the folds",
+            ),
+            page.figure(
+                plots.score_with_interval(lines[1], "mAP@0.4 of the findings"),
+                "Each member alone at the end, on all images, healthy ones included",
+            ),
         ),
+        page.table(members, "The members with COCO's AP"),
+        page.table(read("figure1_classes.csv", "class"), "COCO's AP by class (paper: noise helps Infiltration)"),
+        *([page.table(read(LOCATIONS), "Where the true boxes lie in the lungs")] if job.config.needs_lungs else []),
     ]
 
 

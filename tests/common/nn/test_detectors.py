@@ -133,6 +133,24 @@ def test_coco_weights_leave_the_class_layers_new(torchvisions, tmp_path):
     assert all(torch.equal(state[name], value) for name, value in coco.items())
 
 
+def test_torchvisions_own_coco_weights(torchvisions, monkeypatch):
+    asked = []
+
+    def load(url, **options):
+        asked.append(url.rsplit("/", 1)[1])
+        if "retinanet" in url:
+            raise OSError("no route to host")
+        return torchvisions.state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
+    model = faster_rcnn("resnet50", 14, 96, "coco")
+    assert model.loaded.new == () and asked == ["fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"]
+    with pytest.raises(InputError, match=r"weights coco: https://.* could not be loaded \(no route to host\)"):
+        retinanet("resnet50", 14, 96, "coco")
+    with pytest.raises(InputError, match="weights coco: torchvision has them for resnet50, not resnet18"):
+        fcos("resnet18", 14, 96, "coco")
+
+
 def test_weights_of_a_backbone_alone(tmp_path):
     torch.manual_seed(5)
     classifier = timm.create_model("test_resnet").state_dict()

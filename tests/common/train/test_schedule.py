@@ -46,6 +46,13 @@ def test_every_cycle_runs_through_the_whole_schedule():
         FitConfig(schedule="plateau", cycles=2)
 
 
+def test_the_warm_up_is_a_share_of_the_steps():
+    config = FitConfig(epochs=10, lr=1.0, schedule="warm_cosine", warmup=0.1)
+    assert [schedule.learning_rate(config, e, s, 10, []) for e, s in ((0, 5), (1, 0), (5, 5))] == [0.5, 1.0, 0.5]
+    with pytest.raises(InputError, match="warmup must lie in"):
+        FitConfig(warmup=1.0)
+
+
 def test_decay_divides_the_scheduled_rate_by_one_more_part_a_step():
     config = FitConfig(epochs=3, frozen_epochs=1, frozen_lr=0.5, lr=1.0, schedule="plateau", patience=1, decay=0.1)
     rates = [

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from solutions.vinbigdata import augment
-from solutions.vinbigdata.augment import A, Blend, RelativeCrop, compose
+from solutions.vinbigdata.augment import A, Blend, RelativeCrop, ShortSide, compose
+from solutions.vinbigdata.config import AUGMENTATIONS
 
 SIDE = 200
 
@@ -33,6 +34,8 @@ GEOMETRY = {
     "flip": [A.HorizontalFlip(p=1.0)],
     "crop": [RelativeCrop(0.8, p=1.0)],
     "rotation": [A.Affine(rotate=(-10.0, 10.0), p=1.0)],
+    "rotation on a larger canvas": [A.SafeRotate((-10, 10), p=1.0)],
+    "shorter side": [A.HorizontalFlip(p=1.0), ShortSide(p=1.0)],
     "affine": [A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10, 10), keep_ratio=True, p=1.0)],
     "crop of rotated": [A.Affine(rotate=(-10.0, 10.0), p=1.0), RelativeCrop(0.8, p=1.0), A.HorizontalFlip(p=1.0)],
 }
@@ -80,19 +83,10 @@ def test_a_box_of_which_little_is_left_goes_and_the_rest_is_cut():
     assert labels == [1, 2, 4]
 
 
-PIPELINES = {
-    "flip": augment.flip,
-    "built_in": lambda: augment.built_in(SIDE),
-    "noise": augment.noise,
-    "both": lambda: augment.both(SIDE),
-    "both_no_rotation": lambda: augment.both(SIDE, rotate=0.0),
-    "podium": lambda: augment.podium(SIDE),
-}
-
-
-@pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
-def test_recipes_repeat_by_seed_keep_sizes_and_take_no_boxes(make):
-    pipeline, results = make(), []
+@pytest.mark.parametrize("mapper", [False, True])
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "none"])
+def test_recipes_repeat_by_seed_keep_sizes_and_take_no_boxes(name, mapper):
+    pipeline, results = augment.pipeline(name, SIDE, mapper), []
     image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
     boxes, labels = [[20, 30, 90, 120], [100, 40, 199, 180]], [0, 13]
     for seed in (*range(20), *range(20)):
@@ -105,18 +99,48 @@ def test_recipes_repeat_by_seed_keep_sizes_and_take_no_boxes(make):
     assert empty.shape == image.shape and none.shape == (0, 4) and no_labels == []
 
 
-def test_what_the_papers_variants_contain():
-    def kinds(pipeline):
-        return [type(step).__name__ for step in pipeline.transforms]
+def kinds(*args):
+    return [type(step).__name__ for step in augment.pipeline(*args).transforms[:-1]]
 
-    built_in = ["Blend", "Blend", "Affine", "RelativeCrop", "HorizontalFlip", "GaussianBlur"]
-    assert kinds(augment.built_in(1024)) == built_in
-    assert kinds(augment.both(1024)) == [*built_in, "DiffusedNoise"]
-    assert kinds(augment.both(1024, rotate=0.0)) == [name for name in [*built_in, "DiffusedNoise"] if name != "Affine"]
-    assert kinds(augment.noise()) == ["DiffusedNoise", "NoOp"]
-    contrast, brightness, turned, cropped, _, blurred = augment.built_in(1024).transforms
-    assert [step.p for step in augment.built_in(1024).transforms] == [0.2, 0.2, 0.2, 0.2, 0.5, 0.2]
+
+def test_what_the_papers_variants_contain():
+    built_in = ["Blend", "Blend", "SafeRotate", "RelativeCrop", "HorizontalFlip", "GaussianBlur"]
+    unturned = [name for name in built_in if name != "SafeRotate"]
+    assert kinds("built_in", 1024) == built_in and kinds("built_in_no_rotation", 1024) == unturned
+    assert kinds("both", 1024) == [*built_in, "DiffusedNoise"]
+    assert kinds("both_no_rotation", 1024) == [*unturned, "DiffusedNoise"]
+    assert kinds("noise", 1024) == ["DiffusedNoise"] and augment.pipeline("none", 1024) is None
+    contrast, brightness, turned, cropped, _, blurred, _ = augment.pipeline("built_in", 1024).transforms
+    assert [step.p for step in augment.pipeline("built_in", 1024).transforms[:-1]] == [0.2, 0.2, 0.2, 0.2, 0.5, 0.2]
     assert contrast.factor == brightness.factor == (0.7, 1.3) and cropped.least == 0.8
-    assert turned.rotate == (-10, 10) and turned.scale == {"x": (1, 1), "y": (1, 1)}
+    assert turned.limit == (-10, 10)
     assert blurred.blur_limit == (5, 5) and blurred.sigma_limit == pytest.approx((1.1, 1.1))
-    assert augment.built_in(512).transforms[-1].sigma_limit == pytest.approx((0.55, 0.55))
+    assert augment.pipeline("built_in", 512).transforms[5].sigma_limit == pytest.approx((0.55, 0.55))
+
+
+def test_the_default_mapper_is_the_baseline():
+    assert kinds("none", 1024, True) == ["HorizontalFlip", "ShortSide"]
+    assert kinds("noise", 1024, True) == ["DiffusedNoise", "HorizontalFlip", "ShortSide"]
+    step = ShortSide()
+    step.set_random_state(np.random.default_rng(0), random.Random(0))
+    drawn_factors = {step.get_params()["factor"] for _ in range(200)}
+    assert sorted(drawn_factors) == [side / 800 for side in (640, 672, 704, 736, 768, 800)]
+
+
+def test_a_shorter_side_of_640_by_hand():
+    image, boxes = drawn([[100, 50, 200, 150]]), np.array([[0.5, 0.25, 1.0, 0.75, 7.0]])
+    out = ShortSide().apply(image, 0.8)
+    assert (out[160:] == 114).all() and (out[:, 160:] == 114).all()  # the mean, right and below
+    assert around(out[:160, :160]) == [80, 40, 160, 120]
+    np.testing.assert_allclose(ShortSide().apply_to_bboxes(boxes, 0.8, shape=image.shape), [[0.4, 0.2, 0.8, 0.6, 7.0]])
+    assert ShortSide().apply_to_mask(image, factor=0.8)[180].max() == 0
+    assert np.array_equal(ShortSide().apply(image, 1.0), image)
+
+
+def test_rotation_loses_no_corner():
+    image = drawn([[0, 0, 8, 8], [192, 192, 200, 200], [0, 192, 8, 200], [192, 0, 200, 8]])
+    for seed in range(5):
+        out, boxes, _ = run(compose([A.SafeRotate((-10, 10), p=1.0)]), image, [[0, 0, 200, 200]], [1], seed)
+        corners = [out[:100, :100], out[:100, 100:], out[100:, :100], out[100:, 100:]]
+        assert all((corner > 127).sum() > 20 for corner in corners)
+        np.testing.assert_allclose(boxes[0], around(out), atol=3)

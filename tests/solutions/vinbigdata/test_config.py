@@ -1,6 +1,7 @@
 """The paper's numbers where its preset has them, and what a configuration refuses."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,16 +32,23 @@ def test_the_paper_preset_has_the_papers_numbers():
     assert iterations == pytest.approx(10_000, rel=0.05) and 15_000 / PAPER.n_folds == 750
     assert values(PAPER.healthy, "backbone size epochs") == {"backbone": "resnet18", "size": 256, "epochs": 15}
     assert PAPER.healthy_trained == (0, 1, 2, 3, 4) and PAPER.folds == (0,)
+    library = values(PAPER.detector, "default_mapper min_score warmup clip_norm metric")
+    assert list(library.values()) == [True, 0, 0.1, 0, "map_coco"]
     assert len(PAPER.members) == 6 and PAPER.fusion.weights == (5, 2, 1, 1, 1, 1) and PAPER.fusion.iou == (0.4,)
     assert (PAPER.decision.rule, PAPER.decision.alpha, PAPER.decision.beta) == (("replace",), (0.997,), (0.3,))
 
 
 def test_members_may_have_another_architecture():
-    assert member_parts("flip", "fcos") == ("fcos", "flip")
-    assert member_parts("retinanet-both_no_rotation", "fcos") == ("retinanet", "both_no_rotation")
+    assert member_parts("flip", "fcos") == ("fcos", "flip", "")
+    assert member_parts("retinanet-both_no_rotation", "fcos") == ("retinanet", "both_no_rotation", "")
+    assert member_parts("retinanet-none+lungs", "fcos") == ("retinanet", "none", "lungs")
+    assert PAPER.detector_of("none+random") == dataclasses.replace(PAPER.detector, weights="none")
+    lungs = dataclasses.replace(PAPER, members=("none", "none+lungs"))
+    assert lungs.needs_lungs and not PAPER.needs_lungs
+    assert [lungs.detector_of(member).lung_channel for member in lungs.members] == [False, True]
     assert PODIUM.detector_of("fcos-podium") == dataclasses.replace(PODIUM.detector, architecture="fcos")
-    for member in ("yolo-flip", "flip-fcos", "fcos-", "blur"):
-        with pytest.raises(InputError, match=f"member '{member}': must be an augmentation"):
+    for member in ("yolo-flip", "flip-fcos", "fcos-", "blur", "none+", "none+heart"):
+        with pytest.raises(InputError, match=re.escape(f"member '{member}': must be an augmentation")):
             Config(members=(member,))
 
 
@@ -48,6 +56,12 @@ def test_members_may_have_another_architecture():
 def test_folds_of_the_classifier_part_those_of_the_detectors(folds):
     with pytest.raises(InputError, match="healthy_folds must be 0, or at least 2 and a divisor of n_folds 20"):
         Config(healthy_folds=folds)
+
+
+def test_each_further_classifier_has_a_backbone_of_its_own():
+    assert Config(healthy_more=("resnet34",)).healthy_backbones == ("resnet18", "resnet34")
+    with pytest.raises(InputError, match="each backbone once, none resnet18"):
+        Config(healthy_more=("resnet18",))
 
 
 class Rows:
@@ -59,7 +73,7 @@ class Rows:
 
 def test_no_classifier_has_seen_the_images_that_it_predicts_out_of_fold():
     def rows_of(config, fold):
-        network = healthy_network(config, fold)
+        network = healthy_network(config, fold, "resnet18")
         return network.rows(SimpleNamespace(images=Rows(), config=config), network.fold)
 
     paper = dataclasses.replace(PAPER, n_folds=10)

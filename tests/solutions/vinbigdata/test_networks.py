@@ -14,8 +14,8 @@ from common.images import Images
 from common.network import Network, train_loader
 from common.nn.precision import autocast
 from common.post.boxes import BOX
-from solutions.vinbigdata import models, pipeline
-from solutions.vinbigdata.config import AUGMENTATIONS, DEMO, DetectorConfig
+from solutions.vinbigdata import augment, lungs, models, pipeline
+from solutions.vinbigdata.config import DEMO, DetectorConfig
 from solutions.vinbigdata.data import boxes_by_row, truth_of
 from solutions.vinbigdata.models import BoxDataset, collate, detect, detection_table, pack
 
@@ -95,7 +95,7 @@ def test_boxes_shrink_with_the_image_and_move_with_it(images):
     assert target["boxes"].dtype == torch.float32 and target["labels"].dtype == torch.int64
     image, target = plain[1]
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
-    moved = BoxDataset(images.dataset([2], SIDE), boxes_by_row(images), models.augmentation("flip", SIDE))
+    moved = BoxDataset(images.dataset([2], SIDE), boxes_by_row(images), augment.pipeline("flip", SIDE))
     lefts = {tuple(moved[0, seed][1]["boxes"][:, 0].round().tolist()) for seed in range(12)}
     assert lefts == {(8, 30), (56, 36)}
     assert torch.equal(moved[0][1]["boxes"], torch.tensor(boxes_by_row(images)[2][0]))  # without a seed nothing moves
@@ -120,8 +120,50 @@ def test_batches_of_the_detector(job, detector):
         assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, same, strict=True))
 
 
-def test_every_named_augmentation_exists():
-    assert all(callable(models.augmentation(name, 256)) or name == "none" for name in AUGMENTATIONS)
+def test_the_mask_moves_with_the_image_and_keeps_its_values(images, tmp_path):
+    masks = (images.store.images > 100) * np.uint8(255)
+    np.save(tmp_path / "masks.npy", masks)
+    images.arrays["masks"] = tmp_path / "masks.npy"
+    samples = lungs.samples(images, [2, 1], SIDE, True)
+    assert samples[0][0].shape == (2, SIDE, SIDE) and samples[1][1] == 1
+    assert torch.equal(samples[0][0], torch.from_numpy(np.stack([images.store.images[2], masks[2]])))
+    transform = augment.pipeline("both", SIDE, default_mapper=True)
+    data = pickle.loads(pickle.dumps(BoxDataset(samples, boxes_by_row(images), transform)))
+    moved = 0
+    for seed in range(12):
+        (image, mask), target = data[0, seed]
+        assert set(mask.unique().tolist()) == {0, 255}
+        ys, xs = np.nonzero(mask.numpy())
+        outer = torch.cat([target["boxes"][:, :2].amin(0), target["boxes"][:, 2:].amax(0)])
+        np.testing.assert_allclose(outer, [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=6)
+        moved += not torch.equal(mask, samples[0][0][1])
+    assert moved >= 10
+    member = replace(CONFIG, members=("flip+lungs",))
+    network = pipeline.detector_network(member, 0, "flip+lungs")
+    job = SimpleNamespace(config=member, images=images)
+    image, _ = network.dataset(job, np.array([2]), False, True)[0]
+    model = network.build("none").eval()
+    assert torch.equal(image[1], torch.from_numpy(masks[2]))
+    scaled = model.scaled(image[None])
+    assert torch.equal(scaled[:, :2], model.scaled(image[None, :1])[:, :2])
+    assert torch.equal(scaled[:, 2:], model.scaled(image[None, 1:])[:, 2:])
+    assert len(model(image[None])) == 1
+
+
+def test_where_findings_lie_by_hand(images, tmp_path):
+    masks = np.zeros((8, lungs.SIDE, lungs.SIDE), np.uint8)
+    masks[:, 40:220, 20:100] = masks[:, 40:220, 140:240] = 255  # the lungs' box: 20 to 240, 40 to 220; middle 130
+    masks[6] = 0
+    np.save(tmp_path / "masks.npy", masks)
+    images.arrays["masks"] = tmp_path / "masks.npy"
+    boxes = [(0, 3, [20, 50, 60, 90]), (2, 3, [100, 200, 140, 210]), (4, 5, [150, 100, 250, 120]), (6, 5, [0, 0, 9, 9])]
+    size = images.at([row for row, _, _ in boxes])[["width", "height"] * 2].to_numpy() / lungs.SIDE
+    table = [(f"i{row}", row, k, *(box * scale)) for (row, k, box), scale in zip(boxes, size, strict=True)]
+    images.tables["boxes.parquet"] = pd.DataFrame(table, columns=["image_id", "row", "class_id", *BOX])
+    found = lungs.locate_findings(images).round(2)
+    assert found["class"].tolist() == ["Cardiomegaly", "ILD"] and found["boxes"].tolist() == [2, 1]
+    assert found.iloc[0, 2:].tolist() == [0.49, 1, 0, 0.5, 0, 0.5]  # (40 · 40 of 41², then one column of 41) / 2
+    assert found.iloc[1, 2:].tolist() == [0.89, 0, 1, 0, 1, 0]  # 90 of 101 columns
 
 
 def test_packed_boxes_are_the_first_and_zeros():
@@ -209,7 +251,7 @@ def test_a_detector_learns_the_rectangles(job, images, detector):
 
 
 def test_the_healthy_classifier(job):
-    network = pipeline.healthy_network(CONFIG, 0)
+    network = pipeline.healthy_network(CONFIG, 0, "test_resnet")
     loader = train_loader(job, network, np.arange(8))
     loader.batch_sampler.set_epoch(0, 1)
     targets = torch.cat([targets for _, targets in loader])
@@ -230,11 +272,11 @@ def test_each_classifier_predicts_the_test_images_once(folds, healthy_folds, job
     monkeypatch.setattr(models, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
     asked = []
 
-    def predict_logits(job, network, rows, title):
-        asked.append(network.fold)
-        return np.full(len(rows), network.fold, np.float32)
+    def predict(job, networks, rows, views, title):
+        asked.append(networks[0].fold)
+        return np.full((len(rows), 1), networks[0].fold, np.float32)
 
-    monkeypatch.setattr(models, "predict_logits", predict_logits)
+    monkeypatch.setattr(models, "predict", predict)
     parts = [pipeline.predict_rows(job, [fold], images.rows("test"), None, "") for fold in folds]
     trained = job.config.healthy_trained
     assert asked == list(trained)
@@ -242,3 +284,18 @@ def test_each_classifier_predicts_the_test_images_once(folds, healthy_folds, job
     assert healthy["image_id"].tolist() == images.table["image_id"].tolist() and (healthy["fold"] == -1).all()
     np.testing.assert_allclose(healthy["healthy"], 1 / (1 + np.exp(-np.mean(trained))), rtol=1e-12)
     assert pipeline.pool("", [part[""] for part in parts])["fold"].tolist() == list(folds)
+
+
+def test_the_logits_of_several_classifiers_are_averaged(job, images, monkeypatch):
+    job.config = replace(CONFIG, healthy_more=("resnet18",))
+    stages = [network.stage for network in pipeline.networks(job)]
+    assert stages == ["flip", "healthy", "healthy-resnet18"] * 2
+    monkeypatch.setattr(models, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
+    values = {"healthy": 1.0, "healthy-resnet18": 4.0}
+    monkeypatch.setattr(models, "predict", lambda job, one, rows, *rest: np.full((len(rows), 1), values[one[0].stage]))
+    out = pipeline.predict_rows(job, [0], images.rows(folds=[0]), None, "")["_healthy"]
+    np.testing.assert_allclose(out["healthy"], 1 / (1 + np.exp(-2.5)), rtol=1e-12)
+    np.testing.assert_allclose(out["first"], 1 / (1 + np.exp(-1)), rtol=1e-12)
+    job.config = CONFIG
+    assert "first" not in pipeline.predict_rows(job, [0], images.rows(folds=[0]), None, "")["_healthy"]
+    assert pipeline.prediction_key(CONFIG) != pipeline.prediction_key(replace(CONFIG, healthy_more=("resnet18",)))

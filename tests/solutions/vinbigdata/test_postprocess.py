@@ -159,6 +159,17 @@ def test_the_winners_rule():
     assert no_finding(found) == {**HEALTHY, "low": 0.0}
 
 
+def test_the_2cc_before_the_detectors_leaves_the_same_boxes():
+    found, _ = some_boxes(3)
+    ids = sorted(found["image_id"].unique())
+    healthy = pd.Series(np.linspace(0, 1, len(ids)), ids)
+    rule, images = replace(TWO, alpha=0.6, beta=0.3), sizes(**dict.fromkeys(ids, (3000, 1000)))
+    after = apply_rule(fuse_members(found.assign(fold=0), images, ["x", "y"], rule), ids, healthy, rule)
+    seen = found[healthy[found["image_id"]].to_numpy() <= 0.6]
+    before = apply_rule(fuse_members(seen.assign(fold=0), images, ["x", "y"], rule), ids, healthy, rule)
+    assert 0 < len(seen) < len(found) and sorted(rows_of(before)) == sorted(rows_of(after))
+
+
 def test_boxes_alone():
     assert no_finding(apply_rule(BOXES, HEALTHY.index, None, ONE)) == {"none": 1.0}
     assert no_finding(apply_rule(table(), ["a"], None, ONE)) == {"a": 1.0}

@@ -35,7 +35,7 @@ def by_content(table):
 @pytest.fixture
 def bare_page(monkeypatch):
     """Reports without plots, which take the longest."""
-    for name in ("location_maps", "pr_curves", "bars"):
+    for name in ("location_maps", "pr_curves", "bars", "curves"):
         monkeypatch.setattr(detection_plots, name, lambda *args: None)
     for name in ("histogram", "roc_curve", "score_with_interval", "threshold_surface", "learning_curves"):
         monkeypatch.setattr(plots, name, lambda *args, **options: None)
@@ -114,6 +114,22 @@ def test_the_winners_rule_puts_no_finding_on_every_image(run_copy, command):
     assert len(counts) == 4 and (counts == 1).all()
 
 
+def check_the_sweep_of_one_members_boxes(run, boxes, members):
+    sweep = pd.read_csv(run / "wbf_sweep.csv")
+    best = members.loc[members["map"].argmax(), "member"]
+    assert sweep["member"].tolist() == [best] * 10 + [name for name in ("flip", "noise") if name != best] * 10
+    assert sweep["iou"].tolist() == pytest.approx([k / 10 for k in range(1, 11)] * 2)
+    counts = [(boxes["member"] == name).sum() for name in sweep["member"]]
+    assert (sweep["boxes"] <= counts).all() and sweep["boxes"][9] == counts[9]
+    images, own = pd.read_parquet(run / "images.parquet"), boxes[boxes["member"] == best]
+    train, truth = truth_of(images, pd.read_parquet(run / "boxes.parquet"))
+    empty = train.loc[~train["image_id"].isin(own["image_id"]), ["image_id"]]
+    empty = empty.assign(class_id=NO_FINDING, score=1.0, x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)
+    alone = evaluate(pd.concat([own, empty]), truth, train["image_id"]).mean_ap
+    assert sweep["map"][9] == pytest.approx(alone, abs=1e-12)
+    assert sweep[["paper_low", "paper_high"]].iloc[[0, 10]].to_numpy().tolist() == [[0.087, 0.165], [0.127, 0.163]]
+
+
 def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page):
     result = command("ablate", "--out", "run")
     assert (result.status, result.errors) == (0, [])
@@ -123,9 +139,26 @@ def test_ablation_and_what_makes_it_stale(run_copy, command, bare_page):
     assert table["gain"].isna().tolist() == [True, *[False] * 4]
     assert table["gain"][1:].to_numpy() == pytest.approx((table["map"] - table["map"][0])[1:].to_numpy())
     assert (table["gain_low"] <= table["gain_high"])[1:].all() and table["p"][1:].between(0, 1).all()
+    boxes = pd.read_parquet(run_copy / "oof.parquet")
+    assert table["before"].dropna().tolist() == [len(boxes)] * 3 and (table["after"] <= len(boxes)).all()
+    assert table["skipped"].between(0, 1).all() and not table["skipped"][[0, 1, 4]].any()
     assert figure["member"].tolist() == ["flip", "noise"] and figure[["map", "map_coco"]].stack().between(0, 1).all()
     members = pd.read_csv(run_copy / "members.csv")
     assert figure["map"].to_numpy() == pytest.approx(members["map"].to_numpy())
+    check_the_sweep_of_one_members_boxes(run_copy, boxes, members)
+    curves, classes = (pd.read_csv(run_copy / f"figure1_{name}.csv") for name in ("curves", "classes"))
+    images = pd.read_parquet(run_copy / "images.parquet")
+    steps = [int(((images["fold"] == 1 - fold) & (images["abnormal"] > 0)).sum()) // 4 for fold in (0, 1)]
+    assert curves[["member", "epoch", "iteration"]].to_numpy().tolist() == [
+        [member, 0, np.mean(steps)] for member in ("flip", "noise")
+    ]
+    histories = [pd.read_csv(run_copy / f"fold{fold}" / "noise" / "history.csv")["map_coco"][0] for fold in (0, 1)]
+    assert curves["map_coco"][1] == pytest.approx(np.mean(histories))
+    assert classes["class"].tolist() == list(CLASSES[:NO_FINDING]) and list(classes)[2:] == ["flip", "noise"]
+    assert classes["noise"].mean() == pytest.approx(figure["map_coco"][1])
+    errors = pd.read_csv(run_copy / "errors_2cc.csv").set_index("error")
+    assert (errors["count_after"] <= errors["count_before"]).drop("missed").all()
+    assert not (run_copy / "locations.csv").exists()
     assert command("report", "--out", "run").status == 0 and "Ablation" in headings(run_copy)
     assert command("report", "--out", "run", "--fusion.iou", "0.5").status == 0
     assert "Ablation" not in headings(run_copy)

@@ -1,0 +1,93 @@
+"""The lungs of every image: a channel of the detector, and where the findings lie in them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.config import file_hash
+from common.data.loaders import SampleDataset
+from common.data.store_workers import to_square
+from common.paths import read_array
+from common.post.boxes import BOX
+from solutions.lung_segmentation import find_lungs, weights_file
+from solutions.vinbigdata.config import CLASSES
+
+SIDE, FILE = 256, "lungs.safetensors"  # side of the masks in pixels; name of the exported segmenter
+
+
+def assets(config):
+    """Return the files that an export needs, by name: the segmenter, if a member needs it."""
+    return {FILE: weights_file(config.lungs, "--lungs")} if config.needs_lungs else {}
+
+
+def segmenter_hash(config):
+    """Return what the masks follow from, None where no member needs them."""
+    return next(map(file_hash, assets(config).values()), None)
+
+
+def with_lungs(refine):
+    """Return the function `refine(job, listing, store)` followed by `add_lungs`."""
+    return lambda job, listing, store: add_lungs(job, refine(job, listing, store), store)
+
+
+def add_lungs(job, listing, store):
+    """Return the listing with the array `masks`, uint8 (N, SIDE, SIDE), 255 for lung, if a member needs it.
+
+    The mask of a placeholder or a colour picture is empty.
+    """
+
+    def describe(segmenter, image, probs):
+        parts = segmenter.parts(probs, image.shape)
+        lungs = np.any([mask for name, mask in parts.items() if name != "heart"], axis=0)
+        return [to_square(lungs * np.uint8(255), SIDE)], [None]
+
+    def skip(image, about):
+        return [np.zeros((SIDE, SIDE), np.uint8)], [None]
+
+    for weights in assets(job.config).values():
+        found = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], describe, skip)
+        listing = replace(listing, arrays=found.arrays)
+    return listing
+
+
+class LungSamples(SampleDataset):
+    """Images with their lung mask as the second channel, uint8 (2, H, W); `masks`: path of those of all store rows."""
+
+    def __init__(self, images, masks, size, rows):
+        super().__init__(images, size=size, rows=rows)
+        self.masks = SampleDataset(masks, size=size, rows=rows)
+
+    def __getitem__(self, key):
+        image, row = super().__getitem__(key)
+        return torch.cat([image, self.masks[key][0]]), row
+
+
+def samples(images, rows, size, with_lungs):
+    """Return the samples of store rows of Images at `size` pixels, LungSamples if asked for."""
+    if with_lungs:
+        return LungSamples(images.store.images, images.arrays["masks"], size, rows)
+    return images.dataset(rows, size)
+
+
+def locate_findings(images):
+    """Return where the true boxes of each class lie: a table of class, boxes and shares.
+
+    in_lungs: mean share of a box that is lung. right, left (the patient's), upper, middle, lower: shares of the boxes
+    by their centre, in halves and thirds of the box around both lungs. Images without lungs are left out.
+    """
+    masks, boxes, found = read_array(images.arrays["masks"]), images.tables["boxes.parquet"], []
+    sizes = images.at(boxes["row"])[["width", "height", "width", "height"]].to_numpy(float)
+    for row, class_id, box in zip(boxes["row"], boxes["class_id"], boxes[BOX].to_numpy() * SIDE / sizes, strict=True):
+        ys, xs = np.nonzero(masks[row] >= 128)
+        if len(ys):
+            (x, y), (left, top, right, bottom) = (box[:2] + box[2:]) / 2, box.astype(int)
+            third = np.clip(3 * (y - ys.min()) // (np.ptp(ys) + 1), 0, 2)
+            inside = (masks[row, top : bottom + 1, left : right + 1] >= 128).mean()
+            on_right = x < (xs.min() + xs.max() + 1) / 2
+            found.append([class_id, 1, inside, on_right, not on_right, *(third == k for k in range(3))])
+    names = ["class", "boxes", "in_lungs", "right", "left", "upper", "middle", "lower"]
+    table = pd.DataFrame(found, columns=names).astype(float).groupby("class")
+    shares = table.mean().assign(boxes=table.size()).rename(index=lambda k: CLASSES[int(k)])
+    return shares.reset_index()
