@@ -120,7 +120,7 @@ def test_batches_of_the_detector(job, detector):
         assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, same, strict=True))
 
 
-def test_the_mask_moves_with_the_image_and_keeps_its_values(images, tmp_path):
+def test_the_mask_moves_with_the_image_and_keeps_its_range(images, tmp_path):
     masks = (images.store.images > 100) * np.uint8(255)
     np.save(tmp_path / "masks.npy", masks)
     images.arrays["masks"] = tmp_path / "masks.npy"
@@ -132,8 +132,8 @@ def test_the_mask_moves_with_the_image_and_keeps_its_values(images, tmp_path):
     moved = 0
     for seed in range(12):
         (image, mask), target = data[0, seed]
-        assert set(mask.unique().tolist()) == {0, 255}
-        ys, xs = np.nonzero(mask.numpy())
+        assert (mask.min(), mask.max()) == (0, 255)  # neither tone nor noise touches it
+        ys, xs = np.nonzero(mask.numpy() >= 128)
         outer = torch.cat([target["boxes"][:, :2].amin(0), target["boxes"][:, 2:].amax(0)])
         np.testing.assert_allclose(outer, [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=6)
         moved += not torch.equal(mask, samples[0][0][1])
@@ -162,7 +162,7 @@ def test_where_findings_lie_by_hand(images, tmp_path):
     images.tables["boxes.parquet"] = pd.DataFrame(table, columns=["image_id", "row", "class_id", *BOX])
     found = lungs.locate_findings(images).round(2)
     assert found["class"].tolist() == ["Cardiomegaly", "ILD"] and found["boxes"].tolist() == [2, 1]
-    assert found.iloc[0, 2:].tolist() == [0.49, 1, 0, 0.5, 0, 0.5]  # (40 · 40 of 41², then one column of 41) / 2
+    assert found.iloc[0, 2:].tolist() == [0.51, 1, 0, 0.5, 0, 0.5]  # all of it, and one column of 41
     assert found.iloc[1, 2:].tolist() == [0.89, 0, 1, 0, 1, 0]  # 90 of 101 columns
 
 
