@@ -71,8 +71,8 @@ class FitConfig:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}")
+            if (value := getattr(self, name)) != "auto" and not value > 0:
+                raise InputError(f"{name} must be above 0, not {value}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup must lie in [0, 1), not {self.warmup}")
         if not self.decay >= 0:
@@ -132,7 +132,9 @@ def from_dict(cls, values, where="config"):
 def _restore(hint, value, where):
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
-        return None if value is None else _restore(next(h for h in inner if h is not type(None)), value, where)
+        if value is None or any(value in typing.get_args(h) for h in inner):
+            return value
+        return _restore(next(h for h in inner if h is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     if kind is tuple and isinstance(value, list):

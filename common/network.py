@@ -5,7 +5,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,8 +17,8 @@ from common.data.loaders import EpochSampler, eval_loader, make_loader
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
-from common.paths import write_csv
-from common.step import cached_hash
+from common.paths import read_csv, write_csv
+from common.step import cached_hash, run_step
 from common.train import distributed
 from common.train.checkpoint import load_weights
 from common.train.loop import fit
@@ -104,6 +104,7 @@ def to_device(value, device):
 
 def train(job, network):
     """Train one network, or read a finished training; return the Fitted of `common.train.loop.fit`."""
+    network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
     if len(held_out) < distributed.world():
@@ -145,6 +146,18 @@ def train(job, network):
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job)}
     return fit(model, partial(_step, network, job.device), loader, validate, config, folder, **options)
+
+
+def with_rate(job, network):
+    """Return the network; if its `lr` is auto, with the range test's suggestion, a tenth of it after frozen epochs."""
+    if network.config.lr != "auto":
+        return network
+    if distributed.world() > 1 and not job.is_current("find_lr"):
+        raise InputError("lr auto: run `find_lr` first, in a single process")
+    run_step(job, job.steps["find_lr"])
+    found = float(read_csv(job.run.path(f"lr_{network.stage}.csv"))["suggestion"].iloc[0])
+    later = found / 10 if network.config.frozen_epochs else found
+    return replace(network, config=replace(network.config, lr=later, frozen_lr=found))
 
 
 def _step(network, device, model, batch):
@@ -191,8 +204,9 @@ def find_learning_rates(job, networks):
         loader = train_loader(job, network, network.rows(job, network.fold)[0])
         loader.batch_sampler.set_epoch(0, config.epochs)
         step = partial(_step, network, job.device)
-        rates, losses, found = find_learning_rate(model, step, loader, weight_decay=config.weight_decay)
+        settings = {"weight_decay": config.weight_decay, "wanted": config.precision}
+        rates, losses, found = find_learning_rate(model, step, loader, **settings)
         table = pd.DataFrame({"lr": rates, "loss": losses, "suggestion": found})
         write_csv(job.run.path(f"lr_{network.stage}.csv"), table)
-        used = config.frozen_lr if config.frozen_epochs else config.lr
-        log.info(f"{network.stage}: the loss falls fastest at {found:.2e}; the configuration has {used:.2e}")
+        used = config.frozen_lr if config.frozen_epochs and config.lr != "auto" else config.lr
+        log.info(f"{network.stage}: the loss falls fastest at {found:.2e}; the configuration has {used}")

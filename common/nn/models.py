@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from common.nn.norms import batch_norms
 from common.nn.weights import load_pretrained
 
 ARCHITECTURES = {
@@ -122,8 +123,10 @@ def freeze_first_half(model, frozen=True):
 
 
 def freeze_encoder(model, frozen=True):
-    """Freeze the encoder of a segmenter, so that decoder and heads train, or thaw everything if not `frozen`."""
-    _freeze(model, frozen, model.net.encoder.parameters() if frozen else ())  # a plain network has no encoder
+    """Freeze the encoder of a segmenter except its batch norms, as fastai does, or thaw everything if not `frozen`."""
+    norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
+    encoder = model.net.encoder.parameters() if frozen else ()  # a plain network has no encoder
+    _freeze(model, frozen, (p for p in encoder if id(p) not in norms))
 
 
 def freeze_all_but_head(model, frozen=True):

@@ -9,19 +9,23 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.nn.norms import set_frozen_eval
+from common.nn.precision import autocast, precision
 
 
-def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, weight_decay=0.0):
+def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, weight_decay=0.0, wanted="auto"):
     """Return (rates, smoothed losses, suggested rate) of `steps` Adam steps with rates rising from `low` to `high`.
 
-    step(model, batch) -> loss, as for `fit`; batches: an iterable, repeated as needed. Rates and losses are float64
-    arrays of equal length; losses are smoothed by 0.98 a step, and the test stops at four times the lowest one. The
-    suggestion is the rate at which the smoothed loss falls fastest over log rate. The model's weights and mode are
-    restored. Raises InputError if the loss never falls. Source: Smith, 2017.
+    step(model, batch) -> loss, as for `fit`; batches: an iterable, repeated as needed; wanted: precision, as in a
+    FitConfig. Rates and losses are float64 arrays of equal length; losses are smoothed by 0.98 a step, and the test
+    stops at four times the lowest one. The suggestion is the rate at which the smoothed loss falls fastest over log
+    rate. The model's weights and mode are restored. Raises InputError if the loss never falls. Source: Smith, 2017.
     """
     before = {k: v.detach().clone() for k, v in model.state_dict().items()}
     was_training = model.training
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=low, weight_decay=weight_decay)
+    device = next(model.parameters()).device
+    dtype = precision(device, wanted)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     model.train()
     set_frozen_eval(model)
     rates, losses, mean = [], [], 0.0
@@ -31,9 +35,11 @@ def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, w
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        loss = step(model, batch)
-        loss.backward()
-        optimizer.step()
+        with autocast(device, dtype):
+            loss = step(model, batch)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         mean = 0.98 * mean + 0.02 * loss.item()
         smooth = mean / (1 - 0.98 ** (number + 1))
         if not math.isfinite(smooth) or (losses and smooth > 4 * min(losses)):

@@ -70,10 +70,11 @@ def learning_rate(config, epoch, step, steps, scores):
 
     config: a FitConfig. epoch, step: 0-based, `step` within an epoch of `steps`. scores: validation scores of the
     finished unfrozen epochs, higher being better. Schedule and decay run over the unfrozen epochs, the schedule once
-    a cycle; before them the rate is `frozen_lr`.
+    a cycle; before them the rate is `frozen_lr`, of which one_cycle makes a cycle of its own.
     """
     if epoch < config.frozen_epochs:
-        return config.frozen_lr
+        cycle = config.schedule == "one_cycle"
+        return config.frozen_lr * (one_cycle((epoch * steps + step) / (config.frozen_epochs * steps)) if cycle else 1)
     done = (epoch - config.frozen_epochs) * steps + step
     if config.schedule == "plateau":
         factor = plateau(scores, config.patience, config.factor)

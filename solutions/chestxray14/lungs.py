@@ -35,8 +35,8 @@ def lung_settings(config):
 def add_lungs(job, listing, store):
     """Return the listing with the lungs of all images, where the recipe needs them.
 
-    Adds the table lungs.parquet: image_id, row, x_min, y_min, x_max, y_max (pixels of the file, open end), rule (two,
-    one, mirrored, or none where no lung was found and the box is the whole image), area (share of the image that is
+    Adds the table lungs.parquet: image_id, row, x_min, y_min, x_max, y_max (pixels of the file, open end), rule
+    (of `LungRegion`, or none where no lung was found and the box is the whole image), area (share of the image that is
     lung); and the arrays masks, uint8 (N, S, S), 255 times the share of each cell that is lung (or heart), and crops,
     uint8 (N, C, C), the boxes cut out of the originals. Placeholders and colour pictures count as images without lungs.
     """

@@ -77,6 +77,7 @@ def _lungs(images):
         return None
     lungs = images.tables[LUNG_TABLE]
     rules = lungs["rule"].value_counts().rename_axis("lungs").reset_index(name="images")
+    rules["share"] = (rules["images"] / len(lungs)).map("{:.2%}".format)
     area = plots.histogram({"images": 100 * lungs["area"]}, "lungs, % of the image")
     fragments = [page.table(rules, "How the lungs were found"), page.figure(area, "Area of the lungs")]
     return page.section("Lungs", page.grid(*fragments), *lung_galleries(images))

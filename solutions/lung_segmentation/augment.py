@@ -63,24 +63,27 @@ def _flipped(flip):
     return [A.HorizontalFlip(p=0.5)] if flip else []
 
 
-def _simple(size, flip, rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, p=0.75):
-    draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp)
+def _simple(size, flip, rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, pad=0.05, p=0.75):
+    draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp, pad=pad)
     return [*_flipped(flip), Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
 
 
-def _simple_matrix(random, p, rotate, zoom, warp):
+def _simple_matrix(random, p, rotate, zoom, warp, pad=0.0):
     scale = random.uniform(1, zoom) if random.random() < p else 1.0
     shift = [random.uniform(-1, 1) * (scale - 1) for _ in range(2)]  # any crop of the image
     tilt = (random.uniform(-warp, warp), random.uniform(-warp, warp)) if random.random() < p else (0.0, 0.0)
-    return homography(jitter(random, p, rotate), (scale, scale), 0.0, shift, tilt)
+    turn = jitter(random, p, rotate)
+    shift = [part + 2 * jitter(random, p, pad) for part in shift]  # any crop of the padded image
+    return homography(turn, (scale, scale), 0.0, shift, tilt)
 
 
 def simple(size, flip=True, **numbers):
-    """Return Berger et al.'s simple pipeline: flip, crop with zoom, rotation, warp, brightness and contrast.
+    """Return Berger et al.'s simple pipeline: flip, crop with zoom, pad, rotation, warp, brightness and contrast.
 
     The paper gives no numbers. Its range test and two phases suggest fastai, so numbers, formulas and the reflected
     border are the defaults of fastai's `aug_transforms`: rotate=10 degrees, zoom=1.1 at most, warp=0.2, lighting=0.2,
-    each with probability p=0.75, and a flip with 0.5.
+    each with probability p=0.75, and a flip with 0.5. pad, the share of the side by which an image is padded before a
+    crop of its size, has no default there: 0.05 is ours.
     """
     return compose(_simple(size, flip, **numbers))
 
@@ -94,18 +97,19 @@ def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
     return compose([*_simple(size, flip, **numbers), DiffusedNoise(p=diffused), BlockMask(gray, p=block)])
 
 
-def affine(size, flip=True, rotate=10.0, shift=0.05, zoom=0.1, p=0.75):
-    """Return Liu et al.'s affine pipeline: rotation (± degrees), shift (± of the side) and zoom (1 ±), each with `p`.
+def affine(size, rotate=10.0, shift=0.1, zoom=0.2):
+    """Return Liu et al.'s affine pipeline: rotation (± degrees), shift (± of the side) and zoom (1 / (1 ± zoom)).
 
-    The paper gives no numbers: these are ours.
+    The paper gives no numbers: these, the replicated border, the zoom by axis and the lack of a flip are those of
+    imlab-uiip/lung-segmentation-2d, whose network the paper follows.
     """
-    return compose([*_flipped(flip), Warp(size, partial(_affine_matrix, rotate=rotate, shift=shift, zoom=zoom, p=p))])
+    return compose([Warp(size, partial(_affine_matrix, rotate=rotate, shift=shift, zoom=zoom), cv2.BORDER_REPLICATE)])
 
 
-def _affine_matrix(random, rotate, shift, zoom, p):
-    scale = 1 + jitter(random, p, zoom)
-    shifts = (2 * jitter(random, p, shift), 2 * jitter(random, p, shift))
-    return homography(jitter(random, p, rotate), (scale, scale), 0.0, shifts)
+def _affine_matrix(random, rotate, shift, zoom):
+    turn = random.uniform(-rotate, rotate)
+    shifts, zooms = ([random.uniform(-limit, limit) for _ in range(2)] for limit in (2 * shift, zoom))
+    return homography(turn, [1 / (1 + part) for part in zooms], 0.0, shifts)
 
 
 def strong(size, flip=True):
@@ -161,6 +165,6 @@ def pipeline(name, size, flip):
     """Return the pipeline of this name, None for "none"; flip: whether left and right may be exchanged."""
     if name == "none":
         return None
-    if name == "unet":
-        return unet(size)
-    return {"simple": simple, "complex": complex_, "affine": affine, "strong": strong}[name](size, flip=flip)
+    if name in ("unet", "affine"):
+        return {"unet": unet, "affine": affine}[name](size)
+    return {"simple": simple, "complex": complex_, "strong": strong}[name](size, flip=flip)

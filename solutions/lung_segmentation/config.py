@@ -31,11 +31,13 @@ class NetworkConfig(FitConfig):
     """The network that outlines the lungs."""
 
     architecture: str = "unet"
-    """A decoder of segmentation-models-pytorch, or a U-Net without a pretrained encoder: plain, or plain_no_norm."""
+    """dynamicunet: fastai's U-Net; plain, plain_no_norm, imlab: U-Nets without an encoder, of Ahmed et al. and of Liu et
+    al.; or a decoder of segmentation-models-pytorch."""
     encoder: str = "resnet34"
-    """Any timm network; empty for plain. Berger et al.: ResNet-34."""
+    """Any timm network; empty for plain and imlab. Berger et al.: ResNet-34."""
     decoder: tuple[int, ...] = ()
-    """Channels of the decoder's stages, or of the plain U-Net's levels; empty: the architecture's defaults."""
+    """Channels of the decoder's stages, of the plain U-Net's levels, or of imlab's way down and up; empty: the
+    architecture's defaults."""
     weights: str = "imagenet"
     """imagenet, none, or the path of a weights file."""
     size: int = 320
@@ -48,7 +50,8 @@ class NetworkConfig(FitConfig):
     epochs: int = 10
     frozen_epochs: int = 5
     frozen_lr: float = 1e-3
-    lr: float = 1e-4
+    lr: float | Literal["auto"] = 1e-4
+    """auto: what the range test suggests, which is then the frozen_lr too, and a tenth of it after frozen epochs."""
     batch_size: int = 4
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-2
@@ -98,7 +101,7 @@ class Config:
     tta: tuple[Literal["flip", "scale"], ...] = ()
     """Further views to average at prediction."""
     finder: bool = False
-    """Run a learning-rate range test before training, for the report; the configured rates are kept."""
+    """Run a learning-rate range test before training, for the report; used only with network.lr auto."""
     store_size: int = 512
     """Side of the stored images and masks, in pixels; at least the network's."""
     seed: int = 0
@@ -111,14 +114,17 @@ class Config:
             raise InputError("tta 'flip' would exchange the left lung and the right one")
 
 
-PAPER = Config(finder=True)
+# Both phases of fastai's fine-tuning are cycles of the learning rate.
+PAPER = Config(network=NetworkConfig(architecture="dynamicunet", schedule="one_cycle"), finder=True)
 
-# Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds.
+# Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds;
+# the network of imlab-uiip/lung-segmentation-2d.
+IMLAB = {"architecture": "imlab", "decoder": (32, 64, 64, 128, 256, 256, 256, 128, 64)}
 PLAIN = {"architecture": "plain", "encoder": "", "decoder": (32, 64, 128, 256, 512), "weights": "none"}
 PLAIN |= {"frozen_epochs": 0, "batch_size": 8, "optimizer": "adam", "weight_decay": 0.0}
 SDFN = Config(
     network=NetworkConfig(
-        size=256, augmentation="affine", epochs=100, lr=1e-3, metric="-loss", averaging=("best",), **PLAIN
+        size=256, augmentation="affine", epochs=100, lr=1e-3, metric="-loss", averaging=("best",), **PLAIN | IMLAB
     ),
     datasets=("JSRT",),
     n_folds=5,
@@ -127,7 +133,7 @@ SDFN = Config(
 
 # Fang et al.: U-Net on JSRT for left lung, right lung and heart, Dice loss, the epoch of the lowest loss, 256 px. The
 # paper's centre crop of 224 is left out, since it cuts off the edges of lungs. Rates and number of epochs not given.
-LUNGS_HEART = replace(SDFN, network=replace(SDFN.network, loss="dice"), structures="lungs_heart", folds=(0,))
+LUNGS_HEART = replace(SDFN, network=replace(SDFN.network, loss="dice", **PLAIN), structures="lungs_heart", folds=(0,))
 
 # Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005, of which the
 # best on a tenth of the training images is kept (algorithm 1). Optimiser not given.

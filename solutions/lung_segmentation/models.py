@@ -10,6 +10,7 @@ from common.errors import InputError
 from common.metrics import segmentation
 from common.nn import losses, models
 from common.nn.weights import copy_state, read_state
+from solutions.lung_segmentation.unets import DynamicUnet, Equalised, ImlabUnet
 
 
 class PlainUNet(nn.Module):
@@ -50,14 +51,22 @@ def build_network(config, channels, weights=None):
     Raises InputError for unknown names, and for a decoder that does not fit.
     """
     weights = config.weights if weights is None else weights
-    if config.architecture in ("plain", "plain_no_norm"):
-        if config.encoder or len(config.decoder) < 2 or weights == "imagenet":
-            raise InputError("network: a plain U-Net has no encoder, no imagenet weights, and a width for every level")
-        net = PlainUNet(channels, config.decoder, config.architecture == "plain")
-        model = models.Normalised(net, (0.5,), (0.25,), 2 ** (len(config.decoder) - 1))
+    if config.architecture in ("plain", "plain_no_norm", "imlab"):
+        kind, depth = config.architecture, len(config.decoder) - 1
+        if config.encoder or depth < 1 or weights == "imagenet" or (kind == "imlab" and depth % 2):
+            raise InputError(f"network: {kind} takes no encoder, no imagenet weights, and a width for every level")
+        if kind == "imlab":  # equalised images have the mean and deviation of a uniform distribution
+            model = Equalised(ImlabUnet(channels, config.decoder), (0.5,), (12**-0.5,), 2 ** (depth // 2))
+        else:
+            net = PlainUNet(channels, config.decoder, kind == "plain")
+            model = models.Normalised(net, (0.5,), (0.25,), 2**depth)
         if weights != "none":
             copy_state(model, read_state(weights), str(weights), list(model.state_dict()))
         return model
+    if config.architecture == "dynamicunet":
+        if config.decoder:
+            raise InputError("network.decoder: the widths of a dynamicunet follow from its encoder")
+        return models.segmenter(DynamicUnet, config.encoder, weights, channels)
     options = {"decoder_channels": config.decoder, "encoder_depth": len(config.decoder)} if config.decoder else {}
     return models.segmenter(config.architecture, config.encoder, weights, channels, **options)
 

@@ -40,8 +40,9 @@ class Verdict(NamedTuple):
 class LungRegion(NamedTuple):
     """The box around the lungs including margins, the rule that gave it, and the mask of the regions used.
 
-    rule: "two", both lungs found; "mirrored", one found and boxed together with its mirror image; "one", a single
-    region that spans both halves of the image, such as merged lungs. `mask` has no mirrored pixels.
+    rule: "two", two lungs and nothing else; "removed", two after false positives were removed; "mirrored", one lung,
+    boxed together with its mirror image; "one_side", two parts of one lung, likewise; "one", a single region that spans
+    both halves of the image, such as merged lungs. `mask` has no mirrored pixels.
     """
 
     box: tuple[int, int, int, int]
@@ -100,7 +101,7 @@ def apply_gate(mask, gate=GATE_AREA):
         return Verdict(True, "", area)
     # Rounded in opposite directions, so that a mask just under the gate does not seem to reach it.
     found = f"{math.floor(area * 1000) / 10:g} % of the image, the gate requires {math.ceil(gate * 1000) / 10:g} %"
-    lungs = "only one lung, covering" if region.rule == "mirrored" else "lungs cover"
+    lungs = "only one lung, covering" if region.rule in ("mirrored", "one_side") else "lungs cover"
     return Verdict(False, f"{lungs} {found}", area)
 
 
@@ -113,9 +114,9 @@ def lung_region(mask):
     vertical centre line and boxed with its mirror image. Margins, 15 of 256 pixels and 20 at the bottom, are fractions
     of the mask's width and height, and the box is clipped to the mask.
 
-    Beyond the paper, the centre line also decides what counts as two lungs, with the same ratio of a third: a single
-    region with at least that share on both sides is two merged lungs and not mirrored; two regions on the same side,
-    one above the other, are parts of one lung and mirrored.
+    Beyond the paper, which has no specks, the centre line also decides what counts as two lungs, with the same ratio of
+    a third: a single region with at least that share on both sides is two merged lungs and not mirrored; two regions on
+    the same side, one above the other, are parts of one lung and mirrored.
     """
     pixels = _foreground(mask)
     height, width = pixels.shape
@@ -133,11 +134,11 @@ def lung_region(mask):
     corners = stats[kept, :2]
     left, top = corners.min(axis=0).tolist()
     right, bottom = (corners + stats[kept, 2:4]).max(axis=0).tolist()
-    rule = "one" if len(kept) == 1 else "two"
+    rule = "one" if len(kept) == 1 else "two" if len(large) == 2 else "removed"
     across, down = np.ptp(centroids[kept], axis=0)
     halves = np.count_nonzero(lungs[:, : width // 2]), np.count_nonzero(lungs[:, (width + 1) // 2 :])
     if min(halves) < ONE_LUNG_RATIO * max(halves) and (rule == "one" or down > across):
-        rule = "mirrored"
+        rule = "mirrored" if rule == "one" else "one_side"
         left, right = min(left, width - right), max(right, width - left)
     aside = round(MARGIN * width)
     box = (

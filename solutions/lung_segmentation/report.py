@@ -18,6 +18,8 @@ PUBLISHED = (
     ("Montgomery", "EAM-Net", 0.982),
     ("Montgomery", "imlab-uiip", 0.972),
     ("both", "Berger et al.", 0.979),
+    ("both", "Adv. ATTN (Gaál et al., from Berger et al.)", 0.962),
+    ("both", "ATTN (Gaál et al., from Berger et al.)", 0.958),
 )
 FORMS = {"mean over images": "", "pooled pixels": "_pooled"}
 
@@ -46,7 +48,7 @@ def sections(job):
         parts += [_scores(job.run), _decision(job.run), _pictures(job)]
     return [
         *parts,
-        step_section(job, "ablate", "Ablation: simple and complex augmentation", _ablation),
+        step_section(job, "ablate", "Ablation: simple and complex augmentation, Adam and SGD", _ablation),
         step_section(job, "cross", "Across datasets", _cross),
     ]
 
@@ -137,10 +139,10 @@ def _ablation(job):
             texts = {name: page.interval_text(*interval) for name, interval in values.items()}
             rows.append({"augmentation": row["augmentation"], "as": form, **texts})
             lines.append((f"{row['augmentation']}, {form.split()[0]}", *values["dice"]))
-    paper = table[["augmentation", *(name for name in table if name.startswith("paper_"))]]
-    change, p = table["dice_change"].dropna().iloc[0], table["p"].dropna().iloc[0]
+    paper = table[["augmentation", *(name for name in table if name.startswith("paper_"))]].dropna()
+    changes = table.dropna(subset="dice_change")
     return [
-        f"Complex against simple: dice {change:+.4f}, paired, p = {p:.3f}.",
+        *(f"{r.augmentation} against simple: dice {r.dice_change:+.4f}, p = {r.p:.3f}. " for r in changes.itertuples()),
         page.table(pd.DataFrame(rows), "Held-out images, with 95 % intervals by patient"),
         page.grid(
             page.figure(plots.score_with_interval(lines, "dice"), "Dice"),

@@ -10,7 +10,7 @@ from torch import nn
 from common.errors import InputError
 from common.nn import models
 from common.nn.models import Normalised, classifier, segmenter
-from common.nn.norms import set_frozen_eval
+from common.nn.norms import batch_norms, set_frozen_eval
 from common.nn.precision import autocast
 
 
@@ -149,8 +149,14 @@ def test_freezing_all_but_the_head_and_the_encoder():
     models.freeze_all_but_head(model)
     trains = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
     assert trains == {"segmentation_head", "classification_head"}
-    models.freeze_encoder(model)  # thaws the decoder again
-    assert {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad} == {"encoder"}
+    models.freeze_encoder(model)  # thaws the decoder again; the encoder's norms keep training
+    still = {id(p) for norm in batch_norms(model.net.encoder) for p in norm.parameters()}
+    assert still
+    for name, p in model.named_parameters():
+        assert p.requires_grad == (not name.startswith("net.encoder.") or id(p) in still)
+    model.train()
+    set_frozen_eval(model)
+    assert all(norm.training for norm in batch_norms(model))
 
 
 def test_frozen_batch_norms_keep_their_statistics_until_they_thaw():

@@ -54,6 +54,13 @@ def test_the_warm_up_is_a_share_of_the_steps():
         FitConfig(warmup=1.0)
 
 
+def test_one_cycle_runs_once_over_the_frozen_epochs_and_once_over_the_others():
+    config = FitConfig(epochs=5, frozen_epochs=2, frozen_lr=0.02, lr=0.001, schedule="one_cycle")
+    rates = [schedule.learning_rate(config, e, s, 10, []) for e, s in ((0, 0), (0, 6), (1, 0), (2, 0), (2, 9))]
+    half = 1e-4 + (1 - 1e-4) * schedule.cosine(2 / 7)
+    assert rates == pytest.approx([0.02 / 25, 0.02, 0.02 * half, 0.001 / 25, 0.001])
+
+
 def test_decay_divides_the_scheduled_rate_by_one_more_part_a_step():
     config = FitConfig(epochs=3, frozen_epochs=1, frozen_lr=0.5, lr=1.0, schedule="plateau", patience=1, decay=0.1)
     rates = [
@@ -78,6 +85,19 @@ def test_range_test_finds_a_rate_below_the_breaking_point_and_leaves_the_model_a
     assert 1e-3 < found < 3
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(("wanted", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_range_test_runs_in_the_precision_of_the_training(wanted, dtype):
+    seen, x = set(), torch.randn(64, 8)
+
+    def step(model, batch):
+        output = model(x)
+        seen.add(output.dtype)
+        return ((output.float() - x[:, :1]) ** 2).mean()
+
+    find_learning_rate(nn.Linear(8, 1), step, [0], steps=40, wanted=wanted)
+    assert seen == {dtype}
 
 
 def test_range_test_refuses_losses_that_never_fall():

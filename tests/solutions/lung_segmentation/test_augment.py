@@ -18,7 +18,7 @@ RECIPES = {
     "affine": augment.affine,
     "strong": augment.strong,
 }
-FLIPPING = [name for name in RECIPES if name != "unet"]
+FLIPPING = [name for name in RECIPES if name not in ("unet", "affine")]
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_only_asked_for_flips_exchange_the_sides(name):
     if name == "strong":  # without its rare quarter turns
         pipeline = compose([augment.Warp(SIZE, lambda r: matrix_without_quarters(r))])
     else:
-        pipeline = RECIPES[name](SIZE) if name == "unet" else RECIPES[name](SIZE, flip=False)
+        pipeline = RECIPES[name](SIZE) if name not in FLIPPING else RECIPES[name](SIZE, flip=False)
     for seed in range(40):
         out = run(pipeline, seed, image=image, mask=masks)["mask"]
         first, second = (np.nonzero(out[..., c])[1].mean() for c in range(2))
@@ -130,7 +130,22 @@ def test_simple_mirrors_at_the_border():
     image = np.full((SIZE, SIZE), 90, np.uint8)
     pipeline = augment.simple(SIZE, lighting=0.0)
     assert all((run(pipeline, seed, image=image)["image"] == 90).all() for seed in range(20))
-    assert (run(augment.affine(SIZE, p=1.0), 0, image=image)["image"] == 0).any()
+
+
+def test_simple_pads_before_it_crops():
+    shifts = [augment._simple_matrix(random.Random(seed), 0.75, 0.0, 1.0, 0.0, 0.05)[:2, 2] for seed in range(400)]
+    assert 0.095 < np.abs(shifts).max() <= 0.1  # in half sides
+    assert abs(np.mean(np.array(shifts) != 0) - 0.75) < 0.05
+
+
+def test_affine_draws_the_ranges_of_imlab():
+    matrices = np.array([augment._affine_matrix(random.Random(seed), 10.0, 0.1, 0.2) for seed in range(400)])
+    turns = np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+    zooms = 1 / np.linalg.norm(matrices[:, :2, :2], axis=1)
+    assert 9.8 < turns.max() <= 10 and -10 <= turns.min() < -9.8 and np.abs(matrices[:, :2, 2]).max() <= 0.2
+    assert 0.8 <= zooms.min() < 0.805 and 1.195 < zooms.max() <= 1.2 and (zooms[:, 0] != zooms[:, 1]).all()
+    image = np.full((SIZE, SIZE), 90, np.uint8)
+    assert all((run(augment.affine(SIZE), seed, image=image)["image"] == 90).all() for seed in range(20))
 
 
 def test_complex_is_simple_with_both_noises():

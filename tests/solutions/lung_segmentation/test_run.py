@@ -145,10 +145,10 @@ def test_other_test_images(run_copy, command, refused, sample, tmp_path):
 def test_ablation_and_range_test(run_copy, command):
     result = command("ablate", "--out", "run")
     assert (result.status, result.errors) == (0, [])
-    names = {f"fold{k}/network{n}" for n in ("", "-simple", "-complex") for k in (0, 1)}
+    names = {f"fold{k}/network{n}" for n in ("", "-simple", "-complex", "-simple-sgd") for k in (0, 1)}
     assert {str(path.relative_to(run_copy)) for path in run_copy.glob("fold*/network*")} == names
     table = pd.read_csv(run_copy / "ablation.csv")
-    assert list(table["augmentation"]) == ["simple", "complex"] and (table["images"] == 12).all()
+    assert list(table["augmentation"]) == ["simple", "complex", "simple, sgd"] and (table["images"] == 12).all()
     for name in ("dice", "precision", "recall", "accuracy", "dice_pooled"):
         assert (table[f"{name}_low"] <= table[name]).all() and (table[name] <= table[f"{name}_high"]).all()
     assert table["dice_change"][1] == pytest.approx(table["dice"][1] - table["dice"][0])
@@ -162,6 +162,17 @@ def test_ablation_and_range_test(run_copy, command):
     assert command("report", "--out", "run").status == 0
     page = (run_copy / "report.html").read_text()
     assert "Ablation" in page and "Learning rates" in page
+
+
+def test_the_suggested_rate_is_used(tmp_path, command, sample, tiny):
+    words = ["demo", "--data", sample, "--out", "run", *tiny, "--folds", "0", "--network.epochs", "2"]
+    words += ["--network.frozen-epochs", "1", "--network.schedule", "constant", "--network.lr", "auto"]
+    assert command("train", *words).status == 0
+    found = pd.read_csv(tmp_path / "run" / "lr_network.csv")["suggestion"].iloc[0]
+    used = pd.read_csv(tmp_path / "run" / "fold0" / "network" / "history.csv")["lr"]
+    assert used.tolist() == pytest.approx([found, found / 10])
+    again = command("train", *words)
+    assert again.status == 0 and "find_lr: up to date" in again.out and "epoch 1" not in again.out
 
 
 def test_across_datasets(tmp_path, command, refused, sample, tiny):

@@ -153,6 +153,7 @@ def test_crops_come_from_the_original(command, tmp_path):
     none, _ = write_chest(tmp_path / "in" / "none.png", 100, 90, lungs=0)
     done = command("crops in --out out")
     assert done.status == 0 and "3 crops in out, 2 of them under the area gate" in done.out
+    assert "two 33.33%" in done.out and "mirrored 33.33%" in done.out and "whole 33.33%" in done.out
     table = read("out/boxes.csv").set_index("image_id")
     # At 128 px the lungs span x 16 to 112, y 32 to 96; margins are 15 and 20 of 256, that is 8 and 10 px.
     margin, bottom = round(128 * 15 / 256), round(128 * 20 / 256)
