@@ -31,7 +31,7 @@ class NetworkConfig(FitConfig):
     """The network that outlines the lungs."""
 
     architecture: str = "unet"
-    """dynamicunet: fastai's U-Net; plain, plain_no_norm, imlab: U-Nets without an encoder, of Ahmed et al. and of Liu et
+    """dynamicunet: fastai's U-Net; plain, plain_no_norm, imlab: U-Nets without an encoder, of Ahmed et al. and Liu et
     al.; or a decoder of segmentation-models-pytorch."""
     encoder: str = "resnet34"
     """Any timm network; empty for plain and imlab. Berger et al.: ResNet-34."""

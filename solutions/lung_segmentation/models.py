@@ -1,48 +1,15 @@
-"""Build a U-Net with a pretrained encoder, or the plain U-Net of the papers that train from scratch."""
+"""Build the network of a configuration; its losses and what is measured of its masks."""
 
 from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from common.errors import InputError
 from common.metrics import segmentation
 from common.nn import losses, models
 from common.nn.weights import copy_state, read_state
-from solutions.lung_segmentation.unets import DynamicUnet, Equalised, ImlabUnet
-
-
-class PlainUNet(nn.Module):
-    """A U-Net with two 3×3 convolutions per level, max pooling down and transposed convolutions up.
-
-    Images (B, 1, H, W), H and W multiples of 2^(levels − 1) → logits (B, channels, H, W). widths: channels of the
-    levels, 32 to 512 in Ahmed et al. norms: whether each convolution has batch norm. Source: Ronneberger et al. 2015.
-    """
-
-    def __init__(self, channels, widths, norms=True):
-        super().__init__()
-        self.down = nn.ModuleList(_two(a, b, norms) for a, b in zip((1, *widths), widths, strict=False))
-        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
-        self.join = nn.ModuleList(_two(2 * b, b, norms) for _, b in pairs)
-        self.last = nn.Conv2d(widths[0], channels, 1)
-
-    def forward(self, x):
-        skips = []
-        for level, block in enumerate(self.down):
-            x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
-            skips.append(x)
-        for up, join, skip in zip(self.up, self.join, skips[-2::-1], strict=True):
-            x = join(torch.cat([up(x), skip], 1))
-        return self.last(x)
-
-
-def _two(a, b, norms):
-    parts = []
-    for c in (a, b):
-        parts += [nn.Conv2d(c, b, 3, padding=1, bias=not norms), *[nn.BatchNorm2d(b)] * norms, nn.ReLU(inplace=True)]
-    return nn.Sequential(*parts)
+from solutions.lung_segmentation.unets import DynamicUnet, Equalised, ImlabUnet, PlainUNet
 
 
 def build_network(config, channels, weights=None):

@@ -1,4 +1,4 @@
-"""The U-Nets of fastai (Berger et al.) and of imlab-uiip (Liu et al.)."""
+"""The U-Nets of fastai (Berger et al.), of Ahmed et al. and of imlab-uiip (Liu et al.)."""
 
 import itertools
 
@@ -7,6 +7,13 @@ import torch
 from torch import nn
 
 from common.nn.models import Normalised
+
+
+def _convolutions(*widths, norms=False):
+    layers = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Conv2d(a, b, 3, padding=1, bias=not norms), *[nn.BatchNorm2d(b)] * norms, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
 class DynamicUnet(nn.Module):
@@ -50,11 +57,6 @@ class _Up(nn.Module):
         return self.convolutions(torch.relu(torch.cat([self.shuffle(x), self.norm(skip)], 1)))
 
 
-def _convolutions(*widths):
-    layers = [(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in itertools.pairwise(widths)]
-    return nn.Sequential(*(part for pair in layers for part in pair))
-
-
 def _pixel_shuffle(a, b):
     """Return layers that double the side, initialised so that the four new pixels are equal (Aitken et al. 2017)."""
     convolution = nn.Conv2d(a, 4 * b, 1)
@@ -64,36 +66,52 @@ def _pixel_shuffle(a, b):
     return nn.Sequential(convolution, nn.ReLU(), nn.PixelShuffle(2))
 
 
-class ImlabUnet(nn.Module):
+class PlainUNet(nn.Module):
+    """A U-Net with two 3×3 convolutions per level, max pooling down and transposed convolutions up.
+
+    Images (B, 1, H, W), H and W multiples of 2^(levels − 1) → logits (B, channels, H, W). widths: channels of the
+    levels, 32 to 512 in Ahmed et al. norms: whether each convolution has batch norm. Source: Ronneberger et al. 2015.
+    """
+
+    def __init__(self, channels, widths, norms=True):
+        super().__init__()
+        self.down = nn.ModuleList(_convolutions(a, b, b, norms=norms) for a, b in itertools.pairwise((1, *widths)))
+        pairs = list(itertools.pairwise(widths[::-1]))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+        self.join = nn.ModuleList(_convolutions(2 * b, b, b, norms=norms) for _, b in pairs)
+        self.last = nn.Conv2d(widths[0], channels, 1)
+
+    def forward(self, x):
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
+            skips.append(x)
+        for up, join, skip in zip(self.up, self.join, skips[-2::-1], strict=True):
+            x = join(torch.cat([up(x), skip], 1))
+        return self.last(x)
+
+
+class ImlabUnet(PlainUNet):
     """The U-Net of imlab-uiip/lung-segmentation-2d: no norms, upsampling by repeated pixels, and a 3 × 3 last layer.
 
-    Images (B, 1, H, W) → logits (B, channels, H, W). widths: channels on the way down, at the bottom and on the way up;
-    theirs are 32-64-64-128-256-256-256-128-64. Initialised as Keras does.
+    widths: channels on the way down, at the bottom and on the way up; theirs are 32-64-64-128-256-256-256-128-64.
+    Initialised as Keras does.
     """
 
     def __init__(self, channels, widths):
-        super().__init__()
+        nn.Module.__init__(self)
         depth = len(widths) // 2
         down, up = widths[:depth], widths[depth + 1 :]
-        self.down = nn.ModuleList(_convolutions(a, b, b) for a, b in zip((1, *down), down, strict=False))
-        self.bottom = _convolutions(*widths[depth - 1 : depth + 1])
-        self.up = nn.ModuleList(_convolutions(a, b, b) for a, b in zip(widths[depth:], up, strict=False))
+        self.down = nn.ModuleList(_convolutions(a, b, b) for a, b in itertools.pairwise((1, *down)))
+        self.down.append(_convolutions(down[-1], widths[depth]))
+        pairs = zip(widths[depth:], up, strict=False)
+        self.up = nn.ModuleList(nn.Sequential(nn.Upsample(scale_factor=2), _convolutions(a, b, b)) for a, b in pairs)
         self.join = nn.ModuleList(_convolutions(a + b, b) for a, b in zip(down[::-1], up, strict=True))
         self.last = nn.Conv2d(up[-1], channels, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-
-    def forward(self, x):
-        skips = []
-        for block in self.down:
-            skips.append(block(x))
-            x = nn.functional.max_pool2d(skips[-1], 2)
-        x = self.bottom(x)
-        for up, join, skip in zip(self.up, self.join, reversed(skips), strict=True):
-            x = join(torch.cat([skip, up(nn.functional.interpolate(x, scale_factor=2))], 1))
-        return self.last(x)
 
 
 class Equalised(Normalised):
