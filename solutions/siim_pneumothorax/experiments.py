@@ -15,7 +15,7 @@ from common.infer.predict import write_masks
 from common.infer.tta import views
 from common.metrics.classification import confusion_counts, mcc
 from common.metrics.segmentation import dice_from_areas
-from common.metrics.statistics import bootstrap, paired_bootstrap
+from common.metrics.statistics import as_interval, bootstrap, paired_bootstrap
 from common.network import predict, train
 from common.paths import write_csv
 from common.recipe import drain, read_predictions
@@ -57,7 +57,8 @@ def run_ablation(job):
         return summarise(maps, truth, (PIXEL,), progress=progress, **options)
 
     own = read_predictions(job, "oof").table["presence"].to_numpy(float)
-    maps = _mask_probs(job, "window")
+    segmenters, segmenter = _networks(job, "segmenter"), config.segmenter
+    maps = _predict_masks(job, segmenters)
     paper, at_network = regions(maps), regions(maps, True) if SIZE % sizes[-1] == 0 else None
     rules = grid(gate=config.decision.gate, pixel=(PIXEL,), min_area=(REGIONS[0][0],))
     tuned = tune_nested(rules, lambda rule: rule_dice(paper, rule, own), folds, patients, config.seed)
@@ -69,7 +70,7 @@ def run_ablation(job):
     settings = [
         ("none", "as the paper chose", tuned.dice, own, REGIONS[0][2]),
         ("gate", "without", dice(gate=0.0), None, WITHOUT_GATE),
-        ("weights", "classic SWA", dice(regions(_mask_probs(job, "classic"))), own, CLASSIC_SWA),
+        ("weights", "classic SWA", dice(regions(_predict_masks(job, segmenters, "classic"))), own, CLASSIC_SWA),
     ]
     for pixels, side, published in REGIONS[1:]:
         if side == SIZE:
@@ -79,13 +80,16 @@ def run_ablation(job):
             settings.append(("regions", f"{pixels} px at {side}", values, own, published))
         else:
             log.info(f"left out: regions of {pixels} px at {side}, since {sizes[-1]} px does not divide {SIZE}")
-    enriched = _enriched_gate(job)
+    gates = _networks(job, "classifier", "enrichment", classifier=replace(config.classifier, enrichment=True))
+    enriched = _predict_gate(job, gates)
     settings.append(("gate's training", "enrichment", dice(probs=enriched), enriched, ENRICHMENT))
-    positives = _mask_probs(job, "window", "positives", positives_only=True, positive_rate=())
-    settings.append(("segmenter's training", "positives alone", dice(regions(positives)), own, None))
+    changed = replace(segmenter, positives_only=True, positive_rate=())
+    maps = _predict_masks(job, _networks(job, "segmenter", "positives", segmenter=changed))
+    settings.append(("segmenter's training", "positives alone", dice(regions(maps)), own, None))
     if config.store_size >= 2 * sizes[-1]:
-        larger = _mask_probs(job, "window", "larger", sizes=(*sizes[:-1], 2 * sizes[-1]))
-        settings.append(("segmenter's size", f"{2 * sizes[-1]} px", dice(regions(larger)), own, None))
+        changed = replace(segmenter, sizes=(*sizes[:-1], 2 * sizes[-1]))
+        maps = _predict_masks(job, _networks(job, "segmenter", "larger", segmenter=changed))
+        settings.append(("segmenter's size", f"{2 * sizes[-1]} px", dice(regions(maps)), own, None))
     else:
         log.info(f"left out: a segmenter at {2 * sizes[-1]} px, since the stored images have {config.store_size} px")
     table = _ablation_table(settings, presence(images, rows), images.groups(rows))
@@ -98,51 +102,46 @@ def run_ablation(job):
 def _ablation_table(settings, present, groups):
     base, rows = settings[0][2], []
     for comparison, setting, values, gate, published in settings:
-        interval = bootstrap(values, groups)
-        row = {"comparison": comparison, "setting": setting, "dice": interval.estimate}
-        row |= {"low": interval.low, "high": interval.high}
+        row = {"comparison": comparison, "setting": setting, **as_interval(bootstrap(values, groups))}
         if values is not base:
             change, p = paired_bootstrap(values, base, groups)
             row |= {"change": change.estimate, "p": p}
         if gate is not None:
             row["mcc"] = float(mcc(confusion_counts(present, gate, 0.5)))
         rows.append(row | {"paper": published})
-    return pd.DataFrame(rows)[["comparison", "setting", "dice", "low", "high", "change", "p", "mcc", "paper"]]
+    columns = ["comparison", "setting", "dice", "low", "high", "change", "p", "mcc", "paper"]
+    return pd.DataFrame(rows).rename(columns={"estimate": "dice"})[columns]
 
 
-def _enriched_gate(job):
-    """Return out-of-fold presence probabilities of gates trained by enrichment."""
-    probs, wanted = [], replace(job.config.classifier, enrichment=True)
-    for gate in job.recipe.networks(job.with_config(classifier=wanted)):
-        if gate.stage == "classifier":
-            gate = replace(gate, stage="classifier-enrichment")
-            train(job, gate)
-            rows = job.images.rows(folds=[gate.fold])
-            probs.append(predict(job, [gate], rows, views(job.config.tta), f"fold {gate.fold}")[:, 0])
+def _networks(job, kind, name="", **changes):
+    """Return each fold's last network of a kind; with a name, trained with changed settings as stages of that name."""
+    found, before = {}, None
+    for network in job.recipe.networks(job.with_config(**changes)):
+        if network.stage.startswith(kind):
+            if name:
+                start = before if network.starts_from else None
+                network = replace(network, stage=f"{name}-{network.stage}", starts_from=start)
+                train(job, network)
+            before = found[network.fold] = network
+    return list(found.values())
+
+
+def _predict_gate(job, gates):
+    """Return out-of-fold presence probabilities of each fold's gate."""
+    parts = [(gate, job.images.rows(folds=[gate.fold]), f"fold {gate.fold}") for gate in gates]
+    probs = [predict(job, [gate], rows, views(job.config.tta), title)[:, 0] for gate, rows, title in parts]
     return np.concatenate(probs).astype(float)
 
 
-def _mask_probs(job, variant, name="", **changes):
-    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), memory-mapped.
-
-    With a name, segmenters with changed settings are trained as stages of that name, beside the run's own.
-    """
-    changed, parts, n, before = replace(job.config.segmenter, **changes), [], 0, None
-    for network in job.recipe.networks(job.with_config(segmenter=changed)):
-        if network.stage == "classifier":
-            continue
-        is_last = network.stage == f"segmenter-{changed.sizes[-1]}"
-        if name:
-            start = before if network.starts_from else None
-            before = network = replace(network, stage=f"{name}-{network.stage}", starts_from=start)
-            train(job, network)
-        if is_last:
-            rows = job.images.rows(folds=[network.fold])
-            parts.append(job.run.path(SCRATCH, f"fold{network.fold}-{name}-{variant}.npy"))
-            title = f"{variant}, fold {network.fold}"
-            found = predict(job, [network], rows, views(job.config.tta), title, parts[-1], variant)
-            found, n = found[0] if isinstance(found, tuple) else found, n + len(rows)
-    return write_masks(job.run.path(SCRATCH, f"{name}-{variant}.npy"), (n, *found.shape[1:]), drain(parts))
+def _predict_masks(job, networks, variant="window"):
+    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), memory-mapped."""
+    parts, n = [], 0
+    for network in networks:
+        rows, name = job.images.rows(folds=[network.fold]), f"fold{network.fold}-{network.stage}-{variant}"
+        parts.append(job.run.path(SCRATCH, f"{name}.npy"))
+        found = predict(job, [network], rows, views(job.config.tta), name, parts[-1], variant)
+        found, n = found[0] if isinstance(found, tuple) else found, n + len(rows)
+    return write_masks(job.run.path(SCRATCH, f"{network.stage}-{variant}.npy"), (n, *found.shape[1:]), drain(parts))
 
 
 ABLATION = Step(

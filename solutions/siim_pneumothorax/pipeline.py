@@ -58,7 +58,7 @@ def gate_network(config, fold):
         config,
         partial(models.build_classifier, config),
         dataset,
-        loss=partial(bce, pos_weight=config.positive_weight),
+        loss=partial(bce, pos_weight=None if config.positive_weight == 1 else config.positive_weight),
         measure=lambda output, target: tta.sigmoid(output)[:, 0],
         figures=lambda job, probs, rows: models.gate_figures(data.presence(job.images, rows), probs),
         freeze=freeze_all_but_head,

@@ -17,7 +17,7 @@ from solutions.siim_pneumothorax.config import PUBLISHED, SIZE
 from solutions.siim_pneumothorax.data import mask
 
 TITLE = "SIIM pneumothorax"
-EXPERIMENTS = ("classifier-", "positives-", "larger-")
+EXPERIMENTS = ("enrichment-", "positives-", "larger-", "classifier-")
 
 
 def headline(job, score):
@@ -152,7 +152,7 @@ def _published(run):
     tables = []
     for name, published in PUBLISHED.items():
         rows = [{"training": "paper", **published}]
-        for path in sorted(run.folder.glob(f"fold*/{name}*/variants.json")):
+        for path in sorted(run.folder.glob(f"fold*/*{name}*/variants.json")):
             summary, names = read_json(path), [metric for metric in published if metric != "epochs"]
             epochs = summary["variants"][summary["chosen"]]["epochs"]
             means = read_csv(path.with_name("history.csv"), names)[names].iloc[epochs].mean()

@@ -16,7 +16,7 @@ def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, co
     result = command("ablate", "--out", "run", "--segmenter.batch-size", "2")  # fold 0 has two positives to train on
     assert (result.status, result.errors) == (0, [])
     trained = {path.parent.name for path in run_copy.glob("fold*/*/final.safetensors")}
-    assert trained == {"classifier", "segmenter-64", "classifier-enrichment", "positives-segmenter-64"}
+    assert trained == {"classifier", "segmenter-64", "enrichment-classifier", "positives-segmenter-64"}
     assert all(path.read_bytes() == content for path, content in before.items())
     table = pd.read_csv(run_copy / "ablation.csv")
     assert list(table["setting"]) == [

@@ -62,8 +62,9 @@ def test_comparisons_change_one_thing_and_keep_the_gate(tmp_path, monkeypatch):
     maps[:, 8:16, 8:16] = 255  # the mask of the positives, about 4,050 pixels of 1024 × 1024
     table = pd.DataFrame({"presence": [0.5, 0.9, 0.5, 0.9]})  # a gate of 0.8 is right about all
     monkeypatch.setattr(experiments, "read_predictions", lambda job, name: SimpleNamespace(table=table))
-    monkeypatch.setattr(experiments, "_mask_probs", lambda job, variant, name="", **changes: maps)
-    monkeypatch.setattr(experiments, "_enriched_gate", lambda job: np.array([0.1, 0.5, 0.1, 0.5]))
+    monkeypatch.setattr(experiments, "_networks", lambda job, kind, name="", **changes: [])
+    monkeypatch.setattr(experiments, "_predict_masks", lambda job, networks, variant="window": maps)
+    monkeypatch.setattr(experiments, "_predict_gate", lambda job, gates: np.array([0.1, 0.5, 0.1, 0.5]))
     segmenter = replace(DEMO.segmenter, sizes=(128,))
     config = replace(DEMO, segmenter=segmenter, decision=DecisionConfig(gate=(0.2, 0.8)))
     run = SimpleNamespace(path=tmp_path.joinpath)
