@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
+from common.config import from_dict
 from common.post.rle import encode
 from solutions.siim_pneumothorax import experiments
-from solutions.siim_pneumothorax.config import DEMO, PAPER, PODIUM, DecisionConfig
+from solutions.siim_pneumothorax.config import DEMO, PAPER, PODIUM, Config, DecisionConfig
 from solutions.siim_pneumothorax.pipeline import gate_network, segmenter_networks
 
 
@@ -42,6 +43,11 @@ def test_the_positive_rate_slides_once_over_all_sizes():
     assert (coarse.epochs, fine.epochs, fine.frozen_epochs, fine.lr, fine.batch_size) == (3, 2, 0, 5e-5, 8)
     assert segmenter_networks(DEMO, 0)[0].config.positive_rate == (0.8, 0.4)
     assert segmenter_networks(PAPER, 0)[0].config == PAPER.segmenter
+
+
+def test_the_paper_has_five_cycles_and_configurations_of_earlier_runs_have_one():
+    assert PAPER.segmenter.cycles == 5
+    assert from_dict(Config, {"segmenter": {"schedule": "plateau"}}).segmenter.cycles == 1
 
 
 def test_training_on_positives_alone():
