@@ -114,11 +114,11 @@ def _is_drawn(marks):
     return bool(marks.any()) if isinstance(marks, np.ndarray) else marks is not None and len(marks) > 0
 
 
-def augmented_gallery(data, captions, count=5, size=200):
+def augmented_gallery(data, captions, count=4, size=200):
     """Return pictures of the images of a Dataset, plain and under `count` draws of its augmentation; with captions."""
     items = []
     for index, caption in enumerate(captions):
-        draws = {index: caption} | {(index, seed): f"augmented, draw {seed + 1}" for seed in range(count)}
+        draws = {index: caption} | {(index, index * count + k): f"augmented, draw {k + 1}" for k in range(count)}
         items += [(data[key][0][0].numpy(), None, None, text) for key, text in draws.items()]
     return gallery(items, size=size)
 
