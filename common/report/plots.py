@@ -118,10 +118,7 @@ def learning_curves(history, chosen=None):
 
 @styled
 def mean_curves(histories):
-    """Plot training and validation figures by epoch: means over trainings, in a band of one standard deviation.
-
-    histories: tables of equal length, as in `learning_curves`; the figures are those that have a twin `train_<name>`.
-    """
+    """Plot the figures of histories, tables of one length, that have a twin train_<name>: means ± standard deviation."""
     names = [name for name in histories[0] if f"train_{name}" in histories[0]]
     if not names:
         return None

@@ -85,10 +85,9 @@ def audited_folds(config):
 
 
 def audit_fitting(config, check):
-    """Return the NetworkConfig of a check: "image" is trained like the run, whose heat maps its own are compared with.
+    """Return the NetworkConfig of a check: "image" is trained like the run, since their heat maps are compared.
 
-    The others have fewer epochs and keep the last one; a plateau schedule becomes a constant rate, since there is no
-    validation fold.
+    The others have fewer epochs and keep the last; a plateau schedule becomes a constant rate: no fold validates.
     """
     if check == "image":
         return config.network
@@ -128,10 +127,7 @@ def focus_networks(config, fold):
 
 
 def find_question(job, check):
-    """Return labels(job, rows) of a check, its store rows, and its question in words.
-
-    Labels and rows are None if the images do not allow the check.
-    """
+    """Return labels(job, rows) of a check, its store rows, and its question; the first two None if it is impossible."""
     if check == "view":
         return _find_views(job)
     if check != "origin":

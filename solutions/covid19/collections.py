@@ -180,10 +180,9 @@ def _find_file(index, name, folder, where):
 
 
 def _chexpert_file(folder, batches, name):
-    """Return the file of a path such as CheXpert-v1.0/train/patient00001/…, or None.
+    """Return the file of a path such as CheXpert-v1.0/train/patient00001/…, or None; its first folder may be `folder`.
 
-    Its first folder may be that of the table. The full download has no folder train: its patients are in `batches`,
-    such as "CheXpert-v1.0 batch 2 (train 1)" beside the folder of the table.
+    The full download has no folder train: its patients are in `batches`, such as "CheXpert-v1.0 batch 2 (train 1)".
     """
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     places = [folder.joinpath(*parts[1:]), folder.joinpath(*parts), *(b.joinpath(*parts[2:]) for b in batches)]

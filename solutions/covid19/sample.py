@@ -196,8 +196,6 @@ def _draw(film, marker):
     if film.odd == "wide":
         return cv2.copyMakeBorder(image, 53, 53, 120, 130, cv2.BORDER_CONSTANT, value=5)
     image = np.ascontiguousarray(image[: round(kept * side)])
-    if film.odd == "lateral":  # one lung, seen narrow
-        image = cv2.resize(image[:, : side // 2], (round(0.75 * side), len(image)), interpolation=cv2.INTER_LINEAR)
     if marker and film.origin == HOME:
         image = _add_marker(image, grain)
     if film.odd == "copy":
