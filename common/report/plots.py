@@ -118,7 +118,7 @@ def learning_curves(history, chosen=None):
 
 @styled
 def mean_curves(histories):
-    """Plot those figures of histories (tables of one length) that have a twin train_<name>: mean ± standard deviation."""
+    """Plot the figures of histories (tables of one length) that have a twin train_<name>: mean ± standard deviation."""
     names = [name for name in histories[0] if f"train_{name}" in histories[0]]
     if not names:
         return None

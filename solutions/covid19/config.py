@@ -22,8 +22,8 @@ PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds:
     "EfficientNet-B4": (97.56, 95.12, 96.15, PREDICTIVE),
 }
 PRINTED = (
-    "For HRNet and EfficientNet-B4 the paper prints TN / (TN + FN) as specificity and mostly the mean of sensitivity and "
-    "100 % as accuracy. By its own equation HRNet's specificity is 100 %: all its errors are false negatives."
+    "For HRNet and EfficientNet-B4 the paper prints TN / (TN + FN) as specificity, and mostly the mean of sensitivity "
+    "and 100 % as accuracy. By its own equation HRNet's specificity is 100 %: all its errors are false negatives."
 )
 # What a network sees. border and background show no lung, so networks cannot learn the disease from them.
 VIEWS = ("lungs", "image", "border", "background")
