@@ -106,7 +106,9 @@ def test_every_training_has_its_curves_and_variants(job):
     job.run.path("masks").mkdir()
     text = written(job)
     own, folded = text.split("2 trainings of experiments")
-    assert own.count("<svg") == 2 == folded.count("<svg") and "fold0, network" in own and "fold1, network" in own
+    assert "network: mean over 2 folds" in own and "audit-border: mean" not in text
+    assert own.count("<svg") == 3 and folded.count("<svg") == 2
+    assert "fold0, network" in own and "fold1, network" in own
     assert "fold0, audit-border" in folded and "fold1, audit-border" in folded
     cells = [cell for cell in ("kept", "every step", "loss", "0.8000", "0.7000") if cell in own]
     assert own.count("the validation loss is lowest in epoch 2") == 4  # twice a figure: caption and label

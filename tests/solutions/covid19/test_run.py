@@ -23,7 +23,7 @@ from solutions.covid19.sample import make_sample
 from tests.running import hash_files, write_times
 
 CHECKS = ("image", "border", "background")  # those that so small a sample can be asked
-SECTIONS = ["Audit", "Folds", "Out of fold", "Data", "Lungs", "Training", "Submission", "This run"]
+SECTIONS = ["Audit", "Folds", "Out of fold", "Data", "Lungs", "Augmentation", "Training", "Submission", "This run"]
 
 
 def headings(run):
@@ -122,7 +122,8 @@ def test_a_prediction_again_by_hand(finished):
 def test_the_audit_of_a_run(finished):
     run = finished / "run"
     found, answers = read_json(run / "audit.json"), pd.read_parquet(run / "audit.parquet")
-    assert list(found["checks"]) == [*CHECKS, "origin"] and found["folds"] == [0, 1] and found["epochs"] == 1
+    assert list(found["checks"]) == [*CHECKS, "origin", "view"] and found["folds"] == [0, 1]
+    assert {check["epochs"] for check in found["checks"].values() if check["auroc"]} == {1}
     assert found["checks"]["origin"]["auroc"] is None and "skipped" in found["checks"]["origin"]["said"]
     main = known(run).query("role == 'main'").set_index("image_id")
     for check in CHECKS:
@@ -139,7 +140,8 @@ def test_the_audit_of_a_run(finished):
     assert found["focus"]["lungs"]["area"] == pytest.approx(main.query("label == 1")["area"].mean())
     assert found["biased"] == bool(found["evidence"])
     stages = {path.parent.relative_to(run).as_posix() for path in run.rglob("final.safetensors")}
-    assert stages == {f"fold{k}/{stage}" for k in (0, 1) for stage in ("covid", *(f"audit-{c}" for c in CHECKS))}
+    asked = [f"audit-{check}" for check, part in found["checks"].items() if part["auroc"]]
+    assert stages == {f"fold{k}/{stage}" for k in (0, 1) for stage in ("covid", *asked)}
 
 
 def test_the_page_begins_with_the_verdict(finished):
