@@ -124,8 +124,10 @@ def freeze_first_half(model, frozen=True):
 
 def freeze_encoder(model, frozen=True):
     """Freeze the encoder of a segmenter except its batch norms, as fastai does, or thaw everything if not `frozen`."""
+    if frozen and not hasattr(model.net, "encoder"):
+        raise InputError("frozen_epochs: this network has no encoder to freeze")
     norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
-    encoder = model.net.encoder.parameters() if frozen else ()  # a plain network has no encoder
+    encoder = model.net.encoder.parameters() if frozen else ()
     _freeze(model, frozen, (p for p in encoder if id(p) not in norms))
 
 

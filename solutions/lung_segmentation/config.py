@@ -63,10 +63,6 @@ class NetworkConfig(FitConfig):
         super().__post_init__()
         if self.size % 32 or self.size < 32:
             raise InputError(f"network.size {self.size}: need a multiple of 32")
-        if self.frozen_epochs and not self.encoder:
-            raise InputError(
-                f"network.frozen_epochs {self.frozen_epochs}: {self.architecture} has no encoder to freeze"
-            )
         if min(self.decoder, default=1) < 1:
             raise InputError(f"network.decoder {self.decoder}: need channels for every stage")
 

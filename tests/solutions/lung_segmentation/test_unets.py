@@ -1,5 +1,7 @@
 """The U-Nets of fastai and of imlab-uiip: sizes counted by hand, the input's way around the network, equalisation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from common.errors import InputError
 from solutions.lung_segmentation.config import PAPER, SDFN, NetworkConfig
 from solutions.lung_segmentation.models import build_network
+from solutions.lung_segmentation.segmenter import load_segmenter, save_segmenter
 from solutions.lung_segmentation.unets import DynamicUnet, Equalised, ImlabUnet
 
 
@@ -82,6 +85,17 @@ def test_equalised_as_scikit_image_does():
 def test_networks_that_do_not_fit_are_refused(numbers):
     with pytest.raises(InputError, match="network"):
         build_network(NetworkConfig(**numbers), 1)
+
+
+def test_imlab_goes_through_a_segmenter_file(tmp_path):
+    network = replace(SDFN.network, decoder=(4, 8, 4), size=32)
+    model = build_network(network, 1).eval()
+    path = tmp_path / "lungs.safetensors"
+    save_segmenter(path, model, {"network": network, "structures": "lungs", "pixel": 0.5, "regions": 0})
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    probs = next(load_segmenter(path, "cpu", precision="fp32").probs([image]))
+    wanted = torch.sigmoid(model(torch.from_numpy(image)[None, None]))[0].detach().numpy()
+    assert np.abs(probs / 255 - wanted).max() < 0.01
 
 
 def test_a_small_imlab_learns_where_it_is_bright():
