@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 
+UNKNOWN = 2  # all pixels of a mask that nobody drew
 _SEEDS, _ORDER = 0, 1  # second words of the random streams, so that no two purposes share one
 
 
@@ -120,8 +121,8 @@ class SampleDataset(Dataset):
     images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, in each worker; a
     slice of a memory-mapped array is refused.
     targets: maps a store row to a mask of 0/1 (any height and width), which becomes uint8 (1, H, W); to several masks
-    (C, height, width), which become uint8 (C, H, W); or to a scalar or vector, which becomes float32. None makes the
-    store row the target.
+    (C, height, width), which become uint8 (C, H, W), where a mask that is not known is UNKNOWN throughout; or to a
+    scalar or vector, which becomes float32. None makes the store row the target.
     transform: an albumentations pipeline that keeps the size (see common.data.augment), or None.
     size: the network's side, or (H, W); None keeps the store's. Images and masks shrink by area average and grow
     bilinearly; masks are then thresholded at one half, which keeps the area of thin structures.
@@ -184,8 +185,10 @@ class SampleDataset(Dataset):
             raise InputError(f"target of row {row}: expected masks, a vector or a number, got shape {target.shape}")
         if target.ndim < 2:
             return target.astype(np.float32)
-        if target.dtype != bool and not ((target == 0) | (target == 1)).all():
-            raise InputError(f"target of row {row}: the values of a mask must be 0 and 1")
+        if target.dtype != bool:
+            known = target[target.min((-2, -1)) != UNKNOWN] if target.ndim == 3 else target
+            if not ((known == 0) | (known == 1)).all() or target.max() > UNKNOWN:
+                raise InputError(f"target of row {row}: the values of a mask must be 0 and 1")
         if target.ndim == 3:
             return np.stack([self._mask(part) for part in target], axis=-1)
         return self._mask(target)
@@ -193,6 +196,8 @@ class SampleDataset(Dataset):
     def _mask(self, mask):
         if mask.shape == self.size:
             return mask.astype(np.uint8)
+        if mask.flat[0] == UNKNOWN:
+            return np.full(self.size, UNKNOWN, np.uint8)
         return (_resize(mask.astype(np.uint8) * np.uint8(255), self.size) >= 128).astype(np.uint8)
 
 

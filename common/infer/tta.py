@@ -23,9 +23,13 @@ def scale(factor, multiple=32):
     return forward, lambda maps, size: F.interpolate(maps, size, mode="bilinear", antialias=True)
 
 
-def views(names):
-    """Return the image itself and the views that a configuration names: flip, and scale (two sizes)."""
-    named = {"flip": [FLIP], "scale": [scale(0.875), scale(1.125)]}
+def views(names, sides=False):
+    """Return the image itself and the views that a configuration names: flip, and scale (two sizes).
+
+    sides: the first two maps are of left and right, and exchanged when the image is flipped.
+    """
+    flip = (FLIP[0], lambda maps, size: maps.flip(-1)[:, [1, 0, *range(2, maps.shape[1])]]) if sides else FLIP
+    named = {"flip": [flip], "scale": [scale(0.875), scale(1.125)]}
     return [IDENTITY, *(view for name in names for view in named[name])]
 
 

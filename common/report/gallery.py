@@ -87,18 +87,19 @@ def to_jpeg(rgb, quality=80):
     return cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)[1].tobytes()
 
 
-def gallery(items, title="", size=384, overlay=outline_overlay):
+def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", "prediction")):
     """Return a grid of small radiographs under a title and a legend of the colours in them.
 
     `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay`, `box_overlay` or
-    `heat_overlay`; truth and prediction may be None. A picture takes about 25 kB at the default size.
+    `heat_overlay`; truth and prediction may be None; `names` are theirs in the legend. A picture takes about 25 kB at
+    the default size.
     """
     items = list(items)
     if not items:
         return note(f"{title or 'Pictures'}: nothing to show yet.")
     legend = "".join(
         f'<span><i style="border-color: rgb{colour}"></i>{name}</span>'
-        for name, colour, place in (("truth", TRUTH, 1), ("prediction", PREDICTION, 2))
+        for name, colour, place in ((names[0], TRUTH, 1), (names[1], PREDICTION, 2))
         if any(_is_drawn(item[place]) for item in items)
     )
     pictures = []

@@ -1,7 +1,7 @@
 """Augmentation pipelines for lung segmentation; config.py names the papers.
 
 Each takes uint8 (H, W) images of `size` × `size` with masks of 0/1, (H, W) or (H, W, C), and keeps sizes and types.
-`flip` is only for masks that do not distinguish left from right. Only geometric transforms change masks.
+Only geometric transforms change masks.
 """
 
 from functools import partial
@@ -59,8 +59,62 @@ class Objects(A.ImageOnlyTransform):
         return cv2.subtract(cv2.add(img.reshape(height, width), light), dark).reshape(img.shape)
 
 
+class Mirror(A.HorizontalFlip):
+    """Exchange left and right, and with them the first two of several masks: the left lung is the one on the right."""
+
+    def apply_to_mask(self, mask, **params):
+        mask = super().apply_to_mask(mask, **params)
+        return mask[..., [1, 0, *range(2, mask.shape[2])]] if mask.ndim == 3 and mask.shape[2] > 1 else mask
+
+
+class Consolidation(A.ImageOnlyTransform):
+    """Make lung opaque, as pneumonia, effusion or collapse do, without changing the masks.
+
+    One lung or both, the masks' first two channels (or one mask of both, cut at its middle): completely, below a
+    sloping line, or in a blob. The grey level is about that of brighter tissue around the lungs; edges are soft.
+    """
+
+    @property
+    def targets_as_params(self):
+        return ["mask"]
+
+    def get_params_dependent_on_data(self, params, data):
+        masks = data["mask"]
+        return {"seed": self.py_random.getrandbits(63), "masks": masks[..., None] if masks.ndim == 2 else masks}
+
+    def apply(self, img, seed, masks, **params):
+        rng, grey = np.random.default_rng(seed), img.reshape(img.shape[:2]).astype(np.float32)
+        height, width = grey.shape
+        lungs = masks[..., :2].max(-1) == 1
+        columns = np.flatnonzero(lungs.any(0))
+        if not len(columns):
+            return img
+        x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+        level = np.quantile(grey[~lungs], rng.uniform(0.6, 0.95)) if (~lungs).any() else 200
+        noise = rng.normal(0, 1, (8, 8)).astype(np.float32)
+        texture = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        opacity = np.zeros_like(grey)
+        for left in rng.permutation(2)[: 1 + (rng.random() < 0.2)]:
+            lung = lungs & ((x > columns.mean()) == left)
+            rows = np.flatnonzero(lung.any(1))
+            if not len(rows):
+                continue
+            top, bottom = rows[[0, -1]]
+            kind, part = rng.integers(3), np.ones_like(grey)
+            if kind == 1:
+                edge = top + rng.uniform(0.2, 0.9) * (bottom - top) + rng.uniform(-0.4, 0.4) * (x - x[lung].mean())
+                part = (y > edge).astype(np.float32)
+            elif kind == 2:
+                inside = np.flatnonzero(lung)
+                middle, radii = rng.choice(inside), rng.uniform(0.1, 0.5, 2) * (bottom - top)
+                part = np.exp(-(((x - middle % width) / radii[0]) ** 2) - ((y - middle // width) / radii[1]) ** 2)
+            opacity = np.maximum(opacity, part * lung * rng.uniform(0.5, 1.0))
+        opacity = cv2.GaussianBlur(opacity, (0, 0), rng.uniform(0.01, 0.04) * width)  # beyond the lung's edge, too
+        return np.clip(grey + opacity * (level + 12 * texture - grey) + 0.5, 0, 255).astype(np.uint8).reshape(img.shape)
+
+
 def _flipped(flip):
-    return [A.HorizontalFlip(p=0.5)] if flip else []
+    return [Mirror(p=0.5)] if flip else []
 
 
 def _simple(size, flip, rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, pad=0.05, p=0.75):
@@ -134,6 +188,7 @@ def strong(size, flip=True):
         [
             *_flipped(flip),
             Warp(size, _strong_matrix),
+            Consolidation(p=0.15),
             DiffusedNoise((1, 5), (0.03, 0.25), strength=(-0.25, 0.5), p=0.3),
             Lighting(0.5, 0.4, p=0.5),
             A.RandomGamma((55, 180), p=0.3),

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from common.config import digest
 from common.data.dicom import COLOUR_LIMIT, read_image
 from common.data.folds import holdout
+from common.data.loaders import UNKNOWN
 from common.data.store_workers import to_square
 from common.data.tables import named_images, read_patients
 from common.errors import InputError
@@ -111,7 +112,7 @@ def _test_table(tests):
 def keep_usable(job, listing, store):
     """Return the listing of the usable images with the array of their masks; the others are listed as left out.
 
-    Writes masks.npy, uint8 (rows of the store, C, S, S) of 0 and 1, beside the store.
+    Writes masks.npy, uint8 (rows of the store, C, S, S) of 0 and 1 (or UNKNOWN), beside the store.
     """
     table, left_out = _mark_unusable(listing, store)
     table = table[table["ok"] | ((table["split"] == "test") & (job.options.on_bad_image == "placeholder"))]
@@ -228,8 +229,8 @@ def _small_masks(row, side):
         masks, resized = read_masks(_mask_files(row), (row.height, row.width))
     except InputError as error:
         return None, 0.0, False, 0, str(error)
-    small = [to_square(part.astype(np.uint8) * np.uint8(255), side) >= 128 for part in masks]
-    small = np.stack(small).astype(np.uint8)
+    small = np.stack([to_square((part & 1) * np.uint8(255), side) >= 128 for part in masks]).astype(np.uint8)
+    small[masks[:, 0, 0] == UNKNOWN] = UNKNOWN
     return small, float(masks[:2].any(0).mean()), resized, zlib.crc32(small), ""
 
 
@@ -255,17 +256,17 @@ def split_rows(job, fold):
 
 @cache
 def stored_masks(images):
-    """Return the masks at the store's size by store row, uint8 (N, C, S, S) of 0 and 1, memory-mapped."""
+    """Return the masks at the store's size by store row, uint8 (N, C, S, S) of 0 and 1 (or UNKNOWN), memory-mapped."""
     return read_array(images.arrays["masks"])
 
 
 def mask(images, row):
-    """Return the masks of a training image at the store's size, uint8 (C, S, S) of 0 and 1."""
+    """Return the masks of a training image at the store's size, uint8 (C, S, S) of 0 and 1 (or UNKNOWN)."""
     return stored_masks(images)[row]
 
 
 def true_masks(images, row):
-    """Return the masks of a training image at its original size, bool (C, height, width)."""
+    """Return the masks of a training image at its original size, uint8 (C, height, width) of 0 and 1 (or UNKNOWN)."""
     found = images.at([row]).iloc[0]
     return read_masks(_mask_files(found), (found["height"], found["width"]))[0]
 

@@ -114,7 +114,8 @@ def run_cross(job):
 def _areas(job, network, rows, title):
     """Return the pixel counts (N, S, 4) of a network on store rows at the probability 0.5; trains it if necessary."""
     train(job, network)
-    probs = predict(job, [network], rows, views(job.config.tta), title, job.run.path(SCRATCH, "probs.npy"))
+    seen = views(job.config.tta, job.config.structures != "lungs")
+    probs = predict(job, [network], rows, seen, title, job.run.path(SCRATCH, "probs.npy"))
     return measure(partial(true_masks, job.images), rows, probs, [RULE], job.config.structures)[:, 0]
 
 

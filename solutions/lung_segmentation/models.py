@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.metrics import segmentation
 from common.nn import losses, models
@@ -39,22 +40,34 @@ def build_network(config, channels, weights=None):
 
 
 def mask_loss(name):
-    """Return the loss of this name, a function of (logits, masks)."""
-    return {
+    """Return the loss of this name, a function of (logits, masks) in which UNKNOWN masks take no part."""
+    loss = {
         "bce": losses.bce,
         "dice": losses.dice,
         "squared_dice": partial(losses.dice, squared=True),
         "bce_dice": lambda logits, masks: losses.bce(logits, masks) + losses.dice(logits, masks),
     }[name]
 
+    def of_known(logits, masks):
+        known = _known(masks)
+        return loss(logits, masks) if known.all() else loss(logits[known][:, None], masks[known][:, None])
+
+    return of_known
+
+
+def _known(masks):
+    return masks.flatten(2).amax(2) != UNKNOWN  # (B, C); augmentation may have cut off or blended some of the pixels
+
 
 def mask_areas(loss, logits, masks):
     """Return overlap, predicted (at 0.5) and true pixels of each channel, then the loss, (B, 3·C + 1) float64.
 
-    An image with a logit that is not finite gets NaN.
+    An image with a logit that is not finite gets NaN, an unknown mask −1 true pixels.
     """
-    predicted, true = logits > 0, masks.bool()
-    areas = torch.stack([part.sum((2, 3)) for part in (predicted & true, predicted, true)], 2).flatten(1).double()
+    predicted, true, known = logits > 0, masks.bool(), _known(masks)
+    areas = torch.stack([part.sum((2, 3)) * known for part in (predicted & true, predicted, true)], 2)
+    areas[..., 2] -= (~known).int()
+    areas = areas.flatten(1).double()
     each = torch.stack([loss(one[None], mask[None]) for one, mask in zip(logits, masks, strict=True)]).double()
     finite = torch.isfinite(logits).flatten(1).all(1)[:, None]
     return torch.cat([areas, each[:, None]], 1).masked_fill(~finite, torch.nan)
@@ -62,7 +75,8 @@ def mask_areas(loss, logits, masks):
 
 def mask_figures(measured, size):
     """Return dice and iou, means over images and channels, and the mean loss, from what `mask_areas` measured."""
-    both, predicted, true = measured[:, :-1].reshape(len(measured), -1, 3).transpose(2, 0, 1).astype(np.int64)
+    areas = measured[:, :-1].reshape(-1, 3).astype(np.int64)
+    both, predicted, true = areas[areas[:, 2] >= 0].T
     cells = segmentation.counts_from_areas(both, predicted, true, size * size)
     loss = measured[:, -1].mean()
     return {"dice": segmentation.dice(cells).mean(), "iou": segmentation.iou(cells).mean(), "loss": loss}

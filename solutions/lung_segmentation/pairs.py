@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.guard import check_size
+from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.paths import IMAGES, atomic_path, check_id, walk_files
 from solutions.lung_segmentation.config import STRUCTURES
@@ -41,16 +42,17 @@ class Pair:
     masks: dict = field(default_factory=dict)
 
     def files_of(self, structures):
-        """Return the mask files of each channel, a list of lists, or None if one is missing."""
-        channels = []
-        for name in STRUCTURES[structures]:
-            parts = [self.masks.get(name)]
-            if name == "lungs" and parts == [None]:
-                parts = [self.masks.get("left"), self.masks.get("right")]
-            if None in parts:
-                return None
-            channels.append(parts)
-        return channels
+        """Return the mask files of each channel, a list of lists, or None if there are none of the lungs.
+
+        Left and right share the file of an image whose lungs were drawn in one mask. A missing heart is an empty list.
+        """
+        lungs = self.masks.get("lungs")
+        left, right = self.masks.get("left", lungs), self.masks.get("right", lungs)
+        if None in (left, right):
+            return None
+        files = {"lungs": [lungs] if lungs else [left, right], "left": [left], "right": [right]}
+        files["heart"] = [self.masks["heart"]] if "heart" in self.masks else []
+        return [files[name] for name in STRUCTURES[structures]]
 
 
 def find_pairs(folder):
@@ -168,19 +170,37 @@ def fit_mask(mask, shape, where):
 
 
 def read_masks(files, shape):
-    """Return the masks of one image, bool (C, height, width), and whether any of them was resized.
+    """Return the masks of one image, uint8 (C, height, width) of 0 and 1, and whether any of them was resized.
 
-    files: as from `Pair.files_of`; shape: (height, width) of the image. Raises InputError as the functions above do.
+    A structure without files is UNKNOWN throughout. files: as from `Pair.files_of`; shape: the image's (height, width).
+    Raises InputError as the functions above do, and for a mask of both lungs that does not show two.
     """
     channels, resized = [], False
     for parts in files:
-        united = np.zeros(shape, bool)
+        united = np.full(shape, 0 if parts else UNKNOWN, np.uint8)
         for path in parts:
             mask, changed = fit_mask(read_mask(path), shape, path)
-            united |= mask
+            united |= mask.view(np.uint8)
             resized |= changed
         channels.append(united)
+    if len(files) > 1 and files[0] == files[1]:
+        channels[:2] = split_lungs(channels[0], files[0][0])
     return np.stack(channels), resized
+
+
+def split_lungs(mask, where):
+    """Return the left and the right lung of a mask of both, uint8 (height, width); left is the patient's.
+
+    Specks go to the nearer lung. Raises InputError, starting with `where`, unless two large regions lie side by side.
+    """
+    count, labels, stats, centroids = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    across, areas = centroids[:, 0], stats[:, cv2.CC_STAT_AREA]
+    large = 1 + np.argsort(-areas[1:], kind="stable")[:2]
+    if count < 3 or areas[large[1]] < areas[large[0]] / 10 or np.ptp(across[large]) < mask.shape[1] / 8:
+        raise InputError(f"{where}: does not show two separate lungs")
+    middle = across[large].mean()
+    left = np.isin(labels, [region for region in range(1, count) if across[region] > middle]).view(np.uint8)
+    return left, mask - left
 
 
 def write_png(path, pixels):

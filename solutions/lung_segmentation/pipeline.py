@@ -43,7 +43,7 @@ def networks(job):
 def lung_network(config, fold):
     """Return the network of one fold: its decoder is trained first, then all layers.
 
-    It has a channel per structure. If left and right are separate structures, images are not flipped. Epochs are
+    It has a channel per structure. If left and right are separate structures, only `strong` flips images. Epochs are
     compared on images of the other folds, so that the held-out fold plays no part in the choice.
     """
     network, channels = config.network, len(STRUCTURES[config.structures])
@@ -52,7 +52,8 @@ def lung_network(config, fold):
     def dataset(job, rows, augmented, targets):
         transform = None
         if augmented:
-            transform = augment.pipeline(network.augmentation, network.size, config.structures == "lungs")
+            flip = config.structures == "lungs" or network.augmentation == "strong"
+            transform = augment.pipeline(network.augmentation, network.size, flip)
         return job.images.dataset(rows, network.size, transform, partial(data.mask, job.images) if targets else None)
 
     return Network(
@@ -85,7 +86,9 @@ def find_learning_rate_first(job):
 
 def predict_rows(job, folds, rows, path, title):
     """Write the probabilities of store rows to `path` and return a table of the rows."""
-    predict(job, [lung_network(job.config, f) for f in folds], rows, views(job.config.tta), title, path)
+    config = job.config
+    seen = views(config.tta, config.structures != "lungs")
+    predict(job, [lung_network(config, f) for f in folds], rows, seen, title, path)
     return {"": job.images.named(rows)}
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.metrics import segmentation
 from common.metrics.statistics import as_interval, bootstrap
@@ -216,17 +217,20 @@ def rules(decision):
 def measure(truth, rows, probs, tried, structures):
     """Return pixel counts per image, rule and structure: int64 (N, rules, S, 4) of overlap, predicted, true, all.
 
-    truth(row): the true masks of a store row at the image's original size, bool (C, height, width). Structures: the
-    union of both lungs, then each channel if there are several.
+    truth(row): the true masks of a store row at the image's original size, uint8 (C, height, width), UNKNOWN throughout
+    if not drawn; its counts are then 0, also that of all pixels. Structures: the union of both lungs, then each channel
+    if there are several.
     """
 
     def of_image(row, maps):
         true = truth(row)
         counts = []
         for rule in tried:
-            parts = rule.parts(maps, true.shape[1:], structures).astype(bool)
-            pairs = [(parts[:2].any(0), true[:2].any(0)), *(zip(parts, true, strict=True) if len(true) > 1 else ())]
-            counts.append([(*map(np.count_nonzero, (p & t, p, t)), t.size) for p, t in pairs])
+            parts = rule.parts(maps, true.shape[1:], structures)
+            pairs = [(parts[:2].max(0), true[:2].max(0)), *(zip(parts, true, strict=True) if len(true) > 1 else ())]
+            areas = [(*map(np.count_nonzero, (p & t, p, t)), t.size) for p, t in pairs]
+            known = [t.flat[0] != UNKNOWN for _, t in pairs]
+            counts.append(np.array(areas) * np.array(known)[:, None])
         return counts
 
     counts = []
@@ -253,7 +257,10 @@ def figures(table, areas, structures):
         if len(set(groups[chosen])) > 1:
             found["datasets"][name] = _figures(lungs[chosen], groups[chosen])
     names = STRUCTURES[structures] if areas.shape[1] > 1 else ()
-    found["structures"] = {name: _figures(areas[:, k], groups) for k, name in enumerate(names, start=1)}
+    found["structures"] = {}
+    for number, name in enumerate(names, start=1):
+        drawn = areas[:, number, 3] > 0
+        found["structures"][name] = _figures(areas[drawn, number], groups[drawn])
     cells = segmentation.counts_from_areas(*lungs.T)
     return found, table.assign(dice=segmentation.dice(cells), iou=segmentation.iou(cells))
 

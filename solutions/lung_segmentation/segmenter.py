@@ -73,12 +73,12 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     network, structures, rule = _read_description(about, path)
     if not set(tta) <= {"flip", "scale"}:
         raise InputError(f"tta {tuple(tta)}: choose from flip and scale")
-    if "flip" in tta and structures != "lungs":
-        raise InputError("tta 'flip' would exchange the left lung and the right one")
     model = build_network(network, len(STRUCTURES[structures]), "none")
     load_weights(path, model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Segmenter(model, network.size, structures, rule, views(tta), device, batch_size, precision, about)
+    return Segmenter(
+        model, network.size, structures, rule, views(tta, structures != "lungs"), device, batch_size, precision, about
+    )
 
 
 def _check_shipped(path):

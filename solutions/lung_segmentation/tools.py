@@ -30,6 +30,8 @@ from .segmenter import load_segmenter
 log = logging.getLogger(__name__)
 PICTURES = 48  # in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
+NAMES = ("heart", "lungs")  # colours of the outlines
+FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's, which `run` reads
 
 
 def masks(
@@ -41,13 +43,15 @@ def masks(
     tta: tuple[Literal["flip", "scale"], ...] = (),
     gate: float = GATE_AREA,
     clean: bool = False,
+    structures: bool = False,
     device: str = "auto",
 ):
     """Outline the lungs of radiographs: a mask for each, a table of run-lengths, and a report.
 
     Writes OUT/<image_id>.png (0 and 255, at the image's original size), masks.csv (area: share of the image; rle:
     Kaggle's absolute run-lengths), problems.csv if a file could not be used, and report.html. A mask with less lung
-    than the gate requires is written too, but marked as rejected.
+    than the gate requires is written too, but marked as rejected. With --structures, the masks of each structure are in
+    OUT/left lung, OUT/right lung (the patient's) and OUT/heart.
 
     Args:
         images: DICOM, PNG or JPEG files, or folders with such files.
@@ -56,25 +60,31 @@ def masks(
         tta: Further views to average: slower, slightly better.
         gate: Lowest share of the image that must be lung, after clean-up, for the mask to be ok (Ahmed et al.).
         clean: Dilate and close the masks, as Ahmed et al. do before they cut out the lungs.
+        structures: Write the left lung, the right lung and the heart apart, too.
         device: auto, cpu, cuda or cuda:<n>.
     """
     segmenter = _open(weights, device, tta, gate)
+    if structures and len(segmenter.structures) == 1:
+        raise InputError(f"--structures: {weights or 'the shipped network'} only segments both lungs together")
     files, problems = _find(images, out, other="boxes.csv")
     summary, began = _Summary(len(files)), time.monotonic()
 
     def finish(image_id, image, probs):
-        mask = segmenter.lungs(probs, image.shape)
+        parts = segmenter.parts(probs, image.shape)
+        mask = np.maximum.reduce(list(parts.values())[:2])
         mask = clean_up(mask) if clean else mask
+        for name, part in parts.items() if structures else ():
+            write_png(out / FOLDER[name] / f"{image_id}.png", part * np.uint8(255))
         verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
         write_png(out / f"{image_id}.png", mask * np.uint8(255))
         row = (*_sizes(image), f"{mask.mean():.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
-        return row, verdict, _thumbnails(image, mask)
+        return row, verdict, _thumbnails(image, mask, parts.get("heart") if structures else None)
 
     columns = ("image_id", "width", "height", "area", "ok", "reason", "rle")
     with _table(out / "masks.csv", columns) as write:
         for image_id, (row, verdict, pictures) in _each(segmenter, files, finish, out, problems):
             write((image_id, *row))
-            summary.add(image_id, verdict, pictures)
+            summary.add(image_id, verdict, *pictures)
     about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
     _write_report(out, summary, gate, problems, about, time.monotonic() - began)
     _write_problems(out, problems, len(summary.areas))
@@ -186,7 +196,8 @@ def _each(segmenter, files, finish, out, problems):
             yield image_id, result
             continue
         _leave_out(problems, image_id, problem)
-        (out / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
+        for folder in ("", *FOLDER.values()):
+            (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
 
 
 @contextlib.contextmanager
@@ -221,21 +232,23 @@ class _Summary:
         self.areas, self.rejected, self.pictures = [], 0, {True: [], False: []}
         self._step = max(total // PICTURES, 1)
 
-    def add(self, image_id, verdict, pictures):
+    def add(self, image_id, verdict, image, heart, mask):
         """Add a mask; pictures are kept of the first rejected masks, and of accepted ones at regular intervals."""
         chosen = len(self.areas) % self._step == 0 or not verdict.ok
         if chosen and len(self.pictures[verdict.ok]) < PICTURES:
             caption = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
-            self.pictures[verdict.ok].append((pictures[0], None, pictures[1], caption))
+            self.pictures[verdict.ok].append((image, heart, mask, caption))
         self.areas.append(verdict.area)
         self.rejected += not verdict.ok
 
 
-def _thumbnails(image, mask):
+def _thumbnails(image, mask, heart):
+    """Return small copies of an image, the heart's mask (or None) and the lungs' mask."""
     scale = min(1, THUMBNAIL / max(image.shape))
     size = [max(1, round(side * scale)) for side in _sizes(image)]
     small = partial(cv2.resize, dsize=size, interpolation=cv2.INTER_AREA)
-    return small(image), (small(mask * np.uint8(255)) >= 128).view(np.uint8)
+    masks = [m if m is None else (small(m * np.uint8(255)) >= 128).view(np.uint8) for m in (heart, mask)]
+    return small(image), *masks
 
 
 def _write_report(out, summary, gate, problems, about, seconds):
@@ -251,12 +264,13 @@ def _write_report(out, summary, gate, problems, about, seconds):
         sections.append(page.section("Left out", page.table(left_out)))
     if rejected:
         text = "Too little lung: the network failed, or the image is not a frontal chest radiograph."
-        drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.")
+        drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.", names=NAMES)
         sections.append(page.section("Under the area gate", text, drawn))
     areas = {"masks": 100 * np.array(summary.areas)}
     histogram = plots.histogram(areas, "lung after clean-up, % of the image", threshold=100 * gate)
+    outlines = gallery(pictures[True], f"{len(pictures[True])} of {n - rejected}.", names=NAMES)
     sections += [
-        page.section("Outlines", gallery(pictures[True], f"{len(pictures[True])} of {n - rejected}.")),
+        page.section("Outlines", outlines),
         page.section("Areas", page.figure(histogram, "Lung as a share of the image; dashed: the gate")),
         page.section("About", page.join("Tables: ", page.link("masks.csv", "masks.csv")), page.key_values(about)),
     ]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data import augment
-from common.data.loaders import EpochSampler, SampleDataset, eval_loader, make_loader, passes, sliding_rate
+from common.data.loaders import UNKNOWN, EpochSampler, SampleDataset, eval_loader, make_loader, passes, sliding_rate
 from common.errors import InputError
 
 
@@ -281,7 +281,8 @@ def test_errors_of_the_dataset(store, tmp_path):
         (lambda: SampleDataset(images, transform=[None], kinds=[0, 1]), "kinds: expected 2 values from -1 to 0"),
         (lambda: SampleDataset(images, lambda _: np.full((8, 8), 255))[1], "target of row 1: the values"),
         (lambda: SampleDataset(images, lambda _: None)[1], "target of row 1: expected"),
-        (lambda: SampleDataset(images, lambda _: np.full((2, 8, 8), 2))[1], "target of row 1: the values"),
+        (lambda: SampleDataset(images, lambda _: np.full((2, 8, 8), 3))[1], "target of row 1: the values"),
+        (lambda: SampleDataset(images, lambda _: np.full((8, 8), UNKNOWN))[1], "target of row 1: the values"),
         (lambda: SampleDataset(images, lambda _: np.zeros((1, 2, 8, 8)))[1], r"of row 1: .* shape \(1, 2, 8, 8\)"),
         (lambda: SampleDataset(images, transform=augment.podium_siim(4, rare=1.0))[0, 1], "must keep the size"),
         (lambda: eval_loader(SampleDataset(images), 0), "batch_size 0"),

@@ -75,7 +75,6 @@ def a_photo(shape=(300, 400)):
         ("run demo --out run --network.size 512", "store_size 128 is under the 512 px"),
         ("run demo --out run --datasets Chest", "invalid choice 'Chest'"),
         ("run demo --out run --structures heart", "invalid choice 'heart'"),
-        ("run demo --out run --structures left_right --tta flip", "would exchange the left lung and the right one"),
         ("run demo --out run --decision.pixel 0", "give probabilities above 0, up to 1"),
         ("run demo --out run --decision.pixel 2", "give probabilities above 0, up to 1"),
         ("run demo --out run --decision.regions -1", "give numbers from 0"),

@@ -115,6 +115,39 @@ def test_masks_of_a_folder(command, folder, tmp_path):
     assert page.count("<img ") == 3 and "in/photo.png: a colour picture" in page
 
 
+def test_masks_of_structures(command, folder, tmp_path, monkeypatch):
+    assert (
+        "--structures: w.safetensors only segments both lungs" in command("masks in --out out --structures").errors[-1]
+    )
+
+    class Sides(Bright):
+        def forward(self, images):
+            found, middle = super().forward(images), images.shape[-1] // 2
+            left, right = found.clone(), found.clone()
+            left[..., :middle] = right[..., middle:] = -9
+            return torch.cat([left, right, -9 + 0 * found], 1)
+
+    monkeypatch.setattr(segmenter, "build_network", lambda *_: Sides())
+    segmenter.save_segmenter("w.safetensors", Sides(), ABOUT | {"structures": "lungs_heart"})
+    plain, flipped = (
+        command("masks in --out out --structures"),
+        command("masks in --out flipped --structures --tta flip"),
+    )
+    assert plain.status == flipped.status == 4
+    for name in ("a", "b"):
+        both, left, right, heart = (
+            cv2.imread(f"{folder}/{name}.png", cv2.IMREAD_UNCHANGED)
+            for folder in ("out", "out/left lung", "out/right lung", "out/heart")
+        )
+        middle = both.shape[1] // 2
+        assert (left + right == both).all() and left[:, middle:].any() and not left[:, : middle - 1].any()
+        assert not heart.any()
+        again = cv2.imread(f"flipped/left lung/{name}.png", cv2.IMREAD_UNCHANGED)
+        assert (again != left).mean() < 0.02
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "</i>lungs" in page
+
+
 def test_a_second_call_leaves_nothing_stale(command, tmp_path):
     write_chest(tmp_path / "in" / "a.png", 128, 128)
     write_chest(tmp_path / "in" / "b.png", 128, 128)
