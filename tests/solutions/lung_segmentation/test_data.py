@@ -385,9 +385,9 @@ def test_unknown_masks_take_no_part_in_losses_and_figures():
     truth[1][2] = UNKNOWN
     counts = postprocess.measure(truth.get, [0, 1], predicted * np.uint8(255), [postprocess.MaskRule()], "lungs_heart")
     assert counts[1, 0, 3].tolist() == [0, 0, 0, 0] and counts[0, 0, 3, 3] == 64
-    table = pd.DataFrame({"dataset": "JSRT", "patient_id": ["a", "b"]})
-    figures, _ = postprocess.figures(table, counts[:, 0], "lungs_heart")
-    assert figures["structures"]["heart"]["images"] == 1 and figures["structures"]["left"]["images"] == 2
+    table = pd.DataFrame({"dataset": "JSRT", "patient_id": ["a", "b", "c"]})
+    figures, _ = postprocess.figures(table, counts[[0, 0, 1], 0], "lungs_heart")
+    assert [figures["structures"][name]["images"] for name in ("left", "right", "heart")] == [3, 3, 2]
 
 
 # ---- prepare -------------------------------------------------------------------------------------------------------
