@@ -108,6 +108,8 @@ class Config:
 
     def __post_init__(self):
         check_run(self, self.network.size)
+        if self.network.frozen_epochs and not self.network.encoder:
+            raise InputError(f"network.frozen_epochs: {self.network.architecture} has no encoder to freeze; give 0")
         if not 0 < self.validation < 1 - 1 / self.n_folds:
             raise InputError(f"validation {self.validation}: must be above 0 and leave images to train on")
 

@@ -46,11 +46,13 @@ def read_competition(job):
         raise InputError(f"{folder}: no images of {', '.join(sorted(missing))}, only of {', '.join(sorted(present))}")
     pairs = [pair for pair in pairs if not config.datasets or pair.dataset in config.datasets]
     labelled = {pair.image_id: pair for pair in pairs if pair.files_of(config.structures)}
-    wanted = ", ".join(STRUCTURES[config.structures])
-    if not labelled:
-        raise InputError(f"{folder}: no image has a mask of {wanted}")
+    names = STRUCTURES[config.structures]
+    files = [pair.files_of(config.structures) for pair in labelled.values()]
+    absent = [name for k, name in enumerate(names) if not any(channels[k] for channels in files)]
+    if absent:
+        raise InputError(f"{folder}: no image has a mask of {', '.join(absent)}")
     incomplete = [
-        (pair.image_id, str(pair.image), f"has masks of {', '.join(sorted(pair.masks))}, but needs {wanted}")
+        (pair.image_id, str(pair.image), f"has masks of {', '.join(sorted(pair.masks))}, but needs {', '.join(names)}")
         for pair in pairs
         if pair.masks and pair.image_id not in labelled
     ]

@@ -84,7 +84,7 @@ def a_photo(shape=(300, 400)):
         ("run demo --out run --data empty", "empty: no radiographs of Montgomery"),
         ("run demo --out run", "kaggle: no such folder (--data)"),
         ("run demo --out run --data data --datasets JSRT", "no images of JSRT, only of Montgomery, Shenzhen"),
-        ("run demo --out run --data data --structures lungs_heart", "no image has a mask of left, right, heart"),
+        ("run demo --out run --data data --structures lungs_heart", "no image has a mask of heart"),
         ("run demo --out run --data data --n-folds 20 --folds 0", "20 folds need as many groups, there are 12"),
     ],
 )
@@ -107,7 +107,7 @@ def test_words(words, said, data, tmp_path, refused, monkeypatch):
         ("--network.decoder 4 8 8 8 8 8 8 8", "this network needs multiples of 128"),
         ("--network.architecture vnet --network.encoder resnet18", "architecture 'vnet'"),
         ("--network.architecture unet --network.encoder resnet_5000", "resnet_5000"),
-        ("--network.metric auc", "metric 'auc': validation gives dice, iou, loss"),
+        ("--network.metric auc", "metric 'auc': validation gives loss, dice, iou, train_dice"),
         ("--network.weights nowhere.safetensors", "nowhere.safetensors: no such file"),
         ("--network.weights other.safetensors", "other.safetensors: none of its 1 tensors fits"),
         ("--network.weights broken.safetensors", "broken.safetensors: not a file of tensors"),
