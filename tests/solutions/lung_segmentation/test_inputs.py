@@ -100,8 +100,8 @@ def test_words(words, said, data, tmp_path, refused, monkeypatch):
     ("words", "said"),
     [
         ("--network.batch-size 400", "batch_size 400"),
-        ("--network.weights imagenet", "a plain U-Net has no encoder"),
-        ("--network.encoder resnet18", "a plain U-Net has no encoder"),
+        ("--network.weights imagenet", "plain takes no encoder"),
+        ("--network.encoder resnet18", "plain takes no encoder"),
         ("--network.decoder 8", "a width for every level"),
         ("--network.decoder 0 8", "need channels for every stage"),
         ("--network.decoder 4 8 8 8 8 8 8 8", "this network needs multiples of 128"),
