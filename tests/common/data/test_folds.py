@@ -7,17 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tables import label_table
-from common.data.folds import (
-    group_codes,
-    holdout,
-    load_folds,
-    make_folds,
-    prevalence_deviation,
-    quartile_strata,
-    save_folds,
-    shared_groups,
-)
+from common.data.folds import group_codes, holdout, load_folds, make_folds, quartile_strata, save_folds, shared_groups
 from common.errors import InputError
+from tests.running import prevalence_deviation
 
 
 def table(seed, n=400, n_groups=120, n_labels=4):
@@ -119,7 +111,6 @@ def test_holdout_of_one_class_is_rounded_to_the_nearest_number():
 
 def test_prevalence_deviation_by_hand():
     folds = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    assert prevalence_deviation(np.array([1, 1, 1, 0, 1, 0, 0, 0]), folds) == pytest.approx(0.5)  # 3/4 against 4/8
     one_column = np.array([[1], [0], [0], [0], [1], [0], [0], [0]])
     assert prevalence_deviation(one_column, folds) == 0
     two_of_three = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [1, 0], [1, 0], [1, 0], [1, 0]])
@@ -136,6 +127,7 @@ def test_quartile_strata_by_hand():
     area = np.array([10, 0, 40, 20, 30, np.nan, 50.0])  # quartiles of 10 … 50: 20, 30, 40
     assert quartile_strata(present, area).tolist() == [1, 0, 3, 1, 2, 0, 4]
     assert quartile_strata(np.zeros(3, bool), np.zeros(3)).tolist() == [0, 0, 0]
+    assert quartile_strata(np.ones(2, bool), np.array([0, 5])).tolist() == [1, 4]  # no area is an area
 
 
 def test_folds_round_trip_in_another_order(tmp_path):
@@ -186,10 +178,10 @@ def test_unusable_fold_files_are_named(tmp_path, text, message):
         (lambda: make_folds([[0, 1], [np.nan, 0]], 2), "nan is neither"),
         (lambda: make_folds([], 2), "N at least 1"),
         (lambda: holdout([0, 1, 0], 1.0), "fraction"),
+        (lambda: holdout([0, 1, 0], 0.0), "fraction"),
         (lambda: holdout([0, 1, 0], float("nan")), "fraction"),
         (lambda: quartile_strata(np.array([True, True]), np.array([3, np.nan])), "row 1: the area nan"),
         (lambda: quartile_strata([1, 0], [3, 0]), "need bool"),
-        (lambda: prevalence_deviation([0, 1, 0], [0, 1]), "3 rows of labels for 2 folds"),
         (lambda: shared_groups([0.0, 1.0], ["a", "b"]), "need integers or bool"),
         *((lambda seed=seed: make_folds([0, 1], 2, seed=seed), "seed must be a whole") for seed in (-1, 0.5, "x")),
         (lambda: load_folds("none.csv", ["a"]), "none.csv: not a readable CSV"),

@@ -84,6 +84,9 @@ def test_operating_points_are_nested_by_fold_or_by_halves_of_the_patients():
     counts, _ = nested_counts(y, score, make_folds(y, 2, patients, seed=1))
     assert halves.nested_by == "halves of the patients"
     np.testing.assert_array_equal(halves.specificity, specificity(counts))
+    default = nested_youden(y, score, np.zeros(len(y)), patients)
+    counts, _ = nested_counts(y, score, make_folds(y, 2, patients, seed=0))
+    np.testing.assert_array_equal(default.specificity, specificity(counts))
     absent = nested_youden(y & [True, False], score, folds)
     assert np.isnan([absent.thresholds[1], absent.sensitivity[1], absent.specificity[1]]).all()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.tables import label_table
 from common.errors import InputError
 from common.metrics.classification import mean_of_defined
-from common.metrics.detection import COCO, Rule, ap_of, bootstrap_map, coco_scores, evaluate, pr_curve
+from common.metrics.detection import COCO, Rule, ap_of, bootstrap_map, coco_scores, evaluate, paired_map, pr_curve
 from common.metrics.statistics import bootstrap
 from common.post.boxes import BOX
 
@@ -80,6 +80,8 @@ def test_area_under_the_curve_by_hand():
     # recalls 0, 0.01 … 0.25 at precision 1, … 0.75 at 3/4
     assert evaluate(found, truth, rule=Rule(recall_points=101)).mean_ap == pytest.approx((26 + 50 * 0.75) / 101)
     assert evaluate(found, truth, rule=Rule(recall_points=11)).mean_ap == pytest.approx((3 + 5 * 0.75) / 11)
+    truth, found = truth_of(("a", 0, TALL), ("b", 0, TALL)), found_of(("a", 0, 0.5, TALL))  # recalls 0, 0.1 … 0.5
+    assert evaluate(found, truth, rule=Rule(recall_points=11)).mean_ap == pytest.approx(6 / 11)
 
 
 def test_the_threshold_is_strict_unless_inclusive():
@@ -99,6 +101,7 @@ def test_only_the_best_overlapping_box_counts_and_only_once():
     voc, coco = evaluate(found, truth), evaluate(found, truth, rule=Rule(best_unmatched=True))
     assert voc.truth_row.tolist() == [0, -1] and voc.mean_ap == 0.5
     assert coco.truth_row.tolist() == [0, 1] and coco.mean_ap == 1
+    assert evaluate(found, truth, rule=COCO).truth_row.tolist() == [0, 1]
     # the score decides who comes first, not the row
     assert evaluate(found.assign(score=[0.1, 0.2]), truth).truth_row.tolist() == [-1, 0]
 
@@ -294,6 +297,21 @@ def test_intervals_weigh_patients_by_exponential_draws():
     assert [aps[1].low, aps[1].high] == pytest.approx(np.quantile(resampled[:, 1], [0.025, 0.975]))
     general = bootstrap(lambda rows: ap_of(result, np.bincount(rows, minlength=len(names)))[1], groups, 400, seed=3)
     assert [aps[1].low, aps[1].high] == pytest.approx([general.low, general.high], abs=0.08)
+
+
+def test_two_results_are_compared_under_the_same_draws():
+    found, truth, names = scene(2)
+    first, second = (evaluate(table, truth, names, PLAIN) for table in (found, found.iloc[::2]))
+    gain, p = paired_map(first, second, np.arange(len(names)) // 2, n_resamples=100, seed=3)
+    drawn = np.random.default_rng(3).exponential(size=(100, len(names) // 2)).repeat(2, axis=1)
+    gains = mean_of_defined(ap_of(first, drawn)) - mean_of_defined(ap_of(second, drawn))
+    expected = [first.mean_ap - second.mean_ap, *np.quantile(gains, [0.025, 0.975])]
+    assert [gain.estimate, gain.low, gain.high] == pytest.approx(expected)
+    assert p == pytest.approx(min(1, 2 * (1 + min((gains <= 0).sum(), (gains >= 0).sum())) / 101))
+    assert paired_map(first, first)[1] == 1
+    for other in (evaluate(found, truth.iloc[1:], names, PLAIN), evaluate(found, truth, names[::-1], PLAIN)):
+        with pytest.raises(InputError, match="same images and true boxes"):
+            paired_map(first, other)
 
 
 def test_a_rare_class_stays_in_every_resample_of_the_mean():

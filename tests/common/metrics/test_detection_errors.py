@@ -40,6 +40,7 @@ def test_every_kind_of_error_by_hand():
     assert breakdown.detections["truth_row"].tolist() == [0, 0, 1, 2, -1, -1, -1, 4]
     assert breakdown.truth["error"].tolist() == ["correct", "localisation", "classification", "missed", "correct"]
     assert breakdown.summary["count"].to_dict() == dict(zip(ERRORS, [1, 1, 1, 2, 1, 1], strict=True))
+    assert (breakdown.summary.index.name, breakdown.gains.index.name) == ("error", "class_id")
     # as it is: class 0 finds 1 of 3 boxes first, class 1 one of 2 at precision 1/3
     assert evaluate(FOUND, TRUTH).mean_ap == pytest.approx((1 / 3 + 1 / 6) / 2)
     gains = {

@@ -8,7 +8,16 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.tables import label_table, real_data
 from common.errors import InputError
-from common.metrics.statistics import Interval, bootstrap, bootstrap_auroc, paired_bootstrap, paired_bootstrap_auroc
+from common.metrics.statistics import (
+    Interval,
+    as_interval,
+    bootstrap,
+    bootstrap_auroc,
+    format_interval,
+    interval_with_p,
+    paired_bootstrap,
+    paired_bootstrap_auroc,
+)
 
 
 def patients(seed, n_groups=200, spread=1.0):
@@ -22,6 +31,28 @@ def test_interval_prints_as_in_a_table():
     interval = Interval(0.83472, 0.82801, 0.84119)
     assert str(interval) == f"{interval}" == "0.8347 [0.8280, 0.8412]"
     assert f"{interval:.2f}" == "0.83 [0.83, 0.84]"
+
+
+def test_intervals_of_a_score_file():
+    assert as_interval(Interval(0.5, np.nan, 1)) == {"estimate": 0.5, "low": None, "high": 1.0}
+    values = {"estimate": 0.5, "low": 0.25, "high": 1.0}
+    assert format_interval(values) == "0.5000 [0.2500, 1.0000]" and format_interval(values, 1) == "0.5 [0.2, 1.0]"
+    assert format_interval(dict.fromkeys(values)) == "not defined"
+
+
+def test_two_groups_are_enough():
+    assert bootstrap([0.0, 1.0], None) == bootstrap([0.0, 1.0], ["a", "b"]) == Interval(0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("resamples", "p"),
+    [([1, 2, 3], 2 / 4), ([-1, -2, -3], 2 / 4), ([-1, 1, 2, 3, 4, 5, 6, 7], 4 / 9), ([0, 1, 2, 3, np.nan], 4 / 5)],
+)
+def test_p_values_by_hand(resamples, p):
+    interval, found = interval_with_p(0.5, np.array(resamples, float), 0.5)
+    low, high = np.nanquantile(resamples, [0.25, 0.75])
+    assert (interval, found) == (Interval(0.5, low, high), pytest.approx(p))
+    assert np.isnan(interval_with_p(np.nan, np.array(resamples, float), 0.5)[1])
 
 
 def test_both_paths_draw_the_same_patients():

@@ -114,6 +114,7 @@ SIZE = np.array([[100.0, 50.0]])
     ("text", "kept", "note"),
     [
         ("3.0 1 0 0 2 2", [(3, 1, 0, 0, 2, 2)], "1 class ids not in plain digits (first in row 2)"),
+        ("0.0 1 0 0 2 2", [(0, 1, 0, 0, 2, 2)], "1 class ids not in plain digits (first in row 2)"),
         ("3 1.0000001 0 0 2 2", [(3, 1, 0, 0, 2, 2)], "1 scores rounded into 0 to 1"),
         ("3 -1e-9 0 0 2 2 4 1 0 0 2 2", [(3, 0, 0, 0, 2, 2), (4, 1, 0, 0, 2, 2)], "1 scores rounded into 0 to 1"),
         ("3 1 -0.1 -1 2 2", [(3, 1, 0, 0, 2, 2)], "1 boxes cut at the edge"),
@@ -150,6 +151,25 @@ def test_what_is_wrong_stays_wrong(text, fault):
     entries, _ = repair_entries(read_entries(["14 1 0 0 1 1", text]), pixels=np.repeat(SIZE, 2, axis=0))
     found = find_faults(entries, pixels=np.repeat(SIZE, 2, axis=0), blank=True)
     assert list(found) == [1] and fault in found[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("3 1 0 0 2 2 3 x 0 0 2 2 3 1 0 0 2 2", "entry 2 (3 x 0 0 2 2): not a number"),
+        (f"3 1 0 0 2 {'x' * 99}", f"entry 1 (3 1 0 0 2 {'x' * 70}): not a number"),  # 80 characters
+        ("15 1 0 0 101 1", "entry 1 (15 1 0 0 101 1): the class must be 0 to 14"),
+        ("3 2 0 0 101 1", "entry 1 (3 2 0 0 101 1): the score must lie in 0 to 1"),
+        ("14 1 0 0 2 2", "entry 1 (14 1 0 0 2 2): class 14 (no finding) has the box 0 0 1 1"),
+        (
+            "3 1 0 0 101 1 15 1 0 0 1 1",
+            "entry 1 (3 1 0 0 101 1): the box must have x_min < x_max and y_min < y_max, from 0 on "
+            "within 100 x 50 pixels",
+        ),
+    ],
+)
+def test_a_fault_is_the_first_of_its_row_with_the_text_of_its_entry(text, fault):
+    assert find_faults(read_entries([text, "3 2 0 0 1 1"]), pixels=np.repeat(SIZE, 2, axis=0))[0] == fault
 
 
 def test_without_sizes_zero_is_the_only_known_edge():

@@ -79,6 +79,18 @@ def test_missing_file_and_folder(tmp_path):
         read_table(tmp_path)
 
 
+def test_the_text_of_a_table_is_limited(csv_file, monkeypatch):
+    monkeypatch.setattr("common.submit.table.LARGEST_TABLE", 12)
+    monkeypatch.setattr("common.submit.table.LONGEST_LINE", 9)
+    assert read_table(csv_file("id,x\na,1234\n"))["x"].tolist() == ["1234"]  # 12 characters
+    with pytest.raises(InputError, match=r"table\.csv: too much text"):
+        read_table(csv_file("id,x\na,12345\n"))
+    monkeypatch.setattr("common.submit.table.LARGEST_TABLE", 100)
+    assert read_table(csv_file("id,x\na,12345\n"))["x"].tolist() == ["12345"]  # 8 characters in a line
+    with pytest.raises(InputError, match=r"table\.csv: too much text"):
+        read_table(csv_file("id,x\na,123456\n"))
+
+
 def test_write_is_exact_and_reads_back(tmp_path):
     frame = pd.DataFrame({"ImageId": ["b", "a"], "EncodedPixels": ["-1", "0 3"]}, index=[7, 3])
     write_submission(tmp_path / "out" / "submission.csv", frame)
