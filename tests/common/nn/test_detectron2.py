@@ -53,13 +53,14 @@ def zoo_shapes(blocks, channels=256, classes=80):
     return shapes
 
 
-def write_zoo(path, blocks, protocol=pickle.HIGHEST_PROTOCOL, **options):
-    rng = np.random.default_rng(0)
-    state = {
-        name: rng.normal(0, 0.01, shape).astype(np.float32) for name, shape in zoo_shapes(blocks, **options).items()
-    }
-    path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, protocol))
-    return {name: torch.tensor(value) for name, value in state.items()}
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """A file with a small ResNet of bottlenecks, and its tensors."""
+    path, rng = tmp_path_factory.mktemp("zoo") / "model_final.pkl", np.random.default_rng(0)
+    shapes = zoo_shapes(BLOCKS["resnet26"], channels=64)
+    state = {name: rng.normal(0, 0.01, shape).astype(np.float32) for name, shape in shapes.items()}
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}))
+    return path, {name: torch.tensor(value) for name, value in state.items()}
 
 
 def test_every_tensor_of_r101_has_its_place():
@@ -73,15 +74,21 @@ def test_every_tensor_of_r101_has_its_place():
     assert {name for name in own if converted[name].shape != own[name]} == boxes
 
 
-@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
-def test_a_file_fills_everything_but_the_class_layers(tmp_path, protocol):
-    path = tmp_path / "model_final.pkl"
-    state = write_zoo(path, BLOCKS["resnet26"], protocol, channels=64)
+@pytest.mark.parametrize("protocol", [2, 3, 4, pickle.HIGHEST_PROTOCOL])
+def test_pickles_of_any_age_are_read(tmp_path, protocol):
+    value = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": {"backbone.bottom_up.x": value}}, protocol))
+    state, of_detectron2 = read_detector(tmp_path / "w.pkl")
+    assert of_detectron2 and torch.equal(state["backbone.bottom_up.x"], torch.from_numpy(value))
+
+
+def test_a_file_fills_everything_but_the_class_layers(zoo):
+    path, state = zoo
     model = faster_rcnn("resnet26", 14, 96, path, channels=64, stride_in_1x1=True)
     assert len(model.loaded.new) == len(model.loaded.unused) == 4
     assert all("box_predictor" in name for name in (*model.loaded.new, *model.loaded.unused))
     own = model.net.state_dict()
-    for zoo, name in (
+    for other, name in (
         ("backbone.bottom_up.stem.conv1.norm.running_var", "backbone.body.bn1.running_var"),
         ("backbone.bottom_up.res4.1.conv2.weight", "backbone.body.layer3.1.conv2.weight"),
         ("backbone.bottom_up.res5.0.conv3.norm.bias", "backbone.body.layer4.0.bn3.bias"),
@@ -92,15 +99,15 @@ def test_a_file_fills_everything_but_the_class_layers(tmp_path, protocol):
         ("proposal_generator.rpn_head.anchor_deltas.weight", "rpn.head.bbox_pred.weight"),
         ("roi_heads.box_head.fc2.bias", "roi_heads.box_head.fc7.bias"),
     ):
-        assert torch.equal(own[name], state[zoo]), name
+        assert torch.equal(own[name], state[other]), name
     body = model.net.backbone.body
     strides = [(block[0].conv1.stride, block[0].conv2.stride) for block in (body.layer1, body.layer2, body.layer4)]
     assert strides == [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((2, 2), (1, 1))]
 
 
-def test_the_stem_sees_what_detectron2_shows_it(tmp_path):
-    state = write_zoo(tmp_path / "w.pkl", BLOCKS["resnet26"], channels=64)
-    model = faster_rcnn("resnet26", 14, 96, tmp_path / "w.pkl", channels=64, stride_in_1x1=True)
+def test_the_stem_sees_what_detectron2_shows_it(zoo):
+    path, state = zoo
+    model = faster_rcnn("resnet26", 14, 96, path, channels=64, stride_in_1x1=True)
     assert model.scale.flatten().tolist() == pytest.approx([1 / (255 * value) for value in STD])
     images = torch.randint(0, 256, (1, 1, 96, 96), dtype=torch.uint8)
     theirs = images.float() - torch.tensor(ZOO_MEAN).reshape(1, 3, 1, 1)
@@ -114,11 +121,10 @@ class Attack:
         return print, ("run",)
 
 
-def test_what_is_refused_in_one_line(tmp_path, capsys):
-    path = tmp_path / "w.pkl"
-    write_zoo(path, BLOCKS["resnet26"], channels=64)
+def test_what_is_refused_in_one_line(zoo, tmp_path, capsys):
     with pytest.raises(InputError, match="a ResNet of Detectron2; it needs --detector"):
-        faster_rcnn("resnet26", 14, 96, path, channels=64)
+        faster_rcnn("resnet26", 14, 96, zoo[0], channels=64)
+    path = tmp_path / "w.pkl"
     with pytest.raises(InputError, match="stride_in_1x1: belongs to a ResNet of bottlenecks"):
         faster_rcnn("resnet18", 14, 96, "none", channels=64, stride_in_1x1=True)
     for content in (pickle.dumps({"model": {"a": Attack()}}), pickle.dumps([1]), b"", b"\x80\x04garbage"):
