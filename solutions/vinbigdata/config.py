@@ -137,7 +137,7 @@ class Config:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     members: tuple[str, ...] = ("none", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation")
     """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
-    other than the detector's; `+lungs` adds the lung mask as a channel, `+random` starts from random weights. Paper:
+    other than the detector's; `.lungs` adds the lung mask as a channel, `.random` starts from random weights. Paper:
     its six best, including figure 1's."""
     healthy: HealthyConfig = field(default_factory=HealthyConfig)
     healthy_more: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class Config:
             architecture, augmentation, variant = member_parts(member, self.detector.architecture)
             if architecture not in ARCHITECTURES or augmentation not in AUGMENTATIONS or variant not in VARIANTS:
                 names = f"an augmentation ({', '.join(AUGMENTATIONS)}), or <{'|'.join(ARCHITECTURES)}>-<augmentation>"
-                raise InputError(f"member {member!r}: must be {names}; +lungs or +random may follow")
+                raise InputError(f"member {member!r}: must be {names}; .lungs or .random may follow")
         if len(set(self.healthy_backbones)) < len(self.healthy_backbones):
             raise InputError(f"healthy_more {self.healthy_more}: each backbone once, none {self.healthy.backbone}")
         if self.healthy_folds and (self.healthy_folds < 2 or self.n_folds % self.healthy_folds):
@@ -206,9 +206,9 @@ class Config:
 
 def member_parts(member, architecture):
     """Return (architecture, augmentation, variant) of a member's name; `architecture` is the default."""
-    member, plus, variant = member.partition("+")
+    member, dot, variant = member.partition(".")
     first, _, rest = member.partition("-")
-    return (*((first, rest) if rest else (architecture, member)), variant or plus)
+    return (*((first, rest) if rest else (architecture, member)), variant or dot)
 
 
 # Detectron2's defaults, which the paper used: its mapper, 1,000 of the 10,000 iterations for warm-up, no clipping, and

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from common.paths import check_id
 from solutions.vinbigdata.config import DEMO, PAPER, PODIUM, Config, member_parts
 from solutions.vinbigdata.pipeline import healthy_network, networks
 
@@ -41,13 +42,13 @@ def test_the_paper_preset_has_the_papers_numbers():
 def test_members_may_have_another_architecture():
     assert member_parts("flip", "fcos") == ("fcos", "flip", "")
     assert member_parts("retinanet-both_no_rotation", "fcos") == ("retinanet", "both_no_rotation", "")
-    assert member_parts("retinanet-none+lungs", "fcos") == ("retinanet", "none", "lungs")
-    assert PAPER.detector_of("none+random") == dataclasses.replace(PAPER.detector, weights="none")
-    lungs = dataclasses.replace(PAPER, members=("none", "none+lungs"))
+    assert member_parts("retinanet-none.lungs", "fcos") == ("retinanet", "none", "lungs")
+    assert PAPER.detector_of("none.random") == dataclasses.replace(PAPER.detector, weights="none")
+    lungs = dataclasses.replace(PAPER, members=("none", "none.lungs"))
     assert lungs.needs_lungs and not PAPER.needs_lungs
     assert [lungs.detector_of(member).lung_channel for member in lungs.members] == [False, True]
     assert PODIUM.detector_of("fcos-podium") == dataclasses.replace(PODIUM.detector, architecture="fcos")
-    for member in ("yolo-flip", "flip-fcos", "fcos-", "blur", "none+", "none+heart"):
+    for member in ("yolo-flip", "flip-fcos", "fcos-", "blur", "none.", "none.heart"):
         with pytest.raises(InputError, match=re.escape(f"member '{member}': must be an augmentation")):
             Config(members=(member,))
 
@@ -56,6 +57,12 @@ def test_members_may_have_another_architecture():
 def test_folds_of_the_classifier_part_those_of_the_detectors(folds):
     with pytest.raises(InputError, match="healthy_folds must be 0, or at least 2 and a divisor of n_folds 20"):
         Config(healthy_folds=folds)
+
+
+def test_an_export_can_hold_every_training():
+    config = Config(members=("none.lungs", "fcos-both_no_rotation.random"), healthy_more=("resnet34.a1_in1k",))
+    stages = {network.stage for network in networks(SimpleNamespace(config=config))}
+    assert {check_id(f"fold0-{stage}.safetensors", "file") for stage in stages} and len(stages) == 4
 
 
 def test_each_further_classifier_has_a_backbone_of_its_own():

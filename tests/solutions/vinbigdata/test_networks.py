@@ -138,8 +138,8 @@ def test_the_mask_moves_with_the_image_and_keeps_its_range(images, tmp_path):
         np.testing.assert_allclose(outer, [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=6)
         moved += not torch.equal(mask, samples[0][0][1])
     assert moved >= 10
-    member = replace(CONFIG, members=("flip+lungs",))
-    network = pipeline.detector_network(member, 0, "flip+lungs")
+    member = replace(CONFIG, members=("flip.lungs",))
+    network = pipeline.detector_network(member, 0, "flip.lungs")
     job = SimpleNamespace(config=member, images=images)
     image, _ = network.dataset(job, np.array([2]), False, True)[0]
     model = network.build("none").eval()
