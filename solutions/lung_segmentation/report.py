@@ -17,6 +17,7 @@ PUBLISHED = (
     ("Shenzhen", "EAM-Net", 0.961),
     ("Montgomery", "EAM-Net", 0.982),
     ("Montgomery", "imlab-uiip", 0.972),
+    ("JSRT", "Liu et al.", 0.98),
     ("both", "Berger et al.", 0.979),
     ("both", "Adv. ATTN (Gaál et al., from Berger et al.)", 0.962),
     ("both", "ATTN (Gaál et al., from Berger et al.)", 0.958),
