@@ -1,11 +1,12 @@
 """A whole run killed with SIGKILL again and again ends with the bytes of an undisturbed one.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.kills [--solution siim_pneumothorax …] [--kills 20] [--seed 0]
+    OMP_NUM_THREADS=1 python -m benchmarks.kills [--solution siim_pneumothorax] [--kills 20] [--tool-kills 5] [--seed 0]
 
-Every verb is hit, the training most often, at random moments; after each kill the same command starts again. The whole
-process group is killed. The command runs in a forked child of a process that has everything imported, which spares the
-seconds of the import. All files of the runs are compared but those that hold times, and the report. Exit status 0: the
-same bytes for every solution; 1: another outcome.
+Every verb is hit, the training most often, at random moments; after each kill the same command starts again. So are
+the tools export, infer, bundle and masks, each beside files of the user's own. The whole process group is killed. The
+command runs in a forked child of a process that has everything imported, which spares the seconds of the import. All
+files are compared but those that hold times, and the report. Exit status 0: the same bytes everywhere; 1: another
+outcome.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import VERBS
+from common.kaggle import bundle
 from common.recipe import Solution
 from solutions.__main__ import main as solutions_main
 from tests.running import VARYING, hash_files
@@ -30,12 +32,15 @@ WINDOW = "--segmenter.window 2 --segmenter.averaging window classic best best_k 
 LONGER = {"siim_pneumothorax": f"--segmenter.epochs 4 {WINDOW}"}
 # the verbs that a round of kills hits, so many of them as are wanted, in this order of importance
 TARGETS = ("train", "predict", "prepare", "train", "submit", "tune", "train", "score", "train", "report")
+# found in every folder in which a tool works, some with names like those of temporary files
+FOREIGN = ("out/thesis.docx", "out/.notes.tmp.csv", "out/.bundle.tmp", "out/masks/own.txt", "out/.cxr-own/a.tmp.csv")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--solution", nargs="+", choices=SOLUTIONS, default=list(SOLUTIONS), metavar="NAME")
     parser.add_argument("--kills", type=int, default=20, help="of each solution")
+    parser.add_argument("--tool-kills", type=int, default=5, help="of each tool")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     for name in options.solution:
@@ -44,7 +49,10 @@ def main():
     for name in options.solution:
         print(f"{name}:")
         with tempfile.TemporaryDirectory() as root:
-            status |= campaign(SOLUTIONS[name], Path(root), options.kills, np.random.default_rng(options.seed))
+            rng = np.random.default_rng(options.seed)
+            status |= campaign(SOLUTIONS[name], Path(root), options.kills, rng)
+            for tool, argv in tools_of(SOLUTIONS[name], Path(root)).items() if options.tool_kills else ():
+                status |= tool_campaign(tool, argv, Path(root), options.tool_kills, rng)
     sys.exit(status)
 
 
@@ -52,7 +60,8 @@ def campaign(case, root, kills, rng):
     """Kill `kills` times, in rounds that start from an empty folder; returns the exit status."""
     in_child(lambda: make_sample(case, root / "data"), root / "sample.txt")
     begun = time.monotonic()
-    steps = attempt(case, root, "undisturbed")
+    argv = [case.name, "run", *case.words, *LONGER.get(case.name, "").split(), "--data", root / "data", "--out", "run"]
+    steps = attempt(argv, root / "undisturbed")
     wanted, spans = fingerprint(root / "undisturbed"), dict(zip(steps, np.diff([*steps.values()]), strict=False))
     print(f"undisturbed: {time.monotonic() - begun:.1f} s, {len(wanted)} files to compare", flush=True)
     same, left, number = True, kills, 0
@@ -60,11 +69,11 @@ def campaign(case, root, kills, rng):
         targets = sorted(TARGETS[: min(left, len(TARGETS))], key=VERBS.index)
         for verb in targets:
             moment = rng.random() * spans[verb] / targets.count(verb)
-            found = attempt(case, root, f"round{number}", (verb, moment))
+            found = attempt(argv, root / f"round{number}", (verb, moment))
             where = "nothing: it had ended" if "end" in found else [*found][-1]
             print(f"  round {number}: {moment:5.2f} s into {verb:8} killed in {where}{_detail(root, number, where)}")
         left, number = left - len(targets), number + 1
-        attempt(case, root, f"round{number - 1}")
+        attempt(argv, root / f"round{number - 1}")
         found = fingerprint(root / f"round{number - 1}")
         differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         print(f"round {number - 1}: {'differs in ' + ', '.join(differ) if differ else 'the same bytes'}", flush=True)
@@ -72,25 +81,44 @@ def campaign(case, root, kills, rng):
     return 0 if same and wanted else 1
 
 
-def attempt(case, root, name, kill=None):
-    """Run the command in `root/name`, to its end or to the kill (verb, seconds into it).
+def tools_of(case, root):
+    """Return the command lines of the tools that apply to a solution, in an order in which each finds its input."""
+    run, trained = root / "undisturbed" / "run", root / "export" / "undisturbed" / "out" / "trained"
+    tools = {"export": [case.name, "export", run, "--out", "out/trained"]}
+    answer = ["--out", "out/answer.csv", "--work", "out/work", "--workers", "0"]
+    tools["infer"] = [case.name, "infer", trained, "--data", root / "data", *answer]
+    tools["bundle"] = ["bundle", run, "--out", "out/bundle"]
+    if case.name == "lung_segmentation":
+        tools["masks"] = [case.name, "masks", root / "data" / "ChinaSet_AllFiles", "--out", "out/masks"]
+    return tools
 
-    Returns {verb: time at which it began}, and `end`.
+
+def tool_campaign(tool, argv, root, kills, rng):
+    """Kill a tool `kills` times, starting it again after each one; returns the exit status."""
+    folders = [root / tool / name for name in ("undisturbed", "killed")]
+    for folder in folders:
+        for name in FOREIGN:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+    times, ended = attempt(argv, folders[0]), 0
+    for _ in range(kills):
+        ended += "end" in attempt(argv, folders[1], ("start", rng.random() * (times["end"] - times["start"])))
+    attempt(argv, folders[1])
+    wanted, found = (hash_files(folder / "out", but=VARYING) for folder in folders)
+    differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    said = f"differs in {', '.join(differ)}" if differ else f"the same {len(wanted)} files"
+    print(f"  {tool}: {times['end'] - times['start']:.1f} s, {kills} kills, {ended} after its end: {said}", flush=True)
+    return bool(differ)
+
+
+def attempt(argv, folder, kill=None):
+    """Run the command in a folder, to its end or to the kill (verb or "start", seconds into it).
+
+    Returns {verb: time at which it began}, with `start` and `end`.
     """
-    folder = root / name
     folder.mkdir(exist_ok=True)
     notes = folder / "steps.txt"
     notes.write_text("")
-    argv = [
-        case.name,
-        "run",
-        *case.words,
-        *LONGER.get(case.name, "").split(),
-        "--data",
-        str(root / "data"),
-        "--out",
-        "run",
-    ]
     process = fork(lambda: run_noted(argv, folder, notes), folder / "output.txt")
     deadline = None
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
@@ -124,7 +152,9 @@ def run_noted(argv, folder, notes):
 
     of_recipe = Solution.verbs
     Solution.verbs = lambda recipe: {name: noted(name, verb) for name, verb in of_recipe(recipe).items()}
-    status = solutions_main(argv)
+    bundle.fetch_wheels = lambda *_: []  # needs the network
+    note("start")
+    status = solutions_main([str(word) for word in argv])
     note("end")
     return status
 

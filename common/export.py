@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.images import prepare_test
 from common.job import Job
 from common.options import Options
-from common.paths import atomic_path, read_json, write_json
+from common.paths import atomic_path, read_json, remove_leftovers, write_json
 from common.recipe import predict_test, predicting_networks, read_rule, read_score, write_answer
 from common.runs import Run
 from common.train import distributed
@@ -34,6 +34,7 @@ def write_trained(job, out):
         raise InputError(f"--out {out}: not a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
+    remove_leftovers(out)
     for name in _earlier_files(out):
         (out / name).unlink(missing_ok=True)
     sources = {f"fold{one.fold}-{one.stage}.safetensors": one.weights(run) for one in predicting_networks(job)}

@@ -14,7 +14,6 @@ from common.errors import InputError
 log = logging.getLogger(__name__)
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
-TEMPORARY = ".cxr-*.tmp*"  # glob of the temporary names, which only `atomic_path` uses
 _FORMULA = tuple("=+-@\t\n＝＋－＠")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -42,6 +41,12 @@ def atomic_path(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder, inside=""):
+    """Delete temporary files that killed processes left in a folder; inside "**/": at any depth."""
+    for left_over in Path(folder).glob(f"{inside}.cxr-*.tmp*"):
+        left_over.unlink()
 
 
 def write_text(path, text):
@@ -102,22 +107,22 @@ def read_json(path):
 
 
 @contextmanager
-def _checked_read(path, kind):
-    """Convert errors while reading `path` into InputErrors; those of pandas and pyarrow derive from these types."""
+def checked_read(path, kind, remedy="delete it and run again"):
+    """Convert errors while reading `path` into InputErrors."""
     try:
         yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # libraries raise many kinds of errors for damaged files
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: damaged {kind} ({reason}); delete it and run again") from None
+        raise InputError(f"{path}: damaged {kind} ({reason}); {remedy}") from None
 
 
 def read_parquet(path):
     """Return a table that an earlier step wrote. Raises InputError if it is missing or damaged."""
     import pandas as pd  # imported late here and below to keep --help fast
 
-    with _checked_read(path, "table"):
+    with checked_read(path, "table"):
         return pd.read_parquet(path)
 
 
@@ -125,7 +130,7 @@ def read_array(path):
     """Memory-map a .npy array that an earlier step wrote. Raises InputError if it is missing or damaged."""
     import numpy as np
 
-    with _checked_read(path, "array"):
+    with checked_read(path, "array"):
         return np.load(path, mmap_mode="r")
 
 
@@ -136,7 +141,7 @@ def read_csv(path, columns=(), **options):
     """
     import pandas as pd
 
-    with _checked_read(path, "table"):
+    with checked_read(path, "table"):
         table = pd.read_csv(path, **options)
         for name in columns:
             if name not in table:

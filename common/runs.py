@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.config import digest, file_hash, to_dict
 from common.errors import InputError
-from common.paths import TEMPORARY, lock, read_json, write_json
+from common.paths import lock, read_json, remove_leftovers, write_json
 from common.processes import is_main
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,7 @@ class Run:
         if is_main():
             self._lock = self._open_lock()
             lock(self._lock, folder, "working in this run")
-            for left_over in self.folder.rglob(TEMPORARY):  # by a process that was killed while writing
-                left_over.unlink()
+            remove_leftovers(self.folder, "**/")
 
     def _open_lock(self):
         path = self.folder / ".lock"

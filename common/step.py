@@ -24,7 +24,7 @@ class Step:
 
     make(job) writes `files` and returns a dict for the manifest, or None. needs: names of the steps whose results it
     reads. reads(job): JSON values of everything else it depends on (settings, hashes of other files). files: names of
-    its files in the run's folder, or a function of the configuration; the step is current while all are unchanged.
+    its files and folders in the run's, or a function of the configuration; the step is current while all are unchanged.
     """
 
     name: str
@@ -95,7 +95,9 @@ def _stamps(job, step):
 
 
 def file_stamp(path):
-    """Return a value that changes with a file: its hash, or the size of a large one; None if it does not exist."""
+    """Return a value that changes with a file (its hash, or the size of a large one) or a folder; None if missing."""
+    if path.is_dir():
+        return digest([(each.name, file_stamp(each)) for each in sorted(path.iterdir())])
     if not path.is_file():
         return None
     found = path.stat()

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
+from common.paths import read_array
 
 UNKNOWN = 2  # all pixels of a mask that nobody drew
 _SEEDS, _ORDER = 0, 1  # second words of the random streams, so that no two purposes share one
@@ -134,7 +135,7 @@ class SampleDataset(Dataset):
     def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None):
         self.path = images if isinstance(images, str | os.PathLike) else getattr(images, "filename", None)
         if self.path is not None:
-            given, images = images, _open_array(self.path)
+            given, images = images, read_array(self.path)
             if isinstance(given, np.ndarray) and (given.shape, given.strides) != (images.shape, images.strides):
                 raise InputError(f"{self.path}: a slice of a memory-mapped array; give it whole and choose by rows")
         if images.dtype != np.uint8 or images.ndim != 3:
@@ -157,7 +158,7 @@ class SampleDataset(Dataset):
     def __setstate__(self, state):
         self.__dict__.update(state)
         if self.path is not None:
-            self.images = _open_array(self.path)
+            self.images = read_array(self.path)
 
     def __len__(self):
         return len(self.rows)
@@ -199,13 +200,6 @@ class SampleDataset(Dataset):
         if mask.flat[0] == UNKNOWN:
             return np.full(self.size, UNKNOWN, np.uint8)
         return (_resize(mask.astype(np.uint8) * np.uint8(255), self.size) >= 128).astype(np.uint8)
-
-
-def _open_array(path):
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable .npy array ({error})") from None
 
 
 def _resize(image, size):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.data.store_workers import RECORD, Target, decode_all, write_placeholder
 from common.errors import InputError
-from common.paths import lock_folder, read_json, write_json
+from common.paths import lock_folder, read_array, read_json, read_parquet, write_json
 
 VERSION = 3
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
@@ -48,13 +48,10 @@ class Store:
         if not (folder / "store.json").is_file():
             raise InputError(f"{folder}: not a finished store (no store.json; run prepare)")
         about = read_json(folder / "store.json")
-        if about.get("version") != VERSION:
-            raise InputError(f"{folder}: a store of format {about.get('version')}, not {VERSION}; run prepare")
-        try:
-            images = np.load(folder / "images.npy", mmap_mode="r")
-            table = pd.read_parquet(folder / "table.parquet")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: {_DAMAGED} ({' '.join(str(error).split())[:200]})") from error
+        version = about.get("version") if isinstance(about, dict) else None
+        if version != VERSION:
+            raise InputError(f"{folder}: a store of format {version}, not {VERSION}; run prepare")
+        images, table = read_array(folder / "images.npy"), read_parquet(folder / "table.parquet")
         if images.dtype != np.uint8 or list(images.shape) != about.get("shape") or len(table) != len(images):
             raise InputError(f"{folder}: {_DAMAGED} (array, table and store.json disagree)")
         return cls(images, table, folder)
@@ -122,8 +119,9 @@ def _print_notes(table):
 def _open_current(folder, key):
     """Return the Store in `folder` if it is whole and has this key, else None."""
     try:
-        return Store.open(folder) if read_json(folder / "store.json").get("key") == key else None
-    except (InputError, AttributeError):  # the latter for JSON that is no object
+        store, about = Store.open(folder), read_json(folder / "store.json")
+        return store if about.get("key") == key else None
+    except InputError:
         return None
 
 

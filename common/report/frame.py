@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.paths import read_csv, read_json
+from common.paths import checked_read, read_csv, read_json
 from common.report import page, plots
 
 
@@ -65,23 +65,24 @@ def _training(run, experiments):
     """Return a section of learning curves and averaging variants, experiments collapsed; None without trainings."""
     figures, folded, rows, stages = [], [], [], {}
     for folder in sorted(path.parent for path in run.folder.glob("*/*/history.csv")):
-        history = read_csv(folder / "history.csv", ["epoch"])
+        history = read_csv(folder / "history.csv", ["epoch"], dtype=float)
         history["epoch"] += 1  # readers count from 1
         name, kept = f"{folder.parent.name}, {folder.name}", None
-        if (folder / "variants.json").is_file():
-            summary = read_json(folder / "variants.json")
-            metric = summary["metric"].lstrip("-")
-            for variant, values in summary["variants"].items():
-                epochs, is_kept = [epoch + 1 for epoch in values["epochs"]], variant == summary["chosen"]
-                kept = (min(epochs), max(epochs)) if is_kept and epochs else kept
-                epochs = ", ".join(map(str, epochs)) or "every step"
-                rows.append((name, variant, epochs, metric, values[metric], "kept" if is_kept else ""))
+        if (path := folder / "variants.json").is_file():
+            summary = read_json(path)
+            with checked_read(path, "summary"):
+                metric = summary["metric"].lstrip("-")
+                for variant, values in summary["variants"].items():
+                    epochs, is_kept = [epoch + 1 for epoch in values["epochs"]], variant == summary["chosen"]
+                    kept = (min(epochs), max(epochs)) if is_kept and epochs else kept
+                    epochs = ", ".join(map(str, epochs)) or "every step"
+                    rows.append((name, variant, epochs, metric, float(values[metric]), "kept" if is_kept else ""))
         if not folder.name.startswith(experiments):
             stages.setdefault(folder.name, []).append(history)
         caption = f"{name}; shaded: the epochs whose weights were kept"
-        if "loss" in history:
+        if len(history) and "loss" in history:
             lowest = history["loss"].fillna(np.inf).argmin()
-            caption += f"; the validation loss is lowest in epoch {history['epoch'].iloc[lowest]}"
+            caption += f"; the validation loss is lowest in epoch {history['epoch'].iloc[lowest]:g}"
         drawn = page.figure(plots.learning_curves(history, kept), caption)
         (folded if folder.name.startswith(experiments) else figures).append(drawn)
     if not figures:
@@ -90,7 +91,7 @@ def _training(run, experiments):
     means = []
     for stage, histories in stages.items():
         shortest = min(map(len, histories))  # of trainings that are still going on
-        if len(histories) > 1 and (drawn := plots.mean_curves([history[:shortest] for history in histories])):
+        if len(histories) > 1 and shortest and (drawn := plots.mean_curves([each[:shortest] for each in histories])):
             means.append(page.figure(drawn, f"{stage}: mean over {len(histories)} folds, ± one standard deviation"))
     fragments = [*means, page.grid(*figures), page.table(table, "Weight averages, compared on the validation images")]
     if folded:
@@ -101,8 +102,8 @@ def _training(run, experiments):
 def _learning_rates(job):
     figures = []
     for path in sorted(job.run.folder.glob("lr_*.csv")):
-        table, name = read_csv(path, ["lr", "loss", "suggestion"]), path.stem.removeprefix("lr_")
-        drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].iloc[0])
+        table, name = read_csv(path, ["lr", "loss", "suggestion"], dtype=float), path.stem.removeprefix("lr_")
+        drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].max())
         figures.append(page.figure(drawn, f"{name}: loss while the learning rate rises"))
     return [page.grid(*figures)]
 

@@ -11,7 +11,8 @@ import pandas as pd
 from common.errors import InputError
 from common.paths import atomic_path
 
-LARGEST_TABLE, LONGEST_LINE = 2 * 10**9, 10**8  # characters
+LARGEST_TABLE, LONGEST_LINE = 2 * 10**9, 10**8  # bytes in memory, characters
+CELL = 60  # bytes in memory of a cell without its text
 
 
 def read_table(path, columns=None, exact=True):
@@ -61,12 +62,12 @@ def _rows(path):
 
 
 def _lines(file, path):
-    """Yield the lines of a file; a compressed one is limited, as its size says little about its content."""
-    total = 0
+    """Yield the lines of a file within a budget of memory, a fifth for compressed ones, which may hold any number."""
+    budget = LARGEST_TABLE // (5 if path.suffix == ".gz" else 1)
     while line := file.readline(LONGEST_LINE):
-        total += len(line)
-        if len(line) == LONGEST_LINE or total > LARGEST_TABLE:
-            raise InputError(f"{path}: too much text for a table (over {LARGEST_TABLE:.0e} characters)")
+        budget -= sys.getsizeof(line) + CELL * (line.count(",") + 1)
+        if len(line) == LONGEST_LINE or budget < 0:
+            raise InputError(f"{path}: too much text for a table")
         yield line
 
 

@@ -23,7 +23,7 @@ from common.config import digest
 from common.errors import InputError
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
-from common.paths import atomic_path, read_json, write_json
+from common.paths import atomic_path, checked_read, read_json, write_json
 from common.train import averaging, distributed
 from common.train.checkpoint import load_resume, load_weights, save_resume, save_weights
 from common.train.schedule import learning_rate
@@ -98,14 +98,11 @@ def _read_finished(folder, model, key):
     _, about = load_weights(folder / "final.safetensors", model)
     _same_training(about.get("key"), key, folder)
     summary = read_json(folder / "variants.json")
-    try:
+    remedy = f"delete {folder} to train again"
+    with checked_read(folder / "history.csv", "table", remedy):
         history = pd.read_csv(folder / "history.csv")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'history.csv'}: not readable ({error}); delete {folder} to train again") from None
-    try:
+    with checked_read(folder / "variants.json", "summary", remedy):
         return Fitted(folder, summary["chosen"], summary["variants"][summary["chosen"]], summary["variants"], history)
-    except (KeyError, TypeError):
-        raise InputError(f"{folder / 'variants.json'}: damaged; delete {folder} to train again") from None
 
 
 def _same_training(found, wanted, folder):

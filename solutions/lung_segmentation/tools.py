@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.options import check_device
-from common.paths import atomic_path, escape_formula, find_images
+from common.paths import atomic_path, escape_formula, find_images, remove_leftovers
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
 from common.report.gallery import gallery
@@ -178,6 +178,7 @@ def _find(images, out, other):
         raise InputError(f"{out}: not a folder (--out)")
     if (out / other).exists():
         raise InputError(f"--out {out}: contains {other}, whose pictures have the same names; choose another folder")
+    remove_leftovers(out)
     for name in ("masks.csv", "boxes.csv", "problems.csv", "report.html"):  # of an earlier call on other images
         (out / name).unlink(missing_ok=True)
     return found, problems

@@ -84,6 +84,10 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(exported, run, tmp_p
     write_json(exported / "trained.json", about | {"files": about["files"] | {"fold9-old.safetensors": "0"}})
     export(run, out=exported)
     assert len(list(exported.iterdir())) == 3 and Trained.open(exported)
+    for folder in (exported, tmp_path):
+        (folder / ".cxr-0123abcd-77.tmp.safetensors").touch()  # left by a kill
+    export(run, out=exported)
+    assert len(list(exported.iterdir())) == 3 and (tmp_path / ".cxr-0123abcd-77.tmp.safetensors").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     for out, said in ((tmp_path / "full", "holds other files"), (tmp_path / "full" / "thesis.txt", "not a folder")):

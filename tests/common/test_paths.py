@@ -11,7 +11,6 @@ import pytest
 
 from common.errors import InputError
 from common.paths import (
-    TEMPORARY,
     atomic_path,
     check_id,
     competition_folder,
@@ -22,6 +21,7 @@ from common.paths import (
     read_csv,
     read_json,
     read_parquet,
+    remove_leftovers,
     write_csv,
     write_json,
     write_text,
@@ -35,12 +35,24 @@ def names(folder):
 def test_atomic_path_replaces_and_makes_folders(tmp_path):
     path = tmp_path / "a" / "b" / "table.csv"
     with atomic_path(path) as temporary:
-        assert temporary.suffix == ".csv" and temporary.parent == path.parent and temporary.match(TEMPORARY)
+        assert temporary.suffix == ".csv" and temporary.parent == path.parent and temporary.match(".cxr-*.tmp.csv")
         temporary.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new" and names(path.parent) == ["table.csv"]
     write_text(path, "é")
     assert path.read_bytes() == "é".encode()
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "a").mkdir()
+    for folder in (tmp_path, tmp_path / "a"):
+        for name in (".cxr-0123abcd-77.tmp.npy", ".cxr-notes", ".mine.tmp.csv", "a.tmp"):
+            (folder / name).touch()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".cxr-notes", ".mine.tmp.csv", "a", "a.tmp"] and len(names(tmp_path / "a")) == 4
+    remove_leftovers(tmp_path, "**/")
+    assert names(tmp_path / "a") == [".cxr-notes", ".mine.tmp.csv", "a.tmp"]
+    remove_leftovers(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

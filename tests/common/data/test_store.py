@@ -300,7 +300,7 @@ def test_opening(tmp_path, capsys):
             Store.open(tmp_path / "s")
     path.write_text(json.dumps(about))
     os.truncate(tmp_path / "s" / "images.npy", 1000)
-    with pytest.raises(InputError, match="damaged store; run prepare, or delete this folder"):
+    with pytest.raises(InputError, match=r"images.npy: damaged array .*; delete it and run again"):
         Store.open(tmp_path / "s")
     for damaged in ("images.npy", "table.parquet", "store.json"):
         (tmp_path / "s" / damaged).write_text("[]")

@@ -34,6 +34,18 @@ def test_gzip(tmp_path):
     assert read_table(tmp_path / "t.csv.gz")["x"].tolist() == ["1"]
 
 
+def test_small_compressed_tables_of_many_cells_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.submit.table.LARGEST_TABLE", 500_000)
+    for text, n in (("\n", 1000), ("," * 99 + "\n", 20), ("x" * 999 + "\n", 100), ("😀" * 249 + "\n", 100)):
+        plain, packed = tmp_path / "t.csv", tmp_path / "t.csv.gz"
+        plain.write_text("id\n1\n" + text * n)
+        packed.write_bytes(gzip.compress(plain.read_bytes()))
+        with pytest.raises(InputError, match=r"t\.csv\.gz: too much text for a table"):
+            read_table(packed)
+        if text == "\n":  # a file of its full size is trusted with five times as much
+            assert read_table(plain)["id"].tolist() == ["1"]
+
+
 def test_field_longer_than_the_csv_default(csv_file):
     rle = " ".join(["3 1"] * 50_000)
     assert read_table(csv_file(f"id,x\na,{rle}\n"))["x"][0] == rle

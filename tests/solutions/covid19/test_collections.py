@@ -8,6 +8,7 @@ import pytest
 from benchmarks.tables import label_table, real_data
 from common.errors import InputError
 from common.paths import check_id
+from common.submit.table import read_table
 from solutions.covid19.collections import read_collections, read_exclusions, read_test_images
 from solutions.covid19.layouts import ACTUALMED, FIGURE1, from_chexpert, label_of
 
@@ -298,12 +299,19 @@ def test_real_collections():
     assert len(test) == 142 and test["path"].notna().all() and not set(test["image_id"]) & set(table["image_id"])
 
 
+def test_a_chexpert_table_without_columns_of_findings(tmp_path):
+    (tmp_path / "train.csv").write_text("Path,Sex,Age,No Finding\npatient1/s1/v1.jpg,Female,68,1.0\np2/v.jpg,,,\n")
+    table = from_chexpert(tmp_path / "train.csv", read_table(tmp_path / "train.csv"))
+    assert table[["finding", "age", "patient_id"]].fillna(0).to_numpy().tolist() == [
+        ["No Finding", 68, "patient1"],
+        ["", 0, ""],
+    ]
+
+
 def test_whole_chexpert_table():
     path = label_table("chexpert_train.csv.gz")
     if path is None:
         pytest.skip("torchxrayvision, which carries CheXpert's table, is not installed")
-    from common.submit.table import read_table
-
     table = from_chexpert(path, read_table(path))
     assert len(table) == 223_414 and table["patient_id"].nunique() == 64_540
     assert (table["finding"] == "No Finding").sum() == 22_381

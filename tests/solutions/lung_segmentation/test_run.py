@@ -59,6 +59,17 @@ def export(command, folder):
     return folder / "exported"
 
 
+def test_lost_and_damaged_masks_are_drawn_again(run_copy, command):
+    masks = {path: path.read_bytes() for path in sorted((run_copy / "masks").iterdir())}
+    assert "submit: up to date" in command("submit", "--out", "run").out
+    lost, damaged = list(masks)[:2]
+    for spoil in (lost.unlink, lambda: damaged.write_bytes(b"")):
+        spoil()
+        result = command("submit", "--out", "run")
+        assert result.status == 0 and "up to date" not in result.out
+        assert {path: path.read_bytes() for path in sorted((run_copy / "masks").iterdir())} == masks
+
+
 def test_an_exported_run_predicts_the_same_masks(run_copy, command, refused, sample, tmp_path):
     exported = export(command, tmp_path)
     result = command("infer", exported, "--data", sample, "--out", "out/mine.csv")
