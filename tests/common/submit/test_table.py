@@ -1,10 +1,11 @@
 import gzip
+import sys
 
 import pandas as pd
 import pytest
 
 from common.errors import InputError
-from common.submit.table import read_table, write_submission
+from common.submit.table import CELL, read_table, write_submission
 
 
 @pytest.fixture
@@ -92,12 +93,13 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def test_the_text_of_a_table_is_limited(csv_file, monkeypatch):
-    monkeypatch.setattr("common.submit.table.LARGEST_TABLE", 12)
+    whole = sum(sys.getsizeof(line) + 2 * CELL for line in ("id,x\n", "a,1234\n"))
+    monkeypatch.setattr("common.submit.table.LARGEST_TABLE", whole)
     monkeypatch.setattr("common.submit.table.LONGEST_LINE", 9)
-    assert read_table(csv_file("id,x\na,1234\n"))["x"].tolist() == ["1234"]  # 12 characters
+    assert read_table(csv_file("id,x\na,1234\n"))["x"].tolist() == ["1234"]
     with pytest.raises(InputError, match=r"table\.csv: too much text"):
         read_table(csv_file("id,x\na,12345\n"))
-    monkeypatch.setattr("common.submit.table.LARGEST_TABLE", 100)
+    monkeypatch.setattr("common.submit.table.LARGEST_TABLE", 10 * whole)
     assert read_table(csv_file("id,x\na,12345\n"))["x"].tolist() == ["12345"]  # 8 characters in a line
     with pytest.raises(InputError, match=r"table\.csv: too much text"):
         read_table(csv_file("id,x\na,123456\n"))
