@@ -168,11 +168,12 @@ def _published(run):
 def _ablation(job):
     table = read_csv(job.run.path("ablation.csv"))
     drawn = plots.score_with_interval(table[["setting", "dice", "low", "high"]].itertuples(index=False), "dice")
+    table["dice"] = [page.interval_text(*row) for row in table[["dice", "low", "high"]].to_numpy()]
     return [
         "The paper's comparisons on this run's out-of-fold images, one change at a time. The gate's threshold is "
         "chosen in the first row, on the other parts, and kept in all others.",
         page.table(
-            table,
+            table.drop(columns=["low", "high"]),
             "Mean Dice with 95 % intervals by patient; change: paired difference from the paper's choice, with its "
             "p-value; mcc: of the gate at 0.5; paper: its score on the private leaderboard",
         ),

@@ -34,7 +34,10 @@ def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, co
     np.testing.assert_allclose(table["change"][1:], table["dice"][1:] - table["dice"][0], atol=1e-9)
     assert not (run_copy / "ablation").exists()
     assert command("report", "--out", "run").status == 0
-    assert "Ablation" in (run_copy / "report.html").read_text()
+    page, base = (run_copy / "report.html").read_text(), table.iloc[0]
+    assert "Ablation" in page and f"{base['dice']:.4f} [{base['low']:.4f}" in page
+    assert "Beside the paper" in page and "0.7702" in page and "enrichment-classifier" in page
+    assert "radiograph, truth, prediction before and after small regions" in page
     again = command("ablate", "--out", "run", "--segmenter.batch-size", "2")
     assert again.status == 0 and "epoch" not in again.out
     assert pd.read_csv(run_copy / "ablation.csv").equals(table)
