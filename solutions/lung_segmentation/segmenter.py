@@ -95,12 +95,15 @@ def _read_description(about, path):
     if about.get("format") != FORMAT:
         raise InputError(f"{path}: not a lung segmenter of format {FORMAT}, as written by the verb `export_segmenter`")
     missing = [name for name in ("network", "structures", "pixel", "regions") if name not in about]
-    missing += [f"network.{name}" for name in _NETWORK if name not in about.get("network", ())]
+    network = about.get("network")
+    missing += [f"network.{name}" for name in _NETWORK if isinstance(network, dict) and name not in network]
     if missing:
         raise InputError(f"{path}: has no {missing[0]}")
-    if about["structures"] not in STRUCTURES:
+    if not isinstance(network, dict) or not isinstance(network["decoder"], list | tuple):
+        raise InputError(f"{path}: describes no network")
+    if str(about["structures"]) not in STRUCTURES:
         raise InputError(f"{path}: structures {about['structures']!r} is not one of {', '.join(STRUCTURES)}")
-    network = from_dict(NetworkConfig, about["network"] | {"decoder": list(about["network"]["decoder"])}, str(path))
+    network = from_dict(NetworkConfig, network | {"decoder": list(network["decoder"])}, str(path))
     return network, about["structures"], from_dict(MaskRule, {n: about[n] for n in ("pixel", "regions")}, str(path))
 
 

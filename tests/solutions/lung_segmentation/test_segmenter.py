@@ -302,6 +302,9 @@ def test_what_cannot_be_loaded(bright, tmp_path, monkeypatch):
     save_weights(other, {"a": torch.zeros(1)}, epoch=3)
     assert "not a lung segmenter of format 1" in said(other)
     about = json.loads(json.dumps(load_segmenter(path, "cpu").about))
+    for odd in ({"network": 1}, {"network": about["network"] | {"decoder": 4}}, {"structures": [1]}):
+        save_weights(other, {"a": torch.zeros(1)}, **about | odd)
+        assert "describes no network" in said(other) or "is not one of" in said(other)
     save_weights(other, Bright(3).state_dict(), **about)
     assert "weights of another network" in said(other)
     save_weights(other, {"weight": torch.full((2, 1, 1), torch.nan), **_without(Bright(2), "weight")}, **about)
