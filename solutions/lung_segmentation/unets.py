@@ -28,10 +28,13 @@ class DynamicUnet(nn.Module):
         self.encoder = smp.encoders.get_encoder(encoder, weights=encoder_weights)
         first, *skips, deepest = self.encoder.out_channels
         self.middle = nn.Sequential(nn.BatchNorm2d(deepest), nn.ReLU(), *_convolutions(deepest, 2 * deepest, deepest))
-        self.blocks, width = nn.ModuleList(), deepest
+        self.up, self.norms, self.join, width = nn.ModuleList(), nn.ModuleList(), nn.ModuleList(), deepest
         for number, skip in enumerate(reversed(skips), 1):
-            self.blocks.append(_Up(width, skip, halved=number == len(skips)))
-            width = self.blocks[-1].width
+            self.up.append(_pixel_shuffle(width, width // 2))
+            self.norms.append(nn.BatchNorm2d(skip))
+            joined = width // 2 + skip
+            width = joined // 2 if number == len(skips) else joined
+            self.join.append(_convolutions(joined, width, width))
         self.shuffle, width = _pixel_shuffle(width, width), width + first
         self.residual = _convolutions(width, width, width)[:-1]
         self.last = nn.Conv2d(width, classes, 1)
@@ -39,22 +42,10 @@ class DynamicUnet(nn.Module):
     def forward(self, x):
         image, *skips, x = self.encoder(x)
         x = self.middle(x)
-        for block, skip in zip(self.blocks, reversed(skips), strict=True):
-            x = block(x, skip)
+        for up, norm, join, skip in zip(self.up, self.norms, self.join, reversed(skips), strict=True):
+            x = join(torch.relu(torch.cat([up(x), norm(skip)], 1)))
         x = torch.cat([self.shuffle(x), image], 1)
         return self.last(torch.relu(x + self.residual(x)))
-
-
-class _Up(nn.Module):
-    def __init__(self, width, skip, halved):
-        super().__init__()
-        joined = width // 2 + skip
-        self.width = joined // 2 if halved else joined
-        self.shuffle, self.norm = _pixel_shuffle(width, width // 2), nn.BatchNorm2d(skip)
-        self.convolutions = _convolutions(joined, self.width, self.width)
-
-    def forward(self, x, skip):
-        return self.convolutions(torch.relu(torch.cat([self.shuffle(x), self.norm(skip)], 1)))
 
 
 def _pixel_shuffle(a, b):

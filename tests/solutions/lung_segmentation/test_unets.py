@@ -58,7 +58,7 @@ def test_dynamic_unet_joins_the_input_before_its_last_layers():
 
 
 def test_pixel_shuffle_begins_as_repeated_pixels():
-    up = DynamicUnet("tu-resnet18", None, 1).blocks[0].shuffle(torch.rand(1, 512, 8, 8))
+    up = DynamicUnet("tu-resnet18", None, 1).up[0](torch.rand(1, 512, 8, 8))
     blocks = up.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
     assert up.shape == (1, 256, 16, 16) and torch.equal(blocks.amin(-1), blocks.amax(-1)) and up.std() > 0
 
