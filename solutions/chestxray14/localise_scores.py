@@ -14,6 +14,7 @@ from common.post.boxes import BOX, iou_matrix
 from solutions.chestxray14.config import LABELS
 
 T_IOU = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the share of boxes found; Wang et al. 2017, ChestX-ray8
+FEW = 5  # patients, below which a bootstrap's p-value means nothing
 ALL, CLASSES = "all boxes", "mean of classes"
 # CXR-IRNet, table 3, of its feature extractor with and without attention, no feature weighting; the second half of the
 # row without is lost in the text. Its mean is that over boxes: the rows weighted by NIH's boxes of each class give it.
@@ -155,6 +156,7 @@ def _figures(name, boxes, n_resamples, seed):
             if several and boxes[other].notna().any():
                 more, p = paired_bootstrap(iou, boxes[other], skip_nan=True, **options)
             figures |= {other: boxes[other].mean(), gain: more.estimate}
+            p = p if len(set(groups)) >= FEW else np.nan
             figures |= {f"{gain}_low": more.low, f"{gain}_high": more.high, f"{gain}_p": p}
     return figures
 
