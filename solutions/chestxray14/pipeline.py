@@ -194,7 +194,7 @@ def use_segmenter(config, files):
 SOLUTION = Solution(
     "chestxray14",
     "auroc",
-    made_with=lambda config: {name: getattr(config, name) for name in PREPARED} | lung_settings(config),
+    made_with=lambda config: {k: v for k in PREPARED if (v := getattr(config, k)) is not None} | lung_settings(config),
     read=data.read_competition,
     refine=add_lungs,
     read_test=data.read_test,
