@@ -197,7 +197,8 @@ def test_a_segmenter_file_with_the_heart_weights_features_by_it(job, tmp_path, c
         probs[:, 2, 12:20, 12:20] = 255
         return probs
 
-    network = segmenter_config.NetworkConfig(architecture="plain", encoder="", decoder=(4, 8), weights="none", size=32)
+    plain = {"architecture": "plain", "encoder": "", "decoder": (4, 8), "weights": "none", "frozen_epochs": 0}
+    network = segmenter_config.NetworkConfig(size=32, **plain)
     about = {"network": network, "structures": "lungs_heart", "pixel": 0.5, "regions": 2}
     save_segmenter(tmp_path / "heart.safetensors", build_segmenter(network, 3, "none"), about)
     monkeypatch.setattr(store_lungs, "load_segmenter", load_segmenter)
