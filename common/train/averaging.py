@@ -52,10 +52,7 @@ def epochs_of(variant, scores, config):
 
 
 def classic_epochs(config):
-    """Return the epochs that classic SWA averages (Izmailov et al. 2018).
-
-    With cycles, their last epochs; otherwise all from `classic_start` on.
-    """
+    """Return the epochs of classic SWA (Izmailov et al. 2018): the ends of cycles, or all from `classic_start` on."""
     if config.cycles > 1:
         return [end - 1 for end in cycle_bounds(config)[1:]]
     return list(range(min(int(config.classic_start * config.epochs), config.epochs - 1), config.epochs))

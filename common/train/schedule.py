@@ -57,10 +57,7 @@ BY_PROGRESS = {"constant": constant, "cosine": cosine, "one_cycle": one_cycle, "
 
 
 def cycle_bounds(config):
-    """Return the first epochs of all cycles of a FitConfig's schedule, then the number of epochs, in ascending order.
-
-    Source: warm restarts, Loshchilov and Hutter, 2016, with cycles of equal length.
-    """
+    """Return the first epoch of each cycle of a FitConfig, then its epochs: restarts of Loshchilov and Hutter, 2016."""
     first, length = config.frozen_epochs, (config.epochs - config.frozen_epochs) / config.cycles
     return [first + round(k * length) for k in range(config.cycles + 1)]
 

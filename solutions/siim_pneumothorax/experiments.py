@@ -40,9 +40,8 @@ def run_ablation(job):
     negatives at the run's size) is compared with no gate, classic SWA, other region sizes, a gate trained by
     enrichment, and segmenters trained on positives alone and at twice the size. The gate's threshold is chosen once,
     nested, for the paper's choice, and kept in all rows. Columns: comparison, setting, dice, low, high, change from the
-    paper's choice (paired), p, mcc (of the gate at 0.5), paper (its private score). Finished trainings are reused.
-    Left out, with a log message: comparisons at the network's size if that does not divide 1024, and twice the size if
-    the stored images are smaller.
+    paper's choice (paired), p, mcc (of the gate at 0.5), paper (its private score). Finished trainings are reused. What
+    the sizes do not allow is left out and logged.
     """
     config, images = job.config, job.images
     if config.presence != "classifier" or not {"window", "classic"} <= set(config.segmenter.averaging):
