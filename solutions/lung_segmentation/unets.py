@@ -16,6 +16,13 @@ def _convolutions(*widths, norms=False):
     return nn.Sequential(*layers)
 
 
+def _initialise(network, draw):
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            draw(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 class DynamicUnet(nn.Module):
     """fastai's U-Net over a pretrained encoder: pixel shuffle up, the input joined before the last layers.
 
@@ -38,6 +45,8 @@ class DynamicUnet(nn.Module):
         self.shuffle, width = _pixel_shuffle(width, width), width + first
         self.residual = _convolutions(width, width, width)[:-1]
         self.last = nn.Conv2d(width, classes, 1)
+        for part in (self.middle, self.join, self.residual):
+            _initialise(part, nn.init.kaiming_normal_)  # without norms, torch's own would let the signal fade
 
     def forward(self, x):
         image, *skips, x = self.encoder(x)
@@ -51,9 +60,9 @@ class DynamicUnet(nn.Module):
 def _pixel_shuffle(a, b):
     """Return layers that double the side, initialised so that the four new pixels are equal (Aitken et al. 2017)."""
     convolution = nn.Conv2d(a, 4 * b, 1)
+    _initialise(convolution, nn.init.kaiming_normal_)
     with torch.no_grad():
         convolution.weight.copy_(convolution.weight[::4].repeat_interleave(4, 0))
-        convolution.bias.copy_(convolution.bias[::4].repeat_interleave(4, 0))
     return nn.Sequential(convolution, nn.ReLU(), nn.PixelShuffle(2))
 
 
@@ -99,10 +108,7 @@ class ImlabUnet(PlainUNet):
         self.up = nn.ModuleList(nn.Sequential(nn.Upsample(scale_factor=2), _convolutions(a, b, b)) for a, b in pairs)
         self.join = nn.ModuleList(_convolutions(a + b, b) for a, b in zip(down[::-1], up, strict=True))
         self.last = nn.Conv2d(up[-1], channels, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        _initialise(self, nn.init.xavier_uniform_)
 
 
 class Equalised(Normalised):
