@@ -102,8 +102,8 @@ def test_bad_tables():
         fuse_table([table(GOOD)], SIZES.drop(columns="width"))
     with pytest.raises(InputError, match="sizes, row 3: image a is missing or repeated"):
         fuse_table([table(GOOD)], pd.concat([SIZES, SIZES.iloc[1:]], ignore_index=True))
-    with pytest.raises(InputError, match="sizes, row 0: image b has no usable"):
-        fuse_table([table(GOOD)], SIZES.assign(width=[0, 1, 1]))
+    with pytest.raises(InputError, match="sizes, row 1: image a has no usable"):
+        fuse_table([table(GOOD)], SIZES.assign(width=[1, 0, 1]))
 
 
 # ---- raters -----------------------------------------------------------------------------------------------------

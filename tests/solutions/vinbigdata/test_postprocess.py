@@ -194,6 +194,19 @@ def test_the_rules_of_the_presets():
     assert [(rule.alpha, rule.beta) for rule in some] == [(0.2, 0.1), (0.9, 0.1), (0.9, 0.5)]
     with pytest.raises(InputError, match="no rule to try"):
         list_rules(FusionConfig(), DecisionConfig(alpha=(0.2,), beta=(0.5,)), (1,))
+    (equal,) = list_rules(FusionConfig(), DecisionConfig(alpha=(0.2,), beta=(0.2,)), (1,))
+    assert (equal.alpha, equal.beta) == (0.2, 0.2)
+
+
+def test_soft_suppression_returns_every_decayed_score_above_0_and_no_fusion_every_box():
+    boxes = {
+        "one": table(("a", 3, 0.8, 0, 0, 50, 50), ("a", 3, 0.6, 0, 0, 50, 25)),  # IoU 0.5
+        "two": table(("a", 3, 1e-6, 60, 60, 90, 90), ("a", 3, 0.0, 10, 70, 20, 90)),
+    }
+    soft = fuse(boxes, sizes(a=(100, 100)), [1, 1], 0.4, method="soft_nms")
+    np.testing.assert_allclose(soft["score"], np.array([0.8, 0.6 * np.exp(-0.5), 1e-6]) / 2)  # a half of the weights
+    every = fuse(boxes, sizes(a=(100, 100)), [1, 1], 0.4, method="none")
+    assert every.index.tolist() == [0, 1, 2, 3] and every["score"].tolist() == [0.8, 0.6, 1e-6, 0]
 
 
 # ---- fusion --------------------------------------------------------------------------------------------------------
