@@ -65,17 +65,24 @@ def heat_overlay(image_and_heat, truth=(), prediction=(), size=384):
 
 def _draw_boxes(rgb, shape, truth, prediction, size):
     scale = np.array([rgb.shape[1] / shape[1], rgb.shape[0] / shape[0]] * 2)
-    thin, letter = max(1, round(size / 256)), size / 900
+    thin, labels = max(1, round(size / 256)), []
     for pairs, colour, thickness, below in ((truth, TRUTH, thin + 1, False), (prediction, PREDICTION, thin, True)):
         for box, text in pairs:
             x_min, y_min, x_max, y_max = np.round(np.asarray(box, float) * scale).astype(int).tolist()
             cv2.rectangle(rgb, (x_min, y_min), (x_max, y_max), colour, thickness, cv2.LINE_AA)
-            (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letter, 1)
-            x = int(np.clip(x_min + 1, 0, max(0, rgb.shape[1] - width)))
-            y = int(np.clip(y_max + height + 4 if below else y_min - 4, height + 1, rgb.shape[0] - 3))
-            for shade, wide in (((0, 0, 0), 3), (colour, 1)):
-                cv2.putText(rgb, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, letter, shade, wide, cv2.LINE_AA)
+            labels += [(text, x_min, y_max if below else y_min, below, colour)] if text else []
+    for label in labels:  # last, so that no box crosses a label
+        _draw_label(rgb, *label, letter=size / 900)
     return rgb
+
+
+def _draw_label(rgb, text, x, y, below, colour, letter):
+    """Write a text on a black box, which keeps it readable: OpenCV 5 spaces thicker letters wider, so no outline."""
+    (width, height), rest = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letter, 1)
+    x = int(np.clip(x + 1, 1, max(1, rgb.shape[1] - width - 1)))
+    y = int(np.clip(y + (height + 4 if below else -4), height + 1, rgb.shape[0] - 3))
+    cv2.rectangle(rgb, (x - 1, y - height - 1), (x + width, y + min(rest, 3)), (0, 0, 0), cv2.FILLED)
+    cv2.putText(rgb, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, letter, colour, 1, cv2.LINE_AA)
 
 
 def to_jpeg(rgb, quality=80):

@@ -97,6 +97,24 @@ def test_boxes_lie_where_they_should_with_their_names_inside_the_picture():
     assert at_the_edge.shape == (100, 200, 3)
 
 
+@pytest.mark.parametrize(("corner", "place"), [((60, 60), "above"), ((1, 0), "top left"), ((280, 60), "right")])
+def test_label_is_the_thin_text_on_black_whatever_lies_below(corner, place):
+    """Letters drawn twice at two thicknesses, as an outline, do not coincide in OpenCV 5."""
+    x, y = corner
+    image = np.full((300, 384), 200, np.uint8)
+    boxes = [((x, y, x + 90, y + 90), "Aortic enlargement 0.83"), ((x + 20, 0, x + 50, 290), "")]
+    rgb = box_overlay(image, boxes)
+    font = (cv2.FONT_HERSHEY_SIMPLEX, 384 / 900)
+    (width, height), _ = cv2.getTextSize(boxes[0][1], *font, 1)
+    alone = cv2.putText(
+        np.zeros((height + 4, width, 3), np.uint8), boxes[0][1], (0, height), *font, TRUTH, 1, cv2.LINE_AA
+    )
+    found = cv2.matchTemplate(rgb, alone, cv2.TM_SQDIFF)
+    left, top = np.unravel_index(found.argmin(), found.shape)[::-1]
+    assert found.min() < 10 and (rgb[top : top + height + 4, left : left + width] == alone).all(), place
+    assert (left, top) == {"above": (61, 56 - height), "top left": (2, 1), "right": (383 - width, 56 - height)}[place]
+
+
 def test_gallery_of_boxes():
     made = gallery([(np.full((60, 80), 90, np.uint8), [], [((5, 5, 30, 30), "ILD")], "a")], overlay=box_overlay)
     assert "</i>truth</span>" not in made and "</i>prediction</span>" in made and made.count("data:image/jpeg") == 1
