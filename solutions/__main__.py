@@ -11,7 +11,8 @@ if not sys.stderr.isatty():
 import importlib
 
 from common import cli, kaggle
-from common.errors import InputError
+from common.errors import STOPPED, InputError
+from common.runs import drop_closed_output
 
 NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", "covid19")
 USAGE = f"""\
@@ -21,14 +22,31 @@ usage: cxr <name> <verb> [preset] [options]
        cxr bundle   one folder with everything that a notebook on Kaggle needs
        cxr log      uploaded submissions and their scores
 solutions: {", ".join(NAMES)}"""
+DEMO = "usage: cxr demo [folder]\nfolder: for all files (default: runs/demo); a repeated call continues"
 
 
 def main(argv=None):
-    """Run a command line (default: this process's) and return the exit status."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    """Run a command line (default: this process's) and return the exit status; a closed pipe ends it quietly."""
+    try:
+        try:
+            return _dispatch((sys.argv[1:] if argv is None else argv) or ["--help"])
+        finally:
+            sys.stdout.flush()  # not only at exit, where Python would report the closed pipe
+    except BrokenPipeError:
+        if not drop_closed_output():
+            raise
+        return STOPPED
+
+
+def _dispatch(argv):
+    name, *rest = argv
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
+    if name == "demo" and (len(rest) > 1 or (rest[:1] and rest[0].startswith("-"))):
+        asked = rest[0] in ("-h", "--help")
+        print(DEMO, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     if name == "demo":
         from solutions.demo import run_all
 

@@ -19,9 +19,6 @@ def run_all(names, argv, export):
     argv: optionally the folder for all files (default: runs/demo). export(solution, run, out) exports a run. A repeated
     call continues, and does nothing if everything is finished.
     """
-    if len(argv) > 1 or (argv and argv[0].startswith("-")):
-        print("usage: cxr demo [folder]", file=sys.stderr)
-        return 2
     root, rows, begun = Path(argv[0] if argv else "runs/demo"), [], time.monotonic()
     for name in names:
         sample, config, pipeline = (

@@ -1,6 +1,7 @@
 """The command `cxr`: help without heavy imports, and names that mean one thing."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -15,14 +16,16 @@ HELP = """
 import contextlib, io, sys
 from solutions.__main__ import NAMES, load_solution, main
 
-lines = ["--help", "bundle --help"]
+lines = ["--help", "bundle --help", "demo --help"]
 for name in NAMES:
     lines += [f"{name} {words}" for words in ("--help", "run demo --help", "train --help", "score podium --help")]
+    lines += [f"{name} {words} --help" for words in ("score", "find_lr", "predict paper")]
+lines.append("covid19 audit --help")
 for line in lines:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         assert main(line.split()) == 0
-    assert "usage: cxr" in printed.getvalue(), line
+    assert printed.getvalue().startswith("usage: cxr " + line.removesuffix("--help").strip()), line
 print(sorted({"torch", "numpy", "pandas", "scipy", "numba", "cv2", "albumentations", "matplotlib"} & set(sys.modules)))
 """
 
@@ -51,3 +54,33 @@ def test_the_console_script_is_main(monkeypatch, capsys):
     assert project["scripts"] == {"cxr": "solutions.__main__:main"}
     monkeypatch.setattr(sys, "argv", ["cxr"])
     assert main() == 0 and capsys.readouterr().out.startswith("usage: cxr <name> <verb>")
+
+
+TALKS = """
+import logging, sys
+from solutions import __main__ as solutions
+
+def say():
+    for number in range(2000):
+        logging.getLogger("common.test").info(f"line {number}")
+
+solutions.cli.kaggle.tool_names = lambda source: ("say",)
+solutions._load_tools = lambda name, config, tool: {"say": say}
+sys.exit(solutions.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", ["--help", "siim_pneumothorax run podium --help", "siim_pneumothorax say"])
+def test_a_closed_pipe_ends_quietly(line, unbuffered):
+    command = [sys.executable, "-c", TALKS, *line.split()]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 3
+
+
+def test_demo_refuses_other_options(capsys):
+    for line in (["demo", "--out", "x"], ["demo", "a", "b"]):
+        assert main(line) == 2
+        assert capsys.readouterr().err.startswith("usage: cxr demo [folder]\n")
