@@ -106,6 +106,8 @@ def test_large_masks_with_odd_strides(width):
     mask = np.random.default_rng(width).random((301, width)) < 0.02
     for layout in (mask, np.asfortranarray(mask)):
         assert rle.encode(layout) == naive_string(mask, True)
+    stripes = np.tile([[False], [True]], (4, width))  # every pixel of a block differs from the one above
+    assert rle.encode(stripes) == naive_string(stripes, True)
     for order in "FC":
         np.testing.assert_array_equal(rle.decode(rle.encode(mask), mask.shape, order=order), mask)
 
