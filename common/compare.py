@@ -55,9 +55,10 @@ def table_tool(recipe, config_class, results, metrics, published=None, note=""):
         if first not in names:
             raise InputError(f"--against {against}: the runs are {', '.join(names)}")
         figures = compare(tables, metrics, first, resamples, seed)
-        texts = side_by_side(figures, first) | ({} if published is None else {"published": published.fillna("–")})
+        texts = side_by_side(figures, first) | ({} if published is None else {"published": published})
         size = f"{len(tables[first]):,} images of {tables[first]['patient_id'].nunique():,} patients, out of fold"
-        parts = [f"{title}\n{rows.to_string(index=False)}" for title, rows in texts.items()]
+        form = {"index": False, "na_rep": "–", "float_format": "%.4f".__mod__}
+        parts = [f"{title}\n{rows.to_string(**form)}" for title, rows in texts.items()]
         log.info("\n\n".join([size, *parts, NOTES, *[note] * bool(note)]))
         if out is not None:
             write_csv(out, figures)
@@ -123,7 +124,7 @@ def side_by_side(figures, first):
     for title, text in (kinds | {f"against {first}, paired by patient": change}).items():
         part = figures[figures["run"] != first] if text == change else figures
         if len(part):
-            texts = [text.format(**row).replace("nan", "–") for row in part.to_dict("records")]
+            texts = [text.format(**row).replace("+nan", "–").replace("nan", "–") for row in part.to_dict("records")]
             wide = part.assign(text=texts).pivot(index="run", columns="metric", values="text")
             shown[title] = wide.loc[part["run"].unique(), metrics].rename_axis(columns=None).reset_index()
     return shown

@@ -9,7 +9,8 @@ from solutions.covid19.scoring import METRICS, published, with_truth
 def results(job, oof):
     """Return the scored out-of-fold predictions with their labels."""
     table = with_truth(job.images, oof)
-    return table[table["role"] == "main"].assign(truth=table["label"])
+    columns = ["image_id", "patient_id", "fold", "label", "probability"]
+    return table.loc[table["role"] == "main", columns].assign(truth=table["label"])
 
 
 TOOLS = {"table": table_tool(SOLUTION, Config, results, METRICS, published(), PRINTED)}
