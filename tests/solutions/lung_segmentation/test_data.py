@@ -12,7 +12,7 @@ from PIL import Image
 from common.errors import InputError
 from common.images import Images
 from solutions.lung_segmentation.data import split_rows
-from solutions.lung_segmentation.pairs import find_pairs, fit_mask, read_mask, read_masks
+from solutions.lung_segmentation.pairs import find_pairs, fit_mask, read_mask
 from tests.solutions.lung_segmentation.conftest import stored_masks
 
 LEFT, RIGHT = "ManualMask/leftMask", "ManualMask/rightMask"
@@ -251,13 +251,6 @@ def test_masks_of_every_kind(suffix, make, tmp_path):
     assert (read_mask(path) == (lungs() > 0)).mean() > (0.99 if suffix == ".jpg" else 1 - 1e-9)
 
 
-def test_a_mask_with_a_palette(tmp_path):
-    image = Image.fromarray((lungs() > 0).astype(np.uint8), "P")
-    image.putpalette([0, 0, 0, 255, 255, 255])
-    image.save(tmp_path / "m.png")
-    assert (read_mask(tmp_path / "m.png") == (lungs() > 0)).all()
-
-
 def test_masks_that_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     labels = lungs()
@@ -333,19 +326,6 @@ def test_masks_of_another_size(mask, image, taken):
     expected = np.zeros(image, bool)
     expected[: image[0] // 2] = True
     assert (fitted != expected).mean() < 0.01
-
-
-def test_left_and_right_are_united(tmp_path):
-    left, right = (save(tmp_path / f"{side}.png", lungs()) for side in ("l", "r"))
-    one = lungs()
-    one[:, 30:] = 0
-    other = lungs()
-    other[:, :30] = 0
-    save(left, other), save(right, one)
-    united, resized = read_masks([[left, right]], (40, 60))
-    assert united.shape == (1, 40, 60) and not resized and (united[0] == (lungs() > 0)).all()
-    apart, _ = read_masks([[left], [right]], (80, 120))
-    assert apart.shape == (2, 80, 120) and not apart[0][:, :58].any() and not apart[1][:, 62:].any()
 
 
 # ---- prepare -------------------------------------------------------------------------------------------------------

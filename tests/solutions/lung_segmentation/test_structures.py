@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.metrics.segmentation import dice_from_areas
 from solutions.lung_segmentation import models, postprocess
-from solutions.lung_segmentation.pairs import read_masks
+from solutions.lung_segmentation.pairs import read_mask, read_masks
 from tests.solutions.lung_segmentation.test_data import lungs, save
 
 
@@ -49,3 +50,23 @@ def test_unknown_masks_take_no_part_in_losses_and_figures():
     table = pd.DataFrame({"dataset": "JSRT", "patient_id": ["a", "b", "c"]})
     figures, _ = postprocess.figures(table, counts[[0, 0, 1], 0], "lungs_heart")
     assert [figures["structures"][name]["images"] for name in ("left", "right", "heart")] == [3, 3, 2]
+
+
+def test_left_and_right_are_united(tmp_path):
+    left, right = (save(tmp_path / f"{side}.png", lungs()) for side in ("l", "r"))
+    one = lungs()
+    one[:, 30:] = 0
+    other = lungs()
+    other[:, :30] = 0
+    save(left, other), save(right, one)
+    united, resized = read_masks([[left, right]], (40, 60))
+    assert united.shape == (1, 40, 60) and not resized and (united[0] == (lungs() > 0)).all()
+    apart, _ = read_masks([[left], [right]], (80, 120))
+    assert apart.shape == (2, 80, 120) and not apart[0][:, :58].any() and not apart[1][:, 62:].any()
+
+
+def test_a_mask_with_a_palette(tmp_path):
+    image = Image.fromarray((lungs() > 0).astype(np.uint8), "P")
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png") == (lungs() > 0)).all()
