@@ -108,6 +108,17 @@ def to_dict(config):
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def flatten(values, prefix=""):
+    """Yield the names and values of nested dicts, inner ones with dotted names; lists as JSON."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple | dict):
+            yield f"{prefix}{key}", json.dumps(value, default=str, ensure_ascii=False)
+        else:
+            yield f"{prefix}{key}", value
+
+
 def from_dict(cls, values, where="config"):
     """Return the dataclass `cls` built from the output of `to_dict`.
 

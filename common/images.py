@@ -17,7 +17,7 @@ from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError
 from common.paths import read_parquet, write_csv, write_table
-from common.step import file_stamp
+from common.step import changed_settings, file_stamp
 from common.submit.table import write_submission
 
 log = logging.getLogger(__name__)
@@ -106,14 +106,14 @@ def prepare_images(job, recipe):
     listing = recipe.read(job)
     if listing.strata is not None:
         listing = _with_folds(job, listing)
-        _check_trainings(run, "tables_key", _tables_key(job, listing))
+        _check_trainings(job, "tables_key", _tables_key(job, listing))
     store = decode(job, listing)
     listing = recipe.refine(job, _with_sizes(listing, store), store)
     if "fold" not in listing.table:
         listing = _with_folds(job, listing)
     tables_key = _tables_key(job, listing)
     key = _images_key(tables_key, listing.table, store)
-    _check_trainings(run, "images_key", key)
+    _check_trainings(job, "images_key", key)
 
     run.forget("prepare")  # the files below are incomplete until the step is recorded
     table, train = listing.table, listing.table[listing.table["fold"] >= 0]
@@ -187,9 +187,11 @@ def open_images(job):
     for name in ("data", "test"):
         now = getattr(options, name)
         if now is not None and not Path(record[name] or "").is_relative_to(now.resolve()):
-            raise InputError(f"{run.folder}: prepared with another --{name}; run `prepare` with {now} (or `run`)")
+            raise InputError(f"{run.folder}: prepared with another --{name}, {record[name]}; run `prepare` with {now}")
     if options.normals and [str(path.resolve()) for path in options.normals] != record["normals"]:
-        raise InputError(f"{run.folder}: prepared with other --normals; run `prepare` with the new ones (or `run`)")
+        raise InputError(
+            f"{run.folder}: prepared with other --normals, {record['normals']}; run `prepare` with the new ones"
+        )
     store = Store.open(record["store"])
     table, about = read_parquet(run.path("images.parquet")), record["about"]
     if _images_key(record["tables_key"], table, store) != record["images_key"]:
@@ -224,12 +226,12 @@ def trainings(run):
     return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
 
 
-def _check_trainings(run, name, key):
-    begun, record = trainings(run), run.step("prepare")
+def _check_trainings(job, name, key):
+    begun, record = trainings(job.run), job.run.step("prepare")
     if begun and record and record.get(name) != key:
         raise InputError(
-            f"{begun[0]}: was trained on other images, labels, folds or settings of `prepare`; give the run another "
-            "--out, or delete the trainings in it"
+            f"{begun[0]}: was trained on other images, labels, folds or settings of `prepare`{changed_settings(job)}; "
+            "give the run another --out, or delete the trainings in it"
         )
 
 

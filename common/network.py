@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
 from common.paths import read_csv, write_csv
-from common.step import cached_hash, run_step
+from common.step import cached_hash, changed_settings, run_step
 from common.train import distributed
 from common.train.checkpoint import load_weights
 from common.train.loop import fit
@@ -144,7 +144,7 @@ def train(job, network):
         load_weights(network.starts_from.weights(job.run), model)
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
-    options |= {"about": about, "trained_on": network.trained_on(job)}
+    options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
     return fit(model, partial(_step, network, job.device), loader, validate, config, folder, **options)
 
 

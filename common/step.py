@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from common.config import digest, file_hash
+from common.config import digest, file_hash, flatten, to_dict
 from common.errors import InputError
+from common.paths import read_json
 
 log = logging.getLogger(__name__)
 LARGE = 10**8  # bytes; of larger files only the size is compared
@@ -49,12 +50,27 @@ def require(job, step):
     """Return the manifest's record of a step. Raises InputError naming the verb if the step is not current."""
     key, record = key_of(job, step), job.run.step(step.name)
     if not _is_done(job, step, key):
-        state = "has no result yet"
-        if record is not None:
-            changed = [] if record["key"] != digest(key) else _changed(job, step, record)
-            state = f"left {changed[0]}, which is missing or damaged" if changed else "is out of date"
+        if record is None:
+            state = "has no result yet"
+        elif record["key"] != digest(key):
+            state = f"is out of date{changed_settings(job)}"
+        else:
+            state = f"left {_changed(job, step, record)[0]}, which is missing or damaged"
         raise InputError(f"{job.run.folder}: `{step.name}` {state}; run the verb `{step.name}` (or `run` for all)")
     return record
+
+
+def changed_settings(job):
+    """Return how the settings differ from config.json, such as " (--seed was 0, now 1)"; "" if they do not."""
+    path = job.run.path("config.json")
+    stored = read_json(path) if path.is_file() else None
+    before = dict(flatten(stored)) if isinstance(stored, dict) else {}
+    changed = [
+        f"--{name.replace('_', '-')} was {before[name]}, now {value}"
+        for name, value in (flatten(to_dict(job.config)) if before else ())
+        if name in before and before[name] != value
+    ]
+    return f" ({', '.join(changed)})" if changed else ""
 
 
 def is_current(job, step):

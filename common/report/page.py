@@ -11,7 +11,6 @@ return, is inserted as it is.
 import base64
 import hashlib
 import html
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.config import flatten
 from common.paths import write_text
 
 
@@ -136,18 +136,8 @@ def details(summary, *fragments):
 
 def key_values(values):
     """Return a dictionary as a list of names and values, nested ones with dotted names."""
-    inner = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in _flatten(values))
+    inner = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in flatten(values))
     return Html(f'<dl class="keys">{inner}</dl>')
-
-
-def _flatten(values, prefix=""):
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple | dict):
-            yield f"{prefix}{key}", json.dumps(value, default=str, ensure_ascii=False)
-        else:
-            yield f"{prefix}{key}", value
 
 
 def table(frame, caption="", formats=None, limit=100):

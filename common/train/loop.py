@@ -59,6 +59,7 @@ def fit(
     save_minutes=10.0,
     about=None,
     trained_on=None,
+    changed="",
 ):
     """Train `model` under `config` (a FitConfig) and return a Fitted; a finished training is only read.
 
@@ -70,6 +71,7 @@ def fit(
     freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
     about: JSON values that, like configuration and seed, must be equal for a resume (data, architecture).
     trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
+    changed: the changed settings, for the message that refuses another configuration's training.
 
     Raises InputError on a non-finite loss, a metric that `validate` does not return, or a folder that holds another
     configuration's training; Stopped when the budget is spent, after saving.
@@ -78,10 +80,10 @@ def fit(
     key = digest(config, seed, about)
     model.to(device, memory_format=torch.channels_last)
     if (folder / "final.safetensors").is_file():
-        return _read_finished(folder, model, key)
+        return _read_finished(folder, model, key, changed)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, freeze, budget or Budget())
-    trainer.key, trainer.save_seconds = key, 60 * save_minutes
+    trainer.key, trainer.save_seconds, trainer.changed = key, 60 * save_minutes, changed
     trainer.origin = {"trained_on": trained_on} if trained_on else {}
     trainer.budget.training = True
     try:
@@ -94,9 +96,9 @@ def fit(
         trainer.budget.training = False
 
 
-def _read_finished(folder, model, key):
+def _read_finished(folder, model, key, changed):
     _, about = load_weights(folder / "final.safetensors", model)
-    _same_training(about.get("key"), key, folder)
+    _same_training(about.get("key"), key, folder, changed)
     summary = read_json(folder / "variants.json")
     remedy = f"delete {folder} to train again"
     with checked_read(folder / "history.csv", "table", remedy):
@@ -105,10 +107,10 @@ def _read_finished(folder, model, key):
         return Fitted(folder, summary["chosen"], summary["variants"][summary["chosen"]], summary["variants"], history)
 
 
-def _same_training(found, wanted, folder):
+def _same_training(found, wanted, folder, changed):
     if found != wanted:
         raise InputError(
-            f"{folder}: holds a training with another configuration, data or seed; "
+            f"{folder}: holds a training with another configuration, data or seed{changed}; "
             "give the run another --out, or delete that folder to train again"
         )
 
@@ -130,7 +132,7 @@ class _Trainer:
         """Restore the state of last.ckpt, if any, and begin the phase."""
         state = load_resume(self.folder / "last.ckpt")
         if state is not None:
-            _same_training(state["key"], self.key, self.folder)
+            _same_training(state["key"], self.key, self.folder, self.changed)
             self.model.load_state_dict(state["model"])
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.loss_sum, self.loss_count, self.history = state["loss_sum"], state["loss_count"], state["history"]

@@ -66,7 +66,7 @@ def test_another_decision_is_tuned_and_other_views_are_predicted(verbs, tmp_path
     predicted, tuned = tmp_path / "run" / "oof.parquet", tmp_path / "run" / "tuned.json"
     before = predicted.stat().st_mtime_ns, tuned.stat().st_mtime_ns
     cuts = Config(cuts=(0.45,))
-    with pytest.raises(InputError, match="`tune` is out of date"):
+    with pytest.raises(InputError, match=r"`tune` is out of date \(--cuts was \[0\.4, 0\.5\], now \[0\.45\]\);"):
         verbs("submit", config=cuts)
     verbs(config=cuts)
     assert predicted.stat().st_mtime_ns == before[0] and read_json(tuned) == {"cut": 0.45}
@@ -75,6 +75,17 @@ def test_another_decision_is_tuned_and_other_views_are_predicted(verbs, tmp_path
         verbs("tune", config=Config(tta=("flip",)))
     verbs(config=Config(tta=("flip",)))
     assert predicted.stat().st_mtime_ns != before[0]
+
+
+def test_a_refused_training_names_the_changed_settings(verbs, tmp_path):
+    verbs("prepare", "train")
+    config = Config(net=replace(Config().net, epochs=3, lr=0.5))
+    with pytest.raises(InputError, match=r"or seed \(--net\.epochs was 2, now 3, --net\.lr was 0\.001, now 0\.5\)"):
+        verbs("train", config=config)
+    with pytest.raises(InputError, match=r"settings of `prepare` \(--seed was 0, now 1\); give the run another --out"):
+        verbs("prepare", config=Config(seed=1))
+    with pytest.raises(InputError, match=r"prepared with another --data, .*/data; run `prepare` with .*/elsewhere"):
+        verbs("train", data=tmp_path / "elsewhere")
 
 
 def test_folds_that_are_trained_later(verbs, tmp_path):
