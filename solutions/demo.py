@@ -61,8 +61,7 @@ def _rehearse(root, export, name="siim_pneumothorax"):
 def _write_index(root, rows, rehearsed):
     sections = [page.note("Synthetic radiographs: the scores only show that the pipeline works.", "warning")]
     for name, score, hidden in rows:
-        metric = hidden["metric"]
-        figure = score[metric]
+        figure, metric = score[hidden["metric"]], page.METRICS[hidden["metric"]]
         cards = [
             (f"{metric}, out of fold", figure["estimate"], f"{figure['low']:.4f}–{figure['high']:.4f}"),
             (f"{metric}, hidden test labels", hidden["value"], f"predicting nothing: {hidden['nothing']:.4f}"),

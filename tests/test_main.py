@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from common import cli, kaggle
+from solutions import demo
 from solutions.__main__ import NAMES, load_solution, main
 
+WHERE = ("out of fold", "hidden test labels")
 HELP = """
 import contextlib, io, sys
 from solutions.__main__ import NAMES, load_solution, main
@@ -47,6 +50,15 @@ def test_every_name_is_one_verb_or_tool_and_has_a_function(name):
 def test_what_is_no_solution(capsys):
     assert main(["siim"]) == 2
     assert capsys.readouterr().err == f"error: 'siim' is not a solution: {', '.join(NAMES)}\n"
+
+
+def test_the_index_of_the_demo_names_scores_in_words(tmp_path):
+    figure = {"estimate": 0.125, "low": 0.1, "high": 0.2}
+    hidden = {name: {"metric": name, "value": 0.25, "nothing": 0.0} for name in ("map", "auroc", "dice")}
+    demo._write_index(tmp_path, [(f"of {name}", {name: figure}, hidden[name]) for name in hidden], True)
+    labels = re.findall('<div class="label">([^<]*)</div>', (tmp_path / "index.html").read_text())
+    assert labels == [f"{name}, {where}" for name in ("mAP", "AUROC", "Dice") for where in WHERE]
+    assert {load_solution(name).metric for name in NAMES} <= set(hidden)
 
 
 def test_the_console_script_is_main(monkeypatch, capsys):

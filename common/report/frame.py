@@ -76,7 +76,8 @@ def _training(run, experiments):
                     epochs, is_kept = [epoch + 1 for epoch in values["epochs"]], variant == summary["chosen"]
                     kept = (min(epochs), max(epochs)) if is_kept and epochs else kept
                     epochs = ", ".join(map(str, epochs)) or "every step"
-                    rows.append((name, variant, epochs, metric, float(values[metric]), "kept" if is_kept else ""))
+                    label, state = page.METRICS.get(metric, metric), "kept" if is_kept else ""
+                    rows.append((name, variant, epochs, label, float(values[metric]), state))
         if not folder.name.startswith(experiments):
             stages.setdefault(folder.name, []).append(history)
         caption = f"{name}; shaded: the epochs whose weights were kept"

@@ -23,6 +23,8 @@ import pandas as pd
 from common.config import flatten
 from common.paths import write_text
 
+METRICS = {"auroc": "AUROC", "dice": "Dice", "iou": "IoU", "map": "mAP", "map_coco": "mAP of COCO", "mcc": "MCC"}
+
 
 class Html(str):
     """Markup that is safe to insert as it is."""
@@ -149,20 +151,26 @@ def table(frame, caption="", formats=None, limit=100):
     formats = formats or {}
     if len(frame) == 0:
         return note(f"{caption or 'Table'}: no rows yet.")
-    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
     rows = frame.head(limit)
-    columns = [[_cell(v, formats.get(name)) for v in rows.iloc[:, i].tolist()] for i, name in enumerate(frame.columns)]
+    read = [_column(rows.iloc[:, i], formats.get(name)) for i, name in enumerate(frame.columns)]
+    columns, numeric = zip(*read, strict=True)
     body = "".join(_row("td", row, numeric) for row in zip(*columns, strict=True))
     if len(frame) > limit:
         caption = f"{caption} (the first {limit:,} of {len(frame):,} rows)".strip()
     caption = f"<caption>{_escape(caption)}</caption>" if caption else ""
-    head = _row("th", frame.columns, numeric)
+    head = _row("th", [METRICS.get(name, name) for name in frame.columns], numeric)
     return Html(f'<div class="table"><table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>')
 
 
-def _cell(value, spec):
-    text = as_text(value)
-    return text if spec is None or text == "–" else format(value, spec)
+def _column(column, spec):
+    """Return a column's cells as text and whether they are numbers, blanks aside; counts stay whole beside a blank."""
+    values = [None if as_text(value) in ("", "–") else value for value in column.tolist()]
+    given = [value for value in values if value is not None]
+    numeric = pd.api.types.is_numeric_dtype(column) or (given and all(isinstance(value, Real) for value in given))
+    # pandas makes counts beside a blank floats; a column of nothing but 0 and 1 may hold scores
+    if numeric and len(given) < len(values) and max(given, default=0) > 1 and all(v % 1 == 0 for v in given):
+        values = [None if value is None else int(value) for value in values]
+    return [as_text(v) if spec is None or v is None else format(v, spec) for v in values], bool(numeric)
 
 
 def _row(tag, values, numeric):

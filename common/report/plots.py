@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn import metrics
 
+from common.report.page import METRICS
+
 INK, RULE, BLUE = "#1d2732", "#dde3e9", "#0072b1"  # replaced by the page's own colours in the SVG
 CELL, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 _COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9"]
@@ -103,7 +105,7 @@ def learning_curves(history, chosen=None):
     figure, axes = make_axes(0.5 + sum(heights), nrows=len(panels), sharex=True, squeeze=False, height_ratios=heights)
     for ax, (label, names) in zip(axes[:, 0], panels.items(), strict=True):
         for name, (colour, dash) in zip(names, LINES, strict=False):
-            ax.plot(history["epoch"], history[name], dash, color=colour, marker="o", label=name)
+            ax.plot(history["epoch"], history[name], dash, color=colour, marker="o", label=METRICS.get(name, name))
         if chosen is not None:
             ax.axvspan(chosen[0] - 0.5, chosen[1] + 0.5, color=GREEN, alpha=0.18, linewidth=0, label="kept")
         ax.set_ylabel(label)
@@ -220,7 +222,7 @@ def threshold_surface(grid, x, y, value, chosen):
     best = f"{surface.at[chosen[1], chosen[0]]:.4f} at {x} {chosen[0]:,.6g}, {y} {chosen[1]:,.6g}"
     ax.set(xlabel=x, ylabel=y, title=best)
     remove_frame(ax)
-    figure.colorbar(image, ax=ax, label=value).outline.set_visible(False)
+    figure.colorbar(image, ax=ax, label=METRICS.get(value, value)).outline.set_visible(False)
     return to_svg(figure)
 
 

@@ -38,7 +38,7 @@ def sections(job):
             _operating_points(job),
             _pictures(job),
         ]
-    link = page.link("localisation.html", "Class activation maps against radiologists' boxes")
+    link = page.link("localisation.html", "Class activation maps against the true boxes")
     return [*parts, step_section(job, "localise", "Localisation", lambda job: [link])]
 
 

@@ -112,7 +112,7 @@ def _pictures(job, oof, tuned):
     rules = {part: Rule(**rule) for part, rule in tuned["fold_rules"].items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
     false = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
-    fragments = ["Green: the radiologists' outline. Orange: the prediction, using the rule chosen on the other parts."]
+    fragments = ["Green: the true outline. Orange: the prediction, using the rule chosen on the other parts."]
     columns = []
     for title, rows in (pick_extremes(positive) | {"False positives": false[:4]}).items():
         items = []

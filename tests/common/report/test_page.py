@@ -151,6 +151,52 @@ def test_table_aligns_formats_and_says_what_it_leaves_out():
     assert "no rows yet" in table(frame.iloc[:0], "Scores")
 
 
+@pytest.mark.parametrize(
+    ("values", "cells", "numeric"),
+    [
+        ([1200, None], ["1,200", "–"], True),  # pandas holds these as floats
+        ([0.5, np.nan], ["0.5000", "–"], True),
+        ([1.0, np.nan, 0.0], ["1.0000", "–", "0.0000"], True),
+        ([3.0, 2.0], ["3.0000", "2.0000"], True),
+        (pd.Series([np.float64(0.25), "", None], dtype=object), ["0.2500", "–", "–"], True),
+        (pd.Series([7, pd.NA, np.int64(1)], dtype=object), ["7", "–", "1"], True),
+        ([float("inf"), np.nan], ["inf", "–"], True),
+        ([7, "eight"], ["7", "eight"], False),
+        (["", None], ["–", "–"], False),
+    ],
+)
+def test_numbers_stay_numbers_beside_a_blank(values, cells, numeric):
+    start = '<td class="num">' if numeric else "<td>"
+    body = "".join(f"<tr>{start}{cell}</td></tr>" for cell in cells)
+    assert f"<tbody>{body}</tbody>" in table(pd.DataFrame({"n": values}))
+    assert table(pd.DataFrame({"n": values}), formats={"n": ".1f"} if numeric else {}).count("–") == cells.count("–")
+
+
+def test_headings_of_metrics_are_their_names():
+    made = table(pd.DataFrame({"map": [0.5], "auroc": [0.5], "mean": [0.5]}))
+    assert re.findall('<th class="num">([^<]*)</th>', made) == ["mAP", "AUROC", "mean"]
+
+
+def test_caption_of_a_wide_table_stays_within_a_phone(tmp_path):
+    """The caption wraps at the screen's width instead of the table's, which is scrolled."""
+    wide = pd.DataFrame({f"a rather long heading {i}": ["x" * 20] for i in range(12)})
+    probe = """<script>addEventListener('load', () => {
+      const div = document.querySelector('.table'), caption = document.querySelector('caption');
+      const at = () => [caption, div].map(e => e.getBoundingClientRect()).flatMap(b => [b.left, b.right]);
+      const before = at(); div.scrollLeft = 300; const after = at();
+      document.documentElement.dataset.probe = [div.scrollWidth - div.clientWidth, ...before, ...after]
+    })</script></body>"""
+    path = tmp_path / "wide.html"
+    write_page(path, "t", "s", [section("Part", table(wide, "A caption of many words " * 6))])
+    text = path.read_text(encoding="utf-8").replace("default-src 'none';", "")
+    path.write_text(text.replace("</body>", probe), encoding="utf-8")
+    numbers = re.search('data-probe="([^"]*)"', browser._run(path, "dump-dom", "window-size=500,800"))[1]
+    hidden, *places = map(float, numbers.split(","))
+    assert hidden > 500
+    for left, right, outer_left, outer_right in (places[:4], places[4:]):
+        assert outer_left <= left < right <= outer_right
+
+
 def test_text_is_escaped_unless_it_is_ours():
     assert join("a < b") == "<p>a &lt; b</p>"
     assert join(Html("<b>x</b>"), "y") == "<b>x</b>\n<p>y</p>"

@@ -76,12 +76,12 @@ def test_nothing_to_draw_is_none(svg):
 
 def test_learning_curves_show_the_columns_that_have_values_from_the_first_epoch_on():
     texts = _read(plots.learning_curves(_history()))[1]
-    assert {"loss", "train_loss", "validation", "dice", "lr", "epoch"} <= set(texts)
+    assert {"loss", "train_loss", "validation", "Dice", "lr", "epoch"} <= set(texts)
     assert not {"seconds", "note", "kept"} & set(texts)
     assert "kept" in _read(plots.learning_curves(_history(1), chosen=(0, 0)))[1]
     gap = _history()
     gap.loc[2, "dice"] = NAN
-    assert "dice" in _read(plots.learning_curves(gap))[1]
+    assert "Dice" in _read(plots.learning_curves(gap))[1]
     assert "validation" not in _read(plots.learning_curves(gap.assign(dice=NAN)))[1]
 
 
