@@ -29,8 +29,7 @@ def run_all(names, argv, export):
         data, out = sample.make_sample(root / "data" / name), root / name
         lines = [["run", "demo", "--data", str(data)], *([verb] for verb in getattr(config, "IN_DEMO", ()))]
         for words in lines:
-            status = cli.main(name, config, verbs, [*words, "--out", str(out)])
-            if status:
+            if status := cli.main(name, config, verbs, [*words, "--out", str(out)]):
                 return status
         steps = read_json(out / "manifest.json")["steps"]
         rows.append((name, read_json(out / "score.json"), steps["submit"]["hidden"]))
@@ -44,8 +43,7 @@ def _rehearse(root, export, name="siim_pneumothorax"):
     """Execute the notebook of one run without network; if it fails, print the reason and return False."""
     run, folder = root / name, root / "kaggle"
     executed, submission = folder / "executed.ipynb", folder / "kernel" / "working" / "submission.csv"
-    complete = executed.is_file() and submission.is_file()
-    if complete and submission.read_bytes() == (run / "submission.csv").read_bytes():
+    if executed.is_file() and submission.is_file() and submission.read_bytes() == (run / "submission.csv").read_bytes():
         return True
     print(f"— {name}: bundled for Kaggle, and its notebook executed without network", flush=True)
     start_log()
@@ -63,7 +61,7 @@ def _write_index(root, rows, rehearsed):
     for name, score, hidden in rows:
         figure, metric = score[hidden["metric"]], page.METRICS[hidden["metric"]]
         cards = [
-            (f"{metric}, out of fold", figure["estimate"], f"{figure['low']:.4f}–{figure['high']:.4f}"),
+            (f"{metric}, out of fold", figure["estimate"], page.range_text(figure)),
             (f"{metric}, hidden test labels", hidden["value"], f"predicting nothing: {hidden['nothing']:.4f}"),
         ]
         links = page.link(f"{name}/report.html", "report"), page.link(f"{name}/submission.csv", "submission")

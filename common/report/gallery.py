@@ -87,8 +87,7 @@ def _draw_label(rgb, text, x, y, below, colour, letter):
 
 def to_jpeg(rgb, quality=80):
     """Return a picture, uint8 RGB (H, W, 3), as JPEG bytes; colour at full resolution keeps thin lines sharp."""
-    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    options = (cv2.IMWRITE_JPEG_QUALITY, quality, *sampling)
+    options = cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
     return cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)[1].tobytes()
 
 
@@ -109,8 +108,7 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
     )
     pictures = []
     for image, truth, prediction, caption in items:
-        marks = {"truth": truth, "prediction": prediction}
-        marks = {name: mark for name, mark in marks.items() if mark is not None}
+        marks = {n: mark for n, mark in (("truth", truth), ("prediction", prediction)) if mark is not None}
         pictures.append(figure(to_jpeg(overlay(image, size=size, **marks)), caption))
     legend = [Html(f'<p class="legend">{legend}</p>')] if legend else []
     return join(*([title] if title else []), *legend, grid(*pictures, small=True))

@@ -113,8 +113,7 @@ def figure(image, caption):
 
 
 def _inline_svg(image, alt):
-    svg = image.decode()
-    svg = svg[svg.index("<svg ") :]
+    svg = image[image.index(b"<svg ") :].decode()
     # ids are global on a page, so those of each drawing get a prefix
     prefix = "f" + hashlib.sha256(image).hexdigest()[:8] + "-"
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
@@ -148,11 +147,9 @@ def table(frame, caption="", formats=None, limit=100):
     `formats` maps a column to a format specification such as ".3f"; other values are formatted by `as_text`. Beyond
     `limit` rows the table is cut, which the caption says.
     """
-    formats = formats or {}
     if len(frame) == 0:
         return note(f"{caption or 'Table'}: no rows yet.")
-    rows = frame.head(limit)
-    read = [_column(rows.iloc[:, i], formats.get(name)) for i, name in enumerate(frame.columns)]
+    read = [_column(frame.iloc[:limit, i], (formats or {}).get(name)) for i, name in enumerate(frame.columns)]
     columns, numeric = zip(*read, strict=True)
     body = "".join(_row("td", row, numeric) for row in zip(*columns, strict=True))
     if len(frame) > limit:
