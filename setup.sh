@@ -45,7 +45,7 @@ if [ ! -x .venv/bin/cxr ]; then  # editable, with the setuptools just installed
 fi
 
 case "$what" in
-  install) echo "ready: .venv/bin/cxr" ;;
+  install) echo "ready: source .venv/bin/activate, then cxr --help" ;;
   demo) exec "$python" -m solutions demo "$@" ;;
   test)
     "$python" -m ruff check --quiet .

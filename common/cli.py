@@ -15,7 +15,9 @@ import re
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import tyro
@@ -150,15 +152,15 @@ def _run_verb(solution, config_module, load_verbs, argv):
             raise InputError(f"--{name} does not apply to {solution}")
     if verb in more:
         _require_one_process(verb)
-    return _call_verbs(VERBS if verb == "run" else (verb,), solution, preset, config, options, load_verbs)
+    return _call_verbs(VERBS if verb == "run" else (verb,), solution, preset, config, options, load_verbs, tools)
 
 
-def _call_verbs(names, solution, preset, config, options, load_verbs):
+def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
     """Call these verbs in turn on one Job; under torchrun, only the first process continues after training."""
     from common.job import Job
     from common.train import distributed
 
-    device = distributed.start(options.device)
+    begun, device = time.monotonic(), distributed.start(options.device)
     run = Run(options.out or Path("runs") / f"{solution}-{preset}")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -173,11 +175,21 @@ def _call_verbs(names, solution, preset, config, options, load_verbs):
                 if not processes.is_main():
                     return 0
                 distributed.stop()
+        if names == VERBS:
+            took = timedelta(seconds=round(time.monotonic() - begun))
+            log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}")
         return job.left_out
     finally:
         _on_signals(handlers)
         distributed.stop()
         run.close()
+
+
+def _next_command(preset, run, tools):
+    if preset == "demo":
+        return "run paper --data FOLDER"
+    answer = run.path("submission.csv")
+    return f"upload {answer} -m TEXT" if "upload" in tools and answer.is_file() else f"export {run.folder} --out FOLDER"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from common.config import digest, file_hash, to_dict
 from common.errors import InputError
 from common.images import prepare_images
 from common.infer.predict import write_masks
+from common.metrics.statistics import format_interval
 from common.paths import atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
 from common.report.frame import write_report
 from common.step import Step, cached_hash, require, run_step
@@ -318,23 +319,23 @@ def tune(job):
 
 
 def read_rule(job):
-    """Return the content of tuned.json. Raises InputError if `tune` is not current or the file is damaged."""
-    require(job, job.steps["tune"])
-    path = job.run.path("tuned.json")
-    rule = read_json(path)
-    if not isinstance(rule, dict):
-        raise InputError(f"{path}: not what `tune` writes; delete it and run again")
-    return rule
+    """Return the content of tuned.json, see `_read_tuned`."""
+    return _read_tuned(job, "tuned.json")
 
 
 def read_score(job):
-    """Return the content of score.json. Raises InputError if `tune` is not current or the file is damaged."""
+    """Return the content of score.json, see `_read_tuned`."""
+    return _read_tuned(job, "score.json", job.recipe.metric)
+
+
+def _read_tuned(job, name, *metrics):
+    """Return a file of `tune`. Raises InputError if `tune` is not current or the file lacks one of `metrics`."""
     require(job, job.steps["tune"])
-    path = job.run.path("score.json")
-    figures = read_json(path)
-    if not isinstance(figures, dict) or not isinstance(figures.get(job.recipe.metric), dict):
+    path = job.run.path(name)
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(found.get(metric), dict) for metric in metrics):
         raise InputError(f"{path}: not what `tune` writes; delete it and run again")
-    return figures
+    return found
 
 
 def score(job):
@@ -381,5 +382,12 @@ def copy_submission(job, path):
 
 
 def report(job):
-    """Write report.html from the results that the run has so far."""
+    """Write report.html from the results that the run has so far, and log the score and the files to look at."""
     write_report(job, job.recipe.report)
+    try:
+        log.info(f"score: {job.recipe.metric} {format_interval(read_score(job)[job.recipe.metric])} out of fold")
+    except InputError as error:
+        log.info(f"no score: {error}")
+    if job.is_current("submit") and job.run.path("submission.csv").is_file():
+        log.info(f"submission: {job.run.path('submission.csv')}")
+    log.info(f"page: {job.run.path('report.html')}")

@@ -224,4 +224,6 @@ def format_interval(values, digits=4):
     """Return the dict of `as_interval` as text, such as "0.8347 [0.8280, 0.8412]"; "not defined" without a value."""
     if values["estimate"] is None:
         return "not defined"
+    if values["low"] is None:
+        return f"{values['estimate']:.{digits}f} (no interval)"
     return "{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".format(**values, digits=digits)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def test_run_does_every_verb_in_order(command, tmp_path):
     assert context.device == torch.device("cpu") and context.run.folder.name == "r" and context.workers == 0
     assert (tmp_path / "r" / "log.txt").is_file()
     assert command("extra big").names == ["extra"]
+    log_text = (tmp_path / "r" / "log.txt").read_text()
+    assert re.search(r"done in 0:00:\d\d; next: cxr toy export r --out FOLDER$", log_text, re.M)
     assert command("train big").contexts[0].run.folder.parts == ("runs", "toy-big")
 
 

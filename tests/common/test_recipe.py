@@ -1,6 +1,7 @@
 """The verbs of every solution on a hand-made recipe: what they write, join, pool, and when they do it again."""
 
 import json
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -75,6 +76,33 @@ def test_another_decision_is_tuned_and_other_views_are_predicted(verbs, tmp_path
         verbs("tune", config=Config(tta=("flip",)))
     verbs(config=Config(tta=("flip",)))
     assert predicted.stat().st_mtime_ns != before[0]
+
+
+def test_the_report_names_the_score_and_the_files_to_look_at(verbs, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+    run = tmp_path / "run"
+
+    def said():
+        caplog.clear()
+        with caplog.at_level("INFO", "common.recipe"):
+            verbs("report")
+        return [record.getMessage() for record in caplog.records if record.name == "common.recipe"]
+
+    verbs()
+    score = f"score: accuracy {read_json(run / 'score.json')['accuracy']['estimate']:.4f} [0.0000, 1.0000] out of fold"
+    assert said() == [score, f"submission: {run / 'submission.csv'}", f"page: {run / 'report.html'}"]
+    (run / "oof.parquet").unlink()
+    reason = (
+        f"{run}: `predict` left oof.parquet, which is missing or damaged; run the verb `predict` (or `run` for all)"
+    )
+    assert said() == [f"no score: {reason}", f"page: {run / 'report.html'}"]
+
+
+def test_copies_of_submissions_name_the_solution_once(verbs, tmp_path):
+    job = verbs()
+    for folder, start in (("siim", "toy-siim-"), ("toy-demo", "toy-demo-")):
+        job.run.folder = tmp_path / folder
+        assert engine.copy_submission(job, tmp_path / "run" / "submission.csv").name.startswith(start)
 
 
 def test_a_refused_training_names_the_changed_settings(verbs, tmp_path):
