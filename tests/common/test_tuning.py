@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from common.errors import InputError
-from common.post.regions import resize_mask_probs
+from common.post.regions import quantise, resize_mask_probs
 from common.post.rle import runs_of
 from common.tuning import Rule, grid, release_pages, rule_dice, summarise, tune_nested
 
@@ -215,3 +215,22 @@ def test_the_triplet_at_its_boundaries():
     assert Rule(0.3, top=0.75, min_pixels=2).apply(probs, size=(1, 5)).tolist() == [[1, 1, 1, 0, 0]]
     assert Rule(0.3, top=0.75, min_pixels=3).apply(probs, size=(1, 5)).sum() == 0
     assert Rule(0.3, top=0.76, min_pixels=2).apply(probs, size=(1, 5)).sum() == 0
+
+
+def test_at_the_networks_size_an_oblong_image_grows_by_its_own_factors():
+    probs = np.zeros((2, 3), np.uint8)
+    probs[0, 0] = 200
+    rule = Rule(0.5, at_network=True)
+    mask = rule.apply(probs, size=(4, 9))
+    assert mask.shape == (4, 9) and mask[:2, :3].all() and mask.sum() == 6
+    truth = [runs_of(mask)]
+    found = summarise(probs[None], truth, [0.5], size=(4, 9), at_network=True)
+    assert found.scale == 6 and found.regions[quantise(0.5)].tolist() == [[1], [6]] and found.truth.tolist() == [6]
+
+
+def test_limits_of_a_rule():
+    assert Rule(0.5).apply(np.zeros((4, 4), np.uint8)).shape == (1024, 1024)
+    assert Rule(1.0, gate=1.0, top=1.0).gate == 1.0
+    for wrong in ({"min_area": -1}, {"min_pixels": -1}, {"gate": 1.01}, {"top": -0.01}):
+        with pytest.raises(InputError):
+            Rule(0.5, **wrong)
