@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.tables import label_table
 from common.errors import InputError
+from common.post.batches import group_rows
 from common.post.boxes import BOX
 from common.post.fusion import fuse_raters, fuse_table
 from common.post.suppression import first_boxes
@@ -193,3 +194,14 @@ def test_real_raters():
             theirs = peer.weighted_boxes_fusion(*lists, iou_thr=0.4)[0] * 4096
             ours = fused[(fused["image_id"] == image_id) & (fused["class_id"] == class_id)][BOX].to_numpy()
             assert sorted(map(tuple, ours)) == sorted(map(tuple, theirs))
+
+
+def test_boxes_without_area_are_left_out_of_their_groups_and_the_rest_stays():
+    boxes = np.array([[0, 0, 1, 1], [0.5, 0.5, 0.5, 1], [0, 0, 0.5, 0.5], [0.2, 0.2, 0.4, 0.4]])
+    scores, labels, models = np.array([0.9, 0.8, 0.7, 0.6]), np.array([2, 1, 1, 2]), np.zeros(4, np.int64)
+    weights = np.array([0.5])
+    for by_label, order in ((True, [2, 0, 3]), (False, [0, 3, 2])):
+        found = group_rows(boxes, scores, labels, models, np.array([0, 4]), weights, by_label)
+        rows, weighted, groups, firsts = (part.tolist() for part in found)
+        assert rows == order and weighted == [scores[row] / 2 for row in order]
+        assert groups == ([0, 1, 3] if by_label else [0, 2, 3]) and firsts == [0, 2]
