@@ -64,7 +64,7 @@ def run_tool(name, load, argv):
 def _report_errors(work, hint):
     """Call `work()`, print its error, if any, in one line, and return the exit status."""
     start_log()
-    before = _on_signals({signal.SIGTERM: signal.default_int_handler})
+    before = _on_signals({signal.SIGTERM: signal.default_int_handler, signal.SIGINT: signal.getsignal(signal.SIGINT)})
     try:
         left_out = work()
         if left_out:
@@ -78,6 +78,8 @@ def _report_errors(work, hint):
     except KeyboardInterrupt:
         print(f"interrupted{hint}", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:
+        raise  # nobody reads the output; the caller decides
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USER_ERRORS:
             return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
@@ -162,7 +164,6 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
 
     begun, device = time.monotonic(), distributed.start(options.device)
     run = Run(options.out or Path("runs") / f"{solution}-{preset}")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         start_log(run.path("log.txt") if processes.is_main() else None)
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))
@@ -180,7 +181,6 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
             log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}")
         return job.left_out
     finally:
-        _on_signals(handlers)
         distributed.stop()
         run.close()
 

@@ -136,10 +136,11 @@ class Solution:
     def verbs(self):
         """Return the functions of all verbs by name; each takes a Job."""
 
-        def bound(function):
+        def bound(*functions):
             def verb(job):
                 job.recipe = self
-                return function(job)
+                for function in functions:
+                    function(job)
 
             return verb
 
@@ -150,21 +151,10 @@ class Solution:
 
             return verb
 
-        verbs = {"prepare": prepare, "train": train, "predict": step("predict"), "tune": step("tune"), "score": score}
-        verbs |= {"submit": step("submit"), "report": report}
-        verbs |= {name: with_report(step(name)) for name in ("find_lr", *(one.name for one in self.further_steps))}
-        verbs |= {name: with_report(function) for name, function in self.further_verbs.items()}
-        return {name: bound(function) for name, function in verbs.items()}
-
-
-def with_report(verb):
-    """Return the verb followed by a new report."""
-
-    def both(job):
-        verb(job)
-        report(job)
-
-    return both
+        verbs = {function.__name__: bound(function) for function in (prepare, train, score, report)}
+        verbs |= {name: bound(step(name)) for name in ("predict", "tune", "submit")}
+        verbs |= {name: bound(step(name), report) for name in ("find_lr", *(one.name for one in self.further_steps))}
+        return verbs | {name: bound(function, report) for name, function in self.further_verbs.items()}
 
 
 # ---- training and prediction ---------------------------------------------------------------------------------------

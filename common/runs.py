@@ -6,7 +6,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import select
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.budget import Stopped
 from common.config import digest, file_hash, to_dict
 from common.errors import InputError
 from common.paths import lock, read_json, remove_leftovers, write_json
@@ -152,23 +150,8 @@ class _Console(logging.Handler):
 
     def emit(self, record):
         if record.levelno < logging.ERROR:
-            try:
-                tqdm.write(self.format(record), file=sys.stdout)
-                sys.stdout.flush()
-            except BrokenPipeError:
-                if drop_closed_output():
-                    raise Stopped("the pipe that standard output goes to was closed") from None
-                raise
-
-
-def drop_closed_output():
-    """Discard further standard output if it goes to a pipe that was closed, and return whether it does."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)  # no events: poll then reports only errors and hang-ups
-    closed = bool(output.poll(0))
-    if closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return closed
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def start_log(file=None):

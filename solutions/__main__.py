@@ -1,6 +1,7 @@
 """The command `cxr` (or `python -m solutions`): the verbs and tools of each solution, and commands for all of them."""
 
 import os
+import select
 import sys
 
 # before the imports that read them
@@ -12,7 +13,6 @@ import importlib
 
 from common import cli, kaggle
 from common.errors import STOPPED, InputError
-from common.runs import drop_closed_output
 
 NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", "covid19")
 USAGE = f"""\
@@ -33,8 +33,11 @@ def main(argv=None):
         finally:
             sys.stdout.flush()  # not only at exit, where Python would report the closed pipe
     except BrokenPipeError:
-        if not drop_closed_output():
-            raise
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)  # no events: poll then reports only errors and hang-ups
+        if not output.poll(0):
+            raise  # another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED
 
 
