@@ -86,7 +86,8 @@ def test_the_report_names_the_score_and_the_files_to_look_at(verbs, tmp_path, ca
         caplog.clear()
         with caplog.at_level("INFO", "common.recipe"):
             verbs("report")
-        return [record.getMessage() for record in caplog.records if record.name == "common.recipe"]
+        lines = [record.getMessage() for record in caplog.records if record.name == "common.recipe"]
+        return list(dict.fromkeys(lines))  # caplog may be attached to this logger and to the root
 
     verbs()
     score = f"score: accuracy {read_json(run / 'score.json')['accuracy']['estimate']:.4f} [0.0000, 1.0000] out of fold"

@@ -220,12 +220,19 @@ def test_real_lungs():
     files = dict(list(find_images(folder).items())[:3])
     segmenter, made = load_segmenter(device="cpu"), {}
     for image_id, result, problem in segmenter.each(
-        files, lambda name, image, probs: mask_and_crop(segmenter, image, probs, 64, 64), 1
+        files,
+        lambda name, image, probs: (
+            mask_and_crop(segmenter, image, probs, 64, 64),
+            segmenter.parts(probs, image.shape),
+        ),
+        1,
     ):
         assert not problem
         made[image_id] = result
     for image_id, image, mask, _ in segmenter.read(files, 1):
-        (small, crop), about = made[image_id]
+        ((small, crop), about), parts = made[image_id]
+        region = np.maximum.reduce(list(parts.values()))
+        assert 0.03 < parts["heart"].mean() < 0.2
         assert about[:4] == list(lung_region(mask).box) and about[4] == "two" and 0.15 < about[5] < 0.6
-        assert abs(small.mean() / 255 - mask.mean()) < 0.01 and crop.shape == (64, 64)
+        assert abs(small.mean() / 255 - region.mean()) < 0.01 and crop.shape == (64, 64)
         assert about[5] == pytest.approx(mask.mean()) and image.shape == mask.shape
