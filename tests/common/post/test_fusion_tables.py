@@ -44,6 +44,8 @@ def test_no_finding_is_averaged_never_fused():
     ones = table(["a", 14, 1, 0, 0, 1, 1])
     assert fuse_table([ones] * 3, SIZES, [0.1, 0.2, 0.7])["score"].tolist() == [1.0]
     assert len(fuse_table([ones] * 2, SIZES, no_finding=None)) == 1  # then it is a class like any other
+    zero = table(["a", 0, 0.5, 0, 0, 1, 1], ["a", 3, 0.5, 0, 0, 100, 100])
+    assert fuse_table([zero], SIZES, no_finding=0)["class_id"].tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("class_id", [-3, 0, 2**24 - 1])

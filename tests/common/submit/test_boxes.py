@@ -121,6 +121,7 @@ SIZE = np.array([[100.0, 50.0]])
         ("3 1 9 9 101 51", [(3, 1, 9, 9, 100, 50)], "1 boxes cut at the edge"),
         ("3 1 -0.5 0 -0.1 9 4 1 0 0 2 2", [(4, 1, 0, 0, 2, 2)], "1 boxes without area left out"),
         ("3 1 5 5 5 9", [], "1 boxes without area left out"),
+        ("3 1 2 5 9 5", [], "1 boxes without area left out"),
         ("14 0.2 0 0 1 1 14 0.7 0 0 1 1 14 0.7 0 0 1 1", [(14, 0.7, 0, 0, 1, 1)], "2 further entries of class 14"),
     ],
 )
