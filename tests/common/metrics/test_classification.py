@@ -135,3 +135,10 @@ def test_best_threshold_separates_neighbouring_floats():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_mean_of_defined_leaves_out_nan_along_the_last_axis():
+    assert cl.mean_of_defined(np.array([1.0, np.nan, 3.0])) == 2
+    assert cl.mean_of_defined(np.array([[[1.0, np.nan], [np.nan, np.nan]]])).tolist() == [
+        [1.0, pytest.approx(np.nan, nan_ok=True)]
+    ]

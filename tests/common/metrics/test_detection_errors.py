@@ -38,6 +38,7 @@ def test_every_kind_of_error_by_hand():
     names = ["correct", "duplicate", "localisation", "classification", "both", "background", "background", "correct"]
     assert breakdown.detections["error"].tolist() == names
     assert breakdown.detections["truth_row"].tolist() == [0, 0, 1, 2, -1, -1, -1, 4]
+    assert breakdown.detections["score"].tolist() == FOUND["score"].tolist()
     assert breakdown.truth["error"].tolist() == ["correct", "localisation", "classification", "missed", "correct"]
     assert breakdown.summary["count"].to_dict() == dict(zip(ERRORS, [1, 1, 1, 2, 1, 1], strict=True))
     assert (breakdown.summary.index.name, breakdown.gains.index.name) == ("error", "class_id")
@@ -74,6 +75,12 @@ def test_an_error_that_points_to_a_box_already_found_is_gone_once_mended():
     assert breakdown.summary.loc["localisation", "ap_gained"] == 0.5  # from 1/2 to 1
 
 
+def test_the_least_overlap_is_not_background():
+    found = pd.DataFrame([("b", 1, 0.9, 0, 0, 100, 10), ("b", 1, 0.8, 0, 0, 100, 9)], columns=FOUND.columns)
+    breakdown = error_breakdown(found, TRUTH)  # IoU 0.1 and 0.09 with a box of another class
+    assert breakdown.detections["error"].tolist() == ["both", "background"]
+
+
 def test_no_finding_is_missed_or_background():
     truth = pd.DataFrame([("a", 14, 0, 0, 1, 1), ("b", 3, *SQUARE)], columns=TRUTH.columns)
     found = pd.DataFrame([("b", 14, 0.9, 0, 0, 1, 1)], columns=FOUND.columns)
@@ -86,6 +93,7 @@ def test_no_finding_is_missed_or_background():
 def test_rows_left_out_and_classes_that_do_not_count():
     breakdown = error_breakdown(FOUND, TRUTH, rule=Rule(max_per_class=1, counted=(1,)))
     assert breakdown.detections["error"].isna().tolist() == [False, True, *[False] * 6]
+    assert breakdown.detections["truth_row"].tolist()[1] == -1
     assert breakdown.summary["count"].to_dict() == dict(zip(ERRORS, [0, 0, 0, 1, 1, 0], strict=True))
     assert breakdown.gains.index.tolist() == [1]
 

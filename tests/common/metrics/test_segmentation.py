@@ -61,3 +61,7 @@ def test_reducing_keeps_leading_axes():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_f_beta_is_dice_unless_beta_is_given():
+    assert f_beta(COUNTS).tolist() == dice(COUNTS).tolist() != f_beta(COUNTS, 2.0).tolist()
