@@ -207,3 +207,11 @@ def test_boxes_without_area_are_left_out_of_their_groups_and_the_rest_stays():
         rows, weighted, groups, firsts = (part.tolist() for part in found)
         assert rows == order and weighted == [scores[row] / 2 for row in order]
         assert groups == ([0, 1, 3] if by_label else [0, 2, 3]) and firsts == [0, 2]
+
+
+def test_raters_without_a_finding_get_class_0_where_it_means_no_finding():
+    raters = pd.DataFrame(
+        [("a", 0, "r1", 0.0, 0.0, 1.0, 1.0), ("a", 0, "r2", 0.0, 0.0, 1.0, 1.0)],
+        columns=["image_id", "class_id", "rad_id", *BOX],
+    )
+    assert fuse_raters(raters, no_finding=0)["class_id"].tolist() == [0]

@@ -222,3 +222,15 @@ def test_real_masks_round_trip_exactly():
     for text in strings[::60]:
         for order in "FC":
             assert rle.encode(rle.decode(text, order=order)) == text
+
+
+def test_masks_are_of_1024_pixels_unless_a_shape_is_given():
+    last = 1024 * 1024 - 1
+    mask = rle.decode(f"{last} 1")
+    assert mask.shape == (1024, 1024) and mask[-1, -1] == 1 and mask.sum() == 1
+    assert rle.parse(f"{last} 1").tolist() == [[last, last + 1]] and rle.paint(rle.parse(f"{last} 1")).shape == (
+        1024,
+        1024,
+    )
+    with pytest.raises(InputError, match=r"\(number 2 of the run-length string\)"):
+        rle.parse(f"{last} 2")
