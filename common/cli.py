@@ -242,7 +242,7 @@ def _parse(command, program, argv, **options):
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise InputError(_reason(printed.getvalue()).removeprefix("Error parsing Command: ")) from None
+        raise InputError(re.sub(r"^Error parsing (Command: )?", "", _reason(printed.getvalue()))) from None
 
 
 def _reason(box):

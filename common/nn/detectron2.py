@@ -50,6 +50,8 @@ def read_detector(path):
             with open(path, "rb") as file:
                 content = _ArraysOnly(file, encoding="latin1").load()["model"]
             state = {name: torch.as_tensor(value) for name, value in content.items()}
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
         except Exception as error:  # pickle raises many kinds for damaged files
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"{path}: not a file of Detectron2's model zoo ({reason})") from None

@@ -264,7 +264,7 @@ def _write_report(out, summary, gate, problems, about, seconds):
         left_out = pd.DataFrame(problems, columns=["image", "problem"])
         sections.append(page.section("Left out", page.table(left_out)))
     if rejected:
-        text = "Too little lung: the network failed, or the image is not a frontal chest radiograph."
+        text = "Too little lung: a small chest in a large image, no frontal radiograph, or a failure of the network."
         drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.", names=NAMES)
         sections.append(page.section("Under the area gate", text, drawn))
     areas = {"masks": 100 * np.array(summary.areas)}

@@ -107,8 +107,8 @@ def test_help(command, capsys):
     ("words", "said"),
     [
         ("--net.epoch 3", "Unrecognized options: --net.epoch, 3 (did you mean --net.epochs?)"),
-        ("--net.epochs x", "Error parsing --net.epochs: invalid literal for int() with base 10: 'x'"),
-        ("--net.epochs 0", "Error parsing net: epochs must be above 0"),
+        ("--net.epochs x", "--net.epochs: invalid literal for int() with base 10: 'x'"),
+        ("--net.epochs 0", "net: epochs must be above 0"),
         ("--kind c", "invalid choice 'c' for argument '--kind'. Expected one of ('a', 'b')."),
         ("--out", "Missing value for argument '--out'. Expected 1 values."),
         ("--workers -1", "--workers must not be negative: -1"),
@@ -168,7 +168,7 @@ def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):
     [
         ("measure a", "Missing from cxr toy measure: --out PATH"),
         ("measure a --out", "Missing value for argument '--out'. Expected 1 values."),
-        ("measure a --out c --side x", "Error parsing --side: invalid literal for int() with base 10: 'x'"),
+        ("measure a --out c --side x", "--side: invalid literal for int() with base 10: 'x'"),
         ("measure a --out c --sid 4", "Unrecognized options: --sid, 4"),
         ("measured a", "'measured' is not a verb of toy: run,"),
     ],

@@ -334,7 +334,9 @@ def test_workers_do_not_repeat_each_others_numbers(store):
 def test_spawned_workers_map_the_store_themselves(store):
     dataset = SampleDataset(store, Thresholds(store), augment.light(), size=24)
     sampler = EpochSampler(23, 8, 0)
-    same(collect(make_loader(dataset, sampler, 1, start_method="spawn")), collect(make_loader(dataset, sampler)))
+    spawned = collect(make_loader(dataset, sampler, 1, start_method="spawn"))
+    assert spawned
+    same(spawned, collect(make_loader(dataset, sampler)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -133,3 +133,8 @@ def test_what_is_refused_in_one_line(zoo, tmp_path, capsys):
             read_detector(path)
         assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(InputError, match=r"none\.pkl: no such file$"):
+        read_detector(tmp_path / "none.pkl")
