@@ -43,7 +43,7 @@ from common.runs import Run
 from common.step import run_step
 from common.submit.validate import validate_probabilities
 from solutions.chestxray14 import tools
-from solutions.chestxray14.config import DENSENET121, LABELS, Config, LungsConfig, NetworkConfig
+from solutions.chestxray14.config import LABELS, PRESETS, Config, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
@@ -54,8 +54,8 @@ SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB
 IMAGES, BLOCK, FILMS = 112_120, 4096, 32  # images, images per write, different phantoms
 CLASSES = list(LABELS)
 CONFIG = replace(
-    DENSENET121,
-    whole=replace(DENSENET121.whole, resize=SIDE, size=SIDE, augmentation="flip"),
+    PRESETS["densenet121"],
+    whole=replace(PRESETS["densenet121"].whole, resize=SIDE, size=SIDE, augmentation="flip"),
     store_size=SIDE,
     n_folds=FOLDS,
     folds=tuple(range(FOLDS)),

@@ -23,10 +23,13 @@ class Region(NamedTuple):
 def place(cam, box, shape):
     """Return a map stretched bilinearly over a box of an image of `shape` (H, W), float32 (H, W).
 
-    Outside the box the result is the map's minimum, since all its values could be negative. The box is rounded to whole
-    pixels. Raises InputError for a map that is not finite (h, w), and for an empty box or one that exceeds the image.
+    Outside the box it is the map's minimum, since all values could be negative. The box is rounded to whole pixels.
+    Raises InputError for a map that is not finite numbers (h, w), and for an empty box or one beyond the image.
     """
-    cam = _check_map(cam)
+    cam = np.asarray(cam)
+    if cam.ndim != 2 or cam.size == 0 or cam.dtype.kind not in "fiu" or not np.isfinite(cam).all():
+        raise InputError(f"a class activation map must be finite numbers (h, w), not {cam.dtype} {cam.shape}")
+    cam = np.ascontiguousarray(cam, np.float32)
     x_min, y_min, x_max, y_max = np.round(np.asarray(box, float)).astype(int).tolist()
     height, width = shape
     if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
@@ -38,32 +41,25 @@ def place(cam, box, shape):
 
 def normalise(cam):
     """Return a map scaled from its minimum and maximum to [0, 1], float32; zeros if all values are equal."""
-    cam = _check_map(cam)
     low, high = float(cam.min()), float(cam.max())
-    return (cam - low) / np.float32(high - low) if high > low else np.zeros_like(cam)
+    return np.float32(cam - low) / np.float32(high - low) if high > low else np.zeros_like(cam, np.float32)
 
 
 def fuse(maps):
     """Return the normalised sum of maps of one image, float32 (H, W) in [0, 1].
 
-    Maps of branches that share a final layer add up like their contributions to its logit. Normalise maps of networks
-    with separate final layers first, since their scales differ. Source: Liu et al., SDFN, equations 5 and 6. Raises
-    InputError for no maps, or maps of several shapes.
+    Maps of branches that share a final layer add up like their contributions to its logit; normalise those of networks
+    with separate final layers first. Source: Liu et al., SDFN, equations 5 and 6.
     """
-    maps = [_check_map(cam) for cam in maps]
-    if len({cam.shape for cam in maps}) != 1:
-        raise InputError(f"maps to fuse must have one shape, not {sorted({cam.shape for cam in maps})}")
     return normalise(np.sum(maps, axis=0))
 
 
 def largest_region(cam, threshold):
-    """Return the largest 8-connected Region where a normalised map is at least `threshold`, or None.
+    """Return the largest 8-connected Region where a normalised map is at least `threshold`, in (0, 1], or None.
 
-    Of equally large regions the uppermost is returned. Raises InputError for a threshold outside (0, 1].
+    Of equally large regions the uppermost is returned.
     """
-    if not 0 < threshold <= 1:
-        raise InputError(f"a threshold of a map must lie above 0 and be at most 1, not {threshold}")
-    above = (_check_map(cam) >= np.float32(threshold)).view(np.uint8)
+    above = np.uint8(cam >= np.float32(threshold))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     if len(stats) < 2:  # the background alone
         return None
@@ -87,7 +83,6 @@ def peak(cam):
 
     Positions are those of pixel centres: the first pixel lies at 0.5.
     """
-    cam = _check_map(cam)
     if cam.max() == cam.min():
         return None
     rows, columns = np.nonzero(cam == cam.max())
@@ -99,10 +94,9 @@ def guided_box(cam, box):
 
     It uses the truth and is not a prediction. The code of CXR-IRNet's authors measures such boxes, but swaps rows and
     columns, and takes the centres of blobs of a map dilated five times for its peaks. Here a local maximum is a pixel
-    that no pixel within 1/32 of the image's side exceeds. Boxes that cross the left or upper edge are moved inside.
-    Returns float64 (4,), None if the map is flat.
+    that no pixel within 1/32 of the side exceeds. Boxes across the left or upper edge are moved inside; None if flat.
     """
-    cam, box = _check_map(cam), np.asarray(box, float)
+    box = np.asarray(box, float)
     reach = max(cam.shape) // 32
     highest = cv2.dilate(cam, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     rows, columns = np.nonzero((cam == highest) & (cam > cam.min()))
@@ -112,10 +106,3 @@ def guided_box(cam, box):
     corners = np.maximum(np.stack([columns, rows], axis=1) + 0.5 - size / 2, 0)
     boxes = np.concatenate([corners, corners + size], axis=1)
     return boxes[iou_matrix(boxes, box)[:, 0].argmax()]
-
-
-def _check_map(cam):
-    cam = np.asarray(cam)
-    if cam.ndim != 2 or cam.size == 0 or cam.dtype.kind not in "fiu" or not np.isfinite(cam).all():
-        raise InputError(f"a class activation map must be finite numbers (h, w), not {cam.dtype} {cam.shape}")
-    return np.ascontiguousarray(cam, np.float32)

@@ -16,10 +16,10 @@ from common.paths import atomic_path
 def predict_masks(models, dataset, out_path, channels=1, **how):
     """Write mask probabilities to the `.npy` file `out_path` and return it memory-mapped, uint8 (n, h, w).
 
-    models, dataset, how: as in `predict_probs`; the dataset has the `size` (h, w) of its images. The models' logits are
-    (B, channels, h, w); with more than one channel the file is (n, channels, h, w). An activation that returns a pair
-    of mask probabilities and presence (B, 1) makes the result (memory map, presence float32 (n,)). The mean of the
-    probabilities, p, is stored as p × 255, halves rounded up. The file appears when it is complete.
+    models, dataset, how: as in `predict_probs`; the dataset has the `size` (h, w) of its images. Logits are
+    (B, channels, h, w); with several channels the file is (n, channels, h, w). An activation that returns masks and
+    presence (B, 1) makes the result (memory map, presence float32 (n,)). The mean of the probabilities is stored as
+    p × 255, halves rounded up.
     """
     shape, present = dataset.size if channels == 1 else (channels, *dataset.size), []
 
@@ -37,10 +37,7 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
 
 
 def write_masks(out_path, shape, blocks):
-    """Write consecutive `blocks` of uint8 images atomically as one `.npy` file of `shape` (n, …).
-
-    Returns it memory-mapped. Raises InputError for a path that does not end in .npy.
-    """
+    """Write consecutive `blocks` of uint8 images as the `.npy` file of `shape` (n, …); return a memory map."""
     if Path(out_path).suffix != ".npy":
         raise InputError(f"{out_path}: mask probabilities go to a .npy file")
     # as a plain file: the pages of a memory map written to would count as this process's memory
@@ -54,11 +51,10 @@ def write_masks(out_path, shape, blocks):
 def predict_probs(models, dataset, **how):
     """Return probabilities float32 (n, …) of a Dataset of (image uint8 (channels, h, w), store row).
 
-    models: networks or other callables from images (B, channels, h, w) uint8 to logits; all are held on the device at
-    once, moved there, channels last and in eval mode. how: batch_size; device; views of test-time augmentation;
-    amp as in `common.nn.precision.precision`; activation from a model's output to probabilities of any shape (B, …)
-    but that of maps, (B, C, h, w), which views would move; workers; progress, False or a title. Averaged over models
-    and views. Raises InputError without rows or models, and naming the row for NaN or infinity.
+    models: networks or other callables from images (B, channels, h, w) uint8 to logits, all held on the device. how:
+    as in `_predict_batches`; views of test-time augmentation, an activation from a model's output to probabilities of
+    any shape (B, …) but that of maps, which views would move, progress a title or False. Raises InputError without rows
+    or models, and naming the row for NaN or infinity.
     """
     if not len(dataset):
         raise InputError("no rows to predict")

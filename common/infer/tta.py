@@ -33,11 +33,6 @@ def views(names, sides=False):
     return [IDENTITY, *(view for name in names for view in named[name])]
 
 
-def both(first, second):
-    """Return the view of `first` and then `second`: both(FLIP, scale(1.25))."""
-    return lambda images: second[0](first[0](images)), lambda maps, size: first[1](second[1](maps, size), size)
-
-
 def sigmoid(output):
     """Return float32 probabilities of logits; of a pair (mask logits, presence logit), those of the mask."""
     return (output[0] if isinstance(output, tuple) else output).float().sigmoid()
@@ -56,8 +51,8 @@ def sigmoid_and_presence(output):
 def predict_tta(model, images, views=(IDENTITY,), activation=sigmoid):
     """Return the mean of the probabilities over `views`, float32.
 
-    images: (B, 1, H, W). activation: maps the model's output to probabilities of masks (B, C, h, w), which are mapped
-    back to H and W, or of classes (B, C), which views do not move; or to a tuple of these, each averaged.
+    images: (B, 1, H, W). activation: maps the model's output to probabilities of masks (B, C, h, w), classes (B, C),
+    which views do not move, or a tuple of these.
     """
     totals, several = None, False
     for forward, inverse in views:

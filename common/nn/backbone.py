@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.nn.weights import load_pretrained
 
 
 class ExactLinear(nn.Linear):
@@ -45,24 +44,17 @@ def build_backbone(name, size):
 def feature_map(net, images):
     """Return the last feature map (B, K, h, w) of a timm network built with num_classes=0 and global_pool="".
 
-    Channels-last maps are transposed; the patch tokens of square images are laid out as a map, prefix tokens (class,
-    registers) dropped. Raises InputError if the network has no such map.
+    Raises InputError if the network has none.
     """
+    out = net(images)
+    out = net(images)
     out = net(images)
     if out.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
         out = out.permute(0, 3, 1, 2)
-    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # a vision transformer of timm
+    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # a vision transformer: tokens of classes, then patches
         out = out[:, net.num_prefix_tokens :].transpose(1, 2)
         side = math.isqrt(out.shape[2])
         out = out.unflatten(2, (side, side)) if side * side == out.shape[2] else out
     if out.ndim != 4 or (images.shape[2] == images.shape[3] and out.shape[2] != out.shape[3]):
         raise InputError(f"its output {tuple(out.shape)} is not a feature map")
     return out
-
-
-def load_backbone(model, name, weights):
-    """Load `weights` into a model whose attribute `net` is timm's network `name`; sets `model.loaded`.
-
-    weights: imagenet, none, or a file that holds at least the whole backbone. Raises InputError if they do not fit.
-    """
-    load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.")])

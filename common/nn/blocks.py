@@ -8,12 +8,10 @@ from torch import nn
 class MultiScaleAttention(nn.Module):
     """Weight each pixel of an image by an attention map from several scales: (B, C, H, W) → the same shape.
 
-    The image and its convolution with each of `kernels` are reduced to their maximum and mean over channels; a
-    convolution with kernel `last` and a sigmoid turn these into one map, which multiplies the image. Source: Fang et
-    al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). The paper leaves open the convolutions' channels (here the image's),
-    their padding (zeros, which keeps the size), `last` (3, as in the authors' code) and the initialisation: here the
-    last convolution starts with weights 0 and bias 2, so that every pixel has the weight 0.88 and the images stay close
-    to those that the backbone was pretrained on.
+    Source: Fang et al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). The paper leaves open the convolutions' channels (here
+    the image's), their padding (zeros, which keeps the size), `last` (3, as in the authors' code) and the
+    initialisation: the last convolution starts with weights 0 and bias 2, so that every pixel has the weight 0.88 and
+    the images stay close to those that the backbone was pretrained on.
     """
 
     def __init__(self, channels=3, kernels=(5, 9), last=3):
@@ -24,7 +22,7 @@ class MultiScaleAttention(nn.Module):
         nn.init.constant_(self.join.bias, 2.0)
 
     def weights(self, images):
-        """Return the attention map (B, 1, H, W), in 0 to 1."""
+        """Return the attention map (B, 1, H, W), in 0 to 1, from each scale's maximum and mean over channels."""
         scales = [images, *(scale(images) for scale in self.scales)]
         maps = [reduced for x in scales for reduced in (x.amax(1, keepdim=True), x.mean(1, keepdim=True))]
         return torch.sigmoid(self.join(torch.cat(maps, 1)))

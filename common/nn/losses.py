@@ -4,6 +4,7 @@ logits: (B, C, H, W) or (B, C). target: the same shape, or without the channel i
 Every function returns a scalar and raises ValueError for shapes that do not match.
 """
 
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 
@@ -29,46 +30,36 @@ def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):
     return (loss * (1 + (pos_weight - 1) * target)).mean()
 
 
-def dice(logits, target, smooth=1.0, squared=False, per_image=True):
+def dice(logits, target, smooth=1.0, squared=False):
     """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth) over images and channels.
 
-    per_image=False: over channels, each computed on the whole batch. squared: sizes are sums of squares (Milletari et
-    al. 2016). smooth > 0 makes the loss of an empty mask finite, and 0 if nothing is predicted.
+    squared: sizes are sums of squares (Milletari et al. 2016). smooth > 0 makes the loss of an empty mask finite, and 0
+    if nothing is predicted.
     """
-    probs, target = _flat_probs(logits, target, per_image)
+    probs, target = _flat_probs(logits, target)
     size = (probs.square() + target.square() if squared else probs + target).sum(1)
     return (1 - (2 * (probs * target).sum(1) + smooth) / (size + smooth)).mean()
 
 
-def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0, per_image=True):
+def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0):
     """Return the mean of (1 − tp / (tp + alpha·fp + beta·fn))^gamma, smoothed (Salehi et al. 2017).
 
-    With alpha = beta = ½ it is Dice with twice the smoothing; beta above alpha penalises missed pixels more; gamma
-    other than 1 is the focal form. per_image: as in `dice`.
+    beta above alpha penalises missed pixels more; gamma other than 1 is the focal form.
     """
-    probs, target = _flat_probs(logits, target, per_image)
+    probs, target = _flat_probs(logits, target)
     tp = (probs * target).sum(1)
     wrong = alpha * (probs.sum(1) - tp) + beta * (target.sum(1) - tp)
     loss = (wrong / (tp + wrong + smooth)).clamp_min(1e-6 if gamma != 1 else 0)
     return (loss**gamma).mean()
 
 
-def lovasz_hinge(logits, target, per_image=True):
-    """Return the mean convex surrogate of 1 − IoU at the threshold logit 0 (Berman et al. 2018).
+def lovasz_hinge(logits, target):
+    """Return the mean over images and channels of the convex surrogate of 1 − IoU at logit 0 (Berman et al. 2018).
 
-    Targets must be 0 or 1. per_image: as in `dice`. A sort makes it the slowest loss here.
+    Targets must be 0 or 1. A sort makes it the slowest loss here.
     """
-    logits, target = _flatten(*_match_shapes(logits, target), per_image)
-    errors, order = (1 - logits * (2 * target - 1)).sort(dim=1, descending=True)
-    positive = target.gather(1, order) > 0.5
-    # along the sorted errors each pixel becomes a mistake: a positive shrinks the intersection by one, a negative grows
-    # the union by one; a difference of ratios would lose precision that these closed forms of the step in 1 − IoU keep
-    total = positive.sum(1, keepdim=True)
-    left = (total - positive.cumsum(1)).float()
-    union = (total + (~positive).cumsum(1)).float()
-    step = torch.where(positive, 1 / union.clamp_min(1), left / (union * (union - 1).clamp_min(1)))
-    alone = ~positive & (union == 1)  # the first mistake on an empty mask takes the loss from 0 to 1
-    return (errors.relu() * torch.where(alone, 1.0, step)).sum(1).mean()
+    flat = (part.flatten(2).flatten(0, 1) for part in _match_shapes(logits, target))
+    return smp.losses.LovaszLoss("binary", per_image=True)(*flat)
 
 
 def focal_dice(logits, target, gamma=2.0, pos_weight=1.0, focal_weight=1.0):
@@ -90,13 +81,7 @@ def _match_shapes(logits, target):
     return logits.float(), target.float()
 
 
-def _flatten(logits, target, per_image):
-    if not per_image:
-        logits, target = logits.transpose(0, 1), target.transpose(0, 1)
-    n = logits.shape[0] * logits.shape[1] if per_image else logits.shape[0]
-    return logits.reshape(n, -1), target.reshape(n, -1)
-
-
-def _flat_probs(logits, target, per_image):
-    logits, target = _flatten(*_match_shapes(logits, target), per_image)
+def _flat_probs(logits, target):
+    """Return probabilities and target as float32 (B·C, H·W)."""
+    logits, target = (part.flatten(2).flatten(0, 1) for part in _match_shapes(logits, target))
     return torch.sigmoid(logits), target

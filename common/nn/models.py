@@ -24,8 +24,8 @@ _PADDED = {"legacy_xception": "xception", "inception_resnet_v2": "inceptionresne
 class Normalised(nn.Module):
     """A network that takes raw grey images, which it normalises and repeats to its number of channels.
 
-    forward: images (B, 1, H, W), uint8 or floating in 0 to 255, H and W multiples of `multiple` (else InputError) →
-    the network's logits in float32, or a tuple of them. mean and std: one value a channel, 1 being the full range.
+    images (B, 1, H, W), uint8 or floating in 0 to 255, H and W multiples of `multiple`; mean and std: one value a
+    channel, 1 being the full range. Returns the network's logits in float32, or a tuple of them.
     """
 
     def __init__(self, net, mean, std, multiple=1):
@@ -70,9 +70,8 @@ def _make_float32(kind):
 def classifier(backbone, n_classes, weights, dropout=0.0, **options):
     """Return timm's network `backbone` with an `n_classes`-way layer: images (B, 1, H, W) → logits (B, n_classes).
 
-    weights: `imagenet`, `none`, or a safetensors or torch file that holds at least everything but the last layer; the
-    attribute `loaded` reports what was loaded. `options` go to timm. Raises InputError for an unknown network or
-    weights that do not fit.
+    weights: `imagenet`, `none`, or a file that holds at least everything but the last layer; the attribute `loaded`
+    reports what was loaded. `options` go to timm. Raises InputError for an unknown network or unsuitable weights.
     """
     name = timm_name(backbone)
     net = timm.create_model(name, pretrained=False, num_classes=n_classes, drop_rate=dropout, **options)
@@ -85,10 +84,9 @@ def classifier(backbone, n_classes, weights, dropout=0.0, **options):
 def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dropout=0.0, **options):
     """Return a network from images (B, 1, H, W), sides multiples of 32, to mask logits (B, n_classes, H, W).
 
-    architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network that
-    gives feature maps. empty_head: return (mask logits, presence logit (B, 1)), the latter from the encoder's pooled
-    last features after `dropout`. weights: as in `classifier`; a file must hold at least the whole encoder. `options`
-    go to the architecture. Raises InputError as `classifier` does.
+    architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network.
+    empty_head: return (mask logits, presence logit (B, 1)), the latter from the encoder's pooled last features after
+    `dropout`. weights and errors: as in `classifier`; a file must hold at least the whole encoder.
     """
     if isinstance(architecture, str) and architecture not in ARCHITECTURES:
         raise InputError(f"architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
@@ -114,10 +112,7 @@ def head(model):
 
 
 def freeze_first_half(model, frozen=True):
-    """Freeze the first half of the layers in order of definition, or thaw everything if not `frozen`.
-
-    A layer is a module that holds parameters itself: a convolution, a norm, a linear layer.
-    """
+    """Freeze the first half of the layers (modules with parameters of their own), or thaw all if not `frozen`."""
     layers = [own for module in model.modules() if (own := list(module.parameters(recurse=False)))]
     _freeze(model, frozen, (p for own in layers[: len(layers) // 2] for p in own))
 

@@ -10,9 +10,8 @@ _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 def precision(device, wanted="auto"):
     """Return the torch dtype for autocast on `device`: float32 means no autocast.
 
-    wanted: auto, fp32, bf16 or fp16. auto is bfloat16 where the hardware supports it (GPUs since Ampere, CPUs with
-    AVX512-BF16 or AMX), float16 on older GPUs, float32 elsewhere. Raises InputError for an unsupported format; bf16
-    works on any CPU, though slowly without native support.
+    wanted: auto (bf16 where the hardware supports it, fp16 on older GPUs, fp32 elsewhere), fp32, bf16 or fp16. Raises
+    InputError for an unsupported format; bf16 works on any CPU, though slowly without native support.
     """
     device = torch.device(device)
     if wanted == "auto":

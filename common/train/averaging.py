@@ -8,10 +8,7 @@ from common.train.schedule import cycle_bounds
 
 
 def average(states):
-    """Return the float64 mean of state dicts in their own dtypes; integer buffers are those of the last one.
-
-    states: non-empty iterable of dicts with the same keys, consumed one at a time.
-    """
+    """Return the float64 mean of an iterable of state dicts in their own dtypes; integer buffers are the last one's."""
     states = iter(states)
     last = next(states)
     count, total = 1, {k: v.double() for k, v in last.items() if v.is_floating_point()}
@@ -20,17 +17,6 @@ def average(states):
         for k in total:
             total[k] += last[k].double()
     return {k: (total[k] / count).to(v.dtype) if k in total else v.clone() for k, v in last.items()}
-
-
-def best_window(scores, size):
-    """Return the start and the length of the window of `size` consecutive scores with the highest mean.
-
-    The first of equal windows wins; with fewer scores than `size`, the window has all. Source: the peak window of
-    Țimbuș et al. 2021 (epochs 13 to 16 of 37), which they read off a curve.
-    """
-    size = min(size, len(scores))
-    means = np.convolve(scores, np.full(size, 1 / size), "valid")
-    return int(np.argmax(np.round(means, 12))), size
 
 
 def best_epochs(scores, k):
@@ -46,7 +32,9 @@ def epochs_of(variant, scores, config):
     if variant in ("best", "best_k"):
         return best_epochs(scores, config.best_k if variant == "best_k" else 1)
     if variant == "window":
-        first, size = best_window(scores, config.window)
+        # the first of equals; Țimbuș et al. 2021 read their window, epochs 13 to 16 of 37, off a curve
+        size = min(config.window, n)
+        first = int(np.argmax(np.round(np.convolve(scores, np.full(size, 1 / size), "valid"), 12)))
         return list(range(first, first + size))
     return classic_epochs(config)
 
@@ -100,10 +88,9 @@ class Ema:
 
 @torch.no_grad()
 def reestimate_batch_norm(model, batches, forward):
-    """Recompute the running statistics of batch norms as the plain mean over `batches`.
+    """Recompute the running statistics of batch norms as the plain mean over `batches`, as averaged weights need.
 
-    Averaged weights need it, since their activations differ from those of every averaged network. `forward(model,
-    batch)` runs the network once. Modes and momenta are restored. Frozen norms keep their statistics, as in training.
+    `forward(model, batch)` runs the network once. Frozen norms keep their statistics, as in training.
     """
     norms = [norm for norm in batch_norms(model) if not is_frozen(norm)]
     if not norms:

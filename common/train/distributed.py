@@ -12,10 +12,7 @@ from common.processes import agree, is_main, rank, world  # noqa: F401  part of 
 
 
 def start(device="auto"):
-    """Join torchrun's process group, if any (NCCL on GPUs, Gloo on CPUs), and return this process's torch.device.
-
-    device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
-    """
+    """Join torchrun's process group, if any, and return this process's torch.device: auto, cpu, cuda or cuda:1."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)

@@ -15,10 +15,9 @@ from common.nn.precision import autocast, precision
 def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, weight_decay=0.0, wanted="auto"):
     """Return (rates, smoothed losses, suggested rate) of `steps` Adam steps with rates rising from `low` to `high`.
 
-    step(model, batch) -> loss, as for `fit`; batches: an iterable, repeated as needed; wanted: precision, as in a
-    FitConfig. Rates and losses are float64 arrays of equal length; losses are smoothed by 0.98 a step, and the test
-    stops at four times the lowest one. The suggestion is the rate at which the smoothed loss falls fastest over log
-    rate. The model's weights and mode are restored. Raises InputError if the loss never falls. Source: Smith, 2017.
+    step(model, batch) -> loss; batches: an iterable, repeated as needed; wanted: precision, as in a FitConfig. Losses
+    are smoothed by 0.98 a step, and the test stops at four times the lowest one. Weights and mode are restored. Raises
+    InputError if the loss never falls. Source: Smith, 2017.
     """
     before = {k: v.detach().clone() for k, v in model.state_dict().items()}
     was_training = model.training

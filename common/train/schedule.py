@@ -4,13 +4,11 @@ import itertools
 import math
 
 
-def constant(progress):
-    """Return 1. Here and below, `progress` runs from 0 to 1 over the steps of the phase."""
-    return 1.0
-
-
 def cosine(progress):
-    """Return a factor that falls from 1 to 0 along half a cosine (Loshchilov and Hutter, 2016, one cycle)."""
+    """Return a factor that falls from 1 to 0 along half a cosine (Loshchilov and Hutter, 2016, one cycle).
+
+    Here and below, `progress` runs from 0 to 1 over the steps of the phase.
+    """
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -31,16 +29,10 @@ def warm_cosine(progress, warmup=0.05):
     return cosine((progress - warmup) / (1 - warmup))
 
 
-def step_decay(epoch, milestones, factor=0.1):
-    """Return `factor` to the power of the number of milestones (0-based epochs) that `epoch` has reached."""
-    return factor ** sum(epoch >= milestone for milestone in milestones)
-
-
 def plateau(scores, patience=3, factor=0.2):
     """Return the factor after epochs with these `scores`, higher being better.
 
-    It is multiplied by `factor` after every `patience` consecutive epochs without a new best. It is computed from the
-    whole history, so it is the same after a resume.
+    It is multiplied by `factor` after every `patience` consecutive epochs without a new best.
     """
     best, waited, value = -math.inf, 0, 1.0
     for score in scores:
@@ -53,7 +45,7 @@ def plateau(scores, patience=3, factor=0.2):
     return value
 
 
-BY_PROGRESS = {"constant": constant, "cosine": cosine, "one_cycle": one_cycle, "warm_cosine": warm_cosine}
+BY_PROGRESS = {"constant": lambda progress: 1.0, "cosine": cosine, "one_cycle": one_cycle, "warm_cosine": warm_cosine}
 
 
 def cycle_bounds(config):
@@ -76,7 +68,7 @@ def learning_rate(config, epoch, step, steps, scores):
     if config.schedule == "plateau":
         factor = plateau(scores, config.patience, config.factor)
     elif config.schedule == "step":
-        factor = step_decay(epoch - config.frozen_epochs, config.milestones, config.factor)
+        factor = config.factor ** sum(epoch - config.frozen_epochs >= milestone for milestone in config.milestones)
     else:
         start, end = next(pair for pair in itertools.pairwise(cycle_bounds(config)) if epoch < pair[1])
         more = {"warmup": config.warmup} if config.schedule == "warm_cosine" else {}

@@ -59,19 +59,11 @@ class NetworkConfig(FitConfig):
             raise InputError(f"box_loss must be at least 0, not {self.box_loss}")
 
 
-# SDFN's last stage: one layer over the pooled features of both frozen branches, trained like them.
-FUSION = FitConfig(
-    lr=1e-4,
-    optimizer="adam",
-    weight_decay=0.0,
-    decay=1e-5,
-    schedule="plateau",
-    plateau_metric="-loss",
-    patience=5,
-    epochs=100,
-    metric="auroc",
-    averaging=("best",),
-)
+# SDFN, B.5: Adam 1e-4 with a decay of 1e-5 an update, up to 100 epochs, rate / 10 where the validation loss did not
+# fall for 5 epochs, weights of the highest mean AUC on validation.
+_SDFN = {"optimizer": "adam", "weight_decay": 0.0, "lr": 1e-4, "decay": 1e-5, "epochs": 100, "averaging": ("best",)}
+_SDFN |= {"schedule": "plateau", "plateau_metric": "-loss", "patience": 5}
+FUSION = FitConfig(metric="auroc", **_SDFN)  # one layer over the pooled features of both frozen branches
 
 
 @dataclass(frozen=True)
@@ -164,64 +156,32 @@ class Config:
 
 # CheXNet's network under the set-up of CXR-IRNet's comparison: Adam 1e-3, weight decay 1e-4, 50 epochs, batch 512,
 # resize 256, centre crop 224, no augmentation named.
-_IRNET = {
-    "masks": "binary",
-    "augmentation": "none",
-    "lr": 1e-3,
-    "optimizer": "adam",
-    "weight_decay": 1e-4,
-    "epochs": 50,
-    "batch_size": 512,
-    "schedule": "constant",
+_IRNET = {"masks": "binary", "augmentation": "none", "lr": 1e-3, "optimizer": "adam", "weight_decay": 1e-4}
+_IRNET |= {"epochs": 50, "batch_size": 512, "schedule": "constant"}
+PRESETS = {
+    "cxr_irnet": Config(whole=NetworkConfig(attention=True, weighting=True, **_IRNET)),
+    "densenet121": Config(whole=NetworkConfig(**_IRNET)),
+    "resnet50": Config(whole=NetworkConfig(backbone="resnet50", **_IRNET)),
+    "senet": Config(whole=NetworkConfig(backbone="seresnet50", **_IRNET)),  # the paper's: a DenseNet with such blocks
+    "cxr_irnet_without_weighting": Config(whole=NetworkConfig(attention=True, **_IRNET)),  # its feature extractor, "FE"
+    "cxr_irnet_without_attention": Config(whole=NetworkConfig(weighting=True, **_IRNET)),
 }
-DENSENET121 = Config(whole=NetworkConfig(**_IRNET))
-RESNET50 = Config(whole=NetworkConfig(backbone="resnet50", **_IRNET))
-SENET = Config(whole=NetworkConfig(backbone="seresnet50", **_IRNET))  # the paper's: a DenseNet with such blocks
-CXR_IRNET = Config(whole=NetworkConfig(attention=True, weighting=True, **_IRNET))
-CXR_IRNET_WITHOUT_WEIGHTING = Config(whole=NetworkConfig(attention=True, **_IRNET))  # its feature extractor, "FE"
-CXR_IRNET_WITHOUT_ATTENTION = Config(whole=NetworkConfig(weighting=True, **_IRNET))
 
-# SDFN, B.3 and B.5: 224 px, horizontal flips, Adam 1e-4 with a decay of 1e-5 an update, batch 16, up to 100 epochs,
-# rate / 10 where the validation loss did not fall for 5 epochs, weights of the highest mean AUC on validation.
-_SDFN = {
-    "masks": "binary",
-    "resize": 224,
-    "size": 224,
-    "augmentation": "flip",
-    "lr": 1e-4,
-    "decay": 1e-5,
-    "optimizer": "adam",
-    "weight_decay": 0.0,
-    "epochs": 100,
-    "batch_size": 16,
-    "schedule": "plateau",
-    "plateau_metric": "-loss",
-    "patience": 5,
-    "factor": 0.1,
-}
-_BRANCH, _CROPS = NetworkConfig(**_SDFN), LungsConfig(crop_size=224)
+# SDFN, B.3: 224 px, horizontal flips, batch 16.
+_BRANCH = NetworkConfig(masks="binary", resize=224, size=224, augmentation="flip", batch_size=16, **_SDFN)
+_CROPS = LungsConfig(crop_size=224)
 SDFN = Config("both", whole=_BRANCH, lungs=_BRANCH, segmenter=_CROPS, label_table="2017", store_size=224)
 
 # Meant for about an hour on eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
 # weights, flips at test time. On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.
-_PODIUM = {
-    "masks": "binary",
-    "backbone": "convnext_small.fb_in22k_ft_in1k",
-    "augmentation": "podium",
-    "lr": 1e-4,
-    "optimizer": "adamw",
-    "weight_decay": 5e-2,
-    "batch_size": 128,
-    "schedule": "warm_cosine",
-    "clip_norm": 1.0,
-    "dropout": 0.2,
-    "averaging": ("ema", "best_k", "best"),
-}
+_PODIUM = {"masks": "binary", "backbone": "convnext_small.fb_in22k_ft_in1k", "augmentation": "podium", "dropout": 0.2}
+_PODIUM |= {"lr": 1e-4, "optimizer": "adamw", "weight_decay": 5e-2, "schedule": "warm_cosine", "clip_norm": 1.0}
+_PODIUM |= {"epochs": 6, "batch_size": 128, "averaging": ("ema", "best_k", "best")}
 PODIUM = Config(
     views="both",
     combine="mean",
-    whole=NetworkConfig(resize=512, size=512, epochs=6, **_PODIUM),
-    lungs=NetworkConfig(resize=448, size=448, epochs=6, **_PODIUM),
+    whole=NetworkConfig(resize=512, size=512, **_PODIUM),
+    lungs=NetworkConfig(resize=448, size=448, **_PODIUM),
     segmenter=LungsConfig(crop_size=448),
     store_size=512,
     n_folds=20,
@@ -230,20 +190,9 @@ PODIUM = Config(
 
 # Two CPU cores, minutes: CXR-IRNet with a small network on small images, and with `--views both` SDFN's two branches.
 # The last epoch is kept, so that choosing among epochs inflates no score.
-_SMALL = {
-    "masks": "binary",
-    "backbone": "tf_efficientnet_lite0",
-    "resize": 160,
-    "size": 160,
-    "augmentation": "flip",
-    "lr": 1e-3,
-    "optimizer": "adamw",
-    "weight_decay": 1e-2,
-    "epochs": 8,
-    "batch_size": 16,
-    "schedule": "warm_cosine",
-    "averaging": ("last",),
-}
+_SMALL = {"masks": "binary", "backbone": "tf_efficientnet_lite0", "resize": 160, "size": 160, "augmentation": "flip"}
+_SMALL |= {"lr": 1e-3, "optimizer": "adamw", "weight_decay": 1e-2, "schedule": "warm_cosine"}
+_SMALL |= {"epochs": 8, "batch_size": 16, "averaging": ("last",)}
 DEMO = Config(
     whole=NetworkConfig(attention=True, weighting=True, **_SMALL),
     lungs=NetworkConfig(**_SMALL),
@@ -254,17 +203,6 @@ DEMO = Config(
     store_size=160,
 )
 
-PRESETS = {
-    "demo": DEMO,
-    "paper": CXR_IRNET,
-    "podium": PODIUM,
-    "cxr_irnet": CXR_IRNET,  # the same as paper
-    "sdfn": SDFN,
-    "densenet121": DENSENET121,
-    "resnet50": RESNET50,
-    "senet": SENET,
-    "cxr_irnet_without_weighting": CXR_IRNET_WITHOUT_WEIGHTING,
-    "cxr_irnet_without_attention": CXR_IRNET_WITHOUT_ATTENTION,
-}
+PRESETS = {"demo": DEMO, "paper": PRESETS["cxr_irnet"], "podium": PODIUM, "sdfn": SDFN} | PRESETS
 TOOLS = ("table", "localise", "score_predictions")  # besides those of every solution
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

@@ -10,10 +10,11 @@ from torch import nn
 from common.errors import InputError
 from common.metrics.classification import auroc, mean_of_defined
 from common.nn import models
-from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
+from common.nn.backbone import ExactLinear, build_backbone, feature_map
 from common.nn.blocks import MultiScaleAttention, weigh_features
 from common.nn.losses import bce
 from common.nn.norms import batch_norms
+from common.nn.weights import load_pretrained
 from solutions.chestxray14.config import LABELS
 
 PROBS_ROWS = 8192  # rows of features that become probabilities at once
@@ -91,7 +92,7 @@ def build_network(config, weights=None):
     net, width = build_backbone(name, config.size)
     parts = config.attention, config.weighting, config.dropout, config.masks == "binary"
     model = ChestNet(net, width, *models.mean_std(name), *parts)
-    load_backbone(model, name, weights)
+    load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.")])
     for norm in batch_norms(model.net) if config.frozen_norms else ():
         norm.requires_grad_(False)
     return model

@@ -1,12 +1,10 @@
 """The embedded sample: phantom radiographs laid out as Kaggle unpacks ChestX-ray14 (nih-chest-xrays/data).
 
-Like the real set: 8-bit PNG files in several folders, some with four channels; patients numbered across both lists,
-with follow-up images that share their anatomy, and nobody in two lists; AP films, on which the chest fills more of the
-image, beside PA films; a comma at the end of the label table's lines, and boxes for eight classes of the test images,
-in pixels of a 1024 × 1024 image, under a header with more columns than their lines have. Unlike it: the images are
-half as wide; all labels are equally frequent and true; a follow-up image shows findings of its own; a box is drawn
-around every shadow of the eight classes; and 40 % of the images are healthy instead of 54 %, the others with one to
-four labels and with findings bolder than in life, so that a training on a hundred images has something to learn from.
+Like the real set: 8-bit PNG files in several folders, some with four channels; follow-up images that share their
+patient's anatomy, and nobody in two lists; larger chests on AP films; a comma at the end of the label table's lines,
+and boxes for eight classes of the test images in pixels of 1024 × 1024. Unlike it: the images are half as wide; all
+labels are equally frequent, bold and true; a follow-up shows findings of its own; every shadow of the eight classes has
+a box; and 40 % of the images are healthy instead of 54 %.
 """
 
 import os
@@ -60,11 +58,8 @@ BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 def make_sample(folder, n_train=96, n_test=32, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0. Holds what Kaggle's folder holds:
-    images_001/images/<patient>_<follow-up>.png (512 × 512), images_002, Data_Entry_2017.csv, BBox_List_2017.csv,
-    train_val_list.txt and test_list.txt. The bytes depend on the parameters alone. Written under another name and
-    renamed when complete. Raises InputError for parameters out of range and for a folder that holds something other
-    than a sample.
+    n_train, n_test: numbers of images, at least 4 and 1. Holds images_001/images/<patient>_<follow-up>.png (512 × 512),
+    images_002 and Kaggle's tables and lists. Raises InputError as `write_sample` does.
     """
     parameters = {"sample": "chestxray14", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}

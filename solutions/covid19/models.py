@@ -17,8 +17,9 @@ from common.errors import InputError
 from common.metrics.classification import accuracy, auroc, confusion_counts
 from common.network import Network
 from common.nn import models
-from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
+from common.nn.backbone import ExactLinear, build_backbone, feature_map
 from common.nn.losses import bce
+from common.nn.weights import load_pretrained
 from solutions.covid19.config import STAGE
 from solutions.covid19.data import labels_of
 from solutions.covid19.lungs import MASKS
@@ -78,8 +79,7 @@ def build_network(config, weights=None):
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size)
     model = CovidNet(net, width, *models.mean_std(name), config.hidden, config.dropout)
-    load_backbone(model, name, weights)
-    return model
+    return load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.")])
 
 
 # ---- views and data ------------------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
 """The embedded sample: phantom radiographs of two collections, one of which has all COVID-19 images.
 
 Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, with PNG and JPEG files of several sizes,
-patients with several films, findings under old and new names, and rows that must not be used (a lateral view, a CT,
-a child, a missing file, an unread film, a duplicate); normals laid out as ChestX-ray14, whose patient numbers
-belong to other people. With `marker`, all films of the first collection show their origin: burnt-in words, a bright
-noisy margin and a different grey-level curve. Without it, only the disease differs. Unlike the real ones: some normals
-are JPEG files; age, sex and view do not affect the drawing; and COVID-19 is more obvious.
+patients with several films, findings under old and new names, and rows that must not be used; normals laid out as
+ChestX-ray14, whose patient numbers belong to other people. With `marker`, all films of the first collection show their
+origin: burnt-in words, a bright noisy margin and a different grey-level curve. Unlike the real ones: age, sex and view
+do not affect the drawing, and COVID-19 is more obvious.
 """
 
 import csv
@@ -75,11 +74,9 @@ ODD |= {"CT": {"view": "Axial", "modality": "CT"}, "unread": {"finding": "todo"}
 def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0, marker=True):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_covid, n_other: images of the first collection with COVID-19, at least 4, and without, at least 1; n_normals:
-    images of the second, at least 4; n_test: at least 4, half of them COVID-19, a quarter others of the first
-    collection. Further images are not to be used: six rows of the first collection, a film with very small lungs in
-    each, a sick patient and a child in the second, and two copies, one of them across collections. hidden_test.csv:
-    filename, label, collection. Raises InputError as `write_sample` does.
+    n_covid, n_other: images of the first collection with COVID-19, at least 4, and without, at least 1; n_normals: of
+    the second, at least 4; n_test: at least 4, half of them COVID-19. Further images are not to be used (see ODD).
+    hidden_test.csv: filename, label, collection. Raises InputError as `write_sample` does.
     """
     if not isinstance(marker, bool):
         raise InputError(f"sample: marker={marker!r} must be True or False")
@@ -125,7 +122,7 @@ class _Film(NamedTuple):
 
     @property
     def said(self):
-        """The film's table entries; sex and age are the person's, with the same distribution in both collections."""
+        """The film's table entries; sex and age are the person's, equally distributed in both collections."""
         person, film = np.random.default_rng([self.person, 3]), np.random.default_rng([self.number, 3])
         sex, age, view = "FM"[person.integers(2)], int(person.integers(18, 85)), "AP" if film.random() < AP else "PA"
         said = {"sex": sex, "age": age, "view": view, "modality": "X-ray", "finding": self.finding}

@@ -122,10 +122,9 @@ PAPER = Config(network=NetworkConfig(architecture="dynamicunet", schedule="one_c
 IMLAB = {"architecture": "imlab", "decoder": (32, 64, 64, 128, 256, 256, 256, 128, 64)}
 PLAIN = {"architecture": "plain", "encoder": "", "decoder": (32, 64, 128, 256, 512), "weights": "none"}
 PLAIN |= {"frozen_epochs": 0, "batch_size": 8, "optimizer": "adam", "weight_decay": 0.0}
+BEST = {"metric": "-loss", "averaging": ("best",)}
 SDFN = Config(
-    network=NetworkConfig(
-        size=256, augmentation="affine", epochs=100, lr=1e-3, metric="-loss", averaging=("best",), **PLAIN | IMLAB
-    ),
+    network=NetworkConfig(size=256, augmentation="affine", epochs=100, lr=1e-3, **BEST, **PLAIN | IMLAB),
     datasets=("JSRT",),
     n_folds=5,
     folds=(0, 1, 2, 3, 4),
@@ -137,7 +136,6 @@ LUNGS_HEART = replace(SDFN, network=replace(SDFN.network, loss="dice", **PLAIN),
 
 # Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005, of which the
 # best on a tenth of the training images is kept (algorithm 1). Optimiser not given.
-BEST = {"metric": "-loss", "averaging": ("best",)}
 UNET = Config(
     network=NetworkConfig(size=512, augmentation="unet", loss="squared_dice", epochs=25, lr=5e-3, **PLAIN, **BEST),
     folds=tuple(range(10)),
@@ -146,10 +144,9 @@ UNET = Config(
 # An hour on one GPU: a modern pretrained encoder, full 512 px, averaged weights, flip and scale TTA.
 STRONG = {"augmentation": "strong", "loss": "bce_dice", "batch_size": 16, "schedule": "warm_cosine", "clip_norm": 1.0}
 STRONG |= {"averaging": ("ema", "window", "best_k", "best")}
+LARGE = {"encoder": "convnext_small.fb_in22k_ft_in1k", "size": 512, "epochs": 50, "frozen_epochs": 1, "lr": 2e-4}
 PODIUM = Config(
-    network=NetworkConfig(
-        encoder="convnext_small.fb_in22k_ft_in1k", size=512, epochs=50, frozen_epochs=1, lr=2e-4, **STRONG
-    ),
+    network=NetworkConfig(**LARGE, **STRONG),
     decision=DecisionConfig(pixel=(0.3, 0.4, 0.5, 0.6, 0.7), regions=(0, 2)),
     tta=("flip", "scale"),
 )
@@ -163,11 +160,10 @@ SHIPPED = Config(
 )
 
 # Under a minute on two CPU cores: the same network on small images.
+_TINY = {"size": 128, "augmentation": "affine", "epochs": 6, "averaging": ("window", "best"), "window": 2}
 DEMO = replace(
     SHIPPED,
-    network=replace(
-        SHIPPED.network, size=128, augmentation="affine", epochs=6, batch_size=8, averaging=("window", "best"), window=2
-    ),
+    network=replace(SHIPPED.network, **_TINY),
     structures="lungs",
     n_folds=4,
     folds=(0, 1),

@@ -1,11 +1,9 @@
 """The embedded sample: phantom radiographs in the layouts of Montgomery, Shenzhen and JSRT with SCR, in one folder.
 
 Like the real sets: Montgomery's films are portrait or landscape, with one mask per lung; Shenzhen's sizes vary, one
-mask has both lungs, and names of abnormal images end in 1; some images of these two have no mask. JSRT is raw and
-inverted, and SCR keeps the outlines of odd numbers in one folder and of even ones in another. Unlike the real sets:
-Montgomery and Shenzhen have 15 % of their size, JSRT is drawn at 1024 and enlarged, clinical readings and SCR's
-clavicles are missing, and every mask is the whole lung field, although readers leave out what an effusion or
-pneumothorax hides.
+mask has both lungs, and names of abnormal images end in 1; some images have no mask. JSRT is raw and inverted, and SCR
+keeps odd and even numbers apart. Unlike them: Montgomery and Shenzhen have 15 % of their size, JSRT is enlarged from
+1024, clinical readings and clavicles are missing, and every mask is the whole lung field.
 """
 
 import os
@@ -37,9 +35,9 @@ FINDINGS = (effusion, pneumothorax, consolidation, mass)
 def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_montgomery, n_shenzhen, n_jsrt: numbers of images with masks, at least 1, 1 and 0 (8 MiB each); n_test: images of
-    the first two without one, at least 1, whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png; seed:
-    int >= 0. The bytes depend on the parameters alone. Raises InputError as `write_sample` does.
+    n_montgomery, n_shenzhen, n_jsrt: images with masks, at least 1, 1 and 0 (8 MiB each); n_test: images of the first
+    two without one, at least 1, whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png. Raises InputError as
+    `write_sample` does.
     """
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
     parameters = {"sample": "lung_segmentation", "version": VERSION, **counts, "seed": seed}

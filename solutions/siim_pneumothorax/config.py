@@ -161,27 +161,17 @@ PAPER = Config(segmenter=SegmenterConfig(cycles=5))  # not a default: runs of ea
 # best three checkpoints of a fold averaged, flip TTA, triplet rule tuned out of fold.
 ADAMW = {"optimizer": "adamw", "weight_decay": 1e-2, "schedule": "warm_cosine"}
 SLIDING = {"negatives": 0, "positive_rate": (0.8, 0.4), "keep": "highest"}
+_WINNER = {
+    "architecture": "unet",
+    "encoder": "convnext_small.fb_in22k_ft_in1k",
+    "presence_head": True,
+    "clip_norm": 1.0,
+}
+_WINNER |= {"sizes": (512, 1024), "augmentation": "podium", "loss": "combo", "metric": "dice", "batch_size": 16}
+_WINNER |= {"epochs": 30, "frozen_epochs": 1, "lr": 2e-4, "averaging": ("best_k", "ema", "window", "best")}
+_WINNER |= {"finer_epochs": 15, "finer_lr": 5e-5, "finer_batch_size": 8, "clip_norm": 1.0}
 PODIUM = Config(
-    segmenter=SegmenterConfig(
-        architecture="unet",
-        encoder="convnext_small.fb_in22k_ft_in1k",
-        sizes=(512, 1024),
-        augmentation="podium",
-        loss="combo",
-        presence_head=True,
-        epochs=30,
-        frozen_epochs=1,
-        lr=2e-4,
-        batch_size=16,
-        finer_epochs=15,
-        finer_lr=5e-5,
-        finer_batch_size=8,
-        clip_norm=1.0,
-        metric="dice",
-        averaging=("best_k", "ema", "window", "best"),
-        **ADAMW,
-        **SLIDING,
-    ),
+    segmenter=SegmenterConfig(**_WINNER, **ADAMW, **SLIDING),
     decision=DecisionConfig(rule="triplet", gate=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
     presence="head",
     folds=(0, 1, 2, 3, 4),
@@ -190,11 +180,10 @@ PODIUM = Config(
 
 # Minutes on two CPU cores: the paper's cascade with small networks on small images.
 SMALL = {**ADAMW, "augmentation": "light", "frozen_epochs": 0, "batch_size": 8}
+LITE = "tf_efficientnet_lite0"
 DEMO = Config(
-    classifier=ClassifierConfig(backbone="tf_efficientnet_lite0", size=224, epochs=5, lr=3e-4, **SMALL),
-    segmenter=SegmenterConfig(
-        encoder="tf_efficientnet_lite0", sizes=(224,), epochs=8, lr=1e-3, window=3, **SLIDING, **SMALL
-    ),
+    classifier=ClassifierConfig(backbone=LITE, size=224, epochs=5, lr=3e-4, **SMALL),
+    segmenter=SegmenterConfig(encoder=LITE, sizes=(224,), epochs=8, lr=1e-3, window=3, **SLIDING, **SMALL),
     decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
     n_folds=2,
     folds=(0, 1),
@@ -218,10 +207,5 @@ def check_submission(path, sample):
     return validate_masks(path, sample)
 
 
-KAGGLE = Source(
-    "competition",
-    (SLUG,),
-    samples=("stage_2_sample_submission.csv", "sample_submission.csv"),
-    check=check_submission,
-    score="dice",
-)
+SAMPLES = ("stage_2_sample_submission.csv", "sample_submission.csv")
+KAGGLE = Source("competition", (SLUG,), samples=SAMPLES, check=check_submission, score="dice")

@@ -1,9 +1,9 @@
 """The embedded sample: phantom radiographs laid out as the SIIM-ACR Pneumothorax competition unpacks.
 
-Like the real set: 1024×1024 8-bit DICOM, one image per study, several images per patient (known only from nih_id.csv,
-since the DICOM files name nobody), ages without a unit, a space in the header of train-rle.csv and before its values,
-one row per component, and overlapping rows of a second reader on some images. Unlike it: 35 % of the images are
-positive instead of 22 %, and no pneumothorax is smaller than 2 % of its lung, so that a hundred images suffice.
+Like the real set: 1024×1024 8-bit DICOM, one image per study, several per patient (known only from nih_id.csv), ages
+without a unit, a space in the header of train-rle.csv and before its values, one row per component, and overlapping
+rows of a second reader. Unlike it: 35 % of the images are positive instead of 22 %, and no pneumothorax is smaller than
+2 % of its lung.
 """
 
 import os
@@ -36,10 +36,9 @@ SIZE = 1024
 def make_sample(folder, n_train=96, n_test=24, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0. The folder has the competition's files
-    (dicom-images-train/<study>/<series>/<image>.dcm, dicom-images-test, train-rle.csv, sample_submission.csv),
-    nih_id.csv (train images only), and hidden/truth.csv, the test images' masks in the format of train-rle.csv. The
-    bytes depend on the parameters alone. Raises InputError as `write_sample` does.
+    n_train, n_test: numbers of images, at least 4 and 1. Beside the competition's files: nih_id.csv (train images only)
+    and hidden/truth.csv, the test images' masks in the format of train-rle.csv. Raises InputError as `write_sample`
+    does.
     """
     parameters = {"sample": "siim_pneumothorax", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from common.errors import InputError
-from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
+from common.nn.backbone import ExactLinear, build_backbone, feature_map
+from common.nn.weights import load_pretrained
 
 
 @pytest.mark.parametrize(
@@ -65,13 +66,13 @@ class Whole(nn.Module):
 
 
 def test_weights_of_the_backbone_must_be_whole(tmp_path):
-    model, other = Whole(), Whole()
-    load_backbone(model, "resnet18", "none")
+    model, other, names = Whole(), Whole(), ["net.weight", "net.bias"]
+    load_pretrained(model, "resnet18", "none", names)
     assert model.loaded is None
     save_file({f"net.{k}": v for k, v in other.net.state_dict().items()}, tmp_path / "net.safetensors")
-    load_backbone(model, "resnet18", str(tmp_path / "net.safetensors"))
+    load_pretrained(model, "resnet18", str(tmp_path / "net.safetensors"), names)
     np.testing.assert_array_equal(model.net.weight.detach(), other.net.weight.detach())
     assert {name.split(".")[0] for name in model.loaded.new} == {"head"}
     save_file({"net.weight": other.net.weight.detach()}, tmp_path / "part.safetensors")
     with pytest.raises(InputError, match=r"part\.safetensors"):
-        load_backbone(model, "resnet18", str(tmp_path / "part.safetensors"))
+        load_pretrained(model, "resnet18", str(tmp_path / "part.safetensors"), names)

@@ -54,24 +54,16 @@ def test_focal_equals_torchvision():
         torch.testing.assert_close(ours, sigmoid_focal_loss(logits, target, alpha, gamma, "mean"), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("per_image", [True, False])
-def test_lovasz_equals_smp(per_image):
-    logits, target = random_case(shape=(4, 1, 16, 16))
-    target[2] = 0
-    theirs = smp.losses.LovaszLoss("binary", per_image=per_image, from_logits=True)(logits, target)
-    torch.testing.assert_close(losses.lovasz_hinge(logits, target, per_image), theirs, rtol=1e-5, atol=1e-6)
-
-
 def test_lovasz_at_a_sharp_prediction_is_one_minus_iou():
     prediction, target = row(1, 1, 1, 0, 0), row(1, 1, 0, 1, 0)
     # with margin errors of 0 or 2, half the loss is the Jaccard loss of the mistakes: 1 − 2/4
     assert losses.lovasz_hinge(2 * prediction - 1, target).item() / 2 == pytest.approx(0.5)
 
 
-def test_dice_equals_smp_over_the_batch():
-    logits, target = random_case()
+def test_dice_of_one_image_equals_smp():
+    logits, target = random_case(shape=(1, 2, 9, 7))
     theirs = smp.losses.DiceLoss("multilabel", smooth=0.0)(logits, target)
-    torch.testing.assert_close(losses.dice(logits, target, smooth=0, per_image=False), theirs)
+    torch.testing.assert_close(losses.dice(logits, target, smooth=0), theirs)
 
 
 def test_tversky_of_one_half_is_dice_with_twice_the_smoothing():
@@ -81,14 +73,10 @@ def test_tversky_of_one_half_is_dice_with_twice_the_smoothing():
 
 
 @pytest.mark.parametrize("loss", [losses.dice, losses.tversky, losses.lovasz_hinge])
-def test_per_image_is_the_mean_over_images_and_differs_from_the_batch(loss):
+def test_the_loss_is_the_mean_over_images_and_channels(loss):
     logits, target = random_case()
     single = [loss(logits[i : i + 1, c : c + 1], target[i : i + 1, c : c + 1]) for i in range(3) for c in range(2)]
     torch.testing.assert_close(loss(logits, target), torch.stack(single).mean())
-    channels = [loss(logits[:, c : c + 1], target[:, c : c + 1], per_image=False) for c in range(2)]
-    batch = loss(logits, target, per_image=False)
-    torch.testing.assert_close(batch, torch.stack(channels).mean())
-    assert not torch.isclose(batch, loss(logits, target))
 
 
 def test_combo_weighs_three_one_four():

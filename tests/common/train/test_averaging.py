@@ -6,15 +6,7 @@ import torch
 from torch import nn
 
 from common.config import FitConfig
-from common.train.averaging import (
-    Ema,
-    average,
-    best_epochs,
-    best_window,
-    epochs_of,
-    epochs_to_keep,
-    reestimate_batch_norm,
-)
+from common.train.averaging import Ema, average, best_epochs, epochs_of, epochs_to_keep, reestimate_batch_norm
 
 
 def test_average_is_the_mean_and_keeps_counters():
@@ -23,10 +15,9 @@ def test_average_is_the_mean_and_keeps_counters():
     assert out["w"].tolist() == [2.0, 6.0] and out["n"].item() == 7
 
 
-def test_best_window_finds_the_peak_and_the_first_of_equals():
-    assert best_window([0, 1, 5, 6, 5, 1], 3) == (2, 3)
-    assert best_window([2, 2, 2, 2], 2) == (0, 2)
-    assert best_window([1, 2], 4) == (0, 2)
+def test_the_window_is_at_the_peak_and_the_first_of_equals():
+    for scores, size, expected in (([0, 1, 5, 6, 5, 1], 3, [2, 3, 4]), ([2] * 4, 2, [0, 1]), ([1, 2], 4, [0, 1])):
+        assert epochs_of("window", scores, FitConfig(window=size)) == expected
 
 
 def test_best_epochs_prefers_the_earlier_of_equals():

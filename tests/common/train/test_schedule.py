@@ -16,7 +16,9 @@ def test_shapes_of_the_schedules():
     assert [schedule.cosine(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     assert [schedule.one_cycle(p) for p in (0, 0.3, 1)] == pytest.approx([1 / 25, 1, 1e-4])
     assert [schedule.warm_cosine(p) for p in (0, 0.025, 0.05, 1)] == pytest.approx([0, 0.5, 1, 0])
-    assert [schedule.step_decay(e, (30, 60)) for e in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    config = FitConfig(lr=1.0, schedule="step", milestones=(30, 60))
+    rates = [schedule.learning_rate(config, epoch, 0, 1, []) for epoch in (29, 30, 59, 60)]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_plateau_counts_from_each_new_best():
