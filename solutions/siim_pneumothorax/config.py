@@ -161,12 +161,7 @@ PAPER = Config(segmenter=SegmenterConfig(cycles=5))  # not a default: runs of ea
 # best three checkpoints of a fold averaged, flip TTA, triplet rule tuned out of fold.
 ADAMW = {"optimizer": "adamw", "weight_decay": 1e-2, "schedule": "warm_cosine"}
 SLIDING = {"negatives": 0, "positive_rate": (0.8, 0.4), "keep": "highest"}
-_WINNER = {
-    "architecture": "unet",
-    "encoder": "convnext_small.fb_in22k_ft_in1k",
-    "presence_head": True,
-    "clip_norm": 1.0,
-}
+_WINNER = {"architecture": "unet", "encoder": "convnext_small.fb_in22k_ft_in1k", "presence_head": True}
 _WINNER |= {"sizes": (512, 1024), "augmentation": "podium", "loss": "combo", "metric": "dice", "batch_size": 16}
 _WINNER |= {"epochs": 30, "frozen_epochs": 1, "lr": 2e-4, "averaging": ("best_k", "ema", "window", "best")}
 _WINNER |= {"finer_epochs": 15, "finer_lr": 5e-5, "finer_batch_size": 8, "clip_norm": 1.0}
