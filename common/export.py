@@ -7,11 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from common.budget import Budget
 from common.config import file_hash, from_dict, to_dict
 from common.errors import InputError
+from common.extras import require_extra
 from common.images import prepare_test
 from common.job import Job
+from common.nn.detectors import Detector
+from common.nn.onnx import write_onnx
 from common.options import Options
 from common.paths import atomic_path, read_json, remove_leftovers, write_json
 from common.recipe import predict_test, predicting_networks, read_rule, read_score, write_answer
@@ -21,14 +26,18 @@ from common.trained import ABOUT, FORMAT, Trained, read_about
 
 log = logging.getLogger(__name__)
 WORKING = Path("/kaggle/working")
+CHECKED = 4  # images on which an ONNX file is compared with torch
 
 
-def write_trained(job, out):
+def write_trained(job, out, onnx=False):
     """Export a finished run to the folder `out` and return it; an earlier export there is replaced.
 
-    Raises InputError if a step is missing or stale, or if `out` is a file or holds other files.
+    onnx: also write ONNX files of the networks, compared with torch on images that the fold held out. Raises InputError
+    if a step is missing or stale, if `out` is a file or holds other files, or if an ONNX file differs from its network.
     """
     recipe, run, out = job.recipe, job.run, Path(out)
+    if onnx:
+        require_extra("onnx", "--onnx")
     rule, score, neutral = read_rule(job), read_score(job)[recipe.metric], recipe.neutral(job)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: not a folder")
@@ -37,21 +46,39 @@ def write_trained(job, out):
     remove_leftovers(out)
     for name in _earlier_files(out):
         (out / name).unlink(missing_ok=True)
-    sources = {f"fold{one.fold}-{one.stage}.safetensors": one.weights(run) for one in predicting_networks(job)}
+    networks = {f"fold{one.fold}-{one.stage}": one for one in predicting_networks(job)}
+    sources = {f"{name}.safetensors": one.weights(run) for name, one in networks.items()}
     sources |= recipe.assets(job.config)
     about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
+    written = [*sources, *(f"{name}.onnx" for name in networks)]
     # an interrupted export is recognised as one, and as incomplete
-    write_json(out / ABOUT, {**about, "files": dict.fromkeys(sources, ""), "rule": {}, "incomplete": True})
+    write_json(out / ABOUT, {**about, "files": dict.fromkeys(written, ""), "rule": {}, "incomplete": True})
     files = {}
     for name, path in sources.items():
         with atomic_path(out / name) as temporary:
             shutil.copyfile(path, temporary)
         files[name] = file_hash(out / name)
+    for name, one in networks.items() if onnx else ():
+        path = out / f"{name}.onnx"
+        if _write_onnx(job, one, path):
+            files[path.name] = file_hash(path)
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
+    about["command"] = run.manifest.get("command", "")
     about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
     about["facts"] = job.images.about
     write_json(out / ABOUT, about)
     return out
+
+
+def _write_onnx(job, network, path):
+    """Write a trained Network as an ONNX file and return whether it has one; detectors do not."""
+    model = network.load(job.run)
+    if isinstance(model, Detector):
+        log.info(f"{path}: not written, since an ONNX file of any batch size cannot hold boxes of a varying number")
+        return False
+    data = network.dataset(job, network.rows(job, network.fold)[1][:CHECKED], False, False)
+    write_onnx(path, model, torch.stack([data[i][0] for i in range(len(data))]), path.name)
+    return True
 
 
 def _earlier_files(out):
@@ -94,7 +121,7 @@ def _job(recipe, preset, config, options):
 def export_tool(recipe, config_class):
     """Return the tool `export` of a solution."""
 
-    def export(run: Path, /, *, out: Path):
+    def export(run: Path, /, *, out: Path, onnx: bool = False):
         """Export the weights and the decision rule of a finished run as one flat folder, from which `infer` predicts.
 
         It holds weights, configuration, decision rule and their hashes; the run and its images are not needed again.
@@ -102,10 +129,11 @@ def export_tool(recipe, config_class):
         Args:
             run: Folder of the run.
             out: Folder for the files.
+            onnx: Also write the networks as ONNX files, with which `infer` is often faster on a CPU.
         """
         with open_run(recipe, config_class, run) as job:
-            write_trained(job, out)
-        files = [path for path in sorted(out.iterdir()) if path.suffix == ".safetensors"]
+            write_trained(job, out, onnx)
+        files = [path for path in sorted(out.iterdir()) if path.suffix in (".safetensors", ".onnx")]
         log.info(f"{out}: {len(files)} files of weights, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
         return 0
 

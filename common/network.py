@@ -17,6 +17,7 @@ from common.data.loaders import EpochSampler, eval_loader, make_loader
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
+from common.nn.onnx import with_session
 from common.paths import read_csv, write_csv
 from common.step import cached_hash, changed_settings, run_step
 from common.train import distributed
@@ -187,6 +188,9 @@ def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, var
     options = {"batch_size": batch, "device": job.device, "views": views, "amp": first.config.precision}
     options |= {"activation": first.activation, "workers": job.workers, "progress": f"{first.stage}, {title}"}
     models = [network.load(job.run, variant) for network in networks]
+    if job.device.type == "cpu" and variant is None:
+        files = [network.folder(job.run) / "final.onnx" for network in networks]  # which only `infer` has
+        models = [with_session(*each) for each in zip(models, files, strict=True)]
     dataset = first.dataset(job, rows, False, False)
     if path is None:
         return predict_probs(models, dataset, **options)

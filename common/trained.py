@@ -1,9 +1,9 @@
 """An exported folder: the files of a finished run that are needed to predict.
 
-It holds `fold<k>-<stage>.safetensors`, the recipe's further assets, and trained.json: format, solution, preset, config
-(as in config.json), git and packages (of the run), score (metric, estimate, low, high), files (name to SHA-256),
-neutral (the prediction for an unreadable image), facts (the `about` of the run's Images) and rule (the content of
-tuned.json). It is flat because Kaggle's datasets are.
+It holds `fold<k>-<stage>.safetensors` (and .onnx after `export --onnx`), the recipe's further assets, and trained.json:
+format, solution, preset, config (as in config.json), git, packages and command (of the run), score (metric, estimate,
+low, high), files (name to SHA-256), neutral (the prediction for an unreadable image), facts (the `about` of the run's
+Images) and rule (the content of tuned.json). It is flat because Kaggle's datasets are.
 """
 
 import re
@@ -56,11 +56,11 @@ class Trained:
         return cls(folder, *values, about.get("neutral"), facts, tuple(about["files"]))
 
     def link(self, run):
-        """Link the weights into the folder of a Run, where its trainings would write them."""
+        """Link the weights and ONNX files into the folder of a Run, where its trainings would write them."""
         for name in self.files:
-            found = re.fullmatch(r"(fold\d+)-(.+)\.safetensors", name)
+            found = re.fullmatch(r"(fold\d+)-(.+)\.(safetensors|onnx)", name)
             if found:
-                place = run.path(*found.groups(), "final.safetensors")
+                place = run.path(found[1], found[2], f"final.{found[3]}")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.unlink(missing_ok=True)
                 place.symlink_to((self.folder / name).resolve())

@@ -23,6 +23,7 @@ from common.data.dicom import COLOUR_LIMIT, read_image_and_header
 from common.data.store_workers import to_square
 from common.errors import InputError
 from common.infer.tta import predict_tta, views
+from common.nn.onnx import Fastest, OnnxSession, to_onnx
 from common.nn.precision import autocast, precision
 from common.train.checkpoint import load_weights, save_weights
 
@@ -57,12 +58,13 @@ def save_segmenter(path, model, about):
     save_weights(path, state, **about)
 
 
-def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="auto"):
+def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="auto", onnx=False):
     """Return the Segmenter in a file written by `save_segmenter`; None: the shipped one, whose hash is checked.
 
     device: a torch.device or its name; None: a GPU if available. tta: further views to average, of "flip" and "scale".
-    batch_size: images per batch of each thread. precision: as in `common.nn.precision.precision`. Raises InputError
-    for another kind of file and for invalid arguments.
+    batch_size: images per batch of each thread. precision: as in `common.nn.precision.precision`. onnx: on a CPU, use
+    ONNX Runtime if it is faster for the first batch. Raises InputError for another kind of file and for invalid
+    arguments.
     """
     path = SHIPPED if weights is None else Path(weights)
     if weights is None:
@@ -76,6 +78,10 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     model = build_network(network, len(STRUCTURES[structures]), "none")
     load_weights(path, model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = _without_norms(model.eval(), network.size)
+    if onnx and device.type == "cpu":
+        example = torch.zeros(1, 1, network.size, network.size, dtype=torch.uint8)
+        model = Fastest(model, OnnxSession(to_onnx(model, example, str(path)), threads=1), "lung segmenter")
     return Segmenter(
         model, network.size, structures, rule, views(tta, structures != "lungs"), device, batch_size, precision, about
     )
@@ -127,7 +133,7 @@ class Segmenter:
 
     def __init__(self, model, size, structures, rule, views, device, batch_size, wanted, about):
         self.device, self._dtype = device, precision(device, wanted)
-        self._model = _without_norms(model.eval(), size).to(device, memory_format=torch.channels_last)
+        self._model = model.eval().to(device, memory_format=torch.channels_last)
         self._views, self._batch_size, self._kind, self._rule = views, batch_size, structures, rule
         self.structures, self.size, self.about = STRUCTURES[structures], size, about
         self.pixel, self.regions = rule.pixel, rule.regions

@@ -16,6 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.errors import InputError
+from common.extras import require_extra
 from common.options import check_device
 from common.paths import atomic_path, escape_formula, find_images, remove_leftovers
 from common.post.rle import ABSOLUTE, encode
@@ -45,6 +46,7 @@ def masks(
     clean: bool = False,
     structures: bool = False,
     device: str = "auto",
+    onnx_runtime: bool = False,
 ):
     """Outline the lungs of radiographs: a mask for each, a table of run-lengths, and a report.
 
@@ -62,8 +64,9 @@ def masks(
         clean: Dilate and close the masks, as Ahmed et al. do before they cut out the lungs.
         structures: Write the left lung, the right lung and the heart apart, too.
         device: auto, cpu, cuda or cuda:<n>.
+        onnx_runtime: On a CPU, use ONNX Runtime if it is faster than torch for the first batch.
     """
-    segmenter = _open(weights, device, tta, gate)
+    segmenter = _open(weights, device, tta, gate, onnx_runtime)
     if structures and len(segmenter.structures) == 1:
         raise InputError(f"--structures: {weights or 'the shipped network'} only segments both lungs together")
     files, problems = _find(images, out, other="boxes.csv")
@@ -146,11 +149,13 @@ TOOLS = {"masks": masks, "crops": crops}
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def _open(weights, device, tta, gate):
+def _open(weights, device, tta, gate, onnx=False):
     check_device(device)
+    if onnx:
+        require_extra("onnx", "--onnx-runtime")
     if not 0 <= gate <= 1:
         raise InputError(f"--gate must lie in [0, 1], not {gate:g}")
-    return load_segmenter(weights, None if device == "auto" else device, tta)
+    return load_segmenter(weights, None if device == "auto" else device, tta, onnx=onnx)
 
 
 def _find(images, out, other):

@@ -116,7 +116,7 @@ class Equalised(Normalised):
 
     def scaled(self, images):
         levels = images.float().round().clamp(0, 255).long().flatten(1)
-        counts = torch.zeros(len(levels), 256, device=levels.device)
+        counts = levels.new_zeros((levels.shape[0], 256), dtype=torch.float32)
         counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=counts.dtype))
         shares = 255 * counts.cumsum(1) / levels.shape[1]
         return super().scaled(shares.gather(1, levels).view(images.shape))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from common import export as exporting
 from common.cli import VERBS
@@ -190,3 +191,31 @@ def test_options_that_cannot_be_used(exported, run, data, tmp_path):
     with pytest.raises(InputError, match="unknown field 'shop_size'"):
         infer(exported, data=data)
     assert not (tmp_path / "s.csv").exists()
+
+
+# ---- ONNX ----------------------------------------------------------------------------------------------------------
+
+
+def test_onnx_files_predict_the_same_submission(run, data, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("onnxscript", reason="pip install -e '.[onnx]'")
+    caplog.set_level("INFO", "common")
+    exported = tmp_path / "exported"
+    export(run, out=exported, onnx=True)
+    files = read_json(exported / "trained.json")["files"]
+    assert sorted(files) == sorted([*WEIGHTS, *(name.replace("safetensors", "onnx") for name in WEIGHTS)])
+    assert caplog.text.count("equal to torch within") == 2
+    infer(exported, data=data, workers=0)
+    assert "fold0/net: torch " in caplog.text and "fold1/net: torch " in caplog.text
+    own, found = (pd.read_csv(folder / "submission.csv") for folder in (run, tmp_path))
+    assert (own["id"] == found["id"]).all() and (own["bright"] - found["bright"]).abs().max() < 1e-4
+    export(run, out=exported)
+    assert sorted(path.name for path in exported.iterdir()) == [*WEIGHTS, "trained.json"]
+
+
+def test_detectors_have_no_onnx_file(run, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "common")
+    monkeypatch.setattr(exporting, "require_extra", lambda *_: None)
+    monkeypatch.setattr(exporting, "Detector", torch.nn.Module)
+    export(run, out=tmp_path / "exported", onnx=True)
+    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == [*WEIGHTS, "trained.json"]
+    assert "fold0-net.onnx: not written, since" in caplog.text

@@ -1,0 +1,23 @@
+"""Optional packages, the extras of pyproject.toml."""
+
+import importlib.util
+
+from common.errors import InputError
+
+EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
+
+
+def is_installed(extra):
+    """Return whether all modules of an extra are there, without importing them."""
+    return all(importlib.util.find_spec(name) is not None for name in EXTRAS[extra])
+
+
+def require_extra(extra, what):
+    """Raise InputError naming the install command if a module of the extra, which `what` needs, is missing."""
+    if not is_installed(extra):
+        raise InputError(f"{what} needs further packages: pip install -e '.[{extra}]'")
