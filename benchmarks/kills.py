@@ -66,7 +66,7 @@ def campaign(case, root, kills, rng):
     print(f"undisturbed: {time.monotonic() - begun:.1f} s, {len(wanted)} files to compare", flush=True)
     same, left, number = True, kills, 0
     while left:
-        targets = sorted(TARGETS[: min(left, len(TARGETS))], key=VERBS.index)
+        targets = sorted(TARGETS[: min(left, len(TARGETS))], key=[*VERBS].index)
         for verb in targets:
             moment = rng.random() * spans[verb] / targets.count(verb)
             found = attempt(argv, root / f"round{number}", (verb, moment))

@@ -26,23 +26,39 @@ from common import kaggle, processes
 from common.budget import Budget, Stopped
 from common.config import from_dict
 from common.errors import PARTIAL, STOPPED, InputError
-from common.options import Options
+from common.options import Options, check_special, hidden_options
 from common.paths import read_json
 from common.runs import Run, start_log
 
 log = logging.getLogger(__name__)
-VERBS = ("prepare", "train", "predict", "tune", "score", "submit", "report")  # `run` calls these in this order
-MORE_VERBS = ("find_lr",)  # further verbs of every solution
-TOOLS = ("export", "infer")  # tools of every solution; they need no run
+VERBS = {  # `run` calls these in this order
+    "prepare": "read and check the challenge's files, assign the folds, decode the images",
+    "train": "train every network of the run",
+    "predict": "predict each fold's held-out images, and the test images",
+    "tune": "choose the decision rule on out-of-fold predictions",
+    "score": "print the offline score with its interval",
+    "submit": "write the submission and validate it",
+    "report": "write the page of the run",
+}
+MORE_VERBS = {"find_lr": "run learning-rate range tests"}  # further verbs of every solution
+TOOLS = {  # of every solution; they need no run
+    "export": "copy a finished run's weights and decision rule into one flat folder",
+    "infer": "predict images from such a folder and write a submission",
+}
+ABOUT = {  # presets of every solution, unless its configuration has a line of its own
+    "demo": "small networks on small images: minutes on two CPU cores",
+    "paper": "the publication's recipe",
+    "podium": "the strongest recipe we know",
+}
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
 def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """Run one verb or tool of a solution and return the exit status.
 
-    config_module: has `Config`, `PRESETS` and optionally `MORE_VERBS` and `TOOLS` (names of its own verbs and tools),
-        `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES_SIZES` or `TAKES_NORMALS`, True where that option
-        applies.
+    config_module: has `Config`, `PRESETS` and optionally `ABOUT`, `MORE_VERBS` and `TOOLS` (a line of help by the name
+        of each preset, further verb and tool), `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES` (those
+        of options.SPECIAL that apply to it).
     load_verbs(): returns {verb: function of a Job}. Called late, because it imports the networks.
     load_tools(): returns {tool: function}, also called late. A tool's signature and docstring are its command line
         (parameters before `/` are positional; `Args:` describes them); it returns the number of unusable inputs.
@@ -52,7 +68,7 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """
     if argv and argv[0] in _tool_names(config_module):
         return run_tool(f"{solution} {argv[0]}", lambda: load_tools()[argv[0]], argv[1:])
-    hint = "; the same command continues from the last saved state"
+    hint = "" if argv[:1] == ["find_lr"] else "; the same command continues from the last saved state"
     return _report_errors(lambda: _run_verb(solution, config_module, load_verbs, argv), hint)
 
 
@@ -111,8 +127,7 @@ def _print_error(line):
 
 
 def _tool_names(config_module):
-    own = (*getattr(config_module, "TOOLS", ()), *TOOLS)
-    return (*own, *kaggle.tool_names(getattr(config_module, "KAGGLE", None)))
+    return getattr(config_module, "TOOLS", {}) | TOOLS | kaggle.tool_names(getattr(config_module, "KAGGLE", None))
 
 
 def _require_one_process(name):
@@ -130,16 +145,10 @@ def _run_tool(name, load, argv):
 
 def _run_verb(solution, config_module, load_verbs, argv):
     """Run a verb and return the number of inputs that it left out."""
-    more = (*getattr(config_module, "MORE_VERBS", ()), *MORE_VERBS)
-    known, tools = ["run", *VERBS, *more], _tool_names(config_module)
+    more, tools = getattr(config_module, "MORE_VERBS", {}) | MORE_VERBS, _tool_names(config_module)
+    known = {"run": f"{', '.join(VERBS)}, in this order"} | VERBS | more
     if not argv or argv[0] in ("-h", "--help"):
-        print(
-            f"usage: cxr {solution} <verb> [preset] [options]\n"
-            f"verbs: {', '.join(known)}\npresets: {', '.join(config_module.PRESETS)}\n"
-            f"all options: cxr {solution} run <preset> --help"
-        )
-        if tools:
-            print(f"tools, which need no run: {', '.join(tools)}; options: cxr {solution} <tool> --help")
+        print(_overview(solution, config_module, known, tools))
         return 0
     verb, rest = argv[0], list(argv[1:])
     if verb not in known:
@@ -147,14 +156,14 @@ def _run_verb(solution, config_module, load_verbs, argv):
     preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if preset is not None and preset not in config_module.PRESETS:
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
-    preset, base = _base_config(solution, config_module, verb, preset, rest)
-    options, config = parse(base, rest, f"cxr {solution} {verb} {preset}")
-    for name in ("sizes", "normals"):
-        if getattr(options, name) and not getattr(config_module, f"TAKES_{name.upper()}", False):
-            raise InputError(f"--{name} does not apply to {solution}")
+    takes, line = getattr(config_module, "TAKES", ()), f"{known[verb][0].upper()}{known[verb][1:]}."
+    shown = {"description": line, "hidden": hidden_options(verb, takes)}
+    preset, base = _base_config(solution, config_module, verb, preset, rest, shown)
+    options, config = parse(base, rest, f"cxr {solution} {verb} {preset}", **shown)
+    check_special(options, takes, solution)
     if verb in more:
         _require_one_process(verb)
-    return _call_verbs(VERBS if verb == "run" else (verb,), solution, preset, config, options, load_verbs, tools)
+    return _call_verbs(tuple(VERBS) if verb == "run" else (verb,), solution, preset, config, options, load_verbs, tools)
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
@@ -176,7 +185,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
                 if not processes.is_main():
                     return 0
                 distributed.stop()
-        if names == VERBS:
+        if len(names) > 1:
             took = timedelta(seconds=round(time.monotonic() - begun))
             log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}")
         return job.left_out
@@ -197,13 +206,28 @@ class _NoConfig:
     """An empty configuration, for parsing the other options before the configuration is known."""
 
 
-def _base_config(solution, config_module, verb, preset, rest):
+def _overview(solution, config_module, verbs, tools):
+    """Return the help of a solution: a line for each verb, preset and tool."""
+    presets = {name: "" for name in config_module.PRESETS} | ABOUT | getattr(config_module, "ABOUT", {})
+    lines = [f"usage: cxr {solution} <verb> [preset] [options]", f"       cxr {solution} <tool> [inputs] [options]"]
+    for title, named in (
+        ("verbs", verbs),
+        (f"presets (all settings: cxr {solution} run <preset> --help)", config_module.PRESETS),
+        (f"tools, which need no run (options: cxr {solution} <tool> --help)", tools),
+    ):
+        width = 2 + max(map(len, named), default=0)
+        lines += [f"{title}:", *(f"  {name:{width}}{(verbs | presets | tools)[name]}".rstrip() for name in named)]
+    return "\n".join(lines)
+
+
+def _base_config(solution, config_module, verb, preset, rest, shown):
     """Return the preset's name and configuration; without a preset, those stored in the run folder."""
     if preset is not None:
         return preset, config_module.PRESETS[preset]
     presets = ", ".join(config_module.PRESETS)
-    about = f"Options without a preset; with one ({presets}), --help lists its settings too."
-    probe, _ = parse(_NoConfig(), rest, f"cxr {solution} {verb} [preset]", strict=False, description=about)
+    about = f"{shown['description']} With a preset ({presets}), --help lists its settings too."
+    program, shown = f"cxr {solution} {verb} [preset]", shown | {"description": about}
+    probe, _ = parse(_NoConfig(), rest, program, strict=False, **shown)
     stored = None if probe.out is None else probe.out / "config.json"
     if stored is None or not stored.is_file():
         raise InputError(f"name a preset ({presets}), or --out with the folder of a run")
@@ -215,13 +239,15 @@ def _base_config(solution, config_module, verb, preset, rest):
     return values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
 
 
-def parse(base, argv, program, strict=True, description=None):
+def parse(base, argv, program, strict=True, description=None, hidden=()):
     """Read Options and changes to the configuration `base` from `argv`; return (Options, configuration).
 
-    program, description: what --help shows above the options. strict: False ignores unknown options. Raises InputError
-    with the parser's reason in one line.
+    program, description: what --help shows above the options; hidden: names of Options that it leaves out. strict:
+    False ignores unknown options. Raises InputError with the parser's reason in one line.
     """
-    both = dataclasses.make_dataclass("Command", [], bases=(type(base), Options), frozen=True)
+    hidden = hidden if {"-h", "--help"} & set(argv) else ()  # the parser knows hidden options no more
+    fields = [(f.name, tyro.conf.Suppress[f.type], f.default) for f in dataclasses.fields(Options) if f.name in hidden]
+    both = dataclasses.make_dataclass("Command", fields, bases=(type(base), Options), frozen=True)
     default = both(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
     command, about = tyro.conf.FlagConversionOff[both], {"default": default, "description": description}
     got = _parse(command, program, argv, **about, return_unknown_args=not strict)

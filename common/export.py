@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import tyro
 
 from common.budget import Budget
 from common.config import file_hash, from_dict, to_dict
@@ -140,8 +141,9 @@ def export_tool(recipe, config_class):
     return export
 
 
-def infer_tool(recipe, config_class, takes_sizes=False):
-    """Return the tool `infer` of a solution; takes_sizes: whether --sizes applies to it."""
+def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
+    """Return the tool `infer` of a solution; takes_sizes: whether --sizes applies to it; hide_sizes: in its --help."""
+    Sizes = tyro.conf.Suppress[tuple[Path, ...]] if hide_sizes else tuple[Path, ...]
 
     def infer(
         trained: Path,
@@ -151,7 +153,7 @@ def infer_tool(recipe, config_class, takes_sizes=False):
         test: Path | None = None,
         out: Path | None = None,
         work: Path | None = None,
-        sizes: tuple[Path, ...] = (),
+        sizes: Sizes = (),
         on_bad_image: Literal["error", "placeholder"] = "error",
         device: str = "auto",
         workers: int | None = None,
@@ -165,7 +167,7 @@ def infer_tool(recipe, config_class, takes_sizes=False):
             out: The submission (default: submission.csv, on Kaggle in /kaggle/working).
             work: Folder for decoded images and predictions, from which an interrupted call continues; by default a
                 temporary one that is deleted at the end.
-            sizes: CSV files with width and height of the originals, for resized copies of the images (VinBigData).
+            sizes: CSV files with width and height of the originals, for resized copies of the images.
             on_bad_image: placeholder: an image that cannot be read gets the neutral prediction.
             device: auto, cpu, cuda or cuda:<n>.
             workers: Processes that read images (default: one per core).

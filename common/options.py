@@ -27,9 +27,9 @@ class Options:
     fold_table: Path | None = None
     """CSV `image_id,fold` of another run, to use the same folds."""
     sizes: tuple[Path, ...] = ()
-    """CSV files with width and height of the originals, for resized copies of the images (VinBigData)."""
+    """CSV files with width and height of the originals, for resized copies of the images."""
     normals: tuple[Path, ...] = ()
-    """Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's (COVID-19)."""
+    """Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's."""
     on_bad_image: Literal["error", "placeholder"] = "error"
     """placeholder: a test image that cannot be read gets the neutral prediction."""
     on_unlabelled: Literal["error", "skip"] = "error"
@@ -45,6 +45,25 @@ class Options:
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"--hours must be above 0, not {self.hours:g}")
         check_device(self.device)
+
+
+SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only
+PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  # options that only `prepare` reads
+SHORT = ("tune", "score", "submit")  # verbs that take a moment and need no network
+
+
+def hidden_options(verb, takes):
+    """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
+    hidden = {name for name in SPECIAL if name not in takes}
+    hidden |= set() if verb in ("run", "prepare") else set(PREPARING)
+    return hidden | ({"hours", "device", "workers"} if verb in SHORT else {"hours"} if verb == "find_lr" else set())
+
+
+def check_special(options, takes, solution):
+    """Raise InputError if one of the SPECIAL options is given and not among those that the solution `takes`."""
+    for name in SPECIAL:
+        if name not in takes and getattr(options, name) != getattr(Options(), name):
+            raise InputError(f"--{name.replace('_', '-')} does not apply to {solution}")
 
 
 def check_device(name):

@@ -17,10 +17,10 @@ from common.errors import STOPPED, InputError
 NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "chestxray14", "covid19")
 USAGE = f"""\
 usage: cxr <name> <verb> [preset] [options]
-       cxr <name> --help
-       cxr demo     every solution on its embedded sample
-       cxr bundle   one folder with everything that a notebook on Kaggle needs
-       cxr log      uploaded submissions and their scores
+       cxr <name> --help    its verbs, presets and tools
+       cxr demo             every solution on its embedded sample
+       cxr bundle           one folder with everything that a notebook on Kaggle needs
+       cxr log              uploaded submissions and their scores
 solutions: {", ".join(NAMES)}"""
 DEMO = "usage: cxr demo [folder]\nfolder: for all files (default: runs/demo); a repeated call continues"
 
@@ -62,7 +62,7 @@ def _dispatch(argv):
         print(f"error: {name!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     config = importlib.import_module(f"solutions.{name}.config")
-    return cli.main(name, config, lambda: load_solution(name).verbs(), rest, lambda: _load_tools(name, config, rest[0]))
+    return cli.main(name, config, lambda: load_solution(name).verbs(), rest, lambda: _load_tools(name, config, rest))
 
 
 def load_solution(name):
@@ -70,23 +70,26 @@ def load_solution(name):
     return _load(f"solutions.{name}.pipeline", "SOLUTION")
 
 
-def _load_tools(name, config, tool):
-    """Return the tools that include the named one; those for Kaggle do not need the solution's own imports."""
+def _load_tools(name, config, argv):
+    """Return the tools that include argv[0]; those for Kaggle do not need the solution's own imports."""
+    tool = argv[0]
     if tool in kaggle.tool_names(config.KAGGLE):
         return kaggle.load_tools(name, config.KAGGLE, config.PRESETS)
     if tool not in cli.TOOLS:
         return _load(f"solutions.{name}.tools", "TOOLS")
     from common.export import export_tool, infer_tool
 
-    recipe, takes_sizes = load_solution(name), getattr(config, "TAKES_SIZES", False)
-    return {"export": export_tool(recipe, config.Config), "infer": infer_tool(recipe, config.Config, takes_sizes)}
+    recipe, takes_sizes = load_solution(name), "sizes" in getattr(config, "TAKES", ())
+    hide_sizes = not takes_sizes and bool({"-h", "--help"} & set(argv))  # the parser knows hidden options no more
+    infer = infer_tool(recipe, config.Config, takes_sizes, hide_sizes)
+    return {"export": export_tool(recipe, config.Config), "infer": infer}
 
 
 def export_run(name, run, out):
     """Write the weights and the decision rule of a finished run to the folder `out`."""
     if name not in NAMES:
         raise InputError(f"{run}: a run of {name}, which is not a solution: {', '.join(NAMES)}")
-    _load_tools(name, importlib.import_module(f"solutions.{name}.config"), "export")["export"](run, out=out)
+    _load_tools(name, importlib.import_module(f"solutions.{name}.config"), ["export"])["export"](run, out=out)
 
 
 def _load(module, attribute):

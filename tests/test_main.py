@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from common import cli, kaggle
+from common.options import SPECIAL
 from solutions import demo
 from solutions.__main__ import NAMES, load_solution, main
 
@@ -41,10 +43,44 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_one_verb_or_tool_and_has_a_function(name):
     config = importlib.import_module(f"solutions.{name}.config")
-    own, verbs = getattr(config, "TOOLS", ()), (*cli.VERBS, *cli.MORE_VERBS, *getattr(config, "MORE_VERBS", ()))
+    own, verbs = getattr(config, "TOOLS", {}), (*cli.VERBS, *cli.MORE_VERBS, *getattr(config, "MORE_VERBS", ()))
     names = ["run", *verbs, *own, *cli.TOOLS, *kaggle.tool_names(config.KAGGLE)]
     assert len(names) == len(set(names)) and set(verbs) <= set(load_solution(name).verbs())
     assert set(own) == (set(importlib.import_module(f"solutions.{name}.tools").TOOLS) if own else set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_every_verb_preset_and_tool(name, capsys):
+    config = importlib.import_module(f"solutions.{name}.config")
+    assert main([name, "--help"]) == 0
+    overview = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.M))
+    tools = cli._tool_names(config)
+    verbs = ["run", *(verb for verb in load_solution(name).verbs() if verb not in tools)]
+    assert set(overview) == {*verbs, *config.PRESETS, *tools} and set(config.ABOUT) <= set(config.PRESETS)
+    assert len(overview) == len(verbs) + len(config.PRESETS) + len(tools)
+    special = {f"--{option.replace('_', '-')}" for option in set(SPECIAL) - set(config.TAKES)}
+    for words in (*([verb] for verb in verbs), ["train", "demo"], *([tool] for tool in tools)):
+        with pytest.raises(SystemExit) as end:
+            main([name, *words, "--help"])
+        said = capsys.readouterr().out
+        assert end.value.code == 0 and said.startswith(f"usage: cxr {name} {' '.join(words)} "), words
+        options = set(re.findall(r"--[a-z][\w-]*", said.split("\n\n", 1)[1]))
+        assert not options & special, words
+        assert ("--fold-table" in options) == (words[0] in ("run", "prepare"))
+        assert words[0] not in ("score", "tune", "submit") or options - {"--help"} == {"--out"}
+        if words[0] in verbs:
+            assert overview[words[0]][1:].split(",")[0] in " ".join(said.split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_comments_in_a_configuration_are_no_help(name, capsys):
+    source = Path(importlib.import_module(f"solutions.{name}.config").__file__)
+    with tokenize.open(source) as file:
+        comments = [t.string[1:].strip() for t in tokenize.generate_tokens(file.readline) if t.type == tokenize.COMMENT]
+    with pytest.raises(SystemExit):
+        main([name, "train", "paper", "--help"])
+    said = re.sub(r"[│|\s]+", " ", capsys.readouterr().out)
+    assert [comment for comment in comments if len(comment) > 20 and comment[:40] in said] == []
 
 
 def test_what_is_no_solution(capsys):
@@ -76,7 +112,7 @@ def say():
     for number in range(2000):
         logging.getLogger("common.test").info(f"line {number}")
 
-solutions.cli.kaggle.tool_names = lambda source: ("say",)
+solutions.cli.kaggle.tool_names = lambda source: {"say": ""}
 solutions._load_tools = lambda name, config, tool: {"say": say}
 sys.exit(solutions.main(sys.argv[1:]))
 """

@@ -7,6 +7,12 @@ from typing import Literal
 from common.errors import InputError
 from common.paths import competition_folder
 
+TOOLS = {
+    "download": "download and unpack the images",
+    "upload": "validate a submission, send it to Kaggle and wait for its score",
+    "notebook": "write a notebook for Kaggle that predicts from a run, or that trains",
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -41,11 +47,11 @@ class Source:
 
 
 def tool_names(source):
-    """Return the names of the Kaggle tools of a solution with this Source, () for None."""
+    """Return the Kaggle tools of a solution with this Source, by name with a line of help; {} for None."""
     if source is None:
-        return ()
-    available = {"download": True, "upload": source.kind == "competition", "notebook": source.kind != "none"}
-    return tuple(name for name, yes in available.items() if yes)
+        return {}
+    left_out = {"competition": (), "dataset": ("upload",), "none": ("upload", "notebook")}[source.kind]
+    return {name: line for name, line in TOOLS.items() if name not in left_out}
 
 
 def load_tools(solution, source, presets=()):

@@ -204,5 +204,21 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PRESETS["cxr_irnet"], "podium": PODIUM, "sdfn": SDFN} | PRESETS
-TOOLS = ("table", "localise", "score_predictions")  # besides those of every solution
+ABOUT = {
+    "paper": "CXR-IRNet (Fang et al.)",
+    "podium": "a current backbone at 512 px on the image and the lungs",
+    "cxr_irnet": "the same as paper",
+    "sdfn": "SDFN (Liu et al.): two DenseNets, image and lungs, fused",
+    "densenet121": "CheXNet's network, CXR-IRNet's baseline",
+    "resnet50": "CXR-IRNet's baseline",
+    "senet": "CXR-IRNet's baseline with squeeze-and-excitation",
+    "cxr_irnet_without_weighting": "CXR-IRNet's ablation: attention alone",
+    "cxr_irnet_without_attention": "CXR-IRNet's ablation: feature weighting alone",
+}
+TOOLS = {  # besides those of every solution
+    "table": "write runs and published results side by side",
+    "localise": "score heat maps against the boxes of findings",
+    "score_predictions": "score anyone's predictions on the official test list",
+}
+TAKES = ("on_unlabelled",)
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

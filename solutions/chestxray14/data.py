@@ -49,8 +49,6 @@ def read_competition(job):
     test_name: what the test images are; structures: what weights the features, ["lungs"], ["lungs", "heart"] or None.
     """
     options, config = job.options, job.config
-    if options.id_map:
-        raise InputError("--id-map: the label table names the patients; leave it out")
     folder, labels_path = _find_table(options.data, config.label_table)
     labels, about = _read_labels(folder, labels_path, config.split)
     files, known = find_images(folder), set(labels["image_id"])

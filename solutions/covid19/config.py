@@ -209,10 +209,12 @@ DEMO = Config(
 BASELINES = ("resnet152", "densenet121", "efficientnet_b4")
 PRESETS = {"demo": DEMO, "paper": Config()}
 PRESETS |= {name: Config(network=NetworkConfig(backbone=name)) for name in BASELINES} | {"podium": PODIUM}
-MORE_VERBS = ("audit",)  # in addition to those of every solution
+ABOUT = {"paper": "Ahmed et al. (2020): HRNet on the lungs alone, ten folds"}
+ABOUT |= {name: f"the paper's baseline {name}" for name in BASELINES}
+MORE_VERBS = {"audit": "measure how much of the score is the images' origin"}  # in addition to those of every solution
 IN_DEMO = ("audit",)  # verbs that `cxr demo` runs after `run`
-TOOLS = ("table",)  # in addition to those of every solution; it needs no run
-TAKES_NORMALS = True  # --normals
+TOOLS = {"table": "compare runs side by side, paired by patient"}  # likewise; it needs no run
+TAKES = ("normals",)
 KAGGLE = Source(
     "none",
     advice="Clone github.com/ieee8023/covid-chestxray-dataset, github.com/agchung/Figure1-COVID-chestxray-dataset and "

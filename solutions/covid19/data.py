@@ -40,8 +40,6 @@ def read_competition(job):
     only predicted out of fold; "": unused or test), area (share of the image that is lung), usable (passes the gate).
     """
     options, config = job.options, job.config
-    if options.id_map:
-        raise InputError("--id-map: the collections' tables name the patients; leave it out")
     if options.data is None:
         raise InputError("name the folder of the images with --data")
     table = read_collections([options.data, *options.normals])

@@ -28,7 +28,11 @@ ONE_LUNG_RATIO = 1 / 3  # a second region under this share of the first is not a
 
 @dataclass(frozen=True)
 class NetworkConfig(FitConfig):
-    """The network that outlines the lungs."""
+    """The network that outlines the lungs.
+
+    Berger et al., section 3.3: batch 4; weight decay 0.01 (decoupled, as in fastai's Adam); 5 epochs of the last
+    layers at 1e-3, then 5 of all at a lower rate, not given. Loss not given: fastai's default.
+    """
 
     architecture: str = "unet"
     """dynamicunet: fastai's U-Net; plain, plain_no_norm, imlab: U-Nets without an encoder, of Ahmed et al. and Liu et
@@ -45,8 +49,6 @@ class NetworkConfig(FitConfig):
     augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
     """simple, complex: Berger et al.; unet: Ahmed et al.; affine: Liu et al.; strong: for images of other hospitals."""
     loss: Literal["bce", "dice", "squared_dice", "bce_dice"] = "bce"
-    # Berger et al., section 3.3: batch 4; weight decay 0.01 (decoupled, as in fastai's Adam); 5 epochs of the last
-    # layers at 1e-3, then 5 of all at a lower rate, not given. Loss not given: fastai's default.
     epochs: int = 10
     frozen_epochs: int = 5
     frozen_lr: float = 1e-3
@@ -173,6 +175,21 @@ DEMO = replace(
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM, "unet": UNET, "lungs_heart": LUNGS_HEART}
 PRESETS |= {"sdfn": SDFN, "shipped": SHIPPED}
-MORE_VERBS = ("ablate", "cross", "export_segmenter")  # in addition to those of every solution
-TOOLS = ("masks", "crops")  # likewise; they need no run
+ABOUT = {
+    "paper": "Berger et al.: fastai's U-Net with a ResNet-34",
+    "unet": "Ahmed et al.: a plain U-Net from scratch, ten folds",
+    "lungs_heart": "Fang et al.: left lung, right lung and heart on JSRT",
+    "sdfn": "Liu et al.: the U-Net of imlab-uiip on JSRT, five folds",
+    "shipped": "the recipe of the weights in this repository",
+}
+MORE_VERBS = {  # in addition to those of every solution
+    "ablate": "train and score the comparisons of the paper",
+    "cross": "train on each collection and score on the others",
+    "export_segmenter": "write the network as one file for `masks` and the other solutions",
+}
+TOOLS = {  # likewise; they need no run
+    "masks": "outline the lungs in any radiographs",
+    "crops": "cut out the lungs of any radiographs",
+}
+TAKES = ("id_map",)
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

@@ -16,7 +16,11 @@ SIZE = 1024  # pixels of the competition's images, and of the masks in every sub
 
 @dataclass(frozen=True)
 class ClassifierConfig(FitConfig):
-    """The gate: a classifier of images with and without a pneumothorax."""
+    """The gate: a classifier of images with and without a pneumothorax.
+
+    Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after
+    3 epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
+    """
 
     backbone: str = "legacy_xception"
     """Any timm model. Paper: Xception, chosen over NASNet-Large and InceptionResNetV2."""
@@ -30,8 +34,6 @@ class ClassifierConfig(FitConfig):
     """Paper's alternative: balance the classes with transformed copies of the positives; no other augmentation."""
     positive_weight: float = 1.0
     """Weight of the positive images in the loss. Paper: 1; class weights are its future work."""
-    # Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after
-    # 3 epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
     epochs: int = 25
     frozen_epochs: int = 2
     frozen_lr: float = 2e-2
@@ -48,7 +50,12 @@ class ClassifierConfig(FitConfig):
 
 @dataclass(frozen=True)
 class SegmenterConfig(FitConfig):
-    """The network that outlines the pneumothorax."""
+    """The network that outlines the pneumothorax.
+
+    Paper, 4.1.2: 37 epochs, Adam 1e-3 with the first half of the layers frozen for 2 epochs, then 1e-4, cosine;
+    weights averaged over the epochs where validation IoU peaks (13 to 16), or, as "typical SWA", at the ends of
+    cycles. Batch size and number of cycles not given.
+    """
 
     architecture: str = "fpn"
     """A decoder of segmentation-models-pytorch. Paper: FPN, better than U-Net and PSPNet."""
@@ -78,9 +85,6 @@ class SegmenterConfig(FitConfig):
     finer_lr: float = 1e-4
     """Learning rate at each size after the first."""
     finer_batch_size: int = 4
-    # Paper, 4.1.2: 37 epochs, Adam 1e-3 with the first half of the layers frozen for 2 epochs, then 1e-4, cosine;
-    # weights averaged over the epochs where validation IoU peaks (13 to 16), or, as "typical SWA", at the ends of
-    # cycles. Batch size and number of cycles not given.
     epochs: int = 37
     frozen_epochs: int = 2
     frozen_lr: float = 1e-3
@@ -192,7 +196,12 @@ PUBLISHED = {
 }
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-MORE_VERBS = ("ablate",)  # in addition to those of every solution
+ABOUT = {
+    "paper": "Țimbuș et al. (2021): a classifier gates the masks of an FPN",
+    "podium": "the 1st place's recipe with a current encoder, five folds",
+}
+MORE_VERBS = {"ablate": "train and score the comparisons of the paper"}  # in addition to those of every solution
+TAKES = ("id_map", "on_unlabelled")
 
 
 def check_submission(path, sample):

@@ -39,7 +39,11 @@ VARIANTS = ("", "lungs", "random")  # of a member: with the lung mask as a chann
 
 @dataclass(frozen=True)
 class DetectorConfig(FitConfig):
-    """A network that finds boxes."""
+    """A network that finds boxes.
+
+    Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174
+    abnormal training images (95 % of 4,394); validation every 1,000, here every epoch. SGD: library default.
+    """
 
     architecture: Literal[ARCHITECTURES] = "faster_rcnn"
     """Paper: Faster R-CNN."""
@@ -67,8 +71,6 @@ class DetectorConfig(FitConfig):
     """Most boxes per image. Paper: 100."""
     min_score: float = 0.001
     """Lowest score of a box. Paper: always 100 boxes per image, so 0."""
-    # Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174
-    # abnormal training images (95 % of 4,394); validation every 1,000, here every epoch. SGD: library default.
     epochs: int = 10
     lr: float = 1e-3
     batch_size: int = 4
@@ -82,14 +84,16 @@ class DetectorConfig(FitConfig):
 
 @dataclass(frozen=True)
 class HealthyConfig(FitConfig):
-    """The two-class classifier (2CC) of healthy and abnormal images."""
+    """The two-class classifier (2CC) of healthy and abnormal images.
+
+    Paper, 3.2: five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch and optimiser not given.
+    """
 
     backbone: str = "resnet18"
     """Paper: ResNet-18."""
     weights: str = "imagenet"
     size: int = 256
     """Paper: 256."""
-    # Paper, 3.2: five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch and optimiser not given.
     epochs: int = 15
     lr: float = 1e-4
     batch_size: int = 32
@@ -249,9 +253,13 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-MORE_VERBS = ("ablate",)  # in addition to those of every solution
-TOOLS = ("ensemble",)  # likewise; it needs no run
-TAKES_SIZES = True  # boxes are in pixels of the originals; --sizes gives these for resized copies
+ABOUT = {
+    "paper": "Berger et al.: six Faster R-CNNs fused, and a classifier of healthy images",
+    "podium": "three families of detectors with a current backbone, five folds",
+}
+MORE_VERBS = {"ablate": "train and score the comparisons of the paper"}  # in addition to those of every solution
+TOOLS = {"ensemble": "fuse anyone's submissions"}  # likewise; it needs no run
+TAKES = ("sizes", "id_map", "on_unlabelled")
 
 
 def check_submission(path, sample):

@@ -50,7 +50,7 @@ def test_figures_by_hand():
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("compared")
     write_data(root / "data")
-    for name in VERBS[:3]:
+    for name in [*VERBS][:3]:
         job = make_job(root / "a", data=root / "data")
         TOY.verbs()[name](job)
         job.run.close()

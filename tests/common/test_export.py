@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
     """Folder with a finished run, `run`, and its `data`."""
     root = tmp_path_factory.mktemp("finished")
     write_data(root / "data")
-    for name in VERBS[:-1]:
+    for name in [*VERBS][:-1]:
         job = make_job(root / "run", data=root / "data")
         TOY.verbs()[name](job)
         job.run.close()

@@ -101,7 +101,7 @@ def use(path):
     if "trained" in path.parts:
         infer_tool(TOY, Config)(root / "trained", data=root / "data", workers=0)
     else:
-        call_verbs(root, VERBS[1:])
+        call_verbs(root, [*VERBS][1:])
         export(root)
 
 

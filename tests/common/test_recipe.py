@@ -23,7 +23,7 @@ def verbs(tmp_path):
     data = write_data(tmp_path / "data")
 
     def run(*names, config=None, recipe=TOY, **options):
-        for name in names or VERBS[:-1]:
+        for name in names or [*VERBS][:-1]:
             job = make_job(tmp_path / "run", config, recipe, **{"data": data} | options)
             try:
                 recipe.verbs()[name](job)

@@ -39,7 +39,7 @@ def test_every_verb_twice(solution, run_copy, command, sample):
     again = {*prepared, *read_json(run_copy / "manifest.json")["steps"]["prepare"]["tables"]}  # with the same bytes
     before, written = hash_files(run_copy, but=["manifest.json"]), write_times(run_copy, "[!.]*.*", "fold*/**/*")
     written = {path: time for path, time in written.items() if path.name not in {*again, "log.txt", "report.html"}}
-    for verb in VERBS[:-1]:
+    for verb in [*VERBS][:-1]:
         result = command(verb, "--out", "run", *(["--data", sample] if verb == "prepare" else []))
         assert (result.status, result.errors) == (0, [])
         assert "epoch" not in result.out and (verb not in ("predict", "tune", "submit") or "up to date" in result.out)
@@ -64,7 +64,7 @@ def stopping(limit, error):
 def test_an_interrupted_run_continues_to_the_same_bytes(solution, finished, command, sample, tmp_path, monkeypatch):
     """Each verb is interrupted before its second file, its fourth, its eighth …, by Ctrl-C and a full disk in turn."""
     words, stops = [*solution.words, "--data", sample, "--out", "run"], 0
-    for verb in VERBS[:-1]:
+    for verb in [*VERBS][:-1]:
         limit = 1
         while True:
             error = OSError(errno.ENOSPC, "No space left on device") if stops % 2 else KeyboardInterrupt()

@@ -320,7 +320,7 @@ def test_options_that_cannot_be_are_refused_in_one_line(options, said, run_copy,
 
 def test_options_of_prepare_that_cannot_be(tmp_path, refused, sample, plain):
     words = ["prepare", "demo", "--data", sample, "--out", "run", *plain]
-    assert "--id-map: the label table names the patients" in refused(*words, "--id-map", sample / "test_list.txt")
+    assert "--id-map does not apply to chestxray14" in refused(*words, "--id-map", sample / "test_list.txt")
 
 
 # ---- beside the recipe ---------------------------------------------------------------------------------------------

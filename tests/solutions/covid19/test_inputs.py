@@ -70,7 +70,7 @@ def prepared(command, data, tmp_path, tiny):
         ("demo --data data --normals nowhere", "nowhere: no such folder"),
         ("demo --data data --test nowhere", "nowhere: no such file"),
         ("demo --data data --test empty", "empty: no images in it (--test)"),
-        ("demo --data data --id-map file.csv", "--id-map: the collections' tables name the patients"),
+        ("demo --data data --id-map file.csv", "--id-map does not apply to covid19"),
     ],
 )
 def test_words(words, said, data, tmp_path, refused):
