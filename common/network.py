@@ -22,6 +22,7 @@ from common.paths import read_csv, write_csv
 from common.step import cached_hash, changed_settings, run_step
 from common.train import distributed
 from common.train.checkpoint import load_weights
+from common.train.loggers import open_log
 from common.train.loop import fit
 from common.train.lr_finder import find_learning_rate
 
@@ -146,7 +147,12 @@ def train(job, network):
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
-    return fit(model, partial(_step, network, job.device), loader, validate, config, folder, **options)
+    with open_log(job, network, finished) as on_epoch:
+        step = partial(_step, network, job.device)
+        fitted = fit(model, step, loader, validate, config, folder, on_epoch=on_epoch, **options)
+        if on_epoch is not None:
+            on_epoch(fitted.history.to_dict("records"))
+    return fitted
 
 
 def with_rate(job, network):

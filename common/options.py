@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import InputError
+from common.extras import require_extra
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Options:
     """auto, cpu, cuda or cuda:<n>."""
     workers: int | None = None
     """Processes that read and augment images (default: one per core)."""
+    log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    """Also log each epoch's figures there; a resumed training continues its run of the logger."""
 
     def __post_init__(self):
         if self.workers is not None and self.workers < 0:
@@ -45,6 +48,8 @@ class Options:
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"--hours must be above 0, not {self.hours:g}")
         check_device(self.device)
+        if self.log_to is not None:
+            require_extra(self.log_to, f"--log-to {self.log_to}")
 
 
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only

@@ -60,6 +60,7 @@ def fit(
     about=None,
     trained_on=None,
     changed="",
+    on_epoch: Callable | None = None,
 ):
     """Train `model` under `config` (a FitConfig) and return a Fitted; a finished training is only read.
 
@@ -72,6 +73,7 @@ def fit(
     about: JSON values that, like configuration and seed, must be equal for a resume (data, architecture).
     trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
     changed: the changed settings, for the message that refuses another configuration's training.
+    on_epoch(history): called after each epoch, once it is saved, with a dict of figures per epoch so far.
 
     Raises InputError on a non-finite loss, a metric that `validate` does not return, or a folder that holds another
     configuration's training; Stopped when the budget is spent, after saving.
@@ -84,6 +86,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, freeze, budget or Budget())
     trainer.key, trainer.save_seconds, trainer.changed = key, 60 * save_minutes, changed
+    trainer.on_epoch = on_epoch
     trainer.origin = {"trained_on": trained_on} if trained_on else {}
     trainer.budget.training = True
     try:
@@ -124,7 +127,7 @@ class _Trainer:
         self.dtype = precision(device, config.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.epoch, self.batch, self.loss_sum, self.loss_count = 0, 0, 0.0, 0
-        self.history, self.ema, self.frozen, self.optimizer = [], None, None, None
+        self.history, self.ema, self.frozen, self.optimizer, self.on_epoch = [], None, None, None, None
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -271,6 +274,8 @@ class _Trainer:
             log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  train_loss {train_loss:.4f}  {text}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.save()
+        if self.on_epoch is not None:
+            self.on_epoch(self.history)
         if distributed.is_main():
             keep = averaging.epochs_to_keep(self.scores(), self.config)
             for epoch in set(range(self.epoch)) - keep:
