@@ -88,6 +88,30 @@ class FitConfig:
             raise InputError(f"keep {self.keep!r} is not among averaging: {', '.join(self.averaging)}")
 
 
+@dataclass(frozen=True)
+class BoxConfig(FitConfig):
+    """A network that finds boxes, see `common.detection`."""
+
+    architecture: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
+    backbone: str = "resnet101"
+    """Any timm network, with a feature pyramid on top."""
+    weights: str = "imagenet"
+    """imagenet, coco (with resnet50), none, or a file of the backbone or a whole detector, of torchvision or
+    Detectron2."""
+    stride_in_1x1: bool = False
+    """Bottlenecks stride in their first convolution, as weights of Detectron2's ResNets require."""
+    size: int = 1024
+    """Side of the network's images."""
+    channels: int = 256
+    """Channels of the feature pyramid. COCO weights have 256."""
+    nms: float = 0.8
+    """Highest overlap of boxes of one class; above it, only the best box is kept."""
+    per_image: int = 100
+    """Most boxes per image."""
+    min_score: float = 0.001
+    """Lowest score of a box."""
+
+
 def check_folds(folds, n_folds):
     """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2."""
     if n_folds < 2 or not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):

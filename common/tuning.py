@@ -198,6 +198,7 @@ class Tuned:
 def tune_nested(rules, dice_of, folds, groups=None, seed=0):
     """Return the Tuned with the best of `rules` by the mean of `dice_of(rule)`, float (N,), nested over the folds.
 
+    Any score of an image will do for the Dice; NaN leaves an image out.
     folds: (N,). A single fold is split into random halves that share no group (patient; None: every image is its own
     group). Of tied rules the one nearest the middle wins, then the first. Raises InputError if no group can
     be held out.
@@ -207,14 +208,27 @@ def tune_nested(rules, dice_of, folds, groups=None, seed=0):
     if halves:
         parts = _halves(np.arange(len(parts)) if groups is None else np.asarray(groups), len(parts), seed)
     labels, part = np.unique(parts, return_inverse=True)
-    sums = np.stack([np.bincount(part, weights=dice_of(rule), minlength=len(labels)) for rule in rules])
-    best = _best(rules, sums.sum(axis=1) / len(parts))
+    sums = np.array([_sums_and_counts(dice_of(rule), part, len(labels)) for rule in rules])
+    best = _best(rules, _means(sums))
     dice, fold_rules = np.empty(len(parts)), {}
     for k, label in enumerate(labels.tolist()):
-        chosen = _best(rules, np.delete(sums, k, axis=1).sum(axis=1) / np.count_nonzero(part != k))
+        chosen = _best(rules, _means(np.delete(sums, k, axis=2)))
         fold_rules[label] = chosen
         dice[part == k] = dice_of(chosen)[part == k]
-    return Tuned(best, fold_rules, dice, parts, float(dice.mean()), float(dice_of(best).mean()), halves)
+    score, naive = (float(_means(_sums_and_counts(values, part, len(labels)))) for values in (dice, dice_of(best)))
+    return Tuned(best, fold_rules, dice, parts, score, naive, halves)
+
+
+def _sums_and_counts(values, part, n):
+    """Return the sums of the parts' values, NaN left out, and how many there are, float64 (2, n)."""
+    known = ~np.isnan(values)
+    return np.stack([np.bincount(part[known], each, n) for each in (values[known], None)])
+
+
+def _means(sums):
+    """Return the means (…,) of sums and counts (…, 2, n), 0 where nothing is counted."""
+    totals, counts = np.moveaxis(sums.sum(axis=-1), -1, 0)
+    return totals / np.maximum(counts, 1)
 
 
 def _best(rules, scores):

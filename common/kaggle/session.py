@@ -68,6 +68,23 @@ def display_gallery(items, overlay=None):
     display(HTML(str(gallery(items, overlay=overlay or outline_overlay))))
 
 
+def display_boxes(source, found, names, count=4, size=None):
+    """Show the `count` images with the highest scores of a detection table, with their best boxes, in the notebook.
+
+    names: of the classes; source and size as in `read_images`.
+    """
+    from common.post.boxes import BOX
+    from common.report.gallery import MOST_BOXES, box_overlay
+
+    groups = dict(list(found.sort_values("score", ascending=False).groupby("image_id", sort=False)))
+    images, items = read_images(source, list(groups)[:count], size), []
+    for image_id, image in images.items():
+        best = groups[image_id][:MOST_BOXES]
+        texts = [f"{names[k]} {score:.2f}" for k, score in zip(best["class_id"], best["score"], strict=True)]
+        items.append((image, None, list(zip(best[BOX].to_numpy(), texts, strict=True)), f"{image_id}: {texts[0]}"))
+    display_gallery(items, box_overlay)
+
+
 # ---- training ------------------------------------------------------------------------------------------------------
 
 

@@ -4,11 +4,13 @@ import cv2
 import numpy as np
 
 from common.paths import atomic_path
+from common.post.boxes import BOX
 from common.report.page import Html, figure, grid, join, note
 
 # Green and orange of the Okabe–Ito palette (Color Universal Design, 2008), brightened for grey pictures.
 TRUTH = (0, 200, 145)
 PREDICTION = (255, 140, 0)
+MOST_BOXES = 5  # of a picture
 HEAT = 0.6  # share of the colours where a heat map is highest
 
 
@@ -116,6 +118,35 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
 
 def _is_drawn(marks):
     return bool(marks.any()) if isinstance(marks, np.ndarray) else marks is not None and len(marks) > 0
+
+
+def box_gallery(images, found, rows, title, names):
+    """Return the pictures of images with their true boxes, if labelled, and at most MOST_BOXES of the `found` ones.
+
+    images: an Images with the table boxes.parquet. rows: rows of its table, with an optional `note` for the caption.
+    names: of the classes.
+    """
+    true, items = images.tables.get("boxes.parquet"), []
+    for _, row in rows.iterrows():
+        scale = 512 / max(row["width"], row["height"])  # in the original's proportions
+        size = [max(1, round(row[side] * scale)) for side in ("width", "height")]
+        image = cv2.resize(np.asarray(images.store.images[row["row"]]), size, interpolation=cv2.INTER_AREA)
+        mine = found[found["image_id"] == row["image_id"]].nlargest(MOST_BOXES, "score")
+        texts = [f"{names[k]} {score:.2f}" for k, score in zip(mine["class_id"], mine["score"], strict=True)]
+        truth, predicted = None, list(zip(mine[BOX].to_numpy() * scale, texts, strict=True))
+        if row["split"] == "train":
+            own = true[true["row"] == row["row"]]
+            truth = [(box * scale, names[k]) for box, k in zip(own[BOX].to_numpy(), own["class_id"], strict=True)]
+        items.append((image, truth, predicted, row["image_id"][:16] + row.get("note", "")))
+    return gallery(items, title, overlay=box_overlay)
+
+
+def best_boxes(job, found, names):
+    """Return the number of boxes in a detection table of test images, and pictures of those with the highest scores."""
+    best = found.groupby("image_id")["score"].max().nlargest(8).index
+    rows = job.images.table.set_index("image_id", drop=False).loc[best]
+    text = f"{len(found):,} boxes on {found['image_id'].nunique():,} images."
+    return [text, box_gallery(job.images, found, rows, "Test images with the highest scores", names)]
 
 
 def augmented_gallery(data, captions, count=4, size=200):

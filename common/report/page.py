@@ -96,6 +96,12 @@ def note(text, kind="info"):
     return Html(f'<aside class="note {kind}" role="note">{_escape(text)}</aside>')
 
 
+def nested_note(nested_by, metric, not_nested):
+    """Return the note that says how the score was measured, and what it would be without nesting."""
+    how = f"Nested by {nested_by}: each part of the images is scored with a rule chosen on the others."
+    return note(f"{how} Chosen and scored on the same images, the {metric} would be {not_nested:.4f}.")
+
+
 def figure(image, caption):
     """Return a picture with its caption: PNG or JPEG bytes as a data URI, our own SVG bytes (see `plots`) inline.
 

@@ -5,6 +5,9 @@ from array import array
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
+
+from common.post.boxes import BOX
 
 EDGE = 1.0  # pixels by which rounding can move a box outside its image
 FARTHEST = 1e6  # pixels: larger than any image
@@ -146,3 +149,24 @@ def repair_entries(entries, no_finding=14, pixels=None):
     return replace(
         entries, row=row[keep], number=number, class_id=class_id, plain=plain, score=score[keep], boxes=cut[keep]
     ), notes
+
+
+def parse_sides(table, side):
+    """Return the detections of strings `score x y width height` repeated, and a dict from row to its first fault.
+
+    table: DataFrame of an id and a string per row; a blank string has no boxes. side: of all images, in pixels, within
+    which boxes must lie. The detections have image_id, class_id 0, score, x_min, y_min, x_max and y_max.
+    """
+    faults, found = {}, []
+    for row, (image_id, text) in enumerate(table.itertuples(index=False)):
+        tokens = text.split()
+        numbers = [float(token) if NUMBER.fullmatch(token) else np.nan for token in tokens + [""] * (-len(tokens) % 5)]
+        score, x, y, width, height = np.reshape(numbers, (-1, 5)).T
+        boxes = np.stack([x, y, x + width, y + height])
+        inside = (boxes.min(0) >= 0) & (boxes.max(0) <= side + SCORE_SLACK) & (width > 0) & (height > 0)
+        for k in np.flatnonzero(~((score >= 0) & (score <= 1) & inside))[:1]:
+            wanted = f"a score from 0 to 1, then x y width height of a box within {side} x {side} pixels"
+            faults[row] = _fault(k + 1, tokens[5 * k : 5 * k + 5], f"must be five numbers, {wanted}")
+        found += [(image_id, 0, *entry) for entry in np.vstack([score, boxes]).T.tolist()]
+    columns = ["image_id", "class_id", "score", *BOX]
+    return pd.DataFrame(found, columns=columns).astype(dict.fromkeys(columns[2:], float)), faults

@@ -32,12 +32,7 @@ def headline(job, score):
         cards.append(("Dice of positive images", positive["estimate"], hint))
     if presence:
         cards.append(("AUROC of presence", presence["auroc"], f"MCC {page.as_text(presence['mcc'])} at 0.5"))
-    nested = (
-        f"Nested by {score['nested_by']}: each part of the {score['images']} out-of-fold images is scored with a rule "
-        f"chosen on the others. Chosen and scored on the same images, the dice would be "
-        f"{score['dice_not_nested']:.4f} ({score['dice_not_nested'] - dice['estimate']:+.4f})."
-    )
-    return [page.cards(cards), page.note(nested)]
+    return [page.cards(cards), page.nested_note(score["nested_by"], "Dice", score["dice_not_nested"])]
 
 
 def sections(job):

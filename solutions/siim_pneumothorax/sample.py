@@ -14,13 +14,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pydicom
-from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from common import phantom
+from common.phantom.dicom import nih_dicom
 from common.phantom.findings import pneumothorax
 from common.phantom.sample import write_rows, write_sample
 from common.post import rle
@@ -95,7 +91,9 @@ def _write_image(folder, seed, case):
     findings = [partial(pneumothorax, side=side, share=share) for side, share in case.air]
     film = phantom.draw(number, SIZE, findings, patient=100_000 * seed + case.patient)
     study, series, image_id = (_uid(number, level) for level in ("study", "series", "image"))
-    dataset = _dataset(film.image, study, series, image_id, case, np.random.default_rng([seed, 2, case.patient]))
+    raw, view = case.number % RAW == RAW - 1, "AP" if case.number % 3 == 0 else "PA"
+    person = np.random.default_rng([seed, 2, case.patient])
+    dataset = nih_dicom(film.image, study, series, image_id, str(uuid.UUID(int=int(image_id[5:]))), view, person, raw)
     path = folder / f"dicom-images-{case.split}" / study / series / f"{image_id}.dcm"
     path.parent.mkdir(parents=True)
     dataset.save_as(path, enforce_file_format=True)
@@ -116,30 +114,3 @@ def _components(mask):
 def _uid(number, level):
     """Return a UID under the root for UUIDs (2.25), which needs no registration."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'siim_pneumothorax sample {number} {level}').int}"
-
-
-def _dataset(image, study, series, image_id, case, person):
-    """Return the DICOM of one image with the real files' tags; `person`: random generator of the patient's data."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if case.number % RAW == RAW - 1 else JPEGBaseline8Bit
-    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, image_id
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
-    dataset.Modality, dataset.BodyPartExamined = "CR", "CHEST"
-    dataset.ViewPosition = "AP" if case.number % 3 == 0 else "PA"
-    dataset.PatientName, dataset.PatientID = "", str(uuid.UUID(int=int(image_id[5:])))
-    dataset.PatientSex = "FM"[person.integers(2)]
-    # the real files lack the unit that the standard requires, which pydicom would refuse to write
-    age = DataElement("PatientAge", "AS", str(person.integers(18, 90)), validation_mode=pydicom.config.IGNORE)
-    dataset.add(age)
-    dataset.PixelSpacing = [0.143, 0.143]
-    dataset.Rows, dataset.Columns = image.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
-    dataset.PixelData = image.tobytes()
-    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
-        _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        dataset.PixelData = encapsulate([jpeg.tobytes()])
-        dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", "ISO_10918_1"
-    dataset["PixelData"].VR = "OB"
-    return dataset

@@ -1,4 +1,4 @@
-"""Settings of the VinBigData recipes with their sources; parameters of the augmentations are in augment.py.
+"""Settings of the VinBigData recipes with their sources; those of augmentations: common/data/box_augment.py.
 
 "Paper" is Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases.
 """
@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import FitConfig, check_run
+from common.config import BoxConfig, FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
 
@@ -38,39 +38,22 @@ VARIANTS = ("", "lungs", "random")  # of a member: with the lung mask as a chann
 
 
 @dataclass(frozen=True)
-class DetectorConfig(FitConfig):
+class DetectorConfig(BoxConfig):
     """A network that finds boxes.
 
-    Paper, 3.1: batch 4, cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174
-    abnormal training images (95 % of 4,394); validation every 1,000, here every epoch. SGD: library default.
+    Paper, 3.1: Faster R-CNN on ResNet-101-FPN with COCO weights, Detectron2's faster_rcnn_R_101_FPN_3x; image size not
+    given (library default: shorter side 800); NMS 0.8; always 100 boxes per image, so a lowest score of 0. Batch 4,
+    cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174 abnormal training images (95 %
+    of 4,394); validation every 1,000, here every epoch. SGD: library default.
     """
 
-    architecture: Literal[ARCHITECTURES] = "faster_rcnn"
-    """Paper: Faster R-CNN."""
-    backbone: str = "resnet101"
-    """Any timm network, with a feature pyramid on top. Paper: ResNet-101-FPN."""
-    weights: str = "imagenet"
-    """imagenet, coco (with resnet50), none, or a file of the backbone or a whole detector, of torchvision or
-    Detectron2. Paper: COCO, as in Detectron2's faster_rcnn_R_101_FPN_3x."""
-    stride_in_1x1: bool = False
-    """Bottlenecks stride in their first convolution, as weights of Detectron2's ResNets require."""
     default_mapper: bool = False
     """After the augmentation, flip half of the images and scale their shorter side to 640 to 800 of 800 px, as
     Detectron2 does by default."""
     lung_channel: bool = False
     """The lung mask replaces the third of the network's equal grey channels. Paper: future work."""
-    size: int = 1024
-    """Side of the network's images. Paper: not given (library default: shorter side 800)."""
-    channels: int = 256
-    """Channels of the feature pyramid. COCO weights have 256."""
     abnormal_only: bool = True
     """Train only on images with a finding. Paper: yes."""
-    nms: float = 0.8
-    """Highest overlap of boxes of one class; above it, only the best box is kept. Paper: 0.8."""
-    per_image: int = 100
-    """Most boxes per image. Paper: 100."""
-    min_score: float = 0.001
-    """Lowest score of a box. Paper: always 100 boxes per image, so 0."""
     epochs: int = 10
     lr: float = 1e-3
     batch_size: int = 4

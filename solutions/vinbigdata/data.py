@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from common.errors import InputError
 from common.listing import Listing, check_files, find_files, list_test
 from common.metrics.detection import evaluate
 from common.paths import check_id, competition_folder, find_images, read_parquet
-from common.post.boxes import BOX, scale
+from common.post.boxes import BOX
 from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
 from common.post.wbf import mean_boxes
@@ -205,16 +204,6 @@ def _with_originals(listing):
 
 
 # ---- boxes and labels of a run -------------------------------------------------------------------------------------
-
-
-@cache
-def boxes_by_row(images):
-    """Return {row: (boxes, classes)} of the images with findings: float32 (n, 4) in pixels of the store, int64 (n,)."""
-    boxes = images.tables["boxes.parquet"]
-    factors = images.store.images.shape[1] / images.at(boxes["row"])[["width", "height"]].to_numpy(float)
-    corners = scale(boxes[BOX].to_numpy(float), *factors.T).astype(np.float32)
-    labels = boxes["class_id"].to_numpy(np.int64)
-    return {row: (corners[places], labels[places]) for row, places in boxes.groupby("row").indices.items()}
 
 
 def truth_of(images, rows):

@@ -11,13 +11,14 @@ from common.metrics.classification import mean_of_defined
 from common.metrics.detection import bootstrap_map, coco_scores, evaluate, paired_map
 from common.metrics.detection_errors import error_breakdown
 from common.paths import read_csv, write_csv
+from common.post.members import fuse
 from common.recipe import read_predictions
 from common.step import Step
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import out_of_fold
 from solutions.vinbigdata.lungs import locate_findings
 from solutions.vinbigdata.models import COCO_FINDINGS, VOC_FINDINGS
-from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse
+from solutions.vinbigdata.postprocess import DecisionRule, apply_rule
 from solutions.vinbigdata.tuning import patients_of, tune_detection
 
 log = logging.getLogger(__name__)

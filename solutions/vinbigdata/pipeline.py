@@ -4,26 +4,23 @@
 """
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import expit
 
+from common import detection
 from common.config import from_dict, to_dict
-from common.data.augment import light
-from common.infer import tta
+from common.data.box_augment import pipeline
 from common.metrics.detection_errors import error_breakdown
 from common.metrics.statistics import format_interval
-from common.network import Network, other_folds
-from common.nn.losses import bce
+from common.network import other_folds
 from common.paths import read_parquet, write_table
+from common.post.members import fuse_members
 from common.recipe import Choice, Solution, read_predictions
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, lungs, models, postprocess, report, tuning
-from solutions.vinbigdata.augment import pipeline
-from solutions.vinbigdata.config import KAGGLE, NOTHING, DetectorConfig, member_parts
+from solutions.vinbigdata.config import KAGGLE, NO_FINDING, NOTHING, DetectorConfig, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
 # ---- training (paper, 3) -------------------------------------------------------------------------------------------
@@ -45,27 +42,19 @@ def detector_network(config, fold, member):
     detector = config.detector_of(member)
     augmentation, size = member_parts(member, detector.architecture)[1], detector.size
 
-    def dataset(job, rows, augment, targets):
-        samples = lungs.samples(job.images, rows, size, detector.lung_channel)
-        transform = pipeline(augmentation, size, detector.default_mapper) if augment else None
-        return models.BoxDataset(samples, data.boxes_by_row(job.images), transform) if targets else samples
-
     def rows(job, fold):
         rows, held_out = other_folds(job, fold)
         return rows[job.images.at(rows)["abnormal"].to_numpy() > 0] if detector.abnormal_only else rows, held_out
 
-    return Network(
+    return detection.detector_network(
         fold,
         member,
         detector,
-        partial(models.build_detector, detector),
-        dataset,
-        loss=None,
-        step=models.detector_loss,
-        collate=models.collate,
-        measure=lambda found, targets: models.pack(found, detector.per_image),
-        figures=lambda job, packed, rows: models.detector_figures(job.images, packed, rows, size),
-        rows=rows,
+        NO_FINDING,
+        lambda: pipeline(augmentation, size, detector.default_mapper),
+        models.detector_figures,
+        rows,
+        lambda job, rows: lungs.samples(job.images, rows, size, detector.lung_channel),
     )
 
 
@@ -73,27 +62,12 @@ def healthy_network(config, fold, backbone):
     """Return a 2CC of one of its folds, each of which may comprise several of the detectors' folds (3.2)."""
     classifier = replace(config.healthy, backbone=backbone)
 
-    def dataset(job, rows, augment, targets):
-        healthy = data.healthy(job.images, rows).astype(np.float32)[:, None] if targets else None
-        target = dict(zip(rows.tolist(), healthy, strict=True)).__getitem__ if targets else None
-        return job.images.dataset(rows, classifier.size, light() if augment else None, target)
-
     def rows(job, fold):
         parts = np.arange(config.n_folds) % config.healthy_modulus == fold
         return [job.images.rows(folds=np.flatnonzero(chosen)) for chosen in (~parts, parts)]
 
-    return Network(
-        fold,
-        "healthy" if backbone == config.healthy.backbone else f"healthy-{backbone}",
-        classifier,
-        partial(models.build_healthy, classifier),
-        dataset,
-        loss=bce,
-        measure=lambda output, target: tta.sigmoid(output)[:, 0],
-        figures=lambda job, probs, rows: models.healthy_figures(data.healthy(job.images, rows), probs),
-        rows=rows,
-        activation=torch.Tensor.float,
-    )
+    stage = "healthy" if backbone == config.healthy.backbone else f"healthy-{backbone}"
+    return detection.gate_network(fold, stage, classifier, data.healthy, rows)
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------
@@ -105,10 +79,7 @@ def predict_rows(job, folds, rows, path, title):
     For test rows it returns the logits of the fold's share of the 2CCs instead, which `pool` averages.
     """
     config, ids, (fold,) = job.config, job.images.ids(rows), folds
-    boxes = []
-    for member in config.members:
-        found = models.predict_boxes(job, detector_network(config, fold, member), rows, title)
-        boxes.append(found.assign(member=member, fold=fold))
+    detectors = [detector_network(config, fold, member) for member in config.members]
     held_out = (job.images.at(rows)["fold"] == fold).all()
     shares = np.array_split(config.healthy_trained, len(config.folds))
     folds_2cc = [fold % config.healthy_modulus] if held_out else shares[config.folds.index(fold)].tolist()
@@ -119,7 +90,7 @@ def predict_rows(job, folds, rows, path, title):
         healthy["healthy"] = expit(healthy.pop("logit"))
         if config.healthy_more:
             healthy["first"] = expit(logits[0])  # of the first 2CC alone, for `ablate`
-    return {"": pd.concat(boxes, ignore_index=True), "_healthy": healthy}
+    return {"": detection.predict_members(job, detectors, rows, title), "_healthy": healthy}
 
 
 def prediction_key(config):
@@ -177,7 +148,7 @@ def answer(job, test, rule, neutral):
     images = table[table["split"] == "test"]
     readable = images.loc[images["ok"], "image_id"]
     boxes = test.table[test.table["image_id"].isin(readable)]
-    fused = postprocess.fuse_members(boxes, table, config.members, rule, config.fusion.method)
+    fused = fuse_members(boxes, table, config.members, rule, config.fusion.method)
     healthy = test.tables["_healthy"].set_index("image_id")["healthy"]
     decided = postprocess.apply_rule(fused, readable, healthy, rule)
     write_table(job.run.path("test_decided.parquet"), decided)

@@ -8,7 +8,6 @@ networks also have the columns member and fold. `images` are tables of image_id,
 import itertools
 import logging
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,7 @@ import pyarrow.compute as pc
 
 from common.errors import InputError
 from common.post.boxes import BOX, clip
-from common.post.fusion import fuse_table
-from common.post.suppression import fuse_nms, fuse_nmw, fuse_soft_nms
-from common.post.wbf import fuse_wbf
+from common.post.members import COLUMNS
 from common.submit.boxes import find_faults, read_entries, repair_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems
@@ -27,13 +24,6 @@ from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 from solutions.vinbigdata.data import no_findings
 
 log = logging.getLogger(__name__)
-COLUMNS = ["image_id", "class_id", "score", *BOX]
-METHODS = {
-    "wbf": fuse_wbf,
-    "nms": fuse_nms,
-    "soft_nms": partial(fuse_soft_nms, thresh=0.0, decayed=True),
-    "nmw": fuse_nmw,
-}
 
 
 @dataclass(frozen=True)
@@ -76,44 +66,6 @@ def list_rules(fusion, decision, weights):
 
 
 # ---- fusion and decision -------------------------------------------------------------------------------------------
-
-
-def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
-    """Return the fused detections of several models; boxes of class 14, if any, are averaged instead.
-
-    tables: dict from a name to detections; weights: one positive number per table; skip: lowest score of a finding;
-    method: a key of METHODS, or "none" to keep all boxes unchanged; options and errors: as in
-    `common.post.fusion.fuse_table`. Weighted fusion with unequal weights can give scores above 1. All are then divided
-    by the highest, which keeps their order, but scores of two calls are no longer comparable.
-    """
-    kept = {name: table[(table["score"] >= skip) | (table["class_id"] == NO_FINDING)] for name, table in tables.items()}
-    if method == "none":
-        return pd.concat(kept.values(), ignore_index=True)[COLUMNS]
-    fused = fuse_table(kept, images, weights, METHODS[method], iou_thr=iou, **options)
-    finding = fused["class_id"] != NO_FINDING
-    fused.loc[finding, "score"] /= max(1.0, fused.loc[finding, "score"].max())
-    return fused
-
-
-def fuse_members(table, images, members, rule, method="wbf"):
-    """Return the fused boxes of `members`, whose weights are rule.weights in this order.
-
-    If several folds predicted the same images, as for the test set, each fold's network counts as a model with its
-    member's weight. The boxes of a single network are not fused.
-    """
-    tables, owners = split_members(table, members)
-    method = method if len(tables) > 1 else "none"
-    return fuse(tables, images, [rule.weights[k] for k in owners], rule.iou, rule.skip, method)
-
-
-def split_members(table, members):
-    """Return {network's name: boxes}, and the index in `members` of each network; see `fuse_members`."""
-    per_member = [table[table["member"] == member] for member in members]
-    if len(table[["image_id", "fold"]].drop_duplicates()) == table["image_id"].nunique():
-        return dict(zip(members, per_member, strict=True)), list(range(len(members)))
-    keys = list(itertools.product(range(len(members)), sorted(table["fold"].unique())))
-    tables = {f"{members[k]}, fold {fold}": per_member[k][per_member[k]["fold"] == fold] for k, fold in keys}
-    return tables, [k for k, _ in keys]
 
 
 def apply_rule(detections, image_ids, healthy, rule):

@@ -1,7 +1,5 @@
 """VinBigData's sections of the report: APs and errors by class, rules, the 2CC and pictures with boxes."""
 
-import cv2
-import numpy as np
 import pandas as pd
 
 from common.metrics.detection import evaluate, pr_curve
@@ -9,13 +7,12 @@ from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
 from common.report import detection_plots, page, plots
 from common.report.frame import step_section
-from common.report.gallery import box_overlay, gallery
+from common.report.gallery import MOST_BOXES, best_boxes, box_gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import truth_of
 from solutions.vinbigdata.experiments import LOCATIONS, PUBLISHED_SWEEP
 
 TITLE = "VinBigData detection"
-MOST_BOXES = 5  # of a picture
 
 
 def headline(job, score):
@@ -28,11 +25,7 @@ def headline(job, score):
         ("Images", score["images"], f"{score['abnormal']} with a finding; {score['classes']} of 15 classes occur"),
         ("2CC accuracy", healthy["accuracy"], f"AUROC {page.as_text(healthy['auroc'])}"),
     ]
-    nested = (
-        f"Nested by {score['nested_by']}: each part of the images is scored with a rule chosen on the others. Chosen "
-        f"and scored on the same images, the mAP would be {score['map_not_nested']:.4f}."
-    )
-    return [page.cards(cards), page.note(nested)]
+    return [page.cards(cards), page.nested_note(score["nested_by"], "mAP", score["map_not_nested"])]
 
 
 def sections(job):
@@ -43,6 +36,7 @@ def sections(job):
         health = read_parquet(job.run.path("oof_healthy.parquet")).set_index("image_id")["healthy"]
         scored = job.images.table.set_index("row").loc[rows].reset_index()
         scored["health"] = health[scored["image_id"]].to_numpy()
+        scored["note"] = [f" · p {value:.3f}" for value in scored["health"]]
         parts += [_classes(job, found, rows, scored), _decision(job.run), _healthy(job.run, scored)]
         parts.append(_pictures(job.images, found, scored))
     return [*parts, step_section(job, "ablate", "Ablation", _ablation)]
@@ -150,30 +144,8 @@ def _pictures(images, found, scored, count=8):
     return page.section(
         "Pictures",
         f"At most {MOST_BOXES} boxes per image, those with the highest scores; p: probability of being healthy.",
-        *[_gallery(images, found, rows, title) for title, rows in groups.items() if len(rows)],
+        *[box_gallery(images, boxes, rows, title, CLASSES) for title, rows in groups.items() if len(rows)],
     )
-
-
-def _gallery(images, found, rows, title):
-    return gallery([_item(images, found, row) for _, row in rows.iterrows()], title, overlay=box_overlay)
-
-
-def _item(images, found, row):
-    """Return image, true boxes (None for a test image), predicted boxes and caption, in the original's proportions."""
-    scale = 512 / max(row["width"], row["height"])
-    size = [max(1, round(row[side] * scale)) for side in ("width", "height")]
-    image = cv2.resize(np.asarray(images.store.images[row["row"]]), size, interpolation=cv2.INTER_AREA)
-    mine = found[(found["image_id"] == row["image_id"]) & (found["class_id"] != NO_FINDING)]
-    mine = mine.nlargest(MOST_BOXES, "score")
-    predicted = [
-        (box * scale, f"{CLASSES[k]} {score:.2f}")
-        for box, k, score in zip(mine[BOX].to_numpy(), mine["class_id"], mine["score"], strict=True)
-    ]
-    if row["split"] == "test":
-        return image, None, predicted, row["image_id"][:16]
-    true = images.tables["boxes.parquet"][images.tables["boxes.parquet"]["row"] == row["row"]]
-    truth = [(box * scale, CLASSES[k]) for box, k in zip(true[BOX].to_numpy(), true["class_id"], strict=True)]
-    return image, truth, predicted, f"{row['image_id'][:16]} · p {row['health']:.3f}"
 
 
 def _ablation(job):
@@ -214,8 +186,4 @@ def _ablation(job):
 def submission(job, record):
     """Return the number of boxes in submission.csv, and pictures of the images with the highest scores."""
     found = read_parquet(job.run.path("test_decided.parquet"))
-    findings = found[found["class_id"] != NO_FINDING]
-    best = findings.groupby("image_id")["score"].max().nlargest(8).index
-    rows = job.images.table.set_index("image_id", drop=False).loc[best]
-    text = f"{len(findings):,} boxes on {findings['image_id'].nunique():,} images."
-    return [text, _gallery(job.images, found, rows, "Test images with the highest scores")]
+    return best_boxes(job, found[found["class_id"] != NO_FINDING], CLASSES)

@@ -9,13 +9,15 @@ import pandas as pd
 
 from common.config import to_dict
 from common.data.folds import make_folds
+from common.detection import gate_figures
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import Result, ap_of, bootstrap_map, evaluate
 from common.metrics.statistics import Interval, as_interval
+from common.post.members import fuse, split_members
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import no_findings
-from solutions.vinbigdata.models import VOC_FINDINGS, healthy_figures
-from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, fuse, list_rules, split_members
+from solutions.vinbigdata.models import VOC_FINDINGS
+from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, list_rules
 
 SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the figure
 
@@ -103,7 +105,7 @@ def class_table(tuned):
 def score_figures(tuned, truth, images, healthy, tested):
     """Return the content of score.json; tested: probabilities that test images are healthy; the rest as above."""
     true, probs = 1 - images["abnormal"].to_numpy(), healthy.reindex(images["image_id"]).to_numpy()
-    aps, rule, of_2cc = tuned.result.classes["ap"], tuned.rule, healthy_figures(true, probs)
+    aps, rule, of_2cc = tuned.result.classes["ap"], tuned.rule, gate_figures(true, probs)
     nothing = no_findings(images[["image_id"]].assign(score=1.0))
 
     def shares(values):

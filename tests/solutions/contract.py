@@ -113,6 +113,16 @@ CASES = (
         relabel=edit("train.csv", r"\.0$", ".5"),
     ),
     Case(
+        "rsna_pneumonia",
+        {"n_train": 16, "n_test": 4},
+        f"""--store-size 96 --members fcos --detector.backbone {NET} --detector.weights none --detector.size 96
+        --detector.channels 64 --detector.epochs 1 --detector.precision fp32 --gate.backbone {NET} --gate.weights none
+        --gate.size 64 --gate.epochs 1 --gate.precision fp32 --decision.threshold 0 0.05 0.1 --workers 0""",
+        training="--gate.epochs 2",
+        decision="--decision.gate 0.8",
+        relabel=edit("stage_2_train_labels.csv", r"\.0,1", ".5,1"),
+    ),
+    Case(
         "chestxray14",
         {"n_train": 16, "n_test": 6},
         f"""--views both --store-size 64 --segmenter.crop-size 64 --segmenter.mask-size 16 --fusion.epochs 3

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from common.post.boxes import BOX
-from solutions.vinbigdata.postprocess import COLUMNS
+from common.post.members import COLUMNS
 
 
 def table(*rows, member=None, fold=0):

@@ -10,12 +10,13 @@ import pytest
 
 from benchmarks.tables import label_table, real_data
 from common.data.folds import make_folds
+from common.detection import boxes_by_row
 from common.errors import InputError
 from common.images import prepare_images
 from common.post.boxes import BOX
 from solutions.vinbigdata import data
 from solutions.vinbigdata.config import CLASSES, DEMO, FusionConfig
-from solutions.vinbigdata.data import FINDINGS, boxes_by_row, read_train, truth_of
+from solutions.vinbigdata.data import FINDINGS, read_train, truth_of
 from solutions.vinbigdata.pipeline import SOLUTION
 from tests import dicoms
 from tests.running import prevalence_deviation

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from common import detection
+from common.data import box_augment as augment
+from common.detection import BoxDataset, boxes_by_row, collate, detect, detection_table, pack
 from common.images import Images
 from common.network import Network, train_loader
 from common.nn.precision import autocast
 from common.post.boxes import BOX
-from solutions.vinbigdata import augment, lungs, models, pipeline
+from solutions.vinbigdata import lungs, models, pipeline
 from solutions.vinbigdata.config import DEMO, DetectorConfig
-from solutions.vinbigdata.data import boxes_by_row, truth_of
-from solutions.vinbigdata.models import BoxDataset, collate, detect, detection_table, pack
+from solutions.vinbigdata.data import truth_of
 
 SIDE = 96
 TINY = DetectorConfig(
@@ -209,14 +211,14 @@ def test_predictions_in_the_pixels_of_the_originals(job, images, detector, monke
     rows = np.array([5, 4, 0])
     for tta in ((), ("flip",)):
         job.config = replace(CONFIG, tta=tta)
-        out = models.predict_boxes(job, detector, rows)
+        out = detection.predict_boxes(job, detector, rows)
         assert out["image_id"].tolist() == ["i4", "i4", "i0", "i0"]
         expected = pd.concat([truth_of(images, [4]), truth_of(images, [0])])
         np.testing.assert_allclose(out[BOX], expected[BOX], rtol=1e-6)
         assert out["class_id"].tolist() == expected["class_id"].tolist()
     short = replace(detector, config=replace(TINY, per_image=1))
-    assert models.predict_boxes(job, short, rows)["class_id"].tolist() == [3, 3]
-    assert models.predict_boxes(job, detector, rows[:0]).empty
+    assert detection.predict_boxes(job, short, rows)["class_id"].tolist() == [3, 3]
+    assert detection.predict_boxes(job, detector, rows[:0]).empty
 
 
 def figures_of(job, network, model):
@@ -269,7 +271,7 @@ def test_each_classifier_predicts_the_test_images_once(folds, healthy_folds, job
     images.table["split"], images.table["fold"] = "test", -1
     images.__post_init__()
     job.config = replace(CONFIG, n_folds=10, folds=folds, healthy_folds=healthy_folds)
-    monkeypatch.setattr(models, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
+    monkeypatch.setattr(detection, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
     asked = []
 
     def predict(job, networks, rows, views, title):
@@ -290,7 +292,7 @@ def test_the_logits_of_several_classifiers_are_averaged(job, images, monkeypatch
     job.config = replace(CONFIG, healthy_more=("resnet18",))
     stages = [network.stage for network in pipeline.networks(job)]
     assert stages == ["flip", "healthy", "healthy-resnet18"] * 2
-    monkeypatch.setattr(models, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
+    monkeypatch.setattr(detection, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
     values = {"healthy": 1.0, "healthy-resnet18": 4.0}
     monkeypatch.setattr(models, "predict", lambda job, one, rows, *rest: np.full((len(rows), 1), values[one[0].stage]))
     out = pipeline.predict_rows(job, [0], images.rows(folds=[0]), None, "")["_healthy"]

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
+from common.detection import boxes_by_row, predict_boxes
 from common.errors import InputError
 from common.images import prepare_images
 from common.network import Network
 from common.post.boxes import BOX
 from solutions.vinbigdata.config import DEMO
-from solutions.vinbigdata.data import SIZES, boxes_by_row, log_copies, read_sizes
-from solutions.vinbigdata.models import predict_boxes
+from solutions.vinbigdata.data import SIZES, log_copies, read_sizes
 from solutions.vinbigdata.pipeline import SOLUTION, detector_network
 from solutions.vinbigdata.postprocess import prediction_strings
 

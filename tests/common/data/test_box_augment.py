@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from solutions.vinbigdata import augment
-from solutions.vinbigdata.augment import A, Blend, RelativeCrop, ShortSide, compose
+from common.data import box_augment as augment
+from common.data.box_augment import A, Blend, RelativeCrop, ShortSide, compose
 from solutions.vinbigdata.config import AUGMENTATIONS
 
 SIDE = 200

@@ -1,0 +1,226 @@
+"""Detectors of boxes as networks of a run: their batches, training step and predictions.
+
+Detections are tables image_id, class_id, score, x_min, y_min, x_max, y_max, in pixels of the original; those of a run
+also have member and fold.
+"""
+
+import random
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from torchvision.ops import batched_nms
+from tqdm import tqdm
+
+from common.data.augment import light
+from common.data.loaders import eval_loader
+from common.infer import tta
+from common.metrics import classification
+from common.network import Network, other_folds
+from common.nn import detectors, models
+from common.nn.losses import bce
+from common.nn.precision import autocast, precision
+from common.post.boxes import BOX, scale
+
+
+def build_detector(config, n_classes, weights=None):
+    """Return the detector of a DetectorConfig, a `common.nn.detectors.Detector`.
+
+    The batch norms of a pretrained backbone are frozen, since small batches give poor statistics. Everything else is
+    trained. Raises InputError for unknown names and weights that do not fit.
+    """
+    build = {"faster_rcnn": detectors.faster_rcnn, "retinanet": detectors.retinanet, "fcos": detectors.fcos}
+    return build[config.architecture](
+        config.backbone,
+        n_classes,
+        config.size,
+        config.weights if weights is None else weights,
+        nms=config.nms,
+        per_image=config.per_image,
+        score=config.min_score,
+        channels=config.channels,
+        frozen_norms=config.weights != "none",
+        stride_in_1x1=config.stride_in_1x1,
+    )
+
+
+def detector_network(fold, stage, config, n_classes, augmentation, figures, rows=other_folds, samples=None):
+    """Return the training of a detector, a Network.
+
+    augmentation() -> pipeline of boxes, or None; figures(images, detections, rows) -> dict of metrics of a detection
+    table; samples(job, rows) -> SampleDataset without targets, by default of the images alone.
+    """
+
+    def dataset(job, rows, augment, targets):
+        found = samples(job, rows) if samples else job.images.dataset(rows, config.size)
+        return BoxDataset(found, boxes_by_row(job.images), augmentation() if augment else None) if targets else found
+
+    def measured(job, packed, rows):
+        return figures(job.images, detection_table(packed, job.images, rows, config.size), rows)
+
+    return Network(
+        fold,
+        stage,
+        config,
+        partial(build_detector, config, n_classes),
+        dataset,
+        loss=None,
+        step=detector_loss,
+        collate=collate,
+        measure=lambda found, targets: pack(found, config.per_image),
+        figures=measured,
+        rows=rows,
+    )
+
+
+def gate_network(fold, stage, config, labels, rows=other_folds):
+    """Return the training of a classifier of whole radiographs, one logit each, as a Network.
+
+    config: a FitConfig with backbone, weights and size; labels(images, rows) -> 0 or 1 for each row.
+    """
+
+    def dataset(job, rows, augment, targets):
+        known = dict(zip(rows.tolist(), labels(job.images, rows), strict=True)) if targets else None
+        target = (lambda row: np.array([known[int(row)]], np.float32)) if targets else None
+        return job.images.dataset(rows, config.size, light() if augment else None, target)
+
+    def build(weights=None):
+        return models.classifier(config.backbone, 1, config.weights if weights is None else weights)
+
+    return Network(
+        fold,
+        stage,
+        config,
+        build,
+        dataset,
+        loss=bce,
+        measure=lambda output, target: tta.sigmoid(output)[:, 0],
+        figures=lambda job, probs, rows: gate_figures(labels(job.images, rows), probs),
+        rows=rows,
+        activation=torch.Tensor.float,
+    )
+
+
+def gate_figures(labels, probs):
+    """Return auroc and the accuracy at 0.5 from labels (n,) of 0 and 1 and probabilities (n,)."""
+    return {
+        "auroc": classification.auroc(labels, probs, undefined=np.nan),
+        "accuracy": classification.accuracy(classification.confusion_counts(labels, probs, 0.5)),
+    }
+
+
+class BoxDataset(Dataset):
+    """Images with their boxes; an item is `(image uint8 (1, S, S), target)`, or (2, S, S) with lungs.
+
+    target: boxes float32 (n, 4) in the image's pixels and labels int64 (n,), n >= 0. samples: a SampleDataset without
+    targets; boxes: {store row: (boxes (n, 4) in the store's pixels, labels (n,))} of the rows with boxes.
+    `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not.
+    """
+
+    def __init__(self, samples, boxes, transform=None):
+        self.samples, self.transform, self.targets = samples, transform, {}
+        factor, none = np.float32(samples.size[0] / samples.images.shape[1]), np.zeros((0, 4), np.float32)
+        for row in samples.rows.tolist():
+            found, labels = boxes.get(row, (none, np.zeros(0, np.int64)))
+            self.targets[row] = found * factor, labels
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        image, row = self.samples[index]
+        boxes, labels = self.targets[int(row)]
+        if self.transform is not None and seed is not None:
+            self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            planes = dict(zip(("image", "mask"), image.numpy(), strict=False))
+            out = self.transform(**planes, bboxes=boxes, labels=labels)
+            image, boxes = torch.from_numpy(np.stack([out[name] for name in planes])), out["bboxes"]
+            boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(out["labels"], np.int64)
+        return image, {"boxes": torch.as_tensor(boxes), "labels": torch.as_tensor(labels)}
+
+
+def collate(items):
+    """Return a batch: stacked images, and a list of targets, since their numbers of boxes differ."""
+    images, targets = zip(*items, strict=True)
+    return torch.stack(images), list(targets)
+
+
+def detector_loss(model, images, targets):
+    """Return the sum of a detector's losses; in eval mode (for batch-norm statistics) only predict."""
+    return sum(model(images, targets).values()) if model.training else model(images)
+
+
+def pack(found, per_image):
+    """Return the boxes of a batch, a dict per image, as float32 (B, per_image, 6): score, label, box, padded by 0."""
+    packed = np.zeros((len(found), per_image, 6), np.float32)
+    for out, each in zip(packed, found, strict=True):
+        parts = torch.cat([each["scores"][:, None], each["labels"][:, None], each["boxes"]], 1)[:per_image]
+        out[: len(parts)] = parts.float().cpu().numpy()
+    return packed
+
+
+def detection_table(packed, images, rows, size):
+    """Return the detections, in original pixels, from boxes (n, k, 6) of `pack` on images of `size` pixels."""
+    about = images.at(rows)
+    kept = (packed[..., 4:] > packed[..., 2:4]).all(-1)  # drops padding and boxes without area
+    place, flat = np.nonzero(kept)[0], packed[kept].astype(np.float64)
+    # multiplied before it is divided, so that boxes at the image's border stay there exactly
+    scaled = flat[:, 2:] * about[["width", "height", "width", "height"]].to_numpy(np.float64)[place] / size
+    columns = {"image_id": about["image_id"].to_numpy()[place], "class_id": flat[:, 1].astype(np.int64)}
+    return pd.DataFrame({**columns, "score": flat[:, 0], **dict(zip(BOX, scaled.T, strict=True))})
+
+
+@cache
+def boxes_by_row(images):
+    """Return {row: (boxes, classes)} of the images with findings: float32 (n, 4) in pixels of the store, int64 (n,)."""
+    boxes = images.tables["boxes.parquet"]
+    factors = images.store.images.shape[1] / images.at(boxes["row"])[["width", "height"]].to_numpy(float)
+    corners = scale(boxes[BOX].to_numpy(float), *factors.T).astype(np.float32)
+    labels = boxes["class_id"].to_numpy(np.int64)
+    return {row: (corners[places], labels[places]) for row, places in boxes.groupby("row").indices.items()}
+
+
+@torch.inference_mode()
+def predict_boxes(job, network, rows, title=""):
+    """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.
+
+    Columns image_id, class_id, score, x_min, y_min, x_max, y_max; at most config.per_image boxes per image, in the
+    order of rows and by descending score.
+    """
+    config, device, found = network.config, job.device, [np.zeros((0, network.config.per_image, 6), np.float32)]
+    model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
+    dataset, dtype = network.dataset(job, rows, False, False), precision(device, config.precision)
+    loader = eval_loader(dataset, 2 * config.batch_size, job.workers, pin_memory=device.type == "cuda")
+    for images, _ in tqdm(loader, desc=f"{network.stage}, {title}", leave=False):
+        with autocast(device, dtype):
+            batch = detect(model, images.to(device, non_blocking=True), "flip" in job.config.tta, config)
+        found.append(pack(batch, config.per_image))
+    return detection_table(np.concatenate(found), job.images, rows, config.size)
+
+
+def predict_members(job, networks, rows, title=""):
+    """Return the boxes of several trained detectors on store rows, with the columns member (the stage) and fold."""
+    found = [predict_boxes(job, each, rows, title).assign(member=each.stage, fold=each.fold) for each in networks]
+    return pd.concat(found, ignore_index=True)
+
+
+def detect(model, images, flip, config):
+    """Return a detector's boxes on a batch, a dict of boxes, scores and labels per image.
+
+    flip: whether mirrored images are used too. The boxes of both views go through one NMS at config.nms; boxes are not
+    averaged before the fusion of the members.
+    """
+    found = model(images)
+    if not flip:
+        return found
+    side, merged = images.shape[-1], []
+    for one, other in zip(found, model(images.flip(-1)), strict=True):
+        x_min, y_min, x_max, y_max = other["boxes"].unbind(1)
+        other = {**other, "boxes": torch.stack([side - x_max, y_min, side - x_min, y_max], 1)}
+        union = {name: torch.cat([one[name], other[name]]) for name in one}
+        kept = batched_nms(union["boxes"], union["scores"], union["labels"], config.nms)[: config.per_image]
+        merged.append({name: part[kept] for name, part in union.items()})
+    return merged

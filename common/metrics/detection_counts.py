@@ -1,0 +1,50 @@
+"""RSNA's metric of 2018: tp / (tp + fp + fn) of the boxes of an image, mean over IoU thresholds and images."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.metrics.detection import Rule
+from common.metrics.detection_match import match, read_tables
+
+RULE = Rule(best_unmatched=True, n_classes=1, no_finding=None)
+THRESHOLDS = np.arange(40, 80, 5) / 100  # the IoU must be above them
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Boxes, matched at every threshold: image int64 (n,), score (n,), found bool (8, n); truth: true boxes (N,)."""
+
+    image: np.ndarray
+    score: np.ndarray
+    found: np.ndarray
+    truth: np.ndarray
+
+
+def match_boxes(detections, truth, ids):
+    """Return the Matches of detections with true boxes in the images `ids`.
+
+    By falling score, each box takes the free true box that it overlaps most. Boxes of lower scores change nothing for
+    those of higher ones, so one matching serves every score threshold.
+    """
+    _, boxes, true = read_tables(detections, truth, ids, RULE)
+    found = [match(boxes, true, replace(RULE, iou_threshold=float(each))) >= 0 for each in THRESHOLDS]
+    return Matches(boxes.image, boxes.score, np.stack(found), np.bincount(true.image, minlength=len(ids)))
+
+
+def image_scores(matches, threshold=0.0, gate=True):
+    """Return the score of each image, float64 (N,), with the boxes of at least `threshold`.
+
+    gate: bool (N,), the images whose boxes are kept. NaN for an image without true and predicted boxes, which the
+    metric leaves out; predicted boxes without a true one score 0.
+    """
+    n = len(matches.truth)
+    kept = (matches.score >= threshold) & np.broadcast_to(gate, n)[matches.image]
+    tp = np.stack([np.bincount(matches.image[kept], found[kept], n) for found in matches.found])
+    union = np.bincount(matches.image[kept], minlength=n) + matches.truth - tp
+    return np.divide(tp, union, out=np.full(tp.shape, np.nan), where=union > 0).mean(axis=0)
+
+
+def mean_score(scores):
+    """Return the mean of the image scores that count, 0 without any."""
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0

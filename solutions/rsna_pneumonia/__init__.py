@@ -1,0 +1,1 @@
+"""RSNA pneumonia detection challenge."""

@@ -1,0 +1,123 @@
+"""Read and check the challenge's tables: boxes of opacities, and classes of images."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from common.data.tables import read_ids, read_patients, some_rows
+from common.errors import InputError
+from common.listing import Listing, check_files, find_files, list_test
+from common.paths import check_id, competition_folder
+from common.post.boxes import BOX
+from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, KAGGLE, LABELS, SAMPLE, SAMPLE_FILE, SIDE, SLUG
+
+log = logging.getLogger(__name__)
+SIDES = ["x", "y", "width", "height"]
+
+
+def read_competition(job):
+    """Return the Listing of the challenge, with target (0/1) and class_name of each image, and boxes.parquet."""
+    options = job.options
+    folder = competition_folder(options.data, SLUG, LABELS)
+    labels, classes, sample = (folder / name for name in (LABELS, CLASS_INFO, SAMPLE_FILE))
+    boxes, targets = read_labels(labels)
+    names = read_classes(classes, targets)
+    files, test_ids = find_files(folder, options, lambda: read_ids(sample, SAMPLE))
+    ids = sorted(targets)
+    check_files(ids, test_ids, files, labels, options)
+    train = pd.DataFrame({"image_id": ids, "patient_id": read_patients(options.id_map, ids) if options.id_map else ""})
+    train = train.assign(split="train", target=[targets[i] for i in ids], class_name=[names[i] for i in ids])
+    table = pd.concat([train, _tests(test_ids).assign(target=0, class_name="")], ignore_index=True)
+    strata, tables = train["class_name"].map(CLASSES.index).to_numpy(), {"boxes.parquet": boxes}
+    known = {"strata": strata, "labels": [boxes.to_numpy().tolist(), strata.tolist()], "tables": tables}
+    return Listing(folder, table, files, _sample(test_ids), inputs=(labels, classes, sample), **known)
+
+
+def read_test(job):
+    """Return the Listing of the test images only: those of --test or of the sample submission."""
+    folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
+    return Listing(folder, _tests(ids), files, _sample(ids))
+
+
+def set_sizes(job, listing, store):
+    """Return the listing with the challenge's size of the images, whatever that of the files, and rows of the boxes."""
+    table, rows = listing.table, listing.table.set_index("image_id")["row"]
+    for first in table[table["width"] != table["height"]].itertuples():
+        raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; all images must be square")
+    tables = {name: boxes.assign(row=boxes["image_id"].map(rows)) for name, boxes in listing.tables.items()}
+    return replace(listing, table=table.assign(width=SIDE, height=SIDE), tables=tables)
+
+
+def read_labels(path):
+    """Return the table of boxes (image_id, class_id 0, x_min, y_min, x_max, y_max) and {image_id: target}.
+
+    Boxes are clipped to their image, and repeated ones dropped, with a line in the log. Raises InputError naming file
+    and row for a wrong header, an unusable id, a target other than 0 and 1, a target without its box or a box without
+    its target, a box without sides or outside its image, and an image with both targets.
+    """
+    table = some_rows(path, ["patientId", *SIDES, "Target"])
+    for row, image_id in table["patientId"].drop_duplicates().items():
+        check_id(image_id, f"{path}, row {row + 2}")
+    target, some = table["Target"], (table["Target"] == "1").to_numpy()
+    x, y, width, height = sides = table[SIDES].apply(pd.to_numeric, errors="coerce").to_numpy(float).T
+    for wrong, problem in (
+        (~target.isin(["0", "1"]), "Target {Target!r} is neither 0 nor 1"),
+        (~some & (table[SIDES] != "").any(axis=1), "Target 0 with the box {box}; it must be blank"),
+        (some & ~np.isfinite(sides).all(axis=0), "Target 1 needs four numbers as its box, not {box}"),
+        (some & ~((width > 0) & (height > 0)), "the box {box} must have a width and a height above 0"),
+        (some & ((np.minimum(x, y) < 0) | (np.maximum(x, y) >= SIDE)), "the box {box} begins outside the image"),
+        (np.full(len(table), not some.any()), "no image has an opacity"),
+        (target.groupby(table["patientId"]).transform("nunique") > 1, "this image has both targets, 0 and 1"),
+    ):
+        for row in np.flatnonzero(wrong)[:1]:
+            found = table.iloc[row]
+            problem = problem.format(**found, box=" ".join(value or "(blank)" for value in found[SIDES]))
+            raise InputError(f"{path}, row {row + 2} ({found['patientId']}): {problem}")
+    corners = np.stack([x, y, x + width, y + height], axis=1)
+    boxes = pd.DataFrame({"image_id": table["patientId"], "class_id": 0})
+    boxes[BOX] = corners.clip(max=SIDE)
+    repeated = boxes.duplicated().to_numpy()
+    for rows, what in ((some & (corners > SIDE).any(axis=1), "boxes were clipped"), (repeated, "rows repeat others")):
+        if rows.any():
+            log.info(f"{path}: {rows.sum()} {what}, the first is row {rows.argmax() + 2}")
+    kept = boxes[some & ~repeated].sort_values(["image_id", *BOX], ignore_index=True)
+    return kept, dict(zip(table["patientId"], some.astype(int).tolist(), strict=True))
+
+
+def read_classes(path, targets):
+    """Return {image_id: class name} of the labelled images.
+
+    Raises InputError naming file and row for an unknown class, two classes of an image, a class that contradicts the
+    image's target, and an image without a class.
+    """
+    classes = {}
+    for row, (image_id, name) in enumerate(some_rows(path, ["patientId", "class"]).itertuples(index=False), start=2):
+        where, target = f"{path}, row {row} ({image_id}): class {name!r}", targets.get(image_id)
+        if name not in CLASSES:
+            raise InputError(f"{where} is not one of {', '.join(CLASSES)}")
+        if classes.setdefault(image_id, name) != name or (target is not None and target != (name == CLASSES[2])):
+            raise InputError(f"{where}, but {classes[image_id]!r} in an earlier row, Target {target} in {LABELS}")
+    for image_id in sorted(set(targets) - set(classes))[:1]:
+        raise InputError(f"{path}: no class of {image_id}")
+    return classes
+
+
+def positive(images, rows):
+    """Return 1 for each row with an opacity, else 0, int64 (n,)."""
+    return images.at(rows)["target"].to_numpy(np.int64)
+
+
+def truth_of(images, rows):
+    """Return the true boxes of training rows."""
+    boxes = images.tables["boxes.parquet"]
+    return boxes[boxes["row"].isin(rows)]
+
+
+def _tests(ids):
+    return pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test"})
+
+
+def _sample(ids):
+    return pd.DataFrame({SAMPLE[0]: ids, SAMPLE[1]: ""}, dtype=str)

@@ -1,0 +1,153 @@
+"""RSNA pneumonia: detectors find opacities, a gate finds images without any, and a rule turns both into boxes.
+
+"Paper" is Gabruseva et al.; config.py has every number with its source.
+"""
+
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from common import detection
+from common.config import from_dict, to_dict
+from common.data.box_augment import pipeline
+from common.infer import tta
+from common.metrics.classification import auroc
+from common.metrics.detection_counts import image_scores, match_boxes, mean_score
+from common.metrics.statistics import as_interval, bootstrap, format_interval
+from common.network import predict
+from common.paths import read_parquet, write_table
+from common.recipe import Choice, Solution
+from common.tuning import tune_nested
+from solutions.rsna_pneumonia import data, postprocess, report
+from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def networks(job):
+    """Return each fold's detectors, one per member, and its gate."""
+    return [network for fold in job.config.folds for network in fold_networks(job.config, fold)]
+
+
+def fold_networks(config, fold):
+    """Return one fold's detectors and its gate; epochs are compared at a score threshold of 0.2 (ours)."""
+
+    def figures(images, found, rows):
+        scores = image_scores(match_boxes(found, data.truth_of(images, rows), images.ids(rows)), 0.2)
+        return {"map": mean_score(scores)}
+
+    transform, trainings = partial(pipeline, config.detector.augmentation, config.detector.size), []
+    for member in config.members:
+        detector = replace(config.detector, architecture=member)
+        trainings.append(detection.detector_network(fold, member, detector, 1, transform, figures))
+    return [*trainings, detection.gate_network(fold, "gate", config.gate, data.positive)]
+
+
+# ---- prediction ----------------------------------------------------------------------------------------------------
+
+
+def predict_rows(job, folds, rows, path, title):
+    """Return the boxes of one fold's detectors, and the logits of its gate."""
+    *detectors, gate = fold_networks(job.config, *folds)
+    logits = predict(job, [gate], rows, tta.views(job.config.tta), title)[:, 0].astype(np.float64)
+    table = pd.DataFrame({"image_id": job.images.ids(rows), "logit": logits})
+    return {"": detection.predict_members(job, detectors, rows, title), "_gate": table}
+
+
+def pool(suffix, tables):
+    """Return all boxes of the test images, or the mean logits of the folds' gates."""
+    table = pd.concat(tables, ignore_index=True)
+    return table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1) if suffix else table
+
+
+def gate_of(predicted):
+    """Return the gate's probability of an opacity, a Series by image id."""
+    return expit(predicted.tables["_gate"].set_index("image_id")["logit"])
+
+
+# ---- decision and submission ---------------------------------------------------------------------------------------
+
+
+def choose(job, oof):
+    """Choose the rule with the best mean score out of fold; each part is scored by the rule chosen on the others."""
+    config, gate = job.config, gate_of(oof)
+    rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
+    images, truth, ids = job.images.at(rows), data.truth_of(job.images, rows), job.images.ids(rows)
+    probs, target = gate[ids].to_numpy(), images["target"].to_numpy()
+    fused = cache(lambda iou: fuse_boxes(oof.table, images, config.members, iou))
+    matched = cache(lambda iou, factor: match_boxes(postprocess.shrink_boxes(fused(iou), factor), truth, ids))
+
+    def score(rule):
+        return image_scores(matched(rule.iou, rule.shrink), rule.threshold, probs >= rule.gate)
+
+    rules = postprocess.list_rules(config.decision)
+    tuned = tune_nested(rules, score, images["fold"], job.images.patients(rows), config.seed)
+    under = [(gate[ids[tuned.parts == part]], rule) for part, rule in tuned.fold_rules.items()]
+    figures = {
+        "map": as_interval(bootstrap(tuned.dice, job.images.groups(rows), skip_nan=True)),
+        "map_not_nested": tuned.naive,
+        "images": len(images),
+        "positive": int(target.sum()),
+        "counted": int(np.isfinite(tuned.dice).sum()),
+        "gate_auroc": float(auroc(target, probs)),
+        "nested_by": "halves of the patients" if tuned.halves else "folds",
+    }
+    tables = {
+        "surface.csv": pd.DataFrame([asdict(rule) | {"map": mean_score(score(rule))} for rule in rules]),
+        "oof_scores.parquet": pd.DataFrame({"image_id": ids, "score": tuned.dice, "gate": probs}),
+        "oof_decided.parquet": pd.concat([apply_rule(fused(rule.iou), part, rule) for part, rule in under]),
+    }
+    return Choice(tuned.as_dict(), tuned.score, figures, tables)
+
+
+def describe(figures):
+    """Return the lines that report the score."""
+    counts = f"{figures['counted']} of {figures['images']} images count; AUROC of the gate {figures['gate_auroc']:.4f}"
+    return [f"out-of-fold mAP {format_interval(figures['map'])}, nested by {figures['nested_by']}; {counts}"]
+
+
+def answer(job, test, rule, neutral):
+    """Return the submission, blank for unreadable images; writes test_decided.parquet."""
+    rule, table = from_dict(BoxRule, rule.get("rule"), "tuned.json: rule"), job.images.table
+    images = table[table["split"] == "test"]
+    readable = gate_of(test)[images.loc[images["ok"], "image_id"]]
+    decided = apply_rule(fuse_boxes(test.table, images, job.config.members, rule.iou), readable, rule)
+    write_table(job.run.path("test_decided.parquet"), decided)
+    return postprocess.prediction_strings(decided, images["image_id"])
+
+
+def hidden(job, submission):
+    """Return the score on the sample's hidden labels; None if images other than the sample's are predicted."""
+    truth, targets = data.read_labels(Path(job.run.step("prepare")["data"], "hidden", "truth.csv"))
+    if set(targets) != set(ids := submission.iloc[:, 0]):
+        return None
+    scores = image_scores(match_boxes(read_parquet(job.run.path("test_decided.parquet")), truth, ids))
+    return {"metric": "map", "value": mean_score(scores), "nothing": 0.0}  # without boxes, an image scores 0
+
+
+SOLUTION = Solution(
+    "rsna_pneumonia",
+    "map",
+    read=data.read_competition,
+    refine=data.set_sizes,
+    read_test=data.read_test,
+    refine_test=data.set_sizes,
+    networks=networks,
+    predict=predict_rows,
+    suffixes=lambda config: ("", "_gate"),
+    pool=pool,
+    prediction_key=lambda config: [config.tta, config.members, config.gate.size, to_dict(config.detector)],
+    choose=choose,
+    chosen=("surface.csv", "oof_scores.parquet", "oof_decided.parquet"),
+    decision_key=lambda config: to_dict(config.decision),
+    describe=describe,
+    answer=answer,
+    answered=("test_decided.parquet",),
+    check=lambda path, job: postprocess.check(path, job.sample_path),
+    hidden=hidden,
+    report=report,
+)

@@ -1,0 +1,10 @@
+"""Show predictions in a Kaggle notebook."""
+
+from common.kaggle.session import display_boxes
+from solutions.rsna_pneumonia.config import KAGGLE, SIDE
+from solutions.rsna_pneumonia.postprocess import read_submission
+
+
+def show_predictions(submission, count=4):
+    """Show the test images with the highest scores, with boxes."""
+    display_boxes(KAGGLE, read_submission(submission), ("",), count, SIDE)

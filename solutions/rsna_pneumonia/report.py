@@ -1,0 +1,64 @@
+"""RSNA's sections of the report: data, rule, gate and pictures with boxes."""
+
+import pandas as pd
+
+from common.paths import read_csv, read_json, read_parquet
+from common.post.boxes import BOX
+from common.report import detection_plots, page, plots
+from common.report.gallery import best_boxes, box_gallery, pick_extremes
+from solutions.rsna_pneumonia.config import SIDE
+
+TITLE, NAMES = "RSNA pneumonia detection", ("opacity",)
+
+
+def headline(job, score):
+    """Return the score, the gate's AUROC and the counts as cards, and a note on how they were measured."""
+    count = f"{score['positive']} with an opacity; {score['counted']} with a true or a predicted box count"
+    cards = [
+        ("mAP, out of fold", score["map"]["estimate"], page.range_text(score["map"])),
+        ("AUROC of the gate", score["gate_auroc"], ""),
+        ("Images", score["images"], count),
+    ]
+    return [page.cards(cards), page.nested_note(score["nested_by"], "mAP", score["map_not_nested"])]
+
+
+def sections(job):
+    """Return the data section and those of the results that are current."""
+    table, boxes = job.images.table, job.images.tables["boxes.parquet"]
+    train, shares = table[table["split"] == "train"], boxes[BOX].to_numpy() / SIDE
+    areas = 100 * (shares[:, 2:] - shares[:, :2]).prod(axis=1)
+    data = page.section(
+        "Data",
+        f"{len(train):,} labelled images with {len(boxes):,} boxes; {len(table) - len(train):,} to predict.",
+        page.table(train.groupby(["class_name", "fold"]).size().unstack().reset_index(), "Images by class and fold"),
+        page.figure(detection_plots.location_maps({"opacity": shares}), "Where the boxes are"),
+        page.figure(plots.histogram({"boxes": areas}, "box area, % of the image"), "Sizes of the boxes"),
+    )
+    return [data, *(_results(job, train) if job.is_current("tune") else [])]
+
+
+def _results(job, train):
+    tuned, surface = read_json(job.run.path("tuned.json")), read_csv(job.run.path("surface.csv"), ["map"])
+    best, parts = tuned["rule"], {f"part {part}": rule for part, rule in tuned["fold_rules"].items()}
+    rules = pd.DataFrame([{"used for": name, **rule} for name, rule in {**parts, "the submission": best}.items()])
+    places = {name: (best["threshold"], best[name]) for name in ("gate", "shrink")}
+    drawn = {f"mAP by {y}": plots.threshold_surface(surface, "threshold", y, "map", at) for y, at in places.items()}
+    scored = train.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
+    scored["note"] = " · gate " + scored["gate"].map("{:.2f}".format) + " · " + scored["score"].map(page.as_text)
+    positive, found = scored["target"] == 1, read_parquet(job.run.path("oof_decided.parquet"))
+    probs = {"with an opacity": scored.loc[positive, "gate"], "without": scored.loc[~positive, "gate"]}
+    drawn["ROC curve of the gate, out of fold"] = plots.roc_curve(scored["target"], scored["gate"])
+    drawn["Its probabilities by truth"] = plots.histogram(probs, "probability", threshold=best["gate"])
+    figures = [page.figure(each, caption) for caption, each in drawn.items()]
+    picked = pick_extremes(scored[positive].sort_values("score"))
+    picked["Boxes on images without an opacity"] = scored[~positive & scored["score"].notna()][:4]
+    shown = [box_gallery(job.images, found, rows, title, NAMES) for title, rows in picked.items() if len(rows)]
+    return [
+        page.section("Decision", page.table(rules, "Rules, chosen on out-of-fold boxes"), page.grid(*figures)),
+        page.section("Pictures", "gate: probability of an opacity, and the image's score.", *shown),
+    ]
+
+
+def submission(job, record):
+    """Return the number of boxes in submission.csv, and pictures of the images with the highest scores."""
+    return best_boxes(job, read_parquet(job.run.path("test_decided.parquet")), NAMES)

@@ -1,0 +1,92 @@
+"""The challenge's metric, rule, submission and tables, in numbers worked out by hand, and real boxes in its layout."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.rsna_layout import write_challenge
+from benchmarks.tables import real_data
+from common.errors import InputError
+from common.metrics.detection_counts import image_scores, match_boxes, mean_score
+from common.options import Options
+from common.post.boxes import BOX
+from common.post.members import COLUMNS
+from solutions.rsna_pneumonia import data
+from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS
+from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, check, prediction_strings, read_submission
+
+HEADER = "patientId,x,y,width,height,Target\n"
+
+
+def boxes(*rows):
+    return pd.DataFrame(rows, columns=COLUMNS).astype({name: float for name in COLUMNS[2:]})
+
+
+def test_the_metric_by_hand():
+    truth = boxes(("a", 0, 1, 0, 0, 10, 10), ("a", 0, 1, 50, 50, 60, 60), ("b", 0, 1, 0, 0, 10, 10))
+    found = boxes(
+        ("a", 0, 0.9, 0, 0, 10, 6),  # IoU 0.6: above four of the eight thresholds, 0.4 to 0.55
+        ("b", 0, 0.8, 0, 0, 10, 8),  # IoU 0.8: above all of them
+        ("b", 0, 0.7, 0, 0, 10, 10),  # IoU 1, but the box is taken by the one with the higher score
+        ("c", 0, 0.3, 0, 0, 5, 5),  # no true box: 0
+    )
+    matches = match_boxes(found, truth.drop(columns="score"), ["a", "b", "c", "d"])
+    scores = image_scores(matches)  # a: one found and one missed; b: one found and one false; d: does not count
+    np.testing.assert_allclose(scores, [4 / 8 * 1 / 2, 1 / 2, 0, np.nan])
+    assert mean_score(scores) == pytest.approx((1 / 4 + 1 / 2) / 3)
+    np.testing.assert_allclose(image_scores(matches, 0.75), [1 / 4, 1, np.nan, np.nan])  # without boxes, nor does c
+    np.testing.assert_allclose(image_scores(matches, 0, np.arange(4) > 0), [0, 1 / 2, 0, np.nan])  # a: both missed
+
+
+def test_the_rule_and_the_submission(tmp_path):
+    found = boxes(("a", 0, 0.9, 100, 200, 200, 400), ("a", 0, 0.2, 0, 0, 9, 9), ("b", 0, 0.8, 0, 0, 50, 50))
+    rule = BoxRule(iou=0.3, gate=0.5, threshold=0.3, shrink=0.875)
+    kept = apply_rule(found, pd.Series({"a": 0.5, "b": 0.4}), rule)
+    assert kept[["image_id", *BOX]].to_numpy().tolist() == [["a", 106.25, 212.5, 193.75, 387.5]]
+    table, path = prediction_strings(kept, ["b", "a"]), tmp_path / "submission.csv"
+    assert table["PredictionString"].tolist() == ["", "0.900000 106.2 212.5 87.6 175.0"]
+    table.to_csv(path, index=False)
+    summary = check(path, path)
+    assert (summary.rows, summary.positives, summary.amount) == (2, 1, 1)
+    np.testing.assert_allclose(read_submission(path)[BOX], [[106.2, 212.5, 193.8, 387.5]])
+    for text in ("0.5 1 1 9", "0.5 1 1 nan 3", "1.5 0 0 10 10", "0.5 1000 0 25 10", "0.5 -1 0 9 9", "0.5 0 0 0 10"):
+        path.write_text(f"patientId,PredictionString\na,0.5 0 0 10 10\nb,0.5 0 0 10 10 {text}\n")
+        with pytest.raises(InputError, match=re.escape(f"({text}): must be five numbers")):
+            read_submission(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a,,,,,2\n", "row 2 (a): Target '2' is neither 0 nor 1"),
+        ("a,1,1,5,5,0\n", "row 2 (a): Target 0 with the box 1 1 5 5"),
+        ("b,,,,,0\na,1,1,,5,1\n", "row 3 (a): Target 1 needs four numbers as its box, not 1 1 (blank) 5"),
+        ("a,1,1,0,5,1\n", "must have a width and a height above 0"),
+        ("a,1024,1,5,5,1\n", "the box 1024 1 5 5 begins outside the image"),
+        ("a,1,1,5,5,1\na,,,,,0\n", "this image has both targets"),
+        ("a,,,,,0\n", "no image has an opacity"),
+        ("a,1,1,5,5,1\nb,,,,,0\n", "no class of b"),
+        ("a,1,1,5,5,1\nc,1,1,5,5,1\n", "row 3 (c): class 'Normal', but 'Normal' in an earlier row, Target 1"),
+        ("a,1,1,5,5,1\nd,,,,,0\n", "row 4 (d): class 'normal' is not one of"),
+    ],
+)
+def test_tables_that_are_refused(rows, said, tmp_path):
+    (tmp_path / LABELS).write_text(HEADER + rows)
+    names = "a,Lung Opacity\nc,Normal\n" + "d,normal\n" * ("d," in rows)
+    (tmp_path / CLASS_INFO).write_text(f"patientId,class\n{names}")
+    with pytest.raises(InputError, match=re.escape(said)):
+        data.read_classes(tmp_path / CLASS_INFO, data.read_labels(tmp_path / LABELS)[1])
+
+
+def test_real_boxes_in_the_layout_of_the_challenge(tmp_path):
+    folder = real_data("vinbigdata")
+    if folder is None:
+        pytest.skip("no real radiographs ($CXR_REAL_DATA/vinbigdata)")
+    true = write_challenge(folder, tmp_path)
+    listing = data.read_competition(SimpleNamespace(options=Options(data=tmp_path), config=DEMO))
+    found = listing.tables["boxes.parquet"]
+    assert len(found) == len(true) > 200 and listing.table["target"].sum() == true["image_id"].nunique()
+    np.testing.assert_allclose(found[BOX], true.sort_values(["image_id", *BOX])[BOX])
