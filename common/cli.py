@@ -51,6 +51,7 @@ ABOUT = {  # presets of every solution, unless its configuration has a line of i
     "podium": "the strongest recipe we know",
 }
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+USER_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(solution, config_module, load_verbs, argv, load_tools=dict):

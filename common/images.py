@@ -16,6 +16,7 @@ from common.data.folds import load_folds, make_folds, save_folds, shared_groups
 from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError
+from common.listing import leave_out_unreadable
 from common.paths import read_parquet, write_csv, write_table
 from common.step import changed_settings, file_stamp
 from common.submit.table import write_submission
@@ -104,14 +105,17 @@ def prepare_images(job, recipe):
     """
     options, config, run = job.options, job.config, job.run
     listing = recipe.read(job)
-    if listing.strata is not None:
+    has_strata, tables_key = listing.strata is not None, None
+    if has_strata:
         listing = _with_folds(job, listing)
-        _check_trainings(job, "tables_key", _tables_key(job, listing))
+        tables_key = _tables_key(job, listing)
+        _check_trainings(job, "tables_key", tables_key)
     store = decode(job, listing)
-    listing = recipe.refine(job, _with_sizes(listing, store), store)
-    if "fold" not in listing.table:
+    listing = _with_sizes(listing, store)
+    listing = recipe.refine(job, leave_out_unreadable(listing) if has_strata else listing, store)
+    if not has_strata:
         listing = _with_folds(job, listing)
-    tables_key = _tables_key(job, listing)
+        tables_key = _tables_key(job, listing)
     key = _images_key(tables_key, listing.table, store)
     _check_trainings(job, "images_key", key)
 
@@ -209,13 +213,14 @@ def decode(job, listing):
     folder = root / f"{job.solution}-{size}px-{digest(str(Path(listing.folder).resolve()), ids)[:8]}"
     placeholders = listing.placeholders
     if placeholders is None:
-        placeholders = frozenset(listing.table.loc[listing.table["split"] == "test", "image_id"])
+        replaced = (listing.table["split"] == "test") | (options.on_bad_image == "skip")
+        placeholders = frozenset(listing.table.loc[replaced, "image_id"])
     return prepare_store(
         {image_id: listing.files[image_id] for image_id in ids},
         folder,
         size,
         workers=None if options.workers is None else max(options.workers, 1),
-        on_bad_image=options.on_bad_image if listing.placeholders is None else "placeholder",
+        on_bad_image="error" if listing.placeholders is None and options.on_bad_image == "error" else "placeholder",
         placeholder_ids=placeholders,
     )
 

@@ -1,7 +1,6 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +53,7 @@ class Job:
         """Return the number of loader processes: 0 on a CPU, where the network itself keeps all cores busy."""
         if self.options.workers is not None:
             return self.options.workers
-        return len(os.sched_getaffinity(0)) // processes.world() if self.device.type == "cuda" else 0
+        return processes.cores() // processes.world() if self.device.type == "cuda" else 0
 
     def is_current(self, name):
         """Return whether the step `name` has a result for the present settings and earlier steps."""

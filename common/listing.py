@@ -1,15 +1,16 @@
 """The Listing that a solution reads from its competition's files, and the checks that solutions share."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from common.data.dicom import read_image
 from common.data.tables import named_images, read_ids
 from common.errors import InputError
-from common.paths import find_images
+from common.paths import find_images, list_images, name_images
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,37 @@ class Listing:
     placeholders: frozenset | None = None
 
 
+def leave_out_unreadable(listing):
+    """Return a listing, whose table has the column ok, without the training images that cannot be read."""
+    rows = unreadable(listing)
+    if not rows:
+        return listing
+    gone = {image_id for image_id, *_ in rows}
+    if not (set(listing.table.loc[listing.table["split"] == "train", "image_id"]) - gone):
+        raise InputError(f"{listing.folder}: none of the training images can be read; {rows[0][1]}: {rows[0][2]}")
+
+    def rest(table):
+        return table if table is None or "image_id" not in table else table[~table["image_id"].isin(gone)]
+
+    tables = {name: rest(table) for name, table in listing.tables.items()}
+    return replace(listing, table=rest(listing.table), tables=tables, left_out=(*listing.left_out, *rows))
+
+
+def unreadable(listing):
+    """Return the rows of left_out.csv for the training images of a listing that are not ok."""
+    table = listing.table[~listing.table["ok"] & (listing.table["split"] == "train")]
+    return [(name, str(listing.files[name]), read_problem(listing.files[name])) for name in table["image_id"]]
+
+
+def read_problem(path):
+    """Return why an image cannot be read, in words."""
+    try:
+        read_image(path)
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return "could not be read earlier; run again"
+
+
 def find_files(folder, options, read_test_ids):
     """Return the image files (id → path) of a competition's folder and of --test, and the ids of the test images.
 
@@ -49,7 +81,7 @@ def find_files(folder, options, read_test_ids):
     files = find_images(folder)
     if options.test is None:
         return files, read_test_ids()
-    test_ids, more = named_images(options.test)
+    test_ids, more = named_images(options.test, known=files)
     return {**files, **more}, test_ids
 
 
@@ -67,14 +99,20 @@ def check_files(train_ids, test_ids, files, labels_path, options):
         raise InputError(f"{labels_path}: {len(both)} images are in the test set too, such as {min(both)}")
     if both:
         raise InputError(f"--test: {len(both)} of the images are training images, such as {min(both)}")
-    loose = sorted(set(files) - set(train_ids) - set(test_ids)) if options.test is None else []
-    without = f"without a row in {labels_path.name} or the sample submission"
+    check_loose(files, {*train_ids, *test_ids}, f"{labels_path.name} or the sample submission", options)
+
+
+def check_loose(files, known, tables, options):
+    """Raise InputError for files of no `known` image, unless --on-unlabelled skip leaves them out or --test is given.
+
+    tables: names of the files that list the images.
+    """
+    loose = sorted(set(files) - set(known)) if options.test is None else []
     if loose and options.on_unlabelled == "error":
-        raise InputError(
-            f"{files[loose[0]]}: one of {len(loose)} images {without}; --on-unlabelled skip leaves them out"
-        )
+        which = f"one of {len(loose)} images without a row in {tables}"
+        raise InputError(f"{files[loose[0]]}: {which}; --on-unlabelled skip leaves them out, --test predicts them")
     if loose:
-        log.info(f"left out {len(loose)} images {without}")
+        log.info(f"left out {len(loose)} images without a row in {tables}")
 
 
 def list_test(options, source, columns):
@@ -84,17 +122,17 @@ def list_test(options, source, columns):
     submission in the competition's folder. source: the solution's common.kaggle.Source; columns: of the sample
     submission. Raises InputError if there is no sample submission, and for images without a file.
     """
+    if options.test is not None and options.test.is_dir():
+        return options.test, *named_images(options.test)
     if options.test is not None:
-        ids, files = named_images(options.test)
-        if files:
-            return options.test, ids, files
         folder = options.data or source.find_file().parent
+        files = name_images(list_images(folder), folder)
+        ids, _ = named_images(options.test, known=files)
     else:
         sample = source.find_file(options.data)
-        folder, ids = sample.parent, read_ids(sample, columns)
+        folder, ids, files = sample.parent, read_ids(sample, columns), find_images(sample.parent)
         log.info(f"test images from {sample}")
-    found = find_images(folder)
-    absent = [image_id for image_id in ids if image_id not in found]
+    absent = [image_id for image_id in ids if image_id not in files]
     if absent:
         raise InputError(f"{len(absent)} test images have no file, the first is {absent[0]}")
-    return folder, ids, {image_id: found[image_id] for image_id in ids}
+    return folder, ids, {image_id: files[image_id] for image_id in ids}

@@ -31,8 +31,9 @@ class Options:
     """CSV files with width and height of the originals, for resized copies of the images."""
     normals: tuple[Path, ...] = ()
     """Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's."""
-    on_bad_image: Literal["error", "placeholder"] = "error"
-    """placeholder: a test image that cannot be read gets the neutral prediction."""
+    on_bad_image: Literal["error", "placeholder", "skip"] = "error"
+    """placeholder: a test image that cannot be read gets the neutral prediction; skip: besides, training images that
+    cannot be read are left out (listed in left_out.csv, exit status 4)."""
     on_unlabelled: Literal["error", "skip"] = "error"
     """skip: leave out image files that no table lists (the real SIIM download has some)."""
     device: str = "auto"

@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 _FORMULA = tuple("=+-@\t\n＝＋－＠")
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_ID = 200  # bytes; a file's name has at most 255, suffix included
+_SAFE_ID = re.compile(r"\w([\w .,()+@&=~#%'-]*[\w.,()+@&=~#%'-])?")
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def remove_leftovers(folder, inside=""):
 def write_text(path, text):
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may hold other bytes
 
 
 def write_json(path, value):
@@ -69,7 +70,7 @@ def write_table(path, table):
 def write_csv(path, table):
     """Write a DataFrame atomically as a CSV that is safe to open in a spreadsheet, see `escape_formulas`."""
     with atomic_path(path) as temporary:
-        escape_formulas(table).to_csv(temporary, index=False)
+        escape_formulas(table).to_csv(temporary, index=False, errors="backslashreplace")
 
 
 def escape_formulas(table):
@@ -154,22 +155,26 @@ def check_id(image_id, where):
 
     Ids become paths, so that `../../x` would be written outside its folder.
     """
-    if not isinstance(image_id, str) or not _SAFE_ID.fullmatch(image_id) or ".." in image_id:
-        raise InputError(f"{where}: {image_id!r} is not a usable id (letters, digits, '.', '_' and '-' only)")
+    is_safe = isinstance(image_id, str) and _SAFE_ID.fullmatch(image_id) and ".." not in image_id
+    if not is_safe or len(image_id.encode()) > LONGEST_ID:
+        text = repr(image_id) if len(repr(image_id)) < LONGEST_ID else f"{image_id[:40]!r}…"
+        allowed = f"letters, digits, blanks and .,()+@&=~#%'-_, at most {LONGEST_ID} bytes"
+        raise InputError(f"{where}: {text} is not a usable id ({allowed})")
     return image_id
 
 
-def lock(handle, folder, doing):
-    """Take an exclusive lock on an open file of `folder`; it is released when the process ends.
+def lock(handle, place, doing, wait=False):
+    """Take an exclusive lock on an open file of `place`; it is released when the file is closed or the process ends.
 
-    Raises InputError, saying what the other process is `doing`, if it is taken; logs a file system without locks.
+    If it is taken, wait for it, or raise InputError, saying what the other process is `doing`. Logs a file system
+    without locks, such as some Lustre and NFS mounts.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
-        raise InputError(f"{folder}: another process is {doing}") from None
+        raise InputError(f"{place}: another process is {doing}") from None
     except OSError as error:
-        log.info(f"{folder}: cannot be locked ({error.strerror}): do not start a second command in it")
+        log.info(f"{place}: cannot be locked ({error.strerror}): do not start a second command in it")
 
 
 @contextmanager
@@ -187,36 +192,90 @@ def lock_folder(folder, doing):
         os.close(handle)
 
 
-def find_images(folder, suffixes=IMAGES):
-    """Return {stem: path} of the images at any depth under `folder`, as `walk_files` finds them.
+# ---- images ----------------------------------------------------------------------------------------------------------
 
-    Raises InputError if there is no such folder, or if two files share a stem.
+
+def find_images(folder, suffixes=IMAGES):
+    """Return {id: path} of the images under `folder`, see `list_images` and `name_images`; ids must not clash."""
+    return name_images(list_images(folder, suffixes), suffixes=suffixes)
+
+
+def list_images(folder, suffixes=IMAGES, skip=lambda path: False):
+    """Return the paths of the images at any depth under `folder`, as `walk_files(folder, skip)` finds them.
+
+    An image has one of the `suffixes`; a file without a suffix, or with a number for one (1.2.840.4), is an image if
+    its content is DICOM. Raises InputError if there is no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
-    found = {}
-    for path in walk_files(folder):
-        stem = path.stem
-        if path.suffix.lower() in suffixes:
-            if stem in found:
-                raise InputError(f"{path}: a second image named {stem!r}; the first is {found[stem]}")
-            found[stem] = path
+
+    def is_image(path):
+        suffix = path.suffix.lower()
+        return suffix in suffixes or ((not suffix or suffix[1:].isdigit()) and path.is_file() and is_dicom(path))
+
+    return [path for path in walk_files(folder, skip) if is_image(path)]
+
+
+def name_images(paths, folder=None, suffixes=IMAGES):
+    """Return {id: path} of image files; an id is the name without suffix, with %F6 for a byte that is no UTF-8.
+
+    Files of the same name get their paths below `folder` as ids, without suffix. Raises InputError where ids clash
+    even so, or at all if `folder` is None.
+    """
+    found, groups = {}, {}
+    for path in paths:
+        groups.setdefault(strip_suffix(path.name, suffixes), []).append(path)
+    for name, group in groups.items():
+        for path in group:
+            if len(group) > 1 and folder is not None:
+                below = Path(os.path.relpath(path, folder))
+                name = below.with_name(strip_suffix(path.name, suffixes)).as_posix()
+            name = re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+            if name in found:
+                raise InputError(f"{path}: a second image named {name!r}; the first is {found[name]}")
+            found[name] = path
     return found
+
+
+def strip_suffix(name, suffixes=IMAGES):
+    """Return the last part of an image's path, with / or \\ in it, without its suffix if that is one of `suffixes`."""
+    stem, suffix = os.path.splitext(re.split(r"[/\\]", name)[-1])
+    return stem if suffix.lower() in suffixes else stem + suffix
+
+
+def is_dicom(path):
+    """Return whether a file begins as a DICOM file does."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def list_folders(folder):
+    """Return a folder and its direct subfolders by name, without hidden ones. Raises InputError if it is none."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return [Path(folder), *sorted(p for p in Path(folder).iterdir() if not _is_hidden(p.name) and p.is_dir())]
+
+
+def _is_hidden(name):
+    return name.startswith((".", "@eaDir"))
 
 
 def walk_files(folder, skip=lambda path: False):
     """Yield the files at any depth under `folder`, those of a folder before those of its subfolders, each by name.
 
-    Links are followed. Hidden files and folders (.git, .Trash-1000, .ipynb_checkpoints), @eaDir, and folders for which
-    `skip(path)` is true are left out. Raises InputError for a folder that cannot be read.
+    Links are followed, unless to a folder above. Hidden files and folders (.git, .Trash-1000, .ipynb_checkpoints),
+    @eaDir, and folders for which `skip(path)` is true are left out. Raises InputError for a folder that cannot be read.
     """
 
     def fail(error):
         raise InputError(f"{error.filename}: {error.strerror}")
 
+    def leads_up(path):
+        return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+
     for parent, names, files in os.walk(folder, onerror=fail, followlinks=True):
-        names[:] = sorted(n for n in names if not n.startswith((".", "@eaDir")) and not skip(Path(parent, n)))
+        places = {name: Path(parent, name) for name in sorted(names) if not _is_hidden(name)}
+        names[:] = [name for name, place in places.items() if not skip(place) and not leads_up(place)]
         for name in sorted(files):
             if not name.startswith("."):
                 yield Path(parent, name)
@@ -230,13 +289,11 @@ def competition_folder(data, slug, marker, inputs=KAGGLE_INPUT):
     """
     if data is not None:
         roots = [Path(data)]
-        if not roots[0].is_dir():
-            raise InputError(f"{data}: no such folder (--data)")
     else:
         inputs = Path(inputs)
         roots = [inputs / "competitions" / slug, inputs / slug, *sorted(inputs.glob(f"datasets/*/{slug}"))]
     for root in roots:
-        for candidate in [root, *(sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else [])]:
+        for candidate in list_folders(root) if data is not None or root.is_dir() else []:
             if (candidate / marker).is_file():
                 return candidate
     if data is None:

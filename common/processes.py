@@ -1,6 +1,15 @@
-"""Rank and number of the processes under torchrun, without importing torch; see common.train.distributed."""
+"""Cores of this machine, rank and number of the processes under torchrun; see common.train.distributed.
 
+Torch is not imported here.
+"""
+
+import os
 import sys
+
+
+def cores():
+    """Return the number of cores that this process may use; macOS only tells how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def process_group():

@@ -165,7 +165,7 @@ def start_log(file=None):
         console.setFormatter(logging.Formatter("%(message)s"))
         handlers.append(console)
         if file is not None:
-            to_file = _LogFile(file, encoding="utf-8")
+            to_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
             to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             handlers.append(to_file)
     for logger in (logging.getLogger(name) for name in ("common", "solutions")):

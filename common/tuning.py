@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.metrics.segmentation import dice_from_areas
 from common.post.regions import quantise, region_overlaps, remove_small, resize_mask_probs
 from common.post.rle import paint
@@ -263,7 +263,7 @@ def _enlarge(mask, factors):
     return mask if factors == (1, 1) else mask.repeat(factors[0], axis=0).repeat(factors[1], axis=1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _histogram(values):
     # neighbouring pixels are often equal; with four counters an addition need not wait for the previous one
     counts = np.zeros((4, 256), np.int32)

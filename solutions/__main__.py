@@ -4,6 +4,9 @@ import os
 import select
 import sys
 
+if sys.platform == "win32":
+    print("error: cxr needs Linux or macOS; on Windows, install and run it inside WSL", file=sys.stderr)
+    sys.exit(2)
 # before the imports that read them
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations would query the registry at import
 if not sys.stderr.isatty():
@@ -26,7 +29,13 @@ DEMO = "usage: cxr demo [folder]\nfolder: for all files (default: runs/demo); a 
 
 
 def main(argv=None):
-    """Run a command line (default: this process's) and return the exit status; a closed pipe ends it quietly."""
+    """Run a command line (default: this process's) and return the exit status; a closed pipe ends it quietly.
+
+    What the terminal's encoding lacks is printed as escape sequences.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not a notebook's
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return _dispatch((sys.argv[1:] if argv is None else argv) or ["--help"])

@@ -26,6 +26,7 @@ from pydicom.uid import (
 from common.data import dicom_fast, guard, jpeg
 from common.data.grey import colour_share, silence_pydicom, to_uint8
 from common.errors import InputError
+from common.paths import is_dicom
 
 COLOUR_LIMIT = 0.12  # a file whose `colour` is above is a colour picture, not a radiograph
 
@@ -265,8 +266,7 @@ def _to_grey(image):
 
 def _is_dicom(path):
     guard.check_bytes(os.path.getsize(path))
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    return is_dicom(path)
 
 
 def _read_values(dataset, path):

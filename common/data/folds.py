@@ -1,14 +1,14 @@
 """Folds that share no patient and keep the share of every label."""
 
 import re
-import warnings
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.paths import atomic_path, escape_formula
+from common.submit.table import read_rows
 
 _SIZE_WEIGHT = 2.0  # of a fold's size beside each label: a wrong size shifts every prevalence at once
 
@@ -86,15 +86,11 @@ def load_folds(path, image_ids):
 
     Raises InputError naming the file and the first id that is missing, unknown, repeated or without a valid fold.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            has_note = file.readline().startswith("#")
-        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):  # more columns are harmless
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, skiprows=int(has_note), index_col=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable CSV ({str(error).strip()})") from None
-    if list(table.columns[:2]) != ["image_id", "fold"]:
+    rows = [[*row, "", ""][:2] for row in read_rows(path)]
+    rows = rows[rows[0][0].startswith("#") :]
+    if rows[:1] != [["image_id", "fold"]]:
         raise InputError(f"{path}: the header must begin with image_id,fold")
+    table = pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
     known, wanted = _check_unique(table["image_id"], path), _check_unique(image_ids, "the images to load folds for")
     bad = known[~table["fold"].astype(object).map(lambda fold: bool(re.fullmatch("[0-9]{1,9}", str(fold))))]
     missing, extra = wanted[~wanted.isin(known)], known[~known.isin(wanted)]
@@ -161,7 +157,7 @@ def _assign_folds(labels, shares, groups, seed):
     return _place_groups(vectors, order, shares)[codes]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sum_groups(columns, codes, n_groups):
     sums = np.zeros((n_groups, columns.shape[1]))
     for row in range(len(codes)):
@@ -170,7 +166,7 @@ def _sum_groups(columns, codes, n_groups):
     return sums
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _place_groups(vectors, order, shares):
     """Assign groups one by one to the fold where Σ (filled − share)² / share grows least; `filled` sums to 1."""
     folds = np.empty(len(vectors), np.int64)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pydicom
-from numba import njit
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from common.jit import compiled
 
 FEW_LEVELS = 4  # a mapping that leaves fewer of many is unusable
 _COLOUR_GRID = 128  # sampled pixels a side
@@ -23,6 +24,7 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
     pixels: (H, W) integers of 8 or 16 bits. bits_stored: number of bits used, None for all. inverted: True for
     MONOCHROME1. dataset: the pydicom Dataset with the window, rescale, tables or padding, or None. Returns uint8
     (H, W) and a note, empty unless a mapping was ignored: one that cannot be applied, or leaves fewer than FEW_LEVELS.
+    Raises ValueError if all do.
     """
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
     padding, problems = None, []
@@ -36,16 +38,27 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
                 except Exception as error:  # of the many that odd elements cause in pydicom
                     problems.append(f"{name}: {' '.join(str(error).split())[:80]}")
                     continue
-                levels = _count_levels(image)
-                if levels >= FEW_LEVELS or _count_levels(pixels) < 2 * FEW_LEVELS:
+                if _keeps_levels(image, pixels, name, problems):
                     return image, _describe(problems)
-                problems.append(f"{name}: leaves {levels} grey levels")
-    eight_bit = (bits_stored or pixels.itemsize * 8) == 8 and pixels.dtype.kind == "u"
-    if eight_bit and (pixels.itemsize == 1 or pixels.max() <= 255):
+    used, unsigned = bits_stored or pixels.itemsize * 8, pixels.dtype.kind == "u"
+    if used == 8 and unsigned and (pixels.itemsize == 1 or pixels.max() <= 255):
         image = 255 - pixels.astype(np.uint8) if inverted else np.require(pixels, np.uint8, ["C", "W"])
-    else:
-        image = _stretch(pixels, inverted, padding)
+        return image, _describe(problems)
+    image = _stretch(pixels, inverted, padding)
+    if not _keeps_levels(image, pixels, f"bits above the {used} used", problems):
+        image = _stretch(pixels & ((1 << used) - 1) if unsigned else pixels, inverted, padding)
+        if not _keeps_levels(image, pixels, "", []):
+            raise ValueError("a few extreme values leave hardly any grey levels")
     return image, _describe(problems)
+
+
+def _keeps_levels(image, pixels, name, problems):
+    """Return whether a mapping left enough grey levels; otherwise add that to `problems`."""
+    levels = _count_levels(image)
+    if levels >= FEW_LEVELS or _count_levels(pixels) < 2 * FEW_LEVELS:
+        return True
+    problems.append(f"{name}: leaves {levels} grey levels")
+    return False
 
 
 def _describe(problems):
@@ -111,7 +124,7 @@ def _stretch(pixels, inverted, padding, mapping=None):
     return _look_up(table, low, pixels.reshape(-1)).reshape(pixels.shape)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _look_up(table, low, pixels):
     out = np.empty(pixels.size, np.uint8)
     for i in range(pixels.size):
@@ -155,7 +168,7 @@ def hash_pixels(image):
     return hashlib.sha256(lanes.tobytes() + rest.tobytes() + repr(image.shape).encode()).hexdigest()[:16]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _mix(words):
     factor, shift = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)  # odd, so that every step can be inverted
     a = b = c = d = np.uint64(1)

@@ -3,6 +3,7 @@
 gdcm throws exceptions through C code, which ends its process: one byte of one file would end a whole run.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -91,7 +92,8 @@ def serve():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = (4 << 30) + 16 * max_pixels()
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    with contextlib.suppress(OSError, ValueError):  # not on every system
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     for line in sys.stdin.buffer:
         try:
             dataset = pydicom.dcmread(json.loads(line))

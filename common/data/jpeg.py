@@ -10,6 +10,7 @@ import re
 import threading
 from contextlib import ExitStack, contextmanager
 from struct import unpack_from
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 
 import cv2
@@ -119,7 +120,12 @@ def raise_warnings():
 @contextmanager
 def _redirect():
     """Yield the file that receives the standard error output of this process; pass on what no decoder wrote there."""
-    caught, saved = os.memfd_create("stderr"), os.dup(2)
+    if hasattr(os, "memfd_create"):
+        caught = os.memfd_create("stderr")
+    else:  # macOS
+        with TemporaryFile() as file:
+            caught = os.dup(file.fileno())
+    saved = os.dup(2)
     os.dup2(caught, 2)
     try:
         yield caught

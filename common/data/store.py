@@ -79,7 +79,7 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     if not 1 <= size <= 16384 or on_bad_image not in ("error", "placeholder") or (workers is not None and workers < 1):
         raise InputError(f"{folder}: cannot prepare with size={size}, workers={workers}, on_bad_image={on_bad_image}")
     ids, paths = list(files), [Path(path) for path in files.values()]
-    stamps = [_stamp(path) for path in paths]
+    stamps = [time_stamp(path) for path in paths]
     allowed = frozenset(placeholder_ids) if on_bad_image == "placeholder" else frozenset()
     key = _hash_json([VERSION, size, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
     store = _open_current(folder, key)
@@ -195,8 +195,8 @@ def _allocate(path, shape):
         file.flush()
         try:
             os.posix_fallocate(file.fileno(), 0, total)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+        except (AttributeError, OSError) as error:  # macOS has no such function
+            if getattr(error, "errno", errno.EINVAL) not in (errno.EINVAL, errno.EOPNOTSUPP):
                 path.unlink()
                 raise
             os.truncate(file.fileno(), total)  # no reservations here: a later write will find the disk full
@@ -220,10 +220,10 @@ def _finish(partial, folder, ids, records, key, shape):
     (folder / "journal").unlink()  # last, so that after a kill the next run finds every row done
 
 
-def _stamp(path):
+def time_stamp(path):
     """Return size and modification time of a file, to detect changes without reading it."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return [-1, -1]  # reading it will raise the error that names it
     return [found.st_size, found.st_mtime_ns]

@@ -13,6 +13,7 @@ from itertools import islice
 import cv2
 import numpy as np
 
+from common import processes
 from common.data.dicom import read_header, read_image_and_header
 from common.data.grey import hash_pixels
 from common.errors import InputError
@@ -48,7 +49,7 @@ def decode_all(target, todo, workers):
     workers: processes, or None to begin in this one and start one a core once that pays. record: dict of `RECORD`, or
     None with the problem as a line of text. Raises InputError if a process dies, OSError if the disk is full.
     """
-    at, began, cores = 0, time.monotonic(), len(os.sched_getaffinity(0))
+    at, began, cores = 0, time.monotonic(), processes.cores()
     if workers in (None, 1):
         with open(target.path, "r+b") as file:
             for at, item in enumerate(todo, 1):

@@ -1,16 +1,20 @@
 """Small tables from a user or a competition: image ids, patients, images to predict."""
 
 import logging
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.paths import IMAGES, check_id, find_images
-from common.submit.table import read_table
+from common.paths import IMAGES, check_id, list_images, name_images, strip_suffix
+from common.submit.table import read_rows, read_table
 
 log = logging.getLogger(__name__)
+_CHEXNET = re.compile(r"\S+([ \t]+[01]){14}")
+_HEADER = re.compile("(?i)image|file|name|id|path|index|study|scan")
 
 
 def some_rows(path, columns=None):
@@ -35,7 +39,7 @@ def read_patients(path, image_ids):
         patient = table["NIH_ID"].str.split("_").str[0]
     else:
         raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
-    _check_ids(table[first], path)
+    check_ids(table[first], path)
     known = dict(zip(table[first], patient, strict=True))
     missing = sum(image_id not in known for image_id in image_ids)
     if missing:
@@ -43,51 +47,84 @@ def read_patients(path, image_ids):
     return np.array([known.get(image_id) or f"image {image_id}" for image_id in image_ids])
 
 
+def parse_ages(texts):
+    """Return the years (float, NaN where unknown) of a Series of ages such as 58, 058Y, 013M, 025D or 41.5."""
+    parts = texts.str.upper().str.extract(r"^(\d+(?:\.\d*)?)([YMD]?)$")
+    return parts[0].astype(float) / parts[1].map({"": 1, "Y": 1, "M": 12, "D": 365.25}).astype(float)
+
+
+def plain_patients(patients):
+    """Return patients (a Series of str) without leading zeros where they are numbers."""
+    return patients.str.replace(r"^0+(?=\d+$)", "", regex=True)
+
+
 def read_ids(path, columns):
     """Return the ids in the first of the `columns` of a CSV; raises InputError for unusable or repeated ids."""
     table = some_rows(path, columns)
-    _check_ids(table[columns[0]], path)
+    check_ids(table[columns[0]], path)
     return table[columns[0]].tolist()
 
 
-def read_list(path, suffixes=IMAGES):
-    """Return a CSV whose first column names images as a frame of strings, with or without a header; row i is i + 2.
+def read_list(path, suffixes=IMAGES, known=()):
+    """Return a list of images as a frame of strings, whose first column names them; row i is row i + 2 of the file.
 
-    The first row is an image's, not a header, if it begins with a name that has a digit or one of the `suffixes`; it
-    then has the index -1. Raises InputError as `read_table` does, and for a file without rows.
+    A CSV with or without a header, one name a line, or CheXNet's lists (a name and 14 numbers, separated by blanks).
+    The first row is an image's, not a header, if it begins with a name that has a digit or one of the `suffixes`, or
+    is among the ids `known`; it then has the index -1. Raises InputError as `read_table` does, and for a file without
+    rows.
     """
-    table = read_table(path)
-    first = table.columns[0]
-    if Path(first).suffix.lower() in suffixes or any(letter.isdigit() for letter in first):
-        log.info(f"{path}: no header; {first} is taken for the first image")
-        rows = [list(table.columns), *table.to_numpy().tolist()]
-        table = pd.DataFrame(rows, range(-1, len(table)), list(map(str, range(len(rows[0])))), dtype=str)
-    if not len(table):
+    rows = {number: row for number, row in enumerate(read_rows(path), -1) if any(row)}
+    if all(len(row) == 1 and _CHEXNET.fullmatch(row[0]) for row in rows.values()):
+        rows = {number: row[0].split() for number, row in rows.items()}
+    columns = rows[-1]
+    for number, row in rows.items():
+        if len(row) != len(columns):
+            raise InputError(f"{path}, row {number + 2}: {len(row)} values where row 1 has {len(columns)}")
+    first = columns[0]
+    has_suffix = Path(first).suffix.lower() in suffixes
+    if has_suffix or any(letter.isdigit() for letter in first) or strip_suffix(first, suffixes) in known:
+        columns = [str(number) for number in range(len(columns))]
+        if not has_suffix:
+            log.info(f"{path}: no header; {first} is taken for the first image")
+    else:
+        del rows[-1]
+        if not _HEADER.search(first):
+            log.info(f"{path}: {first} is taken for the header")
+    if not rows:
         raise InputError(f"{path}: no rows under its header")
-    return table
+    return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
 
 
-def named_images(path, suffixes=IMAGES):
+def named_images(path, suffixes=IMAGES, known=()):
     """Return (ids, {id: file}) of `--test`: a folder of images, or a list of them as `read_list` reads it (no files).
 
-    suffixes: of images, in lower case; names in the list may have one. Raises InputError for an empty folder and for
-    unusable or repeated names.
+    suffixes: of images, in lower case; names in the list may have one. Images of the same name are told apart by their
+    paths, see `name_images`. Raises InputError for an empty folder and for unusable or repeated names.
     """
     if path.is_dir():
-        files = find_images(path, suffixes)
+        files = name_images(list_images(path, suffixes), path, suffixes)
         if not files:
             raise InputError(f"{path}: no images in it (--test)")
-        return [check_id(name, str(files[name])) for name in sorted(files)], files
-    table = read_list(path, suffixes)
-    first = table[table.columns[0]]
-    ids = first.map(lambda name: Path(name).stem if Path(name).suffix.lower() in suffixes else name)
-    _check_ids(ids, f"{path} (--test)")
+        for name, file in files.items():
+            check_path(name, str(file))
+        return sorted(files), files
+    names = read_list(path, suffixes, known).iloc[:, 0]
+    ids = names.map(partial(strip_suffix, suffixes=suffixes))
+    ids = ids.mask(ids.duplicated(keep=False), names.str.rpartition("/")[0] + "/" + ids).str.removeprefix("/")
+    check_ids(ids, f"{path} (--test)", check_path)
     return ids.tolist(), {}
 
 
-def _check_ids(ids, path):
+def check_path(image_id, where):
+    """Raise InputError unless all parts of an id that is a path are usable, see `check_id`."""
+    for part in image_id.split("/"):
+        check_id(part, where)
+
+
+def check_ids(ids, path, check=check_id):
+    """Raise InputError for an unusable or repeated id; row i of the Series `ids` is row i + 2 of the file `path`."""
     for row, image_id in ids.items():
-        check_id(image_id, f"{path}, row {row + 2}")
+        check(image_id, f"{path}, row {row + 2}")
     twice = ids.duplicated()
     if twice.any():
         raise InputError(f"{path}, row {twice.idxmax() + 2}: {ids[twice.idxmax()]} appears twice")

@@ -1,12 +1,11 @@
 """submissions/log.csv: every file sent to Kaggle, with its offline score and the leaderboard's."""
 
 import contextlib
-import fcntl
 from pathlib import Path
 
 import pandas as pd
 
-from common.paths import atomic_path, escape_formulas
+from common.paths import atomic_path, escape_formulas, lock
 from common.submit.table import read_table
 
 LOG = Path("submissions/log.csv")
@@ -39,7 +38,7 @@ def _locked_log(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as handle:  # not the log itself, which each write replaces
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, path, "writing", wait=True)
         table = read_log(path)
         yield table
         with atomic_path(path) as temporary:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.metrics.classification import mean_of_defined, ratio
 from common.metrics.detection_match import match, read_tables
 from common.metrics.statistics import exponential_weights, interval, interval_with_p, number_groups
@@ -209,7 +209,7 @@ def _class_row(result, class_id, ap):
     return row | dict(zip(names, map(float, values), strict=True))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _average_precision(starts, score, found, image, weights, totals, recalls, each_alone):
     """Return the AP (B, n_classes), the mean at `recalls` or, without any, the whole area; NaN where totals are 0."""
     aps = np.full(totals.shape, np.nan)

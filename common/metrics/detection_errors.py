@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import VOC2010, class_aps
 from common.metrics.detection_match import match, read_tables
@@ -118,7 +118,7 @@ def _table(images, boxes, **columns):
     return pd.DataFrame({"image_id": images[boxes.image], "class_id": boxes.class_id, **columns})
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _best(rows, image, class_id, box, true_rows, image_starts, true_class, true_box):
     """Return each detection's highest IoU and its true box (-1 for none), in its class and in all others."""
     overlaps, best = np.zeros((2, len(image))), np.full((2, len(image)), -1)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.post.boxes import iou
 from common.post.tables import read_boxes, refuse_repeated, require_columns
 
@@ -92,7 +92,7 @@ def _order_ties(rows, group, score, box):
         rows[places] = some[np.lexsort((some, *box[some].T[::-1], -scores[places], groups[places]))]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sort_by(keys, rows, n_keys):
     """Return (rows sorted by keys[row], int64 (n_keys + 1,) where each key starts); equal keys keep their order.
 
@@ -120,7 +120,7 @@ def match(found_by, true, rule):
     return truth_row
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _match(rows, starts, box, true_rows, true_starts, true_box, taken, truth_row, least, inclusive, unmatched, last):
     for group in range(len(starts) - 1):
         candidates = true_rows[true_starts[group] : true_starts[group + 1]]

@@ -9,15 +9,15 @@ same, and no class is lost.
 """
 
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from common import processes
 from common.data.folds import group_codes
 from common.errors import InputError
+from common.jit import compiled
 from common.metrics.classification import auroc, mean_of_defined, ratio
 
 CHUNK = 64  # resamples whose weights are in memory at once
@@ -169,14 +169,14 @@ def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
         starts = np.append(True, ranked[1:] != ranked[:-1])
         return _weighted_auroc(y[order, c] != 0, starts, codes[order], weights)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(processes.cores()) as pool:
         for drawn in exponential_weights(n_groups, n_resamples, seed):
             weights = np.ascontiguousarray(drawn.T, np.float32)
             resamples.append(np.stack(list(pool.map(of_class, range(y.shape[1]), itertools.repeat(weights))), axis=1))
     return estimates, np.concatenate(resamples)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _weighted_auroc(positive, starts, group, weights):
     """Return the AUROC, float64 (B,), of rows sorted by score for each column of weights > 0 (groups, B).
 
@@ -202,13 +202,13 @@ def _weighted_auroc(positive, starts, group, weights):
     return area / (positives * below)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add(total, part, factor):
     for b in range(len(total)):
         total[b] += factor * part[b]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_product(total, a, b):
     for i in range(len(total)):
         total[i] += a[i] * b[i]

@@ -1,14 +1,14 @@
 """Boxes of many images as flat arrays: checked, grouped by class and sorted, for every fusion method."""
 
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from common import processes
 from common.errors import InputError
+from common.jit import compiled
 
 # numpy 1 divides a float32 array by a float64 scalar in float32, numpy 2 in float64. Compiled code gets this as an
 # argument, because a constant would stay in numba's cache after a change of numpy.
@@ -46,7 +46,7 @@ def fuse_in_portions(fuse, starts, threads=None):
     starts: as in `Batch`. threads: None for one per core; the result does not depend on it.
     """
     begins = np.unique([0, *np.searchsorted(starts, np.arange(0, starts[-1], _ROWS))])
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or processes.cores()) as pool:
         parts = pool.map(fuse, begins, np.append(begins[1:], len(starts) - 1))
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
@@ -80,7 +80,7 @@ def rank_rows(keys, starts, argsort=np.ndarray.argsort):
     return order + np.repeat(starts[:-1], np.diff(starts))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def group_rows(boxes, scores, labels, models, starts, weights, by_label):
     """Group the rows of each image by class, in order, without boxes of no area.
 

@@ -4,9 +4,9 @@
 """
 
 import numpy as np
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 
 BOX = ["x_min", "y_min", "x_max", "y_max"]
 SLACK = 1e-6  # of the image's side: rounding to float32 can move a coordinate this far outside
@@ -35,6 +35,12 @@ def check_boxes(boxes, where="box {}".format, sizes=None, outside="lies outside 
     return boxes
 
 
+def find_normalised(boxes):
+    """Return the positions of boxes that lie in 0 to 1 instead of pixels, none if no more than 1 % are so small."""
+    small = np.flatnonzero((np.asarray(boxes).reshape(-1, 4) <= 1).all(axis=1))
+    return small if len(small) > len(boxes) / 100 else small[:0]
+
+
 def iou_matrix(a, b):
     """Return the intersection over union of each box of `a` (n, 4) with each of `b` (m, 4), float64 (n, m) in [0, 1].
 
@@ -47,7 +53,7 @@ def iou_matrix(a, b):
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def iou(a, b):
     """Return the intersection over union of two boxes (4,), NaN where neither has an area. For compiled callers."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
@@ -73,7 +79,7 @@ def _twice(sizes):
     return np.tile(sizes, 2)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _first_fault(boxes, limits):
     for row in range(len(boxes)):
         x1, y1, x2, y2 = boxes[row]

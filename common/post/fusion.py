@@ -5,9 +5,9 @@ The methods: `common.post.wbf` (weighted boxes fusion), `common.post.suppression
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.post.batches import Batch, check_iou, check_weights, fuse_in_portions
 from common.post.boxes import BOX, check_boxes
 from common.post.tables import read_boxes, read_class_ids, read_numbers, refuse_repeated, require_columns, row_names
@@ -154,7 +154,7 @@ def _count_distinct(groups, values, n):
     return np.bincount(pairs["group"], minlength=n)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _by_image(images, n):
     """Return the order that sorts rows stably by image, and where each of the `n` images begins in it."""
     starts = np.zeros(n + 1, np.int64)

@@ -9,9 +9,9 @@ import math
 
 import cv2
 import numpy as np
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 
 _BLOCK = 128  # pixels compared at once: enough to vectorise, yet cheap to repeat one by one at an edge
 
@@ -81,7 +81,7 @@ def _checked(mask, connectivity, threshold):
     return mask.view(np.uint8)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_row_runs(pixels, threshold):
     """Return starts and ends (columns) of the runs of all rows, and the first run of each row."""
     height, width = pixels.shape
@@ -115,7 +115,7 @@ def _find_row_runs(pixels, threshold):
     return starts[:n], ends[:n], first
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_root(parent, k):
     while parent[k] != k:
         parent[k] = parent[parent[k]]
@@ -123,7 +123,7 @@ def _find_root(parent, k):
     return k
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_regions(pixels, threshold, corners):
     """Return the row runs, the region of each, numbered from 0 by first run, and the number of regions."""
     starts, ends, first = _find_row_runs(pixels, threshold)
@@ -149,7 +149,7 @@ def _find_regions(pixels, threshold, corners):
     return starts, ends, first, region, n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _measure(pixels, threshold, truth, corners):
     starts, ends, first, region, n = _find_regions(pixels, threshold, corners)
     areas, overlaps = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -165,7 +165,7 @@ def _measure(pixels, threshold, truth, corners):
     return areas, overlaps
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _label(pixels, threshold, corners, labels):
     starts, ends, first, region, n = _find_regions(pixels, threshold, corners)
     for y in range(len(first) - 1):
@@ -174,7 +174,7 @@ def _label(pixels, threshold, corners, labels):
     return labels, n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _keep_large(pixels, threshold, min_area, corners, kept):
     starts, ends, first, region, n = _find_regions(pixels, threshold, corners)
     areas = np.zeros(n, np.int64)

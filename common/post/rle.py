@@ -7,9 +7,9 @@ sorted and disjoint.
 from enum import Enum
 
 import numpy as np
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 
 
 class Form(Enum):
@@ -121,7 +121,7 @@ def _checked_runs(runs):
     return runs
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_sorted(runs):
     end = 0
     for k in range(len(runs)):
@@ -131,7 +131,7 @@ def _is_sorted(runs):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_changes(now, before):
     found = np.empty(len(now), np.int64)  # mostly untouched, so it costs only address space
     count = 0
@@ -148,7 +148,7 @@ def _find_changes(now, before):
     return found[:count]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _parse(text, relative, pixels):
     runs = np.empty((len(text) // 4 + 1, 2), np.int64)  # a pair takes 4 characters, the last 3
     n, numbers, start, end, value = 0, 0, 0, 0, -1
@@ -175,7 +175,7 @@ def _parse(text, relative, pixels):
     return runs[:n], 5 * (numbers % 2), numbers - 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _write_digits(runs, relative):
     text = np.empty(len(runs) * 40, np.uint8)  # two numbers of 19 digits and a blank
     at = len(text)
@@ -191,7 +191,7 @@ def _write_digits(runs, relative):
     return text[at : len(text) - 1]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _merge(runs):
     merged, n = np.empty_like(runs), 0
     for k in range(len(runs)):
@@ -203,14 +203,14 @@ def _merge(runs):
     return merged[:n]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _paint_flat(runs, flat):
     for start, end in runs:
         flat[start:end] = 1
     return flat
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _paint_rows(runs, mask):
     """Mark where each column changes, then add up the changes row by row, in the order of the memory."""
     height = len(mask)

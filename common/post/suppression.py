@@ -6,9 +6,9 @@ Results equal ensemble_boxes 1.0.9 bit for bit on float64 input, decayed scores 
 import math
 
 import numpy as np
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.post.batches import SINGLE, Fused, check_iou, check_weights, group_rows, rank_rows
 from common.post.boxes import iou
 
@@ -84,12 +84,12 @@ def _by_class(batch, weights):
     return scores, rows, groups, firsts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _argsort(keys):
     return np.argsort(keys)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_keepers(boxes, rows, groups, iou_thr):
     """Return for each entry of `rows`, best first in its group, the entry that suppresses it, or its own index."""
     keepers = np.full(len(rows), -1, np.int64)
@@ -104,7 +104,7 @@ def _find_keepers(boxes, rows, groups, iou_thr):
     return keepers
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _decay_scores(boxes, scores, rows, groups, sigma):
     """Return the rows of each group in the order in which they are chosen, and their final scores."""
     order, values = np.empty_like(rows), np.empty(len(rows))
@@ -125,7 +125,7 @@ def _decay_scores(boxes, scores, rows, groups, sigma):
     return order, values
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _average(boxes, rows, scores, groups, firsts, iou_thr, single):
     """Return the means, the best entry of `rows` in each, and the starts of the images, empty if a sum is 0."""
     sums, conf = np.zeros((len(rows), 4), np.float32), np.zeros(len(rows))

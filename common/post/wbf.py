@@ -5,9 +5,9 @@ scores come in the order of numpy's argsort. (From 8 models on, the weights' sum
 """
 
 import numpy as np
-from numba import njit
 
 from common.errors import InputError
+from common.jit import compiled
 from common.post.batches import SINGLE, Fused, check_iou, check_weights, group_rows, rank_rows
 
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
@@ -54,7 +54,7 @@ def mean_boxes(boxes, starts, iou_thr):
     return boxes, cluster
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
     """Fuse each group, whose rows come best first with weighted scores. Boxes are clipped to 0 … limit.
 
@@ -103,7 +103,7 @@ def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_th
     return fused[:count], conf[:count], member[:count], starts, cluster
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _best_match(fused, area, first, count, box, iou_thr):
     own = (box[2] - box[0]) * (box[3] - box[1])
     best, found = iou_thr, -1
@@ -118,7 +118,7 @@ def _best_match(fused, area, first, count, box, iou_thr):
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _rescale(conf, weight, top, size, first, count, n_models, total, rule):
     """Turn the sums of clusters first … count-1 into scores; `_rescale_by_models` finishes the two rules by model."""
     for k in range(first, count):
@@ -131,7 +131,7 @@ def _rescale(conf, weight, top, size, first, count, n_models, total, rule):
             conf[k] = conf[k] / total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _rescale_by_models(conf, weight, size, first, count, cluster, models, rows, weights, total, rule):
     present = np.zeros((count - first, len(weights)), np.bool_)
     for i in range(len(rows)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from common.post.boxes import BOX
+from common.post.boxes import BOX, find_normalised
 
 EDGE = 1.0  # pixels by which rounding can move a box outside its image
 FARTHEST = 1e6  # pixels: larger than any image
@@ -108,6 +108,13 @@ def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
             reason += " within {:.9g} x {:.9g} pixels".format(*ends[k])
         faults[row] = entries.fault(k, reason)
     return dict(sorted(faults.items()))
+
+
+def normalised_faults(entries, no_finding=14):
+    """Return a dict from the first row with boxes left in 0 to 1 to its fault, see `find_normalised`; mostly empty."""
+    findings = np.flatnonzero(entries.class_id != no_finding)
+    first = findings[find_normalised(entries.boxes[findings])[:1]]
+    return {int(entries.row[k]): entries.fault(k, "the box lies in 0 to 1, but must be in pixels") for k in first}
 
 
 def repair_entries(entries, no_finding=14, pixels=None):

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import sys
 import zlib
 from pathlib import Path
@@ -13,6 +14,15 @@ from common.paths import atomic_path
 
 LARGEST_TABLE, LONGEST_LINE = 2 * 10**9, 10**8  # bytes in memory, characters
 CELL = 60  # bytes in memory of a cell without its text
+_OTHER_KINDS = {
+    b"pk\x03\x04": "a ZIP archive or an Excel file; unpack it, or save the table as CSV",
+    b"\x1f\x8b": "a gzip file; unpack it, or let its name end in .csv.gz",
+    b"<!doctype html": "a web page, perhaps one that asks to log in; download the table again",
+    b"<html": "a web page, perhaps one that asks to log in; download the table again",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with git lfs pull",
+}
 
 
 def read_table(path, columns=None, exact=True):
@@ -23,7 +33,7 @@ def read_table(path, columns=None, exact=True):
     with exact=False the file may have others, which are dropped. Raises InputError naming file and row for a file that
     is missing, empty or not a CSV, for another header and for rows of another length.
     """
-    header, *rows = _rows(Path(path))
+    header, *rows = read_rows(path)
     if len(set(header)) < len(header):
         raise InputError(f"{path}, row 1: a column name is repeated: {','.join(header)}")
     wanted = header if columns is None else list(columns)
@@ -42,20 +52,32 @@ def _short(names, limit=200):
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def _rows(path):
-    """Return the rows of the file, header first, as lists of stripped strings, without blank lines at the end."""
+def read_rows(path):
+    """Return the rows of a CSV file as lists of stripped strings, header first, without blank lines at the end.
+
+    Raises InputError for a file that is missing, empty or not a CSV, and says what it is if that is easily seen.
+    """
+    path = Path(path)
     csv.field_size_limit(sys.maxsize)  # a run-length string can exceed the default of 131,072
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as binary:
+            head = binary.peek(1 << 10).lstrip()[:200].lower()
+            for beginning, kind in _OTHER_KINDS.items():
+                if head.startswith(beginning):
+                    raise InputError(f"{path}: not a CSV file but {kind}")
+            file = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
             rows = [[value.strip() for value in row] for row in csv.reader(_lines(file, path), strict=True)]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise InputError(f"{path}: not a CSV file ({error})") from None
-    while rows and rows[-1] in ([], [""]):
+    while rows and not any(rows[-1]):
         rows.pop()
     if not rows:
         raise InputError(f"{path}: empty file")
+    if not any(rows[0]):
+        first = next(number for number, row in enumerate(rows, 1) if any(row))
+        raise InputError(f"{path}: blank lines before row {first}; delete them, so that the table begins in row 1")
     if any("\0" in value for value in rows[0]):
         raise InputError(f"{path}: not a CSV file (its header holds NUL bytes)")
     return rows

@@ -7,7 +7,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.post.rle import RELATIVE, area, parse, to_string
-from common.submit.boxes import NUMBER, find_faults, read_entries
+from common.submit.boxes import NUMBER, find_faults, normalised_faults, read_entries
 from common.submit.table import read_table
 
 
@@ -75,11 +75,10 @@ def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordere
     if sizes is not None:
         pixels = np.array([sizes.get(image_id, (np.nan, np.nan)) for image_id in ids], np.float64).reshape(-1, 2)
     entries = read_entries(table.iloc[:, 1])
-    faults = find_faults(entries, n_classes, no_finding, pixels)
+    faults = normalised_faults(entries, no_finding) | find_faults(entries, n_classes, no_finding, pixels)
     if sizes is not None:
         faults |= {row: "no width and height are known for this image" for row, i in enumerate(ids) if i not in sizes}
-        faults = dict(sorted(faults.items()))
-    refuse_rows(path, problems + row_problems(ids, faults))
+    refuse_rows(path, problems + row_problems(ids, dict(sorted(faults.items()))))
     found = entries.row[entries.class_id != no_finding]
     return Summary(str(path), len(table), len(np.unique(found)), len(found), "boxes")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from common.config import digest, file_hash
-from common.data.tables import named_images, read_list
+from common.data.tables import named_images, plain_patients, read_list
 from common.errors import InputError
-from common.listing import Listing
-from common.paths import find_images
+from common.listing import Listing, check_loose
+from common.paths import find_images, strip_suffix
 from common.post.boxes import BOX
 from solutions.chestxray14.config import KAGGLE, LABELS
 from solutions.chestxray14.labels import (
@@ -19,12 +19,9 @@ from solutions.chestxray14.labels import (
     TABLES,
     find_lists,
     patient_of,
-    plain_patient,
     read_boxes,
     read_labels,
     read_lists,
-    read_names,
-    stems,
 )
 from solutions.chestxray14.leaks import check_run
 from solutions.chestxray14.published import IMAGES, describe_labels
@@ -73,7 +70,7 @@ def read_competition(job):
     elif not len(test):
         reason = " (--split all holds none back)" if config.split == "all" else ""
         log.info(f"no test images: scores are out of fold, and nothing is submitted{reason}")
-    _check_loose(known, files, labels_path, options)
+    check_loose(files, known, labels_path.name, options)
     columns = ["image_id", "file_name", "patient_id", "age", "sex", "view", "follow_up", "split", "official", *CLASSES]
     table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)[columns]
     table = table.astype(dict.fromkeys(CLASSES, "int8"))
@@ -194,7 +191,7 @@ def _split(labels, about, split):
 
 def _named_test(path, labels, train, files, split):
     """Return the rows of --test in its order, labels -1 where the label table lacks them, and the files of a folder."""
-    named, more = test_names(path)
+    named, more = test_names(path, files)
     ids = named["image_id"]
     both = ids[ids.isin(train["image_id"])]
     if len(both):
@@ -213,30 +210,23 @@ def _named_test(path, labels, train, files, split):
     return test, more
 
 
-def test_names(path):
-    """Return the images of --test in its order (image_id, patient, file_name), and the files of a folder."""
-    ids, files = named_images(path)
+def test_names(path, known=()):
+    """Return the images of --test in its order (image_id, patient, file_name), and the files of a folder.
+
+    known: ids of images that have a file, see `read_list`.
+    """
+    ids, files = named_images(path, known=known)
     named = pd.DataFrame({"image_id": ids})
     named["patient"] = patient_of(named["image_id"])
     if files:
-        named["file_name"] = [files[image_id].name for image_id in ids]
+        suffixes = [path.name.removeprefix(strip_suffix(path.name)) for path in map(files.get, ids)]
+        named["file_name"] = named["image_id"] + suffixes
         return named, files
-    table = read_list(path).reset_index(drop=True)
+    table = read_list(path, known=known).reset_index(drop=True)
     named["file_name"] = table[table.columns[0]]
     if "Patient ID" in table:
-        named["patient"] = plain_patient(table["Patient ID"])
+        named["patient"] = plain_patients(table["Patient ID"])
     return named, files
-
-
-def _check_loose(known, files, labels_path, options):
-    loose = sorted(set(files) - known) if options.test is None else []
-    if not loose:
-        return
-    text = f"{len(loose)} images without a row in {labels_path.name}"
-    if options.on_unlabelled == "error":
-        advice = "--on-unlabelled skip leaves them out, --test predicts them"
-        raise InputError(f"{files[loose[0]]}: one of {text}; {advice}")
-    log.info(f"left out {text}")
 
 
 def _box_path(folder):
@@ -254,7 +244,8 @@ def _nih_boxes(folder):
 def place_boxes(boxes, table):
     """Return the boxes (of `read_boxes`) that lie on images of the table, with their row in it, in its order."""
     boxes = boxes.copy()
-    boxes["row"] = pd.Index(table["image_id"]).get_indexer(boxes["image_id"])
+    rows = table["row"].to_numpy() if "row" in table else np.arange(len(table))  # a run's table may have gaps
+    boxes["row"] = np.append(rows, -1)[pd.Index(table["image_id"]).get_indexer(boxes["image_id"])]
     absent = int((boxes["row"] < 0).sum())
     if absent:
         log.info(f"left out {absent} of {len(boxes)} boxes, whose images are not here")
@@ -264,16 +255,16 @@ def place_boxes(boxes, table):
 
 def _find_test(options):
     """Return folder, names (image_id, file_name) and files of the images of `read_test`."""
-    if options.test is not None:
-        named, files = test_names(options.test)
-        if files:
-            return options.test, named, files
-        folder = options.data or KAGGLE.find_file(None, MARKERS).parent
-    else:
-        path = KAGGLE.find_file(options.data, MARKERS)
-        folder, named = path.parent, _listed(path) if path.suffix == ".txt" else test_names(path)[0]
-        log.info(f"test images from {path}")
+    if options.test is not None and options.test.is_dir():
+        return options.test, *test_names(options.test)
+    path = options.test or KAGGLE.find_file(options.data, MARKERS)
+    folder = path.parent if path is not options.test else options.data or KAGGLE.find_file(None, MARKERS).parent
     found = find_images(folder)
+    if path is not options.test:
+        log.info(f"test images from {path}")
+    named = test_names(path, found)[0]
+    if path is not options.test and path.suffix == ".txt":
+        named = named.sort_values("image_id", ignore_index=True)  # the order in which a run has them
     here = named["image_id"].isin(found)
     if not here.all() and options.test is None and path.suffix == ".txt" and here.any():
         log.info(f"{path}: {(~here).sum():,} of {len(named):,} images have no file and are left out")
@@ -282,9 +273,3 @@ def _find_test(options):
         first = named.loc[~here, "image_id"].iloc[0]
         raise InputError(f"{(~here).sum()} test images have no file in {folder}, the first is {first}")
     return folder, named, {image_id: found[image_id] for image_id in named["image_id"]}
-
-
-def _listed(path):
-    """Return the images of a list as `test_names` does, in the order in which a run has them."""
-    names = read_names(path)
-    return pd.DataFrame({"image_id": stems(names), "file_name": names}).sort_values("image_id", ignore_index=True)

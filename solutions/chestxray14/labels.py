@@ -2,16 +2,16 @@
 
 import hashlib
 import logging
-import re
 
 import numpy as np
 import pandas as pd
 
 from common.config import file_hash
-from common.data.tables import some_rows
+from common.data.tables import check_ids, parse_ages, plain_patients, read_list, some_rows
 from common.errors import InputError
-from common.paths import check_id
-from common.post.boxes import BOX, SLACK
+from common.paths import check_id, strip_suffix
+from common.post.boxes import BOX, SLACK, find_normalised
+from common.submit.table import read_rows
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ COLUMNS = {
 }
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
-_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
 def read_labels(path):
@@ -57,12 +56,12 @@ def read_labels(path):
     for row, name in table["image_id"].items():
         check_id(name, f"{path}, row {row + 2}")
     marks, table["problem"] = parse_findings(table["labels"])
-    age = table["age"].str.upper().str.extract(r"^(\d+(?:\.\d+)?)([YMD]?)$")
+    years = parse_ages(table["age"])
     faults = [
         (table["image_id"].duplicated(), "this image is there twice"),
         (table["problem"] != "", "{problem}"),
         (table["patient_id"] == "", "no Patient ID"),
-        ((table["age"] != "") & age[0].isna(), "the age {age!r} is not a number of years (or 013M, 025D)"),
+        ((table["age"] != "") & years.isna(), "the age {age!r} is not a number of years (or 013M, 025D)"),
         (~table["follow_up"].str.fullmatch(r"\d{1,9}"), "the follow-up {follow_up!r} is not a whole number"),
         (~table["sex"].isin(["M", "F", ""]), "the sex {sex!r} is neither M nor F"),
         (~table["view"].isin(["PA", "AP", ""]), "the view {view!r} is neither PA nor AP"),
@@ -70,26 +69,20 @@ def read_labels(path):
     for wrong, text in faults:
         for row in np.flatnonzero(wrong)[:1]:
             raise InputError(f"{path}, row {row + 2} ({table['image_id'][row]}): {text.format(**table.loc[row])}")
-    table["patient_id"] = plain_patient(table["patient_id"])
-    table["age"] = age[0].astype(float) * age[1].map(_YEARS).astype(float)
-    table = table.astype({"follow_up": "int64"})
+    table["patient_id"] = plain_patients(table["patient_id"])
+    table = table.assign(age=years).astype({"follow_up": "int64"})
     columns = ["image_id", "file_name", "patient_id", "age", "sex", "view", "follow_up"]
     return pd.concat([table[columns], pd.DataFrame(marks, columns=list(LABELS))], axis=1)
 
 
 def stems(names):
-    """Return names of image files (a Series of str) without their suffix."""
-    return names.str.replace(r"(?i)\.(png|jpe?g|dcm|dicom)$", "", regex=True)
-
-
-def plain_patient(patients):
-    """Return patients (a Series of str) without leading zeros where they are numbers."""
-    return patients.str.replace(r"^0+(?=\d+$)", "", regex=True)
+    """Return names of image files (a Series of str) without folder and suffix."""
+    return names.map(strip_suffix)
 
 
 def patient_of(image_ids):
     """Return the patients of NIH's image ids (a Series such as 00000013_004), "" for other ids."""
-    return plain_patient(image_ids.str.extract(r"^(\d{8})_\d{3}$")[0].fillna(""))
+    return plain_patients(image_ids.str.extract(r"^(\d{8})_\d{3}$")[0].fillna(""))
 
 
 def parse_findings(texts):
@@ -158,24 +151,12 @@ def names_digest(image_ids):
 
 
 def read_names(path):
-    """Return the names of images in a list, one per line, a Series of str.
+    """Return the names of images in a list, see `read_list`, a Series of str.
 
-    Raises InputError naming file and line: not text, no image, an unusable or repeated one.
+    Raises InputError naming file and row: not text, no image, an unusable or repeated one.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable list ({error})") from None
-    names = pd.Series(lines, dtype=str).str.strip()
-    names = names[names != ""]
-    if not len(names):
-        raise InputError(f"{path}: no image in it")
-    ids = stems(names)
-    for row, name in ids.items():
-        check_id(name, f"{path}, line {row + 1}")
-    twice = ids.duplicated()
-    if twice.any():
-        raise InputError(f"{path}, line {twice.idxmax() + 1}: {ids[twice.idxmax()]} is there twice")
+    names = read_list(path).iloc[:, 0]
+    check_ids(stems(names), path)
     return names
 
 
@@ -187,19 +168,19 @@ def read_boxes(path):
     another header, no row, an unusable image, in NIH's table a label that is none of the 14, a box that is not four
     finite numbers, has no area or leaves the image.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
-    header = [name.strip() for name in table.columns]
+    header, *rows = read_rows(path)
     corners = {"image_id", "class", *BOX} <= set(header)
-    nih = header[:6] == list(_BOX_COLUMNS) and all(re.fullmatch(r"(Unnamed: \d+)?", name) for name in header[6:])
+    nih = header[:6] == list(_BOX_COLUMNS) and not any(header[6:])
     if not nih and not corners:
         raise InputError(f"{path}, row 1: the header must be {','.join(_BOX_COLUMNS)}: {','.join(header)[:200]}")
-    if not len(table):
+    if not rows:
         raise InputError(f"{path}: no rows under its header")
-    table = table.set_axis(header, axis=1)[["image_id", "class", *BOX]] if corners else table.iloc[:, :6]
-    table = table.set_axis(["image", "name", "x", "y", "w", "h"], axis=1).apply(lambda c: c.str.strip())
+    places = [header.index(name) for name in ["image_id", "class", *BOX]] if corners else range(6)
+    for number, row in enumerate(rows, 2):
+        if len(row) <= max(places):
+            raise InputError(f"{path}, row {number}: {len(row)} values where the header has {len(header)} columns")
+    columns = ["image", "name", "x", "y", "w", "h"]
+    table = pd.DataFrame([[row[place] for place in places] for row in rows], columns=columns, dtype=str)
     if corners:
         table["name"] = table["name"].str.replace(" ", "_")
         known = table["name"].isin(LABELS)
@@ -215,6 +196,7 @@ def read_boxes(path):
     faults = [
         (~names.isin(LABELS).to_numpy(), "{name!r} is none of the 14 findings"),
         (~finite, "the box {x} {y} {w} {h} is not four finite numbers"),
+        (np.isin(np.arange(len(box)), find_normalised(box)), "the box {x} {y} {w} {h} lies in 0 to 1, not in pixels"),
         (finite & ~(box[:, 2:] > box[:, :2]).all(axis=1), "the box {x} {y} {w} {h} has no area"),
         (
             finite & ((box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))),

@@ -30,11 +30,12 @@ def labelled_predictions(run, images, name):
 
 def lung_galleries(images):
     """Return galleries of the mask that weights the features, and of the lungs' boxes with their crops."""
-    pixels, names, galleries = images.store.images, images.table["image_id"], []
+    pixels, names, galleries = images.store.images, images.table.set_index("row")["image_id"], []
     arrays, lungs = images.arrays, images.tables.get(LUNG_TABLE)
     if "masks" in arrays:
         items, masks = [], read_array(arrays["masks"])
-        for row in lungs["row"].to_numpy()[:: max(1, len(lungs) // MOST)][:MOST]:
+        here = lungs["row"][lungs["row"].isin(names.index)].to_numpy()
+        for row in here[:: max(1, len(here) // MOST)][:MOST]:
             mask = cv2.resize(masks[row], pixels.shape[1:], interpolation=cv2.INTER_LINEAR) >= 128
             items.append((pixels[row], None, mask, names[row]))
         structures = " and ".join(images.about["structures"])
@@ -42,9 +43,9 @@ def lung_galleries(images):
     if "crops" in arrays:
         crops, items = read_array(arrays["crops"]), []
         per_rule = max(1, MOST // (2 * lungs["rule"].nunique()))
-        for row in lungs.groupby("rule", sort=False).head(per_rule)["row"]:
+        for row in lungs[lungs["row"].isin(names.index)].groupby("rule", sort=False).head(per_rule)["row"]:
             image, found = pixels[row], lungs.loc[row]
-            size = images.table.loc[row, ["width", "height"]].to_numpy(float)
+            size = images.at([row])[["width", "height"]].to_numpy(float)[0]
             box = found[BOX].to_numpy(float) * np.tile(image.shape[::-1] / size, 2)
             items.append((image, None, [(box, "")], f"{names[row]}: {found['rule']}"))
             items.append((crops[row], None, None, "its crop"))
@@ -62,7 +63,7 @@ def confident_galleries(images, truth, probs, table):
             if hits.any():
                 at = order[np.argmax(hits)]
                 row = images.rows_of([table["image_id"].iloc[at]])[0]
-                caption = f"{label} {probs[at, k]:.2f} · {images.table.image_id[row]}"
+                caption = f"{label} {probs[at, k]:.2f} · {images.ids([row])[0]}"
                 chosen[title].append((images.store.images[row], _boxes(images, row, k), [], caption))
     return [gallery(items, title, overlay=box_overlay) for title, items in chosen.items()]
 
@@ -88,7 +89,7 @@ def map_gallery(job, truth, probs, table):
             (images.store.images[pair.row], heat.astype(np.float32) / 255),
             _boxes(images, pair.row, pair.label),
             [],
-            f"{LABELS[pair.label]} {pair.prob:.2f} · {images.table.image_id[pair.row]}",
+            f"{LABELS[pair.label]} {pair.prob:.2f} · {images.ids([pair.row])[0]}",
         )
         for pair, heat in zip(pairs.itertuples(), heats, strict=True)
     ]
@@ -103,7 +104,9 @@ def pick_pairs(images, truth, probs, table):
     """
     rows = images.rows_of(table["image_id"])
     at, label = np.nonzero(truth > 0)
-    pairs = images.table.loc[rows[at], ["row", "split", "fold"]].assign(label=label, prob=probs[at, label])
+    pairs = (
+        images.at(rows[at])[["row", "split", "fold"]].reset_index(drop=True).assign(label=label, prob=probs[at, label])
+    )
     boxed = pairs.merge(images.tables[BOX_TABLE][["row", "label"]].drop_duplicates(), on=["row", "label"])
     pairs = (boxed if len(boxed) else pairs).sort_values("prob", ascending=False, kind="stable")
     pairs = pairs.drop_duplicates("label").head(MOST).sort_values("label").reset_index(drop=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash, from_dict
-from common.data.tables import some_rows
+from common.data.tables import plain_patients, some_rows
 from common.errors import InputError
 from common.paths import read_json, read_parquet
 from solutions.chestxray14.config import LABELS, Config
-from solutions.chestxray14.labels import parse_findings, plain_patient, stems
+from solutions.chestxray14.labels import parse_findings, stems
 from solutions.chestxray14.scoring import epoch_chosen
 
 CLASSES = list(LABELS)
@@ -131,7 +131,7 @@ def read_truth(path):
         return truth, None
     for row in np.flatnonzero(raw["Patient ID"] == "")[:1]:
         raise InputError(f"{path}, row {row + 2}: no Patient ID")
-    return truth, plain_patient(raw["Patient ID"]).set_axis(truth.index)
+    return truth, plain_patients(raw["Patient ID"]).set_axis(truth.index)
 
 
 def describe_file(path):

@@ -1,7 +1,6 @@
 """Read the user's collections into one table, and the list of images to predict."""
 
 import logging
-import os
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 
 from common.data.tables import named_images, read_list, some_rows
 from common.errors import InputError
-from common.paths import IMAGES, walk_files
+from common.paths import list_folders, list_images, strip_suffix
 from solutions.covid19.config import COVID
 from solutions.covid19.layouts import CHEXPERT, from_chexpert, from_metadata, from_nih
 
@@ -61,15 +60,16 @@ def read_test_images(data, test, taken=()):
     gets the prefix "test-". Raises InputError naming file and row for an unusable list or an image without one file.
     """
     if test is not None and test.is_dir():
-        files = list(named_images(test)[1].values())
-        lists = [pd.DataFrame({"file_name": [path.name for path in files], "patient_id": "", "path": files}, dtype="O")]
+        files = named_images(test)[1]
+        names = [name + path.name.removeprefix(strip_suffix(path.name)) for name, path in files.items()]
+        lists = [pd.DataFrame({"file_name": names, "patient_id": "", "path": list(files.values())}, dtype="O")]
     elif data is None:
         raise InputError("name the folder of the images with --data")
     elif test is not None:
         lists = [_read_list(test, _index_images(data))]
     else:
         places = [path.parent for path in _find_tables(data)]
-        paths = [place / UNLABELLED for place in _list_places(data) if (place / UNLABELLED).is_file()]
+        paths = [place / UNLABELLED for place in list_folders(data) if (place / UNLABELLED).is_file()]
         lists = [_read_list(path, _index_images(path.parent, places)) for path in paths]
     if not lists:
         return pd.DataFrame(columns=["file_name", "patient_id", "path", "collection", "image_id"], dtype="O")
@@ -92,10 +92,10 @@ def read_exclusions(path, table):
     Its first column names images as the tables do, or by image_id, whatever the suffix; a second one gives reasons.
     Raises InputError for an unreadable list, and if it names no image of the table.
     """
-    rows = read_list(path)
+    stems = table["file_name"].map(strip_suffix)
+    rows = read_list(path, known={*stems, *table["image_id"]})
     reasons = rows[rows.columns[1]] if rows.shape[1] > 1 else pd.Series("", rows.index)
-    wanted = dict(zip(rows[rows.columns[0]].map(_strip_suffix), reasons, strict=True))
-    stems = table["file_name"].map(_strip_suffix)
+    wanted = dict(zip(rows[rows.columns[0]].map(strip_suffix), reasons, strict=True))
     stems = stems.where(stems.isin(wanted.keys()), table["image_id"])
     found = stems.map({name: f"excluded by hand ({reason})".replace(" ()", "") for name, reason in wanted.items()})
     unknown = set(wanted) - set(stems)
@@ -107,7 +107,7 @@ def read_exclusions(path, table):
 
 
 def _read_list(path, index):
-    rows = read_list(path)
+    rows = read_list(path, known=index)
     names = rows[rows.columns[0]]
     for row in names.index[names == ""][:1]:
         raise InputError(f"{path}, row {row + 2}: no file name")
@@ -118,16 +118,9 @@ def _read_list(path, index):
     )
 
 
-def _list_places(folder):
-    """Return a folder and its direct subfolders."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    return [place for place in [folder, *sorted(folder.iterdir())] if place.is_dir()]
-
-
 def _find_tables(folder):
     found = []
-    for place in _list_places(folder):
+    for place in list_folders(folder):
         found += [place / METADATA] if (place / METADATA).is_file() else []
         found += sorted(place.glob("Data_Entry_2017*.csv"))[:1]  # the second one is a correction of the same rows
         found += [place / name for name in ("train.csv", "valid.csv") if _is_chexpert(place / name)]
@@ -159,9 +152,8 @@ def _read(path, places):
 def _index_images(folder, places=()):
     """Return stem → paths of the images below a folder, without those of other collections in `places`."""
     found, others = {}, {place.resolve() for place in places} - {folder.resolve()}
-    for path in walk_files(folder, lambda path: path.resolve() in others):
-        if path.suffix.lower() in IMAGES:
-            found.setdefault(path.stem, []).append(path)
+    for path in list_images(folder, skip=lambda path: path.resolve() in others):
+        found.setdefault(strip_suffix(path.name), []).append(path)
     return found
 
 
@@ -170,7 +162,7 @@ def _find_file(index, name, folder, where):
 
     Raises InputError if several remain.
     """
-    paths, folder = index.get(_strip_suffix(name), []), folder or Path(name).parent.name or "images"
+    paths, folder = index.get(strip_suffix(name), []), folder or Path(name).parent.name or "images"
     for fits in (lambda path: path.parent.name == folder, lambda path: path.name == Path(name).name):
         if len(paths) > 1:
             paths = [path for path in paths if fits(path)] or paths
@@ -189,16 +181,16 @@ def _chexpert_file(folder, batches, name):
     return next((path for path in places if path.is_file()), None)
 
 
-def _strip_suffix(name):
-    stem, suffix = os.path.splitext(name.replace("\\", "/").rsplit("/", 1)[-1])
-    return stem if suffix.lower() in IMAGES else stem + suffix
-
-
 def _make_ids(table):
-    """Return ids usable as file names: the stem; if ambiguous, with the collection in front; then with a number."""
-    inner = table["file_name"].str.extract(r"(patient.+)$")[0].str.replace("/", "_")
+    """Return ids usable as file names: the stem; if ambiguous, its path, or with the collection or a number.
+
+    CheXpert's are paths from the patient on.
+    """
+    paths = table["file_name"].str.replace(r"[/\\]", "_", regex=True)
+    inner = paths.str.extract(r"(patient.+)$")[0]
     names = table["file_name"].mask((table["collection"] == CHEXPERT) & inner.notna(), inner)
-    ids = _make_safe(names.map(_strip_suffix))
+    ids = _make_safe(names.map(strip_suffix))
+    ids = ids.mask(ids.duplicated(keep=False), _make_safe(paths.map(strip_suffix)))
     ids = ids.mask(ids.duplicated(keep=False), _make_safe(table["collection"] + "-" + ids))
     while ids.duplicated().any():
         ids = ids.mask(ids.duplicated(), ids + "-2")

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.listing import Listing
+from common.listing import Listing, unreadable
 from common.metrics.classification import auroc
 from common.submit.table import read_table
 from solutions.covid19.collections import read_collections, read_exclusions, read_test_images
-from solutions.covid19.lungs import find_lungs, lungs_key
+from solutions.covid19.lungs import UNREADABLE, find_lungs, lungs_key
 from solutions.covid19.selection import drop_duplicates, find_duplicates, select
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,11 @@ def _drop_test_patients(selection, test):
 
 def refine(job, listing, store):
     """Return the Listing after removing duplicates, gating lungs and drawing negatives, with strata for the folds."""
-    config = job.config
-    table = _drop_copies(listing.table, find_duplicates(store.images, config.selection.duplicates))
+    config, bad = job.config, unreadable(listing)
+    table = listing.table
+    table = table.assign(reason=table["reason"].mask(table["image_id"].isin([row[0] for row in bad]), UNREADABLE))
+    pairs, ok = find_duplicates(store.images, config.selection.duplicates), table["ok"]
+    table = _drop_copies(table, pairs[pairs["a"].map(ok) & pairs["b"].map(ok)])  # placeholders look alike
     listing = add_lungs(job, replace(listing, table=table), store)
     table = listing.table
     rejected = (table["split"] == "train") & (table["reason"] == "") & ~table["usable"]
@@ -112,6 +115,7 @@ def refine(job, listing, store):
         strata=strata,
         labels=[part["label"].tolist(), part["role"].tolist(), part["area"].round(6).tolist()],
         tables={SELECTION_TABLE: selection[SELECTION]},
+        left_out=[*listing.left_out, *bad],
     )
 
 

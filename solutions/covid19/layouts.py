@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 
+from common.data.tables import parse_ages, plain_patients
 from common.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,6 @@ _X_RAY = {"xray", "xr", "cr", "dx", "radiograph", "radiography"}
 _COVID = {"covid-19", "covid19", "covid", "sars-cov-2", "2019-ncov"}
 _NOT_SAID = {"", "todo", "tbd", "unknown", "inconclusive", "na", "n/a", "nan", "none", "?"}
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
-_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
 def from_metadata(path, raw):
@@ -55,7 +55,7 @@ def from_nih(path, raw):
     _require_columns(path, raw, "Image Index", "Finding Labels", "Patient ID")
     sex = "Patient Gender" if "Patient Gender" in raw else "Patient Sex"
     texts = [_get_column(raw, name) for name in ("Patient Age", sex, "View Position")]
-    patients = raw["Patient ID"].str.replace(r"^0+(?=\d+$)", "", regex=True)
+    patients = plain_patients(raw["Patient ID"])
     return _to_shared(
         raw["Image Index"], NIH, False, patients, raw["Finding Labels"], *texts, devices=_has_devices(raw)
     )
@@ -135,7 +135,6 @@ def _classify_modality(text):
 
 def _parse_ages(texts):
     """Return ages in years, NaN if unknown, and texts that are not an age, such as "60s" or "414"."""
-    parts = texts.str.upper().str.extract(r"^(\d+(?:\.\d*)?)([YMD]?)$")
-    years = parts[0].astype(float) * parts[1].map(_YEARS).astype(float)
+    years = parse_ages(texts)
     years = years.mask(years > OLDEST)
     return years, texts.where(years.isna(), "")

@@ -13,15 +13,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from common import processes
 from common.config import digest
-from common.data.dicom import COLOUR_LIMIT, read_image
+from common.data.dicom import COLOUR_LIMIT
 from common.data.folds import holdout
 from common.data.loaders import UNKNOWN
+from common.data.store import time_stamp
 from common.data.store_workers import to_square
 from common.data.tables import named_images, read_patients
 from common.errors import InputError
 from common.infer.predict import write_masks
-from common.listing import Listing
+from common.listing import Listing, read_problem
 from common.metrics.segmentation import dice_from_areas
 from common.paths import KAGGLE_INPUT, read_array, read_parquet, write_table
 from common.post.rle import ABSOLUTE, decode
@@ -86,11 +88,12 @@ def _find_tests(test, pairs, labelled):
         if unlabelled:
             log.info(f"{len(unlabelled)} images without a mask are not trained on, but predicted")
         return unlabelled
-    ids, files = named_images(test, READ)
+    known = {pair.image_id: pair.image for pair in pairs}
+    ids, files = named_images(test, READ, known)
     ids = list(map(bare_stem, ids))
     if len(set(ids)) < len(ids):
         raise InputError(f"--test: a second image named {max(ids, key=ids.count)}")
-    files = {pair.image_id: pair.image for pair in pairs} | {bare_stem(name): file for name, file in files.items()}
+    files = known | {bare_stem(name): file for name, file in files.items()}
     both = [image_id for image_id in ids if image_id in labelled]
     if both:
         raise InputError(f"--test: {len(both)} of the images are training images, such as {both[0]}")
@@ -117,7 +120,7 @@ def keep_usable(job, listing, store):
     Writes masks.npy, uint8 (rows of the store, C, S, S) of 0 and 1 (or UNKNOWN), beside the store.
     """
     table, left_out = _mark_unusable(listing, store)
-    table = table[table["ok"] | ((table["split"] == "test") & (job.options.on_bad_image == "placeholder"))]
+    table = table[table["ok"] | ((table["split"] == "test") & (job.options.on_bad_image != "error"))]
     train = table[table["split"] == "train"]
     folder = _prepare_masks(store, train, job.config)
     found = read_parquet(folder / "masks.parquet")
@@ -166,7 +169,7 @@ def _mark_unusable(listing, store):
     for row in table[~table["ok"]].itertuples():
         path = listing.files[row.image_id]
         kind = "colour picture" if colour[row.row] else "mask" if masks[row.row] else None
-        reason = f"a {kind}, not a radiograph" if kind else _read_problem(path)
+        reason = f"a {kind}, not a radiograph" if kind else read_problem(path)
         left_out.append((row.image_id, str(path), reason))
     return table, left_out
 
@@ -177,21 +180,13 @@ def _is_mask(image):
     return bool(low < high and np.count_nonzero((image > low) & (image < high)) < 0.05 * image.size)
 
 
-def _read_problem(path):
-    try:
-        read_image(path)
-    except InputError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return "could not be read earlier; run again"
-
-
 def _sample(table):
     return table.loc[table["split"] == "test", ["image_id", "width", "height"]].assign(rle="-1")
 
 
 def _prepare_masks(store, train, config):
     """Return the folder beside the store with masks.npy and masks.parquet; they are written unless current."""
-    stamps = [[(p, _stamp(p)) for c in json.loads(masks) for p in c] for masks in train["masks"]]
+    stamps = [[(p, time_stamp(p)) for c in json.loads(masks) for p in c] for masks in train["masks"]]
     key = digest(config.structures, train[["row", "width", "height"]].to_numpy().tolist(), stamps)
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
     if (folder / "masks.parquet").is_file():
@@ -201,7 +196,7 @@ def _prepare_masks(store, train, config):
     rows = dict(zip(train["row"], train.itertuples(), strict=True))
 
     def blocks():
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(processes.cores()) as pool:
             results = pool.map(lambda row: _small_masks(row, side), rows.values())
             for number in tqdm(range(len(store.images)), "masks", leave=False):
                 small = None
@@ -214,14 +209,6 @@ def _prepare_masks(store, train, config):
     columns = ["image_id", "area", "resized", "check", "reason"]
     write_table(folder / "masks.parquet", pd.DataFrame(found, columns=columns))  # written last: marks both as complete
     return folder
-
-
-def _stamp(path):
-    try:
-        about = os.stat(path)
-    except OSError:
-        return [-1, -1]  # a broken link, reported when it is read
-    return [about.st_size, about.st_mtime_ns]
 
 
 def _small_masks(row, side):

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from common.data.dicom import read_image
 from common.data.guard import check_size
 from common.data.loaders import UNKNOWN
+from common.data.tables import check_path
 from common.errors import InputError
-from common.paths import IMAGES, atomic_path, check_id, walk_files
+from common.paths import IMAGES, atomic_path, list_images, strip_suffix
 from solutions.lung_segmentation.config import STRUCTURES
 
 log = logging.getLogger(__name__)
@@ -59,24 +61,23 @@ def find_pairs(folder):
     """Return all radiographs under `folder` with their masks, a list of Pair ordered by image id.
 
     Montgomery, Shenzhen and JSRT with SCR's masks are recognised by file names. If none of them is found, files in
-    folders `images` are paired with those of the same stem in folders `masks`. Raises InputError if nothing is found,
-    and for two files of the same image or mask.
+    folders `images` are paired with those of the same stem in folders `masks`; where several images share a stem, with
+    those below the same folder. Raises InputError if nothing is found, and for two files of the same image or mask.
     """
     folder, pairs, own, strange = Path(folder), {}, {}, 0
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (--data)")
-    for path in walk_files(folder, _holds_answers):
-        if path.suffix.lower() not in {*READ, *MASKS}:
-            continue
-        match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(path.stem))), None)
+    for path in list_images(folder, {*READ, *MASKS}, _holds_answers):
+        stem = strip_suffix(path.name, {*READ, *MASKS})
+        match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(stem))), None)
         if match:
-            strange += not _add(pairs, match[1][0], match[0], match[1][1], path)
+            strange += not _add(pairs, match[1][0], match[0], match[1][1], path, match[1][0])
         elif path.parent.name.lower() == "images" or _structure(path.parent.name):
-            own.setdefault(bare_stem(path.stem).removesuffix("_mask"), []).append(path)
+            own.setdefault(bare_stem(stem).removesuffix("_mask"), []).append(path)
     if not pairs:
-        for image_id, paths in own.items():
+        for stem, paths in own.items():
+            places = [path.parents[1] for path in paths if not _structure(path.parent.name)]
             for path in paths:
-                _add(pairs, image_id, "folder", image_id, path)
+                image_id = _own_id(stem, path, places, folder)
+                _add(pairs, image_id, "folder", image_id, path, stem)
     elif own:
         log.info(f"{folder}: ignored {len(own)} names in images/ and masks/ that belong to no known collection")
     if strange:
@@ -88,8 +89,14 @@ def find_pairs(folder):
         alone = min(set(pairs) - {pair.image_id for pair in found})
         log.info(f"{folder}: {len(pairs) - len(found)} masks have no image, such as that of {alone}")
     for pair in found:
-        check_id(pair.image_id, str(pair.image))
+        check_path(pair.image_id, str(pair.image))
     return found
+
+
+def _own_id(stem, path, places, folder):
+    """Return the id of an image or mask; of several images with this stem, in `places`, the path below `folder`."""
+    above = [place for place in places if path.is_relative_to(place)] if len(places) > 1 else []
+    return (max(above, key=lambda place: len(place.parts), default=folder) / stem).relative_to(folder).as_posix()
 
 
 def _holds_answers(folder):
@@ -113,9 +120,9 @@ def _structure(folder):
     return sides.pop() if len(sides) == 1 else "lungs"
 
 
-def _add(pairs, image_id, dataset, patient, path):
-    """Add a file to the pair of its image; return whether its name was understood."""
-    rest = bare_stem(path.stem)[len(image_id) :]
+def _add(pairs, image_id, dataset, patient, path, stem):
+    """Add a file to the pair of its image, whose name is `stem`; return whether the file's name was understood."""
+    rest = bare_stem(strip_suffix(path.name, {*READ, *MASKS}))[len(stem) :]
     shows = _structure(path.parent.name) or ("lungs" if rest == "_mask" else "")
     if shows == "clavicle" or rest not in ("", "_mask"):
         return shows == "clavicle"
@@ -140,6 +147,8 @@ def read_mask(path):
             check_size(image.height, image.width)
             image.verify()  # the checksums of a PNG, which reading ignores
         with Image.open(path) as image:
+            if image.format == "JPEG":  # Pillow ignores libjpeg's warnings of damage
+                read_image(path)
             pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
     except Exception as error:  # damaged files raise many kinds of errors
         raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None

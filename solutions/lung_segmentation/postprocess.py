@@ -6,7 +6,6 @@ A mask is bool or uint8 (height, width) with a single non-zero value; returned m
 
 import itertools
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common import processes
 from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.metrics import segmentation
@@ -234,7 +234,7 @@ def measure(truth, rows, probs, tried, structures):
         return counts
 
     counts = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(processes.cores()) as pool:
         found = pool.map(of_image, map(int, rows), map(np.asarray, probs))
         for number, one in enumerate(tqdm(found, "measure", len(rows), leave=False)):
             counts.append(one)

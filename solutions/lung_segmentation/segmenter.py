@@ -8,7 +8,6 @@ for image_id, image, mask, problem in segmenter.read({"a": "a.png", "b": "b.dcm"
 import copy
 import itertools
 import logging
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, is_dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common import processes
 from common.config import file_hash, from_dict
 from common.data.dicom import COLOUR_LIMIT, read_image_and_header
 from common.data.store_workers import to_square
@@ -182,7 +182,7 @@ class Segmenter:
 
     def _run(self, items, load, finish, workers):
         # one core per thread: threads that share the work of a layer would wait for each other
-        workers, threads = workers or len(os.sched_getaffinity(0)), torch.get_num_threads()
+        workers, threads = workers or processes.cores(), torch.get_num_threads()
         items = iter(items)
         batches = iter(lambda: list(itertools.islice(items, self._batch_size)), [])
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.extras import require_extra
 from common.options import check_device
-from common.paths import atomic_path, escape_formula, find_images, remove_leftovers
+from common.paths import atomic_path, escape_formula, list_images, name_images, remove_leftovers
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
 from common.report.gallery import gallery
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 PICTURES = 48  # in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
 NAMES = ("heart", "lungs")  # colours of the outlines
+LONGEST_NAME = 251  # bytes of a file's name, so that .png may be appended
 FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's, which `run` reads
 
 
@@ -163,20 +165,24 @@ def _find(images, out, other):
 
     other: table of the other tool, whose pictures have the same names; `out` is refused if it has that table.
     """
-    found, problems = {}, []
+    files, problems = {}, []
     for path in images:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise InputError(f"--out {out}: is inside {path}, where its pictures would be read as radiographs")
-        here = find_images(path, READ) if path.is_dir() else {path.stem: path} if path.is_file() else {}
+        here = list_images(path, READ) if path.is_dir() else [path] if path.is_file() else []
         if not here:
             reason = "contains no image" if path.is_dir() else "no such file or folder"
             _leave_out(problems, path.stem, f"{path}: {reason}")
-        for image_id, file in here.items():
-            first = found.setdefault(image_id, file)
-            if first.resolve() != file.resolve():
-                raise InputError(f"{file}: a second image named {image_id!r}; the first is {first}")
-            if file.resolve() == (out / f"{image_id}.png").resolve():
-                raise InputError(f"--out {out}: {file} would be overwritten")
+        files = {file.resolve(): file for file in here} | files
+    found = name_images(
+        files.values(), os.path.commonpath([file.absolute().parent for file in files.values()] or ["/"]), READ
+    )
+    for image_id, file in list(found.items()):
+        if len(os.fsencode(file.name)) > LONGEST_NAME:
+            _leave_out(problems, image_id, f"{file}: the name is too long")
+            del found[image_id]
+        elif file.resolve() == (out / f"{image_id}.png").resolve():
+            raise InputError(f"--out {out}: {file} would be overwritten")
     if not found:
         raise InputError(problems[0][1] if problems else "no images given: name files or folders")
     if out.exists() and not out.is_dir():

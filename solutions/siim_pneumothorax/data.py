@@ -52,7 +52,7 @@ def read_test(job):
 
 def check_square(job, listing, store):
     """Return the listing unchanged. Raises InputError for an image that is not square, since all masks are."""
-    for first in store.table[store.table["width"] != store.table["height"]].itertuples():
+    for first in listing.table[listing.table["width"] != listing.table["height"]].itertuples():
         raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
     return listing
 

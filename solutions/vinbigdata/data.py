@@ -15,7 +15,7 @@ from common.errors import InputError
 from common.listing import Listing, check_files, find_files, list_test
 from common.metrics.detection import evaluate
 from common.paths import check_id, competition_folder, find_images, read_parquet
-from common.post.boxes import BOX
+from common.post.boxes import BOX, find_normalised
 from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
 from common.post.wbf import mean_boxes
@@ -116,6 +116,7 @@ def read_train(path):
     blank = table[BOX] == ""
     boxes = table[BOX].apply(pd.to_numeric, errors="coerce").astype(float)
     numbers = np.isfinite(boxes).all(axis=1)
+    small = boxes.index.isin(boxes.index[~healthy][find_normalised(boxes[~healthy])])
     order = (boxes["x_min"] < boxes["x_max"]) & (boxes["y_min"] < boxes["y_max"])
     reads = [table["image_id"], table["rad_id"]]
     faults = [
@@ -125,6 +126,7 @@ def read_train(path):
         (healthy & ~blank.all(axis=1), "class 14 (No finding) with the box {box}; it must be blank"),
         (~healthy & blank.any(axis=1), "a finding needs x_min, y_min, x_max and y_max, not {box}"),
         (~healthy & ~numbers, "the box {box} is not four finite numbers"),
+        (pd.Series(small), "the box {box} lies in 0 to 1, but must be in pixels"),
         (~healthy & ~order, "the box {box} must have x_min < x_max and y_min < y_max"),
         (~healthy & (boxes.min(axis=1) < 0), "the box {box} starts outside the image"),
         (healthy & ~healthy.groupby(reads).transform("all"), "{rad_id} marks a finding and No finding in this image"),
@@ -180,7 +182,7 @@ def fuse_marks(marked, table, fusion, path):
             )
         log.info(f"{beyond.sum()} boxes were clipped to their image, the first: {where}, {width} × {height}")
     fused = fuse_raters(marked.assign(**dict(zip(BOX, inside.T, strict=True))), fusion.raters_iou, JOIN[fusion.raters])
-    fused["row"] = index.get_indexer(fused["image_id"])
+    fused["row"] = table["row"].to_numpy()[index.get_indexer(fused["image_id"])]
     return fused[["image_id", "row", "class_id", *BOX, "votes"]]
 
 

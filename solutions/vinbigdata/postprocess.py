@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from common.errors import InputError
 from common.post.boxes import BOX, clip
 from common.post.members import COLUMNS
-from common.submit.boxes import find_faults, read_entries, repair_entries
+from common.submit.boxes import find_faults, normalised_faults, read_entries, repair_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
@@ -128,7 +128,9 @@ def parse_predictions(path, images=None, ids=None, source="the sample submission
     refuse_rows(path, id_problems(own, own if ids is None else ids, source))
     pixels = None if images is None else _pixels(images, own)
     entries, notes = repair_entries(read_entries(texts), NO_FINDING, pixels)
-    refuse_rows(path, row_problems(own, find_faults(entries, len(CLASSES), NO_FINDING, pixels, blank=True)))
+    faults = normalised_faults(entries, NO_FINDING)
+    faults |= find_faults(entries, len(CLASSES), NO_FINDING, pixels, blank=True)
+    refuse_rows(path, row_problems(own, dict(sorted(faults.items()))))
     if (texts == "").any():
         notes.append(f"{(texts == '').sum():,} blank rows (the first is row {(texts == '').argmax() + 2})")
     if table.shape[1] > len(SAMPLE):

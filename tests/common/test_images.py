@@ -164,6 +164,32 @@ def test_what_is_left_out_is_listed(prepare, tmp_path):
     assert prepare().left_out == 0 and not (tmp_path / "run" / "left_out.csv").exists()
 
 
+def test_unreadable_training_images_are_left_out(prepare, data, tmp_path):
+    (data / "i03.png").write_bytes(b"\x89PNG")
+    (data / "i09.png").unlink()
+    (data / "i09.png").symlink_to("annex/gone")  # as git-annex leaves files that were not fetched
+    for how, said in (("error", "2 of 12 images"), ("placeholder", r"1 of 12 images .*i03\.png: not a DICOM")):
+        with pytest.raises(InputError, match=said):
+            prepare(on_bad_image=how)
+    recipe = replace(TOY, read=lambda job: replace(TOY.read(job), tables={"t.csv": TOY.read(job).table[["image_id"]]}))
+    for _ in range(2):  # the second time the store is up to date
+        job = prepare(recipe=recipe, on_bad_image="skip")
+        table = job.images.table.set_index("image_id")
+        assert job.left_out == 1 and "i03" not in table.index and len(table) == 11 and not table["ok"]["i09"]
+        assert pd.read_csv(tmp_path / "run" / "left_out.csv").to_numpy().tolist() == [
+            ["i03", str(data / "i03.png"), "not a DICOM, PNG or JPEG file"]
+        ]
+        assert "i03" not in pd.read_csv(tmp_path / "run" / "t.csv")["image_id"].tolist()
+    assert job.images.rows().tolist() == [0, 1, 2, 4, 5, 6, 7] and job.images.ids([4]).tolist() == ["i04"]
+    assert open_images(job).key == job.images.key
+    cv2.imwrite(str(data / "i03.png"), np.zeros((8, 8), np.uint8))
+    assert prepare(on_bad_image="skip").images.key != job.images.key
+    for name in range(8):
+        (data / f"i0{name}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of the training images can be read; .*i00\.png: empty file"):
+        prepare(on_bad_image="skip")
+
+
 def test_unused_images_are_in_no_fold(prepare):
     def some(job):
         listing = TOY.read(job)

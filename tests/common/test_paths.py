@@ -1,9 +1,12 @@
 """Atomic files, ids that cannot leave their folder, and the competition wherever it is mounted."""
 
 import errno
+import fcntl
+import logging
 import math
 import os
 from functools import partial
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -16,7 +19,11 @@ from common.paths import (
     competition_folder,
     escape_formulas,
     find_images,
+    list_folders,
+    list_images,
+    lock,
     lock_folder,
+    name_images,
     read_array,
     read_csv,
     read_json,
@@ -126,9 +133,26 @@ def test_damaged_tables_and_arrays_are_named(read, name, tmp_path):
 
 
 def test_ids():
-    for good in ("1.2.276.0.7230010.3", "a", "00000001_000", "id-7"):
+    for good in ("1.2.276.0.7230010.3", "a", "00000001_000", "id-7", "Viral Pneumonia-1", "Röntgen (2)", "é" * 100):
         assert check_id(good, "t.csv, row 2") == good
-    bad = ["", ".", "..", "../x", "a/b", "a\\b", "/etc", ".hidden", "-x", "a..b", "a b", "a\n", "é", "a\0"]
+    bad = [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        "/etc",
+        ".hidden",
+        "-x",
+        "a..b",
+        " a",
+        "a ",
+        "a\n",
+        "a\0",
+        "é" * 101,
+        "a\udcf6",
+    ]
     for image_id in (*bad, None, 7, math.nan):
         with pytest.raises(InputError, match=r"^t\.csv, row 2: .* is not a usable id"):
             check_id(image_id, "t.csv, row 2")
@@ -150,14 +174,70 @@ def test_find_images(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "h.jpg").write_text("")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    dicom = bytes(128) + b"DICM"  # known by content, unless another suffix says what they are
+    for name, content in (
+        ("1.2.840.44", dicom),
+        ("IM0001", dicom),
+        ("x.bin", dicom),
+        ("LICENSE", b"MIT"),
+        ("3.11", b""),
+    ):
+        (tmp_path / "data" / name).write_bytes(content)
+    (tmp_path / "data" / "nowhere").symlink_to("gone")
+    (tmp_path / "data" / "t" / "up").symlink_to(tmp_path / "data")
     found = find_images(tmp_path / "data")
-    assert sorted(found) == ["1.2", "b", "c", "g", "h"]
+    assert sorted(found) == ["1.2", "1.2.840.44", "IM0001", "b", "c", "g", "h"]
     assert found["1.2"] == tmp_path / "data" / "s" / "1.2.dcm"
     (tmp_path / "data" / "c.dcm").write_text("")
     with pytest.raises(InputError, match=r"a second image named 'c'; the first is .*c\.dcm"):
         find_images(tmp_path / "data")
     with pytest.raises(InputError, match="no such folder"):
         find_images(tmp_path / "none")
+
+
+def test_images_of_the_same_name_get_their_paths_as_ids(tmp_path):
+    names = ("p1/s1/view1.jpg", "p2/s1/view1.jpg", "p2/other.png", "p3/R\udcf6ntgen.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = name_images(list_images(tmp_path), tmp_path)
+    assert {name: path.relative_to(tmp_path).as_posix() for name, path in found.items()} == dict(
+        zip(("p1/s1/view1", "p2/s1/view1", "other", "R%F6ntgen"), names, strict=True)
+    )
+    (tmp_path / "p1" / "s1" / "view1.png").touch()
+    with pytest.raises(InputError, match=r"view1\.png: a second image named 'p1/s1/view1'; the first is .*view1\.jpg"):
+        name_images(list_images(tmp_path), tmp_path)
+
+
+def test_hidden_folders_hold_no_competition(tmp_path):
+    for place in (".Trash-1000", "inner"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "train.csv").touch()
+    assert competition_folder(tmp_path, "siim", "train.csv") == tmp_path / "inner"
+    assert list_folders(tmp_path) == [tmp_path, tmp_path / "inner"]
+
+
+def test_locks(tmp_path, monkeypatch, caplog):
+    with open(tmp_path / "a", "w") as first, open(tmp_path / "a", "w") as second:
+        lock(first, "a", "busy")
+        with pytest.raises(InputError, match=r"^a: another process is busy"):
+            lock(second, "a", "busy")
+        waiting = Thread(target=lock, args=(second, "a", "busy", True))
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()
+        fcntl.flock(first, fcntl.LOCK_UN)
+        waiting.join(10)
+        assert not waiting.is_alive()
+
+        def fail(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", fail)
+        monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+        with caplog.at_level("INFO"):
+            lock(first, "a", "busy")
+    assert "a: cannot be locked (No locks available)" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["competitions/siim", "siim", "datasets/someone/siim", "competitions/siim/inner"])
@@ -175,7 +255,7 @@ def test_competitions_where_the_user_says(tmp_path):
     for data in (tmp_path, tmp_path / "unzipped", str(tmp_path)):
         assert competition_folder(data, "siim", "train.csv") == tmp_path / "unzipped"
     for data, said in (("none", "no such folder"), ("unzipped/train.csv", "no such folder")):
-        with pytest.raises(InputError, match=rf"{said} \(--data\)"):
+        with pytest.raises(InputError, match=said):
             competition_folder(tmp_path / data, "siim", "train.csv")
     with pytest.raises(InputError, match=r"no labels\.csv in it"):
         competition_folder(tmp_path, "siim", "labels.csv")

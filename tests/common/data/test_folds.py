@@ -150,7 +150,7 @@ def test_folds_round_trip_in_another_order(tmp_path):
         ("image_id,fold\na,0\nb,-1\n", "without a valid fold, the first is 'b'"),
         ("image_id,fold\na,0\nb\n", "without a valid fold, the first is 'b'"),
         ("id,fold\na,0\n", "header"),
-        ("", "not a readable CSV"),
+        ("", "empty file"),
     ],
 )
 def test_unusable_fold_files_are_named(tmp_path, text, message):
@@ -184,7 +184,7 @@ def test_unusable_fold_files_are_named(tmp_path, text, message):
         (lambda: quartile_strata([1, 0], [3, 0]), "need bool"),
         (lambda: shared_groups([0.0, 1.0], ["a", "b"]), "need integers or bool"),
         *((lambda seed=seed: make_folds([0, 1], 2, seed=seed), "seed must be a whole") for seed in (-1, 0.5, "x")),
-        (lambda: load_folds("none.csv", ["a"]), "none.csv: not a readable CSV"),
+        (lambda: load_folds("none.csv", ["a"]), "none.csv: no such file"),
         (lambda: save_folds("unwritten.csv", ["a", "a"], np.array([0, 1])), "'a' appears twice"),
         (lambda: save_folds("unwritten.csv", ["a", "b"], np.array([0, -1])), "need integers from 0"),
     ],

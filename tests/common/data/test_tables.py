@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from common.data.tables import named_images, read_ids, read_patients, some_rows
+from common.data.tables import named_images, read_ids, read_list, read_patients, some_rows
 from common.errors import InputError
 
 
@@ -60,7 +60,7 @@ def test_ids_keep_their_order(write):
     assert read_ids(write("id,x", "b,1", "a,2"), ["id", "x"]) == ["b", "a"]
     for lines, said in (
         (["id,x", "a,1", "a,2"], "row 3: a appears twice"),
-        (["id,x", "a b,1"], "row 2: 'a b' is not"),
+        (["id,x", "a/b,1"], "row 2: 'a/b' is not"),
         (["id,x"], "no rows"),
     ):
         with pytest.raises(InputError, match=said):
@@ -88,17 +88,49 @@ def test_a_list_without_a_header_loses_no_image(first, write):
     assert named_images(write(first))[0] == [stem]
     with pytest.raises(InputError, match=r"row 2: film appears twice|row 1: '-7' is not"):
         named_images(write("-7" if first == "00000013" else "film.png", "film.jpg", "film.png"))
+    assert named_images(write(first, "", "b.png", ""))[0] == [stem, "b"]
+    assert named_images(write(f"{first},0,0", "b.png,1,0"))[0] == [stem, "b"]  # no header with a column twice
     for header in ("Image Index", "image_id", "filename"):
         assert named_images(write(header, "b.png"))[0] == ["b"]
+
+
+def test_a_first_line_without_digit_or_suffix(write, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+    with caplog.at_level("INFO"):
+        assert named_images(write("anna", "berta"), known={"anna", "berta"})[0] == ["anna", "berta"]
+        assert named_images(write("anna", "berta"))[0] == ["berta"]
+    assert [line.split(": ")[1] for line in caplog.messages] == [
+        "no header; anna is taken for the first image",
+        "anna is taken for the header",
+    ]
+
+
+def test_lists_of_chexnet(write):
+    lists = [f"0000000{k}_000.png " + " ".join("01"[j == k] for j in range(14)) for k in (1, 2, 3)]
+    table = read_list(write(*lists, name="train_list.txt"))
+    assert table.shape == (3, 15) and table.iloc[1].tolist() == ["00000002_000.png", "0", "0", "1", *["0"] * 11]
+    assert named_images(write(*lists))[0] == ["00000001_000", "00000002_000", "00000003_000"]
+    assert named_images(write("Viral Pneumonia-1.png", "x 0 1.png"))[0] == ["Viral Pneumonia-1", "x 0 1"]
+
+
+def test_images_of_the_same_name(write, tmp_path):
+    for name in ("p1/view1.jpg", "p2/view1.jpg", "p2/a.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    ids, files = named_images(tmp_path / "in")
+    assert ids == ["a", "p1/view1", "p2/view1"] and files["p2/view1"] == tmp_path / "in" / "p2" / "view1.jpg"
+    assert named_images(write("Path", "p1/view1.jpg", "p2/view1.jpg", "p2/a.png"))[0] == ["p1/view1", "p2/view1", "a"]
+    with pytest.raises(InputError, match=r"row 3: '\.\.' is not a usable id"):
+        named_images(write("Path", "p1/view1.jpg", "../view1.jpg"))
 
 
 def test_images_that_are_refused(write, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "my film.png").touch()
+    (tmp_path / "odd" / "my film!.png").touch()
     for path, said in (
         (tmp_path / "empty", "no images in it"),
-        (tmp_path / "odd", "'my film' is not a usable id"),
+        (tmp_path / "odd", "'my film!' is not a usable id"),
         (tmp_path / "nowhere", "no such file"),
         (write("id", "a.png", "a.jpg"), r"\(--test\), row 3: a appears twice"),
         (write("id", "/etc/x.png", name="other.csv"), "row 2"),

@@ -76,7 +76,12 @@ def test_a_header_alone_gives_no_rows(csv_file):
         ("id,x\n\na,1\n", r"row 2: 0 values"),
         ('id,x\na,"1\n', "not a CSV file"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "not a CSV file"),
-        (b"PK\x03\x04\0\0\0", "not a CSV file"),
+        (b"PK\x03\x04\0\0\0", "not a CSV file but a ZIP archive or an Excel file"),
+        (b"\x1f\x8b\x08\0", r"a gzip file; unpack it, or let its name end in \.csv\.gz"),
+        ("\n <!DOCTYPE html>\n<html>", "a web page, perhaps one that asks to log in"),
+        ("id,x\na,1\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+        ("\n , \nid,x\na,1\n", "table.csv: blank lines before row 3; delete them"),
     ],
 )
 def test_wrong_files_are_named(csv_file, text, message):

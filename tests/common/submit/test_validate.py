@@ -108,6 +108,21 @@ def test_header_must_be_the_samples(check, tmp_path):
         validate_masks(tmp_path / "submission.csv", tmp_path / "sample_submission.csv")
 
 
+def test_boxes_left_in_0_to_1_are_refused(tmp_path):
+    texts = [f"{k % 14} 0.5 {k} 10 190.5 80 14 0.2 0 0 1 1" for k in range(120)]
+    path, rows = (
+        tmp_path / "a.csv",
+        pd.DataFrame({"image_id": [f"i{k}" for k in range(120)], "PredictionString": texts}),
+    )
+    for k, small in ((7, "0 0.9 0.31 0.55 0.74 0.73"), (30, "1 0.9 0 0 0.5 1")):
+        rows.loc[k, "PredictionString"] = f"{small} {texts[k]}"
+        write_submission(path, rows)
+        if k == 7:  # one of 121: cut at the corner of its image
+            assert validate_boxes(path, rows).amount == 121
+    with pytest.raises(InputError, match=r"a\.csv, row 9 \(i7\): entry 1 \(0 0\.9 0\.31 .*\): .* in pixels"):
+        validate_boxes(path, rows)
+
+
 def test_order_matters_only_when_asked(check):
     rows = ["b,-1", "a,-1", "c,-1"]
     assert check(validate_masks, rows).rows == 3

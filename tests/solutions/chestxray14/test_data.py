@@ -13,7 +13,7 @@ from common.images import open_images
 from common.paths import read_json
 from solutions.chestxray14 import data
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import BOX_TABLE, labels_of
+from solutions.chestxray14.data import BOX_TABLE, labels_of, place_boxes
 from solutions.chestxray14.labels import DIGESTS, names_digest
 from tests.solutions.chestxray14.folders import (
     HEADER,
@@ -205,6 +205,15 @@ def test_a_folder_to_predict(job, tmp_path):
     test = prepared.table[prepared.table["split"] == "test"]
     assert test["file_name"].tolist() == ["00000077_001.jpg", "bad.png"] and test["ok"].tolist() == [True, False]
     assert test["patient_id"].tolist() == ["77", ""] and not len(prepared.tables[BOX_TABLE])
+
+
+def test_unreadable_training_images_are_left_out(job, folder):
+    boxed = prepare(job()).tables[BOX_TABLE]
+    next(folder.rglob(f"{TRAIN[0]}.png")).write_bytes(b"no image")
+    images = prepare(made := job(on_bad_image="skip", out="other"))
+    assert made.left_out == 1 and TRAIN[0] not in set(images.table["image_id"])
+    pd.testing.assert_frame_equal(images.tables[BOX_TABLE], boxed)  # the rows are still those of the store
+    pd.testing.assert_frame_equal(place_boxes(boxed.drop(columns="row"), images.table), boxed)
 
 
 def test_folds_by_table_and_other_settings(job, tmp_path, said):

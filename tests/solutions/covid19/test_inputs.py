@@ -46,9 +46,9 @@ def spoilt(refused, data, tmp_path, tiny):
 def prepared(command, data, tmp_path, tiny):
     """`prepared(*words)`: what `prepare` says of the data, the selection and the image table, by image."""
 
-    def run(*words):
+    def run(*words, status=0):
         result = command(*PREPARE, "--data", data, *tiny, *words)
-        assert (result.status, result.errors) == (0, []), result
+        assert result.status == status and len(result.errors) == (status > 0), result
         selection = read_table(tmp_path / "run" / "selection.csv").set_index("image_id")
         return result.out, selection, pd.read_parquet(tmp_path / "run" / "images.parquet").set_index("image_id")
 
@@ -114,6 +114,14 @@ def test_an_image_to_train_on_that_cannot_be_read(data, spoilt, tmp_path):
     for words in ([], ["--on-bad-image", "placeholder"]):  # which is for images to predict
         line = spoilt("--store", tmp_path / "stores", *words)
         assert path.name in line
+
+
+def test_unreadable_training_images_are_left_out(data, prepared):
+    path = a_home_image(data)
+    replace(path, b"\x89PNG\r\n\x1a\nbut no more")
+    out, selection, images = prepared("--on-bad-image", "skip", status=4)
+    assert f"left out {path.stem}: " in out
+    assert selection.loc[path.stem, "reason"] == "cannot be read" and images.loc[path.stem, "fold"] == -1
 
 
 def test_a_colour_picture_is_no_radiograph(data, prepared):

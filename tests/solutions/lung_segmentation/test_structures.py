@@ -10,8 +10,8 @@ from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.metrics.segmentation import dice_from_areas
 from solutions.lung_segmentation import models, postprocess
-from solutions.lung_segmentation.pairs import read_mask, read_masks
-from tests.solutions.lung_segmentation.test_data import lungs, save
+from solutions.lung_segmentation.pairs import find_pairs, read_mask, read_masks
+from tests.solutions.lung_segmentation.test_data import lungs, save, touch
 
 
 def test_a_mask_of_both_lungs_is_split_and_a_heart_that_nobody_drew_is_unknown(tmp_path):
@@ -70,3 +70,24 @@ def test_a_mask_with_a_palette(tmp_path):
     image.putpalette([0, 0, 0, 255, 255, 255])
     image.save(tmp_path / "m.png")
     assert (read_mask(tmp_path / "m.png") == (lungs() > 0)).all()
+
+
+def test_own_images_of_the_same_name_are_paired_below_their_folder(tmp_path):
+    names = [f"{kind}/{part}/Viral Pneumonia-1.png" for kind in ("COVID", "Normal") for part in ("images", "masks")]
+    touch(tmp_path, *names, "Normal/images/b.png", "Normal/masks/left/b.png", "Normal/masks/right/b.png")
+    found = {pair.image_id: pair for pair in find_pairs(tmp_path)}
+    assert list(found) == ["COVID/Viral Pneumonia-1", "Normal/Viral Pneumonia-1", "b"]
+    for kind in ("COVID", "Normal"):
+        pair = found[f"{kind}/Viral Pneumonia-1"]
+        assert pair.image.parts[-3] == pair.masks["lungs"].parts[-3] == kind and pair.patient_id == pair.image_id
+    assert set(found["b"].masks) == {"left", "right"}
+
+
+def test_a_jpeg_mask_with_a_hole_is_damaged(tmp_path):
+    path = save(tmp_path / "a.jpg", np.kron(lungs((40, 60)), np.ones((8, 8), np.uint8)))
+    read_mask(path)
+    data = path.read_bytes()
+    begin = data.index(b"\xff\xda") + 200
+    path.write_bytes(data[:begin] + bytes(300) + data[begin + 300 :])
+    with pytest.raises(InputError, match=r"a\.jpg: the mask cannot be read \(.*Corrupt JPEG data"):
+        read_mask(path)

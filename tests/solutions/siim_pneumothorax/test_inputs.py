@@ -169,6 +169,15 @@ def test_truncated_images(split, kept, data, spoilt):
     assert "1 of 20 images cannot be used" in line and path.name in line
 
 
+def test_truncated_training_images_are_left_out(data, command, tiny, tmp_path):
+    path = an_image(data)
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:100])
+    result = command("prepare", *RUN[1:], "--data", data, *tiny, "--on-bad-image", "skip")
+    assert result.status == 4 and f"left out {path.stem}: " in result.out
+
+
 def test_an_image_that_is_not_square(data, spoilt):
     path = an_image(data)
     dicom = pydicom.dcmread(path)

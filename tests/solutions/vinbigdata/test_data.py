@@ -267,6 +267,18 @@ def test_other_images_to_predict(make, tmp_path, folder):
     assert "1 of 6 images cannot be used" in refusal(make(on_bad_image="placeholder"))
 
 
+def test_unreadable_training_images_are_left_out(make, folder):
+    whole = prepare(make(out="whole", on_bad_image="skip"))
+    first = whole.tables["boxes.parquet"]["image_id"].iloc[0]
+    (folder / "train" / f"{first}.dicom").write_bytes(b"no image")
+    images = prepare(job := make(on_bad_image="skip"))
+    boxes = images.tables["boxes.parquet"]
+    assert job.left_out == 1 and first not in set(images.table["image_id"]) | set(boxes["image_id"])
+    expected = whole.tables["boxes.parquet"].query("image_id != @first").reset_index(drop=True)
+    pd.testing.assert_frame_equal(boxes, expected)  # the rows are still those of the store
+    assert boxes_by_row(images).keys() == set(boxes["row"])
+
+
 def test_prepared_with_other_settings(make):
     prepare(make())
     aware = dataclasses.replace(SMALL, rater_aware=True)
@@ -347,7 +359,7 @@ def test_the_whole_real_table():
     _, aware = folds_of(labels, True)
     assert prevalence_deviation(readers(labels), aware) < 0.01 < prevalence_deviation(readers(labels), folds)
 
-    table["width"], table["height"] = 3_200, 3_400  # the largest box ends at 3131, 3384
+    table["row"], table["width"], table["height"] = range(15_000), 3_200, 3_400  # the largest box ends at 3131, 3384
     began = time.process_time()
     boxes = data.fuse_marks(labels[~healthy], table, FusionConfig(), path)
     assert time.process_time() - began < 40  # some 2 s: a guard against quadratic work, on slow machines too

@@ -64,7 +64,7 @@ ENTRY = st.tuples(
     st.floats(0, 1),
     COORDINATE,
     COORDINATE,
-    st.floats(1e-3, 500),
+    st.floats(1.5, 500),  # boxes within a pixel are taken for normalised ones
     st.floats(1e-3, 500),
 )
 
