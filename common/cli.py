@@ -28,7 +28,7 @@ from common.config import from_dict
 from common.errors import PARTIAL, STOPPED, InputError
 from common.options import Options, check_special, hidden_options
 from common.paths import read_json
-from common.runs import Run, start_log
+from common.runs import FINISHED, Run, coloured, start_log
 
 log = logging.getLogger(__name__)
 VERBS = {  # `run` calls these in this order
@@ -123,7 +123,7 @@ def _refuse(reason):
 
 def _print_error(line):
     line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line)  # a name may hold line ends and escape sequences
-    print(line, file=sys.stderr)
+    print(coloured(line, "red", sys.stderr), file=sys.stderr)
     log.error(line.removeprefix("error: "))  # the console handler skips errors, so this reaches log.txt only
 
 
@@ -188,7 +188,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
                 distributed.stop()
         if len(names) > 1:
             took = timedelta(seconds=round(time.monotonic() - begun))
-            log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}")
+            log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}", extra=FINISHED)
         return job.left_out
     finally:
         distributed.stop()

@@ -104,8 +104,11 @@ def to_device(value, device):
     return [to_device(part, device) for part in value]
 
 
-def train(job, network):
-    """Train one network, or read a finished training; return the Fitted of `common.train.loop.fit`."""
+def train(job, network, later=()):
+    """Train one network, or read a finished training; return the Fitted of `common.train.loop.fit`.
+
+    later: the networks that are trained afterwards, for the time left.
+    """
     network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
@@ -147,12 +150,30 @@ def train(job, network):
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
+    options["seconds_to_come"] = partial(seconds_to_come, later, network.stage, _paces(job.run, later))
     with open_log(job, network, finished) as on_epoch:
         step = partial(_step, network, job.device)
         fitted = fit(model, step, loader, validate, config, folder, on_epoch=on_epoch, **options)
         if on_epoch is not None:
             on_epoch(fitted.history.to_dict("records"))
     return fitted
+
+
+def _paces(run, networks):
+    """Return the mean seconds per epoch of each stage of unfinished `networks` that was trained in another fold."""
+    found = {}
+    for stage in {network.stage for network in networks}:
+        tables = [read_csv(path) for path in run.folder.glob(f"fold*/{stage}/history.csv")]
+        seconds = [table["seconds"] for table in tables if "seconds" in table]
+        if seconds:
+            found[stage] = pd.concat(seconds).mean()
+    return found
+
+
+def seconds_to_come(networks, stage, paces, pace):
+    """Return how long trainings will take at `pace` seconds per epoch of the present `stage`, `paces` of the others."""
+    known = paces | {stage: pace}
+    return sum(network.config.epochs * known.get(network.stage, pace) for network in networks)
 
 
 def with_rate(job, network):

@@ -170,7 +170,8 @@ def train(job):
     job.recipe.before_training(job)
     trainings = job.recipe.networks(job)
     for number, network in enumerate(trainings, 1):
-        networks_of.train(job, network)
+        later = [one for one in trainings[number:] if not (one.folder(job.run) / "final.safetensors").is_file()]
+        networks_of.train(job, network, later)
         if number == len(trainings) or trainings[number].fold != network.fold:
             job.keep_config()
 

@@ -20,6 +20,8 @@ from common.paths import lock, read_json, remove_leftovers, write_json
 from common.processes import is_main
 
 log = logging.getLogger(__name__)
+COLOURS = {"red": 31, "green": 32, "yellow": 33}
+FINISHED = {"colour": "green"}  # `extra` of the log lines that end something
 MARKS = (".lock", "config.json", "manifest.json")  # any of these identifies a folder as a run
 PACKAGES = (  # recorded in manifest.json
     *("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas"),
@@ -145,12 +147,19 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
 
+def coloured(text, colour, stream):
+    """Return the text in a colour of COLOURS if the stream is a terminal and NO_COLOR is not set."""
+    shown = colour and stream.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if shown else text
+
+
 class _Console(logging.Handler):
     """Print above the progress bars instead of through them; common.cli prints errors."""
 
     def emit(self, record):
         if record.levelno < logging.ERROR:
-            tqdm.write(self.format(record), file=sys.stdout)
+            colour = "yellow" if record.levelno == logging.WARNING else getattr(record, "colour", None)
+            tqdm.write(coloured(self.format(record), colour, sys.stdout), file=sys.stdout)
             sys.stdout.flush()
 
 

@@ -88,14 +88,17 @@ def roc(truth, scores):
     return metrics.auc(false, true), false, true
 
 
+SPENT = ("epoch", "seconds", "memory_mb")
+
+
 @styled
 def learning_curves(history, chosen=None):
     """Plot losses, validation metrics and learning rate by epoch, one panel each.
 
-    `history`: one row per epoch with `epoch` and any of `lr`, `*loss*` and other numeric columns (not `seconds`); NaN
+    `history`: one row per epoch with `epoch` and any of `lr`, `*loss*` and other numeric columns (not SPENT); NaN
     leaves a gap. `chosen`: (first, last) epoch of the window whose weights were kept.
     """
-    names = [n for n in history.select_dtypes("number").dropna(axis=1, how="all") if n not in ("epoch", "seconds")]
+    names = [n for n in history.select_dtypes("number").dropna(axis=1, how="all") if n not in SPENT]
     panels = {"loss": [n for n in names if "loss" in n], "validation": [], "lr": [n for n in names if n == "lr"]}
     panels["validation"] = [n for n in names if n != "lr" and "loss" not in n]
     panels = {label: names for label, names in panels.items() if names}

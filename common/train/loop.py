@@ -8,9 +8,12 @@ weights as an uninterrupted one, bit for bit on a CPU.
 import contextlib
 import logging
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +34,13 @@ from common.train.schedule import learning_rate
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between reads of the loss, each of which waits for the GPU
 BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
+NO_FIGURES = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "seconds",
+    "memory_mb",
+)  # columns of history.csv that validation did not give
 
 
 @dataclass
@@ -61,6 +71,7 @@ def fit(
     trained_on=None,
     changed="",
     on_epoch: Callable | None = None,
+    seconds_to_come: Callable = lambda pace: 0.0,
 ):
     """Train `model` under `config` (a FitConfig) and return a Fitted; a finished training is only read.
 
@@ -74,6 +85,7 @@ def fit(
     trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
     changed: the changed settings, for the message that refuses another configuration's training.
     on_epoch(history): called after each epoch, once it is saved, with a dict of figures per epoch so far.
+    seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
 
     Raises InputError on a non-finite loss, a metric that `validate` does not return, or a folder that holds another
     configuration's training; Stopped when the budget is spent, after saving.
@@ -88,6 +100,7 @@ def fit(
     trainer.key, trainer.save_seconds, trainer.changed = key, 60 * save_minutes, changed
     trainer.on_epoch = on_epoch
     trainer.origin = {"trained_on": trained_on} if trained_on else {}
+    trainer.seconds_to_come = seconds_to_come
     trainer.budget.training = True
     try:
         trainer.resume()
@@ -128,6 +141,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.epoch, self.batch, self.loss_sum, self.loss_count = 0, 0, 0.0, 0
         self.history, self.ema, self.frozen, self.optimizer, self.on_epoch = [], None, None, None, None
+        self.seconds, self.since = 0.0, time.monotonic()  # of this epoch, up to `since`
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -139,6 +153,7 @@ class _Trainer:
             self.model.load_state_dict(state["model"])
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.loss_sum, self.loss_count, self.history = state["loss_sum"], state["loss_count"], state["history"]
+            self.seconds = state.get("seconds", 0.0)
         self.begin_phase()
         if state is not None and self.epoch < self.config.epochs:
             if state["frozen"] == self.frozen:
@@ -150,14 +165,17 @@ class _Trainer:
             if state is not None:
                 self.ema.updates = state["ema_updates"]
                 self.ema.state = {k: v.to(self.device) for k, v in state["ema"].items()}
-        self.saved = time.monotonic()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.saved = self.since = time.monotonic()
 
     def save(self):
         """Write last.ckpt; the other processes hold the same weights and write nothing."""
         self.saved = time.monotonic()
+        self.seconds, self.since = self.seconds + self.saved - self.since, self.saved
         if not distributed.is_main():
             return
-        values = ("key", "epoch", "batch", "loss_sum", "loss_count", "history", "frozen")
+        values = ("key", "epoch", "batch", "loss_sum", "loss_count", "history", "frozen", "seconds")
         state = {name: getattr(self, name) for name in values}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
         state |= {"ema": self.ema.state if self.ema else {}, "ema_updates": self.ema.updates if self.ema else 0}
@@ -264,15 +282,19 @@ class _Trainer:
         """Validate, write the epoch's weights and history, delete weights that no average can need, save."""
         figures = self.evaluate()
         train_loss = self.loss_sum / self.loss_count
-        self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": train_loss, **figures})
+        spent = {"seconds": round(self.seconds + time.monotonic() - self.since, 2)}
+        spent["memory_mb"] = round(peak_memory(self.device) / 1e6)
+        self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": train_loss, **figures, **spent})
         if distributed.is_main():
             known = {"epoch": self.epoch, **figures, **self.origin}
             save_weights(self.epoch_file(self.epoch), self.model.state_dict(), **known)
             with atomic_path(self.folder / "history.csv") as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
             text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-            log.info(f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}  train_loss {train_loss:.4f}  {text}")
+            title = f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}"
+            log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {self.describe_time(**spent)}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
+        self.seconds, self.since = 0.0, time.monotonic()
         self.save()
         if self.on_epoch is not None:
             self.on_epoch(self.history)
@@ -282,6 +304,13 @@ class _Trainer:
                 self.epoch_file(epoch).unlink(missing_ok=True)
         if self.epoch < self.config.epochs and self.budget.spent():
             self.stop()
+
+    def describe_time(self, seconds, memory_mb):
+        """Return this epoch's time and peak memory, and the time left of all trainings of the run, in words."""
+        known = [entry["seconds"] for entry in self.history if "seconds" in entry]  # an older version noted none
+        pace = sum(known) / len(known)
+        left = pace * (self.config.epochs - self.epoch - 1) + self.seconds_to_come(pace)
+        return f"{seconds:.1f} s  {memory_mb / 1e3:.1f} GB  left {timedelta(seconds=round(left))}"
 
     def evaluate(self):
         self.model.eval()
@@ -324,7 +353,7 @@ class _Trainer:
             if len(epochs) != 1:
                 self.reestimate()
             figures = self.history[epochs[0]] if len(epochs) == 1 else self.evaluate()
-            figures = {k: v for k, v in figures.items() if k not in ("epoch", "lr", "train_loss")}
+            figures = {k: v for k, v in figures.items() if k not in NO_FIGURES}
             figures = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
             variants[name] = {"epochs": epochs, **figures}
             if distributed.is_main():
@@ -353,6 +382,14 @@ class _Trainer:
         batches = (batch for batch, _ in zip(self.loader, range(BN_BATCHES), strict=False))
         with autocast(self.device, self.dtype):
             averaging.reestimate_batch_norm(self.model, batches, self.step)
+
+
+def peak_memory(device):
+    """Return the most bytes in use so far: of a GPU by this training, else of the main memory by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _step_seed(seed, epoch, batch, rank):

@@ -1,15 +1,18 @@
 """Networks: trained once, from the weights and on the rows that they name, and predicted by the mean over folds."""
 
+import logging
+import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from common.config import FitConfig
 from common.errors import InputError
 from common.images import prepare_images
-from common.network import find_learning_rates, other_folds, predict, to_device, train
+from common.network import find_learning_rates, other_folds, predict, seconds_to_come, to_device, train
 from common.train.checkpoint import load_weights
 from tests.toy import TOY, make_job, network, write_data
 
@@ -80,6 +83,20 @@ def test_watched_figures_are_measured_on_training_images_too(job):
     history = train(job, last).history
     measured = predict(job, [last], rows)[:, 0]
     assert history["train_score"].iloc[-1] == ((measured > 0.5) == truth).mean()
+
+
+def test_the_time_left_is_that_of_all_trainings_to_come(job, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+    fast, slow = (replace(network(FIT, 1), stage=stage) for stage in ("net", "slow"))  # two epochs each
+    assert seconds_to_come([fast, slow, slow], "net", {"slow": 5.0}, 3.0) == 2 * 3 + 4 * 5
+    assert seconds_to_come([fast, slow], "slow", {}, 3.0) == 4 * 3
+    job.run.path("fold0", "slow").mkdir(parents=True)
+    pd.DataFrame({"epoch": [0, 1], "seconds": [800.0, 1000.0]}).to_csv(job.run.path("fold0", "slow", "history.csv"))
+    with caplog.at_level("INFO", "common.train.loop"):
+        history = train(job, network(FIT, 0), [slow]).history
+    assert (history["seconds"] > 0).all() and (history["memory_mb"] > 50).all()
+    said = [line for line in caplog.messages if "epoch" in line]
+    assert re.search(r"epoch 2/2  .* \d+\.\d s  \d+\.\d GB  left 0:30:00$", said[-1])
 
 
 def test_a_network_that_gives_no_numbers_is_refused(job):

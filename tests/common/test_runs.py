@@ -2,12 +2,13 @@
 
 import json
 import logging
+import sys
 
 import pytest
 
 from common.config import digest, from_dict
 from common.errors import InputError
-from common.runs import PACKAGES, Run, git_revision, package_versions, start_log
+from common.runs import FINISHED, PACKAGES, Run, coloured, git_revision, package_versions, start_log
 from solutions.siim_pneumothorax.config import DEMO, Config
 
 
@@ -104,6 +105,21 @@ def test_log(tmp_path, capfd):
     assert out == "a figure\nafter it\n" and err == ""
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line[20:] for line in lines] == ["a figure", "a refusal"] and lines[0][4] == "-"
+
+
+def test_colours_on_a_terminal_alone(monkeypatch, capsys):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert coloured("text", "red", sys.stderr) == "text"  # captured, no terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    start_log()
+    log = logging.getLogger("common.something")
+    log.info("plain")
+    log.warning("careful")
+    log.info("done", extra=FINISHED)
+    monkeypatch.setenv("NO_COLOR", "1")
+    log.warning("careful")
+    start_log()
+    assert capsys.readouterr().out == "plain\n\x1b[33mcareful\x1b[0m\n\x1b[32mdone\x1b[0m\ncareful\n"
 
 
 def test_a_full_disk_does_not_flood_the_terminal(tmp_path, capfd):

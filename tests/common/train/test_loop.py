@@ -18,7 +18,7 @@ from common.config import FitConfig
 from common.data.loaders import EpochSampler, SampleDataset, make_loader
 from common.errors import InputError
 from common.train import distributed
-from common.train.checkpoint import load_weights
+from common.train.checkpoint import load_resume, load_weights, save_resume
 from common.train.loop import fit
 
 CPU = torch.device("cpu")
@@ -154,7 +154,11 @@ def test_stops_on_sigterm_and_continues(tmp_path):
 def test_time_budget_stops_with_everything_saved(tmp_path):
     with pytest.raises(Stopped, match="hours"):
         train(tmp_path / "f", small(), budget=Budget(0.0))
-    assert (tmp_path / "f" / "last.ckpt").is_file()
+    path = tmp_path / "f" / "last.ckpt"
+    save_resume(path, load_resume(path) | {"seconds": 1000.0})  # of the first epoch before it was stopped
+    fitted = train(tmp_path / "f", small())
+    assert 1000 < fitted.history["seconds"][0] < 1100 and fitted.history["seconds"][1:].max() < 100
+    assert all(set(figures) == {"epochs", "accuracy", "loss"} for figures in fitted.variants.values())
 
 
 def test_not_a_number_is_refused_and_not_saved(tmp_path):
