@@ -24,6 +24,7 @@ usage: cxr <name> <verb> [preset] [options]
        cxr demo             every solution on its embedded sample
        cxr bundle           one folder with everything that a notebook on Kaggle needs
        cxr log              uploaded submissions and their scores
+       cxr new              the skeleton of a further challenge
 solutions: {", ".join(NAMES)}"""
 DEMO = "usage: cxr demo [folder]\nfolder: for all files (default: runs/demo); a repeated call continues"
 
@@ -65,6 +66,8 @@ def _dispatch(argv):
         return run_all(NAMES, rest, export_run)
     if name == "bundle":
         return cli.run_tool(name, lambda: _load("common.kaggle.bundle", "bundle_tool")(export_run), rest)
+    if name == "new":
+        return cli.run_tool(name, lambda: _load("solutions.new", "new"), rest)
     if name == "log":
         return cli.run_tool(name, lambda: _load("common.kaggle.log_page", "log_tool"), rest)
     if name not in NAMES:
