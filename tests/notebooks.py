@@ -13,7 +13,12 @@ from common.kaggle.rehearse import execute, make_machine
 from common.kaggle.wheels import IMAGE, UNUSED, own_requirements
 from solutions.__main__ import main
 
-RUNS = {"siim_pneumothorax": "siim-1", "vinbigdata": "vinbigdata-1", "chestxray14": "chestxray14-1"}
+RUNS = {
+    "siim_pneumothorax": "siim-1",
+    "vinbigdata": "vinbigdata-1",
+    "rsna_pneumonia": "rsna-1",
+    "chestxray14": "chestxray14-1",
+}
 
 
 def repack(names, folder):

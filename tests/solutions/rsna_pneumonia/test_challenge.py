@@ -15,8 +15,9 @@ from common.options import Options
 from common.post.boxes import BOX
 from common.post.members import COLUMNS
 from solutions.rsna_pneumonia import data
-from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS
+from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, SLUG
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, check, prediction_strings, read_submission
+from tests.notebooks import round_trip
 
 HEADER = "patientId,x,y,width,height,Target\n"
 
@@ -90,3 +91,8 @@ def test_real_boxes_in_the_layout_of_the_challenge(tmp_path):
     found = listing.tables["boxes.parquet"]
     assert len(found) == len(true) > 200 and listing.table["target"].sum() == true["image_id"].nunique()
     np.testing.assert_allclose(found[BOX], true.sort_values(["image_id", *BOX])[BOX])
+
+
+@pytest.mark.long
+def test_the_notebook_gives_the_bytes_of_the_run(finished, sample, tmp_path, monkeypatch):
+    round_trip(finished / "run", "rsna_pneumonia", {SLUG: sample}, tmp_path, monkeypatch, "chest-x-rays")
