@@ -55,14 +55,17 @@ class Options:
 
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  # options that only `prepare` reads
-SHORT = ("tune", "score", "submit")  # verbs that take a moment and need no network
+TRAINING = ("hours", "log_to")  # options that only trainings read
+NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
+NO_NETWORK = ("tune", "score", "submit")
 
 
 def hidden_options(verb, takes):
     """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
     hidden |= set() if verb in ("run", "prepare") else set(PREPARING)
-    return hidden | ({"hours", "device", "workers"} if verb in SHORT else {"hours"} if verb == "find_lr" else set())
+    hidden |= set(TRAINING) if verb in NO_TRAINING else set()
+    return hidden | ({"device", "workers"} if verb in NO_NETWORK else set())
 
 
 def check_special(options, takes, solution):
