@@ -35,8 +35,12 @@ class Budget:
             raise KeyboardInterrupt
         self.reason = f"{signal.Signals(number).name} received"
 
-    def spent(self):
-        """Return True in every process as soon as one of them has to stop."""
+    def is_over(self):
+        """Return whether this process has to stop."""
         if time.monotonic() > self.deadline and not self.reason:
             self.reason = f"the {self.hours:g} hours are over"
-        return processes.agree(self.reason is not None)
+        return self.reason is not None
+
+    def spent(self):
+        """Return True in every process that trains the same network as soon as one of them has to stop."""
+        return processes.agree(self.is_over())

@@ -40,6 +40,7 @@ VERBS = {  # `run` calls these in this order
     "submit": "write the submission and validate it",
     "report": "write the page of the run",
 }
+SHARED = ("train", "predict")  # verbs of all processes under torchrun
 MORE_VERBS = {"find_lr": "run learning-rate range tests"}  # further verbs of every solution
 TOOLS = {  # of every solution; they need no run
     "export": "copy a finished run's weights and decision rule into one flat folder",
@@ -105,6 +106,7 @@ def _report_errors(work, hint):
         log.exception("unexpected error")
         raise
     finally:
+        processes.leave()
         _on_signals(before)
         start_log()  # closes log.txt
 
@@ -137,7 +139,8 @@ def _require_one_process(name):
 
 
 def _run_tool(name, load, argv):
-    _require_one_process(name.split()[-1])
+    if not name.endswith(" infer"):
+        _require_one_process(name.split()[-1])
     tool = load()
     # the parser only binds the arguments: inside it, errors of the tool would be taken for parsing errors
     deferred = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
@@ -168,30 +171,29 @@ def _run_verb(solution, config_module, load_verbs, argv):
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
-    """Call these verbs in turn on one Job; under torchrun, only the first process continues after training."""
+    """Call these verbs in turn on one Job; under torchrun, all processes train and predict, the first does the rest."""
     from common.job import Job
     from common.train import distributed
 
     begun, device = time.monotonic(), distributed.start(options.device)
-    run = Run(options.out or Path("runs") / f"{solution}-{preset}")
+    run = Run(options.out or Path("runs") / f"{solution}-{preset}", may_join=names == ("train",))
     try:
         start_log(run.path("log.txt") if processes.is_main() else None)
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))
         verbs = load_verbs()
-        for name in names:
-            if name == "train" or processes.is_main():
+        for number, name in enumerate(names):
+            if name in SHARED or processes.is_main():
                 verbs[name](job)
             distributed.barrier()
-            if name == "train":
+            if not set(SHARED) & set(names[number + 1 :]):
                 if not processes.is_main():
                     return 0
-                distributed.stop()
+                processes.leave()
         if len(names) > 1:
             took = timedelta(seconds=round(time.monotonic() - begun))
             log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}", extra=FINISHED)
         return job.left_out
     finally:
-        distributed.stop()
         run.close()
 
 

@@ -23,6 +23,7 @@ from common.nn import detectors, models
 from common.nn.losses import bce
 from common.nn.precision import autocast, precision
 from common.post.boxes import BOX, scale
+from common.train import distributed
 
 
 def build_detector(config, n_classes, weights=None):
@@ -193,12 +194,13 @@ def predict_boxes(job, network, rows, title=""):
     config, device, found = network.config, job.device, [np.zeros((0, network.config.per_image, 6), np.float32)]
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
     dataset, dtype = network.dataset(job, rows, False, False), precision(device, config.precision)
-    loader = eval_loader(dataset, 2 * config.batch_size, job.workers, pin_memory=device.type == "cuda")
-    for images, _ in tqdm(loader, desc=f"{network.stage}, {title}", leave=False):
+    share = range(len(rows))[distributed.share(len(rows), 2 * config.batch_size)]
+    loader = eval_loader(dataset, 2 * config.batch_size, job.workers, share, pin_memory=device.type == "cuda")
+    for images, _ in tqdm(loader, desc=f"{network.stage}, {title}", leave=False, disable=not distributed.is_main()):
         with autocast(device, dtype):
             batch = detect(model, images.to(device, non_blocking=True), "flip" in job.config.tta, config)
         found.append(pack(batch, config.per_image))
-    return detection_table(np.concatenate(found), job.images, rows, config.size)
+    return detection_table(distributed.join(np.concatenate(found)), job.images, rows, config.size)
 
 
 def predict_members(job, networks, rows, title=""):

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import tyro
 
+from common import processes
 from common.budget import Budget
 from common.config import file_hash, from_dict, to_dict
 from common.errors import InputError
@@ -18,10 +19,10 @@ from common.images import prepare_test
 from common.job import Job
 from common.nn.detectors import Detector
 from common.nn.onnx import write_onnx
-from common.options import Options
+from common.options import Options, check_device
 from common.paths import atomic_path, read_json, remove_leftovers, write_json
 from common.recipe import predict_test, predicting_networks, read_rule, read_score, write_answer
-from common.runs import Run
+from common.runs import Run, start_log
 from common.train import distributed
 from common.trained import ABOUT, FORMAT, Trained, read_about
 
@@ -180,14 +181,20 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
         if out.is_dir():
             raise InputError(f"--out {out}: a folder; name the submission's file")
+        check_device(device)
+        device = str(distributed.start(device))  # under torchrun, all processes share the images
+        if processes.count() > 1:
+            start_log()  # of the first one only, now that they know which it is
         with _work_folder(work) as folder:
             given = {"data": data, "test": test, "sizes": sizes, "device": device, "workers": workers}
             options = Options(out=folder, store=folder / "stores", on_bad_image=on_bad_image, **given)
             with _job(recipe, exported.preset, config, options) as job:
                 job.facts = exported.facts
-                images = prepare_test(job, recipe)
-                exported.link(job.run)
+                images = processes.main_first(lambda: prepare_test(job, recipe))
+                processes.ask_main(lambda: exported.link(job.run))
                 predict_test(job)
+                if not processes.is_main():
+                    return 0
                 log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)[1]}")
                 return max(job.left_out, int((~images.table["ok"]).sum()))
 
@@ -198,8 +205,12 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
 def _work_folder(folder):
     """Yield the folder to work in: the user's, which must not be a run or an export, or a temporary one."""
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="infer-") as temporary:
+        temporary = processes.ask_main(lambda: tempfile.mkdtemp(prefix="infer-"))
+        try:
             yield Path(temporary)
+            processes.gather(None)  # nobody needs it any more
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         return
     if (folder / "config.json").exists() or (folder / ABOUT).exists():
         raise InputError(f"--work {folder}: is a run or an exported folder; name another")

@@ -53,7 +53,7 @@ class Job:
         """Return the number of loader processes: 0 on a CPU, where the network itself keeps all cores busy."""
         if self.options.workers is not None:
             return self.options.workers
-        return processes.cores() // processes.world() if self.device.type == "cuda" else 0
+        return max(1, processes.cores() // processes.count_here()) if self.device.type == "cuda" else 0
 
     def is_current(self, name):
         """Return whether the step `name` has a result for the present settings and earlier steps."""

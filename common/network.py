@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common import processes
 from common.config import FitConfig, digest
 from common.data.loaders import EpochSampler, eval_loader, make_loader
 from common.errors import InputError
@@ -79,6 +80,10 @@ class Network:
         """Return the folder of the training in a run."""
         return run.path(f"fold{self.fold}", self.stage)
 
+    def is_finished(self, run):
+        """Return whether the training has ended."""
+        return (self.folder(run) / "final.safetensors").is_file()
+
     def weights(self, run):
         """Return the path of the trained weights. Raises InputError if the training is not finished."""
         path = self.folder(run) / "final.safetensors"
@@ -112,11 +117,9 @@ def train(job, network, later=()):
     network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
-    if len(held_out) < distributed.world():
-        raise InputError(f"{folder}: {len(held_out)} images to validate on for {distributed.world()} processes")
     sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
     before = [cached_hash(source.weights(job.run)) for source in sources]
-    finished = (folder / "final.safetensors").is_file()
+    finished = network.is_finished(job.run)
     loader = None if finished else train_loader(job, network, rows)
     drawn = np.random.default_rng(seed).permutation(rows)[: len(held_out)] if network.watched else []
     held_data, seen_data = (
@@ -124,16 +127,17 @@ def train(job, network, later=()):
     )
 
     def measure(model, data, rows):
-        share, pinned = distributed.share_rows(len(rows)), job.device.type == "cuda"
-        batches = eval_loader(data, 2 * config.batch_size, job.workers, share, pinned, collate=network.collate)
+        batch, pinned = 2 * config.batch_size, job.device.type == "cuda"
+        share = range(len(rows))[distributed.share(len(rows), batch)]
+        batches = eval_loader(data, batch, job.workers, share, pinned, collate=network.collate)
         parts, losses = [], []
         for batch in batches:
             images, target = to_device(batch, job.device)
             output = model(images)
             parts.append(torch.as_tensor(network.measure(output, target)).cpu().numpy())
             losses += [network.loss(output, target).item() if network.loss else 0.0] * len(parts[-1])
-        measured = distributed.gather_rows(np.concatenate(parts), len(rows))
-        losses = distributed.gather_rows(np.array(losses), len(rows))
+        measured = distributed.join(np.concatenate(parts) if parts else [])
+        losses = distributed.join(losses)
         if not np.isfinite(measured).all():
             raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
         own = {"loss": losses.mean()} if network.loss else {}
@@ -180,7 +184,7 @@ def with_rate(job, network):
     """Return the network; if its `lr` is auto, with the range test's suggestion, a tenth of it after frozen epochs."""
     if network.config.lr != "auto":
         return network
-    if distributed.world() > 1 and not job.is_current("find_lr"):
+    if processes.count() > 1 and not job.is_current("find_lr"):
         raise InputError("lr auto: run `find_lr` first, in a single process")
     run_step(job, job.steps["find_lr"])
     found = float(read_csv(job.run.path(f"lr_{network.stage}.csv"))["suggestion"].iloc[0])

@@ -43,7 +43,12 @@ class Options:
     log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
     """Also log each epoch's figures there; a resumed training continues its run of the logger."""
 
+    devices_per_training: int | None = None
+    """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
+
     def __post_init__(self):
+        if self.devices_per_training is not None and self.devices_per_training < 1:
+            raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"--workers must not be negative: {self.workers}")
         if self.hours is not None and not self.hours > 0:

@@ -17,6 +17,7 @@ IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 _FORMULA = tuple("=+-@\t\n＝＋－＠")
 LONGEST_ID = 200  # bytes; a file's name has at most 255, suffix included
 _SAFE_ID = re.compile(r"\w([\w .,()+@&=~#%'-]*[\w.,()+@&=~#%'-])?")
+LEASE = "lease.json"  # held by the process that works in a folder, see common.train.queue
 
 
 @contextmanager
@@ -45,9 +46,13 @@ def atomic_path(path):
 
 
 def remove_leftovers(folder, inside=""):
-    """Delete temporary files that killed processes left in a folder; inside "**/": at any depth."""
+    """Delete temporary files that killed processes left in a folder; inside "**/": at any depth.
+
+    Folders in which a lease says that another process may be writing are left alone.
+    """
     for left_over in Path(folder).glob(f"{inside}.cxr-*.tmp*"):
-        left_over.unlink()
+        if not any((parent / LEASE).exists() for parent in left_over.parents[:2]):
+            left_over.unlink()
 
 
 def write_text(path, text):

@@ -14,19 +14,19 @@ import numpy as np
 import pandas as pd
 
 from common import network as networks_of
+from common import processes
 from common.config import digest, file_hash, to_dict
 from common.errors import InputError
 from common.images import prepare_images
-from common.infer.predict import write_masks
+from common.infer.predict import drain, write_masks
 from common.metrics.statistics import format_interval
 from common.paths import atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
 from common.report.frame import write_report
-from common.step import Step, cached_hash, require, run_step
+from common.step import Step, cached_hash, changed_settings, require, run_step
 from common.submit.table import write_submission
-from common.tuning import release_pages
+from common.train.queue import work_through
 
 log = logging.getLogger(__name__)
-BLOCK = 64  # maps copied at once
 
 
 @dataclass(frozen=True)
@@ -167,13 +167,26 @@ def prepare(job):
 
 def train(job):
     """Train every network of the run, in the recipe's order."""
+    if job.run.joined and (changed := changed_settings(job)):
+        raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")
     job.recipe.before_training(job)
-    trainings = job.recipe.networks(job)
-    for number, network in enumerate(trainings, 1):
-        later = [one for one in trainings[number:] if not (one.folder(job.run) / "final.safetensors").is_file()]
-        networks_of.train(job, network, later)
-        if number == len(trainings) or trainings[number].fold != network.fold:
+    train_all(job, job.recipe.networks(job))
+
+
+def train_all(job, trainings):
+    """Train these Networks, each after those that it needs, together with all other processes that work on the run."""
+
+    def train_one(network):
+        later = [one for one in trainings if one is not network and not one.is_finished(job.run)]
+        networks_of.train(job, network, later[:: max(1, processes.count() // processes.world())])
+        if all(one.is_finished(job.run) for one in trainings if one.fold == network.fold):
             job.keep_config()
+
+    for network in trainings:
+        if processes.is_main() and network.is_finished(job.run):
+            with processes.working_as(processes.ALONE):
+                train_one(network)  # only checks that it is this one
+    work_through(trainings, job.run, job.budget, train_one, job.options.devices_per_training)
 
 
 def find_lr(job):
@@ -216,11 +229,12 @@ def predict_all(job):
     """Predict each fold's held-out images by its own networks, and the test images by the mean over all folds."""
     folds, recipe = job.config.folds, job.recipe
     held_out = [predict_part(job, f"fold{fold}/oof", [fold], job.images.rows(folds=[fold]), fold) for fold in folds]
-    _join(job, "oof", [f"fold{fold}/oof" for fold in folds], held_out)
+    if processes.is_main():
+        _join(job, "oof", [f"fold{fold}/oof" for fold in folds], held_out)
     n, tests = sum(len(job.images.rows(folds=[fold])) for fold in folds), predict_test(job)
-    if recipe.pool:
-        _delete_parts(job, [f"fold{fold}/test" for fold in folds])
-    _delete_parts(job, [f"fold{fold}/oof" for fold in folds])
+    if processes.is_main():
+        _delete_parts(job, [f"fold{fold}/test" for fold in folds if recipe.pool])
+        _delete_parts(job, [f"fold{fold}/oof" for fold in folds])
     log.info(f"predicted {n:,} out-of-fold and {tests:,} test images")
     return {"images": n + tests}
 
@@ -232,7 +246,7 @@ def predict_test(job):
         predict_part(job, "test", list(folds), rows)
         return len(rows)
     parts = [predict_part(job, f"fold{fold}/test", [fold], rows, fold) for fold in folds]
-    for suffix in recipe.suffixes(job.config):
+    for suffix in recipe.suffixes(job.config) if processes.is_main() else ():
         write_table(job.run.path(f"test{suffix}.parquet"), recipe.pool(suffix, [part[suffix] for part in parts]))
     return len(rows)
 
@@ -249,7 +263,8 @@ def predict_part(job, name, folds, rows, fold=-1):
         for suffix, table in tables.items():
             if "fold" not in table:
                 table.insert(1 + ("row" in table), "fold", fold)
-            write_table(job.run.path(f"{name}{suffix}.parquet"), table)
+            if processes.is_main():
+                write_table(job.run.path(f"{name}{suffix}.parquet"), table)
 
     files = prediction_files(job.recipe, job.config, name)
     part = Step(f"predict {name}", make, reads=job.steps["predict"].reads, files=files)
@@ -265,16 +280,6 @@ def _join(job, name, parts, tables):
         paths = [job.run.path(f"{part}_probs.npy") for part in parts]
         shape = (sum(len(read_array(path)) for path in paths), *read_array(paths[0]).shape[1:])
         write_masks(job.run.path(f"{name}_probs.npy"), shape, drain(paths))
-
-
-def drain(paths):
-    """Yield the maps of several .npy files in blocks and delete each file once read: few disks have room for both."""
-    for path in paths:
-        part = read_array(path)
-        for start in range(0, len(part), BLOCK):
-            yield part[start : start + BLOCK]
-            release_pages(part)
-        path.unlink()
 
 
 def _delete_parts(job, parts):

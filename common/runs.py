@@ -32,11 +32,11 @@ PACKAGES = (  # recorded in manifest.json
 class Run:
     """One run folder. `manifest` records the versions and, for each finished step, the key of its inputs and settings.
 
-    Opening a folder locks it; InputError if another process has it open. Under torchrun only the first process locks
-    and writes.
+    Opening a folder locks it; InputError if another process has it open, unless `may_join`: then `joined` is True, and
+    this process only helps with the trainings. Under torchrun only the first process locks and writes.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, may_join=False):
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder}: not a folder (--out)")
@@ -44,11 +44,17 @@ class Run:
         if not self._is_new and any(self.folder.iterdir()) and not any((self.folder / name).exists() for name in MARKS):
             raise InputError(f"--out {folder}: holds other files and no run; name an empty or a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = None
+        self._lock, self.joined = None, False
         if is_main():
             self._lock = self._open_lock()
-            lock(self._lock, folder, "working in this run")
-            remove_leftovers(self.folder, "**/")
+            try:
+                lock(self._lock, folder, "working in this run")
+                remove_leftovers(self.folder, "**/")
+            except InputError:
+                if not may_join:
+                    raise
+                self.joined = True
+                log.info(f"{folder}: another process is working in this run; joining its trainings")
 
     def _open_lock(self):
         path = self.folder / ".lock"
@@ -63,7 +69,7 @@ class Run:
         """Release the lock, and remove the folder if it is new and nothing but the log was written to it."""
         if self._lock is None:
             return
-        if self._is_new and {path.name for path in self.folder.iterdir()} <= {".lock", "log.txt"}:
+        if self._is_new and not self.joined and {path.name for path in self.folder.iterdir()} <= {".lock", "log.txt"}:
             shutil.rmtree(self.folder)
         self._lock.close()
 
@@ -84,7 +90,7 @@ class Run:
 
     def write_config(self, solution, preset, config):
         """Write config.json, from which commands without a preset read their settings."""
-        if is_main():
+        if is_main() and not self.joined:
             write_json(self.path("config.json"), {"solution": solution, "preset": preset, **to_dict(config)})
 
     def describe(self, seed, inputs):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from common import processes
 from common.config import digest, file_hash, flatten, to_dict
 from common.errors import InputError
 from common.paths import read_json
@@ -80,14 +81,17 @@ def is_current(job, step):
 
 
 def run_step(job, step):
-    """Run a step unless it is current, and return its record in the manifest."""
+    """Run a step unless it is current, and return its record in the manifest.
+
+    Under torchrun, all processes that work together call it; the main one decides and records.
+    """
     key = key_of(job, step)
-    if _is_done(job, step, key):
+    if processes.ask_main(lambda: _is_done(job, step, key)):
         log.info(f"{step.name}: up to date")
     else:
         job.run.forget(step.name)  # an interrupted step must not count as finished
         facts = step.make(job) or {}
-        job.run.record(step.name, key, made=_stamps(job, step), **facts)
+        processes.ask_main(lambda: job.run.record(step.name, key, made=_stamps(job, step), **facts))
     return job.run.step(step.name)
 
 

@@ -6,11 +6,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common import processes
 from common.data.loaders import eval_loader
 from common.errors import InputError
 from common.infer.tta import IDENTITY, predict_tta, sigmoid
 from common.nn.precision import autocast, precision
-from common.paths import atomic_path
+from common.paths import atomic_path, read_array
+from common.train.distributed import join, share
+from common.tuning import release_pages
+
+BATCH = 16  # images predicted at once
+BLOCK = 64  # maps copied at once
 
 
 def predict_masks(models, dataset, out_path, channels=1, **how):
@@ -22,9 +28,10 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
     p × 255, halves rounded up.
     """
     shape, present = dataset.size if channels == 1 else (channels, *dataset.size), []
+    share = _share(dataset, **how)
 
     def blocks():
-        for probs, *more in _predict_batches(models, dataset, **how):
+        for probs, *more in _predict_batches(models, dataset, share, **how):
             for part in more:
                 present.extend(part[:, 0].tolist())
             if probs.shape[1:] != (channels, *dataset.size):
@@ -32,8 +39,31 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
                 raise InputError(f"masks {found} from the network: expected {(channels, *dataset.size)}")
             yield (probs * 255 + 0.5).to(torch.uint8).cpu().numpy().reshape(-1, *shape)
 
-    masks = write_masks(out_path, (len(dataset), *shape), blocks())
+    if processes.world() == 1:
+        masks = write_masks(out_path, (len(dataset), *shape), blocks())
+    else:  # parts of the file, joined by the main process
+        own = Path(out_path).with_name(f"{Path(out_path).stem}.{processes.rank()}.npy")
+        write_masks(own, (len(share), *shape), blocks())
+        parts = processes.gather(own)
+        processes.ask_main(lambda: write_masks(out_path, (len(dataset), *shape), drain(parts)))
+        present = [value for part in processes.gather(present) for value in part]
+        masks = np.load(out_path, mmap_mode="r")
     return (masks, np.array(present, np.float32)) if present else masks
+
+
+def _share(dataset, batch_size=BATCH, **how):
+    """Return the indices that this process predicts: whole batches, so that the number of processes changes nothing."""
+    return range(len(dataset))[share(len(dataset), batch_size)]
+
+
+def drain(paths):
+    """Yield the maps of several .npy files in blocks and delete each file once read: few disks have room for both."""
+    for path in paths:
+        part = read_array(path)
+        for start in range(0, len(part), BLOCK):
+            yield part[start : start + BLOCK]
+            release_pages(part)
+        path.unlink()
 
 
 def write_masks(out_path, shape, blocks):
@@ -53,26 +83,28 @@ def predict_probs(models, dataset, **how):
 
     models: networks or other callables from images (B, channels, h, w) uint8 to logits, all held on the device. how:
     as in `_predict_batches`; views of test-time augmentation, an activation from a model's output to probabilities of
-    any shape (B, …) but that of maps, which views would move, progress a title or False. Raises InputError without rows
-    or models, and naming the row for NaN or infinity.
+    any shape (B, …) but that of maps, which views would move, progress a title or False. Under torchrun each
+    process predicts its share, and all get the whole. Raises InputError without rows or models, and naming the row for
+    NaN or infinity.
     """
     if not len(dataset):
         raise InputError("no rows to predict")
-    found, done = None, 0
-    for (probs,) in _predict_batches(models, dataset, **how):  # into one array: joining a list needs twice the memory
+    found, done, share = np.empty(0, np.float32), 0, _share(dataset, **how)
+    for (probs,) in _predict_batches(models, dataset, share, **how):
         probs = probs.cpu().numpy()
-        if found is None:
-            found = np.empty((len(dataset), *probs.shape[1:]), probs.dtype)
+        if not done:  # one array from the start: joining a list needs twice the memory
+            found = np.empty((len(share), *probs.shape[1:]), probs.dtype)
         found[done : done + len(probs)] = probs
         done += len(probs)
-    return found
+    return join(found)
 
 
 @torch.inference_mode()
 def _predict_batches(
     models,
     dataset,
-    batch_size=16,
+    indices,
+    batch_size=BATCH,
     device=None,
     views=(IDENTITY,),
     amp="auto",
@@ -80,7 +112,7 @@ def _predict_batches(
     workers=0,
     progress="predict",
 ):
-    """Yield for each batch the means over models and views, one tensor per output of `activation`."""
+    """Yield for each batch of these indices the means over models and views, a tensor per output of `activation`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype, models = precision(device, amp), list(models)
     if not models:
@@ -88,8 +120,9 @@ def _predict_batches(
     for model in models:
         if isinstance(model, torch.nn.Module):
             model.to(device, memory_format=torch.channels_last).eval()
-    loader = eval_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
-    with tqdm(total=len(dataset), desc=progress or None, disable=not progress, leave=False) as bar:
+    loader = eval_loader(dataset, batch_size, workers, indices, pin_memory=device.type == "cuda")
+    quiet = not progress or not processes.is_main()
+    with tqdm(total=len(indices), desc=progress or None, disable=quiet, leave=False) as bar:
         for images, rows in loader:
             images = images.to(device, non_blocking=True)
             with autocast(device, dtype):

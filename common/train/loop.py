@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.budget import Budget, Stopped
@@ -193,10 +192,7 @@ class _Trainer:
         else:
             kind = torch.optim.Adam if self.config.optimizer == "adam" else torch.optim.AdamW
             self.optimizer = kind(parameters, **decay)
-        self.module = distributed.synchronise_batch_norm(self.model, self.device)
-        if distributed.world() > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.module = DistributedDataParallel(self.module, device_ids=ids)
+        self.module = distributed.wrap(self.model, self.device)
         if self.config.compile:
             self.module = torch.compile(self.module)
 

@@ -64,7 +64,7 @@ def fusion_network(config, fold, branches):
 
     def dataset(job, rows, augment, targets):
         log.info(f"fold{fold}/fusion: features of {len(rows):,} images from both frozen networks")
-        features = pooled_features(job, branches, rows, augment and mirrored, shared=True)
+        features = pooled_features(job, branches, rows, augment and mirrored)
         return FeatureDataset(features, labels_of(job.images, rows))
 
     return _classifier(fold, "fusion", config.fusion, partial(build_fusion, config), dataset, needs=tuple(branches))

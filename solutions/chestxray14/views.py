@@ -13,7 +13,6 @@ from common.data.loaders import SampleDataset
 from common.errors import InputError
 from common.infer.predict import predict_probs
 from common.post.boxes import BOX
-from common.train import distributed
 from solutions.chestxray14.config import BOX_SIDE, LABELS
 from solutions.chestxray14.data import boxes_of, labels_of
 from solutions.chestxray14.models import feature_width
@@ -125,19 +124,17 @@ class FeatureDataset(Dataset):
         return self.features[index, seed % self.features.shape[1]], self.labels[index]
 
 
-def pooled_features(job, branches, rows, flips, shared=False):
+def pooled_features(job, branches, rows, flips):
     """Return the pooled features of frozen networks side by side, float32 (n, V, K1 + K2).
 
     branches: the trained Networks, in the order of the columns. V is 2 with `flips`: the image, then its mirror.
-    shared: each process of a training under torchrun computes its share, and all get the whole.
     """
-    mine = rows[distributed.share_rows(len(rows))] if shared else rows
     widths = [feature_width(branch.config.backbone, branch.config.size) for branch in branches]
-    found = np.empty((len(mine), 1 + flips, sum(widths)), np.float32)
+    found = np.empty((len(rows), 1 + flips, sum(widths)), np.float32)
     for branch, columns in zip(branches, np.split(found, np.cumsum(widths)[:-1], axis=2), strict=True):
-        if len(mine):
-            columns[:] = _features(job, branch, mine, flips)
-    return distributed.gather_rows(found, len(rows)) if shared else found
+        if len(rows):
+            columns[:] = _features(job, branch, rows, flips)
+    return found
 
 
 def _features(job, branch, rows, flips):

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from common.config import to_dict
 from common.errors import InputError
-from common.infer.predict import write_masks
+from common.infer.predict import drain, write_masks
 from common.infer.tta import views
 from common.metrics.classification import confusion_counts, mcc
 from common.metrics.segmentation import dice_from_areas
 from common.metrics.statistics import as_interval, bootstrap, paired_bootstrap
 from common.network import predict, train
 from common.paths import write_csv
-from common.recipe import drain, read_predictions
+from common.recipe import read_predictions
 from common.step import Step
 from common.tuning import grid, nested_areas, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm.layers
 import torch
 from torch import nn
 
@@ -27,9 +28,9 @@ CPU = torch.device("cpu")
 class Toy(nn.Module):
     """Convolution, batch norm and dropout: one of each thing that makes a resume hard."""
 
-    def __init__(self, dropout=0.2):
+    def __init__(self, dropout=0.2, norm=nn.BatchNorm2d):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout))
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), norm(4), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(4, 1)
 
     def forward(self, x):
@@ -244,6 +245,7 @@ def test_epoch_files_stay_few(tmp_path):
     assert max(counts) <= 3 + 3 + 2
 
 
+GROUPED = {"dropout": 0.0, "n": 24, "norm": lambda channels: nn.GroupNorm(1, channels)}  # independent of the batch
 SHARED = {"epochs": 2, "accumulate": 2, "clip_norm": 1.0, "averaging": ("last", "window", "ema")}
 TWO = """
 import sys, torch
@@ -255,8 +257,8 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("toy", {file!r}); toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 from pathlib import Path
-toy.train(Path(sys.argv[1]) / "two" / "f", toy.small(**toy.SHARED), dropout=0.0, n=24)
-distributed.stop()
+toy.train(Path(sys.argv[1]) / "two" / "f", toy.small(**toy.SHARED), **toy.GROUPED)
+distributed.leave()
 """
 
 
@@ -268,7 +270,7 @@ def test_two_processes_train_as_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     said = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment)
     assert said.returncode == 0, said.stderr[-2000:]
-    train(tmp_path / "one" / "f", small(**SHARED), dropout=0.0, n=24)
+    train(tmp_path / "one" / "f", small(**SHARED), **GROUPED)
     one, _ = load_weights(tmp_path / "one" / "f" / "final.safetensors")
     two, _ = load_weights(tmp_path / "two" / "f" / "final.safetensors")
     for key, value in one.items():
@@ -296,14 +298,13 @@ def test_a_named_variant_is_kept_whatever_its_score(tmp_path):
         small(averaging=("last",), keep="ema")
 
 
-def test_batch_norms_are_synchronised_once_and_keep_their_activations(monkeypatch):
-    import timm.layers
-
+def test_several_gpus_share_batch_norms_that_keep_their_activations(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
-    for device, kind in (("cuda", nn.SyncBatchNorm), ("cpu", distributed._SyncBatchNorm)):
-        model = nn.Sequential(nn.Conv2d(1, 2, 1), timm.layers.BatchNormAct2d(2), nn.BatchNorm2d(2))
-        names = list(model.state_dict())
-        for _ in range(2):  # each phase of a training asks for it
-            model = distributed.synchronise_batch_norm(model, torch.device(device))
-        assert isinstance(model[1], kind) and isinstance(model[2], kind) and list(model.state_dict()) == names
-        assert isinstance(model[1].act, nn.ReLU)
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda model, **options: model)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), timm.layers.BatchNormAct2d(2), nn.BatchNorm2d(2))
+    names = list(model.state_dict())
+    for _ in range(2):  # each phase of a training asks for it
+        model = distributed.wrap(model, torch.device("cuda", 0))
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in model[1:]) and list(model.state_dict()) == names
+    assert isinstance(model[1].act, nn.ReLU)
+    assert distributed.wrap(nn.BatchNorm2d(2), CPU).num_features == 2  # a CPU's are left as they are

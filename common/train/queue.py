@@ -1,0 +1,197 @@
+"""The queue of a run's trainings: every process under torchrun, on any machine, takes the next one.
+
+A training is claimed by a file in its folder, its lease, which its owner touches every few seconds. The lease of a
+process that died expires, and whoever takes over continues from the last saved state. There is no scheduler: the queue
+is the run's folder.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch.distributed as dist
+
+from common import processes
+from common.budget import Stopped
+from common.paths import LEASE, remove_leftovers
+
+log = logging.getLogger(__name__)
+BEAT_SECONDS = 10
+EXPIRES_SECONDS = 180  # without a beat; file systems over networks show a change within a minute
+POLL_SECONDS = 2
+
+
+def work_through(trainings, run, budget, train, devices_per_training=None):
+    """Call `train(network)` for every Network that is not finished; return when all are, by whoever trained them.
+
+    trainings: in an order in which each comes after its sources. budget: a Budget; Stopped is raised when it is spent
+    while others hold the trainings that are left. devices_per_training: processes that train one network together;
+    by default as many as there are for each training that can begin, and one if they are fewer. Collective.
+    """
+    ready = [network for network in trainings if _can_begin(network, run)]
+    together = processes.ask_main(lambda: team_size(ready, processes.world(), devices_per_training))
+    with processes.working_as(_join_team(together)):
+        while True:
+            number = processes.ask_main(lambda: _claim_next(trainings, run, budget))
+            if number is None:
+                return
+            if isinstance(number, str):
+                raise Stopped(number)
+            with _beating(trainings[number].folder(run) / LEASE):
+                train(trainings[number])
+
+
+def team_size(ready, n_processes, wanted=None):
+    """Return how many processes train a network together, a divisor of every batch size of the Networks `ready`."""
+    if not ready:
+        return 1
+    size = most = min(n_processes, wanted or max(1, n_processes // len(ready)))
+    while any(network.config.batch_size % size for network in ready):
+        size -= 1
+    if size < most:
+        log.info(f"{size} instead of {most} processes train a network together, so that they divide its batch")
+    return size
+
+
+def _join_team(size):
+    """Return the group of this process, one of consecutive ranks; ALONE for one process."""
+    own = processes.ALONE
+    for first in range(0, processes.world(), size) if size > 1 else ():
+        ranks = list(range(first, min(first + size, processes.world())))
+        group = dist.new_group(ranks)  # every process has to take part in making every group
+        if processes.rank() in ranks and len(ranks) == size:
+            own = group
+    return own
+
+
+def _can_begin(network, run):
+    sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
+    return not network.is_finished(run) and all(source.is_finished(run) for source in sources)
+
+
+def _claim_next(trainings, run, budget):
+    """Wait for a training that can begin and claim it; return its number, None if all are finished.
+
+    Returns the reason, a str, if the budget is spent.
+    """
+    waits = False
+    while True:
+        if all(network.is_finished(run) for network in trainings):
+            return None
+        for number, network in enumerate(trainings):
+            if _can_begin(network, run) and claim(network.folder(run) / LEASE):
+                if not network.is_finished(run):  # its owner may have finished just now
+                    return number
+                release(network.folder(run) / LEASE)
+        if budget.is_over():
+            return budget.reason
+        if not waits:
+            log.info("all trainings that can begin are being trained by other processes; waiting for them")
+            waits = True
+        time.sleep(POLL_SECONDS)
+
+
+# ---- leases --------------------------------------------------------------------------------------------------------
+
+
+def claim(path):
+    """Create the lease `path` and return True; False if another process holds it and is alive."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if _create(path):
+        return True
+    takeover = path.with_suffix(".takeover")  # of several that find it expired, one takes it
+    if not _is_expired(path) or not _create(takeover):
+        if _is_expired(takeover):
+            release(takeover)
+        return False
+    try:
+        if not _is_expired(path):
+            return False
+        log.info(f"{path.parent}: its process is gone; continuing from its last save")
+        release(path)
+        remove_leftovers(path.parent, "**/")
+        return _create(path)
+    finally:
+        release(takeover)
+
+
+def release(path):
+    """Give a lease back."""
+    path.unlink(missing_ok=True)
+
+
+def _create(path):
+    try:
+        with open(path, "x") as file:
+            json.dump(_owner(), file)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _owner():
+    """Return what identifies this process among all that share the file system."""
+    machine = [socket.gethostname()]
+    with suppress(OSError):  # containers may have the same host name, and process numbers of their own
+        machine += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return {"machine": machine, "process": os.getpid()}
+
+
+def _is_expired(path):
+    """Return whether the owner of a lease is gone: dead on this machine, or silent for too long on another."""
+    here = _owner()
+    try:
+        silent = _now(path) - path.stat().st_mtime
+        owner = json.loads(path.read_text())
+    except FileNotFoundError:
+        return False
+    except ValueError:  # being written
+        owner = {}
+    if owner == here:  # an earlier process of the same number
+        return True
+    if isinstance(owner, dict) and owner.get("machine") == here["machine"]:
+        try:
+            os.kill(owner["process"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's
+            pass
+    return silent > EXPIRES_SECONDS
+
+
+def _now(path):
+    """Return the time by the clock of the file system, which may be another machine's."""
+    probe = path.with_name(f".{socket.gethostname()}-{os.getpid()}.clock")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+@contextmanager
+def _beating(path):
+    """Touch the lease until the block ends, then give it back; the team's main process does."""
+    done = threading.Event()
+
+    def beat():
+        while not done.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    if not processes.is_main():
+        yield
+        return
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        release(path)
