@@ -1,16 +1,17 @@
-"""The time budget of a training, and its orderly stop on SIGTERM or Ctrl-C."""
+"""The time budget of a command, and its orderly stop on SIGTERM or Ctrl-C."""
 
 import math
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common import processes
 
 
-class Stopped(Exception):
-    """Training stopped on purpose with everything saved; the same command continues."""
+class Stopped(KeyboardInterrupt):
+    """The command stopped on purpose with everything saved; the same one continues."""
 
 
 @dataclass
@@ -18,7 +19,8 @@ class Budget:
     """Stop after `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives.
 
     During training the first signal only sets a flag; the loop then saves and stops. Elsewhere it interrupts at once,
-    which is safe because files are written atomically. A second signal always interrupts.
+    which is safe because files are written atomically. A second signal always interrupts. The same goes for the end of
+    the hours within `watching()`; without it, only trainings look at the time.
     """
 
     hours: float | None = None
@@ -34,6 +36,24 @@ class Budget:
         if self.reason or not self.training:
             raise KeyboardInterrupt
         self.reason = f"{signal.Signals(number).name} received"
+
+    @contextmanager
+    def watching(self):
+        """Within the block, raise Stopped as soon as the hours are over, wherever but in a training."""
+        if self.hours is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGALRM, self._on_time)
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.deadline - time.monotonic()))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _on_time(self, number, frame):
+        if self.is_over() and not self.training:
+            raise Stopped(self.reason)
 
     def is_over(self):
         """Return whether this process has to stop."""

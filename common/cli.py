@@ -181,14 +181,15 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
         start_log(run.path("log.txt") if processes.is_main() else None)
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))
         verbs = load_verbs()
-        for number, name in enumerate(names):
-            if name in SHARED or processes.is_main():
-                verbs[name](job)
-            distributed.barrier()
-            if not set(SHARED) & set(names[number + 1 :]):
-                if not processes.is_main():
-                    return 0
-                processes.leave()
+        with job.budget.watching():
+            for number, name in enumerate(names):
+                if name in SHARED or processes.is_main():
+                    verbs[name](job)
+                distributed.barrier()
+                if not set(SHARED) & set(names[number + 1 :]):
+                    if not processes.is_main():
+                        return 0
+                    processes.leave()
         if len(names) > 1:
             took = timedelta(seconds=round(time.monotonic() - begun))
             log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}", extra=FINISHED)

@@ -20,7 +20,7 @@ class Options:
     store: Path | None = None
     """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
     hours: float | None = None
-    """Save everything and stop after this time; the same command continues."""
+    """Save everything and stop after this time, in any verb; the same command continues."""
     test: Path | None = None
     """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
     id_map: Path | None = None
@@ -60,7 +60,7 @@ class Options:
 
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  # options that only `prepare` reads
-TRAINING = ("hours", "log_to")  # options that only trainings read
+TRAINING = ("log_to", "devices_per_training")  # options that only trainings read
 NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")
 

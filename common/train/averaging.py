@@ -70,7 +70,7 @@ class Ema:
     """
 
     def __init__(self, model, decay):
-        self.decay, self.updates = decay, 0
+        self.decay, self.updates, self._tensors = decay, 0, None
         self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     @torch.no_grad()
@@ -78,12 +78,13 @@ class Ema:
         """Move the average towards the model's weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        pairs = [(self.state[k], v) for k, v in model.state_dict().items()]
-        floats = [(a, v) for a, v in pairs if a.is_floating_point()]
+        if self._tensors is None:  # listed once: collecting a state dict takes longer than the update
+            pairs = [(self.state[k], v) for k, v in model.state_dict().items()]
+            self._tensors = [[p for p in pairs if p[0].is_floating_point() == floats] for floats in (True, False)]
+        floats, others = self._tensors
         torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], 1 - decay)
-        for a, v in pairs:
-            if not a.is_floating_point():
-                a.copy_(v)
+        for a, v in others:
+            a.copy_(v)
 
 
 @torch.no_grad()

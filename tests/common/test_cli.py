@@ -188,7 +188,7 @@ def test_options_that_do_not_apply_are_refused(command, capsys):
         done = command(f"prepare small --out r {words}")
         assert done.status == 2 and done.names == []
         assert capsys.readouterr().err == f"error: {words.split()[0]} does not apply to toy\n"
-    done = command("tune small --out r --data d --hours 3")  # as in other verbs, though its help leaves them out
+    done = command("tune small --out r --data d --hours 3")  # as in other verbs, though its help leaves --data out
     assert done.status == 0 and done.contexts[0].options.data == Path("d")
 
 

@@ -1,0 +1,45 @@
+"""The time budget: it interrupts any verb, trainings only at a save, and nothing after its block."""
+
+import time
+
+import pytest
+
+from common.budget import Budget, Stopped
+
+MOMENT = 0.05 / 3600  # hours
+
+
+def wait(seconds=5.0):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.005)
+
+
+def test_the_end_of_the_hours_interrupts_any_work():
+    with pytest.raises(Stopped, match="hours are over"), Budget(MOMENT).watching():
+        wait()
+
+
+def test_bad_files_are_not_blamed_for_it():
+    with pytest.raises(Stopped), Budget(MOMENT).watching():
+        try:
+            wait()
+        except Exception:
+            pytest.fail("taken for an error of the work")
+
+
+def test_a_training_is_only_told():
+    budget = Budget(MOMENT)
+    with budget.watching():
+        budget.training = True
+        wait(0.2)
+        assert budget.spent() and budget.reason.endswith("hours are over")
+        budget.training = False
+    with Budget(None).watching():
+        wait(0.01)
+
+
+def test_nothing_happens_after_the_block():
+    with Budget(MOMENT).watching():
+        pass
+    wait(0.2)
