@@ -28,6 +28,7 @@ from benchmarks.meter import Meter, cpu_seconds
 from benchmarks.tables import label_table
 from common import phantom
 from common.budget import Budget
+from common.compare import comparison_tools
 from common.data.folds import make_folds, prevalence_deviation, shared_groups
 from common.data.loaders import EpochSampler, make_loader
 from common.data.store_workers import RECORD, to_square
@@ -42,7 +43,7 @@ from common.recipe import report
 from common.runs import Run
 from common.step import run_step
 from common.submit.validate import validate_probabilities
-from solutions.chestxray14 import tools
+from solutions.chestxray14.comparison import COMPARISON
 from solutions.chestxray14.config import LABELS, PRESETS, Config, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
@@ -239,7 +240,7 @@ def scoring(measure, job):
     with mock.patch("solutions.chestxray14.report.map_gallery", lambda *args: "no networks"):
         measure("report, without maps", lambda: report(job))
     table = job.options.data / "Data_Entry_2017_v2020.csv"
-    score = partial(tools.score_predictions, paths[0], labels=table)
+    score = partial(comparison_tools(SOLUTION, Config, COMPARISON)["score_predictions"], paths[0], labels=table)
     measure("tool `score_predictions`, 25,596 predictions", score)
 
 

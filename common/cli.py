@@ -27,8 +27,8 @@ from common.budget import Budget, Stopped
 from common.config import from_dict
 from common.errors import PARTIAL, STOPPED, InputError
 from common.options import Options, check_special, hidden_options
-from common.paths import read_json
 from common.runs import FINISHED, Run, coloured, start_log
+from common.settings import read_settings, update
 
 log = logging.getLogger(__name__)
 VERBS = {  # `run` calls these in this order
@@ -45,6 +45,8 @@ MORE_VERBS = {"find_lr": "run learning-rate range tests"}  # further verbs of ev
 TOOLS = {  # of every solution; they need no run
     "export": "copy a finished run's weights and decision rule into one flat folder",
     "infer": "predict images from such a folder and write a submission",
+    "table": "compare runs side by side, paired by patient",
+    "score_predictions": "score anyone's predictions against labels, with intervals",
 }
 ABOUT = {  # presets of every solution, unless its configuration has a line of its own
     "demo": "small networks on small images: minutes on two CPU cores",
@@ -225,22 +227,32 @@ def _overview(solution, config_module, verbs, tools):
 
 
 def _base_config(solution, config_module, verb, preset, rest, shown):
-    """Return the preset's name and configuration; without a preset, those stored in the run folder."""
-    if preset is not None:
-        return preset, config_module.PRESETS[preset]
-    presets = ", ".join(config_module.PRESETS)
+    """Return the preset's name and configuration, by default those stored in the run folder, with those of --config."""
+    known, presets = config_module.PRESETS, ", ".join(config_module.PRESETS)
+    if preset is not None and not any(word.startswith("--config") for word in rest):
+        return preset, known[preset]
     about = f"{shown['description']} With a preset ({presets}), --help lists its settings too."
     program, shown = f"cxr {solution} {verb} [preset]", shown | {"description": about}
     probe, _ = parse(_NoConfig(), rest, program, strict=False, **shown)
-    stored = None if probe.out is None else probe.out / "config.json"
-    if stored is None or not stored.is_file():
-        raise InputError(f"name a preset ({presets}), or --out with the folder of a run")
-    values = read_json(stored)
-    if not isinstance(values, dict):
-        raise InputError(f"{stored}: not the configuration of a run")
-    if values.pop("solution", None) != solution:
-        raise InputError(f"{stored}: belongs to another solution")
-    return values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
+    given = {} if probe.config is None else _settings(solution, probe.config)
+    preset, base = preset or given.pop("preset", None), None
+    if preset is None:
+        stored = None if probe.out is None else probe.out / "config.json"
+        if stored is None or not stored.is_file():
+            raise InputError(f"name a preset ({presets}), or --out with the folder of a run")
+        values = _settings(solution, stored)
+        preset, base = values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
+    given.pop("preset", None)
+    base = base or known.get(preset) or from_dict(config_module.Config, given, str(probe.config))
+    return preset, update(base, given, str(probe.config)) if given else base
+
+
+def _settings(solution, path):
+    """Return the settings in a file, which may name its solution and preset."""
+    values = read_settings(path)
+    if values.pop("solution", solution) != solution:
+        raise InputError(f"{path}: belongs to another solution")
+    return values
 
 
 def parse(base, argv, program, strict=True, description=None, hidden=()):

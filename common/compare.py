@@ -1,130 +1,325 @@
-"""The tool `table`: runs side by side, as means over folds and pooled, paired by patient."""
+"""The tools `table` and `score_predictions`: runs side by side, and anyone's predictions against labels.
+
+Both measure a table with one row per image, under resamples of the patients that are the same for every row and metric.
+"""
 
 import logging
-from dataclasses import astuple
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+import numpy as np
 import pandas as pd
+import tyro
 
+from common.config import file_hash
+from common.data.tables import named_images, read_patients
 from common.errors import InputError
 from common.export import open_run
-from common.metrics.statistics import bootstrap, paired_bootstrap
-from common.paths import read_parquet, write_csv
+from common.metrics.statistics import interval, interval_with_p, resample
+from common.paths import write_csv
+from common.report import page, plots
 from common.step import require
 
 log = logging.getLogger(__name__)
 NOTES = (
-    "Intervals hold 95 % of resamples of the patients, the same patients for every row; differences are paired.\n"
-    "p-values are two-sided and not corrected for the number of comparisons."
+    "Intervals hold 95 % of resamples of the patients, the same patients for every row; differences are paired.",
+    "p-values are two-sided and not corrected for the number of comparisons.",
 )
+WIDE = 6  # metrics; of more, each gets a row of its own
 
 
-def table_tool(recipe, config_class, results, metrics, published=None, note=""):
-    """Return the tool `table` of a solution.
+@dataclass(frozen=True)
+class Comparison:
+    """What the tools of one solution measure, and how they read it.
 
-    results(job, out-of-fold predictions) -> table of image_id, patient_id, fold, truth (any comparable value) and what
-    the metrics need. metrics: name → function of such a table → float, NaN where it is undefined. published: a table of
-    published scores, or None; note: a text about it.
+    results(job, split) -> dict from the end of a row's name, "" for the run itself, to a table of image_id, patient_id
+    ("" if unknown), fold, truth (any comparable value) and what `measure` needs; step: the step that wrote it. splits:
+    possible values of --split, the default first.
+    measure(table, groups, n_resamples, seed) -> dict from metric to (estimate, resamples), NaN where it is undefined.
+    read_predictions(path), read_labels(path) -> tables by image_id with what `measure` needs; labels may have a column
+    patient_id. join(predictions, labels) -> the table for `measure`, from rows of the same images.
+    further(table), paired(table, other) -> further columns by metric, of one table and of two.
+    remarks(figures, first) -> lines about the figures of `compare`. notes(job, split, name) -> lines about a run.
+    listed(names, predicted, scored) -> what the scored images are of --list (names; None without it), all indices.
+    sections(tables) -> parts of the page. published: a table of published scores; note: a text about it.
     """
+
+    results: Callable
+    measure: Callable
+    read_predictions: Callable
+    read_labels: Callable
+    step: str = "predict"
+    splits: tuple = ("oof",)
+    join: Callable = lambda predictions, labels: predictions.join(labels)
+    further: Callable | None = None
+    paired: Callable | None = None
+    remarks: Callable = lambda figures, first: []
+    notes: Callable = lambda job, split, name: []
+    listed: Callable = lambda names, predicted, scored: ""
+    sections: Callable = lambda tables: []
+    published: pd.DataFrame | None = None
+    note: str = ""
+
+
+def by_rows(metrics):
+    """Return the `measure` of functions of a table by name; each returns a float, NaN where it is undefined."""
+
+    def measure(table, groups, n_resamples, seed):
+        pairs = metrics.items()
+        return {n: resample(lambda rows, f=f: f(table.iloc[rows]), groups, n_resamples, seed, True) for n, f in pairs}
+
+    return measure
+
+
+def means_of(columns):
+    """Return the `measure` of the means of columns, a dict from metric to column; NaN values are left out."""
+
+    def measure(table, groups, n_resamples, seed):
+        pairs = columns.items()
+        return {name: resample(table[column], groups, n_resamples, seed, True) for name, column in pairs}
+
+    return measure
+
+
+def comparison_tools(recipe, config_class, comparison):
+    """Return the tools `table` and `score_predictions` of a solution by name."""
 
     def table(
         runs: tuple[Path, ...],
         /,
         *,
+        split: Literal[comparison.splits] = comparison.splits[0],
         against: str | None = None,
         out: Path | None = None,
         resamples: int = 1000,
         seed: int = 0,
     ):
-        """Print the out-of-fold scores of several runs: mean of folds, all images pooled, and paired differences.
+        """Print the scores of several runs: mean of folds, all images pooled, and paired differences by patient.
 
         All runs must have predicted the same images, but their folds may differ.
 
         Args:
             runs: Folders of runs.
-            against: Run with which the others are compared; by default the first.
-            out: CSV for all figures.
+            split: oof: the training images, out of fold. test: the test images whose labels are known.
+            against: Row with which the others are compared; by default the first.
+            out: CSV for all figures; a page with plots is written beside it.
             resamples: Of the bootstrap by patient.
             seed: Of the bootstrap.
         """
-        if resamples < 1 or seed < 0:
-            raise InputError(f"--resamples {resamples} must be at least 1, --seed {seed} at least 0")
-        tables = _read_runs(recipe, config_class, runs, results)
-        names = list(tables)
-        first = against or names[0]
-        if first not in names:
-            raise InputError(f"--against {against}: the runs are {', '.join(names)}")
-        figures = compare(tables, metrics, first, resamples, seed)
-        texts = side_by_side(figures, first) | ({} if published is None else {"published": published})
-        size = f"{len(tables[first]):,} images of {tables[first]['patient_id'].nunique():,} patients, out of fold"
-        form = {"index": False, "na_rep": "–", "float_format": "%.4f".__mod__}
-        parts = [f"{title}\n{rows.to_string(**form)}" for title, rows in texts.items()]
-        log.info("\n\n".join([size, *parts, NOTES, *[note] * bool(note)]))
+        _check_options(out, resamples, seed)
+        tables, notes = _read_runs(recipe, config_class, comparison, runs, split)
+        first = against or next(iter(tables))
+        if first not in tables:
+            raise InputError(f"--against {against}: the rows are {', '.join(tables)}")
+        figures = compare(tables, comparison, first, resamples, seed)
+        parts = side_by_side(figures, first)
+        notes = [f"{split}: {_size(tables[first])}", *notes]
+        remarks = [*comparison.remarks(figures, first), *NOTES]
+        published = {} if comparison.published is None else {"published": comparison.published}
+        shown = [f"{title}\n{_as_text(rows)}" for title, rows in (parts | published).items()]
+        log.info("\n\n".join(["\n".join(notes), *shown, "\n".join([*remarks, *[comparison.note] * bool(published)])]))
         if out is not None:
             write_csv(out, figures)
+            _write_page(out.with_suffix(".html"), recipe.name, comparison, tables, figures, parts, (notes, remarks))
+            log.info(f"{out} and {out.with_suffix('.html').name}")
         return 0
 
-    return table
+    def score_predictions(
+        predictions: Path,
+        /,
+        *,
+        labels: Path,
+        listed: Annotated[Path | None, tyro.conf.arg(name="list")] = None,
+        patients: Path | None = None,
+        out: Path | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+    ):
+        """Score anyone's predictions or submission against labels, with intervals by patient; needs no run.
+
+        The README of the solution says which files are read. Images without labels are left out and counted.
+
+        Args:
+            predictions: The predictions.
+            labels: The labels, in the form of the challenge's training labels.
+            listed: Names of the images that count, a CSV or a list; by default all that have labels.
+            patients: CSV that maps image ids to patients, if the labels do not (read as --id-map of a run).
+            out: CSV for the figures.
+            resamples: Of the bootstrap.
+            seed: Of the bootstrap.
+        """
+        _check_options(out, resamples, seed)
+        if out is not None and out.resolve() == predictions.resolve():
+            raise InputError(f"--out {out}: is the table of predictions")
+        log.info(f"labels of {_describe(labels)}; predictions of {_describe(predictions)}")
+        found, truth = comparison.read_predictions(predictions), comparison.read_labels(labels)
+        ids, names = found.index, None if listed is None else pd.Index(named_images(listed)[0])
+        if names is not None:
+            ids = ids.intersection(names, sort=False)
+            if not len(ids):
+                raise InputError(f"{listed}: none of the predicted images is in it, such as {found.index[0]}")
+            log.info(f"list {_describe(listed)}: {len(ids):,} of its {len(names):,} images are predicted")
+        unknown, ids = ids.difference(truth.index, sort=False), ids.intersection(truth.index, sort=False)
+        if not len(ids):
+            raise InputError(f"{predictions}: {labels} has no labels for any of its images, such as {unknown[0]}")
+        if len(unknown):
+            log.info(f"left out: {len(unknown):,} predicted images without labels, such as {unknown[0]}")
+        if len(ids) < len(truth):
+            log.info(f"{len(truth) - len(ids):,} further images of {labels.name} do not count")
+        joined = comparison.join(found.loc[ids], truth.loc[ids]).rename_axis("image_id").reset_index()
+        if patients is not None:
+            joined["patient_id"] = read_patients(patients, joined["image_id"])
+        elif "patient_id" not in joined:
+            joined["patient_id"] = ""
+            log.info(f"{labels.name} names no patients: images count as independent, so the intervals are too narrow")
+        figures = compare({predictions.name: joined}, comparison, predictions.name, resamples, seed)
+        figures = figures.drop(columns="run").dropna(axis=1, how="all").rename(columns={"pooled": "estimate"})
+        texts = figures.apply(lambda row: _interval(row["estimate"], row["low"], row["high"]), axis=1)
+        rows = figures.drop(columns=["estimate", "low", "high"]).assign(**{"interval by patient": texts})
+        remarks = comparison.remarks(figures.rename(columns={"estimate": "pooled"}), None)
+        said = [_size(joined), comparison.listed(names, found.index, ids)]
+        log.info("\n".join(["", _as_text(rows), "", *remarks, "; ".join(filter(None, said))]))
+        if out is not None:
+            write_csv(out, figures)
+        return len(unknown)
+
+    return {"table": table, "score_predictions": score_predictions}
 
 
-def _read_runs(recipe, config_class, runs, results):
-    """Return the results of each run by its folder's name, rows sorted by image."""
+def _check_options(out, resamples, seed):
+    if resamples < 1 or seed < 0:
+        raise InputError(f"--resamples {resamples} must be at least 1, --seed {seed} at least 0")
+    if out is not None and out.suffix != ".csv":
+        raise InputError(f"--out {out}: the figures are a .csv")
+
+
+def _read_runs(recipe, config_class, comparison, runs, split):
+    """Return the results of each run by the row's name, sorted by image, and notes about the runs."""
     if not runs:
         raise InputError("name the folders of the runs")
-    tables = {}
+    tables, notes, names = {}, [], []
     for folder in runs:
-        name = folder.resolve().name if folder.resolve().name not in tables else str(folder)
-        if name in tables:
+        name = folder.resolve().name if folder.resolve().name not in names else str(folder)
+        if name in names:
             raise InputError(f"{folder}: named twice")
+        names.append(name)
         with open_run(recipe, config_class, folder, device="cpu") as job:
-            require(job, job.steps["predict"])
-            found = results(job, read_parquet(job.run.path("oof.parquet")))
-        tables[name] = found = found.sort_values("image_id", ignore_index=True)
-        first = next(iter(tables.values()))
-        differ = set(first["image_id"]) ^ set(found["image_id"])
-        if differ:
-            raise InputError(
-                f"{folder}: {len(differ):,} images are predicted by it or by {runs[0]} alone, such as {min(differ)}; "
-                "only runs on the same images can be compared"
-            )
-        for column in ("truth", "patient_id"):
-            for image_id in first["image_id"][first[column] != found[column]][:1]:
-                raise InputError(f"{folder}: another {column} of {image_id} than in {runs[0]}")
-    return tables
+            require(job, job.steps[comparison.step])
+            results = comparison.results(job, split)
+            notes += comparison.notes(job, split, name)
+            if (job.run.step("prepare") or {}).get("synthetic"):
+                notes.append("Synthetic radiographs: the scores only show that the pipeline works")
+        for end, found in results.items():
+            tables[f"{name}{end}"] = found = found.sort_values("image_id", ignore_index=True)
+            _check_same(folder, found, runs[0], next(iter(tables.values())))
+    return tables, list(dict.fromkeys(notes))
 
 
-def compare(tables, metrics, first, resamples=1000, seed=0):
-    """Return the figures of runs, one row per run and metric.
+def _check_same(folder, found, other, first):
+    if not len(found):
+        raise InputError(f"{folder}: its images have no labels (--split oof: the training images, out of fold)")
+    differ = set(first["image_id"]) ^ set(found["image_id"])
+    if differ:
+        raise InputError(
+            f"{folder}: {len(differ):,} images are predicted by it or by {other} alone, such as {min(differ)}; "
+            "only runs on the same images can be compared"
+        )
+    for column in ("truth", "patient_id"):
+        for image_id in first["image_id"][first[column] != found[column]][:1]:
+            raise InputError(f"{folder}: another {column} of {image_id} than in {other}")
 
-    Columns: run, metric, folds, fold_mean and fold_sd over the folds in which it is defined, pooled over all images
-    with low and high, and the difference of the pooled values from the run `first` with difference_low,
-    difference_high and p.
+
+def compare(tables, comparison, first, n_resamples=1000, seed=0):
+    """Return the figures of tables by name, one row per table and metric.
+
+    Columns: run, metric, folds, fold_mean and fold_sd over the folds (from 0) in which it is defined, pooled over all
+    images with low and high, the difference of the pooled values from the table `first` with difference_low,
+    difference_high and p, and the columns of `further` and `paired`. Raises InputError for fewer than two patients.
     """
-    rows = []
+    measured = {name: comparison.measure(table, groups_of(table), n_resamples, seed) for name, table in tables.items()}
+    parts = []
     for name, table in tables.items():
-        options = {"groups": table["patient_id"].to_numpy(), "n_resamples": resamples, "seed": seed}
-        for metric, function in metrics.items():
-            score, other = (lambda rows, f=function, t=each: f(t.iloc[rows]) for each in (table, tables[first]))
-            by_fold = pd.Series([function(part) for _, part in table.groupby("fold")]).dropna()
-            pooled, change = bootstrap(score, **options), [None] * 4
+        rows, folds = [], [part for fold, part in table.groupby("fold") if fold >= 0] if "fold" in table else []
+        by_fold = [comparison.measure(part, np.arange(len(part)), 1, seed) for part in folds]
+        for metric, (estimate, resamples) in measured[name].items():
+            each, pooled = pd.Series([part[metric][0] for part in by_fold], dtype=float).dropna(), None
+            pooled, change = interval(estimate, resamples, 0.95), [np.nan] * 4
             if name != first:
-                difference, p = paired_bootstrap(score, other, **options)
-                change = [*astuple(difference), p]
-            rows.append([name, metric, len(by_fold), by_fold.mean(), by_fold.std(), *astuple(pooled), *change])
-    columns = ["run", "metric", "folds", "fold_mean", "fold_sd", "pooled", "low", "high", "difference"]
-    return pd.DataFrame(rows, columns=[*columns, "difference_low", "difference_high", "p"])
+                other, others = measured[first][metric]
+                difference, p = interval_with_p(estimate - other, resamples - others, 0.95)
+                change = [difference.estimate, difference.low, difference.high, p]
+            within = (len(each), each.mean(), each.std())
+            rows.append([name, metric, *within, pooled.estimate, pooled.low, pooled.high, *change])
+        part = pd.DataFrame(rows, columns=COLUMNS)
+        if comparison.further is not None:
+            part = part.join(comparison.further(table), on="metric")
+        if comparison.paired is not None and name != first:
+            part = part.join(comparison.paired(table, tables[first]), on="metric")
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+COLUMNS = ["run", "metric", "folds", "fold_mean", "fold_sd", "pooled", "low", "high", "difference"]
+COLUMNS += ["difference_low", "difference_high", "p"]
+
+
+def groups_of(table):
+    """Return what the bootstrap draws, (n,) of str: a row's patient, or its image where the patient is unknown."""
+    return table["patient_id"].mask(table["patient_id"] == "", "image " + table["image_id"]).to_numpy()
 
 
 def side_by_side(figures, first):
-    """Return tables of texts by title, with a row per run and a column per metric."""
-    change = "{difference:+.4f} [{difference_low:+.4f}, {difference_high:+.4f}], p {p:.3f}"
-    kinds = {"mean of folds ± sd": "{fold_mean:.4f} ± {fold_sd:.4f}"}
-    kinds["all images, interval by patient"] = "{pooled:.4f} [{low:.4f}, {high:.4f}]"
+    """Return tables of texts by title, with a row per run and a column per metric, or turned if there are many."""
+    kinds = {"all images, interval by patient": lambda row: _interval(row["pooled"], row["low"], row["high"])}
+    if figures["folds"].any():
+        kinds = {"mean of folds ± sd": lambda row: f"{row['fold_mean']:.4f} ± {row['fold_sd']:.4f}"} | kinds
+    paired = f"against {first}, paired by patient"
+    kinds[paired] = lambda row: (
+        f"{_interval(row['difference'], row['difference_low'], row['difference_high'], '+.4f')}, p {row['p']:.3f}"
+    )
+    counts = [name for name in figures.columns[len(COLUMNS) :] if pd.api.types.is_integer_dtype(figures[name])]
     shown, metrics = {}, figures["metric"].unique()
-    for title, text in (kinds | {f"against {first}, paired by patient": change}).items():
-        part = figures[figures["run"] != first] if text == change else figures
+    for title, text in kinds.items():
+        part = figures[figures["run"] != first] if title == paired else figures
         if len(part):
-            texts = [text.format(**row).replace("+nan", "–").replace("nan", "–") for row in part.to_dict("records")]
+            texts = part.apply(text, axis=1).str.replace("nan", "–")
             wide = part.assign(text=texts).pivot(index="run", columns="metric", values="text")
-            shown[title] = wide.loc[part["run"].unique(), metrics].rename_axis(columns=None).reset_index()
+            wide = wide.loc[part["run"].unique(), metrics].rename_axis(columns=None)
+            if len(metrics) > WIDE:
+                of_first = figures[figures["run"] == first].set_index("metric")[counts]
+                wide = of_first.join(wide.T).rename_axis("metric")
+            shown[title] = wide.reset_index()
     return shown
+
+
+def _interval(estimate, low, high, spec=".4f"):
+    if pd.isna(estimate):
+        return "–"
+    return f"{estimate:{spec}}" if pd.isna(low) else f"{estimate:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def _as_text(rows):
+    return rows.to_string(index=False, na_rep="–", float_format="%.4f".__mod__)
+
+
+def _size(table):
+    patients = table.loc[table["patient_id"] != "", "patient_id"].nunique()
+    return f"{len(table):,} images" + (f" of {patients:,} patients" if patients else "")
+
+
+def _describe(path):
+    return f"{path.name}, sha256 {file_hash(path)[:16]}" if path.is_file() else str(path)
+
+
+def _write_page(path, solution, comparison, tables, figures, parts, texts):
+    notes, remarks = texts
+    drawn = {run: part[["pooled", "low", "high"]].to_numpy() for run, part in figures.groupby("run", sort=False)}
+    plot = plots.forest(drawn, figures["metric"].unique().tolist(), "all images")
+    sections = [*notes, page.section("Scores", page.figure(plot, "Intervals by patient"))]
+    sections += [page.section(title.capitalize(), page.table(rows)) for title, rows in parts.items()]
+    sections += [*comparison.sections(tables), page.section("How it is measured", *remarks)]
+    if comparison.published is not None:
+        sections.append(page.section("Published", comparison.note, page.table(comparison.published)))
+    page.write_page(path, f"{solution}: runs side by side", ", ".join(tables), sections)

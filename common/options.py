@@ -17,6 +17,8 @@ class Options:
     """Folder of the competition as Kaggle unpacks it; found automatically on Kaggle."""
     out: Path | None = None
     """Folder of the run (default: runs/<solution>-<preset>)."""
+    config: Path | None = None
+    """YAML file, or config.json of a run, with settings instead of the preset's; further options still win."""
     store: Path | None = None
     """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
     hours: float | None = None

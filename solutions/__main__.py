@@ -89,8 +89,12 @@ def _load_tools(name, config, argv):
         return kaggle.load_tools(name, config.KAGGLE, config.PRESETS)
     if tool not in cli.TOOLS:
         return _load(f"solutions.{name}.tools", "TOOLS")
+    from common.compare import comparison_tools
     from common.export import export_tool, infer_tool
 
+    if tool in ("table", "score_predictions"):
+        comparison = _load(f"solutions.{name}.comparison", "COMPARISON")
+        return comparison_tools(load_solution(name), config.Config, comparison)
     recipe, takes_sizes = load_solution(name), "sizes" in getattr(config, "TAKES", ())
     hide_sizes = not takes_sizes and bool({"-h", "--help"} & set(argv))  # the parser knows hidden options no more
     infer = infer_tool(recipe, config.Config, takes_sizes, hide_sizes)

@@ -67,7 +67,7 @@ def test_help_of_every_verb_preset_and_tool(name, capsys):
         options = set(re.findall(r"--[a-z][\w-]*", said.split("\n\n", 1)[1]))
         assert not options & special, words
         assert ("--fold-table" in options) == (words[0] in ("run", "prepare"))
-        assert words[0] not in ("score", "tune", "submit") or options - {"--help"} == {"--out"}
+        assert words[0] not in ("score", "tune", "submit") or options - {"--help"} == {"--out", "--config"}
         if words[0] in verbs:
             assert overview[words[0]][1:].split(",")[0] in " ".join(said.split())
 

@@ -22,6 +22,9 @@ def make_folds(labels, n_folds, groups=None, seed=0):
     number of each label set. Raises InputError for labels or groups of another shape or with missing values, and for
     fewer groups than folds. Method: groups in falling order of their share of all labels, so that rare labels come
     first, each to the fold that lacks them most (after Sechidis et al. 2011, iterative stratification).
+
+    >>> make_folds([0, 0, 1, 1, 0, 0], 2, groups=["a", "a", "b", "c", "d", "e"]).tolist()
+    [1, 1, 1, 0, 0, 0]
     """
     if not isinstance(n_folds, int | np.integer) or n_folds < 2:
         raise InputError(f"n_folds must be a whole number from 2, not {n_folds!r}")

@@ -123,7 +123,7 @@ def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
     weights, so that every resample has every class; a mean over only the drawn classes would be biased upwards if rare
     classes score low. Raises InputError as `statistics.bootstrap` does. Source: Rubin 1981.
     """
-    resamples = _resampled_aps(result, groups, n_resamples, seed)
+    resamples = resample_aps(result, groups, n_resamples, seed)
     pairs = zip(result.classes["ap"], resamples.T, strict=True)
     return [interval(*pair, level) for pair in pairs], interval(result.mean_ap, mean_of_defined(resamples), level)
 
@@ -137,11 +137,11 @@ def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95)
     same = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_ids", "truth_class"))
     if not all(same):
         raise InputError("two results can be compared only on the same images and true boxes")
-    means = [mean_of_defined(_resampled_aps(result, groups, n_resamples, seed)) for result in (first, second)]
+    means = [mean_of_defined(resample_aps(result, groups, n_resamples, seed)) for result in (first, second)]
     return interval_with_p(first.mean_ap - second.mean_ap, means[0] - means[1], level)
 
 
-def _resampled_aps(result, groups, n_resamples, seed):
+def resample_aps(result, groups, n_resamples, seed):
     """Return the AP of each counted class under exponential weights of the patients, float64 (n_resamples, C)."""
     codes, n_groups = number_groups(groups, len(result.image_ids))
     draws = exponential_weights(n_groups, n_resamples, seed)

@@ -28,6 +28,9 @@ def dice_from_areas(intersection, pred_area, true_area):
 
     Areas in pixels, of any shapes that broadcast, such as thresholds × images. SIIM's score is the mean over images.
     Raises InputError if the areas contradict each other.
+
+    >>> dice_from_areas([5, 0, 0], [10, 0, 4], [10, 0, 0]).tolist()
+    [0.5, 1.0, 0.0]
     """
     intersection, pred_area, true_area = _check_areas(intersection, pred_area, true_area)
     return ratio(2 * intersection, pred_area + true_area, 1.0)

@@ -48,7 +48,7 @@ def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_n
     always left out of the interval. level: in (0, 1). Raises InputError for fewer than two groups. Source: cluster
     bootstrap, Davison and Hinkley 1997.
     """
-    return interval(*_resample(values_or_fn, groups, n_resamples, seed, skip_nan), level)
+    return interval(*resample(values_or_fn, groups, n_resamples, seed, skip_nan), level)
 
 
 def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
@@ -58,7 +58,7 @@ def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_na
     """
     both = callable(a) and callable(b)
     difference = (lambda rows: a(rows) - b(rows)) if both else np.asarray(a, float) - np.asarray(b, float)
-    return interval_with_p(*_resample(difference, groups, n_resamples, seed, skip_nan), level)
+    return interval_with_p(*resample(difference, groups, n_resamples, seed, skip_nan), level)
 
 
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
@@ -68,7 +68,7 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
     equal, or with NaN scores, raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. The
     interval of a class with few positive groups (fewer than 5, say) is unreliable.
     """
-    estimates, resamples = _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined)
+    estimates, resamples = resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
     return intervals, interval(mean_of_defined(estimates), mean_of_defined(resamples), level)
 
@@ -80,7 +80,7 @@ def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95
     as in `bootstrap_auroc`, the p-value as in `interval_with_p`. The mean is over classes where both are defined.
     """
     (of_a, all_a), (of_b, all_b) = (
-        _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
+        resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
     )
     gain, gains = of_a - of_b, all_a - all_b
     pairs = [interval_with_p(*figures, level) for figures in zip(gain, gains.T, strict=True)]
@@ -125,7 +125,7 @@ def exponential_weights(n_groups, n_resamples, seed):
         yield rng.exponential(size=(min(CHUNK, n_resamples - start), n_groups))
 
 
-def _resample(values_or_fn, groups, n_resamples, seed, skip_nan):
+def resample(values_or_fn, groups, n_resamples, seed, skip_nan):
     """Return (estimate, float64 (n_resamples,))."""
     if callable(values_or_fn):
         codes, n_groups = number_groups(groups, len(groups))
@@ -153,7 +153,7 @@ def _draws(n_groups, n_resamples, seed):
     return (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
 
 
-def _auroc_resamples(y, score, groups, n_resamples, seed, skip_undefined):
+def resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined):
     """Return AUROCs on all images, float64 (C,), and under weights of the groups, float64 (n_resamples, C)."""
     y, score = np.asarray(y), np.asarray(score)
     estimates = auroc(y, score, np.nan if skip_undefined else None)

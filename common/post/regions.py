@@ -21,6 +21,9 @@ def remove_small(mask, min_area, connectivity=8, threshold=1):
 
     mask: bool or uint8 (height, width). The result is uint8 of 0 and 1 in the same memory order. Raises InputError for
     other arrays.
+
+    >>> remove_small(np.array([[1, 1, 0, 1]], np.uint8), 2).tolist()
+    [[1, 1, 0, 0]]
     """
     pixels = _checked(mask, connectivity, threshold)
     if not pixels.flags.c_contiguous and pixels.flags.f_contiguous:  # transposing keeps the regions

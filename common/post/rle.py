@@ -59,12 +59,20 @@ def to_string(runs, form=RELATIVE, empty="-1"):
 
 
 def decode(rle, shape=(1024, 1024), form=RELATIVE, order="F"):
-    """Return a run-length string as a uint8 mask (height, width) of 0 and 1; see `parse` and `paint`."""
+    """Return a run-length string as a uint8 mask (height, width) of 0 and 1; see `parse` and `paint`.
+
+    >>> decode("2 3", (2, 2), ABSOLUTE).tolist()
+    [[0, 1], [1, 1]]
+    """
     return paint(parse(rle, shape, form), shape, order)
 
 
 def encode(mask, form=RELATIVE, empty="-1"):
-    """Return the run-length string of a mask (height, width), bool or uint8, non-zero being foreground."""
+    """Return the run-length string of a mask (height, width), bool or uint8, non-zero being foreground.
+
+    >>> encode(np.array([[0, 1], [1, 1]], bool), ABSOLUTE)
+    '2 3'
+    """
     return to_string(runs_of(mask), form, empty)
 
 

@@ -83,3 +83,16 @@ def row_names(name, table, rows=None):
         return f"{name}, row {row}, image {table['image_id'].iloc[row]}"
 
     return where
+
+
+def pack_boxes(boxes, ids, columns):
+    """Return the boxes of each image as a tuple of tuples, which can be compared; `unpack_boxes` undoes it."""
+    values, rows = boxes[columns].to_numpy(float), boxes.groupby("image_id").indices
+    return [tuple(map(tuple, values[rows[image_id]].tolist())) if image_id in rows else () for image_id in ids]
+
+
+def unpack_boxes(table, name, columns):
+    """Return the table of boxes packed in the column `name` of a table of images."""
+    rows = [row for boxes in table[name] for row in boxes]
+    boxes = pd.DataFrame(rows, columns=columns, dtype=float).astype({"class_id": int})
+    return boxes.assign(image_id=np.repeat(table["image_id"].to_numpy(), table[name].map(len)))

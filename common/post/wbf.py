@@ -45,6 +45,10 @@ def mean_boxes(boxes, starts, iou_thr):
 
     boxes: float64 (n, 4) >= 0 in any unit; starts: int64 (groups + 1,). Returns the means, float64 (m, 4), in the order
     of the groups, and the number of each box's mean, int64 (n,).
+
+    >>> boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]])
+    >>> mean_boxes(boxes, np.array([0, 3]), 0.5)[0].tolist()
+    [[0.0, 0.0, 10.0, 11.0], [50.0, 50.0, 60.0, 60.0]]
     """
     n = len(boxes)
     rows, models, firsts = np.arange(n), np.zeros(n, np.int64), np.arange(len(starts))

@@ -41,7 +41,12 @@ class Entries:
 
 
 def read_entries(texts):
-    """Return the Entries of prediction strings, whose values are separated by any white space."""
+    """Return the Entries of prediction strings, whose values are separated by any white space.
+
+    >>> found = read_entries(["14 1 0 0 1 1", "3 0.9 10 20 30 40 5 0.2 0 0 9 9"])
+    >>> found.row.tolist(), found.class_id.tolist(), found.boxes[1].tolist()
+    ([0, 1, 1], [14.0, 3.0, 5.0], [10.0, 20.0, 30.0, 40.0])
+    """
     values, plain, counts, unread = array("d"), bytearray(), [], {}
     for row, text in enumerate(texts):
         tokens, before = text.split(), len(values)

@@ -215,10 +215,6 @@ ABOUT = {
     "cxr_irnet_without_weighting": "CXR-IRNet's ablation: attention alone",
     "cxr_irnet_without_attention": "CXR-IRNet's ablation: feature weighting alone",
 }
-TOOLS = {  # besides those of every solution
-    "table": "write runs and published results side by side",
-    "localise": "score heat maps against the boxes of findings",
-    "score_predictions": "score anyone's predictions on the official test list",
-}
+TOOLS = {"localise": "score heat maps against the boxes of findings"}  # besides those of every solution
 TAKES = ("on_unlabelled",)
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))

@@ -1,100 +1,60 @@
 """Predictions and labels as the tools read them: from the folders of runs, and from anyone's tables."""
 
+import logging
 import re
 
 import numpy as np
 import pandas as pd
 
-from common.config import file_hash, from_dict
 from common.data.tables import plain_patients, some_rows
 from common.errors import InputError
-from common.paths import read_json, read_parquet
-from solutions.chestxray14.config import LABELS, Config
+from common.paths import read_parquet
+from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.labels import parse_findings, stems
+from solutions.chestxray14.published import describe_labels
 from solutions.chestxray14.scoring import epoch_chosen
 
-CLASSES = list(LABELS)
+log = logging.getLogger(__name__)
+CLASSES, TRUE = list(LABELS), "true "
+SPLITS = {"oof": "train", "test": "test"}
 _PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
 
 
-def read_runs(runs, split):
-    """Read what runs predicted; returns (scores, images, notes, folds).
+def results(job, split):
+    """Return what a run predicted: a table for each view and for its answer, see common.compare.Comparison.
 
-    scores: row name → float64 (N, 14), a run of two views giving `name: whole`, `name: lungs` and `name`; images: the
-    labelled images, image_id as index, patient_id and the 14 LABELS, 0/1; notes: lines for the reader; folds: row name
-    → int (N,), -1 for test. split: test or oof. Raises InputError naming the run, or file, and an image: no run of this
-    solution, no predictions, other images or labels than the first run's.
+    Columns: image_id, patient_id, fold, truth, the 14 LABELS and their truth 0/1 as "true <label>", of the images whose
+    labels are known.
     """
-    scores, images, notes, folds = {}, None, [], {}
-    for run in runs:
-        if not run.is_dir():
-            raise InputError(f"{run}: not the folder of a run")
-        manifest, config = read_json(run / "manifest.json"), read_json(run / "config.json")
-        steps = manifest.get("steps", {}) if isinstance(manifest, dict) else {}
-        if not isinstance(config, dict) or config.pop("solution", None) != "chestxray14":
-            raise InputError(f"{run}: the run of another solution")
-        if "predict" not in steps:
-            raise InputError(f"{run}: no predictions of its present networks; run its verb `predict`")
-        mine, unlabelled = _labelled(run, split)
-        if images is None:
-            images = mine
-            notes += [f"{unlabelled:,} predicted images have no labels and are left out"] * (unlabelled > 0)
-            notes.append((steps["prepare"].get("about") or {}).get("said", ""))
-        else:
-            _check_same(run, runs[0], mine, images)
-        if steps["prepare"].get("synthetic"):
-            notes.append("Synthetic radiographs: the scores only show that the pipeline works")
-        name = run.resolve().name if run.resolve().name not in scores else str(run)
-        if name in scores:
-            raise InputError(f"{run}: named twice")
-        config.pop("preset", None)
-        config = from_dict(Config, config, str(run / "config.json"))
-        if split == "oof" and epoch_chosen(config):
-            notes.append(f"{name}: its epochs were chosen on these very images, which inflates its score")
-        for view in ("whole", "lungs") if config.views == "both" else ():
-            row = f"{name}: {view}"
-            scores[row], folds[row] = _probabilities(run / f"{split}_{view}.parquet", images)
-        scores[name], folds[name] = _probabilities(run / f"{split}.parquet", images)
-    return scores, images, [note for note in dict.fromkeys(notes) if note], folds
+    views = {f": {view}": f"{split}_{view}" for view in ("whole", "lungs") if job.config.views == "both"}
+    return {end: _with_truth(job, f"{name}.parquet") for end, name in (views | {"": split}).items()}
 
 
-def _labelled(run, split):
-    """Return patients and labels of the predicted images that have labels, and the number of the others."""
-    predicted = read_parquet(run / f"{split}.parquet")["image_id"]
-    table = read_parquet(run / "images.parquet").set_index("image_id").loc[predicted, ["patient_id", *CLASSES]]
-    known = (table[CLASSES] >= 0).all(axis=1)
-    if not known.any():
-        raise InputError(f"{run}: its {split} images have no labels (--split oof: the training images, out of fold)")
-    return table[known], int((~known).sum())
+def _with_truth(job, name):
+    table = read_parquet(job.run.path(name))
+    about = job.images.at(job.images.rows_of(table["image_id"])).reset_index(drop=True)
+    table = table.join(about[CLASSES].add_prefix(TRUE)).assign(patient_id=about["patient_id"])
+    table["truth"] = list(map(tuple, about[CLASSES].to_numpy()))
+    return table[(about[CLASSES] >= 0).all(axis=1)]
 
 
-def _check_same(run, first, mine, images):
-    for incomplete, wanted, found in ((run, images, mine), (first, mine, images)):
-        missing = wanted.index.difference(found.index, sort=False)
-        if len(missing):
-            raise InputError(
-                f"{incomplete}: no labelled prediction of {missing[0]} and {len(missing) - 1:,} other images; "
-                f"{first} and {run} must have predicted the same images"
-            )
-    differ = (mine.loc[images.index, CLASSES].to_numpy() != images[CLASSES].to_numpy()).any(axis=1)
-    if differ.any():
-        raise InputError(f"{run}: other labels than {first} has, such as for image {images.index[np.argmax(differ)]}")
-
-
-def _probabilities(file, images):
-    table = read_parquet(file).set_index("image_id").reindex(images.index)
-    found = table[CLASSES].to_numpy(np.float64)
-    for row in np.flatnonzero(np.isnan(found).any(axis=1))[:1]:
-        raise InputError(f"{file}: no prediction of image {images.index[row]}")
-    return found, table["fold"].to_numpy(np.int64)
+def describe_run(job, split, name):
+    """Return lines about a run for the reader of its scores."""
+    said = [(job.run.step("prepare").get("about") or {}).get("said")]
+    if split == "oof" and epoch_chosen(job.config):
+        said.append(f"{name}: its epochs were chosen on these very images, which inflates its score")
+    unlabelled = int((job.images.at(job.images.rows(SPLITS[split]))[CLASSES] < 0).any(axis=1).sum())
+    said += [f"{unlabelled:,} predicted images have no labels and are left out"] * (unlabelled > 0)
+    return [line for line in said if line]
 
 
 def read_scores(path):
-    """Return anyone's predictions, float64 columns by LABELS and image_id as index, and the columns that are no class.
+    """Return anyone's predictions, float64 columns by LABELS and image_id as index.
 
     The first column names the image, by Image Index or image_id in any spelling, with a suffix such as .png or without;
-    not all classes need a column. Raises InputError naming file, row and column: another first column, no class, a
-    class or an image twice, no finite number.
+    the others bear the names of classes (Pleural_Thickening, prob_Pleural_Thickening, pleural thickening). Not all
+    classes need a column, and any numbers that rank will do. Raises InputError naming file, row and column: another
+    first column, no class, a class or an image twice, no finite number.
     """
     raw = some_rows(path)
     first, *others = raw.columns
@@ -110,14 +70,17 @@ def read_scores(path):
     for row, column in np.argwhere(~np.isfinite(scores.to_numpy(np.float64)))[:1]:
         raise InputError(f"{path}, row {row + 2}, {columns[column]}: {raw[columns[column]][row]!r} is not a number")
     scores.index = _image_ids(raw[first].str.replace(r".*[/\\]", "", regex=True), path)
-    return scores[[label for label in LABELS if label in scores]], [name for name in others if not named[name]]
+    unused = [name for name in others if not named[name]]
+    if unused:
+        log.info(f"ignored columns that are not classes: {', '.join(unused)}")
+    return scores[[label for label in LABELS if label in scores]]
 
 
 def read_truth(path):
-    """Return the labels of a label table, LABELS 0/1 with image_id as index, and its patients, a Series or None.
+    """Return the labels of a label table, "true <label>" 0/1 with image_id as index, and patient_id if it has patients.
 
-    Only the columns Image Index and Finding Labels are needed; without Patient ID there are no patients. Raises
-    InputError naming file and row: a column that is missing, an image twice, a text that is no label, a blank patient.
+    Only the columns Image Index and Finding Labels are needed. Raises InputError naming file and row: a column that is
+    missing, an image twice, a text that is no label, a blank patient.
     """
     raw = some_rows(path)
     for name in ("Image Index", "Finding Labels"):
@@ -127,16 +90,13 @@ def read_truth(path):
     for row in np.flatnonzero(problems != "")[:1]:
         raise InputError(f"{path}, row {row + 2}: {problems[row]}")
     truth = pd.DataFrame(marks, _image_ids(raw["Image Index"], path), CLASSES)
+    log.info(f"{path.name}: {describe_labels(truth)}")
+    truth = truth.add_prefix(TRUE)
     if "Patient ID" not in raw:
-        return truth, None
+        return truth
     for row in np.flatnonzero(raw["Patient ID"] == "")[:1]:
         raise InputError(f"{path}, row {row + 2}: no Patient ID")
-    return truth, plain_patients(raw["Patient ID"]).set_axis(truth.index)
-
-
-def describe_file(path):
-    """Return a file's name and hash."""
-    return f"{path.name}, sha256 {file_hash(path)[:16]}"
+    return truth.assign(patient_id=plain_patients(raw["Patient ID"]).to_numpy())
 
 
 def _image_ids(names, path):

@@ -7,7 +7,7 @@ from scipy import stats
 from common.errors import InputError
 from common.metrics.classification import auroc, mean_of_defined
 from common.metrics.delong import delong_intervals, delong_test
-from common.metrics.statistics import Interval, as_interval, bootstrap_auroc, paired_bootstrap_auroc
+from common.metrics.statistics import Interval, as_interval, bootstrap_auroc
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import labels_of
 
@@ -39,20 +39,15 @@ def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
     return table
 
 
-def comparison(y, score, other, patients, labels, n_resamples=1000, seed=0):
-    """Return a row for each of C labels and their mean: score's AUROC minus other's, with p-values.
+def paired_tests(y, score, other, labels):
+    """Return two-sided p-values of score's AUROC minus other's, by each of C labels and their mean.
 
-    Columns: label, difference, difference_low, difference_high and p_bootstrap (the same weights of patients for both),
-    p_delong (a label's), p_delong_holm (corrected for the number of labels), p_t_test (the mean's: `t_test` over the
-    labels). Two-sided p-values. y, score, other, patients and errors: as in `class_table`.
+    Columns: p_delong (a label's), p_delong_holm (corrected for the number of labels), p_t_test (the mean's: `t_test`
+    over the labels). y, score, other: as in `class_table`.
     """
-    pairs, mean = paired_bootstrap_auroc(y, score, other, patients, n_resamples, seed, skip_undefined=True)
-    rows = [(each.estimate, each.low, each.high, p_value) for each, p_value in (*pairs, mean)]
-    table = pd.DataFrame(rows, columns=["difference", "difference_low", "difference_high", "p_bootstrap"])
-    table.insert(0, "label", [*labels, MEAN])
-    p_delong = delong_test(y, score, other)[:, 3]
+    table, p_delong = pd.DataFrame(index=[*labels, MEAN]), delong_test(y, score, other)[:, 3]
     table["p_delong"], table["p_delong_holm"] = np.append(p_delong, np.nan), np.append(holm(p_delong), np.nan)
-    table["p_t_test"] = [np.nan] * len(labels) + [t_test(table["difference"].to_numpy()[:-1])]
+    table["p_t_test"] = [np.nan] * len(labels) + [t_test(auroc(y, score, np.nan) - auroc(y, other, np.nan))]
     return table
 
 

@@ -213,7 +213,6 @@ ABOUT = {"paper": "Ahmed et al. (2020): HRNet on the lungs alone, ten folds"}
 ABOUT |= {name: f"the paper's baseline {name}" for name in BASELINES}
 MORE_VERBS = {"audit": "measure how much of the score is the images' origin"}  # in addition to those of every solution
 IN_DEMO = ("audit",)  # verbs that `cxr demo` runs after `run`
-TOOLS = {"table": "compare runs side by side, paired by patient"}  # likewise; it needs no run
 TAKES = ("normals",)
 KAGGLE = Source(
     "none",

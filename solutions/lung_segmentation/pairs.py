@@ -137,10 +137,11 @@ def _add(pairs, image_id, dataset, patient, path, stem):
     return True
 
 
-def read_mask(path):
+def read_mask(path, may_be_empty=False):
     """Return the mask in a file, bool (H, W): pixels brighter than half of the brightest value.
 
-    Raises InputError naming the file if it cannot be read, is empty, has grey levels, or covers the whole image.
+    Raises InputError naming the file if it cannot be read, is empty (unless it may be), has grey levels, or covers the
+    whole image.
     """
     try:
         with Image.open(path) as image:
@@ -153,6 +154,8 @@ def read_mask(path):
     except Exception as error:  # damaged files raise many kinds of errors
         raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
     if not pixels.any():
+        if may_be_empty:
+            return pixels > 0
         raise InputError(f"{path}: an empty mask")
     top = int(pixels.max())
     mask = pixels > top // 2

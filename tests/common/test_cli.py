@@ -16,7 +16,9 @@ import torch
 from common import cli
 from common.budget import Stopped
 from common.cli import Options, parse
+from common.config import FitConfig
 from common.errors import InputError
+from common.settings import read_settings, update
 
 log = logging.getLogger("common.test")
 
@@ -88,6 +90,36 @@ def test_without_a_preset_the_stored_configuration_is_used(command, capsys):
     assert done.contexts[0].options.workers is None  # an option of the session, not of the run
     assert command("train").status == command("train --out s").status == 2
     assert capsys.readouterr().err.count("error: name a preset (small, big), or --out") == 2
+
+
+def test_settings_from_a_file(command, tmp_path, capsys):
+    (tmp_path / "my.yaml").write_text("net: {epochs: 5}\ntta: [flip]\n")
+    done = command("run small --config my.yaml --out r --tta scale")
+    assert done.status == 0 and done.contexts[0].config == Config(Net(5), "a", ("scale",))
+    assert command("run big --config my.yaml --out s").contexts[0].config == Config(Net(5), "b", ("flip",))
+    # a run's config.json names its preset; without one, the settings of --out are the base
+    assert command("train --config s/config.json --out t").contexts[0].preset == "big"
+    assert command("train --config my.yaml --out r").contexts[0].config == Config(Net(5), "a", ("flip",))
+    wrong = {
+        "net: {epoch: 5}": "net: unknown field 'epoch'",
+        "epochs: 5": "unknown field 'epochs'",
+        "net: {epochs: many}": "net: epochs cannot be 'many'",
+        "net: 5": "net: expected a JSON object, not 5",
+        "solution: siim": "belongs to another solution",
+        "- 5": "holds no settings",
+        "a: [": "not readable as YAML or JSON",
+    }
+    for text, message in wrong.items():
+        (tmp_path / "my.yaml").write_text(text)
+        assert command("run small --config my.yaml").status == 2
+        assert f"error: my.yaml: {message}" in capsys.readouterr().err
+    assert command("run small --config none.yaml").status == command("train --config my.yaml").status == 2
+
+
+def test_numbers_in_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 1e-3\nweight_decay: 2.5E-4\nname: e-3\n")
+    assert read_settings(tmp_path / "a.yaml") == {"lr": 0.001, "weight_decay": 0.00025, "name": "e-3"}
+    assert update(FitConfig(), {"lr": 1e-4, "milestones": [1, 2]}, "x").milestones == (1, 2)
 
 
 def test_help(command, capsys):

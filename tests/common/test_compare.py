@@ -1,12 +1,13 @@
 """Runs side by side: means over folds, pooled intervals and paired differences, from hand-made predictions."""
 
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from common.cli import VERBS
-from common.compare import compare, side_by_side, table_tool
+from common.compare import Comparison, by_rows, compare, comparison_tools, side_by_side
 from common.errors import InputError
 from common.paths import read_json, write_json
 from tests.toy import TOY, Config, make_job, write_data
@@ -17,20 +18,30 @@ METRICS = {
 }
 
 
-def results(job, oof):
+def results(job, split):
+    oof = pd.read_parquet(job.run.path("oof.parquet"))
     about = job.images.at(job.images.rows_of(oof["image_id"])).reset_index(drop=True)
-    return oof.assign(patient_id=about["patient_id"], truth=about["bright"], probability=oof["bright"])
+    return {"": oof.assign(patient_id=about["patient_id"], truth=about["bright"], probability=oof["bright"])}
 
 
 THEIRS = pd.DataFrame({"network": ["theirs"], "accuracy": [0.5]})
-table = table_tool(TOY, Config, results, METRICS, THEIRS, "A note.")
+
+
+def read(path):
+    return pd.read_csv(path, index_col=0, dtype={"patient_id": str})
+
+
+COMPARISON = Comparison(results, by_rows(METRICS), read, read, published=THEIRS, note="A note.")
+TOOLS = comparison_tools(TOY, Config, COMPARISON)
+table = TOOLS["table"]
 
 
 def test_figures_by_hand():
     one = pd.DataFrame({"patient_id": list("aabbcc"), "fold": [0, 0, 0, 1, 1, 1], "truth": [1, 0, 1, 0, 1, 0]})
     one["probability"] = [0.9, 0.9, 0.1, 0.1, 0.9, 0.1]
+    one["image_id"] = [f"i{number}" for number in range(6)]
     tables = {"one": one, "two": one.assign(probability=[0.9, 0.1, 0.1, 0.1, 0.9, 0.1])}
-    found = compare(tables, METRICS, "one").set_index(["run", "metric"])
+    found = compare(tables, COMPARISON, "one").set_index(["run", "metric"])
     first, second = found.loc[("one", "accuracy")], found.loc[("two", "accuracy")]
     assert first["fold_mean"] == pytest.approx((1 / 3 + 1) / 2) and first["fold_sd"] == pytest.approx(2 / 3 / 2**0.5)
     assert first["pooled"] == pytest.approx(4 / 6) and first["folds"] == 2 and pd.isna(first["difference"])
@@ -69,7 +80,7 @@ def test_the_same_run_twice_does_not_differ(runs, tmp_path, caplog):
     found = pd.read_csv(tmp_path / "table.csv")
     assert found["run"].tolist() == ["a", "a", "b", "b"] and (found["difference"].dropna() == 0).all()
     assert found["p"].dropna().tolist() == [1.0, 1.0]
-    for text in ("8 images of 4 patients, out of fold", "against a, paired by patient", "theirs", "A note."):
+    for text in ("oof: 8 images of 4 patients", "against a, paired by patient", "theirs", "A note."):
         assert text in caplog.text
 
 
@@ -81,7 +92,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     refuses("name the folders of the runs")
     refuses("a: named twice", *[runs[0]] * 3)
     refuses("nowhere: not the folder of a finished run", tmp_path / "nowhere")
-    refuses("--against c: the runs are a, b", *runs, against="c")
+    refuses("--against c: the rows are a, b", *runs, against="c")
     refuses("--resamples 0 must be at least 1", *runs, resamples=0)
     config = read_json(runs[1] / "config.json")
     write_json(runs[1] / "config.json", config | {"tta": ["flip"]})
@@ -97,6 +108,9 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     ],
 )
 def test_runs_on_other_images_are_refused(runs, change, message):
-    tool = table_tool(TOY, Config, lambda job, oof: change(results(job, oof), job.run.folder.name), METRICS)
+    def changed(job, split):
+        return {"": change(results(job, split)[""], job.run.folder.name)}
+
+    tools = comparison_tools(TOY, Config, replace(COMPARISON, results=changed))
     with pytest.raises(InputError, match=message):
-        tool(tuple(runs))
+        tools["table"](tuple(runs))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.tables import label_table
-from solutions.chestxray14 import predictions, published, report, tools
+from solutions.chestxray14 import comparison, predictions, published, report
 from solutions.chestxray14.config import DEMO, FUSION, LABELS, SDFN, Config, NetworkConfig
 from solutions.chestxray14.published import published_classes, published_means
 from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, few, holm
@@ -28,9 +28,10 @@ def test_classes_of_few_positive_patients_are_marked():
     assert np.flatnonzero(few(found)).tolist() == [0]  # Hernia has no area, the mean no patients
     alone = class_table(y, score, None, NAMES, 20)
     assert alone["positive_patients"].tolist()[:-1] == alone["positive"].tolist()[:-1]
-    assert "Atelectasis 4" in tools._too_few(found)[0] and not tools._too_few(found[1:])
-    shown = tools._side_by_side({"run": found})
-    assert [row.endswith("] *") for row in shown["run"]] == few(found).tolist()
+    figures = found.rename(columns={"label": "metric", "auroc": "pooled"})
+    said = comparison.remarks(figures, None)
+    assert "fewer than 5 positive patients (Atelectasis 4)" in said[1]
+    assert len(comparison.remarks(figures[1:], None)) == 2
 
 
 def test_holm():
@@ -96,7 +97,7 @@ def test_releases_of_the_labels_are_known_by_their_counts():
     path = label_table("Data_Entry_2017_v2020.csv.gz")
     if path is None:
         pytest.skip("needs the package torchxrayvision")
-    truth, _ = predictions.read_truth(path)
+    truth = predictions.read_truth(path).rename(columns=lambda name: name.removeprefix(predictions.TRUE))
     assert published.describe_labels(truth).startswith("as many images of each label as NIH's release of 2020")
     changed = truth.copy()
     changed.iloc[0, 6] = 1 - changed.iloc[0, 6]
