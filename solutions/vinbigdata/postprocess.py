@@ -68,6 +68,11 @@ def list_rules(fusion, decision, weights):
 # ---- fusion and decision -------------------------------------------------------------------------------------------
 
 
+def find_healthy(rule, probs):
+    """Return two masks of images by their probability of being healthy: boxes dropped, and a No finding box added."""
+    return probs > rule.alpha, probs > rule.beta
+
+
 def apply_rule(detections, image_ids, healthy, rule):
     """Return the detections to submit for `image_ids`, with rows of class 14 and at least one row per image.
 
@@ -77,7 +82,7 @@ def apply_rule(detections, image_ids, healthy, rule):
     ids = pd.Index(image_ids)
     at = ids.get_indexer(detections["image_id"])
     probs = healthy.reindex(ids).to_numpy() if min(rule.alpha, rule.beta) < 1 else np.zeros(len(ids))
-    replaced, joined = probs > rule.alpha, probs > rule.beta
+    replaced, joined = find_healthy(rule, probs)
     kept = ~replaced[at]
     empty = np.bincount(at[kept], minlength=len(ids)) == 0
     added = np.flatnonzero(joined | empty)

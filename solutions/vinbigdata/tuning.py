@@ -11,13 +11,13 @@ from common.config import to_dict
 from common.data.folds import make_folds
 from common.detection import gate_figures
 from common.metrics.classification import mean_of_defined
-from common.metrics.detection import Result, ap_of, bootstrap_map, evaluate
+from common.metrics.detection import Result, ap_of, bootstrap_map, class_aps, evaluate
 from common.metrics.statistics import Interval, as_interval
 from common.post.members import fuse, split_members
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import no_findings
 from solutions.vinbigdata.models import VOC_FINDINGS
-from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, list_rules
+from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, find_healthy, list_rules
 
 SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the figure
 
@@ -165,7 +165,8 @@ class _Trials:
     def __init__(self, oof, truth, images, healthy, members, method, shares):
         self.tables, _ = split_members(oof, members)
         self.truth, self.images, self.healthy, self.method, self.shares = truth, images, healthy, method, shares
-        self.known, self.fuse = {}, lru_cache(1)(self._fuse)  # many rules share one fusion
+        self.known, self.fuse, self.match = {}, lru_cache(1)(self._fuse), lru_cache(1)(self._match)
+        self.probs = healthy.reindex(images["image_id"]).to_numpy()
         own = [evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in self.tables.values()]
         self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
 
@@ -194,8 +195,31 @@ class _Trials:
         boxes = boxes if len(ids) == len(self.images) else boxes[boxes["image_id"].isin(ids)]
         return apply_rule(boxes, ids, self.healthy, rule)
 
+    def _match(self, weights, iou, skip):
+        return evaluate(self.fuse(weights, iou, skip), self.truth, self.images["image_id"])
+
     def scores(self, rule):
+        """Return the mean AP of a rule on each share, as `evaluate` would of `decide`.
+
+        Rules that differ only in alpha and beta share one matching, since they keep or drop all boxes of an image.
+        """
         if rule not in self.known:
-            ids = self.images["image_id"]
-            self.known[rule] = mean_of_defined(ap_of(evaluate(self.decide(rule, ids), self.truth, ids), self.shares))
+            found = self.match(rule.weights, rule.iou, rule.skip)
+            dropped, boxed = find_healthy(rule, self.probs)
+            empty = dropped | (np.bincount(found.image, minlength=len(dropped)) == 0)
+            added = np.flatnonzero(boxed | empty)
+            score = np.where(boxed & ~dropped, self.probs, 1.0)[added]
+            order = np.argsort(-score, kind="stable")
+            healthy = np.bincount(found.truth_image[found.truth_class == NO_FINDING], minlength=len(dropped)) > 0
+            # No finding is the last class; its rows count whether or not the image's boxes were dropped
+            parts = (found.score, score[order]), (found.found, healthy[added][order])
+            scores, hits = (np.concatenate(part) for part in parts)
+            image = np.concatenate([found.image, len(dropped) + added[order]])
+            starts = np.append(found.starts[:-1], len(scores))
+            totals = [
+                np.bincount(found.truth_class, share[found.truth_image], len(starts) - 1) for share in self.shares
+            ]
+            weights = np.hstack([self.shares * ~dropped, self.shares])
+            aps = class_aps(starts, scores, hits, image, weights, np.stack(totals), found.rule)
+            self.known[rule] = mean_of_defined(aps)
         return self.known[rule]
