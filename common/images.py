@@ -196,6 +196,9 @@ def open_images(job):
         raise InputError(
             f"{run.folder}: prepared with other --normals, {record['normals']}; run `prepare` with the new ones"
         )
+    if not Path(record["store"]).is_dir():
+        moved = f"its decoded images, {record['store']}, are not there any more; the data were in {record['data']}"
+        raise InputError(f"{run.folder}: {moved}: run `prepare --data FOLDER` to decode them again")
     store = Store.open(record["store"])
     table, about = read_parquet(run.path("images.parquet")), record["about"]
     if _images_key(record["tables_key"], table, store) != record["images_key"]:

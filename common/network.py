@@ -18,7 +18,9 @@ from common.data.loaders import EpochSampler, eval_loader, make_loader
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
+from common.nn.models import timm_name
 from common.nn.onnx import with_session
+from common.nn.weights import check_weights
 from common.paths import read_csv, write_csv
 from common.step import cached_hash, changed_settings, run_step
 from common.train import distributed
@@ -161,6 +163,22 @@ def train(job, network, later=()):
         if on_epoch is not None:
             on_epoch(fitted.history.to_dict("records"))
     return fitted
+
+
+def check_initial_weights(job, networks):
+    """Raise InputError, naming the option, if the pretrained weights of a training to come are not within reach."""
+    sections, checked = vars(job.config), set()
+    for network in networks:
+        config, folder = network.config, network.folder(job.run)
+        begun = any((folder / name).is_file() for name in ("last.ckpt", "final.safetensors"))
+        if begun or network.starts_from is not None or not hasattr(config, "weights"):
+            continue
+        alike = [name for name, section in sections.items() if type(section) is type(config)]
+        option = f"--{network.stage if network.stage in alike else alike[0]}.weights"
+        backbone = getattr(config, "backbone", None) or config.encoder
+        if (backbone, config.weights) not in checked:
+            check_weights(timm_name(backbone) if backbone else "", config.weights, option)
+        checked.add((backbone, config.weights))
 
 
 def _paces(run, networks):

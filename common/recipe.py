@@ -162,6 +162,7 @@ class Solution:
 
 def prepare(job):
     """Convert the competition's files to the image table, the folds and the store."""
+    networks_of.check_initial_weights(job, job.recipe.networks(job))
     prepare_images(job, job.recipe)
 
 
@@ -170,6 +171,7 @@ def train(job):
     if job.run.joined and (changed := changed_settings(job)):
         raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")
     job.recipe.before_training(job)
+    networks_of.check_initial_weights(job, job.recipe.networks(job))
     train_all(job, job.recipe.networks(job))
 
 

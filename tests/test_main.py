@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common import cli, kaggle
+from common.nn import weights
 from common.options import SPECIAL
 from solutions import demo
 from solutions.__main__ import NAMES, load_solution, main
@@ -81,6 +82,32 @@ def test_comments_in_a_configuration_are_no_help(name, capsys):
         main([name, "train", "paper", "--help"])
     said = re.sub(r"[│|\s]+", " ", capsys.readouterr().out)
     assert [comment for comment in comments if len(comment) > 20 and comment[:40] in said] == []
+
+
+OPTIONS = {  # of the first network that the preset `paper` trains
+    "siim_pneumothorax": "classifier",
+    "lung_segmentation": "network",
+    "vinbigdata": "detector",
+    "rsna_pneumonia": "detector",
+    "chestxray14": "whole",
+    "covid19": "network",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_asked_for_before_anything_is_read(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(weights, "_find_cached", lambda config: None)
+    monkeypatch.setattr(weights, "_is_reachable", lambda config: False)
+    words, option = [name, "prepare", "paper", "--data", str(tmp_path)], f"--{OPTIONS[name]}.weights"
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    assert f"cannot be fetched; give {option} a file, or none to start" in capsys.readouterr().err
+    assert main([*words, option, "x.pth", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {option} x.pth: no such file")
+    found = [OPTIONS[name], *(["segmenter"] if name == "siim_pneumothorax" else [])]
+    found += {"vinbigdata": ["healthy"], "rsna_pneumonia": ["gate"]}.get(name, [])
+    none = [word for section in found for word in (f"--{section}.weights", "none")]
+    assert main([*words, *none, "--out", str(tmp_path / "run")]) == 2  # now the data
+    assert ".weights" not in capsys.readouterr().err
 
 
 def test_what_is_no_solution(capsys):

@@ -47,8 +47,6 @@ def feature_map(net, images):
     Raises InputError if the network has none.
     """
     out = net(images)
-    out = net(images)
-    out = net(images)
     if out.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
         out = out.permute(0, 3, 1, 2)
     elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # a vision transformer: tokens of classes, then patches

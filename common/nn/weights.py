@@ -67,22 +67,22 @@ def imagenet_state(name):
     packaged = _find_packaged(name)
     if packaged is not None:
         return packaged
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        raise InputError(f"{name}: timm has no pretrained weights for it; use --weights none or a file")
-    path, overlay = _find_cached(config), {}
-    if path is not None:
-        overlay = {"state_dict": read_state(path)}
-    elif not _is_reachable(config):
-        raise InputError(
-            f"{name}: its ImageNet weights ({config.hf_hub_id or config.url}) are not on this machine and cannot be "
-            "fetched; give --weights a file, or --weights none to start from random ones"
-        )
+    path = _locate(name, "weights")
+    overlay = {} if path is None else {"state_dict": read_state(path)}
     try:
         net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # the hub's exceptions differ between versions
         raise InputError(f"{name}: its ImageNet weights could not be loaded ({_first_line(error)})") from error
     return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
+
+
+def check_weights(name, weights, option):
+    """Raise InputError, naming the `option`, if the `weights` of timm's network `name` are not within reach."""
+    if weights == "imagenet":
+        if _find_packaged(name) is None:
+            _locate(name, option)
+    elif weights not in ("none", "coco") and not Path(weights).is_file():
+        raise InputError(f"{option} {weights}: no such file (weights are imagenet, none or a file)")
 
 
 def load_pretrained(model, name, weights, required):
@@ -153,6 +153,20 @@ def _find_packaged(name):
     if [(k.split(".")[-1], v.shape) for k, v in own.items()] != [(k.split(".")[-1], v.shape) for k, v in state.items()]:
         raise InputError(f"{files[0]}: not the weights of {name}, though its package says so")
     return dict(zip(own, state.values(), strict=True)), f"ImageNet weights of {name} (package {spec.name})"
+
+
+def _locate(name, option):
+    """Return the cached file of timm's ImageNet weights, None if they can be fetched; else InputError."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise InputError(f"{name}: timm has no pretrained weights for it; give {option} none or a file")
+    path = _find_cached(config)
+    if path is None and not _is_reachable(config):
+        raise InputError(
+            f"{name}: its ImageNet weights ({config.hf_hub_id or config.url}) are not on this machine and cannot be "
+            f"fetched; give {option} a file, or none to start from random ones"
+        )
+    return path
 
 
 def _find_cached(config):

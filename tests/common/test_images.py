@@ -1,5 +1,6 @@
 """The images of a run: what `prepare` writes, what it refuses, and what makes trainings and predictions stale."""
 
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -129,6 +130,14 @@ def test_options_that_differ_from_those_of_prepare_are_named(prepare, data, tmp_
             open_images(job)
     job.config, job.options = Config(), replace(job.options, data=tmp_path, test=None)  # the folder above
     assert open_images(job)
+
+
+def test_a_store_that_is_gone_names_the_remedy(prepare, tmp_path):
+    job = prepare()
+    shutil.rmtree(job.images.store.folder)
+    del job.__dict__["images"]
+    with pytest.raises(InputError, match=rf"the data were in {tmp_path}/data: run `prepare --data FOLDER` to decode"):
+        open_images(job)
 
 
 def test_damaged_results_of_prepare(prepare, tmp_path):

@@ -78,7 +78,7 @@ def test_a_package_with_another_networks_weights_is_refused(tmp_path, monkeypatc
 
 def test_without_network_and_cache_one_line_names_the_remedy(no_network):
     for backbone in ("resnet18", "xception"):
-        with pytest.raises(InputError, match="not on this machine and cannot be fetched; give --weights") as error:
+        with pytest.raises(InputError, match="not on this machine and cannot be fetched; give weights a file") as error:
             classifier(backbone, 2, "imagenet")
         assert "\n" not in str(error.value)
 
