@@ -202,7 +202,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
 
 def _next_command(preset, run, tools):
     if preset == "demo":
-        return "run paper --data FOLDER"
+        return "run podium --data FOLDER"
     answer = run.path("submission.csv")
     return f"upload {answer} -m TEXT" if "upload" in tools and answer.is_file() else f"export {run.folder} --out FOLDER"
 

@@ -115,7 +115,9 @@ def open_run(recipe, config_class, folder, **options):
 def _job(recipe, preset, config, options):
     device, run = distributed.start(options.device), Run(options.out)
     try:
-        yield Job(recipe.name, preset, config, options, run, device, Budget(None), recipe=recipe)
+        job = Job(recipe.name, preset, config, options, run, device, Budget(None), recipe=recipe)
+        job.recipe = recipe.pick(job, "export") or recipe
+        yield job
     finally:
         run.close()
 
@@ -162,7 +164,7 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         """Predict test images from an exported folder and write a submission; no labels and no run are needed.
 
         Args:
-            trained: Folder that the tool `export` wrote.
+            trained: Folder that the tool `export` wrote, or that of a finished run.
             data: The competition's folder, whose sample submission names the images; found automatically on Kaggle.
             test: Images to predict instead: a folder, or a CSV whose first column names them.
             out: The submission (default: submission.csv, on Kaggle in /kaggle/working).
@@ -175,6 +177,12 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         """
         if sizes and not takes_sizes:
             raise InputError(f"--sizes does not apply to {recipe.name}")
+        if (trained / "config.json").is_file():
+            with tempfile.TemporaryDirectory(prefix="export-") as folder:
+                with open_run(recipe, config_class, trained, device=device) as job:
+                    write_trained(job, folder)
+                given = {"data": data, "test": test, "out": out, "work": work, "sizes": sizes, "device": device}
+                return infer(Path(folder), on_bad_image=on_bad_image, workers=workers, **given)
         exported = Trained.open(trained, recipe.name)
         config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
         config = recipe.use_assets(config, {name: exported.folder / name for name in exported.files})
@@ -190,7 +198,7 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
             options = Options(out=folder, store=folder / "stores", on_bad_image=on_bad_image, **given)
             with _job(recipe, exported.preset, config, options) as job:
                 job.facts = exported.facts
-                images = processes.main_first(lambda: prepare_test(job, recipe))
+                images = processes.main_first(lambda: prepare_test(job, job.recipe))
                 processes.ask_main(lambda: exported.link(job.run))
                 predict_test(job)
                 if not processes.is_main():

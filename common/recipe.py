@@ -83,6 +83,7 @@ class Solution:
     further_verbs: further verbs as functions of a job.
     assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
     uses their copies.
+    pick(job, verb) -> the Solution for a job, where the configuration decides which of several it is.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Solution:
     further_verbs: dict = field(default_factory=dict)
     assets: Callable = lambda config: {}
     use_assets: Callable = lambda config, files: config
+    pick: Callable = nothing
 
     def steps(self):
         """Return every Step by its name."""
@@ -138,7 +140,7 @@ class Solution:
 
         def bound(*functions):
             def verb(job):
-                job.recipe = self
+                job.recipe = self.pick(job, functions[0].__name__) or self
                 for function in functions:
                     function(job)
 

@@ -17,7 +17,7 @@ import importlib
 from common import cli, kaggle
 from common.errors import STOPPED, InputError
 
-NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "rsna_pneumonia", "chestxray14", "covid19")
+NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "rsna_pneumonia", "chestxray14", "covid19", "own")
 USAGE = f"""\
 usage: cxr <name> <verb> [preset] [options]
        cxr <name> --help    its verbs, presets and tools

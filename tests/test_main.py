@@ -25,7 +25,7 @@ from solutions.__main__ import NAMES, load_solution, main
 lines = ["--help", "bundle --help", "demo --help"]
 for name in NAMES:
     lines += [f"{name} {words}" for words in ("--help", "run demo --help", "train --help", "score podium --help")]
-    lines += [f"{name} {words} --help" for words in ("score", "find_lr", "predict paper")]
+    lines += [f"{name} {words} --help" for words in ("score", "find_lr", "predict demo")]
 lines.append("covid19 audit --help")
 for line in lines:
     printed = io.StringIO()

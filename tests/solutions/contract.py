@@ -139,6 +139,14 @@ CASES = (
         training="--network.epochs 3",
         relabel=edit("metadata.csv", "No Finding", "COVID-19"),
     ),
+    Case(
+        "own",
+        {"n_train": 16, "n_test": 4},
+        """--store-size 64 --classifier.backbone test_resnet --classifier.weights none --classifier.size 64
+        --classifier.epochs 2 --classifier.batch-size 4 --classifier.precision fp32 --workers 0""",
+        training="--classifier.epochs 3",
+        relabel=edit("labels.csv", "p0000,1", "p0000,0"),
+    ),
 )
 SOLUTIONS = {case.name: case for case in CASES}
 

@@ -1,0 +1,227 @@
+"""Detection on own images: one detector per fold, and a score threshold for each class."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from common.data.box_augment import pipeline
+from common.post.members import fuse_members
+
+from common import detection
+from common.data.folds import make_folds
+from common.errors import InputError
+from common.metrics.detection import COCO, VOC2010, bootstrap_map, coco_scores, evaluate
+from common.metrics.statistics import as_interval, format_interval
+from common.paths import write_json
+from common.post.boxes import BOX
+from common.recipe import Choice, Solution
+from common.submit.table import read_table
+from common.submit.validate import Summary, id_problems, refuse_rows
+from solutions.own import coco, data, report
+from solutions.own.labels import read_labels
+
+STAGE = "detector"
+OUTSIDE = 1.0  # pixels by which a box may exceed its image
+COLUMNS = ["image_id", "class", *BOX, "score", "keep"]
+AVERAGE = 14  # the class that `common.post.fusion` averages instead of fusing it; no class here has this number
+
+
+def store_boxes(job, listing, store):
+    """Return the listing with the table boxes.parquet: image_id, row, class_id and corners in pixels of the original.
+
+    Raises InputError naming the row of a box without area or outside its image, and for boxes in the other unit.
+    """
+    marks, table, unit = listing.tables["marks"], listing.table, job.config.boxes
+    rows = table.set_index("image_id").loc[marks["image_id"], ["row", "width", "height"]]
+    corners, sizes = marks[BOX].to_numpy(float), rows[["width", "height"]].to_numpy(float)
+    if unit == "pixels" and len(corners) and corners.max() <= 1:
+        raise InputError(f"{listing.inputs[0]}: all boxes lie in [0, 1]; --boxes fraction takes shares of the sides")
+    limits = np.tile(sizes if unit == "pixels" else np.ones_like(sizes), 2)
+    slack = OUTSIDE if unit == "pixels" else OUTSIDE / np.tile(sizes, 2)
+    outside = ((corners < -slack) | (corners > limits + slack)).any(axis=1)
+    for at in np.flatnonzero(outside | (corners[:, 2:] <= corners[:, :2]).any(axis=1))[:1]:
+        fault = (
+            f"lies outside its image of {sizes[at, 0]:g} × {sizes[at, 1]:g} pixels" if outside[at] else "has no area"
+        )
+        raise InputError(f"{marks['where'].iloc[at]}: the box {corners[at].tolist()} {fault} (--boxes {unit})")
+    corners = np.clip(corners, 0, limits) * (1 if unit == "pixels" else np.tile(sizes, 2))
+    boxes = pd.DataFrame(corners, columns=BOX).assign(row=rows["row"].to_numpy(), class_id=marks["class_id"].to_numpy())
+    boxes = boxes.assign(image_id=marks["image_id"].to_numpy()).sort_values(["row", "class_id", *BOX])
+    classes = listing.about["classes"]
+    strata = table.loc[table["split"] == "train", classes].to_numpy().astype(int)
+    labels = [classes, boxes[["row", "class_id", *BOX]].to_numpy().tolist()]
+    listing = replace(listing, tables={"boxes.parquet": boxes.reset_index(drop=True)}, strata=strata, labels=labels)
+    return data.add_view(job, listing, store)
+
+
+# ---- training and prediction ---------------------------------------------------------------------------------------
+
+
+def networks(job):
+    """Return the detector of each fold."""
+    return [network(job, fold) for fold in job.config.folds]
+
+
+def network(job, fold):
+    """Return the detector of one fold; epochs are compared by the mean AP at IoU 0.5."""
+    config, n_classes = job.config.detector, len(job.images.about["classes"])
+
+    def figures(images, found, rows):
+        truth = truth_of(images, rows)
+        return {"map": evaluate(found, truth, images.ids(rows), rule(n_classes)).mean_ap if len(truth) else 0.0}
+
+    augmentation = partial(pipeline, config.augmentation, config.size)
+    samples = lambda job, rows: data.dataset(job.images, rows, config.size)  # noqa: E731
+    return detection.detector_network(fold, STAGE, config, n_classes, augmentation, figures, samples=samples)
+
+
+def rule(n_classes, iou=0.5, base=VOC2010):
+    """Return the matching rule of own classes at an IoU."""
+    return replace(base, n_classes=n_classes, no_finding=None, iou_threshold=iou)
+
+
+def truth_of(images, rows):
+    """Return the true boxes of store rows."""
+    boxes = images.tables["boxes.parquet"]
+    return boxes.loc[boxes["row"].isin(np.asarray(rows)), ["image_id", "class_id", *BOX]].reset_index(drop=True)
+
+
+def predict_rows(job, folds, rows, path, title):
+    """Return the boxes of the folds' detectors on store rows."""
+    return {"": detection.predict_members(job, [network(job, fold) for fold in folds], rows, title)}
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def choose(job, oof):
+    """Choose each class's score threshold by its F1 at IoU 0.5; each fold is scored at the others' thresholds."""
+    config, classes, found = job.config, job.images.about["classes"], oof.table
+    rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
+    ids, groups, truth, n = job.images.ids(rows), job.images.groups(rows), truth_of(job.images, rows), len(classes)
+    result = evaluate(found, truth, ids, rule(n))
+    of_class, mean = bootstrap_map(result, groups, seed=config.seed)
+    at_04 = evaluate(found, truth, ids, rule(n, 0.4))
+    coco_figures, by_class = coco_scores(found, truth, ids, rule(n, 0.5, COCO))
+    parts = job.images.at(rows)["fold"].to_numpy()
+    if len(config.folds) < 2:
+        parts = make_folds(
+            pd.crosstab(truth["image_id"], truth["class_id"]).reindex(ids, fill_value=0).to_numpy() > 0, 2, groups
+        )
+    counts = np.zeros((n, 3), int)  # found, predicted, true
+    for part in np.unique(parts):
+        there = ids[parts != part]
+        truth_there = truth[truth["image_id"].isin(there)]
+        if len(truth_there):
+            others = evaluate(found[found["image_id"].isin(there)], truth_there, there, rule(n))
+            counts += count_boxes(result, parts == part, others.classes["score_at_best_f1"].to_numpy())
+    f1 = np.divide(2 * counts[:, 0], counts[:, 1:].sum(axis=1), out=np.full(n, np.nan), where=counts[:, 2] > 0)
+    table = result.classes[["n_truth", "ap"]].set_axis(["boxes", "map"], axis=1).reset_index(drop=True)
+    table.insert(0, "class", classes)
+    table[["low", "high"]] = [[each.low, each.high] for each in of_class]
+    table = table.assign(map_40=at_04.classes["ap"].to_numpy(), map_coco=by_class["ap"].to_numpy(), f1=f1)
+    table["threshold"] = result.classes["score_at_best_f1"].fillna(0.5).to_numpy()
+    figures = {"map": as_interval(mean), "map_40": as_interval(bootstrap_map(at_04, groups, seed=config.seed)[1])}
+    figures |= {"map_coco": coco_figures["ap"], "f1": float(np.nanmean(f1)), "boxes": len(truth)}
+    figures |= {"nested_by": "folds" if len(config.folds) > 1 else "halves of the patients"} | data.counts(
+        job.images, rows
+    )
+    thresholds = dict(zip(classes, table["threshold"].tolist(), strict=True))
+    return Choice({"thresholds": thresholds}, result.mean_ap, figures, {"classes.csv": table})
+
+
+def count_boxes(result, chosen, thresholds):
+    """Return how many boxes of some images are found, predicted and true at the thresholds, int (C, 3)."""
+    class_of = np.repeat(np.arange(len(result.starts) - 1), np.diff(result.starts))
+    said, n = chosen[result.image] & (result.score >= np.nan_to_num(thresholds, nan=np.inf)[class_of]), len(thresholds)
+    true = np.bincount(result.truth_class[chosen[result.truth_image]], minlength=n)
+    found = np.bincount(class_of[said & result.found], minlength=n)
+    return np.stack([found, np.bincount(class_of[said], minlength=n), true], 1)
+
+
+def describe(figures):
+    """Return the lines that report the score."""
+    scores = f"mAP at IoU 0.5 {format_interval(figures['map'])}, at 0.4 {format_interval(figures['map_40'])}"
+    more = f"COCO's {figures['map_coco']:.4f}; F1 {figures['f1']:.4f}, thresholds nested by {figures['nested_by']}"
+    return [f"out of fold, {data.size_text(figures)}, {figures['boxes']:,} boxes: {scores}, {more}"]
+
+
+# ---- the answer ----------------------------------------------------------------------------------------------------
+
+
+def answer(job, test, chosen, neutral):
+    """Return a row per box, COLUMNS, with keep 1 if it reaches its class's threshold; no box: a row of blanks.
+
+    The boxes of several folds' detectors are fused.
+    """
+    classes, images = job.images.about["classes"], job.images.at(job.images.rows("test"))
+    boxes = test.table.assign(class_id=test.table["class_id"] + (test.table["class_id"] >= AVERAGE))
+    how = SimpleNamespace(weights=[1.0], iou=0.5, skip=job.config.detector.min_score)
+    boxes = fuse_members(boxes, images, [STAGE], how)
+    boxes = boxes[boxes["image_id"].isin(images.loc[images["ok"], "image_id"])]
+    names = np.array(classes, object)[boxes["class_id"] - (boxes["class_id"] > AVERAGE)]
+    keep = (boxes["score"] >= [chosen["thresholds"][name] for name in names]).map({True: "1", False: "0"})
+    boxes = boxes.assign(**{"class": names}, keep=keep).sort_values("score", ascending=False, kind="stable")
+    rows = images[["image_id"]].merge(boxes[COLUMNS], on="image_id", how="left")
+    for name in (*BOX, "score"):
+        rows[name] = [("" if np.isnan(value) else f"{value:.6g}") for value in rows[name].astype(float)]
+    return rows.fillna("")
+
+
+def check(path, job):
+    """Return the Summary of a submission; write the boxes to keep as COCO JSON beside it."""
+    classes, images = job.images.about["classes"], job.images.at(job.images.rows("test"))
+    labels, table = read_labels(path, "detection", classes), read_table(path, COLUMNS)
+    refuse_rows(path, id_problems(table["image_id"].unique(), images["image_id"]))
+    boxed, place = table[table["score"] != ""].reset_index(drop=True), pd.Index(images["image_id"])
+    marks = labels.marks.reset_index(drop=True).assign(at=place.get_indexer(boxed["image_id"]), score=boxed["score"])
+    found = [
+        (row.at, row.class_id, coco.box_fields(corners) | {"score": float(row.score)})
+        for row, corners in zip(marks.itertuples(), marks[BOX].to_numpy(), strict=True)
+        if boxed["keep"][row.Index] == "1"
+    ]
+    write_json(path.with_suffix(".coco.json"), coco.to_coco(images, classes, found))
+    return Summary(str(path), len(images), boxed["image_id"].nunique(), len(boxed), "boxes")
+
+
+def hidden_score(job, rows):
+    """Return the mAP at IoU 0.5 on the sample's hidden boxes; None for images other than the sample's."""
+    path, classes = Path(job.run.step("prepare")["data"], "hidden", "truth.csv"), job.images.about["classes"]
+    if not path.is_file():
+        return None
+    truth = read_labels(path, "detection")
+    if set(rows["image_id"]) != set(truth.images["name"]) or not set(truth.classes) <= set(classes):
+        return None
+    marks = truth.marks.assign(image_id=truth.images["name"].to_numpy()[truth.marks["image"]])
+    marks["class_id"] = pd.Index(classes).get_indexer(np.array(truth.classes)[marks["class_id"]])
+    found = rows[rows["score"] != ""].astype(dict.fromkeys([*BOX, "score"], float))
+    found = found.assign(class_id=pd.Index(classes).get_indexer(found["class"]))
+    value = evaluate(found, marks, rows["image_id"].unique(), rule(len(classes))).mean_ap
+    return {"metric": "map", "value": float(value), "nothing": 0.0}
+
+
+DETECTION = Solution(
+    "own",
+    "map",
+    made_with=data.made_with,
+    read=data.read,
+    refine=store_boxes,
+    read_test=data.read_test,
+    refine_test=data.add_view,
+    networks=networks,
+    predict=predict_rows,
+    pool=lambda suffix, tables: pd.concat(tables, ignore_index=True),
+    prediction_key=lambda config: [config.tta, config.detector.size, config.detector.nms, config.detector.per_image],
+    choose=choose,
+    chosen=("classes.csv",),
+    decision_key=lambda config: None,
+    describe=describe,
+    answer=answer,
+    answered=("submission.coco.json",),
+    check=check,
+    hidden=hidden_score,
+    report=report.of_detection,
+)

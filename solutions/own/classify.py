@@ -1,0 +1,315 @@
+"""Classification of own images: one network per fold, with several labels per image or one of several classes."""
+
+import logging
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from common.data.augment import compose, light
+from common.data.folds import make_folds
+from common.data.loaders import eval_loader
+from common.infer import tta
+from common.metrics import classification as metrics
+from common.metrics.calibration import choose_thresholds, nested_counts
+from common.metrics.statistics import as_interval, bootstrap, bootstrap_auroc, format_interval
+from common.network import Network, other_folds, predict
+from common.nn import models
+from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
+from common.paths import read_csv, read_parquet
+from common.recipe import Choice, Solution
+from common.submit.validate import validate_probabilities
+from solutions.own import data, report
+
+log = logging.getLogger(__name__)
+MOST_WEIGHT, MOST_REPEATS = 20.0, 10
+
+
+class Classifier(models.Normalised):
+    """Radiographs (B, 1, H, W), or pooled features (B, K), to logits (B, C): a backbone, mean pooling, one layer."""
+
+    def __init__(self, net, width, mean, std, n_classes, dropout):
+        super().__init__(net, mean, std)
+        self.dropout, self.head = nn.Dropout(dropout), ExactLinear(width, n_classes)
+
+    def pooled(self, images):
+        """Return the mean of the last feature map over its cells, float32 (B, K)."""
+        return feature_map(self.net, self.scaled(images)).float().mean((2, 3))
+
+    def forward(self, images):
+        return self.head(self.dropout(images if images.ndim == 2 else self.pooled(images)))
+
+    def cam(self, images):
+        """Return class activation maps, float32 (B, C, h, w) (Zhou et al. 2016)."""
+        features = feature_map(self.net, self.scaled(images)).float()
+        return torch.einsum("ck,bkhw->bchw", self.head.weight.float(), features)
+
+
+def build_network(config, n_classes, weights=None):
+    """Return the Classifier of a ClassifierConfig, pretrained as `weights`, by default the configuration's."""
+    name = models.timm_name(config.backbone)
+    net, width = build_backbone(name, config.size)
+    model = Classifier(net, width, *models.mean_std(name), n_classes, config.dropout)
+    load_backbone(model, name, config.weights if weights is None else weights)
+    return model
+
+
+def freeze_backbone(model, frozen):
+    """Freeze the backbone throughout: its features are computed once."""
+    model.net.requires_grad_(False)
+
+
+class FeatureDataset(Dataset):
+    """Pooled features (n, K) with targets (n, C)."""
+
+    def __init__(self, features, targets):
+        self.features, self.targets = torch.tensor(features), torch.tensor(targets)
+
+    def __len__(self):
+        return len(self.features)
+
+    def __getitem__(self, key):
+        index = key[0] if isinstance(key, tuple) else key
+        return self.features[index], self.targets[index]
+
+
+@lru_cache(1)
+@torch.inference_mode()
+def pooled_features(images, config, device, workers):
+    """Return the pretrained backbone's features of all training images, float32 (rows of the store, K)."""
+    model, rows = build_network(config, 1).to(device).eval(), images.rows()
+    found = np.zeros((len(images.store.images), model.head.in_features), np.float32)
+    loader = eval_loader(data.dataset(images, rows, config.size), 2 * config.batch_size, workers)
+    for batch, at in tqdm(loader, "features", leave=False):
+        found[at.numpy()] = model.pooled(batch.to(device)).cpu().numpy()
+    return found
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def truth_of(images, rows):
+    """Return the labels of store rows, float32 (n, C) of 0, 1 and NaN for unknown."""
+    return images.at(rows)[images.about["classes"]].to_numpy(np.float32)
+
+
+def multilabel_loss(logits, target, weight=None):
+    """Return the mean binary cross-entropy of the known labels; weight: of the positives, (C,) or None."""
+    known = ~target.isnan()
+    weight = None if weight is None else torch.as_tensor(weight, device=logits.device)
+    losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), pos_weight=weight, reduction="none")
+    return (losses * known).sum() / known.sum().clamp_min(1)
+
+
+def multiclass_loss(logits, target, weight=None):
+    """Return the mean cross-entropy of one-hot labels (B, C); weight: of the classes, (C,) or None."""
+    weight = None if weight is None else torch.as_tensor(weight, device=logits.device)
+    return F.cross_entropy(logits, target.argmax(1), weight)
+
+
+def class_weights(truth, multiclass):
+    """Return weights (C,) from labels (n, C): negatives per positive, or n / (C · images of the class); at most 20."""
+    positive, known = np.nansum(truth, axis=0), (~np.isnan(truth)).sum(axis=0)
+    weights = len(truth) / (truth.shape[1] * np.maximum(positive, 1)) if multiclass else (known - positive)
+    weights = weights if multiclass else weights / np.maximum(positive, 1)
+    return np.clip(weights, 1 / MOST_WEIGHT, MOST_WEIGHT).astype(np.float32)
+
+
+def repeat_rare(rows, truth):
+    """Return store rows with those of rarer classes repeated, an image by the rarest of its classes."""
+    counts = np.nansum(truth, axis=0)
+    factors = np.maximum(counts.max(), (truth == 0).all(axis=1).sum()) / np.maximum(counts, 1)
+    repeats = np.where(truth > 0, np.clip(np.round(factors), 1, MOST_REPEATS), 1).max(axis=1)
+    return np.repeat(rows, repeats.astype(int))
+
+
+def networks(job):
+    """Return the network of each fold."""
+    return [network(job, fold) for fold in job.config.folds]
+
+
+def network(job, fold):
+    """Return the network of one fold."""
+    config, images = job.config.classifier, job.images
+    multiclass = job.config.task == "multiclass"
+    loss = multiclass_loss if multiclass else multilabel_loss
+    if config.class_weights and len(images.rows()):
+        loss = partial(loss, weight=class_weights(truth_of(images, other_folds(job, fold)[0]), multiclass))
+
+    def dataset(job, rows, augment, targets):
+        if config.only_head and targets:
+            features = pooled_features(images, config, job.device, job.workers)
+            return FeatureDataset(features[rows], truth_of(images, rows))
+        labels = dict(zip(rows.tolist(), truth_of(images, rows), strict=True)).__getitem__ if targets else None
+        transform = augmentation(config.augmentation, job.config.flip) if augment else None
+        return data.dataset(images, rows, config.size, transform, labels)
+
+    def rows(job, fold):
+        rows, held_out = other_folds(job, fold)
+        return repeat_rare(rows, truth_of(images, rows)) if config.balanced else rows, held_out
+
+    def figures(job, logits, rows):
+        truth = truth_of(images, rows)
+        found = {"auroc": metrics.mean_of_defined(aurocs(truth, logits))}
+        return found | ({"accuracy": float((logits.argmax(1) == truth.argmax(1)).mean())} if multiclass else {})
+
+    return Network(
+        fold,
+        "classifier",
+        config,
+        partial(build_network, config, len(images.about["classes"])),
+        dataset,
+        loss=loss,
+        measure=lambda logits, target: logits.float(),
+        figures=figures,
+        rows=rows,
+        freeze=freeze_backbone if config.only_head else None,
+        activation=(lambda logits: logits.float().softmax(1)) if multiclass else tta.sigmoid,
+        key=[job.config.task, job.config.flip],
+    )
+
+
+def augmentation(name, flip):
+    """Return the augmentation of this name, or None; without mirroring unless `flip`."""
+    if name == "none":
+        return None
+    return light() if flip else compose(light().transforms[1:])
+
+
+def predict_rows(job, folds, rows, path, title):
+    """Return the probabilities of store rows by class, the mean over the folds' networks."""
+    classes, views = job.images.about["classes"], tta.views(job.config.tta)
+    trained = [network(job, fold) for fold in folds]
+    probs = predict(job, trained, rows, views, title) if len(rows) else np.empty((0, len(classes)))
+    table = pd.DataFrame(probs.astype(float), columns=classes)
+    return {"": pd.concat([job.images.named(rows), table], axis=1)}
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def aurocs(truth, scores):
+    """Return the AUROC of each class over the images whose label is known, float64 (C,), NaN where undefined."""
+    pairs = [(t[~np.isnan(t)], s[~np.isnan(t)]) for t, s in zip(truth.T, scores.T, strict=True)]
+    return np.array([metrics.auroc(t, s, np.nan) if len(t) else np.nan for t, s in pairs])
+
+
+def average_precision(y, scores):
+    """Return the average precision, the step-wise area under the precision-recall curve; NaN without positives."""
+    if not y.any():
+        return np.nan
+    _, tp, fp = metrics.cut_points(y, scores)
+    return float((np.diff(tp, prepend=0) / tp[-1] * tp / (tp + fp)).sum())
+
+
+def choose(job, oof):
+    """Choose each class's threshold by Youden's index, score it on the folds that did not choose it, and the AUROCs."""
+    classes, rows, seed = job.images.about["classes"], oof.table["row"], job.config.seed
+    truth, probs, groups = truth_of(job.images, rows), oof.table[classes].to_numpy(), job.images.groups(rows)
+    parts = oof.table["fold"].to_numpy()
+    if len(job.config.folds) < 2:
+        parts = make_folds(np.nan_to_num(truth).astype(int), 2, groups, seed)
+    table = [class_row(truth[:, k], probs[:, k], parts, groups, seed) for k in range(len(classes))]
+    table = pd.DataFrame(table).assign(label=classes).set_index("label").reset_index()
+    if np.isnan(truth).any():
+        mean = bootstrap(lambda at: metrics.mean_of_defined(aurocs(truth[at], probs[at])), groups, 200, seed)
+    else:
+        mean = bootstrap_auroc(truth, probs, groups, seed=seed, skip_undefined=True)[1]
+    figures = {"auroc": as_interval(mean)} | data.counts(job.images, rows)
+    figures |= {name: as_json(table[name].mean()) for name in ("average_precision", "f1")}
+    figures |= {"nested_by": "folds" if len(job.config.folds) > 1 else "halves of the patients"}
+    tables = {"classes.csv": table}
+    if job.config.task == "multiclass":
+        right = probs.argmax(1) == truth.argmax(1)
+        figures["accuracy"] = as_interval(bootstrap(right, groups, seed=seed))
+        counts = pd.crosstab(truth.argmax(1), probs.argmax(1)).reindex(
+            index=range(len(classes)), columns=range(len(classes)), fill_value=0
+        )
+        tables["confusion.csv"] = counts.set_axis(classes, axis=1).assign(true=classes)[["true", *classes]]
+        both, true, said = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+        figures["f1"] = float(metrics.ratio(2 * both, true.to_numpy() + said.to_numpy(), 0.0).mean())
+    rule = {name: as_json(value) for name, value in zip(classes, table["threshold"], strict=True)}
+    return Choice({"thresholds": rule}, figures["auroc"]["estimate"] or 0.0, figures, tables)
+
+
+def class_row(truth, probs, parts, groups, seed):
+    """Return the figures of one class over the images whose label is known."""
+    known = ~np.isnan(truth)
+    y, p, part, people = truth[known, None], probs[known, None], parts[known], groups[known]
+    row = {"images": len(y), "positive": int(y.sum()), "positive_patients": len(set(people[y[:, 0] > 0].tolist()))}
+    if len(set(people.tolist())) > 1 and len(set(part.tolist())) > 1:
+        (area,), _ = bootstrap_auroc(y, p, people, seed=seed, skip_undefined=True)
+        row |= {"auroc": area.estimate, "low": area.low, "high": area.high}
+        row |= {"average_precision": average_precision(y[:, 0], p[:, 0]), "threshold": choose_thresholds(y, p)[0]}
+        (counts,), _ = nested_counts(y, p, part)
+        row |= {"sensitivity": metrics.recall(counts, np.nan), "specificity": metrics.specificity(counts, np.nan)}
+        row |= {"f1": metrics.f_beta(counts), "accuracy": metrics.accuracy(counts)}
+    names = ("auroc", "low", "high", "average_precision", "threshold", "sensitivity", "specificity", "f1", "accuracy")
+    return row | {name: row.get(name, np.nan) for name in names}
+
+
+def as_json(value):
+    """Return a number for JSON, None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def describe(figures):
+    """Return the lines that report the score."""
+    line = f"out of fold, {data.size_text(figures)}: mean AUROC {format_interval(figures['auroc'])}"
+    more = f"; accuracy {format_interval(figures['accuracy'])}" if "accuracy" in figures else ""
+    return [f"{line}{more}; thresholds nested by {figures['nested_by']}"]
+
+
+# ---- the answer ----------------------------------------------------------------------------------------------------
+
+
+def answer(job, test, rule, neutral):
+    """Return image_id and a probability per class of each image, neutral ones for images that cannot be read."""
+    classes, images = job.images.about["classes"], job.images.at(test.table["row"])
+    probs = test.table[classes].to_numpy(copy=True)
+    probs[~images["ok"].to_numpy()] = [neutral[name] for name in classes]
+    text = pd.DataFrame(probs, columns=classes).map(lambda value: f"{value:.6g}")
+    return pd.concat([test.table[["image_id"]].reset_index(drop=True), text], axis=1)
+
+
+def hidden_score(job, rows):
+    """Return the mean AUROC on the sample's hidden labels; None for images other than the sample's."""
+    path = Path(job.run.step("prepare")["data"], "hidden", "truth.csv")
+    truth = read_csv(path, index_col="image_id") if path.is_file() else pd.DataFrame()
+    classes = job.images.about["classes"]
+    if not set(rows["image_id"]) <= set(truth.index) or not set(classes) <= set(truth):
+        return None
+    areas = aurocs(truth.loc[rows["image_id"], classes].to_numpy(float), rows[classes].to_numpy(float))
+    value = metrics.mean_of_defined(areas)
+    return None if np.isnan(value) else {"metric": "auroc", "value": float(value), "nothing": 0.5}
+
+
+def make_solution(task):
+    """Return the Solution of a task, multilabel or multiclass."""
+    return Solution(
+        "own",
+        "auroc",
+        made_with=data.made_with,
+        read=data.read,
+        refine=lambda job, listing, store: data.add_view(job, data.without_marks(listing), store),
+        read_test=data.read_test,
+        refine_test=data.add_view,
+        networks=networks,
+        predict=predict_rows,
+        prediction_key=lambda config: [config.tta, config.classifier.size],
+        choose=choose,
+        chosen=("classes.csv", *["confusion.csv"] * (task == "multiclass")),
+        decision_key=lambda config: None,
+        describe=describe,
+        neutral=lambda job: read_parquet(job.run.path("oof.parquet"))[job.images.about["classes"]].mean().to_dict(),
+        answer=answer,
+        check=lambda path, job: validate_probabilities(path, job.sample_path, ordered=True),
+        hidden=hidden_score,
+        report=report.of_classification,
+    )

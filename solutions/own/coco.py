@@ -1,0 +1,83 @@
+"""COCO's annotations: masks from polygons and run lengths, and answers as a file for labelling tools."""
+
+import cv2
+import numpy as np
+
+from common.errors import InputError
+
+OUTSIDE = 1.0  # pixels that a polygon may exceed its image
+
+
+def draw(outline, shape, where):
+    """Return a `segmentation` of COCO, polygons or a run-length mask, as a mask bool (height, width).
+
+    Raises InputError, beginning with `where`, for an outline outside the image and a mask of another size.
+    """
+    height, width = shape
+    if isinstance(outline, dict):
+        if list(outline["size"]) != [height, width]:
+            sizes = f"size {outline['size']}, but its image has [{height}, {width}]"
+            raise InputError(f"{where}: a run-length mask of {sizes} (height, width)")
+        counts = outline["counts"]
+        counts = _decode(counts) if isinstance(counts, str) else counts
+        if min(counts, default=0) < 0 or sum(counts) != height * width:
+            raise InputError(f"{where}: run lengths of {sum(counts)} pixels, but its image has {height * width}")
+        return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+    mask = np.zeros(shape, np.uint8)
+    for polygon in outline:
+        points = np.asarray(polygon, float).reshape(-1, 2)
+        if (points < -OUTSIDE).any() or (points > np.array([width, height]) + OUTSIDE).any():
+            raise InputError(f"{where}: the polygon leaves its image of {width} × {height} pixels")
+        # corners lie between pixels, OpenCV's integers are their centres; in sixteenths of a pixel
+        part = np.zeros(shape, np.uint8)
+        cv2.fillPoly(part, [np.round((points - 0.5) * 16).astype(np.int32)], 1, shift=4)
+        mask |= part
+    return mask > 0
+
+
+def _decode(text):
+    """Return the run lengths of COCO's compressed string: 5 bits per letter, differences to the run before last."""
+    counts, place = [], 0
+    while place < len(text):
+        value, bits, more = 0, 0, True
+        while more and place < len(text):
+            code = ord(text[place]) - 48
+            value, bits, more, place = value | (code & 31) << bits, bits + 5, bool(code & 32), place + 1
+        value -= (1 << bits) if code & 16 else 0
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    return counts
+
+
+def mask_fields(runs, image):
+    """Return the fields of an annotation for runs of `common.post.rle` on an image, a row of the run's table."""
+    edges = [0, *runs.ravel().tolist(), int(image.height * image.width)]
+    columns = runs // image.height
+    left, right = int(columns[0, 0]), int((runs[-1, 1] - 1) // image.height)
+    one_column = (columns[:, 0] == (runs[:, 1] - 1) // image.height).all()
+    starts, ends = runs[:, 0] % image.height, (runs[:, 1] - 1) % image.height
+    top, bottom = (int(starts.min()), int(ends.max())) if one_column else (0, int(image.height) - 1)
+    return {
+        "segmentation": {"size": [int(image.height), int(image.width)], "counts": np.diff(edges).tolist()},
+        "bbox": [left, top, right - left + 1, bottom - top + 1],
+        "area": int(np.diff(runs).sum()),
+    }
+
+
+def box_fields(box):
+    """Return the fields of an annotation for a box x_min, y_min, x_max, y_max."""
+    x, y, right, bottom = map(float, box)
+    return {"bbox": [x, y, right - x, bottom - y], "area": (right - x) * (bottom - y)}
+
+
+def to_coco(images, classes, found):
+    """Return a COCO file of images, rows of the run's table, with annotations `found`: (image, class, fields)."""
+    pictures = [
+        {"id": k, "file_name": row.file, "width": int(row.width), "height": int(row.height)}
+        for k, row in enumerate(images.itertuples(), start=1)
+    ]
+    annotations = [
+        {"id": number, "image_id": image + 1, "category_id": k + 1, "iscrowd": 0} | fields
+        for number, (image, k, fields) in enumerate(found, start=1)
+    ]
+    categories = [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]
+    return {"images": pictures, "annotations": annotations, "categories": categories}

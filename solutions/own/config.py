@@ -1,0 +1,179 @@
+"""Settings for a user's own images; the labels decide which of the three networks is trained.
+
+No paper is followed: defaults are those that served the five challenges, and each is an option.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from common.config import BoxConfig, FitConfig, check_run
+from common.errors import InputError
+
+TASKS = ("multilabel", "multiclass", "detection", "segmentation")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(FitConfig):
+    """The classifier, of one column per class or of the column `label`."""
+
+    backbone: str = "convnext_tiny.fb_in22k_ft_in1k"
+    """Any timm network with a last feature map."""
+    weights: str = "imagenet"
+    """imagenet, none, or a file with weights of the backbone."""
+    size: int = 384
+    dropout: float = 0.2
+    augmentation: Literal["light", "none"] = "light"
+    """light: flips and small movements."""
+    only_head: bool = False
+    """Train only the last layer, on features that the pretrained backbone computes once, without augmentation."""
+    class_weights: bool = False
+    """Weight the loss by the inverse frequency of the classes (at most 20)."""
+    balanced: bool = False
+    """Repeat images of rare classes, up to 10 times, so that classes are drawn about equally often."""
+    epochs: int = 15
+    lr: float = 1e-4
+    weight_decay: float = 5e-2
+    batch_size: int = 32
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
+    clip_norm: float = 1.0
+    metric: str = "auroc"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
+
+
+@dataclass(frozen=True)
+class SegmenterConfig(FitConfig):
+    """The network that outlines structures, with one channel each."""
+
+    architecture: str = "unet"
+    """A decoder of segmentation-models-pytorch."""
+    encoder: str = "convnext_small.fb_in22k_ft_in1k"
+    weights: str = "imagenet"
+    """imagenet, none, or a file with weights of the encoder."""
+    size: int = 512
+    loss: Literal["bce", "dice", "bce_dice"] = "bce_dice"
+    augmentation: Literal["light", "none"] = "light"
+    """light: small movements, and flips with --flip."""
+    epochs: int = 30
+    frozen_epochs: int = 1
+    lr: float = 2e-4
+    batch_size: int = 16
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
+    clip_norm: float = 1.0
+    metric: str = "dice"
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size % 32 or self.size < 32:
+            raise InputError(f"segmenter.size {self.size}: need a multiple of 32")
+
+
+@dataclass(frozen=True)
+class DetectorConfig(BoxConfig):
+    """The detector of boxes."""
+
+    architecture: Literal["faster_rcnn", "retinanet", "fcos"] = "retinanet"
+    nms: float = 0.5
+    size: int = 512
+    augmentation: Literal["none", "flip", "noise", "podium"] = "podium"
+    """Pipeline of `common.data.box_augment`; flip and podium mirror images."""
+    metric: str = "map"
+    epochs: int = 15
+    lr: float = 1e-4
+    batch_size: int = 8
+    clip_norm: float = 1.0
+    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """Values that are tried for each class or structure, nested over the folds."""
+
+    pixel: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    """Segmentation: pixel thresholds."""
+    min_area: tuple[float, ...] = (0.0, 0.0005, 0.002)
+    """Segmentation: smallest region kept, as a share of the image."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run on a user's images."""
+
+    labels: str = ""
+    """CSV, COCO JSON or folder of masks; empty: labels.csv, labels.json or masks in the folder of the images."""
+    task: Literal["auto", "multilabel", "multiclass", "detection", "segmentation"] = "auto"
+    """auto: what the labels are made for."""
+    classes: tuple[str, ...] = ()
+    """Classes to use, in this order; empty: all that the labels have."""
+    on_missing: Literal["error", "skip"] = "error"
+    """skip: leave out labels whose image has no file."""
+    on_rare: Literal["error", "drop", "keep"] = "error"
+    """Classes with fewer than two images: drop them, or keep them, which gives them no score."""
+    boxes: Literal["pixels", "fraction"] = "pixels"
+    """Unit of the boxes: pixels of the original image, or shares of its width and height."""
+    mask_size: Literal["same", "any"] = "same"
+    """any: masks may be smaller or larger than their image; they are stretched over it."""
+    lungs: Literal["none", "crop", "mask"] = "none"
+    """What the networks see: the image, the box around its lungs (classification only), or its lungs on black."""
+    flip: bool = True
+    """Whether mirrored images are valid; not if a class is a side, such as the left lung."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
+    n_folds: int = 5
+    """Overruled by a column `fold` or `split` of the labels."""
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Folds to hold out, each with a network of its own."""
+    tta: tuple[Literal["flip"], ...] = ()
+    store_size: int = 512
+    """Side of the stored images, in pixels; at least the size of the network."""
+    seed: int = 0
+
+    def __post_init__(self):
+        check_run(self, self.network.size if self.task != "auto" else 1)
+        if self.lungs == "crop" and self.task in ("detection", "segmentation"):
+            raise InputError("--lungs crop applies to classification only; mask applies to all tasks")
+        if self.tta and not self.flip:
+            raise InputError("--tta flip needs images that may be mirrored; --flip says that they may not")
+        if self.task == "detection" and not self.flip and self.detector.augmentation in ("flip", "podium"):
+            raise InputError("--flip False needs --detector.augmentation noise or none")
+
+    @property
+    def network(self):
+        """The configuration of the task's network."""
+        return {"segmentation": self.segmenter, "detection": self.detector}.get(self.task, self.classifier)
+
+
+PODIUM = Config(
+    classifier=ClassifierConfig(averaging=("ema",)), segmenter=SegmenterConfig(averaging=("ema",)), tta=("flip",)
+)
+
+# Minutes on a laptop: one pass over the images, then linear layers on their features.
+LITE = {"encoder": "tf_efficientnet_lite0", "frozen_epochs": 0, "lr": 1e-3}
+SMALL = Config(
+    classifier=ClassifierConfig(
+        backbone="tf_efficientnet_lite0", size=224, only_head=True, epochs=60, lr=1e-3, weight_decay=1e-2
+    ),
+    segmenter=SegmenterConfig(size=128, epochs=15, **{**LITE, "batch_size": 8}),
+    detector=DetectorConfig(
+        architecture="fcos", backbone="tf_efficientnet_lite0", size=224, channels=64, augmentation="flip", lr=1e-3
+    ),
+    store_size=224,
+)
+
+# Under a minute on two CPU cores, on the embedded sample.
+DEMO = replace(
+    SMALL,
+    classifier=replace(
+        SMALL.classifier, only_head=False, size=128, epochs=6, batch_size=8, lr=1e-3, averaging=("last",)
+    ),
+    segmenter=replace(SMALL.segmenter, epochs=8),
+    detector=replace(SMALL.detector, size=128, epochs=8),
+    n_folds=2,
+    folds=(0, 1),
+    store_size=128,
+)
+
+PRESETS = {"demo": DEMO, "small": SMALL, "podium": PODIUM}
+KAGGLE = None  # no competition

@@ -1,0 +1,274 @@
+"""From labels and folders to the run's table: names become images, and whatever does not fit is named and counted."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from common.data.loaders import SampleDataset
+from common.data.store_workers import to_square
+from common.data.tables import read_list, read_patients
+from common.errors import InputError
+from common.listing import Listing
+from solutions.lung_segmentation import find_lungs, lung_region, weights_file
+from solutions.own.labels import find_labels, list_images, read_labels
+
+log = logging.getLogger(__name__)
+SAMPLE = "sample_submission.csv"  # optional: its first column names the images to predict
+VIEW = "view"  # name of the array that networks see in place of the stored images
+MADE_WITH = ("task", "classes", "boxes", "mask_size", "lungs", "n_folds", "seed", "store_size")
+
+
+def read(job):
+    """Return the Listing of labelled images and of those to predict, with the table "marks" of boxes or masks.
+
+    The table adds a column per class: 0, 1 or NaN for unknown.
+    """
+    config, options = job.config, job.options
+    path = find_labels(options.data, config.labels)
+    labels = read_labels(path, config.task, config.classes, options.data)
+    files, names = list_images(options.data, path)
+    left_out, about = [], labels.images
+    about["image_id"] = about["name"].map(lambda name: _identify(name, names, str(path)))
+    _skip(
+        left_out, about[about["image_id"].isna()], config.on_missing, "on-missing", f"without a file in {options.data}"
+    )
+    for row in np.flatnonzero(about["image_id"].notna() & about["image_id"].duplicated())[:1]:
+        raise InputError(f"{about['where'][row]}: a second name of the image {about['image_id'][row]}")
+    about["position"] = np.arange(len(about))
+    about = about[about["image_id"].notna()]
+    if labels.values is not None:
+        known = ~np.isnan(labels.values[about["position"]]).all(axis=1) | (about["split"] == "test").to_numpy()
+        _skip(left_out, about[~known], options.on_unlabelled, "on-unlabelled", "without any label")
+        about = about[known]
+    test = list(about.loc[about["split"] == "test", "image_id"])
+    more, more_files = _find_tests(options, files, names)
+    if options.test is not None:
+        test = []
+    test += [image_id for image_id in more if image_id not in set(test)]
+    train = about[about["split"] != "test"]
+    for image_id in sorted(set(train["image_id"]) & set(test))[:1]:
+        raise InputError(f"{image_id}: a labelled image that is to be predicted too (--test, {SAMPLE})")
+    loose = sorted(set(files) - set(labels.images["image_id"]) - set(test))
+    loose = pd.DataFrame({"image_id": loose, "name": loose, "where": [str(files[each]) for each in loose]})
+    if options.test is None:
+        _skip(left_out, loose, options.on_unlabelled, "on-unlabelled", f"without a label in {path}")
+    values = presence(labels, train["position"].to_numpy())
+    train, values, classes = _drop_rare(config, path, labels, train, values, left_out)
+    table = pd.DataFrame(
+        {"image_id": [*train["image_id"], *test], "split": ["train"] * len(train) + ["test"] * len(test)}
+    )
+    patients = read_patients(options.id_map, train["image_id"]) if options.id_map else train["patient_id"].to_numpy()
+    table["file"] = _places(options, files | more_files, table["image_id"])
+    table["patient_id"] = [*_fill_patients(patients, train), *[""] * len(test)]
+    table[list(classes)] = np.concatenate([values, np.full((len(test), len(classes)), np.nan)])
+    table, folded = _with_given_folds(config, path, train, table)
+    groups = len(set(patients)) if (patients != "").any() else len(train)
+    if groups < max(2, config.n_folds):
+        what = f"images of {groups} patients" if groups < len(train) else "images"
+        raise InputError(f"{path}: {len(train)} {what} are too few for n_folds {config.n_folds}")
+    marks = labels.marks
+    if len(marks):
+        kept = marks["image"].isin(train["position"]) & np.isin(np.array(labels.classes)[marks["class_id"]], classes)
+        marks = marks[kept].assign(image_id=labels.images["image_id"].reindex(marks["image"][kept]).to_numpy())
+        marks["class_id"] = pd.Index(classes).get_indexer(np.array(labels.classes)[marks["class_id"]])
+    about = {"task": config.task, "classes": list(classes)}
+    return Listing(
+        options.data,
+        table,
+        files | more_files,
+        sample(test, about),
+        strata=None if folded or len(marks) else np.nan_to_num(values).astype(int),
+        labels=[list(classes), values.tolist()],
+        tables={"marks": marks},
+        inputs=(path,),
+        about=about | _folds_of(labels.images),
+        left_out=tuple(left_out),
+    )
+
+
+def read_test(job):
+    """Return the Listing of the images to predict: those of --test or sample_submission.csv, else all in --data."""
+    options = job.options
+    if options.data is None and (options.test is None or not options.test.is_dir()):
+        raise InputError("name the folder of the images with --data")
+    masks = options.data and options.data / (job.config.labels or "masks")  # no images to predict
+    files, names = list_images(options.data, masks) if options.data is not None else ({}, {})
+    ids, more = _find_tests(options, files, names)
+    files = files | more
+    ids = ids or list(files)
+    table = pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test", "file": _places(options, files, ids)})
+    return Listing(options.data or options.test, table, files, sample(ids, job.facts))
+
+
+def presence(labels, rows):
+    """Return 0, 1 or NaN for each of some labelled images and class, float32 (n, C)."""
+    if labels.values is not None:
+        return labels.values[rows]
+    found = np.zeros((len(labels.images), len(labels.classes)), np.float32)
+    found[:] = np.nan if labels.path.is_dir() else 0  # a structure without a file was not outlined
+    found[labels.marks["image"], labels.marks["class_id"]] = 1
+    return found[rows]
+
+
+def counts(images, rows):
+    """Return the numbers of images and of patients, None if unknown."""
+    patients = images.patients(rows)
+    return {"images": len(rows), "patients": None if patients is None else len(set(patients))}
+
+
+def size_text(figures):
+    """Return the numbers of images and, where known, patients of a score."""
+    patients = "" if figures["patients"] is None else f", {figures['patients']:,} patients"
+    return f"{figures['images']:,} images{patients}"
+
+
+def sample(ids, about):
+    """Return a submission of neutral answers; about: the task and its classes."""
+    neutral = "-1" if about["task"] == "segmentation" else 0.5
+    return pd.DataFrame({"image_id": ids, **dict.fromkeys(about["classes"], neutral)})
+
+
+def add_view(job, listing, store):
+    """Return the listing with the array that networks see if --lungs asks for one: crops of the lungs, or masks."""
+    kind, side = job.config.lungs, job.config.store_size
+    if kind == "none":
+        return listing
+
+    def describe(segmenter, image, probs):
+        parts = segmenter.parts(probs, image.shape)
+        lungs = np.any([mask for name, mask in parts.items() if name != "heart"], axis=0)
+        region = lung_region(lungs)
+        if region is None:
+            return skip(image, None)
+        left, top, right, bottom = region.box
+        seen = image[top:bottom, left:right] if kind == "crop" else np.where(lungs, image, np.uint8(0))
+        return [to_square(np.ascontiguousarray(seen), side)], [True]
+
+    def skip(image, about):
+        return [to_square(image, side)], [False]
+
+    settings = {"own": kind, "side": side}
+    files = listing.files if kind == "crop" else None
+    found = find_lungs(
+        job, store, weights_file("shipped", "--lungs"), settings, {VIEW: side}, ["found"], describe, skip, files
+    )
+    missing = int((~found.table["found"].astype(bool)).sum())
+    if missing:
+        log.info(f"no lungs found in {missing} images, which count as a whole")
+    return replace(listing, arrays={**listing.arrays, **found.arrays})
+
+
+def dataset(images, rows, size, transform=None, targets=None):
+    """Return the SampleDataset of store rows as the networks see them, see `add_view`."""
+    seen = images.arrays.get(VIEW, images.store.images)
+    return SampleDataset(seen, targets, transform, size, rows=rows)
+
+
+def _places(options, files, ids):
+    """Return the paths of images relative to --test or --data, for files that name them."""
+    roots = [root for root in (options.test, options.data) if root is not None]
+    paths = [files[image_id] for image_id in ids]
+    within = ([path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)] for path in paths)
+    return [found[0] for found in within]
+
+
+def _identify(name, names, where):
+    """Return the id of an image by a name, NaN for an unknown one; raise InputError for a name of several images."""
+    found = names.get(name, np.nan)
+    if found is None:
+        raise InputError(f"{where}: several images are named {name!r}; write their paths in the folder of the images")
+    return found
+
+
+def _skip(left_out, rows, choice, option, what):
+    """Add rows to left_out, or raise InputError if they are to be an error."""
+    if len(rows) and choice == "error":
+        first = rows.iloc[0]
+        raise InputError(
+            f"{first['where']}: {first['name']!r} is one of {len(rows)} images {what}; --{option} skip leaves them out"
+        )
+    left_out += [(row.name, row.where, what) for row in rows[["name", "where"]].itertuples(index=False)]
+
+
+def _find_tests(options, files, names):
+    """Return the ids that --test or sample_submission.csv name, and further files by id."""
+    if options.test is not None and options.test.is_dir():
+        more, _ = list_images(options.test)
+        return list(more), more
+    listed = options.test or (options.data / SAMPLE if (options.data / SAMPLE).is_file() else None)
+    if listed is None:
+        return [], {}
+    ids = [_identify(name, names, listed) for name in read_list(listed).iloc[:, 0]]
+    for place, image_id in enumerate(ids):
+        if image_id is np.nan:
+            raise InputError(f"{listed}, row {place + 2}: no such image in {options.data}")
+    return list(dict.fromkeys(ids)), {}
+
+
+def _drop_rare(config, path, labels, train, values, left_out):
+    """Return images, values and classes without those classes that have too few images, if so chosen."""
+    counts = np.nansum(values, axis=0) if len(values) else np.zeros(len(labels.classes))
+    rare = [name for name, count in zip(labels.classes, counts, strict=True) if count < 2]
+    if rare and (config.on_rare == "error" or (0 in counts and config.on_rare == "keep")):
+        few = f"{rare[0]!r} has {int(counts[labels.classes.index(rare[0])])} images to train on"
+        raise InputError(f"{path}: the class {few} (of {len(rare)} such classes); --on-rare drop leaves it out")
+    if not rare or config.on_rare == "keep":
+        return train, values, labels.classes
+    log.info(f"left out {len(rare)} classes with fewer than two images: {', '.join(rare)}")
+    kept = [k for k, name in enumerate(labels.classes) if name not in rare]
+    if len(kept) < 1 + (config.task == "multiclass"):
+        raise InputError(f"{path}: too few classes with two images or more")
+    values = values[:, kept]
+    if config.task == "multiclass":
+        inside = np.nansum(values, axis=1) > 0
+        _skip(left_out, train[~inside], "skip", "", "of a class that is left out")
+        train, values = train[inside], values[inside]
+    return train, values, tuple(labels.classes[k] for k in kept)
+
+
+def _fill_patients(patients, train):
+    """Return patients with one of their own for images without one, unless no patient is known."""
+    given = patients != ""
+    return np.where(given | ~given.any(), patients, "image " + train["image_id"].to_numpy())
+
+
+def _folds_of(images):
+    """Return n_folds and folds that the labels' columns fold or split decide, as a dict; {} without these columns."""
+    train = images[images["split"] != "test"]
+    if (train["fold"] != "").any():
+        n = int(train["fold"].astype(int).max()) + 1
+        return {"n_folds": n, "folds": list(range(n))}
+    return {"n_folds": 2, "folds": [0]} if (train["split"] == "val").any() else {}
+
+
+def given_folds(path, task, classes, folder):
+    """Return the settings n_folds and folds that labels decide, a dict that may be empty."""
+    found = _folds_of(read_labels(path, task, classes, folder).images)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def _with_given_folds(config, path, train, table):
+    """Return the table with the folds that the labels give, and whether they give any; val is fold 0."""
+    if not _folds_of(train):
+        return table, False
+    folds = train["fold"].astype(int) if (train["fold"] != "").any() else (train["split"] != "val").astype(int)
+    if sorted(set(folds)) != list(range(config.n_folds)):
+        raise InputError(f"{path}: has the folds {sorted(set(folds))}, not all of the n_folds {config.n_folds}")
+    table = table.assign(fold=-1)
+    table.loc[table["split"] == "train", "fold"] = folds.to_numpy()
+    leaking = table[table["patient_id"] != ""].groupby("patient_id")["fold"].nunique() > 1
+    if leaking.any():
+        log.info(f"folds: {int(leaking.sum())} patients are in several folds of {path}; scores are optimistic")
+    return table, True
+
+
+def without_marks(listing):
+    """Return the listing without the table of boxes or masks, once these are stored."""
+    return replace(listing, tables={name: table for name, table in listing.tables.items() if name != "marks"})
+
+
+def made_with(config):
+    """Return the settings that `prepare` depends on."""
+    return {name: getattr(config, name) for name in MADE_WITH}

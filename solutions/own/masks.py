@@ -1,0 +1,277 @@
+"""Segmentation of own images: one network per fold with a channel per structure, and a tuned rule for each of them."""
+
+import logging
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from common.config import digest, from_dict, to_dict
+from common.data.guard import check_size
+from common.data.loaders import UNKNOWN
+from common.data.store_workers import to_square
+from common.errors import InputError
+from common.infer import tta
+from common.infer.predict import write_masks
+from common.metrics.segmentation import counts_from_areas, dice, dice_from_areas, iou
+from common.metrics.statistics import as_interval, bootstrap, format_interval
+from common.network import Network, predict
+from common.nn import models
+from common.nn.models import freeze_encoder
+from common.paths import read_array, write_json
+from common.post.rle import ABSOLUTE, area, encode, overlap, parse, runs_of
+from common.recipe import Choice, Solution
+from common.step import file_stamp
+from common.submit.table import read_table
+from common.submit.validate import Summary, id_problems, refuse_rows
+from common.tuning import Rule, grid, nested_areas, summarise, tune_nested
+from solutions.lung_segmentation import mask_areas, mask_figures, mask_loss
+from solutions.own import coco, data, report
+from solutions.own.classify import augmentation
+
+log = logging.getLogger(__name__)
+SHAPE, MARK = ["image_id", "width", "height"], ["mask", "where"]
+
+
+# ---- the masks -----------------------------------------------------------------------------------------------------
+
+
+def store_masks(job, listing, store):
+    """Return the listing with the array `masks`, uint8 (N, C, S, S) of 0 and 1, or UNKNOWN; written beside the store.
+
+    Raises InputError naming file or annotation for a mask that is not black and white or of another size than its
+    image, an outline outside it, and for a structure that no mask shows.
+    """
+    marks, table, classes = listing.tables["marks"], listing.table, listing.about["classes"]
+    side, shape = job.config.store_size, (len(table), len(classes), job.config.store_size, job.config.store_size)
+    of_image, files = dict(list(marks.groupby("image_id"))), bool(len(marks)) and isinstance(marks["mask"].iloc[0], str)
+
+    def draw(row):
+        if row.split == "test":
+            return np.zeros(shape[1:], np.uint8)
+        found = np.full(shape[1:], UNKNOWN if files else 0, np.uint8)
+        for k, parts in of_image.get(row.image_id, marks[:0]).groupby("class_id"):
+            drawn = [read_mark(*mark, (row.height, row.width), job.config.mask_size) for mark in parts[MARK].to_numpy()]
+            found[k] = to_square(np.any(drawn, axis=0) * np.uint8(255), side) >= 128
+        return found
+
+    stamps = [[file_stamp(Path(mark)) if files else mark for mark in marks["mask"]], marks["where"].tolist()]
+    key = digest(job.config.mask_size, classes, table["image_id"].tolist(), stamps)
+    folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
+    if not (folder / "masks.npy").is_file():
+        with ThreadPoolExecutor(2) as pool:
+            drawn = tqdm(pool.map(draw, table.itertuples()), "masks", len(table), leave=False)
+            write_masks(folder / "masks.npy", shape, drawn)
+    masks = read_array(folder / "masks.npy")
+    train = np.flatnonzero(table["split"] == "train")
+    seen = np.array([[np.nan if m[0, 0] == UNKNOWN else m.any() for m in masks[row]] for row in train], float)
+    for k in np.flatnonzero(~(seen == 1).any(axis=0))[:1]:
+        raise InputError(f"{listing.inputs[0]}: no mask shows anything of the structure {classes[k]!r}")
+    table = table.copy()
+    table.loc[table["split"] == "train", classes] = seen
+    labels = [classes, [zlib.crc32(masks[row]) for row in train]]
+    arrays, strata = {"masks": folder / "masks.npy"}, (seen == 1).astype(int)
+    listing = replace(listing, table=table, arrays=arrays, strata=strata, labels=labels)
+    return data.add_view(job, data.without_marks(listing), store)
+
+
+def read_mark(mark, where, shape, mask_size="same"):
+    """Return the mask of a file or a COCO annotation, bool (height, width), where `shape` is that of the image."""
+    if not isinstance(mark, str):
+        return coco.draw(mark, shape, where)
+    mask = read_mask(mark)
+    if mask.shape == tuple(shape):
+        return mask
+    if mask_size == "same":
+        sizes = f"{mask.shape[1]} × {mask.shape[0]} pixels, but its image has {shape[1]} × {shape[0]}"
+        raise InputError(f"{mark}: {sizes}; --mask-size any stretches it")
+    return cv2.resize(mask.astype(np.uint8) * 255, shape[::-1], interpolation=cv2.INTER_LINEAR) >= 128
+
+
+def read_mask(path):
+    """Return the mask in a file, bool (H, W), which may be empty; raise InputError for many grey levels."""
+    try:
+        with Image.open(path) as image:
+            check_size(image.height, image.width)
+            pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    except Exception as error:  # damaged files raise many kinds of errors
+        raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
+    top = int(pixels.max())
+    mask = pixels > top // 2
+    if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
+        raise InputError(f"{path}: has grey levels, but a mask must be black and white (a folder per structure)")
+    return mask
+
+
+# ---- training and prediction ---------------------------------------------------------------------------------------
+
+
+def networks(job):
+    """Return the network of each fold."""
+    return [network(job, fold) for fold in job.config.folds]
+
+
+def network(job, fold):
+    """Return the network of one fold."""
+    config, images = job.config.segmenter, job.images
+    loss, channels = mask_loss(config.loss), len(images.about["classes"])
+
+    def dataset(job, rows, augment, targets):
+        masks = read_array(images.arrays["masks"]).__getitem__ if targets else None
+        transform = augmentation(config.augmentation, job.config.flip) if augment else None
+        return data.dataset(images, rows, config.size, transform, masks)
+
+    return Network(
+        fold,
+        "segmenter",
+        config,
+        lambda weights: models.segmenter(config.architecture, config.encoder, weights or config.weights, channels),
+        dataset,
+        loss=loss,
+        measure=partial(mask_areas, loss),
+        figures=lambda job, areas, rows: mask_figures(areas, config.size),
+        freeze=freeze_encoder,
+        channels=channels,
+        key=[job.config.flip],
+    )
+
+
+def predict_rows(job, folds, rows, path, title):
+    """Write the probabilities of store rows to `path` and return a table of the rows."""
+    predict(job, [network(job, fold) for fold in folds], rows, tta.views(job.config.tta), title, path)
+    return {"": job.images.named(rows)}
+
+
+# ---- decision ------------------------------------------------------------------------------------------------------
+
+
+def choose(job, oof):
+    """Choose each structure's rule by its mean Dice; each fold is scored by the rule chosen on the others.
+
+    Masks are compared on the stored square images, where areas keep their ratios.
+    """
+    config, classes, rows, decision = job.config, job.images.about["classes"], oof.table["row"], job.config.decision
+    masks, groups = read_array(job.images.arrays["masks"]), job.images.groups(rows)
+    side, rules, tables = config.store_size, {}, []
+    tried = grid(pixel=decision.pixel, min_area=sorted({round(share * side**2) for share in decision.min_area}))
+    of_image = {name: np.full((len(rows), len(classes)), np.nan) for name in ("dice", "iou")}
+    for k, name in enumerate(classes):
+        known = np.array([masks[row, k, 0, 0] != UNKNOWN for row in rows])
+        truth = [runs_of(masks[row, k]) if at else None for row, at in zip(rows, known, strict=True)]
+        maps = oof.maps if oof.maps.ndim == 3 else oof.maps[:, k]
+        regions = summarise(maps, truth, decision.pixel, (side, side), rows=np.flatnonzero(known))
+        folds, people = oof.table["fold"].to_numpy()[known], groups[known]
+        tuned = tune_nested(tried, lambda rule, r=regions: dice_of(r, rule), folds, people, config.seed)
+        areas = nested_areas(regions, tuned.fold_rules, tuned.parts)
+        cells = counts_from_areas(*areas, side**2)
+        of_image["dice"][known, k], of_image["iou"][known, k] = dice(cells), iou(cells)
+        rules[name] = {"pixel": tuned.rule.pixel, "min_area": tuned.rule.min_area / side**2}
+        present = areas[2] > 0
+        row = {"structure": name, "images": len(areas[2]), "present": int(present.sum()), **rules[name]}
+        for metric in ("dice", "iou"):
+            found = as_interval(bootstrap(of_image[metric][known, k], people, seed=config.seed))
+            row |= {metric: found["estimate"], f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
+        row["dice_present"] = float(tuned.dice[present].mean()) if present.any() else np.nan
+        tables.append(row)
+    means = {name: np.nanmean(values, axis=1) for name, values in of_image.items()}
+    figures = {name: as_interval(bootstrap(values, groups, seed=config.seed)) for name, values in means.items()}
+    figures |= {"structures": {row["structure"]: row["dice"] for row in tables}} | data.counts(job.images, rows)
+    figures |= {"nested_by": "folds" if len(config.folds) > 1 else "halves of the patients"}
+    scored = oof.table.assign(dice=means["dice"], iou=means["iou"])
+    tables = {"structures.csv": pd.DataFrame(tables), "oof_dice.parquet": scored}
+    return Choice({"rules": rules}, figures["dice"]["estimate"], figures, tables)
+
+
+def dice_of(regions, rule):
+    """Return the Dice of each image under a rule, (n,)."""
+    return dice_from_areas(*nested_areas(regions, {0: rule}, np.zeros(len(regions.truth), int)))
+
+
+def describe(figures):
+    """Return the lines that report the score."""
+    each = ", ".join(f"{name} {value:.4f}" for name, value in figures["structures"].items())
+    scores = f"mean Dice {format_interval(figures['dice'])}, IoU {format_interval(figures['iou'])}"
+    size = data.size_text(figures)
+    return [f"out of fold, {size}: {scores} (Dice by structure: {each}), nested by {figures['nested_by']}"]
+
+
+# ---- the answer ----------------------------------------------------------------------------------------------------
+
+
+def answer(job, test, rule, neutral):
+    """Return image_id, width, height and a run-length mask per structure, at the images' original sizes."""
+    rows, images = [], job.images.at(test.table["row"])
+    for at, image in enumerate(tqdm(images.itertuples(), "masks", len(images), leave=False)):
+        probs, shape = np.asarray(test.maps[at]), (image.height, image.width)
+        drawn = [apply_rule(rule["rules"][name], probs if probs.ndim == 2 else probs[k], shape)
+                 for k, name in enumerate(job.images.about["classes"])]  # fmt: skip
+        texts = [encode(mask, ABSOLUTE, neutral) if image.ok else neutral for mask in drawn]
+        rows.append((image.image_id, image.width, image.height, *texts))
+    return pd.DataFrame(rows, columns=[*SHAPE, *job.images.about["classes"]])
+
+
+def apply_rule(values, probs, shape):
+    """Return the mask (height, width) of probabilities uint8 (h, w); values: pixel, and min_area as a share."""
+    values = values | {"min_area": round(values["min_area"] * shape[0] * shape[1])}
+    return from_dict(Rule, {**asdict(Rule(0.5)), **values}, "tuned.json: rules").apply(probs, None, shape)
+
+
+def check(path, job):
+    """Return the Summary of a submission, and write it as COCO JSON beside it."""
+    classes, images = job.images.about["classes"], job.images.at(job.images.rows("test"))
+    table, found = read_table(path, [*SHAPE, *classes]), []
+    refuse_rows(path, id_problems(table["image_id"], images["image_id"]))
+    for row, (image_id, width, height, *texts) in enumerate(table.itertuples(index=False), start=2):
+        for k, text in enumerate(texts):
+            runs = parse(text, (int(height), int(width)), ABSOLUTE, f"{path}, row {row} ({image_id})")
+            found += [(row - 2, k, runs)] if len(runs) else []
+    answers = [(image, k, coco.mask_fields(runs, images.iloc[image])) for image, k, runs in found]
+    write_json(path.with_suffix(".coco.json"), coco.to_coco(images, classes, answers))
+    pixels, rows = sum(area(runs) for *_, runs in found), len({image for image, *_ in found})
+    return Summary(str(path), len(table), rows, pixels, "pixels")
+
+
+def hidden_score(job, rows):
+    """Return the mean Dice on the sample's hidden masks; None for images other than the sample's."""
+    path, scores = Path(job.run.step("prepare")["data"], "hidden", "truth.csv"), []
+    truth = read_table(path).set_index("image_id") if path.is_file() else pd.DataFrame()
+    if not set(rows["image_id"]) <= set(truth.index):
+        return None
+    for row in rows.to_dict("records"):
+        for name in job.images.about["classes"]:
+            texts = row[name], truth.loc[row["image_id"], name]
+            said, true = (parse(text, (int(row["height"]), int(row["width"])), ABSOLUTE) for text in texts)
+            scores.append(dice_from_areas(overlap(said, true), area(said), area(true)))
+    return {"metric": "dice", "value": float(np.mean(scores)), "nothing": 0.0}
+
+
+SEGMENTATION = Solution(
+    "own",
+    "dice",
+    made_with=data.made_with,
+    read=data.read,
+    refine=store_masks,
+    read_test=data.read_test,
+    refine_test=data.add_view,
+    networks=networks,
+    predict=predict_rows,
+    prediction_key=lambda config: [config.tta, config.segmenter.size],
+    maps=True,
+    choose=choose,
+    chosen=("structures.csv", "oof_dice.parquet"),
+    decision_key=lambda config: to_dict(config.decision),
+    describe=describe,
+    neutral=lambda job: "-1",
+    answer=answer,
+    answered=("submission.coco.json",),
+    check=check,
+    hidden=hidden_score,
+    report=report.of_segmentation,
+)

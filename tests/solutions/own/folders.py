@@ -1,0 +1,44 @@
+"""Small folders of images and labels, and what `read` makes of them."""
+
+import json
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+
+from common.options import Options
+from solutions.own.config import DEMO, replace
+from solutions.own.data import read
+from solutions.own.labels import find_labels, task_of
+
+
+def write_images(folder, names, size=(8, 8), value=9):
+    """Write grey images and return `folder`."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), np.full(size, value, np.uint8))
+    return folder
+
+
+def write_lines(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def write_coco(path, images, annotations, classes=("nodule", "mass")):
+    """Write a COCO file of images (name, …) and annotations (image number, class number, further fields)."""
+    images = [{"id": 10 + k, "file_name": name, "width": 8, "height": 8} for k, name in enumerate(images)]
+    found = [{"id": k, "image_id": 10 + i, "category_id": 5 + c} | more for k, (i, c, more) in enumerate(annotations)]
+    categories = [{"id": 5 + k, "name": name} for k, name in enumerate(classes)]
+    path.write_text(json.dumps({"images": images, "annotations": found, "categories": categories}))
+    return path
+
+
+def read_folder(folder, test=None, on_unlabelled="error", id_map=None, **settings):
+    """Return the Listing of a folder with these settings."""
+    config = replace(DEMO, **settings)
+    options = Options(data=folder, test=test, on_unlabelled=on_unlabelled, id_map=id_map)
+    if config.task == "auto":
+        config = replace(config, task=task_of(find_labels(folder, config.labels)))
+    return read(SimpleNamespace(config=config, options=options))

@@ -1,0 +1,81 @@
+"""Losses, weights and scores of classification by hand, and a run on own images from the command line."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.paths import read_json, read_parquet
+from common.submit.table import read_table
+from solutions.own import classify
+from solutions.own.config import DEMO, replace
+from tests.solutions.contract import NET
+from tests.solutions.own.folders import write_lines
+
+NAN = np.nan
+
+
+def test_blank_labels_take_no_part_in_the_loss():
+    logits, target = torch.tensor([[0.0, 5.0], [0.0, -3.0]]), torch.tensor([[1.0, NAN], [0.0, NAN]])
+    assert classify.multilabel_loss(logits, target).item() == pytest.approx(np.log(2))
+    assert classify.multilabel_loss(logits, target, np.float32([3, 1])).item() == pytest.approx(2 * np.log(2))
+    assert classify.multilabel_loss(logits, torch.full((2, 2), NAN)).item() == 0
+
+
+def test_class_weights_and_repeats():
+    truth = np.array([[1, 0], [0, 0], [0, 0], [0, NAN]])
+    assert classify.class_weights(truth, False).tolist() == [3, 3]
+    one_hot = np.repeat(np.eye(2), [6, 2], axis=0)
+    assert classify.class_weights(one_hot, True) == pytest.approx([8 / 12, 2])
+    assert classify.repeat_rare(np.arange(8), one_hot).tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 6, 7, 7, 7]
+    assert classify.repeat_rare(np.arange(4), truth).tolist() == [0, 0, 1, 2, 3]
+
+
+def test_average_precision_and_auroc_of_known_labels():
+    # precision 1 at recall 1/2, 2/3 at recall 1
+    assert classify.average_precision(np.array([1, 0, 1]), np.array([0.9, 0.8, 0.7])) == pytest.approx(5 / 6)
+    truth = np.array([[1, NAN], [0, NAN], [NAN, 1]])
+    found = classify.aurocs(truth, np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.3]]))
+    assert found[0] == 1 and np.isnan(found[1])
+
+
+def test_frozen_features_train_the_same_layer_that_predicts_images():
+    config = replace(DEMO.classifier, backbone=NET, weights="none", size=32, only_head=True)
+    model = classify.build_network(config, 2).eval()
+    images = torch.randint(0, 255, (3, 1, 32, 32), dtype=torch.uint8)
+    assert torch.equal(model(images), model(model.pooled(images)))
+    classify.freeze_backbone(model, False)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert torch.allclose(model.cam(images).mean((2, 3)) + model.head.bias, model(images), atol=1e-5)
+
+
+def test_several_classes_with_given_splits_weights_and_frozen_features(tiny, command, data, tmp_path):
+    rows = read_table(data / "labels.csv")
+    lines = [f"{row.image_id},{'sick' if row.mass == '1' else 'well'}" for row in rows.itertuples()]
+    splits = ["val" if k % 8 < 2 else "train" for k in range(len(lines))]
+    labels = write_lines(
+        tmp_path / "own.csv", "image_id,label,split", *(f"{a},{b}" for a, b in zip(lines, splits, strict=True))
+    )
+    options = ["--classifier.only-head", "True", "--classifier.class-weights", "True", "--classifier.balanced", "True"]
+    words = ["--data", data, "--labels", labels, "--out", "mine", *tiny, *options, "--lungs", "mask"]
+    result = command("run", "small", *words)
+    assert result.status == 0, result
+    score = read_json(tmp_path / "mine" / "score.json")
+    assert score["images"] == splits.count("val") and 0 <= score["accuracy"]["estimate"] <= 1
+    config = read_json(tmp_path / "mine" / "config.json")
+    assert (config["task"], config["n_folds"], config["folds"]) == ("multiclass", 2, [0])
+    probs = read_parquet(tmp_path / "mine" / "test.parquet")[["sick", "well"]]
+    assert probs.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    result = command("infer", "mine", "--data", data, "--out", "predictions.csv", "--workers", "0")
+    assert result.status == 0
+    assert (tmp_path / "predictions.csv").read_bytes() == (tmp_path / "mine" / "submission.csv").read_bytes()
+
+
+def test_new_images_are_predicted_straight_from_a_run(run_copy, command, sample, tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    for path in sorted((sample / "images").glob("*.png"))[:3]:
+        (new / f"new_{path.name}").write_bytes(path.read_bytes())
+    assert command("infer", "run", "--data", new, "--out", "predictions.csv").status == 0
+    found = read_table(tmp_path / "predictions.csv")
+    assert found.columns.tolist() == ["image_id", "effusion", "mass", "pneumothorax"]
+    assert found["image_id"].str.startswith("new_").all() and len(found) == 3

@@ -1,0 +1,139 @@
+"""Masks from files, polygons and run lengths, beside pycocotools; and a run on a folder of masks."""
+
+import json
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_masks
+from pycocotools.coco import COCO
+
+from common.errors import InputError
+from common.paths import read_json
+from common.post.rle import ABSOLUTE, decode, encode, runs_of
+from common.submit.table import read_table
+from solutions.own import coco, masks
+from solutions.own.sample import make_sample
+from tests.solutions.contract import NET
+from tests.solutions.own.folders import read_folder, write_coco, write_images, write_lines
+
+TINY = f"""--store-size 64 --segmenter.encoder {NET} --segmenter.weights none --segmenter.size 64
+    --segmenter.batch-size 4 --segmenter.epochs 2 --segmenter.precision fp32 --workers 0""".split()
+
+
+@pytest.fixture
+def blob():
+    rng = np.random.default_rng(0)
+    return cv2.GaussianBlur(rng.random((40, 30), np.float32), (0, 0), 4) > 0.5
+
+
+def test_run_lengths_are_read_as_pycocotools_writes_them(blob):
+    compressed = coco_masks.encode(np.asfortranarray(blob.astype(np.uint8)))
+    text = {"size": [40, 30], "counts": compressed["counts"].decode()}
+    assert np.array_equal(coco.draw(text, (40, 30), ""), blob)
+    counts = coco.mask_fields(runs_of(blob), SimpleNamespace(height=40, width=30))
+    assert np.array_equal(coco.draw(counts["segmentation"], (40, 30), ""), blob)
+    assert counts["area"] == blob.sum() and counts["bbox"] == coco_masks.toBbox(compressed).tolist()
+    with pytest.raises(InputError, match=r"x: a run-length mask of size \[40, 30\], but its image has \[30, 40\]"):
+        coco.draw(text, (30, 40), "x")
+
+
+def test_polygons_are_drawn_as_pycocotools_draws_them():
+    polygon = [5.0, 4.0, 90.5, 10.0, 70.0, 80.25, 12.0, 60.0]
+    theirs = coco_masks.decode(coco_masks.frPyObjects([polygon], 100, 100))[..., 0] > 0
+    ours = coco.draw([polygon], (100, 100), "")
+    assert (ours & theirs).sum() / (ours | theirs).sum() > 0.97
+    square = coco.draw([[2, 3, 6, 3, 6, 8, 2, 8]], (10, 10), "")
+    assert abs(square.sum() - 20) <= 10 and square[3:8, 2:6].all()
+    with pytest.raises(InputError, match="x: the polygon leaves its image of 50 × 50 pixels"):
+        coco.draw([polygon], (50, 50), "x")
+
+
+def test_answers_open_in_pycocotools(blob, tmp_path):
+    images = [SimpleNamespace(file="x/a.png", width=30, height=40)]
+    table = SimpleNamespace(itertuples=lambda: images)
+    found = [(0, 1, coco.mask_fields(runs_of(blob), images[0])), (0, 0, coco.box_fields((1, 2, 5, 8)) | {"score": 0.5})]
+    (tmp_path / "answer.json").write_text(json.dumps(coco.to_coco(table, ["mass", "nodule"], found)))
+    read = COCO(str(tmp_path / "answer.json"))
+    (one,) = read.loadAnns(read.getAnnIds(catIds=read.getCatIds(["nodule"])))
+    assert np.array_equal(read.annToMask(one) > 0, blob)
+    (box,) = read.loadAnns(read.getAnnIds(catIds=read.getCatIds(["mass"])))
+    assert box["bbox"] == [1, 2, 4, 6] and read.loadImgs(box["image_id"])[0]["file_name"] == "x/a.png"
+
+
+def test_mask_files(tmp_path):
+    grey = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    for name, pixels in {"full": 255 * (grey > 90), "ones": grey > 90, "empty": grey * 0, "grey": grey}.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.uint8(pixels))
+    full = masks.read_mark(str(tmp_path / "full.png"), "", (64, 64))
+    assert np.array_equal(full, grey > 90) and np.array_equal(masks.read_mask(tmp_path / "ones.png"), full)
+    assert not masks.read_mask(tmp_path / "empty.png").any()
+    with pytest.raises(InputError, match=r"grey\.png: has grey levels"):
+        masks.read_mask(tmp_path / "grey.png")
+    with pytest.raises(InputError, match=r"full\.png: 64 × 64 pixels, but its image has 32 × 128; --mask-size any"):
+        masks.read_mark(str(tmp_path / "full.png"), "", (128, 32))
+    assert masks.read_mark(str(tmp_path / "full.png"), "", (128, 128), "any").sum() == 4 * full.sum()
+
+
+def test_folders_of_masks_are_structures_and_what_is_absent_is_unknown(tmp_path):
+    write_images(tmp_path, [f"{name}.png" for name in "abc"])
+    write_images(tmp_path, ["masks/heart/a.png", "masks/heart/b.png", "masks/lungs/b.png", "masks/lungs/c.png"])
+    listing = read_folder(tmp_path)
+    assert listing.about == {"task": "segmentation", "classes": ["heart", "lungs"]}
+    np.testing.assert_array_equal(listing.table[["heart", "lungs"]], [[1, np.nan], [1, 1], [np.nan, 1]])
+    assert sorted(listing.tables["marks"][["image_id", "class_id"]].itertuples(index=False, name=None)) == [
+        *(("a", 0), ("b", 0), ("b", 1), ("c", 1))
+    ]
+    assert read_folder(tmp_path, labels="masks/lungs", on_unlabelled="skip").about["classes"] == ["lungs"]
+
+
+@pytest.mark.parametrize(
+    ("outline", "said"),
+    [
+        ([[1, 1, 4, 4]], "annotation 0: a polygon of 2 points; it needs three"),
+        ([[1, 1, 4, 4, 2]], "annotation 0: a polygon must be a list of x, y"),
+        ("dots", "annotation 0: segmentation is neither polygons nor a run-length mask"),
+    ],
+)
+def test_bad_outlines(outline, said, tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    write_coco(tmp_path / "labels.json", ["a.png", "b.png"], [(0, 0, {"segmentation": outline})])
+    with pytest.raises(InputError, match=said):
+        read_folder(tmp_path)
+
+
+def test_a_file_that_is_not_coco(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    for text in ("[]", '{"annotations": []}', '{"annotations": [], "images": [{}], "categories": []}'):
+        write_lines(tmp_path / "labels.json", text)
+        with pytest.raises(InputError, match=r"labels.json: not a COCO file"):
+            read_folder(tmp_path)
+
+
+def test_a_run_on_folders_of_masks(command, refused, tmp_path):
+    data = make_sample(tmp_path / "masked", n_train=8, n_test=2, task="segmentation")
+    result = command("run", "demo", "--data", data, "--out", "mine", *TINY)
+    assert result.status == 0, result
+    score, rules = (read_json(tmp_path / "mine" / f"{name}.json") for name in ("score", "tuned"))
+    assert set(score["structures"]) == set(rules["rules"]) == {"heart", "lungs"}
+    rows = read_table(tmp_path / "mine" / "submission.csv")
+    assert rows.columns.tolist() == ["image_id", "width", "height", "heart", "lungs"]
+    answers = COCO(str(tmp_path / "mine" / "submission.coco.json"))
+    for row, image in zip(rows.itertuples(), answers.loadImgs(answers.getImgIds()), strict=True):
+        assert image["file_name"] == f"images/{row.image_id}.png"
+        for each in answers.loadAnns(answers.getAnnIds(image["id"])):
+            name = answers.loadCats(each["category_id"])[0]["name"]
+            assert np.array_equal(answers.annToMask(each), decode(getattr(row, name), (256, 256), ABSOLUTE))
+    assert command("infer", "mine", "--data", data, "--out", "again.csv", "--workers", "0").status == 0
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "mine" / "submission.csv").read_bytes()
+    # an outline that has changed, one of another size, and a structure that nothing shows
+    path = next((data / "masks" / "heart").glob("*.png"))
+    cv2.imwrite(str(path), 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    assert "was trained on other images, labels" in refused("prepare", "--data", data, "--out", "mine")
+    cv2.imwrite(str(path), np.zeros((128, 128), np.uint8))
+    assert "128 × 128 pixels, but its image has 256 × 256" in refused("prepare", "demo", "--data", data, *TINY)
+    for path in (data / "masks" / "heart").glob("*.png"):
+        cv2.imwrite(str(path), np.zeros((256, 256), np.uint8))
+    assert "no mask shows anything of the structure 'heart'" in refused("prepare", "demo", "--data", data, *TINY)
+    assert encode(np.zeros((4, 4), bool), ABSOLUTE) == "-1"
