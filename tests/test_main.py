@@ -79,7 +79,7 @@ def test_comments_in_a_configuration_are_no_help(name, capsys):
     with tokenize.open(source) as file:
         comments = [t.string[1:].strip() for t in tokenize.generate_tokens(file.readline) if t.type == tokenize.COMMENT]
     with pytest.raises(SystemExit):
-        main([name, "train", "paper", "--help"])
+        main([name, "train", "podium", "--help"])
     said = re.sub(r"[│|\s]+", " ", capsys.readouterr().out)
     assert [comment for comment in comments if len(comment) > 20 and comment[:40] in said] == []
 

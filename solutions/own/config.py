@@ -176,4 +176,9 @@ DEMO = replace(
 )
 
 PRESETS = {"demo": DEMO, "small": SMALL, "podium": PODIUM}
+ABOUT = {
+    "small": "classification: frozen features and a linear layer, minutes on a laptop; small networks for other tasks",
+    "podium": "a network per fold at full size",
+}
+TAKES = ("on_unlabelled",)
 KAGGLE = None  # no competition
