@@ -21,7 +21,8 @@ from common.metrics.calibration import choose_thresholds, nested_counts
 from common.metrics.statistics import as_interval, bootstrap, bootstrap_auroc, format_interval
 from common.network import Network, other_folds, predict
 from common.nn import models
-from common.nn.backbone import ExactLinear, build_backbone, feature_map, load_backbone
+from common.nn.backbone import ExactLinear, build_backbone, feature_map
+from common.nn.weights import load_pretrained
 from common.paths import read_csv, read_parquet
 from common.recipe import Choice, Solution
 from common.submit.validate import validate_probabilities
@@ -56,8 +57,8 @@ def build_network(config, n_classes, weights=None):
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size)
     model = Classifier(net, width, *models.mean_std(name), n_classes, config.dropout)
-    load_backbone(model, name, config.weights if weights is None else weights)
-    return model
+    required = [key for key in model.state_dict() if key.startswith("net.")]
+    return load_pretrained(model, name, config.weights if weights is None else weights, required)
 
 
 def freeze_backbone(model, frozen):
