@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from common.data.box_augment import pipeline
-from common.post.members import fuse_members
 
 from common import detection
+from common.data.box_augment import pipeline
 from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.detection import COCO, VOC2010, bootstrap_map, coco_scores, evaluate
 from common.metrics.statistics import as_interval, format_interval
 from common.paths import write_json
 from common.post.boxes import BOX
+from common.post.members import fuse_members
 from common.recipe import Choice, Solution
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
