@@ -244,8 +244,10 @@ def _check_trainings(job, name, key):
 
 
 def _with_folds(job, listing):
-    """Return the listing with a column `fold`: from --fold-table, or balanced by strata and grouped by patient."""
+    """Return the listing with a column `fold`: its own, from --fold-table, or balanced by strata, grouped by patient."""
     options, config, table = job.options, job.config, listing.table
+    if "fold" in table:  # the labels give the folds
+        return listing
     used = (table["split"] == "train").to_numpy()
     if "used" in table:
         used = used & table["used"].to_numpy()

@@ -12,6 +12,7 @@ from common import detection
 from common.data.box_augment import pipeline
 from common.data.folds import make_folds
 from common.errors import InputError
+from common.listing import leave_out_unreadable
 from common.metrics.detection import COCO, VOC2010, bootstrap_map, coco_scores, evaluate
 from common.metrics.statistics import as_interval, format_interval
 from common.paths import write_json
@@ -34,7 +35,8 @@ def store_boxes(job, listing, store):
 
     Raises InputError naming the row of a box without area or outside its image, and for boxes in the other unit.
     """
-    marks, table, unit = listing.tables["marks"], listing.table, job.config.boxes
+    listing, unit = leave_out_unreadable(listing), job.config.boxes
+    marks, table = listing.tables["marks"], listing.table
     rows = table.set_index("image_id").loc[marks["image_id"], ["row", "width", "height"]]
     corners, sizes = marks[BOX].to_numpy(float), rows[["width", "height"]].to_numpy(float)
     if unit == "pixels" and len(corners) and corners.max() <= 1:

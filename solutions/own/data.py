@@ -63,7 +63,7 @@ def read(job):
     table["file"] = _places(options, files | more_files, table["image_id"])
     table["patient_id"] = [*_fill_patients(patients, train), *[""] * len(test)]
     table[list(classes)] = np.concatenate([values, np.full((len(test), len(classes)), np.nan)])
-    table, folded = _with_given_folds(config, path, train, table)
+    table = _with_given_folds(config, path, train, table)
     groups = len(set(patients)) if (patients != "").any() else len(train)
     if groups < max(2, config.n_folds):
         what = f"images of {groups} patients" if groups < len(train) else "images"
@@ -79,7 +79,7 @@ def read(job):
         table,
         files | more_files,
         sample(test, about),
-        strata=None if folded or len(marks) else np.nan_to_num(values).astype(int),
+        strata=None if len(marks) else np.nan_to_num(values).astype(int),
         labels=[list(classes), values.tolist()],
         tables={"marks": marks},
         inputs=(path,),
@@ -250,9 +250,9 @@ def given_folds(path, task, classes, folder):
 
 
 def _with_given_folds(config, path, train, table):
-    """Return the table with the folds that the labels give, and whether they give any; val is fold 0."""
+    """Return the table with the folds that the labels give, if any; val is fold 0."""
     if not _folds_of(train):
-        return table, False
+        return table
     folds = train["fold"].astype(int) if (train["fold"] != "").any() else (train["split"] != "val").astype(int)
     if sorted(set(folds)) != list(range(config.n_folds)):
         raise InputError(f"{path}: has the folds {sorted(set(folds))}, not all of the n_folds {config.n_folds}")
@@ -261,7 +261,7 @@ def _with_given_folds(config, path, train, table):
     leaking = table[table["patient_id"] != ""].groupby("patient_id")["fold"].nunique() > 1
     if leaking.any():
         log.info(f"folds: {int(leaking.sum())} patients are in several folds of {path}; scores are optimistic")
-    return table, True
+    return table
 
 
 def without_marks(listing):

@@ -20,6 +20,7 @@ from common.data.store_workers import to_square
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import write_masks
+from common.listing import leave_out_unreadable
 from common.metrics.segmentation import counts_from_areas, dice, dice_from_areas, iou
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import Network, predict
@@ -49,12 +50,15 @@ def store_masks(job, listing, store):
     Raises InputError naming file or annotation for a mask that is not black and white or of another size than its
     image, an outline outside it, and for a structure that no mask shows.
     """
-    marks, table, classes = listing.tables["marks"], listing.table, listing.about["classes"]
-    side, shape = job.config.store_size, (len(table), len(classes), job.config.store_size, job.config.store_size)
+    listing, side, classes = leave_out_unreadable(listing), job.config.store_size, listing.about["classes"]
+    marks, table, shape = listing.tables["marks"], listing.table, (len(store.images), len(classes), side, side)
     of_image, files = dict(list(marks.groupby("image_id"))), bool(len(marks)) and isinstance(marks["mask"].iloc[0], str)
 
-    def draw(row):
-        if row.split == "test":
+    rows = dict(zip(table["row"], table.itertuples(), strict=True))
+
+    def draw(number):
+        row = rows.get(number)
+        if row is None or row.split == "test":
             return np.zeros(shape[1:], np.uint8)
         found = np.full(shape[1:], UNKNOWN if files else 0, np.uint8)
         for k, parts in of_image.get(row.image_id, marks[:0]).groupby("class_id"):
@@ -67,10 +71,10 @@ def store_masks(job, listing, store):
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
     if not (folder / "masks.npy").is_file():
         with ThreadPoolExecutor(2) as pool:
-            drawn = tqdm(pool.map(draw, table.itertuples()), "masks", len(table), leave=False)
+            drawn = tqdm(pool.map(draw, range(len(store.images))), "masks", len(rows), leave=False)
             write_masks(folder / "masks.npy", shape, drawn)
     masks = read_array(folder / "masks.npy")
-    train = np.flatnonzero(table["split"] == "train")
+    train = table.loc[table["split"] == "train", "row"]
     seen = np.array([[np.nan if m[0, 0] == UNKNOWN else m.any() for m in masks[row]] for row in train], float)
     for k in np.flatnonzero(~(seen == 1).any(axis=0))[:1]:
         raise InputError(f"{listing.inputs[0]}: no mask shows anything of the structure {classes[k]!r}")

@@ -72,7 +72,7 @@ def test_patients_splits_and_folds(folder):
     rows = ["a,1,p,train", "b,0,,val", "c,1,q,train", "d,,,test"]
     write_lines(folder / "labels.csv", "image_id,mass,patient_id,split", *rows)
     listing = read_folder(folder)
-    assert listing.about["n_folds"] == 2 and listing.about["folds"] == [0] and listing.strata is None
+    assert listing.about["n_folds"] == 2 and listing.about["folds"] == [0]
     table = listing.table.set_index("image_id")
     assert table.loc[["a", "b", "c", "d"], "patient_id"].tolist() == ["p", "image b", "q", ""]
     assert table.loc[["a", "b", "c", "d"], "fold"].tolist() == [1, 0, 1, -1]
