@@ -244,7 +244,7 @@ def _check_trainings(job, name, key):
 
 
 def _with_folds(job, listing):
-    """Return the listing with a column `fold`: its own, from --fold-table, or balanced by strata, grouped by patient."""
+    """Return the listing with a column `fold`: its own, from --fold-table, or balanced by strata."""
     options, config, table = job.options, job.config, listing.table
     if "fold" in table:  # the labels give the folds
         return listing
