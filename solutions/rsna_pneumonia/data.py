@@ -68,6 +68,7 @@ def read_labels(path):
         (some & ~np.isfinite(sides).all(axis=0), "Target 1 needs four numbers as its box, not {box}"),
         (some & ~((width > 0) & (height > 0)), "the box {box} must have a width and a height above 0"),
         (some & ((np.minimum(x, y) < 0) | (np.maximum(x, y) >= SIDE)), "the box {box} begins outside the image"),
+        (some & (sides.max(axis=0) <= 1), "the box {box} lies in 0 to 1, but must be in pixels"),
         (np.full(len(table), not some.any()), "no image has an opacity"),
         (target.groupby(table["patientId"]).transform("nunique") > 1, "this image has both targets, 0 and 1"),
     ):
@@ -87,11 +88,7 @@ def read_labels(path):
 
 
 def read_classes(path, targets):
-    """Return {image_id: class name} of the labelled images.
-
-    Raises InputError naming file and row for an unknown class, two classes of an image, a class that contradicts the
-    image's target, and an image without a class.
-    """
+    """Return {image_id: class name}. Raises InputError for unknown, missing and contradictory classes."""
     classes = {}
     for row, (image_id, name) in enumerate(some_rows(path, ["patientId", "class"]).itertuples(index=False), start=2):
         where, target = f"{path}, row {row} ({image_id}): class {name!r}", targets.get(image_id)

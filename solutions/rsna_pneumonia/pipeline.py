@@ -1,7 +1,4 @@
-"""RSNA pneumonia: detectors find opacities, a gate finds images without any, and a rule turns both into boxes.
-
-"Paper" is Gabruseva et al.; config.py has every number with its source.
-"""
+"""RSNA pneumonia: detectors find opacities, a gate finds images without any, and a rule turns both into boxes."""
 
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -19,7 +16,6 @@ from common.metrics.classification import auroc
 from common.metrics.detection_counts import image_scores, match_boxes, mean_score
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict
-from common.paths import read_parquet, write_table
 from common.recipe import Choice, Solution
 from common.tuning import tune_nested
 from solutions.rsna_pneumonia import data, postprocess, report
@@ -64,17 +60,12 @@ def pool(suffix, tables):
     return table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1) if suffix else table
 
 
-def gate_of(predicted):
-    """Return the gate's probability of an opacity, a Series by image id."""
-    return expit(predicted.tables["_gate"].set_index("image_id")["logit"])
-
-
 # ---- decision and submission ---------------------------------------------------------------------------------------
 
 
 def choose(job, oof):
     """Choose the rule with the best mean score out of fold; each part is scored by the rule chosen on the others."""
-    config, gate = job.config, gate_of(oof)
+    config, gate = job.config, expit(oof.tables["_gate"].set_index("image_id")["logit"])
     rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
     images, truth, ids = job.images.at(rows), data.truth_of(job.images, rows), job.images.ids(rows)
     probs, target = gate[ids].to_numpy(), images["target"].to_numpy()
@@ -111,12 +102,11 @@ def describe(figures):
 
 
 def answer(job, test, rule, neutral):
-    """Return the submission, blank for unreadable images; writes test_decided.parquet."""
+    """Return the submission, blank for unreadable images."""
     rule, table = from_dict(BoxRule, rule.get("rule"), "tuned.json: rule"), job.images.table
     images = table[table["split"] == "test"]
-    readable = gate_of(test)[images.loc[images["ok"], "image_id"]]
-    decided = apply_rule(fuse_boxes(test.table, images, job.config.members, rule.iou), readable, rule)
-    write_table(job.run.path("test_decided.parquet"), decided)
+    gate = expit(test.tables["_gate"].set_index("image_id")["logit"])[images.loc[images["ok"], "image_id"]]
+    decided = apply_rule(fuse_boxes(test.table, images, job.config.members, rule.iou), gate, rule)
     return postprocess.prediction_strings(decided, images["image_id"])
 
 
@@ -125,7 +115,7 @@ def hidden(job, submission):
     truth, targets = data.read_labels(Path(job.run.step("prepare")["data"], "hidden", "truth.csv"))
     if set(targets) != set(ids := submission.iloc[:, 0]):
         return None
-    scores = image_scores(match_boxes(read_parquet(job.run.path("test_decided.parquet")), truth, ids))
+    scores = image_scores(match_boxes(postprocess.read_submission(job.run.path("submission.csv")), truth, ids))
     return {"metric": "map", "value": mean_score(scores), "nothing": 0.0}  # without boxes, an image scores 0
 
 
@@ -146,7 +136,6 @@ SOLUTION = Solution(
     decision_key=lambda config: to_dict(config.decision),
     describe=describe,
     answer=answer,
-    answered=("test_decided.parquet",),
     check=lambda path, job: postprocess.check(path, job.sample_path),
     hidden=hidden,
     report=report,

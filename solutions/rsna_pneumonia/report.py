@@ -7,6 +7,7 @@ from common.post.boxes import BOX
 from common.report import detection_plots, page, plots
 from common.report.gallery import best_boxes, box_gallery, pick_extremes
 from solutions.rsna_pneumonia.config import SIDE
+from solutions.rsna_pneumonia.postprocess import read_submission
 
 TITLE, NAMES = "RSNA pneumonia detection", ("opacity",)
 
@@ -61,4 +62,4 @@ def _results(job, train):
 
 def submission(job, record):
     """Return the number of boxes in submission.csv, and pictures of the images with the highest scores."""
-    return best_boxes(job, read_parquet(job.run.path("test_decided.parquet")), NAMES)
+    return best_boxes(job, read_submission(job.run.path("submission.csv")), NAMES)

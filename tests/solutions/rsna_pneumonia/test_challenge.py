@@ -67,6 +67,7 @@ def test_the_rule_and_the_submission(tmp_path):
         ("b,,,,,0\na,1,1,,5,1\n", "row 3 (a): Target 1 needs four numbers as its box, not 1 1 (blank) 5"),
         ("a,1,1,0,5,1\n", "must have a width and a height above 0"),
         ("a,1024,1,5,5,1\n", "the box 1024 1 5 5 begins outside the image"),
+        ("a,0.1,0.1,0.5,0.5,1\n", "lies in 0 to 1, but must be in pixels"),
         ("a,1,1,5,5,1\na,,,,,0\n", "this image has both targets"),
         ("a,,,,,0\n", "no image has an opacity"),
         ("a,1,1,5,5,1\nb,,,,,0\n", "no class of b"),
