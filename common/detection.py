@@ -5,6 +5,7 @@ also have member and fold.
 """
 
 import random
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from common.data.augment import light
 from common.data.loaders import eval_loader
 from common.infer import tta
 from common.metrics import classification
-from common.network import Network, other_folds
+from common.network import Network, other_folds, predict
 from common.nn import detectors, models
 from common.nn.losses import bce
 from common.nn.precision import autocast, precision
@@ -207,6 +208,15 @@ def predict_members(job, networks, rows, title=""):
     """Return the boxes of several trained detectors on store rows, with the columns member (the stage) and fold."""
     found = [predict_boxes(job, each, rows, title).assign(member=each.stage, fold=each.fold) for each in networks]
     return pd.concat(found, ignore_index=True)
+
+
+def predict_logits(job, networks, rows, title=""):
+    """Return the logits of store rows by each of several gates, one after the other, float64 (k · n,)."""
+    logits = [np.zeros(0)]
+    for each in networks:
+        exact = replace(each, config=replace(each.config, precision="fp32"))  # in bf16, confident images would tie
+        logits.append(predict(job, [exact], rows, tta.views(job.config.tta), f"{title}, fold {each.fold}")[:, 0])
+    return np.concatenate(logits)
 
 
 def detect(model, images, flip, config):

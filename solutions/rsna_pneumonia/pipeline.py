@@ -11,11 +11,9 @@ from scipy.special import expit
 from common import detection
 from common.config import from_dict, to_dict
 from common.data.box_augment import pipeline
-from common.infer import tta
 from common.metrics.classification import auroc
 from common.metrics.detection_counts import image_scores, match_boxes, mean_score
 from common.metrics.statistics import as_interval, bootstrap, format_interval
-from common.network import predict
 from common.recipe import Choice, Solution
 from common.tuning import tune_nested
 from solutions.rsna_pneumonia import data, postprocess, report
@@ -49,8 +47,8 @@ def fold_networks(config, fold):
 def predict_rows(job, folds, rows, path, title):
     """Return the boxes of one fold's detectors, and the logits of its gate."""
     *detectors, gate = fold_networks(job.config, *folds)
-    logits = predict(job, [gate], rows, tta.views(job.config.tta), title)[:, 0].astype(np.float64)
-    table = pd.DataFrame({"image_id": job.images.ids(rows), "logit": logits})
+    table = pd.DataFrame({"image_id": job.images.ids(rows)})
+    table["logit"] = detection.predict_logits(job, [gate], rows, title)
     return {"": detection.predict_members(job, detectors, rows, title), "_gate": table}
 
 

@@ -13,7 +13,7 @@ from common.data.dicom import read_header
 from common.data.tables import read_ids, read_patients, some_rows
 from common.errors import InputError
 from common.listing import Listing, check_files, find_files, list_test
-from common.metrics.detection import evaluate
+from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
 from common.paths import check_id, competition_folder, find_images, read_parquet
 from common.post.boxes import BOX, find_normalised
 from common.post.fusion import fuse_raters
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 TRAIN = ["image_id", "class_name", "class_id", "rad_id", *BOX]
 SIZES = ["image_id", "width", "height"]
 SHAPE = ["image_id", "dim1", "dim0"]  # the same in tables of resized copies: the shape of the pixel array
+COUNTED = {"counted": tuple(range(NO_FINDING))}  # without class 14
+VOC_FINDINGS, COCO_FINDINGS = replace(VOC2010, **COUNTED), replace(COCO, **COUNTED)
 FINDINGS = [f"c{number}" for number in range(NO_FINDING)]
 JOIN = {"wbf": mean_boxes, "nms": first_boxes, "none": lambda boxes, starts, iou: (boxes, np.arange(len(boxes)))}
 
@@ -217,6 +219,18 @@ def truth_of(images, rows):
     healthy = no_findings(chosen.loc[chosen["abnormal"] == 0, ["image_id"]])
     both = pd.concat([boxes[boxes["row"].isin(rows)], healthy], ignore_index=True)
     return both[["image_id", "class_id", *BOX]]
+
+
+def detector_figures(images, table, rows):
+    """Return the mean APs of a detection table on rows, over the findings that occur there.
+
+    map: the competition's AP, VOC 2010 at IoU > 0.4; map_coco: COCO's, the paper's validation metric.
+    """
+    truth, ids = truth_of(images, rows), images.ids(rows)
+    return {
+        "map": evaluate(table, truth, ids, VOC_FINDINGS).mean_ap,
+        "map_coco": coco_scores(table, truth, ids, COCO_FINDINGS)[0]["ap"],
+    }
 
 
 def healthy(images, rows):

@@ -15,9 +15,8 @@ from common.post.members import fuse
 from common.recipe import read_predictions
 from common.step import Step
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
-from solutions.vinbigdata.data import out_of_fold
+from solutions.vinbigdata.data import COCO_FINDINGS, VOC_FINDINGS, out_of_fold
 from solutions.vinbigdata.lungs import locate_findings
-from solutions.vinbigdata.models import COCO_FINDINGS, VOC_FINDINGS
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule
 from solutions.vinbigdata.tuning import patients_of, tune_detection
 

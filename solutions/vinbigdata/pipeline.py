@@ -19,7 +19,7 @@ from common.paths import read_parquet, write_table
 from common.post.members import fuse_members
 from common.recipe import Choice, Solution, read_predictions
 from common.submit.validate import validate_boxes
-from solutions.vinbigdata import data, experiments, lungs, models, postprocess, report, tuning
+from solutions.vinbigdata import data, experiments, lungs, postprocess, report, tuning
 from solutions.vinbigdata.config import KAGGLE, NO_FINDING, NOTHING, DetectorConfig, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
@@ -52,7 +52,7 @@ def detector_network(config, fold, member):
         detector,
         NO_FINDING,
         lambda: pipeline(augmentation, size, detector.default_mapper),
-        models.detector_figures,
+        data.detector_figures,
         rows,
         lambda job, rows: lungs.samples(job.images, rows, size, detector.lung_channel),
     )
@@ -84,7 +84,7 @@ def predict_rows(job, folds, rows, path, title):
     shares = np.array_split(config.healthy_trained, len(config.folds))
     folds_2cc = [fold % config.healthy_modulus] if held_out else shares[config.folds.index(fold)].tolist()
     classifiers = [[healthy_network(config, k, name) for k in folds_2cc] for name in config.healthy_backbones]
-    logits = np.stack([models.predict_logits(job, same, rows, title) for same in classifiers])
+    logits = np.stack([detection.predict_logits(job, same, rows, title) for same in classifiers])
     healthy = pd.DataFrame({"image_id": np.tile(ids, len(folds_2cc)), "logit": logits.mean(0)})
     if held_out:
         healthy["healthy"] = expit(healthy.pop("logit"))

@@ -15,8 +15,7 @@ from common.metrics.detection import Result, ap_of, bootstrap_map, class_aps, ev
 from common.metrics.statistics import Interval, as_interval
 from common.post.members import fuse, split_members
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
-from solutions.vinbigdata.data import no_findings
-from solutions.vinbigdata.models import VOC_FINDINGS
+from solutions.vinbigdata.data import VOC_FINDINGS, no_findings
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, find_healthy, list_rules
 
 SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the figure

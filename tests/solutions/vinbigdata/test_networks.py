@@ -17,7 +17,7 @@ from common.images import Images
 from common.network import Network, train_loader
 from common.nn.precision import autocast
 from common.post.boxes import BOX
-from solutions.vinbigdata import lungs, models, pipeline
+from solutions.vinbigdata import lungs, pipeline
 from solutions.vinbigdata.config import DEMO, DetectorConfig
 from solutions.vinbigdata.data import truth_of
 
@@ -278,7 +278,7 @@ def test_each_classifier_predicts_the_test_images_once(folds, healthy_folds, job
         asked.append(networks[0].fold)
         return np.full((len(rows), 1), networks[0].fold, np.float32)
 
-    monkeypatch.setattr(models, "predict", predict)
+    monkeypatch.setattr(detection, "predict", predict)
     parts = [pipeline.predict_rows(job, [fold], images.rows("test"), None, "") for fold in folds]
     trained = job.config.healthy_trained
     assert asked == list(trained)
@@ -294,7 +294,9 @@ def test_the_logits_of_several_classifiers_are_averaged(job, images, monkeypatch
     assert stages == ["flip", "healthy", "healthy-resnet18"] * 2
     monkeypatch.setattr(detection, "predict_boxes", lambda *args: pd.DataFrame({"image_id": ["i1"], "score": [0.5]}))
     values = {"healthy": 1.0, "healthy-resnet18": 4.0}
-    monkeypatch.setattr(models, "predict", lambda job, one, rows, *rest: np.full((len(rows), 1), values[one[0].stage]))
+    monkeypatch.setattr(
+        detection, "predict", lambda job, one, rows, *rest: np.full((len(rows), 1), values[one[0].stage])
+    )
     out = pipeline.predict_rows(job, [0], images.rows(folds=[0]), None, "")["_healthy"]
     np.testing.assert_allclose(out["healthy"], 1 / (1 + np.exp(-2.5)), rtol=1e-12)
     np.testing.assert_allclose(out["first"], 1 / (1 + np.exp(-1)), rtol=1e-12)

@@ -11,7 +11,7 @@ from common.config import from_dict
 from common.metrics.detection import evaluate
 from common.post.members import fuse_members
 from solutions.vinbigdata.config import DecisionConfig, FusionConfig
-from solutions.vinbigdata.models import VOC_FINDINGS
+from solutions.vinbigdata.data import VOC_FINDINGS
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, list_rules
 from solutions.vinbigdata.tuning import rank_weights, search_weights, tune_detection
 from tests.solutions.vinbigdata.tables import rows_of, some_boxes, true
