@@ -87,6 +87,12 @@ class FitConfig:
         if self.keep != "highest" and self.keep not in self.averaging:
             raise InputError(f"keep {self.keep!r} is not among averaging: {', '.join(self.averaging)}")
 
+    @property
+    def chooses_epoch(self):
+        """Whether the weights that are kept depend on how epochs do on validation."""
+        kept = self.averaging[0] if self.keep == "highest" and len(self.averaging) == 1 else self.keep
+        return kept not in ("last", "classic", "ema")
+
 
 @dataclass(frozen=True)
 class BoxConfig(FitConfig):
@@ -144,10 +150,7 @@ def flatten(values, prefix=""):
 
 
 def from_dict(cls, values, where="config"):
-    """Return the dataclass `cls` built from the output of `to_dict`.
-
-    Raises InputError naming an unknown or missing field or an invalid value; `where` begins its message.
-    """
+    """Return the dataclass `cls` of the output of `to_dict`; InputError, beginning with `where`, for wrong fields."""
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a JSON object, not {values!r}")

@@ -1,8 +1,8 @@
 """Decision rules for segmentation, tuned on out-of-fold probabilities.
 
-`summarise` labels the regions of each image once per pixel threshold and keeps their areas and overlaps with the truth.
-The Dice of every rule follows from these exactly, in well under a millisecond. `tune_nested` scores each fold by the
-rule chosen on the others.
+`summarise` labels the regions of each image once per pixel threshold; the Dice of every rule follows from their areas
+and overlaps with the truth exactly, in well under a millisecond. `tune_nested` scores each fold by the rule chosen on
+the others.
 """
 
 import itertools
@@ -24,10 +24,9 @@ class Rule:
     """How probabilities become a mask: chosen on out-of-fold images, applied unchanged to test images.
 
     The mask is empty unless the classifier's probability is >= `gate` and at least `min_pixels` pixels are >= `top`;
-    otherwise it consists of the pixels >= `pixel`, without connected regions of fewer than `min_area` pixels. Areas are
-    counted at the submission's size or, with `at_network`, at the network's, before the mask is enlarged by repeating
-    pixels. (pixel, min_area, gate) is the rule of the SIIM paper, whose Table 2 compares both sizes; (top, min_pixels,
-    pixel) is the winner's triplet.
+    otherwise it has the pixels >= `pixel`, without connected regions of fewer than `min_area`. Areas are counted at the
+    submission's size or, with `at_network`, at the network's, before the mask is enlarged by repeating pixels. (pixel,
+    min_area, gate) is the rule of the SIIM paper, (top, min_pixels, pixel) the winner's triplet.
     """
 
     pixel: float
@@ -49,10 +48,7 @@ class Rule:
             raise InputError(f"min_area and min_pixels must be 0 or more: {self}")
 
     def apply(self, probs, gate_prob=None, size=(1024, 1024), connectivity=8):
-        """Return the mask of one image, uint8 `size` (height, width) of 0 and 1, from uint8 probabilities (h, w).
-
-        gate_prob: the classifier's probability; InputError if it is missing and the rule has a gate.
-        """
+        """Return the mask of one image, uint8 `size` (height, width) of 0 and 1, from uint8 probabilities (h, w)."""
         if not _gate_passes(self, gate_prob):
             return np.zeros(size, np.uint8)
         factors = _factors(probs.shape, size) if self.at_network else (1, 1)
@@ -63,10 +59,7 @@ class Rule:
 
 
 def grid(**values):
-    """Return the Rules of all combinations of values, the last name varying fastest, except where 0 < top < pixel.
-
-    Example: grid(pixel=(0.3, 0.5), min_area=range(0, 4000, 500)).
-    """
+    """Return the Rules of all combinations of values, the last name varying fastest, except where 0 < top < pixel."""
     rules = [Rule(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())]
     rules = [rule for rule in rules if rule.top == 0 or rule.top >= rule.pixel]
     if not rules:
@@ -78,9 +71,9 @@ def grid(**values):
 class OofRegions:
     """The areas of N images from which every rule is scored; see `summarise`.
 
-    regions: dict from a quantised threshold q to int32 (2, R), the areas of all regions and their overlaps with the
-    truth; those of image i are at offsets[q][i] : offsets[q][i + 1]. histogram: int32 (N, 256); truth: true areas,
-    int64 (N,); scale: pixels of the submission per counted pixel.
+    regions: quantised threshold q → int32 (2, R), areas of all regions and their overlaps with the truth, those of
+    image i at offsets[q][i] : offsets[q][i + 1]. histogram: int32 (N, 256); truth: true areas, int64 (N,); scale:
+    pixels of the submission per counted pixel.
     """
 
     pixels: tuple
@@ -95,11 +88,11 @@ class OofRegions:
 def summarise(
     probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, workers=2, progress=iter
 ):
-    """Return the OofRegions of uint8 probabilities (N, h, w) at several pixel thresholds.
+    """Return the OofRegions of uint8 probabilities (N, h, w) at several pixel thresholds in (0, 1].
 
     probs: read image by image, so that a memory map stays on disk; truth_runs: N arrays of runs (`common.post.rle`) on
-    `size` (height, width); pixels: thresholds in (0, 1]; rows: the images to use, None for all. With `at_network`
-    regions are counted on (h, w), which must divide `size`. progress: wraps the iterable of results.
+    `size` (height, width); rows: the images to use. With `at_network` regions are counted on (h, w), which must divide
+    `size`. progress: wraps the iterable of results.
     """
     rows = np.arange(len(probs))[slice(None) if rows is None else rows]
     rules = [Rule(pixel) for pixel in pixels]
@@ -132,10 +125,9 @@ def summarise(
 
 
 def rule_areas(oof, rule, gate_probs=None):
-    """Return the overlap with the truth, predicted area and true area of each image, int64 (N,) pixels.
+    """Return the overlap with the truth, predicted area and true area of each image, int64 (N,), as of `rule.apply`.
 
-    They equal the areas of the masks from `rule.apply`. gate_probs: the classifier's probabilities (N,). Raises
-    InputError for a pixel threshold or size that was not summarised, and for a gate without probabilities.
+    Raises InputError for what was not summarised, and for a gate without the classifier's probabilities (N,).
     """
     q = quantise(rule.pixel)
     if q not in oof.regions or rule.at_network != oof.at_network:
@@ -150,10 +142,7 @@ def rule_areas(oof, rule, gate_probs=None):
 
 
 def release_pages(array):
-    """Release a memory-mapped array's pages from this process's memory; do nothing for other arrays.
-
-    The pages stay in the file cache and are mapped again when read.
-    """
+    """Release a memory-mapped array's pages from this process's memory; they are mapped again when read."""
     if getattr(array, "mode", None) in ("r", "r+", "w+") and hasattr(mmap, "MADV_DONTNEED"):  # "c" has private changes
         array._mmap.madvise(mmap.MADV_DONTNEED)
 
@@ -175,9 +164,9 @@ def rule_dice(oof, rule, gate_probs=None):
 class Tuned:
     """The result of `tune_nested`.
 
-    rule: the best on all images, for the submission; naive: its mean Dice on them. fold_rules: dict from each part to
-    the rule chosen on the other parts; dice: (N,), each image under its part's rule; score: its mean, the figure to
-    report. parts: (N,), the folds, or two halves of the patients if there is one fold (`halves`).
+    rule: the best on all images, for the submission; naive: its mean Dice on them. fold_rules: part → the rule chosen
+    on the other parts; dice: (N,), each image under its part's rule; score: its mean, the figure to report. parts:
+    (N,), the folds, or two halves of the patients if there is one fold (`halves`).
     """
 
     rule: Rule
@@ -199,9 +188,8 @@ def tune_nested(rules, dice_of, folds, groups=None, seed=0):
     """Return the Tuned with the best of `rules` by the mean of `dice_of(rule)`, float (N,), nested over the folds.
 
     Any score of an image will do for the Dice; NaN leaves an image out.
-    folds: (N,). A single fold is split into random halves that share no group (patient; None: every image is its own
-    group). Of tied rules the one nearest the middle wins, then the first. Raises InputError if no group can
-    be held out.
+    folds: (N,). A single fold is split into random halves that share no group (patient; None: every image). Of tied
+    rules the one nearest the middle wins. Raises InputError if no group can be held out.
     """
     parts = np.asarray(folds)
     halves = len(np.unique(parts)) < 2

@@ -1,8 +1,4 @@
-"""Class activation maps: placed on their image, fused, and turned into regions and boxes.
-
-A map is a real array (h, w), higher where there is more evidence for the class. Boxes are x_min, y_min, x_max, y_max in
-pixels of the image, ends open. Source: Zhou et al. 2016, Learning deep features for discriminative localization.
-"""
+"""Class activation maps (h, w), fused, and their regions and boxes in pixels, ends open. Source: Zhou et al. 2016."""
 
 from typing import NamedTuple
 
@@ -21,10 +17,9 @@ class Region(NamedTuple):
 
 
 def place(cam, box, shape):
-    """Return a map stretched bilinearly over a box of an image of `shape` (H, W), float32 (H, W).
+    """Return a map (h, w) stretched over a box of an image of `shape`, float32 (H, W), its minimum around it.
 
-    Outside the box it is the map's minimum, since all values could be negative. The box is rounded to whole pixels.
-    Raises InputError for a map that is not finite numbers (h, w), and for an empty box or one beyond the image.
+    Raises InputError for a map that is not finite numbers, and for an empty box or one beyond the image.
     """
     cam = np.asarray(cam)
     if cam.ndim != 2 or cam.size == 0 or cam.dtype.kind not in "fiu" or not np.isfinite(cam).all():
@@ -55,10 +50,7 @@ def fuse(maps):
 
 
 def largest_region(cam, threshold):
-    """Return the largest 8-connected Region where a normalised map is at least `threshold`, in (0, 1], or None.
-
-    Of equally large regions the uppermost is returned.
-    """
+    """Return the largest (uppermost) 8-connected Region of a normalised map at a threshold in (0, 1], or None."""
     above = np.uint8(cam >= np.float32(threshold))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     if len(stats) < 2:  # the background alone
@@ -79,10 +71,7 @@ def region_iou(mask, box):
 
 
 def peak(cam):
-    """Return the position (x, y) of the map's maximum, the mean of several; None if all values are equal.
-
-    Positions are those of pixel centres: the first pixel lies at 0.5.
-    """
+    """Return the position (x, y) of the map's maximum or the mean of several, centres at halves; None if flat."""
     if cam.max() == cam.min():
         return None
     rows, columns = np.nonzero(cam == cam.max())

@@ -24,10 +24,7 @@ def scale(factor, multiple=32):
 
 
 def views(names, sides=False):
-    """Return the image itself and the views that a configuration names: flip, and scale (two sizes).
-
-    sides: the first two maps are of left and right, and exchanged when the image is flipped.
-    """
+    """Return the image itself and the named views, flip and scale; sides: a flip exchanges the first two maps."""
     flip = (FLIP[0], lambda maps, size: maps.flip(-1)[:, [1, 0, *range(2, maps.shape[1])]]) if sides else FLIP
     named = {"flip": [flip], "scale": [scale(0.875), scale(1.125)]}
     return [IDENTITY, *(view for name in names for view in named[name])]
@@ -49,10 +46,9 @@ def sigmoid_and_presence(output):
 
 
 def predict_tta(model, images, views=(IDENTITY,), activation=sigmoid):
-    """Return the mean of the probabilities over `views`, float32.
+    """Return the mean over `views` of the probabilities, float32, that `activation` makes of a model's output.
 
-    images: (B, 1, H, W). activation: maps the model's output to probabilities of masks (B, C, h, w), classes (B, C),
-    which views do not move, or a tuple of these.
+    They are masks (B, C, h, w), classes (B, C), which views do not move, or a tuple of these.
     """
     totals, several = None, False
     for forward, inverse in views:

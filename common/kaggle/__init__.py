@@ -33,10 +33,7 @@ class Source:
     """Where to get files that Kaggle does not have."""
 
     def find_file(self, data=None, names=None):
-        """Return the path of the first of `names` (default: the samples) that exists in the competition's folder.
-
-        data: the folder that the user named; None: where Kaggle mounts it. Raises InputError if there is none.
-        """
+        """Return the first of `names` (default: the samples) in the competition's folder, else InputError."""
         names, problems = names or self.samples, []
         for name in names:
             try:

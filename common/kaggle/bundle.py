@@ -86,11 +86,7 @@ def read_listing(bundle):
 
 
 def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
-    """Write the bundle of these runs to the folder `out`, atomically, and return the content of its bundle.json.
-
-    Raises InputError for an unfinished run, two runs with one name, a folder that holds other files, and a bundle above
-    Kaggle's limit.
-    """
+    """Write the bundle of these runs to the folder `out`, atomically, and return the content of its bundle.json."""
     out = Path(out).resolve()
     _check_replaceable(out)
     with _temporary_folder(out) as folder:
@@ -138,10 +134,7 @@ def _check_known(folder, names):
 
 @contextmanager
 def _temporary_folder(out):
-    """Yield an empty folder on the same disk as `out`; delete it afterwards, with any leftovers of a killed call.
-
-    The earlier bundle is restored if the new one did not replace it.
-    """
+    """Yield an empty folder on the same disk as `out`; delete it afterwards, with any leftovers of a killed call."""
     partial = out.with_name(f".{out.name}.partial")
     with lock_folder(partial, "making a bundle there"):
         _check_known(partial, (NEW, EARLIER, EXPORT))

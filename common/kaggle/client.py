@@ -1,7 +1,6 @@
-"""Kaggle's own client, used in process: signed in, with timeouts, and with one-line errors.
+"""Kaggle's own client, used in process: signed in, with timeouts, and with one-line errors without secrets.
 
-Importing `kaggle` signs in, creates a folder and may print a page of advice, so only `connect` imports it. Secrets are
-removed from everything that the client prints or raises.
+Importing `kaggle` signs in, creates a folder and may print a page of advice, so only `connect` imports it.
 """
 
 import base64
@@ -39,11 +38,9 @@ class TransientError(InputError):
 
 @contextlib.contextmanager
 def connect(target, needs_account=True):
-    """Yield a `KaggleApi` that is signed in; every failure of the client inside the block becomes an InputError.
+    """Yield a signed-in `KaggleApi`; its failures become InputErrors about `target`, such as `competition a-slug`.
 
-    target: the subject of messages, such as `competition a-slug`. needs_account: False allows missing credentials.
-    Progress bars go to stderr, other output of the client to the log. Raises InputError in one line with the remedy:
-    client or credentials missing, not allowed, unknown, disk full; TransientError if trying again later may help.
+    needs_account: False allows missing credentials. TransientError if trying again later may help.
     """
     output = _Output()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):

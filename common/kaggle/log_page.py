@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.kaggle.submissions import LOG, NUMBERS, read_log
+from common.kaggle.upload import LOG, NUMBERS, read_log
 from common.report import page
 from common.report.plots import BLUE, INK, ORANGE, add_legend_above, make_axes, styled, to_svg
 
@@ -70,10 +70,7 @@ def describe_agreement(numbers):
 
 @styled
 def plot_cv_against_lb(numbers):
-    """Return a scatter plot of cv (with interval) against public and private score as SVG bytes.
-
-    numbers: columns of NUMBERS, float, NaN if unknown. None if no submission has both scores.
-    """
+    """Return a scatter plot of cv (with interval) against leaderboard scores as SVG, None without any pair."""
     known = numbers[numbers["cv"].notna() & (numbers["public"].notna() | numbers["private"].notna())]
     if known.empty:
         return None

@@ -23,10 +23,7 @@ RUN = "run"  # folder of the run in WORKING
 
 
 def open_bundle(bundle, run):
-    """Return the trained folder of one run of a bundle: a temporary folder of links to its files.
-
-    Raises InputError if the bundle has no such run, or if files are missing.
-    """
+    """Return the trained folder of one run of a bundle: a temporary folder of links to its files."""
     bundle = Path(bundle)
     runs = read_listing(bundle)["runs"]
     if run not in runs:
@@ -40,14 +37,8 @@ def open_bundle(bundle, run):
     return folder
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-
 def read_images(source, ids, size=None, markers=None):
-    """Return these images of the mounted competition by id, uint8 (H, W), resized to squares where `size` is given.
-
-    markers: file names by which the folder is recognised (default: the sample submission's).
-    """
+    """Return these images of the mounted competition by id, uint8 (H, W), resized to squares where `size` is given."""
     import cv2
 
     from common.data.dicom import read_image
@@ -85,17 +76,13 @@ def display_boxes(source, found, names, count=4, size=None):
     display_gallery(items, box_overlay)
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
 def train_in_session(solution, preset, hours, options=(), working=WORKING, inputs=KAGGLE_INPUT):
     """Run or continue a preset within the session's `hours`; return whether it is finished.
 
-    Training stops RESERVE before the end with everything saved; any step still running SAVING before the end is killed,
-    which is safe because files are written atomically, and repeated by the next session. The output of an earlier
-    version among the inputs is continued. Several GPUs are used through torchrun. Decoded images are kept out of the
-    working folder, whose size is limited. options: further words of the command line. Raises InputError if the run
-    fails or its output is too large.
+    Training stops RESERVE before the end; a step still running SAVING before the end is killed, which is safe because
+    files are written atomically. The output of an earlier version among the inputs is continued. Several GPUs are used
+    through torchrun. Decoded images are kept out of the working folder, whose size is limited. options: further words
+    of the command line. Raises InputError if the run fails or its output is too large.
     """
     if not hours > RESERVE:
         raise InputError(f"hours must be above {RESERVE:g}, not {hours:g}")

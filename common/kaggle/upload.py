@@ -1,4 +1,4 @@
-"""`upload`: check a submission, send it to its competition, log it and wait for its score."""
+"""`upload`: check a submission, send it to its competition, log it in submissions/log.csv and wait for its score."""
 
 import contextlib
 import logging
@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import tyro
 
 from common.config import file_hash
 from common.errors import InputError
 from common.kaggle.client import AGAIN, TransientError, connect
-from common.kaggle.submissions import COLUMNS, FAILED, LOG, append_row, read_log, set_scores
-from common.paths import lock_folder, read_json
+from common.paths import atomic_path, escape_formulas, lock, lock_folder, read_json
 from common.runs import git_revision
 from common.submit.table import read_table
 
@@ -20,6 +20,41 @@ log = logging.getLogger(__name__)
 POLL = 5.0  # seconds between the first two requests for a score; the interval then grows to
 SLOWEST = 60.0
 ARRIVAL = 20.0  # seconds within which Kaggle lists an accepted submission
+LOG = Path("submissions/log.csv")
+NUMBERS = ("rows", "cv", "cv_low", "cv_high", "public", "private")
+COLUMNS = ("date", "solution", "run", "git", "sha256", *NUMBERS, "message")
+FAILED = "error"  # replaces the public score if Kaggle could not compute it
+
+
+def read_log(path=LOG):
+    """Return the log as a table of strings, empty if there is none; raise InputError for any other file."""
+    return read_table(path, COLUMNS) if Path(path).is_file() else pd.DataFrame(columns=COLUMNS, dtype=str)
+
+
+def append_row(row, path=LOG):
+    """Append a row (a dict by COLUMNS) to the log, safely beside other processes."""
+    with _locked_log(path) as table:
+        table.loc[len(table)] = [str(row[name]) for name in COLUMNS]
+
+
+def set_scores(date, sha256, public, private, path=LOG):
+    """Write the scores of the last row with this date and hash."""
+    with _locked_log(path) as table:
+        matches = table.index[(table["date"] == date) & (table["sha256"] == sha256)]
+        table.loc[matches[-1:], ["public", "private"]] = [str(public), str(private)]
+
+
+@contextlib.contextmanager
+def _locked_log(path):
+    """Yield the log's table and write it back afterwards, locked against other processes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as handle:  # not the log itself, which each write replaces
+        lock(handle, path, "writing", wait=True)
+        table = read_log(path)
+        yield table
+        with atomic_path(path) as temporary:
+            escape_formulas(table).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def upload_tool(solution, source):
@@ -148,7 +183,9 @@ def _submit(slug, submission, description, mark, again):
     except InputError as error:
         problem = error
     else:
-        _log_allowance(slug)
+        with contextlib.suppress(InputError), connect(f"competition {slug}") as api:  # for information only
+            limits = api.competition_get_submission_limits(slug)
+            log.info(f"{limits.num_allowed_now} submissions remaining today")
         return older
     ends = time.monotonic() + (ARRIVAL if isinstance(problem, TransientError) else 0)
     while True:  # the file may have arrived even if the answer was lost
@@ -158,12 +195,6 @@ def _submit(slug, submission, description, mark, again):
         if time.monotonic() >= ends:
             raise InputError(f"not uploaded: {str(problem).replace(AGAIN, 'run the same command to try again')}")
         time.sleep(min(POLL, ARRIVAL))
-
-
-def _log_allowance(slug):
-    with contextlib.suppress(InputError), connect(f"competition {slug}") as api:  # for information only
-        limits = api.competition_get_submission_limits(slug)
-        log.info(f"{limits.num_allowed_now} submissions remaining today")
 
 
 def _list_submissions(slug, mark):

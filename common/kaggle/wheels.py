@@ -44,11 +44,7 @@ UNUSED = ("kaggle", "six", "nbclient", "ipykernel", "setuptools")
 
 
 def build_wheel(folder, root=ROOT):
-    """Build our wheel into `folder` and return its path; the same sources give the same bytes.
-
-    It is built from a copy, without leftovers of earlier builds. Raises InputError outside a checkout, and if the build
-    fails.
-    """
+    """Build our wheel into `folder` from a copy and return its path; the same sources give the same bytes."""
     if not (root / "pyproject.toml").is_file():
         raise InputError(f"{root}: no pyproject.toml; a bundle is made from a checkout of this repository")
     with tempfile.TemporaryDirectory(prefix="wheel-") as temporary:

@@ -11,10 +11,7 @@ from common.metrics.classification import best_threshold, check_scores, confusio
 
 @dataclass(frozen=True)
 class OperatingPoints:
-    """Thresholds, sensitivity and specificity of each class, float64 (C,), NaN where undefined.
-
-    thresholds: chosen on all images, for new ones. nested_by: how the images were split for the other two.
-    """
+    """Thresholds (from all images) and nested sensitivity and specificity, float64 (C,), NaN where undefined."""
 
     thresholds: np.ndarray
     sensitivity: np.ndarray
@@ -28,10 +25,7 @@ def youden(counts):
 
 
 def choose_thresholds(y, score, metric=youden):
-    """Return each class's threshold with the highest `metric`, float64 (C,), NaN if all its labels are equal.
-
-    y: (N, C) bool or 0/1; score: (N, C) real; metric: as in `best_threshold`.
-    """
+    """Return each class's threshold (y, score: (N, C)) with the highest `metric`, float64 (C,), NaN if undefined."""
     y, score = check_scores(y, score, (2,))
     score = score.astype(np.float64)  # a threshold between two float32 scores may need more precision
     mixed = y.any(axis=0) & ~y.all(axis=0)
@@ -41,8 +35,7 @@ def choose_thresholds(y, score, metric=youden):
 def nested_counts(y, score, folds):
     """Return tp, fp, fn, tn, int64 (C, 4), of each fold at the thresholds chosen on the others, float64 (K, C).
 
-    y, score: as in `choose_thresholds`; folds: (N,) of K ≥ 2 values, which in ascending order are the rows of the
-    thresholds. A fold is not counted for a class without a threshold from the other folds.
+    y, score: (N, C); folds: (N,) of K ≥ 2 values. A fold is not counted for a class without a threshold.
     """
     y, score = check_scores(y, score, (2,))
     names, codes = np.unique(folds, return_inverse=True)
@@ -57,11 +50,7 @@ def nested_counts(y, score, folds):
 
 
 def nested_youden(y, score, folds, groups=None, seed=0):
-    """Return the OperatingPoints by Youden's J; sensitivity and specificity are those of `nested_counts`.
-
-    y, score: (N, C) as in `choose_thresholds`; folds: (N,). A single fold is split into halves that share no group.
-    groups: (N,), such as patient ids; None if every image is a group.
-    """
+    """Return the OperatingPoints by Youden's J of y, score (N, C); one fold is split into halves of the groups."""
     nested_by = "fold"
     if len(np.unique(folds)) < 2:
         folds, nested_by = make_folds(np.asarray(y), 2, groups, seed), "halves of the patients"
@@ -79,7 +68,7 @@ def reliability(y, prob, n_bins=15):
     """Return the reliability curve: mean probability, share of positives (float64) and images (int64) of B bins.
 
     y: (N,) bool or 0/1; prob: (N,) in [0, 1]. The bins are of equal mass (Nguyen and O'Connor 2015), since most
-    findings are rare and most probabilities small; equal probabilities share a bin, so B can be less than n_bins.
+    probabilities are small; equal probabilities share a bin, so B can be less than n_bins.
     """
     y, prob = _check_probabilities(y, prob)
     bins = np.searchsorted(np.sort(prob), prob) * n_bins // len(prob)
@@ -90,10 +79,7 @@ def reliability(y, prob, n_bins=15):
 
 
 def expected_calibration_error(y, prob, n_bins=15):
-    """Return float64 (C,): the mean gap between probability and share of positives over the bins of `reliability`.
-
-    y, prob: (N, C). The expected calibration error of Naeini et al. 2015, with bins of equal mass.
-    """
+    """Return the mean gap between probability and share of positives over equal-mass bins, float64 (C,)."""
     y, prob = _check_probabilities(y, prob)
     curves = [reliability(labels, probs, n_bins) for labels, probs in zip(y.T, prob.T, strict=True)]
     return np.array([np.average(np.abs(mean - share), weights=images) for mean, share, images in curves])

@@ -1,7 +1,4 @@
-"""Metrics of one class against the rest, from scores (AUROC) or from counts of tp, fp, fn, tn.
-
-A row is predicted positive where its score is at least the threshold.
-"""
+"""Metrics of one class against the rest; a row is predicted positive where its score is at least the threshold."""
 
 import numpy as np
 
@@ -12,7 +9,7 @@ def check_scores(y, score, ndims=(1,), nan="refused"):
     """Return labels as bool and scores as floats, both (N,) or (N, C).
 
     ndims: allowed numbers of dimensions; nan: "refused" or "allowed" among the scores. Raises InputError for different
-    or empty shapes, labels other than 0 and 1, scores that are not real numbers.
+    or empty shapes, labels other than 0 and 1, scores that are not real.
     """
     y, score = np.asarray(y), np.asarray(score)
     if y.shape != score.shape or y.ndim not in ndims or not y.size:
@@ -26,10 +23,7 @@ def check_scores(y, score, ndims=(1,), nan="refused"):
 
 
 def cut_points(y, score):
-    """Return the distinct scores in descending order, and the true and false positives (int64) with each as threshold.
-
-    y: (N,) bool or 0/1; score: (N,) real.
-    """
+    """Return the distinct scores of (N,), descending, and true and false positives (int64) with each as threshold."""
     y, score = check_scores(y, score)
     order = np.argsort(score)[::-1]
     score, tp = score[order], np.cumsum(y[order], dtype=np.int64)
@@ -60,10 +54,7 @@ def auroc(y, score, undefined=None):
 
 
 def confusion_counts(y, score, threshold):
-    """Return tp, fp, fn, tn at `threshold`, int64 (4,); (C, 4) for y and score (N, C) and one or C thresholds.
-
-    Raises InputError as `check_scores` does.
-    """
+    """Return tp, fp, fn, tn at `threshold`, int64 (4,); (C, 4) for y and score (N, C) and one or C thresholds."""
     y, score = check_scores(y, score, (1, 2))
     called = score.astype(np.float64) >= threshold
     return np.stack([(called & y).sum(0), (called & ~y).sum(0), (~called & y).sum(0), (~called & ~y).sum(0)], axis=-1)
@@ -109,8 +100,8 @@ def best_threshold(y, score, metric):
     """Return (threshold, value) with the highest metric over all thresholds that split the rows differently.
 
     y, score: (N,) as in `cut_points`; metric: maps counts (M, 4) to values (M,), such as `mcc`; NaN is skipped. The
-    threshold is the midpoint of two scores, in their precision; predicting all rows negative or all positive is tried
-    too. Of equal values the highest threshold wins.
+    threshold is the midpoint of two scores; all rows negative or positive is tried too. Of equal values the highest
+    wins.
     """
     scores, tp, fp = cut_points(y, score)
     counts = np.stack([tp, fp, tp[-1] - tp, fp[-1] - fp], axis=-1)

@@ -1,8 +1,4 @@
-"""DeLong's variance of the AUROC: intervals, and the paired test of two scores of the same images.
-
-It assumes that images are independent. If patients have several images, the intervals are too narrow and the p-values
-too small: prefer the bootstrap by patient (`statistics`). DeLong's figures are reported for comparison with papers.
-"""
+"""DeLong's variance of the AUROC, its intervals and paired test, for independent images (else: `statistics`)."""
 
 import numpy as np
 from scipy import special
@@ -16,9 +12,9 @@ ROUNDING = 1e-16  # largest variance of a difference that is 0 up to rounding
 def delong_covariance(y, scores):
     """Return (AUROC float64 (K,), covariance float64 (K, K)) of K scores of the same images, for one class.
 
-    y: (N,) bool or 0/1; scores: (N, K) real. Ties count half. The covariance is NaN with fewer than two positives or
-    negatives. Raises InputError for other values, NaN, and without positives or negatives.
-    Source: DeLong et al. 1988; the placements come from sorting, in O(N log N), as in Sun and Xu 2014.
+    y: (N,) bool or 0/1; scores: (N, K) real. Ties count half. NaN with fewer than two positives or negatives. Raises
+    InputError for other values, NaN, and labels of one kind. Source: DeLong et al. 1988, by sorting as in Sun and Xu
+    2014.
     """
     y, scores = np.asarray(y), np.asarray(scores)
     for score in scores.T:
@@ -35,12 +31,11 @@ def delong_covariance(y, scores):
 def delong_intervals(y, score, level=0.95):
     """Return float64 (C, 3): AUROC, low and high of each class.
 
-    y: (N, C) bool or 0/1; score: (N, C) real; level: in (0, 1). The interval is symmetric on the logit scale, which
-    keeps it within [0, 1] and its coverage near `level` for areas near 1 (Pepe 2003; Qin and Hotilovac 2008). It is
-    NaN for an area of exactly 0 or 1, whose estimated variance is 0, and with fewer than two positives or negatives; if
-    all labels are equal, the AUROC is NaN too.
+    y: (N, C) bool or 0/1; score: (N, C) real. The interval is symmetric on the logit scale (Pepe 2003; Qin and
+    Hotilovac 2008), and NaN for an area of 0 or 1 and with fewer than two positives or negatives; without either the
+    AUROC is NaN.
     """
-    z, found = _quantile(level), np.full((np.shape(y)[-1], 3), np.nan)
+    z, found = special.ndtri((1 + level) / 2), np.full((np.shape(y)[-1], 3), np.nan)
     for c, ((area,), ((variance,),)) in _classes(y, score):
         found[c, 0] = area
         if 0 < area < 1:
@@ -52,11 +47,10 @@ def delong_intervals(y, score, level=0.95):
 def delong_test(y, a, b, level=0.95):
     """Return float64 (C, 4): AUROC(a) − AUROC(b) of each class, its low and high, and the two-sided p-value.
 
-    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images. Scores of equal ranks give 0 and p = 1. A
-    difference with a variance of 0 or NaN has no interval and p-value (NaN); if all labels are equal, all is NaN.
-    Source: DeLong et al. 1988.
+    y: (N, C) bool or 0/1; a, b: (N, C) real. Scores of equal ranks give 0 and p = 1; a difference with a variance of 0
+    or NaN has no interval and p-value (NaN). Source: DeLong et al. 1988.
     """
-    z, found = _quantile(level), np.full((np.shape(y)[-1], 4), np.nan)
+    z, found = special.ndtri((1 + level) / 2), np.full((np.shape(y)[-1], 4), np.nan)
     for c, (areas, covariance) in _classes(y, a, b):
         difference, variance = areas[0] - areas[1], covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
         found[c, 0] = difference
@@ -86,7 +80,3 @@ def _covariance(placements):
     if placements.shape[1] < 2:
         return np.full((len(placements), len(placements)), np.nan)
     return np.cov(placements).reshape(len(placements), -1)
-
-
-def _quantile(level):
-    return special.ndtri((1 + level) / 2)

@@ -1,14 +1,12 @@
 """Detection metrics: boxes are matched once, and every metric is computed from the matches.
 
 The default is the VinBigData leaderboard's: PASCAL VOC 2010 average precision (the whole area under the curve made
-monotone) at IoU > 0.4, the mean over 15 classes including No finding with its box 0 0 1 1. The detections of a class
-are taken over all images by falling score; each is compared with the true box of its class and image that it overlaps
-most, and is a false positive if that box is taken. Areas are width × height, without the extra pixel of the VOC kit.
-
-The order of rows does not matter. Detections with equal scores form one point of the curve, since no threshold
-separates them; the result is that of the least favourable order, false positives first. Within an image, equal scores
-are matched in the order of their boxes, and of true boxes with equal overlap the first in that order counts. With
-`tied_as_listed`, as in pycocotools, equal scores come by image, then by row, each as a point of its own.
+monotone) at IoU > 0.4, the mean over 15 classes including No finding with its box 0 0 1 1. Detections of a class are
+taken over all images by falling score; each is compared with the true box of its class and image that it overlaps most,
+and is a false positive if that box is taken. Areas are width × height, without the extra pixel of the VOC kit. The
+order of rows does not matter: detections with equal scores form one point of the curve, that of the least favourable
+order, and within an image are matched in the order of their boxes. With `tied_as_listed`, as in pycocotools, equal
+scores come by image, then by row, each as a point of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -59,13 +57,11 @@ COCO = Rule(0.5, inclusive=True, best_unmatched=True, recall_points=101, max_per
 class Result:
     """A score and the matches behind it.
 
-    classes: DataFrame by class_id: ap, n_truth, n_detections, n_found, recall (of all detections), best_f1 and
-    score_at_best_f1, precision_at_best_f1, recall_at_best_f1 (the highest score of several).
-    image_ids: (N,), the order that weights and groups follow.
-    truth_row: int64, the row of the true box that each detection found, -1 for none.
-    rows: int64, the detections that were scored, by class and falling score, class c from starts[c] on; image: their
-    places in image_ids; score, found: their scores and whether they found a box.
-    truth_image, truth_class: int64, one for each row of the truth.
+    classes: DataFrame by class_id: ap, n_truth, n_detections, n_found, recall (of all detections), best_f1 and score,
+    precision and recall _at_best_f1. image_ids: (N,), the order of weights and groups. truth_row: int64, the row of the
+    true box that each detection found, -1 for none. rows: int64, the scored detections by class and falling score,
+    class c from starts[c] on; image (a place in image_ids), score, found: theirs. truth_image, truth_class: int64, one
+    per row of the truth.
     """
 
     mean_ap: float
@@ -86,28 +82,22 @@ def evaluate(detections, truth, images=None, rule=VOC2010):
     """Return the Result of a table of detections against a table of true boxes.
 
     detections: DataFrame with image_id, class_id, score in [0, 1], x_min, y_min, x_max, y_max in pixels; truth: the
-    same without score. images: ids of all images, needed where some have no true box; None for those of the truth.
-    Raises InputError as `detection_match.read_tables` does, and for a truth without any box of the counted classes.
-    Source: Everingham et al. 2010; VinBigData Chest X-ray Abnormalities Detection 2021.
+    same without score. images: ids of all images; None for those of the truth. Raises InputError as `read_tables` does,
+    and for a truth without a box of the counted classes. Source: Everingham et al. 2010.
     """
     return _evaluate(*read_tables(detections, truth, images, rule), rule)
 
 
 def pr_curve(result, class_id):
-    """Return a DataFrame by falling score: score, seen and found (detections up to it), recall and precision.
-
-    One row for each distinct score, or each detection with `tied_as_listed`; recall is NaN for a class without a true
-    box.
-    """
+    """Return a DataFrame by falling score: score, seen and found (detections up to it), recall and precision."""
     return pd.DataFrame(_curve(result, class_id))
 
 
 def ap_of(result, weights):
-    """Return the AP of each counted class under weights of the images, without matching again.
+    """Return the AP of each counted class under weights of the images, float64 (C,) or (B, C), NaN without a true box.
 
     weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two equal
-    images (with `tied_as_listed` up to the order of equal scores), so np.bincount(rows, minlength=N) stands for images
-    drawn as `rows`. Returns float64 (C,) or (B, C), NaN without a true box; `mean_of_defined` gives the mean.
+    images.
     """
     weights = np.asarray(weights, np.float64)
     rows, n_classes = np.atleast_2d(weights), result.rule.n_classes
@@ -119,9 +109,8 @@ def ap_of(result, weights):
 def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
     """Return (list of C Intervals of the counted classes, Interval of the mean AP) by the Bayesian bootstrap.
 
-    groups: (N,) patient ids in the order of result.image_ids, None if every image is a group. Patients get exponential
-    weights, so that every resample has every class; a mean over only the drawn classes would be biased upwards if rare
-    classes score low. Raises InputError as `statistics.bootstrap` does. Source: Rubin 1981.
+    groups: (N,) patient ids in the order of result.image_ids, None if every image is a group. Exponential weights keep
+    every class in every resample; a mean over the drawn classes alone would be biased. Source: Rubin 1981.
     """
     resamples = resample_aps(result, groups, n_resamples, seed)
     pairs = zip(result.classes["ap"], resamples.T, strict=True)
@@ -131,8 +120,7 @@ def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
 def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95):
     """Return (Interval of first's mean AP less second's, two-sided p-value), both under the same weights of patients.
 
-    The Results must be of the same images and truth, else InputError; the rest as in `bootstrap_map`, the p-value as in
-    `statistics.interval_with_p`.
+    The Results must be of the same images and truth, else InputError; the rest as in `bootstrap_map`.
     """
     same = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_ids", "truth_class"))
     if not all(same):
@@ -151,8 +139,8 @@ def resample_aps(result, groups, n_resamples, seed):
 def coco_scores(detections, truth, images=None, rule=COCO):
     """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id) as in pycocotools.
 
-    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: recall, averaged likewise, of the 100 best detections of an image and
-    class. Tables, images and errors as in `evaluate`. Source: Lin et al. 2014.
+    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: likewise of the recall. Tables and errors as in `evaluate`. Source: Lin
+    et al. 2014.
     """
     tables, thresholds = read_tables(detections, truth, images, rule), np.linspace(0.5, 0.95, 10)
     results = [_evaluate(*tables, replace(rule, iou_threshold=float(t))).classes for t in thresholds]
@@ -162,10 +150,7 @@ def coco_scores(detections, truth, images=None, rule=COCO):
 
 
 def class_aps(starts, score, found, image, weights, totals, rule):
-    """Return float64 (B, C), the AP of each counted class, from image weights (B, N) and totals (B, n_classes).
-
-    starts, score, found, image: as in Result; totals: the weight of all true boxes of a class.
-    """
+    """Return float64 (B, C), the AP of each counted class, from weights of images (B, N) and boxes (B, n_classes)."""
     recalls = np.linspace(0, 1, rule.recall_points or 0)
     weights, totals = np.ascontiguousarray(weights, np.float64), np.asarray(totals, np.float64)
     aps = _average_precision(starts, score, found, image, weights, totals, recalls, rule.tied_as_listed)

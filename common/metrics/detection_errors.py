@@ -35,11 +35,10 @@ CORRECT, LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH, MISSED, LEFT
 class Breakdown:
     """The errors of a table of detections.
 
-    summary: DataFrame by error: count (of the counted classes) and ap_gained (of the mean AP).
-    gains: float64 DataFrame, AP gained by class_id × error. detections: image_id, class_id, score, error ("correct"
-    for none, missing for rows that the rule leaves out) and truth_row (the true box found, repeated or missed, -1 for
-    none) of each row. truth: image_id, class_id and error of each row: "correct", "localisation" or "classification"
-    where such a detection points to it, or "missed".
+    summary: DataFrame by error: count (of the counted classes) and ap_gained (of the mean AP). gains: float64
+    DataFrame, AP gained by class_id × error. detections: image_id, class_id, score, error ("correct" for none, missing
+    for rows that the rule leaves out) and truth_row (the true box concerned, -1 for none). truth: image_id, class_id
+    and error of each row.
     """
 
     summary: pd.DataFrame
@@ -51,7 +50,7 @@ class Breakdown:
 def error_breakdown(detections, truth, images=None, rule=VOC2010, background_iou=0.1):
     """Return the Breakdown: the error of every detection and true box, and the AP that correcting each kind gains.
 
-    Tables, images and errors raised as in `detection.evaluate`; background_iou: in (0, rule.iou_threshold).
+    Tables and errors raised as in `detection.evaluate`; background_iou: in (0, rule.iou_threshold).
     """
     if not 0 < background_iou < rule.iou_threshold:
         raise InputError(f"background_iou must lie between 0 and {rule.iou_threshold}, not {background_iou}")

@@ -1,8 +1,4 @@
-"""Matching of detections and true boxes, independent of the order of the rows in their tables.
-
-Detections: a DataFrame with image_id, class_id, score, x_min, y_min, x_max, y_max; the truth is the same without score.
-Rows are numbered by their position in the table, from 0.
-"""
+"""Matching of detections and true boxes, independent of the order of the rows in their tables."""
 
 from dataclasses import dataclass
 
@@ -11,6 +7,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.jit import compiled
+from common.post.batches import sort_by
 from common.post.boxes import iou
 from common.post.tables import read_boxes, refuse_repeated, require_columns
 
@@ -20,8 +17,8 @@ class Boxes:
     """A table as arrays in the order of its rows, and the rows sorted into groups of one image and class.
 
     image, class_id: int64 (n,); box: float64 (n, 4); score: float64 (n,), None for the truth. rows: int64 (m,), by
-    image, class and falling score; group g = image × n_classes + class holds rows[starts[g] : starts[g + 1]].
-    ranked: int64 (m,), the same rows by class and falling score, class c from class_starts[c] on; None for the truth.
+    image, class and falling score; group g = image × n_classes + class holds rows[starts[g] : starts[g + 1]]. ranked:
+    the same rows by class and falling score, class c from class_starts[c] on; None for the truth.
     """
 
     image: np.ndarray
@@ -37,9 +34,9 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: unique ids of all images to score; None for those of the truth, sorted. Raises InputError for missing
-    columns and values, unknown images or classes, inverted boxes, scores outside [0, 1], a box of no finding other than
-    0 0 1 1, and, in the truth, a box without area or a second no finding of an image.
+    images: unique ids of all images to score; None for those of the truth. Raises InputError for missing columns and
+    values, unknown images or classes, inverted boxes, scores outside [0, 1], a wrong box of no finding, and, in the
+    truth, a box without area or a second no finding of an image.
     """
     if images is None:
         require_columns("truth", truth, ["image_id"])
@@ -54,19 +51,19 @@ def _detections(table, images, rule):
     image, class_id, box, score = read_boxes("detections", table, images, rule.no_finding, rule.n_classes, highest=1.0)
     group, n_groups = image * rule.n_classes + class_id, len(images) * rule.n_classes
     if rule.tied_as_listed:
-        ranked, _ = _sort_by(image, np.arange(len(image)), len(images))
+        ranked, _ = sort_by(image, np.arange(len(image)), len(images))
         ranked = ranked[np.argsort(-score[ranked], kind="stable")]
-        rows, starts = _sort_by(group, ranked, n_groups)
+        rows, starts = sort_by(group, ranked, n_groups)
     else:
         ranked = np.argsort(-score)
-        rows, starts = _sort_by(group, ranked, n_groups)
+        rows, starts = sort_by(group, ranked, n_groups)
         _order_ties(rows, group, score, box)
     if rule.max_per_class is not None:
         kept, ranks = np.ones(len(rows), bool), np.arange(len(rows)) - np.repeat(starts[:-1], np.diff(starts))
         kept[rows[ranks >= rule.max_per_class]] = False
         rows, ranked = rows[kept[rows]], ranked[kept[ranked]]
         starts = np.append(0, np.cumsum(np.bincount(group[rows], minlength=n_groups)))
-    return Boxes(image, class_id, box, rows, starts, score, *_sort_by(class_id, ranked, rule.n_classes))
+    return Boxes(image, class_id, box, rows, starts, score, *sort_by(class_id, ranked, rule.n_classes))
 
 
 def _truth(table, images, rule):
@@ -76,7 +73,7 @@ def _truth(table, images, rule):
     if rule.no_finding is not None:
         refuse_repeated("truth", table, image, np.flatnonzero(class_id == rule.no_finding), rule.no_finding)
     group = image * rule.n_classes + class_id
-    rows, starts = _sort_by(group, np.arange(len(group)), len(images) * rule.n_classes)
+    rows, starts = sort_by(group, np.arange(len(group)), len(images) * rule.n_classes)
     if not rule.tied_as_listed:
         _order_ties(rows, group, np.zeros(len(group)), box)
     return Boxes(image, class_id, box, rows, starts)
@@ -90,24 +87,6 @@ def _order_ties(rows, group, score, box):
         places = np.flatnonzero(np.append(False, tied) | np.append(tied, False))
         some = rows[places]
         rows[places] = some[np.lexsort((some, *box[some].T[::-1], -scores[places], groups[places]))]
-
-
-@compiled
-def _sort_by(keys, rows, n_keys):
-    """Return (rows sorted by keys[row], int64 (n_keys + 1,) where each key starts); equal keys keep their order.
-
-    keys: int64 in [0, n_keys); rows: int64 (m,), places in `keys`. This is a counting sort.
-    """
-    starts = np.zeros(n_keys + 1, np.int64)
-    for row in rows:
-        starts[keys[row] + 1] += 1
-    for key in range(n_keys):
-        starts[key + 1] += starts[key]
-    free, out = starts[:-1].copy(), np.empty_like(rows)
-    for row in rows:
-        out[free[keys[row]]] = row
-        free[keys[row]] += 1
-    return out, starts
 
 
 def match(found_by, true, rule):

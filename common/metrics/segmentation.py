@@ -1,8 +1,7 @@
 """Segmentation metrics of images, from tp, fp, fn, tn counted in pixels.
 
-An image where both masks are empty scores 1, one where only one is empty scores 0 (accuracy excepted), as in SIIM.
-`reduce`: None for one value per image, "image" for their mean (SIIM), "pooled" for one ratio over the pixels of all
-images.
+Two empty masks score 1, a single empty one 0 (accuracy excepted), as in SIIM. `reduce`: None for one value per image,
+"image" for their mean (SIIM), "pooled" for one ratio over the pixels of all images.
 """
 
 import numpy as np
@@ -13,10 +12,7 @@ from common.metrics.classification import mean_of_defined, ratio
 
 
 def counts_from_areas(intersection, pred_area, true_area, pixels):
-    """Return tp, fp, fn, tn, int64 (..., 4), from areas in pixels and the number of pixels of an image.
-
-    All arguments broadcast. Raises InputError if the areas contradict each other.
-    """
+    """Return tp, fp, fn, tn, int64 (..., 4), from areas in pixels and the pixels of an image, which broadcast."""
     intersection, pred_area, true_area = _check_areas(intersection, pred_area, true_area)
     rest = pixels - (pred_area + true_area - intersection)
     parts = np.broadcast_arrays(intersection, pred_area - intersection, true_area - intersection, rest)
@@ -36,41 +32,22 @@ def dice_from_areas(intersection, pred_area, true_area):
     return ratio(2 * intersection, pred_area + true_area, 1.0)
 
 
-def f_beta(counts, beta=1.0, reduce=None):
-    """Return the F-beta score. counts: (..., N, 4) with tp, fp, fn, tn; the result is (..., N), or (...) if reduced."""
-    return _score(counts, lambda c: classification.f_beta(c, beta), reduce)
+def _over_images(metric):
+    """Return `metric` as a function of counts (..., N, 4), its options and `reduce`: (..., N), or (...) if reduced."""
+
+    def score(counts, *options, reduce=None):
+        counts = np.asarray(counts)
+        counts = counts.sum(axis=-2) if reduce == "pooled" else counts
+        values = np.where(counts[..., :3].sum(axis=-1) == 0, 1.0, metric(counts, *options))[()]
+        return mean_of_defined(values) if reduce == "image" else values
+
+    return score
 
 
-def dice(counts, reduce=None):
-    """Return the Dice coefficient 2·tp / (2·tp + fp + fn), which is F1; shapes as in `f_beta`."""
-    return _score(counts, classification.f_beta, reduce)
-
-
-def iou(counts, reduce=None):
-    """Return the Jaccard index tp / (tp + fp + fn); shapes as in `f_beta`."""
-    return _score(counts, lambda c: ratio(c[..., 0], c[..., :3].sum(axis=-1), 0.0), reduce)
-
-
-def precision(counts, reduce=None):
-    """Return tp / (tp + fp); shapes as in `f_beta`."""
-    return _score(counts, classification.precision, reduce)
-
-
-def recall(counts, reduce=None):
-    """Return tp / (tp + fn); shapes as in `f_beta`."""
-    return _score(counts, classification.recall, reduce)
-
-
-def accuracy(counts, reduce=None):
-    """Return the share of pixels that agree, (tp + tn) / all; shapes as in `f_beta`."""
-    return _score(counts, classification.accuracy, reduce)
-
-
-def _score(counts, metric, reduce):
-    counts = np.asarray(counts)
-    counts = counts.sum(axis=-2) if reduce == "pooled" else counts
-    values = np.where(counts[..., :3].sum(axis=-1) == 0, 1.0, metric(counts))[()]
-    return mean_of_defined(values) if reduce == "image" else values
+dice = f_beta = _over_images(classification.f_beta)  # Dice is F1
+precision, recall = _over_images(classification.precision), _over_images(classification.recall)
+accuracy = _over_images(classification.accuracy)
+iou = _over_images(lambda counts: ratio(counts[..., 0], counts[..., :3].sum(axis=-1), 0.0))
 
 
 def _check_areas(*areas):

@@ -1,11 +1,8 @@
-"""Percentile bootstrap intervals and tests of metrics, resampling patients.
+"""Percentile bootstrap intervals and tests of metrics, resampling patients, since images of one patient are similar.
 
-Images of one patient are similar, so resampling images would make every interval too narrow. One seed draws the same
-patients for every metric, so the intervals of one table are comparable.
-
-Means of values draw patients with replacement. An AUROC needs positives and negatives in every resample, so there each
-patient gets an exponential weight instead of a number of copies (Bayesian bootstrap, Rubin 1981): the spread is the
-same, and no class is lost.
+One seed draws the same patients for every metric. Means of values draw patients with replacement. An AUROC needs
+positives and negatives in every resample, so there each patient gets an exponential weight instead of a number of
+copies (Bayesian bootstrap, Rubin 1981): the spread is the same, and no class is lost.
 """
 
 import itertools
@@ -42,20 +39,15 @@ class Interval:
 def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
     """Return the Interval of a mean or of any statistic, resampling whole groups with replacement.
 
-    values_or_fn: real (N,), one value per image, for their mean; or a function of row indices int64 (M,) that returns
-    the statistic of those rows. groups: (N,) hashable values such as patient ids; None if every image is a group
-    (values only). skip_nan: leave NaN values out of the mean instead of refusing them; NaN resamples of a function are
-    always left out of the interval. level: in (0, 1). Raises InputError for fewer than two groups. Source: cluster
-    bootstrap, Davison and Hinkley 1997.
+    values_or_fn: real (N,), one value per image, for their mean; or a function of row indices int64 (M,). groups: (N,)
+    hashable values such as patient ids; None if every image is a group (values only). skip_nan: leave NaN values out
+    instead of refusing them. Raises InputError for fewer than two groups. Source: Davison and Hinkley 1997.
     """
     return interval(*resample(values_or_fn, groups, n_resamples, seed, skip_nan), level)
 
 
 def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
-    """Return (Interval of the mean of a − b, two-sided p-value), both (N,) scored on the same resampled groups.
-
-    a and b may also be functions of rows, as in `bootstrap`. The p-value is that of `interval_with_p`.
-    """
+    """Return (Interval of the mean of a − b, two-sided p-value), both (N,) or functions as in `bootstrap`."""
     both = callable(a) and callable(b)
     difference = (lambda rows: a(rows) - b(rows)) if both else np.asarray(a, float) - np.asarray(b, float)
     return interval_with_p(*resample(difference, groups, n_resamples, seed, skip_nan), level)
@@ -64,9 +56,9 @@ def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_na
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
     """Return (list of C Intervals, Interval of the mean) for the AUROC of each class, by the Bayesian bootstrap.
 
-    y: (N, C) bool or 0/1; score: (N, C) real; groups and the rest as in `bootstrap`. A class whose labels are all
-    equal, or with NaN scores, raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. The
-    interval of a class with few positive groups (fewer than 5, say) is unreliable.
+    y: (N, C) bool or 0/1; score: (N, C) real; groups: as in `bootstrap`. A class whose labels are all equal, or with
+    NaN scores, raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. Intervals of a class
+    with fewer than 5 positive groups, say, are unreliable.
     """
     estimates, resamples = resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
@@ -74,10 +66,9 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
 
 
 def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
-    """Return (C pairs, pair of the mean) for AUROC(a) − AUROC(b); a pair is (Interval, two-sided p-value).
+    """Return (C pairs, pair of the mean) for AUROC(a) − AUROC(b), of (Interval, two-sided p-value).
 
-    y: (N, C) bool or 0/1; a, b: (N, C) real, two scores of the same images under the same weights of groups; the rest
-    as in `bootstrap_auroc`, the p-value as in `interval_with_p`. The mean is over classes where both are defined.
+    a, b: (N, C), under the same weights of groups; the mean is over classes where both are defined.
     """
     (of_a, all_a), (of_b, all_b) = (
         resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
@@ -97,11 +88,7 @@ def interval(estimate, resamples, level):
 
 
 def interval_with_p(difference, resamples, level):
-    """Return (Interval, two-sided p-value) of a difference and its float64 (B,) resamples, NaN without an estimate.
-
-    The p-value is twice the smaller share of resamples on either side of 0, counting the estimate as one more, so at
-    least 2 / (B + 1).
-    """
+    """Return (Interval, p-value) of a difference; p is twice the smaller share of resamples beyond 0."""
     defined = resamples[~np.isnan(resamples)]
     if np.isnan(difference) or not len(defined):
         return interval(difference, resamples, level), np.nan

@@ -18,10 +18,7 @@ class ExactLinear(nn.Linear):
 
 
 def build_backbone(name, size):
-    """Return timm's network `name` without its head for images of `size` pixels, and its feature map's channels.
-
-    Raises InputError if it gives no feature map.
-    """
+    """Return timm's headless network `name` for images of `size` pixels, and its channels; else InputError."""
     config = timm.get_pretrained_cfg(name)
     options = [{}]
     if config is not None and config.fixed_input_size:
@@ -42,10 +39,7 @@ def build_backbone(name, size):
 
 
 def feature_map(net, images):
-    """Return the last feature map (B, K, h, w) of a timm network built with num_classes=0 and global_pool="".
-
-    Raises InputError if the network has none.
-    """
+    """Return the last feature map (B, K, h, w) of a network of `build_backbone`; InputError if it has none."""
     out = net(images)
     if out.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
         out = out.permute(0, 3, 1, 2)

@@ -32,10 +32,7 @@ class MultiScaleAttention(nn.Module):
 
 
 def pool_masks(masks, shape, binary=False):
-    """Return masks (B, 1, H, W), in 0 to 1, average-pooled to `shape` (h, w); binary: 1 from one half on, else 0.
-
-    A mask of zeros becomes one of ones: as weights, zeros would carry no information.
-    """
+    """Return masks (B, 1, H, W) average-pooled to `shape`, ones for an empty mask; binary: 1 from one half on."""
     pooled = F.adaptive_avg_pool2d(masks, shape)
     pooled = (pooled >= 0.5).to(masks.dtype) if binary else pooled
     return torch.where(pooled.amax((1, 2, 3), keepdim=True) == 0, 1.0, pooled)

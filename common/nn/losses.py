@@ -33,8 +33,7 @@ def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):
 def dice(logits, target, smooth=1.0, squared=False):
     """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth) over images and channels.
 
-    squared: sizes are sums of squares (Milletari et al. 2016). smooth > 0 makes the loss of an empty mask finite, and 0
-    if nothing is predicted.
+    squared: sizes are sums of squares (Milletari et al. 2016).
     """
     probs, target = _flat_probs(logits, target)
     size = (probs.square() + target.square() if squared else probs + target).sum(1)
@@ -42,10 +41,7 @@ def dice(logits, target, smooth=1.0, squared=False):
 
 
 def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0):
-    """Return the mean of (1 − tp / (tp + alpha·fp + beta·fn))^gamma, smoothed (Salehi et al. 2017).
-
-    beta above alpha penalises missed pixels more; gamma other than 1 is the focal form.
-    """
+    """Return the mean of (1 − tp / (tp + alpha·fp + beta·fn))^gamma, smoothed (Salehi et al. 2017)."""
     probs, target = _flat_probs(logits, target)
     tp = (probs * target).sum(1)
     wrong = alpha * (probs.sum(1) - tp) + beta * (target.sum(1) - tp)
@@ -54,10 +50,7 @@ def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0):
 
 
 def lovasz_hinge(logits, target):
-    """Return the mean over images and channels of the convex surrogate of 1 − IoU at logit 0 (Berman et al. 2018).
-
-    Targets must be 0 or 1. A sort makes it the slowest loss here.
-    """
+    """Return the mean convex surrogate of 1 − IoU at logit 0 for targets of 0 or 1 (Berman et al. 2018)."""
     flat = (part.flatten(2).flatten(0, 1) for part in _match_shapes(logits, target))
     return smp.losses.LovaszLoss("binary", per_image=True)(*flat)
 

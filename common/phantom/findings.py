@@ -31,10 +31,7 @@ def _displace_lungs(scene, mask):
 
 
 def pneumothorax(scene, rng, side=None, share=None):
-    """Draw air between chest wall and a collapsed lung: dark, without vessels, behind a thin white pleural line.
-
-    share: part of that lung's area, 0.005 to 0.3, by default log-uniform from 1 % to 20 %.
-    """
+    """Draw air beside a collapsed lung, of which it fills `share` (default: 1 to 20 %), behind a white pleural line."""
     side = side or _choose_side(rng)
     share = np.exp(rng.uniform(np.log(0.01), np.log(0.20))) if share is None else share
     outline, lung = scene.outlines[side], scene.lungs[side]

@@ -3,6 +3,7 @@
 import csv
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import paths
@@ -20,8 +21,12 @@ def write_sample(folder, parameters, least, write):
         if not isinstance(parameters[name], int) or parameters[name] < smallest:
             raise InputError(f"sample: {name}={parameters[name]!r} must be a whole number of at least {smallest}")
     folder = Path(folder)
-    if folder.exists() and _read_parameters(folder, parameters["sample"]) == parameters:
-        return folder
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        known = paths.read_json(folder / "sample.json") if (folder / "sample.json").is_file() else {}
+        if not isinstance(known, dict) or known.get("sample") != parameters["sample"]:
+            raise InputError(f"{folder}: holds something other than a sample of {parameters['sample']}; name another")
+        if known == parameters:
+            return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
         new, stale = Path(temporary, "new"), Path(temporary, "stale")
@@ -33,18 +38,14 @@ def write_sample(folder, parameters, least, write):
     return folder
 
 
+def in_threads(function, *columns):
+    """Return the results of a function of several columns, in threads: drawing and coding release the lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, *columns))
+
+
 def write_rows(path, rows):
     """Write the rows of a CSV file, header included, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows(rows)
-
-
-def _read_parameters(folder, name):
-    """Return the parameters of the sample in `folder`, None for an empty folder."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return None
-    known = paths.read_json(folder / "sample.json") if (folder / "sample.json").is_file() else {}
-    if not isinstance(known, dict) or known.get("sample") != name:
-        raise InputError(f"{folder}: holds something other than a sample of {name}; name another folder")
-    return known

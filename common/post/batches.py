@@ -41,10 +41,7 @@ class Fused(NamedTuple):
 
 
 def fuse_in_portions(fuse, starts, threads=None):
-    """Call `fuse(first image, last image + 1)` on portions of the images in threads and join the arrays it returns.
-
-    starts: as in `Batch`. threads: None for one per core; the result does not depend on it.
-    """
+    """Call `fuse(first image, last image + 1)` on portions of the images in threads and join the arrays it returns."""
     begins = np.unique([0, *np.searchsorted(starts, np.arange(0, starts[-1], _ROWS))])
     with ThreadPoolExecutor(threads or processes.cores()) as pool:
         parts = pool.map(fuse, begins, np.append(begins[1:], len(starts) - 1))
@@ -70,10 +67,7 @@ def check_iou(iou_thr):
 
 
 def rank_rows(keys, starts, argsort=np.ndarray.argsort):
-    """Return the order that sorts `keys` (n,) within each group, largest first: a reversed `argsort`.
-
-    Equal keys come in the order of numpy's or numba's unstable sort, as in ensemble_boxes.
-    """
+    """Return the order that sorts `keys` (n,) within each group, largest first, ties as ensemble_boxes has them."""
     order = np.empty(len(keys), np.int64)
     for begin, end in itertools.pairwise(starts.tolist()):
         order[begin:end] = argsort(keys[begin:end])[::-1]
@@ -82,10 +76,9 @@ def rank_rows(keys, starts, argsort=np.ndarray.argsort):
 
 @compiled
 def group_rows(boxes, scores, labels, models, starts, weights, by_label):
-    """Group the rows of each image by class, in order, without boxes of no area.
+    """Group the rows of each image by class, by number if `by_label` else by appearance, without boxes of no area.
 
-    weights: float64 (models,). Classes come by number if `by_label`, else in order of appearance. Returns (rows, their
-    scores × weights, starts of the groups, first group of each image).
+    Returns (rows, their scores × weights, starts of the groups, first group of each image).
     """
     rows, weighted = np.empty(len(boxes), np.int64), np.empty(len(boxes))
     groups = np.zeros(len(boxes) + 1, np.int64)
@@ -125,3 +118,18 @@ def group_rows(boxes, scores, labels, models, starts, weights, by_label):
         firsts[image + 1] = n_groups
     groups[n_groups] = end
     return rows[:end], weighted[:end], groups[: n_groups + 1], firsts
+
+
+@compiled
+def sort_by(keys, rows, n_keys):
+    """Return (rows by keys[row], int64 (n_keys + 1,) where each key in [0, n_keys) starts): a stable counting sort."""
+    starts = np.zeros(n_keys + 1, np.int64)
+    for row in rows:
+        starts[keys[row] + 1] += 1
+    for key in range(n_keys):
+        starts[key + 1] += starts[key]
+    free, out = starts[:-1].copy(), np.empty_like(rows)
+    for row in rows:
+        out[free[keys[row]]] = row
+        free[keys[row]] += 1
+    return out, starts

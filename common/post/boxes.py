@@ -1,7 +1,4 @@
-"""Boxes x_min, y_min, x_max, y_max as arrays (n, 4): checked, clipped, scaled, compared.
-
-`sizes` are widths and heights in pixels: (2,) for all boxes, or (n, 2), one row per box.
-"""
+"""Boxes x_min, y_min, x_max, y_max as arrays (n, 4); `sizes` are widths and heights in pixels, (2,) or (n, 2)."""
 
 import numpy as np
 
@@ -16,10 +13,9 @@ _FAULTS = ("", "is not four finite numbers", "is inverted (x_min <= x_max and y_
 def check_boxes(boxes, where="box {}".format, sizes=None, outside="lies outside its image"):
     """Return boxes as contiguous float64 (n, 4).
 
-    where: function from a row number to its name in an error message. sizes: upper limits of the coordinates, (1, 1)
-    for normalised boxes, or None for no limits; rounding errors up to `SLACK` beyond the limits pass. outside: error
-    text for a box beyond its limits. Boxes without area pass. Raises InputError for another shape, NaN, infinity,
-    inverted boxes and boxes beyond the limits.
+    where: function from a row number to its name in an error. sizes: upper limits of the coordinates, None for none;
+    rounding errors up to `SLACK` pass. Raises InputError for another shape, NaN, infinity, inverted boxes and boxes
+    beyond the limits.
     """
     try:
         boxes = np.ascontiguousarray(boxes, np.float64)

@@ -1,14 +1,10 @@
-"""Detection tables of several models, or the boxes of several raters, fused into one table.
-
-The methods: `common.post.wbf` (weighted boxes fusion), `common.post.suppression` (NMS, soft-NMS, NMW).
-"""
+"""Detection tables of several models, or the boxes of several raters, fused into one table."""
 
 import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from common.jit import compiled
-from common.post.batches import Batch, check_iou, check_weights, fuse_in_portions
+from common.post.batches import Batch, check_iou, check_weights, fuse_in_portions, sort_by
 from common.post.boxes import BOX, check_boxes
 from common.post.tables import read_boxes, read_class_ids, read_numbers, refuse_repeated, require_columns, row_names
 from common.post.wbf import fuse_wbf, mean_boxes
@@ -20,19 +16,15 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
     """Return one table of the detections of several models, fused image by image and class by class.
 
     tables: one DataFrame per model (a list, or a dict from names for error messages): image_id, class_id, score >= 0,
-    x_min, y_min, x_max, y_max in pixels of the original; other columns are ignored. sizes: DataFrame of image_id,
-    width, height, one row per image; images without detections are allowed. weights: one positive number per model, or
-    None. fuse: `fuse_wbf`, `fuse_nms`, `fuse_soft_nms` or `fuse_nmw`, called with `options` (iou_thr, conf_type, …) on
-    boxes divided by the size of their image. threads: None for one per core; the result does not depend on it.
-
+    x_min, y_min, x_max, y_max in pixels. sizes: DataFrame of image_id, width, height, one row per image. weights: one
+    positive number per model, or None. fuse: `fuse_wbf`, `fuse_nms`, `fuse_soft_nms` or `fuse_nmw`, called with
+    `options` on boxes divided by the size of their image.
     The class `no_finding` (None for no such class) is averaged, not fused: its score is the weighted mean over the
-    models that use the class anywhere, images that such a model leaves out counting 0. Each image with such a row in
-    some table gets one row `0 0 1 1` with this score.
-
-    The result has the same columns: images in the order of `sizes`, the boxes of each best first as the method leaves
-    them, no finding last, boxes in pixels and inside the image. Raises InputError, naming table, row and image, for
-    missing columns and values, unknown images, inverted boxes, boxes outside their image (use `boxes.clip` first), a
-    second row of `no_finding` for an image or one with another box, and for bad weights and options.
+    models that use it anywhere, images that such a model leaves out counting 0, with the box 0 0 1 1.
+    The result has the same columns: images in the order of `sizes`, the boxes of each best first, no finding last,
+    boxes inside the image. Raises InputError, naming table, row and image, for missing columns and values, unknown
+    images, inverted boxes or boxes outside their image, a second or misplaced `no_finding`, and for bad weights and
+    options.
     """
     named = tables.items() if isinstance(tables, dict) else [(f"table {k}", table) for k, table in enumerate(tables)]
     if not named:
@@ -45,7 +37,7 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
     limits = np.tile(pixels, 2)
     images, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     del parts
-    order, starts = _by_image(images, len(index))
+    order, starts = sort_by(images, np.arange(len(images)), len(index))
 
     def fuse_images(begin, end):
         rows = order[starts[begin] : starts[end]]
@@ -74,13 +66,11 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
     """Return one truth table from the boxes of several raters, fused image by image and class by class.
 
     table: DataFrame of image_id, class_id, rad_id, x_min, y_min, x_max, y_max in pixels, one row per box, or one row of
-    the class `no_finding` for a rater without boxes (its box is ignored). join: `mean_boxes` (weighted boxes fusion
-    with equal scores) or `first_boxes` (NMS: of overlapping boxes the first rater's stays). Boxes are taken in the
-    order of rater and coordinates, so the order of the rows does not matter; boxes match where IoU > iou_thr.
-
-    The result has image_id (sorted), class_id, x_min, y_min, x_max, y_max, votes (number of raters with a box in the
-    fused one) and raters (number of raters of the image). An image has the row `no_finding 0 0 1 1` only if no rater
-    drew a box. Raises InputError, naming row and image, for missing columns or values and boxes without area.
+    the class `no_finding` for a rater without boxes. join: `mean_boxes` (weighted boxes fusion with equal scores) or
+    `first_boxes` (NMS in the order of raters). Boxes match where IoU > iou_thr; the order of rows does not matter.
+    The result has image_id (sorted), class_id, x_min, y_min, x_max, y_max, votes (raters with a box in the fused one)
+    and raters (of the image); `no_finding 0 0 1 1` only if no rater drew a box. Raises InputError, naming row and
+    image, for missing columns or values and boxes without area.
     """
     require_columns("raters", table, ["image_id", "class_id", "rad_id", *BOX])
     check_iou(iou_thr)
@@ -152,17 +142,3 @@ def _count_distinct(groups, values, n):
     """Return the number of distinct `values` in each of the groups 0 … n-1."""
     pairs = pd.DataFrame({"group": groups, "value": values}).drop_duplicates()
     return np.bincount(pairs["group"], minlength=n)
-
-
-@compiled
-def _by_image(images, n):
-    """Return the order that sorts rows stably by image, and where each of the `n` images begins in it."""
-    starts = np.zeros(n + 1, np.int64)
-    for image in images:
-        starts[image + 1] += 1
-    starts = np.cumsum(starts)
-    place, order = starts[:-1].copy(), np.empty(len(images), np.int64)
-    for row in range(len(images)):
-        order[place[images[row]]] = row
-        place[images[row]] += 1
-    return order, starts

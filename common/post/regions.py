@@ -33,11 +33,7 @@ def remove_small(mask, min_area, connectivity=8, threshold=1):
 
 
 def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
-    """Return the area of each region and its number of pixels in a true mask, both int64 (n,).
-
-    mask as in `remove_small`, so that a probability map can be measured at several thresholds; truth: bool or uint8 of
-    the same shape, non-zero being foreground, or None for an empty one. Regions come in the order of `label`.
-    """
+    """Return the area of each region, in the order of `label`, and its pixels in a true mask, both int64 (n,)."""
     pixels = np.ascontiguousarray(_checked(mask, connectivity, threshold))
     if truth is None:
         return _measure(pixels, threshold, np.empty((0, 0), np.uint8), connectivity == 8)
@@ -48,10 +44,7 @@ def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
 
 
 def label(mask, connectivity=8, threshold=1):
-    """Return (labels int32 (height, width), count): regions numbered from 1 as scipy.ndimage.label does.
-
-    mask as in `remove_small`. The order is row-major by first pixel.
-    """
+    """Return (labels int32 (height, width), count): regions numbered from 1, row-major by first pixel."""
     pixels = np.ascontiguousarray(_checked(mask, connectivity, threshold))
     return _label(pixels, threshold, connectivity == 8, np.zeros(pixels.shape, np.int32))
 
@@ -64,10 +57,7 @@ def quantise(t):
 
 
 def resize_mask_probs(probs, size=(1024, 1024)):
-    """Return a uint8 probability map (height, width) resized to `size` (height, width), bilinear.
-
-    Resize before thresholding: the other way round, edges become staircases.
-    """
+    """Return a uint8 probability map resized bilinearly to `size` (height, width), to be thresholded afterwards."""
     if probs.dtype != np.uint8 or probs.ndim != 2:
         raise InputError(f"probabilities must be uint8 (height, width), not {probs.dtype} {probs.shape}")
     return cv2.resize(probs, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)

@@ -1,7 +1,6 @@
-"""Run-length masks: the competitions' strings, and the arrays of runs on which everything here is computed.
+"""Run-length masks: the competitions' strings, and sorted, disjoint runs on which everything here is computed.
 
-Runs are an int64 array (n, 2) of [start, end) flat positions in column-major order (position = column * height + row),
-sorted and disjoint.
+Runs are an int64 array (n, 2) of [start, end) flat positions in column-major order (column * height + row).
 """
 
 from enum import Enum
@@ -33,10 +32,9 @@ _REASONS = (
 def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle", blank_is_empty=False):
     """Return the runs of a run-length string, int64 (n, 2), touching runs merged.
 
-    shape: (height, width) in pixels. "-1" is the empty mask; so is a blank string in the absolute form. In the relative
-    form a blank is an error unless `blank_is_empty`, because SIIM refuses it in a submission. Raises InputError, which
-    begins with `where`, for odd counts, numbers that are not whole, lengths of 0, runs past the last pixel, and starts
-    that overlap or go back in the absolute form.
+    "-1" is the empty mask; so is a blank string, except in the relative form unless `blank_is_empty`, because SIIM
+    refuses it. Raises InputError, which begins with `where`, for odd counts, numbers that are not whole, lengths of 0,
+    runs past the last pixel of `shape` (height, width), and starts that overlap or go back.
     """
     height, width = shape
     stripped = rle.strip()

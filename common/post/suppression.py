@@ -14,11 +14,7 @@ from common.post.boxes import iou
 
 
 def fuse_nms(batch, weights=None, iou_thr=0.5):
-    """Return `Fused`: the boxes of a `Batch` without those that overlap a better one of their class by IoU > iou_thr.
-
-    weights: one positive number per model; scores are multiplied by the model's share of the sum. The boxes of an image
-    are sorted by class, then best first.
-    """
+    """Return `Fused`: the boxes of a `Batch` without those that a better one of their class overlaps by > iou_thr."""
     check_iou(iou_thr)
     scores, rows, groups, firsts = _by_class(batch, weights)
     order = rank_rows(scores[rows], groups, _argsort)
@@ -31,10 +27,9 @@ def fuse_nms(batch, weights=None, iou_thr=0.5):
 
 
 def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, decayed=False):
-    """Return `Fused`: each better box decays a score by exp(-IoU² / sigma); boxes with `thresh` or less are removed.
+    """Return `Fused`: a better box decays a score by exp(-IoU² / sigma), not kept under `thresh` (Bodla et al. 2017).
 
-    weights as in `fuse_nms`; iou_thr is checked but has no effect on Gaussian decay. decayed: return the decayed
-    scores; ensemble_boxes returns the original ones. Source: Bodla et al. 2017.
+    iou_thr has no effect. decayed: return the decayed scores; ensemble_boxes returns the original ones.
     """
     check_iou(iou_thr)
     if not sigma > 0 or not np.isfinite(thresh):
@@ -51,8 +46,7 @@ def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, dec
 def fuse_nmw(batch, weights=None, iou_thr=0.55):
     """Return `Fused`, float32: boxes averaged with the best box they overlap by IoU > iou_thr, weighted by score × IoU.
 
-    The score is that of the best box. weights: one positive number per model. Raises InputError if overlapping boxes
-    all have the score 0. Source: Zhou et al. 2017.
+    The score is the best box's. Raises InputError if overlapping boxes all have the score 0. Source: Zhou et al. 2017.
     """
     check_iou(iou_thr)
     weights = check_weights(weights, batch.n_models)

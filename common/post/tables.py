@@ -12,9 +12,9 @@ _EXACT = 2**24  # class ids are exact in float32 below
 def read_boxes(name, table, images, no_finding=None, n_classes=_EXACT, scored=True, highest=np.inf, sizes=None):
     """Return (image numbers int64 (n,), class ids int64 (n,), boxes float64 (n, 4), scores float64 (n,) or None).
 
-    table: DataFrame with image_id, class_id, score (if `scored`), x_min, y_min, x_max, y_max; images: Index of the ids
-    that may occur. no_finding: the class whose box must be 0 0 1 1, or None. Scores lie in [0, highest] and are finite;
-    sizes: widths and heights of the images, float64 (images, 2), within which boxes must lie. Raises InputError.
+    table: DataFrame with image_id, class_id, score (if `scored`, finite in [0, highest]), x_min, y_min, x_max, y_max;
+    images: Index of possible ids. no_finding: the class whose box must be 0 0 1 1. sizes: float64 (images, 2). Raises
+    InputError.
     """
     require_columns(name, table, ["image_id", "class_id", *["score"] * scored, *BOX])
     where = row_names(name, table)

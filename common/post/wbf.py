@@ -1,7 +1,7 @@
 """Weighted boxes fusion (Solovyev, Wang and Gabruseva 2021), compiled, for thousands of images at once.
 
-Results equal ensemble_boxes 1.0.9 bit for bit: sums run in its order and its mixture of float32 and float64, and equal
-scores come in the order of numpy's argsort. (From 8 models on, the weights' sums by model may differ in the last bit.)
+Results equal ensemble_boxes 1.0.9 bit for bit: sums run in its order and its mixture of float32 and float64. (From 8
+models on, the weights' sums by model may differ in the last bit.)
 """
 
 import numpy as np
@@ -17,9 +17,7 @@ _AVG, _MAX, _BOX_AND_MODEL, _ABSENT = range(4)
 def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
     """Return `Fused`: in each image of a `Batch` the boxes of one class with IoU > iou_thr become their weighted mean.
 
-    weights: one positive number per model. conf_type: one of CONF_TYPES, as in ensemble_boxes; under "avg" with unequal
-    weights scores can exceed 1. Boxes without area are left out. Raises InputError for other options, and if
-    overlapping boxes all have the score 0.
+    weights: one positive number per model. Raises InputError if overlapping boxes all have the score 0.
     """
     weights = check_weights(weights, batch.n_models)
     check_iou(iou_thr)
@@ -41,7 +39,7 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
 
 
 def mean_boxes(boxes, starts, iou_thr):
-    """Average overlapping boxes of equal score, group by group: each joins the mean with the highest IoU > iou_thr.
+    """Average overlapping boxes (n, 4) of equal score, group by group: each joins the mean of the highest IoU.
 
     boxes: float64 (n, 4) >= 0 in any unit; starts: int64 (groups + 1,). Returns the means, float64 (m, 4), in the order
     of the groups, and the number of each box's mean, int64 (n,).
@@ -60,10 +58,10 @@ def mean_boxes(boxes, starts, iou_thr):
 
 @compiled(error_model="numpy")
 def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
-    """Fuse each group, whose rows come best first with weighted scores. Boxes are clipped to 0 … limit.
+    """Fuse each group, whose rows come best first with weighted scores; boxes are clipped to 0 … limit.
 
-    Returns boxes, scores, one row of each cluster, the first cluster of each image, and the cluster of each entry of
-    `rows`; the starts are empty if the scores of a cluster sum to 0.
+    Returns boxes, scores, one row of each cluster, the first cluster of each image (none if the scores of a cluster sum
+    to 0), and the cluster of each entry of `rows`.
     """
     n = len(rows)
     fused, area, sums = np.empty((n, 4)), np.empty(n), np.empty((n, 4), np.float32)
@@ -97,12 +95,8 @@ def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_th
                     sums[k, d] = np.float32(np.float64(sums[k, d]) + score * box[d])
                     fused[k, d] = box[d] if alone else np.float64(np.float32(np.float64(sums[k, d]) / divisor))
                 area[k] = (fused[k, 2] - fused[k, 0]) * (fused[k, 3] - fused[k, 1])
-            _rescale(conf, weight, top, size, first, count, len(weights), total, rule)
-            if rule in (_BOX_AND_MODEL, _ABSENT):
-                begin, end = groups[group], groups[group + 1]
-                _rescale_by_models(
-                    conf, weight, size, first, count, cluster[begin:end], models, rows[begin:end], weights, total, rule
-                )
+            part = slice(groups[group], groups[group + 1])
+            _rescale(conf, weight, top, size, first, count, cluster[part], models, rows[part], weights, total, rule)
         starts[image + 1] = count
     return fused[:count], conf[:count], member[:count], starts, cluster
 
@@ -123,25 +117,20 @@ def _best_match(fused, area, first, count, box, iou_thr):
 
 
 @compiled(error_model="numpy")
-def _rescale(conf, weight, top, size, first, count, n_models, total, rule):
-    """Turn the sums of clusters first … count-1 into scores; `_rescale_by_models` finishes the two rules by model."""
+def _rescale(conf, weight, top, size, first, count, cluster, models, rows, weights, total, rule):
+    """Turn the sums of clusters first … count-1 of a group into scores."""
+    present = np.zeros((count - first if rule in (_BOX_AND_MODEL, _ABSENT) else 0, len(weights)), np.bool_)
+    for i in range(len(rows) if len(present) else 0):
+        present[cluster[i] - first, models[rows[i]]] = True
     for k in range(first, count):
         if size[k] > 1:  # the mean of several boxes passes through float32
             conf[k] = np.float64(np.float32(top[k] if rule == _MAX else conf[k] / size[k]))
             weight[k] = np.float64(np.float32(weight[k]))
         if rule == _AVG:
-            conf[k] = conf[k] * min(n_models, size[k]) / total
+            conf[k] = conf[k] * min(len(weights), size[k]) / total
         elif rule == _MAX:
             conf[k] = conf[k] / total
-
-
-@compiled(error_model="numpy")
-def _rescale_by_models(conf, weight, size, first, count, cluster, models, rows, weights, total, rule):
-    present = np.zeros((count - first, len(weights)), np.bool_)
-    for i in range(len(rows)):
-        present[cluster[i] - first, models[rows[i]]] = True
-    for k in range(first, count):
-        if rule == _BOX_AND_MODEL:
+        elif rule == _BOX_AND_MODEL:
             conf[k] = conf[k] * size[k] / weight[k]
             conf[k] = conf[k] * weights[present[k - first]].sum() / total
         else:

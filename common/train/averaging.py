@@ -47,10 +47,7 @@ def classic_epochs(config):
 
 
 def epochs_to_keep(scores, config):
-    """Return the set of positions whose weights may still be needed after these scores.
-
-    A better window can only start in the last `window - 1` epochs. The epochs of the classic average are known.
-    """
+    """Return the set of epochs whose weights may still be needed; a better window starts in the last ones."""
     n = len(scores)
     keep = {n - 1}
     for variant in config.averaging:
@@ -64,10 +61,7 @@ def epochs_to_keep(scores, config):
 
 
 class Ema:
-    """Exponential moving average of a model's weights, to be updated after every optimizer step.
-
-    decay_t = min(decay, (1 + t) / (10 + t)), so that the initial weights are soon forgotten.
-    """
+    """Exponential moving average of a model's weights, of decay min(decay, (1 + t) / (10 + t)) after step t."""
 
     def __init__(self, model, decay):
         self.decay, self.updates, self._tensors = decay, 0, None
@@ -89,10 +83,7 @@ class Ema:
 
 @torch.no_grad()
 def reestimate_batch_norm(model, batches, forward):
-    """Recompute the running statistics of batch norms as the plain mean over `batches`, as averaged weights need.
-
-    `forward(model, batch)` runs the network once. Frozen norms keep their statistics, as in training.
-    """
+    """Recompute the statistics of batch norms that are not frozen as the mean over forward(model, batch)."""
     norms = [norm for norm in batch_norms(model) if not is_frozen(norm)]
     if not norms:
         return

@@ -21,10 +21,7 @@ def save_weights(path, state, **about):
 
 
 def load_weights(path, model=None):
-    """Return (state dict on the CPU, about) of a safetensors file, loaded strictly into `model` where given.
-
-    Raises InputError naming the file if it is missing, damaged, or of another network.
-    """
+    """Return (state dict on the CPU, about) of a safetensors file, loaded strictly into `model`, else InputError."""
     try:
         # not by the library, which turns a signal that arrives while reading into an error about the file
         content = Path(path).read_bytes()

@@ -5,18 +5,12 @@ import math
 
 
 def cosine(progress):
-    """Return a factor that falls from 1 to 0 along half a cosine (Loshchilov and Hutter, 2016, one cycle).
-
-    Here and below, `progress` runs from 0 to 1 over the steps of the phase.
-    """
+    """Return a factor that falls from 1 to 0 over progress 0 to 1 (Loshchilov and Hutter, 2016, one cycle)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def one_cycle(progress, warmup=0.3, start=1 / 25, end=1e-4):
-    """Return a factor that rises from `start` to 1 over the share `warmup` of the steps, then falls to `end`.
-
-    Source: Smith and Topin, 2018, in the two-phase form with cosine flanks.
-    """
+    """Return a factor that rises from `start` to 1 until `warmup`, then falls to `end` (Smith and Topin, 2018)."""
     if progress < warmup:
         return 1 + (start - 1) * cosine(progress / warmup)
     return end + (1 - end) * cosine((progress - warmup) / (1 - warmup))
@@ -30,10 +24,7 @@ def warm_cosine(progress, warmup=0.05):
 
 
 def plateau(scores, patience=3, factor=0.2):
-    """Return the factor after epochs with these `scores`, higher being better.
-
-    It is multiplied by `factor` after every `patience` consecutive epochs without a new best.
-    """
+    """Return `factor` to the power of the times that `patience` epochs in a row brought no new best score."""
     best, waited, value = -math.inf, 0, 1.0
     for score in scores:
         if score > best:

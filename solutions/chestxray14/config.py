@@ -23,16 +23,12 @@ STAGES = {"whole": ("whole",), "lungs": ("lungs",), "both": ("whole", "lungs")}
 class NetworkConfig(FitConfig):
     """A network of one view, the whole image or the lungs."""
 
-    backbone: str = "densenet121"
-    """Any timm network with a last feature map."""
-    weights: str = "imagenet"
-    """imagenet (backbone), none, or a file of the backbone."""
+    backbone: str = "densenet121"  # Any timm network with a last feature map.
+    weights: str = "imagenet"  # imagenet (backbone), none, or a file of the backbone.
     resize: int = 256
     """Side to which the image is scaled before its centre is cut out. CXR-IRNet: 256. Equal to size: nothing is cut."""
-    size: int = 224
-    """Side of the network's images. Both papers: 224."""
-    attention: bool = False
-    """CXR-IRNet's multi-scale spatial attention in front of the backbone."""
+    size: int = 224  # Side of the network's images. Both papers: 224.
+    attention: bool = False  # CXR-IRNet's multi-scale spatial attention in front of the backbone.
     weighting: bool = False
     """CXR-IRNet's feature weighting: the last feature map counts only where the lungs (and the heart) are."""
     masks: Literal["binary", "soft"] = "soft"
@@ -73,10 +69,8 @@ class LungsConfig:
     weights: str = "shipped"
     """shipped, or a file that `lung_segmentation export_segmenter` wrote; if it segments the heart, features are
     weighted by lungs and heart, as in CXR-IRNet."""
-    crop_size: int = 256
-    """Side of the stored crops, cut from the original pixels."""
-    mask_size: int = 64
-    """Side of the stored masks."""
+    crop_size: int = 256  # Side of the stored crops, cut from the original pixels.
+    mask_size: int = 64  # Side of the stored masks.
 
     def __post_init__(self):
         if min(self.crop_size, self.mask_size) < 8:

@@ -42,10 +42,9 @@ _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
 def read_labels(path):
     """Return the label table: image_id, file_name, patient_id, age, sex, view, follow_up and the 14 LABELS, int8 0/1.
 
-    image_id is the file's stem; age in years (float, NaN where blank; 058Y, 013M and 025D are read too), follow_up
-    int64. Both versions are read: the sex is "Patient Gender" or "Patient Sex". Row i is row i + 2 of the file. Raises
-    InputError naming file and row: a missing column, an unusable or repeated image, no patient, an unknown label, "No
-    Finding" beside a finding, an age or follow-up that is not a number.
+    age in years (float, NaN where blank; 058Y, 013M and 025D are read too). Both versions are read. Raises InputError
+    naming file and row: a missing column, an unusable or repeated image, no patient, an unknown label, "No Finding"
+    beside a finding, an age or follow-up that is not a number.
     """
     table = some_rows(path).rename(columns=COLUMNS)
     for name in COLUMNS.values():
@@ -151,10 +150,7 @@ def names_digest(image_ids):
 
 
 def read_names(path):
-    """Return the names of images in a list, see `read_list`, a Series of str.
-
-    Raises InputError naming file and row: not text, no image, an unusable or repeated one.
-    """
+    """Return the names of images in a list, see `read_list`, a Series of str; raise InputError naming the row."""
     names = read_list(path).iloc[:, 0]
     check_ids(stems(names), path)
     return names
@@ -164,9 +160,7 @@ def read_boxes(path):
     """Return a box table: image_id, label (0 … 13), x_min, y_min, x_max, y_max (pixels of the 1024 × 1024 image).
 
     NIH's header may end in empty columns. A table with image_id, class, x_min, y_min, x_max and y_max (ChestX-Det's) is
-    read too; its rows of other findings, and of none, are left out and counted. Raises InputError naming file and row:
-    another header, no row, an unusable image, in NIH's table a label that is none of the 14, a box that is not four
-    finite numbers, has no area or leaves the image.
+    read too; its rows of other findings are left out and counted. Raises InputError naming file and row.
     """
     header, *rows = read_rows(path)
     corners = {"image_id", "class", *BOX} <= set(header)

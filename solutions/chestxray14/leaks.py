@@ -33,8 +33,7 @@ def origin(config, table, fold):
 
 
 def check_run(config, table):
-    """Apply `check_weights` to every network of a Config: against the test images of an image table and, where it has
-    folds, against the images that each fold holds out."""
+    """Apply `check_weights` to every network of a Config: against test images and what each fold holds out."""
     train = table[table["split"] == "train"]
     unseen, own = {"test images": table.loc[table["split"] == "test", "image_id"]}, None
     if "fold" in table:
@@ -47,13 +46,11 @@ def check_run(config, table):
 def check_weights(weights, split, unseen=None, own=None):
     """Raise InputError for weights that are known to have seen what a run must not have seen.
 
-    weights: imagenet, none or a file, as in a NetworkConfig. split: the run's; with "all" only `unseen` matters.
-    unseen: group name → image ids that the weights must not have been trained on. own: `names_digest` of the training
-    images of each fold of this run, None before there are folds; a copied file must have been trained on the same.
-
-    Refused are public CheXNet checkpoints and the torchxrayvision networks trained on NIH's images, weights of a run of
-    split "all" or on SIIM's images, of a run that trained on one of `unseen`, and copied files of unknown images. A
-    file about which nothing is known is logged.
+    weights: as in a NetworkConfig. split: the run's; with "all" only `unseen` matters. unseen: group name → image ids.
+    own: `names_digest` of the training images of each fold of this run, None before there are folds.
+    Refused are public CheXNet checkpoints and torchxrayvision's of NIH's images, weights of a run of split "all" or on
+    SIIM's images, of a run that trained on one of `unseen`, and copied files of unknown images. A file about which
+    nothing is known is logged.
     """
     unseen = {name: ids for name, ids in (unseen or {}).items() if len(ids)}
     if weights in ("imagenet", "none") or (split == "all" and not unseen):

@@ -21,10 +21,7 @@ def segmenter_file(config):
 
 
 def lung_settings(config):
-    """Return what the lungs follow from, by option: the segmenter's hash and the sides of masks and crops, or None.
-
-    Masks are made for the weighting alone, crops for the lungs' network.
-    """
+    """Return what the lungs follow from, by option; only the weighting needs masks, only the lungs' network crops."""
     return {
         "segmenter.weights": file_hash(segmenter_file(config)) if config.needs_lungs else None,
         "segmenter.mask_size": config.segmenter.mask_size if config.weights_features else None,
@@ -35,10 +32,9 @@ def lung_settings(config):
 def add_lungs(job, listing, store):
     """Return the listing with the lungs of all images, where the recipe needs them.
 
-    Adds the table lungs.parquet: image_id, row, x_min, y_min, x_max, y_max (pixels of the file, open end), rule
-    (of `LungRegion`, or none where no lung was found and the box is the whole image), area (share of the image that is
-    lung); and the arrays masks, uint8 (N, S, S), 255 times the share of each cell that is lung (or heart), and crops,
-    uint8 (N, C, C), the boxes cut out of the originals. Placeholders and colour pictures count as images without lungs.
+    Adds the table lungs.parquet: image_id, row, x_min, y_min, x_max, y_max (pixels of the file, open end), rule (of
+    `LungRegion`, or none), area (share of the image that is lung); and the arrays masks, uint8 (N, S, S), 255 times the
+    share of each cell that is lung (or heart), and crops, uint8 (N, C, C), cut out of the originals.
     """
     config = job.config
     if not config.needs_lungs:
@@ -69,10 +65,7 @@ def add_lungs(job, listing, store):
 
 
 def mask_and_crop(segmenter, image, probs, mask_size, crop_size):
-    """Return the lungs of an image as ([mask (S, S), crop (C, C)], [box…, rule, area]), without arrays of side 0.
-
-    image: uint8 (H, W); probs: as `Segmenter.each` has them. The heart belongs to the mask, not to the box.
-    """
+    """Return ([mask (S, S) with the heart, crop (C, C)], [box…, rule, area]), without arrays of side 0."""
     parts = segmenter.parts(probs, image.shape)
     heart = parts.pop("heart", None)
     lungs = np.max(list(parts.values()), axis=0)
@@ -87,10 +80,7 @@ def mask_and_crop(segmenter, image, probs, mask_size, crop_size):
 
 
 def whole_image(image, size, mask_size, crop_size, area=0.0):
-    """Return what `mask_and_crop` does for an image without lungs: all of it.
-
-    size: (width, height) of the file, of which `image` may be a smaller copy.
-    """
+    """Return what `mask_and_crop` does for an image without lungs: all of it; size: (width, height) of its file."""
     arrays = [np.full((mask_size, mask_size), 255, np.uint8)] if mask_size else []
     arrays += [to_square(image, crop_size)] if crop_size else []
     return arrays, [0, 0, *map(int, size), "none", area]

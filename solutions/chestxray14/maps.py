@@ -22,9 +22,8 @@ class Maps(NamedTuple):
     """Class activation maps of n (image, class) pairs: for each stage the maps and where they lie.
 
     cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image. rescaled: whether
-    the stages' maps are normalised before they are added, needless where one layer fuses the networks. masks: uint8
-    (n, S, S) over the whole image, 255 times the share of lung, where features are weighted: a cell at the edge of a
-    lung is wide, and its evidence belongs to the lung in it.
+    the stages' maps are normalised before they are added. masks: uint8 (n, S, S), 255 times the share of lung, where
+    features are weighted: the evidence of a cell at the edge of a lung belongs to the lung in it.
     """
 
     cams: dict
@@ -46,9 +45,7 @@ class Maps(NamedTuple):
 def usable_boxes(images, folds, boxes=None):
     """Return the true boxes of images that some network did not train on, and how many boxes are left out.
 
-    Those are test images, and training images of `folds`. boxes: of `place_boxes`; None: NIH's. Columns: image_id, row,
-    patient_id, split, fold, label, the box, and map, which numbers the (image, class) pairs from 0. Raises InputError
-    where none is left.
+    The column map numbers the (image, class) pairs. Raises InputError where no box is left.
     """
     table = images.table[["row", "patient_id", "split", "fold", "ok"]]
     boxes = (images.tables[BOX_TABLE] if boxes is None else boxes).merge(table, on="row", how="left")
@@ -61,10 +58,7 @@ def usable_boxes(images, folds, boxes=None):
 
 
 def class_maps(job, boxes, alone=False):
-    """Return the Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their own.
-
-    alone: of the whole image's network by itself, where the run has two views.
-    """
+    """Return the Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their own."""
     config, images, pairs = job.config, job.images, boxes.drop_duplicates("map").sort_values("map")
     sums, count = {}, np.zeros(len(pairs))
     for fold in config.folds:
@@ -92,10 +86,7 @@ def class_maps(job, boxes, alone=False):
 
 @torch.inference_mode()
 def network_cams(job, network, model, rows, head=None):
-    """Return class activation maps of a Network's trained model on these rows, float32 (n, 14, h, w).
-
-    head: weights (14, K) over the model's features in place of its own, of the layer that fuses two of them.
-    """
+    """Return class activation maps, float32 (n, 14, h, w); head: weights (14, K) instead of the model's own."""
     config = network.config
     model.to(job.device, memory_format=torch.channels_last).eval()
     loader = eval_loader(network.dataset(job, rows, False, False), 2 * config.batch_size, job.workers)
@@ -115,10 +106,9 @@ def network_cams(job, network, model, rows, head=None):
 def from_the_lowest(cams, masks, binary=False):
     """Return the maps of weighted features, counted from the lowest evidence before weighting.
 
-    Weighting sets features outside the lungs to 0, which would be a map's peak wherever the class is unlikely in all of
-    the lungs. Counted from the lowest value, a cell shows the additional evidence times its share of lung. cams: (B, C,
-    h, w); masks: (B, 1, H, W), 0 to 255; binary: as in `weigh_features`. Maps of an image without lungs, whose features
-    are not weighted, only change their level.
+    Weighting sets features outside the lungs to 0, a map's peak wherever the class is unlikely in all of the lungs.
+    Counted from the lowest value, a cell shows the additional evidence times its share of lung. cams: (B, C, h, w);
+    masks: (B, 1, H, W), 0 to 255. Without lungs, maps only change their level.
     """
     share = pool_masks(masks.float() / 255, cams.shape[-2:], binary)
     low = torch.where(share > 0, cams / share, torch.inf).amin((2, 3), keepdim=True)
@@ -126,17 +116,12 @@ def from_the_lowest(cams, masks, binary=False):
 
 
 def view_places(images, rows, config, stage):
-    """Return where the network's image lies, float64 (n, 4), in pixels of the 1024 × 1024 image."""
+    """Return where the network's image, a centre crop, lies, float64 (n, 4), in pixels of the 1024 × 1024 image."""
     if stage == "whole":
         views = np.tile([0.0, 0.0, BOX_SIDE, BOX_SIDE], (len(rows), 1))
     else:
         sides = images.at(rows)[["width", "height", "width", "height"]].to_numpy(float)
         views = images.tables[LUNG_TABLE].loc[rows, BOX].to_numpy(float) * BOX_SIDE / sides
-    return seen_part(views, config.resize, config.size)
-
-
-def seen_part(views, resize, size):
-    """Return the part of each box (n, 4) that a centre crop of `size` px keeps after scaling to `resize`."""
-    start = (resize - size) // 2
+    start = (config.resize - config.size) // 2
     corners, sides = views[:, :2], views[:, 2:] - views[:, :2]
-    return np.concatenate([corners + sides * start / resize, corners + sides * (start + size) / resize], axis=1)
+    return np.concatenate([corners + sides * edge / config.resize for edge in (start, start + config.size)], axis=1)

@@ -24,10 +24,9 @@ class ChestNet(models.Normalised):
     """Radiographs to 14 logits: attention, the backbone's last feature map, its weighting, mean pooling, one layer.
 
     Images (B, 1, H, W) uint8, or floating in 0 to 255; with `weighting` (B, 2, H, W), the second channel the lungs'
-    share of each pixel, 0 to 255; binary: as in `weigh_features`. Returns float32 (B, 14), with `with_maps` also the
-    maps of `cam`. `width`: K, the channels of the feature map. `loaded`: what became of the pretrained weights, None
-    without. Sources: Fang et al., CXR-IRNet, 3.2 and 3.3; without both
-    additions it is the network of Rajpurkar et al., CheXNet, and of SDFN's branches (B.3).
+    share of each pixel, 0 to 255. Returns float32 (B, 14), with `with_maps` also the maps of `cam`. Sources: Fang et
+    al., CXR-IRNet, 3.2 and 3.3; without both additions it is the network of Rajpurkar et al., CheXNet, and of SDFN's
+    branches (B.3).
     """
 
     def __init__(self, net, width, mean, std, attention, weighting, dropout, binary=False):
@@ -38,10 +37,7 @@ class ChestNet(models.Normalised):
         self.head = ExactLinear(width, len(LABELS))
 
     def features(self, images):
-        """Return the last feature map, weighted where the network does so, float32 (B, K, h, w).
-
-        An empty mask counts as a full one. Raises InputError for a wrong number of channels.
-        """
+        """Return the last feature map, weighted where the network does so, float32 (B, K, h, w)."""
         if images.ndim != 4 or images.shape[1] != 1 + self.weighting:
             wanted = "a gray and a mask channel, (B, 2, H, W)" if self.weighting else "one gray channel, (B, 1, H, W)"
             raise InputError(f"images {tuple(images.shape)}: expected {wanted}")
@@ -58,10 +54,7 @@ class ChestNet(models.Normalised):
         return (logits, self._maps(features)) if with_maps else logits
 
     def cam(self, images):
-        """Return class activation maps, float32 (B, 14, h, w); their mean over cells plus the bias are the logits.
-
-        Source: Zhou et al. 2016, Learning deep features for discriminative localization.
-        """
+        """Return class activation maps, float32 (B, 14, h, w); their mean over cells plus the bias are the logits."""
         return self._maps(self.features(images))
 
     def _maps(self, features):
@@ -82,11 +75,7 @@ class FusionNet(ExactLinear):
 
 
 def build_network(config, weights=None):
-    """Return the ChestNet of a NetworkConfig, with pretrained weights: `weights`, by default those of the config.
-
-    A file of weights must hold at least the whole backbone. Raises InputError for a network that timm does not have,
-    or that gives no feature map at config.size, and for weights that do not fit.
-    """
+    """Return the ChestNet of a NetworkConfig, with pretrained weights: `weights`, by default those of the config."""
     weights = config.weights if weights is None else weights
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size)
@@ -113,8 +102,7 @@ def build_fusion(config, weights=None):
 def box_loss(maps, boxes):
     """Return −log of the share of a class map's softmax over cells that lies in its boxes, the mean over boxed maps.
 
-    maps: (B, C, h, w) real; boxes: uint8 (B, C, H, W), 255 inside, all 0 for a map that does not count. Neither a map's
-    level matters nor its values within a box, only where the evidence lies. 0 if no map has a box.
+    maps: (B, C, h, w) real; boxes: uint8 (B, C, H, W), 255 inside, all 0 for a map that does not count.
     """
     inside = F.adaptive_avg_pool2d(boxes.float() / 255, maps.shape[-2:]).flatten(2)
     most = inside.amax(2, keepdim=True)

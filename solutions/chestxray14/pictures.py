@@ -69,10 +69,7 @@ def confident_galleries(images, truth, probs, table):
 
 
 def map_gallery(job, truth, probs, table):
-    """Return a gallery of class activation maps of the pairs that `pick_pairs` chooses.
-
-    The maps are computed on the CPU, which is always available, and cached in overlays.npz.
-    """
+    """Return a gallery of class activation maps of `pick_pairs`, computed on the CPU and cached in overlays.npz."""
     images, pairs = job.images, pick_pairs(job.images, truth, probs, table)
     if not len(pairs):
         return page.note("No class activation maps: no image has a finding.")
@@ -98,10 +95,7 @@ def map_gallery(job, truth, probs, table):
 
 
 def pick_pairs(images, truth, probs, table):
-    """Return up to MOST pairs of an image and a finding in it: row, split, fold, label, prob and map (their number).
-
-    For each label the pair with the highest probability, among those that NIH boxed if there are any.
-    """
+    """Return the most probable image of each finding, if possible a boxed one: row, split, fold, label, prob, map."""
     rows = images.rows_of(table["image_id"])
     at, label = np.nonzero(truth > 0)
     pairs = (

@@ -1,7 +1,4 @@
-"""ChestX-ray14: one network per view, SDFN's fusion of both, and a table of 14 probabilities.
-
-"CXR-IRNet" is Fang et al., "SDFN" Liu et al.; every number stands in config.py beside its source.
-"""
+"""ChestX-ray14: one network per view, SDFN's (Liu et al.) fusion of both; CXR-IRNet (Fang et al.); see config.py."""
 
 import logging
 from dataclasses import replace
@@ -31,8 +28,6 @@ log = logging.getLogger(__name__)
 PREPARED = ("split", "n_folds", "seed", "store_size", "label_table", "boxes")
 LUNGS = "lungs.safetensors"  # the exported segmenter
 
-# ---- what a fold trains --------------------------------------------------------------------------------------------
-
 
 def networks(job):
     """Return each fold's networks, one per view, and then the layer that fuses them where the recipe has one."""
@@ -56,10 +51,7 @@ def view_network(config, fold, stage):
 
 
 def fusion_network(config, fold, branches):
-    """Return SDFN's last layer over the features of both networks, which stay as they are (B.4).
-
-    They are computed once: frozen branches give the same features in every epoch.
-    """
+    """Return SDFN's last layer over the features of both networks, which stay as they are (B.4)."""
     mirrored = any(branch.config.augmentation != "none" for branch in branches)
 
     def dataset(job, rows, augment, targets):
@@ -84,9 +76,6 @@ def _classifier(fold, stage, config, build, dataset, needs=(), step=None):
         needs=needs,
         trained_on=lambda job: origin(job.config, job.images.table, fold),
     )
-
-
-# ---- what they predict ---------------------------------------------------------------------------------------------
 
 
 def suffixes(config):
@@ -119,9 +108,6 @@ def mean_over_folds(suffix, tables):
     table = pd.concat(tables, ignore_index=True).groupby("image_id", sort=False, as_index=False)[CLASSES].mean()
     table.insert(1, "fold", -1)
     return table
-
-
-# ---- what is scored ------------------------------------------------------------------------------------------------
 
 
 def choose(job, oof):

@@ -66,10 +66,7 @@ def describe_labels(truth):
 
 
 def published_classes(mean):
-    """Return a row per label and one named `mean`: label, then `published: <network>` for each network.
-
-    Means have the decimals of their table: three in Liu's, four in Fang's.
-    """
+    """Return a row per label and one named `mean`: label, then `published: <network>` with its table's decimals."""
     areas = {name: [float(f".{area}") for area in row.split()] for name, (_, row) in PUBLISHED.items()}
     table = pd.DataFrame({f"published: {name}": [*each, np.mean(each)] for name, each in areas.items()})
     decimals = {f"published: {name}": 3 if source == _LIU else 4 for name, (source, _) in PUBLISHED.items()}

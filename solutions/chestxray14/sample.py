@@ -7,8 +7,6 @@ labels are equally frequent, bold and true; a follow-up shows findings of its ow
 a box; and 40 % of the images are healthy instead of 54 %.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +15,7 @@ import numpy as np
 
 from common import phantom
 from common.phantom import findings as draws
-from common.phantom.sample import write_sample
+from common.phantom.sample import in_threads, write_sample
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -72,8 +70,7 @@ def _write(folder, n_train, n_test, seed):
     for images in folders:
         images.mkdir(parents=True)
     places = [folders[2 * i >= len(cases)] for i in range(len(cases))]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
-        found = list(pool.map(_write_image, places, cases))
+    found = in_threads(_write_image, places, cases)
     _write_lines(folder / "Data_Entry_2017.csv", [TABLE_HEADER, *(_row(seed, case) for case in cases)])
     tests = [pair for pair in zip(cases, found, strict=True) if pair[0].split == "test"]
     boxes = [_box(case, label, boxes[label]) for label in BOXED for case, boxes in tests if label in boxes]

@@ -18,11 +18,10 @@ FEW = 5  # positive patients, below which an interval is unreliable: it cannot r
 def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
     """Return a row for each of C labels and their mean.
 
-    Columns: label, images, positive (images), positive_patients, auroc, low, high, delong_low, delong_high. y: 0/1
-    (N, C); score: real (N, C); patients: (N,) for the bootstrap that gives low and high, None for independent
-    images. DeLong's interval treats images as independent; the mean has none. A label with images of one kind gets NaN
-    and is left out of the mean. Raises InputError for other shapes and NaN, and for fewer than two patients (images,
-    where they are not known).
+    Columns: label, images, positive (images), positive_patients, auroc, low, high, delong_low, delong_high. y: 0/1 (N,
+    C); score: real (N, C); patients: (N,) for the bootstrap that gives low and high, None for independent images, as
+    DeLong's interval treats them. A label with images of one kind gets NaN and is left out of the mean. Raises
+    InputError for other shapes and NaN, and for fewer than two patients.
     """
     ids = np.arange(len(y)) if patients is None else np.asarray(patients)
     if len(set(ids.tolist())) < 2:
@@ -52,11 +51,7 @@ def paired_tests(y, score, other, labels):
 
 
 def t_test(differences):
-    """Return the two-sided p-value of the paired t-test over per-class differences (C,), NaN ones left out.
-
-    NaN with fewer than two of them; 1 where all are 0. This is our reading of SDFN's test, which the paper calls a
-    paired t-test. It asks whether the classes agree on the direction, not whether other patients would.
-    """
+    """Return the two-sided p-value of the paired t-test over per-class differences (C,), our reading of SDFN's test."""
     known = differences[~np.isnan(differences)]
     if len(known) < 2:
         return np.nan
@@ -73,11 +68,7 @@ def holm(p_values):
 
 
 def score_part(images, table, seed, n_resamples=1000):
-    """Return the `class_table` and the summary of predictions of images with labels; None for under two patients.
-
-    Classes whose labels are all of one kind have no AUROC and are left out of the mean. Intervals: bootstrap by
-    patient, and DeLong's, which treats images as independent.
-    """
+    """Return the `class_table` and the summary of predictions of images with labels; None for under two patients."""
     rows = images.rows_of(table["image_id"])
     patients = images.at(rows)["patient_id"].to_numpy()
     if len(set(patients)) < 2:
@@ -91,9 +82,7 @@ def score_part(images, table, seed, n_resamples=1000):
 def by_fold(y, score, folds):
     """Return the mean AUROC of out-of-fold scores that ranks within folds only: mean, classes, folds.
 
-    y: 0/1 (N, C); score: real (N, C); folds: int (N,). Ranking the scores of several networks in one list lowers the
-    AUROC where their scales differ. Each label's AUROC is averaged over the folds that have it, and then over labels.
-    mean is NaN where no fold has any.
+    Ranking the scores of several networks in one list lowers the AUROC where their scales differ.
     """
     areas = np.stack([auroc(y[folds == k], score[folds == k], np.nan) for k in np.unique(folds)])
     labels = mean_of_defined(areas.T)
@@ -102,13 +91,7 @@ def by_fold(y, score, folds):
 
 def epoch_chosen(config):
     """Return whether a network of this Config kept the weights that did best on the fold that it holds out."""
-    trainings = [*config.branches, *[config.fusion] * config.is_fused]
-    return any(_kept(training) not in ("last", "classic", "ema") for training in trainings)
-
-
-def _kept(fit):
-    only = fit.averaging[0] if len(fit.averaging) == 1 else "highest"  # of several, the best on the fold
-    return only if fit.keep == "highest" else fit.keep
+    return any(training.chooses_epoch for training in [*config.branches, *[config.fusion] * config.is_fused])
 
 
 def few(table):

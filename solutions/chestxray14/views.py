@@ -21,11 +21,7 @@ GRID = 32  # side of the grids of boxes, finer than any network's feature map
 
 
 def podium(size):
-    """Return our pipeline for the podium preset, for images of `size` pixels; its numbers are ours.
-
-    Flip; crop of 70 to 100 % of the area, stretched back; shift, scale and rotation in one step; brightness and
-    contrast; now and then a little blur or noise.
-    """
+    """Return our pipeline for the podium preset, for images of `size` pixels; its numbers are ours."""
     moved = A.Affine(scale=(0.92, 1.08), translate_percent=(-0.05, 0.05), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
     cropped = A.RandomResizedCrop((size, size), scale=(0.7, 1.0), ratio=(0.9, 1.11), p=0.5)
     soft = size / 512
@@ -45,11 +41,10 @@ AUGMENTATIONS = {"none": lambda size: None, "flip": lambda size: compose([A.Hori
 class ViewDataset(Dataset):
     """Images of a store as a network sees them; an item is `(image uint8 (1 or 2, size, size), target)`.
 
-    images, rows: as in SampleDataset. Each is scaled to `resize`, augmented where the key is `(index, seed)`, and its
-    centre of `size` pixels cut out. masks: path of a `.npy` uint8 (N, m, m), 0 to 255, whose rows are those of the
-    images; scaled and moved with the image it becomes the second channel. labels: float32 (n, 14), the targets of
-    `rows`; without them the target is the store row. boxes: of `boxes_of`; moved with the image they make the target a
-    dict of labels and boxes, uint8 (14, GRID, GRID), 255 inside. Raises InputError for an image whose mask is empty.
+    Each is scaled to `resize`, augmented where the key is `(index, seed)`, and its centre of `size` pixels cut out.
+    masks: path of a `.npy` uint8 (N, m, m); moved with the image it becomes the second channel. labels: float32 (n,
+    14); without them the target is the store row. boxes: of `boxes_of`; moved with the image they make the target a
+    dict of labels and boxes, uint8 (14, GRID, GRID), 255 inside. Raises InputError for an empty mask.
     """
 
     def __init__(self, images, rows, resize, size, masks=None, transform=None, labels=None, boxes=None):

@@ -85,10 +85,7 @@ def audited_folds(config):
 
 
 def audit_fitting(config, check):
-    """Return the NetworkConfig of a check: "image" is trained like the run, since their heat maps are compared.
-
-    The others have fewer epochs and keep the last; a plateau schedule becomes a constant rate: no fold validates.
-    """
+    """Return the NetworkConfig of a check: the run's for "image", else fewer epochs, none chosen by validation."""
     if check == "image":
         return config.network
     schedule = "constant" if config.network.schedule == "plateau" else config.network.schedule
@@ -209,10 +206,7 @@ def _measure_focus(job):
 
 
 def share_in_lungs(heat, mask):
-    """Return the share of a heat map that lies in the lungs, in [0, 1]; NaN for an empty map.
-
-    heat: (h, w) >= 0; mask: (H, W), nonzero in the lungs. By chance it is the lungs' share of the image.
-    """
+    """Return the share of a heat map (h, w) >= 0 in the lungs of a mask (H, W), in [0, 1]; NaN for an empty map."""
     if not heat.any():
         return np.nan
     heat = np.ascontiguousarray(heat, np.float32)

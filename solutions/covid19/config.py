@@ -33,18 +33,13 @@ VIEWS = ("lungs", "image", "border", "background")
 class NetworkConfig(FitConfig):
     """The classifier of COVID-19."""
 
-    backbone: str = "hrnet_w32"
-    """Any timm network with a last feature map. Paper: HRNet, width not given."""
-    weights: str = "imagenet"
-    """imagenet, none, or a file with weights of the backbone."""
-    size: int = 512
-    """Side of the network's images. Paper: 512."""
+    backbone: str = "hrnet_w32"  # Any timm network with a last feature map. Paper: HRNet, width not given.
+    weights: str = "imagenet"  # imagenet, none, or a file with weights of the backbone.
+    size: int = 512  # Side of the network's images. Paper: 512.
     hidden: tuple[int, ...] = (512,)
     """Widths of the fully connected layers before the last one. Paper: "several", found by trial."""
-    dropout: float = 0.5
-    """Before the last layer. Paper: rate not given."""
-    augmentation: Literal["none", "paper", "light"] = "paper"
-    """paper: table 3. light: flips and small movements."""
+    dropout: float = 0.5  # Before the last layer. Paper: rate not given.
+    augmentation: Literal["none", "paper", "light"] = "paper"  # paper: table 3. light: flips and small movements.
     lr: float = 1e-2
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
     momentum: float = 0.8
@@ -70,23 +65,20 @@ class NetworkConfig(FitConfig):
     @property
     def chooses(self):
         """Whether an epoch or learning rate is chosen by validation, which then needs a fold of its own."""
-        kept = self.averaging[0] if self.keep == "highest" and len(self.averaging) == 1 else self.keep
-        return kept not in ("last", "classic", "ema") or self.schedule == "plateau"
+        return self.chooses_epoch or self.schedule == "plateau"
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
     """Which images of the collections are used; selection.csv gives the reason for each unused one."""
 
-    least_age: int = 18
-    """Years. Paper: 18, for normals, since most COVID-19 images are of adults."""
+    least_age: int = 18  # Years. Paper: 18, for normals, since most COVID-19 images are of adults.
     unknown_age: Literal["keep", "leave"] = "keep"
     unknown_view: Literal["keep", "leave"] = "keep"
     """Images that may not be frontal according to their table. Known lateral and CT images are always left out."""
     devices: Literal["keep", "leave"] = "leave"
     """Images with medical devices, if the collection marks them (CheXpert). Paper: left out."""
-    normals: int = 1000
-    """Images drawn at random from each collection of normals (NIH, CheXpert); 0: all. Paper: 1,000."""
+    normals: int = 1000  # Images drawn at random from each collection of normals (NIH, CheXpert); 0: all. Paper: 1,000.
     duplicates: float = 0.12
     """Highest share of differing hash bits of duplicates; 0: equal hashes only. Among 608 images of the COVID-19
     collections and 1,737 of NIH's, nine pairs differ by at most 0.09, all of them copies; the next are two films of one
@@ -103,12 +95,10 @@ class SelectionConfig:
 class LungsConfig:
     """How the lungs are cut out of an image. Paper: section 3.2."""
 
-    weights: str = "shipped"
-    """shipped, or a file written by `cxr lung_segmentation export_segmenter`."""
+    weights: str = "shipped"  # shipped, or a file written by `cxr lung_segmentation export_segmenter`.
     dilations: int = 8
     closings: int = 2
-    gate: float = 50_000 / 512**2
-    """Lowest share of the image that must be lung. Paper: 50,000 of 512 × 512 pixels."""
+    gate: float = 50_000 / 512**2  # Lowest share of the image that must be lung. Paper: 50,000 of 512 × 512 pixels.
 
     def __post_init__(self):
         if min(self.dilations, self.closings) < 0:
@@ -127,14 +117,10 @@ class AuditConfig:
     """Networks to train: on the whole image, like the run's own; on its margin; on everything but the lungs; one with
     the run's view that distinguishes collections among images of one label; and one that distinguishes AP from PA on
     whole images, to find images whose table names the wrong view."""
-    folds: tuple[int, ...] = (0, 1, 2)
-    """Folds to hold out from these networks, among those of the run."""
-    epochs: int = 10
-    """Of all networks but that on the whole image, which has the run's."""
-    margin: float = 0.08
-    """border: share of the side that remains visible at each edge."""
-    high: float = 0.6
-    """An AUROC counts as high if its interval lies above this."""
+    folds: tuple[int, ...] = (0, 1, 2)  # Folds to hold out from these networks, among those of the run.
+    epochs: int = 10  # Of all networks but that on the whole image, which has the run's.
+    margin: float = 0.08  # border: share of the side that remains visible at each edge.
+    high: float = 0.6  # An AUROC counts as high if its interval lies above this.
 
     def __post_init__(self):
         if not 0 < self.margin < 0.5:

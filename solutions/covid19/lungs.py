@@ -23,11 +23,7 @@ def lungs_key(config):
 
 
 def find_lungs(job, store):
-    """Return the StoreLungs of a store: the masks, and a table of image_id, row, area, usable and reason.
-
-    area: share of the image that is lung after clean-up; usable: passes the gate; reason: "" if usable. An unreadable
-    image or a colour picture has no lungs.
-    """
+    """Return the StoreLungs: masks, and a table of image_id, row, area (share that is lung), usable and reason."""
     config, size = job.config.lungs, job.config.store_size
 
     def describe(segmenter, image, probs):

@@ -55,11 +55,9 @@ class CovidNet(models.Normalised):
         return self.classify(self.features(images))
 
     def heat(self, images, sign=1):
-        """Return Grad-CAM of the logit times `sign` on the last feature map, float32 (B, h, w) >= 0.
+        """Return Grad-CAM of the logit (sign −1: of its negative), float32 (B, h, w) >= 0 (Selvaraju et al. 2017).
 
-        sign: 1 for evidence of the class, -1 for evidence against it. Each channel is weighted by the spatial mean of
-        the gradient; the map is the positive part of the sum over channels. Works inside no_grad and inference mode too
-        and leaves no gradients behind. Source: Selvaraju et al. 2017.
+        Works inside no_grad and inference mode too and leaves no gradients behind.
         """
         with torch.no_grad():
             features = self.features(images)
@@ -70,11 +68,7 @@ class CovidNet(models.Normalised):
 
 
 def build_network(config, weights=None):
-    """Return the CovidNet of a NetworkConfig, its backbone pretrained as `weights`, by default the configuration's.
-
-    A file of weights must contain the whole backbone. Raises InputError for a network that timm does not have or that
-    has no feature map at config.size, and for weights that do not fit.
-    """
+    """Return the CovidNet of a NetworkConfig, its backbone pretrained as `weights`, by default the configuration's."""
     weights = config.weights if weights is None else weights
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size)
@@ -82,15 +76,10 @@ def build_network(config, weights=None):
     return load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.")])
 
 
-# ---- views and data ------------------------------------------------------------------------------------------------
-
-
 def apply_view(image, mask, view, margin):
-    """Return a view of an image, uint8 (H, W), with everything else black.
+    """Return a view of an image, uint8 (H, W), black elsewhere: lungs, background (all but them), image or border.
 
-    image: uint8 (H, W). mask: (H, W), nonzero in the lungs; not needed for image and border. view: lungs; image, all of
-    it; border, the outer `margin` of each side, as a share of it; background, everything but the lungs, whose outline
-    remains visible.
+    mask: (H, W), nonzero in the lungs; margin: of the border, a share of each side.
     """
     if view == "image":
         return image
@@ -139,8 +128,7 @@ def augmentation(name, size):
 def light(size, rotate=10.0, zoom=0.1, shift=0.05, lighting=0.1, p=0.75):
     """Return our light pipeline: flip, rotation (± degrees), zoom (1 ±), shift (± of the side), brightness, contrast.
 
-    The flip has probability 0.5, the others `p` each; brightness and contrast change on the logit scale, so that black
-    stays black. A mirrored heart is on the wrong side, but COVID-19 affects both.
+    A mirrored heart is on the wrong side, but COVID-19 affects both.
     """
     return compose([Warp(size, partial(_light_matrix, rotate, zoom, shift, p)), Lighting(lighting, lighting, p)])
 
@@ -152,14 +140,10 @@ def _light_matrix(rotate, zoom, shift, p, rng):
     return homography(jitter(rng, p, rotate), (side * scale, scale), 0.0, shifts)
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
 def fold_rows(job, fold):
-    """Return the store rows on which a fold's network is trained, and those on which its epochs are compared.
+    """Return the store rows to train on, and those on which epochs are compared: the next fold's if any is chosen.
 
-    If epochs are chosen, the next fold is used for validation instead of training; the held-out fold is never used for
-    choices. Raises InputError if one of the two sets lacks a label.
+    The held-out fold is never used for choices. Raises InputError if one of the two sets lacks a label.
     """
     n_folds, chooses = job.config.n_folds, job.config.network.chooses
     validation = (fold + 1) % n_folds if chooses else fold
@@ -173,10 +157,7 @@ def fold_rows(job, fold):
 
 
 def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=labels_of, rows=fold_rows):
-    """Return the Network of one fold: COVID-19 from the run's view, or with another view or other labels.
-
-    view: one of config.VIEWS; fitting: a NetworkConfig; labels(job, rows) -> float32 (n,); rows: as in Network.
-    """
+    """Return the Network of one fold, of the run's view of COVID-19 by default; labels(job, rows) -> (n,)."""
     view, fitting = view or config.view, fitting or config.network
     margin = config.audit.margin
 

@@ -79,10 +79,7 @@ def pick_answers(answers):
 
 
 def heat_strips(job, answers, networks):
-    """Return strips of the radiograph with its lungs outlined and the heat map of each view's network.
-
-    answers: image_id, row, fold, label and probability of the images; networks: fold → view → Network.
-    """
+    """Return strips of the radiograph with its lungs outlined and the heat map of each view's network."""
     images, maps, strips, captions = job.images, compute_heat_maps(job, answers, networks), [], []
     masks = read_array(images.arrays[MASKS])
     for k, row in enumerate(answers.itertuples()):
@@ -97,11 +94,7 @@ def heat_strips(job, answers, networks):
 
 
 def compute_heat_maps(job, answers, networks):
-    """Return the heat maps of each view, float32 (n, h, w), from the network that was not trained on the image.
-
-    They show evidence for the run's own answer: of COVID-19 from a probability of 0.5, against it below. They are
-    computed on the CPU, which is always available, and cached in heats.npz.
-    """
+    """Return each view's heat maps of the run's answer, float32 (n, h, w), computed on the CPU and cached."""
     answers = answers.reset_index(drop=True)
     signs = np.where(answers["probability"] >= HALF, 1, -1)
     used = [(fold, view, each) for fold in sorted(set(answers["fold"])) for view, each in networks[fold].items()]

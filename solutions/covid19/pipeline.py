@@ -1,7 +1,4 @@
-"""COVID-19: one network per fold that sees only the lungs, and an audit of how far to trust its probabilities.
-
-"Paper" is Ahmed et al., medRxiv 2020; config.py has every number with its source.
-"""
+"""COVID-19 (Ahmed et al., 2020): one network per fold that sees only the lungs, and an audit of its probabilities."""
 
 import logging
 from dataclasses import replace
@@ -39,10 +36,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose the threshold by Youden's index; score at the paper's 0.5 and at each fold's threshold from the others.
-
-    Images with the role main are scored; those from the same collections are a check.
-    """
+    """Choose the threshold by Youden's index; score at the paper's 0.5 and at each fold's threshold from the others."""
     table = scoring.with_truth(job.images, oof.table)
     main = table[table["role"] == "main"]
     chosen, cuts = scoring.nested_thresholds(main, job.config.seed)
@@ -75,11 +69,6 @@ def describe(figures):
         ]
     figures = f"AUROC {format_interval(same['auroc'])}, specificity {format_interval(same['specificity'])}"
     return [*lines, f"against the {same['negatives']:,} images without COVID-19 of the same collections: {figures}"]
-
-
-def mean_probability(job):
-    """Return the mean out-of-fold probability, which test images get that cannot be predicted."""
-    return float(read_parquet(job.run.path("oof.parquet"))["probability"].mean())
 
 
 def answer(job, test, rule, neutral):
@@ -116,7 +105,7 @@ SOLUTION = Solution(
     chosen=("per_fold.csv",),
     decision_key=lambda config: None,
     describe=describe,
-    neutral=mean_probability,
+    neutral=lambda job: float(read_parquet(job.run.path("oof.parquet"))["probability"].mean()),
     answer=answer,
     check=lambda path, job: validate_probabilities(path, job.sample_path, ordered=True),
     hidden=data.hidden_score,

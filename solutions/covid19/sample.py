@@ -8,8 +8,6 @@ do not affect the drawing, and COVID-19 is more obvious.
 """
 
 import csv
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +18,7 @@ from common import phantom
 from common.errors import InputError
 from common.phantom import findings as draws
 from common.phantom.drawing import CIRCLE, blur, fill, smooth_noise
-from common.phantom.sample import write_sample
+from common.phantom.sample import in_threads, write_sample
 
 VERSION = 2  # to be raised whenever the files for a seed change
 SIDES = (256, 288, 320, 352, 400)  # widths of the images
@@ -90,8 +88,7 @@ def _write(folder, films, marker):
     places = {"home": folder / "images", "test": folder / "images", "normals": folder / "normals/images_001/images"}
     for place in set(places.values()):
         place.mkdir(parents=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
-        list(pool.map(lambda film: _write_image(places[film.place], film, marker), films))
+    in_threads(lambda film: _write_image(places[film.place], film, marker), films)
     home, normals, tests = ([film for film in films if film.place == place] for place in ("home", "normals", "test"))
     _write_csv(folder / "metadata.csv", HOME_HEADER, [_make_home_row(film) for film in home])
     _write_csv(folder / "normals/Data_Entry_2017.csv", NIH_HEADER, [_make_nih_row(film) for film in normals])

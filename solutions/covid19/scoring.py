@@ -39,8 +39,7 @@ def published():
 def nested_thresholds(table, seed=0):
     """Return Youden's threshold on all images, and for each image that on the other folds, float64 (N,).
 
-    table: fold, label (0/1), probability, patient_id. A single fold is split into halves of its patients. If the other
-    folds have only one label, the threshold on all images is used. Raises InputError if there is only one label at all.
+    A single fold is split into halves of its patients. Raises InputError if there is only one label.
     """
     y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
     folds, chosen = table["fold"].to_numpy(), choose_thresholds(y, probs)[0]
@@ -53,11 +52,7 @@ def nested_thresholds(table, seed=0):
 
 
 def fold_table(table, thresholds):
-    """Return a row per fold: fold, images, tp, fn, tn, fp, and accuracy, sensitivity, specificity with _low and _high.
-
-    table: fold, label, probability. thresholds: (N,), one per image. Wilson intervals at 95 %, which treat images as
-    independent; a figure without images is NaN.
-    """
+    """Return a row per fold: images, tp, fn, tn, fp, and rates with Wilson's _low and _high, at thresholds (N,)."""
     rows = []
     called = table["probability"].to_numpy() >= np.asarray(thresholds, float)
     for fold, part in table.groupby("fold", sort=True):
@@ -74,10 +69,7 @@ def fold_table(table, thresholds):
 
 
 def pooled_rates(table, thresholds, seed=0):
-    """Return accuracy, sensitivity and specificity of all images together as Intervals by patient.
-
-    table: label, probability, patient_id; thresholds: (N,), one per image.
-    """
+    """Return accuracy, sensitivity and specificity at thresholds (N,) as Intervals by patient."""
     label, patients = table["label"].to_numpy(), table["patient_id"].to_numpy()
     right = ((table["probability"].to_numpy() >= np.asarray(thresholds, float)) == label).astype(float)
     parts = {"accuracy": right}
@@ -97,11 +89,7 @@ def auroc_interval(label, probability, patients, seed=0):
 
 
 def summarise(oof, cuts, rejected, seed=0):
-    """Return the content of score.json: figures of images with the role main, and against the same collections.
-
-    oof: image_id, fold, probability, label, role, home, patient_id. cuts: thresholds of the images with the role main,
-    in their order. rejected: from `data.rejected_shares`.
-    """
+    """Return the content of score.json from the table of `with_truth` and cuts of its images with the role main."""
     main = oof[oof["role"] == "main"]
     if main["patient_id"].nunique() < 2:
         raise InputError("intervals need out-of-fold images of at least two patients")
@@ -126,10 +114,7 @@ def summarise(oof, cuts, rejected, seed=0):
 
 
 def same_source(oof, seed=0):
-    """Return figures of COVID-19 against images without it from the same collections, or None without such images.
-
-    auroc; fall, its drop from the AUROC of the images with the role main; specificity at 0.5.
-    """
+    """Return figures, such as the AUROC's fall, against negatives of the same collections, or None without such."""
     part = oof[oof["home"] & (oof["label"] >= 0)]
     negatives = part[part["label"] == 0]
     if not len(negatives) or not (part["label"] == 1).any():

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from solutions.covid19.layouts import NO_FINDING
+from solutions.covid19.collections import NO_FINDING
 
 log = logging.getLogger(__name__)
 SIDE = 16  # of the hash: 256 bits
@@ -20,11 +20,9 @@ BLOCK = 1024  # images compared with all others at a time
 def select(table, config, seed, excluded=""):
     """Return the table of `read_collections` with the column `reason`: why a row is not used, "" if it is.
 
-    Rows are excluded by the user's list (`excluded`, from `read_exclusions`), by what the tables say (modality, view,
-    finding, devices, age), then by missing files, then at random: `config.normals` images of each collection of normals
-    are drawn by `seed` and the collection's name, so that other collections do not change the draw. An image in two
-    rows counts once, or not at all if the rows disagree about COVID-19. Unreadable ages and views count as unknown and
-    are logged. config: a SelectionConfig.
+    Rows are excluded by the user's list (`excluded`), by what the tables say, by missing files, then at random:
+    `config.normals` images of each collection of normals are drawn by `seed` and the collection's name, so that other
+    collections do not change the draw. Of rows of one file the first counts, or none if they disagree about COVID-19.
     """
     finding, absent, view_said = table["finding"].str.casefold(), table["path"].isna(), table["view_said"]
     rules = [
@@ -97,14 +95,10 @@ def _log_oddities(table):
         )
 
 
-# ---- duplicates ----------------------------------------------------------------------------------------------------
-
-
 def find_duplicates(images, share):
     """Return the pairs of images whose hashes differ in at most `share` of their bits, a table of a, b and distance.
 
-    images: uint8 squares, (N, S, S) or an iterable of (S, S); a < b are positions, distance is a share of bits. The
-    hash is `imagehash.phash`: whether each of the lowest 16 × 16 frequencies is above their median.
+    images: uint8 squares. The hash is `imagehash.phash` of the lowest 16 × 16 frequencies.
     """
     bits = [imagehash.phash(Image.fromarray(np.asarray(image)), SIDE).hash.ravel() for image in images]
     signs = 1 - 2 * np.array(bits, np.float32).reshape(-1, SIDE**2)

@@ -15,10 +15,7 @@ __all__ = [*sorted(_HOMES), "lung_boxes"]
 
 
 def lung_boxes(masks):
-    """Return the box (x_min, y_min, x_max, y_max) of each mask's `lung_region`, or None for a mask without lungs.
-
-    masks: iterable of bool or uint8 (H, W); boxes are in their pixels, ends exclusive.
-    """
+    """Return the box (x_min, y_min, x_max, y_max), ends exclusive, of each mask's `lung_region`, or None."""
     from .postprocess import lung_region
 
     regions = (lung_region(mask) for mask in masks)

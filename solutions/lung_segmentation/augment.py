@@ -1,7 +1,6 @@
 """Augmentation pipelines for lung segmentation; config.py names the papers.
 
 Each takes uint8 (H, W) images of `size` × `size` with masks of 0/1, (H, W) or (H, W, C), and keeps sizes and types.
-Only geometric transforms change masks.
 """
 
 from functools import partial
@@ -16,11 +15,7 @@ unet = paper_covid  # Ahmed et al. use one pipeline for segmentation and classif
 
 
 class Objects(A.ImageOnlyTransform):
-    """Draw what is burnt into radiographs or lies on the patient: letters, patches, wires, electrodes.
-
-    count: smallest and largest number of objects. Sizes are fractions of the shorter side. Objects brighten the image,
-    as metal does; a third of the patches are black, as where names were removed.
-    """
+    """Draw a number of letters, patches (a third black), wires and electrodes, as on radiographs or patients."""
 
     words = ("L", "R", "AP", "PA", "L PA", "AP SUPINE", "PORTABLE", "UPRIGHT", "12:40", "SEMI-ERECT")
 
@@ -70,8 +65,7 @@ class Mirror(A.HorizontalFlip):
 class Consolidation(A.ImageOnlyTransform):
     """Make lung opaque, as pneumonia, effusion or collapse do, without changing the masks.
 
-    One lung or both, the masks' first two channels (or one mask of both, cut at its middle): completely, below a
-    sloping line, or in a blob. The grey level is about that of brighter tissue around the lungs; edges are soft.
+    One lung or both: completely, below a sloping line, or in a blob, as grey as brighter tissue around them.
     """
 
     @property
@@ -117,11 +111,6 @@ def _flipped(flip):
     return [Mirror(p=0.5)] if flip else []
 
 
-def _simple(size, flip, rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, pad=0.05, p=0.75):
-    draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp, pad=pad)
-    return [*_flipped(flip), Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
-
-
 def _simple_matrix(random, p, rotate, zoom, warp, pad=0.0):
     scale = random.uniform(1, zoom) if random.random() < p else 1.0
     shift = [random.uniform(-1, 1) * (scale - 1) for _ in range(2)]  # any crop of the image
@@ -131,24 +120,23 @@ def _simple_matrix(random, p, rotate, zoom, warp, pad=0.0):
     return homography(turn, (scale, scale), 0.0, shift, tilt)
 
 
-def simple(size, flip=True, **numbers):
+def simple(size, flip=True, then=(), rotate=10.0, zoom=1.1, warp=0.2, lighting=0.2, pad=0.05, p=0.75):
     """Return Berger et al.'s simple pipeline: flip, crop with zoom, pad, rotation, warp, brightness and contrast.
 
     The paper gives no numbers. Its range test and two phases suggest fastai, so numbers, formulas and the reflected
-    border are the defaults of fastai's `aug_transforms`: rotate=10 degrees, zoom=1.1 at most, warp=0.2, lighting=0.2,
-    each with probability p=0.75, and a flip with 0.5. pad, the share of the side by which an image is padded before a
-    crop of its size, has no default there: 0.05 is ours.
+    border are the defaults of fastai's `aug_transforms`; pad, the share of the side, has none there: 0.05 is ours.
     """
-    return compose(_simple(size, flip, **numbers))
+    draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp, pad=pad)
+    moved = [*_flipped(flip), Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
+    return compose([*moved, *then])
 
 
 def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
-    """Return Berger et al.'s complex pipeline: `simple` with its `numbers`, then diffused noise and block masking.
+    """Return Berger et al.'s complex pipeline: `simple`, then diffused noise and block masking.
 
-    The probabilities are ours: the paper gives none, and the 0.9 in the code of its source (see `BlockMask`) leaves
-    hardly any image unchanged.
+    The probabilities are ours: with its source's 0.9 (see `BlockMask`) hardly any image is unchanged.
     """
-    return compose([*_simple(size, flip, **numbers), DiffusedNoise(p=diffused), BlockMask(gray, p=block)])
+    return simple(size, flip, [DiffusedNoise(p=diffused), BlockMask(gray, p=block)], **numbers)
 
 
 def affine(size, rotate=10.0, shift=0.1, zoom=0.2):
@@ -167,12 +155,7 @@ def _affine_matrix(random, rotate, shift, zoom):
 
 
 def strong(size, flip=True):
-    """Return our own pipeline for images of other hospitals and devices.
-
-    Geometry in one step, with a black border; opacities and dark areas; tone (logit, gamma, windows with and without
-    saturation, CLAHE); objects; blur, sharpening or coarse pixels; noise; rare inversion; sides cut off and padded with
-    black; JPEG.
-    """
+    """Return our own pipeline for images of other hospitals and devices."""
     soft = size / 256
     edges = A.Sequential(
         [A.CropAndPad(percent=(-0.15, 0.0), keep_size=False), A.PadIfNeeded(size, size, position="random")], p=0.15

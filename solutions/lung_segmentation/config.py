@@ -37,13 +37,11 @@ class NetworkConfig(FitConfig):
     architecture: str = "unet"
     """dynamicunet: fastai's U-Net; plain, plain_no_norm, imlab: U-Nets without an encoder, of Ahmed et al. and Liu et
     al.; or a decoder of segmentation-models-pytorch."""
-    encoder: str = "resnet34"
-    """Any timm network; empty for plain and imlab. Berger et al.: ResNet-34."""
+    encoder: str = "resnet34"  # Any timm network; empty for plain and imlab. Berger et al.: ResNet-34.
     decoder: tuple[int, ...] = ()
     """Channels of the decoder's stages, of the plain U-Net's levels, or of imlab's way down and up; empty: the
     architecture's defaults."""
-    weights: str = "imagenet"
-    """imagenet, none, or the path of a weights file."""
+    weights: str = "imagenet"  # imagenet, none, or the path of a weights file.
     size: int = 320
     """Side of the network's images. Berger et al.: a tenth of the original, 300 (Shenzhen) to 489 pixels."""
     augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
@@ -73,8 +71,7 @@ class NetworkConfig(FitConfig):
 class DecisionConfig:
     """From probabilities to a mask; every combination of the values is tried on out-of-fold predictions."""
 
-    pixel: tuple[float, ...] = (0.5,)
-    """Pixel thresholds."""
+    pixel: tuple[float, ...] = (0.5,)  # Pixel thresholds.
     regions: tuple[int, ...] = (0,)
     """Number of largest regions to keep, with holes filled; 0: leave the mask unchanged."""
 

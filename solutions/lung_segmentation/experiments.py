@@ -40,9 +40,8 @@ def experiment_key(job):
 def run_ablation(job):
     """Train with simple and with complex augmentation, and with SGD; score on the held-out folds: ablation.csv.
 
-    Columns: augmentation ("simple, sgd" for the last); for dice, precision, recall and accuracy estimate, low and high,
-    as the mean over images (<metric>) and over the pooled pixels (<metric>_pooled); dice_change and p, against simple,
-    paired; paper_<metric>. All at the probability 0.5. The run's own training is reused if it is one of them.
+    Columns: augmentation; dice, precision, recall and accuracy with _low and _high, as means over images and over the
+    pooled pixels (_pooled); dice_change and p, against simple, paired; paper_<metric>. All at the probability 0.5.
     """
     config, images, results = job.config, job.images, {}
     rows = np.concatenate([images.rows(folds=[fold]) for fold in config.folds])
@@ -72,10 +71,9 @@ def run_ablation(job):
 def run_cross(job):
     """Train on each dataset alone and score on all of them; writes cross.csv.
 
-    Columns: trained, tested, images, then dice and iou, each also pooled, with low and high, and trained_on, the number
-    of training images. A network is scored on its own dataset's held-out images of the first fold, and on every image
-    of the other datasets. The rows `all` are the run's own network on the same held-out images. All at the probability
-    0.5.
+    Columns: trained, tested, images, dice and iou, each also pooled, with low and high, and trained_on, the number of
+    training images. A network is scored on its own dataset's held-out images, and on every image of the others; the
+    rows `all` are the run's own network. All at the probability 0.5.
     """
     config, images = job.config, job.images
     every = images.rows()
@@ -136,10 +134,7 @@ def _finish(job, name, table):
 
 
 def export_segmenter(job):
-    """Write lungs.safetensors into the run: the first fold's network in half precision, the rule and its score.
-
-    `load_segmenter`, `masks --weights` and other solutions read it.
-    """
+    """Write lungs.safetensors into the run: the first fold's network in half precision, the rule and its score."""
     run, config = job.run, job.config
     rule, score, network = read_rule(job)["rule"], read_score(job), job.recipe.networks(job)[0]
     train = job.images.at(job.images.rows())

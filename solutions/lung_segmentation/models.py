@@ -1,23 +1,128 @@
-"""Build the network of a configuration; its losses and what is measured of its masks."""
+"""Networks, among them the U-Nets of fastai, of Ahmed et al. and of imlab-uiip (Liu et al.); losses and figures."""
 
+import itertools
 from functools import partial
 
 import numpy as np
+import segmentation_models_pytorch as smp
 import torch
+from torch import nn
 
 from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.metrics import segmentation
 from common.nn import losses, models
+from common.nn.models import Normalised
 from common.nn.weights import copy_state, read_state
-from solutions.lung_segmentation.unets import DynamicUnet, Equalised, ImlabUnet, PlainUNet
+
+
+def _convolutions(*widths, norms=False):
+    layers = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Conv2d(a, b, 3, padding=1, bias=not norms), *[nn.BatchNorm2d(b)] * norms, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _initialise(network, draw):
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            draw(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class DynamicUnet(nn.Module):
+    """fastai 2's U-Net over a pretrained encoder, its input joined before the last layers; sides multiples of 32."""
+
+    def __init__(self, encoder, encoder_weights, classes):
+        super().__init__()
+        self.encoder = smp.encoders.get_encoder(encoder, weights=encoder_weights)
+        first, *skips, deepest = self.encoder.out_channels
+        self.middle = nn.Sequential(nn.BatchNorm2d(deepest), nn.ReLU(), *_convolutions(deepest, 2 * deepest, deepest))
+        self.up, self.norms, self.join, width = nn.ModuleList(), nn.ModuleList(), nn.ModuleList(), deepest
+        for number, skip in enumerate(reversed(skips), 1):
+            self.up.append(_pixel_shuffle(width, width // 2))
+            self.norms.append(nn.BatchNorm2d(skip))
+            joined = width // 2 + skip
+            width = joined // 2 if number == len(skips) else joined
+            self.join.append(_convolutions(joined, width, width))
+        self.shuffle, width = _pixel_shuffle(width, width), width + first
+        self.residual = _convolutions(width, width, width)[:-1]
+        self.last = nn.Conv2d(width, classes, 1)
+        for part in (self.middle, self.join, self.residual):
+            _initialise(part, nn.init.kaiming_normal_)  # without norms, torch's own would let the signal fade
+
+    def forward(self, x):
+        image, *skips, x = self.encoder(x)
+        x = self.middle(x)
+        for up, norm, join, skip in zip(self.up, self.norms, self.join, reversed(skips), strict=True):
+            x = join(torch.relu(torch.cat([up(x), norm(skip)], 1)))
+        x = torch.cat([self.shuffle(x), image], 1)
+        return self.last(torch.relu(x + self.residual(x)))
+
+
+def _pixel_shuffle(a, b):
+    """Return layers that double the side, initialised so that the four new pixels are equal (Aitken et al. 2017)."""
+    convolution = nn.Conv2d(a, 4 * b, 1)
+    _initialise(convolution, nn.init.kaiming_normal_)
+    with torch.no_grad():
+        convolution.weight.copy_(convolution.weight[::4].repeat_interleave(4, 0))
+    return nn.Sequential(convolution, nn.ReLU(), nn.PixelShuffle(2))
+
+
+class PlainUNet(nn.Module):
+    """A U-Net with two 3×3 convolutions per level, max pooling down and transposed convolutions up.
+
+    Images (B, 1, H, W), H and W multiples of 2^(levels − 1) → logits (B, channels, H, W). widths: channels of the
+    levels, 32 to 512 in Ahmed et al. norms: whether each convolution has batch norm. Source: Ronneberger et al. 2015.
+    """
+
+    def __init__(self, channels, widths, norms=True):
+        super().__init__()
+        self.down = nn.ModuleList(_convolutions(a, b, b, norms=norms) for a, b in itertools.pairwise((1, *widths)))
+        pairs = list(itertools.pairwise(widths[::-1]))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+        self.join = nn.ModuleList(_convolutions(2 * b, b, b, norms=norms) for _, b in pairs)
+        self.last = nn.Conv2d(widths[0], channels, 1)
+
+    def forward(self, x):
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
+            skips.append(x)
+        for up, join, skip in zip(self.up, self.join, skips[-2::-1], strict=True):
+            x = join(torch.cat([up(x), skip], 1))
+        return self.last(x)
+
+
+class ImlabUnet(PlainUNet):
+    """The U-Net of imlab-uiip/lung-segmentation-2d; widths: channels on the way down, at the bottom and up."""
+
+    def __init__(self, channels, widths):
+        nn.Module.__init__(self)
+        depth = len(widths) // 2
+        down, up = widths[:depth], widths[depth + 1 :]
+        self.down = nn.ModuleList(_convolutions(a, b, b) for a, b in itertools.pairwise((1, *down)))
+        self.down.append(_convolutions(down[-1], widths[depth]))
+        pairs = zip(widths[depth:], up, strict=False)
+        self.up = nn.ModuleList(nn.Sequential(nn.Upsample(scale_factor=2), _convolutions(a, b, b)) for a, b in pairs)
+        self.join = nn.ModuleList(_convolutions(a + b, b) for a, b in zip(down[::-1], up, strict=True))
+        self.last = nn.Conv2d(up[-1], channels, 3, padding=1)
+        _initialise(self, nn.init.xavier_uniform_)
+
+
+class Equalised(Normalised):
+    """A network whose images are equalised first: each grey level becomes the share of pixels at or under it."""
+
+    def scaled(self, images):
+        levels = images.float().round().clamp(0, 255).long().flatten(1)
+        counts = levels.new_zeros((levels.shape[0], 256), dtype=torch.float32)
+        counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=counts.dtype))
+        shares = 255 * counts.cumsum(1) / levels.shape[1]
+        return super().scaled(shares.gather(1, levels).view(images.shape))
 
 
 def build_network(config, channels, weights=None):
-    """Return the network of a NetworkConfig: radiographs (B, 1, H, W), sides multiples of 32, to logits (B, C, H, W).
-
-    Raises InputError for unknown names, and for a decoder that does not fit.
-    """
+    """Return the network of a NetworkConfig: radiographs (B, 1, H, W), sides multiples of 32, to mask logits."""
     weights = config.weights if weights is None else weights
     if config.architecture in ("plain", "plain_no_norm", "imlab"):
         kind, depth = config.architecture, len(config.decoder) - 1
@@ -27,7 +132,7 @@ def build_network(config, channels, weights=None):
             model = Equalised(ImlabUnet(channels, config.decoder), (0.5,), (12**-0.5,), 2 ** (depth // 2))
         else:
             net = PlainUNet(channels, config.decoder, kind == "plain")
-            model = models.Normalised(net, (0.5,), (0.25,), 2**depth)
+            model = Normalised(net, (0.5,), (0.25,), 2**depth)
         if weights != "none":
             copy_state(model, read_state(weights), str(weights), list(model.state_dict()))
         return model
@@ -60,10 +165,7 @@ def _known(masks):
 
 
 def mask_areas(loss, logits, masks):
-    """Return overlap, predicted (at 0.5) and true pixels of each channel, then the loss, (B, 3·C + 1) float64.
-
-    An image with a logit that is not finite gets NaN, an unknown mask −1 true pixels.
-    """
+    """Return overlap, predicted and true pixels (−1: unknown) of each channel, then the loss, (B, 3·C + 1) float64."""
     predicted, true, known = logits > 0, masks.bool(), _known(masks)
     areas = torch.stack([part.sum((2, 3)) * known for part in (predicted & true, predicted, true)], 2)
     areas[..., 2] -= (~known).int()

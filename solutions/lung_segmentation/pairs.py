@@ -44,10 +44,7 @@ class Pair:
     masks: dict = field(default_factory=dict)
 
     def files_of(self, structures):
-        """Return the mask files of each channel, a list of lists, or None if there are none of the lungs.
-
-        Left and right share the file of an image whose lungs were drawn in one mask. A missing heart is an empty list.
-        """
+        """Return each channel's mask files (lungs may share one, a heart have none), or None without lungs."""
         lungs = self.masks.get("lungs")
         left, right = self.masks.get("left", lungs), self.masks.get("right", lungs)
         if None in (left, right):
@@ -167,10 +164,7 @@ def read_mask(path, may_be_empty=False):
 
 
 def fit_mask(mask, shape, where):
-    """Return a mask resized to the image's (height, width), bool, and whether that was necessary.
-
-    Raises InputError, starting with `where`, if the aspect ratios differ by more than rounding.
-    """
+    """Return a mask resized to the image's (height, width), bool, and whether that was necessary; else InputError."""
     if mask.shape == tuple(shape):
         return mask, False
     (h, w), (height, width) = mask.shape, shape
@@ -182,11 +176,7 @@ def fit_mask(mask, shape, where):
 
 
 def read_masks(files, shape):
-    """Return the masks of one image, uint8 (C, height, width) of 0 and 1, and whether any of them was resized.
-
-    A structure without files is UNKNOWN throughout. files: as from `Pair.files_of`; shape: the image's (height, width).
-    Raises InputError as the functions above do, and for a mask of both lungs that does not show two.
-    """
+    """Return masks of 0 and 1, or UNKNOWN, uint8 (C, height, width), and whether any was resized to `shape`."""
     channels, resized = [], False
     for parts in files:
         united = np.full(shape, 0 if parts else UNKNOWN, np.uint8)
@@ -201,10 +191,7 @@ def read_masks(files, shape):
 
 
 def split_lungs(mask, where):
-    """Return the left and the right lung of a mask of both, uint8 (height, width); left is the patient's.
-
-    Specks go to the nearer lung. Raises InputError, starting with `where`, unless two large regions lie side by side.
-    """
+    """Return the patient's left and right lung of a mask that shows two side by side, else raise InputError."""
     count, labels, stats, centroids = cv2.connectedComponentsWithStats(mask, connectivity=4)
     across, areas = centroids[:, 0], stats[:, cv2.CC_STAT_AREA]
     large = 1 + np.argsort(-areas[1:], kind="stable")[:2]

@@ -1,7 +1,4 @@
-"""Lung segmentation: a network predicts probabilities of lung, and a rule turns them into masks.
-
-"Paper" is Berger et al., section 3.3; config.py has every number with its source.
-"""
+"""Lung segmentation (Berger et al., section 3.3): a network's probabilities, and a rule that makes masks of them."""
 
 import dataclasses
 import logging
@@ -32,8 +29,6 @@ from solutions.lung_segmentation.pairs import write_png
 
 log = logging.getLogger(__name__)
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
 
 def networks(job):
     """Return the network of each fold."""
@@ -41,11 +36,7 @@ def networks(job):
 
 
 def lung_network(config, fold):
-    """Return the network of one fold: its decoder is trained first, then all layers.
-
-    It has a channel per structure. If left and right are separate structures, only `strong` flips images. Epochs are
-    compared on images of the other folds, so that the held-out fold plays no part in the choice.
-    """
+    """Return the network of one fold, a channel per structure: its decoder is trained first, then all layers."""
     network, channels = config.network, len(STRUCTURES[config.structures])
     loss = models.mask_loss(network.loss)
 
@@ -81,9 +72,6 @@ def find_learning_rate_first(job):
             run_step(job, job.steps["find_lr"])
 
 
-# ---- prediction ----------------------------------------------------------------------------------------------------
-
-
 def predict_rows(job, folds, rows, path, title):
     """Write the probabilities of store rows to `path` and return a table of the rows."""
     config = job.config
@@ -92,14 +80,8 @@ def predict_rows(job, folds, rows, path, title):
     return {"": job.images.named(rows)}
 
 
-# ---- decision ------------------------------------------------------------------------------------------------------
-
-
 def choose(job, oof):
-    """Choose pixel threshold and number of regions; each part is scored by the rule chosen on the other parts.
-
-    Masks are compared at the original sizes of the images.
-    """
+    """Choose pixel threshold and number of regions, comparing masks at the original sizes, nested over the folds."""
     config, table, tried = job.config, oof.table, postprocess.rules(job.config.decision)
     truth = partial(data.true_masks, job.images)
     areas = postprocess.measure(truth, table["row"], oof.maps, tried, config.structures)
@@ -128,14 +110,8 @@ def describe(figures):
     ]
 
 
-# ---- the submission ------------------------------------------------------------------------------------------------
-
-
 def answer(job, test, rule, neutral):
-    """Return the submission, image_id, width, height and rle, at the images' original sizes.
-
-    Writes rejected.csv, the masks with too little lung for Ahmed et al.'s area gate.
-    """
+    """Return the submission, image_id, width, height and rle, at the images' original sizes; write rejected.csv."""
     rule = from_dict(postprocess.MaskRule, rule.get("rule"), "tuned.json: rule")
     about, rows, rejected = job.images.at(test.table["row"]), [], []
     for image, probs in zip(tqdm(about.itertuples(), "masks", len(about), leave=False), test.maps, strict=True):
@@ -151,10 +127,7 @@ def answer(job, test, rule, neutral):
 
 
 def check_and_draw(path, job):
-    """Validate the submission `path` and draw its masks, 0 and 255, as masks/<image_id>.png in the run.
-
-    Masks of a submission outside the run, such as that of `infer`, go to the folder <its name>_masks beside it.
-    """
+    """Validate a submission and draw its masks as masks/<image_id>.png in the run, or beside a file elsewhere."""
     images = job.images.table[job.images.table["split"] == "test"]
     summary = validate_shaped_masks(path, images, ABSOLUTE)
     of_run = path.parent == job.run.folder

@@ -54,9 +54,8 @@ class LungRegion(NamedTuple):
 def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
     """Return a mask, uint8 (height, width), widened by dilations and with its gaps closed.
 
-    Steps are those of a 3 × 3 square at 512 × 512 pixels. n steps reach n pixels there, so at another size a single
-    step of round(n · height / 512) rows and round(n · width / 512) columns is used. n closings are n dilations followed
-    by n erosions, without effects of the border. Source: Ahmed et al., section 3.2; structuring element not given.
+    n steps of a 3 × 3 square at 512 × 512 pixels; at another size a single step of as many rows and columns in
+    proportion. Source: Ahmed et al., section 3.2; structuring element not given.
     """
     pixels = _foreground(mask)
     wider = cv2.dilate(pixels, _rectangle(pixels.shape, dilations))
@@ -64,11 +63,7 @@ def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
 
 
 def main_regions(mask, count):
-    """Return the `count` largest regions of a mask with holes filled, or the mask unchanged if count is 0.
-
-    Returns uint8 (height, width). Ties go to the uppermost, then leftmost region. A hole is background that is not
-    4-connected to the image's border.
-    """
+    """Return the `count` (0: all) largest, uppermost regions of a mask, with holes filled unless count is 0."""
     pixels = _foreground(mask)
     if count == 0:
         return pixels
@@ -80,19 +75,14 @@ def main_regions(mask, count):
 
 
 def decide(probs, shape, pixel, regions):
-    """Return an image's mask from its probability map: resized, thresholded at `pixel`, then `main_regions`.
-
-    probs: uint8 (h, w), probability × 255; shape: (height, width) of the image; pixel: lowest probability of lung, in
-    [0, 1]; regions: number of largest regions to keep, 0 for all. Returns uint8 (height, width).
-    """
+    """Return an image's mask from its probability map uint8 (h, w): resized, thresholded, then `main_regions`."""
     return main_regions(resize_mask_probs(probs, shape) >= quantise(pixel), regions)
 
 
 def apply_gate(mask, gate=GATE_AREA):
-    """Return the Verdict on whether a mask has enough lung for its image to be used.
+    """Return the Verdict on whether a mask has enough lung, a share of `gate`, for its image to be used.
 
-    gate: lowest share of the image that must be lung, in [0, 1]; the default is Ahmed et al.'s 50,000 of 512 × 512
-    pixels, applied after `clean_up` and found by trial. A mask without a `lung_region` never passes.
+    The default is Ahmed et al.'s, applied after `clean_up`. A mask without a `lung_region` never passes.
     """
     region = lung_region(mask)
     area = np.count_nonzero(mask) / np.asarray(mask).size
@@ -109,15 +99,13 @@ def apply_gate(mask, gate=GATE_AREA):
 def lung_region(mask):
     """Return the LungRegion around both lungs, even if the mask lacks one or has extra regions; None without lungs.
 
-    The lung region generator of Liu et al., section 2.2: of the regions that are not specks (LEAST_SHARE of the image,
-    LEAST_OF_LARGEST of the largest region), take the two whose centroids are nearest the image's centre. The smaller
-    one is dropped if it has less than a third of the larger one's area. A single remaining region is mirrored about the
-    vertical centre line and boxed with its mirror image. Margins, 15 of 256 pixels and 20 at the bottom, are fractions
-    of the mask's width and height, and the box is clipped to the mask.
-
-    Beyond the paper, which has no specks, the centre line also decides what counts as two lungs, with the same ratio of
-    a third: a single region with at least that share on both sides is two merged lungs and not mirrored; two regions on
-    the same side, one above the other, are parts of one lung and mirrored.
+    The lung region generator of Liu et al., section 2.2: of the regions that are not specks, take the two whose
+    centroids are nearest the image's centre. The smaller is dropped under a third of the larger one's area. A single
+    remaining region is mirrored about the vertical centre line and boxed with its mirror image. Margins, 15 of 256
+    pixels and 20 at the bottom, are fractions of the mask's sides, and the box is clipped.
+    Beyond the paper, the same ratio at the centre line tells two lungs from one: a single region with at least that
+    share on both sides is two merged lungs; two regions on one side, one above the other, are parts of one lung and
+    mirrored.
     """
     pixels = _foreground(mask)
     height, width = pixels.shape
@@ -185,9 +173,6 @@ def _rectangle(shape, steps):
     return np.ones((rows, columns), np.uint8)
 
 
-# ---- the decision rule and its score -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class MaskRule:
     """The decision rule: pixels of probability `pixel` or more, then the `regions` largest regions (0: all)."""
@@ -196,10 +181,7 @@ class MaskRule:
     regions: int = 0
 
     def parts(self, probs, shape, structures):
-        """Return the channels' masks at `shape`, uint8 (C, height, width), from maps uint8 (h, w) or (C, h, w).
-
-        `regions` is for both lungs together; a channel of one lung, or of the heart, keeps half as many.
-        """
+        """Return masks (C, *shape) of uint8 maps; a channel of one lung or heart keeps half the `regions`."""
         maps = probs[None] if probs.ndim == 2 else probs
         kept = self.regions if structures == "lungs" else -(-self.regions // 2)
         return np.stack([decide(np.ascontiguousarray(part), shape, self.pixel, kept) for part in maps])
@@ -217,9 +199,8 @@ def rules(decision):
 def measure(truth, rows, probs, tried, structures):
     """Return pixel counts per image, rule and structure: int64 (N, rules, S, 4) of overlap, predicted, true, all.
 
-    truth(row): the true masks of a store row at the image's original size, uint8 (C, height, width), UNKNOWN throughout
-    if not drawn; its counts are then 0, also that of all pixels. Structures: the union of both lungs, then each channel
-    if there are several.
+    truth(row): the true masks of a store row at its original size, uint8 (C, height, width), UNKNOWN throughout if not
+    drawn; its counts are then 0. Structures: the union of both lungs, then each channel if there are several.
     """
 
     def of_image(row, maps):
@@ -246,8 +227,7 @@ def measure(truth, rows, probs, tried, structures):
 def figures(table, areas, structures):
     """Return the figures of all images, each dataset and each structure, and the table with dice and iou added.
 
-    table: dataset and patient_id of N images; areas: int64 (N, S, 4) from `measure`. Each figure is an interval over
-    patients: a mean over images, or as <name>_pooled one ratio over the pixels of all images.
+    Each figure is an interval over patients: a mean over images, or as <name>_pooled over all pixels.
     """
     lungs, groups = areas[:, 0], table["patient_id"].to_numpy()
     found = _figures(lungs, groups)

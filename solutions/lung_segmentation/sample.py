@@ -6,8 +6,6 @@ keeps odd and even numbers apart. Unlike them: Montgomery and Shenzhen have 15 %
 1024, clinical readings and clavicles are missing, and every mask is the whole lung field.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,7 @@ from PIL import Image
 
 from common import phantom
 from common.phantom.findings import consolidation, effusion, mass, nodule, pneumothorax
-from common.phantom.sample import write_sample
+from common.phantom.sample import in_threads, write_sample
 
 VERSION = 1  # to be raised whenever the files for a seed change
 ABNORMAL = 0.45  # of Montgomery and Shenzhen
@@ -48,9 +46,7 @@ def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed
 def _write(folder, n_montgomery, n_shenzhen, n_jsrt, n_test, seed):
     there = int(UNLABELLED * n_test)
     cases = _chests("MCUCXR", n_montgomery, there, seed) + _chests("CHNCXR", n_shenzhen, n_test - there, seed)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
-        for _ in pool.map(partial(_write_case, folder), cases + _nodules(n_jsrt, seed)):
-            pass
+    in_threads(partial(_write_case, folder), cases + _nodules(n_jsrt, seed))
 
 
 class _Case(NamedTuple):

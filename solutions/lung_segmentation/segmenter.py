@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from common import processes
 from common.config import file_hash, from_dict
@@ -42,10 +43,9 @@ _NETWORK = ("architecture", "encoder", "decoder", "size")  # the fields of Netwo
 def save_segmenter(path, model, about):
     """Write a network and everything that its masks depend on as one safetensors file of half-precision weights.
 
-    about: JSON values. Required: `network`, a NetworkConfig or its dict; `structures`, a key of STRUCTURES; `pixel` and
-    `regions`, the decision rule. Others (data, command, revision) are kept as they are. One-dimensional tensors
-    (biases, norms) stay in float32: they are small, and a running variance can exceed the range of float16. Raises
-    InputError if something is missing or a weight exceeds that range.
+    about: JSON values with `network`, a NetworkConfig or its dict; `structures`, a key of STRUCTURES; `pixel` and
+    `regions`, the decision rule. One-dimensional tensors stay in float32: a running variance can exceed the range of
+    float16. Raises InputError if something is missing or a weight exceeds that range.
     """
     network = about.get("network", {})
     network = asdict(network) if is_dataclass(network) else network
@@ -158,11 +158,7 @@ class Segmenter:
         return self._rule.lungs(probs, shape, self._kind)
 
     def read(self, files, workers=None):
-        """Yield (image id, image, mask, problem) for each of `files`, a mapping from id to path.
-
-        problem: "", or for an unusable file (missing, damaged, a colour picture) the reason, with None for image and
-        mask. workers: as in `each`.
-        """
+        """Yield (image id, image, mask, problem) of `files`, id → path; None for both if there is a problem."""
         found = self.each(files, lambda _, image, probs: (image, self.lungs(probs, image.shape)), workers)
         for image_id, both, problem in found:
             yield image_id, *(both or (None, None)), problem
@@ -227,8 +223,7 @@ class Segmenter:
 def _without_norms(model, size):
     """Return a faster copy of the network, with batch norms folded into the preceding convolutions.
 
-    Folding changes the output if a convolution's output is also used elsewhere, as in pre-activation networks. So the
-    copy is tried on noise, and the network itself is returned if the outputs differ.
+    Folding changes the output if a convolution's output is also used elsewhere; the copy is tried on noise first.
     """
     folded, outputs, pairs = copy.deepcopy(model), {}, []
 
@@ -247,10 +242,8 @@ def _without_norms(model, size):
     for hook in hooks:
         hook.remove()
     for conv, norm in pairs:
-        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-        bias = 0 if conv.bias is None else conv.bias * factor
-        conv.weight = nn.Parameter(conv.weight * factor[:, None, None, None], requires_grad=False)
-        conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor + bias, requires_grad=False)
+        own = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *own)
         norm.forward = getattr(norm, "act", nn.Identity()).forward  # timm's norms contain the activation that follows
     return folded if (folded(noise) - wanted).abs().max() < 1e-3 * wanted.std() else model
 

@@ -52,12 +52,10 @@ def structures_of(weights):
 def find_lungs(job, store, weights, settings, sides, columns, describe, skip, files=None):
     """Return the StoreLungs of a store, found by the segmenter in the file `weights`, or read if found earlier.
 
-    settings: dict of JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
-    columns: of the table. describe(segmenter, image, probs) -> (list of uint8 arrays (side, side) in the order of
-    `sides`, list of JSON values of `columns`), called in a thread as in `Segmenter.each`. skip(image, about) returns
-    the same for a placeholder or a colour picture, without a segmenter; about: its row of the store's table. files:
-    image id → original, to read instead of the stored image.
-
+    settings: JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
+    describe(segmenter, image, probs) -> (uint8 arrays (side, side) in the order of `sides`, JSON values of `columns`),
+    called in a thread. skip(image, about): the same for a placeholder or a colour picture. files: image id → original,
+    to read instead of the stored image.
     A killed run loses at most BLOCK images and continues to the same bytes. Raises InputError for a segmenter that
     cannot be used, an original that can no longer be read, and if another process is doing the same work.
     """

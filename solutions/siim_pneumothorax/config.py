@@ -1,7 +1,4 @@
-"""Settings of the SIIM recipes with their sources; parameters of the augmentations are in common.data.augment.
-
-"Paper" is Țimbuș et al., VISAPP 2021.
-"""
+"""Settings of the SIIM recipes with their sources. "Paper" is Țimbuș et al., VISAPP 2021."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,10 +21,8 @@ class ClassifierConfig(FitConfig):
 
     backbone: str = "legacy_xception"
     """Any timm model. Paper: Xception, chosen over NASNet-Large and InceptionResNetV2."""
-    weights: str = "imagenet"
-    """imagenet, none, or the path of a weights file."""
-    size: int = 1024
-    """Paper: 1024 px."""
+    weights: str = "imagenet"  # imagenet, none, or the path of a weights file.
+    size: int = 1024  # Paper: 1024 px.
     augmentation: Literal["paper", "podium", "light"] = "paper"
     """paper: CLAHE, optical distortion, zoom in and out by 5 to 10 %, each with p = 0.5."""
     enrichment: bool = False
@@ -57,12 +52,9 @@ class SegmenterConfig(FitConfig):
     cycles. Batch size and number of cycles not given.
     """
 
-    architecture: str = "fpn"
-    """A decoder of segmentation-models-pytorch. Paper: FPN, better than U-Net and PSPNet."""
-    encoder: str = "inceptionresnetv2"
-    """Paper: InceptionResNetV2, better than the SE-ResNets and ResNeXts."""
-    weights: str = "imagenet"
-    """imagenet, none, or the path of a weights file."""
+    architecture: str = "fpn"  # A decoder of segmentation-models-pytorch. Paper: FPN, better than U-Net and PSPNet.
+    encoder: str = "inceptionresnetv2"  # Paper: InceptionResNetV2, better than the SE-ResNets and ResNeXts.
+    weights: str = "imagenet"  # imagenet, none, or the path of a weights file.
     sizes: tuple[int, ...] = (512,)
     """Training resolutions, one after the other; predictions are made at the last. Paper: 512."""
     augmentation: Literal["paper", "podium", "light"] = "paper"
@@ -72,18 +64,14 @@ class SegmenterConfig(FitConfig):
     """Weight of the pneumothorax pixels in the cross-entropy. Paper: 1; class weights are its future work."""
     focal_weight: float = 1.0
     """focal_dice: weight of the focal term. Keras's segmentation_models has 0.25, its alpha for both classes."""
-    presence_head: bool = False
-    """Add a second output: whether the image has any mask."""
+    presence_head: bool = False  # Add a second output: whether the image has any mask.
     negatives: float = 1.0
     """Healthy images drawn at random for each positive one; 0 takes all. Paper: "randomly chosen", no number given."""
-    positives_only: bool = False
-    """Train on images with a pneumothorax alone, the paper's first attempt."""
+    positives_only: bool = False  # Train on images with a pneumothorax alone, the paper's first attempt.
     positive_rate: tuple[float, ...] = ()
     """Shares of positives at the start and the end of training at all sizes, e.g. 0.8 0.4 (1st place); empty: any."""
-    finer_epochs: int = 0
-    """Epochs at each size after the first (0: as many as at the first)."""
-    finer_lr: float = 1e-4
-    """Learning rate at each size after the first."""
+    finer_epochs: int = 0  # Epochs at each size after the first (0: as many as at the first).
+    finer_lr: float = 1e-4  # Learning rate at each size after the first.
     finer_batch_size: int = 4
     epochs: int = 37
     frozen_epochs: int = 2
@@ -120,12 +108,10 @@ class DecisionConfig:
     """gate: classifier, pixel threshold, small regions removed (paper). triplet: the 1st place's rule."""
     gate: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Lowest presence probabilities at which an image keeps its mask. Paper: "a specific threshold", not given."""
-    pixel: tuple[float, ...] = (0.5,)
-    """gate rule: pixel thresholds."""
+    pixel: tuple[float, ...] = (0.5,)  # gate rule: pixel thresholds.
     min_area: tuple[int, ...] = (3500,)
     """gate rule: smallest region kept, pixels at 1024 × 1024. Paper, table 2: 3,500."""
-    top: tuple[float, ...] = (0.55, 0.65, 0.75, 0.85)
-    """triplet rule: the high threshold. 1st place: about 0.75."""
+    top: tuple[float, ...] = (0.55, 0.65, 0.75, 0.85)  # triplet rule: the high threshold. 1st place: about 0.75.
     top_pixels: tuple[int, ...] = (500, 1000, 1500, 2000, 3000)
     """triplet rule: pixels above the high threshold that make a mask count. 1st place: about 2,000."""
     bottom: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5)

@@ -50,10 +50,7 @@ def gate_figures(present, probs):
 
 
 def mask_areas(output, masks):
-    """Return the pixel counts of overlap, predicted mask (at 0.5) and true mask, (B, 3) float64.
-
-    An image with a logit that is not finite gets NaN.
-    """
+    """Return the pixel counts of overlap, predicted mask (at 0.5) and true mask, (B, 3) float64; NaN for NaN logits."""
     logits, masks = output[0] if isinstance(output, tuple) else output, masks.bool()
     predicted = logits > 0
     areas = torch.stack([part.sum((1, 2, 3)) for part in (predicted & masks, predicted, masks)], 1).double()
@@ -61,11 +58,7 @@ def mask_areas(output, masks):
 
 
 def mask_figures(areas, size):
-    """Return the mean figures of a segmenter over images from its `mask_areas` (n, 3); two empty masks score 1.
-
-    iou, f1 and f2 use the masks as predicted at `size` pixels; dice counts masks under 1,000 pixels (of 1024 × 1024)
-    as empty, which is closer to the effect of a tuned rule.
-    """
+    """Return a segmenter's mean figures from `mask_areas`; dice counts under 1,000 pixels (at 1024) as empty."""
     both, predicted, true = areas.astype(np.int64).T
     cells = segmentation.counts_from_areas(both, predicted, true, size * size)
     kept = predicted >= 1000 * (size / SIZE) ** 2

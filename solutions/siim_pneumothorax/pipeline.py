@@ -1,7 +1,4 @@
-"""SIIM pneumothorax: a gate detects it, a segmenter outlines it, and a rule turns both into the submission.
-
-"Paper" is Țimbuș et al., VISAPP 2021; config.py has every number with its source.
-"""
+"""SIIM pneumothorax (paper: Țimbuș et al., VISAPP 2021): a gate, a segmenter, and a rule that joins their outputs."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,8 +20,6 @@ from common.submit.validate import validate_masks
 from common.tuning import Rule, nested_areas, rule_dice, tune_nested
 from solutions.siim_pneumothorax import data, experiments, models, postprocess, report
 from solutions.siim_pneumothorax.config import SIZE
-
-# ---- training (paper, 4.1) -----------------------------------------------------------------------------------------
 
 
 def networks(job):
@@ -66,10 +61,7 @@ def gate_network(config, fold):
 
 
 def segmenter_networks(config, fold):
-    """Return one fold's segmenter at each size; each starts from the weights of the previous size (4.1.2).
-
-    The positive rate slides once, over the epochs of all sizes.
-    """
+    """Return one fold's segmenter at each size; each starts from the weights of the previous size (4.1.2)."""
     first, trainings = config.segmenter, []
     epochs = [first.epochs, *[first.finer_epochs or first.epochs] * (len(first.sizes) - 1)]
     finer = {"frozen_epochs": 0, "lr": first.finer_lr, "batch_size": first.finer_batch_size}
@@ -83,10 +75,7 @@ def segmenter_networks(config, fold):
 
 
 def segmenter_network(config, fold, size, before=None):
-    """Return the segmenter at one size; the first half of its layers starts frozen.
-
-    As in the paper, epochs are compared on held-out images with the same share of negatives as in training.
-    """
+    """Return the segmenter at one size; epochs are compared with the training's share of negatives."""
     mask_term = models.mask_loss(config)
 
     def dataset(job, rows, augment, targets):
@@ -128,9 +117,6 @@ def segmenter_network(config, fold, size, before=None):
     )
 
 
-# ---- prediction ----------------------------------------------------------------------------------------------------
-
-
 def predict_rows(job, folds, rows, path, title):
     """Write mask probabilities to `path` and return a table with each row's presence, 1 if nothing predicts it."""
     config = job.config
@@ -141,9 +127,6 @@ def predict_rows(job, folds, rows, path, title):
         gates = [gate_network(config.classifier, fold) for fold in folds]
         present = predict(job, gates, rows, tta.views(config.tta), title)[:, 0]
     return {"": job.images.named(rows).assign(presence=present)}
-
-
-# ---- decision and submission ---------------------------------------------------------------------------------------
 
 
 def choose(job, oof):

@@ -28,11 +28,7 @@ def oof_regions(job, oof):
 
 
 def submission_rows(image_ids, probs, presence, rule, connectivity=8):
-    """Return the submission as a table ImageId, EncodedPixels; empty masks are `-1`.
-
-    probs: uint8 (n, h, w), read one at a time and resized to 1024 × 1024 before thresholding; presence: (n,)
-    probabilities.
-    """
+    """Return the submission, ImageId and EncodedPixels (`-1`: empty), of maps uint8 (n, h, w) read one by one."""
     rows = []
     for position, image_id in enumerate(tqdm(image_ids, desc="masks", leave=False)):
         if position % 128 == 0:

@@ -6,9 +6,7 @@ rows of a second reader. Unlike it: 35 % of the images are positive instead of 2
 2 % of its lung.
 """
 
-import os
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 from common import phantom
 from common.phantom.dicom import nih_dicom
 from common.phantom.findings import pneumothorax
-from common.phantom.sample import write_rows, write_sample
+from common.phantom.sample import in_threads, write_rows, write_sample
 from common.post import rle
 
 VERSION = 1  # to be raised whenever the files for a seed change
@@ -43,8 +41,7 @@ def make_sample(folder, n_train=96, n_test=24, seed=0):
 
 def _write(folder, n_train, n_test, seed):
     cases = _plan("train", n_train, seed) + _plan("test", n_test, seed)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing and coding release the interpreter lock
-        written = list(pool.map(partial(_write_image, folder, seed), cases))
+    written = in_threads(partial(_write_image, folder, seed), cases)
     train, test = written[:n_train], written[n_train:]
     for name, images in (("train-rle.csv", train), ("hidden/truth.csv", test)):
         rows = [(image_id, f" {run}") for image_id, runs, _ in images for run in runs]

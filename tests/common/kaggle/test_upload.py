@@ -8,14 +8,14 @@ import pytest
 
 from common.config import file_hash
 from common.errors import InputError
-from common.kaggle import submissions, upload
+from common.kaggle import upload
 from common.kaggle.log_page import PAGE, describe_agreement, plot_cv_against_lb
-from common.kaggle.submissions import LOG, append_row, read_log, set_scores
+from common.kaggle.upload import LOG, append_row, read_log, set_scores
 from common.paths import lock_folder
 from solutions.siim_pneumothorax.config import SLUG
 
 WORDS = ("siim_pneumothorax", "upload")
-ROW = dict.fromkeys(submissions.COLUMNS, "") | {
+ROW = dict.fromkeys(upload.COLUMNS, "") | {
     "solution": "siim_pneumothorax",
     "sha256": "ab" * 32,
     "date": "2026-01-02 03:04",
@@ -207,5 +207,5 @@ def test_log_prints_and_draws(home, command, refused):
 
 
 def test_agreement_and_plot_without_enough(home):
-    numbers = pd.DataFrame(dict.fromkeys(submissions.NUMBERS, [float("nan")] * 2))
+    numbers = pd.DataFrame(dict.fromkeys(upload.NUMBERS, [float("nan")] * 2))
     assert describe_agreement(numbers).startswith("0 with both scores") and plot_cv_against_lb(numbers) is None

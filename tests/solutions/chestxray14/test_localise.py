@@ -13,7 +13,7 @@ from common.infer.cam import peak, place
 from common.post.boxes import BOX
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE
-from solutions.chestxray14.localise_scores import (
+from solutions.chestxray14.localise import (
     ALL,
     CLASSES,
     PAPER,
@@ -25,7 +25,7 @@ from solutions.chestxray14.localise_scores import (
     pick_examples,
 )
 from solutions.chestxray14.lungs import LUNG_TABLE
-from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, seen_part, usable_boxes, view_places
+from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, usable_boxes, view_places
 from solutions.chestxray14.models import ChestNet, FusionNet
 from solutions.chestxray14.tools import localise
 
@@ -69,15 +69,15 @@ def test_boxes_of_images_that_were_trained_on_are_left_out():
 
 
 def test_the_seen_part_is_the_centre_of_the_view():
-    views = np.array([[0.0, 0, 1024, 1024], [100, 200, 612, 456]])
-    assert seen_part(views, 256, 224).tolist() == [[64, 64, 960, 960], [132, 216, 580, 440]]
-    assert seen_part(views, 224, 224).tolist() == views.tolist()
     table = pd.DataFrame({"row": [0, 1], "width": [512, 2048], "height": [512, 1024]})
     lungs = pd.DataFrame({"x_min": [50, 200], "y_min": [60, 100], "x_max": [450, 1800], "y_max": [400, 900]})
     data = Images(table.assign(image_id=["a", "b"]), None, "", "", tables={LUNG_TABLE: lungs})
     config = NetworkConfig(resize=224, size=224)
     assert view_places(data, [1, 0], config, "lungs").tolist() == [[100, 100, 900, 900], [100, 120, 900, 800]]
     assert view_places(data, [1], config, "whole").tolist() == [[0, 0, 1024, 1024]]
+    cut = NetworkConfig(resize=256, size=224)
+    assert view_places(data, [1], cut, "whole").tolist() == [[64, 64, 960, 960]]
+    assert view_places(data, [0], cut, "lungs").tolist() == [[150, 162.5, 850, 757.5]]
 
 
 def test_weighted_maps_peak_in_the_lung_of_a_cell_at_its_edge():

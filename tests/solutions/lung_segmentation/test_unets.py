@@ -8,9 +8,8 @@ import torch
 
 from common.errors import InputError
 from solutions.lung_segmentation.config import PAPER, SDFN, NetworkConfig
-from solutions.lung_segmentation.models import build_network
+from solutions.lung_segmentation.models import DynamicUnet, Equalised, ImlabUnet, build_network
 from solutions.lung_segmentation.segmenter import load_segmenter, save_segmenter
-from solutions.lung_segmentation.unets import DynamicUnet, Equalised, ImlabUnet
 
 
 def parameters(model):
