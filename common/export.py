@@ -15,16 +15,17 @@ from common.budget import Budget
 from common.config import file_hash, from_dict, to_dict
 from common.errors import InputError
 from common.extras import require_extra
+from common.hub import fetch, repo_of
 from common.images import prepare_test
 from common.job import Job
 from common.nn.detectors import Detector
 from common.nn.onnx import write_onnx
 from common.options import Options, check_device
-from common.paths import atomic_path, read_json, remove_leftovers, write_json
+from common.paths import atomic_path, read_json, write_json
 from common.recipe import predict_test, predicting_networks, read_rule, read_score, write_answer
 from common.runs import Run, start_log
 from common.train import distributed
-from common.trained import ABOUT, FORMAT, Trained, read_about
+from common.trained import ABOUT, FORMAT, Trained, clear_export
 
 log = logging.getLogger(__name__)
 WORKING = Path("/kaggle/working")
@@ -41,13 +42,7 @@ def write_trained(job, out, onnx=False):
     if onnx:
         require_extra("onnx", "--onnx")
     rule, score, neutral = read_rule(job), read_score(job)[recipe.metric], recipe.neutral(job)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: not a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
-        raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
-    remove_leftovers(out)
-    for name in _earlier_files(out):
-        (out / name).unlink(missing_ok=True)
+    clear_export(out)
     networks = {f"fold{one.fold}-{one.stage}": one for one in predicting_networks(job)}
     sources = {f"{name}.safetensors": one.weights(run) for name, one in networks.items()}
     sources |= recipe.assets(job.config)
@@ -65,7 +60,9 @@ def write_trained(job, out, onnx=False):
         if _write_onnx(job, one, path):
             files[path.name] = file_hash(path)
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
-    about["command"] = run.manifest.get("command", "")
+    about["synthetic"] = run.step("prepare")["synthetic"]
+    # without the folders' names, which say more about a machine than a published folder should
+    about["command"] = " ".join(word.rsplit("/", 1)[-1] for word in run.manifest.get("command", "").split())
     about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
     about["facts"] = job.images.about
     write_json(out / ABOUT, about)
@@ -81,14 +78,6 @@ def _write_onnx(job, network, path):
     data = network.dataset(job, network.rows(job, network.fold)[1][:CHECKED], False, False)
     write_onnx(path, model, torch.stack([data[i][0] for i in range(len(data))]), path.name)
     return True
-
-
-def _earlier_files(out):
-    """Return the names of the files of an earlier export in `out`; none if its trained.json is damaged."""
-    try:
-        return list(read_about(out)["files"])
-    except InputError:
-        return []
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------
@@ -164,7 +153,7 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         """Predict test images from an exported folder and write a submission; no labels and no run are needed.
 
         Args:
-            trained: Folder that the tool `export` wrote, or that of a finished run.
+            trained: Folder that the tool `export` wrote or of a finished run, or hf://you/name on the Hugging Face hub.
             data: The competition's folder, whose sample submission names the images; found automatically on Kaggle.
             test: Images to predict instead: a folder, or a CSV whose first column names them.
             out: The submission (default: submission.csv, on Kaggle in /kaggle/working).
@@ -183,7 +172,8 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
                     write_trained(job, folder)
                 given = {"data": data, "test": test, "out": out, "work": work, "sizes": sizes, "device": device}
                 return infer(Path(folder), on_bad_image=on_bad_image, workers=workers, **given)
-        exported = Trained.open(trained, recipe.name)
+        repo = repo_of(trained)
+        exported = Trained.open(fetch(repo) if repo else trained, recipe.name)
         config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
         config = recipe.use_assets(config, {name: exported.folder / name for name in exported.files})
         out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"

@@ -1,11 +1,13 @@
 """An exported folder: the files of a finished run that are needed to predict.
 
 It holds `fold<k>-<stage>.safetensors` (and .onnx after `export --onnx`), the recipe's further assets, and trained.json:
-format, solution, preset, config (as in config.json), git, packages and command (of the run), score (metric, estimate,
-low, high), files (name to SHA-256), neutral (the prediction for an unreadable image), facts (the `about` of the run's
-Images) and rule (the content of tuned.json). It is flat because Kaggle's datasets are.
+format, solution, preset, config (as in config.json), git, packages and command (of the run), synthetic (whether its
+images are phantoms), score (metric, estimate, low, high), files (name to SHA-256), neutral (the prediction for an
+unreadable image), facts (the `about` of the run's Images) and rule (the content of tuned.json). It is flat
+because Kaggle's datasets are.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 from common.config import file_hash
 from common.errors import InputError
-from common.paths import check_id, read_json
+from common.paths import check_id, read_json, remove_leftovers
 
 FORMAT = 1
 ABOUT = "trained.json"
@@ -64,6 +66,27 @@ class Trained:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.unlink(missing_ok=True)
                 place.symlink_to((self.folder / name).resolve())
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a solution's model card says: its task (a term of the hub), the data, and a note on their licence."""
+
+    task: str
+    data: str
+    licence: str
+
+
+def clear_export(out):
+    """Delete the files of an earlier export in `out`, if any. Raises InputError for a file or a folder of others."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: not a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
+        raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
+    remove_leftovers(out)
+    with contextlib.suppress(InputError):  # a damaged trained.json
+        for name in read_about(out)["files"]:
+            (out / name).unlink(missing_ok=True)
 
 
 def read_about(folder):

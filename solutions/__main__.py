@@ -70,6 +70,10 @@ def _dispatch(argv):
         return cli.run_tool(name, lambda: _load("solutions.new", "new"), rest)
     if name == "log":
         return cli.run_tool(name, lambda: _load("common.kaggle.log_page", "log_tool"), rest)
+    if name == "push":
+        return cli.run_tool(name, lambda: _load("common.hub", "push_tool")(_card_of), rest)
+    if name == "pull":
+        return cli.run_tool(name, lambda: _load("common.hub", "pull"), rest)
     if name not in NAMES:
         print(f"error: {name!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
         return 2
@@ -106,6 +110,12 @@ def export_run(name, run, out):
     if name not in NAMES:
         raise InputError(f"{run}: a run of {name}, which is not a solution: {', '.join(NAMES)}")
     _load_tools(name, importlib.import_module(f"solutions.{name}.config"), ["export"])["export"](run, out=out)
+
+
+def _card_of(name):
+    if name not in NAMES:
+        raise InputError(f"exported from a run of {name}, which is not a solution: {', '.join(NAMES)}")
+    return _load(f"solutions.{name}.config", "CARD")
 
 
 def _load(module, attribute):

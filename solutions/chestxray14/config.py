@@ -10,6 +10,7 @@ from typing import Literal
 from common.config import Averaging, FitConfig, check_folds
 from common.errors import InputError
 from common.kaggle import Source
+from common.trained import Card
 
 _LABELS = """Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema
     Emphysema Fibrosis Pleural_Thickening Hernia"""
@@ -212,3 +213,4 @@ ABOUT = {
 TOOLS = {"localise": "score heat maps against the boxes of findings"}  # besides those of every solution
 TAKES = ("on_unlabelled",)
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))
+CARD = Card("image-classification", "NIH ChestX-ray14", "NIH allows any use with attribution.")

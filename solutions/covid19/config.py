@@ -10,6 +10,7 @@ from typing import Literal
 from common.config import FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
+from common.trained import Card
 
 COVID = "COVID-19"
 LABELS = {1: COVID, 0: f"no {COVID}", -1: "unknown"}
@@ -204,4 +205,9 @@ KAGGLE = Source(
     "none",
     advice="Clone github.com/ieee8023/covid-chestxray-dataset, github.com/agchung/Figure1-COVID-chestxray-dataset and "
     "github.com/agchung/Actualmed-COVID-chestxray-dataset into one folder; the normals are ChestX-ray14's (--normals)",
+)
+CARD = Card(
+    "image-classification",
+    "covid-chestxray-dataset with public collections of other findings",
+    "Each image's own licence applies, see the collections' metadata.",
 )

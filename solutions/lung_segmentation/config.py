@@ -11,6 +11,7 @@ from typing import Literal
 from common.config import FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
+from common.trained import Card
 
 STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart": ("left", "right", "heart")}
 
@@ -190,3 +191,8 @@ TOOLS = {  # likewise; they need no run
 }
 TAKES = ("id_map",)
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))
+CARD = Card(
+    "image-segmentation",
+    "Montgomery, Shenzhen and JSRT, as far as the run used them",
+    "Each collection's own terms apply; attribute the collections.",
+)

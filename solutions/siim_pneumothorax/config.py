@@ -6,6 +6,7 @@ from typing import Literal
 from common.config import Averaging, FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
+from common.trained import Card
 
 SLUG = "siim-acr-pneumothorax-segmentation"
 SIZE = 1024  # pixels of the competition's images, and of the masks in every submission
@@ -199,3 +200,8 @@ def check_submission(path, sample):
 
 SAMPLES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 KAGGLE = Source("competition", (SLUG,), samples=SAMPLES, check=check_submission, score="dice")
+CARD = Card(
+    "image-segmentation",
+    "SIIM-ACR Pneumothorax Segmentation (Kaggle), radiographs of NIH ChestX-ray14",
+    "NIH allows any use of the radiographs with attribution; the masks are under the competition's rules.",
+)

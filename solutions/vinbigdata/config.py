@@ -10,6 +10,7 @@ from typing import Literal
 from common.config import BoxConfig, FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
+from common.trained import Card
 
 SLUG = "vinbigdata-chest-xray-abnormalities-detection"
 CLASSES = (
@@ -253,3 +254,8 @@ def check_submission(path, sample):
 
 
 KAGGLE = Source("competition", (SLUG,), check=check_submission, score="map")
+CARD = Card(
+    "object-detection",
+    "VinBigData Chest X-ray Abnormalities Detection (Kaggle), a part of VinDr-CXR",
+    "The data are under the competition's rules and VinDr-CXR's data use agreement.",
+)

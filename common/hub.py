@@ -1,0 +1,134 @@
+"""Exported folders on the Hugging Face hub: the commands `push` and `pull`, and `infer hf://you/name`.
+
+The account is that of huggingface_hub itself (`hf auth login` or HF_TOKEN); HF_ENDPOINT leads to another hub.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData, errors
+
+from common.errors import InputError
+from common.metrics.statistics import format_interval
+from common.paths import atomic_path
+from common.trained import ABOUT, Trained, clear_export, read_about
+
+log = logging.getLogger(__name__)
+CARD_FILE = "README.md"
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, as an account with access"
+
+
+def repo_of(address):
+    """Return "you/name" of an address hf://you/name, which may have become a path; None for anything else."""
+    found = re.fullmatch(r"hf:/+([^/]+/[^/]+)", str(address))
+    return found and found[1]
+
+
+def fetch(repo):
+    """Return the folder in the hub's cache with the export `repo`, of which only the files that it lists are loaded.
+
+    Raises InputError if the repository cannot be read or holds no export; the files are verified by `Trained.open`.
+    """
+    api = _api(repo)
+    with _one_line(repo):
+        revision = api.model_info(repo).sha  # one commit, also if another is pushed meanwhile
+        folder = Path(api.hf_hub_download(repo, ABOUT, revision=revision)).parent
+        for name in read_about(folder)["files"]:
+            api.hf_hub_download(repo, name, revision=revision)
+        with contextlib.suppress(errors.EntryNotFoundError):
+            api.hf_hub_download(repo, CARD_FILE, revision=revision)
+    return folder
+
+
+def pull(repo: str, /, *, out: Path):
+    """Download an exported folder from the Hugging Face hub and verify its files; `infer` predicts from it.
+
+    Args:
+        repo: The repository, as you/name.
+        out: Folder for the files; an earlier export there is replaced.
+    """
+    exported = Trained.open(fetch(repo_of(repo) or repo))
+    clear_export(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (*exported.files, *[CARD_FILE] * (exported.folder / CARD_FILE).is_file(), ABOUT):
+        with atomic_path(out / name) as temporary:
+            shutil.copyfile(exported.folder / name, temporary)
+    log.info(f"{out}: {len(exported.files)} files of a run of {exported.solution}, verified")
+    return 0
+
+
+def push_tool(card_of):
+    """Return the tool `push`; card_of(solution) -> its Card."""
+
+    def push(folder: Path, /, *, repo: str, public: bool = False):
+        """Upload an exported folder with a model card to the Hugging Face hub; an earlier upload is replaced.
+
+        Args:
+            folder: Folder that the tool `export` wrote; a README.md in it is used as the card.
+            repo: The repository, as you/name; it is created if it does not exist.
+            public: Create it for everybody to read; by default only you can.
+        """
+        exported, api = Trained.open(folder), _api(repo)
+        own = folder / CARD_FILE
+        card = own.read_bytes() if own.is_file() else write_card(read_about(folder), card_of(exported.solution), repo)
+        files = {name: folder / name for name in (*exported.files, ABOUT)} | {CARD_FILE: card}
+        with _one_line(repo):
+            api.create_repo(repo, private=not public, exist_ok=True)
+            added = [CommitOperationAdd(name, content) for name, content in files.items()]
+            commit = api.create_commit(repo, added, commit_message=f"{exported.solution}, {exported.preset}")
+        log.info(
+            f"{len(files)} files in {commit.repo_url}; next: cxr {exported.solution} infer hf://{repo} --test FOLDER"
+        )
+        return 0
+
+    return push
+
+
+def write_card(about, card, repo):
+    """Return the model card, as bytes of README.md, of an export's trained.json and its solution's Card."""
+    name, score = f"{about['solution']} {about['preset']}", about.get("score", {})
+    metric, estimate = score.get("metric"), score.get("estimate")
+    data = "generated phantoms" if about.get("synthetic") else card.data
+    known = {"license": "other", "pipeline_tag": card.task, "tags": ["chest-x-ray", "radiology", about["solution"]]}
+    if estimate is not None:
+        interval = {"metric_args": {"low": score.get("low"), "high": score.get("high")}}
+        result = EvalResult(card.task, about["solution"], data, metric, estimate, **interval)
+        known |= {"model_name": name, "eval_results": [result]}
+    lines = [f"---\n{ModelCardData(**known).to_yaml()}\n---", f"# {name}", "Not a medical device."]
+    rows = {"Task": card.task, "Data": data, "Licence of the data": None if about.get("synthetic") else card.licence}
+    if metric is not None:
+        rows["Score"] = f"{metric} {format_interval(score)}, 95 % interval, out of fold on the training data"
+    rows |= {"Code": about.get("git"), "Command": f"`cxr {about['command']}`" if about.get("command") else None}
+    lines.append("\n".join(f"- {title}: {value}" for title, value in rows.items() if value))
+    lines.append(f"```\ncxr {about['solution']} infer hf://{repo} --test FOLDER\n```\n")
+    return "\n\n".join(lines).encode()
+
+
+def _api(repo):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise InputError(f"{repo!r}: name a repository of the hub as you/name")
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+@contextlib.contextmanager
+def _one_line(repo):
+    """Turn an error of the hub or of the connection into an InputError of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors.EntryNotFoundError as error:
+        offline = isinstance(error, errors.LocalEntryNotFoundError)
+        reason = "the hub cannot be reached" if offline else f"not an export: it has no {ABOUT}, or lacks a file of it"
+        raise InputError(f"{repo}: {reason}") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        unknown = f"no such repository for this account; {_LOG_IN}"
+        reason = {401: unknown, 403: f"not allowed; {_LOG_IN}", 404: unknown}.get(status, f"the hub answered {status}")
+        raise InputError(f"{repo}: {reason}") from None
+    except (errors.HTTPError, OSError, ValueError) as error:  # no connection, a full disk, an impossible name
+        raise InputError(f"{repo}: {' '.join(str(error).split())[:200] or type(error).__name__}") from None
