@@ -10,6 +10,7 @@ from typing import Literal
 from common.config import BoxConfig, FitConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
+from common.trained import Card
 
 SLUG = "rsna-pneumonia-detection-challenge"
 LABELS, CLASS_INFO = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
@@ -110,3 +111,9 @@ def check_submission(path, sample):
 
 
 KAGGLE = Source("competition", (SLUG,), samples=(SAMPLE_FILE,), check=check_submission, score="map")
+
+CARD = Card(
+    "object-detection",
+    "RSNA Pneumonia Detection Challenge (Kaggle), radiographs of NIH ChestX-ray14",
+    "NIH allows any use of the radiographs with attribution; the boxes are under the challenge's terms of use.",
+)
