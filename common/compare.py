@@ -37,7 +37,7 @@ class Comparison:
     results(job, split) -> dict from the end of a row's name, "" for the run itself, to a table of image_id, patient_id
     ("" if unknown), fold, truth (any comparable value) and what `measure` needs; step: the step that wrote it. splits:
     possible values of --split, the default first.
-    measure(table, groups, n_resamples, seed) -> dict from metric to (estimate, resamples), NaN where it is undefined.
+    measure(table, groups, n_resamples, seed) -> dict from metric to (estimate, resamples); undefined: NaN or none.
     read_predictions(path), read_labels(path) -> tables by image_id with what `measure` needs; labels may have a column
     patient_id. join(predictions, labels) -> the table for `measure`, from rows of the same images.
     further(table), paired(table, other) -> further columns by metric, of one table and of two.
@@ -244,7 +244,7 @@ def compare(tables, comparison, first, n_resamples=1000, seed=0):
         rows, folds = [], [part for fold, part in table.groupby("fold") if fold >= 0] if "fold" in table else []
         by_fold = [comparison.measure(part, np.arange(len(part)), 1, seed) for part in folds]
         for metric, (estimate, resamples) in measured[name].items():
-            each, pooled = pd.Series([part[metric][0] for part in by_fold], dtype=float).dropna(), None
+            each = pd.Series([part.get(metric, [np.nan])[0] for part in by_fold], dtype=float).dropna()
             pooled, change = interval(estimate, resamples, 0.95), [np.nan] * 4
             if name != first:
                 other, others = measured[first][metric]

@@ -65,19 +65,6 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
     return intervals, interval(mean_of_defined(estimates), mean_of_defined(resamples), level)
 
 
-def paired_bootstrap_auroc(y, a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
-    """Return (C pairs, pair of the mean) for AUROC(a) − AUROC(b), of (Interval, two-sided p-value).
-
-    a, b: (N, C), under the same weights of groups; the mean is over classes where both are defined.
-    """
-    (of_a, all_a), (of_b, all_b) = (
-        resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined) for score in (a, b)
-    )
-    gain, gains = of_a - of_b, all_a - all_b
-    pairs = [interval_with_p(*figures, level) for figures in zip(gain, gains.T, strict=True)]
-    return pairs, interval_with_p(mean_of_defined(gain), mean_of_defined(gains), level)
-
-
 def interval(estimate, resamples, level):
     """Return the percentile Interval of float64 (B,) resamples, NaN ignored; its limits are NaN without an estimate."""
     resamples = resamples[~np.isnan(resamples)]

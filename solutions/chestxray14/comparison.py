@@ -8,7 +8,9 @@ from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.labels import DIGESTS, names_digest
 from solutions.chestxray14.predictions import CLASSES, TRUE, describe_run, read_scores, read_truth, results
 from solutions.chestxray14.published import NOTE, published_classes, published_means
-from solutions.chestxray14.scoring import FEW, MEAN, class_table, paired_tests
+from solutions.chestxray14.scoring import MEAN, class_table, paired_tests
+
+FEW = 5  # positive patients, below which an interval is unreliable: it cannot reflect how much patients differ
 
 
 def measure(table, groups, n_resamples, seed):

@@ -12,7 +12,6 @@ from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import labels_of
 
 MEAN = "mean"  # the last row of every table: over the classes that have an AUROC
-FEW = 5  # positive patients, below which an interval is unreliable: it cannot reflect how much patients differ
 
 
 def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
@@ -92,11 +91,6 @@ def by_fold(y, score, folds):
 def epoch_chosen(config):
     """Return whether a network of this Config kept the weights that did best on the fold that it holds out."""
     return any(training.chooses_epoch for training in [*config.branches, *[config.fusion] * config.is_fused])
-
-
-def few(table):
-    """Return which rows of a `class_table` have an AUROC of fewer than FEW positive patients, bool (C + 1,)."""
-    return ((table["positive_patients"] < FEW).fillna(False).astype(bool) & table["auroc"].notna()).to_numpy()
 
 
 def undefined(table):

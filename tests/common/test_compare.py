@@ -3,11 +3,12 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from common.cli import VERBS
-from common.compare import Comparison, by_rows, compare, comparison_tools, side_by_side
+from common.compare import Comparison, by_rows, compare, comparison_tools, groups_of, side_by_side
 from common.errors import InputError
 from common.paths import read_json, write_json
 from tests.toy import TOY, Config, make_job, write_data
@@ -55,6 +56,17 @@ def test_figures_by_hand():
     assert mean["run"].tolist() == ["one", "two"] and mean["accuracy"][0] == "0.6667 ± 0.4714"
     assert pooled["accuracy"][1].startswith("0.8333 [") and paired["run"].tolist() == ["two"]
     assert paired["accuracy"][0].startswith("+0.1667 [")
+
+
+def test_a_metric_that_a_fold_lacks_counts_in_the_others():
+    def measure(table, groups, n_resamples, seed):
+        return {"mean": (table["value"].mean(), np.zeros(n_resamples))} if len(table) > 1 else {}
+
+    table = pd.DataFrame({"image_id": list("abc"), "patient_id": "", "fold": [0, 1, 1], "value": [9.0, 1.0, 2.0]})
+    found = compare({"one": table}, replace(COMPARISON, measure=measure), "one", 5).iloc[0]
+    assert (
+        found["folds"] == 1 and found["fold_mean"] == 1.5 and found["pooled"] == 4 and len(set(groups_of(table))) == 3
+    )
 
 
 @pytest.fixture(scope="module")

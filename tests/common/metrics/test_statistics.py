@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.tables import label_table, real_data
 from common.errors import InputError
+from common.metrics.classification import mean_of_defined
 from common.metrics.statistics import (
     Interval,
     as_interval,
@@ -16,7 +17,7 @@ from common.metrics.statistics import (
     format_interval,
     interval_with_p,
     paired_bootstrap,
-    paired_bootstrap_auroc,
+    resample_aurocs,
 )
 
 
@@ -155,19 +156,27 @@ def test_a_rare_class_stays_in_every_resample():
     assert common.high < mean.low and rare.low > 0.8  # a mean over the classes that are there would reach down to these
 
 
-def test_paired_bootstrap_auroc_weighs_both_alike():
+def paired(y, a, b, groups, n_resamples, seed=0):
+    """Return (Interval, p) of AUROC(a) − AUROC(b) of each class and of their mean, as `table` computes them."""
+    (of_a, all_a), (of_b, all_b) = (resample_aurocs(y, each, groups, n_resamples, seed, True) for each in (a, b))
+    gains = [*zip(of_a - of_b, (all_a - all_b).T, strict=True)]
+    gains.append((mean_of_defined(of_a) - mean_of_defined(of_b), mean_of_defined(all_a) - mean_of_defined(all_b)))
+    return [interval_with_p(*gain, 0.95) for gain in gains]
+
+
+def test_paired_differences_weigh_both_alike():
     rng = np.random.default_rng(3)
     groups = rng.integers(0, 60, 200)
     y = rng.random((200, 2)) < [0.4, 0.2]
     a, b = (np.round(rng.random((200, 2)) + shift * y, 1) for shift in (0.4, 0.1))
-    pairs, (mean, p_mean) = paired_bootstrap_auroc(y, a, b, groups, n_resamples=60, seed=1)
+    *pairs, (mean, p_mean) = paired(y, a, b, groups, 60, 1)
     gains = weighted_areas(y, a, groups, 60, 1) - weighted_areas(y, b, groups, 60, 1)
     gains = np.column_stack([gains, gains.mean(axis=1)])
     for (interval, p_value), resamples in zip([*pairs, (mean, p_mean)], gains.T, strict=True):
         np.testing.assert_allclose([interval.low, interval.high], limits(resamples), atol=1e-6)
         assert p_value == min(1, 2 * (1 + min((resamples <= 0).sum(), (resamples >= 0).sum())) / 61)
     assert mean.estimate == pytest.approx(np.mean([interval.estimate for interval, _ in pairs]))
-    turned = paired_bootstrap_auroc(y, b, a, groups, n_resamples=60, seed=1)[1]
+    turned = paired(y, b, a, groups, 60, 1)[-1]
     assert turned[0].estimate == pytest.approx(-mean.estimate) and turned[1] == p_mean
 
 
@@ -181,10 +190,10 @@ def test_intervals_of_the_area_cover_the_truth_about_as_often_as_they_say():
     assert stats.binomtest(covered, 150, 0.9).pvalue > 1e-3
 
 
-def test_paired_bootstrap_auroc_of_like_scores_and_of_an_absent_class():
+def test_paired_differences_of_like_scores_and_of_an_absent_class():
     rng = np.random.default_rng(4)
     y, score = np.column_stack([rng.random(60) < 0.5, np.zeros(60, bool)]), rng.random((60, 2))
-    (same, absent), (mean, p_mean) = paired_bootstrap_auroc(y, score, 2 * score, None, 50, skip_undefined=True)
+    same, absent, (mean, p_mean) = paired(y, score, 2 * score, None, 50)
     assert (same[0].low, same[0].high, same[1]) == (0, 0, 1) and (mean.estimate, p_mean) == (0, 1)
     assert np.isnan([absent[0].estimate, absent[1]]).all()
 

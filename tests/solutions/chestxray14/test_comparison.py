@@ -14,8 +14,9 @@ from benchmarks.tables import label_table, real_data
 from common import cli, compare
 from common.compare import comparison_tools
 from common.config import from_dict, to_dict
+from common.metrics.classification import mean_of_defined
 from common.metrics.delong import delong_intervals, delong_test
-from common.metrics.statistics import bootstrap_auroc, paired_bootstrap_auroc
+from common.metrics.statistics import bootstrap_auroc, interval_with_p, resample_aurocs
 from common.paths import read_json, write_json
 from solutions.chestxray14 import comparison, config
 from solutions.chestxray14.comparison import COMPARISON
@@ -121,9 +122,11 @@ def test_table_has_a_row_a_run_and_two_more_for_its_views(command, runs):
         assert mine.loc["Mass", "high"] == pytest.approx(classes[4].high)
         intervals = delong_intervals(runs.y, score)[:, 1:]
         np.testing.assert_allclose(mine.loc[NAMES, ["delong_low", "delong_high"]], intervals)
-    pairs, (difference, p_value) = paired_bootstrap_auroc(
-        runs.y, runs.both, runs.plain, patients, 50, skip_undefined=True
-    )
+    scores = [resample_aurocs(runs.y, each, patients, 50, 0, True) for each in (runs.both, runs.plain)]
+    both = zip(scores[0][0] - scores[1][0], (scores[0][1] - scores[1][1]).T, strict=True)
+    gains = [interval_with_p(*gain, 0.95) for gain in both]
+    means = [(mean_of_defined(estimate), mean_of_defined(drawn)) for estimate, drawn in scores]
+    difference, p_value = interval_with_p(means[0][0] - means[1][0], means[0][1] - means[1][1], 0.95)
     mean = found.loc[("both", "mean")]
     assert mean["difference"] == pytest.approx(difference.estimate) and mean["p"] == pytest.approx(p_value)
     assert mean["difference_low"] == pytest.approx(difference.low)
@@ -131,7 +134,7 @@ def test_table_has_a_row_a_run_and_two_more_for_its_views(command, runs):
     assert mean["p_t_test"] == pytest.approx(stats.ttest_rel(*areas).pvalue)
     tested = found.loc["both"].loc[NAMES]
     np.testing.assert_allclose(tested["p_delong"], delong_test(runs.y, runs.both, runs.plain)[:, 3])
-    np.testing.assert_allclose(tested["p"], [p for _, p in pairs])
+    np.testing.assert_allclose(tested["p"], [p for _, p in gains])
     assert found.loc["plain", "difference"].isna().all()
     assert "120 images of 40 patients" in done.out and "labels with images of one kind only" in done.out
     assert "both: whole against plain: mean AUROC" in done.out and "not the whole official lists" in done.out
