@@ -23,6 +23,7 @@ from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
 from solutions.own import coco, data, report
 from solutions.own.labels import read_labels
+from solutions.own.masks import is_prepared
 
 STAGE = "detector"
 OUTSIDE = 1.0  # pixels by which a box may exceed its image
@@ -69,7 +70,7 @@ def networks(job):
 
 def network(job, fold):
     """Return the detector of one fold; epochs are compared by the mean AP at IoU 0.5."""
-    config, n_classes = job.config.detector, len(job.images.about["classes"])
+    config, n_classes = job.config.detector, len(job.images.about["classes"]) if is_prepared(job) else 1
 
     def figures(images, found, rows):
         truth = truth_of(images, rows)

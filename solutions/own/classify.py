@@ -1,7 +1,7 @@
 """Classification of own images: one network per fold, with several labels per image or one of several classes."""
 
 import logging
-from functools import lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -137,13 +137,18 @@ def networks(job):
 
 def network(job, fold):
     """Return the network of one fold."""
-    config, images = job.config.classifier, job.images
-    multiclass = job.config.task == "multiclass"
-    loss = multiclass_loss if multiclass else multilabel_loss
-    if config.class_weights and len(images.rows()):
-        loss = partial(loss, weight=class_weights(truth_of(images, other_folds(job, fold)[0]), multiclass))
+    config, multiclass = job.config.classifier, job.config.task == "multiclass"
+
+    @cache
+    def weights():
+        truth = truth_of(job.images, other_folds(job, fold)[0]) if config.class_weights else None
+        return None if truth is None else class_weights(truth, multiclass)
+
+    def loss(logits, target):
+        return (multiclass_loss if multiclass else multilabel_loss)(logits, target, weights())
 
     def dataset(job, rows, augment, targets):
+        images = job.images
         if config.only_head and targets:
             features = pooled_features(images, config, job.device, job.workers)
             return FeatureDataset(features[rows], truth_of(images, rows))
@@ -153,10 +158,10 @@ def network(job, fold):
 
     def rows(job, fold):
         rows, held_out = other_folds(job, fold)
-        return repeat_rare(rows, truth_of(images, rows)) if config.balanced else rows, held_out
+        return repeat_rare(rows, truth_of(job.images, rows)) if config.balanced else rows, held_out
 
     def figures(job, logits, rows):
-        truth = truth_of(images, rows)
+        truth = truth_of(job.images, rows)
         found = {"auroc": metrics.mean_of_defined(aurocs(truth, logits))}
         return found | ({"accuracy": float((logits.argmax(1) == truth.argmax(1)).mean())} if multiclass else {})
 
@@ -164,7 +169,7 @@ def network(job, fold):
         fold,
         "classifier",
         config,
-        partial(build_network, config, len(images.about["classes"])),
+        lambda weights=None: build_network(config, len(job.images.about["classes"]), weights),
         dataset,
         loss=loss,
         measure=lambda logits, target: logits.float(),

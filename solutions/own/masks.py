@@ -117,6 +117,11 @@ def read_mask(path):
 # ---- training and prediction ---------------------------------------------------------------------------------------
 
 
+def is_prepared(job):
+    """Return whether the run's images are known: weights are asked for before."""
+    return "images" in job.__dict__ or job.run.step("prepare") is not None
+
+
 def networks(job):
     """Return the network of each fold."""
     return [network(job, fold) for fold in job.config.folds]
@@ -124,10 +129,11 @@ def networks(job):
 
 def network(job, fold):
     """Return the network of one fold."""
-    config, images = job.config.segmenter, job.images
-    loss, channels = mask_loss(config.loss), len(images.about["classes"])
+    config, loss = job.config.segmenter, mask_loss(job.config.segmenter.loss)
+    channels = len(job.images.about["classes"]) if is_prepared(job) else 1
 
     def dataset(job, rows, augment, targets):
+        images = job.images
         masks = read_array(images.arrays["masks"]).__getitem__ if targets else None
         transform = augmentation(config.augmentation, job.config.flip) if augment else None
         return data.dataset(images, rows, config.size, transform, masks)

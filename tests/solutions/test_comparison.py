@@ -17,6 +17,7 @@ SCORES = {
     "rsna_pneumonia": ("mAP", lambda score: score["map"]),
     "chestxray14": ("mean", lambda score: score["oof"]["mean"]),
     "covid19": ("AUROC", lambda score: score["auroc"]),
+    "own": ("mean", lambda score: score["auroc"]),
 }
 
 

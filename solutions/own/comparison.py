@@ -1,0 +1,76 @@
+"""What `table` and `score_predictions` measure: AUROC by class, or Dice and IoU of segmentations."""
+
+import numpy as np
+import pandas as pd
+
+from common.compare import Comparison, by_rows, means_of
+from common.data.tables import some_rows
+from common.errors import InputError
+from common.metrics.classification import mean_of_defined
+from common.metrics.statistics import resample_aurocs
+from common.paths import read_parquet
+from solutions.own.classify import aurocs
+from solutions.own.labels import read_labels, task_of
+
+TRUE = "true "  # before the name of a class: its labels
+
+
+def results(job, split):
+    """Return the out-of-fold images of a run with their scores, or their labels and probabilities."""
+    if job.config.task == "detection":
+        raise InputError(f"{job.run.folder}: a run of detection; its scores stand in score.json and classes.csv")
+    is_masks = job.config.task == "segmentation"
+    table = read_parquet(job.run.path("oof_dice.parquet" if is_masks else "oof.parquet"))
+    classes = job.images.about["classes"]
+    about = job.images.at(table["row"]).reset_index(drop=True)
+    labels = about[classes].add_prefix(TRUE)
+    truth = about[classes].astype(str).agg(" ".join, axis=1)
+    return {"": pd.concat([table.assign(patient_id=about["patient_id"], truth=truth), labels], axis=1)}
+
+
+def measure(table, groups, n_resamples, seed):
+    """Return Dice and IoU, or the AUROC of each class and their mean, by the bootstraps of score.json."""
+    if "dice" in table:
+        return means_of({"dice": "dice", "iou": "iou"})(table, groups, n_resamples, seed)
+    names = [name.removeprefix(TRUE) for name in table if name.startswith(TRUE)]
+    y, probs = table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float)
+    if np.isnan(y).any():
+        mean = lambda rows: mean_of_defined(measure_classes(rows, names))  # noqa: E731
+        return by_rows({"mean": mean})(table, groups, n_resamples, seed)
+    areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
+    found = dict(zip(names, zip(areas, resamples.T, strict=True), strict=True))
+    return found | {"mean": (mean_of_defined(areas), mean_of_defined(resamples))}
+
+
+def measure_classes(table, names):
+    """Return the AUROC of each class over the rows whose label is known."""
+    return aurocs(table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float))
+
+
+def read_probabilities(path):
+    """Return the probabilities of each class by image, from a file in the form of submission.csv."""
+    table = some_rows(path)
+    values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
+    for row, column in np.argwhere(~((values >= 0) & (values <= 1)).to_numpy())[:1]:
+        raise InputError(f"{path}, row {row + 2}: {table.iat[row, column + 1]!r} is not a probability")
+    return values.set_index(table.iloc[:, 0])
+
+
+def read_truth(path):
+    """Return the labels of each class by image, from a CSV for classification."""
+    labels = read_labels(path, task_of(path))
+    if labels.values is None:
+        raise InputError(f"{path}: not labels for classification")
+    values = pd.DataFrame(labels.values, labels.images["name"], [TRUE + name for name in labels.classes])
+    return values.assign(patient_id=labels.images["patient_id"].to_numpy())
+
+
+def join(predictions, labels):
+    """Return labels and probabilities of the classes that both tables have."""
+    names = [name for name in predictions if TRUE + name in labels]
+    if not names:
+        raise InputError("predictions and labels have no class in common")
+    return predictions[names].join(labels[[TRUE + name for name in names]])
+
+
+COMPARISON = Comparison(results, measure, read_probabilities, read_truth, step="tune", join=join)
