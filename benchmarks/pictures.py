@@ -18,7 +18,7 @@ from tests.browser import screenshot
 OUT = Path(__file__).parents[1] / "docs" / "images"
 SEEDS = (3, 8, 21, 34)
 PAGES = {"report": "lung_segmentation", "audit": "covid19"}
-SIZE, COLOURS = (1100, 1180), 64
+SIZE, COLOURS = (1100, 1180), 160
 
 
 def write_picture(name, rgb, width):

@@ -155,8 +155,8 @@ class Solution:
 
         verbs = {function.__name__: bound(function) for function in (prepare, train, score, report)}
         verbs |= {name: bound(step(name)) for name in ("predict", "tune", "submit")}
-        verbs |= {name: bound(step(name), report) for name in ("find_lr", *(one.name for one in self.further_steps))}
-        return verbs | {name: bound(function, report) for name, function in self.further_verbs.items()}
+        verbs |= {name: bound(step(name), write_page) for name in ("find_lr", *(one.name for one in self.further_steps))}
+        return verbs | {name: bound(function, write_page) for name, function in self.further_verbs.items()}
 
 
 # ---- training and prediction ---------------------------------------------------------------------------------------
@@ -383,11 +383,16 @@ def copy_submission(job, path):
 
 def report(job):
     """Write report.html from the results that the run has so far, and log the score and the files to look at."""
-    write_report(job, job.recipe.report)
     try:
         log.info(f"score: {job.recipe.metric} {format_interval(read_score(job)[job.recipe.metric])} out of fold")
     except InputError as error:
         log.info(f"no score: {error}")
     if job.is_current("submit") and job.run.path("submission.csv").is_file():
         log.info(f"submission: {job.run.path('submission.csv')}")
+    write_page(job)
+
+
+def write_page(job):
+    """Write report.html and log its path."""
+    write_report(job, job.recipe.report)
     log.info(f"page: {job.run.path('report.html')}")

@@ -206,7 +206,9 @@ def test_unreadable_test_images_get_the_neutral_answer(verbs, tmp_path):
     assert rows["i09"] == 0.5 and len(rows) == 4
 
 
-def test_further_verbs_end_with_a_report(verbs, tmp_path):
+def test_further_verbs_end_with_a_page(verbs, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+    caplog.set_level("INFO", "common.recipe")
     calls = []
     step = Step("extra", lambda job: calls.append("extra"), needs=("tune",))
     recipe = replace(TOY, further_steps=(step,), further_verbs={"say": lambda job: calls.append("say")})
@@ -218,6 +220,7 @@ def test_further_verbs_end_with_a_report(verbs, tmp_path):
         verbs(verb, recipe=recipe)
         assert (tmp_path / "run" / "report.html").is_file()
     assert calls == ["extra", "say"]
+    assert "page: " in caplog.text and "score: " not in caplog.text
 
 
 def test_networks_that_only_initialise_others_do_not_predict(verbs, tmp_path):
