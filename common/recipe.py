@@ -155,7 +155,8 @@ class Solution:
 
         verbs = {function.__name__: bound(function) for function in (prepare, train, score, report)}
         verbs |= {name: bound(step(name)) for name in ("predict", "tune", "submit")}
-        verbs |= {name: bound(step(name), write_page) for name in ("find_lr", *(one.name for one in self.further_steps))}
+        further = ("find_lr", *(one.name for one in self.further_steps))
+        verbs |= {name: bound(step(name), write_page) for name in further}
         return verbs | {name: bound(function, write_page) for name, function in self.further_verbs.items()}
 
 
