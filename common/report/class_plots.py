@@ -2,11 +2,24 @@
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from sklearn import metrics
 
 from common.metrics import calibration
-from common.report.plots import BLUE, LINES, RULE, add_legend_outside, finite_rows, make_axes, roc, styled, to_svg
+from common.report.plots import BLUE, LINES, RULE, add_legend_outside, finite_rows, make_axes, styled, to_svg
 
 PANELS_PER_ROW = 4
+
+
+def _roc(truth, scores):
+    """Return (AUROC, false positive rates, true positive rates), or None if all labels are equal.
+
+    truth: (N,) of 0 and 1; scores: (N,). Rows with NaN are left out.
+    """
+    truth, scores = finite_rows(truth, scores)
+    if len(np.unique(truth)) < 2:
+        return None
+    false, true, _ = metrics.roc_curve(truth, scores)
+    return metrics.auc(false, true), false, true
 
 
 @styled
@@ -17,7 +30,7 @@ def roc_panels(truth, scores, names):
     left out class by class, and so are classes in which one of the outcomes does not occur.
     """
     curves = {
-        name: {run: curve for run, values in scores.items() if (curve := roc(truth[:, c], values[:, c]))}
+        name: {run: curve for run, values in scores.items() if (curve := _roc(truth[:, c], values[:, c]))}
         for c, name in enumerate(names)
     }
     curves = {name: lines for name, lines in curves.items() if lines}

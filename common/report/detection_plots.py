@@ -5,30 +5,21 @@ import numpy as np
 from common.report.plots import BLUE, LINES, make_axes, remove_frame, styled, to_svg
 
 
-@styled
-def pr_curves(curves):
-    """Plot precision by recall, one line per class, best AP first; `curves` maps names to (recall, precision, AP)."""
-    drawn = [(-ap, name, np.asarray(r), np.asarray(p)) for name, (r, p, ap) in curves.items() if len(r)]
-    if not drawn:
-        return None
-    figure, ax = make_axes(3.6, 6)
-    drawn.sort(key=lambda curve: curve[:2])
-    for (ap, name, recall, precision), (colour, dash) in zip(drawn, LINES, strict=False):
-        recall, precision = np.append(0, recall), np.append(precision[0], precision)
-        ax.step(recall, precision, dash, where="pre", color=colour, linewidth=1.5, label=f"{name} {-ap:.3f}")
-    ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return to_svg(figure)
+def pr_curves(found):
+    """Plot precision by recall, one line per class, best AP first; `found` maps names to (recall, precision, AP)."""
+    drawn = sorted(((-ap, name, r, p) for name, (r, p, ap) in found.items() if len(r)), key=lambda curve: curve[:2])
+    series = {f"{name} {-ap:.3f}": (np.append(0, r), np.append(p[0], p)) for ap, name, r, p in drawn}
+    return curves(series, "recall", "precision", drawstyle="steps-pre")
 
 
 @styled
-def curves(series, x_label, y_label, ranges=()):
+def curves(series, x_label, y_label, ranges=(), **style):
     """Plot several lines in one panel: `series` maps names to (x, y); ranges: (name, low, high) of y, shaded."""
     if not series:
         return None
-    figure, ax = make_axes(3, 6)
+    figure, ax = make_axes(3.6, 6)
     for (name, (x, y)), (colour, dash) in zip(series.items(), LINES, strict=False):
-        ax.plot(x, y, dash, color=colour, linewidth=1.5, label=name)
+        ax.plot(x, y, dash, color=colour, linewidth=1.5, label=name, **style)
     for (name, low, high), (colour, _) in zip(ranges, LINES, strict=False):
         ax.axhspan(low, high, color=colour, alpha=0.12, linewidth=0, label=name)
     ax.set(xlabel=x_label, ylabel=y_label)

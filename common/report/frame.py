@@ -1,11 +1,10 @@
 """The page of a run: the sections that all solutions share, around a solution's own."""
 
-import numpy as np
-import pandas as pd
-
 from common.errors import InputError
-from common.paths import checked_read, read_csv, read_json
+from common.paths import read_csv, read_json
 from common.report import page, plots
+from common.report.hints import find_hints
+from common.report.training import read_trainings, training_section
 
 
 def write_report(job, report):
@@ -13,13 +12,22 @@ def write_report(job, report):
 
     job: a common.job.Job. report: a module with TITLE, `headline(job, score)` (fragments above the sections),
     `sections(job)` (a list of sections, None for an empty one), `submission(job, record)` (fragments about
-    submission.csv) and optionally EXPERIMENTS, prefixes of the stage names of experiments.
+    submission.csv), `fold_scores(job)` (a table of fold, images, estimate, low and high),
+    `hints(job, score, trainings)` (texts, see common.report.hints) and optionally EXPERIMENTS, prefixes of the stage
+    names of experiments.
     """
-    run, training = job.run, _training(job.run, getattr(report, "EXPERIMENTS", ()))
+    run, experiments, scores, hints = job.run, getattr(report, "EXPERIMENTS", ()), None, None
+    trainings, score = read_trainings(run), _read_score(job)
+    if score is not None:
+        scores = report.fold_scores(job)
+        own = [one for one in trainings if not one.stage.startswith(experiments)]
+        texts = find_hints(job, own, scores, report.hints(job, score, own))
+        hints = page.section("What to try next", page.items(texts)) if texts else None
+    training = training_section(trainings, experiments, scores)
     rates = step_section(job, "find_lr", "Learning rates", _learning_rates)
     submission = step_section(job, "submit", "Submission", lambda job: _submission(job, report))
-    own = [*_warnings(job), *_headline(job, report), *report.sections(job)]
-    parts = [*own, training, rates, submission, _about(run)]
+    headline = _no_score(job) if score is None else report.headline(job, score)
+    parts = [*_warnings(job), *headline, hints, *report.sections(job), training, rates, submission, _about(run)]
     title = f"{report.TITLE}, preset {job.preset}"
     page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
 
@@ -50,54 +58,20 @@ def _warnings(job):
         yield page.note("No patient ids: a patient may be in two folds, which would inflate the scores.", "warning")
 
 
-def _headline(job, report):
+def _read_score(job):
+    """Return the content of score.json, None unless it is current."""
     if not job.is_current("tune"):
-        stale = job.run.step("tune") is not None
-        return [page.note("The score is out of date: run `tune` again." if stale else "No score yet: run `tune`.")]
+        return None
     path = job.run.path("score.json")
     score = read_json(path)
     if not isinstance(score, dict):
         raise InputError(f"{path}: damaged; delete it and run `tune` again")
-    return report.headline(job, score)
+    return score
 
 
-def _training(run, experiments):
-    """Return a section of learning curves and averaging variants, experiments collapsed; None without trainings."""
-    figures, folded, rows, stages = [], [], [], {}
-    for folder in sorted(path.parent for path in run.folder.glob("*/*/history.csv")):
-        history = read_csv(folder / "history.csv", ["epoch"], dtype=float)
-        history["epoch"] += 1  # readers count from 1
-        name, kept = f"{folder.parent.name}, {folder.name}", None
-        if (path := folder / "variants.json").is_file():
-            summary = read_json(path)
-            with checked_read(path, "summary"):
-                metric = summary["metric"].lstrip("-")
-                for variant, values in summary["variants"].items():
-                    epochs, is_kept = [epoch + 1 for epoch in values["epochs"]], variant == summary["chosen"]
-                    kept = (min(epochs), max(epochs)) if is_kept and epochs else kept
-                    epochs = ", ".join(map(str, epochs)) or "every step"
-                    label, state = page.METRICS.get(metric, metric), "kept" if is_kept else ""
-                    rows.append((name, variant, epochs, label, float(values[metric]), state))
-        if not folder.name.startswith(experiments):
-            stages.setdefault(folder.name, []).append(history)
-        caption = f"{name}; shaded: the epochs whose weights were kept"
-        if len(history) and "loss" in history:
-            lowest = history["loss"].fillna(np.inf).argmin()
-            caption += f"; the validation loss is lowest in epoch {history['epoch'].iloc[lowest]:g}"
-        drawn = page.figure(plots.learning_curves(history, kept), caption)
-        (folded if folder.name.startswith(experiments) else figures).append(drawn)
-    if not figures:
-        return None
-    table = pd.DataFrame(rows, columns=["training", "weights", "epochs", "metric", "validation", ""])
-    means = []
-    for stage, histories in stages.items():
-        shortest = min(map(len, histories))  # of trainings that are still going on
-        if len(histories) > 1 and shortest and (drawn := plots.mean_curves([each[:shortest] for each in histories])):
-            means.append(page.figure(drawn, f"{stage}: mean over {len(histories)} folds, ± one standard deviation"))
-    fragments = [*means, page.grid(*figures), page.table(table, "Weight averages, compared on the validation images")]
-    if folded:
-        fragments.append(page.details(f"{len(folded)} trainings of experiments", page.grid(*folded)))
-    return page.section("Training", *fragments)
+def _no_score(job):
+    stale = job.run.step("tune") is not None
+    return [page.note("The score is out of date: run `tune` again." if stale else "No score yet: run `tune`.")]
 
 
 def _learning_rates(job):

@@ -137,7 +137,7 @@ def box_gallery(images, found, rows, title, names):
         if row["split"] == "train":
             own = true[true["row"] == row["row"]]
             truth = [(box * scale, names[k]) for box, k in zip(own[BOX].to_numpy(), own["class_id"], strict=True)]
-        items.append((image, truth, predicted, row["image_id"][:16] + row.get("note", "")))
+        items.append((image, truth, predicted, row["image_id"] + row.get("note", "")))
     return gallery(items, title, overlay=box_overlay)
 
 

@@ -23,7 +23,16 @@ import pandas as pd
 from common.config import flatten
 from common.paths import write_text
 
-METRICS = {"auroc": "AUROC", "dice": "Dice", "iou": "IoU", "map": "mAP", "map_coco": "mAP of COCO", "mcc": "MCC"}
+METRICS = {
+    "ap": "AP",
+    "auroc": "AUROC",
+    "dice": "Dice",
+    "iou": "IoU",
+    "map": "mAP",
+    "map_coco": "mAP of COCO",
+    "mcc": "MCC",
+}
+BESIDE, LARGE = 4, 9  # columns of a table that fits beside another one, and in the usual letters
 
 
 class Html(str):
@@ -91,6 +100,12 @@ def cards(items):
     return Html(f'<div class="cards">{inner}</div>')
 
 
+def items(texts):
+    """Return a list of texts, in which what stands between backticks is code."""
+    inner = re.sub("`([^`]+)`", r"<code>\1</code>", "".join(f"<li>{_escape(text)}</li>" for text in texts))
+    return Html(f"<ul>{inner}</ul>")
+
+
 def note(text, kind="info"):
     """Return a box with a remark; `kind` is "info" or "warning"."""
     return Html(f'<aside class="note {kind}" role="note">{_escape(text)}</aside>')
@@ -105,7 +120,8 @@ def nested_note(nested_by, metric, not_nested):
 def figure(image, caption):
     """Return a picture with its caption: PNG or JPEG bytes as a data URI, our own SVG bytes (see `plots`) inline.
 
-    `image` None, which a plot returns when there is nothing to draw, gives a note instead.
+    A click enlarges it: the picture follows a check box, since the page has no scripts. `image` None, which a plot
+    returns when there is nothing to draw, gives a note instead.
     """
     if image is None:
         return note(f"{caption}: nothing to show yet.")
@@ -115,6 +131,7 @@ def figure(image, caption):
     else:
         kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
         picture = f'<img src="data:image/{kind};base64,{base64.b64encode(image).decode()}" alt="{alt}">'
+    picture = f'<label class="zoom"><input type="checkbox" aria-label="enlarge">{picture}</label>'
     return Html(f"<figure>{picture}<figcaption>{alt}</figcaption></figure>")
 
 
@@ -161,8 +178,9 @@ def table(frame, caption="", formats=None, limit=100):
     if len(frame) > limit:
         caption = f"{caption} (the first {limit:,} of {len(frame):,} rows)".strip()
     caption = f"<caption>{_escape(caption)}</caption>" if caption else ""
-    head = _row("th", [METRICS.get(name, name) for name in frame.columns], numeric)
-    return Html(f'<div class="table"><table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>')
+    head = _row("th", [METRICS.get(name, str(name).replace("_", " ")) for name in frame.columns], numeric)
+    size = " wide" * (len(numeric) > BESIDE) + " dense" * (len(numeric) > LARGE)
+    return Html(f'<div class="table{size}"><table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>')
 
 
 def _column(column, spec):

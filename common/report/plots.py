@@ -5,6 +5,7 @@ are those of Okabe and Ito (Color Universal Design, 2008).
 """
 
 import io
+import math
 import re
 
 import matplotlib
@@ -12,7 +13,6 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn import metrics
 
 from common.report.page import METRICS
 
@@ -76,35 +76,22 @@ def add_legend_outside(figure, ax):
         figure.legend(lines, labels, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.2)
 
 
-def roc(truth, scores):
-    """Return (AUROC, false positive rates, true positive rates), or None if all labels are equal.
-
-    truth: (N,) of 0 and 1; scores: (N,). Rows with NaN are left out.
-    """
-    truth, scores = finite_rows(truth, scores)
-    if len(np.unique(truth)) < 2:
-        return None
-    false, true, _ = metrics.roc_curve(truth, scores)
-    return metrics.auc(false, true), false, true
-
-
-SPENT = ("epoch", "seconds", "memory_mb")
-
-
 @styled
 def learning_curves(history, chosen=None):
-    """Plot losses, validation metrics and learning rate by epoch, one panel each.
+    """Plot losses, validation metrics, learning rate, time and memory by epoch, one panel each.
 
-    `history`: one row per epoch with `epoch` and any of `lr`, `*loss*` and other numeric columns (not SPENT); NaN
-    leaves a gap. `chosen`: (first, last) epoch of the window whose weights were kept.
+    `history`: one row per epoch with `epoch` and any of `*loss*`, `lr`, `seconds`, `memory_mb` and other numbers (not
+    `left`); NaN leaves a gap. `chosen`: (first, last) epoch of the window whose weights were kept.
     """
-    names = [n for n in history.select_dtypes("number").dropna(axis=1, how="all") if n not in SPENT]
-    panels = {"loss": [n for n in names if "loss" in n], "validation": [], "lr": [n for n in names if n == "lr"]}
-    panels["validation"] = [n for n in names if n != "lr" and "loss" not in n]
+    names = [n for n in history.select_dtypes("number").dropna(axis=1, how="all") if n not in ("epoch", "left")]
+    small = {"lr": "lr", "seconds": "seconds", "memory_mb": "MB"}
+    panels = {"loss": [n for n in names if "loss" in n]}
+    panels["validation"] = [n for n in names if n not in small and "loss" not in n]
+    panels |= {small[n]: [n] for n in names if n in small}
     panels = {label: names for label, names in panels.items() if names}
     if not panels:
         return None
-    heights = [0.8 if label == "lr" else 1.9 for label in panels]
+    heights = [0.8 if label in small.values() else 1.9 for label in panels]
     figure, axes = make_axes(0.5 + sum(heights), nrows=len(panels), sharex=True, squeeze=False, height_ratios=heights)
     for ax, (label, names) in zip(axes[:, 0], panels.items(), strict=True):
         for name, (colour, dash) in zip(names, LINES, strict=False):
@@ -112,7 +99,7 @@ def learning_curves(history, chosen=None):
         if chosen is not None:
             ax.axvspan(chosen[0] - 0.5, chosen[1] + 0.5, color=GREEN, alpha=0.18, linewidth=0, label="kept")
         ax.set_ylabel(label)
-        if label == "lr":
+        if label in small.values():
             ax.yaxis.set(major_formatter="{x:g}", major_locator=MaxNLocator(2))
         else:
             add_legend_above(ax)
@@ -219,9 +206,10 @@ def threshold_surface(grid, x, y, value, chosen):
     place = surface.columns.get_loc(chosen[0]), surface.index.get_loc(chosen[1])
     for colour, width in (("white", 4), ("black", 1.6)):
         ax.plot(*place, "o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=width)
-    for axis, names in ((ax.xaxis, surface.columns), (ax.yaxis, surface.index)):
-        step = 1 + (len(names) - 1) // 10
-        axis.set_ticks(range(0, len(names), step), [f"{name:,.6g}" for name in names[::step]])
+    for axis, names, letters in ((ax.xaxis, surface.columns, 36), (ax.yaxis, surface.index, 1e9)):
+        texts = [f"{name:,.6g}" for name in names]
+        step = max(1 + (len(names) - 1) // 10, math.ceil(sum(len(text) + 2 for text in texts) / letters))
+        axis.set_ticks(range(0, len(names), step), texts[::step])
     best = f"{surface.at[chosen[1], chosen[0]]:.4f} at {x} {chosen[0]:,.6g}, {y} {chosen[1]:,.6g}"
     ax.set(xlabel=x, ylabel=y, title=best)
     remove_frame(ax)
@@ -259,25 +247,6 @@ def lr_finder_plot(lrs, losses, suggestion):
     if first > low:
         ax.set_ylim(low - 0.1 * (first - low), first + 0.5 * (first - low))
     ax.axvline(suggestion, **_MARK)
-    return to_svg(figure)
-
-
-@styled
-def roc_curve(truth, scores, names=("AUC",)):
-    """Plot ROC curves with areas; `truth` (N,) or (N, C) of 0 and 1, `scores` likewise, `names` of the C classes.
-
-    Rows with NaN are left out class by class, and so are classes in which one of the outcomes does not occur.
-    """
-    pairs = (np.asarray(values, float).reshape(len(values), -1).T for values in (truth, scores))
-    curves = [(name, *curve) for name, t, s in zip(names, *pairs, strict=True) if (curve := roc(t, s))]
-    if not curves:
-        return None
-    figure, ax = make_axes(3.2)
-    ax.plot([0, 1], [0, 1], color=RULE, linewidth=1)
-    for (name, area, false, true), (colour, dash) in zip(curves, LINES, strict=False):
-        ax.plot(false, true, dash, color=colour, linewidth=1.6, label=f"{name} {area:.3f}")
-    ax.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
-    ax.legend(loc="lower right")
     return to_svg(figure)
 
 

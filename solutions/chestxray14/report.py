@@ -1,11 +1,14 @@
 """Sections of the report that are ChestX-ray14's own: AUROCs by class and view, operating points and pictures."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
 from common.metrics.classification import auroc, mean_of_defined
+from common.metrics.statistics import bootstrap_auroc
 from common.paths import read_csv, read_json, read_parquet
-from common.report import class_plots, page, plots
+from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import BOX_TABLE
@@ -14,6 +17,31 @@ from solutions.chestxray14.pictures import confident_galleries, labelled_predict
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"
+RESAMPLES = 200  # for the interval of a fold
+
+
+def fold_scores(job):
+    """Return the mean AUROC of each fold, see common.report.results.scores_by_fold."""
+    truth, probs, table = labelled_predictions(job.run, job.images, "oof")
+    groups = job.images.groups(job.images.rows_of(table["image_id"]))
+
+    def score(chosen, mine):
+        return bootstrap_auroc(truth[chosen], probs[chosen], mine, RESAMPLES, skip_undefined=True)[1]
+
+    return results.scores_by_fold(table["fold"], groups, score)
+
+
+def hints(job, score, trainings):
+    """Return a hint if the network of one view has a higher mean AUROC than both views together."""
+    means = _view_means(job, "oof") if job.config.views == "both" else {}
+    both = means.popitem()[1] if means else None
+    best = max(means, key=means.get, default=None)
+    if best is None or not means[best] > both:
+        return []
+    return [
+        f"The mean AUROC of both views together is {both:.3f}, of the network on the {best} {means[best]:.3f}: compare "
+        f"`--views {best}`."
+    ]
 
 
 def headline(job, score):
@@ -24,7 +52,7 @@ def headline(job, score):
             size = f"{part['images']:,} images of {part['patients']:,} patients, {part['classes']} classes"
             hint = f"{page.range_text(part['mean'])}, {size}"
             cards.append((f"Mean AUROC {where}", part["mean"]["estimate"], hint))
-    return [page.cards(cards), page.note(job.images.about["said"])]
+    return [page.cards(cards), page.note(re.sub(r"sha256 \w+, |, sha256 \w+", "", job.images.about["said"]))]
 
 
 def sections(job):
@@ -36,7 +64,7 @@ def sections(job):
             _classes(job, "test", f"Scores {job.images.about['test_name']}"),
             _views(job),
             _operating_points(job),
-            _pictures(job),
+            *_pictures(job),
         ]
     link = page.link("localisation.html", "Class activation maps against the true boxes")
     return [*parts, step_section(job, "localise", "Localisation", lambda job: [link])]
@@ -123,46 +151,47 @@ def _classes(job, name, title):
     return page.section(title, *fragments)
 
 
+def _view_means(job, name):
+    """Return the mean AUROC of each view's networks and, last, of both together."""
+    truth, _, table = labelled_predictions(job.run, job.images, name)
+    probs = _predictions(job, name, table) if len(table) else {}
+    return {view: mean_of_defined(auroc(truth, p, np.nan)) for view, p in probs.items()}
+
+
 def _views(job):
     if job.config.views != "both":
         return None
-    means = {}
-    for name, where in (("oof", "out of fold"), ("test", job.images.about["test_name"])):
-        truth, _, table = labelled_predictions(job.run, job.images, name)
-        if len(table):
-            probs = _predictions(job, name, table)
-            means[where] = {view: mean_of_defined(auroc(truth, p, np.nan)) for view, p in probs.items()}
-    frame = pd.DataFrame(means).rename_axis("view").reset_index()
+    means = {"out of fold": _view_means(job, "oof"), job.images.about["test_name"]: _view_means(job, "test")}
+    frame = pd.DataFrame({name: part for name, part in means.items() if part}).rename_axis("view").reset_index()
     text = "Mean AUROC of each view's networks alone and of both; the tool `table` adds intervals and tests."
     return page.section("Views", text, page.table(frame))
 
 
 def _operating_points(job):
-    points, folds = read_csv(job.run.path("operating_points.csv"), ["label"]), len(job.config.folds)
-    truth, probs, _ = labelled_predictions(job.run, job.images, "oof")
-    groups = {"without": probs[truth == 0], "with": probs[truth > 0]}
-    text = "Thresholds by Youden's index; sensitivity and specificity of each fold at the threshold of the others."
-    if folds > 1:
-        text += (
-            f" They hold for the probabilities of single networks. Test images get the mean of {folds} networks, which "
-            "varies less, so the same thresholds may give other rates there."
-        )
-    reliability = class_plots.reliability_panels(truth, probs, LABELS)
-    return page.section(
-        "Operating points and calibration",
-        text,
-        page.table(points, "By label"),
-        page.figure(reliability, "Reliability, with the expected calibration error"),
-        page.figure(plots.histogram(groups, "probability"), "Probabilities with and without the label"),
+    truth, probs, table = labelled_predictions(job.run, job.images, "oof")
+    patients, folds = job.images.patients(job.images.rows_of(table["image_id"])), len(job.config.folds)
+    text = (
+        f"They hold for the probabilities of single networks. Test images get the mean of {folds} networks, which "
+        "varies less, so the same thresholds may give other rates there."
     )
+    drawn = results.classes(truth, probs, table["fold"].to_numpy(), LABELS, patients=patients)
+    return page.section("Operating points and calibration", *[text] * (folds > 1), *drawn)
 
 
 def _pictures(job):
+    """Return the sections of the worst errors and of further pictures."""
     found, where = labelled_predictions(job.run, job.images, "test"), job.images.about["test_name"]
     if not len(found[2]):
         found, where = labelled_predictions(job.run, job.images, "oof"), "out of fold"
-    text = f"Each label's most confident right and wrong prediction {where}, with boxes where NIH drew them."
-    return page.section("Pictures", text, *confident_galleries(job.images, *found), map_gallery(job, *found))
+    right, wrong = confident_galleries(job.images, *found)
+    text = f"Each label's most confident {{}} prediction {where}, with boxes where NIH drew them."
+    truth, probs, table = found
+    errors = np.abs(truth - probs)
+    at, worst = np.arange(len(table)), errors.argmax(1)
+    listed = table[["image_id"]].assign(label=np.take(LABELS, worst), present=truth[at, worst].astype(int))
+    listed = listed.assign(probability=probs[at, worst]).iloc[np.argsort(-errors[at, worst], kind="stable")]
+    further = page.section("Pictures", text.format("right"), right, map_gallery(job, *found))
+    return [results.worst_errors(listed, text.format("wrong"), wrong), further]
 
 
 def submission(job, record):

@@ -3,23 +3,49 @@
 import numpy as np
 import pandas as pd
 
-from common.paths import read_csv, read_json, read_parquet
-from common.report import class_plots, page, plots
+from common.paths import read_array, read_csv, read_json, read_parquet
+from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
-from common.report.gallery import augmented_gallery
+from common.report.gallery import augmented_gallery, gallery
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit, view_of
 from solutions.covid19.config import COVID, LABELS, PREDICTIVE, PRINTED
 from solutions.covid19.data import read_selection, reason_kinds, rejected_shares
+from solutions.covid19.lungs import MASKS
 from solutions.covid19.models import covid_network
 from solutions.covid19.pictures import SEEN, heat_strips, lung_strips, pick_answers, view_strips
-from solutions.covid19.scoring import HALF, RATES, published, with_truth
+from solutions.covid19.scoring import HALF, RATES, auroc_interval, published, with_truth
 
 TITLE = COVID
 EXPERIMENTS = (PREFIX,)
 SHORT = {"origin": "distinguishes collections", "view": "distinguishes AP from PA"}  # names of networks
 DOUBTFUL = 0.9  # probability of the other view
+WORST = 8  # pictures of errors
 AUGMENTED = 2  # images of each label whose augmentation is shown
 WITHOUT = LABELS[0]
+
+
+def fold_scores(job):
+    """Return the AUROC of each fold, see common.report.results.scores_by_fold."""
+    oof = with_truth(job.images, read_parquet(job.run.path("oof.parquet")))
+    oof = oof[oof["role"] == "main"].reset_index(drop=True)
+
+    def score(chosen, groups):
+        return auroc_interval(oof["label"][chosen], oof["probability"][chosen], groups)
+
+    return results.scores_by_fold(oof["fold"], oof["patient_id"], score)
+
+
+def hints(job, score, trainings):
+    """Return hints about the origin of the images, see common.report.hints."""
+    texts, same = [], score["same_source"]
+    if job.config.view != "lungs":
+        texts.append("The network sees the margins, which give the collection away: `--view lungs` hides them.")
+    if same and same["fall"]["low"] is not None and same["fall"]["low"] > 0 and not same["trained_on"]:
+        texts.append(
+            f"Against images of the same collections the AUROC is {same['auroc']['estimate']:.2f}, by "
+            f"{same['fall']['estimate']:.2f} lower: `--same-source train` makes them negatives."
+        )
+    return texts
 
 
 def headline(job, score):
@@ -49,7 +75,7 @@ def sections(job):
         score = read_json(job.run.path("score.json"))
         oof = with_truth(job.images, read_parquet(job.run.path("oof.parquet")))
         audit = step_section(job, "audit", "Audit", lambda job: _audit(job, score, oof))
-        parts = [audit, _folds(job.run, score), _predictions(oof)]
+        parts = [audit, _folds(job.run, score), _predictions(oof), _worst(job, oof)]
     selection = read_selection(job.run)
     return [*parts, _data(job.images, selection), _lungs(job, selection), _augmentation(job)]
 
@@ -204,7 +230,7 @@ def _folds(run, score):
     }
     drawn = plots.forest(estimates, [*(f"fold {fold}" for fold in half["fold"]), "all images"], "share")
     return page.section(
-        "Folds",
+        "Rates by fold",
         page.table(_fold_rows(half, score), f"At a probability of {HALF}"),
         page.details(
             "At thresholds by Youden's index, chosen for each fold on the others",
@@ -234,8 +260,8 @@ def _fold_rows(part, pooled):
 
 
 def _confusion_matrices(half):
-    """Return the confusion matrices of the best and the worst fold, or of all images if their accuracy is equal."""
-    accuracy, chosen = half["accuracy"], {"All images": half}
+    """Return the confusion matrices of the best and the worst fold; none if their accuracy is equal."""
+    accuracy, chosen = half["accuracy"], {}
     if accuracy.nunique() > 1:
         ends = {"Best": accuracy.idxmax(), "Worst": accuracy.idxmin()}
         chosen = {f"{name} fold, {half['fold'][at]}": half.loc[[at]] for name, at in ends.items()}
@@ -248,27 +274,44 @@ def _confusion_matrices(half):
 
 
 def _predictions(oof):
-    main, label, probs = oof[oof["role"] == "main"], oof["label"].to_numpy(float), oof["probability"].to_numpy()
-    truth = {"all scored images": np.where(oof["role"] == "main", label, np.nan)}
-    if (oof["home"] & (label == 0)).any():
-        truth["same collections only"] = np.where(oof["home"], label, np.nan)
-    columns = np.stack(list(truth.values()), 1)
-    roc = plots.roc_curve(columns, np.repeat(probs[:, None], len(truth), 1), list(truth))
-    by_label = plots.histogram(_by_label(main, "probability"), "probability", threshold=HALF)
-    figures = [page.figure(roc, "ROC curves out of fold"), page.figure(by_label, "Probabilities by label")]
+    main = oof[oof["role"] == "main"]
+    columns = (main[[name]].to_numpy() for name in ("label", "probability"))
+    outcomes = (WITHOUT, COVID)
+    drawn = results.classes(*columns, main["fold"], [COVID], HALF, outcomes, main["patient_id"].to_numpy())
+    figures, home = [], oof[oof["home"]]
+    if (home["label"] == 0).any():
+        roc = class_plots.roc_panels(home[["label"]].to_numpy(), {"": home[["probability"]].to_numpy()}, [COVID])
+        figures.append(page.figure(roc, "ROC curve of the images of the same collections"))
     for k, part in oof.groupby("label", sort=False):
         groups = {name: images["probability"] for name, images in part.groupby("collection")}
         if len(groups) > 1:
-            drawn = plots.histogram(groups, "probability", threshold=HALF)
-            figures.append(page.figure(drawn, f"{LABELS[k]}: probabilities by collection"))
-    reliability = class_plots.reliability_panels(main[["label"]].to_numpy(), main[["probability"]].to_numpy(), [""])
-    figures.append(page.figure(reliability, "Reliability, with the expected calibration error"))
-    oof = oof.assign(correct=(probs >= HALF) == (label == 1))
+            by_collection = plots.histogram(groups, "probability", threshold=HALF)
+            figures.append(page.figure(by_collection, f"{LABELS[k]}: probabilities by collection"))
+    oof = oof.assign(correct=(oof["probability"] >= HALF) == (oof["label"] == 1))
     columns = {"images": ("label", "size"), "patients": ("patient_id", "nunique"), "correct": ("correct", "mean")}
     columns["mean probability"] = ("probability", "mean")
     table = oof.groupby(["collection", "label"]).agg(**columns).reset_index()
     table["label"] = table["label"].map(LABELS)
-    return page.section("Out of fold", page.grid(*figures), page.table(table, f"By collection, at {HALF}"))
+    return page.section("Out of fold", *drawn, page.grid(*figures), page.table(table, f"By collection, at {HALF}"))
+
+
+def _worst(job, oof):
+    error = (oof["label"] - oof["probability"]).abs()
+    listed = oof.assign(row=job.images.rows_of(oof["image_id"])).iloc[np.argsort(-error.to_numpy(), kind="stable")]
+    pixels, masks = job.images.store.images, read_array(job.images.arrays[MASKS])
+    items = [
+        (
+            pixels[one.row],
+            None,
+            masks[one.row],
+            f"{LABELS[one.label]}, probability {one.probability:.3f} · {one.image_id}",
+        )
+        for one in listed.head(WORST).itertuples()
+        if (one.probability >= HALF) != one.label
+    ]
+    names = ["image_id", "fold", "collection", "role", "label", "probability"]
+    text = f"The wrong answers, at a probability of {HALF}, with the highest confidence."
+    return results.worst_errors(listed[names].replace({"label": LABELS}), text, gallery(items, names=("", "lungs")))
 
 
 def submission(job, record):

@@ -3,15 +3,18 @@
 import numpy as np
 import pandas as pd
 
+from common.metrics.statistics import bootstrap
 from common.paths import read_array, read_csv, read_json, read_parquet
-from common.report import page, plots
+from common.report import page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import gallery, pick_extremes
+from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.data import mask
 from solutions.lung_segmentation.postprocess import MaskRule
 
 TITLE = "Lung segmentation"
 EXPERIMENTS = ("network-",)
+OVERFITTED = 0.03  # Dice by which the training images may exceed the validation images
 # published Dice on these collections, with other splits than ours
 PUBLISHED = (
     ("Shenzhen", "EAM-Net", 0.961),
@@ -23,6 +26,22 @@ PUBLISHED = (
     ("both", "ATTN (Gaál et al., from Berger et al.)", 0.958),
 )
 FORMS = {"mean over images": "", "pooled pixels": "_pooled"}
+
+
+def fold_scores(job):
+    """Return the Dice of each fold, see common.report.results.scores_by_fold."""
+    oof = read_parquet(job.run.path("oof_dice.parquet"))
+    dice = oof["dice"].to_numpy()
+    return results.scores_by_fold(oof["fold"], oof["patient_id"], lambda chosen, mine: bootstrap(dice[chosen], mine))
+
+
+def hints(job, score, trainings):
+    """Return a hint if the Dice of the training images is much higher than that of the validation images."""
+    last = [one.history.iloc[-1] for one in trainings]
+    gaps = [epoch["train_dice"] - epoch["dice"] for epoch in last if "train_dice" in epoch]
+    if not gaps or np.mean(gaps) < OVERFITTED or job.config.network.augmentation == "strong":
+        return []
+    return [f"Dice is {np.mean(gaps):.2f} higher in training than in validation: `--network.augmentation strong`."]
 
 
 def headline(job, score):
@@ -46,7 +65,7 @@ def sections(job):
     """Return the data section and those of the results that are current."""
     parts = [_data(job)]
     if job.is_current("tune"):
-        parts += [_scores(job.run), _decision(job.run), _pictures(job)]
+        parts += [_scores(job.run), _decision(job), *_pictures(job)]
     return [
         *parts,
         step_section(job, "ablate", "Ablation: simple and complex augmentation, Adam and SGD", _ablation),
@@ -96,32 +115,36 @@ def _scores(run):
     return page.section("Scores", table, page.grid(*fragments))
 
 
-def _decision(run):
+def _decision(job):
+    run, oof = job.run, read_parquet(job.run.path("oof_dice.parquet"))
     rule, surface = read_json(run.path("tuned.json"))["rule"], read_csv(run.path("surface.csv"))
-    if len(surface) < 2:
-        return None
     drawn = plots.threshold_surface(surface, "pixel", "regions", "dice", (rule["pixel"], rule["regions"]))
     kept = f"the {rule['regions']} largest regions are kept" if rule["regions"] else "all regions are kept"
     text = (
         f"Pixels with a probability of at least {rule['pixel']:g} are lung; {kept}. Each part of the images is scored "
         "with the rule chosen on the others."
     )
-    return page.section("Decision", text, page.figure(drawn, "Mean Dice of the rules compared"))
+    maps, names = read_array(run.path("oof_probs.npy")), STRUCTURES[job.config.structures]
+    pixels = results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]), names)
+    drawn = page.figure(drawn, "Mean Dice of the rules compared")
+    return page.section("Decision and calibration", text, page.grid(drawn, pixels))
 
 
 def _pictures(job):
     run, images = job.run, job.images
     probs, rule = read_array(run.path("oof_probs.npy")), _read_rule(run)
     ordered = read_parquet(run.path("oof_dice.parquet")).reset_index(drop=True).sort_values("dice", kind="stable")
-    fragments = ["Green: the outline drawn by hand. Orange: the prediction, using the rule of the submission."]
+    galleries = []
     for title, rows in pick_extremes(ordered).items():
         items = []
         for position, row in rows.iterrows():
             image, truth = images.store.images[row["row"]], mask(images, row["row"])[:2].max(0)
             predicted = rule.lungs(np.asarray(probs[position]), image.shape, job.config.structures)
             items.append((image, truth, predicted, f"{row['image_id']}: dice {row['dice']:.3f}"))
-        fragments.append(gallery(items, title))
-    return page.section("Pictures", *fragments)
+        galleries.append(gallery(items, title))
+    text = "Green: the outline drawn by hand. Orange: the prediction, using the rule of the submission."
+    listed = ordered[["image_id", "fold", "dataset", "dice", "iou"]]
+    return [results.worst_errors(listed, text, galleries.pop()), page.section("Pictures", *galleries)]
 
 
 def _read_rule(run):

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from common.metrics.classification import confusion_counts
+from common.metrics.statistics import bootstrap
 from common.paths import read_array, read_csv, read_json, read_parquet
 from common.post.rle import paint, parse
-from common.report import page, plots
+from common.report import page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import gallery, outline_overlay, pick_extremes, to_jpeg
 from common.tuning import Rule
@@ -18,6 +18,22 @@ from solutions.siim_pneumothorax.data import mask
 
 TITLE = "SIIM pneumothorax"
 EXPERIMENTS = ("enrichment-", "positives-", "larger-", "classifier-")
+WEAK = 0.65  # AUROC under which a gate drops too many masks by mistake
+
+
+def fold_scores(job):
+    """Return the Dice of each fold, see common.report.results.scores_by_fold."""
+    oof = read_parquet(job.run.path("oof_dice.parquet"))
+    groups, dice = job.images.groups(oof["row"]), oof["dice"].to_numpy()
+    return results.scores_by_fold(oof["fold"], groups, lambda chosen, mine: bootstrap(dice[chosen], mine))
+
+
+def hints(job, score, trainings):
+    """Return hints about the gate, see common.report.hints."""
+    found = (score.get("presence") or {}).get("auroc")
+    if job.config.presence == "none" or found is None or found >= WEAK:
+        return []
+    return [f"The gate's AUROC is {found:.2f}: drop it with `--presence none --decision.gate 0`."]
 
 
 def headline(job, score):
@@ -40,7 +56,11 @@ def sections(job):
     parts = [_data(job.images)]
     if job.is_current("tune"):
         oof, tuned = read_parquet(job.run.path("oof_dice.parquet")), read_json(job.run.path("tuned.json"))
-        parts += [_decision(job, oof, tuned), _presence(job, oof, tuned["rule"]["gate"]), _pictures(job, oof, tuned)]
+        parts += [
+            _decision(job, oof, tuned),
+            _calibration(job, oof, tuned["rule"]["gate"]),
+            *_pictures(job, oof, tuned),
+        ]
     return [*parts, _published(job.run), step_section(job, "ablate", "Ablation", _ablation)]
 
 
@@ -85,30 +105,31 @@ def _decision(job, oof, tuned):
     return page.section("Decision", table, page.grid(*figures))
 
 
-def _presence(job, oof, gate):
-    if job.config.presence == "none" or oof["present"].nunique() < 2:
-        return None
-    present, probs, cut = oof["present"].to_numpy(), oof["presence"].to_numpy(float), gate or 0.5
-    tp, fp, fn, tn = confusion_counts(present, probs, cut)
-    matrix = plots.confusion_matrix([[tn, fp], [fn, tp]], ["none", "pneumothorax"])
-    groups = {"none": probs[present == 0], "pneumothorax": probs[present == 1]}
-    return page.section(
-        "Presence",
-        page.grid(
-            page.figure(matrix, f"Out of fold, at a probability of {cut:g}"),
-            page.figure(plots.roc_curve(present, probs), "ROC curve, out of fold"),
-            page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by true label"),
-        ),
-    )
+def _calibration(job, oof, gate):
+    """Return the section of the gate, where the run has one, and of the pixels."""
+    drawn = []
+    if job.config.presence != "none" and oof["present"].nunique() > 1:
+        drawn = results.classes(
+            oof[["present"]].to_numpy(),
+            oof[["presence"]].to_numpy(float),
+            oof["fold"],
+            ["pneumothorax"],
+            gate or 0.5,
+            ("none", "pneumothorax"),
+            job.images.patients(oof["row"]),
+        )
+    maps = read_array(job.run.path("oof_probs.npy"))
+    pixels = results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]))
+    return page.section("Presence and calibration", *drawn, pixels)
 
 
 def _pictures(job, oof, tuned):
+    """Return the sections of the worst errors and of further pictures."""
     probs = read_array(job.run.path("oof_probs.npy"))
     rules = {part: Rule(**rule) for part, rule in tuned["fold_rules"].items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
     false = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
-    fragments = ["Green: the true outline. Orange: the prediction, using the rule chosen on the other parts."]
-    columns = []
+    galleries, columns = {}, []
     for title, rows in (pick_extremes(positive) | {"False positives": false[:4]}).items():
         items = []
         for position, row in rows.iterrows():
@@ -118,12 +139,16 @@ def _pictures(job, oof, tuned):
                 for one in (replace(rule, min_area=0), rule)
             )
             truth, before, after = (_shrink(one, image) for one in (mask(job.images, row["row"]), before, after))
-            caption = f"{row['image_id'][-24:]}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
+            caption = f"{row['image_id']}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
             items.append((image, truth, after, caption))
             columns.append((image, truth, before, after, caption))
         if items:
-            fragments.append(gallery(items, title))
-    return page.section("Pictures", *fragments, *_columns(job, columns))
+            galleries[title] = gallery(items, title)
+    text = "Green: the true outline. Orange: the prediction, using the rule chosen on the other parts."
+    worst = [galleries.pop(title) for title in ("Worst", "False positives") if title in galleries]
+    listed = oof.sort_values("dice", kind="stable")[["image_id", "fold", "present", "presence", "dice"]]
+    further = page.section("Pictures", *galleries.values(), *_columns(job, columns))
+    return [results.worst_errors(listed, text, *worst), further]
 
 
 def _shrink(mask, image):
@@ -183,6 +208,6 @@ def submission(job, record):
     by_id, items = job.images.table.set_index("image_id")["row"], []
     for image_id, rle in found.head(8).itertuples(index=False):
         image = job.images.store.images[by_id[image_id]]
-        items.append((image, None, _shrink(paint(parse(rle), (SIZE, SIZE), order="C"), image), image_id[-24:]))
+        items.append((image, None, _shrink(paint(parse(rle), (SIZE, SIZE), order="C"), image), image_id))
     text = f"{len(found):,} images with a mask ({len(found) / len(rows):.1%})."
     return [text, *([gallery(items, "First test images with a mask")] if items else [])]

@@ -2,17 +2,44 @@
 
 import pandas as pd
 
-from common.metrics.detection import evaluate, pr_curve
+from common.metrics.detection import bootstrap_map, evaluate, pr_curve
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
-from common.report import detection_plots, page, plots
+from common.report import detection_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import MOST_BOXES, best_boxes, box_gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
-from solutions.vinbigdata.data import truth_of
+from solutions.vinbigdata.data import out_of_fold, truth_of
 from solutions.vinbigdata.experiments import LOCATIONS, PUBLISHED_SWEEP
+from solutions.vinbigdata.tuning import patients_of
 
 TITLE = "VinBigData detection"
+RESAMPLES = 200  # for the interval of a fold
+
+
+def fold_scores(job):
+    """Return the mAP of each fold, see common.report.results.scores_by_fold."""
+    images, truth = out_of_fold(job)
+    found = read_parquet(job.run.path("oof_decided.parquet"))
+
+    def score(chosen, groups):
+        ids = images["image_id"][chosen]
+        mine = (table[table["image_id"].isin(ids)] for table in (found, truth))
+        return bootstrap_map(evaluate(*mine, ids), groups, RESAMPLES)[1]
+
+    return results.scores_by_fold(images["fold"], patients_of(images), score)
+
+
+def hints(job, score, trainings):
+    """Return a hint if a member alone has a higher mAP of the findings than all of them fused."""
+    members = read_csv(job.run.path("members.csv"), ["member", "map"])
+    best, fused = members.loc[members["map"].idxmax()], score["map_findings"]
+    if len(members) < 2 or fused is None or fused >= best["map"]:
+        return []
+    return [
+        f"Fused and after the rule, the findings have a mAP of {fused:.3f}, those of {best['member']} alone "
+        f"{best['map']:.3f}: compare `--members {best['member']}`."
+    ]
 
 
 def headline(job, score):
@@ -38,7 +65,7 @@ def sections(job):
         scored["health"] = health[scored["image_id"]].to_numpy()
         scored["note"] = [f" · p {value:.3f}" for value in scored["health"]]
         parts += [_classes(job, found, rows, scored), _decision(job.run), _healthy(job.run, scored)]
-        parts.append(_pictures(job.images, found, scored))
+        parts += _pictures(job.images, found, scored)
     return [*parts, step_section(job, "ablate", "Ablation", _ablation)]
 
 
@@ -110,8 +137,6 @@ def _decision(run):
 
 
 def _healthy(run, scored):
-    healthy, probs = 1 - scored["abnormal"], scored["health"]
-    groups = {"abnormal": probs[healthy == 0], "healthy": probs[healthy == 1]}
     rule = read_json(run.path("tuned.json"))["rule"]
     shares = read_json(run.path("score.json"))["healthy"]["share_above"]
     above = [
@@ -119,33 +144,32 @@ def _healthy(run, scored):
         for name, share in shares.items()
         if share
     ]
-    drawn = plots.histogram(groups, "probability of being healthy", threshold=rule["alpha"])
-    return page.section(
-        "Healthy or not (2CC)",
-        page.grid(
-            page.figure(plots.roc_curve(healthy, probs), "ROC curve, out of fold"),
-            page.figure(drawn, "Probabilities by truth; dashed: alpha"),
-            page.table(pd.DataFrame(above), "Shares of the out-of-fold and of the test images (mean of folds' logits)"),
-        ),
-    )
+    truth, probs, outcomes = 1 - scored[["abnormal"]].to_numpy(), scored[["health"]].to_numpy(), ("abnormal", "healthy")
+    drawn = results.classes(truth, probs, scored["fold"], ["healthy"], 0.5, outcomes, patients_of(scored))
+    caption = "Shares of the out-of-fold and of the test images (mean of folds' logits)"
+    return page.section("Healthy or not (2CC)", *drawn, page.table(pd.DataFrame(above), caption))
 
 
 def _pictures(images, found, scored, count=8):
+    """Return the sections of the worst errors and of images with findings."""
     abnormal, normal = (scored[scored["abnormal"] == value] for value in (1, 0))
     boxes = found[found["class_id"] != NO_FINDING]
-    false = boxes[boxes["image_id"].isin(normal["image_id"])].groupby("image_id")["score"].max()
-    false = normal.set_index("image_id", drop=False).loc[false.nlargest(count // 2).index]
+    highest = boxes.groupby("image_id")["score"].max()
+    false = highest[highest.index.isin(normal["image_id"])].nlargest(count // 2).index
     missed = abnormal[~abnormal["image_id"].isin(boxes["image_id"])].sort_values("health", ascending=False)
     groups = {
-        "With findings": abnormal[:: max(1, len(abnormal) // count)][:count],
-        "Boxes on images without findings": false,
+        "Boxes on images without findings": normal.set_index("image_id", drop=False).loc[false],
         "Findings missed: the rule left no box": missed[: count // 2],
+        "With findings": abnormal[:: max(1, len(abnormal) // count)][:count],
     }
-    return page.section(
-        "Pictures",
-        f"At most {MOST_BOXES} boxes per image, those with the highest scores; p: probability of being healthy.",
-        *[box_gallery(images, boxes, rows, title, CLASSES) for title, rows in groups.items() if len(rows)],
-    )
+    galleries = {title: box_gallery(images, boxes, rows, title, CLASSES) for title, rows in groups.items() if len(rows)}
+    text = f"At most {MOST_BOXES} boxes per image, those with the highest scores; p: probability of being healthy."
+    listed = scored[["image_id", "fold", "abnormal", "health"]]
+    listed = listed.assign(boxes=boxes["image_id"].value_counts().reindex(scored["image_id"], fill_value=0).to_numpy())
+    listed = listed.iloc[(scored["abnormal"] - 1 + scored["health"]).abs().argsort()[::-1]]
+    listed = listed.rename(columns={"health": "p"})
+    others = [page.section("Pictures", galleries.pop("With findings"))] if "With findings" in galleries else []
+    return [results.worst_errors(listed, text, *galleries.values()), *others]
 
 
 def _ablation(job):

@@ -19,6 +19,10 @@ REPORT = SimpleNamespace(
     headline=lambda job, score: [page.cards([("Dice", score["dice"], "")])],
     sections=lambda job: [None, page.section("Own"), step_section(job, "ablate", "Ablation", lambda job: ["changes"])],
     submission=lambda job, record: ["its rows"],
+    fold_scores=lambda job: pd.DataFrame(
+        [(0, 7, 0.5, 0.25, 0.75)], columns=["fold", "images", "estimate", "low", "high"]
+    ),
+    hints=lambda job, score, trainings: [f"{len(trainings)} trainings: `--own 1`"],
 )
 
 
@@ -30,7 +34,9 @@ def job(tmp_path):
     run.record("prepare", 1, synthetic=False, store="<b>")
     write_json(run.path("config.json"), {"preset": "demo", "network": {"lr": 0.125}})
     images = SimpleNamespace(table=pd.DataFrame({"split": ["train", "test"], "patient_id": ["p", ""]}))
-    yield SimpleNamespace(run=run, preset="demo", images=images, current=current, is_current=current.__contains__)
+    config, recipe = SimpleNamespace(folds=(0,), n_folds=5, seed=0), SimpleNamespace(networks=lambda job: [])
+    about = {"config": config, "recipe": recipe, "current": current, "is_current": current.__contains__}
+    yield SimpleNamespace(run=run, preset="demo", images=images, **about)
     run.close()
 
 
@@ -71,6 +77,7 @@ def test_a_page_without_results_says_which_verb_comes_next(job):
 
 def test_results_are_shown_while_they_are_current(job):
     write_json(job.run.path("score.json"), {"dice": 0.625})
+    write_json(job.run.path("tuned.json"), {})
     for step in ("tune", "ablate", "submit"):
         job.run.record(step, 1, rows=1234, hidden={"value": 0.5, "nothing": 0.25})
     text = written(job)
@@ -79,7 +86,10 @@ def test_results_are_shown_while_they_are_current(job):
     assert "Ablation: out of date, run `ablate` again." in text and "Submission: out of date" in text
     job.current |= {"tune", "ablate", "submit"}
     text = written(job)
-    assert headings(text) == ["Own", "Ablation", "Submission", "This run"] and "out of date" not in text
+    assert headings(text) == ["What to try next", "Own", "Ablation", "Submission", "This run"]
+    assert (
+        "<li>0 trainings: <code>--own 1</code></li><li>1 of 5 folds are trained" in text and "out of date" not in text
+    )
     assert "0.6250" in text and "changes" in text and "its rows" in text
     assert "1,234 rows" in text and "hidden labels: 0.5000 (trivial submission 0.2500)" in text
     job.run.record("submit", 1, rows=0, hidden=None)
@@ -104,9 +114,15 @@ def test_every_training_has_its_curves_and_variants(job):
     trained(job.run, "fold0", "audit-border", variants=False)
     trained(job.run, "fold1", "audit-border", variants=False)
     job.run.path("masks").mkdir()
+    job.current.add("tune")
+    write_json(job.run.path("score.json"), {"dice": 0.625})
+    write_json(job.run.path("tuned.json"), {})
     text = written(job)
     own, folded = text.split("2 trainings of experiments")
-    assert "network: mean over 2 folds" in own and "audit-border: mean" not in text
+    assert "<li>2 trainings:" in text  # those of experiments get no hints
+    first, second = re.findall(r"<tr><td.*?</tr>", own)[:2]
+    assert re.findall(">([^<]+)</td>", first) == ["0", "7", "0.5000 [0.2500,\u00a00.7500]", "network 2", "3"]
+    assert re.findall(">([^<]+)</td>", second) == ["1", "–", "–", "–", "3"]
     assert own.count("<svg") == 3 and folded.count("<svg") == 2
     assert "fold0, network" in own and "fold1, network" in own
     assert "fold0, audit-border" in folded and "fold1, audit-border" in folded

@@ -4,7 +4,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from common.report import plots
 
@@ -22,7 +21,7 @@ SEARCH = pd.DataFrame(
 
 def _history(n=5):
     columns = {"epoch": range(n), "lr": 1e-4, "train_loss": np.linspace(1, 0.5, n), "dice": np.linspace(0.2, 0.8, n)}
-    return pd.DataFrame(columns | {"seconds": 9.0, "note": "x"})
+    return pd.DataFrame(columns | {"seconds": 9.0, "left": 60.0, "note": "x"})
 
 
 def _read(svg):
@@ -35,13 +34,12 @@ def _read(svg):
 
 def test_every_plot_parses_has_its_size_and_follows_the_page():
     made = {
-        "curves": (plots.learning_curves(_history(), chosen=(2, 3)), 4.7, 0.5 + 1.9 + 1.9 + 0.8),
+        "curves": (plots.learning_curves(_history(), chosen=(2, 3)), 4.7, 0.5 + 1.9 + 1.9 + 0.8 + 0.8),
         "matrix": (plots.confusion_matrix([[3, 1], [0, 2]], ["a", "b"]), 4.7, 2.5),
         "forest": (plots.score_with_interval([("a", 0.5, 0.4, 0.6)]), 4.7, 1.14),
         "surface": (plots.threshold_surface(SEARCH, "high", "area", "dice", (0.7, 500)), 4.7, 3.1),
         "line": (plots.line_with_peak([1, 2, 3], [1, 3, 2], "x", "y"), 4.7, 2.8),
         "lr": (plots.lr_finder_plot(np.geomspace(1e-5, 1, 20), np.linspace(1, 0, 20), 1e-2), 4.7, 2.8),
-        "roc": (plots.roc_curve([0, 1, 1], [0.1, 0.9, 0.3]), 4.7, 3.2),
         "histogram": (plots.histogram({"a": [1, 2], "b": [3]}, "x", threshold=2), 4.7, 2.8),
     }
     for name, (svg, width, height) in made.items():
@@ -51,7 +49,7 @@ def test_every_plot_parses_has_its_size_and_follows_the_page():
 
 def test_plots_leave_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
-    plots.roc_curve([0, 1], [0, 1])
+    plots.line_with_peak([1, 2], [1, 3], "x", "y")
     assert dict(matplotlib.rcParams) == before
 
 
@@ -66,7 +64,6 @@ def test_plots_leave_matplotlib_as_it_was():
         plots.threshold_surface(SEARCH.assign(dice=NAN), "high", "area", "dice", (0.7, 500)),
         plots.line_with_peak([], [], "x", "y"),
         plots.lr_finder_plot([1e-3, 1e-2], [NAN, NAN], 1e-2),
-        plots.roc_curve([1, 1], [0.5, 0.6]),
         plots.histogram({"a": [NAN]}, "x"),
     ],
 )
@@ -77,7 +74,8 @@ def test_nothing_to_draw_is_none(svg):
 def test_learning_curves_show_the_columns_that_have_values_from_the_first_epoch_on():
     texts = _read(plots.learning_curves(_history()))[1]
     assert {"loss", "train_loss", "validation", "Dice", "lr", "epoch"} <= set(texts)
-    assert not {"seconds", "note", "kept"} & set(texts)
+    assert not {"left", "note", "kept", "MB"} & set(texts) and "seconds" in texts
+    assert "MB" in _read(plots.learning_curves(_history().assign(memory_mb=512.0)))[1]
     assert "kept" in _read(plots.learning_curves(_history(1), chosen=(0, 0)))[1]
     gap = _history()
     gap.loc[2, "dice"] = NAN
@@ -127,23 +125,19 @@ def test_threshold_surface_marks_the_chosen_cell():
     assert "0.7000 at high 0.6, area 2,000" in _read(chosen)[1]
 
 
+def test_settings_with_long_names_get_fewer_ticks():
+    values = [0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1]
+    grid = pd.DataFrame([(a, b, a + b) for a in values for b in values], columns=["alpha", "beta", "map"])
+    texts = _read(plots.threshold_surface(grid, "alpha", "beta", "map", (0.9, 0.5)))[1]
+    assert texts.count("0.99") == 1 and texts.count("0.95") == 2  # on the vertical axis they do not collide
+
+
 def test_peak_is_the_highest_finite_value_or_the_one_asked_for():
     x, y = [3500, 250, 750, 4500, 1750], [0.8347, 0.8307, 0.8328, 0.8329, NAN]
     assert "0.8347 at 3,500" in _read(plots.line_with_peak(x, y, "px", "Dice"))[1]
     assert "0.8328 at 750" in _read(plots.line_with_peak(x, y, "px", "Dice", peak=700))[1]
     texts = _read(plots.lr_finder_plot([1e-4, 1e-3, 1e-2], [1.0, 0.5, NAN], 1e-3))[1]
     assert "suggested 0.001" in texts and not any("mathdefault" in t for t in texts)
-
-
-def test_roc_areas_agree_with_scikit_learn_and_skip_one_sided_classes():
-    rng = np.random.default_rng(0)
-    truth = rng.random((200, 3)) < [0.5, 0.2, 0]
-    probs = rng.random((200, 3)) + 0.5 * truth
-    probs[:5, 0] = NAN
-    texts = _read(plots.roc_curve(truth, probs, ["a", "b", "never"]))[1]
-    wanted = [f"a {roc_auc_score(truth[5:, 0], probs[5:, 0]):.3f}", f"b {roc_auc_score(truth[:, 1], probs[:, 1]):.3f}"]
-    assert set(wanted) <= set(texts) and not any("never" in t for t in texts)
-    assert "AUC 0.750" in _read(plots.roc_curve([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4]))[1]  # 3 of 4 pairs in order
 
 
 def test_histogram_counts_what_is_finite():

@@ -21,7 +21,7 @@ from solutions.lung_segmentation import store_lungs
 
 
 def _without_drawings(patch):
-    for name in ("histogram", "roc_curve", "score_with_interval", "forest", "learning_curves", "confusion_matrix"):
+    for name in ("histogram", "score_with_interval", "forest", "learning_curves", "confusion_matrix"):
         patch.setattr(plots, name, lambda *args, **options: None)
     patch.setattr(class_plots, "reliability_panels", lambda *args, **options: None)
     for name in ("view_strips", "heat_strips"):

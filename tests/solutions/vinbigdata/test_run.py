@@ -37,7 +37,7 @@ def bare_page(monkeypatch):
     """Reports without plots, which take the longest."""
     for name in ("location_maps", "pr_curves", "bars", "curves"):
         monkeypatch.setattr(detection_plots, name, lambda *args: None)
-    for name in ("histogram", "roc_curve", "score_with_interval", "threshold_surface", "learning_curves"):
+    for name in ("histogram", "score_with_interval", "threshold_surface", "learning_curves"):
         monkeypatch.setattr(plots, name, lambda *args, **options: None)
 
 

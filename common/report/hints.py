@@ -1,0 +1,86 @@
+"""Hints computed from a run's results: what to try next, each with the option that does it, in backticks."""
+
+import dataclasses
+from numbers import Real
+
+from common.paths import read_json
+from common.report.page import interval_text
+
+MOST = 3  # on a page
+FEW = 6  # epochs under which an early best one says nothing
+EARLY = 1 / 3  # of a training: a best epoch before it is early
+
+
+def find_hints(job, trainings, scores, own):
+    """Return at most MOST hints, the most important ones first.
+
+    trainings: the run's own; scores: a table of fold, images, estimate, low and high; own: the solution's hints.
+    """
+    config = job.config
+    found = [*own, *_differing_folds(scores, config), *_epochs(config, job.recipe.networks(job), trainings)]
+    rule = read_json(job.run.path("tuned.json")).get("rule")
+    found += [*_ends_of_grids(config, rule), *_missing_folds(config)]
+    return found[:MOST]
+
+
+def _differing_folds(scores, config):
+    """Say so if the intervals of the best and the worst fold share no value."""
+    known = list(scores.dropna().itertuples())
+    best, worst = max(known, key=lambda one: one.low, default=None), min(known, key=lambda one: one.high, default=None)
+    if best and best.low > worst.high:
+        texts = [f"fold {one.fold} {interval_text(one.estimate, one.low, one.high)}" for one in (best, worst)]
+        yield (
+            f"Folds differ by more than their intervals: {', '.join(texts)}. Look for what sets their images apart; "
+            f"`--seed {config.seed + 1}` draws other folds."
+        )
+
+
+def _epochs(config, networks, trainings):
+    """Say where the best epoch of a stage was the last one in most folds, or an early one in all."""
+    options = {n.stage: (name, n.config) for n in networks if not n.starts_from and (name := option_of(config, n))}
+    for stage, (option, fit) in options.items():
+        best = [one.best for one in trainings if one.stage == stage and one.best]
+        if not best or fit.epochs < 2:
+            continue
+        last = sum(epoch == fit.epochs for epoch in best)
+        if last > len(best) / 2:
+            yield (
+                f"The best epoch of {stage} was the last in {last} of {len(best)} folds: train longer with "
+                f"`--{option}.epochs {2 * fit.epochs}`."
+            )
+        elif fit.epochs >= FEW and max(best) <= fit.epochs * EARLY and isinstance(fit.lr, Real):
+            yield (
+                f"{stage} was best by epoch {max(best)} of {fit.epochs} in every fold: try a lower rate, "
+                f"`--{option}.lr {fit.lr / 3:.1g}`."
+            )
+
+
+def option_of(config, network):
+    """Return the name of the field of `config` that a network is trained by, None if there is none."""
+    names = [f.name for f in dataclasses.fields(config) if type(getattr(config, f.name)) is type(network.config)]
+    return network.stage if network.stage in names else next(iter(names), None)
+
+
+def _ends_of_grids(config, rule):
+    """Say where the chosen rule has the lowest or the highest of the values tried; 0 and 1 have none beyond them."""
+    parts = {part: vars(getattr(config, part)) for part in ("decision", "fusion") if rule and hasattr(config, part)}
+    for part, name, values in ((part, *pair) for part, grids in parts.items() for pair in grids.items()):
+        chosen = rule.get(name)
+        if not isinstance(values, tuple) or len(values) < 2 or not isinstance(chosen, Real) or chosen in (0, 1):
+            continue
+        ordered = sorted(values)
+        end, step = (0, ordered[0] - ordered[1]) if chosen == ordered[0] else (-1, ordered[-1] - ordered[-2])
+        further = round(chosen + step, 6)
+        if chosen == ordered[end] and further > 0 and (further < 1 or ordered[-1] > 1):
+            yield (
+                f"The chosen {name.replace('_', ' ')}, {chosen:g}, is the {'highest' if end else 'lowest'} tried: add "
+                f"`--{part}.{name.replace('_', '-')} {' '.join(f'{value:g}' for value in sorted([*values, further]))}`."
+            )
+
+
+def _missing_folds(config):
+    if len(config.folds) < config.n_folds:
+        yield (
+            f"{len(config.folds)} of {config.n_folds} folds are trained: "
+            f"`--folds {' '.join(map(str, range(config.n_folds)))}` scores every image and averages as many networks."
+        )

@@ -1,0 +1,85 @@
+"""Sections about out-of-fold predictions that are the same in every solution: classes, calibration, worst errors."""
+
+import numpy as np
+import pandas as pd
+
+from common.metrics.calibration import expected_calibration_error, nested_youden
+from common.metrics.classification import auroc, confusion_counts
+from common.report import class_plots, page, plots
+
+IMAGES, PIXELS = 100, 2000  # whose calibration is plotted, and of each
+LISTED = 5000  # images whose ids a page lists
+
+
+def scores_by_fold(folds, groups, score):
+    """Return a table of fold, images, estimate, low and high.
+
+    folds, groups: (n,), groups being what is resampled; score(chosen, their groups) -> Interval of the images `chosen`,
+    bool (n,).
+    """
+    rows = []
+    for fold in np.unique(folds):
+        chosen = np.asarray(folds) == fold
+        mine = np.asarray(groups)[chosen]
+        found = score(chosen, mine) if len(set(mine.tolist())) > 1 else None
+        rows.append((fold, chosen.sum(), *([found.estimate, found.low, found.high] if found else [np.nan] * 3)))
+    return pd.DataFrame(rows, columns=["fold", "images", "estimate", "low", "high"])
+
+
+def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), patients=None):
+    """Return a table of the classes and plots of their probabilities: ROC curve, calibration, both outcomes.
+
+    truth: (n, C) of 0 and 1; probs: (n, C); names: of the C classes; folds, patients: (n,), by which thresholds are
+    chosen. A single class also gets the confusion matrix at the probability `cut`.
+    """
+    points = nested_youden(truth, probs, folds, patients)
+    table = pd.DataFrame(
+        {
+            "class": names,
+            "positive": truth.sum(0).astype(int),
+            "AUROC": auroc(truth, probs, np.nan),
+            "calibration error": expected_calibration_error(truth, probs),
+            "threshold": points.thresholds,
+            "sensitivity": points.sensitivity,
+            "specificity": points.specificity,
+        }
+    )
+    drawn = []
+    if cut is not None:
+        tp, fp, fn, tn = confusion_counts(truth[:, 0], probs[:, 0], cut)
+        caption = f"Out of fold, at a probability of {cut:g}: accuracy {(tp + tn) / len(truth):.4f}"
+        drawn.append(page.figure(plots.confusion_matrix([[tn, fp], [fn, tp]], outcomes), caption))
+        drawn.append(page.figure(class_plots.roc_panels(truth, {"": probs}, names), "ROC curve, out of fold"))
+    drawn.append(page.figure(class_plots.reliability_panels(truth, probs, names), CALIBRATION))
+    groups = {name: probs[truth == value] for value, name in enumerate(outcomes)}
+    drawn.append(page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by true label"))
+    caption = f"Thresholds by Youden's index; sensitivity and specificity are nested by {points.nested_by}"
+    return [page.table(table, caption), page.grid(*drawn)]
+
+
+CALIBRATION = "Calibration out of fold, with the expected calibration error"
+
+
+def pixel_calibration(maps, mask, names=("pixels",)):
+    """Return the calibration of mask probabilities as a figure, from random pixels of some of the images.
+
+    maps: uint8 (n, h, w) or (n, C, h, w), p × 255; mask(position) -> (H, W) or (C, H, W) of 0, 1 and, where unknown,
+    other values.
+    """
+    rng, truth, probs = np.random.default_rng(0), [], []
+    for k in range(0, len(maps), max(1, -(-len(maps) // IMAGES))):
+        found, true = np.atleast_3d(maps[k].T).T, np.atleast_3d(mask(k).T).T
+        places = rng.random((2, PIXELS))
+        for values, whole in ((truth, true), (probs, found)):
+            y, x = (places * np.array(whole.shape[1:])[:, None]).astype(int)
+            values.append(whole[:, y, x].T.astype(float))
+    truth = np.concatenate(truth)
+    truth[truth > 1] = np.nan
+    drawn = class_plots.reliability_panels(truth, np.concatenate(probs) / 255, names)
+    return page.figure(drawn, f"Pixels: {CALIBRATION[0].lower()}{CALIBRATION[1:]}")
+
+
+def worst_errors(table, text, *pictures):
+    """Return the section of the worst errors: pictures, and a table of every image, the worst one first."""
+    listed = page.table(table.reset_index(drop=True), limit=LISTED)
+    return page.section("Worst errors", text, *pictures, page.details("Every image, to search for an id", listed))
