@@ -1,9 +1,12 @@
 """The command `cxr demo`: run every solution on its embedded sample, and write one page of links."""
 
 import importlib
+import re
 import sys
 import time
 from pathlib import Path
+
+from nbconvert import HTMLExporter
 
 from common import cli
 from common.errors import InputError
@@ -11,6 +14,8 @@ from common.kaggle.rehearse import rehearse
 from common.paths import read_json
 from common.report import page
 from common.runs import start_log
+
+NOTEBOOK = "kaggle/executed.ipynb"
 
 
 def run_all(names, argv, export):
@@ -42,7 +47,7 @@ def run_all(names, argv, export):
 def _rehearse(root, export, name="siim_pneumothorax"):
     """Execute the notebook of one run without network; if it fails, print the reason and return False."""
     run, folder = root / name, root / "kaggle"
-    executed, submission = folder / "executed.ipynb", folder / "kernel" / "working" / "submission.csv"
+    executed, submission = root / NOTEBOOK, folder / "kernel" / "working" / "submission.csv"
     if executed.is_file() and submission.is_file() and submission.read_bytes() == (run / "submission.csv").read_bytes():
         return True
     print(f"— {name}: bundled for Kaggle, and its notebook executed without network", flush=True)
@@ -67,7 +72,21 @@ def _write_index(root, rows, rehearsed):
         links = page.link(f"{name}/report.html", "report"), page.link(f"{name}/submission.csv", "submission")
         audit = root / name / "audit.json"
         verdict = [page.note(read_json(audit)["said"])] if audit.is_file() else []
-        sections.append(page.section(name, page.cards(cards), *verdict, *links))
-    result = page.link("kaggle/executed.ipynb", "the executed notebook") if rehearsed else "failed, see the terminal"
+        sections.append(page.section(name, page.cards(cards), *verdict, _pictures(root / name / "report.html"), *links))
+    result = "failed, see the terminal"
+    if rehearsed:
+        notebook = HTMLExporter(template_name="basic").from_filename(str(root / NOTEBOOK))[0]
+        page.write_page((root / NOTEBOOK).with_suffix(".html"), "Executed notebook", NOTEBOOK, [page.Html(notebook)])
+        result = page.join(
+            page.link(NOTEBOOK.replace(".ipynb", ".html"), "the executed notebook"),
+            page.link(NOTEBOOK, "the same as a notebook"),
+        )
     sections.append(page.section("Kaggle", "One run as a bundle, and its notebook executed without network:", result))
     page.write_page(root / "index.html", "Demo", "every solution on its embedded sample", sections)
+
+
+def _pictures(path, count=2):
+    """Return the first photographs of a report as a grid, those of the section Pictures if it has one."""
+    text = path.read_text("utf-8").split("<h2>Pictures</h2>")[-1] if path.is_file() else ""
+    figures = [one for one in re.findall("<figure>.*?</figure>", text, re.DOTALL) if "data:image/jpeg" in one]
+    return page.grid(*map(page.Html, figures[:count]))

@@ -9,11 +9,14 @@ import tokenize
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from common import cli, kaggle
 from common.nn import weights
 from common.options import SPECIAL
+from common.report import page
 from solutions import demo
 from solutions.__main__ import NAMES, load_solution, main
 
@@ -118,10 +121,27 @@ def test_what_is_no_solution(capsys):
 def test_the_index_of_the_demo_names_scores_in_words(tmp_path):
     figure = {"estimate": 0.125, "low": 0.1, "high": 0.2}
     hidden = {name: {"metric": name, "value": 0.25, "nothing": 0.0} for name in ("map", "auroc", "dice")}
-    demo._write_index(tmp_path, [(f"of {name}", {name: figure}, hidden[name]) for name in hidden], True)
+    demo._write_index(tmp_path, [(f"of {name}", {name: figure}, hidden[name]) for name in hidden], False)
     labels = re.findall('<div class="label">([^<]*)</div>', (tmp_path / "index.html").read_text())
     assert labels == [f"{name}, {where}" for name in ("mAP", "AUROC", "Dice") for where in WHERE]
     assert {load_solution(name).metric for name in NAMES} <= set(hidden)
+
+
+def test_the_index_of_the_demo_has_pictures_and_the_notebook_as_a_page(tmp_path):
+    pictures = [page.figure(b"\xff\xd8\xff" + name.encode(), name) for name in ("worst", "best", "second", "third")]
+    sections = [page.section("Worst errors", pictures[0]), page.section("Pictures", *pictures[1:])]
+    (tmp_path / "one").mkdir()
+    page.write_page(tmp_path / "one" / "report.html", "t", "s", sections)
+    cells = [new_markdown_cell("# About `it`"), new_code_cell("print(1)", outputs=[new_output("stream", text="<1>")])]
+    (tmp_path / "kaggle").mkdir()
+    nbformat.write(new_notebook(cells=cells), tmp_path / "kaggle" / "executed.ipynb")
+    hidden = {"metric": "dice", "value": 0.25, "nothing": 0.0}
+    demo._write_index(tmp_path, [("one", {"dice": {"estimate": 0.5, "low": 0.4, "high": 0.6}}, hidden)], True)
+    index = (tmp_path / "index.html").read_text()
+    assert re.findall("<figcaption>([^<]*)<", index) == ["best", "second"]
+    assert 'href="kaggle/executed.html"' in index and 'href="kaggle/executed.ipynb"' in index
+    notebook = (tmp_path / "kaggle" / "executed.html").read_text()
+    assert "<code>it</code>" in notebook and "&lt;1&gt;" in notebook and "<script" not in notebook
 
 
 def test_the_console_script_is_main(monkeypatch, capsys):

@@ -40,7 +40,7 @@ IMAGE_PACKAGES = """
 """
 IMAGE = Image("2026-06", "3.12", dict(package.split("==") for package in IMAGE_PACKAGES.split()))
 # Notebooks on Kaggle neither download, upload nor bundle, nor execute notebooks.
-UNUSED = ("kaggle", "six", "nbclient", "ipykernel", "setuptools")
+UNUSED = ("kaggle", "six", "nbclient", "nbconvert", "ipykernel", "setuptools")
 
 
 def build_wheel(folder, root=ROOT):

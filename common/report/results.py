@@ -8,6 +8,7 @@ from common.metrics.classification import auroc, confusion_counts
 from common.report import class_plots, page, plots
 
 IMAGES, PIXELS = 100, 2000  # whose calibration is plotted, and of each
+WEAK = 0.65  # AUROC under which a gate drops too many images by mistake
 LISTED = 5000  # images whose ids a page lists
 
 

@@ -2,9 +2,10 @@
 
 import pandas as pd
 
+from common.metrics.statistics import bootstrap
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
-from common.report import detection_plots, page, plots
+from common.report import detection_plots, page, plots, results
 from common.report.gallery import best_boxes, box_gallery, pick_extremes
 from solutions.rsna_pneumonia.config import SIDE
 from solutions.rsna_pneumonia.postprocess import read_submission
@@ -35,29 +36,50 @@ def sections(job):
         page.figure(detection_plots.location_maps({"opacity": shares}), "Where the boxes are"),
         page.figure(plots.histogram({"boxes": areas}, "box area, % of the image"), "Sizes of the boxes"),
     )
-    return [data, *(_results(job, train) if job.is_current("tune") else [])]
+    return [data, *(_results(job) if job.is_current("tune") else [])]
 
 
-def _results(job, train):
+def _results(job):
     tuned, surface = read_json(job.run.path("tuned.json")), read_csv(job.run.path("surface.csv"), ["map"])
     best, parts = tuned["rule"], {f"part {part}": rule for part, rule in tuned["fold_rules"].items()}
     rules = pd.DataFrame([{"used for": name, **rule} for name, rule in {**parts, "the submission": best}.items()])
     places = {name: (best["threshold"], best[name]) for name in ("gate", "shrink")}
     drawn = {f"mAP by {y}": plots.threshold_surface(surface, "threshold", y, "map", at) for y, at in places.items()}
-    scored = train.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
+    scored = _scored(job)
     scored["note"] = " · gate " + scored["gate"].map("{:.2f}".format) + " · " + scored["score"].map(page.as_text)
     positive, found = scored["target"] == 1, read_parquet(job.run.path("oof_decided.parquet"))
-    probs = {"with an opacity": scored.loc[positive, "gate"], "without": scored.loc[~positive, "gate"]}
-    drawn["ROC curve of the gate, out of fold"] = plots.roc_curve(scored["target"], scored["gate"])
-    drawn["Its probabilities by truth"] = plots.histogram(probs, "probability", threshold=best["gate"])
+    truth, probs, outcomes = scored[["target"]].to_numpy(), scored[["gate"]].to_numpy(), ("none", "opacity")
     figures = [page.figure(each, caption) for caption, each in drawn.items()]
     picked = pick_extremes(scored[positive].sort_values("score"))
     picked["Boxes on images without an opacity"] = scored[~positive & scored["score"].notna()][:4]
-    shown = [box_gallery(job.images, found, rows, title, NAMES) for title, rows in picked.items() if len(rows)]
+    shown = {name: box_gallery(job.images, found, rows, name, NAMES) for name, rows in picked.items() if len(rows)}
+    worst = [shown.pop(name) for name in ("Worst", "Boxes on images without an opacity") if name in shown]
+    listed = scored.sort_values("score")[["image_id", "fold", "target", "gate", "score"]]
+    patients = job.images.patients(scored["row"])
+    gate = results.classes(truth, probs, scored["fold"], NAMES, best["gate"] or 0.5, outcomes, patients)
     return [
         page.section("Decision", page.table(rules, "Rules, chosen on out-of-fold boxes"), page.grid(*figures)),
-        page.section("Pictures", "gate: probability of an opacity, and the image's score.", *shown),
+        page.section("Gate", *gate),
+        results.worst_errors(listed, "gate: probability of an opacity, and the image's score.", *worst),
+        page.section("Pictures", *shown.values()),
     ]
+
+
+def _scored(job):
+    return job.images.table.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
+
+
+def fold_scores(job):
+    """Return the mAP of each fold, see common.report.results.scores_by_fold."""
+    scored = _scored(job)
+    groups, score = job.images.groups(scored["row"]), scored["score"].to_numpy()
+    return results.scores_by_fold(scored["fold"], groups, lambda one, own: bootstrap(score[one], own, skip_nan=True))
+
+
+def hints(job, score, trainings):
+    """Return a hint about a weak gate, see common.report.hints."""
+    found = score["gate_auroc"]
+    return [f"The gate's AUROC is {found:.2f}: drop it with `--decision.gate 0`."] if found < results.WEAK else []
 
 
 def submission(job, record):

@@ -18,7 +18,6 @@ from solutions.siim_pneumothorax.data import mask
 
 TITLE = "SIIM pneumothorax"
 EXPERIMENTS = ("enrichment-", "positives-", "larger-", "classifier-")
-WEAK = 0.65  # AUROC under which a gate drops too many masks by mistake
 
 
 def fold_scores(job):
@@ -31,7 +30,7 @@ def fold_scores(job):
 def hints(job, score, trainings):
     """Return hints about the gate, see common.report.hints."""
     found = (score.get("presence") or {}).get("auroc")
-    if job.config.presence == "none" or found is None or found >= WEAK:
+    if job.config.presence == "none" or found is None or found >= results.WEAK:
         return []
     return [f"The gate's AUROC is {found:.2f}: drop it with `--presence none --decision.gate 0`."]
 

@@ -100,6 +100,14 @@ def test_the_gate_of_siim(tmp_path):
         assert own(name, job, {"presence": presence}) == []
 
 
+def test_the_gate_of_rsna(tmp_path):
+    name = "rsna_pneumonia"
+    texts = own(name, job_of(name, tmp_path), {"gate_auroc": 0.5})
+    assert texts == ["The gate's AUROC is 0.50: drop it with `--decision.gate 0`."]
+    check_options(name, texts)
+    assert own(name, job_of(name, tmp_path), {"gate_auroc": 0.9}) == []
+
+
 def test_lungs_that_are_learnt_by_heart(tmp_path):
     name, made = "lung_segmentation", trained("network", 6, 6)
     texts = own(
