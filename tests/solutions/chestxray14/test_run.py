@@ -34,6 +34,7 @@ SECTIONS = [
     "Scores on 6 images of the test list, which is not the whole official one",
     "Views",
     "Operating points and calibration",
+    "Worst errors",
     "Pictures",
     "Training",
     "Submission",
@@ -64,7 +65,8 @@ def bare_page(monkeypatch):
 
 
 def headings(run):
-    return re.findall(r"<h2>([^<]*)</h2>", (run / "report.html").read_text())
+    text = (run / "report.html").read_text()
+    return [title for title in re.findall(r"<h2>([^<]*)</h2>", text) if title != "What to try next"]
 
 
 # ---- a run and its repetition --------------------------------------------------------------------------------------

@@ -22,7 +22,16 @@ from tests.running import hash_files, write_times
 from tests.solutions.lung_segmentation.conftest import stored_masks
 
 FOLD0 = ["--folds", "0", "--network.epochs", "1"]
-SECTIONS = ("Data", "Scores", "Decision", "Pictures", "Training", "Submission", "This run")
+SECTIONS = (
+    "Data",
+    "Scores",
+    "Decision and calibration",
+    "Worst errors",
+    "Pictures",
+    "Training",
+    "Submission",
+    "This run",
+)
 
 
 def ids(run):
