@@ -37,7 +37,7 @@ def run_all(names, argv, export):
             if status := cli.main(name, config, verbs, [*words, "--out", str(out)]):
                 return status
         steps = read_json(out / "manifest.json")["steps"]
-        rows.append((name, read_json(out / "score.json"), steps["submit"]["hidden"]))
+        rows.append((name, pipeline.SOLUTION.report.TITLE, read_json(out / "score.json"), steps["submit"]["hidden"]))
     rehearsed = _rehearse(root, export)
     _write_index(root, rows, rehearsed)
     print(f"all done in {time.monotonic() - begun:.0f} s; look at {root / 'index.html'}", flush=True)
@@ -63,7 +63,7 @@ def _rehearse(root, export, name="siim_pneumothorax"):
 
 def _write_index(root, rows, rehearsed):
     sections = [page.note("Synthetic radiographs: the scores only show that the pipeline works.", "warning")]
-    for name, score, hidden in rows:
+    for name, title, score, hidden in rows:
         figure, metric = score[hidden["metric"]], page.METRICS[hidden["metric"]]
         cards = [
             (f"{metric}, out of fold", figure["estimate"], page.range_text(figure)),
@@ -72,7 +72,9 @@ def _write_index(root, rows, rehearsed):
         links = page.link(f"{name}/report.html", "report"), page.link(f"{name}/submission.csv", "submission")
         audit = root / name / "audit.json"
         verdict = [page.note(read_json(audit)["said"])] if audit.is_file() else []
-        sections.append(page.section(name, page.cards(cards), *verdict, _pictures(root / name / "report.html"), *links))
+        sections.append(
+            page.section(title, page.cards(cards), *verdict, _pictures(root / name / "report.html"), *links)
+        )
     result = "failed, see the terminal"
     if rehearsed:
         notebook = HTMLExporter(template_name="basic").from_filename(str(root / NOTEBOOK))[0]

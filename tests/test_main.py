@@ -121,7 +121,7 @@ def test_what_is_no_solution(capsys):
 def test_the_index_of_the_demo_names_scores_in_words(tmp_path):
     figure = {"estimate": 0.125, "low": 0.1, "high": 0.2}
     hidden = {name: {"metric": name, "value": 0.25, "nothing": 0.0} for name in ("map", "auroc", "dice")}
-    demo._write_index(tmp_path, [(f"of {name}", {name: figure}, hidden[name]) for name in hidden], False)
+    demo._write_index(tmp_path, [("one", f"of {name}", {name: figure}, hidden[name]) for name in hidden], False)
     labels = re.findall('<div class="label">([^<]*)</div>', (tmp_path / "index.html").read_text())
     assert labels == [f"{name}, {where}" for name in ("mAP", "AUROC", "Dice") for where in WHERE]
     assert {load_solution(name).metric for name in NAMES} <= set(hidden)
@@ -136,7 +136,7 @@ def test_the_index_of_the_demo_has_pictures_and_the_notebook_as_a_page(tmp_path)
     (tmp_path / "kaggle").mkdir()
     nbformat.write(new_notebook(cells=cells), tmp_path / "kaggle" / "executed.ipynb")
     hidden = {"metric": "dice", "value": 0.25, "nothing": 0.0}
-    demo._write_index(tmp_path, [("one", {"dice": {"estimate": 0.5, "low": 0.4, "high": 0.6}}, hidden)], True)
+    demo._write_index(tmp_path, [("one", "One", {"dice": {"estimate": 0.5, "low": 0.4, "high": 0.6}}, hidden)], True)
     index = (tmp_path / "index.html").read_text()
     assert re.findall("<figcaption>([^<]*)<", index) == ["best", "second"]
     assert 'href="kaggle/executed.html"' in index and 'href="kaggle/executed.ipynb"' in index

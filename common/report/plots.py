@@ -137,7 +137,7 @@ def confusion_matrix(counts, labels):
     for (row, column), share in np.ndenumerate(counts / np.maximum(counts.sum(1, keepdims=True), 1)):
         x, y = column + np.array([-0.48, 0.48, 0.48, -0.48]), row + np.array([-0.47, -0.47, 0.47, 0.47])
         ax.fill(x, y, color=CELL, alpha=0.07 + 0.93 * share, linewidth=0)
-        font = {"size": 10, "color": "white" if share > 0.45 else INK, "linespacing": 1.5}
+        font = {"size": 10, "color": "white" if share > 0.6 else INK, "linespacing": 1.5}
         ax.text(column, row, f"{counts[row, column]:,.0f}\n{share:.1%}", ha="center", va="center", **font)
     ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="predicted", ylabel="true")
     ax.set_xticks(range(2), labels)

@@ -237,7 +237,6 @@ def _folds(run, score):
             page.table(_fold_rows(tuned, score["tuned"])),
         ),
         page.figure(drawn, "Folds with Wilson intervals, which treat images as independent; all images by patient"),
-        page.grid(*_confusion_matrices(half)),
         page.table(pd.concat([ours, published()]), "Means over folds, and the paper's on its own images"),
         PRINTED,
     )
@@ -253,24 +252,10 @@ def _fold_rows(part, pooled):
         mean[name] = f"{part[name].mean():.4f} ± {part[name].std():.4f}"
         total[name] = _text(pooled[name])
     table[PREDICTIVE] = part[PREDICTIVE].astype(object)
-    mean[PREDICTIVE] = f"{part[PREDICTIVE].mean():.4f} ± {part[PREDICTIVE].std():.4f}"
+    mean[PREDICTIVE] = f"{part[PREDICTIVE].mean():.4f} ± {page.as_text(part[PREDICTIVE].std())}"
     total[PREDICTIVE] = total["tn"] / max(total["tn"] + total["fn"], 1)
     table = pd.concat([table, pd.DataFrame([mean, total], dtype=object)], ignore_index=True)
     return table.astype(dict.fromkeys(counts, "Int64"))
-
-
-def _confusion_matrices(half):
-    """Return the confusion matrices of the best and the worst fold; none if their accuracy is equal."""
-    accuracy, chosen = half["accuracy"], {}
-    if accuracy.nunique() > 1:
-        ends = {"Best": accuracy.idxmax(), "Worst": accuracy.idxmin()}
-        chosen = {f"{name} fold, {half['fold'][at]}": half.loc[[at]] for name, at in ends.items()}
-    figures = []
-    for title, rows in chosen.items():
-        tn, fp, fn, tp = rows[["tn", "fp", "fn", "tp"]].sum()
-        matrix = plots.confusion_matrix([[tn, fp], [fn, tp]], [WITHOUT, COVID])
-        figures.append(page.figure(matrix, f"{title}: accuracy {(tn + tp) / (tn + fp + fn + tp):.4f}"))
-    return figures
 
 
 def _predictions(oof):
