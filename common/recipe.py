@@ -171,6 +171,7 @@ def prepare(job):
 
 def train(job):
     """Train every network of the run, in the recipe's order."""
+    _ = job.images  # refused before anything is written if it is not prepared
     if job.run.joined and (changed := changed_settings(job)):
         raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")
     job.recipe.before_training(job)

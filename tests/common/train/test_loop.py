@@ -262,6 +262,7 @@ distributed.leave()
 """
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(tmp_path):
     root = Path(__file__).resolve().parents[3]
     script = tmp_path / "two.py"
