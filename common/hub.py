@@ -19,6 +19,7 @@ from common.trained import ABOUT, Trained, clear_export, read_about
 
 log = logging.getLogger(__name__)
 CARD_FILE = "README.md"
+TASKS = {"segmentation": "image-segmentation", "detection": "object-detection"}  # where the labels decide the task
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, as an account with access"
 
 
@@ -92,14 +93,15 @@ def write_card(about, card, repo):
     """Return the model card, as bytes of README.md, of an export's trained.json and its solution's Card."""
     name, score = f"{about['solution']} {about['preset']}", about.get("score", {})
     metric, estimate = score.get("metric"), score.get("estimate")
+    task = TASKS.get(about.get("facts", {}).get("task"), card.task)
     data = "generated phantoms" if about.get("synthetic") else card.data
-    known = {"license": "other", "pipeline_tag": card.task, "tags": ["chest-x-ray", "radiology", about["solution"]]}
+    known = {"license": "other", "pipeline_tag": task, "tags": ["chest-x-ray", "radiology", about["solution"]]}
     if estimate is not None:
         interval = {"metric_args": {"low": score.get("low"), "high": score.get("high")}}
-        result = EvalResult(card.task, about["solution"], data, metric, estimate, **interval)
+        result = EvalResult(task, about["solution"], data, metric, estimate, **interval)
         known |= {"model_name": name, "eval_results": [result]}
     lines = [f"---\n{ModelCardData(**known).to_yaml()}\n---", f"# {name}", "Not a medical device."]
-    rows = {"Task": card.task, "Data": data, "Licence of the data": None if about.get("synthetic") else card.licence}
+    rows = {"Task": task, "Data": data, "Licence of the data": None if about.get("synthetic") else card.licence}
     if metric is not None:
         rows["Score"] = f"{metric} {format_interval(score)}, 95 % interval, out of fold on the training data"
     rows |= {"Code": about.get("git"), "Command": f"`cxr {about['command']}`" if about.get("command") else None}

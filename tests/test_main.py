@@ -184,16 +184,12 @@ def test_demo_refuses_other_options(capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_solution_has_a_model_card_with_a_task_of_the_hub(name):
     card = importlib.import_module(f"solutions.{name}.config").CARD
-    assert (
-        card.task in ("image-classification", "image-segmentation", "object-detection") and card.data and card.licence
-    )
+    tasks = ("image-classification", "image-segmentation", "object-detection")
+    assert card.task in tasks and card.data and card.licence
 
 
 def test_push_and_pull_are_commands(tmp_path, capsys):
     assert main(["push", str(tmp_path), "--repo", "you/name"]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path}: not an exported folder (no trained.json); the tool `export` writes one\n"
-    )
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: not an exported folder (no trained.json)")
     assert main(["pull", "name", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: 'name': name a repository of the hub as you/name\n"

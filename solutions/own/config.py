@@ -8,6 +8,7 @@ from typing import Literal
 
 from common.config import BoxConfig, FitConfig, check_run
 from common.errors import InputError
+from common.trained import Card
 
 TASKS = ("multilabel", "multiclass", "detection", "segmentation")
 
@@ -182,3 +183,4 @@ ABOUT = {
 }
 TAKES = ("on_unlabelled",)
 KAGGLE = None  # no competition
+CARD = Card("image-classification", "the user's own images", "Their owner's terms apply.")

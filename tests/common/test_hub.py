@@ -87,6 +87,8 @@ def test_the_card_says_what_the_model_is(exported, server):
         assert line in card.text.splitlines()
     synthetic = hub.write_card(about | {"synthetic": True}, toys, "a/b").decode()
     assert "- Data: generated phantoms\n" in synthetic and "Licence of" not in synthetic
+    boxes = hub.write_card(about | {"facts": {"task": "detection"}}, toys, "a/b").decode()
+    assert ModelCard(boxes).data.pipeline_tag == "object-detection"
     (exported / "README.md").write_text("# my own card\n")
     push(exported, repo="you/toys")
     assert server.repos["you/toys"]["README.md"] == b"# my own card\n"

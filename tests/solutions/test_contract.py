@@ -10,6 +10,7 @@ import pytest
 
 from common.cli import VERBS
 from common.export import ABOUT
+from common.nn import onnx
 from common.paths import read_json, read_parquet, write_json
 from common.submit.table import read_table
 from tests.running import VARYING, hash_files, write_times
@@ -131,6 +132,27 @@ def test_an_export_gives_the_submission_of_the_run(solution, run_copy, command, 
     (tmp_path / "out" / "answer.csv").unlink()
     result = command(*words)
     assert result.status == 0 and "test: up to date" in result.out and (tmp_path / "out" / "answer.csv").exists()
+
+
+@pytest.mark.long
+def test_onnx_files_predict_as_torch_does(solution, run_copy, command, sample, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="pip install -e '.[onnx]'")
+    monkeypatch.setattr(onnx.Fastest, "_measure", lambda self, images: None)  # ONNX Runtime, whatever is faster
+    exported = command("export", "run", "--out", "trained", "--onnx")
+    assert exported.status == 0, exported.errors
+    files = list((tmp_path / "trained").glob("fold*.safetensors"))
+    left_out = exported.out.count(".onnx: not written, since an ONNX file")  # detectors
+    assert (
+        len(list((tmp_path / "trained").glob("*.onnx")))
+        == exported.out.count("equal to torch")
+        == len(files) - left_out
+    )
+    words = ["--data", sample, "--out", "answer.csv", "--work", "work", "--workers", "0", "--device", "cpu"]
+    assert command("infer", "trained", *words).status == 0
+    for path in sorted((tmp_path / "work").glob("test*")):
+        one, other = (read(folder / path.name).select_dtypes("number") for folder in (tmp_path / "work", run_copy))
+        levels = 1 if path.suffix == ".npy" else 1e-3  # of 255, where rounding may differ
+        np.testing.assert_allclose(one.to_numpy(float), other.to_numpy(float), atol=levels)
 
 
 def read(path):
