@@ -118,6 +118,16 @@ class BoxConfig(FitConfig):
     """Lowest score of a box."""
 
 
+@dataclass(frozen=True)
+class GateConfig(FitConfig):
+    """A classifier of images that have something to find, see `common.detection`."""
+
+    backbone: str = "resnet18"
+    weights: str = "imagenet"
+    size: int = 512
+    metric: str = "auroc"
+
+
 def check_folds(folds, n_folds):
     """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2."""
     if n_folds < 2 or not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.data.dicom import read_image
-from common.data.tables import named_images, read_ids
+from common.data.tables import named_images, read_ids, read_patients
 from common.errors import InputError
 from common.paths import find_images, list_images, name_images
 
@@ -136,3 +136,11 @@ def list_test(options, source, columns):
     if absent:
         raise InputError(f"{len(absent)} test images have no file, the first is {absent[0]}")
     return folder, ids, {image_id: files[image_id] for image_id in ids}
+
+
+def image_table(train_ids, test_ids, id_map=None):
+    """Return the table of image_id, patient_id ("" if unknown) and split; id_map: see `read_patients`."""
+    patients = read_patients(id_map, train_ids) if id_map else [""] * len(train_ids)
+    train, test = ({"image_id": ids, "split": split} for ids, split in ((train_ids, "train"), (test_ids, "test")))
+    parts = pd.DataFrame(train | {"patient_id": patients}), pd.DataFrame(test | {"patient_id": ""})
+    return pd.concat(parts, ignore_index=True)[["image_id", "patient_id", "split"]].astype(str)

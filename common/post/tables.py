@@ -6,6 +6,7 @@ import pandas as pd
 from common.errors import InputError
 from common.post.boxes import BOX, check_boxes
 
+_PACKED = ["class_id", *BOX, "score"]
 _EXACT = 2**24  # class ids are exact in float32 below
 
 
@@ -85,14 +86,14 @@ def row_names(name, table, rows=None):
     return where
 
 
-def pack_boxes(boxes, ids, columns):
+def pack_boxes(boxes, ids):
     """Return the boxes of each image as a tuple of tuples, which can be compared; `unpack_boxes` undoes it."""
-    values, rows = boxes[columns].to_numpy(float), boxes.groupby("image_id").indices
+    values, rows = boxes[_PACKED[: 5 + ("score" in boxes)]].to_numpy(float), boxes.groupby("image_id").indices
     return [tuple(map(tuple, values[rows[image_id]].tolist())) if image_id in rows else () for image_id in ids]
 
 
-def unpack_boxes(table, name, columns):
-    """Return the table of boxes packed in the column `name` of a table of images."""
-    rows = [row for boxes in table[name] for row in boxes]
-    boxes = pd.DataFrame(rows, columns=columns, dtype=float).astype({"class_id": int})
-    return boxes.assign(image_id=np.repeat(table["image_id"].to_numpy(), table[name].map(len)))
+def unpack_boxes(packed, ids):
+    """Return the table of the packed boxes of images; without any, it has scores."""
+    rows = [row for boxes in packed for row in boxes]
+    boxes = pd.DataFrame(rows, columns=_PACKED[: len(rows[0]) if rows else 6], dtype=float).astype({"class_id": int})
+    return boxes.assign(image_id=np.repeat(np.asarray(ids), [len(boxes) for boxes in packed]))

@@ -111,6 +111,12 @@ def note(text, kind="info"):
     return Html(f'<aside class="note {kind}" role="note">{_escape(text)}</aside>')
 
 
+def rules_table(rule, part_rules):
+    """Return the table of decision rules (dicts): each part's, then the submission's."""
+    rules = {f"part {part}": each for part, each in part_rules.items()} | {"the submission": rule}
+    return pd.DataFrame([{"used for": name, **each} for name, each in rules.items()])
+
+
 def nested_note(nested_by, metric, not_nested):
     """Return the note that says how the score was measured, and what it would be without nesting."""
     how = f"Nested by {nested_by}: each part of the images is scored with a rule chosen on the others."

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from common.data.tables import read_ids, read_patients, some_rows
+from common.data.tables import read_ids, some_rows
 from common.errors import InputError
-from common.listing import Listing, check_files, find_files, list_test
+from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.paths import check_id, competition_folder
 from common.post.boxes import BOX
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, KAGGLE, LABELS, SAMPLE, SAMPLE_FILE, SIDE, SLUG
@@ -27,18 +27,17 @@ def read_competition(job):
     files, test_ids = find_files(folder, options, lambda: read_ids(sample, SAMPLE))
     ids = sorted(targets)
     check_files(ids, test_ids, files, labels, options)
-    train = pd.DataFrame({"image_id": ids, "patient_id": read_patients(options.id_map, ids) if options.id_map else ""})
-    train = train.assign(split="train", target=[targets[i] for i in ids], class_name=[names[i] for i in ids])
-    table = pd.concat([train, _tests(test_ids).assign(target=0, class_name="")], ignore_index=True)
-    strata, tables = train["class_name"].map(CLASSES.index).to_numpy(), {"boxes.parquet": boxes}
-    known = {"strata": strata, "labels": [boxes.to_numpy().tolist(), strata.tolist()], "tables": tables}
-    return Listing(folder, table, files, _sample(test_ids), inputs=(labels, classes, sample), **known)
+    table, strata = image_table(ids, test_ids, options.id_map), np.array([CLASSES.index(names[i]) for i in ids])
+    table["target"], table["class_name"] = (table["image_id"].map(each.get) for each in (targets, names))
+    table = table.fillna({"target": 0, "class_name": ""}).astype({"target": int})
+    known = strata, [boxes.to_numpy().tolist(), strata.tolist()], {"boxes.parquet": boxes}
+    return Listing(folder, table, files, _sample(test_ids), *known, inputs=(labels, classes, sample))
 
 
 def read_test(job):
     """Return the Listing of the test images only: those of --test or of the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
-    return Listing(folder, _tests(ids), files, _sample(ids))
+    return Listing(folder, image_table([], ids), files, _sample(ids))
 
 
 def set_sizes(job, listing, store):
@@ -99,21 +98,6 @@ def read_classes(path, targets):
     for image_id in sorted(set(targets) - set(classes))[:1]:
         raise InputError(f"{path}: no class of {image_id}")
     return classes
-
-
-def positive(images, rows):
-    """Return 1 for each row with an opacity, else 0, int64 (n,)."""
-    return images.at(rows)["target"].to_numpy(np.int64)
-
-
-def truth_of(images, rows):
-    """Return the true boxes of training rows."""
-    boxes = images.tables["boxes.parquet"]
-    return boxes[boxes["row"].isin(rows)]
-
-
-def _tests(ids):
-    return pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test"})
 
 
 def _sample(ids):

@@ -22,23 +22,21 @@ from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def networks(job):
-    """Return each fold's detectors, one per member, and its gate."""
-    return [network for fold in job.config.folds for network in fold_networks(job.config, fold)]
-
-
 def fold_networks(config, fold):
     """Return one fold's detectors and its gate; epochs are compared at a score threshold of 0.2 (ours)."""
 
     def figures(images, found, rows):
-        scores = image_scores(match_boxes(found, data.truth_of(images, rows), images.ids(rows)), 0.2)
-        return {"map": mean_score(scores)}
+        truth = images.tables["boxes.parquet"].query("row in @rows")
+        return {"map": mean_score(image_scores(match_boxes(found, truth, images.ids(rows)), 0.2))}
+
+    def target(images, rows):
+        return images.at(rows)["target"]
 
     transform, trainings = partial(pipeline, config.detector.augmentation, config.detector.size), []
     for member in config.members:
         detector = replace(config.detector, architecture=member)
         trainings.append(detection.detector_network(fold, member, detector, 1, transform, figures))
-    return [*trainings, detection.gate_network(fold, "gate", config.gate, data.positive)]
+    return [*trainings, detection.gate_network(fold, "gate", config.gate, target)]
 
 
 # ---- prediction ----------------------------------------------------------------------------------------------------
@@ -65,7 +63,8 @@ def choose(job, oof):
     """Choose the rule with the best mean score out of fold; each part is scored by the rule chosen on the others."""
     config, gate = job.config, expit(oof.tables["_gate"].set_index("image_id")["logit"])
     rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
-    images, truth, ids = job.images.at(rows), data.truth_of(job.images, rows), job.images.ids(rows)
+    images, ids = job.images.at(rows), job.images.ids(rows)
+    truth = job.images.tables["boxes.parquet"].query("row in @rows")
     probs, target = gate[ids].to_numpy(), images["target"].to_numpy()
     fused = cache(lambda iou: fuse_boxes(oof.table, images, config.members, iou))
     matched = cache(lambda iou, factor: match_boxes(postprocess.shrink_boxes(fused(iou), factor), truth, ids))
@@ -111,10 +110,11 @@ def answer(job, test, rule, neutral):
 def hidden(job, submission):
     """Return the score on the sample's hidden labels; None if images other than the sample's are predicted."""
     truth, targets = data.read_labels(Path(job.run.step("prepare")["data"], "hidden", "truth.csv"))
-    if set(targets) != set(ids := submission.iloc[:, 0]):
+    found, ids = postprocess.read_submission(job.run.path("submission.csv"))
+    if set(targets) != set(ids):
         return None
-    scores = image_scores(match_boxes(postprocess.read_submission(job.run.path("submission.csv")), truth, ids))
-    return {"metric": "map", "value": mean_score(scores), "nothing": 0.0}  # without boxes, an image scores 0
+    score = mean_score(image_scores(match_boxes(found, truth, ids)))
+    return {"metric": "map", "value": score, "nothing": 0.0}  # without boxes, an image scores 0
 
 
 SOLUTION = Solution(
@@ -124,7 +124,7 @@ SOLUTION = Solution(
     refine=data.set_sizes,
     read_test=data.read_test,
     refine_test=data.set_sizes,
-    networks=networks,
+    networks=lambda job: [network for fold in job.config.folds for network in fold_networks(job.config, fold)],
     predict=predict_rows,
     suffixes=lambda config: ("", "_gate"),
     pool=pool,

@@ -71,16 +71,14 @@ def prediction_strings(detections, ids):
 
 
 def read_submission(path, ids=None):
-    """Return the detections of a submission. Raises InputError unless its rows are valid and, if given, for `ids`."""
+    """Return detections and ids of a submission. Raises InputError unless it is valid and has `ids`, if given."""
     table = read_table(path, SAMPLE)
-    found, faults = parse_sides(table, SIDE)
-    own = table[SAMPLE[0]]
+    (found, faults), own = parse_sides(table, SIDE), table[SAMPLE[0]]
     refuse_rows(path, id_problems(own, own if ids is None else ids) + row_problems(own, faults))
-    return found
+    return found, own
 
 
 def check(path, sample):
     """Return the Summary of a submission. Raises InputError unless it is valid for the images of the file `sample`."""
-    ids = read_table(sample, SAMPLE)[SAMPLE[0]]
-    found = read_submission(path, ids)
+    found, ids = read_submission(path, read_table(sample, SAMPLE)[SAMPLE[0]])
     return Summary(str(path), len(ids), found["image_id"].nunique(), len(found), "boxes")

@@ -7,4 +7,4 @@ from solutions.rsna_pneumonia.postprocess import read_submission
 
 def show_predictions(submission, count=4):
     """Show the test images with the highest scores, with boxes."""
-    display_boxes(KAGGLE, read_submission(submission), ("",), count, SIDE)
+    display_boxes(KAGGLE, read_submission(submission)[0], ("",), count, SIDE)

@@ -1,7 +1,5 @@
 """RSNA's sections of the report: data, rule, gate and pictures with boxes."""
 
-import pandas as pd
-
 from common.metrics.statistics import bootstrap
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
@@ -28,24 +26,21 @@ def sections(job):
     """Return the data section and those of the results that are current."""
     table, boxes = job.images.table, job.images.tables["boxes.parquet"]
     train, shares = table[table["split"] == "train"], boxes[BOX].to_numpy() / SIDE
-    areas = 100 * (shares[:, 2:] - shares[:, :2]).prod(axis=1)
     data = page.section(
         "Data",
         f"{len(train):,} labelled images with {len(boxes):,} boxes; {len(table) - len(train):,} to predict.",
         page.table(train.groupby(["class_name", "fold"]).size().unstack().reset_index(), "Images by class and fold"),
         page.figure(detection_plots.location_maps({"opacity": shares}), "Where the boxes are"),
-        page.figure(plots.histogram({"boxes": areas}, "box area, % of the image"), "Sizes of the boxes"),
     )
     return [data, *(_results(job) if job.is_current("tune") else [])]
 
 
 def _results(job):
     tuned, surface = read_json(job.run.path("tuned.json")), read_csv(job.run.path("surface.csv"), ["map"])
-    best, parts = tuned["rule"], {f"part {part}": rule for part, rule in tuned["fold_rules"].items()}
-    rules = pd.DataFrame([{"used for": name, **rule} for name, rule in {**parts, "the submission": best}.items()])
+    best, rules = tuned["rule"], page.rules_table(tuned["rule"], tuned["fold_rules"])
     places = {name: (best["threshold"], best[name]) for name in ("gate", "shrink")}
     drawn = {f"mAP by {y}": plots.threshold_surface(surface, "threshold", y, "map", at) for y, at in places.items()}
-    scored = _scored(job)
+    scored = job.images.table.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
     scored["note"] = " · gate " + scored["gate"].map("{:.2f}".format) + " · " + scored["score"].map(page.as_text)
     positive, found = scored["target"] == 1, read_parquet(job.run.path("oof_decided.parquet"))
     truth, probs, outcomes = scored[["target"]].to_numpy(), scored[["gate"]].to_numpy(), ("none", "opacity")
@@ -65,13 +60,9 @@ def _results(job):
     ]
 
 
-def _scored(job):
-    return job.images.table.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
-
-
 def fold_scores(job):
     """Return the mAP of each fold, see common.report.results.scores_by_fold."""
-    scored = _scored(job)
+    scored = job.images.table.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
     groups, score = job.images.groups(scored["row"]), scored["score"].to_numpy()
     return results.scores_by_fold(scored["fold"], groups, lambda one, own: bootstrap(score[one], own, skip_nan=True))
 
@@ -84,4 +75,4 @@ def hints(job, score, trainings):
 
 def submission(job, record):
     """Return the number of boxes in submission.csv, and pictures of the images with the highest scores."""
-    return best_boxes(job, read_submission(job.run.path("submission.csv")), NAMES)
+    return best_boxes(job, read_submission(job.run.path("submission.csv"))[0], NAMES)

@@ -1,8 +1,7 @@
 """The embedded sample: phantom radiographs laid out as the RSNA challenge unpacks.
 
 Like the real set: 1024 × 1024 8-bit DICOM named by patient, one to three boxes of opacities, a row of the labels for
-each, and healthy images as well as those with other findings. Unlike it: half of the images have an opacity instead of
-22 %, so that a few dozen are enough for training.
+each, and healthy images as well as those with other findings. Unlike it: half have an opacity instead of 22 %.
 """
 
 import os

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from common.data.folds import quartile_strata
-from common.data.tables import read_ids, read_patients, some_rows
+from common.data.tables import read_ids, some_rows
 from common.errors import InputError
-from common.listing import Listing, check_files, find_files, list_test
+from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.metrics import segmentation
 from common.paths import check_id, competition_folder
 from common.post.rle import area, overlap, paint, parse, to_string, union
@@ -30,8 +30,7 @@ def read_competition(job):
     files, test_ids = find_files(folder, options, lambda: read_ids(sample_path, COLUMNS))
     check_files(labels, test_ids, files, labels_path, options)
     train_ids, id_map = sorted(labels), options.id_map or next(iter(folder.glob("nih_id.csv")), None)
-    patients = read_patients(id_map, train_ids) if id_map else [""] * len(train_ids)
-    table = _image_table([labels[image_id] for image_id in train_ids], train_ids, patients, test_ids)
+    table = _with_masks(image_table(train_ids, test_ids, id_map), [labels[image_id] for image_id in train_ids])
     train = table[table["split"] == "train"]
     return Listing(
         folder,
@@ -47,7 +46,7 @@ def read_competition(job):
 def read_test(job):
     """Return the Listing of the test images only: those of --test or of the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, COLUMNS)
-    return Listing(folder, _image_table([], [], [], ids), files, _sample(ids))
+    return Listing(folder, _with_masks(image_table([], ids), []), files, _sample(ids))
 
 
 def check_square(job, listing, store):
@@ -134,10 +133,8 @@ def _find_tables(data):
     raise tried
 
 
-def _image_table(masks, train_ids, patients, test_ids):
-    tests = len(test_ids)
-    table = pd.DataFrame({"image_id": [*train_ids, *test_ids], "patient_id": [*patients, *[""] * tests]})
-    table["split"] = ["train"] * len(train_ids) + ["test"] * tests
+def _with_masks(table, masks):
+    tests = len(table) - len(masks)
     table["area"] = np.array([*map(area, masks), *[0] * tests], np.int64)
     table["present"] = (table["area"] > 0).astype(int)
     table["rle"] = [*map(to_string, masks), *[""] * tests]

@@ -84,8 +84,7 @@ def _data(images):
 
 
 def _decision(job, oof, tuned):
-    rules = [{"used for": f"part {part}", **rule} for part, rule in tuned["fold_rules"].items()]
-    rules = pd.DataFrame([*rules, {"used for": "the submission", **tuned["rule"]}])
+    rules = page.rules_table(tuned["rule"], tuned["fold_rules"])
     constant = [name for name in rules if rules[name].nunique() == 1 and rules[name].iloc[0] in (0, False)]
     surface, rule, figures = read_csv(job.run.path("surface.csv")), tuned["rule"], []
     x, y = ("top", "min_pixels") if rule["min_pixels"] else ("pixel", "min_area")

@@ -6,7 +6,6 @@ from common.compare import Comparison
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import evaluate, resample_aps
 from common.paths import read_parquet
-from common.post.boxes import BOX
 from common.post.fusion import fuse_raters
 from common.post.tables import pack_boxes, unpack_boxes
 from common.submit.table import read_table
@@ -14,20 +13,18 @@ from solutions.vinbigdata.config import CLASSES, PRESETS, SAMPLE
 from solutions.vinbigdata.data import JOIN, out_of_fold, read_train
 from solutions.vinbigdata.postprocess import parse_predictions
 
-TRUTH, FOUND = ["class_id", *BOX], ["class_id", *BOX, "score"]
-
 
 def results(job, split):
     """Return the boxes of each out-of-fold image, decided under the rule of its fold, and the true ones."""
     images, truth = out_of_fold(job)
     ids, found = images["image_id"], read_parquet(job.run.path("oof_decided.parquet"))
-    return {"": images.assign(found=pack_boxes(found, ids, FOUND), truth=pack_boxes(truth, ids, TRUTH))}
+    return {"": images.assign(found=pack_boxes(found, ids), truth=pack_boxes(truth, ids))}
 
 
 def read_submission(path):
     """Return the boxes of each image of a submission, image_id and PredictionString."""
     ids = read_table(path, SAMPLE, exact=False)["image_id"]
-    return pd.DataFrame({"found": pack_boxes(parse_predictions(path), ids, FOUND)}, ids.to_numpy())
+    return pd.DataFrame({"found": pack_boxes(parse_predictions(path), ids)}, ids.to_numpy())
 
 
 def read_labels(path):
@@ -35,12 +32,13 @@ def read_labels(path):
     fusion = PRESETS["paper"].fusion
     boxes = fuse_raters(read_train(path), fusion.raters_iou, JOIN[fusion.raters])
     ids = boxes["image_id"].unique()
-    return pd.DataFrame({"truth": pack_boxes(boxes, ids, TRUTH)}, ids)
+    return pd.DataFrame({"truth": pack_boxes(boxes, ids)}, ids)
 
 
 def measure(table, groups, n_resamples, seed):
     """Return the mean AP at IoU > 0.4, and the AP of each class with a true box, by the Bayesian bootstrap."""
-    result = evaluate(unpack_boxes(table, "found", FOUND), unpack_boxes(table, "truth", TRUTH), table["image_id"])
+    found, truth = (unpack_boxes(table[name], table["image_id"]) for name in ("found", "truth"))
+    result = evaluate(found, truth, table["image_id"])
     aps = resample_aps(result, groups, n_resamples, seed)
     classes = {CLASSES[c]: (ap, aps[:, k]) for k, (c, ap) in enumerate(result.classes["ap"].items()) if ap == ap}
     return {"mAP": (result.mean_ap, mean_of_defined(aps)), **classes}

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import BoxConfig, FitConfig, check_run
+from common.config import BoxConfig, GateConfig, check_run
 from common.errors import InputError
 from common.kaggle import Source
 from common.trained import Card
@@ -67,23 +67,19 @@ class DetectorConfig(BoxConfig):
 
 
 @dataclass(frozen=True)
-class HealthyConfig(FitConfig):
+class HealthyConfig(GateConfig):
     """The two-class classifier (2CC) of healthy and abnormal images.
 
-    Paper, 3.2: five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch and optimiser not given.
+    Paper, 3.2: ResNet-18, 256 px, five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch and optimiser not
+    given.
     """
 
-    backbone: str = "resnet18"
-    """Paper: ResNet-18."""
-    weights: str = "imagenet"
     size: int = 256
-    """Paper: 256."""
     epochs: int = 15
     lr: float = 1e-4
     batch_size: int = 32
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = 1e-4
-    metric: str = "auroc"
     averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
 
 

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from common.config import digest
 from common.data.dicom import read_header
-from common.data.tables import read_ids, read_patients, some_rows
+from common.data.tables import read_ids, some_rows
 from common.errors import InputError
-from common.listing import Listing, check_files, find_files, list_test
+from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
 from common.paths import check_id, competition_folder, find_images, read_parquet
 from common.post.boxes import BOX, find_normalised
@@ -55,8 +55,7 @@ def read_competition(job):
     check_files(train_ids, test_ids, files, labels_path, options)
     if (labels["class_id"] == NO_FINDING).all():
         raise InputError(f"{labels_path}: no image has a finding")
-    patients = read_patients(options.id_map, train_ids) if options.id_map else [""] * len(train_ids)
-    table, n = make_image_table(labels, patients, train_ids, test_ids), len(train_ids)
+    table, n = make_image_table(labels, image_table(train_ids, test_ids, options.id_map)), len(train_ids)
     originals, sizes = _read_originals(options, table["image_id"])
     return Listing(
         folder,
@@ -89,7 +88,7 @@ def read_test(job):
     """Return the Listing of the test images only: those of --test or of the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
     originals, sizes = _read_originals(job.options, ids)
-    table = pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test"})
+    table = image_table([], ids)
     tables, about = {"originals": originals}, {"pixels": digest(sizes)}
     return Listing(folder, table, files, _sample(ids), tables=tables, about=about)
 
@@ -145,13 +144,10 @@ def read_train(path):
     return table[~repeated]
 
 
-def make_image_table(labels, patients, train_ids, test_ids):
-    """Return the image table of train and test images, without the columns that come from the store."""
-    ids, tests = train_ids + test_ids, len(test_ids)
-    table = pd.DataFrame({"image_id": ids, "patient_id": [*patients, *[""] * tests]})
-    table["split"] = ["train"] * len(train_ids) + ["test"] * tests
-    marked = np.zeros((len(ids), len(CLASSES)), np.int64)
-    marked[pd.Index(ids).get_indexer(labels["image_id"]), labels["class_id"]] = 1
+def make_image_table(labels, table):
+    """Return the table of image_id, patient_id and split with the columns abnormal, c0 … c13 and raters."""
+    marked = np.zeros((len(table), len(CLASSES)), np.int64)
+    marked[pd.Index(table["image_id"]).get_indexer(labels["image_id"]), labels["class_id"]] = 1
     table["abnormal"] = marked[:, :NO_FINDING].max(axis=1)
     table[FINDINGS] = marked[:, :NO_FINDING]
     table["raters"] = table["image_id"].map(labels.groupby("image_id")["rad_id"].nunique()).fillna(0).astype(int)

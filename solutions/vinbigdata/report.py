@@ -120,8 +120,7 @@ def _classes(job, found, rows, scored):
 def _decision(run):
     tuned, sweep = read_json(run.path("tuned.json")), read_csv(run.path("sweep.csv"), ["alpha", "beta", "map"])
     surface, rule = read_csv(run.path("surface.csv"), ["iou", "skip", "map"]), tuned["rule"]
-    rules = [{"used for": f"part {part}", **chosen} for part, chosen in tuned["part_rules"].items()]
-    rules = pd.DataFrame([*rules, {"used for": "the submission", **rule}])
+    rules = page.rules_table(rule, tuned["part_rules"])
     rules["weights"] = [" ".join(f"{weight:g}" for weight in weights) for weights in rules["weights"]]
     drawn = plots.threshold_surface(sweep, "alpha", "beta", "map", (rule["alpha"], rule["beta"]))
     figures = [page.figure(drawn, "mAP of all images by alpha and beta; beta -1: No finding on every image")]

@@ -52,7 +52,7 @@ def test_the_rule_and_the_submission(tmp_path):
     table.to_csv(path, index=False)
     summary = check(path, path)
     assert (summary.rows, summary.positives, summary.amount) == (2, 1, 1)
-    np.testing.assert_allclose(read_submission(path)[BOX], [[106.2, 212.5, 193.8, 387.5]])
+    np.testing.assert_allclose(read_submission(path)[0][BOX], [[106.2, 212.5, 193.8, 387.5]])
     for text in ("0.5 1 1 9", "0.5 1 1 nan 3", "1.5 0 0 10 10", "0.5 1000 0 25 10", "0.5 -1 0 9 9", "0.5 0 0 0 10"):
         path.write_text(f"patientId,PredictionString\na,0.5 0 0 10 10\nb,0.5 0 0 10 10 {text}\n")
         with pytest.raises(InputError, match=re.escape(f"({text}): must be five numbers")):

@@ -13,6 +13,7 @@ from common.data.folds import make_folds
 from common.detection import boxes_by_row
 from common.errors import InputError
 from common.images import prepare_images
+from common.listing import image_table
 from common.post.boxes import BOX
 from solutions.vinbigdata import data
 from solutions.vinbigdata.config import CLASSES, DEMO, FusionConfig
@@ -314,7 +315,7 @@ def test_folds_by_patient_and_by_table(make, tmp_path):
 def folds_of(labels, rater_aware, n_folds=5):
     """Image table and folds of a raters' table, without pixels."""
     ids = sorted(labels["image_id"].unique())
-    table = data.make_image_table(labels, [""] * len(ids), ids, [])
+    table = data.make_image_table(labels, image_table(ids, []))
     return table, make_folds(data.make_strata(table, labels, rater_aware), n_folds)
 
 
