@@ -18,7 +18,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from benchmarks.tables import real_data
-from common.data.dicom import read_image, read_pixels
+from common.data.dicom import _read_dicom, read_image
 from common.data.store_workers import Target, decode_all, to_square
 
 
@@ -118,7 +118,7 @@ def main():
         print(f"{'read one file':44s} {'ours':>12s} {'pydicom':>12s}")
         name = f"{'real' if root else 'generated'} SIIM JPEG, pixel_array"
         compare(name, 4, read_image, pydicom_pixels, siim[:20], 5)
-        ours, peer = touched(read_pixels), touched(pydicom_pixels)
+        ours, peer = touched(lambda path: _read_dicom(path)[0]), touched(pydicom_pixels)
         compare("raw 3000x2500, 16 bits stored, all pixels", 2, ours, peer, [raw16], 9)
         compare("raw 3000x2500, 12 bits stored, all pixels", 2, ours, peer, [raw12], 9)
         chain = lambda path: to_square(read_image(path), 512)  # noqa: E731

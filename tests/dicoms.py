@@ -9,6 +9,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
+from common.data import dicom
+
 GDCM = ("JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless")  # transfer syntaxes
 
 
@@ -52,6 +54,12 @@ def save(ds, path):
         warnings.simplefilter("ignore")
         ds.save_as(path, enforce_file_format=True)
     return path
+
+
+def read_pixels(path):
+    """Return a file's stored values as the product reads them. Raises InputError as `read_image` does."""
+    with dicom._name_errors(path):
+        return dicom._read_dicom(path)[0]
 
 
 def deadly(path):

@@ -87,17 +87,6 @@ def read_image_and_header(path):
         return image, header | {"note": "; ".join(filter(None, [values.get("note"), note]))}
 
 
-def read_pixels(path):
-    """Return a DICOM file's stored values, identical to pydicom's `pixel_array`: (H, W) or (H, W, 3).
-
-    Unsigned or signed, of 8 or 16 bits; read-only where the file is mapped. Raises InputError as `read_image` does.
-    """
-    with _name_errors(path):
-        if not _is_dicom(path):
-            raise InputError(f"{path}: not a DICOM file")
-        return _read_dicom(path)[0]
-
-
 def read_header(path):
     """Return a dict of an image file's header, without decoding the pixels.
 
@@ -126,7 +115,10 @@ def parse_age(text):
 
 
 def _read_dicom(path):
-    """Return stored values, header values, and the pydicom dataset if a mapping needs it, else None."""
+    """Return stored values, header values, and the pydicom dataset if a mapping needs it, else None.
+
+    The values are pydicom's `pixel_array`, (H, W) or (H, W, 3), signed or not, of 8 or 16 bits; read-only if mapped.
+    """
     found = dicom_fast.read_plain(path)
     if found is not None and not found[1]["mapped"]:
         return *found, None

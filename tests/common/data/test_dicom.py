@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence
 from benchmarks.tables import real_data
 from common.data import dicom, dicom_fast
 from common.data.grey import FEW_LEVELS, to_uint8
-from tests.dicoms import GDCM, dataset, picture, recode, save
+from tests.dicoms import GDCM, dataset, picture, read_pixels, recode, save
 
 FAST = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
 DEPTHS = ((8, 8, 0), (16, 12, 0), (16, 16, 0), (16, 12, 1), (16, 16, 1), (8, 8, 1), (16, 8, 0), (8, 6, 0))
@@ -51,7 +51,7 @@ def read_both_ways(path, monkeypatch):
             if not fast:
                 patch.setattr(dicom_fast, "read_plain", lambda path: None)
                 patch.setattr(dicom_fast, "parse_header", lambda head: None)
-            pixels = dicom.read_pixels(path)
+            pixels = read_pixels(path)
             assert pixels.dtype == expected.dtype
             np.testing.assert_array_equal(pixels, expected)
             ways.append((dicom.read_image(path), dicom.read_header(path)))
@@ -93,7 +93,7 @@ def test_lossless_compression_gives_back_the_pixels(name, allocated, stored, sig
     pixels = picture(stored, signed, (40, 37))
     source = save(dataset(pixels, stored), tmp_path / "raw.dcm")
     path = recode(source, tmp_path / "packed.dcm", name)
-    np.testing.assert_array_equal(dicom.read_pixels(path), pixels)
+    np.testing.assert_array_equal(read_pixels(path), pixels)
     np.testing.assert_array_equal(read_both_ways(path, monkeypatch), dicom.read_image(source))
 
 
@@ -104,7 +104,7 @@ def test_openjpeg_and_rle_as_pydicom_writes_them(syntax, tmp_path, monkeypatch):
     ds.compress(syntax)
     path = save(ds, tmp_path / "packed.dcm")
     assert dicom_fast.read_plain(path) is None
-    np.testing.assert_array_equal(dicom.read_pixels(path), pixels)
+    np.testing.assert_array_equal(read_pixels(path), pixels)
     read_both_ways(path, monkeypatch)
 
 
@@ -183,7 +183,7 @@ def test_a_missing_transfer_syntax_is_assumed(syntax, tmp_path):
     data, element = path.read_bytes(), b"\x02\0\x10\0UI"
     at = data.index(element)
     (tmp_path / "a.dcm").write_bytes(data[:at] + data[at + 8 + data[at + 6] :])
-    np.testing.assert_array_equal(dicom.read_pixels(path), picture(12))
+    np.testing.assert_array_equal(read_pixels(path), picture(12))
     header = dicom.read_image_and_header(path)[1]
     assert header["note"] == f"no transfer syntax, assumed {syntax.name}" and header["transfer_syntax"] == syntax.name
 
@@ -283,7 +283,7 @@ def test_unused_high_bits_are_dropped(kind, low, tmp_path, monkeypatch):
     path = save(dataset(dirty, 12), tmp_path / "a.dcm")
     assert dicom_fast.read_plain(path) is not None
     read_both_ways(path, monkeypatch)
-    np.testing.assert_array_equal(dicom.read_pixels(path), clean)
+    np.testing.assert_array_equal(read_pixels(path), clean)
 
 
 def test_unusual_headers_are_left_to_pydicom(tmp_path, monkeypatch):
@@ -357,4 +357,4 @@ def test_real_radiographs_read_as_pydicom_reads_them(name, pattern, monkeypatch)
         if path in raw:
             np.testing.assert_array_equal(image, usual_chain(path))
         elif name == "siim_pneumothorax":
-            np.testing.assert_array_equal(image, dicom.read_pixels(path))
+            np.testing.assert_array_equal(image, read_pixels(path))

@@ -14,7 +14,7 @@ from pydicom import uid
 from common.data import dicom, guard, jpeg
 from common.data.grey import hash_pixels
 from common.errors import InputError
-from tests.dicoms import GDCM, dataset, deadly, picture, recode, save
+from tests.dicoms import GDCM, dataset, deadly, picture, read_pixels, recode, save
 from tests.fuzzing import COUNT, survive
 
 
@@ -28,11 +28,11 @@ def test_a_crash_costs_one_file(tmp_path):
     for _ in range(2):
         with pytest.raises(InputError, match=r"a\.dcm: cannot be read \(the decoder crashed, with status -6\)"):
             dicom.read_image(path)
-        np.testing.assert_array_equal(dicom.read_pixels(good), picture(12))
+        np.testing.assert_array_equal(read_pixels(good), picture(12))
     assert len(guard._idle) == 1  # one process decodes all files of a thread
     guard._idle[0].kill()
     guard._idle[0].wait()
-    np.testing.assert_array_equal(dicom.read_pixels(good), picture(12))  # another is started
+    np.testing.assert_array_equal(read_pixels(good), picture(12))  # another is started
 
 
 def test_a_decoder_that_hangs_is_ended(tmp_path, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_decoder_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(guard, "SECONDS", 0)
     monkeypatch.setattr(guard, "_idle", [])
     with pytest.raises(InputError, match="takes more than 0 s"):
-        dicom.read_pixels(good)
+        read_pixels(good)
     assert not guard._idle
 
 
