@@ -115,6 +115,15 @@ def check_loose(files, known, tables, options):
         log.info(f"left out {len(loose)} images without a row in {tables}")
 
 
+def check_named(ids, files, train_ids=(), why=""):
+    """Raise InputError for images of --test that are training images (`why` explains it) or have no file."""
+    both, absent = ([i for i in ids if (i in known) == wrong] for known, wrong in ((train_ids, True), (files, False)))
+    if both:
+        raise InputError(f"--test: {len(both)} of the images are training images{why}, such as {both[0]}")
+    if absent:
+        raise InputError(f"--test: {len(absent)} images have no file, the first is {absent[0]}")
+
+
 def list_test(options, source, columns):
     """Return folder, ids in order and files (id → path) of the images to predict; no label table is needed.
 

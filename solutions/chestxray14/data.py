@@ -9,7 +9,7 @@ import pandas as pd
 from common.config import digest, file_hash
 from common.data.tables import named_images, plain_patients, read_list
 from common.errors import InputError
-from common.listing import Listing, check_loose
+from common.listing import Listing, check_loose, check_named
 from common.paths import find_images, strip_suffix
 from common.post.boxes import BOX
 from solutions.chestxray14.config import KAGGLE, LABELS
@@ -193,13 +193,8 @@ def _named_test(path, labels, train, files, split):
     """Return the rows of --test in its order, labels -1 where the label table lacks them, and the files of a folder."""
     named, more = test_names(path, files)
     ids = named["image_id"]
-    both = ids[ids.isin(train["image_id"])]
-    if len(both):
-        why = " (--split all trains on every labelled image)" if split == "all" else ""
-        raise InputError(f"--test: {len(both)} of the images are training images{why}, such as {both.iloc[0]}")
-    absent = ids[~ids.isin(files) & ~ids.isin(more)]
-    if len(absent):
-        raise InputError(f"--test: {len(absent)} images have no file, the first is {absent.iloc[0]}")
+    why = " (--split all trains on every labelled image)" if split == "all" else ""
+    check_named(ids, files | more, set(train["image_id"]), why)
     test = named.merge(labels.drop(columns="file_name"), on="image_id", how="left", validate="one_to_one")
     test = test.fillna(UNKNOWN | {"patient_id": test["patient"]}).astype({"follow_up": "int64"})[labels.columns]
     shared = int(test["patient_id"].isin(train["patient_id"]).sum())

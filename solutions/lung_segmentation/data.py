@@ -23,7 +23,7 @@ from common.data.store_workers import to_square
 from common.data.tables import named_images, read_patients
 from common.errors import InputError
 from common.infer.predict import write_masks
-from common.listing import Listing, read_problem
+from common.listing import Listing, check_named, read_problem
 from common.metrics.segmentation import dice_from_areas
 from common.paths import KAGGLE_INPUT, read_array, read_parquet, write_table
 from common.post.rle import ABSOLUTE, decode
@@ -94,12 +94,7 @@ def _find_tests(test, pairs, labelled):
     if len(set(ids)) < len(ids):
         raise InputError(f"--test: a second image named {max(ids, key=ids.count)}")
     files = known | {bare_stem(name): file for name, file in files.items()}
-    both = [image_id for image_id in ids if image_id in labelled]
-    if both:
-        raise InputError(f"--test: {len(both)} of the images are training images, such as {both[0]}")
-    absent = [image_id for image_id in ids if image_id not in files]
-    if absent:
-        raise InputError(f"--test: {len(absent)} images have no file, the first is {absent[0]}")
+    check_named(ids, files, labelled)
     return {image_id: files[image_id] for image_id in ids}
 
 

@@ -12,14 +12,14 @@ from common.data.tables import read_ids, some_rows
 from common.errors import InputError
 from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.metrics import segmentation
-from common.paths import check_id, competition_folder
+from common.paths import check_id
 from common.post.rle import area, overlap, paint, parse, to_string, union
-from solutions.siim_pneumothorax.config import KAGGLE, SIZE, SLUG
+from solutions.siim_pneumothorax.config import KAGGLE, SIZE
 
 log = logging.getLogger(__name__)
 COLUMNS = ["ImageId", "EncodedPixels"]
 # names of label table and sample submission in the competition's two stages
-STAGES = (("stage_2_train.csv", "stage_2_sample_submission.csv"), ("train-rle.csv", "sample_submission.csv"))
+STAGES = {"stage_2_train.csv": "stage_2_sample_submission.csv", "train-rle.csv": "sample_submission.csv"}
 
 
 def read_competition(job):
@@ -118,19 +118,12 @@ def hidden_score(job, rows):
 
 
 def _find_tables(data):
-    tried = None
-    for labels, sample in STAGES:
-        try:
-            folder = competition_folder(data, SLUG, labels)
-        except InputError as error:
-            tried = error
-            continue
-        sample_path = folder / sample
-        if not sample_path.is_file() and (folder / "sample_submission.csv").is_file():
-            sample_path = folder / "sample_submission.csv"
-        log.info(f"labels from {folder / labels}, test images from {sample_path.name}")
-        return folder, folder / labels, sample_path
-    raise tried
+    labels = KAGGLE.find_file(data, list(STAGES))
+    sample = labels.with_name(STAGES[labels.name])
+    if not sample.is_file() and sample.with_name("sample_submission.csv").is_file():
+        sample = sample.with_name("sample_submission.csv")
+    log.info(f"labels from {labels}, test images from {sample.name}")
+    return labels.parent, labels, sample
 
 
 def _with_masks(table, masks):

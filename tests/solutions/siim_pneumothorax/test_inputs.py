@@ -52,7 +52,7 @@ def an_image(data, split="train"):
         ("--folds 2", "must be distinct and between 0 and 1"),
         ("--presence head", "needs segmenter.presence_head"),
         ("--presence none", "nothing to gate on"),
-        ("--data empty", "no train-rle.csv in it"),
+        ("--data empty", "no stage_2_train.csv or train-rle.csv in it"),
         ("--test nowhere", "nowhere: no such file"),
         ("--test empty", "no images in it (--test)"),
         ("--fold-table nowhere.csv", "nowhere.csv: not a readable CSV"),
