@@ -173,7 +173,8 @@ def _find(images, out, other):
         if not here:
             reason = "contains no image" if path.is_dir() else "no such file or folder"
             _leave_out(problems, path.stem, f"{path}: {reason}")
-        files = {file.resolve(): file for file in here} | files
+        for file in here:
+            files.setdefault(file.resolve(), file)
     found = name_images(
         files.values(), os.path.commonpath([file.absolute().parent for file in files.values()] or ["/"]), READ
     )

@@ -1,6 +1,7 @@
 """`masks` and `crops` as a user gives them, on drawn radiographs whose answer is known."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -211,7 +212,10 @@ def test_crops_come_from_the_original(command, tmp_path):
         ("crops empty --out out", "empty: contains no image"),
         ("masks in --out in/masks", "--out in/masks: is inside in, where its pictures would be read as radiographs"),
         ("masks in/a.png --out in", "--out in: in/a.png would be overwritten"),
-        ("masks in other --out out", "other/a.png: a second image named 'a'; the first is in/a.png"),
+        (
+            "masks in other/a.jpg other/a.png --out out",
+            "other/a.png: a second image named 'a'; the first is other/a.jpg",
+        ),
         ("crops in --out w.safetensors", "w.safetensors: not a folder (--out)"),
         ("masks in --out out --device gpu", "--device 'gpu': choose auto, cpu, cuda or cuda:<n>"),
         ("masks in --out out --tta turn", "invalid choice 'turn' for argument '--tta'."),
@@ -223,12 +227,26 @@ def test_refusals(line, said, command, tmp_path):
     write_chest(tmp_path / "other" / "a.png", 64, 64)
     (tmp_path / "other" / "bad.png").write_bytes(b"bad")
     (tmp_path / "empty").mkdir()
-    if "in other" in line:
-        (tmp_path / "other" / "bad.png").unlink()
+    if "a.jpg" in line:
+        (tmp_path / "other" / "a.jpg").touch()
     done = command(line)
     assert done.status == 2 and done.errors[-1].startswith(f"error: {said}")
     assert all(line.startswith("left out: ") for line in done.errors[:-1])
     assert not list(tmp_path.glob("**/masks.csv.*")) and (tmp_path / "in" / "a.png").is_file()
+
+
+def test_names_of_files(command, tmp_path):
+    write_chest(tmp_path / "chest.png", 64, 64)
+    odd = "R\udcf6ntgen bild"  # a byte that is not UTF-8
+    for name in ("p1/view1.png", "p2/view1.png", f"p2/{odd}.png", f"p2/{'a' * 251}.png", "p2/.ipynb_checkpoints/b.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes((tmp_path / "chest.png").read_bytes())
+    (tmp_path / "in" / "p2" / "gone.png").symlink_to("nowhere")
+    done = command("masks in --out out")
+    assert done.status == 4 and done.errors[-1] == "done, but 1 of the inputs could not be used; they are named above"
+    ids = ["R%F6ntgen bild", "a" * 251, "p1/view1", "p2/view1"]
+    assert sorted(read("out/masks.csv")["image_id"]) == ids and all(Path("out", f"{i}.png").is_file() for i in ids)
+    assert read("out/problems.csv")["problem"].tolist() == ["in/p2/gone.png: no such file"]
 
 
 def test_one_file_twice_is_one_image_and_a_missing_one_is_left_out(command, tmp_path):

@@ -55,7 +55,7 @@ def an_image(data, split="train"):
         ("--data empty", "no stage_2_train.csv or train-rle.csv in it"),
         ("--test nowhere", "nowhere: no such file"),
         ("--test empty", "no images in it (--test)"),
-        ("--fold-table nowhere.csv", "nowhere.csv: not a readable CSV"),
+        ("--fold-table nowhere.csv", "nowhere.csv: no such file"),
         ("--id-map nowhere.csv", "nowhere.csv: no such file"),
         ("--store-size 32", "store_size 32 is under the 64"),
     ],
@@ -129,7 +129,7 @@ def test_named_test_images(data, spoilt, tmp_path):
     table = tmp_path / "test.csv"
     train = read_table(data / "train-rle.csv")["ImageId"].iloc[0]
     for text, said in (
-        ("id\n../../x\n", "test.csv (--test), row 2: '../../x'"),
+        ("id\n../../x!\n", "test.csv (--test), row 2: 'x!' is not a usable id"),
         ("id\nx.png\nx.png\n", "test.csv (--test), row 3: x appears twice"),
         ("id\nx\n", "1 test images have no file, the first is x"),
         ("id\n", "no rows"),
