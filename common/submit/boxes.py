@@ -181,4 +181,7 @@ def parse_sides(table, side):
             faults[row] = _fault(k + 1, tokens[5 * k : 5 * k + 5], f"must be five numbers, {wanted}")
         found += [(image_id, 0, *entry) for entry in np.vstack([score, boxes]).T.tolist()]
     columns = ["image_id", "class_id", "score", *BOX]
-    return pd.DataFrame(found, columns=columns).astype(dict.fromkeys(columns[2:], float)), faults
+    found = pd.DataFrame(found, columns=columns).astype(dict.fromkeys(columns[2:], float))
+    for image_id in found["image_id"].iloc[find_normalised(found[BOX])[:1]]:
+        faults.setdefault(table.iloc[:, 0].tolist().index(image_id), "the boxes lie in 0 to 1, but must be in pixels")
+    return found, faults

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common import paths
 from common.data.tables import some_rows
 from common.errors import InputError
-from common.paths import IMAGES, read_json, walk_files
+from common.paths import IMAGES, read_json, strip_suffix
 from common.post.boxes import BOX
 
 log = logging.getLogger(__name__)
@@ -64,20 +65,19 @@ def list_images(folder, labels=None):
     Ids are stems, or where two stems are equal the relative paths of all images. An image may be named by its stem, its
     file name or its relative path with or without suffix; a name of several images has the id None.
     """
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder")
     inside = labels is not None and labels.is_dir() and labels.resolve().is_relative_to(folder.resolve())
     masks = folder / labels.resolve().relative_to(folder.resolve()).parts[0] if inside else None
-    paths = [path for path in walk_files(folder, lambda path: path == masks) if path.suffix.lower() in IMAGES]
-    if not paths:
+    found = paths.list_images(folder, skip=lambda path: path == masks)
+    if not found:
         raise InputError(f"{folder}: no images in it ({', '.join(IMAGES)})")
-    places = [path.relative_to(folder) for path in paths]
-    unique = len({place.stem for place in places}) == len(places)
+    places = [path.relative_to(folder) for path in found]
+    unique = len({strip_suffix(place.name) for place in places}) == len(places)
     files, names = {}, {}
-    for path, place in zip(paths, places, strict=True):
-        image_id = place.stem if unique else place.as_posix()
+    for path, place in zip(found, places, strict=True):
+        stem = strip_suffix(place.name)
+        image_id = stem if unique else place.as_posix()
         files[image_id] = path
-        for name in {place.stem, place.name, place.as_posix(), place.with_suffix("").as_posix()}:
+        for name in {stem, place.name, place.as_posix(), place.with_name(stem).as_posix()}:
             names[name] = image_id if names.get(name, image_id) == image_id else None
     return files, names
 
@@ -273,7 +273,7 @@ def _read_masks(path, task, classes, folder):
     structures = {part.name: part for part in parts} if parts and not nested else {path.name: path}
     rows = []
     for number, name in enumerate(_chosen(list(structures), classes, path)):
-        for file in walk_files(structures[name]):
+        for file in paths.walk_files(structures[name]):
             if file.suffix.lower() in IMAGES:
                 stem = file.relative_to(structures[name]).with_suffix("").as_posix()
                 rows.append((stem, number, str(file), str(file)))

@@ -57,6 +57,9 @@ def test_the_rule_and_the_submission(tmp_path):
         path.write_text(f"patientId,PredictionString\na,0.5 0 0 10 10\nb,0.5 0 0 10 10 {text}\n")
         with pytest.raises(InputError, match=re.escape(f"({text}): must be five numbers")):
             read_submission(path)
+    path.write_text("patientId,PredictionString\na,\nb,0.5 0.1 0.2 0.3 0.4\n")
+    with pytest.raises(InputError, match=r"row 3 \(b\): the boxes lie in 0 to 1, but must be in pixels"):
+        read_submission(path)
 
 
 @pytest.mark.parametrize(
