@@ -4,11 +4,7 @@ from numba import njit
 
 
 def compiled(function=None, **options):
-    """Return a function compiled by numba without the GIL, or a decorator with further `options` of `njit`.
-
-    The machine code is cached on the disk, unless numba can write neither beside the code nor into a folder of the
-    user; then each process compiles anew.
-    """
+    """Return a function compiled by numba, or a decorator with `options`; cached where numba can write."""
     if function is None:
         return lambda function: compiled(function, **options)
     try:

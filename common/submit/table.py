@@ -17,10 +17,8 @@ CELL = 60  # bytes in memory of a cell without its text
 _OTHER_KINDS = {
     b"pk\x03\x04": "a ZIP archive or an Excel file; unpack it, or save the table as CSV",
     b"\x1f\x8b": "a gzip file; unpack it, or let its name end in .csv.gz",
-    b"<!doctype html": "a web page, perhaps one that asks to log in; download the table again",
-    b"<html": "a web page, perhaps one that asks to log in; download the table again",
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    (b"<!doctype html", b"<html"): "a web page, perhaps one that asks to log in; download the table again",
+    (b"\xff\xfe", b"\xfe\xff"): "UTF-16 text; save it as UTF-8",
     b"version https://git-lfs": "a pointer of Git LFS; fetch the file with git lfs pull",
 }
 
