@@ -116,7 +116,7 @@ def test_missing_tables(data, spoilt):
     (data / "sample_submission.csv").unlink()
     assert "sample_submission.csv: no such file" in spoilt()
     (data / "train-rle.csv").unlink()
-    assert "no train-rle.csv in it" in spoilt()
+    assert "no stage_2_train.csv or train-rle.csv in it" in spoilt()
 
 
 def test_a_train_image_in_the_test_set(data, spoilt):
