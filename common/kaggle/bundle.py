@@ -180,22 +180,26 @@ def _add_run(run, name, folder, export):
 
 def _check_size(folder, limit):
     """Return the size of a folder's files in bytes; raise InputError if it exceeds `limit`."""
-    sizes = {path.stat().st_size: path.name for path in folder.iterdir()}
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    size, largest = sum(sizes.values()), max(sizes, key=sizes.get)
     if size > limit:
-        raise InputError(
-            f"the bundle has {size / 1e9:.2f} GB, Kaggle takes {limit / 1e9:g} GB: bundle fewer runs; "
-            f"the largest file is {sizes[max(sizes)]}, {max(sizes) / 1e9:.2f} GB"
-        )
+        found = f"the largest file is {largest}, {sizes[largest] / 1e9:.2f} GB"
+        taken = f"the bundle has {size / 1e9:.2f} GB, Kaggle takes {limit / 1e9:g} GB"
+        raise InputError(f"{taken}: bundle fewer runs; {found}")
     return size
 
 
 def upload_bundle(folder, dataset):
     """Create the dataset of a bundle on Kaggle, or a new version of it."""
-    target, about = f"dataset {dataset}", read_json(Path(folder) / LISTING)
-    new = not _dataset_exists(dataset)
-    log.info(f"{target}: uploading a new {'dataset' if new else 'version'}")
+    target, about, new = f"dataset {dataset}", read_json(Path(folder) / LISTING), False
     with connect(target) as api:
+        try:
+            api.dataset_status(dataset)
+        except OSError as error:  # Kaggle answers 403 for missing datasets as for other users' private ones
+            new = getattr(getattr(error, "response", None), "status_code", 0) in (403, 404)
+            if not new:
+                raise
+        log.info(f"{target}: uploading a new {'dataset' if new else 'version'}")
         if new:
             answer = api.dataset_create_new(str(folder), dir_mode="zip")
         else:
@@ -204,14 +208,3 @@ def upload_bundle(folder, dataset):
         if answer.status.lower() != "ok":
             raise InputError(f"{target}: refused: {answer.error or 'no reason given'}")
     log.info(f"{target}: sent; Kaggle takes some minutes to prepare it: https://www.kaggle.com/datasets/{dataset}")
-
-
-def _dataset_exists(dataset):
-    with connect(f"dataset {dataset}") as api:
-        try:
-            api.dataset_status(dataset)
-        except OSError as error:  # Kaggle answers 403 for missing datasets as for other users' private ones
-            if getattr(getattr(error, "response", None), "status_code", 0) not in (403, 404):
-                raise
-            return False
-    return True

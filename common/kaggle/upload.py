@@ -125,9 +125,7 @@ def _find_sample(source, run, data):
         return source.find_file(data)
     except InputError:
         if data is None:
-            raise InputError(
-                "name --run (the run's folder) or --data (the competition's) for the expected ids"
-            ) from None
+            raise InputError("name --run (the run's folder) or --data (the competition's) for the ids") from None
         raise
 
 

@@ -12,10 +12,8 @@ from common.errors import InputError
 from common.nn.norms import batch_norms
 from common.nn.weights import load_pretrained
 
-ARCHITECTURES = {
-    kind.__name__.lower(): kind
-    for kind in (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.MAnet, smp.Linknet, smp.PSPNet, smp.PAN, smp.DeepLabV3Plus)
-}
+_KINDS = (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.MAnet, smp.Linknet, smp.PSPNet, smp.PAN, smp.DeepLabV3Plus)
+ARCHITECTURES = {kind.__name__.lower(): kind for kind in _KINDS}
 _ALIASES = {"xception": "legacy_xception", "inceptionresnetv2": "inception_resnet_v2"}
 # timm's versions lack padding, so decoders cannot combine their maps; smp's are padded, with the same tensor names
 _PADDED = {"legacy_xception": "xception", "inception_resnet_v2": "inceptionresnetv2"}

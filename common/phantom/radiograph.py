@@ -184,13 +184,8 @@ def _draw_bones(back, front, at, rng):
             y0 = 0.125 + pitch * i + rng.normal(0, 0.002)
             y1 = y0 + drop * min(1, 0.4 + 0.15 * i) + 0.007 * i
             edge = np.interp(y1, _WALL[1:, 1], _WALL[1:, 0]) + 0.002
-            rear = np.array(
-                [
-                    [0.03, 0.10, 0.62 * edge, 0.94 * edge, edge],
-                    [y0, y0 - 0.014, y0 - 0.006 + 0.004 * i, y1 - 0.016, y1 + 0.01],
-                ]
-            ).T
-            rear = at(rear, sign, "open")
+            u, y = [0.03, 0.10, 0.62 * edge, 0.94 * edge, edge], [y0, y0 - 0.014, y0 - 0.006 + 0.004 * i]
+            rear = at(np.array([u, [*y, y1 - 0.016, y1 + 0.01]]).T, sign, "open")
             stroke(back, rear, thick, 105)
             stroke(back, rear, 0.74 * thick, 62)  # a bright rim: the cortex is edge-on
             fore = np.outer([1, 0.95, 0.74, 0.45], [edge, 0]) + np.outer([-0.01, 0.04, 0.10, 0.14], [0, 1]) + [0, y1]
@@ -281,9 +276,8 @@ def _expose(attenuation, overlay, film, grain):
     """Return attenuation as grey levels (uint8) after tone curve, noise and collimation."""
     size = len(attenuation)
     attenuation += overlay * np.float32(0.4 / 255) + (overlay > 200) * np.float32(0.5)
-    low, high, gain, bend, white, noise = np.float32(
-        film.uniform([-0.12, 0.92, 1.0, 1.0, 205, 2], [0.06, 1.12, 1.8, 1.3, 245, 5])
-    )
+    drawn = film.uniform([-0.12, 0.92, 1.0, 1.0, 205, 2], [0.06, 1.12, 1.8, 1.3, 245, 5])
+    low, high, gain, bend, white, noise = np.float32(drawn)
     x = np.clip((attenuation - low) / (high - low), 0, 1.6) ** bend
     x = white * (1 - np.exp(-gain * x)) / (1 - np.exp(-gain)) + 4
     x += noise * cv2.GaussianBlur(grain.standard_normal((size, size), np.float32), (0, 0), 0.7)

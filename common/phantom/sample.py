@@ -9,6 +9,11 @@ from pathlib import Path
 from common import paths
 from common.errors import InputError
 
+NIH_HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+)
+
 
 def write_sample(folder, parameters, least, write):
     """Fill a temporary folder by `write(path)`, rename it to `folder` and return that as a Path.

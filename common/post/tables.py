@@ -33,10 +33,8 @@ def read_boxes(name, table, images, no_finding=None, n_classes=_EXACT, scored=Tr
         rows = np.flatnonzero(class_id == no_finding)
         for row in rows[(boxes[rows] != [0, 0, 1, 1]).any(axis=1)][:1]:
             raise InputError(f"{where(row)}: class {no_finding} (no finding) must have the box 0 0 1 1")
-    boxes = check_boxes(
-        boxes, where, None if sizes is None else sizes[image], "lies outside its image: clip it to the image first"
-    )
-    return image, class_id, boxes, scores
+    limits, outside = None if sizes is None else sizes[image], "lies outside its image: clip it to the image first"
+    return image, class_id, check_boxes(boxes, where, limits, outside), scores
 
 
 def read_class_ids(name, table, where, n_classes=_EXACT):

@@ -30,11 +30,8 @@ COLUMNS = {
     "Finding Labels": "labels",
     "Follow-up #": "follow_up",
     "Patient ID": "patient_id",
-    "Patient Age": "age",
-    "Patient Gender": "sex",
-    "Patient Sex": "sex",
-    "View Position": "view",
 }
+COLUMNS |= {"Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex", "View Position": "view"}
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
 
@@ -119,14 +116,9 @@ def read_lists(folder, ids):
         listed[part] = stems(read_names(paths[part]))
         place = index.get_indexer(listed[part])
         found[place[place >= 0]] = part
-        about[part] = {
-            "file": paths[part].name,
-            "sha256": file_hash(paths[part]),
-            "names": names_digest(listed[part]),
-            "images": len(listed[part]),
-            "patients": int(listed[part].str.split("_").str[0].nunique()),
-            "absent": int((place < 0).sum()),
-        }
+        about[part] = {"file": paths[part].name, "sha256": file_hash(paths[part]), "names": names_digest(listed[part])}
+        patients = listed[part].str.split("_").str[0].nunique()
+        about[part] |= {"images": len(listed[part]), "patients": int(patients), "absent": int((place < 0).sum())}
     both = listed["test"][listed["test"].isin(listed["train_val"])]
     if len(both):
         files = " and ".join(path.name for path in paths.values())
@@ -187,15 +179,13 @@ def read_boxes(path):
     x, y, w, h = table[["x", "y", "w", "h"]].apply(pd.to_numeric, errors="coerce").to_numpy(float).T
     box = np.stack([x, y, w, h] if corners else [x, y, x + w, y + h], axis=1)
     finite = np.isfinite(box).all(axis=1)
+    beyond = (box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))
     faults = [
         (~names.isin(LABELS).to_numpy(), "{name!r} is none of the 14 findings"),
         (~finite, "the box {x} {y} {w} {h} is not four finite numbers"),
         (np.isin(np.arange(len(box)), find_normalised(box)), "the box {x} {y} {w} {h} lies in 0 to 1, not in pixels"),
         (finite & ~(box[:, 2:] > box[:, :2]).all(axis=1), "the box {x} {y} {w} {h} has no area"),
-        (
-            finite & ((box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))),
-            f"the box {{x}} {{y}} {{w}} {{h}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels",
-        ),
+        (finite & beyond, f"the box {{x}} {{y}} {{w}} {{h}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels"),
     ]
     for wrong, words in faults:
         if wrong.any():

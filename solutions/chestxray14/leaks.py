@@ -12,10 +12,7 @@ from solutions.chestxray14.labels import names_digest
 
 log = logging.getLogger(__name__)
 SOLUTION = "chestxray14"
-_CHEXNET = (
-    "public CheXNet code of its own split, which has 20,383 of the 25,596 official test images among its "
-    "training images"
-)
+_CHEXNET = "public CheXNet code of its own split, which trains on 20,383 of the 25,596 official test images"
 _XRV = "torchxrayvision's, trained on a random split of NIH's images (or RSNA's, which are taken from them)"
 # Files and folders under which public weights are known, as a regular expression of one part of the path.
 PUBLIC = (

@@ -239,13 +239,8 @@ def write_localisation(job, thresholds=THRESHOLDS, out=None, further=None):
     log.info(f"{out / 'localisation_table.csv'}, localisation.csv and localisation.html")
 
 
-STEP = Step(
-    "localise",
-    write_localisation,
-    needs=("predict",),
-    reads=lambda job: to_dict(job.config),
-    files=("localisation.csv", "localisation_table.csv", "localisation.html"),
-)
+FILES = ("localisation.csv", "localisation_table.csv", "localisation.html")
+STEP = Step("localise", write_localisation, needs=("predict",), reads=lambda job: to_dict(job.config), files=FILES)
 
 
 def _threshold_text(found):

@@ -81,15 +81,11 @@ def map_gallery(job, truth, probs, table):
 
     key = digest(job.run.step("predict")["key"], pairs[["row", "label"]].to_numpy().tolist())
     heats = cached_arrays(job.run.path("overlays.npz"), key, compute)["heats"]
-    items = [
-        (
-            (images.store.images[pair.row], heat.astype(np.float32) / 255),
-            _boxes(images, pair.row, pair.label),
-            [],
-            f"{LABELS[pair.label]} {pair.prob:.2f} · {images.ids([pair.row])[0]}",
-        )
-        for pair, heat in zip(pairs.itertuples(), heats, strict=True)
-    ]
+    items = []
+    for pair, heat in zip(pairs.itertuples(), heats, strict=True):
+        caption = f"{LABELS[pair.label]} {pair.prob:.2f} · {images.ids([pair.row])[0]}"
+        picture = images.store.images[pair.row], heat.astype(np.float32) / 255
+        items.append((picture, _boxes(images, pair.row, pair.label), [], caption))
     title = "Where the networks look for a finding that is present; violet to yellow: the map's lowest to highest value"
     return gallery(items, title, overlay=heat_overlay)
 

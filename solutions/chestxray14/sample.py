@@ -15,7 +15,7 @@ import numpy as np
 
 from common import phantom
 from common.phantom import findings as draws
-from common.phantom.sample import in_threads, write_sample
+from common.phantom.sample import NIH_HEADER, in_threads, write_sample
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -46,10 +46,6 @@ FILMS = {  # sides of the detectors' images and their pixel spacing in mm
     "AP": ((2500, 2048, "0.168"), (3056, 2544, "0.139"), (2048, 2500, "0.168")),
     "PA": ((2992, 2991, "0.143"), (2500, 2048, "0.168"), (2021, 2021, "0.194311")),
 }
-TABLE_HEADER = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
-)
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 
 
@@ -71,7 +67,7 @@ def _write(folder, n_train, n_test, seed):
         images.mkdir(parents=True)
     places = [folders[2 * i >= len(cases)] for i in range(len(cases))]
     found = in_threads(_write_image, places, cases)
-    _write_lines(folder / "Data_Entry_2017.csv", [TABLE_HEADER, *(_row(seed, case) for case in cases)])
+    _write_lines(folder / "Data_Entry_2017.csv", [NIH_HEADER, *(_row(seed, case) for case in cases)])
     tests = [pair for pair in zip(cases, found, strict=True) if pair[0].split == "test"]
     boxes = [_box(case, label, boxes[label]) for label in BOXED for case, boxes in tests if label in boxes]
     _write_lines(folder / "BBox_List_2017.csv", [BOX_HEADER, *boxes])

@@ -29,9 +29,8 @@ def podium(size):
         A.GaussianBlur(blur_limit=0, sigma_limit=(0.3 * soft, 1.2 * soft), p=1.0),
         A.GaussNoise((0.005, 0.03), p=1.0),
     ]
-    return compose(
-        [A.HorizontalFlip(p=0.5), cropped, moved, A.RandomBrightnessContrast(0.2, 0.2, p=0.5), A.OneOf(grain, p=0.15)]
-    )
+    lit = A.RandomBrightnessContrast(0.2, 0.2, p=0.5)
+    return compose([A.HorizontalFlip(p=0.5), cropped, moved, lit, A.OneOf(grain, p=0.15)])
 
 
 # What a configuration names: size of the images in pixels → pipeline.
@@ -140,13 +139,6 @@ def _features(job, branch, rows, flips):
         views = (images, images.flip(-1)) if flips else (images,)
         return torch.stack([model.pooled(view) for view in views], 1)
 
-    return predict_probs(
-        [pooled],
-        branch.dataset(job, rows, False, False),
-        batch_size=2 * config.batch_size,
-        device=job.device,
-        amp=config.precision,
-        activation=lambda features: features,
-        progress=f"features, {branch.stage}",
-        workers=job.workers,
-    )
+    how = {"batch_size": 2 * config.batch_size, "device": job.device, "amp": config.precision, "workers": job.workers}
+    how |= {"activation": lambda features: features, "progress": f"features, {branch.stage}"}
+    return predict_probs([pooled], branch.dataset(job, rows, False, False), **how)

@@ -118,9 +118,8 @@ def _read_list(path, index):
         raise InputError(f"{path}, row {row + 2}: no file name")
     patients = next((rows[name] for name in rows if name.lower() in ("patientid", "patient_id")), "")
     paths = [_find_file(index, name, "", f"{path}, row {row + 2}") for row, name in names.items()]
-    return pd.DataFrame(
-        {"file_name": names, "patient_id": patients, "path": pd.Series(paths, names.index, dtype=object)}
-    )
+    paths = pd.Series(paths, names.index, dtype=object)
+    return pd.DataFrame({"file_name": names, "patient_id": patients, "path": paths})
 
 
 def _find_tables(folder):

@@ -35,7 +35,5 @@ def find_lungs(job, store):
         return [np.zeros((size, size), np.uint8)], [0.0, False, COLOURED if about["ok"] else UNREADABLE]
 
     settings = {"dilations": config.dilations, "closings": config.closings, "gate": config.gate}
-    columns = ("area", "usable", "reason")
-    return lung_segmentation.find_lungs(
-        job, store, weights_file(job.config), settings, {MASKS: size}, columns, describe, skip
-    )
+    weights, columns = weights_file(job.config), ("area", "usable", "reason")
+    return lung_segmentation.find_lungs(job, store, weights, settings, {MASKS: size}, columns, describe, skip)

@@ -42,17 +42,13 @@ def choose(job, oof):
     chosen, cuts = scoring.nested_thresholds(main, job.config.seed)
     by_fold = {str(fold): sorted(set(cuts[main["fold"] == fold])) for fold in main["fold"].unique()}
     rules = {str(scoring.HALF): np.full(len(main), scoring.HALF), "tuned": cuts}
-    per_fold = pd.concat(
-        [scoring.fold_table(main, values).assign(rule=name) for name, values in rules.items()], ignore_index=True
-    )
+    per_fold = [scoring.fold_table(main, values).assign(rule=name) for name, values in rules.items()]
+    per_fold = pd.concat(per_fold, ignore_index=True)
     rejected = data.rejected_shares(data.read_selection(job.run))
     figures = scoring.summarise(table, cuts, rejected, job.config.seed)
-    return Choice(
-        {"threshold": chosen, "by_fold": by_fold},  # a single fold has one threshold per half
-        figures["auroc"]["estimate"],
-        figures,
-        {"per_fold.csv": per_fold[["rule", *per_fold.columns.drop("rule")]]},
-    )
+    rule = {"threshold": chosen, "by_fold": by_fold}  # a single fold has one threshold per half
+    tables = {"per_fold.csv": per_fold[["rule", *per_fold.columns.drop("rule")]]}
+    return Choice(rule, figures["auroc"]["estimate"], figures, tables)
 
 
 def describe(figures):
@@ -77,10 +73,8 @@ def answer(job, test, rule, neutral):
     probs = images["image_id"].map(test.table.set_index("image_id")["probability"])
     absent = images.loc[probs.isna(), "file_name"].tolist()
     if absent:
-        log.info(
-            f"{len(absent)} test images without usable lungs get the mean probability {neutral:.3f}: "
-            f"{', '.join(absent)}"
-        )
+        what = f"{len(absent)} test images without usable lungs get the mean probability {neutral:.3f}"
+        log.info(f"{what}: {', '.join(absent)}")
     values = [f"{value:.6g}" for value in probs.fillna(neutral)]
     return pd.DataFrame(dict(zip(data.SAMPLE, (images["file_name"].to_numpy(), values), strict=True)))
 

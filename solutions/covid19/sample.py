@@ -18,7 +18,7 @@ from common import phantom
 from common.errors import InputError
 from common.phantom import findings as draws
 from common.phantom.drawing import CIRCLE, blur, fill, smooth_noise
-from common.phantom.sample import in_threads, write_sample
+from common.phantom.sample import NIH_HEADER, in_threads, write_sample
 
 VERSION = 2  # to be raised whenever the files for a seed change
 SIDES = (256, 288, 320, 352, 400)  # widths of the images
@@ -30,10 +30,6 @@ HOME_HEADER = (
     "patientid,offset,sex,age,finding,RT_PCR_positive,survival,intubated,intubation_present,went_icu,in_icu,"
     "needed_supplemental_O2,extubated,temperature,pO2_saturation,leukocyte_count,neutrophil_count,lymphocyte_count,"
     "view,modality,date,location,folder,filename,doi,url,license,clinical_notes,other_notes"
-)
-NIH_HEADER = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
 )
 
 

@@ -38,9 +38,8 @@ class Objects(A.ImageOnlyTransform):
             if kind == 0:
                 scale = rng.uniform(0.025, 0.08) * side / 22  # a capital of OpenCV's font is 22 pixels high
                 word = self.words[rng.integers(len(self.words))]
-                cv2.putText(
-                    light, word, at.tolist(), cv2.FONT_HERSHEY_SIMPLEX, scale, 255 - level // 4, thick, cv2.LINE_AA
-                )
+                font, light_grey = cv2.FONT_HERSHEY_SIMPLEX, 255 - level // 4
+                cv2.putText(light, word, at.tolist(), font, scale, light_grey, thick, cv2.LINE_AA)
             elif kind == 1:
                 end = at + (rng.uniform(0.03, 0.25, 2) * extent).astype(int)
                 cv2.rectangle(dark if rng.random() < 1 / 3 else light, at.tolist(), end.tolist(), 255, -1)
@@ -160,12 +159,11 @@ def strong(size, flip=True):
     edges = A.Sequential(
         [A.CropAndPad(percent=(-0.15, 0.0), keep_size=False), A.PadIfNeeded(size, size, position="random")], p=0.15
     )
+    coarse = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
     focus = [
         A.GaussianBlur(blur_limit=0, sigma_limit=(0.4 * soft, 1.5 * soft)),
         A.Sharpen(alpha=(0.1, 0.4)),
-        A.Downscale(
-            scale_range=(0.4, 0.8), interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
-        ),
+        A.Downscale(scale_range=(0.4, 0.8), interpolation_pair=coarse),
     ]
     return compose(
         [

@@ -28,6 +28,7 @@ from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.pairs import write_png
 
 log = logging.getLogger(__name__)
+PREPARED = ("n_folds", "seed", "store_size", "structures", "datasets")  # settings that `prepare` follows
 
 
 def networks(job):
@@ -145,9 +146,7 @@ def check_and_draw(path, job):
 SOLUTION = Solution(
     "lung_segmentation",
     "dice",
-    made_with=lambda config: {
-        name: getattr(config, name) for name in ("n_folds", "seed", "store_size", "structures", "datasets")
-    },
+    made_with=lambda config: {name: getattr(config, name) for name in PREPARED},
     read=data.read_competition,
     refine=data.keep_usable,
     read_test=data.read_test,
