@@ -81,9 +81,8 @@ def peak(cam):
 def guided_box(cam, box):
     """Return the box of the true box's size around the local maximum of the map where it overlaps the true box most.
 
-    It uses the truth and is not a prediction. The code of CXR-IRNet's authors measures such boxes, but swaps rows and
-    columns, and takes the centres of blobs of a map dilated five times for its peaks. Here a local maximum is a pixel
-    that no pixel within 1/32 of the side exceeds. Boxes across the left or upper edge are moved inside; None if flat.
+    Not a prediction: it uses the truth. CXR-IRNet's code measures such boxes, but swaps rows and columns and takes
+    centres of dilated blobs for peaks. A peak here is a pixel that none within 1/32 of the side exceeds.
     """
     box = np.asarray(box, float)
     reach = max(cam.shape) // 32

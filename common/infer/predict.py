@@ -22,10 +22,9 @@ BLOCK = 64  # maps copied at once
 def predict_masks(models, dataset, out_path, channels=1, **how):
     """Write mask probabilities to the `.npy` file `out_path` and return it memory-mapped, uint8 (n, h, w).
 
-    models, dataset, how: as in `predict_probs`; the dataset has the `size` (h, w) of its images. Logits are
-    (B, channels, h, w); with several channels the file is (n, channels, h, w). An activation that returns masks and
-    presence (B, 1) makes the result (memory map, presence float32 (n,)). The mean of the probabilities is stored as
-    p × 255, halves rounded up.
+    models, dataset, how: as in `predict_probs`; the dataset has the `size` (h, w) of its images. With several channels
+    the file is (n, channels, h, w). An activation that returns masks and presence (B, 1) makes the result (memory map,
+    presence float32 (n,)). p is stored as p × 255, halves rounded up.
     """
     shape, present = dataset.size if channels == 1 else (channels, *dataset.size), []
     share = _share(dataset, **how)

@@ -35,14 +35,9 @@ def sigmoid(output):
     return (output[0] if isinstance(output, tuple) else output).float().sigmoid()
 
 
-def presence(output):
-    """Return the probabilities (B, 1) that a mask is not empty, from a pair (mask logits, presence logit)."""
-    return output[1].float().sigmoid()
-
-
 def sigmoid_and_presence(output):
     """Return the probabilities of both members of a pair (mask logits, presence logit)."""
-    return sigmoid(output), presence(output)
+    return sigmoid(output), output[1].float().sigmoid()
 
 
 def predict_tta(model, images, views=(IDENTITY,), activation=sigmoid):

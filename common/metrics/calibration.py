@@ -1,22 +1,10 @@
 """Operating points, with thresholds chosen on the other folds, and calibration of probabilities."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.classification import best_threshold, check_scores, confusion_counts, recall, specificity
-
-
-@dataclass(frozen=True)
-class OperatingPoints:
-    """Thresholds (from all images) and nested sensitivity and specificity, float64 (C,), NaN where undefined."""
-
-    thresholds: np.ndarray
-    sensitivity: np.ndarray
-    specificity: np.ndarray
-    nested_by: str
 
 
 def youden(counts):
@@ -50,12 +38,14 @@ def nested_counts(y, score, folds):
 
 
 def nested_youden(y, score, folds, groups=None, seed=0):
-    """Return the OperatingPoints by Youden's J of y, score (N, C); one fold is split into halves of the groups."""
-    nested_by = "fold"
+    """Return Youden's thresholds from all images, and nested sensitivity and specificity, float64 (C,) each.
+
+    y, score: (N, C); folds: (N,), a single one is split into halves that share no group. NaN where undefined.
+    """
     if len(np.unique(folds)) < 2:
-        folds, nested_by = make_folds(np.asarray(y), 2, groups, seed), "halves of the patients"
+        folds = make_folds(np.asarray(y), 2, groups, seed)
     counts, _ = nested_counts(y, score, folds)
-    return OperatingPoints(choose_thresholds(y, score), recall(counts, np.nan), specificity(counts, np.nan), nested_by)
+    return choose_thresholds(y, score), recall(counts, np.nan), specificity(counts, np.nan)
 
 
 def brier(y, prob):

@@ -99,9 +99,8 @@ def mcc(counts):
 def best_threshold(y, score, metric):
     """Return (threshold, value) with the highest metric over all thresholds that split the rows differently.
 
-    y, score: (N,) as in `cut_points`; metric: maps counts (M, 4) to values (M,), such as `mcc`; NaN is skipped. The
-    threshold is the midpoint of two scores; all rows negative or positive is tried too. Of equal values the highest
-    wins.
+    y, score: (N,); metric: maps counts (M, 4) to values (M,), NaN skipped. The threshold is the midpoint of two scores,
+    or beyond all of them; of equal values the highest wins.
     """
     scores, tp, fp = cut_points(y, score)
     counts = np.stack([tp, fp, tp[-1] - tp, fp[-1] - fp], axis=-1)

@@ -12,9 +12,8 @@ ROUNDING = 1e-16  # largest variance of a difference that is 0 up to rounding
 def delong_covariance(y, scores):
     """Return (AUROC float64 (K,), covariance float64 (K, K)) of K scores of the same images, for one class.
 
-    y: (N,) bool or 0/1; scores: (N, K) real. Ties count half. NaN with fewer than two positives or negatives. Raises
-    InputError for other values, NaN, and labels of one kind. Source: DeLong et al. 1988, by sorting as in Sun and Xu
-    2014.
+    y: (N,) bool or 0/1; scores: (N, K) real. The covariance is NaN with fewer than two positives or negatives. Source:
+    DeLong et al. 1988, by sorting as in Sun and Xu 2014.
     """
     y, scores = np.asarray(y), np.asarray(scores)
     for score in scores.T:
@@ -31,9 +30,8 @@ def delong_covariance(y, scores):
 def delong_intervals(y, score, level=0.95):
     """Return float64 (C, 3): AUROC, low and high of each class.
 
-    y: (N, C) bool or 0/1; score: (N, C) real. The interval is symmetric on the logit scale (Pepe 2003; Qin and
-    Hotilovac 2008), and NaN for an area of 0 or 1 and with fewer than two positives or negatives; without either the
-    AUROC is NaN.
+    y: (N, C) bool or 0/1; score: (N, C) real. Symmetric on the logit scale (Pepe 2003; Qin and Hotilovac 2008), and NaN
+    for an area of 0 or 1 and with fewer than two positives or negatives.
     """
     z, found = special.ndtri((1 + level) / 2), np.full((np.shape(y)[-1], 3), np.nan)
     for c, ((area,), ((variance,),)) in _classes(y, score):

@@ -34,9 +34,8 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: unique ids of all images to score; None for those of the truth. Raises InputError for missing columns and
-    values, unknown images or classes, inverted boxes, scores outside [0, 1], a wrong box of no finding, and, in the
-    truth, a box without area or a second no finding of an image.
+    images: unique ids of all images; None for those of the truth. Raises InputError for tables that are incomplete or
+    contradict the rule or each other.
     """
     if images is None:
         require_columns("truth", truth, ["image_id"])

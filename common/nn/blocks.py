@@ -8,10 +8,9 @@ from torch import nn
 class MultiScaleAttention(nn.Module):
     """Weight each pixel of an image by an attention map from several scales: (B, C, H, W) → the same shape.
 
-    Source: Fang et al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). The paper leaves open the convolutions' channels (here
-    the image's), their padding (zeros, which keeps the size), `last` (3, as in the authors' code) and the
-    initialisation: the last convolution starts with weights 0 and bias 2, so that every pixel has the weight 0.88 and
-    the images stay close to those that the backbone was pretrained on.
+    Source: Fang et al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). Left open there: the convolutions' channels (the
+    image's), padding (zeros), `last` (3, as in their code) and the start: weights 0 and bias 2 in the last one, so that
+    every pixel has the weight 0.88 and images stay close to what the backbone was pretrained on.
     """
 
     def __init__(self, channels=3, kernels=(5, 9), last=3):

@@ -96,9 +96,8 @@ def load_pretrained(model, name, weights, required):
 def copy_state(model, state, source, required=()):
     """Copy the tensors of `state` into `model` by name; return and log the report, a `Loaded`.
 
-    Prefixes such as `module.` or `encoder.` on either side are found by trial, and underscores match dots, because timm
-    joins the names of stages in feature extractors. Raises InputError if nothing matches, or one of `required`, names
-    of `model.state_dict()`, is not found with the right shape.
+    Prefixes such as `module.` on either side are found by trial, and underscores match dots, as in timm's feature
+    extractors. Raises InputError if nothing matches, or not all of `required`, names of `model.state_dict()`.
     """
     own = model.state_dict()
     prefixes = itertools.product(_prefixes(own), _prefixes(state))

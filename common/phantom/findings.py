@@ -1,8 +1,7 @@
 """Findings of phantom radiographs: functions `f(scene, rng)` for `common.phantom.draw`.
 
-Each changes the scene's attenuation and records its mask. Lengths are shares of the film's width; side is "left" or
-"right", the patient's, random by default; ranges are least and most. Findings are placed at random, apart from earlier
-ones as far as there is room.
+Each changes the scene's attenuation and records its mask, at a random place apart from earlier ones. Lengths are shares
+of the film's width; side is "left" or "right", the patient's; ranges are least and most.
 """
 
 from functools import partial

@@ -11,11 +11,10 @@ _FAULTS = ("", "is not four finite numbers", "is inverted (x_min <= x_max and y_
 
 
 def check_boxes(boxes, where="box {}".format, sizes=None, outside="lies outside its image"):
-    """Return boxes as contiguous float64 (n, 4).
+    """Return boxes as contiguous float64 (n, 4); `where` names a row in an error.
 
-    where: function from a row number to its name in an error. sizes: upper limits of the coordinates, None for none;
-    rounding errors up to `SLACK` pass. Raises InputError for another shape, NaN, infinity, inverted boxes and boxes
-    beyond the limits.
+    sizes: upper limits of the coordinates, None for none; rounding errors up to `SLACK` pass. Raises InputError for
+    NaN, infinity, inverted boxes and boxes beyond the limits.
     """
     try:
         boxes = np.ascontiguousarray(boxes, np.float64)

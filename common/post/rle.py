@@ -3,22 +3,14 @@
 Runs are an int64 array (n, 2) of [start, end) flat positions in column-major order (column * height + row).
 """
 
-from enum import Enum
-
 import numpy as np
 
 from common.errors import InputError
 from common.jit import compiled
 
-
-class Form(Enum):
-    """How the starts in a string of pairs start, length are counted."""
-
-    RELATIVE = "from 0, relative to the end of the previous run (SIIM)"
-    ABSOLUTE = "from 1, relative to the top left pixel (Kaggle's usual form)"
-
-
-RELATIVE, ABSOLUTE = Form
+# How the starts in a string of pairs start, length are counted: from 0, relative to the end of the previous run (SIIM),
+# or from 1, relative to the top left pixel (Kaggle's usual form).
+RELATIVE, ABSOLUTE = "relative", "absolute"
 _BLOCK = 256  # bytes compared at once: enough to vectorise, yet cheap to repeat one by one at an edge
 _REASONS = (
     "{token!r} is not a whole number of 0 or more",
@@ -29,21 +21,21 @@ _REASONS = (
 )
 
 
-def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle", blank_is_empty=False):
+def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle"):
     """Return the runs of a run-length string, int64 (n, 2), touching runs merged.
 
-    "-1" is the empty mask; so is a blank string, except in the relative form unless `blank_is_empty`, because SIIM
-    refuses it. Raises InputError, which begins with `where`, for odd counts, numbers that are not whole, lengths of 0,
-    runs past the last pixel of `shape` (height, width), and starts that overlap or go back.
+    "-1" is the empty mask; so is a blank string in the absolute form (SIIM refuses it). Raises InputError, which begins
+    with `where`, for odd counts, numbers that are not whole, lengths of 0, runs past the last pixel of `shape` (height,
+    width), and starts that overlap or go back.
     """
     height, width = shape
     stripped = rle.strip()
-    if not stripped and form is RELATIVE and not blank_is_empty:
+    if not stripped and form == RELATIVE:
         raise InputError(f"{where}: blank instead of a run-length string (write -1 for an empty mask)")
     if stripped in ("", "-1"):
         return np.empty((0, 2), np.int64)
     text = np.frombuffer(stripped.encode("utf-8", "replace"), np.uint8)
-    runs, reason, number = _parse(text, form is RELATIVE, height * width)
+    runs, reason, number = _parse(text, form == RELATIVE, height * width)
     if reason:
         message = _REASONS[reason - 1].format(token=stripped.split()[number][:20], shape=f"{height} x {width}")
         raise InputError(f"{where}: {message} (number {number + 1} of the run-length string)")
@@ -53,7 +45,7 @@ def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle", blank_is_empty=Fa
 def to_string(runs, form=RELATIVE, empty="-1"):
     """Return runs as a run-length string, `empty` if there are none."""
     runs = _checked_runs(runs)
-    return _write_digits(runs, form is RELATIVE).tobytes().decode("ascii") if len(runs) else empty
+    return _write_digits(runs, form == RELATIVE).tobytes().decode("ascii") if len(runs) else empty
 
 
 def decode(rle, shape=(1024, 1024), form=RELATIVE, order="F"):

@@ -25,13 +25,9 @@ DIGESTS = {
     "train_val": "f5ca42650c3529e46ba2b4399869027d2ff2ddac9a5e55b5fa64530fcb4dd4be",
     "test": "7519b7296cb0f58e5d2f4818372950411b04f1f243580c4132d001746535d931",
 }
-COLUMNS = {
-    "Image Index": "file_name",
-    "Finding Labels": "labels",
-    "Follow-up #": "follow_up",
-    "Patient ID": "patient_id",
-}
-COLUMNS |= {"Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex", "View Position": "view"}
+COLUMNS = {"Image Index": "file_name", "Finding Labels": "labels", "Follow-up #": "follow_up"}
+COLUMNS |= {"Patient ID": "patient_id", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex"}
+COLUMNS |= {"View Position": "view"}
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
 

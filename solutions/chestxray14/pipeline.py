@@ -115,11 +115,11 @@ def choose(job, oof):
     config, images = job.config, job.images
     rows, folds = images.rows_of(oof.table["image_id"]), oof.table["fold"].to_numpy()
     truth, probs = labels_of(images, rows), oof.table[CLASSES].to_numpy()
-    points = nested_youden(truth, probs, folds, images.patients(rows), config.seed)
-    table = pd.DataFrame({"label": LABELS, "threshold": points.thresholds, "sensitivity": points.sensitivity})
-    table["specificity"], table["brier"] = points.specificity, brier(truth, probs)
+    cuts, sensitivity, specificity = nested_youden(truth, probs, folds, images.patients(rows), config.seed)
+    table = {"label": LABELS, "threshold": cuts, "sensitivity": sensitivity, "specificity": specificity}
+    table = pd.DataFrame(table).assign(brier=brier(truth, probs))
     table["calibration_error"] = expected_calibration_error(truth, probs)
-    thresholds = [None if np.isnan(value) else value for value in points.thresholds.tolist()]  # labels of one kind
+    thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # labels of one kind
     parts = [("oof", oof.table), ("test", known_test(job))]
     parts = {name: score_part(images, part, config.seed) for name, part in parts}
     if parts["oof"] is None:

@@ -52,8 +52,7 @@ BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 def make_sample(folder, n_train=96, n_test=32, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1. Holds images_001/images/<patient>_<follow-up>.png (512 × 512),
-    images_002 and Kaggle's tables and lists. Raises InputError as `write_sample` does.
+    Holds images_001/images/<patient>_<follow-up>.png (512 × 512), images_002 and Kaggle's tables and lists.
     """
     parameters = {"sample": "chestxray14", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}

@@ -224,9 +224,8 @@ def _mean_share(shares, patients, seed):
 def reach_verdict(found, score, high):
     """Return the verdict in words: {"biased": bool, "said": first line of the page, "evidence": lines}.
 
-    found: check → {"auroc": {estimate, low, high} or None}; score: score.json. Evidence of bias is an AUROC of border,
-    background or origin whose interval lies above `high`, and one that drops against images from the same collections
-    by an interval above 0. The last two can also reflect other diseases, which images from the same collections show.
+    Evidence of bias is an AUROC of border, background or origin whose interval lies above `high`, and one that drops
+    against images from the same collections; the last two can also reflect other diseases.
     """
     areas = {check: (found.get(check) or {}).get("auroc") for check in ("border", "background", "origin")}
     asked = [check for check, auroc in areas.items() if auroc and auroc["low"] is not None]

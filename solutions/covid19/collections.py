@@ -64,9 +64,8 @@ def read_collections(folders):
 def read_test_images(data, test, taken=()):
     """Return the images to predict, a table of image_id, file_name, path, patient_id and collection ("").
 
-    test: --test, a folder or a CSV with names of images below `data`; None: any unlabelled_test.csv in `data` and its
-    direct subfolders. Patients: the column patientid, else "image …". taken: ids in use; a test image with such an id
-    gets the prefix "test-". Raises InputError naming file and row for an unusable list or an image without one file.
+    test: --test, a folder or a CSV with names of images below `data`; None: any unlabelled_test.csv there. taken: ids
+    in use, which get the prefix "test-". Raises InputError naming file and row.
     """
     if test is not None and test.is_dir():
         files = named_images(test)[1]

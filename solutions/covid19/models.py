@@ -94,9 +94,8 @@ def apply_view(image, mask, view, margin):
 class ViewDataset(Dataset):
     """Views of stored images; an item is `(image uint8 (1, size, size), label)`, or without labels the row.
 
-    images, rows: as in SampleDataset. masks: uint8 masks in the order and size of the images. view, margin: as in
-    `apply_view`, which comes before resizing (area average) and augmentation, so that neither mixes in hidden pixels.
-    transform: augmentation, applied if the key is `(index, seed)`. labels: (n,) floats of `rows`.
+    The view comes before resizing (area average) and augmentation, so that neither mixes in hidden pixels. masks: uint8
+    in the order and size of the images. transform: applied if the key is `(index, seed)`.
     """
 
     def __init__(self, images, masks, rows, view, margin, size, transform=None, labels=None):

@@ -68,9 +68,8 @@ ODD |= {"CT": {"view": "Axial", "modality": "CT"}, "unread": {"finding": "todo"}
 def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0, marker=True):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_covid, n_other: images of the first collection with COVID-19, at least 4, and without, at least 1; n_normals: of
-    the second, at least 4; n_test: at least 4, half of them COVID-19. Further images are not to be used (see ODD).
-    hidden_test.csv: filename, label, collection. Raises InputError as `write_sample` does.
+    n_covid, n_other: images of the first collection with COVID-19 and without; n_normals: of the second; n_test: half
+    of them COVID-19. Further images are not to be used (see ODD). hidden_test.csv: filename, label, collection.
     """
     if not isinstance(marker, bool):
         raise InputError(f"sample: marker={marker!r} must be True or False")

@@ -21,8 +21,7 @@ def select(table, config, seed, excluded=""):
     """Return the table of `read_collections` with the column `reason`: why a row is not used, "" if it is.
 
     Rows are excluded by the user's list (`excluded`), by what the tables say, by missing files, then at random:
-    `config.normals` images of each collection of normals are drawn by `seed` and the collection's name, so that other
-    collections do not change the draw. Of rows of one file the first counts, or none if they disagree about COVID-19.
+    `config.normals` images of each collection of normals are drawn by `seed` and the collection's name.
     """
     finding, absent, view_said = table["finding"].str.casefold(), table["path"].isna(), table["view_said"]
     rules = [

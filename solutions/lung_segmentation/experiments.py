@@ -71,9 +71,8 @@ def run_ablation(job):
 def run_cross(job):
     """Train on each dataset alone and score on all of them; writes cross.csv.
 
-    Columns: trained, tested, images, dice and iou, each also pooled, with low and high, and trained_on, the number of
-    training images. A network is scored on its own dataset's held-out images, and on every image of the others; the
-    rows `all` are the run's own network. All at the probability 0.5.
+    Columns: trained, tested, images, dice and iou, each also pooled, with low and high, and trained_on, a number of
+    images. A network is scored on its own dataset's held-out images, and on all of the others'.
     """
     config, images = job.config, job.images
     every = images.rows()

@@ -33,9 +33,8 @@ FINDINGS = (effusion, pneumothorax, consolidation, mass)
 def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_montgomery, n_shenzhen, n_jsrt: images with masks, at least 1, 1 and 0 (8 MiB each); n_test: images of the first
-    two without one, at least 1, whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png. Raises InputError as
-    `write_sample` does.
+    n_montgomery, n_shenzhen, n_jsrt: images with masks (JSRT's of 8 MiB); n_test: images of the first two without one,
+    whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png.
     """
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
     parameters = {"sample": "lung_segmentation", "version": VERSION, **counts, "seed": seed}

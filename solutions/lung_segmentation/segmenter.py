@@ -43,9 +43,8 @@ _NETWORK = ("architecture", "encoder", "decoder", "size")  # the fields of Netwo
 def save_segmenter(path, model, about):
     """Write a network and everything that its masks depend on as one safetensors file of half-precision weights.
 
-    about: JSON values with `network`, a NetworkConfig or its dict; `structures`, a key of STRUCTURES; `pixel` and
-    `regions`, the decision rule. One-dimensional tensors stay in float32: a running variance can exceed the range of
-    float16. Raises InputError if something is missing or a weight exceeds that range.
+    about: JSON values with `network`, `structures`, `pixel` and `regions`. One-dimensional tensors stay in float32: a
+    running variance can exceed float16. Raises InputError if something is missing or a weight exceeds it.
     """
     network = about.get("network", {})
     network = asdict(network) if is_dataclass(network) else network
@@ -166,9 +165,8 @@ class Segmenter:
     def each(self, files, finish, workers=None, load=read_radiograph):
         """Yield (image id, finish(image id, image, probs), problem) for each of `files`, a mapping from id to path.
 
-        finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size), and should not return
-        large objects. For an unusable file, (image id, None, problem) is yielded instead. workers: threads that each
-        load, predict and finish one batch at a time; None: one per core. load(path) -> image: for other sources.
+        finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size). An unusable file gives
+        (image id, None, problem). workers: threads; None: one per core. load(path) -> image.
         """
         return self._run(files.items(), load, finish, workers)
 

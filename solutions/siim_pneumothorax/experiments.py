@@ -36,10 +36,9 @@ ENRICHMENT = 0.8147  # paper, 4.1.1: 0.02 under the gate trained with augmentati
 def run_ablation(job):
     """Score every comparison of the paper on the out-of-fold images of the trained folds; writes ablation.csv.
 
-    The paper's choice is compared with no gate, classic SWA, other region sizes, a gate trained by enrichment, and
-    segmenters trained on positives alone and at twice the size. The gate's threshold is chosen once, nested, for the
-    paper's choice. Columns: comparison, setting, dice, low, high, change from the paper's choice (paired), p, mcc (of
-    the gate at 0.5), paper (its private score). What the sizes do not allow is left out and logged.
+    The paper's choice is compared with each change alone; its gate's threshold, chosen nested, is kept in all rows.
+    Columns: comparison, setting, dice, low, high, change from the paper's choice (paired), p, mcc (of the gate at 0.5),
+    paper (its private score). What the sizes do not allow is left out and logged.
     """
     config, images = job.config, job.images
     if config.presence != "classifier" or not {"window", "classic"} <= set(config.segmenter.averaging):

@@ -30,9 +30,7 @@ SIZE = 1024
 def make_sample(folder, n_train=96, n_test=24, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1. Beside the competition's files: nih_id.csv (train images only)
-    and hidden/truth.csv, the test images' masks in the format of train-rle.csv. Raises InputError as `write_sample`
-    does.
+    Beside the competition's files: nih_id.csv (train images only) and hidden/truth.csv, the test images' masks.
     """
     parameters = {"sample": "siim_pneumothorax", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}

@@ -7,7 +7,7 @@ from torch import nn
 from common.data.loaders import SampleDataset
 from common.errors import InputError
 from common.infer.predict import predict_masks, predict_probs, write_masks
-from common.infer.tta import FLIP, IDENTITY, presence
+from common.infer.tta import FLIP, IDENTITY, sigmoid_and_presence
 from common.nn.models import segmenter
 
 OPTIONS = {"device": "cpu", "amp": "fp32", "progress": False}
@@ -22,6 +22,10 @@ class Constant(nn.Module):
 
     def forward(self, x):
         return self.logit.expand(x.shape)
+
+
+def presence(output):
+    return sigmoid_and_presence(output)[1]
 
 
 def logit_of_gray(x):

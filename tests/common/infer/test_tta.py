@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.infer.tta import FLIP, IDENTITY, predict_tta, presence, scale, sigmoid
+from common.infer.tta import FLIP, IDENTITY, predict_tta, scale, sigmoid, sigmoid_and_presence
 
 
 class Columns(nn.Module):
@@ -55,7 +55,7 @@ def test_classes_are_averaged_as_they_are():
 def test_activations_of_a_pair():
     pair = (torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16), torch.tensor([[3.0]]))
     assert sigmoid(pair).dtype == torch.float32 and sigmoid(pair).unique().tolist() == [0.5]
-    torch.testing.assert_close(presence(pair), torch.tensor([[3.0]]).sigmoid())
+    torch.testing.assert_close(sigmoid_and_presence(pair)[1], torch.tensor([[3.0]]).sigmoid())
 
 
 def test_a_scale_of_nothing_is_refused():

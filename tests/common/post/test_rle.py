@@ -87,7 +87,7 @@ def test_layout_and_dtype_of_the_decoded_mask():
 @QUICK
 @given(st.one_of(MASKS, DENSE), st.sampled_from([RELATIVE, ABSOLUTE]))
 def test_encoding_equals_a_pixel_loop_in_every_memory_layout(mask, form):
-    expected = naive_string(mask, form is RELATIVE)
+    expected = naive_string(mask, form == RELATIVE)
     spread = np.zeros((mask.shape[0] * 2, mask.shape[1] * 3), mask.dtype)
     spread[::2, ::3] = mask
     for layout in (mask, np.asfortranarray(mask), spread[::2, ::3]):
@@ -177,9 +177,8 @@ def test_bad_strings_are_refused_with_their_place(text, form, part):
     assert message.startswith("train-rle.csv, row 7: ") and part in message and "\n" not in message
 
 
-def test_blank_is_empty_where_that_is_said():
+def test_blank_is_empty_in_the_absolute_form():
     assert len(rle.parse("", (3, 3), ABSOLUTE)) == 0
-    assert len(rle.parse(" ", (3, 3), RELATIVE, blank_is_empty=True)) == 0
 
 
 def test_the_last_pixel_is_within_bounds():
