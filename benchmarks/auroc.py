@@ -14,8 +14,14 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.tables import label_table
 from common.metrics.calibration import expected_calibration_error, nested_youden
 from common.metrics.classification import auroc
-from common.metrics.delong import delong_covariance, delong_intervals, delong_test
-from common.metrics.statistics import bootstrap_auroc, interval_with_p, resample_aurocs
+from common.metrics.statistics import (
+    bootstrap_auroc,
+    delong_covariance,
+    delong_intervals,
+    delong_test,
+    interval_with_p,
+    resample_aurocs,
+)
 from solutions.chestxray14.config import LABELS
 
 N, RESAMPLES, PEER_RESAMPLES = 25_596, 1000, 4

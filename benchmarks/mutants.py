@@ -42,9 +42,9 @@ TESTS = {  # module → its tests, where they are not tests/<module's folder>/te
     "common/post/fusion.py": FUSION,
     "common/post/rle.py": (POST + "rle.py", SUBMIT + "validate.py"),
     "common/post/suppression.py": FUSION,
-    "common/post/tables.py": (POST + "fusion_tables.py", DETECTION),
     "common/post/wbf.py": FUSION,
-    "common/metrics/detection_match.py": (DETECTION, METRICS + "detection_errors.py"),
+    "common/metrics/statistics.py": (METRICS + "statistics.py", METRICS + "delong.py"),
+    "common/metrics/detection.py": (DETECTION, METRICS + "detection_errors.py"),
     "common/submit/boxes.py": (SUBMIT + "boxes.py", SUBMIT + "validate.py"),
     "solutions/vinbigdata/postprocess.py": tuple(
         f"tests/solutions/vinbigdata/test_{name}.py" for name in ("postprocess", "tuning", "tools_foreign")

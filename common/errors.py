@@ -5,8 +5,7 @@ PARTIAL = 4  # done, but some inputs could not be used
 
 
 class InputError(ValueError):
-    """Unusable input from outside; the message names the file, row or option in one line.
+    """Unusable input from outside; the message names the file, row or option in one line, all that is printed.
 
-    The command line prints only the message and exits with status 2. Any other exception is a bug and keeps its
-    traceback.
+    Any other exception is a bug and keeps its traceback.
     """

@@ -41,10 +41,9 @@ def normalise(cam):
 
 
 def fuse(maps):
-    """Return the normalised sum of maps of one image, float32 (H, W) in [0, 1].
+    """Return the normalised sum of maps of one image, float32 (H, W) in [0, 1]: Liu et al., SDFN, equations 5 and 6.
 
-    Maps of branches that share a final layer add up like their contributions to its logit; normalise those of networks
-    with separate final layers first. Source: Liu et al., SDFN, equations 5 and 6.
+    Normalise the maps of networks with separate final layers first, since their scales differ.
     """
     return normalise(np.sum(maps, axis=0))
 

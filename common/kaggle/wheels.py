@@ -71,8 +71,7 @@ def own_requirements(root=ROOT):
 def fetch_wheels(folder, python, requirements, image=IMAGE):
     """Download wheels of `requirements` and their dependencies that the image does not satisfy into `folder`.
 
-    python: the notebook's, such as `3.12`. Returns the names of the packages that the image provides. Raises InputError
-    without network, for a package without a wheel for this Python, and for conflicting versions.
+    python: such as `3.12`. Returns the names of the packages that the image provides. Raises InputError.
     """
     machine = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     machine |= {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}

@@ -57,8 +57,7 @@ def brier(y, prob):
 def reliability(y, prob, n_bins=15):
     """Return the reliability curve: mean probability, share of positives (float64) and images (int64) of B bins.
 
-    y: (N,) bool or 0/1; prob: (N,) in [0, 1]. The bins are of equal mass (Nguyen and O'Connor 2015), since most
-    probabilities are small; equal probabilities share a bin, so B can be less than n_bins.
+    The bins are of equal mass (Nguyen and O'Connor 2015), since most probabilities are small.
     """
     y, prob = _check_probabilities(y, prob)
     bins = np.searchsorted(np.sort(prob), prob) * n_bins // len(prob)

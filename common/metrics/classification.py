@@ -6,10 +6,9 @@ from common.errors import InputError
 
 
 def check_scores(y, score, ndims=(1,), nan="refused"):
-    """Return labels as bool and scores as floats, both (N,) or (N, C).
+    """Return labels as bool and scores as floats, both (N,) or (N, C), depending on `ndims`.
 
-    ndims: allowed numbers of dimensions; nan: "refused" or "allowed" among the scores. Raises InputError for different
-    or empty shapes, labels other than 0 and 1, scores that are not real.
+    nan: "refused" or "allowed" among the scores. Raises InputError for other shapes, labels and scores.
     """
     y, score = np.asarray(y), np.asarray(score)
     if y.shape != score.shape or y.ndim not in ndims or not y.size:

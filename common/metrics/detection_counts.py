@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.metrics.detection import Rule
-from common.metrics.detection_match import match, read_tables
+from common.metrics.detection import Rule, match, read_tables
 
 RULE = Rule(best_unmatched=True, n_classes=1, no_finding=None)
 THRESHOLDS = np.arange(40, 80, 5) / 100  # the IoU must be above them

@@ -22,8 +22,7 @@ import pandas as pd
 from common.errors import InputError
 from common.jit import compiled
 from common.metrics.classification import mean_of_defined
-from common.metrics.detection import VOC2010, class_aps
-from common.metrics.detection_match import match, read_tables
+from common.metrics.detection import VOC2010, class_aps, match, read_tables
 from common.post.boxes import iou
 
 ERRORS = ("localisation", "classification", "duplicate", "background", "both", "missed")

@@ -10,8 +10,7 @@ _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 def precision(device, wanted="auto"):
     """Return the torch dtype for autocast on `device`: float32 means no autocast.
 
-    wanted: auto (bf16 where the hardware supports it, fp16 on older GPUs, fp32 elsewhere), fp32, bf16 or fp16. Raises
-    InputError for an unsupported format; bf16 works on any CPU, though slowly without native support.
+    wanted: auto (bf16 where the hardware supports it, else fp16 on GPUs), fp32, bf16 or fp16; else InputError.
     """
     device = torch.device(device)
     if wanted == "auto":

@@ -9,7 +9,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from common.phantom.drawing import CIRCLE, blur, fill, main_parts, smooth_noise, stroke
+from common.phantom.radiograph import CIRCLE, blur, fill, main_parts, smooth_noise, stroke
 
 _DIFFUSE = ("edema", "emphysema")  # they cover both lungs, so other findings may overlap them
 

@@ -5,8 +5,16 @@ import pandas as pd
 
 from common.errors import InputError
 from common.post.batches import Batch, check_iou, check_weights, fuse_in_portions, sort_by
-from common.post.boxes import BOX, check_boxes
-from common.post.tables import read_boxes, read_class_ids, read_numbers, refuse_repeated, require_columns, row_names
+from common.post.boxes import (
+    BOX,
+    check_boxes,
+    read_boxes,
+    read_class_ids,
+    read_numbers,
+    refuse_repeated,
+    require_columns,
+    row_names,
+)
 from common.post.wbf import fuse_wbf, mean_boxes
 
 NO_FINDING = 14  # VinBigData's class of an image without findings; its box is 0 0 1 1, in pixels

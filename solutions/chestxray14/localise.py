@@ -202,10 +202,9 @@ def paper_column(config):
 
 
 def write_localisation(job, thresholds=THRESHOLDS, out=None, further=None):
-    """Measure the class activation maps of a run against the true boxes of its images.
+    """Measure the class activation maps of a run against the true boxes of its images, or those in `further`.
 
-    Writes localisation.csv (a row per box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row per
-    class) and localisation.html to `out`. further: path of a box table to measure on instead of NIH's boxes.
+    Writes localisation.csv (a row per box), localisation_table.csv (a row per class) and localisation.html to `out`.
     """
     out, config, thresholds = out or job.run.folder, job.config, tuple(sorted(set(thresholds)))
     placed = None if further is None else place_boxes(read_boxes(further), job.images.table)

@@ -10,12 +10,12 @@ from tqdm import tqdm
 from common.data.loaders import eval_loader
 from common.errors import InputError
 from common.infer.cam import fuse, normalise, place
-from common.nn.blocks import pool_masks
 from common.paths import read_array
 from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE
 from solutions.chestxray14.data import BOX_TABLE
 from solutions.chestxray14.lungs import LUNG_TABLE
+from solutions.chestxray14.models import pool_masks
 
 
 class Maps(NamedTuple):

@@ -1,10 +1,9 @@
 """The embedded sample: phantom radiographs laid out as Kaggle unpacks ChestX-ray14 (nih-chest-xrays/data).
 
-Like the real set: 8-bit PNG files in several folders, some with four channels; follow-up images that share their
-patient's anatomy, and nobody in two lists; larger chests on AP films; a comma at the end of the label table's lines,
-and boxes for eight classes of the test images in pixels of 1024 × 1024. Unlike it: the images are half as wide; all
-labels are equally frequent, bold and true; a follow-up shows findings of its own; every shadow of the eight classes has
-a box; and 40 % of the images are healthy instead of 54 %.
+Like the real set: PNG files in several folders, some with four channels; follow-up images that share their patient's
+anatomy; larger chests on AP films; odd ends of lines, and boxes for eight classes of the test images. Unlike it: the
+images are half as wide; labels are equally frequent, bold and true; every shadow of the eight classes has a box; and 40
+% of the images are healthy instead of 54 %.
 """
 
 from functools import partial

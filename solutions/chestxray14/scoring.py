@@ -6,8 +6,7 @@ from scipy import stats
 
 from common.errors import InputError
 from common.metrics.classification import auroc, mean_of_defined
-from common.metrics.delong import delong_intervals, delong_test
-from common.metrics.statistics import Interval, as_interval, bootstrap_auroc
+from common.metrics.statistics import Interval, as_interval, bootstrap_auroc, delong_intervals, delong_test
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import labels_of
 

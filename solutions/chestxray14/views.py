@@ -101,10 +101,9 @@ def view_dataset(images, rows, config, stage, augment=False, targets=False):
 
 
 class FeatureDataset(Dataset):
-    """Features of frozen networks with labels; an item is `(float32 (K,), float32 (14,))`.
+    """Features (n, V, K) of frozen networks with labels (n, 14); an item is `(float32 (K,), float32 (14,))`.
 
-    features: float32 (n, V, K), V being 1, or 2 where the second are those of the mirrored images; the seed of a key
-    `(index, seed)` chooses one of them. labels: float32 (n, 14).
+    The seed of a key `(index, seed)` chooses one of the V views, images and their mirrors.
     """
 
     def __init__(self, features, labels):

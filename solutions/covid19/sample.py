@@ -1,10 +1,9 @@
 """The embedded sample: phantom radiographs of two collections, one of which has all COVID-19 images.
 
-Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, with PNG and JPEG files of several sizes,
-patients with several films, findings under old and new names, and rows that must not be used; normals laid out as
-ChestX-ray14, whose patient numbers belong to other people. With `marker`, all films of the first collection show their
-origin: burnt-in words, a bright noisy margin and a different grey-level curve. Unlike the real ones: age, sex and view
-do not affect the drawing, and COVID-19 is more obvious.
+Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, with several films of a patient, findings
+under old and new names, and rows that must not be used; normals laid out as ChestX-ray14. With `marker`, all films of
+the first show their origin: burnt-in words, a bright noisy margin and a different grey-level curve. Unlike the real
+ones: age, sex and view do not affect the drawing, and COVID-19 is more obvious.
 """
 
 import csv
@@ -17,7 +16,7 @@ import numpy as np
 from common import phantom
 from common.errors import InputError
 from common.phantom import findings as draws
-from common.phantom.drawing import CIRCLE, blur, fill, smooth_noise
+from common.phantom.radiograph import CIRCLE, blur, fill, smooth_noise
 from common.phantom.sample import NIH_HEADER, in_threads, write_sample
 
 VERSION = 2  # to be raised whenever the files for a seed change

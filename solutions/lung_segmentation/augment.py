@@ -141,8 +141,7 @@ def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
 def affine(size, rotate=10.0, shift=0.1, zoom=0.2):
     """Return Liu et al.'s affine pipeline: rotation (± degrees), shift (± of the side) and zoom (1 / (1 ± zoom)).
 
-    The paper gives no numbers: these, the replicated border, the zoom by axis and the lack of a flip are those of
-    imlab-uiip/lung-segmentation-2d, whose network the paper follows.
+    The paper gives no numbers: these are those of imlab-uiip/lung-segmentation-2d, whose network it follows.
     """
     return compose([Warp(size, partial(_affine_matrix, rotate=rotate, shift=shift, zoom=zoom), cv2.BORDER_REPLICATE)])
 

@@ -52,10 +52,9 @@ class LungRegion(NamedTuple):
 
 
 def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
-    """Return a mask, uint8 (height, width), widened by dilations and with its gaps closed.
+    """Return a mask, uint8 (height, width), widened by dilations and with its gaps closed (Ahmed et al., section 3.2).
 
-    n steps of a 3 × 3 square at 512 × 512 pixels; at another size a single step of as many rows and columns in
-    proportion. Source: Ahmed et al., section 3.2; structuring element not given.
+    n steps of a 3 × 3 square at 512 × 512 pixels; at another size a single step in proportion.
     """
     pixels = _foreground(mask)
     wider = cv2.dilate(pixels, _rectangle(pixels.shape, dilations))

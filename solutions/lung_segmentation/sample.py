@@ -1,9 +1,8 @@
 """The embedded sample: phantom radiographs in the layouts of Montgomery, Shenzhen and JSRT with SCR, in one folder.
 
 Like the real sets: Montgomery's films are portrait or landscape, with one mask per lung; Shenzhen's sizes vary, one
-mask has both lungs, and names of abnormal images end in 1; some images have no mask. JSRT is raw and inverted, and SCR
-keeps odd and even numbers apart. Unlike them: Montgomery and Shenzhen have 15 % of their size, JSRT is enlarged from
-1024, clinical readings and clavicles are missing, and every mask is the whole lung field.
+mask has both lungs; some images have no mask; JSRT is raw and inverted. Unlike them: Montgomery and Shenzhen have 15 %
+of their size, JSRT is enlarged from 1024, and clinical readings and clavicles are missing.
 """
 
 from functools import partial

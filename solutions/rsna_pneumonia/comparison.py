@@ -5,7 +5,7 @@ import pandas as pd
 from common.compare import Comparison, means_of
 from common.metrics.detection_counts import image_scores, match_boxes
 from common.paths import read_parquet
-from common.post.tables import pack_boxes, unpack_boxes
+from common.post.boxes import pack_boxes, unpack_boxes
 from solutions.rsna_pneumonia.data import read_labels
 from solutions.rsna_pneumonia.postprocess import read_submission
 

@@ -1,9 +1,8 @@
 """The embedded sample: phantom radiographs laid out as the SIIM-ACR Pneumothorax competition unpacks.
 
-Like the real set: 1024×1024 8-bit DICOM, one image per study, several per patient (known only from nih_id.csv), ages
-without a unit, a space in the header of train-rle.csv and before its values, one row per component, and overlapping
-rows of a second reader. Unlike it: 35 % of the images are positive instead of 22 %, and no pneumothorax is smaller than
-2 % of its lung.
+Like the real set: 1024×1024 8-bit DICOM, several per patient (known only from nih_id.csv), ages without a unit, a space
+in the header of train-rle.csv and before its values, one row per component, and rows of a second reader. Unlike it: 35
+% of the images are positive instead of 22 %, and none under 2 % of its lung.
 """
 
 import uuid

@@ -6,8 +6,8 @@ from common.compare import Comparison
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import evaluate, resample_aps
 from common.paths import read_parquet
+from common.post.boxes import pack_boxes, unpack_boxes
 from common.post.fusion import fuse_raters
-from common.post.tables import pack_boxes, unpack_boxes
 from common.submit.table import read_table
 from solutions.vinbigdata.config import CLASSES, PRESETS, SAMPLE
 from solutions.vinbigdata.data import JOIN, out_of_fold, read_train

@@ -1,4 +1,4 @@
-"""common.metrics.delong: by hand, against all pairs counted one by one, and published figures."""
+"""common.metrics.statistics: by hand, against all pairs counted one by one, and published figures."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from common.errors import InputError
-from common.metrics.delong import delong_covariance, delong_intervals, delong_test
-from common.metrics.statistics import bootstrap_auroc
+from common.metrics.statistics import bootstrap_auroc, delong_covariance, delong_intervals, delong_test
 
 
 def all_pairs(y, scores):

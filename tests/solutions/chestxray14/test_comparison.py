@@ -15,8 +15,7 @@ from common import cli, compare
 from common.compare import comparison_tools
 from common.config import from_dict, to_dict
 from common.metrics.classification import mean_of_defined
-from common.metrics.delong import delong_intervals, delong_test
-from common.metrics.statistics import bootstrap_auroc, interval_with_p, resample_aurocs
+from common.metrics.statistics import bootstrap_auroc, delong_intervals, delong_test, interval_with_p, resample_aurocs
 from common.paths import read_json, write_json
 from solutions.chestxray14 import comparison, config
 from solutions.chestxray14.comparison import COMPARISON

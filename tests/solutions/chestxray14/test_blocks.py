@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import convolve
 
-from common.nn.blocks import MultiScaleAttention, weigh_features
+from solutions.chestxray14.models import MultiScaleAttention, weigh_features
 
 
 def test_attention_starts_nearly_open_and_the_same_everywhere():
