@@ -7,9 +7,9 @@ import sys
 import tempfile
 import tomllib
 import zipfile
+from collections import namedtuple
 from email.parser import HeaderParser
 from pathlib import Path
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
@@ -21,14 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "manylinux2014_x86_64")
 
 
-class Image(NamedTuple):
-    """Kaggle's image for notebooks and the packages in it."""
-
-    date: str
-    python: str
-    packages: dict[str, str]
-
-
 # Versions: Colab's base image (googlecolab/backend-info, pip-freeze.gpu.txt); pydicom is in Kaggle's own list
 # (Kaggle/docker-python, kaggle_requirements.txt), which names no version: the newest at that date.
 IMAGE_PACKAGES = """
@@ -38,6 +30,7 @@ IMAGE_PACKAGES = """
     pywavelets==1.9.0 docstring-parser==0.18.0 typeguard==4.5.2 typing-extensions==4.15.0 packaging==26.2
     setuptools==75.2.0 pyyaml==6.0.3
 """
+Image = namedtuple("Image", "date python packages")  # Kaggle's image for notebooks; its versions by package
 IMAGE = Image("2026-06", "3.12", dict(package.split("==") for package in IMAGE_PACKAGES.split()))
 # Notebooks on Kaggle neither download, upload nor bundle, nor execute notebooks.
 UNUSED = ("kaggle", "six", "nbclient", "nbconvert", "ipykernel", "setuptools")
