@@ -1,8 +1,4 @@
-"""Detectors of boxes as networks of a run: their batches, training step and predictions.
-
-Detections are tables image_id, class_id, score, x_min, y_min, x_max, y_max, in pixels of the original; those of a run
-also have member and fold.
-"""
+"""Detectors of boxes as networks of a run; detections are tables in pixels of the original, with member and fold."""
 
 import random
 from dataclasses import replace
@@ -28,11 +24,7 @@ from common.train import distributed
 
 
 def build_detector(config, n_classes, weights=None):
-    """Return the detector of a DetectorConfig, a `common.nn.detectors.Detector`.
-
-    The batch norms of a pretrained backbone are frozen, since small batches give poor statistics. Everything else is
-    trained. Raises InputError for unknown names and weights that do not fit.
-    """
+    """Return the `common.nn.detectors.Detector` of a DetectorConfig; norms of a pretrained backbone are frozen."""
     build = {"faster_rcnn": detectors.faster_rcnn, "retinanet": detectors.retinanet, "fcos": detectors.fcos}
     return build[config.architecture](
         config.backbone,
@@ -78,10 +70,7 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
 
 
 def gate_network(fold, stage, config, labels, rows=other_folds):
-    """Return the training of a classifier of whole radiographs, one logit each, as a Network.
-
-    config: a FitConfig with backbone, weights and size; labels(images, rows) -> 0 or 1 for each row.
-    """
+    """Return the Network of a classifier of whole radiographs, one logit each; labels(images, rows) -> 0 or 1."""
 
     def dataset(job, rows, augment, targets):
         known = dict(zip(rows.tolist(), labels(job.images, rows), strict=True)) if targets else None
@@ -189,8 +178,7 @@ def boxes_by_row(images):
 def predict_boxes(job, network, rows, title=""):
     """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.
 
-    Columns image_id, class_id, score, x_min, y_min, x_max, y_max; at most config.per_image boxes per image, in the
-    order of rows and by descending score.
+    At most config.per_image boxes per image, in the order of rows and by descending score.
     """
     config, device, found = network.config, job.device, [np.zeros((0, network.config.per_image, 6), np.float32)]
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
@@ -222,8 +210,7 @@ def predict_logits(job, networks, rows, title=""):
 def detect(model, images, flip, config):
     """Return a detector's boxes on a batch, a dict of boxes, scores and labels per image.
 
-    flip: whether mirrored images are used too. The boxes of both views go through one NMS at config.nms; boxes are not
-    averaged before the fusion of the members.
+    flip: mirrored images are used too; the boxes of both views go through one NMS at config.nms.
     """
     found = model(images)
     if not flip:

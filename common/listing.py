@@ -74,10 +74,7 @@ def read_problem(path):
 
 
 def find_files(folder, options, read_test_ids):
-    """Return the image files (id → path) of a competition's folder and of --test, and the ids of the test images.
-
-    read_test_ids(): returns the ids of the sample submission; called unless --test is given.
-    """
+    """Return image files (id → path) of the competition and --test, and the test ids, else by read_test_ids()."""
     files = find_images(folder)
     if options.test is None:
         return files, read_test_ids()
@@ -86,10 +83,7 @@ def find_files(folder, options, read_test_ids):
 
 
 def check_files(train_ids, test_ids, files, labels_path, options):
-    """Raise InputError for images without a file, test images that are also training images, and unlisted files.
-
-    With --on-unlabelled skip, unlisted files are left out and counted instead.
-    """
+    """Raise InputError for missing files, test images in training, and unlisted files unless --on-unlabelled skip."""
     for ids, kind in ((train_ids, f"{labels_path}: {{}} images"), (test_ids, "{} test images")):
         absent = [image_id for image_id in ids if image_id not in files]
         if absent:
@@ -103,10 +97,7 @@ def check_files(train_ids, test_ids, files, labels_path, options):
 
 
 def check_loose(files, known, tables, options):
-    """Raise InputError for files of no `known` image, unless --on-unlabelled skip leaves them out or --test is given.
-
-    tables: names of the files that list the images.
-    """
+    """Raise InputError for files of no `known` image in `tables`, unless --on-unlabelled skip or --test is given."""
     loose = sorted(set(files) - set(known)) if options.test is None else []
     if loose and options.on_unlabelled == "error":
         which = f"one of {len(loose)} images without a row in {tables}"
@@ -127,9 +118,8 @@ def check_named(ids, files, train_ids=(), why=""):
 def list_test(options, source, columns):
     """Return folder, ids in order and files (id → path) of the images to predict; no label table is needed.
 
-    The images are those of --test (a folder, or a CSV of names in the folder --data), otherwise those of the sample
-    submission in the competition's folder. source: the solution's common.kaggle.Source; columns: of the sample
-    submission. Raises InputError if there is no sample submission, and for images without a file.
+    They are those of --test (a folder, or a CSV of names in --data), else of the sample submission (of the Source, with
+    these columns). Raises InputError for images without a file.
     """
     if options.test is not None and options.test.is_dir():
         return options.test, *named_images(options.test)

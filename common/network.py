@@ -1,7 +1,4 @@
-"""One training of a recipe, described in one place: its model, data, loss and metrics.
-
-`train` and `predict` do the rest for every solution: loaders, devices, processes, seeds, resuming, averaging, views.
-"""
+"""One training of a recipe: its model, data, loss and metrics; `train` and `predict` do the rest for every solution."""
 
 import logging
 from collections.abc import Callable
@@ -112,10 +109,7 @@ def to_device(value, device):
 
 
 def train(job, network, later=()):
-    """Train one network, or read a finished training; return the Fitted of `common.train.loop.fit`.
-
-    later: the networks that are trained afterwards, for the time left.
-    """
+    """Train one network, or read a finished training; return `fit`'s Fitted. later: the networks trained afterwards."""
     network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
@@ -229,8 +223,7 @@ def train_loader(job, network, rows):
 def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, variant=None):
     """Return the mean probabilities of store rows over networks of one stage and over views, float32 (n, C).
 
-    With `path`, for networks with channels, the maps are written there as in `predict_masks`. variant: name of an
-    averaging variant to load instead of the final weights.
+    With `path`, maps are written there as in `predict_masks`. variant: of averaging, instead of the final weights.
     """
     first = networks[0]
     batch = first.batch_size or 2 * first.config.batch_size

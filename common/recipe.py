@@ -258,10 +258,7 @@ def predict_test(job):
 
 
 def predict_part(job, name, folds, rows, fold=-1):
-    """Predict store rows by the networks of `folds` into the files `name`, and return the tables by suffix.
-
-    Predictions that are current are only read. fold: value of their column `fold`.
-    """
+    """Predict store rows by the networks of `folds` into the files `name`, unless current; return the tables."""
     suffixes, path = job.recipe.suffixes(job.config), job.run.path(f"{name}_probs.npy")
 
     def make(job):

@@ -170,10 +170,7 @@ class _Console(logging.Handler):
 
 
 def start_log(file=None):
-    """Send the log lines of this project to the terminal and, with `file`, to that file too (appended, with times).
-
-    Under torchrun only the first process logs.
-    """
+    """Send this project's log lines to the terminal and, with `file`, to that file too; of the first process alone."""
     handlers = [logging.NullHandler()]
     if is_main():
         console = _Console()

@@ -81,10 +81,7 @@ def is_current(job, step):
 
 
 def run_step(job, step):
-    """Run a step unless it is current, and return its record in the manifest.
-
-    Under torchrun, all processes that work together call it; the main one decides and records.
-    """
+    """Run a step unless it is current; return its record in the manifest. The main process decides and records."""
     key = key_of(job, step)
     if processes.ask_main(lambda: _is_done(job, step, key)):
         log.info(f"{step.name}: up to date")

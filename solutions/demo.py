@@ -21,8 +21,7 @@ NOTEBOOK = "kaggle/executed.ipynb"
 def run_all(names, argv, export):
     """Run the preset `demo` of every solution on its sample, rehearse one on Kaggle, write index.html; return a status.
 
-    argv: optionally the folder for all files (default: runs/demo). export(solution, run, out) exports a run. A repeated
-    call continues, and does nothing if everything is finished.
+    argv: optionally the folder for all files (default: runs/demo). A repeated call continues.
     """
     root, rows, begun = Path(argv[0] if argv else "runs/demo"), [], time.monotonic()
     for name in names:

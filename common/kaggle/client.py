@@ -1,7 +1,4 @@
-"""Kaggle's own client, used in process: signed in, with timeouts, and with one-line errors without secrets.
-
-Importing `kaggle` signs in, creates a folder and may print a page of advice, so only `connect` imports it.
-"""
+"""Kaggle's own client, signed in, with timeouts and one-line errors without secrets; only `connect` imports it."""
 
 import base64
 import contextlib

@@ -21,10 +21,9 @@ class Matches:
 
 
 def match_boxes(detections, truth, ids):
-    """Return the Matches of detections with true boxes in the images `ids`.
+    """Return the Matches of detections with true boxes in the images `ids`, by falling score.
 
-    By falling score, each box takes the free true box that it overlaps most. Boxes of lower scores change nothing for
-    those of higher ones, so one matching serves every score threshold.
+    Lower scores change nothing for higher ones, so one matching serves every score threshold.
     """
     _, boxes, true = read_tables(detections, truth, ids, RULE)
     found = [match(boxes, true, replace(RULE, iou_threshold=float(each))) >= 0 for each in THRESHOLDS]
@@ -32,10 +31,9 @@ def match_boxes(detections, truth, ids):
 
 
 def image_scores(matches, threshold=0.0, gate=True):
-    """Return the score of each image, float64 (N,), with the boxes of at least `threshold`.
+    """Return the score of each image, float64 (N,), with the boxes of at least `threshold` where `gate` is True.
 
-    gate: bool (N,), the images whose boxes are kept. NaN for an image without true and predicted boxes, which the
-    metric leaves out; predicted boxes without a true one score 0.
+    NaN for an image without true and predicted boxes; predicted boxes without a true one score 0.
     """
     n = len(matches.truth)
     kept = (matches.score >= threshold) & np.broadcast_to(gate, n)[matches.image]

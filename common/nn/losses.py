@@ -19,10 +19,7 @@ def bce(logits, target, pos_weight=None):
 
 
 def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):
-    """Return the mean cross-entropy scaled by (1 − p_true)^gamma (Lin et al. 2017).
-
-    pos_weight multiplies the positives' terms; the α of the source is pos_weight = α / (1 − α), times 1 − α.
-    """
+    """Return the mean cross-entropy times (1 − p_true)^gamma (Lin et al. 2017, α = pos_weight / (1 + pos_weight))."""
     logits, target = _match_shapes(logits, target)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     wrong = target + torch.sigmoid(logits) * (1 - 2 * target)

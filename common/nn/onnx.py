@@ -22,8 +22,7 @@ REPEATS = 3  # of each timing, of which the shortest counts
 def to_onnx(model, images, title="network"):
     """Return the network as an ONNX file's bytes: `images` with any number in a batch → the model's outputs, float32.
 
-    images: an example (B, …), from whose second dimension on the sizes are fixed. Raises InputError if the network
-    cannot be exported, or not with any number of images.
+    images: an example (B, …), which fixes the other sizes. Raises InputError if it cannot be exported.
     """
     model, example = model.cpu().float().eval(), images[:1].expand(2, *images.shape[1:]).contiguous()
     outputs = model(example)
@@ -50,10 +49,7 @@ def to_onnx(model, images, title="network"):
 
 
 def write_onnx(path, model, images, title):
-    """Write the network as an ONNX file after a check against torch on `images`, uint8 (B, …), in float32.
-
-    Raises InputError if it cannot be exported, or if any output differs by more than TOLERANCE.
-    """
+    """Write the network as an ONNX file, checked against torch on `images`, uint8 (B, …); else raise InputError."""
     content = to_onnx(model, images, title)
     found = difference(model, OnnxSession(content), images)
     if not found <= TOLERANCE:
@@ -103,8 +99,7 @@ class OnnxSession:
 class Fastest(nn.Module):
     """A network on the CPU that answers by torch or by ONNX Runtime, whichever took less time for the first batch.
 
-    Torch also answers for images of another size (scaled views), and if the outputs differ by more than TOLERANCE.
-    Calls from several threads are safe.
+    Torch also answers for other sizes, and if outputs differ by more than TOLERANCE. Threads may call it.
     """
 
     def __init__(self, net, session, title):
@@ -140,10 +135,7 @@ class Fastest(nn.Module):
 
 
 def with_session(net, path):
-    """Return the network, as Fastest if there is an ONNX file `path`; logs that ONNX Runtime is missing.
-
-    Raises InputError for a damaged file.
-    """
+    """Return the network, as Fastest if there is an ONNX file `path`; InputError for a damaged file."""
     title = "/".join(path.parts[-3:-1])
     if not path.is_file():
         return net

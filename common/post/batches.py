@@ -76,10 +76,7 @@ def rank_rows(keys, starts, argsort=np.ndarray.argsort):
 
 @compiled
 def group_rows(boxes, scores, labels, models, starts, weights, by_label):
-    """Group the rows of each image by class, by number if `by_label` else by appearance, without boxes of no area.
-
-    Returns (rows, their scores × weights, starts of the groups, first group of each image).
-    """
+    """Return rows by class, without empty boxes, scores × weights, starts of groups, and each image's first group."""
     rows, weighted = np.empty(len(boxes), np.int64), np.empty(len(boxes))
     groups = np.zeros(len(boxes) + 1, np.int64)
     firsts = np.zeros(len(starts), np.int64)

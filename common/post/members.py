@@ -1,8 +1,4 @@
-"""Fusion of the boxes of an ensemble's members, each of which has one network per fold.
-
-Detections are tables image_id, class_id, score, x_min, y_min, x_max, y_max in pixels of the original, with the columns
-member and fold. `images` are tables of image_id, width and height.
-"""
+"""Fusion of the boxes of an ensemble's members, each of one network per fold; detections have member and fold."""
 
 import itertools
 from functools import partial
@@ -26,10 +22,9 @@ METHODS = {
 def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
     """Return the fused detections of several models; boxes of class 14, if any, are averaged instead.
 
-    tables: dict from a name to detections; weights: one positive number per table; skip: lowest score of a finding;
-    method: a key of METHODS, or "none" to keep all boxes unchanged; options and errors: as in
-    `common.post.fusion.fuse_table`. Weighted fusion with unequal weights can give scores above 1. All are then divided
-    by the highest, which keeps their order, but scores of two calls are no longer comparable.
+    tables: dict from a name to detections; weights: one per table; skip: lowest score of a finding; method: a key of
+    METHODS, or "none"; options and errors: as in `fuse_table`. Scores above 1, from unequal weights, are all divided by
+    the highest.
     """
     kept = {name: table[(table["score"] >= skip) | (table["class_id"] == NO_FINDING)] for name, table in tables.items()}
     if method == "none":
@@ -43,8 +38,7 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
 def fuse_members(table, images, members, rule, method="wbf"):
     """Return the fused boxes of `members`, whose weights are rule.weights in this order.
 
-    If several folds predicted the same images, as for the test set, each fold's network counts as a model with its
-    member's weight. The boxes of a single network are not fused.
+    Several folds that predicted the same images count as models of their member's weight.
     """
     tables, owners = split_members(table, members)
     method = method if len(tables) > 1 else "none"

@@ -1,7 +1,6 @@
 """Weighted boxes fusion (Solovyev, Wang and Gabruseva 2021), compiled, for thousands of images at once.
 
-Results equal ensemble_boxes 1.0.9 bit for bit: sums run in its order and its mixture of float32 and float64. (From 8
-models on, the weights' sums by model may differ in the last bit.)
+Results equal ensemble_boxes 1.0.9 bit for bit; from 8 models on, the weights' sums by model may differ in the last bit.
 """
 
 import numpy as np

@@ -82,9 +82,8 @@ def _fault(number, tokens, reason):
 def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
     """Return a dict from row to its first fault, in row order.
 
-    Classes are 0 … n_classes - 1, in digits; scores lie in [0, 1]; boxes have positive sides and coordinates from 0 to
-    the size of their image, pixels: float64 (rows, 2), or to FARTHEST without it. `no_finding` has the box 0 0 1 1. A
-    row has at least one entry, unless `blank`.
+    Classes are 0 … n_classes - 1, scores in [0, 1]; boxes have positive sides from 0 to the size of their image,
+    pixels: float64 (rows, 2), or to FARTHEST. `no_finding` has the box 0 0 1 1. A row has an entry, unless `blank`.
     """
     low, high, finding = entries.boxes[:, :2], entries.boxes[:, 2:], entries.class_id != no_finding
     ends = np.full((len(low), 2), FARTHEST) if pixels is None else pixels[entries.row]
@@ -125,9 +124,8 @@ def normalised_faults(entries, no_finding=14):
 def repair_entries(entries, no_finding=14, pixels=None):
     """Return Entries with the harmless faults of other people's submissions repaired, and a note on each kind.
 
-    Class ids such as `3.0` become 3, scores up to SCORE_SLACK outside [0, 1] are clipped, boxes up to EDGE pixels
-    outside their image are clipped, boxes without area are removed, and of several entries of `no_finding` in a row the
-    best is kept. Other faults are left to `find_faults`. pixels: as there; without it 0 is the only known edge.
+    Class ids such as `3.0` become 3, scores and boxes slightly beyond their limits are clipped, boxes without area and
+    all but the best `no_finding` of a row removed. Others are left to `find_faults`.
     """
     row, boxes, notes = entries.row, entries.boxes, []
 
@@ -166,8 +164,7 @@ def repair_entries(entries, no_finding=14, pixels=None):
 def parse_sides(table, side):
     """Return the detections of strings `score x y width height` repeated, and a dict from row to its first fault.
 
-    table: DataFrame of an id and a string per row; a blank string has no boxes. side: of all images, in pixels, within
-    which boxes must lie. The detections have image_id, class_id 0, score, x_min, y_min, x_max and y_max.
+    table: DataFrame of an id and a string per row; side: of all images, in pixels. Their class_id is 0.
     """
     faults, found = {}, []
     for row, (image_id, text) in enumerate(table.itertuples(index=False)):

@@ -26,10 +26,9 @@ _OTHER_KINDS = {
 def read_table(path, columns=None, exact=True):
     """Return a CSV file (or .csv.gz) as a frame of strings; row i of the frame is row i + 2 of the file.
 
-    Blanks around header names and values are stripped (` EncodedPixels`, ` -1`); nothing becomes a number or missing,
-    because pandas turns a column of `-1` and blanks into floats. columns: the expected names, in order, None for any;
-    with exact=False the file may have others, which are dropped. Raises InputError naming file and row for a file that
-    is missing, empty or not a CSV, for another header and for rows of another length.
+    Blanks around values are stripped; nothing becomes a number or missing, because pandas turns a column of `-1` and
+    blanks into floats. columns: expected names, in order; with exact=False others are dropped. Raises InputError naming
+    file and row.
     """
     header, *rows = read_rows(path)
     if len(set(header)) < len(header):
@@ -51,10 +50,7 @@ def _short(names, limit=200):
 
 
 def read_rows(path):
-    """Return the rows of a CSV file as lists of stripped strings, header first, without blank lines at the end.
-
-    Raises InputError for a file that is missing, empty or not a CSV, and says what it is if that is easily seen.
-    """
+    """Return the rows of a CSV file as lists of stripped strings, header first; InputError says what it is instead."""
     path = Path(path)
     csv.field_size_limit(sys.maxsize)  # a run-length string can exceed the default of 131,072
     try:

@@ -31,9 +31,8 @@ def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=Fals
     """Return the Summary, in pixels, of a submission of run-length masks, one row per image.
 
     sample: the competition's sample submission; header and ids must match, also in order if `ordered`. shape: (height,
-    width) in pixels of every image. Raises InputError naming the first wrong row and counting the others: duplicate,
-    missing or unknown ids, blanks, whatever `common.post.rle.parse` refuses, and strings that decoding and encoding
-    changes (touching runs, leading zeros).
+    width). Raises InputError naming the first wrong row and counting the others: ids, blanks, whatever
+    `common.post.rle.parse` refuses, and strings that decoding and encoding changes.
     """
     table, problems = _read(path, sample, ordered)
     return _check_masks(path, ((*row, shape) for row in _rows(table, table.columns[1])), len(table), form, problems)
@@ -66,9 +65,8 @@ def validate_shaped_masks(path, sizes, form=RELATIVE):
 def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordered=False):
     """Return the Summary, in boxes, of a submission of strings `class score x_min y_min x_max y_max` repeated.
 
-    sample: the sample submission, a path or its table; header and ids must match, also in order if `ordered`. sizes:
-    dict from id to (width, height) in pixels, or None. Entries are checked by `boxes.find_faults`. Raises InputError
-    naming the first wrong row and counting the others.
+    sample: a path or its table; header and ids must match, also in order if `ordered`. sizes: dict from id to (width,
+    height), or None. Raises InputError as `boxes.find_faults` says.
     """
     table, problems = _read(path, sample, ordered)
     ids, pixels = table.iloc[:, 0], None
@@ -86,8 +84,7 @@ def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordere
 def validate_probabilities(path, sample, ordered=False):
     """Return the Summary, in rows with a probability >= 0.5, of a submission of one probability per class and image.
 
-    Header and ids must equal those of `sample`. Raises InputError naming the first row with a value that is not a
-    number in [0, 1], or a duplicate, missing or unknown id, and counting the others.
+    Header and ids must equal those of `sample`. Raises InputError naming the first wrong row and counting the others.
     """
     table, problems = _read(path, sample, ordered)
     positives = set()

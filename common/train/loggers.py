@@ -18,9 +18,8 @@ STATE = "logged.json"
 class EpochLog:
     """Log a training's epochs, called with its history after each; a resumed training continues the logger's run.
 
-    kind: a key of WRITERS. job: the Job; network: the Network. The training's folder keeps the logger's run and the
-    number of epochs logged, so each is logged once, including those from before `--log-to` was given. An error of the
-    logger never stops a training: it is logged, and the next epoch tries again.
+    kind: a key of WRITERS. The training's folder keeps the run and the number of epochs logged, so each is logged once.
+    An error of the logger never stops a training.
     """
 
     def __init__(self, kind, job, network):
@@ -143,10 +142,7 @@ WRITERS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
 
 
 def open_log(job, network, finished):
-    """Return a context of the EpochLog that `--log-to` asks for; of None without it and in all but the first process.
-
-    finished: the training is complete, so that the logger is only opened if it lacks epochs.
-    """
+    """Return a context of the EpochLog that `--log-to` asks for, else of None; finished: only if it lacks epochs."""
     if job.options.log_to is None or not distributed.is_main():
         return contextlib.nullcontext()
     found = EpochLog(job.options.log_to, job, network)

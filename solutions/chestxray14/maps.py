@@ -43,10 +43,7 @@ class Maps(NamedTuple):
 
 
 def usable_boxes(images, folds, boxes=None):
-    """Return the true boxes of images that some network did not train on, and how many boxes are left out.
-
-    The column map numbers the (image, class) pairs. Raises InputError where no box is left.
-    """
+    """Return the true boxes of images that some network did not train on, and how many boxes are left out."""
     table = images.table[["row", "patient_id", "split", "fold", "ok"]]
     boxes = (images.tables[BOX_TABLE] if boxes is None else boxes).merge(table, on="row", how="left")
     unseen = boxes["ok"] & ((boxes["split"] == "test") | boxes["fold"].isin(list(folds)))

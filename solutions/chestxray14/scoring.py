@@ -78,10 +78,7 @@ def score_part(images, table, seed, n_resamples=1000):
 
 
 def by_fold(y, score, folds):
-    """Return the mean AUROC of out-of-fold scores that ranks within folds only: mean, classes, folds.
-
-    Ranking the scores of several networks in one list lowers the AUROC where their scales differ.
-    """
+    """Return mean AUROC, classes and folds of scores that are ranked within folds, as networks' scales differ."""
     areas = np.stack([auroc(y[folds == k], score[folds == k], np.nan) for k in np.unique(folds)])
     labels = mean_of_defined(areas.T)
     return {"mean": float(mean_of_defined(labels)), "classes": int((~np.isnan(labels)).sum()), "folds": len(areas)}

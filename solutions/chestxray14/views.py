@@ -101,10 +101,7 @@ def view_dataset(images, rows, config, stage, augment=False, targets=False):
 
 
 class FeatureDataset(Dataset):
-    """Features (n, V, K) of frozen networks with labels (n, 14); an item is `(float32 (K,), float32 (14,))`.
-
-    The seed of a key `(index, seed)` chooses one of the V views, images and their mirrors.
-    """
+    """Frozen networks' features (n, V, K) with labels (n, 14); the seed of a key `(index, seed)` chooses the view."""
 
     def __init__(self, features, labels):
         self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)

@@ -79,11 +79,6 @@ def answer(job, test, rule, neutral):
     return pd.DataFrame(dict(zip(data.SAMPLE, (images["file_name"].to_numpy(), values), strict=True)))
 
 
-def use_assets(config, files):
-    """Return the configuration with the exported lung segmenter."""
-    return replace(config, lungs=replace(config.lungs, weights=str(files[SEGMENTER])))
-
-
 SOLUTION = Solution(
     "covid19",
     "auroc",
@@ -105,6 +100,6 @@ SOLUTION = Solution(
     hidden=data.hidden_score,
     report=report,
     assets=lambda config: {SEGMENTER: weights_file(config)},
-    use_assets=use_assets,
+    use_assets=lambda config, files: replace(config, lungs=replace(config.lungs, weights=str(files[SEGMENTER]))),
     further_steps=(Step("audit", audit.run_audit, needs=("tune",), reads=audit.audit_key, files=audit.FILES),),
 )

@@ -37,10 +37,7 @@ def published():
 
 
 def nested_thresholds(table, seed=0):
-    """Return Youden's threshold on all images, and for each image that on the other folds, float64 (N,).
-
-    A single fold is split into halves of its patients. Raises InputError if there is only one label.
-    """
+    """Return Youden's threshold on all images, and for each image that on the other folds (or patients), (N,)."""
     y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
     folds, chosen = table["fold"].to_numpy(), choose_thresholds(y, probs)[0]
     if np.isnan(chosen):

@@ -62,10 +62,7 @@ class Mirror(A.HorizontalFlip):
 
 
 class Consolidation(A.ImageOnlyTransform):
-    """Make lung opaque, as pneumonia, effusion or collapse do, without changing the masks.
-
-    One lung or both: completely, below a sloping line, or in a blob, as grey as brighter tissue around them.
-    """
+    """Make one lung or both opaque, wholly, below a sloping line or in a blob, without changing the masks."""
 
     @property
     def targets_as_params(self):
@@ -131,18 +128,12 @@ def simple(size, flip=True, then=(), rotate=10.0, zoom=1.1, warp=0.2, lighting=0
 
 
 def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
-    """Return Berger et al.'s complex pipeline: `simple`, then diffused noise and block masking.
-
-    The probabilities are ours: with its source's 0.9 (see `BlockMask`) hardly any image is unchanged.
-    """
+    """Return Berger et al.'s complex pipeline: `simple`, then noise and masking with probabilities of our own."""
     return simple(size, flip, [DiffusedNoise(p=diffused), BlockMask(gray, p=block)], **numbers)
 
 
 def affine(size, rotate=10.0, shift=0.1, zoom=0.2):
-    """Return Liu et al.'s affine pipeline: rotation (± degrees), shift (± of the side) and zoom (1 / (1 ± zoom)).
-
-    The paper gives no numbers: these are those of imlab-uiip/lung-segmentation-2d, whose network it follows.
-    """
+    """Return Liu et al.'s affine pipeline with the numbers of imlab-uiip/lung-segmentation-2d: turn, shift and zoom."""
     return compose([Warp(size, partial(_affine_matrix, rotate=rotate, shift=shift, zoom=zoom), cv2.BORDER_REPLICATE)])
 
 

@@ -79,10 +79,7 @@ def decide(probs, shape, pixel, regions):
 
 
 def apply_gate(mask, gate=GATE_AREA):
-    """Return the Verdict on whether a mask has enough lung, a share of `gate`, for its image to be used.
-
-    The default is Ahmed et al.'s, applied after `clean_up`. A mask without a `lung_region` never passes.
-    """
+    """Return the Verdict on whether a mask has enough lung (by default Ahmed et al.'s share) to be used."""
     region = lung_region(mask)
     area = np.count_nonzero(mask) / np.asarray(mask).size
     if region is None:

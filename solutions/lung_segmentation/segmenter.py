@@ -219,10 +219,7 @@ class Segmenter:
 
 @torch.no_grad()
 def _without_norms(model, size):
-    """Return a faster copy of the network, with batch norms folded into the preceding convolutions.
-
-    Folding changes the output if a convolution's output is also used elsewhere; the copy is tried on noise first.
-    """
+    """Return a faster copy with batch norms folded into convolutions, or the model if outputs on noise differ."""
     folded, outputs, pairs = copy.deepcopy(model), {}, []
 
     def note_output(conv, _, output):
