@@ -28,10 +28,7 @@ def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):
 
 
 def dice(logits, target, smooth=1.0, squared=False):
-    """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth) over images and channels.
-
-    squared: sizes are sums of squares (Milletari et al. 2016).
-    """
+    """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth); squared: sizes of squares (Milletari 2016)."""
     probs, target = _flat_probs(logits, target)
     size = (probs.square() + target.square() if squared else probs + target).sum(1)
     return (1 - (2 * (probs * target).sum(1) + smooth) / (size + smooth)).mean()

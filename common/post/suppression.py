@@ -1,7 +1,4 @@
-"""Non-maximum suppression, soft-NMS and non-maximum weighting, compiled, for thousands of images at once.
-
-Results equal ensemble_boxes 1.0.9 bit for bit on float64 input, decayed scores up to the last bit.
-"""
+"""NMS, soft-NMS and non-maximum weighting, compiled; on float64 results equal ensemble_boxes 1.0.9 bit for bit."""
 
 import math
 

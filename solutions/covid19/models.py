@@ -125,10 +125,7 @@ def augmentation(name, size):
 
 
 def light(size, rotate=10.0, zoom=0.1, shift=0.05, lighting=0.1, p=0.75):
-    """Return our light pipeline: flip, rotation (± degrees), zoom (1 ±), shift (± of the side), brightness, contrast.
-
-    A mirrored heart is on the wrong side, but COVID-19 affects both.
-    """
+    """Return our light pipeline of flip, rotation (± degrees), zoom, shift, brightness and contrast, `p` each."""
     return compose([Warp(size, partial(_light_matrix, rotate, zoom, shift, p)), Lighting(lighting, lighting, p)])
 
 
