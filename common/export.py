@@ -76,7 +76,7 @@ def _write_onnx(job, network, path):
         log.info(f"{path}: not written, since an ONNX file of any batch size cannot hold boxes of a varying number")
         return False
     data = network.dataset(job, network.rows(job, network.fold)[1][:CHECKED], False, False)
-    write_onnx(path, model, torch.stack([data[i][0] for i in range(len(data))]), path.name)
+    write_onnx(path, model, torch.stack([data[i][0] for i in range(len(data))]))
     return True
 
 

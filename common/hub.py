@@ -81,9 +81,7 @@ def push_tool(card_of):
             api.create_repo(repo, private=not public, exist_ok=True)
             added = [CommitOperationAdd(name, content) for name, content in files.items()]
             commit = api.create_commit(repo, added, commit_message=f"{exported.solution}, {exported.preset}")
-        log.info(
-            f"{len(files)} files in {commit.repo_url}; next: cxr {exported.solution} infer hf://{repo} --test FOLDER"
-        )
+        log.info(f"{len(files)} files in {commit.repo_url}; `infer hf://{repo}` predicts from them")
         return 0
 
     return push
@@ -91,23 +89,22 @@ def push_tool(card_of):
 
 def write_card(about, card, repo):
     """Return the model card, as bytes of README.md, of an export's trained.json and its solution's Card."""
-    name, score = f"{about['solution']} {about['preset']}", about.get("score", {})
-    metric, estimate = score.get("metric"), score.get("estimate")
-    task = TASKS.get(about.get("facts", {}).get("task"), card.task)
-    data = "generated phantoms" if about.get("synthetic") else card.data
-    known = {"license": "other", "pipeline_tag": task, "tags": ["chest-x-ray", "radiology", about["solution"]]}
-    if estimate is not None:
-        interval = {"metric_args": {"low": score.get("low"), "high": score.get("high")}}
-        result = EvalResult(task, about["solution"], data, metric, estimate, **interval)
-        known |= {"model_name": name, "eval_results": [result]}
-    lines = [f"---\n{ModelCardData(**known).to_yaml()}\n---", f"# {name}", "Not a medical device."]
-    rows = {"Task": task, "Data": data, "Licence of the data": None if about.get("synthetic") else card.licence}
-    if metric is not None:
-        rows["Score"] = f"{metric} {format_interval(score)}, 95 % interval, out of fold on the training data"
+    name, score, phantoms = about["solution"], about.get("score", {}), about.get("synthetic")
+    task, data = (
+        TASKS.get(about.get("facts", {}).get("task"), card.task),
+        "generated phantoms" if phantoms else card.data,
+    )
+    known = {"license": "other", "pipeline_tag": task, "tags": ["chest-x-ray", "radiology", name]}
+    rows = {"Task": task, "Data": data, "Licence of the data": None if phantoms else card.licence}
+    if score.get("estimate") is not None:
+        interval = {key: score.get(key) for key in ("low", "high")}
+        result = EvalResult(task, name, data, score["metric"], score["estimate"], metric_args=interval)
+        known |= {"model_name": f"{name} {about['preset']}", "eval_results": [result]}
+        rows["Score"] = f"{score['metric']} {format_interval(score)}, 95 % interval, out of fold on the training data"
     rows |= {"Code": about.get("git"), "Command": f"`cxr {about['command']}`" if about.get("command") else None}
-    lines.append("\n".join(f"- {title}: {value}" for title, value in rows.items() if value))
-    lines.append(f"```\ncxr {about['solution']} infer hf://{repo} --test FOLDER\n```\n")
-    return "\n\n".join(lines).encode()
+    facts = "\n".join(f"- {title}: {value}" for title, value in rows.items() if value)
+    head = f"---\n{ModelCardData(**known).to_yaml()}\n---\n\n# {name} {about['preset']}\n\nNot a medical device.\n\n"
+    return f"{head}{facts}\n\n```\ncxr {name} infer hf://{repo} --test FOLDER\n```\n".encode()
 
 
 def _api(repo):

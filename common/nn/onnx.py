@@ -25,35 +25,25 @@ def to_onnx(model, images, title="network"):
     images: an example (B, …), which fixes the other sizes. Raises InputError if it cannot be exported.
     """
     model, example = model.cpu().float().eval(), images[:1].expand(2, *images.shape[1:]).contiguous()
-    outputs = model(example)
-    names = ["logits", "presence"][: len(outputs) if isinstance(outputs, tuple) else 1]
+    names = {"input_names": ["images"], "output_names": ["logits", "presence"][: len(_outputs(model(example)))]}
+    how = {"dynamo": True, "verbose": False, "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about operators of the exporter itself
-            program = torch.onnx.export(
-                model,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                external_data=False,
-                input_names=["images"],
-                output_names=names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-            )
-            program.save(buffer)
+            torch.onnx.export(model, (example,), external_data=False, **how, **names).save(buffer)
     except Exception as error:  # of many kinds, by the part of the exporter that fails
         cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{title}: cannot be exported to ONNX ({cause})") from None
     return buffer.getvalue()
 
 
-def write_onnx(path, model, images, title):
+def write_onnx(path, model, images):
     """Write the network as an ONNX file, checked against torch on `images`, uint8 (B, …); else raise InputError."""
-    content = to_onnx(model, images, title)
+    content = to_onnx(model, images, path.name)
     found = difference(model, OnnxSession(content), images)
     if not found <= TOLERANCE:
-        raise InputError(f"{title}: ONNX Runtime differs from torch by {found:.1e}, more than {TOLERANCE:.0e}")
+        raise InputError(f"{path.name}: ONNX Runtime differs from torch by {found:.1e}, more than {TOLERANCE:.0e}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     log.info(f"{path}: equal to torch within {found:.1e} on {len(images)} images")
@@ -118,16 +108,14 @@ class Fastest(nn.Module):
 
     def _measure(self, images):
         found = difference(self.net, self._session, images)
-        if not found <= TOLERANCE:
-            chosen, said = "torch", f"outputs differ by {found:.1e}"
-        else:
-            seconds = {"torch": [], "ONNX Runtime": []}
-            for _ in range(REPEATS):
-                for name, network in (("torch", self.net), ("ONNX Runtime", self._session)):
-                    begun = time.perf_counter()
-                    network(images)
-                    seconds[name].append(time.perf_counter() - begun)
-            best = {name: min(values) for name, values in seconds.items()}
+        chosen, said = "torch", f"outputs differ by {found:.1e}"
+        if found <= TOLERANCE:
+            networks = {"torch": self.net, "ONNX Runtime": self._session}
+            best = dict.fromkeys(networks, float("inf"))
+            for name, network in REPEATS * [*networks.items()]:
+                begun = time.perf_counter()
+                network(images)
+                best[name] = min(best[name], time.perf_counter() - begun)
             chosen = min(best, key=best.get)
             said = ", ".join(f"{name} {1000 * value / len(images):.1f} ms an image" for name, value in best.items())
         log.info(f"{self._title}: {said}; {chosen} is used")

@@ -213,4 +213,4 @@ ABOUT = {
 TOOLS = {"localise": "score heat maps against the boxes of findings"}  # besides those of every solution
 TAKES = ("on_unlabelled",)
 KAGGLE = Source("dataset", ("nih-chest-xrays/data",))
-CARD = Card("image-classification", "NIH ChestX-ray14", "NIH allows any use with attribution.")
+CARD = Card("image-classification", "NIH ChestX-ray14", "any use with attribution")

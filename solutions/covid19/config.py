@@ -206,8 +206,4 @@ KAGGLE = Source(
     advice="Clone github.com/ieee8023/covid-chestxray-dataset, github.com/agchung/Figure1-COVID-chestxray-dataset and "
     "github.com/agchung/Actualmed-COVID-chestxray-dataset into one folder; the normals are ChestX-ray14's (--normals)",
 )
-CARD = Card(
-    "image-classification",
-    "covid-chestxray-dataset with public collections of other findings",
-    "Each image's own licence applies, see the collections' metadata.",
-)
+CARD = Card("image-classification", "covid-chestxray-dataset and others", "each image's own licence")

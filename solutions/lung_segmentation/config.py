@@ -191,8 +191,4 @@ TOOLS = {  # likewise; they need no run
 }
 TAKES = ("id_map",)
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))
-CARD = Card(
-    "image-segmentation",
-    "Montgomery, Shenzhen and JSRT, as far as the run used them",
-    "Each collection's own terms apply; attribute the collections.",
-)
+CARD = Card("image-segmentation", "Montgomery, Shenzhen, JSRT", "each collection's terms")

@@ -183,4 +183,4 @@ ABOUT = {
 }
 TAKES = ("on_unlabelled",)
 KAGGLE = None  # no competition
-CARD = Card("image-classification", "the user's own images", "Their owner's terms apply.")
+CARD = Card("image-classification", "the user's own images", "their owner's terms")

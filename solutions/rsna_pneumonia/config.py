@@ -100,9 +100,4 @@ def check_submission(path, sample):
 
 
 KAGGLE = Source("competition", (SLUG,), samples=(SAMPLE_FILE,), check=check_submission, score="map")
-
-CARD = Card(
-    "object-detection",
-    "RSNA Pneumonia Detection Challenge (Kaggle), radiographs of NIH ChestX-ray14",
-    "NIH allows any use of the radiographs with attribution; the boxes are under the challenge's terms of use.",
-)
+CARD = Card("object-detection", "RSNA Pneumonia Detection (Kaggle)", "the challenge's terms of use")

@@ -200,8 +200,4 @@ def check_submission(path, sample):
 
 SAMPLES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 KAGGLE = Source("competition", (SLUG,), samples=SAMPLES, check=check_submission, score="dice")
-CARD = Card(
-    "image-segmentation",
-    "SIIM-ACR Pneumothorax Segmentation (Kaggle), radiographs of NIH ChestX-ray14",
-    "NIH allows any use of the radiographs with attribution; the masks are under the competition's rules.",
-)
+CARD = Card("image-segmentation", "SIIM-ACR Pneumothorax on NIH ChestX-ray14", "the competition's rules")

@@ -250,8 +250,4 @@ def check_submission(path, sample):
 
 
 KAGGLE = Source("competition", (SLUG,), check=check_submission, score="map")
-CARD = Card(
-    "object-detection",
-    "VinBigData Chest X-ray Abnormalities Detection (Kaggle), a part of VinDr-CXR",
-    "The data are under the competition's rules and VinDr-CXR's data use agreement.",
-)
+CARD = Card("object-detection", "VinBigData Chest X-ray (Kaggle)", "the competition's rules")

@@ -54,7 +54,7 @@ def test_an_export_goes_up_and_comes_back(exported, server, tmp_path, caplog, ca
     push(exported, repo="you/toys")
     assert set(server.repos["you/toys"]) == {*WEIGHTS, "trained.json", "README.md"}
     assert server.visibility == {"you/toys": "private"}
-    assert "next: cxr toy infer hf://you/toys --test FOLDER" in caplog.text
+    assert "4 files in " in caplog.text and "`infer hf://you/toys` predicts from them" in caplog.text
     pull("you/toys", out=tmp_path / "back")
     assert {p.name: file_hash(p) for p in exported.iterdir()} == {
         p.name: file_hash(p) for p in (tmp_path / "back").iterdir() if p.name != "README.md"

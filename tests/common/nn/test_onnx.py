@@ -63,13 +63,13 @@ def test_a_difference_is_relative_to_the_largest_output():
 
 def test_a_file_that_differs_from_torch_is_refused(tmp_path, content, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "common")
-    onnx.write_onnx(tmp_path / "a.onnx", network(), IMAGES, "a.onnx")
+    onnx.write_onnx(tmp_path / "a.onnx", network(), IMAGES)
     assert "a.onnx: equal to torch within " in caplog.text and (tmp_path / "a.onnx").read_bytes()
     other = network()
     other.net.layer.bias.data[0] += 1e-2
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: content)
     with pytest.raises(InputError, match=r"b\.onnx: ONNX Runtime differs from torch by 1\.2e-03, more than 1e-04"):
-        onnx.write_onnx(tmp_path / "b.onnx", other, IMAGES, "b.onnx")
+        onnx.write_onnx(tmp_path / "b.onnx", other, IMAGES)
     assert not (tmp_path / "b.onnx").exists()
 
 
