@@ -16,11 +16,10 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Budget:
-    """Stop after `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives.
+    """Stop after `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives, a second signal in any case.
 
     During training the first signal only sets a flag; the loop then saves and stops. Elsewhere it interrupts at once,
-    which is safe because files are written atomically. A second signal always interrupts. The same goes for the end of
-    the hours within `watching()`; without it, only trainings look at the time.
+    which is safe because files are written atomically. The same goes for the end of the hours within `watching()`.
     """
 
     hours: float | None = None

@@ -12,7 +12,6 @@ from common.data.loaders import UNKNOWN
 from common.errors import InputError
 from common.metrics import segmentation
 from common.nn import losses, models
-from common.nn.models import Normalised
 from common.nn.weights import copy_state, read_state
 
 
@@ -110,7 +109,7 @@ class ImlabUnet(PlainUNet):
         _initialise(self, nn.init.xavier_uniform_)
 
 
-class Equalised(Normalised):
+class Equalised(models.Normalised):
     """A network whose images are equalised first: each grey level becomes the share of pixels at or under it."""
 
     def scaled(self, images):
@@ -132,7 +131,7 @@ def build_network(config, channels, weights=None):
             model = Equalised(ImlabUnet(channels, config.decoder), (0.5,), (12**-0.5,), 2 ** (depth // 2))
         else:
             net = PlainUNet(channels, config.decoder, kind == "plain")
-            model = Normalised(net, (0.5,), (0.25,), 2**depth)
+            model = models.Normalised(net, (0.5,), (0.25,), 2**depth)
         if weights != "none":
             copy_state(model, read_state(weights), str(weights), list(model.state_dict()))
         return model

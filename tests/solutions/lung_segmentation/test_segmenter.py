@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.tables import real_data
+from common import processes
 from common.data.folds import make_folds
 from common.data.loaders import UNKNOWN
 from common.errors import InputError
@@ -232,11 +233,10 @@ def test_few_images_are_held_at_once_and_threads_are_given_back(bright):
     before = torch.get_num_threads()
     found = one.masks(images())
     next(found)
-    cores = segmenter.os.sched_getaffinity(0)
-    assert len(taken) <= 2 * (len(cores) + 1)
+    assert len(taken) <= 2 * (processes.cores() + 1)
     for _ in range(20):
         next(found)
-    assert len(taken) <= 20 + 2 * (len(cores) + 2)
+    assert len(taken) <= 20 + 2 * (processes.cores() + 2)
     found.close()
     assert torch.get_num_threads() == before
 
