@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 PICTURES = 48  # in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
 NAMES = ("heart", "lungs")  # colours of the outlines
-LONGEST_NAME = 251  # bytes of a file's name, so that .png may be appended
+LONGEST_NAME = 255  # bytes
 FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's, which `run` reads
 
 
@@ -179,7 +179,7 @@ def _find(images, out, other):
         files.values(), os.path.commonpath([file.absolute().parent for file in files.values()] or ["/"]), READ
     )
     for image_id, file in list(found.items()):
-        if len(os.fsencode(file.name)) > LONGEST_NAME:
+        if len(os.fsencode(f"{Path(image_id).name}.png")) > LONGEST_NAME:
             _leave_out(problems, image_id, f"{file}: the name is too long")
             del found[image_id]
         elif file.resolve() == (out / f"{image_id}.png").resolve():
