@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +21,6 @@ from common.recipe import Choice, Solution
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
 from solutions.own import coco, data, report
-from solutions.own.labels import read_labels
 from solutions.own.masks import is_prepared
 
 STAGE = "detector"
@@ -111,9 +109,7 @@ def choose(job, oof):
     coco_figures, by_class = coco_scores(found, truth, ids, rule(n, 0.5, COCO))
     parts = job.images.at(rows)["fold"].to_numpy()
     if len(config.folds) < 2:
-        parts = make_folds(
-            pd.crosstab(truth["image_id"], truth["class_id"]).reindex(ids, fill_value=0).to_numpy() > 0, 2, groups
-        )
+        parts = make_folds(job.images.at(rows)[classes].to_numpy().astype(int), 2, groups, config.seed)
     counts = np.zeros((n, 3), int)  # found, predicted, true
     for part in np.unique(parts):
         there = ids[parts != part]
@@ -129,9 +125,7 @@ def choose(job, oof):
     table["threshold"] = result.classes["score_at_best_f1"].fillna(0.5).to_numpy()
     figures = {"map": as_interval(mean), "map_40": as_interval(bootstrap_map(at_04, groups, seed=config.seed)[1])}
     figures |= {"map_coco": coco_figures["ap"], "f1": float(np.nanmean(f1)), "boxes": len(truth)}
-    figures |= {"nested_by": "folds" if len(config.folds) > 1 else "halves of the patients"} | data.counts(
-        job.images, rows
-    )
+    figures |= data.counts(job, rows)
     thresholds = dict(zip(classes, table["threshold"].tolist(), strict=True))
     return Choice({"thresholds": thresholds}, result.mean_ap, figures, {"classes.csv": table})
 
@@ -177,33 +171,15 @@ def answer(job, test, chosen, neutral):
 def check(path, job):
     """Return the Summary of a submission; write the boxes to keep as COCO JSON beside it."""
     classes, images = job.images.about["classes"], job.images.at(job.images.rows("test"))
-    labels, table = read_labels(path, "detection", classes), read_table(path, COLUMNS)
+    table = read_table(path, COLUMNS)
     refuse_rows(path, id_problems(table["image_id"].unique(), images["image_id"]))
-    boxed, place = table[table["score"] != ""].reset_index(drop=True), pd.Index(images["image_id"])
-    marks = labels.marks.reset_index(drop=True).assign(at=place.get_indexer(boxed["image_id"]), score=boxed["score"])
-    found = [
-        (row.at, row.class_id, coco.box_fields(corners) | {"score": float(row.score)})
-        for row, corners in zip(marks.itertuples(), marks[BOX].to_numpy(), strict=True)
-        if boxed["keep"][row.Index] == "1"
-    ]
+    boxed, kept = table[table["score"] != ""], table[table["keep"] == "1"]
+    at, codes = pd.Index(images["image_id"]).get_indexer(kept["image_id"]), pd.Index(classes).get_indexer(kept["class"])
+    numbers = kept[[*BOX, "score"]].astype(float).to_numpy()
+    parts = zip(at.tolist(), codes.tolist(), numbers.tolist(), strict=True)
+    found = [(image, k, coco.box_fields(box) | {"score": score}) for image, k, (*box, score) in parts]
     write_json(path.with_suffix(".coco.json"), coco.to_coco(images, classes, found))
     return Summary(str(path), len(images), boxed["image_id"].nunique(), len(boxed), "boxes")
-
-
-def hidden_score(job, rows):
-    """Return the mAP at IoU 0.5 on the sample's hidden boxes; None for images other than the sample's."""
-    path, classes = Path(job.run.step("prepare")["data"], "hidden", "truth.csv"), job.images.about["classes"]
-    if not path.is_file():
-        return None
-    truth = read_labels(path, "detection")
-    if set(rows["image_id"]) != set(truth.images["name"]) or not set(truth.classes) <= set(classes):
-        return None
-    marks = truth.marks.assign(image_id=truth.images["name"].to_numpy()[truth.marks["image"]])
-    marks["class_id"] = pd.Index(classes).get_indexer(np.array(truth.classes)[marks["class_id"]])
-    found = rows[rows["score"] != ""].astype(dict.fromkeys([*BOX, "score"], float))
-    found = found.assign(class_id=pd.Index(classes).get_indexer(found["class"]))
-    value = evaluate(found, marks, rows["image_id"].unique(), rule(len(classes))).mean_ap
-    return {"metric": "map", "value": float(value), "nothing": 0.0}
 
 
 DETECTION = Solution(
@@ -225,6 +201,5 @@ DETECTION = Solution(
     answer=answer,
     answered=("submission.coco.json",),
     check=check,
-    hidden=hidden_score,
-    report=report.of_detection,
+    report=report.DETECTION,
 )

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from common.data.augment import compose, light
@@ -66,18 +66,11 @@ def freeze_backbone(model, frozen):
     model.net.requires_grad_(False)
 
 
-class FeatureDataset(Dataset):
-    """Pooled features (n, K) with targets (n, C)."""
-
-    def __init__(self, features, targets):
-        self.features, self.targets = torch.tensor(features), torch.tensor(targets)
-
-    def __len__(self):
-        return len(self.features)
+class FeatureDataset(TensorDataset):
+    """Pooled features with their targets; keys are those of an EpochSampler."""
 
     def __getitem__(self, key):
-        index = key[0] if isinstance(key, tuple) else key
-        return self.features[index], self.targets[index]
+        return super().__getitem__(key[0] if isinstance(key, tuple) else key)
 
 
 @lru_cache(1)
@@ -151,7 +144,7 @@ def network(job, fold):
         images = job.images
         if config.only_head and targets:
             features = pooled_features(images, config, job.device, job.workers)
-            return FeatureDataset(features[rows], truth_of(images, rows))
+            return FeatureDataset(torch.tensor(features[rows]), torch.tensor(truth_of(images, rows)))
         labels = dict(zip(rows.tolist(), truth_of(images, rows), strict=True)).__getitem__ if targets else None
         transform = augmentation(config.augmentation, job.config.flip) if augment else None
         return data.dataset(images, rows, config.size, transform, labels)
@@ -227,9 +220,8 @@ def choose(job, oof):
         mean = bootstrap(lambda at: metrics.mean_of_defined(aurocs(truth[at], probs[at])), groups, 200, seed)
     else:
         mean = bootstrap_auroc(truth, probs, groups, seed=seed, skip_undefined=True)[1]
-    figures = {"auroc": as_interval(mean)} | data.counts(job.images, rows)
+    figures = {"auroc": as_interval(mean)} | data.counts(job, rows)
     figures |= {name: as_json(table[name].mean()) for name in ("average_precision", "f1")}
-    figures |= {"nested_by": "folds" if len(job.config.folds) > 1 else "halves of the patients"}
     tables = {"classes.csv": table}
     if job.config.task == "multiclass":
         right = probs.argmax(1) == truth.argmax(1)
@@ -317,5 +309,5 @@ def make_solution(task):
         answer=answer,
         check=lambda path, job: validate_probabilities(path, job.sample_path, ordered=True),
         hidden=hidden_score,
-        report=report.of_classification,
+        report=report.CLASSIFICATION,
     )

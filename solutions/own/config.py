@@ -6,25 +6,32 @@ No paper is followed: defaults are those that served the five challenges, and ea
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import BoxConfig, FitConfig, check_run
+from common.config import Averaging, BoxConfig, FitConfig, check_run
 from common.errors import InputError
 from common.trained import Card
 
-TASKS = ("multilabel", "multiclass", "detection", "segmentation")
+
+@dataclass(frozen=True)
+class OwnFit(FitConfig):
+    """What classifiers and segmenters share."""
+
+    weights: str = "imagenet"
+    """imagenet, none, or a file with weights of the backbone or encoder."""
+    augmentation: Literal["light", "none"] = "light"
+    """light: small movements, and flips unless --flip False."""
+    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
+    clip_norm: float = 1.0
+    averaging: tuple[Averaging, ...] = ("last",)
 
 
 @dataclass(frozen=True)
-class ClassifierConfig(FitConfig):
+class ClassifierConfig(OwnFit):
     """The classifier, of one column per class or of the column `label`."""
 
     backbone: str = "convnext_tiny.fb_in22k_ft_in1k"
     """Any timm network with a last feature map."""
-    weights: str = "imagenet"
-    """imagenet, none, or a file with weights of the backbone."""
     size: int = 384
     dropout: float = 0.2
-    augmentation: Literal["light", "none"] = "light"
-    """light: flips and small movements."""
     only_head: bool = False
     """Train only the last layer, on features that the pretrained backbone computes once, without augmentation."""
     class_weights: bool = False
@@ -35,33 +42,23 @@ class ClassifierConfig(FitConfig):
     lr: float = 1e-4
     weight_decay: float = 5e-2
     batch_size: int = 32
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
-    clip_norm: float = 1.0
     metric: str = "auroc"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
 
 
 @dataclass(frozen=True)
-class SegmenterConfig(FitConfig):
+class SegmenterConfig(OwnFit):
     """The network that outlines structures, with one channel each."""
 
     architecture: str = "unet"
     """A decoder of segmentation-models-pytorch."""
     encoder: str = "convnext_small.fb_in22k_ft_in1k"
-    weights: str = "imagenet"
-    """imagenet, none, or a file with weights of the encoder."""
     size: int = 512
     loss: Literal["bce", "dice", "bce_dice"] = "bce_dice"
-    augmentation: Literal["light", "none"] = "light"
-    """light: small movements, and flips with --flip."""
     epochs: int = 30
     frozen_epochs: int = 1
     lr: float = 2e-4
     batch_size: int = 16
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
-    clip_norm: float = 1.0
     metric: str = "dice"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,7 +80,7 @@ class DetectorConfig(BoxConfig):
     lr: float = 1e-4
     batch_size: int = 8
     clip_norm: float = 1.0
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
+    averaging: tuple[Averaging, ...] = ("last",)
 
 
 @dataclass(frozen=True)
@@ -166,9 +163,7 @@ SMALL = Config(
 # Under a minute on two CPU cores, on the embedded sample.
 DEMO = replace(
     SMALL,
-    classifier=replace(
-        SMALL.classifier, only_head=False, size=128, epochs=6, batch_size=8, lr=1e-3, averaging=("last",)
-    ),
+    classifier=replace(SMALL.classifier, only_head=False, size=128, epochs=6, batch_size=8, lr=1e-3),
     segmenter=replace(SMALL.segmenter, epochs=8),
     detector=replace(SMALL.detector, size=128, epochs=8),
     n_folds=2,

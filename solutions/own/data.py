@@ -31,9 +31,8 @@ def read(job):
     files, names = list_images(options.data, path)
     left_out, about = [], labels.images
     about["image_id"] = about["name"].map(lambda name: _identify(name, names, str(path)))
-    _skip(
-        left_out, about[about["image_id"].isna()], config.on_missing, "on-missing", f"without a file in {options.data}"
-    )
+    lost = about[about["image_id"].isna()]
+    _skip(left_out, lost, config.on_missing, "on-missing", f"without a file in {options.data}")
     for row in np.flatnonzero(about["image_id"].notna() & about["image_id"].duplicated())[:1]:
         raise InputError(f"{about['where'][row]}: a second name of the image {about['image_id'][row]}")
     about["position"] = np.arange(len(about))
@@ -42,11 +41,9 @@ def read(job):
         known = ~np.isnan(labels.values[about["position"]]).all(axis=1) | (about["split"] == "test").to_numpy()
         _skip(left_out, about[~known], options.on_unlabelled, "on-unlabelled", "without any label")
         about = about[known]
-    test = list(about.loc[about["split"] == "test", "image_id"])
     more, more_files = _find_tests(options, files, names)
-    if options.test is not None:
-        test = []
-    test += [image_id for image_id in more if image_id not in set(test)]
+    test = list(about.loc[about["split"] == "test", "image_id"]) if options.test is None else []
+    test = list(dict.fromkeys([*test, *more]))
     train = about[about["split"] != "test"]
     for image_id in sorted(set(train["image_id"]) & set(test))[:1]:
         raise InputError(f"{image_id}: a labelled image that is to be predicted too (--test, {SAMPLE})")
@@ -56,15 +53,17 @@ def read(job):
         _skip(left_out, loose, options.on_unlabelled, "on-unlabelled", f"without a label in {path}")
     values = presence(labels, train["position"].to_numpy())
     train, values, classes = _drop_rare(config, path, labels, train, values, left_out)
-    table = pd.DataFrame(
-        {"image_id": [*train["image_id"], *test], "split": ["train"] * len(train) + ["test"] * len(test)}
-    )
+    table = pd.DataFrame({"image_id": [*train["image_id"], *test]})
+    table["split"] = ["train"] * len(train) + ["test"] * len(test)
     patients = read_patients(options.id_map, train["image_id"]) if options.id_map else train["patient_id"].to_numpy()
     table["file"] = _places(options, files | more_files, table["image_id"])
-    table["patient_id"] = [*_fill_patients(patients, train), *[""] * len(test)]
+    given = patients != ""
+    if given.any():  # an image without a patient is one of its own
+        patients = np.where(given, patients, "image " + train["image_id"].to_numpy())
+    table["patient_id"] = [*patients, *[""] * len(test)]
     table[list(classes)] = np.concatenate([values, np.full((len(test), len(classes)), np.nan)])
     table = _with_given_folds(config, path, train, table)
-    groups = len(set(patients)) if (patients != "").any() else len(train)
+    groups = len(set(patients)) if given.any() else len(train)
     if groups < max(2, config.n_folds):
         what = f"images of {groups} patients" if groups < len(train) else "images"
         raise InputError(f"{path}: {len(train)} {what} are too few for n_folds {config.n_folds}")
@@ -112,10 +111,10 @@ def presence(labels, rows):
     return found[rows]
 
 
-def counts(images, rows):
-    """Return the numbers of images and of patients, None if unknown."""
-    patients = images.patients(rows)
-    return {"images": len(rows), "patients": None if patients is None else len(set(patients))}
+def counts(job, rows):
+    """Return the numbers of images and of patients, None if unknown, and how thresholds are nested."""
+    patients, nested = job.images.patients(rows), "folds" if len(job.config.folds) > 1 else "halves of the patients"
+    return {"images": len(rows), "patients": None if patients is None else len(set(patients)), "nested_by": nested}
 
 
 def size_text(figures):
@@ -226,12 +225,6 @@ def _drop_rare(config, path, labels, train, values, left_out):
         _skip(left_out, train[~inside], "skip", "", "of a class that is left out")
         train, values = train[inside], values[inside]
     return train, values, tuple(labels.classes[k] for k in kept)
-
-
-def _fill_patients(patients, train):
-    """Return patients with one of their own for images without one, unless no patient is known."""
-    given = patients != ""
-    return np.where(given | ~given.any(), patients, "image " + train["image_id"].to_numpy())
 
 
 def _folds_of(images):

@@ -83,7 +83,7 @@ def list_images(folder, labels=None):
 
 
 def task_of(path):
-    """Return the task that labels are made for, one of config.TASKS."""
+    """Return the task that labels are made for: multilabel, multiclass, detection or segmentation."""
     if path.is_dir():
         return "segmentation"
     if path.suffix.lower() == ".json":
@@ -108,6 +108,8 @@ def read_labels(path, task, classes=(), folder=None):
         raise InputError(f"{path}: a {kind} cannot hold labels for the task {task} (--task)")
     found = reader(path, task, list(classes), folder)
     _check_names(found.classes, path)
+    if len(found.classes) < 1 + (task == "multiclass"):
+        raise InputError(f"{path}: {len(found.classes)} classes are too few for the task {task}")
     for column, allowed in (("split", "|".join(SPLITS)), ("fold", "[0-9]{1,3}")):
         given = found.images[column]
         wanted = (given != "").any() & (found.images["split"] != "test")
@@ -153,8 +155,6 @@ def _read_table(path):
 def _read_columns(path, task, classes, folder):
     raw, names, about = _read_table(path)
     columns = _chosen([name for name in raw.columns[raw.columns != names.name] if name not in GROUPING], classes, path)
-    if not columns:
-        raise InputError(f"{path}, row 1: no column for a class beside {names.name}")
     text = raw[columns]
     values = text.apply(pd.to_numeric, errors="coerce")
     for row, column in np.argwhere(~(values.isin([0, 1]) | (text == "")).to_numpy())[:1]:

@@ -27,7 +27,7 @@ from common.network import Network, predict
 from common.nn import models
 from common.nn.models import freeze_encoder
 from common.paths import read_array, write_json
-from common.post.rle import ABSOLUTE, area, encode, overlap, parse, runs_of
+from common.post.rle import ABSOLUTE, area, encode, parse, runs_of
 from common.recipe import Choice, Solution
 from common.step import file_stamp
 from common.submit.table import read_table
@@ -192,8 +192,7 @@ def choose(job, oof):
         tables.append(row)
     means = {name: np.nanmean(values, axis=1) for name, values in of_image.items()}
     figures = {name: as_interval(bootstrap(values, groups, seed=config.seed)) for name, values in means.items()}
-    figures |= {"structures": {row["structure"]: row["dice"] for row in tables}} | data.counts(job.images, rows)
-    figures |= {"nested_by": "folds" if len(config.folds) > 1 else "halves of the patients"}
+    figures |= {"structures": {row["structure"]: row["dice"] for row in tables}} | data.counts(job, rows)
     scored = oof.table.assign(dice=means["dice"], iou=means["iou"])
     tables = {"structures.csv": pd.DataFrame(tables), "oof_dice.parquet": scored}
     return Choice({"rules": rules}, figures["dice"]["estimate"], figures, tables)
@@ -248,20 +247,6 @@ def check(path, job):
     return Summary(str(path), len(table), rows, pixels, "pixels")
 
 
-def hidden_score(job, rows):
-    """Return the mean Dice on the sample's hidden masks; None for images other than the sample's."""
-    path, scores = Path(job.run.step("prepare")["data"], "hidden", "truth.csv"), []
-    truth = read_table(path).set_index("image_id") if path.is_file() else pd.DataFrame()
-    if not set(rows["image_id"]) <= set(truth.index):
-        return None
-    for row in rows.to_dict("records"):
-        for name in job.images.about["classes"]:
-            texts = row[name], truth.loc[row["image_id"], name]
-            said, true = (parse(text, (int(row["height"]), int(row["width"])), ABSOLUTE) for text in texts)
-            scores.append(dice_from_areas(overlap(said, true), area(said), area(true)))
-    return {"metric": "dice", "value": float(np.mean(scores)), "nothing": 0.0}
-
-
 SEGMENTATION = Solution(
     "own",
     "dice",
@@ -282,6 +267,5 @@ SEGMENTATION = Solution(
     answer=answer,
     answered=("submission.coco.json",),
     check=check,
-    hidden=hidden_score,
-    report=report.of_segmentation,
+    report=report.SEGMENTATION,
 )

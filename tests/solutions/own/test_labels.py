@@ -118,10 +118,13 @@ def test_rare_classes(folder):
         (("image_id,label", "a,Mass", "b,mass "), "the classes 'Mass' and 'mass' differ only in case"),
         (("image_id,mass", "a,1", "a,1"), "row 3: the image 'a' has an earlier row"),
         (("image_id,mass", "a,1", "a.png,1"), "row 3: a second name of the image a"),
-        (("image_id,patient_id", "a,p"), "row 1: no column for a class beside image_id"),
+        (("image_id,patient_id", "a,p"), "labels.csv: 0 classes are too few for the task multilabel"),
+        (("image_id,label", "a,x", "b,x"), "1 classes are too few for the task multiclass"),
+        (("image_id,class,x_min,y_min,x_max,y_max", "a,,,,,"), "0 classes are too few for the task detection"),
         (("image_id,width", "a,1"), "'width' cannot be the name of a class"),
         (("image_id,mass", ",1"), "row 2: no image is named"),
         (("image_id,mass,patient_id", "a,1,p", "b,1,p", "c,0,p", "d,0,p"), "4 images of 1 patients are too few"),
+        (("image_id,class,x_min,y_min,x_max,y_max", "a,x,1,1,2,2", "b,X,1,1,2,2"), "'X' and 'x' differ only in case"),
     ],
 )
 def test_bad_tables(lines, said, folder):

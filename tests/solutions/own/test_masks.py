@@ -14,9 +14,8 @@ from common.paths import read_json
 from common.post.rle import ABSOLUTE, decode, encode, runs_of
 from common.submit.table import read_table
 from solutions.own import coco, masks
-from solutions.own.sample import make_sample
 from tests.solutions.contract import NET
-from tests.solutions.own.folders import read_folder, write_coco, write_images, write_lines
+from tests.solutions.own.folders import masked_sample, read_folder, write_coco, write_images, write_lines
 
 TINY = f"""--store-size 64 --segmenter.encoder {NET} --segmenter.weights none --segmenter.size 64
     --segmenter.batch-size 4 --segmenter.epochs 2 --segmenter.precision fp32 --workers 0""".split()
@@ -112,7 +111,7 @@ def test_a_file_that_is_not_coco(tmp_path):
 
 
 def test_a_run_on_folders_of_masks(command, refused, tmp_path):
-    data = make_sample(tmp_path / "masked", n_train=8, n_test=2, task="segmentation")
+    data = masked_sample(tmp_path / "masked")
     result = command("run", "demo", "--data", data, "--out", "mine", *TINY)
     assert result.status == 0, result
     score, rules = (read_json(tmp_path / "mine" / f"{name}.json") for name in ("score", "tuned"))
