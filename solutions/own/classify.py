@@ -17,8 +17,7 @@ from common.data.folds import make_folds
 from common.data.loaders import eval_loader
 from common.infer import tta
 from common.metrics import classification as metrics
-from common.metrics.calibration import choose_thresholds, nested_counts
-from common.metrics.statistics import as_interval, bootstrap, bootstrap_auroc, format_interval
+from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import Network, other_folds, predict
 from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map
@@ -27,6 +26,7 @@ from common.paths import read_csv, read_parquet
 from common.recipe import Choice, Solution
 from common.submit.validate import validate_probabilities
 from solutions.own import data, report
+from solutions.own.scores import as_json, aurocs, class_row, mean_auroc
 
 log = logging.getLogger(__name__)
 MOST_WEIGHT, MOST_REPEATS = 20.0, 10
@@ -193,20 +193,6 @@ def predict_rows(job, folds, rows, path, title):
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 
-def aurocs(truth, scores):
-    """Return the AUROC of each class over the images whose label is known, float64 (C,), NaN where undefined."""
-    pairs = [(t[~np.isnan(t)], s[~np.isnan(t)]) for t, s in zip(truth.T, scores.T, strict=True)]
-    return np.array([metrics.auroc(t, s, np.nan) if len(t) else np.nan for t, s in pairs])
-
-
-def average_precision(y, scores):
-    """Return the average precision, the step-wise area under the precision-recall curve; NaN without positives."""
-    if not y.any():
-        return np.nan
-    _, tp, fp = metrics.cut_points(y, scores)
-    return float((np.diff(tp, prepend=0) / tp[-1] * tp / (tp + fp)).sum())
-
-
 def choose(job, oof):
     """Choose each class's threshold by Youden's index, score it on the folds that did not choose it, and the AUROCs."""
     classes, rows, seed = job.images.about["classes"], oof.table["row"], job.config.seed
@@ -216,10 +202,7 @@ def choose(job, oof):
         parts = make_folds(np.nan_to_num(truth).astype(int), 2, groups, seed)
     table = [class_row(truth[:, k], probs[:, k], parts, groups, seed) for k in range(len(classes))]
     table = pd.DataFrame(table).assign(label=classes).set_index("label").reset_index()
-    if np.isnan(truth).any():
-        mean = bootstrap(lambda at: metrics.mean_of_defined(aurocs(truth[at], probs[at])), groups, 200, seed)
-    else:
-        mean = bootstrap_auroc(truth, probs, groups, seed=seed, skip_undefined=True)[1]
+    mean = mean_auroc(truth, probs, groups, seed)
     figures = {"auroc": as_interval(mean)} | data.counts(job, rows)
     figures |= {name: as_json(table[name].mean()) for name in ("average_precision", "f1")}
     tables = {"classes.csv": table}
@@ -234,27 +217,6 @@ def choose(job, oof):
         figures["f1"] = float(metrics.ratio(2 * both, true.to_numpy() + said.to_numpy(), 0.0).mean())
     rule = {name: as_json(value) for name, value in zip(classes, table["threshold"], strict=True)}
     return Choice({"thresholds": rule}, figures["auroc"]["estimate"] or 0.0, figures, tables)
-
-
-def class_row(truth, probs, parts, groups, seed):
-    """Return the figures of one class over the images whose label is known."""
-    known = ~np.isnan(truth)
-    y, p, part, people = truth[known, None], probs[known, None], parts[known], groups[known]
-    row = {"images": len(y), "positive": int(y.sum()), "positive_patients": len(set(people[y[:, 0] > 0].tolist()))}
-    if len(set(people.tolist())) > 1 and len(set(part.tolist())) > 1:
-        (area,), _ = bootstrap_auroc(y, p, people, seed=seed, skip_undefined=True)
-        row |= {"auroc": area.estimate, "low": area.low, "high": area.high}
-        row |= {"average_precision": average_precision(y[:, 0], p[:, 0]), "threshold": choose_thresholds(y, p)[0]}
-        (counts,), _ = nested_counts(y, p, part)
-        row |= {"sensitivity": metrics.recall(counts, np.nan), "specificity": metrics.specificity(counts, np.nan)}
-        row |= {"f1": metrics.f_beta(counts), "accuracy": metrics.accuracy(counts)}
-    names = ("auroc", "low", "high", "average_precision", "threshold", "sensitivity", "specificity", "f1", "accuracy")
-    return row | {name: row.get(name, np.nan) for name in names}
-
-
-def as_json(value):
-    """Return a number for JSON, None for NaN."""
-    return None if np.isnan(value) else float(value)
 
 
 def describe(figures):

@@ -155,6 +155,8 @@ def _read_table(path):
 def _read_columns(path, task, classes, folder):
     raw, names, about = _read_table(path)
     columns = _chosen([name for name in raw.columns[raw.columns != names.name] if name not in GROUPING], classes, path)
+    if not columns:
+        raise InputError(f"{path}, row 1: no column for a class beside {names.name}")
     text = raw[columns]
     values = text.apply(pd.to_numeric, errors="coerce")
     for row, column in np.argwhere(~(values.isin([0, 1]) | (text == "")).to_numpy())[:1]:

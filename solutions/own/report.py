@@ -1,5 +1,6 @@
 """The page's sections on own images, by task."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -7,20 +8,24 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.metrics.detection import VOC2010, bootstrap_map, evaluate
+from common.metrics.statistics import bootstrap
 from common.paths import read_array, read_csv, read_json, read_parquet
-from common.report import class_plots, page, plots
+from common.report import class_plots, page, plots, results
 from common.report.gallery import box_gallery, cached_arrays, gallery, heat_overlay, pick_extremes
 from solutions.own import data
+from solutions.own.scores import mean_auroc
 
 MOST = 6  # classes with pictures
 
 
-def make_report(cards, note, measure, columns, sections, submission):
+def make_report(cards, note, measure, columns, sections, submission, by_fold):
     """Return the report of a task, see `common.report.frame`.
 
     cards: texts by key of score.json; note: on how thresholds were chosen. measure, columns: what is plotted with its
     interval, and the columns of the table `columns[0]` that hold name, estimate, low and high. sections(job): further
-    fragments by title. submission: text about submission.csv, or a function of the job.
+    fragments by title. submission: text about submission.csv, or a function of the job. by_fold(job) -> images' folds
+    and groups, and a score of some of them, as in `common.report.results.scores_by_fold`.
     """
 
     def headline(job, score):
@@ -45,7 +50,12 @@ def make_report(cards, note, measure, columns, sections, submission):
 
     text = submission if callable(submission) else lambda job: [submission]
     return SimpleNamespace(
-        TITLE="Own images", headline=headline, sections=parts, submission=lambda job, record: text(job)
+        TITLE="Own images",
+        headline=headline,
+        sections=parts,
+        submission=lambda job, record: text(job),
+        fold_scores=lambda job: results.scores_by_fold(*by_fold(job)),
+        hints=lambda job, score, trainings: [],
     )
 
 
@@ -129,6 +139,32 @@ def _boxes(job):
     return {"Pictures": [box_gallery(job.images, oof, table[boxed].head(8), title, names)]}
 
 
+def _auroc_by_fold(job):
+    oof, classes = read_parquet(job.run.path("oof.parquet")), job.images.about["classes"]
+    truth, probs = job.images.at(oof["row"])[classes].to_numpy(float), oof[classes].to_numpy()
+    score = lambda chosen, groups: mean_auroc(truth[chosen], probs[chosen], groups)  # noqa: E731
+    return oof["fold"], job.images.groups(oof["row"]), score
+
+
+def _dice_by_fold(job):
+    oof = read_parquet(job.run.path("oof_dice.parquet"))
+    dice = oof["dice"].to_numpy()
+    return oof["fold"], job.images.groups(oof["row"]), lambda chosen, groups: bootstrap(dice[chosen], groups)
+
+
+def _map_by_fold(job):
+    found, truth = read_parquet(job.run.path("oof.parquet")), job.images.tables["boxes.parquet"]
+    table = job.images.table[job.images.table["fold"].isin(job.config.folds)]
+    rule = replace(VOC2010, n_classes=len(job.images.about["classes"]), no_finding=None, iou_threshold=0.5)
+
+    def score(chosen, groups):
+        ids = table["image_id"][chosen]
+        parts = (part[part["image_id"].isin(ids)] for part in (found, truth))
+        return bootstrap_map(evaluate(*parts, ids, rule), groups)[1]
+
+    return table["fold"].to_numpy(), job.images.groups(table["row"]), score
+
+
 INTERVAL = ("low", "high")
 CLASSIFICATION = make_report(
     {"auroc": "Mean AUROC, out of fold", "accuracy": "Accuracy", "average_precision": "AP", "f1": "F1"},
@@ -137,6 +173,7 @@ CLASSIFICATION = make_report(
     ("classes.csv", "label", "auroc", *INTERVAL),
     _classification,
     _probabilities,
+    _auroc_by_fold,
 )
 SEGMENTATION = make_report(
     {"dice": "Mean Dice, out of fold", "iou": "Mean IoU"},
@@ -145,6 +182,7 @@ SEGMENTATION = make_report(
     ("structures.csv", "structure", "dice", "dice_low", "dice_high"),
     _outlines,
     "submission.coco.json holds the same masks for labelling tools.",
+    _dice_by_fold,
 )
 DETECTION = make_report(
     {"map": "mAP at IoU 0.5, out of fold", "map_40": "mAP at IoU 0.4", "map_coco": "mAP of COCO", "f1": "F1"},
@@ -153,4 +191,5 @@ DETECTION = make_report(
     ("classes.csv", "class", "map", *INTERVAL),
     _boxes,
     "submission.coco.json holds the boxes that reach their thresholds, for labelling tools.",
+    _map_by_fold,
 )

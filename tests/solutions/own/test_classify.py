@@ -6,7 +6,7 @@ import torch
 
 from common.paths import read_json, read_parquet
 from common.submit.table import read_table
-from solutions.own import classify
+from solutions.own import classify, scores
 from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import write_lines
@@ -32,9 +32,9 @@ def test_class_weights_and_repeats():
 
 def test_average_precision_and_auroc_of_known_labels():
     # precision 1 at recall 1/2, 2/3 at recall 1
-    assert classify.average_precision(np.array([1, 0, 1]), np.array([0.9, 0.8, 0.7])) == pytest.approx(5 / 6)
+    assert scores.average_precision(np.array([1, 0, 1]), np.array([0.9, 0.8, 0.7])) == pytest.approx(5 / 6)
     truth = np.array([[1, NAN], [0, NAN], [NAN, 1]])
-    found = classify.aurocs(truth, np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.3]]))
+    found = scores.aurocs(truth, np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.3]]))
     assert found[0] == 1 and np.isnan(found[1])
 
 

@@ -118,7 +118,7 @@ def test_rare_classes(folder):
         (("image_id,label", "a,Mass", "b,mass "), "the classes 'Mass' and 'mass' differ only in case"),
         (("image_id,mass", "a,1", "a,1"), "row 3: the image 'a' has an earlier row"),
         (("image_id,mass", "a,1", "a.png,1"), "row 3: a second name of the image a"),
-        (("image_id,patient_id", "a,p"), "labels.csv: 0 classes are too few for the task multilabel"),
+        (("image_id,patient_id", "a,p"), "row 1: no column for a class beside image_id"),
         (("image_id,label", "a,x", "b,x"), "1 classes are too few for the task multiclass"),
         (("image_id,class,x_min,y_min,x_max,y_max", "a,,,,,"), "0 classes are too few for the task detection"),
         (("image_id,width", "a,1"), "'width' cannot be the name of a class"),
