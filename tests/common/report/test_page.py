@@ -216,7 +216,8 @@ def test_no_column_is_cut_off_on_a_screen(tmp_path, columns):
 def test_a_click_enlarges_a_picture(tmp_path):
     script = """(() => { const image = document.querySelector('img'), before = image.getBoundingClientRect().width;
       image.click(); const box = image.getBoundingClientRect(); image.click();
-      return [before, box.left, box.top, box.width - innerWidth, box.height - innerHeight, image.getBoundingClientRect().width] })()"""
+      const after = image.getBoundingClientRect().width;
+      return [before, box.left, box.top, box.width - innerWidth, box.height - innerHeight, after] })()"""
     before, left, top, width, height, after = probed(tmp_path, figure(_png(), "c"), script, 1000)
     assert before == after == 8 and left == top == width == height == 0
 
