@@ -1,24 +1,41 @@
-"""Round trips on the stand-in for Kaggle's machine; `python -m tests.notebooks` rewrites the folder notebooks/."""
+"""Round trips on the stand-in for Kaggle's machine; `python -m tests.notebooks` executes notebooks/ anew on phantoms.
 
+`python -m tests.notebooks siim_pneumothorax training` executes only these (minutes each).
+"""
+
+import shutil
 import sys
+import tempfile
 import zipfile
 from importlib import import_module, metadata
 from pathlib import Path
 
+import nbformat
+import pandas as pd
+import pytest
 from packaging.utils import canonicalize_name
 
-from common.kaggle.bundle import DATASET
-from common.kaggle.notebook import INFERENCE, write_inference_notebook
-from common.kaggle.rehearse import execute, make_machine
+from common.kaggle.bundle import DATASET, write_bundle
+from common.kaggle.notebook import INFERENCE, RUN, TRAINING, write_inference_notebook, write_training_notebook
+from common.kaggle.rehearse import execute, find_warnings, make_machine, rehearse
 from common.kaggle.wheels import IMAGE, UNUSED, own_requirements
-from solutions.__main__ import main
+from common.paths import walk_files
+from common.runs import start_log
+from solutions.__main__ import export_run, main
 
-RUNS = {
-    "siim_pneumothorax": "siim-1",
-    "vinbigdata": "vinbigdata-1",
-    "rsna_pneumonia": "rsna-1",
-    "chestxray14": "chestxray14-1",
+# Short versions of the preset demo: arguments of the sample, and options.
+DEMOS = {
+    "siim_pneumothorax": ({"n_train": 48, "n_test": 12}, ""),
+    "lung_segmentation": ({"n_montgomery": 12, "n_shenzhen": 36, "n_jsrt": 0, "n_test": 6}, "--folds 0"),
+    "vinbigdata": ({"n_train": 24, "n_test": 6}, "--folds 0 --members flip --detector.epochs 6"),
+    "rsna_pneumonia": ({"n_train": 24, "n_test": 6}, "--folds 0 --detector.epochs 6"),
+    "chestxray14": ({"n_train": 32, "n_test": 8}, "--folds 0"),
+    "covid19": ({"n_covid": 12, "n_other": 4, "n_normals": 12, "n_test": 8}, "--folds 0"),
+    "training": ({"n_train": 16, "n_test": 4}, ""),  # of TRAINED
 }
+TRAINED, PRESET, HOURS = "siim_pneumothorax", "demo", 11.5  # of the notebook that trains
+SOLUTIONS = [name for name in DEMOS if name != "training"]
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 def repack(names, folder):
@@ -96,7 +113,7 @@ def round_trip(run, solution, mounts, folder, monkeypatch, dataset="datasets/som
     machine = make_machine(folder / "machine")
     notebook = folder / "notebook" / INFERENCE
     book, working, attempts = execute(notebook, machine, folder / "kernel", inputs, [PRINT_PATHS])
-    assert attempts == []
+    assert attempts == [] and find_warnings(book) == []
     assert [path.name for path in working.iterdir()] == ["submission.csv"]
     assert (working / "submission.csv").read_bytes() == (run / "submission.csv").read_bytes()
     text = read_output(book)
@@ -105,12 +122,79 @@ def round_trip(run, solution, mounts, folder, monkeypatch, dataset="datasets/som
     return str(book.cells[-2].outputs)
 
 
+def source_of(solution):
+    """Return the files of a solution on Kaggle."""
+    return import_module(f"solutions.{solution}.config").KAGGLE
+
+
 def write_notebooks(root):
-    """Write the notebooks of the repository."""
-    for solution, run in RUNS.items():
-        source = import_module(f"solutions.{solution}.config").KAGGLE
-        write_inference_notebook(root / solution, solution, source, run, DATASET)
+    """Write the notebooks of the repository, not executed."""
+    for solution in SOLUTIONS:
+        write_inference_notebook(root / solution, solution, source_of(solution), RUN, DATASET)
+    write_training_notebook(root / "training", TRAINED, source_of(TRAINED), PRESET, HOURS, (), DATASET)
+
+
+def save_executed(book, folder, path):
+    """Write an executed notebook without times and progress bars, with the paths of Kaggle's machine."""
+    for cell in (each for each in book.cells if each.cell_type == "code"):
+        cell.metadata.pop("execution", None)
+        cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+        for output in (each for each in cell.outputs if "text" in each):
+            for here, there in (("input", "/kaggle/input"), ("kernel/working", "/kaggle/working")):
+                output.text = output.text.replace(str(folder / here), there)
+    nbformat.write(book, path)
+
+
+def execute_inference(solution, root):
+    """Train a short demo on phantoms, and return its notebook, executed by `rehearse`."""
+    options, words = DEMOS[solution]
+    data = images = import_module(f"solutions.{solution}.sample").make_sample(root / "data", **options)
+    test = []
+    if source_of(solution).kind == "none":
+        names = set(pd.read_csv(next(data.rglob("unlabelled_test.csv"))).iloc[:, 0])
+        images = root / "images"
+        images.mkdir()
+        for path in walk_files(data):
+            if path.name in names:
+                shutil.copyfile(path, images / path.name)
+        test = ["--test", str(images)]
+    command = ["run", "demo", "--data", str(data), "--out", str(root / RUN), *test, *words.split()]
+    assert main([solution, *command]) == 0
+    start_log()
+    executed = rehearse(solution, source_of(solution), root / RUN, images, root / "kaggle", export_run)
+    save_executed(nbformat.read(executed, as_version=4), root / "kaggle", executed)
+    return executed
+
+
+def execute_training(root):
+    """Return the notebook that trains, executed on phantoms."""
+    data = import_module(f"solutions.{TRAINED}.sample").make_sample(root / "data", **DEMOS["training"][0])
+    place = root / "input" / "competitions" / source_of(TRAINED).slugs[0]
+    place.parent.mkdir(parents=True)
+    place.symlink_to(data)
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    write_bundle([], root / "input" / "datasets" / DATASET, export_run, python)
+    write_training_notebook(root / "notebook", TRAINED, source_of(TRAINED), PRESET, HOURS, (), DATASET)
+    machine = make_machine(root / "machine")
+    book, _, attempts = execute(root / "notebook" / TRAINING, machine, root / "kernel", root / "input")
+    assert attempts == [] and find_warnings(book) == []
+    save_executed(book, root, root / "executed.ipynb")
+    return root / "executed.ipynb"
+
+
+def rewrite(names):
+    """Execute the notebooks of these names anew, and write them to notebooks/."""
+    write_notebooks(fresh := Path(tempfile.mkdtemp()))
+    for name in names:
+        root = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            use_local_index(patch, root / "index")
+            executed = execute_training(root) if name == "training" else execute_inference(name, root)
+        shutil.copytree(fresh / name, NOTEBOOKS / name, dirs_exist_ok=True)
+        shutil.copyfile(executed, NOTEBOOKS / name / (TRAINING if name == "training" else INFERENCE))
+        shutil.rmtree(root)
 
 
 if __name__ == "__main__":
-    write_notebooks(Path("notebooks"))
+    rewrite(sys.argv[1:] or DEMOS)

@@ -47,7 +47,7 @@ def tool_names(source):
     """Return the Kaggle tools of a solution with this Source, by name with a line of help; {} for None."""
     if source is None:
         return {}
-    left_out = {"competition": (), "dataset": ("upload",), "none": ("upload", "notebook")}[source.kind]
+    left_out = {"competition": (), "dataset": ("upload",), "none": ("upload",)}[source.kind]
     return {name: line for name, line in TOOLS.items() if name not in left_out}
 
 

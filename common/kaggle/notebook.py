@@ -14,30 +14,42 @@ log = logging.getLogger(__name__)
 INFERENCE, TRAINING = "inference.ipynb", "training.ipynb"
 METADATA = "kernel-metadata.json"
 
+IMAGES, RUN = "OWNER/YOUR-IMAGES", "YOUR-RUN"  # placeholders for the user's own, as bundle.DATASET
 INSTALL = """\
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
-found = [*INPUT.glob("{slug}/bundle.json"), *INPUT.glob("datasets/*/{slug}/bundle.json")]
-assert found, "add the dataset {slug} to this notebook's inputs"
-bundle = found[0].parent
-wheels = map(str, sorted(bundle.glob("*.whl")))
-subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *wheels], check=True)"""
+INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # elsewhere, set it to the folder of the inputs
+
+
+def find_input(name):
+    found = [*INPUT.glob(name), *INPUT.glob(f"datasets/*/{{name}}")]
+    assert found, f"add the dataset {{name}} to this notebook's inputs"
+    return found[0]
+
+
+bundle = find_input("{slug}")
+wheels = list(map(str, sorted(bundle.glob("*.whl"))))
+pip = [sys.executable, "-m", "pip", "install", "--quiet", "--root-user-action=ignore", "--no-index", "--no-deps"]
+installed = subprocess.run([*pip, *wheels], check=True)
+print(len(wheels), "wheels installed")"""
 PREDICT = """\
 from common.kaggle.session import WORKING, open_bundle
 from solutions.__main__ import main
 
 trained, submission = open_bundle(bundle, {run}), WORKING / "submission.csv"
+IMAGES = {images}  # a dataset of radiographs; None: the test images of the competition
+images = find_input(IMAGES) if IMAGES else None
+words = ["infer", str(trained), "--out", str(submission), *(["--test", str(images)] if images else [])]
 # an image that cannot be read gets the neutral prediction and is named
-status = main([{solution}, "infer", str(trained), "--on-bad-image", "placeholder", "--out", str(submission)])
+status = main([{solution}, *words, "--on-bad-image", "placeholder"])
 assert status in (0, 4), "see above for the reason" """.rstrip()
 PREVIEW = """\
 from solutions.{package}.preview import show_predictions
 
-show_predictions(submission)"""
+show_predictions(submission, images)"""
 TRAIN = """\
 from common.kaggle.session import train_in_session
 from common.runs import start_log
@@ -57,6 +69,7 @@ def notebook_tool(solution, source, presets=()):
         options: tuple[str, ...] = (),
         resume: bool = False,
         dataset: str | None = None,
+        images: str | None = None,
         out: Path | None = None,
         push: bool = False,
     ):
@@ -72,6 +85,7 @@ def notebook_tool(solution, source, presets=()):
             options: Further words of the training's command line, such as fold numbers; after `--`.
             resume: Make the notebook's own last output an input of the next version; from the second one on.
             dataset: The bundle's dataset on Kaggle, owner/name.
+            images: A dataset on Kaggle, owner/name, whose images are predicted instead of the competition's.
             out: Folder for the two files (default: notebook/ in the run's, or notebook-<preset>).
             push: Send it to Kaggle, which runs it.
         """
@@ -92,7 +106,7 @@ def notebook_tool(solution, source, presets=()):
             if not isinstance(about, dict) or about.get("solution") != solution:
                 raise InputError(f"--run {run}: not a run of {solution}")
             folder = out or run / "notebook"
-            write_inference_notebook(folder, solution, source, run.resolve().name, bundle)
+            write_inference_notebook(folder, solution, source, run.resolve().name, bundle, images)
         log.info(f"{folder / (INFERENCE if train is None else TRAINING)}, {folder / METADATA}")
         if dataset is None:
             log.info(f"fill in {DATASET.split('/')[0]} in {METADATA}, or name --dataset")
@@ -107,21 +121,37 @@ def write_training_notebook(folder, solution, source, preset, hours, options, da
     """Write training.ipynb and kernel-metadata.json; resume: make the notebook's own last output an input."""
     text = (
         f"# {solution}: training {preset}\n\nStops after {hours:g} hours with everything saved; its next version, "
-        "with this one's output as an input, continues."
+        f"with this one's output as an input, continues.{_say_placeholders(dataset)}"
     )
     code = _fill({"install": INSTALL, "train": TRAIN}, solution, dataset, preset=preset, hours=hours, options=options)
-    _write(folder, TRAINING, text, code, solution, source, f"{preset} training", dataset, resume)
+    _write(folder, TRAINING, text, code, solution, source, f"{preset} training", dataset, resume=resume)
 
 
-def write_inference_notebook(folder, solution, source, run, dataset):
-    """Write inference.ipynb and kernel-metadata.json for the run of this name in the bundle `dataset`, owner/name."""
+def write_inference_notebook(folder, solution, source, run, dataset, images=None):
+    """Write inference.ipynb and kernel-metadata.json for the run of this name in the bundle `dataset`, owner/name.
+
+    images: the dataset to predict; None for the competition's test images, or a placeholder where there are none.
+    """
+    images = images or (IMAGES if source.kind == "none" else None)
     text = (
-        f"# {solution}: inference\n\nPredicts the test images with the run `{run}` of the bundle `{dataset}`; no "
-        f"internet is needed. Made by `python -m solutions {solution} notebook`."
+        f"# {solution}: inference\n\nPredicts {f'the images of `{images}`' if images else 'the test images'} with the "
+        f"run `{run}` of the bundle `{dataset}`; no internet is needed. Made by `cxr {solution} notebook`."
+        f"{_say_placeholders(dataset, run, images)}"
     )
     check_name(run, "a run's name in a notebook")
-    code = _fill({"install": INSTALL, "predict": PREDICT, "show": PREVIEW}, solution, dataset, run=run)
-    _write(folder, INFERENCE, text, code, solution, source, run, dataset)
+    cells = {"install": INSTALL, "predict": PREDICT, "show": PREVIEW}
+    if images is not None:
+        check_dataset_name(images.lower())
+    values = {"run": run, "images": images and images.split("/")[1]}
+    code = _fill(cells, solution, dataset, **values)
+    _write(folder, INFERENCE, text, code, solution, source, run, dataset, images)
+
+
+def _say_placeholders(*names):
+    """Return a sentence about the placeholders among these names, "" without any."""
+    known = {"OWNER": "your name on Kaggle", RUN: "the name of your run", "YOUR-IMAGES": "your dataset of radiographs"}
+    found = [f"`{name}` ({what})" for name, what in known.items() if any(name in (each or "") for each in names)]
+    return f"\n\n**A template.** Replace {' and '.join(found)}." if found else ""
 
 
 def _fill(cells, solution, dataset, **values):
@@ -132,7 +162,7 @@ def _fill(cells, solution, dataset, **values):
     return {name: cell.format(**names) for name, cell in cells.items()}
 
 
-def _write(folder, file, text, code, solution, source, name, dataset, resume=False):
+def _write(folder, file, text, code, solution, source, name, dataset, images=None, resume=False):
     """Write a notebook of nbformat 4.5 (a text, then cells of code by name) and its settings for Kaggle."""
     cells, extra = [_make_cell("markdown", "about", text)], {"execution_count": None, "outputs": []}
     cells += [_make_cell("code", cell, lines) | extra for cell, lines in code.items()]
@@ -151,8 +181,8 @@ def _write(folder, file, text, code, solution, source, name, dataset, resume=Fal
         "enable_gpu": True,
         "enable_tpu": False,
         "enable_internet": False,  # the client's default is true
-        "dataset_sources": [dataset, *(source.slugs if source.kind == "dataset" else ())],
-        "competition_sources": list(source.slugs) if source.kind == "competition" else [],
+        "dataset_sources": [dataset, *([images] if images else source.slugs if source.kind == "dataset" else [])],
+        "competition_sources": list(source.slugs) if source.kind == "competition" and not images else [],
         "kernel_sources": [ref] if resume else [],
         "model_sources": [],
     }

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +21,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from common.errors import InputError
-from common.kaggle.bundle import write_bundle
-from common.kaggle.notebook import INFERENCE, write_inference_notebook
+from common.kaggle.bundle import DATASET, write_bundle
+from common.kaggle.notebook import IMAGES, INFERENCE, write_inference_notebook
 from common.kaggle.wheels import IMAGE
 
 log = logging.getLogger(__name__)
-DATASET = "rehearsal/cxr-bundle"
 JUPYTER = ("ipykernel", "pip", "psutil")  # in the image too
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
 CLOSED = """
@@ -46,9 +46,9 @@ sys.addaudithook(refuse)
 def rehearse(solution, source, run, data, folder, export):
     """Bundle a finished run, execute its notebook on a stand-in for Kaggle's machine and return the executed file.
 
-    data: the competition's folder, to be mounted; folder: for all files; files of an earlier call are removed; export:
-    as in `bundle_tool`. Raises InputError if the notebook fails or tries to use the network, or if its submission is
-    not identical to the run's.
+    data: the competition's folder, to be mounted, or one of images where there is no competition; folder: for all
+    files; those of an earlier call are removed; export: as in `bundle_tool`. Raises InputError if the notebook fails,
+    warns or tries to use the network, or if its submission is not identical to the run's.
     """
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -56,7 +56,8 @@ def rehearse(solution, source, run, data, folder, export):
     run, folder = Path(run).resolve(), Path(folder).resolve()
     for name in ("input", "notebook", "machine", "kernel"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    place = folder / "input" / f"{source.kind}s" / source.slugs[0]
+    place = folder / "input" / ("competitions" if source.kind == "competition" else "datasets")
+    place = place / (IMAGES if source.kind == "none" else source.slugs[0])
     notebook, executed = folder / "notebook" / INFERENCE, folder / "executed.ipynb"
     executed.unlink(missing_ok=True)
     bundle, python = folder / "input" / "datasets" / DATASET, f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -70,8 +71,9 @@ def rehearse(solution, source, run, data, folder, export):
     except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, subprocess.SubprocessError) as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise InputError(f"{notebook}: fails without internet ({last})") from None
-    if attempts:
-        raise InputError(f"{notebook}: tried to use the network ({attempts[0]})")
+    for problem, lines in {"tried to use the network": attempts, "warns": find_warnings(book)}.items():
+        if lines:
+            raise InputError(f"{notebook}: {problem} ({lines[0]})")
     if (working / "submission.csv").read_bytes() != (run / "submission.csv").read_bytes():
         raise InputError(f"{working / 'submission.csv'}: differs from the run's own, {run / 'submission.csv'}")
     nbformat.write(book, executed)
@@ -120,6 +122,13 @@ def _find_dependencies(names):
     return sorted(found)
 
 
+def find_warnings(book):
+    """Return the lines of an executed notebook's output that are warnings."""
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    lines = [line for output in outputs for line in output.get("text", "").splitlines()]
+    return [line.strip() for line in lines if re.search(r"\b\w*Warning: |\bWARNING\b", line)]
+
+
 def execute(notebook, python, folder, inputs, more=()):
     """Execute a notebook file, and `more` code cells after its own, with this Python and `inputs` mounted.
 
@@ -147,6 +156,7 @@ def execute(notebook, python, folder, inputs, more=()):
         "NETWORK_ATTEMPTS": str(attempts),
         "PATH": f"{python.parent}:{os.environ['PATH']}",
         "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # of tqdm: Kaggle's image has ipywidgets
     }
     with tempfile.TemporaryDirectory() as short:  # the path of a socket has at most 107 characters
         manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{short}/k")

@@ -37,13 +37,13 @@ def open_bundle(bundle, run):
     return folder
 
 
-def read_images(source, ids, size=None, markers=None):
-    """Return these images of the mounted competition by id, uint8 (H, W), resized to squares where `size` is given."""
+def read_images(source, ids, size=None, markers=None, folder=None):
+    """Return these images of the mounted competition, or of `folder`, by id, uint8 (H, W), as squares of `size`."""
     import cv2
 
     from common.data.dicom import read_image
 
-    files = find_images(source.find_file(names=markers).parent)
+    files = find_images(folder or source.find_file(names=markers).parent)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
     if size is not None:
         images = {name: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for name, image in images.items()}
@@ -59,16 +59,16 @@ def display_gallery(items, overlay=None):
     display(HTML(str(gallery(items, overlay=overlay or outline_overlay))))
 
 
-def display_boxes(source, found, names, count=4, size=None):
+def display_boxes(source, found, names, count=4, size=None, folder=None):
     """Show the `count` images with the highest scores of a detection table, with their best boxes, in the notebook.
 
-    names: of the classes; source and size as in `read_images`.
+    names: of the classes; source, size and folder as in `read_images`.
     """
     from common.post.boxes import BOX
     from common.report.gallery import MOST_BOXES, box_overlay
 
     groups = dict(list(found.sort_values("score", ascending=False).groupby("image_id", sort=False)))
-    images, items = read_images(source, list(groups)[:count], size), []
+    images, items = read_images(source, list(groups)[:count], size, folder=folder), []
     for image_id, image in images.items():
         best = groups[image_id][:MOST_BOXES]
         texts = [f"{names[k]} {score:.2f}" for k, score in zip(best["class_id"], best["score"], strict=True)]

@@ -5,6 +5,6 @@ from solutions.rsna_pneumonia.config import KAGGLE, SIDE
 from solutions.rsna_pneumonia.postprocess import read_submission
 
 
-def show_predictions(submission, count=4):
-    """Show the test images with the highest scores, with boxes."""
-    display_boxes(KAGGLE, read_submission(submission)[0], ("",), count, SIDE)
+def show_predictions(submission, folder=None, count=4):
+    """Show the test images with the highest scores, with boxes; folder: of other images."""
+    display_boxes(KAGGLE, read_submission(submission)[0], ("",), count, SIDE, folder)

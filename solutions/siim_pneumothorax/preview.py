@@ -6,10 +6,10 @@ from common.submit.table import read_table
 from solutions.siim_pneumothorax.config import KAGGLE, SIZE
 
 
-def show_predictions(submission, count=4):
-    """Show the test images with the largest masks, outlined."""
+def show_predictions(submission, folder=None, count=4):
+    """Show the test images with the largest masks, outlined; folder: of other images."""
     masks = largest_masks(submission, count)
-    images = read_images(KAGGLE, masks, SIZE)
+    images = read_images(KAGGLE, masks, SIZE, folder=folder)
     display_gallery([(images[i], None, mask, f"{i}: {mask.mean():.2%} of the image") for i, mask in masks.items()])
 
 

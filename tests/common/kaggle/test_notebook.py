@@ -2,7 +2,9 @@
 
 import ast
 import json
+import re
 import socket
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -17,29 +19,47 @@ from common.kaggle.notebook import write_training_notebook
 from common.paths import read_json
 from solutions.__main__ import main
 from tests import notebooks
-from tests.notebooks import RUNS
-
-ROOT = Path(__file__).parents[3]
+from tests.notebooks import DEMOS, source_of
 
 
-def source_of(solution):
-    return import_module(f"solutions.{solution}.config").KAGGLE
-
-
-@pytest.mark.parametrize("solution", RUNS)
-def test_the_notebooks_of_the_repository_are_up_to_date(solution, tmp_path):
-    notebooks.write_notebooks(tmp_path)
-    kept = ROOT / "notebooks" / solution
-    assert sorted(path.name for path in kept.iterdir()) == ["inference.ipynb", "kernel-metadata.json"]
-    for path in kept.iterdir():
-        again = (tmp_path / solution / path.name).read_text()
-        assert path.read_text() == again, f"`python -m tests.notebooks` writes {path} anew"
-    book = nbformat.read(kept / "inference.ipynb", as_version=4)
+def read_book(path):
+    book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
-    cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
-    assert len(cells) == 3 and all(len(line) <= 140 for cell in cells for line in cell.splitlines())
-    assert "--no-index" in cells[0] and "/kaggle/input" in cells[0]
-    assert not any(cell.outputs for cell in book.cells if cell.cell_type == "code")
+    return book
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_the_notebooks_of_the_repository_are_up_to_date_and_executed(name, tmp_path):
+    notebooks.write_notebooks(tmp_path)
+    kept, made = notebooks.NOTEBOOKS / name, tmp_path / name
+    file = "training.ipynb" if name == "training" else "inference.ipynb"
+    assert sorted(path.name for path in kept.iterdir()) == sorted([file, "kernel-metadata.json"])
+    assert (kept / "kernel-metadata.json").read_text() == (made / "kernel-metadata.json").read_text()
+    book, fresh = read_book(kept / file), read_book(made / file)
+    assert [cell.source for cell in book.cells] == [cell.source for cell in fresh.cells], (
+        "run `python -m tests.notebooks`"
+    )
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert len(code) == (2 if name == "training" else 3) and all(cell.outputs for cell in code)
+    assert all(len(line) <= 140 for cell in code for line in cell.source.splitlines())
+    assert "--no-index" in code[0].source and "/kaggle/input" in code[0].source
+    said = (kept / file).read_text()
+    assert (
+        not re.search("CompletedProcess|Warning|/tmp/(?!stores)|Traceback", said)
+        and "A template" in book.cells[0].source
+    )
+    assert "wheels installed" in notebooks.read_output(book)
+    if name == "training":
+        assert "epoch" in notebooks.read_output(book) and "valid submission" in notebooks.read_output(book)
+    else:
+        assert "valid submission: /kaggle/working/submission.csv" in notebooks.read_output(book)
+        assert str(code[2].outputs).count("data:image/jpeg;base64,") == 4
+
+
+def test_the_committed_gallery_of_siim_shows_the_largest_masks_first():
+    book = read_book(notebooks.NOTEBOOKS / "siim_pneumothorax" / "inference.ipynb")
+    shares = [float(share) for share in re.findall(r": (\d+\.\d+)% of the image", str(book.cells[-1].outputs))]
+    assert len(shares) >= 4 and shares == sorted(shares, reverse=True) and shares[0] > 0
 
 
 @pytest.mark.parametrize(
@@ -48,13 +68,14 @@ def test_the_notebooks_of_the_repository_are_up_to_date(solution, tmp_path):
         ("siim_pneumothorax", ["siim-acr-pneumothorax-segmentation"], [DATASET]),
         ("vinbigdata", ["vinbigdata-chest-xray-abnormalities-detection"], [DATASET]),
         ("chestxray14", [], [DATASET, "nih-chest-xrays/data"]),
+        ("covid19", [], [DATASET, "OWNER/YOUR-IMAGES"]),
     ],
 )
 def test_settings_on_kaggle(solution, competitions, datasets):
-    about = read_json(ROOT / "notebooks" / solution / "kernel-metadata.json")
+    about = read_json(notebooks.NOTEBOOKS / solution / "kernel-metadata.json")
     assert (about["enable_internet"], about["enable_gpu"], about["is_private"]) == (False, True, True)
     assert about["competition_sources"] == competitions and about["dataset_sources"] == datasets
-    assert about["id"] == f"OWNER/{solution.replace('_', '-')}-{RUNS[solution]}"
+    assert about["id"] == f"OWNER/{solution.replace('_', '-')}-your-run"
     assert about["title"].replace(" ", "-") == about["id"].split("/")[1]  # else Kaggle names it otherwise
 
 
@@ -64,7 +85,7 @@ def test_settings_on_kaggle(solution, competitions, datasets):
         ("siim_pneumothorax", ("download", "upload", "notebook")),
         ("vinbigdata", ("download", "upload", "notebook")),
         ("chestxray14", ("download", "notebook")),
-        ("covid19", ("download",)),
+        ("covid19", ("download", "notebook")),
         ("lung_segmentation", ("download", "notebook")),
     ],
 )
@@ -140,6 +161,12 @@ def notebook_of(folder, *cells):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(book, folder / "n.ipynb")
     return folder / "n.ipynb"
+
+
+def test_warnings_of_a_notebook_are_found(tmp_path):
+    cells = ("import warnings; warnings.warn('careful', RuntimeWarning)", "print('fine, no warning')")
+    book, *_ = rehearse.execute(notebook_of(tmp_path, *cells), Path(sys.executable), tmp_path / "kernel", tmp_path)
+    assert len(found := rehearse.find_warnings(book)) == 1 and "RuntimeWarning: careful" in found[0]
 
 
 def test_an_attempt_to_use_the_network_is_seen(tmp_path):

@@ -1,0 +1,55 @@
+"""The pictures of the notebooks, by value: which images are shown, and with which masks."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.post.rle import ABSOLUTE, encode
+from solutions.covid19 import preview as covid19
+from solutions.lung_segmentation import preview as lungs
+from solutions.siim_pneumothorax import preview as siim
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The items of the gallery that a notebook shows."""
+    items = []
+    for module in (covid19, lungs, siim):
+        monkeypatch.setattr(module, "display_gallery", items.extend)
+    return items
+
+
+def write_images(folder, *names):
+    folder.mkdir()
+    for number, name in enumerate(names):
+        cv2.imwrite(str(folder / name), np.full((20, 30), 10 + 20 * number, np.uint8))
+    return folder
+
+
+def test_siim_shows_the_largest_masks_with_their_share_of_the_image(shown, tmp_path):
+    folder = write_images(tmp_path / "images", "empty.png", "small.png", "large.png")
+    (tmp_path / "sub.csv").write_text(f"ImageId,EncodedPixels\nempty,-1\nsmall,0 1024\nlarge,0 {2**19}\n")
+    siim.show_predictions(tmp_path / "sub.csv", folder, count=2)
+    assert [caption for *_, caption in shown] == ["large: 50.00% of the image", "small: 0.10% of the image"]
+    assert [int(mask.sum()) for _, _, mask, _ in shown] == [2**19, 1024]
+    assert [int(image[0, 0]) for image, *_ in shown] == [50, 30]
+
+
+def test_lungs_are_shown_with_their_own_masks(shown, tmp_path):
+    folder, masks = write_images(tmp_path / "images", "a.png", "b.png"), np.zeros((2, 20, 30), np.uint8)
+    masks[0, 5:15, :15], masks[1, :, 20:] = 1, 1
+    rows = [(name, 30, 20, encode(mask, ABSOLUTE)) for name, mask in zip("ab", masks, strict=True)]
+    pd.DataFrame(rows, columns=["image_id", "width", "height", "rle"]).to_csv(tmp_path / "sub.csv", index=False)
+    lungs.show_predictions(tmp_path / "sub.csv", folder)
+    np.testing.assert_array_equal([mask for _, _, mask, _ in shown], masks)
+    assert [int(image[0, 0]) for image, *_ in shown] == [10, 30] and shown[0][3] == "a: 25% lung"
+
+
+def test_covid19_shows_the_highest_and_the_lowest_probabilities(shown, tmp_path):
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    table = pd.DataFrame({"filename": names, "probability": [0.5, 0.9, 0.1, 0.7, 0.3]})
+    table.to_csv(tmp_path / "sub.csv", index=False)
+    covid19.show_predictions(tmp_path / "sub.csv", write_images(tmp_path / "images", *names))
+    assert [caption for *_, caption in shown] == ["b.png: 0.90", "d.png: 0.70", "e.png: 0.30", "c.png: 0.10"]
+    assert [int(image[0, 0]) for image, *_ in shown] == [30, 70, 90, 50]
