@@ -33,16 +33,16 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     truth: (n, C) of 0 and 1; probs: (n, C); names: of the C classes; folds, patients: (n,), by which thresholds are
     chosen. A single class also gets the confusion matrix at the probability `cut`.
     """
-    points = nested_youden(truth, probs, folds, patients)
+    threshold, sensitivity, specificity = nested_youden(truth, probs, folds, patients)
     table = pd.DataFrame(
         {
             "class": names,
             "positive": truth.sum(0).astype(int),
             "AUROC": auroc(truth, probs, np.nan),
             "calibration error": expected_calibration_error(truth, probs),
-            "threshold": points.thresholds,
-            "sensitivity": points.sensitivity,
-            "specificity": points.specificity,
+            "threshold": threshold,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
         }
     )
     drawn = []
@@ -54,7 +54,8 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     drawn.append(page.figure(class_plots.reliability_panels(truth, probs, names), CALIBRATION))
     groups = {name: probs[truth == value] for value, name in enumerate(outcomes)}
     drawn.append(page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by true label"))
-    caption = f"Thresholds by Youden's index; sensitivity and specificity are nested by {points.nested_by}"
+    nested = "folds" if len(np.unique(folds)) > 1 else "halves"
+    caption = f"Thresholds by Youden's index; sensitivity and specificity are nested by {nested}"
     return [page.table(table, caption), page.grid(*drawn)]
 
 

@@ -177,24 +177,49 @@ def test_headings_of_metrics_are_their_names():
     assert re.findall('<th class="num">([^<]*)</th>', made) == ["mAP", "AUROC", "mean"]
 
 
-def test_caption_of_a_wide_table_stays_within_a_phone(tmp_path):
+def probed(tmp_path, fragment, script, width, height=800):
+    """The numbers that `script` returns from a page with this fragment."""
+    path = tmp_path / "wide.html"
+    write_page(path, "t", "s", [section("Part", fragment)])
+    probe = (
+        f"<script>addEventListener('load', () => {{ document.documentElement.dataset.probe = [{script}] }})</script>"
+    )
+    text = path.read_text(encoding="utf-8").replace("default-src 'none';", "")
+    path.write_text(text.replace("</body>", probe + "</body>"), encoding="utf-8")
+    dom = browser._run(path, "dump-dom", f"window-size={width},{height}")
+    return [float(number) for number in re.search('data-probe="([^"]*)"', dom)[1].split(",")]
+
+
+BOXES = """(() => { const div = document.querySelector('.table');
+  const at = () => ['.table', 'caption', 'td'].map(s => document.querySelector(s).getBoundingClientRect())
+    .flatMap(b => [b.left, b.right]);
+  const before = at(); div.scrollLeft = 300;
+  return [div.scrollWidth - div.clientWidth, ...before, ...at()] })()"""
+
+
+def test_caption_and_first_column_of_a_wide_table_stay_on_a_phone(tmp_path):
     """The caption wraps at the screen's width instead of the table's, which is scrolled."""
     wide = pd.DataFrame({f"a rather long heading {i}": ["x" * 20] for i in range(12)})
-    probe = """<script>addEventListener('load', () => {
-      const div = document.querySelector('.table'), caption = document.querySelector('caption');
-      const at = () => [caption, div].map(e => e.getBoundingClientRect()).flatMap(b => [b.left, b.right]);
-      const before = at(); div.scrollLeft = 300; const after = at();
-      document.documentElement.dataset.probe = [div.scrollWidth - div.clientWidth, ...before, ...after]
-    })</script></body>"""
-    path = tmp_path / "wide.html"
-    write_page(path, "t", "s", [section("Part", table(wide, "A caption of many words " * 6))])
-    text = path.read_text(encoding="utf-8").replace("default-src 'none';", "")
-    path.write_text(text.replace("</body>", probe), encoding="utf-8")
-    numbers = re.search('data-probe="([^"]*)"', browser._run(path, "dump-dom", "window-size=500,800"))[1]
-    hidden, *places = map(float, numbers.split(","))
+    hidden, *places = probed(tmp_path, table(wide, "A caption of many words " * 6), BOXES, 500)
     assert hidden > 500
-    for left, right, outer_left, outer_right in (places[:4], places[4:]):
-        assert outer_left <= left < right <= outer_right
+    for left, right, caption_left, caption_right, cell_left, cell_right in (places[:6], places[6:]):
+        assert left <= caption_left < caption_right <= right and left <= cell_left < cell_right <= right
+
+
+@pytest.mark.parametrize("columns", [4, 9, 14])
+def test_no_column_is_cut_off_on_a_screen(tmp_path, columns):
+    numbers = {f"a heading {i}": [0.123456, 12345] for i in range(columns - 1)}
+    rows = pd.DataFrame({"image_id": ["1.2.276.0.7230010.3.1.4.8323329.2952.1517875175.464531", "b"], **numbers})
+    assert probed(tmp_path, grid(table(rows, "c"), note("beside it")), BOXES, 1300)[0] == 0
+
+
+def test_a_click_enlarges_a_picture(tmp_path):
+    script = """(() => { const image = document.querySelector('img'), before = image.getBoundingClientRect().width;
+      image.click(); const box = image.getBoundingClientRect(); image.click();
+      const after = image.getBoundingClientRect().width;
+      return [before, box.left, box.top, box.width - innerWidth, box.height - innerHeight, after] })()"""
+    before, left, top, width, height, after = probed(tmp_path, figure(_png(), "c"), script, 1000)
+    assert before == after == 8 and left == top == width == height == 0
 
 
 def test_text_is_escaped_unless_it_is_ours():

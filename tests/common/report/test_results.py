@@ -32,7 +32,7 @@ def test_a_single_class_has_its_thresholds_and_a_confusion_matrix(drawn):
     text = page.join(*results.classes(truth, probs, np.repeat([0, 1], 20), ["ill"], 0.5, ("no", "yes")))
     counts, outcomes = drawn["confusion_matrix"]
     assert np.array_equal(counts, confusion_matrix(truth[:, 0], probs[:, 0] >= 0.5)) and outcomes == ("no", "yes")
-    assert f"{roc_auc_score(truth, probs):.4f}" in text and "nested by fold" in text
+    assert f"{roc_auc_score(truth, probs):.4f}" in text and "nested by folds" in text
     assert {"roc_panels", "reliability_panels"} <= set(drawn)
 
 
