@@ -150,7 +150,7 @@ def train(job, network, later=()):
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
-    options["seconds_to_come"] = partial(seconds_to_come, later, network.stage, _paces(job.run, later))
+    options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)
     with open_log(job, network, finished) as on_epoch:
         step = partial(_step, network, job.device)
         fitted = fit(model, step, loader, validate, config, folder, on_epoch=on_epoch, **options)
@@ -175,21 +175,14 @@ def check_initial_weights(job, networks):
         checked.add((backbone, config.weights))
 
 
-def _paces(run, networks):
-    """Return the mean seconds per epoch of each stage of unfinished `networks` that was trained in another fold."""
-    found = {}
-    for stage in {network.stage for network in networks}:
-        tables = [read_csv(path) for path in run.folder.glob(f"fold*/{stage}/history.csv")]
-        seconds = [table["seconds"] for table in tables if "seconds" in table]
-        if seconds:
-            found[stage] = pd.concat(seconds).mean()
-    return found
-
-
-def seconds_to_come(networks, stage, paces, pace):
-    """Return how long trainings will take at `pace` seconds per epoch of the present `stage`, `paces` of the others."""
-    known = paces | {stage: pace}
-    return sum(network.config.epochs * known.get(network.stage, pace) for network in networks)
+def seconds_to_come(run, networks, stage, pace):
+    """Return how long `networks` will take, at `pace` seconds per epoch of `stage`, the others as in other folds."""
+    total = 0.0
+    for network in networks:
+        paths = [] if network.stage == stage else run.folder.glob(f"fold*/{network.stage}/history.csv")
+        known = [table["seconds"].mean() for path in paths if "seconds" in (table := read_csv(path))]
+        total += network.config.epochs * (np.mean(known) if known else pace)
+    return total
 
 
 def with_rate(job, network):

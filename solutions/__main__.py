@@ -18,14 +18,22 @@ from common import cli, kaggle
 from common.errors import STOPPED, InputError
 
 NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "rsna_pneumonia", "chestxray14", "covid19", "own")
-USAGE = f"""\
-usage: cxr <name> <verb> [preset] [options]
-       cxr <name> --help    its verbs, presets and tools
-       cxr demo             every solution on its embedded sample
-       cxr bundle           one folder with everything that a notebook on Kaggle needs
-       cxr log              uploaded submissions and their scores
-       cxr new              the skeleton of a further challenge
-solutions: {", ".join(NAMES)}"""
+COMMANDS = {  # for all solutions: a line of help and a function that loads the tool
+    "bundle": (
+        "one folder with everything that a notebook on Kaggle needs",
+        lambda: _load("common.kaggle.bundle", "bundle_tool")(export_run),
+    ),
+    "log": ("uploaded submissions and their scores", lambda: _load("common.kaggle.log_page", "log_tool")),
+    "new": ("the skeleton of a further challenge", lambda: _load("solutions.new", "new")),
+    "push": ("an exported folder to the Hugging Face hub", lambda: _load("common.hub", "push_tool")(_card_of)),
+    "pull": ("an exported folder from there", lambda: _load("common.hub", "pull")),
+}
+LINES = {"<name> --help": "its verbs, presets and tools", "demo": "every solution on its embedded sample"}
+LINES |= {k: line for k, (line, _) in COMMANDS.items()}
+USAGE = "\n       ".join(
+    ["usage: cxr <name> <verb> [preset] [options]", *(f"cxr {name:16} {line}" for name, line in LINES.items())]
+)
+USAGE += f"\nsolutions: {', '.join(NAMES)}"
 DEMO = "usage: cxr demo [folder]\nfolder: for all files (default: runs/demo); a repeated call continues"
 
 
@@ -64,16 +72,8 @@ def _dispatch(argv):
         from solutions.demo import run_all
 
         return run_all(NAMES, rest, export_run)
-    if name == "bundle":
-        return cli.run_tool(name, lambda: _load("common.kaggle.bundle", "bundle_tool")(export_run), rest)
-    if name == "new":
-        return cli.run_tool(name, lambda: _load("solutions.new", "new"), rest)
-    if name == "log":
-        return cli.run_tool(name, lambda: _load("common.kaggle.log_page", "log_tool"), rest)
-    if name == "push":
-        return cli.run_tool(name, lambda: _load("common.hub", "push_tool")(_card_of), rest)
-    if name == "pull":
-        return cli.run_tool(name, lambda: _load("common.hub", "pull"), rest)
+    if name in COMMANDS:
+        return cli.run_tool(name, COMMANDS[name][1], rest)
     if name not in NAMES:
         print(f"error: {name!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
         return 2

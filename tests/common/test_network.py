@@ -88,10 +88,11 @@ def test_watched_figures_are_measured_on_training_images_too(job):
 def test_the_time_left_is_that_of_all_trainings_to_come(job, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
     fast, slow = (replace(network(FIT, 1), stage=stage) for stage in ("net", "slow"))  # two epochs each
-    assert seconds_to_come([fast, slow, slow], "net", {"slow": 5.0}, 3.0) == 2 * 3 + 4 * 5
-    assert seconds_to_come([fast, slow], "slow", {}, 3.0) == 4 * 3
+    assert seconds_to_come(job.run, [fast, slow], "net", 3.0) == 4 * 3  # nothing else is known
     job.run.path("fold0", "slow").mkdir(parents=True)
     pd.DataFrame({"epoch": [0, 1], "seconds": [800.0, 1000.0]}).to_csv(job.run.path("fold0", "slow", "history.csv"))
+    assert seconds_to_come(job.run, [fast, slow, slow], "net", 3.0) == 2 * 3 + 4 * 900
+    assert seconds_to_come(job.run, [slow], "slow", 3.0) == 2 * 3
     with caplog.at_level("INFO", "common.train.loop"):
         history = train(job, network(FIT, 0), [slow]).history
     assert (history["seconds"] >= 0).all() and (history["memory_mb"] > 50).all()
