@@ -104,7 +104,7 @@ def learning_curves(history, chosen=None):
         else:
             add_legend_above(ax)
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return to_svg(figure)
 
 
@@ -122,7 +122,7 @@ def mean_curves(histories):
             ax.plot(epochs, mean, dash, color=colour, label=label)
             ax.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
         ax.set(xlabel="epoch", ylabel=name)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         add_legend_above(ax)
     return to_svg(figure)
 

@@ -60,7 +60,11 @@ def training_section(trainings, experiments, scores):
     for stage in dict.fromkeys(one.stage for one in own):
         histories = [one.history for one in own if one.stage == stage]
         shortest = min(map(len, histories))  # of trainings that are still going on
-        if len(histories) > 1 and shortest and (drawn := plots.mean_curves([each[:shortest] for each in histories])):
+        if (
+            len(histories) > 1
+            and shortest > 1
+            and (drawn := plots.mean_curves([each[:shortest] for each in histories]))
+        ):
             caption = f"{stage}: mean over {len(histories)} folds, ± one standard deviation"
             means.append(page.figure(drawn, caption))
     names = ["training", "weights", "epochs", "metric", "validation", ""]
@@ -68,7 +72,11 @@ def training_section(trainings, experiments, scores):
     caption = f"{len(folded)} trainings of experiments"
     return page.section(
         "Training",
-        page.table(_folds(own, scores), "Folds: score out of fold, epochs whose weights were kept, time and memory"),
+        page.table(
+            _folds(own, scores),
+            "Folds: score out of fold, epochs whose weights were kept, time and memory",
+            {"minutes": ".1f", "memory, GB": ".1f"},
+        ),
         *[page.grid(*means)] * bool(means),
         page.grid(*map(_curves, own)),
         page.details("Weight averages, compared on the validation images", page.table(variants)),
