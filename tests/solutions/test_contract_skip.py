@@ -12,6 +12,8 @@ pytestmark = [pytest.mark.long, pytest.mark.parametrize("solution", SOLUTIONS, i
 def test_an_unreadable_training_image_is_left_out(solution, finished, command, data, tmp_path):
     table = read_parquet(finished / "run" / "images.parquet")
     used = table[(table["split"] == "train") & (table["fold"] >= 0)]
+    for name in {"abnormal", "target"} & set(used):  # detectors need all the few images with boxes
+        used = used[used[name] == 0]
     image_id, rows = used["image_id"].iloc[1], set(table["row"])
     path = find_image(data, image_id)
     path.unlink()
