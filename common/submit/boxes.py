@@ -5,9 +5,8 @@ from array import array
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
-from common.post.boxes import BOX, find_normalised
+from common.post.boxes import find_normalised
 
 EDGE = 1.0  # pixels by which rounding can move a box outside its image
 FARTHEST = 1e6  # pixels: larger than any image
@@ -37,7 +36,7 @@ class Entries:
     def fault(self, k, reason):
         """Return the text of an error about entry k."""
         begin = 6 * (self.number[k] - 1)
-        return _fault(self.number[k], self.texts[self.row[k]].split()[begin : begin + 6], reason)
+        return fault_text(self.number[k], self.texts[self.row[k]].split()[begin : begin + 6], reason)
 
 
 def read_entries(texts):
@@ -72,10 +71,11 @@ def _unreadable(tokens):
     if not tokens or len(tokens) % 6:
         return f"{len(tokens)} values, but every row needs entries of six: class score x_min y_min x_max y_max"
     k = next(k for k, token in enumerate(tokens) if not NUMBER.fullmatch(token)) // 6
-    return _fault(k + 1, tokens[6 * k : 6 * k + 6], "not a number")
+    return fault_text(k + 1, tokens[6 * k : 6 * k + 6], "not a number")
 
 
-def _fault(number, tokens, reason):
+def fault_text(number, tokens, reason):
+    """Return the text of an error about an entry of a row."""
     return f"entry {number} ({' '.join(tokens)[:80]}): {reason}"
 
 
@@ -159,26 +159,3 @@ def repair_entries(entries, no_finding=14, pixels=None):
     return replace(
         entries, row=row[keep], number=number, class_id=class_id, plain=plain, score=score[keep], boxes=cut[keep]
     ), notes
-
-
-def parse_sides(table, side):
-    """Return the detections of strings `score x y width height` repeated, and a dict from row to its first fault.
-
-    table: DataFrame of an id and a string per row; side: of all images, in pixels. Their class_id is 0.
-    """
-    faults, found = {}, []
-    for row, (image_id, text) in enumerate(table.itertuples(index=False)):
-        tokens = text.split()
-        numbers = [float(token) if NUMBER.fullmatch(token) else np.nan for token in tokens + [""] * (-len(tokens) % 5)]
-        score, x, y, width, height = np.reshape(numbers, (-1, 5)).T
-        boxes = np.stack([x, y, x + width, y + height])
-        inside = (boxes.min(0) >= 0) & (boxes.max(0) <= side + SCORE_SLACK) & (width > 0) & (height > 0)
-        for k in np.flatnonzero(~((score >= 0) & (score <= 1) & inside))[:1]:
-            wanted = f"a score from 0 to 1, then x y width height of a box within {side} x {side} pixels"
-            faults[row] = _fault(k + 1, tokens[5 * k : 5 * k + 5], f"must be five numbers, {wanted}")
-        found += [(image_id, 0, *entry) for entry in np.vstack([score, boxes]).T.tolist()]
-    columns = ["image_id", "class_id", "score", *BOX]
-    found = pd.DataFrame(found, columns=columns).astype(dict.fromkeys(columns[2:], float))
-    for image_id in found["image_id"].iloc[find_normalised(found[BOX])[:1]]:
-        faults.setdefault(table.iloc[:, 0].tolist().index(image_id), "the boxes lie in 0 to 1, but must be in pixels")
-    return found, faults

@@ -94,9 +94,9 @@ TAKES = ("id_map", "on_unlabelled")
 
 def check_submission(path, sample):
     """Return the Summary of a submission. Raises InputError unless it is valid for the images of `sample`."""
-    from solutions.rsna_pneumonia.postprocess import check  # imported late because it takes seconds
+    from common.submit.sides import validate_sides  # imported late because it takes seconds
 
-    return check(path, sample)
+    return validate_sides(path, sample, SAMPLE, SIDE)
 
 
 KAGGLE = Source("competition", (SLUG,), samples=(SAMPLE_FILE,), check=check_submission, score="map")

@@ -45,8 +45,9 @@ def fold_networks(config, fold):
 def predict_rows(job, folds, rows, path, title):
     """Return the boxes of one fold's detectors, and the logits of its gate."""
     *detectors, gate = fold_networks(job.config, *folds)
-    table = pd.DataFrame({"image_id": job.images.ids(rows)})
-    table["logit"] = detection.predict_logits(job, [gate], rows, title)
+    table = pd.DataFrame(
+        {"image_id": job.images.ids(rows), "logit": detection.predict_logits(job, [gate], rows, title)}
+    )
     return {"": detection.predict_members(job, detectors, rows, title), "_gate": table}
 
 
@@ -113,8 +114,7 @@ def hidden(job, submission):
     found, ids = postprocess.read_submission(job.run.path("submission.csv"))
     if set(targets) != set(ids):
         return None
-    score = mean_score(image_scores(match_boxes(found, truth, ids)))
-    return {"metric": "map", "value": score, "nothing": 0.0}  # without boxes, an image scores 0
+    return {"metric": "map", "value": mean_score(image_scores(match_boxes(found, truth, ids))), "nothing": 0.0}
 
 
 SOLUTION = Solution(
@@ -134,7 +134,7 @@ SOLUTION = Solution(
     decision_key=lambda config: to_dict(config.decision),
     describe=describe,
     answer=answer,
-    check=lambda path, job: postprocess.check(path, job.sample_path),
+    check=lambda path, job: data.KAGGLE.check(path, job.sample_path),
     hidden=hidden,
     report=report,
 )

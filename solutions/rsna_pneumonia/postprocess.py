@@ -2,16 +2,14 @@
 
 import itertools
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
-import pandas as pd
 
 from common.errors import InputError
 from common.post.boxes import BOX
 from common.post.members import COLUMNS, fuse, split_members
-from common.submit.boxes import parse_sides
-from common.submit.table import read_table
-from common.submit.validate import Summary, id_problems, refuse_rows, row_problems
+from common.submit.sides import read_sides, write_sides
 from solutions.rsna_pneumonia.config import SAMPLE, SIDE
 
 
@@ -60,25 +58,5 @@ def apply_rule(detections, gate, rule):
     return shrink_boxes(detections.loc[kept, COLUMNS], rule.shrink)
 
 
-def prediction_strings(detections, ids):
-    """Return the submission: `confidence x y width height` …, best first, in tenths of a pixel; blank without boxes."""
-    texts = {image_id: [] for image_id in ids}
-    for row in detections.sort_values("score", ascending=False, kind="stable").itertuples():
-        x, y, right, bottom = (round(min(max(getattr(row, name), 0), SIDE), 1) for name in BOX)
-        if right > x and bottom > y:
-            texts[row.image_id].append(f"{row.score:.6f} {x:.1f} {y:.1f} {right - x:.1f} {bottom - y:.1f}")
-    return pd.DataFrame({SAMPLE[0]: ids, SAMPLE[1]: [" ".join(texts[image_id]) for image_id in ids]}, dtype=str)
-
-
-def read_submission(path, ids=None):
-    """Return detections and ids of a submission. Raises InputError unless it is valid and has `ids`, if given."""
-    table = read_table(path, SAMPLE)
-    (found, faults), own = parse_sides(table, SIDE), table[SAMPLE[0]]
-    refuse_rows(path, id_problems(own, own if ids is None else ids) + row_problems(own, faults))
-    return found, own
-
-
-def check(path, sample):
-    """Return the Summary of a submission. Raises InputError unless it is valid for the images of the file `sample`."""
-    found, ids = read_submission(path, read_table(sample, SAMPLE)[SAMPLE[0]])
-    return Summary(str(path), len(ids), found["image_id"].nunique(), len(found), "boxes")
+prediction_strings = partial(write_sides, columns=SAMPLE, side=SIDE)
+read_submission = partial(read_sides, columns=SAMPLE, side=SIDE)

@@ -15,8 +15,8 @@ from common.options import Options
 from common.post.boxes import BOX
 from common.post.members import COLUMNS
 from solutions.rsna_pneumonia import data
-from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, SLUG
-from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, check, prediction_strings, read_submission
+from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, SLUG, check_submission
+from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, prediction_strings, read_submission
 from tests.notebooks import round_trip
 
 HEADER = "patientId,x,y,width,height,Target\n"
@@ -50,7 +50,7 @@ def test_the_rule_and_the_submission(tmp_path):
     table, path = prediction_strings(kept, ["b", "a"]), tmp_path / "submission.csv"
     assert table["PredictionString"].tolist() == ["", "0.900000 106.2 212.5 87.6 175.0"]
     table.to_csv(path, index=False)
-    summary = check(path, path)
+    summary = check_submission(path, path)
     assert (summary.rows, summary.positives, summary.amount) == (2, 1, 1)
     np.testing.assert_allclose(read_submission(path)[0][BOX], [[106.2, 212.5, 193.8, 387.5]])
     for text in ("0.5 1 1 9", "0.5 1 1 nan 3", "1.5 0 0 10 10", "0.5 1000 0 25 10", "0.5 -1 0 9 9", "0.5 0 0 0 10"):
