@@ -19,7 +19,7 @@ from common.tuning import tune_nested
 from solutions.rsna_pneumonia import data, postprocess, report
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes
 
-# ---- training ------------------------------------------------------------------------------------------------------
+# ---- training and prediction ----------------------------------------------------------------------------------------
 
 
 def fold_networks(config, fold):
@@ -39,15 +39,11 @@ def fold_networks(config, fold):
     return [*trainings, detection.gate_network(fold, "gate", config.gate, target)]
 
 
-# ---- prediction ----------------------------------------------------------------------------------------------------
-
-
 def predict_rows(job, folds, rows, path, title):
     """Return the boxes of one fold's detectors, and the logits of its gate."""
     *detectors, gate = fold_networks(job.config, *folds)
-    table = pd.DataFrame(
-        {"image_id": job.images.ids(rows), "logit": detection.predict_logits(job, [gate], rows, title)}
-    )
+    logits = detection.predict_logits(job, [gate], rows, title)
+    table = pd.DataFrame({"image_id": job.images.ids(rows), "logit": logits})
     return {"": detection.predict_members(job, detectors, rows, title), "_gate": table}
 
 
