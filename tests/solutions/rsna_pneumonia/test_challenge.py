@@ -19,8 +19,6 @@ from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, SLUG, chec
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, prediction_strings, read_submission
 from tests.notebooks import round_trip
 
-HEADER = "patientId,x,y,width,height,Target\n"
-
 
 def boxes(*rows):
     return pd.DataFrame(rows, columns=COLUMNS).astype({name: float for name in COLUMNS[2:]})
@@ -79,7 +77,7 @@ def test_the_rule_and_the_submission(tmp_path):
     ],
 )
 def test_tables_that_are_refused(rows, said, tmp_path):
-    (tmp_path / LABELS).write_text(HEADER + rows)
+    (tmp_path / LABELS).write_text(f"patientId,x,y,width,height,Target\n{rows}")
     names = "a,Lung Opacity\nc,Normal\n" + "d,normal\n" * ("d," in rows)
     (tmp_path / CLASS_INFO).write_text(f"patientId,class\n{names}")
     with pytest.raises(InputError, match=re.escape(said)):
