@@ -29,6 +29,7 @@ def unlabelled(sample, tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.long
 def test_an_export_predicts_the_official_test_list_and_what_a_sample_names(
     run_copy, command, refused, unlabelled, tmp_path
 ):

@@ -20,6 +20,7 @@ def radiographs(count):
     return [read_radiograph(path) for path in itertools.islice(find_images(root / "images").values(), count)]
 
 
+@pytest.mark.long
 def test_the_shipped_network_draws_the_same_masks(caplog, monkeypatch):
     pytest.importorskip("onnxscript", reason="pip install -e '.[onnx]'")
     caplog.set_level("INFO", "common")
