@@ -191,8 +191,9 @@ def train_all(job, trainings):
     for network in trainings:
         if processes.is_main() and network.is_finished(job.run):
             with processes.working_as(processes.ALONE):
-                train_one(network)  # only checks that it is this one
+                networks_of.train(job, network)  # only checks that it is this one
     work_through(trainings, job.run, job.budget, train_one, job.options.devices_per_training)
+    job.keep_config()
 
 
 def find_lr(job):

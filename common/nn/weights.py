@@ -78,7 +78,7 @@ def imagenet_state(name):
 def check_weights(name, weights, option):
     """Raise InputError, naming the `option`, if the `weights` of timm's network `name` are not within reach."""
     if weights == "imagenet":
-        if _find_packaged(name) is None:
+        if name and _find_packaged(name) is None:
             _locate(name, option)
     elif weights not in ("none", "coco") and not Path(weights).is_file():
         raise InputError(f"{option} {weights}: no such file (weights are imagenet, none or a file)")

@@ -35,15 +35,19 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
     """
     ready = [network for network in trainings if _can_begin(network, run)]
     together = processes.ask_main(lambda: team_size(ready, processes.world(), devices_per_training))
-    with processes.working_as(_join_team(together)):
-        while True:
-            number = processes.ask_main(lambda: _claim_next(trainings, run, budget))
-            if number is None:
-                return
-            if isinstance(number, str):
-                raise Stopped(number)
-            with _beating(trainings[number].folder(run) / LEASE):
-                train(trainings[number])
+    try:
+        with processes.working_as(_join_team(together)):
+            while True:
+                number = processes.ask_main(lambda: _claim_next(trainings, run, budget))
+                if number is None:
+                    return
+                if isinstance(number, str):
+                    raise Stopped(number)
+                with _beating(trainings[number].folder(run) / LEASE):
+                    train(trainings[number])
+    finally:  # a signal may have come between a claim and its block
+        for network in trainings:
+            _give_back(network.folder(run) / LEASE)
 
 
 def team_size(ready, n_processes, wanted=None):
@@ -123,6 +127,12 @@ def claim(path):
 def release(path):
     """Give a lease back."""
     path.unlink(missing_ok=True)
+
+
+def _give_back(path):
+    with suppress(FileNotFoundError, ValueError):
+        if json.loads(path.read_text()) == _owner():
+            release(path)
 
 
 def _create(path):

@@ -109,7 +109,7 @@ def read_lists(folder, ids):
     for part, names in LISTS.items():
         if part not in paths:
             raise InputError(f"{folder}: no {names[0]}; --split all trains without the official lists")
-        listed[part] = stems(read_names(paths[part]))
+        listed[part] = stems(read_names(paths[part], index))
         place = index.get_indexer(listed[part])
         found[place[place >= 0]] = part
         about[part] = {"file": paths[part].name, "sha256": file_hash(paths[part]), "names": names_digest(listed[part])}
@@ -137,9 +137,9 @@ def names_digest(image_ids):
     return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
 
 
-def read_names(path):
+def read_names(path, known=()):
     """Return the names of images in a list, see `read_list`, a Series of str; raise InputError naming the row."""
-    names = read_list(path).iloc[:, 0]
+    names = read_list(path, known=known).iloc[:, 0]
     check_ids(stems(names), path)
     return names
 
