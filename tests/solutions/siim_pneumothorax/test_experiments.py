@@ -8,7 +8,7 @@ import pytest
 
 from tests import browser
 
-SECTIONS = ("Data", "Decision", "Presence", "Pictures", "Training", "Submission", "This run")
+SECTIONS = ("Data", "Decision", "Presence and calibration", "Pictures", "Training", "Submission", "This run")
 
 
 def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, command):
