@@ -14,7 +14,10 @@ from common.train.checkpoint import load_weights, save_weights
 from tests.running import hash_files, write_times
 from tests.solutions.contract import SOLUTIONS, edit_image, find_image
 
-pytestmark = pytest.mark.parametrize("solution", SOLUTIONS, indirect=True)
+# by default those that differ most: masks, boxes with further networks, and labels that a user gives
+QUICK = ("siim_pneumothorax", "vinbigdata", "own")
+CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SOLUTIONS]
+pytestmark = pytest.mark.parametrize("solution", CASES, indirect=True)
 AFTER = {"predict": ("tune", "score", "submit"), "tune": ("score", "submit")}
 SCORE, SVG = "0.731928", b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt" viewBox="0 0 1 1"></svg>'
 

@@ -159,6 +159,7 @@ def test_other_images_to_predict(folder, tmp_path):
         read_folder(folder, on_unlabelled="skip")
 
 
+@pytest.mark.long
 def test_200_000_rows_take_little_memory(tmp_path, monkeypatch):
     names = [f"i{number:06d}" for number in range(200_000)]
     rows = (f"{name},{k % 3 // 2},{k % 2},p{k // 3}" for k, name in enumerate(names))

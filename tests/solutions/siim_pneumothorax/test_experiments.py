@@ -11,6 +11,7 @@ from tests import browser
 SECTIONS = ("Data", "Decision", "Presence and calibration", "Pictures", "Training", "Submission", "This run")
 
 
+@pytest.mark.long
 def test_ablation_makes_the_papers_comparisons_and_reuses_trainings(run_copy, command):
     before = {path: path.read_bytes() for path in run_copy.glob("fold*/*/final.safetensors")}
     result = command("ablate", "--out", "run", "--segmenter.batch-size", "2")  # fold 0 has two positives to train on
