@@ -222,6 +222,8 @@ def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_met
 
 def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, collate=None):
     """Return a DataLoader over `dataset`, or `indices` of it, in order, without augmentation, last batch included."""
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: must be at least 1")
     order = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return make_loader(dataset, batches, workers, pin_memory=pin_memory, collate=collate)
