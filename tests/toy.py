@@ -124,6 +124,10 @@ def answer(job, test, rule, neutral):
     return rows
 
 
+def fold_scores(job):
+    return pd.DataFrame({"fold": [0, 1], "images": 4, "estimate": [0.5, 0.75], "low": 0.25, "high": 1.0})
+
+
 TOY = Solution(
     "toy",
     "accuracy",
@@ -139,7 +143,12 @@ TOY = Solution(
     answer=answer,
     check=lambda path, job: validate_probabilities(path, job.sample_path),
     report=SimpleNamespace(
-        TITLE="Toys", headline=lambda job, score: [], sections=lambda job: [], submission=lambda job, record: []
+        TITLE="Toys",
+        headline=lambda job, score: [],
+        sections=lambda job: [],
+        fold_scores=fold_scores,
+        hints=lambda *of: [],
+        submission=lambda job, record: [],
     ),
 )
 

@@ -12,12 +12,9 @@ from common.paths import read_json, read_parquet, write_csv
 from common.submit.table import read_table
 from common.train.checkpoint import load_weights, save_weights
 from tests.running import hash_files, write_times
-from tests.solutions.contract import SOLUTIONS, edit_image, find_image
+from tests.solutions.contract import MOSTLY_LONG, edit_image, find_image
 
-# by default those that differ most: masks, boxes with further networks, and labels that a user gives
-QUICK = ("siim_pneumothorax", "vinbigdata", "own")
-CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SOLUTIONS]
-pytestmark = pytest.mark.parametrize("solution", CASES, indirect=True)
+pytestmark = pytest.mark.parametrize("solution", MOSTLY_LONG, indirect=True)
 AFTER = {"predict": ("tune", "score", "submit"), "tune": ("score", "submit")}
 SCORE, SVG = "0.731928", b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt" viewBox="0 0 1 1"></svg>'
 

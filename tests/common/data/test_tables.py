@@ -99,10 +99,8 @@ def test_a_first_line_without_digit_or_suffix(write, caplog, monkeypatch):
     with caplog.at_level("INFO"):
         assert named_images(write("anna", "berta"), known={"anna", "berta"})[0] == ["anna", "berta"]
         assert named_images(write("anna", "berta"))[0] == ["berta"]
-    assert [line.split(": ")[1] for line in caplog.messages] == [
-        "no header; anna is taken for the first image",
-        "anna is taken for the header",
-    ]
+    said = dict.fromkeys(line.split(": ")[1] for line in caplog.messages)  # other tests may leave a second handler
+    assert list(said) == ["no header; anna is taken for the first image", "anna is taken for the header"]
 
 
 def test_lists_of_chexnet(write):
