@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from solutions.covid19.collections import NO_FINDING
+from solutions.covid19.layouts import NO_FINDING
 
 log = logging.getLogger(__name__)
 SIDE = 16  # of the hash: 256 bits

@@ -9,8 +9,8 @@ from collections import namedtuple
 import pytest
 
 from common.errors import InputError
-from common.kaggle import download as module
-from common.kaggle.download import DamagedArchive, unpack
+from common.kaggle import unpack as module
+from common.kaggle.unpack import DamagedArchive, unpack
 
 
 @pytest.fixture
