@@ -82,7 +82,7 @@ PODIUM = Config(
 # Minutes on two CPU cores: Faster R-CNN learns in fewer epochs. The last one is kept: no choice inflates the scores.
 SMALL = {"backbone": "tf_efficientnet_lite0", "lr": 5e-4, "schedule": "warm_cosine", "averaging": ("last",)}
 DEMO = Config(
-    DetectorConfig(size=256, channels=96, epochs=12, batch_size=4, clip_norm=10.0, augmentation="flip", **SMALL),
+    DetectorConfig(size=192, channels=64, epochs=10, batch_size=4, clip_norm=10.0, augmentation="flip", **SMALL),
     GateConfig(size=128, epochs=6, batch_size=8, **SMALL),
     **{"members": ("faster_rcnn",), "n_folds": 2, "folds": (0, 1), "store_size": 256},
 )
