@@ -92,7 +92,7 @@ def test_a_second_command_joins_the_trainings_of_a_run(solution, finished, sampl
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("solution", ["lung_segmentation"], indirect=True)
+@pytest.mark.parametrize("solution", ["siim_pneumothorax"], indirect=True)  # four trainings for four processes
 def test_two_machines_that_torchrun_connects_share_a_run(solution, finished, sample, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
