@@ -216,14 +216,14 @@ def describe(figures):
 
 def answer(job, test, rule, neutral):
     """Return image_id, width, height and a run-length mask per structure, at the images' original sizes."""
-    rows, images = [], job.images.at(test.table["row"])
+    rows, images, classes = [], job.images.at(test.table["row"]), job.images.about["classes"]
     for at, image in enumerate(tqdm(images.itertuples(), "masks", len(images), leave=False)):
-        probs, shape = np.asarray(test.maps[at]), (image.height, image.width)
-        drawn = [apply_rule(rule["rules"][name], probs if probs.ndim == 2 else probs[k], shape)
-                 for k, name in enumerate(job.images.about["classes"])]  # fmt: skip
+        maps = np.asarray(test.maps[at]).reshape(len(classes), *test.maps.shape[-2:])
+        shape = image.height, image.width
+        drawn = [apply_rule(rule["rules"][name], probs, shape) for name, probs in zip(classes, maps, strict=True)]
         texts = [encode(mask, ABSOLUTE, neutral) if image.ok else neutral for mask in drawn]
         rows.append((image.image_id, image.width, image.height, *texts))
-    return pd.DataFrame(rows, columns=[*SHAPE, *job.images.about["classes"]])
+    return pd.DataFrame(rows, columns=[*SHAPE, *classes])
 
 
 def apply_rule(values, probs, shape):

@@ -1,5 +1,6 @@
 """The time budget: it interrupts any verb, trainings only at a save, and nothing after its block."""
 
+import signal
 import time
 
 import pytest
@@ -40,6 +41,8 @@ def test_a_training_is_only_told():
 
 
 def test_nothing_happens_after_the_block():
+    before = signal.getsignal(signal.SIGALRM)
     with Budget(MOMENT).watching():
-        pass
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0 and signal.getsignal(signal.SIGALRM) != before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) == before
     wait(0.2)

@@ -97,4 +97,6 @@ def test_real_boxes_in_the_layout_of_the_challenge(tmp_path):
 
 @pytest.mark.long
 def test_the_notebook_gives_the_bytes_of_the_run(finished, sample, tmp_path, monkeypatch):
-    round_trip(finished / "run", "rsna_pneumonia", {SLUG: sample}, tmp_path, monkeypatch, "chest-x-rays")
+    assert "<figcaption>" in round_trip(
+        finished / "run", "rsna_pneumonia", {SLUG: sample}, tmp_path, monkeypatch, "cxr"
+    )
