@@ -97,6 +97,5 @@ def test_real_boxes_in_the_layout_of_the_challenge(tmp_path):
 
 @pytest.mark.long
 def test_the_notebook_gives_the_bytes_of_the_run(finished, sample, tmp_path, monkeypatch):
-    assert "<figcaption>" in round_trip(
-        finished / "run", "rsna_pneumonia", {SLUG: sample}, tmp_path, monkeypatch, "cxr"
-    )
+    run, data = finished / "run", {SLUG: sample}
+    assert "figcaption" in round_trip(run, "rsna_pneumonia", data, tmp_path, monkeypatch, "chest-x-rays")
