@@ -4,7 +4,6 @@ import os
 import re
 import zlib
 from contextlib import contextmanager
-from functools import lru_cache
 from io import BytesIO
 from struct import unpack_from
 
@@ -23,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from common.data import dicom_fast, guard, jpeg
+from common.data import guard, jpeg
 from common.data.grey import colour_share, silence_pydicom, to_uint8
 from common.errors import InputError
 from common.paths import is_dicom
@@ -98,11 +97,7 @@ def read_header(path):
         if not _is_dicom(path):
             if _is_jsrt(path):
                 return _make_header((_JSRT_SIDE, _JSRT_SIDE), {})
-            return _make_header(_read_size(_read_bytes(path), path, whole=False), {})
-        with open(path, "rb") as file:
-            found = dicom_fast.parse_header(file.read(1 << 16))
-        if found is not None and found[0].get("width") and found[0].get("height"):
-            return _make_header((found[0]["height"], found[0]["width"]), found[0])
+            return _make_header(_read_size(_read_bytes(path), path), {})
         with silence_pydicom():
             values = _read_values(_load(path, stop_before_pixels=True), path)
         return _make_header((values["height"], values["width"]), values)
@@ -115,17 +110,11 @@ def parse_age(text):
 
 
 def _read_dicom(path):
-    """Return stored values, header values, and the pydicom dataset if a mapping needs it, else None.
+    """Return stored values, header values and the pydicom dataset.
 
-    The values are pydicom's `pixel_array`, (H, W) or (H, W, 3), signed or not, of 8 or 16 bits; read-only if mapped.
+    The values are pydicom's `pixel_array`, (H, W) or (H, W, 3), signed or not, of 8 or 16 bits.
     """
-    found = dicom_fast.read_plain(path)
-    if found is not None and not found[1]["mapped"]:
-        return *found, None
     with silence_pydicom():
-        if found is not None:
-            dataset = pydicom.dcmread(path, stop_before_pixels=True)
-            return found[0], _read_values(dataset, path), dataset
         dataset = _load(path)
         values = _read_values(dataset, path)
         _check_dicom(dataset, path)
@@ -195,17 +184,17 @@ def _read_bytes(path):
 def _read_file(path):
     data = _read_bytes(path)
     _read_size(data, path)
+    if data.startswith(_PNG):
+        _check_png(data, path)
     return jpeg.decode(data)
 
 
-def _read_size(data, path, whole=True):
-    """Return (height, width) of a PNG or JPEG file. whole: also check its structure up to its end."""
+def _read_size(data, path):
+    """Return (height, width) of a PNG or JPEG file."""
     if data.startswith(_PNG) and len(data) >= 33:
         size = unpack_from(">II", data, 16)[::-1]
-        if whole:
-            _check_png(data, path)
     elif data.startswith(jpeg.START):
-        size = jpeg.read_shape(data, whole)[:2]
+        size = jpeg.read_shape(data)[:2]
     else:
         raise InputError(f"{path}: " + ("empty file" if not data else "not a DICOM, PNG or JPEG file"))
     guard.check_size(*size)
@@ -262,7 +251,7 @@ def _is_dicom(path):
 
 
 def _read_values(dataset, path):
-    """Return the values of `dicom_fast.parse_header` from a pydicom dataset."""
+    """Return the header values of a pydicom dataset by name, and its height, width and bits_stored."""
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise InputError(f"{path}: no image size in the header (cut short, or not an image)")
     values = {name: str(dataset.get(keyword) or "").strip(" \0") for name, keyword in _HEADER_TAGS.items()}
@@ -274,13 +263,8 @@ def _make_header(shape, values):
     header = {"width": shape[1], "height": shape[0]}
     header |= {name: values.get(name, "") for name in _HEADER_TAGS}
     header["patient_age"] = parse_age(header["patient_age"])
-    header["transfer_syntax"] = _name_syntax(values.get("transfer_syntax", ""))
+    header["transfer_syntax"] = UID(values.get("transfer_syntax", "")).name
     return header
-
-
-@lru_cache(16)
-def _name_syntax(syntax):
-    return UID(syntax).name
 
 
 @contextmanager

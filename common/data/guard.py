@@ -10,9 +10,11 @@ import resource
 import select
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 
+from common.data.jpeg import DAMAGE
 from common.errors import InputError
 
 MAX_PIXELS = 200_000_000  # of an image, unless the environment variable CXR_MAX_PIXELS says otherwise
@@ -84,11 +86,9 @@ def serve():
     """Decode the files named on the standard input, one JSON string a line, until it is closed."""
     import pydicom
 
-    from common.data.jpeg import raise_warnings
-
-    out = os.fdopen(os.dup(1), "wb")
+    out, warned = os.fdopen(os.dup(1), "wb"), tempfile.TemporaryFile()  # noqa: SIM115  stays open
     for stream in (1, 2):  # decoders print there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        os.dup2(warned.fileno(), stream)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = (4 << 30) + 16 * max_pixels()
@@ -99,8 +99,10 @@ def serve():
             dataset = pydicom.dcmread(json.loads(line))
             if "2000" in dataset.file_meta.TransferSyntaxUID.name:
                 dataset.pixel_array_options(decoding_plugin="pylibjpeg")
-            with raise_warnings():
-                pixels = np.ascontiguousarray(dataset.pixel_array)
+            warned.truncate(warned.seek(0))
+            pixels = np.ascontiguousarray(dataset.pixel_array)
+            if damage := DAMAGE.search(warned.read().decode("ascii", "replace")):
+                raise ValueError(damage[0])
             about = {"shape": pixels.shape, "dtype": pixels.dtype.str}
         except Exception as error:
             pixels, about = np.empty(0, "u1"), {"error": " ".join(str(error).split()) or type(error).__name__}

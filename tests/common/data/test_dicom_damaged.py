@@ -48,7 +48,7 @@ def broken_files(folder):
         ("text", b"image_id,label\n" * 40, "not a DICOM, PNG or JPEG"),
         ("cut_png", png[:-20], "cut short"),
         ("damaged_png", bytes(flipped), "checksum"),
-        ("cut_jpeg", stream[:-30], "cut short"),
+        ("cut_jpeg", stream[:-30], "Premature end of JPEG file"),
         ("short.IMG", bytes(2 * 2048 * 2047), "8,384,512 bytes, a raw .IMG file of the JSRT database has 8,388,608"),
         ("empty.img", b"", "0 bytes, a raw .IMG file"),
         ("little_endian.IMG", np.full(2048**2, 4000, "<u2").tobytes(), "values up to 40975"),
