@@ -26,7 +26,7 @@ from common import kaggle, processes
 from common.budget import Budget, Stopped
 from common.config import from_dict
 from common.errors import PARTIAL, STOPPED, InputError
-from common.options import Options, check_special, hidden_options
+from common.options import FLAGS, Options, check_special, hidden_options
 from common.runs import FINISHED, Run, coloured, start_log
 from common.settings import read_settings, update
 
@@ -41,7 +41,10 @@ VERBS = {  # `run` calls these in this order
     "report": "write the page of the run",
 }
 SHARED = ("train", "predict")  # verbs of all processes under torchrun
-MORE_VERBS = {"find_lr": "run learning-rate range tests"}  # further verbs of every solution
+MORE_VERBS = {  # further verbs of every solution
+    "find_lr": "run learning-rate range tests",
+    "plan": "print what a run would cost in hours, memory and disk, after some steps on a few images",
+}
 TOOLS = {  # of every solution; they need no run
     "export": "copy a finished run's weights and decision rule into one flat folder",
     "infer": "predict images from such a folder and write a submission",
@@ -72,7 +75,7 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     """
     if argv and argv[0] in _tool_names(config_module):
         return run_tool(f"{solution} {argv[0]}", lambda: load_tools()[argv[0]], argv[1:])
-    hint = "" if argv[:1] == ["find_lr"] else "; the same command continues from the last saved state"
+    hint = "" if argv[:1] in (["find_lr"], ["plan"]) else "; the same command continues from the last saved state"
     return _report_errors(lambda: _run_verb(solution, config_module, load_verbs, argv), hint)
 
 
@@ -156,7 +159,7 @@ def _run_verb(solution, config_module, load_verbs, argv):
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(solution, config_module, known, tools))
         return 0
-    verb, rest = argv[0], list(argv[1:])
+    verb, rest = argv[0], [part for word in argv[1:] for part in ([word, "True"] if word in FLAGS else [word])]
     if verb not in known:
         raise InputError(f"{verb!r} is not a verb of {solution}: {', '.join([*known, *tools])}")
     preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -166,7 +169,7 @@ def _run_verb(solution, config_module, load_verbs, argv):
     shown = {"description": line, "hidden": hidden_options(verb, takes)}
     preset, base = _base_config(solution, config_module, verb, preset, rest, shown)
     options, config = parse(base, rest, f"cxr {solution} {verb} {preset}", **shown)
-    check_special(options, takes, solution)
+    check_special(options, verb, takes, solution)
     if verb in more:
         _require_one_process(verb)
     return _call_verbs(tuple(VERBS) if verb == "run" else (verb,), solution, preset, config, options, load_verbs, tools)

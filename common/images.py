@@ -97,11 +97,12 @@ class Images:
 # ---- prepare -----------------------------------------------------------------------------------------------------
 
 
-def prepare_images(job, recipe):
+def prepare_images(job, recipe, announce=None):
     """Read, check and decode a challenge into the run and its store, and return its Images.
 
-    All checks of the tables come before the first image is decoded. Writes images.parquet, folds.csv,
-    sample_submission.csv, left_out.csv if images were left out, and the Listing's own tables.
+    All checks of the tables come before the first image is decoded, and so does announce(job, Listing).
+    Writes images.parquet, folds.csv, sample_submission.csv, left_out.csv if images were left out, and the Listing's own
+    tables.
     """
     options, config, run = job.options, job.config, job.run
     listing = recipe.read(job)
@@ -110,6 +111,8 @@ def prepare_images(job, recipe):
         listing = _with_folds(job, listing)
         tables_key = _tables_key(job, listing)
         _check_trainings(job, "tables_key", tables_key)
+    if announce is not None and job.run.step("prepare") is None:
+        announce(job, listing)
     store = decode(job, listing)
     listing = _with_sizes(listing, store)
     listing = recipe.refine(job, leave_out_unreadable(listing) if has_strata else listing, store)

@@ -42,6 +42,34 @@ class Listing:
     placeholders: frozenset | None = None
 
 
+def choose_images(listing, n_train, n_test, seed):
+    """Return the listing with at most so many training and test images; half of the former have a label, if so many do.
+
+    The sample submission keeps all ids.
+    """
+    table, rng = listing.table, np.random.default_rng(seed)
+    train, test = (np.flatnonzero(table["split"] == split) for split in ("train", "test"))
+    places = rng.permutation(len(train))
+    if listing.strata is not None:
+        labelled = np.asarray(listing.strata).reshape(len(train), -1)[places].any(1)
+        some = places[labelled][: n_train // 2]
+        places = np.concatenate([some, places[~np.isin(places, some)]])
+    places = np.sort(places[:n_train])
+    chosen = table.iloc[np.sort(np.concatenate([train[places], test[:n_test]]))].reset_index(drop=True)
+    strata = None if listing.strata is None else listing.strata[places]
+    gone = set(table["image_id"]) - set(chosen["image_id"])
+    return replace(listing, table=chosen, strata=strata, tables=_without(listing.tables, gone))
+
+
+def _without(tables, gone):
+    """Return tables by name without the rows of the images `gone`."""
+
+    def rest(table):
+        return table if table is None or "image_id" not in table else table[~table["image_id"].isin(gone)]
+
+    return {name: rest(table) for name, table in tables.items()}
+
+
 def leave_out_unreadable(listing):
     """Return a listing, whose table has the column ok, without the training images that cannot be read."""
     rows = unreadable(listing)
@@ -50,12 +78,8 @@ def leave_out_unreadable(listing):
     gone = {image_id for image_id, *_ in rows}
     if not (set(listing.table.loc[listing.table["split"] == "train", "image_id"]) - gone):
         raise InputError(f"{listing.folder}: none of the training images can be read; {rows[0][1]}: {rows[0][2]}")
-
-    def rest(table):
-        return table if table is None or "image_id" not in table else table[~table["image_id"].isin(gone)]
-
-    tables = {name: rest(table) for name, table in listing.tables.items()}
-    return replace(listing, table=rest(listing.table), tables=tables, left_out=(*listing.left_out, *rows))
+    table = listing.table[~listing.table["image_id"].isin(gone)]
+    return replace(listing, table=table, tables=_without(listing.tables, gone), left_out=(*listing.left_out, *rows))
 
 
 def unreadable(listing):

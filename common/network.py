@@ -152,7 +152,7 @@ def train(job, network, later=()):
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
     options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)
     with open_log(job, network, finished) as on_epoch:
-        step = partial(_step, network, job.device)
+        step = partial(training_loss, network, job.device)
         fitted = fit(model, step, loader, validate, config, folder, on_epoch=on_epoch, **options)
         if on_epoch is not None:
             on_epoch(fitted.history.to_dict("records"))
@@ -161,18 +161,23 @@ def train(job, network, later=()):
 
 def check_initial_weights(job, networks):
     """Raise InputError, naming the option, if the pretrained weights of a training to come are not within reach."""
-    sections, checked = vars(job.config), set()
+    checked = set()
     for network in networks:
         config, folder = network.config, network.folder(job.run)
         begun = any((folder / name).is_file() for name in ("last.ckpt", "final.safetensors"))
         if begun or network.starts_from is not None or not hasattr(config, "weights"):
             continue
-        alike = [name for name, section in sections.items() if type(section) is type(config)]
-        option = f"--{network.stage if network.stage in alike else alike[0]}.weights"
+        option = f"--{section_of(job.config, network)}.weights"
         backbone = getattr(config, "backbone", None) or config.encoder
         if (backbone, config.weights) not in checked:
             check_weights(timm_name(backbone) if backbone else "", config.weights, option)
         checked.add((backbone, config.weights))
+
+
+def section_of(config, network):
+    """Return the name of the configuration's section from which a Network's settings come."""
+    alike = [name for name, section in vars(config).items() if type(section) is type(network.config)]
+    return network.stage if network.stage in alike else alike[0]
 
 
 def seconds_to_come(run, networks, stage, pace):
@@ -197,7 +202,8 @@ def with_rate(job, network):
     return replace(network, config=replace(network.config, lr=later, frozen_lr=found))
 
 
-def _step(network, device, model, batch):
+def training_loss(network, device, model, batch):
+    """Return the loss of a batch of the Network's loader, a scalar tensor on `device`."""
     images, target = to_device(batch, device)
     if network.step is not None:
         return network.step(model, images, target)
@@ -242,7 +248,7 @@ def find_learning_rates(job, networks):
             network.freeze(model, config.frozen_epochs > 0)
         loader = train_loader(job, network, network.rows(job, network.fold)[0])
         loader.batch_sampler.set_epoch(0, config.epochs)
-        step = partial(_step, network, job.device)
+        step = partial(training_loss, network, job.device)
         settings = {"weight_decay": config.weight_decay, "wanted": config.precision}
         rates, losses, found = find_learning_rate(model, step, loader, **settings)
         table = pd.DataFrame({"lr": rates, "loss": losses, "suggestion": found})

@@ -48,9 +48,20 @@ class Options:
     devices_per_training: int | None = None
     """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
 
+    gpus: int | None = None
+    """plan: number of GPUs (default: those of this machine)."""
+    card: str | None = None
+    """plan: their kind, such as T4 or H100, if this machine has none of them; the costs are then estimates."""
+    kaggle: bool = False
+    """plan: a Kaggle notebook, that is two T4, sessions of 11.5 hours and 20 GB of disk."""
+    json: bool = False
+    """plan: print JSON."""
+
     def __post_init__(self):
         if self.devices_per_training is not None and self.devices_per_training < 1:
             raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
+        if self.gpus is not None and self.gpus < 1:
+            raise InputError(f"--gpus must be at least 1, not {self.gpus}")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"--workers must not be negative: {self.workers}")
         if self.hours is not None and not self.hours > 0:
@@ -62,24 +73,29 @@ class Options:
 
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  # options that only `prepare` reads
+PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
+FLAGS = ("--kaggle", "--json")  # options without a value
 TRAINING = ("log_to", "devices_per_training")  # options that only trainings read
-NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
+NO_TRAINING = ("prepare", "plan", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")
 
 
 def hidden_options(verb, takes):
     """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
-    hidden |= set() if verb in ("run", "prepare") else set(PREPARING)
+    hidden |= set() if verb in ("run", "prepare", "plan") else set(PREPARING)
+    hidden |= set() if verb == "plan" else set(PLANNING)
     hidden |= set(TRAINING) if verb in NO_TRAINING else set()
     return hidden | ({"device", "workers"} if verb in NO_NETWORK else set())
 
 
-def check_special(options, takes, solution):
-    """Raise InputError if one of the SPECIAL options is given and not among those that the solution `takes`."""
-    for name in SPECIAL:
-        if name not in takes and getattr(options, name) != getattr(Options(), name):
-            raise InputError(f"--{name.replace('_', '-')} does not apply to {solution}")
+def check_special(options, verb, takes, solution):
+    """Raise InputError if an option is given that the solution does not take (SPECIAL) or that is only for `plan`."""
+    wrong = {name: solution for name in SPECIAL if name not in takes}
+    wrong |= dict.fromkeys(PLANNING, f"the verb {verb}") if verb != "plan" else {}
+    for name, what in wrong.items():
+        if getattr(options, name) != getattr(Options(), name):
+            raise InputError(f"--{name.replace('_', '-')} does not apply to {what}")
 
 
 def check_device(name):

@@ -21,6 +21,7 @@ from common.images import prepare_images
 from common.infer.predict import drain, write_masks
 from common.metrics.statistics import format_interval
 from common.paths import atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
+from common.plan import announce, plan
 from common.report.frame import write_report
 from common.step import Step, cached_hash, changed_settings, require, run_step
 from common.submit.table import write_submission
@@ -155,6 +156,7 @@ class Solution:
 
         verbs = {function.__name__: bound(function) for function in (prepare, train, score, report)}
         verbs |= {name: bound(step(name)) for name in ("predict", "tune", "submit")}
+        verbs["plan"] = bound(plan)
         further = ("find_lr", *(one.name for one in self.further_steps))
         verbs |= {name: bound(step(name), write_page) for name in further}
         return verbs | {name: bound(function, write_page) for name, function in self.further_verbs.items()}
@@ -166,7 +168,7 @@ class Solution:
 def prepare(job):
     """Convert the competition's files to the image table, the folds and the store."""
     networks_of.check_initial_weights(job, job.recipe.networks(job))
-    prepare_images(job, job.recipe)
+    prepare_images(job, job.recipe, announce)
 
 
 def train(job):

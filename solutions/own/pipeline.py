@@ -16,7 +16,7 @@ def pick(job, verb):
     A column `fold` or `split` of the labels also decides how many folds there are.
     """
     config, found = job.config, {}
-    if verb == "prepare":
+    if verb in ("prepare", "plan"):
         path = find_labels(job.options.data, config.labels)
         task = config.task if config.task != "auto" else task_of(path)
         found = {"task": task, **given_folds(path, task, config.classes, job.options.data)}

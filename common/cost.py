@@ -1,0 +1,154 @@
+"""The cost of a network's step, measured on this machine or counted for a card that it does not have."""
+
+import os
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import processes
+from common.errors import InputError
+from common.network import to_device, training_loss
+from common.nn.norms import batch_norms, set_frozen_eval
+from common.nn.precision import autocast, precision
+
+GIB = 2**30
+PATIENCE = 6.0  # seconds of steps per kind of network; slower ones are extrapolated from two images
+EFFICIENCY = 0.3  # share of a card's peak that networks reach, a rule of thumb
+CUDA_CONTEXT = 0.8  # GiB that CUDA itself takes
+CARDS = {  # by NVIDIA's data sheets: TFLOP/s in 16 bits without sparsity, and usable memory, GiB
+    "T4": (65, 14.7),
+    "P100": (18.7, 15.9),
+    "V100": (112, 15.7),
+    "L4": (121, 22.0),
+    "RTX3090": (71, 23.5),
+    "RTX4090": (165, 23.5),
+    "A100": (312, 39.4),
+    "H100": (989, 79.1),
+}
+KAGGLE = {"gpus": 2, "card": "T4"}  # a notebook with two GPUs
+KAGGLE_HOURS, KAGGLE_DISK, KAGGLE_CORES = 11.5, 20.0, 4  # GB in /kaggle/working; decoded images can lie elsewhere
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to plan for. card: of CARDS, "" for this machine's devices. memory: GiB of a device. hours: of a session."""
+
+    gpus: int
+    card: str
+    cores: int
+    workers: int
+    memory: float
+    hours: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: seconds per image of a training step and of a prediction, GiB, bytes of its weights."""
+
+    train: float
+    predict: float
+    fixed: float  # GiB, whatever the batch
+    each: float  # GiB per image of a batch
+    weights: int
+    norms: bool  # has batch norms that train
+
+
+def machine_of(options):
+    """Return the Machine that the options ask for, by default this one."""
+    given = {name: getattr(options, name) or (KAGGLE[name] if options.kaggle else None) for name in KAGGLE}
+    here = torch.cuda.device_count() if options.device != "cpu" else 0
+    card = given["card"] or ("T4" if given["gpus"] and not here else "")
+    if card and card not in CARDS:
+        raise InputError(f"--card {card}: choose one of {', '.join(CARDS)}")
+    gpus = given["gpus"] or here or int(bool(card))
+    cores = KAGGLE_CORES if options.kaggle else processes.cores()
+    workers = options.workers if options.workers is not None else cores // gpus if gpus else 0
+    hours = options.hours or (KAGGLE_HOURS if options.kaggle else None)
+    if card:
+        memory = CARDS[card][1]
+    else:
+        memory = (torch.cuda.get_device_properties(0).total_memory if gpus else _free_memory()) / GIB
+    return Machine(gpus, card, cores, workers, round(memory, 1), hours)
+
+
+def _free_memory():
+    """Return the bytes of main memory that programs can still take; on macOS, all there are."""
+    if Path("/proc/meminfo").is_file():
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text("ascii").splitlines())
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def measure(job, network, items, machine):
+    """Return the Cost of a network, from steps on copies of these items of its dataset."""
+    torch.manual_seed(job.config.seed)
+    device, config = job.device, network.config
+    dtype = torch.bfloat16 if machine.card and config.precision == "auto" else precision(device, config.precision)
+    model = network.build("none").to(device, memory_format=torch.channels_last).train()
+    set_frozen_eval(model)
+    kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
+    optimizer = kind([each for each in model.parameters() if each.requires_grad], lr=0.0)
+    owned, saved = {each.untyped_storage().data_ptr() for each in model.parameters()}, {}
+
+    def batch_of(count):
+        return (network.collate or default_collate)([items[index % len(items)] for index in range(count)])
+
+    def step(count, watching):
+        data, begun = batch_of(count), time.monotonic()
+        with watching, autocast(device, dtype):
+            loss = training_loss(network, device, model, data)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(device)
+        return (time.monotonic() - begun) / count
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch, few = config.batch_size, min(2, config.batch_size)  # batch norms cannot train on one image
+    watching, counter = ExitStack(), FlopCounterMode(display=False)  # of the forward pass: it overrates the other
+    watching.enter_context(counter)
+    watching.enter_context(saved_tensors_hooks(note, lambda tensor: tensor))
+    train = step(few, watching)
+    most = few
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if not machine.card and (train * batch < PATIENCE or device.type == "cuda"):
+        with suppress(torch.OutOfMemoryError):  # then the step of few images tells how much is lacking
+            times = [step(batch, ExitStack()) for _ in range(2 + min(8, int(PATIENCE / (train * batch))))]
+            most, train = batch, min(times[1:])
+    predict = min(_time_prediction(model, batch_of(few), device, dtype) for _ in range(2)) / few
+    weights = sum(each.numel() * each.element_size() for each in model.state_dict().values())
+    copies = 3 + (config.optimizer != "sgd") + ("ema" in config.averaging)  # with gradients and moments
+    fixed, each = weights * copies / GIB + CUDA_CONTEXT * bool(machine.gpus), sum(saved.values()) / few / GIB
+    if machine.card:
+        predict = counter.get_total_flops() / few / (EFFICIENCY * 1e12 * CARDS[machine.card][0])
+        train = 3 * predict  # the backward pass costs twice the forward pass
+    elif device.type == "cuda":
+        each = max(0.0, torch.cuda.max_memory_allocated(device) - weights * copies) / GIB / most
+    return Cost(train, predict, fixed, each, weights, any(norm.training for norm in batch_norms(model.train())))
+
+
+@torch.inference_mode()
+def _time_prediction(model, batch, device, dtype):
+    images, _ = to_device(batch, device)
+    begun = time.monotonic()
+    with autocast(device, dtype):
+        model.eval()(images)
+    _wait(device)
+    return time.monotonic() - begun
+
+
+def _wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,286 @@
+"""The verb `plan`: what a run costs in time, memory and disk, before it is paid.
+
+A few images of the challenge are prepared in a temporary folder, and each kind of network takes a few steps on them;
+everything else follows from the numbers of images. Steps are timed on the device of this machine. For cards that it
+does not have they are counted: operations and activations of two images on the CPU, against a table of cards.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.config import digest
+from common.cost import KAGGLE_DISK, Cost, Machine, machine_of, measure
+from common.errors import InputError
+from common.images import decode, prepare_images
+from common.infer import tta
+from common.listing import choose_images
+from common.network import section_of
+from common.runs import Run
+from common.train.loop import BN_BATCHES
+
+log = logging.getLogger(__name__)
+GB, HOUR = 1e9, 3600
+LABELLED, TESTS = 40, 8  # images that are really prepared
+LONG_RUN = 1000  # images; of shorter runs nothing is announced
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The trainings of one stage, one per fold. load: seconds to read and augment an image in one process."""
+
+    stage: str
+    section: str
+    trainings: int
+    steps: int
+    held_out: int
+    load: float
+    maps: int  # bytes of the maps of an image
+    cost: Cost
+    config: object = field(repr=False)
+
+    def step_seconds(self, machine):
+        """Return the time of a step, and of loading a batch while it runs or, without workers, before it."""
+        batch = self.config.batch_size
+        return batch * self.cost.train, batch * self.load / max(1, machine.workers)
+
+    def seconds(self, machine):
+        """Return the seconds of one training: steps, a validation per epoch, averages and their norms at the end."""
+        step = (max if machine.workers else sum)(self.step_seconds(machine))
+        averages = sum(name not in ("last", "best") for name in self.config.averaging)
+        validations = (self.config.epochs + averages) * self.held_out * self.predict_seconds(machine)
+        return (self.steps + averages * min(BN_BATCHES, self.steps // self.config.epochs)) * step + validations
+
+    def predict_seconds(self, machine):
+        """Return the seconds to predict an image; one that is not augmented loads in about half the time."""
+        return (max if machine.workers else sum)((self.cost.predict, self.load / 2 / max(1, machine.workers)))
+
+    def gib(self):
+        """Return the memory of a training step."""
+        return self.cost.fixed + self.cost.each * self.config.batch_size
+
+    def disk(self):
+        """Return the bytes that a training leaves, and those that it needs in addition while it runs."""
+        config, weights = self.config, self.cost.weights
+        kept = {"best_k": config.best_k, "window": 2 * config.window, "classic": config.epochs, "best": 1, "last": 1}
+        epochs = min(config.epochs, sum(kept.get(name, 0) for name in config.averaging))
+        left = 1 + len(config.averaging) + config.best_k * ("best_k" in config.averaging)
+        return left * weights, (epochs + 3 + ("ema" in config.averaging)) * weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost: its stages, hours by verb, GB of disk, and the limits that it would break."""
+
+    machine: Machine
+    images: dict
+    stages: list
+    hours: dict
+    disk: dict
+    problems: list
+
+
+def plan(job):
+    """Print what the run would cost. Raises InputError, naming the option that mends it, if it cannot fit."""
+    found = estimate(job, job.recipe.read(job))
+    print(json.dumps(as_dict(found), indent=1) if job.options.json else describe(job, found))
+    if found.problems:
+        raise InputError("; ".join(found.problems))
+
+
+def announce(job, listing):
+    """Log in two lines what a long run will cost, and warn of limits that it would break, before it is paid."""
+    if len(listing.table) >= LONG_RUN:
+        found = estimate(job, listing)
+        log.info("\n".join(_totals(found)))
+        for problem in found.problems:
+            log.warning(f"warning: {problem}")
+
+
+def estimate(job, listing):
+    """Return the Plan of the run of a Listing."""
+    machine = machine_of(job.options)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        few, counts, prepare = prepare_few(job, listing, Path(folder))
+        trainings = few.recipe.networks(few)
+        stages = measure_all(few, trainings, counts["share"], machine)
+        few.run.close()
+    hours, disk = add_hours(job, machine, trainings, stages, counts, prepare), add_disk(job, machine, stages, counts)
+    return Plan(machine, counts, stages, hours, disk, find_problems(job, machine, stages, disk))
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def prepare_few(job, listing, folder):
+    """Prepare a few images; return their job, the numbers of all images, and seconds per image to decode and refine."""
+    chosen = choose_images(listing, max(LABELLED, 8 * job.config.n_folds), TESTS, job.config.seed)
+    recipe = replace(job.recipe, read=lambda job: chosen)
+    options = replace(job.options, store=folder / "stores", workers=1, fold_table=None)
+    few = replace(job, options=options, run=Run(folder / "run"), recipe=recipe)
+    times = [time.monotonic()]
+    for work in (decode, prepare_images):
+        work(few, chosen if work is decode else recipe)
+        times.append(time.monotonic())
+    counts = {split: int((listing.table["split"] == split).sum()) for split in ("train", "test")}
+    counts["share"] = max(1, int((chosen.table["split"] == "train").sum())) / max(1, counts["train"])
+    return few, counts, np.diff(times) / len(chosen.table)
+
+
+def measure_all(job, trainings, share, machine):
+    """Return a Stage for each stage of the run, measured on the images of `job`, this share of all."""
+    stages, costs = [], {}
+    for first in {network.stage: network for network in reversed(trainings)}.values():
+        if first.needs:
+            continue  # trained on the outputs of others, which takes little
+        rows, held_out = first.rows(job, first.fold)
+        data, config = first.dataset(job, rows, True, True), first.config
+        begun = time.monotonic()
+        items = [data[index % len(data), index] for index in range(min(config.batch_size, 8))]
+        load = (time.monotonic() - begun) / len(items)
+        key = digest(type(config).__name__, config, list(items[0][0].shape))
+        if key not in costs:
+            costs[key] = measure(job, first, items, machine)
+        draws = (first.sampling(job, rows).get("draws") or len(data)) / share
+        steps = config.epochs * max(1, int(draws / config.batch_size))
+        held, count = round(len(held_out) / share), sum(each.stage == first.stage for each in trainings)
+        maps = first.channels * math.prod(items[0][0].shape[-2:])
+        section = section_of(job.config, first)
+        stages.append(Stage(first.stage, section, count, steps, held, load, maps, costs[key], config))
+    return stages[::-1]
+
+
+# ---- totals --------------------------------------------------------------------------------------------------------
+
+
+def add_hours(job, machine, trainings, stages, counts, prepare):
+    """Return the hours of the verbs and in total; prepare: seconds per image to decode, on one core, and to refine."""
+    devices, images = max(1, machine.gpus), counts["train"] + counts["test"]
+    seconds = {each.stage: each.seconds(machine) for each in stages}
+    views = len(tta.views(getattr(job.config, "tta", ())))
+    found = {"prepare": images * (prepare[0] / machine.cores + prepare[1])}
+    found["train"] = makespan(trainings, lambda network: seconds.get(network.stage, 0.0), devices)
+    predicted = (s.trainings * (s.held_out + counts["test"]) * s.predict_seconds(machine) for s in stages)
+    found["predict"] = sum(predicted) * views / devices
+    found["total"] = sum(found.values())
+    return {name: round(value / HOUR, 4) for name, value in found.items()}
+
+
+def makespan(trainings, seconds, devices):
+    """Return when the last of the Networks ends, each taken in order by the first free device once it can begin."""
+    free, ends = [0.0] * devices, {}
+    for network in trainings:
+        sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
+        begin = max([min(free), *(ends[source.fold, source.stage] for source in sources)])
+        free[free.index(min(free))] = ends[network.fold, network.stage] = begin + seconds(network)
+    return max(free)
+
+
+def add_disk(job, machine, stages, counts):
+    """Return the GB of the decoded images, of all weights, and of the predicted maps."""
+    left, busy = zip(*(each.disk() for each in stages), strict=True)
+    weights = sum(s.trainings * size for s, size in zip(stages, left, strict=True)) + max(1, machine.gpus) * max(busy)
+    predicted = counts["train"] * len(job.config.folds) / job.config.n_folds + counts["test"]
+    images = (counts["train"] + counts["test"]) * job.config.store_size**2
+    maps = predicted * max(each.maps for each in stages)
+    return {"images": round(images / GB, 3), "weights": round(weights / GB, 3), "predictions": round(maps / GB, 3)}
+
+
+def find_problems(job, machine, stages, disk):
+    """Return the limits that the run would break, each with the option that mends it."""
+    problems = []
+    for each in stages:
+        if each.gib() > machine.memory:
+            where = "a GPU" if machine.gpus else "free memory"
+            lacking = f"{each.stage}: {each.gib():.1f} GiB of {machine.memory} GiB of {where}"
+            problems.append(f"{lacking}; {_smaller_batch(each, machine)}")
+    run = job.options.out or Path(".")
+    folders = {
+        "--out": (run, disk["weights"] + disk["predictions"]),
+        "--store": (job.options.store or run, disk["images"]),
+    }
+    if job.options.kaggle:
+        folders.pop("--store")
+    elif _disk_of(run) == _disk_of(folders["--store"][0]):
+        folders = {"--out": (run, sum(disk.values()))}
+    for option, (folder, needed) in folders.items():
+        free = KAGGLE_DISK if job.options.kaggle else shutil.disk_usage(_existing(folder)).free / GB
+        if needed > free:
+            problems.append(f"disk: {needed:.1f} GB of {free:.1f} GB; {option} on a larger disk, or fewer --folds")
+    return problems
+
+
+def _smaller_batch(stage, machine):
+    """Return the options under which a step of the stage fits, with as many images per optimizer step."""
+    batch, fits = stage.config.batch_size, int((machine.memory - stage.cost.fixed) / stage.cost.each)
+    smaller = max((size for size in range(1, min(fits, batch - 1) + 1) if batch % size == 0), default=0)
+    if not smaller:
+        return "not even one image fits: choose a smaller network or size"
+    accumulate = stage.config.accumulate * batch // smaller
+    norms = ", although batch norms then see smaller batches" * stage.cost.norms
+    return f"--{stage.section}.batch-size {smaller} --{stage.section}.accumulate {accumulate} would fit{norms}"
+
+
+def _existing(folder):
+    folder = Path(folder).resolve()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _disk_of(folder):
+    return os.stat(_existing(folder)).st_dev
+
+
+# ---- output --------------------------------------------------------------------------------------------------------
+
+
+def as_dict(plan):
+    """Return a Plan as JSON; times in seconds and milliseconds, memory in GiB, disk in GB, weights in bytes."""
+
+    def row(stage):
+        step, load = stage.step_seconds(plan.machine)
+        found = {name: value for name, value in vars(stage).items() if name not in ("cost", "config")}
+        found |= {"batch_size": stage.config.batch_size, "step_ms": 1e3 * step, "load_ms": 1e3 * load}
+        found |= {"gib": stage.gib(), "weights": stage.cost.weights}
+        return found | {"seconds": stage.seconds(plan.machine)}
+
+    return vars(plan) | {"machine": asdict(plan.machine), "stages": [row(stage) for stage in plan.stages]}
+
+
+def describe(job, plan):
+    """Return a Plan as text: a table of the stages and the totals."""
+    machine, images = plan.machine, plan.images
+    where = f"{machine.gpus} × {machine.card or 'GPU'}" if machine.gpus else f"{machine.cores} CPU cores"
+    how = "an estimate from operations and activations" if machine.card else "measured on a few images"
+    rows = []
+    for each in plan.stages:
+        step, load = each.step_seconds(machine)
+        row = {"stage": each.stage, "trainings": each.trainings, "steps": f"{each.steps:,}"}
+        row |= {"ms a step": f"{1e3 * step:,.0f}", "ms to load": f"{1e3 * load:,.0f}"}
+        row |= {"waits for": "images" if load > step else "network", "hours": f"{each.seconds(machine) / HOUR:.2f}"}
+        rows.append(row | {"GiB": f"{each.gib():.1f}"})
+    lines = [
+        f"{job.solution} {job.preset}: {images['train']:,} labelled and {images['test']:,} test images on {where}",
+        pd.DataFrame(rows).to_string(index=False),
+        f"(steps and hours of one training; {how})",
+    ]
+    return "\n".join([*lines, *_totals(plan)])
+
+
+def _totals(plan):
+    sessions, hours = "", plan.machine.hours
+    if hours:
+        sessions = f", {math.ceil(plan.hours['total'] / hours)} sessions of {hours:g} hours"
+    return [
+        "hours: " + ", ".join(f"{name} {value:.2f}" for name, value in plan.hours.items()) + sessions,
+        "disk: " + ", ".join(f"{name} {value:.1f} GB" for name, value in plan.disk.items()),
+    ]

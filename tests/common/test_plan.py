@@ -1,0 +1,186 @@
+"""`plan`: numbers of steps, of hours and of bytes by hand, and the option that mends a limit."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common.config import FitConfig
+from common.cost import CARDS, EFFICIENCY, Cost, Machine, machine_of, measure
+from common.errors import InputError
+from common.images import prepare_images
+from common.listing import choose_images
+from common.options import Options, check_special
+from common.plan import Stage, announce, estimate, find_problems, makespan, plan
+from tests.toy import TOY, Config, make_job, network, read, write_data
+
+CPU = Machine(0, "", 2, 0, 16.0, None)
+COST = Cost(train=0.5, predict=0.125, fixed=1.0, each=0.5, weights=1000, norms=False)
+FIT = FitConfig(epochs=4, batch_size=8, averaging=("last", "window"), window=2)
+STAGE = Stage("net", "net", 2, steps=40, held_out=10, load=0.25, maps=64, cost=COST, config=FIT)
+
+
+@pytest.fixture
+def job(tmp_path):
+    data = write_data(tmp_path / "data", n_train=160, n_test=20)
+    job = make_job(tmp_path / "run", data=data)
+    yield job
+    job.run.close()
+
+
+def test_a_training_is_its_steps_its_validations_and_the_batches_of_averaged_norms():
+    # 40 steps and 10 batches (an epoch's, under 100) for the window's norms, each of 8 × (0.5 + 0.25) s; 4 + 1
+    # validations of 10 images, each of 0.125 + 0.25 / 2 s
+    assert STAGE.seconds(CPU) == pytest.approx(50 * 6 + 50 * 0.25)
+    assert STAGE.gib() == 5.0
+
+
+def test_workers_load_while_the_network_works():
+    few, many = (replace(CPU, workers=n) for n in (1, 4))
+    fast = replace(STAGE, cost=replace(COST, train=0.125))
+    assert fast.step_seconds(few) == (1, 2) and fast.step_seconds(many) == (1, 0.5)
+    assert fast.seconds(few) == pytest.approx(50 * 2 + 50 * 0.125)
+    assert fast.seconds(many) == pytest.approx(50 * 1 + 50 * 0.125)
+
+
+def test_disk_counts_final_weights_variants_and_while_training_epochs_and_the_resume_file():
+    assert STAGE.disk() == (3000, (4 + 3) * 1000)  # final and two variants; four epochs, weights and two moments
+
+
+def trainings(*named):
+    made = {}
+    for fold, stage, source in named:
+        made[fold, stage] = SimpleNamespace(fold=fold, stage=stage, needs=(), starts_from=made.get((fold, source)))
+    return list(made.values())
+
+
+def test_makespan_takes_trainings_in_order_each_after_its_source():
+    chain = trainings((0, "a", None), (0, "b", "a"), (1, "a", None), (1, "b", "a"), (2, "a", None))
+    seconds = {"a": 2.0, "b": 3.0}
+
+    def ends(devices):
+        return makespan(chain, lambda one: seconds[one.stage], devices)
+
+    assert ends(1) == 12
+    assert ends(2) == 7  # by hand: a0 b0 a2 on the one device; a1 b1, begun at 2, on the other
+    assert ends(8) == 5
+
+
+def test_steps_hours_and_disk_of_a_run_follow_from_all_its_images(job):
+    found = estimate(job, read(job))
+    (stage,) = found.stages
+    assert (found.images["train"], found.images["test"]) == (160, 20)
+    # 80 images of the other fold in batches of 4, 2 epochs; the held-out fold is the other half
+    assert (stage.trainings, stage.steps, stage.held_out) == (2, 40, 80)
+    assert found.disk["images"] == round(180 * 8 * 8 / 1e9, 3)
+    assert found.hours["total"] == pytest.approx(
+        sum(found.hours[name] for name in ("prepare", "train", "predict")), abs=2e-4
+    )
+    assert found.problems == []
+    assert not job.run.path("images.parquet").exists()  # nothing is written to the run
+
+
+def test_plan_prints_a_table_or_json(job, capsys):
+    plan(job)
+    text = capsys.readouterr().out
+    assert "160 labelled and 20 test images on " in text and "hours: prepare" in text
+    job.options = replace(job.options, json=True)
+    plan(job)
+    found = json.loads(capsys.readouterr().out)
+    assert found["stages"][0]["steps"] == 40 and set(found["hours"]) == {"prepare", "train", "predict", "total"}
+
+
+def test_a_card_that_is_not_here_is_counted_by_its_operations(job):
+    job.images = prepare_images(job, TOY)
+    each = network(FitConfig(batch_size=4, precision="fp32"), 0)
+    items = [each.dataset(job, job.images.rows(), False, True)[k] for k in range(4)]
+    cost = measure(job, each, items, machine_of(Options(card="T4")))
+    forward = 2 * 64 / (EFFICIENCY * 1e12 * CARDS["T4"][0])  # one multiplication and addition per weight
+    assert cost.predict == pytest.approx(forward) and cost.train == pytest.approx(3 * forward)
+    assert cost.weights == 4 * 65
+
+
+def test_a_step_that_does_not_fit_names_the_batch_that_does():
+    stage = replace(STAGE, section="segmenter", config=replace(FIT, batch_size=12, accumulate=2))
+
+    def problem(memory, cost=COST):
+        machine = Machine(1, "T4", 4, 4, memory, None)
+        job = SimpleNamespace(options=Options(kaggle=True))
+        disk = dict.fromkeys(("images", "weights", "predictions"), 1.0)
+        return find_problems(job, machine, [replace(stage, cost=cost)], disk)
+
+    assert problem(7.0) == []  # 1 + 12 · 0.5
+    (text,) = problem(5.5)  # nine images fit; six is the largest divisor of twelve
+    assert "--segmenter.batch-size 6 --segmenter.accumulate 4 would fit" in text and "norms" not in text
+    assert "norms" in problem(5.5, replace(COST, norms=True))[0]
+    assert "not even one image" in problem(1.2)[0]
+
+
+def test_a_disk_that_is_too_small_is_a_problem(tmp_path):
+    job = SimpleNamespace(options=Options(kaggle=True, out=tmp_path))
+    disk = {"images": 100.0, "weights": 15.0, "predictions": 6.0}
+    (text,) = find_problems(job, CPU, [], disk)
+    assert "21.0 GB of 20.0 GB" in text  # decoded images may lie elsewhere
+    job.options = Options(out=tmp_path)
+    (text,) = find_problems(job, CPU, [], {**disk, "images": 1e9})
+    assert "--out on a larger disk" in text
+
+
+def test_a_plan_that_cannot_fit_is_an_error_after_the_table(job, capsys, monkeypatch):
+    monkeypatch.setattr("common.plan.find_problems", lambda *args: ["disk: too small"])
+    with pytest.raises(InputError, match="disk: too small"):
+        plan(job)
+    assert "hours: prepare" in capsys.readouterr().out
+
+
+def test_the_machine_is_this_one_a_card_or_kaggles():
+    assert machine_of(Options(device="cpu")).gpus == 0
+    kaggle = machine_of(Options(kaggle=True))
+    assert (kaggle.gpus, kaggle.card, kaggle.workers, kaggle.hours) == (2, "T4", 2, 11.5)
+    assert machine_of(Options(card="H100", hours=3.0)).hours == 3
+    with pytest.raises(InputError, match="--card X9: choose one of T4"):
+        machine_of(Options(card="X9"))
+    if not torch.cuda.is_available():
+        assert machine_of(Options(gpus=8)).card == "T4"
+    with pytest.raises(InputError, match="--gpus must be at least 1"):
+        Options(gpus=0)
+
+
+def test_other_verbs_refuse_the_options_of_plan():
+    for options in (Options(kaggle=True), Options(gpus=2), Options(json=True)):
+        check_special(options, "plan", (), "toy")
+        with pytest.raises(InputError, match="does not apply to the verb run"):
+            check_special(options, "run", (), "toy")
+
+
+def test_chosen_images_hold_labelled_ones_and_keep_their_strata(job):
+    listing = read(job)
+    bright = listing.strata.copy()
+    bright[:] = 0
+    bright[[3, 99, 150]] = 1  # rare
+    few = choose_images(replace(listing, strata=bright), 10, 4, 0)
+    train = few.table[few.table["split"] == "train"]
+    assert len(train) == 10 == len(few.strata) and few.strata.sum() == 3
+    assert {"i03", "i99", "i150"} <= set(train["image_id"])
+    assert (few.table["split"] == "test").sum() == 4
+
+
+def test_long_runs_are_announced_before_their_images_are_decoded(job, caplog, monkeypatch):
+    monkeypatch.setattr("common.plan.LONG_RUN", 100)
+    monkeypatch.setattr("common.plan.find_problems", lambda *args: ["disk: too small"])
+    caplog.set_level("INFO")
+    announce(job, read(job))
+    said = [record.getMessage() for record in caplog.records]
+    assert any("hours: prepare" in line for line in said) and "warning: disk: too small" in said
+    caplog.clear()
+    monkeypatch.setattr("common.plan.LONG_RUN", 1000)
+    announce(job, read(job))
+    assert not caplog.records
+
+
+def test_configuration_without_folds_of_its_own_is_planned(tmp_path):
+    job = make_job(tmp_path / "run", Config(folds=(1,)), data=write_data(tmp_path / "data", n_train=24))
+    assert [stage.trainings for stage in estimate(job, read(job)).stages] == [1]
+    job.run.close()
