@@ -76,15 +76,16 @@ PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  #
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
 FLAGS = ("--kaggle", "--json")  # options without a value
 TRAINING = ("log_to", "devices_per_training")  # options that only trainings read
-NO_TRAINING = ("prepare", "plan", "find_lr", "predict", "tune", "score", "submit", "report")
+NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")
 
 
 def hidden_options(verb, takes):
     """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
-    hidden |= set() if verb in ("run", "prepare", "plan") else set(PREPARING)
-    hidden |= set() if verb == "plan" else set(PLANNING)
+    if verb == "plan":
+        return hidden | {"fold_table", *TRAINING}
+    hidden |= set(PLANNING) | (set() if verb in ("run", "prepare") else set(PREPARING))
     hidden |= set(TRAINING) if verb in NO_TRAINING else set()
     return hidden | ({"device", "workers"} if verb in NO_NETWORK else set())
 
