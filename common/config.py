@@ -57,6 +57,8 @@ class FitConfig:
     """Variants of the final weights to compute and compare on validation."""
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
     """Variant to keep: a named one, or the one with the highest validation metric."""
+    keep_variants: bool = False
+    """Keep the weights of the other variants too, which `ablate` of SIIM compares."""
     window: int = 4
     """Windowed SWA: number of consecutive epochs to average, where the metric peaks."""
     classic_start: float = 0.75

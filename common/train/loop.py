@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -365,9 +366,10 @@ class _Trainer:
             state, about = load_weights(self.folder / "variants" / f"{chosen}.safetensors")
             save_weights(self.folder / "final.safetensors", state, **about)
             (self.folder / "last.ckpt").unlink(missing_ok=True)
-            kept = set(averaging.best_epochs(scores, config.best_k)) if "best_k" in config.averaging else set()
-            for epoch in set(range(config.epochs)) - kept:
+            for epoch in range(config.epochs):
                 self.epoch_file(epoch).unlink(missing_ok=True)
+            if not config.keep_variants:
+                shutil.rmtree(self.folder / "variants")
         distributed.barrier()
         load_weights(self.folder / "final.safetensors", self.model)
         return Fitted(self.folder, chosen, variants[chosen], variants, pd.DataFrame(self.history))

@@ -41,8 +41,11 @@ def run_ablation(job):
     paper (its private score). What the sizes do not allow is left out and logged.
     """
     config, images = job.config, job.images
-    if config.presence != "classifier" or not {"window", "classic"} <= set(config.segmenter.averaging):
-        raise InputError("ablate needs presence 'classifier' and segmenter.averaging with window and classic")
+    segmenter = config.segmenter
+    averages = {"window", "classic"} <= set(segmenter.averaging) and segmenter.keep_variants
+    if config.presence != "classifier" or not averages:
+        needs = "segmenter.averaging with window and classic, and segmenter.keep_variants"
+        raise InputError(f"ablate needs presence 'classifier', {needs}")
     rows = np.concatenate([images.rows(folds=[fold]) for fold in config.folds])
     folds, patients, sizes = images.at(rows)["fold"].to_numpy(), images.patients(rows), config.segmenter.sizes
     truth = [read_masks(images)[row] for row in rows]
@@ -53,7 +56,7 @@ def run_ablation(job):
         return summarise(maps, truth, (PIXEL,), progress=progress, **options)
 
     own = read_predictions(job, "oof").table["presence"].to_numpy(float)
-    segmenters, segmenter = _networks(job, "segmenter"), config.segmenter
+    segmenters = _networks(job, "segmenter")
     maps = _predict_masks(job, segmenters)
     paper, at_network = regions(maps), regions(maps, True) if SIZE % sizes[-1] == 0 else None
     rules = grid(gate=config.decision.gate, pixel=(PIXEL,), min_area=(REGIONS[0][0],))

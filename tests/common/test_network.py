@@ -118,20 +118,19 @@ def test_a_step_of_its_own_takes_the_place_of_the_loss(job):
 
 
 def test_the_validation_loss_is_the_mean_over_images_whatever_the_batches(job):
-    net = network(replace(FIT, epochs=1, batch_size=1), 0)  # three held-out images are validated as two and one
+    net = network(
+        replace(FIT, epochs=1, batch_size=1, averaging=("last",)), 0
+    )  # three held-out images are validated as two and one
     rows = other_folds(job, 0)[1][:3]
     net = replace(net, rows=lambda job, fold: (other_folds(job, 0)[0], rows))
     found = train(job, net).history["loss"].iloc[-1]
     images, targets = zip(*(net.dataset(job, rows, False, True)[i] for i in range(3)), strict=True)
-    weights, _ = load_weights(net.weights(job.run).parent / "variants" / "last.safetensors")
-    model = net.build("none")
-    model.load_state_dict(weights)
-    by_hand = net.loss(model(torch.stack(images)), torch.stack(targets)).item()
+    by_hand = net.loss(net.load(job.run)(torch.stack(images)), torch.stack(targets)).item()
     assert found == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_predictions_are_the_mean_over_networks_in_the_order_of_the_rows(job):
-    nets, rows = [network(FIT, fold) for fold in (0, 1)], np.array([9, 2, 4])
+    nets, rows = [network(replace(FIT, keep_variants=True), fold) for fold in (0, 1)], np.array([9, 2, 4])
     for net in nets:
         train(job, net)
     one, other, both = (predict(job, chosen, rows) for chosen in (nets[:1], nets[1:], nets))

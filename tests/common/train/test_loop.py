@@ -101,7 +101,7 @@ def test_learns_and_leaves_the_promised_files(tmp_path):
     best = max(v["accuracy"] for v in fitted.variants.values())
     assert fitted.figures["accuracy"] == best
     left = {p.name for p in (tmp_path / "f0").iterdir()}
-    assert {"final.safetensors", "history.csv", "variants.json", "variants"} <= left and "last.ckpt" not in left
+    assert left == {"final.safetensors", "history.csv", "variants.json"}
     assert len(pd.read_csv(tmp_path / "f0" / "history.csv")) == 12
     again = train(tmp_path / "f0", small(epochs=12, lr=0.05))  # finished: only read
     assert again.variants == fitted.variants
@@ -114,7 +114,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", [1, 7, 13])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_killed_and_restarted_ends_with_the_same_bits(tmp_path, at, accumulate):
-    config = small(accumulate=accumulate)
+    config = small(accumulate=accumulate, keep_variants=True)
     train(tmp_path / "whole" / "f", config, save_minutes=0)
     calls = 0
 
@@ -182,7 +182,7 @@ def test_another_configuration_is_refused_and_loses_nothing(tmp_path):
 
 def test_the_weights_say_what_they_were_trained_on(tmp_path):
     """In every file that is left, and without a part in what a resume asks for."""
-    config = small(averaging=("best_k",), best_k=2)
+    config = small(averaging=("best_k", "last"), best_k=2, keep_variants=True)
     plain, told = train(tmp_path / "plain", config), train(tmp_path / "told", config, trained_on={"images": 3})
     names = [path.name for path in sorted(told.folder.rglob("*.safetensors"))]
     assert len(names) >= 3
@@ -278,6 +278,12 @@ def test_two_processes_train_as_one(tmp_path):
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
+def test_weights_of_all_variants_are_left_if_they_are_wanted(tmp_path):
+    train(tmp_path / "f", small(averaging=("last", "best_k", "window"), keep_variants=True))
+    left = {path.stem for path in (tmp_path / "f").rglob("*.safetensors")}
+    assert left == {"final", "last", "best_k", "window"}
+
+
 def test_an_undefined_figure_beside_the_metric_is_kept_as_nothing(tmp_path):
     model, loader, *_ = problem()
 
@@ -289,7 +295,7 @@ def test_an_undefined_figure_beside_the_metric_is_kept_as_nothing(tmp_path):
 
 
 def test_a_named_variant_is_kept_whatever_its_score(tmp_path):
-    fitted = train(tmp_path / "f", small(keep="classic"))
+    fitted = train(tmp_path / "f", small(keep="classic", keep_variants=True))
     assert fitted.variant == "classic"
     final, classic = (
         load_weights(tmp_path / "f" / n)[0] for n in ("final.safetensors", "variants/classic.safetensors")
