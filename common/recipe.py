@@ -28,6 +28,7 @@ from common.submit.table import write_submission
 from common.train.queue import work_through
 
 log = logging.getLogger(__name__)
+RULES = ("decision", "fusion")  # parts of configurations that predictions do not follow from
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Solution:
     networks. Maps go to the .npy file `path`. suffixes(config): the suffixes; maps: whether there are maps.
     pool(suffix, tables) -> table: combines the folds' predictions of the test images; None: predict gets all folds at
     once. prediction_key(config) -> JSON that predictions depend on in addition to weights and pixels.
-    choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it depends on;
+    choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it depends on. By
+    default the decision depends on the configuration's parts `decision` and `fusion`, predictions on all others.
     chosen: names of the files that it writes in addition to tuned.json and score.json.
     describe(figures) -> lines that report the score.
     neutral(job) -> JSON: the prediction for an unreadable image.
@@ -93,7 +95,6 @@ class Solution:
     networks: Callable
     predict: Callable
     choose: Callable
-    decision_key: Callable
     describe: Callable
     answer: Callable
     check: Callable
@@ -106,7 +107,8 @@ class Solution:
     suffixes: Callable = lambda config: ("",)
     maps: bool = False
     pool: Callable | None = None
-    prediction_key: Callable = lambda config: list(config.tta)
+    prediction_key: Callable = lambda config: {k: v for k, v in to_dict(config).items() if k not in RULES}
+    decision_key: Callable = lambda config: {k: v for k, v in to_dict(config).items() if k in RULES}
     chosen: tuple = ()
     answered: tuple = ()
     neutral: Callable = nothing

@@ -19,30 +19,30 @@ METHODS = {
 }
 
 
-def fuse(tables, images, weights, iou, skip=0.0, method="wbf", **options):
-    """Return the fused detections of several models; boxes of class 14, if any, are averaged instead.
+def fuse(tables, images, weights, iou, skip=0.0, method="wbf", no_finding=NO_FINDING, **options):
+    """Return the fused detections of several models; boxes of the class `no_finding`, if any, are averaged instead.
 
     tables: dict from a name to detections; weights: one per table; skip: lowest score of a finding; method: a key of
     METHODS, or "none"; options and errors: as in `fuse_table`. Scores above 1, from unequal weights, are all divided by
     the highest.
     """
-    kept = {name: table[(table["score"] >= skip) | (table["class_id"] == NO_FINDING)] for name, table in tables.items()}
+    kept = {name: table[(table["score"] >= skip) | (table["class_id"] == no_finding)] for name, table in tables.items()}
     if method == "none":
         return pd.concat(kept.values(), ignore_index=True)[COLUMNS]
-    fused = fuse_table(kept, images, weights, METHODS[method], iou_thr=iou, **options)
-    finding = fused["class_id"] != NO_FINDING
+    fused = fuse_table(kept, images, weights, METHODS[method], no_finding, iou_thr=iou, **options)
+    finding = fused["class_id"] != no_finding
     fused.loc[finding, "score"] /= max(1.0, fused.loc[finding, "score"].max())
     return fused
 
 
-def fuse_members(table, images, members, rule, method="wbf"):
+def fuse_members(table, images, members, rule, method="wbf", no_finding=NO_FINDING):
     """Return the fused boxes of `members`, whose weights are rule.weights in this order.
 
     Several folds that predicted the same images count as models of their member's weight.
     """
     tables, owners = split_members(table, members)
     method = method if len(tables) > 1 else "none"
-    return fuse(tables, images, [rule.weights[k] for k in owners], rule.iou, rule.skip, method)
+    return fuse(tables, images, [rule.weights[k] for k in owners], rule.iou, rule.skip, method, no_finding)
 
 
 def split_members(table, members):

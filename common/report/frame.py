@@ -12,16 +12,17 @@ def write_report(job, report):
 
     job: a common.job.Job. report: a module with TITLE, `headline(job, score)` (fragments above the sections),
     `sections(job)` (a list of sections, None for an empty one), `submission(job, record)` (fragments about
-    submission.csv), `fold_scores(job)` (a table of fold, images, estimate, low and high),
-    `hints(job, score, trainings)` (texts, see common.report.hints) and optionally EXPERIMENTS, prefixes of the stage
-    names of experiments.
+    submission.csv), `fold_scores(job)` (a table of fold, images, estimate, low and high) and optionally
+    `hints(job, score, trainings)` (texts, see common.report.hints) and EXPERIMENTS, prefixes of the stage names of
+    experiments.
     """
     run, experiments, scores, hints = job.run, getattr(report, "EXPERIMENTS", ()), None, None
     trainings, score = read_trainings(run), _read_score(job)
     if score is not None:
         scores = report.fold_scores(job)
         own = [one for one in trainings if not one.stage.startswith(experiments)]
-        texts = find_hints(job, own, scores, report.hints(job, score, own))
+        hint = getattr(report, "hints", lambda *args: [])
+        texts = find_hints(job, own, scores, hint(job, score, own))
         hints = page.section("What to try next", page.items(texts)) if texts else None
     training = training_section(trainings, experiments, scores)
     rates = step_section(job, "find_lr", "Learning rates", _learning_rates)

@@ -5,6 +5,8 @@ import pandas as pd
 
 from common.metrics.calibration import expected_calibration_error, nested_youden
 from common.metrics.classification import auroc, confusion_counts
+from common.metrics.statistics import bootstrap
+from common.paths import read_parquet
 from common.report import class_plots, page, plots
 
 IMAGES, PIXELS = 100, 2000  # whose calibration is plotted, and of each
@@ -25,6 +27,15 @@ def scores_by_fold(folds, groups, score):
         found = score(chosen, mine) if len(set(mine.tolist())) > 1 else None
         rows.append((fold, chosen.sum(), *([found.estimate, found.low, found.high] if found else [np.nan] * 3)))
     return pd.DataFrame(rows, columns=["fold", "images", "estimate", "low", "high"])
+
+
+def means_by_fold(job, name, column):
+    """Return `scores_by_fold` of a column of per-image values, NaN left out, in a parquet file of the run."""
+    scored = read_parquet(job.run.path(name))
+    table = job.images.at(job.images.rows_of(scored["image_id"]))
+    score = lambda chosen, groups: bootstrap(values[chosen], groups, skip_nan=True)  # noqa: E731
+    values = scored[column].to_numpy()
+    return scores_by_fold(table["fold"], job.images.groups(table["row"]), score)
 
 
 def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), patients=None):

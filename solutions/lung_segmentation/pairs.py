@@ -137,8 +137,8 @@ def _add(pairs, image_id, dataset, patient, path, stem):
 def read_mask(path, may_be_empty=False):
     """Return the mask in a file, bool (H, W): pixels brighter than half of the brightest value.
 
-    Raises InputError naming the file if it cannot be read, is empty (unless it may be), has grey levels, or covers the
-    whole image.
+    Raises InputError naming the file if it cannot be read, has grey levels, or, unless it `may_be_empty`, is empty or
+    covers the whole image.
     """
     try:
         with Image.open(path) as image:
@@ -158,7 +158,7 @@ def read_mask(path, may_be_empty=False):
     mask = pixels > top // 2
     if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
         raise InputError(f"{path}: has many grey levels, but a mask must be black and white")
-    if mask.all():
+    if mask.all() and not may_be_empty:
         raise InputError(f"{path}: the mask covers the whole image")
     return mask
 

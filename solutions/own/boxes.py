@@ -9,7 +9,6 @@ import pandas as pd
 
 from common import detection
 from common.data.box_augment import pipeline
-from common.data.folds import make_folds
 from common.errors import InputError
 from common.listing import leave_out_unreadable
 from common.metrics.detection import COCO, VOC2010, bootstrap_map, coco_scores, evaluate
@@ -17,19 +16,17 @@ from common.metrics.statistics import as_interval, format_interval
 from common.paths import write_json
 from common.post.boxes import BOX
 from common.post.members import fuse_members
-from common.recipe import Choice, Solution
+from common.recipe import Choice
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
-from solutions.own import coco, data, report
-from solutions.own.masks import is_prepared
+from solutions.own import coco, data
 
 STAGE = "detector"
 OUTSIDE = 1.0  # pixels by which a box may exceed its image
 COLUMNS = ["image_id", "class", *BOX, "score", "keep"]
-AVERAGE = 14  # the class that `common.post.fusion` averages instead of fusing it; no class here has this number
 
 
-def store_boxes(job, listing, store):
+def refine(job, listing, store):
     """Return the listing with the table boxes.parquet: image_id, row, class_id and corners in pixels of the original.
 
     Raises InputError naming the row of a box without area or outside its image, and for boxes in the other unit.
@@ -61,14 +58,9 @@ def store_boxes(job, listing, store):
 # ---- training and prediction ---------------------------------------------------------------------------------------
 
 
-def networks(job):
-    """Return the detector of each fold."""
-    return [network(job, fold) for fold in job.config.folds]
-
-
 def network(job, fold):
     """Return the detector of one fold; epochs are compared by the mean AP at IoU 0.5."""
-    config, n_classes = job.config.detector, len(job.images.about["classes"]) if is_prepared(job) else 1
+    config, n_classes = job.config.detector, data.count_classes(job)
 
     def figures(images, found, rows):
         truth = truth_of(images, rows)
@@ -101,33 +93,29 @@ def predict_rows(job, folds, rows, path, title):
 def choose(job, oof):
     """Choose each class's score threshold by its F1 at IoU 0.5; each fold is scored at the others' thresholds."""
     config, classes, found = job.config, job.images.about["classes"], oof.table
-    rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
-    ids, groups, truth, n = job.images.ids(rows), job.images.groups(rows), truth_of(job.images, rows), len(classes)
-    result = evaluate(found, truth, ids, rule(n))
-    of_class, mean = bootstrap_map(result, groups, seed=config.seed)
-    at_04 = evaluate(found, truth, ids, rule(n, 0.4))
+    rows, n, seed = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds]), len(classes), config.seed
+    ids, groups, truth = job.images.ids(rows), job.images.groups(rows), truth_of(job.images, rows)
+    result, at_04 = (evaluate(found, truth, ids, rule(n, iou)) for iou in (0.5, 0.4))
+    of_class, mean = bootstrap_map(result, groups, seed=seed)
     coco_figures, by_class = coco_scores(found, truth, ids, rule(n, 0.5, COCO))
-    parts = job.images.at(rows)["fold"].to_numpy()
-    if len(config.folds) < 2:
-        parts = make_folds(job.images.at(rows)[classes].to_numpy().astype(int), 2, groups, config.seed)
-    counts = np.zeros((n, 3), int)  # found, predicted, true
+    parts, counts = data.parts_of(job, rows), np.zeros((n, 3), int)  # found, predicted, true
     for part in np.unique(parts):
         there = ids[parts != part]
-        truth_there = truth[truth["image_id"].isin(there)]
-        if len(truth_there):
-            others = evaluate(found[found["image_id"].isin(there)], truth_there, there, rule(n))
-            counts += count_boxes(result, parts == part, others.classes["score_at_best_f1"].to_numpy())
+        others = [table[table["image_id"].isin(there)] for table in (found, truth)]
+        if len(others[1]):
+            best = evaluate(*others, there, rule(n)).classes["score_at_best_f1"]
+            counts += count_boxes(result, parts == part, best.to_numpy())
     f1 = np.divide(2 * counts[:, 0], counts[:, 1:].sum(axis=1), out=np.full(n, np.nan), where=counts[:, 2] > 0)
     table = result.classes[["n_truth", "ap"]].set_axis(["boxes", "map"], axis=1).reset_index(drop=True)
     table.insert(0, "class", classes)
     table[["low", "high"]] = [[each.low, each.high] for each in of_class]
     table = table.assign(map_40=at_04.classes["ap"].to_numpy(), map_coco=by_class["ap"].to_numpy(), f1=f1)
     table["threshold"] = result.classes["score_at_best_f1"].fillna(0.5).to_numpy()
-    figures = {"map": as_interval(mean), "map_40": as_interval(bootstrap_map(at_04, groups, seed=config.seed)[1])}
+    figures = {"map": as_interval(mean), "map_40": as_interval(bootstrap_map(at_04, groups, seed=seed)[1])}
     figures |= {"map_coco": coco_figures["ap"], "f1": float(np.nanmean(f1)), "boxes": len(truth)}
-    figures |= data.counts(job, rows)
     thresholds = dict(zip(classes, table["threshold"].tolist(), strict=True))
-    return Choice({"thresholds": thresholds}, result.mean_ap, figures, {"classes.csv": table})
+    choice = figures | data.counts(job, rows), {"classes.csv": table}
+    return Choice({"thresholds": thresholds}, result.mean_ap, *choice)
 
 
 def count_boxes(result, chosen, thresholds):
@@ -155,16 +143,14 @@ def answer(job, test, chosen, neutral):
     The boxes of several folds' detectors are fused.
     """
     classes, images = job.images.about["classes"], job.images.at(job.images.rows("test"))
-    boxes = test.table.assign(class_id=test.table["class_id"] + (test.table["class_id"] >= AVERAGE))
     how = SimpleNamespace(weights=[1.0], iou=0.5, skip=job.config.detector.min_score)
-    boxes = fuse_members(boxes, images, [STAGE], how)
+    boxes = fuse_members(test.table, images, [STAGE], how, no_finding=None)
     boxes = boxes[boxes["image_id"].isin(images.loc[images["ok"], "image_id"])]
-    names = np.array(classes, object)[boxes["class_id"] - (boxes["class_id"] > AVERAGE)]
+    names = np.array(classes, object)[boxes["class_id"]]
     keep = (boxes["score"] >= [chosen["thresholds"][name] for name in names]).map({True: "1", False: "0"})
     boxes = boxes.assign(**{"class": names}, keep=keep).sort_values("score", ascending=False, kind="stable")
     rows = images[["image_id"]].merge(boxes[COLUMNS], on="image_id", how="left")
-    for name in (*BOX, "score"):
-        rows[name] = [("" if np.isnan(value) else f"{value:.6g}") for value in rows[name].astype(float)]
+    rows[[*BOX, "score"]] = rows[[*BOX, "score"]].map("{:.6g}".format, na_action="ignore")
     return rows.fillna("")
 
 
@@ -182,24 +168,4 @@ def check(path, job):
     return Summary(str(path), len(images), boxed["image_id"].nunique(), len(boxed), "boxes")
 
 
-DETECTION = Solution(
-    "own",
-    "map",
-    made_with=data.made_with,
-    read=data.read,
-    refine=store_boxes,
-    read_test=data.read_test,
-    refine_test=data.add_view,
-    networks=networks,
-    predict=predict_rows,
-    pool=lambda suffix, tables: pd.concat(tables, ignore_index=True),
-    prediction_key=lambda config: [config.tta, config.detector.size, config.detector.nms, config.detector.per_image],
-    choose=choose,
-    chosen=("classes.csv",),
-    decision_key=lambda config: None,
-    describe=describe,
-    answer=answer,
-    answered=("submission.coco.json",),
-    check=check,
-    report=report.DETECTION,
-)
+FURTHER = {"pool": lambda suffix, tables: pd.concat(tables, ignore_index=True), "answered": ("submission.coco.json",)}

@@ -1,6 +1,5 @@
 """Classification of own images: one network per fold, with several labels per image or one of several classes."""
 
-import logging
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -13,22 +12,21 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from common.data.augment import compose, light
-from common.data.folds import make_folds
 from common.data.loaders import eval_loader
 from common.infer import tta
 from common.metrics import classification as metrics
-from common.metrics.statistics import as_interval, bootstrap, format_interval
+from common.metrics.calibration import choose_thresholds, nested_counts
+from common.metrics.statistics import as_interval, bootstrap, bootstrap_auroc, format_interval
 from common.network import Network, other_folds, predict
 from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map
 from common.nn.weights import load_pretrained
 from common.paths import read_csv, read_parquet
-from common.recipe import Choice, Solution
+from common.recipe import Choice
 from common.submit.validate import validate_probabilities
-from solutions.own import data, report
-from solutions.own.scores import as_json, aurocs, class_row, mean_auroc
+from solutions.own import data
 
-log = logging.getLogger(__name__)
+RATES = ("sensitivity", "specificity", "f1", "accuracy")
 MOST_WEIGHT, MOST_REPEATS = 20.0, 10
 
 
@@ -61,11 +59,6 @@ def build_network(config, n_classes, weights=None):
     return load_pretrained(model, name, config.weights if weights is None else weights, required)
 
 
-def freeze_backbone(model, frozen):
-    """Freeze the backbone throughout: its features are computed once."""
-    model.net.requires_grad_(False)
-
-
 class FeatureDataset(TensorDataset):
     """Pooled features with their targets; keys are those of an EpochSampler."""
 
@@ -93,25 +86,20 @@ def truth_of(images, rows):
     return images.at(rows)[images.about["classes"]].to_numpy(np.float32)
 
 
-def multilabel_loss(logits, target, weight=None):
-    """Return the mean binary cross-entropy of the known labels; weight: of the positives, (C,) or None."""
-    known = ~target.isnan()
+def label_loss(logits, target, weight=None, multiclass=False):
+    """Return the mean cross-entropy of labels (B, C), NaN being unknown; weight: of the positives or classes, (C,)."""
     weight = None if weight is None else torch.as_tensor(weight, device=logits.device)
+    if multiclass:
+        return F.cross_entropy(logits, target.argmax(1), weight)
+    known = ~target.isnan()
     losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), pos_weight=weight, reduction="none")
     return (losses * known).sum() / known.sum().clamp_min(1)
-
-
-def multiclass_loss(logits, target, weight=None):
-    """Return the mean cross-entropy of one-hot labels (B, C); weight: of the classes, (C,) or None."""
-    weight = None if weight is None else torch.as_tensor(weight, device=logits.device)
-    return F.cross_entropy(logits, target.argmax(1), weight)
 
 
 def class_weights(truth, multiclass):
     """Return weights (C,) from labels (n, C): negatives per positive, or n / (C · images of the class); at most 20."""
     positive, known = np.nansum(truth, axis=0), (~np.isnan(truth)).sum(axis=0)
-    weights = len(truth) / (truth.shape[1] * np.maximum(positive, 1)) if multiclass else (known - positive)
-    weights = weights if multiclass else weights / np.maximum(positive, 1)
+    weights = (len(truth) / truth.shape[1] if multiclass else known - positive) / np.maximum(positive, 1)
     return np.clip(weights, 1 / MOST_WEIGHT, MOST_WEIGHT).astype(np.float32)
 
 
@@ -123,22 +111,13 @@ def repeat_rare(rows, truth):
     return np.repeat(rows, repeats.astype(int))
 
 
-def networks(job):
-    """Return the network of each fold."""
-    return [network(job, fold) for fold in job.config.folds]
-
-
 def network(job, fold):
     """Return the network of one fold."""
     config, multiclass = job.config.classifier, job.config.task == "multiclass"
 
     @cache
     def weights():
-        truth = truth_of(job.images, other_folds(job, fold)[0]) if config.class_weights else None
-        return None if truth is None else class_weights(truth, multiclass)
-
-    def loss(logits, target):
-        return (multiclass_loss if multiclass else multilabel_loss)(logits, target, weights())
+        return class_weights(truth_of(job.images, other_folds(job, fold)[0]), multiclass)
 
     def dataset(job, rows, augment, targets):
         images = job.images
@@ -164,11 +143,11 @@ def network(job, fold):
         config,
         lambda weights=None: build_network(config, len(job.images.about["classes"]), weights),
         dataset,
-        loss=loss,
+        loss=lambda *pair: label_loss(*pair, weights() if config.class_weights else None, multiclass),
         measure=lambda logits, target: logits.float(),
         figures=figures,
         rows=rows,
-        freeze=freeze_backbone if config.only_head else None,
+        freeze=(lambda model, frozen: model.net.requires_grad_(False)) if config.only_head else None,
         activation=(lambda logits: logits.float().softmax(1)) if multiclass else tta.sigmoid,
         key=[job.config.task, job.config.flip],
     )
@@ -193,29 +172,66 @@ def predict_rows(job, folds, rows, path, title):
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 
+def mean_auroc(truth, probs, groups, seed=0, n_resamples=1000):
+    """Return the Interval of the mean AUROC over classes, (n, C); with unknown labels, from fewer resamples."""
+    if np.isnan(truth).any():
+        mean = lambda at: metrics.mean_of_defined(aurocs(truth[at], probs[at]))  # noqa: E731
+        return bootstrap(mean, groups, n_resamples // 5, seed)
+    return bootstrap_auroc(truth, probs, groups, n_resamples, seed, skip_undefined=True)[1]
+
+
+def aurocs(truth, scores):
+    """Return the AUROC of each class over the images whose label is known, float64 (C,), NaN where undefined."""
+    pairs = [(t[~np.isnan(t)], s[~np.isnan(t)]) for t, s in zip(truth.T, scores.T, strict=True)]
+    return np.array([metrics.auroc(t, s, np.nan) if len(t) else np.nan for t, s in pairs])
+
+
+def average_precision(y, scores):
+    """Return the average precision, the step-wise area under the precision-recall curve; NaN without positives."""
+    if not y.any():
+        return np.nan
+    _, tp, fp = metrics.cut_points(y, scores)
+    return float((np.diff(tp, prepend=0) / tp[-1] * tp / (tp + fp)).sum())
+
+
+def class_row(truth, probs, parts, groups, seed):
+    """Return the figures of one class over the images whose label is known."""
+    known = ~np.isnan(truth)
+    y, p, part, people = truth[known, None], probs[known, None], parts[known], groups[known]
+    row = {"images": len(y), "positive": int(y.sum()), "positive_patients": len(set(people[y[:, 0] > 0].tolist()))}
+    row |= dict.fromkeys(("auroc", "low", "high", "average_precision", "threshold", *RATES), np.nan)
+    if len(set(people.tolist())) > 1 and len(set(part.tolist())) > 1:
+        (area,), _ = bootstrap_auroc(y, p, people, seed=seed, skip_undefined=True)
+        row |= {"auroc": area.estimate, "low": area.low, "high": area.high}
+        row |= {"average_precision": average_precision(y[:, 0], p[:, 0]), "threshold": choose_thresholds(y, p)[0]}
+        (counts,), _ = nested_counts(y, p, part)
+        rates = metrics.recall(counts, np.nan), metrics.specificity(counts, np.nan)
+        row |= dict(zip(RATES, (*rates, metrics.f_beta(counts), metrics.accuracy(counts)), strict=True))
+    return row
+
+
+def as_json(value):
+    """Return a number for JSON, None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
 def choose(job, oof):
     """Choose each class's threshold by Youden's index, score it on the folds that did not choose it, and the AUROCs."""
     classes, rows, seed = job.images.about["classes"], oof.table["row"], job.config.seed
     truth, probs, groups = truth_of(job.images, rows), oof.table[classes].to_numpy(), job.images.groups(rows)
-    parts = oof.table["fold"].to_numpy()
-    if len(job.config.folds) < 2:
-        parts = make_folds(np.nan_to_num(truth).astype(int), 2, groups, seed)
+    parts = data.parts_of(job, rows)
     table = [class_row(truth[:, k], probs[:, k], parts, groups, seed) for k in range(len(classes))]
     table = pd.DataFrame(table).assign(label=classes).set_index("label").reset_index()
-    mean = mean_auroc(truth, probs, groups, seed)
-    figures = {"auroc": as_interval(mean)} | data.counts(job, rows)
+    figures = {"auroc": as_interval(mean_auroc(truth, probs, groups, seed))} | data.counts(job, rows)
     figures |= {name: as_json(table[name].mean()) for name in ("average_precision", "f1")}
+    rule = {name: as_json(value) for name, value in zip(classes, table["threshold"], strict=True)}
     tables = {"classes.csv": table}
     if job.config.task == "multiclass":
-        right = probs.argmax(1) == truth.argmax(1)
-        figures["accuracy"] = as_interval(bootstrap(right, groups, seed=seed))
-        counts = pd.crosstab(truth.argmax(1), probs.argmax(1)).reindex(
-            index=range(len(classes)), columns=range(len(classes)), fill_value=0
-        )
-        tables["confusion.csv"] = counts.set_axis(classes, axis=1).assign(true=classes)[["true", *classes]]
-        both, true, said = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-        figures["f1"] = float(metrics.ratio(2 * both, true.to_numpy() + said.to_numpy(), 0.0).mean())
-    rule = {name: as_json(value) for name, value in zip(classes, table["threshold"], strict=True)}
+        figures["accuracy"] = as_interval(bootstrap(probs.argmax(1) == truth.argmax(1), groups, seed=seed))
+        counts = np.zeros((len(classes), len(classes)), int)
+        np.add.at(counts, (truth.argmax(1), probs.argmax(1)), 1)
+        tables["confusion.csv"] = pd.DataFrame(counts, columns=classes).assign(true=classes)[["true", *classes]]
+        figures["f1"] = float(metrics.ratio(2 * np.diag(counts), counts.sum(0) + counts.sum(1), 0.0).mean())
     return Choice({"thresholds": rule}, figures["auroc"]["estimate"] or 0.0, figures, tables)
 
 
@@ -250,26 +266,19 @@ def hidden_score(job, rows):
     return None if np.isnan(value) else {"metric": "auroc", "value": float(value), "nothing": 0.5}
 
 
-def make_solution(task):
-    """Return the Solution of a task, multilabel or multiclass."""
-    return Solution(
-        "own",
-        "auroc",
-        made_with=data.made_with,
-        read=data.read,
-        refine=lambda job, listing, store: data.add_view(job, data.without_marks(listing), store),
-        read_test=data.read_test,
-        refine_test=data.add_view,
-        networks=networks,
-        predict=predict_rows,
-        prediction_key=lambda config: [config.tta, config.classifier.size],
-        choose=choose,
-        chosen=("classes.csv", *["confusion.csv"] * (task == "multiclass")),
-        decision_key=lambda config: None,
-        describe=describe,
-        neutral=lambda job: read_parquet(job.run.path("oof.parquet"))[job.images.about["classes"]].mean().to_dict(),
-        answer=answer,
-        check=lambda path, job: validate_probabilities(path, job.sample_path, ordered=True),
-        hidden=hidden_score,
-        report=report.CLASSIFICATION,
-    )
+def refine(job, listing, store):
+    """Return the listing with what the networks see; classes need no table of marks."""
+    return data.add_view(job, data.without_marks(listing), store)
+
+
+def check(path, job):
+    """Return the Summary of a submission."""
+    return validate_probabilities(path, job.sample_path, ordered=True)
+
+
+def neutral(job):
+    """Return the mean of each class's out-of-fold probabilities."""
+    return read_parquet(job.run.path("oof.parquet"))[job.images.about["classes"]].mean().to_dict()
+
+
+FURTHER = {"neutral": neutral, "hidden": hidden_score}

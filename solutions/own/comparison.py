@@ -9,8 +9,8 @@ from common.errors import InputError
 from common.metrics.classification import mean_of_defined
 from common.metrics.statistics import resample_aurocs
 from common.paths import read_parquet
+from solutions.own.classify import aurocs
 from solutions.own.labels import read_labels, task_of
-from solutions.own.scores import aurocs
 
 TRUE = "true "  # before the name of a class: its labels
 

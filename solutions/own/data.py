@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from common.data.folds import make_folds
 from common.data.loaders import SampleDataset
 from common.data.store_workers import to_square
 from common.data.tables import read_list, read_patients
@@ -82,7 +83,7 @@ def read(job):
         labels=[list(classes), values.tolist()],
         tables={"marks": marks},
         inputs=(path,),
-        about=about | _folds_of(labels.images),
+        about=about | folds_of(labels.images),
         left_out=tuple(left_out),
     )
 
@@ -109,6 +110,20 @@ def presence(labels, rows):
     found[:] = np.nan if labels.path.is_dir() else 0  # a structure without a file was not outlined
     found[labels.marks["image"], labels.marks["class_id"]] = 1
     return found[rows]
+
+
+def count_classes(job):
+    """Return the number of classes; before `prepare`, when networks are only asked for their weights, 1."""
+    prepared = "images" in job.__dict__ or job.run.step("prepare") is not None
+    return len(job.images.about["classes"]) if prepared else 1
+
+
+def parts_of(job, rows):
+    """Return the folds of store rows, or of a single fold two halves of its patients, (n,)."""
+    if len(job.config.folds) > 1:
+        return job.images.at(rows)["fold"].to_numpy()
+    labels = np.nan_to_num(job.images.at(rows)[job.images.about["classes"]].to_numpy(float)).astype(int)
+    return make_folds(labels, 2, job.images.groups(rows), job.config.seed)
 
 
 def counts(job, rows):
@@ -227,7 +242,7 @@ def _drop_rare(config, path, labels, train, values, left_out):
     return train, values, tuple(labels.classes[k] for k in kept)
 
 
-def _folds_of(images):
+def folds_of(images):
     """Return n_folds and folds that the labels' columns fold or split decide, as a dict; {} without these columns."""
     train = images[images["split"] != "test"]
     if (train["fold"] != "").any():
@@ -236,15 +251,9 @@ def _folds_of(images):
     return {"n_folds": 2, "folds": [0]} if (train["split"] == "val").any() else {}
 
 
-def given_folds(path, task, classes, folder):
-    """Return the settings n_folds and folds that labels decide, a dict that may be empty."""
-    found = _folds_of(read_labels(path, task, classes, folder).images)
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-
-
 def _with_given_folds(config, path, train, table):
     """Return the table with the folds that the labels give, if any; val is fold 0."""
-    if not _folds_of(train):
+    if not folds_of(train):
         return table
     folds = train["fold"].astype(int) if (train["fold"] != "").any() else (train["split"] != "val").astype(int)
     if sorted(set(folds)) != list(range(config.n_folds)):
@@ -260,8 +269,3 @@ def _with_given_folds(config, path, train, table):
 def without_marks(listing):
     """Return the listing without the table of boxes or masks, once these are stored."""
     return replace(listing, tables={name: table for name, table in listing.tables.items() if name != "marks"})
-
-
-def made_with(config):
-    """Return the settings that `prepare` depends on."""
-    return {name: getattr(config, name) for name in MADE_WITH}

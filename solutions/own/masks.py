@@ -1,50 +1,46 @@
 """Segmentation of own images: one network per fold with a channel per structure, and a tuned rule for each of them."""
 
-import logging
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
-from common.config import digest, from_dict, to_dict
-from common.data.guard import check_size
+from common.config import digest, from_dict
 from common.data.loaders import UNKNOWN
 from common.data.store_workers import to_square
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import write_masks
 from common.listing import leave_out_unreadable
-from common.metrics.segmentation import counts_from_areas, dice, dice_from_areas, iou
+from common.metrics.segmentation import counts_from_areas, iou
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import Network, predict
 from common.nn import models
 from common.nn.models import freeze_encoder
 from common.paths import read_array, write_json
 from common.post.rle import ABSOLUTE, area, encode, parse, runs_of
-from common.recipe import Choice, Solution
+from common.recipe import Choice
 from common.step import file_stamp
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
-from common.tuning import Rule, grid, nested_areas, summarise, tune_nested
-from solutions.lung_segmentation import mask_areas, mask_figures, mask_loss
-from solutions.own import coco, data, report
+from common.tuning import Rule, grid, nested_areas, rule_dice, summarise, tune_nested
+from solutions.lung_segmentation import mask_areas, mask_figures, mask_loss, read_mask
+from solutions.own import coco, data
 from solutions.own.classify import augmentation
 
-log = logging.getLogger(__name__)
 SHAPE, MARK = ["image_id", "width", "height"], ["mask", "where"]
 
 
 # ---- the masks -----------------------------------------------------------------------------------------------------
 
 
-def store_masks(job, listing, store):
+def refine(job, listing, store):
     """Return the listing with the array `masks`, uint8 (N, C, S, S) of 0 and 1, or UNKNOWN; written beside the store.
 
     Raises InputError naming file or annotation for a mask that is not black and white or of another size than its
@@ -90,7 +86,7 @@ def read_mark(mark, where, shape, mask_size="same"):
     """Return the mask of a file or a COCO annotation, bool (height, width), where `shape` is that of the image."""
     if not isinstance(mark, str):
         return coco.draw(mark, shape, where)
-    mask = read_mask(mark)
+    mask = read_mask(mark, may_be_empty=True)
     if mask.shape == tuple(shape):
         return mask
     if mask_size == "same":
@@ -99,38 +95,13 @@ def read_mark(mark, where, shape, mask_size="same"):
     return cv2.resize(mask.astype(np.uint8) * 255, shape[::-1], interpolation=cv2.INTER_LINEAR) >= 128
 
 
-def read_mask(path):
-    """Return the mask in a file, bool (H, W), which may be empty; raise InputError for many grey levels."""
-    try:
-        with Image.open(path) as image:
-            check_size(image.height, image.width)
-            pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-    except Exception as error:  # damaged files raise many kinds of errors
-        raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]})") from None
-    top = int(pixels.max())
-    mask = pixels > top // 2
-    if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
-        raise InputError(f"{path}: has grey levels, but a mask must be black and white (a folder per structure)")
-    return mask
-
-
 # ---- training and prediction ---------------------------------------------------------------------------------------
-
-
-def is_prepared(job):
-    """Return whether the run's images are known: weights are asked for before."""
-    return "images" in job.__dict__ or job.run.step("prepare") is not None
-
-
-def networks(job):
-    """Return the network of each fold."""
-    return [network(job, fold) for fold in job.config.folds]
 
 
 def network(job, fold):
     """Return the network of one fold."""
     config, loss = job.config.segmenter, mask_loss(job.config.segmenter.loss)
-    channels = len(job.images.about["classes"]) if is_prepared(job) else 1
+    channels = data.count_classes(job)
 
     def dataset(job, rows, augment, targets):
         images = job.images
@@ -173,15 +144,14 @@ def choose(job, oof):
     tried = grid(pixel=decision.pixel, min_area=sorted({round(share * side**2) for share in decision.min_area}))
     of_image = {name: np.full((len(rows), len(classes)), np.nan) for name in ("dice", "iou")}
     for k, name in enumerate(classes):
-        known = np.array([masks[row, k, 0, 0] != UNKNOWN for row in rows])
-        truth = [runs_of(masks[row, k]) if at else None for row, at in zip(rows, known, strict=True)]
+        known = np.flatnonzero([masks[row, k, 0, 0] != UNKNOWN for row in rows])
+        truth = {at: runs_of(masks[rows.iloc[at], k]) for at in known}
         maps = oof.maps if oof.maps.ndim == 3 else oof.maps[:, k]
-        regions = summarise(maps, truth, decision.pixel, (side, side), rows=np.flatnonzero(known))
+        regions = summarise(maps, truth, decision.pixel, (side, side), rows=known)
         folds, people = oof.table["fold"].to_numpy()[known], groups[known]
-        tuned = tune_nested(tried, lambda rule, r=regions: dice_of(r, rule), folds, people, config.seed)
+        tuned = tune_nested(tried, partial(rule_dice, regions), folds, people, config.seed)
         areas = nested_areas(regions, tuned.fold_rules, tuned.parts)
-        cells = counts_from_areas(*areas, side**2)
-        of_image["dice"][known, k], of_image["iou"][known, k] = dice(cells), iou(cells)
+        of_image["dice"][known, k], of_image["iou"][known, k] = tuned.dice, iou(counts_from_areas(*areas, side**2))
         rules[name] = {"pixel": tuned.rule.pixel, "min_area": tuned.rule.min_area / side**2}
         present = areas[2] > 0
         row = {"structure": name, "images": len(areas[2]), "present": int(present.sum()), **rules[name]}
@@ -196,11 +166,6 @@ def choose(job, oof):
     scored = oof.table.assign(dice=means["dice"], iou=means["iou"])
     tables = {"structures.csv": pd.DataFrame(tables), "oof_dice.parquet": scored}
     return Choice({"rules": rules}, figures["dice"]["estimate"], figures, tables)
-
-
-def dice_of(regions, rule):
-    """Return the Dice of each image under a rule, (n,)."""
-    return dice_from_areas(*nested_areas(regions, {0: rule}, np.zeros(len(regions.truth), int)))
 
 
 def describe(figures):
@@ -218,18 +183,14 @@ def answer(job, test, rule, neutral):
     """Return image_id, width, height and a run-length mask per structure, at the images' original sizes."""
     rows, images, classes = [], job.images.at(test.table["row"]), job.images.about["classes"]
     for at, image in enumerate(tqdm(images.itertuples(), "masks", len(images), leave=False)):
-        maps = np.asarray(test.maps[at]).reshape(len(classes), *test.maps.shape[-2:])
-        shape = image.height, image.width
-        drawn = [apply_rule(rule["rules"][name], probs, shape) for name, probs in zip(classes, maps, strict=True)]
-        texts = [encode(mask, ABSOLUTE, neutral) if image.ok else neutral for mask in drawn]
+        maps, shape, texts = np.asarray(test.maps[at]), (image.height, image.width), []
+        for name, probs in zip(classes, maps.reshape(len(classes), *maps.shape[-2:]), strict=True):
+            values = rule["rules"][name]
+            pixels = values | {"min_area": round(values["min_area"] * shape[0] * shape[1])}
+            mask = from_dict(Rule, pixels, "tuned.json: rules").apply(probs, None, shape)
+            texts.append(encode(mask, ABSOLUTE, neutral) if image.ok else neutral)
         rows.append((image.image_id, image.width, image.height, *texts))
     return pd.DataFrame(rows, columns=[*SHAPE, *classes])
-
-
-def apply_rule(values, probs, shape):
-    """Return the mask (height, width) of probabilities uint8 (h, w); values: pixel, and min_area as a share."""
-    values = values | {"min_area": round(values["min_area"] * shape[0] * shape[1])}
-    return from_dict(Rule, {**asdict(Rule(0.5)), **values}, "tuned.json: rules").apply(probs, None, shape)
 
 
 def check(path, job):
@@ -247,25 +208,4 @@ def check(path, job):
     return Summary(str(path), len(table), rows, pixels, "pixels")
 
 
-SEGMENTATION = Solution(
-    "own",
-    "dice",
-    made_with=data.made_with,
-    read=data.read,
-    refine=store_masks,
-    read_test=data.read_test,
-    refine_test=data.add_view,
-    networks=networks,
-    predict=predict_rows,
-    prediction_key=lambda config: [config.tta, config.segmenter.size],
-    maps=True,
-    choose=choose,
-    chosen=("structures.csv", "oof_dice.parquet"),
-    decision_key=lambda config: to_dict(config.decision),
-    describe=describe,
-    neutral=lambda job: "-1",
-    answer=answer,
-    answered=("submission.coco.json",),
-    check=check,
-    report=report.SEGMENTATION,
-)
+FURTHER = {"maps": True, "neutral": lambda job: "-1", "answered": ("submission.coco.json",)}

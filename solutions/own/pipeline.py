@@ -1,13 +1,40 @@
-"""Own images: the Solution of the task that the labels are made for, see classify, masks and boxes."""
+"""Own images: one of four recipes, whichever the labels are made for."""
 
 from dataclasses import replace
 
-from solutions.own import boxes, classify, masks
-from solutions.own.data import given_folds
-from solutions.own.labels import find_labels, task_of
+from common.recipe import Solution
+from solutions.own import boxes, classify, data, masks, report
+from solutions.own.labels import find_labels, read_labels, task_of
 
-RECIPES = {task: classify.make_solution(task) for task in ("multilabel", "multiclass")}
-RECIPES |= {"segmentation": masks.SEGMENTATION, "detection": boxes.DETECTION}
+
+def make_solution(recipe, metric, *chosen):
+    """Return the Solution of a recipe's module; chosen: the files that its decision writes."""
+    return Solution(
+        "own",
+        metric,
+        made_with=lambda config: {name: getattr(config, name) for name in data.MADE_WITH},
+        read=data.read,
+        refine=recipe.refine,
+        read_test=data.read_test,
+        refine_test=data.add_view,
+        networks=lambda job: [recipe.network(job, fold) for fold in job.config.folds],
+        predict=recipe.predict_rows,
+        choose=recipe.choose,
+        chosen=chosen,
+        describe=recipe.describe,
+        answer=recipe.answer,
+        check=recipe.check,
+        report=report,
+        **recipe.FURTHER,
+    )
+
+
+RECIPES = {
+    "multilabel": make_solution(classify, "auroc", "classes.csv"),
+    "multiclass": make_solution(classify, "auroc", "classes.csv", "confusion.csv"),
+    "segmentation": make_solution(masks, "dice", "structures.csv", "oof_dice.parquet"),
+    "detection": make_solution(boxes, "map", "classes.csv"),
+}
 
 
 def pick(job, verb):
@@ -19,7 +46,7 @@ def pick(job, verb):
     if verb in ("prepare", "plan"):
         path = find_labels(job.options.data, config.labels)
         task = config.task if config.task != "auto" else task_of(path)
-        found = {"task": task, **given_folds(path, task, config.classes, job.options.data)}
+        found = {"task": task} | data.folds_of(read_labels(path, task, config.classes, job.options.data).images)
     elif config.task == "auto":
         about = (job.run.step("prepare") or {}).get("about", {})
         found = {name: about[name] for name in ("task", "n_folds", "folds") if name in about}

@@ -33,7 +33,7 @@ def stored(folder, **settings):
     listing = read_folder(folder, **settings)
     table = listing.table.assign(row=range(len(listing.table)), width=40, height=20, ok=True)
     job = SimpleNamespace(config=replace(DEMO, **settings))
-    return boxes.store_boxes(job, replace(listing, table=table), None)
+    return boxes.refine(job, replace(listing, table=table), None)
 
 
 def test_boxes_in_pixels_in_shares_and_of_coco_are_the_same(folder):

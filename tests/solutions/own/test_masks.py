@@ -13,6 +13,7 @@ from common.errors import InputError
 from common.paths import read_json
 from common.post.rle import ABSOLUTE, decode, encode, runs_of
 from common.submit.table import read_table
+from solutions.lung_segmentation import read_mask
 from solutions.own import coco, masks
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import masked_sample, read_folder, write_coco, write_images, write_lines
@@ -66,10 +67,10 @@ def test_mask_files(tmp_path):
     for name, pixels in {"full": 255 * (grey > 90), "ones": grey > 90, "empty": grey * 0, "grey": grey}.items():
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.uint8(pixels))
     full = masks.read_mark(str(tmp_path / "full.png"), "", (64, 64))
-    assert np.array_equal(full, grey > 90) and np.array_equal(masks.read_mask(tmp_path / "ones.png"), full)
-    assert not masks.read_mask(tmp_path / "empty.png").any()
-    with pytest.raises(InputError, match=r"grey\.png: has grey levels"):
-        masks.read_mask(tmp_path / "grey.png")
+    assert np.array_equal(full, grey > 90) and np.array_equal(read_mask(tmp_path / "ones.png"), full)
+    assert not read_mask(tmp_path / "empty.png").any()
+    with pytest.raises(InputError, match=r"grey\.png: has many grey levels"):
+        read_mask(tmp_path / "grey.png")
     with pytest.raises(InputError, match=r"full\.png: 64 × 64 pixels, but its image has 32 × 128; --mask-size any"):
         masks.read_mark(str(tmp_path / "full.png"), "", (128, 32))
     assert masks.read_mark(str(tmp_path / "full.png"), "", (128, 128), "any").sum() == 4 * full.sum()
