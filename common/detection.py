@@ -69,13 +69,13 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
     )
 
 
-def gate_network(fold, stage, config, labels, rows=other_folds):
+def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=light):
     """Return the Network of a classifier of whole radiographs, one logit each; labels(images, rows) -> 0 or 1."""
 
     def dataset(job, rows, augment, targets):
         known = dict(zip(rows.tolist(), labels(job.images, rows), strict=True)) if targets else None
         target = (lambda row: np.array([known[int(row)]], np.float32)) if targets else None
-        return job.images.dataset(rows, config.size, light() if augment else None, target)
+        return job.images.dataset(rows, config.size, augmentation() if augment else None, target)
 
     def build(weights=None):
         return models.classifier(config.backbone, 1, config.weights if weights is None else weights)

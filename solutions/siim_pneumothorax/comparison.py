@@ -4,10 +4,8 @@ import numpy as np
 import pandas as pd
 
 from common.compare import Comparison, means_of
-from common.metrics.segmentation import dice_from_areas
 from common.paths import read_parquet
-from common.post.rle import area, overlap
-from solutions.siim_pneumothorax.data import read_labels
+from solutions.siim_pneumothorax.data import dice_of, read_labels
 
 
 def results(job, split):
@@ -25,10 +23,8 @@ def read_masks(path):
 
 def join(predictions, labels):
     """Return the Dice of each image."""
-    pairs = list(zip(predictions["runs"], labels["runs"], strict=True))
-    areas = np.array([(overlap(found, true), area(found), area(true)) for found, true in pairs]).T
-    dice = dice_from_areas(*areas)
-    return pd.DataFrame({"dice": dice, "positive": np.where(areas[2] > 0, dice, np.nan)}, predictions.index)
+    dice, true = dice_of(zip(predictions["runs"], labels["runs"], strict=True))
+    return pd.DataFrame({"dice": dice, "positive": np.where(true > 0, dice, np.nan)}, predictions.index)
 
 
 MEASURE = means_of({"dice": "dice", "dice with pneumothorax": "positive"})

@@ -24,8 +24,11 @@ STAGES = {"stage_2_train.csv": "stage_2_sample_submission.csv", "train-rle.csv":
 
 def read_competition(job):
     """Return the Listing of the competition; table: present (0/1), area (pixels) and rle of each image."""
-    options = job.options
-    folder, labels_path, sample_path = _find_tables(options.data)
+    options, labels_path = job.options, KAGGLE.find_file(job.options.data, list(STAGES))
+    sample_path, folder = labels_path.with_name(STAGES[labels_path.name]), labels_path.parent
+    if not sample_path.is_file() and (folder / "sample_submission.csv").is_file():
+        sample_path = folder / "sample_submission.csv"
+    log.info(f"labels from {labels_path}, test images from {sample_path.name}")
     labels = read_labels(labels_path)
     files, test_ids = find_files(folder, options, lambda: read_ids(sample_path, COLUMNS))
     check_files(labels, test_ids, files, labels_path, options)
@@ -108,22 +111,15 @@ def hidden_score(job, rows):
     truth = read_labels(path) if path.is_file() else {}
     if not set(rows["ImageId"]) <= set(truth):
         return None
-    areas = []
-    for image_id, rle in rows.itertuples(index=False):
-        predicted = parse(rle)
-        areas.append((overlap(predicted, truth[image_id]), area(predicted), area(truth[image_id])))
-    both, predicted, true = np.array(areas).T
-    dice = segmentation.dice_from_areas(both, predicted, true)
+    pairs = [(parse(rle), truth[image_id]) for image_id, rle in rows.itertuples(index=False)]
+    dice, true = dice_of(pairs)
     return {"metric": "dice", "value": float(dice.mean()), "nothing": float((true == 0).mean())}
 
 
-def _find_tables(data):
-    labels = KAGGLE.find_file(data, list(STAGES))
-    sample = labels.with_name(STAGES[labels.name])
-    if not sample.is_file() and sample.with_name("sample_submission.csv").is_file():
-        sample = sample.with_name("sample_submission.csv")
-    log.info(f"labels from {labels}, test images from {sample.name}")
-    return labels.parent, labels, sample
+def dice_of(pairs):
+    """Return the Dice and the true area of pairs of predicted and true runs, (n,) each."""
+    areas = np.array([(overlap(found, true), area(found), area(true)) for found, true in pairs]).T
+    return segmentation.dice_from_areas(*areas), areas[2]
 
 
 def _with_masks(table, masks):

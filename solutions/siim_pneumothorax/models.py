@@ -1,25 +1,15 @@
-"""Build the gate and the segmenter; their losses, figures and frozen layers."""
+"""Losses, augmentations and figures of the gate and the segmenter."""
 
 from functools import partial
 
 import numpy as np
 import torch
 
+from common import detection
 from common.data import augment
 from common.metrics import classification, segmentation
-from common.nn import losses, models
+from common.nn import losses
 from solutions.siim_pneumothorax.config import SIZE
-
-
-def build_classifier(config, weights=None):
-    """Return the gate of a ClassifierConfig: radiographs (B, 1, H, W) to one logit each."""
-    return models.classifier(config.backbone, 1, config.weights if weights is None else weights)
-
-
-def build_segmenter(config, weights=None):
-    """Return the network of a SegmenterConfig: radiographs to mask logits and, if wanted, a presence logit."""
-    weights = config.weights if weights is None else weights
-    return models.segmenter(config.architecture, config.encoder, weights, empty_head=config.presence_head)
 
 
 def mask_loss(config):
@@ -42,11 +32,8 @@ def augmentation(name, size):
 def gate_figures(present, probs):
     """Return mcc, precision, recall and accuracy at the probability 0.5, and auroc; present: (n,) of 0 and 1."""
     counts = classification.confusion_counts(present, probs, 0.5)
-    return {
-        "mcc": classification.mcc(counts),
-        "auroc": classification.auroc(present, probs, undefined=np.nan),
-        **{name: getattr(classification, name)(counts) for name in ("precision", "recall", "accuracy")},
-    }
+    further = {name: getattr(classification, name)(counts) for name in ("mcc", "precision", "recall")}
+    return detection.gate_figures(present, probs) | further
 
 
 def mask_areas(output, masks):

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from common.config import from_dict, to_dict
+from common import detection
+from common.config import from_dict
 from common.data.augment import enrichment_plan, paper_siim_enrichment
 from common.data.loaders import sliding_rate
 from common.infer import tta
@@ -14,7 +15,7 @@ from common.metrics import segmentation
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import Network, other_folds, predict
 from common.nn.losses import bce
-from common.nn.models import freeze_all_but_head, freeze_first_half
+from common.nn.models import freeze_all_but_head, freeze_first_half, segmenter
 from common.recipe import Choice, Solution
 from common.submit.validate import validate_masks
 from common.tuning import Rule, nested_areas, rule_dice, tune_nested
@@ -33,30 +34,24 @@ def networks(job):
 
 def gate_network(config, fold):
     """Return the gate: its new last layer is trained first, then all layers (4.1.1)."""
+    augmentation = partial(models.augmentation, config.augmentation, config.size)
+    plain = detection.gate_network(fold, "classifier", config, data.presence, augmentation=augmentation)
 
-    def dataset(job, rows, augment, targets):
-        def has_mask(row):
-            return np.array([len(data.read_masks(job.images)[int(row)]) > 0], np.float32)
+    def enriched(job, rows, augment, targets):
+        if not augment:
+            return plain.dataset(job, rows, augment, targets)
+        present, transforms = data.presence(job.images, rows), paper_siim_enrichment()
+        indices, kinds = enrichment_plan(present, len(transforms), job.config.seed)
+        target = dict(zip(rows.tolist(), present[:, None].astype(np.float32), strict=True)).__getitem__
+        return job.images.dataset(rows[indices], config.size, transforms, target, kinds)
 
-        target, transform, kinds = has_mask if targets else None, None, None
-        if augment and config.enrichment:
-            transform = paper_siim_enrichment()
-            indices, kinds = enrichment_plan(data.presence(job.images, rows), len(transform), job.config.seed)
-            rows = rows[indices]
-        elif augment:
-            transform = models.augmentation(config.augmentation, config.size)
-        return job.images.dataset(rows, config.size, transform, target, kinds)
-
-    return Network(
-        fold,
-        "classifier",
-        config,
-        partial(models.build_classifier, config),
-        dataset,
+    return replace(
+        plain,
+        dataset=enriched if config.enrichment else plain.dataset,
         loss=partial(bce, pos_weight=None if config.positive_weight == 1 else config.positive_weight),
-        measure=lambda output, target: tta.sigmoid(output)[:, 0],
         figures=lambda job, probs, rows: models.gate_figures(data.presence(job.images, rows), probs),
         freeze=freeze_all_but_head,
+        activation=tta.sigmoid,
     )
 
 
@@ -76,7 +71,7 @@ def segmenter_networks(config, fold):
 
 def segmenter_network(config, fold, size, before=None):
     """Return the segmenter at one size; epochs are compared with the training's share of negatives."""
-    mask_term = models.mask_loss(config)
+    mask_term, shape = models.mask_loss(config), (config.architecture, config.encoder)
 
     def dataset(job, rows, augment, targets):
         transform = models.augmentation(config.augmentation, size) if augment else None
@@ -103,7 +98,7 @@ def segmenter_network(config, fold, size, before=None):
         fold,
         f"segmenter-{size}",
         config,
-        partial(models.build_segmenter, config),
+        lambda weights=None: segmenter(*shape, weights or config.weights, empty_head=config.presence_head),
         dataset,
         loss=loss,
         measure=models.mask_areas,
@@ -186,11 +181,9 @@ SOLUTION = Solution(
     refine_test=data.check_square,
     networks=networks,
     predict=predict_rows,
-    prediction_key=lambda config: [config.tta, config.presence, config.classifier.size, config.segmenter.sizes],
     maps=True,
     choose=choose,
     chosen=("oof_dice.parquet", "surface.csv"),
-    decision_key=lambda config: to_dict(config.decision),
     describe=describe,
     neutral=lambda job: "-1",
     answer=answer,
