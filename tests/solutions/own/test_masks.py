@@ -68,7 +68,7 @@ def test_mask_files(tmp_path):
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.uint8(pixels))
     full = masks.read_mark(str(tmp_path / "full.png"), "", (64, 64))
     assert np.array_equal(full, grey > 90) and np.array_equal(read_mask(tmp_path / "ones.png"), full)
-    assert not read_mask(tmp_path / "empty.png").any()
+    assert not read_mask(tmp_path / "empty.png", may_be_empty=True).any()
     with pytest.raises(InputError, match=r"grey\.png: has many grey levels"):
         read_mask(tmp_path / "grey.png")
     with pytest.raises(InputError, match=r"full\.png: 64 × 64 pixels, but its image has 32 × 128; --mask-size any"):
