@@ -12,7 +12,7 @@ from common.submit.table import read_table
 from common.train.checkpoint import load_weights, save_weights
 from solutions.__main__ import main
 from solutions.siim_pneumothorax.config import DEMO
-from solutions.siim_pneumothorax.models import build_segmenter
+from solutions.siim_pneumothorax.pipeline import segmenter_networks
 from solutions.siim_pneumothorax.preview import largest_masks
 from tests.notebooks import round_trip
 from tests.solutions.contract import NET
@@ -25,10 +25,10 @@ def run_with_masks(runs, tmp_path_factory):
     """A finished run with masks in its submission, which two epochs do not reach: the networks' output is shifted."""
     finished = runs.finished("siim_pneumothorax")
     run = shutil.copytree(finished / "run", tmp_path_factory.mktemp("masks") / "run")
-    config = replace(DEMO.segmenter, encoder=NET)
+    config = replace(DEMO, segmenter=replace(DEMO.segmenter, encoder=NET))
     images = torch.from_numpy(np.load(next(finished.glob("stores/*/images.npy"))))[:, None]
     for path in run.glob("fold*/segmenter-64/final.safetensors"):
-        model = build_segmenter(config, "none").eval()
+        model = segmenter_networks(config, 0)[-1].build("none").eval()
         load_weights(path, model)
         with torch.inference_mode():
             model.net.segmentation_head[0].bias -= model(images).median()
