@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 
-from common.metrics.statistics import bootstrap
 from common.paths import read_array, read_csv, read_json, read_parquet
 from common.report import page, plots, results
 from common.report.frame import step_section
@@ -30,9 +29,7 @@ FORMS = {"mean over images": "", "pooled pixels": "_pooled"}
 
 def fold_scores(job):
     """Return the Dice of each fold, see common.report.results.scores_by_fold."""
-    oof = read_parquet(job.run.path("oof_dice.parquet"))
-    dice = oof["dice"].to_numpy()
-    return results.scores_by_fold(oof["fold"], oof["patient_id"], lambda chosen, mine: bootstrap(dice[chosen], mine))
+    return results.means_by_fold(job, "oof_dice.parquet", "dice")
 
 
 def hints(job, score, trainings):

@@ -55,9 +55,6 @@ def refine(job, listing, store):
     return data.add_view(job, listing, store)
 
 
-# ---- training and prediction ---------------------------------------------------------------------------------------
-
-
 def network(job, fold):
     """Return the detector of one fold; epochs are compared by the mean AP at IoU 0.5."""
     config, n_classes = job.config.detector, data.count_classes(job)
@@ -85,9 +82,6 @@ def truth_of(images, rows):
 def predict_rows(job, folds, rows, path, title):
     """Return the boxes of the folds' detectors on store rows."""
     return {"": detection.predict_members(job, [network(job, fold) for fold in folds], rows, title)}
-
-
-# ---- scores --------------------------------------------------------------------------------------------------------
 
 
 def choose(job, oof):
@@ -132,9 +126,6 @@ def describe(figures):
     scores = f"mAP at IoU 0.5 {format_interval(figures['map'])}, at 0.4 {format_interval(figures['map_40'])}"
     more = f"COCO's {figures['map_coco']:.4f}; F1 {figures['f1']:.4f}, thresholds nested by {figures['nested_by']}"
     return [f"out of fold, {data.size_text(figures)}, {figures['boxes']:,} boxes: {scores}, {more}"]
-
-
-# ---- the answer ----------------------------------------------------------------------------------------------------
 
 
 def answer(job, test, chosen, neutral):

@@ -78,9 +78,6 @@ def pooled_features(images, config, device, workers):
     return found
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
 def truth_of(images, rows):
     """Return the labels of store rows, float32 (n, C) of 0, 1 and NaN for unknown."""
     return images.at(rows)[images.about["classes"]].to_numpy(np.float32)
@@ -169,9 +166,6 @@ def predict_rows(job, folds, rows, path, title):
     return {"": pd.concat([job.images.named(rows), table], axis=1)}
 
 
-# ---- scores --------------------------------------------------------------------------------------------------------
-
-
 def mean_auroc(truth, probs, groups, seed=0, n_resamples=1000):
     """Return the Interval of the mean AUROC over classes, (n, C); with unknown labels, from fewer resamples."""
     if np.isnan(truth).any():
@@ -240,9 +234,6 @@ def describe(figures):
     line = f"out of fold, {data.size_text(figures)}: mean AUROC {format_interval(figures['auroc'])}"
     more = f"; accuracy {format_interval(figures['accuracy'])}" if "accuracy" in figures else ""
     return [f"{line}{more}; thresholds nested by {figures['nested_by']}"]
-
-
-# ---- the answer ----------------------------------------------------------------------------------------------------
 
 
 def answer(job, test, rule, neutral):

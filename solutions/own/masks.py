@@ -37,9 +37,6 @@ from solutions.own.classify import augmentation
 SHAPE, MARK = ["image_id", "width", "height"], ["mask", "where"]
 
 
-# ---- the masks -----------------------------------------------------------------------------------------------------
-
-
 def refine(job, listing, store):
     """Return the listing with the array `masks`, uint8 (N, C, S, S) of 0 and 1, or UNKNOWN; written beside the store.
 
@@ -95,9 +92,6 @@ def read_mark(mark, where, shape, mask_size="same"):
     return cv2.resize(mask.astype(np.uint8) * 255, shape[::-1], interpolation=cv2.INTER_LINEAR) >= 128
 
 
-# ---- training and prediction ---------------------------------------------------------------------------------------
-
-
 def network(job, fold):
     """Return the network of one fold."""
     config, loss = job.config.segmenter, mask_loss(job.config.segmenter.loss)
@@ -128,9 +122,6 @@ def predict_rows(job, folds, rows, path, title):
     """Write the probabilities of store rows to `path` and return a table of the rows."""
     predict(job, [network(job, fold) for fold in folds], rows, tta.views(job.config.tta), title, path)
     return {"": job.images.named(rows)}
-
-
-# ---- decision ------------------------------------------------------------------------------------------------------
 
 
 def choose(job, oof):
@@ -174,9 +165,6 @@ def describe(figures):
     scores = f"mean Dice {format_interval(figures['dice'])}, IoU {format_interval(figures['iou'])}"
     size = data.size_text(figures)
     return [f"out of fold, {size}: {scores} (Dice by structure: {each}), nested by {figures['nested_by']}"]
-
-
-# ---- the answer ----------------------------------------------------------------------------------------------------
 
 
 def answer(job, test, rule, neutral):

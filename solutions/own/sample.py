@@ -1,13 +1,10 @@
 """The embedded sample: phantom radiographs with the labels that a user could have, several per image."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import cv2
 
 from common import phantom
 from common.phantom import findings
-from common.phantom.sample import write_rows, write_sample
+from common.phantom.sample import in_threads, write_rows, write_sample
 
 VERSION, SIDE = 1, 256
 KINDS = {"effusion": findings.effusion, "mass": findings.mass, "pneumothorax": findings.pneumothorax}
@@ -36,8 +33,7 @@ def _write(folder, n_train, n_test, seed):
         film = phantom.draw(first + number, SIDE, [KINDS[name] for name in names], first + number // 2)
         cv2.imwrite(str(folder / "images" / f"{image_id}.png"), film.image)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(write, range(len(cases))))
+    in_threads(write, range(len(cases)))
     rows = [[image_id, patient, *(int(name in names) for name in KINDS)] for image_id, patient, names in cases]
     header, neutral = ["image_id", "patient_id", *KINDS], [[case[0], *[0.5] * len(KINDS)] for case in cases[n_train:]]
     write_rows(folder / "labels.csv", [header, *rows[:n_train]])

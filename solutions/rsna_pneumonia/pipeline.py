@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import expit
 
 from common import detection
-from common.config import from_dict, to_dict
+from common.config import from_dict
 from common.data.box_augment import pipeline
 from common.metrics.classification import auroc
 from common.metrics.detection_counts import image_scores, match_boxes, mean_score
@@ -18,8 +18,6 @@ from common.recipe import Choice, Solution
 from common.tuning import tune_nested
 from solutions.rsna_pneumonia import data, postprocess, report
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes
-
-# ---- training and prediction ----------------------------------------------------------------------------------------
 
 
 def fold_networks(config, fold):
@@ -51,9 +49,6 @@ def pool(suffix, tables):
     """Return all boxes of the test images, or the mean logits of the folds' gates."""
     table = pd.concat(tables, ignore_index=True)
     return table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1) if suffix else table
-
-
-# ---- decision and submission ---------------------------------------------------------------------------------------
 
 
 def choose(job, oof):
@@ -124,10 +119,8 @@ SOLUTION = Solution(
     predict=predict_rows,
     suffixes=lambda config: ("", "_gate"),
     pool=pool,
-    prediction_key=lambda config: [config.tta, config.members, config.gate.size, to_dict(config.detector)],
     choose=choose,
     chosen=("surface.csv", "oof_scores.parquet", "oof_decided.parquet"),
-    decision_key=lambda config: to_dict(config.decision),
     describe=describe,
     answer=answer,
     check=lambda path, job: data.KAGGLE.check(path, job.sample_path),

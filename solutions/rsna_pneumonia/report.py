@@ -1,6 +1,5 @@
 """RSNA's sections of the report: data, rule, gate and pictures with boxes."""
 
-from common.metrics.statistics import bootstrap
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
 from common.report import detection_plots, page, plots, results
@@ -61,9 +60,7 @@ def _results(job):
 
 def fold_scores(job):
     """Return the mAP of each fold, see common.report.results.scores_by_fold."""
-    scored = job.images.table.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
-    groups, score = job.images.groups(scored["row"]), scored["score"].to_numpy()
-    return results.scores_by_fold(scored["fold"], groups, lambda one, own: bootstrap(score[one], own, skip_nan=True))
+    return results.means_by_fold(job, "oof_scores.parquet", "score")
 
 
 def hints(job, score, trainings):

@@ -4,9 +4,7 @@ Like the real set: 1024 × 1024 8-bit DICOM named by patient, one to three boxes
 each, and healthy images as well as those with other findings. Unlike it: half have an opacity instead of 22 %.
 """
 
-import os
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -14,7 +12,7 @@ import numpy as np
 from common import phantom
 from common.phantom import findings as draws
 from common.phantom.dicom import nih_dicom
-from common.phantom.sample import write_rows, write_sample
+from common.phantom.sample import in_threads, write_rows, write_sample
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, LABELS, SAMPLE, SAMPLE_FILE, SIDE
 
 VERSION = 1  # to be raised whenever the files for a seed change
@@ -36,8 +34,7 @@ def make_sample(folder, n_train=48, n_test=12, seed=0):
 
 def _write(folder, n_train, n_test, seed):
     train, test = ([(split, seed, k) for k in range(n)] for split, n in (("train", n_train), ("test", n_test)))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing releases the interpreter lock
-        written = list(pool.map(partial(_write_image, folder), [*train, *test]))
+    written = in_threads(partial(_write_image, folder), [*train, *test])
     for name, images in ((LABELS, written[:n_train]), ("hidden/truth.csv", written[n_train:])):
         rows = [(image_id, *box, kind // 2) for image_id, kind, boxes in images for box in boxes or [("",) * 4]]
         write_rows(folder / name, [("patientId", "x", "y", "width", "height", "Target"), *rows])

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from common.metrics.statistics import bootstrap
 from common.paths import read_array, read_csv, read_json, read_parquet
 from common.post.rle import paint, parse
 from common.report import page, plots, results
@@ -22,9 +21,7 @@ EXPERIMENTS = ("enrichment-", "positives-", "larger-", "classifier-")
 
 def fold_scores(job):
     """Return the Dice of each fold, see common.report.results.scores_by_fold."""
-    oof = read_parquet(job.run.path("oof_dice.parquet"))
-    groups, dice = job.images.groups(oof["row"]), oof["dice"].to_numpy()
-    return results.scores_by_fold(oof["fold"], groups, lambda chosen, mine: bootstrap(dice[chosen], mine))
+    return results.means_by_fold(job, "oof_dice.parquet", "dice")
 
 
 def hints(job, score, trainings):

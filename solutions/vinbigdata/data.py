@@ -32,15 +32,6 @@ FINDINGS = [f"c{number}" for number in range(NO_FINDING)]
 JOIN = {"wbf": mean_boxes, "nms": first_boxes, "none": lambda boxes, starts, iou: (boxes, np.arange(len(boxes)))}
 
 
-# ---- prepare -------------------------------------------------------------------------------------------------------
-
-
-def made_with(config):
-    """Return the settings that decide what `prepare` makes."""
-    made = {name: getattr(config, name) for name in ("n_folds", "rater_aware", "seed", "store_size")}
-    return made | {f"fusion.{name}": getattr(config.fusion, name) for name in ("raters", "raters_iou")}
-
-
 def read_competition(job):
     """Return the Listing of the competition, with the tables "labels" and "originals" for `fuse_boxes`.
 
@@ -76,7 +67,7 @@ def fuse_boxes(job, listing, store):
     boxes.parquet: image_id, row, class_id (0 … 13), x_min, y_min, x_max, y_max (pixels of the original), votes (number
     of raters who marked the box), ordered by row.
     """
-    table, labels = _with_originals(listing), listing.tables["labels"]
+    table, labels = with_originals(job, listing, store).table, listing.tables["labels"]
     marked = labels[labels["class_id"] != NO_FINDING]
     boxes = fuse_marks(marked, table, job.config.fusion, listing.inputs[0])
     counts = f"{len(marked)} boxes of {labels['rad_id'].nunique()} raters became {len(boxes)}"
@@ -88,14 +79,8 @@ def read_test(job):
     """Return the Listing of the test images only: those of --test or of the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
     originals, sizes = _read_originals(job.options, ids)
-    table = image_table([], ids)
-    tables, about = {"originals": originals}, {"pixels": digest(sizes)}
-    return Listing(folder, table, files, _sample(ids), tables=tables, about=about)
-
-
-def set_test_sizes(job, listing, store):
-    """Return the listing of the test images with the sizes of the originals."""
-    return replace(listing, table=_with_originals(listing), tables={})
+    known = {"tables": {"originals": originals}, "about": {"pixels": digest(sizes)}}
+    return Listing(folder, image_table([], ids), files, _sample(ids), **known)
 
 
 def read_train(path):
@@ -194,13 +179,13 @@ def _read_originals(options, ids):
     return originals, [] if originals is None else originals.to_numpy().tolist()
 
 
-def _with_originals(listing):
-    """Return the listing's image table with width and height of the originals if --sizes gave them."""
+def with_originals(job, listing, store):
+    """Return the listing of images, with width and height of the originals if --sizes gave them, without its tables."""
     table, originals = listing.table, listing.tables["originals"]
-    if originals is None:
-        return table
-    log_copies(table, originals)
-    return table.assign(width=originals["width"].to_numpy(), height=originals["height"].to_numpy())
+    if originals is not None:
+        log_copies(table, originals)
+        table = table.assign(width=originals["width"].to_numpy(), height=originals["height"].to_numpy())
+    return replace(listing, table=table, tables={})
 
 
 # ---- boxes and labels of a run -------------------------------------------------------------------------------------
@@ -265,10 +250,9 @@ def hidden_score(job, detections):
 def read_sizes(paths, ids):
     """Return image_id, width and height (int64, pixels) of `ids`, in their order.
 
-    paths: CSV files, folders of runs, or folders of images. A CSV has image_id, width and height, or image_id, dim0
-    (height) and dim1 (width); other columns are ignored, and rows of the same image must agree. Raises InputError
-    naming file and row or image for missing columns, sizes that are not positive whole numbers, contradictory rows, and
-    images without a size.
+    paths: CSV files of image_id, width and height, or image_id, dim0 (height) and dim1 (width), folders of runs, or
+    folders of images. Raises InputError naming file and row or image for missing columns, sizes that are not positive
+    whole numbers, contradictory rows, and images without a size.
     """
     table, places = pd.concat([_read_sizes(path, ids) for path in paths]).drop_duplicates(), ", ".join(map(str, paths))
     for image_id in table.loc[table["image_id"].duplicated(), "image_id"][:1]:

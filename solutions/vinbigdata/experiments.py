@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from common.compare import groups_of
 from common.config import to_dict
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import bootstrap_map, coco_scores, evaluate, paired_map
@@ -18,7 +19,7 @@ from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import COCO_FINDINGS, VOC_FINDINGS, out_of_fold
 from solutions.vinbigdata.lungs import locate_findings
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule
-from solutions.vinbigdata.tuning import patients_of, tune_detection
+from solutions.vinbigdata.tuning import tune_detection
 
 log = logging.getLogger(__name__)
 # paper, table 1 and 3.2: mAP on the test set
@@ -30,19 +31,16 @@ LOCATIONS = "locations.csv"
 
 
 def run_ablation(job):
-    """Write the tables of the paper's comparisons.
+    """Write the tables of the paper's comparisons; all choices are made for each part of the images on the others.
 
-    ablation.csv, the paper's table 1. base: the boxes of the best member; WBF: all members fused; 2CC, WBF + 2CC: the
-    same two with the paper's rule; WBF + several 2CCs: with the mean of all 2CCs instead of the first one; WBF +
-    winners' rule. All choices, including the best member, are made for each part of the images on the others. In the
-    first two steps only images without boxes get No finding, as in the paper. Columns: step, map, low, high, findings
-    (their mean AP), boxes before the fusion and after the rule, skipped (share of images above alpha, which need no
-    detector if the 2CC comes first), gain over the base with gain_low, gain_high and p (paired, by patient), paper.
-    errors_2cc.csv: errors of the findings' boxes, and mAP gained by correcting them, before and after the 2CC.
-    wbf_sweep.csv: `sweep_fusion`. figure1*.csv: `compare_members`. locations.csv: `locate_findings`, with lung masks.
+    ablation.csv, table 1. base: the best member's boxes; WBF: all members fused; 2CC, WBF + 2CC: both with the paper's
+    rule; WBF + several 2CCs: the mean of all 2CCs. In the first two only images without boxes get No finding. Columns:
+    step, map, low, high, findings (mean AP), boxes before the fusion and after the rule, skipped (share of images above
+    alpha, which need no detector), gain over the base (paired) with gain_low, gain_high and p, paper. errors_2cc.csv:
+    errors of boxes, and mAP gained by correcting them. Others: `sweep_fusion`, `compare_members`, `locate_findings`.
     """
     config, oof, (images, truth) = job.config, read_predictions(job, "oof"), out_of_fold(job)
-    every, groups = oof.tables["_healthy"].set_index("image_id"), patients_of(images)
+    every, groups = oof.tables["_healthy"].set_index("image_id"), groups_of(images)
     one, best = every["first" if "first" in every else "healthy"], replace(config.fusion, method="best", weights=(2.0,))
     steps = {
         "base": (best, "none", one),
@@ -59,7 +57,7 @@ def run_ablation(job):
         decision = replace(config.decision, rule=(rule,))
         found = tune_detection(oof.table, truth, images, healthy, config.members, fusion, decision, seed=config.seed)
         tuned[step], probs = found, healthy[images["image_id"]].to_numpy()
-        row = {"step": step, **_with_interval(found.score)}
+        row = {"step": step, "map": found.score.estimate, "low": found.score.low, "high": found.score.high}
         row["findings"] = mean_of_defined(found.result.classes["ap"].to_numpy()[:NO_FINDING])
         row["before"] = len(oof.table) if fusion is config.fusion else None
         row["after"] = int((found.detections["class_id"] != NO_FINDING).sum())
@@ -68,9 +66,13 @@ def run_ablation(job):
             gain, p = paired_map(found.result, tuned["base"].result, groups, seed=config.seed)
             row |= {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high, "p": p}
         rows.append(row | {"paper": PUBLISHED.get(step)})
+    errors = [
+        error_breakdown(tuned[step].detections, truth, images["image_id"], VOC_FINDINGS).summary.add_suffix(f"_{when}")
+        for when, step in (("before", "WBF"), ("after", "WBF + 2CC"))
+    ]
     tables = {
         "ablation.csv": pd.DataFrame(rows)[[*rows[1]]].astype({"before": "Int64"}),
-        "errors_2cc.csv": _errors(tuned, truth, images),
+        "errors_2cc.csv": pd.concat(errors, axis=1).reset_index(),
         "wbf_sweep.csv": sweep_fusion(oof.table, truth, images, tuned["base"].members),
         **compare_members(job, oof.table, truth, images),
     }
@@ -111,9 +113,10 @@ def compare_members(job, boxes, truth, images):
     for member in config.members:
         own, detector = boxes[boxes["member"] == member], config.detector_of(member)
         result = evaluate(own, truth, images["image_id"], VOC_FINDINGS)
-        score = bootstrap_map(result, patients_of(images), seed=config.seed)[1]
+        score = bootstrap_map(result, groups_of(images), seed=config.seed)[1]
         coco, by_class = coco_scores(own, truth, images["image_id"], COCO_FINDINGS)
-        members.append({"member": member, **_with_interval(score), "map_coco": coco["ap"]})
+        figures = {"map": score.estimate, "low": score.low, "high": score.high, "map_coco": coco["ap"]}
+        members.append({"member": member, **figures})
         classes[member] = by_class["ap"]
         for fold in config.folds:
             used = (table["fold"] >= 0) & (table["fold"] != fold) & (table["abnormal"] >= detector.abnormal_only)
@@ -125,18 +128,6 @@ def compare_members(job, boxes, truth, images):
     )
     curves = pd.concat(curves).groupby(["member", "epoch"], sort=False).mean().reset_index()
     return {"figure1.csv": pd.DataFrame(members), "figure1_classes.csv": classes, "figure1_curves.csv": curves}
-
-
-def _errors(tuned, truth, images):
-    found = []
-    for name, step in (("before", "WBF"), ("after", "WBF + 2CC")):
-        each = error_breakdown(tuned[step].detections, truth, images["image_id"], VOC_FINDINGS)
-        found.append(each.summary.add_suffix(f"_{name}"))
-    return pd.concat(found, axis=1).reset_index()
-
-
-def _with_interval(score):
-    return {"map": score.estimate, "low": score.low, "high": score.high}
 
 
 ABLATION = Step(

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common.config import file_hash
 from common.data.loaders import SampleDataset
 from common.data.store_workers import to_square
 from common.paths import read_array
@@ -20,11 +19,6 @@ SIDE, FILE = 256, "lungs.safetensors"  # side of the masks in pixels; name of th
 def assets(config):
     """Return the files that an export needs, by name: the segmenter, if a member needs it."""
     return {FILE: weights_file(config.lungs, "--lungs")} if config.needs_lungs else {}
-
-
-def segmenter_hash(config):
-    """Return what the masks follow from, None where no member needs them."""
-    return next(map(file_hash, assets(config).values()), None)
 
 
 def with_lungs(refine):

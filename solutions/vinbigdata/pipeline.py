@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import expit
 
 from common import detection
-from common.config import from_dict, to_dict
+from common.config import file_hash, from_dict
 from common.data.box_augment import pipeline
 from common.metrics.detection_errors import error_breakdown
 from common.metrics.statistics import format_interval
@@ -20,10 +20,15 @@ from common.post.members import fuse_members
 from common.recipe import Choice, Solution, read_predictions
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, lungs, postprocess, report, tuning
-from solutions.vinbigdata.config import KAGGLE, NO_FINDING, NOTHING, DetectorConfig, member_parts
+from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, NOTHING, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
-# ---- training (paper, 3) -------------------------------------------------------------------------------------------
+
+def made_with(config):
+    """Return the settings that `prepare` depends on, the segmenter's hash included where a member needs lungs."""
+    made = {name: getattr(config, name) for name in ("n_folds", "rater_aware", "seed", "store_size")}
+    made |= {f"fusion.{name}": getattr(config.fusion, name) for name in ("raters", "raters_iou")}
+    return made | {"lungs": next(map(file_hash, lungs.assets(config).values()), None)}
 
 
 def networks(job):
@@ -70,9 +75,6 @@ def healthy_network(config, fold, backbone):
     return detection.gate_network(fold, stage, classifier, data.healthy, rows)
 
 
-# ---- prediction ----------------------------------------------------------------------------------------------------
-
-
 def predict_rows(job, folds, rows, path, title):
     """Return the boxes of one fold's detectors, and for held-out rows the probabilities of a healthy image.
 
@@ -93,13 +95,6 @@ def predict_rows(job, folds, rows, path, title):
     return {"": detection.predict_members(job, detectors, rows, title), "_healthy": healthy}
 
 
-def prediction_key(config):
-    """Return the settings that predictions depend on."""
-    detector = config.detector
-    more = [*config.healthy_more, *([detector.min_score] if detector.min_score != DetectorConfig.min_score else [])]
-    return [config.tta, config.members, detector.size, detector.nms, detector.per_image, config.healthy.size, *more]
-
-
 def pool(suffix, tables):
     """Return all boxes of the test images, or their probabilities of being healthy."""
     table = pd.concat(tables, ignore_index=True)
@@ -110,20 +105,19 @@ def pool(suffix, tables):
     return pd.DataFrame({"image_id": mean["image_id"], "fold": -1, "healthy": expit(mean["logit"])})
 
 
-# ---- decision and submission ---------------------------------------------------------------------------------------
-
-
 def choose(job, oof):
     """Choose the fusion and rule with the best mean AP out of fold; each part is scored by the others' choice."""
     config, (images, truth) = job.config, data.out_of_fold(job)
     healthy = oof.tables["_healthy"].set_index("image_id")["healthy"]
     options = {"members": config.members, "fusion": config.fusion, "decision": config.decision, "seed": config.seed}
     tuned = tuning.tune_detection(oof.table, truth, images, healthy, **options)
+    classes, aps = tuned.result.classes.reset_index(), tuned.class_scores
+    classes.insert(1, "name", [CLASSES[number] for number in classes["class_id"]])
     tables = {
         "surface.csv": tuned.surface,
         "sweep.csv": tuned.sweep,
         "members.csv": tuned.members,
-        "classes.csv": tuning.class_table(tuned),
+        "classes.csv": classes.assign(low=[each.low for each in aps], high=[each.high for each in aps]),
         "errors.csv": error_breakdown(tuned.detections, truth, images["image_id"]).summary.reset_index(),
         "oof_decided.parquet": tuned.detections,
     }
@@ -165,19 +159,17 @@ def check(path, job):
 SOLUTION = Solution(
     "vinbigdata",
     KAGGLE.score,
-    made_with=lambda config: data.made_with(config) | {"lungs": lungs.segmenter_hash(config)},
+    made_with=made_with,
     read=data.read_competition,
     refine=lungs.with_lungs(data.fuse_boxes),
     read_test=data.read_test,
-    refine_test=lungs.with_lungs(data.set_test_sizes),
+    refine_test=lungs.with_lungs(data.with_originals),
     networks=networks,
     predict=predict_rows,
     suffixes=lambda config: ("", "_healthy"),
     pool=pool,
-    prediction_key=prediction_key,
     choose=choose,
     chosen=("surface.csv", "sweep.csv", "members.csv", "classes.csv", "errors.csv", "oof_decided.parquet"),
-    decision_key=lambda config: [to_dict(config.fusion), to_dict(config.decision)],
     describe=describe,
     neutral=lambda job: NOTHING,
     answer=answer,

@@ -65,9 +65,6 @@ def list_rules(fusion, decision, weights):
     return found
 
 
-# ---- fusion and decision -------------------------------------------------------------------------------------------
-
-
 def find_healthy(rule, probs):
     """Return two masks of images by their probability of being healthy: boxes dropped, and a No finding box added."""
     return probs > rule.alpha, probs > rule.beta
@@ -91,9 +88,6 @@ def apply_rule(detections, image_ids, healthy, rule):
     )
     parts = [detections.loc[kept, COLUMNS], boxes[COLUMNS]]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
-
-
-# ---- the competition's format --------------------------------------------------------------------------------------
 
 
 def prediction_strings(detections, image_ids, images=None):

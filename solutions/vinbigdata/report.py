@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from common.compare import groups_of
 from common.metrics.detection import bootstrap_map, evaluate, pr_curve
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
@@ -11,7 +12,6 @@ from common.report.gallery import MOST_BOXES, best_boxes, box_gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import out_of_fold, truth_of
 from solutions.vinbigdata.experiments import LOCATIONS, PUBLISHED_SWEEP
-from solutions.vinbigdata.tuning import patients_of
 
 TITLE = "VinBigData detection"
 RESAMPLES = 200  # for the interval of a fold
@@ -27,7 +27,7 @@ def fold_scores(job):
         mine = (table[table["image_id"].isin(ids)] for table in (found, truth))
         return bootstrap_map(evaluate(*mine, ids), groups, RESAMPLES)[1]
 
-    return results.scores_by_fold(images["fold"], patients_of(images), score)
+    return results.scores_by_fold(images["fold"], groups_of(images), score)
 
 
 def hints(job, score, trainings):
@@ -144,7 +144,7 @@ def _healthy(run, scored):
         if share
     ]
     truth, probs, outcomes = 1 - scored[["abnormal"]].to_numpy(), scored[["health"]].to_numpy(), ("abnormal", "healthy")
-    drawn = results.classes(truth, probs, scored["fold"], ["healthy"], 0.5, outcomes, patients_of(scored))
+    drawn = results.classes(truth, probs, scored["fold"], ["healthy"], 0.5, outcomes, groups_of(scored))
     caption = "Shares of the out-of-fold and of the test images (mean of folds' logits)"
     return page.section("Healthy or not (2CC)", *drawn, page.table(pd.DataFrame(above), caption))
 

@@ -7,10 +7,8 @@ instead of 71 %, all classes are equally frequent, a class is drawn once per ima
 so that a few dozen are enough for training.
 """
 
-import os
 import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 from common import phantom
 from common.errors import InputError
 from common.phantom import findings as draws
-from common.phantom.sample import write_rows, write_sample
+from common.phantom.sample import in_threads, write_rows, write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
 VERSION = 1  # to be raised whenever the files for a seed change
@@ -74,9 +72,7 @@ def make_sample(folder, n_train=48, n_test=12, seed=0, healthy=50):
 
 def _write(folder, n_train, n_test, seed, healthy):
     cases = [*_plan("train", n_train, seed, healthy), *_plan("test", n_test, seed, healthy)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing releases the interpreter lock
-        drawn = list(pool.map(partial(_write_image, folder), cases))
-    pairs = list(zip(cases, drawn, strict=True))
+    pairs = list(zip(cases, in_threads(partial(_write_image, folder), cases), strict=True))
     read = [row for case, image in pairs[:n_train] for row in _readings(case, *image)]
     order = np.random.default_rng([seed, 3]).permutation(len(read))
     write_rows(folder / "train.csv", [HEADER, *(read[i] for i in order)])

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
+from common.compare import groups_of
 from common.config import to_dict
 from common.data.folds import make_folds
 from common.detection import gate_figures
@@ -14,7 +15,7 @@ from common.metrics.classification import mean_of_defined
 from common.metrics.detection import Result, ap_of, bootstrap_map, class_aps, evaluate
 from common.metrics.statistics import Interval, as_interval
 from common.post.members import fuse, split_members
-from solutions.vinbigdata.config import CLASSES, NO_FINDING
+from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import VOC_FINDINGS, no_findings
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, find_healthy, list_rules
 
@@ -25,12 +26,10 @@ SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alph
 class Tuned:
     """The result of `tune_detection`.
 
-    rule: the best on all images, for the test set; naive: its mean AP on these images. part_rules: {part: the rule
-    chosen on the other parts}. parts: (n,), the images' folds, or with a single fold halves of the patients (`halves`).
-    detections: every image under the rule of its part; result: their mean AP over all images at once; score,
-    class_scores: the intervals of the mean and of the classes. surface: DataFrame of the rules tried on all images:
-    iou, skip, alpha, beta, map. sweep: alpha, beta and map on all images with the fusion of `rule`, for the figure.
-    members: DataFrame of member, weight and map, the mean AP of findings with only its boxes.
+    rule: the best on all images, naive: its mean AP there. part_rules: {part: the rule chosen on the other parts}.
+    parts: (n,), folds, or of a single one `halves` of the patients. detections: each image under its part's rule;
+    result, score, class_scores: their mean AP and intervals. surface, sweep: the rules tried, and alpha and beta with
+    the fusion of `rule`, on all images. members: DataFrame of member, weight and map (findings, its boxes alone).
     """
 
     rule: DecisionRule
@@ -64,41 +63,30 @@ def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=
     oof: boxes of the networks, for each image from the fold not trained on it; truth: true boxes, one row of class 14
     for an image without a finding; images: the held-out ones, with fold and patient_id ("" if unknown); healthy: as in
     `apply_rule`. Since mean AP is not a mean over images, the images of each part get the rule chosen on the other
-    parts, and all are scored as one set. fusion.weights are given to the members by the mean AP of their boxes, best
-    first; then fusion.try_weights are tried for one member after another. fusion.method may also be "best": only the
-    boxes of the member with the highest weight. Of tied rules, the middle one wins.
+    parts, and all are scored as one set. fusion.weights go to the members by the mean AP of their boxes, best first;
+    then fusion.try_weights are tried for one after another. fusion.method may also be "best": only the boxes of the
+    member with the highest weight. Of tied rules, the middle one wins.
     """
-    ids = images["image_id"].to_numpy()
-    groups = patients_of(images)
+    ids, groups, parts = images["image_id"].to_numpy(), groups_of(images), images["fold"].to_numpy()
     halves = images["fold"].nunique() < 2
     if halves:
         labels = pd.crosstab(truth["image_id"], truth["class_id"]).reindex(ids, fill_value=0) > 0
         parts = make_folds(labels.to_numpy().astype(int), 2, groups, seed)
-    else:
-        parts = images["fold"].to_numpy()
     names = np.unique(parts)
     shares = np.stack([np.ones(len(ids)), *(parts != name for name in names)])  # all images, then all but each part
     trials = _Trials(oof, truth, images, healthy, members, fusion.method, shares)
     best, *others = (trials.choose(share, fusion, decision) for share in range(len(shares)))
     part_rules = dict(zip(names.tolist(), others, strict=True))
-    under = [trials.decide(rule, ids[parts == name]) for name, rule in part_rules.items()]
+    under = (trials.decide(rule, ids[parts == name]) for name, rule in part_rules.items())
     detections = pd.concat(under, ignore_index=True)
     result = evaluate(detections, truth, ids)
     class_scores, score = bootstrap_map(result, groups, n_resamples, seed)
-    surface = [asdict(rule) | {"map": trials.scores(rule)[0]} for rule in list_rules(fusion, decision, best.weights)]
-    sweep = [replace(best, alpha=a, beta=b) for a, b in itertools.product(SWEEP, (-1.0, *SWEEP)) if b <= a]
-    sweep = [{"alpha": rule.alpha, "beta": rule.beta, "map": trials.scores(rule)[0]} for rule in sweep]
-    surface, sweep = pd.DataFrame(surface).drop(columns="weights"), pd.DataFrame(sweep)
+    surface = trials.table(list_rules(fusion, decision, best.weights)).drop(columns="weights")
+    pairs = [(a, b) for a, b in itertools.product(SWEEP, (-1.0, *SWEEP)) if b <= a]
+    sweep = trials.table(replace(best, alpha=a, beta=b) for a, b in pairs)[["alpha", "beta", "map"]]
     alone = pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]})
     naive = float(trials.scores(best)[0])
     return Tuned(best, part_rules, parts, halves, detections, result, score, class_scores, naive, surface, sweep, alone)
-
-
-def class_table(tuned):
-    """Return each class with its AP, interval and the other results of `evaluate`."""
-    classes, intervals = tuned.result.classes.reset_index(), [as_interval(each) for each in tuned.class_scores]
-    classes.insert(1, "name", [CLASSES[number] for number in classes["class_id"]])
-    return classes.assign(**{end: [interval[end] for interval in intervals] for end in ("low", "high")})
 
 
 def score_figures(tuned, truth, images, healthy, tested):
@@ -110,13 +98,10 @@ def score_figures(tuned, truth, images, healthy, tested):
     def shares(values):
         return {"alpha": float((values > rule.alpha).mean()), "beta": float((values > rule.beta).mean())}
 
-    def defined(value):
-        return None if np.isnan(value) else float(value)
-
+    parts = {"map_findings": aps[:NO_FINDING].mean(), "ap_no_finding": aps[NO_FINDING]}
     return {
         "map": as_interval(tuned.score),
-        "map_findings": defined(aps[:NO_FINDING].mean()),
-        "ap_no_finding": defined(aps[NO_FINDING]),
+        **{name: None if np.isnan(value) else float(value) for name, value in parts.items()},
         "classes": int(aps.notna().sum()),
         "map_not_nested": tuned.naive,
         "map_no_finding": float(evaluate(nothing, truth, images["image_id"]).mean_ap),
@@ -124,16 +109,11 @@ def score_figures(tuned, truth, images, healthy, tested):
         "abnormal": int((true == 0).sum()),
         "nested_by": "halves of the patients" if tuned.halves else "folds",
         "healthy": {
-            "auroc": defined(of_2cc["auroc"]),
+            "auroc": None if np.isnan(of_2cc["auroc"]) else float(of_2cc["auroc"]),
             "accuracy": float(of_2cc["accuracy"]),
             "share_above": {"oof": shares(probs), "test": shares(tested) if len(tested) else None},
         },
     }
-
-
-def patients_of(images):
-    """Return the groups that are resampled and halved together, (n,): an image's patient, or the image if unknown."""
-    return np.where(images["patient_id"] == "", "image " + images["image_id"], images["patient_id"])
 
 
 def rank_weights(weights, own):
@@ -182,6 +162,10 @@ class _Trials:
         tied = np.flatnonzero(scores >= scores.max() - 1e-12)
         return grid[tied[(len(tied) - 1) // 2]]
 
+    def table(self, rules):
+        """Return the rules, one per row, with their mean AP on all images."""
+        return pd.DataFrame([asdict(rule) | {"map": self.scores(rule)[0]} for rule in rules])
+
     def _fuse(self, weights, iou, skip):
         tables, method = self.tables, self.method
         if method == "best" or len(tables) == 1:
@@ -215,10 +199,9 @@ class _Trials:
             scores, hits = (np.concatenate(part) for part in parts)
             image = np.concatenate([found.image, len(dropped) + added[order]])
             starts = np.append(found.starts[:-1], len(scores))
-            totals = [
-                np.bincount(found.truth_class, share[found.truth_image], len(starts) - 1) for share in self.shares
-            ]
+            n, of_truth = len(starts) - 1, self.shares[:, found.truth_image]
+            totals = np.stack([np.bincount(found.truth_class, share, n) for share in of_truth])
             weights = np.hstack([self.shares * ~dropped, self.shares])
-            aps = class_aps(starts, scores, hits, image, weights, np.stack(totals), found.rule)
+            aps = class_aps(starts, scores, hits, image, weights, totals, found.rule)
             self.known[rule] = mean_of_defined(aps)
         return self.known[rule]
