@@ -302,4 +302,6 @@ def test_the_logits_of_several_classifiers_are_averaged(job, images, monkeypatch
     np.testing.assert_allclose(out["first"], 1 / (1 + np.exp(-1)), rtol=1e-12)
     job.config = CONFIG
     assert "first" not in pipeline.predict_rows(job, [0], images.rows(folds=[0]), None, "")["_healthy"]
-    assert pipeline.prediction_key(CONFIG) != pipeline.prediction_key(replace(CONFIG, healthy_more=("resnet18",)))
+    assert pipeline.SOLUTION.prediction_key(CONFIG) != pipeline.SOLUTION.prediction_key(
+        replace(CONFIG, healthy_more=("resnet18",))
+    )
