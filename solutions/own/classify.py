@@ -1,5 +1,6 @@
 """Classification of own images: one network per fold, with several labels per image or one of several classes."""
 
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -259,7 +260,7 @@ def hidden_score(job, rows):
 
 def refine(job, listing, store):
     """Return the listing with what the networks see; classes need no table of marks."""
-    return data.add_view(job, data.without_marks(listing), store)
+    return data.add_view(job, replace(listing, tables={}), store)
 
 
 def check(path, job):

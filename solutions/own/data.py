@@ -183,9 +183,8 @@ def dataset(images, rows, size, transform=None, targets=None):
 def _places(options, files, ids):
     """Return the paths of images relative to --test or --data, for files that name them."""
     roots = [root for root in (options.test, options.data) if root is not None]
-    paths = [files[image_id] for image_id in ids]
-    within = ([path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)] for path in paths)
-    return [found[0] for found in within]
+    paths = (files[image_id] for image_id in ids)
+    return [next(path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)) for path in paths]
 
 
 def _identify(name, names, where):
@@ -264,8 +263,3 @@ def _with_given_folds(config, path, train, table):
     if leaking.any():
         log.info(f"folds: {int(leaking.sum())} patients are in several folds of {path}; scores are optimistic")
     return table
-
-
-def without_marks(listing):
-    """Return the listing without the table of boxes or masks, once these are stored."""
-    return replace(listing, tables={name: table for name, table in listing.tables.items() if name != "marks"})

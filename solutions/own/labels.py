@@ -96,17 +96,13 @@ def task_of(path):
 def read_labels(path, task, classes=(), folder=None):
     """Return the Labels of a file or folder for a task; classes: those to use, () for all. folder: of the images."""
     kind = "folder" if path.is_dir() else "json" if path.suffix.lower() == ".json" else "csv"
-    reader = {
-        ("csv", "multilabel"): _read_columns,
-        ("csv", "multiclass"): _read_column,
-        ("csv", "detection"): _read_boxes,
-        ("json", "detection"): _read_coco,
-        ("json", "segmentation"): _read_coco,
-        ("folder", "segmentation"): _read_masks,
-    }.get((kind, task))
-    if reader is None:
+    readers = {"multilabel": _read_classes, "multiclass": _read_classes, "detection": _read_boxes}
+    readers = {"folder": {"segmentation": _read_masks}, "csv": readers}.get(
+        kind, dict.fromkeys(("detection", "segmentation"), _read_coco)
+    )
+    if task not in readers:
         raise InputError(f"{path}: a {kind} cannot hold labels for the task {task} (--task)")
-    found = reader(path, task, list(classes), folder)
+    found = readers[task](path, task, list(classes), folder)
     _check_names(found.classes, path)
     if len(found.classes) < 1 + (task == "multiclass"):
         raise InputError(f"{path}: {len(found.classes)} classes are too few for the task {task}")
@@ -152,8 +148,21 @@ def _read_table(path):
     return raw, names, about
 
 
-def _read_columns(path, task, classes, folder):
+def _read_classes(path, task, classes, folder):
+    """Read a column of 0, 1 and blank per class, or the column `label`."""
     raw, names, about = _read_table(path)
+    for row in np.flatnonzero(about["name"].duplicated())[:1]:
+        raise InputError(f"{about['where'][row]}: the image {about['name'][row]!r} has an earlier row")
+    if task == "multiclass":
+        if "label" not in raw:
+            raise InputError(f"{path}, row 1: the task multiclass needs a column label")
+        label = raw["label"]
+        columns = _chosen(sorted(set(label) - {""}), classes, path)
+        for row in np.flatnonzero(~label.isin([*columns, ""]))[:1]:
+            raise InputError(f"{path}, row {row + 2}: the label {label[row]!r} is not among --classes")
+        values = np.stack([label == name for name in columns], axis=1).astype(np.float32)
+        values[label == ""] = np.nan
+        return Labels(path, task, tuple(columns), about, values)
     columns = _chosen([name for name in raw.columns[raw.columns != names.name] if name not in GROUPING], classes, path)
     if not columns:
         raise InputError(f"{path}, row 1: no column for a class beside {names.name}")
@@ -162,27 +171,7 @@ def _read_columns(path, task, classes, folder):
     for row, column in np.argwhere(~(values.isin([0, 1]) | (text == "")).to_numpy())[:1]:
         shown = f"{path}, row {row + 2}, column {columns[column]}: {text.iat[row, column]!r}"
         raise InputError(f"{shown} is neither 0, 1 nor blank (--classes names the columns to use)")
-    _refuse_repeated(about)
     return Labels(path, task, tuple(columns), about, values.to_numpy(np.float32))
-
-
-def _read_column(path, task, classes, folder):
-    raw, _, about = _read_table(path)
-    if "label" not in raw:
-        raise InputError(f"{path}, row 1: the task multiclass needs a column label")
-    found = sorted(set(raw["label"]) - {""})
-    chosen = _chosen(found, classes, path)
-    for row in np.flatnonzero(~raw["label"].isin([*chosen, ""]))[:1]:
-        raise InputError(f"{path}, row {row + 2}: the label {raw['label'][row]!r} is not among --classes")
-    _refuse_repeated(about)
-    values = np.stack([raw["label"] == name for name in chosen], axis=1).astype(np.float32)
-    values[raw["label"] == ""] = np.nan
-    return Labels(path, task, tuple(chosen), about, values)
-
-
-def _refuse_repeated(about):
-    for row in np.flatnonzero(about["name"].duplicated())[:1]:
-        raise InputError(f"{about['where'][row]}: the image {about['name'][row]!r} has an earlier row")
 
 
 def _read_boxes(path, task, classes, folder):
@@ -246,7 +235,8 @@ def _read_coco(path, task, classes, folder):
     for name in GROUPING:
         about[name] = [str(image.get(name, "")) for image in images]
     about["where"] = [f"{path}, image {image['id']}" for image in images]
-    _refuse_repeated(about)
+    for row in np.flatnonzero(about["name"].duplicated())[:1]:
+        raise InputError(f"{about['where'][row]}: the image {about['name'][row]!r} has an earlier entry")
     columns = ["image", "class_id", "where", *(BOX if task == "detection" else ["mask"])]
     return Labels(path, task, tuple(chosen), about, marks=pd.DataFrame(rows, columns=columns))
 
@@ -273,8 +263,8 @@ def _read_masks(path, task, classes, folder):
     parts = sorted(part for part in path.iterdir() if part.is_dir() and not part.name.startswith("."))
     nested = folder is not None and parts and all((folder / part.name).is_dir() for part in parts)
     structures = {part.name: part for part in parts} if parts and not nested else {path.name: path}
-    rows = []
-    for number, name in enumerate(_chosen(list(structures), classes, path)):
+    rows, chosen = [], _chosen(list(structures), classes, path)
+    for number, name in enumerate(chosen):
         for file in paths.walk_files(structures[name]):
             if file.suffix.lower() in IMAGES:
                 stem = file.relative_to(structures[name]).with_suffix("").as_posix()
@@ -287,5 +277,4 @@ def _read_masks(path, task, classes, folder):
     numbers, names = pd.factorize(marks["name"])
     about = pd.DataFrame({"name": names, **dict.fromkeys(GROUPING, "")})
     about["where"] = marks["where"].groupby(numbers).first().to_numpy()
-    chosen = tuple(_chosen(list(structures), classes, path))
-    return Labels(path, task, chosen, about, marks=marks.drop(columns="name").assign(image=numbers))
+    return Labels(path, task, tuple(chosen), about, marks=marks.drop(columns="name").assign(image=numbers))

@@ -75,8 +75,8 @@ def refine(job, listing, store):
     table.loc[table["split"] == "train", classes] = seen
     labels = [classes, [zlib.crc32(masks[row]) for row in train]]
     arrays, strata = {"masks": folder / "masks.npy"}, (seen == 1).astype(int)
-    listing = replace(listing, table=table, arrays=arrays, strata=strata, labels=labels)
-    return data.add_view(job, data.without_marks(listing), store)
+    listing = replace(listing, table=table, tables={}, arrays=arrays, strata=strata, labels=labels)
+    return data.add_view(job, listing, store)
 
 
 def read_mark(mark, where, shape, mask_size="same"):
