@@ -15,7 +15,7 @@ import pandas as pd
 
 from common import network as networks_of
 from common import processes
-from common.config import digest, file_hash, to_dict
+from common.config import FitConfig, digest, file_hash, to_dict
 from common.errors import InputError
 from common.images import prepare_images
 from common.infer.predict import drain, write_masks
@@ -59,6 +59,13 @@ def nothing(*args):
     """Do nothing and return None: the default of a hook."""
 
 
+def predicting_settings(config):
+    """Return the settings that predictions follow from: all but the decision's and how networks are trained."""
+    training, kept = vars(FitConfig()), {k: v for k, v in to_dict(config).items() if k not in RULES}
+    parts = {name: part.items() for name, part in kept.items() if isinstance(part, dict)}
+    return kept | {name: {k: v for k, v in part if k not in training} for name, part in parts.items()}
+
+
 @dataclass(frozen=True)
 class Solution:
     """Everything that is specific to one challenge.
@@ -74,7 +81,8 @@ class Solution:
     pool(suffix, tables) -> table: combines the folds' predictions of the test images; None: predict gets all folds at
     once. prediction_key(config) -> JSON that predictions depend on in addition to weights and pixels.
     choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it depends on. By
-    default the decision depends on the configuration's parts `decision` and `fusion`, predictions on all others.
+    default the decision depends on the configuration's parts `decision` and `fusion`, predictions on all others but
+    FitConfig's fields.
     chosen: names of the files that it writes in addition to tuned.json and score.json.
     describe(figures) -> lines that report the score.
     neutral(job) -> JSON: the prediction for an unreadable image.
@@ -107,7 +115,7 @@ class Solution:
     suffixes: Callable = lambda config: ("",)
     maps: bool = False
     pool: Callable | None = None
-    prediction_key: Callable = lambda config: {k: v for k, v in to_dict(config).items() if k not in RULES}
+    prediction_key: Callable = predicting_settings
     decision_key: Callable = lambda config: {k: v for k, v in to_dict(config).items() if k in RULES}
     chosen: tuple = ()
     answered: tuple = ()

@@ -137,6 +137,7 @@ TOY = Solution(
     predict=predict_rows,
     choose=choose,
     chosen=("cuts.csv",),
+    prediction_key=lambda config: list(config.tta),
     decision_key=lambda config: list(config.cuts),
     describe=lambda figures: [f"accuracy {figures['accuracy']['estimate']:.2f}"],
     neutral=lambda job: 0.5,

@@ -59,10 +59,10 @@ def read_probabilities(path):
 def read_truth(path):
     """Return the labels of each class by image, from a CSV for classification."""
     labels = read_labels(path, task_of(path))
-    if labels.values is None:
+    if len(labels.marks):
         raise InputError(f"{path}: not labels for classification")
-    values = pd.DataFrame(labels.values, labels.images["name"], [TRUE + name for name in labels.classes])
-    return values.assign(patient_id=labels.images["patient_id"].to_numpy())
+    images = labels.images.set_index("name")
+    return images[labels.classes].add_prefix(TRUE).assign(patient_id=images["patient_id"])
 
 
 def join(predictions, labels):

@@ -30,57 +30,53 @@ def read(job):
     path = find_labels(options.data, config.labels)
     labels = read_labels(path, config.task, config.classes, options.data)
     files, names = list_images(options.data, path)
-    left_out, about = [], labels.images
+    left_out, about, classes = [], labels.images, labels.classes
     about["image_id"] = about["name"].map(lambda name: _identify(name, names, str(path)))
-    lost = about[about["image_id"].isna()]
-    _skip(left_out, lost, config.on_missing, "on-missing", f"without a file in {options.data}")
-    for row in np.flatnonzero(about["image_id"].notna() & about["image_id"].duplicated())[:1]:
+    lost = about["image_id"].isna()
+    _skip(left_out, about[lost], config.on_missing, "on-missing", f"without a file in {options.data}")
+    for row in np.flatnonzero(~lost & about["image_id"].duplicated())[:1]:
         raise InputError(f"{about['where'][row]}: a second name of the image {about['image_id'][row]}")
-    about["position"] = np.arange(len(about))
-    about = about[about["image_id"].notna()]
-    if labels.values is not None:
-        known = ~np.isnan(labels.values[about["position"]]).all(axis=1) | (about["split"] == "test").to_numpy()
-        _skip(left_out, about[~known], options.on_unlabelled, "on-unlabelled", "without any label")
-        about = about[known]
+    known = about[classes].notna().any(axis=1) | (about["split"] == "test")
+    _skip(left_out, about[~lost & ~known], options.on_unlabelled, "on-unlabelled", "without any label")
+    about = about[~lost & known]
     more, more_files = _find_tests(options, files, names)
     test = list(about.loc[about["split"] == "test", "image_id"]) if options.test is None else []
-    test = list(dict.fromkeys([*test, *more]))
-    train = about[about["split"] != "test"]
+    test, train = list(dict.fromkeys([*test, *more])), about[about["split"] != "test"]
     for image_id in sorted(set(train["image_id"]) & set(test))[:1]:
         raise InputError(f"{image_id}: a labelled image that is to be predicted too (--test, {SAMPLE})")
-    loose = sorted(set(files) - set(labels.images["image_id"]) - set(test))
+    loose = sorted(set(files) - set(labels.images["image_id"]) - set(test)) if options.test is None else []
     loose = pd.DataFrame({"image_id": loose, "name": loose, "where": [str(files[each]) for each in loose]})
-    if options.test is None:
-        _skip(left_out, loose, options.on_unlabelled, "on-unlabelled", f"without a label in {path}")
-    values = presence(labels, train["position"].to_numpy())
-    train, values, classes = _drop_rare(config, path, labels, train, values, left_out)
-    table = pd.DataFrame({"image_id": [*train["image_id"], *test]})
-    table["split"] = ["train"] * len(train) + ["test"] * len(test)
-    patients = read_patients(options.id_map, train["image_id"]) if options.id_map else train["patient_id"].to_numpy()
-    table["file"] = _places(options, files | more_files, table["image_id"])
-    given = patients != ""
-    if given.any():  # an image without a patient is one of its own
-        patients = np.where(given, patients, "image " + train["image_id"].to_numpy())
-    table["patient_id"] = [*patients, *[""] * len(test)]
-    table[list(classes)] = np.concatenate([values, np.full((len(test), len(classes)), np.nan)])
+    _skip(left_out, loose, options.on_unlabelled, "on-unlabelled", f"without a label in {path}")
+    train, classes = _drop_rare(config, path, train, classes, left_out)
+    if options.id_map:
+        train = train.assign(patient_id=read_patients(options.id_map, train["image_id"]))
+    if (train["patient_id"] != "").any():  # an image without a patient is one of its own
+        train = train.assign(
+            patient_id=train["patient_id"].mask(train["patient_id"] == "", "image " + train["image_id"])
+        )
+    parts = train.assign(split="train"), pd.DataFrame({"image_id": test, "split": "test", "patient_id": ""})
+    table = pd.concat(parts, ignore_index=True)[["image_id", "split", "patient_id", *classes]]
+    table.insert(2, "file", _places(options, files | more_files, table["image_id"]))
     table = _with_given_folds(config, path, train, table)
-    groups = len(set(patients)) if given.any() else len(train)
+    groups = train["patient_id"].nunique() if (train["patient_id"] != "").any() else len(train)
     if groups < max(2, config.n_folds):
         what = f"images of {groups} patients" if groups < len(train) else "images"
         raise InputError(f"{path}: {len(train)} {what} are too few for n_folds {config.n_folds}")
-    marks = labels.marks
+    marks, values = labels.marks, train[classes]
     if len(marks):
-        kept = marks["image"].isin(train["position"]) & np.isin(np.array(labels.classes)[marks["class_id"]], classes)
-        marks = marks[kept].assign(image_id=labels.images["image_id"].reindex(marks["image"][kept]).to_numpy())
-        marks["class_id"] = pd.Index(classes).get_indexer(np.array(labels.classes)[marks["class_id"]])
-    about = {"task": config.task, "classes": list(classes)}
+        ids = train.set_index("name")["image_id"]
+        marks = marks[marks["name"].isin(ids.index) & marks["class"].isin(classes)]
+        marks = marks.assign(
+            image_id=ids[marks["name"]].to_numpy(), class_id=pd.Index(classes).get_indexer(marks["class"])
+        )
+    about = {"task": config.task, "classes": classes}
     return Listing(
         options.data,
         table,
         files | more_files,
         sample(test, about),
-        strata=None if len(marks) else np.nan_to_num(values).astype(int),
-        labels=[list(classes), values.tolist()],
+        strata=None if len(marks) else values.fillna(0).to_numpy(int),
+        labels=[classes, values.to_numpy().tolist()],
         tables={"marks": marks},
         inputs=(path,),
         about=about | folds_of(labels.images),
@@ -100,16 +96,6 @@ def read_test(job):
     ids = ids or list(files)
     table = pd.DataFrame({"image_id": ids, "patient_id": "", "split": "test", "file": _places(options, files, ids)})
     return Listing(options.data or options.test, table, files, sample(ids, job.facts))
-
-
-def presence(labels, rows):
-    """Return 0, 1 or NaN for each of some labelled images and class, float32 (n, C)."""
-    if labels.values is not None:
-        return labels.values[rows]
-    found = np.zeros((len(labels.images), len(labels.classes)), np.float32)
-    found[:] = np.nan if labels.path.is_dir() else 0  # a structure without a file was not outlined
-    found[labels.marks["image"], labels.marks["class_id"]] = 1
-    return found[rows]
 
 
 def count_classes(job):
@@ -220,25 +206,24 @@ def _find_tests(options, files, names):
     return list(dict.fromkeys(ids)), {}
 
 
-def _drop_rare(config, path, labels, train, values, left_out):
-    """Return images, values and classes without those classes that have too few images, if so chosen."""
-    counts = np.nansum(values, axis=0) if len(values) else np.zeros(len(labels.classes))
-    rare = [name for name, count in zip(labels.classes, counts, strict=True) if count < 2]
-    if rare and (config.on_rare == "error" or (0 in counts and config.on_rare == "keep")):
-        few = f"{rare[0]!r} has {int(counts[labels.classes.index(rare[0])])} images to train on"
+def _drop_rare(config, path, train, classes, left_out):
+    """Return images and classes without those classes that have too few images, if so chosen."""
+    counts = train[classes].sum().astype(int)
+    rare = counts.index[counts < 2].tolist()
+    if rare and (config.on_rare == "error" or (0 in counts.to_numpy() and config.on_rare == "keep")):
+        few = f"{rare[0]!r} has {counts[rare[0]]} images to train on"
         raise InputError(f"{path}: the class {few} (of {len(rare)} such classes); --on-rare drop leaves it out")
     if not rare or config.on_rare == "keep":
-        return train, values, labels.classes
+        return train, classes
     log.info(f"left out {len(rare)} classes with fewer than two images: {', '.join(rare)}")
-    kept = [k for k, name in enumerate(labels.classes) if name not in rare]
+    kept = [name for name in classes if name not in rare]
     if len(kept) < 1 + (config.task == "multiclass"):
         raise InputError(f"{path}: too few classes with two images or more")
-    values = values[:, kept]
     if config.task == "multiclass":
-        inside = np.nansum(values, axis=1) > 0
+        inside = train[kept].sum(axis=1) > 0
         _skip(left_out, train[~inside], "skip", "", "of a class that is left out")
-        train, values = train[inside], values[inside]
-    return train, values, tuple(labels.classes[k] for k in kept)
+        train = train[inside]
+    return train, kept
 
 
 def folds_of(images):

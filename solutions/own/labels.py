@@ -3,7 +3,6 @@
 Each reader returns `Labels` or raises InputError with one line that names file, row and value.
 """
 
-import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,9 @@ from common.errors import InputError
 from common.paths import IMAGES, read_json, strip_suffix
 from common.post.boxes import BOX
 
-log = logging.getLogger(__name__)
 DEFAULTS = ("labels.csv", "labels.json", "masks")
 GROUPING = ["patient_id", "split", "fold"]
-TAKEN = {"image_id", "row", "width", "height", "ok", "used", *GROUPING}  # columns of the image table
+TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", *GROUPING}  # other columns of tables
 SPLITS = ("train", "val", "test")
 
 
@@ -28,21 +26,17 @@ SPLITS = ("train", "val", "test")
 class Labels:
     """The labels as written.
 
-    classes: names. images: one row per labelled image, with name (as the labels write it), where (file and row), and
-    patient_id, split and fold, "" where not given. values: float32 (n, C) of 0, 1 and NaN for unknown, None for boxes
-    and masks. marks: one row per box or mask, with image (a row of `images`), class_id, where, and x_min, y_min, x_max,
-    y_max or `mask`: a file, polygons or a run-length mask as COCO has them.
+    classes: names. images: one row per labelled image, with name (as the labels write it), where (file and row),
+    patient_id, split and fold, "" where not given, and a column per class: 0, 1 and NaN for unknown. marks: one row per
+    box or mask, with the image's name, class, where, and x_min, y_min, x_max, y_max or `mask`: a file, polygons or a
+    run-length mask as COCO has them.
     """
 
     path: Path
     task: str
-    classes: tuple
+    classes: list
     images: pd.DataFrame
-    values: np.ndarray | None = None
     marks: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def find_labels(folder, given):
@@ -67,13 +61,12 @@ def list_images(folder, labels=None):
     """
     inside = labels is not None and labels.is_dir() and labels.resolve().is_relative_to(folder.resolve())
     masks = folder / labels.resolve().relative_to(folder.resolve()).parts[0] if inside else None
-    found = paths.list_images(folder, skip=lambda path: path == masks)
-    if not found:
+    places = {path.relative_to(folder): path for path in paths.list_images(folder, skip=lambda path: path == masks)}
+    if not places:
         raise InputError(f"{folder}: no images in it ({', '.join(IMAGES)})")
-    places = [path.relative_to(folder) for path in found]
     unique = len({strip_suffix(place.name) for place in places}) == len(places)
     files, names = {}, {}
-    for path, place in zip(found, places, strict=True):
+    for place, path in places.items():
         stem = strip_suffix(place.name)
         image_id = stem if unique else place.as_posix()
         files[image_id] = path
@@ -103,7 +96,14 @@ def read_labels(path, task, classes=(), folder=None):
     if task not in readers:
         raise InputError(f"{path}: a {kind} cannot hold labels for the task {task} (--task)")
     found = readers[task](path, task, list(classes), folder)
-    _check_names(found.classes, path)
+    seen = {}
+    for name in found.classes:
+        plain = re.sub(r"[\s_]+", " ", name).strip().casefold()
+        if not name or name in TAKEN:
+            raise InputError(f"{path}: {name!r} cannot be the name of a class")
+        if plain in seen:
+            raise InputError(f"{path}: the classes {seen[plain]!r} and {name!r} differ only in case or blanks")
+        seen[plain] = name
     if len(found.classes) < 1 + (task == "multiclass"):
         raise InputError(f"{path}: {len(found.classes)} classes are too few for the task {task}")
     for column, allowed in (("split", "|".join(SPLITS)), ("fold", "[0-9]{1,3}")):
@@ -114,18 +114,6 @@ def read_labels(path, task, classes=(), folder=None):
     return found
 
 
-def _check_names(names, path):
-    """Raise InputError for class names that are taken, or that differ only in case or blanks."""
-    seen = {}
-    for name in names:
-        if not name or name in TAKEN:
-            raise InputError(f"{path}: {name!r} cannot be the name of a class")
-        plain = re.sub(r"[\s_]+", " ", name).strip().casefold()
-        if plain in seen:
-            raise InputError(f"{path}: the classes {seen[plain]!r} and {name!r} differ only in case or blanks")
-        seen[plain] = name
-
-
 def _chosen(found, classes, path):
     """Return the classes to use: those asked for, which must exist, or all that were found."""
     for name in classes:
@@ -134,7 +122,17 @@ def _chosen(found, classes, path):
     return classes or list(found)
 
 
-# ---- tables --------------------------------------------------------------------------------------------------------
+def _labels(path, task, classes, images, marks, absent=0):
+    """Return the Labels of a table of marks; absent: the value of a class without a mark in an image."""
+    counts = pd.crosstab(marks["name"], marks["class"]).reindex(images["name"], fill_value=0)
+    counts = counts.reindex(columns=classes, fill_value=0).to_numpy()
+    values = pd.DataFrame(np.where(counts > 0, 1.0, absent), images.index, classes)
+    return Labels(path, task, classes, pd.concat([images, values], axis=1), marks)
+
+
+def _refuse_repeated(images):
+    for row in np.flatnonzero(images["name"].duplicated())[:1]:
+        raise InputError(f"{images['where'][row]}: the image {images['name'][row]!r} has an earlier row")
 
 
 def _read_table(path):
@@ -151,8 +149,7 @@ def _read_table(path):
 def _read_classes(path, task, classes, folder):
     """Read a column of 0, 1 and blank per class, or the column `label`."""
     raw, names, about = _read_table(path)
-    for row in np.flatnonzero(about["name"].duplicated())[:1]:
-        raise InputError(f"{about['where'][row]}: the image {about['name'][row]!r} has an earlier row")
+    _refuse_repeated(about)
     if task == "multiclass":
         if "label" not in raw:
             raise InputError(f"{path}, row 1: the task multiclass needs a column label")
@@ -160,18 +157,17 @@ def _read_classes(path, task, classes, folder):
         columns = _chosen(sorted(set(label) - {""}), classes, path)
         for row in np.flatnonzero(~label.isin([*columns, ""]))[:1]:
             raise InputError(f"{path}, row {row + 2}: the label {label[row]!r} is not among --classes")
-        values = np.stack([label == name for name in columns], axis=1).astype(np.float32)
-        values[label == ""] = np.nan
-        return Labels(path, task, tuple(columns), about, values)
-    columns = _chosen([name for name in raw.columns[raw.columns != names.name] if name not in GROUPING], classes, path)
-    if not columns:
-        raise InputError(f"{path}, row 1: no column for a class beside {names.name}")
-    text = raw[columns]
-    values = text.apply(pd.to_numeric, errors="coerce")
-    for row, column in np.argwhere(~(values.isin([0, 1]) | (text == "")).to_numpy())[:1]:
-        shown = f"{path}, row {row + 2}, column {columns[column]}: {text.iat[row, column]!r}"
-        raise InputError(f"{shown} is neither 0, 1 nor blank (--classes names the columns to use)")
-    return Labels(path, task, tuple(columns), about, values.to_numpy(np.float32))
+        values = pd.DataFrame({name: (label == name).where(label != "").astype(float) for name in columns})
+    else:
+        found = [name for name in raw.columns[raw.columns != names.name] if name not in GROUPING]
+        columns = _chosen(found, classes, path)
+        if not columns:
+            raise InputError(f"{path}, row 1: no column for a class beside {names.name}")
+        values = raw[columns].apply(pd.to_numeric, errors="coerce")
+        for row, column in np.argwhere(~(values.isin([0, 1]) | (raw[columns] == "")).to_numpy())[:1]:
+            shown = f"{path}, row {row + 2}, column {columns[column]}: {raw[columns].iat[row, column]!r}"
+            raise InputError(f"{shown} is neither 0, 1 nor blank (--classes names the columns to use)")
+    return Labels(path, task, columns, pd.concat([about, values], axis=1))
 
 
 def _read_boxes(path, task, classes, folder):
@@ -180,26 +176,17 @@ def _read_boxes(path, task, classes, folder):
     column = next((name for name in ("class", "class_name", "label") if name in raw), None)
     if column is None or not set(BOX) <= set(raw):
         raise InputError(f"{path}, row 1: boxes need the columns class, {', '.join(BOX)}")
-    text = raw[BOX]
-    empty = (text == "").all(axis=1)
-    corners = text.apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    for row in np.flatnonzero(~np.isfinite(corners).all(axis=1) & ~empty)[:1]:
-        raise InputError(f"{path}, row {row + 2}: a box needs four numbers, not {', '.join(text.iloc[row])}")
-    chosen = _chosen(sorted(set(raw.loc[~empty, column])), classes, path)
-    codes, kept = pd.Index(chosen).get_indexer(raw[column]), ~empty.to_numpy()
-    kept &= codes >= 0
-    numbers, _ = pd.factorize(names)
+    boxed, corners = (raw[BOX] != "").any(axis=1), raw[BOX].apply(pd.to_numeric, errors="coerce").astype(float)
+    for row in np.flatnonzero(~np.isfinite(corners).all(axis=1) & boxed)[:1]:
+        raise InputError(f"{path}, row {row + 2}: a box needs four numbers, not {', '.join(raw[BOX].iloc[row])}")
     for name in GROUPING:
-        several = about.groupby(numbers)[name].nunique() > 1
-        for number in np.flatnonzero(several)[:1]:
-            row = np.flatnonzero(numbers == number)[-1]
-            raise InputError(f"{about['where'][row]}: {name} differs from that in an earlier row of the image")
-    marks = pd.DataFrame(corners[kept], columns=BOX).assign(image=numbers[kept], class_id=codes[kept])
-    marks["where"] = about["where"].to_numpy()[kept]
-    return Labels(path, task, tuple(chosen), about[~names.duplicated()].reset_index(drop=True), marks=marks)
-
-
-# ---- COCO and masks ------------------------------------------------------------------------------------------------
+        for row in np.flatnonzero(about.groupby("name")[name].transform("nunique") > 1)[:1]:
+            last = about.index[names == names[row]][-1]
+            raise InputError(f"{about['where'][last]}: {name} differs from that in an earlier row of the image")
+    chosen = _chosen(sorted(set(raw.loc[boxed, column])), classes, path)
+    kept = boxed & raw[column].isin(chosen)
+    marks = corners.assign(**{"name": names, "class": raw[column], "where": about["where"]})[kept]
+    return _labels(path, task, chosen, about[~names.duplicated()].reset_index(drop=True), marks)
 
 
 def _coco_part(path, coco, name):
@@ -213,32 +200,30 @@ def _read_coco(path, task, classes, folder):
     coco = read_json(path)
     images, found, kinds = (_coco_part(path, coco, name) for name in ("images", "annotations", "categories"))
     try:
-        places = {image["id"]: number for number, image in enumerate(images)}
         about = pd.DataFrame({"name": [str(image["file_name"]) for image in images]})
+        about["where"] = [f"{path}, image {image['id']}" for image in images]
+        of_image = {image["id"]: str(image["file_name"]) for image in images}
         names = {kind["id"]: str(kind["name"]) for kind in kinds}
         chosen = _chosen([name for name in names.values() if name], classes, path)
         rows = []
         for each in found:
             where = f"{path}, annotation {each.get('id', len(rows))}"
-            if each["image_id"] not in places or each["category_id"] not in names:
+            if each["image_id"] not in of_image or each["category_id"] not in names:
                 raise InputError(f"{where}: unknown image_id or category_id")
-            if names[each["category_id"]] in chosen:
-                row = {"image": places[each["image_id"]], "class_id": chosen.index(names[each["category_id"]])}
-                if task == "detection":
-                    x, y, width, height = map(float, each["bbox"])
-                    row |= dict(zip(BOX, (x, y, x + width, y + height), strict=True))
-                else:
-                    row |= {"mask": _check_outline(each.get("segmentation"), where)}
-                rows.append(row | {"where": where})
+            if task == "detection":
+                x, y, width, height = map(float, each["bbox"])
+                mark = dict(zip(BOX, (x, y, x + width, y + height), strict=True))
+            else:
+                mark = {"mask": _check_outline(each.get("segmentation"), where)}
+            named = {"name": of_image[each["image_id"]], "class": names[each["category_id"]], "where": where}
+            rows.append(named | mark)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a COCO file ({type(error).__name__}: {error})") from None
     for name in GROUPING:
         about[name] = [str(image.get(name, "")) for image in images]
-    about["where"] = [f"{path}, image {image['id']}" for image in images]
-    for row in np.flatnonzero(about["name"].duplicated())[:1]:
-        raise InputError(f"{about['where'][row]}: the image {about['name'][row]!r} has an earlier entry")
-    columns = ["image", "class_id", "where", *(BOX if task == "detection" else ["mask"])]
-    return Labels(path, task, tuple(chosen), about, marks=pd.DataFrame(rows, columns=columns))
+    _refuse_repeated(about)
+    marks = pd.DataFrame(rows, columns=["name", "class", "where", *(BOX if task == "detection" else ["mask"])])
+    return _labels(path, task, chosen, about, marks[marks["class"].isin(chosen)])
 
 
 def _check_outline(outline, where):
@@ -264,17 +249,17 @@ def _read_masks(path, task, classes, folder):
     nested = folder is not None and parts and all((folder / part.name).is_dir() for part in parts)
     structures = {part.name: part for part in parts} if parts and not nested else {path.name: path}
     rows, chosen = [], _chosen(list(structures), classes, path)
-    for number, name in enumerate(chosen):
+    for name in chosen:
         for file in paths.walk_files(structures[name]):
             if file.suffix.lower() in IMAGES:
                 stem = file.relative_to(structures[name]).with_suffix("").as_posix()
-                rows.append((stem, number, str(file), str(file)))
+                rows.append((stem, name, str(file), str(file)))
     if not rows:
         raise InputError(f"{path}: no masks in it ({', '.join(IMAGES)})")
-    marks = pd.DataFrame(rows, columns=["name", "class_id", "mask", "where"])
-    for row in np.flatnonzero(marks.duplicated(["name", "class_id"]))[:1]:
+    marks = pd.DataFrame(rows, columns=["name", "class", "mask", "where"])
+    for row in np.flatnonzero(marks.duplicated(["name", "class"]))[:1]:
         raise InputError(f"{marks['mask'][row]}: a second mask of {marks['name'][row]!r}")
-    numbers, names = pd.factorize(marks["name"])
-    about = pd.DataFrame({"name": names, **dict.fromkeys(GROUPING, "")})
-    about["where"] = marks["where"].groupby(numbers).first().to_numpy()
-    return Labels(path, task, tuple(chosen), about, marks=marks.drop(columns="name").assign(image=numbers))
+    about = (
+        marks.drop_duplicates("name")[["name", "where"]].reset_index(drop=True).assign(**dict.fromkeys(GROUPING, ""))
+    )
+    return _labels(path, task, chosen, about, marks, np.nan)  # a structure without a file was not outlined
