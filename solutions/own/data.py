@@ -51,9 +51,8 @@ def read(job):
     if options.id_map:
         train = train.assign(patient_id=read_patients(options.id_map, train["image_id"]))
     if (train["patient_id"] != "").any():  # an image without a patient is one of its own
-        train = train.assign(
-            patient_id=train["patient_id"].mask(train["patient_id"] == "", "image " + train["image_id"])
-        )
+        alone = train["patient_id"] == ""
+        train = train.assign(patient_id=train["patient_id"].mask(alone, "image " + train["image_id"]))
     parts = train.assign(split="train"), pd.DataFrame({"image_id": test, "split": "test", "patient_id": ""})
     table = pd.concat(parts, ignore_index=True)[["image_id", "split", "patient_id", *classes]]
     table.insert(2, "file", _places(options, files | more_files, table["image_id"]))
