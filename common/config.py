@@ -130,6 +130,16 @@ class GateConfig(FitConfig):
     metric: str = "auroc"
 
 
+def with_smaller_batches(config, **factors):
+    """Return a configuration whose sections have batches divided by these factors, and as many accumulated."""
+    changes = {}
+    for name, factor in factors.items():
+        section = getattr(config, name)
+        batch = {"batch_size": section.batch_size // factor, "accumulate": section.accumulate * factor}
+        changes[name] = dataclasses.replace(section, **batch)
+    return dataclasses.replace(config, **changes)
+
+
 def check_folds(folds, n_folds):
     """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2."""
     if n_folds < 2 or not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):

@@ -7,7 +7,7 @@ Liu et al., SDFN: Segmentation-based deep fusion network for thoracic disease cl
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import Averaging, FitConfig, check_folds
+from common.config import Averaging, FitConfig, check_folds, with_smaller_batches
 from common.errors import InputError
 from common.kaggle import Source
 from common.trained import Card
@@ -199,8 +199,10 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PRESETS["cxr_irnet"], "podium": PODIUM, "sdfn": SDFN} | PRESETS
+PRESETS["kaggle"] = with_smaller_batches(PODIUM, whole=8, lungs=8)  # for cards of 15 GB
 ABOUT = {
     "paper": "CXR-IRNet (Fang et al.)",
+    "kaggle": "podium in batches for two T4 (see `plan --kaggle`)",
     "podium": "a current backbone at 512 px on the image and the lungs",
     "cxr_irnet": "the same as paper",
     "sdfn": "SDFN (Liu et al.): two DenseNets, image and lungs, fused",

@@ -7,7 +7,7 @@ with its code: the 2nd place. "1st place" is Pan, Cadrin-Chênevert and Cheng, A
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import BoxConfig, GateConfig, check_run
+from common.config import BoxConfig, GateConfig, check_run, with_smaller_batches
 from common.errors import InputError
 from common.kaggle import Source
 from common.trained import Card
@@ -87,7 +87,9 @@ DEMO = Config(
     **{"members": ("faster_rcnn",), "n_folds": 2, "folds": (0, 1), "store_size": 256},
 )
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-ABOUT = {"paper": "Gabruseva et al.: RetinaNet on SE-ResNeXt-101", "podium": "three families of detectors, ten folds"}
+PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, gate=2)  # for cards of 15 GB
+ABOUT = {"kaggle": "podium in batches for two T4 (see `plan --kaggle`)"}
+ABOUT |= {"paper": "Gabruseva et al.: RetinaNet on SE-ResNeXt-101", "podium": "three families of detectors, ten folds"}
 TAKES = ("id_map", "on_unlabelled")
 
 

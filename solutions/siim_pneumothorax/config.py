@@ -1,9 +1,9 @@
 """Settings of the SIIM recipes with their sources. "Paper" is Țimbuș et al., VISAPP 2021."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import Averaging, FitConfig, check_run
+from common.config import Averaging, FitConfig, check_run, with_smaller_batches
 from common.errors import InputError
 from common.kaggle import Source
 from common.trained import Card
@@ -165,6 +165,10 @@ PODIUM = Config(
     tta=("flip",),
 )
 
+# For two cards of 15 GB, and maps of 768 px, since those of 1024 px would fill a notebook's disk.
+FINER = replace(PODIUM.segmenter, sizes=(512, 768), finer_batch_size=4)
+ON_KAGGLE = with_smaller_batches(replace(PODIUM, segmenter=FINER, store_size=768), segmenter=2)
+
 # Minutes on two CPU cores: the paper's cascade with small networks on small images.
 SMALL = {**ADAMW, "augmentation": "light", "frozen_epochs": 0, "batch_size": 8}
 LITE = "tf_efficientnet_lite0"
@@ -183,9 +187,10 @@ PUBLISHED = {
     "segmenter": {"epochs": "13–16", "iou": 0.6553, "f1": 0.6773, "f2": 0.6811},
 }
 
-PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
+PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM, "kaggle": ON_KAGGLE}
 ABOUT = {
     "paper": "Țimbuș et al. (2021): a classifier gates the masks of an FPN",
+    "kaggle": "podium in batches for two T4, with maps of 768 px (see `plan --kaggle`)",
     "podium": "the 1st place's recipe with a current encoder, five folds",
 }
 MORE_VERBS = {"ablate": "train and score the comparisons of the paper"}  # in addition to those of every solution

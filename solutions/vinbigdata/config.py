@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.config import BoxConfig, GateConfig, check_run
+from common.config import BoxConfig, GateConfig, check_run, with_smaller_batches
 from common.errors import InputError
 from common.kaggle import Source
 from common.trained import Card
@@ -233,8 +233,10 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
+PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, healthy=2)  # for cards of 15 GB
 ABOUT = {
     "paper": "Berger et al.: six Faster R-CNNs fused, and a classifier of healthy images",
+    "kaggle": "podium in batches for two T4 (see `plan --kaggle`)",
     "podium": "three families of detectors with a current backbone, five folds",
 }
 MORE_VERBS = {"ablate": "train and score the comparisons of the paper"}  # in addition to those of every solution

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import FitConfig, digest, file_hash, from_dict, to_dict
+from common.config import FitConfig, digest, file_hash, from_dict, to_dict, with_smaller_batches
 from common.errors import InputError
 from solutions.siim_pneumothorax.config import DEMO, PRESETS, Config
 
@@ -82,3 +82,10 @@ def test_file_hash(tmp_path):
     path = tmp_path / "big"
     path.write_bytes(bytes(range(256)) * 9000)
     assert file_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_smaller_batches_are_accumulated_to_as_many_images():
+    found = with_smaller_batches(DEMO, segmenter=4)
+    before, after = DEMO.segmenter, found.segmenter
+    assert (after.batch_size, after.accumulate) == (before.batch_size // 4, 4)
+    assert found.classifier == DEMO.classifier

@@ -80,7 +80,7 @@ def test_sdfn():
     assert SDFN.label_table == "2017"  # its paper is older than the other table
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("demo", "podium")])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("demo", "podium", "kaggle")])
 def test_a_tenth_of_the_training_images_validates_on_the_official_split(name):
     preset = PRESETS[name]
     assert (preset.split, preset.n_folds, preset.folds) == ("official", 10, (0,))
