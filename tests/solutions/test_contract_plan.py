@@ -1,0 +1,30 @@
+"""Every solution's presets are planned on its sample: each of their networks takes real steps at its full size."""
+
+import importlib
+
+import pytest
+
+from tests.solutions.contract import SOLUTIONS
+
+PRESETS = [
+    (name, preset)
+    for name in SOLUTIONS
+    for preset in importlib.import_module(f"solutions.{name}.config").PRESETS
+    if preset != "kaggle"  # podium in smaller batches
+]
+
+
+@pytest.mark.parametrize("solution", ["siim_pneumothorax"], indirect=True)
+def test_plan_names_every_stage_and_leaves_no_run(solution, command, sample, tmp_path):
+    result = command("plan", *solution.words, "--data", sample)
+    assert result.status == 0, result
+    assert "classifier" in result.out and "segmenter-64" in result.out and "hours: prepare" in result.out
+    assert not (tmp_path / "runs" / "siim_pneumothorax-demo").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("solution", "preset"), PRESETS, indirect=["solution"])
+def test_networks_of_every_preset_take_steps_at_their_full_size(solution, preset, command, sample):
+    result = command("plan", preset, "--data", sample, "--card", "H100")
+    assert "hours: prepare" in result.out and result.status in (0, 2), result
+    assert result.status == 0 or "GiB" in result.errors[-1], result
