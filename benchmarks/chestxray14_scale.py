@@ -43,12 +43,11 @@ from common.recipe import report
 from common.runs import Run
 from common.step import run_step
 from common.submit.validate import validate_probabilities
-from solutions.chestxray14.comparison import COMPARISON
+from solutions.chestxray14.comparison import COMPARISON, class_table
 from solutions.chestxray14.config import LABELS, PRESETS, Config, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
-from solutions.chestxray14.scoring import class_table
 from solutions.chestxray14.views import FeatureDataset, ViewDataset, augmentation, pooled_features
 
 SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB
@@ -205,7 +204,10 @@ def fusion(measure, job):
             lambda: pooled_features(job, branches, rows, flips=True),
             lambda found, _: f"{found.shape}, {found.nbytes / 2**30:.2f} GB",
         )
-    dataset, sampler = FeatureDataset(features, labels_of(job.images, rows)), EpochSampler(len(rows), 512, 0)
+    dataset, sampler = (
+        FeatureDataset(*map(torch.from_numpy, (features, labels_of(job.images, rows)))),
+        EpochSampler(len(rows), 512, 0),
+    )
     epoch = partial(lambda loader: sum(len(y) for _, y in loader), make_loader(dataset, sampler))
     measure("epoch of the fusing layer's loader, batch 512", epoch, _per_second)
 
@@ -237,8 +239,7 @@ def scoring(measure, job):
     measure("submit: written and validated", lambda: run_step(job, job.steps["submit"]), lambda *_: "25,596 rows")
     paths = [job.run.path(f"{name}.csv") for name in ("submission", "sample_submission")]
     measure("… validated alone", lambda: validate_probabilities(*paths, ordered=True))
-    with mock.patch("solutions.chestxray14.report.map_gallery", lambda *args: "no networks"):
-        measure("report, without maps", lambda: report(job))
+    measure("report", lambda: report(job))
     table = job.options.data / "Data_Entry_2017_v2020.csv"
     score = partial(comparison_tools(SOLUTION, Config, COMPARISON)["score_predictions"], paths[0], labels=table)
     measure("tool `score_predictions`, 25,596 predictions", score)

@@ -9,3 +9,9 @@ class InputError(ValueError):
 
     Any other exception is a bug and keeps its traceback.
     """
+
+
+def check(holds, message):
+    """Raise InputError with the message unless the condition holds."""
+    if not holds:
+        raise InputError(message)

@@ -129,10 +129,11 @@ class SampleDataset(Dataset):
     bilinearly; masks are then thresholded at one half, which keeps the area of thin structures.
     rows: store row of each sample, in any order and with repetition; all rows by default.
     kinds: for each sample −1 for no augmentation, or an index into `transform`, a list of pipelines (enrichment_plan).
+    look(image, store row) -> the image that is resized and augmented, uint8 (h, w), instead of the stored one.
     Raises InputError for unusable arguments.
     """
 
-    def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None):
+    def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None, look=None):
         self.path = images if isinstance(images, str | os.PathLike) else getattr(images, "filename", None)
         if self.path is not None:
             given, images = images, read_array(self.path)
@@ -140,7 +141,7 @@ class SampleDataset(Dataset):
                 raise InputError(f"{self.path}: a slice of a memory-mapped array; give it whole and choose by rows")
         if images.dtype != np.uint8 or images.ndim != 3:
             raise InputError(f"{self.path or 'images'}: expected uint8 (N, H, W), got {images.dtype} {images.shape}")
-        self.images, self.targets = images, targets
+        self.images, self.targets, self.look = images, targets, look
         self.size = images.shape[1:] if size is None else (size, size) if np.isscalar(size) else tuple(size)
         self.rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
         self.pipelines = [transform] if kinds is None else list(transform)
@@ -160,7 +161,7 @@ class SampleDataset(Dataset):
     def __getitem__(self, key):
         index, seed = key if isinstance(key, tuple) else (key, None)
         row = int(self.rows[index])
-        image = _resize(self.images[row], self.size)
+        image = _resize(self.images[row] if self.look is None else self.look(self.images[row], row), self.size)
         target = row if self.targets is None else self._target(row)
         pipeline = None if seed is None or self.kinds[index] < 0 else self.pipelines[self.kinds[index]]
         if pipeline is not None:

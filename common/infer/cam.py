@@ -1,19 +1,10 @@
-"""Class activation maps (h, w), fused, and their regions and boxes in pixels, ends open. Source: Zhou et al. 2016."""
-
-from typing import NamedTuple
+"""Class activation maps (h, w), fused, and their boxes in pixels, ends open. Source: Zhou et al. 2016."""
 
 import cv2
 import numpy as np
 
 from common.errors import InputError
 from common.post.boxes import iou_matrix
-
-
-class Region(NamedTuple):
-    """A connected part of a map: its box, float64 (4,), and its pixels, bool (H, W)."""
-
-    box: np.ndarray
-    mask: np.ndarray
 
 
 def place(cam, box, shape):
@@ -48,25 +39,14 @@ def fuse(maps):
     return normalise(np.sum(maps, axis=0))
 
 
-def largest_region(cam, threshold):
-    """Return the largest (uppermost) 8-connected Region of a normalised map at a threshold in (0, 1], or None."""
+def largest_box(cam, threshold):
+    """Return the box, float64 (4,), of the largest (uppermost) 8-connected region >= a threshold in (0, 1], or None."""
     above = np.uint8(cam >= np.float32(threshold))
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-    if len(stats) < 2:  # the background alone
+    stats = cv2.connectedComponentsWithStats(above, connectivity=8)[2][1:]  # without the background
+    if not len(stats):
         return None
-    best = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    x, y, width, height = stats[best, :4].tolist()
-    return Region(np.array([x, y, x + width, y + height], float), labels == best)
-
-
-def region_iou(mask, box):
-    """Return the IoU (0 to 1) of a mask's pixels (H, W) and the pixels whose centres lie in a box."""
-    mask = np.asarray(mask, bool)
-    x_min, y_min, x_max, y_max = (max(0, int(np.ceil(edge - 0.5))) for edge in box)  # pixel centres lie at halves
-    inside = slice(y_min, y_max), slice(x_min, x_max)
-    overlap = np.count_nonzero(mask[inside])
-    union = np.count_nonzero(mask) + mask[inside].size - overlap
-    return overlap / union if union else 0.0
+    x, y, width, height = stats[stats[:, cv2.CC_STAT_AREA].argmax(), :4]
+    return np.array([x, y, x + width, y + height], float)
 
 
 def peak(cam):

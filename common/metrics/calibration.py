@@ -48,12 +48,6 @@ def nested_youden(y, score, folds, groups=None, seed=0):
     return choose_thresholds(y, score), recall(counts, np.nan), specificity(counts, np.nan)
 
 
-def brier(y, prob):
-    """Return the mean squared error of probabilities (N, C) against labels (N, C): float64 (C,), 0 at best."""
-    y, prob = _check_probabilities(y, prob)
-    return ((prob - y) ** 2).mean(axis=0)
-
-
 def reliability(y, prob, n_bins=15):
     """Return the reliability curve: mean probability, share of positives (float64) and images (int64) of B bins.
 

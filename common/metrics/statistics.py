@@ -42,7 +42,7 @@ def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_n
 
     values_or_fn: real (N,), one value per image, for their mean; or a function of row indices int64 (M,). groups: (N,)
     hashable values such as patient ids; None if every image is a group (values only). skip_nan: leave NaN values out
-    instead of refusing them. Raises InputError for fewer than two groups. Source: Davison and Hinkley 1997.
+    instead of refusing them. The limits are NaN for fewer than two groups. Source: Davison and Hinkley 1997.
     """
     return interval(*resample(values_or_fn, groups, n_resamples, seed, skip_nan), level)
 
@@ -85,19 +85,17 @@ def interval_with_p(difference, resamples, level):
 
 
 def number_groups(groups, n):
-    """Return (group numbers int64 (n,), number of groups); raise InputError for fewer than two."""
+    """Return (group numbers int64 (n,), number of groups)."""
     codes = group_codes(groups, n)
-    n_groups = int(codes.max(initial=-1)) + 1
-    if n_groups < 2:
-        raise InputError(f"a bootstrap needs at least two groups, there are {n_groups}")
-    return codes, n_groups
+    return codes, int(codes.max(initial=-1)) + 1
 
 
 def exponential_weights(n_groups, n_resamples, seed):
-    """Yield weights of groups for the Bayesian bootstrap, float64 (up to CHUNK, n_groups), n_resamples in all."""
+    """Yield weights for the Bayesian bootstrap, float64 (up to CHUNK, n_groups), n_resamples in all, 0 of one group."""
     rng = np.random.default_rng(seed)
-    for start in range(0, n_resamples, CHUNK):
-        yield rng.exponential(size=(min(CHUNK, n_resamples - start), n_groups))
+    n = n_resamples if n_groups > 1 else 0
+    for start in range(0, max(n, 1), CHUNK):
+        yield rng.exponential(size=(min(CHUNK, n - start), n_groups))
 
 
 def resample(values_or_fn, groups, n_resamples, seed, skip_nan):
@@ -119,13 +117,14 @@ def resample(values_or_fn, groups, n_resamples, seed, skip_nan):
         raise InputError(f"row {np.flatnonzero(~kept)[0]}: the value is NaN; skip_nan=True leaves such rows out")
     sums = np.bincount(codes[kept], values[kept], n_groups)
     counts = np.bincount(codes[kept], minlength=n_groups)
-    resamples = np.array([(sums[d].sum(), counts[d].sum()) for d in _draws(n_groups, n_resamples, seed)])
+    drawn = [(sums[d].sum(), counts[d].sum()) for d in _draws(n_groups, n_resamples, seed)]
+    resamples = np.array(drawn).reshape(-1, 2)
     return ratio(sums.sum(), counts.sum(), np.nan), ratio(resamples[:, 0], resamples[:, 1], np.nan)
 
 
 def _draws(n_groups, n_resamples, seed):
     rng = np.random.default_rng(seed)
-    return (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
+    return (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples if n_groups > 1 else 0))
 
 
 def resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined):

@@ -23,9 +23,8 @@ def scores_by_fold(folds, groups, score):
     rows = []
     for fold in np.unique(folds):
         chosen = np.asarray(folds) == fold
-        mine = np.asarray(groups)[chosen]
-        found = score(chosen, mine) if len(set(mine.tolist())) > 1 else None
-        rows.append((fold, chosen.sum(), *([found.estimate, found.low, found.high] if found else [np.nan] * 3)))
+        found = score(chosen, np.asarray(groups)[chosen])
+        rows.append((fold, chosen.sum(), found.estimate, found.low, found.high))
     return pd.DataFrame(rows, columns=["fold", "images", "estimate", "low", "high"])
 
 

@@ -1,38 +1,167 @@
-"""What `table` and `score_predictions` measure: the AUROC of each class and their mean, with DeLong's test."""
+"""AUROCs of each class with their intervals and tests; what `table` and `score_predictions` measure and read."""
+
+import logging
+import re
+
+import numpy as np
+import pandas as pd
+from scipy import stats
 
 from common.compare import Comparison
-from common.metrics.classification import mean_of_defined
-from common.metrics.statistics import resample_aurocs
+from common.data.tables import plain_patients, some_rows
+from common.errors import InputError, check
+from common.metrics import statistics
+from common.metrics.classification import auroc, mean_of_defined
+from common.paths import read_parquet
 from common.report import class_plots, page
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.labels import DIGESTS, names_digest
-from solutions.chestxray14.predictions import CLASSES, TRUE, describe_run, read_scores, read_truth, results
-from solutions.chestxray14.published import NOTE, published_classes, published_means
-from solutions.chestxray14.scoring import MEAN, class_table, paired_tests
+from solutions.chestxray14.data import labels_of
+from solutions.chestxray14.labels import DIGESTS, names_digest, parse_findings, stems
+from solutions.chestxray14.published import NOTE, describe_labels, published_classes, published_means
 
-FEW = 5  # positive patients, below which an interval is unreliable: it cannot reflect how much patients differ
-
-
-def measure(table, groups, n_resamples, seed):
-    """Return the AUROC of each label that the table has, and their mean, by the Bayesian bootstrap."""
-    labels, y, score = _values(table)
-    estimates, resamples = resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined=True)
-    areas = dict(zip(labels, zip(estimates, resamples.T, strict=True), strict=True))
-    return areas | {MEAN: (mean_of_defined(estimates), mean_of_defined(resamples))}
+log = logging.getLogger(__name__)
+CLASSES, TRUE = list(LABELS), "true "
+MEAN = "mean"  # the last row of every table: over the classes that have an AUROC
+SPLITS = {"oof": "train", "test": "test"}
+_PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
 
 
-def further(table):
-    """Return each label's positive images and patients, and DeLong's interval, which treats images as independent."""
-    labels, y, score = _values(table)
-    patients = None if (table["patient_id"] == "").any() else table["patient_id"]
-    found = class_table(y, score, patients, labels, n_resamples=1).set_index("label")
-    return found[["positive", "positive_patients", "delong_low", "delong_high"]]
+def results(job, split):
+    """Return what a run predicted: a table for each view and for its answer, see common.compare.Comparison.
+
+    Columns: image_id, patient_id, fold, truth, the 14 LABELS and their truth 0/1 as "true <label>", of the images whose
+    labels are known.
+    """
+    views = {f": {view}": f"{split}_{view}" for view in ("whole", "lungs") if job.config.views == "both"}
+    tables = {}
+    for end, name in (views | {"": split}).items():
+        table = read_parquet(job.run.path(f"{name}.parquet"))
+        about = job.images.at(job.images.rows_of(table["image_id"])).reset_index(drop=True)
+        table = table.join(about[CLASSES].add_prefix(TRUE)).assign(patient_id=about["patient_id"])
+        table["truth"] = list(map(tuple, about[CLASSES].to_numpy()))
+        tables[end] = table[(about[CLASSES] >= 0).all(axis=1)]
+    return tables
 
 
-def paired(table, other):
-    """Return the p-values of DeLong's test and of the paired t-test over labels."""
-    labels, y, score = _values(table)
-    return paired_tests(y, score, other[labels].to_numpy(), labels)
+def describe_run(job, split, name):
+    """Return lines about a run for the reader of its scores."""
+    said = [(job.run.step("prepare").get("about") or {}).get("said")]
+    if split == "oof" and epoch_chosen(job.config):
+        said.append(f"{name}: its epochs were chosen on these very images, which inflates its score")
+    unlabelled = int((job.images.at(job.images.rows(SPLITS[split]))[CLASSES] < 0).any(axis=1).sum())
+    said += [f"{unlabelled:,} predicted images have no labels and are left out"] * (unlabelled > 0)
+    return [line for line in said if line]
+
+
+# ---- anyone's tables -----------------------------------------------------------------------------------------------
+
+
+def read_scores(path):
+    """Return anyone's predictions, float64 columns by LABELS and image_id as index.
+
+    The first column names the image, by Image Index or image_id in any spelling, with a suffix such as .png or without;
+    the others bear the names of classes (Pleural_Thickening, prob_Pleural_Thickening, pleural thickening). Not all
+    classes need a column, and any numbers that rank will do. Raises InputError naming file, row and column: another
+    first column, no class, a class or an image twice, no finite number.
+    """
+    raw = some_rows(path)
+    first, *others = raw.columns
+    if re.sub("[^a-z]", "", first.lower()) not in ("imageindex", "imageid"):
+        raise InputError(f"{path}, row 1: the first column must be Image Index or image_id, not {first!r}")
+    plain = {name: re.sub("[^a-z]", "", re.sub("^prob(?=[^a-z])", "", name.lower())) for name in others}
+    columns = [name for name in others if plain[name] in _PLAIN]
+    check(columns, f"{path}, row 1: no column bears the name of one of the 14 classes, such as {LABELS[0]}")
+    if len(columns) < len(others):
+        log.info(f"ignored columns that are not classes: {', '.join(sorted(set(others) - set(columns)))}")
+    scores = raw[columns].apply(pd.to_numeric, errors="coerce")
+    for row, column in np.argwhere(~np.isfinite(scores.to_numpy(np.float64)))[:1]:
+        raise InputError(f"{path}, row {row + 2}, {columns[column]}: {raw[columns[column]][row]!r} is not a number")
+    scores.columns = [_PLAIN[plain[name]] for name in columns]
+    for label in scores.columns[scores.columns.duplicated()][:1]:
+        raise InputError(f"{path}, row 1: two columns are {label}")
+    scores.index = _image_ids(raw[first].str.replace(r".*[/\\]", "", regex=True), path)
+    return scores[[label for label in LABELS if label in scores]]
+
+
+def read_truth(path):
+    """Return the labels of a label table, "true <label>" 0/1 with image_id as index, and patient_id if it has patients.
+
+    Only the columns Image Index and Finding Labels are needed. Raises InputError naming file and row: a column that is
+    missing, an image twice, a text that is no label, a blank patient.
+    """
+    raw = some_rows(path)
+    for name in ("Image Index", "Finding Labels"):
+        check(name in raw, f"{path}, row 1: no column {name}")
+    marks, problems = parse_findings(raw["Finding Labels"])
+    if "Patient ID" in raw:
+        problems = problems.mask((problems == "") & (raw["Patient ID"] == ""), "no Patient ID")
+    for row in np.flatnonzero(problems != "")[:1]:
+        raise InputError(f"{path}, row {row + 2}: {problems[row]}")
+    truth = pd.DataFrame(marks, _image_ids(raw["Image Index"], path), CLASSES)
+    log.info(f"{path.name}: {describe_labels(truth)}")
+    patients = {"patient_id": plain_patients(raw["Patient ID"]).to_numpy()} if "Patient ID" in raw else {}
+    return truth.add_prefix(TRUE).assign(**patients)
+
+
+def _image_ids(names, path):
+    ids = pd.Index(stems(names), name="image_id")
+    for row in np.flatnonzero(ids.duplicated())[:1]:
+        raise InputError(f"{path}, row {row + 2}: image {ids[row]} is there twice")
+    return ids
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
+    """Return a row for each of C labels and their mean.
+
+    Columns: label, images, positive (images), auroc, low, high, delong_low, delong_high. y: 0/1 (N, C); score: real (N,
+    C); patients: (N,) for the bootstrap that gives low and high, None for independent images, as DeLong's interval
+    treats them. A label with images of one kind gets NaN and is left out of the mean. Raises InputError for other
+    shapes and NaN, and for fewer than two patients.
+    """
+    people = len(y) if patients is None else len(set(patients))
+    check(people >= 2, f"a score with intervals needs images of two patients, there is {people}")
+    found, mean = statistics.bootstrap_auroc(y, score, patients, n_resamples, seed, skip_undefined=True)
+    table = pd.DataFrame({"label": [*labels, MEAN], "images": len(y)})
+    table["positive"] = pd.array([*map(int, np.sum(y, axis=0)), None], dtype="Int64")
+    table[["auroc", "low", "high"]] = [(each.estimate, each.low, each.high) for each in (*found, mean)]
+    table[["delong_low", "delong_high"]] = np.vstack([statistics.delong_intervals(y, score)[:, 1:], [np.nan, np.nan]])
+    return table
+
+
+def paired_tests(y, score, other, labels):
+    """Return two-sided p-values of score's AUROC minus other's, by each of C labels and their mean.
+
+    Columns: p_delong (a label's), p_t_test (the mean's: the paired t-test over the labels, our reading of SDFN's). y,
+    score, other: as in `class_table`.
+    """
+    differences = auroc(y, score, np.nan) - auroc(y, other, np.nan)
+    known = differences[~np.isnan(differences)]
+    p_value = np.nan if len(known) < 2 else stats.ttest_1samp(known, 0.0).pvalue if known.any() else 1.0
+    p_delong = pd.Series([*statistics.delong_test(y, score, other)[:, 3], np.nan], [*labels, MEAN])
+    return pd.DataFrame({"p_delong": p_delong, "p_t_test": pd.Series({MEAN: p_value})})
+
+
+def score_part(images, table, seed, n_resamples=1000):
+    """Return the `class_table` and the summary of predictions of images with labels; None for under two patients."""
+    rows = images.rows_of(table["image_id"])
+    patients = images.at(rows)["patient_id"].to_numpy()
+    if len(set(patients)) < 2:
+        return None
+    classes = class_table(labels_of(images, rows), table[list(LABELS)].to_numpy(), patients, LABELS, n_resamples, seed)
+    mean = statistics.as_interval(statistics.Interval(*classes.iloc[-1][["auroc", "low", "high"]]))
+    n = {"images": len(rows), "patients": len(set(patients)), "classes": int(classes["auroc"][:-1].notna().sum())}
+    return classes[:-1], {"mean": mean, **n}
+
+
+def epoch_chosen(config):
+    """Return whether a network of this Config kept the weights that did best on the fold that it holds out."""
+    return any(training.chooses_epoch for training in [*config.branches, *[config.fusion] * config.is_fused])
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
 
 
 def _values(table):
@@ -41,37 +170,52 @@ def _values(table):
     return labels, table[[f"{TRUE}{label}" for label in labels]].to_numpy(), table[labels].to_numpy(float)
 
 
+def measure(table, groups, n_resamples, seed):
+    """Return the AUROC of each label that the table has, and their mean, by the Bayesian bootstrap."""
+    labels, y, score = _values(table)
+    estimates, resamples = statistics.resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined=True)
+    areas = dict(zip(labels, zip(estimates, resamples.T, strict=True), strict=True))
+    return areas | {MEAN: (mean_of_defined(estimates), mean_of_defined(resamples))}
+
+
+def further(table):
+    """Return each label's positive images, and DeLong's interval, which treats images as independent."""
+    labels, y, score = _values(table)
+    found = class_table(y, score, None, labels, n_resamples=1).set_index("label")
+    return found[["positive", "delong_low", "delong_high"]]
+
+
+def paired(table, other):
+    """Return the p-values of DeLong's test and of the paired t-test over labels."""
+    labels, y, score = _values(table)
+    return paired_tests(y, score, other[labels].to_numpy(), labels)
+
+
 def remarks(figures, first):
-    """Return lines about undefined labels, labels of few patients, and the tests of each run against the `first`."""
+    """Return lines about undefined and missing labels, and the tests of each run against the `first`."""
     lines, own = [], figures if first is None else figures[figures["run"] == first]
     absent = own.loc[own["pooled"].isna(), "metric"].tolist()
     lines += [f"labels with images of one kind only, left out of the mean: {', '.join(absent)}"] * bool(absent)
-    rows = own[(own["positive_patients"] < FEW).fillna(False).astype(bool) & own["pooled"].notna()]
-    counts = ", ".join(f"{label} {n}" for label, n in zip(rows["metric"], rows["positive_patients"], strict=True))
-    lines += [f"fewer than {FEW} positive patients ({counts}): too few for a reliable interval"] * bool(counts)
     missing = [label for label in LABELS if label not in set(own["metric"])]
     if missing:
         lines.append(f"no column for {', '.join(missing)}: left out of the mean, which is not the benchmark's")
     others = figures[figures["difference"].notna()].groupby("run", sort=False) if "difference" in figures else ()
-    return lines + [_test_line(name, first, part) for name, part in others] + TESTS * bool(len(others))
+    for name, part in others:
+        mean, classes = part.iloc[-1], part.iloc[:-1]
+        sure = classes.loc[classes["p_delong"] < 0.05, "difference"]
+        lines.append(
+            f"{name} against {first}: mean AUROC {mean['difference']:+.4f}, p {mean['p_t_test']:.3f} (paired t-test "
+            f"over classes); higher in {(classes['difference'] > 0).sum()} of {len(classes)} classes; by DeLong's test "
+            f"with p < 0.05, higher in {(sure > 0).sum()}, lower in {(sure < 0).sum()}"
+        )
+    return lines + [TESTS] * bool(len(others))
 
 
-TESTS = [
-    "DeLong's test treats images as independent, which those of one patient are not, so its p-values are too small; "
-    "p_delong_holm is corrected for the number of classes by Holm's rule, the others are not. The paired t-test over "
-    "classes is our reading of SDFN's test; CXR-IRNet has none. It asks whether the classes agree, not whether other "
-    "patients would."
-]
-
-
-def _test_line(name, first, part):
-    mean, classes = part.iloc[-1], part.iloc[:-1]
-    sure = classes.loc[classes["p_delong_holm"] < 0.05, "difference"]
-    return (
-        f"{name} against {first}: mean AUROC {mean['difference']:+.4f}, p {mean['p_t_test']:.3f} (paired t-test over "
-        f"classes); higher in {(classes['difference'] > 0).sum()} of {len(classes)} classes; by DeLong with Holm's "
-        f"correction, p < 0.05, higher in {(sure > 0).sum()}, lower in {(sure < 0).sum()}"
-    )
+TESTS = (
+    "DeLong's test treats images as independent, which those of one patient are not: its p-values are too small. The "
+    "paired t-test over classes is our reading of SDFN's test; CXR-IRNet has none. It asks whether the classes agree, "
+    "not whether other patients would."
+)
 
 
 def listed(names, predicted, scored):

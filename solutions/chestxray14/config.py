@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from common.config import Averaging, FitConfig, check_folds, with_smaller_batches
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
 
@@ -26,19 +26,15 @@ class NetworkConfig(FitConfig):
 
     backbone: str = "densenet121"  # Any timm network with a last feature map.
     weights: str = "imagenet"  # imagenet (backbone), none, or a file of the backbone.
-    resize: int = 256
-    """Side to which the image is scaled before its centre is cut out. CXR-IRNet: 256. Equal to size: nothing is cut."""
+    resize: int = 256  # Side of the whole image, of which the centre is cut out. CXR-IRNet: 256.
     size: int = 224  # Side of the network's images. Both papers: 224.
     attention: bool = False  # CXR-IRNet's multi-scale spatial attention in front of the backbone.
-    weighting: bool = False
-    """CXR-IRNet's feature weighting: the last feature map counts only where the lungs (and the heart) are."""
+    weighting: bool = False  # CXR-IRNet's: the last feature map counts only where the lungs (and the heart) are.
     masks: Literal["binary", "soft"] = "soft"
     """weighting: binary (CXR-IRNet and every preset): cells of which at least half are lung or heart count wholly,
     others not at all; soft: each by its share."""
-    frozen_norms: bool = False
-    """Batch norms keep the pretrained statistics, so that accumulate replaces a larger batch_size exactly."""
-    box_loss: float = 0.0
-    """whole: weight of a loss that draws the class maps into the boxes of training images; 0: labels alone."""
+    frozen_norms: bool = False  # Batch norms keep the pretrained statistics, so that accumulate is exact.
+    box_loss: float = 0.0  # whole: weight of a loss that draws class maps into boxes; 0: labels alone.
     augmentation: Literal["none", "flip", "podium"] = "flip"
     dropout: float = 0.0
     metric: str = "auroc"
@@ -46,14 +42,11 @@ class NetworkConfig(FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 32 <= self.size <= self.resize:
-            raise InputError(f"size {self.size} must lie between 32 and resize ({self.resize})")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), not {self.dropout}")
+        check(32 <= self.size <= self.resize, f"size {self.size} must lie between 32 and resize ({self.resize})")
+        check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
         if self.frozen_norms and self.weights == "none":
             raise InputError("frozen_norms: keeps the statistics of pretrained weights, so weights cannot be none")
-        if not self.box_loss >= 0:
-            raise InputError(f"box_loss must be at least 0, not {self.box_loss}")
+        check(self.box_loss >= 0, f"box_loss must be at least 0, not {self.box_loss}")
 
 
 # SDFN, B.5: Adam 1e-4 with a decay of 1e-5 an update, up to 100 epochs, rate / 10 where the validation loss did not
@@ -68,8 +61,7 @@ class LungsConfig:
     """Where the lungs come from, for weighting and for the lungs' view."""
 
     weights: str = "shipped"
-    """shipped, or a file that `lung_segmentation export_segmenter` wrote; if it segments the heart, features are
-    weighted by lungs and heart, as in CXR-IRNet."""
+    """shipped, or a file that `lung_segmentation export_segmenter` wrote; if it has the heart, that weights too."""
     crop_size: int = 256  # Side of the stored crops, cut from the original pixels.
     mask_size: int = 64  # Side of the stored masks.
 
@@ -82,46 +74,36 @@ class LungsConfig:
 class Config:
     """A whole run of the ChestX-ray14 solution."""
 
-    views: Literal["whole", "lungs", "both"] = "whole"
-    """Input: the image, the crop around the lungs, or both, each with its own network."""
-    combine: Literal["fusion", "mean"] = "fusion"
-    """both: SDFN's trained layer over the features of the two frozen networks, or the mean of their probabilities."""
+    views: Literal["whole", "lungs", "both"] = "whole"  # The image, the crop around the lungs, or a network of each.
+    combine: Literal["fusion", "mean"] = "fusion"  # both: SDFN's layer over both's features, or the mean probability.
     whole: NetworkConfig = field(default_factory=NetworkConfig)
     lungs: NetworkConfig = field(default_factory=NetworkConfig)
     fusion: FitConfig = FUSION
     segmenter: LungsConfig = field(default_factory=LungsConfig)
     label_table: Literal["2020", "2017"] | None = None
-    """2020: Data_Entry_2017_v2020.csv, which CXR-IRNet's code reads and whose totals are those of its table 1. 2017:
-    Data_Entry_2017.csv, all that there was for SDFN. By default the newest that is there."""
+    """2020: Data_Entry_2017_v2020.csv, CXR-IRNet's; 2017: Data_Entry_2017.csv, SDFN's; default: the newest there is."""
     split: Literal["official", "all"] = "official"
     """official: the benchmark's train/val and test lists. all: every labelled image is in a fold, none is a test image;
     such networks have seen the official test images and are refused for them."""
     boxes: str | None = None
     """CSV of boxes beside NIH's, which are all on the official test list: in NIH's form, or with the columns image_id,
     class, x_min, y_min, x_max, y_max, in pixels of the 1024 × 1024 image, such as ChestX-Det's."""
-    n_folds: int = 10
-    """Of the training images, by patient and all labels. CXR-IRNet: 10 % validate, one fold of ten; SDFN: not given."""
-    folds: tuple[int, ...] = (0,)
-    """Held-out folds, each with its own networks; the test set gets the mean over them."""
+    n_folds: int = 10  # Of the training images, by patient and all labels. CXR-IRNet: 10 % validate; SDFN: not given.
+    folds: tuple[int, ...] = (0,)  # Held-out folds, each with its own networks; the test set gets the mean over them.
     tta: tuple[Literal["flip"], ...] = ()
-    store_size: int = 256
-    """Side of the stored images, in pixels; at least the largest resize of the networks."""
+    store_size: int = 256  # Side of the stored images, in pixels; at least the largest resize of the networks.
     seed: int = 0
 
     def __post_init__(self):
         check_folds(self.folds, self.n_folds)
-        if self.seed < 0:
-            raise InputError(f"seed must be at least 0, not {self.seed}")
-        if self.views != "lungs" and self.store_size < self.whole.resize:
-            raise InputError(f"store_size {self.store_size} is under the {self.whole.resize} px of whole.resize")
-        if self.views != "whole" and self.segmenter.crop_size < self.lungs.resize:
-            raise InputError(
-                f"crop_size {self.segmenter.crop_size} is under the {self.lungs.resize} px of lungs.resize"
-            )
-        if self.views != "whole" and self.lungs.box_loss:
-            raise InputError("lungs.box_loss: boxes lie on whole images; the loss belongs to whole")
-        if self.views != "whole" and self.lungs.weighting:
-            raise InputError("lungs.weighting: the crop around the lungs has no mask; weighting belongs to whole")
+        check(self.seed >= 0, f"seed must be at least 0, not {self.seed}")
+        store, crop, whole, lungs = self.store_size, self.segmenter.crop_size, self.whole, self.lungs
+        if self.views != "lungs":
+            check(store >= whole.resize, f"store_size {store} is under the {whole.resize} px of whole.resize")
+        if self.views != "whole":
+            check(crop >= lungs.resize, f"crop_size {crop} is under the {lungs.resize} px of lungs.resize")
+            check(not lungs.box_loss, "lungs.box_loss: boxes lie on whole images; the loss belongs to whole")
+            check(not lungs.weighting, "lungs.weighting: the crop has no mask; weighting belongs to whole")
 
     @property
     def stages(self):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.config import digest, file_hash
 from common.data.tables import named_images, plain_patients, read_list
-from common.errors import InputError
+from common.errors import InputError, check
 from common.listing import Listing, check_loose, check_named
 from common.paths import find_images, strip_suffix
 from common.post.boxes import BOX
@@ -28,40 +28,41 @@ from solutions.chestxray14.published import IMAGES, describe_labels
 
 log = logging.getLogger(__name__)
 CLASSES = list(LABELS)
-OLDEST = 120  # years; the first version of the table holds ages up to 414, which are typing errors
 SAMPLE = ["Image Index", *CLASSES]
-UNKNOWN = {"patient_id": "", "sex": "", "view": "", "follow_up": -1, "official": ""} | dict.fromkeys(CLASSES, -1)
+UNKNOWN = {"patient_id": "", "official": ""} | dict.fromkeys(CLASSES, -1)
 BOX_TABLE = "truth_boxes.parquet"  # NIH's boxes
 FURTHER_BOXES = "further_boxes.parquet"  # those of --boxes
+NO_BOXES = pd.DataFrame(columns=["image_id", "label", *BOX]).astype({"label": "int64"} | dict.fromkeys(BOX, float))
 MARKERS = (*KAGGLE.samples, *LISTS["test"])  # files that name the test images
 
 
 def read_competition(job):
     """Return the Listing of the competition. Images of the label table without a file are left out and counted.
 
-    Table: file_name (as in the label table), age (years or NaN), sex, view, follow_up (-1 unknown), official
-    (train_val, test, or "" for neither list) and the 14 LABELS (0/1, -1 unknown). Further table truth_boxes.parquet:
-    image_id, row, label (0 … 13), x_min, y_min, x_max, y_max (pixels of NIH's 1024 × 1024 image), and of --boxes
-    further_boxes.parquet with the same columns. about: what is known of labels and lists, `said` in one line;
-    test_name: what the test images are; structures: what weights the features, ["lungs"], ["lungs", "heart"] or None.
+    Table: file_name (as in the label table), official (train_val, test, or "" for neither list) and the 14 LABELS (0/1,
+    -1 unknown). Further table truth_boxes.parquet: image_id, row, label (0 … 13), x_min, y_min, x_max, y_max (pixels of
+    NIH's 1024 × 1024 image), and of --boxes further_boxes.parquet with the same columns. about: what is known of labels
+    and lists, `said` in one line; test_name: what the test images are; structures: what weights the features, a list or
+    None.
     """
     options, config = job.options, job.config
-    folder, labels_path = _find_table(options.data, config.label_table)
-    labels, about = _read_labels(folder, labels_path, config.split)
-    files, known = find_images(folder), set(labels["image_id"])
-    here = labels["image_id"].isin(files)
+    path = KAGGLE.find_file(options.data, [name for key, name in TABLES.items() if config.label_table in (key, None)])
+    folder, files = path.parent, find_images(path.parent)
+    for other in set(TABLES.values()) - {path.name}:
+        if (folder / other).is_file():
+            log.info(f"{folder}: holds {other} too, in which some labels differ; {path.name} is read")
+    labels, about = _read_labels(folder, path, config.split)
+    here, known = labels["image_id"].isin(files), set(labels["image_id"])
     missing_test = int((~here & (labels["official"] == "test")).sum())
     about |= {"missing": int((~here).sum()), "missing_test": missing_test}
+    check(here.any(), f"{folder}: none of the images of {path.name} is in it")
     if not here.all():
         first = labels.loc[~here, "file_name"].iloc[0]
         text = f"{(~here).sum():,} of {len(labels):,} images have no file and are left out, the first is {first}"
         tests = "" if config.split == "all" else f"; {missing_test:,} of them are in the test list"
-        log.info(f"{labels_path}: {text}{tests}")
-    if not here.any():
-        raise InputError(f"{folder}: none of the images of {labels_path.name} is in it")
+        log.info(f"{path}: {text}{tests}")
     labels = labels[here]
     train, test, test_name = _split(labels, about, config.split)
-    further = [Path(config.boxes)] if config.boxes else []
     if options.test is not None:
         if len(test):
             log.info(f"--test replaces the {len(test):,} images of the test list")
@@ -70,18 +71,20 @@ def read_competition(job):
     elif not len(test):
         reason = " (--split all holds none back)" if config.split == "all" else ""
         log.info(f"no test images: scores are out of fold, and nothing is submitted{reason}")
-    check_loose(files, known, labels_path.name, options)
-    columns = ["image_id", "file_name", "patient_id", "age", "sex", "view", "follow_up", "split", "official", *CLASSES]
+    check_loose(files, known, path.name, options)
+    columns = ["image_id", "file_name", "patient_id", "split", "official", *CLASSES]
     table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)[columns]
     table = table.astype(dict.fromkeys(CLASSES, "int8"))
     check_run(config, table)
     about |= {"said": _describe(about, config.split), "test_name": test_name, "structures": None}
     about["pixels"] = digest(test[CLASSES].to_numpy().tolist())  # test scores follow from the labels too
     log.info(about["said"])
+    boxes = [folder / name for name in BOXES if (folder / name).is_file()][:1]
+    tables = {BOX_TABLE: place_boxes(read_boxes(boxes[0]) if boxes else NO_BOXES, table)}
     codes = (train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))).tolist()
-    tables = {BOX_TABLE: place_boxes(_nih_boxes(folder), table)}
-    for path in further:
-        tables[FURTHER_BOXES] = place_boxes(read_boxes(path), table)
+    if config.boxes:
+        boxes.append(Path(config.boxes))
+        tables[FURTHER_BOXES] = place_boxes(read_boxes(boxes[-1]), table)
         codes.append(tables[FURTHER_BOXES].to_numpy().tolist())
     return Listing(
         folder,
@@ -91,7 +94,7 @@ def read_competition(job):
         strata=train[CLASSES].to_numpy(),
         labels=codes,
         tables=tables,
-        inputs=(labels_path, *find_lists(folder).values(), *_box_path(folder), *further),
+        inputs=(path, *find_lists(folder).values(), *boxes),
         about=about,
     )
 
@@ -102,8 +105,25 @@ def read_test(job):
     They are those of --test, of sample_submission.csv in the folder, or of the official test list there, of which
     images without a file are left out and counted.
     """
-    folder, named, files = _find_test(job.options)
-    table = named[["image_id", "file_name"]].assign(**UNKNOWN, age=np.nan, split="test")
+    test, data = job.options.test, job.options.data
+    if test is not None and test.is_dir():
+        folder, (named, files) = test, test_names(test)
+    else:
+        path = test or KAGGLE.find_file(data, MARKERS)
+        folder = path.parent if test is None else data or KAGGLE.find_file(None, MARKERS).parent
+        files = find_images(folder)
+        named, _ = test_names(path, files)
+        here = named["image_id"].isin(files)
+        absent = f"{(~here).sum():,} of {len(named):,} images have no file"
+        if test is None:
+            log.info(f"test images from {path}" + f"; {absent} and are left out" * (not here.all()))
+        if test is None and path.suffix == ".txt" and here.any():
+            named = named[here].sort_values("image_id", ignore_index=True)  # the order in which a run has them
+        elif not here.all():
+            first = named.loc[~here, "image_id"].iloc[0]
+            raise InputError(f"{(~here).sum()} test images have no file in {folder}, the first is {first}")
+    table = named[["image_id", "file_name"]].assign(**UNKNOWN, split="test")
+    files = {image_id: files[image_id] for image_id in named["image_id"]}
     return Listing(folder, table, files, _sample(table["file_name"].to_numpy()))
 
 
@@ -130,30 +150,14 @@ def _sample(names):
     return sample
 
 
-def _find_table(data, version):
-    path = KAGGLE.find_file(data, [name for key, name in TABLES.items() if version in (key, None)])
-    for other in TABLES.values():
-        if other != path.name and path.with_name(other).is_file():
-            log.info(f"{path.parent}: holds {other} too, in which some labels differ; {path.name} is read")
-    return path.parent, path
-
-
 def _read_labels(folder, path, split):
     """Return the label table with the column official, in the order of the ids, and the facts about it."""
     labels = read_labels(path).sort_values("image_id", ignore_index=True)
-    odd = labels["age"] > OLDEST
-    labels["age"] = labels["age"].mask(odd)
-    if odd.any():
-        log.info(f"{path}: {odd.sum()} ages over {OLDEST} years count as unknown")
     about = {"labels": path.name, "sha256": file_hash(path), "images": len(labels), "release": describe_labels(labels)}
     labels["official"] = ""
-    if not (labels[CLASSES] == 1).any(axis=None):
-        raise InputError(f"{path}: no image has a finding")
+    check((labels[CLASSES] == 1).any(axis=None), f"{path}: no image has a finding")
     if split == "official" or len(find_lists(folder)) == len(LISTS):
         labels["official"], about["lists"] = read_lists(folder, labels["image_id"])
-        absent = [about["lists"][part]["absent"] for part in LISTS]
-        if any(absent):
-            log.info(f"the lists name {absent[0]:,} and {absent[1]:,} images that {path.name} lacks")
     listed = labels[labels["official"] != ""].drop_duplicates(["patient_id", "official"])
     both = listed[listed["patient_id"].duplicated()]
     if split == "official" and len(both):
@@ -165,12 +169,11 @@ def _read_labels(folder, path, split):
 
 def _describe(about, split):
     """Return the line about labels and lists that belongs to every score."""
-    missing = f", {about['missing']:,} of them without a file" if about["missing"] else ""
-    missing += f"; {about['release']}" if about["images"] == IMAGES else ""
-    text = f"labels {about['labels']} (sha256 {about['sha256'][:12]}, {about['images']:,} images{missing})"
-    if split == "all":
-        return f"{text}; split all: every labelled image is trained on, those of the official test list too"
-    return f"{text}; split by {about['lists']['said']}"
+    more = f", {about['missing']:,} of them without a file" if about["missing"] else ""
+    more += f"; {about['release']}" if about["images"] == IMAGES else ""
+    how = "all: every labelled image is trained on, those of the official test list too"
+    how = how if split == "all" else f"by {about['lists']['said']}"
+    return f"labels {about['labels']} (sha256 {about['sha256'][:12]}, {about['images']:,} images{more}); split {how}"
 
 
 def _split(labels, about, split):
@@ -181,8 +184,7 @@ def _split(labels, about, split):
     loose = int((labels["official"] == "").sum())
     if loose:
         log.info(f"left out {loose:,} labelled images that are in neither list")
-    if not len(train):
-        raise InputError(f"no image to train on: none of {about['lists']['train_val']['file']} is here")
+    check(len(train), "no image to train on: none of the train and validation list is here")
     if not about["lists"]["official"]:
         return train, test, f"on {len(test):,} images of the test list, which is not the whole official one"
     part = f"{len(test):,} images of " if about["missing_test"] else ""
@@ -196,11 +198,11 @@ def _named_test(path, labels, train, files, split):
     why = " (--split all trains on every labelled image)" if split == "all" else ""
     check_named(ids, files | more, set(train["image_id"]), why)
     test = named.merge(labels.drop(columns="file_name"), on="image_id", how="left", validate="one_to_one")
-    test = test.fillna(UNKNOWN | {"patient_id": test["patient"]}).astype({"follow_up": "int64"})[labels.columns]
+    test = test.fillna(UNKNOWN | {"patient_id": test["patient"]})[labels.columns]
     shared = int(test["patient_id"].isin(train["patient_id"]).sum())
     if shared:
         log.info(
-            f"--test: {shared} of the {len(test)} images are of patients with training images; scores are inflated"
+            f"--test: {shared} of the {len(test)} images are of patients with training images, which inflates scores"
         )
     return test, more
 
@@ -224,18 +226,6 @@ def test_names(path, known=()):
     return named, files
 
 
-def _box_path(folder):
-    return [folder / name for name in BOXES if (folder / name).is_file()][:1]
-
-
-def _nih_boxes(folder):
-    boxes = pd.DataFrame({"image_id": pd.Series(dtype=str), "label": pd.Series(dtype="int64")})
-    boxes[BOX] = np.zeros((0, 4))
-    for path in _box_path(folder):
-        boxes = read_boxes(path)
-    return boxes
-
-
 def place_boxes(boxes, table):
     """Return the boxes (of `read_boxes`) that lie on images of the table, with their row in it, in its order."""
     boxes = boxes.copy()
@@ -246,25 +236,3 @@ def place_boxes(boxes, table):
         log.info(f"left out {absent} of {len(boxes)} boxes, whose images are not here")
     boxes = boxes[boxes["row"] >= 0].sort_values(["row", "label", *BOX], ignore_index=True)
     return boxes[["image_id", "row", "label", *BOX]]
-
-
-def _find_test(options):
-    """Return folder, names (image_id, file_name) and files of the images of `read_test`."""
-    if options.test is not None and options.test.is_dir():
-        return options.test, *test_names(options.test)
-    path = options.test or KAGGLE.find_file(options.data, MARKERS)
-    folder = path.parent if path is not options.test else options.data or KAGGLE.find_file(None, MARKERS).parent
-    found = find_images(folder)
-    if path is not options.test:
-        log.info(f"test images from {path}")
-    named = test_names(path, found)[0]
-    if path is not options.test and path.suffix == ".txt":
-        named = named.sort_values("image_id", ignore_index=True)  # the order in which a run has them
-    here = named["image_id"].isin(found)
-    if not here.all() and options.test is None and path.suffix == ".txt" and here.any():
-        log.info(f"{path}: {(~here).sum():,} of {len(named):,} images have no file and are left out")
-        named = named[here].reset_index(drop=True)
-    elif not here.all():
-        first = named.loc[~here, "image_id"].iloc[0]
-        raise InputError(f"{(~here).sum()} test images have no file in {folder}, the first is {first}")
-    return folder, named, {image_id: found[image_id] for image_id in named["image_id"]}

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash
-from common.data.tables import check_ids, parse_ages, plain_patients, read_list, some_rows
-from common.errors import InputError
+from common.data.tables import check_ids, plain_patients, read_list, some_rows
+from common.errors import InputError, check
 from common.paths import check_id, strip_suffix
 from common.post.boxes import BOX, SLACK, find_normalised
 from common.submit.table import read_rows
@@ -25,46 +25,29 @@ DIGESTS = {
     "train_val": "f5ca42650c3529e46ba2b4399869027d2ff2ddac9a5e55b5fa64530fcb4dd4be",
     "test": "7519b7296cb0f58e5d2f4818372950411b04f1f243580c4132d001746535d931",
 }
-COLUMNS = {"Image Index": "file_name", "Finding Labels": "labels", "Follow-up #": "follow_up"}
-COLUMNS |= {"Patient ID": "patient_id", "Patient Age": "age", "Patient Gender": "sex", "Patient Sex": "sex"}
-COLUMNS |= {"View Position": "view"}
+COLUMNS = {"Image Index": "file_name", "Finding Labels": "labels", "Patient ID": "patient_id"}
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
 
 
 def read_labels(path):
-    """Return the label table: image_id, file_name, patient_id, age, sex, view, follow_up and the 14 LABELS, int8 0/1.
+    """Return the label table: image_id, file_name, patient_id and the 14 LABELS, int8 0/1. Both versions are read.
 
-    age in years (float, NaN where blank; 058Y, 013M and 025D are read too). Both versions are read. Raises InputError
-    naming file and row: a missing column, an unusable or repeated image, no patient, an unknown label, "No Finding"
-    beside a finding, an age or follow-up that is not a number.
+    Raises InputError naming file and row: a missing column, an unusable or repeated image, no patient, an unknown
+    label, "No Finding" beside a finding.
     """
-    table = some_rows(path).rename(columns=COLUMNS)
-    for name in COLUMNS.values():
-        if name not in table:
-            wanted = " or ".join(column for column, ours in COLUMNS.items() if ours == name)
-            raise InputError(f"{path}, row 1: no column {wanted}")
-    table["image_id"] = stems(table["file_name"])
-    for row, name in table["image_id"].items():
-        check_id(name, f"{path}, row {row + 2}")
-    marks, table["problem"] = parse_findings(table["labels"])
-    years = parse_ages(table["age"])
-    faults = [
-        (table["image_id"].duplicated(), "this image is there twice"),
-        (table["problem"] != "", "{problem}"),
-        (table["patient_id"] == "", "no Patient ID"),
-        ((table["age"] != "") & years.isna(), "the age {age!r} is not a number of years (or 013M, 025D)"),
-        (~table["follow_up"].str.fullmatch(r"\d{1,9}"), "the follow-up {follow_up!r} is not a whole number"),
-        (~table["sex"].isin(["M", "F", ""]), "the sex {sex!r} is neither M nor F"),
-        (~table["view"].isin(["PA", "AP", ""]), "the view {view!r} is neither PA nor AP"),
-    ]
-    for wrong, text in faults:
-        for row in np.flatnonzero(wrong)[:1]:
-            raise InputError(f"{path}, row {row + 2} ({table['image_id'][row]}): {text.format(**table.loc[row])}")
+    raw = some_rows(path)
+    for name in COLUMNS:
+        check(name in raw, f"{path}, row 1: no column {name}")
+    table = raw[[*COLUMNS]].rename(columns=COLUMNS)
+    table.insert(0, "image_id", stems(table["file_name"]))
+    check_ids(table["image_id"], path)
+    marks, problems = parse_findings(table["labels"])
+    problems = problems.mask((problems == "") & (table["patient_id"] == ""), "no Patient ID")
+    for row in np.flatnonzero(problems != "")[:1]:
+        raise InputError(f"{path}, row {row + 2} ({table['image_id'][row]}): {problems[row]}")
     table["patient_id"] = plain_patients(table["patient_id"])
-    table = table.assign(age=years).astype({"follow_up": "int64"})
-    columns = ["image_id", "file_name", "patient_id", "age", "sex", "view", "follow_up"]
-    return pd.concat([table[columns], pd.DataFrame(marks, columns=list(LABELS))], axis=1)
+    return table.drop(columns="labels").join(pd.DataFrame(marks, columns=list(LABELS)))
 
 
 def stems(names):
@@ -98,50 +81,36 @@ def find_lists(folder):
 
 
 def read_lists(folder, ids):
-    """Return the official list of each of `ids`, "train_val", "test" or "" (neither), str (N,), and facts of the lists.
+    """Return the official list of each of `ids`, "train_val", "test" or "" (neither), str (N,), and what the lists are.
 
-    Facts: train_val and test, each with file, sha256, names (`names_digest`), images, patients and absent (names that
-    `ids` lacks); official, whether DIGESTS has the names of both; said, that in one line. Raises InputError for a list
-    that is missing, empty or not text, for an unusable or repeated name, and for an image in both.
+    That is official, whether both are the whole official lists by DIGESTS, and said, in one line. Raises InputError for
+    a list that is missing, empty or not text, for an unusable or repeated name, and for an image in both.
     """
-    paths, about, found = find_lists(folder), {}, np.full(len(ids), "", object)
-    index, listed = pd.Index(ids), {}
+    paths, index, found, listed, texts = find_lists(folder), pd.Index(ids), np.full(len(ids), "", object), {}, []
     for part, names in LISTS.items():
-        if part not in paths:
-            raise InputError(f"{folder}: no {names[0]}; --split all trains without the official lists")
-        listed[part] = stems(read_names(paths[part], index))
+        check(part in paths, f"{folder}: no {names[0]}; --split all trains without the official lists")
+        path, listed[part] = paths[part], stems(read_list(paths[part], known=index).iloc[:, 0])
+        check_ids(listed[part], path)
         place = index.get_indexer(listed[part])
         found[place[place >= 0]] = part
-        about[part] = {"file": paths[part].name, "sha256": file_hash(paths[part]), "names": names_digest(listed[part])}
+        if (place < 0).any():
+            log.info(f"{path}: {(place < 0).sum():,} of its images are not in the label table")
         patients = listed[part].str.split("_").str[0].nunique()
-        about[part] |= {"images": len(listed[part]), "patients": int(patients), "absent": int((place < 0).sum())}
+        size = f"{len(place):,} images of {patients:,} patients"
+        texts.append(f"{path.name} ({size}, sha256 {file_hash(path)[:12]})")
     both = listed["test"][listed["test"].isin(listed["train_val"])]
     if len(both):
         files = " and ".join(path.name for path in paths.values())
         raise InputError(f"{folder}: {len(both)} images are in both {files}, such as {both.iloc[0]}")
-    about["official"] = all(about[part]["names"] == DIGESTS[part] for part in LISTS)
-    state = "the official lists, verified by the hash of their names"
-    if not about["official"]:
-        state = "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are not "
-        state += "the benchmark's"
-    texts = [
-        f"{each['file']} ({each['images']:,} images of {each['patients']:,} patients, sha256 {each['sha256'][:12]})"
-        for each in map(about.get, LISTS)
-    ]
-    about["said"] = f"{' and '.join(texts)}: {state}"
-    return found.astype(str), about
+    official = all(names_digest(listed[part]) == DIGESTS[part] for part in LISTS)
+    whole = "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are not the "
+    state = "the official lists, verified by the hash of their names" if official else f"{whole}benchmark's"
+    return found.astype(str), {"official": official, "said": f"{' and '.join(texts)}: {state}"}
 
 
 def names_digest(image_ids):
     """Return the SHA-256, in hex, of image ids in sorted order, one per line: the same for any order or suffix."""
     return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
-
-
-def read_names(path, known=()):
-    """Return the names of images in a list, see `read_list`, a Series of str; raise InputError naming the row."""
-    names = read_list(path, known=known).iloc[:, 0]
-    check_ids(stems(names), path)
-    return names
 
 
 def read_boxes(path):
@@ -152,28 +121,25 @@ def read_boxes(path):
     """
     header, *rows = read_rows(path)
     corners = {"image_id", "class", *BOX} <= set(header)
-    nih = header[:6] == list(_BOX_COLUMNS) and not any(header[6:])
-    if not nih and not corners:
+    if not corners and (header[:6] != list(_BOX_COLUMNS) or any(header[6:])):
         raise InputError(f"{path}, row 1: the header must be {','.join(_BOX_COLUMNS)}: {','.join(header)[:200]}")
-    if not rows:
-        raise InputError(f"{path}: no rows under its header")
+    check(rows, f"{path}: no rows under its header")
     places = [header.index(name) for name in ["image_id", "class", *BOX]] if corners else range(6)
     for number, row in enumerate(rows, 2):
         if len(row) <= max(places):
             raise InputError(f"{path}, row {number}: {len(row)} values where the header has {len(header)} columns")
-    columns = ["image", "name", "x", "y", "w", "h"]
-    table = pd.DataFrame([[row[place] for place in places] for row in rows], columns=columns, dtype=str)
+    cells = [[row[place] for place in places] for row in rows]
+    table = pd.DataFrame(cells, columns=["image", "name", "x", "y", "w", "h"], dtype=str)
     if corners:
         table["name"] = table["name"].str.replace(" ", "_")
         known = table["name"].isin(LABELS)
         log.info(f"{path}: left out {(~known).sum():,} of {len(table):,} rows, which are of none of the 14 findings")
         table = table[known]
-    ids = stems(table["image"])
+    ids, names = stems(table["image"]), table["name"].replace(_BOX_NAMES)
     for row, image_id in ids.items():
         check_id(image_id, f"{path}, row {row + 2}")
-    names = table["name"].replace(_BOX_NAMES)
-    x, y, w, h = table[["x", "y", "w", "h"]].apply(pd.to_numeric, errors="coerce").to_numpy(float).T
-    box = np.stack([x, y, w, h] if corners else [x, y, x + w, y + h], axis=1)
+    box = table[["x", "y", "w", "h"]].apply(pd.to_numeric, errors="coerce").to_numpy(float, copy=True)
+    box[:, 2:] += 0 if corners else box[:, :2]
     finite = np.isfinite(box).all(axis=1)
     beyond = (box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))
     faults = [
@@ -184,8 +150,7 @@ def read_boxes(path):
         (finite & beyond, f"the box {{x}} {{y}} {{w}} {{h}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels"),
     ]
     for wrong, words in faults:
-        if wrong.any():
-            row = table.index[np.argmax(wrong)]
+        for row in table.index[wrong][:1]:
             raise InputError(f"{path}, row {row + 2} ({ids[row]}): {words.format(**table.loc[row])}")
     boxes = pd.DataFrame({"image_id": ids, "label": names.map(LABELS.index)})
     boxes[BOX] = np.minimum(box, BOX_SIDE)

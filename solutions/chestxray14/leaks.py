@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.nn.weights import read_state
 from common.paths import read_json, read_parquet
 from common.train.checkpoint import load_weights
@@ -53,50 +53,39 @@ def check_weights(weights, split, unseen=None, own=None):
     if weights in ("imagenet", "none") or (split == "all" and not unseen):
         return
     path = Path(weights)
-    recorded, (folder, config) = _recorded(path), _run_of(path)
-    ids = _trained_in(folder, config, path)
+    recorded, (folder, run, ids) = _recorded(path), _run_of(path)
     if recorded and (ids is None or names_digest(ids) != recorded.get("names")):  # a copy of another run's file
-        ids, config = None, recorded
+        run, ids = recorded, None
     for name, wanted in unseen.items():
         seen = sorted(set(wanted) & set(() if ids is None else ids))
         if seen:
             raise InputError(f"{path}: {folder} was trained on {len(seen)} of the {name}, such as {seen[0]}")
-    solution = config.get("solution")
     if split == "official":
-        reason = _SIIM if solution == "siim_pneumothorax" else _public(path)
-        if solution == SOLUTION and config.get("split") == "all":
-            run = "their run" if ids is None else folder
-            reason = f"{run} was trained with split all, which holds no test image back"
-        if reason:
-            raise InputError(f"{path}: these weights have seen official test images: {reason}")
+        reason = _SIIM if run.get("solution") == "siim_pneumothorax" else _public(path)
+        if run.get("solution") == SOLUTION and run.get("split") == "all":
+            where = "their run" if ids is None else folder
+            reason = f"{where} was trained with split all, which holds no test image back"
+        check(not reason, f"{path}: these weights have seen official test images: {reason}")
     if recorded and ids is None and unseen and own is not None and own != {recorded.get("names")}:
         n = f"{recorded.get('images')} images of ChestX-ray14 other than those of this run"
         raise InputError(f"{path}: trained on {n}; only the folder of their run shows which: name the file in there")
-    if solution != SOLUTION or (unseen and ids is None and not recorded):
+    if run.get("solution") != SOLUTION or (unseen and ids is None and not recorded):
         log.info(f"{path}: whether these weights have seen the test images is unknown; make sure that they have not")
 
 
 def _trained(table, fold):
     """Return the ids of the images that one fold's networks train on; of all train images for the fold None."""
-    train = table[table["split"] == "train"]
-    return train.loc[train["fold"] != fold, "image_id"] if fold is not None else train["image_id"]
+    return table.loc[(table["split"] == "train") & (table["fold"] != fold), "image_id"]
 
 
 def _run_of(path):
-    """Return folder and configuration of the run that a file lies in; (None, {}) for other files."""
-    for folder in path.resolve().parents[:4]:
-        if (folder / "config.json").is_file():
-            config = read_json(folder / "config.json")
-            return folder, config if isinstance(config, dict) else {}
-    return None, {}
-
-
-def _trained_in(folder, config, path):
-    """Return the ids of the training images of a file in a ChestX-ray14 run; None where the folder does not show."""
+    """Return folder, configuration and training images of the run that a file lies in; (None, {}, None) without one."""
+    folder = next((parent for parent in path.resolve().parents[:4] if (parent / "config.json").is_file()), None)
+    config = {} if folder is None else read_json(folder / "config.json")
     if config.get("solution") != SOLUTION or not (folder / "images.parquet").is_file():
-        return None
+        return folder, config, None
     fold = re.fullmatch(r"fold(\d+)", path.resolve().relative_to(folder).parts[0])
-    return _trained(read_parquet(folder / "images.parquet"), fold and int(fold[1]))
+    return folder, config, _trained(read_parquet(folder / "images.parquet"), fold and int(fold[1]))
 
 
 def _recorded(path):
@@ -105,7 +94,7 @@ def _recorded(path):
         about = load_weights(path)[1] if path.suffix == ".safetensors" else {}
     except InputError:  # raised again by the caller that loads it
         return {}
-    recorded = about.get("trained_on") if isinstance(about, dict) else None
+    recorded = about.get("trained_on")
     return recorded if isinstance(recorded, dict) and recorded.get("solution") == SOLUTION else {}
 
 

@@ -39,8 +39,8 @@ def add_lungs(job, listing, store):
     config = job.config
     if not config.needs_lungs:
         return listing
-    weights, (_, mask_size, crop_size) = segmenter_file(config), lung_settings(config).values()
-    mask_size, crop_size = mask_size or 0, crop_size or 0
+    weights = segmenter_file(config)
+    mask_size, crop_size = (size or 0 for size in list(lung_settings(config).values())[1:])
     sides = {name: side for name, side in (("masks", mask_size), ("crops", crop_size)) if side}
 
     def describe(segmenter, image, probs):

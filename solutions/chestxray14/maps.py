@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from common.data.loaders import eval_loader
-from common.errors import InputError
+from common.errors import check
 from common.infer.cam import fuse, normalise, place
 from common.paths import read_array
 from common.post.boxes import BOX
@@ -48,8 +48,7 @@ def usable_boxes(images, folds, boxes=None):
     boxes = (images.tables[BOX_TABLE] if boxes is None else boxes).merge(table, on="row", how="left")
     unseen = boxes["ok"] & ((boxes["split"] == "test") | boxes["fold"].isin(list(folds)))
     usable = boxes[unseen].drop(columns="ok").reset_index(drop=True)
-    if not len(usable):
-        raise InputError(f"no true box lies on an image that the networks did not train on ({len(boxes)} boxes in all)")
+    check(len(usable), f"no true box lies on an image that the networks did not train on ({len(boxes)} boxes in all)")
     usable["map"] = usable.groupby(["row", "label"], sort=False).ngroup()
     return usable, len(boxes) - len(usable)
 
@@ -57,7 +56,7 @@ def usable_boxes(images, folds, boxes=None):
 def class_maps(job, boxes, alone=False):
     """Return the Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their own."""
     config, images, pairs = job.config, job.images, boxes.drop_duplicates("map").sort_values("map")
-    sums, count = {}, np.zeros(len(pairs))
+    sums, count, stages = {}, np.zeros((len(pairs), 1, 1), np.float32), ("whole",) if alone else config.stages
     for fold in config.folds:
         mine = np.flatnonzero((pairs["split"] == "test") | (pairs["fold"] == fold))
         if not len(mine):
@@ -65,17 +64,15 @@ def class_maps(job, boxes, alone=False):
         count[mine] += 1
         rows, at = np.unique(pairs["row"].to_numpy()[mine], return_inverse=True)
         networks = {one.stage: one for one in job.recipe.networks(job) if one.fold == fold}
-        models = {stage: networks[stage].load(job.run) for stage in (("whole",) if alone else config.stages)}
-        heads = dict.fromkeys(models)
+        models, heads = {stage: networks[stage].load(job.run) for stage in stages}, [None] * len(stages)
         if config.is_fused and not alone:
             weight = networks["fusion"].load(job.run).weight.detach()
-            heads = dict(zip(models, weight.split([one.width for one in models.values()], dim=1), strict=True))
-        for stage, model in models.items():
-            cams = network_cams(job, networks[stage], model, rows, heads[stage])
+            heads = weight.split([model.width for model in models.values()], dim=1)
+        for (stage, model), head in zip(models.items(), heads, strict=True):
+            cams = network_cams(job, networks[stage], model, rows, head)
             total = sums.setdefault(stage, np.zeros((len(pairs), *cams.shape[2:]), np.float32))
             total[mine] += cams[at, pairs["label"].to_numpy()[mine]]
-    cams = {stage: total / count[:, None, None].astype(np.float32) for stage, total in sums.items()}
-    rows = pairs["row"].to_numpy()
+    cams, rows = {stage: total / count for stage, total in sums.items()}, pairs["row"].to_numpy()
     places = {stage: view_places(images, rows, getattr(config, stage), stage) for stage in cams}
     masks = read_array(images.arrays["masks"])[rows] if config.weights_features else None
     return Maps(cams, places, len(cams) > 1 and not config.is_fused, masks)
@@ -84,16 +81,14 @@ def class_maps(job, boxes, alone=False):
 @torch.inference_mode()
 def network_cams(job, network, model, rows, head=None):
     """Return class activation maps, float32 (n, 14, h, w); head: weights (14, K) instead of the model's own."""
-    config = network.config
+    config, found = network.config, []
     model.to(job.device, memory_format=torch.channels_last).eval()
+    if head is not None:
+        model.head.weight.data = head.to(job.device)
     loader = eval_loader(network.dataset(job, rows, False, False), 2 * config.batch_size, job.workers)
-    found = []
     for images, _ in tqdm(loader, f"maps, fold {network.fold}, {network.stage}", leave=False):
         images = images.to(job.device)
-        if head is None:
-            cams = model.cam(images)
-        else:
-            cams = torch.einsum("ck,bkhw->bchw", head.to(job.device), model.features(images))
+        cams = model.cam(images)
         if config.weighting:
             cams = from_the_lowest(cams, images[:, 1:], config.masks == "binary")
         found.append(cams.float().cpu().numpy())

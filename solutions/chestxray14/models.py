@@ -11,9 +11,9 @@ from common.errors import InputError
 from common.metrics.classification import auroc, mean_of_defined
 from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map
+from common.nn.classifier import Classifier, build_classifier
 from common.nn.losses import bce
 from common.nn.norms import batch_norms
-from common.nn.weights import load_pretrained
 from solutions.chestxray14.config import LABELS
 
 
@@ -60,7 +60,7 @@ def weigh_features(features, masks, binary=False):
 PROBS_ROWS = 8192  # rows of features that become probabilities at once
 
 
-class ChestNet(models.Normalised):
+class ChestNet(Classifier):
     """Radiographs to 14 logits: attention, the backbone's last feature map, its weighting, mean pooling, one layer.
 
     Images (B, 1, H, W) uint8, or floating in 0 to 255; with `weighting` (B, 2, H, W), the second channel the lungs'
@@ -69,12 +69,10 @@ class ChestNet(models.Normalised):
     branches (B.3).
     """
 
-    def __init__(self, net, width, mean, std, attention, weighting, dropout, binary=False):
-        super().__init__(net, mean, std)
-        self.attention = MultiScaleAttention(len(mean)) if attention else nn.Identity()
-        self.weighting, self.binary, self.width, self.loaded = weighting, binary, width, None
-        self.dropout = nn.Dropout(dropout)
-        self.head = ExactLinear(width, len(LABELS))
+    def __init__(self, *args, attention=False, weighting=False, binary=False, **options):
+        super().__init__(*args, **options)
+        self.attention = MultiScaleAttention() if attention else nn.Identity()
+        self.weighting, self.binary = weighting, binary
 
     def features(self, images):
         """Return the last feature map, weighted where the network does so, float32 (B, K, h, w)."""
@@ -84,22 +82,10 @@ class ChestNet(models.Normalised):
         maps = feature_map(self.net, self.attention(self.scaled(images[:, :1]))).float()
         return weigh_features(maps, images[:, 1:].float() / 255, self.binary) if self.weighting else maps
 
-    def pooled(self, images):
-        """Return the mean of the feature map over its cells, float32 (B, K): the input of the last layer."""
-        return self.features(images).mean((2, 3))
-
     def forward(self, images, with_maps=False):
         features = self.features(images)
-        logits = self.head(self.dropout(features.mean((2, 3))))
-        return (logits, self._maps(features)) if with_maps else logits
-
-    def cam(self, images):
-        """Return class activation maps, float32 (B, 14, h, w); their mean over cells plus the bias are the logits."""
-        return self._maps(self.features(images))
-
-    def _maps(self, features):
-        with torch.autocast(features.device.type, enabled=False):
-            return torch.einsum("ck,bkhw->bchw", self.head.weight.float(), features)
+        logits = super().forward(features.mean((2, 3)))
+        return (logits, self.maps(features)) if with_maps else logits
 
 
 class FusionNet(ExactLinear):
@@ -116,12 +102,8 @@ class FusionNet(ExactLinear):
 
 def build_network(config, weights=None):
     """Return the ChestNet of a NetworkConfig, with pretrained weights: `weights`, by default those of the config."""
-    weights = config.weights if weights is None else weights
-    name = models.timm_name(config.backbone)
-    net, width = build_backbone(name, config.size)
-    parts = config.attention, config.weighting, config.dropout, config.masks == "binary"
-    model = ChestNet(net, width, *models.mean_std(name), *parts)
-    load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.")])
+    options = {"attention": config.attention, "weighting": config.weighting, "binary": config.masks == "binary"}
+    model = build_classifier(config, len(LABELS), weights, ChestNet, **options)
     for norm in batch_norms(model.net) if config.frozen_norms else ():
         norm.requires_grad_(False)
     return model

@@ -6,21 +6,22 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 
-from common.errors import InputError
+from common.errors import check
 from common.infer import tta
-from common.metrics.calibration import brier, expected_calibration_error, nested_youden
+from common.metrics.calibration import choose_thresholds
 from common.network import Network, predict
 from common.nn.losses import bce
 from common.recipe import Choice, Solution, read_predictions
 from common.submit.validate import validate_probabilities
 from solutions.chestxray14 import data, localise, report
+from solutions.chestxray14.comparison import epoch_chosen, score_part
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import CLASSES, labels_of
 from solutions.chestxray14.leaks import check_run, origin
 from solutions.chestxray14.lungs import add_lungs, lung_settings, segmenter_file
 from solutions.chestxray14.models import auroc_and_loss, boxed_step, build_fusion, build_network
-from solutions.chestxray14.scoring import by_fold, epoch_chosen, score_part
 from solutions.chestxray14.views import FeatureDataset, pooled_features, view_dataset
 
 log = logging.getLogger(__name__)
@@ -35,31 +36,23 @@ def networks(job):
 
 
 def fold_networks(config, fold):
-    """Return the Networks of one fold."""
-    views = [view_network(own, fold, stage) for stage, own in zip(config.stages, config.branches, strict=True)]
-    return [*views, fusion_network(config, fold, views)] if config.is_fused else views
+    """Return the Networks of one fold: those of its views (CXR-IRNet, 3; SDFN, B.3), and SDFN's last layer (B.4)."""
+    views = []
+    for stage, own in zip(config.stages, config.branches, strict=True):
+        step = partial(boxed_step, own.box_loss) if own.box_loss else None
+        dataset = partial(view_dataset, config=own, stage=stage)
+        views.append(_classifier(fold, stage, own, partial(build_network, own), dataset, step=step))
+    if not config.is_fused:
+        return views
+    mirrored = any(view.config.augmentation != "none" for view in views)
 
-
-def view_network(config, fold, stage):
-    """Return the network of a view, whole or lungs, by its NetworkConfig (CXR-IRNet, 3; SDFN, B.3)."""
-
-    def dataset(job, rows, augment, targets):
-        return view_dataset(job.images, rows, config, stage, augment, targets)
-
-    step = partial(boxed_step, config.box_loss) if config.box_loss else None
-    return _classifier(fold, stage, config, partial(build_network, config), dataset, step=step)
-
-
-def fusion_network(config, fold, branches):
-    """Return SDFN's last layer over the features of both networks, which stay as they are (B.4)."""
-    mirrored = any(branch.config.augmentation != "none" for branch in branches)
-
-    def dataset(job, rows, augment, targets):
+    def features(job, rows, augment, targets):
         log.info(f"fold{fold}/fusion: features of {len(rows):,} images from both frozen networks")
-        features = pooled_features(job, branches, rows, augment and mirrored)
-        return FeatureDataset(features, labels_of(job.images, rows))
+        found = pooled_features(job, views, rows, augment and mirrored), labels_of(job.images, rows)
+        return FeatureDataset(*map(torch.from_numpy, found))
 
-    return _classifier(fold, "fusion", config.fusion, partial(build_fusion, config), dataset, needs=tuple(branches))
+    build = partial(build_fusion, config)
+    return [*views, _classifier(fold, "fusion", config.fusion, build, features, needs=tuple(views))]
 
 
 def _classifier(fold, stage, config, build, dataset, needs=(), step=None):
@@ -111,26 +104,19 @@ def mean_over_folds(suffix, tables):
 
 
 def choose(job, oof):
-    """Return each class's operating point, scored on the folds that did not choose it, and the AUROCs."""
+    """Return each class's threshold by Youden's index, which the page scores nested, and the AUROCs."""
     config, images = job.config, job.images
-    rows, folds = images.rows_of(oof.table["image_id"]), oof.table["fold"].to_numpy()
-    truth, probs = labels_of(images, rows), oof.table[CLASSES].to_numpy()
-    cuts, sensitivity, specificity = nested_youden(truth, probs, folds, images.patients(rows), config.seed)
-    table = {"label": LABELS, "threshold": cuts, "sensitivity": sensitivity, "specificity": specificity}
-    table = pd.DataFrame(table).assign(brier=brier(truth, probs))
-    table["calibration_error"] = expected_calibration_error(truth, probs)
+    truth = labels_of(images, images.rows_of(oof.table["image_id"]))
+    cuts = choose_thresholds(truth, oof.table[CLASSES].to_numpy())
     thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # labels of one kind
     parts = [("oof", oof.table), ("test", known_test(job))]
     parts = {name: score_part(images, part, config.seed) for name, part in parts}
-    if parts["oof"] is None:
-        raise InputError(f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
-    within = by_fold(truth, probs, folds)
-    within |= {"mean": None} if np.isnan(within["mean"]) else {}  # JSON has no NaN
-    parts["oof"][1].update(by_fold=within, epoch_chosen_on_these=epoch_chosen(config))
+    check(parts["oof"] is not None, f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
+    parts["oof"][1]["epoch_chosen_on_these"] = epoch_chosen(config)
     classes = pd.concat([part[0].assign(split=name) for name, part in parts.items() if part], ignore_index=True)
     figures = {"auroc": parts["oof"][1]["mean"], **{name: part and part[1] for name, part in parts.items()}}
     figures["official"] = {name: value for name, value in images.about.items() if name != "pixels"}
-    tables = {"operating_points.csv": table, "classes.csv": classes[["split", *classes.columns.drop("split")]]}
+    tables = {"classes.csv": classes[["split", *classes.columns.drop("split")]]}
     rule = {"thresholds": dict(zip(LABELS, thresholds, strict=True))}
     return Choice(rule, figures["auroc"]["estimate"], figures, tables)
 
@@ -148,9 +134,6 @@ def describe(figures):
         if part := figures[name]:
             size = f"{part['classes']} classes, {part['images']:,} images of {part['patients']:,} patients"
             lines.append(f"{text.format(where, **part['mean'])} {size}")
-    within = figures["oof"]["by_fold"]
-    if within["folds"] > 1 and within["mean"] is not None:
-        lines[0] += f"; mean within each of the {within['folds']} folds {within['mean']:.4f}"
     if figures["oof"]["epoch_chosen_on_these"]:
         lines[0] += "; the epochs were chosen on these images, which inflates it"
     return lines
@@ -192,7 +175,7 @@ SOLUTION = Solution(
     pool=mean_over_folds,
     prediction_key=prediction_key,
     choose=choose,
-    chosen=("operating_points.csv", "classes.csv"),
+    chosen=("classes.csv",),
     decision_key=lambda config: None,
     describe=describe,
     neutral=lambda job: read_predictions(job, "oof").table[CLASSES].mean().to_dict(),

@@ -2,22 +2,32 @@
 
 import re
 
+import cv2
 import numpy as np
 import pandas as pd
 
-from common.metrics.classification import auroc, mean_of_defined
 from common.metrics.statistics import bootstrap_auroc
-from common.paths import read_csv, read_json, read_parquet
+from common.paths import read_array, read_csv, read_json, read_parquet
+from common.post.boxes import BOX
 from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
-from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import BOX_TABLE
+from common.report.gallery import box_overlay, gallery, outline_overlay
+from solutions.chestxray14.config import BOX_SIDE, LABELS
+from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.lungs import LUNG_TABLE
-from solutions.chestxray14.pictures import confident_galleries, labelled_predictions, lung_galleries, map_gallery
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"
 RESAMPLES = 200  # for the interval of a fold
+MOST = 8  # pictures of a gallery
+
+
+def labelled_predictions(run, images, name):
+    """Return truth (n, 14), probabilities (n, 14) and the table of the labelled images in "oof" or "test"."""
+    table = read_parquet(run.path(f"{name}.parquet"))
+    truth = labels_of(images, images.rows_of(table["image_id"]))
+    known = ~np.isnan(truth).any(axis=1)
+    return truth[known], table.loc[known, list(LABELS)].to_numpy(), table[known]
 
 
 def fold_scores(job):
@@ -29,19 +39,6 @@ def fold_scores(job):
         return bootstrap_auroc(truth[chosen], probs[chosen], mine, RESAMPLES, skip_undefined=True)[1]
 
     return results.scores_by_fold(table["fold"], groups, score)
-
-
-def hints(job, score, trainings):
-    """Return a hint if the network of one view has a higher mean AUROC than both views together."""
-    means = _view_means(job, "oof") if job.config.views == "both" else {}
-    both = means.popitem()[1] if means else None
-    best = max(means, key=means.get, default=None)
-    if best is None or not means[best] > both:
-        return []
-    return [
-        f"The mean AUROC of both views together is {both:.3f}, of the network on the {best} {means[best]:.3f}: compare "
-        f"`--views {best}`."
-    ]
 
 
 def headline(job, score):
@@ -62,7 +59,6 @@ def sections(job):
         parts += [
             _classes(job, "oof", "Out of fold"),
             _classes(job, "test", f"Scores {job.images.about['test_name']}"),
-            _views(job),
             _operating_points(job),
             *_pictures(job),
         ]
@@ -101,27 +97,33 @@ def count_labels(train, test, boxes):
 
 
 def _lungs(images):
+    """Return how the lungs were found, the masks that weight the features, and the lungs' boxes with their crops."""
     if LUNG_TABLE not in images.tables:
         return None
-    lungs = images.tables[LUNG_TABLE]
+    lungs, pixels, names = images.tables[LUNG_TABLE], images.store.images, images.table.set_index("row")["image_id"]
     rules = lungs["rule"].value_counts().rename_axis("lungs").reset_index(name="images")
     rules["share"] = (rules["images"] / len(lungs)).map("{:.2%}".format)
-    area = plots.histogram({"images": 100 * lungs["area"]}, "lungs, % of the image")
-    fragments = [page.table(rules, "How the lungs were found"), page.figure(area, "Area of the lungs")]
-    return page.section("Lungs", page.grid(*fragments), *lung_galleries(images))
-
-
-def _predictions(job, name, table):
-    """Return the probabilities (n, 14) of the images of `table` by network: of each view and of both, or of the run."""
-    config = job.config
-    if config.views != "both":
-        return {"run": table[list(LABELS)].to_numpy()}
-    parts = {stage: read_parquet(job.run.path(f"{name}_{stage}.parquet")) for stage in config.stages}
-    probs = {
-        stage: part.set_index("image_id").loc[table["image_id"], list(LABELS)].to_numpy()
-        for stage, part in parts.items()
-    }
-    return probs | {{"fusion": "fused", "mean": "mean of both"}[config.combine]: table[list(LABELS)].to_numpy()}
+    area = page.figure(plots.histogram({"images": 100 * lungs["area"]}, "lungs, % of the image"), "Area of the lungs")
+    fragments = [page.grid(page.table(rules, "How the lungs were found"), area)]
+    lungs = lungs[lungs["row"].isin(names.index)]  # not of images that could not be read
+    if "masks" in images.arrays:
+        items, masks = [], read_array(images.arrays["masks"])
+        for row in lungs["row"].iloc[:: max(1, len(lungs) // MOST)][:MOST]:
+            mask = cv2.resize(masks[row], pixels.shape[1:], interpolation=cv2.INTER_LINEAR) >= 128
+            items.append((pixels[row], None, mask, names[row]))
+        title = f"Region that weights the features: {' and '.join(images.about['structures'])}"
+        fragments.append(gallery(items, title, overlay=outline_overlay))
+    if "crops" in images.arrays:
+        items, crops = [], read_array(images.arrays["crops"])
+        per_rule = max(1, MOST // (2 * lungs["rule"].nunique()))
+        for found in lungs.groupby("rule", sort=False).head(per_rule).itertuples():
+            sides = images.at([found.row])[["width", "height", "width", "height"]].to_numpy(float)[0]
+            box = np.array([getattr(found, edge) for edge in BOX]) / sides * pixels.shape[1]
+            items.append((pixels[found.row], None, [(box, "")], f"{names[found.row]}: {found.rule}"))
+            items.append((crops[found.row], None, None, "its crop"))
+        title = "Boxes of the lungs, by how they were found, and the crops that the lung network sees"
+        fragments.append(gallery(items, title, overlay=box_overlay))
+    return page.section("Lungs", *fragments)
 
 
 def _classes(job, name, title):
@@ -130,41 +132,27 @@ def _classes(job, name, title):
     if not len(classes):
         return None
     truth, _, table = labelled_predictions(job.run, job.images, name)
-    part, fragments = read_json(job.run.path("score.json"))[name], []
-    by_fold = part.get("by_fold")
-    if by_fold and by_fold["folds"] > 1 and by_fold["mean"] is not None:
-        mean = f"the mean AUROC is {by_fold['mean']:.4f}"
-        fragments.append(f"Ranked within each of the {by_fold['folds']} folds separately, {mean}.")
-    if part.get("epoch_chosen_on_these"):
+    fragments = []
+    if read_json(job.run.path("score.json"))[name].get("epoch_chosen_on_these"):
         fragments.append(page.note("The epoch was chosen on these images, which inflates these scores.", "warning"))
+    names = {"": "run"}
+    if job.config.views == "both":
+        names = {"_whole": "whole", "_lungs": "lungs", "": {"fusion": "fused", "mean": "mean"}[job.config.combine]}
+    tables = {text: read_parquet(job.run.path(f"{name}{end}.parquet")) for end, text in names.items()}
+    probs = {
+        text: each.set_index("image_id").loc[table["image_id"], list(LABELS)].to_numpy()
+        for text, each in tables.items()
+    }
     rows = classes[["label", "auroc", "low", "high"]].itertuples(index=False)
     fragments += [
         page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "AUROC with intervals by patient"),
-        page.figure(
-            class_plots.roc_panels(truth, _predictions(job, name, table), LABELS), "ROC curves with their areas"
-        ),
+        page.figure(class_plots.roc_panels(truth, probs, LABELS), "ROC curves with their areas"),
         page.details("Table, with DeLong's intervals", page.table(classes)),
     ]
     if name == "test":
         published = page.table(published_means())
         fragments.append(page.details("Published results on the whole official test list", published))
     return page.section(title, *fragments)
-
-
-def _view_means(job, name):
-    """Return the mean AUROC of each view's networks and, last, of both together."""
-    truth, _, table = labelled_predictions(job.run, job.images, name)
-    probs = _predictions(job, name, table) if len(table) else {}
-    return {view: mean_of_defined(auroc(truth, p, np.nan)) for view, p in probs.items()}
-
-
-def _views(job):
-    if job.config.views != "both":
-        return None
-    means = {"out of fold": _view_means(job, "oof"), job.images.about["test_name"]: _view_means(job, "test")}
-    frame = pd.DataFrame({name: part for name, part in means.items() if part}).rename_axis("view").reset_index()
-    text = "Mean AUROC of each view's networks alone and of both; the tool `table` adds intervals and tests."
-    return page.section("Views", text, page.table(frame))
 
 
 def _operating_points(job):
@@ -190,8 +178,23 @@ def _pictures(job):
     at, worst = np.arange(len(table)), errors.argmax(1)
     listed = table[["image_id"]].assign(label=np.take(LABELS, worst), present=truth[at, worst].astype(int))
     listed = listed.assign(probability=probs[at, worst]).iloc[np.argsort(-errors[at, worst], kind="stable")]
-    further = page.section("Pictures", text.format("right"), right, map_gallery(job, *found))
+    further = page.section("Pictures", text.format("right"), right)
     return [results.worst_errors(listed, text.format("wrong"), wrong), further]
+
+
+def confident_galleries(images, truth, probs, table):
+    """Return galleries of each label's most confident right and most confident wrong prediction."""
+    chosen, boxes = {"Right": [], "Wrong": []}, images.tables[BOX_TABLE]
+    for k, label in enumerate(LABELS):
+        order = np.argsort(-probs[:, k])
+        for title, hits in (("Right", truth[order, k] > 0), ("Wrong", truth[order, k] == 0)):
+            for at in order[hits][:1]:
+                row = images.rows_of([table["image_id"].iloc[at]])[0]
+                mine = boxes.loc[(boxes["row"] == row) & (boxes["label"] == k), BOX].to_numpy(float)
+                true = [(box * images.store.images.shape[1] / BOX_SIDE, label) for box in mine]
+                caption = f"{label} {probs[at, k]:.2f} · {images.ids([row])[0]}"
+                chosen[title].append((images.store.images[row], true, [], caption))
+    return [gallery(items, title, overlay=box_overlay) for title, items in chosen.items()]
 
 
 def submission(job, record):

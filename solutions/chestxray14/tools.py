@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.export import open_run
 from common.step import key_of, run_step
 from solutions.chestxray14.config import Config
@@ -25,7 +25,7 @@ def localise(
     """Measure the class activation maps of a finished run against the true boxes of its images.
 
     Writes localisation.csv (a row per box, in pixels of the 1024 × 1024 image), localisation_table.csv (a row per
-    class) and localisation.html (the table, and the best, median and worst box of each class).
+    class) and localisation.html (the table, and the box of median area and the best one of each class).
 
     Args:
         run: Folder of the run.
@@ -37,10 +37,8 @@ def localise(
         workers: Processes that read images.
     """
     for value in threshold:
-        if not 0 < value <= 1:
-            raise InputError(f"--threshold must lie above 0 and be at most 1, not {value:g}")
-    if not threshold:
-        raise InputError("--threshold: name one or several")
+        check(0 < value <= 1, f"--threshold must lie above 0 and be at most 1, not {value:g}")
+    check(threshold, "--threshold: name one or several")
     if boxes is not None and out is None:
         raise InputError("--boxes: name the folder for the figures by --out; the run's own are those of NIH's boxes")
     if out is not None and out.exists() and not out.is_dir():

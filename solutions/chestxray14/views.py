@@ -5,12 +5,12 @@ import random
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 # albumentations from there, where its look-up of newer versions is switched off
 from common.data.augment import A, compose
 from common.data.loaders import SampleDataset
-from common.errors import InputError
+from common.errors import InputError, check
 from common.infer.predict import predict_probs
 from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE, LABELS
@@ -37,7 +37,7 @@ def podium(size):
 AUGMENTATIONS = {"none": lambda size: None, "flip": lambda size: compose([A.HorizontalFlip(p=0.5)]), "podium": podium}
 
 
-class ViewDataset(Dataset):
+class ViewDataset(SampleDataset):
     """Images of a store as a network sees them; an item is `(image uint8 (1 or 2, size, size), target)`.
 
     Each is scaled to `resize`, augmented where the key is `(index, seed)`, and its centre of `size` pixels cut out.
@@ -47,25 +47,20 @@ class ViewDataset(Dataset):
     """
 
     def __init__(self, images, rows, resize, size, masks=None, transform=None, labels=None, boxes=None):
-        self.images = SampleDataset(images, size=resize, rows=rows)
+        super().__init__(images, size=resize, rows=rows)
         self.masks = None if masks is None else SampleDataset(masks, size=resize, rows=rows)
-        start = (resize - size) // 2
-        self.centre = slice(start, start + size)
-        self.transform, self.labels, self.rows = transform, labels, rows
+        self.centre = slice((resize - size) // 2, (resize - size) // 2 + size)
+        self.transform, self.labels = transform, labels
         self.boxes = None if boxes is None else dict(list(boxes.groupby("row")))
-
-    def __len__(self):
-        return len(self.images)
 
     def __getitem__(self, key):
         index, seed = key if isinstance(key, tuple) else (key, None)
-        image, row = self.images[index]
+        image, row = super().__getitem__(index)
         planes = {"image": image[0].numpy()}
         if self.masks is not None:
             planes["mask"] = self.masks[index][0][0].numpy()
-            if not planes["mask"].any():
-                raise InputError(f"{self.masks.path}: the mask of row {int(row)} is empty; run prepare again")
-        boxes = None if self.boxes is None else self.boxes.get(self.rows[index])
+            check(planes["mask"].any(), f"{self.masks.path}: the mask of row {int(row)} is empty; run prepare again")
+        boxes = None if self.boxes is None else self.boxes.get(int(row))
         if boxes is not None:
             planes["masks"] = np.zeros((len(boxes), *image.shape[1:]), np.uint8)
             corners = np.round(boxes[BOX].to_numpy() * image.shape[1] / BOX_SIDE).astype(int)
@@ -85,8 +80,9 @@ class ViewDataset(Dataset):
         return torch.from_numpy(np.stack(planes)), target
 
 
-def view_dataset(images, rows, config, stage, augment=False, targets=False):
+def view_dataset(job, rows, augment=False, targets=False, *, config, stage):
     """Return the ViewDataset of store rows for a stage, whole or lungs, and its NetworkConfig."""
+    images = job.images
     pixels = images.store.images if stage == "whole" else images.arrays["crops"]
     masks = images.arrays["masks"] if config.weighting else None
     transform = AUGMENTATIONS[config.augmentation](config.resize) if augment else None
@@ -100,18 +96,13 @@ def view_dataset(images, rows, config, stage, augment=False, targets=False):
     return ViewDataset(pixels, rows, config.resize, config.size, masks, transform, labels, boxes)
 
 
-class FeatureDataset(Dataset):
+class FeatureDataset(TensorDataset):
     """Frozen networks' features (n, V, K) with labels (n, 14); the seed of a key `(index, seed)` chooses the view."""
-
-    def __init__(self, features, labels):
-        self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)
-
-    def __len__(self):
-        return len(self.features)
 
     def __getitem__(self, key):
         index, seed = key if isinstance(key, tuple) else (key, 0)
-        return self.features[index, seed % self.features.shape[1]], self.labels[index]
+        features, labels = super().__getitem__(index)
+        return features[seed % len(features)], labels
 
 
 def pooled_features(job, branches, rows, flips):
@@ -121,20 +112,19 @@ def pooled_features(job, branches, rows, flips):
     """
     widths = [feature_width(branch.config.backbone, branch.config.size) for branch in branches]
     found = np.empty((len(rows), 1 + flips, sum(widths)), np.float32)
-    for branch, columns in zip(branches, np.split(found, np.cumsum(widths)[:-1], axis=2), strict=True):
-        if len(rows):
-            columns[:] = _features(job, branch, rows, flips)
+    parts = np.split(found, np.cumsum(widths)[:-1], axis=2)
+    for branch, columns in zip(branches, parts, strict=True) if len(rows) else ():
+        config, model = branch.config, branch.load(job.run)
+        model.to(job.device, memory_format=torch.channels_last).eval()
+
+        def pooled(images, model=model):
+            return torch.stack([model.pooled(view) for view in (images, images.flip(-1))[: 1 + flips]], 1)
+
+        how = {"batch_size": 2 * config.batch_size, "device": job.device, "amp": config.precision}
+        how |= {
+            "workers": job.workers,
+            "activation": lambda features: features,
+            "progress": f"features, {branch.stage}",
+        }
+        columns[:] = predict_probs([pooled], branch.dataset(job, rows, False, False), **how)
     return found
-
-
-def _features(job, branch, rows, flips):
-    config, model = branch.config, branch.load(job.run)
-    model.to(job.device, memory_format=torch.channels_last).eval()
-
-    def pooled(images):
-        views = (images, images.flip(-1)) if flips else (images,)
-        return torch.stack([model.pooled(view) for view in views], 1)
-
-    how = {"batch_size": 2 * config.batch_size, "device": job.device, "amp": config.precision, "workers": job.workers}
-    how |= {"activation": lambda features: features, "progress": f"features, {branch.stage}"}
-    return predict_probs([pooled], branch.dataset(job, rows, False, False), **how)

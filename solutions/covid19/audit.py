@@ -14,10 +14,9 @@ from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict, train
 from common.paths import read_array, read_json, read_parquet, write_json, write_table
 from common.recipe import read_score
-from solutions.covid19.data import labels_of, read_selection
-from solutions.covid19.lungs import MASKS
+from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
-from solutions.covid19.scoring import METRICS, UNDEFINED, auroc_interval
+from solutions.covid19.scoring import METRICS, auroc_interval
 
 log = logging.getLogger(__name__)
 FILES = ("audit.json", "audit.parquet", "focus.parquet")
@@ -46,20 +45,27 @@ def run_audit(job):
     audit.parquet: check, image_id, fold, label (for the check), out-of-fold probability. focus.parquet: view, image_id,
     fold, label, share (of the heat map in the lungs, NaN for an empty map), area (of the lungs).
     """
-    run, config = job.run, job.config
-    found, answers = {}, [pd.DataFrame({"image_id": [], "fold": [], "label": [], "probability": [], "check": []})]
+    run, config, images = job.run, job.config, job.images
+    found, answers = {}, [pd.DataFrame(columns=["image_id", "fold", "label", "probability", "check"])]
     for check in config.audit.checks:
         labels, rows, question = find_question(job, check)
+        found[check] = {"auroc": None, "said": question}
         if rows is None:
-            found[check] = {"auroc": None, "said": question}
             log.info(f"audit, {check}: {question}")
             continue
-        table = _predict_check(job, check, labels, rows)
-        patients = job.images.patients(job.images.rows_of(table["image_id"]))
+        parts = []
+        for fold in audited_folds(config):
+            network = network_of(config, fold, check, labels, rows)
+            train(job, network)
+            held_out = rows[images.at(rows)["fold"].to_numpy() == fold]  # an image check may validate on another fold
+            probs = predict(job, [network], held_out, views(config.tta), f"fold {fold}")[:, 0].astype(float)
+            table = {"image_id": images.ids(held_out), "fold": fold, "label": labels(job, held_out).astype(int)}
+            parts.append(pd.DataFrame(table | {"probability": probs}))
+        table = pd.concat(parts, ignore_index=True)
+        patients = images.patients(images.rows_of(table["image_id"]))
         auroc = auroc_interval(table["label"], table["probability"], patients, config.seed)
-        found[check] = {"auroc": as_interval(auroc), "accuracy": METRICS["accuracy"](table), "said": question}
-        found[check] |= {"images": len(table), "positives": int(table["label"].sum())}
-        found[check] |= {"epochs": audit_fitting(config, check).epochs}
+        found[check] |= {"auroc": as_interval(auroc), "accuracy": METRICS["accuracy"](table), "images": len(table)}
+        found[check] |= {"positives": int(table["label"].sum()), "epochs": audit_fitting(config, check).epochs}
         answers.append(table.assign(check=check))
         log.info(f"audit, {check}: {question}: AUROC {auroc}, accuracy {found[check]['accuracy']:.4f}")
     focus, summary = _measure_focus(job)
@@ -125,60 +131,37 @@ def focus_networks(config, fold):
 
 def find_question(job, check):
     """Return labels(job, rows) of a check, its store rows, and its question; the first two None if it is impossible."""
-    if check == "view":
-        return _find_views(job)
-    if check != "origin":
+    if check not in ("origin", "view"):
         name = NAMES[view_of(job.config, check)]
         return labels_of, job.images.rows(role="main"), f"COVID-19 by {name}"
-    used = job.images.table[job.images.table["fold"] >= 0]
+    used = job.images.table[job.images.table["fold"] >= 0].set_index("row", drop=False)
+    if check == "view":
+        said = read_selection(job.run).set_index("image_id")["view_said"].reindex(used["image_id"]).str.casefold()
+        ap, pa = (said.str.contains(rf"\b{name}s?\b", regex=True).to_numpy() for name in ("ap", "pa"))
+        target = pd.Series(ap, used.index)[ap != pa]
+        if min(target.sum(), (~target).sum()) < LEAST:
+            return None, None, f"skipped: the tables do not name {LEAST} views each AP and PA"
+        return partial(_given, target), target.index.to_numpy(), f"AP against PA by {NAMES['image']}"
     for label, name in ((0, "without"), (1, "with")):
         part = used[used["label"] == label]
-        counts = part["collection"].value_counts()
-        if len(counts[counts >= LEAST]) < 2:
+        counts, homes = part["collection"].value_counts(), part["home"]
+        if (counts >= LEAST).sum() < 2:
             continue
-        homes = part["home"]
         if label == 1 or homes.all() or not homes.any():
             homes = part["collection"] == counts.index[0]
         if min(homes.sum(), (~homes).sum()) < LEAST:
             continue
-        target = pd.Series(homes.to_numpy(np.float32), index=part["row"].to_numpy())
         names = " and ".join(sorted(part.loc[homes, "collection"].unique()))
         question = f"{names} against the other collections, among images {name} COVID-19"
         ill = (~part["finding"].str.strip().str.casefold().isin(HEALTHY)).sum()
         if label == 0 and ill:  # then not only the origin differs
             question += f", {ill} of {len(part)} with another disease"
-        return partial(_given, target), part["row"].to_numpy(), question
+        return partial(_given, homes), homes.index.to_numpy(), question
     return None, None, f"skipped: no label has {LEAST} images each from two collections"
 
 
-def _find_views(job):
-    """Return labels (1 AP, 0 PA), store rows and question of the check "view"."""
-    used = job.images.table[job.images.table["fold"] >= 0].set_index("image_id")["row"]
-    said = read_selection(job.run).set_index("image_id")["view_said"].reindex(used.index).str.casefold()
-    words = [said.str.contains(rf"\b{name}s?\b", regex=True) for name in ("ap", "pa")]
-    known = words[0] != words[1]
-    target = pd.Series(words[0][known].to_numpy(np.float32), index=used[known].to_numpy())
-    if min(target.sum(), (1 - target).sum()) < LEAST:
-        return None, None, f"skipped: the tables do not name {LEAST} views each AP and PA"
-    return partial(_given, target), target.index.to_numpy(), f"AP against PA by {NAMES['image']}"
-
-
 def _given(target, job, rows):
-    return target.loc[rows].to_numpy()
-
-
-def _predict_check(job, check, labels, rows):
-    """Return the out-of-fold predictions of a check's networks: image_id, fold, label, probability."""
-    parts = []
-    for fold in audited_folds(job.config):
-        network = network_of(job.config, fold, check, labels, rows)
-        train(job, network)
-        held_out = rows[job.images.at(rows)["fold"].to_numpy() == fold]  # an image check may validate on another fold
-        probs = predict(job, [network], held_out, views(job.config.tta), f"fold {fold}")[:, 0].astype(float)
-        truth = labels(job, held_out).astype(int)
-        table = {"image_id": job.images.ids(held_out), "fold": fold, "label": truth, "probability": probs}
-        parts.append(pd.DataFrame(table))
-    return pd.concat(parts, ignore_index=True)
+    return target.loc[rows].to_numpy(np.float32)
 
 
 def _measure_focus(job):
@@ -196,11 +179,12 @@ def _measure_focus(job):
     figures = {}
     for view, part in table.groupby("view", sort=False):
         patients, area = images.patients(images.rows_of(part["image_id"])), float(part["area"].mean())
-        share = _mean_share(part["share"].to_numpy(), patients, job.config.seed)
-        empty = int(part["share"].isna().sum())
+        share, empty = (
+            bootstrap(part["share"], patients, seed=job.config.seed, skip_nan=True),
+            int(part["share"].isna().sum()),
+        )
         figures[view] = {"share": as_interval(share), "area": area, "images": len(part), "flat": empty}
-        where = f"{share.estimate:.1%} in the lungs, which cover {area:.1%} of the image"
-        said = "all are empty" if empty == len(part) else where
+        said = f"{share.estimate:.1%} in the lungs, which cover {area:.1%} of the image; {empty} are empty"
         log.info(f"heat maps of {len(part)} images with COVID-19, {view}: {said}")
     return table, figures
 
@@ -212,13 +196,6 @@ def share_in_lungs(heat, mask):
     heat = np.ascontiguousarray(heat, np.float32)
     heat = cv2.resize(heat / heat.max(), mask.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float64)
     return float(heat[mask != 0].sum() / heat.sum())
-
-
-def _mean_share(shares, patients, seed):
-    """Return the mean share as an Interval by patient; ends are NaN for one patient, everything for empty maps."""
-    if np.isnan(shares).all() or len(set(patients.tolist())) < 2:
-        return replace(UNDEFINED, estimate=pd.Series(shares).mean())
-    return bootstrap(shares, patients, seed=seed, skip_nan=True)
 
 
 def reach_verdict(found, score, high):

@@ -23,7 +23,7 @@ def read_collections(folders):
     The tables, in each folder or its direct subfolders: metadata.csv (ieee8023, Actualmed, Figure1),
     Data_Entry_2017*.csv (NIH), train.csv or valid.csv with a column Path (CheXpert). Columns: collection; home: False
     for NIH and CheXpert; table, line: Path and row, 1 being the header; file_name; path: None without a file; image_id;
-    patient_id: "<collection> <number>"; age: years or NaN; age_said: a text that is not an age; sex; view: frontal,
+    patient_id: "<collection> <number>"; age: years or NaN; age_said: a text that is not an age; view: frontal,
     lateral, other, unknown; view_said; modality: X-ray, CT, another or ""; devices: bool; finding; label: 1 COVID-19, 0
     not, -1 unknown. Raises InputError naming file and row: an unusable table, a missing column, an ambiguous name.
     """
@@ -31,12 +31,9 @@ def read_collections(folders):
     for folder in map(Path, folders):
         found = _find_tables(folder)
         if not found:
-            raise InputError(
-                f"{folder}: no collection in it or its subfolders (no {METADATA}, no Data_Entry_2017*.csv, no "
-                "train.csv or valid.csv of CheXpert)"
-            )
-        for path in found:
-            tables.setdefault(path.resolve(), path)
+            wanted = f"no {METADATA}, no Data_Entry_2017*.csv, no train.csv or valid.csv of CheXpert"
+            raise InputError(f"{folder}: no collection in it or its subfolders ({wanted})")
+        tables |= {path.resolve(): path for path in found if path.resolve() not in tables}
     places = [path.parent for path in tables.values()]
     table = pd.concat([_read(path, places) for path in tables.values()], ignore_index=True)
     table["image_id"] = _make_ids(table)
@@ -69,8 +66,7 @@ def read_test_images(data, test, taken=()):
         places = [path.parent for path in _find_tables(data)]
         paths = [place / UNLABELLED for place in list_folders(data) if (place / UNLABELLED).is_file()]
         lists = [_read_list(path, _index_images(path.parent, places)) for path in paths]
-    if not lists:
-        return pd.DataFrame(columns=["file_name", "patient_id", "path", "collection", "image_id"], dtype="O")
+    lists = lists or [pd.DataFrame({"file_name": [], "patient_id": [], "path": []}, dtype="O")]
     table = pd.concat(lists, ignore_index=True).assign(collection="")
     for name in table["file_name"][table["file_name"].duplicated()]:
         raise InputError(f"{name}: listed twice among the images to predict")
@@ -107,8 +103,7 @@ def _read_list(path, index):
         raise InputError(f"{path}, row {row + 2}: no file name")
     patients = next((rows[name] for name in rows if name.lower() in ("patientid", "patient_id")), "")
     paths = [_find_file(index, name, "", f"{path}, row {row + 2}") for row, name in names.items()]
-    paths = pd.Series(paths, names.index, dtype=object)
-    return pd.DataFrame({"file_name": names, "patient_id": patients, "path": paths})
+    return pd.DataFrame({"file_name": names, "patient_id": patients}).assign(path=np.array(paths, object))
 
 
 def _find_tables(folder):
@@ -124,7 +119,7 @@ def _is_chexpert(path):
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        return re.match(rb'(\xef\xbb\xbf)?"?Path"?,', file.readline(4096)) is not None
+        return bool(re.match(rb'(\xef\xbb\xbf)?"?Path"?,', file.readline(4096)))
 
 
 def _read(path, places):

@@ -4,7 +4,7 @@ import pandas as pd
 
 from common.compare import Comparison, by_rows
 from common.data.tables import read_list
-from common.errors import InputError
+from common.errors import InputError, check
 from common.metrics.statistics import resample_aurocs
 from common.paths import read_parquet
 from common.submit.boxes import NUMBER
@@ -35,8 +35,7 @@ def read_labels(path):
 
 def _read(path, name, is_valid):
     table = read_list(path)
-    if table.shape[1] < 2:
-        raise InputError(f"{path}: needs two columns, the image and its {name}")
+    check(table.shape[1] >= 2, f"{path}: needs two columns, the image and its {name}")
     ids, texts = table[table.columns[0]].map(strip_suffix), table[name if name in table else table.columns[1]]
     for row in texts.index[~texts.map(is_valid)][:1]:
         raise InputError(f"{path}, row {row + 2} ({ids[row]}): {texts[row]!r} is not a {name}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from common.config import FitConfig, check_run
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
 
@@ -37,8 +37,7 @@ class NetworkConfig(FitConfig):
     backbone: str = "hrnet_w32"  # Any timm network with a last feature map. Paper: HRNet, width not given.
     weights: str = "imagenet"  # imagenet, none, or a file with weights of the backbone.
     size: int = 512  # Side of the network's images. Paper: 512.
-    hidden: tuple[int, ...] = (512,)
-    """Widths of the fully connected layers before the last one. Paper: "several", found by trial."""
+    hidden: tuple[int, ...] = (512,)  # Widths of the layers before the last one. Paper: "several", found by trial.
     dropout: float = 0.5  # Before the last layer. Paper: rate not given.
     augmentation: Literal["none", "paper", "light"] = "paper"  # paper: table 3. light: flips and small movements.
     lr: float = 1e-2
@@ -46,8 +45,7 @@ class NetworkConfig(FitConfig):
     momentum: float = 0.8
     weight_decay: float = 1e-4
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "step"
-    milestones: tuple[int, ...] = (30, 60, 90)
-    """Paper: these steps, none of which is reached in its 25 epochs."""
+    milestones: tuple[int, ...] = (30, 60, 90)  # Paper: these steps, none of which is reached in its 25 epochs.
     factor: float = 0.1
     batch_size: int = 8
     epochs: int = 25
@@ -56,12 +54,9 @@ class NetworkConfig(FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.size < 32:
-            raise InputError(f"size must be at least 32, not {self.size}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), not {self.dropout}")
-        if any(width < 1 for width in self.hidden):
-            raise InputError(f"hidden {self.hidden}: widths must be at least 1")
+        check(self.size >= 32, f"size must be at least 32, not {self.size}")
+        check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
+        check(min(self.hidden, default=1) > 0, f"hidden {self.hidden}: widths must be at least 1")
 
     @property
     def chooses(self):
@@ -75,21 +70,17 @@ class SelectionConfig:
 
     least_age: int = 18  # Years. Paper: 18, for normals, since most COVID-19 images are of adults.
     unknown_age: Literal["keep", "leave"] = "keep"
-    unknown_view: Literal["keep", "leave"] = "keep"
-    """Images that may not be frontal according to their table. Known lateral and CT images are always left out."""
-    devices: Literal["keep", "leave"] = "leave"
-    """Images with medical devices, if the collection marks them (CheXpert). Paper: left out."""
+    unknown_view: Literal["keep", "leave"] = "keep"  # Known lateral and CT images are always left out.
+    devices: Literal["keep", "leave"] = "leave"  # Images with medical devices, if the table says so. Paper: left out.
     normals: int = 1000  # Images drawn at random from each collection of normals (NIH, CheXpert); 0: all. Paper: 1,000.
     duplicates: float = 0.12
-    """Highest share of differing hash bits of duplicates; 0: equal hashes only. Among 608 images of the COVID-19
-    collections and 1,737 of NIH's, nine pairs differ by at most 0.09, all of them copies; the next are two films of one
-    patient at 0.16, and copies with text written on them at 0.17 and 0.18."""
+    """Highest share of differing hash bits of duplicates; 0: equal hashes only. Of 2,345 real images nine pairs differ
+    by at most 0.09, all of them copies; the next are two films of one patient at 0.16."""
 
     def __post_init__(self):
         if self.least_age < 0 or self.normals < 0:
             raise InputError(f"least_age {self.least_age} and normals {self.normals} must not be negative")
-        if not 0 <= self.duplicates < 0.25:
-            raise InputError(f"duplicates must lie in [0, 0.25), not {self.duplicates}")
+        check(0 <= self.duplicates < 0.25, f"duplicates must lie in [0, 0.25), not {self.duplicates}")
 
 
 @dataclass(frozen=True)
@@ -102,10 +93,9 @@ class LungsConfig:
     gate: float = 50_000 / 512**2  # Lowest share of the image that must be lung. Paper: 50,000 of 512 × 512 pixels.
 
     def __post_init__(self):
-        if min(self.dilations, self.closings) < 0:
-            raise InputError(f"dilations {self.dilations} and closings {self.closings} must not be negative")
-        if not 0 <= self.gate <= 1:
-            raise InputError(f"gate must lie in [0, 1], not {self.gate}")
+        text = f"dilations {self.dilations} and closings {self.closings} must not be negative"
+        check(min(self.dilations, self.closings) >= 0, text)
+        check(0 <= self.gate <= 1, f"gate must lie in [0, 1], not {self.gate}")
 
 
 @dataclass(frozen=True)
@@ -124,49 +114,39 @@ class AuditConfig:
     high: float = 0.6  # An AUROC counts as high if its interval lies above this.
 
     def __post_init__(self):
-        if not 0 < self.margin < 0.5:
-            raise InputError(f"margin must lie in (0, 0.5), not {self.margin}")
-        if self.epochs < 1:
-            raise InputError(f"epochs must be at least 1, not {self.epochs}")
-        if not 0.5 <= self.high < 1:
-            raise InputError(f"high must lie in [0.5, 1), not {self.high}")
+        check(0 < self.margin < 0.5, f"margin must lie in (0, 0.5), not {self.margin}")
+        check(self.epochs > 0, f"epochs must be at least 1, not {self.epochs}")
+        check(0.5 <= self.high < 1, f"high must lie in [0.5, 1), not {self.high}")
 
 
 @dataclass(frozen=True)
 class Config:
     """A whole run of the COVID-19 solution."""
 
-    view: Literal["lungs", "image"] = "lungs"
-    """What the classifier sees: only the lungs, or the whole image."""
+    view: Literal["lungs", "image"] = "lungs"  # What the classifier sees: only the lungs, or the whole image.
     same_source: Literal["score", "train"] = "score"
-    """Use of images without COVID-19 from the collections of the COVID-19 images: score predicts them as a check (all
-    of the paper's negatives come from elsewhere); train uses them as negatives like the others."""
+    """Images without COVID-19 from the COVID-19 images' own collections. score: they are predicted as a check, as
+    the paper's negatives come from elsewhere; train: they are negatives like the others."""
     exclude: str = ""
     """CSV of images to leave out, optionally with reasons in a second column. Paper: laterals, scans of PDFs and marked
     images with COVID-19, and normals with medical equipment, chosen by hand."""
     negatives: int = 500
-    """Negatives to train on and score, drawn at random from those that pass the gate, evenly from their collections;
-    0: all. Paper: 500."""
+    """Negatives to train on and score, drawn evenly from their collections after the gate; 0: all. Paper: 500."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     lungs: LungsConfig = field(default_factory=LungsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
-    n_folds: int = 10
-    """By patient. If an epoch is chosen, the next fold is used for validation, like the paper's 10 %; otherwise all
-    other folds are trained on."""
-    folds: tuple[int, ...] = tuple(range(10))
-    """Folds to hold out, each with its own network; the test set gets the mean over the networks."""
+    n_folds: int = 10  # By patient. If an epoch is chosen, the next fold is used for validation, like the paper's 10 %.
+    folds: tuple[int, ...] = tuple(range(10))  # Folds to hold out; the test set gets the mean over their networks.
     tta: tuple[Literal["flip"], ...] = ()
-    store_size: int = 512
-    """Side of the stored images and masks, in pixels; at least network.size."""
+    store_size: int = 512  # Side of the stored images and masks, in pixels; at least network.size.
     seed: int = 0
 
     def __post_init__(self):
         check_run(self, self.network.size)
         if self.n_folds < 2 + self.network.chooses:
             raise InputError(f"n_folds {self.n_folds}: must be at least 3, as one is held out and one validates")
-        if self.negatives < 0:
-            raise InputError(f"negatives must be at least 0, not {self.negatives}")
+        check(self.negatives >= 0, f"negatives must be at least 0, not {self.negatives}")
 
 
 # Ours: negatives from the COVID-19 images' own collections, so that origin helps less; all images instead of a random

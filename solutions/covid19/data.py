@@ -7,19 +7,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.config import file_hash
+from common.errors import InputError, check
 from common.listing import Listing, unreadable
 from common.metrics.classification import auroc
 from common.submit.table import read_table
+from solutions import lung_segmentation
 from solutions.covid19.collections import read_collections, read_exclusions, read_test_images
-from solutions.covid19.lungs import UNREADABLE, find_lungs, lungs_key
 from solutions.covid19.selection import drop_duplicates, find_duplicates, select
+from solutions.lung_segmentation import apply_gate, clean_up
 
 log = logging.getLogger(__name__)
 SELECTION_TABLE = "selection.csv"
 SELECTION = ["collection", "file_name", "image_id", "patient_id", "age", "view_said", "finding", "label"]
 SELECTION += ["kept", "reason"]
+KEPT = ["image_id", "file_name", "row", "width", "height", "ok", "collection", "home", "patient_id", "age", "view"]
+KEPT += ["finding", "label", "split", "role", "fold", "area", "usable", "used"]  # columns of images.parquet
 SAMPLE = ["filename", "probability"]
+MASKS = "masks"  # name of the array in a run, uint8 (N, S, S) of 0 and 1
+UNREADABLE, COLOURED = "cannot be read", "a colour picture"
 GATED = "lungs: "  # prefix of the area gate's reasons
 NOT_DRAWN = "not drawn: negatives"
 
@@ -35,55 +41,74 @@ def made_with(config):
 def read_competition(job):
     """Return the Listing of the selected images and of those to predict.
 
-    The table adds file_name, collection, home (a collection with COVID-19 images), age (years or NaN), sex, view,
+    The table adds file_name, collection, home (a collection with COVID-19 images), age (years or NaN), view,
     finding, label (1 COVID-19, 0 none, -1 unknown); and `refine` adds role (main: trained on and scored; same_source:
     only predicted out of fold; "": unused or test), area (share of the image that is lung), usable (passes the gate).
     """
     options, config = job.options, job.config
-    if options.data is None:
-        raise InputError("name the folder of the images with --data")
+    check(options.data is not None, "name the folder of the images with --data")
     table = read_collections([options.data, *options.normals])
     excluded = read_exclusions(Path(config.exclude), table) if config.exclude else ""
     selection = select(table, config.selection, config.seed, excluded)
     test = read_test_images(options.data, options.test, selection["image_id"])
     if options.test is None:  # the list is beside the tables, and uses their patient numbers
-        selection = _drop_test_patients(selection, test)
+        listed = set(test["patient_id"]) - {""}
+        own = [patient.removeprefix(f"{name} ") for patient, name in selection[["patient_id", "collection"]].to_numpy()]
+        seen = (selection["reason"] == "") & selection["home"] & pd.Series(own, selection.index).isin(listed)
+        if seen.any():
+            log.info(f"{seen.sum()} images of test patients are left out of training")
+        selection["reason"] = selection["reason"].mask(seen, "a test patient")
     train = selection[selection["reason"] == ""].assign(split="train")
     if not len(train):
         raise InputError(f"the selection leaves no image to train on{describe_reasons(selection)}")
-    table = pd.concat([train, _make_test_table(test)], ignore_index=True)
-    listing = _make_listing(options.data, table)
     inputs = sorted({*selection["table"], *[Path(config.exclude)] * (config.exclude != "")})
+    listing = _make_listing(options.data, test, train)
     return replace(listing, tables={SELECTION_TABLE: selection}, inputs=tuple(inputs))
 
 
 def read_test(job):
     """Return the Listing of the images to predict only: those of --test or of the test list in --data."""
     data, test = job.options.data, job.options.test
-    table = _make_test_table(read_test_images(data, test))
-    if not len(table):
-        raise InputError(f"{data}: no images to predict (it has no unlabelled_test.csv); name them with --test")
-    return _make_listing(data if data is not None else test, table)
+    images = read_test_images(data, test)
+    check(len(images), f"{data}: no images to predict (it has no unlabelled_test.csv); name them with --test")
+    return _make_listing(data if data is not None else test, images)
 
 
-def _make_test_table(images):
-    return images.assign(split="test", label=-1, home=False, age=np.nan, sex="", view="", finding="", reason="")
-
-
-def _make_listing(folder, table):
+def _make_listing(folder, test, *train):
+    unknown = {"label": -1, "home": False, "age": np.nan, "view": "", "finding": "", "reason": ""}
+    table = pd.concat([*train, test.assign(split="test", **unknown)], ignore_index=True)
     files = dict(zip(table["image_id"], table["path"], strict=True))
-    names = table.loc[table["split"] == "test", "file_name"]
-    return Listing(folder, table, files, pd.DataFrame({SAMPLE[0]: names, SAMPLE[1]: 0.5}))
+    return Listing(folder, table, files, pd.DataFrame({SAMPLE[0]: test["file_name"], SAMPLE[1]: 0.5}))
 
 
-def _drop_test_patients(selection, test):
-    """Return the selection without the home images of test patients."""
-    listed = set(test["patient_id"]) - {""}
-    own = [patient.removeprefix(f"{name} ") for patient, name in selection[["patient_id", "collection"]].to_numpy()]
-    seen = (selection["reason"] == "") & selection["home"] & pd.Series(own, selection.index).isin(listed)
-    if seen.any():
-        log.info(f"{seen.sum()} images of test patients are left out of training")
-    return selection.assign(reason=selection["reason"].mask(seen, "a test patient"))
+# ---- lungs ---------------------------------------------------------------------------------------------------------
+
+
+def weights_file(config):
+    """Return the path of the lung segmenter's weights. Raises InputError if there is no such file."""
+    return lung_segmentation.weights_file(config.lungs.weights, "--lungs.weights")
+
+
+def lungs_key(config):
+    """Return what masks and verdicts depend on besides the images, as JSON; weights: the file's SHA-256."""
+    return asdict(config.lungs) | {"weights": file_hash(weights_file(config))}
+
+
+def find_lungs(job, store):
+    """Return the StoreLungs: masks, and a table of image_id, row, area (share that is lung), usable and reason."""
+    config, size = job.config.lungs, job.config.store_size
+
+    def describe(segmenter, image, probs):
+        mask = clean_up(segmenter.lungs(probs, image.shape), config.dilations, config.closings)
+        verdict = apply_gate(mask, config.gate)
+        return [mask], [float(verdict.area), bool(verdict.ok), verdict.reason]
+
+    def skip(image, about):
+        return [np.zeros((size, size), np.uint8)], [0.0, False, COLOURED if about["ok"] else UNREADABLE]
+
+    settings = {"dilations": config.dilations, "closings": config.closings, "gate": config.gate}
+    weights, columns = weights_file(job.config), ("area", "usable", "reason")
+    return lung_segmentation.find_lungs(job, store, weights, settings, {MASKS: size}, columns, describe, skip)
 
 
 # ---- after the images are decoded ----------------------------------------------------------------------------------
@@ -91,8 +116,7 @@ def _drop_test_patients(selection, test):
 
 def refine(job, listing, store):
     """Return the Listing after removing duplicates, gating lungs and drawing negatives, with strata for the folds."""
-    config, bad = job.config, unreadable(listing)
-    table = listing.table
+    config, bad, table = job.config, unreadable(listing), listing.table
     table = table.assign(reason=table["reason"].mask(table["image_id"].isin([row[0] for row in bad]), UNREADABLE))
     pairs, ok = find_duplicates(store.images, config.selection.duplicates), table["ok"]
     table = _drop_copies(table, pairs[pairs["a"].map(ok) & pairs["b"].map(ok)])  # placeholders look alike
@@ -100,19 +124,17 @@ def refine(job, listing, store):
     table = listing.table
     rejected = (table["split"] == "train") & (table["reason"] == "") & ~table["usable"]
     table = assign_roles(table.assign(reason=table["reason"].mask(rejected, GATED + table["lung_reason"])), config)
-    selection, reasons = listing.tables[SELECTION_TABLE], table.set_index("image_id")["reason"]
-    found = selection["image_id"].map(reasons)
-    selection = selection.assign(reason=selection["reason"].mask(selection["reason"] == "", found))
+    selection, used = listing.tables[SELECTION_TABLE], table["role"] != ""
+    found = selection["image_id"].map(table.set_index("image_id")["reason"])
+    selection["reason"] = selection["reason"].mask(selection["reason"] == "", found)
     selection["kept"] = selection["reason"] == ""
     _check_labels(table, selection, config)
-    used = table["role"] != ""
-    part = table[used]
-    strata = pd.get_dummies(part["collection"] + part["label"].astype(str) + part["role"]).to_numpy(np.int8)
     _log_summary(table, selection)
+    part = table[used]
     return replace(
         listing,
-        table=_order_columns(table, "role").assign(used=used),
-        strata=strata,
+        table=_images_table(table.assign(used=used)),
+        strata=pd.get_dummies(part["collection"] + part["label"].astype(str) + part["role"]).to_numpy(np.int8),
         labels=[part["label"].tolist(), part["role"].tolist(), part["area"].round(6).tolist()],
         tables={SELECTION_TABLE: selection[SELECTION]},
         left_out=[*listing.left_out, *bad],
@@ -122,14 +144,11 @@ def refine(job, listing, store):
 def refine_test(job, listing, store):
     """Return the Listing of test images with their lungs."""
     listing = add_lungs(job, listing, store)
-    return replace(listing, table=_order_columns(listing.table))
+    return replace(listing, table=_images_table(listing.table))
 
 
-def _order_columns(table, *more):
-    """Return the table with the columns of images.parquet."""
-    first = ["image_id", "file_name", "row", "width", "height", "ok", "collection", "home", "patient_id", "age", "sex"]
-    columns = [*first, "view", "finding", "label", "split", *more, *["fold"] * ("fold" in table), "area", "usable"]
-    return table[columns].astype({"label": "int8"})
+def _images_table(table):
+    return table[[name for name in KEPT if name in table]].astype({"label": "int8"})
 
 
 def add_lungs(job, listing, store):
@@ -188,16 +207,13 @@ def draw_evenly(collections, count, seed):
 
 
 def _check_labels(table, selection, config):
-    labels = set(table.loc[table["role"] == "main", "label"])
-    if 1 not in labels:
-        raise InputError(f"no images with COVID-19 to train on{describe_reasons(selection[selection['label'] == 1])}")
-    if 0 not in labels:
-        same = (table["role"] == "same_source").any()
-        hint = " or use those of the same collections (--same-source train)" if same else ""
-        raise InputError(
-            "no images without COVID-19 to train on: name a folder of normals with --normals"
-            f"{hint}{describe_reasons(selection[selection['label'] == 0])}"
-        )
+    roles = table["role"]
+    hint = " or use those of the same collections (--same-source train)" if (roles == "same_source").any() else ""
+    advice = {1: "", 0: f": name a folder of normals with --normals{hint}"}
+    for label, name in ((1, "with"), (0, "without")):
+        if not ((roles == "main") & (table["label"] == label)).any():
+            left_out = describe_reasons(selection[selection["label"] == label])
+            raise InputError(f"no images {name} COVID-19 to train on{advice[label]}{left_out}")
 
 
 # ---- labels and reasons --------------------------------------------------------------------------------------------
@@ -238,16 +254,14 @@ def rejected_shares(selection):
 def _log_summary(table, selection):
     main, same = table[table["role"] == "main"], (table["role"] == "same_source").sum()
     counts = main["label"].value_counts()
-    log.info(
-        f"{SELECTION_TABLE}: {len(selection):,} rows, {selection['kept'].sum():,} used{describe_reasons(selection)}"
-    )
-    log.info(
-        f"prepared {counts.get(1, 0):,} images with COVID-19 and {counts.get(0, 0):,} without"
-        + (f", {same:,} more of the same collections that are only scored" if same else "")
-        + f", of {main['patient_id'].nunique():,} patients; {(table['split'] == 'test').sum():,} test images"
-    )
-    rejected = rejected_shares(selection)
-    log.info("the gate rejected " + ", ".join(f"{share:.1%} of {n:,} {name}" for name, (share, n) in rejected.items()))
+    used = f"{len(selection):,} rows, {selection['kept'].sum():,} used{describe_reasons(selection)}"
+    more = f", {same:,} more of the same collections that are only scored" if same else ""
+    patients, tests = main["patient_id"].nunique(), (table["split"] == "test").sum()
+    images = f"{counts.get(1, 0):,} images with COVID-19 and {counts.get(0, 0):,} without{more}"
+    shares = [f"{share:.1%} of {n:,} {name}" for name, (share, n) in rejected_shares(selection).items()]
+    log.info(f"{SELECTION_TABLE}: {used}")
+    log.info(f"prepared {images}, of {patients:,} patients; {tests:,} test images")
+    log.info(f"the gate rejected {', '.join(shares)}")
 
 
 def hidden_score(job, rows):

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 
 from common.data.tables import parse_ages, plain_patients
-from common.errors import InputError
+from common.errors import InputError, check
 
 log = logging.getLogger(__name__)
 ACTUALMED, FIGURE1 = "Actualmed-COVID-chestxray-dataset", "Figure1-COVID-chestxray-dataset"
@@ -19,7 +19,6 @@ _OTHER = {"ct", "axial", "coronal", "sagittal", "oblique", "decubitus", "lordoti
 _X_RAY = {"xray", "xr", "cr", "dx", "radiograph", "radiography"}
 _COVID = {"covid-19", "covid19", "covid", "sars-cov-2", "2019-ncov"}
 _NOT_SAID = {"", "todo", "tbd", "unknown", "inconclusive", "na", "n/a", "nan", "none", "?"}
-_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 
 
 def from_metadata(path, raw):
@@ -38,18 +37,17 @@ def from_metadata(path, raw):
     source, patients = source.where(source != "", own), _get_column(raw, "patientid")
     if kind == "patientid":
         patients = patients.str.replace(r"(?<=\d)[a-z]$", "", regex=True)  # COVID-00003a and b are one patient's
-    texts = [_get_column(raw, name) for name in ("age", "sex", "view")]
+    age, view = _get_column(raw, "age"), _get_column(raw, "view")
     modality, folder = _map_texts(_get_column(raw, "modality"), _classify_modality), _get_column(raw, "folder")
-    return _to_shared(raw, kind, source, True, patients, raw["finding"], *texts, modality, folder)
+    return _to_shared(raw, kind, source, True, patients, raw["finding"], age, view, modality, folder)
 
 
 def from_nih(path, raw):
     """Return NIH's Data_Entry_2017*.csv, which may have got a column "Support Devices", in the shared columns."""
     _require_columns(path, raw, "Image Index", "Finding Labels", "Patient ID")
-    sex = "Patient Gender" if "Patient Gender" in raw else "Patient Sex"
-    texts = [_get_column(raw, name) for name in ("Patient Age", sex, "View Position")]
+    age, view = _get_column(raw, "Patient Age"), _get_column(raw, "View Position")
     patients = plain_patients(raw["Patient ID"])
-    return _to_shared(raw, "Image Index", NIH, False, patients, raw["Finding Labels"], *texts)
+    return _to_shared(raw, "Image Index", NIH, False, patients, raw["Finding Labels"], age, view)
 
 
 def from_chexpert(path, raw):
@@ -60,9 +58,9 @@ def from_chexpert(path, raw):
         if name != NO_FINDING:
             finding = finding.mask(_equals(raw[name], 1), finding + "|" + name)
     finding = finding.str.removeprefix("|").mask(_equals(raw[NO_FINDING], 1), NO_FINDING)
-    age, sex, frontal, side = (_get_column(raw, name) for name in ("Age", "Sex", "Frontal/Lateral", "AP/PA"))
+    age, frontal, side = (_get_column(raw, name) for name in ("Age", "Frontal/Lateral", "AP/PA"))
     patients, view = raw["Path"].str.extract(r"(patient\d+)/")[0].fillna(""), (frontal + " " + side).str.strip()
-    return _to_shared(raw, "Path", CHEXPERT, False, patients, finding, age, sex, view)
+    return _to_shared(raw, "Path", CHEXPERT, False, patients, finding, age, view)
 
 
 def _equals(texts, *numbers):
@@ -78,20 +76,19 @@ def label_of(finding):
     return -1 if hazy or finding.casefold() in _NOT_SAID else 0
 
 
-def _to_shared(raw, name, collection, home, patients, finding, age, sex, view, modality="X-ray", folder=""):
-    years, said = _parse_ages(age)
-    sexes = _map_texts(sex, lambda text: _SEXES.get(text.casefold(), text))
+def _to_shared(raw, name, collection, home, patients, finding, age, view, modality="X-ray", folder=""):
+    years = parse_ages(age)
+    years = years.mask(years > OLDEST)
     devices = _equals(_get_column(raw, DEVICES), 1, -1)
-    views, labels = _map_texts(view, _classify_view), _map_texts(finding, label_of).astype("int64")
     names = {"collection": collection, "home": home, "file_name": raw[name], "folder": folder, "patient_id": patients}
-    texts = {"age": years, "age_said": said, "sex": sexes, "view": views, "view_said": view, "modality": modality}
-    return pd.DataFrame({**names, **texts, "devices": devices, "finding": finding, "label": labels})
+    texts = {"age": years, "age_said": age.where(years.isna(), ""), "view": _map_texts(view, _classify_view)}
+    texts |= {"view_said": view, "modality": modality, "devices": devices, "finding": finding}
+    return pd.DataFrame({**names, **texts, "label": _map_texts(finding, label_of).astype("int64")})
 
 
 def _require_columns(path, raw, *names):
     for name in names:
-        if name not in raw:
-            raise InputError(f"{path}, row 1: no column {name}: {','.join(raw.columns)[:200]}")
+        check(name in raw, f"{path}, row 1: no column {name}: {','.join(raw.columns)[:200]}")
 
 
 def _get_column(raw, name):
@@ -112,10 +109,3 @@ def _classify_view(text):
 def _classify_modality(text):
     plain = re.sub(r"[^a-z]", "", text.casefold())
     return "X-ray" if plain in _X_RAY else "CT" if plain == "ct" else text
-
-
-def _parse_ages(texts):
-    """Return ages in years, NaN if unknown, and texts that are not an age, such as "60s" or "414"."""
-    years = parse_ages(texts)
-    years = years.mask(years > OLDEST)
-    return years, texts.where(years.isna(), "")

@@ -14,9 +14,13 @@ from common.recipe import Choice, Solution
 from common.step import Step
 from common.submit.validate import validate_probabilities
 from solutions.covid19 import audit, data, models, report, scoring
-from solutions.covid19.lungs import weights_file
+from solutions.covid19.data import weights_file
 
 log = logging.getLogger(__name__)
+NO_SAME = (
+    "no image without COVID-19 comes from the collections of the COVID-19 images, so this run cannot show how much of "
+    "the score reflects the images' origin"
+)
 SEGMENTER = "lungs.safetensors"  # name of the lung segmenter in an exported folder
 
 
@@ -28,10 +32,8 @@ def networks(job):
 def predict_rows(job, folds, rows, path, title):
     """Return the probability of each image that can be predicted, as the mean over the folds' networks."""
     rows = rows[data.can_predict(job.images.at(rows), job.config)]
-    probs = np.empty(0)
-    if len(rows):
-        trained = [models.covid_network(job.config, fold) for fold in folds]
-        probs = predict(job, trained, rows, views(job.config.tta), title)[:, 0].astype(float)
+    trained = [models.covid_network(job.config, fold) for fold in folds]
+    probs = predict(job, trained, rows, views(job.config.tta), title)[:, 0].astype(float) if len(rows) else []
     return {"": pd.DataFrame({"image_id": job.images.ids(rows), "probability": probs})}
 
 
@@ -41,13 +43,9 @@ def choose(job, oof):
     main = table[table["role"] == "main"]
     chosen, cuts = scoring.nested_thresholds(main, job.config.seed)
     by_fold = {str(fold): sorted(set(cuts[main["fold"] == fold])) for fold in main["fold"].unique()}
-    rules = {str(scoring.HALF): np.full(len(main), scoring.HALF), "tuned": cuts}
-    per_fold = [scoring.fold_table(main, values).assign(rule=name) for name, values in rules.items()]
-    per_fold = pd.concat(per_fold, ignore_index=True)
-    rejected = data.rejected_shares(data.read_selection(job.run))
-    figures = scoring.summarise(table, cuts, rejected, job.config.seed)
+    figures = scoring.summarise(table, cuts, job.config.seed)
     rule = {"threshold": chosen, "by_fold": by_fold}  # a single fold has one threshold per half
-    tables = {"per_fold.csv": per_fold[["rule", *per_fold.columns.drop("rule")]]}
+    tables = {"per_fold.csv": scoring.fold_table(main, np.full(len(main), scoring.HALF))}
     return Choice(rule, figures["auroc"]["estimate"], figures, tables)
 
 
@@ -56,15 +54,10 @@ def describe(figures):
     rates = ", ".join(f"{name} {format_interval(figures[name])}" for name in scoring.RATES)
     size = f"{figures['images']:,} images of {figures['patients']:,} patients"
     lines = [f"out of fold, {size}: AUROC {format_interval(figures['auroc'])}; {rates} at {scoring.HALF}"]
-    same = figures["same_source"]
-    if same is None:
-        return [
-            *lines,
-            "no image without COVID-19 comes from the collections of the COVID-19 images, so this run cannot show how "
-            "much of the score reflects the images' origin",
-        ]
-    figures = f"AUROC {format_interval(same['auroc'])}, specificity {format_interval(same['specificity'])}"
-    return [*lines, f"against the {same['negatives']:,} images without COVID-19 of the same collections: {figures}"]
+    if same := figures["same_source"]:
+        text = f"AUROC {format_interval(same['auroc'])}, specificity {format_interval(same['specificity'])}"
+        return [*lines, f"against the {same['negatives']:,} images without COVID-19 of the same collections: {text}"]
+    return [*lines, NO_SAME]
 
 
 def answer(job, test, rule, neutral):

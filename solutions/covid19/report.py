@@ -2,17 +2,18 @@
 
 import numpy as np
 import pandas as pd
+import torch
 
+from common.config import digest
 from common.paths import read_array, read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
-from common.report.gallery import augmented_gallery, gallery
+from common.report.gallery import augmented_gallery, cached_arrays, gallery, heat_overlay
+from common.step import cached_hash
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit, view_of
 from solutions.covid19.config import COVID, LABELS, PREDICTIVE, PRINTED
-from solutions.covid19.data import read_selection, reason_kinds, rejected_shares
-from solutions.covid19.lungs import MASKS
-from solutions.covid19.models import covid_network
-from solutions.covid19.pictures import SEEN, heat_strips, lung_strips, pick_answers, view_strips
+from solutions.covid19.data import GATED, MASKS, read_selection, reason_kinds, rejected_shares
+from solutions.covid19.models import apply_view, covid_network, heat_maps
 from solutions.covid19.scoring import HALF, RATES, auroc_interval, published, with_truth
 
 TITLE = COVID
@@ -22,6 +23,10 @@ DOUBTFUL = 0.9  # probability of the other view
 WORST = 8  # pictures of errors
 AUGMENTED = 2  # images of each label whose augmentation is shown
 WITHOUT = LABELS[0]
+SIDE = 240  # pixels of a small picture
+PER_KIND = 2  # images of each kind
+MOST_REJECTED = 6
+SEEN = {"image": "the whole image", "lungs": "the lungs", "border": "the margin", "background": "all but the lungs"}
 
 
 def fold_scores(job):
@@ -40,7 +45,7 @@ def hints(job, score, trainings):
     texts, same = [], score["same_source"]
     if job.config.view != "lungs":
         texts.append("The network sees the margins, which give the collection away: `--view lungs` hides them.")
-    if same and same["fall"]["low"] is not None and same["fall"]["low"] > 0 and not same["trained_on"]:
+    if same and (same["fall"]["low"] or 0) > 0 and not same["trained_on"]:
         texts.append(
             f"Against images of the same collections the AUROC is {same['auroc']['estimate']:.2f}, by "
             f"{same['fall']['estimate']:.2f} lower: `--same-source train` makes them negatives."
@@ -83,18 +88,17 @@ def sections(job):
 def _audit(job, score, oof):
     """Return the results of `audit`; score: score.json; oof: out-of-fold predictions with true labels."""
     found, predictions, focus = read_audit(job.run)
-    config, checks, views = job.config, found["checks"], found["focus"]
+    config, checks, views, high = job.config, found["checks"], found["focus"], job.config.audit.high
     names = {check: SHORT.get(check) or SEEN[view_of(config, check)] for check in checks}
-    lines = [(f"this run: {SEEN[config.view]}", score["auroc"])]
-    if score["same_source"]:
-        lines.append(("this run, same collections", score["same_source"]["auroc"]))
-    lines += [(names[check], part["auroc"]) for check, part in checks.items() if part["auroc"]]
+    aurocs = {f"this run: {SEEN[config.view]}": score["auroc"]}
+    aurocs |= {"this run, same collections": score["same_source"]["auroc"]} if score["same_source"] else {}
+    aurocs |= {names[check]: part["auroc"] for check, part in checks.items() if part["auroc"]}
+    lines = [(name, *interval.values()) for name, interval in aurocs.items()]
     asked = [
         (names[check], part["said"], part.get("images"), part.get("epochs"), _text(part["auroc"]), part.get("accuracy"))
         for check, part in checks.items()
     ]
     asked = pd.DataFrame(asked, columns=["network", "question", "images", "epochs", "AUROC", "accuracy"])
-    asked = asked.astype({"images": "Int64", "epochs": "Int64"})
     looks = [
         (SEEN[view], _text(part["share"]), part["area"], part["images"], part["flat"]) for view, part in views.items()
     ]
@@ -102,28 +106,27 @@ def _audit(job, score, oof):
     groups = {SEEN[view]: 100 * focus.loc[focus["view"] == view, "share"] for view in views}
     groups["chance"] = 100 * focus.drop_duplicates("image_id")["area"]
     answers = pick_answers(oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")])
-    panels = ", ".join(["the radiograph with its lungs", *(f"the network that sees {SEEN[view]}" for view in views)])
-    high = config.audit.high
     return [
         f"Trained with the folds {', '.join(map(str, found['folds']))} held out in turn; the network on "
         f"{names.get('image', SEEN['image'])} like those of the run ({config.network.epochs} epochs).",
         page.figure(
-            plots.score_with_interval([(name, *interval.values()) for name, interval in lines], "AUROC", high),
+            plots.score_with_interval(lines, "AUROC", high),
             f"Margin, background and origin count against the run if their interval lies above {high:g}, the dashed "
             "line; the same collections, if the AUROC drops by an interval that excludes 0",
         ),
-        page.table(asked, "What each network of the audit had to predict"),
+        page.table(
+            asked.astype({"images": "Int64", "epochs": "Int64"}), "What each network of the audit had to predict"
+        ),
         *[_doubtful_views(job, predictions[predictions["check"] == "view"])] * ("view" in checks),
-        f"What the views show: {', '.join(SEEN.values())}.",
-        view_strips(job.images, answers, config.audit.margin),
+        _view_pictures(job.images, answers, config.audit.margin),
         page.table(looks, "Mean share of a heat map in the lungs; chance: the lungs' share of the image"),
         page.figure(
             plots.histogram(groups, "share of the heat map in the lungs, %", 25),
             "Share of each heat map in the lungs, and the lungs' share of the image",
         ),
         f"Grad-CAM, violet to yellow from the least to the strongest evidence for the answer, which is {COVID} from a "
-        f"probability of {HALF} and {WITHOUT} below: {panels}.",
-        heat_strips(job, answers, {fold: focus_networks(config, fold) for fold in found["folds"]}),
+        f"probability of {HALF} and {WITHOUT} below.",
+        _heat_pictures(job, answers, {fold: focus_networks(config, fold) for fold in found["folds"]}),
     ]
 
 
@@ -182,14 +185,13 @@ def count_reasons(selection):
 
     selection: the table of `data.read_selection`. Reasons that differ only in a number or a name count as one.
     """
-    reasons, rows, collections = reason_kinds(selection["reason"]), [], selection["collection"].unique().tolist()
-    kinds = dict(list(selection.groupby(["collection", "label"])))
-    for collection, label in sorted(kinds, key=lambda kind: (collections.index(kind[0]), -kind[1])):
-        kept = kinds[collection, label]["kept"]
-        why = reasons[kept.index[~kept]].value_counts()
-        counts = {"rows": len(kept), "used": kept.sum(), "left out": why.sum()}
+    rows = []
+    selection = selection.assign(kind=reason_kinds(selection["reason"]), order=-selection["label"])
+    for (collection, label), part in selection.groupby(["collection", "order"], sort=False):
+        why = part.loc[~part["kept"], "kind"].value_counts()
+        counts = {"rows": len(part), "used": part["kept"].sum(), "left out": why.sum()}
         text = ", ".join(f"{n:,} {reason}" for reason, n in why.items())
-        rows.append({"collection": collection, "label": LABELS[label], **counts, "because of": text})
+        rows.append({"collection": collection, "label": LABELS[-label], **counts, "because of": text})
     return pd.DataFrame(rows)
 
 
@@ -198,12 +200,9 @@ def _by_label(table, column):
 
 
 def _lungs(job, selection):
-    config, shares = job.config, rejected_shares(selection)
-    rejected = [
-        {"images": name, "total": n, "rejected": round(share * n), "share": share}
-        for name, (share, n) in shares.items()
-    ]
-    table = job.images.table
+    config, table = job.config, job.images.table
+    rejected = [(name, n, round(share * n), share) for name, (share, n) in rejected_shares(selection).items()]
+    rejected = pd.DataFrame(rejected, columns=["images", "total", "rejected", "share"])
     areas = {name: 100 * values for name, values in _by_label(table[table["ok"]], "area").items()}
     drawn = plots.histogram(areas, "lungs, % of the image", threshold=100 * config.lungs.gate)
     view = "only the lungs" if config.view == "lungs" else "the whole image"
@@ -211,92 +210,142 @@ def _lungs(job, selection):
         "Lungs",
         f"This run's networks see {view}. The dashed line is the gate: images with less lung are left out.",
         page.grid(
-            page.table(pd.DataFrame(rejected), "Images checked by the gate"),
-            page.figure(drawn, "Area of the lungs, after dilation"),
+            page.table(rejected, "Images checked by the gate"), page.figure(drawn, "Area of the lungs, after dilation")
         ),
-        *lung_strips(job.images, selection),
+        *_lung_pictures(job.images, selection),
     )
 
 
 def _folds(run, score):
-    folds = read_csv(run.path("per_fold.csv"), dtype={"rule": str})
-    half = folds[folds["rule"] == str(HALF)].reset_index(drop=True)
-    tuned = folds[folds["rule"] != str(HALF)].reset_index(drop=True)
-    for part in (half, tuned):
-        part.insert(len(part.columns), PREDICTIVE, part["tn"] / (part["tn"] + part["fn"]))
-    ours = pd.DataFrame([{"network": "this run", **half[[*RATES, PREDICTIVE]].mean()}])
+    """Return each fold's rates at 0.5, their mean and spread, those of all images, and the paper's."""
+    folds, counts, rates = read_csv(run.path("per_fold.csv")), ["images", "tp", "fn", "tn", "fp"], [*RATES, PREDICTIVE]
+    folds[PREDICTIVE] = folds["tn"] / (folds["tn"] + folds["fn"])
+    pooled = {name: score[name]["estimate"] for name in RATES}
+    pooled[PREDICTIVE] = folds["tn"].sum() / max((folds["tn"] + folds["fn"]).sum(), 1)
+    ours = pd.DataFrame([*folds[rates].agg(["mean", "std"]).to_dict("records"), pooled])
+    ours.insert(0, "network", ["this run, mean of folds", "this run, sd over folds", "this run, all images"])
+    tuned = ", ".join(f"{name} {_text(score['tuned'][name])}" for name in RATES)
     estimates = {
-        name: [*half[[name, f"{name}_low", f"{name}_high"]].to_numpy(), list(score[name].values())] for name in RATES
+        name: [*folds[[name, f"{name}_low", f"{name}_high"]].to_numpy(), list(score[name].values())] for name in RATES
     }
-    drawn = plots.forest(estimates, [*(f"fold {fold}" for fold in half["fold"]), "all images"], "share")
+    drawn = plots.forest(estimates, [*(f"fold {fold}" for fold in folds["fold"]), "all images"], "share")
     return page.section(
         "Rates by fold",
-        page.table(_fold_rows(half, score), f"At a probability of {HALF}"),
-        page.details(
-            "At thresholds by Youden's index, chosen for each fold on the others",
-            page.table(_fold_rows(tuned, score["tuned"])),
-        ),
+        page.table(folds[["fold", *counts, *rates]], f"At a probability of {HALF}"),
         page.figure(drawn, "Folds with Wilson intervals, which treat images as independent; all images by patient"),
         page.table(pd.concat([ours, published()]), "Means over folds, and the paper's on its own images"),
         PRINTED,
+        f"At thresholds by Youden's index, chosen for each fold on the others, all images: {tuned}.",
     )
 
 
-def _fold_rows(part, pooled):
-    """Return the table of one rule: each fold with intervals, the mean over folds, and all images together."""
-    counts = ["images", "tp", "fn", "tn", "fp"]
-    table = part[["fold", *counts]].astype(object)
-    mean, total = {"fold": "mean ± sd"}, {"fold": "all images", **part[counts].sum()}
-    for name in RATES:
-        table[name] = [page.interval_text(*row) for row in part[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)]
-        mean[name] = f"{part[name].mean():.4f} ± {part[name].std():.4f}"
-        total[name] = _text(pooled[name])
-    table[PREDICTIVE] = part[PREDICTIVE].astype(object)
-    mean[PREDICTIVE] = f"{part[PREDICTIVE].mean():.4f} ± {page.as_text(part[PREDICTIVE].std())}"
-    total[PREDICTIVE] = total["tn"] / max(total["tn"] + total["fn"], 1)
-    table = pd.concat([table, pd.DataFrame([mean, total], dtype=object)], ignore_index=True)
-    return table.astype(dict.fromkeys(counts, "Int64"))
-
-
 def _predictions(oof):
-    main = oof[oof["role"] == "main"]
+    main, home, figures = oof[oof["role"] == "main"], oof[oof["home"]], []
     columns = (main[[name]].to_numpy() for name in ("label", "probability"))
-    outcomes = (WITHOUT, COVID)
-    drawn = results.classes(*columns, main["fold"], [COVID], HALF, outcomes, main["patient_id"].to_numpy())
-    figures, home = [], oof[oof["home"]]
+    patients = main["patient_id"].to_numpy()
+    drawn = results.classes(*columns, main["fold"], [COVID], HALF, (WITHOUT, COVID), patients)
     if (home["label"] == 0).any():
         roc = class_plots.roc_panels(home[["label"]].to_numpy(), {"": home[["probability"]].to_numpy()}, [COVID])
         figures.append(page.figure(roc, "ROC curve of the images of the same collections"))
-    for k, part in oof.groupby("label", sort=False):
-        groups = {name: images["probability"] for name, images in part.groupby("collection")}
-        if len(groups) > 1:
-            by_collection = plots.histogram(groups, "probability", threshold=HALF)
-            figures.append(page.figure(by_collection, f"{LABELS[k]}: probabilities by collection"))
     oof = oof.assign(correct=(oof["probability"] >= HALF) == (oof["label"] == 1))
-    columns = {"images": ("label", "size"), "patients": ("patient_id", "nunique"), "correct": ("correct", "mean")}
-    columns["mean probability"] = ("probability", "mean")
-    table = oof.groupby(["collection", "label"]).agg(**columns).reset_index()
+    table = oof.groupby(["collection", "label"], as_index=False).agg(
+        images=("label", "size"), patients=("patient_id", "nunique"), correct=("correct", "mean")
+    )
     table["label"] = table["label"].map(LABELS)
-    return page.section("Out of fold", *drawn, page.grid(*figures), page.table(table, f"By collection, at {HALF}"))
+    return page.section("Out of fold", *drawn, *figures, page.table(table, f"By collection, at {HALF}"))
 
 
 def _worst(job, oof):
     error = (oof["label"] - oof["probability"]).abs()
     listed = oof.assign(row=job.images.rows_of(oof["image_id"])).iloc[np.argsort(-error.to_numpy(), kind="stable")]
-    pixels, masks = job.images.store.images, read_array(job.images.arrays[MASKS])
-    items = [
-        (
-            pixels[one.row],
-            None,
-            masks[one.row],
-            f"{LABELS[one.label]}, probability {one.probability:.3f} · {one.image_id}",
-        )
-        for one in listed.head(WORST).itertuples()
-        if (one.probability >= HALF) != one.label
-    ]
+    pixels, masks, items = job.images.store.images, read_array(job.images.arrays[MASKS]), []
+    for one in listed.head(WORST).itertuples():
+        if (one.probability >= HALF) != one.label:
+            caption = f"{LABELS[one.label]}, probability {one.probability:.3f} · {one.image_id}"
+            items.append((pixels[one.row], None, masks[one.row], caption))
     names = ["image_id", "fold", "collection", "role", "label", "probability"]
     text = f"The wrong answers, at a probability of {HALF}, with the highest confidence."
     return results.worst_errors(listed[names].replace({"label": LABELS}), text, gallery(items, names=("", "lungs")))
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _lung_pictures(images, selection):
+    """Return galleries of lungs outlined and cut out: a few images per collection and label, and rejected ones."""
+    masks, pixels = read_array(images.arrays[MASKS]), images.store.images
+
+    def drawn(title, rows, names):
+        items = []
+        for row, name in zip(rows, names, strict=True):
+            cut_out = apply_view(pixels[row], masks[row], "lungs", None)
+            items += [(pixels[row], None, masks[row], name), (cut_out, None, None, "its lungs")]
+        return gallery(items, title, SIDE, names=("", "lungs"))
+
+    used = images.table[images.table["fold"] >= 0].groupby(["collection", "label"])
+    used = pd.concat([part.iloc[:: max(1, len(part) // PER_KIND)].head(PER_KIND) for _, part in used])
+    names = used["collection"] + ", " + used["label"].map(LABELS) + " · " + used["image_id"]
+    galleries = [drawn("Used", used["row"], names + ": " + used["area"].map("{:.1%} of the image".format))]
+    gated = selection[selection["reason"].str.startswith(GATED)].head(MOST_REJECTED)
+    if len(gated):
+        reasons = gated["reason"].str.removeprefix(GATED)
+        names = gated["label"].map(LABELS) + " · " + gated["image_id"] + ": " + reasons
+        galleries.append(drawn("Rejected by the area gate", images.rows_of(gated["image_id"]), names))
+    return galleries
+
+
+def _view_pictures(images, answers, margin):
+    """Return a gallery of the audit's views of one image of each label; answers: as in `pick_answers`."""
+    masks, items = read_array(images.arrays[MASKS]), []
+    for one in answers.drop_duplicates("label").itertuples():
+        image = np.asarray(images.store.images[one.row])
+        for view, text in SEEN.items():
+            items.append((apply_view(image, masks[one.row], view, margin), None, None, f"{text} · {one.image_id}"))
+    return gallery(items, size=SIDE)
+
+
+def pick_answers(answers):
+    """Return each label's most confident correct predictions, and its most confident wrong one, if any."""
+    ordered = answers.sort_values("probability", ascending=False, kind="stable")
+    positive, negative = ordered[ordered["label"] == 1], ordered[ordered["label"] == 0][::-1]
+    places = [*positive.index[:PER_KIND], *negative.index[:PER_KIND]]
+    places += positive.index[positive["probability"] < 0.5][-1:].tolist()
+    places += negative.index[negative["probability"] >= 0.5][-1:].tolist()
+    return answers.loc[list(dict.fromkeys(places))]
+
+
+def _heat_pictures(job, answers, networks):
+    """Return a gallery of each view with the heat map of its network."""
+    images, maps, items = job.images, compute_heat_maps(job, answers, networks), []
+    masks = read_array(images.arrays[MASKS])
+    for k, one in enumerate(answers.itertuples()):
+        image = np.asarray(images.store.images[one.row])
+        for view, heats in maps.items():
+            heat = heats[k] / max(heats[k].max(), np.float32(1e-12))
+            caption = f"{LABELS[one.label]}, probability {one.probability:.3f} · {one.image_id}: {SEEN[view]}"
+            picture = apply_view(image, masks[one.row], view, job.config.audit.margin), heat
+            items.append((picture, None, None, caption))
+    return gallery(items, size=SIDE, overlay=heat_overlay)
+
+
+def compute_heat_maps(job, answers, networks):
+    """Return each view's heat maps of the run's answer, float32 (n, h, w), computed on the CPU and cached."""
+    answers = answers.reset_index(drop=True)
+    signs = np.where(answers["probability"] >= HALF, 1, -1)
+    used = [(fold, view, each) for fold in sorted(set(answers["fold"])) for view, each in networks[fold].items()]
+
+    def compute():
+        maps = {}
+        for fold, view, network in used:
+            for sign in sorted(set(signs[answers["fold"] == fold])):
+                part, title = answers[(answers["fold"] == fold) & (signs == sign)], f"{view}, fold {fold}"
+                heat = heat_maps(job, network, part["row"].to_numpy(), torch.device("cpu"), title, sign)
+                maps.setdefault(view, np.zeros((len(answers), *heat.shape[1:]), np.float32))[part.index] = heat
+        return maps
+
+    hashes = [[fold, view, cached_hash(network.weights(job.run))] for fold, view, network in used]
+    key = digest(job.images.pixels_key, answers["image_id"].tolist(), signs.tolist(), hashes)
+    return cached_arrays(job.run.path("heats.npz"), key, compute)
 
 
 def submission(job, record):

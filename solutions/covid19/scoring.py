@@ -5,7 +5,7 @@ import pandas as pd
 from scipy import stats
 
 from common.data.folds import make_folds
-from common.errors import InputError
+from common.errors import check
 from common.metrics.calibration import choose_thresholds, nested_counts
 from common.metrics.classification import auroc, confusion_counts
 from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc
@@ -40,8 +40,7 @@ def nested_thresholds(table, seed=0):
     """Return Youden's threshold on all images, and for each image that on the other folds (or patients), (N,)."""
     y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
     folds, chosen = table["fold"].to_numpy(), choose_thresholds(y, probs)[0]
-    if np.isnan(chosen):
-        raise InputError("a threshold needs out-of-fold images with and without COVID-19")
+    check(not np.isnan(chosen), "a threshold needs out-of-fold images with and without COVID-19")
     if len(set(folds)) < 2:
         folds = make_folds(y, 2, table["patient_id"].to_numpy(), seed)
     cuts = nested_counts(y, probs, folds)[1][np.unique(folds, return_inverse=True)[1], 0]
@@ -55,12 +54,9 @@ def fold_table(table, thresholds):
     for fold, part in table.groupby("fold", sort=True):
         tp, fp, fn, tn = confusion_counts(part["label"], called[table["fold"] == fold].astype(float), HALF).tolist()
         row = {"fold": fold, "images": len(part), "tp": tp, "fn": fn, "tn": tn, "fp": fp}
-        shares = {"accuracy": (tp + tn, len(part)), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
-        for name, (right, of) in shares.items():
-            row |= {name: right / of if of else np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-            if of:
-                interval = stats.binomtest(right, of).proportion_ci(method="wilson")
-                row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        for name, right, of in zip(RATES, (tp + tn, tp, tn), (len(part), tp + fn, tn + fp), strict=True):
+            ends = stats.binomtest(right, of).proportion_ci(method="wilson") if of else UNDEFINED
+            row |= {name: right / of if of else np.nan, f"{name}_low": ends.low, f"{name}_high": ends.high}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -71,41 +67,30 @@ def pooled_rates(table, thresholds, seed=0):
     right = ((table["probability"].to_numpy() >= np.asarray(thresholds, float)) == label).astype(float)
     parts = {"accuracy": right}
     parts |= {name: np.where(label == k, right, np.nan) for name, k in (("sensitivity", 1), ("specificity", 0))}
-    return {
-        name: UNDEFINED if np.isnan(values).all() else bootstrap(values, patients, seed=seed, skip_nan=True)
-        for name, values in parts.items()
-    }
+    return {name: bootstrap(values, patients, seed=seed, skip_nan=True) for name, values in parts.items()}
 
 
 def auroc_interval(label, probability, patients, seed=0):
-    """Return the AUROC as an Interval by patient; NaN with only one label or one patient."""
-    label, patients = np.asarray(label), np.asarray(patients)
-    if len(set(label.tolist())) < 2 or len(set(patients.tolist())) < 2:
-        return UNDEFINED
-    return bootstrap_auroc(label[:, None], np.asarray(probability, float)[:, None], patients, seed=seed)[0][0]
+    """Return the AUROC as an Interval by patient; NaN with only one label, no limits with only one patient."""
+    y, probs = (np.asarray(values, float)[:, None] for values in (label, probability))
+    return bootstrap_auroc(y, probs, np.asarray(patients), seed=seed, skip_undefined=True)[0][0]
 
 
-def summarise(oof, cuts, rejected, seed=0):
+def summarise(oof, cuts, seed=0):
     """Return the content of score.json from the table of `with_truth` and cuts of its images with the role main."""
     main = oof[oof["role"] == "main"]
-    if main["patient_id"].nunique() < 2:
-        raise InputError("intervals need out-of-fold images of at least two patients")
-    half = np.full(len(main), HALF)
-    folds = fold_table(main, half)
-    spread = {name: None if np.isnan(sd) else sd for name, sd in folds[list(RATES)].std().items()}
+    check(main["patient_id"].nunique() >= 2, "intervals need out-of-fold images of at least two patients")
 
     def rates(thresholds):
         return {name: as_interval(value) for name, value in pooled_rates(main, thresholds, seed).items()}
 
     return {
         "auroc": as_interval(auroc_interval(main["label"], main["probability"], main["patient_id"], seed)),
-        **rates(half),
+        **rates(np.full(len(main), HALF)),
         "tuned": rates(cuts),
-        "mean_of_folds": {n: {"mean": folds[n].mean(), "sd": spread[n]} for n in RATES},
         "images": len(main),
         "patients": main["patient_id"].nunique(),
-        "folds": len(folds),
-        "rejected": {name: {"share": share, "images": n} for name, (share, n) in rejected.items()},
+        "folds": main["fold"].nunique(),
         "same_source": same_source(oof, seed),
     }
 
@@ -132,11 +117,9 @@ def _fall(oof, seed):
     y, probs, patients = (oof[name].to_numpy() for name in ("label", "probability", "patient_id"))
     parts = [(oof["role"] == "main").to_numpy(), oof["home"].to_numpy(bool)]
 
-    def difference(rows):
-        main, home = (
-            auroc(y[rows[part[rows]]], probs[rows[part[rows]]], np.nan) if part[rows].any() else np.nan
-            for part in parts
-        )
-        return main - home  # NaN if no patient of a part is drawn
+    def difference(rows):  # NaN if no patient of a part is drawn
+        drawn = [rows[part[rows]] for part in parts]
+        main, home = (auroc(y[part], probs[part], np.nan) if len(part) else np.nan for part in drawn)
+        return main - home
 
-    return UNDEFINED if len(set(patients.tolist())) < 2 else bootstrap(difference, patients, seed=seed)
+    return bootstrap(difference, patients, seed=seed)

@@ -41,57 +41,23 @@ def select(table, config, seed, excluded=""):
     table = table.assign(reason="")
     for applies, words in rules:
         table["reason"] = table["reason"].mask((table["reason"] == "") & applies, words)
-    _drop_same_files(table)
-    _draw_normals(table, config.normals, seed)
-    _log_oddities(table)
+    here = table[(table["reason"] == "") & ~table["home"]]
+    for name, rows in here.groupby("collection", sort=False):
+        if config.normals and len(rows) > config.normals:
+            order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(rows))
+            table.loc[rows.index[order[config.normals :]], "reason"] = "not drawn"
+    for what, odd, said in (
+        ("ages", table["age_said"] != "", "age_said"),
+        ("views", (table["view"] == "unknown") & (table["view_said"] != ""), "view_said"),
+    ):
+        for row in table[odd][:1].itertuples():
+            text = f"{odd.sum():,}, the first is {getattr(row, said)!r} ({row.table}, row {row.line})"
+            log.info(f"unreadable {what} count as unknown: {text}")
     return table
 
 
 def _describe_unknown(what, said):
     return (f"{what} unknown (" + said + ")").mask(said == "", f"{what} unknown")
-
-
-def _drop_same_files(table):
-    """Keep the first of several rows with the same file, or none if they disagree about COVID-19."""
-    here = table[table["reason"] == ""]
-    files = here["path"].map(str)
-    for _, rows in here[files.duplicated(keep=False)].groupby(files, sort=False):
-        first = rows.iloc[0]
-        if rows["label"].nunique() > 1:
-            table.loc[rows.index, "reason"] = "the same file with another label"
-        else:
-            table.loc[rows.index[1:], "reason"] = f"the same file as {first['image_id']} (row {first['line']})"
-
-
-def _draw_normals(table, normals, seed):
-    here = table[(table["reason"] == "") & ~table["home"]]
-    for name, rows in here.groupby("collection", sort=False):
-        if normals and len(rows) > normals:
-            chosen = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(rows))[normals:]
-            table.loc[rows.index[chosen], "reason"] = "not drawn"
-
-
-def _log_oddities(table):
-    for what, odd, said in (
-        ("ages", table["age_said"] != "", "age_said"),
-        ("views", (table["view"] == "unknown") & (table["view_said"] != ""), "view_said"),
-    ):
-        if odd.any():
-            first = table[odd].iloc[0]
-            log.info(
-                f"unreadable {what} count as unknown: {odd.sum():,}, the first is {first[said]!r} ({first['table']}, "
-                f"row {first['line']})"
-            )
-    people = table.loc[table["reason"] == "", ["collection", "patient_id"]].drop_duplicates()
-    people = people.assign(number=[patient.removeprefix(f"{name} ") for name, patient in people.to_numpy()])
-    shared = people[people["number"].duplicated(keep=False)]
-    if len(shared):
-        first = shared["number"].iloc[0]
-        names = ", ".join(shared.loc[shared["number"] == first, "collection"])
-        log.info(
-            f"patient numbers in more than one collection: {shared['number'].nunique():,}, the first is {first} "
-            f"({names}); taken as different people unless they share an image"
-        )
 
 
 def find_duplicates(images, share):
@@ -134,11 +100,8 @@ def drop_duplicates(table, pairs):
 
 def _link_groups(a, b):
     """Return the groups of linked values, lists of at least two, given both ends of each link."""
-    if not len(a):
-        return []
     codes, names = pd.factorize(np.concatenate([np.asarray(a), np.asarray(b)]))
-    first, second = codes[: len(a)], codes[len(a) :]
-    links = coo_array((np.ones(len(first)), (first, second)), shape=(len(names), len(names)))
-    of = connected_components(links, directed=False)[1]
-    groups = [names[of == number].tolist() for number in range(of.max() + 1)]
+    links = coo_array((np.ones(len(a)), np.split(codes, 2)), shape=(len(names), len(names)))
+    of = connected_components(links, directed=False)[1] if len(a) else codes
+    groups = [names[of == number].tolist() for number in np.unique(of)]
     return [group for group in groups if len(group) > 1]

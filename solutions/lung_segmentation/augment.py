@@ -103,10 +103,6 @@ class Consolidation(A.ImageOnlyTransform):
         return np.clip(grey + opacity * (level + 12 * texture - grey) + 0.5, 0, 255).astype(np.uint8).reshape(img.shape)
 
 
-def _flipped(flip):
-    return [Mirror(p=0.5)] if flip else []
-
-
 def _simple_matrix(random, p, rotate, zoom, warp, pad=0.0):
     scale = random.uniform(1, zoom) if random.random() < p else 1.0
     shift = [random.uniform(-1, 1) * (scale - 1) for _ in range(2)]  # any crop of the image
@@ -123,7 +119,7 @@ def simple(size, flip=True, then=(), rotate=10.0, zoom=1.1, warp=0.2, lighting=0
     border are the defaults of fastai's `aug_transforms`; pad, the share of the side, has none there: 0.05 is ours.
     """
     draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp, pad=pad)
-    moved = [*_flipped(flip), Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
+    moved = [*[Mirror(p=0.5)] * flip, Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
     return compose([*moved, *then])
 
 
@@ -157,7 +153,7 @@ def strong(size, flip=True):
     ]
     return compose(
         [
-            *_flipped(flip),
+            *[Mirror(p=0.5)] * flip,
             Warp(size, _strong_matrix),
             Consolidation(p=0.15),
             DiffusedNoise((1, 5), (0.03, 0.25), strength=(-0.25, 0.5), p=0.3),
@@ -189,8 +185,6 @@ def _strong_matrix(random):
 
 def pipeline(name, size, flip):
     """Return the pipeline of this name, None for "none"; flip: whether left and right may be exchanged."""
-    if name == "none":
-        return None
-    if name in ("unet", "affine"):
-        return {"unet": unet, "affine": affine}[name](size)
-    return {"simple": simple, "complex": complex_, "strong": strong}[name](size, flip=flip)
+    flips = {"flip": flip} if name in ("simple", "complex", "strong") else {}
+    makers = {"unet": unet, "affine": affine, "simple": simple, "complex": complex_, "strong": strong}
+    return None if name == "none" else makers[name](size, **flips)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from common.compare import Comparison, means_of
-from common.errors import InputError
+from common.errors import InputError, check
 from common.metrics import segmentation
 from common.paths import read_parquet, walk_files
 from common.post.rle import ABSOLUTE, decode
@@ -29,37 +29,30 @@ def read_masks(path):
     united.
     """
     if not path.is_dir():
-        return _read_table(path)
+        table, readers = read_table(path, COLUMNS, exact=False), {}
+        for row, each in enumerate(table.itertuples(), start=2):
+            if each.image_id in readers or not (each.width.isdigit() and each.height.isdigit()):
+                raise InputError(f"{path}, row {row}: {each.image_id} appears twice, or has no size in whole pixels")
+            readers[each.image_id] = partial(decode, each.rle, (int(each.height), int(each.width)), ABSOLUTE)
+        return pd.DataFrame({"read": list(readers.values())}, list(readers))
     try:
         pairs = {pair.image_id: pair for pair in find_pairs(path)}
     except InputError:
         pairs = {}
     files = {name: files[0] for name, pair in pairs.items() if (files := pair.files_of("lungs"))}
-    patients = {name: pairs[name].patient_id for name in files}
+    patients = {"patient_id": [pairs[name].patient_id for name in files]} if files else {}
     if not files:
         for file in walk_files(path):
             if file.suffix.lower() in MASKS:
                 files.setdefault(bare_stem(file.stem).removesuffix("_mask"), []).append(file)
-    if not files:
-        raise InputError(f"{path}: contains no masks")
-    table = pd.DataFrame({"read": [partial(_unite, parts) for parts in files.values()]}, list(files))
-    return table.assign(patient_id=list(patients.values())) if patients else table
-
-
-def _read_table(path):
-    table, readers = read_table(path, COLUMNS, exact=False), {}
-    for row, each in enumerate(table.itertuples(), start=2):
-        if each.image_id in readers or not (each.width.isdigit() and each.height.isdigit()):
-            raise InputError(f"{path}, row {row}: {each.image_id} appears twice, or has no size in whole pixels")
-        readers[each.image_id] = partial(decode, each.rle, (int(each.height), int(each.width)), ABSOLUTE)
-    return pd.DataFrame({"read": list(readers.values())}, list(readers))
+    check(files, f"{path}: contains no masks")
+    return pd.DataFrame({"read": [partial(_unite, parts) for parts in files.values()], **patients}, list(files))
 
 
 def _unite(files):
     masks = [read_mask(file, may_be_empty=True) for file in files]
     for file, mask in zip(files, masks, strict=True):
-        if mask.shape != masks[0].shape:
-            raise InputError(f"{file}: another size than {files[0]}")
+        check(mask.shape == masks[0].shape, f"{file}: another size than {files[0]}")
     return np.logical_or.reduce(masks)
 
 
@@ -71,8 +64,9 @@ def join(predictions, labels):
         found = fit_mask(read().astype(bool), true.shape, image_id)[0]
         cells.append(segmentation.counts_from_areas((found & true).sum(), found.sum(), true.sum(), true.size))
     table = pd.DataFrame({"dice": segmentation.dice(cells), "iou": segmentation.iou(cells)}, predictions.index)
-    return table.join(labels[["patient_id"]]) if "patient_id" in labels else table
+    return table.join(labels.filter(["patient_id"]))
 
 
-MEASURE = means_of({"dice": "dice", "IoU": "iou"})
-COMPARISON = Comparison(results, MEASURE, read_masks, read_masks, "tune", join=join)
+COMPARISON = Comparison(
+    results, means_of({"dice": "dice", "IoU": "iou"}), read_masks, read_masks, step="tune", join=join
+)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from common.config import FitConfig, check_run
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
 
@@ -36,15 +36,13 @@ class NetworkConfig(FitConfig):
     """
 
     architecture: str = "unet"
-    """dynamicunet: fastai's U-Net; plain, plain_no_norm, imlab: U-Nets without an encoder, of Ahmed et al. and Liu et
-    al.; or a decoder of segmentation-models-pytorch."""
+    """dynamicunet: fastai's; plain, plain_no_norm, imlab: without an encoder, of Ahmed et al. and Liu et al.; or one of
+    segmentation-models-pytorch."""
     encoder: str = "resnet34"  # Any timm network; empty for plain and imlab. Berger et al.: ResNet-34.
     decoder: tuple[int, ...] = ()
-    """Channels of the decoder's stages, of the plain U-Net's levels, or of imlab's way down and up; empty: the
-    architecture's defaults."""
+    """Channels of the decoder's stages, of plain's levels, or of imlab's way down and up; empty: the defaults."""
     weights: str = "imagenet"  # imagenet, none, or the path of a weights file.
-    size: int = 320
-    """Side of the network's images. Berger et al.: a tenth of the original, 300 (Shenzhen) to 489 pixels."""
+    size: int = 320  # Side of the network's images. Berger et al.: a tenth of the original, 300 to 489 pixels.
     augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
     """simple, complex: Berger et al.; unet: Ahmed et al.; affine: Liu et al.; strong: for images of other hospitals."""
     loss: Literal["bce", "dice", "squared_dice", "bce_dice"] = "bce"
@@ -62,10 +60,8 @@ class NetworkConfig(FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.size % 32 or self.size < 32:
-            raise InputError(f"network.size {self.size}: need a multiple of 32")
-        if min(self.decoder, default=1) < 1:
-            raise InputError(f"network.decoder {self.decoder}: need channels for every stage")
+        check(self.size >= 32 and self.size % 32 == 0, f"network.size {self.size}: need a multiple of 32")
+        check(min(self.decoder, default=1) > 0, f"network.decoder {self.decoder}: need channels for every stage")
 
 
 @dataclass(frozen=True)
@@ -77,10 +73,9 @@ class DecisionConfig:
     """Number of largest regions to keep, with holes filled; 0: leave the mask unchanged."""
 
     def __post_init__(self):
-        if not self.pixel or not all(0 < pixel <= 1 for pixel in self.pixel):
-            raise InputError(f"decision.pixel {self.pixel}: give probabilities above 0, up to 1")
-        if not self.regions or min(self.regions) < 0:
-            raise InputError(f"decision.regions {self.regions}: give numbers from 0")
+        usable = self.pixel and all(0 < pixel <= 1 for pixel in self.pixel)
+        check(usable, f"decision.pixel {self.pixel}: give probabilities above 0, up to 1")
+        check(self.regions and min(self.regions) >= 0, f"decision.regions {self.regions}: give numbers from 0")
 
 
 @dataclass(frozen=True)
@@ -94,24 +89,19 @@ class Config:
     datasets: tuple[Literal["Montgomery", "Shenzhen", "JSRT", "folder"], ...] = ()
     """Datasets to use; empty: all in the folder."""
     n_folds: int = 10
-    folds: tuple[int, ...] = (0,)
-    """Folds to hold out and score, one training each. The first of 10: Berger et al.'s split of 80/10/10."""
-    validation: float = 0.1
-    """Share of all labelled images, drawn from the other folds by patient, on which epochs are compared."""
-    tta: tuple[Literal["flip", "scale"], ...] = ()
-    """Further views to average at prediction."""
-    finder: bool = False
-    """Run a learning-rate range test before training, for the report; used only with network.lr auto."""
-    store_size: int = 512
-    """Side of the stored images and masks, in pixels; at least the network's."""
+    folds: tuple[int, ...] = (0,)  # Folds to hold out and score. The first of 10: Berger et al.'s split of 80/10/10.
+    validation: float = 0.1  # Share of all labelled images, from the other folds, on which epochs are compared.
+    tta: tuple[Literal["flip", "scale"], ...] = ()  # Further views to average at prediction.
+    finder: bool = False  # Run a learning-rate range test before training, for the report.
+    store_size: int = 512  # Side of the stored images and masks, in pixels; at least the network's.
     seed: int = 0
 
     def __post_init__(self):
         check_run(self, self.network.size)
         if self.network.frozen_epochs and not self.network.encoder:
             raise InputError(f"network.frozen_epochs: {self.network.architecture} has no encoder to freeze; give 0")
-        if not 0 < self.validation < 1 - 1 / self.n_folds:
-            raise InputError(f"validation {self.validation}: must be above 0 and leave images to train on")
+        usable = 0 < self.validation < 1 - 1 / self.n_folds
+        check(usable, f"validation {self.validation}: must be above 0 and leave images to train on")
 
 
 # Both phases of fastai's fine-tuning are cycles of the learning rate.

@@ -21,7 +21,7 @@ from common.data.loaders import UNKNOWN
 from common.data.store import time_stamp
 from common.data.store_workers import to_square
 from common.data.tables import named_images, read_patients
-from common.errors import InputError
+from common.errors import InputError, check
 from common.infer.predict import write_masks
 from common.listing import Listing, check_named, read_problem
 from common.metrics.segmentation import dice_from_areas
@@ -39,45 +39,41 @@ def read_competition(job):
 
     The table adds dataset, masks (JSON: the files of each channel) and area (share of the image that is lung).
     """
-    options, config = job.options, job.config
+    options, config, names = job.options, job.config, STRUCTURES[job.config.structures]
     folder = options.data or KAGGLE_INPUT
     pairs = find_pairs(folder)
     present = {pair.dataset for pair in pairs}
     missing = set(config.datasets) - present
-    if missing:
-        raise InputError(f"{folder}: no images of {', '.join(sorted(missing))}, only of {', '.join(sorted(present))}")
+    check(not missing, f"{folder}: no images of {', '.join(sorted(missing))}, only of {', '.join(sorted(present))}")
     pairs = [pair for pair in pairs if not config.datasets or pair.dataset in config.datasets]
-    labelled = {pair.image_id: pair for pair in pairs if pair.files_of(config.structures)}
-    names = STRUCTURES[config.structures]
-    files = [pair.files_of(config.structures) for pair in labelled.values()]
-    absent = [name for k, name in enumerate(names) if not any(channels[k] for channels in files)]
-    if absent:
-        raise InputError(f"{folder}: no image has a mask of {', '.join(absent)}")
-    incomplete = [
-        (pair.image_id, str(pair.image), f"has masks of {', '.join(sorted(pair.masks))}, but needs {', '.join(names)}")
-        for pair in pairs
-        if pair.masks and pair.image_id not in labelled
-    ]
-    tests = _find_tests(options.test, pairs, labelled)
-    train = [(pair.image_id, pair.patient_id, pair.dataset, _masks_json(pair, config)) for pair in labelled.values()]
+    channels = {pair.image_id: pair.files_of(config.structures) for pair in pairs}
+    absent = [name for k, name in enumerate(names) if not any(files and files[k] for files in channels.values())]
+    check(not absent, f"{folder}: no image has a mask of {', '.join(absent)}")
+    train, left_out, files = [], [], {}
+    for pair in pairs:
+        if channels[pair.image_id]:
+            masks = [[os.path.abspath(path) for path in channel] for channel in channels[pair.image_id]]
+            train.append((pair.image_id, pair.patient_id, pair.dataset, json.dumps(masks)))
+            files[pair.image_id] = pair.image
+        elif pair.masks:
+            reason = f"has masks of {', '.join(sorted(pair.masks))}, but needs {', '.join(names)}"
+            left_out.append((pair.image_id, str(pair.image), reason))
+    tests = _find_tests(options.test, pairs, files)
     train = pd.DataFrame(train, columns=["image_id", "patient_id", "dataset", "masks"]).assign(split="train")
     if options.id_map:
-        train["patient_id"] = read_patients(options.id_map, list(labelled))
-    table = pd.concat([train, _test_table(tests)], ignore_index=True)
-    files = {image_id: pair.image for image_id, pair in labelled.items()} | tests
-    placeholders = frozenset(files)  # `keep_usable` leaves out unreadable images of both splits
-    return Listing(folder, table, files, pd.DataFrame(), left_out=tuple(incomplete), placeholders=placeholders)
+        train["patient_id"] = read_patients(options.id_map, list(files))
+    table, files = pd.concat([train, _test_table(tests)], ignore_index=True), files | tests
+    # placeholders, since `keep_usable` leaves out unreadable images of both splits
+    return Listing(folder, table, files, pd.DataFrame(), left_out=tuple(left_out), placeholders=frozenset(files))
 
 
 def read_test(job):
     """Return the Listing of the images to predict only: those of --test, or those in the folder without a mask."""
     test, folder = job.options.test, job.options.data or KAGGLE_INPUT
-    if test is not None and test.is_dir():
-        folder, tests = test, _find_tests(test, [], {})
-    else:
-        tests = _find_tests(test, find_pairs(folder), {})
-    if not tests:
-        raise InputError(f"{folder}: every image has a mask; name the images to predict with --test")
+    alone = test is not None and test.is_dir()
+    folder, pairs = (test, []) if alone else (folder, find_pairs(folder))
+    tests = _find_tests(test, pairs, {})
+    check(tests, f"{folder}: every image has a mask; name the images to predict with --test")
     return Listing(folder, _test_table(tests), tests, pd.DataFrame(), placeholders=frozenset(tests))
 
 
@@ -98,10 +94,6 @@ def _find_tests(test, pairs, labelled):
     return {image_id: files[image_id] for image_id in ids}
 
 
-def _masks_json(pair, config):
-    return json.dumps([[os.path.abspath(path) for path in channel] for channel in pair.files_of(config.structures)])
-
-
 def _test_table(tests):
     return pd.DataFrame({"image_id": list(tests), "patient_id": "", "dataset": "", "masks": "", "split": "test"})
 
@@ -118,17 +110,16 @@ def keep_usable(job, listing, store):
     table = table[table["ok"] | ((table["split"] == "test") & (job.options.on_bad_image != "error"))]
     train = table[table["split"] == "train"]
     folder = _prepare_masks(store, train, job.config)
-    found = read_parquet(folder / "masks.parquet")
-    resized = int(found["resized"].sum())
-    if resized:
-        log.info(f"the masks of {resized} images differ in size from their image and were resized")
+    found = read_parquet(folder / "masks.parquet").set_index("image_id")
+    if found["resized"].any():
+        log.info(f"the masks of {found['resized'].sum()} images differ in size from their image and were resized")
     bad = found[found["reason"] != ""]
-    left_out += [(row.image_id, *row.reason.split(": ", 1)) for row in bad.itertuples()]
+    left_out += [(image_id, *reason.split(": ", 1)) for image_id, reason in bad["reason"].items()]
     if len(bad) == len(train):
         _, file, reason = left_out[-1]
         raise InputError(f"{listing.folder}: no pair of image and mask can be used; {file}: {reason}")
-    table = table[~table["image_id"].isin(bad["image_id"])].reset_index(drop=True)
-    table["area"] = table["image_id"].map(found.set_index("image_id")["area"]).fillna(0.0)
+    table = table[~table["image_id"].isin(bad.index)].reset_index(drop=True)
+    table["area"] = table["image_id"].map(found["area"]).fillna(0.0)
     train = table[table["split"] == "train"]
     counts = ", ".join(f"{n} {name}" for name, n in train["dataset"].value_counts().items())
     tests = len(table) - len(train)
@@ -186,40 +177,38 @@ def _prepare_masks(store, train, config):
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
     if (folder / "masks.parquet").is_file():
         return folder
-    side, found = config.store_size, []
-    shape = (len(STRUCTURES[config.structures]), side, side)
+    shape, found = (len(STRUCTURES[config.structures]), config.store_size, config.store_size), []
     rows = dict(zip(train["row"], train.itertuples(), strict=True))
 
     def blocks():
         with ThreadPoolExecutor(processes.cores()) as pool:
-            results = pool.map(lambda row: _small_masks(row, side), rows.values())
-            for number in tqdm(range(len(store.images)), "masks", leave=False):
-                small = None
-                if number in rows:
-                    small, *about = next(results)
-                    found.append((rows[number].image_id, *about))
-                yield np.zeros(shape, np.uint8) if small is None else small
+            results = pool.map(lambda number: _small_masks(rows.get(number), shape), range(len(store.images)))
+            for small, *about in tqdm(results, "masks", len(store.images), leave=False):
+                found.append(about)
+                yield small
 
     write_masks(folder / "masks.npy", (len(store.images), *shape), blocks())
-    columns = ["image_id", "area", "resized", "check", "reason"]
-    write_table(folder / "masks.parquet", pd.DataFrame(found, columns=columns))  # written last: marks both as complete
+    table = pd.DataFrame(found, columns=["image_id", "area", "resized", "check", "reason"])
+    write_table(folder / "masks.parquet", table.dropna(subset="image_id"))  # last: marks both as complete
     return folder
 
 
-def _small_masks(row, side):
-    """Return the masks of a table row at `side` (None if unusable), the share of lung, whether any mask was resized, a
-    checksum of the returned masks, and the reason why they are unusable or ""."""
+def _small_masks(row, shape):
+    """Return the masks of a table row, uint8 of `shape`, 0 if there are none, and a row of masks.parquet."""
+    if row is None:
+        return np.zeros(shape, np.uint8), None, 0.0, False, 0, ""
     try:
-        masks, resized = read_masks(_mask_files(row), (row.height, row.width))
+        masks, resized = _read_masks(row)
     except InputError as error:
-        return None, 0.0, False, 0, str(error)
-    small = np.stack([to_square((part & 1) * np.uint8(255), side) >= 128 for part in masks]).astype(np.uint8)
+        return np.zeros(shape, np.uint8), row.image_id, 0.0, False, 0, str(error)
+    small = np.stack([to_square((part & 1) * np.uint8(255), shape[-1]) >= 128 for part in masks]).astype(np.uint8)
     small[masks[:, 0, 0] == UNKNOWN] = UNKNOWN
-    return small, float(masks[:2].any(0).mean()), resized, zlib.crc32(small), ""
+    return small, row.image_id, float(masks[:2].any(0).mean()), resized, zlib.crc32(small), ""
 
 
-def _mask_files(row):
-    return [[Path(path) for path in channel] for channel in json.loads(row.masks)]
+def _read_masks(row):
+    files = [[Path(path) for path in channel] for channel in json.loads(row.masks)]
+    return read_masks(files, (row.height, row.width))
 
 
 # ---- rows and masks of a run ---------------------------------------------------------------------------------------
@@ -251,8 +240,7 @@ def mask(images, row):
 
 def true_masks(images, row):
     """Return the masks of a training image at its original size, uint8 (C, height, width) of 0 and 1 (or UNKNOWN)."""
-    found = images.at([row]).iloc[0]
-    return read_masks(_mask_files(found), (found["height"], found["width"]))[0]
+    return _read_masks(images.at([row]).iloc[0])[0]
 
 
 def hidden_score(job, rows):

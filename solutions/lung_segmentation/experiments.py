@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash, to_dict
-from common.errors import InputError
+from common.errors import InputError, check
 from common.infer.tta import views
-from common.metrics.segmentation import counts_from_areas, dice
 from common.metrics.statistics import paired_bootstrap
 from common.network import predict, train, with_rate
 from common.paths import write_csv
@@ -43,29 +42,24 @@ def run_ablation(job):
     Columns: augmentation; dice, precision, recall and accuracy with _low and _high, as means over images and over the
     pooled pixels (_pooled); dice_change and p, against simple, paired; paper_<metric>. All at the probability 0.5.
     """
-    config, images, results = job.config, job.images, {}
-    rows = np.concatenate([images.rows(folds=[fold]) for fold in config.folds])
-    about, base = images.at(rows), with_rate(job, job.recipe.networks(job)[0]).config
-    simple = replace(base, augmentation="simple")
+    config, images, table, simple = job.config, job.images, [], None
+    about = images.at(np.concatenate([images.rows(folds=[fold]) for fold in config.folds]))
+    base = with_rate(job, job.recipe.networks(job)[0]).config
     rates = {"lr": SGD_RATE * base.lr, "frozen_lr": SGD_RATE * base.frozen_lr}
-    variants = {"simple": simple, "complex": replace(base, augmentation="complex")}
-    for name, network in (variants | {"simple, sgd": replace(simple, optimizer="sgd", **rates)}).items():
-        areas = []
+    variants = {"simple": {}, "complex": {"augmentation": "complex"}, "simple, sgd": {"optimizer": "sgd", **rates}}
+    for name, changes in variants.items():
+        network, areas = replace(base, **{"augmentation": "simple"} | changes), []
         for one in job.recipe.networks(job.with_config(network=network)):
             one = one if network == base else replace(one, stage=f"network-{name.replace(', ', '-')}")
             areas.append(_areas(job, one, images.rows(folds=[one.fold]), f"fold {one.fold}"))
-        results[name] = np.concatenate(areas)
-    scores = {name: dice(counts_from_areas(*areas[:, 0].T)) for name, areas in results.items()}
-    table = []
-    for name, areas in results.items():
-        found, _ = figures(about, areas, config.structures)
-        row = {"augmentation": name, "images": len(rows), **_flatten(found, METRICS)}
-        if name != "simple":
-            change, p = paired_bootstrap(scores[name], scores["simple"], about["patient_id"].to_numpy())
+        row, dice = _row(about, np.concatenate(areas), config.structures, METRICS)
+        simple = dice if simple is None else simple
+        if simple is not dice:
+            change, p = paired_bootstrap(dice, simple, about["patient_id"].to_numpy())
             row |= {"dice_change": change.estimate, "p": p}
         row |= {f"paper_{m}": value / 100 for m, value in zip(METRICS, PUBLISHED.get(name, ()), strict=False)}
-        table.append(row)
-    _finish(job, "ablation.csv", pd.DataFrame(table))
+        table.append({"augmentation": name} | row)
+    _finish(job, "ablation.csv", table)
 
 
 def run_cross(job):
@@ -74,11 +68,9 @@ def run_cross(job):
     Columns: trained, tested, images, dice and iou, each also pooled, with low and high, and trained_on, a number of
     images. A network is scored on its own dataset's held-out images, and on all of the others'.
     """
-    config, images = job.config, job.images
-    every = images.rows()
+    images, table, every = job.images, [], job.images.rows()
     names = sorted(images.at(every)["dataset"].unique())
-    if len(names) < 2:
-        raise InputError(f"cross needs two datasets, but there is only {names[0]}")
+    check(len(names) >= 2, f"cross needs two datasets, but there is only {names[0]}")
 
     def of(name, rows):
         return rows[(images.at(rows)["dataset"] == name).to_numpy()]
@@ -93,7 +85,6 @@ def run_cross(job):
                 f"cross needs an image to validate on and two held out of each dataset: {name} has {validating} and "
                 f"{held} with fold {own.fold}; choose another fold, fewer n_folds or more validation"
             )
-    table = []
     for trained in [*names, "all"]:
         parts, network = (rows, validation), own
         if trained != "all":
@@ -102,10 +93,9 @@ def run_cross(job):
         for tested in names:
             tests = of(tested, held_out if trained in (tested, "all") else every)
             areas = _areas(job, network, tests, f"on {tested}")
-            found, _ = figures(images.at(tests), areas, config.structures)
-            row = {"trained": trained, "tested": tested, "images": len(tests), **_flatten(found, ("dice", "iou"))}
-            table.append(row | {"trained_on": len(parts[0])})
-    _finish(job, "cross.csv", pd.DataFrame(table))
+            row, _ = _row(images.at(tests), areas, job.config.structures, ("dice", "iou"))
+            table.append({"trained": trained, "tested": tested} | row | {"trained_on": len(parts[0])})
+    _finish(job, "cross.csv", table)
 
 
 def _areas(job, network, rows, title):
@@ -116,15 +106,17 @@ def _areas(job, network, rows, title):
     return measure(partial(true_masks, job.images), rows, probs, [RULE], job.config.structures)[:, 0]
 
 
-def _flatten(found, metrics):
-    values = {}
+def _row(about, areas, structures, metrics):
+    """Return the figures of images as a flat dict, and the Dice of each image, (N,)."""
+    (found, scored), row = figures(about, areas, structures), {"images": len(about)}
     for name in [f"{metric}{form}" for metric in metrics for form in ("", "_pooled")]:
-        interval = found[name]
-        values |= {name: interval["estimate"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
-    return values
+        estimate, low, high = found[name].values()
+        row |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
+    return row, scored["dice"].to_numpy()
 
 
-def _finish(job, name, table):
+def _finish(job, name, rows):
+    table = pd.DataFrame(rows)
     write_csv(job.run.path(name), table)
     shutil.rmtree(job.run.path(SCRATCH), ignore_errors=True)
     columns = [c for c in table.columns if not c.startswith(("precision", "recall", "accuracy", "iou", "paper"))]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.data.loaders import UNKNOWN
-from common.errors import InputError
+from common.errors import InputError, check
 from common.metrics import segmentation
 from common.nn import losses, models
 from common.nn.weights import copy_state, read_state
@@ -136,8 +136,7 @@ def build_network(config, channels, weights=None):
             copy_state(model, read_state(weights), str(weights), list(model.state_dict()))
         return model
     if config.architecture == "dynamicunet":
-        if config.decoder:
-            raise InputError("network.decoder: the widths of a dynamicunet follow from its encoder")
+        check(not config.decoder, "network.decoder: the widths of a dynamicunet follow from its encoder")
         return models.segmenter(DynamicUnet, config.encoder, weights, channels)
     options = {"decoder_channels": config.decoder, "encoder_depth": len(config.decoder)} if config.decoder else {}
     return models.segmenter(config.architecture, config.encoder, weights, channels, **options)

@@ -13,7 +13,7 @@ from common.data.dicom import read_image
 from common.data.guard import check_size
 from common.data.loaders import UNKNOWN
 from common.data.tables import check_path
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import IMAGES, atomic_path, list_images, strip_suffix
 from solutions.lung_segmentation.config import STRUCTURES
 
@@ -61,27 +61,40 @@ def find_pairs(folder):
     folders `images` are paired with those of the same stem in folders `masks`; where several images share a stem, with
     those below the same folder. Raises InputError if nothing is found, and for two files of the same image or mask.
     """
-    folder, pairs, own, strange = Path(folder), {}, {}, 0
+    folder, files, own, pairs, strange = Path(folder), [], {}, {}, 0  # files: image id, dataset, patient, name, path
     for path in list_images(folder, {*READ, *MASKS}, _holds_answers):
-        stem = strip_suffix(path.name, {*READ, *MASKS})
+        stem = _stem(path)
         match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(stem))), None)
         if match:
-            strange += not _add(pairs, match[1][0], match[0], match[1][1], path, match[1][0])
+            files.append((match[1][0], match[0], match[1][1], match[1][0], path))
         elif path.parent.name.lower() == "images" or _structure(path.parent.name):
-            own.setdefault(bare_stem(stem).removesuffix("_mask"), []).append(path)
-    if not pairs:
-        for stem, paths in own.items():
-            places = [path.parents[1] for path in paths if not _structure(path.parent.name)]
-            for path in paths:
-                image_id = _own_id(stem, path, places, folder)
-                _add(pairs, image_id, "folder", image_id, path, stem)
-    elif own:
+            own.setdefault(stem.removesuffix("_mask"), []).append(path)
+    if files and own:
         log.info(f"{folder}: ignored {len(own)} names in images/ and masks/ that belong to no known collection")
+    for stem, paths in own.items() if not files else ():
+        places = [path.parents[1] for path in paths if not _structure(path.parent.name)]
+        for path in paths:  # of several images with this stem, the id is the path below `folder`
+            above = [place for place in places if path.is_relative_to(place)] if len(places) > 1 else []
+            place = max(above, key=lambda place: len(place.parts), default=folder)
+            image_id = (place / stem).relative_to(folder).as_posix()
+            files.append((image_id, "folder", image_id, stem, path))
+    for image_id, dataset, patient, name, path in files:
+        rest = _stem(path)[len(name) :]
+        shows = _structure(path.parent.name) or ("lungs" if rest == "_mask" else "")
+        if shows == "clavicle" or rest not in ("", "_mask"):
+            strange += shows != "clavicle"
+            continue
+        pair = pairs.setdefault(image_id, Pair(image_id, dataset, patient))
+        before = pair.masks.get(shows) if shows else pair.image
+        check(before is None, f"{path}: a second file for {shows or 'the image'} of {image_id}; the first is {before}")
+        if shows:
+            pair.masks[shows] = path
+        elif path.suffix.lower() in READ:
+            pair.image = path
     if strange:
         log.info(f"{folder}: ignored {strange} files with a suffix to the name of a known image")
     found = [pair for _, pair in sorted(pairs.items()) if pair.image is not None]
-    if not found:
-        raise InputError(f"{folder}: no radiographs of Montgomery, Shenzhen or JSRT, and no images/ with masks/ in it")
+    check(found, f"{folder}: no radiographs of Montgomery, Shenzhen or JSRT, and no images/ with masks/ in it")
     if len(found) < len(pairs):
         alone = min(set(pairs) - {pair.image_id for pair in found})
         log.info(f"{folder}: {len(pairs) - len(found)} masks have no image, such as that of {alone}")
@@ -90,10 +103,8 @@ def find_pairs(folder):
     return found
 
 
-def _own_id(stem, path, places, folder):
-    """Return the id of an image or mask; of several images with this stem, in `places`, the path below `folder`."""
-    above = [place for place in places if path.is_relative_to(place)] if len(places) > 1 else []
-    return (max(above, key=lambda place: len(place.parts), default=folder) / stem).relative_to(folder).as_posix()
+def _stem(path):
+    return bare_stem(strip_suffix(path.name, {*READ, *MASKS}))
 
 
 def _holds_answers(folder):
@@ -115,23 +126,6 @@ def _structure(folder):
     if words & {"heart", "clavicle", "clavicles"}:
         return "heart" if "heart" in words else "clavicle"
     return sides.pop() if len(sides) == 1 else "lungs"
-
-
-def _add(pairs, image_id, dataset, patient, path, stem):
-    """Add a file to the pair of its image, whose name is `stem`; return whether the file's name was understood."""
-    rest = bare_stem(strip_suffix(path.name, {*READ, *MASKS}))[len(stem) :]
-    shows = _structure(path.parent.name) or ("lungs" if rest == "_mask" else "")
-    if shows == "clavicle" or rest not in ("", "_mask"):
-        return shows == "clavicle"
-    pair = pairs.setdefault(image_id, Pair(image_id, dataset, patient))
-    before = pair.masks.get(shows) if shows else pair.image
-    if before is not None:
-        raise InputError(f"{path}: a second file for {shows or 'the image'} of {image_id}; the first is {before}")
-    if shows:
-        pair.masks[shows] = path
-    elif path.suffix.lower() in READ:
-        pair.image = path
-    return True
 
 
 def read_mask(path, may_be_empty=False):
@@ -158,8 +152,7 @@ def read_mask(path, may_be_empty=False):
     mask = pixels > top // 2
     if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
         raise InputError(f"{path}: has many grey levels, but a mask must be black and white")
-    if mask.all() and not may_be_empty:
-        raise InputError(f"{path}: the mask covers the whole image")
+    check(may_be_empty or not mask.all(), f"{path}: the mask covers the whole image")
     return mask
 
 

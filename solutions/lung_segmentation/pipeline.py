@@ -39,13 +39,10 @@ def networks(job):
 def lung_network(config, fold):
     """Return the network of one fold, a channel per structure: its decoder is trained first, then all layers."""
     network, channels = config.network, len(STRUCTURES[config.structures])
-    loss = models.mask_loss(network.loss)
+    loss, flip = models.mask_loss(network.loss), config.structures == "lungs" or network.augmentation == "strong"
 
     def dataset(job, rows, augmented, targets):
-        transform = None
-        if augmented:
-            flip = config.structures == "lungs" or network.augmentation == "strong"
-            transform = augment.pipeline(network.augmentation, network.size, flip)
+        transform = augment.pipeline(network.augmentation, network.size, flip) if augmented else None
         return job.images.dataset(rows, network.size, transform, partial(data.mask, job.images) if targets else None)
 
     return Network(

@@ -4,7 +4,6 @@ A mask is bool or uint8 (height, width) with a single non-zero value; returned m
 8-connected. A box is (x_min, y_min, x_max, y_max) in whole pixels, ends exclusive. config.py gives the sources.
 """
 
-import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -137,14 +136,8 @@ def lung_region(mask):
 
 def scale_box(box, from_shape, to_shape):
     """Return a box scaled from one image (height, width) to another, as ints that cover at least the box."""
-    (from_height, from_width), (to_height, to_width) = from_shape, to_shape
-    x_min, y_min, x_max, y_max = map(int, box)
-    return (
-        x_min * to_width // from_width,
-        y_min * to_height // from_height,
-        -(-x_max * to_width // from_width),
-        -(-y_max * to_height // from_height),
-    )
+    edges = zip(map(int, box), from_shape[::-1] * 2, to_shape[::-1] * 2, (1, 1, -1, -1), strict=True)
+    return tuple(out * (out * edge * to // own) for edge, own, to, out in edges)  # the last two are rounded up
 
 
 def _foreground(mask):
@@ -189,7 +182,7 @@ class MaskRule:
 
 def rules(decision):
     """Return every rule that a DecisionConfig allows."""
-    return [MaskRule(pixel, regions) for pixel, regions in itertools.product(decision.pixel, decision.regions)]
+    return [MaskRule(pixel, regions) for pixel in decision.pixel for regions in decision.regions]
 
 
 def measure(truth, rows, probs, tried, structures):
@@ -226,15 +219,11 @@ def figures(table, areas, structures):
     Each figure is an interval over patients: a mean over images, or as <name>_pooled over all pixels.
     """
     lungs, groups = areas[:, 0], table["patient_id"].to_numpy()
-    found = _figures(lungs, groups)
-    found["datasets"] = {}
-    for name in sorted(table["dataset"].unique()):
-        chosen = (table["dataset"] == name).to_numpy()
-        if len(set(groups[chosen])) > 1:
-            found["datasets"][name] = _figures(lungs[chosen], groups[chosen])
-    names = STRUCTURES[structures] if areas.shape[1] > 1 else ()
-    found["structures"] = {}
-    for number, name in enumerate(names, start=1):
+    found = _figures(lungs, groups) | {"datasets": {}, "structures": {}}
+    for name, rows in table.groupby("dataset").indices.items():
+        if len(set(groups[rows])) > 1:
+            found["datasets"][name] = _figures(lungs[rows], groups[rows])
+    for number, name in enumerate(STRUCTURES[structures] if areas.shape[1] > 1 else (), start=1):
         drawn = areas[:, number, 3] > 0
         found["structures"][name] = _figures(areas[drawn, number], groups[drawn])
     cells = segmentation.counts_from_areas(*lungs.T)

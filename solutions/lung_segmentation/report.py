@@ -13,7 +13,6 @@ from solutions.lung_segmentation.postprocess import MaskRule
 
 TITLE = "Lung segmentation"
 EXPERIMENTS = ("network-",)
-OVERFITTED = 0.03  # Dice by which the training images may exceed the validation images
 # published Dice on these collections, with other splits than ours
 PUBLISHED = (
     ("Shenzhen", "EAM-Net", 0.961),
@@ -30,15 +29,6 @@ FORMS = {"mean over images": "", "pooled pixels": "_pooled"}
 def fold_scores(job):
     """Return the Dice of each fold, see common.report.results.scores_by_fold."""
     return results.means_by_fold(job, "oof_dice.parquet", "dice")
-
-
-def hints(job, score, trainings):
-    """Return a hint if the Dice of the training images is much higher than that of the validation images."""
-    last = [one.history.iloc[-1] for one in trainings]
-    gaps = [epoch["train_dice"] - epoch["dice"] for epoch in last if "train_dice" in epoch]
-    if not gaps or np.mean(gaps) < OVERFITTED or job.config.network.augmentation == "strong":
-        return []
-    return [f"Dice is {np.mean(gaps):.2f} higher in training than in validation: `--network.augmentation strong`."]
 
 
 def headline(job, score):
@@ -83,33 +73,40 @@ def _data(job):
         ),
     ]
     if left_out.is_file():
-        unusable = read_csv(left_out, dtype=str)
-        fragments.insert(1, page.note(f"{len(unusable)} images could not be used.", "warning"))
-        fragments.append(page.table(unusable, "Images that could not be used"))
+        fragments.append(page.table(read_csv(left_out, dtype=str), "Images that could not be used"))
     return page.section("Data", *fragments)
+
+
+def _rows(groups, name, others):
+    """Return a table of figures, as means over images and over pooled pixels, and lines for a plot of the former.
+
+    groups: name of a row → figures as in score.json; name: of the first column; others: metrics beside Dice.
+    """
+    rows = [
+        {
+            name: group,
+            "images": part["images"],
+            "as": form,
+            "dice": page.interval_text(*part["dice" + suffix].values()),
+            **{metric: part[metric + suffix]["estimate"] for metric in others},
+        }
+        for group, part in groups.items()
+        for form, suffix in FORMS.items()
+    ]
+    return pd.DataFrame(rows), [(group, *part["dice"].values()) for group, part in groups.items()]
 
 
 def _scores(run):
     score = read_json(run.path("score.json"))
     groups = {"all": score, **score["datasets"], **score["structures"]}
-    rows = [
-        {
-            "images of": name,
-            "images": part["images"],
-            "as": form,
-            "dice": page.interval_text(*part["dice" + suffix].values()),
-            **{m: part[m + suffix]["estimate"] for m in ("iou", "precision", "recall", "accuracy")},
-        }
-        for name, part in groups.items()
-        for form, suffix in FORMS.items()
-    ]
-    lines = [(name, *part["dice"].values()) for name, part in groups.items()]
+    rows, lines = _rows(groups, "images of", ("iou", "precision", "recall", "accuracy"))
     fragments = [page.figure(plots.score_with_interval(lines, "dice"), "Dice, mean over images")]
     if not run.step("prepare")["synthetic"]:
         published = pd.DataFrame(PUBLISHED, columns=["dataset", "by", "dice"])
         fragments.append(page.table(published, "Published for these collections, with other splits", {"dice": ".3f"}))
-    table = page.table(pd.DataFrame(rows), "Held-out images, with 95 % intervals by patient")
-    return page.section("Scores", table, page.grid(*fragments))
+    return page.section(
+        "Scores", page.table(rows, "Held-out images, with 95 % intervals by patient"), page.grid(*fragments)
+    )
 
 
 def _decision(job):
@@ -128,43 +125,37 @@ def _decision(job):
 
 
 def _pictures(job):
-    run, images = job.run, job.images
-    probs, rule = read_array(run.path("oof_probs.npy")), _read_rule(run)
-    ordered = read_parquet(run.path("oof_dice.parquet")).reset_index(drop=True).sort_values("dice", kind="stable")
+    ordered = read_parquet(job.run.path("oof_dice.parquet")).reset_index(drop=True).sort_values("dice", kind="stable")
     galleries = []
     for title, rows in pick_extremes(ordered).items():
-        items = []
-        for position, row in rows.iterrows():
-            image, truth = images.store.images[row["row"]], mask(images, row["row"])[:2].max(0)
-            predicted = rule.lungs(np.asarray(probs[position]), image.shape, job.config.structures)
-            items.append((image, truth, predicted, f"{row['image_id']}: dice {row['dice']:.3f}"))
-        galleries.append(gallery(items, title))
+        captions = rows["image_id"] + ": dice " + rows["dice"].map("{:.3f}".format)
+        galleries.append(gallery(_outlines(job, "oof", rows, captions), title))
     text = "Green: the outline drawn by hand. Orange: the prediction, using the rule of the submission."
     listed = ordered[["image_id", "fold", "dataset", "dice", "iou"]]
     return [results.worst_errors(listed, text, galleries.pop()), page.section("Pictures", *galleries)]
 
 
-def _read_rule(run):
-    return MaskRule(**read_json(run.path("tuned.json"))["rule"])
+def _outlines(job, name, rows, captions):
+    """Yield the items of a gallery of rows of the predictions "oof" or "test"."""
+    probs, images = read_array(job.run.path(f"{name}_probs.npy")), job.images
+    rule = MaskRule(**read_json(job.run.path("tuned.json"))["rule"])
+    for position, row, caption in zip(rows.index, rows["row"], captions, strict=True):
+        image, truth = images.store.images[row], mask(images, row)[:2].max(0) if name == "oof" else None
+        yield image, truth, rule.lungs(np.asarray(probs[position]), image.shape, job.config.structures), caption
 
 
 def _ablation(job):
-    table = read_csv(job.run.path("ablation.csv"))
-    lines, rows = [], []
+    table, groups = read_csv(job.run.path("ablation.csv")), {}
     for row in table.to_dict("records"):
-        for form, suffix in FORMS.items():
-            values = {
-                name: [row[f"{name}{suffix}{end}"] for end in ("", "_low", "_high")]
-                for name in ("dice", "precision", "recall", "accuracy")
-            }
-            texts = {name: page.interval_text(*interval) for name, interval in values.items()}
-            rows.append({"augmentation": row["augmentation"], "as": form, **texts})
-            lines.append((f"{row['augmentation']}, {form.split()[0]}", *values["dice"]))
+        names = [f"{name}{suffix}" for name in ("dice", "precision", "recall", "accuracy") for suffix in FORMS.values()]
+        figures = {n: {"estimate": row[n], "low": row[f"{n}_low"], "high": row[f"{n}_high"]} for n in names}
+        groups[row["augmentation"]] = {"images": row["images"], **figures}
+    rows, lines = _rows(groups, "augmentation", ("precision", "recall", "accuracy"))
     paper = table[["augmentation", *(name for name in table if name.startswith("paper_"))]].dropna()
     changes = table.dropna(subset="dice_change")
     return [
         *(f"{r.augmentation} against simple: dice {r.dice_change:+.4f}, p = {r.p:.3f}. " for r in changes.itertuples()),
-        page.table(pd.DataFrame(rows), "Held-out images, with 95 % intervals by patient"),
+        page.table(rows, "Held-out images, with 95 % intervals by patient"),
         page.grid(
             page.figure(plots.score_with_interval(lines, "dice"), "Dice"),
             page.table(paper, "Berger et al., table 2", dict.fromkeys(paper.columns[1:], ".3f")),
@@ -185,19 +176,13 @@ def _cross(job):
 
 def submission(job, record):
     """Return where the masks are, and pictures of the first rejected and the first accepted ones."""
-    test, probs = read_parquet(job.run.path("test.parquet")), read_array(job.run.path("test_probs.npy"))
-    rule, rejected = _read_rule(job.run), read_csv(job.run.path("rejected.csv"), dtype=str)
-    reasons = dict(zip(rejected["image_id"], rejected["reason"], strict=True))
-
-    def items(rows):
-        for position, row in rows[:8].iterrows():
-            image = job.images.store.images[row["row"]]
-            predicted = rule.lungs(np.asarray(probs[position]), image.shape, job.config.structures)
-            yield image, None, predicted, f"{row['image_id']} {reasons.get(row['image_id'], '')}".strip()
-
-    fails = test["image_id"].isin(list(reasons))
-    return [
-        f"Masks are in masks/ and as run-lengths in submission.csv. {len(reasons)} of {len(test)} fail the area gate.",
-        *([gallery(items(test[fails]), "Rejected by the area gate")] if reasons else []),
-        gallery(items(test[~fails]), "First masks"),
-    ]
+    test, rejected = read_parquet(job.run.path("test.parquet")), read_csv(job.run.path("rejected.csv"), dtype=str)
+    found = dict(zip(rejected["image_id"], rejected["reason"], strict=True))
+    reasons = test["image_id"].map(lambda image_id: found.get(image_id, ""))
+    galleries = []
+    for title, part in (("Rejected by the area gate", reasons != ""), ("First masks", reasons == "")):
+        rows = test[part][:8]
+        captions = (rows["image_id"] + " " + reasons[rows.index]).str.strip()
+        galleries += [gallery(_outlines(job, "test", rows, captions), title)] * bool(len(rows))
+    text = "Masks are in masks/ and as run-lengths in submission.csv."
+    return [f"{text} {len(rejected)} of {len(test)} fail the area gate.", *galleries]

@@ -1,31 +1,40 @@
 """Load a trained network with its decision rule from one file, and turn radiographs of any size into masks.
 
+`find_lungs` does so for all images of a store once, and keeps the results beside it for every run on that store.
+
 segmenter = load_segmenter()                      # the shipped weights
 masks = list(segmenter.masks(images))             # uint8 (H, W) of 0 and 1
-for image_id, image, mask, problem in segmenter.read({"a": "a.png", "b": "b.dcm"}): ...
+for image_id, areas, problem in segmenter.each({"a": "a.png", "b": "b.dcm"}, lambda name, image, probs: ...): ...
 """
 
 import copy
 import itertools
+import json
 import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from tqdm import tqdm
 
 from common import processes
-from common.config import file_hash, from_dict
+from common.config import digest, file_hash, from_dict
 from common.data.dicom import COLOUR_LIMIT, read_image_and_header
 from common.data.store_workers import to_square
-from common.errors import InputError
+from common.errors import InputError, check
+from common.infer.predict import write_masks
 from common.infer.tta import predict_tta, views
 from common.nn.onnx import Fastest, OnnxSession, to_onnx
 from common.nn.precision import autocast, precision
+from common.paths import lock_folder, read_array, read_json, read_parquet, write_table
+from common.report.gallery import cached_arrays
 from common.train.checkpoint import load_weights, save_weights
 
 from .config import STRUCTURES, NetworkConfig
@@ -46,14 +55,12 @@ def save_segmenter(path, model, about):
     about: JSON values with `network`, `structures`, `pixel` and `regions`. One-dimensional tensors stay in float32: a
     running variance can exceed float16. Raises InputError if something is missing or a weight exceeds it.
     """
-    network = about.get("network", {})
-    network = asdict(network) if is_dataclass(network) else network
+    network = asdict(about["network"]) if is_dataclass(about["network"]) else about["network"]
     about = about | {"format": FORMAT, "network": {name: network[name] for name in _NETWORK if name in network}}
     _read_description(about, path)
     state = {name: value.half() if value.ndim > 1 else value for name, value in model.state_dict().items()}
     for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise InputError(f"{path}: {name} has values outside the range of half precision")
+        check(torch.isfinite(value).all(), f"{path}: {name} has values outside the range of half precision")
     save_weights(path, state, **about)
 
 
@@ -69,14 +76,15 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     ('left', 'right', 'heart')
     """
     path = SHIPPED if weights is None else Path(weights)
-    if weights is None:
-        _check_shipped(path)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    _, about = load_weights(path)
+    pinned = path.with_suffix(".sha256")
+    if weights is None and not (path.is_file() and pinned.is_file()):
+        raise InputError(f"{path}: the shipped weights are missing; name a file with --weights")
+    if weights is None and file_hash(path) != pinned.read_text().split()[0]:
+        raise InputError(f"{path}: not the weights that were shipped (their SHA-256 differs); fetch the file again")
+    check(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
+    about = load_weights(path)[1]
     network, structures, rule = _read_description(about, path)
-    if not set(tta) <= {"flip", "scale"}:
-        raise InputError(f"tta {tuple(tta)}: choose from flip and scale")
+    check(set(tta) <= {"flip", "scale"}, f"tta {tuple(tta)}: choose from flip and scale")
     model = build_network(network, len(STRUCTURES[structures]), "none")
     load_weights(path, model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -89,30 +97,16 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     )
 
 
-def _check_shipped(path):
-    pinned = path.with_suffix(".sha256")
-    for file in (path, pinned):
-        if not file.is_file():
-            raise InputError(f"{file}: the shipped weights are missing; name a file with --weights")
-    if file_hash(path) != pinned.read_text().split()[0]:
-        raise InputError(f"{path}: not the weights that were shipped (their SHA-256 differs); fetch the file again")
-
-
 def _read_description(about, path):
     """Return the NetworkConfig, the key of STRUCTURES and the MaskRule in a file's metadata."""
     if about.get("format") != FORMAT:
         raise InputError(f"{path}: not a lung segmenter of format {FORMAT}, as written by the verb `export_segmenter`")
-    missing = [name for name in ("network", "structures", "pixel", "regions") if name not in about]
-    network = about.get("network")
-    missing += [f"network.{name}" for name in _NETWORK if isinstance(network, dict) and name not in network]
-    if missing:
-        raise InputError(f"{path}: has no {missing[0]}")
-    if not isinstance(network, dict) or not isinstance(network["decoder"], list | tuple):
-        raise InputError(f"{path}: describes no network")
-    if str(about["structures"]) not in STRUCTURES:
-        raise InputError(f"{path}: structures {about['structures']!r} is not one of {', '.join(STRUCTURES)}")
-    network = from_dict(NetworkConfig, network | {"decoder": list(network["decoder"])}, str(path))
-    return network, about["structures"], from_dict(MaskRule, {n: about[n] for n in ("pixel", "regions")}, str(path))
+    network, structures = about.get("network"), about.get("structures")
+    if not isinstance(network, dict) or set(network) != set(_NETWORK):
+        raise InputError(f"{path}: describes no network with {', '.join(_NETWORK)}")
+    check(str(structures) in STRUCTURES, f"{path}: structures {structures!r} is not one of {', '.join(STRUCTURES)}")
+    rule = from_dict(MaskRule, {name: about.get(name) for name in ("pixel", "regions")}, str(path))
+    return from_dict(NetworkConfig, json.loads(json.dumps(network)), str(path)), structures, rule
 
 
 def read_radiograph(path):
@@ -156,31 +150,21 @@ class Segmenter:
         """Return the lungs' mask, uint8 of `shape` (height, width), from one array of `probs`."""
         return self._rule.lungs(probs, shape, self._kind)
 
-    def read(self, files, workers=None):
-        """Yield (image id, image, mask, problem) of `files`, id → path; None for both if there is a problem."""
-        found = self.each(files, lambda _, image, probs: (image, self.lungs(probs, image.shape)), workers)
-        for image_id, both, problem in found:
-            yield image_id, *(both or (None, None)), problem
-
-    def each(self, files, finish, workers=None, load=read_radiograph):
-        """Yield (image id, finish(image id, image, probs), problem) for each of `files`, a mapping from id to path.
-
-        finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size). An unusable file gives
-        (image id, None, problem). workers: threads; None: one per core. load(path) -> image.
-        """
-        return self._run(files.items(), load, finish, workers)
-
     def _each_array(self, images, finish):
-        found = self._run(enumerate(images), _checked, lambda _, image, probs: finish(image, probs), None)
-        for _, result, problem in found:
+        for _, result, problem in self.each(enumerate(images), lambda _, *found: finish(*found), load=_checked):
             if problem:
                 raise InputError(problem)
             yield result
 
-    def _run(self, items, load, finish, workers):
+    def each(self, files, finish, workers=None, load=read_radiograph):
+        """Yield (image id, finish(image id, image, probs), problem) of each of `files`: id → path, or (id, path) pairs.
+
+        finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size). An unusable file gives
+        (image id, None, problem). workers: threads; None: one per core. load(path) -> image.
+        """
         # one core per thread: threads that share the work of a layer would wait for each other
         workers, threads = workers or processes.cores(), torch.get_num_threads()
-        items = iter(items)
+        items = iter(files.items() if isinstance(files, dict) else files)
         batches = iter(lambda: list(itertools.islice(items, self._batch_size)), [])
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
@@ -212,34 +196,24 @@ class Segmenter:
         images = torch.from_numpy(squares)[:, None].to(self.device)
         with autocast(self.device, self._dtype):
             probs = predict_tta(self._model, images, self._views)
-        if not torch.isfinite(probs).all():
-            raise InputError("the network produced NaN or infinity; check the weights")
+        check(torch.isfinite(probs).all(), "the network produced NaN or infinity; check the weights")
         return (probs * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
 @torch.no_grad()
 def _without_norms(model, size):
-    """Return a faster copy with batch norms folded into convolutions, or the model if outputs on noise differ."""
-    folded, outputs, pairs = copy.deepcopy(model), {}, []
+    """Return a faster copy with batch norms folded into the convolutions before them, or the model if outputs differ.
 
-    def note_output(conv, _, output):
-        outputs[id(output)] = conv, output  # a reference, so that no other tensor gets its id
-
-    def note_pair(norm, inputs):
-        if id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], norm))
-
-    parts = list(folded.modules())
-    hooks = [part.register_forward_hook(note_output) for part in parts if isinstance(part, nn.Conv2d)]
-    hooks += [part.register_forward_pre_hook(note_pair) for part in parts if isinstance(part, nn.BatchNorm2d)]
-    noise = 255 * torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0))
+    Pairs are found by the order of the layers, which outputs on noise confirm.
+    """
+    folded, noise = copy.deepcopy(model), 255 * torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0))
     wanted = folded(noise)
-    for hook in hooks:
-        hook.remove()
-    for conv, norm in pairs:
-        own = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *own)
-        norm.forward = getattr(norm, "act", nn.Identity()).forward  # timm's norms contain the activation that follows
+    layers = [part for part in folded.modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
+    for conv, norm in itertools.pairwise(layers):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            own = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *own)
+            norm.forward = getattr(norm, "act", nn.Identity()).forward  # timm's norms contain the activation after them
     return folded if (folded(noise) - wanted).abs().max() < 1e-3 * wanted.std() else model
 
 
@@ -248,3 +222,91 @@ def _checked(image):
     if image.ndim != 2 or image.dtype != np.uint8 or image.size == 0:
         raise InputError(f"an image must be uint8 (H, W), not {image.dtype} of shape {image.shape}")
     return image
+
+
+# ---- of all images of a store ---------------------------------------------------------------------------------------
+
+BLOCK = 256  # images between two checkpoints
+
+
+@dataclass(frozen=True)
+class StoreLungs:
+    """The lungs of a store. table: image_id, row and the caller's columns, one row per image; arrays: paths of the
+    caller's uint8 .npy files (N, side, side) by name."""
+
+    table: pd.DataFrame
+    arrays: dict
+
+
+def weights_file(weights, option):
+    """Return the path of a segmenter's weights: a file, or "shipped". Raises InputError naming the option."""
+    path = SHIPPED if weights == "shipped" else Path(weights)
+    check(path.is_file(), f"{path}: no such file ({option})")
+    return path
+
+
+def structures_of(weights):
+    """Return the structures that a segmenter file segments, such as ("left", "right", "heart"); () if unknown."""
+    return STRUCTURES.get(load_weights(weights)[1].get("structures"), ())
+
+
+def find_lungs(job, store, weights, settings, sides, columns, describe, skip, files=None):
+    """Return the StoreLungs of a store, found by the segmenter in the file `weights`, or read if found earlier.
+
+    settings: JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
+    describe(segmenter, image, probs) -> (uint8 arrays (side, side) in the order of `sides`, JSON values of `columns`),
+    called in a thread. skip(image, about): the same for a placeholder or a colour picture. files: image id → original,
+    to read instead of the stored image.
+    A killed run loses at most BLOCK images and continues to the same bytes. Raises InputError for a segmenter that
+    cannot be used, an original that can no longer be read, and if another process is doing the same work.
+    """
+    key = digest(read_json(store.folder / "store.json")["key"], {"segmenter": file_hash(weights), **settings})
+    folder, images = store.folder.with_name(f"{store.folder.name}-lungs-{key}"), store.table
+    arrays = {name: folder / f"{name}.npy" for name in sides}
+    if (folder / "lungs.parquet").is_file():
+        log.info(f"lungs: up to date in {folder}")
+    else:
+        segmenter = load_segmenter(None if weights == SHIPPED else weights, job.device)
+
+        def read_block(start):
+            rows = range(start, min(start + BLOCK, len(images)))
+            find = partial(_find_block, job, store, rows, segmenter, sides, describe, skip, files)
+            return cached_arrays(folder / f"block-{start}.npz", key, find)
+
+        with lock_folder(folder, "finding these lungs"):
+            starts, done = range(0, len(images), BLOCK), BLOCK * len(list(folder.glob("block-*.npz")))
+            if done:
+                log.info(f"lungs: continuing, {done} of {len(images)} images are done")
+            rows = [row for start in tqdm(starts, "lungs") for row in json.loads(str(read_block(start)["columns"]))]
+            for name, side in sides.items():
+                write_masks(arrays[name], (len(images), side, side), (read_block(start)[name] for start in starts))
+            names = images[["image_id", "row"]].reset_index(drop=True)
+            table = pd.concat([names, pd.DataFrame(rows, columns=list(columns))], axis=1)
+            write_table(folder / "lungs.parquet", table)  # last: it marks the arrays as complete
+            for path in folder.glob("block-*.npz"):
+                path.unlink()
+    if any(len(read_array(path)) != len(images) for path in arrays.values()):
+        raise InputError(f"{folder}: damaged lungs (array and table disagree); delete the folder and prepare again")
+    return StoreLungs(read_parquet(folder / "lungs.parquet"), arrays)
+
+
+def _find_block(job, store, rows, segmenter, sides, describe, skip, files):
+    """Return the arrays of some store rows by name, and the values of their `columns` as JSON."""
+    table = store.table
+    radiograph = (table["ok"] & ~(table["colour"] > COLOUR_LIMIT)).to_numpy()
+    used = [row for row in rows if radiograph[row]]
+    if files is None:
+        sources, load = {row: row for row in used}, lambda row: np.asarray(store.images[row])
+    else:
+        sources, load = {name: files[name] for name in table["image_id"].iloc[used]}, read_radiograph
+    workers = None if job.options.workers is None else max(job.options.workers, 1)
+    found = segmenter.each(sources, lambda _, image, probs: describe(segmenter, image, probs), workers, load)
+    results = {}
+    for row, (_, result, problem) in zip(used, found, strict=True):
+        if problem:
+            raise InputError(problem)
+        results[row] = result
+    results |= {row: skip(np.asarray(store.images[row]), table.iloc[row]) for row in rows if not radiograph[row]}
+    planes, values = zip(*(results[row] for row in rows), strict=True)
+    stacks = {name: np.stack([arrays[number] for arrays in planes]) for number, name in enumerate(sides)}
+    return stacks | {"columns": json.dumps(values)}

@@ -1,13 +1,9 @@
 """The tools `masks` and `crops`: apply a trained network to any radiographs, without a run."""
 
-import contextlib
-import csv
 import logging
 import os
 import sys
 import time
-from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +12,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.extras import require_extra
 from common.options import check_device
-from common.paths import atomic_path, escape_formula, list_images, name_images, remove_leftovers
+from common.paths import list_images, name_images, remove_leftovers, write_csv
+from common.post.boxes import BOX
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
 from common.report.gallery import gallery
@@ -32,9 +29,9 @@ from .segmenter import load_segmenter
 log = logging.getLogger(__name__)
 PICTURES = 48  # in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
-NAMES = ("heart", "lungs")  # colours of the outlines
 LONGEST_NAME = 255  # bytes
 FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's, which `run` reads
+TABLES = {"masks": "masks.csv", "crops": "boxes.csv"}
 
 
 def masks(
@@ -68,11 +65,10 @@ def masks(
         device: auto, cpu, cuda or cuda:<n>.
         onnx_runtime: On a CPU, use ONNX Runtime if it is faster than torch for the first batch.
     """
-    segmenter = _open(weights, device, tta, gate, onnx_runtime)
+    segmenter, began = _open(weights, device, tta, gate, onnx_runtime), time.monotonic()
     if structures and len(segmenter.structures) == 1:
         raise InputError(f"--structures: {weights or 'the shipped network'} only segments both lungs together")
-    files, problems = _find(images, out, other="boxes.csv")
-    summary, began = _Summary(len(files)), time.monotonic()
+    areas, pictures = [], {True: [], False: []}
 
     def finish(image_id, image, probs):
         parts = segmenter.parts(probs, image.shape)
@@ -80,20 +76,19 @@ def masks(
         mask = clean_up(mask) if clean else mask
         for name, part in parts.items() if structures else ():
             write_png(out / FOLDER[name] / f"{image_id}.png", part * np.uint8(255))
-        verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
         write_png(out / f"{image_id}.png", mask * np.uint8(255))
-        row = (*_sizes(image), f"{mask.mean():.5f}", verdict.ok, verdict.reason, encode(mask, ABSOLUTE))
-        return row, verdict, _thumbnails(image, mask, parts.get("heart") if structures else None)
+        verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
+        row = {"area": round(mask.mean(), 5), "ok": verdict.ok, "reason": verdict.reason, "rle": encode(mask, ABSOLUTE)}
+        return row, (verdict, _small(image, parts.get("heart") if structures else None, mask))
 
-    columns = ("image_id", "width", "height", "area", "ok", "reason", "rle")
-    with _table(out / "masks.csv", columns) as write:
-        for image_id, (row, verdict, pictures) in _each(segmenter, files, finish, out, problems):
-            write((image_id, *row))
-            summary.add(image_id, verdict, *pictures)
+    def keep(image_id, verdict, planes):
+        areas.append(100 * verdict.area)
+        if len(pictures[verdict.ok]) < PICTURES:
+            pictures[verdict.ok].append((*planes, f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"))
+
+    table, problems = _apply(segmenter, images, out, "masks", finish, keep)
     about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
-    _write_report(out, summary, gate, problems, about, time.monotonic() - began)
-    _write_problems(out, problems, len(summary.areas))
-    log.info(f"{len(summary.areas)} masks in {out}, {summary.rejected} of them under the area gate; see report.html")
+    _write_report(out, table, areas, pictures, gate, problems, about, time.monotonic() - began)
     return len(problems)
 
 
@@ -123,75 +118,85 @@ def crops(
         device: auto, cpu, cuda or cuda:<n>.
     """
     segmenter = _open(weights, device, tta, gate)
-    files, problems = _find(images, out, other="masks.csv")
 
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, probs.shape[1:])
         region, verdict = lung_region(mask), apply_gate(clean_up(mask), gate)
-        box = (0, 0, *_sizes(image)) if region is None else scale_box(region.box, mask.shape, image.shape)
+        box = (0, 0, *image.shape[::-1]) if region is None else scale_box(region.box, mask.shape, image.shape)
         x_min, y_min, x_max, y_max = box
         write_png(out / f"{image_id}.png", image[y_min:y_max, x_min:x_max])
-        return (*_sizes(image), *box, "whole" if region is None else region.rule, verdict.ok, verdict.reason)
+        row = dict(zip(BOX, box, strict=True)) | {"rule": "whole" if region is None else region.rule}
+        return row | {"ok": verdict.ok, "reason": verdict.reason}, ()
 
-    done, rejected, rules = 0, 0, Counter()
-    columns = ("image_id", "width", "height", "x_min", "y_min", "x_max", "y_max", "rule", "ok", "reason")
-    with _table(out / "boxes.csv", columns) as write:
-        for image_id, row in _each(segmenter, files, finish, out, problems):
-            write((image_id, *row))
-            done, rejected = done + 1, rejected + (not row[-2])
-            rules[row[-3]] += 1
-    _write_problems(out, problems, done)
-    log.info(", ".join(f"{rule} {count / done:.2%}" for rule, count in rules.most_common()))
-    log.info(f"{done} crops in {out}, {rejected} of them under the area gate; see boxes.csv")
+    table, problems = _apply(segmenter, images, out, "crops", finish)
+    log.info(", ".join(f"{rule} {share:.2%}" for rule, share in table["rule"].value_counts(normalize=True).items()))
     return len(problems)
 
 
 TOOLS = {"masks": masks, "crops": crops}
-
-# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def _open(weights, device, tta, gate, onnx=False):
     check_device(device)
     if onnx:
         require_extra("onnx", "--onnx-runtime")
-    if not 0 <= gate <= 1:
-        raise InputError(f"--gate must lie in [0, 1], not {gate:g}")
+    check(0 <= gate <= 1, f"--gate must lie in [0, 1], not {gate:g}")
     return load_segmenter(weights, None if device == "auto" else device, tta, onnx=onnx)
 
 
-def _find(images, out, other):
-    """Return the files to read by image id, and (id, problem) pairs of inputs without images.
+def _apply(segmenter, images, out, kind, finish, keep=lambda *values: None):
+    """Write the table of `kind`, a row for each usable image, and problems.csv; return table and (id, problem) pairs.
 
-    other: table of the other tool, whose pictures have the same names; `out` is refused if it has that table.
+    finish(image id, image, probs) -> (dict of a row without id and size, further values for `keep`, called in order).
     """
+    files, problems = _find(images, out, kind)
+    size, rows = (lambda image: {"width": image.shape[1], "height": image.shape[0]}), []
+    found = segmenter.each(files, lambda image_id, image, probs: (size(image), *finish(image_id, image, probs)))
+    for image_id, result, problem in tqdm(found, "lungs", len(files), unit="image", leave=False):
+        if problem:
+            _leave_out(problems, image_id, problem)
+            for folder in ("", *FOLDER.values()):
+                (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
+            continue
+        rows.append({"image_id": image_id} | result[0] | result[1])
+        keep(image_id, *result[2])
+    if problems:
+        write_csv(out / "problems.csv", pd.DataFrame(problems, columns=["image_id", "problem"]))
+    check(rows, "none of the images could be used")
+    table = pd.DataFrame(rows)
+    write_csv(out / TABLES[kind], table)
+    log.info(f"{len(rows)} {kind} in {out}, {(~table['ok']).sum()} of them under the area gate; see {TABLES[kind]}")
+    return table, problems
+
+
+def _find(images, out, kind):
+    """Return the files to read by image id, and (id, problem) pairs of inputs without images."""
     files, problems = {}, []
     for path in images:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise InputError(f"--out {out}: is inside {path}, where its pictures would be read as radiographs")
-        here = list_images(path, READ) if path.is_dir() else [path] if path.is_file() else []
+        here = list_images(path, READ) if path.is_dir() else [path] * path.is_file()
         if not here:
             reason = "contains no image" if path.is_dir() else "no such file or folder"
             _leave_out(problems, path.stem, f"{path}: {reason}")
         for file in here:
             files.setdefault(file.resolve(), file)
-    found = name_images(
-        files.values(), os.path.commonpath([file.absolute().parent for file in files.values()] or ["/"]), READ
-    )
+    root = os.path.commonpath([file.absolute().parent for file in files.values()] or ["/"])
+    found = name_images(files.values(), root, READ)
     for image_id, file in list(found.items()):
         if len(os.fsencode(f"{Path(image_id).name}.png")) > LONGEST_NAME:
-            _leave_out(problems, image_id, f"{file}: the name is too long")
-            del found[image_id]
+            _leave_out(problems, image_id, f"{found.pop(image_id)}: the name is too long")
         elif file.resolve() == (out / f"{image_id}.png").resolve():
             raise InputError(f"--out {out}: {file} would be overwritten")
     if not found:
         raise InputError(problems[0][1] if problems else "no images given: name files or folders")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder (--out)")
-    if (out / other).exists():
-        raise InputError(f"--out {out}: contains {other}, whose pictures have the same names; choose another folder")
+    for name in TABLES.values():
+        if name != TABLES[kind] and (out / name).exists():
+            raise InputError(f"--out {out}: contains {name}, whose pictures have the same names; choose another folder")
     remove_leftovers(out)
-    for name in ("masks.csv", "boxes.csv", "problems.csv", "report.html"):  # of an earlier call on other images
+    for name in (TABLES[kind], "problems.csv", "report.html"):  # of an earlier call on other images
         (out / name).unlink(missing_ok=True)
     return found, problems
 
@@ -201,71 +206,17 @@ def _leave_out(problems, image_id, problem):
     problems.append((image_id, problem))
 
 
-def _each(segmenter, files, finish, out, problems):
-    """Yield (id, result) for each usable file; the others are reported and added to `problems`."""
-    found = segmenter.each(files, finish)
-    for image_id, result, problem in tqdm(found, "lungs", len(files), unit="image", leave=False):
-        if not problem:
-            yield image_id, result
-            continue
-        _leave_out(problems, image_id, problem)
-        for folder in ("", *FOLDER.values()):
-            (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
-
-
-@contextlib.contextmanager
-def _table(path, columns):
-    """Yield a function that writes rows to the CSV file `path`, which appears once the block ends without error."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        yield lambda row: writer.writerow([escape_formula(value) for value in row])
-
-
-def _write_problems(out, problems, done):
-    if problems:
-        with _table(out / "problems.csv", ("image_id", "problem")) as write:
-            for row in problems:
-                write(row)
-    if not done:
-        raise InputError("none of the images could be used")
-
-
-def _sizes(image):
-    return image.shape[1], image.shape[0]
-
-
-# ---- report --------------------------------------------------------------------------------------------------------
-
-
-class _Summary:
-    """What the report needs, in little memory: the area of every mask, and pictures of some."""
-
-    def __init__(self, total):
-        self.areas, self.rejected, self.pictures = [], 0, {True: [], False: []}
-        self._step = max(total // PICTURES, 1)
-
-    def add(self, image_id, verdict, image, heart, mask):
-        """Add a mask; pictures are kept of the first rejected masks, and of accepted ones at regular intervals."""
-        chosen = len(self.areas) % self._step == 0 or not verdict.ok
-        if chosen and len(self.pictures[verdict.ok]) < PICTURES:
-            caption = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
-            self.pictures[verdict.ok].append((image, heart, mask, caption))
-        self.areas.append(verdict.area)
-        self.rejected += not verdict.ok
-
-
-def _thumbnails(image, mask, heart):
-    """Return small copies of an image, the heart's mask (or None) and the lungs' mask."""
+def _small(image, *masks):
+    """Return small copies of an image and its masks, which may be None."""
     scale = min(1, THUMBNAIL / max(image.shape))
-    size = [max(1, round(side * scale)) for side in _sizes(image)]
-    small = partial(cv2.resize, dsize=size, interpolation=cv2.INTER_AREA)
-    masks = [m if m is None else (small(m * np.uint8(255)) >= 128).view(np.uint8) for m in (heart, mask)]
-    return small(image), *masks
+    size = [max(1, round(side * scale)) for side in image.shape[::-1]]
+    planes = [image, *(mask if mask is None else mask * np.uint8(255) for mask in masks)]
+    small, *found = (p if p is None else cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in planes)
+    return small, *(mask if mask is None else mask >= 128 for mask in found)
 
 
-def _write_report(out, summary, gate, problems, about, seconds):
-    n, rejected, pictures = len(summary.areas), summary.rejected, summary.pictures
+def _write_report(out, table, areas, pictures, gate, problems, about, seconds):
+    n, rejected, names = len(table), int((~table["ok"]).sum()), ("heart", "lungs")
     cards = [
         ("Masks", n, f"{n / seconds:.1f} per second"),
         ("Under the area gate", rejected, f"of {gate:.0%} of the image"),
@@ -277,11 +228,10 @@ def _write_report(out, summary, gate, problems, about, seconds):
         sections.append(page.section("Left out", page.table(left_out)))
     if rejected:
         text = "Too little lung: a small chest in a large image, no frontal radiograph, or a failure of the network."
-        drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.", names=NAMES)
+        drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.", names=names)
         sections.append(page.section("Under the area gate", text, drawn))
-    areas = {"masks": 100 * np.array(summary.areas)}
-    histogram = plots.histogram(areas, "lung after clean-up, % of the image", threshold=100 * gate)
-    outlines = gallery(pictures[True], f"{len(pictures[True])} of {n - rejected}.", names=NAMES)
+    histogram = plots.histogram({"masks": areas}, "lung after clean-up, % of the image", threshold=100 * gate)
+    outlines = gallery(pictures[True], f"The first {len(pictures[True])} of {n - rejected}.", names=names)
     sections += [
         page.section("Outlines", outlines),
         page.section("Areas", page.figure(histogram, "Lung as a share of the image; dashed: the gate")),

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
@@ -19,9 +18,7 @@ from common.metrics import classification as metrics
 from common.metrics.calibration import choose_thresholds, nested_counts
 from common.metrics.statistics import as_interval, bootstrap, bootstrap_auroc, format_interval
 from common.network import Network, other_folds, predict
-from common.nn import models
-from common.nn.backbone import ExactLinear, build_backbone, feature_map
-from common.nn.weights import load_pretrained
+from common.nn.classifier import build_classifier
 from common.paths import read_csv, read_parquet
 from common.recipe import Choice
 from common.submit.validate import validate_probabilities
@@ -29,35 +26,6 @@ from solutions.own import data
 
 RATES = ("sensitivity", "specificity", "f1", "accuracy")
 MOST_WEIGHT, MOST_REPEATS = 20.0, 10
-
-
-class Classifier(models.Normalised):
-    """Radiographs (B, 1, H, W), or pooled features (B, K), to logits (B, C): a backbone, mean pooling, one layer."""
-
-    def __init__(self, net, width, mean, std, n_classes, dropout):
-        super().__init__(net, mean, std)
-        self.dropout, self.head = nn.Dropout(dropout), ExactLinear(width, n_classes)
-
-    def pooled(self, images):
-        """Return the mean of the last feature map over its cells, float32 (B, K)."""
-        return feature_map(self.net, self.scaled(images)).float().mean((2, 3))
-
-    def forward(self, images):
-        return self.head(self.dropout(images if images.ndim == 2 else self.pooled(images)))
-
-    def cam(self, images):
-        """Return class activation maps, float32 (B, C, h, w) (Zhou et al. 2016)."""
-        features = feature_map(self.net, self.scaled(images)).float()
-        return torch.einsum("ck,bkhw->bchw", self.head.weight.float(), features)
-
-
-def build_network(config, n_classes, weights=None):
-    """Return the Classifier of a ClassifierConfig, pretrained as `weights`, by default the configuration's."""
-    name = models.timm_name(config.backbone)
-    net, width = build_backbone(name, config.size)
-    model = Classifier(net, width, *models.mean_std(name), n_classes, config.dropout)
-    required = [key for key in model.state_dict() if key.startswith("net.")]
-    return load_pretrained(model, name, config.weights if weights is None else weights, required)
 
 
 class FeatureDataset(TensorDataset):
@@ -71,7 +39,7 @@ class FeatureDataset(TensorDataset):
 @torch.inference_mode()
 def pooled_features(images, config, device, workers):
     """Return the pretrained backbone's features of all training images, float32 (rows of the store, K)."""
-    model, rows = build_network(config, 1).to(device).eval(), images.rows()
+    model, rows = build_classifier(config).to(device).eval(), images.rows()
     found = np.zeros((len(images.store.images), model.head.in_features), np.float32)
     loader = eval_loader(data.dataset(images, rows, config.size), 2 * config.batch_size, workers)
     for batch, at in tqdm(loader, "features", leave=False):
@@ -139,7 +107,7 @@ def network(job, fold):
         fold,
         "classifier",
         config,
-        lambda weights=None: build_network(config, len(job.images.about["classes"]), weights),
+        lambda weights=None: build_classifier(config, len(job.images.about["classes"]), weights),
         dataset,
         loss=lambda *pair: label_loss(*pair, weights() if config.class_weights else None, multiclass),
         measure=lambda logits, target: logits.float(),

@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import brier_score_loss, roc_curve
+from sklearn.metrics import roc_curve
 
 from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.calibration import (
-    brier,
     choose_thresholds,
     expected_calibration_error,
     nested_counts,
@@ -89,11 +88,6 @@ def test_operating_points_are_nested_by_fold_or_by_halves_of_the_patients():
     assert np.isnan([figure[1] for figure in absent]).all()
 
 
-def test_brier_is_scikit_learns():
-    y, prob = findings(1)
-    np.testing.assert_allclose(brier(y, prob), [brier_score_loss(y[:, c], prob[:, c]) for c in range(2)], atol=1e-12)
-
-
 def test_reliability_by_hand():
     mean, share, images = reliability([0, 0, 1, 1, 0, 1], [0.1, 0.2, 0.3, 0.4, 0.8, 0.9], n_bins=3)
     np.testing.assert_allclose(mean, [0.15, 0.35, 0.85])
@@ -139,7 +133,7 @@ def test_probabilities_that_mean_what_they_say_are_told_from_shrunk_ones():
         (lambda: choose_thresholds([[0], [2]], [[0.1], [0.2]]), "0 or 1"),
         (lambda: choose_thresholds([0, 1], [0.1, 0.2]), r"one shape \(N, C\)"),
         (lambda: choose_thresholds([[0], [1]], [[0.1], [np.nan]]), "row 1: the score is NaN"),
-        (lambda: brier([[0], [1]], [[0.1], [1.2]]), "probabilities must lie"),
+        (lambda: expected_calibration_error([[0], [1]], [[0.1], [1.2]]), "probabilities must lie"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -210,13 +210,7 @@ def test_class_with_one_kind_of_label():
     assert mean.estimate == pytest.approx((intervals[0].estimate + intervals[2].estimate) / 2)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: bootstrap([1.0, 2.0], ["a"]), "1 groups for 2 images"),
-        (lambda: bootstrap([1.0, 2.0], ["a", "a"]), "at least two groups"),
-    ],
-)
+@pytest.mark.parametrize(("call", "message"), [(lambda: bootstrap([1.0, 2.0], ["a"]), "1 groups for 2 images")])
 def test_bad_input_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()

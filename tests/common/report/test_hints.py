@@ -108,19 +108,6 @@ def test_the_gate_of_rsna(tmp_path):
     assert own(name, job_of(name, tmp_path), {"gate_auroc": 0.9}) == []
 
 
-def test_lungs_that_are_learnt_by_heart(tmp_path):
-    name, made = "lung_segmentation", trained("network", 6, 6)
-    texts = own(
-        name,
-        job_of(name, tmp_path),
-        {},
-        [dataclasses.replace(made[0], history=made[0].history.assign(train_dice=0.95, dice=0.9))],
-    )
-    assert texts == ["Dice is 0.05 higher in training than in validation: `--network.augmentation strong`."]
-    check_options(name, texts)
-    assert own(name, job_of(name, tmp_path), {}, made) == []
-
-
 def test_a_member_that_is_better_than_the_fusion(tmp_path):
     name, job = "vinbigdata", job_of("vinbigdata", tmp_path)
     pd.DataFrame({"member": ["flip", "noise"], "map": [0.25, 0.1]}).to_csv(tmp_path / "members.csv", index=False)
@@ -128,20 +115,6 @@ def test_a_member_that_is_better_than_the_fusion(tmp_path):
     assert "mAP of 0.200, those of flip alone 0.250: compare `--members flip`" in texts[0]
     check_options(name, texts)
     assert own(name, job, {"map_findings": 0.25}) == own(name, job, {"map_findings": None}) == []
-
-
-def test_a_view_that_is_better_than_both(tmp_path, monkeypatch):
-    name = "chestxray14"
-    job = job_of(name, tmp_path, views="both")
-    report = importlib.import_module(f"solutions.{name}.report")
-    for lungs, texts in ((0.75, 1), (0.65, 0)):
-        monkeypatch.setattr(report, "_view_means", lambda *args, m=lungs: {"whole": 0.6, "lungs": m, "fused": 0.7})
-        found = own(name, job, {})
-        assert len(found) == texts
-    monkeypatch.setattr(report, "_view_means", lambda *args: {"whole": 0.8, "lungs": 0.6, "fused": 0.7})
-    assert "both views together is 0.700, of the network on the whole 0.800" in own(name, job, {})[0]
-    assert "`--views whole`" in own(name, job, {})[0]
-    assert own(name, job_of(name, tmp_path), {}) == []
 
 
 def test_the_origin_of_covid19(tmp_path):

@@ -14,7 +14,7 @@ from common.paths import read_json
 from solutions.chestxray14 import data
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import BOX_TABLE, labels_of, place_boxes
-from solutions.chestxray14.labels import DIGESTS, names_digest
+from solutions.chestxray14.labels import BOXES, DIGESTS, names_digest, read_boxes
 from tests.solutions.chestxray14.folders import (
     HEADER,
     ROWS,
@@ -149,13 +149,6 @@ def test_two_versions_of_the_table(job, folder, said):
     assert "no Data_Entry_2017.csv in it" in refusal(prepare, job(older, out="c"))
 
 
-def test_impossible_ages_become_unknown(job, folder, said):
-    lines = [line(*row) for row in ROWS]
-    write_table(folder / "Data_Entry_2017.csv", [line(*ROWS[0], age="414"), *lines[1:]])
-    age = prepare(job()).table["age"]
-    assert np.isnan(age[0]) and (age[1:] == 58).all() and "1 ages over 120 years count as unknown" in said.text
-
-
 def test_split_all(job, folder, said):
     config = dataclasses.replace(SMALL, split="all")
     prepared = prepare(job(config))
@@ -179,7 +172,7 @@ def test_other_images_to_predict(job, tmp_path, folder, said):
     test = prepared.table[prepared.table["split"] == "test"]
     assert test["image_id"].tolist() == [TEST[2], "odd", "00000004_007"]
     assert test["file_name"].tolist() == [f"{TEST[2]}.png", "odd.png", "00000004_007.png"]
-    assert test["patient_id"].tolist() == ["6", "99", "4"] and test["follow_up"].tolist() == [0, -1, -1]
+    assert test["patient_id"].tolist() == ["6", "99", "4"]
     labels = labels_of(prepared, test["row"])
     assert labels[0].sum() == 2 and np.isnan(labels[1:]).all()
     assert test["official"].tolist() == ["test", "", ""] and (test["fold"] == -1).all()
@@ -235,13 +228,13 @@ def test_the_real_folder():
         pytest.skip("no real radiographs ($CXR_REAL_DATA/chestxray14)")
     labels, about = data._read_labels(folder, folder / "Data_Entry_2017.csv", "official")
     assert len(labels) == 1_378 and (labels["official"] == "test").sum() == 221
-    assert about["lists"]["train_val"]["images"] == 1_157 and not about["lists"]["official"]
-    boxes = data.place_boxes(data._nih_boxes(folder), labels)
+    assert "(1,157 images" in about["lists"]["said"] and not about["lists"]["official"]
+    boxes = data.place_boxes(read_boxes(folder / BOXES[0]), labels)
     assert len(boxes) == 58 and set(labels["official"][boxes["row"]]) == {"test"}  # NIH drew boxes in test images only
 
 
 def test_the_record(job):
     prepare(job())
     record = read_json(job().run.path("manifest.json"))["steps"]["prepare"]
-    assert record["about"]["lists"]["test"]["images"] == 3 and record["about"]["structures"] is None
+    assert not record["about"]["lists"]["official"] and record["about"]["structures"] is None
     assert re.fullmatch("[0-9a-f]{64}", record["about"]["sha256"]) and not record["synthetic"]

@@ -38,8 +38,6 @@ def test_read_labels(tmp_path):
     table = read_labels(path)
     assert table["image_id"].tolist() == ["00000013_004", "00000013_005", "00000014_000", "00000015_000"]
     assert table["file_name"][0] == "00000013_004.png" and table["patient_id"].tolist() == ["13", "13", "14", "15"]
-    assert table["age"].tolist()[:3] == [58, 1.5, 414] and np.isnan(table["age"][3])
-    assert table["follow_up"].tolist() == [4, 7, 0, 0] and table["sex"].tolist() == ["F", "M", "M", ""]
     marked = table[list(LABELS)]
     assert marked.columns[marked.loc[0] == 1].tolist() == ["Cardiomegaly", "Pleural_Thickening", "Hernia"]
     assert not marked.loc[1:].to_numpy().any() and (marked.dtypes == "int8").all()
@@ -55,25 +53,18 @@ def test_the_other_headers(tmp_path):
     assert refusal(read_labels, path).endswith("no rows under its header")
     path = write_table(tmp_path / "c.csv", [line(*ROWS[0])], HEADER.replace("Patient ID", "Patient"))
     assert refusal(read_labels, path) == f"{path}, row 1: no column Patient ID"
-    path = write_table(tmp_path / "c.csv", [line(*ROWS[0])], HEADER.replace("Gender", "G"))
-    assert refusal(read_labels, path) == f"{path}, row 1: no column Patient Gender or Patient Sex"
 
 
 @pytest.mark.parametrize(
     ("row", "wrong"),
     [
         (line(".x", follow_up=0, patient=1), "'.x' is not a usable id"),
-        (line("00000001_000"), "this image is there twice"),
+        (line("00000001_000"), "00000001_000 appears twice"),
         (line("00000009_000", "Infiltrate"), "'Infiltrate' is neither a finding"),
         (line("00000009_000", ""), "'' is neither a finding"),
         (line("00000009_000", "Mass|"), "'' is neither a finding"),
         (line("00000009_000", "No Finding|Mass"), "'No Finding' beside a finding: No Finding|Mass"),
         (line("00000009_000", patient=""), "no Patient ID"),
-        (line("00000009_000", age="old"), "the age 'old' is not a number"),
-        (line("00000009_000", age="-3"), "the age '-3' is not a number"),
-        (line("00000009_000", follow_up="1.5"), "the follow-up '1.5' is not a whole number"),
-        (line("00000009_000", sex="X"), "the sex 'X'"),
-        (line("00000009_000", view="LL"), "the view 'LL'"),
     ],
 )
 def test_a_row_that_cannot_be_used(row, wrong, tmp_path):
@@ -94,9 +85,8 @@ def test_read_lists(folder, monkeypatch):
     ids = ["00000006_000", "00000099_000", "00000001_001"]
     found, about = read_lists(folder, ids)
     assert found.tolist() == ["test", "", "train_val"]
-    part = about["train_val"]
-    assert (part["file"], part["images"], part["patients"], part["absent"]) == ("train_val_list.txt", 5, 4, 4)
-    assert about["test"]["images"] == 3 and about["test"]["patients"] == 2 and len(about["test"]["sha256"]) == 64
+    assert about["said"].startswith("train_val_list.txt (5 images of 4 patients, sha256 ")
+    assert " and test_list.txt (3 images of 2 patients, sha256 " in about["said"]
     assert not about["official"] and "not the whole official lists" in about["said"]
     for part, names in (("train_val", TRAIN), ("test", TEST)):
         monkeypatch.setitem(DIGESTS, part, names_digest(names[::-1]))
@@ -105,9 +95,6 @@ def test_read_lists(folder, monkeypatch):
     write_list(folder / "test_list.txt", [*TEST[:2], "00000006_001"])
     other = read_lists(folder, ids)[1]
     assert not other["official"] and "not the whole official lists" in other["said"]
-    before = about["test"]["sha256"]
-    write_list(folder / "test_list.txt", TEST[:2])
-    assert read_lists(folder, ids)[1]["test"]["sha256"] != before
 
 
 def test_names_digest():
@@ -121,7 +108,7 @@ def test_lists_under_other_names_and_line_ends(folder):
     (folder / "test_list.txt").unlink()
     (folder / "test_list_NIH.txt").write_bytes(("\ufeff" + text.replace("\n", " \r\n") + "\r\n").encode())
     found, about = read_lists(folder, [*TRAIN, *TEST])
-    assert found.tolist() == ["train_val"] * 5 + ["test"] * 3 and about["test"]["file"] == "test_list_NIH.txt"
+    assert found.tolist() == ["train_val"] * 5 + ["test"] * 3 and "test_list_NIH.txt (3" in about["said"]
 
 
 def test_lists_that_cannot_be_used(folder):

@@ -3,15 +3,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from common.images import Images
 from common.job import Job
-from solutions.chestxray14 import pictures
+from solutions.chestxray14 import report
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import BOX_TABLE, labels_of
+from solutions.chestxray14.data import BOX_TABLE
 from solutions.chestxray14.lungs import LUNG_TABLE
-from solutions.chestxray14.maps import Maps
 
 N = len(LABELS)
 BOXES = pd.DataFrame({"row": [1, 2, 2], "label": [0, 0, 3], "x_min": 100, "y_min": 300, "x_max": 500, "y_max": 700})
@@ -52,61 +50,25 @@ def job(images, tmp_path):
 def drawn(monkeypatch):
     """What galleries are asked to draw, in order: (items, title)."""
     seen = []
-    monkeypatch.setattr(pictures, "gallery", lambda items, title, overlay: seen.append((items, title)) or title)
+    monkeypatch.setattr(report, "gallery", lambda items, title, overlay: seen.append((items, title)) or title)
     return seen
 
 
 def test_pictures_are_of_the_most_confident_predictions(job, drawn):
-    truth, probs, table = pictures.labelled_predictions(job.run, job.images, "test")
+    truth, probs, table = report.labelled_predictions(job.run, job.images, "test")
     assert table["image_id"].tolist() == ["c", "d"]
-    pictures.confident_galleries(job.images, truth, probs, table)
+    report.confident_galleries(job.images, truth, probs, table)
     (right, _), (wrong, _) = drawn
     assert [item[3].split(" · ")[1] for item in right] == ["c", "c"]  # Atelectasis and Infiltration
     assert len(wrong) == N and all(item[3].endswith("d") for item in wrong)  # the second row ranks higher
     ((box, name),) = right[0][1]
     assert (box == np.array([100, 300, 500, 700]) / 16).all() and name == LABELS[0] and wrong[0][1] == []
     unknown = Images(job.images.table.assign(**dict.fromkeys(LABELS, -1)), None, "", "")
-    assert len(pictures.labelled_predictions(job.run, unknown, "test")[2]) == 0
-
-
-def test_maps_are_of_boxed_findings_or_else_of_the_most_confident(images):
-    table = pd.DataFrame({"image_id": list("abc")})
-    truth, probs = labels_of(images, np.arange(3)), np.zeros((3, N))
-    probs[:, 0] = 0.9, 0.3, 0.2
-    pairs = pictures.pick_pairs(images, truth, probs, table)
-    assert pairs[["row", "label", "prob", "fold", "map"]].to_numpy().tolist() == [[1, 0, 0.3, 1, 0], [2, 3, 0, -1, 1]]
-    images.tables[BOX_TABLE] = BOXES.iloc[:0]
-    assert pictures.pick_pairs(images, truth, probs, table)["row"].tolist() == [0, 2]
-    assert len(pictures.pick_pairs(images, 0 * truth, probs, table)) == 0
-
-
-def test_maps_are_computed_once_for_the_same_predictions(job, drawn, monkeypatch):
-    made = []
-
-    def class_maps(job, pairs):
-        made.append(job.device)
-        cams = np.tile(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), (len(pairs), 1, 1))
-        return Maps({"whole": cams}, {"whole": np.tile([0.0, 0, 1024, 1024], (len(pairs), 1))})
-
-    monkeypatch.setattr(pictures, "class_maps", class_maps)
-    answers = pictures.labelled_predictions(job.run, job.images, "test")
-    for _ in range(2):
-        pictures.map_gallery(job, *answers)
-    assert made == [torch.device("cpu")]
-    (items, _), (again, _) = drawn
-    assert [item[3][-1] for item in items] == ["c", "c"] and items[0][1][0][1] == LABELS[0]
-    heat = items[0][0][1]
-    assert (heat == again[0][0][1]).all() and heat[0, 0] == 0 and heat[-1, -1] == 1
-    assert heat[128, 128] == pytest.approx(0.5, abs=0.02)  # the middle of an even slope
-    job.run.step("predict")["key"] = "second"
-    pictures.map_gallery(job, *answers)
-    job.run.path("overlays.npz").write_bytes(b"PK torn")
-    pictures.map_gallery(job, *answers)
-    assert len(made) == 3
+    assert len(report.labelled_predictions(job.run, unknown, "test")[2]) == 0
 
 
 def test_lungs_boxes_are_shown_by_their_rules(images, drawn, tmp_path):
-    assert pictures.lung_galleries(images) == []
+    assert report._lungs(images) is None
     images.tables[LUNG_TABLE] = pd.DataFrame(
         {
             "row": range(4),
@@ -115,12 +77,13 @@ def test_lungs_boxes_are_shown_by_their_rules(images, drawn, tmp_path):
             "x_max": 96,
             "y_max": 192,
             "rule": ["two", "two", "mirrored", "none"],
+            "area": 0.3,
         }
     )
     images.arrays |= {name: tmp_path / f"{name}.npy" for name in ("crops", "masks")}
     np.save(images.arrays["crops"], np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2))
     np.save(images.arrays["masks"], np.full((4, 16, 16), 255, np.uint8))
-    assert "lungs and heart" in pictures.lung_galleries(images)[0]
+    assert "lungs and heart" in report._lungs(images).body
     (masks, _), (boxes, _) = drawn
     assert len(masks) == 4 and masks[0][2].shape == (64, 64) and masks[0][2].all()
     assert [item[3] for item in boxes[::2]] == ["a: two", "c: mirrored", "d: none"]

@@ -5,49 +5,22 @@ import pandas as pd
 import pytest
 
 from benchmarks.tables import label_table
-from solutions.chestxray14 import comparison, predictions, published, report
+from common.errors import InputError
+from solutions.chestxray14 import comparison, published, report
+from solutions.chestxray14.comparison import class_table, epoch_chosen
 from solutions.chestxray14.config import DEMO, FUSION, LABELS, SDFN, Config, NetworkConfig
 from solutions.chestxray14.published import published_classes, published_means
-from solutions.chestxray14.scoring import by_fold, class_table, epoch_chosen, holm
 
 NAMES = list(LABELS)
 
 
-def test_classes_of_few_positive_patients_are_marked():
-    rng, patients = np.random.default_rng(0), np.arange(120) // 3
-    y = (rng.random((120, 14)) < 0.3).astype(np.int8)
-    score = 0.1 * y + 0.2 * rng.random(y.shape)
-    y[:, [0, -1]] = 0
-    y[:12, 0] = 1  # twelve images of four patients
-    y[:, 1] = 0
-    y[:15:3, 1] = 1  # five images of five patients
-    found = class_table(y, score, patients, NAMES, 20)
-    assert found["positive"].tolist()[:2] == [12, 5] and found["positive_patients"].tolist()[:2] == [4, 5]
-    expected = [len(set(patients[y[:, c] > 0])) for c in range(14)]
-    assert found["positive_patients"].tolist()[:-1] == expected and found["positive_patients"].isna().iloc[-1]
-    alone = class_table(y, score, None, NAMES, 20)
-    assert alone["positive_patients"].tolist()[:-1] == alone["positive"].tolist()[:-1]
-    figures = found.rename(columns={"label": "metric", "auroc": "pooled"})
-    said = comparison.remarks(figures, None)
-    assert "fewer than 5 positive patients (Atelectasis 4)" in said[1]
-    assert len(comparison.remarks(figures[1:], None)) == 2
-
-
-def test_holm():
-    np.testing.assert_allclose(holm(np.array([0.04, 0.01, np.nan, 0.03])), [0.06, 0.03, np.nan, 0.06])
-    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])
-    assert np.isnan(holm(np.array([np.nan]))).all()
-
-
-def test_by_fold_ranks_each_network_alone():
-    y = np.array([[1, 0], [0, 0], [0, 1], [1, 1], [0, 0], [1, 0]])
-    score = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.2, 0.4], [0.3, 0.5], [0.4, 0.6]])
-    folds = np.array([0, 0, 0, 5, 5, 5])
-    # the first label: 1 and 1/2; the second: 1 and 0
-    assert by_fold(y, score, folds) == {"mean": 0.625, "classes": 2, "folds": 2}
-    y[3] = [1, 0]  # the second label is in the first fold only
-    assert by_fold(y, score, folds) == {"mean": 0.875, "classes": 2, "folds": 2}
-    assert np.isnan(by_fold(np.zeros((6, 2)), score, folds)["mean"])
+def test_positive_images_are_counted():
+    y = np.zeros((6, 2), int)
+    y[:4, 0] = y[5, 1] = 1
+    found = class_table(y, np.random.default_rng(0).random((6, 2)), np.arange(6), NAMES[:2], 20)
+    assert found["positive"].tolist()[:2] == [4, 1] and found["positive"].isna().iloc[-1]
+    with pytest.raises(InputError, match="needs images of two patients, there is 1"):
+        class_table(y, y, np.zeros(6), NAMES[:2], 20)
 
 
 def test_where_epochs_are_chosen_on_the_fold():
@@ -96,7 +69,7 @@ def test_releases_of_the_labels_are_known_by_their_counts():
     path = label_table("Data_Entry_2017_v2020.csv.gz")
     if path is None:
         pytest.skip("needs the package torchxrayvision")
-    truth = predictions.read_truth(path).rename(columns=lambda name: name.removeprefix(predictions.TRUE))
+    truth = comparison.read_truth(path).rename(columns=lambda name: name.removeprefix(comparison.TRUE))
     assert published.describe_labels(truth).startswith("as many images of each label as NIH's release of 2020")
     changed = truth.copy()
     changed.iloc[0, 6] = 1 - changed.iloc[0, 6]

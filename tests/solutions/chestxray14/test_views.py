@@ -57,6 +57,10 @@ BOTH = replace(
 )
 
 
+def view(images, rows, config, stage, **how):
+    return view_dataset(SimpleNamespace(images=images), rows, config=config, stage=stage, **how)
+
+
 @pytest.fixture
 def images(tmp_path):
     """Stored squares whose class is where a bright patch lies in the lungs; their crops are the negatives.
@@ -99,19 +103,19 @@ def job(images, tmp_path):
 
 
 def test_the_view_is_the_centre_of_the_resized_image_and_mask(images):
-    dataset = view_dataset(images, [5, 3], TINY, "whole")
+    dataset = view(images, [5, 3], TINY, "whole")
     image, row = dataset[1]
     assert image.shape == (2, 64, 64) and image.dtype == torch.uint8 and int(row) == 3
     np.testing.assert_array_equal(image[0], images.store.images[3, 4:68, 4:68])
     mask = cv2.resize(np.load(images.arrays["masks"])[3], (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(image[1], mask[4:68, 4:68])
-    smaller = view_dataset(images, [3], replace(TINY, resize=36, size=33, weighting=False), "lungs")[0][0]
+    smaller = view(images, [3], replace(TINY, resize=36, size=33, weighting=False), "lungs")[0][0]
     shrunk = cv2.resize(255 - images.store.images[3], (36, 36), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(smaller, shrunk[None, 1:34, 1:34])
 
 
 def test_a_flip_moves_image_and_mask(images):
-    flipped = view_dataset(images, [0], TINY, "whole", augment=True)
+    flipped = view(images, [0], TINY, "whole", augment=True)
     plain, seen = flipped[0][0], set()
     for seed in range(12):
         moved = flipped[0, seed][0]
@@ -147,7 +151,7 @@ def test_boxes_move_with_the_image(images):
     config = replace(TINY, resize=64, size=64, box_loss=1.0, weighting=False)
     rows = np.array([0, 3, 7])
     assert boxes_of(images, rows)["row"].tolist() == [3, 7]  # the label of row 3 is class 0: its other box is not used
-    dataset = view_dataset(images, rows, config, "whole", augment=True, targets=True)
+    dataset = view(images, rows, config, "whole", augment=True, targets=True)
     plain, box = dataset[1][1], np.zeros((32, 32), np.uint8)
     box[:16, :16] = 255
     assert plain["labels"][0] == 1 and np.array_equal(plain["boxes"][0], box) and not plain["boxes"][1:].any()
@@ -157,10 +161,10 @@ def test_boxes_move_with_the_image(images):
     for seed in range(4):  # the image is mirrored when its box is
         mirrored = dataset[1, seed][1]["boxes"][0, 0, -1] > 0
         assert torch.equal(dataset[1, seed][0], dataset[1][0].flip(-1) if mirrored else dataset[1][0])
-    held_out = view_dataset(images, rows, config, "whole", targets=True)
+    held_out = view(images, rows, config, "whole", targets=True)
     assert held_out[1][1].shape == (14,)
     with pytest.raises(InputError, match=r"whole\.box_loss: no training image has a box"):
-        view_dataset(images, np.array([0, 1]), config, "whole", augment=True, targets=True)
+        view(images, np.array([0, 1]), config, "whole", augment=True, targets=True)
 
 
 def test_boxes_draw_the_maps_into_them(job):
@@ -210,7 +214,7 @@ def test_an_empty_mask_is_named(images, tmp_path):
     np.save(tmp_path / "empty.npy", masks)
     images.arrays["masks"] = tmp_path / "empty.npy"
     with pytest.raises(InputError, match=r"empty\.npy: the mask of row 4 is empty"):
-        view_dataset(images, [4], TINY, "whole")[0]
+        view(images, [4], TINY, "whole")[0]
 
 
 def test_figures_are_those_of_sklearn():
@@ -231,7 +235,7 @@ def test_a_dozen_images_are_learnt_by_heart(job):
     assert probs.shape == (3, 14) and probs[:, :3].argmax(0).tolist() == [1, 2, 0]
     both, model = predict(ours, [network], [8], [tta.IDENTITY, tta.FLIP]), network.load(ours.run).eval()
     with torch.inference_mode():
-        image = view_dataset(ours.images, [8], config.whole, "whole")[0][0][None]
+        image = view(ours.images, [8], config.whole, "whole")[0][0][None]
         expected = (model(image).sigmoid() + model(image.flip(-1)).sigmoid()) / 2
     np.testing.assert_allclose(both, expected, atol=1e-6)
 
@@ -268,8 +272,8 @@ def test_training_on_features_is_training_with_frozen_branches(job, branches):
     ours = job()
     dataset = branches.fusion.dataset(ours, rows, True, True)
     width = sum(model.width for model in branches.models)
-    assert dataset.features.shape == (8, 2, width) and dataset.features.dtype == torch.float32
-    seen_by = [view_dataset(ours.images, rows, one.config, one.stage) for one in branches.networks]
+    assert dataset.tensors[0].shape == (8, 2, width) and dataset.tensors[0].dtype == torch.float32
+    seen_by = [view(ours.images, rows, one.config, one.stage) for one in branches.networks]
     layers = [build_fusion(BOTH) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     start = layers[0].weight.detach().clone()
@@ -297,9 +301,9 @@ def test_features_are_mirrored_only_where_the_images_were(job, branches):
     for augmentation, n in (("none", 1), ("flip", 2)):
         config = replace(BOTH, whole=replace(plain, augmentation=augmentation), lungs=replace(plain, weighting=False))
         fusion = fold_networks(config, 0)[-1]
-        assert fusion.dataset(job(config), np.arange(N), True, True).features.shape[1] == n
-        assert fusion.dataset(job(config), np.arange(N), False, True).features.shape[1] == 1  # held-out images
-    dataset = FeatureDataset(np.stack([np.zeros((2, 3)), np.ones((2, 3))], 1), np.zeros((2, 14)))
+        assert fusion.dataset(job(config), np.arange(N), True, True).tensors[0].shape[1] == n
+        assert fusion.dataset(job(config), np.arange(N), False, True).tensors[0].shape[1] == 1  # held-out images
+    dataset = FeatureDataset(torch.stack([torch.zeros(2, 3), torch.ones(2, 3)], 1), torch.zeros(2, 14))
     assert [dataset[key][0][0].item() for key in (0, (0, 4), (1, 5))] == [0, 0, 1]
 
 

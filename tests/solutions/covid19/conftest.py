@@ -15,18 +15,18 @@ from common.report import class_plots, plots
 from common.runs import Run
 from solutions.__main__ import main
 from solutions.covid19 import report
-from solutions.covid19.lungs import MASKS
+from solutions.covid19.data import MASKS
 from solutions.covid19.pipeline import SOLUTION
-from solutions.lung_segmentation import store_lungs
+from solutions.lung_segmentation import segmenter
 
 
 def _without_drawings(patch):
     for name in ("histogram", "score_with_interval", "forest", "learning_curves", "confusion_matrix"):
         patch.setattr(plots, name, lambda *args, **options: None)
     patch.setattr(class_plots, "reliability_panels", lambda *args, **options: None)
-    for name in ("view_strips", "heat_strips"):
+    for name in ("_view_pictures", "_heat_pictures"):
         patch.setattr(report, name, lambda *args, **options: "pictures")
-    patch.setattr(report, "lung_strips", lambda *args, **options: [])
+    patch.setattr(report, "_lung_pictures", lambda *args, **options: [])
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def quick_lungs(monkeypatch):
                     mask[4 * height // 32 : 28 * height // 32, left * width // 32 : right * width // 32] = 1
             return mask
 
-    monkeypatch.setattr(store_lungs, "load_segmenter", lambda weights, device, batch_size: Segmenter())
+    monkeypatch.setattr(segmenter, "load_segmenter", lambda weights, device: Segmenter())
 
 
 @pytest.fixture

@@ -362,8 +362,6 @@ def test_networks_that_look_nowhere(audited, monkeypatch):
     found, _, focus = read_audit(job.run)
     assert found["focus"]["lungs"] == {"share": NEVER, "area": 0.25, "images": 20, "flat": 20}
     assert focus["share"].isna().all()
-    one = audit._mean_share(np.array([0.2, np.nan, 0.6]), np.array(["p", "p", "p"]), 0)
-    assert one.estimate == pytest.approx(0.4) and np.isnan(one.low)  # no interval of one patient
 
 
 def test_a_fold_that_leaves_one_kind_is_named(audited):

@@ -14,8 +14,8 @@ from common.errors import InputError
 from common.options import Options
 from common.paths import read_array
 from solutions.covid19.config import DEMO, LungsConfig
-from solutions.covid19.lungs import COLOURED, MASKS, UNREADABLE, find_lungs, lungs_key
-from solutions.lung_segmentation import store_lungs
+from solutions.covid19.data import COLOURED, MASKS, UNREADABLE, find_lungs, lungs_key
+from solutions.lung_segmentation import segmenter
 
 SIDE = 64
 BOXES = {"both": [(16, 48, 8, 24), (16, 48, 40, 56)], "small": [(20, 30, 10, 16), (20, 30, 44, 50)], "none": []}
@@ -43,7 +43,7 @@ class Segmenter:
 @pytest.fixture
 def find(tmp_path, monkeypatch):
     """`find(**lungs)`: the StoreLungs of images with both lungs, small ones, none, a photo and an unreadable file."""
-    monkeypatch.setattr(store_lungs, "load_segmenter", lambda weights, device, batch_size: Segmenter())
+    monkeypatch.setattr(segmenter, "load_segmenter", lambda weights, device: Segmenter())
     for number, name in enumerate(BOXES, 1):
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((80, 70), 50 * number, np.uint8))
     hue = np.dstack([np.tile(np.linspace(0, 179, 70), (80, 1)), np.full((80, 70), 200), np.full((80, 70), 180)])

@@ -14,7 +14,7 @@ from solutions.covid19.config import SelectionConfig
 from solutions.covid19.selection import drop_duplicates, find_duplicates, select
 
 ROW = {"collection": "home", "home": True, "table": "t.csv", "line": 2, "file_name": "a.png", "path": "a.png"}
-ROW |= {"image_id": "a", "patient_id": "home 1", "age": 50.0, "age_said": "", "sex": "M", "view": "frontal"}
+ROW |= {"image_id": "a", "patient_id": "home 1", "age": 50.0, "age_said": "", "view": "frontal"}
 ROW |= {"view_said": "PA", "modality": "X-ray", "devices": False, "finding": "SARS", "label": 0}
 
 
@@ -81,28 +81,13 @@ def test_unknown_may_be_left_out():
 def test_odd_metadata_are_told_in_one_line_each(caplog):
     caplog.set_level(logging.INFO)
     table = rows(
-        {"age": np.nan, "age_said": "60s"},
-        {"age": np.nan, "age_said": "old"},
-        {"view": "unknown", "view_said": "odd"},
-        {"patient_id": "home 9"},
-        {"collection": "Figure1", "patient_id": "Figure1 9"},
+        {"age": np.nan, "age_said": "60s"}, {"age": np.nan, "age_said": "old"}, {"view": "unknown", "view_said": "odd"}
     )
     select(table, SelectionConfig(), 0)
     assert caplog.messages == [
         "unreadable ages count as unknown: 2, the first is '60s' (t.csv, row 2)",
         "unreadable views count as unknown: 1, the first is 'odd' (t.csv, row 4)",
-        "patient numbers in more than one collection: 1, the first is 9 (home, Figure1); taken as different people "
-        "unless they share an image",
     ]
-
-
-def test_rows_of_one_file():
-    table = rows(
-        {"path": "x"}, {"path": "x"}, {"path": "y"}, {"path": "y", "label": 1}, {"path": "z", "age": 3.0}, {"path": "z"}
-    )
-    chosen = select(table, SelectionConfig(), 0)
-    other = "the same file with another label"
-    assert chosen["reason"].tolist() == ["", "the same file as i0 (row 2)", other, other, "age 3", ""]
 
 
 def test_draw_is_last_and_of_each_collection_that_has_normals_alone():

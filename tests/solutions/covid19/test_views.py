@@ -14,9 +14,10 @@ from torch import nn
 
 from common.infer import tta
 from common.network import predict, train, train_loader
+from common.nn.classifier import Classifier
 from solutions.covid19 import models
 from solutions.covid19.config import DEMO, VIEWS, AuditConfig, NetworkConfig
-from solutions.covid19.models import CovidNet, ViewDataset, apply_view, covid_network, heat_maps
+from solutions.covid19.models import apply_view, covid_network, heat_maps, view_dataset
 
 SIDE, N = 72, 12
 TINY = NetworkConfig(
@@ -77,7 +78,7 @@ def test_nothing_hidden_reaches_the_network(job, view, augmentation):
     other = np.where(hidden, 255 - images, images)
     changed = np.where(hidden, images, 255 - images)
     items = [
-        [ViewDataset(each, masks, [3, 1], view, 0.1, TINY.size, transform)[1, seed][0] for seed in range(3)]
+        [view_dataset(each, masks, [3, 1], view, 0.1, TINY.size, transform)[1, seed][0] for seed in range(3)]
         for each in (images, other, changed)
     ]
     for item, same, seen in zip(*items, strict=True):
@@ -87,11 +88,11 @@ def test_nothing_hidden_reaches_the_network(job, view, augmentation):
 
 def test_the_image_shrinks_by_area_after_the_view(job):
     images, masks = job.images.store.images, np.load(job.images.arrays["masks"])
-    image, row = ViewDataset(images, masks, [5, 3], "lungs", 0.1, 36)[1]
+    image, row = view_dataset(images, masks, [5, 3], "lungs", 0.1, 36)[1]
     inside = np.where(masks[3] == 1, images[3], 0).reshape(36, 2, 36, 2).mean((1, 3))
     np.testing.assert_allclose(image[0], inside, atol=0.51)
     assert int(row) == 3
-    np.testing.assert_array_equal(ViewDataset(images, None, [3], "image", 0.1, SIDE)[0][0][0], images[3])
+    np.testing.assert_array_equal(view_dataset(images, None, [3], "image", 0.1, SIDE)[0][0][0], images[3])
 
 
 # ---- augmentation --------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def test_light_keeps_black_black_and_the_rest_near(job):
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         greys.append(np.median(pipeline(image=black + 100)["image"]))
     assert 80 < min(greys) < 95 and 105 < max(greys) < 120
-    dataset = ViewDataset(job.images.store.images, None, [0], "image", 0.1, 64, pipeline)
+    dataset = view_dataset(job.images.store.images, None, [0], "image", 0.1, 64, pipeline)
     again = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(again[0, 7][0], dataset[0, 7][0]) and not torch.equal(dataset[0, 7][0], dataset[0][0])
 
@@ -183,7 +184,7 @@ class Cells(nn.Module):
 
 
 def test_heat_maps_follow_the_view_and_the_rows(job, monkeypatch):
-    model = CovidNet(Cells(), 1, (0, 0, 0), (1 / 255,) * 3)
+    model = Classifier(Cells(), 1, (0, 0, 0), (1 / 255,) * 3)
     nn.init.constant_(model.head.weight, 2.0)
     monkeypatch.setattr(models.Network, "load", lambda network, run: model)
     rows, images = np.array([4, 0, 3]), job.images.store.images

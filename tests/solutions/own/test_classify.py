@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.nn.classifier import build_classifier
 from common.paths import read_json, read_parquet
 from common.submit.table import read_table
 from solutions.own import classify
@@ -40,7 +41,7 @@ def test_average_precision_and_auroc_of_known_labels():
 
 def test_frozen_features_train_the_same_layer_that_predicts_images():
     config = replace(DEMO.classifier, backbone=NET, weights="none", size=32, only_head=True)
-    model = classify.build_network(config, 2).eval()
+    model = build_classifier(config, 2).eval()
     images = torch.randint(0, 255, (3, 1, 32, 32), dtype=torch.uint8)
     assert torch.equal(model(images), model(model.pooled(images)))
     assert torch.allclose(model.cam(images).mean((2, 3)) + model.head.bias, model(images), atol=1e-5)
