@@ -125,9 +125,9 @@ def test_the_score_is_that_of_scikit_learn(finished):
     assert hidden["value"] == pytest.approx(score["test"]["mean"]["estimate"], abs=1e-12)
     thresholds, oof = read_json(run / "tuned.json")["thresholds"], predicted(run, "oof")
     for label in ("Infiltration", "Atelectasis"):  # no other threshold has a higher index
-        fpr, tpr, _ = roc_curve(truth.loc[oof.index, label], oof[label])
+        false_rate, true_rate, _ = roc_curve(truth.loc[oof.index, label], oof[label])
         called, positive = oof[label] >= thresholds[label], truth.loc[oof.index, label] == 1
-        assert called[positive].mean() - called[~positive].mean() == pytest.approx((tpr - fpr).max())
+        assert called[positive].mean() - called[~positive].mean() == pytest.approx((true_rate - false_rate).max())
 
 
 def test_no_patient_is_on_both_sides_of_a_fold(finished, tmp_path, command, sample, plain, bare_page, monkeypatch):
