@@ -15,10 +15,8 @@ from common.trained import Card
 class OwnFit(FitConfig):
     """What classifiers and segmenters share."""
 
-    weights: str = "imagenet"
-    """imagenet, none, or a file with weights of the backbone or encoder."""
-    augmentation: Literal["light", "none"] = "light"
-    """light: small movements, and flips unless --flip False."""
+    weights: str = "imagenet"  # imagenet, none, or a file with weights of the backbone or encoder.
+    augmentation: Literal["light", "none"] = "light"  # light: small movements, and flips unless --flip False.
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
     clip_norm: float = 1.0
     averaging: tuple[Averaging, ...] = ("last",)
@@ -28,14 +26,12 @@ class OwnFit(FitConfig):
 class ClassifierConfig(OwnFit):
     """The classifier, of one column per class or of the column `label`."""
 
-    backbone: str = "convnext_tiny.fb_in22k_ft_in1k"
-    """Any timm network with a last feature map."""
+    backbone: str = "convnext_tiny.fb_in22k_ft_in1k"  # Any timm network with a last feature map.
     size: int = 384
     dropout: float = 0.2
     only_head: bool = False
     """Train only the last layer, on features that the pretrained backbone computes once, without augmentation."""
-    class_weights: bool = False
-    """Weight the loss by the inverse frequency of the classes (at most 20)."""
+    class_weights: bool = False  # Weight the loss by the inverse frequency of the classes (at most 20).
     balanced: bool = False
     """Repeat images of rare classes, up to 10 times, so that classes are drawn about equally often."""
     epochs: int = 15
@@ -49,8 +45,7 @@ class ClassifierConfig(OwnFit):
 class SegmenterConfig(OwnFit):
     """The network that outlines structures, with one channel each."""
 
-    architecture: str = "unet"
-    """A decoder of segmentation-models-pytorch."""
+    architecture: str = "unet"  # A decoder of segmentation-models-pytorch.
     encoder: str = "convnext_small.fb_in22k_ft_in1k"
     size: int = 512
     loss: Literal["bce", "dice", "bce_dice"] = "bce_dice"
@@ -87,10 +82,8 @@ class DetectorConfig(BoxConfig):
 class DecisionConfig:
     """Values that are tried for each class or structure, nested over the folds."""
 
-    pixel: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
-    """Segmentation: pixel thresholds."""
-    min_area: tuple[float, ...] = (0.0, 0.0005, 0.002)
-    """Segmentation: smallest region kept, as a share of the image."""
+    pixel: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)  # Segmentation: pixel thresholds.
+    min_area: tuple[float, ...] = (0.0, 0.0005, 0.002)  # Segmentation: smallest region kept, as a share of the image.
 
 
 @dataclass(frozen=True)

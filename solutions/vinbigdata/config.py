@@ -53,8 +53,7 @@ class DetectorConfig(BoxConfig):
     Detectron2 does by default."""
     lung_channel: bool = False
     """The lung mask replaces the third of the network's equal grey channels. Paper: future work."""
-    abnormal_only: bool = True
-    """Train only on images with a finding. Paper: yes."""
+    abnormal_only: bool = True  # Train only on images with a finding. Paper: yes.
     epochs: int = 10
     lr: float = 1e-3
     batch_size: int = 4
@@ -92,10 +91,8 @@ class FusionConfig:
     raters_iou: float = 0.4
     weights: tuple[float, ...] = (5.0, 2.0, 1.0, 1.0, 1.0, 1.0)
     """Weights of the members, best first by validation score; 1 for all others. Paper: 5, 2, 1, 1, 1, 1."""
-    iou: tuple[float, ...] = (0.4,)
-    """Overlaps to try in weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4."""
-    skip: tuple[float, ...] = (0.0,)
-    """Lowest box scores to try. Winners: 0 to 0.001."""
+    iou: tuple[float, ...] = (0.4,)  # Overlaps to try in weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4.
+    skip: tuple[float, ...] = (0.0,)  # Lowest box scores to try. Winners: 0 to 0.001.
     method: Literal["wbf", "nms", "soft_nms", "nmw", "none"] = "wbf"
     """Not applied to a single network's boxes: the paper found that this lowers the score."""
     try_weights: tuple[float, ...] = ()
@@ -108,10 +105,8 @@ class DecisionConfig:
 
     rule: tuple[Literal["replace", "append", "none"], ...] = ("replace",)
     """Rules to try. replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes unchanged."""
-    alpha: tuple[float, ...] = (0.997,)
-    """replace: above it, all boxes are replaced by `14 1 0 0 1 1`. Paper: 0.997."""
-    beta: tuple[float, ...] = (0.3,)
-    """replace: above it and up to alpha, the no-finding box is added. Paper: 0.3."""
+    alpha: tuple[float, ...] = (0.997,)  # replace: above it, all boxes are replaced by `14 1 0 0 1 1`. Paper: 0.997.
+    beta: tuple[float, ...] = (0.3,)  # replace: above it and up to alpha, the no-finding box is added. Paper: 0.3.
 
 
 @dataclass(frozen=True)
