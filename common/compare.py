@@ -17,8 +17,11 @@ from common.config import file_hash
 from common.data.tables import named_images, read_patients
 from common.errors import InputError
 from common.export import open_run
+from common.metrics.classification import mean_of_defined
+from common.metrics.detection import evaluate, resample_aps
 from common.metrics.statistics import interval, interval_with_p, resample
 from common.paths import write_csv
+from common.post.boxes import unpack_boxes
 from common.report import page, plots
 from common.step import require
 
@@ -81,6 +84,18 @@ def means_of(columns):
         return {name: resample(table[column], groups, n_resamples, seed, True) for name, column in pairs}
 
     return measure
+
+
+def measure_boxes(table, names, rule, groups, n_resamples, seed):
+    """Return the mean AP of the packed boxes `found` by `truth`, and each class's, by the Bayesian bootstrap.
+
+    names: of the classes; those without a true box are left out. rule: of `common.metrics.detection`.
+    """
+    found, truth = (unpack_boxes(table[name], table["image_id"]) for name in ("found", "truth"))
+    result = evaluate(found, truth, table["image_id"], rule)
+    aps = resample_aps(result, groups, n_resamples, seed)
+    classes = {names[c]: (ap, aps[:, k]) for k, (c, ap) in enumerate(result.classes["ap"].items()) if ap == ap}
+    return {"mAP": (result.mean_ap, mean_of_defined(aps)), **classes}
 
 
 def comparison_tools(recipe, config_class, comparison):

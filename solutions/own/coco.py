@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
+from common.post.rle import area, paint
 
 OUTSIDE = 1.0  # pixels that a polygon may exceed its image
 
@@ -50,17 +51,10 @@ def _decode(text):
 
 def mask_fields(runs, image):
     """Return the fields of an annotation for runs of `common.post.rle` on an image, a row of the run's table."""
-    edges = [0, *runs.ravel().tolist(), int(image.height * image.width)]
-    columns = runs // image.height
-    left, right = int(columns[0, 0]), int((runs[-1, 1] - 1) // image.height)
-    one_column = (columns[:, 0] == (runs[:, 1] - 1) // image.height).all()
-    starts, ends = runs[:, 0] % image.height, (runs[:, 1] - 1) % image.height
-    top, bottom = (int(starts.min()), int(ends.max())) if one_column else (0, int(image.height) - 1)
-    return {
-        "segmentation": {"size": [int(image.height), int(image.width)], "counts": np.diff(edges).tolist()},
-        "bbox": [left, top, right - left + 1, bottom - top + 1],
-        "area": int(np.diff(runs).sum()),
-    }
+    shape = int(image.height), int(image.width)
+    counts = np.diff([0, *runs.ravel().tolist(), shape[0] * shape[1]]).tolist()
+    box = cv2.boundingRect(paint(runs, shape, order="C"))
+    return {"segmentation": {"size": list(shape), "counts": counts}, "bbox": list(box), "area": area(runs)}
 
 
 def box_fields(box):

@@ -1,14 +1,16 @@
-"""What `table` and `score_predictions` measure: AUROC by class, or Dice and IoU of segmentations."""
+"""What `table` and `score_predictions` measure: AUROC by class, AP of boxes by class, or Dice and IoU of masks."""
 
 import numpy as np
 import pandas as pd
 
-from common.compare import Comparison, by_rows, means_of
+from common.compare import Comparison, by_rows, means_of, measure_boxes
 from common.data.tables import some_rows
 from common.errors import InputError
 from common.metrics.classification import mean_of_defined
 from common.metrics.statistics import resample_aurocs
 from common.paths import read_parquet
+from common.post.boxes import pack_boxes
+from solutions.own.boxes import rule
 from solutions.own.classify import aurocs
 from solutions.own.labels import read_labels, task_of
 
@@ -16,23 +18,27 @@ TRUE = "true "  # before the name of a class: its labels
 
 
 def results(job, split):
-    """Return the out-of-fold images of a run with their scores, or their labels and probabilities."""
-    if job.config.task == "detection":
-        raise InputError(f"{job.run.folder}: a run of detection; its scores stand in score.json and classes.csv")
-    is_masks = job.config.task == "segmentation"
+    """Return the out-of-fold images of a run with their scores, or their labels and what was predicted."""
+    is_masks, images, classes = job.config.task == "segmentation", job.images, job.images.about["classes"]
     table = read_parquet(job.run.path("oof_dice.parquet" if is_masks else "oof.parquet"))
-    classes = job.images.about["classes"]
-    about = job.images.at(table["row"]).reset_index(drop=True)
+    if job.config.task == "detection":
+        about = images.at(images.rows(folds=job.config.folds)).reset_index(drop=True)
+        found, truth = (pack_boxes(part, about["image_id"]) for part in (table, images.tables["boxes.parquet"]))
+        table = about[["image_id", "fold"]].assign(found=found)
+    else:
+        about = images.at(table["row"]).reset_index(drop=True)
+        truth = about[classes].astype(str).agg(" ".join, axis=1)
     labels = about[classes].add_prefix(TRUE)
-    truth = about[classes].astype(str).agg(" ".join, axis=1)
     return {"": pd.concat([table.assign(patient_id=about["patient_id"], truth=truth), labels], axis=1)}
 
 
 def measure(table, groups, n_resamples, seed):
-    """Return Dice and IoU, or the AUROC of each class and their mean, by the bootstraps of score.json."""
+    """Return Dice and IoU, or the AUROC or AP of each class and their mean, by the bootstraps of score.json."""
     if "dice" in table:
         return means_of({"dice": "dice", "iou": "iou"})(table, groups, n_resamples, seed)
     names = [name.removeprefix(TRUE) for name in table if name.startswith(TRUE)]
+    if "found" in table:
+        return measure_boxes(table, names, rule(len(names)), groups, n_resamples, seed)
     y, probs = table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float)
     if np.isnan(y).any():
         mean = lambda rows: mean_of_defined(measure_classes(rows, names))  # noqa: E731

@@ -136,8 +136,7 @@ def add_view(job, listing, store):
         return listing
 
     def describe(segmenter, image, probs):
-        parts = segmenter.parts(probs, image.shape)
-        lungs = np.any([mask for name, mask in parts.items() if name != "heart"], axis=0)
+        lungs = segmenter.lungs(probs, image.shape)
         region = lung_region(lungs)
         if region is None:
             return skip(image, None)

@@ -17,6 +17,10 @@ from solutions.siim_pneumothorax.data import mask
 
 TITLE = "SIIM pneumothorax"
 EXPERIMENTS = ("enrichment-", "positives-", "larger-", "classifier-")
+COLUMNS = (
+    "Mean Dice with 95 % intervals by patient; change: paired difference from the paper's choice, with its p-value; "
+    "mcc: of the gate at 0.5; paper: its score on the private leaderboard"
+)
 
 
 def fold_scores(job):
@@ -40,8 +44,7 @@ def headline(job, score):
         ("Dice of empty masks", score["dice_all_empty"], "score of predicting nothing"),
     ]
     if positive:
-        hint = f"{page.range_text(positive)}, {score['positive']} images"
-        cards.append(("Dice of positive images", positive["estimate"], hint))
+        cards.append(("Dice of positive images", positive["estimate"], page.range_text(positive)))
     if presence:
         cards.append(("AUROC of presence", presence["auroc"], f"MCC {page.as_text(presence['mcc'])} at 0.5"))
     return [page.cards(cards), page.nested_note(score["nested_by"], "Dice", score["dice_not_nested"])]
@@ -51,25 +54,16 @@ def sections(job):
     """Return the data section and those of the results that are current."""
     parts = [_data(job.images)]
     if job.is_current("tune"):
-        oof, tuned = read_parquet(job.run.path("oof_dice.parquet")), read_json(job.run.path("tuned.json"))
-        parts += [
-            _decision(job, oof, tuned),
-            _calibration(job, oof, tuned["rule"]["gate"]),
-            *_pictures(job, oof, tuned),
-        ]
+        of = job, read_parquet(job.run.path("oof_dice.parquet")), read_json(job.run.path("tuned.json"))
+        parts += [_decision(*of), _calibration(*of), *_pictures(*of)]
     return [*parts, _published(job.run), step_section(job, "ablate", "Ablation", _ablation)]
 
 
 def _data(images):
     train = images.table[images.table["split"] == "train"]
     areas = train["area"].where(train["area"] > 0)
-    counted = train.assign(positive_area=areas).groupby("fold")
-    folds = counted.agg(
-        images=("row", "size"),
-        positive=("present", "sum"),
-        patients=("patient_id", "nunique"),
-        median_area=("positive_area", "median"),
-    )
+    columns = {"images": ("row", "size"), "positive": ("present", "sum"), "patients": ("patient_id", "nunique")}
+    folds = train.assign(area=areas).groupby("fold").agg(**columns, median_area=("area", "median"))
     shares = {"masks": 100 * areas / SIZE**2}
     return page.section(
         "Data",
@@ -100,19 +94,13 @@ def _decision(job, oof, tuned):
     return page.section("Decision", table, page.grid(*figures))
 
 
-def _calibration(job, oof, gate):
+def _calibration(job, oof, tuned):
     """Return the section of the gate, where the run has one, and of the pixels."""
-    drawn = []
+    drawn, gate = [], tuned["rule"]["gate"] or 0.5
     if job.config.presence != "none" and oof["present"].nunique() > 1:
-        drawn = results.classes(
-            oof[["present"]].to_numpy(),
-            oof[["presence"]].to_numpy(float),
-            oof["fold"],
-            ["pneumothorax"],
-            gate or 0.5,
-            ("none", "pneumothorax"),
-            job.images.patients(oof["row"]),
-        )
+        truth, probs, names = oof[["present"]].to_numpy(), oof[["presence"]].to_numpy(float), ("none", "pneumothorax")
+        patients = job.images.patients(oof["row"])
+        drawn = results.classes(truth, probs, oof["fold"], names[1:], gate, names, patients)
     maps = read_array(job.run.path("oof_probs.npy"))
     pixels = results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]))
     return page.section("Presence and calibration", *drawn, pixels)
@@ -124,21 +112,18 @@ def _pictures(job, oof, tuned):
     rules = {part: Rule(**rule) for part, rule in tuned["fold_rules"].items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
     false = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)
-    galleries, columns = {}, []
+    galleries, columns, connectivity = {}, [], job.config.decision.connectivity
     for title, rows in (pick_extremes(positive) | {"False positives": false[:4]}).items():
         items = []
         for position, row in rows.iterrows():
             image, rule = job.images.store.images[row["row"]], rules[str(row["part"])]
-            before, after = (
-                one.apply(np.asarray(probs[position]), row["presence"], connectivity=job.config.decision.connectivity)
-                for one in (replace(rule, min_area=0), rule)
-            )
-            truth, before, after = (_shrink(one, image) for one in (mask(job.images, row["row"]), before, after))
+            how = {"probs": np.asarray(probs[position]), "gate_prob": row["presence"], "connectivity": connectivity}
+            masks = mask(job.images, row["row"]), replace(rule, min_area=0).apply(**how), rule.apply(**how)
+            truth, before, after = (_shrink(one, image) for one in masks)
             caption = f"{row['image_id']}: dice {row['dice']:.3f}, presence {row['presence']:.2f}"
             items.append((image, truth, after, caption))
             columns.append((image, truth, before, after, caption))
-        if items:
-            galleries[title] = gallery(items, title)
+        galleries |= {title: gallery(items, title)} if items else {}
     text = "Green: the true outline. Orange: the prediction, using the rule chosen on the other parts."
     worst = [galleries.pop(title) for title in ("Worst", "False positives") if title in galleries]
     listed = oof.sort_values("dice", kind="stable")[["image_id", "fold", "present", "presence", "dice"]]
@@ -187,11 +172,7 @@ def _ablation(job):
     return [
         "The paper's comparisons on this run's out-of-fold images, one change at a time. The gate's threshold is "
         "chosen in the first row, on the other parts, and kept in all others.",
-        page.table(
-            table.drop(columns=["low", "high"]),
-            "Mean Dice with 95 % intervals by patient; change: paired difference from the paper's choice, with its "
-            "p-value; mcc: of the gate at 0.5; paper: its score on the private leaderboard",
-        ),
+        page.table(table.drop(columns=["low", "high"]), COLUMNS),
         page.figure(drawn, "Dice with its interval"),
     ]
 

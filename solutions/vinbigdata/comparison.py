@@ -2,11 +2,10 @@
 
 import pandas as pd
 
-from common.compare import Comparison
-from common.metrics.classification import mean_of_defined
-from common.metrics.detection import evaluate, resample_aps
+from common.compare import Comparison, measure_boxes
+from common.metrics.detection import VOC2010
 from common.paths import read_parquet
-from common.post.boxes import pack_boxes, unpack_boxes
+from common.post.boxes import pack_boxes
 from common.post.fusion import fuse_raters
 from common.submit.table import read_table
 from solutions.vinbigdata.config import CLASSES, PRESETS, SAMPLE
@@ -35,13 +34,9 @@ def read_labels(path):
     return pd.DataFrame({"truth": pack_boxes(boxes, ids)}, ids)
 
 
-def measure(table, groups, n_resamples, seed):
-    """Return the mean AP at IoU > 0.4, and the AP of each class with a true box, by the Bayesian bootstrap."""
-    found, truth = (unpack_boxes(table[name], table["image_id"]) for name in ("found", "truth"))
-    result = evaluate(found, truth, table["image_id"])
-    aps = resample_aps(result, groups, n_resamples, seed)
-    classes = {CLASSES[c]: (ap, aps[:, k]) for k, (c, ap) in enumerate(result.classes["ap"].items()) if ap == ap}
-    return {"mAP": (result.mean_ap, mean_of_defined(aps)), **classes}
+def measure(table, *how):
+    """Return the mean AP at IoU > 0.4, and the AP of each class with a true box."""
+    return measure_boxes(table, CLASSES, VOC2010, *how)
 
 
 COMPARISON = Comparison(results, measure, read_submission, read_labels, "tune")

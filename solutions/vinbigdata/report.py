@@ -10,7 +10,7 @@ from common.report import detection_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import MOST_BOXES, best_boxes, box_gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
-from solutions.vinbigdata.data import out_of_fold, truth_of
+from solutions.vinbigdata.data import FINDINGS, out_of_fold, truth_of
 from solutions.vinbigdata.experiments import LOCATIONS, PUBLISHED_SWEEP
 
 TITLE = "VinBigData detection"
@@ -61,9 +61,9 @@ def sections(job):
     if job.is_current("tune"):
         rows, found = job.images.rows(folds=job.config.folds), read_parquet(job.run.path("oof_decided.parquet"))
         health = read_parquet(job.run.path("oof_healthy.parquet")).set_index("image_id")["healthy"]
-        scored = job.images.table.set_index("row").loc[rows].reset_index()
+        scored = job.images.at(rows).reset_index(drop=True)
         scored["health"] = health[scored["image_id"]].to_numpy()
-        scored["note"] = [f" · p {value:.3f}" for value in scored["health"]]
+        scored["note"] = " · p " + scored["health"].map("{:.3f}".format)
         parts += [_classes(job, found, rows, scored), _decision(job.run), _healthy(job.run, scored)]
         parts += _pictures(job.images, found, scored)
     return [*parts, step_section(job, "ablate", "Ablation", _ablation)]
@@ -75,14 +75,8 @@ def _data(images):
     shares = boxes[BOX].to_numpy() / boxes[["width", "height", "width", "height"]].to_numpy()
     boxes["area"] = 100 * (shares[:, 2] - shares[:, 0]) * (shares[:, 3] - shares[:, 1])
     by_class = boxes.groupby("class_id")["area"]
-    counts = pd.DataFrame(
-        {
-            "class": CLASSES,
-            "images": [*(int(train[f"c{k}"].sum()) for k in range(NO_FINDING)), (train["abnormal"] == 0).sum()],
-            "boxes": by_class.size().reindex(range(15)).astype("Int64"),
-            "median area, %": by_class.median().reindex(range(15)),
-        }
-    )
+    counts = pd.DataFrame({"class": CLASSES, "images": [*train[FINDINGS].sum(), (train["abnormal"] == 0).sum()]})
+    counts["boxes"], counts["median area, %"] = by_class.size().astype("Int64"), by_class.median()
     folds = train.groupby("fold").agg(images=("row", "size"), abnormal=("abnormal", "sum")).reset_index()
     maps = {CLASSES[k]: shares[boxes["class_id"] == k] for k in range(NO_FINDING)}
     return page.section(
@@ -137,24 +131,21 @@ def _decision(run):
 
 def _healthy(run, scored):
     rule = read_json(run.path("tuned.json"))["rule"]
-    shares = read_json(run.path("score.json"))["healthy"]["share_above"]
-    above = [
-        {"images": name, **{f"above {end} {rule[end]:g}": f"{share[end]:.1%}" for end in ("alpha", "beta")}}
-        for name, share in shares.items()
-        if share
-    ]
+    shares = pd.DataFrame(read_json(run.path("score.json"))["healthy"]["share_above"]).T.dropna()
+    above = shares.map("{:.1%}".format).rename(columns=lambda end: f"above {end} {rule[end]:g}")
     truth, probs, outcomes = 1 - scored[["abnormal"]].to_numpy(), scored[["health"]].to_numpy(), ("abnormal", "healthy")
     drawn = results.classes(truth, probs, scored["fold"], ["healthy"], 0.5, outcomes, groups_of(scored))
     caption = "Shares of the out-of-fold and of the test images (mean of folds' logits)"
-    return page.section("Healthy or not (2CC)", *drawn, page.table(pd.DataFrame(above), caption))
+    above = above.rename_axis("images").reset_index()
+    return page.section("Healthy or not (2CC)", *drawn, page.table(above, caption))
 
 
 def _pictures(images, found, scored, count=8):
     """Return the sections of the worst errors and of images with findings."""
     abnormal, normal = (scored[scored["abnormal"] == value] for value in (1, 0))
     boxes = found[found["class_id"] != NO_FINDING]
-    highest = boxes.groupby("image_id")["score"].max()
-    false = highest[highest.index.isin(normal["image_id"])].nlargest(count // 2).index
+    highest = boxes[boxes["image_id"].isin(normal["image_id"])].groupby("image_id")["score"].max()
+    false = highest.nlargest(count // 2).index
     missed = abnormal[~abnormal["image_id"].isin(boxes["image_id"])].sort_values("health", ascending=False)
     groups = {
         "Boxes on images without findings": normal.set_index("image_id", drop=False).loc[false],

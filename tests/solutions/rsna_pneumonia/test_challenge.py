@@ -42,8 +42,7 @@ def test_the_metric_by_hand():
 
 def test_the_rule_and_the_submission(tmp_path):
     found = boxes(("a", 0, 0.9, 100, 200, 200, 400), ("a", 0, 0.2, 0, 0, 9, 9), ("b", 0, 0.8, 0, 0, 50, 50))
-    rule = BoxRule(iou=0.3, gate=0.5, threshold=0.3, shrink=0.875)
-    kept = apply_rule(found, pd.Series({"a": 0.5, "b": 0.4}), rule)
+    kept = apply_rule(found, pd.Series({"a": 0.5, "b": 0.4}), BoxRule(0.3, gate=0.5, threshold=0.3, shrink=0.875))
     assert kept[["image_id", *BOX]].to_numpy().tolist() == [["a", 106.25, 212.5, 193.75, 387.5]]
     table, path = prediction_strings(kept, ["b", "a"]), tmp_path / "submission.csv"
     assert table["PredictionString"].tolist() == ["", "0.900000 106.2 212.5 87.6 175.0"]
