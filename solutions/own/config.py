@@ -6,7 +6,7 @@ No paper is followed: defaults are those that served the five challenges, and ea
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import Averaging, BoxConfig, FitConfig, check_run
+from common.config import BoxConfig, FitConfig, check_run
 from common.errors import InputError
 from common.trained import Card
 
@@ -17,9 +17,6 @@ class OwnFit(FitConfig):
 
     weights: str = "imagenet"  # imagenet, none, or a file with weights of the backbone or encoder.
     augmentation: Literal["light", "none"] = "light"  # light: small movements, and flips unless --flip False.
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
-    clip_norm: float = 1.0
-    averaging: tuple[Averaging, ...] = ("last",)
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,6 @@ class ClassifierConfig(OwnFit):
     class_weights: bool = False  # Weight the loss by the inverse frequency of the classes (at most 20).
     balanced: bool = False
     """Repeat images of rare classes, up to 10 times, so that classes are drawn about equally often."""
-    epochs: int = 15
-    lr: float = 1e-4
-    weight_decay: float = 5e-2
-    batch_size: int = 32
     metric: str = "auroc"
 
 
@@ -49,10 +42,6 @@ class SegmenterConfig(OwnFit):
     encoder: str = "convnext_small.fb_in22k_ft_in1k"
     size: int = 512
     loss: Literal["bce", "dice", "bce_dice"] = "bce_dice"
-    epochs: int = 30
-    frozen_epochs: int = 1
-    lr: float = 2e-4
-    batch_size: int = 16
     metric: str = "dice"
 
     def __post_init__(self):
@@ -71,11 +60,6 @@ class DetectorConfig(BoxConfig):
     augmentation: Literal["none", "flip", "noise", "podium"] = "podium"
     """Pipeline of `common.data.box_augment`; flip and podium mirror images."""
     metric: str = "map"
-    epochs: int = 15
-    lr: float = 1e-4
-    batch_size: int = 8
-    clip_norm: float = 1.0
-    averaging: tuple[Averaging, ...] = ("last",)
 
 
 @dataclass(frozen=True)
@@ -108,9 +92,9 @@ class Config:
     """What the networks see: the image, the box around its lungs (classification only), or its lungs on black."""
     flip: bool = True
     """Whether mirrored images are valid; not if a class is a side, such as the left lung."""
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(**CLASSES))
+    segmenter: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(**MASKS))
+    detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     n_folds: int = 5
     """Overruled by a column `fold` or `split` of the labels."""
@@ -136,20 +120,29 @@ class Config:
         return {"segmentation": self.segmenter, "detection": self.detector}.get(self.task, self.classifier)
 
 
-PODIUM = Config(
-    classifier=ClassifierConfig(averaging=("ema",)), segmenter=SegmenterConfig(averaging=("ema",)), tta=("flip",)
-)
+LAST = {"schedule": "warm_cosine", "clip_norm": 1.0, "averaging": ("last",)}
+CLASSES = LAST | {"epochs": 15, "lr": 1e-4, "weight_decay": 5e-2, "batch_size": 32}
+MASKS = LAST | {"epochs": 30, "frozen_epochs": 1, "lr": 2e-4}
+BOXES = {"epochs": 15, "lr": 1e-4, "batch_size": 8, "clip_norm": 1.0, "averaging": ("last",)}
+EMA = {"averaging": ("ema",)}
+PODIUM = Config(classifier=ClassifierConfig(**CLASSES | EMA), segmenter=SegmenterConfig(**MASKS | EMA), tta=("flip",))
 
 # Minutes on a laptop: one pass over the images, then linear layers on their features.
-LITE = {"encoder": "tf_efficientnet_lite0", "frozen_epochs": 0, "lr": 1e-3}
+LITE = "tf_efficientnet_lite0"
+FEATURES = CLASSES | {"backbone": LITE, "size": 224, "only_head": True, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-2}
+OUTLINES = MASKS | {"encoder": LITE, "size": 128, "epochs": 15, "frozen_epochs": 0, "lr": 1e-3, "batch_size": 8}
+CORNERS = BOXES | {
+    "architecture": "fcos",
+    "backbone": LITE,
+    "size": 224,
+    "channels": 64,
+    "augmentation": "flip",
+    "lr": 1e-3,
+}
 SMALL = Config(
-    classifier=ClassifierConfig(
-        backbone="tf_efficientnet_lite0", size=224, only_head=True, epochs=60, lr=1e-3, weight_decay=1e-2
-    ),
-    segmenter=SegmenterConfig(size=128, epochs=15, **{**LITE, "batch_size": 8}),
-    detector=DetectorConfig(
-        architecture="fcos", backbone="tf_efficientnet_lite0", size=224, channels=64, augmentation="flip", lr=1e-3
-    ),
+    classifier=ClassifierConfig(**FEATURES),
+    segmenter=SegmenterConfig(**OUTLINES),
+    detector=DetectorConfig(**CORNERS),
     store_size=224,
 )
 
@@ -169,6 +162,6 @@ ABOUT = {
     "small": "classification: frozen features and a linear layer, minutes on a laptop; small networks for other tasks",
     "podium": "a network per fold at full size",
 }
-TAKES = ("on_unlabelled",)
+TAKES = ("id_map", "on_unlabelled")
 KAGGLE = None  # no competition
 CARD = Card("image-classification", "the user's own images", "their owner's terms")

@@ -18,7 +18,7 @@ from common.post.boxes import BOX
 
 DEFAULTS = ("labels.csv", "labels.json", "masks")
 GROUPING = ["patient_id", "split", "fold"]
-TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", *GROUPING}  # other columns of tables
+TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", *GROUPING}
 SPLITS = ("train", "val", "test")
 
 

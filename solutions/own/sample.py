@@ -13,8 +13,7 @@ KINDS = {"effusion": findings.effusion, "mass": findings.mass, "pneumothorax": f
 def make_sample(folder, n_train=60, n_test=12, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: images, two per patient. Holds images/<patient>_<visit>.png, labels.csv, sample_submission.csv and
-    the test images' labels, hidden/truth.csv.
+    Holds images/<patient>_<visit>.png, labels.csv, sample_submission.csv and the test labels, hidden/truth.csv.
     """
     parameters = {"sample": "own", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 8, "n_test": 1, "seed": 0}

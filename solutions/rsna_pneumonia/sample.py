@@ -24,8 +24,7 @@ RAW = 12  # every 12th image is stored uncompressed
 def make_sample(folder, n_train=48, n_test=12, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0. hidden/truth.csv has the boxes of the test
-    images in the format of the labels. Raises InputError as `write_sample` does.
+    Beside the challenge's files: hidden/truth.csv, the boxes of the test images in the format of the labels.
     """
     parameters = {"sample": "rsna_pneumonia", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     minima = {"n_train": 4, "n_test": 1, "seed": 0}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import Averaging, FitConfig, check_run, with_smaller_batches
+from common.config import FitConfig, check_run, with_smaller_batches
 from common.errors import InputError
 from common.kaggle import Source
 from common.trained import Card
@@ -14,11 +14,7 @@ SIZE = 1024  # pixels of the competition's images, and of the masks in every sub
 
 @dataclass(frozen=True)
 class ClassifierConfig(FitConfig):
-    """The gate: a classifier of images with and without a pneumothorax.
-
-    Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after
-    3 epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
-    """
+    """The gate: a classifier of images with and without a pneumothorax."""
 
     backbone: str = "legacy_xception"
     """Any timm model. Paper: Xception, chosen over NASNet-Large and InceptionResNetV2."""
@@ -30,28 +26,12 @@ class ClassifierConfig(FitConfig):
     """Paper's alternative: balance the classes with transformed copies of the positives; no other augmentation."""
     positive_weight: float = 1.0
     """Weight of the positive images in the loss. Paper: 1; class weights are its future work."""
-    epochs: int = 25
-    frozen_epochs: int = 2
-    frozen_lr: float = 2e-2
-    lr: float = 2e-4
-    batch_size: int = 4
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "plateau"
-    patience: int = 3
-    factor: float = 0.2
     metric: str = "mcc"
-    averaging: tuple[Averaging, ...] = ("best",)
 
 
 @dataclass(frozen=True)
 class SegmenterConfig(FitConfig):
-    """The network that outlines the pneumothorax.
-
-    Paper, 4.1.2: 37 epochs, Adam 1e-3 with the first half of the layers frozen for 2 epochs, then 1e-4, cosine;
-    weights averaged over the epochs where validation IoU peaks (13 to 16), or, as "typical SWA", at the ends of
-    cycles. Batch size and number of cycles not given.
-    """
+    """The network that outlines the pneumothorax."""
 
     architecture: str = "fpn"  # A decoder of segmentation-models-pytorch. Paper: FPN, better than U-Net and PSPNet.
     encoder: str = "inceptionresnetv2"  # Paper: InceptionResNetV2, better than the SE-ResNets and ResNeXts.
@@ -74,19 +54,7 @@ class SegmenterConfig(FitConfig):
     finer_epochs: int = 0  # Epochs at each size after the first (0: as many as at the first).
     finer_lr: float = 1e-4  # Learning rate at each size after the first.
     finer_batch_size: int = 4
-    epochs: int = 37
-    frozen_epochs: int = 2
-    frozen_lr: float = 1e-3
-    lr: float = 1e-4
-    batch_size: int = 8
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
     metric: str = "iou"
-    averaging: tuple[Averaging, ...] = ("window", "classic", "best")
-    keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "window"
-    keep_variants: bool = True
-    window: int = 4
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,8 +93,8 @@ class DecisionConfig:
 class Config:
     """A whole run of the SIIM solution."""
 
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(**GATE))
+    segmenter: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(**OUTLINES))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     presence: Literal["classifier", "head", "none"] = "classifier"
     """Source of the presence probability: a network of its own, the segmenter's second output, or none."""
@@ -147,7 +115,17 @@ class Config:
             raise InputError("presence 'none' leaves nothing to gate on: set decision.gate to 0")
 
 
-PAPER = Config(segmenter=SegmenterConfig(cycles=5))  # not a default: runs of earlier versions had one cycle
+ADAM = {"frozen_epochs": 2, "optimizer": "adam", "weight_decay": 0.0}
+# Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after 3
+# epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
+GATE = {"epochs": 25, "frozen_lr": 2e-2, "lr": 2e-4, "batch_size": 4, "averaging": ("best",), **ADAM}
+GATE |= {"schedule": "plateau", "patience": 3, "factor": 0.2}
+# Paper, 4.1.2: 37 epochs, Adam 1e-3 with the first half of the layers frozen for 2 epochs, then 1e-4, cosine; weights
+# averaged over the epochs where validation IoU peaks (13 to 16), or, as "typical SWA", at the ends of cycles. Batch
+# size and number of cycles not given.
+OUTLINES = {"epochs": 37, "lr": 1e-4, "batch_size": 8, "averaging": ("window", "classic", "best"), "keep": "window"}
+OUTLINES |= {"keep_variants": True, **ADAM}
+PAPER = Config(segmenter=SegmenterConfig(cycles=5, **OUTLINES))  # not a default: runs of earlier versions had one cycle
 
 # The 1st place's recipe (0.8679 private) with a current encoder: combo loss, sliding positive rate, 512 then 1024 px,
 # best three checkpoints of a fold averaged, flip TTA, triplet rule tuned out of fold.
@@ -173,8 +151,10 @@ ON_KAGGLE = with_smaller_batches(replace(PODIUM, segmenter=FINER, store_size=768
 SMALL = {**ADAMW, "augmentation": "light", "frozen_epochs": 0, "batch_size": 8}
 LITE = "tf_efficientnet_lite0"
 DEMO = Config(
-    classifier=ClassifierConfig(backbone=LITE, size=224, epochs=5, lr=3e-4, **SMALL),
-    segmenter=SegmenterConfig(encoder=LITE, sizes=(224,), epochs=8, lr=1e-3, window=3, **SLIDING, **SMALL),
+    classifier=ClassifierConfig(**GATE | SMALL | {"backbone": LITE, "size": 224, "epochs": 5, "lr": 3e-4}),
+    segmenter=SegmenterConfig(
+        **OUTLINES | SLIDING | SMALL | {"encoder": LITE, "sizes": (224,), "epochs": 8, "lr": 1e-3, "window": 3}
+    ),
     decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
     n_folds=2,
     folds=(0, 1),

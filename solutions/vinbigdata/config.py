@@ -40,13 +40,7 @@ VARIANTS = ("", "lungs", "random")  # of a member: with the lung mask as a chann
 
 @dataclass(frozen=True)
 class DetectorConfig(BoxConfig):
-    """A network that finds boxes.
-
-    Paper, 3.1: Faster R-CNN on ResNet-101-FPN with COCO weights, Detectron2's faster_rcnn_R_101_FPN_3x; image size not
-    given (library default: shorter side 800); NMS 0.8; always 100 boxes per image, so a lowest score of 0. Batch 4,
-    cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174 abnormal training images (95 %
-    of 4,394); validation every 1,000, here every epoch. SGD: library default.
-    """
+    """A network that finds boxes."""
 
     default_mapper: bool = False
     """After the augmentation, flip half of the images and scale their shorter side to 640 to 800 of 800 px, as
@@ -54,32 +48,7 @@ class DetectorConfig(BoxConfig):
     lung_channel: bool = False
     """The lung mask replaces the third of the network's equal grey channels. Paper: future work."""
     abnormal_only: bool = True  # Train only on images with a finding. Paper: yes.
-    epochs: int = 10
-    lr: float = 1e-3
-    batch_size: int = 4
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
-    weight_decay: float = 1e-4
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "warm_cosine"
-    clip_norm: float = 10.0
     metric: str = "map"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
-
-
-@dataclass(frozen=True)
-class HealthyConfig(GateConfig):
-    """The two-class classifier (2CC) of healthy and abnormal images.
-
-    Paper, 3.2: ResNet-18, 256 px, five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch and optimiser not
-    given.
-    """
-
-    size: int = 256
-    epochs: int = 15
-    lr: float = 1e-4
-    batch_size: int = 32
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: float = 1e-4
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
 
 
 @dataclass(frozen=True)
@@ -113,12 +82,13 @@ class DecisionConfig:
 class Config:
     """A whole run of the VinBigData solution."""
 
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES))
     members: tuple[str, ...] = ("none", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation")
     """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
     other than the detector's; `.lungs` adds the lung mask as a channel, `.random` starts from random weights. Paper:
     its six best, including figure 1's."""
-    healthy: HealthyConfig = field(default_factory=HealthyConfig)
+    healthy: GateConfig = field(default_factory=lambda: GateConfig(**HEALTHY))
+    """The two-class classifier (2CC) of healthy and abnormal images."""
     healthy_more: tuple[str, ...] = ()
     """Backbones of further 2CCs, whose logits are averaged with the first one's. Paper: three, which scored lower."""
     lungs: str = "shipped"
@@ -190,19 +160,28 @@ def member_parts(member, architecture):
     return (*((first, rest) if rest else (architecture, member)), variant or dot)
 
 
+# Paper, 3.1: Faster R-CNN on ResNet-101-FPN with COCO weights, Detectron2's faster_rcnn_R_101_FPN_3x; image size not
+# given (library default: shorter side 800); NMS 0.8; always 100 boxes per image, so a lowest score of 0. Batch 4,
+# cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174 abnormal training images (95 %
+# of 4,394); validation every 1,000, here every epoch. SGD: library default.
+BOXES = {"epochs": 10, "lr": 1e-3, "batch_size": 4, "optimizer": "sgd", "weight_decay": 1e-4, "averaging": ("best",)}
+BOXES |= {"schedule": "warm_cosine", "clip_norm": 10.0}
+# Paper, 3.2: ResNet-18, 256 px, five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch, optimiser: ours.
+HEALTHY = {"size": 256, "epochs": 15, "lr": 1e-4, "batch_size": 32, "optimizer": "adam", "weight_decay": 1e-4}
+HEALTHY |= {"averaging": ("best",)}
 # Detectron2's defaults, which the paper used: its mapper, 1,000 of the 10,000 iterations for warm-up, no clipping, and
 # epochs compared by COCO's AP (3.1).
-PAPER = Config(DetectorConfig(default_mapper=True, min_score=0.0, warmup=0.1, clip_norm=0.0, metric="map_coco"))
+LIBRARY = {"default_mapper": True, "min_score": 0.0, "warmup": 0.1, "clip_norm": 0.0, "metric": "map_coco"}
+PAPER = Config(DetectorConfig(**BOXES | LIBRARY))
 
 # The winners' techniques with a current backbone: three families of detectors, fused raters, flip TTA, No finding on
 # every image.
 LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "optimizer": "adamw"}
+STRONG = {"epochs": 20, "lr": 1e-4, "batch_size": 8, "weight_decay": 5e-2, "averaging": ("ema", "best_k", "best")}
 PODIUM = Config(
-    detector=DetectorConfig(
-        epochs=20, lr=1e-4, batch_size=8, weight_decay=5e-2, averaging=("ema", "best_k", "best"), **LARGE
-    ),
+    detector=DetectorConfig(**BOXES | LARGE | STRONG),
     members=("podium", "retinanet-podium", "fcos-podium"),
-    healthy=HealthyConfig(size=512, epochs=10, **LARGE),
+    healthy=GateConfig(**HEALTHY | LARGE | {"size": 512, "epochs": 10}),
     fusion=FusionConfig(weights=(1.0,), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001), try_weights=(1.0, 2.0, 3.0)),
     decision=DecisionConfig(rule=("append", "replace"), alpha=(0.95, 0.997), beta=(0.0, 0.1, 0.3)),
     n_folds=5,
@@ -216,9 +195,9 @@ PODIUM = Config(
 SMALL = {"backbone": "tf_efficientnet_lite0", "optimizer": "adamw", "weight_decay": 1e-2, "averaging": ("last",)}
 SMALL |= {"schedule": "warm_cosine"}
 DEMO = Config(
-    detector=DetectorConfig(size=256, channels=96, epochs=12, lr=3e-4, per_image=50, **SMALL),
+    detector=DetectorConfig(**BOXES | SMALL | {"size": 256, "channels": 96, "epochs": 12, "lr": 3e-4, "per_image": 50}),
     members=("flip", "noise"),
-    healthy=HealthyConfig(size=128, epochs=6, lr=5e-4, batch_size=8, **SMALL),
+    healthy=GateConfig(**HEALTHY | SMALL | {"size": 128, "epochs": 6, "lr": 5e-4, "batch_size": 8}),
     fusion=FusionConfig(weights=(1.0,)),
     decision=DecisionConfig(rule=("replace", "append"), alpha=(0.9, 0.95, 0.997), beta=(0.0, 0.1, 0.3, 0.5)),
     n_folds=2,

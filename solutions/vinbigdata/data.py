@@ -188,9 +188,6 @@ def with_originals(job, listing, store):
     return replace(listing, table=table, tables={})
 
 
-# ---- boxes and labels of a run -------------------------------------------------------------------------------------
-
-
 def truth_of(images, rows):
     """Return the true boxes of training rows: image_id, class_id, x_min, y_min, x_max, y_max (original pixels).
 
@@ -242,9 +239,6 @@ def hidden_score(job, detections):
     nothing = no_findings(pd.DataFrame({"image_id": ids, "score": 1.0}))
     value, trivial = (evaluate(table, truth, ids).mean_ap for table in (detections, nothing))
     return {"metric": "map", "value": float(value), "nothing": float(trivial)}
-
-
-# ---- sizes of the originals ----------------------------------------------------------------------------------------
 
 
 def read_sizes(paths, ids):

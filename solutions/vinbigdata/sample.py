@@ -57,10 +57,8 @@ _one_encoder = threading.Lock()  # pylibjpeg-openjpeg 2.6's encoder crashes with
 def make_sample(folder, n_train=48, n_test=12, seed=0, healthy=50):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_train, n_test: numbers of images, at least 4 and 1; seed: int >= 0; healthy: percentage of images without a
-    finding, 0 to 90. The folder has the competition's files (train/<image_id>.dicom, test, train.csv,
-    sample_submission.csv) and hidden/truth.csv, the true boxes of the test images in the format of train.csv. The bytes
-    depend on the parameters alone. Raises InputError as `write_sample` does.
+    healthy: percentage of images without a finding, 0 to 90. Beside the competition's files: hidden/truth.csv, the true
+    boxes of the test images in the format of train.csv. Raises InputError as `write_sample` does.
     """
     parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
     if healthy not in range(91):

@@ -95,7 +95,7 @@ def test_counts_at_thresholds():
 
 def test_a_run_on_boxes(command, tmp_path):
     data = boxed_sample(tmp_path / "boxed")
-    result = command("run", "demo", "--data", data, "--out", "mine", *TINY)
+    result = command("run", "podium", "--data", data, "--out", "mine", *TINY, "--n-folds", "2", "--folds", "0", "1")
     assert result.status == 0, result
     score = read_json(tmp_path / "mine" / "score.json")
     assert {"map", "map_40", "map_coco", "f1"} <= set(score) and score["images"] == 8

@@ -1,5 +1,6 @@
 """Losses, weights and scores of classification by hand, and a run on own images from the command line."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -78,3 +79,35 @@ def test_new_images_are_predicted_straight_from_a_run(run_copy, command, sample,
     found = read_table(tmp_path / "predictions.csv")
     assert found.columns.tolist() == ["image_id", "effusion", "mass", "pneumothorax"]
     assert found["image_id"].str.startswith("new_").all() and len(found) == 3
+
+
+def test_podium_sees_an_image_and_its_mirror_alike_and_keeps_the_patients_of_a_map(tiny, command, data, tmp_path):
+    rows = read_table(data / "labels.csv")
+    write_lines(data / "mass.csv", "image_id,mass", *(f"{row.image_id},{row.mass}" for row in rows.itertuples()))
+    lines = (f"{row.image_id},{row.patient_id}" for row in rows.itertuples())
+    patients = write_lines(tmp_path / "patients.csv", "image_id,patient_id", *lines)
+    words = ["--data", data, "--labels", "mass.csv", "--id-map", patients, "--n-folds", "2", "--folds", "0"]
+    result = command("run", "podium", "--out", "mine", *tiny, *words)
+    assert result.status == 0, result
+    table = read_parquet(tmp_path / "mine" / "images.parquet")
+    assert table[table["split"] == "train"].groupby("patient_id")["fold"].nunique().max() == 1
+    mirrored = tmp_path / "mirrored"
+    mirrored.mkdir()
+    submission = read_table(tmp_path / "mine" / "submission.csv").set_index("image_id")["mass"].astype(float)
+    for name in submission.index:
+        image = cv2.imread(str(data / "images" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(mirrored / f"{name}.png"), image[:, ::-1])
+    assert command("infer", "mine", "--data", mirrored, "--out", "again.csv", "--workers", "0").status == 0
+    again = read_table(tmp_path / "again.csv").set_index("image_id")["mass"].astype(float)
+    assert again[submission.index].to_numpy() == pytest.approx(submission.to_numpy(), abs=1e-4)
+
+
+def test_networks_may_see_the_box_around_the_lungs(tiny, command, data, tmp_path):
+    result = command("run", "demo", "--data", data, "--out", "mine", *tiny, "--lungs", "crop", "--folds", "0")
+    assert result.status == 0, result
+    arrays = read_json(tmp_path / "mine" / "manifest.json")["steps"]["prepare"]["arrays"]
+    images = read_json(tmp_path / "mine" / "manifest.json")["steps"]["prepare"]["store"]
+    seen, whole = np.load(arrays["view"]), np.load(f"{images}/images.npy")
+    assert seen.shape == whole.shape and (seen != whole).any(axis=(1, 2)).all()
+    assert command("infer", "mine", "--data", data, "--out", "again.csv", "--workers", "0").status == 0
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "mine" / "submission.csv").read_bytes()

@@ -114,7 +114,8 @@ def test_a_file_that_is_not_coco(tmp_path):
 
 def test_a_run_on_folders_of_masks(command, refused, tmp_path):
     data = masked_sample(tmp_path / "masked")
-    result = command("run", "demo", "--data", data, "--out", "mine", *TINY)
+    words = ["--n-folds", "2", "--folds", "0", "1", "--lungs", "mask"]
+    result = command("run", "podium", "--data", data, "--out", "mine", *TINY, *words)
     assert result.status == 0, result
     score, rules = (read_json(tmp_path / "mine" / f"{name}.json") for name in ("score", "tuned"))
     assert set(score["structures"]) == set(rules["rules"]) == {"heart", "lungs"}
