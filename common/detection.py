@@ -51,8 +51,9 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
         found = samples(job, rows) if samples else job.images.dataset(rows, config.size)
         return BoxDataset(found, boxes_by_row(job.images), augmentation() if augment else None) if targets else found
 
-    def measured(job, packed, rows):
-        return figures(job.images, detection_table(packed, job.images, rows, config.size), rows)
+    def measured(job, found, rows):  # packed boxes, or a table of them
+        table = found if isinstance(found, pd.DataFrame) else detection_table(found, job.images, rows, config.size)
+        return figures(job.images, table, rows)
 
     return Network(
         fold,

@@ -1,12 +1,12 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
-import dataclasses
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from common import processes
+from common.errors import InputError
 from common.images import SAMPLE, open_images
 from common.options import Options
 from common.runs import Run
@@ -40,8 +40,24 @@ class Job:
 
     @cached_property
     def steps(self):
-        """Return every Step of the solution by its name."""
-        return self.recipe.steps()
+        """Return every Step of the solution by its name; a blend is predicted by the tool `blend` alone."""
+        steps = self.recipe.steps()
+        if not self.is_blend:
+            return steps
+        names = partial(lambda of, config: (*of(config), "blend.csv"), steps["predict"].files)
+        found = replace(steps["predict"], reads=lambda job: job.run.step("blend")["key"], files=names)
+        found = {step.name: replace(step, make=Job.refuse_blend) for step in (found, steps["find_lr"])}
+        return steps | found
+
+    @property
+    def is_blend(self):
+        """Return whether the run is a blend of others, see common.blend."""
+        return self.run.step("blend") is not None
+
+    def refuse_blend(self):
+        """Raise InputError if the run is a blend, which has no networks."""
+        if self.is_blend:
+            raise InputError(f"{self.run.folder}: a blend of runs trains and predicts nothing; repeat the tool `blend`")
 
     @property
     def sample_path(self):
@@ -65,6 +81,6 @@ class Job:
 
     def with_config(self, **changes):
         """Return a copy of this job with the same images and with fields of the configuration replaced."""
-        other = dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+        other = replace(self, config=replace(self.config, **changes))
         other.__dict__["images"] = self.images
         return other

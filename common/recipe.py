@@ -177,12 +177,14 @@ class Solution:
 
 def prepare(job):
     """Convert the competition's files to the image table, the folds and the store."""
+    job.refuse_blend()
     networks_of.check_initial_weights(job, job.recipe.networks(job))
     prepare_images(job, job.recipe, announce)
 
 
 def train(job):
     """Train every network of the run, in the recipe's order."""
+    job.refuse_blend()
     _ = job.images  # refused before anything is written if it is not prepared
     if job.run.joined and (changed := changed_settings(job)):
         raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")

@@ -194,7 +194,7 @@ def tune_nested(rules, dice_of, folds, groups=None, seed=0):
     parts = np.asarray(folds)
     halves = len(np.unique(parts)) < 2
     if halves:
-        parts = _halves(np.arange(len(parts)) if groups is None else np.asarray(groups), len(parts), seed)
+        parts = halve(np.arange(len(parts)) if groups is None else np.asarray(groups), len(parts), seed)
     labels, part = np.unique(parts, return_inverse=True)
     sums = np.array([_sums_and_counts(dice_of(rule), part, len(labels)) for rule in rules])
     best = _best(rules, _means(sums))
@@ -226,7 +226,8 @@ def _best(rules, scores):
     return rules[tied[np.argmin(np.round(((ranks - ranks.mean(axis=0)) ** 2).sum(axis=1), 9))]]
 
 
-def _halves(groups, n, seed):
+def halve(groups, n, seed):
+    """Return a random half, 0 or 1, of each of n images, those of a group in the same one, int (n,)."""
     names, group = np.unique(groups, return_inverse=True)
     if len(groups) != n or len(names) < 2:
         raise InputError(f"{n} images of one fold and {len(names)} patients: nothing can be held out while tuning")

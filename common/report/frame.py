@@ -28,7 +28,8 @@ def write_report(job, report):
     rates = step_section(job, "find_lr", "Learning rates", _learning_rates)
     submission = step_section(job, "submit", "Submission", lambda job: _submission(job, report))
     headline = _no_score(job) if score is None else report.headline(job, score)
-    parts = [*_warnings(job), *headline, hints, *report.sections(job), training, rates, submission, _about(run)]
+    blend = step_section(job, "predict", "Members of the blend", _members) if job.is_blend else None
+    parts = [*_warnings(job), *headline, blend, hints, *report.sections(job), training, rates, submission, _about(run)]
     title = f"{report.TITLE}, preset {job.preset}"
     page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
 
@@ -82,6 +83,13 @@ def _learning_rates(job):
         drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].max())
         figures.append(page.figure(drawn, f"{name}: loss while the learning rate rises"))
     return [page.grid(*figures)]
+
+
+def _members(job):
+    score, how = job.run.step("predict")["score"], job.run.step("blend")["average"]
+    text = f"Average of each {how}; weights searched out of fold, for each fold on the others; score {score:.4f}."
+    caption = "Weight in the submission, score alone, score of the others without it, and what leaving it out costs"
+    return [text, page.table(read_csv(job.run.path("blend.csv")), caption)]
 
 
 def _submission(job, report):

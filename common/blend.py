@@ -1,0 +1,243 @@
+"""The tool `blend` of every solution: the predictions of finished runs become one run.
+
+The out-of-fold predictions of each fold are mixed by weights that were searched on the other folds, those of the test
+images by weights searched on all; rule, score, submission and page follow as in any run.
+"""
+
+import itertools
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from common.errors import InputError
+from common.export import open_run
+from common.images import SAMPLE
+from common.infer import mixing
+from common.paths import atomic_path, write_csv, write_json, write_table
+from common.recipe import predicting_networks, read_predictions
+from common.runs import Run, start_log
+from common.step import require, run_step
+from common.tuning import halve
+
+log = logging.getLogger(__name__)
+COPIED = ("images.parquet", "folds.csv", "left_out.csv", SAMPLE)
+OWN = ["row", "fold", "ok", "area", "patient_id"]  # columns of the image table that may differ between runs
+SEARCHED = 500  # images at most on whose maps weights are searched
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A run that takes part: its Job, its Predicted as {"oof": …, "test": …}, and the ids of the out-of-fold images."""
+
+    name: str
+    job: Any
+    predicted: dict
+    ids: list
+
+    @property
+    def has_boxes(self):
+        """Whether the main table holds boxes, and none for an image without any."""
+        return "x_min" in self.predicted["oof"].table
+
+    def places(self, part, ids, suffix=""):
+        """Return the positions of images in a table of predictions. Raises InputError for one that is missing."""
+        found = pd.Index(self.predicted[part].tables[suffix]["image_id"]).get_indexer(ids)
+        for missing in np.flatnonzero(found < 0)[:1]:
+            raise InputError(f"{self.job.run.folder}: has no prediction of {ids[missing]}")
+        return found
+
+    def values(self, part, ids, average, suffix=""):
+        """Return a table of predictions in the order of `ids`, as ranks if these are averaged."""
+        table = self.predicted[part].tables[suffix].iloc[self.places(part, ids, suffix)].reset_index(drop=True)
+        return table if average == "probability" else mixing.to_ranks(table, self.predicted["oof"].tables[suffix])
+
+
+def blend_tool(recipe, config_class):
+    """Return the tool `blend` of a solution."""
+
+    def blend(
+        runs: tuple[Path, ...],
+        /,
+        *,
+        out: Path,
+        average: Literal["probability", "rank"] = "probability",
+        iou: float = 0.5,
+    ):
+        """Blend the predictions of finished runs into a run with a score, a submission and a page of its own.
+
+        The runs must have predicted the same images; networks, sizes, seeds and folds may differ. Images, labels, folds
+        and settings of the decision are those of the first run. Weights are searched by forward selection on
+        out-of-fold predictions, for each fold on the others.
+
+        Args:
+            runs: Folders of runs; boxes are fused, and each detector of a run counts as a member.
+            out: Folder of the blend.
+            average: Of probabilities, or of their ranks among the run's out-of-fold ones.
+            iou: Boxes with a larger overlap are fused.
+        """
+        if len({folder.resolve() for folder in (*runs, out)}) < max(3, len(runs) + 1) or not 0 <= iou <= 1:
+            raise InputError("a blend takes two or more different runs, another --out, and an --iou in [0, 1]")
+        members = []
+        for folder in runs:
+            with open_run(recipe, config_class, folder, device="cpu") as job:
+                members.append(_read_member(job, [each.name for each in members]))
+            check_same(members[0], members[-1])
+        check_folds(members)
+        if average == "rank" and (members[0].has_boxes or members[0].job.recipe.maps):
+            raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
+        _write_run(members, out, {"average": average, "iou": iou})
+        with open_run(recipe, config_class, out, device="cpu") as job:
+            start_log(job.run.path("log.txt"))
+            run_step(job, replace(job.steps["predict"], make=partial(_predict, members, average, iou)))
+            for verb in ("tune", "score", "submit", "report"):
+                recipe.verbs()[verb](job)
+        return 0
+
+    return blend
+
+
+def _read_member(job, names):
+    require(job, job.steps["predict"])
+    name = job.run.folder.resolve().name
+    ids = job.images.ids(np.concatenate([job.images.rows(folds=[fold]) for fold in job.config.folds]))
+    predicted = {part: read_predictions(job, part) for part in ("oof", "test")}
+    member = Member(str(job.run.folder) if name in names else name, job, predicted, list(ids))
+    return member if member.has_boxes else replace(member, ids=predicted["oof"].table["image_id"].tolist())
+
+
+def check_same(first, other):
+    """Raise InputError unless two Members predicted the same images, with the same labels and classes."""
+    mine, where = first.job.run.folder, other.job.run.folder
+    tests = [each.job.images.ids(each.job.images.rows("test")) for each in (first, other)]
+    for kind, one, two in (("training", first.ids, other.ids), ("test", *tests)):
+        if differ := set(one) ^ set(two):
+            found = f"{len(differ):,} {kind} images are predicted by it or by {mine} alone, such as {min(differ)}"
+            raise InputError(f"{where}: {found}; a blend needs the same images")
+    forms = []
+    for each in (first, other):
+        oof, classes = each.predicted["oof"], each.job.images.about.get("classes")
+        forms.append([each.job.recipe.metric, classes, list(oof.tables), getattr(oof.maps, "shape", ())[1:-2]])
+    if forms[0] != forms[1]:
+        raise InputError(f"{where}: predicts something else than {mine}: {forms[1]}, not {forms[0]}")
+    tables = [each.job.images.table.set_index("image_id").loc[[*first.ids, *tests[0]]] for each in (first, other)]
+    for column in tables[0].columns.intersection(tables[1].columns).difference(OWN):
+        one, two = (table[column].astype(str).fillna("") for table in tables)
+        if (one != two).any():
+            found = f"prepared with another {column} of {(one != two).idxmax()} than {mine}"
+            raise InputError(f"{where}: {found}; a blend needs the same data and labels")
+
+
+def check_folds(members):
+    """Raise InputError if a prediction comes from a network that was trained on another image of the same patient.
+
+    A patient that one of the runs knows counts for all of them.
+    """
+    known = pd.concat([each.job.images.table.set_index("image_id")["patient_id"] for each in members])
+    known = known[known != ""].groupby(level=0).first()
+    for member in members:
+        table = member.job.images.table.query("fold >= 0")
+        folds = table["fold"].groupby(table["image_id"].map(known)).unique()
+        for patient, found in folds[folds.map(len) > 1].sort_index()[:1].items():
+            raise InputError(
+                f"{member.job.run.folder}: networks saw patients whose images they predict: {patient} is in the folds "
+                f"{sorted(found.tolist())}; train it with the --fold-table of a run that knows the patients"
+            )
+
+
+def _write_run(members, out, settings):
+    """Make the folder `out` a run with the images and settings of the first member and a record of all of them."""
+    first, run = members[0].job, Run(out)
+    try:
+        steps, prepared = run.manifest.get("steps", {}), first.run.step("prepare")
+        if steps and "blend" not in steps:
+            raise InputError(f"--out {out}: holds a run that is no blend; name a new folder")
+        for name in (*COPIED, *prepared["tables"]):
+            if first.run.path(name).is_file():
+                with atomic_path(run.path(name)) as temporary:
+                    shutil.copyfile(first.run.path(name), temporary)
+        run.describe(first.config.seed, [each.job.run.path("manifest.json") for each in members])
+        write_json(run.path("manifest.json"), run.manifest | {"steps": {**steps, "prepare": prepared}})
+        keys = [each.job.run.step("predict")["key"] for each in members]
+        folders = {each.name: str(each.job.run.folder.resolve()) for each in members}
+        run.record("blend", [settings, keys], members=folders, predictions=keys, **settings)
+        more = getattr(first.config, "members", None)  # the fused boxes are those of one detector
+        run.write_config(first.solution, "blend", replace(first.config, members=more[:1]) if more else first.config)
+    finally:
+        run.close()
+
+
+def _predict(members, average, iou, job):
+    """Search the weights and write the predictions of the blend and blend.csv; return facts for the manifest."""
+    ids, names = np.array(members[0].ids), [each.name for each in members]
+    rows, owners, boxes, networks = job.images.rows_of(ids), range(len(members)), {}, predicting_networks(job)
+    network, used, parts = networks[-1], np.arange(len(ids)), job.images.at(rows)["fold"].to_numpy()
+    if len(np.unique(parts)) < 2:
+        parts = halve(job.images.groups(rows), len(rows), job.config.seed)
+    part_of = dict(zip(ids.tolist(), parts.tolist(), strict=True))
+    if members[0].has_boxes:
+        names, owners, boxes = _detectors(members, job.images.table, iou)
+        network, mixed = networks[0], partial(mixing.mixed_boxes, job.images.table, boxes["oof"], iou)
+    elif job.recipe.maps:
+        used = np.sort(np.random.default_rng(job.config.seed).permutation(len(ids))[:SEARCHED])
+        dataset, maps = network.dataset(job, rows[used], False, True), _maps(members, "oof", ids[used])
+        mixed = partial(mixing.mixed_values, network, partial(mixing.map_blocks, dataset, *maps))
+    else:
+        tables = [each.values("oof", ids, average) for each in members]
+        values = np.stack([table[mixing.value_columns(table)].to_numpy(float) for table in tables])
+        mixed = partial(mixing.mixed_values, network, lambda: [(values, None)])
+    mixture = mixing.Mixture(job, network, rows[used], mixed)
+    weights = mixing.search_weights(mixture, parts[used], len(names))
+    score, table = mixing.compare_members(mixture, weights, parts[used], names)
+    write_csv(job.run.path("blend.csv"), table)
+    log.info(f"{job.recipe.metric} out of fold {score:.4f}; members alone and what leaving them out costs:")
+    log.info(table.to_string(index=False, float_format="%.4f".__mod__))
+    of_runs = {name: np.bincount(owners, each) for name, each in weights.items()}
+    for suffix, part in itertools.product(job.recipe.suffixes(job.config), ("oof", "test")):
+        if boxes and not suffix:
+            _write_boxes(job, part, boxes[part], weights, part_of, network.stage, iou)
+        else:
+            _write_table(job, members, part, suffix, of_runs, part_of, average)
+    return {"images": len(ids), "score": score, "weights": {str(part): each for part, each in weights.items()}}
+
+
+def _maps(members, part, ids):
+    return [each.predicted[part].maps for each in members], np.stack([each.places(part, ids) for each in members])
+
+
+def _write_table(job, members, part, suffix, weights, part_of, average):
+    """Write a table of mixed probabilities, and with the main table the mixed maps."""
+    ids = members[0].predicted[part].tables[suffix]["image_id"].to_numpy()
+    shares = mixing.shares_of(weights, [part_of[each] if part == "oof" else None for each in ids])
+    table = mixing.mix_tables([each.values(part, ids, average, suffix) for each in members], shares)
+    write_table(job.run.path(f"{part}{suffix}.parquet"), table)
+    if job.recipe.maps:
+        mixing.mix_maps(job.run.path(f"{part}_probs.npy"), *_maps(members, part, ids), shares)
+
+
+def _detectors(members, images, iou):
+    """Return the names of all detectors, the position of the run of each, and {"oof": tables, "test": tables}."""
+    names, owners, boxes = [], [], {"oof": [], "test": []}
+    for owner, member in enumerate(members):
+        for stage in (stages := member.predicted["oof"].table["member"].unique()):
+            names.append(member.name if len(stages) == 1 else f"{member.name}: {stage}")
+            owners.append(owner)
+            for part, found in member.predicted.items():
+                boxes[part].append(mixing.fuse_folds(found.table[found.table["member"] == stage], images, iou))
+    return names, owners, boxes
+
+
+def _write_boxes(job, part, tables, weights, part_of, stage, iou):
+    """Write the table of fused boxes as those of one detector, each out-of-fold image under its part's weights."""
+    images, fused = job.images.table, []
+    for chosen in [None] if part == "test" else sorted(set(part_of.values())):
+        mine = [each if chosen is None else each[each["image_id"].map(part_of) == chosen] for each in tables]
+        fused += mixing.mixed_boxes(images, mine, iou, [weights[chosen]])
+    table = pd.concat(fused, ignore_index=True)
+    folds = table["image_id"].map(images.set_index("image_id")["fold"])
+    write_table(job.run.path(f"{part}.parquet"), table.assign(member=stage, fold=folds))

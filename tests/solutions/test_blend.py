@@ -1,0 +1,62 @@
+"""A blend of two runs of every solution: valid, repeatable, refused where it would leak or train."""
+
+import shutil
+
+import pytest
+
+from common.paths import read_array, read_csv, read_json, read_parquet
+from tests.solutions.contract import MOSTLY_LONG
+
+pytestmark = pytest.mark.parametrize("solution", MOSTLY_LONG, indirect=True)
+
+
+@pytest.fixture
+def blended(run_copy, command, solution, tmp_path):
+    """The folder of a blend, `both`, of the finished run and of one with other views."""
+    shutil.copytree(run_copy, tmp_path / "other")
+    result = command("predict", "--out", "other", *solution.views.split())
+    assert result.status == 0, result.errors
+    result = command("blend", "run", "other", "--out", "both")
+    assert (result.status, result.errors) == (0, [])
+    return tmp_path / "both"
+
+
+def test_a_blend_is_a_run(blended, solution, command, refused, run_copy, sample, tmp_path):
+    members = read_csv(blended / "blend.csv", ["weight", "score", "without", "cost"])
+    assert {name.split(":")[0] for name in members["member"]} == {"run", "other"}
+    assert members["weight"].sum() == pytest.approx(1)
+    assert read_json(blended / "manifest.json")["steps"]["blend"]["members"]["other"] == str(tmp_path / "other")
+    for part in ("oof", "test"):
+        one, mean = (read_parquet(folder / f"{part}.parquet") for folder in (run_copy, blended))
+        if "x_min" not in one:
+            assert mean["image_id"].equals(one["image_id"]) and mean["fold"].equals(one["fold"])
+        if solution.recipe.maps:
+            shapes = [read_array(folder / f"{part}_probs.npy").shape for folder in (run_copy, blended)]
+            assert shapes[0] == shapes[1]
+    assert "valid submission" in (blended / "log.txt").read_text() and (blended / "submission.csv").is_file()
+    again = command("blend", "run", "other", "--out", "both")
+    assert again.status == 0 and again.out.count("up to date") == 3
+    for verb in ("prepare", "train", "find_lr"):
+        words = [verb, "--out", "both", *(["--data", sample] if verb == "prepare" else [])]
+        assert "a blend of runs trains and predicts nothing" in refused(*words)
+    assert command("tune", "--out", "both").status == 0
+    page = command("report", "--out", "both")
+    assert page.status == 0, page.errors
+    assert "Members of the blend" in (blended / "report.html").read_text()
+    (blended / "oof.parquet").write_bytes(b"")
+    assert "predict` left oof.parquet" in refused("tune", "--out", "both")
+    assert "repeat the tool `blend`" in refused("predict", "--out", "both")
+    assert command("blend", "run", "other", "--out", "both").status == 0
+    if solution.recipe.maps:
+        assert "only probabilities of images have ranks" in refused(
+            "blend", "run", "other", "--out", "ranks", "--average", "rank"
+        )
+
+
+def test_what_is_refused(run_copy, refused, tmp_path):
+    for words in (["run", "--out", "both"], ["run", "run", "--out", "both"], ["run", "other", "--out", "run"]):
+        assert "two or more different runs, another --out" in refused("blend", *words)
+    shutil.copytree(run_copy, tmp_path / "other")
+    (tmp_path / "other" / "oof.parquet").write_bytes(b"")
+    assert "other: `predict` left oof.parquet" in refused("blend", "run", "other", "--out", "both")
+    assert not (tmp_path / "both").exists()
