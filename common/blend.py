@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from common.data.loaders import eval_loader
 from common.errors import InputError
 from common.export import open_run
 from common.images import SAMPLE
@@ -39,11 +40,6 @@ class Member:
     job: Any
     predicted: dict
     ids: list
-
-    @property
-    def has_boxes(self):
-        """Whether the main table holds boxes, and none for an image without any."""
-        return "x_min" in self.predicted["oof"].table
 
     def places(self, part, ids, suffix=""):
         """Return the positions of images in a table of predictions. Raises InputError for one that is missing."""
@@ -86,10 +82,17 @@ def blend_tool(recipe, config_class):
         members = []
         for folder in runs:
             with open_run(recipe, config_class, folder, device="cpu") as job:
-                members.append(_read_member(job, [each.name for each in members]))
+                require(job, job.steps["predict"])
+                predicted = {part: read_predictions(job, part) for part in ("oof", "test")}
+                ids = predicted["oof"].table["image_id"]
+                if "x_min" in predicted["oof"].table:  # boxes, none of an image without any
+                    ids = job.images.ids(np.concatenate([job.images.rows(folds=[fold]) for fold in job.config.folds]))
+            name = folder.resolve().name
+            name = str(folder) if name in [each.name for each in members] else name
+            members.append(Member(name, job, predicted, list(ids)))
             check_same(members[0], members[-1])
         check_folds(members)
-        if average == "rank" and (members[0].has_boxes or members[0].job.recipe.maps):
+        if average == "rank" and (members[0].job.recipe.maps or "x_min" in predicted["oof"].table):
             raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
         _write_run(members, out, {"average": average, "iou": iou})
         with open_run(recipe, config_class, out, device="cpu") as job:
@@ -100,15 +103,6 @@ def blend_tool(recipe, config_class):
         return 0
 
     return blend
-
-
-def _read_member(job, names):
-    require(job, job.steps["predict"])
-    name = job.run.folder.resolve().name
-    ids = job.images.ids(np.concatenate([job.images.rows(folds=[fold]) for fold in job.config.folds]))
-    predicted = {part: read_predictions(job, part) for part in ("oof", "test")}
-    member = Member(str(job.run.folder) if name in names else name, job, predicted, list(ids))
-    return member if member.has_boxes else replace(member, ids=predicted["oof"].table["image_id"].tolist())
 
 
 def check_same(first, other):
@@ -174,19 +168,25 @@ def _write_run(members, out, settings):
 
 def _predict(members, average, iou, job):
     """Search the weights and write the predictions of the blend and blend.csv; return facts for the manifest."""
-    ids, names = np.array(members[0].ids), [each.name for each in members]
-    rows, owners, boxes, networks = job.images.rows_of(ids), range(len(members)), {}, predicting_networks(job)
-    network, used, parts = networks[-1], np.arange(len(ids)), job.images.at(rows)["fold"].to_numpy()
+    ids, images, networks = np.array(members[0].ids), job.images, predicting_networks(job)
+    rows, names, owners = images.rows_of(ids), [each.name for each in members], range(len(members))
+    network, used, parts, boxes = networks[-1], np.arange(len(ids)), images.at(rows)["fold"].to_numpy(), {}
     if len(np.unique(parts)) < 2:
-        parts = halve(job.images.groups(rows), len(rows), job.config.seed)
+        parts = halve(images.groups(rows), len(rows), job.config.seed)
     part_of = dict(zip(ids.tolist(), parts.tolist(), strict=True))
-    if members[0].has_boxes:
-        names, owners, boxes = _detectors(members, job.images.table, iou)
-        network, mixed = networks[0], partial(mixing.mixed_boxes, job.images.table, boxes["oof"], iou)
+    if "x_min" in members[0].predicted["oof"].table:
+        for part in ("oof", "test"):
+            tables = {each.name: each.predicted[part].table for each in members}
+            tables = [table.assign(member=f"{name}: " + table["member"]) for name, table in tables.items()]
+            boxes[part] = pd.concat(tables, ignore_index=True)
+        owners = [k for k, name in enumerate(names) for _ in members[k].predicted["oof"].table["member"].unique()]
+        network, names = networks[0], boxes["oof"]["member"].unique().tolist()
+        mixed = partial(mixing.mixed_boxes, boxes["oof"], images.table, names, iou)
     elif job.recipe.maps:
         used = np.sort(np.random.default_rng(job.config.seed).permutation(len(ids))[:SEARCHED])
         dataset, maps = network.dataset(job, rows[used], False, True), _maps(members, "oof", ids[used])
-        mixed = partial(mixing.mixed_values, network, partial(mixing.map_blocks, dataset, *maps))
+        blocks = lambda: zip(mixing.map_blocks(*maps, dataset.size), _targets(dataset), strict=True)  # noqa: E731
+        mixed = partial(mixing.mixed_values, network, blocks)
     else:
         tables = [each.values("oof", ids, average) for each in members]
         values = np.stack([table[mixing.value_columns(table)].to_numpy(float) for table in tables])
@@ -197,13 +197,17 @@ def _predict(members, average, iou, job):
     write_csv(job.run.path("blend.csv"), table)
     log.info(f"{job.recipe.metric} out of fold {score:.4f}; members alone and what leaving them out costs:")
     log.info(table.to_string(index=False, float_format="%.4f".__mod__))
-    of_runs = {name: np.bincount(owners, each) for name, each in weights.items()}
+    of_runs = {name: np.bincount(owners, each, len(members)) for name, each in weights.items()}
     for suffix, part in itertools.product(job.recipe.suffixes(job.config), ("oof", "test")):
         if boxes and not suffix:
-            _write_boxes(job, part, boxes[part], weights, part_of, network.stage, iou)
+            _write_boxes(job, part, boxes[part], names, weights, part_of, iou)
         else:
             _write_table(job, members, part, suffix, of_runs, part_of, average)
     return {"images": len(ids), "score": score, "weights": {str(part): each for part, each in weights.items()}}
+
+
+def _targets(dataset):
+    return (target for _, target in eval_loader(dataset, mixing.BLOCK))
 
 
 def _maps(members, part, ids):
@@ -220,24 +224,12 @@ def _write_table(job, members, part, suffix, weights, part_of, average):
         mixing.mix_maps(job.run.path(f"{part}_probs.npy"), *_maps(members, part, ids), shares)
 
 
-def _detectors(members, images, iou):
-    """Return the names of all detectors, the position of the run of each, and {"oof": tables, "test": tables}."""
-    names, owners, boxes = [], [], {"oof": [], "test": []}
-    for owner, member in enumerate(members):
-        for stage in (stages := member.predicted["oof"].table["member"].unique()):
-            names.append(member.name if len(stages) == 1 else f"{member.name}: {stage}")
-            owners.append(owner)
-            for part, found in member.predicted.items():
-                boxes[part].append(mixing.fuse_folds(found.table[found.table["member"] == stage], images, iou))
-    return names, owners, boxes
-
-
-def _write_boxes(job, part, tables, weights, part_of, stage, iou):
+def _write_boxes(job, part, table, names, weights, part_of, iou):
     """Write the table of fused boxes as those of one detector, each out-of-fold image under its part's weights."""
     images, fused = job.images.table, []
-    for chosen in [None] if part == "test" else sorted(set(part_of.values())):
-        mine = [each if chosen is None else each[each["image_id"].map(part_of) == chosen] for each in tables]
-        fused += mixing.mixed_boxes(images, mine, iou, [weights[chosen]])
+    parts = table["image_id"].map(part_of if part == "oof" else {})
+    for chosen, own in table.groupby(parts, dropna=False):
+        fused += mixing.mixed_boxes(own, images, names, iou, [weights[chosen if part == "oof" else None]])
     table = pd.concat(fused, ignore_index=True)
-    folds = table["image_id"].map(images.set_index("image_id")["fold"])
-    write_table(job.run.path(f"{part}.parquet"), table.assign(member=stage, fold=folds))
+    folds, stage = images.set_index("image_id")["fold"], predicting_networks(job)[0].stage
+    write_table(job.run.path(f"{part}.parquet"), table.assign(member=stage, fold=table["image_id"].map(folds)))

@@ -6,16 +6,15 @@ Weights are tuples of numbers >= 0, one per member; parts are the folds, or halv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from common.data.loaders import eval_loader
 from common.infer.predict import write_masks
-from common.post.fusion import fuse_table
-from common.post.members import COLUMNS
+from common.post.members import fuse_members
 from common.post.regions import resize_mask_probs
 from common.tuning import release_pages
 
@@ -65,7 +64,7 @@ def search_weights(mixture, parts, n_members, steps=10):
         new = list(dict.fromkeys(each for many in tried.values() for each in many if each not in known))
         for weights, found in zip(new, mixture.mixed(new), strict=True):
             scores = {part: mixture.score([(found, at)]) for part, at in chosen.items()}
-            known[weights] = {part: -math.inf if math.isnan(score) else score for part, score in scores.items()}
+            known[weights] = {part: np.nan_to_num(score, nan=-math.inf) for part, score in scores.items()}
         for part, many in tried.items():
             scores = [known[weights][part] for weights in many]
             counts[part][np.argmax(scores)] += 1
@@ -130,58 +129,36 @@ def to_ranks(table, reference):
     return table.assign(**ranks)
 
 
-def read_maps(maps, places, size):
-    """Return the maps at some places of memory-mapped files, float32 (members, n, channels, *size) of 0 to 255."""
-    found = []
-    for each, at in zip(maps, places, strict=True):
-        block = each[at].reshape(-1, *each.shape[-2:])
-        block = np.stack([one if one.shape == tuple(size) else resize_mask_probs(one, size) for one in block])
-        found.append(block.reshape(len(at), -1, *size))
-        release_pages(each)
-    return np.stack(found).astype(np.float32)
+def map_blocks(maps, places, size):
+    """Yield members' maps as probabilities, float32 (members, block of images, channels, *size).
 
-
-def map_blocks(dataset, maps, places):
-    """Yield the blocks of `mixed_values` of members' maps; places: (members, n), those of the images of `dataset`."""
-    for number, (_, target) in enumerate(eval_loader(dataset, BLOCK)):
-        yield read_maps(maps, places[:, number * BLOCK :][:, :BLOCK], dataset.size) / 255, target
+    maps: memory-mapped uint8 (…, h, w); places: (members, n), the position of each image in each of them.
+    """
+    for begin in range(0, places.shape[1], BLOCK):
+        found = []
+        for each, at in zip(maps, places[:, begin : begin + BLOCK], strict=True):
+            flat = each[at].reshape(-1, *each.shape[-2:])
+            flat = [one if one.shape == tuple(size) else resize_mask_probs(one, size) for one in flat]
+            found.append(np.stack(flat).reshape(len(at), -1, *size))
+            release_pages(each)
+        yield np.stack(found).astype(np.float32) / 255
 
 
 def mix_maps(path, maps, places, shares):
-    """Write the weighted means of members' maps to a .npy file, in blocks, at the size of the largest.
-
-    maps: memory-mapped uint8 (…, h, w); places: (members, n), the position of each image in them; shares: (n, members).
-    """
+    """Write the means of members' maps (see `map_blocks`) by shares, (n, members), at the size of the largest."""
     shape = max((each.shape[1:] for each in maps), key=lambda shape: shape[-2] * shape[-1])
-
-    def blocks():
-        for begin in range(0, len(shares), BLOCK):
-            part = slice(begin, begin + BLOCK)
-            values = read_maps(maps, places[:, part], shape[-2:])
-            mean = np.einsum("nm,mn...->n...", shares[part].astype(np.float32), values)
-            yield (mean + 0.5).astype(np.uint8).reshape(-1, *shape)
-
-    write_masks(path, (len(shares), *shape), blocks())
+    parts = np.split(shares.astype(np.float32), range(BLOCK, len(shares), BLOCK))
+    pairs = zip(parts, map_blocks(maps, places, shape[-2:]), strict=False)  # without images there is no block
+    means = (255 * np.einsum("nm,mn...->n...", *pair) + 0.5 for pair in pairs)
+    write_masks(path, (len(shares), *shape), (mean.astype(np.uint8).reshape(-1, *shape) for mean in means))
 
 
-def fuse_folds(table, images, iou):
-    """Return the boxes of one detector; where several folds' networks predicted the same images, they are fused."""
-    if len(table[["image_id", "fold"]].drop_duplicates()) == table["image_id"].nunique():
-        return table[COLUMNS]
-    folds = [part for _, part in table.groupby("fold")]
-    return next(mixed_boxes(images, folds, iou, [(1,) * len(folds)]))
+def mixed_boxes(table, images, names, iou, many):
+    """Yield the boxes of the members `names` under each of many weights, all folds' networks fused, see `fuse_members`.
 
-
-def mixed_boxes(images, tables, iou, many):
-    """Yield members' boxes under each of many weights, by weighted boxes fusion of overlaps above `iou`.
-
-    images: image_id, width, height. Scores are cut off at 1, which several boxes of one heavy member may exceed.
+    images: image_id, width, height. A weight of 0 leaves a member out.
     """
     for weights in many:
-        kept = [(table[table["score"] > 0], w) for table, w in zip(tables, weights, strict=True) if w > 0]
-        if len(kept) == 1:
-            yield kept[0][0][COLUMNS]
-        else:
-            used, shares = zip(*kept, strict=True)
-            fused = fuse_table(list(used), images, np.array(shares) / sum(shares), iou_thr=iou, no_finding=None)
-            yield fused.assign(score=fused["score"].clip(upper=1.0))
+        used = {name: weight for name, weight in zip(names, weights, strict=True) if weight > 0}
+        rule = SimpleNamespace(weights=list(used.values()), iou=iou, skip=NEAR)  # scores of 0 have no weighted mean
+        yield fuse_members(table, images, list(used), rule, no_finding=None)

@@ -5,9 +5,11 @@ import shutil
 import pytest
 
 from common.paths import read_array, read_csv, read_json, read_parquet
-from tests.solutions.contract import MOSTLY_LONG
+from tests.solutions.contract import SOLUTIONS
 
-pytestmark = pytest.mark.parametrize("solution", MOSTLY_LONG, indirect=True)
+QUICK = ("siim_pneumothorax", "rsna_pneumonia", "own")  # masks, boxes, probabilities
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SOLUTIONS]
+pytestmark = pytest.mark.parametrize("solution", NAMES, indirect=True)
 
 
 @pytest.fixture
