@@ -12,7 +12,6 @@ TRUTH = (0, 200, 145)
 PREDICTION = (255, 140, 0)
 MOST_BOXES = 5  # of a picture
 HEAT = 0.6  # share of the colours where a heat map is highest
-NO_MAPS = "No class activation maps: a blend has no network of its own; see the pages of its runs."
 
 
 def outline_overlay(image, truth=None, prediction=None, size=384):

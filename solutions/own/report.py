@@ -9,7 +9,7 @@ from common.infer.cam import normalise
 from common.metrics.detection import bootstrap_map, evaluate
 from common.paths import read_array, read_csv, read_json, read_parquet
 from common.report import class_plots, page, plots, results
-from common.report.gallery import NO_MAPS, box_gallery, cached_arrays, gallery, heat_overlay, pick_extremes
+from common.report.gallery import box_gallery, cached_arrays, gallery, heat_overlay, pick_extremes
 from solutions.own import boxes, data
 from solutions.own.classify import mean_auroc, truth_of
 
@@ -102,7 +102,7 @@ def _maps(job, oof, truth, probs):
         return {"heats": np.stack([normalise(cam) for cam in found])}
 
     if not chosen or job.is_blend:
-        return [NO_MAPS if job.is_blend else "No picture: no class has known labels."]
+        return [f"No picture: {'a blend has no network' if job.is_blend else 'no class has known labels'}."]
     key = f"{job.run.step('predict')['key']} {[each[1:] for each in chosen]}"
     heats, items = cached_arrays(job.run.path("overlays.npz"), key, compute)["heats"], {"right": [], "wrong": []}
     for (name, at, k), heat in zip(chosen, heats, strict=True):
