@@ -34,20 +34,18 @@ def refine(job, listing, store):
     listing, unit = leave_out_unreadable(listing), job.config.boxes
     marks, table = listing.tables["marks"], listing.table
     rows = table.set_index("image_id").loc[marks["image_id"], ["row", "width", "height"]]
-    corners, sizes = marks[BOX].to_numpy(float), rows[["width", "height"]].to_numpy(float)
-    if unit == "pixels" and len(corners) and corners.max() <= 1:
+    given, sizes = marks[BOX].to_numpy(float), rows[["width", "height"] * 2].to_numpy(float)
+    if unit == "pixels" and len(given) and given.max() <= 1:
         raise InputError(f"{listing.inputs[0]}: all boxes lie in [0, 1]; --boxes fraction takes shares of the sides")
-    limits = np.tile(sizes if unit == "pixels" else np.ones_like(sizes), 2)
-    slack = OUTSIDE if unit == "pixels" else OUTSIDE / np.tile(sizes, 2)
-    outside = ((corners < -slack) | (corners > limits + slack)).any(axis=1)
+    corners = given * (sizes if unit == "fraction" else 1)
+    outside = ((corners < -OUTSIDE) | (corners > sizes + OUTSIDE)).any(axis=1)
     for at in np.flatnonzero(outside | (corners[:, 2:] <= corners[:, :2]).any(axis=1))[:1]:
-        fault = (
-            f"lies outside its image of {sizes[at, 0]:g} × {sizes[at, 1]:g} pixels" if outside[at] else "has no area"
-        )
-        raise InputError(f"{marks['where'].iloc[at]}: the box {corners[at].tolist()} {fault} (--boxes {unit})")
-    corners = np.clip(corners, 0, limits) * (1 if unit == "pixels" else np.tile(sizes, 2))
-    boxes = pd.DataFrame(corners, columns=BOX).assign(row=rows["row"].to_numpy(), class_id=marks["class_id"].to_numpy())
-    boxes = boxes.assign(image_id=marks["image_id"].to_numpy()).sort_values(["row", "class_id", *BOX])
+        place = "lies outside its image of {:g} × {:g} pixels".format(*sizes[at])
+        fault = f"{given[at].tolist()} {place if outside[at] else 'has no area'} (--boxes {unit})"
+        raise InputError(f"{marks['where'].iloc[at]}: the box {fault}")
+    boxes = marks[["image_id", "class_id"]].assign(row=rows["row"].to_numpy())
+    boxes[BOX] = np.clip(corners, 0, sizes)
+    boxes = boxes.sort_values(["row", "class_id", *BOX])
     classes = listing.about["classes"]
     strata = table.loc[table["split"] == "train", classes].to_numpy().astype(int)
     labels = [classes, boxes[["row", "class_id", *BOX]].to_numpy().tolist()]

@@ -11,7 +11,7 @@ from common.report.frame import step_section
 from common.report.gallery import MOST_BOXES, best_boxes, box_gallery
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import FINDINGS, out_of_fold, truth_of
-from solutions.vinbigdata.experiments import LOCATIONS, PUBLISHED_SWEEP
+from solutions.vinbigdata.experiments import ALWAYS, LOCATIONS, PUBLISHED_SWEEP
 
 TITLE = "VinBigData detection"
 RESAMPLES = 200  # for the interval of a fold
@@ -163,12 +163,8 @@ def _pictures(images, found, scored, count=8):
 
 
 def _ablation(job):
-    def read(name, *columns):
-        return read_csv(job.run.path(name), columns)
-
-    steps, members = (read(name, "map", "low", "high") for name in ("ablation.csv", "figure1.csv"))
-    sweep, errors = read("wbf_sweep.csv", "rank", "member", "iou", "map"), read("errors_2cc.csv", "error")
-    curves = read("figure1_curves.csv", "member", "iteration", "map_coco")
+    read = lambda name: read_csv(job.run.path(name))  # noqa: E731
+    steps, sweep, errors, members, classes, curves = map(read, ALWAYS)
     lines = [table[[table.columns[0], "map", "low", "high"]].itertuples(index=False) for table in (steps, members)]
     fused = {f"{rank}. {name}": (part["iou"], part["map"]) for (rank, name), part in sweep.groupby(["rank", "member"])}
     paper = [(f"paper, {rank}.", *span) for rank, span in enumerate(PUBLISHED_SWEEP, 1)]
@@ -192,7 +188,7 @@ def _ablation(job):
             ),
         ),
         page.table(members, "The members with COCO's AP"),
-        page.table(read("figure1_classes.csv", "class"), "COCO's AP by class (paper: noise helps Infiltration)"),
+        page.table(classes, "COCO's AP by class (paper: noise helps Infiltration)"),
         *([page.table(read(LOCATIONS), "Where the true boxes lie in the lungs")] if job.config.needs_lungs else []),
     ]
 
