@@ -208,6 +208,12 @@ def predict_logits(job, networks, rows, title=""):
     return np.concatenate(logits)
 
 
+def pool_tables(suffix, tables):
+    """Return all boxes of the test images, or with a suffix the mean of the folds' logits, as `predict_logits` made."""
+    table = pd.concat(tables, ignore_index=True)
+    return table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1) if suffix else table
+
+
 def detect(model, images, flip, config):
     """Return a detector's boxes on a batch, a dict of boxes, scores and labels per image.
 

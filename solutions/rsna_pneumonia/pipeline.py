@@ -45,12 +45,6 @@ def predict_rows(job, folds, rows, path, title):
     return {"": detection.predict_members(job, detectors, rows, title), "_gate": table}
 
 
-def pool(suffix, tables):
-    """Return all boxes of the test images, or the mean logits of the folds' gates."""
-    table = pd.concat(tables, ignore_index=True)
-    return table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1) if suffix else table
-
-
 def choose(job, oof):
     """Choose the rule with the best mean score out of fold; each part is scored by the rule chosen on the others."""
     config, gate = job.config, expit(oof.tables["_gate"].set_index("image_id")["logit"])
@@ -118,7 +112,7 @@ SOLUTION = Solution(
     networks=lambda job: [network for fold in job.config.folds for network in fold_networks(job.config, fold)],
     predict=predict_rows,
     suffixes=lambda config: ("", "_gate"),
-    pool=pool,
+    pool=detection.pool_tables,
     choose=choose,
     chosen=("surface.csv", "oof_scores.parquet", "oof_decided.parquet"),
     describe=describe,
