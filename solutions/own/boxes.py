@@ -157,4 +157,4 @@ def check(path, job):
     return Summary(str(path), len(images), boxed["image_id"].nunique(), len(boxed), "boxes")
 
 
-FURTHER = {"pool": lambda suffix, tables: pd.concat(tables, ignore_index=True), "answered": ("submission.coco.json",)}
+FURTHER = {"pool": detection.pool_tables, "answered": ("submission.coco.json",)}

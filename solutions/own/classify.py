@@ -236,9 +236,7 @@ def check(path, job):
     return validate_probabilities(path, job.sample_path, ordered=True)
 
 
-def neutral(job):
-    """Return the mean of each class's out-of-fold probabilities."""
-    return read_parquet(job.run.path("oof.parquet"))[job.images.about["classes"]].mean().to_dict()
-
-
-FURTHER = {"neutral": neutral, "hidden": hidden_score}
+FURTHER = {
+    "neutral": lambda job: read_parquet(job.run.path("oof.parquet"))[job.images.about["classes"]].mean().to_dict(),
+    "hidden": hidden_score,
+}

@@ -97,12 +97,9 @@ def predict_rows(job, folds, rows, path, title):
 
 def pool(suffix, tables):
     """Return all boxes of the test images, or their probabilities of being healthy."""
-    table = pd.concat(tables, ignore_index=True)
-    if not suffix:
-        return table
-    # mean of logits, since a mean of probabilities would rarely exceed a high alpha
-    mean = table.groupby("image_id", sort=False, as_index=False)["logit"].mean()
-    return pd.DataFrame({"image_id": mean["image_id"], "fold": -1, "healthy": expit(mean["logit"])})
+    table = detection.pool_tables(suffix, tables)
+    # from the mean of logits, since a mean of probabilities would rarely exceed a high alpha
+    return table.assign(healthy=expit(table.pop("logit"))) if suffix else table
 
 
 def choose(job, oof):
