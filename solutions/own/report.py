@@ -147,17 +147,17 @@ def submission(job, record):
 
 def fold_scores(job):
     """Return the mean score of each fold, see common.report.results.scores_by_fold."""
-    images, classes = job.images, job.images.about["classes"]
-    if job.config.task == "segmentation":
+    images, classes, task = job.images, job.images.about["classes"], job.config.task
+    if task == "segmentation":
         return results.means_by_fold(job, "oof_dice.parquet", "dice")
-    oof, table = read_parquet(job.run.path("oof.parquet")), images.at(images.rows(folds=job.config.folds))
+    oof = read_parquet(job.run.path("oof.parquet"))
+    table = images.at(images.rows(folds=job.config.folds)) if task == "detection" else oof
 
     def score(chosen, groups):
-        if job.config.task != "detection":
+        if task != "detection":
             return mean_auroc(truth_of(images, oof["row"])[chosen], oof.loc[chosen, classes].to_numpy(), groups)
         ids = table["image_id"][chosen]
         parts = (part[part["image_id"].isin(ids)] for part in (oof, images.tables["boxes.parquet"]))
         return bootstrap_map(evaluate(*parts, ids, boxes.rule(len(classes))), groups)[1]
 
-    of = table if job.config.task == "detection" else oof
-    return results.scores_by_fold(of["fold"].to_numpy(), images.groups(of["row"]), score)
+    return results.scores_by_fold(table["fold"].to_numpy(), images.groups(table["row"]), score)
