@@ -26,18 +26,13 @@ CARDS = {
     "map_coco": "mAP of COCO",
     "f1": "F1",
 }
-YOUDEN = "Thresholds are chosen by Youden's index"
-NOTES = {
-    "segmentation": "An empty mask that is predicted as empty counts as 1; pixel threshold and smallest region of each "
-    "structure are",
-    "detection": "Score thresholds are chosen by F1",
-}
-# the table of scores, its columns of name, estimate, low and high, and what is plotted
-PLOTTED = {
-    "segmentation": ("structures.csv", ["structure", "dice", "dice_low", "dice_high"], "Dice"),
-    "detection": ("classes.csv", ["class", "map", "low", "high"], "AP at IoU 0.5"),
-}
-CLASSES = ("classes.csv", ["label", "auroc", "low", "high"], "AUROC")
+EMPTY = "An empty mask that is predicted as empty counts as 1"
+# how the decision is made; the table of scores, its columns of name, estimate, low and high, and what is plotted
+CLASSES = ("Thresholds are chosen by Youden's index", "classes.csv", ["label", "auroc", "low", "high"], "AUROC")
+MASKS = (f"{EMPTY}; pixel threshold and smallest region of each structure are", "structures.csv")
+MASKS += (["structure", "dice", "dice_low", "dice_high"], "Dice")
+BOXES = ("Score thresholds are chosen by F1", "classes.csv", ["class", "map", "low", "high"], "AP at IoU 0.5")
+PLOTTED = {"multilabel": CLASSES, "multiclass": CLASSES, "segmentation": MASKS, "detection": BOXES}
 ANSWERS = {"segmentation": "the same masks", "detection": "the boxes that reach their thresholds,"}
 
 
@@ -50,8 +45,7 @@ def headline(job, score):
             shown.append((text, value["estimate"], f"{page.range_text(value)}, {data.size_text(score)}"))
         elif name in score:
             shown.append((text, value, "mean over classes"))
-    how = NOTES.get(job.config.task, YOUDEN)
-    return [page.cards(shown), page.note(f"{how}, nested by {score['nested_by']}.")]
+    return [page.cards(shown), page.note(f"{PLOTTED[job.config.task][0]}, nested by {score['nested_by']}.")]
 
 
 def sections(job):
@@ -64,7 +58,7 @@ def sections(job):
     size = f"{len(train):,} labelled images, {len(images.table) - len(train):,} to predict"
     found = [page.section("Data", f"{size}; task {task}.", page.grid(page.table(counts), page.table(folds)))]
     if job.is_current("tune"):
-        name, columns, measure = PLOTTED.get(task, CLASSES)
+        _, name, columns, measure = PLOTTED[task]
         table = read_csv(job.run.path(name))
         drawn = plots.score_with_interval(table[columns].itertuples(index=False), measure)
         figure = page.figure(drawn, "Out of fold, with intervals by patient")
