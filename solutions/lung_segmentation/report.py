@@ -112,16 +112,18 @@ def _scores(run):
 def _decision(job):
     run, oof = job.run, read_parquet(job.run.path("oof_dice.parquet"))
     rule, surface = read_json(run.path("tuned.json"))["rule"], read_csv(run.path("surface.csv"))
-    drawn = plots.threshold_surface(surface, "pixel", "regions", "dice", (rule["pixel"], rule["regions"]))
+    figures = []
+    if len(surface) > 1:
+        drawn = plots.threshold_surface(surface, "pixel", "regions", "dice", (rule["pixel"], rule["regions"]))
+        figures.append(page.figure(drawn, "Mean Dice of the rules compared"))
     kept = f"the {rule['regions']} largest regions are kept" if rule["regions"] else "all regions are kept"
     text = (
         f"Pixels with a probability of at least {rule['pixel']:g} are lung; {kept}. Each part of the images is scored "
         "with the rule chosen on the others."
     )
     maps, names = read_array(run.path("oof_probs.npy")), STRUCTURES[job.config.structures]
-    pixels = results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]), names)
-    drawn = page.figure(drawn, "Mean Dice of the rules compared")
-    return page.section("Decision and calibration", text, page.grid(drawn, pixels))
+    figures.append(results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]), names))
+    return page.section("Decision and calibration", text, page.grid(*figures))
 
 
 def _pictures(job):
