@@ -29,9 +29,9 @@ from benchmarks.tables import label_table
 from common import phantom
 from common.budget import Budget
 from common.compare import comparison_tools
-from common.data.folds import make_folds, prevalence_deviation, shared_groups
+from common.data.folds import make_folds, shared_groups
 from common.data.loaders import EpochSampler, make_loader
-from common.data.store_workers import RECORD, to_square
+from common.data.store import RECORD, to_square
 from common.images import open_images, prepare_images
 from common.job import Job
 from common.metrics.calibration import nested_youden
@@ -49,6 +49,7 @@ from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
 from solutions.chestxray14.views import FeatureDataset, ViewDataset, augmentation, pooled_features
+from tests.running import prevalence_deviation
 
 SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB
 IMAGES, BLOCK, FILMS = 112_120, 4096, 32  # images, images per write, different phantoms

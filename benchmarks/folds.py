@@ -8,7 +8,8 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.tables import label_table
-from common.data.folds import holdout, make_folds, prevalence_deviation, shared_groups
+from common.data.folds import holdout, make_folds, shared_groups
+from tests.running import prevalence_deviation
 
 
 def scikit_learn_folds(label_sets, n_folds, groups):

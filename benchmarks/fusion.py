@@ -5,11 +5,9 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.fusion    (under a minute; the rater
 The workload: 3,000 images × 6 models × 100 boxes of 14 classes, weights 5 2 1 1 1 1, IoU 0.4. The boxes are synthetic:
 each model shifts and resizes shared boxes, so that 1,800,000 become about 610,000, as in the paper. The peer fuses some
 of the images; its time for all is in proportion. Seconds are CPU seconds of one thread (`time.thread_time`), so that
-other programs matter little. Only the lines "on … cores" are wall-clock times: ours with one thread per core, the peer
-with its one thread as above. They need an idle machine.
+other programs matter little.
 """
 
-import os
 import resource
 import time
 
@@ -17,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.tables import label_table
-from common.post.batches import Batch, fuse_in_portions
+from common.post.batches import Batch
 from common.post.boxes import BOX
 from common.post.fusion import NO_FINDING, fuse_raters, fuse_table
 from common.post.suppression import first_boxes, fuse_nms, fuse_nmw, fuse_soft_nms
@@ -26,7 +24,6 @@ from common.post.wbf import fuse_wbf, mean_boxes
 IMAGES, MODELS, PER_MODEL, CLASSES = 3000, 6, 100, 14
 WEIGHTS, IOU = [5, 2, 1, 1, 1, 1], 0.4
 PEERS, ROUNDS = 24, 5  # images that the peer fuses; rounds, the best of which counts
-CORES = len(os.sched_getaffinity(0))
 
 
 def workload(decimals=None):
@@ -61,11 +58,6 @@ def images_of(batch, begin, end):
     return Batch(*columns, starts - starts[0], batch.n_models)
 
 
-def on_threads(fuse, batch, threads, **options):
-    """Return boxes, scores and labels of `fuse(batch, **options)`, fused in portions on several threads."""
-    return fuse_in_portions(lambda *part: fuse(images_of(batch, *part), **options)[:3], batch.starts, threads)
-
-
 def report(name, ours, theirs):
     print(f"{name:44}{ours:12.6f}{theirs:12.4f}{theirs / ours:10.1f}")
 
@@ -95,12 +87,6 @@ def compare(peer, untied):
         slow = seconds(lambda item, f=theirs, o=options: f(*item, **o), lists, rounds=2)
         report(f"{name}, one image", seconds(lambda item, f=ours, o=options: f(item, **o), batches, 20), slow)
         report(f"{name}, {IMAGES} at once", seconds(lambda b, f=ours, o=options: f(b, **o), [flat], 3), slow * IMAGES)
-        if ours is fuse_wbf:
-            for threads in (1, CORES, 2 * CORES + 1):
-                parts = on_threads(ours, flat, threads, **options)
-                assert all(a.tobytes() == b.tobytes() for a, b in zip(parts, fused, strict=False)), threads
-            wall = seconds(lambda f, o=options: on_threads(fuse_wbf, f, CORES, **o), [flat], 5, time.perf_counter)
-            report(f"{name}, {IMAGES} on {CORES} cores", wall, slow * IMAGES)
 
 
 def compare_tables(peer, work):
@@ -115,15 +101,12 @@ def compare_tables(peer, work):
     of_images = pd.DataFrame({"image_id": ids, "width": sizes[:, 0], "height": sizes[:, 1]})
     del pixels
 
-    def fuse(tables, threads=None):
-        return fuse_table(tables, of_images, WEIGHTS, iou_thr=IOU, threads=threads)
+    def fuse(tables):
+        return fuse_table(tables, of_images, WEIGHTS, iou_thr=IOU)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fused = fuse(tables)
-    assert fuse(tables, 1).equals(fused)
-    # that thread is not the main one: the whole process counts
-    taken = seconds(lambda tables: fuse(tables, 1), [tables], 3, time.process_time)
-    wall = seconds(fuse, [tables], 5, time.perf_counter)
+    taken = seconds(fuse, [tables], 3, time.process_time)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     by_image = dict(list(fused.groupby("image_id", sort=False)))
     inputs = [t.set_index("image_id") for t in tables]
@@ -143,7 +126,6 @@ def compare_tables(peer, work):
         assert (rows[BOX].to_numpy() == np.minimum(wanted[0] * size, size)).all()
         assert (rows["score"].to_numpy() == wanted[1]).all() and (rows["class_id"].to_numpy() == wanted[2]).all()
     report("WBF, tables in pixels to a table", taken, slow)
-    report(f"WBF, tables on {CORES} cores", wall, slow)
     print(f"    {MODELS * IMAGES * PER_MODEL:,} boxes become {len(fused):,}")
     print(
         f"    peak memory of the process {peak / 2**20:.2f} GB; {before / 2**20:.2f} GB before fusing, inputs included"

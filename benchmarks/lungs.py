@@ -21,7 +21,7 @@ import torch
 from benchmarks.reading import anatomy
 from benchmarks.tables import real_data
 from common.config import from_dict
-from common.data.store_workers import to_square
+from common.data.store import to_square
 from common.paths import find_images
 from common.train.checkpoint import load_weights
 from solutions.lung_segmentation.config import NetworkConfig

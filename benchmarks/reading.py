@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from benchmarks.tables import real_data
 from common.data.dicom import _read_dicom, read_image
-from common.data.store_workers import Target, decode_all, to_square
+from common.data.store import Target, decode_all, to_square
 
 
 def write_dicom(path, pixels, bits_stored, stream=None, **elements):

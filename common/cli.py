@@ -24,11 +24,10 @@ import tyro
 
 from common import kaggle, processes
 from common.budget import Budget, Stopped
-from common.config import from_dict
+from common.config import from_dict, read_settings, update
 from common.errors import PARTIAL, STOPPED, InputError
 from common.options import FLAGS, Options, check_special, hidden_options
 from common.runs import FINISHED, Run, coloured, start_log
-from common.settings import read_settings, update
 
 log = logging.getLogger(__name__)
 VERBS = {  # `run` calls these in this order
@@ -67,12 +66,10 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
     config_module: has `Config`, `PRESETS` and optionally `ABOUT`, `MORE_VERBS` and `TOOLS` (a line of help by the name
         of each preset, further verb and tool), `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES` (those
         of options.SPECIAL that apply to it).
-    load_verbs(): returns {verb: function of a Job}. Called late, because it imports the networks.
-    load_tools(): returns {tool: function}, also called late. A tool's signature and docstring are its command line
-        (parameters before `/` are positional; `Args:` describes them); it returns the number of unusable inputs.
+    load_verbs(), load_tools(): return {verb: function of a Job} and {tool: function}; called late, since they import
+        networks. A tool's signature and docstring are its command line; it returns the number of unusable inputs.
 
-    Exit status: 0 done; 2 unusable input, named in one line; 3 stopped on purpose (--hours, SIGTERM, Ctrl-C) with all
-    progress saved; 4 done, but some inputs could not be used and were named.
+    Exit status: 0 done; 2 unusable input; 3 stopped on purpose, all saved; 4 done, but some inputs could not be used.
     """
     if argv and argv[0] in _tool_names(config_module):
         return run_tool(f"{solution} {argv[0]}", lambda: load_tools()[argv[0]], argv[1:])
@@ -82,7 +79,16 @@ def main(solution, config_module, load_verbs, argv, load_tools=dict):
 
 def run_tool(name, load, argv):
     """Run the function that `load()` returns as the tool `cxr <name>` and return the exit status, see `main`."""
-    return _report_errors(lambda: _run_tool(name, load, argv), "")
+
+    def work():
+        if not name.endswith(" infer"):
+            _require_one_process(name.split()[-1])
+        tool = load()
+        # the parser only binds the arguments: inside it, errors of the tool would be taken for parsing errors
+        deferred = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
+        return _parse(deferred, f"cxr {name}", argv)()
+
+    return _report_errors(work, "")
 
 
 def _report_errors(work, hint):
@@ -142,15 +148,6 @@ def _tool_names(config_module):
 def _require_one_process(name):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(f"{name} runs in one process: leave out torchrun")
-
-
-def _run_tool(name, load, argv):
-    if not name.endswith(" infer"):
-        _require_one_process(name.split()[-1])
-    tool = load()
-    # the parser only binds the arguments: inside it, errors of the tool would be taken for parsing errors
-    deferred = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
-    return _parse(deferred, f"cxr {name}", argv)()
 
 
 def _run_verb(solution, config_module, load_verbs, argv):

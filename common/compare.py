@@ -15,7 +15,7 @@ import tyro
 
 from common.config import file_hash
 from common.data.tables import named_images, read_patients
-from common.errors import InputError
+from common.errors import InputError, check
 from common.export import open_run
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import evaluate, resample_aps
@@ -126,8 +126,7 @@ def comparison_tools(recipe, config_class, comparison):
         _check_options(out, resamples, seed)
         tables, notes = _read_runs(recipe, config_class, comparison, runs, split)
         first = against or next(iter(tables))
-        if first not in tables:
-            raise InputError(f"--against {against}: the rows are {', '.join(tables)}")
+        check(first in tables, f"--against {against}: the rows are {', '.join(tables)}")
         figures = compare(tables, comparison, first, resamples, seed)
         parts = side_by_side(figures, first)
         notes = [f"{split}: {_size(tables[first])}", *notes]
@@ -166,8 +165,7 @@ def comparison_tools(recipe, config_class, comparison):
             seed: Of the bootstrap.
         """
         _check_options(out, resamples, seed)
-        if out is not None and out.resolve() == predictions.resolve():
-            raise InputError(f"--out {out}: is the table of predictions")
+        check(out is None or out.resolve() != predictions.resolve(), f"--out {out}: is the table of predictions")
         log.info(f"labels of {_describe(labels)}; predictions of {_describe(predictions)}")
         found, truth = comparison.read_predictions(predictions), comparison.read_labels(labels)
         ids, names = found.index, None if listed is None else pd.Index(named_images(listed)[0])
@@ -204,21 +202,17 @@ def comparison_tools(recipe, config_class, comparison):
 
 
 def _check_options(out, resamples, seed):
-    if resamples < 1 or seed < 0:
-        raise InputError(f"--resamples {resamples} must be at least 1, --seed {seed} at least 0")
-    if out is not None and out.suffix != ".csv":
-        raise InputError(f"--out {out}: the figures are a .csv")
+    check(resamples >= 1 and seed >= 0, f"--resamples {resamples} must be at least 1, --seed {seed} at least 0")
+    check(out is None or out.suffix == ".csv", f"--out {out}: the figures are a .csv")
 
 
 def _read_runs(recipe, config_class, comparison, runs, split):
     """Return the results of each run by the row's name, sorted by image, and notes about the runs."""
-    if not runs:
-        raise InputError("name the folders of the runs")
+    check(runs, "name the folders of the runs")
     tables, notes, names = {}, [], []
     for folder in runs:
         name = folder.resolve().name if folder.resolve().name not in names else str(folder)
-        if name in names:
-            raise InputError(f"{folder}: named twice")
+        check(name not in names, f"{folder}: named twice")
         names.append(name)
         with open_run(recipe, config_class, folder, device="cpu") as job:
             require(job, job.steps[comparison.step])
@@ -233,8 +227,7 @@ def _read_runs(recipe, config_class, comparison, runs, split):
 
 
 def _check_same(folder, found, other, first):
-    if not len(found):
-        raise InputError(f"{folder}: its images have no labels (--split oof: the training images, out of fold)")
+    check(len(found), f"{folder}: its images have no labels (--split oof: the training images, out of fold)")
     differ = set(first["image_id"]) ^ set(found["image_id"])
     if differ:
         raise InputError(

@@ -1,14 +1,18 @@
-"""Configuration: frozen dataclasses, their JSON form, and digests that identify them."""
+"""Configuration: frozen dataclasses, their JSON and YAML forms, and digests that identify them."""
 
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from common.errors import InputError
+import yaml
+
+from common.errors import InputError, check
 
 Averaging = Literal["last", "best", "best_k", "window", "classic", "ema"]
 
@@ -75,17 +79,14 @@ class FitConfig:
         for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):
             if (value := getattr(self, name)) != "auto" and not value > 0:
                 raise InputError(f"{name} must be above 0, not {value}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup must lie in [0, 1), not {self.warmup}")
-        if not self.decay >= 0:
-            raise InputError(f"decay must be at least 0, not {self.decay}")
+        check(0 <= self.warmup < 1, f"warmup must lie in [0, 1), not {self.warmup}")
+        check(self.decay >= 0, f"decay must be at least 0, not {self.decay}")
         if not 0 <= self.frozen_epochs <= self.epochs:
             raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
         if self.cycles > 1 and (self.schedule in ("step", "plateau") or self.cycles > self.epochs - self.frozen_epochs):
             what = f"the schedule {self.schedule} with {self.epochs - self.frozen_epochs} epochs after the frozen ones"
             raise InputError(f"cycles: {what} cannot have {self.cycles} cycles")
-        if not self.averaging:
-            raise InputError("averaging must name at least one of last, best, best_k, window, classic, ema")
+        check(self.averaging, "averaging must name at least one of last, best, best_k, window, classic, ema")
         if self.keep != "highest" and self.keep not in self.averaging:
             raise InputError(f"keep {self.keep!r} is not among averaging: {', '.join(self.averaging)}")
 
@@ -149,10 +150,8 @@ def check_folds(folds, n_folds):
 def check_run(config, size):
     """Raise InputError for folds, a seed or a store size that no run can have; size: side of the largest input."""
     check_folds(config.folds, config.n_folds)
-    if config.seed < 0:
-        raise InputError(f"seed must be at least 0, not {config.seed}")
-    if config.store_size < size:
-        raise InputError(f"store_size {config.store_size} is under the {size} px of a network")
+    check(config.seed >= 0, f"seed must be at least 0, not {config.seed}")
+    check(config.store_size >= size, f"store_size {config.store_size} is under the {size} px of a network")
 
 
 def to_dict(config):
@@ -174,8 +173,7 @@ def flatten(values, prefix=""):
 def from_dict(cls, values, where="config"):
     """Return the dataclass `cls` of the output of `to_dict`; InputError, beginning with `where`, for wrong fields."""
     hints = typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise InputError(f"{where}: expected a JSON object, not {values!r}")
+    check(isinstance(values, dict), f"{where}: expected a JSON object, not {values!r}")
     unknown = set(values) - set(hints)
     if unknown:
         raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}")
@@ -203,6 +201,42 @@ def _restore(hint, value, where):
     if value not in inner if kind is Literal else type(value) not in allowed:
         raise InputError(f"{where} cannot be {value!r}")
     return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, except that 1e-3 is a number, not a text."""
+
+
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
+
+
+def read_settings(path):
+    """Return the settings in a file, a dict by name. Raises InputError if it is unreadable or holds no settings."""
+    try:
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as YAML or JSON ({' '.join(str(error).split())[:150]})") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{path}: holds no settings, such as the line `seed: 1`")
+    return found
+
+
+def update(config, values, where):
+    """Return a copy of a nested dataclass with the settings in the dict `values` replaced.
+
+    Raises InputError, which begins with `where`, for an unknown setting and an impossible value.
+
+    >>> update(FitConfig(), {"epochs": 3}, "my.yaml").epochs
+    3
+    """
+    return from_dict(type(config), _merge(to_dict(config), values), where)
+
+
+def _merge(known, new):
+    if not (isinstance(known, dict) and isinstance(new, dict)):
+        return new
+    return known | {name: _merge(known.get(name), value) for name, value in new.items()}
 
 
 def digest(*values):

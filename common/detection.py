@@ -26,18 +26,10 @@ from common.train import distributed
 def build_detector(config, n_classes, weights=None):
     """Return the `common.nn.detectors.Detector` of a DetectorConfig; norms of a pretrained backbone are frozen."""
     build = {"faster_rcnn": detectors.faster_rcnn, "retinanet": detectors.retinanet, "fcos": detectors.fcos}
-    return build[config.architecture](
-        config.backbone,
-        n_classes,
-        config.size,
-        config.weights if weights is None else weights,
-        nms=config.nms,
-        per_image=config.per_image,
-        score=config.min_score,
-        channels=config.channels,
-        frozen_norms=config.weights != "none",
-        stride_in_1x1=config.stride_in_1x1,
-    )
+    how = {name: getattr(config, name) for name in ("nms", "per_image", "channels", "stride_in_1x1")}
+    how |= {"score": config.min_score, "frozen_norms": config.weights != "none"}
+    weights = config.weights if weights is None else weights
+    return build[config.architecture](config.backbone, n_classes, config.size, weights, **how)
 
 
 def detector_network(fold, stage, config, n_classes, augmentation, figures, rows=other_folds, samples=None):
@@ -55,19 +47,9 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
         table = found if isinstance(found, pd.DataFrame) else detection_table(found, job.images, rows, config.size)
         return figures(job.images, table, rows)
 
-    return Network(
-        fold,
-        stage,
-        config,
-        partial(build_detector, config, n_classes),
-        dataset,
-        loss=None,
-        step=detector_loss,
-        collate=collate,
-        measure=lambda found, targets: pack(found, config.per_image),
-        figures=measured,
-        rows=rows,
-    )
+    how = {"loss": None, "step": detector_loss, "collate": collate, "figures": measured, "rows": rows}
+    how["measure"] = lambda found, targets: pack(found, config.per_image)
+    return Network(fold, stage, config, partial(build_detector, config, n_classes), dataset, **how)
 
 
 def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=light):
@@ -81,18 +63,10 @@ def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=lig
     def build(weights=None):
         return models.classifier(config.backbone, 1, config.weights if weights is None else weights)
 
-    return Network(
-        fold,
-        stage,
-        config,
-        build,
-        dataset,
-        loss=bce,
-        measure=lambda output, target: tta.sigmoid(output)[:, 0],
-        figures=lambda job, probs, rows: gate_figures(labels(job.images, rows), probs),
-        rows=rows,
-        activation=torch.Tensor.float,
-    )
+    how = {"loss": bce, "rows": rows, "activation": torch.Tensor.float}
+    how["measure"] = lambda output, target: tta.sigmoid(output)[:, 0]
+    how["figures"] = lambda job, probs, rows: gate_figures(labels(job.images, rows), probs)
+    return Network(fold, stage, config, build, dataset, **how)
 
 
 def gate_figures(labels, probs):

@@ -13,7 +13,7 @@ import tyro
 from common import processes
 from common.budget import Budget
 from common.config import file_hash, from_dict, to_dict
-from common.errors import InputError
+from common.errors import InputError, check
 from common.extras import require_extra
 from common.hub import fetch, repo_of
 from common.images import prepare_test
@@ -90,8 +90,7 @@ def open_run(recipe, config_class, folder, **options):
     Raises InputError if the folder is not a run of this solution, or if another process works in it.
     """
     stored = Path(folder) / "config.json"
-    if not stored.is_file():
-        raise InputError(f"{folder}: not the folder of a finished run (no config.json)")
+    check(stored.is_file(), f"{folder}: not the folder of a finished run (no config.json)")
     values = read_json(stored)
     if not isinstance(values, dict) or values.pop("solution", None) != recipe.name:
         raise InputError(f"{stored}: not the configuration of a run of {recipe.name}")
@@ -164,8 +163,7 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
             device: auto, cpu, cuda or cuda:<n>.
             workers: Processes that read images (default: one per core).
         """
-        if sizes and not takes_sizes:
-            raise InputError(f"--sizes does not apply to {recipe.name}")
+        check(not sizes or takes_sizes, f"--sizes does not apply to {recipe.name}")
         if (trained / "config.json").is_file():
             with tempfile.TemporaryDirectory(prefix="export-") as folder:
                 with open_run(recipe, config_class, trained, device=device) as job:
@@ -177,8 +175,7 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
         config = recipe.use_assets(config, {name: exported.folder / name for name in exported.files})
         out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
-        if out.is_dir():
-            raise InputError(f"--out {out}: a folder; name the submission's file")
+        check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
         check_device(device)
         device = str(distributed.start(device))  # under torchrun, all processes share the images
         if processes.count() > 1:

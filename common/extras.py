@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from common.errors import InputError
+from common.errors import check
 
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -19,5 +19,4 @@ def is_installed(extra):
 
 def require_extra(extra, what):
     """Raise InputError naming the install command if a module of the extra, which `what` needs, is missing."""
-    if not is_installed(extra):
-        raise InputError(f"{what} needs further packages: pip install -e '.[{extra}]'")
+    check(is_installed(extra), f"{what} needs further packages: pip install -e '.[{extra}]'")

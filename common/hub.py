@@ -12,7 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData, errors
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.metrics.statistics import format_interval
 from common.paths import atomic_path
 from common.trained import ABOUT, Trained, clear_export, read_about
@@ -90,10 +90,8 @@ def push_tool(card_of):
 def write_card(about, card, repo):
     """Return the model card, as bytes of README.md, of an export's trained.json and its solution's Card."""
     name, score, phantoms = about["solution"], about.get("score", {}), about.get("synthetic")
-    task, data = (
-        TASKS.get(about.get("facts", {}).get("task"), card.task),
-        "generated phantoms" if phantoms else card.data,
-    )
+    task = TASKS.get(about.get("facts", {}).get("task"), card.task)
+    data = "generated phantoms" if phantoms else card.data
     known = {"license": "other", "pipeline_tag": task, "tags": ["chest-x-ray", "radiology", name]}
     rows = {"Task": task, "Data": data, "Licence of the data": None if phantoms else card.licence}
     if score.get("estimate") is not None:
@@ -108,8 +106,7 @@ def write_card(about, card, repo):
 
 
 def _api(repo):
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise InputError(f"{repo!r}: name a repository of the hub as you/name")
+    check(re.fullmatch(r"[\w.-]+/[\w.-]+", repo), f"{repo!r}: name a repository of the hub as you/name")
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 

@@ -4,6 +4,7 @@ A solution's `data.py` reads its tables into a Listing and reports what is wrong
 the folds to the store and the files of the run, is done here for all solutions.
 """
 
+import json
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,8 +82,7 @@ class Images:
 
     def patients(self, rows):
         """Return the patients of store rows, (n,) of str, or None if no patient is known."""
-        patients = self.at(rows)["patient_id"].to_numpy()
-        return None if (patients == "").all() else patients
+        return _patients(self.at(rows))
 
     def groups(self, rows):
         """Return the units that a bootstrap resamples: the patients of store rows, or the images if none is known."""
@@ -165,7 +165,7 @@ def prepare_test(job, recipe):
     store = decode(job, listing)
     listing = _with_sizes(replace(listing, table=listing.table.assign(split="test", fold=-1)), store)
     listing = recipe.refine_test(job, listing, store)
-    _log_left_out(job, listing.left_out)
+    _report_left_out(job, listing.left_out)
     write_submission(job.run.path(SAMPLE), listing.sample)
     pixels = _pixels_key(store, listing.table, listing.about.get("pixels"))
     job.images = Images(listing.table, store, "", pixels, job.facts | listing.about, listing.tables, listing.arrays)
@@ -183,22 +183,19 @@ def open_images(job):
     for name, stamp in record["made"].items():
         if file_stamp(run.path(name)) != stamp:
             raise InputError(f"{run.path(name)}: missing or damaged; run `prepare` again")
-    present = _plain(job.recipe.made_with(job.config))
+    present = json.loads(json.dumps(job.recipe.made_with(job.config)))
     for name in {**present, **record["made_with"]}:  # an optional setting may be in one of them only
         before, now = record["made_with"].get(name), present.get(name)
         if before != now:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{run.folder}: prepared with {option} {before}, not {now}; run `prepare` with the new value"
-            )
+            how = f"prepared with --{name.replace('_', '-')} {before}, not {now}"
+            raise InputError(f"{run.folder}: {how}; run `prepare` with the new value")
     for name in ("data", "test"):
         now = getattr(options, name)
         if now is not None and not Path(record[name] or "").is_relative_to(now.resolve()):
             raise InputError(f"{run.folder}: prepared with another --{name}, {record[name]}; run `prepare` with {now}")
     if options.normals and [str(path.resolve()) for path in options.normals] != record["normals"]:
-        raise InputError(
-            f"{run.folder}: prepared with other --normals, {record['normals']}; run `prepare` with the new ones"
-        )
+        how = f"prepared with other --normals, {record['normals']}"
+        raise InputError(f"{run.folder}: {how}; run `prepare` with the new ones")
     if not Path(record["store"]).is_dir():
         moved = f"its decoded images, {record['store']}, are not there any more; the data were in {record['data']}"
         raise InputError(f"{run.folder}: {moved}: run `prepare --data FOLDER` to decode them again")
@@ -262,9 +259,8 @@ def _with_folds(job, listing):
             raise InputError(f"{options.fold_table}: has the folds {found}, not all of the n_folds {config.n_folds}")
         leaking = shared_groups(folds, patients) if patients is not None else 0
         if leaking:
-            log.info(
-                f"folds: {leaking} images have a patient in another fold ({options.fold_table}); scores are optimistic"
-            )
+            which = f"{leaking} images have a patient in another fold ({options.fold_table})"
+            log.info(f"folds: {which}; scores are optimistic")
     else:
         folds = make_folds(listing.strata, config.n_folds, patients, config.seed)
     if patients is None:
@@ -310,20 +306,11 @@ def _patients(table):
     return None if (patients == "").all() else patients
 
 
-def _plain(values):
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
 def _report_left_out(job, rows):
-    path = job.run.path("left_out.csv")
+    path, job.left_out = job.run.path("left_out.csv"), len(rows)
     path.unlink(missing_ok=True)
-    if rows:
-        write_csv(path, pd.DataFrame(rows, columns=["image_id", "file", "reason"]))
-        _log_left_out(job, rows)
-        log.info(f"all images that cannot be used: {path}")
-
-
-def _log_left_out(job, rows):
-    job.left_out = len(rows)
     for image_id, file, reason in rows[:20]:
         log.info(f"left out {image_id}: {reason} ({file})")
+    if rows:
+        write_csv(path, pd.DataFrame(rows, columns=["image_id", "file", "reason"]))
+        log.info(f"all images that cannot be used: {path}")

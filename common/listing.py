@@ -112,11 +112,11 @@ def check_files(train_ids, test_ids, files, labels_path, options):
         absent = [image_id for image_id in ids if image_id not in files]
         if absent:
             raise InputError(f"{kind.format(len(absent))} have no file, the first is {absent[0]}")
-    both = set(train_ids) & set(test_ids)
-    if both and options.test is None:
-        raise InputError(f"{labels_path}: {len(both)} images are in the test set too, such as {min(both)}")
-    if both:
-        raise InputError(f"--test: {len(both)} of the images are training images, such as {min(both)}")
+    if both := set(train_ids) & set(test_ids):
+        which = f"--test: {len(both)} of the images are training images"
+        if options.test is None:
+            which = f"{labels_path}: {len(both)} images are in the test set too"
+        raise InputError(f"{which}, such as {min(both)}")
     check_loose(files, {*train_ids, *test_ids}, f"{labels_path.name} or the sample submission", options)
 
 

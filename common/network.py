@@ -12,7 +12,7 @@ import torch
 from common import processes
 from common.config import FitConfig, digest
 from common.data.loaders import EpochSampler, eval_loader, make_loader
-from common.errors import InputError
+from common.errors import InputError, check
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
 from common.nn.models import timm_name
@@ -194,8 +194,7 @@ def with_rate(job, network):
     """Return the network; if its `lr` is auto, with the range test's suggestion, a tenth of it after frozen epochs."""
     if network.config.lr != "auto":
         return network
-    if processes.count() > 1 and not job.is_current("find_lr"):
-        raise InputError("lr auto: run `find_lr` first, in a single process")
+    check(processes.count() <= 1 or job.is_current("find_lr"), "lr auto: run `find_lr` first, in a single process")
     run_step(job, job.steps["find_lr"])
     found = float(read_csv(job.run.path(f"lr_{network.stage}.csv"))["suggestion"].iloc[0])
     later = found / 10 if network.config.frozen_epochs else found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.extras import require_extra
 
 
@@ -60,10 +60,8 @@ class Options:
     def __post_init__(self):
         if self.devices_per_training is not None and self.devices_per_training < 1:
             raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
-        if self.gpus is not None and self.gpus < 1:
-            raise InputError(f"--gpus must be at least 1, not {self.gpus}")
-        if self.workers is not None and self.workers < 0:
-            raise InputError(f"--workers must not be negative: {self.workers}")
+        check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
+        check(self.workers is None or self.workers >= 0, f"--workers must not be negative: {self.workers}")
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"--hours must be above 0, not {self.hours:g}")
         check_device(self.device)
@@ -101,8 +99,7 @@ def check_special(options, verb, takes, solution):
 
 def check_device(name):
     """Raise InputError unless `name`, the value of --device, is auto, cpu, cuda or cuda:<n> and this machine has it."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise InputError(f"--device {name!r}: choose auto, cpu, cuda or cuda:<n>")
+    check(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name), f"--device {name!r}: choose auto, cpu, cuda or cuda:<n>")
     if name.startswith("cuda"):
         import torch
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, check
 
 log = logging.getLogger(__name__)
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
@@ -211,8 +212,7 @@ def list_images(folder, suffixes=IMAGES, skip=lambda path: False):
     An image has one of the `suffixes`; a file without a suffix, or with a number for one (1.2.840.4), is an image if
     its content is DICOM. Raises InputError if there is no such folder.
     """
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder")
+    check(Path(folder).is_dir(), f"{folder}: no such folder")
 
     def is_image(path):
         suffix = path.suffix.lower()
@@ -256,8 +256,7 @@ def is_dicom(path):
 
 def list_folders(folder):
     """Return a folder and its direct subfolders by name, without hidden ones. Raises InputError if it is none."""
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder")
+    check(Path(folder).is_dir(), f"{folder}: no such folder")
     return [Path(folder), *sorted(p for p in Path(folder).iterdir() if not _is_hidden(p.name) and p.is_dir())]
 
 
@@ -286,21 +285,19 @@ def walk_files(folder, skip=lambda path: False):
                 yield Path(parent, name)
 
 
-def competition_folder(data, slug, marker, inputs=KAGGLE_INPUT):
-    """Return the folder that holds `marker`, a file name of the competition `slug`.
+def competition_file(data, slug, names, inputs=KAGGLE_INPUT):
+    """Return the path of the first of `names`, files of the competition `slug`, that exists.
 
     data: the folder that the user named (--data), or None on Kaggle, where every known mount layout under `inputs` is
-    tried. The marker may lie one level down. Raises InputError naming what was tried.
+    tried. The file may lie one level down. Raises InputError naming what was tried.
     """
-    if data is not None:
-        roots = [Path(data)]
-    else:
-        inputs = Path(inputs)
-        roots = [inputs / "competitions" / slug, inputs / slug, *sorted(inputs.glob(f"datasets/*/{slug}"))]
-    for root in roots:
-        for candidate in list_folders(root) if data is not None or root.is_dir() else []:
-            if (candidate / marker).is_file():
-                return candidate
+    inputs = Path(inputs)
+    mounts = [inputs / "competitions" / slug, inputs / slug, *sorted(inputs.glob(f"datasets/*/{slug}"))]
+    roots = [path for path in mounts if path.is_dir()] if data is None else [Path(data)]
+    for name, folder in itertools.product(names, [folder for root in roots for folder in list_folders(root)]):
+        if (folder / name).is_file():
+            return folder / name
+    wanted = " or ".join(names)
     if data is None:
-        raise InputError(f"no {marker} under {inputs}: name the competition's folder with --data")
-    raise InputError(f"{data}: no {marker} in it (--data must be the folder as Kaggle unpacks it)")
+        raise InputError(f"no {wanted} under {inputs}: name the competition's folder with --data")
+    raise InputError(f"{data}: no {wanted} in it (--data must be the folder as Kaggle unpacks it)")

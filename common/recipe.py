@@ -251,7 +251,13 @@ def predict_all(job):
     folds, recipe = job.config.folds, job.recipe
     held_out = [predict_part(job, f"fold{fold}/oof", [fold], job.images.rows(folds=[fold]), fold) for fold in folds]
     if processes.is_main():
-        _join(job, "oof", [f"fold{fold}/oof" for fold in folds], held_out)
+        for suffix in recipe.suffixes(job.config):
+            joined = pd.concat([table[suffix] for table in held_out], ignore_index=True)
+            write_table(job.run.path(f"oof{suffix}.parquet"), joined)
+        if recipe.maps:
+            paths = [job.run.path(f"fold{fold}/oof_probs.npy") for fold in folds]
+            shape = (sum(len(read_array(path)) for path in paths), *read_array(paths[0]).shape[1:])
+            write_masks(job.run.path("oof_probs.npy"), shape, drain(paths))
     n, tests = sum(len(job.images.rows(folds=[fold])) for fold in folds), predict_test(job)
     if processes.is_main():
         _delete_parts(job, [f"fold{fold}/test" for fold in folds if recipe.pool])
@@ -288,16 +294,6 @@ def predict_part(job, name, folds, rows, fold=-1):
     part = Step(f"predict {name}", make, reads=job.steps["predict"].reads, files=files)
     run_step(job, part)
     return {suffix: read_parquet(job.run.path(f"{name}{suffix}.parquet")) for suffix in suffixes}
-
-
-def _join(job, name, parts, tables):
-    for suffix in job.recipe.suffixes(job.config):
-        joined = pd.concat([table[suffix] for table in tables], ignore_index=True)
-        write_table(job.run.path(f"{name}{suffix}.parquet"), joined)
-    if job.recipe.maps:
-        paths = [job.run.path(f"{part}_probs.npy") for part in parts]
-        shape = (sum(len(read_array(path)) for path in paths), *read_array(paths[0]).shape[1:])
-        write_masks(job.run.path(f"{name}_probs.npy"), shape, drain(paths))
 
 
 def _delete_parts(job, parts):
@@ -371,10 +367,8 @@ def submit(job):
     log.info(f"valid submission: {summary}; copy in {copy}")
     hidden = recipe.hidden(job, rows) if run.step("prepare")["synthetic"] else None
     if hidden:
-        log.info(
-            f"{hidden['metric']} on the sample's hidden labels {hidden['value']:.4f} (a trivial submission: "
-            f"{hidden['nothing']:.4f})"
-        )
+        trivial = f"a trivial submission: {hidden['nothing']:.4f}"
+        log.info(f"{hidden['metric']} on the sample's hidden labels {hidden['value']:.4f} ({trivial})")
     return {"rows": summary.rows, "hidden": hidden}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.config import digest, file_hash, to_dict
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import lock, read_json, remove_leftovers, write_json
 from common.processes import is_main
 
@@ -38,8 +38,7 @@ class Run:
 
     def __init__(self, folder, may_join=False):
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"{folder}: not a folder (--out)")
+        check(not self.folder.exists() or self.folder.is_dir(), f"{folder}: not a folder (--out)")
         self._is_new = not self.folder.exists()
         if not self._is_new and any(self.folder.iterdir()) and not any((self.folder / name).exists() for name in MARKS):
             raise InputError(f"--out {folder}: holds other files and no run; name an empty or a new folder")

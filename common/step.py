@@ -1,7 +1,5 @@
 """A step of a run: built once, rebuilt when stale, refused to readers while missing or stale.
 
-    Step("predict", make, needs=("prepare",), reads=lambda job: job.config.tta, files=("oof.parquet", "test.parquet"))
-
 All keys and staleness checks of a run are here; verbs and reports ask the same functions, so no page can show the
 score of other predictions.
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import file_hash
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import check_id, read_json, remove_leftovers
 
 FORMAT = 1
@@ -43,14 +43,12 @@ class Trained:
         """
         folder = Path(folder)
         about = read_about(folder)
-        if about.get("incomplete"):
-            raise InputError(f"{folder}: an incomplete export; run `export` again")
+        check(not about.get("incomplete"), f"{folder}: an incomplete export; run `export` again")
         if solution is not None and about["solution"] != solution:
             raise InputError(f"{folder}: exported from a run of {about['solution']}, not {solution}")
         for name, sha256 in about["files"].items():
             path = folder / name
-            if not path.is_file():
-                raise InputError(f"{path}: missing; copy the exported folder again")
+            check(path.is_file(), f"{path}: missing; copy the exported folder again")
             if file_hash(path) != sha256:
                 raise InputError(f"{path}: not the file that was exported (its SHA-256 differs); copy it again")
         values = (about[name] for name in ("solution", "preset", "config", "rule"))
@@ -79,8 +77,7 @@ class Card:
 
 def clear_export(out):
     """Delete the files of an earlier export in `out`, if any. Raises InputError for a file or a folder of others."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: not a folder")
+    check(not out.exists() or out.is_dir(), f"--out {out}: not a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
     remove_leftovers(out)
@@ -92,15 +89,13 @@ def clear_export(out):
 def read_about(folder):
     """Return the content of trained.json. Raises InputError for wrong types and unsafe file names."""
     path = Path(folder) / ABOUT
-    if not path.is_file():
-        raise InputError(f"{folder}: not an exported folder (no {ABOUT}); the tool `export` writes one")
+    check(path.is_file(), f"{folder}: not an exported folder (no {ABOUT}); the tool `export` writes one")
     about = read_json(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
         raise InputError(f"{path}: format {found!r}, but this program reads format {FORMAT}")
     for name, kind in _FIELDS.items():
-        if not isinstance(about.get(name), kind):
-            raise InputError(f"{path}: {name} is missing or not what `export` writes")
+        check(isinstance(about.get(name), kind), f"{path}: {name} is missing or not what `export` writes")
     for name in about["files"]:
         check_id(name, f"{path}: files")
     return about

@@ -12,8 +12,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
 
-from common.errors import InputError
-from common.jit import compiled
+from common.errors import InputError, check
 from common.metrics.segmentation import dice_from_areas
 from common.post.regions import quantise, region_overlaps, remove_small, resize_mask_probs
 from common.post.rle import paint
@@ -44,8 +43,7 @@ class Rule:
             object.__setattr__(self, field.name, field.type(value))
         if not (0 < self.pixel <= 1 and 0 <= self.gate <= 1 and 0 <= self.top <= 1):
             raise InputError(f"pixel must lie in (0, 1], gate and top in [0, 1]: {self}")
-        if self.min_area < 0 or self.min_pixels < 0:
-            raise InputError(f"min_area and min_pixels must be 0 or more: {self}")
+        check(self.min_area >= 0 and self.min_pixels >= 0, f"min_area and min_pixels must be 0 or more: {self}")
 
     def apply(self, probs, gate_prob=None, size=(1024, 1024), connectivity=8):
         """Return the mask of one image, uint8 `size` (height, width) of 0 and 1, from uint8 probabilities (h, w)."""
@@ -62,8 +60,7 @@ def grid(**values):
     """Return the Rules of all combinations of values, the last name varying fastest, except where 0 < top < pixel."""
     rules = [Rule(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())]
     rules = [rule for rule in rules if rule.top == 0 or rule.top >= rule.pixel]
-    if not rules:
-        raise InputError(f"the grid {values} contains no valid rule")
+    check(rules, f"the grid {values} contains no valid rule")
     return rules
 
 
@@ -96,8 +93,7 @@ def summarise(
     """
     rows = np.arange(len(probs))[slice(None) if rows is None else rows]
     rules = [Rule(pixel) for pixel in pixels]
-    if not rules or not len(rows):
-        raise InputError("tuning needs at least one pixel threshold and one image")
+    check(rules and len(rows), "tuning needs at least one pixel threshold and one image")
     thresholds = sorted({quantise(rule.pixel) for rule in rules})
     factors = _factors(probs.shape[1:], size) if at_network else (1, 1)
     scale = factors[0] * factors[1]
@@ -107,7 +103,7 @@ def summarise(
             release_pages(probs)
         grid = np.ascontiguousarray(probs[row])
         grid = grid if at_network else resize_mask_probs(grid, size)
-        counts = _histogram(grid.reshape(-1))
+        counts = np.bincount(grid.reshape(-1), minlength=256).astype(np.int32)
         truth = paint(truth_runs[row], size, order="C") if len(truth_runs[row]) else None
         grid, found = _enlarge(grid, factors), [np.zeros((2, 0), np.int32)] * len(thresholds)
         for t, q in enumerate(thresholds):
@@ -250,12 +246,3 @@ def _factors(shape, size):
 
 def _enlarge(mask, factors):
     return mask if factors == (1, 1) else mask.repeat(factors[0], axis=0).repeat(factors[1], axis=1)
-
-
-@compiled
-def _histogram(values):
-    # neighbouring pixels are often equal; with four counters an addition need not wait for the previous one
-    counts = np.zeros((4, 256), np.int32)
-    for i in range(len(values)):
-        counts[i & 3, values[i]] += 1
-    return counts.sum(axis=0).astype(np.int32)

@@ -20,7 +20,7 @@ MACOS = """
 import os, sys
 from pathlib import Path
 
-del os.sched_getaffinity, os.posix_fallocate, os.memfd_create
+del os.sched_getaffinity
 from common.data.store import prepare_store
 from common.processes import cores
 

@@ -11,61 +11,29 @@ import numpy as np
 from common.data.augment import A, DiffusedNoise
 
 
-def compose(transforms, least_seen=0.3):
+def compose(transforms):
     """Return the pipeline of `transforms` for images with boxes.
 
-    Boxes are clipped at the border, and dropped if a step leaves less than `least_seen` of their area (our choice) or a
-    side under one pixel.
+    Boxes are clipped at the border, and dropped if a step leaves less than 0.3 of their area (our choice) or a side
+    under one pixel.
     """
-    boxes = A.BboxParams("pascal_voc", ["labels"], min_visibility=least_seen, min_width=1, min_height=1, clip=True)
+    boxes = A.BboxParams("pascal_voc", ["labels"], min_visibility=0.3, min_width=1, min_height=1, clip=True)
     return A.Compose(transforms, bbox_params=boxes)
 
 
-class Blend(A.ImageOnlyTransform):
-    """Blend the image with black (brightness) or, `to_mean`, with its own mean grey level (contrast).
-
-    factor: range of the image's weight; values above 1 extrapolate. Source: detectron2, the paper's library.
-    """
-
-    def __init__(self, to_mean, factor=(0.7, 1.3), p=0.2):
-        super().__init__(p=p)
-        self.to_mean, self.factor = to_mean, factor
-
-    def get_params(self):
-        return {"weight": self.py_random.uniform(*self.factor)}
-
-    def apply(self, img, weight, **params):
-        level = img.mean() if self.to_mean else 0.0
-        table = np.clip(np.rint(weight * np.arange(256) + (1 - weight) * level), 0, 255).astype(np.uint8)
-        return cv2.LUT(img, table).reshape(img.shape)
+def brightness(p):
+    """Return a blend with black by a weight of 0.7 to 1.3, as in Detectron2, the paper's library."""
+    return A.ColorJitter(brightness=(0.7, 1.3), contrast=(1, 1), saturation=(1, 1), hue=(0, 0), p=p)
 
 
-class RelativeCrop(A.DualTransform):
-    """Crop a window with at least `least` of the image's height and width, and stretch it to the image's size.
+def contrast(p):
+    """Return a blend with the image's mean grey level by a weight of 0.7 to 1.3, as in Detectron2."""
+    return A.ColorJitter(brightness=(1, 1), contrast=(0.7, 1.3), saturation=(1, 1), hue=(0, 0), p=p)
 
-    Source: detectron2's random crop with a relative range.
-    """
 
-    def __init__(self, least=0.8, p=0.2):
-        super().__init__(p=p)
-        self.least = least
-
-    def get_params_dependent_on_data(self, params, data):
-        spans = []
-        for side in params["shape"][:2]:
-            length = max(1, round(side * self.py_random.uniform(self.least, 1)))
-            first = self.py_random.randint(0, side - length)
-            spans.append((first, first + length))
-        return {"spans": spans}
-
-    def apply(self, img, spans, **params):
-        (top, bottom), (left, right) = spans
-        return cv2.resize(img[top:bottom, left:right], img.shape[1::-1]).reshape(img.shape)
-
-    def apply_to_bboxes(self, bboxes, spans, **params):
-        (top, bottom), (left, right) = spans
-        height, width = params["shape"][:2]
-        return _move(bboxes, (left / width, top / height), (width / (right - left), height / (bottom - top)))
+def crop(most, p):
+    """Return a crop of up to `most` of the height and of the width, stretched to the image's size."""
+    return A.CropAndPad(percent=(-most / 2, 0.0), keep_size=True, p=p)
 
 
 class ShortSide(A.DualTransform):
@@ -87,14 +55,9 @@ class ShortSide(A.DualTransform):
         return self.apply(mask, **params, fill=0)
 
     def apply_to_bboxes(self, bboxes, factor, **params):
-        return _move(bboxes, (0, 0), [round(side * factor) / side for side in params["shape"][1::-1]])
-
-
-def _move(bboxes, origin, scale):
-    """Return boxes, in shares of the sides, with (x, y) moved to (x - origin) · scale; further columns stay."""
-    out = bboxes.copy()
-    out[:, :4] = (out[:, :4] - np.tile(origin, 2)) * np.tile(scale, 2)
-    return out
+        out = bboxes.copy()  # in shares of the sides; further columns stay
+        out[:, :4] *= np.tile([round(side * factor) / side for side in params["shape"][1::-1]], 2)
+        return out
 
 
 def pipeline(name, size, default_mapper=False):
@@ -108,9 +71,9 @@ def pipeline(name, size, default_mapper=False):
     with our probability of 0.5, since the paper gives none. both: built_in, then noise. podium: the winners' kinds of
     transforms with our parameters. default_mapper: Detectron2's own flip and jitter of the shorter side follow.
     """
-    tone, turn = [Blend(to_mean=True), Blend(to_mean=False)], A.SafeRotate((-10, 10), p=0.2)
+    tone, turn = [contrast(0.2), brightness(0.2)], A.SafeRotate((-10, 10), p=0.2)
     flip, noise = A.HorizontalFlip(p=0.5), DiffusedNoise(p=0.5)
-    rest = [RelativeCrop(), flip, _blur(size, 0.2)]
+    rest = [crop(0.2, 0.2), flip, _blur(size, 0.2)]
     steps = {
         "none": [],
         "flip": [flip],
@@ -128,10 +91,10 @@ def pipeline(name, size, default_mapper=False):
 def _podium(size):
     """Return flip; shift, scale and rotation in one step; crop; tone; blur or sharpening; noise, sometimes dark."""
     moved = A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
-    tone = [Blend(False, p=1.0), Blend(True, p=1.0), A.RandomGamma((80, 125), p=1.0), A.CLAHE((1.0, 3.0), p=1.0)]
+    tone = [brightness(1.0), contrast(1.0), A.RandomGamma((80, 125), p=1.0), A.CLAHE((1.0, 3.0), p=1.0)]
     focus = [_blur(size, 1.0), A.Sharpen(alpha=(0.1, 0.3), p=1.0)]
-    shade, crop = DiffusedNoise((3, 10), strength=(-0.15, 0.3), p=0.15), RelativeCrop(0.75, p=0.3)
-    return [A.HorizontalFlip(p=0.5), moved, crop, A.OneOf(tone, p=0.5), A.OneOf(focus, p=0.15), shade]
+    shade = DiffusedNoise((3, 10), strength=(-0.15, 0.3), p=0.15)
+    return [A.HorizontalFlip(p=0.5), moved, crop(0.25, 0.3), A.OneOf(tone, p=0.5), A.OneOf(focus, p=0.15), shade]
 
 
 def _blur(size, p):

@@ -5,6 +5,7 @@ import re
 import zlib
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from struct import unpack_from
 
 import cv2
@@ -24,7 +25,7 @@ from pydicom.uid import (
 
 from common.data import guard, jpeg
 from common.data.grey import colour_share, silence_pydicom, to_uint8
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import is_dicom
 
 COLOUR_LIMIT = 0.12  # a file whose `colour` is above is a colour picture, not a radiograph
@@ -81,7 +82,8 @@ def read_image_and_header(path):
         bits, inverted = values.get("bits_stored"), values.get("photometric") == "MONOCHROME1"
         header = _make_header(pixels.shape, values) | {"colour": colour_share(pixels, bits)}
         if pixels.ndim == 3:
-            pixels, dataset = _to_grey(pixels[..., ::-1] if values else pixels), None  # pydicom's colours are RGB
+            code = cv2.COLOR_RGB2GRAY if values else (cv2.COLOR_BGR2GRAY, cv2.COLOR_BGRA2GRAY)[pixels.shape[2] - 3]
+            pixels, dataset = cv2.cvtColor(np.ascontiguousarray(pixels), code), None
         image, note = to_uint8(pixels, bits, inverted, dataset)
         return image, header | {"note": "; ".join(filter(None, [values.get("note"), note]))}
 
@@ -97,7 +99,7 @@ def read_header(path):
         if not _is_dicom(path):
             if _is_jsrt(path):
                 return _make_header((_JSRT_SIDE, _JSRT_SIDE), {})
-            return _make_header(_read_size(_read_bytes(path), path), {})
+            return _make_header(_read_size(Path(path).read_bytes(), path), {})
         with silence_pydicom():
             values = _read_values(_load(path, stop_before_pixels=True), path)
         return _make_header((values["height"], values["width"]), values)
@@ -135,8 +137,7 @@ def _load(path, **options):
             return pydicom.dcmread(path, **options)
         packed, inflater = file.read(), zlib.decompressobj(-zlib.MAX_WBITS)
     data = inflater.decompress(packed, guard.BYTES_PER_PIXEL * guard.max_pixels())
-    if not inflater.eof:
-        raise InputError(f"{path}: cut short, or inflates to more bytes than an image has (see CXR_MAX_PIXELS)")
+    check(inflater.eof, f"{path}: cut short, or inflates to more bytes than an image has (see CXR_MAX_PIXELS)")
     dataset = pydicom.dcmread(BytesIO(_PLAIN_META + data), **options)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return dataset
@@ -144,8 +145,7 @@ def _load(path, **options):
 
 def _check_dicom(dataset, path):
     """Raise InputError for an image that is not read, before it is decoded."""
-    if "PixelData" not in dataset:
-        raise InputError(f"{path}: no pixel data (cut short, or not an image)")
+    check("PixelData" in dataset, f"{path}: no pixel data (cut short, or not an image)")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise InputError(f"{path}: {dataset.NumberOfFrames} frames, only single images are read")
     guard.check_size(dataset.Rows, dataset.Columns)
@@ -176,13 +176,8 @@ def _decode(dataset, path):
     return pixels
 
 
-def _read_bytes(path):
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def _read_file(path):
-    data = _read_bytes(path)
+    data = Path(path).read_bytes()
     _read_size(data, path)
     if data.startswith(_PNG):
         _check_png(data, path)
@@ -209,8 +204,7 @@ def _is_jsrt(path):
         if file.read(8).startswith((_PNG, jpeg.START)):
             return False
     size, expected = os.path.getsize(path), 2 * _JSRT_SIDE**2
-    if size != expected:
-        raise InputError(f"{path}: {size:,} bytes, a raw .IMG file of the JSRT database has {expected:,}")
+    check(size == expected, f"{path}: {size:,} bytes, a raw .IMG file of the JSRT database has {expected:,}")
     return True
 
 
@@ -235,14 +229,6 @@ def _check_png(data, path):
             return
         at = end + 4
     raise InputError(f"{path}: the PNG is cut short")
-
-
-def _to_grey(image):
-    """Return a grey, BGR or BGRA image as grey."""
-    if image.ndim == 2:
-        return image
-    code = cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY
-    return cv2.cvtColor(np.ascontiguousarray(image), code)
 
 
 def _is_dicom(path):

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.jit import compiled
 from common.paths import atomic_path, escape_formula
 from common.submit.table import read_rows
@@ -18,16 +18,13 @@ def make_folds(labels, n_folds, groups=None, seed=0):
 
     labels: (N,) integer classes, or (N, C) of 0 and 1 for several labels an image; rows without any label count as
     one more class. groups: (N,) hashable values such as patient ids, or None if every image is a group of its own.
-    No fold is empty. A shuffled table gives each group the same fold; without groups, it gives each fold the same
-    number of each label set. Raises InputError for groups of another shape or with missing values, and for fewer groups
-    than folds. Method: groups in falling order of their share of all labels, so that rare labels come
-    first, each to the fold that lacks them most (after Sechidis et al. 2011, iterative stratification).
+    No fold is empty, and the order of the rows does not matter. Raises InputError for groups of another shape or with
+    missing values, and for fewer groups than folds. Method: groups in falling order of their share of all labels, so
+    that rare ones come first, each to the fold that lacks them most (after Sechidis et al. 2011).
 
     >>> make_folds([0, 0, 1, 1, 0, 0], 2, groups=["a", "a", "b", "c", "d", "e"]).tolist()
     [1, 1, 1, 0, 0, 0]
     """
-    if not isinstance(n_folds, int | np.integer) or n_folds < 2:
-        raise InputError(f"n_folds must be a whole number from 2, not {n_folds!r}")
     return _assign_folds(labels, np.full(n_folds, 1 / n_folds), groups, seed)
 
 
@@ -36,8 +33,7 @@ def holdout(labels, fraction, groups=None, seed=0):
 
     Arguments, guarantees and errors are those of `make_folds`.
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"fraction must lie between 0 and 1, not {fraction}")
+    check(0 < fraction < 1, f"fraction must lie between 0 and 1, not {fraction}")
     return _assign_folds(labels, np.array([1 - fraction, fraction]), groups, seed) == 1
 
 
@@ -79,8 +75,7 @@ def load_folds(path, image_ids):
     """
     rows = [[*row, "", ""][:2] for row in read_rows(path)]
     rows = rows[rows[0][0].startswith("#") :]
-    if rows[:1] != [["image_id", "fold"]]:
-        raise InputError(f"{path}: the header must begin with image_id,fold")
+    check(rows[:1] == [["image_id", "fold"]], f"{path}: the header must begin with image_id,fold")
     table = pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
     known, wanted = _check_unique(table["image_id"], path), _check_unique(image_ids, "the images to load folds for")
     bad = known[~table["fold"].astype(object).map(lambda fold: bool(re.fullmatch("[0-9]{1,9}", str(fold))))]
@@ -102,8 +97,7 @@ def group_codes(groups, n):
         codes, values = pd.factorize(pd.Series(groups if hasattr(groups, "dtype") else list(groups)))
     except (TypeError, ValueError) as error:
         raise InputError(f"groups are not usable ({error})") from None
-    if len(codes) != n:
-        raise InputError(f"{len(codes)} groups for {n} images")
+    check(len(codes) == n, f"{len(codes)} groups for {n} images")
     if (codes < 0).any():
         raise InputError(f"row {np.flatnonzero(codes < 0)[0]}: the group is missing")
     return np.argsort(np.argsort([repr(value) for value in values.tolist()]))[codes]
@@ -122,17 +116,14 @@ def _label_columns(labels):
 
 
 def _assign_folds(labels, shares, groups, seed):
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed must be a whole number from 0, not {seed!r}")
     columns = _label_columns(labels)
     codes = group_codes(groups, len(columns))
     if groups is None:  # images of one label set are interchangeable: sorted, their order in the table does not matter
         codes = np.empty(len(columns), np.int64)
         codes[np.lexsort(columns.T)] = np.arange(len(columns))
     n_groups = codes.max() + 1
-    if n_groups < len(shares):
-        raise InputError(f"{len(shares)} folds need as many groups, there are {n_groups}")
-    vectors = _sum_groups(columns, codes, n_groups) / columns.sum(axis=0)
+    check(n_groups >= len(shares), f"{len(shares)} folds need as many groups, there are {n_groups}")
+    vectors = pd.DataFrame(columns).groupby(codes).sum().to_numpy() / columns.sum(axis=0)
     rng = np.random.default_rng(seed)
     order = rng.permutation(n_groups)
     weight = (vectors**2).sum(axis=1)
@@ -141,15 +132,6 @@ def _assign_folds(labels, shares, groups, seed):
     order = order[np.argsort(-weight[order], kind="stable")]
     vectors[:, -1] *= _SIZE_WEIGHT
     return _place_groups(vectors, order, shares)[codes]
-
-
-@compiled
-def _sum_groups(columns, codes, n_groups):
-    sums = np.zeros((n_groups, columns.shape[1]))
-    for row in range(len(codes)):
-        for c in range(columns.shape[1]):
-            sums[codes[row], c] += columns[row, c]
-    return sums
 
 
 @compiled

@@ -31,7 +31,9 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
     if dataset is not None:
         with silence_pydicom():
             _drop_unusable(dataset, problems)
-            padding = _find_padding(dataset)
+            ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+            ends = sorted(value for value in ends if isinstance(value, int))
+            padding = (ends[0], ends[-1]) if ends else None  # of pixels that belong to no image
             for name, mapping in _list_mappings(dataset):
                 try:
                     image = _stretch(pixels, inverted, padding, mapping)
@@ -93,13 +95,6 @@ def _list_mappings(dataset):
     if rescaled or dataset.get("ModalityLUTSequence"):
         mappings.append(("rescaling", lambda stored: apply_modality_lut(stored, dataset)))
     return mappings
-
-
-def _find_padding(dataset):
-    """Return the lowest and the highest value of pixels that belong to no image, or None."""
-    ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    ends = sorted(value for value in ends if isinstance(value, int))
-    return (ends[0], ends[-1]) if ends else None
 
 
 def _stretch(pixels, inverted, padding, mapping=None):

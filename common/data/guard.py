@@ -15,7 +15,7 @@ import tempfile
 import numpy as np
 
 from common.data.jpeg import DAMAGE
-from common.errors import InputError
+from common.errors import check
 
 MAX_PIXELS = 200_000_000  # of an image, unless the environment variable CXR_MAX_PIXELS says otherwise
 BYTES_PER_PIXEL = 4  # of a file, times the limit on pixels
@@ -27,8 +27,7 @@ os.register_at_fork(after_in_child=_idle.clear)  # they belong to the parent
 def max_pixels():
     """Return the largest number of pixels of an image that is decoded. Raises InputError for a bad CXR_MAX_PIXELS."""
     text = os.environ.get("CXR_MAX_PIXELS") or str(MAX_PIXELS)
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"CXR_MAX_PIXELS={text}: not a number of pixels")
+    check(text.isdecimal() and int(text) >= 1, f"CXR_MAX_PIXELS={text}: not a number of pixels")
     return int(text)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import read_array
 
 UNKNOWN = 2  # all pixels of a mask that nobody drew
@@ -32,8 +32,6 @@ def passes(members, start, count, *key):
 
 def sliding_rate(first=0.8, last=0.4):
     """Return the linear schedule of SIIM's first place: fraction of the training in [0, 1] → share of positives."""
-    if not (0 <= first <= 1 and 0 <= last <= 1):
-        raise InputError(f"positive rate from {first} to {last}: must be between 0 and 1")
     return lambda fraction: first + (last - first) * fraction
 
 
@@ -46,38 +44,25 @@ class EpochSampler:
     positives; needs positives, (n,) of 0/1. None is a plain shuffle. Positives are spread evenly: any k consecutive
     samples hold k × rate of them, within one. A class is reshuffled only after all its samples were drawn.
     draws: samples an epoch, n by default, whatever the rate, so that schedules see a constant number of steps;
-    positives / mean rate would show each positive about once an epoch.
-    drop_last: leave out an incomplete last batch; without it that batch must divide by `world`.
+    positives / mean rate would show each positive about once an epoch. An incomplete last batch is left out.
     `start_batch`, reset by set_epoch, may be set to the batches already done: iteration and `len()` skip them.
     Raises InputError for impossible arguments.
     """
 
-    def __init__(
-        self, n, batch_size, seed, positives=None, positive_rate=None, draws=None, drop_last=True, rank=0, world=1
-    ):
+    def __init__(self, n, batch_size, seed, positives=None, positive_rate=None, draws=None, rank=0, world=1):
         draws = n if draws is None else draws
-        if min(n, batch_size, draws) < 1 or seed < 0:
-            raise InputError(f"samples {n}, batch_size {batch_size}, draws {draws} or seed {seed}: too small")
-        rest = 0 if drop_last else draws % batch_size
-        if not 0 <= rank < world or batch_size % world or rest % world:
-            last = f" (last batch: {rest})" if rest else ""
-            raise InputError(f"batch_size {batch_size}{last} has no equal part for process {rank} of {world}")
-        if drop_last and batch_size > draws:
-            raise InputError(f"batch_size {batch_size} is larger than the {draws} samples of an epoch")
+        check(batch_size % world == 0, f"batch_size {batch_size} has no equal part for process {rank} of {world}")
+        check(0 < batch_size <= draws, f"batch_size {batch_size} is larger than the {draws} samples of an epoch")
         self.n, self.batch_size, self.seed, self.draws = n, batch_size, seed, draws
-        self.batches = draws // batch_size if drop_last else -(-draws // batch_size)
+        self.batches = draws // batch_size
         self.rank, self.world, self.positive_rate = rank, world, positive_rate
         if positive_rate is not None:
             positives = np.asarray(positives)
-            if positives.shape != (n,) or not np.isin(positives, (0, 1)).all():
-                raise InputError(f"a positive rate needs positives, {n} values of 0 or 1; got shape {positives.shape}")
             self.classes = np.flatnonzero(positives == 0), np.flatnonzero(positives == 1)
         self.set_epoch(0, 1)
 
     def set_epoch(self, epoch, n_epochs):
         """Choose the epoch, 0 to n_epochs − 1, that the next iteration yields."""
-        if not 0 <= epoch < n_epochs:
-            raise InputError(f"epoch {epoch} of {n_epochs}: must be between 0 and {n_epochs - 1}")
         self.epoch, self.n_epochs, self.start_batch = epoch, n_epochs, 0
         if self.positive_rate is not None:
             for each in range(n_epochs):  # raise now for an impossible rate, not in the middle of the training
@@ -110,17 +95,16 @@ class EpochSampler:
         seeds = np.random.default_rng([self.seed, _SEEDS, self.epoch]).integers(2**63, size=self.draws)
         keys = list(zip(self._indices().tolist(), seeds.tolist(), strict=True))
         for batch in range(self.start_batch, self.batches):
-            all_keys = keys[batch * self.batch_size : (batch + 1) * self.batch_size]
-            part = len(all_keys) // self.world
-            yield all_keys[self.rank * part : (self.rank + 1) * part]
+            part = self.batch_size // self.world
+            first = batch * self.batch_size + self.rank * part
+            yield keys[first : first + part]
 
 
 class SampleDataset(Dataset):
     """Dataset of `(image, target)` over a store, the image uint8 (1, H, W).
 
     `dataset[index, seed]` is augmented with that seed, `dataset[index]` is not.
-    images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, in each worker; a
-    slice of a memory-mapped array is refused.
+    images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, in each worker.
     targets: maps a store row to a mask of 0/1 (any height and width), which becomes uint8 (1, H, W); to several masks
     (C, height, width), which become uint8 (C, H, W), where a mask that is not known is UNKNOWN throughout; or to a
     scalar or vector, which becomes float32. None makes the store row the target.
@@ -137,7 +121,7 @@ class SampleDataset(Dataset):
         self.path = images if isinstance(images, str | os.PathLike) else getattr(images, "filename", None)
         if self.path is not None:
             given, images = images, read_array(self.path)
-            if isinstance(given, np.ndarray) and (given.shape, given.strides) != (images.shape, images.strides):
+            if isinstance(given, np.ndarray) and given.shape != images.shape:
                 raise InputError(f"{self.path}: a slice of a memory-mapped array; give it whole and choose by rows")
         if images.dtype != np.uint8 or images.ndim != 3:
             raise InputError(f"{self.path or 'images'}: expected uint8 (N, H, W), got {images.dtype} {images.shape}")
@@ -208,23 +192,19 @@ def _use_one_thread(_worker):
     torch.set_num_threads(1)
 
 
-def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, start_method=None, collate=None):
+def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, collate=None):
     """Return a DataLoader over the batches of `sampler`, the same ones for any number of `workers`.
 
     Batches are `(images uint8 (B, 1, H, W), targets)`, or `collate` of a list of items. `seed` keeps the loader from
-    drawing from torch's global generator. start_method: fork or spawn, by default the platform's.
+    drawing from torch's global generator.
     """
     options = {"num_workers": workers, "worker_init_fn": _use_one_thread, "pin_memory": pin_memory}
-    options["collate_fn"] = collate  # None: torch's own
-    if workers:
-        options |= {"persistent_workers": True, "prefetch_factor": 4, "multiprocessing_context": start_method}
+    options |= {"collate_fn": collate} | ({"persistent_workers": True, "prefetch_factor": 4} if workers else {})
     return DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(seed), **options)
 
 
 def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, collate=None):
     """Return a DataLoader over `dataset`, or `indices` of it, in order, without augmentation, last batch included."""
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size}: must be at least 1")
     order = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return make_loader(dataset, batches, workers, pin_memory=pin_memory, collate=collate)

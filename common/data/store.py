@@ -3,25 +3,39 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import time
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.data.store_workers import RECORD, Target, decode_all, write_placeholder
-from common.errors import InputError
+from common import processes
+from common.data.dicom import read_header, read_image_and_header
+from common.data.grey import hash_pixels
+from common.errors import InputError, check
 from common.paths import lock_folder, read_array, read_json, read_parquet, write_json
 
 VERSION = 3
+HEADER = 128  # bytes before the pixels of a .npy file
 COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
+PLACEHOLDER_GREY = 128
+FEW = 64  # images that one process decodes in the time that it takes to start others
+_TEXTS = ("patient_id", "patient_age", "patient_sex", "view_position", "note")
+RECORD = ("width", "height", "colour", "content", *_TEXTS)
+_CHUNK = 4  # images a task: enough to hide the queue's cost, few enough for the processes to end together
+_worker = {}
 _DAMAGED = "damaged store; run prepare, or delete this folder"
 _FILES = ("images.npy", "table.parquet", "store.json", "journal")
 
@@ -45,12 +59,10 @@ class Store:
     def open(cls, folder):
         """Open the finished store in `folder`. Raises InputError if there is none or it is damaged."""
         folder = Path(folder)
-        if not (folder / "store.json").is_file():
-            raise InputError(f"{folder}: not a finished store (no store.json; run prepare)")
+        check((folder / "store.json").is_file(), f"{folder}: not a finished store (no store.json; run prepare)")
         about = read_json(folder / "store.json")
         version = about.get("version") if isinstance(about, dict) else None
-        if version != VERSION:
-            raise InputError(f"{folder}: a store of format {version}, not {VERSION}; run prepare")
+        check(version == VERSION, f"{folder}: a store of format {version}, not {VERSION}; run prepare")
         images, table = read_array(folder / "images.npy"), read_parquet(folder / "table.parquet")
         if images.dtype != np.uint8 or list(images.shape) != about.get("shape") or len(table) != len(images):
             raise InputError(f"{folder}: {_DAMAGED} (array, table and store.json disagree)")
@@ -64,26 +76,25 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     """Return the Store in `folder`, after decoding images into it unless it is up to date.
 
     files: mapping from image id to path, in row order; read by `common.data.dicom.read_image` and stretched to
-    size × size by `store_workers.to_square`. workers: processes, or None to start one a core once that pays.
+    size × size by `to_square`. workers: processes, None for one a core.
     on_bad_image: "error", or "placeholder" for a grey image with ok=False in place of each undecodable one whose id is
     in `placeholder_ids`; its width and height come from the header if that is readable, else they are `size`.
 
     Work happens in `<folder>.partial`, renamed when complete; after an interruption at any moment the next call
-    continues and ends with the same bytes. A store that is damaged, of another format or of other files (name, size or
-    time changed) is replaced once the new one is complete. Raises InputError if images cannot be decoded (named
-    together at the end), if the disk is full, if `folder` holds anything else, or if another process is preparing it.
+    continues and ends with the same bytes. A store that is damaged or of other files (name, size or time changed) is
+    replaced once the new one is complete. Raises InputError for undecodable images, named together at the end, a full
+    disk, other things in `folder`, and if another process is preparing it.
     """
     folder = Path(folder).resolve()
-    if not files:
-        raise InputError(f"{folder}: no images to prepare")
-    if not 1 <= size <= 16384 or on_bad_image not in ("error", "placeholder") or (workers is not None and workers < 1):
-        raise InputError(f"{folder}: cannot prepare with size={size}, workers={workers}, on_bad_image={on_bad_image}")
+    check(files, f"{folder}: no images to prepare")
     ids, paths = list(files), [Path(path) for path in files.values()]
     stamps = [time_stamp(path) for path in paths]
     allowed = frozenset(placeholder_ids) if on_bad_image == "placeholder" else frozenset()
     key = _hash_json([VERSION, size, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
-    store = _open_current(folder, key)
-    if store is not None:
+    store = None
+    with suppress(InputError):
+        store, about = Store.open(folder), read_json(folder / "store.json")
+    if store is not None and about.get("key") == key:
         _raise_problems([i for i in store.table.image_id[~store.table.ok] if i not in allowed], len(ids))
         print(f"{folder}: up to date ({len(ids)} images)")
         return store
@@ -106,23 +117,9 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
             done[row] = write_placeholder(target, row, paths[row])
         _finish(partial, folder, ids, [done[row] for row in range(len(ids))], key, shape)
     store = Store.open(folder)
-    _print_notes(store.table)
-    return store
-
-
-def _print_notes(table):
-    """Print which unusable elements were ignored, with the number of images and the first of them."""
-    for note, ids in islice(table[table["note"] != ""].groupby("note")["image_id"], 5):
+    for note, ids in islice(store.table[store.table["note"] != ""].groupby("note")["image_id"], 5):
         print(f"{len(ids)} images, {ids.iloc[0]} for one: {note}")
-
-
-def _open_current(folder, key):
-    """Return the Store in `folder` if it is whole and has this key, else None."""
-    try:
-        store, about = Store.open(folder), read_json(folder / "store.json")
-        return store if about.get("key") == key else None
-    except InputError:
-        return None
+    return store
 
 
 def _decode_missing(target, journal, paths, stamps, done, workers, progress):
@@ -179,28 +176,14 @@ def _read_journal(path, layout, stamps):
 
 
 def _allocate(path, shape):
-    """Create the array file and reserve its disk space unless an earlier run did; return the pixels' offset."""
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    offset = len(header.getvalue())
-    total = offset + int(np.prod(shape, dtype=np.int64))
-    if path.exists() and path.stat().st_size == total:
-        return offset
-    path.unlink(missing_ok=True)
-    path.with_name("journal").unlink(missing_ok=True)
-    if total > shutil.disk_usage(path.parent).free:
-        raise OSError(errno.ENOSPC, "disk full")
-    with open(path, "wb") as file:
-        file.write(header.getvalue())
-        file.flush()
-        try:
-            os.posix_fallocate(file.fileno(), 0, total)
-        except (AttributeError, OSError) as error:  # macOS has no such function
-            if getattr(error, "errno", errno.EINVAL) not in (errno.EINVAL, errno.EOPNOTSUPP):
-                path.unlink()
-                raise
-            os.truncate(file.fileno(), total)  # no reservations here: a later write will find the disk full
-    return offset
+    """Create the array file unless an earlier run did; return the pixels' offset."""
+    size = int(np.prod(shape, dtype=np.int64))
+    if not path.exists() or path.stat().st_size != HEADER + size:
+        path.with_name("journal").unlink(missing_ok=True)
+        if size > shutil.disk_usage(path.parent).free:
+            raise OSError(errno.ENOSPC, "disk full")
+        np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    return HEADER
 
 
 def _finish(partial, folder, ids, records, key, shape):
@@ -254,3 +237,94 @@ def _name_full_disk(folder, needed):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise InputError(f"{folder}: the disk is full, the store needs {needed:,} bytes") from error
+
+
+# ---- processes that decode images into a store ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """The array file that receives the pixels, the byte offset of its first row, and the side of an image."""
+
+    path: str
+    offset: int
+    size: int
+
+
+def to_square(image, size):
+    """Return a grey image (H, W) stretched to (size, size): area average if it shrinks, bilinear if it grows."""
+    if image.shape == (size, size):
+        return image
+    shrinks = image.shape[0] * image.shape[1] > size * size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def decode_all(target, todo, workers):
+    """Decode (row, path) pairs into `target`; yield (row, record, problem) of each in order.
+
+    workers: processes; None: one a core, unless there are only a few images. record: dict of `RECORD`, or None with the
+    problem as a line of text. Raises InputError if a process dies, OSError if the disk is full.
+    """
+    workers = workers or (1 if len(todo) < FEW else processes.cores())
+    if workers == 1:
+        with open(target.path, "r+b") as file:
+            for item in todo:
+                yield _decode_row(file, target, item)
+        return
+    chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
+    context = multiprocessing.get_context("forkserver")  # a fork could inherit a lock that a thread holds
+    context.set_forkserver_preload(["__main__", __name__])  # imported once, not by every process
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,))
+    try:
+        for done in executor.map(_decode_chunk, chunks):
+            yield from done
+    except BrokenProcessPool:
+        raise InputError(f"{target.path}: a worker process died (out of memory?); run again to continue") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def write_placeholder(target, row, path):
+    """Write a grey image in place of one that cannot be decoded; return its record, with ok=False."""
+    try:
+        header = read_header(path)
+    except InputError:
+        header = {"width": target.size, "height": target.size}
+    with open(target.path, "r+b") as file:
+        _write_row(file, target, row, np.full((target.size, target.size), PLACEHOLDER_GREY, np.uint8))
+    return {name: header.get(name) for name in RECORD} | {"ok": False}
+
+
+def _start_worker(target):
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent shuts the pool down
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker.update(target=target, file=open(target.path, "r+b"))  # noqa: SIM115  stays open
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()  # otherwise a worker whose parent was killed would wait for ever
+    os._exit(1)
+
+
+def _decode_chunk(chunk):
+    return [_decode_row(_worker["file"], _worker["target"], item) for item in chunk]
+
+
+def _decode_row(file, target, item):
+    row, path = item
+    try:
+        image, header = read_image_and_header(path)
+    except InputError as error:
+        return row, None, str(error)
+    square = to_square(image, target.size)
+    _write_row(file, target, row, square)
+    header["content"] = hash_pixels(square)
+    return row, {name: header[name] for name in RECORD}, None
+
+
+def _write_row(file, target, row, image):
+    # written, not memory-mapped: on a full disk a write raises an error, a mapping kills the process
+    file.seek(target.offset + row * target.size**2)
+    file.write(np.ascontiguousarray(image).data)
+    file.flush()

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from common.infer.predict import write_masks
-from common.post.members import fuse_members
+from common.post.fusion import fuse_members
 from common.post.regions import resize_mask_probs
 from common.tuning import release_pages
 

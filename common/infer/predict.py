@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from common import processes
 from common.data.loaders import eval_loader
-from common.errors import InputError
+from common.errors import InputError, check
 from common.infer.tta import IDENTITY, predict_tta, sigmoid
 from common.nn.precision import autocast, precision
 from common.paths import atomic_path, read_array
@@ -67,8 +67,7 @@ def drain(paths):
 
 def write_masks(out_path, shape, blocks):
     """Write consecutive `blocks` of uint8 images as the `.npy` file of `shape` (n, …); return a memory map."""
-    if Path(out_path).suffix != ".npy":
-        raise InputError(f"{out_path}: mask probabilities go to a .npy file")
+    check(Path(out_path).suffix == ".npy", f"{out_path}: mask probabilities go to a .npy file")
     # as a plain file: the pages of a memory map written to would count as this process's memory
     with atomic_path(out_path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -86,8 +85,7 @@ def predict_probs(models, dataset, **how):
     process predicts its share, and all get the whole. Raises InputError without rows or models, and naming the row for
     NaN or infinity.
     """
-    if not len(dataset):
-        raise InputError("no rows to predict")
+    check(len(dataset), "no rows to predict")
     found, done, share = np.empty(0, np.float32), 0, _share(dataset, **how)
     for (probs,) in _predict_batches(models, dataset, share, **how):
         probs = probs.cpu().numpy()
@@ -114,8 +112,7 @@ def _predict_batches(
     """Yield for each batch of these indices the means over models and views, a tensor per output of `activation`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype, models = precision(device, amp), list(models)
-    if not models:
-        raise InputError("no model to predict with")
+    check(models, "no model to predict with")
     for model in models:
         if isinstance(model, torch.nn.Module):
             model.to(device, memory_format=torch.channels_last).eval()
@@ -130,8 +127,7 @@ def _predict_batches(
             means = [sum(parts) / len(models) for parts in zip(*outputs, strict=True)]
             bad = ~torch.stack([torch.isfinite(mean).flatten(1).all(1) for mean in means]).all(0).cpu()
             if bad.any():
-                raise InputError(
-                    f"row {int(rows[bad][0])}: the network produced NaN or infinity; use fp32 or check the weights"
-                )
+                why = "the network produced NaN or infinity; use fp32 or check the weights"
+                raise InputError(f"row {int(rows[bad][0])}: {why}")
             yield means
             bar.update(len(images))

@@ -5,7 +5,7 @@
 
 import torch.nn.functional as F
 
-from common.errors import InputError
+from common.errors import check
 
 IDENTITY = (lambda images: images, lambda maps, size: maps)
 FLIP = (lambda images: images.flip(-1), lambda maps, size: maps.flip(-1))  # left and right exchanged
@@ -13,8 +13,7 @@ FLIP = (lambda images: images.flip(-1), lambda maps, size: maps.flip(-1))  # lef
 
 def scale(factor, multiple=32):
     """Return the view at `factor` times the size, each side rounded to a multiple of `multiple`, at least one."""
-    if not 0 < factor < 10:
-        raise InputError(f"scale {factor}: must be between 0 and 10")
+    check(0 < factor < 10, f"scale {factor}: must be between 0 and 10")
 
     def forward(images):
         size = [max(1, int(side * factor / multiple + 0.5)) * multiple for side in images.shape[-2:]]

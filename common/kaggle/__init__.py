@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from common.errors import InputError
-from common.paths import competition_folder
+from common.paths import competition_file
 
 TOOLS = {
     "download": "download and unpack the images",
@@ -34,13 +33,7 @@ class Source:
 
     def find_file(self, data=None, names=None):
         """Return the first of `names` (default: the samples) in the competition's folder, else InputError."""
-        names, problems = names or self.samples, []
-        for name in names:
-            try:
-                return competition_folder(data, self.slugs[0].split("/")[-1], name) / name
-            except InputError as error:
-                problems.append(str(error))
-        raise InputError(problems[0].replace(names[0], " or ".join(names), 1))
+        return competition_file(data, self.slugs[0].split("/")[-1], names or self.samples)
 
 
 def tool_names(source):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.config import file_hash
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle.client import connect
 from common.kaggle.wheels import IMAGE, build_wheel, fetch_wheels, own_requirements
 from common.paths import lock_folder, read_json, write_json
@@ -90,7 +90,12 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
     out = Path(out).resolve()
     _check_replaceable(out)
     with _temporary_folder(out) as folder:
-        content = {name: _add_run(Path(run), name, folder, export) for name, run in _name_runs(runs).items()}
+        content = {}
+        for run in map(Path, runs):
+            name = run.resolve().name
+            check_name(name, run)
+            check(name not in content, f"{run}: a second run named {name}; rename one")
+            content[name] = _add_run(run, name, folder, export)
         wheel, excluded = build_wheel(folder), fetch_wheels(folder, python, own_requirements())
         files = {p.name: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(folder.iterdir())}
         about = {"format": FORMAT, "python": python, "image": IMAGE.date, "git": git_revision(), "wheel": wheel.name}
@@ -147,18 +152,6 @@ def _temporary_folder(out):
             if (partial / EARLIER).exists() and not out.exists():
                 os.rename(partial / EARLIER, out)
             shutil.rmtree(partial)
-
-
-def _name_runs(runs):
-    """Return the runs by name; raise InputError for a repeated name or one that cannot be part of a file name."""
-    named = {}
-    for run in runs:
-        name = Path(run).resolve().name
-        if name in named:
-            raise InputError(f"{run}: a second run named {name}, the first is {named[name]}; rename one")
-        check_name(name, run)
-        named[name] = run
-    return named
 
 
 def _add_run(run, name, folder, export):

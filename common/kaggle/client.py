@@ -13,7 +13,7 @@ import stat
 import sys
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, check
 
 log = logging.getLogger(__name__)
 INSTALL = 'python -m pip install "kaggle>=2.2,!=2.2.5" six'
@@ -81,9 +81,8 @@ def _client_class():
             super().upload_files(request, resources, folder, *options)
             expected = sum(name != self.DATASET_METADATA_FILE for name in os.listdir(folder))
             if len(request.files) != expected:
-                raise TransientError(
-                    f"{folder}: Kaggle took {len(request.files)} of {expected} files, nothing is published; {AGAIN}"
-                )
+                taken = f"Kaggle took {len(request.files)} of {expected} files"
+                raise TransientError(f"{folder}: {taken}, nothing is published; {AGAIN}")
 
     return Client
 
@@ -94,8 +93,7 @@ def _sign_in(output, needs_account):
         api = _client_class()()
     places = _secure_credentials(api.config)
     if needs_account or places:
-        if not places:
-            raise InputError(f"no Kaggle credentials found: {CREDENTIALS}")
+        check(places, f"no Kaggle credentials found: {CREDENTIALS}")
         output.secrets = [os.environ[name] for name in _VARIABLES if os.environ.get(name)]
         try:
             with silence:

@@ -6,7 +6,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle.client import AGAIN, connect
 from common.kaggle.unpack import DamagedArchive, unpack
 from common.paths import lock_folder, read_json, write_json
@@ -28,10 +28,8 @@ def download_tool(solution, source):
             data: Folder for the files; created if missing.
             again: Download again what is already there.
         """
-        if source.kind == "none":
-            raise InputError(f"{solution}: Kaggle does not have its files. {source.advice}")
-        if data.exists() and not data.is_dir():
-            raise InputError(f"--data {data}: is a file, not a folder")
+        check(source.kind != "none", f"{solution}: Kaggle does not have its files. {source.advice}")
+        check(not data.exists() or data.is_dir(), f"--data {data}: is a file, not a folder")
         for slug in source.slugs:
             folder = data / slug.rsplit("/", 1)[-1] if len(source.slugs) > 1 else data
             with lock_folder(folder, "downloading into it"):

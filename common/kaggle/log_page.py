@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import check
 from common.kaggle.upload import LOG, NUMBERS, read_log
 from common.report import page
 from common.report.plots import BLUE, INK, ORANGE, add_legend_above, make_axes, styled, to_svg
@@ -24,8 +24,7 @@ def log_tool(*, out: Path = PAGE):
         out: The page.
     """
     table = read_log()
-    if table.empty:
-        raise InputError(f"{LOG}: no submissions yet; `upload` writes it")
+    check(not table.empty, f"{LOG}: no submissions yet; `upload` writes it")
     log.info(format_log(table).to_string(index=False))
     waiting = int((table["public"] == "").sum())
     if waiting:

@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle.bundle import DATASET, check_dataset_name, check_name
 from common.kaggle.client import connect
 from common.paths import read_json, write_json, write_text
@@ -89,16 +89,13 @@ def notebook_tool(solution, source, presets=()):
             out: Folder for the two files (default: notebook/ in the run's, or notebook-<preset>).
             push: Send it to Kaggle, which runs it.
         """
-        if (run is None) == (train is None):
-            raise InputError("name either --run, to predict with, or --train with a preset")
+        check((run is None) != (train is None), "name either --run, to predict with, or --train with a preset")
         if push and dataset is None:
             raise InputError("--push needs --dataset: the bundle's, owner/name, from which the notebook installs")
         bundle = dataset or DATASET
         if train is not None:
-            if train not in presets:
-                raise InputError(f"--train {train!r} is not a preset of {solution}: {', '.join(presets)}")
-            if not 0 < hours < float("inf"):
-                raise InputError(f"--hours must be a number above 0: {hours:g}")
+            check(train in presets, f"--train {train!r} is not a preset of {solution}: {', '.join(presets)}")
+            check(0 < hours < float("inf"), f"--hours must be a number above 0: {hours:g}")
             folder = out or Path(f"notebook-{train}")
             write_training_notebook(folder, solution, source, train, hours, options, bundle, resume)
         else:
@@ -199,8 +196,7 @@ def push_notebook(folder):
     target = f"notebook {read_json(Path(folder) / METADATA)['id']}"
     with connect(target) as api:
         answer = api.kernels_push(str(folder))
-        if answer.error:
-            raise InputError(f"{target}: refused: {answer.error}")
+        check(not answer.error, f"{target}: refused: {answer.error}")
         lost = [*answer.invalid_dataset_sources, *answer.invalid_competition_sources, *answer.invalid_kernel_sources]
         if lost:
             raise InputError(

@@ -1,10 +1,8 @@
 """A local test of a notebook for Kaggle: with the packages of Kaggle's image, from the bundle alone, without network.
 
-The network is blocked twice: the kernel runs in its own network namespace, if the system allows one, and every attempt
-of Python code to open an internet socket is refused and recorded.
+Every attempt of Python code to open an internet socket is refused and recorded.
 """
 
-import functools
 import json
 import logging
 import os
@@ -27,7 +25,6 @@ from common.kaggle.wheels import IMAGE
 
 log = logging.getLogger(__name__)
 JUPYTER = ("ipykernel", "pip", "psutil")  # in the image too
-NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
 CLOSED = """
 import os, socket, sys
 
@@ -79,15 +76,6 @@ def rehearse(solution, source, run, data, folder, export):
     nbformat.write(book, executed)
     log.info(f"{executed}: run from the bundle alone, without network; its submission equals the run's")
     return executed
-
-
-@functools.cache
-def has_namespaces():
-    """Return whether this system allows network namespaces."""
-    try:
-        return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
-    except OSError:
-        return False
 
 
 def make_machine(folder):
@@ -146,8 +134,8 @@ def execute(notebook, python, folder, inputs, more=()):
     book.cells += [nbformat.v4.new_code_cell(code) for code in more]
     spec = folder / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
-    command = [*(NAMESPACE if has_namespaces() else ()), str(python), "-m", "ipykernel_launcher", "-f"]
-    kernel = {"argv": [*command, "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
     (spec / "kernel.json").write_text(json.dumps(kernel))
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "TMPDIR")
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {

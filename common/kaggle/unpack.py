@@ -172,9 +172,8 @@ def _extract(source, entry, path, staging):
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, path)
     except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; files unpacked so far are kept, the same command continues"
-        ) from None
+        kept = "files unpacked so far are kept, the same command continues"
+        raise InputError(f"{path}: {error.strerror or error}; {kept}") from None
 
 
 def _time(entry):

@@ -10,7 +10,7 @@ import pandas as pd
 import tyro
 
 from common.config import file_hash
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle.client import AGAIN, TransientError, connect
 from common.paths import atomic_path, escape_formulas, lock, lock_folder, read_json
 from common.runs import git_revision
@@ -31,21 +31,8 @@ def read_log(path=LOG):
     return read_table(path, COLUMNS) if Path(path).is_file() else pd.DataFrame(columns=COLUMNS, dtype=str)
 
 
-def append_row(row, path=LOG):
-    """Append a row (a dict by COLUMNS) to the log, safely beside other processes."""
-    with _locked_log(path) as table:
-        table.loc[len(table)] = [str(row[name]) for name in COLUMNS]
-
-
-def set_scores(date, sha256, public, private, path=LOG):
-    """Write the scores of the last row with this date and hash."""
-    with _locked_log(path) as table:
-        matches = table.index[(table["date"] == date) & (table["sha256"] == sha256)]
-        table.loc[matches[-1:], ["public", "private"]] = [str(public), str(private)]
-
-
 @contextlib.contextmanager
-def _locked_log(path):
+def _open_log(path=LOG):
     """Yield the log's table and write it back afterwards, locked against other processes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +42,19 @@ def _locked_log(path):
         yield table
         with atomic_path(path) as temporary:
             escape_formulas(table).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def append_row(row, path=LOG):
+    """Append a row (a dict by COLUMNS) to the log, safely beside other processes."""
+    with _open_log(path) as table:
+        table.loc[len(table)] = [str(row[name]) for name in COLUMNS]
+
+
+def set_scores(row, public, private, path=LOG):
+    """Write the scores of the last row with this row's date and hash."""
+    with _open_log(path) as table:
+        matches = table.index[(table["date"] == row["date"]) & (table["sha256"] == row["sha256"])]
+        table.loc[matches[-1:], ["public", "private"]] = [str(public), str(private)]
 
 
 def upload_tool(solution, source):
@@ -84,10 +84,8 @@ def upload_tool(solution, source):
             again: Send it even if it was sent before.
         """
         message = " ".join(message.split())
-        if not message:
-            raise InputError("-m: say what is new in this submission")
-        if not wait >= 0:
-            raise InputError(f"--wait must not be negative: {wait:g}")
+        check(message, "-m: say what is new in this submission")
+        check(wait >= 0, f"--wait must not be negative: {wait:g}")
         if source.code_competition:
             raise InputError(f"{source.slugs[0]} takes notebooks only, no files: use the verb `notebook` with --push")
         run = run if run is not None or not (submission.parent / "config.json").is_file() else submission.parent
@@ -100,15 +98,15 @@ def upload_tool(solution, source):
 
 def check_submission(solution, source, submission, message, run, data):
     """Check the submission and return its row of the log, as a dict; raise InputError if it is invalid."""
-    if not submission.is_file():
-        raise InputError(f"{submission}: no such file")
-    if submission.suffix != ".csv":
-        raise InputError(f"{submission}: a submission is a .csv")
+    check(submission.is_file(), f"{submission}: no such file")
+    check(submission.suffix == ".csv", f"{submission}: a submission is a .csv")
     if run is not None:
         about = read_json(run / "config.json")
-        if not isinstance(about, dict) or about.get("solution") != solution:
-            raise InputError(f"--run {run}: not a run of {solution}")
-    log.info(f"valid submission: {source.check(submission, _find_sample(source, run, data))}")
+        check(isinstance(about, dict) and about.get("solution") == solution, f"--run {run}: not a run of {solution}")
+    if run is None and data is None:
+        raise InputError("name --run (the run's folder) or --data (the competition's) for the ids")
+    sample = source.find_file(data) if data is not None else run / "sample_submission.csv"
+    log.info(f"valid submission: {source.check(submission, sample)}")
     sha256, cv = file_hash(submission), _read_offline_score(source, run)
     if run is not None and (run / "submission.csv").is_file() and file_hash(run / "submission.csv") != sha256:
         log.info(f"{submission} is not what `submit` last wrote in {run}; the offline score may be another file's")
@@ -116,17 +114,6 @@ def check_submission(solution, source, submission, message, run, data):
     date = time.strftime("%Y-%m-%d %H:%M:%S")
     values = (date, solution, name, git_revision(), sha256, rows, *cv, "", "", message)
     return dict(zip(COLUMNS, values, strict=True))
-
-
-def _find_sample(source, run, data):
-    if data is None and run is not None:
-        return run / "sample_submission.csv"
-    try:
-        return source.find_file(data)
-    except InputError:
-        if data is None:
-            raise InputError("name --run (the run's folder) or --data (the competition's) for the ids") from None
-        raise
 
 
 def _read_offline_score(source, run):
@@ -214,12 +201,12 @@ def _wait_for_score(slug, row, mark, older, minutes):
         status = found[0].status.name if found else "not listed yet"
         if status == "COMPLETE":
             public, private = found[0].public_score or "–", found[0].private_score or ""
-            set_scores(row["date"], row["sha256"], public, private)
+            set_scores(row, public, private)
             cv = f", offline {row['cv']}" if row["cv"] else ""
             log.info(f"public score {public}, private {private or '–'}{cv}")
             return
         if status == "ERROR":
-            set_scores(row["date"], row["sha256"], FAILED, "")
+            set_scores(row, FAILED, "")
             reason = found[0].error_description or "no reason given"
             raise InputError(
                 f"competition {slug}: Kaggle could not score the submission ({reason}); see "

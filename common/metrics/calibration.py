@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.data.folds import make_folds
-from common.errors import InputError
+from common.errors import check
 from common.metrics.classification import best_threshold, check_scores, confusion_counts, recall, specificity
 
 
@@ -70,6 +70,5 @@ def expected_calibration_error(y, prob, n_bins=15):
 
 def _check_probabilities(y, prob):
     y, prob = check_scores(y, prob, (1, 2), nan="allowed")
-    if not ((prob >= 0) & (prob <= 1)).all():
-        raise InputError("probabilities must lie in [0, 1]")
+    check(((prob >= 0) & (prob <= 1)).all(), "probabilities must lie in [0, 1]")
     return y, prob.astype(np.float64)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, check
 
 
 def check_scores(y, score, ndims=(1,), nan="refused"):
@@ -43,8 +43,7 @@ def auroc(y, score, undefined=None):
     areas = []
     for c, (labels, scores) in enumerate(zip(np.atleast_2d(y.T), np.atleast_2d(score.T), strict=True)):
         if labels.all() or not labels.any() or np.isnan(scores).any():
-            if undefined is None:
-                raise InputError(f"class {c}: all labels are equal, or there are NaN scores")
+            check(undefined is not None, f"class {c}: all labels are equal, or there are NaN scores")
             areas.append(float(undefined))
         else:
             tp, fp = (np.append(0, counts) for counts in cut_points(labels, scores)[1:])

@@ -1,12 +1,10 @@
 """Detection metrics: boxes are matched once, and every metric is computed from the matches.
 
 The default is the VinBigData leaderboard's: PASCAL VOC 2010 average precision (the whole area under the curve made
-monotone) at IoU > 0.4, the mean over 15 classes including No finding with its box 0 0 1 1. Detections of a class are
-taken over all images by falling score; each is compared with the true box of its class and image that it overlaps most,
-and is a false positive if that box is taken. Areas are width × height, without the extra pixel of the VOC kit. The
-order of rows does not matter: detections with equal scores form one point of the curve, that of the least favourable
-order, and within an image are matched in the order of their boxes. With `tied_as_listed`, as in pycocotools, equal
-scores come by image, then by row, each as a point of its own.
+monotone) at IoU > 0.4, the mean over 15 classes including No finding with its box 0 0 1 1. Areas are width × height,
+without the extra pixel of the VOC kit. The order of rows does not matter: detections with equal scores form one point
+of the curve, that of the least favourable order, and within an image are matched in the order of their boxes. With
+`tied_as_listed`, as in pycocotools, equal scores come by image, then by row, each as a point of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.jit import compiled
 from common.metrics.classification import mean_of_defined, ratio
 from common.metrics.statistics import exponential_weights, interval, interval_with_p, number_groups
@@ -51,8 +49,7 @@ def read_tables(detections, truth, images, rule):
         require_columns("truth", truth, ["image_id"])
         images = pd.Index(truth["image_id"].unique()).dropna().sort_values()
     images = pd.Index(images)
-    if not len(images) or images.hasnans or not images.is_unique:
-        raise InputError("images: need at least one, each named once")
+    check(len(images) and not images.hasnans and images.is_unique, "images: need at least one, each named once")
     return images, _detections(detections, images, rule), _truth(truth, images, rule)
 
 
@@ -193,7 +190,12 @@ def evaluate(detections, truth, images=None, rule=VOC2010):
 
 def pr_curve(result, class_id):
     """Return a DataFrame by falling score: score, seen and found (detections up to it), recall and precision."""
-    return pd.DataFrame(_curve(result, class_id))
+    part = slice(result.starts[class_id], result.starts[class_id + 1])
+    score, found = result.score[part], np.cumsum(result.found[part])
+    last = np.append(score[1:] != score[:-1], True)[: len(score)] | result.rule.tied_as_listed
+    score, seen, found = score[last], np.flatnonzero(last) + 1, found[last]
+    recall = ratio(found, np.full(len(found), (result.truth_class == class_id).sum()), np.nan)
+    return pd.DataFrame({"score": score, "seen": seen, "found": found, "recall": recall, "precision": found / seen})
 
 
 def ap_of(result, weights):
@@ -226,8 +228,7 @@ def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95)
     The Results must be of the same images and truth, else InputError; the rest as in `bootstrap_map`.
     """
     same = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_ids", "truth_class"))
-    if not all(same):
-        raise InputError("two results can be compared only on the same images and true boxes")
+    check(all(same), "two results can be compared only on the same images and true boxes")
     means = [mean_of_defined(resample_aps(result, groups, n_resamples, seed)) for result in (first, second)]
     return interval_with_p(first.mean_ap - second.mean_ap, means[0] - means[1], level)
 
@@ -261,8 +262,7 @@ def class_aps(starts, score, found, image, weights, totals, rule):
 
 
 def _evaluate(images, found_by, true, rule):
-    if not np.isin(true.class_id, rule.counted_classes).any():
-        raise InputError("the truth has no box of the counted classes")
+    check(np.isin(true.class_id, rule.counted_classes).any(), "the truth has no box of the counted classes")
     truth_row, rows = match(found_by, true, rule), found_by.ranked
     result = Result(
         *(np.nan, None, rule, images.to_numpy(), truth_row, rows, found_by.class_starts),
@@ -274,27 +274,17 @@ def _evaluate(images, found_by, true, rule):
     return replace(result, mean_ap=float(mean_of_defined(aps)), classes=classes)
 
 
-def _curve(result, class_id):
-    part = slice(result.starts[class_id], result.starts[class_id + 1])
-    score, found = result.score[part], np.cumsum(result.found[part])
-    last = np.append(score[1:] != score[:-1], True)[: len(score)] | result.rule.tied_as_listed
-    score, seen, found = score[last], np.flatnonzero(last) + 1, found[last]
-    recall = ratio(found, np.full(len(found), (result.truth_class == class_id).sum()), np.nan)
-    return {"score": score, "seen": seen, "found": found, "recall": recall, "precision": found / seen}
-
-
 def _class_row(result, class_id, ap):
-    curve, n_truth = _curve(result, class_id), int((result.truth_class == class_id).sum())
-    n_detections, n_found = (int(curve[c][-1]) if len(curve[c]) else 0 for c in ("seen", "found"))
+    curve, n_truth = pr_curve(result, class_id), int((result.truth_class == class_id).sum())
+    n_detections, n_found = (int(curve[name].max()) if len(curve) else 0 for name in ("seen", "found"))
     row = {"class_id": class_id, "ap": ap, "n_truth": n_truth, "n_detections": n_detections, "n_found": n_found}
     row["recall"] = float(ratio(n_found, n_truth, np.nan))
-    names = ["best_f1", "score_at_best_f1", "precision_at_best_f1", "recall_at_best_f1"]
+    names = {"best_f1": np.nan} | {f"{name}_at_best_f1": np.nan for name in ("score", "precision", "recall")}
     if not (n_truth and n_detections):
-        return row | dict.fromkeys(names, np.nan)
+        return row | names
     f1 = 2 * curve["found"] / (curve["seen"] + n_truth)
-    best = int(f1.argmax())
-    values = [f1[best], *(curve[c][best] for c in ("score", "precision", "recall"))]
-    return row | dict(zip(names, map(float, values), strict=True))
+    best = curve.loc[f1.idxmax(), ["score", "precision", "recall"]]
+    return row | dict(zip(names, [f1.max(), *best], strict=True))
 
 
 @compiled

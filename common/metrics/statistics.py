@@ -14,7 +14,7 @@ from scipy import special
 
 from common import processes
 from common.data.folds import group_codes
-from common.errors import InputError
+from common.errors import InputError, check
 from common.jit import compiled
 from common.metrics.classification import auroc, check_scores, mean_of_defined, ratio
 
@@ -137,7 +137,7 @@ def resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined):
 
     def of_class(c, weights):
         if np.isnan(estimates[c]):
-            return np.full(weights.shape[1], np.nan)
+            return np.full(len(weights), np.nan)
         order = orders[:, c]
         ranked = score[order, c]
         starts = np.append(True, ranked[1:] != ranked[:-1])
@@ -145,47 +145,30 @@ def resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined):
 
     with ThreadPoolExecutor(processes.cores()) as pool:
         for drawn in exponential_weights(n_groups, n_resamples, seed):
-            weights = np.ascontiguousarray(drawn.T, np.float32)
-            resamples.append(np.stack(list(pool.map(of_class, range(y.shape[1]), itertools.repeat(weights))), axis=1))
+            resamples.append(np.stack(list(pool.map(of_class, range(y.shape[1]), itertools.repeat(drawn))), axis=1))
     return estimates, np.concatenate(resamples)
 
 
 @compiled
 def _weighted_auroc(positive, starts, group, weights):
-    """Return the AUROC, float64 (B,), of rows sorted by score for each column of weights > 0 (groups, B).
+    """Return the AUROC, float64 (B,), of rows sorted by score for each row of weights > 0 (B, groups).
 
-    starts: where the score rises. All resamples advance together row by row, in loops that the compiler vectorises.
+    starts: where the score rises. Of negatives with a positive's score, half count as below it.
     """
-    area, positives, below = np.zeros((3, weights.shape[1]))
-    start = 0
-    while start < len(positive):
-        end = start + 1
-        while end < len(positive) and not starts[end]:
-            end += 1
-        for i in range(start, end):  # of negatives with the same score, half count as below a positive
-            if not positive[i]:
-                _add(below, weights[group[i]], 0.5)
-        for i in range(start, end):
+    areas = np.empty(len(weights))
+    for b in range(len(weights)):
+        area = positives = below = of_positives = of_negatives = 0.0  # the latter two of the present score
+        for i in range(len(positive)):
+            if starts[i]:
+                area += of_positives * (below + of_negatives / 2)
+                positives, below, of_positives, of_negatives = positives + of_positives, below + of_negatives, 0.0, 0.0
             if positive[i]:
-                _add_product(area, weights[group[i]], below)
-                _add(positives, weights[group[i]], 1.0)
-        for i in range(start, end):
-            if not positive[i]:
-                _add(below, weights[group[i]], 0.5)
-        start = end
-    return area / (positives * below)
-
-
-@compiled
-def _add(total, part, factor):
-    for b in range(len(total)):
-        total[b] += factor * part[b]
-
-
-@compiled
-def _add_product(total, a, b):
-    for i in range(len(total)):
-        total[i] += a[i] * b[i]
+                of_positives += weights[b, group[i]]
+            else:
+                of_negatives += weights[b, group[i]]
+        area += of_positives * (below + of_negatives / 2)
+        areas[b] = area / ((positives + of_positives) * (below + of_negatives))
+    return areas
 
 
 def as_interval(interval):
@@ -216,8 +199,7 @@ def delong_covariance(y, scores):
     for score in scores.T:
         check_scores(y, score)
     positive, negative = scores[y != 0], scores[y == 0]
-    if not (len(positive) and len(negative)):
-        raise InputError("all labels are equal")
+    check(len(positive) and len(negative), "all labels are equal")
     of_positive = np.stack([_below(p, n) for p, n in zip(positive.T, negative.T, strict=True)])
     of_negative = 1 - np.stack([_below(n, p) for p, n in zip(positive.T, negative.T, strict=True)])
     covariance = _covariance(of_positive) / len(positive) + _covariance(of_negative) / len(negative)

@@ -4,6 +4,9 @@ Anchor sizes and numbers of proposals are torchvision's at a side of 1024 pixels
 that covers a tenth of the image matches an anchor of its size at 256 pixels too.
 """
 
+import importlib
+import pickle
+import re
 from functools import partial
 
 import timm
@@ -15,11 +18,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from common.errors import InputError
-from common.nn import detectron2
+from common.errors import InputError, check
 from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
-from common.nn.weights import copy_state, imagenet_state
+from common.nn.weights import copy_state, imagenet_state, read_state
 
 _REFERENCE = 1024  # pixels a side, for which torchvision's defaults are meant
 _ASPECTS = ((0.5, 1.0, 2.0),) * 5
@@ -72,7 +74,7 @@ def faster_rcnn(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, s
     per_image, score: most boxes of an image, and their least score. channels: of the pyramid, a multiple of 32 from 64;
     256 in those files. frozen_norms (True by default): keep statistics and parameters of the backbone's batch norms, as
     in Detectron2, since small batches give poor statistics. stride_in_1x1 (False by default): see
-    `common.nn.detectron2`. Raises InputError for a network without these maps or weights that do not fit.
+    `stride_first`. Raises InputError for a network without these maps or weights that do not fit.
     """
     pyramid, name = _build_pyramid(backbone, (4, 8, 16, 32), LastLevelMaxPool(), channels, size)
     net = detection.FasterRCNN(
@@ -179,7 +181,7 @@ def _build_pyramid(backbone, strides, more, channels, size):
 def _load_and_freeze(model, name, weights, frozen_norms=True, stride_in_1x1=False):
     model.loaded, body = None, model.net.backbone.body
     if stride_in_1x1:
-        detectron2.stride_first(body)
+        stride_first(body)
     if weights != "none":
         state, source = _initial_state(type(model.net).__name__, name, weights, stride_in_1x1)
         whole = any(".fpn." in key for key in state)
@@ -204,10 +206,10 @@ def _initial_state(kind, name, weights, stride_in_1x1):
             return known.get_state_dict(progress=False), f"torchvision's {known}"
         except (OSError, RuntimeError) as error:  # no network; a damaged file
             raise InputError(f"weights coco: {known.url} could not be loaded ({error})") from None
-    state, of_detectron2 = detectron2.read_detector(weights)
+    state, of_detectron2 = read_detector(weights)
     if of_detectron2 and not stride_in_1x1:
         raise InputError(f"{weights}: a ResNet of Detectron2; it needs --detector.stride-in-1x1 True")
-    return (detectron2.to_torchvision(state, mean_std(name)[1]) if of_detectron2 else state), str(weights)
+    return (to_torchvision(state, mean_std(name)[1]) if of_detectron2 else state), str(weights)
 
 
 def _cast_outputs(head, inputs, output):
@@ -226,3 +228,72 @@ def _cast_anchors(generator, inputs):
     """Forward pre-hook: replace the maps by float32 ones of the same sizes; the generator uses nothing else."""
     images, maps = inputs
     return images, [each.new_empty((0, 1, *each.shape[-2:]), dtype=torch.float32) for each in maps]
+
+
+# ---- weights of Detectron2's model zoo, such as faster_rcnn_R_101_FPN_3x -------------------------------------------
+
+# Its ResNets take BGR images of 0 to 255 less the mean, and stride in the first convolution of a bottleneck instead of
+# the second. Source: Wu et al., https://github.com/facebookresearch/detectron2.
+_ARRAYS = {"_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype"}  # all that NumPy's arrays are pickled as
+_NAMES = (
+    (r"^backbone\.bottom_up\.stem\.conv1\.norm", "backbone.body.bn1"),
+    (r"^backbone\.bottom_up\.stem", "backbone.body"),
+    (r"^backbone\.bottom_up\.res(\d)", lambda found: f"backbone.body.layer{int(found[1]) - 1}"),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.fpn_lateral(\d)\.", lambda found: f".fpn.inner_blocks.{int(found[1]) - 2}.0."),
+    (r"\.fpn_output(\d)\.", lambda found: f".fpn.layer_blocks.{int(found[1]) - 2}.0."),
+    (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),
+    (r"^proposal_generator\.rpn_head\.objectness_logits\.", "rpn.head.cls_logits."),
+    (r"^proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.head.bbox_pred."),
+    (r"^roi_heads\.box_head\.fc([12])\.", lambda found: f"roi_heads.box_head.fc{int(found[1]) + 5}."),
+)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickle containers of NumPy arrays, and nothing that could run code."""
+
+    def find_class(self, module, name):
+        if module.split(".")[0] == "numpy" and name in _ARRAYS:
+            return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
+        if (module, name) == ("_codecs", "encode"):  # bytes in old protocols
+            return lambda text, _: text.encode("latin1")
+        raise pickle.UnpicklingError(f"contains {module}.{name}")
+
+
+def read_detector(path):
+    """Return (tensors by name, whether they are Detectron2's) of a file; .pkl is the format of Detectron2's zoo."""
+    if not str(path).endswith(".pkl"):
+        state = read_state(path)
+    else:
+        try:
+            with open(path, "rb") as file:
+                content = _ArraysOnly(file, encoding="latin1").load()["model"]
+            state = {name: torch.as_tensor(value) for name, value in content.items()}
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except Exception as error:  # pickle raises many kinds for damaged files
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path}: not a file of Detectron2's model zoo ({reason})") from None
+    return state, any(name.startswith("backbone.bottom_up.") for name in state)
+
+
+def to_torchvision(state, std):
+    """Return Detectron2's tensors under torchvision's names, for RGB images normalised by ImageNet's mean and `std`."""
+    converted = {}
+    for name, value in state.items():
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        converted[name] = value
+    stem = "backbone.body.conv1.weight"
+    converted[stem] = converted[stem].flip(1) * 255 * torch.as_tensor(std).reshape(1, 3, 1, 1)
+    return converted
+
+
+def stride_first(body):
+    """Move the strides of a ResNet's bottlenecks from the second convolution to the first, as in these files."""
+    blocks = [block for block in body.modules() if hasattr(block, "conv3")]
+    check(blocks, "stride_in_1x1: belongs to a ResNet of bottlenecks, such as resnet101")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.nn.norms import batch_norms
 from common.nn.weights import load_pretrained
 
@@ -116,8 +116,7 @@ def freeze_first_half(model, frozen=True):
 
 def freeze_encoder(model, frozen=True):
     """Freeze the encoder of a segmenter except its batch norms, as fastai does, or thaw everything if not `frozen`."""
-    if frozen and not hasattr(model.net, "encoder"):
-        raise InputError("frozen_epochs: this network has no encoder to freeze")
+    check(not frozen or hasattr(model.net, "encoder"), "frozen_epochs: this network has no encoder to freeze")
     norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
     encoder = model.net.encoder.parameters() if frozen else ()
     _freeze(model, frozen, (p for p in encoder if id(p) not in norms))

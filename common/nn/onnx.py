@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.extras import is_installed
 from common.paths import atomic_path
 
@@ -42,8 +42,7 @@ def write_onnx(path, model, images):
     """Write the network as an ONNX file, checked against torch on `images`, uint8 (B, …); else raise InputError."""
     content = to_onnx(model, images, path.name)
     found = difference(model, OnnxSession(content), images)
-    if not found <= TOLERANCE:
-        raise InputError(f"{path.name}: ONNX Runtime differs from torch by {found:.1e}, more than {TOLERANCE:.0e}")
+    check(found <= TOLERANCE, f"{path.name}: ONNX Runtime differs from torch by {found:.1e}, more than {TOLERANCE:.0e}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     log.info(f"{path}: equal to torch within {found:.1e} on {len(images)} images")

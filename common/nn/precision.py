@@ -2,7 +2,7 @@
 
 import torch
 
-from common.errors import InputError
+from common.errors import InputError, check
 
 _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -17,8 +17,7 @@ def precision(device, wanted="auto"):
         if device.type == "cuda":
             return torch.bfloat16 if _gpu_supports_bf16(device) else torch.float16
         return torch.bfloat16 if device.type == "cpu" and _cpu_supports_bf16() else torch.float32
-    if wanted == "fp16" and device.type == "cpu":
-        raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
+    check(wanted != "fp16" or device.type != "cpu", "precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
     if wanted == "bf16" and device.type == "cuda" and not _gpu_supports_bf16(device):
         raise InputError("precision bf16: this GPU does not support it; use fp16, fp32 or auto")
     return _FORMATS[wanted]

@@ -15,7 +15,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from common.errors import InputError
+from common.errors import InputError, check
 
 log = logging.getLogger(__name__)
 # prefixes that libraries and training scripts add to names
@@ -42,8 +42,7 @@ class Loaded:
 def read_state(path):
     """Return the tensors of a safetensors or torch file by name, only tensors being unpickled; else InputError."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file (weights are imagenet, none or a file)")
+    check(path.is_file(), f"{path}: no such file (weights are imagenet, none or a file)")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -102,8 +101,7 @@ def copy_state(model, state, source, required=()):
     own = model.state_dict()
     prefixes = itertools.product(_prefixes(own), _prefixes(state))
     pairs = max((_match_names(own, inner, state, outer) for inner, outer in prefixes), key=len)
-    if not pairs:
-        raise InputError(f"{source}: none of its {len(state)} tensors fits this network")
+    check(pairs, f"{source}: none of its {len(state)} tensors fits this network")
     missing = [name for name in required if name not in pairs and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(

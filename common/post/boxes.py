@@ -6,32 +6,11 @@
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.jit import compiled
 
 BOX = ["x_min", "y_min", "x_max", "y_max"]
 SLACK = 1e-6  # of the image's side: rounding to float32 can move a coordinate this far outside
-_FAULTS = ("", "is not four finite numbers", "is inverted (x_min <= x_max and y_min <= y_max must hold)")
-
-
-def check_boxes(boxes, where="box {}".format, sizes=None, outside="lies outside its image"):
-    """Return boxes as contiguous float64 (n, 4); `where` names a row in an error.
-
-    sizes: upper limits of the coordinates, None for none; rounding errors up to `SLACK` pass. Raises InputError for
-    NaN, infinity, inverted boxes and boxes beyond the limits.
-    """
-    try:
-        boxes = np.ascontiguousarray(boxes, np.float64)
-    except (TypeError, ValueError):
-        raise InputError("boxes must be numbers, four per row") from None
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise InputError(f"boxes must have shape (n, 4), not {boxes.shape}")
-    limits = np.array([[np.inf, np.inf]]) if sizes is None else np.asarray(sizes, np.float64).reshape(-1, 2)
-    row, fault = _first_fault(boxes, limits)
-    if fault:
-        numbers = ", ".join(f"{value:g}" for value in boxes[row])
-        raise InputError(f"{where(row)}: ({numbers}) {_FAULTS[fault] if fault < 3 else outside}")
-    return boxes
 
 
 def find_normalised(boxes):
@@ -76,24 +55,8 @@ def scale(boxes, x, y):
 
 def _twice(sizes):
     sizes = np.asarray(sizes, np.float64)
-    if not ((sizes > 0) & (sizes < np.inf)).all():
-        raise InputError("widths, heights and scales must be positive numbers")
+    check(((sizes > 0) & (sizes < np.inf)).all(), "widths, heights and scales must be positive numbers")
     return np.tile(sizes, 2)
-
-
-@compiled
-def _first_fault(boxes, limits):
-    for row in range(len(boxes)):
-        x1, y1, x2, y2 = boxes[row]
-        width, height = limits[min(row, len(limits) - 1)]
-        if not np.isfinite(x1 + y1 + x2 + y2):
-            return row, 1
-        if x2 < x1 or y2 < y1:
-            return row, 2
-        low, high = -SLACK, 1 + SLACK
-        if x1 < low * width or y1 < low * height or x2 > high * width or y2 > high * height:
-            return row, 3
-    return -1, 0
 
 
 _PACKED = ["class_id", *BOX, "score"]
@@ -104,74 +67,61 @@ def read_boxes(name, table, images, no_finding=None, n_classes=_EXACT, scored=Tr
     """Return (image numbers int64 (n,), class ids int64 (n,), boxes float64 (n, 4), scores float64 (n,) or None).
 
     table: DataFrame with image_id, class_id, score (if `scored`, finite in [0, highest]), x_min, y_min, x_max, y_max;
-    images: Index of possible ids. no_finding: the class whose box must be 0 0 1 1. sizes: float64 (images, 2). Raises
-    InputError.
+    images: Index of possible ids. no_finding: the class whose box must be 0 0 1 1. sizes: float64 (images, 2), beyond
+    which boxes may lie by rounding errors only. Raises InputError.
     """
-    require_columns(name, table, ["image_id", "class_id", *["score"] * scored, *BOX])
-    where = row_names(name, table)
-    codes, ids = pd.factorize(table["image_id"])
-    image = np.append(images.get_indexer(pd.Index(ids)), -1)[codes].astype(np.int64)  # a missing id has the code -1
-    for row in np.flatnonzero(image < 0)[:1]:
-        raise InputError(f"{where(row)} is not one of the {len(images)} images")
-    class_id = read_class_ids(name, table, where, n_classes)
-    scores = read_numbers(name, table, "score") if scored else None
-    if scored and len(scores) and not (scores.min() >= 0 and scores.max() <= highest and scores.max() < np.inf):
-        row = int(np.argmin((scores >= 0) & (scores <= highest) & (scores < np.inf)))
-        raise InputError(f"{where(row)}: score {scores[row]:g} is not a number in [0, {highest:g}]")
-    boxes = np.column_stack([read_numbers(name, table, column) for column in BOX])
-    if no_finding is not None:
-        rows = np.flatnonzero(class_id == no_finding)
-        for row in rows[(boxes[rows] != [0, 0, 1, 1]).any(axis=1)][:1]:
-            raise InputError(f"{where(row)}: class {no_finding} (no finding) must have the box 0 0 1 1")
-    limits, outside = None if sizes is None else sizes[image], "lies outside its image: clip it to the image first"
-    return image, class_id, check_boxes(boxes, where, limits, outside), scores
+    numbers = read_numbers(name, table, ["class_id", *["score"] * scored, *BOX])
+    class_id, boxes = numbers[:, 0], np.ascontiguousarray(numbers[:, -4:])
+    scores = np.ascontiguousarray(numbers[:, 1]) if scored else np.zeros(len(table))
+    image = images.get_indexer(table["image_id"]).astype(np.int64)
+    low, high, limits = boxes[:, :2], boxes[:, 2:], np.inf if sizes is None else sizes[image]
+    lowest, wanted = (-n_classes, "a whole number") if n_classes == _EXACT else (-1, f"one of 0 to {n_classes - 1}")
+    known = (np.floor(class_id) == class_id) & (class_id > lowest) & (class_id < n_classes)
+    healthy, outside = class_id == no_finding, ((low < -SLACK * limits) | (high > (1 + SLACK) * limits)).any(axis=1)
+    good = (scores >= 0) & (scores <= highest) & (scores < np.inf)
+    faults = (
+        (image < 0, f"not one of the {len(images)} images"),
+        (~known, f"class id {{class_id:g}} is not {wanted}"),
+        (~good, f"score {{score:g}} is not a number in [0, {highest:g}]"),
+        (~np.isfinite(boxes).all(axis=1), f"({_CORNERS}) is not four finite numbers"),
+        (healthy & (boxes != [0, 0, 1, 1]).any(axis=1), "class {class_id} (no finding) must have the box 0 0 1 1"),
+        ((high < low).any(axis=1), f"({_CORNERS}) is inverted (x_min <= x_max and y_min <= y_max must hold)"),
+        (outside, f"({_CORNERS}) lies outside its image: clip it to the image first"),
+    )
+    refuse(name, table, faults)
+    return image, class_id.astype(np.int64), boxes, scores if scored else None
 
 
-def read_class_ids(name, table, where, n_classes=_EXACT):
-    """Return the class ids of a table, int64 (n,); raise InputError unless they are whole numbers below n_classes."""
-    numbers = read_numbers(name, table, "class_id")
-    known = (np.floor(numbers) == numbers) & (np.abs(numbers) < n_classes)
-    if n_classes < _EXACT:
-        known &= numbers >= 0
-    for row in np.flatnonzero(~known)[:1]:
-        wanted = "a whole number" if n_classes == _EXACT else f"one of 0 to {n_classes - 1}"
-        raise InputError(f"{where(row)}: class id {numbers[row]:g} is not {wanted}")
-    return numbers.astype(np.int64)
+_CORNERS = "{x_min}, {y_min}, {x_max}, {y_max}"
+
+
+def refuse(name, table, faults):
+    """Raise InputError for the first row with the first of the faults, (bool (n,), reason with {column} in it)."""
+    for bad, reason in faults:
+        for row in np.flatnonzero(bad)[:1]:
+            values = table.iloc[row].to_dict()
+            raise InputError(f"{name}, row {row}, image {values['image_id']}: {reason.format(**values)}")
 
 
 def refuse_repeated(name, table, image, rows, no_finding):
     """Raise InputError if two of `rows`, those of the class `no_finding`, belong to one image."""
-    for row in rows[pd.Series(image[rows]).duplicated()][:1]:
-        raise InputError(f"{row_names(name, table)(row)}: a second row of class {no_finding} for this image")
+    repeated = np.isin(np.arange(len(image)), rows[pd.Series(image[rows]).duplicated()])
+    refuse(name, table, [(repeated, f"a second row of class {no_finding} for this image")])
 
 
 def require_columns(name, table, columns):
     """Raise InputError for missing columns."""
     missing = [column for column in columns if column not in table]
-    if missing:
-        raise InputError(f"{name}: needs the columns {', '.join(columns)}; {', '.join(missing)} missing")
+    check(not missing, f"{name}: needs the columns {', '.join(columns)}; {', '.join(missing)} missing")
 
 
-def read_numbers(name, table, column):
-    """Return a column as float64 (n,), NaN for missing values; raise InputError for text."""
-    try:
-        return table[column].to_numpy(np.float64)
-    except (TypeError, ValueError):
-        numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        for row in np.flatnonzero(np.isnan(numbers) & table[column].notna())[:1]:
-            found = table[column].iloc[row]
-            raise InputError(f"{row_names(name, table)(row)}: {column} is {found!r}, not a number") from None
-        return numbers
-
-
-def row_names(name, table, rows=None):
-    """Return a function from a row number (a place in `rows`, if given) to its name in error messages."""
-
-    def where(row):
-        row = row if rows is None else rows[row]
-        return f"{name}, row {row}, image {table['image_id'].iloc[row]}"
-
-    return where
+def read_numbers(name, table, columns):
+    """Return columns as float64 (n, k), NaN for missing values; raise InputError for missing columns and for text."""
+    require_columns(name, table, ["image_id", *columns])
+    found = [pd.to_numeric(table[c], errors="coerce").to_numpy(np.float64, na_value=np.nan) for c in columns]
+    texts = [np.isnan(values) & table[c].notna().to_numpy() for c, values in zip(columns, found, strict=True)]
+    refuse(name, table, [(bad, f"{c} is {{{c}!r}}, not a number") for c, bad in zip(columns, texts, strict=True)])
+    return np.column_stack(found)
 
 
 def pack_boxes(boxes, ids):

@@ -1,26 +1,21 @@
 """Detection tables of several models, or the boxes of several raters, fused into one table."""
 
+import itertools
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import check
 from common.post.batches import Batch, check_iou, check_weights, fuse_in_portions, sort_by
-from common.post.boxes import (
-    BOX,
-    check_boxes,
-    read_boxes,
-    read_class_ids,
-    read_numbers,
-    refuse_repeated,
-    require_columns,
-    row_names,
-)
+from common.post.boxes import BOX, read_boxes, read_numbers, refuse, refuse_repeated, require_columns
+from common.post.suppression import fuse_nms, fuse_nmw, fuse_soft_nms
 from common.post.wbf import fuse_wbf, mean_boxes
 
 NO_FINDING = 14  # VinBigData's class of an image without findings; its box is 0 0 1 1, in pixels
 
 
-def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING, threads=None, **options):
+def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING, **options):
     """Return one table of the detections of several models, fused image by image and class by class.
 
     tables: one DataFrame per model (a list, or a dict from names for error messages): image_id, class_id, score >= 0,
@@ -30,13 +25,10 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
     The class `no_finding` (None for no such class) is averaged, not fused: its score is the weighted mean over the
     models that use it anywhere, images that such a model leaves out counting 0, with the box 0 0 1 1.
     The result has the same columns: images in the order of `sizes`, the boxes of each best first, no finding last,
-    boxes inside the image. Raises InputError, naming table, row and image, for missing columns and values, unknown
-    images, inverted boxes or boxes outside their image, a second or misplaced `no_finding`, and for bad weights and
-    options.
+    boxes inside the image. Raises InputError for bad weights, and naming table, row and image as `read_boxes` does.
     """
     named = tables.items() if isinstance(tables, dict) else [(f"table {k}", table) for k, table in enumerate(tables)]
-    if not named:
-        raise InputError("no tables to fuse")
+    check(named, "no tables to fuse")
     pixels, index = _sizes(sizes)
     weights = None if weights is None else check_weights(weights, len(named))
     healthy = np.full((len(named), len(index)), np.nan)
@@ -57,7 +49,7 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
         inside = np.clip(fused.boxes * of_found, 0.0, of_found)
         return found, fused.labels, fused.scores.astype(np.float64, copy=False), inside
 
-    images, labels, scores, boxes = fuse_in_portions(fuse_images, starts, threads)
+    images, labels, scores, boxes = fuse_in_portions(fuse_images, starts)
     found, mean = _no_finding_scores(healthy, weights)
     images = np.concatenate([images, found])
     order = np.argsort(images, kind="stable")
@@ -80,18 +72,21 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
     and raters (of the image); `no_finding 0 0 1 1` only if no rater drew a box. Raises InputError, naming row and
     image, for missing columns or values and boxes without area.
     """
-    require_columns("raters", table, ["image_id", "class_id", "rad_id", *BOX])
+    require_columns("raters", table, ["image_id", "rad_id"])
     check_iou(iou_thr)
-    labels = read_class_ids("raters", table, row_names("raters", table))
+    numbers = read_numbers("raters", table, ["class_id", *BOX])
     images, ids = pd.factorize(table["image_id"], sort=True)
     raters, _ = pd.factorize(table["rad_id"], sort=True)
-    for row in np.flatnonzero((images < 0) | (raters < 0))[:1]:
-        raise InputError(f"raters, row {row}: needs an image_id and a rad_id")
-    rows = np.flatnonzero(labels != no_finding)
-    where = row_names("raters", table, rows)
-    boxes = check_boxes(np.column_stack([read_numbers("raters", table, name)[rows] for name in BOX]), where)
-    for row in np.flatnonzero((boxes[:, :2] >= boxes[:, 2:]).any(axis=1))[:1]:
-        raise InputError(f"{where(row)}: the box has no area")
+    finding, low, high = numbers[:, 0] != no_finding, numbers[:, 1:3], numbers[:, 3:]
+    faults = (
+        ((images < 0) | (raters < 0), "needs an image_id and a rad_id"),
+        (np.floor(numbers[:, 0]) != numbers[:, 0], "class id {class_id:g} is not a whole number"),
+        (finding & ~np.isfinite(numbers).all(axis=1), "the box is not four finite numbers"),
+        (finding & (low >= high).any(axis=1), "the box has no area"),
+    )
+    refuse("raters", table, faults)
+    labels, rows = numbers[:, 0].astype(np.int64), np.flatnonzero(finding)
+    boxes = numbers[rows, 1:]
 
     order = np.lexsort((*boxes.T, raters[rows], labels[rows], images[rows]))
     rows, boxes = rows[order], boxes[order]
@@ -114,13 +109,9 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
 
 def _sizes(sizes):
     """Return widths and heights, float64 (images, 2), and the Index of the images."""
-    require_columns("sizes", sizes, ["image_id", "width", "height"])
-    index = pd.Index(sizes["image_id"])
-    for row in np.flatnonzero(index.duplicated() | index.isna())[:1]:
-        raise InputError(f"sizes, row {row}: image {index[row]} is missing or repeated")
-    pixels = np.column_stack([read_numbers("sizes", sizes, column) for column in ("width", "height")])
-    for row in np.flatnonzero(~((pixels > 0) & (pixels < np.inf)).all(axis=1))[:1]:
-        raise InputError(f"sizes, row {row}: image {index[row]} has no usable width and height")
+    pixels, index = read_numbers("sizes", sizes, ["width", "height"]), pd.Index(sizes["image_id"])
+    usable = ((pixels > 0) & (pixels < np.inf)).all(axis=1)
+    refuse("sizes", sizes, [(index.duplicated() | index.isna(), "missing or repeated"), (~usable, "no usable size")])
     return pixels, index
 
 
@@ -150,3 +141,50 @@ def _count_distinct(groups, values, n):
     """Return the number of distinct `values` in each of the groups 0 … n-1."""
     pairs = pd.DataFrame({"group": groups, "value": values}).drop_duplicates()
     return np.bincount(pairs["group"], minlength=n)
+
+
+# ---- members of an ensemble, each of one network per fold; detections have member and fold --------------------------
+
+COLUMNS = ["image_id", "class_id", "score", *BOX]
+METHODS = {
+    "wbf": fuse_wbf,
+    "nms": fuse_nms,
+    "soft_nms": partial(fuse_soft_nms, thresh=0.0, decayed=True),
+    "nmw": fuse_nmw,
+}
+
+
+def fuse(tables, images, weights, iou, skip=0.0, method="wbf", no_finding=NO_FINDING, **options):
+    """Return the fused detections of several models; boxes of the class `no_finding`, if any, are averaged instead.
+
+    tables: dict from a name to detections; weights: one per table; skip: lowest score of a finding; method: a key of
+    METHODS, or "none"; options and errors: as in `fuse_table`. Scores above 1, from unequal weights, are all divided by
+    the highest.
+    """
+    kept = {name: table[(table["score"] >= skip) | (table["class_id"] == no_finding)] for name, table in tables.items()}
+    if method == "none":
+        return pd.concat(kept.values(), ignore_index=True)[COLUMNS]
+    fused = fuse_table(kept, images, weights, METHODS[method], no_finding, iou_thr=iou, **options)
+    finding = fused["class_id"] != no_finding
+    fused.loc[finding, "score"] /= max(1.0, fused.loc[finding, "score"].max())
+    return fused
+
+
+def fuse_members(table, images, members, rule, method="wbf", no_finding=NO_FINDING):
+    """Return the fused boxes of `members`, whose weights are rule.weights in this order.
+
+    Several folds that predicted the same images count as models of their member's weight.
+    """
+    tables, owners = split_members(table, members)
+    method = method if len(tables) > 1 else "none"
+    return fuse(tables, images, [rule.weights[k] for k in owners], rule.iou, rule.skip, method, no_finding)
+
+
+def split_members(table, members):
+    """Return {network's name: boxes}, and the index in `members` of each network; see `fuse_members`."""
+    per_member = [table[table["member"] == member] for member in members]
+    if len(table[["image_id", "fold"]].drop_duplicates()) == table["image_id"].nunique():
+        return dict(zip(members, per_member, strict=True)), list(range(len(members)))
+    keys = list(itertools.product(range(len(members)), sorted(table["fold"].unique())))
+    tables = {f"{members[k]}, fold {fold}": per_member[k][per_member[k]["fold"] == fold] for k, fold in keys}
+    return tables, [k for k, _ in keys]

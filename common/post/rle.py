@@ -5,13 +5,12 @@ Runs are an int64 array (n, 2) of [start, end) flat positions in column-major or
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.jit import compiled
 
 # How the starts in a string of pairs start, length are counted: from 0, relative to the end of the previous run (SIIM),
 # or from 1, relative to the top left pixel (Kaggle's usual form).
 RELATIVE, ABSOLUTE = "relative", "absolute"
-_BLOCK = 256  # bytes compared at once: enough to vectorise, yet cheap to repeat one by one at an edge
 _REASONS = (
     "{token!r} is not a whole number of 0 or more",
     "a run of length 0",
@@ -30,8 +29,7 @@ def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle"):
     """
     height, width = shape
     stripped = rle.strip()
-    if not stripped and form == RELATIVE:
-        raise InputError(f"{where}: blank instead of a run-length string (write -1 for an empty mask)")
+    check(stripped or form != RELATIVE, f"{where}: blank instead of a run-length string (write -1 for an empty mask)")
     if stripped in ("", "-1"):
         return np.empty((0, 2), np.int64)
     text = np.frombuffer(stripped.encode("utf-8", "replace"), np.uint8)
@@ -73,10 +71,10 @@ def runs_of(mask):
         raise InputError(f"a mask must be bool or uint8 with 2 dimensions, not {mask.dtype} with {mask.ndim}")
     height, width = mask.shape
     rows, step = (mask.T, 1) if mask.flags.f_contiguous else (mask, width)
-    flat = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+    flat = np.ascontiguousarray(rows).reshape(-1) != 0
     n = len(flat)
     # a run starts or ends where a pixel differs from the one above it; the outside counts as background
-    inner = _find_changes(flat[step:], flat[: n - step]) + step
+    inner = np.flatnonzero(flat[step:] != flat[: n - step]) + step
     edges = np.concatenate([np.flatnonzero(flat[:step]), inner, np.flatnonzero(flat[n - step :]) + n])
     if step > 1:  # row-major: sorting these few positions is cheaper than transposing the pixels
         y, x = np.divmod(edges, width)
@@ -114,36 +112,11 @@ def overlap(a, b):
 def _checked_runs(runs):
     if getattr(runs, "dtype", None) != np.int64 or runs.ndim != 2 or runs.shape[1] != 2:
         raise InputError(f"runs must be an int64 array (n, 2), not {type(runs).__name__}")
-    if not _is_sorted(runs):  # compiled code writes to these positions unchecked
+    ends = runs.reshape(-1)
+    if len(runs) and (ends[0] < 0 or (ends[1:] < ends[:-1]).any() or (ends[::2] == ends[1::2]).any()):
+        # compiled code writes to these positions unchecked
         raise InputError("runs must be sorted, disjoint, not empty and start at 0 or later")
     return runs
-
-
-@compiled
-def _is_sorted(runs):
-    end = 0
-    for k in range(len(runs)):
-        if runs[k, 0] < end or runs[k, 1] <= runs[k, 0]:
-            return False
-        end = runs[k, 1]
-    return True
-
-
-@compiled
-def _find_changes(now, before):
-    found = np.empty(len(now), np.int64)  # mostly untouched, so it costs only address space
-    count = 0
-    for block in range(0, len(now), _BLOCK):
-        a, b = now[block : block + _BLOCK], before[block : block + _BLOCK]
-        differs = False
-        for i in range(len(a)):
-            differs |= (a[i] != 0) != (b[i] != 0)
-        if differs:
-            for i in range(len(a)):
-                if (a[i] != 0) != (b[i] != 0):
-                    found[count] = block + i
-                    count += 1
-    return found[:count]
 
 
 @compiled

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import check
 from common.jit import compiled
-from common.post.batches import SINGLE, Fused, check_iou, check_weights, group_rows, rank_rows
+from common.post.batches import Fused, check_iou, check_weights, group_rows, rank_rows
 from common.post.boxes import iou
 
 
@@ -29,8 +29,7 @@ def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, dec
     iou_thr has no effect. decayed: return the decayed scores; ensemble_boxes returns the original ones.
     """
     check_iou(iou_thr)
-    if not sigma > 0 or not np.isfinite(thresh):
-        raise InputError(f"cannot use sigma {sigma!r} (must be > 0), thresh {thresh!r}")
+    check(sigma > 0 and np.isfinite(thresh), f"cannot use sigma {sigma!r} (must be > 0), thresh {thresh!r}")
     scores, rows, groups, firsts = _by_class(batch, weights)
     boxes = np.clip(batch.boxes, 0, 1)
     order, values = _decay_scores(boxes, scores, rows, groups, float(sigma))
@@ -48,12 +47,11 @@ def fuse_nmw(batch, weights=None, iou_thr=0.55):
     check_iou(iou_thr)
     weights = check_weights(weights, batch.n_models)
     weights = (weights / weights.max()).astype(np.float64)
-    rows, scores, groups, firsts = group_rows(*batch[:5], weights, False)
+    rows, scores, groups, firsts = group_rows(batch, weights, False)
     order = rank_rows(scores, groups)
     rows, scores = rows[order], scores[order]
-    boxes, leaders, starts = _average(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr), SINGLE)
-    if len(starts) == 0:
-        raise InputError("a box of score 0 has no weighted mean: leave out boxes of score 0")
+    boxes, leaders, starts = _average(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr))
+    check(len(starts) != 0, "a box of score 0 has no weighted mean: leave out boxes of score 0")
     scores = scores[leaders].astype(np.float32)
     order = rank_rows(scores, starts)
     return Fused(boxes[order], scores[order], batch.labels[rows[leaders[order]]], starts)
@@ -71,7 +69,7 @@ def _by_class(batch, weights):
     if weights is not None:
         weights = check_weights(weights, batch.n_models)
         scores = scores * weights[batch.models] / weights.sum()
-    rows, _, groups, firsts = group_rows(*batch[:5], np.ones(batch.n_models), True)
+    rows, _, groups, firsts = group_rows(batch, np.ones(batch.n_models), True)
     return scores, rows, groups, firsts
 
 
@@ -117,7 +115,7 @@ def _decay_scores(boxes, scores, rows, groups, sigma):
 
 
 @compiled(error_model="numpy")
-def _average(boxes, rows, scores, groups, firsts, iou_thr, single):
+def _average(boxes, rows, scores, groups, firsts, iou_thr):
     """Return the means, the best entry of `rows` in each, and the starts of the images, empty if a sum is 0."""
     sums, conf = np.zeros((len(rows), 4), np.float32), np.zeros(len(rows))
     leaders, starts, count = np.empty(len(rows), np.int64), np.zeros(len(firsts), np.int64), 0
@@ -139,9 +137,8 @@ def _average(boxes, rows, scores, groups, firsts, iou_thr, single):
                     sums[found, d] = np.float32(np.float64(sums[found, d]) + weight * boxes[rows[i], d])
         starts[image + 1] = count
     for k in range(count):
-        divisor = np.float64(np.float32(conf[k])) if single else conf[k]
-        if divisor == 0.0:
+        if conf[k] == 0.0:
             return sums, leaders, starts[:0]
         for d in range(4):
-            sums[k, d] = np.float32(np.float64(sums[k, d]) / divisor)
+            sums[k, d] = np.float32(np.float64(sums[k, d]) / conf[k])
     return sums[:count], leaders[:count], starts

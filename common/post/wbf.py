@@ -5,9 +5,9 @@ Results equal ensemble_boxes 1.0.9 bit for bit; from 8 models on, the weights' s
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import check
 from common.jit import compiled
-from common.post.batches import SINGLE, Fused, check_iou, check_weights, group_rows, rank_rows
+from common.post.batches import Fused, check_iou, check_weights, group_rows, rank_rows
 
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 _AVG, _MAX, _BOX_AND_MODEL, _ABSENT = range(4)
@@ -20,19 +20,17 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
     """
     weights = check_weights(weights, batch.n_models)
     check_iou(iou_thr)
-    if conf_type not in CONF_TYPES:
-        raise InputError(f"conf_type must be one of {', '.join(CONF_TYPES)}, not {conf_type!r}")
+    check(conf_type in CONF_TYPES, f"conf_type must be one of {', '.join(CONF_TYPES)}, not {conf_type!r}")
     rule = CONF_TYPES.index(conf_type)
     total = float(weights.max() if rule == _MAX else weights.sum())
     weights = weights.astype(np.float64)
-    rows, scores, groups, firsts = group_rows(*batch[:5], weights, False)
+    rows, scores, groups, firsts = group_rows(batch, weights, False)
     order = rank_rows(scores, groups)
     rows, scores = rows[order], scores[order]
     boxes, scores, members, starts, _ = _cluster(
-        batch.boxes, batch.models, weights, total, rows, scores, groups, firsts, float(iou_thr), rule, 1.0, SINGLE
+        batch.boxes, batch.models, weights, total, rows, scores, groups, firsts, float(iou_thr), rule, 1.0
     )
-    if len(starts) == 0:
-        raise InputError("two overlapping boxes of score 0 have no weighted mean: leave out boxes of score 0")
+    check(len(starts) != 0, "two overlapping boxes of score 0 have no weighted mean: leave out boxes of score 0")
     order = rank_rows(scores, starts)
     return Fused(boxes.take(order, axis=0), scores[order], batch.labels[members[order]], starts)
 
@@ -50,13 +48,13 @@ def mean_boxes(boxes, starts, iou_thr):
     n = len(boxes)
     rows, models, firsts = np.arange(n), np.zeros(n, np.int64), np.arange(len(starts))
     boxes, _, _, _, cluster = _cluster(
-        boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf, SINGLE
+        boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf
     )
     return boxes, cluster
 
 
 @compiled(error_model="numpy")
-def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit, single):
+def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit):
     """Fuse each group, whose rows come best first with weighted scores; boxes are clipped to 0 … limit.
 
     Returns boxes, scores, one row of each cluster, the first cluster of each image (none if the scores of a cluster sum
@@ -87,12 +85,11 @@ def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_th
                 weight[k] += model_weight
                 top[k] = max(top[k], score)
                 alone = size[k] == 1  # such a box keeps its float64 coordinates
-                divisor = np.float64(np.float32(conf[k])) if single else conf[k]
-                if divisor == 0.0 and not alone:
+                if conf[k] == 0.0 and not alone:
                     return fused, conf, member, starts[:0], cluster
                 for d in range(4):
                     sums[k, d] = np.float32(np.float64(sums[k, d]) + score * box[d])
-                    fused[k, d] = box[d] if alone else np.float64(np.float32(np.float64(sums[k, d]) / divisor))
+                    fused[k, d] = box[d] if alone else np.float64(np.float32(np.float64(sums[k, d]) / conf[k]))
                 area[k] = (fused[k, 2] - fused[k, 0]) * (fused[k, 3] - fused[k, 1])
             part = slice(groups[group], groups[group + 1])
             _rescale(conf, weight, top, size, first, count, cluster[part], models, rows[part], weights, total, rule)

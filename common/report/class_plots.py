@@ -1,5 +1,7 @@
 """ROC curves and calibration of several classes, each in a panel of its own; see `plots`."""
 
+import itertools
+
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from sklearn import metrics
@@ -10,18 +12,6 @@ from common.report.plots import BLUE, LINES, RULE, add_legend_outside, finite_ro
 PANELS_PER_ROW = 4
 
 
-def _roc(truth, scores):
-    """Return (AUROC, false positive rates, true positive rates), or None if all labels are equal.
-
-    truth: (N,) of 0 and 1; scores: (N,). Rows with NaN are left out.
-    """
-    truth, scores = finite_rows(truth, scores)
-    if len(np.unique(truth)) < 2:
-        return None
-    false, true, _ = metrics.roc_curve(truth, scores)
-    return metrics.auc(false, true), false, true
-
-
 @styled
 def roc_panels(truth, scores, names):
     """Plot the ROC curves of each class in a panel of its own, one line per run, with their areas.
@@ -29,11 +19,12 @@ def roc_panels(truth, scores, names):
     truth: (N, C) of 0 and 1; scores: a dict from a run's name to (N, C); names: of the C classes. Rows with NaN are
     left out class by class, and so are classes in which one of the outcomes does not occur.
     """
-    curves = {
-        name: {run: curve for run, values in scores.items() if (curve := _roc(truth[:, c], values[:, c]))}
-        for c, name in enumerate(names)
-    }
-    curves = {name: lines for name, lines in curves.items() if lines}
+    curves = {}
+    for (c, name), (run, values) in itertools.product(enumerate(names), scores.items()):
+        labels, found = finite_rows(truth[:, c], values[:, c])
+        if len(np.unique(labels)) > 1:
+            false, true, _ = metrics.roc_curve(labels, found)
+            curves.setdefault(name, {})[run] = metrics.auc(false, true), false, true
     if not curves:
         return None
     figure, panels = _make_panels(curves, "false positive rate", "true positive rate")

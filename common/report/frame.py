@@ -1,6 +1,6 @@
 """The page of a run: the sections that all solutions share, around a solution's own."""
 
-from common.errors import InputError
+from common.errors import check
 from common.paths import read_csv, read_json
 from common.report import page, plots
 from common.report.hints import find_hints
@@ -27,9 +27,17 @@ def write_report(job, report):
     training = training_section(trainings, experiments, scores)
     rates = step_section(job, "find_lr", "Learning rates", _learning_rates)
     submission = step_section(job, "submit", "Submission", lambda job: _submission(job, report))
-    headline = _no_score(job) if score is None else report.headline(job, score)
+    table, warnings = job.images.table, [synthetic_note(run)]
+    if (table.loc[table["split"] == "train", "patient_id"] == "").all():
+        text = "No patient ids: a patient may be in two folds, which would inflate the scores."
+        warnings.append(page.note(text, "warning"))
+    if score is not None:
+        headline = report.headline(job, score)
+    else:
+        stale = run.step("tune") is not None
+        headline = [page.note("The score is out of date: run `tune` again." if stale else "No score yet: run `tune`.")]
     blend = step_section(job, "predict", "Members of the blend", _members) if job.is_blend else None
-    parts = [*_warnings(job), *headline, blend, hints, *report.sections(job), training, rates, submission, _about(run)]
+    parts = [*warnings, *headline, blend, hints, *report.sections(job), training, rates, submission, _about(run)]
     title = f"{report.TITLE}, preset {job.preset}"
     page.write_page(run.path("report.html"), title, f"run {run.folder.name}", [p for p in parts if p is not None])
 
@@ -53,27 +61,14 @@ def synthetic_note(run):
     return page.note("Synthetic radiographs: the scores only show that the pipeline works.", "warning")
 
 
-def _warnings(job):
-    table = job.images.table
-    yield synthetic_note(job.run)
-    if (table.loc[table["split"] == "train", "patient_id"] == "").all():
-        yield page.note("No patient ids: a patient may be in two folds, which would inflate the scores.", "warning")
-
-
 def _read_score(job):
     """Return the content of score.json, None unless it is current."""
     if not job.is_current("tune"):
         return None
     path = job.run.path("score.json")
     score = read_json(path)
-    if not isinstance(score, dict):
-        raise InputError(f"{path}: damaged; delete it and run `tune` again")
+    check(isinstance(score, dict), f"{path}: damaged; delete it and run `tune` again")
     return score
-
-
-def _no_score(job):
-    stale = job.run.step("tune") is not None
-    return [page.note("The score is out of date: run `tune` again." if stale else "No score yet: run `tune`.")]
 
 
 def _learning_rates(job):

@@ -106,7 +106,7 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
     legend = "".join(
         f'<span><i style="border-color: rgb{colour}"></i>{name}</span>'
         for name, colour, place in ((names[0], TRUTH, 1), (names[1], PREDICTION, 2))
-        if any(_is_drawn(item[place]) for item in items)
+        if any(np.any(item[place]) if isinstance(item[place], np.ndarray) else item[place] for item in items)
     )
     pictures = []
     for image, truth, prediction, caption in items:
@@ -114,10 +114,6 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
         pictures.append(figure(to_jpeg(overlay(image, size=size, **marks)), caption))
     legend = [Html(f'<p class="legend">{legend}</p>')] if legend else []
     return join(*([title] if title else []), *legend, grid(*pictures, small=True))
-
-
-def _is_drawn(marks):
-    return bool(marks.any()) if isinstance(marks, np.ndarray) else marks is not None and len(marks) > 0
 
 
 def box_gallery(images, found, rows, title, names):

@@ -1,8 +1,8 @@
 """Hints computed from a run's results: what to try next, each with the option that does it, in backticks."""
 
-import dataclasses
 from numbers import Real
 
+from common.network import section_of
 from common.paths import read_json
 from common.report.page import interval_text
 
@@ -37,28 +37,18 @@ def _differing_folds(scores, config):
 
 def _epochs(config, networks, trainings):
     """Say where the best epoch of a stage was the last one in most folds, or an early one in all."""
-    options = {n.stage: (name, n.config) for n in networks if not n.starts_from and (name := option_of(config, n))}
+    options = {n.stage: (section_of(config, n), n.config) for n in networks if not n.starts_from}
     for stage, (option, fit) in options.items():
         best = [one.best for one in trainings if one.stage == stage and one.best]
         if not best or fit.epochs < 2:
             continue
         last = sum(epoch == fit.epochs for epoch in best)
         if last > len(best) / 2:
-            yield (
-                f"The best epoch of {stage} was the last in {last} of {len(best)} folds: train longer with "
-                f"`--{option}.epochs {2 * fit.epochs}`."
-            )
+            how = f"train longer with `--{option}.epochs {2 * fit.epochs}`"
+            yield f"The best epoch of {stage} was the last in {last} of {len(best)} folds: {how}."
         elif fit.epochs >= FEW and max(best) <= fit.epochs * EARLY and isinstance(fit.lr, Real):
-            yield (
-                f"{stage} was best by epoch {max(best)} of {fit.epochs} in every fold: try a lower rate, "
-                f"`--{option}.lr {fit.lr / 3:.1g}`."
-            )
-
-
-def option_of(config, network):
-    """Return the name of the field of `config` that a network is trained by, None if there is none."""
-    names = [f.name for f in dataclasses.fields(config) if type(getattr(config, f.name)) is type(network.config)]
-    return network.stage if network.stage in names else next(iter(names), None)
+            how = f"try a lower rate, `--{option}.lr {fit.lr / 3:.1g}`"
+            yield f"{stage} was best by epoch {max(best)} of {fit.epochs} in every fold: {how}."
 
 
 def _ends_of_grids(config, rule):
@@ -80,7 +70,6 @@ def _ends_of_grids(config, rule):
 
 def _missing_folds(config):
     if len(config.folds) < config.n_folds:
-        yield (
-            f"{len(config.folds)} of {config.n_folds} folds are trained: "
-            f"`--folds {' '.join(map(str, range(config.n_folds)))}` scores every image and averages as many networks."
-        )
+        option = f"`--folds {' '.join(map(str, range(config.n_folds)))}`"
+        how = f"{option} scores every image and averages as many networks"
+        yield f"{len(config.folds)} of {config.n_folds} folds are trained: {how}."

@@ -1,9 +1,5 @@
 """The report: one self-contained HTML file, made of fragments that escape the text they are given.
 
-    write_page(path, "SIIM pneumothorax", "run siim-1", [
-        cards([("Dice", 0.8412, "95 % interval 0.8290–0.8530")]),
-        section("Training", "Five folds.", grid(figure(learning_curves(history), "Fold 0")))])
-
 A plain string among fragments is text: it is escaped and becomes a paragraph. Only `Html`, which the functions here
 return, is inserted as it is.
 """

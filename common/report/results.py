@@ -44,17 +44,9 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     chosen. A single class also gets the confusion matrix at the probability `cut`.
     """
     threshold, sensitivity, specificity = nested_youden(truth, probs, folds, patients)
-    table = pd.DataFrame(
-        {
-            "class": names,
-            "positive": truth.sum(0).astype(int),
-            "AUROC": auroc(truth, probs, np.nan),
-            "calibration error": expected_calibration_error(truth, probs),
-            "threshold": threshold,
-            "sensitivity": sensitivity,
-            "specificity": specificity,
-        }
-    )
+    table = {"class": names, "positive": truth.sum(0).astype(int), "AUROC": auroc(truth, probs, np.nan)}
+    table |= {"calibration error": expected_calibration_error(truth, probs), "threshold": threshold}
+    table = pd.DataFrame(table | {"sensitivity": sensitivity, "specificity": specificity})
     drawn = []
     if cut is not None:
         tp, fp, fn, tn = confusion_counts(truth[:, 0], probs[:, 0], cut)

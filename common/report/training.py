@@ -8,6 +8,8 @@ import pandas as pd
 from common.paths import checked_read, read_csv, read_json
 from common.report import page, plots
 
+FOLDS = "Folds: score out of fold, epochs whose weights were kept, time and memory"
+
 
 @dataclass(frozen=True)
 class Training:
@@ -60,23 +62,15 @@ def training_section(trainings, experiments, scores):
     for stage in dict.fromkeys(one.stage for one in own):
         histories = [one.history for one in own if one.stage == stage]
         shortest = min(map(len, histories))  # of trainings that are still going on
-        if (
-            len(histories) > 1
-            and shortest > 1
-            and (drawn := plots.mean_curves([each[:shortest] for each in histories]))
-        ):
-            caption = f"{stage}: mean over {len(histories)} folds, ± one standard deviation"
-            means.append(page.figure(drawn, caption))
+        drawn = plots.mean_curves([each[:shortest] for each in histories]) if shortest > 1 < len(histories) else None
+        if drawn:
+            means.append(page.figure(drawn, f"{stage}: mean over {len(histories)} folds, ± one standard deviation"))
     names = ["training", "weights", "epochs", "metric", "validation", ""]
     variants = pd.DataFrame([row for one in trainings for row in one.variants], columns=names)
     caption = f"{len(folded)} trainings of experiments"
     return page.section(
         "Training",
-        page.table(
-            _folds(own, scores),
-            "Folds: score out of fold, epochs whose weights were kept, time and memory",
-            {"minutes": ".1f", "memory, GB": ".1f"},
-        ),
+        page.table(_folds(own, scores), FOLDS, {"minutes": ".1f", "memory, GB": ".1f"}),
         *[page.grid(*means)] * bool(means),
         page.grid(*map(_curves, own)),
         page.details("Weight averages, compared on the validation images", page.table(variants)),
@@ -89,20 +83,12 @@ def _folds(trainings, scores):
     for folder in dict.fromkeys(one.folder for one in trainings):
         mine, score = [one for one in trainings if one.folder == folder], known.get(folder)
         costs = pd.concat([one.history for one in mine]).reindex(columns=["epoch", "seconds", "memory_mb"])
-        rows.append(
-            {
-                "fold": folder.removeprefix("fold"),
-                "images": score and score.images,
-                "score": score and page.interval_text(score.estimate, score.low, score.high),
-                "epochs kept": ", ".join(
-                    f"{t.stage} {'–'.join(map(str, dict.fromkeys(t.kept)))}" for t in mine if t.kept
-                ),
-                "epochs": len(costs),
-                "minutes": costs["seconds"].sum(min_count=1) / 60,
-                "memory, GB": costs["memory_mb"].max() / 1024,
-            }
-        )
-    return pd.DataFrame(rows).dropna(axis=1, how="all")
+        kept = [f"{t.stage} {'–'.join(map(str, dict.fromkeys(t.kept)))}" for t in mine if t.kept]
+        text = score and page.interval_text(score.estimate, score.low, score.high)
+        spent = costs["seconds"].sum(min_count=1) / 60, costs["memory_mb"].max() / 1024
+        rows.append((folder.removeprefix("fold"), score and score.images, text, ", ".join(kept), len(costs), *spent))
+    names = ["fold", "images", "score", "epochs kept", "epochs", "minutes", "memory, GB"]
+    return pd.DataFrame(rows, columns=names).dropna(axis=1, how="all")
 
 
 def _curves(training):

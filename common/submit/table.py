@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import atomic_path
 
 LARGEST_TABLE, LONGEST_LINE = 2 * 10**9, 10**8  # bytes in memory, characters
@@ -31,22 +31,15 @@ def read_table(path, columns=None, exact=True):
     file and row.
     """
     header, *rows = read_rows(path)
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}, row 1: a column name is repeated: {','.join(header)}")
+    check(len(set(header)) >= len(header), f"{path}, row 1: a column name is repeated: {','.join(header)}")
     wanted = header if columns is None else list(columns)
     if wanted != header if exact else not set(wanted) <= set(header):
-        raise InputError(
-            f"{path}, row 1: the header must {'be' if exact else 'have'} {_short(wanted)}: {_short(header)}"
-        )
+        texts = [text if len(text) <= 200 else text[:200] + "…" for text in map(",".join, (wanted, header))]
+        raise InputError(f"{path}, row 1: the header must {'be' if exact else 'have'} {': '.join(texts)}")
     for i, row in enumerate(rows):
         if len(row) != len(header):
             raise InputError(f"{path}, row {i + 2}: {len(row)} values where the header has {len(header)} columns")
     return pd.DataFrame(rows, columns=header, dtype=str)[wanted]
-
-
-def _short(names, limit=200):
-    text = ",".join(names)
-    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def read_rows(path):
@@ -67,13 +60,11 @@ def read_rows(path):
         raise InputError(f"{path}: not a CSV file ({error})") from None
     while rows and not any(rows[-1]):
         rows.pop()
-    if not rows:
-        raise InputError(f"{path}: empty file")
+    check(rows, f"{path}: empty file")
     if not any(rows[0]):
         first = next(number for number, row in enumerate(rows, 1) if any(row))
         raise InputError(f"{path}: blank lines before row {first}; delete them, so that the table begins in row 1")
-    if any("\0" in value for value in rows[0]):
-        raise InputError(f"{path}: not a CSV file (its header holds NUL bytes)")
+    check(not any("\0" in value for value in rows[0]), f"{path}: not a CSV file (its header holds NUL bytes)")
     return rows
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.post.rle import RELATIVE, area, parse, to_string
 from common.submit.boxes import NUMBER, find_faults, normalised_faults, read_entries
 from common.submit.table import read_table
@@ -45,8 +45,7 @@ def validate_shaped_masks(path, sizes, form=RELATIVE):
     naming the first wrong row, as `validate_masks` does, or a size that is not the image's.
     """
     table = read_table(path, ["image_id", "width", "height", "rle"])
-    if len(table) != len(sizes):
-        raise InputError(f"{path}: {len(table)} rows for {len(sizes)} images")
+    check(len(table) == len(sizes), f"{path}: {len(table)} rows for {len(sizes)} images")
     expected, problems = sizes[["image_id", "width", "height"]].itertuples(index=False), []
 
     def rows():

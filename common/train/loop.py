@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from common.budget import Budget, Stopped
 from common.config import digest
-from common.errors import InputError
+from common.errors import InputError, check
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
 from common.paths import atomic_path, checked_read, read_json, write_json
@@ -34,13 +34,7 @@ from common.train.schedule import learning_rate
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between reads of the loss, each of which waits for the GPU
 BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
-NO_FIGURES = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "seconds",
-    "memory_mb",
-)  # columns of history.csv that validation did not give
+NO_FIGURES = ("epoch", "lr", "train_loss", "seconds", "memory_mb")  # columns of history.csv not given by validation
 
 
 @dataclass
@@ -54,25 +48,7 @@ class Fitted:
     history: pd.DataFrame
 
 
-def fit(
-    model: torch.nn.Module,
-    step: Callable,
-    loader,
-    validate: Callable,
-    config,
-    folder,
-    *,
-    device,
-    seed=0,
-    freeze: Callable | None = None,
-    budget: Budget | None = None,
-    save_minutes=10.0,
-    about=None,
-    trained_on=None,
-    changed="",
-    on_epoch: Callable | None = None,
-    seconds_to_come: Callable = lambda pace: 0.0,
-):
+def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=None, changed="", **more):
     """Train `model` under `config` (a FitConfig) and return a Fitted; a finished training is only read.
 
     model: on any device; moved to `device`, channels last.
@@ -80,12 +56,9 @@ def fit(
     loader: a DataLoader whose batch_sampler has `set_epoch(epoch, n_epochs)` and `start_batch` (EpochSampler).
     validate(model) -> dict of floats, holding `config.metric`; called in every process with the model in eval mode.
     folder: gets last.ckpt, epoch*.safetensors, final.safetensors, variants/, history.csv.
-    freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
     about: JSON values that, like configuration and seed, must be equal for a resume (data, architecture).
-    trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
     changed: the changed settings, for the message that refuses another configuration's training.
-    on_epoch(history): called after each epoch, once it is saved, with a dict of figures per epoch so far.
-    seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
+    more: further fields of _Trainer.
 
     Raises InputError on a non-finite loss, a metric that `validate` does not return, or a folder that holds another
     configuration's training; Stopped when the budget is spent, after saving.
@@ -96,11 +69,7 @@ def fit(
     if (folder / "final.safetensors").is_file():
         return _read_finished(folder, model, key, changed)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, freeze, budget or Budget())
-    trainer.key, trainer.save_seconds, trainer.changed = key, 60 * save_minutes, changed
-    trainer.on_epoch = on_epoch
-    trainer.origin = {"trained_on": trained_on} if trained_on else {}
-    trainer.seconds_to_come = seconds_to_come
+    trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, key, changed, **more)
     trainer.budget.training = True
     try:
         trainer.resume()
@@ -131,16 +100,41 @@ def _same_training(found, wanted, folder, changed):
         )
 
 
+@dataclass
 class _Trainer:
-    def __init__(self, model, step, loader, validate, config, folder, device, seed, freeze, budget):
-        self.model, self.step, self.loader, self.validate = model, step, loader, validate
-        self.config, self.folder, self.device, self.seed = config, folder, device, seed
-        self.freeze, self.budget = freeze, budget
-        self.name = f"{folder.parent.name}/{folder.name}"
-        self.dtype = precision(device, config.precision)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+    """One training; the fields up to `changed` are as in `fit`.
+
+    freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
+    trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
+    on_epoch(history): called after each epoch, once it is saved, with a dict of figures per epoch so far.
+    seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
+    """
+
+    model: torch.nn.Module
+    step: Callable
+    loader: object
+    validate: Callable
+    config: object
+    folder: Path
+    device: torch.device
+    seed: int
+    key: str
+    changed: str
+    freeze: Callable | None = None
+    budget: Budget | None = None
+    save_minutes: float = 10.0
+    trained_on: object = None
+    on_epoch: Callable | None = None
+    seconds_to_come: Callable = lambda pace: 0.0
+
+    def __post_init__(self):
+        self.budget = self.budget or Budget()
+        self.name = f"{self.folder.parent.name}/{self.folder.name}"
+        self.origin = {"trained_on": self.trained_on} if self.trained_on else {}
+        self.dtype = precision(self.device, self.config.precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.epoch, self.batch, self.loss_sum, self.loss_count = 0, 0, 0.0, 0
-        self.history, self.ema, self.frozen, self.optimizer, self.on_epoch = [], None, None, None, None
+        self.history, self.ema, self.frozen, self.optimizer = [], None, None, None
         self.seconds, self.since = 0.0, time.monotonic()  # of this epoch, up to `since`
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -218,7 +212,9 @@ class _Trainer:
         for batch in self.loader:
             number, last = self.batch, self.batch + 1 == batches
             steps_now = (number + 1) % config.accumulate == 0 or last
-            torch.manual_seed(_step_seed(self.seed, self.epoch, number, distributed.rank()))
+            # of the step's random draws (dropout): the same after a resume
+            draws = self.seed * 1_000_003 + self.epoch * 100_003 + number * 101 + distributed.rank()
+            torch.manual_seed(draws % 2**63)
             lr = learning_rate(config, self.epoch, number // config.accumulate, steps, scores)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -246,7 +242,7 @@ class _Trainer:
     def pause(self, recent):
         """Save if it is time to; save and stop if the budget is spent."""
         stop = self.budget.spent()
-        if stop or distributed.agree(time.monotonic() - self.saved > self.save_seconds):
+        if stop or distributed.agree(time.monotonic() - self.saved > 60 * self.save_minutes):
             self.add_loss(recent)
             self.save()
         if stop:
@@ -281,7 +277,11 @@ class _Trainer:
         figures = self.evaluate()
         train_loss = self.loss_sum / self.loss_count
         spent = {"seconds": round(self.seconds + time.monotonic() - self.since, 2)}
-        spent["memory_mb"] = round(peak_memory(self.device) / 1e6)
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        else:  # of the process
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        spent["memory_mb"] = round(memory / 1e6)
         self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": train_loss, **figures, **spent})
         if distributed.is_main():
             known = {"epoch": self.epoch, **figures, **self.origin}
@@ -290,7 +290,11 @@ class _Trainer:
                 pd.DataFrame(self.history).to_csv(path, index=False)
             text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
             title = f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}"
-            log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {self.describe_time(**spent)}")
+            pace = sum(entry["seconds"] for entry in self.history) / len(self.history)
+            left = pace * (self.config.epochs - self.epoch - 1) + self.seconds_to_come(pace)
+            costs = f"{spent['seconds']:.1f} s  {spent['memory_mb'] / 1e3:.1f} GB"
+            left = timedelta(seconds=round(left))
+            log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {costs}  left {left}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.seconds, self.since = 0.0, time.monotonic()
         self.save()
@@ -303,13 +307,6 @@ class _Trainer:
         if self.epoch < self.config.epochs and self.budget.spent():
             self.stop()
 
-    def describe_time(self, seconds, memory_mb):
-        """Return this epoch's time and peak memory, and the time left of all trainings of the run, in words."""
-        known = [entry["seconds"] for entry in self.history if "seconds" in entry]  # an older version noted none
-        pace = sum(known) / len(known)
-        left = pace * (self.config.epochs - self.epoch - 1) + self.seconds_to_come(pace)
-        return f"{seconds:.1f} s  {memory_mb / 1e3:.1f} GB  left {timedelta(seconds=round(left))}"
-
     def evaluate(self):
         self.model.eval()
         with torch.inference_mode(), autocast(self.device, self.dtype):
@@ -318,8 +315,7 @@ class _Trainer:
             except InputError as error:
                 raise InputError(f"{self.folder}: validation in epoch {self.epoch + 1}: {error}") from None
         for metric in filter(None, (self.config.metric, self.config.plateau_metric)):
-            if metric.lstrip("-") not in figures:
-                raise InputError(f"metric {metric!r}: validation gives {', '.join(figures)}")
+            check(metric.lstrip("-") in figures, f"metric {metric!r}: validation gives {', '.join(figures)}")
         return figures
 
     def scores(self, metric=""):
@@ -381,16 +377,3 @@ class _Trainer:
         batches = (batch for batch, _ in zip(self.loader, range(BN_BATCHES), strict=False))
         with autocast(self.device, self.dtype):
             averaging.reestimate_batch_norm(self.model, batches, self.step)
-
-
-def peak_memory(device):
-    """Return the most bytes in use so far: of a GPU by this training, else of the main memory by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _step_seed(seed, epoch, batch, rank):
-    """Return the seed for the random draws of one step (dropout), the same after a resume."""
-    return (seed * 1_000_003 + epoch * 100_003 + batch * 101 + rank) % 2**63

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
 
@@ -56,6 +56,5 @@ def suggest(rates, losses):
         raise InputError(f"learning-rate finder: the loss diverged after {len(rates)} steps; start from a lower rate")
     slope = np.gradient(np.asarray(losses), np.log10(rates))
     inner = slice(len(rates) // 10, len(rates) - 2)
-    if not slope[inner].min() < 0:
-        raise InputError("learning-rate finder: the loss never fell; try more steps or a higher top rate")
+    check(slope[inner].min() < 0, "learning-rate finder: the loss never fell; try more steps or a higher top rate")
     return float(rates[inner][np.argmin(slope[inner])])

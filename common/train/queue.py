@@ -46,8 +46,10 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
                 with _beating(trainings[number].folder(run) / LEASE):
                     train(trainings[number])
     finally:  # a signal may have come between a claim and its block
-        for network in trainings:
-            _give_back(network.folder(run) / LEASE)
+        for path in (network.folder(run) / LEASE for network in trainings):
+            with suppress(FileNotFoundError, ValueError):
+                if json.loads(path.read_text()) == _owner():
+                    release(path)
 
 
 def team_size(ready, n_processes, wanted=None):
@@ -129,12 +131,6 @@ def release(path):
     path.unlink(missing_ok=True)
 
 
-def _give_back(path):
-    with suppress(FileNotFoundError, ValueError):
-        if json.loads(path.read_text()) == _owner():
-            release(path)
-
-
 def _create(path):
     try:
         with open(path, "x") as file:
@@ -154,14 +150,17 @@ def _owner():
 
 def _is_expired(path):
     """Return whether the owner of a lease is gone: dead on this machine, or silent for too long on another."""
-    here = _owner()
+    here, clock = _owner(), path.with_name(f".{socket.gethostname()}-{os.getpid()}.clock")
+    clock.touch()  # tells the time of the file system, which may be another machine's
     try:
-        silent = _now(path) - path.stat().st_mtime
+        silent = clock.stat().st_mtime - path.stat().st_mtime
         owner = json.loads(path.read_text())
     except FileNotFoundError:
         return False
     except ValueError:  # being written
         owner = {}
+    finally:
+        clock.unlink(missing_ok=True)
     if owner == here:  # an earlier process of the same number
         return True
     if isinstance(owner, dict) and owner.get("machine") == here["machine"]:
@@ -172,16 +171,6 @@ def _is_expired(path):
         except PermissionError:  # another user's
             pass
     return silent > EXPIRES_SECONDS
-
-
-def _now(path):
-    """Return the time by the clock of the file system, which may be another machine's."""
-    probe = path.with_name(f".{socket.gethostname()}-{os.getpid()}.clock")
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from common.config import file_hash
-from common.data.store_workers import to_square
+from common.data.store import to_square
 from solutions.lung_segmentation import find_lungs, lung_region, structures_of, weights_file
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from common.config import digest
 from common.data.dicom import COLOUR_LIMIT
 from common.data.folds import holdout
 from common.data.loaders import UNKNOWN
-from common.data.store import time_stamp
-from common.data.store_workers import to_square
+from common.data.store import time_stamp, to_square
 from common.data.tables import named_images, read_patients
 from common.errors import InputError, check
 from common.infer.predict import write_masks

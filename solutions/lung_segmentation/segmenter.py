@@ -27,7 +27,7 @@ from tqdm import tqdm
 from common import processes
 from common.config import digest, file_hash, from_dict
 from common.data.dicom import COLOUR_LIMIT, read_image_and_header
-from common.data.store_workers import to_square
+from common.data.store import to_square
 from common.errors import InputError, check
 from common.infer.predict import write_masks
 from common.infer.tta import predict_tta, views

@@ -15,7 +15,7 @@ from common.metrics.detection import COCO, VOC2010, bootstrap_map, coco_scores, 
 from common.metrics.statistics import as_interval, format_interval
 from common.paths import write_json
 from common.post.boxes import BOX
-from common.post.members import fuse_members
+from common.post.fusion import fuse_members
 from common.recipe import Choice
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows

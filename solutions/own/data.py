@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.data.folds import make_folds
 from common.data.loaders import SampleDataset
-from common.data.store_workers import to_square
+from common.data.store import to_square
 from common.data.tables import read_list, read_patients
 from common.errors import InputError
 from common.listing import Listing

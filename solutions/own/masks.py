@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.config import digest, from_dict
 from common.data.loaders import UNKNOWN
-from common.data.store_workers import to_square
+from common.data.store import to_square
 from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import write_masks

@@ -9,7 +9,7 @@ import pandas as pd
 from common.data.tables import read_ids, some_rows
 from common.errors import InputError
 from common.listing import Listing, check_files, find_files, image_table, list_test
-from common.paths import check_id, competition_folder
+from common.paths import check_id, competition_file
 from common.post.boxes import BOX
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, KAGGLE, LABELS, SAMPLE, SAMPLE_FILE, SIDE, SLUG
 
@@ -20,7 +20,7 @@ SIDES = ["x", "y", "width", "height"]
 def read_competition(job):
     """Return the Listing of the challenge, with target (0/1) and class_name of each image, and boxes.parquet."""
     options = job.options
-    folder = competition_folder(options.data, SLUG, LABELS)
+    folder = competition_file(options.data, SLUG, [LABELS]).parent
     labels, classes, sample = (folder / name for name in (LABELS, CLASS_INFO, SAMPLE_FILE))
     boxes, targets = read_labels(labels)
     names = read_classes(classes, targets)

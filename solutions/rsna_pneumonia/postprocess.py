@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.post.boxes import BOX
-from common.post.members import COLUMNS, fuse, split_members
+from common.post.fusion import COLUMNS, fuse, split_members
 from common.submit.sides import read_sides, write_sides
 from solutions.rsna_pneumonia.config import SAMPLE, SIDE
 

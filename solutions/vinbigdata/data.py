@@ -14,7 +14,7 @@ from common.data.tables import read_ids, some_rows
 from common.errors import InputError
 from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
-from common.paths import check_id, competition_folder, find_images, read_parquet
+from common.paths import check_id, competition_file, find_images, read_parquet
 from common.post.boxes import BOX, find_normalised
 from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
@@ -38,7 +38,7 @@ def read_competition(job):
     The image table adds abnormal (0/1), c0 … c13 (0/1, by any rater) and the number of raters.
     """
     options = job.options
-    folder = competition_folder(options.data, SLUG, "train.csv")
+    folder = competition_file(options.data, SLUG, ["train.csv"]).parent
     labels_path, sample_path = folder / "train.csv", folder / "sample_submission.csv"
     labels = read_train(labels_path).sort_values(["image_id", "class_id", "rad_id", *BOX])
     train_ids = labels["image_id"].unique().tolist()

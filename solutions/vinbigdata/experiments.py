@@ -12,7 +12,7 @@ from common.metrics.classification import mean_of_defined
 from common.metrics.detection import bootstrap_map, coco_scores, evaluate, paired_map
 from common.metrics.detection_errors import error_breakdown
 from common.paths import read_csv, write_csv
-from common.post.members import fuse
+from common.post.fusion import fuse
 from common.recipe import read_predictions
 from common.step import Step
 from solutions.vinbigdata.config import CLASSES, NO_FINDING

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from common.data.loaders import SampleDataset
-from common.data.store_workers import to_square
+from common.data.store import to_square
 from common.paths import read_array
 from common.post.boxes import BOX
 from solutions.lung_segmentation import find_lungs, weights_file

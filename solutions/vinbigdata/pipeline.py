@@ -16,7 +16,7 @@ from common.metrics.detection_errors import error_breakdown
 from common.metrics.statistics import format_interval
 from common.network import other_folds
 from common.paths import read_parquet, write_table
-from common.post.members import fuse_members
+from common.post.fusion import fuse_members
 from common.recipe import Choice, Solution, read_predictions
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, lungs, postprocess, report, tuning

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from common.errors import InputError
 from common.post.boxes import BOX, clip
-from common.post.members import COLUMNS
+from common.post.fusion import COLUMNS
 from common.submit.boxes import find_faults, normalised_faults, read_entries, repair_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
-from common.post.members import fuse
+from common.post.fusion import fuse
 from common.submit.table import read_table, write_submission
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata.config import NO_FINDING, SAMPLE

@@ -14,7 +14,7 @@ from common.detection import gate_figures
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import Result, ap_of, bootstrap_map, class_aps, evaluate
 from common.metrics.statistics import Interval, as_interval
-from common.post.members import fuse, split_members
+from common.post.fusion import fuse, split_members
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import VOC_FINDINGS, no_findings
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, find_healthy, list_rules

@@ -16,9 +16,8 @@ import torch
 from common import cli
 from common.budget import Stopped
 from common.cli import Options, parse
-from common.config import FitConfig
+from common.config import FitConfig, read_settings, update
 from common.errors import InputError
-from common.settings import read_settings, update
 
 log = logging.getLogger("common.test")
 

@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.paths import (
     atomic_path,
     check_id,
-    competition_folder,
+    competition_file,
     escape_formulas,
     find_images,
     list_folders,
@@ -213,7 +213,7 @@ def test_hidden_folders_hold_no_competition(tmp_path):
     for place in (".Trash-1000", "inner"):
         (tmp_path / place).mkdir()
         (tmp_path / place / "train.csv").touch()
-    assert competition_folder(tmp_path, "siim", "train.csv") == tmp_path / "inner"
+    assert competition_file(tmp_path, "siim", ["train.csv"]).parent == tmp_path / "inner"
     assert list_folders(tmp_path) == [tmp_path, tmp_path / "inner"]
 
 
@@ -244,20 +244,20 @@ def test_locks(tmp_path, monkeypatch, caplog):
 def test_competitions_on_kaggle(place, tmp_path):
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "train.csv").write_text("")
-    assert competition_folder(None, "siim", "train.csv", inputs=tmp_path) == tmp_path / place
+    assert competition_file(None, "siim", ["train.csv"], inputs=tmp_path).parent == tmp_path / place
     with pytest.raises(InputError, match=r"no test\.csv under .*--data"):
-        competition_folder(None, "siim", "test.csv", inputs=tmp_path)
+        competition_file(None, "siim", ["test.csv"], inputs=tmp_path)
 
 
 def test_competitions_where_the_user_says(tmp_path):
     (tmp_path / "unzipped").mkdir()
     (tmp_path / "unzipped" / "train.csv").write_text("")
     for data in (tmp_path, tmp_path / "unzipped", str(tmp_path)):
-        assert competition_folder(data, "siim", "train.csv") == tmp_path / "unzipped"
+        assert competition_file(data, "siim", ["train.csv"]).parent == tmp_path / "unzipped"
     for data, said in (("none", "no such folder"), ("unzipped/train.csv", "no such folder")):
         with pytest.raises(InputError, match=said):
-            competition_folder(tmp_path / data, "siim", "train.csv")
+            competition_file(tmp_path / data, "siim", ["train.csv"])
     with pytest.raises(InputError, match=r"no labels\.csv in it"):
-        competition_folder(tmp_path, "siim", "labels.csv")
+        competition_file(tmp_path, "siim", ["labels.csv"])
     with pytest.raises(InputError, match=r"no train\.csv under .*nothing"):
-        competition_folder(None, "siim", "train.csv", inputs=tmp_path / "nothing")
+        competition_file(None, "siim", ["train.csv"], inputs=tmp_path / "nothing")

@@ -67,12 +67,15 @@ def same(left, right):
 
 
 def test_plain_epoch_is_each_sample_once_in_a_new_order():
-    first, second = epochs(EpochSampler(10, 4, seed=3, drop_last=False), 2)
-    assert [len(batch) for batch in first] == [4, 4, 2]
+    first, second = epochs(EpochSampler(10, 2, seed=3), 2)
+    assert [len(batch) for batch in first] == [2] * 5
     orders = [[index for index, _ in flat(batches)] for batches in (first, second)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(10)) and orders[0] != orders[1]
-    assert next(epochs(EpochSampler(10, 4, seed=3), 2)) == first[:2]
-    assert next(epochs(EpochSampler(10, 4, seed=4, drop_last=False), 1)) != first
+    assert [flat([pair]) for pair in next(epochs(EpochSampler(10, 4, seed=3), 2))] == [
+        flat(first[:2]),
+        flat(first[2:4]),
+    ]  # an incomplete last batch is left out
+    assert next(epochs(EpochSampler(10, 2, seed=4), 1)) != first
 
 
 def test_seeds_differ_between_places_and_epochs_also_of_one_sample():
@@ -151,17 +154,8 @@ def test_start_batch_continues_and_len_counts_what_is_left():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "samples 0"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"seed": -1}, "seed -1"),
-        ({"draws": 0}, "draws 0"),
         ({"batch_size": 13}, "larger than the 12 samples"),
         ({"batch_size": 5, "world": 2}, "batch_size 5 has no equal part"),
-        ({"rank": 2, "world": 2}, "process 2 of 2"),
-        ({"draws": 7, "drop_last": False, "world": 2}, "last batch: 3"),
-        ({"positive_rate": sliding_rate()}, "needs positives"),
-        ({"positive_rate": sliding_rate(), "positives": [1, 0]}, "12 values"),
-        ({"positive_rate": sliding_rate(), "positives": [2] * 12}, "0 or 1"),
         ({"positive_rate": sliding_rate(), "positives": [0] * 12}, "0 positives of 12"),
         ({"positive_rate": sliding_rate(), "positives": [1] * 12}, "12 positives of 12"),
         ({"positive_rate": lambda _: 1.2, "positives": [0, 1] * 6}, "positive rate 1.2"),
@@ -173,12 +167,9 @@ def test_impossible_arguments_of_the_sampler(arguments, message):
 
 
 def test_impossible_epochs_are_refused_at_once():
-    with pytest.raises(InputError, match=r"from -0\.1 to 0\.4"):
-        sliding_rate(-0.1, 0.4)
     sampler = EpochSampler(4, 2, 0, [0, 0, 1, 1], lambda fraction: 0.5 + fraction)
-    for epoch, message in ((3, "epoch 3 of 3"), (0, r"positive rate 1\.5")):  # the latter would be the third epoch's
-        with pytest.raises(InputError, match=message):
-            sampler.set_epoch(epoch, 3)
+    with pytest.raises(InputError, match=r"positive rate 1\.5"):  # that would be the third epoch's
+        sampler.set_epoch(0, 3)
 
 
 # ---- the dataset ---------------------------------------------------------------------------------------------------
@@ -319,14 +310,6 @@ def test_workers_do_not_repeat_each_others_numbers(store):
     assert torch.equal(before, torch.get_rng_state())  # the training's own random numbers are left alone
     assert len({image[0, :4, :4].numpy().tobytes() for image in images}) == 40  # numpy's
     assert len({image[0, 4:8, :4].numpy().tobytes() for image in images}) == 40  # Python's
-
-
-def test_spawned_workers_map_the_store_themselves(store):
-    dataset = SampleDataset(store, Thresholds(store), augment.light(), size=24)
-    sampler = EpochSampler(23, 8, 0)
-    spawned = collect(make_loader(dataset, sampler, 1, start_method="spawn"))
-    assert spawned
-    same(spawned, collect(make_loader(dataset, sampler)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from common.data import store as store_module
-from common.data import store_workers
 from common.data.dicom import COLOUR_LIMIT, read_image
 from common.data.grey import hash_pixels
 from common.data.store import Store, prepare_store
@@ -50,13 +49,13 @@ def contents(folder):
 def decoded(monkeypatch):
     """The names of the files decoded in this process, in order."""
     names = []
-    original = store_workers.read_image_and_header
+    original = store_module.read_image_and_header
 
     def counting(path):
         names.append(Path(path).name)
         return original(path)
 
-    monkeypatch.setattr(store_workers, "read_image_and_header", counting)
+    monkeypatch.setattr(store_module, "read_image_and_header", counting)
     return names
 
 
@@ -92,10 +91,10 @@ def test_colour_is_a_column_of_the_table(tmp_path):
 
 def test_stretching_by_hand():
     image = np.array([[10, 20, 0, 0], [30, 40, 0, 4]], np.uint8)
-    np.testing.assert_array_equal(store_workers.to_square(image, 1), [[13]])  # mean 104 / 8
+    np.testing.assert_array_equal(store_module.to_square(image, 1), [[13]])  # mean 104 / 8
     square = np.full((3, 3), 7, np.uint8)
-    assert store_workers.to_square(square, 3) is square
-    np.testing.assert_array_equal(store_workers.to_square(np.array([[0, 100]], np.uint8), 4)[0], [0, 25, 75, 100])
+    assert store_module.to_square(square, 3) is square
+    np.testing.assert_array_equal(store_module.to_square(np.array([[0, 100]], np.uint8), 4)[0], [0, 25, 75, 100])
 
 
 def test_a_finished_store_is_opened_and_a_changed_one_rebuilt(tmp_path, decoded, capsys):
@@ -145,7 +144,7 @@ def test_placeholders_only_where_they_are_allowed(tmp_path, capsys):
     assert "i2.png" in out and "i3.png" in out and out.count("a grey placeholder takes its place") == 2
     assert list(store.table.image_id[~store.table.ok]) == ["i3", "i2"]
     for row in store.table.row[~store.table.ok]:
-        assert (store.images[row] == store_workers.PLACEHOLDER_GREY).all()
+        assert (store.images[row] == store_module.PLACEHOLDER_GREY).all()
     assert list(store.table.colour.isna()) == list(~store.table.ok) and store.table.colour.dtype == float
     sizes = store.table.set_index("image_id")
     assert tuple(sizes.loc["i2", ["width", "height"]]) == (58, 22)
@@ -157,7 +156,7 @@ def test_placeholders_only_where_they_are_allowed(tmp_path, capsys):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from common.data import store, store_workers
+from common.data import store
 folder, out, workers, pause = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 store.COMMIT_SECONDS = 0
 if pause:  # slow enough to be killed on the way
@@ -254,8 +253,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_finished(tmp_path, m
     usage = type("Usage", (), {"free": 1000})()
     for owner, name, fake in (
         (store_module.shutil, "disk_usage", lambda path: usage),
-        (os, "posix_fallocate", full),
-        (store_workers, "_write_row", full),
+        (store_module, "_write_row", full),
         (store_module, "_commit", full),
         (store_module.pd.DataFrame, "to_parquet", full),
     ):
@@ -278,9 +276,6 @@ def test_foreign_folders_and_second_processes_are_refused(tmp_path):
         prepare_store(files, tmp_path / "s", 16, progress=False)
     os.close(handle)
     prepare_store(files, tmp_path / "s", 16, progress=False)
-    for bad in ({"size": 0}, {"size": 16, "workers": 0}, {"size": 16, "on_bad_image": "skip"}):
-        with pytest.raises(InputError, match="cannot prepare with"):
-            prepare_store(files, tmp_path / "s", progress=False, **bad)
     with pytest.raises(InputError, match="no images"):
         prepare_store({}, tmp_path / "s", 16)
 
@@ -346,7 +341,7 @@ def test_processes_start_once_they_pay_and_change_nothing(tmp_path, monkeypatch)
         pytest.skip("one core")
     files = originals(tmp_path / "data", 30)
     expected = contents(prepare_store(files, tmp_path / "a", 16, workers=1, progress=False).folder)
-    monkeypatch.setattr(store_workers, "ALONE_SECONDS", 1e-6)
+    monkeypatch.setattr(store_module, "FEW", 30)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         store = prepare_store(files, tmp_path / "b", 16, progress=False)

@@ -159,7 +159,6 @@ def test_no_rows_give_an_empty_file(store):
     ("change", "line"),
     [
         ({"models": []}, "no model"),
-        ({"batch_size": 0}, "batch_size 0"),
         ({"amp": "fp16"}, "fp16 needs a GPU"),
         ({"out_path": "masks.png"}, "masks.png: mask probabilities go to a .npy file"),
         ({"models": [lambda x: x.float().repeat(1, 2, 1, 1)]}, r"masks \(2, 32, 64\) from the network"),

@@ -187,7 +187,7 @@ def test_a_score_goes_to_its_own_row(tmp_path):
     path = tmp_path / "log.csv"
     for date in ("2026-01-02 03:04", "2026-01-03 03:04"):
         append_row(ROW | {"date": date}, path)
-    set_scores("2026-01-03 03:04", ROW["sha256"], "0.81", "", path)
+    set_scores(ROW | {"date": "2026-01-03 03:04"}, "0.81", "", path)
     assert read_log(path)["public"].tolist() == ["", "0.81"]
     path.write_text("date,what\n1,2\n")
     with pytest.raises(InputError, match="row 1"):

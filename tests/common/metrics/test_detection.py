@@ -352,8 +352,8 @@ def changed(table, row, **values):
         (changed(FOUND, 0, class_id=-1), TRUTH, {}, "class id -1"),
         (changed(FOUND, 0, class_id=0.5), TRUTH, {}, "class id 0.5"),
         (changed(FOUND, 1, x_max=2), TRUTH, {}, r"class 14 \(no finding\) must have the box 0 0 1 1"),
-        (changed(FOUND, 0, image_id="c"), TRUTH, {}, "row 0, image c is not one of the 2 images"),
-        (changed(FOUND, 0, image_id=None), TRUTH, {}, "is not one of the 2 images"),
+        (changed(FOUND, 0, image_id="c"), TRUTH, {}, "row 0, image c: not one of the 2 images"),
+        (changed(FOUND, 0, image_id=None), TRUTH, {}, "not one of the 2 images"),
         (FOUND.drop(columns="score"), TRUTH, {}, "detections: needs .* score missing"),
         (FOUND, changed(TRUTH, 0, y_min=200), {}, r"truth, row 0, image a: \(0, 200, 10, 100\) is inverted"),
         (FOUND, changed(TRUTH, 0, y_min=100), {}, "truth, row 0, image a: the box has no area"),
@@ -364,7 +364,7 @@ def changed(table, row, **values):
         (FOUND, TRUTH, {"rule": Rule(counted=(3,))}, "no box of the counted classes"),
         (FOUND, TRUTH, {"images": ["a", "a", "b"]}, "named once"),
         (FOUND, TRUTH, {"images": []}, "at least one"),
-        (FOUND, TRUTH, {"images": ["a"]}, "image b is not one of the 1 images"),
+        (FOUND, TRUTH, {"images": ["a"]}, "image b: not one of the 1 images"),
     ],
 )
 def test_bad_tables_are_refused(found, truth, options, message):

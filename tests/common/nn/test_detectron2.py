@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.nn.detectors import faster_rcnn
-from common.nn.detectron2 import read_detector, to_torchvision
+from common.nn.detectors import faster_rcnn, read_detector, to_torchvision
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB
 ZOO_MEAN = (103.53, 116.28, 123.675)  # BGR, in grey levels: MODEL.PIXEL_MEAN; PIXEL_STD is 1

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from common.errors import InputError
@@ -31,36 +32,41 @@ def test_scale_and_clip():
     assert b.clip(np.full((2, 4), 9), [[1, 2], [4, 8]]).tolist() == [[1, 2, 1, 2], [4, 8, 4, 8]]
 
 
+def read(boxes, sizes=None):
+    table = pd.DataFrame(boxes, columns=b.BOX, dtype=object if isinstance(boxes[0][0], str) else float)
+    ids = [f"i{k}" for k in range(len(boxes))]
+    table = table.assign(image_id=ids, class_id=3)
+    sizes = None if sizes is None else np.broadcast_to(np.asarray(sizes, float), (len(boxes), 2))
+    return b.read_boxes("table", table, pd.Index(ids), scored=False, sizes=sizes)[2]
+
+
 def test_good_boxes_pass():
     good = [[0, 0, 200, 100], [5, 5, 5, 9], [0, 0, np.float32(200) * (1 + 5e-7), 100]]
-    checked = b.check_boxes(good, sizes=SIZE)
-    assert checked.dtype == np.float64 and checked.tolist() == np.array(good).tolist()
-    assert len(b.check_boxes(np.zeros((0, 4)), sizes=np.zeros((0, 2)))) == 0
-    b.check_boxes([[-5, 0, 1e6, 1]])  # without sizes there is no limit
-    b.check_boxes([[0, 0, 9, 9], [0, 0, 90, 90]], sizes=[[10, 10], [100, 100]])
+    assert read(good, SIZE).tolist() == np.array(good).tolist()
+    read([[-5, 0, 1e6, 1]])  # without sizes there is no limit
+    read([[0, 0, 9, 9], [0, 0, 90, 90]], [[10, 10], [100, 100]])
     slack = [*(-b.SLACK * SIZE), *((1 + b.SLACK) * SIZE)]
-    b.check_boxes([[5, 5, 9, 5], slack], sizes=SIZE)
+    read([[5, 5, 9, 5], slack], SIZE)
 
 
 @pytest.mark.parametrize(
     "boxes, sizes, message",
     [
-        ([[0, 0, 1, 1], [0, 0, np.nan, 1]], None, r"box 1: \(0, 0, nan, 1\) is not four finite"),
+        ([[0, 0, 1, 1], [0, 0, np.nan, 1]], None, r"table, row 1, image i1: \(0.0, 0.0, nan, 1.0\) is not four finite"),
         ([[0, -np.inf, 1, 1]], None, "finite"),
-        ([[3, 0, 1, 1]], None, "box 0: .* inverted"),
+        ([[3, 0, 1, 1]], None, "row 0, .* inverted"),
         ([[0, 3, 1, 1]], None, "inverted"),
         ([[0, 0, 201, 1]], SIZE, "outside its image"),
         ([[0, 0, 1, 101]], SIZE, "outside its image"),
         ([[-1, 0, 1, 1]], SIZE, "outside its image"),
         ([[0, -1, 1, 1]], SIZE, "outside its image"),
-        ([[0, 0, 9, 9], [0, 0, 9, 9]], [[10, 10], [8, 10]], "box 1: .* outside"),
-        ([[0, 0, 1]], None, "shape"),
-        ([["a", 0, 1, 1]], None, "numbers"),
+        ([[0, 0, 9, 9], [0, 0, 9, 9]], [[10, 10], [8, 10]], "row 1, .* outside"),
+        ([["a", 0, 1, 1]], None, "row 0, image i0: x_min is 'a', not a number"),
     ],
 )
 def test_bad_boxes(boxes, sizes, message):
     with pytest.raises(InputError, match=message):
-        b.check_boxes(boxes, sizes=sizes)
+        read(boxes, sizes)
 
 
 @pytest.mark.parametrize("size", [[0, 5], [5, -1], [np.nan, 5], [5, np.inf]])

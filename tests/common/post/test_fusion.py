@@ -230,9 +230,6 @@ def test_a_table_is_its_images_fused_one_by_one(fuse, method, options, monkeypat
     tables, weights = tables_of(images, [1024, 2048]), [3, 2, 0.5]
     ours = fuse_table(tables, sizes, weights, fuse, **options)
     assert list(ours["image_id"].unique()) == list(images)
-    for threads in (1, 3):
-        again = fuse_table(tables, sizes, weights, fuse, threads=threads, **options)
-        pd.testing.assert_frame_equal(again, ours, check_exact=True)
     for image_id, lists in images.items():
         boxes, scores, labels = quietly(method, lists, weights=weights, **options)
         rows = ours[ours["image_id"] == image_id]

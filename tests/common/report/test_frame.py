@@ -36,7 +36,7 @@ def job(tmp_path):
     images = SimpleNamespace(table=pd.DataFrame({"split": ["train", "test"], "patient_id": ["p", ""]}))
     config, recipe = SimpleNamespace(folds=(0,), n_folds=5, seed=0), SimpleNamespace(networks=lambda job: [])
     about = {"config": config, "recipe": recipe, "current": current, "is_current": current.__contains__}
-    yield SimpleNamespace(run=run, preset="demo", images=images, **about)
+    yield SimpleNamespace(run=run, preset="demo", images=images, is_blend=False, **about)
     run.close()
 
 

@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.metrics.detection_counts import image_scores, match_boxes, mean_score
 from common.options import Options
 from common.post.boxes import BOX
-from common.post.members import COLUMNS
+from common.post.fusion import COLUMNS
 from solutions.rsna_pneumonia import data
 from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, SLUG, check_submission
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, prediction_strings, read_submission

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from common.post.boxes import BOX
-from common.post.members import COLUMNS
+from common.post.fusion import COLUMNS
 
 
 def table(*rows, member=None, fold=0):

@@ -12,7 +12,7 @@ from benchmarks.tables import real_data
 from common.errors import InputError
 from common.metrics.detection import evaluate
 from common.post.boxes import BOX, scale
-from common.post.members import fuse, fuse_members
+from common.post.fusion import fuse, fuse_members
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata.config import DEMO, PAPER, PODIUM, DecisionConfig, FusionConfig
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, list_rules, parse_predictions, prediction_strings

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from common.errors import InputError
-from common.post.members import COLUMNS
+from common.post.fusion import COLUMNS
 from solutions.vinbigdata.postprocess import parse_predictions
 
 PLAIN = "image_id,PredictionString\na,7 0.5 10 20 30 40 14 0.25 0 0 1 1\nb,14 1 0 0 1 1\n"

@@ -9,7 +9,7 @@ import pytest
 
 from common.config import from_dict
 from common.metrics.detection import evaluate
-from common.post.members import fuse_members
+from common.post.fusion import fuse_members
 from solutions.vinbigdata.config import DecisionConfig, FusionConfig
 from solutions.vinbigdata.data import VOC_FINDINGS
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, list_rules
