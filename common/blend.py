@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from common.data.loaders import eval_loader
 from common.errors import InputError
 from common.export import open_run
 from common.images import SAMPLE
@@ -113,10 +112,11 @@ def check_same(first, other):
         if differ := set(one) ^ set(two):
             found = f"{len(differ):,} {kind} images are predicted by it or by {mine} alone, such as {min(differ)}"
             raise InputError(f"{where}: {found}; a blend needs the same images")
-    forms = []
+    forms, wanted = [], list(first.predicted["oof"].tables)
     for each in (first, other):
         oof, classes = each.predicted["oof"], each.job.images.about.get("classes")
-        forms.append([each.job.recipe.metric, classes, list(oof.tables), getattr(oof.maps, "shape", ())[1:-2]])
+        shape = getattr(oof.maps, "shape", ())[1:-2]
+        forms.append([each.job.recipe.metric, classes, shape, [name for name in wanted if name in oof.tables]])
     if forms[0] != forms[1]:
         raise InputError(f"{where}: predicts something else than {mine}: {forms[1]}, not {forms[0]}")
     tables = [each.job.images.table.set_index("image_id").loc[[*first.ids, *tests[0]]] for each in (first, other)]
@@ -185,8 +185,7 @@ def _predict(members, average, iou, job):
     elif job.recipe.maps:
         used = np.sort(np.random.default_rng(job.config.seed).permutation(len(ids))[:SEARCHED])
         dataset, maps = network.dataset(job, rows[used], False, True), _maps(members, "oof", ids[used])
-        blocks = lambda: zip(mixing.map_blocks(*maps, dataset.size), _targets(dataset), strict=True)  # noqa: E731
-        mixed = partial(mixing.mixed_values, network, blocks)
+        mixed = partial(mixing.mixed_values, network, partial(mixing.target_blocks, dataset, *maps))
     else:
         tables = [each.values("oof", ids, average) for each in members]
         values = np.stack([table[mixing.value_columns(table)].to_numpy(float) for table in tables])
@@ -204,10 +203,6 @@ def _predict(members, average, iou, job):
         else:
             _write_table(job, members, part, suffix, of_runs, part_of, average)
     return {"images": len(ids), "score": score, "weights": {str(part): each for part, each in weights.items()}}
-
-
-def _targets(dataset):
-    return (target for _, target in eval_loader(dataset, mixing.BLOCK))
 
 
 def _maps(members, part, ids):

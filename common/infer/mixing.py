@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.data.loaders import eval_loader
 from common.infer.predict import write_masks
 from common.post.fusion import fuse_members
 from common.post.regions import resize_mask_probs
@@ -142,6 +143,12 @@ def map_blocks(maps, places, size):
             found.append(np.stack(flat).reshape(len(at), -1, *size))
             release_pages(each)
         yield np.stack(found).astype(np.float32) / 255
+
+
+def target_blocks(dataset, maps, places):
+    """Return pairs of a block of members' maps at the dataset's size and its targets, for `mixed_values`."""
+    targets = (target for _, target in eval_loader(dataset, BLOCK))
+    return zip(map_blocks(maps, places, dataset.size), targets, strict=True)
 
 
 def mix_maps(path, maps, places, shares):
