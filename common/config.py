@@ -127,6 +127,8 @@ class GateConfig(FitConfig):
 
     backbone: str = "resnet18"
     weights: str = "imagenet"
+    frozen_norms: bool = False
+    """Keep the batch norms of pretrained weights, which a training of few steps would spoil."""
     size: int = 512
     metric: str = "auroc"
 

@@ -61,7 +61,8 @@ def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=lig
         return job.images.dataset(rows, config.size, augmentation() if augment else None, target)
 
     def build(weights=None):
-        return models.classifier(config.backbone, 1, config.weights if weights is None else weights)
+        weights = config.weights if weights is None else weights
+        return models.classifier(config.backbone, 1, weights, frozen_norms=config.frozen_norms)
 
     how = {"loss": bce, "rows": rows, "activation": torch.Tensor.float}
     how["measure"] = lambda output, target: tta.sigmoid(output)[:, 0]

@@ -65,14 +65,17 @@ def _make_float32(kind):
     return type(kind.__name__, (_DepthwiseFloat32, kind), {})
 
 
-def classifier(backbone, n_classes, weights, dropout=0.0, **options):
+def classifier(backbone, n_classes, weights, dropout=0.0, frozen_norms=False, **options):
     """Return timm's network `backbone` with an `n_classes`-way layer: images (B, 1, H, W) → logits (B, n_classes).
 
-    weights: imagenet, none, or a file of at least everything but the last layer. `options` go to timm.
+    weights: imagenet, none, or a file of at least everything but the last layer. frozen_norms: keep statistics and
+    parameters of the batch norms of `weights`, other than none. `options` go to timm.
     """
     name = timm_name(backbone)
     net = timm.create_model(name, pretrained=False, num_classes=n_classes, drop_rate=dropout, **options)
     model = Normalised(net, *mean_std(name))
+    model.frozen_norms = frozen_norms and weights != "none"
+    _freeze(model, False, ())
     last = {id(tensor) for module in head(model) for tensor in module.state_dict(keep_vars=True).values()}
     required = [key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in last]
     return load_pretrained(model, name, weights, required)
@@ -132,6 +135,8 @@ def _freeze(model, frozen, parameters):
     model.requires_grad_(True)
     for parameter in parameters if frozen else ():
         parameter.requires_grad_(False)
+    for norm in batch_norms(model) if getattr(model, "frozen_norms", False) else ():
+        norm.requires_grad_(False)
 
 
 def timm_name(name):

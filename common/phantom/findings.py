@@ -29,8 +29,11 @@ def _displace_lungs(scene, mask):
     scene.lungs = {side: lung & ~mask for side, lung in scene.lungs.items()}
 
 
-def pneumothorax(scene, rng, side=None, share=None):
-    """Draw air beside a collapsed lung, of which it fills `share` (default: 1 to 20 %), behind a white pleural line."""
+def pneumothorax(scene, rng, side=None, share=None, darkness=(0.07, 0.11)):
+    """Draw air beside a collapsed lung, behind a white pleural line.
+
+    share: of the lung that it fills (default: 1 to 20 %); darkness: range of the attenuation that is missing.
+    """
     side = side or _choose_side(rng)
     share = np.exp(rng.uniform(np.log(0.01), np.log(0.20))) if share is None else share
     outline, lung = scene.outlines[side], scene.lungs[side]
@@ -59,7 +62,7 @@ def pneumothorax(scene, rng, side=None, share=None):
         least, most = (middle, most) if air(middle).sum() < share * lung.sum() else (least, middle)
     mask = main_parts(air(most), max(scene.size // 340, 1))
     soft, pleura = blur(mask, 1 / 900), scene.blank()
-    scene.absorb(-rng.uniform(0.07, 0.11) * soft, soft)
+    scene.absorb(-rng.uniform(*darkness) * soft, soft)
     scene.absorb(np.float32(0.3 * share) * (lung & ~mask))  # the collapsed lung holds less air
     stroke(pleura, collapsed(most), 0.0022, 255)
     scene.absorb(0.11 * blur(pleura * (cv2.dilate(np.uint8(mask), np.ones((5, 5))) & lung), 1 / 1200))
@@ -95,16 +98,13 @@ def nodule(scene, rng, name="nodule", radius=(0.012, 0.03), density=(0.12, 0.2))
 mass = partial(nodule, name="mass", radius=(0.04, 0.075))
 
 
-def consolidation(scene, rng, name="consolidation", density=0.17, radius=(0.07, 0.14)):
+def consolidation(scene, rng, density=0.17, radius=(0.07, 0.14)):
     """Draw a cloudy patch of lung filled with fluid, which hides its vessels."""
     extent, squeeze = rng.uniform(*radius), rng.uniform(0.8, 1.5)
     reach, lung = _measure_distance(scene, rng, squeeze, 0.05)
     profile = _draw_disc(reach, extent) * blur(lung, 1 / 500)
     scene.absorb(profile * np.clip(0.8 + 0.3 * smooth_noise(rng, scene.size), 0.2, 1.4) * density, 0.7 * profile)
-    scene.add(name, (profile > 0.4) & lung)
-
-
-opacity = partial(consolidation, name="opacity", density=0.10, radius=(0.06, 0.12))
+    scene.add("consolidation", (profile > 0.4) & lung)
 
 
 def pneumonia(scene, rng, side=None):
@@ -196,46 +196,12 @@ def atelectasis(scene, rng, density=(0.15, 0.2)):
     scene.add("atelectasis", mask)
 
 
-def calcification(scene, rng):
-    """Draw a group of flecks as dense as bone in a lung."""
-    reach, _ = _measure_distance(scene, rng, 1, 0.03)
-    y, x = np.unravel_index(reach.argmin(), reach.shape)
-    layer = scene.blank()
-    for k in range(rng.integers(4, 9)):
-        at = rng.normal(0, 0.012, 2) if k else 0
-        shape = CIRCLE * rng.uniform(0.003, 0.007) * rng.uniform(0.6, 1.2, (12, 1))
-        fill(layer, (shape + at) * scene.size + [x, y])
-    scene.absorb(0.42 * blur(layer, 1 / 1500))
-    scene.add("calcification", layer > 127)
-
-
-def cavity(scene, rng):
-    """Draw a thick-walled ring with air within."""
-    radius = rng.uniform(0.04, 0.06)
-    reach, _ = _measure_distance(scene, rng, rng.uniform(0.85, 1.2), 0.06)
-    whole, hollow = _draw_disc(reach, radius, 0.15), _draw_disc(reach, 0.62 * radius, 0.2)
-    scene.absorb(0.2 * (whole - hollow) - 0.06 * hollow, hollow)
-    scene.add("cavity", whole > 0.5)
-
-
 def infiltration(scene, rng, density=0.16, radius=(0.08, 0.12)):
     """Draw faint patches with normal lung between them."""
     reach, lung = _measure_distance(scene, rng, rng.uniform(0.8, 1.3), 0.06)
     profile = _draw_disc(reach, rng.uniform(*radius)) * blur(lung, 1 / 500)
     scene.absorb(profile * np.clip(0.35 + 0.9 * smooth_noise(rng, scene.size, (40, 60, 110)), 0, 1.3) * density)
     scene.add("infiltration", (profile > 0.4) & lung)
-
-
-def ild(scene, rng):
-    """Draw interstitial lung disease, a net of fine lines over the lower parts of a lung."""
-    lung = scene.lungs[_choose_side(rng)]
-    _, top, _, height = cv2.boundingRect(lung.astype(np.uint8))
-    border = top + height * rng.uniform(0.3, 0.5)
-    below = np.clip((np.arange(scene.size, dtype=np.float32)[:, None] - border) / (0.08 * scene.size) + 0.5, 0, 1)
-    noise = cv2.resize(rng.standard_normal((90, 90), np.float32), lung.shape, interpolation=cv2.INTER_CUBIC)
-    net = np.exp(-((noise / np.float32(0.22)) ** 2))  # lines where the noise changes its sign
-    scene.absorb(blur(lung, 1 / 700) * below * (0.02 + 0.13 * net))
-    scene.add("ild", main_parts(lung & (below > 0.5), 3))
 
 
 def fibrosis(scene, rng, radius=(0.05, 0.08)):

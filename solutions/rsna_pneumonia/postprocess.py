@@ -40,9 +40,14 @@ def list_rules(decision):
 
 
 def fuse_boxes(table, images, members, iou):
-    """Return the boxes of all networks as one table: weighted boxes fusion, or NMS if there is only one network."""
+    """Return the boxes of all networks as one table: each network's after NMS, several by weighted boxes fusion.
+
+    Without NMS, fusion would average a network's best box with its own faint ones around it, and the threshold that
+    was chosen on the scores of single networks would be too high for the test set.
+    """
     tables, _ = split_members(table, members)
-    return fuse(tables, images, [1.0] * len(tables), iou, method="wbf" if len(tables) > 1 else "nms")
+    kept = {name: fuse({name: boxes}, images, [1.0], iou, method="nms") for name, boxes in tables.items()}
+    return fuse(kept, images, [1.0] * len(kept), iou) if len(kept) > 1 else next(iter(kept.values()))
 
 
 def shrink_boxes(detections, factor):

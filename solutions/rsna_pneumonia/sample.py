@@ -15,13 +15,13 @@ from common.phantom.dicom import nih_dicom
 from common.phantom.sample import in_threads, write_rows, write_sample
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, LABELS, SAMPLE, SAMPLE_FILE, SIDE
 
-VERSION = 1  # to be raised whenever the files for a seed change
-OPACITIES = (partial(draws.consolidation, density=0.24), partial(draws.opacity, density=0.2), draws.infiltration)
+VERSION = 2  # to be raised whenever the files for a seed change
+OPACITIES = [partial(draws.consolidation, density=density, radius=(0.11, 0.16)) for density in (0.26, 0.32)]
 OTHERS = (draws.cardiomegaly, draws.effusion, draws.nodule, draws.pleural_thickening, draws.fibrosis)
 RAW = 12  # every 12th image is stored uncompressed
 
 
-def make_sample(folder, n_train=48, n_test=12, seed=0):
+def make_sample(folder, n_train=64, n_test=12, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
     Beside the challenge's files: hidden/truth.csv, the boxes of the test images in the format of the labels.

@@ -12,27 +12,23 @@ from common.phantom import draw
 from common.phantom.findings import (
     aortic_enlargement,
     atelectasis,
-    calcification,
     cardiomegaly,
-    cavity,
     consolidation,
     edema,
     effusion,
     emphysema,
     fibrosis,
     hernia,
-    ild,
     infiltration,
     mass,
     nodule,
-    opacity,
     pleural_thickening,
     pneumonia,
     pneumothorax,
 )
 
-SHADOWS = (nodule, mass, consolidation, opacity, effusion, cardiomegaly, aortic_enlargement, atelectasis)
-SHADOWS += (calcification, cavity, fibrosis, ild, infiltration, pleural_thickening, pneumonia, edema)
+SHADOWS = (nodule, mass, consolidation, effusion, cardiomegaly, aortic_enlargement, atelectasis)
+SHADOWS += (fibrosis, infiltration, pleural_thickening, pneumonia, edema)
 NORMALS = [draw(seed, 256) for seed in range(5)]
 
 
@@ -104,7 +100,7 @@ def test_shadows_are_brighter_than_without_and_change_nothing_else(finding):
 
 def test_boxes_are_tight_with_open_ends():
     findings = draw(9, 256, [pneumothorax, *SHADOWS]).findings
-    assert len(findings) == 17
+    assert len(findings) == 13
     for finding in findings:
         y, x = np.nonzero(finding.mask)
         assert finding.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
@@ -124,22 +120,13 @@ def test_enlarged_organs_displace_the_lungs():
         assert np.argwhere(arch)[:, 0].mean() < np.argwhere(film.heart)[:, 0].mean()  # above the heart
 
 
-def test_cavity_calcification_ild_and_pleural_thickening_look_as_they_should():
-    for _, mask, change, _ in cases(cavity):
-        core = cv2.erode(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13))) > 0
-        assert change[core].min() < 0 < change[mask & ~shrink(mask, 3)].mean()  # air within a wall
-    for _, mask, change, _ in cases(calcification):
-        assert change[mask].mean() > 30 and mask.mean() < 0.003
-    for _, mask, change, normal in cases(ild):
-        lung = normal.lungs.left if (mask & normal.lungs.left).any() else normal.lungs.right
-        assert rows(mask)[0] > rows(lung)[0] + 20 and mask.sum() > 0.3 * lung.sum()
-        assert np.ptp(change[mask]) > 25  # lines with lung between them
+def test_pleural_thickening_lies_at_the_wall():
     for _, mask, _, normal in cases(pleural_thickening):
         depth = cv2.distanceTransform(np.uint8(both(normal)), cv2.DIST_L2, 5)
         assert depth[mask].min() < 1.5 and depth[mask].max() < 0.035 * 256 + 1
 
 
-@pytest.mark.parametrize("findings", [(nodule, mass, cavity, nodule), (emphysema, mass, nodule)])
+@pytest.mark.parametrize("findings", [(nodule, mass, nodule), (emphysema, mass, nodule)])
 def test_findings_lie_apart(findings):
     for film, *_ in cases(*findings):
         masks = [finding.mask for finding in film.findings if finding.name != "emphysema"]
