@@ -10,7 +10,7 @@ from torch import nn
 from common.errors import InputError
 from common.nn import models
 from common.nn.models import Normalised, classifier, segmenter
-from common.nn.norms import batch_norms, set_frozen_eval
+from common.nn.norms import batch_norms, is_frozen, set_frozen_eval
 from common.nn.precision import autocast
 
 
@@ -174,3 +174,16 @@ def test_frozen_batch_norms_keep_their_statistics_until_they_thaw():
     model.train()
     set_frozen_eval(model)
     assert all(m.training for m in norms)
+
+
+def test_frozen_norms_stay_frozen_when_the_rest_thaws(tmp_path):
+    torch.save(classifier("resnet18", 1, "none").net.state_dict(), tmp_path / "resnet18.pt")
+    model = classifier("resnet18", 1, str(tmp_path / "resnet18.pt"), frozen_norms=True)
+    for thawed in (False, True, True):
+        models.freeze_all_but_head(model, not thawed)
+        model.train()
+        set_frozen_eval(model)
+        assert all(is_frozen(norm) and not norm.training for norm in batch_norms(model))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == len(list(model.parameters())) - 2 * len(batch_norms(model))
+    assert not any(is_frozen(norm) for norm in batch_norms(classifier("resnet18", 1, "none", frozen_norms=True)))

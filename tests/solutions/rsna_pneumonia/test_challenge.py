@@ -16,7 +16,7 @@ from common.post.boxes import BOX
 from common.post.fusion import COLUMNS
 from solutions.rsna_pneumonia import data
 from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, SLUG, check_submission
-from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, prediction_strings, read_submission
+from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes, prediction_strings, read_submission
 from tests.notebooks import round_trip
 
 
@@ -38,6 +38,15 @@ def test_the_metric_by_hand():
     assert mean_score(scores) == pytest.approx((1 / 4 + 1 / 2) / 3)
     np.testing.assert_allclose(image_scores(matches, 0.75), [1 / 4, 1, np.nan, np.nan])  # without boxes, nor does c
     np.testing.assert_allclose(image_scores(matches, 0, np.arange(4) > 0), [0, 1 / 2, 0, np.nan])  # a: both missed
+
+
+def test_a_networks_faint_copies_of_a_box_do_not_lower_its_score():
+    first = boxes(("a", 0, 0.8, 100, 100, 200, 200), ("a", 0, 0.1, 100, 100, 200, 190)).assign(member="fcos", fold=0)
+    second = boxes(("a", 0, 0.6, 100, 100, 200, 200)).assign(member="fcos", fold=1)
+    images = pd.DataFrame({"image_id": ["a"], "width": [1024], "height": [1024]})
+    for table, score in ((first, 0.8), (pd.concat([first, second]), 0.7)):
+        fused = fuse_boxes(table, images, ("fcos",), 0.3)
+        np.testing.assert_allclose(fused[["score", *BOX]], [[score, 100, 100, 200, 200]], rtol=1e-6)
 
 
 def test_the_rule_and_the_submission(tmp_path):
