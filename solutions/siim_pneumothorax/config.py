@@ -19,6 +19,7 @@ class ClassifierConfig(FitConfig):
     backbone: str = "legacy_xception"
     """Any timm model. Paper: Xception, chosen over NASNet-Large and InceptionResNetV2."""
     weights: str = "imagenet"  # imagenet, none, or the path of a weights file.
+    frozen_norms: bool = False  # Keep the batch norms of pretrained weights.
     size: int = 1024  # Paper: 1024 px.
     augmentation: Literal["paper", "podium", "light"] = "paper"
     """paper: CLAHE, optical distortion, zoom in and out by 5 to 10 %, each with p = 0.5."""

@@ -14,12 +14,14 @@ from common.nn import onnx
 from common.paths import read_json, read_parquet, write_json
 from common.submit.table import read_table
 from tests.running import VARYING, hash_files, write_times
-from tests.solutions.contract import SOLUTIONS, find_image
+from tests.solutions.contract import MOSTLY_LONG, SOLUTIONS, find_image
 
 DAMAGES = ("half", "nothing", "other")
-pytestmark = pytest.mark.parametrize("solution", SOLUTIONS, indirect=True)
+every_solution = pytest.mark.parametrize("solution", SOLUTIONS, indirect=True)
+mostly_long = pytest.mark.parametrize("solution", MOSTLY_LONG, indirect=True)
 
 
+@every_solution
 def test_a_run_ends_with_a_valid_submission_a_score_and_a_report(solution, finished, sample):
     run = finished / "run"
     score = next(value for value in read_json(run / "score.json").values() if isinstance(value, dict))
@@ -35,6 +37,7 @@ def test_a_run_ends_with_a_valid_submission_a_score_and_a_report(solution, finis
     assert read_json(run / "config.json")["solution"] == solution.name
 
 
+@every_solution
 def test_every_verb_twice(solution, run_copy, command, sample):
     prepared = {"manifest.json", "config.json", "images.parquet", "folds.csv", "sample_submission.csv"}
     again = {*prepared, *read_json(run_copy / "manifest.json")["steps"]["prepare"]["tables"]}  # with the same bytes
@@ -62,6 +65,7 @@ def stopping(limit, error):
     return stop
 
 
+@mostly_long
 def test_an_interrupted_run_continues_to_the_same_bytes(solution, finished, command, sample, tmp_path, monkeypatch):
     """Each verb is interrupted before its second file, its fourth, its eighth …, by Ctrl-C and a full disk in turn."""
     words, stops = [*solution.words, "--data", sample, "--out", "run"], 0
@@ -86,6 +90,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(solution, finished, comm
     assert hash_files(tmp_path / "run", but=VARYING) == hash_files(finished / "run", but=VARYING)
 
 
+@every_solution
 def test_verbs_before_prepare(solution, refused, tmp_path):
     for verb in solution.verbs:
         if verb not in ("prepare", "plan"):
@@ -93,6 +98,7 @@ def test_verbs_before_prepare(solution, refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@every_solution
 def test_verbs_out_of_order(solution, run_copy, refused, tmp_path):
     manifest = read_json(run_copy / "manifest.json")
 
@@ -114,6 +120,7 @@ def test_verbs_out_of_order(solution, run_copy, refused, tmp_path):
     assert not (tmp_path / "trained").exists()
 
 
+@every_solution
 def test_an_export_gives_the_submission_of_the_run(solution, run_copy, command, sample, tmp_path):
     assert command("export", "run", "--out", "trained").status == 0
     assert all(path.is_file() for path in (tmp_path / "trained").iterdir())  # Kaggle's datasets are flat
@@ -134,6 +141,7 @@ def test_an_export_gives_the_submission_of_the_run(solution, run_copy, command, 
     assert result.status == 0 and "test: up to date" in result.out and (tmp_path / "out" / "answer.csv").exists()
 
 
+@every_solution
 @pytest.mark.long
 def test_onnx_files_predict_as_torch_does(solution, run_copy, command, sample, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason="pip install -e '.[onnx]'")
@@ -162,6 +170,7 @@ def read(path):
     return read_parquet(path).drop(columns="row", errors="ignore")
 
 
+@mostly_long
 def test_a_test_image_that_cannot_be_read(solution, run_copy, command, refused, data, finished, tmp_path):
     sample = read_table(run_copy / "sample_submission.csv")
     ids, path = sample.iloc[:, 0], find_image(data, sample.iloc[1, 0])
@@ -188,12 +197,13 @@ def spoil(path, damage):
     path.write_bytes({"half": content[: len(content) // 2], "nothing": b"", "other": b"[]"}[damage])
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_results_are_made_again(damage, solution, run_copy, command, sample):
+@every_solution
+@pytest.mark.parametrize("damages", [DAMAGES, *(pytest.param([one], marks=pytest.mark.long) for one in DAMAGES)])
+def test_damaged_results_are_made_again(damages, solution, run_copy, command, sample):
     whole = hash_files(run_copy, but=VARYING)
-    for name in whole:
-        if "/" not in name and name != "config.json":
-            spoil(run_copy / name, damage)
+    names = sorted(name for name in whole if "/" not in name and name != "config.json")
+    for number, name in enumerate(names, len(solution.name)):
+        spoil(run_copy / name, damages[number % len(damages)])
     for verb in ("predict", "tune", "score", "submit"):
         result = command(verb, "--out", "run")
         assert result.status in (0, 2) and len(result.errors) == result.status // 2, result
@@ -201,6 +211,7 @@ def test_damaged_results_are_made_again(damage, solution, run_copy, command, sam
     assert hash_files(run_copy, but=VARYING) == whole
 
 
+@every_solution
 def test_other_damaged_files_are_named(solution, run_copy, refused):
     names = ("final.safetensors", "variants.json")
     trained = [path for name in names for path in sorted(run_copy.glob(f"fold0/*/{name}"))]
@@ -211,6 +222,7 @@ def test_other_damaged_files_are_named(solution, run_copy, refused):
         path.write_bytes(before)
 
 
+@every_solution
 def test_commands_that_are_refused(solution, refused, tmp_path):
     (tmp_path / "file.csv").write_text("a,b\n")
     (tmp_path / "empty").mkdir()
