@@ -38,6 +38,7 @@ def write_trained(job, out, onnx=False):
     onnx: also write ONNX files of the networks, compared with torch on images that the fold held out. Raises InputError
     if a step is missing or stale, if `out` is a file or holds other files, or if an ONNX file differs from its network.
     """
+    job.refuse_blend()
     recipe, run, out = job.recipe, job.run, Path(out)
     if onnx:
         require_extra("onnx", "--onnx")

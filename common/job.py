@@ -57,7 +57,7 @@ class Job:
     def refuse_blend(self):
         """Raise InputError if the run is a blend, which has no networks."""
         if self.is_blend:
-            raise InputError(f"{self.run.folder}: a blend of runs trains and predicts nothing; repeat the tool `blend`")
+            raise InputError(f"{self.run.folder}: a blend has no networks of its own; use its runs, or `blend` again")
 
     @property
     def sample_path(self):

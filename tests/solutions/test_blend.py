@@ -40,14 +40,15 @@ def test_a_blend_is_a_run(blended, solution, command, refused, run_copy, sample,
     assert again.status == 0 and again.out.count("up to date") == 3
     for verb in ("prepare", "train", "find_lr"):
         words = [verb, "--out", "both", *(["--data", sample] if verb == "prepare" else [])]
-        assert "a blend of runs trains and predicts nothing" in refused(*words)
+        assert "a blend has no networks of its own" in refused(*words)
+    assert "a blend has no networks of its own" in refused("export", "both", "--out", "trained")
     assert command("tune", "--out", "both").status == 0
     page = command("report", "--out", "both")
     assert page.status == 0, page.errors
     assert "Members of the blend" in (blended / "report.html").read_text()
     (blended / "oof.parquet").write_bytes(b"")
     assert "predict` left oof.parquet" in refused("tune", "--out", "both")
-    assert "repeat the tool `blend`" in refused("predict", "--out", "both")
+    assert "use its runs, or `blend` again" in refused("predict", "--out", "both")
     assert command("blend", "run", "other", "--out", "both").status == 0
     if solution.recipe.maps:
         assert "only probabilities of images have ranks" in refused(
