@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from common import processes
-from common.config import FitConfig, digest
+from common.config import FitConfig, digest, to_dict
 from common.data.loaders import EpochSampler, eval_loader, make_loader
 from common.errors import InputError, check
 from common.infer import tta
@@ -235,6 +235,17 @@ def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, var
     if path is None:
         return predict_probs(models, dataset, **options)
     return predict_masks(models, dataset, path, first.channels, **options)
+
+
+def first_networks(job):
+    """Return the networks of the first trained fold that need no other network's weights."""
+    trainings = job.recipe.networks(job)
+    return [one for one in trainings if one.fold == trainings[0].fold and not (one.starts_from or one.needs)]
+
+
+def rates_key(job):
+    """Return everything that range tests depend on: images, settings of the networks, seed."""
+    return [job.images.key, [to_dict(network.config) for network in first_networks(job)], job.config.seed]
 
 
 def find_learning_rates(job, networks):

@@ -143,7 +143,7 @@ class Solution:
             files=("tuned.json", "score.json", *self.chosen),
         )
         submitted = Step("submit", submit, needs=("tune",), files=("submission.csv", *self.answered))
-        tested = Step("find_lr", find_lr, reads=rates_key)
+        tested = Step("find_lr", find_lr, reads=networks_of.rates_key)
         return {step.name: step for step in (predicted, tuned, submitted, tested, *self.further_steps)}
 
     def verbs(self):
@@ -212,18 +212,7 @@ def train_all(job, trainings):
 
 def find_lr(job):
     """Run learning-rate range tests of the first fold's networks; writes lr_<stage>.csv."""
-    networks_of.find_learning_rates(job, first_networks(job))
-
-
-def first_networks(job):
-    """Return the networks of the first trained fold that need no other network's weights."""
-    trainings = job.recipe.networks(job)
-    return [one for one in trainings if one.fold == trainings[0].fold and not (one.starts_from or one.needs)]
-
-
-def rates_key(job):
-    """Return everything that range tests depend on: images, settings of the networks, seed."""
-    return [job.images.key, [to_dict(network.config) for network in first_networks(job)], job.config.seed]
+    networks_of.find_learning_rates(job, networks_of.first_networks(job))
 
 
 def predicting_networks(job):
