@@ -11,6 +11,7 @@ import pytest
 from common import recipe as engine
 from common.cli import VERBS
 from common.errors import InputError
+from common.network import first_networks
 from common.paths import read_json, write_json
 from common.step import Step
 from tests.running import write_times
@@ -234,7 +235,7 @@ def test_networks_that_only_initialise_others_do_not_predict(verbs, tmp_path):
     recipe = replace(TOY, networks=networks)
     job = verbs("prepare", "train", "predict", recipe=recipe)
     assert [(one.fold, one.stage) for one in engine.predicting_networks(job)] == [(0, "net"), (1, "net")]
-    assert [one.stage for one in engine.first_networks(job)] == ["first"]
+    assert [one.stage for one in first_networks(job)] == ["first"]
     (tmp_path / "run" / "fold0" / "first" / "final.safetensors").unlink()
     assert job.is_current("predict")
 
