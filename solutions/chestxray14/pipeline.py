@@ -76,11 +76,6 @@ def suffixes(config):
     return ("", *(f"_{stage}" for stage in config.stages)) if config.views == "both" else ("",)
 
 
-def prediction_key(config):
-    """Return what predictions follow from besides weights and pixels."""
-    return [config.tta, config.views, config.combine, [(one.resize, one.size) for one in config.branches]]
-
-
 def predict_rows(job, folds, rows, path, title):
     """Return the tables of probabilities of one fold's networks: the answer and, with two views, each view."""
     trained, flips = fold_networks(job.config, folds[0]), "flip" in job.config.tta
@@ -173,10 +168,8 @@ SOLUTION = Solution(
     predict=predict_rows,
     suffixes=suffixes,
     pool=mean_over_folds,
-    prediction_key=prediction_key,
     choose=choose,
     chosen=("classes.csv",),
-    decision_key=lambda config: None,
     describe=describe,
     neutral=lambda job: read_predictions(job, "oof").table[CLASSES].mean().to_dict(),
     answer=answer,

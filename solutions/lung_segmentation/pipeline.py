@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.config import from_dict, to_dict
+from common.config import from_dict
 from common.images import trainings
 from common.infer.tta import views
 from common.metrics.segmentation import dice_from_areas
@@ -151,11 +151,9 @@ SOLUTION = Solution(
     networks=networks,
     before_training=find_learning_rate_first,
     predict=predict_rows,
-    prediction_key=lambda config: [config.tta, config.network.size],
     maps=True,
     choose=choose,
     chosen=("oof_dice.parquet", "surface.csv"),
-    decision_key=lambda config: to_dict(config.decision),
     describe=describe,
     neutral=lambda job: "-1",
     answer=answer,
