@@ -13,7 +13,7 @@ from common.infer import tta
 from common.metrics.calibration import choose_thresholds
 from common.network import Network, predict
 from common.nn.losses import bce
-from common.recipe import Choice, Solution, read_predictions
+from common.recipe import Choice, Solution, read_predictions, read_score
 from common.submit.validate import validate_probabilities
 from solutions.chestxray14 import data, localise, report
 from solutions.chestxray14.comparison import epoch_chosen, score_part
@@ -104,8 +104,8 @@ def choose(job, oof):
     truth = labels_of(images, images.rows_of(oof.table["image_id"]))
     cuts = choose_thresholds(truth, oof.table[CLASSES].to_numpy())
     thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # labels of one kind
-    parts = [("oof", oof.table), ("test", known_test(job))]
-    parts = {name: score_part(images, part, config.seed) for name, part in parts}
+    parts = {"oof": oof.table, "test": report.labelled_predictions(job.run, images, "test")[2]}
+    parts = {name: score_part(images, part, config.seed) for name, part in parts.items()}
     check(parts["oof"] is not None, f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
     parts["oof"][1]["epoch_chosen_on_these"] = epoch_chosen(config)
     classes = pd.concat([part[0].assign(split=name) for name, part in parts.items() if part], ignore_index=True)
@@ -114,12 +114,6 @@ def choose(job, oof):
     tables = {"classes.csv": classes[["split", *classes.columns.drop("split")]]}
     rule = {"thresholds": dict(zip(LABELS, thresholds, strict=True))}
     return Choice(rule, figures["auroc"]["estimate"], figures, tables)
-
-
-def known_test(job):
-    """Return the predictions of the test images whose labels are known."""
-    test = read_predictions(job, "test").table
-    return test[~np.isnan(labels_of(job.images, job.images.rows_of(test["image_id"]))).any(axis=1)]
 
 
 def describe(figures):
@@ -136,8 +130,8 @@ def describe(figures):
 
 def hidden_score(job, submission):
     """Return the mean AUROC of the sample's test list, whose labels are in its table."""
-    part = score_part(job.images, known_test(job), job.config.seed, n_resamples=1)
-    return part and {"metric": "auroc", "value": part[1]["mean"]["estimate"], "nothing": 0.5}
+    part = read_score(job)["test"]
+    return part and {"metric": "auroc", "value": part["mean"]["estimate"], "nothing": 0.5}
 
 
 def answer(job, test, rule, neutral):
