@@ -47,8 +47,8 @@ from solutions.chestxray14.comparison import COMPARISON, class_table
 from solutions.chestxray14.config import LABELS, PRESETS, Config, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
+from solutions.chestxray14.models import FeatureDataset, ViewDataset, augmentation, pooled_features
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
-from solutions.chestxray14.views import FeatureDataset, ViewDataset, augmentation, pooled_features
 from tests.running import prevalence_deviation
 
 SIDE, FOLDS, LIMIT = 64, 10, 4.0  # px, folds, GB

@@ -27,8 +27,7 @@ from common.nn.losses import bce
 from common.nn.precision import precision
 from common.train.loop import fit
 from solutions.chestxray14.config import LABELS, NetworkConfig
-from solutions.chestxray14.models import build_network
-from solutions.chestxray14.views import ViewDataset, augmentation
+from solutions.chestxray14.models import ViewDataset, augmentation, build_network
 
 
 class PngImages(Dataset):

@@ -13,8 +13,7 @@ from common.infer.cam import fuse, normalise, place
 from common.paths import read_array
 from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE
-from solutions.chestxray14.data import BOX_TABLE
-from solutions.chestxray14.lungs import LUNG_TABLE
+from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
 from solutions.chestxray14.models import pool_masks
 
 

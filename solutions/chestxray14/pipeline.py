@@ -18,11 +18,17 @@ from common.submit.validate import validate_probabilities
 from solutions.chestxray14 import data, localise, report
 from solutions.chestxray14.comparison import epoch_chosen, score_part
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import CLASSES, labels_of
+from solutions.chestxray14.data import CLASSES, add_lungs, labels_of, lung_settings, segmenter_file
 from solutions.chestxray14.leaks import check_run, origin
-from solutions.chestxray14.lungs import add_lungs, lung_settings, segmenter_file
-from solutions.chestxray14.models import auroc_and_loss, boxed_step, build_fusion, build_network
-from solutions.chestxray14.views import FeatureDataset, pooled_features, view_dataset
+from solutions.chestxray14.models import (
+    FeatureDataset,
+    auroc_and_loss,
+    boxed_step,
+    build_fusion,
+    build_network,
+    pooled_features,
+    view_dataset,
+)
 
 log = logging.getLogger(__name__)
 # Settings, beside those of the lungs, that `prepare` follows.

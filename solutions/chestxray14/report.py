@@ -13,8 +13,7 @@ from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import box_overlay, gallery, outline_overlay
 from solutions.chestxray14.config import BOX_SIDE, LABELS
-from solutions.chestxray14.data import BOX_TABLE, labels_of
-from solutions.chestxray14.lungs import LUNG_TABLE
+from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE, labels_of
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"

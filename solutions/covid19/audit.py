@@ -14,9 +14,9 @@ from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict, train
 from common.paths import read_array, read_json, read_parquet, write_json, write_table
 from common.recipe import read_score
+from solutions.covid19.comparison import METRICS, auroc_interval
 from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
-from solutions.covid19.scoring import METRICS, auroc_interval
 
 log = logging.getLogger(__name__)
 FILES = ("audit.json", "audit.parquet", "focus.parquet")

@@ -1,16 +1,133 @@
-"""What `table`, the paper's table 7, and `score_predictions` measure, and the files they read."""
+"""Scores per fold as in the paper, pooled, and against the same collections; what `table` measures."""
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from common.compare import Comparison, by_rows
+from common.data.folds import make_folds
 from common.data.tables import read_list
 from common.errors import InputError, check
-from common.metrics.statistics import resample_aurocs
+from common.metrics.calibration import choose_thresholds, nested_counts
+from common.metrics.classification import auroc, confusion_counts
+from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc, resample_aurocs
 from common.paths import read_parquet
 from common.submit.boxes import NUMBER
 from solutions.covid19.collections import read_collections, strip_suffix
-from solutions.covid19.config import PRINTED
-from solutions.covid19.scoring import METRICS, published, with_truth
+from solutions.covid19.config import PREDICTIVE, PRINTED, PUBLISHED
+
+HALF = 0.5  # the paper's threshold, of a softmax over two classes
+RATES = ("accuracy", "sensitivity", "specificity")
+METRICS = {  # of a table of label and probability
+    "accuracy": lambda table: ((table["probability"] >= HALF) == table["label"]).mean(),
+    "sensitivity": lambda table: (table.loc[table["label"] == 1, "probability"] >= HALF).mean(),
+    "specificity": lambda table: (table.loc[table["label"] == 0, "probability"] < HALF).mean(),
+    PREDICTIVE: lambda table: (table.loc[table["probability"] < HALF, "label"] == 0).mean(),
+    "AUROC": lambda table: float(auroc(table["label"], table["probability"], np.nan)),
+}
+UNDEFINED = Interval(np.nan, np.nan, np.nan)
+
+
+def with_truth(images, oof):
+    """Return the out-of-fold predictions with each image's label, role, home, patient_id, collection and row."""
+    known = images.at(images.rows_of(oof["image_id"])).reset_index(drop=True)
+    return oof.assign(**{name: known[name] for name in ("label", "role", "home", "patient_id", "collection", "row")})
+
+
+def published():
+    """Return the paper's table 7 as shares, its specificities in the column of the definition that they follow."""
+    rows = {name: dict(zip((*RATES[:2], of), values, strict=True)) for name, (*values, of) in PUBLISHED.items()}
+    table = pd.DataFrame.from_dict(rows, "index", columns=[*RATES, PREDICTIVE]).div(100)
+    return table.rename(lambda name: f"{name} (paper)").rename_axis("network").reset_index()
+
+
+def nested_thresholds(table, seed=0):
+    """Return Youden's threshold on all images, and for each image that on the other folds (or patients), (N,)."""
+    y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
+    folds, chosen = table["fold"].to_numpy(), choose_thresholds(y, probs)[0]
+    check(not np.isnan(chosen), "a threshold needs out-of-fold images with and without COVID-19")
+    if len(set(folds)) < 2:
+        folds = make_folds(y, 2, table["patient_id"].to_numpy(), seed)
+    cuts = nested_counts(y, probs, folds)[1][np.unique(folds, return_inverse=True)[1], 0]
+    return float(chosen), np.where(np.isnan(cuts), chosen, cuts)
+
+
+def fold_table(table, thresholds):
+    """Return a row per fold: images, tp, fn, tn, fp, and rates with Wilson's _low and _high, at thresholds (N,)."""
+    rows = []
+    called = table["probability"].to_numpy() >= np.asarray(thresholds, float)
+    for fold, part in table.groupby("fold", sort=True):
+        tp, fp, fn, tn = confusion_counts(part["label"], called[table["fold"] == fold].astype(float), HALF).tolist()
+        row = {"fold": fold, "images": len(part), "tp": tp, "fn": fn, "tn": tn, "fp": fp}
+        for name, right, of in zip(RATES, (tp + tn, tp, tn), (len(part), tp + fn, tn + fp), strict=True):
+            ends = stats.binomtest(right, of).proportion_ci(method="wilson") if of else UNDEFINED
+            row |= {name: right / of if of else np.nan, f"{name}_low": ends.low, f"{name}_high": ends.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pooled_rates(table, thresholds, seed=0):
+    """Return accuracy, sensitivity and specificity at thresholds (N,) as Intervals by patient."""
+    label, patients = table["label"].to_numpy(), table["patient_id"].to_numpy()
+    right = ((table["probability"].to_numpy() >= np.asarray(thresholds, float)) == label).astype(float)
+    parts = {"accuracy": right}
+    parts |= {name: np.where(label == k, right, np.nan) for name, k in (("sensitivity", 1), ("specificity", 0))}
+    return {name: bootstrap(values, patients, seed=seed, skip_nan=True) for name, values in parts.items()}
+
+
+def auroc_interval(label, probability, patients, seed=0):
+    """Return the AUROC as an Interval by patient; NaN with only one label, no limits with only one patient."""
+    y, probs = (np.asarray(values, float)[:, None] for values in (label, probability))
+    return bootstrap_auroc(y, probs, np.asarray(patients), seed=seed, skip_undefined=True)[0][0]
+
+
+def summarise(oof, cuts, seed=0):
+    """Return the content of score.json from the table of `with_truth` and cuts of its images with the role main."""
+    main = oof[oof["role"] == "main"]
+    check(main["patient_id"].nunique() >= 2, "intervals need out-of-fold images of at least two patients")
+
+    def rates(thresholds):
+        return {name: as_interval(value) for name, value in pooled_rates(main, thresholds, seed).items()}
+
+    return {
+        "auroc": as_interval(auroc_interval(main["label"], main["probability"], main["patient_id"], seed)),
+        **rates(np.full(len(main), HALF)),
+        "tuned": rates(cuts),
+        "images": len(main),
+        "patients": main["patient_id"].nunique(),
+        "folds": main["fold"].nunique(),
+        "same_source": same_source(oof, seed),
+    }
+
+
+def same_source(oof, seed=0):
+    """Return figures, such as the AUROC's fall, against negatives of the same collections, or None without such."""
+    part = oof[oof["home"] & (oof["label"] >= 0)]
+    negatives = part[part["label"] == 0]
+    if not len(negatives) or not (part["label"] == 1).any():
+        return None
+    return {
+        "auroc": as_interval(auroc_interval(part["label"], part["probability"], part["patient_id"], seed)),
+        "fall": as_interval(_fall(oof[oof["label"] >= 0], seed)),
+        "specificity": as_interval(pooled_rates(part, np.full(len(part), HALF), seed)["specificity"]),
+        "negatives": len(negatives),
+        "positives": int((part["label"] == 1).sum()),
+        "patients": part["patient_id"].nunique(),
+        "trained_on": bool((negatives["role"] == "main").any()),
+    }
+
+
+def _fall(oof, seed):
+    """Return the AUROC of the role main minus that of the home collections, with the same patients resampled."""
+    y, probs, patients = (oof[name].to_numpy() for name in ("label", "probability", "patient_id"))
+    parts = [(oof["role"] == "main").to_numpy(), oof["home"].to_numpy(bool)]
+
+    def difference(rows):  # NaN if no patient of a part is drawn
+        drawn = [rows[part[rows]] for part in parts]
+        main, home = (auroc(y[part], probs[part], np.nan) if len(part) else np.nan for part in drawn)
+        return main - home
+
+    return bootstrap(difference, patients, seed=seed)
 
 
 def results(job, split):

@@ -13,7 +13,7 @@ from common.paths import read_parquet
 from common.recipe import Choice, Solution
 from common.step import Step
 from common.submit.validate import validate_probabilities
-from solutions.covid19 import audit, data, models, report, scoring
+from solutions.covid19 import audit, comparison, data, models, report
 from solutions.covid19.data import weights_file
 
 log = logging.getLogger(__name__)
@@ -39,21 +39,21 @@ def predict_rows(job, folds, rows, path, title):
 
 def choose(job, oof):
     """Choose the threshold by Youden's index; score at the paper's 0.5 and at each fold's threshold from the others."""
-    table = scoring.with_truth(job.images, oof.table)
+    table = comparison.with_truth(job.images, oof.table)
     main = table[table["role"] == "main"]
-    chosen, cuts = scoring.nested_thresholds(main, job.config.seed)
+    chosen, cuts = comparison.nested_thresholds(main, job.config.seed)
     by_fold = {str(fold): sorted(set(cuts[main["fold"] == fold])) for fold in main["fold"].unique()}
-    figures = scoring.summarise(table, cuts, job.config.seed)
+    figures = comparison.summarise(table, cuts, job.config.seed)
     rule = {"threshold": chosen, "by_fold": by_fold}  # a single fold has one threshold per half
-    tables = {"per_fold.csv": scoring.fold_table(main, np.full(len(main), scoring.HALF))}
+    tables = {"per_fold.csv": comparison.fold_table(main, np.full(len(main), comparison.HALF))}
     return Choice(rule, figures["auroc"]["estimate"], figures, tables)
 
 
 def describe(figures):
     """Return the lines that report the score, and that on images from the same collections."""
-    rates = ", ".join(f"{name} {format_interval(figures[name])}" for name in scoring.RATES)
+    rates = ", ".join(f"{name} {format_interval(figures[name])}" for name in comparison.RATES)
     size = f"{figures['images']:,} images of {figures['patients']:,} patients"
-    lines = [f"out of fold, {size}: AUROC {format_interval(figures['auroc'])}; {rates} at {scoring.HALF}"]
+    lines = [f"out of fold, {size}: AUROC {format_interval(figures['auroc'])}; {rates} at {comparison.HALF}"]
     if same := figures["same_source"]:
         text = f"AUROC {format_interval(same['auroc'])}, specificity {format_interval(same['specificity'])}"
         return [*lines, f"against the {same['negatives']:,} images without COVID-19 of the same collections: {text}"]

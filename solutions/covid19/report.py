@@ -11,10 +11,10 @@ from common.report.frame import step_section
 from common.report.gallery import augmented_gallery, cached_arrays, gallery, heat_overlay
 from common.step import cached_hash
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit, view_of
+from solutions.covid19.comparison import HALF, RATES, auroc_interval, published, with_truth
 from solutions.covid19.config import COVID, LABELS, PREDICTIVE, PRINTED
 from solutions.covid19.data import GATED, MASKS, read_selection, reason_kinds, rejected_shares
 from solutions.covid19.models import apply_view, covid_network, heat_maps
-from solutions.covid19.scoring import HALF, RATES, auroc_interval, published, with_truth
 
 TITLE = COVID
 EXPERIMENTS = (PREFIX,)

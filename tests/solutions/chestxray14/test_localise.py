@@ -12,7 +12,7 @@ from common.images import Images
 from common.infer.cam import peak, place
 from common.post.boxes import BOX
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
-from solutions.chestxray14.data import BOX_TABLE
+from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
 from solutions.chestxray14.localise import (
     ALL,
     CLASSES,
@@ -23,7 +23,6 @@ from solutions.chestxray14.localise import (
     paper_column,
     pick_examples,
 )
-from solutions.chestxray14.lungs import LUNG_TABLE
 from solutions.chestxray14.maps import Maps, class_maps, from_the_lowest, usable_boxes, view_places
 from solutions.chestxray14.models import ChestNet, FusionNet
 from solutions.chestxray14.tools import localise

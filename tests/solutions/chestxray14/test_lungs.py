@@ -20,7 +20,7 @@ from common.runs import Run
 from common.train.checkpoint import save_weights
 from solutions.chestxray14 import report
 from solutions.chestxray14.config import DEMO, LungsConfig, NetworkConfig
-from solutions.chestxray14.lungs import LUNG_TABLE, lung_settings, mask_and_crop, whole_image
+from solutions.chestxray14.data import LUNG_TABLE, lung_settings, mask_and_crop, whole_image
 from solutions.chestxray14.pipeline import SOLUTION
 from solutions.lung_segmentation import config as segmenter_config
 from solutions.lung_segmentation import load_segmenter, lung_region, segmenter

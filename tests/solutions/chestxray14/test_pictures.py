@@ -8,8 +8,7 @@ from common.images import Images
 from common.job import Job
 from solutions.chestxray14 import report
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import BOX_TABLE
-from solutions.chestxray14.lungs import LUNG_TABLE
+from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
 
 N = len(LABELS)
 BOXES = pd.DataFrame({"row": [1, 2, 2], "label": [0, 0, 3], "x_min": 100, "y_min": 300, "x_max": 500, "y_max": 700})

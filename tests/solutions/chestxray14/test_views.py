@@ -23,12 +23,19 @@ from common.network import predict, train, train_loader
 from common.nn.losses import bce
 from common.options import Options
 from common.runs import Run
-from solutions.chestxray14 import views
+from solutions.chestxray14 import models
 from solutions.chestxray14.config import DEMO, FUSION, LABELS, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, FURTHER_BOXES, boxes_of
-from solutions.chestxray14.models import auroc_and_loss, box_loss, build_fusion
+from solutions.chestxray14.models import (
+    FeatureDataset,
+    ViewDataset,
+    auroc_and_loss,
+    box_loss,
+    build_fusion,
+    pooled_features,
+    view_dataset,
+)
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
-from solutions.chestxray14.views import FeatureDataset, ViewDataset, pooled_features, view_dataset
 
 SIDE, CELLS, N = 72, 24, 12
 TINY = NetworkConfig(
@@ -129,7 +136,7 @@ def test_strong_augmentation_keeps_image_and_mask_together(tmp_path):
     mask[0, 20:70, 15:40] = mask[0, 25:75, 55:85] = 255
     np.save(tmp_path / "masks.npy", mask)
     images = (60 + mask // 2).astype(np.uint8)
-    dataset = ViewDataset(images, [0], 96, 96, tmp_path / "masks.npy", views.podium(96))
+    dataset = ViewDataset(images, [0], 96, 96, tmp_path / "masks.npy", models.podium(96))
     overlaps, moved = [], set()
     for seed in range(40):
         image, lungs = dataset[0, seed][0].numpy()
@@ -192,7 +199,7 @@ def test_boxes_draw_the_maps_into_them(job):
 
 def test_every_named_augmentation_exists():
     names = get_type_hints(NetworkConfig)["augmentation"].__args__
-    assert [views.AUGMENTATIONS[name](64) is None for name in names] == [name == "none" for name in names]
+    assert [models.AUGMENTATIONS[name](64) is None for name in names] == [name == "none" for name in names]
 
 
 def test_batches_do_not_depend_on_the_workers(job):
@@ -320,6 +327,6 @@ def test_fusion_through_the_loop(job, branches, monkeypatch):
         before = auroc_and_loss(truth, build_fusion(BOTH)(torch.from_numpy(features[:, 0])).numpy())
     assert len(done.history) == 30 and done.figures["loss"] < before["loss"] / 2 and done.figures["auroc"] > 0.8
     with monkeypatch.context() as patch:  # a finished layer needs no features
-        patch.setattr(views, "predict_probs", None)
+        patch.setattr(models, "predict_probs", None)
         assert train(ours, branches.fusion).figures == done.figures
     assert pooled_features(ours, branches.networks, np.arange(0), False).shape == (0, 1, features.shape[2])

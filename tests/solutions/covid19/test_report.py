@@ -13,7 +13,7 @@ from common.paths import read_json, write_json
 from common.report import class_plots, plots
 from common.report.frame import write_report
 from common.train.checkpoint import save_weights
-from solutions.covid19 import report, scoring
+from solutions.covid19 import comparison, report
 from solutions.covid19.audit import focus_networks
 from solutions.covid19.config import DEMO
 from solutions.covid19.data import SELECTION
@@ -76,8 +76,8 @@ def job(job_of):
     oof.to_parquet(run.path("oof.parquet"))
     known = oof.merge(table.drop(columns="fold"), on="image_id")
     main = known[known["role"] == "main"]
-    scoring.fold_table(main, np.full(len(main), 0.5)).to_csv(run.path("per_fold.csv"), index=False)
-    write_json(run.path("score.json"), scoring.summarise(known, np.full(len(main), 0.6)))
+    comparison.fold_table(main, np.full(len(main), 0.5)).to_csv(run.path("per_fold.csv"), index=False)
+    write_json(run.path("score.json"), comparison.summarise(known, np.full(len(main), 0.6)))
     write_json(run.path("tuned.json"), {"rule": {"threshold": 0.6}})
     run.record("predict", [], images=len(oof))
     run.record("tune", ["first"], score=0.9)

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.calibration import choose_thresholds
-from solutions.covid19.scoring import (
+from solutions.covid19.comparison import (
     RATES,
     auroc_interval,
     fold_table,
