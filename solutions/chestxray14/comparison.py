@@ -15,7 +15,6 @@ from common.metrics.classification import auroc, mean_of_defined
 from common.paths import read_parquet
 from common.report import class_plots, page
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.data import labels_of
 from solutions.chestxray14.labels import DIGESTS, names_digest, parse_findings, stems
 from solutions.chestxray14.published import NOTE, describe_labels, published_classes, published_means
 
@@ -131,29 +130,15 @@ def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
     return table
 
 
-def paired_tests(y, score, other, labels):
-    """Return two-sided p-values of score's AUROC minus other's, by each of C labels and their mean.
-
-    Columns: p_delong (a label's), p_t_test (the mean's: the paired t-test over the labels, our reading of SDFN's). y,
-    score, other: as in `class_table`.
-    """
-    differences = auroc(y, score, np.nan) - auroc(y, other, np.nan)
-    known = differences[~np.isnan(differences)]
-    p_value = np.nan if len(known) < 2 else stats.ttest_1samp(known, 0.0).pvalue if known.any() else 1.0
-    p_delong = pd.Series([*statistics.delong_test(y, score, other)[:, 3], np.nan], [*labels, MEAN])
-    return pd.DataFrame({"p_delong": p_delong, "p_t_test": pd.Series({MEAN: p_value})})
-
-
-def score_part(images, table, seed, n_resamples=1000):
-    """Return the `class_table` and the summary of predictions of images with labels; None for under two patients."""
-    rows = images.rows_of(table["image_id"])
-    patients = images.at(rows)["patient_id"].to_numpy()
-    if len(set(patients)) < 2:
+def score_part(table, seed, n_resamples=1000):
+    """Return the `class_table` and the summary of a table of `results`; None for under two patients."""
+    n = {"images": len(table), "patients": table["patient_id"].nunique()}
+    if n["patients"] < 2:
         return None
-    classes = class_table(labels_of(images, rows), table[list(LABELS)].to_numpy(), patients, LABELS, n_resamples, seed)
+    labels, y, score = values_of(table)
+    classes = class_table(y, score, table["patient_id"].to_numpy(), labels, n_resamples, seed)
     mean = statistics.as_interval(statistics.Interval(*classes.iloc[-1][["auroc", "low", "high"]]))
-    n = {"images": len(rows), "patients": len(set(patients)), "classes": int(classes["auroc"][:-1].notna().sum())}
-    return classes[:-1], {"mean": mean, **n}
+    return classes[:-1], {"mean": mean, **n, "classes": int(classes["auroc"][:-1].notna().sum())}
 
 
 def epoch_chosen(config):
@@ -164,7 +149,7 @@ def epoch_chosen(config):
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
-def _values(table):
+def values_of(table):
     """Return the labels that a table has, their truth 0/1 (N, C) and their scores (N, C)."""
     labels = [label for label in LABELS if label in table]
     return labels, table[[f"{TRUE}{label}" for label in labels]].to_numpy(), table[labels].to_numpy(float)
@@ -172,7 +157,7 @@ def _values(table):
 
 def measure(table, groups, n_resamples, seed):
     """Return the AUROC of each label that the table has, and their mean, by the Bayesian bootstrap."""
-    labels, y, score = _values(table)
+    labels, y, score = values_of(table)
     estimates, resamples = statistics.resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined=True)
     areas = dict(zip(labels, zip(estimates, resamples.T, strict=True), strict=True))
     return areas | {MEAN: (mean_of_defined(estimates), mean_of_defined(resamples))}
@@ -180,15 +165,23 @@ def measure(table, groups, n_resamples, seed):
 
 def further(table):
     """Return each label's positive images, and DeLong's interval, which treats images as independent."""
-    labels, y, score = _values(table)
+    labels, y, score = values_of(table)
     found = class_table(y, score, None, labels, n_resamples=1).set_index("label")
     return found[["positive", "delong_low", "delong_high"]]
 
 
 def paired(table, other):
-    """Return the p-values of DeLong's test and of the paired t-test over labels."""
-    labels, y, score = _values(table)
-    return paired_tests(y, score, other[labels].to_numpy(), labels)
+    """Return two-sided p-values of the table's AUROC minus the other's.
+
+    Columns: p_delong, a label's; p_t_test, the mean's: the paired t-test over labels, our reading of SDFN's.
+    """
+    labels, y, score = values_of(table)
+    other = other[labels].to_numpy()
+    differences = auroc(y, score, np.nan) - auroc(y, other, np.nan)
+    known = differences[~np.isnan(differences)]
+    p_value = np.nan if len(known) < 2 else stats.ttest_1samp(known, 0.0).pvalue if known.any() else 1.0
+    p_delong = pd.Series([*statistics.delong_test(y, score, other)[:, 3], np.nan], [*labels, MEAN])
+    return pd.DataFrame({"p_delong": p_delong, "p_t_test": pd.Series({MEAN: p_value})})
 
 
 def remarks(figures, first):
@@ -233,8 +226,8 @@ def listed(names, predicted, scored):
 
 def sections(tables):
     """Return the parts of the page: ROC curves, and the published areas class by class."""
-    y = next(iter(tables.values()))[[f"{TRUE}{label}" for label in LABELS]].to_numpy()
     scores = {name: table[CLASSES].to_numpy() for name, table in tables.items()}
+    y = values_of(next(iter(tables.values())))[1]
     curves = page.figure(class_plots.roc_panels(y, scores, LABELS), "ROC curves of each class")
     published = page.details("Published, class by class", page.table(published_classes(MEAN)))
     return [page.section("ROC curves", curves, published)]

@@ -16,7 +16,7 @@ from common.nn.losses import bce
 from common.recipe import Choice, Solution, read_predictions, read_score
 from common.submit.validate import validate_probabilities
 from solutions.chestxray14 import data, localise, report
-from solutions.chestxray14.comparison import epoch_chosen, score_part
+from solutions.chestxray14.comparison import epoch_chosen, results, score_part
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import CLASSES, add_lungs, labels_of, lung_settings, segmenter_file
 from solutions.chestxray14.leaks import check_run, origin
@@ -110,8 +110,7 @@ def choose(job, oof):
     truth = labels_of(images, images.rows_of(oof.table["image_id"]))
     cuts = choose_thresholds(truth, oof.table[CLASSES].to_numpy())
     thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # labels of one kind
-    parts = {"oof": oof.table, "test": report.labelled_predictions(job.run, images, "test")[2]}
-    parts = {name: score_part(images, part, config.seed) for name, part in parts.items()}
+    parts = {name: score_part(results(job, name)[""], config.seed) for name in ("oof", "test")}
     check(parts["oof"] is not None, f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
     parts["oof"][1]["epoch_chosen_on_these"] = epoch_chosen(config)
     classes = pd.concat([part[0].assign(split=name) for name, part in parts.items() if part], ignore_index=True)

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from common.metrics.statistics import bootstrap_auroc
-from common.paths import read_array, read_csv, read_json, read_parquet
+from common.paths import read_array, read_csv, read_json
 from common.post.boxes import BOX
 from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import box_overlay, gallery, outline_overlay
+from solutions.chestxray14 import comparison
 from solutions.chestxray14.config import BOX_SIDE, LABELS
-from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE, labels_of
+from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"
@@ -21,23 +22,15 @@ RESAMPLES = 200  # for the interval of a fold
 MOST = 8  # pictures of a gallery
 
 
-def labelled_predictions(run, images, name):
-    """Return truth (n, 14), probabilities (n, 14) and the table of the labelled images in "oof" or "test"."""
-    table = read_parquet(run.path(f"{name}.parquet"))
-    truth = labels_of(images, images.rows_of(table["image_id"]))
-    known = ~np.isnan(truth).any(axis=1)
-    return truth[known], table.loc[known, list(LABELS)].to_numpy(), table[known]
-
-
 def fold_scores(job):
     """Return the mean AUROC of each fold, see common.report.results.scores_by_fold."""
-    truth, probs, table = labelled_predictions(job.run, job.images, "oof")
-    groups = job.images.groups(job.images.rows_of(table["image_id"]))
+    table = comparison.results(job, "oof")[""]
+    _, truth, probs = comparison.values_of(table)
 
     def score(chosen, mine):
         return bootstrap_auroc(truth[chosen], probs[chosen], mine, RESAMPLES, skip_undefined=True)[1]
 
-    return results.scores_by_fold(table["fold"], groups, score)
+    return results.scores_by_fold(table["fold"], table["patient_id"], score)
 
 
 def headline(job, score):
@@ -130,18 +123,12 @@ def _classes(job, name, title):
     classes = classes[classes["split"] == name].drop(columns="split")
     if not len(classes):
         return None
-    truth, _, table = labelled_predictions(job.run, job.images, name)
-    fragments = []
+    tables, fragments = comparison.results(job, name), []
     if read_json(job.run.path("score.json"))[name].get("epoch_chosen_on_these"):
         fragments.append(page.note("The epoch was chosen on these images, which inflates these scores.", "warning"))
-    names = {"": "run"}
-    if job.config.views == "both":
-        names = {"_whole": "whole", "_lungs": "lungs", "": {"fusion": "fused", "mean": "mean"}[job.config.combine]}
-    tables = {text: read_parquet(job.run.path(f"{name}{end}.parquet")) for end, text in names.items()}
-    probs = {
-        text: each.set_index("image_id").loc[table["image_id"], list(LABELS)].to_numpy()
-        for text, each in tables.items()
-    }
+    answer = {"fusion": "fused", "mean": "mean"}[job.config.combine] if job.config.views == "both" else "run"
+    probs = {end.removeprefix(": ") or answer: comparison.values_of(table)[2] for end, table in tables.items()}
+    truth = comparison.values_of(tables[""])[1]
     rows = classes[["label", "auroc", "low", "high"]].itertuples(index=False)
     fragments += [
         page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "AUROC with intervals by patient"),
@@ -155,24 +142,24 @@ def _classes(job, name, title):
 
 
 def _operating_points(job):
-    truth, probs, table = labelled_predictions(job.run, job.images, "oof")
-    patients, folds = job.images.patients(job.images.rows_of(table["image_id"])), len(job.config.folds)
+    table, folds = comparison.results(job, "oof")[""], len(job.config.folds)
+    _, truth, probs = comparison.values_of(table)
     text = (
         f"They hold for the probabilities of single networks. Test images get the mean of {folds} networks, which "
         "varies less, so the same thresholds may give other rates there."
     )
-    drawn = results.classes(truth, probs, table["fold"].to_numpy(), LABELS, patients=patients)
+    drawn = results.classes(truth, probs, table["fold"].to_numpy(), LABELS, patients=table["patient_id"].to_numpy())
     return page.section("Operating points and calibration", *[text] * (folds > 1), *drawn)
 
 
 def _pictures(job):
     """Return the sections of the worst errors and of further pictures."""
-    found, where = labelled_predictions(job.run, job.images, "test"), job.images.about["test_name"]
-    if not len(found[2]):
-        found, where = labelled_predictions(job.run, job.images, "oof"), "out of fold"
-    right, wrong = confident_galleries(job.images, *found)
+    table, where = comparison.results(job, "test")[""], job.images.about["test_name"]
+    if not len(table):
+        table, where = comparison.results(job, "oof")[""], "out of fold"
+    right, wrong = confident_galleries(job.images, table)
     text = f"Each label's most confident {{}} prediction {where}, with boxes where NIH drew them."
-    truth, probs, table = found
+    _, truth, probs = comparison.values_of(table)
     errors = np.abs(truth - probs)
     at, worst = np.arange(len(table)), errors.argmax(1)
     listed = table[["image_id"]].assign(label=np.take(LABELS, worst), present=truth[at, worst].astype(int))
@@ -181,9 +168,10 @@ def _pictures(job):
     return [results.worst_errors(listed, text.format("wrong"), wrong), further]
 
 
-def confident_galleries(images, truth, probs, table):
-    """Return galleries of each label's most confident right and most confident wrong prediction."""
+def confident_galleries(images, table):
+    """Return galleries of each label's most confident right and most confident wrong prediction of `results`."""
     chosen, boxes = {"Right": [], "Wrong": []}, images.tables[BOX_TABLE]
+    _, truth, probs = comparison.values_of(table)
     for k, label in enumerate(LABELS):
         order = np.argsort(-probs[:, k])
         for title, hits in (("Right", truth[order, k] > 0), ("Wrong", truth[order, k] == 0)):

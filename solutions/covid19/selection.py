@@ -9,12 +9,12 @@ import pandas as pd
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import radius_neighbors_graph
 
 from solutions.covid19.layouts import NO_FINDING
 
 log = logging.getLogger(__name__)
 SIDE = 16  # of the hash: 256 bits
-BLOCK = 1024  # images compared with all others at a time
 
 
 def select(table, config, seed, excluded=""):
@@ -66,16 +66,11 @@ def find_duplicates(images, share):
     images: uint8 squares. The hash is `imagehash.phash` of the lowest 16 × 16 frequencies.
     """
     bits = [imagehash.phash(Image.fromarray(np.asarray(image)), SIDE).hash.ravel() for image in images]
-    signs = 1 - 2 * np.array(bits, np.float32).reshape(-1, SIDE**2)
-    found = [np.zeros((0, 3))]
-    for start in range(0, len(signs), BLOCK):
-        distance = (1 - signs[start : start + BLOCK] @ signs.T / SIDE**2) / 2  # exact: sums of up to 256 ones
-        a, b = np.nonzero(distance <= share)
-        later = a + start < b
-        a, b = a[later], b[later]
-        found.append(np.stack([a + start, b, distance[a, b]], axis=1))
-    pairs = pd.DataFrame(np.concatenate(found), columns=["a", "b", "distance"])
-    return pairs.astype({"a": "int64", "b": "int64"})
+    if len(bits) < 2:
+        return pd.DataFrame({"a": [], "b": [], "distance": []}).astype({"a": "int64", "b": "int64"})
+    near = coo_array(radius_neighbors_graph(np.array(bits), share, mode="distance", metric="hamming"))
+    pairs = pd.DataFrame({"a": near.row, "b": near.col, "distance": near.data}).astype({"a": "int64", "b": "int64"})
+    return pairs[pairs["a"] < pairs["b"]].sort_values(["a", "b"], ignore_index=True)
 
 
 def drop_duplicates(table, pairs):

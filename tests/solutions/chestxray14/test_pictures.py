@@ -6,7 +6,7 @@ import pytest
 
 from common.images import Images
 from common.job import Job
-from solutions.chestxray14 import report
+from solutions.chestxray14 import comparison, report
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
 
@@ -22,6 +22,7 @@ def images():
     table = pd.DataFrame(truth, columns=LABELS).assign(
         row=range(4),
         image_id=list("abcd"),
+        patient_id=list("abcd"),
         width=128,
         height=256,
         split=["train", "train", "test", "test"],
@@ -40,7 +41,7 @@ def job(images, tmp_path):
         table.to_parquet(tmp_path / f"{name}.parquet")
     step = {"key": "first"}
     run = SimpleNamespace(path=lambda name: tmp_path / name, step=lambda name: step)
-    job = Job("chestxray14", "demo", None, None, run, "cuda", None)
+    job = Job("chestxray14", "demo", SimpleNamespace(views="whole"), None, run, "cuda", None)
     job.images = images
     return job
 
@@ -54,16 +55,16 @@ def drawn(monkeypatch):
 
 
 def test_pictures_are_of_the_most_confident_predictions(job, drawn):
-    truth, probs, table = report.labelled_predictions(job.run, job.images, "test")
+    table = comparison.results(job, "test")[""]
     assert table["image_id"].tolist() == ["c", "d"]
-    report.confident_galleries(job.images, truth, probs, table)
+    report.confident_galleries(job.images, table)
     (right, _), (wrong, _) = drawn
     assert [item[3].split(" · ")[1] for item in right] == ["c", "c"]  # Atelectasis and Infiltration
     assert len(wrong) == N and all(item[3].endswith("d") for item in wrong)  # the second row ranks higher
     ((box, name),) = right[0][1]
     assert (box == np.array([100, 300, 500, 700]) / 16).all() and name == LABELS[0] and wrong[0][1] == []
-    unknown = Images(job.images.table.assign(**dict.fromkeys(LABELS, -1)), None, "", "")
-    assert len(report.labelled_predictions(job.run, unknown, "test")[2]) == 0
+    job.images = Images(job.images.table.assign(**dict.fromkeys(LABELS, -1)), None, "", "")
+    assert len(comparison.results(job, "test")[""]) == 0
 
 
 def test_lungs_boxes_are_shown_by_their_rules(images, drawn, tmp_path):
