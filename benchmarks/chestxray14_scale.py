@@ -47,7 +47,7 @@ from solutions.chestxray14.comparison import COMPARISON, class_table
 from solutions.chestxray14.config import LABELS, PRESETS, Config, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import LISTS, read_boxes, read_labels, read_lists
-from solutions.chestxray14.models import FeatureDataset, ViewDataset, augmentation, pooled_features
+from solutions.chestxray14.models import AUGMENTATIONS, FeatureDataset, ViewDataset, pooled_features
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
 from tests.running import prevalence_deviation
 
@@ -179,7 +179,7 @@ def loaders(measure, job):
         measure(title, lambda: read_all(train_loader(job, network, rows)), _per_second)
     job.options = replace(job.options, workers=0)
     labels = labels_of(job.images, rows)
-    papers = ViewDataset(job.images.store.images, rows, 256, 224, None, augmentation("flip", 256), labels)
+    papers = ViewDataset(job.images.store.images, rows, 256, 224, None, AUGMENTATIONS["flip"](256), labels)
     sampler = EpochSampler(len(rows), 512, 0, draws=20 * 512)
     measure("20 batches, 64 → 256 → 224 px, 0 workers", lambda: read_all(make_loader(papers, sampler)), _per_second)
 

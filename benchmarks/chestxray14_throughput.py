@@ -27,7 +27,7 @@ from common.nn.losses import bce
 from common.nn.precision import precision
 from common.train.loop import fit
 from solutions.chestxray14.config import LABELS, NetworkConfig
-from solutions.chestxray14.models import ViewDataset, augmentation, build_network
+from solutions.chestxray14.models import AUGMENTATIONS, ViewDataset, build_network
 
 
 class PngImages(Dataset):
@@ -131,7 +131,7 @@ def main():
         folder = Path(name)
         paths, array = write_images(folder, options.images, options.side, resize)
         dataset = ViewDataset(
-            array, np.arange(options.images), resize, options.size, None, augmentation("flip", resize), labels
+            array, np.arange(options.images), resize, options.size, None, AUGMENTATIONS["flip"](resize), labels
         )
         plain = PngImages(paths, labels, resize, options.size)
         seen = plain[0][0][0].numpy() * 0.229 + 0.485
