@@ -11,6 +11,7 @@ from common.jit import compiled
 # How the starts in a string of pairs start, length are counted: from 0, relative to the end of the previous run (SIIM),
 # or from 1, relative to the top left pixel (Kaggle's usual form).
 RELATIVE, ABSOLUTE = "relative", "absolute"
+_BLOCK = 256  # bytes compared at once: enough to vectorise, yet cheap to repeat one by one at an edge
 _REASONS = (
     "{token!r} is not a whole number of 0 or more",
     "a run of length 0",
@@ -71,10 +72,10 @@ def runs_of(mask):
         raise InputError(f"a mask must be bool or uint8 with 2 dimensions, not {mask.dtype} with {mask.ndim}")
     height, width = mask.shape
     rows, step = (mask.T, 1) if mask.flags.f_contiguous else (mask, width)
-    flat = np.ascontiguousarray(rows).reshape(-1) != 0
+    flat = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     n = len(flat)
     # a run starts or ends where a pixel differs from the one above it; the outside counts as background
-    inner = np.flatnonzero(flat[step:] != flat[: n - step]) + step
+    inner = _find_changes(flat[step:], flat[: n - step]) + step
     edges = np.concatenate([np.flatnonzero(flat[:step]), inner, np.flatnonzero(flat[n - step :]) + n])
     if step > 1:  # row-major: sorting these few positions is cheaper than transposing the pixels
         y, x = np.divmod(edges, width)
@@ -117,6 +118,23 @@ def _checked_runs(runs):
         # compiled code writes to these positions unchecked
         raise InputError("runs must be sorted, disjoint, not empty and start at 0 or later")
     return runs
+
+
+@compiled
+def _find_changes(now, before):
+    found = np.empty(len(now), np.int64)  # mostly untouched, so it costs only address space
+    count = 0
+    for block in range(0, len(now), _BLOCK):
+        a, b = now[block : block + _BLOCK], before[block : block + _BLOCK]
+        differs = False
+        for i in range(len(a)):
+            differs |= (a[i] != 0) != (b[i] != 0)
+        if differs:
+            for i in range(len(a)):
+                if (a[i] != 0) != (b[i] != 0):
+                    found[count] = block + i
+                    count += 1
+    return found[:count]
 
 
 @compiled
