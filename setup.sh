@@ -78,6 +78,8 @@ case "$what" in
     "$python" -m ruff check --quiet .
     "$python" -m ruff format --quiet --check .
     .venv/bin/codespell
-    # one process per core, each on one thread: tests are many and small, and threads would only wait for one another
-    OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@" ;;
+    # one thread each, since threads would only wait for one another; one process more than there are cores, up to 8,
+    # since some tests wait for servers and clocks
+    workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
+    OMP_NUM_THREADS=1 exec "$python" -m pytest -n $((workers < 8 ? workers : 8)) --dist loadfile "$@" ;;
 esac

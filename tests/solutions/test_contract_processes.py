@@ -49,7 +49,12 @@ def test_two_processes_leave_what_one_leaves(solution, finished, sample, tmp_pat
     said = output_of(launch(solution, 2, sample, finished, tmp_path))
     assert said.count("valid submission") == 1
     assert_same(tmp_path / "run", finished)
-    assert main([solution.name, "export", str(tmp_path / "run"), "--out", str(tmp_path / "trained")]) == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("solution", SOLUTIONS, indirect=True)
+def test_two_processes_infer_what_one_predicts(solution, finished, sample, tmp_path):
+    assert main([solution.name, "export", str(finished / "run"), "--out", str(tmp_path / "trained")]) == 0
     words = [solution.name, "infer", tmp_path / "trained", "--data", sample, "--out", tmp_path / "answer.csv"]
     said = output_of(torchrun(2, words, tmp_path))
     assert said.count("valid submission") == 1
