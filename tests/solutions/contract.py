@@ -150,7 +150,7 @@ CASES = (
 )
 SOLUTIONS = {case.name: case for case in CASES}
 # for slow tests: by default those that differ most (masks, boxes with further networks, labels that a user gives)
-QUICK = ("siim_pneumothorax", "vinbigdata", "own")
+QUICK = ("siim_pneumothorax", "own")
 MOSTLY_LONG = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SOLUTIONS]
 
 
