@@ -27,8 +27,8 @@ def member(name, classes=("x",), maps=None, **columns):
 
 def test_runs_with_other_folds_and_rows_may_be_blended():
     one, other = member("one"), member("other", fold=[1, 1, 0, 0, -1], row=[4, 3, 2, 1, 0])
-    check_same(one, other)
-    check_folds([one, other, member("unknown", patient_id="")])
+    assert check_same(one, other) is None
+    assert check_folds([one, other, member("unknown", patient_id="")]) is None
 
 
 def test_a_patient_in_two_folds_is_refused_even_if_only_another_run_knows_the_patient():
