@@ -52,21 +52,24 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
     return Network(fold, stage, config, partial(build_detector, config, n_classes), dataset, **how)
 
 
-def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=light):
-    """Return the Network of a classifier of whole radiographs, one logit each; labels(images, rows) -> 0 or 1."""
+def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=light, n_outputs=1):
+    """Return the Network of a classifier of whole radiographs.
+
+    labels(images, rows) -> 0 or 1, (n,) or (n, n_outputs), of which the first is measured.
+    """
 
     def dataset(job, rows, augment, targets):
         known = dict(zip(rows.tolist(), labels(job.images, rows), strict=True)) if targets else None
-        target = (lambda row: np.array([known[int(row)]], np.float32)) if targets else None
+        target = (lambda row: np.atleast_1d(known[int(row)]).astype(np.float32)) if targets else None
         return job.images.dataset(rows, config.size, augmentation() if augment else None, target)
 
     def build(weights=None):
         weights = config.weights if weights is None else weights
-        return models.classifier(config.backbone, 1, weights, frozen_norms=config.frozen_norms)
+        return models.classifier(config.backbone, n_outputs, weights, frozen_norms=config.frozen_norms)
 
     how = {"loss": bce, "rows": rows, "activation": torch.Tensor.float}
     how["measure"] = lambda output, target: tta.sigmoid(output)[:, 0]
-    how["figures"] = lambda job, probs, rows: gate_figures(labels(job.images, rows), probs)
+    how["figures"] = lambda job, probs, rows: gate_figures(labels(job.images, rows).reshape(len(rows), -1)[:, 0], probs)
     return Network(fold, stage, config, build, dataset, **how)
 
 
@@ -175,18 +178,19 @@ def predict_members(job, networks, rows, title=""):
 
 
 def predict_logits(job, networks, rows, title=""):
-    """Return the logits of store rows by each of several gates, one after the other, float64 (k · n,)."""
-    logits = [np.zeros(0)]
+    """Return the logits of store rows by each of several gates, one after the other, float64 (k · n, outputs)."""
+    logits = []
     for each in networks:
         exact = replace(each, config=replace(each.config, precision="fp32"))  # in bf16, confident images would tie
-        logits.append(predict(job, [exact], rows, tta.views(job.config.tta), f"{title}, fold {each.fold}")[:, 0])
-    return np.concatenate(logits)
+        logits.append(predict(job, [exact], rows, tta.views(job.config.tta), f"{title}, fold {each.fold}"))
+    return np.concatenate(logits).astype(float) if logits else np.zeros((0, 1))
 
 
 def pool_tables(suffix, tables):
     """Return all boxes of the test images, or with a suffix the mean of the folds' logits, as `predict_logits` made."""
     table = pd.concat(tables, ignore_index=True)
-    return table.groupby("image_id", sort=False, as_index=False)["logit"].mean().assign(fold=-1) if suffix else table
+    means = table.groupby("image_id", sort=False, as_index=False)
+    return means.mean(numeric_only=True).assign(fold=-1) if suffix else table
 
 
 def detect(model, images, flip, config):

@@ -6,7 +6,6 @@ Weights are tuples of numbers >= 0, one per member; parts are the folds, or halv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from common.data.loaders import eval_loader
 from common.infer.predict import write_masks
-from common.post.fusion import fuse_members
+from common.post.fusion import FusionRule, fuse_members
 from common.post.regions import resize_mask_probs
 from common.tuning import release_pages
 
@@ -167,5 +166,5 @@ def mixed_boxes(table, images, names, iou, many):
     """
     for weights in many:
         used = {name: weight for name, weight in zip(names, weights, strict=True) if weight > 0}
-        rule = SimpleNamespace(weights=list(used.values()), iou=iou, skip=NEAR)  # scores of 0 have no weighted mean
+        rule = FusionRule(tuple(used.values()), iou, skip=NEAR)  # scores of 0 have no weighted mean
         yield fuse_members(table, images, list(used), rule, no_finding=None)

@@ -1,12 +1,13 @@
 """Detection tables of several models, or the boxes of several raters, fused into one table."""
 
-import itertools
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from common.errors import check
+from common.errors import InputError, check
 from common.post.batches import Batch, check_iou, check_weights, fuse_in_portions, sort_by
 from common.post.boxes import BOX, read_boxes, read_numbers, refuse, refuse_repeated, require_columns
 from common.post.suppression import fuse_nms, fuse_nmw, fuse_soft_nms
@@ -170,21 +171,67 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", no_finding=NO_FIN
     return fused
 
 
+@dataclass(frozen=True)
+class FusionRule:
+    """How boxes of several networks are fused.
+
+    weights: one per member. Boxes of a class that overlap by more than `iou` are fused; those with a score below `skip`
+    are left out. Before that, each network keeps its best `limit` boxes of an image (0: all) without those that a
+    better one of their class overlaps by more than `nms` (1: all). conf_type: of weighted boxes fusion.
+    """
+
+    weights: tuple[float, ...]
+    iou: float
+    skip: float = 0.0
+    nms: float = 1.0
+    limit: int = 0
+    conf_type: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg"
+
+    def __post_init__(self):
+        if not (self.weights and all(0 < weight < np.inf for weight in self.weights)):
+            raise InputError(f"weights must be positive numbers, one per member, not {self.weights}")
+        if not all(0 <= value <= 1 for value in (self.iou, self.skip, self.nms)) or self.limit < 0:
+            raise InputError(f"iou, skip and nms must lie in [0, 1], limit must be 0 or more: {self}")
+
+
 def fuse_members(table, images, members, rule, method="wbf", no_finding=NO_FINDING):
     """Return the fused boxes of `members`, whose weights are rule.weights in this order.
 
-    Several folds that predicted the same images count as models of their member's weight.
+    Fusion counts boxes, not networks, so that three copies of a box from one network weigh as much as three networks
+    that agree; rule.nms and rule.limit prevent this. Networks of several folds that predicted the same images are fused
+    to one per member first, so that the test images have as many voters as the out-of-fold images, on which the rule
+    was chosen.
     """
-    tables, owners = split_members(table, members)
+    return join_members(own_boxes(table, images, members, rule, method, no_finding), images, rule, method, no_finding)
+
+
+def own_boxes(table, images, members, rule, method="wbf", no_finding=NO_FINDING):
+    """Return {member: its boxes}, suppressed and limited, those of several folds fused; see `fuse_members`."""
+    found = {}
+    repeated = len(table[["image_id", "fold"]].drop_duplicates()) > table["image_id"].nunique()
+    for member in members:
+        own = table[table["member"] == member]
+        folds = {f"{member}, fold {fold}": own[own["fold"] == fold] for fold in sorted(table["fold"].unique())}
+        parts = {name: _suppress(part, images, rule, no_finding) for name, part in folds.items()}
+        if repeated and len(parts) > 1:
+            found[member] = join_members(parts, images, replace(rule, weights=(1.0,) * len(parts)), method, no_finding)
+        else:
+            found[member] = pd.concat(parts.values())
+    return found
+
+
+def join_members(tables, images, rule, method="wbf", no_finding=NO_FINDING):
+    """Return the fused boxes of {member: boxes}; those of a single one are returned as they are."""
     method = method if len(tables) > 1 else "none"
-    return fuse(tables, images, [rule.weights[k] for k in owners], rule.iou, rule.skip, method, no_finding)
+    options = {"conf_type": rule.conf_type} if method == "wbf" else {}
+    return fuse(tables, images, rule.weights, rule.iou, 0.0, method, no_finding, **options)
 
 
-def split_members(table, members):
-    """Return {network's name: boxes}, and the index in `members` of each network; see `fuse_members`."""
-    per_member = [table[table["member"] == member] for member in members]
-    if len(table[["image_id", "fold"]].drop_duplicates()) == table["image_id"].nunique():
-        return dict(zip(members, per_member, strict=True)), list(range(len(members)))
-    keys = list(itertools.product(range(len(members)), sorted(table["fold"].unique())))
-    tables = {f"{members[k]}, fold {fold}": per_member[k][per_member[k]["fold"] == fold] for k, fold in keys}
-    return tables, [k for k, _ in keys]
+def _suppress(table, images, rule, no_finding):
+    table = table[(table["score"] >= rule.skip) | (table["class_id"] == no_finding)]
+    if rule.nms < 1 and len(table):
+        table = fuse({"": table}, images, [1.0], rule.nms, method="nms", no_finding=no_finding)
+    if rule.limit:
+        ranks = table.groupby("image_id")["score"].rank(method="first", ascending=False)
+        table = table[ranks <= rule.limit]
+    return table

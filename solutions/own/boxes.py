@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from common.metrics.detection import COCO, VOC2010, bootstrap_map, coco_scores, 
 from common.metrics.statistics import as_interval, format_interval
 from common.paths import write_json
 from common.post.boxes import BOX
-from common.post.fusion import fuse_members
+from common.post.fusion import FusionRule, fuse_members
 from common.recipe import Choice
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
@@ -132,7 +131,7 @@ def answer(job, test, chosen, neutral):
     The boxes of several folds' detectors are fused.
     """
     classes, images = job.images.about["classes"], job.images.at(job.images.rows("test"))
-    how = SimpleNamespace(weights=[1.0], iou=0.5, skip=job.config.detector.min_score)
+    how = FusionRule((1.0,), 0.5, skip=job.config.detector.min_score)
     boxes = fuse_members(test.table, images, [STAGE], how, no_finding=None)
     boxes = boxes[boxes["image_id"].isin(images.loc[images["ok"], "image_id"])]
     names = np.array(classes, object)[boxes["class_id"]]

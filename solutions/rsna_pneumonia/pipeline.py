@@ -40,7 +40,7 @@ def fold_networks(config, fold):
 def predict_rows(job, folds, rows, path, title):
     """Return the boxes of one fold's detectors, and the logits of its gate."""
     *detectors, gate = fold_networks(job.config, *folds)
-    logits = detection.predict_logits(job, [gate], rows, title)
+    logits = detection.predict_logits(job, [gate], rows, title)[:, 0]
     table = pd.DataFrame({"image_id": job.images.ids(rows), "logit": logits})
     return {"": detection.predict_members(job, detectors, rows, title), "_gate": table}
 

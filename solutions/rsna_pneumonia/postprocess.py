@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.post.boxes import BOX
-from common.post.fusion import COLUMNS, fuse, split_members
+from common.post.fusion import COLUMNS, FusionRule, fuse_members
 from common.submit.sides import read_sides, write_sides
 from solutions.rsna_pneumonia.config import SAMPLE, SIDE
 
@@ -40,14 +40,8 @@ def list_rules(decision):
 
 
 def fuse_boxes(table, images, members, iou):
-    """Return the boxes of all networks as one table: each network's after NMS, several by weighted boxes fusion.
-
-    Without NMS, fusion would average a network's best box with its own faint ones around it, and the threshold that
-    was chosen on the scores of single networks would be too high for the test set.
-    """
-    tables, _ = split_members(table, members)
-    kept = {name: fuse({name: boxes}, images, [1.0], iou, method="nms") for name, boxes in tables.items()}
-    return fuse(kept, images, [1.0] * len(kept), iou) if len(kept) > 1 else next(iter(kept.values()))
+    """Return the boxes of all networks as one table: each network's after NMS, several by weighted boxes fusion."""
+    return fuse_members(table, images, members, FusionRule((1.0,) * len(members), iou, nms=iou))
 
 
 def shrink_boxes(detections, factor):

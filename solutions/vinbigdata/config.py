@@ -47,8 +47,15 @@ class DetectorConfig(BoxConfig):
     Detectron2 does by default."""
     lung_channel: bool = False
     """The lung mask replaces the third of the network's equal grey channels. Paper: future work."""
-    abnormal_only: bool = True  # Train only on images with a finding. Paper: yes.
+    healthy: float = 0.0  # Healthy training images for each one with a finding. Paper: 0.
     metric: str = "map"
+
+
+@dataclass(frozen=True)
+class HealthyConfig(GateConfig):
+    """The two-class classifier (2CC) of healthy and abnormal images."""
+
+    findings: bool = False  # Predict each of the 14 findings too, for decision.delta.
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,12 @@ class FusionConfig:
     """Weights of the members, best first by validation score; 1 for all others. Paper: 5, 2, 1, 1, 1, 1."""
     iou: tuple[float, ...] = (0.4,)  # Overlaps to try in weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4.
     skip: tuple[float, ...] = (0.0,)  # Lowest box scores to try. Winners: 0 to 0.001.
+    nms: tuple[float, ...] = (1.0,)
+    """Overlaps to try above which a network's own weaker boxes are left out before the fusion, which counts boxes, not
+    networks. 1: none is. Paper: none."""
+    limit: tuple[int, ...] = (0,)  # Most boxes of a network per image to try; 0: all.
+    conf_type: tuple[Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"], ...] = ("avg",)
+    """Ways to try in which weighted boxes fusion combines scores."""
     method: Literal["wbf", "nms", "soft_nms", "nmw", "none"] = "wbf"
     """Not applied to a single network's boxes: the paper found that this lowers the score."""
     try_weights: tuple[float, ...] = ()
@@ -76,6 +89,10 @@ class DecisionConfig:
     """Rules to try. replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes unchanged."""
     alpha: tuple[float, ...] = (0.997,)  # replace: above it, all boxes are replaced by `14 1 0 0 1 1`. Paper: 0.997.
     beta: tuple[float, ...] = (0.3,)  # replace: above it and up to alpha, the no-finding box is added. Paper: 0.3.
+    gamma: tuple[float, ...] = (0.0,)
+    """Powers to try: scores of findings are multiplied by (1 - the probability of a healthy image) to that power."""
+    delta: tuple[float, ...] = (0.0,)
+    """Powers to try: scores are multiplied by the image's probability of their class; needs healthy.findings."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +104,7 @@ class Config:
     """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
     other than the detector's; `.lungs` adds the lung mask as a channel, `.random` starts from random weights. Paper:
     its six best, including figure 1's."""
-    healthy: GateConfig = field(default_factory=lambda: GateConfig(**HEALTHY))
-    """The two-class classifier (2CC) of healthy and abnormal images."""
+    healthy: HealthyConfig = field(default_factory=lambda: HealthyConfig(**HEALTHY))
     healthy_more: tuple[str, ...] = ()
     """Backbones of further 2CCs, whose logits are averaged with the first one's. Paper: three, which scored lower."""
     lungs: str = "shipped"
@@ -113,6 +129,8 @@ class Config:
         check_run(self, max(sizes))
         if min(sizes) < 32:
             raise InputError(f"size must be at least 32 px, not {min(sizes)}")
+        if any(self.decision.delta) and not self.healthy.findings:
+            raise InputError("decision.delta: needs a 2CC that predicts findings, --healthy.findings True")
         if not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}: give at least one augmentation, each once")
         for member in self.members:
@@ -181,7 +199,7 @@ STRONG = {"epochs": 20, "lr": 1e-4, "batch_size": 8, "weight_decay": 5e-2, "aver
 PODIUM = Config(
     detector=DetectorConfig(**BOXES | LARGE | STRONG),
     members=("podium", "retinanet-podium", "fcos-podium"),
-    healthy=GateConfig(**HEALTHY | LARGE | {"size": 512, "epochs": 10}),
+    healthy=HealthyConfig(**HEALTHY | LARGE | {"size": 512, "epochs": 10}),
     fusion=FusionConfig(weights=(1.0,), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001), try_weights=(1.0, 2.0, 3.0)),
     decision=DecisionConfig(rule=("append", "replace"), alpha=(0.95, 0.997), beta=(0.0, 0.1, 0.3)),
     n_folds=5,
@@ -198,7 +216,7 @@ _DETECTOR = {"architecture": "fcos", "size": 160, "channels": 64, "epochs": 12, 
 DEMO = Config(
     detector=DetectorConfig(**BOXES | SMALL | _DETECTOR),
     members=("flip", "noise"),
-    healthy=GateConfig(**HEALTHY | SMALL | {"frozen_norms": True, "size": 128, "epochs": 8, "lr": 3e-4}),
+    healthy=HealthyConfig(**HEALTHY | SMALL | {"frozen_norms": True, "size": 128, "epochs": 8, "lr": 3e-4}),
     fusion=FusionConfig(weights=(1.0,)),
     decision=DecisionConfig(rule=("replace", "append"), alpha=(0.9, 0.95, 0.997), beta=(0.0, 0.1, 0.3, 0.5)),
     n_folds=2,

@@ -216,6 +216,11 @@ def healthy(images, rows):
     return 1 - images.at(rows)["abnormal"].to_numpy(np.int64)
 
 
+def health_labels(images, rows):
+    """Return whether each row is healthy and whether it has each finding, int64 (n, 15) of 0 and 1."""
+    return np.column_stack([healthy(images, rows), images.at(rows)[FINDINGS].to_numpy(np.int64)])
+
+
 def no_findings(images):
     """Return a table of images with the class and box of No finding."""
     return images.assign(class_id=NO_FINDING, x_min=0.0, y_min=0.0, x_max=1.0, y_max=1.0)

@@ -41,22 +41,23 @@ def run_ablation(job):
     """
     config, oof, (images, truth) = job.config, read_predictions(job, "oof"), out_of_fold(job)
     every, groups = oof.tables["_healthy"].set_index("image_id"), groups_of(images)
-    one, best = every["first" if "first" in every else "healthy"], replace(config.fusion, method="best", weights=(2.0,))
+    first = every["first" if "first" in every else "healthy"]
+    one, best = every.assign(healthy=first), replace(config.fusion, method="best", weights=(2.0,))
     steps = {
         "base": (best, "none", one),
         "WBF": (config.fusion, "none", one),
         "2CC": (best, "replace", one),
         "WBF + 2CC": (config.fusion, "replace", one),
-        "WBF + several 2CCs": (config.fusion, "replace", every["healthy"]),
+        "WBF + several 2CCs": (config.fusion, "replace", every),
         "WBF + winners' rule": (config.fusion, "append", one),
     }
     if not config.healthy_more:
         del steps["WBF + several 2CCs"]
     tuned, rows = {}, []
-    for step, (fusion, rule, healthy) in steps.items():
+    for step, (fusion, rule, health) in steps.items():
         decision = replace(config.decision, rule=(rule,))
-        found = tune_detection(oof.table, truth, images, healthy, config.members, fusion, decision, seed=config.seed)
-        tuned[step], probs = found, healthy[images["image_id"]].to_numpy()
+        found = tune_detection(oof.table, truth, images, health, config.members, fusion, decision, seed=config.seed)
+        tuned[step], probs = found, health["healthy"][images["image_id"]].to_numpy()
         row = {"step": step, "map": found.score.estimate, "low": found.score.low, "high": found.score.high}
         row["findings"] = mean_of_defined(found.result.classes["ap"].to_numpy()[:NO_FINDING])
         row["before"] = len(oof.table) if fusion is config.fusion else None
@@ -109,7 +110,8 @@ def compare_members(job, boxes, truth, images):
     metric. figure1_classes.csv: COCO's AP of each class by member. figure1_curves.csv: member, epoch, iteration and
     map_coco at the end of each epoch, mean of the folds.
     """
-    config, table, members, classes, curves = job.config, job.images.table, [], {}, []
+    config, members, classes, curves = job.config, [], {}, []
+    networks = {(network.fold, network.stage): network for network in job.recipe.networks(job)}
     for member in config.members:
         own, detector = boxes[boxes["member"] == member], config.detector_of(member)
         result = evaluate(own, truth, images["image_id"], VOC_FINDINGS)
@@ -119,9 +121,9 @@ def compare_members(job, boxes, truth, images):
         members.append({"member": member, **figures})
         classes[member] = by_class["ap"]
         for fold in config.folds:
-            used = (table["fold"] >= 0) & (table["fold"] != fold) & (table["abnormal"] >= detector.abnormal_only)
+            used = networks[fold, member].rows(job, fold)[0]
             curve = read_csv(job.run.path(f"fold{fold}", member, "history.csv"), ["epoch", "map_coco"])
-            curve = curve.assign(member=member, iteration=(curve["epoch"] + 1) * (used.sum() // detector.batch_size))
+            curve = curve.assign(member=member, iteration=(curve["epoch"] + 1) * (len(used) // detector.batch_size))
             curves.append(curve[["member", "epoch", "iteration", "map_coco"]])
     classes = pd.DataFrame({"class": CLASSES[:NO_FINDING], "boxes": result.classes["n_truth"].to_numpy()}).assign(
         **{member: aps.to_numpy() for member, aps in classes.items()}

@@ -49,7 +49,9 @@ def detector_network(config, fold, member):
 
     def rows(job, fold):
         rows, held_out = other_folds(job, fold)
-        return rows[job.images.at(rows)["abnormal"].to_numpy() > 0] if detector.abnormal_only else rows, held_out
+        found = job.images.at(rows)["abnormal"].to_numpy() > 0
+        healthy = np.random.default_rng([job.config.seed, fold]).permutation(rows[~found])
+        return np.sort([*rows[found], *healthy[: round(detector.healthy * found.sum())]]), held_out
 
     return detection.detector_network(
         fold,
@@ -72,7 +74,8 @@ def healthy_network(config, fold, backbone):
         return [job.images.rows(folds=np.flatnonzero(chosen)) for chosen in (~parts, parts)]
 
     stage = "healthy" if backbone == config.healthy.backbone else f"healthy-{backbone}"
-    return detection.gate_network(fold, stage, classifier, data.healthy, rows)
+    labels = data.health_labels if classifier.findings else data.healthy
+    return detection.gate_network(fold, stage, classifier, labels, rows, n_outputs=1 + NO_FINDING * classifier.findings)
 
 
 def predict_rows(job, folds, rows, path, title):
@@ -87,27 +90,29 @@ def predict_rows(job, folds, rows, path, title):
     folds_2cc = [fold % config.healthy_modulus] if held_out else shares[config.folds.index(fold)].tolist()
     classifiers = [[healthy_network(config, k, name) for k in folds_2cc] for name in config.healthy_backbones]
     logits = np.stack([detection.predict_logits(job, same, rows, title) for same in classifiers])
-    healthy = pd.DataFrame({"image_id": np.tile(ids, len(folds_2cc)), "logit": logits.mean(0)})
+    columns = ["healthy", *postprocess.FINDING_COLUMNS][: logits.shape[2]]
+    health = pd.DataFrame(logits.mean(0), columns=columns)
     if held_out:
-        healthy["healthy"] = expit(healthy.pop("logit"))
+        health = expit(health)
         if config.healthy_more:
-            healthy["first"] = expit(logits[0])  # of the first 2CC alone, for `ablate`
-    return {"": detection.predict_members(job, detectors, rows, title), "_healthy": healthy}
+            health["first"] = expit(logits[0, :, 0])  # of the first 2CC alone, for `ablate`
+    health.insert(0, "image_id", np.tile(ids, len(folds_2cc)))
+    return {"": detection.predict_members(job, detectors, rows, title), "_healthy": health}
 
 
 def pool(suffix, tables):
     """Return all boxes of the test images, or their probabilities of being healthy."""
     table = detection.pool_tables(suffix, tables)
     # from the mean of logits, since a mean of probabilities would rarely exceed a high alpha
-    return table.assign(healthy=expit(table.pop("logit"))) if suffix else table
+    return table.assign(**expit(table.drop(columns=["image_id", "fold"]))) if suffix else table
 
 
 def choose(job, oof):
     """Choose the fusion and rule with the best mean AP out of fold; each part is scored by the others' choice."""
     config, (images, truth) = job.config, data.out_of_fold(job)
-    healthy = oof.tables["_healthy"].set_index("image_id")["healthy"]
+    health = oof.tables["_healthy"].set_index("image_id")
     options = {"members": config.members, "fusion": config.fusion, "decision": config.decision, "seed": config.seed}
-    tuned = tuning.tune_detection(oof.table, truth, images, healthy, **options)
+    tuned = tuning.tune_detection(oof.table, truth, images, health, **options)
     classes, aps = tuned.result.classes.reset_index(), tuned.class_scores
     classes.insert(1, "name", [CLASSES[number] for number in classes["class_id"]])
     tables = {
@@ -119,7 +124,7 @@ def choose(job, oof):
         "oof_decided.parquet": tuned.detections,
     }
     tested = read_predictions(job, "test").tables["_healthy"]["healthy"]
-    figures = tuning.score_figures(tuned, truth, images, healthy, tested)
+    figures = tuning.score_figures(tuned, truth, images, health["healthy"], tested)
     return Choice(tuned.as_dict(), tuned.score.estimate, figures, tables)
 
 
@@ -140,8 +145,7 @@ def answer(job, test, rule, neutral):
     readable = images.loc[images["ok"], "image_id"]
     boxes = test.table[test.table["image_id"].isin(readable)]
     fused = fuse_members(boxes, table, config.members, rule, config.fusion.method)
-    healthy = test.tables["_healthy"].set_index("image_id")["healthy"]
-    decided = postprocess.apply_rule(fused, readable, healthy, rule)
+    decided = postprocess.apply_rule(fused, readable, test.tables["_healthy"].set_index("image_id"), rule)
     write_table(job.run.path("test_decided.parquet"), decided)
     return postprocess.prediction_strings(decided, images["image_id"], table)
 

@@ -7,7 +7,7 @@ networks also have the columns member and fold. `images` are tables of image_id,
 
 import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from common.errors import InputError
 from common.post.boxes import BOX, clip
-from common.post.fusion import COLUMNS
+from common.post.fusion import COLUMNS, FusionRule
 from common.submit.boxes import find_faults, normalised_faults, read_entries, repair_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems
@@ -24,29 +24,33 @@ from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 from solutions.vinbigdata.data import no_findings
 
 log = logging.getLogger(__name__)
+FINDING_COLUMNS = [str(k) for k in range(NO_FINDING)]  # of the 2CC's probabilities of findings
 
 
 @dataclass(frozen=True)
-class DecisionRule:
+class DecisionRule(FusionRule):
     """How to fuse and filter the boxes of several networks: searched out of fold, applied unchanged to test images.
 
-    Boxes with a score of at least `skip` are fused above the overlap `iou` with the members' `weights`. If the
-    probability of a healthy image exceeds `alpha`, all boxes are replaced by `14 1 0 0 1 1`; if it exceeds only `beta`,
-    a No finding box is added with the probability as its score (the paper gives no score). beta -1 adds it everywhere,
-    beta 1 nowhere; alpha 1 keeps all boxes.
+    If the probability of a healthy image exceeds `alpha`, all boxes are replaced by `14 1 0 0 1 1`; if it exceeds only
+    `beta`, a No finding box is added with the probability as its score (the paper gives no score). beta -1 adds it
+    everywhere, beta 1 nowhere; alpha 1 keeps all boxes. Scores of findings are multiplied by (1 - the probability) to
+    the power `gamma`, and by the image's probability of their class to the power `delta`.
     """
 
-    weights: tuple[float, ...]
-    iou: float
-    skip: float = 0.0
     alpha: float = 1.0
     beta: float = 1.0
+    gamma: float = 0.0
+    delta: float = 0.0
 
     def __post_init__(self):
-        if not (self.weights and all(0 < weight < np.inf for weight in self.weights)):
-            raise InputError(f"weights must be positive numbers, one per member, not {self.weights}")
-        if not (all(0 <= value <= 1 for value in (self.iou, self.skip, self.alpha)) and -1 <= self.beta <= self.alpha):
-            raise InputError(f"iou, skip and alpha must lie in [0, 1], beta in [-1, alpha]: {self}")
+        super().__post_init__()
+        if not (0 <= self.alpha <= 1 and -1 <= self.beta <= self.alpha and min(self.gamma, self.delta) >= 0):
+            raise InputError(f"alpha must lie in [0, 1], beta in [-1, alpha], gamma and delta must be >= 0: {self}")
+
+    @property
+    def fusion(self):
+        """The rule as if all images were certain: rules with the same one have the same boxes."""
+        return replace(self, alpha=1.0, beta=1.0, gamma=0.0, delta=0.0)
 
 
 def list_rules(fusion, decision, weights):
@@ -57,12 +61,27 @@ def list_rules(fusion, decision, weights):
         "none": [{}],
     }
     decisions = [each for rule in decision.rule for each in of_rule[rule]]
-    overlaps = fusion.iou[:1] if fusion.method == "none" else fusion.iou
-    every = itertools.product(overlaps, fusion.skip, decisions)
-    found = [DecisionRule(tuple(weights), iou, skip, **rest) for iou, skip, rest in every]
+    wbf = fusion.method == "wbf"
+    values = [fusion.iou[:1] if fusion.method == "none" else fusion.iou, fusion.skip, fusion.nms, fusion.limit]
+    values += [fusion.conf_type if wbf else fusion.conf_type[:1], decisions, decision.gamma, decision.delta]
+    found = [
+        DecisionRule(tuple(weights), *boxes, **rest, gamma=gamma, delta=delta)
+        for *boxes, rest, gamma, delta in itertools.product(*values)
+    ]
     if not found:
         raise InputError(f"no rule to try: an empty list, or every beta above every alpha, in {fusion} and {decision}")
     return found
+
+
+def scale_scores(detections, at, probs, present, rule):
+    """Return the scores of findings under rule.gamma and rule.delta, float64 (n,), see `DecisionRule`.
+
+    at: (n,), the places of their images in probs (images,), of being healthy, and present (images, classes) or None.
+    """
+    score = detections["score"].to_numpy(float)
+    if rule.gamma:
+        score = score * (1 - probs[at]) ** rule.gamma
+    return score * present[at, detections["class_id"]] ** rule.delta if rule.delta else score
 
 
 def find_healthy(rule, probs):
@@ -70,15 +89,18 @@ def find_healthy(rule, probs):
     return probs > rule.alpha, probs > rule.beta
 
 
-def apply_rule(detections, image_ids, healthy, rule):
+def apply_rule(detections, image_ids, health, rule):
     """Return the detections to submit for `image_ids`, with rows of class 14 and at least one row per image.
 
-    detections: only findings. healthy: Series from image_id to the probability of a healthy image, unused if alpha and
-    beta are 1. An image without boxes gets `14 1 0 0 1 1`, like its row in the submission.
+    detections: only findings. health: table by image_id of the 2CC's probabilities: healthy, and the class numbers of
+    findings if rule.delta is above 0; unused by a rule that needs none. An image without boxes gets `14 1 0 0 1 1`,
+    like its row in the submission.
     """
     ids = pd.Index(image_ids)
     at = ids.get_indexer(detections["image_id"])
-    probs = healthy.reindex(ids).to_numpy() if min(rule.alpha, rule.beta) < 1 else np.zeros(len(ids))
+    probs, present = np.zeros(len(ids)), None
+    if rule != rule.fusion:
+        probs, present = split_health(health, ids)
     replaced, joined = find_healthy(rule, probs)
     kept = ~replaced[at]
     empty = np.bincount(at[kept], minlength=len(ids)) == 0
@@ -86,8 +108,16 @@ def apply_rule(detections, image_ids, healthy, rule):
     boxes = no_findings(
         pd.DataFrame({"image_id": ids[added], "score": np.where(replaced | ~joined, 1.0, probs)[added]})
     )
-    parts = [detections.loc[kept, COLUMNS], boxes[COLUMNS]]
+    findings = detections.assign(score=scale_scores(detections, at, probs, present, rule))
+    parts = [findings.loc[kept, COLUMNS], boxes[COLUMNS]]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def split_health(health, ids):
+    """Return the probabilities of images being healthy, (n,), and of findings, (n, 14) or None; see `apply_rule`."""
+    health = health.reindex(ids)
+    known = "0" in health
+    return health["healthy"].to_numpy(), health[FINDING_COLUMNS].to_numpy() if known else None
 
 
 def prediction_strings(detections, image_ids, images=None):

@@ -14,10 +14,17 @@ from common.detection import gate_figures
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import Result, ap_of, bootstrap_map, class_aps, evaluate
 from common.metrics.statistics import Interval, as_interval
-from common.post.fusion import fuse, split_members
+from common.post.fusion import join_members, own_boxes
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import VOC_FINDINGS, no_findings
-from solutions.vinbigdata.postprocess import DecisionRule, apply_rule, find_healthy, list_rules
+from solutions.vinbigdata.postprocess import (
+    DecisionRule,
+    apply_rule,
+    find_healthy,
+    list_rules,
+    scale_scores,
+    split_health,
+)
 
 SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the figure
 
@@ -57,11 +64,11 @@ class Tuned:
         }
 
 
-def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=0, n_resamples=1000):
+def tune_detection(oof, truth, images, health, members, fusion, decision, seed=0, n_resamples=1000):
     """Return Tuned: the rule of a FusionConfig and a DecisionConfig with the best mean AP of the leaderboard.
 
     oof: boxes of the networks, for each image from the fold not trained on it; truth: true boxes, one row of class 14
-    for an image without a finding; images: the held-out ones, with fold and patient_id ("" if unknown); healthy: as in
+    for an image without a finding; images: the held-out ones, with fold and patient_id ("" if unknown); health: as in
     `apply_rule`. Since mean AP is not a mean over images, the images of each part get the rule chosen on the other
     parts, and all are scored as one set. fusion.weights go to the members by the mean AP of their boxes, best first;
     then fusion.try_weights are tried for one after another. fusion.method may also be "best": only the boxes of the
@@ -74,7 +81,7 @@ def tune_detection(oof, truth, images, healthy, members, fusion, decision, seed=
         parts = make_folds(labels.to_numpy().astype(int), 2, groups, seed)
     names = np.unique(parts)
     shares = np.stack([np.ones(len(ids)), *(parts != name for name in names)])  # all images, then all but each part
-    trials = _Trials(oof, truth, images, healthy, members, fusion.method, shares)
+    trials = _Trials(oof, truth, images, health, members, fusion.method, shares)
     best, *others = (trials.choose(share, fusion, decision) for share in range(len(shares)))
     part_rules = dict(zip(names.tolist(), others, strict=True))
     under = (trials.decide(rule, ids[parts == name]) for name, rule in part_rules.items())
@@ -141,12 +148,14 @@ def search_weights(score_of, start, values, rounds=3):
 class _Trials:
     """Scores of rules on subsets of the images, `shares` (k, n), each computed once."""
 
-    def __init__(self, oof, truth, images, healthy, members, method, shares):
-        self.tables, _ = split_members(oof, members)
-        self.truth, self.images, self.healthy, self.method, self.shares = truth, images, healthy, method, shares
+    def __init__(self, oof, truth, images, health, members, method, shares):
+        self.oof, self.members, self.truth, self.images, self.shares = oof, members, truth, images, shares
+        self.health, self.method = health, method
         self.known, self.fuse, self.match = {}, lru_cache(1)(self._fuse), lru_cache(1)(self._match)
-        self.probs = healthy.reindex(images["image_id"]).to_numpy()
-        own = [evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in self.tables.values()]
+        self.own_boxes = lru_cache(1)(self._own_boxes)
+        self.probs, self.present = split_health(health, images["image_id"])
+        own = (oof[oof["member"] == member] for member in members)
+        own = [evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in own]
         self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
 
     def choose(self, share, fusion, decision):
@@ -166,28 +175,37 @@ class _Trials:
         """Return the rules, one per row, with their mean AP on all images."""
         return pd.DataFrame([asdict(rule) | {"map": self.scores(rule)[0]} for rule in rules])
 
-    def _fuse(self, weights, iou, skip):
-        tables, method = self.tables, self.method
-        if method == "best" or len(tables) == 1:
-            top = int(np.argmax(weights))
-            tables, weights, method = {top: [*tables.values()][top]}, [1.0], "none"
-        return fuse(tables, self.images, weights, iou, skip, method)
+    def _own_boxes(self, skip, nms, limit):
+        rule = DecisionRule((1.0,) * len(self.members), 0.0, skip, nms, limit)
+        return own_boxes(self.oof, self.images, self.members, rule)
+
+    def _fuse(self, rule):
+        tables = self.own_boxes(rule.skip, rule.nms, rule.limit)
+        if self.method == "best":
+            top = int(np.argmax(rule.weights))
+            return join_members({top: [*tables.values()][top]}, self.images, replace(rule, weights=(1.0,)))
+        return join_members(tables, self.images, rule, self.method)
 
     def decide(self, rule, ids):
-        boxes = self.fuse(rule.weights, rule.iou, rule.skip)
+        boxes = self.fuse(rule.fusion)
         boxes = boxes if len(ids) == len(self.images) else boxes[boxes["image_id"].isin(ids)]
-        return apply_rule(boxes, ids, self.healthy, rule)
+        return apply_rule(boxes, ids, self.health, rule)
 
-    def _match(self, weights, iou, skip):
-        return evaluate(self.fuse(weights, iou, skip), self.truth, self.images["image_id"])
+    def _match(self, rule):
+        return evaluate(self.fuse(rule), self.truth, self.images["image_id"])
 
     def scores(self, rule):
         """Return the mean AP of a rule on each share, as `evaluate` would of `decide`.
 
-        Rules that differ only in alpha and beta share one matching, since they keep or drop all boxes of an image.
+        Rules of the same fusion share one matching, since they treat all boxes of an image and class alike.
         """
         if rule not in self.known:
-            found = self.match(rule.weights, rule.iou, rule.skip)
+            found = self.match(rule.fusion)
+            class_of = np.repeat(np.arange(len(found.starts) - 1), np.diff(found.starts))
+            boxes = pd.DataFrame({"score": found.score, "class_id": class_of})
+            scaled = scale_scores(boxes, found.image, self.probs, self.present, rule)
+            ranked = np.lexsort((-scaled, class_of))
+            found = replace(found, score=scaled[ranked], image=found.image[ranked], found=found.found[ranked])
             dropped, boxed = find_healthy(rule, self.probs)
             empty = dropped | (np.bincount(found.image, minlength=len(dropped)) == 0)
             added = np.flatnonzero(boxed | empty)

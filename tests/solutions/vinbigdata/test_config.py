@@ -18,11 +18,11 @@ def values(config, names):
 
 
 def test_the_paper_preset_has_the_papers_numbers():
-    detector = values(PAPER.detector, "architecture backbone abnormal_only batch_size lr nms per_image optimizer")
+    detector = values(PAPER.detector, "architecture backbone healthy batch_size lr nms per_image optimizer")
     assert detector == {
         "architecture": "faster_rcnn",
         "backbone": "resnet101",
-        "abnormal_only": True,
+        "healthy": 0.0,
         "batch_size": 4,
         "lr": 1e-3,
         "nms": 0.8,

@@ -108,7 +108,7 @@ def test_boxes_shrink_with_the_image_and_move_with_it(images):
 
 def test_batches_of_the_detector(job, detector):
     assert detector.rows(job, 0)[0].tolist() == [2, 6]
-    every = replace(CONFIG, detector=replace(TINY, abnormal_only=False), members=("both",))
+    every = replace(CONFIG, detector=replace(TINY, healthy=9.0), members=("both",))
     network = pipeline.detector_network(every, 0, "both")
     rows, held_out = network.rows(job, 0)
     assert rows.tolist() == [2, 3, 6, 7] and held_out.tolist() == [0, 1, 4, 5]

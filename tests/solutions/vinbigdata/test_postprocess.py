@@ -140,14 +140,14 @@ def boxes_of(found):
 
 
 def test_the_papers_rule():
-    found = apply_rule(BOXES, HEALTHY.index, HEALTHY, replace(ONE, alpha=0.8, beta=0.3))
+    found = apply_rule(BOXES, HEALTHY.index, HEALTHY.to_frame("healthy"), replace(ONE, alpha=0.8, beta=0.3))
     assert boxes_of(found) == ["at", "between", "low"]
     assert no_finding(found) == {"over": 1.0, "at": 0.8, "between": 0.5, "none": 1.0}  # none: its row cannot be empty
     assert set(map(tuple, found.loc[found["class_id"] == 14, BOX].to_numpy())) == {(0, 0, 1, 1)}
 
 
 def test_the_winners_rule():
-    found = apply_rule(BOXES, HEALTHY.index, HEALTHY.replace(0.3, 0.0), replace(ONE, beta=-1))
+    found = apply_rule(BOXES, HEALTHY.index, HEALTHY.replace(0.3, 0.0).to_frame("healthy"), replace(ONE, beta=-1))
     assert boxes_of(found) == ["over", "at", "between", "low"]
     assert no_finding(found) == {**HEALTHY, "low": 0.0}
 
@@ -155,11 +155,11 @@ def test_the_winners_rule():
 def test_the_2cc_before_the_detectors_leaves_the_same_boxes():
     found, _ = some_boxes(3)
     ids = sorted(found["image_id"].unique())
-    healthy = pd.Series(np.linspace(0, 1, len(ids)), ids)
+    health = pd.DataFrame({"healthy": np.linspace(0, 1, len(ids))}, ids)
     rule, images = replace(TWO, alpha=0.6, beta=0.3), sizes(**dict.fromkeys(ids, (3000, 1000)))
-    after = apply_rule(fuse_members(found.assign(fold=0), images, ["x", "y"], rule), ids, healthy, rule)
-    seen = found[healthy[found["image_id"]].to_numpy() <= 0.6]
-    before = apply_rule(fuse_members(seen.assign(fold=0), images, ["x", "y"], rule), ids, healthy, rule)
+    after = apply_rule(fuse_members(found.assign(fold=0), images, ["x", "y"], rule), ids, health, rule)
+    seen = found[health["healthy"][found["image_id"]].to_numpy() <= 0.6]
+    before = apply_rule(fuse_members(seen.assign(fold=0), images, ["x", "y"], rule), ids, health, rule)
     assert 0 < len(seen) < len(found) and sorted(rows_of(before)) == sorted(rows_of(after))
 
 
@@ -168,8 +168,25 @@ def test_boxes_alone():
     assert no_finding(apply_rule(table(), ["a"], None, ONE)) == {"a": 1.0}
 
 
+def test_scores_are_scaled_by_the_probabilities_of_image_and_class():
+    found = table(("a", 7, 0.8, 0, 0, 8, 8), ("a", 3, 0.5, 0, 0, 8, 8), ("b", 7, 0.8, 0, 0, 8, 8))
+    present = {str(k): [0.0, 0.0] for k in range(14)} | {"7": [0.25, 0.81], "3": [1.0, 0.0]}
+    health = pd.DataFrame({"healthy": [0.36, 0.75], **present}, ["a", "b"])
+    scaled = apply_rule(found, ["a", "b"], health, replace(ONE, gamma=0.5, delta=0.5))
+    assert scaled["score"].tolist() == pytest.approx([0.8 * 0.8 * 0.5, 0.5 * 0.8, 0.8 * 0.5 * 0.9])
+    boxed = apply_rule(found, ["a", "b"], health, replace(ONE, gamma=2.0, beta=0.5))
+    assert no_finding(boxed) == {"b": 0.75} and boxed["score"][2] == pytest.approx(0.8 / 16)
+
+
 def test_what_a_rule_may_be():
-    for wrong in ({"alpha": 0.2, "beta": 0.3}, {"alpha": 1.1}, {"beta": -2}, {"iou": 2}, {"weights": (0.0,)}):
+    for wrong in (
+        {"alpha": 0.2, "beta": 0.3},
+        {"alpha": 1.1},
+        {"beta": -2},
+        {"iou": 2},
+        {"weights": (0.0,)},
+        {"gamma": -1},
+    ):
         with pytest.raises(InputError, match="must"):
             DecisionRule(**{"weights": (1.0,), "iou": 0.4, **wrong})
 
@@ -181,6 +198,8 @@ def test_the_rules_of_the_presets():
     demo = list_rules(DEMO.fusion, DEMO.decision, (1, 1))
     assert len(demo) == 3 * 4 + 1 and [rule.beta for rule in demo].count(-1) == 1
     assert len(list_rules(PODIUM.fusion, PODIUM.decision, (1, 1, 1))) == 3 * 2 * (1 + 2 * 3)
+    several = FusionConfig(nms=(0.5, 1.0), limit=(0, 9), conf_type=("avg", "max"))
+    assert len(list_rules(several, DecisionConfig(gamma=(0, 1, 2), delta=(0, 1)), (1,))) == 8 * 6
     plain = list_rules(FusionConfig(iou=(0.3, 0.4), method="none"), DecisionConfig(("none",)), (1,))
     assert plain == [DecisionRule((1,), 0.3)]
     some = list_rules(FusionConfig(), DecisionConfig(alpha=(0.2, 0.9), beta=(0.1, 0.5)), (1,))
@@ -269,6 +288,19 @@ def test_one_network_alone_is_not_fused():
     assert rows_of(fuse_members(found, SQUARE, ["x"], rule)) == rows_of(found[:2])
     again = pd.concat([found, found.assign(fold=1)])  # two folds' networks on one image are two
     assert len(fuse_members(again, SQUARE, ["x"], rule)) == 1
+
+
+def test_copies_of_one_networks_box_do_not_outvote_the_others():
+    x = table(*(("a", 7, 0.8 - k / 100, 0, 0, 8, 8 + k / 8) for k in range(3)), member="x")
+    y = table(("a", 7, 0.4, 10, 10, 12, 12), member="y")
+    found, rule = pd.concat([x, y, y.assign(member="z")[:0]]), DecisionRule((1.0, 1.0, 1.0), 0.4)
+    of = ("x", "y", "z")
+    assert fuse_members(found, SQUARE, of, rule)["score"].tolist() == pytest.approx([0.79, 0.4 / 3], rel=1e-6)
+    for single in (replace(rule, nms=0.5), replace(rule, limit=1)):
+        fused = fuse_members(found, SQUARE, of, single)
+        assert fused["score"].tolist() == pytest.approx([0.8 / 3, 0.4 / 3], rel=1e-6)
+    best = fuse_members(found, SQUARE, of, replace(rule, nms=0.5, conf_type="max"))
+    assert best["score"].tolist() == pytest.approx([0.8, 0.4], rel=1e-6)
 
 
 def test_each_folds_network_counts_where_all_predict_the_same_images():

@@ -30,7 +30,7 @@ def case():
     found["fold"] = images.set_index("image_id")["fold"][found["image_id"]].to_numpy()
     truth = pd.concat([truth, true(*((name, 14, 0, 0, 1, 1) for name in healthy))], ignore_index=True)
     level = images["image_id"].str.startswith("h") * 0.4 + rng.uniform(0.05, 0.6, len(images))
-    return found, truth, images, pd.Series(level.to_numpy(), images["image_id"])
+    return found, truth, images, pd.DataFrame({"healthy": level.to_numpy()}, images["image_id"])
 
 
 FUSION = FusionConfig(weights=(2.0,), iou=(0.3, 0.6), skip=(0.0, 0.2))
@@ -75,6 +75,20 @@ def test_each_part_has_the_rule_that_the_others_chose(case):
     assert len(tuned.class_scores) == 15 and (tuned.parts == images["fold"]).all()
     saved = json.loads(json.dumps(tuned.as_dict()))
     assert from_dict(DecisionRule, saved["rule"]) == tuned.rule and set(saved["part_rules"]) == {"0", "1", "2"}
+
+
+def test_suppression_combination_and_scaling_are_searched_too(case):
+    found, truth, images, health = case
+    rng = np.random.default_rng(0)
+    health = health.assign(**{str(k): rng.random(len(health)) for k in range(14)})
+    fusion = FusionConfig(nms=(0.5, 1.0), limit=(1, 0), conf_type=("avg", "max"))
+    decision = DecisionConfig(("append", "none"), gamma=(0.0, 1.0), delta=(0.0, 0.5))
+    tuned = tune(found, truth, images, health, fusion, decision)
+    rules = list_rules(fusion, decision, tuned.rule.weights)
+    assert len(rules) == len(tuned.surface) == 64 and tuned.surface["map"].nunique() > 20
+    for rule, score in list(zip(rules, tuned.surface["map"], strict=True))[::7]:  # without sharing matches
+        decided = apply_rule(fuse_members(found, images, ["x", "y"], rule), images["image_id"], health, rule)
+        assert score == pytest.approx(evaluate(decided, truth, images["image_id"]).mean_ap)
 
 
 def test_one_fold_is_halved_by_patient(case):
