@@ -114,7 +114,9 @@ def _report_errors(work, hint):
         if isinstance(error, OSError) and error.errno in USER_ERRORS:
             return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            return _refuse("out of GPU memory: lower the batch size (accumulate replaces it, except in batch norms)")
+            return _refuse(
+                "out of GPU memory: lower the batch size (or --micro-batch auto; accumulate, except for norms)"
+            )
         log.exception("unexpected error")
         raise
     finally:

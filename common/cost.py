@@ -1,5 +1,6 @@
 """The cost of a network's step, measured on this machine or counted for a card that it does not have."""
 
+import math
 import os
 import time
 from contextlib import ExitStack, suppress
@@ -14,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import processes
 from common.errors import InputError
 from common.network import to_device, training_loss
-from common.nn.norms import batch_norms, set_frozen_eval
+from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
+from common.train.passes import why_whole
 
 GIB = 2**30
 PATIENCE = 6.0  # seconds of steps per kind of network; slower ones are extrapolated from two images
@@ -56,7 +58,14 @@ class Cost:
     fixed: float  # GiB, whatever the batch
     each: float  # GiB per image of a batch
     weights: int
-    norms: bool  # has batch norms that train
+    whole: str  # of passes.why_whole
+
+    def gib(self, images, most=math.inf):
+        """Return the memory of a step of so many images. Raises torch.OutOfMemoryError if it is above `most`."""
+        found = self.fixed + self.each * images
+        if found > most:
+            raise torch.OutOfMemoryError
+        return found
 
 
 def machine_of(options):
@@ -92,6 +101,7 @@ def measure(job, network, items, machine):
     dtype = torch.bfloat16 if machine.card and config.precision == "auto" else precision(device, config.precision)
     model = network.build("none").to(device, memory_format=torch.channels_last).train()
     set_frozen_eval(model)
+    whole = why_whole(model, network.couples)
     kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
     optimizer = kind([each for each in model.parameters() if each.requires_grad], lr=0.0)
     owned, saved = {each.untyped_storage().data_ptr() for each in model.parameters()}, {}
@@ -136,7 +146,7 @@ def measure(job, network, items, machine):
         train = 3 * predict  # the backward pass costs twice the forward pass
     elif device.type == "cuda":
         each = max(0.0, torch.cuda.max_memory_allocated(device) - weights * copies) / GIB / most
-    return Cost(train, predict, fixed, each, weights, any(norm.training for norm in batch_norms(model.train())))
+    return Cost(train, predict, fixed, each, weights, whole)
 
 
 @torch.inference_mode()

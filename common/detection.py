@@ -48,6 +48,7 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
         return figures(job.images, table, rows)
 
     how = {"loss": None, "step": detector_loss, "collate": collate, "figures": measured, "rows": rows}
+    how["couples"] = config.architecture != "retinanet"  # others divide by the boxes or samples of the whole batch
     how["measure"] = lambda found, targets: pack(found, config.per_image)
     return Network(fold, stage, config, partial(build_detector, config, n_classes), dataset, **how)
 

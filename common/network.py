@@ -41,8 +41,9 @@ class Network:
 
     config: its FitConfig. build(weights) -> nn.Module; weights None: as configured, "none": random.
     dataset(job, rows, augment, targets) -> Dataset of (image, target), or of (image, store row) without targets.
-    loss(output, target) -> scalar, the mean over images; it is also validated, as `loss`. measure(output, target) ->
-    array or tensor (B, …), one entry per held-out image. figures(job, measured (n, …), rows) -> dict of the metrics.
+    loss(output, target) -> scalar, the mean over images unless `couples`; it is also validated, as `loss`.
+    measure(output, target) -> array or tensor (B, …), one entry per held-out image. figures(job, measured (n, …), rows)
+    -> dict of the metrics.
     rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
     sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: replaces
     loss(model(images), target). collate: makes a batch of items. starts_from: Network that provides initial weights.
@@ -65,6 +66,7 @@ class Network:
     freeze: Callable | None = None
     sampling: Callable = lambda job, rows: {}
     step: Callable | None = None
+    couples: bool = False
     collate: Callable | None = None
     starts_from: "Network | None" = None
     needs: tuple = ()
@@ -150,6 +152,7 @@ def train(job, network, later=()):
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
+    options |= {"micro_batch": job.options.micro_batch, "couples": network.couples}
     options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)
     with open_log(job, network, finished) as on_epoch:
         step = partial(training_loss, network, job.device)

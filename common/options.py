@@ -45,6 +45,9 @@ class Options:
     log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
     """Also log each epoch's figures there; a resumed training continues its run of the logger."""
 
+    micro_batch: int | Literal["auto"] = 0
+    """Images per pass of a training step, which adds up the gradients of the whole batch; 0: all; auto: on a GPU as
+    many as fit. Refused where batch norms or the loss need the whole batch."""
     devices_per_training: int | None = None
     """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
 
@@ -60,6 +63,7 @@ class Options:
     def __post_init__(self):
         if self.devices_per_training is not None and self.devices_per_training < 1:
             raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
+        check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
         check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative: {self.workers}")
         if self.hours is not None and not self.hours > 0:
@@ -73,7 +77,8 @@ SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some sol
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  # options that only `prepare` reads
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
 FLAGS = ("--kaggle", "--json")  # options without a value
-TRAINING = ("log_to", "devices_per_training")  # options that only trainings read
+MEMORY = ("micro_batch",)  # options that only trainings and `plan` read
+TRAINING = ("log_to", "devices_per_training", *MEMORY)  # options that only trainings read
 NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")
 
@@ -82,7 +87,7 @@ def hidden_options(verb, takes):
     """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
     if verb == "plan":
-        return hidden | {"fold_table", *TRAINING}
+        return hidden | {"fold_table", *TRAINING} - set(MEMORY)
     hidden |= set(PLANNING) | (set() if verb in ("run", "prepare") else set(PREPARING))
     hidden |= set(TRAINING) if verb in NO_TRAINING else set()
     return hidden | ({"device", "workers"} if verb in NO_NETWORK else set())

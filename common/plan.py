@@ -14,6 +14,7 @@ import tempfile
 import time
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from common.infer import tta
 from common.listing import choose_images
 from common.network import section_of
 from common.runs import Run
-from common.train.loop import BN_BATCHES
+from common.train.passes import part_size
+from common.train.variants import BN_BATCHES
 
 log = logging.getLogger(__name__)
 GB, HOUR = 1e9, 3600
@@ -37,7 +39,10 @@ LONG_RUN = 1000  # images; of shorter runs nothing is announced
 
 @dataclass(frozen=True)
 class Stage:
-    """The trainings of one stage, one per fold. load: seconds to read and augment an image in one process."""
+    """The trainings of one stage, one per fold. load: seconds to read and augment an image in one process.
+
+    part: images per pass, 0 for a whole batch.
+    """
 
     stage: str
     section: str
@@ -48,6 +53,7 @@ class Stage:
     maps: int  # bytes of the maps of an image
     cost: Cost
     config: object = field(repr=False)
+    part: int = 0
 
     def step_seconds(self, machine):
         """Return the time of a step, and of loading a batch while it runs or, without workers, before it."""
@@ -67,7 +73,7 @@ class Stage:
 
     def gib(self):
         """Return the memory of a training step."""
-        return self.cost.fixed + self.cost.each * self.config.batch_size
+        return self.cost.gib(min(self.part or self.config.batch_size, self.config.batch_size))
 
     def disk(self):
         """Return the bytes that a training leaves, and those that it needs in addition while it runs."""
@@ -151,12 +157,14 @@ def measure_all(job, trainings, share, machine):
         key = digest(type(config).__name__, config, list(items[0][0].shape))
         if key not in costs:
             costs[key] = measure(job, first, items, machine)
+        attempt = partial(costs[key].gib, most=machine.memory) if machine.gpus else None
+        part = part_size(job.options.micro_batch, config.batch_size, costs[key].whole, attempt, first.stage)
         draws = (first.sampling(job, rows).get("draws") or len(data)) / share
         steps = config.epochs * max(1, int(draws / config.batch_size))
         held, count = round(len(held_out) / share), sum(each.stage == first.stage for each in trainings)
         maps = first.channels * math.prod(items[0][0].shape[-2:])
         section = section_of(job.config, first)
-        stages.append(Stage(first.stage, section, count, steps, held, load, maps, costs[key], config))
+        stages.append(Stage(first.stage, section, count, steps, held, load, maps, costs[key], config, part))
     return stages[::-1]
 
 
@@ -223,12 +231,14 @@ def find_problems(job, machine, stages, disk):
 def _smaller_batch(stage, machine):
     """Return the options under which a step of the stage fits, with as many images per optimizer step."""
     batch, fits = stage.config.batch_size, int((machine.memory - stage.cost.fixed) / stage.cost.each)
+    if fits and not stage.cost.whole:
+        return f"--micro-batch {fits} would fit, with the same gradients"
     smaller = max((size for size in range(1, min(fits, batch - 1) + 1) if batch % size == 0), default=0)
     if not smaller:
         return "not even one image fits: choose a smaller network or size"
     accumulate = stage.config.accumulate * batch // smaller
-    norms = ", although batch norms then see smaller batches" * stage.cost.norms
-    return f"--{stage.section}.batch-size {smaller} --{stage.section}.accumulate {accumulate} would fit{norms}"
+    settings = f"--{stage.section}.batch-size {smaller} --{stage.section}.accumulate {accumulate}"
+    return f"{settings} would fit, although {stage.cost.whole}"
 
 
 def _existing(folder):

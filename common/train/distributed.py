@@ -48,13 +48,9 @@ def join(part):
 def wrap(model, device):
     """Return the module to train: `model` itself, or with several processes its DistributedDataParallel.
 
-    On GPUs, batch norms see the images of all of them; timm's conversion keeps its fused activations.
+    Batch norms see the images of their own process, and keep the statistics of the first one's.
     """
     if world() == 1:
         return model
-    if device.type == "cuda":
-        import timm.layers  # takes seconds, and most commands do not need it
-
-        model = timm.layers.convert_sync_batchnorm(model, team())
     ids = [device.index] if device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, process_group=team())

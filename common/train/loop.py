@@ -9,7 +9,6 @@ import contextlib
 import logging
 import math
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -26,26 +25,14 @@ from common.config import digest
 from common.errors import InputError, check
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
-from common.paths import atomic_path, checked_read, read_json, write_json
-from common.train import averaging, distributed
-from common.train.checkpoint import load_resume, load_weights, save_resume, save_weights
+from common.paths import atomic_path
+from common.train import averaging, distributed, passes
+from common.train.checkpoint import load_resume, save_resume, save_weights
 from common.train.schedule import learning_rate
+from common.train.variants import finish, read_finished, same_training
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between reads of the loss, each of which waits for the GPU
-BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
-NO_FIGURES = ("epoch", "lr", "train_loss", "seconds", "memory_mb")  # columns of history.csv not given by validation
-
-
-@dataclass
-class Fitted:
-    """A finished training: the folder with final.safetensors, the chosen variant, the metrics of all variants."""
-
-    folder: Path
-    variant: str
-    figures: dict
-    variants: dict
-    history: pd.DataFrame
 
 
 def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=None, changed="", **more):
@@ -67,7 +54,7 @@ def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=
     key = digest(config, seed, about)
     model.to(device, memory_format=torch.channels_last)
     if (folder / "final.safetensors").is_file():
-        return _read_finished(folder, model, key, changed)
+        return read_finished(folder, model, key, changed)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, key, changed, **more)
     trainer.budget.training = True
@@ -76,28 +63,9 @@ def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=
         while trainer.epoch < config.epochs:
             trainer.train_epoch()
             trainer.end_epoch()
-        return trainer.finish()
+        return finish(trainer)
     finally:
         trainer.budget.training = False
-
-
-def _read_finished(folder, model, key, changed):
-    _, about = load_weights(folder / "final.safetensors", model)
-    _same_training(about.get("key"), key, folder, changed)
-    summary = read_json(folder / "variants.json")
-    remedy = f"delete {folder} to train again"
-    with checked_read(folder / "history.csv", "table", remedy):
-        history = pd.read_csv(folder / "history.csv")
-    with checked_read(folder / "variants.json", "summary", remedy):
-        return Fitted(folder, summary["chosen"], summary["variants"][summary["chosen"]], summary["variants"], history)
-
-
-def _same_training(found, wanted, folder, changed):
-    if found != wanted:
-        raise InputError(
-            f"{folder}: holds a training with another configuration, data or seed{changed}; "
-            "give the run another --out, or delete that folder to train again"
-        )
 
 
 @dataclass
@@ -105,6 +73,7 @@ class _Trainer:
     """One training; the fields up to `changed` are as in `fit`.
 
     freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
+    micro_batch: as in Options. couples: the loss is no mean over images, so batches cannot be split.
     trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
     on_epoch(history): called after each epoch, once it is saved, with a dict of figures per epoch so far.
     seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
@@ -121,6 +90,8 @@ class _Trainer:
     key: str
     changed: str
     freeze: Callable | None = None
+    micro_batch: int | str = 0
+    couples: bool = False
     budget: Budget | None = None
     save_minutes: float = 10.0
     trained_on: object = None
@@ -143,7 +114,7 @@ class _Trainer:
         """Restore the state of last.ckpt, if any, and begin the phase."""
         state = load_resume(self.folder / "last.ckpt")
         if state is not None:
-            _same_training(state["key"], self.key, self.folder, self.changed)
+            same_training(state["key"], self.key, self.folder, self.changed)
             self.model.load_state_dict(state["model"])
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.loss_sum, self.loss_count, self.history = state["loss_sum"], state["loss_count"], state["history"]
@@ -188,9 +159,29 @@ class _Trainer:
             kind = torch.optim.Adam if self.config.optimizer == "adam" else torch.optim.AdamW
             # fused: a fraction of the host's time, which is what a GPU waits for; on CPUs torch's default
             self.optimizer = kind(parameters, **decay, fused=self.device.type == "cuda" or None)
+        self.set_mode()
+        size, whole = self.config.batch_size // distributed.world(), passes.why_whole(self.model, self.couples)
+        attempt = self.try_step if self.device.type == "cuda" else None
+        self.part = passes.part_size(self.micro_batch, size, whole, attempt, self.name)
+        self.optimizer.zero_grad()
         self.module = distributed.wrap(self.model, self.device)
         if self.config.compile:
             self.module = torch.compile(self.module)
+
+    def set_mode(self):
+        self.model.train()
+        set_frozen_eval(self.model)
+
+    def try_step(self, size):
+        """Take a step in parts of `size` images, with the memory of a later one, but no effect except gradients."""
+        self.optimizer.zero_grad()
+        self.part, self.module, self.recent = size, self.model, torch.zeros((), device=self.device)
+        self.loader.batch_sampler.set_epoch(self.epoch, self.config.epochs)
+        batch = next(iter(self.loader))
+        moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
+        for _ in range(2):  # the second time beside gradients
+            self.backward(batch, 1, syncs=True)
+        del moments
 
     # ---- one epoch ---------------------------------------------------------------------------------------------
 
@@ -201,12 +192,11 @@ class _Trainer:
             self.begin_phase()
         sampler.set_epoch(self.epoch, config.epochs)
         sampler.start_batch = self.batch
-        self.module.train()
-        set_frozen_eval(self.model)
+        self.set_mode()
         batches = sampler.batches
         steps = math.ceil(batches / config.accumulate)
         scores = self.scores(config.plateau_metric)[config.frozen_epochs :]
-        recent = torch.zeros((), device=self.device)
+        self.recent = torch.zeros((), device=self.device)
         title, quiet = f"{self.name} epoch {self.epoch + 1}/{config.epochs}", not distributed.is_main()
         bar = tqdm(total=batches, initial=self.batch, desc=title, disable=quiet, leave=False)
         for batch in self.loader:
@@ -219,31 +209,36 @@ class _Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             group_size = min(config.accumulate, batches - number + number % config.accumulate)
-            local = contextlib.nullcontext() if steps_now or distributed.world() == 1 else self.module.no_sync()
-            with local:
-                with autocast(self.device, self.dtype):
-                    loss = self.step(self.module, batch)
-                self.scaler.scale(loss / group_size).backward()
-            recent += loss.detach()
+            self.backward(batch, group_size, steps_now)
             self.loss_count += 1
             self.batch += 1
             bar.update()
             if steps_now:
                 self.optimizer_step()
             if self.batch % CHECK_EVERY == 0 or last:
-                self.add_loss(recent)
+                self.add_loss()
                 bar.set_postfix(loss=f"{self.loss_sum / self.loss_count:.4f}", lr=f"{lr:.2e}", refresh=False)
             # only between optimizer steps; several processes check together, a single one after every step
             if steps_now and not last and (self.batch % CHECK_EVERY == 0 or distributed.world() == 1):
-                self.pause(recent)
+                self.pause()
         bar.close()
         self.lr = lr
 
-    def pause(self, recent):
+    def backward(self, batch, group_size, syncs):
+        """Add a batch's loss, and its gradients divided by `group_size`; syncs: average them over the processes."""
+        for share, part, last in passes.pieces(batch, self.part):
+            alone = (syncs and last) or not hasattr(self.module, "no_sync")
+            with contextlib.nullcontext() if alone else self.module.no_sync():
+                with autocast(self.device, self.dtype):
+                    loss = self.step(self.module, part) * share
+                self.scaler.scale(loss / group_size).backward()
+            self.recent += loss.detach()
+
+    def pause(self):
         """Save if it is time to; save and stop if the budget is spent."""
         stop = self.budget.spent()
         if stop or distributed.agree(time.monotonic() - self.saved > 60 * self.save_minutes):
-            self.add_loss(recent)
+            self.add_loss()
             self.save()
         if stop:
             self.stop()
@@ -251,16 +246,16 @@ class _Trainer:
     def stop(self):
         raise Stopped(self.budget.reason or "another process has to stop")
 
-    def add_loss(self, recent):
+    def add_loss(self):
         """Add the sum of the recent losses, reset to 0, to the epoch's; raise InputError if it is not finite."""
-        value = recent.item()
+        value = self.recent.item()
         if not math.isfinite(value):
             raise InputError(
                 f"{self.folder}: the loss became {value} at epoch {self.epoch + 1}, batch {self.batch}; the last save "
                 "is not affected: lower the learning rate, set clip_norm, or use precision fp32"
             )
         self.loss_sum += value
-        recent.zero_()
+        self.recent.zero_()
 
     def optimizer_step(self):
         if self.config.clip_norm:
@@ -327,53 +322,3 @@ class _Trainer:
 
     def epoch_file(self, epoch):
         return self.folder / f"epoch{epoch:03d}.safetensors"
-
-    # ---- the end -----------------------------------------------------------------------------------------------
-
-    def finish(self):
-        """Build and validate every averaging variant, keep the best as final.safetensors."""
-        config, scores, variants = self.config, self.scores(), {}
-        sign = -1 if config.metric.startswith("-") else 1
-        for name in config.averaging:
-            if self.budget.spent():
-                self.stop()
-            if name == "ema":
-                epochs, state = [], self.ema.state
-            else:
-                epochs = averaging.epochs_of(name, scores, config)
-                distributed.barrier()
-                state = averaging.average(load_weights(self.epoch_file(e))[0] for e in epochs)
-            self.model.load_state_dict(state)
-            if len(epochs) != 1:
-                self.reestimate()
-            figures = self.history[epochs[0]] if len(epochs) == 1 else self.evaluate()
-            figures = {k: v for k, v in figures.items() if k not in NO_FIGURES}
-            figures = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
-            variants[name] = {"epochs": epochs, **figures}
-            if distributed.is_main():
-                path = self.folder / "variants" / f"{name}.safetensors"
-                known = {"key": self.key, "variant": name, "epochs": epochs, **self.origin}
-                save_weights(path, self.model.state_dict(), **known, **figures)
-        values = {name: figures[config.metric.lstrip("-")] for name, figures in variants.items()}
-        values = {name: -math.inf if value is None else sign * value for name, value in values.items()}
-        chosen = max(values, key=values.get) if config.keep == "highest" else config.keep  # the first of equals
-        if distributed.is_main():
-            write_json(self.folder / "variants.json", {"chosen": chosen, "metric": config.metric, "variants": variants})
-            state, about = load_weights(self.folder / "variants" / f"{chosen}.safetensors")
-            save_weights(self.folder / "final.safetensors", state, **about)
-            (self.folder / "last.ckpt").unlink(missing_ok=True)
-            for epoch in range(config.epochs):
-                self.epoch_file(epoch).unlink(missing_ok=True)
-            if not config.keep_variants:
-                shutil.rmtree(self.folder / "variants")
-        distributed.barrier()
-        load_weights(self.folder / "final.safetensors", self.model)
-        return Fitted(self.folder, chosen, variants[chosen], variants, pd.DataFrame(self.history))
-
-    def reestimate(self):
-        """Recompute batch-norm statistics over the first batches of the last epoch's order."""
-        self.loader.batch_sampler.set_epoch(self.config.epochs - 1, self.config.epochs)
-        torch.manual_seed(self.seed)
-        batches = (batch for batch, _ in zip(self.loader, range(BN_BATCHES), strict=False))
-        with autocast(self.device, self.dtype):
-            averaging.reestimate_batch_norm(self.model, batches, self.step)

@@ -72,6 +72,7 @@ def _classifier(fold, stage, config, build, dataset, needs=(), step=None):
         measure=lambda logits, labels: logits.float(),
         figures=lambda job, logits, rows: auroc_and_loss(labels_of(job.images, rows), logits),
         step=step,
+        couples=step is not None,  # the box loss is the mean over boxed maps
         needs=needs,
         trained_on=lambda job: origin(job.config, job.images.table, fold),
     )

@@ -52,6 +52,7 @@ def lung_network(config, fold):
         partial(models.build_network, network, channels),
         dataset,
         loss=loss,
+        couples=True,  # the mean over known masks
         measure=partial(models.mask_areas, loss),
         figures=lambda job, areas, rows: models.mask_figures(areas, network.size),
         rows=data.split_rows,

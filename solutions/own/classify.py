@@ -110,6 +110,7 @@ def network(job, fold):
         lambda weights=None: build_classifier(config, len(job.images.about["classes"]), weights),
         dataset,
         loss=lambda *pair: label_loss(*pair, weights() if config.class_weights else None, multiclass),
+        couples=True,  # the mean over known labels, or by the classes' weights
         measure=lambda logits, target: logits.float(),
         figures=figures,
         rows=rows,

@@ -110,6 +110,7 @@ def network(job, fold):
         lambda weights: models.segmenter(config.architecture, config.encoder, weights or config.weights, channels),
         dataset,
         loss=loss,
+        couples=True,  # the mean over known masks
         measure=partial(mask_areas, loss),
         figures=lambda job, areas, rows: mask_figures(areas, config.size),
         freeze=freeze_encoder,

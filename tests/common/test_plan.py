@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.config import FitConfig
-from common.cost import CARDS, EFFICIENCY, Cost, Machine, machine_of, measure
+from common.cost import CARDS, CUDA_CONTEXT, EFFICIENCY, Cost, Machine, machine_of, measure
 from common.errors import InputError
 from common.images import prepare_images
 from common.listing import choose_images
@@ -17,7 +17,7 @@ from common.plan import Stage, announce, estimate, find_problems, makespan, plan
 from tests.toy import TOY, Config, make_job, network, read, write_data
 
 CPU = Machine(0, "", 2, 0, 16.0, None)
-COST = Cost(train=0.5, predict=0.125, fixed=1.0, each=0.5, weights=1000, norms=False)
+COST = Cost(train=0.5, predict=0.125, fixed=1.0, each=0.5, weights=1000, whole="norms")
 FIT = FitConfig(epochs=4, batch_size=8, averaging=("last", "window"), window=2)
 STAGE = Stage("net", "net", 2, steps=40, held_out=10, load=0.25, maps=64, cost=COST, config=FIT)
 
@@ -115,9 +115,22 @@ def test_a_step_that_does_not_fit_names_the_batch_that_does():
 
     assert problem(7.0) == []  # 1 + 12 · 0.5
     (text,) = problem(5.5)  # nine images fit; six is the largest divisor of twelve
-    assert "--segmenter.batch-size 6 --segmenter.accumulate 4 would fit" in text and "norms" not in text
-    assert "norms" in problem(5.5, replace(COST, norms=True))[0]
-    assert "not even one image" in problem(1.2)[0]
+    assert text.endswith("--segmenter.batch-size 6 --segmenter.accumulate 4 would fit, although norms")
+    split = replace(COST, whole="")
+    assert problem(5.5, split)[0].endswith("--micro-batch 9 would fit, with the same gradients")
+    assert "not even one image" in problem(1.2)[0] and "not even one image" in problem(1.2, split)[0]
+    stage = replace(stage, part=9)
+    assert stage.gib() == 5.5 and problem(5.5) == []
+
+
+def test_micro_batches_of_the_plan_are_those_of_the_training(job, monkeypatch):
+    job.options = replace(job.options, micro_batch=3)
+    (stage,) = estimate(job, read(job)).stages
+    assert stage.part == 3 and stage.config.batch_size == 4
+    assert stage.gib() == pytest.approx(stage.cost.fixed + 3 * stage.cost.each)
+    job.options = replace(job.options, micro_batch="auto", card="T4")
+    monkeypatch.setitem(CARDS, "T4", (65, CUDA_CONTEXT + 1e-6))  # 1 KiB beside CUDA: too little for its weights
+    assert estimate(job, read(job)).stages[0].part == 1
 
 
 def test_a_disk_that_is_too_small_is_a_problem(tmp_path):

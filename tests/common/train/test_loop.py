@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import timm.layers
 import torch
 from torch import nn
 
@@ -303,15 +302,3 @@ def test_a_named_variant_is_kept_whatever_its_score(tmp_path):
     assert all(torch.equal(final[key], classic[key]) for key in final)
     with pytest.raises(InputError, match="keep 'ema' is not among"):
         small(averaging=("last",), keep="ema")
-
-
-def test_several_gpus_share_batch_norms_that_keep_their_activations(monkeypatch):
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda model, **options: model)
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), timm.layers.BatchNormAct2d(2), nn.BatchNorm2d(2))
-    names = list(model.state_dict())
-    for _ in range(2):  # each phase of a training asks for it
-        model = distributed.wrap(model, torch.device("cuda", 0))
-    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in model[1:]) and list(model.state_dict()) == names
-    assert isinstance(model[1].act, nn.ReLU)
-    assert distributed.wrap(nn.BatchNorm2d(2), CPU).num_features == 2  # a CPU's are left as they are

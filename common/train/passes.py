@@ -1,0 +1,62 @@
+"""How a batch passes through a network: whole, or in parts that take less memory and give the whole batch's gradients.
+
+The size of the parts belongs to the machine, not to the recipe: a run may be continued on another card with another.
+"""
+
+import logging
+from contextlib import suppress
+
+import torch
+
+from common.errors import check
+from common.nn.norms import batch_norms
+from common.processes import gather
+
+log = logging.getLogger(__name__)
+
+
+def pieces(batch, size):
+    """Return a batch in parts of at most `size` images (0: all) as (share of the images, part, whether it is the last).
+
+    batch: images (B, …) and targets, a tensor, a list with an entry per image, or a dict of tensors. The mean loss of
+    the batch is that of the parts weighted by their shares.
+    """
+    images, target = batch
+    count, found = len(images), []
+    parts = -(-count // size) if size else 1
+    for number in range(parts):
+        span = slice(count * number // parts, count * (number + 1) // parts)
+        cut = {name: each[span] for name, each in target.items()} if isinstance(target, dict) else target[span]
+        found.append(((span.stop - span.start) / count, (images[span], cut), span.stop == count))
+    return found
+
+
+def why_whole(model, couples):
+    """Return why batches of a model in training cannot be split exactly, "" if they can; couples: as in Network."""
+    if any(norm.training for norm in batch_norms(model)):
+        return "its batch norms see whole batches"
+    return "its loss couples the images of a batch" if couples else ""
+
+
+def part_size(wanted, size, whole, attempt, name):
+    """Return how many images of a batch of `size` pass at once, 0 for all of them.
+
+    wanted: a number, or auto: the largest half, quarter … of `size` whose `attempt(part)`, a step on a GPU, does not
+    run out of memory. attempt: None on a CPU. whole: of `why_whole`; raises InputError if a number contradicts it.
+    """
+    if wanted != "auto":
+        remedy = "set frozen_norms where the network has it, or a smaller batch_size and accumulate"
+        check(not whole or not 0 < wanted < size, f"--micro-batch {wanted}: {name}: {whole}; {remedy}")
+        return wanted
+    if attempt is None or whole:
+        return 0
+    part = size
+    while part > 1:
+        with suppress(torch.OutOfMemoryError):
+            attempt(part)
+            break
+        part //= 2
+    part = min(gather(part))
+    if part < size:
+        log.info(f"{name}: batches of {size} images run out of GPU memory and are split into parts of {part}")
+    return part
