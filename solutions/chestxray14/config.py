@@ -33,6 +33,8 @@ class NetworkConfig(FitConfig):
     masks: Literal["binary", "soft"] = "soft"
     """weighting: binary (CXR-IRNet and every preset): cells of which at least half are lung or heart count wholly,
     others not at all; soft: each by its share."""
+    frozen: bool = False
+    """Linear probe: only the last layer is trained, on features of the pretrained network that are computed once."""
     frozen_norms: bool = False  # Batch norms keep the pretrained statistics, so that accumulate is exact.
     box_loss: float = 0.0  # whole: weight of a loss that draws class maps into boxes; 0: labels alone.
     augmentation: Literal["none", "flip", "podium"] = "flip"
@@ -46,6 +48,9 @@ class NetworkConfig(FitConfig):
         check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
         if self.frozen_norms and self.weights == "none":
             raise InputError("frozen_norms: keeps the statistics of pretrained weights, so weights cannot be none")
+        if self.frozen and (self.weights == "none" or self.attention or self.box_loss or self.augmentation == "podium"):
+            what = "weights (not none) without attention and box_loss; its augmentation is none or flip"
+            raise InputError(f"frozen: the features are those of pretrained {what}")
         check(self.box_loss >= 0, f"box_loss must be at least 0, not {self.box_loss}")
 
 

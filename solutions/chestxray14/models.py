@@ -1,5 +1,6 @@
 """CXR-IRNet's and SDFN's networks over a timm backbone; what they see, the whole image or the lungs; their figures."""
 
+import logging
 import random
 from functools import cache
 
@@ -25,6 +26,7 @@ from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE, LABELS
 from solutions.chestxray14.data import boxes_of, labels_of
 
+log = logging.getLogger(__name__)
 GRID = 32  # side of the grids of boxes, finer than any network's feature map
 
 
@@ -75,9 +77,9 @@ class ChestNet(Classifier):
     """Radiographs to 14 logits: attention, the backbone's last feature map, its weighting, mean pooling, one layer.
 
     Images (B, 1, H, W) uint8, or floating in 0 to 255; with `weighting` (B, 2, H, W), the second channel the lungs'
-    share of each pixel, 0 to 255. Returns float32 (B, 14), with `with_maps` also the maps of `cam`. Sources: Fang et
-    al., CXR-IRNet, 3.2 and 3.3; without both additions it is the network of Rajpurkar et al., CheXNet, and of SDFN's
-    branches (B.3).
+    share of each pixel, 0 to 255; or pooled features (B, K). Returns float32 (B, 14), with `with_maps` also the maps of
+    `cam`. Sources: Fang et al., CXR-IRNet, 3.2 and 3.3; without both additions it is the network of Rajpurkar et al.,
+    CheXNet, and of SDFN's branches (B.3).
     """
 
     def __init__(self, *args, attention=False, weighting=False, binary=False, **options):
@@ -94,8 +96,8 @@ class ChestNet(Classifier):
         return weigh_features(maps, images[:, 1:].float() / 255, self.binary) if self.weighting else maps
 
     def forward(self, images, with_maps=False):
-        features = self.features(images)
-        logits = super().forward(features.mean((2, 3)))
+        features = images if images.ndim == 2 else self.features(images)
+        logits = super().forward(features if images.ndim == 2 else features.mean((2, 3)))
         return (logits, self.maps(features)) if with_maps else logits
 
 
@@ -115,8 +117,8 @@ def build_network(config, weights=None):
     """Return the ChestNet of a NetworkConfig, with pretrained weights: `weights`, by default those of the config."""
     options = {"attention": config.attention, "weighting": config.weighting, "binary": config.masks == "binary"}
     model = build_classifier(config, len(LABELS), weights, ChestNet, **options)
-    for norm in batch_norms(model.net) if config.frozen_norms else ():
-        norm.requires_grad_(False)
+    for module in [model.net] if config.frozen else batch_norms(model.net) if config.frozen_norms else ():
+        module.requires_grad_(False)
     return model
 
 
@@ -235,16 +237,24 @@ class FeatureDataset(TensorDataset):
         return features[seed % len(features)], labels
 
 
-def pooled_features(job, branches, rows, flips):
+def feature_dataset(job, branches, rows, flips, trained=True):
+    """Return the FeatureDataset of store rows, see `pooled_features`."""
+    log.info(f"fold{branches[0].fold}: features of {len(rows):,} images from {len(branches)} frozen networks")
+    found = pooled_features(job, branches, rows, flips, trained), labels_of(job.images, rows)
+    return FeatureDataset(*map(torch.from_numpy, found))
+
+
+def pooled_features(job, branches, rows, flips, trained=True):
     """Return the pooled features of frozen networks side by side, float32 (n, V, K1 + K2).
 
-    branches: the trained Networks, in the order of the columns. V is 2 with `flips`: the image, then its mirror.
+    branches: the Networks, in the order of the columns, `trained` ones or with the weights that they start from. V is 2
+    with `flips`: the image, then its mirror.
     """
     widths = [feature_width(branch.config.backbone, branch.config.size) for branch in branches]
     found = np.empty((len(rows), 1 + flips, sum(widths)), np.float32)
     parts = np.split(found, np.cumsum(widths)[:-1], axis=2)
     for branch, columns in zip(branches, parts, strict=True) if len(rows) else ():
-        config, model = branch.config, branch.load(job.run)
+        config, model = branch.config, branch.load(job.run) if trained else branch.build(None)
         model.to(job.device, memory_format=torch.channels_last).eval()
 
         def pooled(images, model=model):

@@ -1,12 +1,10 @@
 """ChestX-ray14: one network per view, SDFN's (Liu et al.) fusion of both; CXR-IRNet (Fang et al.); see config.py."""
 
-import logging
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 
 from common.errors import check
 from common.infer import tta
@@ -21,16 +19,15 @@ from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import CLASSES, add_lungs, labels_of, lung_settings, segmenter_file
 from solutions.chestxray14.leaks import check_run, origin
 from solutions.chestxray14.models import (
-    FeatureDataset,
     auroc_and_loss,
     boxed_step,
     build_fusion,
     build_network,
+    feature_dataset,
     pooled_features,
     view_dataset,
 )
 
-log = logging.getLogger(__name__)
 # Settings, beside those of the lungs, that `prepare` follows.
 PREPARED = ("split", "n_folds", "seed", "store_size", "label_table", "boxes")
 LUNGS = "lungs.safetensors"  # the exported segmenter
@@ -47,18 +44,24 @@ def fold_networks(config, fold):
     for stage, own in zip(config.stages, config.branches, strict=True):
         step = partial(boxed_step, own.box_loss) if own.box_loss else None
         dataset = partial(view_dataset, config=own, stage=stage)
-        views.append(_classifier(fold, stage, own, partial(build_network, own), dataset, step=step))
+        network = _classifier(fold, stage, own, partial(build_network, own), dataset, step=step)
+        views.append(replace(network, dataset=partial(probe_dataset, network)) if own.frozen else network)
     if not config.is_fused:
         return views
     mirrored = any(view.config.augmentation != "none" for view in views)
 
     def features(job, rows, augment, targets):
-        log.info(f"fold{fold}/fusion: features of {len(rows):,} images from both frozen networks")
-        found = pooled_features(job, views, rows, augment and mirrored), labels_of(job.images, rows)
-        return FeatureDataset(*map(torch.from_numpy, found))
+        return feature_dataset(job, views, rows, augment and mirrored)
 
     build = partial(build_fusion, config)
     return [*views, _classifier(fold, "fusion", config.fusion, build, features, needs=tuple(views))]
+
+
+def probe_dataset(network, job, rows, augment, targets):
+    """Return the features of a frozen network with their labels, or without `targets` the images."""
+    flips = augment and network.config.augmentation == "flip"
+    how = (job, [network], rows, flips, False)
+    return feature_dataset(*how) if targets else network.dataset(job, rows, augment, targets)
 
 
 def _classifier(fold, stage, config, build, dataset, needs=(), step=None):

@@ -105,6 +105,8 @@ def test_every_preset_can_be_built_from_what_it_stores():
         (lambda: Config(views="both", segmenter=LungsConfig(crop_size=64)), "crop_size 64 is under the 256 px"),
         (lambda: Config(views="lungs", lungs=NetworkConfig(weighting=True)), "lungs.weighting: the crop"),
         (lambda: NetworkConfig(frozen_norms=True, weights="none"), "keeps the statistics of pretrained weights"),
+        (lambda: NetworkConfig(frozen=True, weights="none"), "frozen: the features are those of pretrained"),
+        (lambda: NetworkConfig(frozen=True, attention=True), "without attention"),
         (lambda: NetworkConfig(box_loss=-1.0), "box_loss must be at least 0"),
         (lambda: Config(views="both", lungs=NetworkConfig(box_loss=1.0)), "the loss belongs to whole"),
         (lambda: Config(n_folds=2, folds=(2,)), "must be distinct and between 0 and 1"),

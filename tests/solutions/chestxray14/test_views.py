@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
@@ -330,3 +331,23 @@ def test_fusion_through_the_loop(job, branches, monkeypatch):
         patch.setattr(models, "predict_probs", None)
         assert train(ours, branches.fusion).figures == done.figures
     assert pooled_features(ours, branches.networks, np.arange(0), False).shape == (0, 1, features.shape[2])
+
+
+def test_a_probe_trains_the_last_layer_on_features(job, tmp_path):
+    """The exported network is the pretrained one, apart from its last layer, and takes images."""
+    torch.manual_seed(0)
+    start = models.build_network(replace(TINY, attention=False))
+    save_file(start.net.state_dict(), tmp_path / "net.safetensors")
+    own = replace(TINY, attention=False, frozen=True, weights=str(tmp_path / "net.safetensors"), epochs=20, lr=5e-2)
+    ours = job(replace(BOTH, views="whole", whole=own))
+    (network,) = fold_networks(ours.config, 0)
+    mirrored, plain = (network.dataset(ours, np.arange(N), augment, True) for augment in (True, False))
+    assert mirrored.tensors[0].shape == (N, 2, start.width) and plain.tensors[0].shape == (N, 1, start.width)
+    done, trained = train(ours, network), network.load(ours.run).eval()
+    assert done.figures["auroc"] > 0.8 and done.figures["loss"] < done.history["loss"].iloc[0]
+    tensors = start.net.state_dict()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in trained.net.state_dict().items())
+    image = network.dataset(ours, [5], False, False)[0][0][None]
+    with torch.inference_mode():
+        assert torch.allclose(trained(image), trained(plain[5][0][None]), atol=1e-5)
+        assert torch.allclose(trained(image.flip(-1)), trained(mirrored[5, 1][0][None]), atol=1e-5)
