@@ -4,7 +4,6 @@ The out-of-fold predictions of each fold are mixed by weights that were searched
 images by weights searched on all; rule, score, submission and page follow as in any run.
 """
 
-import itertools
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -15,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
-from common.export import open_run
+from common.errors import InputError, check
 from common.images import SAMPLE
 from common.infer import mixing
+from common.job import open_run
 from common.paths import atomic_path, write_csv, write_json, write_table
 from common.recipe import predicting_networks, read_predictions
 from common.runs import Run, start_log
@@ -169,19 +168,14 @@ def _write_run(members, out, settings):
 def _predict(members, average, iou, job):
     """Search the weights and write the predictions of the blend and blend.csv; return facts for the manifest."""
     ids, images, networks = np.array(members[0].ids), job.images, predicting_networks(job)
-    rows, names, owners = images.rows_of(ids), [each.name for each in members], range(len(members))
-    network, used, parts, boxes = networks[-1], np.arange(len(ids)), images.at(rows)["fold"].to_numpy(), {}
+    rows, names = images.rows_of(ids), [each.name for each in members]
+    network, used, parts = networks[-1], np.arange(len(ids)), images.at(rows)["fold"].to_numpy()
     if len(np.unique(parts)) < 2:
         parts = halve(images.groups(rows), len(rows), job.config.seed)
     part_of = dict(zip(ids.tolist(), parts.tolist(), strict=True))
-    if "x_min" in members[0].predicted["oof"].table:
-        for part in ("oof", "test"):
-            tables = {each.name: each.predicted[part].table for each in members}
-            tables = [table.assign(member=f"{name}: " + table["member"]) for name, table in tables.items()]
-            boxes[part] = pd.concat(tables, ignore_index=True)
-        owners = [k for k, name in enumerate(names) for _ in members[k].predicted["oof"].table["member"].unique()]
-        network, names = networks[0], boxes["oof"]["member"].unique().tolist()
-        mixed = partial(mixing.mixed_boxes, boxes["oof"], images.table, names, iou)
+    if (boxes := boxes_of(members, "oof")) is not None:
+        network, names = networks[0], boxes["member"].unique().tolist()
+        mixed = partial(mixing.mixed_boxes, boxes, images.table, names, iou)
     elif job.recipe.maps:
         used = np.sort(np.random.default_rng(job.config.seed).permutation(len(ids))[:SEARCHED])
         dataset, maps = network.dataset(job, rows[used], False, True), _maps(members, "oof", ids[used])
@@ -196,13 +190,59 @@ def _predict(members, average, iou, job):
     write_csv(job.run.path("blend.csv"), table)
     log.info(f"{job.recipe.metric} out of fold {score:.4f}; members alone and what leaving them out costs:")
     log.info(table.to_string(index=False, float_format="%.4f".__mod__))
-    of_runs = {name: np.bincount(owners, each, len(members)) for name, each in weights.items()}
-    for suffix, part in itertools.product(job.recipe.suffixes(job.config), ("oof", "test")):
-        if boxes and not suffix:
-            _write_boxes(job, part, boxes[part], names, weights, part_of, iou)
+    found = {str(part): each for part, each in weights.items()}
+    settings = {"average": average, "iou": iou, "names": names, "runs": [each.name for each in members]}
+    for part in ("oof", "test"):
+        write_mixed(job, members, part, settings | {"weights": found}, part_of)
+    return {"images": len(ids), "score": score, "names": names, "weights": found}
+
+
+def mixing_of(job):
+    """Return how a blend mixes the test images, for `write_mixed`, without members of no weight.
+
+    folders: of the runs, by name; keys: of their predictions.
+    """
+    record, predicted = job.run.step("blend"), job.run.step("predict")
+    check("names" in predicted, f"{job.run.folder}: blended by an earlier version; run `blend` again")
+    used = [(name, w) for name, w in zip(predicted["names"], predicted["weights"]["None"], strict=True) if w]
+    names, weights = zip(*used, strict=True)
+    runs = [name for name in record["members"] if name in _owners(names, record["members"])]
+    keys = dict(zip(record["members"], record["predictions"], strict=True))
+    found = {"average": record["average"], "iou": record["iou"], "runs": runs, "names": names}
+    found |= {"folders": {name: record["members"][name] for name in runs}, "keys": [keys[name] for name in runs]}
+    return found | {"weights": {"None": weights}}
+
+
+def write_mixed(job, members, part, mixing, part_of=None):
+    """Write the predictions `part`, "oof" or "test", of the Members as those of `job`.
+
+    mixing: average, iou; names: of what is mixed, runs or their detectors; runs: names of the Members; weights: by the
+    part of an image, which part_of gives, those of test images under "None".
+    """
+    weights = {None if each == "None" else each: tuple(found) for each, found in mixing["weights"].items()}
+    part_of = {} if part == "test" else {image_id: str(each) for image_id, each in part_of.items()}
+    owners = [mixing["runs"].index(name) for name in _owners(mixing["names"], mixing["runs"])]
+    of_runs = {each: np.bincount(owners, found, len(members)) for each, found in weights.items()}
+    for suffix in job.recipe.suffixes(job.config):
+        boxes = None if suffix else boxes_of(members, part)
+        if boxes is not None:
+            _write_boxes(job, part, boxes, mixing["names"], weights, part_of, mixing["iou"])
         else:
-            _write_table(job, members, part, suffix, of_runs, part_of, average)
-    return {"images": len(ids), "score": score, "weights": {str(part): each for part, each in weights.items()}}
+            _write_table(job, members, part, suffix, of_runs, part_of, mixing["average"])
+
+
+def boxes_of(members, part):
+    """Return the boxes of all Members' detectors as one table, None if they predict none."""
+    if "x_min" not in members[0].predicted[part].table:
+        return None
+    tables = {each.name: each.predicted[part].table for each in members}
+    tables = [table.assign(member=f"{name}: " + table["member"]) for name, table in tables.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _owners(names, runs):
+    """Return the runs of `names`, of which those of detectors are `run: detector`."""
+    return [name if name in runs else name.rsplit(": ", 1)[0] for name in names]
 
 
 def _maps(members, part, ids):

@@ -16,7 +16,7 @@ import tyro
 from common.config import file_hash
 from common.data.tables import named_images, read_patients
 from common.errors import InputError, check
-from common.export import open_run
+from common.job import open_run
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import evaluate, resample_aps
 from common.metrics.statistics import interval, interval_with_p, resample

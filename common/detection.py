@@ -70,7 +70,9 @@ def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=lig
 
     how = {"loss": bce, "rows": rows, "activation": torch.Tensor.float}
     how["measure"] = lambda output, target: tta.sigmoid(output)[:, 0]
-    how["figures"] = lambda job, probs, rows: gate_figures(labels(job.images, rows).reshape(len(rows), -1)[:, 0], probs)
+    how["figures"] = lambda job, probs, rows: gate_figures(
+        np.reshape(labels(job.images, rows), (len(rows), -1))[:, 0], probs
+    )
     return Network(fold, stage, config, build, dataset, **how)
 
 

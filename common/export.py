@@ -4,6 +4,7 @@ import logging
 import shutil
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,19 +12,28 @@ import torch
 import tyro
 
 from common import processes
-from common.budget import Budget
+from common.blend import Member, mixing_of, write_mixed
 from common.config import file_hash, from_dict, to_dict
 from common.errors import InputError, check
 from common.extras import require_extra
 from common.hub import fetch, repo_of
 from common.images import prepare_test
-from common.job import Job
+from common.infer.mixing import value_columns
+from common.job import open_job, open_run
 from common.nn.detectors import Detector
 from common.nn.onnx import write_onnx
 from common.options import Options, check_device
-from common.paths import atomic_path, read_json, write_json
-from common.recipe import predict_test, predicting_networks, read_rule, read_score, write_answer
-from common.runs import Run, start_log
+from common.paths import atomic_path, read_json, read_parquet, write_json, write_table
+from common.recipe import (
+    Predicted,
+    predict_test,
+    predicting_networks,
+    read_predictions,
+    read_rule,
+    read_score,
+    write_answer,
+)
+from common.runs import start_log
 from common.train import distributed
 from common.trained import ABOUT, FORMAT, Trained, clear_export
 
@@ -32,19 +42,20 @@ WORKING = Path("/kaggle/working")
 CHECKED = 4  # images on which an ONNX file is compared with torch
 
 
-def write_trained(job, out, onnx=False):
+def write_trained(job, out, onnx=False, as_member=False):
     """Export a finished run to the folder `out` and return it; an earlier export there is replaced.
 
-    onnx: also write ONNX files of the networks, compared with torch on images that the fold held out. Raises InputError
-    if a step is missing or stale, if `out` is a file or holds other files, or if an ONNX file differs from its network.
+    onnx: also write ONNX files of the networks, compared with torch on images that the fold held out. as_member: as one
+    of a blend, without a rule of its own; of a blend, the members with a weight are exported. Raises InputError if a
+    step is missing or stale, if `out` is a file or holds other files, or if an ONNX file differs from its network.
     """
-    job.refuse_blend()
     recipe, run, out = job.recipe, job.run, Path(out)
     if onnx:
         require_extra("onnx", "--onnx")
-    rule, score, neutral = read_rule(job), read_score(job)[recipe.metric], recipe.neutral(job)
+    rule, score = ({}, {}) if as_member else (read_rule(job), read_score(job)[recipe.metric])
+    neutral = recipe.neutral(job)
     clear_export(out)
-    networks = {f"fold{one.fold}-{one.stage}": one for one in predicting_networks(job)}
+    networks = {} if job.is_blend else {f"fold{one.fold}-{one.stage}": one for one in predicting_networks(job)}
     sources = {f"{name}.safetensors": one.weights(run) for name, one in networks.items()}
     sources |= recipe.assets(job.config)
     about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
@@ -60,6 +71,8 @@ def write_trained(job, out, onnx=False):
         path = out / f"{name}.onnx"
         if _write_onnx(job, one, path):
             files[path.name] = file_hash(path)
+    if job.is_blend:
+        about |= _write_members(job, out, files, onnx)
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
     about["synthetic"] = run.step("prepare")["synthetic"]
     # without the folders' names, which say more about a machine than a published folder should
@@ -68,6 +81,29 @@ def write_trained(job, out, onnx=False):
     about["facts"] = job.images.about
     write_json(out / ABOUT, about)
     return out
+
+
+def _write_members(job, out, files, onnx):
+    """Write the exports of a blend's members to `out`, their hashes to `files`; return `members` and `mixing`."""
+    found, mixing = {}, mixing_of(job)
+    folders = zip(mixing.pop("folders").items(), mixing.pop("keys"), strict=True)
+    for number, ((name, folder), key) in enumerate(folders):
+        prefix, more = f"{number}-", {}
+        with open_run(job.recipe, type(job.config), folder, device="cpu") as member:
+            predicted = f"{folder}: has predicted anew since it was blended; run `blend` again"
+            check((member.run.step("predict") or {}).get("key") == key, predicted)
+            with tempfile.TemporaryDirectory(dir=out) as temporary:
+                found[str(number)] = read_json(write_trained(member, temporary, onnx, True) / ABOUT)
+                for each in found[str(number)]["files"]:
+                    shutil.move(Path(temporary, each), out / f"{prefix}{each}")
+            if mixing["average"] == "rank":
+                more = {f"oof{suffix}.parquet": t for suffix, t in read_predictions(member, "oof").tables.items()}
+        for each, table in more.items():
+            write_table(out / f"{prefix}{each}", table[value_columns(table)])
+            found[str(number)]["files"][each] = file_hash(out / f"{prefix}{each}")
+        files |= {f"{prefix}{each}": sha256 for each, sha256 in found[str(number)]["files"].items()}
+        log.info(f"{name}: exported as member {number}")
+    return {"members": found, "mixing": mixing}
 
 
 def _write_onnx(job, network, path):
@@ -82,33 +118,6 @@ def _write_onnx(job, network, path):
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_run(recipe, config_class, folder, **options):
-    """Yield the Job of the run in `folder`, with its stored configuration and these Options.
-
-    Raises InputError if the folder is not a run of this solution, or if another process works in it.
-    """
-    stored = Path(folder) / "config.json"
-    check(stored.is_file(), f"{folder}: not the folder of a finished run (no config.json)")
-    values = read_json(stored)
-    if not isinstance(values, dict) or values.pop("solution", None) != recipe.name:
-        raise InputError(f"{stored}: not the configuration of a run of {recipe.name}")
-    preset = values.pop("preset", "stored")
-    with _job(recipe, preset, from_dict(config_class, values, str(stored)), Options(out=folder, **options)) as job:
-        yield job
-
-
-@contextmanager
-def _job(recipe, preset, config, options):
-    device, run = distributed.start(options.device), Run(options.out)
-    try:
-        job = Job(recipe.name, preset, config, options, run, device, Budget(None), recipe=recipe)
-        job.recipe = recipe.pick(job, "export") or recipe
-        yield job
-    finally:
-        run.close()
 
 
 def export_tool(recipe, config_class):
@@ -173,8 +182,6 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
                 return infer(Path(folder), on_bad_image=on_bad_image, workers=workers, **given)
         repo = repo_of(trained)
         exported = Trained.open(fetch(repo) if repo else trained, recipe.name)
-        config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
-        config = recipe.use_assets(config, {name: exported.folder / name for name in exported.files})
         out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
         check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
         check_device(device)
@@ -184,17 +191,44 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         with _work_folder(work) as folder:
             given = {"data": data, "test": test, "sizes": sizes, "device": device, "workers": workers}
             options = Options(out=folder, store=folder / "stores", on_bad_image=on_bad_image, **given)
-            with _job(recipe, exported.preset, config, options) as job:
-                job.facts = exported.facts
-                images = processes.main_first(lambda: prepare_test(job, job.recipe))
-                processes.ask_main(lambda: exported.link(job.run))
-                predict_test(job)
+            with _exported_job(recipe, config_class, exported, options) as job:
+                images = _predict_exported(job, exported, config_class)
                 if not processes.is_main():
                     return 0
                 log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)[1]}")
                 return max(job.left_out, int((~images.table["ok"]).sum()))
 
     return infer
+
+
+@contextmanager
+def _exported_job(recipe, config_class, exported, options):
+    config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
+    config = recipe.use_assets(config, {name: exported.file(name) for name in exported.files})
+    with open_job(recipe, exported.preset, config, options) as job:
+        job.facts = exported.facts
+        yield job
+
+
+def _predict_exported(job, exported, config_class):
+    """Predict the test images by the networks of an export, or by those of its members, mixed; return the Images."""
+    images = processes.main_first(lambda: prepare_test(job, job.recipe))
+    if not exported.members:
+        processes.ask_main(lambda: exported.link(job.run))
+        predict_test(job)
+        return images
+    members, ids = [], job.images.ids(job.images.rows("test"))
+    for name, (number, one) in zip(exported.mixing["runs"], exported.members.items(), strict=True):
+        options = replace(job.options, out=job.options.out / f"member{number}")
+        with _exported_job(job.recipe, config_class, one, options) as member:
+            _predict_exported(member, one, config_class)
+            if processes.is_main():
+                tables = {s: one.file(f"oof{s}.parquet") for s in job.recipe.suffixes(job.config)}
+                known = Predicted(None, {s: read_parquet(path) for s, path in tables.items() if path.is_file()})
+                predicted = {"test": read_predictions(member, "test"), "oof": known}
+                members.append(Member(name, member, predicted, list(ids)))
+    processes.ask_main(lambda: write_mixed(job, members, "test", exported.mixing))
+    return images
 
 
 @contextmanager

@@ -1,16 +1,21 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from common import processes
-from common.errors import InputError
+from common.budget import Budget
+from common.config import from_dict
+from common.errors import InputError, check
 from common.images import SAMPLE, open_images
 from common.options import Options
+from common.paths import read_json
 from common.runs import Run
 from common.step import is_current
+from common.train import distributed
 
 
 @dataclass
@@ -84,3 +89,31 @@ class Job:
         other = replace(self, config=replace(self.config, **changes))
         other.__dict__["images"] = self.images
         return other
+
+
+@contextmanager
+def open_run(recipe, config_class, folder, **options):
+    """Yield the Job of the run in `folder`, with its stored configuration and these Options.
+
+    Raises InputError if the folder is not a run of this solution, or if another process works in it.
+    """
+    stored = Path(folder) / "config.json"
+    check(stored.is_file(), f"{folder}: not the folder of a finished run (no config.json)")
+    values = read_json(stored)
+    if not isinstance(values, dict) or values.pop("solution", None) != recipe.name:
+        raise InputError(f"{stored}: not the configuration of a run of {recipe.name}")
+    preset = values.pop("preset", "stored")
+    with open_job(recipe, preset, from_dict(config_class, values, str(stored)), Options(out=folder, **options)) as job:
+        yield job
+
+
+@contextmanager
+def open_job(recipe, preset, config, options):
+    """Yield the Job of these settings; Options.out is its run."""
+    device, run = distributed.start(options.device), Run(options.out)
+    try:
+        job = Job(recipe.name, preset, config, options, run, device, Budget(None), recipe=recipe)
+        job.recipe = recipe.pick(job, "export") or recipe
+        yield job
+    finally:
+        run.close()

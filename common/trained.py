@@ -4,7 +4,8 @@ It holds `fold<k>-<stage>.safetensors` (and .onnx after `export --onnx`), the re
 format, solution, preset, config (as in config.json), git, packages and command (of the run), synthetic (whether its
 images are phantoms), score (metric, estimate, low, high), files (name to SHA-256), neutral (the prediction for an
 unreadable image), facts (the `about` of the run's Images) and rule (the content of tuned.json). It is flat
-because Kaggle's datasets are.
+because Kaggle's datasets are. An exported blend also has `mixing` (see common.blend) and `members`, the content of
+each one's trained.json by a number, with which the names of its files begin.
 """
 
 import contextlib
@@ -34,6 +35,9 @@ class Trained:
     neutral: Any
     facts: dict
     files: tuple[str, ...]
+    mixing: dict
+    members: dict
+    prefix: str = ""
 
     @classmethod
     def open(cls, folder, solution=None):
@@ -51,9 +55,20 @@ class Trained:
             check(path.is_file(), f"{path}: missing; copy the exported folder again")
             if file_hash(path) != sha256:
                 raise InputError(f"{path}: not the file that was exported (its SHA-256 differs); copy it again")
+        return cls.of(folder, about)
+
+    @classmethod
+    def of(cls, folder, about, prefix=""):
+        """Return the export, or the member of a blend whose files begin with `prefix`, of trained.json's content."""
+        _check_about(about, Path(folder) / ABOUT)
         values = (about[name] for name in ("solution", "preset", "config", "rule"))
-        facts = about.get("facts", {})
-        return cls(folder, *values, about.get("neutral"), facts, tuple(about["files"]))
+        members = {k: cls.of(folder, member, f"{prefix}{k}-") for k, member in about.get("members", {}).items()}
+        more = about.get("facts", {}), tuple(about["files"]), about.get("mixing", {}), members, prefix
+        return cls(folder, *values, about.get("neutral"), *more)
+
+    def file(self, name):
+        """Return the path of a file of this export, or of this member of one."""
+        return self.folder / f"{self.prefix}{name}"
 
     def link(self, run):
         """Link the weights and ONNX files into the folder of a Run, where its trainings would write them."""
@@ -63,7 +78,7 @@ class Trained:
                 place = run.path(found[1], found[2], f"final.{found[3]}")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.unlink(missing_ok=True)
-                place.symlink_to((self.folder / name).resolve())
+                place.symlink_to(self.file(name).resolve())
 
 
 @dataclass(frozen=True)
@@ -94,8 +109,14 @@ def read_about(folder):
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
         raise InputError(f"{path}: format {found!r}, but this program reads format {FORMAT}")
+    _check_about(about, path)
+    return about
+
+
+def _check_about(about, path):
+    members = about.get("members", {}) if isinstance(about, dict) else None
+    check(isinstance(members, dict), f"{path}: members is not what `export` writes")
     for name, kind in _FIELDS.items():
         check(isinstance(about.get(name), kind), f"{path}: {name} is missing or not what `export` writes")
-    for name in about["files"]:
+    for name in (*about["files"], *members):
         check_id(name, f"{path}: files")
-    return about

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import InputError, check
-from common.export import open_run
+from common.job import open_run
 from common.step import key_of, run_step
 from solutions.chestxray14.config import Config
 from solutions.chestxray14.localise import STEP, THRESHOLDS, write_localisation

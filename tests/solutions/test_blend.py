@@ -1,5 +1,6 @@
 """A blend of two runs of every solution: valid, repeatable, refused where it would leak or train."""
 
+import json
 import shutil
 
 import pytest
@@ -41,7 +42,17 @@ def test_a_blend_is_a_run(blended, solution, command, refused, run_copy, sample,
     for verb in ("prepare", "train", "find_lr"):
         words = [verb, "--out", "both", *(["--data", sample] if verb == "prepare" else [])]
         assert "a blend has no networks of its own" in refused(*words)
-    assert "a blend has no networks of its own" in refused("export", "both", "--out", "trained")
+    exported = command("export", "both", "--out", "trained")
+    assert exported.status == 0, exported.errors
+    inferred = command("infer", "trained", "--data", sample, "--out", "again.csv")
+    assert inferred.status == 0, inferred.errors
+    assert (tmp_path / "again.csv").read_bytes() == (blended / "submission.csv").read_bytes()
+    used = tmp_path / read_json(tmp_path / "trained" / "trained.json")["mixing"]["runs"][0] / "manifest.json"
+    kept, changed = used.read_bytes(), read_json(used)
+    changed["steps"]["predict"]["key"] = "of other predictions"
+    used.write_text(json.dumps(changed))
+    assert f"{used.parent.name}: has predicted anew since it was blended" in refused("export", "both", "--out", "more")
+    used.write_bytes(kept)
     assert command("tune", "--out", "both").status == 0
     page = command("report", "--out", "both")
     assert page.status == 0, page.errors
