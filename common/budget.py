@@ -51,7 +51,7 @@ class Budget:
             signal.signal(signal.SIGALRM, before)
 
     def _on_time(self, number, frame):
-        if self.is_over() and not self.training:
+        if self.is_over() and not self.training and processes.is_main():  # whose end the others notice
             raise Stopped(self.reason)
 
     def is_over(self):

@@ -10,7 +10,6 @@ import errno
 import functools
 import io
 import logging
-import os
 import re
 import signal
 import sys
@@ -39,7 +38,7 @@ VERBS = {  # `run` calls these in this order
     "submit": "write the submission and validate it",
     "report": "write the page of the run",
 }
-SHARED = ("train", "predict")  # verbs of all processes under torchrun
+SHARED = ("prepare", "train", "predict", "audit", "infer", "masks", "crops")  # by all processes under torchrun
 MORE_VERBS = {  # further verbs of every solution
     "find_lr": "run learning-rate range tests",
     "plan": "print what a run would cost in hours, memory and disk, after some steps on a few images",
@@ -81,8 +80,7 @@ def run_tool(name, load, argv):
     """Run the function that `load()` returns as the tool `cxr <name>` and return the exit status, see `main`."""
 
     def work():
-        if not name.endswith(" infer"):
-            _require_one_process(name.split()[-1])
+        _require_one_process(name.split()[-1])
         tool = load()
         # the parser only binds the arguments: inside it, errors of the tool would be taken for parsing errors
         deferred = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
@@ -117,6 +115,8 @@ def _report_errors(work, hint):
             return _refuse(
                 "out of GPU memory: lower the batch size (or --micro-batch auto; accumulate, except for norms)"
             )
+        if processes.count() > 1 and "gloo" in str(error):  # the connection to a process that has ended
+            return _refuse("another process has ended; torchrun names it") if processes.is_main() else STOPPED
         log.exception("unexpected error")
         raise
     finally:
@@ -148,7 +148,7 @@ def _tool_names(config_module):
 
 
 def _require_one_process(name):
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if processes.count() > 1 and name not in SHARED:
         raise InputError(f"{name} runs in one process: leave out torchrun")
 
 
@@ -176,7 +176,7 @@ def _run_verb(solution, config_module, load_verbs, argv):
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
-    """Call these verbs in turn on one Job; under torchrun, all processes train and predict, the first does the rest."""
+    """Call these verbs in turn on one Job; under torchrun, all processes take part in the SHARED ones, which lead."""
     from common.job import Job
     from common.train import distributed
 
@@ -187,14 +187,13 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))
         verbs = load_verbs()
         with job.budget.watching():
-            for number, name in enumerate(names):
-                if name in SHARED or processes.is_main():
-                    verbs[name](job)
-                distributed.barrier()
-                if not set(SHARED) & set(names[number + 1 :]):
+            for name in names:
+                if name not in SHARED:
                     if not processes.is_main():
                         return 0
                     processes.leave()
+                verbs[name](job)
+                distributed.barrier()
         if len(names) > 1:
             took = timedelta(seconds=round(time.monotonic() - begun))
             log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}", extra=FINISHED)

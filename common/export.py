@@ -33,7 +33,6 @@ from common.recipe import (
     read_score,
     write_answer,
 )
-from common.runs import start_log
 from common.train import distributed
 from common.trained import ABOUT, FORMAT, Trained, clear_export
 
@@ -186,8 +185,6 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
         check_device(device)
         device = str(distributed.start(device))  # under torchrun, all processes share the images
-        if processes.count() > 1:
-            start_log()  # of the first one only, now that they know which it is
         with _work_folder(work) as folder:
             given = {"data": data, "test": test, "sizes": sizes, "device": device, "workers": workers}
             options = Options(out=folder, store=folder / "stores", on_bad_image=on_bad_image, **given)

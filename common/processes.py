@@ -83,16 +83,43 @@ def gather(value):
     return values
 
 
+def collect(value):
+    """Return the values (any objects) of all processes under torchrun in the main one, None in the others."""
+    if (group := process_group()) is None:
+        return [value]
+    values = [None] * world() if is_main() else None
+    group.gather_object(value, values)
+    return values
+
+
 def ask_main(make):
-    """Return in every process what `make()` returns in the main one, the only one that calls it."""
-    return gather(make() if is_main() else None)[0]
+    """Return in every process what `make()` returns in the main one, the only one that calls it; see `everywhere`."""
+    if is_main():
+        made = make()
+        gather((None, made))
+        return made
+    value = None
+    while True:
+        task, made = gather(value)[0]
+        if task is None:
+            return made
+        value = task()
+
+
+def everywhere(task):
+    """Return the values of `task()` in all processes, which wait for the main one in `ask_main(make)`; `make` asks."""
+    if world() == 1:
+        return [task()]
+    gather((task, None))
+    own = task()
+    return [own, *gather((bool, None))[1:]]  # bool() is nothing to do
 
 
 def main_first(make):
     """Return `make()`, called in the main process first, so that the others find the files that it makes."""
-    made = make() if is_main() else None
-    gather(None)
-    return made if is_main() else make()
+    made = []
+    ask_main(lambda: made.append(make()))
+    return made[0] if made else make()
 
 
 def agree(flag):

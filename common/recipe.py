@@ -176,10 +176,14 @@ class Solution:
 
 
 def prepare(job):
-    """Convert the competition's files to the image table, the folds and the store."""
-    job.refuse_blend()
-    networks_of.check_initial_weights(job, job.recipe.networks(job))
-    prepare_images(job, job.recipe, announce)
+    """Convert the competition's files to the image table, the folds and the store, in the main process."""
+
+    def make():
+        job.refuse_blend()
+        networks_of.check_initial_weights(job, job.recipe.networks(job))
+        prepare_images(job, job.recipe, announce)
+
+    processes.ask_main(make)
 
 
 def train(job):
@@ -391,5 +395,6 @@ def report(job):
 
 def write_page(job):
     """Write report.html and log its path."""
-    write_report(job, job.recipe.report)
-    log.info(f"page: {job.run.path('report.html')}")
+    if processes.is_main():
+        write_report(job, job.recipe.report)
+        log.info(f"page: {job.run.path('report.html')}")

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -271,14 +272,8 @@ def add_lungs(job, listing, store):
     weights = segmenter_file(config)
     mask_size, crop_size = (size or 0 for size in list(lung_settings(config).values())[1:])
     sides = {name: side for name, side in (("masks", mask_size), ("crops", crop_size)) if side}
-
-    def describe(segmenter, image, probs):
-        return mask_and_crop(segmenter, image, probs, mask_size, crop_size)
-
-    def skip(image, about):
-        return whole_image(image, (about["width"], about["height"]), mask_size, crop_size)
-
     own = {"mask_size": mask_size, "crop_size": crop_size}
+    describe, skip = partial(mask_and_crop, **own), partial(_skip, **own)
     found = find_lungs(job, store, weights, own, sides, LUNG_COLUMNS, describe, skip, listing.files)
     missing = found.table.loc[found.table["rule"] == "none", "image_id"]
     if len(missing):
@@ -306,6 +301,10 @@ def mask_and_crop(segmenter, image, probs, mask_size, crop_size):
     arrays = [to_square(mask * np.uint8(255), mask_size)] if mask_size else []
     arrays += [to_square(np.ascontiguousarray(image[top:bottom, left:right]), crop_size)] if crop_size else []
     return arrays, [*region.box, region.rule, area]
+
+
+def _skip(image, about, **sizes):
+    return whole_image(image, (about["width"], about["height"]), **sizes)
 
 
 def whole_image(image, size, mask_size, crop_size, area=0.0):

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from common import processes
 from common.errors import InputError
 from common.infer.tta import views
 from common.metrics.statistics import as_interval, bootstrap, format_interval
-from common.network import predict, train
+from common.network import predict
 from common.paths import read_array, read_json, read_parquet, write_json, write_table
-from common.recipe import read_score
+from common.recipe import read_score, train_all
+from common.train import distributed
 from solutions.covid19.comparison import METRICS, auroc_interval
 from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
@@ -42,21 +44,26 @@ def audit_key(job):
 def run_audit(job):
     """Train the audit's networks, measure where networks look; write audit.json, audit.parquet, focus.parquet.
 
+    Under torchrun all processes take part, as in `train` and `predict`.
+
     audit.parquet: check, image_id, fold, label (for the check), out-of-fold probability. focus.parquet: view, image_id,
     fold, label, share (of the heat map in the lungs, NaN for an empty map), area (of the lungs).
     """
     run, config, images = job.run, job.config, job.images
     found, answers = {}, [pd.DataFrame(columns=["image_id", "fold", "label", "probability", "check"])]
-    for check in config.audit.checks:
-        labels, rows, question = find_question(job, check)
+    questions, folds = {check: find_question(job, check) for check in config.audit.checks}, audited_folds(config)
+    networks = {
+        check: [network_of(config, fold, check, labels, rows) for fold in folds if rows is not None]
+        for check, (labels, rows, _) in questions.items()
+    }
+    train_all(job, [network for each in networks.values() for network in each])
+    for check, (labels, rows, question) in questions.items():
         found[check] = {"auroc": None, "said": question}
         if rows is None:
             log.info(f"audit, {check}: {question}")
             continue
         parts = []
-        for fold in audited_folds(config):
-            network = network_of(config, fold, check, labels, rows)
-            train(job, network)
+        for fold, network in zip(folds, networks[check], strict=True):
             held_out = rows[images.at(rows)["fold"].to_numpy() == fold]  # an image check may validate on another fold
             probs = predict(job, [network], held_out, views(config.tta), f"fold {fold}")[:, 0].astype(float)
             table = {"image_id": images.ids(held_out), "fold": fold, "label": labels(job, held_out).astype(int)}
@@ -69,10 +76,12 @@ def run_audit(job):
         answers.append(table.assign(check=check))
         log.info(f"audit, {check}: {question}: AUROC {auroc}, accuracy {found[check]['accuracy']:.4f}")
     focus, summary = _measure_focus(job)
+    verdict = reach_verdict(found, read_score(job), config.audit.high)
+    if not processes.is_main():
+        return None
     write_table(run.path("audit.parquet"), pd.concat(answers[1:] or answers, ignore_index=True))
     write_table(run.path("focus.parquet"), focus)
-    verdict = reach_verdict(found, read_score(job), config.audit.high)
-    write_json(run.path("audit.json"), {"checks": found, "focus": summary, "folds": audited_folds(config), **verdict})
+    write_json(run.path("audit.json"), {"checks": found, "focus": summary, "folds": folds, **verdict})
     log.info(verdict["said"])
     return {"biased": verdict["biased"]}
 
@@ -170,8 +179,9 @@ def _measure_focus(job):
     for fold in audited_folds(job.config):
         rows = images.rows(folds=[fold], role="main", label=1)
         for view, network in focus_networks(job.config, fold).items() if len(rows) else ():
-            heats = heat_maps(job, network, rows, job.device, f"{view}, fold {fold}")
-            shares = [share_in_lungs(heat, masks[row]) for heat, row in zip(heats, rows, strict=True)]
+            own = rows[distributed.share(len(rows), 2 * network.config.batch_size)]  # whole batches of heat_maps
+            heats = heat_maps(job, network, own, job.device, f"{view}, fold {fold}") if len(own) else []
+            shares = distributed.join([share_in_lungs(heat, masks[row]) for heat, row in zip(heats, own, strict=True)])
             table = {"view": view, "image_id": images.ids(rows), "fold": fold, "label": 1, "share": shares}
             parts.append(pd.DataFrame({**table, "area": images.at(rows)["area"].to_numpy()}))
     table = pd.concat(parts, ignore_index=True)

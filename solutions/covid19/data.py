@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,18 +98,20 @@ def lungs_key(config):
 def find_lungs(job, store):
     """Return the StoreLungs: masks, and a table of image_id, row, area (share that is lung), usable and reason."""
     config, size = job.config.lungs, job.config.store_size
-
-    def describe(segmenter, image, probs):
-        mask = clean_up(segmenter.lungs(probs, image.shape), config.dilations, config.closings)
-        verdict = apply_gate(mask, config.gate)
-        return [mask], [float(verdict.area), bool(verdict.ok), verdict.reason]
-
-    def skip(image, about):
-        return [np.zeros((size, size), np.uint8)], [0.0, False, COLOURED if about["ok"] else UNREADABLE]
-
     settings = {"dilations": config.dilations, "closings": config.closings, "gate": config.gate}
     weights, columns = weights_file(job.config), ("area", "usable", "reason")
-    return lung_segmentation.find_lungs(job, store, weights, settings, {MASKS: size}, columns, describe, skip)
+    describe = partial(_describe_lungs, config)
+    return lung_segmentation.find_lungs(job, store, weights, settings, {MASKS: size}, columns, describe, _skip)
+
+
+def _describe_lungs(config, segmenter, image, probs):
+    mask = clean_up(segmenter.lungs(probs, image.shape), config.dilations, config.closings)
+    verdict = apply_gate(mask, config.gate)
+    return [mask], [float(verdict.area), bool(verdict.ok), verdict.reason]
+
+
+def _skip(image, about):
+    return [np.zeros_like(image)], [0.0, False, COLOURED if about["ok"] else UNREADABLE]
 
 
 # ---- after the images are decoded ----------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from common.nn.onnx import Fastest, OnnxSession, to_onnx
 from common.nn.precision import autocast, precision
 from common.paths import lock_folder, read_array, read_json, read_parquet, write_table
 from common.report.gallery import cached_arrays
+from common.train import distributed
 from common.train.checkpoint import load_weights, save_weights
 
 from .config import STRUCTURES, NetworkConfig
@@ -123,14 +124,15 @@ def read_radiograph(path):
 class Segmenter:
     """Turn radiographs into masks with one thread per core, each holding a few images, so that memory is bounded.
 
-    structures: names of the network's channels; size: side of its images in pixels; pixel, regions: the decision rule;
-    about: the file's metadata. Images are uint8 (H, W) of any size; results are in the order of the images.
+    structures: names of the network's channels; batch_size: images of a thread; size: side of its images in pixels;
+    pixel, regions: the decision rule; about: the file's metadata. Images are uint8 (H, W) of any size; results are in
+    the order of the images.
     """
 
     def __init__(self, model, size, structures, rule, views, device, batch_size, wanted, about):
         self.device, self._dtype = device, precision(device, wanted)
         self._model = model.eval().to(device, memory_format=torch.channels_last)
-        self._views, self._batch_size, self._kind, self._rule = views, batch_size, structures, rule
+        self._views, self.batch_size, self._kind, self._rule = views, batch_size, structures, rule
         self.structures, self.size, self.about = STRUCTURES[structures], size, about
         self.pixel, self.regions = rule.pixel, rule.regions
 
@@ -160,12 +162,13 @@ class Segmenter:
         """Yield (image id, finish(image id, image, probs), problem) of each of `files`: id → path, or (id, path) pairs.
 
         finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size). An unusable file gives
-        (image id, None, problem). workers: threads; None: one per core. load(path) -> image.
+        (image id, None, problem). workers: threads; None: one per core, or this process's share of them under torchrun.
+        load(path) -> image.
         """
         # one core per thread: threads that share the work of a layer would wait for each other
-        workers, threads = workers or processes.cores(), torch.get_num_threads()
+        workers, threads = workers or max(1, processes.cores() // processes.count_here()), torch.get_num_threads()
         items = iter(files.items() if isinstance(files, dict) else files)
-        batches = iter(lambda: list(itertools.islice(items, self._batch_size)), [])
+        batches = iter(lambda: list(itertools.islice(items, self.batch_size)), [])
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 waiting = deque()
@@ -256,7 +259,8 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
     settings: JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
     describe(segmenter, image, probs) -> (uint8 arrays (side, side) in the order of `sides`, JSON values of `columns`),
     called in a thread. skip(image, about): the same for a placeholder or a colour picture. files: image id → original,
-    to read instead of the stored image.
+    to read instead of the stored image. Called by the main process; the functions go to all of them, so they are
+    pickled.
     A killed run loses at most BLOCK images and continues to the same bytes. Raises InputError for a segmenter that
     cannot be used, an original that can no longer be read, and if another process is doing the same work.
     """
@@ -266,18 +270,15 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
     if (folder / "lungs.parquet").is_file():
         log.info(f"lungs: up to date in {folder}")
     else:
-        segmenter = load_segmenter(None if weights == SHIPPED else weights, job.device)
-
-        def read_block(start):
-            rows = range(start, min(start + BLOCK, len(images)))
-            find = partial(_find_block, job, store, rows, segmenter, sides, describe, skip, files)
-            return cached_arrays(folder / f"block-{start}.npz", key, find)
-
+        _read_description(load_weights(weights)[1], weights)  # refused before the folder is made
+        read_block = partial(_read_block, folder, key, store)
         with lock_folder(folder, "finding these lungs"):
             starts, done = range(0, len(images), BLOCK), BLOCK * len(list(folder.glob("block-*.npz")))
             if done:
                 log.info(f"lungs: continuing, {done} of {len(images)} images are done")
-            rows = [row for start in tqdm(starts, "lungs") for row in json.loads(str(read_block(start)["columns"]))]
+            find = partial(_find_block, job.options, store, sides=sides, describe=describe, skip=skip, files=files)
+            processes.everywhere(partial(_find_share, read_block, starts, weights, job.options.device, find))
+            rows = [row for start in starts for row in json.loads(str(read_block(start)["columns"]))]
             for name, side in sides.items():
                 write_masks(arrays[name], (len(images), side, side), (read_block(start)[name] for start in starts))
             names = images[["image_id", "row"]].reset_index(drop=True)
@@ -290,7 +291,21 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
     return StoreLungs(read_parquet(folder / "lungs.parquet"), arrays)
 
 
-def _find_block(job, store, rows, segmenter, sides, describe, skip, files):
+def _find_share(read_block, starts, weights, device, find):
+    """Find the lungs of this process's share of the blocks."""
+    segmenter = load_segmenter(None if weights == SHIPPED else weights, distributed.start(device))
+    share = starts[distributed.share(len(starts))]
+    for start in tqdm(share, "lungs", disable=not processes.is_main()):
+        read_block(start, partial(find, segmenter))
+
+
+def _read_block(folder, key, store, start, find=None):
+    """Return the arrays of a block by name, found by `find(rows)` unless they are in its file."""
+    rows = range(start, min(start + BLOCK, len(store.table)))
+    return cached_arrays(folder / f"block-{start}.npz", key, find and partial(find, rows))
+
+
+def _find_block(options, store, segmenter, rows, sides, describe, skip, files):
     """Return the arrays of some store rows by name, and the values of their `columns` as JSON."""
     table = store.table
     radiograph = (table["ok"] & ~(table["colour"] > COLOUR_LIMIT)).to_numpy()
@@ -299,7 +314,7 @@ def _find_block(job, store, rows, segmenter, sides, describe, skip, files):
         sources, load = {row: row for row in used}, lambda row: np.asarray(store.images[row])
     else:
         sources, load = {name: files[name] for name in table["image_id"].iloc[used]}, read_radiograph
-    workers = None if job.options.workers is None else max(job.options.workers, 1)
+    workers = None if options.workers is None else max(options.workers, 1)
     found = segmenter.each(sources, lambda _, image, probs: describe(segmenter, image, probs), workers, load)
     results = {}
     for row, (_, result, problem) in zip(used, found, strict=True):

@@ -1,5 +1,6 @@
 """The tools `masks` and `crops`: apply a trained network to any radiographs, without a run."""
 
+import itertools
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from common import processes
 from common.errors import InputError, check
 from common.extras import require_extra
 from common.options import check_device
@@ -20,6 +22,7 @@ from common.post.boxes import BOX
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
 from common.report.gallery import gallery
+from common.train import distributed
 
 from .config import GATE_AREA
 from .pairs import READ, write_png
@@ -68,7 +71,6 @@ def masks(
     segmenter, began = _open(weights, device, tta, gate, onnx_runtime), time.monotonic()
     if structures and len(segmenter.structures) == 1:
         raise InputError(f"--structures: {weights or 'the shipped network'} only segments both lungs together")
-    areas, pictures = [], {True: [], False: []}
 
     def finish(image_id, image, probs):
         parts = segmenter.parts(probs, image.shape)
@@ -79,17 +81,15 @@ def masks(
         write_png(out / f"{image_id}.png", mask * np.uint8(255))
         verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
         row = {"area": round(mask.mean(), 5), "ok": verdict.ok, "reason": verdict.reason, "rle": encode(mask, ABSOLUTE)}
-        return row, (verdict, _small(image, parts.get("heart") if structures else None, mask))
+        planes = _small(image, parts.get("heart") if structures else None, mask)
+        said = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
+        return row, 100 * verdict.area, (*planes, said)
 
-    def keep(image_id, verdict, planes):
-        areas.append(100 * verdict.area)
-        if len(pictures[verdict.ok]) < PICTURES:
-            pictures[verdict.ok].append((*planes, f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"))
+    def report(table, problems, areas, pictures):
+        about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
+        _write_report(out, table, areas, pictures, gate, problems, about, time.monotonic() - began)
 
-    table, problems = _apply(segmenter, images, out, "masks", finish, keep)
-    about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
-    _write_report(out, table, areas, pictures, gate, problems, about, time.monotonic() - began)
-    return len(problems)
+    return _apply(segmenter, images, out, "masks", finish, report)
 
 
 def crops(
@@ -126,11 +126,13 @@ def crops(
         x_min, y_min, x_max, y_max = box
         write_png(out / f"{image_id}.png", image[y_min:y_max, x_min:x_max])
         row = dict(zip(BOX, box, strict=True)) | {"rule": "whole" if region is None else region.rule}
-        return row | {"ok": verdict.ok, "reason": verdict.reason}, ()
+        return row | {"ok": verdict.ok, "reason": verdict.reason}, verdict.area, None
 
-    table, problems = _apply(segmenter, images, out, "crops", finish)
-    log.info(", ".join(f"{rule} {share:.2%}" for rule, share in table["rule"].value_counts(normalize=True).items()))
-    return len(problems)
+    def report(table, *_):
+        shares = table["rule"].value_counts(normalize=True)
+        log.info(", ".join(f"{rule} {share:.2%}" for rule, share in shares.items()))
+
+    return _apply(segmenter, images, out, "crops", finish, report)
 
 
 TOOLS = {"masks": masks, "crops": crops}
@@ -141,32 +143,44 @@ def _open(weights, device, tta, gate, onnx=False):
     if onnx:
         require_extra("onnx", "--onnx-runtime")
     check(0 <= gate <= 1, f"--gate must lie in [0, 1], not {gate:g}")
-    return load_segmenter(weights, None if device == "auto" else device, tta, onnx=onnx)
+    return load_segmenter(weights, distributed.start(device), tta, onnx=onnx)
 
 
-def _apply(segmenter, images, out, kind, finish, keep=lambda *values: None):
-    """Write the table of `kind`, a row for each usable image, and problems.csv; return table and (id, problem) pairs.
+def _apply(segmenter, images, out, kind, finish, report):
+    """Write the table of `kind`, a row for each usable image, and problems.csv; return the number of unusable ones.
 
-    finish(image id, image, probs) -> (dict of a row without id and size, further values for `keep`, called in order).
+    finish(image id, image, probs) -> (dict of a row without id and size, area, picture). report(table, (id, problem)
+    pairs, areas, the first pictures by verdict) comes last. Under torchrun each process has a share of the images; the
+    first gathers the rows and returns the number, the others return 0.
     """
-    files, problems = _find(images, out, kind)
-    size, rows = (lambda image: {"width": image.shape[1], "height": image.shape[0]}), []
-    found = segmenter.each(files, lambda image_id, image, probs: (size(image), *finish(image_id, image, probs)))
-    for image_id, result, problem in tqdm(found, "lungs", len(files), unit="image", leave=False):
+    files, problems = processes.ask_main(lambda: _find(images, out, kind))
+    own = dict(list(files.items())[distributed.share(len(files), segmenter.batch_size)])
+    problems, rows, areas, pictures = problems * processes.is_main(), [], [], {True: [], False: []}
+    size, quiet = (lambda image: {"width": image.shape[1], "height": image.shape[0]}), not processes.is_main()
+    found = segmenter.each(own, lambda image_id, image, probs: (size(image), *finish(image_id, image, probs)))
+    for image_id, result, problem in tqdm(found, "lungs", len(own), unit="image", leave=False, disable=quiet):
         if problem:
             _leave_out(problems, image_id, problem)
             for folder in ("", *FOLDER.values()):
                 (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
             continue
         rows.append({"image_id": image_id} | result[0] | result[1])
-        keep(image_id, *result[2])
+        areas.append(result[2])
+        if len(kept := pictures[result[1]["ok"]]) < PICTURES:
+            kept.append(result[3])
+    parts = processes.collect((rows, problems, areas, pictures))
+    if quiet:
+        return 0
+    rows, problems, areas = (list(itertools.chain(*each)) for each in list(zip(*parts, strict=True))[:3])
+    pictures = {ok: list(itertools.chain(*(part[3][ok] for part in parts)))[:PICTURES] for ok in pictures}
     if problems:
         write_csv(out / "problems.csv", pd.DataFrame(problems, columns=["image_id", "problem"]))
     check(rows, "none of the images could be used")
     table = pd.DataFrame(rows)
     write_csv(out / TABLES[kind], table)
     log.info(f"{len(rows)} {kind} in {out}, {(~table['ok']).sum()} of them under the area gate; see {TABLES[kind]}")
-    return table, problems
+    report(table, problems, areas, pictures)
+    return len(problems)
 
 
 def _find(images, out, kind):

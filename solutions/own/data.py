@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -134,19 +135,7 @@ def add_view(job, listing, store):
     kind, side = job.config.lungs, job.config.store_size
     if kind == "none":
         return listing
-
-    def describe(segmenter, image, probs):
-        lungs = segmenter.lungs(probs, image.shape)
-        region = lung_region(lungs)
-        if region is None:
-            return skip(image, None)
-        left, top, right, bottom = region.box
-        seen = image[top:bottom, left:right] if kind == "crop" else np.where(lungs, image, np.uint8(0))
-        return [to_square(np.ascontiguousarray(seen), side)], [True]
-
-    def skip(image, about):
-        return [to_square(image, side)], [False]
-
+    describe, skip = partial(_describe, kind, side), partial(_skip, side)
     settings = {"own": kind, "side": side}
     files = listing.files if kind == "crop" else None
     found = find_lungs(
@@ -156,6 +145,20 @@ def add_view(job, listing, store):
     if missing:
         log.info(f"no lungs found in {missing} images, which count as a whole")
     return replace(listing, arrays={**listing.arrays, **found.arrays})
+
+
+def _describe(kind, side, segmenter, image, probs):
+    lungs = segmenter.lungs(probs, image.shape)
+    region = lung_region(lungs)
+    if region is None:
+        return _skip(side, image, None)
+    left, top, right, bottom = region.box
+    seen = image[top:bottom, left:right] if kind == "crop" else np.where(lungs, image, np.uint8(0))
+    return [to_square(np.ascontiguousarray(seen), side)], [True]
+
+
+def _skip(side, image, about):
+    return [to_square(image, side)], [False]
 
 
 def dataset(images, rows, size, transform=None, targets=None):

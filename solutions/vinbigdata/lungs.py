@@ -31,17 +31,18 @@ def add_lungs(job, listing, store):
 
     The mask of a placeholder or a colour picture is empty.
     """
-
-    def describe(segmenter, image, probs):
-        return [to_square(segmenter.lungs(probs, image.shape) * np.uint8(255), SIDE)], [None]
-
-    def skip(image, about):
-        return [np.zeros((SIDE, SIDE), np.uint8)], [None]
-
     for weights in assets(job.config).values():
-        found = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], describe, skip)
+        found = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], _describe, _skip)
         listing = replace(listing, arrays=found.arrays)
     return listing
+
+
+def _describe(segmenter, image, probs):
+    return [to_square(segmenter.lungs(probs, image.shape) * np.uint8(255), SIDE)], [None]
+
+
+def _skip(image, about):
+    return [np.zeros((SIDE, SIDE), np.uint8)], [None]
 
 
 class LungSamples(SampleDataset):

@@ -17,7 +17,7 @@ from solutions.lung_segmentation import find_lungs, structures_of, weights_file
 from solutions.lung_segmentation import segmenter as module
 
 NAMES = "abcdefghijkl"
-JOB = SimpleNamespace(device=torch.device("cpu"), options=SimpleNamespace(workers=0))
+JOB = SimpleNamespace(options=SimpleNamespace(workers=0, device="cpu"))
 
 
 @dataclasses.dataclass
