@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import processes
 from common.errors import InputError
-from common.network import to_device, training_loss
+from common.network import save_memory, to_device, training_loss
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
 from common.train.passes import why_whole
@@ -100,6 +100,7 @@ def measure(job, network, items, machine):
     device, config = job.device, network.config
     dtype = torch.bfloat16 if machine.card and config.precision == "auto" else precision(device, config.precision)
     model = network.build("none").to(device, memory_format=torch.channels_last).train()
+    save_memory(job, network, model)
     set_frozen_eval(model)
     whole = why_whole(model, network.couples)
     kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
@@ -143,7 +144,7 @@ def measure(job, network, items, machine):
     fixed, each = weights * copies / GIB + CUDA_CONTEXT * bool(machine.gpus), sum(saved.values()) / few / GIB
     if machine.card:
         predict = counter.get_total_flops() / few / (EFFICIENCY * 1e12 * CARDS[machine.card][0])
-        train = 3 * predict  # the backward pass costs twice the forward pass
+        train = (3 + job.options.grad_checkpointing) * predict  # the backward pass costs twice the forward pass
     elif device.type == "cuda":
         each = max(0.0, torch.cuda.max_memory_allocated(device) - weights * copies) / GIB / most
     return Cost(train, predict, fixed, each, weights, whole)

@@ -15,7 +15,7 @@ from common.data.loaders import EpochSampler, eval_loader, make_loader
 from common.errors import InputError, check
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
-from common.nn.models import timm_name
+from common.nn.models import checkpoint_backbone, timm_name
 from common.nn.onnx import with_session
 from common.nn.weights import check_weights
 from common.paths import read_csv, write_csv
@@ -153,6 +153,7 @@ def train(job, network, later=()):
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
     options |= {"micro_batch": job.options.micro_batch, "couples": network.couples}
+    save_memory(job, network, model)
     options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)
     with open_log(job, network, finished) as on_epoch:
         step = partial(training_loss, network, job.device)
@@ -160,6 +161,12 @@ def train(job, network, later=()):
         if on_epoch is not None:
             on_epoch(fitted.history.to_dict("records"))
     return fitted
+
+
+def save_memory(job, network, model):
+    """Checkpoint the gradients of a Network's model if --grad-checkpointing asks for it and it has a backbone."""
+    if job.options.grad_checkpointing and hasattr(network.config, "weights"):
+        checkpoint_backbone(model)
 
 
 def check_initial_weights(job, networks):

@@ -48,6 +48,8 @@ class Options:
     micro_batch: int | Literal["auto"] = 0
     """Images per pass of a training step, which adds up the gradients of the whole batch; 0: all; auto: on a GPU as
     many as fit. Refused where batch norms or the loss need the whole batch."""
+    grad_checkpointing: bool = False
+    """Keep few of a backbone's activations and compute the others again: much less memory, a third more time."""
     devices_per_training: int | None = None
     """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
 
@@ -76,8 +78,8 @@ class Options:
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  # options that only `prepare` reads
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
-FLAGS = ("--kaggle", "--json")  # options without a value
-MEMORY = ("micro_batch",)  # options that only trainings and `plan` read
+FLAGS = ("--kaggle", "--json", "--grad-checkpointing")  # options without a value
+MEMORY = ("micro_batch", "grad_checkpointing")  # options that only trainings and `plan` read
 TRAINING = ("log_to", "devices_per_training", *MEMORY)  # options that only trainings read
 NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError, check
-from common.nn.norms import batch_norms
+from common.nn.norms import batch_norms, is_frozen
 from common.nn.weights import load_pretrained
 
 _KINDS = (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.MAnet, smp.Linknet, smp.PSPNet, smp.PAN, smp.DeepLabV3Plus)
@@ -101,6 +101,27 @@ def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dro
         raise InputError(f"encoder {encoder!r} does not work in {architecture.__name__} ({reason})") from error
     model = Normalised(net, *mean_std(name), multiple=32)
     return load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.encoder.")])
+
+
+def checkpoint_backbone(model):
+    """Make timm's backbone in a model compute its activations again in the backward pass, so that few are kept.
+
+    Raises InputError if it cannot, or if it has batch norms that train, whose statistics would move twice a step.
+    """
+    networks = [part for part in model.modules() if hasattr(part, "set_grad_checkpointing")]
+    blocks = [part for part in model.modules() if hasattr(part, "grad_checkpointing") and part not in networks]
+    try:
+        for part in networks if not blocks else ():
+            part.set_grad_checkpointing()
+    except AssertionError:
+        networks = []
+    check(networks, "--grad-checkpointing: this network has no backbone of timm that can do without its activations")
+    norms = [norm for part in networks for norm in batch_norms(part) if not is_frozen(norm)]
+    check(
+        not norms, "--grad-checkpointing: needs a backbone whose batch norms are frozen (frozen_norms), or without any"
+    )
+    for part in blocks:  # a network's stages, which go through their blocks one by one
+        part.grad_checkpointing = True
 
 
 def head(model):
