@@ -5,7 +5,6 @@ images by weights searched on all; rule, score, submission and page follow as in
 """
 
 import logging
-import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,17 +14,15 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError, check
-from common.images import SAMPLE
 from common.infer import mixing
-from common.job import open_run
-from common.paths import atomic_path, write_csv, write_json, write_table
+from common.job import derive_run, open_run
+from common.paths import write_csv, write_table
 from common.recipe import predicting_networks, read_predictions
-from common.runs import Run, start_log
+from common.runs import start_log
 from common.step import require, run_step
 from common.tuning import halve
 
 log = logging.getLogger(__name__)
-COPIED = ("images.parquet", "folds.csv", "left_out.csv", SAMPLE)
 OWN = ["row", "fold", "ok", "area", "patient_id"]  # columns of the image table that may differ between runs
 SEARCHED = 500  # images at most on whose maps weights are searched
 
@@ -92,7 +89,14 @@ def blend_tool(recipe, config_class):
         check_folds(members)
         if average == "rank" and (members[0].job.recipe.maps or "x_min" in predicted["oof"].table):
             raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
-        _write_run(members, out, {"average": average, "iou": iou})
+        first = members[0].job
+        keys = [each.job.run.step("predict")["key"] for each in members]
+        settings = {"average": average, "iou": iou, "predictions": keys}
+        settings["members"] = {each.name: str(each.job.run.folder.resolve()) for each in members}
+        manifests = [each.job.run.path("manifest.json") for each in members]
+        more = getattr(first.config, "members", None)  # the fused boxes are those of one detector
+        config = replace(first.config, members=more[:1]) if more else first.config
+        derive_run(first, out, config, "blend", [average, iou, keys], manifests, **settings)
         with open_run(recipe, config_class, out, device="cpu") as job:
             start_log(job.run.path("log.txt"))
             run_step(job, replace(job.steps["predict"], make=partial(_predict, members, average, iou)))
@@ -141,28 +145,6 @@ def check_folds(members):
                 f"{member.job.run.folder}: networks saw patients whose images they predict: {patient} is in the folds "
                 f"{sorted(found.tolist())}; train it with the --fold-table of a run that knows the patients"
             )
-
-
-def _write_run(members, out, settings):
-    """Make the folder `out` a run with the images and settings of the first member and a record of all of them."""
-    first, run = members[0].job, Run(out)
-    try:
-        steps, prepared = run.manifest.get("steps", {}), first.run.step("prepare")
-        if steps and "blend" not in steps:
-            raise InputError(f"--out {out}: holds a run that is no blend; name a new folder")
-        for name in (*COPIED, *prepared["tables"]):
-            if first.run.path(name).is_file():
-                with atomic_path(run.path(name)) as temporary:
-                    shutil.copyfile(first.run.path(name), temporary)
-        run.describe(first.config.seed, [each.job.run.path("manifest.json") for each in members])
-        write_json(run.path("manifest.json"), run.manifest | {"steps": {**steps, "prepare": prepared}})
-        keys = [each.job.run.step("predict")["key"] for each in members]
-        folders = {each.name: str(each.job.run.folder.resolve()) for each in members}
-        run.record("blend", [settings, keys], members=folders, predictions=keys, **settings)
-        more = getattr(first.config, "members", None)  # the fused boxes are those of one detector
-        run.write_config(first.solution, "blend", replace(first.config, members=more[:1]) if more else first.config)
-    finally:
-        run.close()
 
 
 def _predict(members, average, iou, job):

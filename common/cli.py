@@ -47,6 +47,7 @@ TOOLS = {  # of every solution; they need no run
     "export": "copy a finished run's weights and decision rule into one flat folder",
     "infer": "predict images from such a folder and write a submission",
     "blend": "mix the predictions of several runs into one run, with weights searched out of fold",
+    "refit": "train on the images of all folds, as long as the folds of a run chose, and submit by its rule",
     "table": "compare runs side by side, paired by patient",
     "score_predictions": "score anyone's predictions against labels, with intervals",
 }

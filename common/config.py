@@ -144,7 +144,12 @@ def with_smaller_batches(config, **factors):
 
 
 def check_folds(folds, n_folds):
-    """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2."""
+    """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2.
+
+    n_folds alone is the fold of networks that are trained on all images, see common.refit.
+    """
+    if folds == (n_folds,) and n_folds >= 2:
+        return
     if n_folds < 2 or not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):
         raise InputError(f"folds {folds}: must be distinct and between 0 and {n_folds - 1}, with n_folds at least 2")
 

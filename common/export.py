@@ -26,6 +26,7 @@ from common.options import Options, check_device
 from common.paths import atomic_path, read_json, read_parquet, write_json, write_table
 from common.recipe import (
     Predicted,
+    neutral_of,
     predict_test,
     predicting_networks,
     read_predictions,
@@ -52,7 +53,7 @@ def write_trained(job, out, onnx=False, as_member=False):
     if onnx:
         require_extra("onnx", "--onnx")
     rule, score = ({}, {}) if as_member else (read_rule(job), read_score(job)[recipe.metric])
-    neutral = recipe.neutral(job)
+    neutral = neutral_of(job)
     clear_export(out)
     networks = {} if job.is_blend else {f"fold{one.fold}-{one.stage}": one for one in predicting_networks(job)}
     sources = {f"{name}.safetensors": one.weights(run) for name, one in networks.items()}
@@ -111,7 +112,8 @@ def _write_onnx(job, network, path):
     if isinstance(model, Detector):
         log.info(f"{path}: not written, since an ONNX file of any batch size cannot hold boxes of a varying number")
         return False
-    data = network.dataset(job, network.rows(job, network.fold)[1][:CHECKED], False, False)
+    rows, held_out = network.rows(job, network.fold)
+    data = network.dataset(job, (held_out if len(held_out) else rows)[:CHECKED], False, False)
     write_onnx(path, model, torch.stack([data[i][0] for i in range(len(data))]))
     return True
 

@@ -1,5 +1,6 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -12,10 +13,12 @@ from common.config import from_dict
 from common.errors import InputError, check
 from common.images import SAMPLE, open_images
 from common.options import Options
-from common.paths import read_json
+from common.paths import atomic_path, read_json, write_json
 from common.runs import Run
 from common.step import is_current
 from common.train import distributed
+
+COPIED = ("images.parquet", "folds.csv", "left_out.csv", SAMPLE)
 
 
 @dataclass
@@ -47,22 +50,29 @@ class Job:
     def steps(self):
         """Return every Step of the solution by its name; a blend is predicted by the tool `blend` alone."""
         steps = self.recipe.steps()
-        if not self.is_blend:
+        predict, tune = steps["predict"], steps["tune"]
+        if self.is_blend:
+            names = partial(lambda of, config: (*of(config), "blend.csv"), predict.files)
+            found = replace(predict, reads=lambda job: job.run.step("blend")["key"], files=names)
+            return steps | {step.name: replace(step, make=Job.refuse_derived) for step in (found, steps["find_lr"])}
+        if self.run.step("refit") is None:
             return steps
-        names = partial(lambda of, config: (*of(config), "blend.csv"), steps["predict"].files)
-        found = replace(steps["predict"], reads=lambda job: job.run.step("blend")["key"], files=names)
-        found = {step.name: replace(step, make=Job.refuse_blend) for step in (found, steps["find_lr"])}
-        return steps | found
+        tests = partial(lambda of, config: tuple(name for name in of(config) if name.startswith("test")), predict.files)
+        copied = {"reads": lambda job: job.run.step("refit")["key"], "needs": (), "files": ("tuned.json", "score.json")}
+        found = replace(predict, files=tests), replace(tune, **copied), steps["find_lr"]
+        return steps | {step.name: replace(step, make=Job.refuse_derived) for step in found}
 
     @property
     def is_blend(self):
         """Return whether the run is a blend of others, see common.blend."""
         return self.run.step("blend") is not None
 
-    def refuse_blend(self):
-        """Raise InputError if the run is a blend, which has no networks."""
+    def refuse_derived(self):
+        """Raise InputError if the run is a blend or a refit, whose networks are not trained by folds."""
         if self.is_blend:
             raise InputError(f"{self.run.folder}: a blend has no networks of its own; use its runs, or `blend` again")
+        if self.run.step("refit") is not None:
+            raise InputError(f"{self.run.folder}: trained on all images; use the run it comes from, or `refit` again")
 
     @property
     def sample_path(self):
@@ -91,6 +101,28 @@ class Job:
         return other
 
 
+def derive_run(job, out, config, kind, key, inputs=(), **about):
+    """Make the folder `out` a run with a Job's images and a record of its `kind`, blend or refit.
+
+    Raises InputError if it holds another run.
+    """
+    run = Run(out)
+    try:
+        steps, prepared = run.manifest.get("steps", {}), job.run.step("prepare")
+        if steps and kind not in steps:
+            raise InputError(f"--out {out}: holds a run that is no {kind}; name a new folder")
+        for name in (*COPIED, *prepared["tables"]):
+            if job.run.path(name).is_file():
+                with atomic_path(run.path(name)) as temporary:
+                    shutil.copyfile(job.run.path(name), temporary)
+        run.describe(config.seed, inputs)
+        write_json(run.path("manifest.json"), run.manifest | {"steps": {**steps, "prepare": prepared}})
+        run.record(kind, key, **about)
+        run.write_config(job.solution, kind, config)
+    finally:
+        run.close()
+
+
 @contextmanager
 def open_run(recipe, config_class, folder, **options):
     """Yield the Job of the run in `folder`, with its stored configuration and these Options.
@@ -112,7 +144,7 @@ def open_job(recipe, preset, config, options):
     """Yield the Job of these settings; Options.out is its run."""
     device, run = distributed.start(options.device), Run(options.out)
     try:
-        job = Job(recipe.name, preset, config, options, run, device, Budget(None), recipe=recipe)
+        job = Job(recipe.name, preset, config, options, run, device, Budget(options.hours), recipe=recipe)
         job.recipe = recipe.pick(job, "export") or recipe
         yield job
     finally:

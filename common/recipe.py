@@ -179,7 +179,7 @@ def prepare(job):
     """Convert the competition's files to the image table, the folds and the store, in the main process."""
 
     def make():
-        job.refuse_blend()
+        job.refuse_derived()
         networks_of.check_initial_weights(job, job.recipe.networks(job))
         prepare_images(job, job.recipe, announce)
 
@@ -188,7 +188,7 @@ def prepare(job):
 
 def train(job):
     """Train every network of the run, in the recipe's order."""
-    job.refuse_blend()
+    job.refuse_derived()
     _ = job.images  # refused before anything is written if it is not prepared
     if job.run.joined and (changed := changed_settings(job)):
         raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")
@@ -354,7 +354,7 @@ def submit(job):
         log.info("submit: no test images; --test names some")
         run.path("submission.csv").unlink(missing_ok=True)
         return {"rows": 0, "hidden": None}
-    neutral = recipe.neutral(job)
+    neutral = neutral_of(job)
     rows, summary = write_answer(job, read_rule(job), neutral, run.path("submission.csv"))
     copy = copy_submission(job, run.path("submission.csv"))
     log.info(f"valid submission: {summary}; copy in {copy}")
@@ -363,6 +363,12 @@ def submit(job):
         trivial = f"a trivial submission: {hidden['nothing']:.4f}"
         log.info(f"{hidden['metric']} on the sample's hidden labels {hidden['value']:.4f} ({trivial})")
     return {"rows": summary.rows, "hidden": hidden}
+
+
+def neutral_of(job):
+    """Return the prediction for unreadable images as JSON; a refit has that of its run."""
+    refit = job.run.step("refit")
+    return refit["neutral"] if refit else job.recipe.neutral(job)
 
 
 def write_answer(job, rule, neutral, path):
@@ -394,7 +400,11 @@ def report(job):
 
 
 def write_page(job):
-    """Write report.html and log its path."""
-    if processes.is_main():
-        write_report(job, job.recipe.report)
-        log.info(f"page: {job.run.path('report.html')}")
+    """Write report.html and log its path; nothing that a page shows follows from a refit."""
+    if not processes.is_main():
+        return
+    if job.run.step("refit") is not None:
+        log.info(f"no page: that of {job.run.step('refit')['run']} shows how the rule was chosen")
+        return
+    write_report(job, job.recipe.report)
+    log.info(f"page: {job.run.path('report.html')}")

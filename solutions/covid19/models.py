@@ -77,6 +77,8 @@ def fold_rows(job, fold):
     The held-out fold is never used for choices. Raises InputError if one of the two sets lacks a label.
     """
     n_folds, chooses = job.config.n_folds, job.config.network.chooses
+    if fold == n_folds:  # of a network trained on all images
+        return job.images.rows(role="main"), np.zeros(0, int)
     validation = (fold + 1) % n_folds if chooses else fold
     others = [k for k in range(n_folds) if k not in (fold, validation)]
     parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")

@@ -1,0 +1,94 @@
+"""The tool `refit` of every solution: networks trained on the images of all folds, under the rule that the folds chose.
+
+Nothing is held out, so there is no score: epochs and rule are those of a run with folds, and one network per stage
+predicts the test images instead of one per fold.
+"""
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import check
+from common.job import derive_run, open_run
+from common.network import with_rate
+from common.paths import atomic_path, read_json
+from common.recipe import predict_test, read_rule, train_all
+from common.runs import start_log
+from common.step import run_step
+
+log = logging.getLogger(__name__)
+WHOLE = ("last", "classic", "ema")  # averages that belong to a whole training; the others end where validation peaks
+
+
+def refit_tool(recipe, config_class):
+    """Return the tool `refit` of a solution."""
+
+    def refit(run: Path, /, *, out: Path, hours: float | None = None, device: str = "auto", workers: int | None = None):
+        """Train on the images of all folds of a finished run, as long as its folds chose, and submit by its rule.
+
+        The result is a run with a submission, which can be exported; it has no score of its own and no page.
+
+        Args:
+            run: Folder of the finished run.
+            out: Folder of the new run.
+            hours: Save everything and stop after this time; the same command continues.
+            device: auto, cpu, cuda or cuda:<n>.
+            workers: Processes that read and augment images (default: one per core).
+        """
+        check(run.resolve() != out.resolve(), f"--out {out}: is the run itself; name a new folder")
+        with open_run(recipe, config_class, run, device="cpu") as source:
+            source.refuse_derived()
+            read_rule(source)  # refused before anything is written if it is not current
+            settings = {network.stage: chosen_settings(source, network) for network in source.recipe.networks(source)}
+            config = replace(source.config, folds=(source.config.n_folds,))
+            key = [source.run.step("tune")["key"], settings]
+            about = {"run": str(run.resolve()), "settings": settings, "neutral": source.recipe.neutral(source)}
+            derive_run(source, out, config, "refit", key, **about)
+            for name in ("tuned.json", "score.json"):
+                with atomic_path(out / name) as temporary:
+                    shutil.copyfile(source.run.path(name), temporary)
+        with open_run(recipe, config_class, out, device=device, workers=workers, hours=hours) as job:
+            start_log(job.run.path("log.txt"))
+            with job.budget.watching():
+                train_all(job, [on_all_images(job, one) for one in job.recipe.networks(job)])
+                run_step(job, replace(job.steps["predict"], make=lambda job: {"images": predict_test(job)}))
+                run_step(job, replace(job.steps["tune"], make=lambda job: {}))  # copied from the run
+                run_step(job, job.steps["submit"])
+        return 0
+
+    return refit
+
+
+def chosen_settings(job, network):
+    """Return the settings with which a stage is trained on all images, from what the run's folds chose."""
+    config, paths = with_rate(job, network).config, sorted(job.run.folder.glob(f"fold*/{network.stage}/variants.json"))
+    ends, names = [], []
+    for summary in map(read_json, paths):
+        names.append(summary["chosen"])
+        ends.append(max(summary["variants"][names[-1]]["epochs"], default=config.epochs - 1) + 1)
+    name = max(names, key=names.count)
+    epochs = config.epochs if name in WHOLE else round(np.mean(ends))
+    found = {"epochs": epochs, "averaging": [name if name in WHOLE else "last"], "keep": "highest"}
+    found |= {"lr": config.lr, "frozen_lr": config.frozen_lr, "frozen_epochs": min(config.frozen_epochs, epochs)}
+    return found | {"cycles": min(config.cycles, max(1, epochs - found["frozen_epochs"]))}
+
+
+def on_all_images(job, network):
+    """Return the Network of the fold that no image is in, with the chosen settings.
+
+    Each epoch is measured on some of the training images, which shows that it learns, but chooses nothing.
+    """
+    if network.fold != job.config.n_folds:  # trained on folds of its own
+        return network
+    settings = job.run.step("refit")["settings"][network.stage]
+    config = replace(network.config, **settings | {"averaging": tuple(settings["averaging"])})
+
+    def rows(job, fold):
+        every = network.rows(job, fold)[0]
+        seen = np.random.default_rng(job.config.seed).permutation(every)
+        return every, np.sort(seen[: max(1, len(every) // job.config.n_folds)])
+
+    return replace(network, config=config, rows=rows)

@@ -1,0 +1,36 @@
+"""Networks trained on all folds' images: every solution's refit is trained, predicts, exports, and claims no score."""
+
+import pytest
+
+from common.paths import read_csv, read_json
+from tests.solutions.contract import SOLUTIONS
+
+QUICK = ("siim_pneumothorax", "own")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SOLUTIONS]
+pytestmark = pytest.mark.parametrize("solution", NAMES, indirect=True)
+
+
+def test_a_refit_is_trained_on_every_image_and_submits_by_the_rule(run_copy, command, refused, sample, tmp_path):
+    result = command("refit", "run", "--out", "whole")
+    assert not result.errors and result.status == 0, result.errors
+    whole, settings = tmp_path / "whole", read_json(tmp_path / "whole" / "manifest.json")["steps"]["refit"]["settings"]
+    (fold,) = read_json(whole / "config.json")["folds"]
+    assert fold == read_json(run_copy / "config.json")["n_folds"]
+    trained = {path.parent.name: path for path in whole.glob(f"fold{fold}/*/history.csv")}
+    assert trained and set(trained) <= set(settings)
+    for stage, path in trained.items():
+        assert len(read_csv(path, ["epoch"])) == settings[stage]["epochs"]
+    assert read_json(whole / "tuned.json") == read_json(run_copy / "tuned.json")
+    assert len(read_csv(whole / "submission.csv", [])) == len(read_csv(run_copy / "submission.csv", []))
+    assert not list(whole.glob("oof*")) and not (whole / "report.html").exists()
+    again = command("refit", "run", "--out", "whole")
+    assert again.status == 0 and again.out.count("up to date") == 3
+    assert command("export", "whole", "--out", "trained").status == 0
+    inferred = command("infer", "trained", "--data", sample, "--out", "again.csv")
+    assert inferred.status == 0, inferred.errors
+    assert (tmp_path / "again.csv").read_bytes() == (whole / "submission.csv").read_bytes()
+    for verb in ("train", "find_lr"):
+        assert "trained on all images; use the run it comes from" in refused(verb, "--out", "whole")
+    assert "no page: that of" in command("report", "--out", "whole").out
+    assert "is the run itself" in refused("refit", "run", "--out", "run")
+    assert "use the run it comes from" in refused("refit", "whole", "--out", "more")
