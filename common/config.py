@@ -72,8 +72,8 @@ class FitConfig:
     ema_decay: float = 0.999
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware supports it, else fp16 on GPUs and fp32 on CPUs."""
-    compile: bool = False
-    """Use torch.compile: minutes at the start, then faster steps."""
+    compile: bool | Literal["auto"] = False
+    """Use torch.compile, which takes minutes at the start and then saves time in each step; auto: on GPUs."""
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):

@@ -164,9 +164,7 @@ class _Trainer:
         attempt = self.try_step if self.device.type == "cuda" else None
         self.part = passes.part_size(self.micro_batch, size, whole, attempt, self.name)
         self.optimizer.zero_grad()
-        self.module = distributed.wrap(self.model, self.device)
-        if self.config.compile:
-            self.module = torch.compile(self.module)
+        self.module = passes.compiled(distributed.wrap(self.model, self.device), self.config.compile, self.device)
 
     def set_mode(self):
         self.model.train()
@@ -229,10 +227,17 @@ class _Trainer:
         for share, part, last in passes.pieces(batch, self.part):
             alone = (syncs and last) or not hasattr(self.module, "no_sync")
             with contextlib.nullcontext() if alone else self.module.no_sync():
-                with autocast(self.device, self.dtype):
-                    loss = self.step(self.module, part) * share
-                self.scaler.scale(loss / group_size).backward()
+                self.pass_part(part, share, group_size)
+
+    def pass_part(self, part, share, group_size):
+        try:
+            with autocast(self.device, self.dtype):
+                loss = self.step(self.module, part) * share
+            self.scaler.scale(loss / group_size).backward()
             self.recent += loss.detach()
+        except RuntimeError as error:
+            self.module = passes.uncompiled(self.module, error)
+            self.pass_part(part, share, group_size)
 
     def pause(self):
         """Save if it is time to; save and stop if the budget is spent."""

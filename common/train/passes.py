@@ -31,6 +31,29 @@ def pieces(batch, size):
     return found
 
 
+def compiled(module, wanted, device):
+    """Return `module` under torch.compile if `wanted` (see FitConfig.compile) on a device, else `module`."""
+    if not wanted or (wanted == "auto" and device.type != "cuda"):
+        return module
+    try:
+        return torch.compile(module)
+    except RuntimeError as error:  # not for this version of Python, for example
+        return _warn(module, error)
+
+
+def uncompiled(module, error):
+    """Return the module inside a compiled one, with a warning. Raises `error` unless compiling is what failed."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        raise error
+    return _warn(module._orig_mod, error)
+
+
+def _warn(module, error):
+    reason = " ".join(str(error).split())[:200]
+    log.warning(f"warning: torch.compile failed, so that steps are slower: {reason}")
+    return module
+
+
 def why_whole(model, couples):
     """Return why batches of a model in training cannot be split exactly, "" if they can; couples: as in Network."""
     if any(norm.training for norm in batch_norms(model)):

@@ -158,7 +158,7 @@ SDFN = Config("both", whole=_BRANCH, lungs=_BRANCH, segmenter=_CROPS, label_tabl
 # weights, flips at test time. On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.
 _PODIUM = {"masks": "binary", "backbone": "convnext_small.fb_in22k_ft_in1k", "augmentation": "podium", "dropout": 0.2}
 _PODIUM |= {"lr": 1e-4, "optimizer": "adamw", "weight_decay": 5e-2, "schedule": "warm_cosine", "clip_norm": 1.0}
-_PODIUM |= {"epochs": 6, "batch_size": 128, "averaging": ("ema", "best_k", "best")}
+_PODIUM |= {"epochs": 6, "batch_size": 128, "averaging": ("ema", "best_k", "best"), "compile": "auto"}
 PODIUM = Config(
     views="both",
     combine="mean",

@@ -153,7 +153,7 @@ class Config:
 # subset; a schedule that decays within its epochs; averaged weights, flips at test time.
 MODERN = {"hidden": (), "dropout": 0.2, "augmentation": "light", "optimizer": "adamw", "schedule": "warm_cosine"}
 _PODIUM = {"backbone": "convnext_tiny.fb_in22k_ft_in1k", "lr": 1e-4, "weight_decay": 5e-2, "clip_norm": 1.0}
-_PODIUM |= {"batch_size": 32, "epochs": 15, "averaging": ("ema", "best_k", "best")}
+_PODIUM |= {"batch_size": 32, "epochs": 15, "averaging": ("ema", "best_k", "best"), "compile": "auto"}
 PODIUM = Config(
     same_source="train",
     negatives=0,

@@ -135,6 +135,7 @@ UNET = Config(
 STRONG = {"augmentation": "strong", "loss": "bce_dice", "batch_size": 16, "schedule": "warm_cosine", "clip_norm": 1.0}
 STRONG |= {"averaging": ("ema", "window", "best_k", "best")}
 LARGE = {"encoder": "convnext_small.fb_in22k_ft_in1k", "size": 512, "epochs": 50, "frozen_epochs": 1, "lr": 2e-4}
+LARGE |= {"compile": "auto"}
 PODIUM = Config(
     network=NetworkConfig(**LARGE, **STRONG),
     decision=DecisionConfig(pixel=(0.3, 0.4, 0.5, 0.6, 0.7), regions=(0, 2)),

@@ -124,7 +124,7 @@ LAST = {"schedule": "warm_cosine", "clip_norm": 1.0, "averaging": ("last",)}
 CLASSES = LAST | {"epochs": 15, "lr": 1e-4, "weight_decay": 5e-2, "batch_size": 32}
 MASKS = LAST | {"epochs": 30, "frozen_epochs": 1, "lr": 2e-4}
 BOXES = {"epochs": 15, "lr": 1e-4, "batch_size": 8, "clip_norm": 1.0, "averaging": ("last",)}
-EMA = {"averaging": ("ema",)}
+EMA = {"averaging": ("ema",), "compile": "auto"}
 PODIUM = Config(classifier=ClassifierConfig(**CLASSES | EMA), segmenter=SegmenterConfig(**MASKS | EMA), tta=("flip",))
 
 # Minutes on a laptop: one pass over the images, then linear layers on their features.

@@ -75,7 +75,7 @@ LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "lr": 1e-4, "weight_deca
 LARGE |= {"epochs": 12, "batch_size": 8, "averaging": ("ema", "best_k", "best")}
 PODIUM = Config(
     DetectorConfig(size=768, clip_norm=10.0, **LARGE),
-    GateConfig(**LARGE),
+    GateConfig(compile="auto", **LARGE),
     members=("retinanet", "faster_rcnn", "fcos"),
     **{"n_folds": 10, "folds": tuple(range(10)), "tta": ("flip",), "store_size": 768},
 )

@@ -199,7 +199,7 @@ STRONG = {"epochs": 20, "lr": 1e-4, "batch_size": 8, "weight_decay": 5e-2, "aver
 PODIUM = Config(
     detector=DetectorConfig(**BOXES | LARGE | STRONG),
     members=("podium", "retinanet-podium", "fcos-podium"),
-    healthy=HealthyConfig(**HEALTHY | LARGE | {"size": 512, "epochs": 10}),
+    healthy=HealthyConfig(**HEALTHY | LARGE | {"size": 512, "epochs": 10, "compile": "auto"}),
     fusion=FusionConfig(weights=(1.0,), iou=(0.33, 0.4, 0.5), skip=(0.0, 0.001), try_weights=(1.0, 2.0, 3.0)),
     decision=DecisionConfig(rule=("append", "replace"), alpha=(0.95, 0.997), beta=(0.0, 0.1, 0.3)),
     n_folds=5,

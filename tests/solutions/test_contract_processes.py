@@ -123,12 +123,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("solution", "more"),
-    [
-        ("covid19", ""),
-        ("chestxray14", ""),
-        ("vinbigdata", "--members flip noise.lungs"),
-        ("own", "--lungs crop"),
-    ],
+    [("covid19", ""), ("chestxray14", ""), ("vinbigdata", "--members flip noise.lungs"), ("own", "--lungs crop")],
     indirect=["solution"],
 )
 def test_all_processes_find_the_lungs_that_prepare_needs(solution, more, sample, tmp_path, monkeypatch):

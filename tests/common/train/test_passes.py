@@ -1,6 +1,7 @@
 """A batch that passes in parts gives the gradients of the whole batch, or is refused."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -112,3 +113,60 @@ def test_the_trial_step_leaves_nothing_behind(tmp_path, monkeypatch):
     trainer.try_step(2)
     assert not trainer.optimizer.state
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def compiling(monkeypatch, backend):
+    """Make torch.compile use a backend, and note the modules that it is called with."""
+    seen, original = [], torch.compile
+
+    def compile_module(module):
+        seen.append(module)
+        return original(module, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile_module)
+    torch._dynamo.reset()
+    return seen
+
+
+def test_a_compiled_network_trains_and_auto_compiles_on_gpus_only(tmp_path, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    seen = compiling(monkeypatch, backend)
+    grouped, config = GROUPED["norm"], small(epochs=1, averaging=("last",))
+    plain = run(tmp_path / "no", replace(config, compile="auto"), grouped)
+    assert not seen
+    found = run(tmp_path / "yes", replace(config, compile=True), grouped)
+    assert len(seen) == 1 and len(graphs) == 1
+    one, other = (load_weights(each.folder / "final.safetensors")[0] for each in (plain, found))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert passes.compiled(nn.Linear(1, 1), "auto", torch.device("cuda"))._orig_mod is seen[-1]
+
+
+@pytest.mark.parametrize("fails", ["when it traces", "at once"])
+def test_a_network_that_cannot_be_compiled_trains_without(tmp_path, monkeypatch, caplog, fails):
+    caplog.set_level(logging.WARNING)
+
+    def broken(*args, **options):
+        raise RuntimeError("no compiler\nhere")
+
+    if fails == "at once":
+        monkeypatch.setattr(torch, "compile", broken)
+    else:
+        compiling(monkeypatch, broken)
+    config = small(epochs=1, averaging=("last",))
+    found, plain = (run(tmp_path / str(c), replace(config, compile=c), GROUPED["norm"]) for c in (True, False))
+    (line,) = caplog.messages
+    assert "torch.compile failed" in line and "no compiler here" in line and "\n" not in line
+    one, other = (load_weights(each.folder / "final.safetensors")[0] for each in (plain, found))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert found.history["train_loss"].tolist() == plain.history["train_loss"].tolist()
+
+
+def test_errors_of_the_network_are_no_failures_of_the_compiler():
+    for error in (RuntimeError("shapes"), torch.OutOfMemoryError("no memory")):
+        with pytest.raises(type(error)):
+            passes.uncompiled(nn.Linear(1, 1), error)
