@@ -1,6 +1,5 @@
 """Weights as safetensors and resume files without pickled code, both written atomically."""
 
-import io
 import json
 from pathlib import Path
 
@@ -43,11 +42,12 @@ def load_weights(path, model=None):
 
 
 def save_resume(path, state):
-    """Write a resume file: nested dicts and lists of tensors, numbers and strings."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    """Write a resume file: nested dicts and lists of tensors, numbers and strings. Raises OSError on a full disk."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's, closing a file that it could not write
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_resume(path):

@@ -12,12 +12,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from common.budget import Budget, Stopped
@@ -59,11 +61,13 @@ def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=
     trainer = _Trainer(model, step, loader, validate, config, folder, device, seed, key, changed, **more)
     trainer.budget.training = True
     try:
-        trainer.resume()
-        while trainer.epoch < config.epochs:
-            trainer.train_epoch()
-            trainer.end_epoch()
-        return finish(trainer)
+        with trainer.pool:
+            trainer.resume()
+            while trainer.epoch < config.epochs:
+                trainer.train_epoch()
+                trainer.end_epoch()
+            trainer.wait()
+            return finish(trainer)
     finally:
         trainer.budget.training = False
 
@@ -75,7 +79,7 @@ class _Trainer:
     freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
     micro_batch: as in Options. couples: the loss is no mean over images, so batches cannot be split.
     trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
-    on_epoch(history): called after each epoch, once it is saved, with a dict of figures per epoch so far.
+    on_epoch(history): called after each epoch with a dict of figures per epoch so far.
     seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
     """
 
@@ -106,6 +110,7 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.epoch, self.batch, self.loss_sum, self.loss_count = 0, 0, 0.0, 0
         self.history, self.ema, self.frozen, self.optimizer = [], None, None, None
+        self.pool, self.writing = ThreadPoolExecutor(1), None  # of last.ckpt
         self.seconds, self.since = 0.0, time.monotonic()  # of this epoch, up to `since`
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -134,8 +139,11 @@ class _Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.saved = self.since = time.monotonic()
 
-    def save(self):
-        """Write last.ckpt; the other processes hold the same weights and write nothing."""
+    def save(self, outdated=()):
+        """Write last.ckpt from a copy, in a thread, and then delete the files `outdated`; the main process does.
+
+        Raises the error of the last such write.
+        """
         self.saved = time.monotonic()
         self.seconds, self.since = self.seconds + self.saved - self.since, self.saved
         if not distributed.is_main():
@@ -144,7 +152,19 @@ class _Trainer:
         state = {name: getattr(self, name) for name in values}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
         state |= {"ema": self.ema.state if self.ema else {}, "ema_updates": self.ema.updates if self.ema else 0}
+        copy = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
+        self.wait()
+        self.writing = self.pool.submit(self.write, copy, outdated)
+
+    def write(self, state, outdated):
         save_resume(self.folder / "last.ckpt", state)
+        for path in outdated:  # only now, because a training that is killed before continues without this epoch
+            path.unlink(missing_ok=True)
+
+    def wait(self):
+        """Wait until last.ckpt is written. Raises the error of the write."""
+        if self.writing is not None:
+            self.writing.result()
 
     def begin_phase(self):
         """Freeze or unfreeze layers and build a new optimizer for the trainable parameters."""
@@ -249,6 +269,7 @@ class _Trainer:
             self.stop()
 
     def stop(self):
+        self.wait()
         raise Stopped(self.budget.reason or "another process has to stop")
 
     def add_loss(self):
@@ -297,13 +318,10 @@ class _Trainer:
             log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {costs}  left {left}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.seconds, self.since = 0.0, time.monotonic()
-        self.save()
+        keep = averaging.epochs_to_keep(self.scores(), self.config)
+        self.save([self.epoch_file(epoch) for epoch in range(self.epoch) if epoch not in keep])
         if self.on_epoch is not None:
             self.on_epoch(self.history)
-        if distributed.is_main():
-            keep = averaging.epochs_to_keep(self.scores(), self.config)
-            for epoch in set(range(self.epoch)) - keep:
-                self.epoch_file(epoch).unlink(missing_ok=True)
         if self.epoch < self.config.epochs and self.budget.spent():
             self.stop()
 
