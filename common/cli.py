@@ -60,21 +60,21 @@ USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUO
 USER_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def main(solution, config_module, load_verbs, argv, load_tools=dict):
+def main(solution, config_module, load_verbs, argv, load_tools=lambda tool: {}):
     """Run one verb or tool of a solution and return the exit status.
 
     config_module: has `Config`, `PRESETS` and optionally `ABOUT`, `MORE_VERBS` and `TOOLS` (a line of help by the name
         of each preset, further verb and tool), `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES` (those
         of options.SPECIAL that apply to it).
-    load_verbs(), load_tools(): return {verb: function of a Job} and {tool: function}; called late, since they import
-        networks. A tool's signature and docstring are its command line; it returns the number of unusable inputs.
+    load_verbs(), load_tools(tool): return {verb: function of a Job} and {tool: function}; called late, since they
+        import networks. A tool's signature and docstring are its command line; it returns how many inputs it left out.
 
     Exit status: 0 done; 2 unusable input; 3 stopped on purpose, all saved; 4 done, but some inputs could not be used.
     """
     if argv and argv[0] in _tool_names(config_module):
-        return run_tool(f"{solution} {argv[0]}", lambda: load_tools()[argv[0]], argv[1:])
+        return run_tool(f"{solution} {argv[0]}", lambda: load_tools(argv[0])[argv[0]], argv[1:])
     hint = "" if argv[:1] in (["find_lr"], ["plan"]) else "; the same command continues from the last saved state"
-    return _report_errors(lambda: _run_verb(solution, config_module, load_verbs, argv), hint)
+    return _report_errors(lambda: _run_verb(solution, config_module, load_verbs, argv, load_tools), hint)
 
 
 def run_tool(name, load, argv):
@@ -153,7 +153,7 @@ def _require_one_process(name):
         raise InputError(f"{name} runs in one process: leave out torchrun")
 
 
-def _run_verb(solution, config_module, load_verbs, argv):
+def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     """Run a verb and return the number of inputs that it left out."""
     more, tools = getattr(config_module, "MORE_VERBS", {}) | MORE_VERBS, _tool_names(config_module)
     known = {"run": f"{', '.join(VERBS)}, in this order"} | VERBS | more
@@ -173,7 +173,19 @@ def _run_verb(solution, config_module, load_verbs, argv):
     check_special(options, verb, takes, solution)
     if verb in more:
         _require_one_process(verb)
-    return _call_verbs(tuple(VERBS) if verb == "run" else (verb,), solution, preset, config, options, load_verbs, tools)
+    call = functools.partial(_call_verbs, tuple(VERBS) if verb == "run" else (verb,), solution, preset)
+    if not options.seeds:
+        return call(config, options, load_verbs, tools)
+    _require_one_process("run --seeds")
+    out, begun, folders = options.out or Path("runs") / f"{solution}-{preset}", time.monotonic(), []
+    for seed in options.seeds:
+        left = options.hours and max(1e-3, options.hours - (time.monotonic() - begun) / 3600)
+        one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{seed}"), hours=left)
+        if folders and options.fold_table is None:
+            one = dataclasses.replace(one, fold_table=folders[0] / "folds.csv")
+        call(dataclasses.replace(config, seed=seed), one, load_verbs, tools)
+        folders.append(one.out)
+    return load_tools("blend")["blend"](tuple(folders), out=out)
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs, tools):

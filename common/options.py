@@ -53,6 +53,9 @@ class Options:
     devices_per_training: int | None = None
     """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
 
+    seeds: tuple[int, ...] = ()
+    """run: one run per seed, beside --out and on the folds of the first, blended into --out."""
+
     gpus: int | None = None
     """plan: number of GPUs (default: those of this machine)."""
     card: str | None = None
@@ -67,6 +70,8 @@ class Options:
             raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
         check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
         check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
+        distinct = len(set(self.seeds)) == len(self.seeds) != 1 and min(self.seeds, default=0) >= 0
+        check(distinct, f"--seeds {' '.join(map(str, self.seeds))}: two or more, each once and none negative")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative: {self.workers}")
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"--hours must be above 0, not {self.hours:g}")
@@ -89,8 +94,9 @@ def hidden_options(verb, takes):
     """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
     if verb == "plan":
-        return hidden | {"fold_table", *TRAINING} - set(MEMORY)
-    hidden |= set(PLANNING) | (set() if verb in ("run", "prepare") else set(PREPARING))
+        return hidden | {"seeds", "fold_table", *TRAINING} - set(MEMORY)
+    hidden |= set(PLANNING) | (set() if verb == "run" else {"seeds"})
+    hidden |= set() if verb in ("run", "prepare") else set(PREPARING)
     hidden |= set(TRAINING) if verb in NO_TRAINING else set()
     return hidden | ({"device", "workers"} if verb in NO_NETWORK else set())
 
@@ -99,6 +105,7 @@ def check_special(options, verb, takes, solution):
     """Raise InputError if an option is given that the solution does not take (SPECIAL) or that is only for `plan`."""
     wrong = {name: solution for name in SPECIAL if name not in takes}
     wrong |= dict.fromkeys(PLANNING, f"the verb {verb}") if verb != "plan" else {}
+    wrong |= {"seeds": f"the verb {verb}"} if verb != "run" else {}
     for name, what in wrong.items():
         if getattr(options, name) != getattr(Options(), name):
             raise InputError(f"--{name.replace('_', '-')} does not apply to {what}")

@@ -78,7 +78,9 @@ def _dispatch(argv):
         print(f"error: {name!r} is not a solution: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     config = importlib.import_module(f"solutions.{name}.config")
-    return cli.main(name, config, lambda: load_solution(name).verbs(), rest, lambda: _load_tools(name, config, rest))
+    return cli.main(
+        name, config, lambda: load_solution(name).verbs(), rest, lambda tool: _load_tools(name, config, tool, rest)
+    )
 
 
 def load_solution(name):
@@ -86,9 +88,8 @@ def load_solution(name):
     return _load(f"solutions.{name}.pipeline", "SOLUTION")
 
 
-def _load_tools(name, config, argv):
-    """Return the tools that include argv[0]; those for Kaggle do not need the solution's own imports."""
-    tool = argv[0]
+def _load_tools(name, config, tool, argv=()):
+    """Return the tools that include `tool`; those for Kaggle do not need the solution's own imports."""
     if tool in kaggle.tool_names(config.KAGGLE):
         return kaggle.load_tools(name, config.KAGGLE, config.PRESETS)
     if tool not in cli.TOOLS:
@@ -111,7 +112,7 @@ def export_run(name, run, out):
     """Write the weights and the decision rule of a finished run to the folder `out`."""
     if name not in NAMES:
         raise InputError(f"{run}: a run of {name}, which is not a solution: {', '.join(NAMES)}")
-    _load_tools(name, importlib.import_module(f"solutions.{name}.config"), ["export"])["export"](run, out=out)
+    _load_tools(name, importlib.import_module(f"solutions.{name}.config"), "export")["export"](run, out=out)
 
 
 def _card_of(name):

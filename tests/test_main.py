@@ -159,7 +159,7 @@ def say():
         logging.getLogger("common.test").info(f"line {number}")
 
 solutions.cli.kaggle.tool_names = lambda source: {"say": ""}
-solutions._load_tools = lambda name, config, tool: {"say": say}
+solutions._load_tools = lambda name, config, tool, argv: {"say": say}
 sys.exit(solutions.main(sys.argv[1:]))
 """
 

@@ -178,7 +178,7 @@ def with_tool(called, end=lambda: 0):
         return end()
 
     module = SimpleNamespace(**vars(MODULE), TOOLS={"measure": "measure files"})
-    return lambda line: cli.main("toy", module, dict, line.split(), lambda: {"measure": measure})
+    return lambda line: cli.main("toy", module, dict, line.split(), lambda tool: {"measure": measure})
 
 
 def test_a_tool_needs_no_run(capsys, tmp_path, monkeypatch):

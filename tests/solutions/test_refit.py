@@ -1,8 +1,8 @@
-"""Networks trained on all folds' images: every solution's refit is trained, predicts, exports, and claims no score."""
+"""Networks trained on all folds' images, which claim no score, and runs of several seeds, blended."""
 
 import pytest
 
-from common.paths import read_csv, read_json
+from common.paths import read_csv, read_json, read_parquet
 from tests.solutions.contract import SOLUTIONS
 
 QUICK = ("siim_pneumothorax", "own")
@@ -34,3 +34,18 @@ def test_a_refit_is_trained_on_every_image_and_submits_by_the_rule(run_copy, com
     assert "no page: that of" in command("report", "--out", "whole").out
     assert "is the run itself" in refused("refit", "run", "--out", "run")
     assert "use the run it comes from" in refused("refit", "whole", "--out", "more")
+
+
+def test_a_run_per_seed_on_the_same_folds_blended(command, refused, solution, sample, tmp_path):
+    words = ["run", *solution.words, "--data", sample, "--out", "all"]
+    result = command(*words, "--seeds", "3", "4")
+    assert not result.errors and result.status == 0, result.errors
+    one, two = (tmp_path / f"all-seed{seed}" for seed in (3, 4))
+    assert [read_json(each / "config.json")["seed"] for each in (one, two)] == [3, 4]
+    assert read_parquet(one / "images.parquet")["fold"].equals(read_parquet(two / "images.parquet")["fold"])
+    assert {path.name for path in (one, two)} == set(
+        read_json(tmp_path / "all/manifest.json")["steps"]["blend"]["members"]
+    )
+    assert (tmp_path / "all" / "submission.csv").is_file()
+    assert "two or more, each once" in refused(*words, "--seeds", "3")
+    assert "--seeds does not apply to the verb train" in refused("train", "--out", "all-seed3", "--seeds", "3", "4")
