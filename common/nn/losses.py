@@ -27,6 +27,31 @@ def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):
     return (loss * (1 + (pos_weight - 1) * target)).mean()
 
 
+def asymmetric(logits, target, gamma_negative=4.0, gamma_positive=1.0, margin=0.05):
+    """Return the mean asymmetric loss (Ridnik et al. 2021, whose numbers for many labels are the defaults).
+
+    As in focal losses, positives weigh (1 − p)^gamma_positive and negatives p^gamma_negative, of p less `margin`.
+    """
+    logits, target = _match_shapes(logits, target)
+    probs = torch.sigmoid(logits)
+    easier = (probs - margin).clamp_min(0)
+    positive = target * F.logsigmoid(logits) * (1 - probs) ** gamma_positive
+    return -(positive + (1 - target) * torch.log1p(-easier) * easier**gamma_negative).mean()
+
+
+def pairwise_auc(logits, target, margin=1.0):
+    """Return a surrogate of 1 − AUROC of a batch (B, C): the squared hinge over pairs, the mean over classes with both.
+
+    A pair counts max(0, margin − positive's logit + negative's)², the pairwise form of the AUC-margin loss (Yuan et al.
+    2021). Labels above one half are positive.
+    """
+    logits, target = _match_shapes(logits, target)
+    pairs = ((target > 0.5)[:, None] & (target <= 0.5)[None]).float()
+    hinge = (margin - logits[:, None] + logits[None]).clamp_min(0).square()
+    counts = pairs.sum((0, 1))
+    return ((pairs * hinge).sum((0, 1)) / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
+
+
 def dice(logits, target, smooth=1.0, squared=False):
     """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth); squared: sizes of squares (Milletari 2016)."""
     probs, target = _flat_probs(logits, target)

@@ -36,6 +36,10 @@ class NetworkConfig(FitConfig):
     frozen: bool = False
     """Linear probe: only the last layer is trained, on features of the pretrained network that are computed once."""
     frozen_norms: bool = False  # Batch norms keep the pretrained statistics, so that accumulate is exact.
+    loss: Literal["bce", "asymmetric"] = "bce"  # asymmetric: Ridnik et al.'s, in which easy negatives count little.
+    auc_loss: float = 0.0  # Weight of a further loss on the batch's pairs of a positive and a negative image.
+    label_smoothing: float = 0.0  # Labels are moved by this share towards one half.
+    mixup: float = 0.0  # Images are mixed in pairs, in proportions drawn from Beta(mixup, mixup); 0: they are not.
     box_loss: float = 0.0  # whole: weight of a loss that draws class maps into boxes; 0: labels alone.
     augmentation: Literal["none", "flip", "podium"] = "flip"
     dropout: float = 0.0
@@ -51,7 +55,10 @@ class NetworkConfig(FitConfig):
         if self.frozen and (self.weights == "none" or self.attention or self.box_loss or self.augmentation == "podium"):
             what = "weights (not none) without attention and box_loss; its augmentation is none or flip"
             raise InputError(f"frozen: the features are those of pretrained {what}")
-        check(self.box_loss >= 0, f"box_loss must be at least 0, not {self.box_loss}")
+        for name in ("box_loss", "auc_loss", "mixup"):
+            check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
+        check(0 <= self.label_smoothing < 1, f"label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        check(not (self.mixup and (self.weighting or self.box_loss)), "mixup: mixed images have no masks and no boxes")
 
 
 # SDFN, B.5: Adam 1e-4 with a decay of 1e-5 an update, up to 100 epochs, rate / 10 where the validation loss did not

@@ -20,7 +20,7 @@ from common.metrics.classification import auroc, mean_of_defined
 from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map
 from common.nn.classifier import Classifier, build_classifier
-from common.nn.losses import bce
+from common.nn.losses import asymmetric, bce, pairwise_auc
 from common.nn.norms import batch_norms
 from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE, LABELS
@@ -146,10 +146,21 @@ def box_loss(maps, boxes):
     return -(shares.log() * boxed).sum() / boxed.sum().clamp_min(1)
 
 
-def boxed_step(weight, model, images, target):
-    """Return the loss of a batch whose target is a dict of labels (B, 14) and boxes: BCE + weight · `box_loss`."""
-    logits, maps = model(images, with_maps=True)
-    return bce(logits, target["labels"]) + weight * box_loss(maps, target["boxes"])
+LOSSES = {"bce": bce, "asymmetric": asymmetric}
+
+
+def training_loss(config, model, images, target):
+    """Return the loss of a batch under a NetworkConfig: that of the labels, and those of pairs and boxes, weighted."""
+    labels = target["labels"] if config.box_loss else target
+    if config.mixup:
+        share = torch.distributions.Beta(config.mixup, config.mixup).sample().item()
+        order = torch.randperm(len(images), device=images.device)
+        images, labels = (share * part + (1 - share) * part[order] for part in (images.float(), labels))
+    logits, maps = model(images, with_maps=True) if config.box_loss else (model(images), None)
+    loss = LOSSES[config.loss](logits, labels + config.label_smoothing * (0.5 - labels))
+    if config.auc_loss:
+        loss = loss + config.auc_loss * pairwise_auc(logits, labels)
+    return loss if maps is None else loss + config.box_loss * box_loss(maps, target["boxes"])
 
 
 def auroc_and_loss(labels, logits):

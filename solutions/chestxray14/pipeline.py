@@ -20,11 +20,11 @@ from solutions.chestxray14.data import CLASSES, add_lungs, labels_of, lung_setti
 from solutions.chestxray14.leaks import check_run, origin
 from solutions.chestxray14.models import (
     auroc_and_loss,
-    boxed_step,
     build_fusion,
     build_network,
     feature_dataset,
     pooled_features,
+    training_loss,
     view_dataset,
 )
 
@@ -42,9 +42,8 @@ def fold_networks(config, fold):
     """Return the Networks of one fold: those of its views (CXR-IRNet, 3; SDFN, B.3), and SDFN's last layer (B.4)."""
     views = []
     for stage, own in zip(config.stages, config.branches, strict=True):
-        step = partial(boxed_step, own.box_loss) if own.box_loss else None
         dataset = partial(view_dataset, config=own, stage=stage)
-        network = _classifier(fold, stage, own, partial(build_network, own), dataset, step=step)
+        network = _classifier(fold, stage, own, partial(build_network, own), dataset, step=partial(training_loss, own))
         views.append(replace(network, dataset=partial(probe_dataset, network)) if own.frozen else network)
     if not config.is_fused:
         return views

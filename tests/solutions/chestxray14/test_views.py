@@ -21,7 +21,7 @@ from common.images import Images
 from common.infer import tta
 from common.job import Job
 from common.network import predict, train, train_loader
-from common.nn.losses import bce
+from common.nn.losses import asymmetric, bce, pairwise_auc
 from common.options import Options
 from common.runs import Run
 from solutions.chestxray14 import models
@@ -196,6 +196,23 @@ def test_boxes_draw_the_maps_into_them(job):
             maps = network.load(ours.run).eval().cam(torch.stack([seen[row][0] for row in range(N)]))
         found[weight] = box_loss(maps, grids).item()
     assert found[2.0] < found[0.0] - 0.2
+
+
+def test_the_loss_of_a_batch_has_what_the_network_is_trained_with():
+    images, labels = torch.rand(4, 1, 8, 8) * 255, torch.eye(4, 14)
+    model = lambda images: images.mean((1, 2, 3))[:, None] * torch.linspace(-0.1, 0.1, 14)  # noqa: E731
+    loss = lambda **options: models.training_loss(NetworkConfig(**options), model, images, labels).item()  # noqa: E731
+    plain = loss()
+    assert plain == bce(model(images), labels).item()
+    assert loss(label_smoothing=0.2) == pytest.approx(bce(model(images), labels * 0.8 + 0.1).item())
+    assert loss(loss="asymmetric") == asymmetric(model(images), labels).item()
+    assert loss(auc_loss=2.0) == pytest.approx(plain + 2 * pairwise_auc(model(images), labels).item())
+    torch.manual_seed(2)
+    share, order = torch.distributions.Beta(0.4, 0.4).sample(), torch.randperm(4)
+    assert order.tolist() != [0, 1, 2, 3] and 0.01 < share < 0.99
+    mixed = [share * part + (1 - share) * part[order] for part in (images, labels)]
+    torch.manual_seed(2)
+    assert loss(mixup=0.4) == pytest.approx(bce(model(mixed[0]), mixed[1]).item(), rel=1e-5)
 
 
 def test_every_named_augmentation_exists():
