@@ -50,6 +50,8 @@ class FitConfig:
     accumulate: int = 1
     """Batches whose gradients are accumulated before an optimizer step; batch norms still see one of them."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    layer_decay: float = 1.0
+    """Below 1: each layer of timm's network has this share of the next one's learning rate."""
     weight_decay: float = 1e-2
     momentum: float = 0.9
     """sgd only."""
@@ -80,6 +82,7 @@ class FitConfig:
             if (value := getattr(self, name)) != "auto" and not value > 0:
                 raise InputError(f"{name} must be above 0, not {value}")
         check(0 <= self.warmup < 1, f"warmup must lie in [0, 1), not {self.warmup}")
+        check(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], not {self.layer_decay}")
         check(self.decay >= 0, f"decay must be at least 0, not {self.decay}")
         if not 0 <= self.frozen_epochs <= self.epochs:
             raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")

@@ -17,16 +17,19 @@ class ExactLinear(nn.Linear):
             return super().forward(x.float())
 
 
-def build_backbone(name, size):
-    """Return timm's headless network `name` for images of `size` pixels, and its channels; else InputError."""
-    config = timm.get_pretrained_cfg(name)
+def build_backbone(name, size, drop_path=0.0):
+    """Return timm's headless network `name` for images of `size` pixels, and its channels; else InputError.
+
+    drop_path: stochastic depth (Huang et al. 2016), for networks that have it.
+    """
+    config, depth = timm.get_pretrained_cfg(name), {"drop_path_rate": drop_path} if drop_path else {}
     options = [{}]
     if config is not None and config.fixed_input_size:
         # the first option interpolates the pretrained position embeddings
         options = [{"dynamic_img_size": True}, {"img_size": size}]
     for more in options:
         try:
-            net = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **more)
+            net = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **more, **depth)
             with torch.no_grad():
                 width = feature_map(net.eval(), torch.zeros(1, 3, size, size)).shape[1]
             patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1,))[0]

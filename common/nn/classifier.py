@@ -60,13 +60,14 @@ class Classifier(models.Normalised):
         return (sign * (gradient.mean((2, 3), keepdim=True) * features).sum(1)).relu()
 
 
-def build_classifier(config, n_classes=1, weights=None, kind=Classifier, **options):
+def build_classifier(config, n_classes=1, weights=None, kind=Classifier, drop_path=0.0, **options):
     """Return a classifier by a configuration's backbone, size, dropout and weights (or other `weights`).
 
-    options: further arguments of `kind`. Raises InputError for an unknown backbone and for weights that do not fit.
+    drop_path: as in `build_backbone`. options: further arguments of `kind`. Raises InputError for an unknown backbone
+    and for weights that do not fit.
     """
     name = models.timm_name(config.backbone)
-    net, width = build_backbone(name, config.size)
+    net, width = build_backbone(name, config.size, drop_path)
     model = kind(net, width, *models.mean_std(name), n_classes, dropout=config.dropout, **options)
     required = [key for key in model.state_dict() if key.startswith("net.")]
     return load_pretrained(model, name, config.weights if weights is None else weights, required)

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import logging
+import math
 import os
 import re
 import urllib.error
@@ -14,6 +15,7 @@ import huggingface_hub
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 
 from common.errors import InputError, check
 
@@ -110,7 +112,7 @@ def copy_state(model, state, source, required=()):
         )
     with torch.no_grad():
         for name, source_name in pairs.items():
-            own[name].copy_(state[source_name])
+            own[name].copy_(_resize_positions(state[source_name], own[name].shape))
     used = set(pairs.values())
     new = tuple(name for name in own if name not in pairs and not name.endswith("num_batches_tracked"))
     loaded = Loaded(source, len(pairs), new, tuple(name for name in state if name not in used))
@@ -130,7 +132,24 @@ def _match_names(own, own_prefix, state, state_prefix):
     given = {name[len(state_prefix) :].replace("_", "."): name for name in state if name.startswith(state_prefix)}
     wanted = {name: name[len(own_prefix) :].replace("_", ".") for name in own if name.startswith(own_prefix)}
     pairs = {name: given[plain] for name, plain in wanted.items() if plain in given}
-    return {name: other for name, other in pairs.items() if own[name].shape == state[other].shape}
+    return {name: other for name, other in pairs.items() if _fits(name, own[name].shape, state[other].shape)}
+
+
+def _fits(name, wanted, given):
+    """Return whether the shapes agree, or are position embeddings (1, classes + side², K) of images of two sizes."""
+    positions = name.endswith("pos_embed") and len(wanted) == len(given) == 3 and wanted[2] == given[2]
+    return wanted == given or (positions and _classes(wanted[1]) == _classes(given[1]))
+
+
+def _classes(tokens):
+    return tokens - math.isqrt(tokens) ** 2
+
+
+def _resize_positions(tensor, shape):
+    if tensor.shape == shape:
+        return tensor
+    side, classes = math.isqrt(shape[1]), _classes(shape[1])
+    return resample_abs_pos_embed(tensor, [side, side], num_prefix_tokens=classes)
 
 
 def _find_packaged(name):

@@ -30,7 +30,7 @@ from common.nn.precision import autocast, precision
 from common.paths import atomic_path
 from common.train import averaging, distributed, passes
 from common.train.checkpoint import load_resume, save_resume, save_weights
-from common.train.schedule import learning_rate
+from common.train.schedule import learning_rate, parameter_groups
 from common.train.variants import finish, read_finished, same_training
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class _Trainer:
         self.frozen = self.epoch < self.config.frozen_epochs
         if self.freeze is not None:
             self.freeze(self.model, self.frozen)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = parameter_groups(self.model, self.config)
         decay = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
         if self.config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(parameters, momentum=self.config.momentum, **decay)
@@ -225,7 +225,7 @@ class _Trainer:
             torch.manual_seed(draws % 2**63)
             lr = learning_rate(config, self.epoch, number // config.accumulate, steps, scores)
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             group_size = min(config.accumulate, batches - number + number % config.accumulate)
             self.backward(batch, group_size, steps_now)
             self.loss_count += 1

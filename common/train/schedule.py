@@ -3,6 +3,10 @@
 import itertools
 import math
 
+from timm.optim import param_groups_layer_decay
+
+from common.errors import check
+
 
 def cosine(progress):
     """Return a factor that falls from 1 to 0 over progress 0 to 1 (Loshchilov and Hutter, 2016, one cycle)."""
@@ -65,3 +69,20 @@ def learning_rate(config, epoch, step, steps, scores):
         more = {"warmup": config.warmup} if config.schedule == "warm_cosine" else {}
         factor = BY_PROGRESS[config.schedule](((epoch - start) * steps + step) / ((end - start) * steps), **more)
     return config.lr * factor / (1 + config.decay * done)
+
+
+def parameter_groups(model, config):
+    """Return the trainable parameters for an optimizer; with `layer_decay`, in groups that have an lr_scale.
+
+    The backbone's last block and all that follows have 1, the first the least; biases and norms of the backbone then
+    have no weight decay (Bao et al. 2022, BEiT). Raises InputError for a network whose layers timm does not number.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.layer_decay == 1:
+        return parameters
+    net = getattr(model, "net", None)
+    check(hasattr(net, "group_matcher"), "layer_decay: timm does not number the layers of this network")
+    kept = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
+    groups = param_groups_layer_decay(net, config.weight_decay, kept, layer_decay=config.layer_decay)
+    grouped = {id(p) for group in groups for p in group["params"]}
+    return [*groups, {"params": [p for p in parameters if id(p) not in grouped]}]

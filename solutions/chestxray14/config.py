@@ -43,13 +43,13 @@ class NetworkConfig(FitConfig):
     box_loss: float = 0.0  # whole: weight of a loss that draws class maps into boxes; 0: labels alone.
     augmentation: Literal["none", "flip", "podium"] = "flip"
     dropout: float = 0.0
+    drop_path: float = 0.0  # Share of residual branches left out at random, rising to this in the last; if timm has it.
     metric: str = "auroc"
     averaging: tuple[Averaging, ...] = ("best",)
 
     def __post_init__(self):
         super().__post_init__()
         check(32 <= self.size <= self.resize, f"size {self.size} must lie between 32 and resize ({self.resize})")
-        check(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
         if self.frozen_norms and self.weights == "none":
             raise InputError("frozen_norms: keeps the statistics of pretrained weights, so weights cannot be none")
         if self.frozen and (self.weights == "none" or self.attention or self.box_loss or self.augmentation == "podium"):
@@ -57,7 +57,8 @@ class NetworkConfig(FitConfig):
             raise InputError(f"frozen: the features are those of pretrained {what}")
         for name in ("box_loss", "auc_loss", "mixup"):
             check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
-        check(0 <= self.label_smoothing < 1, f"label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        for name in ("dropout", "drop_path", "label_smoothing"):
+            check(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}")
         check(not (self.mixup and (self.weighting or self.box_loss)), "mixup: mixed images have no masks and no boxes")
 
 
@@ -102,13 +103,14 @@ class Config:
     class, x_min, y_min, x_max, y_max, in pixels of the 1024 × 1024 image, such as ChestX-Det's."""
     n_folds: int = 10  # Of the training images, by patient and all labels. CXR-IRNet: 10 % validate; SDFN: not given.
     folds: tuple[int, ...] = (0,)  # Held-out folds, each with its own networks; the test set gets the mean over them.
-    tta: tuple[Literal["flip"], ...] = ()
+    tta: tuple[Literal["flip", "scale"], ...] = ()  # Further views at test time: mirrored; at 7/8 and 9/8 of the size.
     store_size: int = 256  # Side of the stored images, in pixels; at least the largest resize of the networks.
     seed: int = 0
 
     def __post_init__(self):
         check_folds(self.folds, self.n_folds)
         check(self.seed >= 0, f"seed must be at least 0, not {self.seed}")
+        check(not ("scale" in self.tta and self.is_fused), "tta scale: SDFN's fusion has features of one size")
         store, crop, whole, lungs = self.store_size, self.segmenter.crop_size, self.whole, self.lungs
         if self.views != "lungs":
             check(store >= whole.resize, f"store_size {store} is under the {whole.resize} px of whole.resize")
@@ -161,8 +163,8 @@ _BRANCH = NetworkConfig(masks="binary", resize=224, size=224, augmentation="flip
 _CROPS = LungsConfig(crop_size=224)
 SDFN = Config("both", whole=_BRANCH, lungs=_BRANCH, segmenter=_CROPS, label_table="2017", store_size=224)
 
-# Meant for about an hour on eight GPUs, not timed: a current backbone at twice the papers' size, both views, averaged
-# weights, flips at test time. On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.
+# A current backbone at twice the papers' size, both views, averaged weights, five folds; at test time flips and sizes.
+# On disk the whole data set takes 29.4 GB at 512 px, and its crops 22.5 GB.
 _PODIUM = {"masks": "binary", "backbone": "convnext_small.fb_in22k_ft_in1k", "augmentation": "podium", "dropout": 0.2}
 _PODIUM |= {"lr": 1e-4, "optimizer": "adamw", "weight_decay": 5e-2, "schedule": "warm_cosine", "clip_norm": 1.0}
 _PODIUM |= {"epochs": 6, "batch_size": 128, "averaging": ("ema", "best_k", "best"), "compile": "auto"}
@@ -173,8 +175,9 @@ PODIUM = Config(
     lungs=NetworkConfig(resize=448, size=448, **_PODIUM),
     segmenter=LungsConfig(crop_size=448),
     store_size=512,
-    n_folds=20,
-    tta=("flip",),
+    n_folds=5,
+    folds=(0, 1, 2, 3, 4),
+    tta=("flip", "scale"),
 )
 
 # Two CPU cores, minutes: CXR-IRNet with a small network on small images, and with `--views both` SDFN's two branches.

@@ -116,6 +116,7 @@ class FusionNet(ExactLinear):
 def build_network(config, weights=None):
     """Return the ChestNet of a NetworkConfig, with pretrained weights: `weights`, by default those of the config."""
     options = {"attention": config.attention, "weighting": config.weighting, "binary": config.masks == "binary"}
+    options |= {"drop_path": config.drop_path}
     model = build_classifier(config, len(LABELS), weights, ChestNet, **options)
     for module in [model.net] if config.frozen else batch_norms(model.net) if config.frozen_norms else ():
         module.requires_grad_(False)

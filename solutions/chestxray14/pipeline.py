@@ -43,7 +43,9 @@ def fold_networks(config, fold):
     views = []
     for stage, own in zip(config.stages, config.branches, strict=True):
         dataset = partial(view_dataset, config=own, stage=stage)
-        network = _classifier(fold, stage, own, partial(build_network, own), dataset, step=partial(training_loss, own))
+        # the losses of boxes and pairs are no means over images, and mixup mixes those of a whole batch
+        how = {"step": partial(training_loss, own), "couples": max(own.box_loss, own.auc_loss, own.mixup) > 0}
+        network = _classifier(fold, stage, own, partial(build_network, own), dataset, **how)
         views.append(replace(network, dataset=partial(probe_dataset, network)) if own.frozen else network)
     if not config.is_fused:
         return views
@@ -63,7 +65,7 @@ def probe_dataset(network, job, rows, augment, targets):
     return feature_dataset(*how) if targets else network.dataset(job, rows, augment, targets)
 
 
-def _classifier(fold, stage, config, build, dataset, needs=(), step=None):
+def _classifier(fold, stage, config, build, dataset, **more):
     return Network(
         fold,
         stage,
@@ -73,10 +75,8 @@ def _classifier(fold, stage, config, build, dataset, needs=(), step=None):
         loss=bce,
         measure=lambda logits, labels: logits.float(),
         figures=lambda job, logits, rows: auroc_and_loss(labels_of(job.images, rows), logits),
-        step=step,
-        couples=step is not None,  # the box loss is the mean over boxed maps
-        needs=needs,
         trained_on=lambda job: origin(job.config, job.images.table, fold),
+        **more,
     )
 
 
@@ -90,8 +90,7 @@ def predict_rows(job, folds, rows, path, title):
     trained, flips = fold_networks(job.config, folds[0]), "flip" in job.config.tta
     found = {f"_{stage}": np.empty((0, len(LABELS))) for stage in job.config.stages}  # split all: no test images
     for network in trained[: len(found)] if len(rows) else ():
-        views = [tta.IDENTITY, *[tta.FLIP] * flips]
-        found[f"_{network.stage}"] = predict(job, [network], rows, views, title).astype(np.float64)
+        found[f"_{network.stage}"] = predict(job, [network], rows, tta.views(job.config.tta), title).astype(np.float64)
     found[""] = np.mean(list(found.values()), axis=0)
     if job.config.is_fused:
         features = pooled_features(job, trained[:-1], rows, flips)

@@ -40,6 +40,14 @@ def test_tokens_lie_where_their_patches_do():
     assert torch.equal(feature_map(Patches(), x), F.avg_pool2d(x, 4))
 
 
+def test_drop_path_grows_towards_the_last_block():
+    net, _ = build_backbone("test_vit", 64, 0.3)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in net.blocks]
+    assert rates[0] == 0 and rates[-1] == pytest.approx(0.3) and rates == sorted(rates)
+    with pytest.raises(InputError, match="drop_path_rate"):
+        build_backbone("densenet121", 64, 0.3)
+
+
 def test_networks_without_a_feature_map_are_refused():
     with pytest.raises(InputError, match=r"mixer_s16_224.* no feature map of images of 224 px"):
         build_backbone("mixer_s16_224", 224)

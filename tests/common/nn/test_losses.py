@@ -9,6 +9,7 @@ from torchvision.ops import sigmoid_focal_loss
 from common.nn import losses
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4
+LABELS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]])
 COLUMNS = torch.tensor([[2, 2, 5.0], [0.5, 1, 5], [-1, 1.5, 5]])
 SEGMENTATION = [losses.bce, losses.focal_bce, losses.dice, losses.tversky, losses.lovasz_hinge, losses.focal_dice]
 SEGMENTATION += [losses.combo]
@@ -33,8 +34,8 @@ def random_case(seed=0, shape=(3, 2, 9, 7)):
         (losses.asymmetric(row(LN3), row(1), gamma_positive=2.0), -(0.25**2) * math.log(0.75)),
         (losses.asymmetric(row(LN3), row(0), gamma_negative=3.0, margin=0.25), -(0.5**3) * math.log(0.5)),
         (losses.asymmetric(row(-LN3), row(0), margin=0.25), 0.0),  # a negative that is easy enough
-        # class 1: pairs of logits 2, 0.5 above −1: (1 − 3)⁺ and (1 − 1.5)⁺; class 2: 1 below 2; class 3: no positive
-        (losses.pairwise_auc(COLUMNS, torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]])), (0 + (2.0**2 + 1.5**2) / 2) / 2),
+        # class 1: 2 and 0.5 lie far enough above −1; class 2: 1 and 1.5 lie below 2; class 3: no positive
+        (losses.pairwise_auc(COLUMNS, LABELS), (0 + (2.0**2 + 1.5**2) / 2) / 2),
         (losses.pairwise_auc(COLUMNS[:, :1], torch.tensor([[0.4], [0.9], [0.1]])), (2.5**2 + 0) / 2),
         (losses.pairwise_auc(COLUMNS, torch.zeros(3, 3)), 0.0),
         # probabilities 3/4, 1/4 on mask 1, 0: overlap 3/4, sizes 1 and 1

@@ -113,6 +113,23 @@ def test_a_network_without_pretrained_weights_is_named():
         imagenet_state("coatnet_0_224")
 
 
+def test_position_embeddings_of_another_size_are_resized():
+    """A ramp over the patches stays one; tokens of classes stay as they are; other shapes are refused."""
+    net, state = (timm.create_model("test_vit", img_size=size) for size in (64, 96))
+    state = {name: torch.full_like(tensor, 2.0) for name, tensor in state.state_dict().items()}
+    ramp = torch.linspace(0, 1, 6)[None, :, None].expand(6, 6, 64)
+    state["pos_embed"][0, 1:] = ramp.flatten(0, 1)
+    loaded = copy_state(net, {f"module.{name}": tensor for name, tensor in state.items()}, "here", net.state_dict())
+    found = net.pos_embed.detach()[0]
+    assert loaded.new == () and found.shape == (17, 64) and (found[0] == 2).all()
+    grid = found[1:].reshape(4, 4, 64)
+    torch.testing.assert_close(grid, grid[:1, :, :1].expand(4, 4, 64))
+    assert (grid[0].diff(dim=0) > 0.2).all() and abs(grid.mean() - 0.5) < 1e-3
+    state["pos_embed"] = torch.zeros(1, 6 * 6 + 2, 64)
+    with pytest.raises(InputError, match="the first pos_embed"):
+        copy_state(net, state, "here", net.state_dict())
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "encoder.", "module.model.", "net."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_prefixes_of_training_code_are_stripped(tmp_path, prefix, suffix):

@@ -7,6 +7,8 @@ from torch import nn
 
 from common.config import FitConfig
 from common.errors import InputError
+from common.nn.backbone import build_backbone
+from common.nn.classifier import Classifier
 from common.train import schedule
 from common.train.checkpoint import load_resume, load_weights, save_resume, save_weights
 from common.train.lr_finder import find_learning_rate, suggest
@@ -19,6 +21,29 @@ def test_shapes_of_the_schedules():
     config = FitConfig(lr=1.0, schedule="step", milestones=(30, 60))
     rates = [schedule.learning_rate(config, epoch, 0, 1, []) for epoch in (29, 30, 59, 60)]
     assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_layers_have_a_share_of_the_next_ones_rate():
+    torch.manual_seed(0)
+    model = Classifier(*build_backbone("test_vit", 64), (0.5,) * 3, (0.5,) * 3)
+    config = FitConfig(layer_decay=0.5, weight_decay=0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = schedule.parameter_groups(model, config)
+    found = {names[id(p)]: group for group in groups for p in group["params"]}
+    assert set(found) == set(names.values()) and len(model.net.blocks) == 6
+    scales = {name: group.get("lr_scale", 1.0) for name, group in found.items()}
+    assert scales["head.weight"] == scales["net.norm.weight"] == 1
+    for k in range(6):
+        assert scales[f"net.blocks.{k}.mlp.fc1.weight"] == 0.5 ** (5 - k)
+    assert scales["net.patch_embed.proj.weight"] == scales["net.pos_embed"] == 0.5**6
+    decays = {name: group.get("weight_decay") for name, group in found.items()}
+    assert decays["net.patch_embed.proj.weight"] == 0.1 and decays["head.weight"] is None  # the optimizer's
+    assert decays["net.pos_embed"] == decays["net.blocks.0.mlp.fc1.bias"] == 0
+    model.net.requires_grad_(False)
+    (head,) = schedule.parameter_groups(model, config)
+    assert head["params"] == [*model.head.parameters()]
+    with pytest.raises(InputError, match="does not number the layers"):
+        schedule.parameter_groups(nn.Linear(2, 2), config)
 
 
 def test_plateau_counts_from_each_new_best():

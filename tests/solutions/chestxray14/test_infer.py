@@ -4,6 +4,9 @@ import os
 
 import pandas as pd
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from common.paths import find_images, read_json
 from common.submit.table import read_table, write_submission
@@ -61,3 +64,20 @@ def test_an_export_predicts_the_official_test_list_and_what_a_sample_names(
     (unlabelled / "sample_submission.csv").unlink()
     (unlabelled / "test_list.txt").unlink()
     assert "no sample_submission.csv or test_list.txt" in refused(*words, "--data", unlabelled)
+
+
+@pytest.mark.long
+def test_a_vision_transformer_trains_from_a_file_of_another_size(command, plain, sample, unlabelled, tmp_path):
+    torch.manual_seed(0)
+    state = timm.create_model("vit_tiny_patch16_224", img_size=96).state_dict()
+    save_file(state, tmp_path / "vit.safetensors")
+    own = {"backbone": "vit_tiny_patch16_224", "weights": "vit.safetensors", "resize": "64", "size": "64"}
+    own |= {"layer-decay": "0.7", "drop-path": "0.2", "mixup": "0.2", "auc-loss": "0.1"}
+    options = [word for name, value in own.items() for word in (f"--whole.{name}", value)]
+    words = ["--data", sample, "--out", "run", "--workers", "0", *plain, *options, "--folds", "0", "--tta", "scale"]
+    result = command("run", "demo", *words)
+    assert result.status == 0 and "vit.safetensors: 150 of 152 tensors loaded, 2 newly initialised (head" in result.out
+    assert command("export", "run", "--out", "trained").status == 0
+    submission = (tmp_path / "run" / "submission.csv").read_bytes()
+    assert command("infer", "trained", "--data", unlabelled, "--workers", "0").status == 0
+    assert (tmp_path / "submission.csv").read_bytes() == submission
