@@ -111,7 +111,7 @@ def test_every_preset_can_be_built_from_what_it_stores():
         (lambda: NetworkConfig(label_smoothing=1.0), "label_smoothing must lie in"),
         (lambda: NetworkConfig(mixup=0.4, weighting=True), "mixed images have no masks"),
         (lambda: Config(views="both", lungs=NetworkConfig(box_loss=1.0)), "the loss belongs to whole"),
-        (lambda: Config(n_folds=2, folds=(2,)), "must be distinct and between 0 and 1"),
+        (lambda: Config(n_folds=2, folds=(3,)), "must be distinct and between 0 and 1"),
         (lambda: Config(views="both", tta=("scale",)), "tta scale: SDFN's fusion"),
         (lambda: Config(seed=-1), "seed must be at least 0"),
     ],
