@@ -1,11 +1,9 @@
 """The cost of a network's step, measured on this machine or counted for a card that it does not have."""
 
 import math
-import os
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -82,16 +80,8 @@ def machine_of(options):
     if card:
         memory = CARDS[card][1]
     else:
-        memory = (torch.cuda.get_device_properties(0).total_memory if gpus else _free_memory()) / GIB
+        memory = (torch.cuda.get_device_properties(0).total_memory if gpus else processes.free_memory()) / GIB
     return Machine(gpus, card, cores, workers, round(memory, 1), hours)
-
-
-def _free_memory():
-    """Return the bytes of main memory that programs can still take; on macOS, all there are."""
-    if Path("/proc/meminfo").is_file():
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text("ascii").splitlines())
-        return 1024 * int(lines["MemAvailable"].split()[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def measure(job, network, items, machine):

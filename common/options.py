@@ -41,7 +41,7 @@ class Options:
     device: str = "auto"
     """auto, cpu, cuda or cuda:<n>."""
     workers: int | None = None
-    """Processes that read and augment images (default: one per core)."""
+    """Most processes that read and augment images (default: one per core); fewer if memory or /dev/shm is scarce."""
     log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
     """Also log each epoch's figures there; a resumed training continues its run of the logger."""
 

@@ -17,6 +17,14 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory():
+    """Return the bytes of main memory that programs can still take; on macOS, all there are."""
+    if os.path.isfile("/proc/meminfo"):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return 1024 * int(dict(line.split(":") for line in file)["MemAvailable"].split()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def process_group():
     """Return torch.distributed if this process has joined a group and does not work alone, else None."""
     dist = sys.modules.get("torch.distributed")

@@ -4,17 +4,24 @@ The sampler yields keys `(index, seed)`. The seed depends only on the run's seed
 batches are the same for any number of workers, after a resume in the middle of an epoch, and under torchrun.
 """
 
+import logging
 import os
 import random
+import shutil
+from functools import cache
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from common import processes
 from common.errors import InputError, check
 from common.paths import read_array
 
+log = logging.getLogger(__name__)
+PREFETCH = 4  # batches that a worker prepares ahead
+WORKER_BYTES = 3 * 10**8  # of memory that a worker takes, as measured on Linux
 UNKNOWN = 2  # all pixels of a mask that nobody drew
 _SEEDS, _ORDER = 0, 1  # second words of the random streams, so that no two purposes share one
 
@@ -192,14 +199,37 @@ def _use_one_thread(_worker):
     torch.set_num_threads(1)
 
 
+def affordable_workers(workers, batch_bytes):
+    """Return how many of `workers` loader processes this machine can run beside its others; logs if they are fewer.
+
+    batch_bytes: of images and targets; /dev/shm holds the batches that wait, and without space there they crash.
+    """
+    here, cores = processes.count_here(), processes.cores()
+    room = {"cores": max(here, cores), "memory": processes.free_memory() // WORKER_BYTES}
+    if os.path.isdir("/dev/shm"):
+        room["/dev/shm"] = shutil.disk_usage("/dev/shm").free // max(1, PREFETCH * batch_bytes)
+    scarce = min(room, key=room.get)
+    most = room[scarce] // here
+    if most < workers:
+        _say_once(f"{most} instead of {workers} processes read images, for want of {scarce}")
+    return min(workers, most)
+
+
+@cache
+def _say_once(line):
+    log.info(line)
+
+
 def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, collate=None):
     """Return a DataLoader over the batches of `sampler`, the same ones for any number of `workers`.
 
-    Batches are `(images uint8 (B, 1, H, W), targets)`, or `collate` of a list of items. `seed` keeps the loader from
-    drawing from torch's global generator.
+    There are fewer workers where the machine lacks cores, memory or /dev/shm. Batches are `(images uint8 (B, 1, H, W),
+    targets)`, or `collate` of a list of items. `seed` keeps the loader from drawing from torch's global generator.
     """
+    if workers and len(dataset):
+        workers = affordable_workers(workers, 2 * len(next(iter(sampler), ())) * dataset[0][0].nbytes)
     options = {"num_workers": workers, "worker_init_fn": _use_one_thread, "pin_memory": pin_memory}
-    options |= {"collate_fn": collate} | ({"persistent_workers": True, "prefetch_factor": 4} if workers else {})
+    options |= {"collate_fn": collate} | ({"persistent_workers": True, "prefetch_factor": PREFETCH} if workers else {})
     return DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(seed), **options)
 
 

@@ -1,6 +1,8 @@
 """Loaders: the sampler by hand-counted batches, the dataset by hand-made images, workers and processes by equality."""
 
+import logging
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data import augment
+from common import processes
+from common.data import augment, loaders
 from common.data.loaders import EpochSampler, SampleDataset, eval_loader, make_loader, passes, sliding_rate
 from common.errors import InputError
 
@@ -321,3 +324,38 @@ def test_evaluation_is_ordered_complete_and_unaugmented(store, workers):
     assert np.array_equal(torch.cat([part for part, _ in batches])[:, 0].numpy(), images)
     (chosen, rows), *_ = eval_loader(dataset, 5, workers, indices=np.array([9, 1]))
     assert np.array_equal(chosen[:, 0], images[[9, 1]]) and rows.tolist() == [9, 1]
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "shm", "here", "expected", "scarce"),
+    [
+        (8, 10**10, 10**9, 1, 6, ""),
+        (4, 10**10, 10**9, 1, 4, "cores"),
+        (8, 16 * 10**8, 10**9, 1, 5, "memory"),
+        (8, 10**10, 64 * 10**6, 1, 4, "/dev/shm"),  # Docker's, for batches of 4 MB, each worker with four of them
+        (8, 10**10, 64 * 10**6, 2, 2, "/dev/shm"),  # shared by two trainings
+        (2, 10**10, 10**9, 4, 1, "cores"),
+        (8, 10**10, 10**6, 1, 0, "/dev/shm"),  # this process reads
+    ],
+)
+def test_workers_are_as_many_as_the_machine_bears(monkeypatch, caplog, cores, memory, shm, here, expected, scarce):
+    monkeypatch.setattr(processes, "cores", lambda: cores)
+    monkeypatch.setattr(processes, "free_memory", lambda: memory)
+    monkeypatch.setattr(processes, "count_here", lambda: here)
+    monkeypatch.setattr(loaders.os.path, "isdir", lambda path: path == "/dev/shm")
+    monkeypatch.setattr(loaders.shutil, "disk_usage", lambda path: SimpleNamespace(free=shm))
+    caplog.set_level(logging.INFO)
+    loaders._say_once.cache_clear()
+    assert [loaders.affordable_workers(6, 4_000_000) for _ in range(2)] == [expected] * 2
+    said = [f"{expected} instead of 6 processes read images, for want of {scarce}"] * (expected < 6)
+    assert caplog.messages == said
+
+
+def test_a_loader_asks_for_its_images_and_as_much_for_targets(store, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loaders, "affordable_workers", lambda *of: asked.append(of) or 0)
+    dataset = SampleDataset(store, size=16)
+    make_loader(dataset, EpochSampler(len(dataset), 4, 0), workers=3)
+    eval_loader(dataset, 5, workers=2)
+    eval_loader(dataset, 5, workers=2, indices=[])
+    assert asked == [(3, 2 * 4 * 256), (2, 2 * 5 * 256), (2, 0)]
