@@ -13,11 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from common.config import file_hash
 from common.errors import InputError, check
 from common.infer import mixing
 from common.job import derive_run, open_run
 from common.paths import write_csv, write_table
-from common.recipe import predicting_networks, read_predictions
+from common.post.boxes import unpack_boxes
+from common.recipe import Predicted, predicting_networks, read_predictions
 from common.runs import start_log
 from common.step import require, run_step
 from common.tuning import halve
@@ -29,12 +31,16 @@ SEARCHED = 500  # images at most on whose maps weights are searched
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A run that takes part: its Job, its Predicted as {"oof": …, "test": …}, and the ids of the out-of-fold images."""
+    """A run that takes part: its Job, its Predicted as {"oof": …, "test": …}, and the ids of the out-of-fold images.
+
+    A file takes part with the Job of the first run; without predictions of the training images, its "oof" is None.
+    """
 
     name: str
     job: Any
     predicted: dict
     ids: list
+    file: Path | None = None
 
     def places(self, part, ids, suffix=""):
         """Return the positions of images in a table of predictions. Raises InputError for one that is missing."""
@@ -46,11 +52,12 @@ class Member:
     def values(self, part, ids, average, suffix=""):
         """Return a table of predictions in the order of `ids`, as ranks if these are averaged."""
         table = self.predicted[part].tables[suffix].iloc[self.places(part, ids, suffix)].reset_index(drop=True)
-        return table if average == "probability" else mixing.to_ranks(table, self.predicted["oof"].tables[suffix])
+        known = self.predicted["oof"] or self.predicted[part]
+        return table if average == "probability" else mixing.to_ranks(table, known.tables[suffix])
 
 
-def blend_tool(recipe, config_class):
-    """Return the tool `blend` of a solution."""
+def blend_tool(recipe, config_class, read):
+    """Return the tool `blend` of a solution; read(path) -> anyone's predictions, see common.compare.Comparison."""
 
     def blend(
         runs: tuple[Path, ...],
@@ -59,6 +66,7 @@ def blend_tool(recipe, config_class):
         out: Path,
         average: Literal["probability", "rank"] = "probability",
         iou: float = 0.5,
+        share: float = 0.5,
     ):
         """Blend the predictions of finished runs into a run with a score, a submission and a page of its own.
 
@@ -67,15 +75,22 @@ def blend_tool(recipe, config_class):
         out-of-fold predictions, for each fold on the others.
 
         Args:
-            runs: Folders of runs; boxes are fused, and each detector of a run counts as a member.
+            runs: Folders of runs, and after the first one also files of anyone's predictions of the test images, such
+                as a submission; a file that has the training images too must have them out of fold. Boxes are fused,
+                and each detector of a run counts as a member.
             out: Folder of the blend.
             average: Of probabilities, or of their ranks among the run's out-of-fold ones.
             iou: Boxes with a larger overlap are fused.
+            share: Of the submission that goes to files without training images, whose weights cannot be searched.
         """
+        check(0 < share < 1, f"--share {share}: must lie between 0 and 1")
         if len({folder.resolve() for folder in (*runs, out)}) < max(3, len(runs) + 1) or not 0 <= iou <= 1:
             raise InputError("a blend takes two or more different runs, another --out, and an --iou in [0, 1]")
         members = []
         for folder in runs:
+            if members and folder.is_file():
+                members.append(read_file(folder, members[0], read))
+                continue
             with open_run(recipe, config_class, folder, device="cpu") as job:
                 require(job, job.steps["predict"])
                 predicted = {part: read_predictions(job, part) for part in ("oof", "test")}
@@ -86,25 +101,56 @@ def blend_tool(recipe, config_class):
             name = str(folder) if name in [each.name for each in members] else name
             members.append(Member(name, job, predicted, list(ids)))
             check_same(members[0], members[-1])
-        check_folds(members)
+        check_folds([member for member in members if member.file is None])
         if average == "rank" and (members[0].job.recipe.maps or "x_min" in predicted["oof"].table):
             raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
         first = members[0].job
-        keys = [each.job.run.step("predict")["key"] for each in members]
-        settings = {"average": average, "iou": iou, "predictions": keys}
-        settings["members"] = {each.name: str(each.job.run.folder.resolve()) for each in members}
-        manifests = [each.job.run.path("manifest.json") for each in members]
+        keys = [file_hash(each.file) if each.file else each.job.run.step("predict")["key"] for each in members]
+        settings = {"average": average, "iou": iou, "share": share, "predictions": keys}
+        settings["members"] = {each.name: str((each.file or each.job.run.folder).resolve()) for each in members}
+        manifests = [each.file or each.job.run.path("manifest.json") for each in members]
         more = getattr(first.config, "members", None)  # the fused boxes are those of one detector
         config = replace(first.config, members=more[:1]) if more else first.config
-        derive_run(first, out, config, "blend", [average, iou, keys], manifests, **settings)
+        derive_run(first, out, config, "blend", [average, iou, share, keys], manifests, **settings)
         with open_run(recipe, config_class, out, device="cpu") as job:
             start_log(job.run.path("log.txt"))
-            run_step(job, replace(job.steps["predict"], make=partial(_predict, members, average, iou)))
+            run_step(job, replace(job.steps["predict"], make=partial(_predict, members, settings)))
             for verb in ("tune", "score", "submit", "report"):
                 recipe.verbs()[verb](job)
         return 0
 
     return blend
+
+
+def read_file(path, first, read):
+    """Return the Member of a file of anyone's predictions, for a blend with the Member `first`.
+
+    Raises InputError if it lacks a test image, a class, or some of the training images but not all.
+    """
+    check(not first.job.recipe.maps, f"{path}: a file of masks cannot be blended, since it has no probabilities")
+    table, tests = read(path), first.job.images.ids(first.job.images.rows("test"))
+    predicted = {"oof": None}
+    for part, ids in (("test", tests), ("oof", first.ids)):
+        missing = [image_id for image_id in ids if image_id not in table.index]
+        if part == "test" or len(missing) < len(ids):
+            found = f"{path}: has no prediction of {len(missing):,} {part} images"
+            check(not missing, f"{found}, such as {missing[0] if missing else ''}")
+            predicted[part] = _as_predicted(path, table.loc[ids].reset_index(), first.predicted[part], ids)
+    return Member(str(path), first.job, predicted, first.ids, path)
+
+
+def _as_predicted(path, table, like, ids):
+    """Return a table of anyone's predictions of images in the form of the Predicted `like`."""
+    if "found" in table:
+        found = unpack_boxes(table["found"], ids).assign(member="boxes", fold=-1)
+        found = found[found["class_id"].isin(like.table["class_id"].unique())]  # not a class of images without any
+        return Predicted(found, {"": found})
+    columns = mixing.value_columns(like.table)
+    for missing in [name for name in columns if name not in table][:1]:
+        raise InputError(f"{path}: has no {missing}, which the runs predict")
+    found = like.table.set_index("image_id").loc[ids].reset_index()
+    found = found.assign(**{name: table[name] for name in columns})
+    return Predicted(found, {"": found})
 
 
 def check_same(first, other):
@@ -147,8 +193,11 @@ def check_folds(members):
             )
 
 
-def _predict(members, average, iou, job):
+def _predict(members, settings, job):
     """Search the weights and write the predictions of the blend and blend.csv; return facts for the manifest."""
+    average, iou, everyone = settings["average"], settings["iou"], members
+    members = [member for member in everyone if member.predicted["oof"] is not None]
+    fixed = [member for member in everyone if member.predicted["oof"] is None]
     ids, images, networks = np.array(members[0].ids), job.images, predicting_networks(job)
     rows, names = images.rows_of(ids), [each.name for each in members]
     network, used, parts = networks[-1], np.arange(len(ids)), images.at(rows)["fold"].to_numpy()
@@ -169,14 +218,21 @@ def _predict(members, average, iou, job):
     mixture = mixing.Mixture(job, network, rows[used], mixed)
     weights = mixing.search_weights(mixture, parts[used], len(names))
     score, table = mixing.compare_members(mixture, weights, parts[used], names)
+    found = {str(part): each for part, each in weights.items()}
+    mixed = settings | {"names": names, "runs": [each.name for each in members], "weights": found}
+    write_mixed(job, members, "oof", mixed, part_of)
+    if fixed:  # their weights are not searched
+        of_fixed = [f"{each.name}: boxes" if boxes is not None else each.name for each in fixed]
+        share, searched = settings["share"], np.array(weights[None]) / sum(weights[None])
+        found["None"] = [*((1 - share) * searched).tolist(), *[share / len(fixed)] * len(fixed)]
+        mixed |= {"names": [*names, *of_fixed], "runs": [*mixed["runs"], *(each.name for each in fixed)]}
+        table = pd.concat([table, pd.DataFrame({"member": of_fixed})], ignore_index=True).assign(weight=found["None"])
+        log.info(f"the score is without {', '.join(of_fixed)}, given {share:g} of the submission")
+    write_mixed(job, [*members, *fixed], "test", mixed | {"weights": {"None": found["None"]}})
     write_csv(job.run.path("blend.csv"), table)
     log.info(f"{job.recipe.metric} out of fold {score:.4f}; members alone and what leaving them out costs:")
     log.info(table.to_string(index=False, float_format="%.4f".__mod__))
-    found = {str(part): each for part, each in weights.items()}
-    settings = {"average": average, "iou": iou, "names": names, "runs": [each.name for each in members]}
-    for part in ("oof", "test"):
-        write_mixed(job, members, part, settings | {"weights": found}, part_of)
-    return {"images": len(ids), "score": score, "names": names, "weights": found}
+    return {"images": len(ids), "score": score, "names": mixed["names"], "weights": found}
 
 
 def mixing_of(job):
@@ -185,6 +241,8 @@ def mixing_of(job):
     folders: of the runs, by name; keys: of their predictions.
     """
     record, predicted = job.run.step("blend"), job.run.step("predict")
+    for name, place in record["members"].items():
+        check(Path(place).is_dir(), f"{name}: predictions of networks that are not here, which cannot be exported")
     check("names" in predicted, f"{job.run.folder}: blended by an earlier version; run `blend` again")
     used = [(name, w) for name, w in zip(predicted["names"], predicted["weights"]["None"], strict=True) if w]
     names, weights = zip(*used, strict=True)
@@ -234,6 +292,9 @@ def _maps(members, part, ids):
 def _write_table(job, members, part, suffix, weights, part_of, average):
     """Write a table of mixed probabilities, and with the main table the mixed maps."""
     ids = members[0].predicted[part].tables[suffix]["image_id"].to_numpy()
+    having = [k for k, each in enumerate(members) if suffix in each.predicted[part].tables]  # files have the main one
+    members = [members[k] for k in having]
+    weights = {key: found[having] if found[having].any() else np.ones(len(having)) for key, found in weights.items()}
     shares = mixing.shares_of(weights, [part_of[each] if part == "oof" else None for each in ids])
     table = mixing.mix_tables([each.values(part, ids, average, suffix) for each in members], shares)
     write_table(job.run.path(f"{part}{suffix}.parquet"), table)

@@ -100,8 +100,11 @@ def _load_tools(name, config, tool, argv=()):
     if tool in ("table", "score_predictions"):
         comparison = _load(f"solutions.{name}.comparison", "COMPARISON")
         return comparison_tools(load_solution(name), config.Config, comparison)
-    if tool in ("blend", "refit"):
-        return {tool: _load(f"common.{tool}", f"{tool}_tool")(load_solution(name), config.Config)}
+    if tool == "refit":
+        return {tool: _load("common.refit", "refit_tool")(load_solution(name), config.Config)}
+    if tool == "blend":
+        read = _load(f"solutions.{name}.comparison", "COMPARISON").read_predictions
+        return {tool: _load("common.blend", "blend_tool")(load_solution(name), config.Config, read)}
     recipe, takes_sizes = load_solution(name), "sizes" in getattr(config, "TAKES", ())
     hide_sizes = not takes_sizes and bool({"-h", "--help"} & set(argv))  # the parser knows hidden options no more
     infer = infer_tool(recipe, config.Config, takes_sizes, hide_sizes)

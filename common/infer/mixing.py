@@ -81,12 +81,13 @@ def compare_members(mixture, weights, parts, names):
     """
     units, score, rest = np.eye(len(names), dtype=int), mixture.nested(weights, parts), []
     alone = [mixture.nested(dict.fromkeys(weights, tuple(unit)), parts) for unit in units]
-    for unit in units:
+    for unit in units if len(names) > 1 else ():
         others = {part: np.array(each) * (1 - unit) for part, each in weights.items()}
         others = {part: tuple(each if each.any() else 1 - unit) for part, each in others.items()}
         rest.append(mixture.nested(others, parts))
+    rest = np.array(rest or [np.nan])
     columns = {"member": names, "weight": shares_of(weights, [None])[0], "score": alone, "without": rest}
-    return score, pd.DataFrame(columns).assign(cost=score - np.array(rest))
+    return score, pd.DataFrame(columns).assign(cost=score - rest)
 
 
 def shares_of(weights, parts):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from common.paths import read_array, read_csv, read_json, read_parquet
@@ -65,6 +66,27 @@ def test_a_blend_is_a_run(blended, solution, command, refused, run_copy, sample,
         assert "only probabilities of images have ranks" in refused(
             "blend", "run", "other", "--out", "ranks", "--average", "rank"
         )
+
+
+def test_anyones_predictions_take_part(run_copy, command, refused, solution, tmp_path):
+    theirs = tmp_path / "theirs.csv"
+    shutil.copy(run_copy / "submission.csv", theirs)
+    words = ["blend", "run", "theirs.csv", "--out", "both"]
+    if solution.recipe.maps:
+        assert "a file of masks cannot be blended" in refused(*words)
+        return
+    result = command(*words, "--share", "0.25")
+    assert not result.errors and result.status == 0, result.errors
+    assert "the score is without theirs.csv" in result.out
+    members = read_csv(tmp_path / "both" / "blend.csv", ["member", "weight", "score"])
+    assert members["weight"].iloc[-1] == 0.25 and np.isnan(members["score"].iloc[-1])
+    one, mean = (read_parquet(folder / "test.parquet") for folder in (run_copy, tmp_path / "both"))
+    if "x_min" not in one:  # the same probabilities, rounded in the submission
+        values = one.select_dtypes("float").to_numpy()
+        np.testing.assert_allclose(mean.select_dtypes("float").to_numpy(), values, atol=1e-6)
+    assert "predictions of networks that are not here" in refused("export", "both", "--out", "trained")
+    theirs.write_text("".join(theirs.read_text().splitlines(keepends=True)[:-1]))
+    assert "theirs.csv: has no prediction of 1 test images" in refused(*words)
 
 
 def test_what_is_refused(run_copy, refused, tmp_path):
