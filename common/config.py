@@ -59,6 +59,8 @@ class FitConfig:
     """Maximum norm of the gradient; 0: no clipping."""
     metric: str = "score"
     """Validation metric by which epochs are compared; a leading minus: lower is better."""
+    validate_images: int = 0
+    """Most held-out images that epochs are compared on, the same random ones in each; 0: all, as for the averages."""
     averaging: tuple[Averaging, ...] = ("last", "best")
     """Variants of the final weights to compute and compare on validation."""
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
@@ -83,7 +85,8 @@ class FitConfig:
                 raise InputError(f"{name} must be above 0, not {value}")
         check(0 <= self.warmup < 1, f"warmup must lie in [0, 1), not {self.warmup}")
         check(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], not {self.layer_decay}")
-        check(self.decay >= 0, f"decay must be at least 0, not {self.decay}")
+        for name in ("decay", "validate_images"):
+            check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.frozen_epochs <= self.epochs:
             raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
         if self.cycles > 1 and (self.schedule in ("step", "plateau") or self.cycles > self.epochs - self.frozen_epochs):

@@ -119,9 +119,13 @@ def train(job, network, later=()):
     before = [cached_hash(source.weights(job.run)) for source in sources]
     finished = network.is_finished(job.run)
     loader = None if finished else train_loader(job, network, rows)
-    drawn = np.random.default_rng(seed).permutation(rows)[: len(held_out)] if network.watched else []
-    held_data, seen_data = (
-        None if finished or not len(part) else network.dataset(job, part, False, True) for part in (held_out, drawn)
+    some = held_out
+    if 0 < config.validate_images < len(held_out):
+        some = np.sort(np.random.default_rng(seed).choice(held_out, config.validate_images, replace=False))
+    drawn = np.random.default_rng(seed).permutation(rows)[: len(some)] if network.watched else []
+    held_data, seen_data, all_data = (
+        None if finished or not len(part) else network.dataset(job, part, False, True)
+        for part in (some, drawn, held_out if some is not held_out else [])
     )
 
     def measure(model, data, rows):
@@ -141,9 +145,9 @@ def train(job, network, later=()):
         own = {"loss": losses.mean()} if network.loss else {}
         return own | network.figures(job, measured, rows)
 
-    def validate(model):
+    def validate(model, data=held_data, held_out=some):
         seen = measure(model, seen_data, drawn) if network.watched else {}
-        return measure(model, held_data, held_out) | {f"train_{name}": seen[name] for name in network.watched}
+        return measure(model, data, held_out) | {f"train_{name}": seen[name] for name in network.watched}
 
     torch.manual_seed(seed + network.fold)
     model = network.build("none" if finished or (folder / "last.ckpt").is_file() else None)
@@ -153,6 +157,7 @@ def train(job, network, later=()):
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
     options |= {"micro_batch": job.options.micro_batch, "couples": network.couples}
+    options["validate_all"] = partial(validate, data=all_data, held_out=held_out) if all_data is not None else None
     save_memory(job, network, model)
     options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)
     with open_log(job, network, finished) as on_epoch:

@@ -64,7 +64,9 @@ class Stage:
         """Return the seconds of one training: steps, a validation per epoch, averages and their norms at the end."""
         step = (max if machine.workers else sum)(self.step_seconds(machine))
         averages = sum(name not in ("last", "best") for name in self.config.averaging)
-        validations = (self.config.epochs + averages) * self.held_out * self.predict_seconds(machine)
+        some = min(self.config.validate_images or self.held_out, self.held_out)
+        ends = averages if some == self.held_out else len(self.config.averaging)
+        validations = (self.config.epochs * some + ends * self.held_out) * self.predict_seconds(machine)
         return (self.steps + averages * min(BN_BATCHES, self.steps // self.config.epochs)) * step + validations
 
     def predict_seconds(self, machine):

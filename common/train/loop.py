@@ -78,6 +78,7 @@ class _Trainer:
 
     freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
     micro_batch: as in Options. couples: the loss is no mean over images, so batches cannot be split.
+    validate_all(model): `validate` on all held-out images, for the averages, if it takes only some; else None.
     trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
     on_epoch(history): called after each epoch with a dict of figures per epoch so far.
     seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
@@ -96,6 +97,7 @@ class _Trainer:
     freeze: Callable | None = None
     micro_batch: int | str = 0
     couples: bool = False
+    validate_all: Callable | None = None
     budget: Budget | None = None
     save_minutes: float = 10.0
     trained_on: object = None
@@ -325,11 +327,11 @@ class _Trainer:
         if self.epoch < self.config.epochs and self.budget.spent():
             self.stop()
 
-    def evaluate(self):
+    def evaluate(self, validate=None):
         self.model.eval()
         with torch.inference_mode(), autocast(self.device, self.dtype):
             try:
-                figures = {name: float(value) for name, value in self.validate(self.model).items()}
+                figures = {name: float(value) for name, value in (validate or self.validate)(self.model).items()}
             except InputError as error:
                 raise InputError(f"{self.folder}: validation in epoch {self.epoch + 1}: {error}") from None
         for metric in filter(None, (self.config.metric, self.config.plateau_metric)):

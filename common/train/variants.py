@@ -64,7 +64,9 @@ def finish(trainer):
         trainer.model.load_state_dict(state)
         if len(epochs) != 1:
             _reestimate(trainer)
-        figures = trainer.history[epochs[0]] if len(epochs) == 1 else trainer.evaluate()
+        # epochs are compared on the same images, few or all, but averages on all: their figures decide and are reported
+        known = len(epochs) == 1 and trainer.validate_all is None
+        figures = trainer.history[epochs[0]] if known else trainer.evaluate(trainer.validate_all)
         figures = {k: v for k, v in figures.items() if k not in NO_FIGURES}
         figures = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
         variants[name] = {"epochs": epochs, **figures}

@@ -153,3 +153,35 @@ def test_parts_of_a_batch_go_to_the_device():
     batch = [torch.zeros(1), {"boxes": torch.ones(2), "more": [torch.zeros(3)]}]
     moved = to_device(batch, "meta")
     assert moved[0].is_meta and moved[1]["boxes"].is_meta and moved[1]["more"][0].is_meta
+
+
+def test_epochs_are_compared_on_some_held_out_images_and_averages_on_all(job):
+    """On the same ones in each epoch, so that `best` is not the epoch of the easiest images."""
+    asked = []
+
+    def figures(job, probs, rows):
+        asked.append(rows.tolist())
+        return {"score": [0.2, 0.9, 0.1, 0.3, 0.4, 0.5][len(asked) - 1]}
+
+    config = replace(FIT, epochs=3, validate_images=2, averaging=("last", "best", "ema"))
+    fitted = train(job, network(config, 0, figures=figures))
+    _, held_out = other_folds(job, 0)
+    some, last = asked[:3], asked[3:]
+    assert some[0] == some[1] == some[2] and len(set(some[0])) == 2 and set(some[0]) < set(held_out.tolist())
+    assert last == [held_out.tolist()] * 3
+    # the second epoch was the best on the two images; the figures of the variants are those on all
+    assert fitted.variants["best"]["epochs"] == [1] and fitted.history["score"].tolist() == [0.2, 0.9, 0.1]
+    assert [fitted.variants[name]["score"] for name in config.averaging] == [0.3, 0.4, 0.5]
+    assert fitted.variant == "ema"
+
+
+@pytest.mark.parametrize("most", [0, 4, 99])
+def test_all_held_out_images_are_used_if_they_are_few_enough(job, most):
+    asked = []
+
+    def figures(job, probs, rows):
+        asked.append(len(rows))
+        return {"score": 0.5}
+
+    train(job, network(replace(FIT, validate_images=most), 0, figures=figures))
+    assert asked == [4, 4]  # and none for the last and the best epoch, whose figures are known

@@ -37,6 +37,13 @@ def test_a_training_is_its_steps_its_validations_and_the_batches_of_averaged_nor
     assert STAGE.gib() == 5.0
 
 
+def test_epochs_validated_on_some_images_cost_less_and_every_average_is_validated_on_all():
+    stage = replace(STAGE, config=replace(FIT, validate_images=4))
+    # four epochs of 4 images; last and window on 10
+    assert stage.seconds(CPU) == pytest.approx(50 * 6 + (4 * 4 + 2 * 10) * 0.25)
+    assert replace(STAGE, config=replace(FIT, validate_images=10)).seconds(CPU) == STAGE.seconds(CPU)
+
+
 def test_workers_load_while_the_network_works():
     few, many = (replace(CPU, workers=n) for n in (1, 4))
     fast = replace(STAGE, cost=replace(COST, train=0.125))
