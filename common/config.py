@@ -14,6 +14,7 @@ import yaml
 
 from common.errors import InputError, check
 
+Architecture = Literal["faster_rcnn", "retinanet", "fcos", "faster_rcnn_v2", "retinanet_v2", "rtdetr", "efficientdet"]
 Averaging = Literal["last", "best", "best_k", "window", "classic", "ema"]
 
 
@@ -107,7 +108,8 @@ class FitConfig:
 class BoxConfig(FitConfig):
     """A network that finds boxes, see `common.detection`."""
 
-    architecture: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
+    architecture: Architecture = "faster_rcnn"
+    """The _v2 are torchvision's with a ResNet-50; rtdetr and efficientdet need the extras of these names."""
     backbone: str = "resnet101"
     """Any timm network, with a feature pyramid on top."""
     weights: str = "imagenet"

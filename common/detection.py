@@ -16,7 +16,7 @@ from common.data.loaders import eval_loader
 from common.infer import tta
 from common.metrics import classification
 from common.network import Network, other_folds, predict
-from common.nn import detectors, models
+from common.nn import detectors, models, more_detectors
 from common.nn.losses import bce
 from common.nn.precision import autocast, precision
 from common.post.boxes import BOX, scale
@@ -25,11 +25,11 @@ from common.train import distributed
 
 def build_detector(config, n_classes, weights=None):
     """Return the `common.nn.detectors.Detector` of a DetectorConfig; norms of a pretrained backbone are frozen."""
-    build = {"faster_rcnn": detectors.faster_rcnn, "retinanet": detectors.retinanet, "fcos": detectors.fcos}
+    build = getattr(detectors, config.architecture, None) or getattr(more_detectors, config.architecture)
     how = {name: getattr(config, name) for name in ("nms", "per_image", "channels", "stride_in_1x1")}
     how |= {"score": config.min_score, "frozen_norms": config.weights != "none"}
     weights = config.weights if weights is None else weights
-    return build[config.architecture](config.backbone, n_classes, config.size, weights, **how)
+    return build(config.backbone, n_classes, config.size, weights, **how)
 
 
 def detector_network(fold, stage, config, n_classes, augmentation, figures, rows=other_folds, samples=None):

@@ -6,6 +6,8 @@ from common.errors import check
 
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "rtdetr": ("transformers",),
+    "efficientdet": ("effdet",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),

@@ -92,7 +92,7 @@ def faster_rcnn(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, s
         box_score_thresh=score,
     )
     heads = net.rpn.head, net.roi_heads.box_predictor
-    return _load_and_freeze(Detector(net, *mean_std(name), heads, background=1), name, weights, **loading)
+    return load_and_freeze(Detector(net, *mean_std(name), heads, background=1), pyramid.body, name, weights, **loading)
 
 
 def retinanet(backbone, n_classes, size, weights, **options):
@@ -120,7 +120,9 @@ def _one_stage(
     pyramid, name = _build_pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
     net = kind(pyramid, n_classes, topk_candidates=_scaled(1000, size), **limits)
-    return _load_and_freeze(Detector(net, *mean_std(name), [net.head], background=0), name, weights, **loading)
+    return load_and_freeze(
+        Detector(net, *mean_std(name), [net.head], background=0), pyramid.body, name, weights, **loading
+    )
 
 
 def _sides(size):
@@ -178,12 +180,15 @@ def _build_pyramid(backbone, strides, more, channels, size):
     return _Pyramid(body, body.feature_info.channels(), more, channels), name
 
 
-def _load_and_freeze(model, name, weights, frozen_norms=True, stride_in_1x1=False):
-    model.loaded, body = None, model.net.backbone.body
+def load_and_freeze(model, body, name, weights, frozen_norms=True, stride_in_1x1=False, version=""):
+    """Return a Detector with `weights` of its backbone `body`, or of all but the class layers, see `faster_rcnn`."""
+    model.loaded = None
     if stride_in_1x1:
         stride_first(body)
     if weights != "none":
-        state, source = _initial_state(type(model.net).__name__, name, weights, stride_in_1x1)
+        state, source = _initial_state(
+            f"{type(model.net).__name__}_ResNet50_FPN{version}_Weights", name, weights, stride_in_1x1
+        )
         whole = any(".fpn." in key for key in state)
         target = model.net if whole else body
         needed = [key for key in target.state_dict() if not whole or key.startswith("backbone.body.")]
@@ -201,7 +206,9 @@ def _initial_state(kind, name, weights, stride_in_1x1):
     if weights == "coco":
         if name.split(".")[0] != "resnet50":
             raise InputError(f"weights coco: torchvision has them for resnet50, not {name}; give a file")
-        known = getattr(detection, f"{kind}_ResNet50_FPN_Weights").COCO_V1
+        known = getattr(detection, kind, None)
+        check(known, "weights coco: there are none of this detector; give a file, or imagenet")
+        known = known.COCO_V1
         try:
             return known.get_state_dict(progress=False), f"torchvision's {known}"
         except (OSError, RuntimeError) as error:  # no network; a damaged file

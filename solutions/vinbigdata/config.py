@@ -5,9 +5,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from common.config import BoxConfig, GateConfig, check_run, with_smaller_batches
+from common.config import Architecture, BoxConfig, GateConfig, check_run, with_smaller_batches
 from common.errors import InputError
 from common.kaggle import Source
 from common.trained import Card
@@ -34,7 +34,7 @@ NO_FINDING = 14
 NOTHING = "14 1 0 0 1 1"  # prediction string of an image without findings
 SAMPLE = ["image_id", "PredictionString"]  # columns of a submission
 AUGMENTATIONS = ("none", "flip", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation", "podium")
-ARCHITECTURES = ("faster_rcnn", "retinanet", "fcos")
+ARCHITECTURES = get_args(Architecture)
 VARIANTS = ("", "lungs", "random")  # of a member: with the lung mask as a channel, from random weights
 
 
