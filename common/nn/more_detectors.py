@@ -59,10 +59,10 @@ class _EfficientDet(_Adapted):
         for k, each in enumerate(targets):
             n = len(each["boxes"])
             boxes[k, :n], labels[k, :n] = each["boxes"].float()[:, [1, 0, 3, 2]], each["labels"].float() + 1
-        return {"loss": self.bench(images, {"bbox": boxes, "cls": labels})["loss"]}
+        return {"loss": self.benches[0].to(images.device)(images, {"bbox": boxes, "cls": labels})["loss"]}
 
     def _find(self, images):
-        for each in self.predictor(images):
+        for each in self.benches[1].to(images.device)(images):
             yield each[:, :4], each[:, 4], each[:, 5].long() - 1
 
 
@@ -108,7 +108,7 @@ def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
         raise InputError(f"backbone {backbone!r} gives no feature maps ({str(error).splitlines()[0]})") from error
     net.reset_head(num_classes=n_classes)
     model = _EfficientDet(net, *mean_std(name), per_image, score)
-    model.bench, model.predictor = DetBenchTrain(net), DetBenchPredict(net)
+    model.benches = [DetBenchTrain(net), DetBenchPredict(net)]  # in a list, or the network's weights were saved thrice
     return load_and_freeze(model, net.backbone, name, weights, **loading)
 
 

@@ -35,7 +35,7 @@ NOTHING = "14 1 0 0 1 1"  # prediction string of an image without findings
 SAMPLE = ["image_id", "PredictionString"]  # columns of a submission
 AUGMENTATIONS = ("none", "flip", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation", "podium")
 ARCHITECTURES = get_args(Architecture)
-VARIANTS = ("", "lungs", "random")  # of a member: with the lung mask as a channel, from random weights
+VARIANTS = {"": {}, "lungs": {"lung_channel": True}, "random": {"weights": "none"}, "coco": {"weights": "coco"}}
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Config:
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES))
     members: tuple[str, ...] = ("none", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation")
     """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
-    other than the detector's; `.lungs` adds the lung mask as a channel, `.random` starts from random weights. Paper:
-    its six best, including figure 1's."""
+    other than the detector's; `@768` gives it images of that size; `.lungs` adds the lung mask as a channel, `.random`
+    starts from random weights, `.coco` from torchvision's COCO weights. Paper: its six best, including figure 1's."""
     healthy: HealthyConfig = field(default_factory=lambda: HealthyConfig(**HEALTHY))
     healthy_more: tuple[str, ...] = ()
     """Backbones of further 2CCs, whose logits are averaged with the first one's. Paper: three, which scored lower."""
@@ -125,19 +125,20 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        sizes = self.detector.size, self.healthy.size
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise InputError(f"members {self.members}: give at least one augmentation, each once")
+        for member in self.members:
+            architecture, augmentation, size, variant = member_parts(member, self.detector)
+            known = architecture in ARCHITECTURES and augmentation in AUGMENTATIONS and variant in VARIANTS
+            if not known or not str(size).isdigit():
+                names = f"an augmentation ({', '.join(AUGMENTATIONS)}), or <{'|'.join(ARCHITECTURES)}>-<augmentation>"
+                raise InputError(f"member {member!r}: must be {names}; @<size>, .lungs, .random or .coco may follow")
+        sizes = [self.healthy.size, *(self.detector_of(member).size for member in self.members)]
         check_run(self, max(sizes))
         if min(sizes) < 32:
             raise InputError(f"size must be at least 32 px, not {min(sizes)}")
         if any(self.decision.delta) and not self.healthy.findings:
             raise InputError("decision.delta: needs a 2CC that predicts findings, --healthy.findings True")
-        if not self.members or len(set(self.members)) < len(self.members):
-            raise InputError(f"members {self.members}: give at least one augmentation, each once")
-        for member in self.members:
-            architecture, augmentation, variant = member_parts(member, self.detector.architecture)
-            if architecture not in ARCHITECTURES or augmentation not in AUGMENTATIONS or variant not in VARIANTS:
-                names = f"an augmentation ({', '.join(AUGMENTATIONS)}), or <{'|'.join(ARCHITECTURES)}>-<augmentation>"
-                raise InputError(f"member {member!r}: must be {names}; .lungs or .random may follow")
         if len(set(self.healthy_backbones)) < len(self.healthy_backbones):
             raise InputError(f"healthy_more {self.healthy_more}: each backbone once, none {self.healthy.backbone}")
         if self.healthy_folds and (self.healthy_folds < 2 or self.n_folds % self.healthy_folds):
@@ -146,9 +147,11 @@ class Config:
 
     def detector_of(self, member):
         """Return the DetectorConfig of a member."""
-        architecture, _, variant = member_parts(member, self.detector.architecture)
-        changes = {"lungs": {"lung_channel": True}, "random": {"weights": "none"}}.get(variant, {})
-        return dataclasses.replace(self.detector, architecture=architecture, **changes)
+        architecture, _, size, variant = member_parts(member, self.detector)
+        changes = {"architecture": architecture, "size": int(size)} | VARIANTS[variant]
+        if architecture.endswith("_v2"):  # torchvision has them with one backbone
+            changes |= {"backbone": "resnet50", "channels": 256}
+        return dataclasses.replace(self.detector, **changes)
 
     @property
     def needs_lungs(self):
@@ -171,11 +174,13 @@ class Config:
         return self.healthy_folds or self.n_folds
 
 
-def member_parts(member, architecture):
-    """Return (architecture, augmentation, variant) of a member's name; `architecture` is the default."""
+def member_parts(member, detector):
+    """Return (architecture, augmentation, size, variant) of a member's name; defaults are the detector's."""
     member, dot, variant = member.partition(".")
+    member, at, size = member.partition("@")
     first, _, rest = member.partition("-")
-    return (*((first, rest) if rest else (architecture, member)), variant or dot)
+    names = (first, rest) if rest else (detector.architecture, member)
+    return (*names, size or at or detector.size, variant or dot)
 
 
 # Paper, 3.1: Faster R-CNN on ResNet-101-FPN with COCO weights, Detectron2's faster_rcnn_R_101_FPN_3x; image size not

@@ -45,7 +45,7 @@ def networks(job):
 def detector_network(config, fold, member):
     """Return the detector of an ensemble member (3.1)."""
     detector = config.detector_of(member)
-    augmentation, size = member_parts(member, detector.architecture)[1], detector.size
+    augmentation, size = member_parts(member, detector)[1], detector.size
 
     def rows(job, fold):
         rows, held_out = other_folds(job, fold)

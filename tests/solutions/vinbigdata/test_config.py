@@ -40,9 +40,14 @@ def test_the_paper_preset_has_the_papers_numbers():
 
 
 def test_members_may_have_another_architecture():
-    assert member_parts("flip", "fcos") == ("fcos", "flip", "")
-    assert member_parts("retinanet-both_no_rotation", "fcos") == ("retinanet", "both_no_rotation", "")
-    assert member_parts("retinanet-none.lungs", "fcos") == ("retinanet", "none", "lungs")
+    fcos = dataclasses.replace(PAPER.detector, architecture="fcos", size=512)
+    assert member_parts("flip", fcos) == ("fcos", "flip", 512, "")
+    assert member_parts("retinanet-both_no_rotation", fcos) == ("retinanet", "both_no_rotation", 512, "")
+    assert member_parts("retinanet-none@768.lungs", fcos) == ("retinanet", "none", "768", "lungs")
+    several = dataclasses.replace(PODIUM, members=("podium", "fcos-podium@768", "faster_rcnn_v2-podium.coco"))
+    sizes, backbones = zip(*((d.size, d.backbone) for d in map(several.detector_of, several.members)), strict=True)
+    assert sizes == (1024, 768, 1024) and backbones == (PODIUM.detector.backbone,) * 2 + ("resnet50",)
+    assert several.detector_of(several.members[2]).weights == "coco"
     assert PAPER.detector_of("none.random") == dataclasses.replace(PAPER.detector, weights="none")
     lungs = dataclasses.replace(PAPER, members=("none", "none.lungs"))
     assert lungs.needs_lungs and not PAPER.needs_lungs
@@ -60,7 +65,7 @@ def test_folds_of_the_classifier_part_those_of_the_detectors(folds):
 
 
 def test_an_export_can_hold_every_training():
-    config = Config(members=("none.lungs", "fcos-both_no_rotation.random"), healthy_more=("resnet34.a1_in1k",))
+    config = Config(members=("none.lungs", "fcos-both_no_rotation@768.random"), healthy_more=("resnet34.a1_in1k",))
     stages = {network.stage for network in networks(SimpleNamespace(config=config))}
     assert {check_id(f"fold0-{stage}.safetensors", "file") for stage in stages} and len(stages) == 4
 
