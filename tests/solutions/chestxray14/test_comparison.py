@@ -35,7 +35,7 @@ def command(tmp_path, monkeypatch, capsys):
     tools = comparison_tools(SimpleNamespace(name="chestxray14"), Config, COMPARISON)
 
     def run(line):
-        status = cli.main("chestxray14", config, dict, line.split(), lambda: tools)
+        status = cli.main("chestxray14", config, dict, line.split(), lambda tool: tools)
         said = capsys.readouterr()
         return SimpleNamespace(status=status, out=said.out, errors=said.err.strip())
 

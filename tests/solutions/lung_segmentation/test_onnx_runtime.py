@@ -39,11 +39,11 @@ def test_the_option_reaches_the_network_and_needs_the_packages(tmp_path, monkeyp
     monkeypatch.setattr(extras, "is_installed", lambda extra: False)
     cv2.imwrite(str(tmp_path / "a.png"), radiograph.draw(0, 128).image)
     line = ["masks", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--onnx-runtime"]
-    assert cli.main("lung_segmentation", config, dict, line, lambda: tools.TOOLS) == 2
+    assert cli.main("lung_segmentation", config, dict, line, lambda tool: tools.TOOLS) == 2
     assert capsys.readouterr().err == "error: --onnx-runtime needs further packages: pip install -e '.[onnx]'\n"
     asked = []
     monkeypatch.setattr(extras, "is_installed", lambda extra: True)
     monkeypatch.setattr(segmenter, "to_onnx", lambda *given: asked.append(given[1].shape) or b"")
     monkeypatch.setattr(segmenter, "OnnxSession", lambda content, threads: None)  # fits no images
-    assert cli.main("lung_segmentation", config, dict, line, lambda: tools.TOOLS) == 0
+    assert cli.main("lung_segmentation", config, dict, line, lambda tool: tools.TOOLS) == 0
     assert asked == [(1, 1, 384, 384)] and (tmp_path / "out" / "a.png").is_file()

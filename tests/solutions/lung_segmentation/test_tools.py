@@ -48,7 +48,7 @@ def command(tmp_path, monkeypatch, capsys):
 
     def run(line):
         words = f"{line} --weights w.safetensors".split()
-        status = cli.main("lung_segmentation", config, dict, words, lambda: tools.TOOLS)
+        status = cli.main("lung_segmentation", config, dict, words, lambda tool: tools.TOOLS)
         said = capsys.readouterr()
         lines = [line.strip() for line in re.split(r"[\r\n]+", said.err)]
         errors = [line for line in lines if line and not BAR.search(line)]

@@ -23,7 +23,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(line):
-        status = cli.main("vinbigdata", config, dict, line.split(), lambda: tools.TOOLS)
+        status = cli.main("vinbigdata", config, dict, line.split(), lambda tool: tools.TOOLS)
         said = capsys.readouterr()
         lines = [line.strip() for line in re.split(r"[\r\n]+", said.err)]
         return SimpleNamespace(status=status, out=said.out, errors=[x for x in lines if x and not BAR.search(x)])
