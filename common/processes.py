@@ -106,21 +106,16 @@ def ask_main(make):
         made = make()
         gather((None, made))
         return made
-    value = None
-    while True:
-        task, made = gather(value)[0]
-        if task is None:
-            return made
-        value = task()
+    while (asked := gather(None)[0])[0] is not None:
+        asked[0]()
+    return asked[1]
 
 
 def everywhere(task):
-    """Return the values of `task()` in all processes, which wait for the main one in `ask_main(make)`; `make` asks."""
-    if world() == 1:
-        return [task()]
+    """Call `task()` in all processes, which wait for the main one in `ask_main(make)`; `make` calls this."""
     gather((task, None))
-    own = task()
-    return [own, *gather((bool, None))[1:]]  # bool() is nothing to do
+    task()
+    gather((bool, None))  # all have done it; bool() does nothing
 
 
 def main_first(make):

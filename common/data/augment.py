@@ -60,7 +60,7 @@ def podium_siim(size, p=0.5, rare=0.3):
         A.RandomGamma(gamma_limit=(80, 120), p=1.0),
     ]
     warps = [
-        A.ElasticTransform(alpha=120.0, sigma=6.0, noise_distribution="uniform", p=1.0),
+        Elastic(alpha=120.0, sigma=6.0, noise_distribution="uniform", p=1.0),
         A.GridDistortion(distort_limit=0.2, p=1.0),
         A.OpticalDistortion(distort_limit=0.1, p=1.0),
     ]
@@ -94,6 +94,21 @@ def _draw_covid_matrix(random):
 def _affine(shift, scale, rotate, p):
     scales, shifts = (1 - scale, 1 + scale), (-shift, shift)
     return A.Affine(scale=scales, translate_percent=shifts, rotate=(-rotate, rotate), keep_ratio=True, p=p)
+
+
+class Elastic(A.ElasticTransform):
+    """Albumentations' elastic transform with its displacements drawn on a grid of half a sigma and enlarged: cheaper.
+
+    Their standard deviation and correlation are the same but for 2 %; noise_distribution is always uniform.
+    """
+
+    def get_params_dependent_on_data(self, params, data):
+        (height, width), step = params["shape"][:2], self.sigma / 2
+        noise = self.random_generator.uniform(-1, 1, (round(height / step) + 1, round(width / step) + 1, 2))
+        field = cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 2.0, borderType=cv2.BORDER_REPLICATE)
+        field = cv2.resize(field, (width, height)) * np.float32(self.alpha / step)
+        x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+        return {"map_x": field[..., 0] + x, "map_y": field[..., 1] + y[:, None]}
 
 
 class Warp(A.DualTransform):

@@ -281,3 +281,22 @@ def test_seeding_is_cheap_beside_the_pipeline():
         seeding = cost(lambda seed, p=pipeline: reseed(p, seed), 200)
         assert seeding < cost(lambda seed, p=pipeline: p.set_random_seed(seed), 200)
         assert seeding < cost(lambda seed, p=pipeline: run(p, seed, **data), 40)
+
+
+def test_elastic_has_the_statistics_of_albumentations():
+    """Displacements along both axes: standard deviation, and correlation at distances of up to three sigmas."""
+
+    def statistics(kind):
+        transform, found = kind(alpha=120.0, sigma=6.0, noise_distribution="uniform"), []
+        transform.set_random_seed(0)
+        for _ in range(12):
+            maps = transform.get_params_dependent_on_data({"shape": (400, 448)}, {})
+            x, y = maps["map_x"] - np.arange(448), maps["map_y"] - np.arange(400)[:, None]
+            for lines in (x[24:-24, 24:-24], y.T[24:-24, 24:-24]):
+                alike = ((lines[:, lag:] * lines[:, :-lag]).mean() / lines.var() for lag in (3, 6, 9, 18))
+                found.append([lines.std(), *alike, np.corrcoef(x.ravel(), y.ravel())[0, 1]])
+        return np.mean(found, axis=0)
+
+    theirs, ours = statistics(augment.A.ElasticTransform), statistics(augment.Elastic)
+    assert ours[0] == pytest.approx(theirs[0], rel=0.03)
+    np.testing.assert_allclose(ours[1:], theirs[1:], atol=0.03)
