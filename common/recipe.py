@@ -406,5 +406,6 @@ def write_page(job):
     if job.run.step("refit") is not None:
         log.info(f"no page: that of {job.run.step('refit')['run']} shows how the rule was chosen")
         return
-    write_report(job, job.recipe.report)
+    with processes.working_as(processes.ALONE):
+        write_report(job, job.recipe.report)
     log.info(f"page: {job.run.path('report.html')}")

@@ -15,7 +15,6 @@ from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict
 from common.paths import read_array, read_json, read_parquet, write_json, write_table
 from common.recipe import read_score, train_all
-from common.train import distributed
 from solutions.covid19.comparison import METRICS, auroc_interval
 from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
@@ -179,9 +178,8 @@ def _measure_focus(job):
     for fold in audited_folds(job.config):
         rows = images.rows(folds=[fold], role="main", label=1)
         for view, network in focus_networks(job.config, fold).items() if len(rows) else ():
-            own = rows[distributed.share(len(rows), 2 * network.config.batch_size)]  # whole batches of heat_maps
-            heats = heat_maps(job, network, own, job.device, f"{view}, fold {fold}") if len(own) else []
-            shares = distributed.join([share_in_lungs(heat, masks[row]) for heat, row in zip(heats, own, strict=True)])
+            heats = heat_maps(job, network, rows, job.device, f"{view}, fold {fold}")
+            shares = [share_in_lungs(heat, masks[row]) for heat, row in zip(heats, rows, strict=True)]
             table = {"view": view, "image_id": images.ids(rows), "fold": fold, "label": 1, "share": shares}
             parts.append(pd.DataFrame({**table, "area": images.at(rows)["area"].to_numpy()}))
     table = pd.concat(parts, ignore_index=True)
@@ -189,10 +187,8 @@ def _measure_focus(job):
     figures = {}
     for view, part in table.groupby("view", sort=False):
         patients, area = images.patients(images.rows_of(part["image_id"])), float(part["area"].mean())
-        share, empty = (
-            bootstrap(part["share"], patients, seed=job.config.seed, skip_nan=True),
-            int(part["share"].isna().sum()),
-        )
+        share = bootstrap(part["share"], patients, seed=job.config.seed, skip_nan=True)
+        empty = int(part["share"].isna().sum())
         figures[view] = {"share": as_interval(share), "area": area, "images": len(part), "flat": empty}
         said = f"{share.estimate:.1%} in the lungs, which cover {area:.1%} of the image; {empty} are empty"
         log.info(f"heat maps of {len(part)} images with COVID-19, {view}: {said}")

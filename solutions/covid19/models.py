@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.data.augment import Lighting, Warp, compose, homography, jitter, paper_covid
-from common.data.loaders import SampleDataset, eval_loader
+from common.data.loaders import SampleDataset
 from common.errors import InputError
+from common.infer.predict import predict_probs
 from common.metrics.classification import accuracy, auroc, confusion_counts
 from common.network import Network
 from common.nn.classifier import build_classifier
@@ -125,7 +125,6 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
 def heat_maps(job, network, rows, device, title, sign=1):
     """Return Grad-CAM of a trained Network on store rows, float32 (n, h, w), computed in full precision."""
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
-    dataset = network.dataset(job, rows, False, False)
-    loader = eval_loader(dataset, 2 * network.config.batch_size, job.workers)
-    batches = tqdm(loader, title, leave=False)
-    return np.concatenate([model.heat(images.to(device), sign).cpu().numpy() for images, _ in batches])
+    how = {"batch_size": 2 * network.config.batch_size, "device": device, "amp": "fp32", "workers": job.workers}
+    how |= {"activation": torch.Tensor.float, "progress": title}
+    return predict_probs([partial(model.heat, sign=sign)], network.dataset(job, rows, False, False), **how)

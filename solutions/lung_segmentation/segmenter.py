@@ -271,41 +271,35 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
         log.info(f"lungs: up to date in {folder}")
     else:
         _read_description(load_weights(weights)[1], weights)  # refused before the folder is made
-        read_block = partial(_read_block, folder, key, store)
         with lock_folder(folder, "finding these lungs"):
-            starts, done = range(0, len(images), BLOCK), BLOCK * len(list(folder.glob("block-*.npz")))
-            if done:
+            if done := BLOCK * len(list(folder.glob("block-*.npz"))):
                 log.info(f"lungs: continuing, {done} of {len(images)} images are done")
-            find = partial(_find_block, job.options, store, sides=sides, describe=describe, skip=skip, files=files)
-            processes.everywhere(partial(_find_share, read_block, starts, weights, job.options.device, find))
-            rows = [row for start in starts for row in json.loads(str(read_block(start)["columns"]))]
+            how = (sides, describe, skip, files)
+            processes.everywhere(partial(_find_share, folder, key, store, weights, job.options, *how))
+            blocks = [folder / f"block-{start}.npz" for start in range(0, len(images), BLOCK)]
+            rows = [row for path in blocks for row in json.loads(str(np.load(path)["columns"]))]
             for name, side in sides.items():
-                write_masks(arrays[name], (len(images), side, side), (read_block(start)[name] for start in starts))
+                write_masks(arrays[name], (len(images), side, side), (np.load(path)[name] for path in blocks))
             names = images[["image_id", "row"]].reset_index(drop=True)
             table = pd.concat([names, pd.DataFrame(rows, columns=list(columns))], axis=1)
             write_table(folder / "lungs.parquet", table)  # last: it marks the arrays as complete
-            for path in folder.glob("block-*.npz"):
+            for path in blocks:
                 path.unlink()
     if any(len(read_array(path)) != len(images) for path in arrays.values()):
         raise InputError(f"{folder}: damaged lungs (array and table disagree); delete the folder and prepare again")
     return StoreLungs(read_parquet(folder / "lungs.parquet"), arrays)
 
 
-def _find_share(read_block, starts, weights, device, find):
-    """Find the lungs of this process's share of the blocks."""
-    segmenter = load_segmenter(None if weights == SHIPPED else weights, distributed.start(device))
-    share = starts[distributed.share(len(starts))]
-    for start in tqdm(share, "lungs", disable=not processes.is_main()):
-        read_block(start, partial(find, segmenter))
+def _find_share(folder, key, store, weights, options, *how):
+    """Write the files of the blocks that this process has to find, unless an earlier run did."""
+    segmenter = load_segmenter(None if weights == SHIPPED else weights, distributed.start(options.device))
+    starts = range(0, len(store.table), BLOCK)
+    for start in tqdm(starts[distributed.share(len(starts))], "lungs", disable=not processes.is_main()):
+        rows = range(start, min(start + BLOCK, len(store.table)))
+        cached_arrays(folder / f"block-{start}.npz", key, partial(_find_block, segmenter, options, store, rows, *how))
 
 
-def _read_block(folder, key, store, start, find=None):
-    """Return the arrays of a block by name, found by `find(rows)` unless they are in its file."""
-    rows = range(start, min(start + BLOCK, len(store.table)))
-    return cached_arrays(folder / f"block-{start}.npz", key, find and partial(find, rows))
-
-
-def _find_block(options, store, segmenter, rows, sides, describe, skip, files):
+def _find_block(segmenter, options, store, rows, sides, describe, skip, files):
     """Return the arrays of some store rows by name, and the values of their `columns` as JSON."""
     table = store.table
     radiograph = (table["ok"] & ~(table["colour"] > COLOUR_LIMIT)).to_numpy()
