@@ -211,7 +211,7 @@ def _exported_job(recipe, config_class, exported, options):
 
 def _predict_exported(job, exported, config_class):
     """Predict the test images by the networks of an export, or by those of its members, mixed; return the Images."""
-    images = processes.main_first(lambda: prepare_test(job, job.recipe))
+    images = job.images = processes.ask_main(lambda: prepare_test(job, job.recipe))
     if not exported.members:
         processes.ask_main(lambda: exported.link(job.run))
         predict_test(job)

@@ -118,13 +118,6 @@ def everywhere(task):
     gather((bool, None))  # all have done it; bool() does nothing
 
 
-def main_first(make):
-    """Return `make()`, called in the main process first, so that the others find the files that it makes."""
-    made = []
-    ask_main(lambda: made.append(make()))
-    return made[0] if made else make()
-
-
 def agree(flag):
     """Return True in every process if `flag` is true in any of them, so that all stop at the same step."""
     return any(gather(bool(flag)))
