@@ -11,10 +11,13 @@ import psutil
 
 
 class Meter:
-    """Runs steps and prints wall seconds, CPU seconds (workers included) and peak resident memory of each."""
+    """Runs steps and prints wall seconds, CPU seconds (workers included) and peak resident memory of each.
+
+    rows: {step: (wall seconds, CPU seconds, peak in GB)} so far.
+    """
 
     def __init__(self):
-        self.peak, self.workers = 0.0, 0
+        self.peak, self.workers, self.rows = 0.0, 0, {}
 
     def __call__(self, name, work, say=lambda result, seconds: ""):
         """Return what `work()` returns; `say(result, wall seconds)` is printed beside the figures."""
@@ -29,7 +32,7 @@ class Meter:
         over.set()
         watch.join()
         peak = (own_peak() + self.workers) / 2**30
-        self.peak = max(self.peak, peak)
+        self.peak, self.rows[name] = max(self.peak, peak), (wall, cpu, peak)
         print(f"{name:<54}{wall:>8.2f}{cpu:>8.2f}{peak:>7.2f}  {say(result, wall)}".rstrip(), flush=True)
         return result
 

@@ -2,8 +2,9 @@
 
 import math
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -11,14 +12,15 @@ from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import processes
-from common.errors import InputError
+from common.errors import check
 from common.network import save_memory, to_device, training_loss
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
 from common.train.passes import why_whole
 
 GIB = 2**30
-PATIENCE = 6.0  # seconds of steps per kind of network; slower ones are extrapolated from two images
+PATIENCE = 3.0  # seconds of steps per kind of network; slower ones are extrapolated from a step of one or two images
+SLOW = 1.0  # seconds of a forward pass of one image from which on it alone is timed, if a like network was measured
 EFFICIENCY = 0.3  # share of a card's peak that networks reach, a rule of thumb
 CUDA_CONTEXT = 0.8  # GiB that CUDA itself takes
 CARDS = {  # by NVIDIA's data sheets: TFLOP/s in 16 bits without sparsity, and usable memory, GiB
@@ -57,6 +59,8 @@ class Cost:
     each: float  # GiB per image of a batch
     weights: int
     whole: str  # of passes.why_whole
+    forward: float = 0.0  # seconds per image of the first forward pass of a training step
+    how: str = ""  # was measured
 
     def gib(self, images, most=math.inf):
         """Return the memory of a step of so many images. Raises torch.OutOfMemoryError if it is above `most`."""
@@ -71,21 +75,22 @@ def machine_of(options):
     given = {name: getattr(options, name) or (KAGGLE[name] if options.kaggle else None) for name in KAGGLE}
     here = torch.cuda.device_count() if options.device != "cpu" else 0
     card = given["card"] or ("T4" if given["gpus"] and not here else "")
-    if card and card not in CARDS:
-        raise InputError(f"--card {card}: choose one of {', '.join(CARDS)}")
+    check(not card or card in CARDS, f"--card {card}: choose one of {', '.join(CARDS)}")
     gpus = given["gpus"] or here or int(bool(card))
     cores = KAGGLE_CORES if options.kaggle else processes.cores()
     workers = options.workers if options.workers is not None else cores // gpus if gpus else 0
     hours = options.hours or (KAGGLE_HOURS if options.kaggle else None)
-    if card:
-        memory = CARDS[card][1]
-    else:
-        memory = (torch.cuda.get_device_properties(0).total_memory if gpus else processes.free_memory()) / GIB
+    own = torch.cuda.get_device_properties(0).total_memory if gpus and not card else processes.free_memory()
+    memory = CARDS[card][1] if card else own / GIB
     return Machine(gpus, card, cores, workers, round(memory, 1), hours)
 
 
-def measure(job, network, items, machine):
-    """Return the Cost of a network, from steps on copies of these items of its dataset."""
+def measure(job, network, items, machine, like=None):
+    """Return the Cost of a network, from steps on copies of these items of its dataset.
+
+    For a card that is not here, the operations of a forward pass are counted. A slow network takes only a forward pass
+    too if `like` is given, the Cost of another one of its kind: its other times are taken to be in proportion.
+    """
     torch.manual_seed(job.config.seed)
     device, config = job.device, network.config
     dtype = torch.bfloat16 if machine.card and config.precision == "auto" else precision(device, config.precision)
@@ -100,15 +105,25 @@ def measure(job, network, items, machine):
     def batch_of(count):
         return (network.collate or default_collate)([items[index % len(items)] for index in range(count)])
 
-    def step(count, watching):
-        data, begun = batch_of(count), time.monotonic()
-        with watching, autocast(device, dtype):
-            loss = training_loss(network, device, model, data)
-        loss.backward()
+    def timed(work, *given):
+        begun, result = time.monotonic(), work(*given)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return result, time.monotonic() - begun
+
+    def forward(data):
+        with autocast(device, dtype):
+            return training_loss(network, device, model, data)
+
+    def step(data):
+        forward(data).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        _wait(device)
-        return (time.monotonic() - begun) / count
+
+    @torch.inference_mode()
+    def predict(images):
+        with autocast(device, dtype):
+            model.eval()(images)
 
     def note(tensor):
         storage = tensor.untyped_storage()
@@ -116,40 +131,32 @@ def measure(job, network, items, machine):
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch, few = config.batch_size, min(2, config.batch_size)  # batch norms cannot train on one image
-    watching, counter = ExitStack(), FlopCounterMode(display=False)  # of the forward pass: it overrates the other
-    watching.enter_context(counter)
-    watching.enter_context(saved_tensors_hooks(note, lambda tensor: tensor))
-    train = step(few, watching)
-    most = few
+    batch = config.batch_size
+    few = min(2 if why_whole(model, False) else 1, batch)  # batch norms cannot train on one image
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    if not machine.card and (train * batch < PATIENCE or device.type == "cuda"):
-        with suppress(torch.OutOfMemoryError):  # then the step of few images tells how much is lacking
-            times = [step(batch, ExitStack()) for _ in range(2 + min(8, int(PATIENCE / (train * batch))))]
-            most, train = batch, min(times[1:])
-    predict = min(_time_prediction(model, batch_of(few), device, dtype) for _ in range(2)) / few
+    counter = FlopCounterMode(display=False)  # of the forward pass: it overrates the other
+    with counter, saved_tensors_hooks(note, lambda tensor: tensor):
+        seconds = timed(forward, batch_of(few))[1]
     weights = sum(each.numel() * each.element_size() for each in model.state_dict().values())
     copies = 3 + (config.optimizer != "sgd") + ("ema" in config.averaging)  # with gradients and moments
     fixed, each = weights * copies / GIB + CUDA_CONTEXT * bool(machine.gpus), sum(saved.values()) / few / GIB
+    found = partial(Cost, fixed=fixed, weights=weights, whole=whole, forward=seconds / few)
     if machine.card:
-        predict = counter.get_total_flops() / few / (EFFICIENCY * 1e12 * CARDS[machine.card][0])
-        train = (3 + job.options.grad_checkpointing) * predict  # the backward pass costs twice the forward pass
-    elif device.type == "cuda":
-        each = max(0.0, torch.cuda.max_memory_allocated(device) - weights * copies) / GIB / most
-    return Cost(train, predict, fixed, each, weights, whole)
-
-
-@torch.inference_mode()
-def _time_prediction(model, batch, device, dtype):
-    images, _ = to_device(batch, device)
-    begun = time.monotonic()
-    with autocast(device, dtype):
-        model.eval()(images)
-    _wait(device)
-    return time.monotonic() - begun
-
-
-def _wait(device):
+        once = counter.get_total_flops() / few / (EFFICIENCY * 1e12 * CARDS[machine.card][0])
+        times = 3 + job.options.grad_checkpointing  # the backward pass costs twice the forward pass
+        return found(times * once, once, each=each, how="operations")
+    slow = device.type == "cpu" and seconds / few > SLOW
+    if like is not None and slow:
+        pace = seconds / few / like.forward
+        return found(pace * like.train, pace * like.predict, each=each, how="forward pass")
+    train, most, how = timed(step, batch_of(few))[1] / few, few, f"a step of {few}"
+    if train * batch < PATIENCE or device.type == "cuda":
+        with suppress(torch.OutOfMemoryError):  # then the step of few images tells how much is lacking
+            times = [timed(step, batch_of(batch))[1] for _ in range(2 + min(8, int(PATIENCE / (train * batch))))]
+            most, train, how = batch, min(times[1:]) / batch, f"{len(times)} steps"
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        each = max(0.0, torch.cuda.max_memory_allocated(device) - weights * copies) / GIB / most
+    images, _ = to_device(batch_of(most), device)
+    once = min(timed(predict, images)[1] for _ in range(1 if slow else 2)) / most
+    return found(train, once, each=each, how=how)

@@ -108,7 +108,7 @@ def prepare_images(job, recipe, announce=None):
     listing = recipe.read(job)
     has_strata, tables_key = listing.strata is not None, None
     if has_strata:
-        listing = _with_folds(job, listing)
+        listing = with_folds(job, listing)
         tables_key = _tables_key(job, listing)
         _check_trainings(job, "tables_key", tables_key)
     if announce is not None and job.run.step("prepare") is None:
@@ -117,7 +117,7 @@ def prepare_images(job, recipe, announce=None):
     listing = _with_sizes(listing, store)
     listing = recipe.refine(job, leave_out_unreadable(listing) if has_strata else listing, store)
     if not has_strata:
-        listing = _with_folds(job, listing)
+        listing = with_folds(job, listing)
         tables_key = _tables_key(job, listing)
     key = _images_key(tables_key, listing.table, store)
     _check_trainings(job, "images_key", key)
@@ -243,7 +243,7 @@ def _check_trainings(job, name, key):
         )
 
 
-def _with_folds(job, listing):
+def with_folds(job, listing):
     """Return the listing with a column `fold`: its own, from --fold-table, or balanced by strata."""
     options, config, table = job.options, job.config, listing.table
     if "fold" in table:  # the labels give the folds

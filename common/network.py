@@ -197,12 +197,12 @@ def section_of(config, network):
 
 def seconds_to_come(run, networks, stage, pace):
     """Return how long `networks` will take, at `pace` seconds per epoch of `stage`, the others as in other folds."""
-    total = 0.0
-    for network in networks:
-        paths = [] if network.stage == stage else run.folder.glob(f"fold*/{network.stage}/history.csv")
-        known = [table["seconds"].mean() for path in paths if "seconds" in (table := read_csv(path))]
-        total += network.config.epochs * (np.mean(known) if known else pace)
-    return total
+    paces = {stage: pace}
+    for other in {network.stage for network in networks} - {stage}:
+        tables = map(read_csv, run.folder.glob(f"fold*/{other}/history.csv"))
+        known = [table["seconds"].mean() for table in tables if "seconds" in table]
+        paces[other] = np.mean(known) if known else pace
+    return sum(network.config.epochs * paces[network.stage] for network in networks)
 
 
 def with_rate(job, network):

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from common.config import digest
-from common.cost import KAGGLE_DISK, Cost, Machine, machine_of, measure
+from common.cost import KAGGLE_DISK, SLOW, Cost, Machine, machine_of, measure
 from common.errors import InputError
-from common.images import decode, prepare_images
+from common.images import decode, prepare_images, with_folds
 from common.infer import tta
 from common.listing import choose_images
 from common.network import section_of
@@ -33,7 +33,7 @@ from common.train.variants import BN_BATCHES
 
 log = logging.getLogger(__name__)
 GB, HOUR = 1e9, 3600
-LABELLED, TESTS = 40, 8  # images that are really prepared
+FEW, MORE, TESTS = 16, 40, 4  # images that are really prepared; more if the folds follow from what is in them
 LONG_RUN = 1000  # images; of shorter runs nothing is announced
 
 
@@ -121,7 +121,7 @@ def estimate(job, listing):
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         few, counts, prepare = prepare_few(job, listing, Path(folder))
         trainings = few.recipe.networks(few)
-        stages = measure_all(few, trainings, counts["share"], machine)
+        stages = measure_all(few, listing, trainings, counts["share"], machine)
         few.run.close()
     hours, disk = add_hours(job, machine, trainings, stages, counts, prepare), add_disk(job, machine, stages, counts)
     return Plan(machine, counts, stages, hours, disk, find_problems(job, machine, stages, disk))
@@ -132,42 +132,58 @@ def estimate(job, listing):
 
 def prepare_few(job, listing, folder):
     """Prepare a few images; return their job, the numbers of all images, and seconds per image to decode and refine."""
-    chosen = choose_images(listing, max(LABELLED, 8 * job.config.n_folds), TESTS, job.config.seed)
-    recipe = replace(job.recipe, read=lambda job: chosen)
+    n = max(FEW, job.config.n_folds) if listing.strata is not None else max(MORE, 8 * job.config.n_folds)
+    chosen, took = choose_images(listing, n, TESTS, job.config.seed), []
+
+    def refine(*of):
+        begun = time.monotonic()
+        found = job.recipe.refine(*of)
+        took.append(time.monotonic() - begun)
+        return found
+
+    recipe = replace(job.recipe, read=lambda job: chosen, refine=refine)
     options = replace(job.options, store=folder / "stores", workers=1, fold_table=None)
     few = replace(job, options=options, run=Run(folder / "run"), recipe=recipe)
-    times = [time.monotonic()]
-    for work in (decode, prepare_images):
-        work(few, chosen if work is decode else recipe)
-        times.append(time.monotonic())
+    begun = time.monotonic()
+    decode(few, chosen)
+    took.append(time.monotonic() - begun)
+    prepare_images(few, recipe)
     counts = {split: int((listing.table["split"] == split).sum()) for split in ("train", "test")}
-    counts["share"] = max(1, int((chosen.table["split"] == "train").sum())) / max(1, counts["train"])
-    return few, counts, np.diff(times) / len(chosen.table)
+    share = max(1, int((chosen.table["split"] == "train").sum())) / max(1, counts["train"])
+    return few, counts | {"share": share, "prepared": len(chosen.table)}, np.array(took) / len(chosen.table)
 
 
-def measure_all(job, trainings, share, machine):
-    """Return a Stage for each stage of the run, measured on the images of `job`, this share of all."""
-    stages, costs = [], {}
+def measure_all(job, listing, trainings, share, machine):
+    """Return a Stage for each stage of the run, measured on the few images of `job`, this share of the Listing."""
+    samples, found, costs, slow, whole = [], {}, {}, {}, replace(job)
+    if listing.strata is not None:  # else folds follow from decoded images, which only `share` counts
+        table = with_folds(job, listing).table.assign(row=range(len(listing.table)), ok=True)
+        whole.images, share = replace(job.images, table=table), 1
     for first in {network.stage: network for network in reversed(trainings)}.values():
         if first.needs:
             continue  # trained on the outputs of others, which takes little
-        rows, held_out = first.rows(job, first.fold)
+        rows, _ = first.rows(job, first.fold)
         data, config = first.dataset(job, rows, True, True), first.config
         begun = time.monotonic()
         items = [data[index % len(data), index] for index in range(min(config.batch_size, 8))]
         load = (time.monotonic() - begun) / len(items)
-        key = digest(type(config).__name__, config, list(items[0][0].shape))
+        n, held = (len(part) / share for part in first.rows(whole, first.fold))
+        steps = config.epochs * max(1, int(n * len(data) / len(rows) / config.batch_size))
+        samples.append((first, items, steps, round(held), load))
+    # from small images to large ones: the first slow network of a kind is measured, the others are compared with it
+    for first, items, *counts in sorted(samples, key=lambda sample: sample[1][0][0].numel()):
+        config, shape = first.config, items[0][0].shape
+        key = digest(type(config).__name__, config, list(shape))
         if key not in costs:
-            costs[key] = measure(job, first, items, machine)
+            costs[key] = measure(job, first, items, machine, slow.get(type(config)))
+            if costs[key].forward > SLOW:
+                slow.setdefault(type(config), costs[key])
         attempt = partial(costs[key].gib, most=machine.memory) if machine.gpus else None
         part = part_size(job.options.micro_batch, config.batch_size, costs[key].whole, attempt, first.stage)
-        draws = (first.sampling(job, rows).get("draws") or len(data)) / share
-        steps = config.epochs * max(1, int(draws / config.batch_size))
-        held, count = round(len(held_out) / share), sum(each.stage == first.stage for each in trainings)
-        maps = first.channels * math.prod(items[0][0].shape[-2:])
-        section = section_of(job.config, first)
-        stages.append(Stage(first.stage, section, count, steps, held, load, maps, costs[key], config, part))
-    return stages[::-1]
+        section, maps = section_of(job.config, first), first.channels * math.prod(shape[-2:])
+        count = sum(each.stage == first.stage for each in trainings)
+        found[first.stage] = Stage(first.stage, section, count, *counts, maps, costs[key], config, part)
+    return [found[first.stage] for first, *_ in reversed(samples)]
 
 
 # ---- totals --------------------------------------------------------------------------------------------------------
@@ -221,7 +237,7 @@ def find_problems(job, machine, stages, disk):
     }
     if job.options.kaggle:
         folders.pop("--store")
-    elif _disk_of(run) == _disk_of(folders["--store"][0]):
+    elif len({os.stat(_existing(folder)).st_dev for folder, _ in folders.values()}) == 1:
         folders = {"--out": (run, sum(disk.values()))}
     for option, (folder, needed) in folders.items():
         free = KAGGLE_DISK if job.options.kaggle else shutil.disk_usage(_existing(folder)).free / GB
@@ -248,10 +264,6 @@ def _existing(folder):
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _disk_of(folder):
-    return os.stat(_existing(folder)).st_dev
-
-
 # ---- output --------------------------------------------------------------------------------------------------------
 
 
@@ -262,8 +274,7 @@ def as_dict(plan):
         step, load = stage.step_seconds(plan.machine)
         found = {name: value for name, value in vars(stage).items() if name not in ("cost", "config")}
         found |= {"batch_size": stage.config.batch_size, "step_ms": 1e3 * step, "load_ms": 1e3 * load}
-        found |= {"gib": stage.gib(), "weights": stage.cost.weights}
-        return found | {"seconds": stage.seconds(plan.machine)}
+        return found | {"gib": stage.gib(), "weights": stage.cost.weights, "seconds": stage.seconds(plan.machine)}
 
     return vars(plan) | {"machine": asdict(plan.machine), "stages": [row(stage) for stage in plan.stages]}
 
@@ -272,26 +283,25 @@ def describe(job, plan):
     """Return a Plan as text: a table of the stages and the totals."""
     machine, images = plan.machine, plan.images
     where = f"{machine.gpus} × {machine.card or 'GPU'}" if machine.gpus else f"{machine.cores} CPU cores"
-    how = "an estimate from operations and activations" if machine.card else "measured on a few images"
+    how = "an estimate by the card's data sheet" if machine.card else f"measured on {images['prepared']} images"
     rows = []
     for each in plan.stages:
         step, load = each.step_seconds(machine)
         row = {"stage": each.stage, "trainings": each.trainings, "steps": f"{each.steps:,}"}
         row |= {"ms a step": f"{1e3 * step:,.0f}", "ms to load": f"{1e3 * load:,.0f}"}
         row |= {"waits for": "images" if load > step else "network", "hours": f"{each.seconds(machine) / HOUR:.2f}"}
-        rows.append(row | {"GiB": f"{each.gib():.1f}"})
+        rows.append(row | {"GiB": f"{each.gib():.1f}", "measured by": each.cost.how})
     lines = [
         f"{job.solution} {job.preset}: {images['train']:,} labelled and {images['test']:,} test images on {where}",
         pd.DataFrame(rows).to_string(index=False),
-        f"(steps and hours of one training; {how})",
+        f"(steps and hours are of one training; {how})",
     ]
     return "\n".join([*lines, *_totals(plan)])
 
 
 def _totals(plan):
-    sessions, hours = "", plan.machine.hours
-    if hours:
-        sessions = f", {math.ceil(plan.hours['total'] / hours)} sessions of {hours:g} hours"
+    hours = plan.machine.hours
+    sessions = f", {math.ceil(plan.hours['total'] / hours)} sessions of {hours:g} hours" if hours else ""
     return [
         "hours: " + ", ".join(f"{name} {value:.2f}" for name, value in plan.hours.items()) + sessions,
         "disk: " + ", ".join(f"{name} {value:.1f} GB" for name, value in plan.disk.items()),

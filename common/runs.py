@@ -39,8 +39,8 @@ class Run:
     def __init__(self, folder, may_join=False):
         self.folder = Path(folder)
         check(not self.folder.exists() or self.folder.is_dir(), f"{folder}: not a folder (--out)")
-        self._is_new = not self.folder.exists()
-        if not self._is_new and any(self.folder.iterdir()) and not any((self.folder / name).exists() for name in MARKS):
+        self._new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
+        if not self._new and any(self.folder.iterdir()) and not any((self.folder / name).exists() for name in MARKS):
             raise InputError(f"--out {folder}: holds other files and no run; name an empty or a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock, self.joined = None, False
@@ -65,11 +65,14 @@ class Run:
             return open(os.devnull)
 
     def close(self):
-        """Release the lock, and remove the folder if it is new and nothing but the log was written to it."""
+        """Release the lock; remove the folder, and its parents, if they are new and hold nothing but the log."""
         if self._lock is None:
             return
-        if self._is_new and not self.joined and {path.name for path in self.folder.iterdir()} <= {".lock", "log.txt"}:
+        if self._new and not self.joined and {path.name for path in self.folder.iterdir()} <= {".lock", "log.txt"}:
             shutil.rmtree(self.folder)
+            with contextlib.suppress(OSError):  # not empty
+                for parent in self._new[1:]:
+                    parent.rmdir()
         self._lock.close()
 
     def path(self, *parts):

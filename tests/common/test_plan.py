@@ -91,10 +91,38 @@ def test_steps_hours_and_disk_of_a_run_follow_from_all_its_images(job):
     assert not job.run.path("images.parquet").exists()  # nothing is written to the run
 
 
+def test_steps_are_counted_on_all_images_where_few_would_not_have_the_same_share(job):
+    def rows(job, fold):
+        table = job.images.table
+        rare = table["image_id"].str.endswith("0") & (table["split"] == "train")  # one in ten; few images may have none
+        return table.loc[rare & (table["fold"] != fold), "row"].to_numpy(), job.images.rows(folds=[fold])[:7]
+
+    def networks(job):
+        return [network(FitConfig(epochs=3, batch_size=1, precision="fp32"), 0, rows=rows)]
+
+    job.recipe = replace(TOY, networks=networks)
+    (stage,) = estimate(job, read(job)).stages
+    prepared = prepare_images(job, TOY).table.query("split == 'train' and image_id.str.endswith('0') and fold != 0")
+    assert stage.steps == 3 * len(prepared) and stage.held_out == 7
+
+
+def test_a_slow_network_like_another_takes_a_forward_pass_alone(job, monkeypatch):
+    job.images = prepare_images(job, TOY)
+    each = network(FitConfig(batch_size=4, precision="fp32"), 0)
+    items = [each.dataset(job, job.images.rows(), False, True)[k] for k in range(4)]
+    like = replace(COST, forward=0.25)  # training takes twice, prediction half as long
+    assert measure(job, each, items, CPU, like).how.endswith("steps")  # it is not slow
+    monkeypatch.setattr("common.cost.SLOW", 0.0)
+    cost = measure(job, each, items, CPU, like)
+    assert cost.how == "forward pass"
+    assert cost.train == pytest.approx(2 * cost.forward) and cost.predict == pytest.approx(cost.forward / 2)
+
+
 def test_plan_prints_a_table_or_json(job, capsys):
     plan(job)
     text = capsys.readouterr().out
     assert "160 labelled and 20 test images on " in text and "hours: prepare" in text
+    assert "measured on 20 images" in text and "10 steps" in text
     job.options = replace(job.options, json=True)
     plan(job)
     found = json.loads(capsys.readouterr().out)

@@ -26,6 +26,11 @@ def test_a_new_folder_without_results_is_removed(tmp_path):
     run.path("log.txt").write_text("a line\n")
     run.close()
     assert not (tmp_path / "run").exists()
+    Run(tmp_path / "runs" / "of" / "mine").close()
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "kept").mkdir()
+    Run(tmp_path / "kept" / "run").close()
+    assert list((tmp_path / "kept").iterdir()) == []
     run = Run(tmp_path / "run")
     run.record("prepare", 1)
     run.close()

@@ -19,7 +19,7 @@ def test_plan_names_every_stage_and_leaves_no_run(solution, command, sample, tmp
     result = command("plan", *solution.words, "--data", sample)
     assert result.status == 0, result
     assert "classifier" in result.out and "segmenter-64" in result.out and "hours: prepare" in result.out
-    assert not (tmp_path / "runs" / "siim_pneumothorax-demo").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.long
