@@ -34,7 +34,7 @@ from common.data.loaders import EpochSampler, make_loader
 from common.data.store import RECORD, to_square
 from common.images import open_images, prepare_images
 from common.job import Job
-from common.metrics.calibration import nested_youden
+from common.metrics.calibration import nested_counts
 from common.metrics.statistics import bootstrap_auroc
 from common.network import Network, train_loader
 from common.options import Options
@@ -235,7 +235,7 @@ def scoring(measure, job):
         )
         assert cpu_seconds() - began < limit, "the goal of the bootstrap is not met"
     folds = table["fold"].to_numpy()
-    measure(f"operating points nested over {FOLDS} folds", lambda: nested_youden(y, probs, folds, patients))
+    measure(f"operating points nested over {FOLDS} folds", lambda: nested_counts(y, probs, folds))
     measure("tune: all of this, for both lists", lambda: run_step(job, job.steps["tune"]))
     measure("submit: written and validated", lambda: run_step(job, job.steps["submit"]), lambda *_: "25,596 rows")
     paths = [job.run.path(f"{name}.csv") for name in ("submission", "sample_submission")]

@@ -1,8 +1,8 @@
 """Operating points, with thresholds chosen on the other folds, and calibration of probabilities."""
 
 import numpy as np
+from scipy import optimize, special
 
-from common.data.folds import make_folds
 from common.errors import check
 from common.metrics.classification import best_threshold, check_scores, confusion_counts, recall, specificity
 
@@ -37,17 +37,6 @@ def nested_counts(y, score, folds):
     return counts, thresholds
 
 
-def nested_youden(y, score, folds, groups=None, seed=0):
-    """Return Youden's thresholds from all images, and nested sensitivity and specificity, float64 (C,) each.
-
-    y, score: (N, C); folds: (N,), a single one is split into halves that share no group. NaN where undefined.
-    """
-    if len(np.unique(folds)) < 2:
-        folds = make_folds(np.asarray(y), 2, groups, seed)
-    counts, _ = nested_counts(y, score, folds)
-    return choose_thresholds(y, score), recall(counts, np.nan), specificity(counts, np.nan)
-
-
 def reliability(y, prob, n_bins=15):
     """Return the reliability curve: mean probability, share of positives (float64) and images (int64) of B bins.
 
@@ -66,6 +55,39 @@ def expected_calibration_error(y, prob, n_bins=15):
     y, prob = _check_probabilities(y, prob)
     curves = [reliability(labels, probs, n_bins) for labels, probs in zip(y.T, prob.T, strict=True)]
     return np.array([np.average(np.abs(mean - share), weights=images) for mean, share, images in curves])
+
+
+def fit_temperature(y, prob):
+    """Return the T by which the logits of all classes are divided for the least cross-entropy (Guo et al. 2017)."""
+    logits = _logits(_check_probabilities(y, prob)[1])
+    entropy = lambda t: (np.logaddexp(0, logits / t) - y * logits / t).mean()  # noqa: E731
+    return float(optimize.minimize_scalar(entropy, bounds=(0.05, 20), method="bounded").x)
+
+
+def nested_temperature(y, prob, folds):
+    """Return the probabilities (N, C) of each fold, scaled by the `fit_temperature` of the others."""
+    scaled = np.empty(np.shape(prob))
+    for fold in np.unique(folds):
+        here = np.asarray(folds) == fold
+        scaled[here] = special.expit(_logits(prob[here]) / fit_temperature(y[~here], prob[~here]))
+    return scaled
+
+
+def risk_by_coverage(y, prob, folds):
+    """Return the share of wrong calls among the 1 to N most certain images, the mean over classes, float64 (N,).
+
+    Certain is what lies far, in logits, from Youden's threshold, chosen on the other folds (El-Yaniv and Wiener 2010).
+    Classes without a threshold for each fold are left out.
+    """
+    y, prob = _check_probabilities(y, prob)
+    cuts = nested_counts(y, prob, folds)[1][np.unique(folds, return_inverse=True)[1]]
+    order = np.argsort(-np.abs(_logits(prob) - _logits(cuts)), axis=0, kind="stable")
+    wrong = np.take_along_axis((prob >= cuts) != y, order, axis=0)[:, ~np.isnan(cuts).any(axis=0)]
+    return wrong.cumsum(axis=0).sum(axis=1) / np.arange(1, len(y) + 1) / max(1, wrong.shape[1])
+
+
+def _logits(prob):
+    return special.logit(np.clip(prob, 1e-7, 1 - 1e-7))
 
 
 def _check_probabilities(y, prob):

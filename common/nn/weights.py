@@ -112,7 +112,7 @@ def copy_state(model, state, source, required=()):
         )
     with torch.no_grad():
         for name, source_name in pairs.items():
-            own[name].copy_(_resize_positions(state[source_name], own[name].shape))
+            own[name].copy_(_fit(name, state[source_name], own[name].shape))
     used = set(pairs.values())
     new = tuple(name for name in own if name not in pairs and not name.endswith("num_batches_tracked"))
     loaded = Loaded(source, len(pairs), new, tuple(name for name in state if name not in used))
@@ -132,24 +132,17 @@ def _match_names(own, own_prefix, state, state_prefix):
     given = {name[len(state_prefix) :].replace("_", "."): name for name in state if name.startswith(state_prefix)}
     wanted = {name: name[len(own_prefix) :].replace("_", ".") for name in own if name.startswith(own_prefix)}
     pairs = {name: given[plain] for name, plain in wanted.items() if plain in given}
-    return {name: other for name, other in pairs.items() if _fits(name, own[name].shape, state[other].shape)}
+    return {name: other for name, other in pairs.items() if _fit(name, state[other], own[name].shape) is not None}
 
 
-def _fits(name, wanted, given):
-    """Return whether the shapes agree, or are position embeddings (1, classes + side², K) of images of two sizes."""
-    positions = name.endswith("pos_embed") and len(wanted) == len(given) == 3 and wanted[2] == given[2]
-    return wanted == given or (positions and _classes(wanted[1]) == _classes(given[1]))
-
-
-def _classes(tokens):
-    return tokens - math.isqrt(tokens) ** 2
-
-
-def _resize_positions(tensor, shape):
-    if tensor.shape == shape:
-        return tensor
-    side, classes = math.isqrt(shape[1]), _classes(shape[1])
-    return resample_abs_pos_embed(tensor, [side, side], num_prefix_tokens=classes)
+def _fit(name, tensor, shape):
+    """Return a tensor in this shape: itself, or position embeddings (1, classes + side², K) resized; None: neither."""
+    if tensor.shape == shape or not name.endswith("pos_embed") or tensor.ndim != 3 or len(shape) != 3:
+        return tensor if tensor.shape == shape else None
+    (given, before), (side, classes) = ((math.isqrt(n), n - math.isqrt(n) ** 2) for n in (tensor.shape[1], shape[1]))
+    if before != classes or tensor.shape[2] != shape[2]:
+        return None
+    return resample_abs_pos_embed(tensor, [side, side], [given, given], classes)
 
 
 def _find_packaged(name):

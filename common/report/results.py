@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from common.metrics.calibration import expected_calibration_error, nested_youden
-from common.metrics.classification import auroc, confusion_counts
+from common.data.folds import make_folds
+from common.metrics import calibration
+from common.metrics.classification import auroc, confusion_counts, recall, specificity
 from common.metrics.statistics import bootstrap
 from common.paths import read_parquet
 from common.report import class_plots, page, plots
@@ -43,10 +44,14 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     truth: (n, C) of 0 and 1; probs: (n, C); names: of the C classes; folds, patients: (n,), by which thresholds are
     chosen. A single class also gets the confusion matrix at the probability `cut`.
     """
-    threshold, sensitivity, specificity = nested_youden(truth, probs, folds, patients)
+    nested = "folds" if len(np.unique(folds)) > 1 else "halves"
+    folds = folds if nested == "folds" else make_folds(truth, 2, patients)
+    counts, threshold = calibration.nested_counts(truth, probs, folds)[0], calibration.choose_thresholds(truth, probs)
+    temperature, errors = calibration.fit_temperature(truth, probs), calibration.expected_calibration_error
     table = {"class": names, "positive": truth.sum(0).astype(int), "AUROC": auroc(truth, probs, np.nan)}
-    table |= {"calibration error": expected_calibration_error(truth, probs), "threshold": threshold}
-    table = pd.DataFrame(table | {"sensitivity": sensitivity, "specificity": specificity})
+    table |= {"calibration error": errors(truth, probs), "threshold": threshold}
+    table["error if scaled"] = errors(truth, calibration.nested_temperature(truth, probs, folds))
+    table = pd.DataFrame(table | {"sensitivity": recall(counts, np.nan), "specificity": specificity(counts, np.nan)})
     drawn = []
     if cut is not None:
         tp, fp, fn, tn = confusion_counts(truth[:, 0], probs[:, 0], cut)
@@ -56,11 +61,15 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     drawn.append(page.figure(class_plots.reliability_panels(truth, probs, names), CALIBRATION))
     groups = {name: probs[truth == value] for value, name in enumerate(outcomes)}
     drawn.append(page.figure(plots.histogram(groups, "probability", threshold=cut), "Probabilities by true label"))
-    nested = "folds" if len(np.unique(folds)) > 1 else "halves"
-    caption = f"Thresholds by Youden's index; sensitivity and specificity are nested by {nested}"
+    shares = np.arange(1, 21) / 20
+    risks = calibration.risk_by_coverage(truth, probs, folds)[np.ceil(shares * len(truth)).astype(int) - 1]
+    drawn.append(page.figure(plots.line_with_peak(shares, risks, "coverage", "wrong calls", 1.0), COVERAGE))
+    scaled = f"error if scaled: with logits divided by a temperature, {temperature:.2f} for all images"
+    caption = f"Thresholds by Youden's index; {scaled}. It, sensitivity and specificity are nested by {nested}"
     return [page.table(table, caption), page.grid(*drawn)]
 
 
+COVERAGE = "Share of wrong calls among the most certain images, the mean over classes; nested thresholds"
 CALIBRATION = "Calibration out of fold, with the expected calibration error"
 
 

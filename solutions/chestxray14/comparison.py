@@ -15,7 +15,8 @@ from common.metrics.classification import auroc, mean_of_defined
 from common.paths import read_parquet
 from common.report import class_plots, page
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.labels import DIGESTS, names_digest, parse_findings, stems
+from solutions.chestxray14.labels import DIGESTS, GROUPS, names_digest, parse_findings, stems
+from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import NOTE, describe_labels, published_classes, published_means
 
 log = logging.getLogger(__name__)
@@ -28,15 +29,15 @@ _PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
 def results(job, split):
     """Return what a run predicted: a table for each view and for its answer, see common.compare.Comparison.
 
-    Columns: image_id, patient_id, fold, truth, the 14 LABELS and their truth 0/1 as "true <label>", of the images whose
-    labels are known.
+    Columns: image_id, patient_id, fold, GROUPS, truth, the 14 LABELS and their truth 0/1 as "true <label>", of the
+    images whose labels are known.
     """
     views = {f": {view}": f"{split}_{view}" for view in ("whole", "lungs") if job.config.views == "both"}
     tables = {}
     for end, name in (views | {"": split}).items():
         table = read_parquet(job.run.path(f"{name}.parquet"))
         about = job.images.at(job.images.rows_of(table["image_id"])).reset_index(drop=True)
-        table = table.join(about[CLASSES].add_prefix(TRUE)).assign(patient_id=about["patient_id"])
+        table = table.join(about[CLASSES].add_prefix(TRUE)).join(about[["patient_id", *GROUPS]])
         table["truth"] = list(map(tuple, about[CLASSES].to_numpy()))
         tables[end] = table[(about[CLASSES] >= 0).all(axis=1)]
     return tables
@@ -44,7 +45,7 @@ def results(job, split):
 
 def describe_run(job, split, name):
     """Return lines about a run for the reader of its scores."""
-    said = [(job.run.step("prepare").get("about") or {}).get("said")]
+    said = [*seen_unlabelled(job.config), (job.run.step("prepare").get("about") or {}).get("said")]
     if split == "oof" and epoch_chosen(job.config):
         said.append(f"{name}: its epochs were chosen on these very images, which inflates its score")
     unlabelled = int((job.images.at(job.images.rows(SPLITS[split]))[CLASSES] < 0).any(axis=1).sum())

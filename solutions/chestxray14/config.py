@@ -98,6 +98,8 @@ class Config:
     split: Literal["official", "all"] = "official"
     """official: the benchmark's train/val and test lists. all: every labelled image is in a fold, none is a test image;
     such networks have seen the official test images and are refused for them."""
+    seen_unlabelled: Literal["refuse", "allow"] = "refuse"
+    """Weights that have seen NIH's images, perhaps those of the test list, without labels, such as RAD-DINO's."""
     boxes: str | None = None
     """CSV of boxes beside NIH's, which are all on the official test list: in NIH's form, or with the columns image_id,
     class, x_min, y_min, x_max, y_max, in pixels of the 1024 × 1024 image, such as ChestX-Det's."""

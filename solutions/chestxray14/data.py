@@ -18,6 +18,7 @@ from common.post.boxes import BOX
 from solutions.chestxray14.config import KAGGLE, LABELS
 from solutions.chestxray14.labels import (
     BOXES,
+    GROUPS,
     LISTS,
     TABLES,
     find_lists,
@@ -33,7 +34,7 @@ from solutions.lung_segmentation import find_lungs, lung_region, structures_of, 
 log = logging.getLogger(__name__)
 CLASSES = list(LABELS)
 SAMPLE = ["Image Index", *CLASSES]
-UNKNOWN = {"patient_id": "", "official": ""} | dict.fromkeys(CLASSES, -1)
+UNKNOWN = dict.fromkeys(["patient_id", "official", *GROUPS], "") | dict.fromkeys(CLASSES, -1)
 BOX_TABLE = "truth_boxes.parquet"  # NIH's boxes
 FURTHER_BOXES = "further_boxes.parquet"  # those of --boxes
 NO_BOXES = pd.DataFrame(columns=["image_id", "label", *BOX]).astype({"label": "int64"} | dict.fromkeys(BOX, float))
@@ -46,10 +47,10 @@ MARKERS = (*KAGGLE.samples, *LISTS["test"])  # files that name the test images
 def read_competition(job):
     """Return the Listing of the competition. Images of the label table without a file are left out and counted.
 
-    Table: file_name (as in the label table), official (train_val, test, or "" for neither list) and the 14 LABELS (0/1,
-    -1 unknown). Further table truth_boxes.parquet: image_id, row, label (0 … 13), x_min, y_min, x_max, y_max (pixels of
-    NIH's 1024 × 1024 image), and of --boxes further_boxes.parquet with the same columns. about: what is known of labels
-    and lists, `said` in one line; test_name: what the test images are; structures: what weights the features, a list or
+    Table: file_name (as in the label table), official (train_val, test, or "" for neither list), GROUPS and the 14
+    LABELS (0/1, -1 unknown). Further table truth_boxes.parquet: image_id, row, label (0 … 13) and BOX (pixels of NIH's
+    1024 × 1024 image), and of --boxes further_boxes.parquet with the same columns. about: what is known of labels and
+    lists, `said` in one line; test_name: what the test images are; structures: what weights the features, a list or
     None.
     """
     options, config = job.options, job.config
@@ -79,7 +80,7 @@ def read_competition(job):
         reason = " (--split all holds none back)" if config.split == "all" else ""
         log.info(f"no test images: scores are out of fold, and nothing is submitted{reason}")
     check_loose(files, known, path.name, options)
-    columns = ["image_id", "file_name", "patient_id", "split", "official", *CLASSES]
+    columns = ["image_id", "file_name", "patient_id", "split", "official", *GROUPS, *CLASSES]
     table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)[columns]
     table = table.astype(dict.fromkeys(CLASSES, "int8"))
     check_run(config, table)

@@ -26,15 +26,18 @@ DIGESTS = {
     "test": "7519b7296cb0f58e5d2f4818372950411b04f1f243580c4132d001746535d931",
 }
 COLUMNS = {"Image Index": "file_name", "Finding Labels": "labels", "Patient ID": "patient_id"}
+GROUPS = ("sex", "age", "view")  # what the table says of patient and film
+AGES = ["under 40", "40 to 59", "60 and over"]
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
 
 
 def read_labels(path):
-    """Return the label table: image_id, file_name, patient_id and the 14 LABELS, int8 0/1. Both versions are read.
+    """Return the label table: image_id, file_name, patient_id, GROUPS and the 14 LABELS, int8 0/1.
 
-    Raises InputError naming file and row: a missing column, an unusable or repeated image, no patient, an unknown
-    label, "No Finding" beside a finding.
+    Both versions are read. GROUPS: F or M, one of AGES, AP or PA; "" where the table does not say. Raises InputError
+    naming file and row: a missing column, an unusable or repeated image, no patient, an unknown label, "No Finding"
+    beside a finding.
     """
     raw = some_rows(path)
     for name in COLUMNS:
@@ -47,7 +50,11 @@ def read_labels(path):
     for row in np.flatnonzero(problems != "")[:1]:
         raise InputError(f"{path}, row {row + 2} ({table['image_id'][row]}): {problems[row]}")
     table["patient_id"] = plain_patients(table["patient_id"])
-    return table.drop(columns="labels").join(pd.DataFrame(marks, columns=list(LABELS)))
+    years = pd.to_numeric(raw.get("Patient Age", blank := pd.Series("", raw.index)).str.extract(r"(\d+)")[0])
+    ages = pd.cut(years, [0, 40, 60, 120], right=False, labels=AGES).astype(object).fillna("")
+    sex = raw.get("Patient Gender", raw.get("Patient Sex", blank))  # the corrected table's name
+    table = table.drop(columns="labels").assign(sex=sex, age=ages, view=raw.get("View Position", blank))
+    return table.join(pd.DataFrame(marks, columns=list(LABELS)))
 
 
 def stems(names):

@@ -20,6 +20,8 @@ PUBLIC = (
     (r"(nih|kaggle)-densenet121-.*|nih-pc-chex-.*|pc-nih-rsna-siim-vin-.*", _XRV),
     (r"(.*torchxrayvision--)?(densenet121-res224-(all|nih|rsna)|resnet50-res512-all)", _XRV),
 )
+# Names of RAD-DINO, RayDINO and EVA-X, whose training had NIH's images among others, but no labels.
+UNLABELLED = r".*(rad|ray)[-_]?dino.*|.*eva[-_]?x.*|.*merged520k.*|backbone_compatible\.safetensors"
 _SIIM = "SIIM's images are NIH's: 3,833 of its 12,047 are in the official test list"
 
 
@@ -29,8 +31,17 @@ def origin(config, table, fold):
     return {"solution": SOLUTION, "split": config.split, "fold": fold, "images": len(ids), "names": names_digest(ids)}
 
 
+def seen_unlabelled(config):
+    """Return a line about each network of a Config whose weights have seen NIH's images, though not their labels."""
+    paths = sorted({each.weights for each in config.branches if _is_unlabelled(Path(each.weights))})
+    return [f"{path}: these weights have seen NIH's images, perhaps of the test list, but no labels" for path in paths]
+
+
 def check_run(config, table):
-    """Apply `check_weights` to every network of a Config: against test images and what each fold holds out."""
+    """Apply `check_weights` to every network, against test images and held-out ones; refuse `seen_unlabelled` ones."""
+    for line in seen_unlabelled(config):
+        check(config.seen_unlabelled == "allow", f"{line}; --seen-unlabelled allow takes them, and the page says so")
+        log.info(line)
     train = table[table["split"] == "train"]
     unseen, own = {"test images": table.loc[table["split"] == "test", "image_id"]}, None
     if "fold" in table:
@@ -69,7 +80,7 @@ def check_weights(weights, split, unseen=None, own=None):
     if recorded and ids is None and unseen and own is not None and own != {recorded.get("names")}:
         n = f"{recorded.get('images')} images of ChestX-ray14 other than those of this run"
         raise InputError(f"{path}: trained on {n}; only the folder of their run shows which: name the file in there")
-    if run.get("solution") != SOLUTION or (unseen and ids is None and not recorded):
+    if (run.get("solution") != SOLUTION or (unseen and ids is None and not recorded)) and not _is_unlabelled(path):
         log.info(f"{path}: whether these weights have seen the test images is unknown; make sure that they have not")
 
 
@@ -96,6 +107,10 @@ def _recorded(path):
         return {}
     recorded = about.get("trained_on")
     return recorded if isinstance(recorded, dict) and recorded.get("solution") == SOLUTION else {}
+
+
+def _is_unlabelled(path):
+    return any(re.fullmatch(UNLABELLED, part, re.IGNORECASE) for part in path.parts[-5:])
 
 
 def _public(path):

@@ -70,9 +70,6 @@ def weigh_features(features, masks, binary=False):
     return features * pool_masks(masks.to(features.dtype), features.shape[-2:], binary)
 
 
-PROBS_ROWS = 8192  # rows of features that become probabilities at once
-
-
 class ChestNet(Classifier):
     """Radiographs to 14 logits: attention, the backbone's last feature map, its weighting, mean pooling, one layer.
 
@@ -107,10 +104,7 @@ class FusionNet(ExactLinear):
     @torch.inference_mode()
     def probs(self, features):
         """Return probabilities float64 (n, 14) of `views.pooled_features` (n, V, K1 + K2), the mean over V."""
-        blocks = [features[i : i + PROBS_ROWS] for i in range(0, len(features), PROBS_ROWS)]
-        device = self.weight.device
-        found = [self(torch.from_numpy(block).to(device)).sigmoid().double().mean(1).cpu().numpy() for block in blocks]
-        return np.concatenate([np.empty((0, self.out_features)), *found])
+        return self(torch.from_numpy(features).to(self.weight.device)).sigmoid().double().mean(1).cpu().numpy()
 
 
 def build_network(config, weights=None):
@@ -273,10 +267,6 @@ def pooled_features(job, branches, rows, flips, trained=True):
             return torch.stack([model.pooled(view) for view in (images, images.flip(-1))[: 1 + flips]], 1)
 
         how = {"batch_size": 2 * config.batch_size, "device": job.device, "amp": config.precision}
-        how |= {
-            "workers": job.workers,
-            "activation": lambda features: features,
-            "progress": f"features, {branch.stage}",
-        }
+        how |= {"workers": job.workers, "activation": lambda features: features, "progress": f"features {branch.stage}"}
         columns[:] = predict_probs([pooled], branch.dataset(job, rows, False, False), **how)
     return found

@@ -15,6 +15,8 @@ from common.report.gallery import box_overlay, gallery, outline_overlay
 from solutions.chestxray14 import comparison
 from solutions.chestxray14.config import BOX_SIDE, LABELS
 from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
+from solutions.chestxray14.labels import GROUPS
+from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"
@@ -41,7 +43,8 @@ def headline(job, score):
             size = f"{part['images']:,} images of {part['patients']:,} patients, {part['classes']} classes"
             hint = f"{page.range_text(part['mean'])}, {size}"
             cards.append((f"Mean AUROC {where}", part["mean"]["estimate"], hint))
-    return [page.cards(cards), page.note(re.sub(r"sha256 \w+, |, sha256 \w+", "", job.images.about["said"]))]
+    seen = [page.note(line, "warning") for line in seen_unlabelled(job.config)]
+    return [page.cards(cards), *seen, page.note(re.sub(r"sha256 \w+, |, sha256 \w+", "", job.images.about["said"]))]
 
 
 def sections(job):
@@ -52,6 +55,7 @@ def sections(job):
             _classes(job, "oof", "Out of fold"),
             _classes(job, "test", f"Scores {job.images.about['test_name']}"),
             _operating_points(job),
+            _groups(job),
             *_pictures(job),
         ]
     link = page.link("localisation.html", "Class activation maps against the true boxes")
@@ -150,6 +154,19 @@ def _operating_points(job):
     )
     drawn = results.classes(truth, probs, table["fold"].to_numpy(), LABELS, patients=table["patient_id"].to_numpy())
     return page.section("Operating points and calibration", *[text] * (folds > 1), *drawn)
+
+
+def _groups(job):
+    """Return the mean AUROC of each sex, age group and view, with intervals by patient."""
+    rows = []
+    for split, where in (("oof", "out of fold"), ("test", "test")):
+        table = comparison.results(job, split)[""]
+        for name in GROUPS:
+            for value, part in table[table[name] != ""].groupby(name):
+                if found := comparison.score_part(part, job.config.seed):
+                    rows.append({"": where, "group": f"{name} {value}", **found[1], **found[1]["mean"]})
+    text = "Means over the classes with both kinds of images in the group, so only rows of as many classes compare."
+    return page.section("Subgroups", text, page.table(pd.DataFrame(rows).drop(columns="mean"))) if rows else None
 
 
 def _pictures(job):

@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from common.data.folds import make_folds
 from common.errors import InputError
 from common.metrics.calibration import (
     choose_thresholds,
     expected_calibration_error,
+    fit_temperature,
     nested_counts,
-    nested_youden,
+    nested_temperature,
     reliability,
+    risk_by_coverage,
     youden,
 )
 from common.metrics.classification import recall, specificity
@@ -71,21 +73,27 @@ def test_nested_figures_of_noise_are_no_better_than_chance():
     assert abs(youden(counts)[0]) < 0.1
 
 
-def test_operating_points_are_nested_by_fold_or_by_halves_of_the_patients():
-    y, score = findings(4)
-    folds = np.arange(len(y)) % 4
-    (thresholds, sensitivity, _), (counts, _) = nested_youden(y, score, folds), nested_counts(y, score, folds)
-    np.testing.assert_array_equal(thresholds, choose_thresholds(y, score))
-    np.testing.assert_array_equal(sensitivity, recall(counts))
-    patients = np.arange(len(y)) // 4
-    halves = nested_youden(y, score, np.zeros(len(y)), patients, seed=1)
-    counts, _ = nested_counts(y, score, make_folds(y, 2, patients, seed=1))
-    np.testing.assert_array_equal(halves[2], specificity(counts))
-    default = nested_youden(y, score, np.zeros(len(y)), patients)
-    counts, _ = nested_counts(y, score, make_folds(y, 2, patients, seed=0))
-    np.testing.assert_array_equal(default[2], specificity(counts))
-    absent = nested_youden(y & [True, False], score, folds)
-    assert np.isnan([figure[1] for figure in absent]).all()
+def test_a_temperature_undoes_logits_that_are_too_large():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 2))
+    y, prob = rng.random(logits.shape) < special.expit(logits), special.expit(3 * logits)
+    assert fit_temperature(y, prob) == pytest.approx(3, rel=0.1)
+    folds = np.arange(len(y)) % 2
+    y[folds == 0] = ~y[folds == 0]  # a fold of other labels has no say in its own temperature
+    scaled = nested_temperature(y, prob, folds)
+    other = fit_temperature(y[folds == 1], prob[folds == 1])
+    np.testing.assert_allclose(special.logit(scaled[folds == 0]), 3 * logits[folds == 0] / other, rtol=1e-4)
+    assert fit_temperature([[0], [1]], [[0.0], [1.0]]) < 0.1 and fit_temperature([[1], [0]], [[0.1], [0.9]]) > 19
+
+
+def test_risk_by_coverage_by_hand():
+    """The other fold's thresholds are 0.65 and 0.5, so that 0.6 is the only wrong call, and the least certain one."""
+    y = np.array([[0], [0], [1], [1]] * 2)
+    prob = np.array([[0.1], [0.2], [0.8], [0.9], [0.1], [0.6], [0.7], [0.95]])
+    risk = risk_by_coverage(y, prob, np.repeat([0, 1], 4))
+    np.testing.assert_allclose(risk, [0] * 7 + [1 / 8])
+    classes = risk_by_coverage(np.c_[y, y * 0], np.c_[prob, prob], np.repeat([0, 1], 4))
+    np.testing.assert_allclose(classes, risk)  # a class without thresholds does not count
 
 
 def test_reliability_by_hand():

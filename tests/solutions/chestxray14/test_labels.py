@@ -8,7 +8,7 @@ from benchmarks.tables import label_table
 from common.data.folds import make_folds, shared_groups
 from common.post.boxes import BOX
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.labels import DIGESTS, names_digest, patient_of, read_boxes, read_labels, read_lists
+from solutions.chestxray14.labels import DIGESTS, GROUPS, names_digest, patient_of, read_boxes, read_labels, read_lists
 from tests.running import prevalence_deviation
 from tests.solutions.chestxray14.folders import (
     BOX_HEADER,
@@ -38,6 +38,12 @@ def test_read_labels(tmp_path):
     table = read_labels(path)
     assert table["image_id"].tolist() == ["00000013_004", "00000013_005", "00000014_000", "00000015_000"]
     assert table["file_name"][0] == "00000013_004.png" and table["patient_id"].tolist() == ["13", "13", "14", "15"]
+    assert table[[*GROUPS]].to_numpy().tolist() == [
+        ["F", "40 to 59", "AP"],
+        ["M", "under 40", "PA"],
+        ["M", "", "PA"],  # nobody is 414 years old
+        ["", "", ""],
+    ]
     marked = table[list(LABELS)]
     assert marked.columns[marked.loc[0] == 1].tolist() == ["Cardiomegaly", "Pleural_Thickening", "Hernia"]
     assert not marked.loc[1:].to_numpy().any() and (marked.dtypes == "int8").all()

@@ -38,6 +38,20 @@ def test_public_weights_that_have_seen_the_test_list(name, tmp_path):
     check_weights(str(tmp_path / name), "all")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["models--microsoft--rad-dino/snapshots/0/model.bin", "backbone_compatible.safetensors", "eva_x_small_mim.pt"],
+)
+def test_weights_that_have_seen_images_without_labels_are_a_state_of_their_own(name, said, tmp_path):
+    config, table = with_weights(tmp_path / name), image_table([0, 1])
+    message = refusal(check_run, config, table)
+    assert name in message and "but no labels; --seen-unlabelled allow takes them" in message
+    config = dataclasses.replace(config, seen_unlabelled="allow")
+    check_run(config, table)
+    assert said.messages == leaks.seen_unlabelled(config) and "is unknown" not in said.text
+    assert not leaks.seen_unlabelled(with_weights("dinov2_vitb14_pretrain.pth")) and not leaks.seen_unlabelled(SMALL)
+
+
 def test_weights_by_their_form(tmp_path, said):
     state = {"module.densenet121.features.conv0.weight": torch.zeros(2, 3, 1, 1)}
     torch.save({"state_dict": state}, tmp_path / "model.pth.tar")

@@ -33,6 +33,7 @@ SECTIONS = [
     "Out of fold",
     "Scores on 6 images of the test list, which is not the whole official one",
     "Operating points and calibration",
+    "Subgroups",
     "Worst errors",
     "Pictures",
     "Training",
