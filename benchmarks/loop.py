@@ -1,121 +1,162 @@
-"""Is the loader the bottleneck? The real training loop against the same loop fed with one batch that never changes.
+"""What a training step of each solution's podium preset waits for: the host, the device, or the loader.
 
-    python -m benchmarks.loop [--encoder resnet34 --size 512 --batch 32 --images 1024 --epochs 3 --workers N]
+    python -m benchmarks.loop [--solution siim_pneumothorax … --preset podium --steps N --workers N --size PX --batch N]
 
-Prints images/s of both, their ratio (1: the loader costs nothing), and the share of the device's measured rate of
-matrix products that the training step reaches (operations counted by torch). Small by default on a CPU.
+The real training loop (loader, augmentation, loss, optimizer, EMA) on a few images of the solution's sample, against
+the same loop on one batch that stays on the device. Prints for each stage:
+
+    host ms         the host's time to issue a step; on a CPU the whole step
+    load ms         one process's time to read and augment a batch
+    of fixed batch  rate of the real loop, as a share of that on the fixed batch (1: the loader costs nothing)
+    device ms       time of a step's kernels, on a GPU only
+    of matrix rate  share of the measured rate of matrix products that the real loop reaches (operations counted by
+                    torch), on a GPU only
+
+On a CPU images are small and batches of four by default.
 """
 
 import argparse
-import os
+import importlib
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.budget import Budget
 from common.config import FitConfig
-from common.data.augment import podium_siim
-from common.data.loaders import EpochSampler, SampleDataset, make_loader
-from common.nn.losses import combo
-from common.nn.models import segmenter
-from common.nn.precision import autocast, precision
-from common.train.loop import fit
+from common.job import Job
+from common.network import to_device, train_loader, training_loss
+from common.options import Options
+from common.plan import prepare_few
+from common.runs import Run
+from common.train import distributed
+from common.train.loop import _Trainer
+from solutions.__main__ import NAMES
+
+WARM = 3  # steps before the clock starts
 
 
-class SameBatch:
-    """A loader that hands out one batch, already on the device, as often as the real one has batches."""
-
-    def __init__(self, loader, device):
-        self.batch_sampler = loader.batch_sampler
-        loader.batch_sampler.set_epoch(0, 1)
-        self.batch = [part.to(device) for part in next(iter(loader))]
-
-    def __iter__(self):
-        return (self.batch for _ in range(len(self.batch_sampler)))
+def shrink(config, size, batch):
+    """A configuration of one fold whose networks take images of `size` pixels in batches of `batch`; 0: its own."""
+    values = {"size": size, "resize": size, "sizes": (size,) * bool(size)}
+    values |= {"batch_size": batch, "finer_batch_size": batch}
+    sections = {name: part for name, part in vars(config).items() if isinstance(part, FitConfig)}
+    for name, part in sections.items():
+        sections[name] = replace(part, **{key: value for key, value in values.items() if value and hasattr(part, key)})
+    return replace(config, n_folds=2, folds=(0,), **sections)
 
 
-def square(row, size):
-    """A mask with one square that depends on the row."""
-    mask = np.zeros((size, size), np.uint8)
-    corner = row * 37 % (size // 2)
-    mask[corner : corner + size // 4, corner : corner + size // 4] = 1
-    return mask
+def prepared(name, options, device, folder):
+    """The job of a solution's preset with a few prepared images of its sample."""
+    sample, about, pipeline = (
+        importlib.import_module(f"solutions.{name}.{part}") for part in ("sample", "config", "pipeline")
+    )
+    data = sample.make_sample(folder / "data")
+    config = shrink(about.PRESETS[options.preset], options.size, options.batch)
+    asked = Options(data=data, out=folder / "run", workers=options.workers)
+    job = Job(name, options.preset, config, asked, Run(folder / "run"), device, Budget(None))
+    job.recipe = pipeline.SOLUTION.pick(job, "prepare") or pipeline.SOLUTION
+    few, *_ = prepare_few(job, job.recipe.read(job), folder / "few")
+    return replace(few, options=replace(few.options, workers=options.workers))
 
 
-def step(model, batch, device):
-    """Combo loss of one batch."""
-    images, masks = (part.to(device, non_blocking=True) for part in batch)
-    return combo(model(images), masks)
+def wait(device):
+    """Wait until the device has done everything that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def images_per_second(loader, options, device, folder):
-    """Images/s of the last epochs of a real `fit`; the first epoch warms up and does not count."""
-    ends = []
-
-    def validate(model):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-        return {"score": 0.0}
-
-    torch.manual_seed(0)
-    config = FitConfig(epochs=options.epochs, batch_size=options.batch, averaging=("last",), lr=1e-4)
-    model = segmenter("fpn", options.encoder, "none")
-    fit(model, partial(step, device=device), loader, validate, config, folder, device=device)
-    return loader.batch_sampler.batches * options.batch / min(np.diff(ends))
+def seconds(work, device, steps):
+    """Seconds until `work()`, called `steps` times, returned, and until the device had done it, both per call."""
+    wait(device)
+    begun = time.perf_counter()
+    for _ in range(steps):
+        work()
+    issued = time.perf_counter()
+    wait(device)
+    return (issued - begun) / steps, (time.perf_counter() - begun) / steps
 
 
-def matrix_rate(device, dtype):
+def kernel_seconds(work):
+    """Seconds that a GPU's kernels take in one call of `work()`."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
+def measure(job, network, steps, rate, folder):
+    """A row of figures of a network's training step; rate: operations per second of matrix products, None on a CPU."""
+    device, config = job.device, replace(network.config, frozen_epochs=0)
+    network = replace(network, config=config)
+    rows, _ = network.rows(job, network.fold)
+    data_rows = np.resize(rows, config.batch_size * (steps + WARM))
+    loader = train_loader(job, network, data_rows)
+    model = network.build("none").to(device, memory_format=torch.channels_last)
+    step = partial(training_loss, network, device)
+    trainer = _Trainer(model, step, loader, None, config, folder / network.stage, device, 0, "", "")
+    trainer.resume()
+    trainer.recent = torch.zeros((), device=device)
+
+    def take(batch):
+        trainer.backward(batch, 1, syncs=True)
+        trainer.optimizer_step()
+
+    loader.batch_sampler.set_epoch(0, 1)
+    keys = next(iter(loader.batch_sampler))
+    dataset = network.dataset(job, data_rows, True, True)
+    begun = time.perf_counter()
+    batch = loader.collate_fn([dataset[key] for key in keys])
+    load = time.perf_counter() - begun
+    fixed = to_device(batch, device)
+    for _ in range(WARM):
+        take(fixed)
+    host, whole = seconds(lambda: take(fixed), device, steps)
+    batches = iter(loader)
+    for _ in range(WARM):
+        take(next(batches))
+    _, real = seconds(lambda: take(next(batches)), device, steps)
+    row = {"solution": job.solution, "stage": network.stage, "px": batch[0].shape[-1], "batch": config.batch_size}
+    row |= {"host ms": 1e3 * host, "load ms": 1e3 * load, "of fixed batch": whole / real}
+    if rate is not None:
+        with FlopCounterMode(display=False) as counter:
+            trainer.backward(fixed, 1, syncs=True)
+        row |= {"device ms": 1e3 * kernel_seconds(lambda: take(fixed))}
+        row |= {"of matrix rate": counter.get_total_flops() / real / rate}
+    trainer.pool.shutdown()
+    return row
+
+
+def matrix_rate(device, dtype=torch.bfloat16, side=8192):
     """Operations per second of a square matrix product on random data."""
-    side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best = np.inf
-    for _ in range(10):
-        begun = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begun)
-    return 2 * side**3 / best
-
-
-def operations(options, device, dtype):
-    """Floating-point operations of one training step, per image."""
-    model = segmenter("fpn", options.encoder, "none").to(device)
-    images = torch.zeros(options.batch, 1, options.size, options.size, dtype=torch.uint8, device=device)
-    with FlopCounterMode(display=False) as counter, autocast(device, dtype):
-        model(images).mean().backward()
-    return counter.get_total_flops() / options.batch
+    return 2 * side**3 / min(seconds(lambda: a @ b, device, 1)[1] for _ in range(10))
 
 
 def main():
     """Measure and print."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, on_gpu, on_cpu in (("size", 512, 128), ("batch", 32, 4), ("images", 2048, 64), ("epochs", 3, 3)):
+    parser.add_argument("--solution", nargs="+", default=[name for name in NAMES], choices=NAMES)
+    parser.add_argument("--preset", default="podium")
+    for name, on_gpu, on_cpu in (("size", 0, 96), ("batch", 0, 4), ("steps", 20, 3), ("workers", None, 0)):
         parser.add_argument(f"--{name}", type=int, default=on_gpu if gpu else on_cpu)
-    parser.add_argument("--encoder", default="resnet34")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if gpu else 0)
-    options = parser.parse_args()
-    device = torch.device("cuda" if gpu else "cpu")
-    dtype = precision(device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "images.npy")
-        np.save(path, np.random.default_rng(0).integers(0, 256, (options.images, 1024, 1024), dtype=np.uint8))
-        dataset = SampleDataset(path, partial(square, size=1024), podium_siim(options.size), options.size)
-        sampler = EpochSampler(len(dataset), options.batch, 0)
-        loader = make_loader(dataset, sampler, options.workers, pin_memory=gpu)
-        same = images_per_second(SameBatch(loader, device), options, device, Path(folder, "same"))
-        real = images_per_second(loader, options, device, Path(folder, "real"))
-    rate, each = matrix_rate(device, dtype), operations(options, device, dtype)
-    what = [torch.cuda.get_device_name() if gpu else "CPU", str(dtype).removeprefix("torch."), f"FPN {options.encoder}"]
-    print(*what, f"{options.size} px", f"{options.workers} workers", sep=", ")
-    print(f"same batch {same:8.1f} images/s\nreal loop  {real:8.1f} images/s   ratio {real / same:.3f}")
-    print(f"share of the measured matrix rate ({rate / 1e12:.2f} TFLOP/s): {real * each / rate:.1%}")
+    options, device = parser.parse_args(), distributed.start("auto")
+    rate, found = matrix_rate(device) if gpu else None, []
+    for name in options.solution:
+        with tempfile.TemporaryDirectory() as folder:
+            job = prepared(name, options, device, Path(folder))
+            stages = {network.stage: network for network in reversed(job.recipe.networks(job)) if not network.needs}
+            found += [measure(job, each, options.steps, rate, Path(folder)) for each in reversed(stages.values())]
+            job.run.close()
+    print(torch.cuda.get_device_name() if gpu else "CPU", f"{torch.get_num_threads()} threads", sep=", ")
+    print(pd.DataFrame(found).to_string(index=False, float_format="{:.2f}".format))
 
 
 if __name__ == "__main__":

@@ -33,25 +33,15 @@ def pieces(batch, size):
 
 def compiled(module, wanted, device):
     """Return `module` under torch.compile if `wanted` (see FitConfig.compile) on a device, else `module`."""
-    if not wanted or (wanted == "auto" and device.type != "cuda"):
-        return module
-    try:
-        return torch.compile(module)
-    except RuntimeError as error:  # not for this version of Python, for example
-        return _warn(module, error)
+    return torch.compile(module) if wanted is True or (wanted and device.type == "cuda") else module
 
 
 def uncompiled(module, error):
     """Return the module inside a compiled one, with a warning. Raises `error` unless compiling is what failed."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         raise error
-    return _warn(module._orig_mod, error)
-
-
-def _warn(module, error):
-    reason = " ".join(str(error).split())[:200]
-    log.warning(f"warning: torch.compile failed, so that steps are slower: {reason}")
-    return module
+    log.warning(f"warning: torch.compile failed, so that steps are slower: {' '.join(str(error).split())[:200]}")
+    return module._orig_mod
 
 
 def why_whole(model, couples):
