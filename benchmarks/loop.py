@@ -49,7 +49,7 @@ def shrink(config, size, batch):
     sections = {name: part for name, part in vars(config).items() if isinstance(part, FitConfig)}
     for name, part in sections.items():
         sections[name] = replace(part, **{key: value for key, value in values.items() if value and hasattr(part, key)})
-    return replace(config, n_folds=2, folds=(0,), **sections)
+    return replace(config, n_folds=3, folds=(0,), **sections)
 
 
 def prepared(name, options, device, folder):
@@ -148,15 +148,15 @@ def main():
     for name, on_gpu, on_cpu in (("size", 0, 96), ("batch", 0, 4), ("steps", 20, 3), ("workers", None, 0)):
         parser.add_argument(f"--{name}", type=int, default=on_gpu if gpu else on_cpu)
     options, device = parser.parse_args(), distributed.start("auto")
-    rate, found = matrix_rate(device) if gpu else None, []
+    rate = matrix_rate(device) if gpu else None
+    print(torch.cuda.get_device_name() if gpu else "CPU", f"{torch.get_num_threads()} threads", sep=", ")
     for name in options.solution:
         with tempfile.TemporaryDirectory() as folder:
             job = prepared(name, options, device, Path(folder))
             stages = {network.stage: network for network in reversed(job.recipe.networks(job)) if not network.needs}
-            found += [measure(job, each, options.steps, rate, Path(folder)) for each in reversed(stages.values())]
+            found = [measure(job, each, options.steps, rate, Path(folder)) for each in reversed(stages.values())]
             job.run.close()
-    print(torch.cuda.get_device_name() if gpu else "CPU", f"{torch.get_num_threads()} threads", sep=", ")
-    print(pd.DataFrame(found).to_string(index=False, float_format="{:.2f}".format))
+        print(pd.DataFrame(found).to_string(index=False, float_format="{:.2f}".format), flush=True)
 
 
 if __name__ == "__main__":
