@@ -89,9 +89,9 @@ class Images:
         patients = self.patients(rows)
         return np.arange(len(rows)) if patients is None else patients
 
-    def dataset(self, rows, size, transform=None, targets=None, kinds=None):
+    def dataset(self, rows, size, transform=None, targets=None, kinds=None, crop=0):
         """Return a SampleDataset of these store rows at `size` pixels; `targets` maps a row to its target."""
-        return SampleDataset(self.store.images, targets, transform, size, rows=rows, kinds=kinds)
+        return SampleDataset(self.store.images, targets, transform, size, rows=rows, kinds=kinds, crop=crop)
 
 
 # ---- prepare -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ the others.
 import itertools
 import mmap
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from common.errors import InputError, check
 from common.metrics.segmentation import dice_from_areas
 from common.post.regions import quantise, region_overlaps, remove_small, resize_mask_probs
 from common.post.rle import paint
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # pixel thresholds among which expected Dice chooses
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Rule:
     The mask is empty unless the classifier's probability is >= `gate` and at least `min_pixels` pixels are >= `top`;
     otherwise it has the pixels >= `pixel`, without connected regions of fewer than `min_area`. Areas are counted at the
     submission's size or, with `at_network`, at the network's, before the mask is enlarged by repeating pixels. (pixel,
-    min_area, gate) is the rule of the SIIM paper, (top, min_pixels, pixel) the winner's triplet.
+    min_area, gate) is the rule of the SIIM paper, (top, min_pixels, pixel) the winner's triplet. With `expected` above
+    0, each image has the pixel threshold with the highest expected Dice, or an empty mask, see `best_levels`.
     """
 
     pixel: float
@@ -34,6 +37,7 @@ class Rule:
     top: float = 0.0
     min_pixels: int = 0
     at_network: bool = False
+    expected: float = 0.0
 
     def __post_init__(self):
         for field in fields(self):  # to plain Python numbers, for JSON: grids come from numpy
@@ -43,7 +47,8 @@ class Rule:
             object.__setattr__(self, field.name, field.type(value))
         if not (0 < self.pixel <= 1 and 0 <= self.gate <= 1 and 0 <= self.top <= 1):
             raise InputError(f"pixel must lie in (0, 1], gate and top in [0, 1]: {self}")
-        check(self.min_area >= 0 and self.min_pixels >= 0, f"min_area and min_pixels must be 0 or more: {self}")
+        least = min(self.min_area, self.min_pixels, self.expected)
+        check(least >= 0, f"min_area, min_pixels and expected must be 0 or more: {self}")
 
     def apply(self, probs, gate_prob=None, size=(1024, 1024), connectivity=8):
         """Return the mask of one image, uint8 `size` (height, width) of 0 and 1, from uint8 probabilities (h, w)."""
@@ -51,9 +56,31 @@ class Rule:
             return np.zeros(size, np.uint8)
         factors = _factors(probs.shape, size) if self.at_network else (1, 1)
         grid = probs if self.at_network else resize_mask_probs(probs, size)
+        if self.expected:
+            counts = np.bincount(grid.reshape(-1), minlength=256)[None]
+            level = best_levels(counts, np.array([gate_prob]), self.expected)[0]
+            if level < 0:
+                return np.zeros(size, np.uint8)
+            return replace(self, pixel=LEVELS[level], expected=0.0).apply(probs, gate_prob, size, connectivity)
         if np.count_nonzero(grid >= quantise(self.top)) < self.min_pixels:
             return np.zeros(size, np.uint8)
         return _enlarge(remove_small(grid, self.min_area, connectivity, quantise(self.pixel)), factors)
+
+
+def best_levels(histogram, present, weight):
+    """Return the index in LEVELS of each image's threshold with the highest expected Dice, −1 for an empty mask, (N,).
+
+    histogram: (N, 256), pixels by p × 255; present: (N,), the probability of any mask. If there is one, the mask above
+    t has an expected Dice of about 2 · Σp over it / (its size + Σp over all pixels of at least LEVELS[0]); an empty
+    mask has 1 with the probability 1 − present, which counts `weight` times.
+    """
+    if present is None or not np.isfinite(present).all():
+        raise InputError("a rule of expected Dice needs the probability of a mask of every image")
+    probs = np.arange(256) / 255 * (np.arange(256) >= quantise(LEVELS[0]))
+    above = np.stack([np.arange(256) >= quantise(level) for level in LEVELS], 1)
+    sums, sizes, total = (histogram * probs) @ above, histogram @ above, (histogram @ probs)[:, None]
+    dice = 2 * sums / np.maximum(sizes + total, 1)
+    return np.where(present * dice.max(1) >= weight * (1 - present), dice.argmax(1), -1)
 
 
 def grid(**values):
@@ -125,6 +152,13 @@ def rule_areas(oof, rule, gate_probs=None):
 
     Raises InputError for what was not summarised, and for a gate without the classifier's probabilities (N,).
     """
+    if rule.expected:
+        levels, areas = best_levels(oof.histogram, gate_probs, rule.expected), np.zeros((3, len(oof.truth)), np.int64)
+        for level in range(-1, len(LEVELS)):
+            each = replace(rule, pixel=LEVELS[max(level, 0)], expected=0.0)
+            chosen, found = levels == level, np.stack(rule_areas(oof, each, gate_probs))
+            areas[:, chosen] = found[:, chosen] * (level >= 0)
+        return areas[0], areas[1], oof.truth
     q = quantise(rule.pixel)
     if q not in oof.regions or rule.at_network != oof.at_network:
         raise InputError(f"not summarised for {rule}: only pixel {oof.pixels}, at_network {oof.at_network}")

@@ -24,6 +24,11 @@ def compose(transforms):
     return A.Compose(transforms, mask_interpolation=cv2.INTER_LINEAR)
 
 
+def crop_near_mask(side, p=0.8):
+    """Return a random crop of `side` pixels which, with probability `p`, holds a part of the mask, if there is one."""
+    return A.OneOf([A.CropNonEmptyMaskIfExists(side, side, p=p), A.RandomCrop(side, side, p=1 - p)], p=1.0)
+
+
 def light(p=0.5):
     """Return flip and slight affine, each with probability `p`: shift by 0.03 sides, scale 1 ± 0.05, ± 5 degrees."""
     return compose([A.HorizontalFlip(p=p), _affine(0.03, 0.05, 5.0, p)])

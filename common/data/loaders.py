@@ -121,10 +121,11 @@ class SampleDataset(Dataset):
     rows: store row of each sample, in any order and with repetition; all rows by default.
     kinds: for each sample −1 for no augmentation, or an index into `transform`, a list of pipelines (enrichment_plan).
     look(image, store row) -> the image that is resized and augmented, uint8 (h, w), instead of the stored one.
+    crop: side of what `transform` leaves, if it crops.
     Raises InputError for unusable arguments.
     """
 
-    def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None, look=None):
+    def __init__(self, images, targets=None, transform=None, size=None, *, rows=None, kinds=None, look=None, crop=0):
         self.path = images if isinstance(images, str | os.PathLike) else getattr(images, "filename", None)
         if self.path is not None:
             given, images = images, read_array(self.path)
@@ -132,7 +133,7 @@ class SampleDataset(Dataset):
                 raise InputError(f"{self.path}: a slice of a memory-mapped array; give it whole and choose by rows")
         if images.dtype != np.uint8 or images.ndim != 3:
             raise InputError(f"{self.path or 'images'}: expected uint8 (N, H, W), got {images.dtype} {images.shape}")
-        self.images, self.targets, self.look = images, targets, look
+        self.images, self.targets, self.look, self.crop = images, targets, look, (crop, crop) if crop else None
         self.size = images.shape[1:] if size is None else (size, size) if np.isscalar(size) else tuple(size)
         self.rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
         self.pipelines = [transform] if kinds is None else list(transform)
@@ -161,7 +162,7 @@ class SampleDataset(Dataset):
             pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
             out = pipeline(image=image, **({"mask": target} if np.ndim(target) > 1 else {}))
             image, target = out["image"], out.get("mask", target)
-            if image.shape != self.size:
+            if image.shape != (self.crop or self.size):
                 raise InputError(f"the augmentation made {image.shape} of {self.size}: it must keep the size")
         target = _to_tensor(target) if np.ndim(target) > 1 else torch.as_tensor(target)
         return _to_tensor(image), target

@@ -13,6 +13,7 @@ from common.nn.norms import batch_norms, is_frozen
 from common.nn.weights import load_pretrained
 
 _KINDS = (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.MAnet, smp.Linknet, smp.PSPNet, smp.PAN, smp.DeepLabV3Plus)
+_KINDS += (smp.UPerNet, smp.Segformer, smp.DPT)
 ARCHITECTURES = {kind.__name__.lower(): kind for kind in _KINDS}
 _ALIASES = {"xception": "legacy_xception", "inceptionresnetv2": "inception_resnet_v2"}
 # timm's versions lack padding, so decoders cannot combine their maps; smp's are padded, with the same tensor names
@@ -81,12 +82,15 @@ def classifier(backbone, n_classes, weights, dropout=0.0, frozen_norms=False, **
     return load_pretrained(model, name, weights, required)
 
 
-def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dropout=0.0, **options):
+def segmenter(
+    architecture, encoder, weights, n_classes=1, empty_head=False, dropout=0.0, frozen_norms=False, **options
+):
     """Return a network from images (B, 1, H, W), sides multiples of 32, to mask logits (B, n_classes, H, W).
 
     architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network.
     empty_head: return (mask logits, presence logit (B, 1)), the latter from the encoder's pooled last features after
-    `dropout`. weights and errors: as in `classifier`; a file must hold at least the whole encoder.
+    `dropout`. frozen_norms: keep statistics and parameters of all batch norms, which start from another training's
+    weights. weights and errors: as in `classifier`; a file must hold at least the whole encoder.
     """
     if isinstance(architecture, str) and architecture not in ARCHITECTURES:
         raise InputError(f"architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
@@ -94,12 +98,16 @@ def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dro
     name = timm_name(encoder)
     if empty_head:
         options["aux_params"] = {"classes": 1, "dropout": dropout}
+    if architecture is smp.DPT:
+        options["dynamic_img_size"] = True  # other sizes than the transformer's own
     try:
         net = architecture(_PADDED.get(name, f"tu-{name}"), encoder_weights=None, classes=n_classes, **options)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(f"encoder {encoder!r} does not work in {architecture.__name__} ({reason})") from error
     model = Normalised(net, *mean_std(name), multiple=32)
+    model.frozen_norms = frozen_norms
+    _freeze(model, False, ())
     return load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.encoder.")])
 
 

@@ -9,6 +9,7 @@ from common.kaggle import Source
 from common.trained import Card
 
 SLUG = "siim-acr-pneumothorax-segmentation"
+MaskLoss = Literal["focal_dice", "combo", "tversky", "focal_tversky", "lovasz", "bce_dice", "boundary"]
 SIZE = 1024  # pixels of the competition's images, and of the masks in every submission
 
 
@@ -40,8 +41,9 @@ class SegmenterConfig(FitConfig):
     sizes: tuple[int, ...] = (512,)
     """Training resolutions, one after the other; predictions are made at the last. Paper: 512."""
     augmentation: Literal["paper", "podium", "light"] = "paper"
-    loss: Literal["focal_dice", "combo", "tversky", "lovasz", "bce_dice"] = "focal_dice"
-    """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place)."""
+    loss: MaskLoss = "focal_dice"
+    """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place). boundary:
+    BCE, Dice and the distance to the outline."""
     positive_weight: float = 1.0
     """Weight of the pneumothorax pixels in the cross-entropy. Paper: 1; class weights are its future work."""
     focal_weight: float = 1.0
@@ -55,14 +57,21 @@ class SegmenterConfig(FitConfig):
     finer_epochs: int = 0  # Epochs at each size after the first (0: as many as at the first).
     finer_lr: float = 1e-4  # Learning rate at each size after the first.
     finer_batch_size: int = 4
+    finer_loss: MaskLoss | None = None  # Loss at each size after the first, e.g. lovasz; None: the same.
+    finer_frozen_norms: bool = False  # Keep the batch norms' statistics and parameters after the first size.
+    crop: int = 0
+    """Side of random crops of the images in training, which mostly hold a part of the mask; 0: whole images. 4th place:
+    512 of 1024, predicted whole."""
     metric: str = "iou"
 
     def __post_init__(self):
         super().__post_init__()
         if not self.sizes or any(size % 32 for size in self.sizes):
             raise InputError(f"segmenter.sizes {self.sizes}: need multiples of 32")
-        if self.positive_weight != 1 and self.loss == "tversky":
-            raise InputError("segmenter.positive_weight does not apply to the loss tversky")
+        if self.crop < 0 or self.crop % 32 or self.crop > min(self.sizes):
+            raise InputError(f"segmenter.crop {self.crop}: must be a multiple of 32, at most the smallest size")
+        if self.positive_weight != 1 and {self.loss, self.finer_loss} & {"tversky", "focal_tversky"}:
+            raise InputError("segmenter.positive_weight does not apply to the losses tversky and focal_tversky")
         if self.focal_weight != 1 and self.loss != "focal_dice":
             raise InputError(f"segmenter.focal_weight does not apply to the loss {self.loss}")
         if self.positives_only and self.positive_rate:
@@ -75,8 +84,9 @@ class SegmenterConfig(FitConfig):
 class DecisionConfig:
     """How probabilities become a mask; every combination of values is tried on out-of-fold predictions."""
 
-    rule: Literal["gate", "triplet"] = "gate"
-    """gate: classifier, pixel threshold, small regions removed (paper). triplet: the 1st place's rule."""
+    rule: Literal["gate", "triplet", "expected"] = "gate"
+    """gate: classifier, pixel threshold, small regions removed (paper). triplet: the 1st place's rule. expected: of
+    each image's masks and the empty one, that with the highest expected Dice."""
     gate: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Lowest presence probabilities at which an image keeps its mask. Paper: "a specific threshold", not given."""
     pixel: tuple[float, ...] = (0.5,)  # gate rule: pixel thresholds.
@@ -87,6 +97,8 @@ class DecisionConfig:
     """triplet rule: pixels above the high threshold that make a mask count. 1st place: about 2,000."""
     bottom: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5)
     """triplet rule: the pixel threshold of a mask that counts. 1st place: about 0.3."""
+    weight: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """expected rule: how much an empty mask counts; 1 would be right for perfect probabilities."""
     connectivity: Literal[4, 8] = 8
 
 
@@ -97,8 +109,10 @@ class Config:
     classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(**GATE))
     segmenter: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(**OUTLINES))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
-    presence: Literal["classifier", "head", "none"] = "classifier"
-    """Source of the presence probability: a network of its own, the segmenter's second output, or none."""
+    presence: Literal["classifier", "head", "mean", "none"] = "classifier"
+    """Source of the presence probability: a network of its own, the segmenter's second output, their mean, or none."""
+    more_segmenters: tuple[str, ...] = ()
+    """Further segmenters, architecture-encoder such as unet-resnet34, whose maps are averaged with the first one's."""
     n_folds: int = 5
     folds: tuple[int, ...] = (0,)
     """Folds to train. Paper: one 80/20 split."""
@@ -109,11 +123,21 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        check_run(self, max(*self.segmenter.sizes, self.classifier.size if self.presence == "classifier" else 0))
-        if self.presence == "head" and not self.segmenter.presence_head:
-            raise InputError("presence 'head' needs segmenter.presence_head")
+        check_run(self, max(*self.segmenter.sizes, self.classifier.size if self.has_gate else 0))
+        if self.presence in ("head", "mean") and not self.segmenter.presence_head:
+            raise InputError(f"presence {self.presence!r} needs segmenter.presence_head")
+        if self.decision.rule == "expected" and self.presence == "none":
+            raise InputError("decision.rule 'expected' needs the probability of a mask: a presence other than 'none'")
+        for name in self.more_segmenters:
+            if "-" not in name or self.more_segmenters.count(name) > 1:
+                raise InputError(f"more_segmenters {name!r}: each once, an architecture and an encoder: unet-resnet34")
         if self.decision.rule == "gate" and self.presence == "none" and self.decision.gate != (0.0,):
             raise InputError("presence 'none' leaves nothing to gate on: set decision.gate to 0")
+
+    @property
+    def has_gate(self):
+        """Whether a classifier is trained."""
+        return self.presence in ("classifier", "mean")
 
 
 ADAM = {"frozen_epochs": 2, "optimizer": "adam", "weight_decay": 0.0}

@@ -19,14 +19,19 @@ def mask_loss(config):
         "focal_dice": partial(losses.focal_dice, pos_weight=weight, focal_weight=config.focal_weight),
         "combo": partial(losses.combo, pos_weight=weight),
         "tversky": losses.tversky,
+        "focal_tversky": partial(losses.tversky, gamma=0.75),
+        "boundary": lambda logits, masks: (
+            losses.bce(logits, masks, weight) + losses.dice(logits, masks) + losses.boundary(logits, masks)
+        ),
         "lovasz": lambda logits, masks: losses.bce(logits, masks, weight) + losses.lovasz_hinge(logits, masks),
         "bce_dice": lambda logits, masks: losses.bce(logits, masks, weight) + losses.dice(logits, masks),
     }[config.loss]
 
 
-def augmentation(name, size):
-    """Return the augmentation pipeline of this name for images of `size` pixels."""
-    return {"paper": augment.paper_siim, "podium": partial(augment.podium_siim, size), "light": augment.light}[name]()
+def augmentation(name, size, crop=0):
+    """Return the augmentation pipeline of this name for images of `size` pixels, which ends in a crop if any."""
+    found = {"paper": augment.paper_siim, "podium": partial(augment.podium_siim, size), "light": augment.light}[name]()
+    return augment.compose([*found.transforms, augment.crop_near_mask(crop)]) if crop else found
 
 
 def gate_figures(present, probs):

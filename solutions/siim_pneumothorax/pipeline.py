@@ -24,12 +24,22 @@ from solutions.siim_pneumothorax.config import SIZE
 
 
 def networks(job):
-    """Return each fold's gate, then its segmenter at increasing sizes."""
+    """Return each fold's gate, then its segmenters at increasing sizes."""
     config, trainings = job.config, []
     for fold in config.folds:
-        trainings += [gate_network(config.classifier, fold)] if config.presence == "classifier" else []
-        trainings += segmenter_networks(config, fold)
+        trainings += [gate_network(config.classifier, fold)] if config.has_gate else []
+        trainings += [network for chain in segmenter_chains(config, fold) for network in chain]
     return trainings
+
+
+def segmenter_chains(config, fold):
+    """Return the `segmenter_networks` of each segmenter."""
+    chains = [segmenter_networks(config, fold)]
+    for name in config.more_segmenters:
+        architecture, _, encoder = name.partition("-")
+        one = replace(config.segmenter, architecture=architecture, encoder=encoder)
+        chains.append(segmenter_networks(replace(config, segmenter=one, more_segmenters=()), fold, name))
+    return chains
 
 
 def gate_network(config, fold):
@@ -55,27 +65,35 @@ def gate_network(config, fold):
     )
 
 
-def segmenter_networks(config, fold):
+def segmenter_networks(config, fold, name="segmenter"):
     """Return one fold's segmenter at each size; each starts from the weights of the previous size (4.1.2)."""
     first, trainings = config.segmenter, []
     epochs = [first.epochs, *[first.finer_epochs or first.epochs] * (len(first.sizes) - 1)]
     finer = {"frozen_epochs": 0, "lr": first.finer_lr, "batch_size": first.finer_batch_size}
+    finer |= {"loss": first.finer_loss or first.loss}
     for k, size in enumerate(first.sizes):
         part = replace(first, epochs=epochs[k], **finer if k else {})
         if first.positive_rate:
             ends = np.array([sum(epochs[:k]), sum(epochs[: k + 1]) - 1]) / max(1, sum(epochs) - 1)
             part = replace(part, positive_rate=tuple(map(sliding_rate(*first.positive_rate), ends.tolist())))
-        trainings.append(segmenter_network(part, fold, size, trainings[-1] if k else None))
+        again = f"-{k + 1}" if size in first.sizes[:k] else ""
+        trainings.append(segmenter_network(part, fold, size, trainings[-1] if k else None, f"{name}-{size}{again}"))
     return trainings
 
 
-def segmenter_network(config, fold, size, before=None):
+def segmenter_network(config, fold, size, before=None, stage=""):
     """Return the segmenter at one size; epochs are compared with the training's share of negatives."""
     mask_term, shape = models.mask_loss(config), (config.architecture, config.encoder)
 
     def dataset(job, rows, augment, targets):
-        transform = models.augmentation(config.augmentation, size) if augment else None
-        return job.images.dataset(rows, size, transform, partial(data.mask, job.images) if targets else None)
+        crop = config.crop if augment else 0
+        transform = models.augmentation(config.augmentation, size, crop) if augment else None
+        target = partial(data.mask, job.images) if targets else None
+        return job.images.dataset(rows, size, transform, target, crop=crop)
+
+    def build(weights=None):
+        options = {"empty_head": config.presence_head, "frozen_norms": config.finer_frozen_norms and before is not None}
+        return segmenter(*shape, weights or config.weights, **options)
 
     def loss(output, masks):
         if not isinstance(output, tuple):
@@ -96,9 +114,9 @@ def segmenter_network(config, fold, size, before=None):
 
     return Network(
         fold,
-        f"segmenter-{size}",
+        stage or f"segmenter-{size}",
         config,
-        lambda weights=None: segmenter(*shape, weights or config.weights, empty_head=config.presence_head),
+        build,
         dataset,
         loss=loss,
         measure=models.mask_areas,
@@ -115,12 +133,14 @@ def segmenter_network(config, fold, size, before=None):
 def predict_rows(job, folds, rows, path, title):
     """Write mask probabilities to `path` and return a table with each row's presence, 1 if nothing predicts it."""
     config = job.config
-    masks = [segmenter_networks(config, fold)[-1] for fold in folds]
-    found = predict(job, masks, rows, tta.views(config.tta), title, path)
-    present = found[1] if config.presence == "head" else np.ones(len(rows), np.float32)
-    if config.presence == "classifier":
+    masks = [chain[-1] for fold in folds for chain in segmenter_chains(config, fold)]
+    found, present = predict(job, masks, rows, tta.views(config.tta), title, path), []
+    if config.presence in ("head", "mean"):
+        present.append(found[1])
+    if config.has_gate:
         gates = [gate_network(config.classifier, fold) for fold in folds]
-        present = predict(job, gates, rows, tta.views(config.tta), title)[:, 0]
+        present.append(predict(job, gates, rows, tta.views(config.tta), title)[:, 0])
+    present = np.mean(present, axis=0) if present else np.ones(len(rows), np.float32)
     return {"": job.images.named(rows).assign(presence=present)}
 
 

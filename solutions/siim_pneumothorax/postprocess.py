@@ -7,7 +7,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.post.rle import encode
-from common.tuning import grid, release_pages, summarise
+from common.tuning import LEVELS, grid, release_pages, summarise
 from solutions.siim_pneumothorax.data import read_masks
 
 
@@ -15,13 +15,15 @@ def rules(decision):
     """Return every common.tuning.Rule that a DecisionConfig allows."""
     if decision.rule == "gate":
         return grid(gate=decision.gate, pixel=decision.pixel, min_area=decision.min_area)
+    if decision.rule == "expected":
+        return grid(expected=decision.weight, pixel=LEVELS[:1], min_area=decision.min_area)
     return grid(gate=decision.gate, top=decision.top, min_pixels=decision.top_pixels, pixel=decision.bottom)
 
 
 def oof_regions(job, oof):
     """Return the OofRegions of the out-of-fold maps at the pixel thresholds to try."""
     decision = job.config.decision
-    pixels = decision.pixel if decision.rule == "gate" else decision.bottom
+    pixels = {"gate": decision.pixel, "triplet": decision.bottom, "expected": LEVELS}[decision.rule]
     truth = [read_masks(job.images)[row] for row in oof.table["row"]]
     progress = partial(tqdm, total=len(truth), desc="regions", leave=False)
     return summarise(oof.maps, truth, pixels, connectivity=decision.connectivity, progress=progress)

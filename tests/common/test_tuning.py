@@ -10,7 +10,7 @@ from scipy import ndimage
 from common.errors import InputError
 from common.post.regions import quantise, resize_mask_probs
 from common.post.rle import runs_of
-from common.tuning import Rule, grid, release_pages, rule_dice, summarise, tune_nested
+from common.tuning import LEVELS, Rule, grid, release_pages, rule_dice, summarise, tune_nested
 
 
 def cases(seed, n=8, side=12, size=24):
@@ -22,6 +22,28 @@ def cases(seed, n=8, side=12, size=24):
     truth = np.roll(fields, 2, axis=1) > 0.6
     probs[::4], truth[1::4] = 0, False
     return probs, truth.astype(np.uint8), rng.random(n)
+
+
+def test_the_rule_of_expected_dice_takes_the_best_mask_or_none():
+    probs, truth, _ = cases(1)
+    present = np.linspace(0.05, 0.95, len(probs))
+    regions = summarise(probs, [runs_of(t) for t in truth], LEVELS, (24, 24), workers=1)
+    for rule in grid(expected=(0.5, 2.0), pixel=LEVELS[:1], min_area=(0, 9)):
+        dice, empty = rule_dice(regions, rule, present), 0
+        for i, image in enumerate(probs):
+            values = resize_mask_probs(image, (24, 24)) / 255
+            counted = np.where(values >= 0.1, values, 0)
+            masks = [values >= level for level in LEVELS]
+            hopes = [2 * counted[mask].sum() / max(1, mask.sum() + counted.sum()) for mask in masks]
+            keeps = present[i] * max(hopes) >= rule.expected * (1 - present[i])
+            wanted = replace(rule, pixel=LEVELS[int(np.argmax(hopes))], expected=0.0)
+            mask = wanted.apply(image, present[i], (24, 24)) if keeps else np.zeros((24, 24))
+            np.testing.assert_array_equal(rule.apply(image, present[i], (24, 24)), mask)
+            total, empty = mask.sum() + truth[i].sum(), empty + (not keeps)
+            assert dice[i] == pytest.approx(1.0 if total == 0 else 2 * (mask * truth[i]).sum() / total)
+        assert 0 < empty < len(probs)
+    with pytest.raises(InputError, match="needs the probability of a mask"):
+        rule_dice(regions, rule)
 
 
 def full_mask_dice(rule, probs, truth, gate_prob, connectivity):

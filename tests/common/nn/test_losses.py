@@ -29,6 +29,9 @@ def random_case(seed=0, shape=(3, 2, 9, 7)):
     [
         (losses.bce(row(LN3, -LN3), row(1, 1)), (-math.log(0.75) - math.log(0.25)) / 2),
         (losses.bce(row(LN3, -LN3), row(1, 0), pos_weight=3.0), -math.log(0.75) * (3 + 1) / 2),
+        # distances of the three pixels from the first one's outline: -1, 1 and 2, of a side of 3
+        (losses.boundary(row(LN3, LN3, -LN3), row(1, 0, 0)), (-0.75 + 0.75 + 0.25 * 2) / 3 / 3),
+        (losses.boundary(row(LN3), row(0)), 0.0),
         (losses.focal_bce(row(LN3), row(1), gamma=2.0), -(0.25**2) * math.log(0.75)),
         (losses.focal_bce(row(LN3), row(0), gamma=1.0, pos_weight=9.0), -0.75 * math.log(0.25)),
         (losses.asymmetric(row(LN3), row(1), gamma_positive=2.0), -(0.25**2) * math.log(0.75)),

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from common.config import from_dict
+from common.data.loaders import SampleDataset
+from common.errors import InputError
+from common.nn.norms import batch_norms
 from common.post.rle import encode
 from solutions.siim_pneumothorax import experiments
 from solutions.siim_pneumothorax.config import DEMO, PAPER, PODIUM, Config, DecisionConfig
-from solutions.siim_pneumothorax.pipeline import gate_network, segmenter_networks
+from solutions.siim_pneumothorax.pipeline import gate_network, networks, segmenter_networks
 
 
 class Images:
@@ -48,6 +51,45 @@ def test_the_positive_rate_slides_once_over_all_sizes():
 def test_the_paper_has_five_cycles_and_configurations_of_earlier_runs_have_one():
     assert PAPER.segmenter.cycles == 5
     assert from_dict(Config, {"segmenter": {"schedule": "plateau"}}).segmenter.cycles == 1
+
+
+def test_further_segmenters_and_a_last_training_at_the_same_size():
+    segmenter = replace(PODIUM.segmenter, sizes=(512, 512), finer_loss="lovasz", finer_frozen_norms=True)
+    config = replace(PODIUM, segmenter=segmenter, presence="mean", more_segmenters=("upernet-resnet18",))
+    trainings = networks(SimpleNamespace(config=replace(config, folds=(1,))))
+    stages = ["classifier", "segmenter-512", "segmenter-512-2", "upernet-resnet18-512", "upernet-resnet18-512-2"]
+    assert [network.stage for network in trainings] == stages
+    assert [network.config.loss for network in trainings[1:]] == ["combo", "lovasz"] * 2
+    model = segmenter_networks(replace(config, segmenter=replace(segmenter, encoder="resnet18", weights="none")), 0)
+    assert [any(p.requires_grad for norm in batch_norms(one.build()) for p in norm.parameters()) for one in model] == [
+        True,
+        False,
+    ]
+    for changes, said in (
+        ({"more_segmenters": ("unet",)}, "an architecture and an encoder"),
+        ({"presence": "mean", "segmenter": PAPER.segmenter}, "needs segmenter.presence_head"),
+        ({"presence": "none", "decision": DecisionConfig("expected")}, "needs the probability of a mask"),
+    ):
+        with pytest.raises(InputError, match=said):
+            replace(config, **changes)
+    with pytest.raises(InputError, match="at most the smallest size"):
+        replace(segmenter, crop=544)
+
+
+def test_crops_are_for_training_only():
+    store = np.zeros((4, 128, 128), np.uint8)
+    store[:, 8:16, 8:16] = 255  # where the mask of the positives is
+    images = Images()
+    images.dataset = lambda rows, size, *how, **more: SampleDataset(store, how[1], how[0], size, rows=rows, **more)
+    segmenter = replace(DEMO.segmenter, sizes=(128,), crop=64, augmentation="light")
+    (network,) = segmenter_networks(replace(DEMO, segmenter=segmenter), 0)
+    data = network.dataset(SimpleNamespace(images=images), np.arange(4), True, True)
+    seen = [data[1, seed] for seed in range(40)]
+    assert {tuple(image.shape) for image, _ in seen} == {(1, 64, 64)} == {tuple(mask.shape) for _, mask in seen}
+    assert all(image[mask > 0].float().mean() > 100 for image, mask in seen if mask.sum() > 20)
+    assert np.mean([bool(mask.any()) for _, mask in seen]) > 0.7  # a random crop holds it less often
+    image, mask = network.dataset(SimpleNamespace(images=images), np.arange(4), False, True)[1]
+    assert image.shape == mask.shape == (1, 128, 128)
 
 
 def test_training_on_positives_alone():
