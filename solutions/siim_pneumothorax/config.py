@@ -71,7 +71,7 @@ class SegmenterConfig(FitConfig):
         if self.crop < 0 or self.crop % 32 or self.crop > min(self.sizes):
             raise InputError(f"segmenter.crop {self.crop}: must be a multiple of 32, at most the smallest size")
         if self.positive_weight != 1 and {self.loss, self.finer_loss} & {"tversky", "focal_tversky"}:
-            raise InputError("segmenter.positive_weight does not apply to the losses tversky and focal_tversky")
+            raise InputError("segmenter.positive_weight does not apply to the loss tversky or focal_tversky")
         if self.focal_weight != 1 and self.loss != "focal_dice":
             raise InputError(f"segmenter.focal_weight does not apply to the loss {self.loss}")
         if self.positives_only and self.positive_rate:
