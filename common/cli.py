@@ -171,6 +171,8 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     preset, base = _base_config(solution, config_module, verb, preset, rest, shown)
     options, config = parse(base, rest, f"cxr {solution} {verb} {preset}", **shown)
     check_special(options, verb, takes, solution)
+    if preset != "refit" and (n_folds := getattr(config, "n_folds", None)) in getattr(config, "folds", ()):
+        raise InputError(f"folds {config.folds}: must be distinct and between 0 and {n_folds - 1}")
     if verb in more:
         _require_one_process(verb)
     call = functools.partial(_call_verbs, tuple(VERBS) if verb == "run" else (verb,), solution, preset)
