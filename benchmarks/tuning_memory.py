@@ -1,13 +1,12 @@
 """Predict, tune and submit at a challenge's scale: memory, and settings × images per second.
 
     python -m benchmarks.tuning_memory                            300 images, under a minute
-    python -m benchmarks.tuning_memory --n 12000 --test 3205      the scale of SIIM, 3.1 + 0.8 GB of disk
-    python -m benchmarks.tuning_memory --n 12000 --test 3205 --side 1024    12.6 + 3.4 GB of disk
+    python -m benchmarks.tuning_memory --n 12000 --test 3205 --side 1024    the scale of SIIM, under 1 GB of disk
 
 Probabilities are synthetic: a few soft blobs per image, written as two folds, joined, tuned and turned into a
 submission by the functions of the SIIM solution, in a temporary folder, which is removed. The fast search is compared
-with whole masks on a few images. The limit of 2 GB applies to all resident memory, including memory-mapped pages; the
-anonymous part is printed too.
+with whole masks on a few images. The limit of 1.5 GB applies to all resident memory;
+the anonymous part is printed too.
 """
 
 import argparse
@@ -23,6 +22,7 @@ import psutil
 
 from common.infer.predict import write_masks
 from common.metrics.segmentation import dice_from_areas
+from common.paths import read_array
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint, runs_of
 from common.recipe import drain
@@ -96,9 +96,9 @@ def predict(path, n, side, rng):
 
 def predict_folds(folder, n, side, rng):
     """Write the maps of two folds and join them into oof.npy; return their true runs."""
-    parts, sizes = [folder / "fold0.npy", folder / "fold1.npy"], [n // 2, n - n // 2]
+    parts, sizes = [folder / "fold0.b2nd", folder / "fold1.b2nd"], [n // 2, n - n // 2]
     runs = [predict(path, size, side, rng) for path, size in zip(parts, sizes, strict=True)]
-    write_masks(folder / "oof.npy", (n, side, side), drain(parts))
+    write_masks(folder / "oof.b2nd", (n, side, side), drain(parts))
     return [*runs[0], *runs[1]]
 
 
@@ -118,7 +118,6 @@ def main():
     parser.add_argument("--n", type=int, default=300, help="out-of-fold images")
     parser.add_argument("--test", type=int, default=80, help="test images")
     parser.add_argument("--side", type=int, default=512, help="network resolution in pixels")
-    parser.add_argument("--workers", type=int, default=2, help="threads that label regions")
     parser.add_argument("--folder", help="where the temporary folder goes")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
@@ -127,8 +126,10 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, PeakMemory() as memory:
         folder = Path(folder)
         runs, _ = timed("predict (synthetic)", lambda: predict_folds(folder, args.n, args.side, rng))
-        predict(folder / "test.npy", args.test, args.side, rng)
-        probs = np.load(folder / "oof.npy", mmap_mode="r")
+        predict(folder / "test.b2nd", args.test, args.side, rng)
+        probs = read_array(folder / "oof.b2nd")
+        size = (folder / "oof.b2nd").stat().st_size
+        print(f"out-of-fold maps: {size / 1e9:.2f} GB, {np.prod(probs.shape) / size:.0f} × compressed", flush=True)
         positive = np.array([len(r) > 0 for r in runs])
         gate_probs = np.clip(0.5 * positive + 0.5 * rng.random(args.n), 0, 1)
         folds = np.arange(args.n) % 5
@@ -136,7 +137,7 @@ def main():
         summarise(probs[:2], runs[:2], PIXELS)  # compiles
         regions, labelling = timed(
             f"summarise ({len(PIXELS)} thresholds)",
-            lambda: summarise(probs, runs, PIXELS, workers=args.workers),
+            lambda: summarise(probs, runs, PIXELS),
             lambda s: f"{args.n / s:,.0f} images/s",
         )
         tuned, choosing = timed(
@@ -159,7 +160,7 @@ def main():
                 assert abs(exact - dice[i]) < 1e-12, (rule, i)
 
         def submit():
-            test = np.load(folder / "test.npy", mmap_mode="r")
+            test = read_array(folder / "test.b2nd")
             ids = [f"1.2.{i}" for i in range(args.test)]
             write_submission(folder / "sample.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": "-1"}))
             write_submission(folder / "submission.csv", submission_rows(ids, test, np.ones(args.test), tuned.rule))
@@ -172,8 +173,8 @@ def main():
     print(f"ratio of whole masks to summarise and tune: {whole / (labelling + choosing):,.0f} ×")
     print(f"nested Dice {tuned.score:.4f}, naive {tuned.naive:.4f}, {tuned.rule}")
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak: {memory.peak / 2**30:.2f} GB anonymous, {resident:.2f} GB resident with the memory maps' pages")
-    assert resident < 2, "resident memory passed 2 GB"
+    print(f"peak: {memory.peak / 2**30:.2f} GB anonymous, {resident:.2f} GB resident")
+    assert resident < 1.5, "resident memory passed 1.5 GB"
 
 
 if __name__ == "__main__":

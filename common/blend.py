@@ -299,7 +299,7 @@ def _write_table(job, members, part, suffix, weights, part_of, average):
     table = mixing.mix_tables([each.values(part, ids, average, suffix) for each in members], shares)
     write_table(job.run.path(f"{part}{suffix}.parquet"), table)
     if job.recipe.maps:
-        mixing.mix_maps(job.run.path(f"{part}_probs.npy"), *_maps(members, part, ids), shares)
+        mixing.mix_maps(job.run.maps(part, new=True), *_maps(members, part, ids), shares)
 
 
 def _write_boxes(job, part, table, names, weights, part_of, iou):

@@ -52,12 +52,12 @@ class Job:
         steps = self.recipe.steps()
         predict, tune = steps["predict"], steps["tune"]
         if self.is_blend:
-            names = partial(lambda of, config: (*of(config), "blend.csv"), predict.files)
+            names = partial(lambda of, job: (*of(job), "blend.csv"), predict.files)
             found = replace(predict, reads=lambda job: job.run.step("blend")["key"], files=names)
             return steps | {step.name: replace(step, make=Job.refuse_derived) for step in (found, steps["find_lr"])}
         if self.run.step("refit") is None:
             return steps
-        tests = partial(lambda of, config: tuple(name for name in of(config) if name.startswith("test")), predict.files)
+        tests = partial(lambda of, job: tuple(name for name in of(job) if name.startswith("test")), predict.files)
         copied = {"reads": lambda job: job.run.step("refit")["key"], "needs": (), "files": ("tuned.json", "score.json")}
         found = replace(predict, files=tests), replace(tune, **copied), steps["find_lr"]
         return steps | {step.name: replace(step, make=Job.refuse_derived) for step in found}

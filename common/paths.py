@@ -5,10 +5,12 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from common.errors import InputError, check
 
@@ -134,11 +136,44 @@ def read_parquet(path):
 
 
 def read_array(path):
-    """Memory-map a .npy array that an earlier step wrote. Raises InputError if it is missing or damaged."""
+    """Open an array that an earlier step wrote, which stays on disk: memory-mapped .npy, or the Maps of a .b2nd file.
+
+    Raises InputError if it is missing or damaged.
+    """
     import numpy as np
 
+    if Path(path).suffix == ".b2nd":
+        return Maps(path)
     with checked_read(path, "array"):
         return np.load(path, mmap_mode="r")
+
+
+class Maps:
+    """Compressed maps, uint8 (n, …), indexed like an array; what is read is decompressed, by one thread at a time.
+
+    Raises InputError naming the file if it is missing or damaged, also while reading.
+    """
+
+    def __init__(self, path):
+        import blosc2
+
+        self.path, self._lock = Path(path), Lock()
+        with checked_read(path, "array"):
+            self.path.stat()  # a missing file is named as such
+            self._array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+            self.shape, self.ndim, self.dtype = self._array.shape, self._array.ndim, self._array.dtype
+            if self.dtype != "uint8" or self._array.schunk.nbytes != math.prod(self.shape):
+                raise ValueError(f"{self._array.schunk.nbytes} bytes for {self.dtype} {self.shape}")
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, places):
+        with self._lock, checked_read(self.path, "array"):
+            return self._array[places]
+
+    def __iter__(self):
+        return (self[position] for position in range(len(self)))
 
 
 def read_csv(path, columns=(), **options):

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 GB, HOUR = 1e9, 3600
 FEW, MORE, TESTS = 16, 40, 4  # images that are really prepared; more if the folds follow from what is in them
 LONG_RUN = 1000  # images; of shorter runs nothing is announced
+SMALLER = 10  # times that maps shrink; measured: 13 to 19 (lungs, real images of 384 px), see benchmarks/README.md
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,14 @@ def makespan(trainings, seconds, devices):
 
 
 def add_disk(job, machine, stages, counts):
-    """Return the GB of the decoded images, of all weights, and of the predicted maps."""
+    """Return the GB of the decoded images, of final weights, of predictions, and of what only training needs."""
     left, busy = zip(*(each.disk() for each in stages), strict=True)
-    weights = sum(s.trainings * size for s, size in zip(stages, left, strict=True)) + max(1, machine.gpus) * max(busy)
+    weights = sum(s.trainings * size for s, size in zip(stages, left, strict=True))
     predicted = counts["train"] * len(job.config.folds) / job.config.n_folds + counts["test"]
     images = (counts["train"] + counts["test"]) * job.config.store_size**2
-    maps = predicted * max(each.maps for each in stages)
-    return {"images": round(images / GB, 3), "weights": round(weights / GB, 3), "predictions": round(maps / GB, 3)}
+    maps = predicted * max(each.maps for each in stages) / SMALLER
+    found = {"images": images, "weights": weights, "predictions": maps, "training": max(1, machine.gpus) * max(busy)}
+    return {name: round(size / GB, 3) for name, size in found.items()}
 
 
 def find_problems(job, machine, stages, disk):
@@ -230,15 +232,12 @@ def find_problems(job, machine, stages, disk):
             where = "a GPU" if machine.gpus else "free memory"
             lacking = f"{each.stage}: {each.gib():.1f} GiB of {machine.memory} GiB of {where}"
             problems.append(f"{lacking}; {_smaller_batch(each, machine)}")
-    run = job.options.out or Path(".")
-    folders = {
-        "--out": (run, disk["weights"] + disk["predictions"]),
-        "--store": (job.options.store or run, disk["images"]),
-    }
+    run, most = job.options.out or Path("."), disk["weights"] + max(disk["predictions"], disk["training"])
+    folders = {"--out": (run, most), "--store": (job.options.store or run, disk["images"])}
     if job.options.kaggle:
         folders.pop("--store")
     elif len({os.stat(_existing(folder)).st_dev for folder, _ in folders.values()}) == 1:
-        folders = {"--out": (run, sum(disk.values()))}
+        folders = {"--out": (run, most + disk["images"])}
     for option, (folder, needed) in folders.items():
         free = KAGGLE_DISK if job.options.kaggle else shutil.disk_usage(_existing(folder)).free / GB
         if needed > free:
@@ -302,7 +301,8 @@ def describe(job, plan):
 def _totals(plan):
     hours = plan.machine.hours
     sessions = f", {math.ceil(plan.hours['total'] / hours)} sessions of {hours:g} hours" if hours else ""
+    sizes = ", ".join(f"{name} {value:.1f} GB" for name, value in plan.disk.items())
     return [
         "hours: " + ", ".join(f"{name} {value:.2f}" for name, value in plan.hours.items()) + sessions,
-        "disk: " + ", ".join(f"{name} {value:.1f} GB" for name, value in plan.disk.items()),
+        f"disk: {sizes} until it ends; maps are assumed to shrink {SMALLER} ×",
     ]

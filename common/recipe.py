@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.images import prepare_images
 from common.infer.predict import drain, write_masks
 from common.metrics.statistics import format_interval
-from common.paths import atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
+from common.paths import Maps, atomic_path, read_array, read_json, read_parquet, write_csv, write_json, write_table
 from common.plan import announce, plan
 from common.report.frame import write_report
 from common.step import Step, cached_hash, changed_settings, require, run_step
@@ -36,23 +36,22 @@ class Choice:
     """A decision rule chosen on out-of-fold predictions, and its nested score.
 
     rule: JSON for tuned.json. score: the headline figure. figures: JSON for score.json, the solution's metric among
-    them as a dict of estimate, low and high. tables: further tables by file name, .csv or .parquet; arrays: .npy.
+    them as a dict of estimate, low and high. tables: further tables by file name, .csv or .parquet.
     """
 
     rule: dict
     score: float
     figures: dict
     tables: dict = field(default_factory=dict)
-    arrays: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions of images: the main `table`, all `tables` by suffix, memory-mapped `maps` or None."""
+    """Predictions of images: the main `table`, all `tables` by suffix, `maps` as of `read_array` or None."""
 
     table: pd.DataFrame
     tables: dict
-    maps: np.ndarray | None = None
+    maps: np.ndarray | Maps | None = None
 
 
 def nothing(*args):
@@ -77,7 +76,7 @@ class Solution:
     networks(job) -> list of every Network that a run trains, each after those that it needs.
     before_training(job): checks or preparations before the first training.
     predict(job, folds, rows, path, title) -> dict of tables by suffix, "" being the main one: the mean over the folds'
-    networks. Maps go to the .npy file `path`. suffixes(config): the suffixes; maps: whether there are maps.
+    networks. Maps go to the file `path`. suffixes(config): the suffixes; maps: whether there are maps.
     pool(suffix, tables) -> table: combines the folds' predictions of the test images; None: predict gets all folds at
     once. prediction_key(config) -> JSON that predictions depend on in addition to weights and pixels.
     choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it depends on. By
@@ -133,7 +132,7 @@ class Solution:
             "predict",
             predict_all,
             reads=prediction_key,
-            files=lambda config: (*prediction_files(self, config, "oof"), *prediction_files(self, config, "test")),
+            files=lambda job: (*prediction_files(job, "oof"), *prediction_files(job, "test")),
         )
         tuned = Step(
             "tune",
@@ -234,9 +233,10 @@ def prediction_key(job):
     return [images.key, images.pixels_key, weights, precision, job.recipe.prediction_key(job.config)]
 
 
-def prediction_files(recipe, config, name):
+def prediction_files(job, name):
     """Return the names of the files of the predictions `name`, oof or test."""
-    return (*(f"{name}{s}.parquet" for s in recipe.suffixes(config)), *[f"{name}_probs.npy"] * recipe.maps)
+    tables = [f"{name}{suffix}.parquet" for suffix in job.recipe.suffixes(job.config)]
+    return (*tables, *[f"{name}_probs{job.run.maps(name).suffix}"] * job.recipe.maps)
 
 
 def predict_all(job):
@@ -248,9 +248,9 @@ def predict_all(job):
             joined = pd.concat([table[suffix] for table in held_out], ignore_index=True)
             write_table(job.run.path(f"oof{suffix}.parquet"), joined)
         if recipe.maps:
-            paths = [job.run.path(f"fold{fold}/oof_probs.npy") for fold in folds]
+            paths = [job.run.maps(f"fold{fold}/oof") for fold in folds]
             shape = (sum(len(read_array(path)) for path in paths), *read_array(paths[0]).shape[1:])
-            write_masks(job.run.path("oof_probs.npy"), shape, drain(paths))
+            write_masks(job.run.maps("oof", new=True), shape, drain(paths))
     n, tests = sum(len(job.images.rows(folds=[fold])) for fold in folds), predict_test(job)
     if processes.is_main():
         _delete_parts(job, [f"fold{fold}/test" for fold in folds if recipe.pool])
@@ -273,19 +273,18 @@ def predict_test(job):
 
 def predict_part(job, name, folds, rows, fold=-1):
     """Predict store rows by the networks of `folds` into the files `name`, unless current; return the tables."""
-    suffixes, path = job.recipe.suffixes(job.config), job.run.path(f"{name}_probs.npy")
+    suffixes = job.recipe.suffixes(job.config)
 
     def make(job):
-        tables = job.recipe.predict(job, folds, rows, path, name.replace("/", ", "))
+        tables = job.recipe.predict(job, folds, rows, job.run.maps(name, new=True), name.replace("/", ", "))
         for suffix, table in tables.items():
             if "fold" not in table:
                 table.insert(1 + ("row" in table), "fold", fold)
             if processes.is_main():
                 write_table(job.run.path(f"{name}{suffix}.parquet"), table)
 
-    files = prediction_files(job.recipe, job.config, name)
-    part = Step(f"predict {name}", make, reads=job.steps["predict"].reads, files=files)
-    run_step(job, part)
+    reads = job.steps["predict"].reads
+    run_step(job, Step(f"predict {name}", make, reads=reads, files=lambda job: prediction_files(job, name)))
     return {suffix: read_parquet(job.run.path(f"{name}{suffix}.parquet")) for suffix in suffixes}
 
 
@@ -293,7 +292,7 @@ def _delete_parts(job, parts):
     """Delete per-fold parts that are no longer needed."""
     for part in parts:
         job.run.forget(f"predict {part}")
-        for name in prediction_files(job.recipe, job.config, part):
+        for name in prediction_files(job, part):
             job.run.path(name).unlink(missing_ok=True)
 
 
@@ -301,7 +300,7 @@ def read_predictions(job, name):
     """Return the Predicted of the out-of-fold ("oof") or test ("test") images that `predict` wrote."""
     suffixes = job.recipe.suffixes(job.config)
     tables = {suffix: read_parquet(job.run.path(f"{name}{suffix}.parquet")) for suffix in suffixes}
-    return Predicted(tables[""], tables, read_array(job.run.path(f"{name}_probs.npy")) if job.recipe.maps else None)
+    return Predicted(tables[""], tables, read_array(job.run.maps(name)) if job.recipe.maps else None)
 
 
 # ---- decision and submission ---------------------------------------------------------------------------------------
@@ -312,9 +311,6 @@ def tune(job):
     choice = job.recipe.choose(job, read_predictions(job, "oof"))
     for name, table in choice.tables.items():
         (write_csv if name.endswith(".csv") else write_table)(job.run.path(name), table)
-    for name, array in choice.arrays.items():
-        with atomic_path(job.run.path(name)) as path:
-            np.save(path, array)
     write_json(job.run.path("tuned.json"), choice.rule)
     write_json(job.run.path("score.json"), choice.figures)
     log.info(f"tuned: {job.recipe.metric} {choice.score:.4f} out of fold; the rule is in {job.run.path('tuned.json')}")

@@ -79,6 +79,13 @@ class Run:
         """Return a path inside the run folder."""
         return self.folder.joinpath(*parts)
 
+    def maps(self, name, new=False):
+        """Return the path of the maps of predictions; earlier versions wrote .npy files, which `new` ones replace."""
+        old = self.path(f"{name}_probs.npy")
+        if new:
+            old.unlink(missing_ok=True)
+        return old if old.is_file() else old.with_suffix(".b2nd")
+
     @property
     def manifest(self):
         """Return the content of manifest.json, {} before the first step."""

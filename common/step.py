@@ -24,7 +24,7 @@ class Step:
 
     make(job) writes `files` and returns a dict for the manifest, or None. needs: names of the steps whose results it
     reads. reads(job): JSON values of everything else it depends on (settings, hashes of other files). files: names of
-    its files and folders in the run's, or a function of the configuration; the step is current while all are unchanged.
+    its files and folders in the run's, or a function of the job; the step is current while all are unchanged.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Step:
 
 def files_of(job, step):
     """Return the names of the files that a step writes to the run's folder."""
-    return step.files(job.config) if callable(step.files) else step.files
+    return step.files(job) if callable(step.files) else step.files
 
 
 def key_of(job, step):

@@ -6,12 +6,12 @@ the others.
 """
 
 import itertools
-import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
 
+from common import processes
 from common.errors import InputError, check
 from common.metrics.segmentation import dice_from_areas
 from common.post.regions import quantise, region_overlaps, remove_small, resize_mask_probs
@@ -110,25 +110,23 @@ class OofRegions:
 
 
 def summarise(
-    probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, workers=2, progress=iter
+    probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, progress=iter, channel=0
 ):
     """Return the OofRegions of uint8 probabilities (N, h, w) at several pixel thresholds in (0, 1].
 
-    probs: read image by image, so that a memory map stays on disk; truth_runs: N arrays of runs (`common.post.rle`) on
-    `size` (height, width); rows: the images to use. With `at_network` regions are counted on (h, w), which must divide
-    `size`. progress: wraps the iterable of results.
+    probs: read image by image, so that they stay on disk; of (N, C, h, w), those of one channel. truth_runs: N arrays
+    of runs (`common.post.rle`) on `size` (height, width); rows: the images to use. With `at_network` regions are
+    counted on (h, w), which must divide `size`. progress: wraps the iterable of results.
     """
     rows = np.arange(len(probs))[slice(None) if rows is None else rows]
     rules = [Rule(pixel) for pixel in pixels]
     check(rules and len(rows), "tuning needs at least one pixel threshold and one image")
     thresholds = sorted({quantise(rule.pixel) for rule in rules})
-    factors = _factors(probs.shape[1:], size) if at_network else (1, 1)
+    factors = _factors(probs.shape[-2:], size) if at_network else (1, 1)
     scale = factors[0] * factors[1]
 
-    def measure(i, row):
-        if i % 128 == 0:
-            release_pages(probs)
-        grid = np.ascontiguousarray(probs[row])
+    def measure(row):
+        grid = np.ascontiguousarray(probs[row].reshape(-1, *probs.shape[-2:])[channel])
         grid = grid if at_network else resize_mask_probs(grid, size)
         counts = np.bincount(grid.reshape(-1), minlength=256).astype(np.int32)
         truth = paint(truth_runs[row], size, order="C") if len(truth_runs[row]) else None
@@ -139,8 +137,8 @@ def summarise(
                 found[t] = np.stack([areas // scale, overlaps]).astype(np.int32)
         return counts, 0 if truth is None else np.count_nonzero(truth), found
 
-    with ThreadPoolExecutor(workers) as pool:
-        counts, truth, found = zip(*progress(pool.map(measure, range(len(rows)), rows)), strict=True)
+    with ThreadPoolExecutor(processes.cores()) as pool:
+        counts, truth, found = zip(*progress(pool.map(measure, rows)), strict=True)
     regions = {q: np.concatenate(of_q, axis=1) for q, of_q in zip(thresholds, zip(*found, strict=True), strict=True)}
     offsets = {q: np.cumsum([0, *(image[t].shape[1] for image in found)]) for t, q in enumerate(thresholds)}
     pixels = tuple(rule.pixel for rule in rules)
@@ -169,12 +167,6 @@ def rule_areas(oof, rule, gate_probs=None):
     sums = np.pad(np.cumsum(kept, axis=1, dtype=np.int64), ((0, 0), (1, 0)))
     predicted, common = np.diff(sums[:, oof.offsets[q]], axis=1) * passes
     return common, predicted * oof.scale, oof.truth
-
-
-def release_pages(array):
-    """Release a memory-mapped array's pages from this process's memory; they are mapped again when read."""
-    if getattr(array, "mode", None) in ("r", "r+", "w+") and hasattr(mmap, "MADV_DONTNEED"):  # "c" has private changes
-        array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def nested_areas(oof, tuned_rules, parts, gate_probs=None):

@@ -16,9 +16,8 @@ from common.data.loaders import eval_loader
 from common.infer.predict import write_masks
 from common.post.fusion import FusionRule, fuse_members
 from common.post.regions import resize_mask_probs
-from common.tuning import release_pages
 
-BLOCK = 16  # maps in memory at once, of each member
+BLOCK = 4  # maps in memory at once, of each member
 NEAR = 1e-6  # of 0 and 1: where probabilities are cut off before they become logits
 
 
@@ -133,16 +132,15 @@ def to_ranks(table, reference):
 def map_blocks(maps, places, size):
     """Yield members' maps as probabilities, float32 (members, block of images, channels, *size).
 
-    maps: memory-mapped uint8 (…, h, w); places: (members, n), the position of each image in each of them.
+    maps: uint8 (n, …, h, w), on disk; places: (members, n), the position of each image in each of them.
     """
     for begin in range(0, places.shape[1], BLOCK):
         found = []
         for each, at in zip(maps, places[:, begin : begin + BLOCK], strict=True):
-            flat = each[at].reshape(-1, *each.shape[-2:])
+            flat = [one for position in at for one in each[position].reshape(-1, *each.shape[-2:])]
             flat = [one if one.shape == tuple(size) else resize_mask_probs(one, size) for one in flat]
             found.append(np.stack(flat).reshape(len(at), -1, *size))
-            release_pages(each)
-        yield np.stack(found).astype(np.float32) / 255
+        yield np.divide(found, 255, dtype=np.float32)
 
 
 def target_blocks(dataset, maps, places):

@@ -1,5 +1,6 @@
 """Probabilities for the rows of a store, in constant memory, averaged over models and views."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,16 @@ from common.infer.tta import IDENTITY, predict_tta, sigmoid
 from common.nn.precision import autocast, precision
 from common.paths import atomic_path, read_array
 from common.train.distributed import join, share
-from common.tuning import release_pages
 
 BATCH = 16  # images predicted at once
 BLOCK = 64  # maps copied at once
 
 
 def predict_masks(models, dataset, out_path, channels=1, **how):
-    """Write mask probabilities to the `.npy` file `out_path` and return it memory-mapped, uint8 (n, h, w).
+    """Write mask probabilities to the file `out_path` and return them as of `write_masks`, uint8 (n, h, w).
 
     models, dataset, how: as in `predict_probs`; the dataset has the `size` (h, w) of its images. With several channels
-    the file is (n, channels, h, w). An activation that returns masks and presence (B, 1) makes the result (memory map,
+    the file is (n, channels, h, w). An activation that returns masks and presence (B, 1) makes the result (maps,
     presence float32 (n,)). p is stored as p × 255, halves rounded up.
     """
     shape, present = dataset.size if channels == 1 else (channels, *dataset.size), []
@@ -41,12 +41,12 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
     if processes.world() == 1:
         masks = write_masks(out_path, (len(dataset), *shape), blocks())
     else:  # parts of the file, joined by the main process
-        own = Path(out_path).with_name(f"{Path(out_path).stem}.{processes.rank()}.npy")
+        own = Path(out_path).with_name(f"{Path(out_path).stem}.{processes.rank()}{Path(out_path).suffix}")
         write_masks(own, (len(share), *shape), blocks())
         parts = processes.gather(own)
         processes.ask_main(lambda: write_masks(out_path, (len(dataset), *shape), drain(parts)))
         present = [value for part in processes.gather(present) for value in part]
-        masks = np.load(out_path, mmap_mode="r")
+        masks = read_array(out_path)
     return (masks, np.array(present, np.float32)) if present else masks
 
 
@@ -56,24 +56,46 @@ def _share(dataset, batch_size=BATCH, **how):
 
 
 def drain(paths):
-    """Yield the maps of several .npy files in blocks and delete each file once read: few disks have room for both."""
+    """Yield the maps of several files in blocks and delete each file once read: few disks have room for both."""
     for path in paths:
         part = read_array(path)
         for start in range(0, len(part), BLOCK):
             yield part[start : start + BLOCK]
-            release_pages(part)
         path.unlink()
 
 
 def write_masks(out_path, shape, blocks):
-    """Write consecutive `blocks` of uint8 images as the `.npy` file of `shape` (n, …); return a memory map."""
-    check(Path(out_path).suffix == ".npy", f"{out_path}: mask probabilities go to a .npy file")
-    # as a plain file: the pages of a memory map written to would count as this process's memory
-    with atomic_path(out_path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for block in blocks:
-            file.write(np.ascontiguousarray(block))
-    return np.load(out_path, mmap_mode="r")
+    """Write consecutive `blocks` of uint8 images as the file of `shape` (n, …, h, w) and return it as of `read_array`.
+
+    A .b2nd file is compressed, each image by itself, a .npy file is not. Raises OSError for a full disk.
+    """
+    check(Path(out_path).suffix in (".npy", ".b2nd"), f"{out_path}: mask probabilities go to a .b2nd or .npy file")
+    with atomic_path(out_path) as temporary:
+        if temporary.suffix == ".b2nd":
+            _write_compressed(temporary, shape, blocks)
+        else:  # as a plain file: the pages of a memory map written to would count as this process's memory
+            with open(temporary, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                for block in blocks:
+                    file.write(np.ascontiguousarray(block))
+    return read_array(out_path)
+
+
+def _write_compressed(path, shape, blocks):
+    import blosc2  # takes a second
+
+    # by one thread: the order in which several finish would change the file's bytes
+    how = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
+    parts = {"chunks": (1, *shape[1:]), "blocks": (*[1] * (len(shape) - 2), *shape[-2:])}
+    file = blosc2.empty(shape, np.uint8, urlpath=str(path), contiguous=True, mode="w", cparams=how, **parts)
+    done = 0
+    for block in blocks:
+        try:
+            file[done : done + len(block)] = np.ascontiguousarray(block)
+        except RuntimeError:  # the library does not say why
+            raise OSError(errno.EIO, "cannot be written; is the disk full?") from None
+        done += len(block)
+    check(done == shape[0], f"{path}: {done} maps instead of {shape[0]}")
 
 
 def predict_probs(models, dataset, **how):

@@ -28,7 +28,8 @@ IMAGE_PACKAGES = """
     opencv-python-headless==4.13.0.92 scikit-learn==1.6.1 scipy==1.16.3 numpy==2.0.2 pandas==2.2.2 pyarrow==18.1.0
     pydicom==3.0.1 numba==0.60.0 safetensors==0.7.0 matplotlib==3.10.0 tqdm==4.67.3 six==1.17.0 pillow==11.3.0
     pywavelets==1.9.0 docstring-parser==0.18.0 typeguard==4.5.2 typing-extensions==4.15.0 packaging==26.2
-    setuptools==75.2.0 pyyaml==6.0.3
+    setuptools==75.2.0 pyyaml==6.0.3 msgpack==1.1.2 ndindex==1.10.1 numexpr==2.14.1 pydantic==2.12.3 rich==13.9.4
+    httpx==0.28.1 threadpoolctl==3.6.0
 """
 Image = namedtuple("Image", "date python packages")  # Kaggle's image for notebooks; its versions by package
 IMAGE = Image("2026-06", "3.12", dict(package.split("==") for package in IMAGE_PACKAGES.split()))

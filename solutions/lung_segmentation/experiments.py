@@ -102,7 +102,7 @@ def _areas(job, network, rows, title):
     """Return the pixel counts (N, S, 4) of a network on store rows at the probability 0.5; trains it if necessary."""
     train(job, network)
     seen = views(job.config.tta, job.config.structures != "lungs")
-    probs = predict(job, [network], rows, seen, title, job.run.path(SCRATCH, "probs.npy"))
+    probs = predict(job, [network], rows, seen, title, job.run.path(SCRATCH, "probs.b2nd"))
     return measure(partial(true_masks, job.images), rows, probs, [RULE], job.config.structures)[:, 0]
 
 

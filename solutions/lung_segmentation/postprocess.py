@@ -19,7 +19,6 @@ from common.errors import InputError
 from common.metrics import segmentation
 from common.metrics.statistics import as_interval, bootstrap
 from common.post.regions import label, quantise, region_overlaps, resize_mask_probs
-from common.tuning import release_pages
 
 from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE, STRUCTURES
 
@@ -192,8 +191,8 @@ def measure(truth, rows, probs, tried, structures):
     drawn; its counts are then 0. Structures: the union of both lungs, then each channel if there are several.
     """
 
-    def of_image(row, maps):
-        true = truth(row)
+    def of_image(row, position):
+        true, maps = truth(row), probs[position]
         counts = []
         for rule in tried:
             parts = rule.parts(maps, true.shape[1:], structures)
@@ -203,14 +202,9 @@ def measure(truth, rows, probs, tried, structures):
             counts.append(np.array(areas) * np.array(known)[:, None])
         return counts
 
-    counts = []
     with ThreadPoolExecutor(processes.cores()) as pool:
-        found = pool.map(of_image, map(int, rows), map(np.asarray, probs))
-        for number, one in enumerate(tqdm(found, "measure", len(rows), leave=False)):
-            counts.append(one)
-            if number % 64 == 0:
-                release_pages(probs)
-    return np.array(counts, np.int64)
+        found = pool.map(of_image, map(int, rows), range(len(rows)))
+        return np.array(list(tqdm(found, "measure", len(rows), leave=False)), np.int64)
 
 
 def figures(table, areas, structures):

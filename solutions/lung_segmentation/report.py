@@ -121,7 +121,7 @@ def _decision(job):
         f"Pixels with a probability of at least {rule['pixel']:g} are lung; {kept}. Each part of the images is scored "
         "with the rule chosen on the others."
     )
-    maps, names = read_array(run.path("oof_probs.npy")), STRUCTURES[job.config.structures]
+    maps, names = read_array(job.run.maps("oof")), STRUCTURES[job.config.structures]
     figures.append(results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]), names))
     return page.section("Decision and calibration", text, page.grid(*figures))
 
@@ -139,7 +139,7 @@ def _pictures(job):
 
 def _outlines(job, name, rows, captions):
     """Yield the items of a gallery of rows of the predictions "oof" or "test"."""
-    probs, images = read_array(job.run.path(f"{name}_probs.npy")), job.images
+    probs, images = read_array(job.run.maps(name)), job.images
     rule = MaskRule(**read_json(job.run.path("tuned.json"))["rule"])
     for position, row, caption in zip(rows.index, rows["row"], captions, strict=True):
         image, truth = images.store.images[row], mask(images, row)[:2].max(0) if name == "oof" else None

@@ -138,8 +138,7 @@ def choose(job, oof):
     for k, name in enumerate(classes):
         known = np.flatnonzero([masks[row, k, 0, 0] != UNKNOWN for row in rows])
         truth = {at: runs_of(masks[rows.iloc[at], k]) for at in known}
-        maps = oof.maps if oof.maps.ndim == 3 else oof.maps[:, k]
-        regions = summarise(maps, truth, decision.pixel, (side, side), rows=known)
+        regions = summarise(oof.maps, truth, decision.pixel, (side, side), rows=known, channel=k)
         folds, people = oof.table["fold"].to_numpy()[known], groups[known]
         tuned = tune_nested(tried, partial(rule_dice, regions), folds, people, config.seed)
         areas = nested_areas(regions, tuned.fold_rules, tuned.parts)

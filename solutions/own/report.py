@@ -109,7 +109,7 @@ def _maps(job, oof, truth, probs):
 def _outlines(job):
     """Return galleries of the best, median and worst images, with the outline of their first structure."""
     oof, classes, found = read_parquet(job.run.path("oof_dice.parquet")), job.images.about["classes"], []
-    maps, masks = read_array(job.run.path("oof_probs.npy")), read_array(job.images.arrays["masks"])
+    maps, masks = read_array(job.run.maps("oof")), read_array(job.images.arrays["masks"])
     rules, side = read_json(job.run.path("tuned.json"))["rules"], job.config.store_size
     for title, rows in pick_extremes(oof.sort_values("dice", kind="stable")).items():
         items = []

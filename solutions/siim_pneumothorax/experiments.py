@@ -133,14 +133,14 @@ def _predict_gate(job, gates):
 
 
 def _predict_masks(job, networks, variant="window"):
-    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), memory-mapped."""
+    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), on disk."""
     parts, n = [], 0
     for network in networks:
         rows, name = job.images.rows(folds=[network.fold]), f"fold{network.fold}-{network.stage}-{variant}"
-        parts.append(job.run.path(SCRATCH, f"{name}.npy"))
+        parts.append(job.run.path(SCRATCH, f"{name}.b2nd"))
         found = predict(job, [network], rows, views(job.config.tta), name, parts[-1], variant)
         found, n = found[0] if isinstance(found, tuple) else found, n + len(rows)
-    return write_masks(job.run.path(SCRATCH, f"{network.stage}-{variant}.npy"), (n, *found.shape[1:]), drain(parts))
+    return write_masks(job.run.path(SCRATCH, f"{network.stage}-{variant}.b2nd"), (n, *found.shape[1:]), drain(parts))
 
 
 ABLATION = Step(

@@ -45,7 +45,7 @@ def mask_areas(output, masks):
     """Return the pixel counts of overlap, predicted mask (at 0.5) and true mask, (B, 3) float64; NaN for NaN logits."""
     logits, masks = output[0] if isinstance(output, tuple) else output, masks.bool()
     predicted = logits > 0
-    areas = torch.stack([part.sum((1, 2, 3)) for part in (predicted & masks, predicted, masks)], 1).double()
+    areas = torch.stack([predicted & masks, predicted, masks], 1).flatten(2).sum(2, dtype=torch.int32).double()
     return areas.masked_fill(~torch.isfinite(logits).flatten(1).all(1)[:, None], torch.nan)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.post.rle import encode
-from common.tuning import LEVELS, grid, release_pages, summarise
+from common.tuning import LEVELS, grid, summarise
 from solutions.siim_pneumothorax.data import read_masks
 
 
@@ -33,8 +33,6 @@ def submission_rows(image_ids, probs, presence, rule, connectivity=8):
     """Return the submission, ImageId and EncodedPixels (`-1`: empty), of maps uint8 (n, h, w) read one by one."""
     rows = []
     for position, image_id in enumerate(tqdm(image_ids, desc="masks", leave=False)):
-        if position % 128 == 0:
-            release_pages(probs)
         mask = rule.apply(np.asarray(probs[position]), presence[position], connectivity=connectivity)
         rows.append((image_id, encode(mask)))
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=str)

@@ -101,14 +101,13 @@ def _calibration(job, oof, tuned):
         truth, probs, names = oof[["present"]].to_numpy(), oof[["presence"]].to_numpy(float), ("none", "pneumothorax")
         patients = job.images.patients(oof["row"])
         drawn = results.classes(truth, probs, oof["fold"], names[1:], gate, names, patients)
-    maps = read_array(job.run.path("oof_probs.npy"))
-    pixels = results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]))
+    pixels = results.pixel_calibration(read_array(job.run.maps("oof")), lambda k: mask(job.images, oof["row"].iloc[k]))
     return page.section("Presence and calibration", *drawn, pixels)
 
 
 def _pictures(job, oof, tuned):
     """Return the sections of the worst errors and of further pictures."""
-    probs = read_array(job.run.path("oof_probs.npy"))
+    probs = read_array(job.run.maps("oof"))
     rules = {part: Rule(**rule) for part, rule in tuned["fold_rules"].items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
     false = oof[(oof["present"] == 0) & (oof["dice"] < 1)].sort_values("presence", ascending=False)

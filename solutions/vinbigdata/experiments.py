@@ -137,5 +137,5 @@ ABLATION = Step(
     run_ablation,
     needs=("predict",),
     reads=lambda job: [to_dict(job.config.fusion), to_dict(job.config.decision), job.config.seed],
-    files=lambda config: (*ALWAYS, *[LOCATIONS] * config.needs_lungs),
+    files=lambda job: (*ALWAYS, *[LOCATIONS] * job.config.needs_lungs),
 )

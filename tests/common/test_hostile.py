@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from common.cli import VERBS
@@ -9,6 +10,7 @@ from common.config import from_dict
 from common.data.folds import load_folds
 from common.data.store import Store
 from common.export import export_tool, infer_tool
+from common.infer.predict import write_masks
 from common.nn.weights import read_state
 from common.paths import read_array, read_csv, read_json, read_parquet
 from common.runs import Run
@@ -86,6 +88,18 @@ READERS = {  # by name or suffix; the others are read by what opens their folder
 
 def read_file(path):
     (READERS.get(path.name) or READERS[path.suffix])(path)
+
+
+@pytest.mark.long
+def test_compressed_maps(tmp_path):
+    images = np.random.default_rng(0).integers(0, 4, (6, 2, 32, 32), np.uint8)
+    write_masks(tmp_path / "m.b2nd", images.shape, [images])
+    assert COUNT // 20 < survive([read_maps], [tmp_path / "m.b2nd"]) < COUNT * 9 // 10
+
+
+def read_maps(path):
+    for one in read_array(path):
+        assert one.dtype == "uint8"
 
 
 @pytest.mark.long

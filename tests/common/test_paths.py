@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from common.errors import InputError
+from common.infer.predict import write_masks
 from common.paths import (
     atomic_path,
     check_id,
@@ -112,13 +113,20 @@ def test_a_spreadsheet_runs_nothing_of_a_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("read", "name"), [(read_parquet, "t.parquet"), (read_array, "t.npy"), (partial(read_csv, columns=["a"]), "t.csv")]
+    ("read", "name"),
+    [
+        (read_parquet, "t.parquet"),
+        (read_array, "t.npy"),
+        (read_array, "t.b2nd"),
+        (partial(read_csv, columns=["a"]), "t.csv"),
+    ],
 )
 def test_damaged_tables_and_arrays_are_named(read, name, tmp_path):
     path, table = tmp_path / name, pd.DataFrame({"a": range(100)})
     table.to_parquet(tmp_path / "t.parquet")
     table.to_csv(tmp_path / "t.csv")
     np.save(tmp_path / "t.npy", np.arange(100))
+    write_masks(tmp_path / "t.b2nd", (100, 2, 2), [np.zeros((100, 2, 2), np.uint8)])
     assert len(read(path)) == 100
     for content in (b"", b"nonsense", b"\xff\xfe\x00\x01\x02", b'a,b\n"1,2\n3,4,5,6\n', path.read_bytes()[:300]):
         if (name, len(content)) == ("t.csv", 300):

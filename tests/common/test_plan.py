@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.images import prepare_images
 from common.listing import choose_images
 from common.options import Options, check_special
-from common.plan import Stage, announce, estimate, find_problems, makespan, plan
+from common.plan import Stage, add_disk, announce, estimate, find_problems, makespan, plan
 from tests.toy import TOY, Config, make_job, network, read, write_data
 
 CPU = Machine(0, "", 2, 0, 16.0, None)
@@ -56,6 +56,14 @@ def test_disk_counts_final_weights_and_while_training_epochs_variants_and_the_re
     # four epochs, two variants, and in the resume file weights and two moments
     assert STAGE.disk() == (1000, (4 + 2 + 3) * 1000)
     assert replace(STAGE, config=replace(FIT, keep_variants=True)).disk()[0] == 3000
+
+
+def test_final_weights_and_shrunk_maps_are_what_a_run_leaves():
+    job = SimpleNamespace(config=Config(n_folds=4, folds=(0, 1, 2), store_size=1000))
+    stage = replace(STAGE, maps=4 * 10**6, cost=replace(COST, weights=10**8))
+    found = add_disk(job, replace(CPU, gpus=2), [stage], {"train": 1000, "test": 250})
+    # two final weights; 750 held-out and 250 test images of 4 MB, a tenth of it; nine files of weights on each card
+    assert found == {"images": 1.25, "weights": 0.2, "predictions": 0.4, "training": 1.8}
 
 
 def trainings(*named):
@@ -145,7 +153,7 @@ def test_a_step_that_does_not_fit_names_the_batch_that_does():
     def problem(memory, cost=COST):
         machine = Machine(1, "T4", 4, 4, memory, None)
         job = SimpleNamespace(options=Options(kaggle=True))
-        disk = dict.fromkeys(("images", "weights", "predictions"), 1.0)
+        disk = dict.fromkeys(("images", "weights", "predictions", "training"), 1.0)
         return find_problems(job, machine, [replace(stage, cost=cost)], disk)
 
     assert problem(7.0) == []  # 1 + 12 · 0.5
@@ -170,9 +178,10 @@ def test_micro_batches_of_the_plan_are_those_of_the_training(job, monkeypatch):
 
 def test_a_disk_that_is_too_small_is_a_problem(tmp_path):
     job = SimpleNamespace(options=Options(kaggle=True, out=tmp_path))
-    disk = {"images": 100.0, "weights": 15.0, "predictions": 6.0}
+    disk = {"images": 100.0, "weights": 15.0, "predictions": 6.0, "training": 4.0}
     (text,) = find_problems(job, CPU, [], disk)
-    assert "21.0 GB of 20.0 GB" in text  # decoded images may lie elsewhere
+    assert "21.0 GB of 20.0 GB" in text  # decoded images may lie elsewhere, and trainings have ended
+    assert "22.5 GB of 20.0 GB" in find_problems(job, CPU, [], {**disk, "training": 7.5})[0]
     job.options = Options(out=tmp_path)
     (text,) = find_problems(job, CPU, [], {**disk, "images": 1e9})
     assert "--out on a larger disk" in text

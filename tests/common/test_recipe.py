@@ -11,8 +11,10 @@ import pytest
 from common import recipe as engine
 from common.cli import VERBS
 from common.errors import InputError
+from common.infer.predict import write_masks
 from common.network import first_networks
-from common.paths import read_json, write_json
+from common.paths import read_array, read_json, write_json
+from common.runs import Run
 from common.step import Step
 from tests.running import write_times
 from tests.toy import TOY, Config, make_job, write_data
@@ -131,7 +133,7 @@ def test_folds_that_are_trained_later(verbs, tmp_path):
 
 def test_further_tables_and_maps_are_joined_and_test_parts_pooled(verbs, tmp_path):
     def predict_rows(job, folds, rows, path, title):
-        np.save(path, np.stack([np.full((2, 2), row, np.uint8) for row in rows]))
+        write_masks(path, (len(rows), 2, 2), [np.full((1, 2, 2), row, np.uint8) for row in rows])
         main = TOY.predict(job, folds, rows, path, title)[""]
         return {"": main, "_more": main[["image_id"]].assign(folds=str(folds))}
 
@@ -142,15 +144,45 @@ def test_further_tables_and_maps_are_joined_and_test_parts_pooled(verbs, tmp_pat
     verbs("prepare", "train", "predict", recipe=recipe)
     run = tmp_path / "run"
     oof, more = pd.read_parquet(run / "oof.parquet"), pd.read_parquet(run / "oof_more.parquet")
-    assert np.load(run / "oof_probs.npy")[:, 0, 0].tolist() == oof["row"].tolist()
+    assert read_array(run / "oof_probs.b2nd")[:, 0, 0].tolist() == oof["row"].tolist()
     assert more["folds"].tolist() == ["[0]"] * 4 + ["[1]"] * 4
     assert pd.read_parquet(run / "test_more.parquet")["folds"].tolist() == ["[0, 1]"] * 4
-    assert np.load(run / "test_probs.npy")[:, 0, 0].tolist() == [8, 9, 10, 11]
+    assert read_array(run / "test_probs.b2nd")[:, 0, 0].tolist() == [8, 9, 10, 11]
 
     recipe = replace(TOY, pool=pool, prediction_key=lambda config: "pooled")
     verbs("predict", recipe=recipe)
     assert pd.read_parquet(run / "test.parquet")["parts"].tolist() == [2] * 4
     assert not list(run.glob("fold*/test*")) and "predict fold0/test" not in read_json(run / "manifest.json")["steps"]
+
+
+def test_maps_of_earlier_versions_are_read_and_replaced_by_the_next_prediction(verbs, tmp_path):
+    def predict_rows(job, folds, rows, path, title):
+        if interrupted and title == "fold1, oof":
+            raise KeyboardInterrupt
+        write_masks(path, (len(rows), 2, 2), [np.full((1, 2, 2), row, np.uint8) for row in rows])
+        return TOY.predict(job, folds, rows, path, title)
+
+    def check(job, suffix):
+        assert {path.name for path in run.glob("*_probs.*")} == {f"oof_probs{suffix}", f"test_probs{suffix}"}
+        predicted = engine.read_predictions(job, "oof")
+        assert predicted.maps[:, 0, 0].tolist() == predicted.table["row"].tolist()
+
+    run, recipe, interrupted = tmp_path / "run", replace(TOY, predict=predict_rows, maps=True), False
+    changed = replace(recipe, prediction_key=lambda config: "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "maps", lambda run, name, new=False: run.path(f"{name}_probs.npy"))
+        verbs("prepare", "train", "predict", recipe=recipe)
+    before = write_times(run, "*_probs.npy")
+    check(verbs("predict", "tune", "submit", recipe=recipe), ".npy")
+    assert write_times(run, "*_probs.npy") == before
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "maps", lambda run, name, new=False: run.path(f"{name}_probs.npy"))
+        interrupted = True
+        verbs("predict", recipe=changed)
+    interrupted = False
+    assert (run / "fold0" / "oof_probs.npy").exists()
+    check(verbs("predict", recipe=changed), ".b2nd")
+    assert not list(run.glob("fold*/*_probs.*"))
 
 
 def test_parts_that_an_interrupted_prediction_left_are_read(verbs, tmp_path):

@@ -10,7 +10,7 @@ from scipy import ndimage
 from common.errors import InputError
 from common.post.regions import quantise, resize_mask_probs
 from common.post.rle import runs_of
-from common.tuning import LEVELS, Rule, grid, release_pages, rule_dice, summarise, tune_nested
+from common.tuning import LEVELS, Rule, grid, rule_dice, summarise, tune_nested
 
 
 def cases(seed, n=8, side=12, size=24):
@@ -27,7 +27,7 @@ def cases(seed, n=8, side=12, size=24):
 def test_the_rule_of_expected_dice_takes_the_best_mask_or_none():
     probs, truth, _ = cases(1)
     present = np.linspace(0.05, 0.95, len(probs))
-    regions = summarise(probs, [runs_of(t) for t in truth], LEVELS, (24, 24), workers=1)
+    regions = summarise(probs, [runs_of(t) for t in truth], LEVELS, (24, 24))
     for rule in grid(expected=(0.5, 2.0), pixel=LEVELS[:1], min_area=(0, 9)):
         dice, empty = rule_dice(regions, rule, present), 0
         for i, image in enumerate(probs):
@@ -69,7 +69,7 @@ def test_every_rule_equals_the_computation_on_whole_masks(at_network, connectivi
     probs, truth, gate_probs = cases(seed)
     probs = np.stack([resize_mask_probs(image, small) for image in probs])
     pixels = (0.35, 0.5, 0.7)
-    regions = summarise(probs, [runs_of(t) for t in truth], pixels, (24, 24), None, connectivity, at_network, workers=1)
+    regions = summarise(probs, [runs_of(t) for t in truth], pixels, (24, 24), None, connectivity, at_network)
     rules = grid(pixel=pixels, min_area=(0, 7, 30), gate=(0, 0.4), top=(0, 0.6, 0.8), min_pixels=(0, 5, 20))
     for rule in (replace(rule, at_network=at_network) for rule in rules):
         dice = rule_dice(regions, rule, gate_probs)
@@ -95,7 +95,7 @@ def test_hand_worked_areas():
     probs[0, 0:2, 0:2], probs[0, 3, 5], probs[0, 3, 2] = 204, 230, 128
     truth = np.zeros((4, 6), np.uint8)
     truth[0, 0:2] = truth[2, 0] = 1
-    regions = summarise(probs, [runs_of(truth)], [0.5, 0.8], size=(4, 6), workers=1)
+    regions = summarise(probs, [runs_of(truth)], [0.5, 0.8], size=(4, 6))
     for rule, dice in [
         (Rule(0.5), 2 * 2 / (6 + 3)),
         (Rule(0.8), 2 * 2 / (5 + 3)),
@@ -112,7 +112,7 @@ def test_hand_worked_areas():
 def test_empty_truth_and_empty_prediction_score_one_and_one_of_them_zero():
     probs = np.zeros((2, 4, 4), np.uint8)
     probs[1, 0, 0] = 255
-    regions = summarise(probs, [runs_of(np.zeros((4, 4), np.uint8))] * 2, [0.5], size=(4, 4), workers=1)
+    regions = summarise(probs, [runs_of(np.zeros((4, 4), np.uint8))] * 2, [0.5], size=(4, 4))
     assert rule_dice(regions, Rule(0.5)).tolist() == [1, 0]
     assert rule_dice(regions, Rule(0.5, min_area=2)).tolist() == [1, 1]
 
@@ -121,8 +121,8 @@ def test_rows_choose_images_and_workers_change_nothing():
     probs, truth, _ = cases(3)
     runs = [runs_of(t) for t in truth]
     rows = np.array([6, 1, 3])
-    one = summarise(probs, runs, [0.5], size=(24, 24), workers=1)
-    some = summarise(probs, runs, [0.5], size=(24, 24), rows=rows, workers=3)
+    one = summarise(probs, runs, [0.5], size=(24, 24))
+    some = summarise(probs, runs, [0.5], size=(24, 24), rows=rows)
     assert rule_dice(some, Rule(0.5, 5)).tolist() == rule_dice(one, Rule(0.5, 5))[rows].tolist()
 
 
@@ -135,17 +135,6 @@ def test_memory_map_is_read_image_by_image(tmp_path):
         mapped, [runs_of(t) for t in truth], [0.5], (24, 24), progress=lambda r: (seen.append(x) or x for x in r)
     )
     assert len(seen) == len(probs) == len(rule_dice(regions, Rule(0.5)))
-
-
-def test_released_pages_keep_what_was_written(tmp_path):
-    written = np.lib.format.open_memmap(tmp_path / "probs.npy", mode="w+", dtype=np.uint8, shape=(3, 64, 64))
-    written[:] = values = np.random.default_rng(0).integers(0, 256, written.shape)
-    release_pages(written)
-    changed = np.load(tmp_path / "probs.npy", mmap_mode="c")
-    changed[0] = 7
-    release_pages(changed)  # private changes would be lost: these pages stay
-    release_pages(values)
-    assert (written == values).all() and (changed[0] == 7).all()
 
 
 # Two folds of two images; rule A is best on fold 0, B on fold 1, C never.
@@ -211,7 +200,7 @@ def test_grid_leaves_out_triplets_whose_top_lies_under_the_bottom():
 def test_wrong_input_is_refused():
     probs, truth, _ = cases(6)
     runs = [runs_of(t) for t in truth]
-    regions = summarise(probs, runs, [0.5], size=(24, 24), workers=1)
+    regions = summarise(probs, runs, [0.5], size=(24, 24))
     for call, message in [
         (lambda: Rule(0.0), "pixel must lie"),
         (lambda: Rule(float("nan")), "pixel must be float"),

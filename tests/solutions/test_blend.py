@@ -35,7 +35,7 @@ def test_a_blend_is_a_run(blended, solution, command, refused, run_copy, sample,
         if "x_min" not in one:
             assert mean["image_id"].equals(one["image_id"]) and mean["fold"].equals(one["fold"])
         if solution.recipe.maps:
-            shapes = [read_array(folder / f"{part}_probs.npy").shape for folder in (run_copy, blended)]
+            shapes = [read_array(folder / f"{part}_probs.b2nd").shape for folder in (run_copy, blended)]
             assert shapes[0] == shapes[1]
     assert "valid submission" in (blended / "log.txt").read_text() and (blended / "submission.csv").is_file()
     again = command("blend", "run", "other", "--out", "both")

@@ -11,7 +11,7 @@ import pytest
 from common.cli import VERBS
 from common.export import ABOUT
 from common.nn import onnx
-from common.paths import read_json, read_parquet, write_json
+from common.paths import read_array, read_json, read_parquet, write_json
 from common.submit.table import read_table
 from tests.running import VARYING, hash_files, write_times
 from tests.solutions.contract import MOSTLY_LONG, SOLUTIONS, find_image
@@ -159,14 +159,15 @@ def test_onnx_files_predict_as_torch_does(solution, run_copy, command, sample, t
     assert command("infer", "trained", *words).status == 0
     for path in sorted((tmp_path / "work").glob("test*")):
         one, other = (read(folder / path.name).select_dtypes("number") for folder in (tmp_path / "work", run_copy))
-        levels = 1 if path.suffix == ".npy" else 1e-3  # of 255, where rounding may differ
+        levels = 1 if path.suffix == ".b2nd" else 1e-3  # of 255, where rounding may differ
         np.testing.assert_allclose(one.to_numpy(float), other.to_numpy(float), atol=levels)
 
 
 def read(path):
     """Predictions as a table without the store's rows."""
-    if path.suffix == ".npy":
-        return pd.DataFrame(np.load(path).reshape(len(np.load(path)), -1))
+    if path.suffix == ".b2nd":
+        maps = read_array(path)
+        return pd.DataFrame(maps[:].reshape(len(maps), -1))
     return read_parquet(path).drop(columns="row", errors="ignore")
 
 

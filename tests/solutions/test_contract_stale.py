@@ -69,13 +69,13 @@ def test_other_views(solution, marked, command, check_stale, sample):
     assert result.status == 0 and "up to date" not in re.sub(".*stores.*", "", result.out)
     assert write_times(marked, "fold*/*/*") == weights
     changed = {name for name, digest in hash_files(marked).items() if before.get(name) != digest}
-    assert {"oof.parquet", "oof_probs.npy"} & changed and {"manifest.json", "config.json"} <= changed
+    assert {"oof.parquet", "oof_probs.b2nd"} & changed and {"manifest.json", "config.json"} <= changed
 
 
 def test_another_decision(solution, marked, command, check_stale, sample):
     if not solution.decision:
         pytest.skip("the decision has no settings")
-    kept, words = ("fold*/*/*", "oof.parquet", "test.parquet", "*_probs.npy"), solution.decision.split()
+    kept, words = ("fold*/*/*", "oof.parquet", "test.parquet", "*_probs.b2nd"), solution.decision.split()
     done = write_times(marked, *kept)
     check_stale("tune", *words)
     result = command("run", "--data", sample, "--out", "run", *words)

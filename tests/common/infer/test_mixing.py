@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common.infer import mixing
+from common.paths import read_array
 from common.post.boxes import BOX
 
 PARTS = np.array([0, 0, 1, 1])
@@ -76,8 +77,8 @@ def test_maps_are_averaged_at_the_largest_size(tmp_path):
     large, small = np.zeros((3, 4, 4), np.uint8), np.full((3, 2, 2), 200, np.uint8)
     large[1], small[0] = 100, 40
     places, shares = np.array([[1, 0], [2, 0]]), np.array([[0.5, 0.5], [0.25, 0.75]])
-    mixing.mix_maps(tmp_path / "m.npy", [large, small], places, shares)
-    found = np.load(tmp_path / "m.npy")
+    mixing.mix_maps(tmp_path / "m.b2nd", [large, small], places, shares)
+    found = read_array(tmp_path / "m.b2nd")
     assert found.dtype == np.uint8 and found.shape == (2, 4, 4)
     assert (found[0] == 150).all() and (found[1] == 30).all()
 

@@ -1,3 +1,6 @@
+import resource
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import psutil
 import pytest
@@ -9,6 +12,7 @@ from common.errors import InputError
 from common.infer.predict import predict_masks, predict_probs, write_masks
 from common.infer.tta import FLIP, IDENTITY, sigmoid_and_presence
 from common.nn.models import segmenter
+from common.paths import read_array
 
 OPTIONS = {"device": "cpu", "amp": "fp32", "progress": False}
 
@@ -36,16 +40,16 @@ def logit_of_gray(x):
 def store(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 64), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    return images, tmp_path / "images.npy", tmp_path / "masks.npy"
+    return images, tmp_path / "images.npy", tmp_path / "masks.b2nd"
 
 
 def test_a_network_that_gives_the_image_back(store):
     images, path, out = store
     rows = [6, 0, 3, 3]
     masks = predict_masks([logit_of_gray], SampleDataset(path, rows=rows), out, batch_size=3, **OPTIONS)
-    assert isinstance(masks, np.memmap) and masks.dtype == np.uint8
-    np.testing.assert_array_equal(masks, images[rows])
-    np.testing.assert_array_equal(np.load(out), images[rows])
+    assert masks.dtype == np.uint8 and masks.shape == (4, 32, 64) and masks.ndim == 3
+    np.testing.assert_array_equal(masks[:], images[rows])
+    np.testing.assert_array_equal(read_array(out)[:], images[rows])
 
 
 @pytest.mark.parametrize(
@@ -57,13 +61,13 @@ def test_the_mean_of_models_in_eighths_of_a_byte(store, probs, expected):
     images, _, out = store
     models = [Constant(p) for p in probs]
     masks = predict_masks(models, SampleDataset(images, size=(8, 8), rows=[0]), out, **OPTIONS)
-    assert masks.shape == (1, 8, 8) and np.unique(masks).tolist() == [expected]
+    assert masks.shape == (1, 8, 8) and np.unique(masks[:]).tolist() == [expected]
 
 
 def test_views_are_averaged_and_undone(store):
     images, _, out = store
     masks = predict_masks([logit_of_gray], SampleDataset(images), out, views=(IDENTITY, FLIP), **OPTIONS)
-    np.testing.assert_array_equal(masks, images)
+    np.testing.assert_array_equal(masks[:], images)
 
 
 def test_structures_keep_their_channels(store):
@@ -74,13 +78,14 @@ def test_structures_keep_their_channels(store):
         return torch.cat([gray, gray.flip(-1), torch.zeros_like(gray)], 1).logit()
 
     masks = predict_masks([three], SampleDataset(images, rows=[4, 1]), out, channels=3, batch_size=1, **OPTIONS)
-    assert isinstance(masks, np.memmap) and masks.shape == (2, 3, 32, 64)
+    masks = masks[:]
+    assert masks.shape == (2, 3, 32, 64)
     np.testing.assert_array_equal(masks[:, 0], images[[4, 1]])
     np.testing.assert_array_equal(masks[:, 1], images[[4, 1]][:, :, ::-1])
     assert not masks[:, 2].any()
     # a view is undone in every channel: the image is that of the mirror, and the other way round
     both = predict_masks([three], SampleDataset(images, rows=[4]), out, channels=3, views=(IDENTITY, FLIP), **OPTIONS)
-    np.testing.assert_array_equal(both, masks[:1])
+    np.testing.assert_array_equal(both[:], masks[:1])
     half = predict_masks(
         [three, lambda x: three(x).flip(1)], SampleDataset(images, rows=[4]), out, channels=3, **OPTIONS
     )
@@ -98,10 +103,10 @@ def test_batches_and_workers_do_not_matter(store, workers):
     _, path, out = store
     torch.manual_seed(0)
     model = segmenter("fpn", "test_resnet", "none", empty_head=True)
-    one = np.array(predict_masks([model], SampleDataset(path, size=32), out, batch_size=1, **OPTIONS))
+    one = predict_masks([model], SampleDataset(path, size=32), out, batch_size=1, **OPTIONS)[:]
     assert not model.training and one.std() > 0
     other = predict_masks([model], SampleDataset(path, size=32), out, batch_size=4, workers=workers, **OPTIONS)
-    np.testing.assert_allclose(other, one.astype(int), atol=1)
+    np.testing.assert_allclose(other[:], one.astype(int), atol=1)
     probs = predict_probs(
         [model], SampleDataset(path, size=32), batch_size=3, activation=presence, workers=workers, **OPTIONS
     )
@@ -118,9 +123,9 @@ def test_low_precision_stays_near(store):
     _, path, out = store
     torch.manual_seed(0)
     model = segmenter("fpn", "test_resnet", "none")
-    full = np.array(predict_masks([model], SampleDataset(path, size=32), out, **OPTIONS), dtype=int)
+    full = predict_masks([model], SampleDataset(path, size=32), out, **OPTIONS)[:].astype(int)
     low = predict_masks([model], SampleDataset(path, size=32), out, **{**OPTIONS, "amp": "bf16"})
-    assert np.abs(low - full).max() <= 5
+    assert np.abs(low[:] - full).max() <= 5
 
 
 def test_classes(store):
@@ -146,8 +151,56 @@ def test_nothing_remains_of_a_failed_prediction(store):
 
     with pytest.raises(InputError, match="row 4: the network produced NaN or infinity"):
         predict_masks([Fails()], SampleDataset(images, rows=[1, 4]), out, batch_size=1, **OPTIONS)
-    assert [path.name for path in out.parent.iterdir() if "masks" in path.name] == ["masks.npy"]
-    assert np.load(out).shape == (1, 2, 2)
+    assert [path.name for path in out.parent.iterdir() if "masks" in path.name] == ["masks.b2nd"]
+    assert read_array(out).shape == (1, 2, 2)
+
+
+def test_files_are_indexed_like_arrays_and_small_where_the_images_are_smooth(tmp_path):
+    rng = np.random.default_rng(1)
+    images = np.zeros((9, 2, 64, 64), np.uint8)
+    images[:, :, 20:30, 20:30] = rng.integers(0, 256, (9, 2, 10, 10))
+    for suffix in ("npy", "b2nd", "b2nd"):
+        maps = write_masks(tmp_path / f"m.{suffix}", images.shape, np.split(images, [2, 3, 7]))
+        for at in (3, np.int64(-1), slice(2, 5), [4, 0, 4], (slice(None), 1), (5, 0)):
+            np.testing.assert_array_equal(maps[at], images[at])
+        assert (len(maps), maps.shape, maps.ndim, maps.dtype) == (9, images.shape, 4, np.uint8)
+        assert all((one == image).all() for one, image in zip(maps, images, strict=True))
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(maps.__getitem__, list(range(9)) * 20))
+        assert all((one == images[k % 9]).all() for k, one in enumerate(found))
+    assert (tmp_path / "m.b2nd").stat().st_size < images.nbytes / 8
+    written = (tmp_path / "m.b2nd").read_bytes()
+    write_masks(tmp_path / "m.b2nd", images.shape, images[:, None])
+    assert (tmp_path / "m.b2nd").read_bytes() == written  # however many came at once
+
+
+def test_a_damaged_image_in_the_middle_is_named(tmp_path):
+    images = np.random.default_rng(1).integers(0, 8, (5, 32, 32), np.uint8)
+    write_masks(tmp_path / "m.b2nd", images.shape, [images])
+    whole = (tmp_path / "m.b2nd").read_bytes()
+    errors = 0
+    for at in range(200, len(whole), 97):
+        (tmp_path / "m.b2nd").write_bytes(whole[:at] + bytes(40) + whole[at + 40 :])
+        try:
+            read_array(tmp_path / "m.b2nd")[:]
+        except InputError as error:
+            assert f"{tmp_path / 'm.b2nd'}: damaged array" in str(error) and "\n" not in str(error)
+            errors += 1
+    assert errors > 5
+
+
+def test_too_few_images_and_a_full_disk_leave_no_file(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (4, 256, 256), np.uint8)
+    with pytest.raises(InputError, match="3 maps instead of 4"):
+        write_masks(tmp_path / "m.b2nd", images.shape, [images[:3]])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="is the disk full") as error:
+            write_masks(tmp_path / "m.b2nd", images.shape, [images])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(tmp_path / "m.b2nd") and not list(tmp_path.iterdir())
 
 
 def test_no_rows_give_an_empty_file(store):
@@ -160,7 +213,7 @@ def test_no_rows_give_an_empty_file(store):
     [
         ({"models": []}, "no model"),
         ({"amp": "fp16"}, "fp16 needs a GPU"),
-        ({"out_path": "masks.png"}, "masks.png: mask probabilities go to a .npy file"),
+        ({"out_path": "masks.png"}, "masks.png: mask probabilities go to a .b2nd or .npy file"),
         ({"models": [lambda x: x.float().repeat(1, 2, 1, 1)]}, r"masks \(2, 32, 64\) from the network"),
         ({"channels": 3}, r"masks \(1, 32, 64\) from the network: expected \(3, 32, 64\)"),
     ],
@@ -181,7 +234,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
         used.append(psutil.Process().memory_info().rss / 2**20)
         return torch.zeros(x.shape)
 
-    predict_masks([model], SampleDataset(images, size=512), tmp_path / "masks.npy", batch_size=8, **OPTIONS)
+    predict_masks([model], SampleDataset(images, size=512), tmp_path / "masks.b2nd", batch_size=8, **OPTIONS)
     assert len(used) == 50 and used[-1] < used[5] + 40  # 400 masks of 512 × 512 are 100 MiB
 
 

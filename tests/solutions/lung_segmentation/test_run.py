@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.tables import real_data
 from common.data.dicom import read_image
-from common.paths import read_json
+from common.paths import read_array, read_json
 from common.post.rle import ABSOLUTE, decode
 from common.submit.table import read_table
 from solutions.lung_segmentation.postprocess import MaskRule
@@ -236,7 +236,7 @@ def test_an_exported_network_gives_the_masks_of_the_run(run_copy, command, sampl
     segmenter = load_segmenter(run_copy / "lungs.safetensors")
     tuned = read_json(run_copy / "tuned.json")["rule"]
     assert (segmenter.size, segmenter.pixel, segmenter.regions) == (32, tuned["pixel"], tuned["regions"])
-    oof, probs = pd.read_parquet(run_copy / "oof.parquet"), np.load(run_copy / "oof_probs.npy")
+    oof, probs = pd.read_parquet(run_copy / "oof.parquet"), read_array(run_copy / "oof_probs.b2nd")[:]
     first = (oof["fold"] == 0).to_numpy()
     files = {name: next(sample.rglob(f"CXR_png/{name}.png")) for name in oof["image_id"][first]}
     ours = np.concatenate(list(segmenter.probs(read_image(path) for path in files.values())))
@@ -270,8 +270,8 @@ def test_lungs_and_heart_on_raw_jsrt(tmp_path, command, tiny):
         middle = [np.flatnonzero(part.any(0)).mean() for part in (right, heart, left)]
         assert middle == sorted(middle)  # the patient's left is at the image's right
         assert row.area == pytest.approx((left | right).mean(), abs=0.01)
-    probs = np.load(run / "oof_probs.npy")
-    assert probs.shape == (4, 3, 32, 32) and np.load(run / "test_probs.npy").shape[1:] == (3, 32, 32)
+    probs = read_array(run / "oof_probs.b2nd")[:]
+    assert probs.shape == (4, 3, 32, 32) and read_array(run / "test_probs.b2nd").shape[1:] == (3, 32, 32)
     score = read_json(run / "score.json")
     assert set(score["structures"]) == {"left", "right", "heart"} and score["datasets"].keys() == {"JSRT"}
     assert "Lungs" not in score and 0 <= score["structures"]["heart"]["dice"]["estimate"] <= 1

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from common.paths import read_json
+from common.paths import read_array, read_json
 from solutions.lung_segmentation.config import DecisionConfig
 from solutions.lung_segmentation.postprocess import MaskRule, figures, measure, rules
 
@@ -153,7 +153,7 @@ def counted(runs):
     """Rows of the out-of-fold images: id, fold, dataset, map, true mask at its own size."""
     run = runs.finished("lung_segmentation") / "run"
     table = pd.read_parquet(run / "images.parquet").set_index("image_id")
-    oof, probs = pd.read_parquet(run / "oof.parquet"), np.load(run / "oof_probs.npy")
+    oof, probs = pd.read_parquet(run / "oof.parquet"), read_array(run / "oof_probs.b2nd")[:]
     assert (
         len(oof) == 12
         and probs.shape == (12, 32, 32)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.tables import real_data
-from common.paths import read_json
+from common.paths import read_array, read_json
 from common.post.rle import decode
 from common.submit.table import read_table
 from common.train.checkpoint import load_weights
@@ -61,7 +61,7 @@ def test_podium_at_tiny_size(tmp_path, command, sample):
     }
     assert pd.read_parquet(run / "oof.parquet")["presence"].between(1e-6, 1 - 1e-6).all()
     assert read_json(run / "tuned.json")["rule"]["min_pixels"] > 0
-    assert np.load(run / "test_probs.npy").shape == (4, 64, 64)
+    assert read_array(run / "test_probs.b2nd").shape == (4, 64, 64)
 
 
 # every value of every choice is in one of these: augmentation, loss, both schedules, optimizer and precision
