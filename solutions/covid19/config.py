@@ -127,6 +127,8 @@ class Config:
     same_source: Literal["score", "train"] = "score"
     """Images without COVID-19 from the COVID-19 images' own collections. score: they are predicted as a check, as
     the paper's negatives come from elsewhere; train: they are negatives like the others."""
+    balance: bool = False
+    """Show images of small groups of collection and label more often in training, so that origin helps less."""
     exclude: str = ""
     """CSV of images to leave out, optionally with reasons in a second column. Paper: laterals, scans of PDFs and marked
     images with COVID-19, and normals with medical equipment, chosen by hand."""

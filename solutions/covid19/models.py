@@ -86,7 +86,17 @@ def fold_rows(job, fold):
         for label in {0.0, 1.0} - set(labels_of(job, rows).tolist()):
             kind = "with" if label else "without"
             raise InputError(f"fold {fold}: no image {kind} COVID-19 {purpose}; choose another n_folds")
-    return parts
+    return (balance(job, parts[0]), parts[1]) if job.config.balance else parts
+
+
+def balance(job, rows):
+    """Return store rows with those of small groups repeated, so that all of collection and label are equally large.
+
+    An image is repeated ten times at most.
+    """
+    groups = job.images.at(rows).groupby(["collection", "label"])["row"]
+    most = groups.size().max()
+    return np.sort(np.concatenate([np.resize(group, min(most, 10 * len(group))) for _, group in groups]))
 
 
 def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=labels_of, rows=fold_rows):
