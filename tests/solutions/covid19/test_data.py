@@ -318,6 +318,17 @@ def test_where_an_epoch_is_chosen_the_next_fold_validates(job):
     assert set(learn) == main[1] | main[2] and set(judge) == main[0]
 
 
+def test_small_groups_are_shown_more_often_in_training_alone(job):
+    run = job(dataclasses.replace(SMALL, n_folds=3, folds=(0, 1, 2), balance=True))
+    data = prepare(run)
+    learn, judge = fold_rows(run, 0)
+    shown = data.at(np.unique(learn)).groupby(["collection", "label"]).size()
+    counts = data.at(learn).groupby(["collection", "label"]).size()
+    assert shown.nunique() > 1 and (counts == np.minimum(shown.max(), 10 * shown)).all()
+    assert len(set(judge)) == len(judge) and not set(judge) & set(learn)
+    assert set(learn) == set(data.rows(folds=[1, 2], role="main"))
+
+
 # ---- what trainings follow from ------------------------------------------------------------------------------------
 
 
