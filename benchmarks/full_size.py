@@ -247,7 +247,8 @@ def main():
             root = Path(root)
             write_data(name, root / "whole", options.share)
             write_data(name, root / "half", options.share / 2)
-            kills = dict(list({"train": 5.0, "predict": 3.0}.items())[: options.kills])
+            moments = {"train": 0.1 + 5 * options.share, "predict": 0.05 + 2 * options.share}
+            kills = dict(list(moments.items())[: options.kills])
             run_killed(name, root / "half", root / "killed", kills)
             meters = Meter(), Meter()
             for part, measure in zip(("half", "whole"), meters, strict=True):

@@ -1,8 +1,8 @@
 """The verb `plan`: what a run costs in time, memory and disk, before it is paid.
 
-A few images of the challenge are prepared in a temporary folder, and each kind of network takes a few steps on them;
-everything else follows from the numbers of images. Steps are timed on the device of this machine. For cards that it
-does not have they are counted: operations and activations of two images on the CPU, against a table of cards.
+A few images of the challenge are prepared in a temporary folder, and networks take a few steps on them; everything else
+follows from the numbers of images in the tables. Steps are timed on the device of this machine. For cards that it does
+not have they are counted: operations and activations of a forward pass on the CPU, against a table of cards.
 """
 
 import json

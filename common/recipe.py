@@ -245,8 +245,9 @@ def predict_all(job):
     held_out = [predict_part(job, f"fold{fold}/oof", [fold], job.images.rows(folds=[fold]), fold) for fold in folds]
     if processes.is_main():
         for suffix in recipe.suffixes(job.config):
-            joined = pd.concat([table[suffix] for table in held_out], ignore_index=True)
-            write_table(job.run.path(f"oof{suffix}.parquet"), joined)
+            parts = [tables.pop(suffix) for tables in held_out]  # millions of boxes are not kept any longer
+            write_table(job.run.path(f"oof{suffix}.parquet"), pd.concat(parts, ignore_index=True))
+            del parts
         if recipe.maps:
             paths = [job.run.maps(f"fold{fold}/oof") for fold in folds]
             shape = (sum(len(read_array(path)) for path in paths), *read_array(paths[0]).shape[1:])
@@ -267,7 +268,7 @@ def predict_test(job):
         return len(rows)
     parts = [predict_part(job, f"fold{fold}/test", [fold], rows, fold) for fold in folds]
     for suffix in recipe.suffixes(job.config) if processes.is_main() else ():
-        write_table(job.run.path(f"test{suffix}.parquet"), recipe.pool(suffix, [part[suffix] for part in parts]))
+        write_table(job.run.path(f"test{suffix}.parquet"), recipe.pool(suffix, [part.pop(suffix) for part in parts]))
     return len(rows)
 
 

@@ -210,13 +210,12 @@ def own_boxes(table, images, members, rule, method="wbf", no_finding=NO_FINDING)
     found = {}
     repeated = len(table[["image_id", "fold"]].drop_duplicates()) > table["image_id"].nunique()
     for member in members:
-        own = table[table["member"] == member]
-        folds = {f"{member}, fold {fold}": own[own["fold"] == fold] for fold in sorted(table["fold"].unique())}
-        parts = {name: _suppress(part, images, rule, no_finding) for name, part in folds.items()}
-        if repeated and len(parts) > 1:
+        own, folds = table.loc[table["member"] == member, [*COLUMNS, "fold"]], sorted(table["fold"].unique())
+        if repeated and len(folds) > 1:
+            parts = {f"{member}, fold {k}": _suppress(own[own["fold"] == k], images, rule, no_finding) for k in folds}
             found[member] = join_members(parts, images, replace(rule, weights=(1.0,) * len(parts)), method, no_finding)
         else:
-            found[member] = pd.concat(parts.values())
+            found[member] = _suppress(own[COLUMNS], images, rule, no_finding)
     return found
 
 

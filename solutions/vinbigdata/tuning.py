@@ -155,7 +155,7 @@ class _Trials:
         self.own_boxes = lru_cache(1)(self._own_boxes)
         self.probs, self.present = split_health(health, images["image_id"])
         own = (oof[oof["member"] == member] for member in members)
-        own = [evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in own]
+        own = (evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in own)  # one at a time in memory
         self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
 
     def choose(self, share, fusion, decision):
