@@ -20,12 +20,11 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from common.infer.predict import write_masks
+from common.infer.predict import drain, write_masks
 from common.metrics.segmentation import dice_from_areas
 from common.paths import read_array
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint, runs_of
-from common.recipe import drain
 from common.submit.table import write_submission
 from common.submit.validate import validate_masks
 from common.tuning import grid, rule_dice, summarise, tune_nested

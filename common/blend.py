@@ -19,7 +19,7 @@ from common.infer import mixing
 from common.job import derive_run, open_run
 from common.paths import write_csv, write_table
 from common.post.boxes import unpack_boxes
-from common.recipe import Predicted, predicting_networks, read_predictions
+from common.predictions import Predicted, predicting_networks, read_predictions
 from common.runs import start_log
 from common.step import require, run_step
 from common.tuning import halve

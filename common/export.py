@@ -24,16 +24,8 @@ from common.nn.detectors import Detector
 from common.nn.onnx import write_onnx
 from common.options import Options, check_device
 from common.paths import atomic_path, read_json, read_parquet, write_json, write_table
-from common.recipe import (
-    Predicted,
-    neutral_of,
-    predict_test,
-    predicting_networks,
-    read_predictions,
-    read_rule,
-    read_score,
-    write_answer,
-)
+from common.predictions import Predicted, predict_test, predicting_networks, read_predictions
+from common.recipe import neutral_of, read_rule, read_score, write_answer
 from common.train import distributed
 from common.trained import ABOUT, FORMAT, Trained, clear_export
 

@@ -15,7 +15,8 @@ from common.errors import check
 from common.job import derive_run, open_run
 from common.network import with_rate
 from common.paths import atomic_path, read_json
-from common.recipe import predict_test, read_rule, train_all
+from common.predictions import predict_test
+from common.recipe import read_rule, train_all
 from common.runs import start_log
 from common.step import run_step
 

@@ -11,7 +11,8 @@ from common.infer import tta
 from common.metrics.calibration import choose_thresholds
 from common.network import Network, predict
 from common.nn.losses import bce
-from common.recipe import Choice, Solution, read_predictions, read_score
+from common.predictions import read_predictions
+from common.recipe import Choice, Solution, read_score
 from common.submit.validate import validate_probabilities
 from solutions.chestxray14 import data, localise, report
 from solutions.chestxray14.comparison import epoch_chosen, results, score_part

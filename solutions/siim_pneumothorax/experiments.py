@@ -18,7 +18,7 @@ from common.metrics.segmentation import dice_from_areas
 from common.metrics.statistics import as_interval, bootstrap, paired_bootstrap
 from common.network import predict, train
 from common.paths import write_csv
-from common.recipe import read_predictions
+from common.predictions import read_predictions
 from common.step import Step
 from common.tuning import grid, nested_areas, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE

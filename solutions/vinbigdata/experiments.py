@@ -13,7 +13,7 @@ from common.metrics.detection import bootstrap_map, coco_scores, evaluate, paire
 from common.metrics.detection_errors import error_breakdown
 from common.paths import read_csv, write_csv
 from common.post.fusion import fuse
-from common.recipe import read_predictions
+from common.predictions import read_predictions
 from common.step import Step
 from solutions.vinbigdata.config import CLASSES, NO_FINDING
 from solutions.vinbigdata.data import COCO_FINDINGS, VOC_FINDINGS, out_of_fold

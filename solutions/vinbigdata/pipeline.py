@@ -17,7 +17,8 @@ from common.metrics.statistics import format_interval
 from common.network import other_folds
 from common.paths import read_parquet, write_table
 from common.post.fusion import fuse_members
-from common.recipe import Choice, Solution, read_predictions
+from common.predictions import read_predictions
+from common.recipe import Choice, Solution
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, lungs, postprocess, report, tuning
 from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, NOTHING, member_parts

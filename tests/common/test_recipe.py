@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common import predictions
 from common import recipe as engine
 from common.cli import VERBS
 from common.errors import InputError
@@ -164,7 +165,7 @@ def test_maps_of_earlier_versions_are_read_and_replaced_by_the_next_prediction(v
 
     def check(job, suffix):
         assert {path.name for path in run.glob("*_probs.*")} == {f"oof_probs{suffix}", f"test_probs{suffix}"}
-        predicted = engine.read_predictions(job, "oof")
+        predicted = predictions.read_predictions(job, "oof")
         assert predicted.maps[:, 0, 0].tolist() == predicted.table["row"].tolist()
 
     run, recipe, interrupted = tmp_path / "run", replace(TOY, predict=predict_rows, maps=True), False
@@ -266,7 +267,7 @@ def test_networks_that_only_initialise_others_do_not_predict(verbs, tmp_path):
 
     recipe = replace(TOY, networks=networks)
     job = verbs("prepare", "train", "predict", recipe=recipe)
-    assert [(one.fold, one.stage) for one in engine.predicting_networks(job)] == [(0, "net"), (1, "net")]
+    assert [(one.fold, one.stage) for one in predictions.predicting_networks(job)] == [(0, "net"), (1, "net")]
     assert [one.stage for one in first_networks(job)] == ["first"]
     (tmp_path / "run" / "fold0" / "first" / "final.safetensors").unlink()
     assert job.is_current("predict")
