@@ -8,6 +8,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "rtdetr": ("transformers",),
     "efficientdet": ("effdet",),
+    "openvino": ("openvino",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),

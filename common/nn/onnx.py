@@ -1,4 +1,4 @@
-"""Networks as ONNX files with their preprocessing inside, and ONNX Runtime where it is faster than torch on a CPU."""
+"""Networks as ONNX files with their preprocessing inside, and runtimes that may be faster than torch on a CPU."""
 
 import io
 import logging
@@ -15,6 +15,7 @@ from common.paths import atomic_path
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # largest difference from torch in float32, relative to the largest output but at least to 1
+OTHER_SIGNS = 5e-4  # largest share of logits that change sides in bfloat16
 REPEATS = 3  # of each timing, of which the shortest counts
 
 
@@ -56,12 +57,20 @@ def difference(model, session, images):
         return float(torch.stack([(a - b).abs().max() / a.abs().max().clamp_min(1) for a, b in pairs]).max())
 
 
+@torch.no_grad()
+def share_of_other_signs(model, session, images):
+    """Return the share of logits for which two segmenters disagree about the side of 0."""
+    return float(((model(images) > 0) != (session(images) > 0)).float().mean())
+
+
 def _outputs(found):
     return found if isinstance(found, tuple) else (found,)
 
 
 class OnnxSession:
     """A network in ONNX Runtime on the CPU: called with images, it returns the network's output or tuple of outputs."""
+
+    name, compare, limit = "ONNX Runtime", staticmethod(difference), TOLERANCE
 
     def __init__(self, content, threads=None):
         import onnxruntime  # optional
@@ -85,40 +94,59 @@ class OnnxSession:
         return tuple(map(torch.from_numpy, found)) if len(found) > 1 else torch.from_numpy(found[0])
 
 
-class Fastest(nn.Module):
-    """A network on the CPU that answers by torch or by ONNX Runtime, whichever took less time for the first batch.
+class OpenVinoSession:
+    """A segmenter in OpenVINO on the CPU, in bfloat16 where the processor has it: images → logits.
 
-    Torch also answers for other sizes, and if outputs differ by more than TOLERANCE. Threads may call it.
+    content: as of OnnxSession. threads: calls at a time, on a core each.
     """
 
-    def __init__(self, net, session, title):
+    name, compare, limit = "OpenVINO", staticmethod(share_of_other_signs), OTHER_SIGNS
+
+    def __init__(self, content, threads):
+        import openvino  # optional
+
+        core, how = openvino.Core(), {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
+        self._model = core.compile_model(core.read_model(content, b""), "CPU", how)
+
+    def __call__(self, images):
+        return torch.from_numpy(self._model.create_infer_request().infer([images.contiguous().numpy()])[0])
+
+
+class Fastest(nn.Module):
+    """A network on the CPU that answers by torch or a session, whichever took least time for the first batch.
+
+    Torch also answers for other sizes than the OnnxSession's, and in place of sessions whose outputs differ by more
+    than their limit. Threads may call it.
+    """
+
+    def __init__(self, net, session, title, *further):
         super().__init__()
-        self.net, self._session, self._title = net, session, title
-        self._measured, self._lock = False, threading.Lock()
+        self.net, self._sessions, self._title = net, (session, *further), title
+        self._chosen, self._lock = None, threading.Lock()
 
     def forward(self, images):
-        if self._session is None or not self._session.fits(images):
+        if not self._sessions[0].fits(images):
             return self.net(images)
         with self._lock:
-            if not self._measured:
-                self._measure(images)
-        session = self._session
-        return self.net(images) if session is None else session(images)
+            self._chosen = self._chosen or self._measure(images)
+        return self._chosen(images)
 
     def _measure(self, images):
-        found = difference(self.net, self._session, images)
-        chosen, said = "torch", f"outputs differ by {found:.1e}"
-        if found <= TOLERANCE:
-            networks = {"torch": self.net, "ONNX Runtime": self._session}
-            best = dict.fromkeys(networks, float("inf"))
-            for name, network in REPEATS * [*networks.items()]:
-                begun = time.perf_counter()
-                network(images)
-                best[name] = min(best[name], time.perf_counter() - begun)
-            chosen = min(best, key=best.get)
-            said = ", ".join(f"{name} {1000 * value / len(images):.1f} ms an image" for name, value in best.items())
-        log.info(f"{self._title}: {said}; {chosen} is used")
-        self._session, self._measured = None if chosen == "torch" else self._session, True
+        networks, said = {"torch": self.net}, []
+        for session in self._sessions:
+            if (found := session.compare(self.net, session, images)) <= session.limit:
+                networks[session.name] = session
+            else:
+                said.append(f"{session.name} differs by {found:.1e}")
+        best = dict.fromkeys(networks, float("inf"))
+        for name, network in REPEATS * [*networks.items()]:
+            begun = time.perf_counter()
+            network(images)
+            best[name] = min(best[name], time.perf_counter() - begun)
+        said += [f"{name} {1000 * value / len(images):.1f} ms an image" for name, value in best.items()]
+        chosen = min(best, key=best.get)
+        log.info(f"{self._title}: {', '.join(said)}; {chosen} is used")
+        return networks[chosen]
 
 
 def with_session(net, path):

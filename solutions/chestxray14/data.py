@@ -275,8 +275,8 @@ def add_lungs(job, listing, store):
     sides = {name: side for name, side in (("masks", mask_size), ("crops", crop_size)) if side}
     own = {"mask_size": mask_size, "crop_size": crop_size}
     describe, skip = partial(mask_and_crop, **own), partial(_skip, **own)
-    found = find_lungs(job, store, weights, own, sides, LUNG_COLUMNS, describe, skip, listing.files)
-    missing = found.table.loc[found.table["rule"] == "none", "image_id"]
+    table, arrays = find_lungs(job, store, weights, own, sides, LUNG_COLUMNS, describe, skip, listing.files)
+    missing = table.loc[table["rule"] == "none", "image_id"]
     if len(missing):
         log.info(f"no lungs found in {len(missing)} images, which count as a whole; the first is {missing.iloc[0]}")
     about = dict(listing.about)
@@ -285,8 +285,8 @@ def add_lungs(job, listing, store):
         if about["structures"] == ["lungs"]:
             about |= {"said": f"{about['said']}; {ALONE}"} if "said" in about else {}
             log.info(f"{ALONE}; --segmenter.weights takes a segmenter that has it")
-    tables = {**listing.tables, LUNG_TABLE: found.table}
-    return replace(listing, tables=tables, arrays=found.arrays, about=about)
+    tables = {**listing.tables, LUNG_TABLE: table}
+    return replace(listing, tables=tables, arrays=arrays, about=about)
 
 
 def mask_and_crop(segmenter, image, probs, mask_size, crop_size):

@@ -96,7 +96,7 @@ def lungs_key(config):
 
 
 def find_lungs(job, store):
-    """Return the StoreLungs: masks, and a table of image_id, row, area (share that is lung), usable and reason."""
+    """Return a table of image_id, row, area (share that is lung), usable and reason, and {MASKS: path of the masks}."""
     config, size = job.config.lungs, job.config.store_size
     settings = {"dilations": config.dilations, "closings": config.closings, "gate": config.gate}
     weights, columns = weights_file(job.config), ("area", "usable", "reason")
@@ -156,13 +156,13 @@ def _images_table(table):
 
 def add_lungs(job, listing, store):
     """Return the Listing with area, usable and lung_reason of each image, masks, and test images left out."""
-    lungs = find_lungs(job, store)
-    about = lungs.table.set_axis(listing.table.index)
+    lungs, masks = find_lungs(job, store)
+    about = lungs.set_axis(listing.table.index)
     table = listing.table.assign(area=about["area"], usable=about["usable"], lung_reason=about["reason"])
     neutral = table[(table["split"] == "test") & ~can_predict(table, job.config)]
     left_out = [(r.image_id, r.file_name, f"{r.lung_reason}; gets the mean probability") for r in neutral.itertuples()]
     about = {"pixels": lungs_key(job.config)}
-    return replace(listing, table=table, arrays=lungs.arrays, left_out=left_out, about=about)
+    return replace(listing, table=table, arrays=masks, left_out=left_out, about=about)
 
 
 def can_predict(table, config):

@@ -13,7 +13,7 @@ import json
 import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +29,10 @@ from common.config import digest, file_hash, from_dict
 from common.data.dicom import COLOUR_LIMIT, read_image_and_header
 from common.data.store import to_square
 from common.errors import InputError, check
+from common.extras import is_installed
 from common.infer.predict import write_masks
 from common.infer.tta import predict_tta, views
-from common.nn.onnx import Fastest, OnnxSession, to_onnx
+from common.nn.onnx import Fastest, OnnxSession, OpenVinoSession, to_onnx
 from common.nn.precision import autocast, precision
 from common.paths import lock_folder, read_array, read_json, read_parquet, write_table
 from common.report.gallery import cached_arrays
@@ -70,8 +71,8 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
 
     device: a torch.device or its name; None: a GPU if available. tta: further views to average, of "flip" and "scale".
     batch_size: images per batch of each thread. precision: as in `common.nn.precision.precision`. onnx: on a CPU, use
-    ONNX Runtime if it is faster for the first batch. Raises InputError for another kind of file and for invalid
-    arguments.
+    ONNX Runtime, or OpenVINO if it is installed, if one is faster for the first batch. Raises InputError for another
+    kind of file and for invalid arguments.
 
     >>> load_segmenter(device="cpu").structures
     ('left', 'right', 'heart')
@@ -92,7 +93,9 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     model = _without_norms(model.eval(), network.size)
     if onnx and device.type == "cpu":
         example = torch.zeros(1, 1, network.size, network.size, dtype=torch.uint8)
-        model = Fastest(model, OnnxSession(to_onnx(model, example, str(path)), threads=1), "lung segmenter")
+        content, cores = to_onnx(model, example, str(path)), max(1, processes.cores() // processes.count_here())
+        further = [OpenVinoSession(content, cores)] if is_installed("openvino") else []
+        model = Fastest(model, OnnxSession(content, threads=1), "lung segmenter", *further)
     return Segmenter(
         model, network.size, structures, rule, views(tta, structures != "lungs"), device, batch_size, precision, about
     )
@@ -232,15 +235,6 @@ def _checked(image):
 BLOCK = 256  # images between two checkpoints
 
 
-@dataclass(frozen=True)
-class StoreLungs:
-    """The lungs of a store. table: image_id, row and the caller's columns, one row per image; arrays: paths of the
-    caller's uint8 .npy files (N, side, side) by name."""
-
-    table: pd.DataFrame
-    arrays: dict
-
-
 def weights_file(weights, option):
     """Return the path of a segmenter's weights: a file, or "shipped". Raises InputError naming the option."""
     path = SHIPPED if weights == "shipped" else Path(weights)
@@ -254,8 +248,9 @@ def structures_of(weights):
 
 
 def find_lungs(job, store, weights, settings, sides, columns, describe, skip, files=None):
-    """Return the StoreLungs of a store, found by the segmenter in the file `weights`, or read if found earlier.
+    """Return a store's lungs by the segmenter in the file `weights`, as (table, arrays); read if found earlier.
 
+    table: image_id, row and `columns`, one row per image; arrays: paths of uint8 .npy files (N, side, side) by name.
     settings: JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
     describe(segmenter, image, probs) -> (uint8 arrays (side, side) in the order of `sides`, JSON values of `columns`),
     called in a thread. skip(image, about): the same for a placeholder or a colour picture. files: image id → original,
@@ -287,7 +282,7 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
                 path.unlink()
     if any(len(read_array(path)) != len(images) for path in arrays.values()):
         raise InputError(f"{folder}: damaged lungs (array and table disagree); delete the folder and prepare again")
-    return StoreLungs(read_parquet(folder / "lungs.parquet"), arrays)
+    return read_parquet(folder / "lungs.parquet"), arrays
 
 
 def _find_share(folder, key, store, weights, options, *how):

@@ -66,7 +66,7 @@ def masks(
         clean: Dilate and close the masks, as Ahmed et al. do before they cut out the lungs.
         structures: Write the left lung, the right lung and the heart apart, too.
         device: auto, cpu, cuda or cuda:<n>.
-        onnx_runtime: On a CPU, use ONNX Runtime if it is faster than torch for the first batch.
+        onnx_runtime: On a CPU, use what is fastest for the first batch: torch, ONNX Runtime, or OpenVINO if installed.
     """
     segmenter, began = _open(weights, device, tta, gate, onnx_runtime), time.monotonic()
     if structures and len(segmenter.structures) == 1:
@@ -101,6 +101,7 @@ def crops(
     tta: tuple[Literal["flip", "scale"], ...] = (),
     gate: float = GATE_AREA,
     device: str = "auto",
+    onnx_runtime: bool = False,
 ):
     """Cut the lungs out of radiographs, from the originals' own pixels.
 
@@ -116,8 +117,9 @@ def crops(
         tta: Further views to average: slower, slightly better.
         gate: Lowest share of the image that must be lung, after clean-up, for the crop to be ok (Ahmed et al.).
         device: auto, cpu, cuda or cuda:<n>.
+        onnx_runtime: On a CPU, use what is fastest for the first batch: torch, ONNX Runtime, or OpenVINO if installed.
     """
-    segmenter = _open(weights, device, tta, gate)
+    segmenter = _open(weights, device, tta, gate, onnx_runtime)
 
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, probs.shape[1:])

@@ -138,13 +138,12 @@ def add_view(job, listing, store):
     describe, skip = partial(_describe, kind, side), partial(_skip, side)
     settings = {"own": kind, "side": side}
     files = listing.files if kind == "crop" else None
-    found = find_lungs(
-        job, store, weights_file("shipped", "--lungs"), settings, {VIEW: side}, ["found"], describe, skip, files
-    )
-    missing = int((~found.table["found"].astype(bool)).sum())
+    weights, columns = weights_file("shipped", "--lungs"), ["found"]
+    table, arrays = find_lungs(job, store, weights, settings, {VIEW: side}, columns, describe, skip, files)
+    missing = int((~table["found"].astype(bool)).sum())
     if missing:
         log.info(f"no lungs found in {missing} images, which count as a whole")
-    return replace(listing, arrays={**listing.arrays, **found.arrays})
+    return replace(listing, arrays={**listing.arrays, **arrays})
 
 
 def _describe(kind, side, segmenter, image, probs):

@@ -32,8 +32,8 @@ def add_lungs(job, listing, store):
     The mask of a placeholder or a colour picture is empty.
     """
     for weights in assets(job.config).values():
-        found = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], _describe, _skip)
-        listing = replace(listing, arrays=found.arrays)
+        _, masks = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], _describe, _skip)
+        listing = replace(listing, arrays=masks)
     return listing
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -96,7 +97,8 @@ def test_the_faster_one_answers_and_is_named(content, caplog):
     np.testing.assert_allclose(fast(IMAGES[:2]), LOGITS[:2], atol=1e-6)
 
     class Slow:
-        fits, made = session.fits, session
+        name, limit, fits, made = session.name, session.limit, session.fits, session
+        compare = staticmethod(onnx.difference)
 
         def __call__(self, images):
             time.sleep(0.02)
@@ -104,7 +106,7 @@ def test_the_faster_one_answers_and_is_named(content, caplog):
 
     slow = onnx.Fastest(network(), Slow(), "fold1/net")
     np.testing.assert_allclose(slow(IMAGES).detach(), LOGITS, atol=1e-6)
-    assert "torch is used" in caplog.text and slow._session is None
+    assert "torch is used" in caplog.text and slow._chosen is slow.net
 
 
 def test_torch_answers_where_the_file_does_not_fit_or_differs(content, caplog):
@@ -114,7 +116,26 @@ def test_torch_answers_where_the_file_does_not_fit_or_differs(content, caplog):
     both = onnx.Fastest(net, onnx.OnnxSession(content), "fold0/net")
     assert both(IMAGES.float())[0, 0].item() == pytest.approx(-2.5) and "used" not in caplog.text
     assert both(IMAGES)[0, 0].item() == pytest.approx(-2.5)
-    assert "fold0/net: outputs differ by 1.1e-01; torch is used" in caplog.text
+    assert "fold0/net: ONNX Runtime differs by 1.1e-01, torch " in caplog.text and "; torch is used" in caplog.text
+
+
+def test_openvino_may_change_the_side_of_few_logits(content, caplog):
+    pytest.importorskip("openvino", reason="pip install -e '.[openvino]'")
+    caplog.set_level(logging.INFO, "common")
+    net, session = network(seconds=0.02), onnx.OnnxSession(content)
+    vino = onnx.OpenVinoSession(content, threads=2)
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(vino, [IMAGES] * 8):
+            np.testing.assert_allclose(found, LOGITS, atol=0.02 * np.abs(LOGITS).max())
+    assert onnx.share_of_other_signs(net, vino, IMAGES[::2]) == 0
+    assert onnx.share_of_other_signs(lambda images: -net(images), vino, IMAGES[::2]) == 1
+    session.compare = lambda *_: 1.0  # leaves OpenVINO as the only other one
+    fast = onnx.Fastest(net, session, "lungs", vino)
+    np.testing.assert_allclose(fast(IMAGES), vino(IMAGES))
+    assert "lungs: ONNX Runtime differs by 1.0e+00, torch " in caplog.text and "; OpenVINO is used" in caplog.text
+    vino.compare = lambda *_: 1e-3
+    other = onnx.Fastest(net, session, "lungs", vino)
+    assert other(IMAGES) is not None and other._chosen is net
 
 
 def test_missing_packages_name_the_install_command(tmp_path, monkeypatch, caplog):

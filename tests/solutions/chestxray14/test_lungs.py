@@ -17,7 +17,7 @@ from common.job import Job
 from common.options import Options
 from common.paths import find_images
 from common.runs import Run
-from common.train.checkpoint import save_weights
+from common.train.checkpoint import load_weights, save_weights
 from solutions.chestxray14 import report
 from solutions.chestxray14.config import DEMO, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import LUNG_TABLE, lung_settings, mask_and_crop, whole_image
@@ -25,7 +25,7 @@ from solutions.chestxray14.pipeline import SOLUTION
 from solutions.lung_segmentation import config as segmenter_config
 from solutions.lung_segmentation import load_segmenter, lung_region, segmenter
 from solutions.lung_segmentation.models import build_network as build_segmenter
-from solutions.lung_segmentation.segmenter import save_segmenter
+from solutions.lung_segmentation.segmenter import SHIPPED, save_segmenter
 
 SIDE = 8  # of the stand-in's probability maps
 NETWORK = NetworkConfig(backbone="tf_efficientnet_lite0", weights="none", resize=32, size=32)
@@ -177,7 +177,8 @@ def test_what_weights_the_features_is_said(job, caplog, tmp_path):
     """A segmenter without the heart, which belongs to CXR-IRNet's weighting, is told wherever features are weighted."""
     caplog.set_level(logging.INFO)
     lungs = tmp_path / "lungs.safetensors"
-    save_weights(lungs, {"a": torch.zeros(1)}, structures="left_right")
+    about = load_weights(SHIPPED)[1] | {"structures": "left_right"}
+    save_weights(lungs, {"a": torch.zeros(1)}, **about)
     segmenter = LungsConfig(weights=str(lungs), crop_size=32, mask_size=8)
     prepare_images(job(dataclasses.replace(CROPS, segmenter=segmenter)), SOLUTION)
     assert "no heart" not in caplog.text

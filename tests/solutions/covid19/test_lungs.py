@@ -42,7 +42,7 @@ class Segmenter:
 
 @pytest.fixture
 def find(tmp_path, monkeypatch):
-    """`find(**lungs)`: the StoreLungs of images with both lungs, small ones, none, a photo and an unreadable file."""
+    """`find(**lungs)`: the lungs of images with both lungs, small ones, none, a photo and an unreadable file."""
     monkeypatch.setattr(segmenter, "load_segmenter", lambda weights, device: Segmenter())
     for number, name in enumerate(BOXES, 1):
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((80, 70), 50 * number, np.uint8))
@@ -62,13 +62,12 @@ def job_with(**about):
 
 
 def test_masks_are_widened_and_closed_and_judged(find):
-    found = find()
-    masks = read_array(found.arrays[MASKS])
+    table, arrays = find()
+    masks = read_array(arrays[MASKS])
     assert masks.shape == (5, SIDE, SIDE) and masks.dtype == np.uint8
     for mask, raw in zip(masks, BOXES.values(), strict=False):  # 8 steps of 512 are one of 64, 2 are none
         assert (mask == ndimage.binary_dilation(boxes(*raw), np.ones((3, 3)))).all()
     assert not masks[2:].any()
-    table = found.table
     assert table["image_id"].tolist() == [*BOXES, "photo", "torn"] and table["row"].tolist() == [0, 1, 2, 3, 4]
     assert table["usable"].tolist() == [True, False, False, False, False]
     assert table["area"].tolist() == pytest.approx([mask.mean() for mask in masks])
@@ -77,10 +76,10 @@ def test_masks_are_widened_and_closed_and_judged(find):
 
 
 def test_the_gate_is_the_share_of_the_widened_lungs(find):
-    table = find(dilations=0, closings=0).table
+    table = find(dilations=0, closings=0)[0]
     assert table["area"][0] == 2 * 32 * 16 / SIDE**2 and table["area"][1] == 2 * 10 * 6 / SIDE**2
     assert table["usable"].tolist() == [True, False, False, False, False]
-    assert find(dilations=0, closings=0, gate=0.02).table["usable"].tolist() == [True, True, False, False, False]
+    assert find(dilations=0, closings=0, gate=0.02)[0]["usable"].tolist() == [True, True, False, False, False]
 
 
 def test_lungs_follow_from_settings_and_weights(tmp_path):

@@ -1,6 +1,7 @@
 """`masks --onnx-runtime`: the shipped network in ONNX Runtime draws the masks that torch draws."""
 
 import itertools
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -27,12 +28,13 @@ def test_the_shipped_network_draws_the_same_masks(caplog, monkeypatch):
     images = radiographs(3)
     wanted = list(load_segmenter(device="cpu", precision="fp32").masks(images))
     lungs = load_segmenter(device="cpu", onnx=True)
-    session = lungs._model._session
+    sessions = lungs._model._sessions
     assert len(list(lungs.masks(images))) == 3  # by the faster one, which is named once
     assert sum("lung segmenter: torch " in record.getMessage() for record in caplog.records) == 1
-    monkeypatch.setattr(lungs, "_model", session)
-    for a, b in zip(wanted, lungs.masks(images), strict=True):
-        assert (a != b).mean() <= 5e-4 and 0.05 < a.mean() < 0.6
+    for session, most in zip(sessions, (5e-4, 2e-3), strict=False):  # the latter in bfloat16
+        monkeypatch.setattr(lungs, "_model", session)
+        for a, b in zip(wanted, lungs.masks(images), strict=True):
+            assert (a != b).mean() <= most and 0.05 < a.mean() < 0.6
 
 
 def test_the_option_reaches_the_network_and_needs_the_packages(tmp_path, monkeypatch, capsys):
@@ -44,6 +46,7 @@ def test_the_option_reaches_the_network_and_needs_the_packages(tmp_path, monkeyp
     asked = []
     monkeypatch.setattr(extras, "is_installed", lambda extra: True)
     monkeypatch.setattr(segmenter, "to_onnx", lambda *given: asked.append(given[1].shape) or b"")
-    monkeypatch.setattr(segmenter, "OnnxSession", lambda content, threads: None)  # fits no images
+    monkeypatch.setattr(segmenter, "OnnxSession", lambda content, threads: SimpleNamespace(fits=lambda images: False))
+    monkeypatch.setattr(segmenter, "OpenVinoSession", lambda content, threads: None)
     assert cli.main("lung_segmentation", config, dict, line, lambda tool: tools.TOOLS) == 0
     assert asked == [(1, 1, 384, 384)] and (tmp_path / "out" / "a.png").is_file()

@@ -80,7 +80,8 @@ def find(store, files=None, sides=(("masks", 4), ("crops", 2)), **settings):
         return [np.zeros((side, side), np.uint8) for _, side in sides], [0, int(about["width"])]
 
     weights = weights_file("shipped", "--weights")
-    return find_lungs(JOB, store, weights, settings, dict(sides), ["grey", "side"], describe, skip, files)
+    found = find_lungs(JOB, store, weights, settings, dict(sides), ["grey", "side"], describe, skip, files)
+    return SimpleNamespace(table=found[0], arrays=found[1])
 
 
 def folder_of(found):
