@@ -197,7 +197,7 @@ def test_the_rules_of_the_presets():
     ]
     demo = list_rules(DEMO.fusion, DEMO.decision, (1, 1))
     assert len(demo) == 3 * 4 + 1 and [rule.beta for rule in demo].count(-1) == 1
-    assert len(list_rules(PODIUM.fusion, PODIUM.decision, (1, 1, 1))) == 3 * 2 * (1 + 2 * 3)
+    assert len(list_rules(PODIUM.fusion, PODIUM.decision, (1, 1, 1))) == 3 * 2 * 2 * 2 * (1 + 2 * 3) * 3
     several = FusionConfig(nms=(0.5, 1.0), limit=(0, 9), conf_type=("avg", "max"))
     assert len(list_rules(several, DecisionConfig(gamma=(0, 1, 2), delta=(0, 1)), (1,))) == 8 * 6
     plain = list_rules(FusionConfig(iou=(0.3, 0.4), method="none"), DecisionConfig(("none",)), (1,))
