@@ -196,12 +196,12 @@ class _Trainer:
         """Take a step in parts of `size` images, with the memory of a later one, but no effect except gradients."""
         self.optimizer.zero_grad()
         self.part, self.module, self.recent = size, self.model, torch.zeros((), device=self.device)
-        self.loader.batch_sampler.set_epoch(self.epoch, self.config.epochs)
+        self.loader.batch_sampler.set_epoch(0, self.config.epochs)
         batch = next(iter(self.loader))
-        moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
+        kept = [torch.empty_like(p) for p in self.model.parameters() for _ in range(3)]  # two moments, an average
         for _ in range(2):  # the second time beside gradients
             self.backward(batch, 1, syncs=True)
-        del moments
+        del kept
 
     # ---- one epoch ---------------------------------------------------------------------------------------------
 
