@@ -81,22 +81,16 @@ def count_here():
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def gather(value):
-    """Return the values (any objects) of all processes that work together, in each of them."""
+def gather(value, to_all=True):
+    """Return the values (any objects) of all processes that work together, in each of them or only in the main one."""
     group = process_group()
     if group is None:
         return [value]
     values = [None] * world()
-    group.all_gather_object(values, value, group=_team)
-    return values
-
-
-def collect(value):
-    """Return the values (any objects) of all processes under torchrun in the main one, None in the others."""
-    if (group := process_group()) is None:
-        return [value]
-    values = [None] * world() if is_main() else None
-    group.gather_object(value, values)
+    if to_all:
+        group.all_gather_object(values, value, group=_team)
+    else:
+        group.gather_object(value, values if is_main() else None, group=_team)
     return values
 
 

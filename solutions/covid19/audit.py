@@ -43,30 +43,26 @@ def audit_key(job):
 def run_audit(job):
     """Train the audit's networks, measure where networks look; write audit.json, audit.parquet, focus.parquet.
 
-    Under torchrun all processes take part, as in `train` and `predict`.
-
     audit.parquet: check, image_id, fold, label (for the check), out-of-fold probability. focus.parquet: view, image_id,
     fold, label, share (of the heat map in the lungs, NaN for an empty map), area (of the lungs).
     """
     run, config, images = job.run, job.config, job.images
     found, answers = {}, [pd.DataFrame(columns=["image_id", "fold", "label", "probability", "check"])]
     questions, folds = {check: find_question(job, check) for check in config.audit.checks}, audited_folds(config)
-    networks = {
-        check: [network_of(config, fold, check, labels, rows) for fold in folds if rows is not None]
-        for check, (labels, rows, _) in questions.items()
-    }
-    train_all(job, [network for each in networks.values() for network in each])
+    asked = [(check, fold) for check in questions for fold in folds if questions[check][1] is not None]
+    networks = {(check, fold): network_of(config, fold, check, *questions[check][:2]) for check, fold in asked}
+    train_all(job, [*networks.values()])
     for check, (labels, rows, question) in questions.items():
         found[check] = {"auroc": None, "said": question}
         if rows is None:
             log.info(f"audit, {check}: {question}")
             continue
         parts = []
-        for fold, network in zip(folds, networks[check], strict=True):
+        for fold in folds:
             held_out = rows[images.at(rows)["fold"].to_numpy() == fold]  # an image check may validate on another fold
-            probs = predict(job, [network], held_out, views(config.tta), f"fold {fold}")[:, 0].astype(float)
+            probs = predict(job, [networks[check, fold]], held_out, views(config.tta), f"fold {fold}")[:, 0]
             table = {"image_id": images.ids(held_out), "fold": fold, "label": labels(job, held_out).astype(int)}
-            parts.append(pd.DataFrame(table | {"probability": probs}))
+            parts.append(pd.DataFrame(table | {"probability": probs.astype(float)}))
         table = pd.concat(parts, ignore_index=True)
         patients = images.patients(images.rows_of(table["image_id"]))
         auroc = auroc_interval(table["label"], table["probability"], patients, config.seed)

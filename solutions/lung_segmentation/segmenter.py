@@ -269,8 +269,8 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
         with lock_folder(folder, "finding these lungs"):
             if done := BLOCK * len(list(folder.glob("block-*.npz"))):
                 log.info(f"lungs: continuing, {done} of {len(images)} images are done")
-            how = (sides, describe, skip, files)
-            processes.everywhere(partial(_find_share, folder, key, store, weights, job.options, *how))
+            how = (folder, key, store, weights, job.options, sides, describe, skip, files)
+            processes.everywhere(partial(_find_share, *how))
             blocks = [folder / f"block-{start}.npz" for start in range(0, len(images), BLOCK)]
             rows = [row for path in blocks for row in json.loads(str(np.load(path)["columns"]))]
             for name, side in sides.items():

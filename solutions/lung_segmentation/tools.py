@@ -80,7 +80,8 @@ def masks(
             write_png(out / FOLDER[name] / f"{image_id}.png", part * np.uint8(255))
         write_png(out / f"{image_id}.png", mask * np.uint8(255))
         verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
-        row = {"area": round(mask.mean(), 5), "ok": verdict.ok, "reason": verdict.reason, "rle": encode(mask, ABSOLUTE)}
+        row = {"width": image.shape[1], "height": image.shape[0], "area": round(mask.mean(), 5)}
+        row |= {"ok": verdict.ok, "reason": verdict.reason, "rle": encode(mask, ABSOLUTE)}
         planes = _small(image, parts.get("heart") if structures else None, mask)
         said = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
         return row, 100 * verdict.area, (*planes, said)
@@ -127,8 +128,9 @@ def crops(
         box = (0, 0, *image.shape[::-1]) if region is None else scale_box(region.box, mask.shape, image.shape)
         x_min, y_min, x_max, y_max = box
         write_png(out / f"{image_id}.png", image[y_min:y_max, x_min:x_max])
-        row = dict(zip(BOX, box, strict=True)) | {"rule": "whole" if region is None else region.rule}
-        return row | {"ok": verdict.ok, "reason": verdict.reason}, verdict.area, None
+        row = {"width": image.shape[1], "height": image.shape[0]} | dict(zip(BOX, box, strict=True))
+        row |= {"rule": "whole" if region is None else region.rule, "ok": verdict.ok, "reason": verdict.reason}
+        return row, verdict.area, None
 
     def report(table, *_):
         shares = table["rule"].value_counts(normalize=True)
@@ -151,26 +153,26 @@ def _open(weights, device, tta, gate, onnx=False):
 def _apply(segmenter, images, out, kind, finish, report):
     """Write the table of `kind`, a row for each usable image, and problems.csv; return the number of unusable ones.
 
-    finish(image id, image, probs) -> (dict of a row without id and size, area, picture). report(table, (id, problem)
-    pairs, areas, the first pictures by verdict) comes last. Under torchrun each process has a share of the images; the
-    first gathers the rows and returns the number, the others return 0.
+    finish(image id, image, probs) -> (dict of a row without id, area, picture). report(table, (id, problem) pairs,
+    areas, the first pictures by verdict) comes last. Under torchrun each process has a share of the images; the first
+    gathers the rows and returns the number, the others return 0.
     """
     files, problems = processes.ask_main(lambda: _find(images, out, kind))
     own = dict(list(files.items())[distributed.share(len(files), segmenter.batch_size)])
-    problems, rows, areas, pictures = problems * processes.is_main(), [], [], {True: [], False: []}
-    size, quiet = (lambda image: {"width": image.shape[1], "height": image.shape[0]}), not processes.is_main()
-    found = segmenter.each(own, lambda image_id, image, probs: (size(image), *finish(image_id, image, probs)))
-    for image_id, result, problem in tqdm(found, "lungs", len(own), unit="image", leave=False, disable=quiet):
+    quiet, rows, areas, pictures = not processes.is_main(), [], [], {True: [], False: []}
+    problems = [] if quiet else problems
+    bar = tqdm(segmenter.each(own, finish), "lungs", len(own), unit="image", leave=False, disable=quiet)
+    for image_id, result, problem in bar:
         if problem:
             _leave_out(problems, image_id, problem)
             for folder in ("", *FOLDER.values()):
                 (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
             continue
-        rows.append({"image_id": image_id} | result[0] | result[1])
-        areas.append(result[2])
-        if len(kept := pictures[result[1]["ok"]]) < PICTURES:
-            kept.append(result[3])
-    parts = processes.collect((rows, problems, areas, pictures))
+        rows.append({"image_id": image_id} | result[0])
+        areas.append(result[1])
+        if len(kept := pictures[result[0]["ok"]]) < PICTURES:
+            kept.append(result[2])
+    parts = processes.gather((rows, problems, areas, pictures), to_all=False)
     if quiet:
         return 0
     rows, problems, areas = (list(itertools.chain(*each)) for each in list(zip(*parts, strict=True))[:3])
