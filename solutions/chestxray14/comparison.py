@@ -37,7 +37,8 @@ def results(job, split):
     for end, name in (views | {"": split}).items():
         table = read_parquet(job.run.path(f"{name}.parquet"))
         about = job.images.at(job.images.rows_of(table["image_id"])).reset_index(drop=True)
-        table = table.join(about[CLASSES].add_prefix(TRUE)).join(about[["patient_id", *GROUPS]])
+        # reindex: runs of earlier versions have no GROUPS
+        table = table.join(about[CLASSES].add_prefix(TRUE)).join(about.reindex(columns=["patient_id", *GROUPS]))
         table["truth"] = list(map(tuple, about[CLASSES].to_numpy()))
         tables[end] = table[(about[CLASSES] >= 0).all(axis=1)]
     return tables
