@@ -1,6 +1,7 @@
 """Probabilities for the rows of a store, in constant memory, averaged over models and views."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,13 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
     share = _share(dataset, **how)
 
     def blocks():
-        for probs, *more in _predict_batches(models, dataset, share, **how):
+        for probs, *more in _predict_batches(models, dataset, share, in_bytes=True, **how):
             for part in more:
                 present.extend(part[:, 0].tolist())
             if probs.shape[1:] != (channels, *dataset.size):
                 found = tuple(probs.shape[1:])
                 raise InputError(f"masks {found} from the network: expected {(channels, *dataset.size)}")
-            yield (probs * 255 + 0.5).to(torch.uint8).cpu().numpy().reshape(-1, *shape)
+            yield probs.numpy().reshape(-1, *shape)
 
     if processes.world() == 1:
         masks = write_masks(out_path, (len(dataset), *shape), blocks())
@@ -88,14 +89,23 @@ def _write_compressed(path, shape, blocks):
     how = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
     parts = {"chunks": (1, *shape[1:]), "blocks": (*[1] * (len(shape) - 2), *shape[-2:])}
     file = blosc2.empty(shape, np.uint8, urlpath=str(path), contiguous=True, mode="w", cparams=how, **parts)
-    done = 0
-    for block in blocks:
-        try:
-            file[done : done + len(block)] = np.ascontiguousarray(block)
-        except RuntimeError:  # the library does not say why
-            raise OSError(errno.EIO, "cannot be written; is the disk full?") from None
-        done += len(block)
+    done, written = 0, None
+    with ThreadPoolExecutor(1) as writer:  # compresses a block while the next one is predicted
+        for block in blocks:
+            if written is not None:
+                written.result()
+            written = writer.submit(_write_block, file, done, np.ascontiguousarray(block))
+            done += len(block)
+        if written is not None:
+            written.result()
     check(done == shape[0], f"{path}: {done} maps instead of {shape[0]}")
+
+
+def _write_block(file, start, block):
+    try:
+        file[start : start + len(block)] = block
+    except RuntimeError:  # the library does not say why
+        raise OSError(errno.EIO, "cannot be written; is the disk full?") from None
 
 
 def predict_probs(models, dataset, **how):
@@ -110,7 +120,7 @@ def predict_probs(models, dataset, **how):
     check(len(dataset), "no rows to predict")
     found, done, share = np.empty(0, np.float32), 0, _share(dataset, **how)
     for (probs,) in _predict_batches(models, dataset, share, **how):
-        probs = probs.cpu().numpy()
+        probs = probs.numpy()
         if not done:  # one array from the start: joining a list needs twice the memory
             found = np.empty((len(share), *probs.shape[1:]), probs.dtype)
         found[done : done + len(probs)] = probs
@@ -130,8 +140,13 @@ def _predict_batches(
     activation=sigmoid,
     workers=0,
     progress="predict",
+    in_bytes=False,
 ):
-    """Yield for each batch of these indices the means over models and views, a tensor per output of `activation`."""
+    """Yield for each batch of these indices the means over models and views, a tensor on the CPU per output.
+
+    A batch is yielded once the next one is under way, so that the device works while its results are handled. in_bytes:
+    the first output is multiplied by 255 and rounded to uint8, halves up.
+    """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype, models = precision(device, amp), list(models)
     check(models, "no model to predict with")
@@ -139,7 +154,7 @@ def _predict_batches(
         if isinstance(model, torch.nn.Module):
             model.to(device, memory_format=torch.channels_last).eval()
     loader = eval_loader(dataset, batch_size, workers, indices, pin_memory=device.type == "cuda")
-    quiet = not progress or not processes.is_main()
+    quiet, before = not progress or not processes.is_main(), None
     with tqdm(total=len(indices), desc=progress or None, disable=quiet, leave=False) as bar:
         for images, rows in loader:
             images = images.to(device, non_blocking=True)
@@ -147,9 +162,27 @@ def _predict_batches(
                 outputs = [predict_tta(model, images, views, activation) for model in models]
             outputs = [output if isinstance(output, tuple) else (output,) for output in outputs]
             means = [sum(parts) / len(models) for parts in zip(*outputs, strict=True)]
-            bad = ~torch.stack([torch.isfinite(mean).flatten(1).all(1) for mean in means]).all(0).cpu()
-            if bad.any():
-                why = "the network produced NaN or infinity; use fp32 or check the weights"
-                raise InputError(f"row {int(rows[bad][0])}: {why}")
-            yield means
+            finite = torch.stack([torch.isfinite(mean).flatten(1).all(1) for mean in means]).all(0)
+            if in_bytes:
+                means[0] = (means[0] * 255 + 0.5).to(torch.uint8)
+            copies, done = [part.to("cpu", non_blocking=True) for part in (finite, *means)], None
+            if device.type == "cuda":
+                done = torch.cuda.Event()
+                done.record()
+            if before is not None:
+                yield _checked(*before)
+            before = copies, done, rows
             bar.update(len(images))
+        if before is not None:
+            yield _checked(*before)
+
+
+def _checked(copies, done, rows):
+    """Return the means of a batch once they have arrived from the device. Raises InputError for NaN and infinity."""
+    if done is not None:
+        done.synchronize()
+    bad = ~copies[0]
+    if bad.any():
+        why = "the network produced NaN or infinity; use fp32 or check the weights"
+        raise InputError(f"row {int(rows[bad][0])}: {why}")
+    return copies[1:]

@@ -63,10 +63,10 @@ def list_rules(fusion, decision, weights):
     decisions = [each for rule in decision.rule for each in of_rule[rule]]
     wbf = fusion.method == "wbf"
     values = [fusion.iou[:1] if fusion.method == "none" else fusion.iou, fusion.skip, fusion.nms, fusion.limit]
-    values += [fusion.conf_type if wbf else fusion.conf_type[:1], decisions, decision.gamma, decision.delta]
+    values += [fusion.conf_type if wbf else fusion.conf_type[:1], decision.gamma, decision.delta, decisions]
     found = [
         DecisionRule(tuple(weights), *boxes, **rest, gamma=gamma, delta=delta)
-        for *boxes, rest, gamma, delta in itertools.product(*values)
+        for *boxes, gamma, delta, rest in itertools.product(*values)
     ]
     if not found:
         raise InputError(f"no rule to try: an empty list, or every beta above every alpha, in {fusion} and {decision}")

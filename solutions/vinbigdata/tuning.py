@@ -152,7 +152,7 @@ class _Trials:
         self.oof, self.members, self.truth, self.images, self.shares = oof, members, truth, images, shares
         self.health, self.method = health, method
         self.known, self.fuse, self.match = {}, lru_cache(1)(self._fuse), lru_cache(1)(self._match)
-        self.own_boxes = lru_cache(1)(self._own_boxes)
+        self.own_boxes, self.scale = lru_cache(1)(self._own_boxes), lru_cache(1)(self._scale)
         self.probs, self.present = split_health(health, images["image_id"])
         own = (oof[oof["member"] == member] for member in members)
         own = (evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in own)  # one at a time in memory
@@ -194,18 +194,23 @@ class _Trials:
     def _match(self, rule):
         return evaluate(self.fuse(rule), self.truth, self.images["image_id"])
 
+    def _scale(self, rule):
+        found = self.match(rule.fusion)
+        if rule == rule.fusion:
+            return found
+        class_of = np.repeat(np.arange(len(found.starts) - 1), np.diff(found.starts))
+        boxes = pd.DataFrame({"score": found.score, "class_id": class_of})
+        scaled = scale_scores(boxes, found.image, self.probs, self.present, rule)
+        ranked = np.lexsort((-scaled, class_of))
+        return replace(found, score=scaled[ranked], image=found.image[ranked], found=found.found[ranked])
+
     def scores(self, rule):
         """Return the mean AP of a rule on each share, as `evaluate` would of `decide`.
 
         Rules of the same fusion share one matching, since they treat all boxes of an image and class alike.
         """
         if rule not in self.known:
-            found = self.match(rule.fusion)
-            class_of = np.repeat(np.arange(len(found.starts) - 1), np.diff(found.starts))
-            boxes = pd.DataFrame({"score": found.score, "class_id": class_of})
-            scaled = scale_scores(boxes, found.image, self.probs, self.present, rule)
-            ranked = np.lexsort((-scaled, class_of))
-            found = replace(found, score=scaled[ranked], image=found.image[ranked], found=found.found[ranked])
+            found = self.scale(replace(rule, alpha=1.0, beta=1.0))
             dropped, boxed = find_healthy(rule, self.probs)
             empty = dropped | (np.bincount(found.image, minlength=len(dropped)) == 0)
             added = np.flatnonzero(boxed | empty)
