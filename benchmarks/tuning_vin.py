@@ -37,7 +37,12 @@ def random_case(n_images, members, n_boxes, seed=0):
     healthy = ids[~np.isin(ids, truth["image_id"].unique())]
     nothing = pd.DataFrame({"image_id": healthy, "class_id": NO_FINDING, **dict(zip(BOX, (0, 0, 1, 1), strict=True))})
     images = pd.DataFrame({"image_id": ids, "width": 3000, "height": 3000})
-    return found, pd.concat([truth, nothing], ignore_index=True), images, pd.Series(rng.random(n_images), ids)
+    return (
+        found,
+        pd.concat([truth, nothing], ignore_index=True),
+        images,
+        pd.DataFrame({"healthy": rng.random(n_images)}, ids),
+    )
 
 
 def main():
@@ -46,10 +51,10 @@ def main():
         parser.add_argument(name, type=int, default=default)
     options = parser.parse_args()
     members = [f"m{k}" for k in range(options.members)]
-    found, truth, images, healthy = random_case(options.images, members, options.boxes)
+    found, truth, images, health = random_case(options.images, members, options.boxes)
     weights, ids = (1.0,) * len(members), images["image_id"]
     rules = [DecisionRule(weights, 0.4, alpha=a, beta=b) for a, b in itertools.product(SWEEP, (-1.0, *SWEEP)) if b <= a]
-    trials = _Trials(found, truth, images, healthy, members, "wbf", np.ones((1, len(images))))
+    trials = _Trials(found, truth, images, health, members, "wbf", np.ones((1, len(images))))
     trials.scores(replace(rules[0], alpha=0.123, beta=0.0))  # compiles and fuses
     begun = time.process_time()
     fast = [trials.scores(rule)[0] for rule in rules]
