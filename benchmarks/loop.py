@@ -111,9 +111,11 @@ def measure(job, network, steps, rate, folder):
     loader.batch_sampler.set_epoch(0, 1)
     keys = next(iter(loader.batch_sampler))
     dataset = network.dataset(job, data_rows, True, True)
-    begun = time.perf_counter()
-    batch = loader.collate_fn([dataset[key] for key in keys])
-    load = time.perf_counter() - begun
+    load = np.inf
+    for _ in range(3):
+        begun = time.perf_counter()
+        batch = loader.collate_fn([dataset[key] for key in keys])
+        load = min(load, time.perf_counter() - begun)
     fixed = to_device(batch, device)
     for _ in range(WARM):
         take(fixed)

@@ -62,6 +62,7 @@ def part_size(wanted, size, whole, attempt, name):
         check(not whole or not 0 < wanted < size, f"--micro-batch {wanted}: {name}: {whole}; {remedy}")
         return wanted
     if attempt is None or whole:
+        log.info(f"{name}: --micro-batch auto leaves batches whole: {whole or 'only GPUs report that they are full'}")
         return 0
     part = size
     while part > 1:

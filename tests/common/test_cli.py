@@ -137,6 +137,21 @@ def test_help(command, capsys):
     assert "usage: cxr toy train [preset]" in said and "a preset (small, big), --help" in said and "--hours" in said
 
 
+def test_options_that_save_memory_belong_to_trainings_and_their_plan(command, capsys):
+    for verb, shown in (("train", True), ("plan", True), ("predict", False)):
+        with pytest.raises(SystemExit):
+            command(f"{verb} small --help")
+        said = capsys.readouterr().out
+        assert [name in said for name in ("--micro-batch", "--grad-checkpointing")] == [shown] * 2
+    done = command("train small --out r --grad-checkpointing --micro-batch auto --net.compile auto")
+    options, config = done.contexts[0].options, done.contexts[0].config
+    assert options.grad_checkpointing and options.micro_batch == "auto" and config.net.compile == "auto"
+    done = command("train small --out s --micro-batch 4 --net.compile True --net.validate-images 9")
+    options, net = done.contexts[0].options, done.contexts[0].config.net
+    assert (options.micro_batch, net.compile, net.validate_images) == (4, True, 9) and not options.grad_checkpointing
+    assert command("train small --out s --micro-batch -1").status == 2
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # the parser draws its box by the terminal's encoding
 @pytest.mark.parametrize(
     ("words", "said"),

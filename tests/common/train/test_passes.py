@@ -93,6 +93,11 @@ def test_auto_halves_until_a_step_fits_and_says_so(caplog):
     assert find(partial(attempt, 12)) == 12 and not caplog.text
     assert find(partial(attempt, 0)) == 1  # which the training itself then reports
     assert passes.part_size("auto", 12, "its batch norms", partial(attempt, 3), "x") == 0
+    assert passes.part_size("auto", 12, "", None, "x") == 0
+    assert [line.split(": ")[-1] for line in caplog.messages[-2:]] == [
+        "its batch norms",
+        "only GPUs report that they are full",
+    ]
 
 
 def test_the_trial_step_leaves_nothing_behind(tmp_path, monkeypatch):
