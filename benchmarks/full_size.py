@@ -45,7 +45,7 @@ SETTINGS = {  # large batches: optimizer steps are not what is measured
     "siim_pneumothorax": f"podium --store-size {SIDE} --segmenter.sizes {SIDE} --segmenter.epochs 1 "
     "--segmenter.frozen-epochs 0 --segmenter.weights none --segmenter.augmentation light --segmenter.batch-size 64",
     "vinbigdata": f"paper --store-size {SIDE} --n-folds 5 --folds 0 1 2 3 4 --detector.size {SIDE} "
-    "--detector.epochs 1 --detector.weights none --detector.batch-size 32 "
+    "--detector.epochs 1 --detector.weights none --detector.batch-size 32 --detector.validate-images 500 "
     f"--healthy.size {SIDE} --healthy.epochs 1 --healthy.weights none",
 }
 
