@@ -22,7 +22,7 @@ class Options:
     store: Path | None = None
     """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
     hours: float | None = None
-    """Save everything and stop after this time, in any verb; the same command continues."""
+    """Save everything and stop after this time, in any verb; the same command continues. plan: hours of a session."""
     test: Path | None = None
     """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
     id_map: Path | None = None
