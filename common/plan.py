@@ -40,10 +40,7 @@ SMALLER = 10  # times that maps shrink; measured: 13 to 19 (lungs, real images o
 
 @dataclass(frozen=True)
 class Stage:
-    """The trainings of one stage, one per fold. load: seconds to read and augment an image in one process.
-
-    part: images per pass, 0 for a whole batch.
-    """
+    """The trainings of one stage. load: seconds to read an image in one process; part: images per pass, 0: a batch."""
 
     stage: str
     section: str

@@ -142,10 +142,7 @@ class _Trainer:
         self.saved = self.since = time.monotonic()
 
     def save(self, outdated=()):
-        """Write last.ckpt from a copy, in a thread, and then delete the files `outdated`; the main process does.
-
-        Raises the error of the last such write.
-        """
+        """Write last.ckpt in a thread, then delete the files `outdated`. Raises the error of the last such write."""
         self.saved = time.monotonic()
         self.seconds, self.since = self.seconds + self.saved - self.since, self.saved
         if not distributed.is_main():
