@@ -45,7 +45,7 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
         own = Path(out_path).with_name(f"{Path(out_path).stem}.{processes.rank()}{Path(out_path).suffix}")
         write_masks(own, (len(share), *shape), blocks())
         parts = processes.gather(own)
-        processes.ask_main(lambda: write_masks(out_path, (len(dataset), *shape), drain(parts)))
+        processes.ask_main(lambda: write_masks(out_path, (len(dataset), *shape), drain(parts)).shape)  # not the file
         present = [value for part in processes.gather(present) for value in part]
         masks = read_array(out_path)
     return (masks, np.array(present, np.float32)) if present else masks
