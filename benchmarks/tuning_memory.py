@@ -93,11 +93,11 @@ def predict(path, n, side, rng):
     return runs
 
 
-def predict_folds(folder, n, side, rng):
-    """Write the maps of two folds and join them into oof.npy; return their true runs."""
-    parts, sizes = [folder / "fold0.b2nd", folder / "fold1.b2nd"], [n // 2, n - n // 2]
+def predict_folds(path, n, side, rng):
+    """Write the maps of two folds and join them; return their true runs."""
+    parts, sizes = [path.with_stem(f"fold{k}") for k in (0, 1)], [n // 2, n - n // 2]
     runs = [predict(path, size, side, rng) for path, size in zip(parts, sizes, strict=True)]
-    write_masks(folder / "oof.b2nd", (n, side, side), drain(parts))
+    write_masks(path, (n, side, side), drain(parts))
     return [*runs[0], *runs[1]]
 
 
@@ -117,17 +117,17 @@ def main():
     parser.add_argument("--n", type=int, default=300, help="out-of-fold images")
     parser.add_argument("--test", type=int, default=80, help="test images")
     parser.add_argument("--side", type=int, default=512, help="network resolution in pixels")
+    parser.add_argument("--format", choices=["b2nd", "npy"], default="b2nd", help="of the maps; npy: not compressed")
     parser.add_argument("--folder", help="where the temporary folder goes")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     rules = grid(pixel=PIXELS, min_area=range(0, 5000, 250), gate=(0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7))
     rules += grid(pixel=(0.3,), top=(0.6, 0.75, 0.9), min_pixels=(500, 1000, 2000, 4000))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, PeakMemory() as memory:
-        folder = Path(folder)
-        runs, _ = timed("predict (synthetic)", lambda: predict_folds(folder, args.n, args.side, rng))
-        predict(folder / "test.b2nd", args.test, args.side, rng)
-        probs = read_array(folder / "oof.b2nd")
-        size = (folder / "oof.b2nd").stat().st_size
+        folder, oof = Path(folder), Path(folder, f"oof.{args.format}")
+        runs, _ = timed("predict (synthetic)", lambda: predict_folds(oof, args.n, args.side, rng))
+        predict(oof.with_stem("test"), args.test, args.side, rng)
+        probs, size = read_array(oof), oof.stat().st_size
         print(f"out-of-fold maps: {size / 1e9:.2f} GB, {np.prod(probs.shape) / size:.0f} × compressed", flush=True)
         positive = np.array([len(r) > 0 for r in runs])
         gate_probs = np.clip(0.5 * positive + 0.5 * rng.random(args.n), 0, 1)
@@ -159,7 +159,7 @@ def main():
                 assert abs(exact - dice[i]) < 1e-12, (rule, i)
 
         def submit():
-            test = read_array(folder / "test.b2nd")
+            test = read_array(oof.with_stem("test"))
             ids = [f"1.2.{i}" for i in range(args.test)]
             write_submission(folder / "sample.csv", pd.DataFrame({"ImageId": ids, "EncodedPixels": "-1"}))
             write_submission(folder / "submission.csv", submission_rows(ids, test, np.ones(args.test), tuned.rule))
