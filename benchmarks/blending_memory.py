@@ -50,6 +50,7 @@ def main():
     parser.add_argument("--n", type=int, default=300, help="images")
     parser.add_argument("--side", type=int, default=512, help="network resolution in pixels")
     parser.add_argument("--members", type=int, default=3, help="runs that are blended")
+    parser.add_argument("--steps", type=int, default=10, help="of the search for weights")
     parser.add_argument("--folder", help="where the temporary folder goes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, PeakMemory() as memory:
@@ -66,7 +67,7 @@ def main():
         job = SimpleNamespace(images=SimpleNamespace(ids=lambda rows: rows), recipe=SimpleNamespace(metric="dice"))
         blocks = partial(mixing.target_blocks, dataset, maps, places[:, rows])
         mixture = mixing.Mixture(job, network, rows, partial(mixing.mixed_values, network, blocks))
-        weights, _ = timed("weights", lambda: mixing.search_weights(mixture, rows % 5, args.members))
+        weights, _ = timed("weights", lambda: mixing.search_weights(mixture, rows % 5, args.members, args.steps))
         shares = mixing.shares_of(weights, [part % 5 for part in range(args.n)])
         timed(
             "mixed maps",
