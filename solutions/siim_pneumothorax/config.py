@@ -97,7 +97,7 @@ class DecisionConfig:
     """triplet rule: pixels above the high threshold that make a mask count. 1st place: about 2,000."""
     bottom: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5)
     """triplet rule: the pixel threshold of a mask that counts. 1st place: about 0.3."""
-    weight: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    weight: tuple[float, ...] = (0.01, 0.1, 0.5, 1.0, 2.0)
     """expected rule: how much an empty mask counts; 1 would be right for perfect probabilities."""
     connectivity: Literal[4, 8] = 8
 
