@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 GB, HOUR = 1e9, 3600
 FEW, MORE, TESTS = 16, 40, 4  # images that are really prepared; more if the folds follow from what is in them
 LONG_RUN = 1000  # images; of shorter runs nothing is announced
-SMALLER = 10  # times that maps shrink; measured: 13 to 19 (lungs, real images of 384 px), see benchmarks/README.md
+SMALLER = 10  # times that maps shrink, an assumption: `python -m benchmarks.maps` prints what real ones do
 
 
 @dataclass(frozen=True)
