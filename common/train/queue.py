@@ -46,10 +46,11 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
                 with _beating(trainings[number].folder(run) / LEASE):
                     train(trainings[number])
     finally:  # a signal may have come between a claim and its block
-        for path in (network.folder(run) / LEASE for network in trainings):
+        for network in trainings:
+            path = network.folder(run) / LEASE
             with suppress(FileNotFoundError, ValueError):
-                if json.loads(path.read_text()) == _owner():
-                    release(path)
+                if json.loads(path.read_text()) == _owner() or (network.is_finished(run) and _is_expired(path)):
+                    release(path)  # also that of a process killed between the end of its training and this
 
 
 def team_size(ready, n_processes, wanted=None):

@@ -65,6 +65,16 @@ def test_trainings_come_after_their_sources_and_leases_are_given_back(tmp_path):
     assert len(done) == 4  # nothing is left to do
 
 
+def test_the_lease_of_a_process_killed_after_its_training_is_removed(tmp_path):
+    (tmp_path / "coarse").mkdir()
+    (tmp_path / "coarse" / "final.safetensors").touch()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "coarse" / LEASE).write_text(json.dumps(queue._owner() | {"process": gone.pid}))
+    work_through((COARSE, FINE), tmp_path, Budget(), finish(tmp_path))
+    assert not list(tmp_path.rglob("lease*")) and (tmp_path / "fine" / "final.safetensors").is_file()
+
+
 def test_a_failed_training_gives_its_lease_back(tmp_path):
     def fail(network):
         raise ValueError("broken")
