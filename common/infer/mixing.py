@@ -3,8 +3,10 @@
 Weights are tuples of numbers >= 0, one per member; parts are the folds, or halves, of images.
 """
 
+import ctypes
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from common.infer.predict import write_masks
 from common.post.fusion import FusionRule, fuse_members
 from common.post.regions import resize_mask_probs
 
-BLOCK = 4  # maps in memory at once, of each member
+BLOCK = 1  # maps in memory at once, of each member
 NEAR = 1e-6  # of 0 and 1: where probabilities are cut off before they become logits
 
 
@@ -101,7 +103,10 @@ def mixed_values(network, blocks, many):
     blocks() -> pairs of probabilities of all members, (members, images, …), and the targets of the images or None.
     """
     found = [[] for _ in many]
-    for values, target in blocks():
+    for number, (values, target) in enumerate(blocks()):
+        if number % 16 == 0:  # small results between large freed arrays would keep these from the system
+            with suppress(AttributeError, OSError):
+                ctypes.CDLL(None).malloc_trim(0)
         for measured, weights in zip(found, many, strict=True):
             mean = torch.from_numpy(np.tensordot(np.array(weights, np.float32) / sum(weights), values, 1))
             measured.append(np.asarray(network.measure(torch.logit(mean, NEAR).float(), target)))
