@@ -208,6 +208,8 @@ def test_podium_on_every_labelled_image_has_nothing_to_submit(tmp_path, command,
         *tiny,
         "--n-folds",
         "2",
+        "--folds",
+        "0",
         "--lungs.size",
         "64",
     ]
