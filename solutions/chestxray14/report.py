@@ -15,7 +15,7 @@ from common.report.gallery import box_overlay, gallery, outline_overlay
 from solutions.chestxray14 import comparison
 from solutions.chestxray14.config import BOX_SIDE, LABELS
 from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
-from solutions.chestxray14.labels import GROUPS
+from solutions.chestxray14.labels import AGES, GROUPS
 from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
@@ -162,10 +162,15 @@ def _groups(job):
     for split, where in (("oof", "out of fold"), ("test", "test")):
         table = comparison.results(job, split)[""]
         for name in GROUPS:
-            for value, part in table[table[name] != ""].groupby(name):
+            groups = dict(list(table[table[name] != ""].groupby(name)))
+            for value in sorted(groups, key=lambda value: (AGES.index(value) if value in AGES else 0, value)):
+                part = groups[value]
                 if found := comparison.score_part(part, job.config.seed):
                     rows.append({"": where, "group": f"{name} {value}", **found[1], **found[1]["mean"]})
-    text = "Means over the classes with both kinds of images in the group, so only rows of as many classes compare."
+    text = (
+        "The mean AUROC over the classes that have positive and negative images in the group; compare only rows with "
+        "equally many classes."
+    )
     return page.section("Subgroups", text, page.table(pd.DataFrame(rows).drop(columns="mean"))) if rows else None
 
 
