@@ -63,6 +63,13 @@ _PACKED = ["class_id", *BOX, "score"]
 _EXACT = 2**24  # class ids are exact in float32 below
 
 
+def find_places(index, names):
+    """Return `index.get_indexer(names)`, int64, with a text in memory for each name instead of each of millions."""
+    codes, distinct = pd.factorize(names)
+    places = np.append(index.get_indexer(distinct), -1).astype(np.int64)  # the last one of NaN, whose code is -1
+    return places[codes]
+
+
 def read_boxes(name, table, images, no_finding=None, n_classes=_EXACT, scored=True, highest=np.inf, sizes=None):
     """Return (image numbers int64 (n,), class ids int64 (n,), boxes float64 (n, 4), scores float64 (n,) or None).
 
@@ -73,7 +80,7 @@ def read_boxes(name, table, images, no_finding=None, n_classes=_EXACT, scored=Tr
     numbers = read_numbers(name, table, ["class_id", *["score"] * scored, *BOX])
     class_id, boxes = numbers[:, 0], np.ascontiguousarray(numbers[:, -4:])
     scores = np.ascontiguousarray(numbers[:, 1]) if scored else np.zeros(len(table))
-    image = images.get_indexer(table["image_id"]).astype(np.int64)
+    image = find_places(images, table["image_id"])
     low, high, limits = boxes[:, :2], boxes[:, 2:], np.inf if sizes is None else sizes[image]
     lowest, wanted = (-n_classes, "a whole number") if n_classes == _EXACT else (-1, f"one of 0 to {n_classes - 1}")
     known = (np.floor(class_id) == class_id) & (class_id > lowest) & (class_id < n_classes)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import InputError
-from common.post.boxes import BOX, clip
+from common.post.boxes import BOX, clip, find_places
 from common.post.fusion import COLUMNS, FusionRule
 from common.submit.boxes import find_faults, normalised_faults, read_entries, repair_entries
 from common.submit.table import read_table
@@ -97,7 +97,7 @@ def apply_rule(detections, image_ids, health, rule):
     like its row in the submission.
     """
     ids = pd.Index(image_ids)
-    at = ids.get_indexer(detections["image_id"])
+    at = find_places(ids, detections["image_id"])
     probs, present = np.zeros(len(ids)), None
     if rule != rule.fusion:
         probs, present = split_health(health, ids)
@@ -127,7 +127,7 @@ def prediction_strings(detections, image_ids, images=None):
     gives its size, else at 0; boxes without area are left out, and an image without boxes gets `14 1 0 0 1 1`.
     """
     ids = pd.Index(image_ids)
-    at, class_id = ids.get_indexer(detections["image_id"]), detections["class_id"].to_numpy().astype(int)
+    at, class_id = find_places(ids, detections["image_id"]), detections["class_id"].to_numpy().astype(int)
     score, boxes = detections["score"].to_numpy(np.float64), detections[BOX].to_numpy(np.float64)
     boxes = np.maximum(boxes, 0) if images is None else clip(boxes, _pixels(images, ids)[at])
     kept = np.flatnonzero((boxes[:, :2] < boxes[:, 2:]).all(axis=1))
