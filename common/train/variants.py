@@ -30,6 +30,10 @@ class Fitted:
 
 
 def read_finished(folder, model, key, changed):
+    """Load a finished training's weights into `model` and return its Fitted.
+
+    Raises InputError if its key is another one (see `same_training`) or a file of it is damaged.
+    """
     _, about = load_weights(folder / "final.safetensors", model)
     same_training(about.get("key"), key, folder, changed)
     summary = read_json(folder / "variants.json")
@@ -41,6 +45,7 @@ def read_finished(folder, model, key, changed):
 
 
 def same_training(found, wanted, folder, changed):
+    """Raise InputError unless the keys of two trainings are equal; changed: the changed settings, for the message."""
     if found != wanted:
         raise InputError(
             f"{folder}: holds a training with another configuration, data or seed{changed}; "
