@@ -71,7 +71,7 @@ class Options:
         check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
         check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
         distinct = len(set(self.seeds)) == len(self.seeds) != 1 and min(self.seeds, default=0) >= 0
-        check(distinct, f"--seeds {' '.join(map(str, self.seeds))}: two or more, each once and none negative")
+        check(distinct, f"--seeds {' '.join(map(str, self.seeds))}: name two or more, each once, none negative")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative: {self.workers}")
         if self.hours is not None and not self.hours > 0:
             raise InputError(f"--hours must be above 0, not {self.hours:g}")
