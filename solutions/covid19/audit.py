@@ -113,8 +113,6 @@ def network_of(config, fold, check, labels=labels_of, rows=None):
     """Return the Network of a check for one fold; rows: the store rows of the check."""
 
     def split(job, fold):
-        if check == "image":
-            return fold_rows(job, fold)
         held_out = job.images.at(rows)["fold"].to_numpy() == fold
         parts = rows[~held_out], rows[held_out]
         if len(set(labels(job, parts[0]).tolist())) < 2 or not len(parts[1]):
@@ -122,7 +120,7 @@ def network_of(config, fold, check, labels=labels_of, rows=None):
         return parts
 
     fitting = audit_fitting(config, check)
-    return covid_network(config, fold, PREFIX + check, view_of(config, check), fitting, labels, split)
+    return covid_network(config, fold, PREFIX + check, view_of(config, check), fitting, labels, fold_rows if check == "image" else split)
 
 
 def focus_networks(config, fold):

@@ -28,6 +28,7 @@ PRINTED = (
 )
 # What a network sees. border and background show no lung, so networks cannot learn the disease from them.
 VIEWS = ("lungs", "image", "border", "background")
+ORIGINS = 16  # most collections that an adversary distinguishes; smaller ones count as one
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,9 @@ class Config:
     the paper's negatives come from elsewhere; train: they are negatives like the others."""
     balance: bool = False
     """Show images of small groups of collection and label more often in training, so that origin helps less."""
+    adversary: float = 0.0
+    """Train the classifier's features to hide the collection of images of one label (reversed gradients, of this
+    strength beside the loss's); 0: off. With same_source train, so that a label has several kinds of collections."""
     exclude: str = ""
     """CSV of images to leave out, optionally with reasons in a second column. Paper: laterals, scans of PDFs and marked
     images with COVID-19, and normals with medical equipment, chosen by hand."""
@@ -148,6 +152,7 @@ class Config:
         check_run(self, self.network.size)
         if self.n_folds < 2 + self.network.chooses:
             raise InputError(f"n_folds {self.n_folds}: must be at least 3, as one is held out and one validates")
+        check(self.adversary >= 0, f"adversary must be at least 0, not {self.adversary}")
         check(self.negatives >= 0, f"negatives must be at least 0, not {self.negatives}")
 
 

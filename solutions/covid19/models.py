@@ -3,25 +3,73 @@
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from common.data.augment import Lighting, Warp, compose, homography, jitter, paper_covid
 from common.data.loaders import SampleDataset
-from common.errors import InputError
+from common.errors import InputError, check
 from common.infer.predict import predict_probs
 from common.metrics.classification import accuracy, auroc, confusion_counts
 from common.network import Network
-from common.nn.classifier import build_classifier
+from common.nn.backbone import ExactLinear
+from common.nn.classifier import Classifier, build_classifier
 from common.nn.losses import bce
-from solutions.covid19.config import STAGE
+from solutions.covid19.config import ORIGINS, STAGE
 from solutions.covid19.data import MASKS, labels_of
 
 MASKED = ("lungs", "background")  # the views that need masks
 
 
-def build_network(config, weights=None):
-    """Return the classifier of a NetworkConfig, its backbone pretrained as `weights` (Ahmed et al., 3.4)."""
-    return build_classifier(config, 1, weights, hidden=config.hidden)
+class Adversarial(Classifier):
+    """A Classifier whose features are also trained to hide an image's collection, by reversed gradients.
+
+    In training, forward returns the logits and those of each collection given either label, (B, 1 + 2 · ORIGINS).
+    strength: of the reversed gradient (Ganin et al. 2016; given the label as in Li et al. 2018, since hiding the
+    collection altogether would hide the label that goes with it).
+    """
+
+    def __init__(self, *args, strength, **options):
+        super().__init__(*args, **options)
+        self.strength = strength
+        self.origin = torch.nn.Sequential(ExactLinear(self.width, 128), torch.nn.ReLU(), ExactLinear(128, 2 * ORIGINS))
+
+    def forward(self, images):
+        pooled = images if images.ndim == 2 else self.pooled(images)
+        logits = super().forward(pooled)
+        if not self.training:
+            return logits
+        # equal to `pooled`, with its gradient times −strength
+        reverse = (1 + self.strength) * pooled.detach() - self.strength * pooled
+        return torch.cat([logits, self.origin(reverse)], 1)
+
+
+def build_network(config, weights=None, adversary=0.0):
+    """Return the classifier of a NetworkConfig, its backbone pretrained as `weights` (Ahmed et al., 3.4).
+
+    adversary: strength of an Adversarial, 0 for none.
+    """
+    kind = partial(Adversarial, strength=adversary) if adversary else Classifier
+    return build_classifier(config, 1, weights, kind, hidden=config.hidden)
+
+
+def adversarial_loss(output, target):
+    """Return the cross-entropy of labels plus, in training, that of collections; target: columns label and origin."""
+    label, origin = target[:, 0], target[:, 1].long()
+    loss = bce(output[:, :1], label)
+    if output.shape[1] == 1:
+        return loss
+    given = output[:, 1:].float().unflatten(1, (2, ORIGINS))[torch.arange(len(label)), label.long()]
+    return loss + F.cross_entropy(given, origin)
+
+
+def with_origins(job, rows):
+    """Return label and origin of store rows, float32 (n, 2): 0 for the largest collection; the smallest share one."""
+    counts = job.images.table.loc[job.images.table["role"] == "main", "collection"].value_counts()
+    numbers = pd.Series(np.arange(len(counts)).clip(max=ORIGINS - 1), counts.index)
+    origins = job.images.at(rows)["collection"].map(numbers).to_numpy(np.float32)
+    return np.stack([labels_of(job, rows), origins], 1)
 
 
 def apply_view(image, mask, view, margin):
@@ -77,15 +125,18 @@ def fold_rows(job, fold):
     The held-out fold is never used for choices. Raises InputError if one of the two sets lacks a label.
     """
     n_folds, chooses = job.config.n_folds, job.config.network.chooses
-    if fold == n_folds:  # of a network trained on all images
-        return job.images.rows(role="main"), np.zeros(0, int)
     validation = (fold + 1) % n_folds if chooses else fold
-    others = [k for k in range(n_folds) if k not in (fold, validation)]
-    parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")
+    if fold == n_folds:  # of a network trained on all images
+        parts = job.images.rows(role="main"), np.zeros(0, int)
+    else:
+        others = [k for k in range(n_folds) if k not in (fold, validation)]
+        parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")
     for rows, purpose in zip(parts, ("to train on", "to validate on"), strict=True):
-        for label in {0.0, 1.0} - set(labels_of(job, rows).tolist()):
+        for label in {0.0, 1.0} - set(labels_of(job, rows).tolist()) if fold < n_folds else ():
             kind = "with" if label else "without"
             raise InputError(f"fold {fold}: no image {kind} COVID-19 {purpose}; choose another n_folds")
+    several = job.images.at(parts[0]).groupby("label")["collection"].nunique().max() > 1
+    check(several or not job.config.adversary, "--adversary: no label has images from two collections to train on")
     return (balance(job, parts[0]), parts[1]) if job.config.balance else parts
 
 
@@ -100,13 +151,16 @@ def balance(job, rows):
 
 
 def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=labels_of, rows=fold_rows):
-    """Return the Network of one fold, of the run's view of COVID-19 by default; labels(job, rows) -> (n,)."""
+    """Return the Network of one fold, of the run's view of COVID-19 by default; labels(job, rows) -> (n,).
+
+    The run's settings against the collection are those of networks whose `rows` are its own.
+    """
     view, fitting = view or config.view, fitting or config.network
-    margin = config.audit.margin
+    margin, adversary = config.audit.margin, config.adversary if rows is fold_rows else 0.0
 
     def dataset(job, rows, augment, targets):
         transform = augmentation(fitting.augmentation, fitting.size) if augment else None
-        wanted = labels(job, rows) if targets else None
+        wanted = (with_origins if adversary else labels)(job, rows) if targets else None
         images, masks = job.images.store.images, job.images.arrays[MASKS]
         return view_dataset(images, masks, rows, view, margin, fitting.size, transform, wanted)
 
@@ -120,13 +174,13 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
         fold,
         stage,
         fitting,
-        partial(build_network, fitting),
+        partial(build_network, fitting, adversary=adversary),
         dataset,
-        loss=bce,
+        loss=adversarial_loss if adversary else bce,
         measure=lambda output, target: output.float()[:, 0],
         figures=figures,
         rows=rows,
-        key=[view, margin if view == "border" else None],
+        key=[view, margin if view == "border" else None, *[adversary] * (adversary > 0)],
         watched=("accuracy",),
         trained_on=lambda job: {"solution": job.solution, "fold": fold, "images": len(rows(job, fold)[0])},
     )

@@ -21,7 +21,7 @@ from common.submit.table import read_table
 from solutions.covid19.collections import read_collections
 from solutions.covid19.config import DEMO, LungsConfig, SelectionConfig
 from solutions.covid19.data import SELECTION, draw_evenly, read_selection, rejected_shares
-from solutions.covid19.models import fold_rows
+from solutions.covid19.models import fold_rows, with_origins
 from solutions.covid19.pipeline import SOLUTION
 from solutions.covid19.selection import select
 
@@ -327,6 +327,21 @@ def test_small_groups_are_shown_more_often_in_training_alone(job):
     assert shown.nunique() > 1 and (counts == np.minimum(shown.max(), 10 * shown)).all()
     assert len(set(judge)) == len(judge) and not set(judge) & set(learn)
     assert set(learn) == set(data.rows(folds=[1, 2], role="main"))
+
+
+def test_an_adversary_needs_two_collections_of_a_label(job, folder):
+    options = {"n_folds": 3, "folds": (0, 1, 2), "adversary": 0.5}
+    run = job(dataclasses.replace(SMALL, same_source="train", **options))
+    data = prepare(run)
+    rows = fold_rows(run, 0)[0]
+    labels, origins = with_origins(run, rows).T
+    counts = data.at(data.rows(role="main"))["collection"].value_counts()
+    assert (data.at(rows)["collection"] == counts.index[origins.astype(int)]).all() and len(set(origins)) > 1
+    assert (labels == data.at(rows)["label"]).all()
+    lonely = job(dataclasses.replace(SMALL, **options), out="lonely")
+    table = prepare(lonely).table
+    lonely.images.table["collection"] = lonely.images._by_row["collection"] = table["label"].astype(str).to_numpy()
+    assert refusal(fold_rows, lonely, 0) == "--adversary: no label has images from two collections to train on"
 
 
 # ---- what trainings follow from ------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from torch import nn
 from common.errors import InputError
 from common.nn.classifier import Classifier
 from common.train.checkpoint import load_weights
-from solutions.covid19.config import NetworkConfig
-from solutions.covid19.models import build_network
+from solutions.covid19.config import ORIGINS, NetworkConfig
+from solutions.covid19.models import Adversarial, adversarial_loss, build_network
 
 
 def config(backbone="test_resnet", size=64, **options):
@@ -98,6 +98,29 @@ def test_grad_cam_is_that_of_autograd_image_by_image():
             heat = model.heat(batch)
         np.testing.assert_allclose(heat, torch.stack(expected), rtol=1e-3, atol=1e-6)
         assert not heat.requires_grad and all(p.grad is None for p in model.parameters())
+
+
+def test_the_adversary_learns_collections_and_the_features_unlearn_them():
+    torch.manual_seed(0)
+    net, target = nn.Conv2d(3, 2, 1), torch.tensor([[1.0, 3]])
+    model = Adversarial(net, 2, (0, 0, 0), (1 / 255,) * 3, dropout=0.0, strength=0.5).train()
+    output = model(X)
+    assert output.shape == (1, 1 + 2 * ORIGINS)
+    adversarial_loss(output, target).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    pooled = model.pooled(X)
+    origins = model.origin(pooled)[:, ORIGINS:]  # those given the label 1
+    torch.testing.assert_close(output[:, 1 + ORIGINS :], origins)
+    label, origin = nn.functional.softplus(-model.head(pooled)).sum(), -origins.log_softmax(1)[0, 3]
+    plain = torch.autograd.grad(label + origin, [*model.head.parameters(), *model.origin.parameters()], retain_graph=True)
+    names = [name for name, _ in model.named_parameters() if not name.startswith("net.")]
+    assert all(torch.allclose(found[name], grad, atol=1e-6) for name, grad in zip(names, plain, strict=True))
+    reversed_ = torch.autograd.grad(label - 0.5 * origin, list(net.parameters()))
+    assert torch.allclose(found["net.weight"], reversed_[0], atol=1e-5) and found["net.weight"].abs().max() > 0
+    model.eval()
+    assert torch.equal(model(X), model.head(model.pooled(X)))
+    assert adversarial_loss(model(X), target).item() == pytest.approx(label.item(), rel=1e-5)
 
 
 def test_the_head_stays_exact_in_low_precision():
