@@ -120,7 +120,8 @@ def network_of(config, fold, check, labels=labels_of, rows=None):
         return parts
 
     fitting = audit_fitting(config, check)
-    return covid_network(config, fold, PREFIX + check, view_of(config, check), fitting, labels, fold_rows if check == "image" else split)
+    own = fold_rows if check == "image" else split
+    return covid_network(config, fold, PREFIX + check, view_of(config, check), fitting, labels, own)
 
 
 def focus_networks(config, fold):

@@ -113,7 +113,8 @@ def test_the_adversary_learns_collections_and_the_features_unlearn_them():
     origins = model.origin(pooled)[:, ORIGINS:]  # those given the label 1
     torch.testing.assert_close(output[:, 1 + ORIGINS :], origins)
     label, origin = nn.functional.softplus(-model.head(pooled)).sum(), -origins.log_softmax(1)[0, 3]
-    plain = torch.autograd.grad(label + origin, [*model.head.parameters(), *model.origin.parameters()], retain_graph=True)
+    heads = [*model.head.parameters(), *model.origin.parameters()]
+    plain = torch.autograd.grad(label + origin, heads, retain_graph=True)
     names = [name for name, _ in model.named_parameters() if not name.startswith("net.")]
     assert all(torch.allclose(found[name], grad, atol=1e-6) for name, grad in zip(names, plain, strict=True))
     reversed_ = torch.autograd.grad(label - 0.5 * origin, list(net.parameters()))
