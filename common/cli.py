@@ -24,7 +24,7 @@ import tyro
 from common import kaggle, processes
 from common.budget import Budget, Stopped
 from common.config import from_dict, read_settings, update
-from common.errors import PARTIAL, STOPPED, InputError
+from common.errors import PARTIAL, STOPPED, InputError, check
 from common.options import FLAGS, Options, check_special, hidden_options
 from common.runs import FINISHED, Run, coloured, start_log
 
@@ -149,8 +149,7 @@ def _tool_names(config_module):
 
 
 def _require_one_process(name):
-    if processes.count() > 1 and name not in SHARED:
-        raise InputError(f"{name} runs in one process: leave out torchrun")
+    check(processes.count() == 1 or name in SHARED, f"{name} runs in one process: leave out torchrun")
 
 
 def _run_verb(solution, config_module, load_verbs, argv, load_tools):
@@ -161,8 +160,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
         print(_overview(solution, config_module, known, tools))
         return 0
     verb, rest = argv[0], [part for word in argv[1:] for part in ([word, "True"] if word in FLAGS else [word])]
-    if verb not in known:
-        raise InputError(f"{verb!r} is not a verb of {solution}: {', '.join([*known, *tools])}")
+    check(verb in known, f"{verb!r} is not a verb of {solution}: {', '.join([*known, *tools])}")
     preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if preset is not None and preset not in config_module.PRESETS:
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
@@ -268,8 +266,7 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
 def _settings(solution, path):
     """Return the settings in a file, which may name its solution and preset."""
     values = read_settings(path)
-    if values.pop("solution", solution) != solution:
-        raise InputError(f"{path}: belongs to another solution")
+    check(values.pop("solution", solution) == solution, f"{path}: belongs to another solution")
     return values
 
 
@@ -280,10 +277,13 @@ def parse(base, argv, program, strict=True, description=None, hidden=()):
     False ignores unknown options. Raises InputError with the parser's reason in one line.
     """
     hidden = hidden if {"-h", "--help"} & set(argv) else ()  # the parser knows hidden options no more
-    fields = [(f.name, tyro.conf.Suppress[f.type], f.default) for f in dataclasses.fields(Options) if f.name in hidden]
-    both = dataclasses.make_dataclass("Command", fields, bases=(type(base), Options), frozen=True)
-    default = both(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    command, about = tyro.conf.FlagConversionOff[both], {"default": default, "description": description}
+
+    @dataclasses.dataclass(frozen=True)
+    class Command(type(base), Options):  # a statement has source, which tyro needs to find comments as help
+        __annotations__ = {f.name: tyro.conf.Suppress[f.type] for f in dataclasses.fields(Options) if f.name in hidden}
+
+    default = Command(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    command, about = tyro.conf.FlagConversionOff[Command], {"default": default, "description": description}
     got = _parse(command, program, argv, **about, return_unknown_args=not strict)
     got = got if strict else got[0]
 

@@ -171,8 +171,7 @@ def comparison_tools(recipe, config_class, comparison):
         ids, names = found.index, None if listed is None else pd.Index(named_images(listed)[0])
         if names is not None:
             ids = ids.intersection(names, sort=False)
-            if not len(ids):
-                raise InputError(f"{listed}: none of the predicted images is in it, such as {found.index[0]}")
+            check(len(ids), f"{listed}: none of the predicted images is in it, such as {found.index[0]}")
             log.info(f"list {_describe(listed)}: {len(ids):,} of its {len(names):,} images are predicted")
         unknown, ids = ids.difference(truth.index, sort=False), ids.intersection(truth.index, sort=False)
         if not len(ids):

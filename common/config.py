@@ -34,30 +34,25 @@ class FitConfig:
     """Learning-rate schedule after the frozen epochs."""
     cycles: int = 1
     """Times that the schedule runs from start to end (warm restarts); classic SWA then averages the ends of cycles."""
-    warmup: float = 0.05
-    """warm_cosine: share of the steps in which the rate rises."""
-    patience: int = 3
-    """plateau: epochs without improvement before the rate is reduced."""
+    warmup: float = 0.05  # warm_cosine: share of the steps in which the rate rises.
+    patience: int = 3  # plateau: epochs without improvement before the rate is reduced.
     plateau_metric: str = ""
     """plateau: the validation metric to monitor, written as in `metric`; empty: the same as `metric`."""
     factor: float = 0.1
     """plateau and step: the rate is multiplied by this."""
     milestones: tuple[int, ...] = (30, 60, 90)
     """step: epochs (counted from the first unfrozen one) at which the rate is reduced."""
-    decay: float = 0.0
-    """The scheduled rate is divided by 1 + decay · n after n optimizer steps."""
+    decay: float = 0.0  # The scheduled rate is divided by 1 + decay · n after n optimizer steps.
     batch_size: int = 16
     """Images per forward pass, over all processes."""
     accumulate: int = 1
     """Batches whose gradients are accumulated before an optimizer step; batch norms still see one of them."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    layer_decay: float = 1.0
-    """Below 1: each layer of timm's network has this share of the next one's learning rate."""
+    layer_decay: float = 1.0  # Below 1: each layer of timm's network has this share of the next one's learning rate.
     weight_decay: float = 1e-2
     momentum: float = 0.9
     """sgd only."""
-    clip_norm: float = 0.0
-    """Maximum norm of the gradient; 0: no clipping."""
+    clip_norm: float = 0.0  # Maximum norm of the gradient; 0: no clipping.
     metric: str = "score"
     """Validation metric by which epochs are compared; a leading minus: lower is better."""
     validate_images: int = 0
@@ -66,14 +61,11 @@ class FitConfig:
     """Variants of the final weights to compute and compare on validation."""
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
     """Variant to keep: a named one, or the one with the highest validation metric."""
-    keep_variants: bool = False
-    """Keep the weights of the other variants too, which `ablate` of SIIM compares."""
-    window: int = 4
-    """Windowed SWA: number of consecutive epochs to average, where the metric peaks."""
+    keep_variants: bool = False  # Keep the weights of the other variants too, which `ablate` of SIIM compares.
+    window: int = 4  # Windowed SWA: number of consecutive epochs to average, where the metric peaks.
     classic_start: float = 0.75
     """Classic SWA of a single cycle: average all epochs after this fraction of the training."""
-    best_k: int = 3
-    """best_k: number of best epochs to average."""
+    best_k: int = 3  # best_k: number of best epochs to average.
     ema_decay: float = 0.999
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware supports it, else fp16 on GPUs and fp32 on CPUs."""
@@ -119,14 +111,11 @@ class BoxConfig(FitConfig):
     """Bottlenecks stride in their first convolution, as weights of Detectron2's ResNets require."""
     size: int = 1024
     """Side of the network's images."""
-    channels: int = 256
-    """Channels of the feature pyramid. COCO weights have 256."""
+    channels: int = 256  # Channels of the feature pyramid. COCO weights have 256.
     nms: float = 0.8
     """Highest overlap of boxes of one class; above it, only the best box is kept."""
-    per_image: int = 100
-    """Most boxes per image."""
-    min_score: float = 0.001
-    """Lowest score of a box."""
+    per_image: int = 100  # Most boxes per image.
+    min_score: float = 0.001  # Lowest score of a box.
 
 
 @dataclass(frozen=True)

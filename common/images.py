@@ -16,7 +16,7 @@ from common.config import digest
 from common.data.folds import load_folds, make_folds, save_folds, shared_groups
 from common.data.loaders import SampleDataset
 from common.data.store import Store, prepare_store
-from common.errors import InputError
+from common.errors import InputError, check
 from common.listing import leave_out_unreadable
 from common.paths import read_parquet, write_csv, write_table
 from common.step import changed_settings, file_stamp
@@ -181,8 +181,7 @@ def open_images(job):
     if any(not isinstance(record.get(name), kind) for name, kind in RECORDED.items()):
         raise InputError(f"{run.folder}: prepared by another version; run `prepare` again")
     for name, stamp in record["made"].items():
-        if file_stamp(run.path(name)) != stamp:
-            raise InputError(f"{run.path(name)}: missing or damaged; run `prepare` again")
+        check(file_stamp(run.path(name)) == stamp, f"{run.path(name)}: missing or damaged; run `prepare` again")
     present = json.loads(json.dumps(job.recipe.made_with(job.config)))
     for name in {**present, **record["made_with"]}:  # an optional setting may be in one of them only
         before, now = record["made_with"].get(name), present.get(name)

@@ -109,8 +109,7 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
     run = Run(out)
     try:
         steps, prepared = run.manifest.get("steps", {}), job.run.step("prepare")
-        if steps and kind not in steps:
-            raise InputError(f"--out {out}: holds a run that is no {kind}; name a new folder")
+        check(not steps or kind in steps, f"--out {out}: holds a run that is no {kind}; name a new folder")
         for name in (*COPIED, *prepared["tables"]):
             if job.run.path(name).is_file():
                 with atomic_path(run.path(name)) as temporary:

@@ -13,10 +13,8 @@ from common.extras import require_extra
 class Options:
     """Options of this machine and session, as opposed to the settings of the recipe: paths, devices, time."""
 
-    data: Path | None = None
-    """Folder of the competition as Kaggle unpacks it; found automatically on Kaggle."""
-    out: Path | None = None
-    """Folder of the run (default: runs/<solution>-<preset>)."""
+    data: Path | None = None  # Folder of the competition as Kaggle unpacks it; found automatically on Kaggle.
+    out: Path | None = None  # Folder of the run (default: runs/<solution>-<preset>).
     config: Path | None = None
     """YAML file, or config.json of a run, with settings instead of the preset's; further options still win."""
     store: Path | None = None
@@ -25,21 +23,16 @@ class Options:
     """Save everything and stop after this time, in any verb; the same command continues. plan: hours of a session."""
     test: Path | None = None
     """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
-    id_map: Path | None = None
-    """CSV that maps image ids to patients, so that no patient is in two folds."""
-    fold_table: Path | None = None
-    """CSV `image_id,fold` of another run, to use the same folds."""
-    sizes: tuple[Path, ...] = ()
-    """CSV files with width and height of the originals, for resized copies of the images."""
-    normals: tuple[Path, ...] = ()
-    """Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's."""
+    id_map: Path | None = None  # CSV that maps image ids to patients, so that no patient is in two folds.
+    fold_table: Path | None = None  # CSV `image_id,fold` of another run, to use the same folds.
+    sizes: tuple[Path, ...] = ()  # CSV files with width and height of the originals, for resized copies of the images.
+    normals: tuple[Path, ...] = ()  # Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's.
     on_bad_image: Literal["error", "placeholder", "skip"] = "error"
     """placeholder: a test image that cannot be read gets the neutral prediction; skip: besides, training images that
     cannot be read are left out (listed in left_out.csv, exit status 4)."""
     on_unlabelled: Literal["error", "skip"] = "error"
     """skip: leave out image files that no table lists (the real SIIM download has some)."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<n>."""
+    device: str = "auto"  # auto, cpu, cuda or cuda:<n>.
     workers: int | None = None
     """Most processes that read and augment images (default: one per core); fewer if memory or /dev/shm is scarce."""
     log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
@@ -56,14 +49,11 @@ class Options:
     seeds: tuple[int, ...] = ()
     """run: one run per seed, beside --out and on the folds of the first, blended into --out."""
 
-    gpus: int | None = None
-    """plan: number of GPUs (default: those of this machine)."""
+    gpus: int | None = None  # plan: number of GPUs (default: those of this machine).
     card: str | None = None
     """plan: their kind, such as T4 or H100, if this machine has none of them; the costs are then estimates."""
-    kaggle: bool = False
-    """plan: a Kaggle notebook, that is two T4, sessions of 11.5 hours and 20 GB of disk."""
-    json: bool = False
-    """plan: print JSON."""
+    kaggle: bool = False  # plan: a Kaggle notebook, that is two T4, sessions of 11.5 hours and 20 GB of disk.
+    json: bool = False  # plan: print JSON.
 
     def __post_init__(self):
         if self.devices_per_training is not None and self.devices_per_training < 1:

@@ -333,6 +333,5 @@ def competition_file(data, slug, names, inputs=KAGGLE_INPUT):
         if (folder / name).is_file():
             return folder / name
     wanted = " or ".join(names)
-    if data is None:
-        raise InputError(f"no {wanted} under {inputs}: name the competition's folder with --data")
+    check(data is not None, f"no {wanted} under {inputs}: name the competition's folder with --data")
     raise InputError(f"{data}: no {wanted} in it (--data must be the folder as Kaggle unpacks it)")

@@ -15,7 +15,7 @@ if not sys.stderr.isatty():
 import importlib
 
 from common import cli, kaggle
-from common.errors import STOPPED, InputError
+from common.errors import STOPPED, check
 
 NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "rsna_pneumonia", "chestxray14", "covid19", "own")
 COMMANDS = {  # for all solutions: a line of help and a function that loads the tool
@@ -113,14 +113,12 @@ def _load_tools(name, config, tool, argv=()):
 
 def export_run(name, run, out):
     """Write the weights and the decision rule of a finished run to the folder `out`."""
-    if name not in NAMES:
-        raise InputError(f"{run}: a run of {name}, which is not a solution: {', '.join(NAMES)}")
+    check(name in NAMES, f"{run}: a run of {name}, which is not a solution: {', '.join(NAMES)}")
     _load_tools(name, importlib.import_module(f"solutions.{name}.config"), "export")["export"](run, out=out)
 
 
 def _card_of(name):
-    if name not in NAMES:
-        raise InputError(f"exported from a run of {name}, which is not a solution: {', '.join(NAMES)}")
+    check(name in NAMES, f"exported from a run of {name}, which is not a solution: {', '.join(NAMES)}")
     return _load(f"solutions.{name}.config", "CARD")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import IMAGES, check_id, list_images, name_images, strip_suffix
 from common.submit.table import read_rows, read_table
 
@@ -20,8 +20,7 @@ _HEADER = re.compile("(?i)image|file|name|id|path|index|study|scan")
 def some_rows(path, columns=None):
     """Return a CSV as text, as `read_table` does; raises InputError if it has no rows."""
     table = read_table(path, columns)
-    if not len(table):
-        raise InputError(f"{path}: no rows under its header")
+    check(len(table), f"{path}: no rows under its header")
     return table
 
 
@@ -78,8 +77,7 @@ def read_list(path, suffixes=IMAGES, known=()):
         rows = {number: row[0].split() for number, row in rows.items()}
     columns = rows[-1]
     for number, row in rows.items():
-        if len(row) != len(columns):
-            raise InputError(f"{path}, row {number + 2}: {len(row)} values where row 1 has {len(columns)}")
+        check(len(row) == len(columns), f"{path}, row {number + 2}: {len(row)} values where row 1 has {len(columns)}")
     first = columns[0]
     has_suffix = Path(first).suffix.lower() in suffixes
     if has_suffix or any(letter.isdigit() for letter in first) or strip_suffix(first, suffixes) in known:
@@ -90,8 +88,7 @@ def read_list(path, suffixes=IMAGES, known=()):
         del rows[-1]
         if not _HEADER.search(first):
             log.info(f"{path}: {first} is taken for the header")
-    if not rows:
-        raise InputError(f"{path}: no rows under its header")
+    check(rows, f"{path}: no rows under its header")
     return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
 
 
@@ -103,8 +100,7 @@ def named_images(path, suffixes=IMAGES, known=()):
     """
     if path.is_dir():
         files = name_images(list_images(path, suffixes), path, suffixes)
-        if not files:
-            raise InputError(f"{path}: no images in it (--test)")
+        check(files, f"{path}: no images in it (--test)")
         for name, file in files.items():
             check_path(name, str(file))
         return sorted(files), files

@@ -20,16 +20,12 @@ class Source:
     kind: Literal["competition", "dataset", "none"]
     slugs: tuple[str, ...] = ()
     """The competition's name; or the datasets, owner/name, in separate folders if there are several."""
-    code_competition: bool = False
-    """True: submissions are versions of a notebook, not files."""
+    code_competition: bool = False  # True: submissions are versions of a notebook, not files.
     samples: tuple[str, ...] = ("sample_submission.csv",)
     """Possible names of the sample submission in the competition's folder; the first that exists is used."""
-    check: Callable | None = None
-    """check(path, sample): raises InputError for an invalid submission."""
-    score: str = ""
-    """Key of score.json that corresponds to the leaderboard's score: a dict of estimate, low and high."""
-    advice: str = ""
-    """Where to get files that Kaggle does not have."""
+    check: Callable | None = None  # check(path, sample): raises InputError for an invalid submission.
+    score: str = ""  # Key of score.json that corresponds to the leaderboard's score: a dict of estimate, low and high.
+    advice: str = ""  # Where to get files that Kaggle does not have.
 
     def find_file(self, data=None, names=None):
         """Return the first of `names` (default: the samples) in the competition's folder, else InputError."""

@@ -198,6 +198,5 @@ def upload_bundle(folder, dataset):
         else:
             note = f"runs {', '.join(about['runs'])}; {about['git'] or 'no revision'}"
             answer = api.dataset_create_version(str(folder), note, dir_mode="zip")
-        if answer.status.lower() != "ok":
-            raise InputError(f"{target}: refused: {answer.error or 'no reason given'}")
+        check(answer.status.lower() == "ok", f"{target}: refused: {answer.error or 'no reason given'}")
     log.info(f"{target}: sent; Kaggle takes some minutes to prepare it: https://www.kaggle.com/datasets/{dataset}")

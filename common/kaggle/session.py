@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.errors import STOPPED, InputError
+from common.errors import STOPPED, InputError, check
 from common.kaggle.bundle import OUTPUT_LIMIT, read_listing
 from common.paths import KAGGLE_INPUT, find_images, read_json
 
@@ -26,13 +26,11 @@ def open_bundle(bundle, run):
     """Return the trained folder of one run of a bundle: a temporary folder of links to its files."""
     bundle = Path(bundle)
     runs = read_listing(bundle)["runs"]
-    if run not in runs:
-        raise InputError(f"{bundle}: has no run {run}, but {', '.join(runs)}")
+    check(run in runs, f"{bundle}: has no run {run}, but {', '.join(runs)}")
     entry = runs[run]
     folder = Path(tempfile.mkdtemp(prefix="trained-"))
     for name, flat in entry["files"].items():
-        if not (bundle / flat).is_file():
-            raise InputError(f"{bundle / flat}: missing; upload the bundle again")
+        check((bundle / flat).is_file(), f"{bundle / flat}: missing; upload the bundle again")
         (folder / name).symlink_to((bundle / flat).resolve())
     return folder
 
@@ -84,8 +82,7 @@ def train_in_session(solution, preset, hours, options=(), working=WORKING, input
     through torchrun. Decoded images are kept out of the working folder, whose size is limited. options: further words
     of the command line. Raises InputError if the run fails or its output is too large.
     """
-    if not hours > RESERVE:
-        raise InputError(f"hours must be above {RESERVE:g}, not {hours:g}")
+    check(hours > RESERVE, f"hours must be above {RESERVE:g}, not {hours:g}")
     run = _find_run(Path(working) / RUN, solution, preset, inputs)
     store, gpus = Path(tempfile.gettempdir()) / "stores", _count_gpus()
     words = ["run", preset, "--out", str(run), "--store", str(store), "--hours", f"{hours - RESERVE:g}", *options]
@@ -101,8 +98,7 @@ def train_in_session(solution, preset, hours, options=(), working=WORKING, input
     if status in (STOPPED, TIMED_OUT) or (status and launch and "stopped: " in _read_log(run)[len(earlier) :]):
         log.info("not finished: save this version, add its output to the notebook's inputs and run it again")
         return False
-    if status:
-        raise InputError(f"{solution} {preset}: ended with status {status}; see above for the reason")
+    check(not status, f"{solution} {preset}: ended with status {status}; see above for the reason")
     return True
 
 

@@ -103,8 +103,7 @@ def check_submission(solution, source, submission, message, run, data):
     if run is not None:
         about = read_json(run / "config.json")
         check(isinstance(about, dict) and about.get("solution") == solution, f"--run {run}: not a run of {solution}")
-    if run is None and data is None:
-        raise InputError("name --run (the run's folder) or --data (the competition's) for the ids")
+    check((run, data) != (None, None), "name --run (the run's folder) or --data (the competition's) for the ids")
     sample = source.find_file(data) if data is not None else run / "sample_submission.csv"
     log.info(f"valid submission: {source.check(submission, sample)}")
     sha256, cv = file_hash(submission), _read_offline_score(source, run)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.jit import compiled
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import VOC2010, class_aps, match, read_tables
@@ -54,8 +54,7 @@ def error_breakdown(detections, truth, images=None, rule=VOC2010, background_iou
     if not 0 < background_iou < rule.iou_threshold:
         raise InputError(f"background_iou must lie between 0 and {rule.iou_threshold}, not {background_iou}")
     images, boxes, true = read_tables(detections, truth, images, rule)
-    if not np.isin(true.class_id, rule.counted_classes).any():
-        raise InputError("the truth has no box of the counted classes")
+    check(np.isin(true.class_id, rule.counted_classes).any(), "the truth has no box of the counted classes")
     error, target = _errors(boxes, true, match(boxes, true, rule), rule, background_iou)
     state = np.full(len(true.image), MISSED)
     for kind in (CLASSIFICATION, LOCALISATION, CORRECT):  # the last one wins

@@ -50,8 +50,7 @@ def read_rows(path):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as binary:
             head = binary.peek(1 << 10).lstrip()[:200].lower()
             for beginning, kind in _OTHER_KINDS.items():
-                if head.startswith(beginning):
-                    raise InputError(f"{path}: not a CSV file but {kind}")
+                check(not head.startswith(beginning), f"{path}: not a CSV file but {kind}")
             file = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
             rows = [[value.strip() for value in row] for row in csv.reader(_lines(file, path), strict=True)]
     except FileNotFoundError:

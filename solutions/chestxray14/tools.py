@@ -41,8 +41,7 @@ def localise(
     check(threshold, "--threshold: name one or several")
     if boxes is not None and out is None:
         raise InputError("--boxes: name the folder for the figures by --out; the run's own are those of NIH's boxes")
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder (--out)")
+    check(out is None or not out.exists() or out.is_dir(), f"{out}: not a folder (--out)")
     with open_run(SOLUTION, Config, run, device=device, workers=workers) as job:
         if boxes is None and (out is None or out.resolve() == job.run.folder.resolve()):
             job.run.forget(STEP.name)  # always computed again: the thresholds may be other ones

@@ -60,8 +60,7 @@ def read_competition(job):
             log.info(f"{seen.sum()} images of test patients are left out of training")
         selection["reason"] = selection["reason"].mask(seen, "a test patient")
     train = selection[selection["reason"] == ""].assign(split="train")
-    if not len(train):
-        raise InputError(f"the selection leaves no image to train on{describe_reasons(selection)}")
+    check(len(train), f"the selection leaves no image to train on{describe_reasons(selection)}")
     inputs = sorted({*selection["table"], *[Path(config.exclude)] * (config.exclude != "")})
     listing = _make_listing(options.data, test, train)
     return replace(listing, tables={SELECTION_TABLE: selection}, inputs=tuple(inputs))

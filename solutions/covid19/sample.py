@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from common import phantom
-from common.errors import InputError
+from common.errors import check
 from common.phantom import findings as draws
 from common.phantom.radiograph import CIRCLE, blur, fill, smooth_noise
 from common.phantom.sample import NIH_HEADER, in_threads, write_sample
@@ -70,8 +70,7 @@ def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0,
     n_covid, n_other: images of the first collection with COVID-19 and without; n_normals: of the second; n_test: half
     of them COVID-19. Further images are not to be used (see ODD). hidden_test.csv: filename, label, collection.
     """
-    if not isinstance(marker, bool):
-        raise InputError(f"sample: marker={marker!r} must be True or False")
+    check(isinstance(marker, bool), f"sample: marker={marker!r} must be True or False")
     counts = {"n_covid": n_covid, "n_other": n_other, "n_normals": n_normals, "n_test": n_test}
     parameters = {"sample": "covid19", "version": VERSION, **counts, "seed": seed, "marker": marker}
     least = {"n_covid": 4, "n_other": 1, "n_normals": 4, "n_test": 4, "seed": 0}

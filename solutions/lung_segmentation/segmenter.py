@@ -157,8 +157,7 @@ class Segmenter:
 
     def _each_array(self, images, finish):
         for _, result, problem in self.each(enumerate(images), lambda _, *found: finish(*found), load=_checked):
-            if problem:
-                raise InputError(problem)
+            check(not problem, problem)
             yield result
 
     def each(self, files, finish, workers=None, load=read_radiograph):
@@ -307,8 +306,7 @@ def _find_block(segmenter, options, store, rows, sides, describe, skip, files):
     found = segmenter.each(sources, lambda _, image, probs: describe(segmenter, image, probs), workers, load)
     results = {}
     for row, (_, result, problem) in zip(used, found, strict=True):
-        if problem:
-            raise InputError(problem)
+        check(not problem, problem)
         results[row] = result
     results |= {row: skip(np.asarray(store.images[row]), table.iloc[row]) for row in rows if not radiograph[row]}
     planes, values = zip(*(results[row] for row in rows), strict=True)

@@ -206,10 +206,8 @@ def _find(images, out, kind):
             _leave_out(problems, image_id, f"{found.pop(image_id)}: the name is too long")
         elif file.resolve() == (out / f"{image_id}.png").resolve():
             raise InputError(f"--out {out}: {file} would be overwritten")
-    if not found:
-        raise InputError(problems[0][1] if problems else "no images given: name files or folders")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder (--out)")
+    check(found, problems[0][1] if problems else "no images given: name files or folders")
+    check(not out.exists() or out.is_dir(), f"{out}: not a folder (--out)")
     for name in TABLES.values():
         if name != TABLES[kind] and (out / name).exists():
             raise InputError(f"--out {out}: contains {name}, whose pictures have the same names; choose another folder")

@@ -5,7 +5,7 @@ import pandas as pd
 
 from common.compare import Comparison, by_rows, means_of, measure_boxes
 from common.data.tables import some_rows
-from common.errors import InputError
+from common.errors import InputError, check
 from common.metrics.classification import mean_of_defined
 from common.metrics.statistics import resample_aurocs
 from common.paths import read_parquet
@@ -65,8 +65,7 @@ def read_probabilities(path):
 def read_truth(path):
     """Return the labels of each class by image, from a CSV for classification."""
     labels = read_labels(path, task_of(path))
-    if len(labels.marks):
-        raise InputError(f"{path}: not labels for classification")
+    check(not len(labels.marks), f"{path}: not labels for classification")
     images = labels.images.set_index("name")
     return images[labels.classes].add_prefix(TRUE).assign(patient_id=images["patient_id"])
 
@@ -74,8 +73,7 @@ def read_truth(path):
 def join(predictions, labels):
     """Return labels and probabilities of the classes that both tables have."""
     names = [name for name in predictions if TRUE + name in labels]
-    if not names:
-        raise InputError("predictions and labels have no class in common")
+    check(names, "predictions and labels have no class in common")
     return predictions[names].join(labels[[TRUE + name for name in names]])
 
 

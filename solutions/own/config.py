@@ -78,10 +78,8 @@ class Config:
     """CSV, COCO JSON or folder of masks; empty: labels.csv, labels.json or masks in the folder of the images."""
     task: Literal["auto", "multilabel", "multiclass", "detection", "segmentation"] = "auto"
     """auto: what the labels are made for."""
-    classes: tuple[str, ...] = ()
-    """Classes to use, in this order; empty: all that the labels have."""
-    on_missing: Literal["error", "skip"] = "error"
-    """skip: leave out labels whose image has no file."""
+    classes: tuple[str, ...] = ()  # Classes to use, in this order; empty: all that the labels have.
+    on_missing: Literal["error", "skip"] = "error"  # skip: leave out labels whose image has no file.
     on_rare: Literal["error", "drop", "keep"] = "error"
     """Classes with fewer than two images: drop them, or keep them, which gives them no score."""
     boxes: Literal["pixels", "fraction"] = "pixels"
@@ -90,19 +88,15 @@ class Config:
     """any: masks may be smaller or larger than their image; they are stretched over it."""
     lungs: Literal["none", "crop", "mask"] = "none"
     """What the networks see: the image, the box around its lungs (classification only), or its lungs on black."""
-    flip: bool = True
-    """Whether mirrored images are valid; not if a class is a side, such as the left lung."""
+    flip: bool = True  # Whether mirrored images are valid; not if a class is a side, such as the left lung.
     classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(**CLASSES))
     segmenter: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(**MASKS))
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
-    n_folds: int = 5
-    """Overruled by a column `fold` or `split` of the labels."""
-    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Folds to hold out, each with a network of its own."""
+    n_folds: int = 5  # Overruled by a column `fold` or `split` of the labels.
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Folds to hold out, each with a network of its own.
     tta: tuple[Literal["flip"], ...] = ()
-    store_size: int = 512
-    """Side of the stored images, in pixels; at least the size of the network."""
+    store_size: int = 512  # Side of the stored images, in pixels; at least the size of the network.
     seed: int = 0
 
     def __post_init__(self):

@@ -11,7 +11,7 @@ from common.data.folds import make_folds
 from common.data.loaders import SampleDataset
 from common.data.store import to_square
 from common.data.tables import read_list, read_patients
-from common.errors import InputError
+from common.errors import InputError, check
 from common.listing import Listing
 from solutions.lung_segmentation import find_lungs, lung_region, weights_file
 from solutions.own.labels import find_labels, list_images, read_labels
@@ -201,8 +201,7 @@ def _find_tests(options, files, names):
         return [], {}
     ids = [_identify(name, names, listed) for name in read_list(listed).iloc[:, 0]]
     for place, image_id in enumerate(ids):
-        if image_id is np.nan:
-            raise InputError(f"{listed}, row {place + 2}: no such image in {options.data}")
+        check(image_id is not np.nan, f"{listed}, row {place + 2}: no such image in {options.data}")
     return list(dict.fromkeys(ids)), {}
 
 
@@ -217,8 +216,7 @@ def _drop_rare(config, path, train, classes, left_out):
         return train, classes
     log.info(f"left out {len(rare)} classes with fewer than two images: {', '.join(rare)}")
     kept = [name for name in classes if name not in rare]
-    if len(kept) < 1 + (config.task == "multiclass"):
-        raise InputError(f"{path}: too few classes with two images or more")
+    check(len(kept) >= 1 + (config.task == "multiclass"), f"{path}: too few classes with two images or more")
     if config.task == "multiclass":
         inside = train[kept].sum(axis=1) > 0
         _skip(left_out, train[~inside], "skip", "", "of a class that is left out")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from common import paths
 from common.data.tables import some_rows
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import IMAGES, read_json, strip_suffix
 from common.post.boxes import BOX
 
@@ -41,10 +41,8 @@ class Labels:
 
 def find_labels(folder, given):
     """Return the path of the labels: `given`, also relative to the folder of the images, or one of DEFAULTS there."""
-    if folder is None:
-        raise InputError("name the folder of the images with --data")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (--data)")
+    check(folder is not None, "name the folder of the images with --data")
+    check(folder.is_dir(), f"{folder}: no such folder (--data)")
     for path in [Path(given), folder / given] if given else [folder / name for name in DEFAULTS]:
         if path.exists():
             return path
@@ -62,8 +60,7 @@ def list_images(folder, labels=None):
     inside = labels is not None and labels.is_dir() and labels.resolve().is_relative_to(folder.resolve())
     masks = folder / labels.resolve().relative_to(folder.resolve()).parts[0] if inside else None
     places = {path.relative_to(folder): path for path in paths.list_images(folder, skip=lambda path: path == masks)}
-    if not places:
-        raise InputError(f"{folder}: no images in it ({', '.join(IMAGES)})")
+    check(places, f"{folder}: no images in it ({', '.join(IMAGES)})")
     unique = len({strip_suffix(place.name) for place in places}) == len(places)
     files, names = {}, {}
     for place, path in places.items():
@@ -93,14 +90,12 @@ def read_labels(path, task, classes=(), folder=None):
     readers = {"folder": {"segmentation": _read_masks}, "csv": readers}.get(
         kind, dict.fromkeys(("detection", "segmentation"), _read_coco)
     )
-    if task not in readers:
-        raise InputError(f"{path}: a {kind} cannot hold labels for the task {task} (--task)")
+    check(task in readers, f"{path}: a {kind} cannot hold labels for the task {task} (--task)")
     found = readers[task](path, task, list(classes), folder)
     seen = {}
     for name in found.classes:
         plain = re.sub(r"[\s_]+", " ", name).strip().casefold()
-        if not name or name in TAKEN:
-            raise InputError(f"{path}: {name!r} cannot be the name of a class")
+        check(name and name not in TAKEN, f"{path}: {name!r} cannot be the name of a class")
         if plain in seen:
             raise InputError(f"{path}: the classes {seen[plain]!r} and {name!r} differ only in case or blanks")
         seen[plain] = name
@@ -117,8 +112,7 @@ def read_labels(path, task, classes=(), folder=None):
 def _chosen(found, classes, path):
     """Return the classes to use: those asked for, which must exist, or all that were found."""
     for name in classes:
-        if name not in found:
-            raise InputError(f"{path}: no class {name!r}: {', '.join(map(str, found))}"[:300])
+        check(name in found, f"{path}: no class {name!r}: {', '.join(map(str, found))}"[:300])
     return classes or list(found)
 
 
@@ -151,8 +145,7 @@ def _read_classes(path, task, classes, folder):
     raw, names, about = _read_table(path)
     _refuse_repeated(about)
     if task == "multiclass":
-        if "label" not in raw:
-            raise InputError(f"{path}, row 1: the task multiclass needs a column label")
+        check("label" in raw, f"{path}, row 1: the task multiclass needs a column label")
         label = raw["label"]
         columns = _chosen(sorted(set(label) - {""}), classes, path)
         for row in np.flatnonzero(~label.isin([*columns, ""]))[:1]:
@@ -161,8 +154,7 @@ def _read_classes(path, task, classes, folder):
     else:
         found = [name for name in raw.columns[raw.columns != names.name] if name not in GROUPING]
         columns = _chosen(found, classes, path)
-        if not columns:
-            raise InputError(f"{path}, row 1: no column for a class beside {names.name}")
+        check(columns, f"{path}, row 1: no column for a class beside {names.name}")
         values = raw[columns].apply(pd.to_numeric, errors="coerce")
         for row, column in np.argwhere(~(values.isin([0, 1]) | (raw[columns] == "")).to_numpy())[:1]:
             shown = f"{path}, row {row + 2}, column {columns[column]}: {raw[columns].iat[row, column]!r}"
@@ -235,8 +227,7 @@ def _check_outline(outline, where):
     for polygon in outline:
         if not isinstance(polygon, list) or len(polygon) % 2 or not np.isfinite(np.asarray(polygon, float)).all():
             raise InputError(f"{where}: a polygon must be a list of x, y, x, y, …")
-        if len(polygon) < 6:
-            raise InputError(f"{where}: a polygon of {len(polygon) // 2} points; it needs three")
+        check(len(polygon) >= 6, f"{where}: a polygon of {len(polygon) // 2} points; it needs three")
     return outline
 
 
@@ -254,8 +245,7 @@ def _read_masks(path, task, classes, folder):
             if file.suffix.lower() in IMAGES:
                 stem = file.relative_to(structures[name]).with_suffix("").as_posix()
                 rows.append((stem, name, str(file), str(file)))
-    if not rows:
-        raise InputError(f"{path}: no masks in it ({', '.join(IMAGES)})")
+    check(rows, f"{path}: no masks in it ({', '.join(IMAGES)})")
     marks = pd.DataFrame(rows, columns=["name", "class", "mask", "where"])
     for row in np.flatnonzero(marks.duplicated(["name", "class"]))[:1]:
         raise InputError(f"{marks['mask'][row]}: a second mask of {marks['name'][row]!r}")

@@ -49,13 +49,10 @@ class Config:
     members: tuple[Literal["faster_rcnn", "retinanet", "fcos"], ...] = ("retinanet",)
     """Architectures of the detectors to fuse, with equal weights. Paper: RetinaNet."""
     decision: DecisionConfig = field(default_factory=DecisionConfig)
-    n_folds: int = 4
-    """Paper's code: 4; 1st place: 10."""
-    folds: tuple[int, ...] = (0, 1, 2, 3)
-    """Folds to train and score."""
+    n_folds: int = 4  # Paper's code: 4; 1st place: 10.
+    folds: tuple[int, ...] = (0, 1, 2, 3)  # Folds to train and score.
     tta: tuple[Literal["flip"], ...] = ()
-    store_size: int = 512
-    """Side of the stored images, in pixels; at least the largest size of the networks."""
+    store_size: int = 512  # Side of the stored images, in pixels; at least the largest size of the networks.
     seed: int = 0
 
     def __post_init__(self):

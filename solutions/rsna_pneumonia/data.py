@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.data.tables import read_ids, some_rows
-from common.errors import InputError
+from common.errors import InputError, check
 from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.paths import check_id, competition_file
 from common.post.boxes import BOX
@@ -91,8 +91,7 @@ def read_classes(path, targets):
     classes = {}
     for row, (image_id, name) in enumerate(some_rows(path, ["patientId", "class"]).itertuples(index=False), start=2):
         where, target = f"{path}, row {row} ({image_id}): class {name!r}", targets.get(image_id)
-        if name not in CLASSES:
-            raise InputError(f"{where} is not one of {', '.join(CLASSES)}")
+        check(name in CLASSES, f"{where} is not one of {', '.join(CLASSES)}")
         if classes.setdefault(image_id, name) != name or (target is not None and target != (name == CLASSES[2])):
             raise InputError(f"{where}, but {classes[image_id]!r} in an earlier row, Target {target} in {LABELS}")
     for image_id in sorted(set(targets) - set(classes))[:1]:

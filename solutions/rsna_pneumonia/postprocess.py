@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.post.boxes import BOX
 from common.post.fusion import COLUMNS, FusionRule, fuse_members
 from common.submit.sides import read_sides, write_sides
@@ -34,8 +34,7 @@ class BoxRule:
 def list_rules(decision):
     """Return every BoxRule of a DecisionConfig."""
     values = [getattr(decision, field.name) for field in fields(BoxRule)]
-    if not all(values):
-        raise InputError(f"no rule to try: an empty list in {decision}")
+    check(all(values), f"no rule to try: an empty list in {decision}")
     return [BoxRule(*map(float, each)) for each in itertools.product(*values)]
 
 

@@ -114,12 +114,9 @@ class Config:
     more_segmenters: tuple[str, ...] = ()
     """Further segmenters, architecture-encoder such as unet-resnet34, whose maps are averaged with the first one's."""
     n_folds: int = 5
-    folds: tuple[int, ...] = (0,)
-    """Folds to train. Paper: one 80/20 split."""
-    tta: tuple[Literal["flip", "scale"], ...] = ()
-    """Further views to average at prediction."""
-    store_size: int = 1024
-    """Side of the stored images, in pixels; at least the largest size of the networks."""
+    folds: tuple[int, ...] = (0,)  # Folds to train. Paper: one 80/20 split.
+    tta: tuple[Literal["flip", "scale"], ...] = ()  # Further views to average at prediction.
+    store_size: int = 1024  # Side of the stored images, in pixels; at least the largest size of the networks.
     seed: int = 0
 
     def __post_init__(self):

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from common import phantom
-from common.errors import InputError
+from common.errors import check
 from common.phantom import findings as draws
 from common.phantom.sample import in_threads, write_rows, write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
@@ -51,8 +51,7 @@ def make_sample(folder, n_train=64, n_test=12, seed=0, healthy=50):
     boxes of the test images in the format of train.csv. Raises InputError as `write_sample` does.
     """
     parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
-    if healthy not in range(91):
-        raise InputError(f"sample: healthy={healthy!r} must be a whole percentage from 0 to 90")
+    check(healthy in range(91), f"sample: healthy={healthy!r} must be a whole percentage from 0 to 90")
     least = {"n_train": 4, "n_test": 1, "seed": 0, "healthy": 0}
     known = {"sample": "vinbigdata", "version": VERSION, **parameters}
     return write_sample(folder, known, least, lambda path: _write(path, **parameters))
