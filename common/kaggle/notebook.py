@@ -47,7 +47,7 @@ words = ["infer", str(trained), "--out", str(submission), *(["--test", str(image
 status = main([{solution}, *words, "--on-bad-image", "placeholder"])
 assert status in (0, 4), "see above for the reason" """.rstrip()
 PREVIEW = """\
-from solutions.{package}.preview import show_predictions
+from solutions.{package}.report import show_predictions
 
 show_predictions(submission, images)"""
 TRAIN = """\

@@ -1,21 +1,24 @@
 """Sections of the report that are ChestX-ray14's own: AUROCs by class and view, operating points and pictures."""
 
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
+from common.kaggle.session import display_gallery, read_images
 from common.metrics.statistics import bootstrap_auroc
 from common.paths import read_array, read_csv, read_json
 from common.post.boxes import BOX
 from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import box_overlay, gallery, outline_overlay
+from common.submit.table import read_table
 from solutions.chestxray14 import comparison
-from solutions.chestxray14.config import BOX_SIDE, LABELS
+from solutions.chestxray14.config import BOX_SIDE, KAGGLE, LABELS
 from solutions.chestxray14.data import BOX_TABLE, LUNG_TABLE
-from solutions.chestxray14.labels import AGES, GROUPS
+from solutions.chestxray14.labels import AGES, GROUPS, LISTS
 from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
@@ -211,3 +214,18 @@ def submission(job, record):
     table = read_csv(job.run.path("submission.csv"))
     groups = {label: table[label] for label in LABELS[:4]}
     return [page.figure(plots.histogram(groups, "probability"), "Probabilities of four of the labels")]
+
+
+def show_predictions(submission, folder=None, count=4):
+    """Show the images with the most certain findings and their three highest probabilities; folder: of other images."""
+    table = read_table(submission)
+    probs = table[list(LABELS)].astype(float)
+    best = probs.max(axis=1).sort_values(ascending=False, kind="stable").index[:count]
+    names = table["Image Index"].map(lambda name: Path(name).stem)
+    images = read_images(KAGGLE, names[best], None, (*KAGGLE.samples, *LISTS["test"]), folder)
+    items = []
+    for row in best:
+        highest = probs.loc[row].sort_values(ascending=False, kind="stable")[:3]
+        text = ", ".join(f"{label} {value:.2f}" for label, value in highest.items())
+        items.append((images[names[row]], None, None, f"{names[row]}: {text}"))
+    display_gallery(items)

@@ -5,11 +5,14 @@ import pandas as pd
 import torch
 
 from common.config import digest
-from common.paths import read_array, read_csv, read_json, read_parquet
+from common.data.dicom import read_image
+from common.kaggle.session import display_gallery
+from common.paths import read_array, read_csv, read_json, read_parquet, walk_files
 from common.report import class_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import augmented_gallery, cached_arrays, gallery, heat_overlay
 from common.step import cached_hash
+from common.submit.table import read_table
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit, view_of
 from solutions.covid19.comparison import HALF, RATES, auroc_interval, published, with_truth
 from solutions.covid19.config import COVID, LABELS, PREDICTIVE, PRINTED
@@ -354,3 +357,13 @@ def submission(job, record):
     figure = page.figure(plots.histogram(probs, "probability"), "Probabilities of the test images")
     n_neutral = record["rows"] - len(probs["test images"])
     return [*[f"{n_neutral:,} images without usable lungs get the mean probability."] * (n_neutral > 0), figure]
+
+
+def show_predictions(submission, folder, count=4):
+    """Show the images of `folder` with the highest and the lowest probabilities."""
+    table = read_table(submission).astype({"probability": float})
+    table = table.sort_values("probability", ascending=False, kind="stable")
+    files = {path.name: path for path in walk_files(folder)}
+    rows = pd.concat([table.head(count - count // 2), table.tail(count // 2)]).drop_duplicates()
+    shown = [(read_image(files[row.filename]), f"{row.filename}: {row.probability:.2f}") for row in rows.itertuples()]
+    display_gallery([(image, None, None, caption) for image, caption in shown])

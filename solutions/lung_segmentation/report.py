@@ -3,12 +3,17 @@
 import numpy as np
 import pandas as pd
 
-from common.paths import read_array, read_csv, read_json, read_parquet
+from common.data.dicom import read_image
+from common.kaggle.session import display_gallery
+from common.paths import KAGGLE_INPUT, find_images, read_array, read_csv, read_json, read_parquet
+from common.post.rle import ABSOLUTE, decode
 from common.report import page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import gallery, pick_extremes
+from common.submit.table import read_table
 from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.data import mask
+from solutions.lung_segmentation.pairs import READ, bare_stem, find_pairs
 from solutions.lung_segmentation.postprocess import MaskRule
 
 TITLE = "Lung segmentation"
@@ -188,3 +193,16 @@ def submission(job, record):
         galleries += [gallery(_outlines(job, "test", rows, captions), title)] * bool(len(rows))
     text = "Masks are in masks/ and as run-lengths in submission.csv."
     return [f"{text} {len(rejected)} of {len(test)} fail the area gate.", *galleries]
+
+
+def show_predictions(submission, folder=None, count=4):
+    """Show the first images, in `folder` or of the mounted collections, with their lungs outlined."""
+    if folder is None:
+        files = {pair.image_id: pair.image for pair in find_pairs(KAGGLE_INPUT)}
+    else:
+        files = {bare_stem(stem): path for stem, path in find_images(folder, READ).items()}
+    items = []
+    for row in read_table(submission)[:count].itertuples():
+        mask = decode(row.rle, (int(row.height), int(row.width)), ABSOLUTE)
+        items.append((read_image(files[row.image_id]), None, mask, f"{row.image_id}: {mask.mean():.0%} lung"))
+    display_gallery(items)

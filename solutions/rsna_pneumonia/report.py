@@ -1,10 +1,11 @@
 """RSNA's sections of the report: data, rule, gate and pictures with boxes."""
 
+from common.kaggle.session import display_boxes
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
 from common.report import detection_plots, page, plots, results
 from common.report.gallery import best_boxes, box_gallery, pick_extremes
-from solutions.rsna_pneumonia.config import SIDE
+from solutions.rsna_pneumonia.config import KAGGLE, SIDE
 from solutions.rsna_pneumonia.postprocess import read_submission
 
 TITLE, NAMES = "RSNA pneumonia detection", ("opacity",)
@@ -72,3 +73,8 @@ def hints(job, score, trainings):
 def submission(job, record):
     """Return the number of boxes in submission.csv, and pictures of the images with the highest scores."""
     return best_boxes(job, read_submission(job.run.path("submission.csv"))[0], NAMES)
+
+
+def show_predictions(submission, folder=None, count=4):
+    """Show the test images with the highest scores, with boxes; folder: of other images."""
+    display_boxes(KAGGLE, read_submission(submission)[0], ("",), count, SIDE, folder)

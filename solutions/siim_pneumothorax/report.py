@@ -6,13 +6,15 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from common.kaggle.session import display_gallery, read_images
 from common.paths import read_array, read_csv, read_json, read_parquet
-from common.post.rle import paint, parse
+from common.post.rle import decode, paint, parse
 from common.report import page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import gallery, outline_overlay, pick_extremes, to_jpeg
+from common.submit.table import read_table
 from common.tuning import Rule
-from solutions.siim_pneumothorax.config import PUBLISHED, SIZE
+from solutions.siim_pneumothorax.config import KAGGLE, PUBLISHED, SIZE
 from solutions.siim_pneumothorax.data import mask
 
 TITLE = "SIIM pneumothorax"
@@ -186,3 +188,18 @@ def submission(job, record):
         items.append((image, None, _shrink(paint(parse(rle), (SIZE, SIZE), order="C"), image), image_id))
     text = f"{len(found):,} images with a mask ({len(found) / len(rows):.1%})."
     return [text, *([gallery(items, "First test images with a mask")] if items else [])]
+
+
+def show_predictions(submission, folder=None, count=4):
+    """Show the test images with the largest masks, outlined; folder: of other images."""
+    masks = largest_masks(submission, count)
+    images = read_images(KAGGLE, masks, SIZE, folder=folder)
+    display_gallery([(images[i], None, mask, f"{i}: {mask.mean():.2%} of the image") for i, mask in masks.items()])
+
+
+def largest_masks(submission, count):
+    """Return the `count` largest masks of a submission by image id, largest first; uint8 (SIZE, SIZE)."""
+    rows = read_table(submission).itertuples()
+    masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in rows}
+    largest = sorted(masks, key=lambda image_id: -int(masks[image_id].sum()))[:count]
+    return {image_id: masks[image_id] for image_id in largest}

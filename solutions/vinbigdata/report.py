@@ -3,15 +3,17 @@
 import pandas as pd
 
 from common.compare import groups_of
+from common.kaggle.session import display_boxes
 from common.metrics.detection import bootstrap_map, evaluate, pr_curve
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
 from common.report import detection_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import MOST_BOXES, best_boxes, box_gallery
-from solutions.vinbigdata.config import CLASSES, NO_FINDING
+from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING
 from solutions.vinbigdata.data import FINDINGS, out_of_fold, truth_of
 from solutions.vinbigdata.experiments import ALWAYS, LOCATIONS, PUBLISHED_SWEEP
+from solutions.vinbigdata.postprocess import parse_predictions
 
 TITLE = "VinBigData detection"
 RESAMPLES = 200  # for the interval of a fold
@@ -197,3 +199,9 @@ def submission(job, record):
     """Return the number of boxes in submission.csv, and pictures of the images with the highest scores."""
     found = read_parquet(job.run.path("test_decided.parquet"))
     return best_boxes(job, found[found["class_id"] != NO_FINDING], CLASSES)
+
+
+def show_predictions(submission, folder=None, count=4):
+    """Show the test images with the highest scores, with boxes; folder: of other images."""
+    found = parse_predictions(submission)
+    display_boxes(KAGGLE, found[found["class_id"] != NO_FINDING], CLASSES, count, folder=folder)

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from common.post.rle import ABSOLUTE, encode
-from solutions.covid19 import preview as covid19
-from solutions.lung_segmentation import preview as lungs
-from solutions.siim_pneumothorax import preview as siim
+from solutions.covid19 import report as covid19
+from solutions.lung_segmentation import report as lungs
+from solutions.siim_pneumothorax import report as siim
 
 
 @pytest.fixture

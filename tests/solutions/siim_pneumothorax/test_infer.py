@@ -13,7 +13,7 @@ from common.train.checkpoint import load_weights, save_weights
 from solutions.__main__ import main
 from solutions.siim_pneumothorax.config import DEMO
 from solutions.siim_pneumothorax.pipeline import segmenter_networks
-from solutions.siim_pneumothorax.preview import largest_masks
+from solutions.siim_pneumothorax.report import largest_masks
 from tests.notebooks import round_trip
 from tests.solutions.contract import NET
 
