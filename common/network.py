@@ -46,7 +46,8 @@ class Network:
     -> dict of the metrics.
     rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
     sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: replaces
-    loss(model(images), target). collate: makes a batch of items. starts_from: Network that provides initial weights.
+    loss(model(images), target). before_epoch(history): may change what `step` does. collate: makes a batch of items.
+    starts_from: Network that provides initial weights.
     needs: Networks whose weights its data depend on. key: JSON that it depends on in addition to its configuration.
     watched: names of figures that are also measured in each epoch on training images, as many as are held out and not
     augmented; they become train_<name>. trained_on(job) -> JSON for the metadata of the weights file. activation:
@@ -66,6 +67,7 @@ class Network:
     freeze: Callable | None = None
     sampling: Callable = lambda job, rows: {}
     step: Callable | None = None
+    before_epoch: Callable = lambda history: None
     couples: bool = False
     collate: Callable | None = None
     starts_from: "Network | None" = None
@@ -156,7 +158,11 @@ def train(job, network, later=()):
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
     options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
-    options |= {"micro_batch": job.options.micro_batch, "couples": network.couples}
+    options |= {
+        "micro_batch": job.options.micro_batch,
+        "couples": network.couples,
+        "before_epoch": network.before_epoch,
+    }
     options["validate_all"] = partial(validate, data=all_data, held_out=held_out) if all_data is not None else None
     save_memory(job, network, model)
     options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)

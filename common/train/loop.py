@@ -80,6 +80,7 @@ class _Trainer:
     micro_batch: as in Options. couples: the loss is no mean over images, so batches cannot be split.
     validate_all(model): `validate` on all held-out images, for the averages, if it takes only some; else None.
     trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
+    before_epoch(history): called before each epoch with the list of the figures of those before.
     on_epoch(history): called after each epoch with a dict of figures per epoch so far.
     seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
     """
@@ -101,6 +102,7 @@ class _Trainer:
     budget: Budget | None = None
     save_minutes: float = 10.0
     trained_on: object = None
+    before_epoch: Callable = lambda history: None
     on_epoch: Callable | None = None
     seconds_to_come: Callable = lambda pace: 0.0
 
@@ -207,6 +209,7 @@ class _Trainer:
         config, sampler = self.config, self.loader.batch_sampler
         if (self.epoch < config.frozen_epochs) != self.frozen:
             self.begin_phase()
+        self.before_epoch(self.history)
         sampler.set_epoch(self.epoch, config.epochs)
         sampler.start_batch = self.batch
         self.set_mode()

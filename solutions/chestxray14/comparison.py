@@ -144,7 +144,9 @@ def score_part(table, seed, n_resamples=1000):
 
 
 def epoch_chosen(config):
-    """Return whether a network of this Config kept the weights that did best on the fold that it holds out."""
+    """Return whether a network of this Config stopped or kept weights by how it did on the fold that it holds out."""
+    if any(branch.class_patience for branch in config.branches):
+        return True
     return any(training.chooses_epoch for training in [*config.branches, *[config.fusion] * config.is_fused])
 
 

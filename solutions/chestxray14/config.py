@@ -44,6 +44,8 @@ class NetworkConfig(FitConfig):
     augmentation: Literal["none", "flip", "podium"] = "flip"
     dropout: float = 0.0
     drop_path: float = 0.0  # Share of residual branches left out at random, rising to this in the last; if timm has it.
+    class_patience: int = 0
+    """A class whose AUROC on validation has not risen for so many epochs leaves the loss; 0: none does."""
     metric: str = "auroc"
     averaging: tuple[Averaging, ...] = ("best",)
 
@@ -55,7 +57,7 @@ class NetworkConfig(FitConfig):
         if self.frozen and (self.weights == "none" or self.attention or self.box_loss or self.augmentation == "podium"):
             what = "weights (not none) without attention and box_loss; its augmentation is none or flip"
             raise InputError(f"frozen: the features are those of pretrained {what}")
-        for name in ("box_loss", "auc_loss", "mixup"):
+        for name in ("box_loss", "auc_loss", "mixup", "class_patience"):
             check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("dropout", "drop_path", "label_smoothing"):
             check(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}")

@@ -144,24 +144,47 @@ def box_loss(maps, boxes):
 LOSSES = {"bce": bce, "asymmetric": asymmetric}
 
 
-def training_loss(config, model, images, target):
-    """Return the loss of a batch under a NetworkConfig: that of the labels, and those of pairs and boxes, weighted."""
+def stop_classes(patience, active, history):
+    """Set which classes still add to the loss, `active` bool (14,): those whose AUROC rose in the last epochs.
+
+    history: list of the figures of each epoch, with auroc_<class>. Task-wise early stopping, Zhang et al.
+    2014 (Facial landmark detection by deep multi-task learning), who compare losses. A class without AUROC stays.
+    """
+    for k, label in enumerate(LABELS):
+        scores = np.array([epoch[f"auroc_{label}"] for epoch in history])
+        active[k] = not np.isfinite(scores).any() or len(scores) - 1 - np.nanargmax(scores) < patience
+
+
+def training_loss(config, model, images, target, active=None):
+    """Return the loss of a batch under a NetworkConfig: that of the labels, and those of pairs and boxes, weighted.
+
+    active: bool (14,), classes that add to it; None for all.
+    """
     labels = target["labels"] if config.box_loss else target
     if config.mixup:
         share = torch.distributions.Beta(config.mixup, config.mixup).sample().item()
         order = torch.randperm(len(images), device=images.device)
         images, labels = (share * part + (1 - share) * part[order] for part in (images.float(), labels))
     logits, maps = model(images, with_maps=True) if config.box_loss else (model(images), None)
+    if active is not None:  # the others' share of the mean is 0
+        logits = torch.where(torch.from_numpy(active).to(logits.device), logits, logits.detach())
     loss = LOSSES[config.loss](logits, labels + config.label_smoothing * (0.5 - labels))
     if config.auc_loss:
         loss = loss + config.auc_loss * pairwise_auc(logits, labels)
     return loss if maps is None else loss + config.box_loss * box_loss(maps, target["boxes"])
 
 
-def auroc_and_loss(labels, logits):
-    """Return the figures of logits, float32 (n, 14): auroc, the mean over classes with labels of both kinds; loss."""
-    loss = bce(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    return {"auroc": mean_of_defined(auroc(labels, logits, undefined=np.nan)), "loss": loss}
+def auroc_and_loss(labels, logits, by_class=False):
+    """Return the figures of logits, float32 (n, 14): auroc, the mean over classes with labels of both kinds; loss.
+
+    by_class: also auroc_<class>, NaN without both labels.
+    """
+    loss, found = (
+        bce(torch.from_numpy(logits), torch.from_numpy(labels)).item(),
+        auroc(labels, logits, undefined=np.nan),
+    )
+    classes = {f"auroc_{label}": float(value) for label, value in zip(LABELS, found, strict=True)} if by_class else {}
+    return {"auroc": mean_of_defined(found), "loss": loss} | classes
 
 
 def podium(size):

@@ -25,6 +25,7 @@ from solutions.chestxray14.models import (
     build_network,
     feature_dataset,
     pooled_features,
+    stop_classes,
     training_loss,
     view_dataset,
 )
@@ -45,7 +46,13 @@ def fold_networks(config, fold):
     for stage, own in zip(config.stages, config.branches, strict=True):
         dataset = partial(view_dataset, config=own, stage=stage)
         # the losses of boxes and pairs are no means over images, and mixup mixes those of a whole batch
-        how = {"step": partial(training_loss, own), "couples": max(own.box_loss, own.auc_loss, own.mixup) > 0}
+        active = np.ones(len(LABELS), bool) if own.class_patience else None
+        how = {
+            "step": partial(training_loss, own, active=active),
+            "couples": max(own.box_loss, own.auc_loss, own.mixup) > 0,
+        }
+        if own.class_patience:
+            how["before_epoch"] = partial(stop_classes, own.class_patience, active)
         network = _classifier(fold, stage, own, partial(build_network, own), dataset, **how)
         views.append(replace(network, dataset=partial(probe_dataset, network)) if own.frozen else network)
     if not config.is_fused:
@@ -67,6 +74,7 @@ def probe_dataset(network, job, rows, augment, targets):
 
 
 def _classifier(fold, stage, config, build, dataset, **more):
+    by_class = getattr(config, "class_patience", 0) > 0
     return Network(
         fold,
         stage,
@@ -75,7 +83,7 @@ def _classifier(fold, stage, config, build, dataset, **more):
         dataset,
         loss=bce,
         measure=lambda logits, labels: logits.float(),
-        figures=lambda job, logits, rows: auroc_and_loss(labels_of(job.images, rows), logits),
+        figures=lambda job, logits, rows: auroc_and_loss(labels_of(job.images, rows), logits, by_class),
         trained_on=lambda job: origin(job.config, job.images.table, fold),
         **more,
     )

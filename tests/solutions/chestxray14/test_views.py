@@ -25,6 +25,7 @@ from common.nn.losses import asymmetric, bce, pairwise_auc
 from common.options import Options
 from common.runs import Run
 from solutions.chestxray14 import models
+from solutions.chestxray14.comparison import epoch_chosen
 from solutions.chestxray14.config import DEMO, FUSION, LABELS, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, FURTHER_BOXES, boxes_of
 from solutions.chestxray14.models import (
@@ -213,6 +214,38 @@ def test_the_loss_of_a_batch_has_what_the_network_is_trained_with():
     mixed = [share * part + (1 - share) * part[order] for part in (images, labels)]
     torch.manual_seed(2)
     assert loss(mixup=0.4) == pytest.approx(bce(model(mixed[0]), mixed[1]).item(), rel=1e-5)
+
+
+def test_a_class_whose_auroc_no_longer_rises_leaves_the_loss():
+    rises, peaks = dict.fromkeys(LABELS, (0.5, 0.6, 0.7, 0.8)), {"Mass": (0.5, 0.9, 0.7, 0.9), "Hernia": (np.nan,) * 4}
+    peaks["Edema"] = (0.9, np.nan, 0.7, 0.8)
+    scores, active = rises | peaks, np.ones(14, bool)
+    history = [{f"auroc_{label}": values[k] for label, values in scores.items()} for k in range(4)]
+    for epochs, patience, stopped in (
+        (0, 1, ()), (2, 1, ("Edema",)), (3, 1, ("Edema", "Mass")), (3, 2, ("Edema",)), (4, 3, ("Edema",)), (4, 4, ())
+    ):  # fmt: skip
+        models.stop_classes(patience, active, history[:epochs])
+        assert [label for label in LABELS if not active[LABELS.index(label)]] == sorted(stopped, key=LABELS.index)
+    active[:] = np.arange(14) % 2
+    model, labels = nn.Linear(3, 14), torch.eye(4, 14)
+    images = torch.rand(4, 3)
+    loss = models.training_loss(NetworkConfig(), model, images, labels, active)
+    assert loss.item() == models.training_loss(NetworkConfig(), model, images, labels).item()
+    loss.backward()
+    assert (model.weight.grad.abs().sum(1) > 0).tolist() == active.tolist()
+
+
+def test_stopped_classes_are_those_of_the_history(job):
+    options = replace(TINY, weighting=False, attention=False, epochs=6, class_patience=1)
+    ours = job(replace(BOTH, views="whole", whole=options))
+    network, seen = fold_networks(ours.config, 0)[0], []
+    step = lambda *args: seen.append(network.step.keywords["active"].copy()) or network.step(*args)  # noqa: E731
+    history = train(ours, replace(network, step=step)).history
+    for epoch, found in enumerate(seen[::2]):  # two batches an epoch
+        wanted = np.ones(14, bool)
+        models.stop_classes(1, wanted, history.iloc[:epoch].to_dict("records"))
+        assert (found == wanted).all()
+    assert epoch_chosen(ours.config) and not seen[-1].all()
 
 
 def test_every_named_augmentation_exists():
