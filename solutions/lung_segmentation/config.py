@@ -131,7 +131,8 @@ UNET = Config(
     folds=tuple(range(10)),
 )
 
-# An hour on one GPU: a modern pretrained encoder, full 512 px, averaged weights, flip and scale TTA.
+# All collections, five folds of an hour on one GPU: a modern pretrained encoder, full 512 px, averaged weights, flip
+# and scale TTA.
 STRONG = {"augmentation": "strong", "loss": "bce_dice", "batch_size": 16, "schedule": "warm_cosine", "clip_norm": 1.0}
 STRONG |= {"averaging": ("ema", "window", "best_k", "best")}
 LARGE = {"encoder": "convnext_small.fb_in22k_ft_in1k", "size": 512, "epochs": 50, "frozen_epochs": 1, "lr": 2e-4}
@@ -139,6 +140,8 @@ LARGE |= {"compile": "auto"}
 PODIUM = Config(
     network=NetworkConfig(**LARGE, **STRONG),
     decision=DecisionConfig(pixel=(0.3, 0.4, 0.5, 0.6, 0.7), regions=(0, 2)),
+    n_folds=5,
+    folds=(0, 1, 2, 3, 4),
     tta=("flip", "scale"),
 )
 

@@ -125,9 +125,12 @@ def _finish(job, name, rows):
 
 
 def export_segmenter(job):
-    """Write lungs.safetensors into the run: the first fold's network in half precision, the rule and its score."""
+    """Write lungs.safetensors into the run: the first fold's network in half precision, the rule and its score.
+
+    Those of further folds are lungs_fold<k>.safetensors.
+    """
     run, config = job.run, job.config
-    rule, score, network = read_rule(job)["rule"], read_score(job), job.recipe.networks(job)[0]
+    rule, score, (first, *more) = read_rule(job)["rule"], read_score(job), job.recipe.networks(job)
     train = job.images.at(job.images.rows())
     about = {
         "network": to_dict(config.network),
@@ -137,11 +140,11 @@ def export_segmenter(job):
         "command": f"cxr lung_segmentation run {job.preset}",
         "config": to_dict(config),
         "exported_by": git_revision(),
-        "weights_of_run": file_hash(network.weights(run)),
         "held_out_folds": list(config.folds),
         "images": train["dataset"].value_counts().to_dict(),
         "dice": {name: part["dice"] for name, part in {"all": score, **score["datasets"]}.items()},
     }
-    path = run.path("lungs.safetensors")
-    save_segmenter(path, network.load(run), about)
-    log.info(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {file_hash(path)}")
+    for name, network in (("lungs", first), *((f"lungs_fold{network.fold}", network) for network in more)):
+        path = run.path(f"{name}.safetensors")
+        save_segmenter(path, network.load(run), about | {"weights_of_run": file_hash(network.weights(run))})
+        log.info(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {file_hash(path)}")

@@ -66,9 +66,13 @@ def save_segmenter(path, model, about):
     save_weights(path, state, **about)
 
 
-def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="auto", onnx=False):
+def load_segmenter(
+    weights=None, device=None, tta=(), batch_size=4, precision="auto", onnx=False, more=(), spread=False
+):
     """Return the Segmenter in a file written by `save_segmenter`; None: the shipped one, whose hash is checked.
 
+    more: files of further networks of the same structures and size, such as other folds', to average. spread: add a
+    channel to the probabilities, how they differ between networks and views: the lungs' standard deviation × 2.
     device: a torch.device or its name; None: a GPU if available. tta: further views to average, of "flip" and "scale".
     batch_size: images per batch of each thread. precision: as in `common.nn.precision.precision`. onnx: on a CPU, use
     ONNX Runtime, or OpenVINO if it is installed, if one is faster for the first batch. Raises InputError for another
@@ -87,18 +91,23 @@ def load_segmenter(weights=None, device=None, tta=(), batch_size=4, precision="a
     about = load_weights(path)[1]
     network, structures, rule = _read_description(about, path)
     check(set(tta) <= {"flip", "scale"}, f"tta {tuple(tta)}: choose from flip and scale")
-    model = build_network(network, len(STRUCTURES[structures]), "none")
-    load_weights(path, model)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = _without_norms(model.eval(), network.size)
-    if onnx and device.type == "cpu":
-        example = torch.zeros(1, 1, network.size, network.size, dtype=torch.uint8)
-        content, cores = to_onnx(model, example, str(path)), max(1, processes.cores() // processes.count_here())
-        further = [OpenVinoSession(content, cores)] if is_installed("openvino") else []
-        model = Fastest(model, OnnxSession(content, threads=1), "lung segmenter", *further)
-    return Segmenter(
-        model, network.size, structures, rule, views(tta, structures != "lungs"), device, batch_size, precision, about
-    )
+    device, models = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), []
+    seen = views(tta, structures != "lungs")
+    check(not spread or len(seen) > 1 or more, "the spread needs further views (--tta) or networks (--weights A B)")
+    for file in (path, *more):
+        own, kind, _ = _read_description(load_weights(file)[1], file)
+        same = (own.size, kind) == (network.size, structures)
+        check(same, f"{file}: {kind} at {own.size} px, unlike {path} with {structures} at {network.size} px")
+        model = build_network(own, len(STRUCTURES[structures]), "none")
+        load_weights(file, model)
+        model = _without_norms(model.eval(), network.size)
+        if onnx and device.type == "cpu":
+            example = torch.zeros(1, 1, network.size, network.size, dtype=torch.uint8)
+            content, cores = to_onnx(model, example, str(file)), max(1, processes.cores() // processes.count_here())
+            further = [OpenVinoSession(content, cores)] if is_installed("openvino") else []
+            model = Fastest(model, OnnxSession(content, threads=1), "lung segmenter", *further)
+        models.append(model)
+    return Segmenter(models, network.size, structures, rule, seen, device, batch_size, precision, about, spread)
 
 
 def _read_description(about, path):
@@ -132,9 +141,9 @@ class Segmenter:
     the order of the images.
     """
 
-    def __init__(self, model, size, structures, rule, views, device, batch_size, wanted, about):
-        self.device, self._dtype = device, precision(device, wanted)
-        self._model = model.eval().to(device, memory_format=torch.channels_last)
+    def __init__(self, models, size, structures, rule, views, device, batch_size, wanted, about, spread=False):
+        self.device, self._dtype, self._spread = device, precision(device, wanted), spread
+        self._models = [model.eval().to(device, memory_format=torch.channels_last) for model in models]
         self._views, self.batch_size, self._kind, self._rule = views, batch_size, structures, rule
         self.structures, self.size, self.about = STRUCTURES[structures], size, about
         self.pixel, self.regions = rule.pixel, rule.regions
@@ -200,7 +209,12 @@ class Segmenter:
     def _predict(self, squares):
         images = torch.from_numpy(squares)[:, None].to(self.device)
         with autocast(self.device, self._dtype):
-            probs = predict_tta(self._model, images, self._views)
+            runs = [(model, [view]) for model in self._models for view in self._views]
+            each = torch.stack([predict_tta(model, images, view) for model, view in runs])
+        probs = each.mean(0)
+        if self._spread:
+            lungs = each[:, :, : len(self.structures[:2])].amax(2, keepdim=True)
+            probs = torch.cat([probs, 2 * lungs.std(0, correction=0)], 1)
         check(torch.isfinite(probs).all(), "the network produced NaN or infinity; check the weights")
         return (probs * 255 + 0.5).to(torch.uint8).cpu().numpy()
 

@@ -42,9 +42,11 @@ def masks(
     /,
     *,
     out: Path,
-    weights: Path | None = None,
+    weights: tuple[Path, ...] = (),
     tta: tuple[Literal["flip", "scale"], ...] = (),
     gate: float = GATE_AREA,
+    spread: bool = False,
+    most_spread: float = float("inf"),
     clean: bool = False,
     structures: bool = False,
     device: str = "auto",
@@ -55,24 +57,32 @@ def masks(
     Writes OUT/<image_id>.png (0 and 255, at the image's original size), masks.csv (area: share of the image; rle:
     Kaggle's absolute run-lengths), problems.csv if a file could not be used, and report.html. A mask with less lung
     than the gate requires is written too, but marked as rejected. With --structures, the masks of each structure are in
-    OUT/left lung, OUT/right lung (the patient's) and OUT/heart.
+    OUT/left lung, OUT/right lung (the patient's) and OUT/heart. With --spread, OUT/spread/<image_id>.png shows where
+    views and networks disagree (255: a standard deviation of one half), and masks.csv has its sum over the image as a
+    share of the lungs' area.
 
     Args:
         images: DICOM, PNG or JPEG files, or folders with such files.
         out: Folder for the masks, outside the folders of the images.
-        weights: File written by the verb `export_segmenter` (default: the shipped weights).
+        weights: Files written by the verb `export_segmenter`, averaged (default: the shipped weights).
         tta: Further views to average: slower, slightly better.
         gate: Lowest share of the image that must be lung, after clean-up, for the mask to be ok (Ahmed et al.).
+        spread: Write where views and networks disagree; needs --tta or several --weights.
+        most_spread: Highest spread of a mask that is ok, with --spread; rejects as the gate does.
         clean: Dilate and close the masks, as Ahmed et al. do before they cut out the lungs.
         structures: Write the left lung, the right lung and the heart apart, too.
         device: auto, cpu, cuda or cuda:<n>.
         onnx_runtime: On a CPU, use what is fastest for the first batch: torch, ONNX Runtime, or OpenVINO if installed.
     """
-    segmenter, began = _open(weights, device, tta, gate, onnx_runtime), time.monotonic()
+    check(most_spread > 0 and (spread or most_spread == float("inf")), "--most-spread: above 0, and with --spread")
+    segmenter, began = _open(weights, device, tta, gate, onnx_runtime, spread), time.monotonic()
     if structures and len(segmenter.structures) == 1:
-        raise InputError(f"--structures: {weights or 'the shipped network'} only segments both lungs together")
+        named = ", ".join(map(str, weights)) or "the shipped network"
+        raise InputError(f"--structures: {named} only segments both lungs together")
 
     def finish(image_id, image, probs):
+        found = probs[-1]
+        probs = probs[:-1] if spread else probs
         parts = segmenter.parts(probs, image.shape)
         mask = np.maximum.reduce(list(parts.values())[:2])
         mask = clean_up(mask) if clean else mask
@@ -81,13 +91,19 @@ def masks(
         write_png(out / f"{image_id}.png", mask * np.uint8(255))
         verdict = apply_gate(clean_up(segmenter.lungs(probs, probs.shape[1:])), gate)  # after clean-up, as in the paper
         row = {"width": image.shape[1], "height": image.shape[0], "area": round(mask.mean(), 5)}
+        if spread:
+            write_png(out / "spread" / f"{image_id}.png", cv2.resize(found, image.shape[::-1]))
+            share = found.sum(dtype=float) / 510 / max(np.count_nonzero(segmenter.lungs(probs, found.shape)), 1)
+            row["spread"] = round(share, 5)
+            if verdict.ok and share > most_spread:
+                verdict = verdict._replace(ok=False, reason=f"spread {share:.3f}, above {most_spread:g}")
         row |= {"ok": verdict.ok, "reason": verdict.reason, "rle": encode(mask, ABSOLUTE)}
         planes = _small(image, parts.get("heart") if structures else None, mask)
         said = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
         return row, 100 * verdict.area, (*planes, said)
 
     def report(table, problems, areas, pictures):
-        about = {"weights": str(weights or "as shipped"), "tta": tta, "clean": clean, **segmenter.about}
+        about = {"weights": ", ".join(map(str, weights)) or "as shipped", "tta": tta, "clean": clean, **segmenter.about}
         _write_report(out, table, areas, pictures, gate, problems, about, time.monotonic() - began)
 
     return _apply(segmenter, images, out, "masks", finish, report)
@@ -120,7 +136,7 @@ def crops(
         device: auto, cpu, cuda or cuda:<n>.
         onnx_runtime: On a CPU, use what is fastest for the first batch: torch, ONNX Runtime, or OpenVINO if installed.
     """
-    segmenter = _open(weights, device, tta, gate, onnx_runtime)
+    segmenter = _open((weights,) if weights else (), device, tta, gate, onnx_runtime)
 
     def finish(image_id, image, probs):
         mask = segmenter.lungs(probs, probs.shape[1:])
@@ -142,12 +158,13 @@ def crops(
 TOOLS = {"masks": masks, "crops": crops}
 
 
-def _open(weights, device, tta, gate, onnx=False):
+def _open(weights, device, tta, gate, onnx=False, spread=False):
     check_device(device)
     if onnx:
         require_extra("onnx", "--onnx-runtime")
     check(0 <= gate <= 1, f"--gate must lie in [0, 1], not {gate:g}")
-    return load_segmenter(weights, distributed.start(device), tta, onnx=onnx)
+    first, *more = weights or (None,)
+    return load_segmenter(first, distributed.start(device), tta, onnx=onnx, more=more, spread=spread)
 
 
 def _apply(segmenter, images, out, kind, finish, report):
@@ -165,7 +182,7 @@ def _apply(segmenter, images, out, kind, finish, report):
     for image_id, result, problem in bar:
         if problem:
             _leave_out(problems, image_id, problem)
-            for folder in ("", *FOLDER.values()):
+            for folder in ("", "spread", *FOLDER.values()):
                 (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
             continue
         rows.append({"image_id": image_id} | result[0])

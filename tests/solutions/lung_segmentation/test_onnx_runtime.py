@@ -28,11 +28,11 @@ def test_the_shipped_network_draws_the_same_masks(caplog, monkeypatch):
     images = radiographs(3)
     wanted = list(load_segmenter(device="cpu", precision="fp32").masks(images))
     lungs = load_segmenter(device="cpu", onnx=True)
-    sessions = lungs._model._sessions
+    sessions = lungs._models[0]._sessions
     assert len(list(lungs.masks(images))) == 3  # by the faster one, which is named once
     assert sum("lung segmenter: torch " in record.getMessage() for record in caplog.records) == 1
     for session, most in zip(sessions, (5e-4, 2e-3), strict=False):  # the latter in bfloat16
-        monkeypatch.setattr(lungs, "_model", session)
+        monkeypatch.setattr(lungs, "_models", [session])
         for a, b in zip(wanted, lungs.masks(images), strict=True):
             assert (a != b).mean() <= most and 0.05 < a.mean() < 0.6
 

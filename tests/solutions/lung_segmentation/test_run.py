@@ -233,6 +233,10 @@ def test_cross_needs_two_datasets(sample, command, refused, tiny):
 def test_an_exported_network_gives_the_masks_of_the_run(run_copy, command, sample, tmp_path):
     assert command("export_segmenter", "--out", "run", "--folds", "0").status == 2  # no rule of this choice of folds
     assert command("export_segmenter", "--out", "run").status == 0
+    (other,) = run_copy.glob("lungs_fold*.safetensors")
+    assert (
+        other.name == "lungs_fold1.safetensors" and other.read_bytes() != (run_copy / "lungs.safetensors").read_bytes()
+    )
     segmenter = load_segmenter(run_copy / "lungs.safetensors")
     tuned = read_json(run_copy / "tuned.json")["rule"]
     assert (segmenter.size, segmenter.pixel, segmenter.regions) == (32, tuned["pixel"], tuned["regions"])

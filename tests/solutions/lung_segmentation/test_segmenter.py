@@ -197,6 +197,26 @@ def test_views_are_averaged(bright):
     np.testing.assert_allclose(alone[0], np.tile(probs * 255, (32, 1)), atol=1)
 
 
+def test_the_spread_is_that_of_views_and_networks(bright, tmp_path):
+    tilt, image = torch.linspace(-3, 3, 32), np.full((32, 32), 140, np.uint8)
+    probs = torch.sigmoid(12.5 / 8 + tilt)
+    first = bright(tilt=tilt)
+    (found,) = load_segmenter(first, "cpu", tta=("flip",), precision="fp32", spread=True).probs([image])
+    assert found.shape == (2, 32, 32)
+    np.testing.assert_allclose(found[1], np.tile((probs - probs.flip(0)).abs() * 255, (32, 1)), atol=1)
+    other = first.rename(tmp_path / "other.safetensors")
+    plain = bright()
+    (found,) = load_segmenter(plain, "cpu", precision="fp32", more=(other, other), spread=True).probs([image])
+    each = torch.stack([torch.sigmoid(torch.full((32,), 12.5 / 8)), probs, probs])
+    np.testing.assert_allclose(found[0], np.tile(each.mean(0) * 255, (32, 1)), atol=1)
+    np.testing.assert_allclose(found[1], np.tile(each.std(0, correction=0) * 510, (32, 1)), atol=1)
+    with pytest.raises(InputError, match=r"the spread needs further views \(--tta\) or networks"):
+        load_segmenter(plain, "cpu", spread=True)
+    both = bright("left_right")
+    with pytest.raises(InputError, match=r"left_right at 32 px, unlike .*other\.safetensors with lungs at 32 px"):
+        load_segmenter(other, "cpu", more=(both,))
+
+
 def test_files_that_cannot_be_used_are_named_and_the_rest_goes_on(bright, tmp_path):
     images = {f"x{n}": chest(40 + n, 60)[0] for n in range(7)}
     files = {name: tmp_path / f"{name}.png" for name in images}

@@ -181,6 +181,29 @@ def test_views_may_be_asked_for(command, tmp_path):
     assert (cv2.imread("out/a.png") == cv2.imread("plain/a.png")).all()  # what is bright is bright from either side
 
 
+def test_the_spread_of_two_networks_and_the_gate(command, tmp_path):
+    image, _ = write_chest(tmp_path / "in" / "a.png", 128, 128)
+    other = Bright()
+    other.level.data[:] = 240.0  # of which the lungs are not bright enough
+    segmenter.save_segmenter("v.safetensors", other, ABOUT)
+    line = "masks in --out out --spread --tta flip"
+    assert command(line).status == 0 and read("out/masks.csv").loc[0, "spread"] == 0
+    networks = " --weights w.safetensors v.safetensors"
+
+    def run(more):
+        words = f"{line}{networks}{more}".split()
+        return cli.main("lung_segmentation", config, dict, words, lambda tool: tools.TOOLS)
+
+    assert run("") == 0
+    inside = cv2.imread("out/spread/a.png", cv2.IMREAD_UNCHANGED)[image > 200]
+    probs = torch.sigmoid((230 - torch.tensor([127.5, 240])) / 8)
+    assert inside == pytest.approx(probs.std(correction=0).item() * 510, abs=1)
+    table = read("out/masks.csv")
+    assert table["ok"].all() and table.loc[0, "spread"] == pytest.approx(inside[0] / 510, rel=0.01)
+    assert run(" --most-spread 0.3") == 0
+    assert read("out/masks.csv")["reason"].tolist() == [f"spread {table.loc[0, 'spread']:.3f}, above 0.3"]
+
+
 def test_crops_come_from_the_original(command, tmp_path):
     two, _ = write_chest(tmp_path / "in" / "two.png", 512, 256)  # the network's 128 px make 4 × 2 of it
     one, _ = write_chest(tmp_path / "in" / "one.png", 512, 256, lungs=1)
@@ -215,6 +238,8 @@ def test_crops_come_from_the_original(command, tmp_path):
         ("masks in other/a.jpg other/a.png --out out", "other/a.png: a second image named 'other/a'"),
         ("crops in --out w.safetensors", "w.safetensors: not a folder (--out)"),
         ("masks in --out out --device gpu", "--device 'gpu': choose auto, cpu, cuda or cuda:<n>"),
+        ("masks in --out out --most-spread 0.1", "--most-spread: above 0, and with --spread"),
+        ("masks in --out out --spread", "the spread needs further views (--tta) or networks (--weights A B)"),
         ("masks in --out out --tta turn", "invalid choice 'turn' for argument '--tta'."),
         ("masks other/bad.png --out out", "none of the images could be used"),
     ],
