@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 
 import segmentation_models_pytorch as smp
 import timm
@@ -87,7 +88,8 @@ def segmenter(
 ):
     """Return a network from images (B, 1, H, W), sides multiples of 32, to mask logits (B, n_classes, H, W).
 
-    architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network.
+    architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network with
+    maps of several sizes, for DPT a vision transformer, of whose patches the sides are multiples then.
     empty_head: return (mask logits, presence logit (B, 1)), the latter from the encoder's pooled last features after
     `dropout`. frozen_norms: keep statistics and parameters of all batch norms, which start from another training's
     weights. weights and errors: as in `classifier`; a file must hold at least the whole encoder.
@@ -98,14 +100,23 @@ def segmenter(
     name = timm_name(encoder)
     if empty_head:
         options["aux_params"] = {"classes": 1, "dropout": dropout}
+    fixed, multiple = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False), 32
     if architecture is smp.DPT:
         options["dynamic_img_size"] = True  # other sizes than the transformer's own
+    elif fixed:
+        raise InputError(f"encoder {encoder!r} has a fixed size or maps of one size: only the decoder dpt takes it")
     try:
         net = architecture(_PADDED.get(name, f"tu-{name}"), encoder_weights=None, classes=n_classes, **options)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
+        if architecture is smp.DPT and "dynamic_img_size" in reason:
+            reason = "it needs a vision transformer, such as vit_base_patch16_224"
         raise InputError(f"encoder {encoder!r} does not work in {architecture.__name__} ({reason})") from error
-    model = Normalised(net, *mean_std(name), multiple=32)
+    if architecture is smp.DPT:
+        multiple = math.lcm(multiple, *getattr(getattr(net.encoder.model, "patch_embed", None), "patch_size", ()))
+        for unused in ("norm", "fc_norm", "head"):  # never have a gradient, for which several processes would wait
+            setattr(net.encoder.model, unused, nn.Identity())
+    model = Normalised(net, *mean_std(name), multiple)
     model.frozen_norms = frozen_norms
     _freeze(model, False, ())
     return load_pretrained(model, name, weights, [key for key in model.state_dict() if key.startswith("net.encoder.")])
@@ -171,6 +182,10 @@ def _freeze(model, frozen, parameters):
 def timm_name(name):
     """Return timm's name for a network name, its own or another library's; raises InputError for unknown ones."""
     name = _ALIASES.get(name, name)
+    if name.startswith("mit_b"):
+        raise InputError(
+            f"{name}: its code may not be used commercially; pvt_v2_{name[4:]} of timm is of the same kind"
+        )
     if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained(name.split(".")[0])):
         near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 3)
         raise InputError(f"timm has no network {name!r}; similar names: {', '.join(near) or 'none'}")

@@ -67,6 +67,23 @@ def test_architectures_by_name(name):
         assert model(gray()).shape == (2, 3, 64, 64)
 
 
+PYRAMIDS = ("convnext_atto", "tf_efficientnetv2_b0", "pvt_v2_b0")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [*((name, encoder) for name in ("upernet", "segformer") for encoder in PYRAMIDS), ("dpt", "vit_tiny_patch16_224")],
+)
+def test_decoders_over_encoders_train_and_take_other_sizes(name, encoder):
+    model = segmenter(name, encoder, "none", empty_head=True).train()
+    mask, presence = model(gray())
+    assert mask.shape == (2, 1, 64, 64) and presence.shape == (2, 1)
+    (mask.square().mean() + presence.square().mean()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    with torch.inference_mode():
+        assert model.eval()(gray(1, 96))[0].shape == (1, 1, 96, 96)
+
+
 def test_output_is_float32_under_autocast_and_gradients_reach_the_first_layer():
     model = segmenter("fpn", "test_resnet", "none", empty_head=True).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
@@ -109,7 +126,20 @@ def test_depthwise_convolutions_train_in_float32_under_bf16(monkeypatch):
         (lambda: classifier("rsenet18", 1, "none"), "timm has no network 'rsenet18'; similar names: .*resnet18"),
         (lambda: classifier("resnet18.nope", 1, "none"), "timm has no network 'resnet18.nope'"),
         (lambda: segmenter("unit", "resnet18", "none"), "'unit': choose one of unet, unetplusplus, fpn"),
-        (lambda: segmenter("fpn", "vit_tiny_patch16_224", "none"), "'vit_tiny_patch16_224' does not work in FPN"),
+        (
+            lambda: segmenter("fpn", "vit_tiny_patch16_224", "none"),
+            "'vit_tiny_patch16_224' has .*: only the decoder dpt",
+        ),
+        (
+            lambda: segmenter("upernet", "swin_tiny_patch4_window7_224", "none"),
+            "has a fixed size .*: only the decoder dpt",
+        ),
+        (
+            lambda: segmenter("dpt", "convnext_atto", "none"),
+            "does not work in DPT .it needs a vision transformer, such",
+        ),
+        (lambda: segmenter("segformer", "mit_b2", "none"), "mit_b2: .* not be used commercially; pvt_v2_b2 of timm"),
+        (lambda: segmenter("dpt", "vit_small_patch14_dinov2", "none")(gray(1, 448 + 32)), "needs multiples of 224"),
         (lambda: classifier("resnet18", 1, "missing.pth"), "missing.pth: no such file"),
         (lambda: segmenter("fpn", "resnet18", "none")(gray(1, 72)), "72×72: this network needs multiples of 32"),
         (lambda: classifier("test_resnet", 1, "none")(torch.zeros(1, 3, 64, 64)), "expected one gray channel"),
