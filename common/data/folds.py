@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError, check
-from common.jit import compiled
 from common.paths import atomic_path, escape_formula
 from common.submit.table import read_rows
 
@@ -134,27 +133,17 @@ def _assign_folds(labels, shares, groups, seed):
     return _place_groups(vectors, order, shares)[codes]
 
 
-@compiled
 def _place_groups(vectors, order, shares):
     """Assign groups one by one to the fold where Σ (filled − share)² / share grows least; `filled` sums to 1."""
-    folds = np.empty(len(vectors), np.int64)
-    filled = np.zeros((len(shares), vectors.shape[1]))
-    members = np.zeros(len(shares), np.int64)
-    empty = len(shares)
+    folds, filled = np.empty(len(vectors), np.int64), np.zeros((len(shares), vectors.shape[1]))
+    used = np.zeros(len(shares), bool)
     for place, g in enumerate(order):
-        must_fill = len(order) - place <= empty
-        best, lowest = -1, np.inf
-        for k in range(len(shares)):
-            if must_fill and members[k]:
-                continue
-            cost = 0.0
-            for c in range(vectors.shape[1]):
-                cost += vectors[g, c] * (2 * filled[k, c] + vectors[g, c]) / shares[k]
-            if cost < lowest:
-                best, lowest = k, cost
-        empty -= members[best] == 0
-        members[best] += 1
-        folds[g] = best
+        # summed from left to right, as in earlier versions, so that a seed still gives the same folds
+        cost = np.cumsum(vectors[g] * (2 * filled + vectors[g]) / shares[:, None], axis=1)[:, -1]
+        if len(order) - place <= np.count_nonzero(~used):
+            cost[used] = np.inf  # each empty fold needs one of the groups left
+        folds[g] = best = cost.argmin()
+        used[best] = True
         filled[best] += vectors[g]
     return folds
 

@@ -2,7 +2,8 @@
 
 import os
 import random
-import subprocess
+import runpy
+import socket
 import sys
 import time
 import warnings
@@ -104,17 +105,15 @@ def test_enrichment_without_anything_to_balance_is_refused(labels, message):
         augment.enrichment_plan(labels, 4, 0)
 
 
-def test_import_opens_no_socket():
-    code = (
-        "import socket, urllib.request\n"
-        "def refuse(*a, **k): raise SystemExit('opened')\n"
-        "socket.socket.connect = socket.create_connection = urllib.request.urlopen = refuse\n"
-        "import common.data.augment, albumentations.check_version as c\n"
-        "print('quiet')"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "quiet", done.stderr
+def test_import_opens_no_socket(monkeypatch):
+    opened = []
+    monkeypatch.setattr(socket.socket, "connect", lambda *arguments: opened.append(arguments))
+    monkeypatch.setattr(socket, "create_connection", lambda *arguments, **options: opened.append(arguments))
+    monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE")
+    for name in ("albumentations", "albumentations.check_version"):  # executed again by the next import
+        monkeypatch.delitem(sys.modules, name)
+    runpy.run_path(augment.__file__)
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1" and "albumentations" in sys.modules and not opened
 
 
 # ---- block masking and diffused noise ----------------------------------------------------------------------------

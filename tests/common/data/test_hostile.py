@@ -1,6 +1,5 @@
 """Images that would end the process, fill the memory, or be read as other pixels."""
 
-import time
 import zlib
 from struct import pack
 
@@ -81,7 +80,7 @@ def test_every_format_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
         dicom.read_image(path)
 
 
-def test_bombs(tmp_path):
+def test_bombs(tmp_path, monkeypatch):
     stream, side = encode(picture(8)), pack(">HH", 30000, 30000)
     frame = stream.index(b"\xff\xc0") + 5
     jpeg_bomb = stream[:frame] + side + stream[frame + 4 :]
@@ -97,11 +96,12 @@ def test_bombs(tmp_path):
     with pytest.raises(InputError, match="has 30000x30000x1 values, the header names 23x18x1"):
         dicom.read_image(path)
     ds = dataset(picture(8), syntax=uid.DeflatedExplicitVRLittleEndian)
-    ds.add_new(0x00091001, "OB", bytes(1 << 30))
-    began = time.process_time()
+    ds.add_new(0x00091001, "OB", bytes(1 << 26))
+    path = save(ds, tmp_path / "deflated.dcm")
+    assert dicom.read_header(path)["height"] == 23
+    monkeypatch.setenv("CXR_MAX_PIXELS", "1000000")
     with pytest.raises(InputError, match="inflates to more"):
-        dicom.read_header(save(ds, tmp_path / "deflated.dcm"))
-    assert time.process_time() - began < 20  # decoding one of them would take longer
+        dicom.read_header(path)
 
 
 def damaged_jpegs():

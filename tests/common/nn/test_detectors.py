@@ -176,7 +176,9 @@ def test_frozen_norms_keep_statistics_and_parameters():
         assert (norm.weight.grad is None) is frozen
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [fcos, *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS if kind != fcos)]
+)
 def test_detectors_learn_boxes_and_classes(kind):
     batch, true = images(2, 96, 1) // 4, target((8, 8, 32, 40, 0), (24, 44, 60, 60, 1))
     batch[0, 0, 8:40, 8:32] += 160

@@ -196,6 +196,7 @@ def test_the_fused_answer_is_a_layer_over_both_networks_features(finished):
     assert found.to_numpy() == pytest.approx(torch.sigmoid(logits)[0].numpy(), abs=1e-5)
 
 
+@pytest.mark.long  # the split has tests of its own, and the preset's settings too
 def test_podium_on_every_labelled_image_has_nothing_to_submit(tmp_path, command, sample, tiny, bare_page):
     words = [
         "podium",
