@@ -32,12 +32,10 @@ class FitConfig:
     """Peak learning rate in the other epochs."""
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
     """Learning-rate schedule after the frozen epochs."""
-    cycles: int = 1
-    """Times that the schedule runs from start to end (warm restarts); classic SWA then averages the ends of cycles."""
+    cycles: int = 1  # Runs of the schedule from start to end (warm restarts); classic SWA then averages their ends.
     warmup: float = 0.05  # warm_cosine: share of the steps in which the rate rises.
     patience: int = 3  # plateau: epochs without improvement before the rate is reduced.
-    plateau_metric: str = ""
-    """plateau: the validation metric to monitor, written as in `metric`; empty: the same as `metric`."""
+    plateau_metric: str = ""  # plateau: the metric to monitor, written as in `metric`; empty: the same.
     factor: float = 0.1
     """plateau and step: the rate is multiplied by this."""
     milestones: tuple[int, ...] = (30, 60, 90)
@@ -45,8 +43,7 @@ class FitConfig:
     decay: float = 0.0  # The scheduled rate is divided by 1 + decay · n after n optimizer steps.
     batch_size: int = 16
     """Images per forward pass, over all processes."""
-    accumulate: int = 1
-    """Batches whose gradients are accumulated before an optimizer step; batch norms still see one of them."""
+    accumulate: int = 1  # Batches whose gradients are added before an optimizer step; batch norms see one of them.
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     layer_decay: float = 1.0  # Below 1: each layer of timm's network has this share of the next one's learning rate.
     weight_decay: float = 1e-2
@@ -63,8 +60,7 @@ class FitConfig:
     """Variant to keep: a named one, or the one with the highest validation metric."""
     keep_variants: bool = False  # Keep the weights of the other variants too, which `ablate` of SIIM compares.
     window: int = 4  # Windowed SWA: number of consecutive epochs to average, where the metric peaks.
-    classic_start: float = 0.75
-    """Classic SWA of a single cycle: average all epochs after this fraction of the training."""
+    classic_start: float = 0.75  # Classic SWA of a single cycle: average all epochs after this share of the training.
     best_k: int = 3  # best_k: number of best epochs to average.
     ema_decay: float = 0.999
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -74,8 +70,7 @@ class FitConfig:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):
-            if (value := getattr(self, name)) != "auto" and not value > 0:
-                raise InputError(f"{name} must be above 0, not {value}")
+            check((value := getattr(self, name)) == "auto" or value > 0, f"{name} must be above 0, not {value}")
         check(0 <= self.warmup < 1, f"warmup must lie in [0, 1), not {self.warmup}")
         check(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], not {self.layer_decay}")
         for name in ("decay", "validate_images"):
@@ -107,8 +102,7 @@ class BoxConfig(FitConfig):
     weights: str = "imagenet"
     """imagenet, coco (with resnet50), none, or a file of the backbone or a whole detector, of torchvision or
     Detectron2."""
-    stride_in_1x1: bool = False
-    """Bottlenecks stride in their first convolution, as weights of Detectron2's ResNets require."""
+    stride_in_1x1: bool = False  # Bottlenecks stride in their first convolution, as in Detectron2's ResNets.
     size: int = 1024
     """Side of the network's images."""
     channels: int = 256  # Channels of the feature pyramid. COCO weights have 256.

@@ -225,9 +225,7 @@ def with_rate(job, network):
 def training_loss(network, device, model, batch):
     """Return the loss of a batch of the Network's loader, a scalar tensor on `device`."""
     images, target = to_device(batch, device)
-    if network.step is not None:
-        return network.step(model, images, target)
-    return network.loss(model(images), target)
+    return network.step(model, images, target) if network.step else network.loss(model(images), target)
 
 
 def train_loader(job, network, rows):

@@ -46,12 +46,10 @@ class Options:
     devices_per_training: int | None = None
     """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
 
-    seeds: tuple[int, ...] = ()
-    """run: one run per seed, beside --out and on the folds of the first, blended into --out."""
+    seeds: tuple[int, ...] = ()  # run: one run per seed, beside --out and on the folds of the first, blended into it.
 
     gpus: int | None = None  # plan: number of GPUs (default: those of this machine).
-    card: str | None = None
-    """plan: their kind, such as T4 or H100, if this machine has none of them; the costs are then estimates."""
+    card: str | None = None  # plan: their kind, such as T4 or H100, if this machine has none; costs are then estimates.
     kaggle: bool = False  # plan: a Kaggle notebook, that is two T4, sessions of 11.5 hours and 20 GB of disk.
     json: bool = False  # plan: print JSON.
 

@@ -50,8 +50,7 @@ def shared_groups(folds, groups):
 
     folds: (N,) fold numbers, or bool for a hold-out; groups: (N,) as in `make_folds`.
     """
-    codes = group_codes(groups, len(folds))
-    return int(pd.Series(folds).groupby(codes).transform("nunique").gt(1).sum())
+    return int(pd.Series(folds).groupby(group_codes(groups, len(folds))).transform("nunique").gt(1).sum())
 
 
 def save_folds(path, image_ids, folds, groups=None, note=""):
@@ -123,8 +122,7 @@ def _assign_folds(labels, shares, groups, seed):
     n_groups = codes.max() + 1
     check(n_groups >= len(shares), f"{len(shares)} folds need as many groups, there are {n_groups}")
     vectors = pd.DataFrame(columns).groupby(codes).sum().to_numpy() / columns.sum(axis=0)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(n_groups)
+    order = np.random.default_rng(seed).permutation(n_groups)
     weight = (vectors**2).sum(axis=1)
     if groups is not None:  # compare powers of two: exact weights rarely tie, and every seed would give the same order
         weight = np.frexp(weight)[1]

@@ -128,16 +128,14 @@ class Config:
     same_source: Literal["score", "train"] = "score"
     """Images without COVID-19 from the COVID-19 images' own collections. score: they are predicted as a check, as
     the paper's negatives come from elsewhere; train: they are negatives like the others."""
-    balance: bool = False
-    """Show images of small groups of collection and label more often in training, so that origin helps less."""
+    balance: bool = False  # Show small groups of collection and label more often, so that origin helps less.
     adversary: float = 0.0
     """Train the classifier's features to hide the collection of images of one label (reversed gradients, of this
     strength beside the loss's); 0: off. With same_source train, so that a label has several kinds of collections."""
     exclude: str = ""
     """CSV of images to leave out, optionally with reasons in a second column. Paper: laterals, scans of PDFs and marked
     images with COVID-19, and normals with medical equipment, chosen by hand."""
-    negatives: int = 500
-    """Negatives to train on and score, drawn evenly from their collections after the gate; 0: all. Paper: 500."""
+    negatives: int = 500  # Negatives to train on and score, drawn evenly from their collections; 0: all. Paper: 500.
     network: NetworkConfig = field(default_factory=NetworkConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     lungs: LungsConfig = field(default_factory=LungsConfig)

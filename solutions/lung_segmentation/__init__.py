@@ -18,8 +18,7 @@ def lung_boxes(masks):
     """Return the box (x_min, y_min, x_max, y_max), ends exclusive, of each mask's `lung_region`, or None."""
     from .postprocess import lung_region
 
-    regions = (lung_region(mask) for mask in masks)
-    return [None if region is None else region.box for region in regions]
+    return [None if (region := lung_region(mask)) is None else region.box for mask in masks]
 
 
 def __getattr__(name):

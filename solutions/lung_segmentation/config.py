@@ -69,8 +69,7 @@ class DecisionConfig:
     """From probabilities to a mask; every combination of the values is tried on out-of-fold predictions."""
 
     pixel: tuple[float, ...] = (0.5,)  # Pixel thresholds.
-    regions: tuple[int, ...] = (0,)
-    """Number of largest regions to keep, with holes filled; 0: leave the mask unchanged."""
+    regions: tuple[int, ...] = (0,)  # Number of largest regions to keep, holes filled; 0: leave the mask unchanged.
 
     def __post_init__(self):
         usable = self.pixel and all(0 < pixel <= 1 for pixel in self.pixel)
@@ -86,8 +85,7 @@ class Config:
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     structures: Literal["lungs", "left_right", "lungs_heart"] = "lungs"
     """Structures to segment. Images without masks of the lungs are left out; a missing heart only of the loss."""
-    datasets: tuple[Literal["Montgomery", "Shenzhen", "JSRT", "folder"], ...] = ()
-    """Datasets to use; empty: all in the folder."""
+    datasets: tuple[Literal["Montgomery", "Shenzhen", "JSRT", "folder"], ...] = ()  # Empty: all in the folder.
     n_folds: int = 10
     folds: tuple[int, ...] = (0,)  # Folds to hold out and score. The first of 10: Berger et al.'s split of 80/10/10.
     validation: float = 0.1  # Share of all labelled images, from the other folds, on which epochs are compared.

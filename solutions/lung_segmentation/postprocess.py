@@ -66,7 +66,7 @@ def main_regions(mask, count):
         return pixels
     areas, _ = region_overlaps(pixels)
     largest = np.argsort(-areas, kind="stable")[:count]
-    around = np.pad(_selected(label(pixels)[0], largest), 1)
+    around = np.pad(np.isin(label(pixels)[0], largest + 1).view(np.uint8), 1)
     cv2.floodFill(around, None, (0, 0), 2)
     return (around[1:-1, 1:-1] != 2).view(np.uint8)
 
@@ -113,7 +113,7 @@ def lung_region(mask):
     from_centre = np.linalg.norm(centroids[large] - ((width - 1) / 2, (height - 1) / 2), axis=1)
     nearest = large[np.argsort(from_centre, kind="stable")[:2]]
     kept = nearest[areas[nearest] >= ONE_LUNG_RATIO * areas[nearest].max()]
-    lungs = _selected(labels, kept)
+    lungs = np.isin(labels, kept + 1).view(np.uint8)
     corners = stats[kept, :2]
     left, top = corners.min(axis=0).tolist()
     right, bottom = (corners + stats[kept, 2:4]).max(axis=0).tolist()
@@ -147,13 +147,6 @@ def _foreground(mask):
     if mask.max() > 1 and np.count_nonzero(mask == mask.max()) != np.count_nonzero(pixels):
         raise InputError("a mask must have a single value besides 0; pass probabilities to `decide` first")
     return pixels
-
-
-def _selected(labels, regions):
-    chosen = np.zeros(labels.shape, bool)
-    for region in regions:
-        chosen |= labels == region + 1
-    return chosen.view(np.uint8)
 
 
 def _rectangle(shape, steps):

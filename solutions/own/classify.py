@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import average_precision_score, confusion_matrix
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
@@ -150,14 +151,6 @@ def aurocs(truth, scores):
     return np.array([metrics.auroc(t, s, np.nan) if len(t) else np.nan for t, s in pairs])
 
 
-def average_precision(y, scores):
-    """Return the average precision, the step-wise area under the precision-recall curve; NaN without positives."""
-    if not y.any():
-        return np.nan
-    _, tp, fp = metrics.cut_points(y, scores)
-    return float((np.diff(tp, prepend=0) / tp[-1] * tp / (tp + fp)).sum())
-
-
 def class_row(truth, probs, parts, groups, seed):
     """Return the figures of one class over the images whose label is known."""
     known = ~np.isnan(truth)
@@ -167,7 +160,8 @@ def class_row(truth, probs, parts, groups, seed):
     if len(set(people.tolist())) > 1 and len(set(part.tolist())) > 1:
         (area,), _ = bootstrap_auroc(y, p, people, seed=seed, skip_undefined=True)
         row |= {"auroc": area.estimate, "low": area.low, "high": area.high}
-        row |= {"average_precision": average_precision(y[:, 0], p[:, 0]), "threshold": choose_thresholds(y, p)[0]}
+        precision = average_precision_score(y[:, 0], p[:, 0]) if y.any() else np.nan
+        row |= {"average_precision": precision, "threshold": choose_thresholds(y, p)[0]}
         (counts,), _ = nested_counts(y, p, part)
         rates = metrics.recall(counts, np.nan), metrics.specificity(counts, np.nan)
         row |= dict(zip(RATES, (*rates, metrics.f_beta(counts), metrics.accuracy(counts)), strict=True))
@@ -192,8 +186,7 @@ def choose(job, oof):
     tables = {"classes.csv": table}
     if job.config.task == "multiclass":
         figures["accuracy"] = as_interval(bootstrap(probs.argmax(1) == truth.argmax(1), groups, seed=seed))
-        counts = np.zeros((len(classes), len(classes)), int)
-        np.add.at(counts, (truth.argmax(1), probs.argmax(1)), 1)
+        counts = confusion_matrix(truth.argmax(1), probs.argmax(1), labels=range(len(classes)))
         tables["confusion.csv"] = pd.DataFrame(counts, columns=classes).assign(true=classes)[["true", *classes]]
         figures["f1"] = float(metrics.ratio(2 * np.diag(counts), counts.sum(0) + counts.sum(1), 0.0).mean())
     return Choice({"thresholds": rule}, figures["auroc"]["estimate"] or 0.0, figures, tables)

@@ -26,11 +26,9 @@ class ClassifierConfig(OwnFit):
     backbone: str = "convnext_tiny.fb_in22k_ft_in1k"  # Any timm network with a last feature map.
     size: int = 384
     dropout: float = 0.2
-    only_head: bool = False
-    """Train only the last layer, on features that the pretrained backbone computes once, without augmentation."""
+    only_head: bool = False  # Train only the last layer, on features computed once, without augmentation.
     class_weights: bool = False  # Weight the loss by the inverse frequency of the classes (at most 20).
-    balanced: bool = False
-    """Repeat images of rare classes, up to 10 times, so that classes are drawn about equally often."""
+    balanced: bool = False  # Repeat images of rare classes, up to 10 times: classes are drawn about equally often.
     metric: str = "auroc"
 
 
@@ -74,8 +72,7 @@ class DecisionConfig:
 class Config:
     """A whole run on a user's images."""
 
-    labels: str = ""
-    """CSV, COCO JSON or folder of masks; empty: labels.csv, labels.json or masks in the folder of the images."""
+    labels: str = ""  # CSV, COCO JSON or folder of masks; empty: labels.csv, labels.json or masks beside the images.
     task: Literal["auto", "multilabel", "multiclass", "detection", "segmentation"] = "auto"
     """auto: what the labels are made for."""
     classes: tuple[str, ...] = ()  # Classes to use, in this order; empty: all that the labels have.
@@ -84,8 +81,7 @@ class Config:
     """Classes with fewer than two images: drop them, or keep them, which gives them no score."""
     boxes: Literal["pixels", "fraction"] = "pixels"
     """Unit of the boxes: pixels of the original image, or shares of its width and height."""
-    mask_size: Literal["same", "any"] = "same"
-    """any: masks may be smaller or larger than their image; they are stretched over it."""
+    mask_size: Literal["same", "any"] = "same"  # any: masks of another size are stretched over their image.
     lungs: Literal["none", "crop", "mask"] = "none"
     """What the networks see: the image, the box around its lungs (classification only), or its lungs on black."""
     flip: bool = True  # Whether mirrored images are valid; not if a class is a side, such as the left lung.

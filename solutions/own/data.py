@@ -162,8 +162,7 @@ def _skip(side, image, about):
 
 def dataset(images, rows, size, transform=None, targets=None):
     """Return the SampleDataset of store rows as the networks see them, see `add_view`."""
-    seen = images.arrays.get(VIEW, images.store.images)
-    return SampleDataset(seen, targets, transform, size, rows=rows)
+    return SampleDataset(images.arrays.get(VIEW, images.store.images), targets, transform, size, rows=rows)
 
 
 def _places(options, files, ids):

@@ -24,8 +24,7 @@ class ClassifierConfig(FitConfig):
     size: int = 1024  # Paper: 1024 px.
     augmentation: Literal["paper", "podium", "light"] = "paper"
     """paper: CLAHE, optical distortion, zoom in and out by 5 to 10 %, each with p = 0.5."""
-    enrichment: bool = False
-    """Paper's alternative: balance the classes with transformed copies of the positives; no other augmentation."""
+    enrichment: bool = False  # Paper's alternative: balance by transformed copies of positives; no other augmentation.
     positive_weight: float = 1.0
     """Weight of the positive images in the loss. Paper: 1; class weights are its future work."""
     metric: str = "mcc"

@@ -111,8 +111,7 @@ def hidden_score(job, rows):
     truth = read_labels(path) if path.is_file() else {}
     if not set(rows["ImageId"]) <= set(truth):
         return None
-    pairs = [(parse(rle), truth[image_id]) for image_id, rle in rows.itertuples(index=False)]
-    dice, true = dice_of(pairs)
+    dice, true = dice_of((parse(rle), truth[image_id]) for image_id, rle in rows.itertuples(index=False))
     return {"metric": "dice", "value": float(dice.mean()), "nothing": float((true == 0).mean())}
 
 

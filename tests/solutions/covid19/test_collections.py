@@ -308,6 +308,7 @@ def test_a_chexpert_table_without_columns_of_findings(tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_whole_chexpert_table():
     path = label_table("chexpert_train.csv.gz")
     if path is None:
