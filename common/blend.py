@@ -235,16 +235,18 @@ def _predict(members, settings, job):
     return {"images": len(ids), "score": score, "names": mixed["names"], "weights": found}
 
 
-def mixing_of(job):
+def mixing_of(job, part="None"):
     """Return how a blend mixes the test images, for `write_mixed`, without members of no weight.
 
-    folders: of the runs, by name; keys: of their predictions.
+    folders: of the runs, by name; keys: of their predictions. part: a fold, whose weights were searched on the others.
     """
     record, predicted = job.run.step("blend"), job.run.step("predict")
     for name, place in record["members"].items():
-        check(Path(place).is_dir(), f"{name}: predictions of networks that are not here, which cannot be exported")
+        check(Path(place).is_dir(), f"{name}: predictions of networks that are not here, so it cannot predict others")
     check("names" in predicted, f"{job.run.folder}: blended by an earlier version; run `blend` again")
-    used = [(name, w) for name, w in zip(predicted["names"], predicted["weights"]["None"], strict=True) if w]
+    alone = part != "None" and len(job.config.folds) < 2
+    check(not alone, f"{job.run.folder}: a blend of one fold, whose weights follow from all labels of it")
+    used = [(name, w) for name, w in zip(predicted["names"], predicted["weights"][part], strict=True) if w]
     names, weights = zip(*used, strict=True)
     runs = [name for name in record["members"] if name in _owners(names, record["members"])]
     keys = dict(zip(record["members"], record["predictions"], strict=True))

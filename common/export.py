@@ -26,6 +26,7 @@ from common.options import Options, check_device
 from common.paths import atomic_path, read_json, read_parquet, write_json, write_table
 from common.predictions import Predicted, predict_test, predicting_networks, read_predictions
 from common.recipe import neutral_of, read_rule, read_score, write_answer
+from common.teaching import describe_lessons
 from common.train import distributed
 from common.trained import ABOUT, FORMAT, Trained, clear_export
 
@@ -70,7 +71,7 @@ def write_trained(job, out, onnx=False, as_member=False):
     # without the folders' names, which say more about a machine than a published folder should
     about["command"] = " ".join(word.rsplit("/", 1)[-1] for word in run.manifest.get("command", "").split())
     about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
-    about["facts"] = job.images.about
+    about |= {"facts": job.images.about, "taught": describe_lessons(run)}
     write_json(out / ABOUT, about)
     return out
 

@@ -6,7 +6,9 @@ the folds to the store and the files of the run, is done here for all solutions.
 
 import json
 import logging
+import os
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,12 @@ import pandas as pd
 
 from common.config import digest
 from common.data.folds import load_folds, make_folds, save_folds, shared_groups
-from common.data.loaders import SampleDataset
+from common.data.loaders import UNKNOWN, SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError, check
 from common.listing import leave_out_unreadable
-from common.paths import read_parquet, write_csv, write_table
+from common.paths import read_array, read_parquet, write_csv, write_table
+from common.post.regions import resize_mask_probs
 from common.step import changed_settings, file_stamp
 from common.submit.table import write_submission
 
@@ -35,7 +38,8 @@ class Images:
     table: image_id, row (of the store), width, height (of the original, pixels), ok (False for a placeholder),
     patient_id, split, fold (-1 for test and unused images) and the challenge's own columns. key: digest of everything
     that trainings depend on; pixels_key: digest of the pixels to predict. about: JSON that `prepare` recorded. tables,
-    arrays: as in Listing; arrays are paths of .npy files.
+    arrays: as in Listing; arrays are paths of .npy files. taught: for rows with a teacher's labels the file of its
+    maps or None, the position in it, and the share of its labels (see common.teaching).
     """
 
     table: pd.DataFrame
@@ -45,6 +49,7 @@ class Images:
     about: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
     arrays: dict = field(default_factory=dict)
+    taught: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self._by_row = self.table.set_index("row", drop=False)
@@ -89,9 +94,27 @@ class Images:
         patients = self.patients(rows)
         return np.arange(len(rows)) if patients is None else patients
 
+    def drawn(self, row, mask):
+        """Return the mask of a store row, (…, h, w), as a teacher changes it: uint8 of 0 and 1, or float32 if mixed."""
+        path, position, share = self.taught.get(int(row), (None, 0, 0))
+        if path is None:
+            return mask
+        probs = _open_maps(path, os.getpid())[position]
+        probs = [resize_mask_probs(each, mask.shape[-2:]) for each in probs.reshape(-1, *probs.shape[-2:])]
+        probs = np.reshape(probs, mask.shape)
+        if share == 1:
+            return (probs >= 128).astype(np.uint8)
+        mixed = (1 - share) * mask + np.float32(share / 255) * probs
+        return np.where(mask == UNKNOWN, mask, mixed).astype(np.float32)
+
     def dataset(self, rows, size, transform=None, targets=None, kinds=None, crop=0):
         """Return a SampleDataset of these store rows at `size` pixels; `targets` maps a row to its target."""
         return SampleDataset(self.store.images, targets, transform, size, rows=rows, kinds=kinds, crop=crop)
+
+
+@cache
+def _open_maps(path, process):
+    return read_array(path)
 
 
 # ---- prepare -----------------------------------------------------------------------------------------------------

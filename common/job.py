@@ -26,7 +26,7 @@ class Job:
     """One invocation of a verb.
 
     solution: its name; recipe: its common.recipe.Solution; left_out: number of unusable inputs, which were named;
-    facts: what an export carries of the `about` of its run's Images.
+    facts: what an export carries of the `about` of its run's Images. lessons: see common.teaching, while training.
     """
 
     solution: str
@@ -40,6 +40,7 @@ class Job:
     left_out: int = 0
     recipe: Any = field(default=None, repr=False)
     facts: dict = field(default_factory=dict, repr=False)
+    lessons: dict = field(default_factory=dict, repr=False)
 
     @cached_property
     def images(self):

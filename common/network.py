@@ -20,6 +20,7 @@ from common.nn.onnx import with_session
 from common.nn.weights import check_weights
 from common.paths import read_csv, write_csv
 from common.step import cached_hash, changed_settings, run_step
+from common.teaching import describe_lessons, teach
 from common.train import distributed
 from common.train.checkpoint import load_weights
 from common.train.loggers import open_log
@@ -45,6 +46,7 @@ class Network:
     measure(output, target) -> array or tensor (B, …), one entry per held-out image. figures(job, measured (n, …), rows)
     -> dict of the metrics.
     rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
+    taught(job, rows) -> those of the rows with a teacher's labels to train on too.
     sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: replaces
     loss(model(images), target). before_epoch(history): may change what `step` does. collate: makes a batch of items.
     starts_from: Network that provides initial weights.
@@ -65,6 +67,7 @@ class Network:
     figures: Callable
     rows: Callable = other_folds
     freeze: Callable | None = None
+    taught: Callable = lambda job, rows: rows
     sampling: Callable = lambda job, rows: {}
     step: Callable | None = None
     before_epoch: Callable = lambda history: None
@@ -117,10 +120,11 @@ def train(job, network, later=()):
     network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
+    pupil, more, lesson = teach(job, network, held_out)
     sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
     before = [cached_hash(source.weights(job.run)) for source in sources]
     finished = network.is_finished(job.run)
-    loader = None if finished else train_loader(job, network, rows)
+    loader = None if finished else train_loader(pupil, network, np.concatenate([rows, more]))
     some = held_out
     if 0 < config.validate_images < len(held_out):
         some = np.sort(np.random.default_rng(seed).choice(held_out, config.validate_images, replace=False))
@@ -156,8 +160,11 @@ def train(job, network, later=()):
     if network.starts_from is not None and not finished:
         load_weights(network.starts_from.weights(job.run), model)
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
+    about += [lesson] if lesson else []
+    origin = network.trained_on(job)
+    origin = (origin or {}) | {"taught": describe_lessons(job.run)} if lesson else origin
     options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
-    options |= {"about": about, "trained_on": network.trained_on(job), "changed": changed_settings(job)}
+    options |= {"about": about, "trained_on": origin, "changed": changed_settings(job)}
     options |= {
         "micro_batch": job.options.micro_batch,
         "couples": network.couples,

@@ -46,6 +46,13 @@ class Options:
     devices_per_training: int | None = None
     """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
 
+    pseudo: Path | None = None
+    """Finished run or blend, whose confident predictions of this run's test images are trained on too."""
+    pseudo_confidence: float = 0.8  # Least probability of a class, box or mask for --pseudo; 1 minus it of none.
+    pseudo_weight: float = 1.0  # Times that --pseudo takes each image; 0.5: a random half of them.
+    teacher: Path | None = None  # Finished run or blend, whose predictions of training images are mixed into labels.
+    teacher_share: float = 0.5  # Share of the predictions of --teacher in the labels.
+
     seeds: tuple[int, ...] = ()  # run: one run per seed, beside --out and on the folds of the first, blended into it.
 
     gpus: int | None = None  # plan: number of GPUs (default: those of this machine).
@@ -58,6 +65,12 @@ class Options:
             raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
         check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
         check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
+        check(0 < self.pseudo_confidence < 1, f"--pseudo-confidence {self.pseudo_confidence}: must lie between 0 and 1")
+        check(self.pseudo_weight > 0, f"--pseudo-weight must be above 0, not {self.pseudo_weight}")
+        check(0 < self.teacher_share < 1, f"--teacher-share {self.teacher_share}: must lie between 0 and 1")
+        for name in ("pseudo_confidence", "pseudo_weight", "teacher_share"):
+            alone = getattr(self, name) != vars(Options)[name] and getattr(self, name.split("_")[0]) is None
+            check(not alone, f"--{name.replace('_', '-')} needs --{name.split('_')[0]}")
         distinct = len(set(self.seeds)) == len(self.seeds) != 1 and min(self.seeds, default=0) >= 0
         check(distinct, f"--seeds {' '.join(map(str, self.seeds))}: name two or more, each once, none negative")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative: {self.workers}")
@@ -73,7 +86,8 @@ PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  #
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
 FLAGS = ("--kaggle", "--json", "--grad-checkpointing")  # options without a value
 MEMORY = ("micro_batch", "grad_checkpointing")  # options that only trainings and `plan` read
-TRAINING = ("log_to", "devices_per_training", *MEMORY)  # options that only trainings read
+LESSONS = ("pseudo", "pseudo_confidence", "pseudo_weight", "teacher", "teacher_share")
+TRAINING = ("log_to", "devices_per_training", *MEMORY, *LESSONS)  # options that only trainings read
 NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")
 
@@ -82,7 +96,7 @@ def hidden_options(verb, takes):
     """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
     if verb == "plan":
-        return hidden | {"seeds", "fold_table", *TRAINING} - set(MEMORY)
+        return hidden | {"seeds", "fold_table", *TRAINING} - {*MEMORY, *LESSONS}
     hidden |= set(PLANNING) | (set() if verb == "run" else {"seeds"})
     hidden |= set() if verb in ("run", "prepare") else set(PREPARING)
     hidden |= set(TRAINING) if verb in NO_TRAINING else set()

@@ -166,6 +166,8 @@ def measure_all(job, listing, trainings, share, machine):
         items = [data[index % len(data), index] for index in range(min(config.batch_size, 8))]
         load = (time.monotonic() - begun) / len(items)
         n, held = (len(part) / share for part in first.rows(whole, first.fold))
+        if job.options.pseudo is not None:  # at most
+            n += job.options.pseudo_weight * int((listing.table["split"] == "test").sum())
         steps = config.epochs * max(1, int(n * len(data) / len(rows) / config.batch_size))
         samples.append((first, items, steps, round(held), load))
     # from small images to large ones: the first slow network of a kind is measured, the others are compared with it

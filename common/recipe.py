@@ -22,6 +22,7 @@ from common.predictions import predict_all, prediction_files, prediction_key, re
 from common.report.frame import write_report
 from common.step import Step, changed_settings, require, run_step
 from common.submit.table import write_submission
+from common.teaching import find_lessons
 from common.train.queue import work_through
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Solution:
     further_verbs: further verbs as functions of a job.
     assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
     uses their copies.
+    soft_labels(Predicted) -> table of probabilities by image_id, with the names that labels have in the image table.
     pick(job, verb) -> the Solution for a job, where the configuration decides which of several it is.
     """
 
@@ -112,6 +114,7 @@ class Solution:
     further_verbs: dict = field(default_factory=dict)
     assets: Callable = lambda config: {}
     use_assets: Callable = lambda config, files: config
+    soft_labels: Callable = lambda found: found.table
     pick: Callable = nothing
 
     def steps(self):
@@ -180,6 +183,7 @@ def train(job):
     if job.run.joined and (changed := changed_settings(job)):
         raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")
     job.recipe.before_training(job)
+    job.lessons = find_lessons(job)
     networks_of.check_initial_weights(job, job.recipe.networks(job))
     train_all(job, job.recipe.networks(job))
 

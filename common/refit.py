@@ -19,6 +19,7 @@ from common.predictions import predict_test
 from common.recipe import read_rule, train_all
 from common.runs import start_log
 from common.step import run_step
+from common.teaching import describe_lessons
 
 log = logging.getLogger(__name__)
 WHOLE = ("last", "classic", "ema")  # averages that belong to a whole training; the others end where validation peaks
@@ -42,6 +43,7 @@ def refit_tool(recipe, config_class):
         check(run.resolve() != out.resolve(), f"--out {out}: is the run itself; name a new folder")
         with open_run(recipe, config_class, run, device="cpu") as source:
             source.refuse_derived()
+            check(not describe_lessons(source.run), f"{run}: learned from a teacher, which a refit cannot")
             read_rule(source)  # refused before anything is written if it is not current
             settings = {network.stage: chosen_settings(source, network) for network in source.recipe.networks(source)}
             config = replace(source.config, folds=(source.config.n_folds,))

@@ -114,7 +114,8 @@ class SampleDataset(Dataset):
     images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, in each worker.
     targets: maps a store row to a mask of 0/1 (any height and width), which becomes uint8 (1, H, W); to several masks
     (C, height, width), which become uint8 (C, H, W), where a mask that is not known is UNKNOWN throughout; or to a
-    scalar or vector, which becomes float32. None makes the store row the target.
+    scalar or vector, which becomes float32. None makes the store row the target. Of a mask of floats, the sample's seed
+    draws the level from which pixels are 1, so that the mean over epochs is the mask.
     transform: an albumentations pipeline that keeps the size (see common.data.augment), or None.
     size: the network's side, or (H, W); None keeps the store's. Images and masks shrink by area average and grow
     bilinearly; masks are then thresholded at one half, which keeps the area of thin structures.
@@ -154,7 +155,7 @@ class SampleDataset(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, None)
         row = int(self.rows[index])
         image = _resize(self.images[row] if self.look is None else self.look(self.images[row], row), self.size)
-        target = row if self.targets is None else self._target(row)
+        target = row if self.targets is None else self._target(row, seed)
         pipeline = None if seed is None or self.kinds[index] < 0 else self.pipelines[self.kinds[index]]
         if pipeline is not None:
             # one pair of generators for the whole pipeline: set_random_seed would give every step the same seed, and so
@@ -167,10 +168,13 @@ class SampleDataset(Dataset):
         target = _to_tensor(target) if np.ndim(target) > 1 else torch.as_tensor(target)
         return _to_tensor(image), target
 
-    def _target(self, row):
+    def _target(self, row, seed):
         target = np.asarray(self.targets(row))
         if target.ndim < 2:
             return target.astype(np.float32)
+        if target.dtype.kind == "f":
+            level = 1 - np.random.default_rng([seed or 0, 1]).random()
+            target = np.where(target == UNKNOWN, UNKNOWN, target >= level)
         if target.ndim == 3:
             return np.stack([self._mask(part) for part in target], axis=-1)
         return self._mask(target)

@@ -46,7 +46,7 @@ def results(job, split):
 
 def describe_run(job, split, name):
     """Return lines about a run for the reader of its scores."""
-    said = [*seen_unlabelled(job.config), (job.run.step("prepare").get("about") or {}).get("said")]
+    said = [*seen_unlabelled(job.config, job.run), (job.run.step("prepare").get("about") or {}).get("said")]
     if split == "oof" and epoch_chosen(job.config):
         said.append(f"{name}: its epochs were chosen on these very images, which inflates its score")
     unlabelled = int((job.images.at(job.images.rows(SPLITS[split]))[CLASSES] < 0).any(axis=1).sum())

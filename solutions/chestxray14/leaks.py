@@ -31,10 +31,15 @@ def origin(config, table, fold):
     return {"solution": SOLUTION, "split": config.split, "fold": fold, "images": len(ids), "names": names_digest(ids)}
 
 
-def seen_unlabelled(config):
-    """Return a line about each network of a Config whose weights have seen NIH's images, though not their labels."""
+def seen_unlabelled(config, run=None):
+    """Return a line about each network of a Config whose weights have seen NIH's images, though not their labels.
+
+    With a Run, also whether it was trained on its own test images, with a teacher's labels (common.teaching).
+    """
+    taught = [] if run is None or not run.step("pseudo") else ["trained on its test images, with a teacher's labels"]
     paths = sorted({each.weights for each in config.branches if _is_unlabelled(Path(each.weights))})
-    return [f"{path}: these weights have seen NIH's images, perhaps of the test list, but no labels" for path in paths]
+    line = "these weights have seen NIH's images, perhaps of the test list, but no labels"
+    return [*(f"{path}: {line}" for path in paths), *taught]
 
 
 def check_run(config, table):
@@ -110,7 +115,8 @@ def _recorded(path):
 
 
 def _is_unlabelled(path):
-    return any(re.fullmatch(UNLABELLED, part, re.IGNORECASE) for part in path.parts[-5:])
+    named = any(re.fullmatch(UNLABELLED, part, re.IGNORECASE) for part in path.parts[-5:])
+    return named or "pseudo" in _recorded(path).get("taught", {})
 
 
 def _public(path):

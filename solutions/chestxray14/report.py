@@ -46,7 +46,7 @@ def headline(job, score):
             size = f"{part['images']:,} images of {part['patients']:,} patients, {part['classes']} classes"
             hint = f"{page.range_text(part['mean'])}, {size}"
             cards.append((f"Mean AUROC {where}", part["mean"]["estimate"], hint))
-    seen = [page.note(line, "warning") for line in seen_unlabelled(job.config)]
+    seen = [page.note(line, "warning") for line in seen_unlabelled(job.config, job.run)]
     return [page.cards(cards), *seen, page.note(re.sub(r"sha256 \w+, |, sha256 \w+", "", job.images.about["said"]))]
 
 

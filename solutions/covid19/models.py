@@ -17,7 +17,7 @@ from common.nn.backbone import ExactLinear
 from common.nn.classifier import Classifier, build_classifier
 from common.nn.losses import bce
 from solutions.covid19.config import ORIGINS, STAGE
-from solutions.covid19.data import MASKS, labels_of
+from solutions.covid19.data import MASKS, can_predict, labels_of
 
 MASKED = ("lungs", "background")  # the views that need masks
 
@@ -60,7 +60,7 @@ def adversarial_loss(output, target):
     loss = bce(output[:, :1], label)
     if output.shape[1] == 1:
         return loss
-    given = output[:, 1:].float().unflatten(1, (2, ORIGINS))[torch.arange(len(label)), label.long()]
+    given = output[:, 1:].float().unflatten(1, (2, ORIGINS))[torch.arange(len(label)), (label >= 0.5).long()]
     return loss + F.cross_entropy(given, origin)
 
 
@@ -170,6 +170,10 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
         loss = bce(torch.tensor(logits)[:, None], torch.tensor(truth)).item()
         return {"loss": loss, "auroc": auroc(truth, logits, undefined=np.nan), "accuracy": float(right)}
 
+    def taught(job, rows):
+        check(not adversary, "--pseudo: an --adversary needs the collection of every image, which test images lack")
+        return rows[can_predict(job.images.at(rows), job.config)]
+
     return Network(
         fold,
         stage,
@@ -180,6 +184,7 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
         measure=lambda output, target: output.float()[:, 0],
         figures=figures,
         rows=rows,
+        taught=taught,
         key=[view, margin if view == "border" else None, *[adversary] * (adversary > 0)],
         watched=("accuracy",),
         trained_on=lambda job: {"solution": job.solution, "fold": fold, "images": len(rows(job, fold)[0])},

@@ -94,5 +94,6 @@ SOLUTION = Solution(
     report=report,
     assets=lambda config: {SEGMENTER: weights_file(config)},
     use_assets=lambda config, files: replace(config, lungs=replace(config.lungs, weights=str(files[SEGMENTER]))),
+    soft_labels=lambda found: found.table.rename(columns={"probability": "label"}),
     further_steps=(Step("audit", audit.run_audit, needs=("tune",), reads=audit.audit_key, files=audit.FILES),),
 )

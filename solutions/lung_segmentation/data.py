@@ -234,7 +234,7 @@ def stored_masks(images):
 
 def mask(images, row):
     """Return the masks of a training image at the store's size, uint8 (C, S, S) of 0 and 1 (or UNKNOWN)."""
-    return stored_masks(images)[row]
+    return images.drawn(row, stored_masks(images)[row])
 
 
 def true_masks(images, row):

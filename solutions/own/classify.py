@@ -40,7 +40,7 @@ class FeatureDataset(TensorDataset):
 @torch.inference_mode()
 def pooled_features(images, config, device, workers):
     """Return the pretrained backbone's features of all training images, float32 (rows of the store, K)."""
-    model, rows = build_classifier(config).to(device).eval(), images.rows()
+    model, rows = build_classifier(config).to(device).eval(), np.union1d(images.rows(), np.array([*images.taught], int))
     found = np.zeros((len(images.store.images), model.head.in_features), np.float32)
     loader = eval_loader(data.dataset(images, rows, config.size), 2 * config.batch_size, workers)
     for batch, at in tqdm(loader, "features", leave=False):
@@ -57,7 +57,8 @@ def label_loss(logits, target, weight=None, multiclass=False):
     """Return the mean cross-entropy of labels (B, C), NaN being unknown; weight: of the positives or classes, (C,)."""
     weight = None if weight is None else torch.as_tensor(weight, device=logits.device)
     if multiclass:
-        return F.cross_entropy(logits, target.argmax(1), weight)
+        shares = target if weight is None else target * weight
+        return -(shares * logits.log_softmax(1)).sum() / shares.sum()
     known = ~target.isnan()
     losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), pos_weight=weight, reduction="none")
     return (losses * known).sum() / known.sum().clamp_min(1)

@@ -99,7 +99,8 @@ def network(job, fold):
 
     def dataset(job, rows, augment, targets):
         images = job.images
-        masks = read_array(images.arrays["masks"]).__getitem__ if targets else None
+        stored = read_array(images.arrays["masks"])
+        masks = (lambda row: images.drawn(row, stored[row])) if targets else None
         transform = augmentation(config.augmentation, job.config.flip) if augment else None
         return data.dataset(images, rows, config.size, transform, masks)
 

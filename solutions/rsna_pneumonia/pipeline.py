@@ -113,6 +113,7 @@ SOLUTION = Solution(
     predict=predict_rows,
     suffixes=lambda config: ("", "_gate"),
     pool=detection.pool_tables,
+    soft_labels=lambda found: found.tables["_gate"].assign(target=lambda table: expit(table["logit"])),
     choose=choose,
     chosen=("surface.csv", "oof_scores.parquet", "oof_decided.parquet"),
     describe=describe,

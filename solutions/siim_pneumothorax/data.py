@@ -87,17 +87,18 @@ def read_masks(images):
 
 def mask(images, row):
     """Return the mask of a training image, uint8 (1024, 1024) of 0 and 1."""
-    return paint(read_masks(images)[int(row)], (SIZE, SIZE), order="C")
+    runs = read_masks(images).get(int(row), np.zeros((0, 2), np.int64))  # none of a test image, see Images.drawn
+    return images.drawn(row, paint(runs, (SIZE, SIZE), order="C"))
 
 
 def presence(images, rows):
-    """Return 1 for each row with a pneumothorax, else 0, int64 (n,)."""
+    """Return 1 for each row with a pneumothorax, else 0, (n,); a teacher's are probabilities."""
     return images.at(rows)["present"].to_numpy()
 
 
 def sample_negatives(images, rows, per_positive, seed):
     """Return all positive rows and `per_positive` random negatives for each; all rows where that is 0."""
-    present = presence(images, rows) > 0
+    present = presence(images, rows) > 0.5
     wanted = round(per_positive * present.sum())
     if not per_positive or wanted >= (~present).sum():
         return rows

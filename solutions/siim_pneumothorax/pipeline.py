@@ -51,7 +51,7 @@ def gate_network(config, fold):
         if not augment:
             return plain.dataset(job, rows, augment, targets)
         present, transforms = data.presence(job.images, rows), paper_siim_enrichment()
-        indices, kinds = enrichment_plan(present, len(transforms), job.config.seed)
+        indices, kinds = enrichment_plan(present > 0.5, len(transforms), job.config.seed)
         target = dict(zip(rows.tolist(), present[:, None].astype(np.float32), strict=True)).__getitem__
         return job.images.dataset(rows[indices], config.size, transforms, target, kinds)
 
@@ -101,16 +101,16 @@ def segmenter_network(config, fold, size, before=None, stage=""):
         present = masks.flatten(1).amax(1, keepdim=True).float()
         return mask_term(output[0], masks) + bce(output[1], present)
 
-    def rows(job, fold):
-        parts, seed = other_folds(job, fold), job.config.seed + fold
+    def some(job, rows):
         if config.positives_only:
-            return [part[data.presence(job.images, part) > 0] for part in parts]
-        return [data.sample_negatives(job.images, part, config.negatives, seed) for part in parts]
+            return rows[data.presence(job.images, rows) > 0.5]
+        return data.sample_negatives(job.images, rows, config.negatives, job.config.seed + fold)
 
     def sampling(job, rows):
         if not config.positive_rate:
             return {}
-        return {"positives": data.presence(job.images, rows), "positive_rate": sliding_rate(*config.positive_rate)}
+        present = data.presence(job.images, rows) > 0.5
+        return {"positives": present, "positive_rate": sliding_rate(*config.positive_rate)}
 
     return Network(
         fold,
@@ -121,7 +121,8 @@ def segmenter_network(config, fold, size, before=None, stage=""):
         loss=loss,
         measure=models.mask_areas,
         figures=lambda job, areas, rows: models.mask_figures(areas, size),
-        rows=rows,
+        rows=lambda job, fold: [some(job, part) for part in other_folds(job, fold)],
+        taught=some,
         freeze=freeze_first_half,
         sampling=sampling,
         starts_from=before,
@@ -198,6 +199,7 @@ SOLUTION = Solution(
     read=data.read_competition,
     refine=data.check_square,
     read_test=data.read_test,
+    soft_labels=lambda found: found.table.rename(columns={"presence": "present"}),
     refine_test=data.check_square,
     networks=networks,
     predict=predict_rows,

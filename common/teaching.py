@@ -1,0 +1,255 @@
+"""Training targets from a finished run, the teacher: pseudo-labels of test images, soft targets of training images.
+
+Networks of fold k learn only from the teacher's networks of fold k, which have not seen the images that fold k holds
+out, nor their patients; so the out-of-fold score stays honest. Out-of-fold predictions would not do, since those of the
+other folds come from networks that were trained on the labels of fold k.
+"""
+
+import logging
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common import processes
+from common.blend import Member, mixing_of, write_mixed
+from common.config import digest
+from common.errors import InputError, check
+from common.images import trainings
+from common.infer.mixing import mixed_boxes, value_columns
+from common.job import open_run
+from common.paths import read_parquet, write_table
+from common.predictions import prediction_files, read_predictions
+from common.runs import Run
+from common.step import Step, key_of, require, run_step
+
+log = logging.getLogger(__name__)
+KINDS = ("pseudo", "teacher")  # options that name a run, and steps of a run that learns from one
+IOU = 0.5  # overlap from which a teacher's boxes are fused
+
+
+def find_lessons(job):
+    """Return the records of what the run's networks learn from teachers, by kind, after these have predicted.
+
+    Without the options, the records are those of the run's earlier trainings. Raises InputError for a teacher whose
+    networks have seen held-out images, and if trainings have begun with other lessons.
+    """
+    lessons = {}
+    for kind in KINDS:
+        folder, lessons[kind] = getattr(job.options, kind), job.run.step(kind)
+        if folder is not None and not job.run.joined:
+            lessons[kind] = _ask_teacher(job, kind, folder)
+        elif lessons[kind] is not None:
+            log.info(f"{kind}: as before, from {lessons[kind]['run']}")
+    return {kind: record for kind, record in lessons.items() if record}
+
+
+def _ask_teacher(job, kind, folder):
+    """Let the run in `folder` predict for each fold, unless it has; return the record."""
+    option = f"--{kind} {folder}"
+    check(folder.resolve() != job.run.folder.resolve(), f"{option}: is the run itself; name a finished one")
+    settings = {"confidence": job.options.pseudo_confidence, "weight": job.options.pseudo_weight}
+    settings = settings if kind == "pseudo" else {"share": job.options.teacher_share}
+    with open_run(job.recipe, type(job.config), folder, **_machine(job)) as teacher:
+        key = [require(teacher, teacher.steps["predict"])["key"], settings, job.images.key, job.images.pixels_key]
+        boxes = "x_min" in read_parquet(teacher.run.path("oof.parquet"))
+        check(not boxes or kind == "pseudo", f"{option}: boxes are no soft targets, only --pseudo takes them")
+        ranks = (teacher.run.step("blend") or {}).get("average") == "rank"
+        check(not ranks, f"{option}: a blend of ranks, which are no probabilities")
+        theirs, own = (each.images.about.get("classes") for each in (teacher, job))
+        check(theirs == own, f"{option}: predicts other classes, {theirs} instead of {own}")
+        make = partial(_predict_folds, kind, teacher, settings, key)
+        step = Step(kind, make, (), lambda job: key, [f"fold{k}/{kind}/labels.parquet" for k in job.config.folds])
+        if (job.run.step(kind) or {}).get("key") != digest(key_of(job, step)):
+            for begun in trainings(job.run)[:1]:
+                what = f"{begun}: was trained without {option}, or before that changed"
+                raise InputError(f"{what}; give the run another --out, or delete the trainings in it")
+        return run_step(job, step)
+
+
+def _machine(job):
+    return {"device": job.options.device, "workers": job.options.workers}
+
+
+def _predict_folds(kind, teacher, settings, key, job):
+    """Write fold<k>/<kind>: what the teacher's networks of each fold predict, and what that teaches; return facts."""
+    counts = {}
+    for fold in job.config.folds:
+        place, make = f"fold{fold}/{kind}", partial(_predict_fold, kind, teacher, settings, fold)
+        names = [f"{place}/{name}" for name in ("labels.parquet", *prediction_files(teacher, "test"))]
+        counts[fold] = run_step(job, Step(place, make, (), lambda job: key, names))["images"]
+    return {"run": str(teacher.run.folder.resolve()), "images": counts, **settings}
+
+
+def _predict_fold(kind, teacher, settings, fold, job):
+    others = [k for k in range(job.config.n_folds) if k != fold]
+    ids = job.images.ids(job.images.rows("test", ok=True) if kind == "pseudo" else job.images.rows(folds=others))
+    check(len(ids), f"--{kind}: this run has no readable test images; --test names some")
+    with closing(Run(job.run.path(f"fold{fold}", kind))) as run:
+        found = predict_by(teacher, job, fold, ids, run)
+        labels = processes.ask_main(lambda: _write_labels(job, kind, settings, ids, found, run))
+    log.info(f"fold {fold}: {labels:,} of {len(ids):,} images are labelled by {teacher.run.folder}")
+    check(labels, f"--{kind}: no prediction for fold {fold} is confident enough; lower --pseudo-confidence")
+    return {"images": labels}
+
+
+def predict_by(teacher, job, fold, ids, run):
+    """Write what a teacher's networks of one fold predict of images, as test images of `run`; return the Predicted.
+
+    Of a blend, its members' predictions are mixed by the weights that were searched on the other folds. Raises
+    InputError if the networks have seen an image that `job` holds out in this fold, or one of its patients.
+    """
+    recipe, target, members, tables = teacher.recipe, replace(teacher, run=run), [], {}
+    if teacher.is_blend:
+        mixing = mixing_of(teacher, str(fold))
+        for (name, folder), key in zip(mixing["folders"].items(), mixing["keys"], strict=True):
+            with open_run(recipe, type(teacher.config), folder, **_machine(job)) as member:
+                same = require(member, member.steps["predict"])["key"] == key
+                check(same, f"{folder}: has predicted anew since it was blended; run `blend` again")
+                with closing(Run(run.path(f"member{len(members)}"))) as own:
+                    found = predict_by(member, job, fold, ids, own)
+                members.append(Member(name, member, {"test": found, "oof": None}, list(ids)))
+    else:
+        check_honest(teacher, job, fold, ids)
+        rows = teacher.images.rows_of(ids)
+        tables = recipe.predict(teacher, [fold], rows, run.maps("test", new=True), f"teacher, fold {fold}")
+
+    def write():
+        for suffix, table in tables.items():
+            table = table if "fold" in table else table.assign(fold=fold)
+            write_table(run.path(f"test{suffix}.parquet"), recipe.pool(suffix, [table]) if recipe.pool else table)
+        if members:
+            write_mixed(target, members, "test", mixing)
+
+    processes.ask_main(write)
+    return read_predictions(target, "test")
+
+
+def check_honest(teacher, job, fold, ids):
+    """Raise InputError if a teacher's networks of a fold have seen images or patients that `job` holds out in it.
+
+    Or one of `ids`, if these are test images.
+    """
+    where = teacher.run.folder
+    teacher.refuse_derived()
+    check(fold in teacher.config.folds, f"{where}: has no networks that have not seen fold {fold} (its --folds)")
+    mine, theirs = job.images.table, teacher.images.table
+    held, seen = mine[mine["fold"] == fold], theirs[(theirs["fold"] >= 0) & (theirs["fold"] != fold)]
+    tests = set(ids) & set(mine.loc[mine["split"] == "test", "image_id"])
+    for name, own in (("image_id", tests | {*held["image_id"]}), ("patient_id", {*held["patient_id"]} - {""})):
+        for each in sorted(own & set(seen[name]))[:1]:
+            what = f"its networks of fold {fold} were trained on {each}, which this run holds out"
+            raise InputError(f"{where}: {what}; give this run --fold-table {where / 'folds.csv'}")
+
+
+def _write_labels(job, kind, settings, ids, found, run):
+    """Write what the predictions of a fold teach and return the number of images.
+
+    labels.parquet: image_id, position (of its map), and as probabilities the columns that images.parquet has of the
+    solution's `soft_labels`. boxes.parquet, of a detector: the boxes. Pseudo-labels are only those that are confident
+    in every column and channel, and whose boxes or mask, if there are columns too, say the same as these; up to a
+    confidence of 0.5 all are.
+    """
+    labels, least = pd.DataFrame({"image_id": ids, "position": np.arange(len(ids))}), settings.get("confidence")
+    soft = job.recipe.soft_labels(found)
+    columns = [] if "x_min" in soft else [name for name in value_columns(soft) if name in job.images.table]
+    labels = labels.merge(soft[["image_id", *columns]], on="image_id") if columns else labels
+    if kind == "pseudo":
+        values, shows = labels[columns].to_numpy(), None
+        sure = ((values >= least) | (values <= 1 - least)).all(axis=1)
+        if found.maps is not None:
+            clear, shows = np.array([_read_mask(found.maps[at], least) for at in labels["position"]]).T
+            sure &= clear
+        elif "x_min" in found.table:
+            names = found.table["member"].unique().tolist()
+            (boxes,) = mixed_boxes(found.table, job.images.table, names, IOU, [(1,) * len(names)])
+            boxes = boxes[boxes["score"] >= least]
+            write_table(run.path("boxes.parquet"), boxes)
+            shows = labels["image_id"].isin(boxes["image_id"]).to_numpy()
+            sure &= shows | (len(columns) > 0)
+        if columns and shows is not None and least > 0.5:
+            sure &= (values >= 0.5).any(axis=1) == shows
+        labels = labels[sure]
+    write_table(run.path("labels.parquet"), labels)
+    return len(labels)
+
+
+def _read_mask(probs, least):
+    """Return whether a map, uint8 (…, h, w), is confident in each channel, and whether it shows anything above 0.5.
+
+    Confident are pixels above 0.5 with a mean of at least `least`, and where there are none, all at most 1 − least.
+    """
+    parts = [(each, each >= 128) for each in probs.reshape(-1, *probs.shape[-2:])]
+    clear = [e[m].mean() >= 255 * least if m.any() else e.max() <= 255 * (1 - least) for e, m in parts]
+    return all(clear), any(m.any() for _, m in parts)
+
+
+def teach(job, network, held_out):
+    """Return a Job whose images have what a Network learns from teachers, further store rows to train on, and a key.
+
+    The key is None without teachers. Test images with a held-out patient, or with the pixels of a held-out image, are
+    left out.
+    """
+    rows, keys, fold, pupil = np.zeros(0, int), [], network.fold, job
+    if job.lessons and fold in job.config.folds:
+        images = replace(job.images, table=job.images.table.copy(), tables=dict(job.images.tables), taught={})
+        pupil = replace(job)
+        pupil.__dict__["images"] = images
+    for kind, record in job.lessons.items() if pupil is not job else ():
+        run, share = job.run.path(f"fold{fold}", kind), record.get("share", 1.0)
+        labels = read_parquet(run / "labels.parquet")
+        own = images.rows_of(labels["image_id"])
+        if kind == "pseudo":
+            copies = _are_copies(images, own, np.union1d(images.rows(folds=[fold]), held_out))
+            labels, own = labels[~copies], own[~copies]
+        _mix(images, own, labels, share)
+        maps = str(run / "test_probs.b2nd") if job.recipe.maps else None
+        images.taught.update({row: (maps, at, share) for row, at in zip(own.tolist(), labels["position"], strict=True)})
+        if kind == "pseudo":
+            if (run / "boxes.parquet").is_file():
+                _add_boxes(images, own, read_parquet(run / "boxes.parquet"))
+            rows = np.random.default_rng([job.config.seed, fold]).permutation(network.taught(pupil, own))
+            rows = np.resize(rows, round(record["weight"] * len(rows)))
+            text = f"fold{fold}/{network.stage}: {len(rows):,} samples with labels of {record['run']}"
+            log.info(f"{text}; {copies.sum()} copies or patients of held-out images left out")
+        keys.append([kind, record["key"], rows.tolist()])
+    return pupil, rows, keys or None
+
+
+def _are_copies(images, rows, held):
+    """Return whether each of some store rows has the pixels or the patient of a held-out one, bool (n,)."""
+    content, known = images.store.table["content"].astype(str).to_numpy(), images.at(rows)["patient_id"].to_numpy()
+    return np.isin(content[rows], content[held]) | (np.isin(known, images.at(held)["patient_id"]) & (known != ""))
+
+
+def _mix(images, rows, labels, share):
+    """Move the labels of store rows by `share` towards a teacher's; unknown ones, NaN or negative, stay so."""
+    places = pd.Index(images.table["row"]).get_indexer(rows)
+    for name in labels.columns.difference(["image_id", "position"]):
+        values, soft = images.table[name].to_numpy(float, copy=True), labels[name].to_numpy()
+        before = values[places]
+        mixed = np.where(before >= 0, (1 - share) * before + share * soft, before)
+        values[places] = soft if share == 1 else mixed
+        images.table[name] = values
+    images.__post_init__()  # look-ups by row see them too
+
+
+def _add_boxes(images, rows, boxes):
+    """Add a teacher's boxes on store rows to those of the images."""
+    known = images.tables["boxes.parquet"]
+    boxes = boxes.assign(row=boxes["image_id"].map(dict(zip(images.ids(rows), rows, strict=True)))).dropna(subset="row")
+    boxes = boxes[[name for name in known if name in boxes]].astype({"row": int})
+    images.tables["boxes.parquet"] = pd.concat([known, boxes], ignore_index=True)
+
+
+def describe_lessons(run):
+    """Return what the networks of a Run have learned from teachers, JSON by kind, without paths."""
+    found = {kind: run.step(kind) for kind in KINDS if run.step(kind)}
+    return {
+        kind: {name: value for name, value in record.items() if name not in ("key", "finished", "made")}
+        | {"run": Path(record["run"]).name}
+        for kind, record in found.items()
+    }
