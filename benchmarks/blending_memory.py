@@ -1,7 +1,8 @@
 """Blend maps at a challenge's scale: memory and time of the search for weights and of the mixed maps.
 
     python -m benchmarks.blending_memory                               300 images of 512², under a minute
-    python -m benchmarks.blending_memory --n 12000 --side 1024         the scale of SIIM, 3 GB of disk
+    python -m benchmarks.blending_memory --n 12000 --side 1024 --distinct 100
+                                                                       the scale of SIIM, with 100 different maps
 
 Members are the synthetic maps of `benchmarks.tuning_memory`, moved by some pixels each. Weights are searched on as many
 images as `blend` takes, with SIIM's own figures; then all maps are mixed, in a temporary folder, which is removed. The
@@ -27,28 +28,31 @@ from common.post.rle import paint
 from solutions.siim_pneumothorax.models import mask_areas, mask_figures
 
 
-def write_members(folder, n, side, members, rng):
-    """Write n maps of each member; return the paths and the true runs."""
+def write_members(folder, n, side, members, rng, distinct):
+    """Write n maps of each member, `distinct` ones again and again; return the paths and the true runs."""
     paths, runs = [folder / f"{k}.b2nd" for k in range(members)], []
+    small = folder / "distinct.npy"  # on disk, so that memory is that of blending
 
-    def blocks(shift):
-        for _ in range(n):
-            probs, truth = synthetic(rng, side)
-            if not shift:
-                runs.append(truth)
-            yield np.roll(probs, shift, axis=1)[None]
+    def blocks(k):
+        for position in range(n):
+            yield np.roll(np.load(small, mmap_mode="r")[position % distinct], k * side // 64, axis=1)[None]
 
-    start = rng.bit_generator.state
+    maps = np.lib.format.open_memmap(small, "w+", np.uint8, (distinct, side, side))
+    for position in range(distinct):
+        maps[position], truth = synthetic(rng, side)
+        runs.append(truth)
+    del maps
     for k, path in enumerate(paths):
-        rng.bit_generator.state = start  # the same maps for each
-        write_masks(path, (n, side, side), blocks(k * side // 64))
-    return paths, runs
+        write_masks(path, (n, side, side), blocks(k))
+    small.unlink()
+    return paths, [runs[position % distinct] for position in range(n)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=300, help="images")
     parser.add_argument("--side", type=int, default=512, help="network resolution in pixels")
+    parser.add_argument("--distinct", type=int, help="different images, which repeat (default: all)")
     parser.add_argument("--members", type=int, default=3, help="runs that are blended")
     parser.add_argument("--steps", type=int, default=10, help="of the search for weights")
     parser.add_argument("--folder", help="where the temporary folder goes")
@@ -56,7 +60,8 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, PeakMemory() as memory:
         folder, rng = Path(folder), np.random.default_rng(0)
         (paths, runs), _ = timed(
-            "members (synthetic)", lambda: write_members(folder, args.n, args.side, args.members, rng)
+            "members (synthetic)",
+            lambda: write_members(folder, args.n, args.side, args.members, rng, args.distinct or args.n),
         )
         maps = [read_array(path) for path in paths]
         rows = np.sort(rng.permutation(args.n)[:SEARCHED])

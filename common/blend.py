@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from common.config import file_hash
 from common.errors import InputError, check
 from common.infer import mixing
 from common.job import derive_run, open_run
@@ -21,7 +20,7 @@ from common.paths import write_csv, write_table
 from common.post.boxes import unpack_boxes
 from common.predictions import Predicted, predicting_networks, read_predictions
 from common.runs import start_log
-from common.step import require, run_step
+from common.step import file_stamp, require, run_step
 from common.tuning import halve
 
 log = logging.getLogger(__name__)
@@ -67,6 +66,7 @@ def blend_tool(recipe, config_class, read):
         average: Literal["probability", "rank"] = "probability",
         iou: float = 0.5,
         share: float = 0.5,
+        weights: tuple[float, ...] = (),
     ):
         """Blend the predictions of finished runs into a run with a score, a submission and a page of its own.
 
@@ -76,19 +76,23 @@ def blend_tool(recipe, config_class, read):
 
         Args:
             runs: Folders of runs, and after the first one also files of anyone's predictions of the test images, such
-                as a submission; a file that has the training images too must have them out of fold. Boxes are fused,
-                and each detector of a run counts as a member.
+                as a submission, or folders of masks; what has the training images too must have them out of fold.
+                Boxes are fused, and each detector of a run counts as a member.
             out: Folder of the blend.
             average: Of probabilities, or of their ranks among the run's out-of-fold ones.
             iou: Boxes with a larger overlap are fused.
             share: Of the submission that goes to files without training images, whose weights cannot be searched.
+            weights: One per run or file, in their order, instead of a search.
         """
+        fixed = not weights or (len(weights) == len(runs) and min(weights) >= 0 and weights[0] > 0)
+        check(fixed, f"--weights {' '.join(map(str, weights))}: needs one per run, none negative, the first above 0")
         check(0 < share < 1, f"--share {share}: must lie between 0 and 1")
         if len({folder.resolve() for folder in (*runs, out)}) < max(3, len(runs) + 1) or not 0 <= iou <= 1:
             raise InputError("a blend takes two or more different runs, another --out, and an --iou in [0, 1]")
         members = []
         for folder in runs:
-            if members and folder.is_file():
+            masks = recipe.maps and folder.is_dir() and not (folder / "config.json").is_file()
+            if members and (folder.is_file() or masks):
                 members.append(read_file(folder, members[0], read))
                 continue
             with open_run(recipe, config_class, folder, device="cpu") as job:
@@ -105,13 +109,15 @@ def blend_tool(recipe, config_class, read):
         if average == "rank" and (members[0].job.recipe.maps or "x_min" in predicted["oof"].table):
             raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
         first = members[0].job
-        keys = [file_hash(each.file) if each.file else each.job.run.step("predict")["key"] for each in members]
+        keys = [file_stamp(each.file) if each.file else each.job.run.step("predict")["key"] for each in members]
         settings = {"average": average, "iou": iou, "share": share, "predictions": keys}
+        settings["weights"] = weights
         settings["members"] = {each.name: str((each.file or each.job.run.folder).resolve()) for each in members}
         manifests = [each.file or each.job.run.path("manifest.json") for each in members]
+        manifests = [path for path in manifests if path.is_file()]
         more = getattr(first.config, "members", None)  # the fused boxes are those of one detector
         config = replace(first.config, members=more[:1]) if more else first.config
-        derive_run(first, out, config, "blend", [average, iou, share, keys], manifests, **settings)
+        derive_run(first, out, config, "blend", [average, iou, share, keys, *weights], manifests, **settings)
         with open_run(recipe, config_class, out, device="cpu") as job:
             start_log(job.run.path("log.txt"))
             run_step(job, replace(job.steps["predict"], make=partial(_predict, members, settings)))
@@ -127,7 +133,6 @@ def read_file(path, first, read):
 
     Raises InputError if it lacks a test image, a class, or some of the training images but not all.
     """
-    check(not first.job.recipe.maps, f"{path}: a file of masks cannot be blended, since it has no probabilities")
     table, tests = read(path), first.job.images.ids(first.job.images.rows("test"))
     predicted = {"oof": None}
     for part, ids in (("test", tests), ("oof", first.ids)):
@@ -146,11 +151,17 @@ def _as_predicted(path, table, like, ids):
         found = found[found["class_id"].isin(like.table["class_id"].unique())]  # not a class of images without any
         return Predicted(found, {"": found})
     columns = mixing.value_columns(like.table)
+    maps = None
+    if like.maps is not None:
+        check(like.maps.ndim == 3, f"{path}: one mask per image, but the runs predict several")
+        maps = mixing.DrawnMaps(table.get("read", table.get("runs")).tolist(), like.maps.shape)
+        shows = np.array([maps[position].any() for position in range(len(ids))], float)
+        table = pd.DataFrame({name: shows for name in columns})  # of SIIM, the presence
     for missing in [name for name in columns if name not in table][:1]:
         raise InputError(f"{path}: has no {missing}, which the runs predict")
     found = like.table.set_index("image_id").loc[ids].reset_index()
     found = found.assign(**{name: table[name] for name in columns})
-    return Predicted(found, {"": found})
+    return Predicted(found, {"": found}, maps)
 
 
 def check_same(first, other):
@@ -216,7 +227,12 @@ def _predict(members, settings, job):
         values = np.stack([table[mixing.value_columns(table)].to_numpy(float) for table in tables])
         mixed = partial(mixing.mixed_values, network, lambda: [(values, None)])
     mixture = mixing.Mixture(job, network, rows[used], mixed)
-    weights = mixing.search_weights(mixture, parts[used], len(names))
+    given = dict(zip([each.name for each in everyone], settings["weights"], strict=False))
+    if given:
+        own = tuple(given[name] for name in _owners(names, given))
+        weights = dict.fromkeys([*np.unique(parts[used]).tolist(), None], own)
+    else:
+        weights = mixing.search_weights(mixture, parts[used], len(names))
     score, table = mixing.compare_members(mixture, weights, parts[used], names)
     found = {str(part): each for part, each in weights.items()}
     mixed = settings | {"names": names, "runs": [each.name for each in members], "weights": found}
@@ -225,6 +241,9 @@ def _predict(members, settings, job):
         of_fixed = [f"{each.name}: boxes" if boxes is not None else each.name for each in fixed]
         share, searched = settings["share"], np.array(weights[None]) / sum(weights[None])
         found["None"] = [*((1 - share) * searched).tolist(), *[share / len(fixed)] * len(fixed)]
+        if given:
+            every = np.array([*own, *(given[each.name] for each in fixed)])
+            found["None"], share = (every / every.sum()).tolist(), every[len(own) :].sum() / every.sum()
         mixed |= {"names": [*names, *of_fixed], "runs": [*mixed["runs"], *(each.name for each in fixed)]}
         table = pd.concat([table, pd.DataFrame({"member": of_fixed})], ignore_index=True).assign(weight=found["None"])
         log.info(f"the score is without {', '.join(of_fixed)}, given {share:g} of the submission")
@@ -242,7 +261,8 @@ def mixing_of(job, part="None"):
     """
     record, predicted = job.run.step("blend"), job.run.step("predict")
     for name, place in record["members"].items():
-        check(Path(place).is_dir(), f"{name}: predictions of networks that are not here, so it cannot predict others")
+        here = Path(place, "config.json").is_file()
+        check(here, f"{name}: predictions of networks that are not here, so it cannot predict others")
     check("names" in predicted, f"{job.run.folder}: blended by an earlier version; run `blend` again")
     alone = part != "None" and len(job.config.folds) < 2
     check(not alone, f"{job.run.folder}: a blend of one fold, whose weights follow from all labels of it")

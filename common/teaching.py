@@ -53,7 +53,8 @@ def _ask_teacher(job, kind, folder):
     check(folder.resolve() != job.run.folder.resolve(), f"{option}: is the run itself; name a finished one")
     settings = {"confidence": job.options.pseudo_confidence, "weight": job.options.pseudo_weight}
     settings = settings if kind == "pseudo" else {"share": job.options.teacher_share}
-    with open_run(job.recipe, type(job.config), folder, **_machine(job)) as teacher:
+    machine = {"device": job.options.device, "workers": job.options.workers}
+    with open_run(job.recipe, type(job.config), folder, **machine) as teacher:
         key = [require(teacher, teacher.steps["predict"])["key"], settings, job.images.key, job.images.pixels_key]
         boxes = "x_min" in read_parquet(teacher.run.path("oof.parquet"))
         check(not boxes or kind == "pseudo", f"{option}: boxes are no soft targets, only --pseudo takes them")
@@ -68,10 +69,6 @@ def _ask_teacher(job, kind, folder):
                 what = f"{begun}: was trained without {option}, or before that changed"
                 raise InputError(f"{what}; give the run another --out, or delete the trainings in it")
         return run_step(job, step)
-
-
-def _machine(job):
-    return {"device": job.options.device, "workers": job.options.workers}
 
 
 def _predict_folds(kind, teacher, settings, key, job):
@@ -106,7 +103,7 @@ def predict_by(teacher, job, fold, ids, run):
     if teacher.is_blend:
         mixing = mixing_of(teacher, str(fold))
         for (name, folder), key in zip(mixing["folders"].items(), mixing["keys"], strict=True):
-            with open_run(recipe, type(teacher.config), folder, **_machine(job)) as member:
+            with open_run(recipe, type(teacher.config), folder, device=job.options.device) as member:
                 same = require(member, member.steps["predict"])["key"] == key
                 check(same, f"{folder}: has predicted anew since it was blended; run `blend` again")
                 with closing(Run(run.path(f"member{len(members)}"))) as own:
@@ -247,9 +244,9 @@ def _add_boxes(images, rows, boxes):
 
 def describe_lessons(run):
     """Return what the networks of a Run have learned from teachers, JSON by kind, without paths."""
-    found = {kind: run.step(kind) for kind in KINDS if run.step(kind)}
+    found = {kind: record for kind in KINDS if (record := run.step(kind))}
+    kept = ("confidence", "weight", "share", "images")
     return {
-        kind: {name: value for name, value in record.items() if name not in ("key", "finished", "made")}
-        | {"run": Path(record["run"]).name}
+        kind: {"run": Path(record["run"]).name, **{name: record[name] for name in kept if name in record}}
         for kind, record in found.items()
     }

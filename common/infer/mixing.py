@@ -15,9 +15,11 @@ import pandas as pd
 import torch
 
 from common.data.loaders import eval_loader
+from common.data.store import to_square
 from common.infer.predict import write_masks
 from common.post.fusion import FusionRule, fuse_members
 from common.post.regions import resize_mask_probs
+from common.post.rle import paint
 
 BLOCK = 1  # maps in memory at once, of each member
 NEAR = 1e-6  # of 0 and 1: where probabilities are cut off before they become logits
@@ -132,6 +134,22 @@ def to_ranks(table, reference):
         known = np.sort(reference[name].to_numpy())
         ranks[name] = sum(np.searchsorted(known, table[name], side) for side in ("left", "right")) / (2 * len(known))
     return table.assign(**ranks)
+
+
+@dataclass(frozen=True)
+class DrawnMaps:
+    """Anyone's masks in place of maps, read one at a time: uint8 (n, h, w) of 0 and 255, edges blurred by resizing.
+
+    masks: for each image a function that returns a mask (height, width), or SIIM's runs.
+    """
+
+    masks: list
+    shape: tuple
+
+    def __getitem__(self, position):
+        found = self.masks[position]
+        found = found() if callable(found) else paint(found, order="C")
+        return to_square((np.asarray(found) != 0) * np.uint8(255), self.shape[-1])
 
 
 def map_blocks(maps, places, size):

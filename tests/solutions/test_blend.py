@@ -72,19 +72,25 @@ def test_anyones_predictions_take_part(run_copy, command, refused, solution, tmp
     theirs = tmp_path / "theirs.csv"
     shutil.copy(run_copy / "submission.csv", theirs)
     words = ["blend", "run", "theirs.csv", "--out", "both"]
-    if solution.recipe.maps:
-        assert "a file of masks cannot be blended" in refused(*words)
-        return
     result = command(*words, "--share", "0.25")
     assert not result.errors and result.status == 0, result.errors
     assert "the score is without theirs.csv" in result.out
     members = read_csv(tmp_path / "both" / "blend.csv", ["member", "weight", "score"])
-    assert members["weight"].iloc[-1] == 0.25 and np.isnan(members["score"].iloc[-1])
+    assert members["weight"].iloc[-1] == pytest.approx(0.25) and np.isnan(members["score"].iloc[-1])
     one, mean = (read_parquet(folder / "test.parquet") for folder in (run_copy, tmp_path / "both"))
-    if "x_min" not in one:  # the same probabilities, rounded in the submission
+    if solution.recipe.maps:
+        paths = [folder / "test_probs.b2nd" for folder in (run_copy, tmp_path / "both")]
+        one, mean = (read_array(path)[:].astype(float) for path in paths)
+        assert (mean - 0.75 * one > -1).all() and (mean - 0.75 * one < 65).all()  # a quarter of 0 or 255
+    elif "x_min" not in one:  # the same probabilities, rounded in the submission
         values = one.select_dtypes("float").to_numpy()
         np.testing.assert_allclose(mean.select_dtypes("float").to_numpy(), values, atol=1e-6)
     assert "predictions of networks that are not here" in refused("export", "both", "--out", "trained")
+    words += ["--weights", "3", "1"]
+    result = command(*words)
+    assert not result.errors and result.status == 0, result.errors
+    assert read_csv(tmp_path / "both" / "blend.csv", ["weight"])["weight"].iloc[-1] == 0.25
+    assert "needs one per run, none negative" in refused(*words, "1")
     theirs.write_text("".join(theirs.read_text().splitlines(keepends=True)[:-1]))
     assert "theirs.csv: has no prediction of 1 test images" in refused(*words)
 

@@ -137,3 +137,13 @@ def test_the_memory_for_maps_does_not_grow_with_their_number(tmp_path):
         peaks[n] = int(done.stdout)
         (tmp_path / "mixed.npy").unlink()
     assert peaks[1024] < 600 and peaks[1024] < peaks[64] + 64, peaks  # MiB
+
+
+def test_masks_of_anyone_are_read_one_at_a_time_at_the_size_of_the_maps():
+    wide = np.zeros((2, 4), bool)
+    wide[:, :2] = True
+    maps = mixing.DrawnMaps([lambda: wide, np.array([[0, 1024 * 512]])], (2, 4, 4))
+    for position in (0, 1):  # SIIM's runs go down the columns
+        assert maps[position].tolist() == [[255, 255, 0, 0]] * 4
+    found = np.stack(list(mixing.map_blocks([maps], np.array([[1, 0]]), (4, 4))))
+    assert found.shape == (2, 1, 1, 1, 4, 4) and found.max() == 1
