@@ -139,8 +139,7 @@ def write_inference_notebook(folder, solution, source, run, dataset, images=None
     cells = {"install": INSTALL, "predict": PREDICT, "show": PREVIEW}
     if images is not None:
         check_dataset_name(images.lower())
-    values = {"run": run, "images": images and images.split("/")[1]}
-    code = _fill(cells, solution, dataset, **values)
+    code = _fill(cells, solution, dataset, run=run, images=images and images.split("/")[1])
     _write(folder, INFERENCE, text, code, solution, source, run, dataset, images)
 
 

@@ -167,8 +167,7 @@ def _groups(job):
         for name in GROUPS:
             groups = dict(list(table[table[name] != ""].groupby(name)))
             for value in sorted(groups, key=lambda value: (AGES.index(value) if value in AGES else 0, value)):
-                part = groups[value]
-                if found := comparison.score_part(part, job.config.seed):
+                if found := comparison.score_part(groups[value], job.config.seed):
                     rows.append({"": where, "group": f"{name} {value}", **found[1], **found[1]["mean"]})
     text = (
         "The mean AUROC over the classes that have positive and negative images in the group; compare only rows with "

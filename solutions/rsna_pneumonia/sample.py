@@ -11,8 +11,7 @@ import numpy as np
 
 from common import phantom
 from common.phantom import findings as draws
-from common.phantom.dicom import nih_dicom
-from common.phantom.sample import in_threads, write_rows, write_sample
+from common.phantom.sample import in_threads, nih_dicom, write_rows, write_sample
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, LABELS, SAMPLE, SAMPLE_FILE, SIDE
 
 VERSION = 2  # to be raised whenever the files for a seed change

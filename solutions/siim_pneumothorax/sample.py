@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 
 from common import phantom
-from common.phantom.dicom import nih_dicom
 from common.phantom.findings import pneumothorax
-from common.phantom.sample import in_threads, write_rows, write_sample
+from common.phantom.sample import in_threads, nih_dicom, write_rows, write_sample
 from common.post import rle
 
 VERSION = 2  # to be raised whenever the files for a seed change
@@ -70,8 +69,7 @@ def _plan(split, count, seed):
     patients = []
     for visit in visits[:count]:
         patients.append(patients[-1] if visit else next(people))
-    order = rng.permutation(count)
-    positive = order[: max(round(POSITIVE * count), 1)]
+    positive = rng.permutation(count)[: max(round(POSITIVE * count), 1)]
     both, again = (set(positive[: round(share * len(positive))].tolist()) for share in (BILATERAL, SECOND_READER))
     air = {}
     for i in positive.tolist():
