@@ -59,6 +59,7 @@ class FitConfig:
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
     """Variant to keep: a named one, or the one with the highest validation metric."""
     keep_variants: bool = False  # Keep the weights of the other variants too, which `ablate` of SIIM compares.
+    half_weights: bool = False  # Keep matrices and kernels as float16, rounded before the averages are validated.
     window: int = 4  # Windowed SWA: number of consecutive epochs to average, where the metric peaks.
     classic_start: float = 0.75  # Classic SWA of a single cycle: average all epochs after this share of the training.
     best_k: int = 3  # best_k: number of best epochs to average.

@@ -236,6 +236,7 @@ def decode(job, listing):
     options, size, ids = job.options, job.config.store_size, listing.table["image_id"].tolist()
     root = options.store or job.run.folder.resolve().parent / "stores"
     folder = root / f"{job.solution}-{size}px-{digest(str(Path(listing.folder).resolve()), ids)[:8]}"
+    folder = folder.with_name(folder.name + "-halved" * options.halve_jpeg2000)
     placeholders = listing.placeholders
     if placeholders is None:
         replaced = (listing.table["split"] == "test") | (options.on_bad_image == "skip")
@@ -247,6 +248,7 @@ def decode(job, listing):
         workers=None if options.workers is None else max(options.workers, 1),
         on_bad_image="error" if listing.placeholders is None and options.on_bad_image == "error" else "placeholder",
         placeholder_ids=placeholders,
+        halve=options.halve_jpeg2000,
     )
 
 

@@ -30,6 +30,8 @@ class Options:
     on_bad_image: Literal["error", "placeholder", "skip"] = "error"
     """placeholder: a test image that cannot be read gets the neutral prediction; skip: besides, training images that
     cannot be read are left out (listed in left_out.csv, exit status 4)."""
+    halve_jpeg2000: bool = False
+    """Decode grey JPEG 2000 at a half, quarter … of its size where store_size needs no more: faster, other pixels."""
     on_unlabelled: Literal["error", "skip"] = "error"
     """skip: leave out image files that no table lists (the real SIIM download has some)."""
     device: str = "auto"  # auto, cpu, cuda or cuda:<n>.
@@ -82,9 +84,9 @@ class Options:
 
 
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only
-PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", *SPECIAL)  # options that only `prepare` reads
+PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", "halve_jpeg2000", *SPECIAL)  # of `prepare`
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
-FLAGS = ("--kaggle", "--json", "--grad-checkpointing")  # options without a value
+FLAGS = ("--kaggle", "--json", "--grad-checkpointing", "--halve-jpeg2000")  # options without a value
 MEMORY = ("micro_batch", "grad_checkpointing")  # options that only trainings and `plan` read
 LESSONS = ("pseudo", "pseudo_confidence", "pseudo_weight", "teacher", "teacher_share")
 TRAINING = ("log_to", "devices_per_training", *MEMORY, *LESSONS)  # options that only trainings read

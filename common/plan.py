@@ -63,7 +63,7 @@ class Stage:
         step = (max if machine.workers else sum)(self.step_seconds(machine))
         averages = sum(name not in ("last", "best") for name in self.config.averaging)
         some = min(self.config.validate_images or self.held_out, self.held_out)
-        ends = averages if some == self.held_out else len(self.config.averaging)
+        ends = averages if some == self.held_out and not self.config.half_weights else len(self.config.averaging)
         validations = (self.config.epochs * some + ends * self.held_out) * self.predict_seconds(machine)
         return (self.steps + averages * min(BN_BATCHES, self.steps // self.config.epochs)) * step + validations
 
@@ -81,7 +81,9 @@ class Stage:
         kept = {"best_k": config.best_k, "window": 2 * config.window, "classic": config.epochs, "best": 1, "last": 1}
         epochs = min(config.epochs, sum(kept.get(name, 0) for name in config.averaging))
         left = 1 + len(config.averaging) * config.keep_variants
-        return left * weights, (epochs + len(config.averaging) + 3 + ("ema" in config.averaging)) * weights
+        return left * weights // (1 + config.half_weights), (
+            epochs + len(config.averaging) + 3 + ("ema" in config.averaging)
+        ) * weights
 
 
 @dataclass(frozen=True)

@@ -68,19 +68,21 @@ def read_image(path):
     return read_image_and_header(path)[0]
 
 
-def read_image_and_header(path):
+def read_image_and_header(path, side=0):
     """Return `read_image(path)` and `read_header(path)`, the latter with "colour" and "note".
 
     colour: the image's `colour_share`; above COLOUR_LIMIT it is a colour picture. note: which unusable elements were
-    ignored, a line of text, mostly empty. Raises InputError as the two do.
+    ignored, a line of text, mostly empty. side: above 0, a grey JPEG 2000 without padding is decoded at a half, quarter
+    … of its size, both sides at least `side`, which `note` says. Raises InputError as the two do.
     """
     with _name_errors(path):
         if not _is_dicom(path):
             pixels, values, dataset = _read_jsrt(path) if _is_jsrt(path) else _read_file(path), {}, None
         else:
-            pixels, values, dataset = _read_dicom(path)
+            pixels, values, dataset = _read_dicom(path, side)
         bits, inverted = values.get("bits_stored"), values.get("photometric") == "MONOCHROME1"
-        header = _make_header(pixels.shape, values) | {"colour": colour_share(pixels, bits)}
+        shape = (values["height"], values["width"]) if values else pixels.shape  # pixels may be halved
+        header = _make_header(shape, values) | {"colour": colour_share(pixels, bits)}
         if pixels.ndim == 3:
             code = cv2.COLOR_RGB2GRAY if values else (cv2.COLOR_BGR2GRAY, cv2.COLOR_BGRA2GRAY)[pixels.shape[2] - 3]
             pixels, dataset = cv2.cvtColor(np.ascontiguousarray(pixels), code), None
@@ -111,7 +113,7 @@ def parse_age(text):
     return int(match[1]) // _YEARS_PER_UNIT[match[2]] if match else None
 
 
-def _read_dicom(path):
+def _read_dicom(path, side=0):
     """Return stored values, header values and the pydicom dataset.
 
     The values are pydicom's `pixel_array`, (H, W) or (H, W, 3), signed or not, of 8 or 16 bits.
@@ -125,7 +127,7 @@ def _read_dicom(path):
             syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = syntax
             values |= {"transfer_syntax": syntax, "note": f"no transfer syntax, assumed {syntax.name}"}
-    return _decode(dataset, path), values, dataset
+    return _decode(dataset, path, side, values), values, dataset
 
 
 def _load(path, **options):
@@ -156,8 +158,9 @@ def _check_dicom(dataset, path):
         raise InputError(f"{path}: {dataset.BitsAllocated} bits a pixel, only integers of up to 16 bits are read")
 
 
-def _decode(dataset, path):
-    rows, columns, samples = dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
+def _decode(dataset, path, side, values):
+    """Return the stored values; if they are halved, `values` gets a note."""
+    halvings, rows, columns, samples = 0, dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated or syntax == RLELossless:
         with silence_pydicom():
@@ -170,8 +173,11 @@ def _decode(dataset, path):
             raise InputError(f"{path}: the compressed image has {found} values, the header names {expected}")
         layout = dataset.BitsAllocated, dataset.BitsStored, dataset.PixelRepresentation, samples
         is_plain = syntax == JPEGBaseline8Bit and layout == (8, 8, 0, 1)
-        pixels = jpeg.decode(stream) if is_plain else guard.decode(path)
-    if pixels.shape[:2] != (rows, columns) or pixels.ndim != 2 + (samples != 1):
+        if side and "PixelPaddingValue" not in dataset:  # which would be averaged with its neighbours
+            halvings = jpeg.count_halvings(stream, *layout[1:3], side)
+            values |= {"note": f"JPEG 2000 decoded at 1/{2**halvings} of its size"} if halvings else {}
+        pixels = jpeg.decode(stream) if is_plain else guard.decode(path, halvings)
+    if pixels.shape[:2] != (-(-rows >> halvings), -(-columns >> halvings)) or pixels.ndim != 2 + (samples != 1):
         raise InputError(f"{path}: the pixel data hold more than one image of {columns}x{rows}")
     return pixels
 

@@ -14,7 +14,7 @@ import tempfile
 
 import numpy as np
 
-from common.data.jpeg import DAMAGE
+from common.data.jpeg import DAMAGE, decode_halved
 from common.errors import check
 
 MAX_PIXELS = 200_000_000  # of an image, unless the environment variable CXR_MAX_PIXELS says otherwise
@@ -43,8 +43,8 @@ def check_bytes(size):
         raise ValueError(f"larger than {BYTES_PER_PIXEL * max_pixels():,} bytes (see CXR_MAX_PIXELS)")
 
 
-def decode(path):
-    """Return pydicom's `pixel_array` of a compressed DICOM file, decoded in another process.
+def decode(path, halvings=0):
+    """Return pydicom's `pixel_array` or `jpeg.decode_halved` of a compressed DICOM file, decoded in another process.
 
     Raises ValueError for whatever goes wrong there: an error of the decoder, its end by a signal, more than SECONDS.
     """
@@ -52,7 +52,7 @@ def decode(path):
     if process.poll() is not None:
         process = _start()
     try:
-        process.stdin.write(json.dumps(os.path.abspath(path)).encode() + b"\n")
+        process.stdin.write(json.dumps([os.path.abspath(path), halvings]).encode() + b"\n")
         process.stdin.flush()
         ready = select.select([process.stdout], [], [], SECONDS)[0]
         answer = process.stdout.readline() if ready else b""
@@ -82,7 +82,7 @@ def _start():
 
 
 def serve():
-    """Decode the files named on the standard input, one JSON string a line, until it is closed."""
+    """Decode the files named on the standard input, a path and a number of halvings a line, until it is closed."""
     import pydicom
 
     out, warned = os.fdopen(os.dup(1), "wb"), tempfile.TemporaryFile()  # noqa: SIM115  stays open
@@ -95,11 +95,12 @@ def serve():
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     for line in sys.stdin.buffer:
         try:
-            dataset = pydicom.dcmread(json.loads(line))
+            path, halvings = json.loads(line)
+            dataset = pydicom.dcmread(path)
             if "2000" in dataset.file_meta.TransferSyntaxUID.name:
                 dataset.pixel_array_options(decoding_plugin="pylibjpeg")
             warned.truncate(warned.seek(0))
-            pixels = np.ascontiguousarray(dataset.pixel_array)
+            pixels = np.ascontiguousarray(decode_halved(dataset, halvings) if halvings else dataset.pixel_array)
             if damage := DAMAGE.search(warned.read().decode("ascii", "replace")):
                 raise ValueError(damage[0])
             about = {"shape": pixels.shape, "dtype": pixels.dtype.str}

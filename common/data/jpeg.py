@@ -1,11 +1,15 @@
 """JPEG streams: their size, read before they are decoded, and a decoder that refuses damaged ones."""
 
+import math
 import re
+from io import BytesIO
 from struct import unpack_from
 
 import cv2
 import numpy as np
 import simplejpeg
+from PIL import Image
+from pydicom.encaps import get_frame
 
 START = b"\xff\xd8\xff"
 _J2K = b"\xff\x4f\xff\x51"  # of a JPEG 2000 codestream, which may lie in a JP2 file
@@ -58,3 +62,31 @@ def decode(data):
     if pixels is None:
         raise ValueError("the image cannot be decoded")
     return pixels
+
+
+def count_halvings(stream, bits, signed, side):
+    """Return how often a JPEG 2000 codestream can be halved with both sides at least `side`; 0 if it must be whole.
+
+    Only grey ones of `bits` and this sign, whose header and stream agree, are halved. Source: T.800 annex A.
+    """
+    component = (1).to_bytes(2, "big") + bytes([bits - 1 | signed << 7])
+    if not stream.startswith(_J2K) or stream[40:43] != component or any(stream[16:24]):
+        return 0
+    coding = stream.find(b"\xff\x52", 4 + unpack_from(">H", stream, 4)[0])  # the marker after that of the size
+    levels = stream[coding + 9] if 0 < coding < len(stream) - 9 else 0
+    sides = read_shape(stream)[:2]
+    most = min(levels, max(0, int(math.log2(min(sides) / side))))
+    # Pillow rounds sides to the nearest number, and fails where that is below the next one
+    return max(k for k in range(most + 1) if all(-(-n >> k) == n + (1 << k >> 1) >> k for n in sides))
+
+
+def decode_halved(dataset, halvings):
+    """Return the stored values of a DICOM dataset, (⌈H / 2^halvings⌉, …), by `count_halvings`: its lower wavelets."""
+    stream, signed = get_frame(dataset.PixelData, 0, number_of_frames=1), dataset.PixelRepresentation
+    Image.MAX_IMAGE_PIXELS = None  # `guard.check_size` knows the limit
+    with Image.open(BytesIO(stream)) as image:
+        image.reduce = halvings
+        pixels = np.asarray(image)
+    # Pillow moves values to the highest bits, and signed ones to 0 or above
+    values = (pixels >> 8 * pixels.itemsize - dataset.BitsStored).astype(np.int32) - (signed << dataset.BitsStored - 1)
+    return values.astype(f"{'ui'[signed]}{dataset.BitsAllocated // 8}")

@@ -72,13 +72,16 @@ class Store:
         return Store.open, (self.folder,)  # another process maps the file instead of receiving a copy
 
 
-def prepare_store(files, folder, size, workers=None, on_bad_image="error", placeholder_ids=frozenset(), progress=True):
+def prepare_store(
+    files, folder, size, workers=None, on_bad_image="error", placeholder_ids=frozenset(), progress=True, halve=False
+):
     """Return the Store in `folder`, after decoding images into it unless it is up to date.
 
     files: mapping from image id to path, in row order; read by `common.data.dicom.read_image` and stretched to
     size × size by `to_square`. workers: processes, None for one a core.
     on_bad_image: "error", or "placeholder" for a grey image with ok=False in place of each undecodable one whose id is
     in `placeholder_ids`; its width and height come from the header if that is readable, else they are `size`.
+    halve: decode large JPEG 2000 at a lower resolution, see `read_image_and_header`.
 
     Work happens in `<folder>.partial`, renamed when complete; after an interruption at any moment the next call
     continues and ends with the same bytes. A store that is damaged or of other files (name, size or time changed) is
@@ -90,7 +93,8 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     ids, paths = list(files), [Path(path) for path in files.values()]
     stamps = [time_stamp(path) for path in paths]
     allowed = frozenset(placeholder_ids) if on_bad_image == "placeholder" else frozenset()
-    key = _hash_json([VERSION, size, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
+    kind = [VERSION, size, *["halved"] * halve]
+    key = _hash_json([*kind, [[i, p.name, *s] for i, p, s in zip(ids, paths, stamps, strict=True)]])
     store = None
     with suppress(InputError):
         store, about = Store.open(folder), read_json(folder / "store.json")
@@ -106,8 +110,8 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
     with _name_full_disk(folder, len(ids) * size * size), lock_folder(partial, "preparing this store"):
-        target = Target(str(partial / "images.npy"), _allocate(partial / "images.npy", shape), size)
-        done = _read_journal(partial / "journal", _hash_json([VERSION, size, ids]), stamps)
+        target = Target(str(partial / "images.npy"), _allocate(partial / "images.npy", shape), size, halve)
+        done = _read_journal(partial / "journal", _hash_json([*kind, ids]), stamps)
         if done:
             print(f"{folder}: continuing, {len(done)} of {len(ids)} images are done")
         bad = _decode_missing(target, partial / "journal", paths, stamps, done, workers, progress)
@@ -119,6 +123,9 @@ def prepare_store(files, folder, size, workers=None, on_bad_image="error", place
     store = Store.open(folder)
     for note, ids in islice(store.table[store.table["note"] != ""].groupby("note")["image_id"], 5):
         print(f"{len(ids)} images, {ids.iloc[0]} for one: {note}")
+    if halve:
+        n = store.table["note"].str.startswith("JPEG 2000").sum()
+        print(f"{n} of {len(store.table)} images were decoded at a lower resolution, the others whole")
     return store
 
 
@@ -244,11 +251,12 @@ def _name_full_disk(folder, needed):
 
 @dataclass(frozen=True)
 class Target:
-    """The array file that receives the pixels, the byte offset of its first row, and the side of an image."""
+    """The array file that receives the pixels, the byte offset of its first row, the side of an image, and `halve`."""
 
     path: str
     offset: int
     size: int
+    halve: bool = False
 
 
 def to_square(image, size):
@@ -314,7 +322,7 @@ def _decode_chunk(chunk):
 def _decode_row(file, target, item):
     row, path = item
     try:
-        image, header = read_image_and_header(path)
+        image, header = read_image_and_header(path, target.size * target.halve)
     except InputError as error:
         return row, None, str(error)
     square = to_square(image, target.size)

@@ -34,23 +34,25 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
     weights = None if weights is None else check_weights(weights, len(named))
     healthy = np.full((len(named), len(index)), np.nan)
     parts = [_part(name, table, index, pixels, no_finding, healthy[k]) for k, (name, table) in enumerate(named)]
-    models = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     limits = np.tile(pixels, 2)
-    images, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    del parts
-    order, starts = sort_by(images, np.arange(len(images)), len(index))
+    sorted_by_image = [sort_by(part[0], np.arange(len(part[0])), len(index)) for part in parts]
+    starts = sum(each for _, each in sorted_by_image)
 
     def fuse_images(begin, end):
-        rows = order[starts[begin] : starts[end]]
-        shares = boxes.take(rows, axis=0) / limits.take(images[rows], axis=0)
-        part = starts[begin : end + 1] - starts[begin]
-        fused = fuse(Batch(shares, scores[rows], labels[rows], models[rows], part, len(named)), weights, **options)
+        rows = [order[own[begin] : own[end]] for order, own in sorted_by_image]
+        taken = ([array.take(some, axis=0) for array in part] for part, some in zip(parts, rows, strict=True))
+        images, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*taken, strict=True))
+        models = np.repeat(np.arange(len(parts)), list(map(len, rows)))
+        order, part = sort_by(images - begin, np.arange(len(images)), end - begin)
+        shares = boxes.take(order, axis=0) / limits.take(images[order], axis=0)
+        fused = fuse(Batch(shares, scores[order], labels[order], models[order], part, len(named)), weights, **options)
         found = np.repeat(np.arange(begin, end), np.diff(fused.starts))
         of_found = limits.take(found, axis=0)
         inside = np.clip(fused.boxes * of_found, 0.0, of_found)
         return found, fused.labels, fused.scores.astype(np.float64, copy=False), inside
 
     images, labels, scores, boxes = fuse_in_portions(fuse_images, starts)
+    parts.clear()
     found, mean = _no_finding_scores(healthy, weights)
     images = np.concatenate([images, found])
     order = np.argsort(images, kind="stable")
@@ -162,10 +164,11 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", no_finding=NO_FIN
     METHODS, or "none"; options and errors: as in `fuse_table`. Scores above 1, from unequal weights, are all divided by
     the highest.
     """
-    kept = {name: table[(table["score"] >= skip) | (table["class_id"] == no_finding)] for name, table in tables.items()}
+    if skip > 0:  # else without copies
+        tables = {k: table[(table["score"] >= skip) | (table["class_id"] == no_finding)] for k, table in tables.items()}
     if method == "none":
-        return pd.concat(kept.values(), ignore_index=True)[COLUMNS]
-    fused = fuse_table(kept, images, weights, METHODS[method], no_finding, iou_thr=iou, **options)
+        return pd.concat(tables.values(), ignore_index=True)[COLUMNS]
+    fused = fuse_table(tables, images, weights, METHODS[method], no_finding, iou_thr=iou, **options)
     finding = fused["class_id"] != no_finding
     fused.loc[finding, "score"] /= max(1.0, fused.loc[finding, "score"].max())
     return fused

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import atomic_path
 
 
@@ -17,6 +17,15 @@ def save_weights(path, state, **about):
     with atomic_path(path) as temporary:
         # write_bytes, because the libraries' own writers raise unclear errors on a full disk
         temporary.write_bytes(save(tensors, metadata={"about": json.dumps(about, sort_keys=True)}))
+
+
+def halve(state, where):
+    """Return a state dict with matrices and kernels as float16. Raises InputError if a value exceeds it."""
+    # tensors of one dimension stay as they are: a running variance can exceed float16
+    halved = {name: t.half() if t.ndim > 1 and t.is_floating_point() else t for name, t in state.items()}
+    for name, tensor in halved.items():
+        check(torch.isfinite(tensor).all(), f"{where}: {name} has values outside the range of half precision")
+    return halved
 
 
 def load_weights(path, model=None):

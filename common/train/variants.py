@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.nn.precision import autocast
 from common.paths import checked_read, read_json, write_json
 from common.train import averaging, distributed
-from common.train.checkpoint import load_weights, save_weights
+from common.train.checkpoint import halve, load_weights, save_weights
 
 BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
 NO_FIGURES = ("epoch", "lr", "train_loss", "seconds", "memory_mb")  # columns of history.csv not given by validation
@@ -57,6 +57,7 @@ def finish(trainer):
     """Build and validate every averaging variant, keep the best as final.safetensors; return a Fitted."""
     config, scores, variants = trainer.config, trainer.scores(), {}
     sign = -1 if config.metric.startswith("-") else 1
+    kept = (lambda state: halve(state, f"half_weights: {trainer.name}")) if config.half_weights else dict
     for name in config.averaging:
         if trainer.budget.spent():
             trainer.stop()
@@ -66,11 +67,11 @@ def finish(trainer):
             epochs = averaging.epochs_of(name, scores, config)
             distributed.barrier()
             state = averaging.average(load_weights(trainer.epoch_file(e))[0] for e in epochs)
-        trainer.model.load_state_dict(state)
+        trainer.model.load_state_dict(kept(state))
         if len(epochs) != 1:
             _reestimate(trainer)
         # epochs are compared on the same images, few or all, but averages on all: their figures decide and are reported
-        known = len(epochs) == 1 and trainer.validate_all is None
+        known = len(epochs) == 1 and trainer.validate_all is None and not config.half_weights
         figures = trainer.history[epochs[0]] if known else trainer.evaluate(trainer.validate_all)
         figures = {k: v for k, v in figures.items() if k not in NO_FIGURES}
         figures = {k: v if math.isfinite(v) else None for k, v in figures.items()}  # JSON has no NaN
@@ -78,7 +79,7 @@ def finish(trainer):
         if distributed.is_main():
             path = trainer.folder / "variants" / f"{name}.safetensors"
             known = {"key": trainer.key, "variant": name, "epochs": epochs, **trainer.origin}
-            save_weights(path, trainer.model.state_dict(), **known, **figures)
+            save_weights(path, kept(trainer.model.state_dict()), **known, **figures)
     values = {name: figures[config.metric.lstrip("-")] for name, figures in variants.items()}
     values = {name: -math.inf if value is None else sign * value for name, value in values.items()}
     chosen = max(values, key=values.get) if config.keep == "highest" else config.keep  # the first of equals

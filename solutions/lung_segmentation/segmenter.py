@@ -37,7 +37,7 @@ from common.nn.precision import autocast, precision
 from common.paths import lock_folder, read_array, read_json, read_parquet, write_table
 from common.report.gallery import cached_arrays
 from common.train import distributed
-from common.train.checkpoint import load_weights, save_weights
+from common.train.checkpoint import halve, load_weights, save_weights
 
 from .config import STRUCTURES, NetworkConfig
 from .models import build_network
@@ -54,16 +54,13 @@ _NETWORK = ("architecture", "encoder", "decoder", "size")  # the fields of Netwo
 def save_segmenter(path, model, about):
     """Write a network and everything that its masks depend on as one safetensors file of half-precision weights.
 
-    about: JSON values with `network`, `structures`, `pixel` and `regions`. One-dimensional tensors stay in float32: a
-    running variance can exceed float16. Raises InputError if something is missing or a weight exceeds it.
+    about: JSON values with `network`, `structures`, `pixel` and `regions`. Raises InputError if something is missing or
+    a weight exceeds half precision, see `common.train.checkpoint.halve`.
     """
     network = asdict(about["network"]) if is_dataclass(about["network"]) else about["network"]
     about = about | {"format": FORMAT, "network": {name: network[name] for name in _NETWORK if name in network}}
     _read_description(about, path)
-    state = {name: value.half() if value.ndim > 1 else value for name, value in model.state_dict().items()}
-    for name, value in state.items():
-        check(torch.isfinite(value).all(), f"{path}: {name} has values outside the range of half precision")
-    save_weights(path, state, **about)
+    save_weights(path, halve(model.state_dict(), path), **about)
 
 
 def load_segmenter(

@@ -69,7 +69,7 @@ CODE |= {"backbone": "seresnext101_32x4d", "factor": 0.2, "clip_norm": 0.05, "ba
 PAPER = Config(DetectorConfig(size=512, **CODE), GateConfig(backbone="densenet169", epochs=10, lr=1e-4))
 # The first places' recipe with a current backbone: three families of detectors, flip TTA. Rates and epochs: ours.
 LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "lr": 1e-4, "weight_decay": 5e-2, "schedule": "warm_cosine"}
-LARGE |= {"epochs": 12, "batch_size": 8, "averaging": ("ema", "best_k", "best")}
+LARGE |= {"epochs": 12, "batch_size": 8, "averaging": ("ema", "best_k", "best"), "half_weights": True}
 PODIUM = Config(
     DetectorConfig(size=768, clip_norm=10.0, **LARGE),
     GateConfig(compile="auto", **LARGE),

@@ -156,7 +156,7 @@ _WINNER = {"architecture": "unet", "encoder": "convnext_small.fb_in22k_ft_in1k",
 _WINNER |= {"sizes": (512, 1024), "augmentation": "podium", "loss": "combo", "metric": "dice", "batch_size": 16}
 _WINNER |= {"epochs": 30, "frozen_epochs": 1, "lr": 2e-4, "averaging": ("best_k", "ema", "window", "best")}
 _WINNER |= {"finer_epochs": 15, "finer_lr": 5e-5, "finer_batch_size": 8, "clip_norm": 1.0, "keep_variants": False}
-_WINNER |= {"compile": "auto"}
+_WINNER |= {"compile": "auto", "half_weights": True}
 PODIUM = Config(
     segmenter=SegmenterConfig(**_WINNER, **ADAMW, **SLIDING),
     decision=DecisionConfig(rule="triplet", gate=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),

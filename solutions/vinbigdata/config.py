@@ -200,7 +200,7 @@ PAPER = Config(DetectorConfig(**BOXES | LIBRARY))
 # The winners' techniques with a current backbone: three families of detectors, fused raters, flip TTA, No finding on
 # every image. Ours, tried out of fold: suppression before the fusion, and scores scaled by the image's findings, which
 # helped on a few real images (README).
-LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "optimizer": "adamw"}
+LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "optimizer": "adamw", "half_weights": True}
 STRONG = {"epochs": 20, "lr": 1e-4, "batch_size": 8, "weight_decay": 5e-2, "averaging": ("ema", "best_k", "best")}
 PODIUM = Config(
     detector=DetectorConfig(**BOXES | LARGE | STRONG),

@@ -44,6 +44,12 @@ def test_epochs_validated_on_some_images_cost_less_and_every_average_is_validate
     assert replace(STAGE, config=replace(FIT, validate_images=10)).seconds(CPU) == STAGE.seconds(CPU)
 
 
+def test_rounded_weights_are_validated_once_more_and_leave_half_of_the_bytes():
+    stage = replace(STAGE, config=replace(FIT, half_weights=True))
+    assert stage.seconds(CPU) == STAGE.seconds(CPU) + 10 * 0.25  # `last` too, whose epoch had been validated unrounded
+    assert stage.disk() == (500, STAGE.disk()[1])
+
+
 def test_workers_load_while_the_network_works():
     few, many = (replace(CPU, workers=n) for n in (1, 4))
     fast = replace(STAGE, cost=replace(COST, train=0.125))

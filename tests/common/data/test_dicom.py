@@ -1,6 +1,7 @@
 """Reading radiographs: the same as pydicom and the usual chain of mappings give."""
 
 import logging
+import struct
 import warnings
 
 import cv2
@@ -11,12 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
 from benchmarks.tables import real_data
-from common.data import dicom
+from common.data import dicom, jpeg
 from common.data.grey import FEW_LEVELS, to_uint8
 from tests.dicoms import GDCM, dataset, picture, read_pixels, recode, save
 
@@ -95,6 +96,43 @@ def test_openjpeg_and_rle_as_pydicom_writes_them(syntax, tmp_path):
     path = save(ds, tmp_path / "packed.dcm")
     np.testing.assert_array_equal(read_pixels(path), pixels)
     read_as_pydicom(path)
+
+
+@pytest.mark.parametrize(("allocated", "stored", "signed"), DEPTHS)
+def test_a_jpeg_2000_is_halved_while_both_sides_stay_large_enough(allocated, stored, signed, tmp_path):
+    pixels = picture(stored, signed, (183, 160)).astype(f"{'i' if signed else 'u'}{allocated // 8}")
+    ds = dataset(pixels, stored, WindowCenter=2**stored // 3, WindowWidth=2**stored // 2)
+    ds.compress(uid.JPEG2000Lossless)
+    path, stream = save(ds, tmp_path / "packed.dcm"), get_frame(ds.PixelData, 0, number_of_frames=1)
+    exact = jpeg.decode_halved(ds, 0)  # as openjpeg decodes it for pydicom
+    assert exact.dtype == pixels.dtype
+    np.testing.assert_array_equal(exact, pixels)
+    for side, shape in ((81, (183, 160)), (80, (92, 80)), (41, (92, 80)), (40, (46, 40)), (1, (6, 5))):
+        found, values, _ = dicom._read_dicom(path, side)
+        assert found.shape == shape and found.dtype == pixels.dtype
+        assert ("note" in values) == (side < 81)
+    image, header = dicom.read_image_and_header(path, 40)
+    assert (header["width"], header["height"], header["note"]) == (160, 183, "JPEG 2000 decoded at 1/4 of its size")
+    assert jpeg.count_halvings(stream, stored, signed, 40) == 2
+    sizes = struct.pack(">II", 160, 181)  # a quarter of 181 rows are 46, which Pillow takes for 45
+    assert jpeg.count_halvings(stream[:8] + sizes + stream[16:], stored, signed, 40) == 1
+    means = cv2.resize(dicom.read_image(path), (40, 46), interpolation=cv2.INTER_AREA)
+    assert np.abs(image.astype(int) - means).mean() < 6
+
+
+def test_a_jpeg_2000_with_colours_padding_or_another_depth_than_its_header_is_decoded_whole(tmp_path):
+    pixels = picture(12, 0, (181, 160))
+    colours = np.stack([picture(8, 0, (181, 160))] * 3, 2)
+    padded, deeper = dataset(pixels, 12, PixelPaddingValue=0), dataset(pixels, 12)
+    files = {"colour": dataset(colours), "padded": padded, "deeper": deeper}
+    for name, ds in files.items():
+        ds.compress(uid.JPEG2000Lossless)
+        if name == "deeper":
+            ds.BitsStored, ds.HighBit = 13, 12
+        path = save(ds, tmp_path / f"{name}.dcm")
+        image, header = dicom.read_image_and_header(path, 20)
+        assert "JPEG 2000" not in header["note"]
+        np.testing.assert_array_equal(image, dicom.read_image(path))
 
 
 def test_baseline_jpeg_keeps_the_decoded_values(tmp_path):

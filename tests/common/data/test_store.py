@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pydicom import uid
 
 from common.data import store as store_module
 from common.data.dicom import COLOUR_LIMIT, read_image
@@ -51,9 +52,9 @@ def decoded(monkeypatch):
     names = []
     original = store_module.read_image_and_header
 
-    def counting(path):
+    def counting(path, side):
         names.append(Path(path).name)
-        return original(path)
+        return original(path, side)
 
     monkeypatch.setattr(store_module, "read_image_and_header", counting)
     return names
@@ -346,3 +347,17 @@ def test_processes_start_once_they_pay_and_change_nothing(tmp_path, monkeypatch)
         patch.chdir(ROOT)
         store = prepare_store(files, tmp_path / "b", 16, progress=False)
     assert contents(store.folder) == expected
+
+
+def test_large_jpeg_2000_may_be_decoded_at_a_lower_resolution_into_another_store(tmp_path, capsys):
+    ds = dataset(picture(12, shape=(90, 80)), 12)
+    ds.compress(uid.JPEG2000Lossless)
+    files = {"packed": save(ds, tmp_path / "packed.dcm"), **originals(tmp_path / "files", 2)}
+    whole, halved = (prepare_store(files, tmp_path / name, 20, halve=name == "halved") for name in ("whole", "halved"))
+    assert "1 of 3 images were decoded at a lower resolution, the others whole" in capsys.readouterr().out
+    assert halved.table["note"].tolist() == ["JPEG 2000 decoded at 1/4 of its size", "", ""]
+    assert whole.table[["width", "height"]].equals(halved.table[["width", "height"]])
+    np.testing.assert_array_equal(whole.images[1:], halved.images[1:])
+    assert 0 < np.abs(whole.images[0].astype(int) - halved.images[0]).mean() < 4
+    prepare_store(files, tmp_path / "halved", 20)  # another kind of store is replaced
+    np.testing.assert_array_equal(Store.open(tmp_path / "halved").images, whole.images)

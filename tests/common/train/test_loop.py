@@ -18,7 +18,7 @@ from common.config import FitConfig
 from common.data.loaders import EpochSampler, SampleDataset, make_loader
 from common.errors import InputError
 from common.train import distributed
-from common.train.checkpoint import load_resume, load_weights, save_resume
+from common.train.checkpoint import halve, load_resume, load_weights, save_resume
 from common.train.loop import fit
 
 CPU = torch.device("cpu")
@@ -305,3 +305,32 @@ def test_a_named_variant_is_kept_whatever_its_score(tmp_path):
     assert all(torch.equal(final[key], classic[key]) for key in final)
     with pytest.raises(InputError, match="keep 'ema' is not among"):
         small(averaging=("last",), keep="ema")
+
+
+def test_half_weights_are_validated_as_they_are_kept(tmp_path):
+    whole = train(tmp_path / "whole", small(keep_variants=True))
+    fitted = train(tmp_path / "half", small(keep_variants=True, half_weights=True))
+    probs = {}
+    for name, variant in fitted.variants.items():
+        model, _, images, truth = problem()
+        kept, _ = load_weights(tmp_path / "half" / "variants" / f"{name}.safetensors", model.eval())
+        for key, tensor in kept.items():
+            wanted = torch.float16 if key in ("body.0.weight", "head.weight") else model.state_dict()[key].dtype
+            assert tensor.dtype == wanted and torch.equal(model.state_dict()[key], tensor.to(model.state_dict()[key]))
+        with torch.inference_mode():
+            probs[name] = model(images).sigmoid().squeeze(1)
+        assert variant["loss"] == float((probs[name] - truth).abs().mean())  # not that of the unrounded weights
+        load_weights(tmp_path / "whole" / "variants" / f"{name}.safetensors", model)
+        with torch.inference_mode():
+            assert 0 < (model(images).sigmoid().squeeze(1) - probs[name]).abs().max() < 1e-3
+    times = ["seconds", "memory_mb"]  # all else is the same: training itself is not rounded
+    assert fitted.history.drop(columns=times).equals(whole.history.drop(columns=times))
+    again = train(tmp_path / "half", small(keep_variants=True, half_weights=True))
+    assert again.variants == fitted.variants
+
+
+def test_a_weight_beyond_half_precision_is_refused_by_name():
+    state = {"norm.running_var": torch.tensor([1e6]), "index": torch.zeros((2, 2), dtype=torch.long)}
+    assert {name: each.dtype for name, each in halve(state, "net").items()} == {k: v.dtype for k, v in state.items()}
+    with pytest.raises(InputError, match=r"^net: head\.weight has values outside the range of half precision"):
+        halve(state | {"head.weight": torch.tensor([[7e4]])}, "net")
