@@ -111,6 +111,12 @@ class BoxConfig(FitConfig):
     """Highest overlap of boxes of one class; above it, only the best box is kept."""
     per_image: int = 100  # Most boxes per image.
     min_score: float = 0.001  # Lowest score of a box.
+    mosaic: float = 0.0  # Share of the training images that are mosaics of four, before the augmentation.
+    mixup: float = 0.0  # Share of the training images that are the mean of two, with the boxes of both.
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(all(0 <= each <= 1 for each in (self.mosaic, self.mixup)), "mosaic, mixup: must lie in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torchvision.ops import batched_nms
 from tqdm import tqdm
 
 from common.data.augment import light
+from common.data.box_mix import mix
 from common.data.loaders import eval_loader
 from common.infer import tta
 from common.metrics import classification
@@ -20,7 +21,10 @@ from common.nn import detectors, models, more_detectors
 from common.nn.losses import bce
 from common.nn.precision import autocast, precision
 from common.post.boxes import BOX, scale
+from common.post.fusion import FusionRule, join_members
 from common.train import distributed
+
+VIEW_IOU = 0.5  # overlap above which boxes of several sizes of an image are one; ours
 
 
 def build_detector(config, n_classes, weights=None):
@@ -32,16 +36,18 @@ def build_detector(config, n_classes, weights=None):
     return build(config.backbone, n_classes, config.size, weights, **how)
 
 
-def detector_network(fold, stage, config, n_classes, augmentation, figures, rows=other_folds, samples=None):
-    """Return the training of a detector, a Network.
+def detector_network(fold, stage, config, n_classes, augmentation, figures, rows=other_folds, samples=None, classes=()):
+    """Return the training of a detector, a Network; classes: of the boxes to train on, () for all.
 
     augmentation() -> pipeline of boxes, or None; figures(images, detections, rows) -> dict of metrics of a detection
-    table; samples(job, rows) -> SampleDataset without targets, by default of the images alone.
+    table; samples(job, rows, size) -> SampleDataset without targets, by default of the images alone. The dataset takes
+    another size, too.
     """
 
-    def dataset(job, rows, augment, targets):
-        found = samples(job, rows) if samples else job.images.dataset(rows, config.size)
-        return BoxDataset(found, boxes_by_row(job.images), augmentation() if augment else None) if targets else found
+    def dataset(job, rows, augment, targets, size=config.size):
+        found = samples(job, rows, size) if samples else job.images.dataset(rows, size)
+        how = (augmentation(), (config.mosaic, config.mixup)) if augment else ()
+        return BoxDataset(found, boxes_by_row(job.images, classes), *how) if targets else found
 
     def measured(job, found, rows):  # packed boxes, or a table of them
         table = found if isinstance(found, pd.DataFrame) else detection_table(found, job.images, rows, config.size)
@@ -89,11 +95,11 @@ class BoxDataset(Dataset):
 
     target: boxes float32 (n, 4) in the image's pixels and labels int64 (n,), n >= 0. samples: a SampleDataset without
     targets; boxes: {store row: (boxes (n, 4) in the store's pixels, labels (n,))} of the rows with boxes.
-    `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not.
+    `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not. chances: of a mosaic and of mixup.
     """
 
-    def __init__(self, samples, boxes, transform=None):
-        self.samples, self.transform, self.targets = samples, transform, {}
+    def __init__(self, samples, boxes, transform=None, chances=(0.0, 0.0)):
+        self.samples, self.transform, self.chances, self.targets = samples, transform, chances, {}
         factor, none = np.float32(samples.size[0] / samples.images.shape[1]), np.zeros((0, 4), np.float32)
         for row in samples.rows.tolist():
             found, labels = boxes.get(row, (none, np.zeros(0, np.int64)))
@@ -104,15 +110,21 @@ class BoxDataset(Dataset):
 
     def __getitem__(self, key):
         index, seed = key if isinstance(key, tuple) else (key, None)
-        image, row = self.samples[index]
-        boxes, labels = self.targets[int(row)]
+        image, boxes, labels = self._read(index)
+        if seed is not None and any(self.chances):
+            rng = np.random.default_rng([seed, 1])  # other numbers than those of the transform
+            image, boxes, labels = mix(self._read, index, len(self), self.chances, rng)
         if self.transform is not None and seed is not None:
             self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-            planes = dict(zip(("image", "mask"), image.numpy(), strict=False))
+            planes = dict(zip(("image", "mask"), image, strict=False))
             out = self.transform(**planes, bboxes=boxes, labels=labels)
-            image, boxes = torch.from_numpy(np.stack([out[name] for name in planes])), out["bboxes"]
+            image, boxes = np.stack([out[name] for name in planes]), out["bboxes"]
             boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(out["labels"], np.int64)
-        return image, {"boxes": torch.as_tensor(boxes), "labels": torch.as_tensor(labels)}
+        return torch.from_numpy(image), {"boxes": torch.as_tensor(boxes), "labels": torch.as_tensor(labels)}
+
+    def _read(self, index):
+        image, row = self.samples[int(index)]
+        return image.numpy(), *self.targets[int(row)]
 
 
 def collate(items):
@@ -147,9 +159,13 @@ def detection_table(packed, images, rows, size):
 
 
 @cache
-def boxes_by_row(images):
-    """Return {row: (boxes, classes)} of the images with findings: float32 (n, 4) in pixels of the store, int64 (n,)."""
+def boxes_by_row(images, classes=()):
+    """Return {row: (boxes, classes)} of the images with findings (of these classes, () for all).
+
+    Boxes are float32 (n, 4) in pixels of the store, classes int64 (n,).
+    """
     boxes = images.tables["boxes.parquet"]
+    boxes = boxes[boxes["class_id"].isin(classes)] if classes else boxes
     factors = images.store.images.shape[1] / images.at(boxes["row"])[["width", "height"]].to_numpy(float)
     corners = scale(boxes[BOX].to_numpy(float), *factors.T).astype(np.float32)
     labels = boxes["class_id"].to_numpy(np.int64)
@@ -160,18 +176,28 @@ def boxes_by_row(images):
 def predict_boxes(job, network, rows, title=""):
     """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.
 
-    At most config.per_image boxes per image, in the order of rows and by descending score.
+    At most config.per_image boxes per image, in the order of rows and by descending score. Boxes of the further sizes
+    of job.config.tta_scales are fused with them as those of equal voters.
     """
-    config, device, found = network.config, job.device, [np.zeros((0, network.config.per_image, 6), np.float32)]
+    config, device, views = network.config, job.device, {}
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
-    dataset, dtype = network.dataset(job, rows, False, False), precision(device, config.precision)
+    dtype = precision(device, config.precision)
     share = range(len(rows))[distributed.share(len(rows), 2 * config.batch_size)]
-    loader = eval_loader(dataset, 2 * config.batch_size, job.workers, share, pin_memory=device.type == "cuda")
-    for images, _ in tqdm(loader, desc=f"{network.stage}, {title}", leave=False, disable=not distributed.is_main()):
-        with autocast(device, dtype):
-            batch = detect(model, images.to(device, non_blocking=True), "flip" in job.config.tta, config)
-        found.append(pack(batch, config.per_image))
-    return detection_table(distributed.join(np.concatenate(found)), job.images, rows, config.size)
+    for factor in (1.0, *getattr(job.config, "tta_scales", ())):
+        size = max(1, round(config.size * factor / 32)) * 32 if factor != 1 else config.size
+        found = [np.zeros((0, config.per_image, 6), np.float32)]
+        dataset = network.dataset(job, rows, False, False, size)
+        loader = eval_loader(dataset, 2 * config.batch_size, job.workers, share, pin_memory=device.type == "cuda")
+        quiet = not distributed.is_main()
+        for images, _ in tqdm(loader, desc=f"{network.stage}, {title}", leave=False, disable=quiet):
+            with autocast(device, dtype):
+                batch = detect(model, images.to(device, non_blocking=True), "flip" in job.config.tta, config)
+            found.append(pack(batch, config.per_image))
+        views[size] = detection_table(distributed.join(np.concatenate(found)), job.images, rows, size)
+    if len(views) == 1:
+        return views[config.size]
+    rule = FusionRule((1.0,) * len(views), VIEW_IOU)
+    return join_members(views, job.images.at(rows), rule, no_finding=None).groupby("image_id").head(config.per_image)
 
 
 def predict_members(job, networks, rows, title=""):

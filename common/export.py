@@ -14,6 +14,7 @@ import tyro
 from common import processes
 from common.blend import Member, mixing_of, write_mixed
 from common.config import file_hash, from_dict, to_dict
+from common.data.coco import write_boxes
 from common.errors import InputError, check
 from common.extras import require_extra
 from common.hub import fetch, repo_of
@@ -26,33 +27,40 @@ from common.options import Options, check_device
 from common.paths import atomic_path, read_json, read_parquet, write_json, write_table
 from common.predictions import Predicted, predict_test, predicting_networks, read_predictions
 from common.recipe import neutral_of, read_rule, read_score, write_answer
+from common.step import require
 from common.teaching import describe_lessons
 from common.train import distributed
 from common.trained import ABOUT, FORMAT, Trained, clear_export
 
 log = logging.getLogger(__name__)
 WORKING = Path("/kaggle/working")
+COCO = "submission.coco.json"
 CHECKED = 4  # images on which an ONNX file is compared with torch
 
 
-def write_trained(job, out, onnx=False, as_member=False):
+def write_trained(job, out, onnx=False, as_member=False, coco=False):
     """Export a finished run to the folder `out` and return it; an earlier export there is replaced.
 
     onnx: also write ONNX files of the networks, compared with torch on images that the fold held out. as_member: as one
-    of a blend, without a rule of its own; of a blend, the members with a weight are exported. Raises InputError if a
-    step is missing or stale, if `out` is a file or holds other files, or if an ONNX file differs from its network.
+    of a blend, without a rule of its own; of a blend, the members with a weight are exported. coco: also write the
+    submission's boxes as COCO. Raises InputError if a step is missing or stale, if `out` is a file or holds other
+    files, if there are no boxes, or if an ONNX file differs from its network.
     """
     recipe, run, out = job.recipe, job.run, Path(out)
     if onnx:
         require_extra("onnx", "--onnx")
     rule, score = ({}, {}) if as_member else (read_rule(job), read_score(job)[recipe.metric])
+    if coco:
+        require(job, job.steps["submit"])
+        boxes = recipe.boxes(job)
+        check(boxes, f"--coco: a submission of {recipe.name} has no boxes, or is written as COCO anyway")
     neutral = neutral_of(job)
     clear_export(out)
     networks = {} if job.is_blend else {f"fold{one.fold}-{one.stage}": one for one in predicting_networks(job)}
     sources = {f"{name}.safetensors": one.weights(run) for name, one in networks.items()}
     sources |= recipe.assets(job.config)
     about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
-    written = [*sources, *(f"{name}.onnx" for name in networks)]
+    written = [*sources, *(f"{name}.onnx" for name in networks), *[COCO] * coco]
     # an interrupted export is recognised as one, and as incomplete
     write_json(out / ABOUT, {**about, "files": dict.fromkeys(written, ""), "rule": {}, "incomplete": True})
     files = {}
@@ -64,6 +72,9 @@ def write_trained(job, out, onnx=False, as_member=False):
         path = out / f"{name}.onnx"
         if _write_onnx(job, one, path):
             files[path.name] = file_hash(path)
+    if coco:
+        write_boxes(out / COCO, boxes[0], job.images.at(job.images.rows("test")), boxes[1])
+        files[COCO] = file_hash(out / COCO)
     if job.is_blend:
         about |= _write_members(job, out, files, onnx)
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
@@ -117,7 +128,7 @@ def _write_onnx(job, network, path):
 def export_tool(recipe, config_class):
     """Return the tool `export` of a solution."""
 
-    def export(run: Path, /, *, out: Path, onnx: bool = False):
+    def export(run: Path, /, *, out: Path, onnx: bool = False, coco: bool = False):
         """Export the weights and the decision rule of a finished run as one flat folder, from which `infer` predicts.
 
         It holds weights, configuration, decision rule and their hashes; the run and its images are not needed again.
@@ -126,9 +137,10 @@ def export_tool(recipe, config_class):
             run: Folder of the run.
             out: Folder for the files.
             onnx: Also write the networks as ONNX files, with which `infer` is often faster on a CPU.
+            coco: Also write the boxes of the run's submission as a COCO file, submission.coco.json.
         """
         with open_run(recipe, config_class, run) as job:
-            write_trained(job, out, onnx)
+            write_trained(job, out, onnx, coco=coco)
         files = [path for path in sorted(out.iterdir()) if path.suffix in (".safetensors", ".onnx")]
         log.info(f"{out}: {len(files)} files of weights, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
         return 0

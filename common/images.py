@@ -19,7 +19,7 @@ from common.data.folds import load_folds, make_folds, save_folds, shared_groups
 from common.data.loaders import UNKNOWN, SampleDataset
 from common.data.store import Store, prepare_store
 from common.errors import InputError, check
-from common.listing import leave_out_unreadable
+from common.listing import FURTHER, leave_out_unreadable
 from common.paths import read_array, read_parquet, write_csv, write_table
 from common.post.regions import resize_mask_probs
 from common.step import changed_settings, file_stamp
@@ -312,7 +312,7 @@ def _tables_key(job, listing):
 
 def _images_key(tables_key, table, store):
     """Return the digest of everything that trainings depend on, their images' pixels included."""
-    return digest(tables_key, _contents(store, table[table["fold"] >= 0]))
+    return digest(tables_key, _contents(store, table[(table["fold"] >= 0) | (table["split"] == FURTHER)]))
 
 
 def _pixels_key(store, table, more):

@@ -13,6 +13,7 @@ from common.errors import InputError
 from common.paths import find_images, list_images, name_images
 
 log = logging.getLogger(__name__)
+FURTHER = "further"  # split of training images from elsewhere, see common.further
 
 
 @dataclass(frozen=True)

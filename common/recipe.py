@@ -76,6 +76,7 @@ class Solution:
     neutral(job) -> JSON: the prediction for an unreadable image.
     answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; answered: names of the files
     that it writes in addition to submission.csv. check(path, job) -> Summary.
+    boxes(job) -> (detections of the submission, names of the classes), for `export --coco`; None: there are none.
     hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
     labels, or None.
     report: the module with the page's own sections, see common.report.frame. further_steps: further verbs as Steps;
@@ -109,6 +110,7 @@ class Solution:
     chosen: tuple = ()
     answered: tuple = ()
     neutral: Callable = nothing
+    boxes: Callable = nothing
     hidden: Callable = nothing
     further_steps: tuple = ()
     further_verbs: dict = field(default_factory=dict)

@@ -8,17 +8,17 @@ import pandas as pd
 
 from common import detection
 from common.data.box_augment import pipeline
+from common.data.coco import write_boxes
 from common.errors import InputError
 from common.listing import leave_out_unreadable
 from common.metrics.detection import COCO, VOC2010, bootstrap_map, coco_scores, evaluate
 from common.metrics.statistics import as_interval, format_interval
-from common.paths import write_json
 from common.post.boxes import BOX
 from common.post.fusion import FusionRule, fuse_members
 from common.recipe import Choice
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
-from solutions.own import coco, data
+from solutions.own import data
 
 STAGE = "detector"
 OUTSIDE = 1.0  # pixels by which a box may exceed its image
@@ -61,7 +61,7 @@ def network(job, fold):
         return {"map": evaluate(found, truth, images.ids(rows), rule(n_classes)).mean_ap if len(truth) else 0.0}
 
     augmentation = partial(pipeline, config.augmentation, config.size)
-    samples = lambda job, rows: data.dataset(job.images, rows, config.size)  # noqa: E731
+    samples = lambda job, rows, size: data.dataset(job.images, rows, size)  # noqa: E731
     return detection.detector_network(fold, STAGE, config, n_classes, augmentation, figures, samples=samples)
 
 
@@ -148,11 +148,8 @@ def check(path, job):
     table = read_table(path, COLUMNS)
     refuse_rows(path, id_problems(table["image_id"].unique(), images["image_id"]))
     boxed, kept = table[table["score"] != ""], table[table["keep"] == "1"]
-    at, codes = pd.Index(images["image_id"]).get_indexer(kept["image_id"]), pd.Index(classes).get_indexer(kept["class"])
-    numbers = kept[[*BOX, "score"]].astype(float).to_numpy()
-    parts = zip(at.tolist(), codes.tolist(), numbers.tolist(), strict=True)
-    found = [(image, k, coco.box_fields(box) | {"score": score}) for image, k, (*box, score) in parts]
-    write_json(path.with_suffix(".coco.json"), coco.to_coco(images, classes, found))
+    kept = kept.assign(class_id=pd.Index(classes).get_indexer(kept["class"]))
+    write_boxes(path.with_suffix(".coco.json"), kept, images, classes)
     return Summary(str(path), len(images), boxed["image_id"].nunique(), len(boxed), "boxes")
 
 

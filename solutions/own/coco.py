@@ -1,4 +1,4 @@
-"""COCO's annotations: masks from polygons and run lengths, and answers as a file for labelling tools."""
+"""COCO's masks: polygons and run lengths, read and written; common/data/coco.py has the rest of the format."""
 
 import cv2
 import numpy as np
@@ -55,23 +55,3 @@ def mask_fields(runs, image):
     counts = np.diff([0, *runs.ravel().tolist(), shape[0] * shape[1]]).tolist()
     box = cv2.boundingRect(paint(runs, shape, order="C"))
     return {"segmentation": {"size": list(shape), "counts": counts}, "bbox": list(box), "area": area(runs)}
-
-
-def box_fields(box):
-    """Return the fields of an annotation for a box x_min, y_min, x_max, y_max."""
-    x, y, right, bottom = map(float, box)
-    return {"bbox": [x, y, right - x, bottom - y], "area": (right - x) * (bottom - y)}
-
-
-def to_coco(images, classes, found):
-    """Return a COCO file of images, rows of the run's table, with annotations `found`: (image, class, fields)."""
-    pictures = [
-        {"id": k, "file_name": row.file, "width": int(row.width), "height": int(row.height)}
-        for k, row in enumerate(images.itertuples(), start=1)
-    ]
-    annotations = [
-        {"id": number, "image_id": image + 1, "category_id": k + 1, "iscrowd": 0} | fields
-        for number, (image, k, fields) in enumerate(found, start=1)
-    ]
-    categories = [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]
-    return {"images": pictures, "annotations": annotations, "categories": categories}

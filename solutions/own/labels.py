@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from common import paths
+from common.data.coco import list_part, read_coco
 from common.data.tables import some_rows
 from common.errors import InputError, check
 from common.paths import IMAGES, read_json, strip_suffix
@@ -77,7 +78,7 @@ def task_of(path):
     if path.is_dir():
         return "segmentation"
     if path.suffix.lower() == ".json":
-        found = _coco_part(path, read_json(path), "annotations")
+        found = list_part(path, read_json(path), "annotations")
         return "segmentation" if found and all(each.get("segmentation") for each in found) else "detection"
     columns = set(some_rows(path))
     return "detection" if set(BOX) <= columns else "multiclass" if "label" in columns else "multilabel"
@@ -181,40 +182,17 @@ def _read_boxes(path, task, classes, folder):
     return _labels(path, task, chosen, about[~names.duplicated()].reset_index(drop=True), marks)
 
 
-def _coco_part(path, coco, name):
-    part = coco.get(name) if isinstance(coco, dict) else None
-    if not isinstance(part, list) or not all(isinstance(each, dict) for each in part):
-        raise InputError(f"{path}: not a COCO file (no list of {name})")
-    return part
-
-
 def _read_coco(path, task, classes, folder):
-    coco = read_json(path)
-    images, found, kinds = (_coco_part(path, coco, name) for name in ("images", "annotations", "categories"))
-    try:
-        about = pd.DataFrame({"name": [str(image["file_name"]) for image in images]})
-        about["where"] = [f"{path}, image {image['id']}" for image in images]
-        of_image = {image["id"]: str(image["file_name"]) for image in images}
-        names = {kind["id"]: str(kind["name"]) for kind in kinds}
-        chosen = _chosen([name for name in names.values() if name], classes, path)
-        rows = []
-        for each in found:
-            where = f"{path}, annotation {each.get('id', len(rows))}"
-            if each["image_id"] not in of_image or each["category_id"] not in names:
-                raise InputError(f"{where}: unknown image_id or category_id")
-            if task == "detection":
-                x, y, width, height = map(float, each["bbox"])
-                mark = dict(zip(BOX, (x, y, x + width, y + height), strict=True))
-            else:
-                mark = {"mask": _check_outline(each.get("segmentation"), where)}
-            named = {"name": of_image[each["image_id"]], "class": names[each["category_id"]], "where": where}
-            rows.append(named | mark)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a COCO file ({type(error).__name__}: {error})") from None
-    for name in GROUPING:
-        about[name] = [str(image.get(name, "")) for image in images]
+    about, marks, names = read_coco(path)
+    chosen = _chosen([name for name in names.values() if name], classes, path)
+    if task == "detection":
+        for row in np.flatnonzero(~np.isfinite(marks[BOX]).all(axis=1))[:1]:
+            raise InputError(f"{marks['where'][row]}: a box needs four numbers")
+    else:
+        outlines = zip(marks["segmentation"], marks["where"], strict=True)
+        marks = marks.assign(mask=[_check_outline(*each) for each in outlines])
     _refuse_repeated(about)
-    marks = pd.DataFrame(rows, columns=["name", "class", "where", *(BOX if task == "detection" else ["mask"])])
+    about, marks = about.drop(columns=["width", "height"]), marks.drop(columns=["score", "segmentation"])
     return _labels(path, task, chosen, about, marks[marks["class"].isin(chosen)])
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.config import digest, from_dict
+from common.data.coco import to_coco
 from common.data.loaders import UNKNOWN
 from common.data.store import to_square
 from common.errors import InputError
@@ -192,7 +193,7 @@ def check(path, job):
             runs = parse(text, (int(height), int(width)), ABSOLUTE, f"{path}, row {row} ({image_id})")
             found += [(row - 2, k, runs)] if len(runs) else []
     answers = [(image, k, coco.mask_fields(runs, images.iloc[image])) for image, k, runs in found]
-    write_json(path.with_suffix(".coco.json"), coco.to_coco(images, classes, answers))
+    write_json(path.with_suffix(".coco.json"), to_coco(images, classes, answers))
     pixels, rows = sum(area(runs) for *_, runs in found), len({image for image, *_ in found})
     return Summary(str(path), len(table), rows, pixels, "pixels")
 

@@ -3,9 +3,11 @@
 import pandas as pd
 
 from common.compare import Comparison, means_of
+from common.data import coco
 from common.metrics.detection_counts import image_scores, match_boxes
 from common.paths import read_parquet
 from common.post.boxes import pack_boxes, unpack_boxes
+from solutions.rsna_pneumonia.config import CLASS_NUMBERS
 from solutions.rsna_pneumonia.data import read_labels
 from solutions.rsna_pneumonia.postprocess import read_submission
 
@@ -18,8 +20,12 @@ def results(job, split):
 
 
 def read_boxes(path, name="found", read=read_submission):
-    """Return the boxes of each image of a submission; read(path) -> boxes, ids."""
-    boxes, ids = read(path)
+    """Return the boxes of each image of a submission, or of a COCO file; read(path) -> boxes, ids."""
+    if path.suffix == ".json":
+        boxes, images = coco.read_boxes(path, CLASS_NUMBERS)
+        ids = images["image_id"]
+    else:
+        boxes, ids = read(path)
     return pd.DataFrame({name: pack_boxes(boxes, ids)}, list(ids))
 
 

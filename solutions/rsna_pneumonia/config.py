@@ -16,6 +16,7 @@ SLUG = "rsna-pneumonia-detection-challenge"
 LABELS, CLASS_INFO = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
 SAMPLE_FILE, SAMPLE = "stage_2_sample_submission.csv", ["patientId", "PredictionString"]
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
+CLASS_NUMBERS = {"Lung Opacity": 0}  # of boxes
 SIDE = 1024  # pixels of every image of the challenge, in which boxes are given
 
 
@@ -49,14 +50,19 @@ class Config:
     members: tuple[Literal["faster_rcnn", "retinanet", "fcos"], ...] = ("retinanet",)
     """Architectures of the detectors to fuse, with equal weights. Paper: RetinaNet."""
     decision: DecisionConfig = field(default_factory=DecisionConfig)
+    boxes: tuple[str, ...] = ()
+    """COCO files of further images with boxes of Lung Opacity, in its folder: every fold's detectors train on them."""
     n_folds: int = 4  # Paper's code: 4; 1st place: 10.
     folds: tuple[int, ...] = (0, 1, 2, 3)  # Folds to train and score.
     tta: tuple[Literal["flip"], ...] = ()
+    tta_scales: tuple[float, ...] = ()  # Further sizes at test time, as shares of the detector's; multiples of 32 px.
     store_size: int = 512  # Side of the stored images, in pixels; at least the largest size of the networks.
     seed: int = 0
 
     def __post_init__(self):
         check_run(self, max(self.detector.size, self.gate.size))
+        if not all(0 < each <= 4 for each in self.tta_scales):
+            raise InputError(f"tta_scales must be above 0, at most 4, not {self.tta_scales}")
         if self.gate.size < 32 or not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}, each once; size of the gate {self.gate.size}, at least 32 px")
 

@@ -2,13 +2,15 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.data.tables import read_ids, some_rows
 from common.errors import InputError, check
-from common.listing import Listing, check_files, find_files, image_table, list_test
+from common.further import add_images, place_boxes
+from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
 from common.paths import check_id, competition_file
 from common.post.boxes import BOX
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, KAGGLE, LABELS, SAMPLE, SAMPLE_FILE, SIDE, SLUG
@@ -31,7 +33,8 @@ def read_competition(job):
     table["target"], table["class_name"] = (table["image_id"].map(each.get) for each in (targets, names))
     table = table.fillna({"target": 0, "class_name": ""}).astype({"target": int})
     known = strata, [boxes.to_numpy().tolist(), strata.tolist()], {"boxes.parquet": boxes}
-    return Listing(folder, table, files, _sample(test_ids), *known, inputs=(labels, classes, sample))
+    listing = Listing(folder, table, files, _sample(test_ids), *known, inputs=(labels, classes, sample))
+    return add_images(listing, [*map(Path, job.config.boxes)], {CLASSES[2]: 0})
 
 
 def read_test(job):
@@ -45,8 +48,11 @@ def set_sizes(job, listing, store):
     table, rows = listing.table, listing.table.set_index("image_id")["row"]
     for first in table[table["width"] != table["height"]].itertuples():
         raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; all images must be square")
+    table = table.assign(width=SIDE, height=SIDE)
     tables = {name: boxes.assign(row=boxes["image_id"].map(rows)) for name, boxes in listing.tables.items()}
-    return replace(listing, table=table.assign(width=SIDE, height=SIDE), tables=tables)
+    if FURTHER in tables:
+        tables = {"boxes.parquet": place_boxes(tables["boxes.parquet"], tables[FURTHER], table)}
+    return replace(listing, table=table, tables=tables)
 
 
 def read_labels(path):

@@ -11,13 +11,17 @@ from scipy.special import expit
 from common import detection
 from common.config import from_dict
 from common.data.box_augment import pipeline
+from common.further import rows_with_further
 from common.metrics.classification import auroc
 from common.metrics.detection_counts import image_scores, match_boxes, mean_score
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.recipe import Choice, Solution
 from common.tuning import tune_nested
 from solutions.rsna_pneumonia import data, postprocess, report
+from solutions.rsna_pneumonia.config import CLASS_NUMBERS
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes
+
+PREPARED = ("n_folds", "seed", "store_size")  # settings that `prepare` depends on, with boxes if any
 
 
 def fold_networks(config, fold):
@@ -33,7 +37,7 @@ def fold_networks(config, fold):
     transform, trainings = partial(pipeline, config.detector.augmentation, config.detector.size), []
     for member in config.members:
         detector = replace(config.detector, architecture=member)
-        trainings.append(detection.detector_network(fold, member, detector, 1, transform, figures))
+        trainings.append(detection.detector_network(fold, member, detector, 1, transform, figures, rows_with_further))
     return [*trainings, detection.gate_network(fold, "gate", config.gate, target)]
 
 
@@ -105,6 +109,7 @@ def hidden(job, submission):
 SOLUTION = Solution(
     "rsna_pneumonia",
     "map",
+    made_with=lambda config: {name: getattr(config, name) for name in (*PREPARED, *["boxes"] * bool(config.boxes))},
     read=data.read_competition,
     refine=data.set_sizes,
     read_test=data.read_test,
@@ -119,6 +124,7 @@ SOLUTION = Solution(
     describe=describe,
     answer=answer,
     check=lambda path, job: data.KAGGLE.check(path, job.sample_path),
+    boxes=lambda job: (postprocess.read_submission(job.run.path("submission.csv"))[0], list(CLASS_NUMBERS)),
     hidden=hidden,
     report=report,
 )

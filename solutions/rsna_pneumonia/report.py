@@ -27,7 +27,7 @@ def sections(job):
     train, shares = table[table["split"] == "train"], boxes[BOX].to_numpy() / SIDE
     data = page.section(
         "Data",
-        f"{len(train):,} labelled images with {len(boxes):,} boxes; {len(table) - len(train):,} to predict.",
+        f"{len(train):,} labelled images with {len(boxes):,} boxes; {sum(table.split == 'test'):,} to predict.",
         page.table(train.groupby(["class_name", "fold"]).size().unstack().reset_index(), "Images by class and fold"),
         page.figure(detection_plots.location_maps({"opacity": shares}), "Where the boxes are"),
     )

@@ -7,10 +7,9 @@ from common.metrics.detection import VOC2010
 from common.paths import read_parquet
 from common.post.boxes import pack_boxes
 from common.post.fusion import fuse_raters
-from common.submit.table import read_table
-from solutions.vinbigdata.config import CLASSES, PRESETS, SAMPLE
+from solutions.vinbigdata.config import CLASSES, PRESETS
 from solutions.vinbigdata.data import JOIN, out_of_fold, read_train
-from solutions.vinbigdata.postprocess import parse_predictions
+from solutions.vinbigdata.postprocess import list_images, parse_predictions
 
 
 def results(job, split):
@@ -21,9 +20,9 @@ def results(job, split):
 
 
 def read_submission(path):
-    """Return the boxes of each image of a submission, image_id and PredictionString."""
-    ids = read_table(path, SAMPLE, exact=False)["image_id"]
-    return pd.DataFrame({"found": pack_boxes(parse_predictions(path), ids)}, ids.to_numpy())
+    """Return the boxes of each image of a submission, image_id and PredictionString, or of a COCO file."""
+    ids = list_images(path)
+    return pd.DataFrame({"found": pack_boxes(parse_predictions(path), ids)}, ids)
 
 
 def read_labels(path):

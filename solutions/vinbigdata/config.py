@@ -31,6 +31,13 @@ CLASSES = (
     "No finding",
 )
 NO_FINDING = 14
+CLASS_NUMBERS = {name: number for number, name in enumerate(CLASSES)}
+# ChestX-Det's names (Lian et al. 2021) that differ from the competition's, whose Other lesion has fractures and
+# emphysema (Nguyen et al. 2022, VinDr-CXR). Alike: Atelectasis, Calcification, Cardiomegaly, Consolidation, Pleural
+# thickening, Pneumothorax.
+CHESTX_DET = {"Effusion": "Pleural effusion", "Fibrosis": "Pulmonary fibrosis"}
+CHESTX_DET |= dict.fromkeys(("Nodule", "Diffuse Nodule", "Mass"), "Nodule/Mass")
+CHESTX_DET |= dict.fromkeys(("Emphysema", "Fracture"), "Other lesion")
 NOTHING = "14 1 0 0 1 1"  # prediction string of an image without findings
 SAMPLE = ["image_id", "PredictionString"]  # columns of a submission
 AUGMENTATIONS = ("none", "flip", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation", "podium")
@@ -47,7 +54,7 @@ class DetectorConfig(BoxConfig):
     Detectron2 does by default."""
     lung_channel: bool = False
     """The lung mask replaces the third of the network's equal grey channels. Paper: future work."""
-    healthy: float = 0.0  # Healthy training images for each one with a finding. Paper: 0.
+    healthy: float = 0.0  # Training images without a finding (a specialist's) for each one with one. Paper: 0.
     metric: str = "map"
 
 
@@ -103,10 +110,13 @@ class Config:
     members: tuple[str, ...] = ("none", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation")
     """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
     other than the detector's; `@768` gives it images of that size; `.lungs` adds the lung mask as a channel, `.random`
-    starts from random weights, `.coco` from torchvision's COCO weights. Paper: its six best, including figure 1's."""
+    starts from random weights, `.coco` from torchvision's COCO weights. A specialist, such as aortic=fcos-flip or
+    nodule+ild=flip, trains and votes on these classes alone. Paper: its six best, including figure 1's."""
     healthy: HealthyConfig = field(default_factory=lambda: HealthyConfig(**HEALTHY))
     healthy_more: tuple[str, ...] = ()
     """Backbones of further 2CCs, whose logits are averaged with the first one's. Paper: three, which scored lower."""
+    boxes: tuple[str, ...] = ()
+    """COCO files of further images with boxes, beside them, which all folds train on. ChestX-Det's names work."""
     lungs: str = "shipped"
     """Weights of the lung segmenter, for a lung channel: shipped or a file of `lung_segmentation`."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -120,6 +130,7 @@ class Config:
     folds: tuple[int, ...] = (0,)
     """Folds to train and score."""
     tta: tuple[Literal["flip"], ...] = ()
+    tta_scales: tuple[float, ...] = ()  # Further sizes at test time, as shares of the detector's; multiples of 32 px.
     store_size: int = 1024
     """Side of the stored images, in pixels; at least the largest size of the networks."""
     seed: int = 0
@@ -128,6 +139,7 @@ class Config:
         if not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}: give at least one augmentation, each once")
         for member in self.members:
+            classes_of(member)
             architecture, augmentation, size, variant = member_parts(member, self.detector)
             known = architecture in ARCHITECTURES and augmentation in AUGMENTATIONS and variant in VARIANTS
             if not known or not str(size).isdigit():
@@ -137,6 +149,9 @@ class Config:
         check_run(self, max(sizes))
         if min(sizes) < 32:
             raise InputError(f"size must be at least 32 px, not {min(sizes)}")
+        fixed = [each for each in self.members if self.detector_of(each).architecture == "efficientdet"]
+        if self.tta_scales and (fixed or not 0 < min(self.tta_scales) <= max(self.tta_scales) <= 4):
+            raise InputError(f"tta_scales {self.tta_scales}: shares above 0 up to 4; EfficientDet takes one size only")
         if any(self.decision.delta) and not self.healthy.findings:
             raise InputError("decision.delta: needs a 2CC that predicts findings, --healthy.findings True")
         if len(set(self.healthy_backbones)) < len(self.healthy_backbones):
@@ -176,11 +191,23 @@ class Config:
 
 def member_parts(member, detector):
     """Return (architecture, augmentation, size, variant) of a member's name; defaults are the detector's."""
-    member, dot, variant = member.partition(".")
+    member, dot, variant = member.rpartition("=")[2].partition(".")
     member, at, size = member.partition("@")
     first, _, rest = member.partition("-")
     names = (first, rest) if rest else (detector.architecture, member)
     return (*names, size or at or detector.size, variant or dot)
+
+
+def classes_of(member):
+    """Return the class numbers of a specialist, named by the beginnings of its classes; () for other members."""
+    names, found = member.rpartition("=")[0], []
+    for name in names.split("+") if "=" in member else ():
+        known = [k for k, each in enumerate(CLASSES[:NO_FINDING]) if each.lower().replace(" ", "-").startswith(name)]
+        if len(known) != 1 or not name:
+            wanted = "one class by its beginning, such as aortic or pleural-effusion"
+            raise InputError(f"member {member!r}: {name!r} must name {wanted}, not {len(known)}")
+        found += known
+    return tuple(found)
 
 
 # Paper, 3.1: Faster R-CNN on ResNet-101-FPN with COCO weights, Detectron2's faster_rcnn_R_101_FPN_3x; image size not

@@ -12,7 +12,8 @@ from common.config import digest
 from common.data.dicom import read_header
 from common.data.tables import read_ids, some_rows
 from common.errors import InputError
-from common.listing import Listing, check_files, find_files, image_table, list_test
+from common.further import add_images, place_boxes
+from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
 from common.paths import check_id, competition_file, find_images, read_parquet
 from common.post.boxes import BOX, find_normalised
@@ -20,7 +21,7 @@ from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
 from common.post.wbf import mean_boxes
 from common.submit.table import read_table
-from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, NOTHING, SAMPLE, SLUG
+from solutions.vinbigdata.config import CHESTX_DET, CLASS_NUMBERS, CLASSES, KAGGLE, NO_FINDING, NOTHING, SAMPLE, SLUG
 
 log = logging.getLogger(__name__)
 TRAIN = ["image_id", "class_name", "class_id", "rad_id", *BOX]
@@ -48,7 +49,7 @@ def read_competition(job):
         raise InputError(f"{labels_path}: no image has a finding")
     table, n = make_image_table(labels, image_table(train_ids, test_ids, options.id_map)), len(train_ids)
     originals, sizes = _read_originals(options, table["image_id"])
-    return Listing(
+    listing = Listing(
         folder,
         table,
         files,
@@ -59,6 +60,9 @@ def read_competition(job):
         inputs=(labels_path, sample_path, *options.sizes),
         about={"pixels": digest(sizes[n:])},  # boxes are in pixels of the originals
     )
+    names = {name: number for name, number in CLASS_NUMBERS.items() if number != NO_FINDING}
+    names |= {theirs: names[ours] for theirs, ours in CHESTX_DET.items()}
+    return add_images(listing, [*map(Path, job.config.boxes)], names)
 
 
 def fuse_boxes(job, listing, store):
@@ -72,6 +76,7 @@ def fuse_boxes(job, listing, store):
     boxes = fuse_marks(marked, table, job.config.fusion, listing.inputs[0])
     counts = f"{len(marked)} boxes of {labels['rad_id'].nunique()} raters became {len(boxes)}"
     log.info(f"{table['abnormal'].sum()} images with findings: {counts}")
+    boxes = place_boxes(boxes, listing.tables.get(FURTHER), table, votes=1)
     return replace(listing, table=table, tables={"boxes.parquet": boxes})
 
 
@@ -183,8 +188,9 @@ def with_originals(job, listing, store):
     """Return the listing of images, with width and height of the originals if --sizes gave them, without its tables."""
     table, originals = listing.table, listing.tables["originals"]
     if originals is not None:
-        log_copies(table, originals)
-        table = table.assign(width=originals["width"].to_numpy(), height=originals["height"].to_numpy())
+        log_copies(table[: len(originals)], originals)  # images from elsewhere come last
+        for name in SIZES[1:]:
+            table = table.assign(**{name: np.append(originals[name], table[name][len(originals) :])})
     return replace(listing, table=table, tables={})
 
 
@@ -199,16 +205,16 @@ def truth_of(images, rows):
     return both[["image_id", "class_id", *BOX]]
 
 
-def detector_figures(images, table, rows):
-    """Return the mean APs of a detection table on rows, over the findings that occur there.
+def detector_figures(images, table, rows, classes=()):
+    """Return the mean APs of a detection table on rows, over the findings (classes: of these, if any) that occur there.
 
     map: the competition's AP, VOC 2010 at IoU > 0.4; map_coco: COCO's, the paper's validation metric.
     """
     truth, ids = truth_of(images, rows), images.ids(rows)
-    return {
-        "map": evaluate(table, truth, ids, VOC_FINDINGS).mean_ap,
-        "map_coco": coco_scores(table, truth, ids, COCO_FINDINGS)[0]["ap"],
-    }
+    voc, coco = (replace(rule, counted=classes or rule.counted) for rule in (VOC_FINDINGS, COCO_FINDINGS))
+    if not truth["class_id"].isin(voc.counted).any():
+        return {"map": 0.0, "map_coco": 0.0}  # a rare class that no image of the fold has
+    return {"map": evaluate(table, truth, ids, voc).mean_ap, "map_coco": coco_scores(table, truth, ids, coco)[0]["ap"]}
 
 
 def healthy(images, rows):

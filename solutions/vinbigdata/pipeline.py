@@ -4,6 +4,7 @@
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,16 @@ from scipy.special import expit
 from common import detection
 from common.config import file_hash, from_dict
 from common.data.box_augment import pipeline
+from common.errors import InputError
+from common.further import rows_with_further
 from common.metrics.detection_errors import error_breakdown
 from common.metrics.statistics import format_interval
-from common.network import other_folds
 from common.paths import read_parquet, write_table
 from common.post.fusion import fuse_members
 from common.recipe import Choice, Solution
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, lungs, postprocess, report, tuning
-from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, NOTHING, member_parts
+from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, NOTHING, classes_of, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
 
@@ -28,6 +30,7 @@ def made_with(config):
     """Return the settings that `prepare` depends on, the segmenter's hash included where a member needs lungs."""
     made = {name: getattr(config, name) for name in ("n_folds", "rater_aware", "seed", "store_size")}
     made |= {f"fusion.{name}": getattr(config.fusion, name) for name in ("raters", "raters_iou")}
+    made |= {"boxes": list(config.boxes)} if config.boxes else {}
     return made | {"lungs": next(map(file_hash, lungs.assets(config).values()), None)}
 
 
@@ -45,11 +48,13 @@ def networks(job):
 def detector_network(config, fold, member):
     """Return the detector of an ensemble member (3.1)."""
     detector = config.detector_of(member)
-    augmentation, size = member_parts(member, detector)[1], detector.size
+    augmentation, size, classes = member_parts(member, detector)[1], detector.size, classes_of(member)
 
     def rows(job, fold):
-        rows, held_out = other_folds(job, fold)
-        found = job.images.at(rows)["abnormal"].to_numpy() > 0
+        rows, held_out = rows_with_further(job, fold)
+        found = np.isin(rows, list(detection.boxes_by_row(job.images, classes)))
+        if not found.any():
+            raise InputError(f"--members {member}: no image that fold {fold} trains on has one of its classes")
         healthy = np.random.default_rng([job.config.seed, fold]).permutation(rows[~found])
         return np.sort([*rows[found], *healthy[: round(detector.healthy * found.sum())]]), held_out
 
@@ -59,9 +64,10 @@ def detector_network(config, fold, member):
         detector,
         NO_FINDING,
         lambda: pipeline(augmentation, size, detector.default_mapper),
-        data.detector_figures,
+        partial(data.detector_figures, classes=classes),
         rows,
-        lambda job, rows: lungs.samples(job.images, rows, size, detector.lung_channel),
+        lambda job, rows, size: lungs.samples(job.images, rows, size, detector.lung_channel),
+        classes,
     )
 
 
@@ -99,7 +105,10 @@ def predict_rows(job, folds, rows, path, title):
         if config.healthy_more:
             health["first"] = expit(logits[0, :, 0])  # of the first 2CC alone, for `ablate`
     health.insert(0, "image_id", np.tile(ids, len(folds_2cc)))
-    return {"": detection.predict_members(job, detectors, rows, title), "_healthy": health}
+    boxes = detection.predict_members(job, detectors, rows, title)
+    for member in filter(classes_of, config.members):
+        boxes = boxes[(boxes["member"] != member) | boxes["class_id"].isin(classes_of(member))]
+    return {"": boxes.reset_index(drop=True), "_healthy": health}
 
 
 def pool(suffix, tables):
@@ -178,6 +187,7 @@ SOLUTION = Solution(
     answer=answer,
     answered=("test_decided.parquet",),
     check=check,
+    boxes=lambda job: (read_parquet(job.run.path("test_decided.parquet")), CLASSES),
     hidden=lambda job, rows: data.hidden_score(job, read_parquet(job.run.path("test_decided.parquet"))),
     report=report,
     further_steps=(experiments.ABLATION,),

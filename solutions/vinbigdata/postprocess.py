@@ -14,13 +14,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.data.coco import read_boxes, read_coco
 from common.errors import InputError
+from common.paths import strip_suffix
 from common.post.boxes import BOX, clip, find_places
 from common.post.fusion import COLUMNS, FusionRule
 from common.submit.boxes import find_faults, normalised_faults, read_entries, repair_entries
 from common.submit.table import read_table
 from common.submit.validate import id_problems, refuse_rows, row_problems
-from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
+from solutions.vinbigdata.config import CLASS_NUMBERS, CLASSES, NO_FINDING, NOTHING, SAMPLE
 from solutions.vinbigdata.data import no_findings
 
 log = logging.getLogger(__name__)
@@ -141,13 +143,17 @@ def prediction_strings(detections, image_ids, images=None):
 
 
 def parse_predictions(path, images=None, ids=None, source="the sample submission"):
-    """Return the detections of anyone's submission in their order, including class 14.
+    """Return the detections of anyone's submission, or COCO file, in their order, including class 14.
 
     ids: the images that it must have, in any order; `source` names the file that they come from. Blank rows, further
     columns and what `common.submit.boxes.repair_entries` repairs are accepted and reported in one log line. images:
     their sizes, if known; boxes must end within them. Raises InputError naming file, row and entry for whatever else
     `validate_boxes` refuses: unreadable values, inverted boxes, NaN, scores outside [0, 1], repeated ids.
     """
+    if path.suffix == ".json":
+        found, about = read_boxes(path, CLASS_NUMBERS)
+        refuse_rows(path, id_problems(about["image_id"], about["image_id"] if ids is None else ids, source))
+        return found
     table = read_table(path)
     if not set(SAMPLE) <= set(table.columns):
         raise InputError(f"{path}, row 1: the header must have {','.join(SAMPLE)}: {','.join(table.columns)[:200]}")
@@ -169,6 +175,13 @@ def parse_predictions(path, images=None, ids=None, source="the sample submission
     columns = {"image_id": own.take(entries.row).array, "class_id": entries.class_id.astype(np.int64)}
     columns |= {"score": entries.score, **dict(zip(BOX, entries.boxes.T, strict=True))}
     return pd.DataFrame(columns)
+
+
+def list_images(path):
+    """Return the ids of the images of anyone's submission or COCO file, (n,) of str."""
+    if path.suffix == ".json":
+        return read_coco(path)[0]["name"].map(strip_suffix).to_numpy()
+    return read_table(path, SAMPLE, exact=False)["image_id"].to_numpy()
 
 
 def _pixels(images, ids):

@@ -84,7 +84,7 @@ def _data(images):
     return page.section(
         "Data",
         f"{len(train):,} labelled images, {train['abnormal'].sum():,} of them with {len(boxes):,} boxes; "
-        f"{len(images.table) - len(train):,} to predict.",
+        f"{sum(images.table.split == 'test'):,} to predict.",
         page.grid(page.table(counts, "Classes"), page.table(folds, "Folds, stratified by every class")),
         page.figure(detection_plots.location_maps(maps), "Where the boxes of each class are"),
         page.figure(plots.histogram({"boxes": boxes["area"]}, "box area, % of the image"), "Sizes of the boxes"),

@@ -12,11 +12,11 @@ from common.errors import InputError
 from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
 from common.post.fusion import fuse
-from common.submit.table import read_table, write_submission
+from common.submit.table import write_submission
 from common.submit.validate import validate_boxes
-from solutions.vinbigdata.config import NO_FINDING, SAMPLE
+from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import read_sizes
-from solutions.vinbigdata.postprocess import parse_predictions, prediction_strings
+from solutions.vinbigdata.postprocess import list_images, parse_predictions, prediction_strings
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ def ensemble(
     extend up to a pixel beyond their image are clipped, others refused.
 
     Args:
-        predictions: Submissions (image_id,PredictionString), and folders of runs, whose submission.csv is used.
+        predictions: Submissions (image_id,PredictionString), COCO files of boxes with scores, and folders of runs,
+            whose submission.csv is used.
         out: The fused submission.
         weights: One per input, in their order; equal by default. Paper: 5 2 1 1 1 1.
         iou: Boxes with a larger overlap are fused (not used by soft_nms).
@@ -51,7 +52,7 @@ def ensemble(
     """
     files = [_submission(path) for path in predictions]
     _check(files, out, weights, iou, skip, method, conf_type)
-    ids = read_table(files[0], SAMPLE, exact=False)["image_id"].unique().tolist()
+    ids = pd.unique(list_images(files[0])).tolist()
     sizes = sizes or next(([path] for path in predictions if _knows_sizes(path, ids)), ())
     known = read_sizes(sizes, ids) if sizes else None
     with tqdm(files, desc="submissions", unit="file", leave=False) as bar:

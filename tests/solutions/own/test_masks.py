@@ -9,6 +9,7 @@ import pytest
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
+from common.data.coco import box_fields, to_coco
 from common.errors import InputError
 from common.paths import read_json
 from common.post.rle import ABSOLUTE, decode, encode, runs_of
@@ -54,8 +55,8 @@ def test_polygons_are_drawn_as_pycocotools_draws_them():
 def test_answers_open_in_pycocotools(blob, tmp_path):
     images = [SimpleNamespace(file="x/a.png", width=30, height=40)]
     table = SimpleNamespace(itertuples=lambda: images)
-    found = [(0, 1, coco.mask_fields(runs_of(blob), images[0])), (0, 0, coco.box_fields((1, 2, 5, 8)) | {"score": 0.5})]
-    (tmp_path / "answer.json").write_text(json.dumps(coco.to_coco(table, ["mass", "nodule"], found)))
+    found = [(0, 1, coco.mask_fields(runs_of(blob), images[0])), (0, 0, box_fields((1, 2, 5, 8)) | {"score": 0.5})]
+    (tmp_path / "answer.json").write_text(json.dumps(to_coco(table, ["mass", "nodule"], found)))
     read = COCO(str(tmp_path / "answer.json"))
     (one,) = read.loadAnns(read.getAnnIds(catIds=read.getCatIds(["nodule"])))
     assert np.array_equal(read.annToMask(one) > 0, blob)

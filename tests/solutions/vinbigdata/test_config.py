@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import InputError
 from common.paths import check_id
-from solutions.vinbigdata.config import DEMO, PAPER, PODIUM, Config, member_parts
+from solutions.vinbigdata.config import DEMO, PAPER, PODIUM, Config, classes_of, member_parts
 from solutions.vinbigdata.pipeline import healthy_network, networks
 
 
@@ -37,6 +37,18 @@ def test_the_paper_preset_has_the_papers_numbers():
     assert list(library.values()) == [True, 0, 0.1, 0, "map_coco"]
     assert len(PAPER.members) == 6 and PAPER.fusion.weights == (5, 2, 1, 1, 1, 1) and PAPER.fusion.iou == (0.4,)
     assert (PAPER.decision.rule, PAPER.decision.alpha, PAPER.decision.beta) == (("replace",), (0.997,), (0.3,))
+
+
+def test_specialists_name_their_classes():
+    assert classes_of("flip") == () and classes_of("aortic=fcos-flip@96") == (0,)
+    assert classes_of("nodule+ild+pleural-t=flip") == (8, 5, 11)
+    assert member_parts("nodule+ild=fcos-flip@96.random", DEMO.detector) == ("fcos", "flip", "96", "random")
+    both = dataclasses.replace(DEMO, members=("flip", "aortic=retinanet-flip"))
+    assert both.detector_of("aortic=retinanet-flip").architecture == "retinanet"
+    check_id("fold0-nodule+ild=fcos-flip@96.random.safetensors", "")
+    for names in ("", "pleural", "heart", "aortic+", "no-finding"):
+        with pytest.raises(InputError, match="must name one class by its beginning"):
+            Config(members=(f"{names}=flip",))
 
 
 def test_members_may_have_another_architecture():

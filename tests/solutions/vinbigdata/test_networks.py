@@ -13,6 +13,7 @@ from torch import nn
 from common import detection
 from common.data import box_augment as augment
 from common.detection import BoxDataset, boxes_by_row, collate, detect, detection_table, pack
+from common.errors import InputError
 from common.images import Images
 from common.network import Network, train_loader
 from common.nn.precision import autocast
@@ -221,9 +222,76 @@ def test_predictions_in_the_pixels_of_the_originals(job, images, detector, monke
     assert detection.predict_boxes(job, detector, rows[:0]).empty
 
 
+class Halves(nn.Module):
+    """Finds the left half of each image, surer of small ones, and in images of 64 px the upper half too."""
+
+    def forward(self, batch):
+        side = batch.shape[-1]
+        boxes = torch.tensor([[0.0, 0, side / 2, side], [0, 0, side, side / 2]])[: 1 + (side == 64)]
+        found = {"boxes": boxes, "scores": torch.tensor([48 / side, 0.6])[: len(boxes)]}
+        return [found | {"labels": torch.tensor([3, 5])[: len(boxes)]} for _ in batch]
+
+
+def test_boxes_of_several_sizes_are_voters(job, images, detector, monkeypatch):
+    monkeypatch.setattr(Network, "load", lambda self, run: Halves())
+    rows = np.array([5, 4])
+    job.config = replace(CONFIG, tta_scales=(0.7, 1.3))  # of 96 px: 64 and 128
+    out = detection.predict_boxes(job, detector, rows)
+    sizes = images.at(rows)[["width", "height"]].to_numpy()
+    assert out["image_id"].tolist() == ["i5", "i5", "i4", "i4"] and out["class_id"].tolist() == [3, 5, 3, 5]
+    # found by all three, and by one of three
+    assert out["score"].to_numpy() == pytest.approx([(0.5 + 0.75 + 0.375) / 3, 0.2] * 2)
+    np.testing.assert_allclose(out[BOX].to_numpy()[::2], [[0, 0, width / 2, height] for width, height in sizes])
+    one = replace(detector, config=replace(TINY, per_image=1))
+    assert detection.predict_boxes(job, one, rows)["class_id"].tolist() == [3, 3]
+    assert detection.predict_boxes(job, detector, rows[:0]).empty
+    for scales in ((0.0,), (5.0,)):
+        with pytest.raises(InputError, match="tta_scales"):
+            replace(CONFIG, tta_scales=scales)
+    with pytest.raises(InputError, match="EfficientDet takes one size only"):
+        replace(CONFIG, members=("efficientdet-flip",), tta_scales=(0.5,))
+
+
+def test_mosaics_of_the_training_rows(job, images):
+    mosaic = replace(CONFIG, detector=replace(TINY, mosaic=1.0))
+    network = pipeline.detector_network(mosaic, 0, "flip")
+    data = network.dataset(job, network.rows(job, 0)[0], True, True)
+    for seed in range(6):
+        image, target = data[0, seed]
+        assert image.shape == (1, SIDE, SIDE) and len(target["boxes"]) == 8  # of four abnormal images
+        for x_min, y_min, x_max, y_max in target["boxes"].round().int().tolist():
+            assert image[0, y_min + 1 : y_max - 1, x_min + 1 : x_max - 1].float().mean() > 110
+    assert torch.equal(data[0, 5][0], image) and len(data[0][1]["boxes"]) == 2
+    with pytest.raises(InputError, match="mosaic, mixup"):
+        replace(TINY, mixup=1.5)
+
+
 def figures_of(job, network, model):
     images, rows = torch.from_numpy(job.images.store.images)[:, None], np.arange(8)
     return network.figures(job, network.measure(model(images), None), rows)
+
+
+def test_a_specialist_trains_and_votes_on_its_classes_alone(job, images, monkeypatch):
+    member = "pulmonary=flip"  # class 13
+    job.config = config = replace(CONFIG, members=("flip", member), detector=replace(TINY, healthy=1.0), folds=(0,))
+    images.tables["boxes.parquet"] = images.tables["boxes.parquet"].query("row != 2 or class_id != 13")
+    network = pipeline.detector_network(config, 0, member)
+    assert (network.stage, network.config) == (member, config.detector)
+    rows, held_out = network.rows(job, 0)
+    assert 6 in rows and len(rows) == 2 and held_out.tolist() == [0, 1, 4, 5]  # as many images without the class
+    targets = dict(zip(rows.tolist(), (target for _, target in network.dataset(job, rows, False, True)), strict=True))
+    assert targets[6]["labels"].tolist() == [13] and not len(targets[min(set(rows) - {6})]["labels"])
+    missed = Oracle(images, miss={(row, 3) for row in range(8)})
+    assert figures_of(job, network, missed) == {"map": 1.0, "map_coco": pytest.approx(1.0)}
+    assert figures_of(job, pipeline.detector_network(config, 0, "flip"), missed)["map"] == pytest.approx(0.5)
+    monkeypatch.setattr(Network, "load", lambda self, run: Oracle(images))
+    monkeypatch.setattr(detection, "predict_logits", lambda job, same, rows, title: np.zeros((len(rows), 1)))
+    found = pipeline.predict_rows(job, [0], held_out, None, "")[""]
+    assert found.groupby("member")["class_id"].unique().map(sorted).to_dict() == {"flip": [3, 13], member: [13]}
+    with pytest.raises(InputError, match=r"--members aortic=flip: no image that fold 0 trains on has one of its class"):
+        pipeline.detector_network(config, 0, "aortic=flip").rows(job, 0)
+    aortic = pipeline.detector_network(config, 0, "aortic=flip")
+    assert figures_of(job, aortic, missed) == {"map": 0, "map_coco": 0}
 
 
 def test_figures_of_a_detector_by_hand(job, images, detector):

@@ -10,8 +10,9 @@ import pytest
 from ensemble_boxes import nms, weighted_boxes_fusion
 
 from common import cli
+from common.data.coco import write_boxes
 from common.submit.validate import validate_boxes
-from solutions.vinbigdata import config, tools
+from solutions.vinbigdata import config, postprocess, tools
 from solutions.vinbigdata.data import SIZES
 
 BAR = re.compile(r"(file|image)/s|\d+%\|")
@@ -66,6 +67,21 @@ def test_two_foreign_submissions(command, two, sizes):
     expected = [[7, 4.8 / 7, 0, 0, 40, 8.25], [0, 0.9 * 2 / 7, 40, 8, 64, 32], [14, 0.3 * 5 / 7, 0, 0, 1, 1]]
     np.testing.assert_allclose(numbers(found["a"]), expected, rtol=1e-6)
     np.testing.assert_allclose(numbers(found["b"]), [[14, 5.8 / 7, 0, 0, 1, 1], [3, 1 / 7, 2, 4, 8, 16]], rtol=1e-6)
+
+
+def test_a_coco_file_in_place_of_a_submission(command, two):
+    images = pd.read_csv("sizes.csv")
+    found = postprocess.parse_predictions(two / "one.csv")
+    write_boxes(two / "one.json", found, images, config.CLASSES)
+    pd.testing.assert_frame_equal(postprocess.parse_predictions(two / "one.json"), found)
+    assert command("ensemble one.csv two.csv --out fused.csv").status == 0
+    expected = read("fused.csv")
+    assert command("ensemble two.csv one.json --out fused.csv").status == 0
+    for name, text in read("fused.csv").items():
+        np.testing.assert_allclose(numbers(text), numbers(expected[name]), rtol=1e-6)
+    write_boxes(two / "one.json", found[:1], images[1:], config.CLASSES)
+    done = command("ensemble two.csv one.json --out fused.csv")
+    assert done.status == 2 and "one.json, no row for b (row 2 of two.csv)" in done.errors[0]
 
 
 def test_equal_weights_and_another_overlap_by_default(command, two):
