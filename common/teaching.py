@@ -100,6 +100,7 @@ def predict_by(teacher, job, fold, ids, run):
     InputError if the networks have seen an image that `job` holds out in this fold, or one of its patients.
     """
     recipe, target, members, tables = teacher.recipe, replace(teacher, run=run), [], {}
+    target.__dict__["images"] = teacher.images
     if teacher.is_blend:
         mixing = mixing_of(teacher, str(fold))
         for (name, folder), key in zip(mixing["folders"].items(), mixing["keys"], strict=True):
@@ -162,7 +163,8 @@ def _write_labels(job, kind, settings, ids, found, run):
             sure &= clear
         elif "x_min" in found.table:
             names = found.table["member"].unique().tolist()
-            (boxes,) = mixed_boxes(found.table, job.images.table, names, IOU, [(1,) * len(names)])
+            weights = [(1,) * len(names)] if names else []
+            boxes = [*mixed_boxes(found.table, job.images.table, names, IOU, weights), found.table][0]
             boxes = boxes[boxes["score"] >= least]
             write_table(run.path("boxes.parquet"), boxes)
             shows = labels["image_id"].isin(boxes["image_id"]).to_numpy()

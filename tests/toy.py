@@ -97,7 +97,8 @@ def network(config, fold, **changes):
         return job.images.dataset(rows, 8, targets=(lambda row: labels[[row]]) if targets else None)
 
     def figures(job, probs, rows):
-        return {"score": float(((probs > 0.5) == job.images.at(rows)["bright"].to_numpy()).mean())}
+        right = float(((probs > 0.5) == job.images.at(rows)["bright"].to_numpy()).mean())
+        return {"score": right, "accuracy": right}
 
     parts = {"dataset": dataset, "figures": figures, "measure": lambda output, target: torch.sigmoid(output)[:, 0]}
     parts["loss"] = torch.nn.functional.binary_cross_entropy_with_logits

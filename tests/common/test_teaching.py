@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from common import teaching
+from common.blend import blend_tool
+from common.config import FitConfig
 from common.data.loaders import UNKNOWN, SampleDataset
 from common.errors import InputError
 from common.images import Images
@@ -67,6 +69,21 @@ def test_each_fold_learns_from_the_networks_that_have_not_seen_it(tmp_path, data
     weights = [each.run.path("fold0", "net", "final.safetensors").read_bytes() for each in (job, plain)]
     assert weights[0] != weights[1]
     assert run(tmp_path / "pupil", data, verbs=("train",)).lessons.keys() == {"pseudo", "teacher"}  # as before
+
+
+def test_a_blend_teaches_by_its_weights_of_each_fold(tmp_path, data, teacher):
+    table = teacher / "folds.csv"
+    other = run(tmp_path / "other", data, replace(Config(), net=FitConfig(epochs=4, batch_size=4, precision="fp32")))
+    blend_tool(TOY, Config, None)((teacher, other.run.folder), out=tmp_path / "both", weights=(1.0, 3.0))
+    job = run(tmp_path / "pupil", data, pseudo=tmp_path / "both", pseudo_confidence=0.1, fold_table=table)
+    rows = job.images.rows("test")
+    for fold in (0, 1):
+        mean = 0
+        for folder, weight in ((teacher, 0.25), (other.run.folder, 0.75)):
+            with open_run(TOY, Config, folder) as member:
+                mean += weight * predict_rows(member, [fold], rows, None, "")[""]["bright"]
+        found = read_parquet(job.run.path(f"fold{fold}", "pseudo", "labels.parquet"))["bright"]
+        np.testing.assert_allclose(found, mean, atol=1e-6)
 
 
 def test_weights_repeat_or_thin_out(tmp_path, data, teacher):
@@ -148,6 +165,7 @@ def test_boxes_count_from_their_score(tmp_path):
     assert labelled(tmp_path, fake_job(), Predicted(boxes, {"": boxes}), 0.4) == "ab"
     gate = pd.DataFrame({"image_id": list("abcd"), "target": [0.9, 0.1, 0.1, 0.6]})
     recipe = replace(TOY, soft_labels=lambda found: found.tables["_gate"])
+    assert labelled(tmp_path, fake_job(), Predicted(boxes[:0], {"": boxes[:0]})) == ""
     found = Predicted(boxes, {"": boxes, "_gate": gate})
     assert labelled(tmp_path, fake_job(recipe, target=0), found) == "abc"  # b, c: nothing, by both
     job = fake_job()
