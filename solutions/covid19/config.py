@@ -154,13 +154,14 @@ class Config:
         check(self.negatives >= 0, f"negatives must be at least 0, not {self.negatives}")
 
 
-# Ours: negatives from the COVID-19 images' own collections, so that origin helps less; all images instead of a random
-# subset; a schedule that decays within its epochs; averaged weights, flips at test time.
+# Ours: negatives from the COVID-19 images' own collections and balanced groups, so that origin helps less; all images
+# instead of a random subset; a schedule that decays within its epochs; averaged weights, flips at test time.
 MODERN = {"hidden": (), "dropout": 0.2, "augmentation": "light", "optimizer": "adamw", "schedule": "warm_cosine"}
 _PODIUM = {"backbone": "convnext_tiny.fb_in22k_ft_in1k", "lr": 1e-4, "weight_decay": 5e-2, "clip_norm": 1.0}
 _PODIUM |= {"batch_size": 32, "epochs": 15, "averaging": ("ema", "best_k", "best"), "compile": "auto"}
 PODIUM = Config(
     same_source="train",
+    balance=True,
     negatives=0,
     network=NetworkConfig(**_PODIUM, **MODERN),
     selection=SelectionConfig(normals=2000),
