@@ -154,7 +154,7 @@ def answer(job, test, rule, neutral):
     rule = from_dict(DecisionRule, rule.get("rule"), "tuned.json: rule")
     images = table[table["split"] == "test"]
     readable = images.loc[images["ok"], "image_id"]
-    boxes = test.table[test.table["image_id"].isin(readable)]
+    boxes = test.table if len(readable) == len(images) else test.table[test.table["image_id"].isin(readable)]
     fused = fuse_members(boxes, table, config.members, rule, config.fusion.method)
     decided = postprocess.apply_rule(fused, readable, test.tables["_healthy"].set_index("image_id"), rule)
     write_table(job.run.path("test_decided.parquet"), decided)

@@ -93,6 +93,7 @@ def tune_detection(oof, truth, images, health, members, fusion, decision, seed=0
     sweep = trials.table(replace(best, alpha=a, beta=b) for a, b in pairs)[["alpha", "beta", "map"]]
     alone = pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]})
     naive = float(trials.scores(best)[0])
+    vars(trials).clear()  # its caches refer to it, so that all boxes would stay until the garbage collector runs
     return Tuned(best, part_rules, parts, halves, detections, result, score, class_scores, naive, surface, sweep, alone)
 
 

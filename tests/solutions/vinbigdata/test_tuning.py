@@ -1,6 +1,8 @@
 """The nested search for the fusion and the rule, against plain loops over rules and images."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -39,6 +41,19 @@ DECISION = DecisionConfig(alpha=(0.6, 0.8, 0.95), beta=(0.3, 0.5))
 
 def tune(found, truth, images, healthy, fusion=FUSION, decision=DECISION):
     return tune_detection(found, truth, images, healthy, ["x", "y"], fusion, decision, n_resamples=10)
+
+
+def test_the_boxes_are_freed_with_the_search(case):
+    found, truth, images, healthy = case
+    found = found.copy()
+    left = weakref.ref(found)
+    gc.disable()  # which may not run for long
+    try:
+        tune(found, truth, images, healthy)
+        del found
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def of(frame, ids):
