@@ -100,8 +100,10 @@ def network(job, fold):
 
     def dataset(job, rows, augment, targets):
         images = job.images
-        stored = read_array(images.arrays["masks"])
-        masks = (lambda row: images.drawn(row, stored[row])) if targets else None
+        masks = None
+        if targets:  # there are none of images that an exported network predicts
+            stored = read_array(images.arrays["masks"])
+            masks = lambda row: images.drawn(row, stored[row])  # noqa: E731
         transform = augmentation(config.augmentation, job.config.flip) if augment else None
         return data.dataset(images, rows, config.size, transform, masks)
 

@@ -80,6 +80,7 @@ def test_crops_are_for_training_only():
     store = np.zeros((4, 128, 128), np.uint8)
     store[:, 8:16, 8:16] = 255  # where the mask of the positives is
     images = Images()
+    images.drawn = lambda row, mask: mask
     images.dataset = lambda rows, size, *how, **more: SampleDataset(store, how[1], how[0], size, rows=rows, **more)
     segmenter = replace(DEMO.segmenter, sizes=(128,), crop=64, augmentation="light")
     (network,) = segmenter_networks(replace(DEMO, segmenter=segmenter), 0)
