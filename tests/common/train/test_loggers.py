@@ -140,7 +140,8 @@ def test_a_loggers_error_does_not_stop_a_training(memory, caplog):
     train(memory, network(FIT, 0))
     assert caplog.text.count("--log-to tensorboard: no network; the training continues") == 2
     assert [step for step, *_ in Memory.rows] == [1, 2, 3, 4] and Memory.ends == (True,)
-    assert Memory.rows[0][1:] == ("lr", "train_loss", "loss", "score", "seconds", "memory_mb")
+    columns = ("lr", "train_loss", "loss", "score", "accuracy", "seconds", "memory_mb")
+    assert Memory.rows[0][1:] == columns
 
 
 def test_epochs_from_before_the_option_are_logged_too(memory):
