@@ -40,10 +40,14 @@ def read_coco(path):
             x, y, width, height = map(float, each.get("bbox") or [np.nan] * 4)
             values = (x, y, x + width, y + height, float(each.get("score", np.nan)), each.get("segmentation"))
             rows.append((of_image[each["image_id"]], names[each["category_id"]], where, *values))
-        about[["width", "height"]] = [[float(i.get(side) or np.nan) for side in ("width", "height")] for i in images]
+        for side in ("width", "height"):
+            about[side] = [float(image.get(side) or np.nan) for image in images]
+    except InputError:  # a ValueError, too
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a COCO file ({type(error).__name__}: {error})") from None
-    about[OF_IMAGE] = [[str(image.get(name, "")) for name in OF_IMAGE] for image in images]
+    for name in OF_IMAGE:
+        about[name] = [str(image.get(name, "")) for image in images]
     return about, pd.DataFrame(rows, columns=["name", "class", "where", *BOX, "score", "segmentation"]), names
 
 

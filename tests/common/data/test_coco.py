@@ -53,6 +53,7 @@ def test_ids_classes_sizes_and_edges(tmp_path):
         ({"category_id": 4}, r"annotation 7: the class 'No finding' is not one of Mass, Pleural effusion"),
         ({"category_id": 5}, "annotation 7: unknown image_id or category_id"),
         ({"bbox": [1, 2, 3]}, "not a COCO file .ValueError"),
+        ({"image_id": 9}, r"^[^ ]*x\.json, annotation 7: unknown image_id"),
         ({"bbox": [1, 2, 0, 4]}, "annotation 7: the box is not x, y, width, height in pixels, within its image"),
         ({"bbox": [1, 2, 70, 4]}, "annotation 7: the box is not"),
         ({"bbox": None}, "annotation 7: the box is not"),
@@ -69,5 +70,7 @@ def test_other_files(tmp_path):
     with pytest.raises(InputError, match="image 1: a second image a"):
         read_boxes(write(tmp_path / "x.json", images=(("a.png", 9, 9), ("a.jpg", 9, 9))), CLASSES)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(InputError, match="not a COCO file"):
+    with pytest.raises(InputError, match=r"results\.json: not a COCO file \(no list of images\)$"):
         read_boxes(tmp_path / "results.json", CLASSES)
+    (tmp_path / "none.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    assert [len(each) for each in read_boxes(tmp_path / "none.json", CLASSES)] == [0, 0]
