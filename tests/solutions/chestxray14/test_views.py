@@ -1,8 +1,7 @@
-"""Views, batches, figures and fusion, on a small stand-in for what `prepare` leaves."""
+"""Views, batches and figures, on a small stand-in for what `prepare` leaves."""
 
 import pickle
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import get_type_hints
 
 import cv2
@@ -10,105 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
-from common.budget import Budget
-from common.data.loaders import EpochSampler
 from common.errors import InputError
-from common.images import Images
 from common.infer import tta
-from common.job import Job
 from common.network import predict, train, train_loader
 from common.nn.losses import asymmetric, bce, pairwise_auc
-from common.options import Options
-from common.runs import Run
 from solutions.chestxray14 import models
 from solutions.chestxray14.comparison import epoch_chosen
-from solutions.chestxray14.config import DEMO, FUSION, LABELS, NetworkConfig
+from solutions.chestxray14.config import LABELS, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, FURTHER_BOXES, boxes_of
-from solutions.chestxray14.models import (
-    FeatureDataset,
-    ViewDataset,
-    auroc_and_loss,
-    box_loss,
-    build_fusion,
-    pooled_features,
-    view_dataset,
-)
-from solutions.chestxray14.pipeline import SOLUTION, fold_networks
-
-SIDE, CELLS, N = 72, 24, 12
-TINY = NetworkConfig(
-    backbone="test_resnet",
-    weights="none",
-    resize=72,
-    size=64,
-    attention=True,
-    weighting=True,
-    epochs=12,
-    batch_size=6,
-    lr=5e-3,
-    optimizer="adam",
-    weight_decay=0.0,
-    schedule="constant",
-    precision="fp32",
-)
-BOTH = replace(
-    DEMO,
-    views="both",
-    whole=TINY,
-    lungs=replace(TINY, weighting=False, size=32, resize=36),
-    segmenter=replace(DEMO.segmenter, crop_size=SIDE),
-    fusion=replace(FUSION, batch_size=6, epochs=30, lr=3e-2, precision="fp32", schedule="constant"),
-    folds=(0,),
-)
-
-
-def view(images, rows, config, stage, **how):
-    return view_dataset(SimpleNamespace(images=images), rows, config=config, stage=stage, **how)
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Stored squares whose class is where a bright patch lies in the lungs; their crops are the negatives.
-
-    Fold 1 holds the twelve squares, fold 0 the same ones again.
-    """
-    pixels = np.random.default_rng(0).integers(0, 60, (N, SIDE, SIDE), dtype=np.uint8)
-    truth, masks = np.zeros((N, 14), np.int8), np.zeros((N, CELLS, CELLS), np.uint8)
-    masks[:, 3:-3, 2:10] = masks[:, 3:-3, -9:-3] = 255
-    for row in range(N):
-        kind = row % 3
-        truth[row, kind] = 1
-        top, left = [(12, 12), (12, 48), (44, 48)][kind]
-        pixels[row, top : top + 16, left : left + 14] += 180
-    for name, array in {"images": pixels, "crops": 255 - pixels, "masks": masks}.items():
-        np.save(tmp_path / f"{name}.npy", np.concatenate([array, array]))
-    table = pd.DataFrame(np.concatenate([truth, truth]), columns=LABELS)
-    table = table.assign(row=range(2 * N), image_id=[f"i{row}" for row in range(2 * N)], patient_id="", split="train")
-    table["fold"] = np.repeat([1, 0], N)
-    store = SimpleNamespace(images=np.load(tmp_path / "images.npy", mmap_mode="r"))
-    return Images(table, store, "key", "pixels", arrays={name: tmp_path / f"{name}.npy" for name in ("crops", "masks")})
-
-
-@pytest.fixture
-def job(images, tmp_path):
-    """`job(config)`: a Job on these images."""
-    runs = []
-
-    def make(config=BOTH, workers=0):
-        runs.append(Run(tmp_path / f"run{len(runs)}"))
-        options = Options(out=runs[-1].folder, workers=workers)
-        device, recipe = torch.device("cpu"), SOLUTION
-        made = Job("chestxray14", "demo", config, options, runs[-1], device, Budget(None), recipe=recipe)
-        made.images = images
-        return made
-
-    yield make
-    for run in runs:
-        run.close()
+from solutions.chestxray14.models import ViewDataset, auroc_and_loss, box_loss
+from solutions.chestxray14.pipeline import fold_networks
+from tests.solutions.chestxray14.squares import BOTH, SIDE, TINY, N, jobs_on_squares, stored_squares, view  # noqa: F401 - fixtures
 
 
 def test_the_view_is_the_centre_of_the_resized_image_and_mask(images):
@@ -296,108 +210,3 @@ def test_a_dozen_images_are_learnt_by_heart(job):
         image = view(ours.images, [8], config.whole, "whole")[0][0][None]
         expected = (model(image).sigmoid() + model(image.flip(-1)).sigmoid()) / 2
     np.testing.assert_allclose(both, expected, atol=1e-6)
-
-
-# ---- fusion --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def branches(monkeypatch):
-    """The Networks of fold 0 of BOTH, whose views are random networks that count as trained."""
-    *views_, fusion = fold_networks(BOTH, 0)
-    torch.manual_seed(0)
-    models = {network.stage: network.build() for network in views_}
-    loaded = type(fusion).load
-    monkeypatch.setattr(
-        type(fusion), "load", lambda self, run, variant=None: models.get(self.stage) or loaded(self, run, variant)
-    )
-    return SimpleNamespace(networks=views_, fusion=fusion, models=models.values())
-
-
-class Whole(nn.Module):
-    """Both frozen networks in place, with the layer that fuses them."""
-
-    def __init__(self, branches, fusion):
-        super().__init__()
-        self.branches, self.fusion = nn.ModuleList(branches).requires_grad_(False).eval(), fusion
-
-    def forward(self, images):
-        return self.fusion(torch.cat([model.pooled(x) for model, x in zip(self.branches, images, strict=True)], 1))
-
-
-def test_training_on_features_is_training_with_frozen_branches(job, branches):
-    rows = np.array([9, 2, 4, 3, 11, 0, 1, 7])
-    ours = job()
-    dataset = branches.fusion.dataset(ours, rows, True, True)
-    width = sum(model.width for model in branches.models)
-    assert dataset.tensors[0].shape == (8, 2, width) and dataset.tensors[0].dtype == torch.float32
-    seen_by = [view(ours.images, rows, one.config, one.stage) for one in branches.networks]
-    layers = [build_fusion(BOTH) for _ in range(2)]
-    layers[1].load_state_dict(layers[0].state_dict())
-    start = layers[0].weight.detach().clone()
-    networks = layers[0], Whole(branches.models, layers[1])
-    optimizers = [torch.optim.Adam(layer.parameters(), 1e-2) for layer in layers]
-    sampler, mirrored = EpochSampler(8, 4, 0), set()
-    for epoch in range(2):
-        sampler.set_epoch(epoch, 2)
-        for keys in sampler:
-            mirrored |= {seed % 2 for _, seed in keys}
-            features, labels = (torch.stack(part) for part in zip(*(dataset[key] for key in keys), strict=True))
-            pixels = [
-                torch.stack([view[i][0].flip(-1) if seed % 2 else view[i][0] for i, seed in keys]) for view in seen_by
-            ]
-            for network, inputs, optimizer in zip(networks, (features, pixels), optimizers, strict=True):
-                optimizer.zero_grad()
-                bce(network(inputs), labels).backward()
-                optimizer.step()
-    assert mirrored == {0, 1} and (layers[0].weight - start).abs().max() > 1e-2
-    np.testing.assert_allclose(layers[0].weight.detach(), layers[1].weight.detach(), atol=1e-4)
-
-
-def test_features_are_mirrored_only_where_the_images_were(job, branches):
-    plain = replace(TINY, augmentation="none")
-    for augmentation, n in (("none", 1), ("flip", 2)):
-        config = replace(BOTH, whole=replace(plain, augmentation=augmentation), lungs=replace(plain, weighting=False))
-        fusion = fold_networks(config, 0)[-1]
-        assert fusion.dataset(job(config), np.arange(N), True, True).tensors[0].shape[1] == n
-        assert fusion.dataset(job(config), np.arange(N), False, True).tensors[0].shape[1] == 1  # held-out images
-    dataset = FeatureDataset(torch.stack([torch.zeros(2, 3), torch.ones(2, 3)], 1), torch.zeros(2, 14))
-    assert [dataset[key][0][0].item() for key in (0, (0, 4), (1, 5))] == [0, 0, 1]
-
-
-def test_fusion_through_the_loop(job, branches, monkeypatch):
-    ours = job()
-    for network in branches.networks:
-        network.folder(ours.run).mkdir(parents=True)
-        (network.folder(ours.run) / "final.safetensors").touch()
-    torch.manual_seed(0)
-    truth = np.tile(np.eye(3, 14, dtype=np.float32), (4, 1))
-    features = pooled_features(ours, branches.networks, np.arange(N), False)
-    done = train(ours, branches.fusion)
-    with torch.inference_mode():
-        before = auroc_and_loss(truth, build_fusion(BOTH)(torch.from_numpy(features[:, 0])).numpy())
-    assert len(done.history) == 30 and done.figures["loss"] < before["loss"] / 2 and done.figures["auroc"] > 0.8
-    with monkeypatch.context() as patch:  # a finished layer needs no features
-        patch.setattr(models, "predict_probs", None)
-        assert train(ours, branches.fusion).figures == done.figures
-    assert pooled_features(ours, branches.networks, np.arange(0), False).shape == (0, 1, features.shape[2])
-
-
-def test_a_probe_trains_the_last_layer_on_features(job, tmp_path):
-    """The exported network is the pretrained one, apart from its last layer, and takes images."""
-    torch.manual_seed(0)
-    start = models.build_network(replace(TINY, attention=False))
-    save_file(start.net.state_dict(), tmp_path / "net.safetensors")
-    own = replace(TINY, attention=False, frozen=True, weights=str(tmp_path / "net.safetensors"), epochs=20, lr=5e-2)
-    ours = job(replace(BOTH, views="whole", whole=own))
-    (network,) = fold_networks(ours.config, 0)
-    mirrored, plain = (network.dataset(ours, np.arange(N), augment, True) for augment in (True, False))
-    assert mirrored.tensors[0].shape == (N, 2, start.width) and plain.tensors[0].shape == (N, 1, start.width)
-    done, trained = train(ours, network), network.load(ours.run).eval()
-    assert done.figures["auroc"] > 0.8 and done.figures["loss"] < done.history["loss"].iloc[0]
-    tensors = start.net.state_dict()
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in trained.net.state_dict().items())
-    image = network.dataset(ours, [5], False, False)[0][0][None]
-    with torch.inference_mode():
-        assert torch.allclose(trained(image), trained(plain[5][0][None]), atol=1e-5)
-        assert torch.allclose(trained(image.flip(-1)), trained(mirrored[5, 1][0][None]), atol=1e-5)
