@@ -63,10 +63,7 @@ def place_boxes(boxes, more, table, **columns):
 def rows_with_further(job, fold):
     """Return the store rows of all other folds and of further images, and those of the fold itself.
 
-    Images of a patient whom the fold holds out are left out.
+    Images with the pixels or the patient of one that the fold holds out are left out.
     """
-    (rows, held_out), more = other_folds(job, fold), job.images.at(job.images.rows(FURTHER))
-    if len(more):
-        patients = set(job.images.at(held_out)["patient_id"]) - {""}
-        more = more[more["ok"] & ~more["patient_id"].isin(patients)]
-    return np.concatenate([rows, more["row"].to_numpy()]), held_out
+    (rows, held_out), more = other_folds(job, fold), job.images.rows(FURTHER, ok=True)
+    return np.concatenate([rows, more[~job.images.are_copies(more, held_out)]]), held_out

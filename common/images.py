@@ -94,6 +94,12 @@ class Images:
         patients = self.patients(rows)
         return np.arange(len(rows)) if patients is None else patients
 
+    def are_copies(self, rows, held_out):
+        """Return whether each of some store rows has the pixels or the patient of a held-out one, bool (n,)."""
+        content, patients = self.store.table["content"].astype(str).to_numpy(), self.at(rows)["patient_id"].to_numpy()
+        known = np.isin(patients, self.at(held_out)["patient_id"]) & (patients != "")
+        return np.isin(content[rows], content[held_out]) | known
+
     def drawn(self, row, mask):
         """Return the mask of a store row, (…, h, w), as a teacher changes it: uint8 of 0 and 1, or float32 if mixed."""
         path, position, share = self.taught.get(int(row), (None, 0, 0))

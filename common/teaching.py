@@ -202,7 +202,7 @@ def teach(job, network, held_out):
         labels = read_parquet(run / "labels.parquet")
         own = images.rows_of(labels["image_id"])
         if kind == "pseudo":
-            copies = _are_copies(images, own, np.union1d(images.rows(folds=[fold]), held_out))
+            copies = images.are_copies(own, np.union1d(images.rows(folds=[fold]), held_out))
             labels, own = labels[~copies], own[~copies]
         _mix(images, own, labels, share)
         maps = str(run / "test_probs.b2nd") if job.recipe.maps else None
@@ -216,12 +216,6 @@ def teach(job, network, held_out):
             log.info(f"{text}; {copies.sum()} copies or patients of held-out images left out")
         keys.append([kind, record["key"], rows.tolist()])
     return pupil, rows, keys or None
-
-
-def _are_copies(images, rows, held):
-    """Return whether each of some store rows has the pixels or the patient of a held-out one, bool (n,)."""
-    content, known = images.store.table["content"].astype(str).to_numpy(), images.at(rows)["patient_id"].to_numpy()
-    return np.isin(content[rows], content[held]) | (np.isin(known, images.at(held)["patient_id"]) & (known != ""))
 
 
 def _mix(images, rows, labels, share):

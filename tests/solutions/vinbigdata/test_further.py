@@ -1,6 +1,7 @@
 """Further training images with boxes: in every fold's training rows, never held out, patients kept apart."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -63,6 +64,16 @@ def test_the_rows_of_every_fold(folder, make_job, tmp_path):
             assert named == {"y", *({"b2"} if "a1" in held else {"a1", "x"})}
     assert open_images(job).key == images.key
     assert data.out_of_fold(job)[0]["image_id"].isin(SIZES).all()
+
+
+def test_copies_of_held_out_images_are_left_out(folder, make_job, tmp_path):
+    path = write_coco(tmp_path / "more" / "x.json", (1, 0, 0, 100, 50), (2, 0, 0, 9, 9))
+    (tmp_path / "more" / "z.png").unlink()
+    shutil.copyfile(folder / "train" / "b2.dicom", tmp_path / "more" / "z.dicom")
+    job, images = prepare(make_job, folder, path)
+    for network in pipeline.networks(job):
+        named, held = (set(images.ids(rows)) for rows in network.rows(job, network.fold))
+        assert network.stage == "healthy" or ({"y", "z"} & named == ({"y"} if "b2" in held else {"y", "z"}))
 
 
 def test_other_boxes_and_other_pixels_are_other_images(folder, make_job, tmp_path):
