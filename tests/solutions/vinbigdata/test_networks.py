@@ -45,7 +45,7 @@ def images():
     """Eight stored squares, the even ones abnormal: rectangles in images of another shape than the square."""
     rng, rows = np.random.default_rng(0), np.arange(8)
     squares = rng.integers(0, 40, (8, SIDE, SIDE), dtype=np.uint8)
-    table = pd.DataFrame({"image_id": [f"i{row}" for row in rows], "row": rows, "split": "train"})
+    table = pd.DataFrame({"image_id": [f"i{row}" for row in rows], "row": rows, "split": "train", "ok": True})
     table["width"], table["height"] = 128 + 64 * (rows % 3), 320
     table["fold"], table["abnormal"], table["patient_id"] = rows // 2 % 2, 1 - rows % 2, ""
     boxes = []
@@ -55,7 +55,8 @@ def images():
             scale = np.array([table["width"][row], 320] * 2) / SIDE
             boxes.append((f"i{row}", row, class_id, *(np.array(box) * scale)))
     boxes = pd.DataFrame(boxes, columns=["image_id", "row", "class_id", *BOX])
-    return Images(table, SimpleNamespace(images=squares), "key", "pixels", tables={"boxes.parquet": boxes})
+    store = SimpleNamespace(images=squares, table=table.assign(content=table["image_id"]))
+    return Images(table, store, "key", "pixels", tables={"boxes.parquet": boxes})
 
 
 @pytest.fixture
