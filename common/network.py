@@ -120,6 +120,7 @@ def train(job, network, later=()):
     network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
+    check(len(rows), f"fold{network.fold}/{network.stage}: no image to train on, or none with one of its classes")
     pupil, more, lesson = teach(job, network, held_out)
     sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
     before = [cached_hash(source.weights(job.run)) for source in sources]

@@ -163,6 +163,7 @@ def measure_all(job, listing, trainings, share, machine):
         if first.needs:
             continue  # trained on the outputs of others, which takes little
         rows, _ = first.rows(job, first.fold)
+        rows = rows if len(rows) else job.images.rows()  # of classes that the few images do not have
         data, config = first.dataset(job, rows, True, True), first.config
         begun = time.monotonic()
         items = [data[index % len(data), index] for index in range(min(config.batch_size, 8))]

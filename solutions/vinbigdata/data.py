@@ -62,7 +62,10 @@ def read_competition(job):
     )
     names = {name: number for name, number in CLASS_NUMBERS.items() if number != NO_FINDING}
     names |= {theirs: names[ours] for theirs, ours in CHESTX_DET.items()}
-    return add_images(listing, [*map(Path, job.config.boxes)], names)
+    listing = add_images(listing, [*map(Path, job.config.boxes)], names)
+    if FURTHER in listing.tables:
+        _mark(listing.table, listing.tables[FURTHER])
+    return listing
 
 
 def fuse_boxes(job, listing, store):
@@ -75,7 +78,7 @@ def fuse_boxes(job, listing, store):
     marked = labels[labels["class_id"] != NO_FINDING]
     boxes = fuse_marks(marked, table, job.config.fusion, listing.inputs[0])
     counts = f"{len(marked)} boxes of {labels['rad_id'].nunique()} raters became {len(boxes)}"
-    log.info(f"{table['abnormal'].sum()} images with findings: {counts}")
+    log.info(f"{marked['image_id'].nunique()} images with findings: {counts}")
     boxes = place_boxes(boxes, listing.tables.get(FURTHER), table, votes=1)
     return replace(listing, table=table, tables={"boxes.parquet": boxes})
 
@@ -136,12 +139,18 @@ def read_train(path):
 
 def make_image_table(labels, table):
     """Return the table of image_id, patient_id and split with the columns abnormal, c0 … c13 and raters."""
-    marked = np.zeros((len(table), len(CLASSES)), np.int64)
-    marked[pd.Index(table["image_id"]).get_indexer(labels["image_id"]), labels["class_id"]] = 1
-    table["abnormal"] = marked[:, :NO_FINDING].max(axis=1)
-    table[FINDINGS] = marked[:, :NO_FINDING]
+    table[["abnormal", *FINDINGS]] = 0
+    _mark(table, labels[labels["class_id"] != NO_FINDING])
     table["raters"] = table["image_id"].map(labels.groupby("image_id")["rad_id"].nunique()).fillna(0).astype(int)
     return table
+
+
+def _mark(table, found):
+    """Set abnormal and c0 … c13 of an image table for findings, a table of image_id and class_id."""
+    places, names = pd.Index(table["image_id"]).get_indexer(found["image_id"]), ["abnormal", *FINDINGS]
+    marked = table[names].to_numpy()
+    marked[places, 0] = marked[places, 1 + found["class_id"].to_numpy()] = 1
+    table[names] = marked
 
 
 def make_strata(train, labels, rater_aware):

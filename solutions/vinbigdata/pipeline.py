@@ -13,7 +13,6 @@ from scipy.special import expit
 from common import detection
 from common.config import file_hash, from_dict
 from common.data.box_augment import pipeline
-from common.errors import InputError
 from common.further import rows_with_further
 from common.metrics.detection_errors import error_breakdown
 from common.metrics.statistics import format_interval
@@ -52,9 +51,8 @@ def detector_network(config, fold, member):
 
     def rows(job, fold):
         rows, held_out = rows_with_further(job, fold)
-        found = np.isin(rows, list(detection.boxes_by_row(job.images, classes)))
-        if not found.any():
-            raise InputError(f"--members {member}: no image that fold {fold} trains on has one of its classes")
+        names = [data.FINDINGS[number] for number in classes] or ["abnormal"]
+        found = job.images.at(rows)[names].to_numpy().any(1)
         healthy = np.random.default_rng([job.config.seed, fold]).permutation(rows[~found])
         return np.sort([*rows[found], *healthy[: round(detector.healthy * found.sum())]]), held_out
 

@@ -106,6 +106,11 @@ def test_a_network_that_gives_no_numbers_is_refused(job):
         train(job, bad)
 
 
+def test_a_network_without_images_to_train_on_is_refused(job):
+    with pytest.raises(InputError, match=r"fold0/net: no image to train on"):
+        train(job, network(FIT, 0, rows=lambda job, fold: (np.zeros(0, int), job.images.rows(folds=[fold]))))
+
+
 def test_a_step_of_its_own_takes_the_place_of_the_loss(job):
     seen = []
 

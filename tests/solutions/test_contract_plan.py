@@ -1,10 +1,14 @@
 """Every solution's presets are planned on its sample: each of their networks takes real steps at its full size."""
 
 import importlib
+import json
 
 import pytest
 
+from common.cost import Cost
 from tests.solutions.contract import SOLUTIONS
+
+COST = Cost(train=0.5, predict=0.1, fixed=1.0, each=0.5, weights=1000, whole="")
 
 PRESETS = [
     (name, preset)
@@ -20,6 +24,19 @@ def test_plan_names_every_stage_and_leaves_no_run(solution, command, sample, tmp
     assert result.status == 0, result
     assert "classifier" in result.out and "segmenter-64" in result.out and "hours: prepare" in result.out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS, indirect=True)
+def test_counts_are_those_of_all_images_whatever_is_decoded(solution, command, sample, monkeypatch):
+    found = []
+    for few in (8, 1000):
+        monkeypatch.setattr("common.plan.FEW", few)
+        monkeypatch.setattr("common.plan.measure", lambda *args: COST)
+        result = command("plan", *solution.words, "--data", sample, "--json")
+        assert result.status == 0, result
+        plan = json.loads(result.out[result.out.index("{") :])
+        found.append([(stage["stage"], stage["steps"], stage["held_out"]) for stage in plan["stages"]])
+    assert found[0] == found[1]
 
 
 @pytest.mark.long

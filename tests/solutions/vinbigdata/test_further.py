@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import InputError
 from common.images import open_images, prepare_images
+from common.plan import estimate
 from common.post.boxes import BOX
 from solutions.vinbigdata import config, data, pipeline
 from solutions.vinbigdata.pipeline import SOLUTION
@@ -74,6 +75,20 @@ def test_copies_of_held_out_images_are_left_out(folder, make_job, tmp_path):
     for network in pipeline.networks(job):
         named, held = (set(images.ids(rows)) for rows in network.rows(job, network.fold))
         assert network.stage == "healthy" or ({"y", "z"} & named == ({"y"} if "b2" in held else {"y", "z"}))
+
+
+def test_a_plan_counts_further_images_of_more_than_it_decodes(folder, make_job, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.plan.FEW", 2)
+    path = write_coco(tmp_path / "more" / "x.json", (1, 10, 5, 20, 10), (2, 0, 0, 100, 50))
+    steps, detector = [], replace(SMALL.detector, size=96, backbone="test_resnet", channels=64, batch_size=1)
+    small = replace(
+        SMALL, store_size=96, detector=detector, members=("flip", "aortic=flip")
+    )  # none has an aortic enlargement
+    for paths in ((), (path,)):
+        job = make_job(replace(small, boxes=paths), folder)
+        steps.append({stage.stage: stage.steps for stage in estimate(job, SOLUTION.read(job)).stages})
+    assert steps[0].keys() == steps[1].keys() and steps[0]["healthy"] == steps[1]["healthy"]
+    assert steps[1]["flip"] - steps[0]["flip"] == 2 * detector.epochs, steps
 
 
 def test_other_boxes_and_other_pixels_are_other_images(folder, make_job, tmp_path):
