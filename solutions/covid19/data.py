@@ -63,6 +63,7 @@ def read_competition(job):
     check(len(train), f"the selection leaves no image to train on{describe_reasons(selection)}")
     inputs = sorted({*selection["table"], *[Path(config.exclude)] * (config.exclude != "")})
     listing = _make_listing(options.data, test, train)
+    _check_labels(assign_roles(listing.table, config), selection, config)  # again in `refine`, which leaves images out
     return replace(listing, tables={SELECTION_TABLE: selection}, inputs=tuple(inputs))
 
 

@@ -287,6 +287,7 @@ def test_tables_that_leave_nothing_to_train_on(job, folder, tmp_path):
         "no images without COVID-19 to train on: name a folder of normals with --normals or use those of the "
         "same collections (--same-source train)"
     )
+    assert not list(tmp_path.rglob("images.npy"))  # said before an image is decoded
     assert prepare(job(dataclasses.replace(SMALL, same_source="train"), out="same")).key
     write(folder / "metadata.csv", HEADER, HOME[:8] + [home_row(name, 10, "SARS", view="L") for name in OTHER])
     line = refusal(prepare, job())
