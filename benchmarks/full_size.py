@@ -130,7 +130,7 @@ PLACES = _places()
 class Segmenter(torch.nn.Module):
     """Stand in for a segmenter: the logits of bright parts plus those of two layers, and a presence logit."""
 
-    def __init__(self, *shape, empty_head=False):
+    def __init__(self, *shape, empty_head=False, frozen_norms=False):
         super().__init__()
         self.first, self.second = torch.nn.Conv2d(1, 4, 3, 4, 1), torch.nn.Conv2d(4, 1, 1)
         self.present, self.empty_head = torch.nn.Linear(4, 1), empty_head
