@@ -129,7 +129,7 @@ def measure(job, network, items, machine, like=None):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a result that is saved as it is would keep its own graph, and so the model, for good
 
     batch = config.batch_size
     few = min(2 if why_whole(model, False) else 1, batch)  # batch norms cannot train on one image

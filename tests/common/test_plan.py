@@ -1,6 +1,8 @@
 """`plan`: numbers of steps, of hours and of bytes by hand, and the option that mends a limit."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from common.images import prepare_images
 from common.listing import choose_images
 from common.options import Options, check_special
 from common.plan import Stage, add_disk, announce, estimate, find_problems, makespan, plan
-from tests.toy import TOY, Config, make_job, network, read, write_data
+from tests.toy import TOY, Config, Net, make_job, network, read, write_data
 
 CPU = Machine(0, "", 2, 0, 16.0, None)
 COST = Cost(train=0.5, predict=0.125, fixed=1.0, each=0.5, weights=1000, whole="norms")
@@ -151,6 +153,21 @@ def test_a_card_that_is_not_here_is_counted_by_its_operations(job):
     forward = 2 * 64 / (EFFICIENCY * 1e12 * CARDS["T4"][0])  # one multiplication and addition per weight
     assert cost.predict == pytest.approx(forward) and cost.train == pytest.approx(3 * forward)
     assert cost.weights == 4 * 65
+
+
+@pytest.mark.parametrize("card", ["T4", ""])
+def test_a_measured_network_is_freed(job, card):
+    def build(weights):
+        net = torch.nn.Sequential(Net(), torch.nn.Sigmoid())  # a sigmoid's gradient needs its result
+        built.extend(map(weakref.ref, net.parameters()))
+        return net
+
+    job.images, built = prepare_images(job, TOY), []
+    each = replace(network(FitConfig(batch_size=4, precision="fp32"), 0), build=build)
+    items = [each.dataset(job, job.images.rows(), False, True)[k] for k in range(4)]
+    measure(job, each, items, machine_of(Options(card=card, device="cpu")))
+    gc.collect()
+    assert built and all(parameter() is None for parameter in built)
 
 
 def test_a_step_that_does_not_fit_names_the_batch_that_does():

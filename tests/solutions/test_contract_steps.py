@@ -56,7 +56,7 @@ def take_steps(job, network, items, machine, like, *, folder, say):
     def note(tensor):
         storage = tensor.untyped_storage()
         saved.update({storage.data_ptr(): storage.nbytes()} if storage.data_ptr() not in owned else {})
-        return tensor
+        return tensor.detach()  # else a saved result keeps its graph for good
 
     few = min(2, config.batch_size)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
