@@ -302,7 +302,8 @@ def describe(job, plan):
 
 def _totals(plan):
     hours = plan.machine.hours
-    sessions = f", {math.ceil(plan.hours['total'] / hours)} sessions of {hours:g} hours" if hours else ""
+    count = math.ceil(plan.hours["total"] / hours) if hours else 0
+    sessions = f", {count} session{'s' * (count > 1)} of {hours:g} hours" if hours else ""
     sizes = ", ".join(f"{name} {value:.1f} GB" for name, value in plan.disk.items())
     return [
         "hours: " + ", ".join(f"{name} {value:.2f}" for name, value in plan.hours.items()) + sessions,
