@@ -4,8 +4,8 @@
 
 The folders are those of benchmarks.full_size and benchmarks.chestxray14_scale: real numbers of images and, but for
 VinBigData, real labels, over empty files; phantoms take the place of decoded images. Networks, augmentations and plans
-are the real ones. `plan` computes the steps of cards that are not here from their data sheets. It prints nothing of
-the leak guard's, and ends with an error if the preset `kaggle` does not fit Kaggle's two T4 by this account.
+are the real ones, and `plan` computes the steps of cards that are not here from their data sheets. The script ends with
+an error if the preset `kaggle` does not fit Kaggle's two T4 by this account.
 """
 
 import argparse
@@ -15,17 +15,25 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import numpy as np
 
 from benchmarks import chestxray14_scale, full_size
 from benchmarks.tables import label_table
+from common import phantom
 from solutions.__main__ import main as solutions_main
 
 CARD = "--card H100 --gpus"
 PLANS = {
     "siim_pneumothorax": (f"paper {CARD} 1", f"podium {CARD} 1", f"podium {CARD} 8", "kaggle --kaggle"),
     "vinbigdata": (f"paper {CARD} 1", f"podium {CARD} 1", f"podium {CARD} 8", "kaggle --kaggle"),
-    "chestxray14": (f"cxr_irnet {CARD} 1", f"sdfn {CARD} 1", f"podium {CARD} 1", f"podium {CARD} 8", "kaggle --kaggle"),
+    "chestxray14": (
+        f"cxr_irnet {CARD} 1",
+        f"sdfn --label-table 2020 {CARD} 1",
+        f"podium {CARD} 1",
+        f"podium {CARD} 8",
+        "kaggle --kaggle",
+    ),
 }
 
 
@@ -34,7 +42,12 @@ def write_data(name, folder):
     if name != "chestxray14":
         return full_size.write_data(name, folder, 1.0)
     tables = [label_table(f"{table}.csv.gz") for table in ("Data_Entry_2017_v2020", "BBox_List_2017")]
-    return chestxray14_scale.write_folder(folder, *tables, np.random.default_rng(0))
+    chestxray14_scale.write_folder(folder, *tables, np.random.default_rng(0))
+    film = folder.parent / "film.png"
+    cv2.imwrite(str(film), phantom.draw(0, 1024).image)
+    for path in folder.glob("images_*/images/*.png"):  # of which some are read, to find their lungs
+        path.unlink()
+        path.symlink_to(film)
 
 
 def main():
