@@ -151,6 +151,11 @@ CASES = (
 SOLUTIONS = {case.name: case for case in CASES}
 # for slow tests: by default those that differ most (masks, boxes with further networks, labels that a user gives)
 QUICK = ("siim_pneumothorax", "own")
+FEW_FOLDS = ("--n-folds", "3", "--folds", "0")
+ON_SAMPLE = dict.fromkeys(SOLUTIONS, FEW_FOLDS) | {  # with what every preset can be planned on the small sample
+    "vinbigdata": ("--n-folds", "5", "--folds", "0"),  # `paper` needs folds that five divides
+    "lung_segmentation": (*FEW_FOLDS, "--structures", "lungs", "--datasets", "Montgomery", "Shenzhen"),  # no hearts
+}
 MOSTLY_LONG = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in SOLUTIONS]
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from common.cost import Cost
-from tests.solutions.contract import SOLUTIONS
+from tests.solutions.contract import ON_SAMPLE, SOLUTIONS
 
 COST = Cost(train=0.5, predict=0.1, fixed=1.0, each=0.5, weights=1000, whole="")
 
@@ -42,7 +42,6 @@ def test_counts_are_those_of_all_images_whatever_is_decoded(solution, command, s
 @pytest.mark.long
 @pytest.mark.parametrize(("solution", "preset"), PRESETS, indirect=["solution"])
 def test_networks_of_every_preset_take_steps_at_their_full_size(solution, preset, command, sample):
-    few = ("--n-folds", "3", "--folds", "0")  # the sample is small
-    result = command("plan", preset, "--data", sample, "--card", "H100", *few)
+    result = command("plan", preset, "--data", sample, "--card", "H100", *ON_SAMPLE[solution.name])
     assert "hours: prepare" in result.out and result.status in (0, 2), result
     assert result.status == 0 or "GiB" in result.errors[-1], result

@@ -16,7 +16,7 @@ from common.cost import GIB, Cost, save_memory
 from common.network import training_loss
 from common.train.loop import fit
 from common.train.passes import why_whole
-from tests.solutions.contract import SOLUTIONS
+from tests.solutions.contract import ON_SAMPLE, SOLUTIONS
 
 ROOM = 0.7  # share of the free memory that a step may take
 PRESETS = [
@@ -66,10 +66,8 @@ def take_steps(job, network, items, machine, like, *, folder, say):
     size = fits if whole else config.batch_size
     saved.clear()
     batch = collate([items[k % len(items)] for k in range(size)])
-    short = replace(
-        config, epochs=1, frozen_epochs=0, accumulate=1, averaging=("last",), keep="highest", batch_size=size
-    )
-    short = replace(short, cycles=1, schedule="constant", compile=False)
+    few_epochs = {"epochs": 1, "frozen_epochs": 0, "accumulate": 1, "cycles": 1, "schedule": "constant"}
+    short = replace(config, **few_epochs, averaging=("last",), keep="highest", batch_size=size, compile=False)
     metric, begun, found = config.metric.lstrip("-"), time.monotonic(), []
     before = [each.detach().clone() for each in model.parameters()]
 
@@ -104,5 +102,5 @@ def test_two_steps_at_full_size_and_batch(solution, preset, command, sample, tmp
             print(f"\n{line}", file=sys.__stderr__, flush=True)  # `plan` swallows the standard output
 
     monkeypatch.setattr(plan, "measure", partial(take_steps, folder=tmp_path / "steps", say=say))
-    result = command("plan", preset, "--data", sample, "--n-folds", "3", "--folds", "0")  # the sample is small
+    result = command("plan", preset, "--data", sample, *ON_SAMPLE[solution.name])
     assert result.status in (0, 2) and "hours: prepare" in result.out and said, result
