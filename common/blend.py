@@ -115,8 +115,7 @@ def blend_tool(recipe, config_class, read):
         settings["members"] = {each.name: str((each.file or each.job.run.folder).resolve()) for each in members}
         manifests = [each.file or each.job.run.path("manifest.json") for each in members]
         manifests = [path for path in manifests if path.is_file()]
-        more = getattr(first.config, "members", None)  # the fused boxes are those of one detector
-        config = replace(first.config, members=more[:1]) if more else first.config
+        config = with_one_detector(first.config)
         derive_run(first, out, config, "blend", [average, iou, share, keys, *weights], manifests, **settings)
         with open_run(recipe, config_class, out, device="cpu") as job:
             start_log(job.run.path("log.txt"))
@@ -126,6 +125,15 @@ def blend_tool(recipe, config_class, read):
         return 0
 
     return blend
+
+
+def with_one_detector(config):
+    """Return a configuration whose fused boxes are those of one detector, of all classes even if it was a specialist's.
+
+    A specialist is named `class=member`, see solutions.vinbigdata; its figures are those of its classes alone.
+    """
+    members = getattr(config, "members", ())
+    return replace(config, members=(members[0].rpartition("=")[2],)) if members else config
 
 
 def read_file(path, first, read):

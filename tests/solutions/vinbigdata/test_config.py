@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from common.blend import with_one_detector
+from common.config import FitConfig
 from common.errors import InputError
 from common.paths import check_id
 from solutions.vinbigdata.config import DEMO, PAPER, PODIUM, Config, classes_of, member_parts
@@ -49,6 +51,12 @@ def test_specialists_name_their_classes():
     for names in ("", "pleural", "heart", "aortic+", "no-finding"):
         with pytest.raises(InputError, match="must name one class by its beginning"):
             Config(members=(f"{names}=flip",))
+
+
+def test_a_blend_is_weighed_by_all_classes_even_if_its_first_detector_is_a_specialist():
+    blended = with_one_detector(dataclasses.replace(DEMO, members=("aortic=flip@96", "noise")))
+    assert blended.members == ("flip@96",) == with_one_detector(blended).members
+    assert with_one_detector(FitConfig()) == FitConfig()
 
 
 def test_members_may_have_another_architecture():
