@@ -1,5 +1,6 @@
 """The competition's files: labels, official split, images of --test, boxes; and where the lungs are in every image."""
 
+import itertools
 import logging
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from common.data.store import to_square
 from common.data.tables import named_images, plain_patients, read_list
 from common.errors import InputError, check
 from common.listing import Listing, check_loose, check_named
+from common.network import other_folds
 from common.paths import find_images, strip_suffix
 from common.post.boxes import BOX
 from solutions.chestxray14.config import KAGGLE, LABELS
@@ -39,6 +41,7 @@ BOX_TABLE = "truth_boxes.parquet"  # NIH's boxes
 FURTHER_BOXES = "further_boxes.parquet"  # those of --boxes
 NO_BOXES = pd.DataFrame(columns=["image_id", "label", *BOX]).astype({"label": "int64"} | dict.fromkeys(BOX, float))
 ALONE = "the segmenter has no heart: features are weighted by the lungs alone, in CXR-IRNet by lungs and heart"
+NO_BOX = "has a box of a finding that its labels name; NIH's boxes are all on the official test list, so name others"
 LUNG_TABLE = "lungs.parquet"  # row k is store row k
 LUNG_COLUMNS = ["x_min", "y_min", "x_max", "y_max", "rule", "area"]
 MARKERS = (*KAGGLE.samples, *LISTS["test"])  # files that name the test images
@@ -150,6 +153,13 @@ def boxes_of(images, rows):
     boxes = boxes[boxes["row"].isin(rows)]
     named = images.at(boxes["row"])[CLASSES].to_numpy()[np.arange(len(boxes)), boxes["label"]]
     return boxes[named == 1]
+
+
+def check_boxes(job):
+    """Raise InputError if a loss of boxes has none to learn from in a fold; `plan` decodes too few images to tell."""
+    for stage, fold in itertools.product(job.config.stages, job.config.folds):
+        lacks = getattr(job.config, stage).box_loss and not len(boxes_of(job.images, other_folds(job, fold)[0]))
+        check(not lacks, f"{stage}.box_loss: no training image of fold {fold} {NO_BOX} with --boxes")
 
 
 def _sample(names):

@@ -249,11 +249,6 @@ def view_dataset(job, rows, augment=False, targets=False, *, config, stage):
     transform = AUGMENTATIONS[config.augmentation](config.resize) if augment else None
     labels = labels_of(images, rows) if targets else None
     boxes = boxes_of(images, rows) if config.box_loss and augment else None
-    if boxes is not None and not len(boxes):
-        raise InputError(
-            f"{stage}.box_loss: no training image has a box of a finding that its labels name; NIH's boxes are all on "
-            "the official test list, so name others with --boxes"
-        )
     return ViewDataset(pixels, rows, config.resize, config.size, masks, transform, labels, boxes)
 
 

@@ -66,6 +66,12 @@ def fold_networks(config, fold):
     return [*views, _classifier(fold, "fusion", config.fusion, build, features, needs=tuple(views))]
 
 
+def check_training(job):
+    """Raise InputError for weights that have seen what is held out, and for a loss of boxes without any."""
+    check_run(job.config, job.images.table)
+    data.check_boxes(job)
+
+
 def probe_dataset(network, job, rows, augment, targets):
     """Return the features of a frozen network with their labels, or without `targets` the images."""
     flips = augment and network.config.augmentation == "flip"
@@ -174,7 +180,7 @@ SOLUTION = Solution(
     read_test=data.read_test,
     refine_test=add_lungs,
     networks=networks,
-    before_training=lambda job: check_run(job.config, job.images.table),
+    before_training=check_training,
     predict=predict_rows,
     suffixes=suffixes,
     pool=mean_over_folds,

@@ -16,10 +16,11 @@ from common.errors import InputError
 from common.infer import tta
 from common.network import predict, train, train_loader
 from common.nn.losses import asymmetric, bce, pairwise_auc
+from common.post.boxes import BOX
 from solutions.chestxray14 import models
 from solutions.chestxray14.comparison import epoch_chosen
 from solutions.chestxray14.config import LABELS, NetworkConfig
-from solutions.chestxray14.data import BOX_TABLE, FURTHER_BOXES, boxes_of
+from solutions.chestxray14.data import BOX_TABLE, FURTHER_BOXES, boxes_of, check_boxes
 from solutions.chestxray14.models import ViewDataset, auroc_and_loss, box_loss
 from solutions.chestxray14.pipeline import fold_networks
 from tests.solutions.chestxray14.squares import BOTH, SIDE, TINY, N, jobs_on_squares, stored_squares, view  # noqa: F401 - fixtures
@@ -86,8 +87,22 @@ def test_boxes_move_with_the_image(images):
         assert torch.equal(dataset[1, seed][0], dataset[1][0].flip(-1) if mirrored else dataset[1][0])
     held_out = view(images, rows, config, "whole", targets=True)
     assert held_out[1][1].shape == (14,)
-    with pytest.raises(InputError, match=r"whole\.box_loss: no training image has a box"):
-        view(images, np.array([0, 1]), config, "whole", augment=True, targets=True)
+    few = view(images, np.array([0, 1]), config, "whole", augment=True, targets=True)  # as `plan` may decode
+    assert not few[0][1]["boxes"].any() and few[0][1]["labels"].shape == (14,)
+
+
+def test_a_fold_without_a_box_to_learn_from_is_refused(job):
+    boxed = job(replace(BOTH, views="whole", whole=replace(TINY, weighting=False, box_loss=1.0)))
+    row, table = boxed.images.rows(folds=[1])[0], boxed.images.table
+    table.loc[table["row"] == row, LABELS[0]] = 1
+    boxed.images.__post_init__()
+    boxes = pd.DataFrame({"image_id": "", "row": [row], "label": 0} | dict.fromkeys(BOX, 0.0))
+    boxed.images.tables = {BOX_TABLE: boxes[:0], FURTHER_BOXES: boxes}
+    boxed.config = replace(boxed.config, folds=(0,))
+    check_boxes(boxed)
+    boxed.config = replace(boxed.config, folds=(0, 1))
+    with pytest.raises(InputError, match=r"whole\.box_loss: no training image of fold 1 has a box"):
+        check_boxes(boxed)
 
 
 def test_boxes_draw_the_maps_into_them(job):
