@@ -26,7 +26,9 @@ class Listing:
     if only `refine` can compute them. labels: JSON that trainings depend on in addition to ids and folds. tables:
     further tables of the run, by file name. arrays: further arrays with one entry per store row, by name. inputs: files
     whose hashes go into the manifest. about: JSON for later verbs. left_out: rows of left_out.csv (image_id, file,
-    reason). placeholders: ids that --on-bad-image placeholder may replace, by default those of the test images.
+    reason). placeholders: ids that --on-bad-image placeholder may replace, by default those of the test images. kinds:
+    where strata are None what the tables tell of them, by which `plan` chooses and counts images; both are of the rows
+    that are `used`, where the table has this column.
     """
 
     folder: Path
@@ -41,19 +43,23 @@ class Listing:
     about: dict = field(default_factory=dict)
     left_out: tuple = ()
     placeholders: frozenset | None = None
+    kinds: np.ndarray | None = None
 
 
 def choose_images(listing, n_train, n_test, seed):
     """Return the listing with at most so many training and test images; half of the former have a label, if so many do.
 
-    The sample submission keeps all ids.
+    Labels take turns, so that a rare one is there too. The sample submission keeps all ids.
     """
     table, rng = listing.table, np.random.default_rng(seed)
     train, test = (np.flatnonzero(table["split"] == split) for split in ("train", "test"))
+    train = train[table["used"].to_numpy()[train]] if "used" in table else train
     places = rng.permutation(len(train))
-    if listing.strata is not None:
-        labelled = np.asarray(listing.strata).reshape(len(train), -1)[places].any(1)
-        some = places[labelled][: n_train // 2]
+    known = listing.kinds if listing.strata is None else listing.strata
+    if known is not None:
+        labels = np.asarray(known).reshape(len(train), -1)[places] != 0
+        turn = np.where(labels, labels.cumsum(0), len(train) + 1).min(1)  # 1: the first image of one of its labels
+        some = places[np.argsort(turn, kind="stable")][: min(n_train // 2, int(labels.any(1).sum()))]
         places = np.concatenate([some, places[~np.isin(places, some)]])
     places = np.sort(places[:n_train])
     chosen = table.iloc[np.sort(np.concatenate([train[places], test[:n_test]]))].reset_index(drop=True)

@@ -107,12 +107,20 @@ def plan(job):
 
 
 def announce(job, listing):
-    """Log in two lines what a long run will cost, and warn of limits that it would break, before it is paid."""
-    if len(listing.table) >= LONG_RUN:
+    """Log in two lines what a long run will cost, and warn of limits that it would break, before it is paid.
+
+    A run goes on without them if the few images cannot be planned with, since all of them may do.
+    """
+    if len(listing.table) < LONG_RUN:
+        return
+    try:
         found = estimate(job, listing)
-        log.info("\n".join(_totals(found)))
-        for problem in found.problems:
-            log.warning(f"warning: {problem}")
+    except InputError as error:
+        log.info(f"what the run will cost is not known: {error}")
+        return
+    log.info("\n".join(_totals(found)))
+    for problem in found.problems:
+        log.warning(f"warning: {problem}")
 
 
 def estimate(job, listing):
@@ -156,19 +164,22 @@ def prepare_few(job, listing, folder):
 def measure_all(job, listing, trainings, share, machine):
     """Return a Stage for each stage of the run, measured on the few images of `job`, this share of the Listing."""
     samples, found, costs, slow, whole = [], {}, {}, {}, replace(job)
-    if listing.strata is not None:  # else folds follow from decoded images, which only `share` counts
-        table = with_folds(job, listing).table.assign(row=range(len(listing.table)), ok=True)
+    known = listing.kinds if listing.strata is None else listing.strata
+    if known is not None:  # else folds follow from decoded images, which only `share` counts
+        table = with_folds(job, replace(listing, strata=known)).table.assign(row=range(len(listing.table)), ok=True)
         whole.images, share = replace(job.images, table=table), 1
     for first in {network.stage: network for network in reversed(trainings)}.values():
         if first.needs:
             continue  # trained on the outputs of others, which takes little
-        rows, _ = first.rows(job, first.fold)
+        parts = first.rows(whole, first.fold)  # of few images, a fold may lack a label
+        ids = whole.images.ids(parts[0])
+        rows = job.images.rows_of(ids[np.isin(ids, job.images.table["image_id"])])
         rows = rows if len(rows) else job.images.rows()  # of classes that the few images do not have
         data, config = first.dataset(job, rows, True, True), first.config
         begun = time.monotonic()
         items = [data[index % len(data), index] for index in range(min(config.batch_size, 8))]
         load = (time.monotonic() - begun) / len(items)
-        n, held = (len(part) / share for part in first.rows(whole, first.fold))
+        n, held = (len(part) / share for part in parts)
         if job.options.pseudo is not None:  # at most
             n += job.options.pseudo_weight * int((listing.table["split"] == "test").sum())
         steps = config.epochs * max(1, int(n * len(data) / len(rows) / config.batch_size))

@@ -63,8 +63,11 @@ def read_competition(job):
     check(len(train), f"the selection leaves no image to train on{describe_reasons(selection)}")
     inputs = sorted({*selection["table"], *[Path(config.exclude)] * (config.exclude != "")})
     listing = _make_listing(options.data, test, train)
-    _check_labels(assign_roles(listing.table, config), selection, config)  # again in `refine`, which leaves images out
-    return replace(listing, tables={SELECTION_TABLE: selection}, inputs=tuple(inputs))
+    table = assign_roles(listing.table, config)  # again in `refine`, which leaves images out
+    _check_labels(table, selection, config)
+    table = listing.table.assign(role=table["role"], used=table["role"] != "")
+    more = {"tables": {SELECTION_TABLE: selection}, "kinds": _strata(table[table["used"]])}
+    return replace(listing, table=table, inputs=tuple(inputs), **more)
 
 
 def read_test(job):
@@ -137,7 +140,7 @@ def refine(job, listing, store):
     return replace(
         listing,
         table=_images_table(table.assign(used=used)),
-        strata=pd.get_dummies(part["collection"] + part["label"].astype(str) + part["role"]).to_numpy(np.int8),
+        strata=_strata(part),
         labels=[part["label"].tolist(), part["role"].tolist(), part["area"].round(6).tolist()],
         tables={SELECTION_TABLE: selection[SELECTION]},
         left_out=[*listing.left_out, *bad],
@@ -148,6 +151,10 @@ def refine_test(job, listing, store):
     """Return the Listing of test images with their lungs."""
     listing = add_lungs(job, listing, store)
     return replace(listing, table=_images_table(listing.table))
+
+
+def _strata(table):
+    return pd.get_dummies(table["collection"] + table["label"].astype(str) + table["role"]).to_numpy(np.int8)
 
 
 def _images_table(table):

@@ -76,6 +76,7 @@ def read(job):
         files | more_files,
         sample(test, about),
         strata=None if len(marks) else values.fillna(0).to_numpy(int),
+        kinds=values.fillna(0).to_numpy(int),
         labels=[classes, values.to_numpy().tolist()],
         tables={"marks": marks},
         inputs=(path,),

@@ -6,6 +6,7 @@ import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -247,6 +248,32 @@ def test_chosen_images_hold_labelled_ones_and_keep_their_strata(job):
     assert len(train) == 10 == len(few.strata) and few.strata.sum() == 3
     assert {"i03", "i99", "i150"} <= set(train["image_id"])
     assert (few.table["split"] == "test").sum() == 4
+
+
+def test_a_rare_label_is_chosen_among_many_common_ones_and_only_used_images_are(job):
+    listing = read(job)
+    kinds = np.zeros((159, 2), int)
+    kinds[:, 0], kinds[[70, 71], 1] = 1, 1  # without the first image, which is not used
+    used = listing.table["image_id"] != "i00"
+    listing = replace(listing, strata=None, kinds=kinds, table=listing.table.assign(used=used))
+    for seed in range(5):
+        few = choose_images(listing, 8, 4, seed)
+        assert few.strata is None and {"i71", "i72"} <= set(few.table["image_id"])
+        assert "i00" not in set(choose_images(listing, 159, 4, seed).table["image_id"])
+
+
+def test_a_run_goes_on_where_few_images_cannot_be_planned_with(job, caplog, monkeypatch):
+    monkeypatch.setattr("common.plan.LONG_RUN", 100)
+    caplog.set_level("INFO")
+
+    def refine(job, listing, store):
+        raise InputError("no image of a rare class")
+
+    job.recipe = replace(TOY, refine=refine)
+    announce(job, read(job))
+    assert "what the run will cost is not known: no image of a rare class" in caplog.messages
+    with pytest.raises(InputError, match="no image of a rare class"):
+        plan(job)
 
 
 def test_long_runs_are_announced_before_their_images_are_decoded(job, caplog, monkeypatch):

@@ -11,16 +11,18 @@ import torch
 
 from benchmarks.tables import real_data
 from common.budget import Budget
+from common.cost import Cost
 from common.errors import InputError
 from common.images import prepare_images
 from common.job import Job
 from common.options import Options
 from common.paths import read_json
+from common.plan import estimate
 from common.runs import Run
 from common.submit.table import read_table
 from solutions.covid19.collections import read_collections
 from solutions.covid19.config import DEMO, LungsConfig, SelectionConfig
-from solutions.covid19.data import SELECTION, draw_evenly, read_selection, rejected_shares
+from solutions.covid19.data import SELECTION, draw_evenly, read_competition, read_selection, rejected_shares
 from solutions.covid19.models import fold_rows, with_origins
 from solutions.covid19.pipeline import SOLUTION
 from solutions.covid19.selection import select
@@ -248,6 +250,16 @@ def test_negatives_are_drawn_evenly_from_their_collections(job):
     _, table, selection = prepared(job(dataclasses.replace(SMALL, negatives=5), out="score"))
     assert (table.loc[["o0", "o1", "o2"], "role"] == "same_source").all()  # these are not drawn from
     assert selection["kept"].sum() == 8 + 3 + 5
+
+
+def test_a_plan_counts_the_negatives_that_are_drawn_and_no_others(job, monkeypatch):
+    monkeypatch.setattr("common.plan.measure", lambda *args: Cost(0.5, 0.1, 1.0, 0.5, 1000, ""))
+    small = dataclasses.replace(SMALL.network, backbone="test_resnet", weights="none", batch_size=1, epochs=1)
+    run = job(dataclasses.replace(SMALL, network=small, negatives=2))
+    (stage,) = estimate(run, read_competition(run)).stages
+    images = prepare(run)
+    assert (images.table["role"] == "main").sum() == 8 + 2
+    assert [stage.steps, stage.held_out] == [len(part) for part in fold_rows(run, run.config.folds[0])]
 
 
 @pytest.mark.parametrize(

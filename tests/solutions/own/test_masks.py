@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 
 from common.data.coco import box_fields, to_coco
 from common.errors import InputError
+from common.listing import choose_images
 from common.paths import read_json
 from common.post.rle import ABSOLUTE, decode, encode, runs_of
 from common.submit.table import read_table
@@ -50,6 +51,17 @@ def test_polygons_are_drawn_as_pycocotools_draws_them():
     assert abs(square.sum() - 20) <= 10 and square[3:8, 2:6].all()
     with pytest.raises(InputError, match="x: the polygon leaves its image of 50 × 50 pixels"):
         coco.draw([polygon], (50, 50), "x")
+
+
+def test_a_structure_that_few_images_show_is_among_the_few_of_a_plan(tmp_path):
+    names = [f"i{k}.png" for k in range(100)]
+    square = {"segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]], "bbox": [1, 1, 4, 4]}
+    found = [*((k, 0, square) for k in range(100)), (50, 1, square), (51, 1, square)]
+    write_coco(write_images(tmp_path, names) / "labels.json", names, found)
+    listing = read_folder(tmp_path, task="segmentation", classes=("nodule", "mass"))
+    assert listing.strata is None
+    for seed in range(3):
+        assert {"i50", "i51"} <= set(choose_images(listing, 10, 2, seed).table["image_id"])
 
 
 def test_answers_open_in_pycocotools(blob, tmp_path):
