@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.config import digest
+from common.config import BoxConfig, digest
 from common.cost import KAGGLE_DISK, SLOW, Cost, Machine, machine_of, measure
 from common.errors import InputError
 from common.images import decode, prepare_images, with_folds
 from common.infer import tta
-from common.listing import choose_images
+from common.listing import FURTHER, choose_images
 from common.network import section_of
 from common.runs import Run
 from common.train.passes import part_size
@@ -156,7 +156,7 @@ def prepare_few(job, listing, folder):
     decode(few, chosen)
     took.append(time.monotonic() - begun)
     prepare_images(few, recipe)
-    counts = {split: int((listing.table["split"] == split).sum()) for split in ("train", "test")}
+    counts = {split: int((listing.table["split"] == split).sum()) for split in ("train", "test", FURTHER)}
     share = max(1, int((chosen.table["split"] == "train").sum())) / max(1, counts["train"])
     return few, counts | {"share": share, "prepared": len(chosen.table)}, np.array(took) / len(chosen.table)
 
@@ -205,15 +205,26 @@ def measure_all(job, listing, trainings, share, machine):
 
 def add_hours(job, machine, trainings, stages, counts, prepare):
     """Return the hours of the verbs and in total; prepare: seconds per image to decode, on one core, and to refine."""
-    devices, images = max(1, machine.gpus), counts["train"] + counts["test"]
+    devices, images = max(1, machine.gpus), count_images(counts)
     seconds = {each.stage: each.seconds(machine) for each in stages}
     views = len(tta.views(getattr(job.config, "tta", ())))
     found = {"prepare": images * (prepare[0] / machine.cores + prepare[1])}
     found["train"] = makespan(trainings, lambda network: seconds.get(network.stage, 0.0), devices)
-    predicted = (s.trainings * (s.held_out + counts["test"]) * s.predict_seconds(machine) for s in stages)
+    times = 1 + sum(
+        factor**2 for factor in getattr(job.config, "tta_scales", ())
+    )  # an image in further sizes costs more
+    times = {s.stage: times if isinstance(s.config, BoxConfig) else 1 for s in stages}
+    predicted = (
+        s.trainings * (s.held_out + counts["test"]) * s.predict_seconds(machine) * times[s.stage] for s in stages
+    )
     found["predict"] = sum(predicted) * views / devices
     found["total"] = sum(found.values())
     return {name: round(value / HOUR, 4) for name, value in found.items()}
+
+
+def count_images(counts):
+    """Return how many images are decoded, further ones to train on included."""
+    return counts["train"] + counts["test"] + counts.get(FURTHER, 0)
 
 
 def makespan(trainings, seconds, devices):
@@ -231,7 +242,7 @@ def add_disk(job, machine, stages, counts):
     left, busy = zip(*(each.disk() for each in stages), strict=True)
     weights = sum(s.trainings * size for s, size in zip(stages, left, strict=True))
     predicted = counts["train"] * len(job.config.folds) / job.config.n_folds + counts["test"]
-    images = (counts["train"] + counts["test"]) * job.config.store_size**2
+    images = count_images(counts) * job.config.store_size**2
     maps = predicted * max(each.maps for each in stages) / SMALLER
     found = {"images": images, "weights": weights, "predictions": maps, "training": max(1, machine.gpus) * max(busy)}
     return {name: round(size / GB, 3) for name, size in found.items()}

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import FitConfig
+from common.config import BoxConfig, FitConfig
 from common.cost import CARDS, CUDA_CONTEXT, EFFICIENCY, Cost, Machine, machine_of, measure
 from common.errors import InputError
 from common.images import prepare_images
 from common.listing import choose_images
 from common.options import Options, check_special
-from common.plan import Stage, add_disk, announce, estimate, find_problems, makespan, plan
+from common.plan import Stage, add_disk, add_hours, announce, estimate, find_problems, makespan, plan
 from tests.toy import TOY, Config, Net, make_job, network, read, write_data
 
 CPU = Machine(0, "", 2, 0, 16.0, None)
@@ -73,6 +73,21 @@ def test_final_weights_and_shrunk_maps_are_what_a_run_leaves():
     found = add_disk(job, replace(CPU, gpus=2), [stage], {"train": 1000, "test": 250})
     # two final weights; 750 held-out and 250 test images of 4 MB, a tenth of it; nine files of weights on each card
     assert found == {"images": 1.25, "weights": 0.2, "predictions": 0.4, "training": 1.8}
+
+
+def test_further_images_take_disk_and_further_sizes_take_time():
+    config = SimpleNamespace(n_folds=4, folds=(0,), store_size=1000, tta_scales=(0.5, 2.0))
+    detector = replace(STAGE, stage="detector", config=BoxConfig(epochs=4, batch_size=8))
+    counts, hours = {"train": 1000, "test": 250, "further": 750}, []
+    for scales in ((), (0.5, 2.0)):
+        job = SimpleNamespace(config=SimpleNamespace(**vars(config) | {"tta_scales": scales}))
+        found = add_hours(job, CPU, trainings((0, "net", None)), [STAGE, detector], counts, (7.2, 0.0))
+        hours.append((found["predict"], found["prepare"]))
+    assert add_disk(job, CPU, [STAGE], counts)["images"] == 2.0
+    assert hours[0][1] == hours[1][1] == 2.0  # 2,000 images of 7.2 s on two cores
+    # two networks of each stage take 0.125 + 0.25 / 2 s for 10 + 250 images; the detector's 1 + 1/4 + 4 times as long
+    each = 2 * 260 * 0.25 / 3600
+    assert hours[0][0] == pytest.approx(2 * each, abs=1e-4) and hours[1][0] == pytest.approx(6.25 * each, abs=1e-4)
 
 
 def trainings(*named):

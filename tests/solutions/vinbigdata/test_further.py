@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import InputError
 from common.images import open_images, prepare_images
-from common.plan import estimate
+from common.plan import count_images, estimate
 from common.post.boxes import BOX
 from solutions.vinbigdata import config, data, pipeline
 from solutions.vinbigdata.pipeline import SOLUTION
@@ -80,13 +80,15 @@ def test_copies_of_held_out_images_are_left_out(folder, make_job, tmp_path):
 def test_a_plan_counts_further_images_of_more_than_it_decodes(folder, make_job, tmp_path, monkeypatch):
     monkeypatch.setattr("common.plan.FEW", 2)
     path = write_coco(tmp_path / "more" / "x.json", (1, 10, 5, 20, 10), (2, 0, 0, 100, 50))
-    steps, detector = [], replace(SMALL.detector, size=96, backbone="test_resnet", channels=64, batch_size=1)
+    found, detector = [], replace(SMALL.detector, size=96, backbone="test_resnet", channels=64, batch_size=1)
     small = replace(
         SMALL, store_size=96, detector=detector, members=("flip", "aortic=flip")
     )  # none has an aortic enlargement
     for paths in ((), (path,)):
         job = make_job(replace(small, boxes=paths), folder)
-        steps.append({stage.stage: stage.steps for stage in estimate(job, SOLUTION.read(job)).stages})
+        found.append(estimate(job, SOLUTION.read(job)))
+    assert [plan.images["further"] for plan in found] == [0, 2] and [count_images(p.images) for p in found] == [6, 8]
+    steps = [{stage.stage: stage.steps for stage in plan.stages} for plan in found]
     assert steps[0].keys() == steps[1].keys() and steps[0]["healthy"] == steps[1]["healthy"]
     assert steps[1]["flip"] - steps[0]["flip"] == 2 * detector.epochs, steps
 
