@@ -21,6 +21,7 @@ from common.errors import InputError, check
 from common.images import trainings
 from common.infer.mixing import mixed_boxes, value_columns
 from common.job import open_run
+from common.listing import FURTHER
 from common.paths import read_parquet, write_table
 from common.predictions import prediction_files, read_predictions
 from common.runs import Run
@@ -40,6 +41,9 @@ def find_lessons(job):
     lessons = {}
     for kind in KINDS:
         folder, lessons[kind] = getattr(job.options, kind), job.run.step(kind)
+        if folder is not None and job.run.joined:
+            same = (lessons[kind] or {}).get("run") == str(folder.resolve())
+            check(same, f"--{kind} {folder}: the process that works in {job.run.folder} has not asked it, or not yet")
         if folder is not None and not job.run.joined:
             lessons[kind] = _ask_teacher(job, kind, folder)
         elif lessons[kind] is not None:
@@ -135,7 +139,8 @@ def check_honest(teacher, job, fold, ids):
     teacher.refuse_derived()
     check(fold in teacher.config.folds, f"{where}: has no networks that have not seen fold {fold} (its --folds)")
     mine, theirs = job.images.table, teacher.images.table
-    held, seen = mine[mine["fold"] == fold], theirs[(theirs["fold"] >= 0) & (theirs["fold"] != fold)]
+    held, further = mine[mine["fold"] == fold], theirs["split"] == FURTHER
+    seen = theirs[further | ((theirs["fold"] >= 0) & (theirs["fold"] != fold))]
     tests = set(ids) & set(mine.loc[mine["split"] == "test", "image_id"])
     for name, own in (("image_id", tests | {*held["image_id"]}), ("patient_id", {*held["patient_id"]} - {""})):
         for each in sorted(own & set(seen[name]))[:1]:
@@ -200,6 +205,11 @@ def teach(job, network, held_out):
     for kind, record in job.lessons.items() if pupil is not job else ():
         run, share = job.run.path(f"fold{fold}", kind), record.get("share", 1.0)
         labels = read_parquet(run / "labels.parquet")
+        if not labels["image_id"].isin(images.table["image_id"]).all():
+            what = "learned from test images that are not this run's any more"
+            raise InputError(
+                f"{job.run.folder}: {what}; for others, `predict`, `tune` and `submit`, or export and infer"
+            )
         own = images.rows_of(labels["image_id"])
         if kind == "pseudo":
             copies = images.are_copies(own, np.union1d(images.rows(folds=[fold]), held_out))

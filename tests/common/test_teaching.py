@@ -123,6 +123,36 @@ def test_who_may_not_teach(tmp_path, data, teacher):
         Options(teacher_share=0.3, pseudo=teacher)
 
 
+def test_further_images_of_a_teacher_were_seen_by_all_its_networks(tmp_path, data, teacher):
+    job = run(tmp_path / "pupil", data, verbs=("prepare",), fold_table=teacher / "folds.csv")
+    with open_run(TOY, Config, teacher) as known:
+        held = job.images.ids(job.images.rows(folds=[0]))
+        teaching.check_honest(known, job, 0, held)
+        table = known.images.table
+        table.loc[table["image_id"] == held[0], ["split", "fold"]] = "further", -1  # from elsewhere, as --boxes
+        with pytest.raises(InputError, match=f"its networks of fold 0 were trained on {held[0]}"):
+            teaching.check_honest(known, job, 0, held)
+
+
+def test_a_taught_run_with_other_test_images_says_what_is_possible(tmp_path, data, teacher):
+    run(tmp_path / "pupil", data, pseudo=teacher, pseudo_confidence=0.1)
+    (tmp_path / "some.csv").write_text("id\ni17\n")
+    options = {"test": tmp_path / "some.csv", "fold_table": teacher / "folds.csv"}
+    job = run(tmp_path / "pupil", data, verbs=("prepare", "predict", "tune", "submit"), **options)
+    assert job.images.ids(job.images.rows("test")).tolist() == ["i17"]
+    with pytest.raises(InputError, match="learned from test images that are not this run's any more; for others"):
+        run(tmp_path / "pupil", data, verbs=("train",), test=tmp_path / "some.csv")
+
+
+def test_who_joins_a_run_before_it_has_asked_its_teacher_does_not_train_without(tmp_path, data, teacher):
+    job = run(tmp_path / "pupil", data, verbs=("prepare",), pseudo=teacher)
+    job.run.joined = True
+    with pytest.raises(InputError, match=r"--pseudo .*teacher: the process that works in .*pupil has not asked it"):
+        teaching.find_lessons(job)
+    job.run.record("pseudo", "", run=str(teacher.resolve()))
+    assert teaching.find_lessons(job)["pseudo"]["run"] == str(teacher.resolve())
+
+
 def fake_job(recipe=TOY, **columns):
     table = pd.DataFrame({"image_id": list("abcd"), "row": range(4), "width": 10, "height": 10, **columns})
     return type("Job", (), {"recipe": recipe, "images": Images(table, None, "", "")})
