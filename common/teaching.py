@@ -167,9 +167,9 @@ def _write_labels(job, kind, settings, ids, found, run):
             clear, shows = np.array([_read_mask(found.maps[at], least) for at in labels["position"]]).T
             sure &= clear
         elif "x_min" in found.table:
-            names = found.table["member"].unique().tolist()
-            weights = [(1,) * len(names)] if names else []
-            boxes = [*mixed_boxes(found.table, job.images.table, names, IOU, weights), found.table][0]
+            # class by class, since specialists do not vote on the others, whose scores would fall with their number
+            boxes = [_fuse(each, job.images.table) for _, each in found.table.groupby("class_id")]
+            boxes = pd.concat([found.table[:0], *boxes], ignore_index=True)
             boxes = boxes[boxes["score"] >= least]
             write_table(run.path("boxes.parquet"), boxes)
             shows = labels["image_id"].isin(boxes["image_id"]).to_numpy()
@@ -179,6 +179,12 @@ def _write_labels(job, kind, settings, ids, found, run):
         labels = labels[sure]
     write_table(run.path("labels.parquet"), labels)
     return len(labels)
+
+
+def _fuse(boxes, images):
+    """Return the boxes of one class, those of the members that find any of it fused with equal weights."""
+    names = boxes["member"].unique().tolist()
+    return next(iter(mixed_boxes(boxes, images, names, IOU, [(1,) * len(names)])))
 
 
 def _read_mask(probs, least):

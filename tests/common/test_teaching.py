@@ -204,6 +204,14 @@ def test_boxes_count_from_their_score(tmp_path):
     assert job.images.tables["boxes.parquet"]["row"].tolist() == [3, 0]
 
 
+def test_specialists_do_not_lower_the_scores_of_other_classes(tmp_path):
+    boxes = pd.DataFrame({"image_id": list("aab"), "class_id": [0, 0, 3], "score": 0.9, "fold": 0})
+    boxes = boxes.assign(x_min=1.0, y_min=1.0, x_max=5.0, y_max=5.0, member=["net", "zero=net", "net"])
+    assert labelled(tmp_path, fake_job(), Predicted(boxes, {"": boxes})) == "ab"
+    found = read_parquet(tmp_path / "labels" / "boxes.parquet")
+    assert found[["class_id", "score"]].to_numpy().tolist() == pytest.approx(np.array([[0, 0.9], [3, 0.9]]))
+
+
 def test_a_mask_is_mixed_with_a_map_and_drawn_at_random_levels(tmp_path):
     images = fake_job().images
     mask, probs = np.array([[1, 1], [0, 0]], np.uint8), np.array([[255, 0], [51, 0]], np.uint8)
