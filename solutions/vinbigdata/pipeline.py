@@ -56,7 +56,11 @@ def detector_network(config, fold, member):
         healthy = np.random.default_rng([job.config.seed, fold]).permutation(rows[~found])
         return np.sort([*rows[found], *healthy[: round(detector.healthy * found.sum())]]), held_out
 
-    return detection.detector_network(
+    def taught(job, rows):
+        """Return the rows with a teacher's box of one of the classes, since the others are no further healthy ones."""
+        return rows[np.isin(rows, [*detection.boxes_by_row(job.images, classes)])]
+
+    network = detection.detector_network(
         fold,
         member,
         detector,
@@ -67,6 +71,7 @@ def detector_network(config, fold, member):
         lambda job, rows, size: lungs.samples(job.images, rows, size, detector.lung_channel),
         classes,
     )
+    return replace(network, taught=taught)
 
 
 def healthy_network(config, fold, backbone):

@@ -283,6 +283,7 @@ def test_a_specialist_trains_and_votes_on_its_classes_alone(job, images, monkeyp
     assert (network.stage, network.config) == (member, config.detector)
     rows, held_out = network.rows(job, 0)
     assert 6 in rows and len(rows) == 2 and held_out.tolist() == [0, 1, 4, 5]  # as many images without the class
+    assert network.taught(job, np.array([6, 2])).tolist() == [6]  # of a teacher's, those with a box of the class
     targets = dict(zip(rows.tolist(), (target for _, target in network.dataset(job, rows, False, True)), strict=True))
     assert targets[6]["labels"].tolist() == [13] and not len(targets[min(set(rows) - {6})]["labels"])
     missed = Oracle(images, miss={(row, 3) for row in range(8)})
