@@ -210,12 +210,13 @@ def add_hours(job, machine, trainings, stages, counts, prepare):
     views = len(tta.views(getattr(job.config, "tta", ())))
     found = {"prepare": images * (prepare[0] / machine.cores + prepare[1])}
     found["train"] = makespan(trainings, lambda network: seconds.get(network.stage, 0.0), devices)
-    times = 1 + sum(
-        factor**2 for factor in getattr(job.config, "tta_scales", ())
-    )  # an image in further sizes costs more
-    times = {s.stage: times if isinstance(s.config, BoxConfig) else 1 for s in stages}
+    sizes = 1 + sum(scale**2 for scale in getattr(job.config, "tta_scales", ()))  # of boxes only, in pixels
     predicted = (
-        s.trainings * (s.held_out + counts["test"]) * s.predict_seconds(machine) * times[s.stage] for s in stages
+        s.trainings
+        * (s.held_out + counts["test"])
+        * s.predict_seconds(machine)
+        * (sizes if isinstance(s.config, BoxConfig) else 1)
+        for s in stages
     )
     found["predict"] = sum(predicted) * views / devices
     found["total"] = sum(found.values())
