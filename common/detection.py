@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -158,7 +158,7 @@ def detection_table(packed, images, rows, size):
     return pd.DataFrame({**columns, "score": flat[:, 0], **dict(zip(BOX, scaled.T, strict=True))})
 
 
-@cache
+@lru_cache(maxsize=8)  # those of several members; every taught training has images of its own
 def boxes_by_row(images, classes=()):
     """Return {row: (boxes, classes)} of the images with findings (of these classes, () for all).
 

@@ -78,7 +78,7 @@ def _without(tables, gone):
 
 
 def leave_out_unreadable(listing):
-    """Return a listing, whose table has the column ok, without the training images that cannot be read."""
+    """Return a listing, whose table has the column ok, without the training and further images that cannot be read."""
     rows = unreadable(listing)
     if not rows:
         return listing
@@ -90,8 +90,8 @@ def leave_out_unreadable(listing):
 
 
 def unreadable(listing):
-    """Return the rows of left_out.csv for the training images of a listing that are not ok."""
-    table = listing.table[~listing.table["ok"] & (listing.table["split"] == "train")]
+    """Return the rows of left_out.csv for the training and further images of a listing that are not ok."""
+    table = listing.table[~listing.table["ok"] & (listing.table["split"] != "test")]
     return [(name, str(listing.files[name]), read_problem(listing.files[name])) for name in table["image_id"]]
 
 

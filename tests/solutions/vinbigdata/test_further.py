@@ -41,8 +41,8 @@ def write_coco(path, *boxes, names=("x.png", "y.png", "z.png", "a1.png"), kind="
     return str(path)
 
 
-def prepare(make_job, folder, *paths, out="run"):
-    job = make_job(replace(SMALL, boxes=paths), folder, out, id_map=folder.parent / "map.csv")
+def prepare(make_job, folder, *paths, out="run", **options):
+    job = make_job(replace(SMALL, boxes=paths), folder, out, id_map=folder.parent / "map.csv", **options)
     return job, prepare_images(job, SOLUTION)
 
 
@@ -75,6 +75,17 @@ def test_copies_of_held_out_images_are_left_out(folder, make_job, tmp_path):
     for network in pipeline.networks(job):
         named, held = (set(images.ids(rows)) for rows in network.rows(job, network.fold))
         assert network.stage == "healthy" or ({"y", "z"} & named == ({"y"} if "b2" in held else {"y", "z"}))
+
+
+def test_an_unreadable_further_image_is_left_out_and_named(folder, make_job, tmp_path):
+    path = write_coco(tmp_path / "more" / "x.json", (0, 10, 5, 20, 10), (1, 0, 0, 100, 50))
+    (tmp_path / "more" / "y.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"y\.png"):
+        prepare(make_job, folder, path, out="strict")
+    job, images = prepare(make_job, folder, path, on_bad_image="skip")
+    assert job.left_out == 1 and "y.png" in job.run.path("left_out.csv").read_text()
+    assert images.table["image_id"].tolist() == [*SIZES, "x"]
+    assert set(images.tables["boxes.parquet"]["image_id"]) == {"a1", "b2", "x"}
 
 
 def test_a_plan_counts_further_images_of_more_than_it_decodes(folder, make_job, tmp_path, monkeypatch):
