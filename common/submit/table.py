@@ -55,6 +55,8 @@ def read_rows(path):
             rows = [[value.strip() for value in row] for row in csv.reader(_lines(file, path), strict=True)]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, not a CSV file") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise InputError(f"{path}: not a CSV file ({error})") from None
     while rows and not any(rows[-1]):

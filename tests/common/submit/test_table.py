@@ -93,7 +93,7 @@ def test_wrong_files_are_named(csv_file, text, message):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_table(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="not a CSV file"):
+    with pytest.raises(InputError, match="a folder, not a CSV file"):
         read_table(tmp_path)
 
 
