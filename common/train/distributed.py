@@ -42,7 +42,8 @@ def share(n, block=1):
 
 def join(part):
     """Return the arrays of all processes, the parts that `share` gave them, as one, in every process."""
-    return np.concatenate([each for each in gather(np.asarray(part)) if len(each)] or [part])
+    parts = [each for each in gather(np.asarray(part)) if len(each)] or [part]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # which would copy a single one
 
 
 def wrap(model, device):
