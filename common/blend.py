@@ -16,7 +16,7 @@ import pandas as pd
 from common.errors import InputError, check
 from common.infer import mixing
 from common.job import derive_run, open_run
-from common.paths import write_csv, write_table
+from common.paths import read_json, write_csv, write_table
 from common.post.boxes import unpack_boxes
 from common.predictions import Predicted, predicting_networks, read_predictions
 from common.runs import start_log
@@ -25,6 +25,7 @@ from common.tuning import halve
 
 log = logging.getLogger(__name__)
 OWN = ["row", "fold", "ok", "area", "patient_id"]  # columns of the image table that may differ between runs
+IOU = 0.5  # overlap above which boxes are fused, where the first run's rule has none
 SEARCHED = 500  # images at most on whose maps weights are searched
 
 
@@ -64,7 +65,7 @@ def blend_tool(recipe, config_class, read):
         *,
         out: Path,
         average: Literal["probability", "rank"] = "probability",
-        iou: float = 0.5,
+        iou: float | None = None,
         share: float = 0.5,
         weights: tuple[float, ...] = (),
     ):
@@ -80,14 +81,14 @@ def blend_tool(recipe, config_class, read):
                 Boxes are fused, and each detector of a run counts as a member.
             out: Folder of the blend.
             average: Of probabilities, or of their ranks among the run's out-of-fold ones.
-            iou: Boxes with a larger overlap are fused.
+            iou: Boxes with a larger overlap are fused; by default that of the first run's rule.
             share: Of the submission that goes to files without training images, whose weights cannot be searched.
             weights: One per run or file, in their order, instead of a search.
         """
         fixed = not weights or (len(weights) == len(runs) and min(weights) >= 0 and weights[0] > 0)
         check(fixed, f"--weights {' '.join(map(str, weights))}: needs one per run, none negative, the first above 0")
         check(0 < share < 1, f"--share {share}: must lie between 0 and 1")
-        if len({folder.resolve() for folder in (*runs, out)}) < max(3, len(runs) + 1) or not 0 <= iou <= 1:
+        if len({folder.resolve() for folder in (*runs, out)}) < max(3, len(runs) + 1) or not 0 <= (iou or 0) <= 1:
             raise InputError("a blend takes two or more different runs, another --out, and an --iou in [0, 1]")
         members = []
         for folder in runs:
@@ -109,6 +110,7 @@ def blend_tool(recipe, config_class, read):
         if average == "rank" and (members[0].job.recipe.maps or "x_min" in predicted["oof"].table):
             raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
         first = members[0].job
+        iou = overlap_of(first.run) if iou is None else iou
         keys = [file_stamp(each.file) if each.file else each.job.run.step("predict")["key"] for each in members]
         settings = {"average": average, "iou": iou, "share": share, "predictions": keys}
         settings["weights"] = weights
@@ -125,6 +127,12 @@ def blend_tool(recipe, config_class, read):
         return 0
 
     return blend
+
+
+def overlap_of(run):
+    """Return the overlap above which a Run's rule fuses boxes, IOU if it has none."""
+    tuned = run.path("tuned.json")
+    return (read_json(tuned) if tuned.is_file() else {}).get("rule", {}).get("iou", IOU)
 
 
 def with_one_detector(config):
@@ -240,7 +248,9 @@ def _predict(members, settings, job):
         own = tuple(given[name] for name in _owners(names, given))
         weights = dict.fromkeys([*np.unique(parts[used]).tolist(), None], own)
     else:
-        weights = mixing.search_weights(mixture, parts[used], len(names))
+        owners = np.array(_owners(names, {each.name: 1 for each in members}))
+        also = [tuple((owners == each.name).astype(int).tolist()) for each in members]
+        weights = mixing.search_weights(mixture, parts[used], len(names), also=[*also, (1,) * len(names)])
     score, table = mixing.compare_members(mixture, weights, parts[used], names)
     found = {str(part): each for part, each in weights.items()}
     mixed = settings | {"names": names, "runs": [each.name for each in members], "weights": found}

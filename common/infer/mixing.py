@@ -52,11 +52,12 @@ class Mixture:
         return self.score([(found, np.array([weights[p] == each for p in parts.tolist()])) for each, found in pairs])
 
 
-def search_weights(mixture, parts, n_members, steps=10):
+def search_weights(mixture, parts, n_members, steps=10, also=()):
     """Return {part: weights chosen on the images of the other parts}, and under None those chosen on all images.
 
     Forward selection with replacement (Caruana et al. 2004): in each step the member that helps most joins the mean,
-    again if need be; the best mean of any step is taken, the earliest of equal ones.
+    again if need be; the best mean of any step is taken, the earliest of equal ones. also: further weights to try, for
+    what one member after another does not find, such as equal ones.
     """
     chosen = {part: parts != part for part in np.unique(parts).tolist()} | {None: np.ones(len(parts), bool)}
     counts = {part: np.zeros(n_members, int) for part in chosen}
@@ -64,7 +65,8 @@ def search_weights(mixture, parts, n_members, steps=10):
     for _ in range(steps):
         sums = {part: before + np.eye(n_members, dtype=int) for part, before in counts.items()}
         tried = {part: [tuple((w // np.gcd.reduce(w)).tolist()) for w in many] for part, many in sums.items()}
-        new = list(dict.fromkeys(each for many in tried.values() for each in many if each not in known))
+        new = (each for many in (*tried.values(), also) for each in many if each not in known)
+        new = list(dict.fromkeys(new))
         for weights, found in zip(new, mixture.mixed(new), strict=True):
             scores = {part: mixture.score([(found, at)]) for part, at in chosen.items()}
             known[weights] = {part: np.nan_to_num(score, nan=-math.inf) for part, score in scores.items()}
@@ -73,6 +75,10 @@ def search_weights(mixture, parts, n_members, steps=10):
             counts[part][np.argmax(scores)] += 1
             if max(scores) > best[part][0] + 1e-12:
                 best[part] = max(scores), many[np.argmax(scores)]
+    for part in best:
+        scores = [known[weights][part] for weights in also]
+        if max(scores, default=-math.inf) > best[part][0] + 1e-12:
+            best[part] = max(scores), also[np.argmax(scores)]
     return {part: weights for part, (_, weights) in best.items()}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.blend import Member, check_folds, check_same
+from common.blend import Member, check_folds, check_same, overlap_of
 from common.errors import InputError
 
 IDS = ["a", "b", "c", "d", "t"]
@@ -58,3 +58,12 @@ def test_a_patient_in_two_folds_is_refused_even_if_only_another_run_knows_the_pa
 def test_other_preparations_are_refused(changes, reason):
     with pytest.raises(InputError, match=f"runs/other: .*{reason}"):
         check_same(member("one"), member("other", **changes))
+
+
+@pytest.mark.parametrize(
+    ("tuned", "iou"), [('{"rule": {"iou": 0.4}}', 0.4), ('{"rule": {"cut": 1}}', 0.5), ("{}", 0.5), (None, 0.5)]
+)
+def test_boxes_are_fused_at_the_overlap_of_the_first_run(tmp_path, tuned, iou):
+    if tuned:
+        (tmp_path / "tuned.json").write_text(tuned)
+    assert overlap_of(SimpleNamespace(path=tmp_path.joinpath)) == iou

@@ -45,6 +45,13 @@ def test_the_earliest_of_equal_mixtures_is_taken():
     assert mixing.search_weights(mixture([[1, 1, 1, 1]] * 2, [1] * 4), PARTS, 2)[None] == (1, 0)
 
 
+def test_weights_that_no_step_leads_to_are_tried_if_named():
+    tried = mixture([[1] * 4, [30] * 4, [-30] * 4], [0] * 4)  # the first alone is best; the others together are right
+    assert mixing.search_weights(tried, PARTS, 3)[None] == (1, 0, 0)
+    assert mixing.search_weights(tried, PARTS, 3, also=[(0, 1, 1)]) == dict.fromkeys([0, 1, None], (0, 1, 1))
+    assert mixing.search_weights(tried, PARTS, 3, also=[(1, 1, 0)])[None] == (1, 0, 0)
+
+
 def test_what_members_cost():
     tried = mixture([[0, 4, 0, 4], [3, 1, 3, 1]], [2, 2, 2, 2])
     score, table = mixing.compare_members(tried, dict.fromkeys([0, 1, None], (1, 2)), PARTS, ["a", "b"])
