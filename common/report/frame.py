@@ -1,7 +1,7 @@
 """The page of a run: the sections that all solutions share, around a solution's own."""
 
 from common.errors import check
-from common.paths import read_csv, read_json
+from common.paths import read_csv, read_json, read_parquet
 from common.report import page, plots
 from common.report.hints import find_hints
 from common.report.training import read_trainings, training_section
@@ -81,8 +81,11 @@ def _learning_rates(job):
 
 
 def _members(job):
-    score, how = job.run.step("predict")["score"], job.run.step("blend")["average"]
-    text = f"Average of each {how}; weights searched out of fold, for each fold on the others; score {score:.4f}."
+    score, how = job.run.step("predict")["score"], job.run.step("blend")
+    boxes = "x_min" in read_parquet(job.run.path("oof.parquet"))
+    means = f"Boxes fused above an overlap of {how['iou']:g}" if boxes else f"Average of each {how['average']}"
+    found = "given weights" if how["weights"] else "weights searched out of fold, for each fold on the others"
+    text = f"{means}; {found}; score {score:.4f}."
     caption = "Weight in the submission, score alone, score of the others without it, and what leaving it out costs"
     return [text, page.table(read_csv(job.run.path("blend.csv")), caption)]
 

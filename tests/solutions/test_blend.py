@@ -57,7 +57,9 @@ def test_a_blend_is_a_run(blended, solution, command, refused, run_copy, sample,
     assert command("tune", "--out", "both").status == 0
     page = command("report", "--out", "both")
     assert page.status == 0, page.errors
-    assert "Members of the blend" in (blended / "report.html").read_text()
+    text = (blended / "report.html").read_text()
+    boxes = "x_min" in read_parquet(blended / "oof.parquet")
+    assert "Members of the blend" in text and ("Boxes fused above an overlap of" in text) == boxes
     (blended / "oof.parquet").write_bytes(b"")
     assert "predict` left oof.parquet" in refused("tune", "--out", "both")
     assert "use its runs, or `blend` again" in refused("predict", "--out", "both")
