@@ -245,7 +245,8 @@ def _predict(members, settings, job):
     mixture = mixing.Mixture(job, network, rows[used], mixed)
     given = dict(zip([each.name for each in everyone], settings["weights"], strict=False))
     if given:
-        own = tuple(given[name] for name in _owners(names, given))
+        owners = _owners(names, given)
+        own = tuple(given[name] / owners.count(name) for name in owners)  # a run's detectors share its weight
         weights = dict.fromkeys([*np.unique(parts[used]).tolist(), None], own)
     else:
         owners = np.array(_owners(names, {each.name: 1 for each in members}))

@@ -93,9 +93,9 @@ class Card:
 def clear_export(out):
     """Delete the files of an earlier export in `out`, if any. Raises InputError for a file or a folder of others."""
     check(not out.exists() or out.is_dir(), f"--out {out}: not a folder")
+    remove_leftovers(out)  # of an export that was killed before its first file
     if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
-    remove_leftovers(out)
     with contextlib.suppress(InputError):  # a damaged trained.json
         for name in read_about(out)["files"]:
             (out / name).unlink(missing_ok=True)

@@ -89,6 +89,10 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(exported, run, tmp_p
         (folder / ".cxr-0123abcd-77.tmp.safetensors").touch()  # left by a kill
     export(run, out=exported)
     assert len(list(exported.iterdir())) == 3 and (tmp_path / ".cxr-0123abcd-77.tmp.safetensors").exists()
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / ".cxr-0123abcd-78.tmp.json").touch()  # killed before trained.json was there
+    export(run, out=tmp_path / "first")
+    assert Trained.open(tmp_path / "first")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     for out, said in ((tmp_path / "full", "holds other files"), (tmp_path / "full" / "thesis.txt", "not a folder")):

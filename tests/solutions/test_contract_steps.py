@@ -47,6 +47,9 @@ def take_steps(job, network, items, machine, like, *, folder, say):
     """Train a network for two steps of its whole batch, in parts, or of the largest batch that fits."""
     config, device = network.config, torch.device("cpu")
     model = network.build("none").train()
+    for name, tensor in model.state_dict().items():  # norms that begin at 0, for good if frozen, would stop gradients
+        if name.endswith("weight") and tensor.dim() == 1 and not tensor.any():
+            tensor.fill_(1.0)
     save_memory(job, network, model)
     whole = why_whole(model, network.couples)
     collate = network.collate or default_collate
@@ -79,7 +82,8 @@ def take_steps(job, network, items, machine, like, *, folder, say):
         *(model, step, Batches(batch), lambda model: {metric: 0.0}, short, folder / network.stage),
         device=device, freeze=network.freeze, couples=network.couples, micro_batch=0 if whole else fits,
     )  # fmt: skip
-    moved = [bool((a != b).any()) for a, b in zip(before, model.parameters(), strict=True)]
+    pairs = zip(before, model.parameters(), strict=True)
+    moved = [bool((a != b).any()) for a, b in pairs if b.requires_grad]
     assert sum(moved) > 0.9 * len(moved) and all(torch.isfinite(each).all() for each in found)
     how = f"batch {size} of {config.batch_size} ({whole})" if size < config.batch_size else f"batch {size}"
     how += f" in parts of {fits}" if not whole and fits < size else ""

@@ -53,7 +53,7 @@ def test_ablation_says_what_it_needs(run_copy, command):
 def test_range_tests_of_both_networks(run_copy, command):
     result = command("find_lr", "--out", "run")
     assert (result.status, result.errors) == (0, [])
-    for name in ("classifier", "segmenter"):
+    for name in ("classifier", "segmenter-64"):
         table = pd.read_csv(run_copy / f"lr_{name}.csv")
         assert np.all(np.diff(table["lr"]) > 0) and table["suggestion"].iloc[0] in table["lr"].to_numpy()
     assert command("report", "--out", "run").status == 0
