@@ -276,7 +276,7 @@ def test_the_whole_image_as_the_run_s_view(view, tmp_path, finished, command, sa
 def test_the_audit_finds_the_planted_marker_and_nothing_in_the_clean_sample(marker, tmp_path, command):
     sample = make_sample(tmp_path / "data", marker=marker)
     words = ["run", "demo", "--data", sample, "--out", "run", "--network.size", "64", "--store-size", "64"]
-    words += ["--network.epochs", "4", "--audit.epochs", "4", "--n-folds", "2", "--folds", "0", "1"]
+    words += ["--network.epochs", "4", "--audit.epochs", "12", "--n-folds", "2", "--folds", "0", "1"]
     assert command(*words).status == 0
     assert command("audit", "--out", "run").status == 0
     assert command("report", "--out", "run").status == 0
