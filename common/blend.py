@@ -16,7 +16,7 @@ import pandas as pd
 from common.errors import InputError, check
 from common.infer import mixing
 from common.job import derive_run, open_run
-from common.paths import read_json, write_csv, write_table
+from common.paths import write_csv, write_table
 from common.post.boxes import unpack_boxes
 from common.predictions import Predicted, predicting_networks, read_predictions
 from common.runs import start_log
@@ -25,7 +25,7 @@ from common.tuning import halve
 
 log = logging.getLogger(__name__)
 OWN = ["row", "fold", "ok", "area", "patient_id"]  # columns of the image table that may differ between runs
-IOU = 0.5  # overlap above which boxes are fused, where the first run's rule has none
+IOU = 0.5  # overlap above which boxes are fused, where the first run's configuration has none
 SEARCHED = 500  # images at most on whose maps weights are searched
 
 
@@ -81,7 +81,7 @@ def blend_tool(recipe, config_class, read):
                 Boxes are fused, and each detector of a run counts as a member.
             out: Folder of the blend.
             average: Of probabilities, or of their ranks among the run's out-of-fold ones.
-            iou: Boxes with a larger overlap are fused; by default that of the first run's rule.
+            iou: Boxes with a larger overlap are fused; by default the first of the first run's `fusion.iou`, or 0.5.
             share: Of the submission that goes to files without training images, whose weights cannot be searched.
             weights: One per run or file, in their order, instead of a search.
         """
@@ -110,7 +110,7 @@ def blend_tool(recipe, config_class, read):
         if average == "rank" and (members[0].job.recipe.maps or "x_min" in predicted["oof"].table):
             raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
         first = members[0].job
-        iou = overlap_of(first.run) if iou is None else iou
+        iou = overlap_of(first.config) if iou is None else iou
         keys = [file_stamp(each.file) if each.file else each.job.run.step("predict")["key"] for each in members]
         settings = {"average": average, "iou": iou, "share": share, "predictions": keys}
         settings["weights"] = weights
@@ -129,10 +129,10 @@ def blend_tool(recipe, config_class, read):
     return blend
 
 
-def overlap_of(run):
-    """Return the overlap above which a Run's rule fuses boxes, IOU if it has none."""
-    tuned = run.path("tuned.json")
-    return (read_json(tuned) if tuned.is_file() else {}).get("rule", {}).get("iou", IOU)
+def overlap_of(config):
+    """Return the overlap above which boxes are fused: the first that a configuration's `fusion` tries, else IOU."""
+    fusion = getattr(config, "fusion", None)
+    return IOU if fusion is None else fusion.iou[0]
 
 
 def with_one_detector(config):
