@@ -1,18 +1,20 @@
-"""SIIM and VinBigData at their full numbers of images: time and memory of every verb, with stand-ins for networks.
+"""Challenges at their full numbers of images: time and memory of every verb, with stand-ins for networks.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.full_size [siim_pneumothorax vinbigdata] [--share 1.0] [--kills 2]
+    OMP_NUM_THREADS=1 python -m benchmarks.full_size [siim_pneumothorax …] [--share 1.0] [--kills 2]
 
-The verbs are the real ones, from the challenge's files to the page, on 12,047 + 3,205 and 15,000 + 3,000 images. At
-first a whole run of half of the images is killed (`kill -9`), by default in `train` and in `predict`, and continued;
-then the verbs are measured one by one on half of the images, whose files must be those of the killed run, byte for
-byte, and on all. No step may take more than three times as long for twice the images, and no more memory than 4 GB.
+The verbs are the real ones, from the challenge's files to the page, on 12,047 + 3,205, 15,000 + 3,000 and 112,120
+images. At first a whole run of half of the images is killed (`kill -9`), by default in `train` and in `predict`, and
+continued; then the verbs are measured one by one on half of the images, whose files must be those of the killed run,
+byte for byte, and on all. No step may take more than three times as long for twice the images, and no more memory than
+4 GB.
 
 Simulated are the image files (empty), their pixels (repeated phantoms of 64 px with another brightness each), the
 labels of VinBigData (drawn in the numbers of the challenge: 4,394 images with findings, three raters each) and the
 networks: a segmenter of three layers whose masks are the bright parts of an image, detectors that give 100 boxes, drawn
-by the image's brightness from where boxes of their class lie, and classifiers that look at the brightness. SIIM's masks
-are the challenge's, from torchxrayvision (the script stops without it). Maps have 64 px: those of 1,024 px are measured
-by benchmarks.tuning_memory.
+by the image's brightness from where boxes of their class lie, and classifiers that look at the brightness; for
+ChestX-ray14 a real network of a few layers. SIIM's masks and ChestX-ray14's labels are the challenge's, from
+torchxrayvision (the script stops without it); the official lists are drawn by patient. Maps have 64 px: those of 1,024
+px are measured by benchmarks.tuning_memory.
 """
 
 import argparse
@@ -47,6 +49,8 @@ SETTINGS = {  # large batches: optimizer steps are not what is measured
     "vinbigdata": f"paper --store-size {SIDE} --n-folds 5 --folds 0 1 2 3 4 --detector.size {SIDE} "
     "--detector.epochs 1 --detector.weights none --detector.batch-size 32 --detector.validate-images 500 "
     f"--healthy.size {SIDE} --healthy.epochs 1 --healthy.weights none",
+    "chestxray14": f"densenet121 --store-size {SIDE} --n-folds 5 --folds 0 1 2 3 4 --whole.backbone test_resnet "
+    f"--whole.size {SIDE} --whole.resize {SIDE} --whole.epochs 1 --whole.weights none --whole.batch-size 512",
 }
 
 
@@ -90,6 +94,20 @@ def write_vinbigdata(folder, share):
         write_files(folder / name, some, "dicom", flat=True)
     sample = pd.DataFrame({"image_id": tests, "PredictionString": NOTHING})
     sample.to_csv(folder / "sample_submission.csv", index=False)
+
+
+def write_chestxray14(folder, share):
+    """Write ChestX-ray14's folder: the first part of the label table, lists drawn by patient, and empty image files."""
+    with gzip.open(label_table("Data_Entry_2017_v2020.csv.gz"), "rt") as file:
+        table = pd.read_csv(file, dtype=str)
+    table = table.iloc[: round(share * len(table))]
+    folder.mkdir()
+    table.to_csv(folder / "Data_Entry_2017_v2020.csv", index=False)
+    patients = table["Patient ID"].unique()
+    in_test = table["Patient ID"].isin(np.random.default_rng(0).permutation(patients)[: len(patients) // 5])
+    for part, chosen in (("train_val", ~in_test), ("test", in_test)):
+        (folder / f"{part}_list.txt").write_text("".join(f"{name}\n" for name in table.loc[chosen, "Image Index"]))
+    write_files(folder / "images_001" / "images", table["Image Index"].str.removesuffix(".png"), "png", flat=True)
 
 
 def write_files(folder, ids, ending, flat=False):
@@ -196,7 +214,8 @@ def stand_ins():
 
 def write_data(name, folder, share):
     """Write the folder of a challenge, a share of its full length."""
-    {"siim_pneumothorax": write_siim, "vinbigdata": write_vinbigdata}[name](folder, share)
+    writers = {"siim_pneumothorax": write_siim, "vinbigdata": write_vinbigdata, "chestxray14": write_chestxray14}
+    writers[name](folder, share)
 
 
 def words(name, data):
