@@ -258,6 +258,8 @@ def main():
     parser.add_argument("--kills", type=int, default=2, choices=range(3))
     parser.add_argument("--folder", help="where the temporary folder goes")
     options = parser.parse_args()
+    if unknown := set(options.names) - SETTINGS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(SETTINGS)}")
     if label_table("siim-pneumothorax-train-rle.csv.gz") is None:
         print("skipped: SIIM's masks come with the package torchxrayvision (requirements-dev.txt)")
         return

@@ -55,6 +55,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(PLANS), metavar="NAME", help=", ".join(PLANS))
     options = parser.parse_args()
+    if unknown := set(options.names) - PLANS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PLANS)}")
     if label_table("siim-pneumothorax-train-rle.csv.gz") is None:
         print("skipped: the label tables come with the package torchxrayvision (requirements-dev.txt)")
         return

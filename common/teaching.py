@@ -43,7 +43,10 @@ def find_lessons(job):
         folder, lessons[kind] = getattr(job.options, kind), job.run.step(kind)
         if folder is not None and job.run.joined:
             same = (lessons[kind] or {}).get("run") == str(folder.resolve())
-            check(same, f"--{kind} {folder}: the process that works in {job.run.folder} has not asked it, or not yet")
+            where = f"the process that works in {job.run.folder}"
+            check(
+                same, f"--{kind} {folder}: {where} has no predictions of this teacher, or not yet; start it again later"
+            )
         if folder is not None and not job.run.joined:
             lessons[kind] = _ask_teacher(job, kind, folder)
         elif lessons[kind] is not None:
@@ -212,9 +215,9 @@ def teach(job, network, held_out):
         run, share = job.run.path(f"fold{fold}", kind), record.get("share", 1.0)
         labels = read_parquet(run / "labels.parquet")
         if not labels["image_id"].isin(images.table["image_id"]).all():
-            what = "learned from test images that are not this run's any more"
             raise InputError(
-                f"{job.run.folder}: {what}; for others, `predict`, `tune` and `submit`, or export and infer"
+                f"{job.run.folder}: its networks learned from test images that it no longer has; to predict others, "
+                "run `predict`, `tune` and `submit`, or export and infer"
             )
         own = images.rows_of(labels["image_id"])
         if kind == "pseudo":

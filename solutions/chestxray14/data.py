@@ -41,7 +41,6 @@ BOX_TABLE = "truth_boxes.parquet"  # NIH's boxes
 FURTHER_BOXES = "further_boxes.parquet"  # those of --boxes
 NO_BOXES = pd.DataFrame(columns=["image_id", "label", *BOX]).astype({"label": "int64"} | dict.fromkeys(BOX, float))
 ALONE = "the segmenter has no heart: features are weighted by the lungs alone, in CXR-IRNet by lungs and heart"
-NO_BOX = "has a box of a finding that its labels name; NIH's boxes are all on the official test list, so name others"
 LUNG_TABLE = "lungs.parquet"  # row k is store row k
 LUNG_COLUMNS = ["x_min", "y_min", "x_max", "y_max", "rule", "area"]
 MARKERS = (*KAGGLE.samples, *LISTS["test"])  # files that name the test images
@@ -158,8 +157,11 @@ def boxes_of(images, rows):
 def check_boxes(job):
     """Raise InputError if a loss of boxes has none to learn from in a fold; `plan` decodes too few images to tell."""
     for stage, fold in itertools.product(job.config.stages, job.config.folds):
-        lacks = getattr(job.config, stage).box_loss and not len(boxes_of(job.images, other_folds(job, fold)[0]))
-        check(not lacks, f"{stage}.box_loss: no training image of fold {fold} {NO_BOX} with --boxes")
+        if getattr(job.config, stage).box_loss and not len(boxes_of(job.images, other_folds(job, fold)[0])):
+            raise InputError(
+                f"{stage}.box_loss: no training image of fold {fold} has a box of a finding that its labels name; "
+                "NIH's boxes are all on the official test list, so name others with --boxes"
+            )
 
 
 def _sample(names):

@@ -140,14 +140,16 @@ def test_a_taught_run_with_other_test_images_says_what_is_possible(tmp_path, dat
     options = {"test": tmp_path / "some.csv", "fold_table": teacher / "folds.csv"}
     job = run(tmp_path / "pupil", data, verbs=("prepare", "predict", "tune", "submit"), **options)
     assert job.images.ids(job.images.rows("test")).tolist() == ["i17"]
-    with pytest.raises(InputError, match="learned from test images that are not this run's any more; for others"):
+    with pytest.raises(InputError, match="learned from test images that it no longer has; to predict others"):
         run(tmp_path / "pupil", data, verbs=("train",), test=tmp_path / "some.csv")
 
 
 def test_who_joins_a_run_before_it_has_asked_its_teacher_does_not_train_without(tmp_path, data, teacher):
     job = run(tmp_path / "pupil", data, verbs=("prepare",), pseudo=teacher)
     job.run.joined = True
-    with pytest.raises(InputError, match=r"--pseudo .*teacher: the process that works in .*pupil has not asked it"):
+    with pytest.raises(
+        InputError, match=r"--pseudo .*teacher: the process that works in .*pupil has no predictions of this"
+    ):
         teaching.find_lessons(job)
     job.run.record("pseudo", "", run=str(teacher.resolve()))
     assert teaching.find_lessons(job)["pseudo"]["run"] == str(teacher.resolve())

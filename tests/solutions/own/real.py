@@ -1,7 +1,8 @@
 """Real collections as a user could have them: `python -m tests.solutions.own.real KIND OUT` writes links and labels.
 
-Needs CXR_REAL_DATA; prints nothing. Kinds: nih (0/1 columns), boxes and polygons (ChestX-Det on NIH's images), findings
-(the column `label`, of ieee8023). JSRT's hearts need no conversion.
+Needs CXR_REAL_DATA; prints nothing. Kinds: nih (0/1 columns), boxes and polygons (ChestX-Det on NIH's images), further
+(ChestX-Det's boxes as a COCO file, on those of NIH's images that are not VinBigData's too), findings (the column
+`label`, of ieee8023). JSRT's hearts need no conversion.
 """
 
 import json
@@ -21,7 +22,8 @@ def write_folder(kind, out):
     """Write OUT/images, links to the images, and the labels; return `out`."""
     out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
-    files, write = {"nih": _nih, "boxes": _boxes, "polygons": _polygons, "findings": _findings}[kind](out)
+    kinds = {"nih": _nih, "boxes": _boxes, "polygons": _polygons, "further": _further, "findings": _findings}
+    files, write = kinds[kind](out)
     for path in files:
         link = out / "images" / path.name
         link.unlink(missing_ok=True)
@@ -64,6 +66,26 @@ def _polygons(out):
         points = [c * sizes[row.image_id][0] / SIDE for point in json.loads(row.polygon) for c in point]
         each = {"id": len(found), "image_id": names.index(row.image_id), "category_id": kinds.index(row[3])}
         found.append(each | {"segmentation": [points]})
+    coco = {"images": images, "annotations": found}
+    coco["categories"] = [{"id": k, "name": name} for k, name in enumerate(kinds)]
+    return [files[name] for name in names], lambda: (out / "labels.json").write_text(json.dumps(coco))
+
+
+def _further(out):
+    table, files = _chestxdet()
+    every = pd.read_csv(ROOT / "chestxdet" / "annotations.csv").dropna(subset="polygon")
+    theirs = every[every["pack"] == "vinbigdata"].set_index(["class", "polygon"]).index  # the same images, other names
+    table = table.dropna(subset="polygon")
+    shared = pd.MultiIndex.from_frame(table[["class", "polygon"]]).isin(theirs)
+    table = table[~table["image_id"].isin(table.loc[shared, "image_id"])]
+    names, kinds = sorted(table["image_id"].unique()), sorted(table["class"].unique())
+    sides, images, found = {"width": SIDE, "height": SIDE}, [], []
+    for k, name in enumerate(names):
+        images.append({"id": k, "file_name": files[name].name, "patient_id": name.split("_")[0]} | sides)
+    for _, row in table.iterrows():
+        box = [row["x_min"], row["y_min"], row["x_max"] - row["x_min"], row["y_max"] - row["y_min"]]
+        each = {"id": len(found), "image_id": names.index(row["image_id"]), "bbox": box}
+        found.append(each | {"category_id": kinds.index(row["class"])})
     coco = {"images": images, "annotations": found}
     coco["categories"] = [{"id": k, "name": name} for k, name in enumerate(kinds)]
     return [files[name] for name in names], lambda: (out / "labels.json").write_text(json.dumps(coco))
