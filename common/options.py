@@ -54,6 +54,7 @@ class Options:
     pseudo_weight: float = 1.0  # Times that --pseudo takes each image; 0.5: a random half of them.
     teacher: Path | None = None  # Finished run or blend, whose predictions of training images are mixed into labels.
     teacher_share: float = 0.5  # Share of the predictions of --teacher in the labels.
+    teacher_confidence: float = 0.5  # Least score of a box of --teacher that an image with true boxes lacks.
 
     seeds: tuple[int, ...] = ()  # run: one run per seed, beside --out and on the folds of the first, blended into it.
 
@@ -69,8 +70,10 @@ class Options:
         check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
         check(0 < self.pseudo_confidence < 1, f"--pseudo-confidence {self.pseudo_confidence}: must lie between 0 and 1")
         check(self.pseudo_weight > 0, f"--pseudo-weight must be above 0, not {self.pseudo_weight}")
-        check(0 < self.teacher_share < 1, f"--teacher-share {self.teacher_share}: must lie between 0 and 1")
-        for name in ("pseudo_confidence", "pseudo_weight", "teacher_share"):
+        for name in ("teacher_share", "teacher_confidence"):
+            value = getattr(self, name)
+            check(0 < value < 1, f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
+        for name in ("pseudo_confidence", "pseudo_weight", "teacher_share", "teacher_confidence"):
             alone = getattr(self, name) != vars(Options)[name] and getattr(self, name.split("_")[0]) is None
             check(not alone, f"--{name.replace('_', '-')} needs --{name.split('_')[0]}")
         distinct = len(set(self.seeds)) == len(self.seeds) != 1 and min(self.seeds, default=0) >= 0
@@ -88,7 +91,7 @@ PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", "halve_jpeg2
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
 FLAGS = ("--kaggle", "--json", "--grad-checkpointing", "--halve-jpeg2000")  # options without a value
 MEMORY = ("micro_batch", "grad_checkpointing")  # options that only trainings and `plan` read
-LESSONS = ("pseudo", "pseudo_confidence", "pseudo_weight", "teacher", "teacher_share")
+LESSONS = ("pseudo", "pseudo_confidence", "pseudo_weight", "teacher", "teacher_share", "teacher_confidence")
 TRAINING = ("log_to", "devices_per_training", *MEMORY, *LESSONS)  # options that only trainings read
 NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")

@@ -19,7 +19,7 @@ from common.predictions import predict_test
 from common.recipe import read_rule, train_all
 from common.runs import start_log
 from common.step import run_step
-from common.teaching import describe_lessons
+from common.teaching import read_lessons
 
 log = logging.getLogger(__name__)
 WHOLE = ("last", "classic", "ema")  # averages that belong to a whole training; the others end where validation peaks
@@ -43,18 +43,19 @@ def refit_tool(recipe, config_class):
         check(run.resolve() != out.resolve(), f"--out {out}: is the run itself; name a new folder")
         with open_run(recipe, config_class, run, device="cpu") as source:
             source.refuse_derived()
-            check(not describe_lessons(source.run), f"{run}: learned from a teacher, which a refit cannot")
             read_rule(source)  # refused before anything is written if it is not current
             settings = {network.stage: chosen_settings(source, network) for network in source.recipe.networks(source)}
             config = replace(source.config, folds=(source.config.n_folds,))
             key = [source.run.step("tune")["key"], settings]
             about = {"run": str(run.resolve()), "settings": settings, "neutral": source.recipe.neutral(source)}
+            about["lessons"] = read_lessons(source.run, folder=str(run.resolve()))
             derive_run(source, out, config, "refit", key, **about)
             for name in ("tuned.json", "score.json"):
                 with atomic_path(out / name) as temporary:
                     shutil.copyfile(source.run.path(name), temporary)
         with open_run(recipe, config_class, out, device=device, workers=workers, hours=hours) as job:
             start_log(job.run.path("log.txt"))
+            job.lessons = read_lessons(job.run)
             with job.budget.watching():
                 train_all(job, [on_all_images(job, one) for one in job.recipe.networks(job)])
                 run_step(job, replace(job.steps["predict"], make=lambda job: {"images": predict_test(job)}))

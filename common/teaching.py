@@ -23,6 +23,7 @@ from common.infer.mixing import mixed_boxes, value_columns
 from common.job import open_run
 from common.listing import FURTHER
 from common.paths import read_parquet, write_table
+from common.post.boxes import BOX, iou_matrix
 from common.predictions import prediction_files, read_predictions
 from common.runs import Run
 from common.step import Step, key_of, require, run_step
@@ -63,8 +64,8 @@ def _ask_teacher(job, kind, folder):
     machine = {"device": job.options.device, "workers": job.options.workers}
     with open_run(job.recipe, type(job.config), folder, **machine) as teacher:
         key = [require(teacher, teacher.steps["predict"])["key"], settings, job.images.key, job.images.pixels_key]
-        boxes = "x_min" in read_parquet(teacher.run.path("oof.parquet"))
-        check(not boxes or kind == "pseudo", f"{option}: boxes are no soft targets, only --pseudo takes them")
+        if kind == "teacher" and "x_min" in read_parquet(teacher.run.path("oof.parquet")):
+            settings["confidence"] = job.options.teacher_confidence
         ranks = (teacher.run.step("blend") or {}).get("average") == "rank"
         check(not ranks, f"{option}: a blend of ranks, which are no probabilities")
         theirs, own = (each.images.about.get("classes") for each in (teacher, job))
@@ -96,7 +97,7 @@ def _predict_fold(kind, teacher, settings, fold, job):
         found = predict_by(teacher, job, fold, ids, run)
         labels = processes.ask_main(lambda: _write_labels(job, kind, settings, ids, found, run))
     log.info(f"fold {fold}: {labels:,} of {len(ids):,} images are labelled by {teacher.run.folder}")
-    check(labels, f"--{kind}: no prediction for fold {fold} is confident enough; lower --pseudo-confidence")
+    check(labels, f"--{kind}: no prediction for fold {fold} is confident enough; lower --{kind}-confidence")
     return {"images": labels}
 
 
@@ -155,14 +156,18 @@ def _write_labels(job, kind, settings, ids, found, run):
     """Write what the predictions of a fold teach and return the number of images.
 
     labels.parquet: image_id, position (of its map), and as probabilities the columns that images.parquet has of the
-    solution's `soft_labels`. boxes.parquet, of a detector: the boxes. Pseudo-labels are only those that are confident
-    in every column and channel, and whose boxes or mask, if there are columns too, say the same as these; up to a
-    confidence of 0.5 all are.
+    solution's `soft_labels`. boxes.parquet, of a detector: the confident boxes; of a teacher of training images, those
+    that the images lack. Pseudo-labels are only those that are confident in every column and channel, and whose boxes
+    or mask, if there are columns too, say the same as these; up to a confidence of 0.5 all are.
     """
     labels, least = pd.DataFrame({"image_id": ids, "position": np.arange(len(ids))}), settings.get("confidence")
     soft = job.recipe.soft_labels(found)
     columns = [] if "x_min" in soft else [name for name in value_columns(soft) if name in job.images.table]
     labels = labels.merge(soft[["image_id", *columns]], on="image_id") if columns else labels
+    if "x_min" in found.table:
+        boxes = _confident_boxes(found.table, job.images, least, only_missing=kind == "teacher")
+        write_table(run.path("boxes.parquet"), boxes)
+        boxed = labels["image_id"].isin(boxes["image_id"]).to_numpy()
     if kind == "pseudo":
         values, shows = labels[columns].to_numpy(), None
         sure = ((values >= least) | (values <= 1 - least)).all(axis=1)
@@ -170,24 +175,38 @@ def _write_labels(job, kind, settings, ids, found, run):
             clear, shows = np.array([_read_mask(found.maps[at], least) for at in labels["position"]]).T
             sure &= clear
         elif "x_min" in found.table:
-            # class by class, since specialists do not vote on the others, whose scores would fall with their number
-            boxes = [_fuse(each, job.images.table) for _, each in found.table.groupby("class_id")]
-            boxes = pd.concat([found.table[:0], *boxes], ignore_index=True)
-            boxes = boxes[boxes["score"] >= least]
-            write_table(run.path("boxes.parquet"), boxes)
-            shows = labels["image_id"].isin(boxes["image_id"]).to_numpy()
+            shows = boxed
             sure &= shows | (len(columns) > 0)
         if columns and shows is not None and least > 0.5:
             sure &= (values >= 0.5).any(axis=1) == shows
         labels = labels[sure]
+    elif "x_min" in found.table and not columns:
+        labels = labels[boxed]
     write_table(run.path("labels.parquet"), labels)
     return len(labels)
 
 
-def _fuse(boxes, images):
-    """Return the boxes of one class, those of the members that find any of it fused with equal weights."""
-    names = boxes["member"].unique().tolist()
-    return next(iter(mixed_boxes(boxes, images, names, IOU, [(1,) * len(names)])))
+def _confident_boxes(table, images, least, only_missing):
+    """Return a teacher's boxes with a fused score of at least `least`.
+
+    only_missing: only those on images with true boxes, none of which is of the same class and overlaps by IOU.
+    """
+    fused = [table[:0]]
+    for _, boxes in table.groupby("class_id"):  # specialists would lower the scores of classes they do not vote on
+        names = boxes["member"].unique().tolist()
+        fused += mixed_boxes(boxes, images.table, names, IOU, [(1,) * len(names)])
+    boxes = pd.concat(fused, ignore_index=True)
+    boxes = boxes[boxes["score"] >= least]
+    if not only_missing:
+        return boxes
+    true, missing = images.tables["boxes.parquet"], []
+    true = true.assign(image_id=images.ids(true["row"])).groupby("image_id")
+    for name, of_image in boxes.groupby("image_id"):
+        if name in true.indices:
+            known = true.get_group(name)
+            same = of_image["class_id"].to_numpy()[:, None] == known["class_id"].to_numpy()
+            missing.append(of_image[~((iou_matrix(of_image[BOX], known[BOX]) >= IOU) & same).any(axis=1)])
+    return pd.concat([boxes[:0], *missing])
 
 
 def _read_mask(probs, least):
@@ -206,41 +225,60 @@ def teach(job, network, held_out):
     The key is None without teachers. Test images with a held-out patient, or with the pixels of a held-out image, are
     left out.
     """
-    rows, keys, fold, pupil = np.zeros(0, int), [], network.fold, job
-    if job.lessons and fold in job.config.folds:
-        images = replace(job.images, table=job.images.table.copy(), tables=dict(job.images.tables), taught={})
-        pupil = replace(job)
-        pupil.__dict__["images"] = images
-    for kind, record in job.lessons.items() if pupil is not job else ():
-        run, share = job.run.path(f"fold{fold}", kind), record.get("share", 1.0)
-        labels = read_parquet(run / "labels.parquet")
+    fold, further = network.fold, np.zeros(0, int)
+    if not job.lessons or fold not in job.config.folds:
+        return job, further, None
+    images = replace(job.images, table=job.images.table.copy(), tables=dict(job.images.tables), taught={})
+    pupil = replace(job)
+    pupil.__dict__["images"] = images
+    for kind, record in job.lessons.items():
+        labels, boxes = _read_lesson(job, kind, record, fold)
         if not labels["image_id"].isin(images.table["image_id"]).all():
             raise InputError(
                 f"{job.run.folder}: its networks learned from test images that it no longer has; to predict others, "
                 "run `predict`, `tune` and `submit`, or export and infer"
             )
-        own = images.rows_of(labels["image_id"])
+        own, share = images.rows_of(labels["image_id"]), record.get("share", 1.0)
         if kind == "pseudo":
-            copies = images.are_copies(own, np.union1d(images.rows(folds=[fold]), held_out))
-            labels, own = labels[~copies], own[~copies]
-        _mix(images, own, labels, share)
-        maps = str(run / "test_probs.b2nd") if job.recipe.maps else None
-        images.taught.update({row: (maps, at, share) for row, at in zip(own.tolist(), labels["position"], strict=True)})
-        if kind == "pseudo":
-            if (run / "boxes.parquet").is_file():
-                _add_boxes(images, own, read_parquet(run / "boxes.parquet"))
-            rows = np.random.default_rng([job.config.seed, fold]).permutation(network.taught(pupil, own))
-            rows = np.resize(rows, round(record["weight"] * len(rows)))
-            text = f"fold{fold}/{network.stage}: {len(rows):,} samples with labels of {record['run']}"
-            log.info(f"{text}; {copies.sum()} copies or patients of held-out images left out")
-        keys.append([kind, record["key"], rows.tolist()])
-    return pupil, rows, keys or None
+            held_rows = np.union1d(images.rows(folds=[fold]), held_out) if fold < job.config.n_folds else further
+            copies = images.are_copies(own, held_rows)
+            further, labels, own = own[~copies], labels[~copies], own[~copies]
+        _mix(images, own, labels.drop(columns=["image_id", "position", "maps"]), share)
+        maps = labels["maps"] if job.recipe.maps else [None] * len(own)
+        places = zip(own.tolist(), maps, labels["position"], strict=True)
+        images.taught.update({row: (path, position, share) for row, path, position in places})
+        if boxes is not None:
+            _add_boxes(images, own, boxes)
+    if "pseudo" in job.lessons:
+        record = job.lessons["pseudo"]
+        further = np.random.default_rng([job.config.seed, fold]).permutation(network.taught(pupil, further))
+        further = np.resize(further, round(record["weight"] * len(further)))
+        text = f"fold{fold}/{network.stage}: {len(further):,} samples with labels of {record['run']}"
+        log.info(f"{text}; {copies.sum()} copies or patients of held-out images left out")
+    return pupil, further, [[kind, record["key"], further.tolist()] for kind, record in job.lessons.items()]
+
+
+def _read_lesson(job, kind, record, fold):
+    """Return what a fold learns from a teacher: its labels, with the file of the maps, and boxes or None.
+
+    A refit, whose record names the `folder` of the run that it comes from, learns what the folds did: for each image,
+    what one of them, drawn at random, was taught.
+    """
+    folder, folds = (record["folder"], record["images"]) if "folder" in record else (job.run.folder, [fold])
+    paths = [Path(folder, f"fold{each}", kind) for each in folds]
+    labels = [read_parquet(path / "labels.parquet").assign(maps=str(path / "test_probs.b2nd")) for path in paths]
+    labels = pd.concat(labels, ignore_index=True).sample(frac=1, random_state=job.config.seed)
+    labels = labels.drop_duplicates("image_id").sort_index().reset_index(drop=True)
+    if not (paths[0] / "boxes.parquet").is_file():
+        return labels, None
+    boxes = [read_parquet(path / "boxes.parquet").assign(maps=str(path / "test_probs.b2nd")) for path in paths]
+    return labels, pd.concat(boxes, ignore_index=True).merge(labels[["image_id", "maps"]])
 
 
 def _mix(images, rows, labels, share):
     """Move the labels of store rows by `share` towards a teacher's; unknown ones, NaN or negative, stay so."""
     places = pd.Index(images.table["row"]).get_indexer(rows)
-    for name in labels.columns.difference(["image_id", "position"]):
+    for name in labels:
         values, soft = images.table[name].to_numpy(float, copy=True), labels[name].to_numpy()
         before = values[places]
         mixed = np.where(before >= 0, (1 - share) * before + share * soft, before)
@@ -257,11 +295,16 @@ def _add_boxes(images, rows, boxes):
     images.tables["boxes.parquet"] = pd.concat([known, boxes], ignore_index=True)
 
 
+def read_lessons(run, **more):
+    """Return the records of what a Run or, of a refit, its source has learned from teachers, by kind, with `more`."""
+    refit = (run.step("refit") or {}).get("lessons", {})
+    return {kind: record | more for kind in KINDS if (record := run.step(kind) or refit.get(kind))}
+
+
 def describe_lessons(run):
     """Return what the networks of a Run have learned from teachers, JSON by kind, without paths."""
-    found = {kind: record for kind in KINDS if (record := run.step(kind))}
     kept = ("confidence", "weight", "share", "images")
     return {
         kind: {"run": Path(record["run"]).name, **{name: record[name] for name in kept if name in record}}
-        for kind, record in found.items()
+        for kind, record in read_lessons(run).items()
     }

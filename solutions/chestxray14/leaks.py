@@ -7,6 +7,7 @@ from pathlib import Path
 from common.errors import InputError, check
 from common.nn.weights import read_state
 from common.paths import read_json, read_parquet
+from common.teaching import read_lessons
 from common.train.checkpoint import load_weights
 from solutions.chestxray14.labels import names_digest
 
@@ -36,7 +37,7 @@ def seen_unlabelled(config, run=None):
 
     With a Run, also whether it was trained on its own test images, with a teacher's labels (common.teaching).
     """
-    taught = [] if run is None or not run.step("pseudo") else ["trained on its test images, with a teacher's labels"]
+    taught = ["trained on its test images, with a teacher's labels"] * bool(run and "pseudo" in read_lessons(run))
     paths = sorted({each.weights for each in config.branches if _is_unlabelled(Path(each.weights))})
     line = "these weights have seen NIH's images, perhaps of the test list, but no labels"
     return [*(f"{path}: {line}" for path in paths), *taught]

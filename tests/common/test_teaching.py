@@ -206,6 +206,49 @@ def test_boxes_count_from_their_score(tmp_path):
     assert job.images.tables["boxes.parquet"]["row"].tolist() == [3, 0]
 
 
+def test_a_teacher_adds_the_boxes_that_an_image_with_boxes_lacks(tmp_path):
+    boxes = pd.DataFrame({"image_id": list("aaab"), "class_id": [0, 1, 1, 1], "score": [0.9, 0.9, 0.4, 0.9]})
+    boxes = boxes.assign(
+        x_min=1.0, y_min=[1.0, 1.0, 6.0, 1.0], x_max=5.0, y_max=[5.0, 5.0, 9.0, 5.0], member="net", fold=0
+    )
+    job = fake_job()
+    true = pd.DataFrame({"row": [0], "class_id": [0], "x_min": [1.0], "y_min": [2.0], "x_max": [5.0], "y_max": [5.0]})
+    job.images.tables["boxes.parquet"] = true  # overlaps the first box; image b has none
+    found = Predicted(boxes, {"": boxes})
+    for confidence, expected in ((0.5, [(1, 1.0)]), (0.3, [(1, 1.0), (1, 6.0)])):
+        assert labelled(tmp_path, job, found, confidence, kind="teacher") == "a"
+        kept = read_parquet(tmp_path / "labels" / "boxes.parquet")
+        assert list(zip(kept["class_id"], kept["y_min"], strict=True)) == expected
+    assert labelled(tmp_path, job, found, 0.95, kind="teacher") == ""
+    gate = pd.DataFrame({"image_id": list("abcd"), "target": [0.9, 0.1, 0.1, 0.6]})
+    recipe = replace(TOY, soft_labels=lambda found: found.tables["_gate"])
+    known = fake_job(recipe, target=0)
+    known.images.tables["boxes.parquet"] = true
+    assert labelled(tmp_path, known, Predicted(boxes, {"": boxes, "_gate": gate}), kind="teacher") == "abcd"
+
+
+def test_a_refit_learns_for_each_image_what_one_fold_was_taught(tmp_path, data, teacher):
+    job = run(tmp_path / "pupil", data, pseudo=teacher, pseudo_confidence=0.1, teacher=teacher, verbs=VERBS[:2])
+    refit = replace(job, config=replace(job.config, folds=(2,)))
+    refit.lessons = teaching.read_lessons(job.run, folder=str(job.run.folder))
+    network = replace(networks(job)[0], fold=2)
+    pupil, further, _ = teaching.teach(refit, network, job.images.rows(folds=[0]))
+    assert sorted(further) == job.images.rows("test").tolist()
+    taught = pupil.images.table.set_index("image_id")["bright"]
+    by_fold = [
+        pd.concat([read_parquet(job.run.path(f"fold{k}", kind, "labels.parquet")) for kind in teaching.KINDS])
+        for k in (0, 1)
+    ]
+    first, second = (each.set_index("image_id")["bright"] for each in by_fold)
+    tests = job.images.ids(further)
+    of_first, of_second = (taught[tests] == each[tests] for each in (first, second))
+    assert (of_first | of_second).all() and of_first.any() and of_second.any()
+    for fold, labels in ((1, first), (0, second)):  # what fold 0 was taught lies in fold 1
+        ids = job.images.ids(job.images.rows(folds=[fold]))
+        before = job.images.table.set_index("image_id")["bright"]
+        np.testing.assert_allclose(taught[ids], 0.5 * before[ids] + 0.5 * labels[ids])
+
+
 def test_specialists_do_not_lower_the_scores_of_other_classes(tmp_path):
     boxes = pd.DataFrame({"image_id": list("aab"), "class_id": [0, 0, 3], "score": 0.9, "fold": 0})
     boxes = boxes.assign(x_min=1.0, y_min=1.0, x_max=5.0, y_max=5.0, member=["net", "zero=net", "net"])

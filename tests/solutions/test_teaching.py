@@ -37,4 +37,8 @@ def test_pseudo_labels(words, solution, command, refused, run_copy, sample, tmp_
     assert "was trained without --pseudo run, or" in refused("train", "--out", "pupil", "--pseudo", "run")
     assert "is the run itself" in refused("train", "--out", "run", "--pseudo", "run")
     assert "was trained without --pseudo pupil" in refused("train", "--out", "run", "--pseudo", "pupil")
-    assert "learned from a teacher" in refused("refit", "pupil", "--out", "whole")
+    assert command("refit", "pupil", "--out", "whole").status == 0
+    (fold,) = read_json(tmp_path / "whole" / "config.json")["folds"]
+    assert f"fold{fold}/{stage.parent.name}: " in (tmp_path / "whole" / "log.txt").read_text()
+    assert command("export", "whole", "--out", "exported").status == 0
+    assert read_json(tmp_path / "exported" / "trained.json")["taught"]["pseudo"]["run"] == "run"
