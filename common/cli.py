@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import functools
 import io
+import itertools
 import logging
 import re
 import signal
@@ -164,6 +165,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if preset is not None and preset not in config_module.PRESETS:
         raise InputError(f"{preset!r} is not a preset of {solution}: {', '.join(config_module.PRESETS)}")
+    on_all, rest = _take_all_folds(rest)
     takes, line = getattr(config_module, "TAKES", ()), f"{known[verb][0].upper()}{known[verb][1:]}."
     shown = {"description": line, "hidden": hidden_options(verb, takes)}
     preset, base = _base_config(solution, config_module, verb, preset, rest, shown)
@@ -174,18 +176,34 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     if verb in more:
         _require_one_process(verb)
     call = functools.partial(_call_verbs, tuple(VERBS) if verb == "run" else (verb,), solution, preset)
-    if not options.seeds:
+    check(not on_all or (verb == "run" and not options.seeds), "--folds all belongs to `run`, without --seeds")
+    if not options.seeds and not on_all:
         return call(config, options, load_verbs, tools)
-    _require_one_process("run --seeds")
+    _require_one_process("run --folds all" if on_all else "run --seeds")
     out, begun, folders = options.out or Path("runs") / f"{solution}-{preset}", time.monotonic(), []
+
+    def left():
+        return options.hours and max(1e-3, options.hours - (time.monotonic() - begun) / 3600)
+
+    if on_all:
+        source = out.with_name(f"{out.name}-folds")
+        left_out = call(config, dataclasses.replace(options, out=source), load_verbs, tools)
+        machine = {"hours": left(), "device": options.device, "workers": options.workers}
+        load_tools("refit")["refit"](source, out=out, **machine)
+        return left_out
     for seed in options.seeds:
-        left = options.hours and max(1e-3, options.hours - (time.monotonic() - begun) / 3600)
-        one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{seed}"), hours=left)
+        one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{seed}"), hours=left())
         if folders and options.fold_table is None:
             one = dataclasses.replace(one, fold_table=folders[0] / "folds.csv")
         call(dataclasses.replace(config, seed=seed), one, load_verbs, tools)
         folders.append(one.out)
     return load_tools("blend")["blend"](tuple(folders), out=out)
+
+
+def _take_all_folds(words):
+    """Return whether the command line asks for `--folds all`, and the words without it."""
+    places = [at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("--folds", "all")]
+    return bool(places), words[: places[0]] + words[places[0] + 2 :] if places else words
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs, tools):

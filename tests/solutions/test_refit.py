@@ -36,6 +36,16 @@ def test_a_refit_is_trained_on_every_image_and_submits_by_the_rule(run_copy, com
     assert "use the run it comes from" in refused("refit", "whole", "--out", "more")
 
 
+def test_all_folds_and_then_a_refit(command, refused, solution, sample, tmp_path):
+    words = ["run", *solution.words, "--data", sample, "--out", "whole", "--folds", "all"]
+    result = command(*words)
+    assert not result.errors and result.status == 0, result.errors
+    assert read_json(tmp_path / "whole/manifest.json")["steps"]["refit"]["run"] == str(tmp_path / "whole-folds")
+    assert (tmp_path / "whole-folds/score.json").is_file() and (tmp_path / "whole/submission.csv").is_file()
+    assert "--folds all belongs to `run`, without --seeds" in refused(*words, "--seeds", "3", "4")
+    assert "--folds all belongs to `run`" in refused("train", *words[1:])
+
+
 def test_a_run_per_seed_on_the_same_folds_blended(command, refused, solution, sample, tmp_path):
     words = ["run", *solution.words, "--data", sample, "--out", "all"]
     result = command(*words, "--seeds", "3", "4")
