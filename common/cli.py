@@ -214,6 +214,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
     begun, device = time.monotonic(), distributed.start(options.device)
     run = Run(options.out or Path("runs") / f"{solution}-{preset}", may_join=names == ("train",))
     try:
+        run.joined = processes.ask_main(lambda: run.joined)
         start_log(run.path("log.txt") if processes.is_main() else None)
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))
         verbs = load_verbs()

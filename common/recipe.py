@@ -22,7 +22,7 @@ from common.predictions import predict_all, prediction_files, prediction_key, re
 from common.report.frame import write_report
 from common.step import Step, changed_settings, require, run_step
 from common.submit.table import write_submission
-from common.teaching import find_lessons
+from common.teaching import find_lessons, name_teachers
 from common.train.queue import work_through
 
 log = logging.getLogger(__name__)
@@ -172,6 +172,7 @@ def prepare(job):
 
     def make():
         job.refuse_derived()
+        name_teachers(job)
         networks_of.check_initial_weights(job, job.recipe.networks(job))
         prepare_images(job, job.recipe, announce)
 
@@ -184,6 +185,7 @@ def train(job):
     _ = job.images  # refused before anything is written if it is not prepared
     if job.run.joined and (changed := changed_settings(job)):
         raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")
+    name_teachers(job)
     job.recipe.before_training(job)
     job.lessons = find_lessons(job)
     networks_of.check_initial_weights(job, job.recipe.networks(job))

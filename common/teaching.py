@@ -30,6 +30,7 @@ from common.step import Step, key_of, require, run_step
 
 log = logging.getLogger(__name__)
 KINDS = ("pseudo", "teacher")  # options that name a run, and steps of a run that learns from one
+NAMED = "teachers"  # record of a run: those that its last command named
 IOU = 0.5  # overlap from which a teacher's boxes are fused
 
 
@@ -39,20 +40,40 @@ def find_lessons(job):
     Without the options, the records are those of the run's earlier trainings. Raises InputError for a teacher whose
     networks have seen held-out images, and if trainings have begun with other lessons.
     """
-    lessons = {}
+    lessons, named = {}, job.run.step(NAMED) or {}
     for kind in KINDS:
         folder, lessons[kind] = getattr(job.options, kind), job.run.step(kind)
-        if folder is not None and job.run.joined:
-            same = (lessons[kind] or {}).get("run") == str(folder.resolve())
+        if job.run.joined:
+            asked = str(folder.resolve()) if folder else named.get(kind)
             where = f"the process that works in {job.run.folder}"
             check(
-                same, f"--{kind} {folder}: {where} has no predictions of this teacher, or not yet; start it again later"
+                asked in (None, (lessons[kind] or {}).get("run")),
+                f"--{kind} {folder or asked}: {where} has no predictions of this teacher, or not yet; "
+                "start it again later",
             )
         if folder is not None and not job.run.joined:
             lessons[kind] = _ask_teacher(job, kind, folder)
         elif lessons[kind] is not None:
             log.info(f"{kind}: as before, from {lessons[kind]['run']}")
     return {kind: record for kind, record in lessons.items() if record}
+
+
+def name_teachers(job):
+    """Record in a prepared run which teachers this command names, for processes that join before these have predicted.
+
+    Of an earlier command's, those that have not predicted are named in the log and forgotten.
+    """
+    if job.run.joined or job.run.step("prepare") is None:
+        return
+    before, now = job.run.step(NAMED) or {}, {k: f for k in KINDS if (f := getattr(job.options, k)) is not None}
+    for kind in KINDS:
+        if kind in before and kind not in now and job.run.step(kind) is None:
+            log.warning(
+                f"--{kind} {before[kind]}: named before, but it has not predicted; this command does without it"
+            )
+    job.run.forget(NAMED)
+    if now:
+        job.run.record(NAMED, "", **{kind: str(folder.resolve()) for kind, folder in now.items()})
 
 
 def _ask_teacher(job, kind, folder):

@@ -144,15 +144,29 @@ def test_a_taught_run_with_other_test_images_says_what_is_possible(tmp_path, dat
         run(tmp_path / "pupil", data, verbs=("train",), test=tmp_path / "some.csv")
 
 
-def test_who_joins_a_run_before_it_has_asked_its_teacher_does_not_train_without(tmp_path, data, teacher):
+def test_who_joins_a_run_before_it_has_asked_its_teacher_does_not_train_without(
+    tmp_path, data, teacher, caplog, monkeypatch
+):
+    def join(job, *of):
+        for folder in (teacher, None):
+            other = replace(job, options=replace(job.options, pseudo=folder), run=Run(job.run.folder, may_join=True))
+            with pytest.raises(
+                InputError, match=r"--pseudo .*teacher: the process that works in .*pupil has no predic"
+            ):
+                TOY.verbs()["train"](other)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teaching, "_ask_teacher", join)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "pupil", data, pseudo=teacher)
+    monkeypatch.undo()
     job = run(tmp_path / "pupil", data, verbs=("prepare",), pseudo=teacher)
     job.run.joined = True
-    with pytest.raises(
-        InputError, match=r"--pseudo .*teacher: the process that works in .*pupil has no predictions of this"
-    ):
-        teaching.find_lessons(job)
     job.run.record("pseudo", "", run=str(teacher.resolve()))
     assert teaching.find_lessons(job)["pseudo"]["run"] == str(teacher.resolve())
+    job.run.forget("pseudo")
+    assert not run(tmp_path / "pupil", data, verbs=("train",)).lessons  # not named again, which the log says
+    assert "named before, but it has not predicted" in caplog.text
 
 
 def fake_job(recipe=TOY, **columns):
