@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 
 from common.config import digest
+from common.data.dicom import read_image_and_header
 from common.data.folds import load_folds, make_folds, save_folds, shared_groups
+from common.data.grey import hash_pixels
 from common.data.loaders import UNKNOWN, SampleDataset
-from common.data.store import Store, prepare_store
+from common.data.store import Store, prepare_store, to_square
 from common.errors import InputError, check
 from common.listing import FURTHER, leave_out_unreadable
 from common.paths import read_array, read_parquet, write_csv, write_table
@@ -28,6 +30,7 @@ from common.submit.table import write_submission
 log = logging.getLogger(__name__)
 RECORDED = dict.fromkeys(("store", "data", "tables_key", "images_key"), str) | {"normals": list, "tables": list}
 RECORDED |= dict.fromkeys(("made_with", "arrays", "about", "made"), dict)
+HALVED = "-halved"  # end of the name of a store of images decoded with --halve-jpeg2000
 SAMPLE = "sample_submission.csv"  # the ids that a submission must have
 
 
@@ -146,6 +149,7 @@ def prepare_images(job, recipe, announce=None):
         listing = with_folds(job, listing)
         tables_key = _tables_key(job, listing)
         _check_trainings(job, "tables_key", tables_key)
+    _check_decoding(job, listing)
     if announce is not None and job.run.step("prepare") is None:
         announce(job, listing)
     store = decode(job, listing)
@@ -248,7 +252,7 @@ def decode(job, listing):
     options, size, ids = job.options, job.config.store_size, listing.table["image_id"].tolist()
     root = options.store or job.run.folder.resolve().parent / "stores"
     folder = root / f"{job.solution}-{size}px-{digest(str(Path(listing.folder).resolve()), ids)[:8]}"
-    folder = folder.with_name(folder.name + "-halved" * options.halve_jpeg2000)
+    folder = folder.with_name(folder.name + HALVED * options.halve_jpeg2000)
     placeholders = listing.placeholders
     if placeholders is None:
         replaced = (listing.table["split"] == "test") | (options.on_bad_image == "skip")
@@ -270,13 +274,33 @@ def trainings(run):
     return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
 
 
-def _check_trainings(job, name, key):
+def _check_trainings(job, name, key, what="other images, labels, folds or settings of `prepare`"):
     begun, record = trainings(job.run), job.run.step("prepare")
     if begun and record and record.get(name) != key:
         raise InputError(
-            f"{begun[0]}: was trained on other images, labels, folds or settings of `prepare`{changed_settings(job)}; "
+            f"{begun[0]}: was trained on {what}{changed_settings(job)}; "
             "give the run another --out, or delete the trainings in it"
         )
+
+
+def _check_decoding(job, listing):
+    """Raise InputError if trainings have begun and all images would be decoded in vain, as the first one tells."""
+    record, halve = job.run.step("prepare"), job.options.halve_jpeg2000
+    if record is None or not {"made_with", "store"} <= record.keys():
+        return
+    _check_trainings(job, "made_with", json.loads(json.dumps(job.recipe.made_with(job.config))))
+    halved = record["store"].endswith(HALVED)
+    now = record["store"] if halved == halve else ""
+    _check_trainings(job, "store", now, f"images decoded with{'out' * halve} --halve-jpeg2000")
+    try:
+        used = read_parquet(job.run.path("images.parquet")).query("fold >= 0")
+        first, row = used[["image_id", "row"]].iloc[0]
+        known = Store.open(record["store"]).table["content"][row]
+        image = read_image_and_header(listing.files[first], job.config.store_size * halve)[0]
+    except (InputError, KeyError):  # `decode` and the other checks name what is wrong
+        return
+    now = record["store"] if hash_pixels(to_square(image, job.config.store_size)) == known else ""
+    _check_trainings(job, "store", now, f"other pixels of {first}")
 
 
 def with_folds(job, listing):

@@ -93,12 +93,26 @@ def test_keys_follow_labels_folds_settings_and_pixels(prepare, data, tmp_path):
     assert keys()[0] != first[0]
 
 
+def unstratified(job):
+    return replace(TOY.read(job), strata=None)
+
+
 def test_other_data_are_refused_under_a_training(prepare, data, tmp_path):
     rewrite(data / "i01.png", 6)
+    shutil.copytree(data, other := tmp_path / "other")
+    rewrite(other / "i00.png", 9)
     prepare()
     (tmp_path / "run" / "fold0" / "net").mkdir(parents=True)
     (tmp_path / "run" / "fold0" / "net" / "last.ckpt").touch()
     prepare()  # the same
+    for options, said in (
+        ({"halve_jpeg2000": True}, "decoded without --halve"),
+        ({"data": other}, "other pixels of i00"),
+        ({"config": Config(store_size=9), "recipe": replace(TOY, read=unstratified)}, "or settings of `prepare`"),
+    ):
+        with pytest.raises(InputError, match=f"fold0/net: was trained on .*{said}"):
+            prepare(**options)
+    assert len([*(tmp_path / "stores").iterdir()]) == 1  # nothing else was decoded
     before = (tmp_path / "run" / "images.parquet").read_bytes()
     size = (data / "i01.png").stat().st_size
     rewrite(data / "i01.png", 7)
