@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -22,28 +23,28 @@ NIH_HEADER = (
 )
 
 
-def write_sample(folder, parameters, least, write):
-    """Fill a temporary folder by `write(path)`, rename it to `folder` and return that as a Path.
+def write_sample(folder, solution, version, least, write, **parameters):
+    """Fill a temporary folder by `write(path, **parameters)`, rename it to `folder` and return that as a Path.
 
-    parameters: all that the files depend on, stored in sample.json: `sample` (the solution), `version`, and integers
-    whose minima `least` gives. A complete sample of equal parameters is kept, any other replaced. Raises InputError for
-    a number out of range and for a folder that holds other files.
+    least: the minima of the parameters that are whole numbers, by name. All that the files depend on is stored in
+    sample.json. A complete sample of equal parameters is kept, any other replaced. Raises InputError for a number out
+    of range and for a folder that holds other files.
     """
     for name, smallest in least.items():
         if not isinstance(parameters[name], int) or parameters[name] < smallest:
             raise InputError(f"sample: {name}={parameters[name]!r} must be a whole number of at least {smallest}")
-    folder = Path(folder)
+    folder, wanted = Path(folder), {"sample": solution, "version": version, **parameters}
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         known = paths.read_json(folder / "sample.json") if (folder / "sample.json").is_file() else {}
-        if not isinstance(known, dict) or known.get("sample") != parameters["sample"]:
-            raise InputError(f"{folder}: holds something other than a sample of {parameters['sample']}; name another")
-        if known == parameters:
+        if not isinstance(known, dict) or known.get("sample") != solution:
+            raise InputError(f"{folder}: holds something other than a sample of {solution}; name another")
+        if known == wanted:
             return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
         new, stale = Path(temporary, "new"), Path(temporary, "stale")
-        write(new)
-        paths.write_json(new / "sample.json", parameters)
+        write(new, **parameters)
+        paths.write_json(new / "sample.json", wanted)
         if folder.exists():
             os.rename(folder, stale)
         os.rename(new, folder)
@@ -56,11 +57,52 @@ def in_threads(function, *columns):
         return list(pool.map(function, *columns))
 
 
-def write_rows(path, rows):
-    """Write the rows of a CSV file, header included, and its folder."""
+def write_rows(path, rows, header="", end="\r\n"):
+    """Write a CSV file and its folder: the header as it stands, if it is not the first of the rows, then the rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
-        csv.writer(file).writerows(rows)
+        file.write(header and header + end)
+        csv.writer(file, lineterminator=end).writerows(rows)
+
+
+def draw_visits(rng, count):
+    """Return the visit number of each of `count` images: half of the patients have one image, some two to four."""
+    visits = []
+    while len(visits) < count:
+        visits += range(rng.choice(4, p=(0.5, 0.25, 0.15, 0.1)) + 1)
+    return visits[:count]
+
+
+def draw_findings(rng, count, names, healthy, least, most):
+    """Return the findings of `count` images, tuples of `names` in their order, all of them equally often.
+
+    `healthy` images, at random places, have none; the others have `least` to `most`, in turn.
+    """
+    ill = rng.permutation(count) >= healthy
+    seen, found = np.zeros(len(names)), []
+    for i in range(count):
+        number = least + ill[:i].sum() % (most - least + 1)
+        rarest = np.sort(np.argsort(seen + rng.random(len(seen)))[:number]) if ill[i] else []
+        seen[rarest] += 1
+        found.append(tuple(names[k] for k in rarest))
+    return found
+
+
+def make_dicom(levels, image_id, sex, age, bits=8):
+    """Return a DICOM of grey levels, unsigned (H, W), not compressed; image_id: a UID; age: text, also not standard."""
+    dataset, kind = Dataset(), "OB" if levels.itemsize == 1 else "OW"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, image_id
+    dataset.PatientSex = sex
+    dataset.add(DataElement("PatientAge", "AS", age, validation_mode=pydicom.config.IGNORE))
+    dataset.Rows, dataset.Columns = levels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored = 8 * levels.itemsize, bits
+    dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
+    dataset.PixelData = levels.tobytes()
+    dataset["PixelData"].VR = kind
+    return dataset
 
 
 def nih_dicom(image, study, series, image_id, patient_id, view, person, raw=False):
@@ -68,26 +110,16 @@ def nih_dicom(image, study, series, image_id, patient_id, view, person, raw=Fals
 
     study, series, image_id: UIDs. view: AP or PA. person: random generator of the patient's sex and age.
     """
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if raw else JPEGBaseline8Bit
-    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, image_id
+    sex, age = "FM"[person.integers(2)], str(person.integers(18, 90))  # without a unit, as in the real files
+    dataset = make_dicom(image, image_id, sex, age)
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
     dataset.Modality, dataset.BodyPartExamined = "CR", "CHEST"
     dataset.ViewPosition = view
     dataset.PatientName, dataset.PatientID = "", patient_id
-    dataset.PatientSex = "FM"[person.integers(2)]
-    # the real files lack the unit that the standard requires, which pydicom would refuse to write
-    age = DataElement("PatientAge", "AS", str(person.integers(18, 90)), validation_mode=pydicom.config.IGNORE)
-    dataset.add(age)
     dataset.PixelSpacing = [0.143, 0.143]
-    dataset.Rows, dataset.Columns = image.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
-    dataset.PixelData = image.tobytes()
-    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+    if not raw:
+        dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
         _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
         dataset.PixelData = encapsulate([jpeg.tobytes()])
         dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", "ISO_10918_1"
-    dataset["PixelData"].VR = "OB"
     return dataset

@@ -14,7 +14,7 @@ import numpy as np
 
 from common import phantom
 from common.phantom import findings as draws
-from common.phantom.sample import NIH_HEADER, in_threads, write_sample
+from common.phantom.sample import NIH_HEADER, draw_findings, draw_visits, in_threads, write_rows, write_sample
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -53,9 +53,8 @@ def make_sample(folder, n_train=96, n_test=32, seed=0):
 
     Holds images_001/images/<patient>_<follow-up>.png (512 × 512), images_002 and Kaggle's tables and lists.
     """
-    parameters = {"sample": "chestxray14", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return write_sample(folder, parameters, least, lambda path: _write(path, n_train, n_test, seed))
+    return write_sample(folder, "chestxray14", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):
@@ -65,12 +64,12 @@ def _write(folder, n_train, n_test, seed):
         images.mkdir(parents=True)
     places = [folders[2 * i >= len(cases)] for i in range(len(cases))]
     found = in_threads(_write_image, places, cases)
-    _write_lines(folder / "Data_Entry_2017.csv", [NIH_HEADER, *(_row(seed, case) for case in cases)])
+    write_rows(folder / "Data_Entry_2017.csv", [_row(seed, case) for case in cases], NIH_HEADER, "\n")
     tests = [pair for pair in zip(cases, found, strict=True) if pair[0].split == "test"]
     boxes = [_box(case, label, boxes[label]) for label in BOXED for case, boxes in tests if label in boxes]
-    _write_lines(folder / "BBox_List_2017.csv", [BOX_HEADER, *boxes])
+    write_rows(folder / "BBox_List_2017.csv", boxes, BOX_HEADER, "\n")
     for split, name in (("train", "train_val_list.txt"), ("test", "test_list.txt")):
-        _write_lines(folder / name, [case.file_name for case in cases if case.split == split])
+        write_rows(folder / name, [[case.file_name] for case in cases if case.split == split], end="\n")
 
 
 class _Case(NamedTuple):
@@ -88,14 +87,13 @@ class _Case(NamedTuple):
 
 
 def _plan(n_train, n_test, seed):
-    """Every image in the order of patients: who is imaged how often, in which list, and what is found."""
+    """Return every image in the order of patients: who is imaged how often, in which list, and what is found."""
     rng, first = np.random.default_rng([seed, 1]), 1_000_000 * seed
-    people = [
-        (split, visits)
-        for split, count in (("train", n_train), ("test", n_test))
-        for visits in np.split(np.arange(count), _first_visits(count, rng)[1:])
-    ]
-    labels = {"train": _labels(n_train, rng), "test": _labels(n_test, rng)}
+    people, counts, names = [], {"train": n_train, "test": n_test}, list(FINDINGS)
+    for split, count in counts.items():
+        firsts = np.flatnonzero(np.array(draw_visits(rng, count)) == 0)
+        people += [(split, images) for images in np.split(np.arange(count), firsts[1:])]
+    labels = {split: draw_findings(rng, count, names, round(HEALTHY * count), 1, 4) for split, count in counts.items()}
     cases = []
     for patient, k in enumerate(rng.permutation(len(people)), 1):
         split, images = people[k]
@@ -105,27 +103,8 @@ def _plan(n_train, n_test, seed):
     return cases
 
 
-def _first_visits(count, rng):
-    """Where the images of a new patient begin: half of the patients have one, some two to four."""
-    starts = [0]
-    while starts[-1] < count:
-        starts.append(starts[-1] + 1 + int(rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))))
-    return starts[:-1]
-
-
-def _labels(count, rng):
-    """Labels an image: exact shares in random places, one to four of an ill chest, all equally often."""
-    ill = rng.permutation(count) >= round(HEALTHY * count)
-    seen, names, found = np.zeros(len(FINDINGS)), list(FINDINGS), []
-    for i in range(count):
-        rarest = np.sort(np.argsort(seen + rng.random(len(seen)))[: 1 + ill[:i].sum() % 4]) if ill[i] else []
-        seen[rarest] += 1
-        found.append(tuple(names[k] for k in rarest))
-    return found
-
-
 def _write_image(folder, case):
-    """Draw and write one image; returns the boxes (x, y, width, height) of its labels, in its pixels."""
+    """Draw and write one image; return the boxes (x, y, width, height) of its labels, in its pixels."""
     rng = np.random.default_rng([case.number, 1])
     ways = [FINDINGS[label] for label in case.labels]
     findings = [way[rng.integers(len(way))] for way in ways]
@@ -141,27 +120,23 @@ def _write_image(folder, case):
 
 
 def _window(lungs):
-    """Slices of the part of a film that is kept: SIDE pixels about the middle of the lungs."""
+    """Return the slices of the part of a film that is kept: SIDE pixels about the middle of the lungs."""
     x, y, width, height = cv2.boundingRect(np.uint8(lungs))
     starts = (min(max(middle - SIDE // 2, 0), len(lungs) - SIDE) for middle in (y + height // 2, x + width // 2))
     return tuple(slice(start, start + SIDE) for start in starts)
 
 
 def _row(seed, case):
-    """Line of the label table; sex and age belong to the patient."""
+    """Return a row of the label table; sex and age belong to the patient."""
     person, film = np.random.default_rng([seed, 2, case.patient]), np.random.default_rng([case.number, 2])
     sex, age = "FM"[person.integers(2)], person.integers(18, 85) + case.visit
     width, height, spacing = FILMS[case.view][film.integers(len(FILMS[case.view]))]
     labels = "|".join(sorted(case.labels)) or NO_FINDING
-    who = f"{case.file_name},{labels},{case.visit},{case.patient},{age},{sex},{case.view}"
-    return f"{who},{width},{height},{spacing},{spacing},"
+    who = case.file_name, labels, case.visit, case.patient, age, sex, case.view
+    return *who, width, height, spacing, spacing, ""
 
 
 def _box(case, label, box):
-    """Line of the boxes, in NIH's pixels."""
+    """Return a row of the boxes, in NIH's pixels."""
     name = "Infiltrate" if label == "Infiltration" else label
-    return ",".join([case.file_name, name, *(str(edge * BOX_SIDE / SIDE) for edge in box)])
-
-
-def _write_lines(path, lines):
-    path.write_text("".join(f"{line}\n" for line in lines), newline="\n")
+    return case.file_name, name, *(edge * BOX_SIDE / SIDE for edge in box)

@@ -6,7 +6,6 @@ the first show their origin: burnt-in words, a bright noisy margin and a differe
 ones: age, sex and view do not affect the drawing, and COVID-19 is more obvious.
 """
 
-import csv
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from common import phantom
 from common.errors import check
 from common.phantom import findings as draws
 from common.phantom.radiograph import CIRCLE, blur, fill, smooth_noise
-from common.phantom.sample import NIH_HEADER, in_threads, write_sample
+from common.phantom.sample import NIH_HEADER, in_threads, write_rows, write_sample
 
 VERSION = 2  # to be raised whenever the files for a seed change
 SIDES = (256, 288, 320, 352, 400)  # widths of the images
@@ -72,24 +71,24 @@ def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0,
     """
     check(isinstance(marker, bool), f"sample: marker={marker!r} must be True or False")
     counts = {"n_covid": n_covid, "n_other": n_other, "n_normals": n_normals, "n_test": n_test}
-    parameters = {"sample": "covid19", "version": VERSION, **counts, "seed": seed, "marker": marker}
     least = {"n_covid": 4, "n_other": 1, "n_normals": 4, "n_test": 4, "seed": 0}
-    return write_sample(folder, parameters, least, lambda path: _write(path, _plan_films(**counts, seed=seed), marker))
+    return write_sample(folder, "covid19", VERSION, least, _write, **counts, seed=seed, marker=marker)
 
 
-def _write(folder, films, marker):
+def _write(folder, marker, **plan):
+    films = _plan_films(**plan)
     places = {"home": folder / "images", "test": folder / "images", "normals": folder / "normals/images_001/images"}
     for place in set(places.values()):
         place.mkdir(parents=True)
     in_threads(lambda film: _write_image(places[film.place], film, marker), films)
     home, normals, tests = ([film for film in films if film.place == place] for place in ("home", "normals", "test"))
-    _write_csv(folder / "metadata.csv", HOME_HEADER, [_make_home_row(film) for film in home])
-    _write_csv(folder / "normals/Data_Entry_2017.csv", NIH_HEADER, [_make_nih_row(film) for film in normals])
+    write_rows(folder / "metadata.csv", [_make_home_row(film) for film in home], HOME_HEADER, "\n")
+    write_rows(folder / "normals/Data_Entry_2017.csv", [_make_nih_row(film) for film in normals], NIH_HEADER, "\n")
     rows = [(film.file_name, film.patient, film.said["view"]) for film in tests]
-    _write_csv(folder / "unlabelled_test.csv", "filename,patientid,view", rows)
-    _write_csv(folder / "sample_submission.csv", "filename,probability", [(row[0], 0.5) for row in rows])
+    write_rows(folder / "unlabelled_test.csv", rows, "filename,patientid,view", "\n")
+    write_rows(folder / "sample_submission.csv", [(row[0], 0.5) for row in rows], "filename,probability", "\n")
     truth = [(film.file_name, int(film.finding in COVID), film.origin) for film in tests]
-    _write_csv(folder / "hidden_test.csv", "filename,label,collection", truth)
+    write_rows(folder / "hidden_test.csv", truth, "filename,label,collection", "\n")
 
 
 class _Film(NamedTuple):
@@ -220,9 +219,3 @@ def _make_nih_row(film):
     said = film.said
     who = (film.visit, film.patient, said["age"], said["sex"], said["view"])
     return film.file_name, said["finding"], *who, 2500, 2048, 0.168, 0.168, ""
-
-
-def _write_csv(path, header, rows):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write(header + "\n")
-        csv.writer(file, lineterminator="\n").writerows(rows)

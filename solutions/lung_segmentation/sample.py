@@ -36,9 +36,8 @@ def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed
     whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png.
     """
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
-    parameters = {"sample": "lung_segmentation", "version": VERSION, **counts, "seed": seed}
     least = {"n_montgomery": 1, "n_shenzhen": 1, "n_jsrt": 0, "n_test": 1, "seed": 0}
-    return write_sample(folder, parameters, least, lambda path: _write(path, *counts.values(), seed))
+    return write_sample(folder, "lung_segmentation", VERSION, least, _write, **counts, seed=seed)
 
 
 def _write(folder, n_montgomery, n_shenzhen, n_jsrt, n_test, seed):

@@ -15,9 +15,8 @@ def make_sample(folder, n_train=60, n_test=12, seed=0):
 
     Holds images/<patient>_<visit>.png, labels.csv, sample_submission.csv and the test labels, hidden/truth.csv.
     """
-    parameters = {"sample": "own", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 8, "n_test": 1, "seed": 0}
-    return write_sample(folder, parameters, least, lambda path: _write(path, n_train, n_test, seed))
+    return write_sample(folder, "own", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):

@@ -25,9 +25,8 @@ def make_sample(folder, n_train=64, n_test=12, seed=0):
 
     Beside the challenge's files: hidden/truth.csv, the boxes of the test images in the format of the labels.
     """
-    parameters = {"sample": "rsna_pneumonia", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
-    minima = {"n_train": 4, "n_test": 1, "seed": 0}
-    return write_sample(folder, parameters, minima, lambda path: _write(path, n_train, n_test, seed))
+    least = {"n_train": 4, "n_test": 1, "seed": 0}
+    return write_sample(folder, "rsna_pneumonia", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):

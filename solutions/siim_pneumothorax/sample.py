@@ -14,7 +14,7 @@ import numpy as np
 
 from common import phantom
 from common.phantom.findings import pneumothorax
-from common.phantom.sample import in_threads, nih_dicom, write_rows, write_sample
+from common.phantom.sample import draw_visits, in_threads, nih_dicom, write_rows, write_sample
 from common.post import rle
 
 VERSION = 2  # to be raised whenever the files for a seed change
@@ -31,9 +31,8 @@ def make_sample(folder, n_train=96, n_test=16, seed=0):
 
     Beside the competition's files: nih_id.csv (train images only) and hidden/truth.csv, the test images' masks.
     """
-    parameters = {"sample": "siim_pneumothorax", "version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return write_sample(folder, parameters, least, lambda path: _write(path, n_train, n_test, seed))
+    return write_sample(folder, "siim_pneumothorax", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):
@@ -61,13 +60,11 @@ class _Case(NamedTuple):
 def _plan(split, count, seed):
     """Return the cases of a split: patients with their visits, and exact shares of positives in random order."""
     rng = np.random.default_rng([seed, split == "train"])
-    visits = []
-    while len(visits) < count:
-        visits += range(rng.choice(4, p=(0.5, 0.25, 0.15, 0.1)) + 1)
+    visits = draw_visits(rng, count)
     first, last = (1, 20000) if split == "train" else (20000, 30806)  # a patient is in one split only
     people = iter(np.sort(rng.choice(np.arange(first, last), count, replace=False)).tolist())
     patients = []
-    for visit in visits[:count]:
+    for visit in visits:
         patients.append(patients[-1] if visit else next(people))
     positive = rng.permutation(count)[: max(round(POSITIVE * count), 1)]
     both, again = (set(positive[: round(share * len(positive))].tolist()) for share in (BILATERAL, SECOND_READER))

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import JPEG2000Lossless
 
 from common import phantom
 from common.errors import check
 from common.phantom import findings as draws
-from common.phantom.sample import in_threads, write_rows, write_sample
+from common.phantom.sample import draw_findings, in_threads, make_dicom, write_rows, write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
 VERSION = 2  # to be raised whenever the files for a seed change
@@ -50,11 +49,10 @@ def make_sample(folder, n_train=64, n_test=12, seed=0, healthy=50):
     healthy: percentage of images without a finding, 0 to 90. Beside the competition's files: hidden/truth.csv, the true
     boxes of the test images in the format of train.csv. Raises InputError as `write_sample` does.
     """
-    parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
     check(healthy in range(91), f"sample: healthy={healthy!r} must be a whole percentage from 0 to 90")
+    parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
     least = {"n_train": 4, "n_test": 1, "seed": 0, "healthy": 0}
-    known = {"sample": "vinbigdata", "version": VERSION, **parameters}
-    return write_sample(folder, known, least, lambda path: _write(path, **parameters))
+    return write_sample(folder, "vinbigdata", VERSION, least, _write, **parameters)
 
 
 def _write(folder, n_train, n_test, seed, healthy):
@@ -82,14 +80,8 @@ class _Case(NamedTuple):
 def _plan(split, count, seed, healthy):
     """Return the cases of a split: exact shares in random order, all classes equally often."""
     rng, first = np.random.default_rng([seed, split == "train"]), 1_000_000 * seed + 500_000 * (split == "test")
-    ill = rng.permutation(count) >= round(healthy * count / 100)
-    seen, names = np.zeros(len(FINDINGS)), list(FINDINGS)
-    cases = []
-    for i in range(count):
-        rarest = np.sort(np.argsort(seen + rng.random(len(seen)))[: 3 + ill[:i].sum() % 2]) if ill[i] else []
-        seen[rarest] += 1
-        cases.append(_Case(split, first + i, tuple(names[k] for k in rarest)))
-    return cases
+    found = draw_findings(rng, count, list(FINDINGS), round(healthy * count / 100), 3, 4)
+    return [_Case(split, first + i, names) for i, names in enumerate(found)]
 
 
 def _write_image(folder, case):
@@ -124,18 +116,10 @@ def _dataset(image, case, rng):
     bits = BITS[case.number % len(BITS)]
     levels = (image + rng.uniform(-0.5, 0.5, image.shape)) * ((2**bits - 1) / 255)
     levels = np.clip(np.rint(levels), 0, 2**bits - 1).astype("<u2")
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, f"2.25.{int(case.image_id, 16)}"
-    dataset.PatientSex, dataset.PatientAge = "FM"[rng.integers(2)], f"{rng.integers(18, 90):03d}Y"
-    dataset.Rows, dataset.Columns = image.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    if case.number % INVERTED == INVERTED - 1:
-        dataset.PhotometricInterpretation, levels = "MONOCHROME1", np.uint16(2**bits - 1) - levels
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, bits, bits - 1, 0
-    dataset.PixelData = levels.tobytes()
-    dataset["PixelData"].VR = "OW"
+    inverted, sex, age = case.number % INVERTED == INVERTED - 1, "FM"[rng.integers(2)], f"{rng.integers(18, 90):03d}Y"
+    levels = np.uint16(2**bits - 1) - levels if inverted else levels
+    dataset = make_dicom(levels, f"2.25.{int(case.image_id, 16)}", sex, age, bits)
+    dataset.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
     if case.number % RAW != RAW - 1:
         with _one_encoder:
             dataset.compress(JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
