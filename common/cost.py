@@ -20,7 +20,7 @@ from common.train.passes import why_whole
 
 GIB = 2**30
 PATIENCE = 3.0  # seconds of steps per kind of network; slower ones are extrapolated from a step of one or two images
-SLOW = 1.0  # seconds of a forward pass of one image from which on it alone is timed, if a like network was measured
+SLOW = 1.0  # seconds per image in a forward pass, above which nothing else is timed if a similar network was measured
 EFFICIENCY = 0.3  # share of a card's peak that networks reach, a rule of thumb
 CUDA_CONTEXT = 0.8  # GiB that CUDA itself takes
 CARDS = {  # by NVIDIA's data sheets: TFLOP/s in 16 bits without sparsity, and usable memory, GiB
@@ -51,7 +51,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs: seconds per image of a training step and of a prediction, GiB, bytes of its weights."""
+    """The cost of a network: seconds per image in training and prediction, memory, and the bytes of its weights."""
 
     train: float
     predict: float
@@ -60,7 +60,7 @@ class Cost:
     weights: int
     whole: str  # of passes.why_whole
     forward: float = 0.0  # seconds per image of the first forward pass of a training step
-    how: str = ""  # was measured
+    how: str = ""  # it was measured, for the table
 
     def gib(self, images, most=math.inf):
         """Return the memory of a step of so many images. Raises torch.OutOfMemoryError if it is above `most`."""
@@ -88,8 +88,9 @@ def machine_of(options):
 def measure(job, network, items, machine, like=None):
     """Return the Cost of a network, from steps on copies of these items of its dataset.
 
-    For a card that is not here, the operations of a forward pass are counted. A slow network takes only a forward pass
-    too if `like` is given, the Cost of another one of its kind: its other times are taken to be in proportion.
+    For a card that this machine does not have, the operations of a forward pass are counted. Of a slow network, only a
+    forward pass is timed if `like` is given, the Cost of another network of its kind; its other times are assumed to be
+    in proportion.
     """
     torch.manual_seed(job.config.seed)
     device, config = job.device, network.config

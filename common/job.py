@@ -25,8 +25,9 @@ COPIED = ("images.parquet", "folds.csv", "left_out.csv", SAMPLE)
 class Job:
     """One invocation of a verb.
 
-    solution: its name; recipe: its common.recipe.Solution; left_out: number of unusable inputs, which were named;
-    facts: what an export carries of the `about` of its run's Images. lessons: see common.teaching, while training.
+    solution: its name; recipe: its common.recipe.Solution; left_out: number of unusable inputs, each named in the log;
+    facts: the part of the Images' `about` that an export carries. lessons: records of teachers, see common.teaching,
+    set while training.
     """
 
     solution: str

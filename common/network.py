@@ -42,19 +42,19 @@ class Network:
 
     config: its FitConfig. build(weights) -> nn.Module; weights None: as configured, "none": random.
     dataset(job, rows, augment, targets) -> Dataset of (image, target), or of (image, store row) without targets.
-    loss(output, target) -> scalar, the mean over images unless `couples`; it is also validated, as `loss`.
+    loss(output, target) -> scalar, the mean over images unless `couples`; its validation value is logged as `loss`.
     measure(output, target) -> array or tensor (B, …), one entry per held-out image. figures(job, measured (n, …), rows)
-    -> dict of the metrics.
+    -> dict of metrics.
     rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
-    taught(job, rows) -> those of the rows with a teacher's labels to train on too.
-    sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss: replaces
-    loss(model(images), target). before_epoch(history): may change what `step` does. collate: makes a batch of items.
-    starts_from: Network that provides initial weights.
-    needs: Networks whose weights its data depend on. key: JSON that it depends on in addition to its configuration.
-    watched: names of figures that are also measured in each epoch on training images, as many as are held out and not
-    augmented; they become train_<name>. trained_on(job) -> JSON for the metadata of the weights file. activation:
-    output to probabilities. channels: number of predicted maps, 0 if it predicts vectors. batch_size: in prediction;
-    0: twice that of training.
+    taught(job, rows) -> those rows with a teacher's labels that are added to the training set.
+    sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss, in place of
+    loss(model(images), target). before_epoch(history): called before each epoch; may change what `step` does.
+    collate: turns a list of items into a batch. starts_from: the Network whose final weights are the initial ones.
+    needs: Networks whose weights the dataset depends on. key: JSON on which the training depends beside its config.
+    watched: metrics that are also measured after each epoch on training images, without augmentation and on as many as
+    are held out, and logged as train_<name>. trained_on(job) -> JSON for the metadata of the weights file.
+    activation: turns output into probabilities. channels: number of predicted maps, 0 if it predicts vectors.
+    batch_size: for prediction; 0: twice that of training.
     """
 
     fold: int
@@ -116,7 +116,10 @@ def to_device(value, device):
 
 
 def train(job, network, later=()):
-    """Train one network, or read a finished training; return `fit`'s Fitted. later: the networks trained afterwards."""
+    """Train one network, or read a finished training; return `fit`'s Fitted.
+
+    later: the networks still to be trained after it, from which the remaining time is estimated.
+    """
     network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
@@ -183,13 +186,13 @@ def train(job, network, later=()):
 
 
 def save_memory(job, network, model):
-    """Checkpoint the gradients of a Network's model if --grad-checkpointing asks for it and it has a backbone."""
+    """Switch gradient checkpointing on in a Network's model if --grad-checkpointing is given and it has a backbone."""
     if job.options.grad_checkpointing and hasattr(network.config, "weights"):
         checkpoint_backbone(model)
 
 
 def check_initial_weights(job, networks):
-    """Raise InputError, naming the option, if the pretrained weights of a training to come are not within reach."""
+    """Raise InputError, naming the option, if the pretrained weights of a future training cannot be loaded."""
     checked = set()
     for network in networks:
         config, folder = network.config, network.folder(job.run)
@@ -210,7 +213,10 @@ def section_of(config, network):
 
 
 def seconds_to_come(run, networks, stage, pace):
-    """Return how long `networks` will take, at `pace` seconds per epoch of `stage`, the others as in other folds."""
+    """Return the seconds that `networks` will take.
+
+    pace: seconds per epoch of `stage`; other stages are assumed to be as fast as in the folds where they were trained.
+    """
     paces = {stage: pace}
     for other in {network.stage for network in networks} - {stage}:
         tables = map(read_csv, run.folder.glob(f"fold*/{other}/history.csv"))
@@ -220,7 +226,7 @@ def seconds_to_come(run, networks, stage, pace):
 
 
 def with_rate(job, network):
-    """Return the network; if its `lr` is auto, with the range test's suggestion, a tenth of it after frozen epochs."""
+    """Return the network with `lr` auto replaced by the range test's suggestion, a tenth of it after frozen epochs."""
     if network.config.lr != "auto":
         return network
     check(processes.count() <= 1 or job.is_current("find_lr"), "lr auto: run `find_lr` first, in a single process")

@@ -1,7 +1,7 @@
-"""The tool `refit` of every solution: networks trained on the images of all folds, under the rule that the folds chose.
+"""The tool `refit` of every solution: it trains on the images of all folds and submits by the rule of a finished run.
 
-Nothing is held out, so there is no score: epochs and rule are those of a run with folds, and one network per stage
-predicts the test images instead of one per fold.
+Nothing is held out, so there is no score. The number of epochs and the decision rule are those that the run's folds
+chose; one network per stage predicts the test images instead of one per fold.
 """
 
 import logging
@@ -22,7 +22,7 @@ from common.step import run_step
 from common.teaching import read_lessons
 
 log = logging.getLogger(__name__)
-WHOLE = ("last", "classic", "ema")  # averages that belong to a whole training; the others end where validation peaks
+WHOLE = ("last", "classic", "ema")  # averages of a complete training; the others end where validation peaks
 
 
 def refit_tool(recipe, config_class):
@@ -67,7 +67,7 @@ def refit_tool(recipe, config_class):
 
 
 def chosen_settings(job, network):
-    """Return the settings with which a stage is trained on all images, from what the run's folds chose."""
+    """Return the settings for training a stage on all images: the folds' mean epoch and most frequent average."""
     config, paths = with_rate(job, network).config, sorted(job.run.folder.glob(f"fold*/{network.stage}/variants.json"))
     ends, names = [], []
     for summary in map(read_json, paths):
@@ -81,9 +81,9 @@ def chosen_settings(job, network):
 
 
 def on_all_images(job, network):
-    """Return the Network of the fold that no image is in, with the chosen settings.
+    """Return the Network of a fold that holds out no image, with the chosen settings.
 
-    Each epoch is measured on some of the training images, which shows that it learns, but chooses nothing.
+    After each epoch it is measured on some of the training images, which shows that it learns but decides nothing.
     """
     if network.fold != job.config.n_folds:  # trained on folds of its own
         return network

@@ -1,7 +1,7 @@
-"""A step of a run: built once, rebuilt when stale, refused to readers while missing or stale.
+"""A step of a run: it runs once and again when it is stale; nothing reads its results while they are missing or stale.
 
-All keys and staleness checks of a run are here; verbs and reports ask the same functions, so no page can show the
-score of other predictions.
+All keys and staleness checks of a run are here. Verbs and reports use the same functions, so no page can show the score
+of outdated predictions.
 """
 
 import logging
@@ -24,7 +24,8 @@ class Step:
 
     make(job) writes `files` and returns a dict for the manifest, or None. needs: names of the steps whose results it
     reads. reads(job): JSON values of everything else it depends on (settings, hashes of other files). files: names of
-    its files and folders in the run's, or a function of the job; the step is current while all are unchanged.
+    the files and folders that it writes to the run's folder, or a function of the job that returns them; the step is
+    current while all are unchanged.
     """
 
     name: str
@@ -97,7 +98,7 @@ def _is_done(job, step, key):
 
 
 def _changed(job, step, record):
-    """Return the names of the step's files that changed since; `submit` writes none if there are no test images."""
+    """Return the step's files that changed after it ran; `submit` writes none if there are no test images."""
     before = record.get("made", {})
     return [name for name, stamp in _stamps(job, step).items() if before.get(name, "") != stamp]
 
