@@ -46,7 +46,7 @@ class Network:
     measure(output, target) -> array or tensor (B, …), one entry per held-out image. figures(job, measured (n, …), rows)
     -> dict of metrics.
     rows(job, fold) -> (store rows to train on, rows held out). freeze(model, frozen): as in `fit`.
-    taught(job, rows) -> those rows with a teacher's labels that are added to the training set.
+    taught(job, rows) -> those rows with a teacher's labels that are added to the training set; None: it takes none.
     sampling(job, rows) -> further options of the EpochSampler. step(model, images, target) -> loss, in place of
     loss(model(images), target). before_epoch(history): called before each epoch; may change what `step` does.
     collate: turns a list of items into a batch. starts_from: the Network whose final weights are the initial ones.
@@ -67,7 +67,7 @@ class Network:
     figures: Callable
     rows: Callable = other_folds
     freeze: Callable | None = None
-    taught: Callable = lambda job, rows: rows
+    taught: Callable | None = lambda job, rows: rows
     sampling: Callable = lambda job, rows: {}
     step: Callable | None = None
     before_epoch: Callable = lambda history: None

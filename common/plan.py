@@ -20,14 +20,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.blend import mixing_of
 from common.config import BoxConfig, digest
 from common.cost import KAGGLE_DISK, SLOW, Cost, Machine, machine_of, measure
 from common.errors import InputError
 from common.images import decode, prepare_images, with_folds
 from common.infer import tta
+from common.job import open_run
 from common.listing import FURTHER, choose_images
 from common.network import section_of
+from common.predictions import predicting_networks
 from common.runs import Run
+from common.teaching import KINDS
 from common.train.passes import part_size
 from common.train.variants import BN_BATCHES
 
@@ -129,9 +133,12 @@ def estimate(job, listing):
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         few, counts, prepare = prepare_few(job, listing, Path(folder))
         trainings = few.recipe.networks(few)
-        stages = measure_all(few, listing, trainings, counts["share"], machine)
+        known = {}
+        stages = measure_all(few, listing, trainings, counts["share"], machine, known)
         few.run.close()
-    hours, disk = add_hours(job, machine, trainings, stages, counts, prepare), add_disk(job, machine, stages, counts)
+        lessons = measure_teachers(job, machine, counts, known)
+    hours = add_hours(job, machine, trainings, stages, counts, prepare, lessons)
+    disk = add_disk(job, machine, stages, counts, lessons)
     return Plan(machine, counts, stages, hours, disk, find_problems(job, machine, stages, disk))
 
 
@@ -161,9 +168,12 @@ def prepare_few(job, listing, folder):
     return few, counts | {"share": share, "prepared": len(chosen.table)}, np.array(took) / len(chosen.table)
 
 
-def measure_all(job, listing, trainings, share, machine):
-    """Return a Stage for each stage of the run, measured on the few images of `job`, this share of the Listing."""
-    samples, found, costs, slow, whole = [], {}, {}, {}, replace(job)
+def measure_all(job, listing, trainings, share, machine, costs):
+    """Return a Stage for each stage of the run, measured on the few images of `job`, this share of the Listing.
+
+    costs: dict that receives what was measured, see `_measure_once`.
+    """
+    samples, found, whole = [], {}, replace(job)
     known = listing.kinds if listing.strata is None else listing.strata
     if known is not None:  # else folds follow from decoded images, which only `share` counts
         table = with_folds(job, replace(listing, strata=known)).table.assign(row=range(len(listing.table)), ok=True)
@@ -180,45 +190,85 @@ def measure_all(job, listing, trainings, share, machine):
         items = [data[index % len(data), index] for index in range(min(config.batch_size, 8))]
         load = (time.monotonic() - begun) / len(items)
         n, held = (len(part) / share for part in parts)
-        if job.options.pseudo is not None:  # at most
+        if job.options.pseudo is not None and first.taught is not None:  # at most
             n += job.options.pseudo_weight * int((listing.table["split"] == "test").sum())
         steps = config.epochs * max(1, int(n * len(data) / len(rows) / config.batch_size))
         samples.append((first, items, steps, round(held), load))
     # from small images to large ones: the first slow network of a kind is measured, the others are compared with it
     for first, items, *counts in sorted(samples, key=lambda sample: sample[1][0][0].numel()):
         config, shape = first.config, items[0][0].shape
-        key = digest(type(config).__name__, config, list(shape))
-        if key not in costs:
-            costs[key] = measure(job, first, items, machine, slow.get(type(config)))
-            if costs[key].forward > SLOW:
-                slow.setdefault(type(config), costs[key])
-        attempt = partial(costs[key].gib, most=machine.memory) if machine.gpus else None
-        part = part_size(job.options.micro_batch, config.batch_size, costs[key].whole, attempt, first.stage)
+        cost = _measure_once(job, first, items, machine, costs)
+        attempt = partial(cost.gib, most=machine.memory) if machine.gpus else None
+        part = part_size(job.options.micro_batch, config.batch_size, cost.whole, attempt, first.stage)
         section, maps = section_of(job.config, first), first.channels * math.prod(shape[-2:])
         count = sum(each.stage == first.stage for each in trainings)
-        found[first.stage] = Stage(first.stage, section, count, *counts, maps, costs[key], config, part)
+        found[first.stage] = Stage(first.stage, section, count, *counts, maps, cost, config, part)
     return [found[first.stage] for first, *_ in reversed(samples)]
+
+
+def _measure_once(job, network, items, machine, costs):
+    """Return the Cost of a network; `costs` has those of networks alike, and of each kind the first slow one's."""
+    kind, shape = type(network.config), items[0][0].shape
+    key = digest(kind.__name__, network.config, list(shape))
+    if key not in costs:
+        costs[key] = measure(job, network, items, machine, costs.get(kind))
+        if costs[key].forward > SLOW:
+            costs.setdefault(kind, costs[key])
+    return costs[key]
+
+
+def measure_teachers(job, machine, counts, costs):
+    """Return the seconds in which the teachers of all folds predict, and the bytes of their maps, float (2,)."""
+    each, config = np.zeros(2), job.config
+    n_images = {"pseudo": counts["test"], "teacher": counts["train"] * (1 - 1 / config.n_folds)}
+    for kind in KINDS:
+        if (folder := getattr(job.options, kind)) is not None:
+            each += n_images[kind] * np.array(_measure_teacher(job, folder, machine, costs))
+    return len(config.folds) * each
+
+
+def _measure_teacher(job, folder, machine, costs):
+    """Return the seconds in which the networks of one fold of a run or blend predict an image, and the maps' bytes."""
+    with open_run(job.recipe, type(job.config), folder, device=job.options.device) as teacher:
+        if teacher.is_blend:
+            members = mixing_of(teacher)["folders"].values()
+            return np.sum([_measure_teacher(job, each, machine, costs) for each in members], axis=0)
+        networks, rows, seconds, maps = predicting_networks(teacher), teacher.images.rows()[:8], 0, [0]
+        for network in (each for each in networks if each.fold == networks[0].fold and not each.needs):
+            data = network.dataset(teacher, rows, False, True)
+            begun = time.monotonic()
+            items = [data[index] for index in range(len(data))]
+            load = (time.monotonic() - begun) / len(items) / max(1, machine.workers)
+            once = _measure_once(teacher, network, items, machine, costs).predict
+            seconds += (max if machine.workers else sum)((once, load)) * views_of(teacher.config, network.config)
+            maps.append(network.channels * math.prod(items[0][0].shape[-2:]))
+        return seconds, max(maps)
+
+
+def views_of(config, network):
+    """Return how many times an image is predicted by a network: its views and, of a detector, its sizes, in pixels."""
+    sizes = 1 + sum(scale**2 for scale in getattr(config, "tta_scales", ())) if isinstance(network, BoxConfig) else 1
+    return len(tta.views(getattr(config, "tta", ()))) * sizes
 
 
 # ---- totals --------------------------------------------------------------------------------------------------------
 
 
-def add_hours(job, machine, trainings, stages, counts, prepare):
-    """Return the hours of the verbs and in total; prepare: seconds per image to decode, on one core, and to refine."""
+def add_hours(job, machine, trainings, stages, counts, prepare, lessons=(0, 0)):
+    """Return the hours of the verbs and in total.
+
+    prepare: seconds per image to decode, on one core, and to refine; lessons: of `measure_teachers`.
+    """
     devices, images = max(1, machine.gpus), count_images(counts)
     seconds = {each.stage: each.seconds(machine) for each in stages}
-    views = len(tta.views(getattr(job.config, "tta", ())))
     found = {"prepare": images * (prepare[0] / machine.cores + prepare[1])}
+    found |= {"teachers": lessons[0] / devices} if lessons[0] else {}
     found["train"] = makespan(trainings, lambda network: seconds.get(network.stage, 0.0), devices)
-    sizes = 1 + sum(scale**2 for scale in getattr(job.config, "tta_scales", ()))  # of boxes only, in pixels
     predicted = (
-        s.trainings
-        * (s.held_out + counts["test"])
-        * s.predict_seconds(machine)
-        * (sizes if isinstance(s.config, BoxConfig) else 1)
+        s.trainings * (s.held_out + counts["test"]) * s.predict_seconds(machine) * views_of(job.config, s.config)
         for s in stages
     )
-    found["predict"] = sum(predicted) * views / devices
+    found["predict"] = sum(predicted) / devices
     found["total"] = sum(found.values())
     return {name: round(value / HOUR, 4) for name, value in found.items()}
 
@@ -238,13 +288,13 @@ def makespan(trainings, seconds, devices):
     return max(free)
 
 
-def add_disk(job, machine, stages, counts):
+def add_disk(job, machine, stages, counts, lessons=(0, 0)):
     """Return the GB of the decoded images, of final weights, of predictions, and of what only training needs."""
     left, busy = zip(*(each.disk() for each in stages), strict=True)
     weights = sum(s.trainings * size for s, size in zip(stages, left, strict=True))
     predicted = counts["train"] * len(job.config.folds) / job.config.n_folds + counts["test"]
     images = count_images(counts) * job.config.store_size**2
-    maps = predicted * max(each.maps for each in stages) / SMALLER
+    maps = (predicted * max(each.maps for each in stages) + lessons[1]) / SMALLER
     found = {"images": images, "weights": weights, "predictions": maps, "training": max(1, machine.gpus) * max(busy)}
     return {name: round(size / GB, 3) for name, size in found.items()}
 

@@ -272,7 +272,8 @@ def teach(job, network, held_out):
             _add_boxes(images, own, boxes)
     if "pseudo" in job.lessons:
         record = job.lessons["pseudo"]
-        further = np.random.default_rng([job.config.seed, fold]).permutation(network.taught(pupil, further))
+        further = network.taught(pupil, further) if network.taught else further[:0]
+        further = np.random.default_rng([job.config.seed, fold]).permutation(further)
         further = np.resize(further, round(record["weight"] * len(further)))
         text = f"fold{fold}/{network.stage}: {len(further):,} samples with labels of {record['run']}"
         log.info(f"{text}; {copies.sum()} copies or patients of held-out images left out")

@@ -86,7 +86,7 @@ def healthy_network(config, fold, backbone):
     labels = data.health_labels if classifier.findings else data.healthy
     n_outputs = 1 + NO_FINDING * classifier.findings
     network = detection.gate_network(fold, stage, classifier, labels, rows, n_outputs=n_outputs)
-    return replace(network, taught=lambda job, rows: rows[:0])  # whose folds are not those of a teacher's boxes
+    return replace(network, taught=None)  # whose folds are not those of a teacher's boxes
 
 
 def predict_rows(job, folds, rows, path, title):

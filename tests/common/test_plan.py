@@ -123,6 +123,24 @@ def test_steps_hours_and_disk_of_a_run_follow_from_all_its_images(job):
     assert not job.run.path("images.parquet").exists()  # nothing is written to the run
 
 
+def test_teachers_take_time_and_their_labels_are_trained_on_where_a_network_takes_any(job, monkeypatch, tmp_path):
+    teacher = make_job(tmp_path / "teacher", data=job.options.data)
+    for verb in ("prepare", "train", "predict"):
+        TOY.verbs()[verb](teacher)
+    teacher.run.close()
+    monkeypatch.setattr("common.plan.measure", lambda *of: replace(COST, predict=36.0))
+    job.options = replace(job.options, pseudo=teacher.run.folder, teacher=teacher.run.folder)
+    for taught, steps in ((lambda job, rows: rows, 2 * (80 + 20) // 4), (None, 2 * 80 // 4)):
+        nets = [network(job.config.net, fold, taught=taught) for fold in (0, 1)]
+        job.recipe = replace(TOY, networks=lambda job, nets=nets: nets)
+        found = estimate(job, read(job))
+        assert found.stages[0].steps == steps
+        assert found.hours["teachers"] == pytest.approx(2 * (20 + 80) * 36 / 3600, abs=0.01)  # of two folds
+        assert found.hours["total"] > found.hours["teachers"] + found.hours["train"]
+    maps = replace(STAGE, maps=0), {"train": 1000, "test": 250}
+    assert add_disk(job, CPU, [maps[0]], maps[1], (0.0, 2e9))["predictions"] == 0.2
+
+
 def test_steps_are_counted_on_all_images_where_few_would_not_have_the_same_share(job):
     def rows(job, fold):
         table = job.images.table
