@@ -7,7 +7,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from common.data.loaders import eval_loader
 from common.data.store import to_square
 from common.infer.predict import write_masks
-from common.post.fusion import FusionRule, fuse_members
+from common.post.fusion import FusionRule, join_members, own_boxes
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint
 
@@ -190,9 +190,18 @@ def mix_maps(path, maps, places, shares):
 def mixed_boxes(table, images, names, iou, many):
     """Yield the boxes of the members `names` under each of many weights, all folds' networks fused, see `fuse_members`.
 
-    images: image_id, width, height. A weight of 0 leaves a member out.
+    images: image_id, width, height. A weight of 0 leaves a member out. A specialist, `run: class=detector`, has no
+    vote on classes of which it finds no box, whose scores would fall otherwise.
     """
+    found = {n: {*own["class_id"]} for n, own in table.groupby("member") if "=" in n.rpartition(": ")[2]}
+    silent = {k: tuple(n for n in found if k not in found[n]) for k in table["class_id"].unique().tolist()}
     for weights in many:
         used = {name: weight for name, weight in zip(names, weights, strict=True) if weight > 0}
         rule = FusionRule(tuple(used.values()), iou, skip=NEAR)  # scores of 0 have no weighted mean
-        yield fuse_members(table, images, list(used), rule, no_finding=None)
+        own, parts = own_boxes(table, images, list(used), rule, no_finding=None), []
+        for absent in dict.fromkeys(silent.values()) or [()]:
+            classes = [k for k, each in silent.items() if each == absent]
+            voters = {n: each[each["class_id"].isin(classes)] for n, each in own.items() if n not in absent}
+            rule = replace(rule, weights=tuple(used[name] for name in voters) or (1,))
+            parts.append(join_members(voters or {"": table[:0]}, images, rule, no_finding=None))
+        yield pd.concat(parts, ignore_index=True)

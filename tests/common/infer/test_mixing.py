@@ -113,6 +113,17 @@ def test_boxes_are_fused_and_a_weight_of_0_leaves_a_member_out():
     assert alone.to_numpy().tolist() == [one[:-2]]
 
 
+def test_a_specialist_votes_on_its_classes_alone():
+    images = pd.DataFrame({"image_id": ["a"], "width": 100, "height": 100})
+    both, rare = (["a", k, 0.8, 0, 0, 10, 10, "x=1: fcos", 0] for k in (3, 5))
+    table = boxes(both, rare, ["a", 3, 0.4, 0, 0, 10, 10, "y: three=fcos", 0])
+    for weights, expected in (((1, 1), {3: 0.6, 5: 0.8}), ((0, 1), {3: 0.4}), ((1, 3), {3: 0.5, 5: 0.8})):
+        (found,) = mixing.mixed_boxes(table, images, ["x=1: fcos", "y: three=fcos"], 0.5, [weights])
+        assert dict(zip(found["class_id"], found["score"], strict=True)) == pytest.approx(expected)
+    (found,) = mixing.mixed_boxes(table[:0], images, ["y: three=fcos"], 0.5, [(1,)])
+    assert not len(found)
+
+
 def test_the_folds_of_a_detector_are_fused_where_they_predicted_the_same_images():
     images = pd.DataFrame({"image_id": ["a", "b"], "width": 100, "height": 100})
     held_out = boxes(["a", 1, 0.9, 0, 0, 9, 9, "x", 0], ["b", 1, 0.5, 0, 0, 9, 9, "x", 1])
