@@ -4,6 +4,7 @@ Weights are tuples of numbers >= 0, one per member; parts are the folds, or halv
 """
 
 import ctypes
+import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from common.post.fusion import FusionRule, join_members, own_boxes
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint
 
+log = logging.getLogger(__name__)
 BLOCK = 1  # maps in memory at once, of each member
 NEAR = 1e-6  # of 0 and 1: where probabilities are cut off before they become logits
 
@@ -56,12 +58,13 @@ def search_weights(mixture, parts, n_members, steps=10, also=()):
     """Return {part: weights chosen on the images of the other parts}, and under None those chosen on all images.
 
     Forward selection with replacement (Caruana et al. 2004): in each step the member that helps most joins the mean,
-    again if need be; the best mean of any step is taken, the earliest of equal ones. also: further weights to try, for
+    again if need be; the best mean of any step is taken, the earliest of equal ones; equal weights if none scores above
+    0. also: further weights to try, for
     what one member after another does not find, such as equal ones.
     """
     chosen = {part: parts != part for part in np.unique(parts).tolist()} | {None: np.ones(len(parts), bool)}
     counts = {part: np.zeros(n_members, int) for part in chosen}
-    best, known = dict.fromkeys(chosen, (-math.inf, (1,) * n_members)), {}
+    best, known = dict.fromkeys(chosen, (0.0, (1,) * n_members)), {}
     for _ in range(steps):
         sums = {part: before + np.eye(n_members, dtype=int) for part, before in counts.items()}
         tried = {part: [tuple((w // np.gcd.reduce(w)).tolist()) for w in many] for part, many in sums.items()}
@@ -79,6 +82,8 @@ def search_weights(mixture, parts, n_members, steps=10, also=()):
         scores = [known[weights][part] for weights in also]
         if max(scores, default=-math.inf) > best[part][0] + 1e-12:
             best[part] = max(scores), also[np.argmax(scores)]
+    if best[None][0] == 0:
+        log.info("no member and no mixture scores above 0 out of fold: they get equal weights")
     return {part: weights for part, (_, weights) in best.items()}
 
 

@@ -46,7 +46,7 @@ def test_the_earliest_of_equal_mixtures_is_taken():
 
 
 def test_weights_that_no_step_leads_to_are_tried_if_named():
-    tried = mixture([[1] * 4, [30] * 4, [-30] * 4], [0] * 4)  # the first alone is best; the others together are right
+    tried = mixture([[0.5] * 4, [30] * 4, [-30] * 4], [0] * 4)  # the first alone is best; the others together are right
     assert mixing.search_weights(tried, PARTS, 3)[None] == (1, 0, 0)
     assert mixing.search_weights(tried, PARTS, 3, also=[(0, 1, 1)]) == dict.fromkeys([0, 1, None], (0, 1, 1))
     assert mixing.search_weights(tried, PARTS, 3, also=[(1, 1, 0)])[None] == (1, 0, 0)
@@ -62,9 +62,11 @@ def test_what_members_cost():
     assert alone["without"].tolist() == [0, -1]  # where the other has no weight, it gets one
 
 
-def test_undefined_scores_leave_equal_weights():
-    undefined = mixture([[math.nan] * 4] * 2, [1] * 4)
-    assert mixing.search_weights(undefined, PARTS, 2) == dict.fromkeys([0, 1, None], (1, 1))
+@pytest.mark.parametrize("value", [math.nan, 0])
+def test_scores_that_are_undefined_or_0_leave_equal_weights(value, caplog):
+    caplog.set_level("INFO")
+    assert mixing.search_weights(mixture([[value] * 4] * 2, [1] * 4), PARTS, 2) == dict.fromkeys([0, 1, None], (1, 1))
+    assert "they get equal weights" in caplog.text
 
 
 def test_tables_are_averaged_by_the_shares_of_each_image():
