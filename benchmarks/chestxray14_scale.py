@@ -30,7 +30,7 @@ from common import phantom
 from common.budget import Budget
 from common.compare import comparison_tools
 from common.data.folds import make_folds, shared_groups
-from common.data.loaders import EpochSampler, make_loader
+from common.data.loaders import EpochSampler, FeatureDataset, make_loader
 from common.data.store import RECORD, to_square
 from common.images import open_images, prepare_images
 from common.job import Job
@@ -43,11 +43,11 @@ from common.recipe import report
 from common.runs import Run
 from common.step import run_step
 from common.submit.validate import validate_probabilities
-from solutions.chestxray14.comparison import COMPARISON, class_table
+from solutions.chestxray14.comparison import class_table
 from solutions.chestxray14.config import LABELS, PRESETS, Config, LungsConfig, NetworkConfig
 from solutions.chestxray14.data import BOX_TABLE, labels_of
 from solutions.chestxray14.labels import read_boxes, read_labels, read_lists
-from solutions.chestxray14.models import AUGMENTATIONS, FeatureDataset, ViewDataset, pooled_features
+from solutions.chestxray14.models import AUGMENTATIONS, ViewDataset, pooled_features
 from solutions.chestxray14.pipeline import SOLUTION, fold_networks
 from tests.running import prevalence_deviation
 
@@ -244,7 +244,7 @@ def scoring(measure, job):
     measure("… validated alone", lambda: validate_probabilities(*paths, ordered=True))
     measure("report", lambda: report(job))
     table = job.options.data / "Data_Entry_2017_v2020.csv"
-    score = partial(comparison_tools(SOLUTION, Config, COMPARISON)["score_predictions"], paths[0], labels=table)
+    score = partial(comparison_tools(SOLUTION, Config)["score_predictions"], paths[0], labels=table)
     measure("tool `score_predictions`, 25,596 predictions", score)
 
 

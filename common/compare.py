@@ -47,12 +47,14 @@ class Comparison:
     remarks(figures, first) -> lines about the figures of `compare`. notes(job, split, name) -> lines about a run.
     listed(names, predicted, scored) -> what the scored images are of --list (names; None without it), all indices.
     sections(tables) -> parts of the page. published: a table of published scores; note: a text about it.
+    headline: the metric of `measure` that is the solution's score.
     """
 
     results: Callable
     measure: Callable
     read_predictions: Callable
     read_labels: Callable
+    headline: str
     step: str = "predict"
     splits: tuple = ("oof",)
     join: Callable = lambda predictions, labels: predictions.join(labels)
@@ -65,15 +67,24 @@ class Comparison:
     published: pd.DataFrame | None = None
     note: str = ""
 
+    def join_images(self, predictions, labels):
+        """Return the table for `measure` of the images in `predictions`, all of which have labels."""
+        return self.join(predictions, labels.loc[predictions.index]).rename_axis("image_id").reset_index()
 
-def by_rows(metrics):
-    """Return the `measure` of functions of a table by name; each returns a float, NaN where it is undefined."""
+    def score(self, predictions, labels):
+        """Return the headline score of a file of predictions, NaN if `labels` lacks one of its images."""
+        found, truth = self.read_predictions(predictions), self.read_labels(labels)
+        if not found.index.isin(truth.index).all():
+            return np.nan
+        return float(self.measure(self.join_images(found, truth), np.arange(len(found)), 1, 0)[self.headline][0])
 
-    def measure(table, groups, n_resamples, seed):
-        pairs = metrics.items()
-        return {n: resample(lambda rows, f=f: f(table.iloc[rows]), groups, n_resamples, seed, True) for n, f in pairs}
-
-    return measure
+    def scores_by_fold(self, job):
+        """Return the headline score of a run's folds with intervals: a table of fold, images, estimate, low, high."""
+        rows = []
+        for fold, part in self.results(job, "oof")[""].groupby("fold"):
+            found = interval(*self.measure(part, groups_of(part), 1000, 0)[self.headline], 0.95)
+            rows.append((fold, len(part), found.estimate, found.low, found.high))
+        return pd.DataFrame(rows, columns=["fold", "images", "estimate", "low", "high"])
 
 
 def means_of(columns):
@@ -98,8 +109,9 @@ def measure_boxes(table, names, rule, groups, n_resamples, seed):
     return {"mAP": (result.mean_ap, mean_of_defined(aps)), **classes}
 
 
-def comparison_tools(recipe, config_class, comparison):
+def comparison_tools(recipe, config_class):
     """Return the tools `table` and `score_predictions` of a solution by name."""
+    comparison = recipe.comparison
 
     def table(
         runs: tuple[Path, ...],
@@ -124,7 +136,7 @@ def comparison_tools(recipe, config_class, comparison):
             seed: Of the bootstrap.
         """
         _check_options(out, resamples, seed)
-        tables, notes = _read_runs(recipe, config_class, comparison, runs, split)
+        tables, notes = _read_runs(recipe, config_class, runs, split)
         first = against or next(iter(tables))
         check(first in tables, f"--against {against}: the rows are {', '.join(tables)}")
         figures = compare(tables, comparison, first, resamples, seed)
@@ -136,7 +148,7 @@ def comparison_tools(recipe, config_class, comparison):
         log.info("\n\n".join(["\n".join(notes), *shown, "\n".join([*remarks, *[comparison.note] * bool(published)])]))
         if out is not None:
             write_csv(out, figures)
-            _write_page(out.with_suffix(".html"), recipe.name, comparison, tables, figures, parts, (notes, remarks))
+            _write_page(out.with_suffix(".html"), recipe, tables, figures, parts, (notes, remarks))
             log.info(f"{out} and {out.with_suffix('.html').name}")
         return 0
 
@@ -180,7 +192,7 @@ def comparison_tools(recipe, config_class, comparison):
             log.info(f"left out: {len(unknown):,} predicted images without labels, such as {unknown[0]}")
         if len(ids) < len(truth):
             log.info(f"{len(truth) - len(ids):,} further images of {labels.name} do not count")
-        joined = comparison.join(found.loc[ids], truth.loc[ids]).rename_axis("image_id").reset_index()
+        joined = comparison.join_images(found.loc[ids], truth)
         if patients is not None:
             joined["patient_id"] = read_patients(patients, joined["image_id"])
         elif "patient_id" not in joined:
@@ -205,10 +217,10 @@ def _check_options(out, resamples, seed):
     check(out is None or out.suffix == ".csv", f"--out {out}: the figures are a .csv")
 
 
-def _read_runs(recipe, config_class, comparison, runs, split):
+def _read_runs(recipe, config_class, runs, split):
     """Return the results of each run by the row's name, sorted by image, and notes about the runs."""
     check(runs, "name the folders of the runs")
-    tables, notes, names = {}, [], []
+    tables, notes, names, comparison = {}, [], [], recipe.comparison
     for folder in runs:
         name = folder.resolve().name if folder.resolve().name not in names else str(folder)
         check(name not in names, f"{folder}: named twice")
@@ -320,8 +332,8 @@ def _describe(path):
     return f"{path.name}, sha256 {file_hash(path)[:16]}" if path.is_file() else str(path)
 
 
-def _write_page(path, solution, comparison, tables, figures, parts, texts):
-    notes, remarks = texts
+def _write_page(path, recipe, tables, figures, parts, texts):
+    comparison, (notes, remarks) = recipe.comparison, texts
     drawn = {run: part[["pooled", "low", "high"]].to_numpy() for run, part in figures.groupby("run", sort=False)}
     plot = plots.forest(drawn, figures["metric"].unique().tolist(), "all images")
     sections = [*notes, page.section("Scores", page.figure(plot, "Intervals by patient"))]
@@ -329,4 +341,4 @@ def _write_page(path, solution, comparison, tables, figures, parts, texts):
     sections += [*comparison.sections(tables), page.section("How it is measured", *remarks)]
     if comparison.published is not None:
         sections.append(page.section("Published", comparison.note, page.table(comparison.published)))
-    page.write_page(path, f"{solution}: runs side by side", ", ".join(tables), sections)
+    page.write_page(path, f"{recipe.name}: runs side by side", ", ".join(tables), sections)

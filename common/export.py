@@ -199,7 +199,7 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
                 images = _predict_exported(job, exported, config_class)
                 if not processes.is_main():
                     return 0
-                log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)[1]}")
+                log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)}")
                 return max(job.left_out, int((~images.table["ok"]).sum()))
 
     return infer

@@ -8,7 +8,11 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from common import network as networks_of
 from common import processes
@@ -22,6 +26,7 @@ from common.predictions import predict_all, prediction_files, prediction_key, re
 from common.report.frame import write_report
 from common.step import Step, changed_settings, require, run_step
 from common.submit.table import write_submission
+from common.submit.validate import validate_probabilities
 from common.teaching import find_lessons, name_teachers
 from common.train.queue import work_through
 
@@ -75,10 +80,10 @@ class Solution:
     describe(figures) -> lines that report the score.
     neutral(job) -> JSON: the prediction for an unreadable image.
     answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; answered: names of the files
-    that it writes in addition to submission.csv. check(path, job) -> Summary.
+    that it writes in addition to submission.csv. check(path, job) -> Summary, by default of probabilities.
     boxes(job) -> (detections of the submission, names of the classes), for `export --coco`; None: there are none.
-    hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
-    labels, or None.
+    comparison: a common.compare.Comparison: how runs, submissions and folds are scored. hidden: name of the labels of
+    the sample's test images in its folder, in a form that the comparison reads.
     report: the module with the page's own sections, see common.report.frame. further_steps: further verbs as Steps;
     further_verbs: further verbs as functions of a job.
     assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
@@ -95,8 +100,9 @@ class Solution:
     choose: Callable
     describe: Callable
     answer: Callable
-    check: Callable
     report: ModuleType
+    comparison: Any
+    check: Callable = lambda path, job: validate_probabilities(path, job.sample_path, ordered=True)
     read_test: Callable = nothing
     made_with: Callable = lambda config: {name: getattr(config, name) for name in ("n_folds", "seed", "store_size")}
     refine: Callable = lambda job, listing, store: listing
@@ -111,7 +117,7 @@ class Solution:
     answered: tuple = ()
     neutral: Callable = nothing
     boxes: Callable = nothing
-    hidden: Callable = nothing
+    hidden: str = ""
     further_steps: tuple = ()
     further_verbs: dict = field(default_factory=dict)
     assets: Callable = lambda config: {}
@@ -256,20 +262,33 @@ def score(job):
 
 def submit(job):
     """Write submission.csv, validate it against the sample submission, and copy it to submissions/."""
-    run, recipe = job.run, job.recipe
+    run = job.run
     if not len(job.images.rows("test")):
         log.info("submit: no test images; --test names some")
         run.path("submission.csv").unlink(missing_ok=True)
         return {"rows": 0, "hidden": None}
     neutral = neutral_of(job)
-    rows, summary = write_answer(job, read_rule(job), neutral, run.path("submission.csv"))
+    summary = write_answer(job, read_rule(job), neutral, run.path("submission.csv"))
     copy = copy_submission(job, run.path("submission.csv"))
     log.info(f"valid submission: {summary}; copy in {copy}")
-    hidden = recipe.hidden(job, rows) if run.step("prepare")["synthetic"] else None
+    hidden = _score_hidden(job) if run.step("prepare")["synthetic"] else None
     if hidden:
         trivial = f"a trivial submission: {hidden['nothing']:.4f}"
         log.info(f"{hidden['metric']} on the sample's hidden labels {hidden['value']:.4f} ({trivial})")
     return {"rows": summary.rows, "hidden": hidden}
+
+
+def _score_hidden(job):
+    """Return the scores of the submission and of a trivial one on the sample's hidden labels, a dict.
+
+    None without such labels, and if images other than the sample's are predicted.
+    """
+    labels = Path(job.run.step("prepare")["data"], job.recipe.hidden)
+    if not job.recipe.hidden or not labels.exists():
+        return None
+    files = {"value": job.run.path("submission.csv"), "nothing": job.sample_path}
+    scores = {name: job.recipe.comparison.score(file, labels) for name, file in files.items()}
+    return None if np.isnan(scores["value"]) else {"metric": job.recipe.metric, **scores}
 
 
 def neutral_of(job):
@@ -279,10 +298,9 @@ def neutral_of(job):
 
 
 def write_answer(job, rule, neutral, path):
-    """Write the submission of the predicted test images to `path`, validate it, and return its table and Summary."""
-    rows = job.recipe.answer(job, read_predictions(job, "test"), rule, neutral)
-    write_submission(path, rows)
-    return rows, job.recipe.check(path, job)
+    """Write the submission of the predicted test images to `path`, validate it, and return its Summary."""
+    write_submission(path, job.recipe.answer(job, read_predictions(job, "test"), rule, neutral))
+    return job.recipe.check(path, job)
 
 
 def copy_submission(job, path):

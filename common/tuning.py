@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
+from tqdm import tqdm
 
 from common import processes
 from common.errors import InputError, check
@@ -109,14 +110,12 @@ class OofRegions:
     at_network: bool
 
 
-def summarise(
-    probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, progress=iter, channel=0
-):
+def summarise(probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, channel=0):
     """Return the OofRegions of uint8 probabilities (N, h, w) at several pixel thresholds in (0, 1].
 
     probs: read image by image, so that they stay on disk; of (N, C, h, w), those of one channel. truth_runs: N arrays
     of runs (`common.post.rle`) on `size` (height, width); rows: the images to use. With `at_network` regions are
-    counted on (h, w), which must divide `size`. progress: wraps the iterable of results.
+    counted on (h, w), which must divide `size`.
     """
     rows = np.arange(len(probs))[slice(None) if rows is None else rows]
     rules = [Rule(pixel) for pixel in pixels]
@@ -138,7 +137,8 @@ def summarise(
         return counts, 0 if truth is None else np.count_nonzero(truth), found
 
     with ThreadPoolExecutor(processes.cores()) as pool:
-        counts, truth, found = zip(*progress(pool.map(measure, rows)), strict=True)
+        bar = tqdm(pool.map(measure, rows), "regions", len(rows), leave=False)
+        counts, truth, found = zip(*bar, strict=True)
     regions = {q: np.concatenate(of_q, axis=1) for q, of_q in zip(thresholds, zip(*found, strict=True), strict=True)}
     offsets = {q: np.cumsum([0, *(image[t].shape[1] for image in found)]) for t, q in enumerate(thresholds)}
     pixels = tuple(rule.pixel for rule in rules)

@@ -97,15 +97,14 @@ def _load_tools(name, config, tool, argv=()):
     from common.compare import comparison_tools
     from common.export import export_tool, infer_tool
 
-    if tool in ("table", "score_predictions"):
-        comparison = _load(f"solutions.{name}.comparison", "COMPARISON")
-        return comparison_tools(load_solution(name), config.Config, comparison)
-    if tool == "refit":
-        return {tool: _load("common.refit", "refit_tool")(load_solution(name), config.Config)}
-    if tool == "blend":
-        read = _load(f"solutions.{name}.comparison", "COMPARISON").read_predictions
-        return {tool: _load("common.blend", "blend_tool")(load_solution(name), config.Config, read)}
     recipe, takes_sizes = load_solution(name), "sizes" in getattr(config, "TAKES", ())
+    if tool in ("table", "score_predictions"):
+        return comparison_tools(recipe, config.Config)
+    if tool == "refit":
+        return {tool: _load("common.refit", "refit_tool")(recipe, config.Config)}
+    if tool == "blend":
+        read = recipe.comparison.read_predictions
+        return {tool: _load("common.blend", "blend_tool")(recipe, config.Config, read)}
     hide_sizes = not takes_sizes and bool({"-h", "--help"} & set(argv))  # the parser knows hidden options no more
     infer = infer_tool(recipe, config.Config, takes_sizes, hide_sizes)
     return {"export": export_tool(recipe, config.Config), "infer": infer}

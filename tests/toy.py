@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from common.budget import Budget
+from common.compare import Comparison, means_of
 from common.config import FitConfig
 from common.data.tables import read_ids
 from common.job import Job
@@ -125,10 +126,32 @@ def answer(job, test, rule, neutral):
     return rows
 
 
-def fold_scores(job):
-    return pd.DataFrame({"fold": [0, 1], "images": 4, "estimate": [0.5, 0.75], "low": 0.25, "high": 1.0})
+def rated(table):
+    """Return a table of truth and probability with accuracy and precision, NaN where an image does not count."""
+    called = table["probability"] > 0.5
+    return table.assign(accuracy=(called == table["truth"]).astype(float), precision=table["truth"].where(called))
 
 
+def results(job, split):
+    oof = pd.read_parquet(job.run.path("oof.parquet"))
+    about = job.images.at(job.images.rows_of(oof["image_id"])).reset_index(drop=True)
+    return {"": rated(oof.assign(patient_id=about["patient_id"], truth=about["bright"], probability=oof["bright"]))}
+
+
+def read_scores(path):
+    return pd.read_csv(path, index_col=0, dtype={"patient_id": str}).rename(columns={"bright": "probability"})
+
+
+COMPARISON = Comparison(
+    results,
+    means_of({"accuracy": "accuracy", "precision": "precision"}),
+    read_scores,
+    read_scores,
+    "accuracy",
+    join=lambda predictions, labels: rated(predictions.join(labels)),
+    published=pd.DataFrame({"network": ["theirs"], "accuracy": [0.5]}),
+    note="A note.",
+)
 TOY = Solution(
     "toy",
     "accuracy",
@@ -144,11 +167,11 @@ TOY = Solution(
     neutral=lambda job: 0.5,
     answer=answer,
     check=lambda path, job: validate_probabilities(path, job.sample_path),
+    comparison=COMPARISON,
     report=SimpleNamespace(
         TITLE="Toys",
         headline=lambda job, score: [],
         sections=lambda job: [],
-        fold_scores=fold_scores,
         hints=lambda *of: [],
         submission=lambda job, record: [],
     ),

@@ -13,7 +13,7 @@ from functools import cache
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from common import processes
 from common.errors import InputError, check
@@ -105,6 +105,15 @@ class EpochSampler:
             part = self.batch_size // self.world
             first = batch * self.batch_size + self.rank * part
             yield keys[first : first + part]
+
+
+class FeatureDataset(TensorDataset):
+    """Frozen networks' features (n, V, K) with labels (n, C); the seed of a key `(index, seed)` chooses the view."""
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        features, labels = super().__getitem__(index)
+        return features[seed % len(features)], labels
 
 
 class SampleDataset(Dataset):

@@ -10,9 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cv2
+
+from common.data.dicom import read_image
 from common.errors import STOPPED, InputError, check
 from common.kaggle.bundle import OUTPUT_LIMIT, read_listing
 from common.paths import KAGGLE_INPUT, find_images, read_json
+from common.post.boxes import BOX
+from common.report.gallery import MOST_BOXES, box_overlay, gallery, outline_overlay
 
 log = logging.getLogger(__name__)
 WORKING = Path(os.environ.get("KAGGLE_WORKING", "/kaggle/working"))
@@ -37,10 +42,6 @@ def open_bundle(bundle, run):
 
 def read_images(source, ids, size=None, markers=None, folder=None):
     """Return these images of the mounted competition, or of `folder`, by id, uint8 (H, W), as squares of `size`."""
-    import cv2
-
-    from common.data.dicom import read_image
-
     files = find_images(folder or source.find_file(names=markers).parent)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
     if size is not None:
@@ -48,13 +49,11 @@ def read_images(source, ids, size=None, markers=None, folder=None):
     return images
 
 
-def display_gallery(items, overlay=None):
+def display_gallery(items, overlay=outline_overlay):
     """Show pictures in the notebook; items and overlay as in common.report.gallery."""
-    from IPython.display import HTML, display
+    from IPython.display import HTML, display  # late: only notebooks have it
 
-    from common.report.gallery import gallery, outline_overlay
-
-    display(HTML(str(gallery(items, overlay=overlay or outline_overlay))))
+    display(HTML(str(gallery(items, overlay=overlay))))
 
 
 def display_boxes(source, found, names, count=4, size=None, folder=None):
@@ -62,9 +61,6 @@ def display_boxes(source, found, names, count=4, size=None, folder=None):
 
     names: of the classes; source, size and folder as in `read_images`.
     """
-    from common.post.boxes import BOX
-    from common.report.gallery import MOST_BOXES, box_overlay
-
     groups = dict(list(found.sort_values("score", ascending=False).groupby("image_id", sort=False)))
     images, items = read_images(source, list(groups)[:count], size, folder=folder), []
     for image_id, image in images.items():

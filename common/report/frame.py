@@ -12,30 +12,29 @@ def write_report(job, report):
 
     job: a common.job.Job. report: a module with TITLE, `headline(job, score)` (fragments above the sections),
     `sections(job)` (a list of sections, None for an empty one), `submission(job, record)` (fragments about
-    submission.csv), `fold_scores(job)` (a table of fold, images, estimate, low and high) and optionally
-    `hints(job, score, trainings)` (texts, see common.report.hints) and EXPERIMENTS, prefixes of the stage names of
-    experiments.
+    submission.csv) and optionally `hints(job, score, trainings)` (texts, see common.report.hints) and EXPERIMENTS,
+    prefixes of the stage names of experiments.
     """
     run, experiments, scores, hints = job.run, getattr(report, "EXPERIMENTS", ()), None, None
-    trainings, score = read_trainings(run), _read_score(job)
-    if score is not None:
-        scores = report.fold_scores(job)
+    trainings, table, warnings = read_trainings(run), job.images.table, [synthetic_note(run)]
+    if job.is_current("tune"):
+        path = run.path("score.json")
+        score = read_json(path)
+        check(isinstance(score, dict), f"{path}: damaged; delete it and run `tune` again")
+        scores, headline = job.recipe.comparison.scores_by_fold(job), report.headline(job, score)
         own = [one for one in trainings if not one.stage.startswith(experiments)]
         hint = getattr(report, "hints", lambda *args: [])
         texts = find_hints(job, own, scores, hint(job, score, own))
         hints = page.section("What to try next", page.items(texts)) if texts else None
-    training = training_section(trainings, experiments, scores)
-    rates = step_section(job, "find_lr", "Learning rates", _learning_rates)
-    submission = step_section(job, "submit", "Submission", lambda job: _submission(job, report))
-    table, warnings = job.images.table, [synthetic_note(run)]
-    if (table.loc[table["split"] == "train", "patient_id"] == "").all():
-        text = "No patient ids: a patient may be in two folds, which would inflate the scores."
-        warnings.append(page.note(text, "warning"))
-    if score is not None:
-        headline = report.headline(job, score)
     else:
         stale = run.step("tune") is not None
         headline = [page.note("The score is out of date: run `tune` again." if stale else "No score yet: run `tune`.")]
+    training = training_section(trainings, experiments, scores)
+    rates = step_section(job, "find_lr", "Learning rates", _learning_rates)
+    submission = step_section(job, "submit", "Submission", lambda job: _submission(job, report))
+    if (table.loc[table["split"] == "train", "patient_id"] == "").all():
+        text = "No patient ids: a patient may be in two folds, which would inflate the scores."
+        warnings.append(page.note(text, "warning"))
     blend = step_section(job, "predict", "Members of the blend", _members) if job.is_blend else None
     parts = [*warnings, *headline, blend, hints, *report.sections(job), training, rates, submission, _about(run)]
     title = f"{report.TITLE}, preset {job.preset}"
@@ -59,16 +58,6 @@ def synthetic_note(run):
     if not run.step("prepare")["synthetic"]:
         return None
     return page.note("Synthetic radiographs: the scores only show that the pipeline works.", "warning")
-
-
-def _read_score(job):
-    """Return the content of score.json, None unless it is current."""
-    if not job.is_current("tune"):
-        return None
-    path = job.run.path("score.json")
-    score = read_json(path)
-    check(isinstance(score, dict), f"{path}: damaged; delete it and run `tune` again")
-    return score
 
 
 def _learning_rates(job):

@@ -19,15 +19,8 @@ import pandas as pd
 from common.config import flatten
 from common.paths import write_text
 
-METRICS = {
-    "ap": "AP",
-    "auroc": "AUROC",
-    "dice": "Dice",
-    "iou": "IoU",
-    "map": "mAP",
-    "map_coco": "mAP of COCO",
-    "mcc": "MCC",
-}
+METRICS = {"ap": "AP", "auroc": "AUROC", "dice": "Dice", "iou": "IoU", "map": "mAP", "mcc": "MCC"}
+METRICS["map_coco"] = "mAP of COCO"
 BESIDE, LARGE = 4, 9  # columns of a table that fits beside another one, and in the usual letters
 
 

@@ -6,36 +6,11 @@ import pandas as pd
 from common.data.folds import make_folds
 from common.metrics import calibration
 from common.metrics.classification import auroc, confusion_counts, recall, specificity
-from common.metrics.statistics import bootstrap
-from common.paths import read_parquet
 from common.report import class_plots, page, plots
 
 IMAGES, PIXELS = 100, 2000  # whose calibration is plotted, and of each
 WEAK = 0.65  # AUROC under which a gate drops too many images by mistake
 LISTED = 5000  # images whose ids a page lists
-
-
-def scores_by_fold(folds, groups, score):
-    """Return a table of fold, images, estimate, low and high.
-
-    folds, groups: (n,), groups being what is resampled; score(chosen, their groups) -> Interval of the images `chosen`,
-    bool (n,).
-    """
-    rows = []
-    for fold in np.unique(folds):
-        chosen = np.asarray(folds) == fold
-        found = score(chosen, np.asarray(groups)[chosen])
-        rows.append((fold, chosen.sum(), found.estimate, found.low, found.high))
-    return pd.DataFrame(rows, columns=["fold", "images", "estimate", "low", "high"])
-
-
-def means_by_fold(job, name, column):
-    """Return `scores_by_fold` of a column of per-image values, NaN left out, in a parquet file of the run."""
-    scored = read_parquet(job.run.path(name))
-    table = job.images.at(job.images.rows_of(scored["image_id"]))
-    score = lambda chosen, groups: bootstrap(values[chosen], groups, skip_nan=True)  # noqa: E731
-    values = scored[column].to_numpy()
-    return scores_by_fold(table["fold"], job.images.groups(table["row"]), score)
 
 
 def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), patients=None):

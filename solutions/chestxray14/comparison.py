@@ -8,14 +8,14 @@ import pandas as pd
 from scipy import stats
 
 from common.compare import Comparison
-from common.data.tables import plain_patients, some_rows
+from common.data.tables import check_ids, some_rows
 from common.errors import InputError, check
 from common.metrics import statistics
 from common.metrics.classification import auroc, mean_of_defined
-from common.paths import read_parquet
+from common.paths import read_parquet, strip_suffix
 from common.report import class_plots, page
 from solutions.chestxray14.config import LABELS
-from solutions.chestxray14.labels import DIGESTS, GROUPS, names_digest, parse_findings, stems
+from solutions.chestxray14.labels import DIGESTS, GROUPS, names_digest, read_labels
 from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import NOTE, describe_labels, published_classes, published_means
 
@@ -80,35 +80,20 @@ def read_scores(path):
     scores.columns = [_PLAIN[plain[name]] for name in columns]
     for label in scores.columns[scores.columns.duplicated()][:1]:
         raise InputError(f"{path}, row 1: two columns are {label}")
-    scores.index = _image_ids(raw[first].str.replace(r".*[/\\]", "", regex=True), path)
+    ids = raw[first].map(strip_suffix)
+    check_ids(ids, path)
+    scores.index = pd.Index(ids, name="image_id")
     return scores[[label for label in LABELS if label in scores]]
 
 
 def read_truth(path):
     """Return the labels of a label table, "true <label>" 0/1 with image_id as index, and patient_id if it has patients.
 
-    Only the columns Image Index and Finding Labels are needed. Raises InputError naming file and row: a column that is
-    missing, an image twice, a text that is no label, a blank patient.
+    Only the columns Image Index and Finding Labels are needed; errors as of `read_labels`.
     """
-    raw = some_rows(path)
-    for name in ("Image Index", "Finding Labels"):
-        check(name in raw, f"{path}, row 1: no column {name}")
-    marks, problems = parse_findings(raw["Finding Labels"])
-    if "Patient ID" in raw:
-        problems = problems.mask((problems == "") & (raw["Patient ID"] == ""), "no Patient ID")
-    for row in np.flatnonzero(problems != "")[:1]:
-        raise InputError(f"{path}, row {row + 2}: {problems[row]}")
-    truth = pd.DataFrame(marks, _image_ids(raw["Image Index"], path), CLASSES)
-    log.info(f"{path.name}: {describe_labels(truth)}")
-    patients = {"patient_id": plain_patients(raw["Patient ID"]).to_numpy()} if "Patient ID" in raw else {}
-    return truth.add_prefix(TRUE).assign(**patients)
-
-
-def _image_ids(names, path):
-    ids = pd.Index(stems(names), name="image_id")
-    for row in np.flatnonzero(ids.duplicated())[:1]:
-        raise InputError(f"{path}, row {row + 2}: image {ids[row]} is there twice")
-    return ids
+    table = read_labels(path, needs_patients=False).set_index("image_id")
+    log.info(f"{path.name}: {describe_labels(table)}")
+    return table[CLASSES].add_prefix(TRUE).join(table.filter(["patient_id"]))
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -242,6 +227,7 @@ COMPARISON = Comparison(
     measure,
     read_scores,
     read_truth,
+    MEAN,
     splits=("test", "oof"),
     further=further,
     paired=paired,

@@ -17,18 +17,8 @@ from common.listing import Listing, check_loose, check_named
 from common.network import other_folds
 from common.paths import find_images, strip_suffix
 from common.post.boxes import BOX
+from solutions.chestxray14 import labels as nih
 from solutions.chestxray14.config import KAGGLE, LABELS
-from solutions.chestxray14.labels import (
-    BOXES,
-    GROUPS,
-    LISTS,
-    TABLES,
-    find_lists,
-    patient_of,
-    read_boxes,
-    read_labels,
-    read_lists,
-)
 from solutions.chestxray14.leaks import check_run
 from solutions.chestxray14.published import IMAGES, describe_labels
 from solutions.lung_segmentation import find_lungs, lung_region, structures_of, weights_file
@@ -36,29 +26,31 @@ from solutions.lung_segmentation import find_lungs, lung_region, structures_of, 
 log = logging.getLogger(__name__)
 CLASSES = list(LABELS)
 SAMPLE = ["Image Index", *CLASSES]
-UNKNOWN = dict.fromkeys(["patient_id", "official", *GROUPS], "") | dict.fromkeys(CLASSES, -1)
+UNKNOWN = dict.fromkeys(["patient_id", "official", *nih.GROUPS], "") | dict.fromkeys(CLASSES, -1)
 BOX_TABLE = "truth_boxes.parquet"  # NIH's boxes
 FURTHER_BOXES = "further_boxes.parquet"  # those of --boxes
 NO_BOXES = pd.DataFrame(columns=["image_id", "label", *BOX]).astype({"label": "int64"} | dict.fromkeys(BOX, float))
 ALONE = "the segmenter has no heart: features are weighted by the lungs alone, in CXR-IRNet by lungs and heart"
 LUNG_TABLE = "lungs.parquet"  # row k is store row k
 LUNG_COLUMNS = ["x_min", "y_min", "x_max", "y_max", "rule", "area"]
-MARKERS = (*KAGGLE.samples, *LISTS["test"])  # files that name the test images
+MARKERS = (*KAGGLE.samples, *nih.LISTS["test"])  # files that name the test images
 
 
 def read_competition(job):
     """Return the Listing of the competition. Images of the label table without a file are left out and counted.
 
-    Table: file_name (as in the label table), official (train_val, test, or "" for neither list), GROUPS and the 14
+    Table: file_name (as in the label table), official (train_val, test, or "" for neither list), nih.GROUPS and the 14
     LABELS (0/1, -1 unknown). Further table truth_boxes.parquet: image_id, row, label (0 … 13) and BOX (pixels of NIH's
     1024 × 1024 image), and of --boxes further_boxes.parquet with the same columns. about: what is known of labels and
     lists, `said` in one line; test_name: what the test images are; structures: what weights the features, a list or
     None.
     """
     options, config = job.options, job.config
-    path = KAGGLE.find_file(options.data, [name for key, name in TABLES.items() if config.label_table in (key, None)])
+    path = KAGGLE.find_file(
+        options.data, [name for key, name in nih.TABLES.items() if config.label_table in (key, None)]
+    )
     folder, files = path.parent, find_images(path.parent)
-    for other in set(TABLES.values()) - {path.name}:
+    for other in set(nih.TABLES.values()) - {path.name}:
         if (folder / other).is_file():
             log.info(f"{folder}: holds {other} too, in which some labels differ; {path.name} is read")
     labels, about = _read_labels(folder, path, config.split)
@@ -82,19 +74,19 @@ def read_competition(job):
         reason = " (--split all holds none back)" if config.split == "all" else ""
         log.info(f"no test images: scores are out of fold, and nothing is submitted{reason}")
     check_loose(files, known, path.name, options)
-    columns = ["image_id", "file_name", "patient_id", "split", "official", *GROUPS, *CLASSES]
+    columns = ["image_id", "file_name", "patient_id", "split", "official", *nih.GROUPS, *CLASSES]
     table = pd.concat([train.assign(split="train"), test.assign(split="test")], ignore_index=True)[columns]
     table = table.astype(dict.fromkeys(CLASSES, "int8"))
     check_run(config, table)
     about |= {"said": _describe(about, config.split), "test_name": test_name, "structures": None}
     about["pixels"] = digest(test[CLASSES].to_numpy().tolist())  # test scores follow from the labels too
     log.info(about["said"])
-    boxes = [folder / name for name in BOXES if (folder / name).is_file()][:1]
-    tables = {BOX_TABLE: place_boxes(read_boxes(boxes[0]) if boxes else NO_BOXES, table)}
+    boxes = [folder / name for name in nih.BOXES if (folder / name).is_file()][:1]
+    tables = {BOX_TABLE: place_boxes(nih.read_boxes(boxes[0]) if boxes else NO_BOXES, table)}
     codes = (train[CLASSES].to_numpy(np.int64) @ (1 << np.arange(len(CLASSES)))).tolist()
     if config.boxes:
         boxes.append(Path(config.boxes))
-        tables[FURTHER_BOXES] = place_boxes(read_boxes(boxes[-1]), table)
+        tables[FURTHER_BOXES] = place_boxes(nih.read_boxes(boxes[-1]), table)
         codes.append(tables[FURTHER_BOXES].to_numpy().tolist())
     return Listing(
         folder,
@@ -104,7 +96,7 @@ def read_competition(job):
         strata=train[CLASSES].to_numpy(),
         labels=codes,
         tables=tables,
-        inputs=(path, *find_lists(folder).values(), *boxes),
+        inputs=(path, *nih.find_lists(folder).values(), *boxes),
         about=about,
     )
 
@@ -172,12 +164,12 @@ def _sample(names):
 
 def _read_labels(folder, path, split):
     """Return the label table with the column official, in the order of the ids, and the facts about it."""
-    labels = read_labels(path).sort_values("image_id", ignore_index=True)
+    labels = nih.read_labels(path).sort_values("image_id", ignore_index=True)
     about = {"labels": path.name, "sha256": file_hash(path), "images": len(labels), "release": describe_labels(labels)}
     labels["official"] = ""
     check((labels[CLASSES] == 1).any(axis=None), f"{path}: no image has a finding")
-    if split == "official" or len(find_lists(folder)) == len(LISTS):
-        labels["official"], about["lists"] = read_lists(folder, labels["image_id"])
+    if split == "official" or len(nih.find_lists(folder)) == len(nih.LISTS):
+        labels["official"], about["lists"] = nih.read_lists(folder, labels["image_id"])
     listed = labels[labels["official"] != ""].drop_duplicates(["patient_id", "official"])
     both = listed[listed["patient_id"].duplicated()]
     if split == "official" and len(both):
@@ -200,7 +192,7 @@ def _split(labels, about, split):
     """Return the train rows and the test rows of the label table, and what the test images are."""
     if split == "all":
         return labels, labels.iloc[:0], "on no images"
-    train, test = (labels[labels["official"] == part] for part in LISTS)
+    train, test = (labels[labels["official"] == part] for part in nih.LISTS)
     loose = int((labels["official"] == "").sum())
     if loose:
         log.info(f"left out {loose:,} labelled images that are in neither list")
@@ -234,7 +226,7 @@ def test_names(path, known=()):
     """
     ids, files = named_images(path, known=known)
     named = pd.DataFrame({"image_id": ids})
-    named["patient"] = patient_of(named["image_id"])
+    named["patient"] = nih.patient_of(named["image_id"])
     if files:
         suffixes = [path.name.removeprefix(strip_suffix(path.name)) for path in map(files.get, ids)]
         named["file_name"] = named["image_id"] + suffixes
@@ -286,8 +278,8 @@ def add_lungs(job, listing, store):
     mask_size, crop_size = (size or 0 for size in list(lung_settings(config).values())[1:])
     sides = {name: side for name, side in (("masks", mask_size), ("crops", crop_size)) if side}
     own = {"mask_size": mask_size, "crop_size": crop_size}
-    describe, skip = partial(mask_and_crop, **own), partial(_skip, **own)
-    table, arrays = find_lungs(job, store, weights, own, sides, LUNG_COLUMNS, describe, skip, listing.files)
+    describe = partial(mask_and_crop, **own)
+    table, arrays = find_lungs(job, store, weights, own, sides, LUNG_COLUMNS, describe, listing.files)
     missing = table.loc[table["rule"] == "none", "image_id"]
     if len(missing):
         log.info(f"no lungs found in {len(missing)} images, which count as a whole; the first is {missing.iloc[0]}")
@@ -301,27 +293,21 @@ def add_lungs(job, listing, store):
     return replace(listing, tables=tables, arrays=arrays, about=about)
 
 
-def mask_and_crop(segmenter, image, probs, mask_size, crop_size):
-    """Return ([mask (S, S) with the heart, crop (C, C)], [box…, rule, area]), without arrays of side 0."""
-    parts = segmenter.parts(probs, image.shape)
-    heart = parts.pop("heart", None)
-    lungs = np.max(list(parts.values()), axis=0)
-    region, area = lung_region(lungs), np.count_nonzero(lungs) / lungs.size
+def mask_and_crop(segmenter, image, probs, about, mask_size, crop_size):
+    """Return ([mask (S, S) with the heart, crop (C, C)], [box…, rule, area]), without arrays of side 0.
+
+    An image without lungs, or without `probs`, counts as a whole; the box is then that of its file (`about`).
+    """
+    region, area = None, 0.0
+    if probs is not None:
+        parts = segmenter.parts(probs, image.shape)
+        lungs = np.max([part for name, part in parts.items() if name != "heart"], axis=0)
+        region, area = lung_region(lungs), np.count_nonzero(lungs) / lungs.size
     if region is None:
-        return whole_image(image, image.shape[::-1], mask_size, crop_size, area)
-    left, top, right, bottom = region.box
-    mask = lungs if heart is None else lungs | heart
+        mask, crop, box = np.ones_like(image), image, (0, 0, int(about["width"]), int(about["height"]))
+    else:
+        left, top, right, bottom = box = region.box
+        mask, crop = np.max(list(parts.values()), axis=0), np.ascontiguousarray(image[top:bottom, left:right])
     arrays = [to_square(mask * np.uint8(255), mask_size)] if mask_size else []
-    arrays += [to_square(np.ascontiguousarray(image[top:bottom, left:right]), crop_size)] if crop_size else []
-    return arrays, [*region.box, region.rule, area]
-
-
-def _skip(image, about, **sizes):
-    return whole_image(image, (about["width"], about["height"]), **sizes)
-
-
-def whole_image(image, size, mask_size, crop_size, area=0.0):
-    """Return what `mask_and_crop` does for an image without lungs: all of it; size: (width, height) of its file."""
-    arrays = [np.full((mask_size, mask_size), 255, np.uint8)] if mask_size else []
-    arrays += [to_square(image, crop_size)] if crop_size else []
-    return arrays, [0, 0, *map(int, size), "none", area]
+    arrays += [to_square(crop, crop_size)] if crop_size else []
+    return arrays, [*box, region.rule if region else "none", area]

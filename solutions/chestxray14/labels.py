@@ -32,7 +32,7 @@ _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
 
 
-def read_labels(path):
+def read_labels(path, needs_patients=True):
     """Return the label table: image_id, file_name, patient_id, GROUPS and the 14 LABELS, int8 0/1.
 
     Both versions are read. GROUPS: F or M, one of AGES, AP or PA; "" where the table does not say. Raises InputError
@@ -40,26 +40,22 @@ def read_labels(path):
     beside a finding.
     """
     raw = some_rows(path)
-    for name in COLUMNS:
+    for name in COLUMNS if needs_patients else [*COLUMNS][:2]:
         check(name in raw, f"{path}, row 1: no column {name}")
-    table = raw[[*COLUMNS]].rename(columns=COLUMNS)
-    table.insert(0, "image_id", stems(table["file_name"]))
+    table = raw.filter([*COLUMNS]).rename(columns=COLUMNS)
+    table.insert(0, "image_id", table["file_name"].map(strip_suffix))
     check_ids(table["image_id"], path)
     marks, problems = parse_findings(table["labels"])
-    problems = problems.mask((problems == "") & (table["patient_id"] == ""), "no Patient ID")
+    if "patient_id" in table:
+        problems = problems.mask((problems == "") & (table["patient_id"] == ""), "no Patient ID")
+        table["patient_id"] = plain_patients(table["patient_id"])
     for row in np.flatnonzero(problems != "")[:1]:
         raise InputError(f"{path}, row {row + 2} ({table['image_id'][row]}): {problems[row]}")
-    table["patient_id"] = plain_patients(table["patient_id"])
     years = pd.to_numeric(raw.get("Patient Age", blank := pd.Series("", raw.index)).str.extract(r"(\d+)")[0])
     ages = pd.cut(years, [0, 40, 60, 120], right=False, labels=AGES).astype(object).fillna("")
     sex = raw.get("Patient Gender", raw.get("Patient Sex", blank))  # the corrected table's name
     table = table.drop(columns="labels").assign(sex=sex, age=ages, view=raw.get("View Position", blank))
     return table.join(pd.DataFrame(marks, columns=list(LABELS)))
-
-
-def stems(names):
-    """Return names of image files (a Series of str) without folder and suffix."""
-    return names.map(strip_suffix)
 
 
 def patient_of(image_ids):
@@ -96,7 +92,7 @@ def read_lists(folder, ids):
     paths, index, found, listed, texts = find_lists(folder), pd.Index(ids), np.full(len(ids), "", object), {}, []
     for part, names in LISTS.items():
         check(part in paths, f"{folder}: no {names[0]}; --split all trains without the official lists")
-        path, listed[part] = paths[part], stems(read_list(paths[part], known=index).iloc[:, 0])
+        path, listed[part] = paths[part], read_list(paths[part], known=index).iloc[:, 0].map(strip_suffix)
         check_ids(listed[part], path)
         place = index.get_indexer(listed[part])
         found[place[place >= 0]] = part
@@ -142,7 +138,7 @@ def read_boxes(path):
         known = table["name"].isin(LABELS)
         log.info(f"{path}: left out {(~known).sum():,} of {len(table):,} rows, which are of none of the 14 findings")
         table = table[known]
-    ids, names = stems(table["image"]), table["name"].replace(_BOX_NAMES)
+    ids, names = table["image"].map(strip_suffix), table["name"].replace(_BOX_NAMES)
     for row, image_id in ids.items():
         check_id(image_id, f"{path}, row {row + 2}")
     box = table[["x", "y", "w", "h"]].apply(pd.to_numeric, errors="coerce").to_numpy(float, copy=True)

@@ -5,11 +5,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from common.data.loaders import eval_loader
 from common.errors import check
 from common.infer.cam import fuse, normalise, place
+from common.infer.predict import predict_probs
 from common.paths import read_array
 from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE
@@ -77,21 +76,20 @@ def class_maps(job, boxes, alone=False):
     return Maps(cams, places, len(cams) > 1 and not config.is_fused, masks)
 
 
-@torch.inference_mode()
 def network_cams(job, network, model, rows, head=None):
     """Return class activation maps, float32 (n, 14, h, w); head: weights (14, K) instead of the model's own."""
-    config, found = network.config, []
+    config = network.config
     model.to(job.device, memory_format=torch.channels_last).eval()
     if head is not None:
         model.head.weight.data = head.to(job.device)
-    loader = eval_loader(network.dataset(job, rows, False, False), 2 * config.batch_size, job.workers)
-    for images, _ in tqdm(loader, f"maps, fold {network.fold}, {network.stage}", leave=False):
-        images = images.to(job.device)
-        cams = model.cam(images)
-        if config.weighting:
-            cams = from_the_lowest(cams, images[:, 1:], config.masks == "binary")
-        found.append(cams.float().cpu().numpy())
-    return np.concatenate(found)
+
+    def cams(images):
+        found = model.cam(images)
+        return from_the_lowest(found, images[:, 1:], config.masks == "binary") if config.weighting else found
+
+    how = {"batch_size": 2 * config.batch_size, "device": job.device, "amp": "fp32", "workers": job.workers}
+    how |= {"activation": torch.Tensor.float, "progress": f"maps, fold {network.fold}, {network.stage}"}
+    return predict_probs([cams], network.dataset(job, rows, False, False), **how)
 
 
 def from_the_lowest(cams, masks, binary=False):

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import TensorDataset
 
 # albumentations from there, where its look-up of newer versions is switched off
 from common.data.augment import A, compose
-from common.data.loaders import SampleDataset
+from common.data.loaders import FeatureDataset, SampleDataset
 from common.errors import InputError, check
 from common.infer.predict import predict_probs
 from common.metrics.classification import auroc, mean_of_defined
@@ -179,10 +178,8 @@ def auroc_and_loss(labels, logits, by_class=False):
 
     by_class: also auroc_<class>, NaN without both labels.
     """
-    loss, found = (
-        bce(torch.from_numpy(logits), torch.from_numpy(labels)).item(),
-        auroc(labels, logits, undefined=np.nan),
-    )
+    loss = bce(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    found = auroc(labels, logits, undefined=np.nan)
     classes = {f"auroc_{label}": float(value) for label, value in zip(LABELS, found, strict=True)} if by_class else {}
     return {"auroc": mean_of_defined(found), "loss": loss} | classes
 
@@ -250,15 +247,6 @@ def view_dataset(job, rows, augment=False, targets=False, *, config, stage):
     labels = labels_of(images, rows) if targets else None
     boxes = boxes_of(images, rows) if config.box_loss and augment else None
     return ViewDataset(pixels, rows, config.resize, config.size, masks, transform, labels, boxes)
-
-
-class FeatureDataset(TensorDataset):
-    """Frozen networks' features (n, V, K) with labels (n, 14); the seed of a key `(index, seed)` chooses the view."""
-
-    def __getitem__(self, key):
-        index, seed = key if isinstance(key, tuple) else (key, 0)
-        features, labels = super().__getitem__(index)
-        return features[seed % len(features)], labels
 
 
 def feature_dataset(job, branches, rows, flips, trained=True):

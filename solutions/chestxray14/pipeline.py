@@ -12,23 +12,13 @@ from common.metrics.calibration import choose_thresholds
 from common.network import Network, predict
 from common.nn.losses import bce
 from common.predictions import read_predictions
-from common.recipe import Choice, Solution, read_score
-from common.submit.validate import validate_probabilities
-from solutions.chestxray14 import data, localise, report
-from solutions.chestxray14.comparison import epoch_chosen, results, score_part
+from common.recipe import Choice, Solution
+from solutions.chestxray14 import data, localise, models, report
+from solutions.chestxray14.comparison import COMPARISON, epoch_chosen, results, score_part
 from solutions.chestxray14.config import LABELS
 from solutions.chestxray14.data import CLASSES, add_lungs, labels_of, lung_settings, segmenter_file
+from solutions.chestxray14.labels import TABLES
 from solutions.chestxray14.leaks import check_run, origin
-from solutions.chestxray14.models import (
-    auroc_and_loss,
-    build_fusion,
-    build_network,
-    feature_dataset,
-    pooled_features,
-    stop_classes,
-    training_loss,
-    view_dataset,
-)
 
 # Settings, beside those of the lungs, that `prepare` follows.
 PREPARED = ("split", "n_folds", "seed", "store_size", "label_table", "boxes")
@@ -44,25 +34,25 @@ def fold_networks(config, fold):
     """Return the Networks of one fold: those of its views (CXR-IRNet, 3; SDFN, B.3), and SDFN's last layer (B.4)."""
     views = []
     for stage, own in zip(config.stages, config.branches, strict=True):
-        dataset = partial(view_dataset, config=own, stage=stage)
+        dataset = partial(models.view_dataset, config=own, stage=stage)
         # the losses of boxes and pairs are no means over images, and mixup mixes those of a whole batch
         active = np.ones(len(LABELS), bool) if own.class_patience else None
         how = {
-            "step": partial(training_loss, own, active=active),
+            "step": partial(models.training_loss, own, active=active),
             "couples": max(own.box_loss, own.auc_loss, own.mixup) > 0,
         }
         if own.class_patience:
-            how["before_epoch"] = partial(stop_classes, own.class_patience, active)
-        network = _classifier(fold, stage, own, partial(build_network, own), dataset, **how)
+            how["before_epoch"] = partial(models.stop_classes, own.class_patience, active)
+        network = _classifier(fold, stage, own, partial(models.build_network, own), dataset, **how)
         views.append(replace(network, dataset=partial(probe_dataset, network)) if own.frozen else network)
     if not config.is_fused:
         return views
     mirrored = any(view.config.augmentation != "none" for view in views)
 
     def features(job, rows, augment, targets):
-        return feature_dataset(job, views, rows, augment and mirrored)
+        return models.feature_dataset(job, views, rows, augment and mirrored)
 
-    build = partial(build_fusion, config)
+    build = partial(models.build_fusion, config)
     return [*views, _classifier(fold, "fusion", config.fusion, build, features, needs=tuple(views))]
 
 
@@ -76,7 +66,7 @@ def probe_dataset(network, job, rows, augment, targets):
     """Return the features of a frozen network with their labels, or without `targets` the images."""
     flips = augment and network.config.augmentation == "flip"
     how = (job, [network], rows, flips, False)
-    return feature_dataset(*how) if targets else network.dataset(job, rows, augment, targets)
+    return models.feature_dataset(*how) if targets else network.dataset(job, rows, augment, targets)
 
 
 def _classifier(fold, stage, config, build, dataset, **more):
@@ -89,7 +79,7 @@ def _classifier(fold, stage, config, build, dataset, **more):
         dataset,
         loss=bce,
         measure=lambda logits, labels: logits.float(),
-        figures=lambda job, logits, rows: auroc_and_loss(labels_of(job.images, rows), logits, by_class),
+        figures=lambda job, logits, rows: models.auroc_and_loss(labels_of(job.images, rows), logits, by_class),
         trained_on=lambda job: origin(job.config, job.images.table, fold),
         **more,
     )
@@ -108,7 +98,7 @@ def predict_rows(job, folds, rows, path, title):
         found[f"_{network.stage}"] = predict(job, [network], rows, tta.views(job.config.tta), title).astype(np.float64)
     found[""] = np.mean(list(found.values()), axis=0)
     if job.config.is_fused:
-        features = pooled_features(job, trained[:-1], rows, flips)
+        features = models.pooled_features(job, trained[:-1], rows, flips)
         found[""] = trained[-1].load(job.run).probs(features)
     ids = pd.DataFrame({"image_id": job.images.ids(rows)})
     return {name: ids.assign(**dict(zip(CLASSES, found[name].T, strict=True))) for name in suffixes(job.config)}
@@ -150,12 +140,6 @@ def describe(figures):
     return lines
 
 
-def hidden_score(job, submission):
-    """Return the mean AUROC of the sample's test list, whose labels are in its table."""
-    part = read_score(job)["test"]
-    return part and {"metric": "auroc", "value": part["mean"]["estimate"], "nothing": 0.5}
-
-
 def answer(job, test, rule, neutral):
     """Return the submission: Image Index and 14 probabilities, neutral ones for images that could not be read."""
     images = job.images.at(job.images.rows("test"))
@@ -189,8 +173,8 @@ SOLUTION = Solution(
     describe=describe,
     neutral=lambda job: read_predictions(job, "oof").table[CLASSES].mean().to_dict(),
     answer=answer,
-    check=lambda path, job: validate_probabilities(path, job.sample_path, ordered=True),
-    hidden=hidden_score,
+    comparison=COMPARISON,
+    hidden=TABLES["2017"],
     report=report,
     further_steps=(localise.STEP,),
     assets=lambda config: {LUNGS: segmenter_file(config)} if config.needs_lungs else {},

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from common.kaggle.session import display_gallery, read_images
-from common.metrics.statistics import bootstrap_auroc
 from common.paths import read_array, read_csv, read_json
 from common.post.boxes import BOX
 from common.report import class_plots, page, plots, results
@@ -23,19 +22,7 @@ from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"
-RESAMPLES = 200  # for the interval of a fold
 MOST = 8  # pictures of a gallery
-
-
-def fold_scores(job):
-    """Return the mean AUROC of each fold, see common.report.results.scores_by_fold."""
-    table = comparison.results(job, "oof")[""]
-    _, truth, probs = comparison.values_of(table)
-
-    def score(chosen, mine):
-        return bootstrap_auroc(truth[chosen], probs[chosen], mine, RESAMPLES, skip_undefined=True)[1]
-
-    return results.scores_by_fold(table["fold"], table["patient_id"], score)
 
 
 def headline(job, score):

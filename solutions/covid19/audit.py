@@ -15,7 +15,7 @@ from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict
 from common.paths import read_array, read_json, read_parquet, write_json, write_table
 from common.recipe import read_score, train_all
-from solutions.covid19.comparison import METRICS, auroc_interval
+from solutions.covid19.comparison import auroc_interval, with_rates
 from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
 
@@ -66,7 +66,11 @@ def run_audit(job):
         table = pd.concat(parts, ignore_index=True)
         patients = images.patients(images.rows_of(table["image_id"]))
         auroc = auroc_interval(table["label"], table["probability"], patients, config.seed)
-        found[check] |= {"auroc": as_interval(auroc), "accuracy": METRICS["accuracy"](table), "images": len(table)}
+        found[check] |= {
+            "auroc": as_interval(auroc),
+            "accuracy": with_rates(table)["accuracy"].mean(),
+            "images": len(table),
+        }
         found[check] |= {"positives": int(table["label"].sum()), "epochs": audit_fitting(config, check).epochs}
         answers.append(table.assign(check=check))
         log.info(f"audit, {check}: {question}: AUROC {auroc}, accuracy {found[check]['accuracy']:.4f}")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from common.compare import Comparison, by_rows
+from common.compare import Comparison, means_of
 from common.data.folds import make_folds
 from common.data.tables import read_list
 from common.errors import InputError, check
@@ -18,13 +18,7 @@ from solutions.covid19.config import PREDICTIVE, PRINTED, PUBLISHED
 
 HALF = 0.5  # the paper's threshold, of a softmax over two classes
 RATES = ("accuracy", "sensitivity", "specificity")
-METRICS = {  # of a table of label and probability
-    "accuracy": lambda table: ((table["probability"] >= HALF) == table["label"]).mean(),
-    "sensitivity": lambda table: (table.loc[table["label"] == 1, "probability"] >= HALF).mean(),
-    "specificity": lambda table: (table.loc[table["label"] == 0, "probability"] < HALF).mean(),
-    PREDICTIVE: lambda table: (table.loc[table["probability"] < HALF, "label"] == 0).mean(),
-    "AUROC": lambda table: float(auroc(table["label"], table["probability"], np.nan)),
-}
+RATES_AT_HALF = means_of({name: name for name in (*RATES, PREDICTIVE)})
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
 
 
@@ -66,13 +60,17 @@ def fold_table(table, thresholds):
     return pd.DataFrame(rows)
 
 
+def with_rates(table, thresholds=HALF):
+    """Return the table with a column for each rate: 1 for a right call, 0 for a wrong one, NaN if it does not count."""
+    label, called = table["label"].to_numpy(), table["probability"].to_numpy() >= thresholds
+    counted = {"accuracy": True, "sensitivity": label == 1, "specificity": label == 0, PREDICTIVE: ~called}
+    return table.assign(**{name: np.where(rows, called == label, np.nan) for name, rows in counted.items()})
+
+
 def pooled_rates(table, thresholds, seed=0):
     """Return accuracy, sensitivity and specificity at thresholds (N,) as Intervals by patient."""
-    label, patients = table["label"].to_numpy(), table["patient_id"].to_numpy()
-    right = ((table["probability"].to_numpy() >= np.asarray(thresholds, float)) == label).astype(float)
-    parts = {"accuracy": right}
-    parts |= {name: np.where(label == k, right, np.nan) for name, k in (("sensitivity", 1), ("specificity", 0))}
-    return {name: bootstrap(values, patients, seed=seed, skip_nan=True) for name, values in parts.items()}
+    table, patients = with_rates(table, thresholds), table["patient_id"].to_numpy()
+    return {name: bootstrap(table[name], patients, seed=seed, skip_nan=True) for name in RATES}
 
 
 def auroc_interval(label, probability, patients, seed=0):
@@ -163,10 +161,10 @@ def _read(path, name, is_valid):
 
 def measure(table, groups, n_resamples, seed):
     """Return the paper's figures at 0.5, and the AUROC, by the bootstraps of score.json."""
-    figures = by_rows({name: metric for name, metric in METRICS.items() if name != "AUROC"})
     y, probs = (table[[name]].to_numpy() for name in ("label", "probability"))
     areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
-    return figures(table, groups, n_resamples, seed) | {"AUROC": (areas[0], resamples[:, 0])}
+    rates = RATES_AT_HALF(with_rates(table), groups, n_resamples, seed)
+    return rates | {"AUROC": (areas[0], resamples[:, 0])}
 
 
-COMPARISON = Comparison(results, measure, read_probabilities, read_labels, published=published(), note=PRINTED)
+COMPARISON = Comparison(results, measure, read_probabilities, read_labels, "AUROC", published=published(), note=PRINTED)

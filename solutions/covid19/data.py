@@ -11,7 +11,6 @@ import pandas as pd
 from common.config import file_hash
 from common.errors import InputError, check
 from common.listing import Listing, unreadable
-from common.metrics.classification import auroc
 from common.submit.table import read_table
 from solutions import lung_segmentation
 from solutions.covid19.collections import read_collections, read_exclusions, read_test_images
@@ -104,17 +103,15 @@ def find_lungs(job, store):
     settings = {"dilations": config.dilations, "closings": config.closings, "gate": config.gate}
     weights, columns = weights_file(job.config), ("area", "usable", "reason")
     describe = partial(_describe_lungs, config)
-    return lung_segmentation.find_lungs(job, store, weights, settings, {MASKS: size}, columns, describe, _skip)
+    return lung_segmentation.find_lungs(job, store, weights, settings, {MASKS: size}, columns, describe)
 
 
-def _describe_lungs(config, segmenter, image, probs):
+def _describe_lungs(config, segmenter, image, probs, about):
+    if probs is None:
+        return [np.zeros_like(image)], [0.0, False, COLOURED if about["ok"] else UNREADABLE]
     mask = clean_up(segmenter.lungs(probs, image.shape), config.dilations, config.closings)
     verdict = apply_gate(mask, config.gate)
     return [mask], [float(verdict.area), bool(verdict.ok), verdict.reason]
-
-
-def _skip(image, about):
-    return [np.zeros_like(image)], [0.0, False, COLOURED if about["ok"] else UNREADABLE]
 
 
 # ---- after the images are decoded ----------------------------------------------------------------------------------
@@ -272,15 +269,3 @@ def _log_summary(table, selection):
     log.info(f"{SELECTION_TABLE}: {used}")
     log.info(f"prepared {images}, of {patients:,} patients; {tests:,} test images")
     log.info(f"the gate rejected {', '.join(shares)}")
-
-
-def hidden_score(job, rows):
-    """Return the AUROC on the sample's hidden labels; None if images other than the sample's are predicted."""
-    path = Path(job.run.step("prepare")["data"], "hidden_test.csv")
-    if not path.is_file():
-        return None
-    truth = read_table(path, ["filename", "label"], exact=False).set_index("filename")["label"].astype(int)
-    if not rows[SAMPLE[0]].isin(truth.index).all():
-        return None
-    value = auroc(truth[rows[SAMPLE[0]]].to_numpy(), rows[SAMPLE[1]].astype(float).to_numpy(), np.nan)
-    return {"metric": "auroc", "value": float(value), "nothing": 0.5}

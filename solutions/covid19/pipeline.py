@@ -12,7 +12,6 @@ from common.network import predict
 from common.paths import read_parquet
 from common.recipe import Choice, Solution
 from common.step import Step
-from common.submit.validate import validate_probabilities
 from solutions.covid19 import audit, comparison, data, models, report
 from solutions.covid19.data import weights_file
 
@@ -89,8 +88,8 @@ SOLUTION = Solution(
     describe=describe,
     neutral=lambda job: float(read_parquet(job.run.path("oof.parquet"))["probability"].mean()),
     answer=answer,
-    check=lambda path, job: validate_probabilities(path, job.sample_path, ordered=True),
-    hidden=data.hidden_score,
+    comparison=comparison.COMPARISON,
+    hidden="hidden_test.csv",
     report=report,
     assets=lambda config: {SEGMENTER: weights_file(config)},
     use_assets=lambda config, files: replace(config, lungs=replace(config.lungs, weights=str(files[SEGMENTER]))),

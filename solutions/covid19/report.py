@@ -14,7 +14,7 @@ from common.report.gallery import augmented_gallery, cached_arrays, gallery, hea
 from common.step import cached_hash
 from common.submit.table import read_table
 from solutions.covid19.audit import PREFIX, focus_networks, read_audit, view_of
-from solutions.covid19.comparison import HALF, RATES, auroc_interval, published, with_truth
+from solutions.covid19.comparison import HALF, RATES, published, with_truth
 from solutions.covid19.config import COVID, LABELS, PREDICTIVE, PRINTED
 from solutions.covid19.data import GATED, MASKS, read_selection, reason_kinds, rejected_shares
 from solutions.covid19.models import apply_view, covid_network, heat_maps
@@ -30,17 +30,6 @@ SIDE = 240  # pixels of a small picture
 PER_KIND = 2  # images of each kind
 MOST_REJECTED = 6
 SEEN = {"image": "the whole image", "lungs": "the lungs", "border": "the margin", "background": "all but the lungs"}
-
-
-def fold_scores(job):
-    """Return the AUROC of each fold, see common.report.results.scores_by_fold."""
-    oof = with_truth(job.images, read_parquet(job.run.path("oof.parquet")))
-    oof = oof[oof["role"] == "main"].reset_index(drop=True)
-
-    def score(chosen, groups):
-        return auroc_interval(oof["label"][chosen], oof["probability"][chosen], groups)
-
-    return results.scores_by_fold(oof["fold"], oof["patient_id"], score)
 
 
 def hints(job, score, trainings):

@@ -67,6 +67,5 @@ def join(predictions, labels):
     return table.join(labels.filter(["patient_id"]))
 
 
-COMPARISON = Comparison(
-    results, means_of({"dice": "dice", "IoU": "iou"}), read_masks, read_masks, step="tune", join=join
-)
+MEASURE = means_of({"dice": "dice", "IoU": "iou"})
+COMPARISON = Comparison(results, MEASURE, read_masks, read_masks, "dice", "tune", join=join)

@@ -153,15 +153,8 @@ SHIPPED = Config(
 
 # Under a minute on two CPU cores: the same network on small images.
 _TINY = {"size": 128, "augmentation": "affine", "epochs": 6, "averaging": ("window", "best"), "window": 2}
-DEMO = replace(
-    SHIPPED,
-    network=replace(SHIPPED.network, **_TINY),
-    structures="lungs",
-    n_folds=4,
-    folds=(0, 1),
-    validation=0.15,
-    store_size=128,
-)
+_FEW = {"structures": "lungs", "n_folds": 4, "folds": (0, 1), "validation": 0.15, "store_size": 128}
+DEMO = replace(SHIPPED, network=replace(SHIPPED.network, **_TINY), **_FEW)
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM, "unet": UNET, "lungs_heart": LUNGS_HEART}
 PRESETS |= {"sdfn": SDFN, "shipped": SHIPPED}

@@ -23,11 +23,9 @@ from common.data.tables import named_images, read_patients
 from common.errors import InputError, check
 from common.infer.predict import write_masks
 from common.listing import Listing, check_named, read_problem
-from common.metrics.segmentation import dice_from_areas
 from common.paths import KAGGLE_INPUT, read_array, read_parquet, write_table
-from common.post.rle import ABSOLUTE, decode
 from solutions.lung_segmentation.config import STRUCTURES
-from solutions.lung_segmentation.pairs import READ, bare_stem, find_pairs, read_mask, read_masks
+from solutions.lung_segmentation.pairs import READ, bare_stem, find_pairs, read_masks
 
 log = logging.getLogger(__name__)
 COLUMNS = ["image_id", "width", "height", "rle"]
@@ -240,16 +238,3 @@ def mask(images, row):
 def true_masks(images, row):
     """Return the masks of a training image at its original size, uint8 (C, height, width) of 0 and 1 (or UNKNOWN)."""
     return _read_masks(images.at([row]).iloc[0])[0]
-
-
-def hidden_score(job, rows):
-    """Return the mean Dice on the sample's hidden masks; None if images other than the sample's are predicted."""
-    folder, dice = Path(job.run.step("prepare")["data"], "hidden"), []
-    for row in rows.itertuples():
-        path, shape = folder / f"{row.image_id}.png", (row.height, row.width)
-        true = read_mask(path) if path.is_file() else None
-        if true is None or true.shape != shape:
-            return None
-        predicted = decode(row.rle, shape, ABSOLUTE)
-        dice.append(dice_from_areas((predicted & true).sum(), predicted.sum(), true.sum()))
-    return {"metric": "dice", "value": float(np.mean(dice)), "nothing": 0.0}

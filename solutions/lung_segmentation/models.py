@@ -11,6 +11,7 @@ from torch import nn
 from common.data.loaders import UNKNOWN
 from common.errors import InputError, check
 from common.metrics import segmentation
+from common.network import Network
 from common.nn import losses, models
 from common.nn.weights import copy_state, read_state
 
@@ -180,3 +181,22 @@ def mask_figures(measured, size):
     cells = segmentation.counts_from_areas(both, predicted, true, size * size)
     loss = measured[:, -1].mean()
     return {"dice": segmentation.dice(cells).mean(), "iou": segmentation.iou(cells).mean(), "loss": loss}
+
+
+def mask_network(fold, stage, config, build, dataset, channels, **more):
+    """Return the Network of one fold that segments `channels` structures by config.loss; its encoder can be frozen."""
+    loss = mask_loss(config.loss)
+    return Network(
+        fold,
+        stage,
+        config,
+        build,
+        dataset,
+        loss=loss,
+        couples=True,  # the mean over known masks
+        measure=partial(mask_areas, loss),
+        figures=lambda job, areas, rows: mask_figures(areas, config.size),
+        freeze=models.freeze_encoder,
+        channels=channels,
+        **more,
+    )

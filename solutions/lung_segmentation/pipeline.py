@@ -13,8 +13,7 @@ from common.images import trainings
 from common.infer.tta import views
 from common.metrics.segmentation import dice_from_areas
 from common.metrics.statistics import format_interval
-from common.network import Network, predict
-from common.nn.models import freeze_encoder
+from common.network import predict
 from common.paths import write_csv
 from common.post.rle import ABSOLUTE, decode, encode
 from common.recipe import Choice, Solution
@@ -24,6 +23,7 @@ from common.submit.validate import validate_shaped_masks
 from common.train import distributed
 from common.tuning import tune_nested
 from solutions.lung_segmentation import augment, data, experiments, models, postprocess, report
+from solutions.lung_segmentation.comparison import COMPARISON
 from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.pairs import write_png
 
@@ -39,27 +39,14 @@ def networks(job):
 def lung_network(config, fold):
     """Return the network of one fold, a channel per structure: its decoder is trained first, then all layers."""
     network, channels = config.network, len(STRUCTURES[config.structures])
-    loss, flip = models.mask_loss(network.loss), config.structures == "lungs" or network.augmentation == "strong"
+    flip = config.structures == "lungs" or network.augmentation == "strong"
 
     def dataset(job, rows, augmented, targets):
         transform = augment.pipeline(network.augmentation, network.size, flip) if augmented else None
         return job.images.dataset(rows, network.size, transform, partial(data.mask, job.images) if targets else None)
 
-    return Network(
-        fold,
-        "network",
-        network,
-        partial(models.build_network, network, channels),
-        dataset,
-        loss=loss,
-        couples=True,  # the mean over known masks
-        measure=partial(models.mask_areas, loss),
-        figures=lambda job, areas, rows: models.mask_figures(areas, network.size),
-        rows=data.split_rows,
-        freeze=freeze_encoder,
-        channels=channels,
-        watched=("dice",),
-    )
+    build, how = partial(models.build_network, network, channels), {"rows": data.split_rows, "watched": ("dice",)}
+    return models.mask_network(fold, "network", network, build, dataset, channels, **how)
 
 
 def find_learning_rate_first(job):
@@ -160,7 +147,8 @@ SOLUTION = Solution(
     answer=answer,
     answered=("rejected.csv", "masks"),
     check=check_and_draw,
-    hidden=data.hidden_score,
+    comparison=COMPARISON,
+    hidden="hidden",
     report=report,
     further_steps=(
         Step("ablate", experiments.run_ablation, reads=experiments.experiment_key, files=("ablation.csv",)),

@@ -31,11 +31,6 @@ PUBLISHED = (
 FORMS = {"mean over images": "", "pooled pixels": "_pooled"}
 
 
-def fold_scores(job):
-    """Return the Dice of each fold, see common.report.results.scores_by_fold."""
-    return results.means_by_fold(job, "oof_dice.parquet", "dice")
-
-
 def headline(job, score):
     """Return the Dice of all images and of each dataset as cards, and a note on the held-out images."""
     cards = [

@@ -257,15 +257,15 @@ def structures_of(weights):
     return STRUCTURES.get(load_weights(weights)[1].get("structures"), ())
 
 
-def find_lungs(job, store, weights, settings, sides, columns, describe, skip, files=None):
+def find_lungs(job, store, weights, settings, sides, columns, describe, files=None):
     """Return a store's lungs by the segmenter in the file `weights`, as (table, arrays); read if found earlier.
 
     table: image_id, row and `columns`, one row per image; arrays: paths of uint8 .npy files (N, side, side) by name.
     settings: JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
-    describe(segmenter, image, probs) -> (uint8 arrays (side, side) in the order of `sides`, JSON values of `columns`),
-    called in a thread. skip(image, about): the same for a placeholder or a colour picture. files: image id → original,
-    to read instead of the stored image. Called by the main process; the functions go to all of them, so they are
-    pickled.
+    describe(segmenter, image, probs, about) -> (uint8 arrays (side, side) in the order of `sides`, JSON values of
+    `columns`), called in a thread; about: the image's row in the store's table. For a placeholder or a colour picture
+    probs is None and the image that of the store. files: image id → original, to read instead of the stored image.
+    Called by the main process; `describe` goes to all of them, so it is pickled.
     A killed run loses at most BLOCK images and continues to the same bytes. Raises InputError for a segmenter that
     cannot be used, an original that can no longer be read, and if another process is doing the same work.
     """
@@ -279,7 +279,7 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, skip, fi
         with lock_folder(folder, "finding these lungs"):
             if done := BLOCK * len(list(folder.glob("block-*.npz"))):
                 log.info(f"lungs: continuing, {done} of {len(images)} images are done")
-            how = (folder, key, store, weights, job.options, sides, describe, skip, files)
+            how = (folder, key, store, weights, job.options, sides, describe, files)
             processes.everywhere(partial(_find_share, *how))
             blocks = [folder / f"block-{start}.npz" for start in range(0, len(images), BLOCK)]
             rows = [row for path in blocks for row in json.loads(str(np.load(path)["columns"]))]
@@ -304,22 +304,23 @@ def _find_share(folder, key, store, weights, options, *how):
         cached_arrays(folder / f"block-{start}.npz", key, partial(_find_block, segmenter, options, store, rows, *how))
 
 
-def _find_block(segmenter, options, store, rows, sides, describe, skip, files):
+def _find_block(segmenter, options, store, rows, sides, describe, files):
     """Return the arrays of some store rows by name, and the values of their `columns` as JSON."""
     table = store.table
     radiograph = (table["ok"] & ~(table["colour"] > COLOUR_LIMIT)).to_numpy()
-    used = [row for row in rows if radiograph[row]]
-    if files is None:
-        sources, load = {row: row for row in used}, lambda row: np.asarray(store.images[row])
-    else:
-        sources, load = {name: files[name] for name in table["image_id"].iloc[used]}, read_radiograph
+
+    def finish(row, image, probs):
+        return describe(segmenter, image, probs, table.iloc[row])
+
+    def stored(row):
+        return np.asarray(store.images[row])
+
+    results = {row: finish(row, stored(row), None) for row in rows if not radiograph[row]}
+    sources = {row: row if files is None else files[table["image_id"].iloc[row]] for row in rows if radiograph[row]}
     workers = None if options.workers is None else max(options.workers, 1)
-    found = segmenter.each(sources, lambda _, image, probs: describe(segmenter, image, probs), workers, load)
-    results = {}
-    for row, (_, result, problem) in zip(used, found, strict=True):
+    for row, result, problem in segmenter.each(sources, finish, workers, stored if files is None else read_radiograph):
         check(not problem, problem)
         results[row] = result
-    results |= {row: skip(np.asarray(store.images[row]), table.iloc[row]) for row in rows if not radiograph[row]}
     planes, values = zip(*(results[row] for row in rows), strict=True)
     stacks = {name: np.stack([arrays[number] for arrays in planes]) for number, name in enumerate(sides)}
     return stacks | {"columns": json.dumps(values)}

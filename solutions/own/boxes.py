@@ -153,4 +153,4 @@ def check(path, job):
     return Summary(str(path), len(images), boxed["image_id"].nunique(), len(boxed), "boxes")
 
 
-FURTHER = {"pool": detection.pool_tables, "answered": ("submission.coco.json",)}
+FURTHER = {"pool": detection.pool_tables, "check": check, "answered": ("submission.coco.json",)}

@@ -2,38 +2,28 @@
 
 from dataclasses import replace
 from functools import cache, lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, confusion_matrix
-from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from common.data.augment import compose, light
-from common.data.loaders import eval_loader
+from common.data.loaders import FeatureDataset, eval_loader
 from common.infer import tta
 from common.metrics import classification as metrics
 from common.metrics.calibration import choose_thresholds, nested_counts
 from common.metrics.statistics import as_interval, bootstrap, bootstrap_auroc, format_interval
 from common.network import Network, other_folds, predict
 from common.nn.classifier import build_classifier
-from common.paths import read_csv, read_parquet
+from common.paths import read_parquet
 from common.recipe import Choice
-from common.submit.validate import validate_probabilities
 from solutions.own import data
 
 RATES = ("sensitivity", "specificity", "f1", "accuracy")
 MOST_WEIGHT, MOST_REPEATS = 20.0, 10
-
-
-class FeatureDataset(TensorDataset):
-    """Pooled features with their targets; keys are those of an EpochSampler."""
-
-    def __getitem__(self, key):
-        return super().__getitem__(key[0] if isinstance(key, tuple) else key)
 
 
 @lru_cache(1)
@@ -91,7 +81,7 @@ def network(job, fold):
         images = job.images
         if config.only_head and targets:
             features = pooled_features(images, config, job.device, job.workers)
-            return FeatureDataset(torch.tensor(features[rows]), torch.tensor(truth_of(images, rows)))
+            return FeatureDataset(torch.tensor(features[rows])[:, None], torch.tensor(truth_of(images, rows)))
         labels = dict(zip(rows.tolist(), truth_of(images, rows), strict=True)).__getitem__ if targets else None
         transform = augmentation(config.augmentation, job.config.flip) if augment else None
         return data.dataset(images, rows, config.size, transform, labels)
@@ -209,29 +199,12 @@ def answer(job, test, rule, neutral):
     return pd.concat([test.table[["image_id"]].reset_index(drop=True), text], axis=1)
 
 
-def hidden_score(job, rows):
-    """Return the mean AUROC on the sample's hidden labels; None for images other than the sample's."""
-    path = Path(job.run.step("prepare")["data"], "hidden", "truth.csv")
-    truth = read_csv(path, index_col="image_id") if path.is_file() else pd.DataFrame()
-    classes = job.images.about["classes"]
-    if not set(rows["image_id"]) <= set(truth.index) or not set(classes) <= set(truth):
-        return None
-    areas = aurocs(truth.loc[rows["image_id"], classes].to_numpy(float), rows[classes].to_numpy(float))
-    value = metrics.mean_of_defined(areas)
-    return None if np.isnan(value) else {"metric": "auroc", "value": float(value), "nothing": 0.5}
-
-
 def refine(job, listing, store):
     """Return the listing with what the networks see; classes need no table of marks."""
     return data.add_view(job, replace(listing, tables={}), store)
 
 
-def check(path, job):
-    """Return the Summary of a submission."""
-    return validate_probabilities(path, job.sample_path, ordered=True)
-
-
 FURTHER = {
     "neutral": lambda job: read_parquet(job.run.path("oof.parquet"))[job.images.about["classes"]].mean().to_dict(),
-    "hidden": hidden_score,
+    "hidden": "hidden/truth.csv",
 }

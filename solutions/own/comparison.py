@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from common.compare import Comparison, by_rows, means_of, measure_boxes
+from common.compare import Comparison, means_of, measure_boxes
 from common.data.tables import some_rows
 from common.errors import InputError, check
 from common.metrics.classification import mean_of_defined
-from common.metrics.statistics import resample_aurocs
+from common.metrics.statistics import resample, resample_aurocs
 from common.paths import read_parquet
 from common.post.boxes import pack_boxes
 from solutions.own.boxes import rule
@@ -41,16 +41,11 @@ def measure(table, groups, n_resamples, seed):
         return measure_boxes(table, names, rule(len(names)), groups, n_resamples, seed)
     y, probs = table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float)
     if np.isnan(y).any():
-        mean = lambda rows: mean_of_defined(measure_classes(rows, names))  # noqa: E731
-        return by_rows({"mean": mean})(table, groups, n_resamples, seed)
+        mean = lambda rows: mean_of_defined(aurocs(y[rows], probs[rows]))  # noqa: E731
+        return {"mean": resample(mean, groups, n_resamples // 5, seed, True)}
     areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
     found = dict(zip(names, zip(areas, resamples.T, strict=True), strict=True))
     return found | {"mean": (mean_of_defined(areas), mean_of_defined(resamples))}
-
-
-def measure_classes(table, names):
-    """Return the AUROC of each class over the rows whose label is known."""
-    return aurocs(table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float))
 
 
 def read_probabilities(path):
@@ -77,4 +72,4 @@ def join(predictions, labels):
     return predictions[names].join(labels[[TRUE + name for name in names]])
 
 
-COMPARISON = Comparison(results, measure, read_probabilities, read_truth, step="tune", join=join)
+COMPARISON = Comparison(results, measure, read_probabilities, read_truth, "mean", "tune", join=join)

@@ -121,14 +121,8 @@ PODIUM = Config(classifier=ClassifierConfig(**CLASSES | EMA), segmenter=Segmente
 LITE = "tf_efficientnet_lite0"
 FEATURES = CLASSES | {"backbone": LITE, "size": 224, "only_head": True, "epochs": 60, "lr": 1e-3, "weight_decay": 1e-2}
 OUTLINES = MASKS | {"encoder": LITE, "size": 128, "epochs": 15, "frozen_epochs": 0, "lr": 1e-3, "batch_size": 8}
-CORNERS = BOXES | {
-    "architecture": "fcos",
-    "backbone": LITE,
-    "size": 224,
-    "channels": 64,
-    "augmentation": "flip",
-    "lr": 1e-3,
-}
+CORNERS = BOXES | {"architecture": "fcos", "backbone": LITE, "size": 224, "channels": 64}
+CORNERS |= {"augmentation": "flip", "lr": 1e-3}
 SMALL = Config(
     classifier=ClassifierConfig(**FEATURES),
     segmenter=SegmenterConfig(**OUTLINES),

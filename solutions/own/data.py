@@ -136,29 +136,23 @@ def add_view(job, listing, store):
     kind, side = job.config.lungs, job.config.store_size
     if kind == "none":
         return listing
-    describe, skip = partial(_describe, kind, side), partial(_skip, side)
-    settings = {"own": kind, "side": side}
-    files = listing.files if kind == "crop" else None
-    weights, columns = weights_file("shipped", "--lungs"), ["found"]
-    table, arrays = find_lungs(job, store, weights, settings, {VIEW: side}, columns, describe, skip, files)
+    describe, settings = partial(_describe, kind, side), {"own": kind, "side": side}
+    weights, files = weights_file("shipped", "--lungs"), listing.files if kind == "crop" else None
+    table, arrays = find_lungs(job, store, weights, settings, {VIEW: side}, ["found"], describe, files)
     missing = int((~table["found"].astype(bool)).sum())
     if missing:
         log.info(f"no lungs found in {missing} images, which count as a whole")
     return replace(listing, arrays={**listing.arrays, **arrays})
 
 
-def _describe(kind, side, segmenter, image, probs):
-    lungs = segmenter.lungs(probs, image.shape)
+def _describe(kind, side, segmenter, image, probs, about):
+    lungs = np.zeros_like(image) if probs is None else segmenter.lungs(probs, image.shape)
     region = lung_region(lungs)
     if region is None:
-        return _skip(side, image, None)
+        return [to_square(image, side)], [False]
     left, top, right, bottom = region.box
     seen = image[top:bottom, left:right] if kind == "crop" else np.where(lungs, image, np.uint8(0))
     return [to_square(np.ascontiguousarray(seen), side)], [True]
-
-
-def _skip(side, image, about):
-    return [to_square(image, side)], [False]
 
 
 def dataset(images, rows, size, transform=None, targets=None):

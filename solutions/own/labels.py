@@ -33,8 +33,6 @@ class Labels:
     run-length mask as COCO has them.
     """
 
-    path: Path
-    task: str
     classes: list
     images: pd.DataFrame
     marks: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -117,12 +115,12 @@ def _chosen(found, classes, path):
     return classes or list(found)
 
 
-def _labels(path, task, classes, images, marks, absent=0):
+def _labels(classes, images, marks, absent=0):
     """Return the Labels of a table of marks; absent: the value of a class without a mark in an image."""
     counts = pd.crosstab(marks["name"], marks["class"]).reindex(images["name"], fill_value=0)
     counts = counts.reindex(columns=classes, fill_value=0).to_numpy()
     values = pd.DataFrame(np.where(counts > 0, 1.0, absent), images.index, classes)
-    return Labels(path, task, classes, pd.concat([images, values], axis=1), marks)
+    return Labels(classes, pd.concat([images, values], axis=1), marks)
 
 
 def _refuse_repeated(images):
@@ -160,7 +158,7 @@ def _read_classes(path, task, classes, folder):
         for row, column in np.argwhere(~(values.isin([0, 1]) | (raw[columns] == "")).to_numpy())[:1]:
             shown = f"{path}, row {row + 2}, column {columns[column]}: {raw[columns].iat[row, column]!r}"
             raise InputError(f"{shown} is neither 0, 1 nor blank (--classes names the columns to use)")
-    return Labels(path, task, columns, pd.concat([about, values], axis=1))
+    return Labels(columns, pd.concat([about, values], axis=1))
 
 
 def _read_boxes(path, task, classes, folder):
@@ -179,7 +177,7 @@ def _read_boxes(path, task, classes, folder):
     chosen = _chosen(sorted(set(raw.loc[boxed, column])), classes, path)
     kept = boxed & raw[column].isin(chosen)
     marks = corners.assign(**{"name": names, "class": raw[column], "where": about["where"]})[kept]
-    return _labels(path, task, chosen, about[~names.duplicated()].reset_index(drop=True), marks)
+    return _labels(chosen, about[~names.duplicated()].reset_index(drop=True), marks)
 
 
 def _read_coco(path, task, classes, folder):
@@ -193,7 +191,7 @@ def _read_coco(path, task, classes, folder):
         marks = marks.assign(mask=[_check_outline(*each) for each in outlines])
     _refuse_repeated(about)
     about, marks = about.drop(columns=["width", "height"]), marks.drop(columns=["score", "segmentation"])
-    return _labels(path, task, chosen, about, marks[marks["class"].isin(chosen)])
+    return _labels(chosen, about, marks[marks["class"].isin(chosen)])
 
 
 def _check_outline(outline, where):
@@ -230,4 +228,4 @@ def _read_masks(path, task, classes, folder):
     about = (
         marks.drop_duplicates("name")[["name", "where"]].reset_index(drop=True).assign(**dict.fromkeys(GROUPING, ""))
     )
-    return _labels(path, task, chosen, about, marks, np.nan)  # a structure without a file was not outlined
+    return _labels(chosen, about, marks, np.nan)  # a structure without a file was not outlined

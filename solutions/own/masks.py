@@ -21,9 +21,8 @@ from common.infer.predict import write_masks
 from common.listing import leave_out_unreadable
 from common.metrics.segmentation import counts_from_areas, iou
 from common.metrics.statistics import as_interval, bootstrap, format_interval
-from common.network import Network, predict
-from common.nn import models
-from common.nn.models import freeze_encoder
+from common.network import predict
+from common.nn.models import segmenter
 from common.paths import read_array, write_json
 from common.post.rle import ABSOLUTE, area, encode, parse, runs_of
 from common.recipe import Choice
@@ -31,7 +30,7 @@ from common.step import file_stamp
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
 from common.tuning import Rule, grid, nested_areas, rule_dice, summarise, tune_nested
-from solutions.lung_segmentation import mask_areas, mask_figures, mask_loss, read_mask
+from solutions.lung_segmentation import mask_network, read_mask
 from solutions.own import coco, data
 from solutions.own.classify import augmentation
 
@@ -95,32 +94,20 @@ def read_mark(mark, where, shape, mask_size="same"):
 
 def network(job, fold):
     """Return the network of one fold."""
-    config, loss = job.config.segmenter, mask_loss(job.config.segmenter.loss)
-    channels = data.count_classes(job)
+    config, channels = job.config.segmenter, data.count_classes(job)
 
     def dataset(job, rows, augment, targets):
-        images = job.images
-        masks = None
+        images, masks = job.images, None
         if targets:  # there are none of images that an exported network predicts
             stored = read_array(images.arrays["masks"])
             masks = lambda row: images.drawn(row, stored[row])  # noqa: E731
         transform = augmentation(config.augmentation, job.config.flip) if augment else None
         return data.dataset(images, rows, config.size, transform, masks)
 
-    return Network(
-        fold,
-        "segmenter",
-        config,
-        lambda weights: models.segmenter(config.architecture, config.encoder, weights or config.weights, channels),
-        dataset,
-        loss=loss,
-        couples=True,  # the mean over known masks
-        measure=partial(mask_areas, loss),
-        figures=lambda job, areas, rows: mask_figures(areas, config.size),
-        freeze=freeze_encoder,
-        channels=channels,
-        key=[job.config.flip],
-    )
+    def build(weights):
+        return segmenter(config.architecture, config.encoder, weights or config.weights, channels)
+
+    return mask_network(fold, "segmenter", config, build, dataset, channels, key=[job.config.flip])
 
 
 def predict_rows(job, folds, rows, path, title):
@@ -200,4 +187,4 @@ def check(path, job):
     return Summary(str(path), len(table), rows, pixels, "pixels")
 
 
-FURTHER = {"maps": True, "neutral": lambda job: "-1", "answered": ("submission.coco.json",)}
+FURTHER = {"maps": True, "neutral": lambda job: "-1", "check": check, "answered": ("submission.coco.json",)}

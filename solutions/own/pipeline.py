@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from common.recipe import Solution
 from solutions.own import boxes, classify, data, masks, report
+from solutions.own.comparison import COMPARISON
 from solutions.own.labels import find_labels, read_labels, task_of
 
 
-def make_solution(recipe, metric, *chosen):
-    """Return the Solution of a recipe's module; chosen: the files that its decision writes."""
+def make_solution(recipe, metric, headline, *chosen):
+    """Return the Solution of a recipe's module; headline: of its Comparison; chosen: files that its decision writes."""
     return Solution(
         "own",
         metric,
@@ -23,17 +24,17 @@ def make_solution(recipe, metric, *chosen):
         chosen=chosen,
         describe=recipe.describe,
         answer=recipe.answer,
-        check=recipe.check,
+        comparison=replace(COMPARISON, headline=headline),
         report=report,
         **recipe.FURTHER,
     )
 
 
 RECIPES = {
-    "multilabel": make_solution(classify, "auroc", "classes.csv"),
-    "multiclass": make_solution(classify, "auroc", "classes.csv", "confusion.csv"),
-    "segmentation": make_solution(masks, "dice", "structures.csv", "oof_dice.parquet"),
-    "detection": make_solution(boxes, "map", "classes.csv"),
+    "multilabel": make_solution(classify, "auroc", "mean", "classes.csv"),
+    "multiclass": make_solution(classify, "auroc", "mean", "classes.csv", "confusion.csv"),
+    "segmentation": make_solution(masks, "dice", "dice", "structures.csv", "oof_dice.parquet"),
+    "detection": make_solution(boxes, "map", "mAP", "classes.csv"),
 }
 
 

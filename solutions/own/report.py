@@ -6,26 +6,17 @@ import pandas as pd
 import torch
 
 from common.infer.cam import normalise
-from common.metrics.detection import bootstrap_map, evaluate
 from common.paths import read_array, read_csv, read_json, read_parquet
-from common.report import class_plots, page, plots, results
+from common.report import class_plots, page, plots
 from common.report.gallery import box_gallery, cached_arrays, gallery, heat_overlay, pick_extremes
-from solutions.own import boxes, data
-from solutions.own.classify import mean_auroc, truth_of
+from solutions.own import data
+from solutions.own.classify import truth_of
 
 TITLE = "Own images"
 MOST = 6  # classes with pictures
-CARDS = {
-    "auroc": "Mean AUROC, out of fold",
-    "dice": "Mean Dice, out of fold",
-    "map": "mAP at IoU 0.5, out of fold",
-    "accuracy": "Accuracy",
-    "average_precision": "AP",
-    "iou": "Mean IoU",
-    "map_40": "mAP at IoU 0.4",
-    "map_coco": "mAP of COCO",
-    "f1": "F1",
-}
+CARDS = {"auroc": "Mean AUROC, out of fold", "dice": "Mean Dice, out of fold"}
+CARDS |= {"map": "mAP at IoU 0.5, out of fold", "accuracy": "Accuracy", "average_precision": "AP", "iou": "Mean IoU"}
+CARDS |= {"map_40": "mAP at IoU 0.4", "map_coco": "mAP of COCO", "f1": "F1"}
 EMPTY = "An empty mask that is predicted as empty counts as 1"
 # how the decision is made; the table of scores, its columns of name, estimate, low and high, and what is plotted
 CLASSES = ("Thresholds are chosen by Youden's index", "classes.csv", ["label", "auroc", "low", "high"], "AUROC")
@@ -137,21 +128,3 @@ def submission(job, record):
     table = read_csv(job.run.path("submission.csv"))
     groups = {name: table[name] for name in table.columns[1:5]}
     return [page.figure(plots.histogram(groups, "probability"), "Probabilities of the first classes")]
-
-
-def fold_scores(job):
-    """Return the mean score of each fold, see common.report.results.scores_by_fold."""
-    images, classes, task = job.images, job.images.about["classes"], job.config.task
-    if task == "segmentation":
-        return results.means_by_fold(job, "oof_dice.parquet", "dice")
-    oof = read_parquet(job.run.path("oof.parquet"))
-    table = images.at(images.rows(folds=job.config.folds)) if task == "detection" else oof
-
-    def score(chosen, groups):
-        if task != "detection":
-            return mean_auroc(truth_of(images, oof["row"])[chosen], oof.loc[chosen, classes].to_numpy(), groups)
-        ids = table["image_id"][chosen]
-        parts = (part[part["image_id"].isin(ids)] for part in (oof, images.tables["boxes.parquet"]))
-        return bootstrap_map(evaluate(*parts, ids, boxes.rule(len(classes))), groups)[1]
-
-    return results.scores_by_fold(table["fold"].to_numpy(), images.groups(table["row"]), score)

@@ -41,4 +41,4 @@ def read_truth(path):
     return read_boxes(path, "truth", read_labels)
 
 
-COMPARISON = Comparison(results, means_of({"mAP": "score"}), read_boxes, read_truth, "tune", join=join)
+COMPARISON = Comparison(results, means_of({"mAP": "score"}), read_boxes, read_truth, "mAP", "tune", join=join)

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, replace
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.recipe import Choice, Solution
 from common.tuning import tune_nested
 from solutions.rsna_pneumonia import data, postprocess, report
+from solutions.rsna_pneumonia.comparison import COMPARISON
 from solutions.rsna_pneumonia.config import CLASS_NUMBERS
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes
 
@@ -97,15 +97,6 @@ def answer(job, test, rule, neutral):
     return postprocess.prediction_strings(decided, images["image_id"])
 
 
-def hidden(job, submission):
-    """Return the score on the sample's hidden labels; None if images other than the sample's are predicted."""
-    truth, targets = data.read_labels(Path(job.run.step("prepare")["data"], "hidden", "truth.csv"))
-    found, ids = postprocess.read_submission(job.run.path("submission.csv"))
-    if set(targets) != set(ids):
-        return None
-    return {"metric": "map", "value": mean_score(image_scores(match_boxes(found, truth, ids))), "nothing": 0.0}
-
-
 SOLUTION = Solution(
     "rsna_pneumonia",
     "map",
@@ -125,6 +116,7 @@ SOLUTION = Solution(
     answer=answer,
     check=lambda path, job: data.KAGGLE.check(path, job.sample_path),
     boxes=lambda job: (postprocess.read_submission(job.run.path("submission.csv"))[0], list(CLASS_NUMBERS)),
-    hidden=hidden,
+    comparison=COMPARISON,
+    hidden="hidden/truth.csv",
     report=report,
 )

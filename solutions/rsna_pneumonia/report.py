@@ -59,11 +59,6 @@ def _results(job):
     ]
 
 
-def fold_scores(job):
-    """Return the mAP of each fold, see common.report.results.scores_by_fold."""
-    return results.means_by_fold(job, "oof_scores.parquet", "score")
-
-
 def hints(job, score, trainings):
     """Return a hint about a weak gate, see common.report.hints."""
     found = score["gate_auroc"]

@@ -28,4 +28,4 @@ def join(predictions, labels):
 
 
 MEASURE = means_of({"dice": "dice", "dice with pneumothorax": "positive"})
-COMPARISON = Comparison(results, MEASURE, read_masks, read_masks, "tune", join=join)
+COMPARISON = Comparison(results, MEASURE, read_masks, read_masks, "dice", "tune", join=join)

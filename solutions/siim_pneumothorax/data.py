@@ -2,7 +2,6 @@
 
 import logging
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -104,16 +103,6 @@ def sample_negatives(images, rows, per_positive, seed):
         return rows
     chosen = np.random.default_rng(seed).choice(rows[~present], wanted, replace=False)
     return np.sort(np.concatenate([rows[present], chosen]))
-
-
-def hidden_score(job, rows):
-    """Return the mean Dice on the sample's hidden labels; None if images other than the sample's are predicted."""
-    path = Path(job.run.step("prepare")["data"], "hidden", "truth.csv")
-    truth = read_labels(path) if path.is_file() else {}
-    if not set(rows["ImageId"]) <= set(truth):
-        return None
-    dice, true = dice_of((parse(rle), truth[image_id]) for image_id, rle in rows.itertuples(index=False))
-    return {"metric": "dice", "value": float(dice.mean()), "nothing": float((true == 0).mean())}
 
 
 def dice_of(pairs):

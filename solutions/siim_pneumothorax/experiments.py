@@ -3,11 +3,9 @@
 import logging
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from common.config import to_dict
 from common.errors import InputError
@@ -51,9 +49,7 @@ def run_ablation(job):
     truth = [read_masks(images)[row] for row in rows]
 
     def regions(maps, at_network=False):
-        progress = partial(tqdm, total=len(rows), desc="regions", leave=False)
-        options = {"connectivity": config.decision.connectivity, "at_network": at_network}
-        return summarise(maps, truth, (PIXEL,), progress=progress, **options)
+        return summarise(maps, truth, (PIXEL,), connectivity=config.decision.connectivity, at_network=at_network)
 
     own = read_predictions(job, "oof").table["presence"].to_numpy(float)
     segmenters = _networks(job, "segmenter")

@@ -20,6 +20,7 @@ from common.recipe import Choice, Solution
 from common.submit.validate import validate_masks
 from common.tuning import Rule, nested_areas, rule_dice, tune_nested
 from solutions.siim_pneumothorax import data, experiments, models, postprocess, report
+from solutions.siim_pneumothorax.comparison import COMPARISON
 from solutions.siim_pneumothorax.config import SIZE
 
 
@@ -210,7 +211,8 @@ SOLUTION = Solution(
     neutral=lambda job: "-1",
     answer=answer,
     check=lambda path, job: validate_masks(path, job.sample_path, ordered=True),
-    hidden=data.hidden_score,
+    comparison=COMPARISON,
+    hidden="hidden/truth.csv",
     report=report,
     further_steps=(experiments.ABLATION,),
 )

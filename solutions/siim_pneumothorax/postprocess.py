@@ -1,7 +1,5 @@
 """Probabilities to the rows of the submission."""
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -25,8 +23,7 @@ def oof_regions(job, oof):
     decision = job.config.decision
     pixels = {"gate": decision.pixel, "triplet": decision.bottom, "expected": LEVELS}[decision.rule]
     truth = [read_masks(job.images)[row] for row in oof.table["row"]]
-    progress = partial(tqdm, total=len(truth), desc="regions", leave=False)
-    return summarise(oof.maps, truth, pixels, connectivity=decision.connectivity, progress=progress)
+    return summarise(oof.maps, truth, pixels, connectivity=decision.connectivity)
 
 
 def submission_rows(image_ids, probs, presence, rule, connectivity=8):

@@ -25,11 +25,6 @@ COLUMNS = (
 )
 
 
-def fold_scores(job):
-    """Return the Dice of each fold, see common.report.results.scores_by_fold."""
-    return results.means_by_fold(job, "oof_dice.parquet", "dice")
-
-
 def hints(job, score, trainings):
     """Return hints about the gate, see common.report.hints."""
     found = (score.get("presence") or {}).get("auroc")

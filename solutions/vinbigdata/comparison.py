@@ -38,4 +38,4 @@ def measure(table, *how):
     return measure_boxes(table, CLASSES, VOC2010, *how)
 
 
-COMPARISON = Comparison(results, measure, read_submission, read_labels, "tune")
+COMPARISON = Comparison(results, measure, read_submission, read_labels, "mAP", "tune")

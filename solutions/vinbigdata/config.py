@@ -13,23 +13,11 @@ from common.kaggle import Source
 from common.trained import Card
 
 SLUG = "vinbigdata-chest-xray-abnormalities-detection"
-CLASSES = (
-    "Aortic enlargement",
-    "Atelectasis",
-    "Calcification",
-    "Cardiomegaly",
-    "Consolidation",
-    "ILD",
-    "Infiltration",
-    "Lung Opacity",
-    "Nodule/Mass",
-    "Other lesion",
-    "Pleural effusion",
-    "Pleural thickening",
-    "Pneumothorax",
-    "Pulmonary fibrosis",
-    "No finding",
+_CLASSES = (
+    "Aortic enlargement, Atelectasis, Calcification, Cardiomegaly, Consolidation, ILD, Infiltration, Lung Opacity, "
+    "Nodule/Mass, Other lesion, Pleural effusion, Pleural thickening, Pneumothorax, Pulmonary fibrosis, No finding"
 )
+CLASSES = tuple(_CLASSES.split(", "))  # in the order of their numbers
 NO_FINDING = 14
 CLASS_NUMBERS = {name: number for number, name in enumerate(CLASSES)}
 # ChestX-Det's names (Lian et al. 2021) that differ from the competition's, whose Other lesion has fractures and

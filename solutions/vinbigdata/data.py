@@ -247,20 +247,6 @@ def out_of_fold(job):
     return job.images.at(rows).reset_index(drop=True), truth_of(job.images, rows)
 
 
-def hidden_score(job, detections):
-    """Return the mean AP on the sample's hidden labels; None if images other than the sample's are predicted."""
-    path = Path(job.run.step("prepare")["data"], "hidden", "truth.csv")
-    ids = job.images.ids(job.images.rows("test"))
-    truth = read_train(path) if path.is_file() else pd.DataFrame({"image_id": []})
-    if set(ids) != set(truth["image_id"]):
-        return None
-    healthy = truth["class_id"] == NO_FINDING
-    truth = pd.concat([truth[~healthy], no_findings(truth[healthy])])[["image_id", "class_id", *BOX]]
-    nothing = no_findings(pd.DataFrame({"image_id": ids, "score": 1.0}))
-    value, trivial = (evaluate(table, truth, ids).mean_ap for table in (detections, nothing))
-    return {"metric": "map", "value": float(value), "nothing": float(trivial)}
-
-
 def read_sizes(paths, ids):
     """Return image_id, width and height (int64, pixels) of `ids`, in their order.
 

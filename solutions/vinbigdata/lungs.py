@@ -32,17 +32,14 @@ def add_lungs(job, listing, store):
     The mask of a placeholder or a colour picture is empty.
     """
     for weights in assets(job.config).values():
-        _, masks = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], _describe, _skip)
+        _, masks = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], _describe)
         listing = replace(listing, arrays=masks)
     return listing
 
 
-def _describe(segmenter, image, probs):
-    return [to_square(segmenter.lungs(probs, image.shape) * np.uint8(255), SIDE)], [None]
-
-
-def _skip(image, about):
-    return [np.zeros((SIDE, SIDE), np.uint8)], [None]
+def _describe(segmenter, image, probs, about):
+    lungs = np.zeros_like(image) if probs is None else segmenter.lungs(probs, image.shape)
+    return [to_square(lungs * np.uint8(255), SIDE)], [None]
 
 
 class LungSamples(SampleDataset):

@@ -21,6 +21,7 @@ from common.post.fusion import fuse_members
 from common.recipe import Choice, Solution
 from common.submit.validate import validate_boxes
 from solutions.vinbigdata import data, experiments, lungs, postprocess, report, tuning
+from solutions.vinbigdata.comparison import COMPARISON
 from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING, NOTHING, classes_of, member_parts
 from solutions.vinbigdata.postprocess import DecisionRule
 
@@ -191,7 +192,8 @@ SOLUTION = Solution(
     answered=("test_decided.parquet",),
     check=check,
     boxes=lambda job: (read_parquet(job.run.path("test_decided.parquet")), CLASSES),
-    hidden=lambda job, rows: data.hidden_score(job, read_parquet(job.run.path("test_decided.parquet"))),
+    comparison=COMPARISON,
+    hidden="hidden/truth.csv",
     report=report,
     further_steps=(experiments.ABLATION,),
     assets=lungs.assets,

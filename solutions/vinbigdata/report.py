@@ -4,32 +4,18 @@ import pandas as pd
 
 from common.compare import groups_of
 from common.kaggle.session import display_boxes
-from common.metrics.detection import bootstrap_map, evaluate, pr_curve
+from common.metrics.detection import evaluate, pr_curve
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
 from common.report import detection_plots, page, plots, results
 from common.report.frame import step_section
 from common.report.gallery import MOST_BOXES, best_boxes, box_gallery
 from solutions.vinbigdata.config import CLASSES, KAGGLE, NO_FINDING
-from solutions.vinbigdata.data import FINDINGS, out_of_fold, truth_of
+from solutions.vinbigdata.data import FINDINGS, truth_of
 from solutions.vinbigdata.experiments import ALWAYS, LOCATIONS, PUBLISHED_SWEEP
 from solutions.vinbigdata.postprocess import parse_predictions
 
 TITLE = "VinBigData detection"
-RESAMPLES = 200  # for the interval of a fold
-
-
-def fold_scores(job):
-    """Return the mAP of each fold, see common.report.results.scores_by_fold."""
-    images, truth = out_of_fold(job)
-    found = read_parquet(job.run.path("oof_decided.parquet"))
-
-    def score(chosen, groups):
-        ids = images["image_id"][chosen]
-        mine = (table[table["image_id"].isin(ids)] for table in (found, truth))
-        return bootstrap_map(evaluate(*mine, ids), groups, RESAMPLES)[1]
-
-    return results.scores_by_fold(images["fold"], groups_of(images), score)
 
 
 def hints(job, score, trainings):

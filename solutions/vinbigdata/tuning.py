@@ -15,16 +15,10 @@ from common.metrics.classification import mean_of_defined
 from common.metrics.detection import Result, ap_of, bootstrap_map, class_aps, evaluate
 from common.metrics.statistics import Interval, as_interval
 from common.post.fusion import join_members, own_boxes
+from solutions.vinbigdata import postprocess
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import VOC_FINDINGS, no_findings
-from solutions.vinbigdata.postprocess import (
-    DecisionRule,
-    apply_rule,
-    find_healthy,
-    list_rules,
-    scale_scores,
-    split_health,
-)
+from solutions.vinbigdata.postprocess import DecisionRule, list_rules
 
 SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the figure
 
@@ -154,7 +148,7 @@ class _Trials:
         self.health, self.method = health, method
         self.known, self.fuse, self.match = {}, lru_cache(1)(self._fuse), lru_cache(1)(self._match)
         self.own_boxes, self.scale = lru_cache(1)(self._own_boxes), lru_cache(1)(self._scale)
-        self.probs, self.present = split_health(health, images["image_id"])
+        self.probs, self.present = postprocess.split_health(health, images["image_id"])
         own = (oof[oof["member"] == member] for member in members)
         own = (evaluate(table, truth, images["image_id"], VOC_FINDINGS) for table in own)  # one at a time in memory
         self.own = np.stack([mean_of_defined(ap_of(result, shares)) for result in own])  # (members, k)
@@ -190,7 +184,7 @@ class _Trials:
     def decide(self, rule, ids):
         boxes = self.fuse(rule.fusion)
         boxes = boxes if len(ids) == len(self.images) else boxes[boxes["image_id"].isin(ids)]
-        return apply_rule(boxes, ids, self.health, rule)
+        return postprocess.apply_rule(boxes, ids, self.health, rule)
 
     def _match(self, rule):
         return evaluate(self.fuse(rule), self.truth, self.images["image_id"])
@@ -201,7 +195,7 @@ class _Trials:
             return found
         class_of = np.repeat(np.arange(len(found.starts) - 1), np.diff(found.starts))
         boxes = pd.DataFrame({"score": found.score, "class_id": class_of})
-        scaled = scale_scores(boxes, found.image, self.probs, self.present, rule)
+        scaled = postprocess.scale_scores(boxes, found.image, self.probs, self.present, rule)
         ranked = np.lexsort((-scaled, class_of))
         return replace(found, score=scaled[ranked], image=found.image[ranked], found=found.found[ranked])
 
@@ -212,7 +206,7 @@ class _Trials:
         """
         if rule not in self.known:
             found = self.scale(replace(rule, alpha=1.0, beta=1.0))
-            dropped, boxed = find_healthy(rule, self.probs)
+            dropped, boxed = postprocess.find_healthy(rule, self.probs)
             empty = dropped | (np.bincount(found.image, minlength=len(dropped)) == 0)
             added = np.flatnonzero(boxed | empty)
             score = np.where(boxed & ~dropped, self.probs, 1.0)[added]

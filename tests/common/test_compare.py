@@ -8,32 +8,12 @@ import pandas as pd
 import pytest
 
 from common.cli import VERBS
-from common.compare import Comparison, by_rows, compare, comparison_tools, groups_of, side_by_side
+from common.compare import compare, comparison_tools, groups_of, side_by_side
 from common.errors import InputError
 from common.paths import read_json, write_json
-from tests.toy import TOY, Config, make_job, write_data
+from tests.toy import COMPARISON, TOY, Config, make_job, rated, results, write_data
 
-METRICS = {
-    "accuracy": lambda table: ((table["probability"] > 0.5) == table["truth"]).mean(),
-    "precision": lambda table: table.loc[table["probability"] > 0.5, "truth"].mean(),
-}
-
-
-def results(job, split):
-    oof = pd.read_parquet(job.run.path("oof.parquet"))
-    about = job.images.at(job.images.rows_of(oof["image_id"])).reset_index(drop=True)
-    return {"": oof.assign(patient_id=about["patient_id"], truth=about["bright"], probability=oof["bright"])}
-
-
-THEIRS = pd.DataFrame({"network": ["theirs"], "accuracy": [0.5]})
-
-
-def read(path):
-    return pd.read_csv(path, index_col=0, dtype={"patient_id": str})
-
-
-COMPARISON = Comparison(results, by_rows(METRICS), read, read, published=THEIRS, note="A note.")
-TOOLS = comparison_tools(TOY, Config, COMPARISON)
+TOOLS = comparison_tools(TOY, Config)
 table = TOOLS["table"]
 
 
@@ -41,7 +21,7 @@ def test_figures_by_hand():
     one = pd.DataFrame({"patient_id": list("aabbcc"), "fold": [0, 0, 0, 1, 1, 1], "truth": [1, 0, 1, 0, 1, 0]})
     one["probability"] = [0.9, 0.9, 0.1, 0.1, 0.9, 0.1]
     one["image_id"] = [f"i{number}" for number in range(6)]
-    tables = {"one": one, "two": one.assign(probability=[0.9, 0.1, 0.1, 0.1, 0.9, 0.1])}
+    tables = {"one": rated(one), "two": rated(one.assign(probability=[0.9, 0.1, 0.1, 0.1, 0.9, 0.1]))}
     found = compare(tables, COMPARISON, "one").set_index(["run", "metric"])
     first, second = found.loc[("one", "accuracy")], found.loc[("two", "accuracy")]
     assert first["fold_mean"] == pytest.approx((1 / 3 + 1) / 2) and first["fold_sd"] == pytest.approx(2 / 3 / 2**0.5)
@@ -56,6 +36,15 @@ def test_figures_by_hand():
     assert mean["run"].tolist() == ["one", "two"] and mean["accuracy"][0] == "0.6667 ± 0.4714"
     assert pooled["accuracy"][1].startswith("0.8333 [") and paired["run"].tolist() == ["two"]
     assert paired["accuracy"][0].startswith("+0.1667 [")
+
+
+def test_the_headline_score_of_each_fold_resamples_its_patients():
+    found = pd.DataFrame({"image_id": list("abcde"), "patient_id": list("vwxyz"), "fold": [0, 0, 1, 1, 2]})
+    found["accuracy"], found["precision"] = [0.0, 1.0, 0.5, 0.5, 0.25], np.nan
+    table = replace(COMPARISON, results=lambda job, split: {"": found}).scores_by_fold(None)
+    assert table["fold"].tolist() == [0, 1, 2] and table["images"].tolist() == [2, 2, 1]
+    assert table["estimate"].tolist()[:2] == [0.5, 0.5] and table["low"].tolist()[:2] == [0.0, 0.5]
+    assert table.loc[2, "estimate"] == 0.25 and table.loc[2, ["low", "high"]].isna().all()  # one group: no interval
 
 
 def test_a_metric_that_a_fold_lacks_counts_in_the_others():
@@ -123,6 +112,6 @@ def test_runs_on_other_images_are_refused(runs, change, message):
     def changed(job, split):
         return {"": change(results(job, split)[""], job.run.folder.name)}
 
-    tools = comparison_tools(TOY, Config, replace(COMPARISON, results=changed))
+    tools = comparison_tools(replace(TOY, comparison=replace(COMPARISON, results=changed)), Config)
     with pytest.raises(InputError, match=message):
         tools["table"](tuple(runs))

@@ -274,7 +274,8 @@ def test_networks_that_only_initialise_others_do_not_predict(verbs, tmp_path):
 
 
 def test_hidden_labels_are_scored_on_samples_alone(verbs, tmp_path):
-    recipe = replace(TOY, hidden=lambda job, rows: {"metric": "accuracy", "value": 1.0, "nothing": 0.5})
+    recipe = replace(TOY, hidden="truth.csv")
+    truth = pd.DataFrame({"id": [f"i{k:02d}" for k in range(8, 12)], "truth": [0, 0, 1, 1]})
 
     def hidden():
         return read_json(tmp_path / "run" / "manifest.json")["steps"]["submit"]["hidden"]
@@ -283,5 +284,11 @@ def test_hidden_labels_are_scored_on_samples_alone(verbs, tmp_path):
     assert hidden() is None
     write_json(tmp_path / "data" / "sample.json", {})
     (tmp_path / "run" / "submission.csv").unlink()
+    truth[1:].to_csv(tmp_path / "data" / "truth.csv", index=False)
     verbs(recipe=recipe)
-    assert hidden()["value"] == 1.0
+    assert hidden() is None  # an image without a label
+    truth.to_csv(tmp_path / "data" / "truth.csv", index=False)
+    (tmp_path / "run" / "submission.csv").unlink()
+    verbs(recipe=recipe)
+    called = pd.read_csv(tmp_path / "run" / "submission.csv")["bright"] > 0.5
+    assert hidden() == {"metric": "accuracy", "value": (called == truth["truth"]).mean(), "nothing": 0.5}

@@ -19,9 +19,6 @@ REPORT = SimpleNamespace(
     headline=lambda job, score: [page.cards([("Dice", score["dice"], "")])],
     sections=lambda job: [None, page.section("Own"), step_section(job, "ablate", "Ablation", lambda job: ["changes"])],
     submission=lambda job, record: ["its rows"],
-    fold_scores=lambda job: pd.DataFrame(
-        [(0, 7, 0.5, 0.25, 0.75)], columns=["fold", "images", "estimate", "low", "high"]
-    ),
     hints=lambda job, score, trainings: [f"{len(trainings)} trainings: `--own 1`"],
 )
 
@@ -34,7 +31,10 @@ def job(tmp_path):
     run.record("prepare", 1, synthetic=False, store="<b>")
     write_json(run.path("config.json"), {"preset": "demo", "network": {"lr": 0.125}})
     images = SimpleNamespace(table=pd.DataFrame({"split": ["train", "test"], "patient_id": ["p", ""]}))
-    config, recipe = SimpleNamespace(folds=(0,), n_folds=5, seed=0), SimpleNamespace(networks=lambda job: [])
+    scores = pd.DataFrame([(0, 7, 0.5, 0.25, 0.75)], columns=["fold", "images", "estimate", "low", "high"])
+    comparison = SimpleNamespace(scores_by_fold=lambda job: scores)
+    config = SimpleNamespace(folds=(0,), n_folds=5, seed=0)
+    recipe = SimpleNamespace(networks=lambda job: [], comparison=comparison)
     about = {"config": config, "recipe": recipe, "current": current, "is_current": current.__contains__}
     yield SimpleNamespace(run=run, preset="demo", images=images, is_blend=False, **about)
     run.close()

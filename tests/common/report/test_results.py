@@ -5,17 +5,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from common.data.folds import make_folds
 from common.metrics import calibration
-from common.metrics.statistics import bootstrap
 from common.report import class_plots, page, plots, results
-
-
-def test_scores_by_fold_resample_the_groups_of_each_fold():
-    values, folds = np.array([0.0, 1.0, 0.5, 0.5, 0.25]), [0, 0, 1, 1, 2]
-    groups = ["a", "b", "c", "d", "e"]
-    table = results.scores_by_fold(folds, groups, lambda chosen, mine: bootstrap(values[chosen], mine))
-    assert table["fold"].tolist() == [0, 1, 2] and table["images"].tolist() == [2, 2, 1]
-    assert table["estimate"].tolist()[:2] == [0.5, 0.5] and table["low"].tolist()[:2] == [0.0, 0.5]
-    assert table.loc[2, "estimate"] == 0.25 and table.loc[2, ["low", "high"]].isna().all()  # one group: no interval
 
 
 @pytest.fixture

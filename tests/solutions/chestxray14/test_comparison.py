@@ -16,11 +16,11 @@ from common.compare import comparison_tools
 from common.config import from_dict, to_dict
 from common.metrics.classification import mean_of_defined
 from common.metrics.statistics import bootstrap_auroc, delong_intervals, delong_test, interval_with_p, resample_aurocs
-from common.paths import read_json, write_json
+from common.paths import read_json, strip_suffix, write_json
 from solutions.chestxray14 import comparison, config
 from solutions.chestxray14.comparison import COMPARISON
 from solutions.chestxray14.config import LABELS, Config, NetworkConfig
-from solutions.chestxray14.labels import names_digest, stems
+from solutions.chestxray14.labels import names_digest
 
 NAMES = list(LABELS)
 N = 120
@@ -32,7 +32,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare, "open_run", open_fake)
     monkeypatch.setattr(compare, "require", lambda job, step: None)
-    tools = comparison_tools(SimpleNamespace(name="chestxray14"), Config, COMPARISON)
+    tools = comparison_tools(SimpleNamespace(name="chestxray14", comparison=COMPARISON), Config)
 
     def run(line):
         status = cli.main("chestxray14", config, dict, line.split(), lambda tool: tools)
@@ -286,7 +286,7 @@ def test_list_and_missing_classes_and_images(command, given):
 
 def test_the_official_list_is_comparable_where_all_of_it_is_scored(command, given, monkeypatch):
     names = given.images["file_name"]
-    monkeypatch.setitem(comparison.DIGESTS, "test", names_digest(stems(names)))
+    monkeypatch.setitem(comparison.DIGESTS, "test", names_digest(names.map(strip_suffix)))
     (given.folder / "list.txt").write_text("\n".join(names))
     line = "score_predictions probs.csv --labels labels.csv --list list.txt --resamples 5"
     assert "; all 120 images of the official test list, verified by the hash of its names\n" in command(line).out
@@ -319,12 +319,12 @@ def test_labels_without_patients(command, given):
             lambda p, t: (p.astype(object).replace({"Mass": {p["Mass"][3]: "x"}}), t),
             "probs.csv, row 5, Mass: 'x' is not",
         ),
-        (lambda p, t: (pd.concat([p, p[:1]]), t), "probs.csv, row 122: image 00000001_000 is there twice"),
+        (lambda p, t: (pd.concat([p, p[:1]]), t), "probs.csv, row 122: 00000001_000 appears twice"),
         (lambda p, t: (p, t[120:]), "labels.csv: no rows under its header"),
-        (lambda p, t: (p, pd.concat([t, t[:1]])), "labels.csv, row 122: image 00000001_000 is there twice"),
-        (lambda p, t: (p, t.assign(**{"Finding Labels": "Covid"})), "labels.csv, row 2: 'Covid' is neither"),
-        (lambda p, t: (p, t.assign(**{"Finding Labels": ["", *t["Finding Labels"][1:]]})), "row 2: '' is neither"),
-        (lambda p, t: (p, t.assign(**{"Patient ID": ["", *t["Patient ID"][1:]]})), "row 2: no Patient ID"),
+        (lambda p, t: (p, pd.concat([t, t[:1]])), "labels.csv, row 122: 00000001_000 appears twice"),
+        (lambda p, t: (p, t.assign(**{"Finding Labels": "Covid"})), "row 2 (00000001_000): 'Covid' is neither"),
+        (lambda p, t: (p, t.assign(**{"Finding Labels": ["", *t["Finding Labels"][1:]]})), "_000): '' is neither"),
+        (lambda p, t: (p, t.assign(**{"Patient ID": ["", *t["Patient ID"][1:]]})), "_000): no Patient ID"),
         (lambda p, t: (p, t.drop(columns="Finding Labels")), "no column Finding Labels"),
         (lambda p, t: (p, t.assign(**{"Image Index": "x" + t["Image Index"]})), "has no labels for any of its images"),
     ],

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from common.data.loaders import EpochSampler
+from common.data.loaders import EpochSampler, FeatureDataset
 from common.network import train
 from common.nn.losses import bce
 from solutions.chestxray14 import models
-from solutions.chestxray14.models import FeatureDataset, auroc_and_loss, build_fusion, pooled_features
+from solutions.chestxray14.models import auroc_and_loss, build_fusion, pooled_features
 from solutions.chestxray14.pipeline import fold_networks
 from tests.solutions.chestxray14.squares import BOTH, TINY, N, jobs_on_squares, stored_squares, view  # noqa: F401 - fixtures
 

@@ -20,7 +20,7 @@ from common.runs import Run
 from common.train.checkpoint import load_weights, save_weights
 from solutions.chestxray14 import report
 from solutions.chestxray14.config import DEMO, LungsConfig, NetworkConfig
-from solutions.chestxray14.data import LUNG_TABLE, lung_settings, mask_and_crop, whole_image
+from solutions.chestxray14.data import LUNG_TABLE, lung_settings, mask_and_crop
 from solutions.chestxray14.pipeline import SOLUTION
 from solutions.lung_segmentation import config as segmenter_config
 from solutions.lung_segmentation import load_segmenter, lung_region, segmenter
@@ -73,15 +73,17 @@ def test_mask_crop_and_box_by_hand():
     image = image_with(TWO)
     probs = np.zeros((2, SIDE, SIDE), np.uint8)
     probs[0, 2:6, 1:3], probs[1, 2:6, 5:7] = 255, 255  # cells of 8 pixels: x from 8 to 24 and 40 to 56, y 16 to 48
-    (mask, crop), about = mask_and_crop(Segmenter(), image, probs, SIDE, 20)
+    (mask, crop), about = mask_and_crop(Segmenter(), image, probs, None, SIDE, 20)
     assert np.array_equal(mask, probs.max(0)) and mask.dtype == np.uint8
     # margins: 15 of 256 at the sides and the top, 20 at the bottom: 3.75 and 5 of 64 pixels
     assert about == [8 - 4, 16 - 4, 56 + 4, 48 + 5, "two", 2 * 16 * 32 / 64**2]
     expected = cv2.resize(image[12:53, 4:60], (20, 20), interpolation=cv2.INTER_AREA)
     assert np.array_equal(crop, expected)
-    (only,), _ = mask_and_crop(Segmenter(), image, probs, 0, 20)
+    (only,), _ = mask_and_crop(Segmenter(), image, probs, None, 0, 20)
     assert np.array_equal(only, crop)
-    (half,), _ = mask_and_crop(Segmenter(), image, probs, 4, 0)  # a cell of the coarse mask: half lung, or a quarter
+    (half,), _ = mask_and_crop(
+        Segmenter(), image, probs, None, 4, 0
+    )  # a cell of the coarse mask: half lung, or a quarter
     assert half[1].tolist() == [128, 128, 128, 128] and half[0].tolist() == [0, 0, 0, 0]
 
 
@@ -90,19 +92,19 @@ def test_the_heart_joins_the_mask_but_not_the_box():
     heart.structures, image = ("left", "right", "heart"), image_with(TWO)
     probs = np.zeros((3, SIDE, SIDE), np.uint8)
     probs[0, 2:6, 1:3], probs[1, 2:6, 5:7], probs[2, 6:, 3:5] = 255, 255, 255
-    (with_heart,), about = mask_and_crop(heart, image, probs, SIDE, 0)
-    (without,), plain = mask_and_crop(Segmenter(), image, probs[:2], SIDE, 0)
+    (with_heart,), about = mask_and_crop(heart, image, probs, None, SIDE, 0)
+    (without,), plain = mask_and_crop(Segmenter(), image, probs[:2], None, SIDE, 0)
     assert about == plain and (with_heart[7, 3:5] == 255).all() and not without[6:, 3:5].any()
     assert np.array_equal(np.maximum(without, probs[2]) == 255, with_heart >= 128)
 
 
 def test_an_image_without_lungs_counts_as_a_whole():
-    image = image_with(())
-    (mask, crop), about = mask_and_crop(Segmenter(), image, np.zeros((2, SIDE, SIDE), np.uint8), SIDE, 16)
+    image, file = image_with(()), {"width": np.int64(64), "height": 64}
+    (mask, crop), about = mask_and_crop(Segmenter(), image, np.zeros((2, SIDE, SIDE), np.uint8), file, SIDE, 16)
     assert (mask == 255).all() and about == [0, 0, 64, 64, "none", 0.0]
     assert np.array_equal(crop, cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA))
-    (mask,), about = whole_image(image[:8, :8], (np.int64(3000), 2000), 4, 0)
-    assert mask.shape == (4, 4) and about == [0, 0, 3000, 2000, "none", 0.0]
+    (mask,), about = mask_and_crop(None, image[:8, :8], None, {"width": np.int64(3000), "height": 2000}, 4, 0)
+    assert mask.tolist() == [[255] * 4] * 4 and about == [0, 0, 3000, 2000, "none", 0.0]
 
 
 def test_what_lungs_follow_from(tmp_path):
@@ -223,7 +225,7 @@ def test_real_lungs():
     for _, result, problem in segmenter.each(
         files,
         lambda name, image, probs: (
-            mask_and_crop(segmenter, image, probs, 64, 64),
+            mask_and_crop(segmenter, image, probs, None, 64, 64),
             segmenter.parts(probs, image.shape),
             segmenter.lungs(probs, image.shape),
         ),

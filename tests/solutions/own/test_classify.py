@@ -109,3 +109,9 @@ def test_networks_may_see_the_box_around_the_lungs(tiny, command, data, tmp_path
     assert seen.shape == whole.shape and (seen != whole).any(axis=(1, 2)).all()
     assert command("infer", "mine", "--data", data, "--out", "again.csv", "--workers", "0").status == 0
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "mine" / "submission.csv").read_bytes()
+    odd = tmp_path / "odd"  # images without lungs count as a whole
+    odd.mkdir()
+    cv2.imwrite(str(odd / "dark.png"), np.zeros((64, 64), np.uint8))
+    cv2.imwrite(str(odd / "red.png"), np.full((64, 64, 3), (20, 20, 200), np.uint8))
+    assert command("infer", "mine", "--test", odd, "--out", "odd.csv", "--workers", "0").status == 0
+    assert read_table(tmp_path / "odd.csv")["image_id"].tolist() == ["dark", "red"]
