@@ -267,7 +267,6 @@ def main():
         print("skipped: the NIH tables come with the package torchxrayvision (requirements-dev.txt)")
         return
     logging.getLogger("common").setLevel(logging.WARNING)
-    logging.getLogger("solutions").setLevel(logging.WARNING)
     rng, measure = np.random.default_rng(0), Meter()
     with tempfile.TemporaryDirectory() as root:
         folder, run = Path(root) / "data", Run(Path(root) / "run")

@@ -10,7 +10,6 @@ import errno
 import functools
 import io
 import itertools
-import logging
 import re
 import signal
 import sys
@@ -25,11 +24,10 @@ import tyro
 from common import kaggle, processes
 from common.budget import Budget, Stopped
 from common.config import from_dict, read_settings, update
-from common.errors import PARTIAL, STOPPED, InputError, check
+from common.errors import PARTIAL, STOPPED, InputError, check, log
 from common.options import FLAGS, Options, check_special, hidden_options
 from common.runs import FINISHED, Run, coloured, start_log
 
-log = logging.getLogger(__name__)
 VERBS = {  # `run` calls these in this order
     "prepare": "read and check the challenge's files, assign the folds, decode the images",
     "train": "train every network of the run",

@@ -3,7 +3,6 @@
 Both measure a table with one row per image, under resamples of the patients that are the same for every row and metric.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import tyro
 
 from common.config import file_hash
 from common.data.tables import named_images, read_patients
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.job import open_run
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import evaluate, resample_aps
@@ -25,7 +24,6 @@ from common.post.boxes import unpack_boxes
 from common.report import page, plots
 from common.step import require
 
-log = logging.getLogger(__name__)
 NOTES = (
     "Intervals hold 95 % of resamples of the patients, the same patients for every row; differences are paired.",
     "p-values are two-sided and not corrected for the number of comparisons.",
@@ -72,10 +70,9 @@ class Comparison:
         return self.join(predictions, labels.loc[predictions.index]).rename_axis("image_id").reset_index()
 
     def score(self, predictions, labels):
-        """Return the headline score of a file of predictions, NaN if `labels` lacks one of its images."""
+        """Return the headline score of a file of predictions. Raises InputError if `labels` lacks one of its images."""
         found, truth = self.read_predictions(predictions), self.read_labels(labels)
-        if not found.index.isin(truth.index).all():
-            return np.nan
+        check(found.index.isin(truth.index).all(), f"{labels}: lacks images of {predictions}")
         return float(self.measure(self.join_images(found, truth), np.arange(len(found)), 1, 0)[self.headline][0])
 
     def scores_by_fold(self, job):

@@ -22,36 +22,28 @@ Averaging = Literal["last", "best", "best_k", "window", "classic", "ema"]
 class FitConfig:
     """How one network is trained, in every solution."""
 
-    epochs: int = 20
-    """Total number of epochs, frozen ones included."""
-    frozen_epochs: int = 0
-    """Number of first epochs in which part of the network is frozen."""
-    frozen_lr: float = 1e-3
-    """Learning rate in the frozen epochs."""
-    lr: float = 1e-3
-    """Peak learning rate in the other epochs."""
+    epochs: int = 20  # Total number of epochs, frozen ones included.
+    frozen_epochs: int = 0  # Number of first epochs in which part of the network is frozen.
+    frozen_lr: float = 1e-3  # Learning rate in the frozen epochs.
+    lr: float = 1e-3  # Peak learning rate in the other epochs.
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "cosine"
     """Learning-rate schedule after the frozen epochs."""
     cycles: int = 1  # Runs of the schedule from start to end (warm restarts); classic SWA then averages their ends.
     warmup: float = 0.05  # warm_cosine: share of the steps in which the rate rises.
     patience: int = 3  # plateau: epochs without improvement before the rate is reduced.
     plateau_metric: str = ""  # plateau: the metric to monitor, written as in `metric`; empty: the same.
-    factor: float = 0.1
-    """plateau and step: the rate is multiplied by this."""
+    factor: float = 0.1  # plateau and step: the rate is multiplied by this.
     milestones: tuple[int, ...] = (30, 60, 90)
     """step: epochs (counted from the first unfrozen one) at which the rate is reduced."""
     decay: float = 0.0  # The scheduled rate is divided by 1 + decay · n after n optimizer steps.
-    batch_size: int = 16
-    """Images per forward pass, over all processes."""
+    batch_size: int = 16  # Images per forward pass, over all processes.
     accumulate: int = 1  # Batches whose gradients are added before an optimizer step; batch norms see one of them.
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     layer_decay: float = 1.0  # Below 1: each layer of timm's network has this share of the next one's learning rate.
     weight_decay: float = 1e-2
-    momentum: float = 0.9
-    """sgd only."""
+    momentum: float = 0.9  # sgd only.
     clip_norm: float = 0.0  # Maximum norm of the gradient; 0: no clipping.
-    metric: str = "score"
-    """Validation metric by which epochs are compared; a leading minus: lower is better."""
+    metric: str = "score"  # Validation metric by which epochs are compared; a leading minus: lower is better.
     validate_images: int = 0
     """Most held-out images that epochs are compared on, the same random ones in each; 0: all, as for the averages."""
     averaging: tuple[Averaging, ...] = ("last", "best")
@@ -98,17 +90,13 @@ class BoxConfig(FitConfig):
 
     architecture: Architecture = "faster_rcnn"
     """The _v2 are torchvision's with a ResNet-50; rtdetr and efficientdet need the extras of these names."""
-    backbone: str = "resnet101"
-    """Any timm network, with a feature pyramid on top."""
+    backbone: str = "resnet101"  # Any timm network, with a feature pyramid on top.
     weights: str = "imagenet"
-    """imagenet, coco (with resnet50), none, or a file of the backbone or a whole detector, of torchvision or
-    Detectron2."""
+    """imagenet, coco (with resnet50), none, or a file of the backbone or detector (torchvision's or Detectron2's)."""
     stride_in_1x1: bool = False  # Bottlenecks stride in their first convolution, as in Detectron2's ResNets.
-    size: int = 1024
-    """Side of the network's images."""
+    size: int = 1024  # Side of the network's images.
     channels: int = 256  # Channels of the feature pyramid. COCO weights have 256.
-    nms: float = 0.8
-    """Highest overlap of boxes of one class; above it, only the best box is kept."""
+    nms: float = 0.8  # Highest overlap of boxes of one class; above it, only the best box is kept.
     per_image: int = 100  # Most boxes per image.
     min_score: float = 0.001  # Lowest score of a box.
     mosaic: float = 0.0  # Share of the training images that are mosaics of four, before the augmentation.
@@ -125,8 +113,7 @@ class GateConfig(FitConfig):
 
     backbone: str = "resnet18"
     weights: str = "imagenet"
-    frozen_norms: bool = False
-    """Keep the batch norms of pretrained weights, which a training of few steps would spoil."""
+    frozen_norms: bool = False  # Keep the batch norms of pretrained weights, which a training of few steps would spoil.
     size: int = 512
     metric: str = "auroc"
 

@@ -1,5 +1,8 @@
-"""The error for unusable input, and the exit statuses."""
+"""The error for unusable input, the exit statuses, and the log that all modules write to."""
 
+import logging
+
+log = logging.getLogger("common")  # see common.runs.start_log
 STOPPED = 3  # saved and stopped on purpose, the same command continues
 PARTIAL = 4  # done, but some inputs could not be used
 

@@ -1,6 +1,5 @@
 """`export` and `infer` of every solution: a finished run becomes a folder, the folder predicts a submission."""
 
-import logging
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from common import processes
 from common.blend import Member, mixing_of, write_mixed
 from common.config import file_hash, from_dict, to_dict
 from common.data.coco import write_boxes
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.extras import require_extra
 from common.hub import fetch, repo_of
 from common.images import prepare_test
@@ -32,7 +31,6 @@ from common.teaching import describe_lessons
 from common.train import distributed
 from common.trained import ABOUT, FORMAT, Trained, clear_export
 
-log = logging.getLogger(__name__)
 WORKING = Path("/kaggle/working")
 COCO = "submission.coco.json"
 CHECKED = 4  # images on which an ONNX file is compared with torch

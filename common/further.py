@@ -1,19 +1,16 @@
 """Further training images with boxes, of files of anyone: part of every fold's training rows, never held out."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from common.data.coco import read_boxes
-from common.errors import InputError
+from common.errors import InputError, log
 from common.listing import FURTHER
 from common.network import other_folds
 from common.paths import check_id, find_images
 from common.post.boxes import BOX
-
-log = logging.getLogger(__name__)
 
 
 def add_images(listing, paths, classes):

@@ -4,7 +4,6 @@ The account is that of huggingface_hub itself (`hf auth login` or HF_TOKEN); HF_
 """
 
 import contextlib
-import logging
 import os
 import re
 import shutil
@@ -12,12 +11,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData, errors
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.metrics.statistics import format_interval
 from common.paths import atomic_path
 from common.trained import ABOUT, Trained, clear_export, read_about
 
-log = logging.getLogger(__name__)
 CARD_FILE = "README.md"
 TASKS = {"segmentation": "image-segmentation", "detection": "object-detection"}  # where the labels decide the task
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, as an account with access"

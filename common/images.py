@@ -5,7 +5,6 @@ the folds to the store and the files of the run, is done here for all solutions.
 """
 
 import json
-import logging
 import os
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,14 +19,13 @@ from common.data.folds import load_folds, make_folds, save_folds, shared_groups
 from common.data.grey import hash_pixels
 from common.data.loaders import UNKNOWN, SampleDataset
 from common.data.store import Store, prepare_store, to_square
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.listing import FURTHER, leave_out_unreadable
 from common.paths import read_array, read_parquet, write_csv, write_table
 from common.post.regions import resize_mask_probs
 from common.step import changed_settings, file_stamp
 from common.submit.table import write_submission
 
-log = logging.getLogger(__name__)
 RECORDED = dict.fromkeys(("store", "data", "tables_key", "images_key"), str) | {"normals": list, "tables": list}
 RECORDED |= dict.fromkeys(("made_with", "arrays", "about", "made"), dict)
 HALVED = "-halved"  # end of the name of a store of images decoded with --halve-jpeg2000
@@ -138,9 +136,8 @@ def _open_maps(path, process):
 def prepare_images(job, recipe, announce=None):
     """Read, check and decode a challenge into the run and its store, and return its Images.
 
-    All checks of the tables come before the first image is decoded, and so does announce(job, Listing).
-    Writes images.parquet, folds.csv, sample_submission.csv, left_out.csv if images were left out, and the Listing's own
-    tables.
+    All checks of the tables come before the first image is decoded, and so does announce(job, Listing). Writes
+    images.parquet, folds.csv, sample_submission.csv, the Listing's tables, and left_out.csv if images were left out.
     """
     options, config, run = job.options, job.config, job.run
     listing = recipe.read(job)

@@ -1,6 +1,5 @@
 """The Listing that a solution reads from its competition's files, and the checks that solutions share."""
 
-import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,10 +8,9 @@ import pandas as pd
 
 from common.data.dicom import read_image
 from common.data.tables import named_images, read_ids, read_patients
-from common.errors import InputError
+from common.errors import InputError, log
 from common.paths import find_images, list_images, name_images
 
-log = logging.getLogger(__name__)
 FURTHER = "further"  # split of training images from elsewhere, see common.further
 
 

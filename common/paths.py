@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import logging
 import math
 import os
 import re
@@ -12,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 
-log = logging.getLogger(__name__)
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 _FORMULA = tuple("=+-@\t\n＝＋－＠")

@@ -1,17 +1,15 @@
 """Predictions of a run: each image by networks that were not trained on it, test images by all folds."""
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from common import processes
+from common.errors import log
 from common.infer.predict import drain, write_masks
 from common.paths import Maps, read_array, read_parquet, write_table
 from common.step import Step, cached_hash, run_step
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A solution's `pipeline.py` ends in `SOLUTION = Solution(…)`: plain functions i
 What all solutions share (folds, store, trainings, predictions, staleness, submission, copies) is here.
 """
 
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 from common import network as networks_of
 from common import processes
 from common.config import FitConfig, digest, file_hash, to_dict
-from common.errors import InputError
+from common.errors import InputError, log
 from common.images import prepare_images
 from common.metrics.statistics import format_interval
 from common.paths import atomic_path, read_json, write_csv, write_json, write_table
@@ -30,7 +29,6 @@ from common.submit.validate import validate_probabilities
 from common.teaching import find_lessons, name_teachers
 from common.train.queue import work_through
 
-log = logging.getLogger(__name__)
 RULES = ("decision", "fusion")  # parts of configurations that predictions do not follow from
 
 
@@ -281,13 +279,16 @@ def submit(job):
 def _score_hidden(job):
     """Return the scores of the submission and of a trivial one on the sample's hidden labels, a dict.
 
-    None without such labels, and if images other than the sample's are predicted.
+    None without such labels, if images or classes other than the sample's are predicted, and for an undefined score.
     """
     labels = Path(job.run.step("prepare")["data"], job.recipe.hidden)
     if not job.recipe.hidden or not labels.exists():
         return None
     files = {"value": job.run.path("submission.csv"), "nothing": job.sample_path}
-    scores = {name: job.recipe.comparison.score(file, labels) for name, file in files.items()}
+    try:
+        scores = {name: job.recipe.comparison.score(file, labels) for name, file in files.items()}
+    except InputError:
+        return None
     return None if np.isnan(scores["value"]) else {"metric": job.recipe.metric, **scores}
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.config import digest, file_hash, to_dict
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.paths import lock, read_json, remove_leftovers, write_json
 from common.processes import is_main
 
-log = logging.getLogger(__name__)
 COLOURS = {"red": 31, "green": 32, "yellow": 33}
 FINISHED = {"colour": "green"}  # `extra` of the log lines that end something
 MARKS = (".lock", "config.json", "manifest.json")  # any of these identifies a folder as a run
@@ -189,10 +188,8 @@ def start_log(file=None):
             to_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
             to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             handlers.append(to_file)
-    for logger in (logging.getLogger(name) for name in ("common", "solutions")):
-        for old in logger.handlers:
-            with contextlib.suppress(OSError):  # a full disk
-                old.close()
-        logger.handlers = list(handlers)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    for old in log.handlers:
+        with contextlib.suppress(OSError):  # a full disk
+            old.close()
+    log.handlers, log.propagate = handlers, False
+    log.setLevel(logging.INFO)

@@ -4,17 +4,15 @@ All keys and staleness checks of a run are here. Verbs and reports use the same 
 of outdated predictions.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 from common import processes
 from common.config import digest, file_hash, flatten, to_dict
-from common.errors import InputError
+from common.errors import InputError, log
 from common.paths import read_json
 
-log = logging.getLogger(__name__)
 LARGE = 10**8  # bytes; of larger files only the size is compared
 
 

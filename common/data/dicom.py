@@ -11,17 +11,9 @@ from struct import unpack_from
 import cv2
 import numpy as np
 import pydicom
+from pydicom import uid
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    RLELossless,
-)
 
 from common.data import guard, jpeg
 from common.data.grey import colour_share, silence_pydicom, to_uint8
@@ -34,14 +26,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JSRT_SIDE, _JSRT_TOP = 2048, 4095  # pixels; the highest of 12 bits
 _PLAIN_META = b"\0" * 128 + b"DICM\x02\0\x10\0UI\x14\0" + b"1.2.840.10008.1.2.1\0"  # explicit little endian
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom returns all of these as RGB
-_HEADER_TAGS = {
-    "patient_id": "PatientID",
-    "patient_age": "PatientAge",
-    "patient_sex": "PatientSex",
-    "view_position": "ViewPosition",
-    "modality": "Modality",
-    "photometric": "PhotometricInterpretation",
-}
+_HEADER_TAGS = {"patient_id": "PatientID", "patient_age": "PatientAge", "patient_sex": "PatientSex"}
+_HEADER_TAGS |= {"view_position": "ViewPosition", "modality": "Modality", "photometric": "PhotometricInterpretation"}
 _YEARS_PER_UNIT = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
 
 
@@ -124,7 +110,8 @@ def _read_dicom(path, side=0):
         _check_dicom(dataset, path)
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, little = dataset.original_encoding
-            syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+            syntax = uid.ImplicitVRLittleEndian if implicit else explicit
             dataset.file_meta.TransferSyntaxUID = syntax
             values |= {"transfer_syntax": syntax, "note": f"no transfer syntax, assumed {syntax.name}"}
     return _decode(dataset, path, side, values), values, dataset
@@ -135,13 +122,13 @@ def _load(path, **options):
     with open(path, "rb") as file:
         read_preamble(file, force=False)
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
             return pydicom.dcmread(path, **options)
         packed, inflater = file.read(), zlib.decompressobj(-zlib.MAX_WBITS)
     data = inflater.decompress(packed, guard.BYTES_PER_PIXEL * guard.max_pixels())
     check(inflater.eof, f"{path}: cut short, or inflates to more bytes than an image has (see CXR_MAX_PIXELS)")
     dataset = pydicom.dcmread(BytesIO(_PLAIN_META + data), **options)
-    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     return dataset
 
 
@@ -162,7 +149,7 @@ def _decode(dataset, path, side, values):
     """Return the stored values; if they are halved, `values` gets a note."""
     halvings, rows, columns, samples = 0, dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
     syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated or syntax == RLELossless:
+    if not syntax.is_encapsulated or syntax == uid.RLELossless:
         with silence_pydicom():
             pixels = dataset.pixel_array
     else:
@@ -172,7 +159,7 @@ def _decode(dataset, path, side, values):
             found, expected = "x".join(map(str, shape)), f"{rows}x{columns}x{samples}"
             raise InputError(f"{path}: the compressed image has {found} values, the header names {expected}")
         layout = dataset.BitsAllocated, dataset.BitsStored, dataset.PixelRepresentation, samples
-        is_plain = syntax == JPEGBaseline8Bit and layout == (8, 8, 0, 1)
+        is_plain = syntax == uid.JPEGBaseline8Bit and layout == (8, 8, 0, 1)
         if side and "PixelPaddingValue" not in dataset:  # which would be averaged with its neighbours
             halvings = jpeg.count_halvings(stream, *layout[1:3], side)
             values |= {"note": f"JPEG 2000 decoded at 1/{2**halvings} of its size"} if halvings else {}
@@ -216,8 +203,7 @@ def _is_jsrt(path):
 
 def _read_jsrt(path):
     values = np.fromfile(path, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
-    if values.max() > _JSRT_TOP:
-        raise InputError(f"{path}: values up to {values.max()}, a raw .IMG file has 12 bits, big-endian")
+    check(values.max() <= _JSRT_TOP, f"{path}: values up to {values.max()}, a raw .IMG file has 12 bits, big-endian")
     return _JSRT_TOP - values
 
 
@@ -255,7 +241,7 @@ def _make_header(shape, values):
     header = {"width": shape[1], "height": shape[0]}
     header |= {name: values.get(name, "") for name in _HEADER_TAGS}
     header["patient_age"] = parse_age(header["patient_age"])
-    header["transfer_syntax"] = UID(values.get("transfer_syntax", "")).name
+    header["transfer_syntax"] = uid.UID(values.get("transfer_syntax", "")).name
     return header
 
 

@@ -4,7 +4,6 @@ The sampler yields keys `(index, seed)`. The seed depends only on the run's seed
 batches are the same for any number of workers, after a resume in the middle of an epoch, and under torchrun.
 """
 
-import logging
 import os
 import random
 import shutil
@@ -16,10 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from common import processes
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.paths import read_array
 
-log = logging.getLogger(__name__)
 PREFETCH = 4  # batches that a worker prepares ahead
 WORKER_BYTES = 3 * 10**8  # of memory that a worker takes, as measured on Linux
 UNKNOWN = 2  # all pixels of a mask that nobody drew

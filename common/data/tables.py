@@ -1,6 +1,5 @@
 """Small tables from a user or a competition: image ids, patients, images to predict."""
 
-import logging
 import re
 from functools import partial
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.paths import IMAGES, check_id, list_images, name_images, strip_suffix
 from common.submit.table import read_rows, read_table
 
-log = logging.getLogger(__name__)
 _CHEXNET = re.compile(r"\S+([ \t]+[01]){14}")
 _HEADER = re.compile("(?i)image|file|name|id|path|index|study|scan")
 
@@ -69,8 +67,7 @@ def read_list(path, suffixes=IMAGES, known=()):
 
     A CSV with or without a header, one name a line, or CheXNet's lists (a name and 14 numbers, separated by blanks).
     The first row is an image's, not a header, if it begins with a name that has a digit or one of the `suffixes`, or
-    is among the ids `known`; it then has the index -1. Raises InputError as `read_table` does, and for a file without
-    rows.
+    is among the ids `known`; it then has the index -1. Raises InputError as `read_table` does, and without any row.
     """
     rows = {number: row for number, row in enumerate(read_rows(path), -1) if any(row)}
     if all(len(row) == 1 and _CHEXNET.fullmatch(row[0]) for row in rows.values()):

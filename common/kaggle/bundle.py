@@ -1,6 +1,5 @@
 """`bundle`: everything that a notebook without internet needs, in one flat folder, to be uploaded as a dataset."""
 
-import logging
 import os
 import re
 import shutil
@@ -9,14 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from common.config import file_hash
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.kaggle.client import connect
 from common.kaggle.wheels import IMAGE, build_wheel, fetch_wheels, own_requirements
 from common.paths import lock_folder, read_json, write_json
 from common.runs import git_revision
 from common.trained import ABOUT, Trained
 
-log = logging.getLogger(__name__)
 LISTING = "bundle.json"
 METADATA = "dataset-metadata.json"
 FORMAT = 1

@@ -13,9 +13,8 @@ import stat
 import sys
 from pathlib import Path
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 
-log = logging.getLogger(__name__)
 INSTALL = 'python -m pip install "kaggle>=2.2,!=2.2.5" six'
 CREDENTIALS = (
     "make a token at https://www.kaggle.com/settings/api and save it as ~/.kaggle/access_token, or set "
@@ -66,8 +65,7 @@ def _client_class():
 
         def download_needed(self, response, outfile, quiet=True):
             """Raise InputError for an unexpected name in Kaggle's answer, and for a disk without room."""
-            if not outfile.endswith(".zip"):  # the end of an address, which might lead out of the folder
-                raise InputError(f"{outfile}: Kaggle did not send a zip")
+            check(outfile.endswith(".zip"), f"{outfile}: Kaggle did not send a zip")
             have = os.path.getsize(outfile) if os.path.isfile(outfile) else 0
             need = int(response.headers.get("Content-Length", 0)) - have
             free = shutil.disk_usage(Path(outfile).parent).free

@@ -1,17 +1,15 @@
 """`download`: fetch a solution's files from Kaggle and unpack the archives, which are not trusted, resumably."""
 
-import logging
 import os
 import time
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.kaggle.client import AGAIN, connect
 from common.kaggle.unpack import DamagedArchive, unpack
 from common.paths import lock_folder, read_json, write_json
 
-log = logging.getLogger(__name__)
 DONE = ".kaggle-download.json"  # in the folder: the record of complete downloads
 PARTIAL = ".kaggle-partial"  # the client's marker beside an incomplete file
 

@@ -1,17 +1,15 @@
 """`log`: print all submissions, and plot offline against leaderboard scores on a page."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from common.errors import check
+from common.errors import check, log
 from common.kaggle.upload import LOG, NUMBERS, read_log
 from common.report import page
 from common.report.plots import BLUE, INK, ORANGE, add_legend_above, make_axes, styled, to_svg
 
-log = logging.getLogger(__name__)
 PAGE = LOG.with_suffix(".html")
 ORDER = ["date", "run", "cv", "public", "private", "message", "rows", "git", "sha256"]  # the most important first
 FEW = 3  # submissions with both scores; fewer do not show agreement

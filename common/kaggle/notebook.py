@@ -1,16 +1,14 @@
 """`notebook`: write a notebook that predicts on Kaggle with a bundled run, without internet, or that trains there."""
 
 import json
-import logging
 import re
 from pathlib import Path
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.kaggle.bundle import DATASET, check_dataset_name, check_name
 from common.kaggle.client import connect
 from common.paths import read_json, write_json, write_text
 
-log = logging.getLogger(__name__)
 INFERENCE, TRAINING = "inference.ipynb", "training.ipynb"
 METADATA = "kernel-metadata.json"
 

@@ -4,7 +4,6 @@ Every attempt of Python code to open an internet socket is refused and recorded.
 """
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -18,12 +17,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from common.errors import InputError
+from common.errors import InputError, log
 from common.kaggle.bundle import DATASET, write_bundle
 from common.kaggle.notebook import IMAGES, INFERENCE, write_inference_notebook
 from common.kaggle.wheels import IMAGE
 
-log = logging.getLogger(__name__)
 JUPYTER = ("ipykernel", "pip", "psutil")  # in the image too
 CLOSED = """
 import os, socket, sys

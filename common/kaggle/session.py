@@ -1,7 +1,6 @@
 """Functions for notebooks on Kaggle: open a bundle's trained folders, train within the session's hours, show images."""
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -13,13 +12,12 @@ from pathlib import Path
 import cv2
 
 from common.data.dicom import read_image
-from common.errors import STOPPED, InputError, check
+from common.errors import STOPPED, InputError, check, log
 from common.kaggle.bundle import OUTPUT_LIMIT, read_listing
 from common.paths import KAGGLE_INPUT, find_images, read_json
 from common.post.boxes import BOX
 from common.report.gallery import MOST_BOXES, box_overlay, gallery, outline_overlay
 
-log = logging.getLogger(__name__)
 WORKING = Path(os.environ.get("KAGGLE_WORKING", "/kaggle/working"))
 RESERVE = 0.25  # hours between the stop of training and the end of the session, for the verbs after it
 SAVING = 1 / 12  # hours that Kaggle has to save the output

@@ -1,6 +1,5 @@
 """Resumable unpacking of untrusted zip archives: no path outside the folder, no links, no bombs."""
 
-import logging
 import os
 import re
 import shutil
@@ -14,9 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.errors import InputError
+from common.errors import InputError, log
 
-log = logging.getLogger(__name__)
 STAGING = ".kaggle-unpack"  # in the folder: files are written there and moved when complete
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others zipfile unpacks whole blocks: gigabytes
 MAX_FILES = 3_000_000  # entries; all limits include inner zips

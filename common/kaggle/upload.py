@@ -1,7 +1,6 @@
 """`upload`: check a submission, send it to its competition, log it in submissions/log.csv and wait for its score."""
 
 import contextlib
-import logging
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +9,12 @@ import pandas as pd
 import tyro
 
 from common.config import file_hash
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.kaggle.client import AGAIN, TransientError, connect
 from common.paths import atomic_path, escape_formulas, lock, lock_folder, read_json
 from common.runs import git_revision
 from common.submit.table import read_table
 
-log = logging.getLogger(__name__)
 POLL = 5.0  # seconds between the first two requests for a score; the interval then grows to
 SLOWEST = 60.0
 ARRIVAL = 20.0  # seconds within which Kaggle lists an accepted submission

@@ -201,8 +201,7 @@ def pr_curve(result, class_id):
 def ap_of(result, weights):
     """Return the AP of each counted class under weights of the images, float64 (C,) or (B, C), NaN without a true box.
 
-    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two equal
-    images.
+    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two equal ones.
     """
     weights = np.asarray(weights, np.float64)
     rows, n_classes = np.atleast_2d(weights), result.rule.n_classes

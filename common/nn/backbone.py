@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, check
 
 
 class ExactLinear(nn.Linear):
@@ -33,8 +33,7 @@ def build_backbone(name, size, drop_path=0.0):
             with torch.no_grad():
                 width = feature_map(net.eval(), torch.zeros(1, 3, size, size)).shape[1]
             patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1,))[0]
-            if size % patch:  # the remainder would be cut off silently
-                raise InputError(f"its patches are {patch} px")
+            check(size % patch == 0, f"its patches are {patch} px")
             return net.train(), width
         except (AssertionError, AttributeError, IndexError, InputError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,6 @@
 """Networks as ONNX files with their preprocessing inside, and runtimes that may be faster than torch on a CPU."""
 
 import io
-import logging
 import threading
 import time
 import warnings
@@ -9,11 +8,10 @@ import warnings
 import torch
 from torch import nn
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.extras import is_installed
 from common.paths import atomic_path
 
-log = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # largest difference from torch in float32, relative to the largest output but at least to 1
 OTHER_SIGNS = 5e-4  # largest share of logits that change sides in bfloat16
 REPEATS = 3  # of each timing, of which the shortest counts

@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import logging
 import math
 import os
 import re
@@ -17,9 +16,8 @@ import torch
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 
-log = logging.getLogger(__name__)
 # prefixes that libraries and training scripts add to names
 _WRAPPERS = ("module", "net", "model", "encoder", "backbone")
 _PROBE_SECONDS = 5

@@ -17,8 +17,7 @@ from common.jit import compiled
 def remove_small(mask, min_area, connectivity=8, threshold=1):
     """Return a mask without its regions of fewer than `min_area` pixels.
 
-    mask: bool or uint8 (height, width). The result is uint8 of 0 and 1 in the same memory order. Raises InputError for
-    other arrays.
+    mask: bool or uint8 (height, width), else InputError. The result is uint8 of 0 and 1 in the same memory order.
 
     >>> remove_small(np.array([[1, 1, 0, 1]], np.uint8), 2).tolist()
     [[1, 1, 0, 0]]

@@ -97,8 +97,7 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
     """Return a grid of small radiographs under a title and a legend of the colours in them.
 
     `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay`, `box_overlay` or
-    `heat_overlay`; truth and prediction may be None; `names` are theirs in the legend. A picture takes about 25 kB at
-    the default size.
+    `heat_overlay`; truth and prediction may be None; `names`: theirs in the legend. A picture takes about 25 kB.
     """
     items = list(items)
     if not items:
@@ -119,8 +118,7 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
 def box_gallery(images, found, rows, title, names):
     """Return the pictures of images with their true boxes, if labelled, and at most MOST_BOXES of the `found` ones.
 
-    images: an Images with the table boxes.parquet. rows: rows of its table, with an optional `note` for the caption.
-    names: of the classes.
+    images: an Images with the table boxes.parquet; rows: of its table, `note` is for the caption; names: classes.
     """
     true, items = images.tables.get("boxes.parquet"), []
     for _, row in rows.iterrows():

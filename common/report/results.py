@@ -53,8 +53,7 @@ CALIBRATION = "Calibration out of fold, with the expected calibration error"
 def pixel_calibration(maps, mask, names=("pixels",)):
     """Return the calibration of mask probabilities as a figure, from random pixels of some of the images.
 
-    maps: uint8 (n, h, w) or (n, C, h, w), p × 255; mask(position) -> (H, W) or (C, H, W) of 0, 1 and, where unknown,
-    other values.
+    maps: uint8 (n, h, w) or (n, C, h, w), p × 255; mask(position) -> (H, W) or (C, H, W): 0, 1, or others for unknown.
     """
     rng, truth, probs = np.random.default_rng(0), [], []
     for k in range(0, len(maps), max(1, -(-len(maps) // IMAGES))):

@@ -26,9 +26,8 @@ _OTHER_KINDS = {
 def read_table(path, columns=None, exact=True):
     """Return a CSV file (or .csv.gz) as a frame of strings; row i of the frame is row i + 2 of the file.
 
-    Blanks around values are stripped; nothing becomes a number or missing, because pandas turns a column of `-1` and
-    blanks into floats. columns: expected names, in order; with exact=False others are dropped. Raises InputError naming
-    file and row.
+    Blanks around values are stripped; nothing becomes a number or missing: pandas would turn a column of `-1` and
+    blanks into floats. columns: expected names, in order; exact=False drops others. Raises InputError naming the row.
     """
     header, *rows = read_rows(path)
     check(len(set(header)) >= len(header), f"{path}, row 1: a column name is repeated: {','.join(header)}")
@@ -74,8 +73,7 @@ def _lines(file, path):
     budget = LARGEST_TABLE // (5 if path.suffix == ".gz" else 1)
     while line := file.readline(LONGEST_LINE):
         budget -= sys.getsizeof(line) + CELL * (line.count(",") + 1)
-        if len(line) == LONGEST_LINE or budget < 0:
-            raise InputError(f"{path}: too much text for a table")
+        check(len(line) < LONGEST_LINE and budget >= 0, f"{path}: too much text for a table")
         yield line
 
 

@@ -1,17 +1,14 @@
 """`--log-to`: the figures of each epoch for TensorBoard, Weights & Biases or MLflow, one of their runs per training."""
 
 import contextlib
-import logging
 import os
 import time
 import uuid
 from dataclasses import asdict
 
-from common.errors import InputError
+from common.errors import InputError, log
 from common.paths import read_json, write_json
 from common.train import distributed
-
-log = logging.getLogger(__name__)
 
 
 class EpochLog:

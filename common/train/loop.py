@@ -6,7 +6,6 @@ weights as an uninterrupted one, bit for bit on a CPU.
 """
 
 import contextlib
-import logging
 import math
 import resource
 import sys
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from common.budget import Budget, Stopped
 from common.config import digest
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
 from common.paths import atomic_path
@@ -33,7 +32,6 @@ from common.train.checkpoint import load_resume, save_resume, save_weights
 from common.train.schedule import learning_rate, parameter_groups
 from common.train.variants import finish, read_finished, same_training
 
-log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between reads of the loss, each of which waits for the GPU
 
 

@@ -3,16 +3,13 @@
 The size of the parts belongs to the machine, not to the recipe: a run may be continued on another card with another.
 """
 
-import logging
 from contextlib import suppress
 
 import torch
 
-from common.errors import check
+from common.errors import check, log
 from common.nn.norms import batch_norms
 from common.processes import gather
-
-log = logging.getLogger(__name__)
 
 
 def pieces(batch, size):

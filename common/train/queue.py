@@ -6,7 +6,6 @@ is the run's folder.
 """
 
 import json
-import logging
 import os
 import socket
 import threading
@@ -18,9 +17,9 @@ import torch.distributed as dist
 
 from common import processes
 from common.budget import Stopped
+from common.errors import log
 from common.paths import LEASE, remove_leftovers
 
-log = logging.getLogger(__name__)
 BEAT_SECONDS = 10
 EXPIRES_SECONDS = 180  # without a beat; file systems over networks show a change within a minute
 POLL_SECONDS = 2

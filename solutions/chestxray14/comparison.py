@@ -1,6 +1,5 @@
 """AUROCs of each class with their intervals and tests; what `table` and `score_predictions` measure and read."""
 
-import logging
 import re
 
 import numpy as np
@@ -9,7 +8,7 @@ from scipy import stats
 
 from common.compare import Comparison
 from common.data.tables import check_ids, some_rows
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.metrics import statistics
 from common.metrics.classification import auroc, mean_of_defined
 from common.paths import read_parquet, strip_suffix
@@ -19,7 +18,6 @@ from solutions.chestxray14.labels import DIGESTS, GROUPS, names_digest, read_lab
 from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import NOTE, describe_labels, published_classes, published_means
 
-log = logging.getLogger(__name__)
 CLASSES, TRUE = list(LABELS), "true "
 MEAN = "mean"  # the last row of every table: over the classes that have an AUROC
 SPLITS = {"oof": "train", "test": "test"}

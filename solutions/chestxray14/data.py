@@ -1,7 +1,6 @@
 """The competition's files: labels, official split, images of --test, boxes; and where the lungs are in every image."""
 
 import itertools
-import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 from common.config import digest, file_hash
 from common.data.store import to_square
 from common.data.tables import named_images, plain_patients, read_list
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.listing import Listing, check_loose, check_named
 from common.network import other_folds
 from common.paths import find_images, strip_suffix
@@ -23,7 +22,6 @@ from solutions.chestxray14.leaks import check_run
 from solutions.chestxray14.published import IMAGES, describe_labels
 from solutions.lung_segmentation import find_lungs, lung_region, structures_of, weights_file
 
-log = logging.getLogger(__name__)
 CLASSES = list(LABELS)
 SAMPLE = ["Image Index", *CLASSES]
 UNKNOWN = dict.fromkeys(["patient_id", "official", *nih.GROUPS], "") | dict.fromkeys(CLASSES, -1)
@@ -42,8 +40,7 @@ def read_competition(job):
     Table: file_name (as in the label table), official (train_val, test, or "" for neither list), nih.GROUPS and the 14
     LABELS (0/1, -1 unknown). Further table truth_boxes.parquet: image_id, row, label (0 … 13) and BOX (pixels of NIH's
     1024 × 1024 image), and of --boxes further_boxes.parquet with the same columns. about: what is known of labels and
-    lists, `said` in one line; test_name: what the test images are; structures: what weights the features, a list or
-    None.
+    lists, `said` in one line; test_name: what the test images are; structures: None or a list, what weights features.
     """
     options, config = job.options, job.config
     path = KAGGLE.find_file(

@@ -1,20 +1,18 @@
 """NIH's tables and lists as they are given: labels, the official split, boxes."""
 
 import hashlib
-import logging
 
 import numpy as np
 import pandas as pd
 
 from common.config import file_hash
 from common.data.tables import check_ids, plain_patients, read_list, some_rows
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.paths import check_id, strip_suffix
 from common.post.boxes import BOX, SLACK, find_normalised
 from common.submit.table import read_rows
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
-log = logging.getLogger(__name__)
 # NIH's label table as released in 2017, and its correction of 2020, in which 181 images have other labels.
 TABLES = {"2020": "Data_Entry_2017_v2020.csv", "2017": "Data_Entry_2017.csv"}
 BOXES = ("BBox_List_2017.csv", "BBox_List_2017_Official_NIH.csv")

@@ -1,17 +1,15 @@
 """Weights that have seen images which a run tests on or holds out, as far as files show."""
 
-import logging
 import re
 from pathlib import Path
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.nn.weights import read_state
 from common.paths import read_json, read_parquet
 from common.teaching import read_lessons
 from common.train.checkpoint import load_weights
 from solutions.chestxray14.labels import names_digest
 
-log = logging.getLogger(__name__)
 SOLUTION = "chestxray14"
 _CHEXNET = "public CheXNet code of its own split, which trains on 20,383 of the 25,596 official test images"
 _XRV = "torchxrayvision's, trained on a random split of NIH's images (or RSNA's, which are taken from them)"

@@ -1,6 +1,5 @@
 """Class activation maps of a run against true boxes (CXR-IRNet, table 3; SDFN, figures 5 and 9): tables and a page."""
 
-import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ from tqdm import tqdm
 
 from common.config import to_dict
 from common.data.folds import make_folds
-from common.errors import InputError
+from common.errors import InputError, log
 from common.infer.cam import guided_box, largest_box, peak
 from common.metrics.statistics import bootstrap, paired_bootstrap
 from common.paths import read_parquet, write_csv
@@ -23,7 +22,6 @@ from solutions.chestxray14.data import place_boxes
 from solutions.chestxray14.labels import read_boxes
 from solutions.chestxray14.maps import class_maps, usable_boxes
 
-log = logging.getLogger(__name__)
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NOTES = (
     "The map of a box's class, by networks that did not train on the image, is scaled to [0, 1] and cut at a "

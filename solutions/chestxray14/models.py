@@ -1,6 +1,5 @@
 """CXR-IRNet's and SDFN's networks over a timm backbone; what they see, the whole image or the lungs; their figures."""
 
-import logging
 import random
 from functools import cache
 
@@ -13,7 +12,7 @@ from torch import nn
 # albumentations from there, where its look-up of newer versions is switched off
 from common.data.augment import A, compose
 from common.data.loaders import FeatureDataset, SampleDataset
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.infer.predict import predict_probs
 from common.metrics.classification import auroc, mean_of_defined
 from common.nn import models
@@ -25,7 +24,6 @@ from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE, LABELS
 from solutions.chestxray14.data import boxes_of, labels_of
 
-log = logging.getLogger(__name__)
 GRID = 32  # side of the grids of boxes, finer than any network's feature map
 
 

@@ -1,6 +1,5 @@
 """Audit how much of a score reflects the images' origin: networks that see no lungs, and where networks look."""
 
-import logging
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common import processes
-from common.errors import InputError
+from common.errors import InputError, log
 from common.infer.tta import views
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict
@@ -19,7 +18,6 @@ from solutions.covid19.comparison import auroc_interval, with_rates
 from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
 
-log = logging.getLogger(__name__)
 FILES = ("audit.json", "audit.parquet", "focus.parquet")
 PREFIX = "audit-"  # of the audit's stages
 HEALTHY = ("no finding", "normal", "")

@@ -1,6 +1,5 @@
 """Read the user's collections into one table with shared columns, and the list of images to predict."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -8,12 +7,11 @@ import numpy as np
 import pandas as pd
 
 from common.data.tables import named_images, read_list, some_rows
-from common.errors import InputError
+from common.errors import InputError, log
 from common.paths import list_folders, list_images, strip_suffix
 from solutions.covid19.config import COVID
 from solutions.covid19.layouts import CHEXPERT, from_chexpert, from_metadata, from_nih
 
-log = logging.getLogger(__name__)
 METADATA, UNLABELLED = "metadata.csv", "unlabelled_test.csv"
 
 

@@ -1,6 +1,5 @@
 """Turn the collections of radiographs into a Listing: selection, duplicates, lungs, roles and checks."""
 
-import logging
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.listing import Listing, unreadable
 from common.submit.table import read_table
 from solutions import lung_segmentation
@@ -17,7 +16,6 @@ from solutions.covid19.collections import read_collections, read_exclusions, rea
 from solutions.covid19.selection import drop_duplicates, find_duplicates, select
 from solutions.lung_segmentation import apply_gate, clean_up
 
-log = logging.getLogger(__name__)
 SELECTION_TABLE = "selection.csv"
 SELECTION = ["collection", "file_name", "image_id", "patient_id", "age", "view_said", "finding", "label"]
 SELECTION += ["kept", "reason"]

@@ -1,14 +1,12 @@
 """Convert the tables of the public collections to shared columns."""
 
-import logging
 import re
 
 import pandas as pd
 
 from common.data.tables import parse_ages, plain_patients
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 
-log = logging.getLogger(__name__)
 ACTUALMED, FIGURE1 = "Actualmed-COVID-chestxray-dataset", "Figure1-COVID-chestxray-dataset"
 NIH, CHEXPERT, NO_FINDING = "NIH ChestX-ray14", "CheXpert", "No Finding"
 DEVICES = "Support Devices"

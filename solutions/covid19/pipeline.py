@@ -1,11 +1,11 @@
 """COVID-19 (Ahmed et al., 2020): one network per fold that sees only the lungs, and an audit of its probabilities."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from common.errors import log
 from common.infer.tta import views
 from common.metrics.statistics import format_interval
 from common.network import predict
@@ -15,7 +15,6 @@ from common.step import Step
 from solutions.covid19 import audit, comparison, data, models, report
 from solutions.covid19.data import weights_file
 
-log = logging.getLogger(__name__)
 NO_SAME = (
     "no image without COVID-19 comes from the collections of the COVID-19 images, so this run cannot show how much of "
     "the score reflects the images' origin"

@@ -1,6 +1,5 @@
 """Select the images of the collections to use, with a reason for each unused one; find duplicates."""
 
-import logging
 import zlib
 
 import imagehash
@@ -11,9 +10,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import radius_neighbors_graph
 
+from common.errors import log
 from solutions.covid19.layouts import NO_FINDING
 
-log = logging.getLogger(__name__)
 SIDE = 16  # of the hash: 256 bits
 
 

@@ -25,8 +25,7 @@ def read_masks(path):
     """Return by image a function that reads its lung mask, bool (H, W), in the column `read`, and known patients.
 
     path: a CSV with image_id, width, height and rle (absolute run-lengths); a folder of a known collection; or a folder
-    of mask files, named after their images; files of one name in several subfolders, such as left and right, are
-    united.
+    of mask files, named after their images, of which equal names in several subfolders (left and right) are united.
     """
     if not path.is_dir():
         table, readers = read_table(path, COLUMNS, exact=False), {}

@@ -1,7 +1,6 @@
 """Find usable images and masks in a folder, and store the masks at the size of the stored images."""
 
 import json
-import logging
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,13 @@ from common.data.folds import holdout
 from common.data.loaders import UNKNOWN
 from common.data.store import time_stamp, to_square
 from common.data.tables import named_images, read_patients
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.infer.predict import write_masks
 from common.listing import Listing, check_named, read_problem
 from common.paths import KAGGLE_INPUT, read_array, read_parquet, write_table
 from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.pairs import READ, bare_stem, find_pairs, read_masks
 
-log = logging.getLogger(__name__)
 COLUMNS = ["image_id", "width", "height", "rle"]
 
 

@@ -1,6 +1,5 @@
 """Further verbs: the paper's ablation, training across datasets, and the export of one network."""
 
-import logging
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash, to_dict
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.infer.tta import views
 from common.metrics.statistics import paired_bootstrap
 from common.network import predict, train, with_rate
@@ -20,7 +19,6 @@ from solutions.lung_segmentation.data import true_masks
 from solutions.lung_segmentation.postprocess import MaskRule, figures, measure
 from solutions.lung_segmentation.segmenter import save_segmenter
 
-log = logging.getLogger(__name__)
 SCRATCH = "experiments"  # folder in the run for temporary probabilities
 RULE = MaskRule()
 # Berger et al., table 2, in percent: dice, precision, recall, accuracy

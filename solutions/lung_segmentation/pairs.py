@@ -1,6 +1,5 @@
 """Find radiographs with their mask files in four layouts, and read masks."""
 
-import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,10 @@ from common.data.dicom import read_image
 from common.data.guard import check_size
 from common.data.loaders import UNKNOWN
 from common.data.tables import check_path
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.paths import IMAGES, atomic_path, list_images, strip_suffix
 from solutions.lung_segmentation.config import STRUCTURES
 
-log = logging.getLogger(__name__)
 READ = (*IMAGES, ".img")  # .img: JSRT
 MASKS = (".png", ".gif", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 

@@ -1,7 +1,6 @@
 """Lung segmentation (Berger et al., section 3.3): a network's probabilities, and a rule that makes masks of them."""
 
 import dataclasses
-import logging
 from functools import partial
 
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.config import from_dict
+from common.errors import log
 from common.images import trainings
 from common.infer.tta import views
 from common.metrics.segmentation import dice_from_areas
@@ -27,7 +27,6 @@ from solutions.lung_segmentation.comparison import COMPARISON
 from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.pairs import write_png
 
-log = logging.getLogger(__name__)
 PREPARED = ("n_folds", "seed", "store_size", "structures", "datasets")  # settings that `prepare` follows
 
 

@@ -10,7 +10,6 @@ for image_id, areas, problem in segmenter.each({"a": "a.png", "b": "b.dcm"}, lam
 import copy
 import itertools
 import json
-import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, is_dataclass
@@ -28,7 +27,7 @@ from common import processes
 from common.config import digest, file_hash, from_dict
 from common.data.dicom import COLOUR_LIMIT, read_image_and_header
 from common.data.store import to_square
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.extras import is_installed
 from common.infer.predict import write_masks
 from common.infer.tta import predict_tta, views
@@ -43,7 +42,6 @@ from .config import STRUCTURES, NetworkConfig
 from .models import build_network
 from .postprocess import MaskRule
 
-log = logging.getLogger(__name__)
 _notes = set()
 
 SHIPPED = Path(__file__).parent / "weights" / "lungs.safetensors"
@@ -170,8 +168,7 @@ class Segmenter:
         """Yield (image id, finish(image id, image, probs), problem) of each of `files`: id → path, or (id, path) pairs.
 
         finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size). An unusable file gives
-        (image id, None, problem). workers: threads; None: one per core, or this process's share of them under torchrun.
-        load(path) -> image.
+        (image id, None, problem). workers: threads, by default one per core of this process; load(path) -> image.
         """
         # one core per thread: threads that share the work of a layer would wait for each other
         workers, threads = workers or max(1, processes.cores() // processes.count_here()), torch.get_num_threads()

@@ -1,7 +1,6 @@
 """The tools `masks` and `crops`: apply a trained network to any radiographs, without a run."""
 
 import itertools
-import logging
 import os
 import sys
 import time
@@ -14,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common import processes
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.extras import require_extra
 from common.options import check_device
 from common.paths import list_images, name_images, remove_leftovers, write_csv
@@ -29,7 +28,6 @@ from .pairs import READ, write_png
 from .postprocess import apply_gate, clean_up, lung_region, scale_box
 from .segmenter import load_segmenter
 
-log = logging.getLogger(__name__)
 PICTURES = 48  # in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
 LONGEST_NAME = 255  # bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from common.config import BoxConfig, FitConfig, check_run
-from common.errors import InputError
+from common.errors import InputError, check
 from common.trained import Card
 
 
@@ -44,8 +44,7 @@ class SegmenterConfig(OwnFit):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.size % 32 or self.size < 32:
-            raise InputError(f"segmenter.size {self.size}: need a multiple of 32")
+        check(self.size >= 32 and self.size % 32 == 0, f"segmenter.size {self.size}: need a multiple of 32")
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ class Config:
         check_run(self, self.network.size if self.task != "auto" else 1)
         if self.lungs == "crop" and self.task in ("detection", "segmentation"):
             raise InputError("--lungs crop applies to classification only; mask applies to all tasks")
-        if self.tta and not self.flip:
-            raise InputError("--tta flip needs images that may be mirrored; --flip says that they may not")
+        check(self.flip or not self.tta, "--tta flip needs images that may be mirrored; --flip says that they may not")
         if self.task == "detection" and not self.flip and self.detector.augmentation in ("flip", "podium"):
             raise InputError("--flip False needs --detector.augmentation noise or none")
 

@@ -1,6 +1,5 @@
 """From labels and folders to the run's table: names become images, and whatever does not fit is named and counted."""
 
-import logging
 from dataclasses import replace
 from functools import partial
 
@@ -11,12 +10,11 @@ from common.data.folds import make_folds
 from common.data.loaders import SampleDataset
 from common.data.store import to_square
 from common.data.tables import read_list, read_patients
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.listing import Listing
 from solutions.lung_segmentation import find_lungs, lung_region, weights_file
 from solutions.own.labels import find_labels, list_images, read_labels
 
-log = logging.getLogger(__name__)
 SAMPLE = "sample_submission.csv"  # optional: its first column names the images to predict
 VIEW = "view"  # name of the array that networks see in place of the stored images
 MADE_WITH = ("task", "classes", "boxes", "mask_size", "lungs", "n_folds", "seed", "store_size")

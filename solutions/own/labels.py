@@ -45,8 +45,7 @@ def find_labels(folder, given):
     for path in [Path(given), folder / given] if given else [folder / name for name in DEFAULTS]:
         if path.exists():
             return path
-    if given:
-        raise InputError(f"{given}: no such file or folder (--labels)")
+    check(not given, f"{given}: no such file or folder (--labels)")
     raise InputError(f"{folder}: no {', '.join(DEFAULTS[:-1])} or folder {DEFAULTS[-1]} in it; --labels names them")
 
 
@@ -165,8 +164,7 @@ def _read_boxes(path, task, classes, folder):
     """Read a box per row; a row without a box says that its image has none."""
     raw, names, about = _read_table(path)
     column = next((name for name in ("class", "class_name", "label") if name in raw), None)
-    if column is None or not set(BOX) <= set(raw):
-        raise InputError(f"{path}, row 1: boxes need the columns class, {', '.join(BOX)}")
+    check(column is not None and set(BOX) <= set(raw), f"{path}, row 1: boxes need the columns class, {', '.join(BOX)}")
     boxed, corners = (raw[BOX] != "").any(axis=1), raw[BOX].apply(pd.to_numeric, errors="coerce").astype(float)
     for row in np.flatnonzero(~np.isfinite(corners).all(axis=1) & boxed)[:1]:
         raise InputError(f"{path}, row {row + 2}: a box needs four numbers, not {', '.join(raw[BOX].iloc[row])}")

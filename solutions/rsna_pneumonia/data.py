@@ -1,6 +1,5 @@
 """Read and check the challenge's tables: boxes of opacities, and classes of images."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +7,13 @@ import numpy as np
 import pandas as pd
 
 from common.data.tables import read_ids, some_rows
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
 from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
 from common.paths import check_id, competition_file
 from common.post.boxes import BOX
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, KAGGLE, LABELS, SAMPLE, SAMPLE_FILE, SIDE, SLUG
 
-log = logging.getLogger(__name__)
 SIDES = ["x", "y", "width", "height"]
 
 

@@ -1,6 +1,5 @@
 """Read and check the competition's tables: run-length masks and patients."""
 
-import logging
 from functools import cache
 
 import numpy as np
@@ -8,14 +7,13 @@ import pandas as pd
 
 from common.data.folds import quartile_strata
 from common.data.tables import read_ids, some_rows
-from common.errors import InputError
+from common.errors import InputError, log
 from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.metrics import segmentation
 from common.paths import check_id
 from common.post.rle import area, overlap, paint, parse, to_string, union
 from solutions.siim_pneumothorax.config import KAGGLE, SIZE
 
-log = logging.getLogger(__name__)
 COLUMNS = ["ImageId", "EncodedPixels"]
 # names of label table and sample submission in the competition's two stages
 STAGES = {"stage_2_train.csv": "stage_2_sample_submission.csv", "train-rle.csv": "sample_submission.csv"}

@@ -1,6 +1,5 @@
 """Repeat the paper's comparisons, one change at a time."""
 
-import logging
 import shutil
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.config import to_dict
-from common.errors import InputError
+from common.errors import InputError, log
 from common.infer.predict import drain, write_masks
 from common.infer.tta import views
 from common.metrics.classification import confusion_counts, mcc
@@ -22,7 +21,6 @@ from common.tuning import grid, nested_areas, rule_dice, summarise, tune_nested
 from solutions.siim_pneumothorax.config import SIZE
 from solutions.siim_pneumothorax.data import presence, read_masks
 
-log = logging.getLogger(__name__)
 PIXEL = 0.5
 SCRATCH = "ablation"  # folder in the run for temporary probabilities
 # Paper, table 2: smallest region, at 1024 × 1024 or at the segmenter's 512 × 512, and the private score.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from common.config import Architecture, BoxConfig, GateConfig, check_run, with_smaller_batches
-from common.errors import InputError
+from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
 
@@ -109,18 +109,14 @@ class Config:
     """Weights of the lung segmenter, for a lung channel: shipped or a file of `lung_segmentation`."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
-    n_folds: int = 20
-    """Paper: 750 of 15,000 images for validation, which is one fold of 20."""
+    n_folds: int = 20  # Paper: 750 of 15,000 images for validation, which is one fold of 20.
     healthy_folds: int = 5
     """Number of folds of the 2CC, a divisor of n_folds; all are trained. 0: the detectors' folds. Paper: 5."""
-    rater_aware: bool = False
-    """Balance the folds by rater too: three of the 17 read 94 % of the images with findings."""
-    folds: tuple[int, ...] = (0,)
-    """Folds to train and score."""
+    rater_aware: bool = False  # Balance the folds by rater too: three of the 17 read 94 % of the images with findings.
+    folds: tuple[int, ...] = (0,)  # Folds to train and score.
     tta: tuple[Literal["flip"], ...] = ()
     tta_scales: tuple[float, ...] = ()  # Further sizes at test time, as shares of the detector's; multiples of 32 px.
-    store_size: int = 1024
-    """Side of the stored images, in pixels; at least the largest size of the networks."""
+    store_size: int = 1024  # Side of the stored images, in pixels; at least the largest size of the networks.
     seed: int = 0
 
     def __post_init__(self):
@@ -135,8 +131,7 @@ class Config:
                 raise InputError(f"member {member!r}: must be {names}; @<size>, .lungs, .random or .coco may follow")
         sizes = [self.healthy.size, *(self.detector_of(member).size for member in self.members)]
         check_run(self, max(sizes))
-        if min(sizes) < 32:
-            raise InputError(f"size must be at least 32 px, not {min(sizes)}")
+        check(min(sizes) >= 32, f"size must be at least 32 px, not {min(sizes)}")
         fixed = [each for each in self.members if self.detector_of(each).architecture == "efficientdet"]
         if self.tta_scales and (fixed or not 0 < min(self.tta_scales) <= max(self.tta_scales) <= 4):
             raise InputError(f"tta_scales {self.tta_scales}: shares above 0 up to 4; EfficientDet takes one size only")

@@ -1,6 +1,5 @@
 """Read and check the competition's tables: the raters' boxes, and the sizes of the original images."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tqdm import tqdm
 from common.config import digest
 from common.data.dicom import read_header
 from common.data.tables import read_ids, some_rows
-from common.errors import InputError
+from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
 from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
@@ -23,7 +22,6 @@ from common.post.wbf import mean_boxes
 from common.submit.table import read_table
 from solutions.vinbigdata.config import CHESTX_DET, CLASS_NUMBERS, CLASSES, KAGGLE, NO_FINDING, NOTHING, SAMPLE, SLUG
 
-log = logging.getLogger(__name__)
 TRAIN = ["image_id", "class_name", "class_id", "rad_id", *BOX]
 SIZES = ["image_id", "width", "height"]
 SHAPE = ["image_id", "dim1", "dim0"]  # the same in tables of resized copies: the shape of the pixel array
@@ -45,8 +43,7 @@ def read_competition(job):
     train_ids = labels["image_id"].unique().tolist()
     files, test_ids = find_files(folder, options, lambda: read_ids(sample_path, SAMPLE))
     check_files(train_ids, test_ids, files, labels_path, options)
-    if (labels["class_id"] == NO_FINDING).all():
-        raise InputError(f"{labels_path}: no image has a finding")
+    check((labels["class_id"] != NO_FINDING).any(), f"{labels_path}: no image has a finding")
     table, n = make_image_table(labels, image_table(train_ids, test_ids, options.id_map)), len(train_ids)
     originals, sizes = _read_originals(options, table["image_id"])
     listing = Listing(
@@ -100,8 +97,7 @@ def read_train(path):
     and a rater who marks both a finding and No finding in one image.
     """
     table = read_table(path, TRAIN, exact=False)
-    if not len(table):
-        raise InputError(f"{path}: no rows under its header")
+    check(len(table), f"{path}: no rows under its header")
     for row, image_id in table["image_id"].drop_duplicates().items():
         check_id(image_id, f"{path}, row {row + 2}")
     known = table["class_id"].str.fullmatch("[0-9]|1[0-4]")

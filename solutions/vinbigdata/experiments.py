@@ -1,6 +1,5 @@
 """Repeat the paper's comparisons, and those that it leaves to future work, on the out-of-fold images of a run."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 
 from common.compare import groups_of
 from common.config import to_dict
+from common.errors import log
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import bootstrap_map, coco_scores, evaluate, paired_map
 from common.metrics.detection_errors import error_breakdown
@@ -21,7 +21,6 @@ from solutions.vinbigdata.lungs import locate_findings
 from solutions.vinbigdata.postprocess import DecisionRule, apply_rule
 from solutions.vinbigdata.tuning import tune_detection
 
-log = logging.getLogger(__name__)
 # paper, table 1 and 3.2: mAP on the test set
 PUBLISHED = {"base": 0.165, "WBF": 0.186, "WBF + 2CC": 0.242, "WBF + several 2CCs": 0.237}
 PUBLISHED_SWEEP = ((0.087, 0.165), (0.127, 0.163))  # paper, 3.2: WBF of its best and second-best model's boxes alone

@@ -6,7 +6,6 @@ networks also have the columns member and fold. `images` are tables of image_id,
 """
 
 import itertools
-import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.data.coco import read_boxes, read_coco
-from common.errors import InputError
+from common.errors import InputError, check, log
 from common.paths import strip_suffix
 from common.post.boxes import BOX, clip, find_places
 from common.post.fusion import COLUMNS, FusionRule
@@ -25,7 +24,6 @@ from common.submit.validate import id_problems, refuse_rows, row_problems
 from solutions.vinbigdata.config import CLASS_NUMBERS, CLASSES, NO_FINDING, NOTHING, SAMPLE
 from solutions.vinbigdata.data import no_findings
 
-log = logging.getLogger(__name__)
 FINDING_COLUMNS = [str(k) for k in range(NO_FINDING)]  # of the 2CC's probabilities of findings
 
 
@@ -70,8 +68,7 @@ def list_rules(fusion, decision, weights):
         DecisionRule(tuple(weights), *boxes, **rest, gamma=gamma, delta=delta)
         for *boxes, gamma, delta, rest in itertools.product(*values)
     ]
-    if not found:
-        raise InputError(f"no rule to try: an empty list, or every beta above every alpha, in {fusion} and {decision}")
+    check(found, f"no rule to try: an empty list, or every beta above every alpha, in {fusion} and {decision}")
     return found
 
 
@@ -157,8 +154,7 @@ def parse_predictions(path, images=None, ids=None, source="the sample submission
     table = read_table(path)
     if not set(SAMPLE) <= set(table.columns):
         raise InputError(f"{path}, row 1: the header must have {','.join(SAMPLE)}: {','.join(table.columns)[:200]}")
-    if not len(table):
-        raise InputError(f"{path}: no rows under its header")
+    check(len(table), f"{path}: no rows under its header")
     own, texts = (table[name] for name in SAMPLE)
     refuse_rows(path, id_problems(own, own if ids is None else ids, source))
     pixels = None if images is None else _pixels(images, own)

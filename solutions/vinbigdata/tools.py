@@ -1,6 +1,5 @@
 """The tool `ensemble`: fuse several submissions into one."""
 
-import logging
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.errors import InputError
+from common.errors import InputError, check, log
 from common.paths import read_json, read_parquet
 from common.post.boxes import BOX
 from common.post.fusion import fuse
@@ -17,8 +16,6 @@ from common.submit.validate import validate_boxes
 from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import read_sizes
 from solutions.vinbigdata.postprocess import list_images, parse_predictions, prediction_strings
-
-log = logging.getLogger(__name__)
 
 
 def ensemble(
@@ -78,8 +75,7 @@ def _submission(path):
     if not path.is_dir():
         return path
     file, about = path / "submission.csv", path / "config.json"
-    if not file.is_file():
-        raise InputError(f"{path}: contains no submission.csv; run the verb `submit` first")
+    check(file.is_file(), f"{path}: contains no submission.csv; run the verb `submit` first")
     about = read_json(about) if about.is_file() else {}
     if not isinstance(about, dict) or about.get("solution", "vinbigdata") != "vinbigdata":
         raise InputError(f"{path}: a run of another solution")
@@ -113,8 +109,7 @@ def _check(files, out, weights, iou, skip, method, conf_type):
         (method != "wbf" and conf_type != "avg", f"--conf-type {conf_type}: belongs to --method wbf"),
     ]
     for wrong, problem in problems:
-        if wrong:
-            raise InputError(problem)
+        check(not wrong, problem)
 
 
 def _one_size(ids, tables):

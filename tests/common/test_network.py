@@ -93,7 +93,7 @@ def test_the_time_left_is_that_of_all_trainings_to_come(job, caplog, monkeypatch
     pd.DataFrame({"epoch": [0, 1], "seconds": [800.0, 1000.0]}).to_csv(job.run.path("fold0", "slow", "history.csv"))
     assert seconds_to_come(job.run, [fast, slow, slow], "net", 3.0) == 2 * 3 + 4 * 900
     assert seconds_to_come(job.run, [slow], "slow", 3.0) == 2 * 3
-    with caplog.at_level("INFO", "common.train.loop"):
+    with caplog.at_level("INFO", "common"):
         history = train(job, network(FIT, 0), [slow]).history
     assert (history["seconds"] >= 0).all() and (history["memory_mb"] > 50).all()
     said = [line for line in caplog.messages if "epoch" in line]

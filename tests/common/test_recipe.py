@@ -88,10 +88,9 @@ def test_the_report_names_the_score_and_the_files_to_look_at(verbs, tmp_path, ca
 
     def said():
         caplog.clear()
-        with caplog.at_level("INFO", "common.recipe"):
+        with caplog.at_level("INFO", "common"):
             verbs("report")
-        lines = [record.getMessage() for record in caplog.records if record.name == "common.recipe"]
-        return list(dict.fromkeys(lines))  # caplog may be attached to this logger and to the root
+        return list(dict.fromkeys(caplog.messages))  # caplog may be attached to this logger and to the root
 
     verbs()
     score = f"score: accuracy {read_json(run / 'score.json')['accuracy']['estimate']:.4f} [0.0000, 1.0000] out of fold"
@@ -242,7 +241,7 @@ def test_unreadable_test_images_get_the_neutral_answer(verbs, tmp_path):
 
 def test_further_verbs_end_with_a_page(verbs, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
-    caplog.set_level("INFO", "common.recipe")
+    caplog.set_level("INFO", "common")
     calls = []
     step = Step("extra", lambda job: calls.append("extra"), needs=("tune",))
     recipe = replace(TOY, further_steps=(step,), further_verbs={"say": lambda job: calls.append("say")})

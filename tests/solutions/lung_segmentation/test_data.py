@@ -134,8 +134,8 @@ def test_flattened_copies_and_other_extensions(tmp_path):
 
 
 def test_jsrt_as_png_copies_are_named(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("solutions"), "propagate", True)
-    caplog.set_level("INFO", "solutions")
+    monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+    caplog.set_level("INFO", "common")
     masks = ("left_lung_png", "RightLungMasks", "heart-masks", "left_clavicle_png")
     touch(tmp_path, "png/JPCLN001.IMG.png", *(f"{name}/JPCLN001.png" for name in masks))
     touch(tmp_path, "png/JPCNN002.img.PNG", "lung_masks_gif/JPCNN002.IMG.gif", "png/JPCNN002.IMG_old.png")
@@ -172,8 +172,8 @@ def test_a_users_own_pairs(tmp_path):
 
 
 def test_files_of_others_are_passed_over(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("solutions"), "propagate", True)
-    caplog.set_level("INFO", "solutions")
+    monkeypatch.setattr(logging.getLogger("common"), "propagate", True)
+    caplog.set_level("INFO", "common")
     touch(
         tmp_path,
         "CHNCXR_0001_0.png",
