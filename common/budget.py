@@ -11,15 +11,15 @@ from common import processes
 
 
 class Stopped(KeyboardInterrupt):
-    """The command stopped on purpose with everything saved; the same one continues."""
+    """The command stopped on purpose with everything saved; the same command continues."""
 
 
 @dataclass
 class Budget:
-    """Stop after `hours` from now (None: never), or when SIGTERM or Ctrl-C arrives, a second signal in any case.
+    """Stop the command after `hours` (None: never), or on SIGTERM or Ctrl-C; a second signal always stops it at once.
 
-    During training the first signal only sets a flag; the loop then saves and stops. Elsewhere it interrupts at once,
-    which is safe because files are written atomically. The same goes for the end of the hours within `watching()`.
+    During training the first signal only sets a flag; the loop then saves and stops. Elsewhere it interrupts at
+    once, which is safe because files are written atomically. The end of the hours within `watching()` does the same.
     """
 
     hours: float | None = None
@@ -38,7 +38,7 @@ class Budget:
 
     @contextmanager
     def watching(self):
-        """Within the block, raise Stopped as soon as the hours are over, wherever but in a training."""
+        """Within the block, raise Stopped as soon as the hours are over, except during a training."""
         if self.hours is None or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -51,7 +51,7 @@ class Budget:
             signal.signal(signal.SIGALRM, before)
 
     def _on_time(self, number, frame):
-        if self.is_over() and not self.training and processes.is_main():  # whose end the others notice
+        if self.is_over() and not self.training and processes.is_main():  # the others notice that it ends
             raise Stopped(self.reason)
 
     def is_over(self):
@@ -61,5 +61,5 @@ class Budget:
         return self.reason is not None
 
     def spent(self):
-        """Return True in every process that trains the same network as soon as one of them has to stop."""
+        """Return True in all processes that train the same network once one of them has to stop."""
         return processes.agree(self.is_over())

@@ -31,26 +31,26 @@ from common.runs import FINISHED, Run, coloured, start_log
 VERBS = {  # `run` calls these in this order
     "prepare": "read and check the challenge's files, assign the folds, decode the images",
     "train": "train every network of the run",
-    "predict": "predict each fold's held-out images, and the test images",
+    "predict": "predict each fold's held-out images and the test images",
     "tune": "choose the decision rule on out-of-fold predictions",
-    "score": "print the offline score with its interval",
+    "score": "print the cross-validated score with its interval",
     "submit": "write the submission and validate it",
-    "report": "write the page of the run",
+    "report": "write the report page of the run",
 }
-SHARED = ("prepare", "train", "predict", "audit", "infer", "masks", "crops")  # by all processes under torchrun
+SHARED = ("prepare", "train", "predict", "audit", "infer", "masks", "crops")  # run by all processes under torchrun
 MORE_VERBS = {  # further verbs of every solution
     "find_lr": "run learning-rate range tests",
-    "plan": "print what a run would cost in hours, memory and disk, after some steps on a few images",
+    "plan": "estimate the hours, memory and disk of a run from some steps on a few images",
 }
-TOOLS = {  # of every solution; they need no run
+TOOLS = {  # tools of every solution, which need no run
     "export": "copy a finished run's weights and decision rule into one flat folder",
     "infer": "predict images from such a folder and write a submission",
     "blend": "mix the predictions of several runs into one run, with weights searched out of fold",
-    "refit": "train on the images of all folds, as long as the folds of a run chose, and submit by its rule",
+    "refit": "train on the images of all folds for the epochs that a run chose, and submit with its rule",
     "table": "compare runs side by side, paired by patient",
     "score_predictions": "score anyone's predictions against labels, with intervals",
 }
-ABOUT = {  # presets of every solution, unless its configuration has a line of its own
+ABOUT = {  # help of presets that every solution has, unless its configuration overrides it
     "demo": "small networks on small images: minutes on two CPU cores",
     "paper": "the publication's recipe",
     "podium": "the strongest recipe we know",
@@ -62,12 +62,12 @@ USER_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP)
 def main(solution, config_module, load_verbs, argv, load_tools=lambda tool: {}):
     """Run one verb or tool of a solution and return the exit status.
 
-    config_module: has `Config`, `PRESETS` and optionally `ABOUT`, `MORE_VERBS` and `TOOLS` (a line of help by the name
-        of each preset, further verb and tool), `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES` (those
-        of options.SPECIAL that apply to it).
-    load_verbs(), load_tools(tool): return {verb: function of a Job} and {tool: function}; called late, since they
-        import networks. A tool's signature and docstring are its command line; it returns how many inputs it left out.
-
+    config_module: has `Config`, `PRESETS` and optionally `ABOUT`, `MORE_VERBS` and `TOOLS` (one line of help for each
+        preset, further verb and tool, by name), `KAGGLE` (a common.kaggle.Source, which adds tools) and `TAKES` (the
+        options of options.SPECIAL that apply).
+    load_verbs(), load_tools(tool): return {verb: function of a Job} and {tool: function}. They are called late, since
+        they import networks. A tool's signature and docstring define its command line; it returns the number of inputs
+        that it left out.
     Exit status: 0 done; 2 unusable input; 3 stopped on purpose, all saved; 4 done, but some inputs could not be used.
     """
     if argv and argv[0] in _tool_names(config_module):
@@ -82,7 +82,7 @@ def run_tool(name, load, argv):
     def work():
         _require_one_process(name.split()[-1])
         tool = load()
-        # the parser only binds the arguments: inside it, errors of the tool would be taken for parsing errors
+        # the parser only binds the arguments: errors of a tool run inside it would be taken for parsing errors
         deferred = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
         return _parse(deferred, f"cxr {name}", argv)()
 
@@ -107,15 +107,15 @@ def _report_errors(work, hint):
         print(f"interrupted{hint}", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
-        raise  # nobody reads the output; the caller decides
+        raise  # the reader of the output is gone; the caller decides
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USER_ERRORS:
             return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        if type(error).__name__ == "OutOfMemoryError":  # the class of torch, which is not imported here
             return _refuse(
                 "out of GPU memory: lower the batch size (or --micro-batch auto; accumulate, except for norms)"
             )
-        if processes.count() > 1 and "gloo" in str(error):  # the connection to a process that has ended
+        if processes.count() > 1 and "gloo" in str(error):  # lost connection to a process that has ended
             return _refuse("another process has ended; torchrun names it") if processes.is_main() else STOPPED
         log.exception("unexpected error")
         raise
@@ -138,7 +138,7 @@ def _refuse(reason):
 
 
 def _print_error(line):
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line)  # a name may hold line ends and escape sequences
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line)  # names may contain line ends and escape sequences
     print(coloured(line, "red", sys.stderr), file=sys.stderr)
     log.error(line.removeprefix("error: "))  # the console handler skips errors, so this reaches log.txt only
 
@@ -205,7 +205,7 @@ def _take_all_folds(words):
 
 
 def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
-    """Call these verbs in turn on one Job; under torchrun, all processes take part in the SHARED ones, which lead."""
+    """Call these verbs in turn on one Job; under torchrun, all processes run the SHARED verbs, which come first."""
     from common.job import Job
     from common.train import distributed
 
@@ -259,7 +259,7 @@ def _overview(solution, config_module, verbs, tools):
 
 
 def _base_config(solution, config_module, verb, preset, rest, shown):
-    """Return the preset's name and configuration, by default those stored in the run folder, with those of --config."""
+    """Return the preset's name and its configuration, or those stored in the run, updated by the file --config."""
     known, presets = config_module.PRESETS, ", ".join(config_module.PRESETS)
     if preset is not None and not any(word.startswith("--config") for word in rest):
         return preset, known[preset]
@@ -271,7 +271,7 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
     if preset is None:
         stored = None if probe.out is None else probe.out / "config.json"
         if stored is None or not stored.is_file():
-            unknown = "" if probe.out is None else f"{probe.out}: not the folder of a run; "
+            unknown = "" if probe.out is None else f"{probe.out}: not a run folder; "
             raise InputError(f"{unknown}name a preset ({presets}), or --out with the folder of a run")
         values = _settings(solution, stored)
         preset, base = values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
@@ -281,7 +281,7 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
 
 
 def _settings(solution, path):
-    """Return the settings in a file, which may name its solution and preset."""
+    """Return the settings in a file, which may also name a solution and a preset."""
     values = read_settings(path)
     check(values.pop("solution", solution) == solution, f"{path}: belongs to another solution")
     return values
@@ -290,13 +290,13 @@ def _settings(solution, path):
 def parse(base, argv, program, strict=True, description=None, hidden=()):
     """Read Options and changes to the configuration `base` from `argv`; return (Options, configuration).
 
-    program, description: what --help shows above the options; hidden: names of Options that it leaves out. strict:
+    program, description: shown by --help above the options; hidden: names of Options that --help leaves out. strict:
     False ignores unknown options. Raises InputError with the parser's reason in one line.
     """
-    hidden = hidden if {"-h", "--help"} & set(argv) else ()  # the parser knows hidden options no more
+    hidden = hidden if {"-h", "--help"} & set(argv) else ()  # the parser rejects hidden options
 
     @dataclasses.dataclass(frozen=True)
-    class Command(type(base), Options):  # a statement has source, which tyro needs to find comments as help
+    class Command(type(base), Options):  # not `type()`: tyro reads help from comments in the source
         __annotations__ = {f.name: tyro.conf.Suppress[f.type] for f in dataclasses.fields(Options) if f.name in hidden}
 
     default = Command(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})

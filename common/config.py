@@ -20,7 +20,7 @@ Averaging = Literal["last", "best", "best_k", "window", "classic", "ema"]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How one network is trained, in every solution."""
+    """Training settings that the networks of all solutions share."""
 
     epochs: int = 20  # Total number of epochs, frozen ones included.
     frozen_epochs: int = 0  # Number of first epochs in which part of the network is frozen.
@@ -39,27 +39,27 @@ class FitConfig:
     batch_size: int = 16  # Images per forward pass, over all processes.
     accumulate: int = 1  # Batches whose gradients are added before an optimizer step; batch norms see one of them.
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    layer_decay: float = 1.0  # Below 1: each layer of timm's network has this share of the next one's learning rate.
+    layer_decay: float = 1.0  # Learning rate of each layer of timm's network relative to the next layer's.
     weight_decay: float = 1e-2
     momentum: float = 0.9  # sgd only.
     clip_norm: float = 0.0  # Maximum norm of the gradient; 0: no clipping.
     metric: str = "score"  # Validation metric by which epochs are compared; a leading minus: lower is better.
     validate_images: int = 0
-    """Most held-out images that epochs are compared on, the same random ones in each; 0: all, as for the averages."""
+    """Number of random held-out images for comparing epochs; 0: all. Weight averages are compared on all of them."""
     averaging: tuple[Averaging, ...] = ("last", "best")
-    """Variants of the final weights to compute and compare on validation."""
+    """Weight averages to compute at the end and to compare on the validation images."""
     keep: Literal["highest", "last", "best", "best_k", "window", "classic", "ema"] = "highest"
-    """Variant to keep: a named one, or the one with the highest validation metric."""
-    keep_variants: bool = False  # Keep the weights of the other variants too, which `ablate` of SIIM compares.
-    half_weights: bool = False  # Keep matrices and kernels as float16, rounded before the averages are validated.
-    window: int = 4  # Windowed SWA: number of consecutive epochs to average, where the metric peaks.
-    classic_start: float = 0.75  # Classic SWA of a single cycle: average all epochs after this share of the training.
+    """Weight average to keep: a named one, or the one with the highest validation metric."""
+    keep_variants: bool = False  # Also keep the weights of the other averages, which SIIM's `ablate` compares.
+    half_weights: bool = False  # Store matrices and kernels as float16, rounded before the averages are validated.
+    window: int = 4  # Windowed SWA: number of consecutive epochs to average around the metric's peak.
+    classic_start: float = 0.75  # Classic SWA with one cycle: average all epochs after this share of the training.
     best_k: int = 3  # best_k: number of best epochs to average.
     ema_decay: float = 0.999
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware supports it, else fp16 on GPUs and fp32 on CPUs."""
     compile: bool | Literal["auto"] = False
-    """Use torch.compile, which takes minutes at the start and then saves time in each step; auto: on GPUs."""
+    """Use torch.compile, which takes minutes at the start and then speeds up every step; auto: on GPUs."""
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):
@@ -79,14 +79,14 @@ class FitConfig:
 
     @property
     def chooses_epoch(self):
-        """Whether the weights that are kept depend on how epochs do on validation."""
+        """Whether the weights that are kept depend on the validation metric of the epochs."""
         kept = self.averaging[0] if self.keep == "highest" and len(self.averaging) == 1 else self.keep
         return kept not in ("last", "classic", "ema")
 
 
 @dataclass(frozen=True)
 class BoxConfig(FitConfig):
-    """A network that finds boxes, see `common.detection`."""
+    """Settings of a detector, see `common.detection`."""
 
     architecture: Architecture = "faster_rcnn"
     """The _v2 are torchvision's with a ResNet-50; rtdetr and efficientdet need the extras of these names."""
@@ -99,7 +99,7 @@ class BoxConfig(FitConfig):
     nms: float = 0.8  # Highest overlap of boxes of one class; above it, only the best box is kept.
     per_image: int = 100  # Most boxes per image.
     min_score: float = 0.001  # Lowest score of a box.
-    mosaic: float = 0.0  # Share of the training images that are mosaics of four, before the augmentation.
+    mosaic: float = 0.0  # Share of the training images that are mosaics of four, made before the augmentation.
     mixup: float = 0.0  # Share of the training images that are the mean of two, with the boxes of both.
 
     def __post_init__(self):
@@ -109,7 +109,7 @@ class BoxConfig(FitConfig):
 
 @dataclass(frozen=True)
 class GateConfig(FitConfig):
-    """A classifier of images that have something to find, see `common.detection`."""
+    """Settings of a gate, which classifies whether an image has findings, see `common.detection`."""
 
     backbone: str = "resnet18"
     weights: str = "imagenet"
@@ -119,7 +119,7 @@ class GateConfig(FitConfig):
 
 
 def with_smaller_batches(config, **factors):
-    """Return a configuration whose sections have batches divided by these factors, and as many accumulated."""
+    """Return a configuration whose sections have batches divided by these factors and accumulate as many."""
     changes = {}
     for name, factor in factors.items():
         section = getattr(config, name)
@@ -131,7 +131,7 @@ def with_smaller_batches(config, **factors):
 def check_folds(folds, n_folds):
     """Raise InputError unless `folds` are distinct, between 0 and n_folds − 1, and n_folds is at least 2.
 
-    n_folds alone is the fold of networks that are trained on all images, see common.refit.
+    The single fold n_folds is also allowed: that of networks trained on all images, see common.refit.
     """
     if folds == (n_folds,) and n_folds >= 2:
         return
@@ -140,7 +140,7 @@ def check_folds(folds, n_folds):
 
 
 def check_run(config, size):
-    """Raise InputError for folds, a seed or a store size that no run can have; size: side of the largest input."""
+    """Raise InputError for unusable folds, seed or store size; size: side of the largest network input, pixels."""
     check_folds(config.folds, config.n_folds)
     check(config.seed >= 0, f"seed must be at least 0, not {config.seed}")
     check(config.store_size >= size, f"store_size {config.store_size} is under the {size} px of a network")
@@ -152,7 +152,7 @@ def to_dict(config):
 
 
 def flatten(values, prefix=""):
-    """Yield the names and values of nested dicts, inner ones with dotted names; lists as JSON."""
+    """Yield names and values of nested dicts, with dotted names for inner ones and lists as JSON."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -163,7 +163,7 @@ def flatten(values, prefix=""):
 
 
 def from_dict(cls, values, where="config"):
-    """Return the dataclass `cls` of the output of `to_dict`; InputError, beginning with `where`, for wrong fields."""
+    """Return the dataclass `cls` from the output of `to_dict`; InputError starting with `where` for wrong fields."""
     hints = typing.get_type_hints(cls)
     check(isinstance(values, dict), f"{where}: expected a JSON object, not {values!r}")
     unknown = set(values) - set(hints)
@@ -196,7 +196,7 @@ def _restore(hint, value, where):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, except that 1e-3 is a number, not a text."""
+    """YAML 1.1, except that 1e-3 is a number instead of a string."""
 
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
@@ -204,20 +204,20 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+012345
 
 
 def read_settings(path):
-    """Return the settings in a file, a dict by name. Raises InputError if it is unreadable or holds no settings."""
+    """Return a file's settings as a dict. Raises InputError if it is unreadable or contains no settings."""
     try:
         found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: not readable as YAML or JSON ({' '.join(str(error).split())[:150]})") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise InputError(f"{path}: holds no settings, such as the line `seed: 1`")
+        raise InputError(f"{path}: contains no settings, such as the line `seed: 1`")
     return found
 
 
 def update(config, values, where):
     """Return a copy of a nested dataclass with the settings in the dict `values` replaced.
 
-    Raises InputError, which begins with `where`, for an unknown setting and an impossible value.
+    Raises InputError starting with `where` for an unknown setting or an impossible value.
 
     >>> update(FitConfig(), {"epochs": 3}, "my.yaml").epochs
     3

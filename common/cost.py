@@ -19,11 +19,11 @@ from common.nn.precision import autocast, precision
 from common.train.passes import why_whole
 
 GIB = 2**30
-PATIENCE = 3.0  # seconds of steps per kind of network; slower ones are extrapolated from a step of one or two images
-SLOW = 1.0  # seconds per image in a forward pass, above which nothing else is timed if a similar network was measured
-EFFICIENCY = 0.3  # share of a card's peak that networks reach, a rule of thumb
-CUDA_CONTEXT = 0.8  # GiB that CUDA itself takes
-CARDS = {  # by NVIDIA's data sheets: TFLOP/s in 16 bits without sparsity, and usable memory, GiB
+PATIENCE = 3.0  # seconds of timing per kind of network; slower ones are extrapolated from one or two images
+SLOW = 1.0  # seconds; if one image's forward pass takes longer, time only that, if a similar network is known
+EFFICIENCY = 0.3  # share of a card's peak performance that networks reach, a rule of thumb
+CUDA_CONTEXT = 0.8  # GiB that CUDA itself needs
+CARDS = {  # NVIDIA's data sheets: 16-bit TFLOP/s without sparsity, and usable memory in GiB
     "T4": (65, 14.7),
     "P100": (18.7, 15.9),
     "V100": (112, 15.7),
@@ -34,12 +34,12 @@ CARDS = {  # by NVIDIA's data sheets: TFLOP/s in 16 bits without sparsity, and u
     "H100": (989, 79.1),
 }
 KAGGLE = {"gpus": 2, "card": "T4"}  # a notebook with two GPUs
-KAGGLE_HOURS, KAGGLE_DISK, KAGGLE_CORES = 11.5, 20.0, 4  # GB in /kaggle/working; decoded images can lie elsewhere
+KAGGLE_HOURS, KAGGLE_DISK, KAGGLE_CORES = 11.5, 20.0, 4  # GB in /kaggle/working; decoded images may be stored elsewhere
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What to plan for. card: of CARDS, "" for this machine's devices. memory: GiB of a device. hours: of a session."""
+    """The machine to plan for. card: of CARDS, "" for this machine. memory: GiB per device. hours: per session."""
 
     gpus: int
     card: str
@@ -51,19 +51,19 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a network: seconds per image in training and prediction, memory, and the bytes of its weights."""
+    """The cost of a network: seconds per image of training and prediction, GiB, bytes of its weights."""
 
     train: float
     predict: float
-    fixed: float  # GiB, whatever the batch
+    fixed: float  # GiB, independent of the batch
     each: float  # GiB per image of a batch
     weights: int
-    whole: str  # of passes.why_whole
+    whole: str  # the result of passes.why_whole
     forward: float = 0.0  # seconds per image of the first forward pass of a training step
-    how: str = ""  # it was measured, for the table
+    how: str = ""  # the way of measuring
 
     def gib(self, images, most=math.inf):
-        """Return the memory of a step of so many images. Raises torch.OutOfMemoryError if it is above `most`."""
+        """Return a step's memory, GiB, for so many images. Raises torch.OutOfMemoryError if it exceeds `most`."""
         found = self.fixed + self.each * images
         if found > most:
             raise torch.OutOfMemoryError
@@ -88,9 +88,8 @@ def machine_of(options):
 def measure(job, network, items, machine, like=None):
     """Return the Cost of a network, from steps on copies of these items of its dataset.
 
-    For a card that this machine does not have, the operations of a forward pass are counted. Of a slow network, only a
-    forward pass is timed if `like` is given, the Cost of another network of its kind; its other times are assumed to be
-    in proportion.
+    For a card that this machine lacks, the operations of a forward pass are counted. If `like`, the Cost of another
+    network of the kind, is given, a slow network is timed on a forward pass only and assumed to be in proportion.
     """
     torch.manual_seed(job.config.seed)
     device, config = job.device, network.config
@@ -130,17 +129,17 @@ def measure(job, network, items, machine, like=None):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             saved[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a result that is saved as it is would keep its own graph, and so the model, for good
+        return tensor.detach()  # saved undetached, a result would keep its graph, and so the model, alive
 
     batch = config.batch_size
     few = min(2 if why_whole(model, False) else 1, batch)  # batch norms cannot train on one image
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    counter = FlopCounterMode(display=False)  # of the forward pass: it overrates the other
+    counter = FlopCounterMode(display=False)  # of the forward pass: it overestimates the backward pass
     with counter, saved_tensors_hooks(note, lambda tensor: tensor):
         seconds = timed(forward, batch_of(few))[1]
     weights = sum(each.numel() * each.element_size() for each in model.state_dict().values())
-    copies = 3 + (config.optimizer != "sgd") + ("ema" in config.averaging)  # with gradients and moments
+    copies = 3 + (config.optimizer != "sgd") + ("ema" in config.averaging)  # including gradients and moments
     fixed, each = weights * copies / GIB + CUDA_CONTEXT * bool(machine.gpus), sum(saved.values()) / few / GIB
     found = partial(Cost, fixed=fixed, weights=weights, whole=whole, forward=seconds / few)
     if machine.card:
@@ -153,7 +152,7 @@ def measure(job, network, items, machine, like=None):
         return found(pace * like.train, pace * like.predict, each=each, how="forward pass")
     train, most, how = timed(step, batch_of(few))[1] / few, few, f"a step of {few}"
     if train * batch < PATIENCE or device.type == "cuda":
-        with suppress(torch.OutOfMemoryError):  # then the step of few images tells how much is lacking
+        with suppress(torch.OutOfMemoryError):  # then the step of few images shows how much memory is lacking
             times = [timed(step, batch_of(batch))[1] for _ in range(2 + min(8, int(PATIENCE / (train * batch))))]
             most, train, how = batch, min(times[1:]) / batch, f"{len(times)} steps"
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Detectors of boxes as networks of a run; detections are tables in pixels of the original, with member and fold."""
+"""Detectors as networks of a run; detections are tables in original pixels, with member and fold."""
 
 import random
 from dataclasses import replace
@@ -24,11 +24,11 @@ from common.post.boxes import BOX, scale
 from common.post.fusion import FusionRule, join_members
 from common.train import distributed
 
-VIEW_IOU = 0.5  # overlap above which boxes of several sizes of an image are one; ours
+VIEW_IOU = 0.5  # IoU above which boxes from several sizes of an image are fused; ours
 
 
 def build_detector(config, n_classes, weights=None):
-    """Return the `common.nn.detectors.Detector` of a DetectorConfig; norms of a pretrained backbone are frozen."""
+    """Return the Detector (`common.nn.detectors`) of a BoxConfig; norms of a pretrained backbone are frozen."""
     build = getattr(detectors, config.architecture, None) or getattr(more_detectors, config.architecture)
     how = {name: getattr(config, name) for name in ("nms", "per_image", "channels", "stride_in_1x1")}
     how |= {"score": config.min_score, "frozen_norms": config.weights != "none"}
@@ -37,11 +37,11 @@ def build_detector(config, n_classes, weights=None):
 
 
 def detector_network(fold, stage, config, n_classes, augmentation, figures, rows=other_folds, samples=None, classes=()):
-    """Return the training of a detector, a Network; classes: of the boxes to train on, () for all.
+    """Return the Network that trains a detector; classes: classes of the boxes to train on, () for all.
 
-    augmentation() -> pipeline of boxes, or None; figures(images, detections, rows) -> dict of metrics of a detection
-    table; samples(job, rows, size) -> SampleDataset without targets, by default of the images alone. The dataset takes
-    another size, too.
+    augmentation() -> pipeline for images with boxes, or None; figures(images, detections, rows) -> dict of metrics of a
+    detection table; samples(job, rows, size) -> SampleDataset without targets, by default of the images alone. The
+    Network's `dataset` also takes another size.
     """
 
     def dataset(job, rows, augment, targets, size=config.size):
@@ -54,7 +54,7 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
         return figures(job.images, table, rows)
 
     how = {"loss": None, "step": detector_loss, "collate": collate, "figures": measured, "rows": rows}
-    how["couples"] = config.architecture != "retinanet"  # others divide by the boxes or samples of the whole batch
+    how["couples"] = config.architecture != "retinanet"  # divide by the whole batch's boxes or samples
     how["measure"] = lambda found, targets: pack(found, config.per_image)
     return Network(fold, stage, config, partial(build_detector, config, n_classes), dataset, **how)
 
@@ -62,7 +62,7 @@ def detector_network(fold, stage, config, n_classes, augmentation, figures, rows
 def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=light, n_outputs=1):
     """Return the Network of a classifier of whole radiographs.
 
-    labels(images, rows) -> 0 or 1, (n,) or (n, n_outputs), of which the first is measured.
+    labels(images, rows) -> 0 or 1, (n,) or (n, n_outputs), of which the first column is validated.
     """
 
     def dataset(job, rows, augment, targets):
@@ -95,7 +95,7 @@ class BoxDataset(Dataset):
 
     target: boxes float32 (n, 4) in the image's pixels and labels int64 (n,), n >= 0. samples: a SampleDataset without
     targets; boxes: {store row: (boxes (n, 4) in the store's pixels, labels (n,))} of the rows with boxes.
-    `dataset[index, seed]` is augmented by that seed, `dataset[index]` is not. chances: of a mosaic and of mixup.
+    `dataset[index, seed]` is augmented with that seed, `dataset[index]` is not. chances: of a mosaic and of mixup.
     """
 
     def __init__(self, samples, boxes, transform=None, chances=(0.0, 0.0)):
@@ -112,7 +112,7 @@ class BoxDataset(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, boxes, labels = self._read(index)
         if seed is not None and any(self.chances):
-            rng = np.random.default_rng([seed, 1])  # other numbers than those of the transform
+            rng = np.random.default_rng([seed, 1])  # independent of the transform's numbers
             image, boxes, labels = mix(self._read, index, len(self), self.chances, rng)
         if self.transform is not None and seed is not None:
             self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -128,18 +128,18 @@ class BoxDataset(Dataset):
 
 
 def collate(items):
-    """Return a batch: stacked images, and a list of targets, since their numbers of boxes differ."""
+    """Return a batch: stacked images, and a list of targets, whose numbers of boxes differ."""
     images, targets = zip(*items, strict=True)
     return torch.stack(images), list(targets)
 
 
 def detector_loss(model, images, targets):
-    """Return the sum of a detector's losses; in eval mode (for batch-norm statistics) only predict."""
+    """Return the sum of a detector's losses; in eval mode (for batch-norm statistics), only predict."""
     return sum(model(images, targets).values()) if model.training else model(images)
 
 
 def pack(found, per_image):
-    """Return the boxes of a batch, a dict per image, as float32 (B, per_image, 6): score, label, box, padded by 0."""
+    """Return a batch's boxes, a dict per image, as float32 (B, per_image, 6): score, label, box, padded with 0."""
     packed = np.zeros((len(found), per_image, 6), np.float32)
     for out, each in zip(packed, found, strict=True):
         parts = torch.cat([each["scores"][:, None], each["labels"][:, None], each["boxes"]], 1)[:per_image]
@@ -148,19 +148,19 @@ def pack(found, per_image):
 
 
 def detection_table(packed, images, rows, size):
-    """Return the detections, in original pixels, from boxes (n, k, 6) of `pack` on images of `size` pixels."""
+    """Return detections in original pixels from the output (n, k, 6) of `pack` for images of `size` pixels."""
     about = images.at(rows)
     kept = (packed[..., 4:] > packed[..., 2:4]).all(-1)  # drops padding and boxes without area
     place, flat = np.nonzero(kept)[0], packed[kept].astype(np.float64)
-    # multiplied before it is divided, so that boxes at the image's border stay there exactly
+    # multiplied before divided, so that boxes at the image's border stay exactly there
     scaled = flat[:, 2:] * about[["width", "height", "width", "height"]].to_numpy(np.float64)[place] / size
     columns = {"image_id": about["image_id"].to_numpy()[place], "class_id": flat[:, 1].astype(np.int64)}
     return pd.DataFrame({**columns, "score": flat[:, 0], **dict(zip(BOX, scaled.T, strict=True))})
 
 
-@lru_cache(maxsize=8)  # those of several members; every taught training has images of its own
+@lru_cache(maxsize=8)  # for several members; each training with a teacher has its own images
 def boxes_by_row(images, classes=()):
-    """Return {row: (boxes, classes)} of the images with findings (of these classes, () for all).
+    """Return {row: (boxes, classes)} of images with findings of these classes (() for all).
 
     Boxes are float32 (n, 4) in pixels of the store, classes int64 (n,).
     """
@@ -176,8 +176,8 @@ def boxes_by_row(images, classes=()):
 def predict_boxes(job, network, rows, title=""):
     """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.
 
-    At most config.per_image boxes per image, in the order of rows and by descending score. Boxes of the further sizes
-    of job.config.tta_scales are fused with them as those of equal voters.
+    At most config.per_image boxes per image, in the order of rows and by descending score. With job.config.tta_scales,
+    boxes from all sizes are fused as equal voters.
     """
     config, device, views = network.config, job.device, {}
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
@@ -210,13 +210,13 @@ def predict_logits(job, networks, rows, title=""):
     """Return the logits of store rows by each of several gates, one after the other, float64 (k · n, outputs)."""
     logits = []
     for each in networks:
-        exact = replace(each, config=replace(each.config, precision="fp32"))  # in bf16, confident images would tie
+        exact = replace(each, config=replace(each.config, precision="fp32"))  # in bf16, confident predictions would tie
         logits.append(predict(job, [exact], rows, tta.views(job.config.tta), f"{title}, fold {each.fold}"))
     return np.concatenate(logits).astype(float) if logits else np.zeros((0, 1))
 
 
 def pool_tables(suffix, tables):
-    """Return all boxes of the test images, or with a suffix the mean of the folds' logits, as `predict_logits` made."""
+    """Return all boxes of the test images or, with a suffix, the mean over folds of `predict_logits`."""
     table = pd.concat(tables, ignore_index=True)
     means = table.groupby("image_id", sort=False, as_index=False)
     return means.mean(numeric_only=True).assign(fold=-1) if suffix else table
@@ -225,7 +225,7 @@ def pool_tables(suffix, tables):
 def detect(model, images, flip, config):
     """Return a detector's boxes on a batch, a dict of boxes, scores and labels per image.
 
-    flip: mirrored images are used too; the boxes of both views go through one NMS at config.nms.
+    flip: also detect on mirrored images; the boxes of both views go through one NMS at config.nms.
     """
     found = model(images)
     if not flip:

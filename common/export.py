@@ -1,4 +1,4 @@
-"""`export` and `infer` of every solution: a finished run becomes a folder, the folder predicts a submission."""
+"""The tools `export` and `infer`: a run is exported to a folder, from which new images are predicted."""
 
 import shutil
 import tempfile
@@ -33,15 +33,15 @@ from common.trained import ABOUT, FORMAT, Trained, clear_export
 
 WORKING = Path("/kaggle/working")
 COCO = "submission.coco.json"
-CHECKED = 4  # images on which an ONNX file is compared with torch
+CHECKED = 4  # number of images on which an ONNX file is compared with torch
 
 
 def write_trained(job, out, onnx=False, as_member=False, coco=False):
     """Export a finished run to the folder `out` and return it; an earlier export there is replaced.
 
-    onnx: also write ONNX files of the networks, compared with torch on images that the fold held out. as_member: as one
-    of a blend, without a rule of its own; of a blend, the members with a weight are exported. coco: also write the
-    submission's boxes as COCO. Raises InputError if a step is missing or stale, if `out` is a file or holds other
+    onnx: also write ONNX files of the networks, compared with torch on held-out images. as_member: export as a member
+    of a blend, without a decision rule. For a blend, its members with a weight are exported. coco: also write the
+    submission's boxes as COCO. Raises InputError if a step is missing or stale, if `out` is a file or contains other
     files, if there are no boxes, or if an ONNX file differs from its network.
     """
     recipe, run, out = job.recipe, job.run, Path(out)
@@ -59,7 +59,7 @@ def write_trained(job, out, onnx=False, as_member=False, coco=False):
     sources |= recipe.assets(job.config)
     about = {"format": FORMAT, "solution": job.solution, "preset": job.preset, "config": to_dict(job.config)}
     written = [*sources, *(f"{name}.onnx" for name in networks), *[COCO] * coco]
-    # an interrupted export is recognised as one, and as incomplete
+    # an interrupted export is recognised as an export and as incomplete
     write_json(out / ABOUT, {**about, "files": dict.fromkeys(written, ""), "rule": {}, "incomplete": True})
     files = {}
     for name, path in sources.items():
@@ -77,7 +77,7 @@ def write_trained(job, out, onnx=False, as_member=False, coco=False):
         about |= _write_members(job, out, files, onnx)
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
     about["synthetic"] = run.step("prepare")["synthetic"]
-    # without the folders' names, which say more about a machine than a published folder should
+    # without the folders' names, which reveal more about a machine than a published folder should
     about["command"] = " ".join(word.rsplit("/", 1)[-1] for word in run.manifest.get("command", "").split())
     about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
     about |= {"facts": job.images.about, "taught": describe_lessons(run)}
@@ -92,7 +92,7 @@ def _write_members(job, out, files, onnx):
     for number, ((name, folder), key) in enumerate(folders):
         prefix, more = f"{number}-", {}
         with open_run(job.recipe, type(job.config), folder, device="cpu") as member:
-            predicted = f"{folder}: has predicted anew since it was blended; run `blend` again"
+            predicted = f"{folder}: its predictions have changed since it was blended; run `blend` again"
             check((member.run.step("predict") or {}).get("key") == key, predicted)
             with tempfile.TemporaryDirectory(dir=out) as temporary:
                 found[str(number)] = read_json(write_trained(member, temporary, onnx, True) / ABOUT)
@@ -112,7 +112,7 @@ def _write_onnx(job, network, path):
     """Write a trained Network as an ONNX file and return whether it has one; detectors do not."""
     model = network.load(job.run)
     if isinstance(model, Detector):
-        log.info(f"{path}: not written, since an ONNX file of any batch size cannot hold boxes of a varying number")
+        log.info(f"{path}: not written, since an ONNX file here cannot return a varying number of boxes")
         return False
     rows, held_out = network.rows(job, network.fold)
     data = network.dataset(job, (held_out if len(held_out) else rows)[:CHECKED], False, False)
@@ -147,7 +147,7 @@ def export_tool(recipe, config_class):
 
 
 def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
-    """Return the tool `infer` of a solution; takes_sizes: whether --sizes applies to it; hide_sizes: in its --help."""
+    """Return the tool `infer` of a solution; takes_sizes: whether --sizes applies; hide_sizes: hide it in --help."""
     Sizes = tyro.conf.Suppress[tuple[Path, ...]] if hide_sizes else tuple[Path, ...]
 
     def infer(
@@ -166,12 +166,12 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
         """Predict test images from an exported folder and write a submission; no labels and no run are needed.
 
         Args:
-            trained: Folder that the tool `export` wrote or of a finished run, or hf://you/name on the Hugging Face hub.
+            trained: Folder written by `export`, folder of a finished run, or hf://you/name on the Hugging Face hub.
             data: The competition's folder, whose sample submission names the images; found automatically on Kaggle.
             test: Images to predict instead: a folder, or a CSV whose first column names them.
             out: The submission (default: submission.csv, on Kaggle in /kaggle/working).
             work: Folder for decoded images and predictions, from which an interrupted call continues; by default a
-                temporary one that is deleted at the end.
+                temporary folder that is deleted at the end.
             sizes: CSV files with width and height of the originals, for resized copies of the images.
             on_bad_image: placeholder: an image that cannot be read gets the neutral prediction.
             device: auto, cpu, cuda or cuda:<n>.
@@ -213,7 +213,7 @@ def _exported_job(recipe, config_class, exported, options):
 
 
 def _predict_exported(job, exported, config_class):
-    """Predict the test images by the networks of an export, or by those of its members, mixed; return the Images."""
+    """Predict test images with an export's networks (for a blend, mix its members' predictions); return the Images."""
     images = job.images = processes.ask_main(lambda: prepare_test(job, job.recipe))
     if not exported.members:
         processes.ask_main(lambda: exported.link(job.run))
@@ -235,12 +235,12 @@ def _predict_exported(job, exported, config_class):
 
 @contextmanager
 def _work_folder(folder):
-    """Yield the folder to work in: the user's, which must not be a run or an export, or a temporary one."""
+    """Yield the working folder: the user's, which must not be a run or an export, or a temporary one."""
     if folder is None:
         temporary = processes.ask_main(lambda: tempfile.mkdtemp(prefix="infer-"))
         try:
             yield Path(temporary)
-            processes.gather(None)  # nobody needs it any more
+            processes.gather(None)  # all processes are done with it
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return

@@ -16,7 +16,7 @@ EXTRAS = {
 
 
 def is_installed(extra):
-    """Return whether all modules of an extra are there, without importing them."""
+    """Return whether all modules of an extra are installed, without importing them."""
     return all(importlib.util.find_spec(name) is not None for name in EXTRAS[extra])
 
 

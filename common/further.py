@@ -1,4 +1,4 @@
-"""Further training images with boxes, of files of anyone: part of every fold's training rows, never held out."""
+"""Additional training images with boxes from COCO files; they are in every fold's training rows, never held out."""
 
 from dataclasses import replace
 
@@ -14,11 +14,11 @@ from common.post.boxes import BOX
 
 
 def add_images(listing, paths, classes):
-    """Return the listing with the images of COCO files that have a box; they lie beside their file.
+    """Return the listing with the images of COCO files that have a box; the images lie next to their file.
 
-    Their split is FURTHER, and so is the name of the table of their boxes, whose corners are shares of the sides.
-    paths: a list of Path; classes: {name: number}. Other columns of the table are 0 or "". An image whose id the
-    competition has is left out. Raises InputError as `common.data.coco.read_boxes` does, and for an image without file
+    Their split is FURTHER, and so is the name of the table of their boxes, whose corners are fractions of the sides.
+    paths: a list of Path; classes: {name: number}. Other columns of the table are 0 or "". Images whose id the
+    competition uses are left out. Raises InputError like `common.data.coco.read_boxes`, and for an image without a file
     or size.
     """
     table, parts, rows, files = listing.table, [], [], {}
@@ -47,7 +47,7 @@ def add_images(listing, paths, classes):
 
 
 def place_boxes(boxes, more, table, **columns):
-    """Return boxes.parquet, ordered by row, with those of the table FURTHER, or None, and `columns` for these."""
+    """Return the table boxes.parquet by row, with the boxes of the table FURTHER (if any), which get `columns`."""
     if more is None or not len(more):
         return boxes
     about = table.set_index("image_id").loc[more["image_id"]]
@@ -60,7 +60,7 @@ def place_boxes(boxes, more, table, **columns):
 def rows_with_further(job, fold):
     """Return the store rows of all other folds and of further images, and those of the fold itself.
 
-    Images with the pixels or the patient of one that the fold holds out are left out.
+    Images that share their pixels or their patient with an image that the fold holds out are left out.
     """
     (rows, held_out), more = other_folds(job, fold), job.images.rows(FURTHER, ok=True)
     return np.concatenate([rows, more[~job.images.are_copies(more, held_out)]]), held_out

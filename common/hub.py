@@ -1,6 +1,6 @@
 """Exported folders on the Hugging Face hub: the commands `push` and `pull`, and `infer hf://you/name`.
 
-The account is that of huggingface_hub itself (`hf auth login` or HF_TOKEN); HF_ENDPOINT leads to another hub.
+The account is the one of huggingface_hub (`hf auth login` or HF_TOKEN); HF_ENDPOINT selects another hub.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ from common.paths import atomic_path
 from common.trained import ABOUT, Trained, clear_export, read_about
 
 CARD_FILE = "README.md"
-TASKS = {"segmentation": "image-segmentation", "detection": "object-detection"}  # where the labels decide the task
+TASKS = {"segmentation": "image-segmentation", "detection": "object-detection"}  # if the labels decide the task
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, as an account with access"
 
 
 def repo_of(address):
-    """Return "you/name" of an address hf://you/name, which may have become a path; None for anything else."""
+    """Return "you/name" for an address hf://you/name (possibly turned into a path), None for anything else."""
     found = re.fullmatch(r"hf:/+([^/]+/[^/]+)", str(address))
     return found and found[1]
 
 
 def fetch(repo):
-    """Return the folder in the hub's cache with the export `repo`, of which only the files that it lists are loaded.
+    """Download the export `repo`, only the files that it lists, and return its folder in the hub's cache.
 
-    Raises InputError if the repository cannot be read or holds no export; the files are verified by `Trained.open`.
+    Raises InputError if the repository cannot be read or contains no export. `Trained.open` verifies the files.
     """
     api = _api(repo)
     with _one_line(repo):
-        revision = api.model_info(repo).sha  # one commit, also if another is pushed meanwhile
+        revision = api.model_info(repo).sha  # a fixed commit, even if another is pushed meanwhile
         folder = Path(api.hf_hub_download(repo, ABOUT, revision=revision)).parent
         for name in read_about(folder)["files"]:
             api.hf_hub_download(repo, name, revision=revision)
@@ -69,7 +69,7 @@ def push_tool(card_of):
         Args:
             folder: Folder that the tool `export` wrote; a README.md in it is used as the card.
             repo: The repository, as you/name; it is created if it does not exist.
-            public: Create it for everybody to read; by default only you can.
+            public: Create a public repository; by default it is private.
         """
         exported, api = Trained.open(folder), _api(repo)
         own = folder / CARD_FILE
@@ -86,7 +86,7 @@ def push_tool(card_of):
 
 
 def write_card(about, card, repo):
-    """Return the model card, as bytes of README.md, of an export's trained.json and its solution's Card."""
+    """Return the model card (README.md as bytes) from an export's trained.json and its solution's Card."""
     name, score, phantoms = about["solution"], about.get("score", {}), about.get("synthetic")
     task = TASKS.get(about.get("facts", {}).get("task"), card.task)
     data = "generated phantoms" if phantoms else card.data
@@ -110,7 +110,7 @@ def _api(repo):
 
 @contextlib.contextmanager
 def _one_line(repo):
-    """Turn an error of the hub or of the connection into an InputError of one line."""
+    """Turn an error of the hub or the connection into a one-line InputError."""
     try:
         yield
     except InputError:

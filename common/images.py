@@ -1,7 +1,7 @@
 """The images of a run: one table, one store, the folds, and the challenge's own columns.
 
-A solution's `data.py` reads its tables into a Listing and reports what is wrong with them; everything after that, from
-the folds to the store and the files of the run, is done here for all solutions.
+A solution's `data.py` reads its tables into a Listing and reports their errors. Everything after that, from the folds
+to the store and the files of the run, is done here for all solutions.
 """
 
 import json
@@ -29,7 +29,7 @@ from common.submit.table import write_submission
 RECORDED = dict.fromkeys(("store", "data", "tables_key", "images_key"), str) | {"normals": list, "tables": list}
 RECORDED |= dict.fromkeys(("made_with", "arrays", "about", "made"), dict)
 HALVED = "-halved"  # end of the name of a store of images decoded with --halve-jpeg2000
-SAMPLE = "sample_submission.csv"  # the ids that a submission must have
+SAMPLE = "sample_submission.csv"  # lists the ids of a submission
 
 
 @dataclass(eq=False)
@@ -39,8 +39,8 @@ class Images:
     table: image_id, row (of the store), width, height (of the original, pixels), ok (False for a placeholder),
     patient_id, split, fold (-1 for test and unused images) and the challenge's own columns. key: digest of everything
     that trainings depend on; pixels_key: digest of the pixels to predict. about: JSON that `prepare` recorded. tables,
-    arrays: as in Listing; arrays are paths of .npy files. taught: for rows with a teacher's labels the file of its
-    maps or None, the position in it, and the share of its labels (see common.teaching).
+    arrays: as in Listing; arrays are paths of .npy files. taught: for each row with a teacher's labels, the file of the
+    teacher's maps or None, the position in it, and the share of the teacher's labels (see common.teaching).
     """
 
     table: pd.DataFrame
@@ -57,7 +57,7 @@ class Images:
         self._index = pd.Index(self.table["image_id"])
 
     def rows(self, split="train", folds=None, **equal):
-        """Return the store rows of a split, optionally only those of certain folds and column values."""
+        """Return the store rows of a split, optionally only those with certain folds and column values."""
         chosen = self.table["split"] == split
         if split == "train":
             chosen &= self.table["fold"] >= 0
@@ -98,7 +98,7 @@ class Images:
     def are_copies(self, rows, held_out):
         """Return whether each of some store rows has the pixels or the patient of a held-out one, bool (n,).
 
-        Pixels are not compared while only some images are in the store (of `plan`, which decodes few).
+        Pixels are not compared if the store holds only some of the images, as in `plan`.
         """
         patients = self.at(rows)["patient_id"].to_numpy()
         known = np.isin(patients, self.at(held_out)["patient_id"]) & (patients != "")
@@ -108,7 +108,7 @@ class Images:
         return np.isin(content[rows], content[held_out]) | known
 
     def drawn(self, row, mask):
-        """Return the mask of a store row, (…, h, w), as a teacher changes it: uint8 of 0 and 1, or float32 if mixed."""
+        """Return a store row's mask (…, h, w) after a teacher's changes: uint8 of 0 and 1, or float32 if mixed."""
         path, position, share = self.taught.get(int(row), (None, 0, 0))
         if path is None:
             return mask
@@ -136,8 +136,9 @@ def _open_maps(path, process):
 def prepare_images(job, recipe, announce=None):
     """Read, check and decode a challenge into the run and its store, and return its Images.
 
-    All checks of the tables come before the first image is decoded, and so does announce(job, Listing). Writes
-    images.parquet, folds.csv, sample_submission.csv, the Listing's tables, and left_out.csv if images were left out.
+    All checks of the tables and announce(job, Listing) precede the decoding of the first image.
+    Writes images.parquet, folds.csv, sample_submission.csv, left_out.csv if images were left out, and the Listing's own
+    tables.
     """
     options, config, run = job.options, job.config, job.run
     listing = recipe.read(job)
@@ -195,7 +196,7 @@ def prepare_images(job, recipe, announce=None):
 def prepare_test(job, recipe):
     """Decode only the test images, without labels or folds; return their Images, which become the job's.
 
-    Their `about` is added to that of the run's Images, which an export carries (`job.facts`).
+    Their `about` is added to that of the run's Images, which is part of an export (`job.facts`).
     """
     listing = recipe.read_test(job)
     store = decode(job, listing)
@@ -209,7 +210,7 @@ def prepare_test(job, recipe):
 
 
 def open_images(job):
-    """Return the Images that `prepare` made. Raises InputError if it was not run, or run with other settings."""
+    """Return the Images of `prepare`. Raises InputError if it has not been run, or with other settings."""
     run, options = job.run, job.options
     record = run.step("prepare")
     if record is None or not run.path("images.parquet").is_file():
@@ -219,7 +220,7 @@ def open_images(job):
     for name, stamp in record["made"].items():
         check(file_stamp(run.path(name)) == stamp, f"{run.path(name)}: missing or damaged; run `prepare` again")
     present = json.loads(json.dumps(job.recipe.made_with(job.config)))
-    for name in {**present, **record["made_with"]}:  # an optional setting may be in one of them only
+    for name in {**present, **record["made_with"]}:  # an optional setting may be in only one of them
         before, now = record["made_with"].get(name), present.get(name)
         if before != now:
             how = f"prepared with --{name.replace('_', '-')} {before}, not {now}"
@@ -232,7 +233,7 @@ def open_images(job):
         how = f"prepared with other --normals, {record['normals']}"
         raise InputError(f"{run.folder}: {how}; run `prepare` with the new ones")
     if not Path(record["store"]).is_dir():
-        moved = f"its decoded images, {record['store']}, are not there any more; the data were in {record['data']}"
+        moved = f"its decoded images, {record['store']}, no longer exist; the data were in {record['data']}"
         raise InputError(f"{run.folder}: {moved}: run `prepare --data FOLDER` to decode them again")
     store = Store.open(record["store"])
     table, about = read_parquet(run.path("images.parquet")), record["about"]
@@ -266,7 +267,7 @@ def decode(job, listing):
 
 
 def trainings(run):
-    """Return the folders of all trainings in the run, unfinished ones included."""
+    """Return the folders of all trainings in the run, including unfinished ones."""
     names = ("last.ckpt", "final.safetensors")
     return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
 
@@ -303,7 +304,7 @@ def _check_decoding(job, listing):
 def with_folds(job, listing):
     """Return the listing with a column `fold`: its own, from --fold-table, or balanced by strata."""
     options, config, table = job.options, job.config, listing.table
-    if "fold" in table:  # the labels give the folds
+    if "fold" in table:  # the labels define the folds
         return listing
     used = (table["split"] == "train").to_numpy()
     if "used" in table:
@@ -337,14 +338,14 @@ def _with_sizes(listing, store):
 
 
 def _tables_key(job, listing):
-    """Return the digest of what trainings depend on and is known before decoding: ids, labels, folds and settings."""
+    """Return the digest of the trainings' inputs known before decoding: ids, labels, folds and settings."""
     train = listing.table[listing.table["fold"] >= 0]
     ids, folds = train["image_id"].tolist(), train["fold"].tolist()
     return digest(ids, folds, listing.labels, job.recipe.made_with(job.config))
 
 
 def _images_key(tables_key, table, store):
-    """Return the digest of everything that trainings depend on, their images' pixels included."""
+    """Return the digest of everything that trainings depend on, including their images' pixels."""
     return digest(tables_key, _contents(store, table[(table["fold"] >= 0) | (table["split"] == FURTHER)]))
 
 

@@ -4,7 +4,7 @@ from numba import njit
 
 
 def compiled(function=None, **options):
-    """Return a function compiled by numba, or a decorator with `options`; cached where numba can write."""
+    """Return a function compiled by numba, or a decorator with `options`; cached if numba finds a writable folder."""
     if function is None:
         return lambda function: compiled(function, **options)
     try:

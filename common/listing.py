@@ -11,7 +11,7 @@ from common.data.tables import named_images, read_ids, read_patients
 from common.errors import InputError, log
 from common.paths import find_images, list_images, name_images
 
-FURTHER = "further"  # split of training images from elsewhere, see common.further
+FURTHER = "further"  # split of additional training images, see common.further
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Listing:
 
     folder: the competition's folder. table: one row per image in the order of the store, with image_id, split (train or
     test), patient_id ("" if unknown) and the challenge's own columns. files: image id → path. sample: a submission with
-    all ids and a neutral answer. strata: labels that folds are balanced over, (n,) or (n, k) for the train rows; None
-    if only `refine` can compute them. labels: JSON that trainings depend on in addition to ids and folds. tables:
+    all ids and a neutral answer. strata: labels over which folds are balanced, (n,) or (n, k) for the train rows;
+    None if only `refine` can compute them. labels: JSON that trainings depend on in addition to ids and folds. tables:
     further tables of the run, by file name. arrays: further arrays with one entry per store row, by name. inputs: files
-    whose hashes go into the manifest. about: JSON for later verbs. left_out: rows of left_out.csv (image_id, file,
+    whose hashes the manifest records. about: JSON for later verbs. left_out: rows of left_out.csv (image_id, file,
     reason). placeholders: ids that --on-bad-image placeholder may replace, by default those of the test images. kinds:
-    where strata are None what the tables tell of them, by which `plan` chooses and counts images; both are of the rows
-    that are `used`, where the table has this column.
+    if strata is None, what the tables tell about them, for `plan` to choose and count images. If the table has a column
+    `used`, strata and kinds are for its rows that are used.
     """
 
     folder: Path
@@ -45,9 +45,9 @@ class Listing:
 
 
 def choose_images(listing, n_train, n_test, seed):
-    """Return the listing with at most so many training and test images; half of the former have a label, if so many do.
+    """Return the listing with at most so many training and test images; if possible, half of the former have labels.
 
-    Labels take turns, so that a rare one is there too. The sample submission keeps all ids.
+    Labels take turns, so rare labels are included. The sample submission keeps all ids.
     """
     table, rng = listing.table, np.random.default_rng(seed)
     train, test = (np.flatnonzero(table["split"] == split) for split in ("train", "test"))
@@ -76,7 +76,7 @@ def _without(tables, gone):
 
 
 def leave_out_unreadable(listing):
-    """Return a listing, whose table has the column ok, without the training and further images that cannot be read."""
+    """Return a listing (whose table has the column ok) without unreadable training and further images."""
     rows = unreadable(listing)
     if not rows:
         return listing
@@ -88,13 +88,13 @@ def leave_out_unreadable(listing):
 
 
 def unreadable(listing):
-    """Return the rows of left_out.csv for the training and further images of a listing that are not ok."""
+    """Return the rows of left_out.csv for a listing's training and further images that are not ok."""
     table = listing.table[~listing.table["ok"] & (listing.table["split"] != "test")]
     return [(name, str(listing.files[name]), read_problem(listing.files[name])) for name in table["image_id"]]
 
 
 def read_problem(path):
-    """Return why an image cannot be read, in words."""
+    """Return the reason why an image cannot be read, as text."""
     try:
         read_image(path)
     except InputError as error:
@@ -103,7 +103,7 @@ def read_problem(path):
 
 
 def find_files(folder, options, read_test_ids):
-    """Return image files (id → path) of the competition and --test, and the test ids, else by read_test_ids()."""
+    """Return the image files (id → path) of the competition and --test, and the ids of --test or read_test_ids()."""
     files = find_images(folder)
     if options.test is None:
         return files, read_test_ids()
@@ -126,7 +126,7 @@ def check_files(train_ids, test_ids, files, labels_path, options):
 
 
 def check_loose(files, known, tables, options):
-    """Raise InputError for files of no `known` image in `tables`, unless --on-unlabelled skip or --test is given."""
+    """Raise InputError for files that are not `known` from `tables`, unless --on-unlabelled skip or --test is given."""
     loose = sorted(set(files) - set(known)) if options.test is None else []
     if loose and options.on_unlabelled == "error":
         which = f"one of {len(loose)} images without a row in {tables}"
@@ -145,10 +145,10 @@ def check_named(ids, files, train_ids=(), why=""):
 
 
 def list_test(options, source, columns):
-    """Return folder, ids in order and files (id → path) of the images to predict; no label table is needed.
+    """Return folder, ordered ids and files (id → path) of the images to predict, without needing a label table.
 
-    They are those of --test (a folder, or a CSV of names in --data), else of the sample submission (of the Source, with
-    these columns). Raises InputError for images without a file.
+    The images are those of --test (a folder, or a CSV of names in --data) or else of the sample submission (of the
+    Source, with these columns). Raises InputError for images without a file.
     """
     if options.test is not None and options.test.is_dir():
         return options.test, *named_images(options.test)

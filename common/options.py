@@ -11,16 +11,16 @@ from common.extras import require_extra
 
 @dataclass(frozen=True)
 class Options:
-    """Options of this machine and session, as opposed to the settings of the recipe: paths, devices, time."""
+    """Options for the machine and the session (paths, devices, time), as opposed to the recipe's settings."""
 
     data: Path | None = None  # Folder of the competition as Kaggle unpacks it; found automatically on Kaggle.
     out: Path | None = None  # Folder of the run (default: runs/<solution>-<preset>).
     config: Path | None = None
-    """YAML file, or config.json of a run, with settings instead of the preset's; further options still win."""
+    """YAML file, or config.json of a run, with settings that replace the preset's; command-line options override it."""
     store: Path | None = None
-    """Folder for the decoded images (default: stores/ beside the run; runs on the same data share it)."""
+    """Folder for the decoded images (default: stores/ next to the run; runs on the same data share it)."""
     hours: float | None = None
-    """Save everything and stop after this time, in any verb; the same command continues. plan: hours of a session."""
+    """Save everything and stop after this time, in any verb; the same command continues. plan: hours per session."""
     test: Path | None = None
     """Images to predict instead of the competition's: a folder, or a CSV whose first column names them."""
     id_map: Path | None = None  # CSV that maps image ids to patients, so that no patient is in two folds.
@@ -28,39 +28,39 @@ class Options:
     sizes: tuple[Path, ...] = ()  # CSV files with width and height of the originals, for resized copies of the images.
     normals: tuple[Path, ...] = ()  # Further folders of images without COVID-19, such as ChestX-ray14's or CheXpert's.
     on_bad_image: Literal["error", "placeholder", "skip"] = "error"
-    """placeholder: a test image that cannot be read gets the neutral prediction; skip: besides, training images that
-    cannot be read are left out (listed in left_out.csv, exit status 4)."""
+    """placeholder: a test image that cannot be read gets the neutral prediction; skip: in addition, unreadable training
+    images are left out (listed in left_out.csv, exit status 4)."""
     halve_jpeg2000: bool = False
-    """Decode grey JPEG 2000 at a half, quarter … of its size where store_size needs no more: faster, other pixels."""
+    """Decode grey JPEG 2000 at a half, quarter … of its size if store_size allows: faster, slightly other pixels."""
     on_unlabelled: Literal["error", "skip"] = "error"
     """skip: leave out image files that no table lists (the real SIIM download has some)."""
     device: str = "auto"  # auto, cpu, cuda or cuda:<n>.
     workers: int | None = None
-    """Most processes that read and augment images (default: one per core); fewer if memory or /dev/shm is scarce."""
+    """Maximum number of processes that read and augment images (default: one per core)."""
     log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
-    """Also log each epoch's figures there; a resumed training continues its run of the logger."""
+    """Also log each epoch's metrics to this logger; a resumed training continues its record there."""
 
     micro_batch: int | Literal["auto"] = 0
-    """Images per pass of a training step, which adds up the gradients of the whole batch; 0: all; auto: on a GPU as
-    many as fit. Refused where batch norms or the loss need the whole batch."""
+    """Images per pass; a training step adds up the gradients over the whole batch. 0: the whole batch; auto: as many as
+    fit on the GPU. Refused if batch norms or the loss need the whole batch."""
     grad_checkpointing: bool = False
-    """Keep few of a backbone's activations and compute the others again: much less memory, a third more time."""
+    """Keep few of a backbone's activations and recompute the others: much less memory, a third more time."""
     devices_per_training: int | None = None
-    """Processes under torchrun that train one network together (default: one, or more if networks are fewer)."""
+    """Processes under torchrun that train one network together (default: 1, or more if there are fewer networks)."""
 
     pseudo: Path | None = None
-    """Finished run or blend, whose confident predictions of this run's test images are trained on too."""
-    pseudo_confidence: float = 0.8  # Least probability of a class, box or mask for --pseudo; 1 minus it of none.
-    pseudo_weight: float = 1.0  # Times that --pseudo takes each image; 0.5: a random half of them.
-    teacher: Path | None = None  # Finished run or blend, whose predictions of training images are mixed into labels.
-    teacher_share: float = 0.5  # Share of the predictions of --teacher in the labels.
-    teacher_confidence: float = 0.5  # Least score of a box of --teacher that an image with true boxes lacks.
+    """Finished run or blend whose confident predictions of this run's test images become pseudo-labels."""
+    pseudo_confidence: float = 0.8  # Least probability of a class, box or mask for --pseudo; 1 minus it for none.
+    pseudo_weight: float = 1.0  # --pseudo: how often each image is used; 0.5: a random half of the images.
+    teacher: Path | None = None  # Finished run or blend whose predictions of training images are mixed into labels.
+    teacher_share: float = 0.5  # --teacher: share of the predictions in the labels.
+    teacher_confidence: float = 0.5  # --teacher: minimum score of boxes added to images that have true boxes.
 
-    seeds: tuple[int, ...] = ()  # run: one run per seed, beside --out and on the folds of the first, blended into it.
+    seeds: tuple[int, ...] = ()  # run: one run per seed, next to --out and all on the same folds, blended into --out.
 
     gpus: int | None = None  # plan: number of GPUs (default: those of this machine).
-    card: str | None = None  # plan: their kind, such as T4 or H100, if this machine has none; costs are then estimates.
-    kaggle: bool = False  # plan: a Kaggle notebook, that is two T4, sessions of 11.5 hours and 20 GB of disk.
+    card: str | None = None  # plan: kind of GPU, such as T4 or H100, if this machine lacks it; costs are estimated.
+    kaggle: bool = False  # plan: for a Kaggle notebook with two T4, sessions of 11.5 hours and 20 GB of disk.
     json: bool = False  # plan: print JSON.
 
     def __post_init__(self):
@@ -86,7 +86,7 @@ class Options:
             require_extra(self.log_to, f"--log-to {self.log_to}")
 
 
-SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options of some solutions only
+SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options that only some solutions have
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", "halve_jpeg2000", *SPECIAL)  # of `prepare`
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
 FLAGS = ("--kaggle", "--json", "--grad-checkpointing", "--halve-jpeg2000")  # options without a value
@@ -98,7 +98,7 @@ NO_NETWORK = ("tune", "score", "submit")
 
 
 def hidden_options(verb, takes):
-    """Return the names of the options that have no effect on a verb of a solution that `takes` these of SPECIAL."""
+    """Return the names of options without effect on a verb of a solution that `takes` these options of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
     if verb == "plan":
         return hidden | {"seeds", "fold_table", *TRAINING} - {*MEMORY, *LESSONS}
@@ -109,7 +109,7 @@ def hidden_options(verb, takes):
 
 
 def check_special(options, verb, takes, solution):
-    """Raise InputError if an option is given that the solution does not take (SPECIAL) or that is only for `plan`."""
+    """Raise InputError for an option that the solution does not take (SPECIAL) or that does not apply to the verb."""
     wrong = {name: solution for name in SPECIAL if name not in takes}
     wrong |= dict.fromkeys(PLANNING, f"the verb {verb}") if verb != "plan" else {}
     wrong |= {"seeds": f"the verb {verb}"} if verb != "run" else {}
@@ -119,7 +119,7 @@ def check_special(options, verb, takes, solution):
 
 
 def check_device(name):
-    """Raise InputError unless `name`, the value of --device, is auto, cpu, cuda or cuda:<n> and this machine has it."""
+    """Raise InputError unless `name` (--device) is auto, cpu, cuda or cuda:<n>, and the machine has that device."""
     check(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name), f"--device {name!r}: choose auto, cpu, cuda or cuda:<n>")
     if name.startswith("cuda"):
         import torch

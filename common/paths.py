@@ -16,22 +16,22 @@ from common.errors import InputError, check, log
 KAGGLE_INPUT = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))
 IMAGES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 _FORMULA = tuple("=+-@\t\n＝＋－＠")
-LONGEST_ID = 200  # bytes; a file's name has at most 255, suffix included
+LONGEST_ID = 200  # bytes; a file name has at most 255, including its suffix
 _SAFE_ID = re.compile(r"\w([\w .,()+@&=~#%'-]*[\w.,()+@&=~#%'-])?")
 LEASE = "lease.json"  # held by the process that works in a folder, see common.train.queue
 
 
 @contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path` that is renamed to it when the block succeeds.
+    """Yield a temporary path next to `path` that is renamed to `path` when the block succeeds.
 
-    A reader sees the old file or the new one, never half of it. On an error the temporary file is removed. Its name
-    keeps the suffix, from which some writers infer the format. An OSError without a file name, as from a full disk,
-    gets the name of `path`.
+    Readers see the old file or the new one, never a partial file. On an error, the temporary file is removed. Its name
+    keeps the suffix, from which some writers infer the format. An OSError without a file name, such as for a full
+    disk, gets the name of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # fixed length: names have a limit
+    mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # of fixed length, since names have a limit
     temporary = path.with_name(f".cxr-{mark}-{os.getpid()}.tmp{path.suffix[:20]}")
     try:
         yield temporary
@@ -49,7 +49,7 @@ def atomic_path(path):
 def remove_leftovers(folder, inside=""):
     """Delete temporary files that killed processes left in a folder; inside "**/": at any depth.
 
-    Folders in which a lease says that another process may be writing are left alone.
+    Folders with a lease, in which another process may be writing, are left alone.
     """
     for left_over in Path(folder).glob(f"{inside}.cxr-*.tmp*"):
         if not any((parent / LEASE).exists() for parent in left_over.parents[:2]):
@@ -59,7 +59,7 @@ def remove_leftovers(folder, inside=""):
 def write_text(path, text):
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may hold other bytes
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may not be UTF-8
 
 
 def write_json(path, value):
@@ -80,9 +80,9 @@ def write_csv(path, table):
 
 
 def escape_formulas(table):
-    """Return a DataFrame whose text no spreadsheet runs as a formula: an apostrophe is put before it.
+    """Return a DataFrame with an apostrophe before any text that a spreadsheet would run as a formula.
 
-    Applies to text cells and column names that begin with = + - @, tab or line end and are not numbers. Source:
+    This applies to text cells and column names that begin with = + - @, tab or line end and are not numbers. Source:
     owasp.org/www-community/attacks/CSV_Injection.
     """
     texts = table.select_dtypes(exclude=["number", "bool", "datetime"])
@@ -93,7 +93,7 @@ def escape_formula(value):
     """Return `value`, with an apostrophe before it if a spreadsheet would run it as a formula."""
     if not isinstance(value, str):
         return value
-    value = value.replace("\r", "\n")  # pandas does not quote a lone \r, which would then start a row
+    value = value.replace("\r", "\n")  # pandas does not quote a lone \r, which would start a new row
     if not value.startswith(_FORMULA):
         return value
     try:
@@ -127,14 +127,14 @@ def checked_read(path, kind, remedy="delete it and run again"):
 
 def read_parquet(path):
     """Return a table that an earlier step wrote. Raises InputError if it is missing or damaged."""
-    import pandas as pd  # imported late here and below to keep --help fast
+    import pandas as pd  # imported late, here and below, to keep --help fast
 
     with checked_read(path, "table"):
         return pd.read_parquet(path)
 
 
 def read_array(path):
-    """Open an array that an earlier step wrote, which stays on disk: memory-mapped .npy, or the Maps of a .b2nd file.
+    """Open an array that an earlier step wrote and that stays on disk: a memory-mapped .npy, or Maps of a .b2nd file.
 
     Raises InputError if it is missing or damaged.
     """
@@ -147,9 +147,9 @@ def read_array(path):
 
 
 class Maps:
-    """Compressed maps, uint8 (n, …), indexed like an array; what is read is decompressed, by one thread at a time.
+    """Compressed maps, uint8 (n, …), indexed like an array; entries are decompressed on reading, one thread at a time.
 
-    Raises InputError naming the file if it is missing or damaged, also while reading.
+    Raises InputError naming the file if it is missing or damaged, even if that is found on reading.
     """
 
     def __init__(self, path):
@@ -157,7 +157,7 @@ class Maps:
 
         self.path, self._lock = Path(path), Lock()
         with checked_read(path, "array"):
-            self.path.stat()  # a missing file is named as such
+            self.path.stat()  # raises the right error for a missing file
             self._array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
             self.shape, self.ndim, self.dtype = self._array.shape, self._array.ndim, self._array.dtype
             if self.dtype != "uint8" or self._array.schunk.nbytes != math.prod(self.shape):
@@ -190,9 +190,9 @@ def read_csv(path, columns=(), **options):
 
 
 def check_id(image_id, where):
-    """Return `image_id` if it can be a file name; otherwise raise InputError, where `where` names the file and row.
+    """Return `image_id` if it can be a file name, else raise InputError; `where` names the file and row.
 
-    Ids become paths, so that `../../x` would be written outside its folder.
+    Ids become paths, so `../../x` would be written outside its folder.
     """
     is_safe = isinstance(image_id, str) and _SAFE_ID.fullmatch(image_id) and ".." not in image_id
     if not is_safe or len(image_id.encode()) > LONGEST_ID:
@@ -205,8 +205,8 @@ def check_id(image_id, where):
 def lock(handle, place, doing, wait=False):
     """Take an exclusive lock on an open file of `place`; it is released when the file is closed or the process ends.
 
-    If it is taken, wait for it, or raise InputError, saying what the other process is `doing`. Logs a file system
-    without locks, such as some Lustre and NFS mounts.
+    If it is taken, wait for it, or raise InputError saying what the other process is `doing`. If the file system has no
+    locks, as on some Lustre and NFS mounts, log that.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -218,7 +218,7 @@ def lock(handle, place, doing, wait=False):
 
 @contextmanager
 def lock_folder(folder, doing):
-    """Create a working folder and hold an exclusive lock on it within the block.
+    """Create a working folder and keep an exclusive lock on it within the block.
 
     Raises InputError, saying what the other process is `doing`, if the folder is locked already.
     """
@@ -255,10 +255,10 @@ def list_images(folder, suffixes=IMAGES, skip=lambda path: False):
 
 
 def name_images(paths, folder=None, suffixes=IMAGES):
-    """Return {id: path} of image files; an id is the name without suffix, with %F6 for a byte that is no UTF-8.
+    """Return {id: path} of image files; an id is the name without suffix, and with %F6 for a byte that is not UTF-8.
 
-    Files of the same name get their paths below `folder` as ids, without suffix. Raises InputError where ids clash
-    even so, or at all if `folder` is None.
+    Files of the same name get their paths below `folder`, without suffix, as ids. Raises InputError if ids still clash
+    or, if `folder` is None, clash at all.
     """
     found, groups = {}, {}
     for path in paths:
@@ -276,19 +276,19 @@ def name_images(paths, folder=None, suffixes=IMAGES):
 
 
 def strip_suffix(name, suffixes=IMAGES):
-    """Return the last part of an image's path, with / or \\ in it, without its suffix if that is one of `suffixes`."""
+    """Return the last part of an image's path (separated by / or \\), without its suffix if that is in `suffixes`."""
     stem, suffix = os.path.splitext(re.split(r"[/\\]", name)[-1])
     return stem if suffix.lower() in suffixes else stem + suffix
 
 
 def is_dicom(path):
-    """Return whether a file begins as a DICOM file does."""
+    """Return whether a file begins like a DICOM file."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def list_folders(folder):
-    """Return a folder and its direct subfolders by name, without hidden ones. Raises InputError if it is none."""
+    """Return a folder and its direct subfolders by name, without hidden ones. Raises InputError if it is no folder."""
     check(Path(folder).is_dir(), f"{folder}: no such folder")
     return [Path(folder), *sorted(p for p in Path(folder).iterdir() if not _is_hidden(p.name) and p.is_dir())]
 
@@ -298,9 +298,9 @@ def _is_hidden(name):
 
 
 def walk_files(folder, skip=lambda path: False):
-    """Yield the files at any depth under `folder`, those of a folder before those of its subfolders, each by name.
+    """Yield the files at any depth under `folder`, those of a folder before those of its subfolders, by name.
 
-    Links are followed, unless to a folder above. Hidden files and folders (.git, .Trash-1000, .ipynb_checkpoints),
+    Links are followed, except to a parent folder. Hidden files and folders (.git, .Trash-1000, .ipynb_checkpoints),
     @eaDir, and folders for which `skip(path)` is true are left out. Raises InputError for a folder that cannot be read.
     """
 
@@ -321,8 +321,8 @@ def walk_files(folder, skip=lambda path: False):
 def competition_file(data, slug, names, inputs=KAGGLE_INPUT):
     """Return the path of the first of `names`, files of the competition `slug`, that exists.
 
-    data: the folder that the user named (--data), or None on Kaggle, where every known mount layout under `inputs` is
-    tried. The file may lie one level down. Raises InputError naming what was tried.
+    data: the user's folder (--data), or None on Kaggle, where all known mount layouts under `inputs` are tried. The
+    file may be one level down. Raises InputError naming what was tried.
     """
     inputs = Path(inputs)
     mounts = [inputs / "competitions" / slug, inputs / slug, *sorted(inputs.glob(f"datasets/*/{slug}"))]

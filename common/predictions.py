@@ -1,4 +1,4 @@
-"""Predictions of a run: each image by networks that were not trained on it, test images by all folds."""
+"""Predictions of a run: out-of-fold predictions, and those of the test images by all folds."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from common.step import Step, cached_hash, run_step
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions of images: the main `table`, all `tables` by suffix, `maps` as of `read_array` or None."""
+    """Predictions of images: the main `table`, all `tables` by suffix, `maps` as from `read_array`, or None."""
 
     table: pd.DataFrame
     tables: dict
@@ -22,7 +22,7 @@ class Predicted:
 
 
 def predicting_networks(job):
-    """Return the networks that predict: all but those whose weights only initialise another one."""
+    """Return the networks used for prediction: all but those that only provide another one's initial weights."""
     trainings = job.recipe.networks(job)
     sources = {(n.starts_from.fold, n.starts_from.stage) for n in trainings if n.starts_from is not None}
     return [network for network in trainings if (network.fold, network.stage) not in sources]
@@ -37,18 +37,18 @@ def prediction_key(job):
 
 
 def prediction_files(job, name):
-    """Return the names of the files of the predictions `name`, oof or test."""
+    """Return the file names of the predictions `name`, oof or test."""
     tables = [f"{name}{suffix}.parquet" for suffix in job.recipe.suffixes(job.config)]
     return (*tables, *[f"{name}_probs{job.run.maps(name).suffix}"] * job.recipe.maps)
 
 
 def predict_all(job):
-    """Predict each fold's held-out images by its own networks, and the test images by the mean over all folds."""
+    """Predict each fold's held-out images with its networks, and the test images with the mean over all folds."""
     folds, recipe = job.config.folds, job.recipe
     held_out = [predict_part(job, f"fold{fold}/oof", [fold], job.images.rows(folds=[fold]), fold) for fold in folds]
     if processes.is_main():
         for suffix in recipe.suffixes(job.config):
-            parts = [tables.pop(suffix) for tables in held_out]  # millions of boxes are not kept any longer
+            parts = [tables.pop(suffix) for tables in held_out]  # frees millions of boxes
             write_table(job.run.path(f"oof{suffix}.parquet"), pd.concat(parts, ignore_index=True))
             del parts
         if recipe.maps:
@@ -76,7 +76,7 @@ def predict_test(job):
 
 
 def predict_part(job, name, folds, rows, fold=-1):
-    """Predict store rows by the networks of `folds` into the files `name`, unless current; return the tables."""
+    """Predict store rows with the networks of `folds` into the files `name`, unless current; return the tables."""
     suffixes = job.recipe.suffixes(job.config)
 
     def make(job):

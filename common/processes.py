@@ -1,7 +1,7 @@
-"""Cores of this machine, and the processes under torchrun that work on something together; torch is not imported here.
+"""Cores of this machine, and teams of processes under torchrun; torch is not imported at the top level.
 
-Outside trainings these are all processes, which share the images to predict; within one, those that train it together,
-usually a single one (see common.train.queue).
+Outside trainings, the team is all processes, which share the images to predict; within a training, it is the processes
+that train the network together, usually a single one (see common.train.queue).
 """
 
 import os
@@ -9,16 +9,16 @@ import sys
 from contextlib import contextmanager
 
 ALONE = "alone"  # a team of one process
-_team = None  # ALONE, torch's group of the team, or None for all processes
+_team = None  # ALONE, the team's torch group, or None for all processes
 
 
 def cores():
-    """Return the number of cores that this process may use; macOS only tells how many there are."""
+    """Return the number of cores that this process may use; on macOS, all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory():
-    """Return the bytes of main memory that programs can still take; on macOS, all there are."""
+    """Return the bytes of main memory that are still available; on macOS, the total."""
     if os.path.isfile("/proc/meminfo"):
         with open("/proc/meminfo", encoding="ascii") as file:
             return 1024 * int(dict(line.split(":") for line in file)["MemAvailable"].split()[0])
@@ -26,7 +26,7 @@ def free_memory():
 
 
 def process_group():
-    """Return torch.distributed if this process has joined a group and does not work alone, else None."""
+    """Return torch.distributed if this process belongs to a group and does not work alone, else None."""
     dist = sys.modules.get("torch.distributed")
     joined = dist is not None and dist.is_available() and dist.is_initialized()
     return dist if joined and _team is not ALONE else None
@@ -34,7 +34,7 @@ def process_group():
 
 @contextmanager
 def working_as(team):
-    """Within the block, work with the processes of this group of torch's only, or ALONE."""
+    """Within the block, work only with the processes of this torch group, or ALONE."""
     global _team
     before, _team = _team, team
     try:
@@ -44,7 +44,7 @@ def working_as(team):
 
 
 def team():
-    """Return torch's group of the processes that work together, None for all."""
+    """Return the torch group of the processes that work together, None for all."""
     return None if _team is ALONE else _team
 
 
@@ -59,8 +59,8 @@ def world():
 
 
 def is_main():
-    """Return True in the one process that writes files and prints."""
-    if process_group() is None and _team is None and count() > 1:  # not joined yet, or left
+    """Return whether this is the process that writes files and prints."""
+    if process_group() is None and _team is None and count() > 1:  # the group is not joined yet, or left
         return os.environ.get("RANK") == "0"
     return rank() == 0
 
@@ -82,7 +82,7 @@ def count_here():
 
 
 def gather(value, to_all=True):
-    """Return the values (any objects) of all processes that work together, in each of them or only in the main one."""
+    """Return the values (any objects) of all processes of the team, in each process or only in the main one."""
     group = process_group()
     if group is None:
         return [value]
@@ -95,7 +95,7 @@ def gather(value, to_all=True):
 
 
 def ask_main(make):
-    """Return in every process what `make()` returns in the main one, the only one that calls it; see `everywhere`."""
+    """Call `make()` in the main process only and return its result in every process; see `everywhere`."""
     if is_main():
         made = make()
         gather((None, made))
@@ -106,12 +106,12 @@ def ask_main(make):
 
 
 def everywhere(task):
-    """Call `task()` in all processes, which wait for the main one in `ask_main(make)`; `make` calls this."""
+    """Call `task()` in all processes; called by `make` in the main process, for which the others wait in `ask_main`."""
     gather((task, None))
     task()
-    gather((bool, None))  # all have done it; bool() does nothing
+    gather((bool, None))  # all are done; bool() does nothing
 
 
 def agree(flag):
-    """Return True in every process if `flag` is true in any of them, so that all stop at the same step."""
+    """Return, in every process, whether `flag` is true in any of them, so that all stop at the same step."""
     return any(gather(bool(flag)))

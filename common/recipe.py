@@ -29,15 +29,15 @@ from common.submit.validate import validate_probabilities
 from common.teaching import find_lessons, name_teachers
 from common.train.queue import work_through
 
-RULES = ("decision", "fusion")  # parts of configurations that predictions do not follow from
+RULES = ("decision", "fusion")  # parts of configurations that do not affect predictions
 
 
 @dataclass(frozen=True)
 class Choice:
     """A decision rule chosen on out-of-fold predictions, and its nested score.
 
-    rule: JSON for tuned.json. score: the headline figure. figures: JSON for score.json, the solution's metric among
-    them as a dict of estimate, low and high. tables: further tables by file name, .csv or .parquet.
+    rule: JSON for tuned.json. score: the headline figure. figures: JSON for score.json, including the solution's
+    metric as a dict of estimate, low and high. tables: further tables by file name, .csv or .parquet.
     """
 
     rule: dict
@@ -51,7 +51,7 @@ def nothing(*args):
 
 
 def predicting_settings(config):
-    """Return the settings that predictions follow from: all but the decision's and how networks are trained."""
+    """Return the settings that affect predictions: all but those of the decision and of training."""
     training, kept = vars(FitConfig()), {k: v for k, v in to_dict(config).items() if k not in RULES}
     parts = {name: part.items() for name, part in kept.items() if isinstance(part, dict)}
     return kept | {name: {k: v for k, v in part if k not in training} for name, part in parts.items()}
@@ -64,30 +64,30 @@ class Solution:
     name, metric: the solution's name; the key of the headline score in score.json.
     made_with(config) -> dict of JSON: the settings that `prepare` depends on.
     read(job) -> Listing of the challenge; refine(job, Listing, Store) -> Listing, after the images are decoded.
-    read_test(job), refine_test(job, Listing, Store): the same for the test images alone; no label table is needed.
-    networks(job) -> list of every Network that a run trains, each after those that it needs.
+    read_test(job), refine_test(job, Listing, Store): the same for test images only, without a label table.
+    networks(job) -> list of all Networks that a run trains, each after those that it needs.
     before_training(job): checks or preparations before the first training.
-    predict(job, folds, rows, path, title) -> dict of tables by suffix, "" being the main one: the mean over the folds'
-    networks. Maps go to the file `path`. suffixes(config): the suffixes; maps: whether there are maps.
+    predict(job, folds, rows, path, title) -> dict of tables by suffix ("": the main table), averaged over the networks
+    of the folds. Maps are written to the file `path`. suffixes(config): the suffixes; maps: whether there are maps.
     pool(suffix, tables) -> table: combines the folds' predictions of the test images; None: predict gets all folds at
     once. prediction_key(config) -> JSON that predictions depend on in addition to weights and pixels.
     choose(job, Predicted of the out-of-fold images) -> Choice; decision_key(config) -> JSON that it depends on. By
-    default the decision depends on the configuration's parts `decision` and `fusion`, predictions on all others but
-    FitConfig's fields.
-    chosen: names of the files that it writes in addition to tuned.json and score.json.
+    default, the decision depends on the configuration's parts `decision` and `fusion`, and predictions on all others
+    except FitConfig's fields.
+    chosen: names of the files that `tune` writes in addition to tuned.json and score.json.
     describe(figures) -> lines that report the score.
     neutral(job) -> JSON: the prediction for an unreadable image.
     answer(job, Predicted of the test images, rule, neutral) -> the submission as a table; answered: names of the files
-    that it writes in addition to submission.csv. check(path, job) -> Summary, by default of probabilities.
-    boxes(job) -> (detections of the submission, names of the classes), for `export --coco`; None: there are none.
-    comparison: a common.compare.Comparison: how runs, submissions and folds are scored. hidden: name of the labels of
-    the sample's test images in its folder, in a form that the comparison reads.
+    that `submit` writes in addition to submission.csv. check(path, job) -> Summary.
+    boxes(job) -> (detections of the submission, names of the classes) for `export --coco`, or None.
+    hidden(job, submission) -> dict of metric, value and nothing (a trivial submission's score) on the sample's hidden
+    labels, or None.
     report: the module with the page's own sections, see common.report.frame. further_steps: further verbs as Steps;
     further_verbs: further verbs as functions of a job.
     assets(config) -> further files that an export needs, by name; use_assets(config, files) -> the configuration that
     uses their copies.
-    soft_labels(Predicted) -> table of probabilities by image_id, with the names that labels have in the image table.
-    pick(job, verb) -> the Solution for a job, where the configuration decides which of several it is.
+    soft_labels(Predicted) -> table of probabilities by image_id, with the labels' names in the image table.
+    pick(job, verb) -> the Solution for a job, if the configuration decides which of several applies.
     """
 
     name: str
@@ -186,7 +186,7 @@ def prepare(job):
 def train(job):
     """Train every network of the run, in the recipe's order."""
     job.refuse_derived()
-    _ = job.images  # refused before anything is written if it is not prepared
+    _ = job.images  # raises before anything is written if the run is not prepared
     if job.run.joined and (changed := changed_settings(job)):
         raise InputError(f"{job.run.folder}: another process trains this run with other settings{changed}")
     name_teachers(job)
@@ -208,7 +208,7 @@ def train_all(job, trainings):
     for network in trainings:
         if processes.is_main() and network.is_finished(job.run):
             with processes.working_as(processes.ALONE):
-                networks_of.train(job, network)  # only checks that it is this one
+                networks_of.train(job, network)  # only checks that the finished training matches
     work_through(trainings, job.run, job.budget, train_one, job.options.devices_per_training)
     job.keep_config()
 
@@ -253,7 +253,7 @@ def _read_tuned(job, name, *metrics):
 
 
 def score(job):
-    """Print the offline score that `tune` computed."""
+    """Print the cross-validated score that `tune` computed."""
     for line in job.recipe.describe(read_score(job)):
         log.info(line)
 
@@ -293,7 +293,7 @@ def _score_hidden(job):
 
 
 def neutral_of(job):
-    """Return the prediction for unreadable images as JSON; a refit has that of its run."""
+    """Return the prediction for unreadable images as JSON; a refit uses that of its run."""
     refit = job.run.step("refit")
     return refit["neutral"] if refit else job.recipe.neutral(job)
 
@@ -315,7 +315,7 @@ def copy_submission(job, path):
 
 
 def report(job):
-    """Write report.html from the results that the run has so far, and log the score and the files to look at."""
+    """Write report.html from the results so far, and log the score and the paths of submission and page."""
     try:
         log.info(f"score: {job.recipe.metric} {format_interval(read_score(job)[job.recipe.metric])} out of fold")
     except InputError as error:
@@ -326,11 +326,11 @@ def report(job):
 
 
 def write_page(job):
-    """Write report.html and log its path; nothing that a page shows follows from a refit."""
+    """Write report.html and log its path; a refit has no page."""
     if not processes.is_main():
         return
     if job.run.step("refit") is not None:
-        log.info(f"no page: that of {job.run.step('refit')['run']} shows how the rule was chosen")
+        log.info(f"no page: the page of {job.run.step('refit')['run']} shows how the rule was chosen")
         return
     with processes.working_as(processes.ALONE):
         write_report(job, job.recipe.report)

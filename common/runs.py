@@ -20,7 +20,7 @@ from common.paths import lock, read_json, remove_leftovers, write_json
 from common.processes import is_main
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33}
-FINISHED = {"colour": "green"}  # `extra` of the log lines that end something
+FINISHED = {"colour": "green"}  # `extra` of log lines at the end of a command
 MARKS = (".lock", "config.json", "manifest.json")  # any of these identifies a folder as a run
 PACKAGES = (  # recorded in manifest.json
     *("torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "numpy", "pandas"),
@@ -29,10 +29,10 @@ PACKAGES = (  # recorded in manifest.json
 
 
 class Run:
-    """One run folder. `manifest` records the versions and, for each finished step, the key of its inputs and settings.
+    """A run folder. `manifest` records versions and, for each finished step, the key of its inputs and settings.
 
-    Opening a folder locks it; InputError if another process has it open, unless `may_join`: then `joined` is True, and
-    this process only helps with the trainings. Under torchrun only the first process locks and writes.
+    Opening a folder locks it. If another process has it open, this raises InputError, or with `may_join` sets `joined`,
+    and this process only helps with the trainings. Under torchrun, only the first process locks and writes.
     """
 
     def __init__(self, folder, may_join=False):
@@ -64,7 +64,7 @@ class Run:
             return open(os.devnull)
 
     def close(self):
-        """Release the lock; remove the folder, and its parents, if they are new and hold nothing but the log."""
+        """Release the lock; remove the folder and its parents if they are new and contain nothing but the log."""
         if self._lock is None:
             return
         if self._new and not self.joined and {path.name for path in self.folder.iterdir()} <= {".lock", "log.txt"}:
@@ -79,7 +79,7 @@ class Run:
         return self.folder.joinpath(*parts)
 
     def maps(self, name, new=False):
-        """Return the path of the maps of predictions; earlier versions wrote .npy files, which `new` ones replace."""
+        """Return the path of a prediction's maps; earlier versions wrote .npy files, which `new` maps replace."""
         old = self.path(f"{name}_probs.npy")
         if new:
             old.unlink(missing_ok=True)
@@ -97,7 +97,7 @@ class Run:
         return found
 
     def write_config(self, solution, preset, config):
-        """Write config.json, from which commands without a preset read their settings."""
+        """Write config.json, from which commands without a preset read the settings."""
         if is_main() and not self.joined:
             write_json(self.path("config.json"), {"solution": solution, "preset": preset, **to_dict(config)})
 
@@ -118,11 +118,11 @@ class Run:
         return self.manifest.get("steps", {}).get(name)
 
     def record(self, step, key, **about):
-        """Record in manifest.json that `step` is finished; `about` holds its key figures."""
+        """Record in manifest.json that `step` is finished; `about`: its key figures."""
         if not is_main():
             return
         manifest = self.manifest
-        manifest.setdefault("steps", {}).pop(step, None)  # the newest comes last
+        manifest.setdefault("steps", {}).pop(step, None)  # the newest step comes last
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         manifest["steps"][step] = {"key": digest(key), "finished": stamp, **about}
         write_json(self.path("manifest.json"), manifest)
@@ -154,7 +154,7 @@ def git_revision():
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that ignores a full disk, so that the step that writes a result reports it."""
+    """A log file that ignores a full disk, which the step that writes results will report."""
 
     def handleError(self, record):
         if not isinstance(sys.exc_info()[1], OSError):
@@ -168,7 +168,7 @@ def coloured(text, colour, stream):
 
 
 class _Console(logging.Handler):
-    """Print above the progress bars instead of through them; common.cli prints errors."""
+    """Print above the progress bars instead of into them; common.cli prints errors."""
 
     def emit(self, record):
         if record.levelno < logging.ERROR:
@@ -178,7 +178,7 @@ class _Console(logging.Handler):
 
 
 def start_log(file=None):
-    """Send this project's log lines to the terminal and, with `file`, to that file too; of the first process alone."""
+    """Send this project's log to the terminal and, if given, to `file`, in the first process only."""
     handlers = [logging.NullHandler()]
     if is_main():
         console = _Console()

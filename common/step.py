@@ -13,12 +13,12 @@ from common.config import digest, file_hash, flatten, to_dict
 from common.errors import InputError, log
 from common.paths import read_json
 
-LARGE = 10**8  # bytes; of larger files only the size is compared
+LARGE = 10**8  # bytes; for larger files, only the size is compared
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step, named like the verb that makes it.
+    """A step, named like the verb that runs it.
 
     make(job) writes `files` and returns a dict for the manifest, or None. needs: names of the steps whose results it
     reads. reads(job): JSON values of everything else it depends on (settings, hashes of other files). files: names of
@@ -39,7 +39,7 @@ def files_of(job, step):
 
 
 def key_of(job, step):
-    """Return the digest of everything a step depends on. Raises InputError if a step that it needs is not current."""
+    """Return the digest of all that a step depends on. Raises InputError if a step that it needs is not current."""
     needed = [require(job, job.steps[name])["key"] for name in step.needs]
     return digest(step.name, step.reads(job), needed)
 
@@ -59,7 +59,7 @@ def require(job, step):
 
 
 def changed_settings(job):
-    """Return how the settings differ from config.json, such as " (--seed was 0, now 1)"; "" if they do not."""
+    """Return the differences from config.json's settings, such as " (--seed was 0, now 1)", or ""."""
     path = job.run.path("config.json")
     stored = read_json(path) if path.is_file() else None
     before = dict(flatten(stored)) if isinstance(stored, dict) else {}
@@ -90,7 +90,7 @@ def run_step(job, step):
 
 
 def _is_done(job, step, key):
-    """Return whether the step was built from `key` and its files are unchanged since."""
+    """Return whether the step was made from `key` and its files have not changed since."""
     record = job.run.step(step.name)
     return record is not None and record["key"] == digest(key) and not _changed(job, step, record)
 
@@ -106,7 +106,7 @@ def _stamps(job, step):
 
 
 def file_stamp(path):
-    """Return a value that changes with a file (its hash, or the size of a large one) or a folder; None if missing."""
+    """Return a value that changes with a file (hash, or size if large) or a folder's content; None if missing."""
     if path.is_dir():
         return digest([(each.name, file_stamp(each)) for each in sorted(path.iterdir())])
     if not path.is_file():
@@ -116,7 +116,7 @@ def file_stamp(path):
 
 
 def cached_hash(path):
-    """Return the SHA-256 of a file, cached while its size and time are unchanged."""
+    """Return the SHA-256 of a file, cached while its size and modification time are unchanged."""
     found = path.stat()
     return _hash(path, found.st_size, found.st_mtime_ns)
 

@@ -1,7 +1,7 @@
 """Augmentation pipelines for single-channel radiographs and their masks.
 
-Pipelines take and return uint8 (H, W) or (H, W, 1), with an optional mask of 0/1 that follows the geometry; only `Warp`
-may change the size. Randomness comes from the generators that the dataset sets for each sample (common.data.loaders).
+Pipelines take and return uint8 (H, W) or (H, W, 1), and an optional 0/1 mask, to which geometric transforms apply too;
+only `Warp` may change the size. The dataset sets the random generators for each sample (common.data.loaders).
 """
 
 import os
@@ -10,7 +10,7 @@ from math import cos, exp, log, radians, sin
 import cv2
 import numpy as np
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise its import looks up newer versions on the network
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise its import queries the network for newer versions
 
 import albumentations as A
 
@@ -20,12 +20,12 @@ from common.errors import InputError
 
 def compose(transforms):
     """Return the pipeline of a list of albumentations transforms."""
-    # bilinear on 0 and 1 rounds back to 0 and 1; the nearest pixel would shift a resized mask by half a pixel
+    # bilinear, rounded back to 0 and 1: nearest-neighbour would shift a resized mask by half a pixel
     return A.Compose(transforms, mask_interpolation=cv2.INTER_LINEAR)
 
 
 def crop_near_mask(side, p=0.8):
-    """Return a random crop of `side` pixels which, with probability `p`, holds a part of the mask, if there is one."""
+    """Return a random crop of `side` pixels that, with probability `p`, contains a part of the mask, if any."""
     return A.OneOf([A.CropNonEmptyMaskIfExists(side, side, p=p), A.RandomCrop(side, side, p=1 - p)], p=1.0)
 
 
@@ -49,12 +49,12 @@ def paper_siim(p=0.5):
 
 
 def paper_siim_enrichment():
-    """Return the four transforms of `paper_siim` as pipelines that always act, for the kinds of `enrichment_plan`."""
+    """Return the four transforms of `paper_siim`, always applied, for the kinds of `enrichment_plan`."""
     return [compose([transform]) for transform in paper_siim(1.0).transforms]
 
 
 def podium_siim(size, p=0.5, rare=0.3):
-    """Return the kinds of transform that SIIM's first places share, for images of `size` × `size`.
+    """Return the kinds of transforms that SIIM's top solutions share, for images of `size` × `size`.
 
     With probability `p` each: flip, affine. With probability `rare` each: brightness, contrast or gamma; elastic, grid
     or optical distortion; a square crop of at least 0.75 of the side, resized back. The numbers are ours.
@@ -77,9 +77,9 @@ def podium_siim(size, p=0.5, rare=0.3):
 def paper_covid(size):
     """Return Ahmed et al.'s table 3: scale of x, shear, rotation, gamma, salt and pepper, blur, noise, in this order.
 
-    The blur's kernel of 11 pixels belongs to the paper's 512: it shrinks with `size`, and is read as a Gaussian with
-    OpenCV's sigma for 11, which is 2. The table's noise of 0.5 would hide everything as a share of the grey range; it
-    is read as half the standard deviation of an image, which is about 0.25 of that range.
+    The blur's kernel of 11 pixels refers to the paper's 512 pixels and shrinks with `size`. We take it for a Gaussian
+    with OpenCV's sigma for 11, which is 2. The table's noise of 0.5 would hide everything as a share of the grey range;
+    we take it as half the standard deviation of an image, which is about 0.25 of that range.
     """
     kernel, sigma, noise = 2 * round(5 * size / 512) + 1, 2 * size / 512, 0.5 * 0.25
     steps = [
@@ -102,9 +102,9 @@ def _affine(shift, scale, rotate, p):
 
 
 class Elastic(A.ElasticTransform):
-    """Albumentations' elastic transform with its displacements drawn on a grid of half a sigma and enlarged: cheaper.
+    """Albumentations' elastic transform, made cheaper by drawing displacements on a grid of half a sigma.
 
-    Their standard deviation and correlation are the same but for 2 %; noise_distribution is always uniform.
+    The displacements' standard deviation and correlation stay within 2 %; noise_distribution is always uniform.
     """
 
     def get_params_dependent_on_data(self, params, data):
@@ -117,7 +117,7 @@ class Elastic(A.ElasticTransform):
 
 
 class Warp(A.DualTransform):
-    """Apply one homography to image and mask, so that combined movements interpolate the pixels only once.
+    """Apply one homography to image and mask, so combined geometric transforms interpolate the pixels only once.
 
     draw: takes a random.Random, returns the matrix (3, 3) from source to target in coordinates of −1 to 1, x to the
     right and y downwards. border: OpenCV's border mode, black by default. size: side of the output.
@@ -148,7 +148,7 @@ def _normalise_pixels(height, width):
 def homography(turn=0.0, zoom=(1.0, 1.0), shear=0.0, shift=(0.0, 0.0), keystone=(0.0, 0.0)):
     """Return the matrix that scales, shears along x, rotates (degrees), tilts and shifts (half sides), in this order.
 
-    keystone: by how much one edge grows while the opposite one shrinks, along x and y, in half sides.
+    keystone: the amount by which one edge grows and the opposite one shrinks, along x and y, in half sides.
     """
     c, s = cos(radians(turn)), sin(radians(turn))
     matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ [[zoom[0], shear * zoom[1], 0], [0, zoom[1], 0], [0, 0, 1]]
@@ -166,10 +166,10 @@ def jitter(random, p, limit):
 
 
 class Lighting(A.ImageOnlyTransform):
-    """Change brightness and contrast as fastai does: add to and multiply the logit of the grey level.
+    """Change brightness and contrast like fastai, by adding to and multiplying the logit of the grey level.
 
-    Each happens with probability `p`. brightness b: shift by at most the logit of 0.5 ± b/2; contrast c: factor from
-    1 − c to 1 / (1 − c).
+    Each is applied with probability `p`. brightness b: shift by at most the logit of 0.5 ± b/2; contrast c: factor
+    from 1 − c to 1 / (1 − c).
     """
 
     def __init__(self, brightness=0.2, contrast=0.2, p=0.75):
@@ -211,8 +211,8 @@ class BlockMask(A.ImageOnlyTransform):
 class DiffusedNoise(A.ImageOnlyTransform):
     """Add the union of random discs, smoothed by a Gaussian, to the brightness; masks and boxes are unchanged.
 
-    discs: least and greatest number, centred anywhere in the image. radius, sigma (of the Gaussian): in shorter sides
-    of the image. strength: range of what is added inside a large disc, as a fraction of 255, negative for darker.
+    discs: smallest and largest number; centres lie anywhere in the image. radius, sigma (of the Gaussian): fractions of
+    the shorter side. strength: range of the value added inside a large disc, as a fraction of 255, negative: darker.
     Source: Selvan et al. 2020 (arXiv:2005.10052), whose published code draws 10 to 20 discs of at least 25 pixels'
     radius on 640 × 512, smooths by 25 pixels and adds 0.6, less 0.1 everywhere; the other limits are ours.
     """
@@ -230,7 +230,7 @@ class DiffusedNoise(A.ImageOnlyTransform):
 
     def apply(self, img, circles, level, **params):
         height, width = img.shape[:2]
-        # a grid of three points a sigma is fine enough for the smooth field, and its cost hardly grows with the image
+        # three grid points per sigma are fine enough for the smooth field, at a cost nearly independent of image size
         step = max(1.0, self.sigma * min(height, width) / 3)
         h, w = max(1, round(height / step)), max(1, round(width / step))
         field = np.zeros((h, w), np.float32)
@@ -246,15 +246,15 @@ class DiffusedNoise(A.ImageOnlyTransform):
 def enrichment_plan(labels, n_types, seed):
     """Return int64 `(indices, kinds)` of a training set balanced by augmented copies of its positives.
 
-    labels: (n,) of 0/1. The first n entries are the samples themselves with kind −1, without augmentation. Then come
-    (negatives − positives) / n_types copies, rounded down, of each kind 0 to n_types − 1, every positive copied
-    equally often within one. Raises InputError without positives, or with more positives than negatives. Source: the
-    enrichment alternative of the SIIM paper.
+    labels: (n,) of 0/1. The first n entries are the samples themselves, with kind −1 (no augmentation). They are
+    followed by (negatives − positives) / n_types copies, rounded down, of each kind 0 to n_types − 1; the numbers of
+    copies of two positives differ by at most one. Raises InputError if there are no positives, or more positives than
+    negatives. Source: the enrichment alternative of the SIIM paper.
     """
     positives = np.flatnonzero(np.asarray(labels) == 1)
     negatives = len(labels) - len(positives)
     if not 0 < len(positives) <= negatives:
-        raise InputError(f"{len(positives)} positives and {negatives} negatives: nothing to balance by copies")
+        raise InputError(f"{len(positives)} positives and {negatives} negatives: copies cannot balance them")
     share = (negatives - len(positives)) // n_types
     copies = passes(positives, 0, share * n_types, seed, 2)
     kinds = np.concatenate([np.full(len(labels), -1), np.repeat(np.arange(n_types), share)])

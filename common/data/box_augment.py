@@ -1,32 +1,33 @@
-"""Augmentation pipelines of the detectors; boxes follow geometric transforms, and image sizes do not change.
+"""Augmentation pipelines for detectors; geometric transforms apply to the boxes too, and image sizes do not change.
 
-Each takes uint8 (H, W) images with `bboxes` float (n, 4) in pixels and their `labels`, and returns the same. Flips,
-rotations and scaling show findings on the other side or in another shape, but the paper and the winners use them too.
+Each takes and returns uint8 (H, W) images with `bboxes`, float (n, 4) in pixels, and their `labels`. Flips, rotations
+and scaling move findings to the other side or change their shape, but the paper and the winners use them too.
 """
 
 import cv2
 import numpy as np
 
-# imported from there, where the check for new versions is switched off
+# imported from there, since that module switches off the check for new versions
 from common.data.augment import A, DiffusedNoise
 
 
 def compose(transforms):
     """Return the pipeline of `transforms` for images with boxes.
 
-    Boxes are clipped at the border and dropped if a step leaves under 0.3 of their area (ours) or a side under 1 pixel.
+    Boxes are clipped at the border, and dropped if a step leaves less than 0.3 of their area (our choice) or a side of
+    less than one pixel.
     """
     boxes = A.BboxParams("pascal_voc", ["labels"], min_visibility=0.3, min_width=1, min_height=1, clip=True)
     return A.Compose(transforms, bbox_params=boxes)
 
 
 def brightness(p):
-    """Return a blend with black by a weight of 0.7 to 1.3, as in Detectron2, the paper's library."""
+    """Return a transform that blends the image with black, weight 0.7 to 1.3, as Detectron2 does."""
     return A.ColorJitter(brightness=(0.7, 1.3), contrast=(1, 1), saturation=(1, 1), hue=(0, 0), p=p)
 
 
 def contrast(p):
-    """Return a blend with the image's mean grey level by a weight of 0.7 to 1.3, as in Detectron2."""
+    """Return a transform that blends the image with its mean grey level, weight 0.7 to 1.3, as Detectron2 does."""
     return A.ColorJitter(brightness=(1, 1), contrast=(0.7, 1.3), saturation=(1, 1), hue=(0, 0), p=p)
 
 
@@ -36,9 +37,9 @@ def crop(most, p):
 
 
 class ShortSide(A.DualTransform):
-    """Shrink the image as for a shorter side of 640, 672 … 800 of 800 pixels, and fill up right and bottom.
+    """Shrink the image by 640, 672 … 800 over 800, as for a shorter side of that length; pad the right and the bottom.
 
-    The fill is ImageNet's mean grey level, 0 for a mask. Source: Detectron2's default mapper and its batches.
+    The padding is ImageNet's mean grey level, 0 for a mask. Source: Detectron2's default mapper and its batches.
     """
 
     def get_params(self):
@@ -54,7 +55,7 @@ class ShortSide(A.DualTransform):
         return self.apply(mask, **params, fill=0)
 
     def apply_to_bboxes(self, bboxes, factor, **params):
-        out = bboxes.copy()  # in shares of the sides; further columns stay
+        out = bboxes.copy()  # as fractions of the sides; further columns stay
         out[:, :4] *= np.tile([round(side * factor) / side for side in params["shape"][1::-1]], 2)
         return out
 
@@ -62,13 +63,13 @@ class ShortSide(A.DualTransform):
 def pipeline(name, size, default_mapper=False):
     """Return the pipeline of an augmentation by its name for images of `size` pixels, None if it changes nothing.
 
-    built_in: Berger et al.'s transforms of Detectron2: contrast and brightness by 0.7 to 1.3, rotation by ± 10 degrees
-    and a crop of at least 0.8 of each side, with probability 0.2 each; flip with 0.5; Gaussian blur with kernel 5.
-    Saturation has no effect on grey images. For the blur, the paper gives no probability (0.2 here) and no image size:
-    its sigma is OpenCV's for kernel 5 at 1024 pixels, scaled with the size. Rotation shrinks the image until its
-    corners are inside, like Detectron2's larger canvas; a rotated box becomes its bounding box. noise: diffused noise,
-    with our probability of 0.5, since the paper gives none. both: built_in, then noise. podium: the winners' kinds of
-    transforms with our parameters. default_mapper: Detectron2's own flip and jitter of the shorter side follow.
+    built_in: the transforms of Detectron2 that Berger et al. use. Contrast and brightness by 0.7 to 1.3, rotation by
+    ± 10 degrees and a crop of at least 0.8 of each side, with probability 0.2 each; flip with 0.5; Gaussian blur with
+    kernel 5. Saturation has no effect on grey images. For the blur, the paper gives neither a probability (0.2 here)
+    nor an image size; sigma is OpenCV's for kernel 5 at 1024 pixels, scaled with the size. Rotation shrinks the image
+    until its corners are inside, like Detectron2's larger canvas; a rotated box becomes its bounding box.
+    noise: diffused noise with our probability of 0.5, since the paper gives none. both: built_in, then noise. podium:
+    the winners' transforms with our parameters. default_mapper: add Detectron2's flip and jitter of the shorter side.
     """
     tone, turn = [contrast(0.2), brightness(0.2)], A.SafeRotate((-10, 10), p=0.2)
     flip, noise = A.HorizontalFlip(p=0.5), DiffusedNoise(p=0.5)

@@ -1,19 +1,19 @@
-"""Training images made of others with boxes: mosaic and mixup.
+"""Training images composed of several images with boxes: mosaic and mixup.
 
-A part is (image uint8 (C, S, S), boxes float32 (n, 4) in its pixels, labels int64 (n,)), as is what they return.
+A part is (image uint8 (C, S, S), boxes float32 (n, 4) in its pixels, labels int64 (n,)); so is every result.
 """
 
 import cv2
 import numpy as np
 
 MIXUP = 1.5  # both parameters of the Beta distribution of mixup's share. Source: Zhang et al. 2019
-CENTRE = 0.3, 0.7  # of the side: where the parts of a mosaic may meet; ours, YOLOX has half of it
+CENTRE = 0.3, 0.7  # fractions of the side between which a mosaic's parts meet; ours (YOLOX: 0.25 to 0.75)
 
 
 def mosaic(parts, x, y):
     """Return the image of four parts, in reading order, that meet at the pixel x, y.
 
-    Each part is shrunk to its quarter instead of cut as in YOLOv4 (Bochkovskiy et al. 2020), so that a box stays exact.
+    Each part is shrunk to its quarter, so boxes stay exact; YOLOv4 (Bochkovskiy et al. 2020) crops the parts instead.
     """
     out, boxes, side = np.empty_like(parts[0][0]), [], parts[0][0].shape[-1]
     corners = [(0, 0, x, y), (x, 0, side, y), (0, y, x, side), (x, y, side, side)]
@@ -25,7 +25,7 @@ def mosaic(parts, x, y):
 
 
 def mixup(one, other, share):
-    """Return the mean of two images, the first having `share` of it, with the boxes of both.
+    """Return the weighted mean of two images, `share` being the first one's weight, with the boxes of both.
 
     Source: Zhang et al. 2019, Bag of Freebies for Training Object Detection Neural Networks.
     """
@@ -34,9 +34,9 @@ def mixup(one, other, share):
 
 
 def mix(read, index, n, chances, rng):
-    """Return the part `index` of the n that read(index) returns, perhaps as a mosaic, then perhaps mixed up.
+    """Return part `index` of n, read by read(index), possibly made into a mosaic and then possibly mixed up.
 
-    chances: of a mosaic and of mixup, in [0, 1]; the other parts are drawn from all.
+    chances: probabilities of a mosaic and of mixup, in [0, 1]; the other parts are drawn from all n.
     """
     part = read(index)
     if rng.random() < chances[0]:

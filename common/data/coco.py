@@ -1,4 +1,4 @@
-"""COCO's JSON of images, categories and annotations, read and written."""
+"""Read and write COCO files: JSON with images, categories and annotations."""
 
 import numpy as np
 import pandas as pd
@@ -8,11 +8,11 @@ from common.paths import read_json, strip_suffix, write_json
 from common.post.boxes import BOX, clip
 
 EDGE = 1.0  # pixels by which rounding can move a box outside its image
-OF_IMAGE = ["patient_id", "split", "fold"]  # further fields of an image, "" if not given
+OF_IMAGE = ["patient_id", "split", "fold"]  # optional fields of an image, "" if missing
 
 
 def list_part(path, content, name):
-    """Return a list of the file's content. Raises InputError unless it is one of objects."""
+    """Return the list `name` of a file's content. Raises InputError unless it is a list of objects."""
     part = content.get(name) if isinstance(content, dict) else None
     if not isinstance(part, list) or not all(isinstance(each, dict) for each in part):
         raise InputError(f"{path}: not a COCO file (no list of {name})")
@@ -54,10 +54,10 @@ def read_coco(path):
 def read_boxes(path, classes, scored=True):
     """Return the detections of a COCO file and its images; image_id is the file's name without its suffix.
 
-    classes: {name: number}, in any case. Detections: image_id, class_id, score (if `scored`), x_min, y_min, x_max,
-    y_max, clipped where it leaves an image of known size by up to a pixel; the box of `No finding` is 0 0 1 1. Images:
-    as of `read_coco`, with image_id. Raises InputError naming the annotation for a class that is not in `classes`, a
-    box that is not one, and a score that is missing or not in [0, 1].
+    classes: {name: number}, ignoring case. Detections: image_id, class_id, score (if `scored`), x_min, y_min, x_max,
+    y_max. Boxes that leave an image of known size by up to a pixel are clipped; the box of `No finding` is 0 0 1 1.
+    Images: as from `read_coco`, with image_id. Raises InputError naming the annotation for a class that is not in
+    `classes`, an invalid box, and a score that is missing or not in [0, 1].
     """
     images, marks, _ = read_coco(path)
     images["image_id"], sizes = images["name"].map(strip_suffix), images.set_index("name")[["width", "height"]]
@@ -87,7 +87,7 @@ def box_fields(box):
 
 
 def to_coco(images, classes, found):
-    """Return a COCO file of images, rows of a run's table, with annotations `found`: (image, class, fields)."""
+    """Return the content of a COCO file for images (rows of a run's table) and `found`: (image, class, fields)."""
     pictures = [
         {"id": k, "file_name": row.file if hasattr(row, "file") else row.image_id}
         | {"width": int(row.width), "height": int(row.height)}

@@ -20,10 +20,10 @@ from common.data.grey import colour_share, silence_pydicom, to_uint8
 from common.errors import InputError, check
 from common.paths import is_dicom
 
-COLOUR_LIMIT = 0.12  # a file whose `colour` is above is a colour picture, not a radiograph
+COLOUR_LIMIT = 0.12  # a file with a higher `colour` is a colour picture, not a radiograph
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JSRT_SIDE, _JSRT_TOP = 2048, 4095  # pixels; the highest of 12 bits
+_JSRT_SIDE, _JSRT_TOP = 2048, 4095  # pixels; highest 12-bit value
 _PLAIN_META = b"\0" * 128 + b"DICM\x02\0\x10\0UI\x14\0" + b"1.2.840.10008.1.2.1\0"  # explicit little endian
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom returns all of these as RGB
 _HEADER_TAGS = {"patient_id": "PatientID", "patient_age": "PatientAge", "patient_sex": "PatientSex"}
@@ -34,21 +34,21 @@ _YEARS_PER_UNIT = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
 def read_image(path):
     """Return one radiograph as uint8 (H, W), C-contiguous, bright where the patient absorbs.
 
-    The content decides on the format:
+    The file's content determines its format:
 
     - DICOM: stored values → modality LUT or rescale → VOI LUT, else the first window → inverted if MONOCHROME1 →
       8 bits. An unsigned 8-bit image without any of these mappings keeps its values (MONOCHROME1: 255 - v). All others
       are stretched by trunc((v - min) / (max - min) * 255) in float64; a constant image becomes 0. Colour images are
-      converted to RGB and then treated as below, without a window. Padding (PixelPaddingValue) takes no part in min
-      and max. Mappings that cannot be applied or leave fewer than four grey levels are ignored, the last one first.
+      converted to RGB and then treated as below, without a window. Padding (PixelPaddingValue) is ignored in min and
+      max. Mappings that cannot be applied or leave fewer than four grey levels are ignored, the last one first.
     - PNG and JPEG: 8-bit grey is unchanged; colour becomes 0.299 R + 0.587 G + 0.114 B, alpha is dropped; 16 bits are
       stretched as above. EXIF orientation is not applied.
     - Other files named .IMG (in any case): raw files of the JSRT database, 2048 × 2048 big-endian 16-bit values, of
-      which 12 bits are used, without a header. Low values absorb, so 4095 - v is stretched as above.
+      which 12 bits are used, without a header. Low values mean absorption, so 4095 - v is stretched as above.
 
-    Raises InputError naming the file if it is missing, cut short, damaged, of another format, has several frames, no
-    pixels or more than 200 million of them (environment variable CXR_MAX_PIXELS), or cannot be decoded; a raw file also
-    if its length is not 8,388,608 bytes or a value is above 4095 (the other byte order). Source: DICOM PS3.3
+    Raises InputError naming the file if it is missing, truncated, damaged, of another format, has several frames, no
+    pixels or more than 200 million of them (environment variable CXR_MAX_PIXELS), or cannot be decoded; for raw files
+    also if the length is not 8,388,608 bytes or a value is above 4095 (wrong byte order). Source: DICOM PS3.3
     C.7.6.3.1.2, C.11.1, C.11.2; http://db.jsrt.or.jp/eng.php.
     """
     return read_image_and_header(path)[0]
@@ -57,9 +57,9 @@ def read_image(path):
 def read_image_and_header(path, side=0):
     """Return `read_image(path)` and `read_header(path)`, the latter with "colour" and "note".
 
-    colour: the image's `colour_share`; above COLOUR_LIMIT it is a colour picture. note: which unusable elements were
-    ignored, a line of text, mostly empty. side: above 0, a grey JPEG 2000 without padding is decoded at a half, quarter
-    … of its size, both sides at least `side`, which `note` says. Raises InputError as the two do.
+    colour: the image's `colour_share`; above COLOUR_LIMIT it is a colour picture. note: a line of text about ignored
+    unusable elements, mostly empty. side: if above 0, a grey JPEG 2000 without padding is decoded at a half, a quarter
+    … of its size with both sides at least `side`, and `note` says so. Raises InputError like both functions.
     """
     with _name_errors(path):
         if not _is_dicom(path):
@@ -77,10 +77,10 @@ def read_image_and_header(path, side=0):
 
 
 def read_header(path):
-    """Return a dict of an image file's header, without decoding the pixels.
+    """Return an image file's header as a dict, without decoding the pixels.
 
     Keys: width, height (pixels); patient_id, patient_sex, view_position, modality, photometric, transfer_syntax (name)
-    as str, empty where unknown; patient_age in whole years or None. PNG, JPEG and raw files have only the size. Raises
+    as str, empty if unknown; patient_age in whole years or None. PNG, JPEG and raw files have only the size. Raises
     InputError naming the file.
     """
     with _name_errors(path):
@@ -118,7 +118,7 @@ def _read_dicom(path, side=0):
 
 
 def _load(path, **options):
-    """Return pydicom's `dcmread(path, **options)`; a deflated file is inflated within the limit on bytes."""
+    """Return pydicom's `dcmread(path, **options)`, inflating deflated files up to the limit on bytes."""
     with open(path, "rb") as file:
         read_preamble(file, force=False)
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
@@ -133,7 +133,7 @@ def _load(path, **options):
 
 
 def _check_dicom(dataset, path):
-    """Raise InputError for an image that is not read, before it is decoded."""
+    """Raise InputError for an image of an unsupported kind, before it is decoded."""
     check("PixelData" in dataset, f"{path}: no pixel data (cut short, or not an image)")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise InputError(f"{path}: {dataset.NumberOfFrames} frames, only single images are read")
@@ -146,7 +146,7 @@ def _check_dicom(dataset, path):
 
 
 def _decode(dataset, path, side, values):
-    """Return the stored values; if they are halved, `values` gets a note."""
+    """Return the stored values; add a note to `values` if they are decoded at a lower resolution."""
     halvings, rows, columns, samples = 0, dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated or syntax == uid.RLELossless:
@@ -160,7 +160,7 @@ def _decode(dataset, path, side, values):
             raise InputError(f"{path}: the compressed image has {found} values, the header names {expected}")
         layout = dataset.BitsAllocated, dataset.BitsStored, dataset.PixelRepresentation, samples
         is_plain = syntax == uid.JPEGBaseline8Bit and layout == (8, 8, 0, 1)
-        if side and "PixelPaddingValue" not in dataset:  # which would be averaged with its neighbours
+        if side and "PixelPaddingValue" not in dataset:  # padding would be averaged with its neighbours
             halvings = jpeg.count_halvings(stream, *layout[1:3], side)
             values |= {"note": f"JPEG 2000 decoded at 1/{2**halvings} of its size"} if halvings else {}
         pixels = jpeg.decode(stream) if is_plain else guard.decode(path, halvings)
@@ -190,7 +190,7 @@ def _read_size(data, path):
 
 
 def _is_jsrt(path):
-    """Return whether a file other than DICOM is a raw JSRT file by name and content; raise if its length is wrong."""
+    """Return whether a non-DICOM file is a raw JSRT file by name and content; raise if its length is wrong."""
     if not str(path).lower().endswith(".img"):
         return False
     with open(path, "rb") as file:
@@ -208,7 +208,7 @@ def _read_jsrt(path):
 
 
 def _check_png(data, path):
-    """Raise InputError unless every critical chunk is intact, because decoders accept damaged files."""
+    """Raise InputError unless every critical chunk is intact; decoders accept damaged files."""
     at, view = len(_PNG), memoryview(data)
     while at + 12 <= len(data):
         length, kind = unpack_from(">I4s", data, at)

@@ -1,4 +1,4 @@
-"""Folds that share no patient and keep the share of every label."""
+"""Folds that share no patient and in which every label has the same share."""
 
 import re
 
@@ -9,17 +9,17 @@ from common.errors import InputError, check
 from common.paths import atomic_path, escape_formula
 from common.submit.table import read_rows
 
-_SIZE_WEIGHT = 2.0  # of a fold's size beside each label: a wrong size shifts every prevalence at once
+_SIZE_WEIGHT = 2.0  # weight of a fold's size relative to a label: a wrong size shifts every prevalence
 
 
 def make_folds(labels, n_folds, groups=None, seed=0):
-    """Return the fold of each image, int64 (N,) in 0 … n_folds-1, with whole groups and every label spread evenly.
+    """Return the fold of each image, int64 (N,) in 0 … n_folds-1, keeping groups together and labels balanced.
 
-    labels: (N,) integer classes, or (N, C) of 0 and 1 for several labels an image; rows without any label count as
-    one more class. groups: (N,) hashable values such as patient ids, or None if every image is a group of its own.
+    labels: (N,) integer classes, or (N, C) of 0 and 1 for several labels per image; rows without any label count as
+    an additional class. groups: (N,) hashable values such as patient ids, or None if every image is its own group.
     No fold is empty, and the order of the rows does not matter. Raises InputError for groups of another shape or with
-    missing values, and for fewer groups than folds. Method: groups in falling order of their share of all labels, so
-    that rare ones come first, each to the fold that lacks them most (after Sechidis et al. 2011).
+    missing values, and for fewer groups than folds. Method: groups are sorted by falling share of all labels, so rare
+    labels come first, and each group goes to the fold that lacks its labels most (after Sechidis et al. 2011).
 
     >>> make_folds([0, 0, 1, 1, 0, 0], 2, groups=["a", "a", "b", "c", "d", "e"]).tolist()
     [1, 1, 1, 0, 0, 0]
@@ -37,7 +37,7 @@ def holdout(labels, fraction, groups=None, seed=0):
 
 
 def quartile_strata(present, area):
-    """Return int64 (N,): 0 where nothing is present, else 1 … 4 by the quartile of the area among those present.
+    """Return int64 (N,): 0 for images without a finding, else 1 … 4, the quartile of the area among the others.
 
     present: bool (N,); area: (N,) in any unit. An area equal to a quartile belongs to the lower stratum.
     """
@@ -48,7 +48,7 @@ def quartile_strata(present, area):
 def shared_groups(folds, groups):
     """Return the number of images whose group also occurs in another fold.
 
-    folds: (N,) fold numbers, or bool for a hold-out; groups: (N,) as in `make_folds`.
+    folds: (N,) fold numbers, or bool for a holdout; groups: (N,) as in `make_folds`.
     """
     return int(pd.Series(folds).groupby(group_codes(groups, len(folds))).transform("nunique").gt(1).sum())
 
@@ -56,7 +56,7 @@ def shared_groups(folds, groups):
 def save_folds(path, image_ids, folds, groups=None, note=""):
     """Write the CSV `image_id,fold` (and `group`, where given) that `load_folds` reads, atomically.
 
-    note: a comment for the first line, such as how the folds were made. Raises InputError on repeated ids.
+    note: a comment for the first line, such as the method. Raises InputError on repeated ids.
     """
     table = pd.DataFrame({"image_id": _check_unique(image_ids, path), "fold": folds})
     if groups is not None:
@@ -67,7 +67,7 @@ def save_folds(path, image_ids, folds, groups=None, note=""):
 
 
 def load_folds(path, image_ids):
-    """Return the folds of `image_ids`, int64 (N,) in their order, from a CSV of `save_folds`.
+    """Return the folds of `image_ids`, int64 (N,) in their order, from a CSV written by `save_folds`.
 
     Raises InputError naming the file and the first id that is missing, unknown, repeated or without a valid fold.
     """
@@ -87,7 +87,7 @@ def load_folds(path, image_ids):
 def group_codes(groups, n):
     """Return int64 (n,) that numbers the distinct values of `groups` in the order of their text.
 
-    groups: (n,) hashable values without missing ones, or None for n groups of one. Raises InputError otherwise.
+    groups: (n,) hashable values, none missing, or None for n groups of one image. Raises InputError otherwise.
     """
     if groups is None:
         return np.arange(n)
@@ -102,7 +102,7 @@ def group_codes(groups, n):
 
 
 def _label_columns(labels):
-    """Return uint8 (N, classes + 1): a 0/1 column for each class that occurs, and a column of 1 for the fold's size."""
+    """Return uint8 (N, classes + 1): a 0/1 column for each class that occurs, and a column of ones for the size."""
     labels = np.asarray(labels)
     if labels.ndim == 1:
         columns = labels[:, None] == np.unique(labels)
@@ -116,7 +116,7 @@ def _label_columns(labels):
 def _assign_folds(labels, shares, groups, seed):
     columns = _label_columns(labels)
     codes = group_codes(groups, len(columns))
-    if groups is None:  # images of one label set are interchangeable: sorted, their order in the table does not matter
+    if groups is None:  # images with equal labels are interchangeable: sort, so that the table's order is irrelevant
         codes = np.empty(len(columns), np.int64)
         codes[np.lexsort(columns.T)] = np.arange(len(columns))
     n_groups = codes.max() + 1
@@ -124,7 +124,7 @@ def _assign_folds(labels, shares, groups, seed):
     vectors = pd.DataFrame(columns).groupby(codes).sum().to_numpy() / columns.sum(axis=0)
     order = np.random.default_rng(seed).permutation(n_groups)
     weight = (vectors**2).sum(axis=1)
-    if groups is not None:  # compare powers of two: exact weights rarely tie, and every seed would give the same order
+    if groups is not None:  # compare powers of two: exact weights rarely tie, so all seeds would give the same order
         weight = np.frexp(weight)[1]
     order = order[np.argsort(-weight[order], kind="stable")]
     vectors[:, -1] *= _SIZE_WEIGHT
@@ -136,7 +136,7 @@ def _place_groups(vectors, order, shares):
     folds, filled = np.empty(len(vectors), np.int64), np.zeros((len(shares), vectors.shape[1]))
     used = np.zeros(len(shares), bool)
     for place, g in enumerate(order):
-        # summed from left to right, as in earlier versions, so that a seed still gives the same folds
+        # summed from left to right, as in earlier versions, so that seeds keep their folds
         cost = np.cumsum(vectors[g] * (2 * filled + vectors[g]) / shares[:, None], axis=1)[:, -1]
         if len(order) - place <= np.count_nonzero(~used):
             cost[used] = np.inf  # each empty fold needs one of the groups left

@@ -1,4 +1,4 @@
-"""From stored values to 8 bits of grey, and what can be said of the pixels."""
+"""Conversion of stored values to 8-bit grey, and properties of the pixels."""
 
 import hashlib
 import logging
@@ -12,9 +12,9 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from common.jit import compiled
 
-FEW_LEVELS = 4  # a mapping that leaves fewer of many is unusable
-_COLOUR_GRID = 128  # sampled pixels a side
-_COLOUR_STEP = 12  # of 255: JPEG distorts the colours of a tint by less
+FEW_LEVELS = 4  # a mapping that leaves fewer grey levels is unusable
+_COLOUR_GRID = 128  # sampled pixels per side
+_COLOUR_STEP = 12  # of 255: JPEG distorts the colours of a tinted image by less
 _quiet_lock = threading.RLock()
 
 
@@ -23,8 +23,8 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
 
     pixels: (H, W) integers of 8 or 16 bits. bits_stored: number of bits used, None for all. inverted: True for
     MONOCHROME1. dataset: the pydicom Dataset with the window, rescale, tables or padding, or None. Returns uint8
-    (H, W) and a note, empty unless a mapping was ignored: one that cannot be applied, or leaves fewer than FEW_LEVELS.
-    Raises ValueError if all do.
+    (H, W) and a note about ignored mappings, mostly empty: a mapping is ignored if it cannot be applied or leaves fewer
+    than FEW_LEVELS grey levels. Raises ValueError if even the unmapped values leave fewer.
     """
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
     padding, problems = None, []
@@ -33,11 +33,11 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
             _drop_unusable(dataset, problems)
             ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
             ends = sorted(value for value in ends if isinstance(value, int))
-            padding = (ends[0], ends[-1]) if ends else None  # of pixels that belong to no image
+            padding = (ends[0], ends[-1]) if ends else None  # values of pixels outside the image
             for name, mapping in _list_mappings(dataset):
                 try:
                     image = _stretch(pixels, inverted, padding, mapping)
-                except Exception as error:  # of the many that odd elements cause in pydicom
+                except Exception as error:  # pydicom raises many kinds for malformed elements
                     problems.append(f"{name}: {' '.join(str(error).split())[:80]}")
                     continue
                 if _keeps_levels(image, pixels, name, problems):
@@ -55,7 +55,7 @@ def to_uint8(pixels, bits_stored=None, inverted=False, dataset=None):
 
 
 def _keeps_levels(image, pixels, name, problems):
-    """Return whether a mapping left enough grey levels; otherwise add that to `problems`."""
+    """Return whether a mapping left enough grey levels; if not, add a line to `problems`."""
     levels = _count_levels(image)
     if levels >= FEW_LEVELS or _count_levels(pixels) < 2 * FEW_LEVELS:
         return True
@@ -74,7 +74,7 @@ def _count_levels(image):
 
 
 def _drop_unusable(dataset, problems):
-    """Remove what pydicom would stumble over: half a rescaling, an unknown function, which is added to `problems`."""
+    """Remove elements that pydicom cannot handle: half a rescaling, or an unknown function, noted in `problems`."""
     if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
         for keyword in ("RescaleSlope", "RescaleIntercept"):
             dataset.pop(keyword, None)  # pydicom would multiply by the None of an empty element
@@ -86,7 +86,7 @@ def _drop_unusable(dataset, problems):
 
 
 def _list_mappings(dataset):
-    """Return (name, function of stored values) pairs, the best mapping first; no pair where there is none."""
+    """Return (name, function of stored values) pairs, the best mapping first; none for a missing mapping."""
     rescaled = (dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)) != (1, 0)
     windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
     mappings = []
@@ -98,10 +98,10 @@ def _list_mappings(dataset):
 
 
 def _stretch(pixels, inverted, padding, mapping=None):
-    """Return pixels, mapped and stretched to 0..255; padding takes no part in the minimum and maximum."""
+    """Return pixels, mapped and stretched to 0..255; padding is ignored in the minimum and maximum."""
     low, high = int(pixels.min()), int(pixels.max())
     flat = pixels.reshape(-1)
-    # the result depends only on the stored value, so the float64 chain runs once a value instead of once a pixel
+    # the result depends only on the stored value, so it is computed once per value instead of once per pixel
     stored = np.arange(low, high + 1).astype(pixels.dtype)
     mapped = (stored if mapping is None else mapping(stored)).astype(np.float64)
     kept = _find_values(flat, low, len(stored))
@@ -134,19 +134,19 @@ def _look_up(table, low, pixels):
 
 
 def colour_share(image, bits_stored=None):
-    """Return the share (0 to 1) of pixels with a colour that no tint explains.
+    """Return the share (0 to 1) of pixels whose colour cannot be explained by a tint of the whole image.
 
-    image: (H, W), whose share is 0, or (H, W, 3 or 4), unsigned 8 or 16 bits, RGB or BGR; alpha is ignored.
-    bits_stored: number of bits used, None for all. A tint gives every lightness one colour. A pixel therefore counts if
-    its R - G or B - G differs by more than 12 of 255 from the median over the pixels of about its lightness. At most
-    128 × 128 evenly spaced pixels are sampled.
+    image: (H, W), for which the share is 0, or (H, W, 3 or 4), unsigned 8 or 16 bits, RGB or BGR; alpha is ignored.
+    bits_stored: number of bits used, None for all. With a tint, each lightness has one colour. A pixel is therefore
+    counted if its R - G or B - G differs by more than 12 of 255 from the median over the pixels of similar lightness.
+    At most 128 × 128 evenly spaced pixels are sampled.
     """
     if image.ndim == 2:
         return 0.0
     step = -(-max(image.shape[:2]) // _COLOUR_GRID)
     sample = image[::step, ::step, :3].reshape(-1, 3).T.astype(np.int32)
     first, green, last = (sample >> max((bits_stored or image.itemsize * 8) - 8, 0)).clip(0, 255)
-    lightness = (first + green + last) >> 3  # 96 levels; within one, even a tint of one channel varies by at most 8
+    lightness = (first + green + last) >> 3  # 96 levels; within a level, even a one-channel tint varies by at most 8
     counts = np.bincount(lightness, minlength=96)
     middle = counts.cumsum() - counts // 2 - 1  # position of each level's median among the sorted pixels
     coloured = np.zeros(len(lightness), bool)
@@ -165,9 +165,9 @@ def hash_pixels(image):
 
 @contextmanager
 def silence_pydicom():
-    """Silence pydicom, which prints lines for each of the many small rules that real files break.
+    """Silence pydicom, which warns about every small violation of the standard in real files.
 
-    Its settings are restored at the end; the lock keeps threads from restoring each other's.
+    Its settings are restored at the end; the lock prevents threads from restoring each other's.
     """
     logger = logging.getLogger("pydicom")
     with _quiet_lock, warnings.catch_warnings(), pydicom.config.disable_value_validation():

@@ -1,6 +1,6 @@
-"""Protection from hostile images: a limit on their size, and decoders in a process that may die.
+"""Protection against hostile images: a limit on their size, and decoding in a separate process that may crash.
 
-gdcm throws exceptions through C code, which ends its process: one byte of one file would end a whole run.
+gdcm throws exceptions through C code, which kills the process: a single wrong byte would end a whole run.
 """
 
 import contextlib
@@ -17,22 +17,22 @@ import numpy as np
 from common.data.jpeg import DAMAGE, decode_halved
 from common.errors import check
 
-MAX_PIXELS = 200_000_000  # of an image, unless the environment variable CXR_MAX_PIXELS says otherwise
-BYTES_PER_PIXEL = 4  # of a file, times the limit on pixels
+MAX_PIXELS = 200_000_000  # limit per image, unless the environment variable CXR_MAX_PIXELS sets another
+BYTES_PER_PIXEL = 4  # file size limit, times the limit on pixels
 SECONDS = 120  # for decoding one image
 _idle = []  # decoder processes that wait for a file
 os.register_at_fork(after_in_child=_idle.clear)  # they belong to the parent
 
 
 def max_pixels():
-    """Return the largest number of pixels of an image that is decoded. Raises InputError for a bad CXR_MAX_PIXELS."""
+    """Return the largest allowed number of pixels per image. Raises InputError for a bad CXR_MAX_PIXELS."""
     text = os.environ.get("CXR_MAX_PIXELS") or str(MAX_PIXELS)
     check(text.isdecimal() and int(text) >= 1, f"CXR_MAX_PIXELS={text}: not a number of pixels")
     return int(text)
 
 
 def check_size(height, width):
-    """Raise ValueError for an image of no pixels, or of more than `max_pixels`."""
+    """Raise ValueError for an image without pixels or with more than `max_pixels`."""
     if not 0 < height * width <= max_pixels():
         raise ValueError(f"{width}x{height} pixels, the limit is {max_pixels():,} (CXR_MAX_PIXELS)")
 
@@ -46,7 +46,7 @@ def check_bytes(size):
 def decode(path, halvings=0):
     """Return pydicom's `pixel_array` or `jpeg.decode_halved` of a compressed DICOM file, decoded in another process.
 
-    Raises ValueError for whatever goes wrong there: an error of the decoder, its end by a signal, more than SECONDS.
+    Raises ValueError if the decoder fails, is killed by a signal, or takes more than SECONDS.
     """
     process = _idle.pop() if _idle else _start()
     if process.poll() is not None:
@@ -75,23 +75,23 @@ def decode(path, halvings=0):
 
 def _start():
     code = f"import sys; sys.path[:] = {sys.path!r}; from common.data.guard import serve; serve()"
-    # of its own session, so that Ctrl-C ends it no earlier than the parent does, by closing its input
+    # in its own session, so that Ctrl-C does not end it; the parent does, by closing its input
     return subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
 
 
 def serve():
-    """Decode the files named on the standard input, a path and a number of halvings a line, until it is closed."""
+    """Decode the files named on standard input, one path and number of halvings per line, until it is closed."""
     import pydicom
 
     out, warned = os.fdopen(os.dup(1), "wb"), tempfile.TemporaryFile()  # noqa: SIM115  stays open
-    for stream in (1, 2):  # decoders print there
+    for stream in (1, 2):  # decoders print to them
         os.dup2(warned.fileno(), stream)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = (4 << 30) + 16 * max_pixels()
-    with contextlib.suppress(OSError, ValueError):  # not on every system
+    with contextlib.suppress(OSError, ValueError):  # not supported by every system
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     for line in sys.stdin.buffer:
         try:

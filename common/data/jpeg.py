@@ -1,4 +1,4 @@
-"""JPEG streams: their size, read before they are decoded, and a decoder that refuses damaged ones."""
+"""JPEG streams: reading their size without decoding, and a decoder that refuses damaged ones."""
 
 import math
 import re
@@ -12,16 +12,16 @@ from PIL import Image
 from pydicom.encaps import get_frame
 
 START = b"\xff\xd8\xff"
-_J2K = b"\xff\x4f\xff\x51"  # of a JPEG 2000 codestream, which may lie in a JP2 file
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # SOF markers; F7 is that of JPEG-LS
+_J2K = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream, which may be inside a JP2 file
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # SOF markers; F7 is JPEG-LS
 DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression")
-_HARMLESS = re.compile(r"bad ICC marker|unknown JFIF|Unknown Adobe")  # warnings about a good image
+_HARMLESS = re.compile(r"bad ICC marker|unknown JFIF|Unknown Adobe")  # warnings about intact images
 
 
 def read_shape(stream):
     """Return (height, width, components) of a JPEG, JPEG-LS or JPEG 2000 stream, without decoding it.
 
-    Raises ValueError for a stream that is cut short or damaged before its size, and a cut JPEG 2000 stream. Source:
+    Raises ValueError for a stream that ends or is damaged before its size, and for a cut JPEG 2000 stream. Source:
     ITU-T T.81 annex B, T.87 annex C, T.800 annex A.
     """
     if not stream.startswith(START):
@@ -65,28 +65,28 @@ def decode(data):
 
 
 def count_halvings(stream, bits, signed, side):
-    """Return how often a JPEG 2000 codestream can be halved with both sides at least `side`; 0 if it must be whole.
+    """Return how often a JPEG 2000 codestream can be halved with both sides at least `side`; 0: decode at full size.
 
-    Only grey ones of `bits` and this sign, whose header and stream agree, are halved. Source: T.800 annex A.
+    Only grey streams with these `bits` and sign, whose header and stream agree, are halved. Source: T.800 annex A.
     """
     component = (1).to_bytes(2, "big") + bytes([bits - 1 | signed << 7])
     if not stream.startswith(_J2K) or stream[40:43] != component or any(stream[16:24]):
         return 0
-    coding = stream.find(b"\xff\x52", 4 + unpack_from(">H", stream, 4)[0])  # the marker after that of the size
+    coding = stream.find(b"\xff\x52", 4 + unpack_from(">H", stream, 4)[0])  # the marker after the size's
     levels = stream[coding + 9] if 0 < coding < len(stream) - 9 else 0
     sides = read_shape(stream)[:2]
     most = min(levels, max(0, int(math.log2(min(sides) / side))))
-    # Pillow rounds sides to the nearest number, and fails where that is below the next one
+    # Pillow rounds sides to the nearest integer, and fails if that is not rounding up
     return max(k for k in range(most + 1) if all(-(-n >> k) == n + (1 << k >> 1) >> k for n in sides))
 
 
 def decode_halved(dataset, halvings):
-    """Return the stored values of a DICOM dataset, (⌈H / 2^halvings⌉, …), by `count_halvings`: its lower wavelets."""
+    """Return a DICOM dataset's stored values, (⌈H / 2^halvings⌉, …), from the lower wavelet levels."""
     stream, signed = get_frame(dataset.PixelData, 0, number_of_frames=1), dataset.PixelRepresentation
-    Image.MAX_IMAGE_PIXELS = None  # `guard.check_size` knows the limit
+    Image.MAX_IMAGE_PIXELS = None  # `guard.check_size` enforces the limit
     with Image.open(BytesIO(stream)) as image:
         image.reduce = halvings
         pixels = np.asarray(image)
-    # Pillow moves values to the highest bits, and signed ones to 0 or above
+    # Pillow shifts values to the highest bits, and signed values to 0 or above
     values = (pixels >> 8 * pixels.itemsize - dataset.BitsStored).astype(np.int32) - (signed << dataset.BitsStored - 1)
     return values.astype(f"{'ui'[signed]}{dataset.BitsAllocated // 8}")

@@ -1,7 +1,7 @@
-"""From the store to batches, with random numbers that belong to the sample and not to a worker or process.
+"""From the store to batches, with random numbers that depend on the sample, not on a worker or process.
 
-The sampler yields keys `(index, seed)`. The seed depends only on the run's seed, the epoch and the position in it, so
-batches are the same for any number of workers, after a resume in the middle of an epoch, and under torchrun.
+The sampler yields keys `(index, seed)`. The seed depends only on the run's seed, the epoch and the position within the
+epoch, so batches are the same for any number of workers, after resuming within an epoch, and under torchrun.
 """
 
 import os
@@ -19,13 +19,13 @@ from common.errors import InputError, check, log
 from common.paths import read_array
 
 PREFETCH = 4  # batches that a worker prepares ahead
-WORKER_BYTES = 3 * 10**8  # of memory that a worker takes, as measured on Linux
-UNKNOWN = 2  # all pixels of a mask that nobody drew
+WORKER_BYTES = 3 * 10**8  # memory per worker, measured on Linux
+UNKNOWN = 2  # value of all pixels of a mask that does not exist
 _SEEDS, _ORDER = 0, 1  # second words of the random streams, so that no two purposes share one
 
 
 def passes(members, start, count, *key):
-    """Return entries `start` to `start + count` of endlessly repeated `members`, each pass in its own order.
+    """Return entries `start` to `start + count` of the endlessly repeated `members`, each pass in a new order.
 
     members: array (n,), n > 0. key: non-negative integers that seed the orders.
     """
@@ -43,14 +43,14 @@ def sliding_rate(first=0.8, last=0.4):
 class EpochSampler:
     """Batch sampler for `make_loader` that yields lists of keys `(index, seed)`, one epoch after another.
 
-    n: samples in the dataset. batch_size: over all `world` processes, each of which takes a contiguous equal part of
-    every batch, so that together they see the batches of one process.
+    n: samples in the dataset. batch_size: summed over all `world` processes, each of which takes an equal contiguous
+    part of every batch, so that together they see the batches of a single process.
     positive_rate: maps the fraction of the training (0 in the first epoch, 1 in the last) to the epoch's share of
     positives; needs positives, (n,) of 0/1. None is a plain shuffle. Positives are spread evenly: any k consecutive
-    samples hold k × rate of them, within one. A class is reshuffled only after all its samples were drawn.
-    draws: samples an epoch, n by default, whatever the rate, so that schedules see a constant number of steps;
-    positives / mean rate would show each positive about once an epoch. An incomplete last batch is left out.
-    `start_batch`, reset by set_epoch, may be set to the batches already done: iteration and `len()` skip them.
+    samples contain k × rate of them, within one. A class is reshuffled only after all its samples were drawn.
+    draws: samples per epoch, by default n whatever the rate, so that the number of steps is constant; with
+    positives / mean rate, each positive is seen about once per epoch. An incomplete last batch is left out.
+    `start_batch`, reset by set_epoch, may be set to the number of finished batches: iteration and `len()` skip them.
     Raises InputError for impossible arguments.
     """
 
@@ -67,10 +67,10 @@ class EpochSampler:
         self.set_epoch(0, 1)
 
     def set_epoch(self, epoch, n_epochs):
-        """Choose the epoch, 0 to n_epochs − 1, that the next iteration yields."""
+        """Set the epoch of the next iteration, 0 to n_epochs − 1."""
         self.epoch, self.n_epochs, self.start_batch = epoch, n_epochs, 0
         if self.positive_rate is not None:
-            for each in range(n_epochs):  # raise now for an impossible rate, not in the middle of the training
+            for each in range(n_epochs):  # raise for an impossible rate now, not during the training
                 self._rate(each)
 
     def _rate(self, epoch):
@@ -89,7 +89,7 @@ class EpochSampler:
         indices = np.empty(self.draws, dtype=np.int64)
         for label, before in ((0, self.epoch * self.draws - drawn), (1, drawn)):
             where = np.flatnonzero(positive == label)
-            if len(where):  # a class that is not drawn may have no members
+            if len(where):  # a class that is not drawn may be empty
                 indices[where] = passes(self.classes[label], before, len(where), self.seed, _ORDER, label)
         return indices
 
@@ -118,18 +118,18 @@ class SampleDataset(Dataset):
     """Dataset of `(image, target)` over a store, the image uint8 (1, H, W).
 
     `dataset[index, seed]` is augmented with that seed, `dataset[index]` is not.
-    images: uint8 (M, h, w), as an array or the path of a `.npy` file. A file is memory-mapped, in each worker.
-    targets: maps a store row to a mask of 0/1 (any height and width), which becomes uint8 (1, H, W); to several masks
-    (C, height, width), which become uint8 (C, H, W), where a mask that is not known is UNKNOWN throughout; or to a
-    scalar or vector, which becomes float32. None makes the store row the target. Of a mask of floats, the sample's seed
-    draws the level from which pixels are 1, so that the mean over epochs is the mask.
+    images: uint8 (M, h, w), as an array or the path of a `.npy` file, which every worker memory-maps.
+    targets: maps a store row to a 0/1 mask (any height and width), which becomes uint8 (1, H, W); to several masks
+    (C, height, width), which become uint8 (C, H, W), with an unknown mask filled with UNKNOWN; or to a scalar or
+    vector, which becomes float32. None makes the store row the target. A mask of floats is thresholded at a level drawn
+    with the sample's seed, so that its mean over epochs is the mask.
     transform: an albumentations pipeline that keeps the size (see common.data.augment), or None.
-    size: the network's side, or (H, W); None keeps the store's. Images and masks shrink by area average and grow
-    bilinearly; masks are then thresholded at one half, which keeps the area of thin structures.
-    rows: store row of each sample, in any order and with repetition; all rows by default.
+    size: side of the output, or (H, W); None keeps the store's. Images and masks are shrunk by area averaging and
+    enlarged bilinearly; masks are then thresholded at one half, which preserves the area of thin structures.
+    rows: store row of each sample, in any order, repetitions allowed; by default all rows.
     kinds: for each sample −1 for no augmentation, or an index into `transform`, a list of pipelines (enrichment_plan).
-    look(image, store row) -> the image that is resized and augmented, uint8 (h, w), instead of the stored one.
-    crop: side of what `transform` leaves, if it crops.
+    look(image, store row) -> uint8 (h, w), the image to resize and augment instead of the stored one.
+    crop: side of the output of `transform`, if it crops.
     Raises InputError for unusable arguments.
     """
 
@@ -138,7 +138,7 @@ class SampleDataset(Dataset):
         if self.path is not None:
             given, images = images, read_array(self.path)
             if isinstance(given, np.ndarray) and given.shape != images.shape:
-                raise InputError(f"{self.path}: a slice of a memory-mapped array; give it whole and choose by rows")
+                raise InputError(f"{self.path}: a slice of a memory-mapped array; pass it whole and choose by rows")
         if images.dtype != np.uint8 or images.ndim != 3:
             raise InputError(f"{self.path or 'images'}: expected uint8 (N, H, W), got {images.dtype} {images.shape}")
         self.images, self.targets, self.look, self.crop = images, targets, look, (crop, crop) if crop else None
@@ -165,13 +165,13 @@ class SampleDataset(Dataset):
         target = row if self.targets is None else self._target(row, seed)
         pipeline = None if seed is None or self.kinds[index] < 0 else self.pipelines[self.kinds[index]]
         if pipeline is not None:
-            # one pair of generators for the whole pipeline: set_random_seed would give every step the same seed, and so
-            # let all steps with the same p act together (and it takes ten times as long)
+            # one pair of generators for the pipeline: set_random_seed would seed all steps alike, so that steps with
+            # the same p would always be applied together (and it takes ten times as long)
             pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
             out = pipeline(image=image, **({"mask": target} if np.ndim(target) > 1 else {}))
             image, target = out["image"], out.get("mask", target)
             if image.shape != (self.crop or self.size):
-                raise InputError(f"the augmentation made {image.shape} of {self.size}: it must keep the size")
+                raise InputError(f"the augmentation turned {self.size} into {image.shape}: it must keep the size")
         target = _to_tensor(target) if np.ndim(target) > 1 else torch.as_tensor(target)
         return _to_tensor(image), target
 
@@ -207,14 +207,14 @@ def _to_tensor(plane):
 
 
 def _use_one_thread(_worker):
-    cv2.setNumThreads(0)  # threads inside workers would only compete for the cores
+    cv2.setNumThreads(0)  # threads within workers would only compete for cores
     torch.set_num_threads(1)
 
 
 def affordable_workers(workers, batch_bytes):
-    """Return how many of `workers` loader processes this machine can run beside its others; logs if they are fewer.
+    """Return how many of `workers` loader processes this machine can run in addition; log if fewer.
 
-    batch_bytes: of images and targets; /dev/shm holds the batches that wait, and without space there they crash.
+    batch_bytes: size of images and targets. Waiting batches are kept in /dev/shm; without space there, workers crash.
     """
     here, cores = processes.count_here(), processes.cores()
     room = {"cores": max(here, cores), "memory": processes.free_memory() // WORKER_BYTES}
@@ -223,7 +223,7 @@ def affordable_workers(workers, batch_bytes):
     scarce = min(room, key=room.get)
     most = room[scarce] // here
     if most < workers:
-        _say_once(f"{most} instead of {workers} processes read images, for want of {scarce}")
+        _say_once(f"{most} instead of {workers} processes read images, for lack of {scarce}")
     return min(workers, most)
 
 
@@ -233,9 +233,9 @@ def _say_once(line):
 
 
 def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, collate=None):
-    """Return a DataLoader over the batches of `sampler`, the same ones for any number of `workers`.
+    """Return a DataLoader over the batches of `sampler`, which are the same for any number of `workers`.
 
-    There are fewer workers where the machine lacks cores, memory or /dev/shm. Batches are `(images uint8 (B, 1, H, W),
+    Fewer workers are used if cores, memory or /dev/shm are scarce. Batches are `(images uint8 (B, 1, H, W),
     targets)`, or `collate` of a list of items. `seed` keeps the loader from drawing from torch's global generator.
     """
     if workers and len(dataset):
@@ -246,7 +246,7 @@ def make_loader(dataset, sampler, workers=0, seed=0, pin_memory=False, collate=N
 
 
 def eval_loader(dataset, batch_size, workers=0, indices=None, pin_memory=False, collate=None):
-    """Return a DataLoader over `dataset`, or `indices` of it, in order, without augmentation, last batch included."""
+    """Return a DataLoader over `dataset` (or `indices` of it) in order, unaugmented, including the last batch."""
     order = list(range(len(dataset))) if indices is None else [int(index) for index in indices]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return make_loader(dataset, batches, workers, pin_memory=pin_memory, collate=collate)

@@ -1,4 +1,4 @@
-"""The store: all images of a challenge, decoded once into a memory-mapped uint8 array with a table beside it."""
+"""The store: all images of a challenge, decoded once into a memory-mapped uint8 array with a table."""
 
 import errno
 import hashlib
@@ -29,12 +29,12 @@ from common.paths import lock_folder, read_array, read_json, read_parquet, write
 
 VERSION = 3
 HEADER = 128  # bytes before the pixels of a .npy file
-COMMIT_SECONDS = 2.0  # at most this much work is repeated after a kill
+COMMIT_SECONDS = 2.0  # work that is repeated after a kill, at most
 PLACEHOLDER_GREY = 128
-FEW = 64  # images that one process decodes in the time that it takes to start others
+FEW = 64  # images that one process decodes in the time needed to start others
 _TEXTS = ("patient_id", "patient_age", "patient_sex", "view_position", "note")
 RECORD = ("width", "height", "colour", "content", *_TEXTS)
-_CHUNK = 4  # images a task: enough to hide the queue's cost, few enough for the processes to end together
+_CHUNK = 4  # images per task: enough to hide the queue's overhead, few enough for processes to end together
 _worker = {}
 _DAMAGED = "damaged store; run prepare, or delete this folder"
 _FILES = ("images.npy", "table.parquet", "store.json", "journal")
@@ -42,12 +42,12 @@ _FILES = ("images.npy", "table.parquet", "store.json", "journal")
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store: `images` uint8 (N, size, size), memory-mapped and read-only, and `table`, one row an image.
+    """A finished store: `images` uint8 (N, size, size), memory-mapped and read-only, and `table`, a row per image.
 
     Table columns: image_id, row (index into images), width, height (pixels of the original), colour (float, share of
-    coloured pixels, above `common.data.dicom.COLOUR_LIMIT` in colour pictures, NaN for a placeholder), content
+    coloured pixels, above `common.data.dicom.COLOUR_LIMIT` for colour pictures, NaN for a placeholder), content
     (`hash_pixels` of the stored image), ok (False for a placeholder), and patient_id, patient_sex, view_position (empty
-    where unknown; so is content for a placeholder), patient_age (years, Int64 or NA), note (unusable elements that were
+    if unknown, as is content of a placeholder), patient_age (years, Int64 or NA), note (unusable elements that were
     ignored, mostly empty).
     """
 
@@ -69,7 +69,7 @@ class Store:
         return cls(images, table, folder)
 
     def __reduce__(self):
-        return Store.open, (self.folder,)  # another process maps the file instead of receiving a copy
+        return Store.open, (self.folder,)  # other processes map the file instead of receiving a copy
 
 
 def prepare_store(
@@ -78,15 +78,15 @@ def prepare_store(
     """Return the Store in `folder`, after decoding images into it unless it is up to date.
 
     files: mapping from image id to path, in row order; read by `common.data.dicom.read_image` and stretched to
-    size × size by `to_square`. workers: processes, None for one a core.
-    on_bad_image: "error", or "placeholder" for a grey image with ok=False in place of each undecodable one whose id is
-    in `placeholder_ids`; its width and height come from the header if that is readable, else they are `size`.
-    halve: decode large JPEG 2000 at a lower resolution, see `read_image_and_header`.
+    size × size by `to_square`. workers: processes, None for one per core.
+    on_bad_image: "error", or "placeholder" to replace each undecodable image whose id is in `placeholder_ids` by a grey
+    image with ok=False; its width and height come from the header or, if that is unreadable, are `size`.
+    halve: decode large JPEG 2000 images at a lower resolution, see `read_image_and_header`.
 
-    Work happens in `<folder>.partial`, renamed when complete; after an interruption at any moment the next call
-    continues and ends with the same bytes. A store that is damaged or of other files (name, size or time changed) is
-    replaced once the new one is complete. Raises InputError for undecodable images, named together at the end, a full
-    disk, other things in `folder`, and if another process is preparing it.
+    The store is written to `<folder>.partial`, which is renamed when complete. After an interruption at any moment, the
+    next call continues and ends with the same bytes. A store that is damaged or made from other files (name, size or
+    time changed) is replaced once the new one is complete. Raises InputError for undecodable images (listed together at
+    the end), a full disk, foreign files in `folder`, and if another process is preparing the same store.
     """
     folder = Path(folder).resolve()
     check(files, f"{folder}: no images to prepare")
@@ -105,7 +105,7 @@ def prepare_store(
     if folder.exists():
         _check_replaceable(folder)
         if any(folder.iterdir()):
-            print(f"{folder}: damaged or stale (other files, another size, an earlier format), rebuilding")
+            print(f"{folder}: damaged or stale (other files, another size, or an earlier format), rebuilding")
 
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
@@ -125,12 +125,12 @@ def prepare_store(
         print(f"{len(ids)} images, {ids.iloc[0]} for one: {note}")
     if halve:
         n = store.table["note"].str.startswith("JPEG 2000").sum()
-        print(f"{n} of {len(store.table)} images were decoded at a lower resolution, the others whole")
+        print(f"{n} of {len(store.table)} images were decoded at a lower resolution, the others at full size")
     return store
 
 
 def _decode_missing(target, journal, paths, stamps, done, workers, progress):
-    """Decode every row that is not in `done`, record it there and in the journal; return {bad row: problem}."""
+    """Decode each row not in `done`, record it there and in the journal; return {bad row: problem}."""
     todo = [(row, str(path)) for row, path in enumerate(paths) if row not in done]
     bad, pending, committed = {}, [], time.monotonic()
     bar = tqdm(total=len(paths), initial=len(done), disable=not progress, unit="image", desc="prepare")
@@ -160,8 +160,8 @@ def _commit(images, journal, pending):
 
 
 def _read_journal(path, layout, stamps):
-    """Return {row: record} of the rows that an earlier run finished from unchanged files; reset an unusable journal."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the rest was cut off by a kill
+    """Return {row: record} of rows that an earlier run finished from unchanged files; reset an unusable journal."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a kill may have truncated the last line
     done, valid_bytes = {}, 0
     if lines and lines[0] == layout.encode():
         valid_bytes = len(lines[0]) + 1
@@ -207,7 +207,7 @@ def _finish(partial, folder, ids, records, key, shape):
     if folder.exists():
         shutil.rmtree(folder)
     os.rename(partial, folder)
-    (folder / "journal").unlink()  # last, so that after a kill the next run finds every row done
+    (folder / "journal").unlink()  # last, so that after a kill, the next run finds all rows done
 
 
 def time_stamp(path):
@@ -215,7 +215,7 @@ def time_stamp(path):
     try:
         found = os.stat(path)
     except OSError:
-        return [-1, -1]  # reading it will raise the error that names it
+        return [-1, -1]  # reading the file will raise an error that names it
     return [found.st_size, found.st_mtime_ns]
 
 
@@ -224,7 +224,7 @@ def _hash_json(value):
 
 
 def _check_replaceable(folder):
-    """Raise InputError if `folder` is a file or holds anything but a store, because a rebuild deletes it."""
+    """Raise InputError if `folder` is a file or contains anything but a store, since a rebuild deletes it."""
     foreign = [path.name for path in folder.iterdir() if path.name not in _FILES] if folder.is_dir() else ["a file"]
     if foreign:
         raise InputError(f"{folder}: not a store, it holds {foreign[0]!r}; name another folder")
@@ -251,7 +251,7 @@ def _name_full_disk(folder, needed):
 
 @dataclass(frozen=True)
 class Target:
-    """The array file that receives the pixels, the byte offset of its first row, the side of an image, and `halve`."""
+    """The array file for the pixels, the byte offset of its first row, the images' side, and `halve`."""
 
     path: str
     offset: int
@@ -260,7 +260,7 @@ class Target:
 
 
 def to_square(image, size):
-    """Return a grey image (H, W) stretched to (size, size): area average if it shrinks, bilinear if it grows."""
+    """Return a grey image (H, W) stretched to (size, size): by area averaging to shrink, bilinearly to enlarge."""
     if image.shape == (size, size):
         return image
     shrinks = image.shape[0] * image.shape[1] > size * size
@@ -270,8 +270,8 @@ def to_square(image, size):
 def decode_all(target, todo, workers):
     """Decode (row, path) pairs into `target`; yield (row, record, problem) of each in order.
 
-    workers: processes; None: one a core, unless there are only a few images. record: dict of `RECORD`, or None with the
-    problem as a line of text. Raises InputError if a process dies, OSError if the disk is full.
+    workers: processes; None: one per core, but a single one for a few images. record: dict of `RECORD`, or None, with
+    the problem as a line of text. Raises InputError if a process dies, OSError if the disk is full.
     """
     workers = workers or (1 if len(todo) < FEW else processes.cores())
     if workers == 1:
@@ -280,8 +280,8 @@ def decode_all(target, todo, workers):
                 yield _decode_row(file, target, item)
         return
     chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
-    context = multiprocessing.get_context("forkserver")  # a fork could inherit a lock that a thread holds
-    context.set_forkserver_preload(["__main__", __name__])  # imported once, not by every process
+    context = multiprocessing.get_context("forkserver")  # a fork could inherit a lock held by a thread
+    context.set_forkserver_preload(["__main__", __name__])  # imported once, not in every process
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,))
     try:
         for done in executor.map(_decode_chunk, chunks):
@@ -293,7 +293,7 @@ def decode_all(target, todo, workers):
 
 
 def write_placeholder(target, row, path):
-    """Write a grey image in place of one that cannot be decoded; return its record, with ok=False."""
+    """Write a grey image in place of an undecodable one; return its record, with ok=False."""
     try:
         header = read_header(path)
     except InputError:
@@ -311,7 +311,7 @@ def _start_worker(target):
 
 
 def _end_with_parent():
-    multiprocessing.parent_process().join()  # otherwise a worker whose parent was killed would wait for ever
+    multiprocessing.parent_process().join()  # without this, a worker whose parent was killed would wait forever
     os._exit(1)
 
 
@@ -332,7 +332,7 @@ def _decode_row(file, target, item):
 
 
 def _write_row(file, target, row, image):
-    # written, not memory-mapped: on a full disk a write raises an error, a mapping kills the process
+    # written, not memory-mapped: on a full disk, a write raises an error, but a mapping kills the process
     file.seek(target.offset + row * target.size**2)
     file.write(np.ascontiguousarray(image).data)
     file.flush()

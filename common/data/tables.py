@@ -23,10 +23,10 @@ def some_rows(path, columns=None):
 
 
 def read_patients(path, image_ids):
-    """Return the patient of each image, str (N,), from a CSV; an image that it lacks is a patient of its own.
+    """Return the patient of each image, str (N,), from a CSV; an image not in it counts as a separate patient.
 
-    Its first column is the image; the patient is the column `patient_id`, or the number before the underscore in the
-    column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that occurs twice.
+    The first column names the image. The patient is in the column `patient_id`, or is the number before the underscore
+    in the column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that occurs twice.
     """
     table = read_table(path)
     first = table.columns[0]
@@ -40,18 +40,18 @@ def read_patients(path, image_ids):
     known = dict(zip(table[first], patient, strict=True))
     missing = sum(image_id not in known for image_id in image_ids)
     if missing:
-        log.info(f"{path}: {missing} of {len(image_ids)} images are not in it; each counts as a patient of its own")
+        log.info(f"{path}: {missing} of {len(image_ids)} images are not in it; each counts as a separate patient")
     return np.array([known.get(image_id) or f"image {image_id}" for image_id in image_ids])
 
 
 def parse_ages(texts):
-    """Return the years (float, NaN where unknown) of a Series of ages such as 58, 058Y, 013M, 025D or 41.5."""
+    """Return years (float, NaN if unknown) from a Series of ages such as 58, 058Y, 013M, 025D or 41.5."""
     parts = texts.str.upper().str.extract(r"^(\d+(?:\.\d*)?)([YMD]?)$")
     return parts[0].astype(float) / parts[1].map({"": 1, "Y": 1, "M": 12, "D": 365.25}).astype(float)
 
 
 def plain_patients(patients):
-    """Return patients (a Series of str) without leading zeros where they are numbers."""
+    """Return patients (a Series of str), without leading zeros if they are numbers."""
     return patients.str.replace(r"^0+(?=\d+$)", "", regex=True)
 
 
@@ -63,11 +63,12 @@ def read_ids(path, columns):
 
 
 def read_list(path, suffixes=IMAGES, known=()):
-    """Return a list of images as a frame of strings, whose first column names them; row i is row i + 2 of the file.
+    """Return a list of images as a DataFrame of str whose first column names them; row i is row i + 2 of the file.
 
-    A CSV with or without a header, one name a line, or CheXNet's lists (a name and 14 numbers, separated by blanks).
-    The first row is an image's, not a header, if it begins with a name that has a digit or one of the `suffixes`, or
-    is among the ids `known`; it then has the index -1. Raises InputError as `read_table` does, and without any row.
+    The file is a CSV with or without a header, has one name per line, or is one of CheXNet's lists (a name and 14
+    numbers, separated by blanks). The first row is an image and not a header if its name has a digit or one of the
+    `suffixes`, or is among the ids `known`; its index is then -1. Raises InputError like `read_table`, and for a file
+    without rows.
     """
     rows = {number: row for number, row in enumerate(read_rows(path), -1) if any(row)}
     if all(len(row) == 1 and _CHEXNET.fullmatch(row[0]) for row in rows.values()):
@@ -90,10 +91,10 @@ def read_list(path, suffixes=IMAGES, known=()):
 
 
 def named_images(path, suffixes=IMAGES, known=()):
-    """Return (ids, {id: file}) of `--test`: a folder of images, or a list of them as `read_list` reads it (no files).
+    """Return (ids, {id: file}) of `--test`: a folder of images, or a list of images for `read_list` (no files).
 
-    suffixes: of images, in lower case; names in the list may have one. Images of the same name are told apart by their
-    paths, see `name_images`. Raises InputError for an empty folder and for unusable or repeated names.
+    suffixes: of image files, in lower case; names in the list may have one. Images of the same name are distinguished
+    by their paths, see `name_images`. Raises InputError for an empty folder and for unusable or repeated names.
     """
     if path.is_dir():
         files = name_images(list_images(path, suffixes), path, suffixes)
@@ -109,7 +110,7 @@ def named_images(path, suffixes=IMAGES, known=()):
 
 
 def check_path(image_id, where):
-    """Raise InputError unless all parts of an id that is a path are usable, see `check_id`."""
+    """Raise InputError unless all parts of an id that is a path are valid, see `check_id`."""
     for part in image_id.split("/"):
         check_id(part, where)
 

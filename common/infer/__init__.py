@@ -1,1 +1,1 @@
-"""Trained networks to predictions: batches, test-time augmentation, ensembles."""
+"""Prediction by trained networks: batches, test-time augmentation, ensembles."""

@@ -1,4 +1,4 @@
-"""Class activation maps (h, w), fused, and their boxes in pixels, ends open. Source: Zhou et al. 2016."""
+"""Class activation maps (h, w): fusion, and boxes in pixels with exclusive ends. Source: Zhou et al. 2016."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from common.post.boxes import iou_matrix
 
 
 def place(cam, box, shape):
-    """Return a map (h, w) stretched over a box of an image of `shape`, float32 (H, W), its minimum around it."""
+    """Return a map (h, w) stretched over a box in an image of `shape`, float32 (H, W); outside, its minimum."""
     cam, (height, width) = np.ascontiguousarray(cam, np.float32), shape
     x_min, y_min, x_max, y_max = np.round(np.asarray(box, float)).astype(int).tolist()
     out = np.full((height, width), cam.min(), np.float32)
@@ -16,7 +16,7 @@ def place(cam, box, shape):
 
 
 def normalise(cam):
-    """Return a map scaled from its minimum and maximum to [0, 1], float32; zeros if all values are equal."""
+    """Return a map rescaled from [minimum, maximum] to [0, 1], float32; zeros if all values are equal."""
     low, high = float(cam.min()), float(cam.max())
     return np.float32(cam - low) / np.float32(high - low) if high > low else np.zeros_like(cam, np.float32)
 
@@ -40,7 +40,7 @@ def largest_box(cam, threshold):
 
 
 def peak(cam):
-    """Return the position (x, y) of the map's maximum or the mean of several, centres at halves; None if flat."""
+    """Return the position (x, y) of the map's maximum (mean if several), pixel centres at halves; None if flat."""
     if cam.max() == cam.min():
         return None
     rows, columns = np.nonzero(cam == cam.max())
@@ -48,10 +48,10 @@ def peak(cam):
 
 
 def guided_box(cam, box):
-    """Return the box of the true box's size around the local maximum of the map where it overlaps the true box most.
+    """Return a box of the true box's size around the local maximum at which it overlaps the true box most.
 
-    Not a prediction: it uses the truth. CXR-IRNet's code measures such boxes, but swaps rows and columns and takes
-    centres of dilated blobs for peaks. A peak here is a pixel that none within 1/32 of the side exceeds.
+    This is not a prediction, since it uses the true box. CXR-IRNet's code measures such boxes, but swaps rows and
+    columns and takes centres of dilated blobs for peaks. Here, a peak is a maximum within 1/32 of the side.
     """
     box = np.asarray(box, float)
     reach = max(cam.shape) // 32

@@ -1,10 +1,9 @@
-"""Predictions of several members mixed by weights (probabilities, maps, boxes), and the search for the weights.
+"""Weighted mixing of several members' predictions (probabilities, maps, boxes), and the search for the weights.
 
-Weights are tuples of numbers >= 0, one per member; parts are the folds, or halves, of images.
+Weights are tuples of numbers >= 0, one per member; parts are the folds of the images, or two halves.
 """
 
 import ctypes
-import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,21 +16,21 @@ import torch
 
 from common.data.loaders import eval_loader
 from common.data.store import to_square
+from common.errors import log
 from common.infer.predict import write_masks
 from common.post.fusion import FusionRule, join_members, own_boxes
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint
 
-log = logging.getLogger(__name__)
-BLOCK = 1  # maps in memory at once, of each member
-NEAR = 1e-6  # of 0 and 1: where probabilities are cut off before they become logits
+BLOCK = 1  # maps of each member in memory at once
+NEAR = 1e-6  # probabilities are clipped this far from 0 and 1 before they become logits
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What members predict of store rows (n,) together, scored by a Network's own validation figures.
+    """Joint predictions of several members for store rows (n,), scored by a Network's validation metrics.
 
-    mixed(list of weights) -> iterable of predictions, one for each: arrays (n, …), or tables of boxes.
+    mixed(list of weights) -> iterable of one prediction per weights: arrays (n, …), or tables of boxes.
     """
 
     job: Any
@@ -40,7 +39,7 @@ class Mixture:
     mixed: Callable
 
     def score(self, pairs):
-        """Return the solution's metric, higher is better, of pairs (predictions, bool (n,): the images to take)."""
+        """Return the solution's metric, higher is better, for pairs (predictions, bool (n,): the images to use)."""
         ids = self.job.images.ids(self.rows)
         found = [p[p["image_id"].isin(ids[at])] if isinstance(p, pd.DataFrame) else p[at] for p, at in pairs]
         found = pd.concat(found, ignore_index=True) if isinstance(found[0], pd.DataFrame) else np.concatenate(found)
@@ -48,19 +47,18 @@ class Mixture:
         return float(self.network.figures(self.job, found, rows)[self.job.recipe.metric])
 
     def nested(self, weights, parts):
-        """Return the score of all images, those of each part, (n,), under weights[part]."""
+        """Return the score of all images, each part, of (n,), being mixed with weights[part]."""
         distinct = list(dict.fromkeys(weights[part] for part in parts.tolist()))
         pairs = zip(distinct, self.mixed(distinct), strict=True)
         return self.score([(found, np.array([weights[p] == each for p in parts.tolist()])) for each, found in pairs])
 
 
 def search_weights(mixture, parts, n_members, steps=10, also=()):
-    """Return {part: weights chosen on the images of the other parts}, and under None those chosen on all images.
+    """Return {part: weights chosen on the images of the other parts}, and under None the weights chosen on all images.
 
-    Forward selection with replacement (Caruana et al. 2004): in each step the member that helps most joins the mean,
-    again if need be; the best mean of any step is taken, the earliest of equal ones; equal weights if none scores above
-    0. also: further weights to try, for
-    what one member after another does not find, such as equal ones.
+    Forward selection with replacement (Caruana et al. 2004): each step adds the member that helps most to the mean,
+    possibly again; the result is the best mean of any step, the earliest if several are equal, or equal weights if none
+    scores above 0. also: further weights to try that the selection may miss, such as equal weights.
     """
     chosen = {part: parts != part for part in np.unique(parts).tolist()} | {None: np.ones(len(parts), bool)}
     counts = {part: np.zeros(n_members, int) for part in chosen}
@@ -90,8 +88,8 @@ def search_weights(mixture, parts, n_members, steps=10, also=()):
 def compare_members(mixture, weights, parts, names):
     """Return the nested score of the mixture, and a table of its members.
 
-    Columns: member; weight, its share in the submission; score alone; without, the nested score of the others at the
-    same weights (equal ones where theirs are 0); cost, what leaving the member out costs.
+    Columns: member; weight, its share in the submission; score alone; without, the nested score of the other members
+    with the same weights (equal weights if all of theirs are 0); cost, the loss from leaving the member out.
     """
     units, score, rest = np.eye(len(names), dtype=int), mixture.nested(weights, parts), []
     alone = [mixture.nested(dict.fromkeys(weights, tuple(unit)), parts) for unit in units]
@@ -105,19 +103,19 @@ def compare_members(mixture, weights, parts, names):
 
 
 def shares_of(weights, parts):
-    """Return the members' shares of images, float64 (n, members), by the part of each; each row sums to 1."""
+    """Return the members' shares for each image by its part, float64 (n, members); each row sums to 1."""
     found = np.array([weights[part] for part in parts], float).reshape(len(parts), len(weights[None]))
     return found / found.sum(axis=1, keepdims=True)
 
 
 def mixed_values(network, blocks, many):
-    """Return what the Network measures of means of probabilities under each of many weights, arrays (n, …).
+    """Return, for each of many weights, the Network's `measure` of the weighted mean probabilities, arrays (n, …).
 
     blocks() -> pairs of probabilities of all members, (members, images, …), and the targets of the images or None.
     """
     found = [[] for _ in many]
     for number, (values, target) in enumerate(blocks()):
-        if number % 16 == 0:  # small results between large freed arrays would keep these from the system
+        if number % 16 == 0:  # small results between large freed arrays would keep that memory from the system
             with suppress(AttributeError, OSError):
                 ctypes.CDLL(None).malloc_trim(0)
         for measured, weights in zip(found, many, strict=True):
@@ -132,14 +130,14 @@ def value_columns(table):
 
 
 def mix_tables(tables, shares):
-    """Return the first of several aligned tables with the weighted means of its columns of predictions."""
+    """Return the first of several aligned tables with its prediction columns replaced by weighted means."""
     values = np.stack([table[value_columns(tables[0])].to_numpy(float) for table in tables])
     means = np.einsum("nm,mnc->cn", shares, values)
     return tables[0].assign(**dict(zip(value_columns(tables[0]), means, strict=True)))
 
 
 def to_ranks(table, reference):
-    """Return a table with the share of the reference table's values below each of its own; equal ones count half."""
+    """Return a table with each value replaced by the share of the reference's values below it; ties count half."""
     ranks = {}
     for name in value_columns(table):
         known = np.sort(reference[name].to_numpy())
@@ -149,9 +147,9 @@ def to_ranks(table, reference):
 
 @dataclass(frozen=True)
 class DrawnMaps:
-    """Anyone's masks in place of maps, read one at a time: uint8 (n, h, w) of 0 and 255, edges blurred by resizing.
+    """Anyone's masks used as maps, read one at a time: uint8 (n, h, w), 0 and 255 with edges blurred by resizing.
 
-    masks: for each image a function that returns a mask (height, width), or SIIM's runs.
+    masks: for each image, a function that returns a mask (height, width), or SIIM's run-lengths.
     """
 
     masks: list
@@ -166,7 +164,7 @@ class DrawnMaps:
 def map_blocks(maps, places, size):
     """Yield members' maps as probabilities, float32 (members, block of images, channels, *size).
 
-    maps: uint8 (n, …, h, w), on disk; places: (members, n), the position of each image in each of them.
+    maps: uint8 (n, …, h, w), on disk; places: (members, n), the position of each image in each member's maps.
     """
     for begin in range(0, places.shape[1], BLOCK):
         found = []
@@ -184,19 +182,19 @@ def target_blocks(dataset, maps, places):
 
 
 def mix_maps(path, maps, places, shares):
-    """Write the means of members' maps (see `map_blocks`) by shares, (n, members), at the size of the largest."""
+    """Write the means of members' maps (see `map_blocks`), weighted by shares (n, members), at the largest size."""
     shape = max((each.shape[1:] for each in maps), key=lambda shape: shape[-2] * shape[-1])
     parts = np.split(shares.astype(np.float32), range(BLOCK, len(shares), BLOCK))
-    pairs = zip(parts, map_blocks(maps, places, shape[-2:]), strict=False)  # without images there is no block
+    pairs = zip(parts, map_blocks(maps, places, shape[-2:]), strict=False)  # without images, there are no blocks
     means = (255 * np.einsum("nm,mn...->n...", *pair) + 0.5 for pair in pairs)
     write_masks(path, (len(shares), *shape), (mean.astype(np.uint8).reshape(-1, *shape) for mean in means))
 
 
 def mixed_boxes(table, images, names, iou, many):
-    """Yield the boxes of the members `names` under each of many weights, all folds' networks fused, see `fuse_members`.
+    """Yield, for each of many weights, the members' (`names`) boxes, fused over members and folds by `fuse_members`.
 
-    images: image_id, width, height. A weight of 0 leaves a member out. A specialist, `run: class=detector`, has no
-    vote on classes of which it finds no box, whose scores would fall otherwise.
+    images: image_id, width, height. Members with weight 0 are left out. A specialist, `run: class=detector`, does not
+    vote on classes of which it finds no box, since that would lower their scores.
     """
     found = {n: {*own["class_id"]} for n, own in table.groupby("member") if "=" in n.rpartition(": ")[2]}
     silent = {k: tuple(n for n in found if k not in found[n]) for k in table["class_id"].unique().tolist()}

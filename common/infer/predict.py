@@ -1,4 +1,4 @@
-"""Probabilities for the rows of a store, in constant memory, averaged over models and views."""
+"""Predict probabilities for store rows in constant memory, averaged over models and views."""
 
 import errno
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +21,11 @@ BLOCK = 64  # maps copied at once
 
 
 def predict_masks(models, dataset, out_path, channels=1, **how):
-    """Write mask probabilities to the file `out_path` and return them as of `write_masks`, uint8 (n, h, w).
+    """Write mask probabilities to the file `out_path` and return them like `write_masks`, uint8 (n, h, w).
 
-    models, dataset, how: as in `predict_probs`; the dataset has the `size` (h, w) of its images. With several channels
-    the file is (n, channels, h, w). An activation that returns masks and presence (B, 1) makes the result (maps,
-    presence float32 (n,)). p is stored as p × 255, halves rounded up.
+    models, dataset, how: as in `predict_probs`; dataset.size is (h, w). With several channels, the file is (n,
+    channels, h, w). If the activation returns masks and presence (B, 1), the result is (maps, presence float32 (n,)). A
+    probability p is stored as p × 255, halves rounded up.
     """
     shape, present = dataset.size if channels == 1 else (channels, *dataset.size), []
     share = _share(dataset, **how)
@@ -41,7 +41,7 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
 
     if processes.world() == 1:
         masks = write_masks(out_path, (len(dataset), *shape), blocks())
-    else:  # parts of the file, joined by the main process
+    else:  # each process writes a part, and the main process joins them
         own = Path(out_path).with_name(f"{Path(out_path).stem}.{processes.rank()}{Path(out_path).suffix}")
         write_masks(own, (len(share), *shape), blocks())
         parts = processes.gather(own)
@@ -52,12 +52,12 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
 
 
 def _share(dataset, batch_size=BATCH, **how):
-    """Return the indices that this process predicts: whole batches, so that the number of processes changes nothing."""
+    """Return the indices that this process predicts, in whole batches, so the number of processes has no effect."""
     return range(len(dataset))[share(len(dataset), batch_size)]
 
 
 def drain(paths):
-    """Yield the maps of several files in blocks and delete each file once read: few disks have room for both."""
+    """Yield the maps of several files in blocks; delete each file after reading, since disks may lack room for both."""
     for path in paths:
         part = read_array(path)
         for start in range(0, len(part), BLOCK):
@@ -66,15 +66,15 @@ def drain(paths):
 
 
 def write_masks(out_path, shape, blocks):
-    """Write consecutive `blocks` of uint8 images as the file of `shape` (n, …, h, w) and return it as of `read_array`.
+    """Write consecutive `blocks` of uint8 images to a file of `shape` (n, …, h, w) and return it like `read_array`.
 
-    A .b2nd file is compressed, each image by itself, a .npy file is not. Raises OSError for a full disk.
+    A .b2nd file is compressed image by image, a .npy file is not. Raises OSError if the disk is full.
     """
     check(Path(out_path).suffix in (".npy", ".b2nd"), f"{out_path}: mask probabilities go to a .b2nd or .npy file")
     with atomic_path(out_path) as temporary:
         if temporary.suffix == ".b2nd":
             _write_compressed(temporary, shape, blocks)
-        else:  # as a plain file: the pages of a memory map written to would count as this process's memory
+        else:  # as a plain file: written pages of a memory map would count as this process's memory
             with open(temporary, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 for block in blocks:
@@ -85,7 +85,7 @@ def write_masks(out_path, shape, blocks):
 def _write_compressed(path, shape, blocks):
     import blosc2  # takes a second
 
-    # by one thread: the order in which several finish would change the file's bytes
+    # with one thread: the order in which several finish would change the file's bytes
     how = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
     parts = {"chunks": (1, *shape[1:]), "blocks": (*[1] * (len(shape) - 2), *shape[-2:])}
     file = blosc2.empty(shape, np.uint8, urlpath=str(path), contiguous=True, mode="w", cparams=how, **parts)
@@ -104,24 +104,24 @@ def _write_compressed(path, shape, blocks):
 def _write_block(file, start, block):
     try:
         file[start : start + len(block)] = block
-    except RuntimeError:  # the library does not say why
+    except RuntimeError:  # the library gives no reason
         raise OSError(errno.EIO, "cannot be written; is the disk full?") from None
 
 
 def predict_probs(models, dataset, **how):
     """Return probabilities float32 (n, …) of a Dataset of (image uint8 (channels, h, w), store row).
 
-    models: networks or other callables from images (B, channels, h, w) uint8 to logits, all held on the device. how:
-    as in `_predict_batches`; views of test-time augmentation, an activation from a model's output to probabilities of
-    any shape (B, …) but that of maps, which views would move, progress a title or False. Under torchrun each
-    process predicts its share, and all get the whole. Raises InputError without rows or models, and naming the row for
-    NaN or infinity.
+    models: networks or other callables from images (B, channels, h, w) uint8 to logits, all kept on the device. how:
+    the arguments of `_predict_batches`: test-time views, an activation from a model's output to probabilities of any
+    shape (B, …) except maps, which views would move, and a title for the progress bar or False. Under torchrun, each
+    process predicts a share, and all get the whole result. Raises InputError without rows or models, and naming the row
+    for NaN or infinity.
     """
     check(len(dataset), "no rows to predict")
     found, done, share = np.empty(0, np.float32), 0, _share(dataset, **how)
     for (probs,) in _predict_batches(models, dataset, share, **how):
         probs = probs.numpy()
-        if not done:  # one array from the start: joining a list needs twice the memory
+        if not done:  # one array from the start: joining a list would need twice the memory
             found = np.empty((len(share), *probs.shape[1:]), probs.dtype)
         found[done : done + len(probs)] = probs
         done += len(probs)
@@ -142,10 +142,10 @@ def _predict_batches(
     progress="predict",
     in_bytes=False,
 ):
-    """Yield for each batch of these indices the means over models and views, a tensor on the CPU per output.
+    """Yield the means over models and views for each batch of these indices, a CPU tensor per output.
 
-    A batch is yielded once the next one is under way, so that the device works while its results are handled. in_bytes:
-    the first output is multiplied by 255 and rounded to uint8, halves up.
+    A batch is yielded after the next one has started, so that the device works while results are handled. in_bytes:
+    multiply the first output by 255 and round it to uint8, halves up.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype, models = precision(device, amp), list(models)
@@ -178,7 +178,7 @@ def _predict_batches(
 
 
 def _checked(copies, done, rows):
-    """Return the means of a batch once they have arrived from the device. Raises InputError for NaN and infinity."""
+    """Return the means of a batch after their transfer from the device. Raises InputError for NaN and infinity."""
     if done is not None:
         done.synchronize()
     bad = ~copies[0]

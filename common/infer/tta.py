@@ -1,6 +1,6 @@
 """Test-time augmentation: a view is a pair of functions, `forward(images)` and `inverse(maps, size)`.
 
-`forward` takes images (B, 1, H, W); `inverse` brings maps (B, C, h, w) back to the size (H, W) and place of the images.
+`forward` takes images (B, 1, H, W); `inverse` maps (B, C, h, w) back to the images' size (H, W) and orientation.
 """
 
 import torch.nn.functional as F
@@ -23,14 +23,14 @@ def scale(factor, multiple=32):
 
 
 def views(names, sides=False):
-    """Return the image itself and the named views, flip and scale; sides: a flip exchanges the first two maps."""
+    """Return the identity and the named views (flip, scale); sides: flipping also exchanges the first two maps."""
     flip = (FLIP[0], lambda maps, size: maps.flip(-1)[:, [1, 0, *range(2, maps.shape[1])]]) if sides else FLIP
     named = {"flip": [flip], "scale": [scale(0.875), scale(1.125)]}
     return [IDENTITY, *(view for name in names for view in named[name])]
 
 
 def sigmoid(output):
-    """Return float32 probabilities of logits; of a pair (mask logits, presence logit), those of the mask."""
+    """Return float32 probabilities of logits; for a pair (mask logits, presence logit), those of the mask."""
     return (output[0] if isinstance(output, tuple) else output).float().sigmoid()
 
 
@@ -40,9 +40,9 @@ def sigmoid_and_presence(output):
 
 
 def predict_tta(model, images, views=(IDENTITY,), activation=sigmoid):
-    """Return the mean over `views` of the probabilities, float32, that `activation` makes of a model's output.
+    """Return the mean over `views` of a model's output after `activation`, float32 probabilities.
 
-    They are masks (B, C, h, w), classes (B, C), which views do not move, or a tuple of these.
+    The output is masks (B, C, h, w), class probabilities (B, C), which need no `inverse`, or a tuple of these.
     """
     totals, several = None, False
     for forward, inverse in views:

@@ -21,9 +21,9 @@ def choose_thresholds(y, score, metric=youden):
 
 
 def nested_counts(y, score, folds):
-    """Return tp, fp, fn, tn, int64 (C, 4), of each fold at the thresholds chosen on the others, float64 (K, C).
+    """Return tp, fp, fn, tn, int64 (C, 4), with each fold at the thresholds chosen on the others, float64 (K, C).
 
-    y, score: (N, C); folds: (N,) of K ≥ 2 values. A fold is not counted for a class without a threshold.
+    y, score: (N, C); folds: (N,) of K ≥ 2 values. Folds in which a class has no threshold are not counted for it.
     """
     y, score = check_scores(y, score, (2,))
     names, codes = np.unique(folds, return_inverse=True)
@@ -38,7 +38,7 @@ def nested_counts(y, score, folds):
 
 
 def reliability(y, prob, n_bins=15):
-    """Return the reliability curve: mean probability, share of positives (float64) and images (int64) of B bins.
+    """Return the reliability curve over B bins: mean probability, share of positives (float64), images (int64).
 
     The bins are of equal mass (Nguyen and O'Connor 2015), since most probabilities are small.
     """
@@ -51,21 +51,21 @@ def reliability(y, prob, n_bins=15):
 
 
 def expected_calibration_error(y, prob, n_bins=15):
-    """Return the mean gap between probability and share of positives over equal-mass bins, float64 (C,)."""
+    """Return the mean difference of probability and share of positives over equal-mass bins, float64 (C,)."""
     y, prob = _check_probabilities(y, prob)
     curves = [reliability(labels, probs, n_bins) for labels, probs in zip(y.T, prob.T, strict=True)]
     return np.array([np.average(np.abs(mean - share), weights=images) for mean, share, images in curves])
 
 
 def fit_temperature(y, prob):
-    """Return the T by which the logits of all classes are divided for the least cross-entropy (Guo et al. 2017)."""
+    """Return the temperature, a divisor of all logits, with the least cross-entropy (Guo et al. 2017)."""
     logits = _logits(_check_probabilities(y, prob)[1])
     entropy = lambda t: (np.logaddexp(0, logits / t) - y * logits / t).mean()  # noqa: E731
     return float(optimize.minimize_scalar(entropy, bounds=(0.05, 20), method="bounded").x)
 
 
 def nested_temperature(y, prob, folds):
-    """Return the probabilities (N, C) of each fold, scaled by the `fit_temperature` of the others."""
+    """Return the probabilities (N, C), each fold scaled by the `fit_temperature` of the other folds."""
     scaled = np.empty(np.shape(prob))
     for fold in np.unique(folds):
         here = np.asarray(folds) == fold
@@ -74,10 +74,10 @@ def nested_temperature(y, prob, folds):
 
 
 def risk_by_coverage(y, prob, folds):
-    """Return the share of wrong calls among the 1 to N most certain images, the mean over classes, float64 (N,).
+    """Return the error rate among the 1 to N most certain images, averaged over classes, float64 (N,).
 
-    Certain is what lies far, in logits, from Youden's threshold, chosen on the other folds (El-Yaniv and Wiener 2010).
-    Classes without a threshold for each fold are left out.
+    Certainty is the distance, in logits, from Youden's threshold chosen on the other folds (El-Yaniv and Wiener 2010).
+    Classes that lack a threshold in any fold are left out.
     """
     y, prob = _check_probabilities(y, prob)
     cuts = nested_counts(y, prob, folds)[1][np.unique(folds, return_inverse=True)[1]]

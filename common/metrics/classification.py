@@ -1,4 +1,4 @@
-"""Metrics of one class against the rest; a row is predicted positive where its score is at least the threshold."""
+"""Metrics of one class against the rest; a row is predicted positive if its score is at least the threshold."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from common.errors import InputError, check
 def check_scores(y, score, ndims=(1,), nan="refused"):
     """Return labels as bool and scores as floats, both (N,) or (N, C), depending on `ndims`.
 
-    nan: "refused" or "allowed" among the scores. Raises InputError for other shapes, labels and scores.
+    nan: whether NaN scores are "refused" or "allowed". Raises InputError for other shapes, labels and scores.
     """
     y, score = np.asarray(y), np.asarray(score)
     if y.shape != score.shape or y.ndim not in ndims or not y.size:
@@ -22,7 +22,7 @@ def check_scores(y, score, ndims=(1,), nan="refused"):
 
 
 def cut_points(y, score):
-    """Return the distinct scores of (N,), descending, and true and false positives (int64) with each as threshold."""
+    """Return the distinct scores of (N,), descending, and the true and false positives (int64) at each threshold."""
     y, score = check_scores(y, score)
     order = np.argsort(score)[::-1]
     score, tp = score[order], np.cumsum(y[order], dtype=np.int64)
@@ -33,8 +33,8 @@ def cut_points(y, score):
 def auroc(y, score, undefined=None):
     """Return the area under the ROC curve, ties counted half: float for (N,), float64 (C,) for (N, C).
 
-    y: bool or 0/1; score: real, of the same shape. A class whose labels are all equal or whose scores have NaN gets
-    `undefined` (such as NaN), or raises InputError if that is None.
+    y: bool or 0/1; score: real, of the same shape. A class whose labels are all equal or whose scores contain NaN
+    gets `undefined` (such as NaN), or raises InputError if `undefined` is None.
 
     >>> auroc([1, 0, 1, 0], [0.9, 0.2, 0.4, 0.4])
     0.875
@@ -59,7 +59,7 @@ def confusion_counts(y, score, threshold):
 
 
 def precision(counts):
-    """Return tp / (tp + fp), 0 without predicted positives; counts (..., 4) give float64 (...), here and below."""
+    """Return tp / (tp + fp), 0 without predicted positives. Here and below, counts (..., 4) give float64 (...)."""
     tp, fp, _, _ = _split(counts)
     return ratio(tp, tp + fp, 0.0)
 
@@ -83,13 +83,13 @@ def accuracy(counts):
 
 
 def f_beta(counts, beta=1.0):
-    """Return (1+β²)·tp / ((1+β²)·tp + β²·fn + fp), 0 where that is undefined."""
+    """Return (1+β²)·tp / ((1+β²)·tp + β²·fn + fp), 0 if undefined."""
     tp, fp, fn, _ = _split(counts)
     return ratio((1 + beta**2) * tp, beta**2 * (tp + fn) + tp + fp, 0.0)
 
 
 def mcc(counts):
-    """Return the Matthews correlation coefficient, in [-1, 1], 0 where it is undefined."""
+    """Return the Matthews correlation coefficient, in [-1, 1], 0 if undefined."""
     tp, fp, fn, tn = _split(counts)
     return ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)), 0.0)
 
@@ -98,7 +98,7 @@ def best_threshold(y, score, metric):
     """Return (threshold, value) with the highest metric over all thresholds that split the rows differently.
 
     y, score: (N,); metric: maps counts (M, 4) to values (M,), NaN skipped. The threshold is the midpoint of two scores,
-    or beyond all of them; of equal values the highest wins.
+    or beyond all of them; if values are equal, the highest threshold wins.
     """
     scores, tp, fp = cut_points(y, score)
     counts = np.stack([tp, fp, tp[-1] - tp, fp[-1] - fp], axis=-1)
@@ -112,13 +112,13 @@ def best_threshold(y, score, metric):
 
 
 def ratio(numerator, denominator, undefined):
-    """Return numerator / denominator as float64, `undefined` where the denominator is 0."""
+    """Return numerator / denominator as float64, `undefined` if the denominator is 0."""
     values = np.full(np.shape(denominator), float(undefined))
     return np.divide(numerator, denominator, out=values, where=denominator != 0)[()]
 
 
 def mean_of_defined(values):
-    """Return the mean over the last axis without NaN; NaN if all values are NaN."""
+    """Return the mean over the last axis, ignoring NaN; NaN if all values are NaN."""
     kept = ~np.isnan(values)
     return ratio(np.where(kept, values, 0.0).sum(axis=-1), kept.sum(axis=-1), np.nan)
 

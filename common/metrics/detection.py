@@ -1,10 +1,10 @@
 """Detection metrics: boxes are matched once, and every metric is computed from the matches.
 
-The default is the VinBigData leaderboard's: PASCAL VOC 2010 average precision (the whole area under the curve made
-monotone) at IoU > 0.4, the mean over 15 classes including No finding with its box 0 0 1 1. Areas are width × height,
-without the extra pixel of the VOC kit. The order of rows does not matter: detections with equal scores form one point
-of the curve, that of the least favourable order, and within an image are matched in the order of their boxes. With
-`tied_as_listed`, as in pycocotools, equal scores come by image, then by row, each as a point of its own.
+The default is VinBigData's leaderboard metric: PASCAL VOC 2010 average precision (the whole area under the monotone
+curve) at IoU > 0.4, averaged over 15 classes including No finding with its box 0 0 1 1. Areas are width × height,
+without the extra pixel of the VOC kit. The order of rows does not matter: detections with equal scores form a single
+point of the curve, as in the least favourable order, and are matched within an image in the order of their boxes. With
+`tied_as_listed`, as in pycocotools, equal scores are ordered by image, then by row, and each forms a separate point.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from common.post.boxes import iou, read_boxes, refuse_repeated, require_columns
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """A table as arrays in the order of its rows, and the rows sorted into groups of one image and class.
+    """A table as arrays in row order, with its rows also sorted into groups of one image and class.
 
     image, class_id: int64 (n,); box: float64 (n, 4); score: float64 (n,), None for the truth. rows: int64 (m,), by
     image, class and falling score; group g = image × n_classes + class holds rows[starts[g] : starts[g + 1]]. ranked:
@@ -42,8 +42,8 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: unique ids of all images; None for those of the truth. Raises InputError for tables that are incomplete or
-    contradict the rule or each other.
+    images: unique ids of all images; None for those of the truth. Raises InputError for tables that are incomplete,
+    contradict each other or violate the rule.
     """
     if images is None:
         require_columns("truth", truth, ["image_id"])
@@ -86,7 +86,7 @@ def _truth(table, images, rule):
 
 
 def _order_ties(rows, group, score, box):
-    """Sort, in place, neighbouring rows of one group and score by their boxes, equal boxes by row."""
+    """Sort, in place, neighbouring rows of equal group and score by box, equal boxes by row."""
     groups, scores = group[rows], score[rows]
     tied = (groups[1:] == groups[:-1]) & (scores[1:] == scores[:-1])
     if tied.any():
@@ -96,7 +96,7 @@ def _order_ties(rows, group, score, box):
 
 
 def match(found_by, true, rule):
-    """Return int64 (n,): for each detection of `found_by` (Boxes) the row of the box of `true` that it found, or -1."""
+    """Return, for each detection of `found_by` (Boxes), the row of the box of `true` that it found, or -1: (n,)."""
     taken, truth_row = np.zeros(len(true.image), bool), np.full(len(found_by.image), -1)
     _match(
         *(found_by.rows, found_by.starts, found_by.box, true.rows, true.starts, true.box, taken, truth_row),
@@ -123,15 +123,15 @@ def _match(rows, starts, box, true_rows, true_starts, true_box, taken, truth_row
 
 @dataclass(frozen=True)
 class Rule:
-    """When a box counts as found, and how precision is averaged.
+    """The criterion for a match, and how precision is averaged.
 
-    iou_threshold: in [0, 1); a box is found above it, with `inclusive` also at it.
-    best_unmatched: match the best true box that is still free (COCO), not only the best one (VOC).
+    iou_threshold: in [0, 1); a match needs a higher IoU or, with `inclusive`, at least this IoU.
+    best_unmatched: match the best true box that is not matched yet (COCO), not only the best one (VOC).
     recall_points: None for the whole area, 101 for COCO's and 11 for VOC 2007's mean over evenly spaced recalls.
-    max_per_class: best detections kept of an image and class (COCO's 100).
+    max_per_class: number of best detections kept per image and class (COCO's 100).
     tied_as_listed: equal scores in the order of images and rows, as in pycocotools.
-    n_classes, no_finding: ids run from 0 to n_classes - 1; the class whose only box is 0 0 1 1, or None.
-    counted: ids whose AP enters the mean; None for all. The AP of a class without a true box is NaN and does not.
+    n_classes, no_finding: ids run from 0 to n_classes - 1; no_finding is the class whose only box is 0 0 1 1, or None.
+    counted: ids whose AP enters the mean; None for all. A class without true boxes has AP NaN and is left out.
     """
 
     iou_threshold: float = 0.4
@@ -155,13 +155,13 @@ COCO = Rule(0.5, inclusive=True, best_unmatched=True, recall_points=101, max_per
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A score and the matches behind it.
+    """A score and the matches from which it was computed.
 
     classes: DataFrame by class_id: ap, n_truth, n_detections, n_found, recall (of all detections), best_f1 and score,
     precision and recall _at_best_f1. image_ids: (N,), the order of weights and groups. truth_row: int64, the row of the
     true box that each detection found, -1 for none. rows: int64, the scored detections by class and falling score,
-    class c from starts[c] on; image (a place in image_ids), score, found: theirs. truth_image, truth_class: int64, one
-    per row of the truth.
+    class c from starts[c] on; image (position in image_ids), score, found: of these rows. truth_image, truth_class:
+    int64, one per row of the truth.
     """
 
     mean_ap: float
@@ -189,7 +189,7 @@ def evaluate(detections, truth, images=None, rule=VOC2010):
 
 
 def pr_curve(result, class_id):
-    """Return a DataFrame by falling score: score, seen and found (detections up to it), recall and precision."""
+    """Return a DataFrame by falling score: score, seen and found (cumulative detections), recall and precision."""
     part = slice(result.starts[class_id], result.starts[class_id + 1])
     score, found = result.score[part], np.cumsum(result.found[part])
     last = np.append(score[1:] != score[:-1], True)[: len(score)] | result.rule.tied_as_listed
@@ -201,7 +201,8 @@ def pr_curve(result, class_id):
 def ap_of(result, weights):
     """Return the AP of each counted class under weights of the images, float64 (C,) or (B, C), NaN without a true box.
 
-    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two equal ones.
+    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two
+    identical images.
     """
     weights = np.asarray(weights, np.float64)
     rows, n_classes = np.atleast_2d(weights), result.rule.n_classes
@@ -213,8 +214,8 @@ def ap_of(result, weights):
 def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
     """Return (list of C Intervals of the counted classes, Interval of the mean AP) by the Bayesian bootstrap.
 
-    groups: (N,) patient ids in the order of result.image_ids, None if every image is a group. Exponential weights keep
-    every class in every resample; a mean over the drawn classes alone would be biased. Source: Rubin 1981.
+    groups: (N,) patient ids in the order of result.image_ids, None if every image is a group. With exponential weights,
+    every resample has all classes; a mean over the drawn classes only would be biased. Source: Rubin 1981.
     """
     resamples = resample_aps(result, groups, n_resamples, seed)
     pairs = zip(result.classes["ap"], resamples.T, strict=True)
@@ -222,9 +223,9 @@ def bootstrap_map(result, groups=None, n_resamples=1000, seed=0, level=0.95):
 
 
 def paired_map(first, second, groups=None, n_resamples=1000, seed=0, level=0.95):
-    """Return (Interval of first's mean AP less second's, two-sided p-value), both under the same weights of patients.
+    """Return (Interval of the difference of mean AP, first − second, two-sided p-value), resampling the same patients.
 
-    The Results must be of the same images and truth, else InputError; the rest as in `bootstrap_map`.
+    The Results must have the same images and truth, else InputError; otherwise as in `bootstrap_map`.
     """
     same = (np.array_equal(getattr(first, name), getattr(second, name)) for name in ("image_ids", "truth_class"))
     check(all(same), "two results can be compared only on the same images and true boxes")
@@ -240,9 +241,9 @@ def resample_aps(result, groups, n_resamples, seed):
 
 
 def coco_scores(detections, truth, images=None, rule=COCO):
-    """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id) as in pycocotools.
+    """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id), as in pycocotools.
 
-    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: likewise of the recall. Tables and errors as in `evaluate`. Source: Lin
+    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: the same for recall. Tables and errors as in `evaluate`. Source: Lin
     et al. 2014.
     """
     tables, thresholds = read_tables(detections, truth, images, rule), np.linspace(0.5, 0.95, 10)
@@ -288,7 +289,7 @@ def _class_row(result, class_id, ap):
 
 @compiled
 def _average_precision(starts, score, found, image, weights, totals, recalls, each_alone):
-    """Return the AP (B, n_classes), the mean at `recalls` or, without any, the whole area; NaN where totals are 0."""
+    """Return the AP (B, n_classes): the mean at `recalls` or, without them, the whole area; NaN if totals are 0."""
     aps = np.full(totals.shape, np.nan)
     gained, precision = np.empty(len(score)), np.empty(len(score))
     for b, c in np.ndindex(totals.shape):

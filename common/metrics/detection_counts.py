@@ -1,4 +1,4 @@
-"""RSNA's metric of 2018: tp / (tp + fp + fn) of the boxes of an image, mean over IoU thresholds and images."""
+"""RSNA's metric of 2018: tp / (tp + fp + fn) of an image's boxes, averaged over IoU thresholds and images."""
 
 from dataclasses import dataclass, replace
 
@@ -7,12 +7,12 @@ import numpy as np
 from common.metrics.detection import Rule, match, read_tables
 
 RULE = Rule(best_unmatched=True, n_classes=1, no_finding=None)
-THRESHOLDS = np.arange(40, 80, 5) / 100  # the IoU must be above them
+THRESHOLDS = np.arange(40, 80, 5) / 100  # the IoU must exceed them
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Boxes, matched at every threshold: image int64 (n,), score (n,), found bool (8, n); truth: true boxes (N,)."""
+    """Boxes matched at every threshold: image int64 (n,), score (n,), found bool (8, n); truth: (N,) true boxes."""
 
     image: np.ndarray
     score: np.ndarray
@@ -23,7 +23,7 @@ class Matches:
 def match_boxes(detections, truth, ids):
     """Return the Matches of detections with true boxes in the images `ids`, by falling score.
 
-    Lower scores change nothing for higher ones, so one matching serves every score threshold.
+    Boxes of lower scores do not affect higher ones, so a single matching serves all score thresholds.
     """
     _, boxes, true = read_tables(detections, truth, ids, RULE)
     found = [match(boxes, true, replace(RULE, iou_threshold=float(each))) >= 0 for each in THRESHOLDS]
@@ -31,9 +31,9 @@ def match_boxes(detections, truth, ids):
 
 
 def image_scores(matches, threshold=0.0, gate=True):
-    """Return the score of each image, float64 (N,), with the boxes of at least `threshold` where `gate` is True.
+    """Return each image's score, float64 (N,), from its boxes with at least `threshold`, none if `gate` is False.
 
-    NaN for an image without true and predicted boxes; predicted boxes without a true one score 0.
+    NaN for images with neither true nor predicted boxes; images with predicted boxes only score 0.
     """
     n = len(matches.truth)
     kept = (matches.score >= threshold) & np.broadcast_to(gate, n)[matches.image]
@@ -43,5 +43,5 @@ def image_scores(matches, threshold=0.0, gate=True):
 
 
 def mean_score(scores):
-    """Return the mean of the image scores that count, 0 without any."""
+    """Return the mean of the image scores that are not NaN, 0 if all are."""
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0

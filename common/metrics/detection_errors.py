@@ -1,16 +1,16 @@
-"""Detection errors and the AP that each kind costs: TIDE (Bolya et al. 2020), under any matching rule.
+"""Detection errors and the AP that each kind costs: TIDE (Bolya et al. 2020), with any matching rule.
 
-For a false positive let "same" be its highest IoU with the true boxes of its class in its image, "other" with those of
-the other classes, t the rule's threshold and b the background's. The first line that holds names the error:
-localisation    b <= same, not over t: the right class, badly placed. Corrected: its box is the true one.
-classification  other over t: well placed, the wrong class. Corrected: its class is the true box's.
-duplicate       same over t, but a detection of higher score has the box. Corrected: removed.
-background      neither reaches b: there is nothing. Corrected: removed.
-both            b <= other: badly placed and of the wrong class. Corrected: removed.
-missed          a true box that no detection found and no localisation or classification error points to. Corrected: the
-                true box is removed; a class left without a true box keeps its AP.
-Of several localisation and classification errors that point to one true box, only that of the highest score (of equal
-ones the localisation) is corrected as above; the others, and those that point to a box already found, are removed.
+For a false positive, "same" is its highest IoU with the image's true boxes of its class, "other" its highest IoU with
+those of other classes, t the rule's threshold and b the background's. The first condition that holds names the error:
+localisation    b <= same, not over t: right class, badly placed. Correction: replace its box by the true one.
+classification  other over t: well placed, wrong class. Correction: replace its class by the true box's.
+duplicate       same over t, but a detection of higher score found the box. Correction: remove it.
+background      neither reaches b: nothing is there. Correction: remove it.
+both            b <= other: badly placed and wrong class. Correction: remove it.
+missed          a true box that no detection found and no localisation or classification error points to. Correction:
+                remove the true box; a class left without true boxes keeps its AP.
+If several localisation and classification errors point to one true box, only the one with the highest score (if equal,
+the localisation) is corrected as above; the others, and those that point to a box already found, are removed.
 The gain of an error is the AP with only this kind corrected minus the actual AP; gains do not add up to 1 - AP.
 """
 
@@ -26,7 +26,7 @@ from common.metrics.detection import VOC2010, class_aps, match, read_tables
 from common.post.boxes import iou
 
 ERRORS = ("localisation", "classification", "duplicate", "background", "both", "missed")
-NAMES = np.array(["correct", *ERRORS, None], object)  # in this file an error is its place in NAMES
+NAMES = np.array(["correct", *ERRORS, None], object)  # in this file, errors are positions in NAMES
 CORRECT, LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH, MISSED, LEFT_OUT = range(len(NAMES))
 
 
@@ -47,7 +47,7 @@ class Breakdown:
 
 
 def error_breakdown(detections, truth, images=None, rule=VOC2010, background_iou=0.1):
-    """Return the Breakdown: the error of every detection and true box, and the AP that correcting each kind gains.
+    """Return the Breakdown: the error of every detection and true box, and the AP gained by correcting each kind.
 
     Tables and errors raised as in `detection.evaluate`; background_iou: in (0, rule.iou_threshold).
     """
@@ -57,7 +57,7 @@ def error_breakdown(detections, truth, images=None, rule=VOC2010, background_iou
     check(np.isin(true.class_id, rule.counted_classes).any(), "the truth has no box of the counted classes")
     error, target = _errors(boxes, true, match(boxes, true, rule), rule, background_iou)
     state = np.full(len(true.image), MISSED)
-    for kind in (CLASSIFICATION, LOCALISATION, CORRECT):  # the last one wins
+    for kind in (CLASSIFICATION, LOCALISATION, CORRECT):  # later kinds override earlier ones
         state[target[error == kind]] = kind
     before = _aps(boxes, true, boxes.class_id, error == CORRECT, error != LEFT_OUT, np.ones(len(state)), rule)
     after = [_corrected(boxes, true, error, target, state, kind, rule) for kind in range(1, LEFT_OUT)]

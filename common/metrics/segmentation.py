@@ -1,7 +1,7 @@
-"""Segmentation metrics of images, from tp, fp, fn, tn counted in pixels.
+"""Segmentation metrics of images, computed from tp, fp, fn, tn in pixels.
 
-Two empty masks score 1, a single empty one 0 (accuracy excepted), as in SIIM. `reduce`: None for one value per image,
-"image" for their mean (SIIM), "pooled" for one ratio over the pixels of all images.
+As in SIIM, two empty masks score 1 and a single empty one 0 (except for accuracy). `reduce`: None for one value per
+image, "image" for their mean (SIIM), "pooled" for one ratio over the pixels of all images.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from common.metrics.classification import mean_of_defined, ratio
 
 
 def counts_from_areas(intersection, pred_area, true_area, pixels):
-    """Return tp, fp, fn, tn, int64 (..., 4), from areas in pixels and the pixels of an image, which broadcast."""
+    """Return tp, fp, fn, tn, int64 (..., 4), from areas and the images' numbers of pixels, which broadcast."""
     intersection, pred_area, true_area = _check_areas(intersection, pred_area, true_area)
     rest = pixels - (pred_area + true_area - intersection)
     parts = np.broadcast_arrays(intersection, pred_area - intersection, true_area - intersection, rest)
@@ -20,9 +20,9 @@ def counts_from_areas(intersection, pred_area, true_area, pixels):
 
 
 def dice_from_areas(intersection, pred_area, true_area):
-    """Return the Dice coefficient 2·|A∩B| / (|A| + |B|), float64 in [0, 1], 1 where both masks are empty.
+    """Return the Dice coefficient 2·|A∩B| / (|A| + |B|), float64 in [0, 1], 1 if both masks are empty.
 
-    Areas in pixels, of any shapes that broadcast, such as thresholds × images. SIIM's score is the mean over images.
+    Areas are in pixels; their shapes broadcast, such as thresholds × images. SIIM's score is the mean over images.
     Raises InputError if the areas contradict each other.
 
     >>> dice_from_areas([5, 0, 0], [10, 0, 4], [10, 0, 0]).tolist()

@@ -1,8 +1,8 @@
-"""Percentile bootstrap intervals and tests of metrics, resampling patients, since images of one patient are similar.
+"""Bootstrap intervals and tests of metrics that resample patients, since images of one patient are similar.
 
-One seed draws the same patients for every metric. Means of values draw patients with replacement. An AUROC needs
-positives and negatives in every resample, so there each patient gets an exponential weight instead of a number of
-copies (Bayesian bootstrap, Rubin 1981), and no class is lost. DeLong's variance assumes that images are independent.
+A seed draws the same patients for every metric. For means of values, patients are drawn with replacement. An AUROC
+needs positives and negatives in every resample, so each patient gets an exponential weight instead of a number of
+copies (Bayesian bootstrap, Rubin 1981). DeLong's variance assumes that images are independent.
 """
 
 import itertools
@@ -40,7 +40,7 @@ class Interval:
 def bootstrap(values_or_fn, groups, n_resamples=1000, seed=0, level=0.95, skip_nan=False):
     """Return the Interval of a mean or of any statistic, resampling whole groups with replacement.
 
-    values_or_fn: real (N,), one value per image, for their mean; or a function of row indices int64 (M,). groups: (N,)
+    values_or_fn: real (N,), one value per image, to be averaged; or a function of row indices int64 (M,). groups: (N,)
     hashable values such as patient ids; None if every image is a group (values only). skip_nan: leave NaN values out
     instead of refusing them. The limits are NaN for fewer than two groups. Source: Davison and Hinkley 1997.
     """
@@ -57,9 +57,9 @@ def paired_bootstrap(a, b, groups, n_resamples=1000, seed=0, level=0.95, skip_na
 def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip_undefined=False):
     """Return (list of C Intervals, Interval of the mean) for the AUROC of each class, by the Bayesian bootstrap.
 
-    y: (N, C) bool or 0/1; score: (N, C) real; groups: as in `bootstrap`. A class whose labels are all equal, or with
-    NaN scores, raises InputError, or with `skip_undefined` gets NaN and is left out of the mean. Intervals of a class
-    with fewer than 5 positive groups, say, are unreliable.
+    y: (N, C) bool or 0/1; score: (N, C) real; groups: as in `bootstrap`. A class with equal labels only, or with NaN
+    scores, raises InputError; with `skip_undefined`, it gets NaN and is left out of the mean. Intervals of a class
+    with fewer than about 5 positive groups are unreliable.
     """
     estimates, resamples = resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
@@ -67,7 +67,7 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
 
 
 def interval(estimate, resamples, level):
-    """Return the percentile Interval of float64 (B,) resamples, NaN ignored; its limits are NaN without an estimate."""
+    """Return the percentile Interval of float64 (B,) resamples, ignoring NaN; limits are NaN without an estimate."""
     resamples = resamples[~np.isnan(resamples)]
     if np.isnan(estimate) or not len(resamples):
         return Interval(float(estimate), np.nan, np.nan)
@@ -91,7 +91,7 @@ def number_groups(groups, n):
 
 
 def exponential_weights(n_groups, n_resamples, seed):
-    """Yield weights for the Bayesian bootstrap, float64 (up to CHUNK, n_groups), n_resamples in all, 0 of one group."""
+    """Yield weights for the Bayesian bootstrap, float64 (up to CHUNK, n_groups), n_resamples or, of one group, none."""
     rng = np.random.default_rng(seed)
     n = n_resamples if n_groups > 1 else 0
     for start in range(0, max(n, 1), CHUNK):
@@ -106,7 +106,7 @@ def resample(values_or_fn, groups, n_resamples, seed, skip_nan):
         ends = np.cumsum(sizes)
         resamples = []
         for drawn in _draws(n_groups, n_resamples, seed):
-            shift = ends[drawn] - np.cumsum(sizes[drawn])  # from a position in the resample to one in rows
+            shift = ends[drawn] - np.cumsum(sizes[drawn])  # from positions in the resample to positions in rows
             places = np.arange(sizes[drawn].sum()) + np.repeat(shift, sizes[drawn])
             resamples.append(float(values_or_fn(rows[places])))
         return float(values_or_fn(np.arange(len(codes)))), np.array(resamples)
@@ -153,11 +153,11 @@ def resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined):
 def _weighted_auroc(positive, starts, group, weights):
     """Return the AUROC, float64 (B,), of rows sorted by score for each row of weights > 0 (B, groups).
 
-    starts: where the score rises. Of negatives with a positive's score, half count as below it.
+    starts: positions at which the score rises. Negatives with the score of a positive count half as below it.
     """
     areas = np.empty(len(weights))
     for b in range(len(weights)):
-        area = positives = below = of_positives = of_negatives = 0.0  # the latter two of the present score
+        area = positives = below = of_positives = of_negatives = 0.0  # the last two: at the present score
         for i in range(len(positive)):
             if starts[i]:
                 area += of_positives * (below + of_negatives / 2)
@@ -172,7 +172,7 @@ def _weighted_auroc(positive, starts, group, weights):
 
 
 def as_interval(interval):
-    """Return an Interval as the dict of estimate, low and high that score.json holds; NaN becomes None."""
+    """Return an Interval as a dict of estimate, low and high, as in score.json; NaN becomes None."""
     values = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 
@@ -186,7 +186,7 @@ def format_interval(values, digits=4):
     return "{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".format(**values, digits=digits)
 
 
-ROUNDING = 1e-16  # largest variance of a difference that is 0 up to rounding
+ROUNDING = 1e-16  # variances of a difference up to this are 0 but for rounding
 
 
 def delong_covariance(y, scores):
@@ -209,8 +209,8 @@ def delong_covariance(y, scores):
 def delong_intervals(y, score, level=0.95):
     """Return float64 (C, 3): AUROC, low and high of each class.
 
-    y: (N, C) bool or 0/1; score: (N, C) real. Symmetric on the logit scale (Pepe 2003; Qin and Hotilovac 2008), and NaN
-    for an area of 0 or 1 and with fewer than two positives or negatives.
+    y: (N, C) bool or 0/1; score: (N, C) real. The interval is symmetric on the logit scale (Pepe 2003; Qin and
+    Hotilovac 2008), and NaN for an AUROC of 0 or 1 and with fewer than two positives or negatives.
     """
     z, found = special.ndtri((1 + level) / 2), np.full((np.shape(y)[-1], 3), np.nan)
     for c, ((area,), ((variance,),)) in _classes(y, score):
@@ -224,7 +224,7 @@ def delong_intervals(y, score, level=0.95):
 def delong_test(y, a, b, level=0.95):
     """Return float64 (C, 4): AUROC(a) − AUROC(b) of each class, its low and high, and the two-sided p-value.
 
-    a, b: (N, C) real. A difference with a variance of 0 or NaN has no interval and p-value. Source: DeLong et al. 1988.
+    a, b: (N, C) real. Without variance, a difference of 0 has 0, 0, 1, any other NaN. Source: DeLong et al. 1988.
     """
     z, found = special.ndtri((1 + level) / 2), np.full((np.shape(y)[-1], 4), np.nan)
     for c, (areas, covariance) in _classes(y, a, b):
@@ -246,7 +246,7 @@ def _classes(y, *scores):
 
 
 def _below(values, others):
-    """Return the share of `others` below each of `values`, ties counted half."""
+    """Return the share of `others` below each of `values`; ties count half."""
     others = np.sort(others)
     return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
 

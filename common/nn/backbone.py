@@ -10,7 +10,7 @@ from common.errors import InputError, check
 
 
 class ExactLinear(nn.Linear):
-    """A linear layer that stays in float32 under autocast, because bf16 logits would create ties that change AUROC."""
+    """A linear layer that stays in float32 under autocast, since ties among bf16 logits would change the AUROC."""
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
@@ -18,7 +18,7 @@ class ExactLinear(nn.Linear):
 
 
 def build_backbone(name, size, drop_path=0.0):
-    """Return timm's headless network `name` for images of `size` pixels, and its channels; else InputError.
+    """Return timm's headless network `name` for images of `size` pixels, and its number of channels; else InputError.
 
     drop_path: stochastic depth (Huang et al. 2016), for networks that have it.
     """
@@ -45,7 +45,7 @@ def feature_map(net, images):
     out = net(images)
     if out.ndim == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
         out = out.permute(0, 3, 1, 2)
-    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # a vision transformer: tokens of classes, then patches
+    elif out.ndim == 3 and hasattr(net, "num_prefix_tokens"):  # a vision transformer: class tokens, then patches
         out = out[:, net.num_prefix_tokens :].transpose(1, 2)
         side = math.isqrt(out.shape[2])
         out = out.unflatten(2, (side, side)) if side * side == out.shape[2] else out

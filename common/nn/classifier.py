@@ -11,10 +11,10 @@ from common.nn.weights import load_pretrained
 
 
 class Classifier(models.Normalised):
-    """Radiographs to float32 logits (B, C): the backbone's last feature map, mean pooling, hidden layers, one layer.
+    """Radiographs → float32 logits (B, C): backbone, mean pooling of its last feature map, hidden layers, last layer.
 
-    Images (B, 1, H, W), uint8 or floats from 0 to 255, or pooled features (B, K). hidden: widths of the layers with
-    ReLU before the dropout and the last layer. loaded: report on the pretrained weights or None.
+    The input is images (B, 1, H, W), uint8 or floats in 0 to 255, or pooled features (B, K). hidden: widths of layers
+    with ReLU before the dropout and the last layer. loaded: report on the pretrained weights or None.
     """
 
     def __init__(self, net, width, mean, std, n_classes=1, hidden=(), dropout=0.0):
@@ -36,7 +36,7 @@ class Classifier(models.Normalised):
         return self.head(self.dropout(self.hidden(images if images.ndim == 2 else self.pooled(images))))
 
     def maps(self, features):
-        """Return class activation maps, float32 (B, C, h, w), of feature maps; without hidden layers.
+        """Return class activation maps, float32 (B, C, h, w), of feature maps; needs a network without hidden layers.
 
         Their mean over cells plus the bias are the logits (Zhou et al. 2016).
         """
@@ -50,7 +50,7 @@ class Classifier(models.Normalised):
     def heat(self, images, sign=1):
         """Return Grad-CAM of a single logit (sign −1: of its negative), float32 (B, h, w) >= 0 (Selvaraju et al. 2017).
 
-        Works inside no_grad and inference mode too and leaves no gradients behind.
+        This works in no_grad and inference mode, too, and leaves no gradients behind.
         """
         with torch.no_grad():
             features = self.features(images)
@@ -61,7 +61,7 @@ class Classifier(models.Normalised):
 
 
 def build_classifier(config, n_classes=1, weights=None, kind=Classifier, drop_path=0.0, **options):
-    """Return a classifier by a configuration's backbone, size, dropout and weights (or other `weights`).
+    """Return a classifier with a configuration's backbone, size, dropout and weights (or other `weights`).
 
     drop_path: as in `build_backbone`. options: further arguments of `kind`. Raises InputError for an unknown backbone
     and for weights that do not fit.

@@ -1,7 +1,7 @@
-"""Torchvision's detectors with a feature pyramid on any timm network: raw grey radiographs in, boxes out.
+"""Torchvision's detectors with a feature pyramid on any timm network, from raw grey radiographs to boxes.
 
-Anchor sizes and numbers of proposals are torchvision's at a side of 1024 pixels and scale with the side, so that a box
-that covers a tenth of the image matches an anchor of its size at 256 pixels too.
+Anchor sizes and numbers of proposals are torchvision's for a side of 1024 pixels and scale with the side. So a box that
+covers a tenth of the image matches an anchor of its size at any image size, such as 256 pixels.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
 from common.nn.weights import copy_state, imagenet_state, read_state
 
-_REFERENCE = 1024  # pixels a side, for which torchvision's defaults are meant
+_REFERENCE = 1024  # side in pixels for which torchvision's defaults are meant
 _ASPECTS = ((0.5, 1.0, 2.0),) * 5
 
 
@@ -32,10 +32,10 @@ class Detector(Normalised):
 
     forward(images, targets) in training → dict of scalar losses; forward(images) in evaluation → for each image a dict
     of boxes float32 (n, 4) x_min, y_min, x_max, y_max in the images' pixels, scores float32 (n,) in [0, 1], falling,
-    and labels int64 (n,). images: (B, 1, S, S) uint8, or floating in 0 to 255, S a multiple of 32; a second channel may
-    hold a mask of 0 and 255. targets: for each image a dict of boxes (n, 4) with positive sides and labels int64 (n,);
-    n may be 0. Anchors and heads' outputs stay float32 under autocast, because bfloat16 places boxes of a 1024-pixel
-    image on a grid of four pixels. Raises InputError for images of another shape, and in evaluation if the network
+    and labels int64 (n,). images: (B, 1, S, S) uint8, or floats in 0 to 255, S a multiple of 32; a second channel may
+    hold a mask of 0 and 255. targets: per image a dict of boxes (n, 4) with positive sides and labels int64 (n,), n may
+    be 0. Anchors and heads' outputs stay float32 under autocast, because bfloat16 rounds boxes of a 1024-pixel
+    image to a grid of four pixels. Raises InputError for images of another shape, and in evaluation if the network
     produced NaN or infinity.
     """
 
@@ -50,7 +50,7 @@ class Detector(Normalised):
                 module.register_forward_pre_hook(_cast_anchors)
 
     def scaled(self, images):
-        """Return normalised images (B, 3, S, S), the mask of (B, 2, S, S) in place of the third grey channel."""
+        """Return normalised images (B, 3, S, S); the mask of (B, 2, S, S) replaces the third grey channel."""
         if images.ndim != 4 or images.shape[1] != 2:
             return super().scaled(images)
         grey, mask = (super(Detector, self).scaled(images[:, k : k + 1]) for k in (0, 1))
@@ -68,10 +68,10 @@ def faster_rcnn(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, s
     """Return a Faster R-CNN with a feature pyramid at strides 4 to 64 (Ren et al. 2015, Lin et al. 2017).
 
     backbone: a timm network with feature maps at strides 4, 8, 16 and 32. n_classes: without background. size: the
-    images' side, a multiple of 32 from 96. weights: `imagenet`, `coco` (torchvision's whole detector, for resnet50),
-    `none`, or a file of the backbone, of a whole torchvision detector or of Detectron2's Faster R-CNN with a ResNet, of
-    which everything but the class layers is used; the attribute `loaded` reports it. nms: IoU threshold within a class.
-    per_image, score: most boxes of an image, and their least score. channels: of the pyramid, a multiple of 32 from 64;
+    images' side, a multiple of 32, at least 96. weights: `imagenet`, `coco` (torchvision's detector, for resnet50),
+    `none`, or a file of the backbone, of a complete torchvision detector or of Detectron2's Faster R-CNN with a ResNet,
+    all of which is used except the class layers; the attribute `loaded` reports it. nms: IoU threshold within a class.
+    per_image, score: most boxes per image, and minimum score. channels: of the pyramid, a multiple of 32, at least 64;
     256 in those files. frozen_norms (True by default): keep statistics and parameters of the backbone's batch norms, as
     in Detectron2, since small batches give poor statistics. stride_in_1x1 (False by default): see
     `stride_first`. Raises InputError for a network without these maps or weights that do not fit.
@@ -108,8 +108,8 @@ def retinanet(backbone, n_classes, size, weights, **options):
 def fcos(backbone, n_classes, size, weights, **options):
     """Return an FCOS, which has no anchors, with a feature pyramid at strides 8 to 128 (Tian et al. 2019).
 
-    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. At any size, a level is for boxes
-    of four to eight times its stride.
+    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. At any image size, a level
+    is for boxes of four to eight times its stride.
     """
     return _one_stage(detection.FCOS, backbone, n_classes, size, weights, **options)
 
@@ -162,8 +162,8 @@ def _build_pyramid(backbone, strides, more, channels, size):
     name = timm_name(backbone)
     about = timm.get_pretrained_cfg(name)
     options = {"features_only": True} | ({"img_size": size} if about and about.fixed_input_size else {})
-    # below 96 px a level is a single pixel, for which oneDNN's bfloat16 gradient of the next strided convolution is
-    # uninitialised memory (torch 2.15); below 64 channels FCOS's group norm has one value a group
+    # below 96 px, a level is a single pixel, for which oneDNN's bfloat16 gradient of the next strided convolution is
+    # uninitialised memory (torch 2.15); below 64 channels, FCOS's group norm has one value per group
     for what, number, least in (("size", size, 96), ("channels", channels, 64)):
         if number < least or number % 32:
             raise InputError(f"{what} {number}: a detector needs a multiple of 32, at least {least}")
@@ -181,7 +181,7 @@ def _build_pyramid(backbone, strides, more, channels, size):
 
 
 def load_and_freeze(model, body, name, weights, frozen_norms=True, stride_in_1x1=False, version=""):
-    """Return a Detector with `weights` of its backbone `body`, or of all but the class layers, see `faster_rcnn`."""
+    """Return a Detector with `weights` for its backbone `body`, or for all but the class layers, see `faster_rcnn`."""
     model.loaded = None
     if stride_in_1x1:
         stride_first(body)
@@ -207,7 +207,7 @@ def _initial_state(kind, name, weights, stride_in_1x1):
         if name.split(".")[0] != "resnet50":
             raise InputError(f"weights coco: torchvision has them for resnet50, not {name}; give a file")
         known = getattr(detection, kind, None)
-        check(known, "weights coco: there are none of this detector; give a file, or imagenet")
+        check(known, "weights coco: there are none for this detector; give a file, or imagenet")
         known = known.COCO_V1
         try:
             return known.get_state_dict(progress=False), f"torchvision's {known}"
@@ -215,12 +215,12 @@ def _initial_state(kind, name, weights, stride_in_1x1):
             raise InputError(f"weights coco: {known.url} could not be loaded ({error})") from None
     state, of_detectron2 = read_detector(weights)
     if of_detectron2 and not stride_in_1x1:
-        raise InputError(f"{weights}: a ResNet of Detectron2; it needs --detector.stride-in-1x1 True")
+        raise InputError(f"{weights}: a ResNet of Detectron2, which needs --detector.stride-in-1x1 True")
     return (to_torchvision(state, mean_std(name)[1]) if of_detectron2 else state), str(weights)
 
 
 def _cast_outputs(head, inputs, output):
-    """Forward hook: cast a head's outputs, nested in dicts and sequences; in evaluation check that they are finite."""
+    """Forward hook: cast a head's outputs, nested in dicts and sequences; in evaluation, check that they are finite."""
     if isinstance(output, dict):
         return {key: _cast_outputs(head, inputs, value) for key, value in output.items()}
     if isinstance(output, list | tuple):
@@ -232,16 +232,16 @@ def _cast_outputs(head, inputs, output):
 
 
 def _cast_anchors(generator, inputs):
-    """Forward pre-hook: replace the maps by float32 ones of the same sizes; the generator uses nothing else."""
+    """Forward pre-hook: replace the maps by float32 maps of the same sizes, which are all the generator uses."""
     images, maps = inputs
     return images, [each.new_empty((0, 1, *each.shape[-2:]), dtype=torch.float32) for each in maps]
 
 
 # ---- weights of Detectron2's model zoo, such as faster_rcnn_R_101_FPN_3x -------------------------------------------
 
-# Its ResNets take BGR images of 0 to 255 less the mean, and stride in the first convolution of a bottleneck instead of
+# Its ResNets take BGR images, 0 to 255 minus the mean, and have a bottleneck's stride in the first convolution, not
 # the second. Source: Wu et al., https://github.com/facebookresearch/detectron2.
-_ARRAYS = {"_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype"}  # all that NumPy's arrays are pickled as
+_ARRAYS = {"_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype"}  # all names that pickled NumPy arrays need
 _NAMES = (
     (r"^backbone\.bottom_up\.stem\.conv1\.norm", "backbone.body.bn1"),
     (r"^backbone\.bottom_up\.stem", "backbone.body"),
@@ -259,7 +259,7 @@ _NAMES = (
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickle containers of NumPy arrays, and nothing that could run code."""
+    """Unpickle containers of NumPy arrays and refuse everything that could run code."""
 
     def find_class(self, module, name):
         if module.split(".")[0] == "numpy" and name in _ARRAYS:
@@ -270,7 +270,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_detector(path):
-    """Return (tensors by name, whether they are Detectron2's) of a file; .pkl is the format of Detectron2's zoo."""
+    """Return (tensors by name, whether they are Detectron2's) from a file; .pkl is Detectron2's format."""
     if not str(path).endswith(".pkl"):
         state = read_state(path)
     else:
@@ -280,7 +280,7 @@ def read_detector(path):
             state = {name: torch.as_tensor(value) for name, value in content.items()}
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except Exception as error:  # pickle raises many kinds for damaged files
+        except Exception as error:  # pickle raises many kinds of errors for damaged files
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"{path}: not a file of Detectron2's model zoo ({reason})") from None
     return state, any(name.startswith("backbone.bottom_up.") for name in state)

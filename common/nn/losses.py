@@ -1,4 +1,4 @@
-"""Losses on logits, in float32 also under autocast.
+"""Losses on logits, computed in float32 even under autocast.
 
 logits: (B, C, H, W) or (B, C). target: the same shape, or without the channel if C is 1; any dtype, values in [0, 1].
 Every function returns a scalar and raises ValueError for shapes that do not match.
@@ -24,14 +24,14 @@ def focal_bce(logits, target, gamma=2.0, pos_weight=1.0):
     logits, target = _match_shapes(logits, target)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     wrong = target + torch.sigmoid(logits) * (1 - 2 * target)
-    loss = entropy * wrong.clamp_min(1e-6) ** gamma  # for gamma < 1 the gradient at 0 would be infinite
+    loss = entropy * wrong.clamp_min(1e-6) ** gamma  # for gamma < 1, the gradient at 0 would be infinite
     return (loss * (1 + (pos_weight - 1) * target)).mean()
 
 
 def asymmetric(logits, target, gamma_negative=4.0, gamma_positive=1.0, margin=0.05):
-    """Return the mean asymmetric loss (Ridnik et al. 2021, whose numbers for many labels are the defaults).
+    """Return the mean asymmetric loss (Ridnik et al. 2021; the defaults are their values for multi-label data).
 
-    As in focal losses, positives weigh (1 − p)^gamma_positive and negatives p^gamma_negative, of p less `margin`.
+    As in focal losses, positives weigh (1 − p)^gamma_positive and negatives p^gamma_negative, p less `margin`.
     """
     logits, target = _match_shapes(logits, target)
     probs = torch.sigmoid(logits)
@@ -41,10 +41,10 @@ def asymmetric(logits, target, gamma_negative=4.0, gamma_positive=1.0, margin=0.
 
 
 def pairwise_auc(logits, target, margin=1.0):
-    """Return a surrogate of 1 − AUROC of a batch (B, C): the squared hinge over pairs, the mean over classes with both.
+    """Return a surrogate for 1 − AUROC of a batch (B, C): a squared hinge over pairs, averaged over classes with pairs.
 
-    A pair counts max(0, margin − positive's logit + negative's)², the pairwise form of the AUC-margin loss (Yuan et al.
-    2021). Labels above one half are positive.
+    A pair contributes max(0, margin − positive's logit + negative's)², the pairwise AUC-margin loss (Yuan et al. 2021).
+    Labels above one half are positive.
     """
     logits, target = _match_shapes(logits, target)
     pairs = ((target > 0.5)[:, None] & (target <= 0.5)[None]).float()
@@ -54,7 +54,7 @@ def pairwise_auc(logits, target, margin=1.0):
 
 
 def dice(logits, target, smooth=1.0, squared=False):
-    """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth); squared: sizes of squares (Milletari 2016)."""
+    """Return the mean of 1 − (2·overlap + smooth) / (sizes + smooth); squared: sum squares (Milletari 2016)."""
     probs, target = _flat_probs(logits, target)
     size = (probs.square() + target.square() if squared else probs + target).sum(1)
     return (1 - (2 * (probs * target).sum(1) + smooth) / (size + smooth)).mean()
@@ -70,13 +70,13 @@ def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0):
 
 
 def lovasz_hinge(logits, target):
-    """Return the mean convex surrogate of 1 − IoU at logit 0 for targets of 0 or 1 (Berman et al. 2018)."""
+    """Return the mean convex surrogate of 1 − IoU at logit 0, for targets of 0 or 1 (Berman et al. 2018)."""
     flat = (part.flatten(2).flatten(0, 1) for part in _match_shapes(logits, target))
     return smp.losses.LovaszLoss("binary", per_image=True)(*flat)
 
 
 def boundary(logits, target):
-    """Return the mean of probabilities times signed distances from the outline, 0 … 1 of a side (Kervadec 2019).
+    """Return the mean of probability times signed distance to the outline, in sides of the image (Kervadec 2019).
 
     target: 0 or 1; the distances of an image without a mask are 0.
     """

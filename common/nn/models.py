@@ -17,14 +17,14 @@ _KINDS = (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.MAnet, smp.Linknet, smp.PSPNe
 _KINDS += (smp.UPerNet, smp.Segformer, smp.DPT)
 ARCHITECTURES = {kind.__name__.lower(): kind for kind in _KINDS}
 _ALIASES = {"xception": "legacy_xception", "inceptionresnetv2": "inception_resnet_v2"}
-# timm's versions lack padding, so decoders cannot combine their maps; smp's are padded, with the same tensor names
+# timm's versions lack padding, so decoders cannot combine their maps; smp's have it, and the same tensor names
 _PADDED = {"legacy_xception": "xception", "inception_resnet_v2": "inceptionresnetv2"}
 
 
 class Normalised(nn.Module):
-    """A network that takes raw grey images, which it normalises and repeats to its number of channels.
+    """A network for raw grey images, which it normalises and repeats to its number of channels.
 
-    images (B, 1, H, W), uint8 or floating in 0 to 255, H and W multiples of `multiple`; mean and std: one value a
+    images (B, 1, H, W), uint8 or floats in 0 to 255, H and W multiples of `multiple`; mean and std: one value per
     channel, 1 being the full range. Returns the network's logits in float32, or a tuple of them.
     """
 
@@ -53,7 +53,7 @@ class Normalised(nn.Module):
 
 
 class _DepthwiseFloat32:
-    """Mixin for depthwise convolutions, whose bf16 gradient takes up to six times as long as float32's on a CPU."""
+    """Mixin for depthwise convolutions, whose bf16 gradient on a CPU takes up to six times as long as in float32."""
 
     def forward(self, x):
         if x.device.type != "cpu" or not torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
@@ -70,8 +70,8 @@ def _make_float32(kind):
 def classifier(backbone, n_classes, weights, dropout=0.0, frozen_norms=False, **options):
     """Return timm's network `backbone` with an `n_classes`-way layer: images (B, 1, H, W) → logits (B, n_classes).
 
-    weights: imagenet, none, or a file of at least everything but the last layer. frozen_norms: keep statistics and
-    parameters of the batch norms of `weights`, other than none. `options` go to timm.
+    weights: imagenet, none, or a file that has at least everything except the last layer. frozen_norms: keep statistics
+    and parameters of the batch norms of `weights`, unless none. `options` are passed to timm.
     """
     name = timm_name(backbone)
     net = timm.create_model(name, pretrained=False, num_classes=n_classes, drop_rate=dropout, **options)
@@ -89,10 +89,10 @@ def segmenter(
     """Return a network from images (B, 1, H, W), sides multiples of 32, to mask logits (B, n_classes, H, W).
 
     architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network with
-    maps of several sizes, for DPT a vision transformer, of whose patches the sides are multiples then.
+    maps of several sizes; for DPT a vision transformer, whose patch size must divide the sides.
     empty_head: return (mask logits, presence logit (B, 1)), the latter from the encoder's pooled last features after
-    `dropout`. frozen_norms: keep statistics and parameters of all batch norms, which start from another training's
-    weights. weights and errors: as in `classifier`; a file must hold at least the whole encoder.
+    `dropout`. frozen_norms: keep statistics and parameters of all batch norms, for initial weights from another
+    training. weights and errors: as in `classifier`; a file must contain at least the whole encoder.
     """
     if isinstance(architecture, str) and architecture not in ARCHITECTURES:
         raise InputError(f"architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
@@ -102,7 +102,7 @@ def segmenter(
         options["aux_params"] = {"classes": 1, "dropout": dropout}
     fixed, multiple = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False), 32
     if architecture is smp.DPT:
-        options["dynamic_img_size"] = True  # other sizes than the transformer's own
+        options["dynamic_img_size"] = True  # allows other sizes than the transformer's own
     elif fixed:
         raise InputError(f"encoder {encoder!r} has a fixed size or maps of one size: only the decoder dpt takes it")
     try:
@@ -114,7 +114,7 @@ def segmenter(
         raise InputError(f"encoder {encoder!r} does not work in {architecture.__name__} ({reason})") from error
     if architecture is smp.DPT:
         multiple = math.lcm(multiple, *getattr(getattr(net.encoder.model, "patch_embed", None), "patch_size", ()))
-        for unused in ("norm", "fc_norm", "head"):  # never have a gradient, for which several processes would wait
+        for unused in ("norm", "fc_norm", "head"):  # they never get a gradient, but DDP would wait for it
             setattr(net.encoder.model, unused, nn.Identity())
     model = Normalised(net, *mean_std(name), multiple)
     model.frozen_norms = frozen_norms
@@ -123,9 +123,9 @@ def segmenter(
 
 
 def checkpoint_backbone(model):
-    """Make timm's backbone in a model compute its activations again in the backward pass, so that few are kept.
+    """Make a model's timm backbone recompute its activations in the backward pass instead of keeping them.
 
-    Raises InputError if it cannot, or if it has batch norms that train, whose statistics would move twice a step.
+    Raises InputError if it cannot, or if it has trainable batch norms, whose statistics would move twice per step.
     """
     networks = [part for part in model.modules() if hasattr(part, "set_grad_checkpointing")]
     blocks = [part for part in model.modules() if hasattr(part, "grad_checkpointing") and part not in networks]
@@ -134,12 +134,12 @@ def checkpoint_backbone(model):
             part.set_grad_checkpointing()
     except AssertionError:
         networks = []
-    check(networks, "--grad-checkpointing: this network has no backbone of timm that can do without its activations")
+    check(networks, "--grad-checkpointing: this network has no timm backbone that can recompute its activations")
     norms = [norm for part in networks for norm in batch_norms(part) if not is_frozen(norm)]
     check(
         not norms, "--grad-checkpointing: needs a backbone whose batch norms are frozen (frozen_norms), or without any"
     )
-    for part in blocks:  # a network's stages, which go through their blocks one by one
+    for part in blocks:  # a network's stages, which run their blocks one by one
         part.grad_checkpointing = True
 
 
@@ -152,13 +152,13 @@ def head(model):
 
 
 def freeze_first_half(model, frozen=True):
-    """Freeze the first half of the layers (modules with parameters of their own), or thaw all if not `frozen`."""
+    """Freeze the first half of the layers (modules with their own parameters), or unfreeze all if not `frozen`."""
     layers = [own for module in model.modules() if (own := list(module.parameters(recurse=False)))]
     _freeze(model, frozen, (p for own in layers[: len(layers) // 2] for p in own))
 
 
 def freeze_encoder(model, frozen=True):
-    """Freeze the encoder of a segmenter except its batch norms, as fastai does, or thaw everything if not `frozen`."""
+    """Freeze the encoder of a segmenter except its batch norms, as fastai does, or unfreeze all if not `frozen`."""
     check(not frozen or hasattr(model.net, "encoder"), "frozen_epochs: this network has no encoder to freeze")
     norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
     encoder = model.net.encoder.parameters() if frozen else ()
@@ -166,7 +166,7 @@ def freeze_encoder(model, frozen=True):
 
 
 def freeze_all_but_head(model, frozen=True):
-    """Freeze all but the last layer (a classifier's linear layer, a segmenter's heads), or thaw if not `frozen`."""
+    """Freeze all but the last layer (a classifier's linear layer, a segmenter's heads), or unfreeze if not `frozen`."""
     kept = {id(p) for part in head(model) for p in part.parameters()}
     _freeze(model, frozen, (p for p in model.parameters() if id(p) not in kept))
 
@@ -183,9 +183,7 @@ def timm_name(name):
     """Return timm's name for a network name, its own or another library's; raises InputError for unknown ones."""
     name = _ALIASES.get(name, name)
     if name.startswith("mit_b"):
-        raise InputError(
-            f"{name}: its code may not be used commercially; pvt_v2_{name[4:]} of timm is of the same kind"
-        )
+        raise InputError(f"{name}: its code may not be used commercially; timm's pvt_v2_{name[4:]} is of the same kind")
     if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained(name.split(".")[0])):
         near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 3)
         raise InputError(f"timm has no network {name!r}; similar names: {', '.join(near) or 'none'}")
@@ -193,6 +191,6 @@ def timm_name(name):
 
 
 def mean_std(name):
-    """Return the mean and standard deviation per channel with which timm normalises images for `name`."""
+    """Return the mean and standard deviation per channel that timm uses to normalise images for `name`."""
     config = timm.get_pretrained_cfg(name)
     return (config.mean, config.std) if config else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)

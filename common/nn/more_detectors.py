@@ -1,6 +1,6 @@
 """Further families of detectors, from optional packages, behind the interface of `common.nn.detectors.Detector`.
 
-They run in float32, whatever the precision of the training: their matching of boxes does not bear less.
+They always run in float32, since their matching of boxes fails at lower precision.
 """
 
 import timm
@@ -15,7 +15,7 @@ from common.nn.models import Normalised, mean_std, timm_name
 
 
 class _Adapted(Detector):
-    """A detector of another library; `net` has what `_losses(images, targets)` and `_find(images)` need."""
+    """A detector of another library, `net`, adapted by `_losses(images, targets)` and `_find(images)`."""
 
     def __init__(self, net, mean, std, per_image, score):
         Normalised.__init__(self, net, mean, std, multiple=32)
@@ -92,7 +92,7 @@ def rtdetr(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=
 def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     """Return an EfficientDet (Tan et al. 2020) of `effdet` on a timm network; arguments as in `faster_rcnn`.
 
-    size: a multiple of 128; nms: 0.5 always, the library's. channels: of the pyramid and the heads.
+    size: a multiple of 128; nms: always 0.5, the library's. channels: of the pyramid and the heads.
     """
     require_extra("efficientdet", "architecture efficientdet")
     from effdet import DetBenchPredict, DetBenchTrain, EfficientDet, get_efficientdet_config
@@ -108,7 +108,7 @@ def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
         raise InputError(f"backbone {backbone!r} gives no feature maps ({str(error).splitlines()[0]})") from error
     net.reset_head(num_classes=n_classes)
     model = _EfficientDet(net, *mean_std(name), per_image, score)
-    model.benches = [DetBenchTrain(net), DetBenchPredict(net)]  # in a list, or the network's weights were saved thrice
+    model.benches = [DetBenchTrain(net), DetBenchPredict(net)]  # in a list, or the weights would be saved three times
     return load_and_freeze(model, net.backbone, name, weights, **loading)
 
 

@@ -9,12 +9,12 @@ def batch_norms(model):
 
 
 def is_frozen(norm):
-    """Return whether a norm has parameters, all of which are frozen."""
+    """Return whether a norm has parameters and all of them are frozen."""
     own = list(norm.parameters(recurse=False))
     return bool(own) and not any(p.requires_grad for p in own)
 
 
 def set_frozen_eval(model):
-    """Make frozen batch norms use and keep their running statistics; to be called after `model.train()`."""
+    """Make frozen batch norms use and keep their running statistics; call this after `model.train()`."""
     for norm in filter(is_frozen, batch_norms(model)):
         norm.eval()

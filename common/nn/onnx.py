@@ -1,4 +1,4 @@
-"""Networks as ONNX files with their preprocessing inside, and runtimes that may be faster than torch on a CPU."""
+"""Networks as ONNX files that include the preprocessing, and runtimes that may be faster than torch on a CPU."""
 
 import io
 import threading
@@ -12,14 +12,14 @@ from common.errors import InputError, check, log
 from common.extras import is_installed
 from common.paths import atomic_path
 
-TOLERANCE = 1e-4  # largest difference from torch in float32, relative to the largest output but at least to 1
-OTHER_SIGNS = 5e-4  # largest share of logits that change sides in bfloat16
-REPEATS = 3  # of each timing, of which the shortest counts
+TOLERANCE = 1e-4  # largest difference from torch in float32, relative to the largest output or 1
+OTHER_SIGNS = 5e-4  # largest share of logits that change their sign in bfloat16
+REPEATS = 3  # runs per timing, of which the shortest counts
 
 
 @torch.no_grad()
 def to_onnx(model, images, title="network"):
-    """Return the network as an ONNX file's bytes: `images` with any number in a batch → the model's outputs, float32.
+    """Return the network as the bytes of an ONNX file: images, in any batch size → the model's outputs, float32.
 
     images: an example (B, …), which fixes the other sizes. Raises InputError if it cannot be exported.
     """
@@ -29,9 +29,9 @@ def to_onnx(model, images, title="network"):
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about operators of the exporter itself
+            warnings.simplefilter("ignore")  # warnings about the exporter's own operators
             torch.onnx.export(model, (example,), external_data=False, **how, **names).save(buffer)
-    except Exception as error:  # of many kinds, by the part of the exporter that fails
+    except Exception as error:  # of many kinds, depending on the exporter's failing part
         cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{title}: cannot be exported to ONNX ({cause})") from None
     return buffer.getvalue()
@@ -49,7 +49,7 @@ def write_onnx(path, model, images):
 
 @torch.no_grad()
 def difference(model, session, images):
-    """Return the largest difference of two networks' outputs in float32, relative to the largest but at least to 1."""
+    """Return the largest difference between two networks' outputs in float32, relative to the largest output or 1."""
     with torch.autocast("cpu", enabled=False):
         pairs = zip(_outputs(model(images)), _outputs(session(images)), strict=True)
         return float(torch.stack([(a - b).abs().max() / a.abs().max().clamp_min(1) for a, b in pairs]).max())
@@ -57,7 +57,7 @@ def difference(model, session, images):
 
 @torch.no_grad()
 def share_of_other_signs(model, session, images):
-    """Return the share of logits for which two segmenters disagree about the side of 0."""
+    """Return the share of logits whose sign differs between two segmenters."""
     return float(((model(images) > 0) != (session(images) > 0)).float().mean())
 
 
@@ -66,7 +66,7 @@ def _outputs(found):
 
 
 class OnnxSession:
-    """A network in ONNX Runtime on the CPU: called with images, it returns the network's output or tuple of outputs."""
+    """A network in ONNX Runtime on the CPU; calling it with images returns the network's output or outputs."""
 
     name, compare, limit = "ONNX Runtime", staticmethod(difference), TOLERANCE
 
@@ -78,12 +78,12 @@ class OnnxSession:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common class
+        except Exception as error:  # its exceptions have no common base class
             raise InputError(f"not a usable ONNX file ({str(error).splitlines()[0]})") from None
         (self._input,) = self._session.get_inputs()
 
     def fits(self, images):
-        """Return whether images have the type and size, without the batch's, of the exported network."""
+        """Return whether images have the dtype and the shape, apart from the batch, of the exported network."""
         kinds = {"tensor(uint8)": torch.uint8, "tensor(float)": torch.float32}
         return images.dtype == kinds.get(self._input.type) and list(images.shape[1:]) == self._input.shape[1:]
 
@@ -93,9 +93,9 @@ class OnnxSession:
 
 
 class OpenVinoSession:
-    """A segmenter in OpenVINO on the CPU, in bfloat16 where the processor has it: images → logits.
+    """A segmenter in OpenVINO on the CPU, in bfloat16 if the processor supports it: images → logits.
 
-    content: as of OnnxSession. threads: calls at a time, on a core each.
+    content: as for OnnxSession. threads: number of simultaneous calls, each on one core.
     """
 
     name, compare, limit = "OpenVINO", staticmethod(share_of_other_signs), OTHER_SIGNS
@@ -111,10 +111,10 @@ class OpenVinoSession:
 
 
 class Fastest(nn.Module):
-    """A network on the CPU that answers by torch or a session, whichever took least time for the first batch.
+    """A network on the CPU that runs in torch or a session, whichever was fastest on the first batch.
 
-    Torch also answers for other sizes than the OnnxSession's, and in place of sessions whose outputs differ by more
-    than their limit. Threads may call it.
+    Torch also runs images of other sizes than the OnnxSession's, and replaces sessions whose outputs differ by more
+    than their limit. Several threads may call it.
     """
 
     def __init__(self, net, session, title, *further):
@@ -141,14 +141,14 @@ class Fastest(nn.Module):
             begun = time.perf_counter()
             network(images)
             best[name] = min(best[name], time.perf_counter() - begun)
-        said += [f"{name} {1000 * value / len(images):.1f} ms an image" for name, value in best.items()]
+        said += [f"{name} {1000 * value / len(images):.1f} ms per image" for name, value in best.items()]
         chosen = min(best, key=best.get)
         log.info(f"{self._title}: {', '.join(said)}; {chosen} is used")
         return networks[chosen]
 
 
 def with_session(net, path):
-    """Return the network, as Fastest if there is an ONNX file `path`; InputError for a damaged file."""
+    """Return the network, wrapped in Fastest if the ONNX file `path` exists; InputError for a damaged file."""
     title = "/".join(path.parts[-3:-1])
     if not path.is_file():
         return net

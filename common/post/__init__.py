@@ -1,1 +1,1 @@
-"""From predictions to submissions: run-length masks, regions of masks, fusion of boxes."""
+"""From predictions to submissions: run-length masks, connected regions, fusion of boxes."""

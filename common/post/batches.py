@@ -9,14 +9,14 @@ import pandas as pd
 from common.errors import InputError, check
 from common.jit import compiled
 
-_ROWS = 1 << 15  # boxes fused at a time, few enough for the processor's cache
+_ROWS = 1 << 15  # boxes fused at a time, so that they fit the processor's cache
 
 
 class Batch(NamedTuple):
     """Boxes of several models on several images, sorted by image, then by model.
 
     boxes: float64 (n, 4) in [0, 1]; scores: float64 (n,) >= 0; labels and models: int64 (n,); starts: int64
-    (images + 1,), the rows of image i being starts[i] … starts[i+1]-1; n_models: int, models without a box included.
+    (images + 1,), the rows of image i being starts[i] … starts[i+1]-1; n_models: int, including models without boxes.
     """
 
     boxes: np.ndarray
@@ -61,7 +61,7 @@ def check_iou(iou_thr):
 
 
 def rank_rows(keys, starts, argsort=np.ndarray.argsort):
-    """Return the order that sorts `keys` (n,) within each group, largest first, ties as ensemble_boxes has them."""
+    """Return the order that sorts `keys` (n,) within each group, largest first, with ties as in ensemble_boxes."""
     order = np.empty(len(keys), np.int64)
     for begin, end in itertools.pairwise(starts.tolist()):
         order[begin:end] = argsort(keys[begin:end])[::-1]
@@ -71,7 +71,7 @@ def rank_rows(keys, starts, argsort=np.ndarray.argsort):
 def group_rows(batch, weights, by_label):
     """Return rows by class, without empty boxes, scores × weights, starts of groups, and each image's first group.
 
-    The classes of an image come in the order of their first rows or, `by_label`, of their numbers.
+    The classes of an image are ordered by their first rows or, if `by_label`, by their numbers.
     """
     boxes = np.clip(batch.boxes, 0.0, 1.0)
     rows = np.flatnonzero((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) != 0)

@@ -1,4 +1,4 @@
-"""Boxes x_min, y_min, x_max, y_max, checked and compared: arrays (n, 4), and tables whose rows errors name.
+"""Check and compare boxes x_min, y_min, x_max, y_max in arrays (n, 4) and in tables; errors name the row.
 
 `sizes` are widths and heights in pixels, (2,) or (n, 2).
 """
@@ -10,11 +10,11 @@ from common.errors import InputError, check
 from common.jit import compiled
 
 BOX = ["x_min", "y_min", "x_max", "y_max"]
-SLACK = 1e-6  # of the image's side: rounding to float32 can move a coordinate this far outside
+SLACK = 1e-6  # fraction of the side by which rounding to float32 can move a coordinate outside
 
 
 def find_normalised(boxes):
-    """Return the positions of boxes that lie in 0 to 1 instead of pixels, none if no more than 1 % are so small."""
+    """Return the positions of boxes in 0 to 1 instead of pixels, none unless more than 1 % of boxes are so small."""
     small = np.flatnonzero((np.asarray(boxes).reshape(-1, 4) <= 1).all(axis=1))
     return small if len(small) > len(boxes) / 100 else small[:0]
 
@@ -22,7 +22,7 @@ def find_normalised(boxes):
 def iou_matrix(a, b):
     """Return the intersection over union of each box of `a` (n, 4) with each of `b` (m, 4), float64 (n, m) in [0, 1].
 
-    It is 0 where neither box has an area. Areas are width × height, without the extra pixel of the VOC kit.
+    It is 0 if neither box has an area. Areas are width × height, without the extra pixel of the VOC kit.
 
     >>> iou_matrix([[0, 0, 10, 10]], [[0, 0, 10, 5], [20, 20, 30, 30]]).tolist()
     [[0.5, 0.0]]
@@ -36,7 +36,7 @@ def iou_matrix(a, b):
 
 @compiled(error_model="numpy")
 def iou(a, b):
-    """Return the intersection over union of two boxes (4,), NaN where neither has an area. For compiled callers."""
+    """Return the intersection over union of two boxes (4,), NaN if neither has an area. For compiled callers."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     shared = width * height
@@ -44,7 +44,7 @@ def iou(a, b):
 
 
 def clip(boxes, sizes):
-    """Return boxes with every coordinate moved into 0 … width or height; a box outside its image loses its area."""
+    """Return boxes with all coordinates clipped to 0 … width or height; a box outside its image loses its area."""
     return np.clip(np.asarray(boxes, np.float64), 0.0, _twice(sizes))
 
 
@@ -64,9 +64,9 @@ _EXACT = 2**24  # class ids are exact in float32 below
 
 
 def find_places(index, names):
-    """Return `index.get_indexer(names)`, int64, with a text in memory for each name instead of each of millions."""
+    """Return `index.get_indexer(names)`, int64, keeping one string per distinct name instead of millions."""
     codes, distinct = pd.factorize(names)
-    places = np.append(index.get_indexer(distinct), -1).astype(np.int64)  # the last one of NaN, whose code is -1
+    places = np.append(index.get_indexer(distinct), -1).astype(np.int64)  # the last entry is for NaN, whose code is -1
     return places[codes]
 
 
@@ -74,8 +74,8 @@ def read_boxes(name, table, images, no_finding=None, n_classes=_EXACT, scored=Tr
     """Return (image numbers int64 (n,), class ids int64 (n,), boxes float64 (n, 4), scores float64 (n,) or None).
 
     table: DataFrame with image_id, class_id, score (if `scored`, finite in [0, highest]), x_min, y_min, x_max, y_max;
-    images: Index of possible ids. no_finding: the class whose box must be 0 0 1 1. sizes: float64 (images, 2), beyond
-    which boxes may lie by rounding errors only. Raises InputError.
+    images: Index of possible ids. no_finding: the class whose box must be 0 0 1 1. sizes: float64 (images, 2),
+    which boxes may exceed only by rounding errors. Raises InputError.
     """
     numbers = read_numbers(name, table, ["class_id", *["score"] * scored, *BOX])
     class_id, boxes = numbers[:, 0], np.ascontiguousarray(numbers[:, -4:])
@@ -103,7 +103,7 @@ _CORNERS = "{x_min}, {y_min}, {x_max}, {y_max}"
 
 
 def refuse(name, table, faults):
-    """Raise InputError for the first row with the first of the faults, (bool (n,), reason with {column} in it)."""
+    """Raise InputError for the first row with the first of the faults: (bool (n,), reason with {column} in it)."""
     for bad, reason in faults:
         for row in np.flatnonzero(bad)[:1]:
             values = table.iloc[row].to_dict()
@@ -132,13 +132,13 @@ def read_numbers(name, table, columns):
 
 
 def pack_boxes(boxes, ids):
-    """Return the boxes of each image as a tuple of tuples, which can be compared; `unpack_boxes` undoes it."""
+    """Return each image's boxes as a tuple of tuples, which can be compared; `unpack_boxes` reverses this."""
     values, rows = boxes[_PACKED[: 5 + ("score" in boxes)]].to_numpy(float), boxes.groupby("image_id").indices
     return [tuple(map(tuple, values[rows[image_id]].tolist())) if image_id in rows else () for image_id in ids]
 
 
 def unpack_boxes(packed, ids):
-    """Return the table of the packed boxes of images; without any, it has scores."""
+    """Return the table of packed boxes of images; if there are none, the table has scores."""
     rows = [row for boxes in packed for row in boxes]
     boxes = pd.DataFrame(rows, columns=_PACKED[: len(rows[0]) if rows else 6], dtype=float).astype({"class_id": int})
     return boxes.assign(image_id=np.repeat(np.asarray(ids), [len(boxes) for boxes in packed]))

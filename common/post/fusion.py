@@ -1,4 +1,4 @@
-"""Detection tables of several models, or the boxes of several raters, fused into one table."""
+"""Fuse the detection tables of several models, or the boxes of several raters, into one table."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +23,8 @@ def fuse_table(tables, sizes, weights=None, fuse=fuse_wbf, no_finding=NO_FINDING
     x_min, y_min, x_max, y_max in pixels. sizes: DataFrame of image_id, width, height, one row per image. weights: one
     positive number per model, or None. fuse: `fuse_wbf`, `fuse_nms`, `fuse_soft_nms` or `fuse_nmw`, called with
     `options` on boxes divided by the size of their image.
-    The class `no_finding` (None for no such class) is averaged, not fused: its score is the weighted mean over the
-    models that use it anywhere, images that such a model leaves out counting 0, with the box 0 0 1 1.
+    The class `no_finding` (None for no such class) is averaged, not fused: its score is the weighted mean over all
+    models that use this class, with 0 for images in which such a model does not, and its box is 0 0 1 1.
     The result has the same columns: images in the order of `sizes`, the boxes of each best first, no finding last,
     boxes inside the image. Raises InputError for bad weights, and naming table, row and image as `read_boxes` does.
     """
@@ -70,8 +70,8 @@ def fuse_raters(table, iou_thr=0.5, join=mean_boxes, no_finding=NO_FINDING):
 
     table: DataFrame of image_id, class_id, rad_id, x_min, y_min, x_max, y_max in pixels, one row per box, or one row of
     the class `no_finding` for a rater without boxes. join: `mean_boxes` (weighted boxes fusion with equal scores) or
-    `first_boxes` (NMS in the order of raters). Boxes match where IoU > iou_thr; the order of rows does not matter.
-    The result has image_id (sorted), class_id, x_min, y_min, x_max, y_max, votes (raters with a box in the fused one)
+    `first_boxes` (NMS in the order of raters). Boxes match if IoU > iou_thr; the order of rows does not matter.
+    The result has image_id (sorted), class_id, x_min, y_min, x_max, y_max, votes (raters with a box in the fused box)
     and raters (of the image); `no_finding 0 0 1 1` only if no rater drew a box. Raises InputError, naming row and
     image, for missing columns or values and boxes without area.
     """
@@ -137,7 +137,7 @@ def _no_finding_scores(healthy, weights):
     found = np.flatnonzero(given.any(axis=0))
     probs = np.nan_to_num(healthy[:, found])
     mean = weights @ probs / max(weights.sum(), np.finfo(float).tiny)
-    return found, np.minimum(mean, probs.max(axis=0, initial=0))  # rounding could make a mean of ones exceed 1
+    return found, np.minimum(mean, probs.max(axis=0, initial=0))  # a mean of ones could exceed 1 by rounding
 
 
 def _count_distinct(groups, values, n):
@@ -146,7 +146,7 @@ def _count_distinct(groups, values, n):
     return np.bincount(pairs["group"], minlength=n)
 
 
-# ---- members of an ensemble, each of one network per fold; detections have member and fold --------------------------
+# ---- members of an ensemble, each with one network per fold; detections have member and fold ------------------------
 
 COLUMNS = ["image_id", "class_id", "score", *BOX]
 METHODS = {
@@ -161,10 +161,10 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", no_finding=NO_FIN
     """Return the fused detections of several models; boxes of the class `no_finding`, if any, are averaged instead.
 
     tables: dict from a name to detections; weights: one per table; skip: lowest score of a finding; method: a key of
-    METHODS, or "none"; options and errors: as in `fuse_table`. Scores above 1, from unequal weights, are all divided by
-    the highest.
+    METHODS, or "none"; options and errors: as in `fuse_table`. If unequal weights raise scores above 1, all are divided
+    by the highest.
     """
-    if skip > 0:  # else without copies
+    if skip > 0:  # otherwise avoid the copies
         tables = {k: table[(table["score"] >= skip) | (table["class_id"] == no_finding)] for k, table in tables.items()}
     if method == "none":
         return pd.concat(tables.values(), ignore_index=True)[COLUMNS]
@@ -176,11 +176,11 @@ def fuse(tables, images, weights, iou, skip=0.0, method="wbf", no_finding=NO_FIN
 
 @dataclass(frozen=True)
 class FusionRule:
-    """How boxes of several networks are fused.
+    """Parameters for fusing the boxes of several networks.
 
     weights: one per member. Boxes of a class that overlap by more than `iou` are fused; those with a score below `skip`
-    are left out. Before that, each network keeps its best `limit` boxes of an image (0: all) without those that a
-    better one of their class overlaps by more than `nms` (1: all). conf_type: of weighted boxes fusion.
+    are left out. Before fusion, each network keeps its best `limit` boxes per image (0: all), after removing those that
+    a better box of their class overlaps by more than `nms` (1: none). conf_type: of weighted boxes fusion.
     """
 
     weights: tuple[float, ...]
@@ -200,16 +200,16 @@ class FusionRule:
 def fuse_members(table, images, members, rule, method="wbf", no_finding=NO_FINDING):
     """Return the fused boxes of `members`, whose weights are rule.weights in this order.
 
-    Fusion counts boxes, not networks, so that three copies of a box from one network weigh as much as three networks
-    that agree; rule.nms and rule.limit prevent this. Networks of several folds that predicted the same images are fused
-    to one per member first, so that the test images have as many voters as the out-of-fold images, on which the rule
-    was chosen.
+    Fusion counts boxes, not networks, so three copies of a box from one network weigh as much as three networks that
+    agree; rule.nms and rule.limit prevent this. Boxes of several folds' networks on the same images are first fused to
+    one set per member, so that test images have as many voters as the out-of-fold images on which the rule was
+    chosen.
     """
     return join_members(own_boxes(table, images, members, rule, method, no_finding), images, rule, method, no_finding)
 
 
 def own_boxes(table, images, members, rule, method="wbf", no_finding=NO_FINDING):
-    """Return {member: its boxes}, suppressed and limited, those of several folds fused; see `fuse_members`."""
+    """Return {member: its boxes} after suppression, limit and fusion over folds; see `fuse_members`."""
     found = {}
     repeated = len(table[["image_id", "fold"]].drop_duplicates()) > table["image_id"].nunique()
     for member in members:
@@ -223,7 +223,7 @@ def own_boxes(table, images, members, rule, method="wbf", no_finding=NO_FINDING)
 
 
 def join_members(tables, images, rule, method="wbf", no_finding=NO_FINDING):
-    """Return the fused boxes of {member: boxes}; those of a single one are returned as they are."""
+    """Return the fused boxes of {member: boxes}; the boxes of a single member are returned unchanged."""
     method = method if len(tables) > 1 else "none"
     options = {"conf_type": rule.conf_type} if method == "wbf" else {}
     return fuse(tables, images, rule.weights, rule.iou, 0.0, method, no_finding, **options)

@@ -1,7 +1,7 @@
 """Connected regions of masks and of thresholded probability maps.
 
-A probability map is uint8, q standing for q / 255. Foreground is every value >= `threshold`: 1 for a mask, more for a
-probability map, so that no separate mask is needed. Pixels are connected by edges and corners (`connectivity` 8,
+A probability map is uint8, with q representing q / 255. Foreground is every value >= `threshold`: 1 for a mask, more
+for a probability map, so no separate mask is needed. Pixels are connected by edges and corners (`connectivity` 8,
 OpenCV's default) or by edges only (4, scipy.ndimage's default).
 """
 
@@ -15,7 +15,7 @@ from common.jit import compiled
 
 
 def remove_small(mask, min_area, connectivity=8, threshold=1):
-    """Return a mask without its regions of fewer than `min_area` pixels.
+    """Return a mask without regions of fewer than `min_area` pixels.
 
     mask: bool or uint8 (height, width), else InputError. The result is uint8 of 0 and 1 in the same memory order.
 
@@ -30,7 +30,7 @@ def remove_small(mask, min_area, connectivity=8, threshold=1):
 
 
 def region_overlaps(mask, truth=None, connectivity=8, threshold=1):
-    """Return the area of each region, in the order of `label`, and its pixels in a true mask, both int64 (n,)."""
+    """Return each region's area, in the order of `label`, and its overlap with a true mask, both int64 (n,)."""
     pixels = _checked(mask, connectivity, threshold)
     *runs, region, areas = _find_regions(pixels, threshold, connectivity)
     if truth is None:
@@ -70,11 +70,11 @@ def _checked(mask, connectivity, threshold):
 
 
 def _find_regions(pixels, threshold, connectivity):
-    """Return rows, starts and ends of all runs, the region of each, from 0 by first run, and the regions' areas."""
+    """Return rows, starts and ends of all runs, each run's region (from 0 by first run), and the regions' areas."""
     height, width = pixels.shape
     inside = np.zeros((height, width + 1), bool)
     inside[:, 1:] = pixels >= threshold
-    # between the end of a row and the next one lies a pixel outside
+    # there is one outside pixel between the end of a row and the next row
     edges = np.flatnonzero(np.diff(np.append(inside.reshape(-1), False)))
     (rows, starts), ends = np.divmod(edges[::2], width + 1), edges[1::2] % (width + 1)
     region = _join_runs(rows, starts, ends, 1 if connectivity == 8 else 0)
@@ -91,9 +91,9 @@ def _find_root(parent, k):
 
 @compiled
 def _join_runs(rows, starts, ends, reach):
-    """Return the region of each run; runs of neighbouring rows touch if fewer than `reach` + 1 columns are between."""
+    """Return the region of each run; runs of adjacent rows touch if fewer than `reach` + 1 columns lie between."""
     region = np.arange(len(rows))
-    above = 0  # the first run of the row before that may touch
+    above = 0  # the first run of the previous row that may touch
     for k in range(len(rows)):
         while rows[above] < rows[k] - 1 or (rows[above] == rows[k] - 1 and ends[above] + reach <= starts[k]):
             above += 1
@@ -103,7 +103,7 @@ def _join_runs(rows, starts, ends, reach):
             region[max(a, b)] = min(a, b)
             touching += 1
     n = 0
-    for k in range(len(region)):  # a parent precedes its children and so already has its final number
+    for k in range(len(region)):  # a parent precedes its children, so its number is already final
         if region[k] == k:
             region[k] = n
             n += 1

@@ -1,4 +1,4 @@
-"""Run-length masks: the competitions' strings, and sorted, disjoint runs on which everything here is computed.
+"""Run-length masks: the competitions' strings, and the sorted, disjoint runs on which this module computes.
 
 Runs are an int64 array (n, 2) of [start, end) flat positions in column-major order (column * height + row).
 """
@@ -8,10 +8,10 @@ import numpy as np
 from common.errors import InputError, check
 from common.jit import compiled
 
-# How the starts in a string of pairs start, length are counted: from 0, relative to the end of the previous run (SIIM),
-# or from 1, relative to the top left pixel (Kaggle's usual form).
+# In a string of pairs (start, length), starts count from 0, relative to the end of the previous run (SIIM), or from 1,
+# relative to the top left pixel (Kaggle's usual form).
 RELATIVE, ABSOLUTE = "relative", "absolute"
-_BLOCK = 256  # bytes compared at once: enough to vectorise, yet cheap to repeat one by one at an edge
+_BLOCK = 256  # bytes compared at once: enough to vectorise, but cheap to repeat one by one at an edge
 _REASONS = (
     "{token!r} is not a whole number of 0 or more",
     "a run of length 0",
@@ -24,9 +24,9 @@ _REASONS = (
 def parse(rle, shape=(1024, 1024), form=RELATIVE, where="rle"):
     """Return the runs of a run-length string, int64 (n, 2), touching runs merged.
 
-    "-1" is the empty mask; so is a blank string in the absolute form (SIIM refuses it). Raises InputError, which begins
-    with `where`, for odd counts, numbers that are not whole, lengths of 0, runs past the last pixel of `shape` (height,
-    width), and starts that overlap or go back.
+    "-1" is the empty mask; so is a blank string in the absolute form (SIIM refuses it). Raises InputError, beginning
+    with `where`, for odd counts, numbers that are not integers, lengths of 0, runs past the last pixel of `shape`
+    (height, width), and starts that overlap or go back.
     """
     height, width = shape
     stripped = rle.strip()
@@ -74,7 +74,7 @@ def runs_of(mask):
     rows, step = (mask.T, 1) if mask.flags.f_contiguous else (mask, width)
     flat = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     n = len(flat)
-    # a run starts or ends where a pixel differs from the one above it; the outside counts as background
+    # a run starts or ends where a pixel differs from the pixel above it; outside is background
     inner = _find_changes(flat[step:], flat[: n - step]) + step
     edges = np.concatenate([np.flatnonzero(flat[:step]), inner, np.flatnonzero(flat[n - step :]) + n])
     if step > 1:  # row-major: sorting these few positions is cheaper than transposing the pixels
@@ -95,7 +95,7 @@ def paint(runs, shape=(1024, 1024), order="F"):
 
 
 def union(several):
-    """Return the runs of the pixels that lie in any of several runs."""
+    """Return the runs of all pixels that are in any of several runs."""
     joined = np.concatenate([np.empty((0, 2), np.int64), *map(_checked_runs, several)])
     return _merge(joined[np.argsort(joined[:, 0], kind="stable")])
 
@@ -115,7 +115,7 @@ def _checked_runs(runs):
         raise InputError(f"runs must be an int64 array (n, 2), not {type(runs).__name__}")
     ends = runs.reshape(-1)
     if len(runs) and (ends[0] < 0 or (ends[1:] < ends[:-1]).any() or (ends[::2] == ends[1::2]).any()):
-        # compiled code writes to these positions unchecked
+        # compiled code writes to these positions without checks
         raise InputError("runs must be sorted, disjoint, not empty and start at 0 or later")
     return runs
 

@@ -1,4 +1,4 @@
-"""NMS, soft-NMS and non-maximum weighting, compiled; on float64 results equal ensemble_boxes 1.0.9 bit for bit."""
+"""Compiled NMS, soft-NMS and non-maximum weighting; results for float64 equal ensemble_boxes 1.0.9 bit for bit."""
 
 import math
 
@@ -11,7 +11,7 @@ from common.post.boxes import iou
 
 
 def fuse_nms(batch, weights=None, iou_thr=0.5):
-    """Return `Fused`: the boxes of a `Batch` without those that a better one of their class overlaps by > iou_thr."""
+    """Return `Fused`: the boxes of a `Batch` except those that a better box of the class overlaps by > iou_thr."""
     check_iou(iou_thr)
     scores, rows, groups, firsts = _by_class(batch, weights)
     order = rank_rows(scores[rows], groups, _argsort)
@@ -24,7 +24,7 @@ def fuse_nms(batch, weights=None, iou_thr=0.5):
 
 
 def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, decayed=False):
-    """Return `Fused`: a better box decays a score by exp(-IoU² / sigma), not kept under `thresh` (Bodla et al. 2017).
+    """Return `Fused`: better boxes decay a score by exp(-IoU² / sigma); under `thresh`, drop it (Bodla 2017).
 
     iou_thr has no effect. decayed: return the decayed scores; ensemble_boxes returns the original ones.
     """
@@ -40,7 +40,7 @@ def fuse_soft_nms(batch, weights=None, iou_thr=0.5, sigma=0.5, thresh=0.001, dec
 
 
 def fuse_nmw(batch, weights=None, iou_thr=0.55):
-    """Return `Fused`, float32: boxes averaged with the best box they overlap by IoU > iou_thr, weighted by score × IoU.
+    """Return `Fused`, float32: boxes averaged with the best box of IoU > iou_thr, with weights score × IoU.
 
     The score is the best box's. Raises InputError if overlapping boxes all have the score 0. Source: Zhou et al. 2017.
     """
@@ -58,7 +58,7 @@ def fuse_nmw(batch, weights=None, iou_thr=0.55):
 
 
 def first_boxes(boxes, starts, iou_thr):
-    """Keep the first of overlapping boxes in each group; arguments and results as in `wbf.mean_boxes`."""
+    """Keep the first of overlapping boxes in each group; arguments and results as for `wbf.mean_boxes`."""
     keepers = _find_keepers(boxes, np.arange(len(boxes)), starts, float(iou_thr))
     kept, cluster = np.unique(keepers, return_inverse=True)
     return boxes[kept], cluster.reshape(-1)
@@ -116,7 +116,7 @@ def _decay_scores(boxes, scores, rows, groups, sigma):
 
 @compiled(error_model="numpy")
 def _average(boxes, rows, scores, groups, firsts, iou_thr):
-    """Return the means, the best entry of `rows` in each, and the starts of the images, empty if a sum is 0."""
+    """Return the means, each one's best entry of `rows`, and the starts of images (empty if scores sum to 0)."""
     sums, conf = np.zeros((len(rows), 4), np.float32), np.zeros(len(rows))
     leaders, starts, count = np.empty(len(rows), np.int64), np.zeros(len(firsts), np.int64), 0
     for image in range(len(firsts) - 1):

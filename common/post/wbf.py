@@ -1,6 +1,6 @@
-"""Weighted boxes fusion (Solovyev, Wang and Gabruseva 2021), compiled, for thousands of images at once.
+"""Compiled weighted boxes fusion (Solovyev, Wang and Gabruseva 2021) for thousands of images at once.
 
-Results equal ensemble_boxes 1.0.9 bit for bit; from 8 models on, the weights' sums by model may differ in the last bit.
+Results equal ensemble_boxes 1.0.9 bit for bit; with 8 or more models, sums of weights may differ in the last bit.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _AVG, _MAX, _BOX_AND_MODEL, _ABSENT = range(4)
 
 
 def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
-    """Return `Fused`: in each image of a `Batch` the boxes of one class with IoU > iou_thr become their weighted mean.
+    """Return `Fused`: in each image of a `Batch`, boxes of a class with IoU > iou_thr become their weighted mean.
 
     weights: one positive number per model. Raises InputError if overlapping boxes all have the score 0.
     """
@@ -36,7 +36,7 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
 
 
 def mean_boxes(boxes, starts, iou_thr):
-    """Average overlapping boxes (n, 4) of equal score, group by group: each joins the mean of the highest IoU.
+    """Average overlapping boxes (n, 4) of equal score, group by group: each joins the mean with the highest IoU.
 
     boxes: float64 (n, 4) >= 0 in any unit; starts: int64 (groups + 1,). Returns the means, float64 (m, 4), in the order
     of the groups, and the number of each box's mean, int64 (n,).
@@ -55,7 +55,7 @@ def mean_boxes(boxes, starts, iou_thr):
 
 @compiled(error_model="numpy")
 def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_thr, rule, limit):
-    """Fuse each group, whose rows come best first with weighted scores; boxes are clipped to 0 … limit.
+    """Fuse each group, whose rows are sorted by weighted score, best first; boxes are clipped to 0 … limit.
 
     Returns boxes, scores, one row of each cluster, the first cluster of each image (none if the scores of a cluster sum
     to 0), and the cluster of each entry of `rows`.
@@ -84,7 +84,7 @@ def _cluster(boxes, models, weights, total, rows, scores, groups, firsts, iou_th
                 conf[k] += score
                 weight[k] += model_weight
                 top[k] = max(top[k], score)
-                alone = size[k] == 1  # such a box keeps its float64 coordinates
+                alone = size[k] == 1  # a single box keeps its float64 coordinates
                 if conf[k] == 0.0 and not alone:
                     return fused, conf, member, starts[:0], cluster
                 for d in range(4):
@@ -102,7 +102,7 @@ def _best_match(fused, area, first, count, box, iou_thr):
     own = (box[2] - box[0]) * (box[3] - box[1])
     best, found = iou_thr, -1
     for k in range(first, count):
-        # without a branch for disjoint boxes: a misprediction costs more than the division
+        # no branch for disjoint boxes: a branch misprediction costs more than the division
         width = max(min(fused[k, 2], box[2]) - max(fused[k, 0], box[0]), 0.0)
         height = max(min(fused[k, 3], box[3]) - max(fused[k, 1], box[1]), 0.0)
         common = width * height
@@ -119,7 +119,7 @@ def _rescale(conf, weight, top, size, first, count, cluster, models, rows, weigh
     for i in range(len(rows) if len(present) else 0):
         present[cluster[i] - first, models[rows[i]]] = True
     for k in range(first, count):
-        if size[k] > 1:  # the mean of several boxes passes through float32
+        if size[k] > 1:  # ensemble_boxes rounds means of several boxes to float32
             conf[k] = np.float64(np.float32(top[k] if rule == _MAX else conf[k] / size[k]))
             weight[k] = np.float64(np.float32(weight[k]))
         if rule == _AVG:

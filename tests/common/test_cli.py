@@ -106,7 +106,7 @@ def test_settings_from_a_file(command, tmp_path, capsys):
         "net: {epochs: many}": "net: epochs cannot be 'many'",
         "net: 5": "net: expected a JSON object, not 5",
         "solution: siim": "belongs to another solution",
-        "- 5": "holds no settings",
+        "- 5": "contains no settings",
         "a: [": "not readable as YAML or JSON",
     }
     for text, message in wrong.items():

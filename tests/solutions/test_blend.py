@@ -52,7 +52,7 @@ def test_a_blend_is_a_run(blended, solution, command, refused, run_copy, sample,
     kept, changed = used.read_bytes(), read_json(used)
     changed["steps"]["predict"]["key"] = "of other predictions"
     used.write_text(json.dumps(changed))
-    assert f"{used.parent.name}: has predicted anew since it was blended" in refused("export", "both", "--out", "more")
+    assert f"{used.parent.name}: its predictions have changed since" in refused("export", "both", "--out", "more")
     used.write_bytes(kept)
     assert command("tune", "--out", "both").status == 0
     page = command("report", "--out", "both")

@@ -347,7 +347,7 @@ def test_workers_are_as_many_as_the_machine_bears(monkeypatch, caplog, cores, me
     caplog.set_level(logging.INFO)
     loaders._say_once.cache_clear()
     assert [loaders.affordable_workers(6, 4_000_000) for _ in range(2)] == [expected] * 2
-    said = [f"{expected} instead of 6 processes read images, for want of {scarce}"] * (expected < 6)
+    said = [f"{expected} instead of 6 processes read images, for lack of {scarce}"] * (expected < 6)
     assert caplog.messages == said
 
 

@@ -354,7 +354,7 @@ def test_large_jpeg_2000_may_be_decoded_at_a_lower_resolution_into_another_store
     ds.compress(uid.JPEG2000Lossless)
     files = {"packed": save(ds, tmp_path / "packed.dcm"), **originals(tmp_path / "files", 2)}
     whole, halved = (prepare_store(files, tmp_path / name, 20, halve=name == "halved") for name in ("whole", "halved"))
-    assert "1 of 3 images were decoded at a lower resolution, the others whole" in capsys.readouterr().out
+    assert "1 of 3 images were decoded at a lower resolution, the others at full size" in capsys.readouterr().out
     assert halved.table["note"].tolist() == ["JPEG 2000 decoded at 1/4 of its size", "", ""]
     assert whole.table[["width", "height"]].equals(halved.table[["width", "height"]])
     np.testing.assert_array_equal(whole.images[1:], halved.images[1:])

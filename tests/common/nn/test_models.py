@@ -138,7 +138,7 @@ def test_depthwise_convolutions_train_in_float32_under_bf16(monkeypatch):
             lambda: segmenter("dpt", "convnext_atto", "none"),
             "does not work in DPT .it needs a vision transformer, such",
         ),
-        (lambda: segmenter("segformer", "mit_b2", "none"), "mit_b2: .* not be used commercially; pvt_v2_b2 of timm"),
+        (lambda: segmenter("segformer", "mit_b2", "none"), "mit_b2: .* not be used commercially; timm.s pvt_v2_b2"),
         (lambda: segmenter("dpt", "vit_small_patch14_dinov2", "none")(gray(1, 448 + 32)), "needs multiples of 224"),
         (lambda: classifier("resnet18", 1, "missing.pth"), "missing.pth: no such file"),
         (lambda: segmenter("fpn", "resnet18", "none")(gray(1, 72)), "72×72: this network needs multiples of 32"),

@@ -74,7 +74,7 @@ def test_weights_of_the_backbone_are_loaded_and_its_norms_frozen(tmp_path):
         assert sum(any(torch.equal(each, other) for other in loaded.values()) for each in state.values()) == len(state)
     with pytest.raises(InputError, match="multiple of 128"):
         efficientdet("test_resnet", 3, 96, "none", channels=64)
-    with pytest.raises(InputError, match="there are none of this detector"):
+    with pytest.raises(InputError, match="there are none for this detector"):
         rtdetr("resnet50", 3, 128, "coco", channels=64)
     with pytest.raises(InputError, match="resnet50 and 256 channels"):
         retinanet_v2("resnet18", 3, 128, "none")

@@ -200,7 +200,7 @@ def test_unusable_files_are_named_and_code_in_them_does_not_run(tmp_path, capsys
         ("cut.safetensors", "not a file of tensors"),
         ("cut.pth", "not a file of tensors"),
         ("evil.pth", "not a file of tensors"),
-        ("list.pth", "no tensors by name"),
+        ("list.pth", "no named tensors"),
         ("gone.pth", "no such file"),
     ):
         with pytest.raises(InputError, match=f"{name}: .*{line}"):
