@@ -271,7 +271,7 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
     if preset is None:
         stored = None if probe.out is None else probe.out / "config.json"
         if stored is None or not stored.is_file():
-            unknown = "" if probe.out is None else f"{probe.out}: not a run folder; "
+            unknown = "" if probe.out is None else f"{probe.out}: not the folder of a run; "
             raise InputError(f"{unknown}name a preset ({presets}), or --out with the folder of a run")
         values = _settings(solution, stored)
         preset, base = values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
