@@ -1,11 +1,11 @@
-"""An exported folder: the files of a finished run that are needed to predict.
+"""An exported folder: the files of a finished run that prediction needs.
 
 It holds `fold<k>-<stage>.safetensors` (and .onnx after `export --onnx`), the recipe's further assets, and trained.json:
 format, solution, preset, config (as in config.json), git, packages and command (of the run), synthetic (whether its
 images are phantoms), score (metric, estimate, low, high), files (name to SHA-256), neutral (the prediction for an
-unreadable image), facts (the `about` of the run's Images) and rule (the content of tuned.json). It is flat
-because Kaggle's datasets are. An exported blend also has `mixing` (see common.blend) and `members`, the content of
-each one's trained.json by a number, with which the names of its files begin.
+unreadable image), facts (the `about` of the run's Images) and rule (the content of tuned.json). The folder is flat
+because Kaggle's datasets are. An exported blend also has `mixing` (see common.blend) and `members`: the content of each
+member's trained.json by its number, with which its file names begin.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Trained:
     def open(cls, folder, solution=None):
         """Open an exported folder, of `solution` if given, and check the hashes of all its files.
 
-        Raises InputError naming the folder or file: not exported, of another solution, a file missing or changed.
+        Raises InputError naming the folder or file: not exported, for another solution, missing or changed.
         """
         folder = Path(folder)
         about = read_about(folder)
@@ -59,7 +59,7 @@ class Trained:
 
     @classmethod
     def of(cls, folder, about, prefix=""):
-        """Return the export, or the member of a blend whose files begin with `prefix`, of trained.json's content."""
+        """Return the export (or the member of a blend whose files begin with `prefix`) for trained.json's content."""
         _check_about(about, Path(folder) / ABOUT)
         values = (about[name] for name in ("solution", "preset", "config", "rule"))
         members = {k: cls.of(folder, member, f"{prefix}{k}-") for k, member in about.get("members", {}).items()}
@@ -67,11 +67,11 @@ class Trained:
         return cls(folder, *values, about.get("neutral"), *more)
 
     def file(self, name):
-        """Return the path of a file of this export, or of this member of one."""
+        """Return the path of a file of this export or member."""
         return self.folder / f"{self.prefix}{name}"
 
     def link(self, run):
-        """Link the weights and ONNX files into the folder of a Run, where its trainings would write them."""
+        """Link the weights and ONNX files into a Run's folder, where its trainings would write them."""
         for name in self.files:
             found = re.fullmatch(r"(fold\d+)-(.+)\.(safetensors|onnx)", name)
             if found:
@@ -83,7 +83,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Card:
-    """What a solution's model card says: its task (a term of the hub), the data, and a note on their licence."""
+    """Contents of a solution's model card: its task (a term of the hub), the data, and a note on their licence."""
 
     task: str
     data: str
@@ -91,9 +91,9 @@ class Card:
 
 
 def clear_export(out):
-    """Delete the files of an earlier export in `out`, if any. Raises InputError for a file or a folder of others."""
+    """Delete an earlier export in `out`, if any. Raises InputError if `out` is a file or contains other files."""
     check(not out.exists() or out.is_dir(), f"--out {out}: not a folder")
-    remove_leftovers(out)  # of an export that was killed before its first file
+    remove_leftovers(out)  # left by an export that was killed before its first file
     if out.is_dir() and any(out.iterdir()) and not (out / ABOUT).is_file():
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
     with contextlib.suppress(InputError):  # a damaged trained.json

@@ -1,8 +1,8 @@
 """Decision rules for segmentation, tuned on out-of-fold probabilities.
 
-`summarise` labels the regions of each image once per pixel threshold; the Dice of every rule follows from their areas
-and overlaps with the truth exactly, in well under a millisecond. `tune_nested` scores each fold by the rule chosen on
-the others.
+`summarise` labels the regions of each image once per pixel threshold. From their areas and overlaps with the truth, the
+exact Dice of every rule follows in well under a millisecond. `tune_nested` scores each fold with the rule chosen on the
+other folds.
 """
 
 import itertools
@@ -18,18 +18,18 @@ from common.metrics.segmentation import dice_from_areas
 from common.post.regions import quantise, region_overlaps, remove_small, resize_mask_probs
 from common.post.rle import paint
 
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # pixel thresholds among which expected Dice chooses
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # pixel thresholds to choose from by expected Dice
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How probabilities become a mask: chosen on out-of-fold images, applied unchanged to test images.
+    """A rule from probabilities to a mask: chosen on out-of-fold images, applied unchanged to test images.
 
     The mask is empty unless the classifier's probability is >= `gate` and at least `min_pixels` pixels are >= `top`;
-    otherwise it has the pixels >= `pixel`, without connected regions of fewer than `min_area`. Areas are counted at the
-    submission's size or, with `at_network`, at the network's, before the mask is enlarged by repeating pixels. (pixel,
+    otherwise it has the pixels >= `pixel`, without connected regions of fewer than `min_area`. Areas are counted at
+    the submission's size or, with `at_network`, at the network's, before enlarging the mask by repeating pixels. (pixel,
     min_area, gate) is the rule of the SIIM paper, (top, min_pixels, pixel) the winner's triplet. With `expected` above
-    0, each image has the pixel threshold with the highest expected Dice, or an empty mask, see `best_levels`.
+    0, each image gets the pixel threshold of the highest expected Dice, or an empty mask, see `best_levels`.
     """
 
     pixel: float
@@ -41,7 +41,7 @@ class Rule:
     expected: float = 0.0
 
     def __post_init__(self):
-        for field in fields(self):  # to plain Python numbers, for JSON: grids come from numpy
+        for field in fields(self):  # to plain Python numbers for JSON, since grids come from numpy
             value = getattr(self, field.name)
             if isinstance(value, str) or value != field.type(value):
                 raise InputError(f"{field.name} must be {field.type.__name__}, not {value!r}")
@@ -71,9 +71,9 @@ class Rule:
 def best_levels(histogram, present, weight):
     """Return the index in LEVELS of each image's threshold with the highest expected Dice, −1 for an empty mask, (N,).
 
-    histogram: (N, 256), pixels by p × 255; present: (N,), the probability of any mask. If there is one, the mask above
-    t has an expected Dice of about 2 · Σp over it / (its size + Σp over all pixels of at least LEVELS[0]); an empty
-    mask has 1 with the probability 1 − present, which counts `weight` times.
+    histogram: (N, 256), pixels by p × 255; present: (N,), the probability that the true mask is not empty. Given that,
+    the mask above t has an expected Dice of about 2 · Σp over the mask / (its size + Σp over all pixels of at least
+    LEVELS[0]). An empty mask has Dice 1 with the probability 1 − present, which counts `weight` times.
     """
     if present is None or not np.isfinite(present).all():
         raise InputError("a rule of expected Dice needs the probability of a mask of every image")
@@ -85,7 +85,7 @@ def best_levels(histogram, present, weight):
 
 
 def grid(**values):
-    """Return the Rules of all combinations of values, the last name varying fastest, except where 0 < top < pixel."""
+    """Return the Rules of all combinations of values, the last name varying fastest, without 0 < top < pixel."""
     rules = [Rule(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())]
     rules = [rule for rule in rules if rule.top == 0 or rule.top >= rule.pixel]
     check(rules, f"the grid {values} contains no valid rule")
@@ -94,10 +94,10 @@ def grid(**values):
 
 @dataclass(frozen=True)
 class OofRegions:
-    """The areas of N images from which every rule is scored; see `summarise`.
+    """Areas in N images from which every rule can be scored; see `summarise`.
 
-    regions: quantised threshold q → int32 (2, R), areas of all regions and their overlaps with the truth, those of
-    image i at offsets[q][i] : offsets[q][i + 1]. histogram: int32 (N, 256); truth: true areas, int64 (N,); scale:
+    regions: quantised threshold q → int32 (2, R), areas of all regions and overlaps with the truth; image i has the
+    columns offsets[q][i] : offsets[q][i + 1]. histogram: int32 (N, 256); truth: true areas, int64 (N,); scale:
     pixels of the submission per counted pixel.
     """
 
@@ -113,7 +113,7 @@ class OofRegions:
 def summarise(probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectivity=8, at_network=False, channel=0):
     """Return the OofRegions of uint8 probabilities (N, h, w) at several pixel thresholds in (0, 1].
 
-    probs: read image by image, so that they stay on disk; of (N, C, h, w), those of one channel. truth_runs: N arrays
+    probs: read image by image, so they can stay on disk; of (N, C, h, w), one channel is used. truth_runs: N arrays
     of runs (`common.post.rle`) on `size` (height, width); rows: the images to use. With `at_network` regions are
     counted on (h, w), which must divide `size`.
     """
@@ -146,9 +146,9 @@ def summarise(probs, truth_runs, pixels, size=(1024, 1024), rows=None, connectiv
 
 
 def rule_areas(oof, rule, gate_probs=None):
-    """Return the overlap with the truth, predicted area and true area of each image, int64 (N,), as of `rule.apply`.
+    """Return the overlap with the truth, predicted area and true area of each image, int64 (N,), as from `rule.apply`.
 
-    Raises InputError for what was not summarised, and for a gate without the classifier's probabilities (N,).
+    Raises InputError for a rule that was not summarised, and for a gate without the classifier's probabilities (N,).
     """
     if rule.expected:
         levels, areas = best_levels(oof.histogram, gate_probs, rule.expected), np.zeros((3, len(oof.truth)), np.int64)
@@ -170,7 +170,7 @@ def rule_areas(oof, rule, gate_probs=None):
 
 
 def nested_areas(oof, tuned_rules, parts, gate_probs=None):
-    """Return `rule_areas` with each image under its part's rule; parts: (N,), keys of `tuned_rules`."""
+    """Return `rule_areas` with the rule of each image's part; parts: (N,), keys of `tuned_rules`."""
     areas = np.zeros((3, len(parts)), np.int64)
     for part, rule in tuned_rules.items():
         areas[:, parts == part] = np.stack(rule_areas(oof, rule, gate_probs))[:, parts == part]
@@ -186,8 +186,8 @@ def rule_dice(oof, rule, gate_probs=None):
 class Tuned:
     """The result of `tune_nested`.
 
-    rule: the best on all images, for the submission; naive: its mean Dice on them. fold_rules: part → the rule chosen
-    on the other parts; dice: (N,), each image under its part's rule; score: its mean, the figure to report. parts:
+    rule: the best rule on all images, for the submission; naive: its mean Dice on them. fold_rules: part → rule chosen
+    on the other parts; dice: (N,), each image with its part's rule; score: the mean of dice, to be reported. parts:
     (N,), the folds, or two halves of the patients if there is one fold (`halves`).
     """
 
@@ -209,9 +209,9 @@ class Tuned:
 def tune_nested(rules, dice_of, folds, groups=None, seed=0):
     """Return the Tuned with the best of `rules` by the mean of `dice_of(rule)`, float (N,), nested over the folds.
 
-    Any score of an image will do for the Dice; NaN leaves an image out.
-    folds: (N,). A single fold is split into random halves that share no group (patient; None: every image). Of tied
-    rules the one nearest the middle wins. Raises InputError if no group can be held out.
+    Any score per image works in place of Dice; NaN leaves an image out.
+    folds: (N,). A single fold is split into random halves that share no group (patients; None: images). Among tied
+    rules, the one nearest the middle wins. Raises InputError if no group can be held out.
     """
     parts = np.asarray(folds)
     halves = len(np.unique(parts)) < 2
@@ -230,13 +230,13 @@ def tune_nested(rules, dice_of, folds, groups=None, seed=0):
 
 
 def _sums_and_counts(values, part, n):
-    """Return the sums of the parts' values, NaN left out, and how many there are, float64 (2, n)."""
+    """Return the sums and the counts of the parts' values, ignoring NaN, float64 (2, n)."""
     known = ~np.isnan(values)
     return np.stack([np.bincount(part[known], each, n) for each in (values[known], None)])
 
 
 def _means(sums):
-    """Return the means (…,) of sums and counts (…, 2, n), 0 where nothing is counted."""
+    """Return the means (…,) of sums and counts (…, 2, n), 0 if nothing is counted."""
     totals, counts = np.moveaxis(sums.sum(axis=-1), -1, 0)
     return totals / np.maximum(counts, 1)
 
@@ -249,7 +249,7 @@ def _best(rules, scores):
 
 
 def halve(groups, n, seed):
-    """Return a random half, 0 or 1, of each of n images, those of a group in the same one, int (n,)."""
+    """Return a random half (0 or 1) for each of n images, keeping groups together, int (n,)."""
     names, group = np.unique(groups, return_inverse=True)
     if len(groups) != n or len(names) < 2:
         raise InputError(f"{n} images of one fold and {len(names)} patients: nothing can be held out while tuning")

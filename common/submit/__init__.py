@@ -1,1 +1,1 @@
-"""Submission files: written atomically, validated row by row."""
+"""Submission files: written atomically and validated row by row."""

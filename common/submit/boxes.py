@@ -10,17 +10,17 @@ from common.post.boxes import find_normalised
 
 EDGE = 1.0  # pixels by which rounding can move a box outside its image
 FARTHEST = 1e6  # pixels: larger than any image
-SCORE_SLACK = 1e-6  # by which rounding to float32 can raise a score above 1
+SCORE_SLACK = 1e-6  # by how much rounding to float32 can raise a score above 1
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _IN_NUMBERS = b"0123456789+-.eE"  # float() also accepts nan, inf and 1_0
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """The n entries of a column of strings, in order.
+    """The n entries of a column of prediction strings, in order.
 
     row: int64, position of the string in the column; number: int64, from 1 within the string; class_id: float64; plain:
-    bool, whether it is written in digits only; score: float64; boxes: float64 (n, 4). texts: the strings; unread: dict
+    bool, whether the class has digits only; score: float64; boxes: float64 (n, 4). texts: the strings; unread: dict
     from the row of an unreadable string, which has no entries here, to the reason.
     """
 
@@ -40,7 +40,7 @@ class Entries:
 
 
 def read_entries(texts):
-    """Return the Entries of prediction strings, whose values are separated by any white space.
+    """Return the Entries of prediction strings, whose values are separated by white space.
 
     >>> found = read_entries(["14 1 0 0 1 1", "3 0.9 10 20 30 40 5 0.2 0 0 9 9"])
     >>> found.row.tolist(), found.class_id.tolist(), found.boxes[1].tolist()
@@ -62,7 +62,7 @@ def read_entries(texts):
     counts, values = np.array(counts, np.int64), np.array(values).reshape(-1, 6)
     number = np.arange(1, len(values) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = np.repeat(np.arange(len(counts)), counts)
-    # copies, so that `values` is freed
+    # copies, so that `values` can be freed
     columns = values[:, 0].copy(), np.array(plain, bool), values[:, 1].copy(), values[:, 2:].copy()
     return Entries(list(texts), unread, rows, number, *columns)
 
@@ -82,8 +82,8 @@ def fault_text(number, tokens, reason):
 def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
     """Return a dict from row to its first fault, in row order.
 
-    Classes are 0 … n_classes - 1, scores in [0, 1]; boxes have positive sides from 0 to the size of their image,
-    pixels: float64 (rows, 2), or to FARTHEST. `no_finding` has the box 0 0 1 1. A row has an entry, unless `blank`.
+    Valid are classes 0 … n_classes - 1, scores in [0, 1], and boxes with positive sides between 0 and the image's size
+    (pixels: float64 (rows, 2)) or FARTHEST. `no_finding` has the box 0 0 1 1. Rows need an entry unless `blank`.
     """
     low, high, finding = entries.boxes[:, :2], entries.boxes[:, 2:], entries.class_id != no_finding
     ends = np.full((len(low), 2), FARTHEST) if pixels is None else pixels[entries.row]
@@ -115,17 +115,17 @@ def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
 
 
 def normalised_faults(entries, no_finding=14):
-    """Return a dict from the first row with boxes left in 0 to 1 to its fault, see `find_normalised`; mostly empty."""
+    """Return a dict from the first row with boxes in 0 to 1 to its fault, see `find_normalised`; mostly empty."""
     findings = np.flatnonzero(entries.class_id != no_finding)
     first = findings[find_normalised(entries.boxes[findings])[:1]]
     return {int(entries.row[k]): entries.fault(k, "the box lies in 0 to 1, but must be in pixels") for k in first}
 
 
 def repair_entries(entries, no_finding=14, pixels=None):
-    """Return Entries with the harmless faults of other people's submissions repaired, and a note on each kind.
+    """Return Entries with harmless faults of other people's submissions repaired, and a note on each kind of fault.
 
-    Class ids such as `3.0` become 3, scores and boxes slightly beyond their limits are clipped, boxes without area and
-    all but the best `no_finding` of a row removed. Others are left to `find_faults`.
+    Class ids such as `3.0` become 3, scores and boxes slightly beyond their limits are clipped; boxes without area and
+    all but a row's best `no_finding` are removed. Other faults are left to `find_faults`.
     """
     row, boxes, notes = entries.row, entries.boxes, []
 

@@ -1,4 +1,4 @@
-"""Submissions of strings `score x y width height` repeated, blank for an image without boxes."""
+"""Submissions of repeated `score x y width height`, blank for an image without boxes."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ def write_sides(detections, ids, columns, side):
 def read_sides(path, columns, side, ids=None):
     """Return the detections and the ids of a submission with these two columns on square images of `side` pixels.
 
-    Raises InputError naming the first wrong row and counting the others; ids: those that it must have, if given.
+    Raises InputError naming the first wrong row and counting the others. ids: the ids that it must have, if given.
     """
     table = read_table(path, columns)
     (found, faults), own = parse_sides(table, side), table[columns[0]]
@@ -39,7 +39,7 @@ def validate_sides(path, sample, columns, side):
 def parse_sides(table, side):
     """Return the detections of strings `score x y width height` repeated, and a dict from row to its first fault.
 
-    table: DataFrame of an id and a string per row; side: of all images, in pixels. Their class_id is 0.
+    table: DataFrame of an id and a string per row; side: of all images, in pixels. All class_id are 0.
     """
     faults, found = {}, []
     for row, (image_id, text) in enumerate(table.itertuples(index=False)):

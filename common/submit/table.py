@@ -1,4 +1,4 @@
-"""Reading of CSV tables as text, without type guessing, and writing of submissions."""
+"""Read CSV tables as text, without type inference, and write submissions."""
 
 import csv
 import gzip
@@ -13,7 +13,7 @@ from common.errors import InputError, check
 from common.paths import atomic_path
 
 LARGEST_TABLE, LONGEST_LINE = 2 * 10**9, 10**8  # bytes in memory, characters
-CELL = 60  # bytes in memory of a cell without its text
+CELL = 60  # bytes in memory per cell, without its text
 _OTHER_KINDS = {
     b"pk\x03\x04": "a ZIP archive or an Excel file; unpack it, or save the table as CSV",
     b"\x1f\x8b": "a gzip file; unpack it, or let its name end in .csv.gz",
@@ -24,10 +24,11 @@ _OTHER_KINDS = {
 
 
 def read_table(path, columns=None, exact=True):
-    """Return a CSV file (or .csv.gz) as a frame of strings; row i of the frame is row i + 2 of the file.
+    """Return a CSV file (or .csv.gz) as a DataFrame of str; its row i is row i + 2 of the file.
 
-    Blanks around values are stripped; nothing becomes a number or missing: pandas would turn a column of `-1` and
-    blanks into floats. columns: expected names, in order; exact=False drops others. Raises InputError naming the row.
+    Blanks around values are stripped; no value becomes a number or missing, since pandas would turn a column of `-1`
+    and blanks into floats. columns: expected names, in order; exact=False drops others instead of refusing them. Raises
+    InputError naming file and row.
     """
     header, *rows = read_rows(path)
     check(len(set(header)) >= len(header), f"{path}, row 1: a column name is repeated: {','.join(header)}")
@@ -42,9 +43,9 @@ def read_table(path, columns=None, exact=True):
 
 
 def read_rows(path):
-    """Return the rows of a CSV file as lists of stripped strings, header first; InputError says what it is instead."""
+    """Return the rows of a CSV file as lists of stripped strings, header first; InputError if it is something else."""
     path = Path(path)
-    csv.field_size_limit(sys.maxsize)  # a run-length string can exceed the default of 131,072
+    csv.field_size_limit(sys.maxsize)  # run-length strings can exceed the default of 131,072
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as binary:
             head = binary.peek(1 << 10).lstrip()[:200].lower()
@@ -69,7 +70,7 @@ def read_rows(path):
 
 
 def _lines(file, path):
-    """Yield the lines of a file within a budget of memory, a fifth for compressed ones, which may hold any number."""
+    """Yield the lines of a file within a memory limit, a fifth if compressed, since it may expand to any length."""
     budget = LARGEST_TABLE // (5 if path.suffix == ".gz" else 1)
     while line := file.readline(LONGEST_LINE):
         budget -= sys.getsizeof(line) + CELL * (line.count(",") + 1)
@@ -78,7 +79,7 @@ def _lines(file, path):
 
 
 def write_submission(path, frame):
-    """Write a frame as CSV atomically: UTF-8, LF line ends, no index; raise InputError for a missing value."""
+    """Write a DataFrame as CSV atomically: UTF-8, LF, no index. Raises InputError for a missing value."""
     missing = frame.isna().to_numpy()
     if missing.any():
         row, column = (int(position[0]) for position in missing.nonzero())

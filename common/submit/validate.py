@@ -1,4 +1,4 @@
-"""Validation of submissions before the upload: faults that the competition would refuse or score wrongly."""
+"""Validate submissions before the upload: find faults that the competition would refuse or score wrongly."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from common.submit.table import read_table
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a valid submission: rows, rows with a finding, and the total `amount` of `unit`s in them."""
+    """Counts for a valid submission: rows, rows with a finding, and the total `amount` of `unit`s in them."""
 
     path: str
     rows: int
@@ -31,7 +31,7 @@ def validate_masks(path, sample, shape=(1024, 1024), form=RELATIVE, ordered=Fals
     """Return the Summary, in pixels, of a submission of run-length masks, one row per image.
 
     sample: the competition's sample submission; header and ids must match, also in order if `ordered`. shape: (height,
-    width). Raises InputError naming the first wrong row and counting the others: ids, blanks, whatever
+    width). Raises InputError naming the first wrong row and counting the others: wrong ids, blanks, masks that
     `common.post.rle.parse` refuses, and strings that decoding and encoding changes.
     """
     table, problems = _read(path, sample, ordered)
@@ -42,7 +42,7 @@ def validate_shaped_masks(path, sizes, form=RELATIVE):
     """Return the Summary, in pixels, of a table `image_id,width,height,rle` of masks of any size, one row per image.
 
     sizes: DataFrame of image_id, width, height of the images that the table must have, in this order. Raises InputError
-    naming the first wrong row, as `validate_masks` does, or a size that is not the image's.
+    like `validate_masks`, and for a size that is not the image's.
     """
     table = read_table(path, ["image_id", "width", "height", "rle"])
     check(len(table) == len(sizes), f"{path}: {len(table)} rows for {len(sizes)} images")
@@ -65,7 +65,7 @@ def validate_boxes(path, sample, n_classes=15, no_finding=14, sizes=None, ordere
     """Return the Summary, in boxes, of a submission of strings `class score x_min y_min x_max y_max` repeated.
 
     sample: a path or its table; header and ids must match, also in order if `ordered`. sizes: dict from id to (width,
-    height), or None. Raises InputError as `boxes.find_faults` says.
+    height), or None. Raises InputError for wrong ids and for the faults of `boxes.find_faults`.
     """
     table, problems = _read(path, sample, ordered)
     ids, pixels = table.iloc[:, 0], None
@@ -99,7 +99,7 @@ def validate_probabilities(path, sample, ordered=False):
 
 
 def id_problems(ids, expected, source="the sample submission"):
-    """Return the problems of a file's ids, which must be the `expected` ones of `source` in any order."""
+    """Return the problems of a file's ids, which must be the `expected` ids of `source` in any order."""
     first, wanted, problems = {}, {}, []
     for row, image_id in enumerate(expected, start=2):
         wanted.setdefault(image_id, row)
@@ -120,14 +120,14 @@ def row_problems(ids, faults):
 
 
 def refuse_rows(path, problems):
-    """Raise InputError for the first of the problems, if any, with the number of the others."""
+    """Raise InputError for the first of the problems, if any, and the number of the others."""
     if problems:
         further = f" (and {len(problems) - 1:,} further problems)" if len(problems) > 1 else ""
         raise InputError(f"{path}, {problems[0]}{further}")
 
 
 def _check_masks(path, rows, n_rows, form, problems):
-    """Return the Summary of rows (where, run-length string, shape); raise InputError for their and other problems."""
+    """Return the Summary of rows (where, run-length string, shape); raise InputError for these or other `problems`."""
     areas = [0]
     for where, rle, shape in rows:
         try:
@@ -143,7 +143,7 @@ def _check_masks(path, rows, n_rows, form, problems):
 
 
 def _rows(table, column):
-    """Yield ("row 5 (id)", value) for each value of a column, rows counted as in the file."""
+    """Yield ("row 5 (id)", value) for each value of a column, with row numbers as in the file."""
     for row, (image_id, value) in enumerate(zip(table.iloc[:, 0], table[column], strict=True), start=2):
         yield f"row {row} ({image_id})", value
 

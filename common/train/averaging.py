@@ -1,4 +1,4 @@
-"""Averages of weights over epochs and steps: windowed SWA, classic SWA, EMA, best-k."""
+"""Weight averages over epochs and steps: windowed SWA, classic SWA, EMA, best-k."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from common.train.schedule import cycle_bounds
 
 
 def average(states):
-    """Return the float64 mean of an iterable of state dicts in their own dtypes; integer buffers are the last one's."""
+    """Return the mean of state dicts, computed in float64, in their dtypes; integer buffers are the last state's."""
     states = iter(states)
     last = next(states)
     count, total = 1, {k: v.double() for k, v in last.items() if v.is_floating_point()}
@@ -20,19 +20,19 @@ def average(states):
 
 
 def best_epochs(scores, k):
-    """Return the sorted positions of the `k` highest scores; earlier ones win among equals."""
+    """Return the sorted positions of the `k` highest scores; earlier ones win ties."""
     return sorted(np.argsort(-np.asarray(scores), kind="stable")[:k].tolist())
 
 
 def epochs_of(variant, scores, config):
-    """Return the positions in `scores` (one an epoch, higher is better) of the epochs that a variant averages."""
+    """Return the positions in `scores` (one per epoch, higher is better) of the epochs that a variant averages."""
     n = len(scores)
     if variant == "last":
         return [n - 1]
     if variant in ("best", "best_k"):
         return best_epochs(scores, config.best_k if variant == "best_k" else 1)
     if variant == "window":
-        # the first of equals; Țimbuș et al. 2021 read their window, epochs 13 to 16 of 37, off a curve
+        # the first if equal; Țimbuș et al. 2021 chose their window, epochs 13 to 16 of 37, from a curve
         size = min(config.window, n)
         first = int(np.argmax(np.round(np.convolve(scores, np.full(size, 1 / size), "valid"), 12)))
         return list(range(first, first + size))
@@ -40,14 +40,14 @@ def epochs_of(variant, scores, config):
 
 
 def classic_epochs(config):
-    """Return the epochs of classic SWA (Izmailov et al. 2018): the ends of cycles, or all from `classic_start` on."""
+    """Return the epochs of classic SWA (Izmailov et al. 2018): ends of cycles, or all from `classic_start` on."""
     if config.cycles > 1:
         return [end - 1 for end in cycle_bounds(config)[1:]]
     return list(range(min(int(config.classic_start * config.epochs), config.epochs - 1), config.epochs))
 
 
 def epochs_to_keep(scores, config):
-    """Return the set of epochs whose weights may still be needed; a better window starts in the last ones."""
+    """Return the epochs whose weights may still be needed, including the last ones, where a window may start."""
     n = len(scores)
     keep = {n - 1}
     for variant in config.averaging:
@@ -61,7 +61,7 @@ def epochs_to_keep(scores, config):
 
 
 class Ema:
-    """Exponential moving average of a model's weights, of decay min(decay, (1 + t) / (10 + t)) after step t."""
+    """Exponential moving average of a model's weights with decay min(decay, (1 + t) / (10 + t)) after step t."""
 
     def __init__(self, model, decay):
         self.decay, self.updates, self._tensors = decay, 0, None
@@ -72,7 +72,7 @@ class Ema:
         """Move the average towards the model's weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        if self._tensors is None:  # listed once: collecting a state dict takes longer than the update
+        if self._tensors is None:  # listed once, since collecting a state dict takes longer than the update
             pairs = [(self.state[k], v) for k, v in model.state_dict().items()]
             self._tensors = [[p for p in pairs if p[0].is_floating_point() == floats] for floats in (True, False)]
         floats, others = self._tensors

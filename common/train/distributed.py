@@ -16,20 +16,20 @@ def start(device="auto"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # the images of a network all have one size
-        torch.set_float32_matmul_precision("high")  # TF32 where a network wants float32
+        torch.backends.cudnn.benchmark = True  # all images of a network have the same size
+        torch.set_float32_matmul_precision("high")  # TF32 for networks in float32
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # the others wait for as long as one of them prepares the data or trains the last network
+        # processes wait as long as one of them prepares the data or trains the last network
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=30))
     return device
 
 
 def barrier():
-    """Wait until every process that works on the same has reached this call."""
+    """Wait until every process of the team has reached this call."""
     gather(None)
 
 
@@ -41,15 +41,15 @@ def share(n, block=1):
 
 
 def join(part):
-    """Return the arrays of all processes, the parts that `share` gave them, as one, in every process."""
+    """Concatenate the parts of all processes (see `share`) and return the array in every process."""
     parts = [each for each in gather(np.asarray(part)) if len(each)] or [part]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # which would copy a single one
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # concatenate would copy a single one
 
 
 def wrap(model, device):
     """Return the module to train: `model` itself, or with several processes its DistributedDataParallel.
 
-    Batch norms see the images of their own process, and keep the statistics of the first one's.
+    Batch norms see only the images of their own process; the statistics of the first process are kept.
     """
     if world() == 1:
         return model

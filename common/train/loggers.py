@@ -1,4 +1,4 @@
-"""`--log-to`: the figures of each epoch for TensorBoard, Weights & Biases or MLflow, one of their runs per training."""
+"""`--log-to`: log each epoch's metrics to TensorBoard, Weights & Biases or MLflow, one logger run per training."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ from common.train import distributed
 class EpochLog:
     """Log a training's epochs, called with its history after each; a resumed training continues the logger's run.
 
-    The training's folder keeps the run and the number of epochs logged, so each is logged once.
-    An error of the logger never stops a training.
+    The training's folder records the logger's run and the number of logged epochs, so each epoch is logged once. An
+    error of the logger never stops a training.
     """
 
     def __init__(self, kind, job, network):
@@ -26,21 +26,21 @@ class EpochLog:
         self._state = found if known else {"kind": kind, "run": None, "epochs": 0}
 
     def open(self):
-        """Open the logger's run, so that missing credentials are noticed at once. Raises InputError with its reason."""
+        """Open the logger's run, to detect missing credentials at once. Raises InputError with the reason."""
         if self._writer is None:
             name = f"fold{self._network.fold}-{self._network.stage}"
             settings = {key: str(value) for key, value in asdict(self._network.config).items()}
             settings |= {"solution": self._job.solution, "preset": self._job.preset, "training": name}
             try:
                 self._writer = WRITERS[self._kind](self._job, name, settings, self._state)
-            except Exception as error:  # of the logger's own kinds
+            except Exception as error:  # loggers have their own kinds of errors
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise InputError(f"--log-to {self._kind}: {reason}") from None
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, self._state)
 
     def __call__(self, history):
-        """Log the epochs of a history (a list of dicts of `epoch` and figures) that are not logged yet."""
+        """Log the epochs of a history (a list of dicts of `epoch` and metrics) that are not logged yet."""
         try:
             for row in history[self._state["epochs"] :]:
                 self.open()
@@ -59,10 +59,10 @@ class EpochLog:
 
 
 def _open_tensorboard(job, name, settings, state):
-    """Return functions `log(figures, step)` and `close(finished)`; the other two do the same."""
+    """Return the functions `log(figures, step)` and `close(finished)`, as do the other two openers."""
     from torch.utils.tensorboard import SummaryWriter
 
-    # purge_step: what was written just before a kill
+    # purge_step: drop what was written just before a kill
     writer = SummaryWriter(job.run.path("tensorboard", name), purge_step=state["epochs"] + 1)
     writer.add_text("settings", "\n".join(f"- {k}: {v}" for k, v in settings.items()))
 
@@ -97,7 +97,7 @@ def _open_mlflow(job, name, settings, state):
         client.log_batch(state["run"], params=[Param(k, v) for k, v in settings.items()])
     run = state["run"]
     client.update_run(run, "RUNNING")
-    state["epochs"] = len(client.get_metric_history(run, "train_loss"))  # exact, also after a kill
+    state["epochs"] = len(client.get_metric_history(run, "train_loss"))  # exact even after a kill
 
     def add(figures, step):
         now = int(1000 * time.time())
@@ -110,7 +110,7 @@ WRITERS = {"tensorboard": _open_tensorboard, "wandb": _open_wandb, "mlflow": _op
 
 
 def open_log(job, network, finished):
-    """Return a context of the EpochLog that `--log-to` asks for, else of None; finished: only if it lacks epochs."""
+    """Return a context of the EpochLog for `--log-to`, or of None; if finished, only when epochs are not logged."""
     if job.options.log_to is None or not distributed.is_main():
         return contextlib.nullcontext()
     found = EpochLog(job.options.log_to, job, network)

@@ -1,7 +1,7 @@
-"""The training loop: it knows epochs, steps and weights, and nothing about tasks.
+"""The training loop: epochs, steps and weights, independent of the task.
 
 A solution provides `step(model, batch) -> loss` and `validate(model) -> {name: metric}`. All randomness of a step
-follows from the seed and the step's number, so a run that was killed and resumed from `last.ckpt` ends with the same
+derives from the seed and the step's number, so a run that was killed and resumed from `last.ckpt` ends with the same
 weights as an uninterrupted one, bit for bit on a CPU.
 """
 
@@ -32,23 +32,23 @@ from common.train.checkpoint import load_resume, save_resume, save_weights
 from common.train.schedule import learning_rate, parameter_groups
 from common.train.variants import finish, read_finished, same_training
 
-CHECK_EVERY = 20  # steps between reads of the loss, each of which waits for the GPU
+CHECK_EVERY = 20  # steps between reading the loss, which waits for the GPU
 
 
 def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=None, changed="", **more):
-    """Train `model` under `config` (a FitConfig) and return a Fitted; a finished training is only read.
+    """Train `model` with the settings `config` (a FitConfig) and return a Fitted; finished trainings are only read.
 
     model: on any device; moved to `device`, channels last.
-    step(model, batch) -> loss: scalar tensor, called under mixed precision; `batch` comes from `loader`.
+    step(model, batch) -> loss, a scalar tensor; called under mixed precision with a batch of `loader`.
     loader: a DataLoader whose batch_sampler has `set_epoch(epoch, n_epochs)` and `start_batch` (EpochSampler).
-    validate(model) -> dict of floats, holding `config.metric`; called in every process with the model in eval mode.
-    folder: gets last.ckpt, epoch*.safetensors, final.safetensors, variants/, history.csv.
-    about: JSON values that, like configuration and seed, must be equal for a resume (data, architecture).
-    changed: the changed settings, for the message that refuses another configuration's training.
+    validate(model) -> dict of floats, including `config.metric`; called in every process, with the model in eval mode.
+    folder: receives last.ckpt, epoch*.safetensors, final.safetensors, variants/, history.csv.
+    about: JSON values (data, architecture) that must not change on resuming, like the configuration and the seed.
+    changed: the changed settings, for the error message about a training with another configuration.
     more: further fields of _Trainer.
 
-    Raises InputError on a non-finite loss, a metric that `validate` does not return, or a folder that holds another
-    configuration's training; Stopped when the budget is spent, after saving.
+    Raises InputError for a non-finite loss, a metric that `validate` does not return, or a folder with a training of
+    another configuration; Stopped after saving when the budget is spent.
     """
     folder = Path(folder)
     key = digest(config, seed, about)
@@ -75,12 +75,12 @@ class _Trainer:
     """One training; the fields up to `changed` are as in `fit`.
 
     freeze(model, frozen): freezes layers for the first `config.frozen_epochs` and unfreezes them afterwards.
-    micro_batch: as in Options. couples: the loss is no mean over images, so batches cannot be split.
-    validate_all(model): `validate` on all held-out images, for the averages, if it takes only some; else None.
-    trained_on: JSON values for the metadata of the weights files, which document their origin; not compared on resume.
-    before_epoch(history): called before each epoch with the list of the figures of those before.
-    on_epoch(history): called after each epoch with a dict of figures per epoch so far.
-    seconds_to_come(seconds per epoch) -> how long the later trainings of the run will take.
+    micro_batch: as in Options. couples: the loss is not a mean over images, so batches cannot be split.
+    validate_all(model): `validate` on all held-out images, for the averages, if `validate` uses only some; else None.
+    trained_on: JSON values on the weights' origin, for the metadata of the weights files; not compared on resuming.
+    before_epoch(history): called before each epoch with a list of the metrics of earlier epochs.
+    on_epoch(history): called after each epoch with a list of the metrics of all epochs so far.
+    seconds_to_come(seconds per epoch) -> seconds that the later trainings of the run will take.
     """
 
     model: torch.nn.Module
@@ -112,8 +112,8 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.epoch, self.batch, self.loss_sum, self.loss_count = 0, 0, 0.0, 0
         self.history, self.ema, self.frozen, self.optimizer = [], None, None, None
-        self.pool, self.writing = ThreadPoolExecutor(1), None  # of last.ckpt
-        self.seconds, self.since = 0.0, time.monotonic()  # of this epoch, up to `since`
+        self.pool, self.writing = ThreadPoolExecutor(1), None  # for writing last.ckpt
+        self.seconds, self.since = 0.0, time.monotonic()  # duration of this epoch up to `since`
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class _Trainer:
         if state is not None and self.epoch < self.config.epochs:
             if state["frozen"] == self.frozen:
                 self.optimizer.load_state_dict(state["optimizer"])
-            if self.scaler.is_enabled() and state["scaler"]:  # empty if it was saved on a card without fp16
+            if self.scaler.is_enabled() and state["scaler"]:  # empty if saved on a device without fp16
                 self.scaler.load_state_dict(state["scaler"])
         if "ema" in self.config.averaging:
             self.ema = averaging.Ema(self.model, self.config.ema_decay)
@@ -142,7 +142,7 @@ class _Trainer:
         self.saved = self.since = time.monotonic()
 
     def save(self, outdated=()):
-        """Write last.ckpt in a thread, then delete the files `outdated`. Raises the error of the last such write."""
+        """Write last.ckpt in a thread, then delete the files `outdated`. Raises the previous write's error, if any."""
         self.saved = time.monotonic()
         self.seconds, self.since = self.seconds + self.saved - self.since, self.saved
         if not distributed.is_main():
@@ -157,7 +157,7 @@ class _Trainer:
 
     def write(self, state, outdated):
         save_resume(self.folder / "last.ckpt", state)
-        for path in outdated:  # only now, because a training that is killed before continues without this epoch
+        for path in outdated:  # only now: if killed before, the training resumes without this epoch
             path.unlink(missing_ok=True)
 
     def wait(self):
@@ -176,7 +176,7 @@ class _Trainer:
             self.optimizer = torch.optim.SGD(parameters, momentum=self.config.momentum, **decay)
         else:
             kind = torch.optim.Adam if self.config.optimizer == "adam" else torch.optim.AdamW
-            # fused: a fraction of the host's time, which is what a GPU waits for; on CPUs torch's default
+            # fused takes less host time, for which a GPU waits; torch's default on CPUs
             self.optimizer = kind(parameters, **decay, fused=self.device.type == "cuda" or None)
         self.set_mode()
         size, whole = self.config.batch_size // distributed.world(), passes.why_whole(self.model, self.couples)
@@ -190,20 +190,20 @@ class _Trainer:
         set_frozen_eval(self.model)
 
     def try_step(self, size):
-        """Take a step in parts of `size` images, with the memory of a later one, but no effect except gradients."""
+        """Take a trial step in parts of `size` images with the memory of a later step; only gradients change."""
         self.optimizer.zero_grad()
         self.part, self.module, self.recent = size, self.model, torch.zeros((), device=self.device)
         self.loader.batch_sampler.set_epoch(0, self.config.epochs)
         batch = next(iter(self.loader))
         kept = [torch.empty_like(p) for p in self.model.parameters() for _ in range(3)]  # two moments, an average
-        for _ in range(2):  # the second time beside gradients
+        for _ in range(2):  # the second time with gradients in memory
             self.backward(batch, 1, syncs=True)
         del kept
 
     # ---- one epoch ---------------------------------------------------------------------------------------------
 
     def train_epoch(self):
-        """Run the steps of one epoch, a resumed one from its next batch on."""
+        """Run the steps of one epoch; a resumed epoch continues with its next batch."""
         config, sampler = self.config, self.loader.batch_sampler
         if (self.epoch < config.frozen_epochs) != self.frozen:
             self.begin_phase()
@@ -220,7 +220,7 @@ class _Trainer:
         for batch in self.loader:
             number, last = self.batch, self.batch + 1 == batches
             steps_now = (number + 1) % config.accumulate == 0 or last
-            # of the step's random draws (dropout): the same after a resume
+            # for the step's random draws (dropout), the same after resuming
             draws = self.seed * 1_000_003 + self.epoch * 100_003 + number * 101 + distributed.rank()
             torch.manual_seed(draws % 2**63)
             lr = learning_rate(config, self.epoch, number // config.accumulate, steps, scores)
@@ -236,7 +236,7 @@ class _Trainer:
             if self.batch % CHECK_EVERY == 0 or last:
                 self.add_loss()
                 bar.set_postfix(loss=f"{self.loss_sum / self.loss_count:.4f}", lr=f"{lr:.2e}", refresh=False)
-            # only between optimizer steps; several processes check together, a single one after every step
+            # only between optimizer steps; several processes check together, one alone after each step
             if steps_now and not last and (self.batch % CHECK_EVERY == 0 or distributed.world() == 1):
                 self.pause()
         bar.close()
@@ -260,7 +260,7 @@ class _Trainer:
             self.pass_part(part, share, group_size)
 
     def pause(self):
-        """Save if it is time to; save and stop if the budget is spent."""
+        """Save if it is time; save and stop if the budget is spent."""
         stop = self.budget.spent()
         if stop or distributed.agree(time.monotonic() - self.saved > 60 * self.save_minutes):
             self.add_loss()
@@ -273,7 +273,7 @@ class _Trainer:
         raise Stopped(self.budget.reason or "another process has to stop")
 
     def add_loss(self):
-        """Add the sum of the recent losses, reset to 0, to the epoch's; raise InputError if it is not finite."""
+        """Add the sum of recent losses to the epoch's and reset it; raise InputError if it is not finite."""
         value = self.recent.item()
         if not math.isfinite(value):
             raise InputError(
@@ -294,13 +294,13 @@ class _Trainer:
             self.ema.update(self.model)
 
     def end_epoch(self):
-        """Validate, write the epoch's weights and history, delete weights that no average can need, save."""
+        """Validate, write the epoch's weights and history, delete weights that no average needs any more, save."""
         figures = self.evaluate()
         train_loss = self.loss_sum / self.loss_count
         spent = {"seconds": round(self.seconds + time.monotonic() - self.since, 2)}
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.device)
-        else:  # of the process
+        else:  # of this process
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         spent["memory_mb"] = round(memory / 1e6)
         self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": train_loss, **figures, **spent})

@@ -1,4 +1,4 @@
-"""The learning-rate range test: raise the rate until the loss diverges, suggest the rate of the steepest fall."""
+"""Learning-rate range test: raise the rate until the loss diverges; suggest the rate of steepest descent."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ def find_learning_rate(model, step, batches, *, low=1e-7, high=1.0, steps=100, w
     """Return (rates, smoothed losses, suggested rate) of `steps` Adam steps with rates rising from `low` to `high`.
 
     step(model, batch) -> loss; batches: an iterable, repeated as needed; wanted: precision, as in a FitConfig. Losses
-    are smoothed by 0.98 a step, and the test stops at four times the lowest one. Weights and mode are restored. Raises
+    are smoothed by 0.98; the test stops at four times the lowest. Weights and mode are restored. Raises
     InputError if the loss never falls. Source: Smith, 2017.
     """
     before = {k: v.detach().clone() for k, v in model.state_dict().items()}

@@ -1,8 +1,8 @@
 """The queue of a run's trainings: every process under torchrun, on any machine, takes the next one.
 
-A training is claimed by a file in its folder, its lease, which its owner touches every few seconds. The lease of a
-process that died expires, and whoever takes over continues from the last saved state. There is no scheduler: the queue
-is the run's folder.
+A process claims a training by a file in its folder, the lease, which it touches every few seconds. The lease of a dead
+process expires, and another process takes over from the last checkpoint. There is no scheduler: the queue is the run's
+folder.
 """
 
 import json
@@ -21,16 +21,16 @@ from common.errors import log
 from common.paths import LEASE, remove_leftovers
 
 BEAT_SECONDS = 10
-EXPIRES_SECONDS = 180  # without a beat; file systems over networks show a change within a minute
+EXPIRES_SECONDS = 180  # without a touch; network file systems show a change within a minute
 POLL_SECONDS = 2
 
 
 def work_through(trainings, run, budget, train, devices_per_training=None):
-    """Call `train(network)` for every Network that is not finished; return when all are, by whoever trained them.
+    """Call `train(network)` for unfinished Networks; return when this or other processes have finished all.
 
-    trainings: in an order in which each comes after its sources. budget: a Budget; Stopped is raised when it is spent
-    while others hold the trainings that are left. devices_per_training: processes that train one network together;
-    by default as many as there are for each training that can begin, and one if they are fewer. Collective.
+    trainings: ordered so that each comes after its sources. budget: a Budget; Stopped is raised when it is spent while
+    other processes work on the remaining trainings. devices_per_training: processes that train one network together; by
+    default, as many as there are per training that can begin, at least one. Collective.
     """
     ready = [network for network in trainings if _can_begin(network, run)]
     together = processes.ask_main(lambda: team_size(ready, processes.world(), devices_per_training))
@@ -44,16 +44,16 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
                     raise Stopped(number)
                 with _beating(trainings[number].folder(run) / LEASE):
                     train(trainings[number])
-    finally:  # a signal may have come between a claim and its block
+    finally:  # a signal may have arrived between a claim and its block
         for network in trainings:
             path = network.folder(run) / LEASE
             with suppress(FileNotFoundError, ValueError):
                 if json.loads(path.read_text()) == _owner() or (network.is_finished(run) and _is_expired(path)):
-                    release(path)  # also that of a process killed between the end of its training and this
+                    release(path)  # also the lease of a process killed after the end of its training
 
 
 def team_size(ready, n_processes, wanted=None):
-    """Return how many processes train a network together, a divisor of every batch size of the Networks `ready`."""
+    """Return how many processes train a network together: a divisor of the batch sizes of the Networks `ready`."""
     if not ready:
         return 1
     size = most = min(n_processes, wanted or max(1, n_processes // len(ready)))
@@ -65,11 +65,11 @@ def team_size(ready, n_processes, wanted=None):
 
 
 def _join_team(size):
-    """Return the group of this process, one of consecutive ranks; ALONE for one process."""
+    """Return this process's group of consecutive ranks; ALONE for one process."""
     own = processes.ALONE
     for first in range(0, processes.world(), size) if size > 1 else ():
         ranks = list(range(first, min(first + size, processes.world())))
-        group = dist.new_group(ranks)  # every process has to take part in making every group
+        group = dist.new_group(ranks)  # every process must take part in creating every group
         if processes.rank() in ranks and len(ranks) == size:
             own = group
     return own
@@ -81,7 +81,7 @@ def _can_begin(network, run):
 
 
 def _claim_next(trainings, run, budget):
-    """Wait for a training that can begin and claim it; return its number, None if all are finished.
+    """Wait for a training that can begin and claim it; return its number, or None if all are finished.
 
     Returns the reason, a str, if the budget is spent.
     """
@@ -91,13 +91,13 @@ def _claim_next(trainings, run, budget):
             return None
         for number, network in enumerate(trainings):
             if _can_begin(network, run) and claim(network.folder(run) / LEASE):
-                if not network.is_finished(run):  # its owner may have finished just now
+                if not network.is_finished(run):  # its owner may have just finished
                     return number
                 release(network.folder(run) / LEASE)
         if budget.is_over():
             return budget.reason
         if not waits:
-            log.info("all trainings that can begin are being trained by other processes; waiting for them")
+            log.info("other processes are running all trainings that can begin; waiting for them")
             waits = True
         time.sleep(POLL_SECONDS)
 
@@ -110,7 +110,7 @@ def claim(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     if _create(path):
         return True
-    takeover = path.with_suffix(".takeover")  # of several that find it expired, one takes it
+    takeover = path.with_suffix(".takeover")  # only one of the processes that find it expired takes it
     if not _is_expired(path) or not _create(takeover):
         if _is_expired(takeover):
             release(takeover)
@@ -118,7 +118,7 @@ def claim(path):
     try:
         if not _is_expired(path):
             return False
-        log.info(f"{path.parent}: its process is gone; continuing from its last save")
+        log.info(f"{path.parent}: its process is gone; continuing from its last checkpoint")
         release(path)
         remove_leftovers(path.parent, "**/")
         return _create(path)
@@ -127,7 +127,7 @@ def claim(path):
 
 
 def release(path):
-    """Give a lease back."""
+    """Release a lease."""
     path.unlink(missing_ok=True)
 
 
@@ -141,41 +141,41 @@ def _create(path):
 
 
 def _owner():
-    """Return what identifies this process among all that share the file system."""
+    """Return an identifier of this process, unique among all that share the file system."""
     machine = [socket.gethostname()]
-    with suppress(OSError):  # containers may have the same host name, and process numbers of their own
+    with suppress(OSError):  # containers may share a host name and have their own process numbers
         machine += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     return {"machine": machine, "process": os.getpid()}
 
 
 def _is_expired(path):
-    """Return whether the owner of a lease is gone: dead on this machine, or silent for too long on another."""
+    """Return whether a lease's owner is gone: dead on this machine, or silent for too long on another."""
     here, clock = _owner(), path.with_name(f".{socket.gethostname()}-{os.getpid()}.clock")
-    clock.touch()  # tells the time of the file system, which may be another machine's
+    clock.touch()  # gives the file system's time, which may be another machine's
     try:
         silent = clock.stat().st_mtime - path.stat().st_mtime
         owner = json.loads(path.read_text())
     except FileNotFoundError:
         return False
-    except ValueError:  # being written
+    except ValueError:  # still being written
         owner = {}
     finally:
         clock.unlink(missing_ok=True)
-    if owner == here:  # an earlier process of the same number
+    if owner == here:  # an earlier process with the same number
         return True
     if isinstance(owner, dict) and owner.get("machine") == here["machine"]:
         try:
             os.kill(owner["process"], 0)
         except ProcessLookupError:
             return True
-        except PermissionError:  # another user's
+        except PermissionError:  # a process of another user
             pass
     return silent > EXPIRES_SECONDS
 
 
 @contextmanager
 def _beating(path):
-    """Touch the lease until the block ends, then give it back; the team's main process does."""
+    """In the team's main process, touch the lease until the block ends, then release it."""
     done = threading.Event()
 
     def beat():

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the training's progress, so that a resumed run needs no scheduler state."""
+"""Learning rates as pure functions of the training's progress, so resuming needs no scheduler state."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def warm_cosine(progress, warmup=0.05):
 
 
 def plateau(scores, patience=3, factor=0.2):
-    """Return `factor` to the power of the times that `patience` epochs in a row brought no new best score."""
+    """Return `factor` ** n, n being how often `patience` consecutive epochs brought no new best score."""
     best, waited, value = -math.inf, 0, 1.0
     for score in scores:
         if score > best:
@@ -44,7 +44,7 @@ BY_PROGRESS = {"constant": lambda progress: 1.0, "cosine": cosine, "one_cycle": 
 
 
 def cycle_bounds(config):
-    """Return the first epoch of each cycle of a FitConfig, then its epochs: restarts of Loshchilov and Hutter, 2016."""
+    """Return the first epoch of each cycle of a FitConfig, then the number of epochs (Loshchilov and Hutter, 2016)."""
     first, length = config.frozen_epochs, (config.epochs - config.frozen_epochs) / config.cycles
     return [first + round(k * length) for k in range(config.cycles + 1)]
 
@@ -53,8 +53,8 @@ def learning_rate(config, epoch, step, steps, scores):
     """Return the learning rate of one optimizer step.
 
     config: a FitConfig. epoch, step: 0-based, `step` within an epoch of `steps`. scores: validation scores of the
-    finished unfrozen epochs, higher being better. Schedule and decay run over the unfrozen epochs, the schedule once
-    a cycle; before them the rate is `frozen_lr`, of which one_cycle makes a cycle of its own.
+    finished unfrozen epochs, higher being better. Schedule and decay cover the unfrozen epochs, the schedule once
+    per cycle. In the frozen epochs, the rate is `frozen_lr`; with one_cycle, they form a separate cycle.
     """
     if epoch < config.frozen_epochs:
         cycle = config.schedule == "one_cycle"
@@ -72,10 +72,10 @@ def learning_rate(config, epoch, step, steps, scores):
 
 
 def parameter_groups(model, config):
-    """Return the trainable parameters for an optimizer; with `layer_decay`, in groups that have an lr_scale.
+    """Return the trainable parameters for an optimizer; with `layer_decay`, in groups with an lr_scale.
 
-    The backbone's last block and all that follows have 1, the first the least; biases and norms of the backbone then
-    have no weight decay (Bao et al. 2022, BEiT). Raises InputError for a network whose layers timm does not number.
+    lr_scale is 1 for the backbone's last block and all later layers, and lowest for the first layer; the backbone's
+    biases and norms get no weight decay (Bao et al. 2022, BEiT). InputError if timm does not number the layers.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.layer_decay == 1:

@@ -1,4 +1,4 @@
-"""The end of a training: averaging variants are built and validated, the best is kept; and reading it again."""
+"""The end of a training: build and validate weight averages and keep the best; read finished trainings."""
 
 import math
 import shutil
@@ -14,8 +14,8 @@ from common.paths import checked_read, read_json, write_json
 from common.train import averaging, distributed
 from common.train.checkpoint import halve, load_weights, save_weights
 
-BN_BATCHES = 100  # batches that re-estimate batch-norm statistics
-NO_FIGURES = ("epoch", "lr", "train_loss", "seconds", "memory_mb")  # columns of history.csv not given by validation
+BN_BATCHES = 100  # batches for re-estimating batch-norm statistics
+NO_FIGURES = ("epoch", "lr", "train_loss", "seconds", "memory_mb")  # columns of history.csv besides metrics
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Fitted:
 def read_finished(folder, model, key, changed):
     """Load a finished training's weights into `model` and return its Fitted.
 
-    Raises InputError if its key is another one (see `same_training`) or a file of it is damaged.
+    Raises InputError if its key differs (see `same_training`) or one of its files is damaged.
     """
     _, about = load_weights(folder / "final.safetensors", model)
     same_training(about.get("key"), key, folder, changed)
@@ -54,7 +54,7 @@ def same_training(found, wanted, folder, changed):
 
 
 def finish(trainer):
-    """Build and validate every averaging variant, keep the best as final.safetensors; return a Fitted."""
+    """Build and validate every weight average, keep the best as final.safetensors; return a Fitted."""
     config, scores, variants = trainer.config, trainer.scores(), {}
     sign = -1 if config.metric.startswith("-") else 1
     kept = (lambda state: halve(state, f"half_weights: {trainer.name}")) if config.half_weights else dict
@@ -70,7 +70,7 @@ def finish(trainer):
         trainer.model.load_state_dict(kept(state))
         if len(epochs) != 1:
             _reestimate(trainer)
-        # epochs are compared on the same images, few or all, but averages on all: their figures decide and are reported
+        # epochs may be compared on some images, but averages on all: their metrics decide and are reported
         known = len(epochs) == 1 and trainer.validate_all is None and not config.half_weights
         figures = trainer.history[epochs[0]] if known else trainer.evaluate(trainer.validate_all)
         figures = {k: v for k, v in figures.items() if k not in NO_FIGURES}
@@ -82,7 +82,7 @@ def finish(trainer):
             save_weights(path, kept(trainer.model.state_dict()), **known, **figures)
     values = {name: figures[config.metric.lstrip("-")] for name, figures in variants.items()}
     values = {name: -math.inf if value is None else sign * value for name, value in values.items()}
-    chosen = max(values, key=values.get) if config.keep == "highest" else config.keep  # the first of equals
+    chosen = max(values, key=values.get) if config.keep == "highest" else config.keep  # the first if equal
     if distributed.is_main():
         write_json(trainer.folder / "variants.json", {"chosen": chosen, "metric": config.metric, "variants": variants})
         state, about = load_weights(trainer.folder / "variants" / f"{chosen}.safetensors")
