@@ -27,7 +27,7 @@ class Rule:
 
     The mask is empty unless the classifier's probability is >= `gate` and at least `min_pixels` pixels are >= `top`;
     otherwise it has the pixels >= `pixel`, without connected regions of fewer than `min_area`. Areas are counted at
-    the submission's size or, with `at_network`, at the network's, before enlarging the mask by repeating pixels. (pixel,
+    the submission's size or, with `at_network`, at the network's, before enlarging it by repeating pixels. (pixel,
     min_area, gate) is the rule of the SIIM paper, (top, min_pixels, pixel) the winner's triplet. With `expected` above
     0, each image gets the pixel threshold of the highest expected Dice, or an empty mask, see `best_levels`.
     """
