@@ -4,7 +4,6 @@ The out-of-fold predictions of each fold are mixed by weights that were searched
 images by weights searched on all; rule, score, submission and page follow as in any run.
 """
 
-import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.infer import mixing
 from common.job import derive_run, open_run
 from common.paths import write_csv, write_table
@@ -23,7 +22,6 @@ from common.runs import start_log
 from common.step import file_stamp, require, run_step
 from common.tuning import halve
 
-log = logging.getLogger(__name__)
 OWN = ["row", "fold", "ok", "area", "patient_id"]  # columns of the image table that may differ between runs
 IOU = 0.5  # overlap above which boxes are fused, where the first run's configuration has none
 SEARCHED = 500  # images at most on whose maps weights are searched

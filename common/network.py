@@ -1,6 +1,5 @@
 """One training of a recipe: its model, data, loss and metrics; `train` and `predict` do the rest for every solution."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from common import processes
 from common.config import FitConfig, digest, to_dict
 from common.data.loaders import EpochSampler, eval_loader, make_loader
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
 from common.nn.models import checkpoint_backbone, timm_name
@@ -26,8 +25,6 @@ from common.train.checkpoint import load_weights
 from common.train.loggers import open_log
 from common.train.loop import fit
 from common.train.lr_finder import find_learning_rate
-
-log = logging.getLogger(__name__)
 
 
 def other_folds(job, fold):

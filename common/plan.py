@@ -6,7 +6,6 @@ not have they are counted: operations and activations of a forward pass on the C
 """
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ import pandas as pd
 from common.blend import mixing_of
 from common.config import BoxConfig, digest
 from common.cost import KAGGLE_DISK, SLOW, Cost, Machine, machine_of, measure
-from common.errors import InputError
+from common.errors import InputError, log
 from common.images import decode, prepare_images, with_folds
 from common.infer import tta
 from common.job import open_run
@@ -35,7 +34,6 @@ from common.teaching import KINDS
 from common.train.passes import part_size
 from common.train.variants import BN_BATCHES
 
-log = logging.getLogger(__name__)
 GB, HOUR = 1e9, 3600
 FEW, MORE, TESTS = 16, 40, 4  # images that are really prepared; more if the folds follow from what is in them
 LONG_RUN = 1000  # images; of shorter runs nothing is announced

@@ -4,7 +4,6 @@ Nothing is held out, so there is no score. The number of epochs and the decision
 chose; one network per stage predicts the test images instead of one per fold.
 """
 
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from common.runs import start_log
 from common.step import run_step
 from common.teaching import read_lessons
 
-log = logging.getLogger(__name__)
 WHOLE = ("last", "classic", "ema")  # averages of a complete training; the others end where validation peaks
 
 

@@ -5,7 +5,6 @@ out, nor their patients; so the out-of-fold score stays honest. Out-of-fold pred
 other folds come from networks that were trained on the labels of fold k.
 """
 
-import logging
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ import pandas as pd
 from common import processes
 from common.blend import Member, mixing_of, write_mixed
 from common.config import digest
-from common.errors import InputError, check
+from common.errors import InputError, check, log
 from common.images import trainings
 from common.infer.mixing import mixed_boxes, value_columns
 from common.job import open_run
@@ -28,7 +27,6 @@ from common.predictions import prediction_files, read_predictions
 from common.runs import Run
 from common.step import Step, key_of, require, run_step
 
-log = logging.getLogger(__name__)
 KINDS = ("pseudo", "teacher")  # options that name a run, and steps of a run that learns from one
 NAMED = "teachers"  # record of a run: those that its last command named
 IOU = 0.5  # overlap from which a teacher's boxes are fused
