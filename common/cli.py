@@ -112,9 +112,7 @@ def _report_errors(work, hint):
         if isinstance(error, OSError) and error.errno in USER_ERRORS:
             return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
         if type(error).__name__ == "OutOfMemoryError":  # the class of torch, which is not imported here
-            return _refuse(
-                "out of GPU memory: lower the batch size (or --micro-batch auto; accumulate, except for norms)"
-            )
+            return _refuse("out of GPU memory: lower the batch size (and accumulate), or try --micro-batch auto")
         if processes.count() > 1 and "gloo" in str(error):  # lost connection to a process that has ended
             return _refuse("another process has ended; torchrun names it") if processes.is_main() else STOPPED
         log.exception("unexpected error")

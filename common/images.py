@@ -201,7 +201,7 @@ def prepare_test(job, recipe):
     listing = recipe.read_test(job)
     store = decode(job, listing)
     listing = _with_sizes(replace(listing, table=listing.table.assign(split="test", fold=-1)), store)
-    listing = recipe.refine_test(job, listing, store)
+    listing = (recipe.refine_test or recipe.refine)(job, listing, store)
     _report_left_out(job, listing.left_out)
     write_submission(job.run.path(SAMPLE), listing.sample)
     pixels = _pixels_key(store, listing.table, listing.about.get("pixels"))

@@ -64,7 +64,7 @@ class Solution:
     name, metric: the solution's name; the key of the headline score in score.json.
     made_with(config) -> dict of JSON: the settings that `prepare` depends on.
     read(job) -> Listing of the challenge; refine(job, Listing, Store) -> Listing, after the images are decoded.
-    read_test(job), refine_test(job, Listing, Store): the same for test images only, without a label table.
+    read_test(job), refine_test (default: refine): the same for test images only, without a label table.
     networks(job) -> list of all Networks that a run trains, each after those that it needs.
     before_training(job): checks or preparations before the first training.
     predict(job, folds, rows, path, title) -> dict of tables by suffix ("": the main table), averaged over the networks
@@ -104,7 +104,7 @@ class Solution:
     read_test: Callable = nothing
     made_with: Callable = lambda config: {name: getattr(config, name) for name in ("n_folds", "seed", "store_size")}
     refine: Callable = lambda job, listing, store: listing
-    refine_test: Callable = lambda job, listing, store: listing
+    refine_test: Callable | None = None
     before_training: Callable = nothing
     suffixes: Callable = lambda config: ("",)
     maps: bool = False

@@ -136,9 +136,7 @@ def checkpoint_backbone(model):
         networks = []
     check(networks, "--grad-checkpointing: this network has no timm backbone that can recompute its activations")
     norms = [norm for part in networks for norm in batch_norms(part) if not is_frozen(norm)]
-    check(
-        not norms, "--grad-checkpointing: needs a backbone whose batch norms are frozen (frozen_norms), or without any"
-    )
+    check(not norms, "--grad-checkpointing: needs a backbone whose batch norms are frozen (frozen_norms) or absent")
     for part in blocks:  # a network's stages, which run their blocks one by one
         part.grad_checkpointing = True
 

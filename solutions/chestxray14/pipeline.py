@@ -162,7 +162,6 @@ SOLUTION = Solution(
     read=data.read_competition,
     refine=add_lungs,
     read_test=data.read_test,
-    refine_test=add_lungs,
     networks=networks,
     before_training=check_training,
     predict=predict_rows,

@@ -5,9 +5,9 @@ approach, medRxiv 2020.08.26.20182311.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from common.config import FitConfig, check_run
+from common.config import Averaging, FitConfig, check_run
 from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
@@ -28,6 +28,7 @@ PRINTED = (
 )
 # What a network sees. border and background show no lung, so networks cannot learn the disease from them.
 VIEWS = ("lungs", "image", "border", "background")
+Check = Literal["image", "border", "background", "origin", "view"]  # of `audit`
 ORIGINS = 16  # most collections that an adversary distinguishes; smaller ones count as one
 
 
@@ -51,7 +52,7 @@ class NetworkConfig(FitConfig):
     batch_size: int = 8
     epochs: int = 25
     metric: str = "-loss"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("best",)
+    averaging: tuple[Averaging, ...] = ("best",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,9 +104,7 @@ class LungsConfig:
 class AuditConfig:
     """The verb `audit`: how much of the score reflects the origin of the images."""
 
-    checks: tuple[Literal["image", "border", "background", "origin", "view"], ...] = (
-        *("image", "border", "background", "origin", "view"),
-    )
+    checks: tuple[Check, ...] = get_args(Check)
     """Networks to train: on the whole image, like the run's own; on its margin; on everything but the lungs; one with
     the run's view that distinguishes collections among images of one label; and one that distinguishes AP from PA on
     whole images, to find images whose table names the wrong view."""

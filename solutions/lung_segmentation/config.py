@@ -8,7 +8,7 @@ detection from chest X-ray images, an HRNet approach; Liu et al., SDFN, segmenta
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import FitConfig, check_run
+from common.config import Averaging, FitConfig, check_run
 from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
@@ -56,7 +56,7 @@ class NetworkConfig(FitConfig):
     weight_decay: float = 1e-2
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "constant"
     metric: str = "dice"
-    averaging: tuple[Literal["last", "best", "best_k", "window", "classic", "ema"], ...] = ("last",)
+    averaging: tuple[Averaging, ...] = ("last",)
 
     def __post_init__(self):
         super().__post_init__()

@@ -118,8 +118,7 @@ def _finish(job, name, rows):
     write_csv(job.run.path(name), table)
     shutil.rmtree(job.run.path(SCRATCH), ignore_errors=True)
     columns = [c for c in table.columns if not c.startswith(("precision", "recall", "accuracy", "iou", "paper"))]
-    for line in table[columns].to_string(index=False, float_format=lambda v: f"{v:.4f}").splitlines():
-        log.info(line)
+    log.info(table[columns].to_string(index=False, float_format="%.4f".__mod__))
 
 
 def export_segmenter(job):

@@ -104,7 +104,6 @@ SOLUTION = Solution(
     read=data.read_competition,
     refine=data.set_sizes,
     read_test=data.read_test,
-    refine_test=data.set_sizes,
     networks=lambda job: [network for fold in job.config.folds for network in fold_networks(job.config, fold)],
     predict=predict_rows,
     suffixes=lambda config: ("", "_gate"),

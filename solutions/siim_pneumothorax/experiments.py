@@ -88,8 +88,7 @@ def run_ablation(job):
     table = _ablation_table(settings, presence(images, rows), images.groups(rows))
     write_csv(job.run.path("ablation.csv"), table)
     shutil.rmtree(job.run.path(SCRATCH))
-    for line in table.to_string(index=False, float_format=lambda v: f"{v:.4f}").splitlines():
-        log.info(line)
+    log.info(table.to_string(index=False, float_format="%.4f".__mod__))
 
 
 def _ablation_table(settings, present, groups):

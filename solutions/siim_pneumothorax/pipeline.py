@@ -201,7 +201,6 @@ SOLUTION = Solution(
     refine=data.check_square,
     read_test=data.read_test,
     soft_labels=lambda found: found.table.rename(columns={"presence": "present"}),
-    refine_test=data.check_square,
     networks=networks,
     predict=predict_rows,
     maps=True,

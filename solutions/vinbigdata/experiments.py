@@ -80,8 +80,8 @@ def run_ablation(job):
         tables[LOCATIONS] = locate_findings(job.images)
     for name, table in tables.items():
         write_csv(job.run.path(name), table)
-        for line in [name, *table.to_string(index=False).splitlines()] if name != "figure1_curves.csv" else ():
-            log.info(line)
+        if name != "figure1_curves.csv":
+            log.info(f"{name}\n{table.to_string(index=False)}")
 
 
 def sweep_fusion(boxes, truth, images, members):
