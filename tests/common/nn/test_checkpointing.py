@@ -64,7 +64,7 @@ def test_gradients_are_equal_and_fewer_activations_are_kept(build, most):
 
 
 def test_networks_that_cannot_are_refused():
-    for name, reason in (("legacy_xception", "no backbone of timm"), ("resnet18", "batch norms are frozen")):
+    for name, reason in (("legacy_xception", "no timm backbone"), ("resnet18", "batch norms are frozen")):
         with pytest.raises(InputError, match=f"--grad-checkpointing.*{reason}"):
             checkpoint_backbone(classifier(name, 2, "none"))
 
