@@ -16,7 +16,7 @@ COVID = "COVID-19"
 LABELS = {1: COVID, 0: f"no {COVID}", -1: "unknown"}
 STAGE = "covid"  # name of the networks behind the submission
 PREDICTIVE = "TN / (TN + FN)"  # the negative predictive value
-PUBLISHED = {  # accuracy, sensitivity, specificity in %, the mean of ten folds: table 7, and how the last is defined
+PUBLISHED = {  # accuracy, sensitivity, specificity in %, means of ten folds (table 7); definition of the last
     "HRNet": (99.26, 98.53, 98.82, PREDICTIVE),
     "ResNet-152": (94.50, 95.12, 94.00, "specificity"),
     "DenseNet-121": (93.40, 90.24, 96.00, "specificity"),
@@ -29,25 +29,25 @@ PRINTED = (
 # What a network sees. border and background show no lung, so networks cannot learn the disease from them.
 VIEWS = ("lungs", "image", "border", "background")
 Check = Literal["image", "border", "background", "origin", "view"]  # of `audit`
-ORIGINS = 16  # most collections that an adversary distinguishes; smaller ones count as one
+ORIGINS = 16  # most collections that an adversary distinguishes; smaller ones are merged
 
 
 @dataclass(frozen=True)
 class NetworkConfig(FitConfig):
-    """The classifier of COVID-19."""
+    """The classifier for COVID-19."""
 
     backbone: str = "hrnet_w32"  # Any timm network with a last feature map. Paper: HRNet, width not given.
     weights: str = "imagenet"  # imagenet, none, or a file with weights of the backbone.
-    size: int = 512  # Side of the network's images. Paper: 512.
+    size: int = 512  # Side of the network's input, pixels. Paper: 512.
     hidden: tuple[int, ...] = (512,)  # Widths of the layers before the last one. Paper: "several", found by trial.
-    dropout: float = 0.5  # Before the last layer. Paper: rate not given.
-    augmentation: Literal["none", "paper", "light"] = "paper"  # paper: table 3. light: flips and small movements.
+    dropout: float = 0.5  # Dropout rate before the last layer. Paper: not given.
+    augmentation: Literal["none", "paper", "light"] = "paper"  # paper: its table 3. light: flips and small shifts.
     lr: float = 1e-2
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
     momentum: float = 0.8
     weight_decay: float = 1e-4
     schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "step"
-    milestones: tuple[int, ...] = (30, 60, 90)  # Paper: these steps, none of which is reached in its 25 epochs.
+    milestones: tuple[int, ...] = (30, 60, 90)  # Paper: these; its 25 epochs reach none of them.
     factor: float = 0.1
     batch_size: int = 8
     epochs: int = 25
@@ -62,22 +62,22 @@ class NetworkConfig(FitConfig):
 
     @property
     def chooses(self):
-        """Whether an epoch or learning rate is chosen by validation, which then needs a fold of its own."""
+        """Whether epochs or learning rates are chosen by validation, which then needs a separate fold."""
         return self.chooses_epoch or self.schedule == "plateau"
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """Which images of the collections are used; selection.csv gives the reason for each unused one."""
+    """The selection of images; selection.csv gives the reason for each image that is left out."""
 
-    least_age: int = 18  # Years. Paper: 18, for normals, since most COVID-19 images are of adults.
+    least_age: int = 18  # Minimum age. Paper: 18, for normals, since most COVID-19 images are of adults.
     unknown_age: Literal["keep", "leave"] = "keep"
     unknown_view: Literal["keep", "leave"] = "keep"  # Known lateral and CT images are always left out.
-    devices: Literal["keep", "leave"] = "leave"  # Images with medical devices, if the table says so. Paper: left out.
-    normals: int = 1000  # Images drawn at random from each collection of normals (NIH, CheXpert); 0: all. Paper: 1,000.
+    devices: Literal["keep", "leave"] = "leave"  # Images with medical devices by the table. Paper: left out.
+    normals: int = 1000  # Random images per collection of normals (NIH, CheXpert); 0: all. Paper: 1,000.
     duplicates: float = 0.12
-    """Highest share of differing hash bits of duplicates; 0: equal hashes only. Of 2,345 real images nine pairs differ
-    by at most 0.09, all of them copies; the next are two films of one patient at 0.16."""
+    """Maximum share of hash bits that differ between duplicates; 0: equal hashes only. Of 2,345 real images, nine pairs
+    differ by at most 0.09, all of them copies; the next pair, at 0.16, are two films of one patient."""
 
     def __post_init__(self):
         if self.least_age < 0 or self.normals < 0:
@@ -92,7 +92,7 @@ class LungsConfig:
     weights: str = "shipped"  # shipped, or a file written by `cxr lung_segmentation export_segmenter`.
     dilations: int = 8
     closings: int = 2
-    gate: float = 50_000 / 512**2  # Lowest share of the image that must be lung. Paper: 50,000 of 512 × 512 pixels.
+    gate: float = 50_000 / 512**2  # Minimum share of the image that is lung. Paper: 50,000 of 512 × 512 pixels.
 
     def __post_init__(self):
         text = f"dilations {self.dilations} and closings {self.closings} must not be negative"
@@ -102,16 +102,16 @@ class LungsConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """The verb `audit`: how much of the score reflects the origin of the images."""
+    """Settings of `audit`, which measures how much of the score reflects the images' origin."""
 
     checks: tuple[Check, ...] = get_args(Check)
-    """Networks to train: on the whole image, like the run's own; on its margin; on everything but the lungs; one with
-    the run's view that distinguishes collections among images of one label; and one that distinguishes AP from PA on
-    whole images, to find images whose table names the wrong view."""
+    """Networks to train: on the whole image, trained like the run; on its margin; on everything but the lungs; on the
+    run's view, to distinguish collections among images of one label; on the whole image, to distinguish AP from PA and
+    find images whose table gives the wrong view."""
     folds: tuple[int, ...] = (0, 1, 2)  # Folds to hold out from these networks, among those of the run.
-    epochs: int = 10  # Of all networks but that on the whole image, which has the run's.
-    margin: float = 0.08  # border: share of the side that remains visible at each edge.
-    high: float = 0.6  # An AUROC counts as high if its interval lies above this.
+    epochs: int = 10  # Epochs of all these networks except `image`, which has the run's.
+    margin: float = 0.08  # border: width of the visible margin, as a share of the side.
+    high: float = 0.6  # An AUROC counts as high if its confidence interval lies above this.
 
     def __post_init__(self):
         check(0 < self.margin < 0.5, f"margin must lie in (0, 0.5), not {self.margin}")
@@ -123,23 +123,23 @@ class AuditConfig:
 class Config:
     """A whole run of the COVID-19 solution."""
 
-    view: Literal["lungs", "image"] = "lungs"  # What the classifier sees: only the lungs, or the whole image.
+    view: Literal["lungs", "image"] = "lungs"  # The classifier's input: only the lungs, or the whole image.
     same_source: Literal["score", "train"] = "score"
-    """Images without COVID-19 from the COVID-19 images' own collections. score: they are predicted as a check, as
-    the paper's negatives come from elsewhere; train: they are negatives like the others."""
-    balance: bool = False  # Show small groups of collection and label more often, so that origin helps less.
+    """Images without COVID-19 from the collections of the COVID-19 images. score: only predict them, as a check, since
+    the paper's negatives come from elsewhere; train: use them as negatives like the others."""
+    balance: bool = False  # Repeat images of small groups of collection and label, so that the origin helps less.
     adversary: float = 0.0
-    """Train the classifier's features to hide the collection of images of one label (reversed gradients, of this
-    strength beside the loss's); 0: off. With same_source train, so that a label has several kinds of collections."""
+    """Strength, relative to the loss, of reversed gradients that remove the collection of images of one label from the
+    features; 0: off. Use it with same_source train, so that each label has several kinds of collections."""
     exclude: str = ""
-    """CSV of images to leave out, optionally with reasons in a second column. Paper: laterals, scans of PDFs and marked
-    images with COVID-19, and normals with medical equipment, chosen by hand."""
+    """CSV of images to leave out, optionally with reasons in a second column. Paper, by hand: laterals, scans of PDFs,
+    marked images with COVID-19, and normals with medical equipment."""
     negatives: int = 500  # Negatives to train on and score, drawn evenly from their collections; 0: all. Paper: 500.
     network: NetworkConfig = field(default_factory=NetworkConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     lungs: LungsConfig = field(default_factory=LungsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
-    n_folds: int = 10  # By patient. If an epoch is chosen, the next fold is used for validation, like the paper's 10 %.
+    n_folds: int = 10  # By patient. If epochs are chosen, the next fold is used for validation (paper: 10 %).
     folds: tuple[int, ...] = tuple(range(10))  # Folds to hold out; the test set gets the mean over their networks.
     tta: tuple[Literal["flip"], ...] = ()
     store_size: int = 512  # Side of the stored images and masks, in pixels; at least network.size.
@@ -153,8 +153,8 @@ class Config:
         check(self.negatives >= 0, f"negatives must be at least 0, not {self.negatives}")
 
 
-# Ours: negatives from the COVID-19 images' own collections and balanced groups, so that origin helps less; all images
-# instead of a random subset; a schedule that decays within its epochs; averaged weights, flips at test time.
+# Ours: negatives from the COVID-19 images' collections and balanced groups, so that the origin helps less; all images
+# instead of a random subset; a schedule that decays within its epochs; averaged weights, flip TTA.
 MODERN = {"hidden": (), "dropout": 0.2, "augmentation": "light", "optimizer": "adamw", "schedule": "warm_cosine"}
 _PODIUM = {"backbone": "convnext_tiny.fb_in22k_ft_in1k", "lr": 1e-4, "weight_decay": 5e-2, "clip_norm": 1.0}
 _PODIUM |= {"batch_size": 32, "epochs": 15, "averaging": ("ema", "best_k", "best"), "compile": "auto"}
@@ -181,7 +181,7 @@ DEMO = Config(
 BASELINES = ("resnet152", "densenet121", "efficientnet_b4")
 PRESETS = {"demo": DEMO, "paper": Config()}
 PRESETS |= {name: Config(network=NetworkConfig(backbone=name)) for name in BASELINES} | {"podium": PODIUM}
-ABOUT = {"paper": "Ahmed et al. (2020): HRNet on the lungs alone, ten folds"}
+ABOUT = {"paper": "Ahmed et al. (2020): HRNet on the lungs only, ten folds"}
 ABOUT |= {name: f"the paper's baseline {name}" for name in BASELINES}
 MORE_VERBS = {"audit": "measure how much of the score is the images' origin"}  # in addition to those of every solution
 IN_DEMO = ("audit",)  # verbs that `cxr demo` runs after `run`

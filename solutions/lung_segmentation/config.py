@@ -15,34 +15,34 @@ from common.trained import Card
 
 STRUCTURES = {"lungs": ("lungs",), "left_right": ("left", "right"), "lungs_heart": ("left", "right", "heart")}
 
-# Ahmed et al., section 3.2, at 512 × 512 pixels: how a predicted mask is cleaned up before the lungs are cut out.
+# Ahmed et al., section 3.2, at 512 × 512 pixels: clean-up of a predicted mask before the lungs are cut out.
 REFERENCE_SIDE = 512
 DILATIONS = 8
 CLOSINGS = 2
-GATE_AREA = 50_000 / REFERENCE_SIDE**2  # share of the image; an image with less lung is rejected
+GATE_AREA = 50_000 / REFERENCE_SIDE**2  # share of the image; images with less lung are rejected
 # Liu et al., section 2.2: the lung region generator. The paper gives margins in pixels; its segmenter works at 256.
 REGION_SIDE = 256
 MARGIN = 15 / REGION_SIDE  # share of the image's side: left, right and top
 MARGIN_BOTTOM = 20 / REGION_SIDE
-ONE_LUNG_RATIO = 1 / 3  # a second region under this share of the first is not a lung
+ONE_LUNG_RATIO = 1 / 3  # a second region smaller than this share of the first is not a lung
 
 
 @dataclass(frozen=True)
 class NetworkConfig(FitConfig):
-    """The network that outlines the lungs.
+    """The network that segments the lungs.
 
     Berger et al., section 3.3: batch 4; weight decay 0.01 (decoupled, as in fastai's Adam); 5 epochs of the last
-    layers at 1e-3, then 5 of all at a lower rate, not given. Loss not given: fastai's default.
+    layers at 1e-3, then 5 epochs of all layers at a lower rate (not given). Loss not given: fastai's default.
     """
 
     architecture: str = "unet"
-    """dynamicunet: fastai's; plain, plain_no_norm, imlab: without an encoder, of Ahmed et al. and Liu et al.; or one of
+    """dynamicunet: fastai's; plain, plain_no_norm (Ahmed et al.), imlab (Liu et al.): without an encoder; or one of
     segmentation-models-pytorch."""
     encoder: str = "resnet34"  # Any timm network; empty for plain and imlab. Berger et al.: ResNet-34.
     decoder: tuple[int, ...] = ()
-    """Channels of the decoder's stages, of plain's levels, or of imlab's way down and up; empty: the defaults."""
+    """Channels of the decoder's stages, of plain's levels, or of imlab's down and up path; empty: the defaults."""
     weights: str = "imagenet"  # imagenet, none, or the path of a weights file.
-    size: int = 320  # Side of the network's images. Berger et al.: a tenth of the original, 300 to 489 pixels.
+    size: int = 320  # Side of the network's input. Berger et al.: a tenth of the original, 300 to 489 pixels.
     augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
     """simple, complex: Berger et al.; unet: Ahmed et al.; affine: Liu et al.; strong: for images of other hospitals."""
     loss: Literal["bce", "dice", "squared_dice", "bce_dice"] = "bce"
@@ -50,7 +50,7 @@ class NetworkConfig(FitConfig):
     frozen_epochs: int = 5
     frozen_lr: float = 1e-3
     lr: float | Literal["auto"] = 1e-4
-    """auto: what the range test suggests, which is then the frozen_lr too, and a tenth of it after frozen epochs."""
+    """auto: the range test's suggestion, which replaces frozen_lr too; after frozen epochs, a tenth of it."""
     batch_size: int = 4
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-2
@@ -66,10 +66,10 @@ class NetworkConfig(FitConfig):
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """From probabilities to a mask; every combination of the values is tried on out-of-fold predictions."""
+    """The rule from probabilities to a mask; all combinations of values are tried on out-of-fold predictions."""
 
     pixel: tuple[float, ...] = (0.5,)  # Pixel thresholds.
-    regions: tuple[int, ...] = (0,)  # Number of largest regions to keep, holes filled; 0: leave the mask unchanged.
+    regions: tuple[int, ...] = (0,)  # Number of largest regions to keep, with holes filled; 0: keep the mask as it is.
 
     def __post_init__(self):
         usable = self.pixel and all(0 < pixel <= 1 for pixel in self.pixel)
@@ -84,14 +84,14 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     structures: Literal["lungs", "left_right", "lungs_heart"] = "lungs"
-    """Structures to segment. Images without masks of the lungs are left out; a missing heart only of the loss."""
+    """Structures to segment. Images without masks of the lungs are left out; a missing heart is ignored in the loss."""
     datasets: tuple[Literal["Montgomery", "Shenzhen", "JSRT", "folder"], ...] = ()  # Empty: all in the folder.
     n_folds: int = 10
     folds: tuple[int, ...] = (0,)  # Folds to hold out and score. The first of 10: Berger et al.'s split of 80/10/10.
-    validation: float = 0.1  # Share of all labelled images, from the other folds, on which epochs are compared.
-    tta: tuple[Literal["flip", "scale"], ...] = ()  # Further views to average at prediction.
+    validation: float = 0.1  # Share of all labelled images for choosing epochs, taken from the other folds.
+    tta: tuple[Literal["flip", "scale"], ...] = ()  # Test-time augmentation.
     finder: bool = False  # Run a learning-rate range test before training, for the report.
-    store_size: int = 512  # Side of the stored images and masks, in pixels; at least the network's.
+    store_size: int = 512  # Side of the stored images and masks, in pixels; at least network.size.
     seed: int = 0
 
     def __post_init__(self):
@@ -102,7 +102,7 @@ class Config:
         check(usable, f"validation {self.validation}: must be above 0 and leave images to train on")
 
 
-# Both phases of fastai's fine-tuning are cycles of the learning rate.
+# Both phases of fastai's fine-tuning are learning-rate cycles.
 PAPER = Config(network=NetworkConfig(architecture="dynamicunet", schedule="one_cycle"), finder=True)
 
 # Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds;
@@ -122,8 +122,8 @@ SDFN = Config(
 # paper's centre crop of 224 is left out, since it cuts off the edges of lungs. Rates and number of epochs not given.
 LUNGS_HEART = replace(SDFN, network=replace(SDFN.network, loss="dice", **PLAIN), structures="lungs_heart", folds=(0,))
 
-# Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005, of which the
-# best on a tenth of the training images is kept (algorithm 1). Optimiser not given.
+# Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005; the epoch
+# that is best on a tenth of the training images is kept (algorithm 1). Optimiser not given.
 UNET = Config(
     network=NetworkConfig(size=512, augmentation="unet", loss="squared_dice", epochs=25, lr=5e-3, **PLAIN, **BEST),
     folds=tuple(range(10)),
@@ -171,8 +171,8 @@ MORE_VERBS = {  # in addition to those of every solution
     "export_segmenter": "write the network as one file for `masks` and the other solutions",
 }
 TOOLS = {  # likewise; they need no run
-    "masks": "outline the lungs in any radiographs",
-    "crops": "cut out the lungs of any radiographs",
+    "masks": "segment the lungs in any radiographs",
+    "crops": "crop the lungs from any radiographs",
 }
 TAKES = ("id_map",)
 KAGGLE = Source("dataset", ("kmader/pulmonary-chest-xray-abnormalities", "yoctoman/shcxr-lung-mask"))

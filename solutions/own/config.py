@@ -1,6 +1,6 @@
 """Settings for a user's own images; the labels decide which of the three networks is trained.
 
-No paper is followed: defaults are those that served the five challenges, and each is an option.
+They follow no paper; the defaults are those that worked for the challenges, and each is an option.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,28 +13,28 @@ from common.trained import Card
 
 @dataclass(frozen=True)
 class OwnFit(FitConfig):
-    """What classifiers and segmenters share."""
+    """Settings that classifiers and segmenters share."""
 
     weights: str = "imagenet"  # imagenet, none, or a file with weights of the backbone or encoder.
-    augmentation: Literal["light", "none"] = "light"  # light: small movements, and flips unless --flip False.
+    augmentation: Literal["light", "none"] = "light"  # light: small movements; flips unless --flip False.
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(OwnFit):
-    """The classifier, of one column per class or of the column `label`."""
+    """The classifier, for one column per class or for the column `label`."""
 
     backbone: str = "convnext_tiny.fb_in22k_ft_in1k"  # Any timm network with a last feature map.
     size: int = 384
     dropout: float = 0.2
     only_head: bool = False  # Train only the last layer, on features computed once, without augmentation.
     class_weights: bool = False  # Weight the loss by the inverse frequency of the classes (at most 20).
-    balanced: bool = False  # Repeat images of rare classes, up to 10 times: classes are drawn about equally often.
+    balanced: bool = False  # Repeat images of rare classes, up to 10 times, to balance the classes.
     metric: str = "auroc"
 
 
 @dataclass(frozen=True)
 class SegmenterConfig(OwnFit):
-    """The network that outlines structures, with one channel each."""
+    """The network that segments structures, with one channel each."""
 
     architecture: str = "unet"  # A decoder of segmentation-models-pytorch.
     encoder: str = "convnext_small.fb_in22k_ft_in1k"
@@ -49,7 +49,7 @@ class SegmenterConfig(OwnFit):
 
 @dataclass(frozen=True)
 class DetectorConfig(BoxConfig):
-    """The detector of boxes."""
+    """The detector."""
 
     architecture: Literal["faster_rcnn", "retinanet", "fcos"] = "retinanet"
     nms: float = 0.5
@@ -61,7 +61,7 @@ class DetectorConfig(BoxConfig):
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """Values that are tried for each class or structure, nested over the folds."""
+    """Values to try for each class or structure, nested over the folds."""
 
     pixel: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)  # Segmentation: pixel thresholds.
     min_area: tuple[float, ...] = (0.0, 0.0005, 0.002)  # Segmentation: smallest region kept, as a share of the image.
@@ -71,25 +71,25 @@ class DecisionConfig:
 class Config:
     """A whole run on a user's images."""
 
-    labels: str = ""  # CSV, COCO JSON or folder of masks; empty: labels.csv, labels.json or masks beside the images.
+    labels: str = ""  # CSV, COCO JSON or folder of masks; empty: labels.csv, labels.json or masks/ in --data.
     task: Literal["auto", "multilabel", "multiclass", "detection", "segmentation"] = "auto"
-    """auto: what the labels are made for."""
-    classes: tuple[str, ...] = ()  # Classes to use, in this order; empty: all that the labels have.
+    """auto: determined by the labels."""
+    classes: tuple[str, ...] = ()  # Classes to use, in this order; empty: all classes of the labels.
     on_missing: Literal["error", "skip"] = "error"  # skip: leave out labels whose image has no file.
     on_rare: Literal["error", "drop", "keep"] = "error"
-    """Classes with fewer than two images: drop them, or keep them, which gives them no score."""
+    """Classes with fewer than two images: drop them, or keep them without a score."""
     boxes: Literal["pixels", "fraction"] = "pixels"
-    """Unit of the boxes: pixels of the original image, or shares of its width and height."""
-    mask_size: Literal["same", "any"] = "same"  # any: masks of another size are stretched over their image.
+    """Unit of the boxes: pixels of the original image, or fractions of its width and height."""
+    mask_size: Literal["same", "any"] = "same"  # any: stretch masks of another size to their image.
     lungs: Literal["none", "crop", "mask"] = "none"
-    """What the networks see: the image, the box around its lungs (classification only), or its lungs on black."""
-    flip: bool = True  # Whether mirrored images are valid; not if a class is a side, such as the left lung.
+    """Input of the networks: the image, the box around its lungs (classification only), or its lungs on black."""
+    flip: bool = True  # Whether images may be mirrored; not if a class depends on the side, like the left lung.
     classifier: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(**CLASSES))
     segmenter: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(**MASKS))
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
-    n_folds: int = 5  # Overruled by a column `fold` or `split` of the labels.
-    folds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Folds to hold out, each with a network of its own.
+    n_folds: int = 5  # Overridden by a column `fold` or `split` of the labels.
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Folds to hold out, each with its own network.
     tta: tuple[Literal["flip"], ...] = ()
     store_size: int = 512  # Side of the stored images, in pixels; at least the size of the network.
     seed: int = 0

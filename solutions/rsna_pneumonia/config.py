@@ -16,13 +16,13 @@ SLUG = "rsna-pneumonia-detection-challenge"
 LABELS, CLASS_INFO = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
 SAMPLE_FILE, SAMPLE = "stage_2_sample_submission.csv", ["patientId", "PredictionString"]
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
-CLASS_NUMBERS = {"Lung Opacity": 0}  # of boxes
-SIDE = 1024  # pixels of every image of the challenge, in which boxes are given
+CLASS_NUMBERS = {"Lung Opacity": 0}  # classes of boxes
+SIDE = 1024  # side of every image of the challenge in pixels, the boxes' unit
 
 
 @dataclass(frozen=True)
 class DetectorConfig(BoxConfig):
-    """A network that finds opacities."""
+    """The detector of opacities."""
 
     nms: float = 0.5
     augmentation: Literal["none", "flip", "noise", "podium"] = "podium"
@@ -32,7 +32,7 @@ class DetectorConfig(BoxConfig):
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """Values to try out of fold, in every combination; see postprocess.BoxRule. The grids are ours."""
+    """Values to try on out-of-fold predictions, in every combination; see postprocess.BoxRule. The grids are ours."""
 
     iou: tuple[float, ...] = (0.1, 0.3)
     gate: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -51,11 +51,11 @@ class Config:
     """Architectures of the detectors to fuse, with equal weights. Paper: RetinaNet."""
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     boxes: tuple[str, ...] = ()
-    """COCO files of further images with boxes of Lung Opacity, in its folder: every fold's detectors train on them."""
+    """COCO files of additional training images, next to the file, with boxes of Lung Opacity, for every fold."""
     n_folds: int = 4  # Paper's code: 4; 1st place: 10.
     folds: tuple[int, ...] = (0, 1, 2, 3)  # Folds to train and score.
     tta: tuple[Literal["flip"], ...] = ()
-    tta_scales: tuple[float, ...] = ()  # Further sizes at test time, as shares of the detector's; multiples of 32 px.
+    tta_scales: tuple[float, ...] = ()  # TTA: further sizes, relative to the detector's, rounded to 32 px.
     store_size: int = 512  # Side of the stored images, in pixels; at least the largest size of the networks.
     seed: int = 0
 
@@ -67,13 +67,13 @@ class Config:
             raise InputError(f"members {self.members}, each once; size of the gate {self.gate.size}, at least 32 px")
 
 
-# Paper: SE-ResNeXt-101 at 512 pixels (256 was worse). Its code: Adam at 1e-5, multiplied by 0.2 after 4 epochs without
+# Paper: SE-ResNeXt-101 at 512 pixels (256 was worse). Its code: Adam at 1e-5, rate × 0.2 after 4 epochs without
 # improvement, about 12 epochs, gradients clipped to 0.05, batch norms frozen. 1st place: DenseNet-169 among the
 # classifiers. Batch size and the gate's training: ours.
 CODE = {"epochs": 12, "lr": 1e-5, "optimizer": "adam", "weight_decay": 0.0, "schedule": "plateau", "patience": 4}
 CODE |= {"backbone": "seresnext101_32x4d", "factor": 0.2, "clip_norm": 0.05, "batch_size": 4, "averaging": ("best",)}
 PAPER = Config(DetectorConfig(size=512, **CODE), GateConfig(backbone="densenet169", epochs=10, lr=1e-4))
-# The first places' recipe with a current backbone: three families of detectors, flip TTA. Rates and epochs: ours.
+# The winners' recipe with a current backbone: three families of detectors, flip TTA. Rates and epochs: ours.
 LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "lr": 1e-4, "weight_decay": 5e-2, "schedule": "warm_cosine"}
 LARGE |= {"epochs": 12, "batch_size": 8, "averaging": ("ema", "best_k", "best"), "half_weights": True}
 PODIUM = Config(
@@ -82,7 +82,7 @@ PODIUM = Config(
     members=("retinanet", "faster_rcnn", "fcos"),
     **{"n_folds": 10, "folds": tuple(range(10)), "tta": ("flip",), "store_size": 768},
 )
-# A minute on two CPU cores: FCOS learns in the fewest steps. The last epoch is kept: no choice inflates the scores.
+# A minute on two CPU cores: FCOS needs the fewest steps. The last epoch is kept, so that no choice inflates the scores.
 SMALL = {"backbone": "tf_efficientnet_lite0", "size": 128, "batch_size": 4, "schedule": "warm_cosine"}
 SMALL |= {"averaging": ("last",)}
 DEMO = Config(
@@ -91,8 +91,8 @@ DEMO = Config(
     **{"members": ("fcos",), "n_folds": 2, "folds": (0, 1), "store_size": 256},
 )
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, gate=2)  # for cards of 15 GB
-ABOUT = {"kaggle": "podium in batches for two T4 (see `plan --kaggle`)"}
+PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, gate=2)  # for GPUs with 15 GB
+ABOUT = {"kaggle": "podium with batches for two T4 (see `plan --kaggle`)"}
 ABOUT |= {"paper": "Gabruseva et al.: RetinaNet on SE-ResNeXt-101", "podium": "three families of detectors, ten folds"}
 TAKES = ("id_map", "on_unlabelled")
 

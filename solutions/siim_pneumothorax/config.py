@@ -24,43 +24,43 @@ class ClassifierConfig(FitConfig):
     size: int = 1024  # Paper: 1024 px.
     augmentation: Literal["paper", "podium", "light"] = "paper"
     """paper: CLAHE, optical distortion, zoom in and out by 5 to 10 %, each with p = 0.5."""
-    enrichment: bool = False  # Paper's alternative: balance by transformed copies of positives; no other augmentation.
+    enrichment: bool = False  # Paper's alternative: balance by augmented copies of positives, nothing else.
     positive_weight: float = 1.0
-    """Weight of the positive images in the loss. Paper: 1; class weights are its future work."""
+    """Weight of the positive images in the loss. Paper: 1; it leaves class weights to future work."""
     metric: str = "mcc"
 
 
 @dataclass(frozen=True)
 class SegmenterConfig(FitConfig):
-    """The network that outlines the pneumothorax."""
+    """The network that segments the pneumothorax."""
 
     architecture: str = "fpn"  # A decoder of segmentation-models-pytorch. Paper: FPN, better than U-Net and PSPNet.
     encoder: str = "inceptionresnetv2"  # Paper: InceptionResNetV2, better than the SE-ResNets and ResNeXts.
     weights: str = "imagenet"  # imagenet, none, or the path of a weights file.
     sizes: tuple[int, ...] = (512,)
-    """Training resolutions, one after the other; predictions are made at the last. Paper: 512."""
+    """Image sizes in training, one after the other; predictions use the last. Paper: 512."""
     augmentation: Literal["paper", "podium", "light"] = "paper"
     loss: MaskLoss = "focal_dice"
     """Paper: focal binary cross-entropy plus Dice. combo: BCE, Dice and focal weighted 3:1:4 (1st place). boundary:
     BCE, Dice and the distance to the outline."""
     positive_weight: float = 1.0
-    """Weight of the pneumothorax pixels in the cross-entropy. Paper: 1; class weights are its future work."""
+    """Weight of the pneumothorax pixels in the cross-entropy. Paper: 1; it leaves class weights to future work."""
     focal_weight: float = 1.0
     """focal_dice: weight of the focal term. Keras's segmentation_models has 0.25, its alpha for both classes."""
     presence_head: bool = False  # Add a second output: whether the image has any mask.
     negatives: float = 1.0
     """Healthy images drawn at random for each positive one; 0 takes all. Paper: "randomly chosen", no number given."""
-    positives_only: bool = False  # Train on images with a pneumothorax alone, the paper's first attempt.
+    positives_only: bool = False  # Train only on images with a pneumothorax, the paper's first attempt.
     positive_rate: tuple[float, ...] = ()
-    """Shares of positives at the start and the end of training at all sizes, e.g. 0.8 0.4 (1st place); empty: any."""
+    """Share of positives at the start and the end of training over all sizes, e.g. 0.8 0.4 (1st place); empty: any."""
     finer_epochs: int = 0  # Epochs at each size after the first (0: as many as at the first).
     finer_lr: float = 1e-4  # Learning rate at each size after the first.
     finer_batch_size: int = 4
     finer_loss: MaskLoss | None = None  # Loss at each size after the first, e.g. lovasz; None: the same.
-    finer_frozen_norms: bool = False  # Keep the batch norms' statistics and parameters after the first size.
+    finer_frozen_norms: bool = False  # Freeze batch norms after the first size.
     crop: int = 0
-    """Side of random crops of the images in training, which mostly hold a part of the mask; 0: whole images. 4th place:
-    512 of 1024, predicted whole."""
+    """Side of random training crops, which mostly contain a part of the mask; 0: whole images. 4th place: crops of 512
+    from 1024 px, prediction on whole images."""
     metric: str = "iou"
 
     def __post_init__(self):
@@ -81,23 +81,23 @@ class SegmenterConfig(FitConfig):
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """How probabilities become a mask; every combination of values is tried on out-of-fold predictions."""
+    """The rule from probabilities to a mask; all combinations of values are tried on out-of-fold predictions."""
 
     rule: Literal["gate", "triplet", "expected"] = "gate"
-    """gate: classifier, pixel threshold, small regions removed (paper). triplet: the 1st place's rule. expected: of
-    each image's masks and the empty one, that with the highest expected Dice."""
+    """gate: classifier, pixel threshold, small regions removed (paper). triplet: the 1st place's rule. expected: per
+    image, the mask (at several thresholds, or empty) with the highest expected Dice."""
     gate: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Lowest presence probabilities at which an image keeps its mask. Paper: "a specific threshold", not given."""
+    """Minimum presence probabilities for an image to keep its mask. Paper: "a specific threshold", not given."""
     pixel: tuple[float, ...] = (0.5,)  # gate rule: pixel thresholds.
     min_area: tuple[int, ...] = (3500,)
     """gate rule: smallest region kept, pixels at 1024 × 1024. Paper, table 2: 3,500."""
     top: tuple[float, ...] = (0.55, 0.65, 0.75, 0.85)  # triplet rule: the high threshold. 1st place: about 0.75.
     top_pixels: tuple[int, ...] = (500, 1000, 1500, 2000, 3000)
-    """triplet rule: pixels above the high threshold that make a mask count. 1st place: about 2,000."""
+    """triplet rule: minimum number of pixels above the high threshold to keep a mask. 1st place: about 2,000."""
     bottom: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5)
-    """triplet rule: the pixel threshold of a mask that counts. 1st place: about 0.3."""
+    """triplet rule: the low threshold, for the pixels of a mask that is kept. 1st place: about 0.3."""
     weight: tuple[float, ...] = (0.01, 0.1, 0.5, 1.0, 2.0)
-    """expected rule: how much an empty mask counts; 1 would be right for perfect probabilities."""
+    """expected rule: weight of an empty mask; 1 would be right for perfectly calibrated probabilities."""
     connectivity: Literal[4, 8] = 8
 
 
@@ -109,12 +109,12 @@ class Config:
     segmenter: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(**OUTLINES))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     presence: Literal["classifier", "head", "mean", "none"] = "classifier"
-    """Source of the presence probability: a network of its own, the segmenter's second output, their mean, or none."""
+    """Source of the presence probability: a separate classifier, the segmenter's second output, their mean, or none."""
     more_segmenters: tuple[str, ...] = ()
-    """Further segmenters, architecture-encoder such as unet-resnet34, whose maps are averaged with the first one's."""
+    """Further segmenters as architecture-encoder, such as unet-resnet34; the maps of all are averaged."""
     n_folds: int = 5
     folds: tuple[int, ...] = (0,)  # Folds to train. Paper: one 80/20 split.
-    tta: tuple[Literal["flip", "scale"], ...] = ()  # Further views to average at prediction.
+    tta: tuple[Literal["flip", "scale"], ...] = ()  # Test-time augmentation.
     store_size: int = 1024  # Side of the stored images, in pixels; at least the largest size of the networks.
     seed: int = 0
 
@@ -146,7 +146,7 @@ GATE |= {"schedule": "plateau", "patience": 3, "factor": 0.2}
 # size and number of cycles not given.
 OUTLINES = {"epochs": 37, "lr": 1e-4, "batch_size": 8, "averaging": ("window", "classic", "best"), "keep": "window"}
 OUTLINES |= {"keep_variants": True, **ADAM}
-PAPER = Config(segmenter=SegmenterConfig(cycles=5, **OUTLINES))  # not a default: runs of earlier versions had one cycle
+PAPER = Config(segmenter=SegmenterConfig(cycles=5, **OUTLINES))  # not the default: earlier versions had one cycle
 
 # The 1st place's recipe (0.8679 private) with a current encoder: combo loss, sliding positive rate, 512 then 1024 px,
 # best three checkpoints of a fold averaged, flip TTA, triplet rule tuned out of fold.
@@ -165,7 +165,7 @@ PODIUM = Config(
     tta=("flip",),
 )
 
-# For two cards of 15 GB, and maps of 768 px, which have 0.56 times the pixels of podium's and so of its operations.
+# For two GPUs of 15 GB, with maps of 768 px, which need 0.56 times the operations of podium's.
 FINER = replace(PODIUM.segmenter, sizes=(512, 768), finer_batch_size=4)
 ON_KAGGLE = with_smaller_batches(replace(PODIUM, segmenter=FINER, store_size=768), segmenter=2)
 
@@ -173,7 +173,7 @@ ON_KAGGLE = with_smaller_batches(replace(PODIUM, segmenter=FINER, store_size=768
 SMALL = {**ADAMW, "augmentation": "light", "frozen_epochs": 0, "batch_size": 8}
 LITE = "tf_efficientnet_lite0"
 _GATE = {"backbone": LITE, "size": 128, "epochs": 6, "lr": 1e-3, "clip_norm": 1.0}
-_GATE |= {"averaging": ("classic",), "classic_start": 0.5}  # averages have their batch norms re-estimated
+_GATE |= {"averaging": ("classic",), "classic_start": 0.5}  # batch norms are re-estimated for averages
 DEMO = Config(
     classifier=ClassifierConfig(**GATE | SMALL | _GATE),
     segmenter=SegmenterConfig(
@@ -185,7 +185,7 @@ DEMO = Config(
     store_size=224,
 )
 
-# Paper: what the gate reaches in its best epoch (4.1.1), the segmenter on average over the epochs of its window (4.1.2)
+# Paper: the gate in its best epoch (4.1.1); the segmenter on average over the epochs of its window (4.1.2)
 PUBLISHED = {
     "classifier": {"epochs": "17", "mcc": 0.7702, "precision": 0.8010, "recall": 0.8674, "accuracy": 0.9360},
     "segmenter": {"epochs": "13–16", "iou": 0.6553, "f1": 0.6773, "f2": 0.6811},
@@ -194,7 +194,7 @@ PUBLISHED = {
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM, "kaggle": ON_KAGGLE}
 ABOUT = {
     "paper": "Țimbuș et al. (2021): a classifier gates the masks of an FPN",
-    "kaggle": "podium in batches for two T4, with maps of 768 px (see `plan --kaggle`)",
+    "kaggle": "podium with batches for two T4, and maps of 768 px (see `plan --kaggle`)",
     "podium": "the 1st place's recipe with a current encoder, five folds",
 }
 MORE_VERBS = {"ablate": "train and score the comparisons of the paper"}  # in addition to those of every solution

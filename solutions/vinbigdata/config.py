@@ -1,4 +1,4 @@
-"""Settings of the VinBigData recipes with their sources; those of augmentations: common/data/box_augment.py.
+"""Settings of the VinBigData recipes with their sources; the augmentations' are in common/data/box_augment.py.
 
 "Paper" is Berger et al., Fine-grained localization, classification and segmentation of lungs with various diseases.
 """
@@ -20,9 +20,9 @@ _CLASSES = (
 CLASSES = tuple(_CLASSES.split(", "))  # in the order of their numbers
 NO_FINDING = 14
 CLASS_NUMBERS = {name: number for number, name in enumerate(CLASSES)}
-# ChestX-Det's names (Lian et al. 2021) that differ from the competition's, whose Other lesion has fractures and
-# emphysema (Nguyen et al. 2022, VinDr-CXR). Alike: Atelectasis, Calcification, Cardiomegaly, Consolidation, Pleural
-# thickening, Pneumothorax.
+# ChestX-Det's names (Lian et al. 2021) that differ from the competition's, whose Other lesion includes fractures and
+# emphysema (Nguyen et al. 2022, VinDr-CXR). Equal names: Atelectasis, Calcification, Cardiomegaly, Consolidation,
+# Pleural thickening, Pneumothorax.
 CHESTX_DET = {"Effusion": "Pleural effusion", "Fibrosis": "Pulmonary fibrosis"}
 CHESTX_DET |= dict.fromkeys(("Nodule", "Diffuse Nodule", "Mass"), "Nodule/Mass")
 CHESTX_DET |= dict.fromkeys(("Emphysema", "Fracture"), "Other lesion")
@@ -35,14 +35,14 @@ VARIANTS = {"": {}, "lungs": {"lung_channel": True}, "random": {"weights": "none
 
 @dataclass(frozen=True)
 class DetectorConfig(BoxConfig):
-    """A network that finds boxes."""
+    """The settings of a detector."""
 
     default_mapper: bool = False
-    """After the augmentation, flip half of the images and scale their shorter side to 640 to 800 of 800 px, as
+    """After the augmentation, flip half of the images and scale the shorter side to 640 to 800 of 800 px, as
     Detectron2 does by default."""
     lung_channel: bool = False
-    """The lung mask replaces the third of the network's equal grey channels. Paper: future work."""
-    healthy: float = 0.0  # Training images without a finding (a specialist's) for each one with one. Paper: 0.
+    """Replace the third of the network's equal grey channels by the lung mask. Paper: future work."""
+    healthy: float = 0.0  # Training images without findings (of a specialist's classes) per image with some. Paper: 0.
     metric: str = "map"
 
 
@@ -50,44 +50,44 @@ class DetectorConfig(BoxConfig):
 class HealthyConfig(GateConfig):
     """The two-class classifier (2CC) of healthy and abnormal images."""
 
-    findings: bool = False  # Predict each of the 14 findings too, for decision.delta.
+    findings: bool = False  # Also predict each of the 14 findings, for decision.delta.
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How the boxes of several raters, and of several networks, are fused."""
+    """Fusion of the boxes of several raters, and of several networks."""
 
     raters: Literal["wbf", "nms", "none"] = "wbf"
-    """How the raters' boxes of a class are fused. Paper: not given; the winners fused them."""
+    """Method of fusing the raters' boxes of a class. Paper: not given; the winners fused them."""
     raters_iou: float = 0.4
     weights: tuple[float, ...] = (5.0, 2.0, 1.0, 1.0, 1.0, 1.0)
     """Weights of the members, best first by validation score; 1 for all others. Paper: 5, 2, 1, 1, 1, 1."""
-    iou: tuple[float, ...] = (0.4,)  # Overlaps to try in weighted boxes fusion. Paper: 0.4; 1st place 0.33 to 0.4.
-    skip: tuple[float, ...] = (0.0,)  # Lowest box scores to try. Winners: 0 to 0.001.
+    iou: tuple[float, ...] = (0.4,)  # IoU thresholds to try for fusion. Paper: 0.4; 1st place: 0.33 to 0.4.
+    skip: tuple[float, ...] = (0.0,)  # Minimum box scores to try. Winners: 0 to 0.001.
     nms: tuple[float, ...] = (1.0,)
-    """Overlaps to try above which a network's own weaker boxes are left out before the fusion, which counts boxes, not
-    networks. 1: none is. Paper: none."""
-    limit: tuple[int, ...] = (0,)  # Most boxes of a network per image to try; 0: all.
+    """IoU thresholds to try for NMS of each network's own boxes before fusion, which counts boxes, not networks. 1: no
+    NMS. Paper: none."""
+    limit: tuple[int, ...] = (0,)  # Maximum boxes per network and image to try; 0: all.
     conf_type: tuple[Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"], ...] = ("avg",)
-    """Ways to try in which weighted boxes fusion combines scores."""
+    """Ways of combining scores to try in weighted boxes fusion."""
     method: Literal["wbf", "nms", "soft_nms", "nmw", "none"] = "wbf"
     """Not applied to a single network's boxes: the paper found that this lowers the score."""
     try_weights: tuple[float, ...] = ()
-    """Weights to try out of fold, for one member after another, starting from `weights`."""
+    """Weights to try on out-of-fold predictions, one member after another, starting from `weights`."""
 
 
 @dataclass(frozen=True)
 class DecisionConfig:
-    """How the 2CC's probability of a healthy image changes its boxes; every combination is tried out of fold."""
+    """Use of the 2CC's probability of a healthy image; all combinations are tried on out-of-fold predictions."""
 
     rule: tuple[Literal["replace", "append", "none"], ...] = ("replace",)
     """Rules to try. replace: the paper's. append: the winners' `14 p 0 0 1 1` on every image. none: boxes unchanged."""
     alpha: tuple[float, ...] = (0.997,)  # replace: above it, all boxes are replaced by `14 1 0 0 1 1`. Paper: 0.997.
     beta: tuple[float, ...] = (0.3,)  # replace: above it and up to alpha, the no-finding box is added. Paper: 0.3.
     gamma: tuple[float, ...] = (0.0,)
-    """Powers to try: scores of findings are multiplied by (1 - the probability of a healthy image) to that power."""
+    """Powers to try: multiply scores of findings by (1 - the probability of a healthy image) to that power."""
     delta: tuple[float, ...] = (0.0,)
-    """Powers to try: scores are multiplied by the image's probability of their class; needs healthy.findings."""
+    """Powers to try: multiply scores by the image's probability of their class; needs healthy.findings."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +97,25 @@ class Config:
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES))
     members: tuple[str, ...] = ("none", "built_in", "built_in_no_rotation", "noise", "both", "both_no_rotation")
     """Detectors to fuse: each an augmentation, or `architecture-augmentation` such as fcos-flip for an architecture
-    other than the detector's; `@768` gives it images of that size; `.lungs` adds the lung mask as a channel, `.random`
-    starts from random weights, `.coco` from torchvision's COCO weights. A specialist, such as aortic=fcos-flip or
-    nodule+ild=flip, trains and votes on these classes alone. Paper: its six best, including figure 1's."""
+    other than the detector's; `@768` sets the image size; `.lungs` adds the lung mask as a channel, `.random` starts
+    from random weights, `.coco` from torchvision's COCO weights. A specialist, such as aortic=fcos-flip or
+    nodule+ild=flip, trains and votes only on these classes. Paper: its six best, including figure 1's."""
     healthy: HealthyConfig = field(default_factory=lambda: HealthyConfig(**HEALTHY))
     healthy_more: tuple[str, ...] = ()
     """Backbones of further 2CCs, whose logits are averaged with the first one's. Paper: three, which scored lower."""
     boxes: tuple[str, ...] = ()
-    """COCO files of further images with boxes, beside them, which all folds train on. ChestX-Det's names work."""
+    """COCO files of additional training images, next to the file, for all folds' detectors. ChestX-Det's names work."""
     lungs: str = "shipped"
-    """Weights of the lung segmenter, for a lung channel: shipped or a file of `lung_segmentation`."""
+    """Weights of the lung segmenter, for a lung channel: shipped, or a file of `lung_segmentation`."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     n_folds: int = 20  # Paper: 750 of 15,000 images for validation, which is one fold of 20.
     healthy_folds: int = 5
     """Number of folds of the 2CC, a divisor of n_folds; all are trained. 0: the detectors' folds. Paper: 5."""
-    rater_aware: bool = False  # Balance the folds by rater too: three of the 17 read 94 % of the images with findings.
+    rater_aware: bool = False  # Balance folds by rater too: three of the 17 read 94 % of the images with findings.
     folds: tuple[int, ...] = (0,)  # Folds to train and score.
     tta: tuple[Literal["flip"], ...] = ()
-    tta_scales: tuple[float, ...] = ()  # Further sizes at test time, as shares of the detector's; multiples of 32 px.
+    tta_scales: tuple[float, ...] = ()  # TTA: further sizes, relative to the detector's, rounded to 32 px.
     store_size: int = 1024  # Side of the stored images, in pixels; at least the largest size of the networks.
     seed: int = 0
 
@@ -153,7 +153,7 @@ class Config:
 
     @property
     def needs_lungs(self):
-        """True where `prepare` has to find the lungs."""
+        """Whether `prepare` has to segment the lungs."""
         return any(self.detector_of(member).lung_channel for member in self.members)
 
     @property
@@ -173,7 +173,7 @@ class Config:
 
 
 def member_parts(member, detector):
-    """Return (architecture, augmentation, size, variant) of a member's name; defaults are the detector's."""
+    """Return (architecture, augmentation, size, variant) from a member's name; defaults are the detector's."""
     member, dot, variant = member.rpartition("=")[2].partition(".")
     member, at, size = member.partition("@")
     first, _, rest = member.partition("-")
@@ -182,7 +182,7 @@ def member_parts(member, detector):
 
 
 def classes_of(member):
-    """Return the class numbers of a specialist, named by the beginnings of its classes; () for other members."""
+    """Return a specialist's class numbers, given by the beginnings of class names; () for other members."""
     names, found = member.rpartition("=")[0], []
     for name in names.split("+") if "=" in member else ():
         known = [k for k, each in enumerate(CLASSES[:NO_FINDING]) if each.lower().replace(" ", "-").startswith(name)]
@@ -231,7 +231,7 @@ PODIUM = Config(
     tta=("flip",),
 )
 
-# A minute or two on two CPU cores: the paper's cascade with small networks on small images; FCOS learns in the fewest
+# A minute or two on two CPU cores: the paper's cascade with small networks on small images; FCOS needs the fewest
 # steps. The last epoch is kept, so that no choice of epochs inflates the scores.
 SMALL = {"backbone": "tf_efficientnet_lite0", "optimizer": "adamw", "weight_decay": 1e-2, "averaging": ("last",)}
 SMALL |= {"schedule": "warm_cosine", "batch_size": 4}
@@ -249,14 +249,14 @@ DEMO = Config(
 )
 
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
-PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, healthy=2)  # for cards of 15 GB
+PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, healthy=2)  # for GPUs with 15 GB
 ABOUT = {
     "paper": "Berger et al.: six Faster R-CNNs fused, and a classifier of healthy images",
-    "kaggle": "podium in batches for two T4 (see `plan --kaggle`)",
+    "kaggle": "podium with batches for two T4 (see `plan --kaggle`)",
     "podium": "three families of detectors with a current backbone, five folds",
 }
 MORE_VERBS = {"ablate": "train and score the comparisons of the paper"}  # in addition to those of every solution
-TOOLS = {"ensemble": "fuse anyone's submissions"}  # likewise; it needs no run
+TOOLS = {"ensemble": "fuse anyone's submissions"}  # in addition, too; it needs no run
 TAKES = ("sizes", "id_map", "on_unlabelled")
 
 
