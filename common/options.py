@@ -36,7 +36,7 @@ class Options:
     """skip: leave out image files that no table lists (the real SIIM download has some)."""
     device: str = "auto"  # auto, cpu, cuda or cuda:<n>.
     workers: int | None = None
-    """Maximum number of processes that read and augment images (default: one per core)."""
+    """Processes that read and augment images, at most (default: 1 per core); fewer if memory or /dev/shm is scarce."""
     log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
     """Also log each epoch's metrics to this logger; a resumed training continues its record there."""
 
