@@ -7,7 +7,7 @@ import sys
 if sys.platform == "win32":
     print("error: cxr needs Linux or macOS; on Windows, install and run it inside WSL", file=sys.stderr)
     sys.exit(2)
-# before the imports that read them
+# set before the imports that read them
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations would query the registry at import
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # fewer progress lines in a log file
@@ -18,38 +18,38 @@ from common import cli, kaggle
 from common.errors import STOPPED, check
 
 NAMES = ("siim_pneumothorax", "lung_segmentation", "vinbigdata", "rsna_pneumonia", "chestxray14", "covid19", "own")
-COMMANDS = {  # for all solutions: a line of help and a function that loads the tool
+COMMANDS = {  # for all solutions: a line of help, and a function that loads the tool
     "bundle": (
-        "one folder with everything that a notebook on Kaggle needs",
+        "pack everything that a Kaggle notebook needs into one folder",
         lambda: _load("common.kaggle.bundle", "bundle_tool")(export_run),
     ),
-    "log": ("uploaded submissions and their scores", lambda: _load("common.kaggle.log_page", "log_tool")),
-    "new": ("the skeleton of a further challenge", lambda: _load("solutions.new", "new")),
-    "push": ("an exported folder to the Hugging Face hub", lambda: _load("common.hub", "push_tool")(_card_of)),
-    "pull": ("an exported folder from there", lambda: _load("common.hub", "pull")),
+    "log": ("list uploaded submissions and their scores", lambda: _load("common.kaggle.log_page", "log_tool")),
+    "new": ("copy a solution as the skeleton of a new one", lambda: _load("solutions.new", "new")),
+    "push": ("upload an exported folder to the Hugging Face hub", lambda: _load("common.hub", "push_tool")(_card_of)),
+    "pull": ("download an exported folder from there", lambda: _load("common.hub", "pull")),
 }
-LINES = {"<name> --help": "its verbs, presets and tools", "demo": "every solution on its embedded sample"}
+LINES = {"<name> --help": "list its verbs, presets and tools", "demo": "run every solution on its embedded sample"}
 LINES |= {k: line for k, (line, _) in COMMANDS.items()}
 USAGE = "\n       ".join(
     ["usage: cxr <name> <verb> [preset] [options]", *(f"cxr {name:16} {line}" for name, line in LINES.items())]
 )
 USAGE += f"\nsolutions: {', '.join(NAMES)}"
-DEMO = "usage: cxr demo [folder]\nfolder: for all files (default: runs/demo); a repeated call continues"
+DEMO = "usage: cxr demo [folder]\nfolder: for all files (default: runs/demo); repeating the command continues"
 
 
 def main(argv=None):
     """Run a command line (default: this process's) and return the exit status; a closed pipe ends it quietly.
 
-    What the terminal's encoding lacks is printed as escape sequences.
+    Characters that the terminal's encoding lacks are printed as escape sequences.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not a notebook's
+        if hasattr(stream, "reconfigure"):  # a notebook's streams lack it
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return _dispatch((sys.argv[1:] if argv is None else argv) or ["--help"])
         finally:
-            sys.stdout.flush()  # not only at exit, where Python would report the closed pipe
+            sys.stdout.flush()  # now, since at exit Python would report the closed pipe
     except BrokenPipeError:
         output = select.poll()
         output.register(sys.stdout.fileno(), 0)  # no events: poll then reports only errors and hang-ups
@@ -105,7 +105,7 @@ def _load_tools(name, config, tool, argv=()):
     if tool == "blend":
         read = recipe.comparison.read_predictions
         return {tool: _load("common.blend", "blend_tool")(recipe, config.Config, read)}
-    hide_sizes = not takes_sizes and bool({"-h", "--help"} & set(argv))  # the parser knows hidden options no more
+    hide_sizes = not takes_sizes and bool({"-h", "--help"} & set(argv))  # the parser rejects hidden options
     infer = infer_tool(recipe, config.Config, takes_sizes, hide_sizes)
     return {"export": export_tool(recipe, config.Config), "infer": infer}
 

@@ -19,9 +19,9 @@ NOTEBOOK = "kaggle/executed.ipynb"
 
 
 def run_all(names, argv, export):
-    """Run the preset `demo` of every solution on its sample, rehearse one on Kaggle, write index.html; return a status.
+    """Run the preset `demo` of every solution on its sample, rehearse Kaggle, write index.html; return a status.
 
-    argv: optionally the folder for all files (default: runs/demo). A repeated call continues.
+    argv: optionally, the folder for all files (default: runs/demo). Repeating the call continues.
     """
     root, rows, begun = Path(argv[0] if argv else "runs/demo"), [], time.monotonic()
     for name in names:
@@ -49,7 +49,7 @@ def _rehearse(root, export, name="siim_pneumothorax"):
     executed, submission = root / NOTEBOOK, folder / "kernel" / "working" / "submission.csv"
     if executed.is_file() and submission.is_file() and submission.read_bytes() == (run / "submission.csv").read_bytes():
         return True
-    print(f"— {name}: bundled for Kaggle, and its notebook executed without network", flush=True)
+    print(f"— {name}: bundling it for Kaggle and executing its notebook without network", flush=True)
     start_log()
     source = importlib.import_module(f"solutions.{name}.config").KAGGLE
     try:
@@ -80,14 +80,14 @@ def _write_index(root, rows, rehearsed):
         page.write_page((root / NOTEBOOK).with_suffix(".html"), "Executed notebook", NOTEBOOK, [page.Html(notebook)])
         result = page.join(
             page.link(NOTEBOOK.replace(".ipynb", ".html"), "the executed notebook"),
-            page.link(NOTEBOOK, "the same as a notebook"),
+            page.link(NOTEBOOK, "the notebook file"),
         )
-    sections.append(page.section("Kaggle", "One run as a bundle, and its notebook executed without network:", result))
+    sections.append(page.section("Kaggle", "One run was bundled and its notebook executed without network:", result))
     page.write_page(root / "index.html", "Demo", "every solution on its embedded sample", sections)
 
 
 def _pictures(path, count=2):
-    """Return the first photographs of a report as a grid, those of the section Pictures if it has one."""
+    """Return the first images of a report as a grid, from its section Pictures if there is one."""
     text = path.read_text("utf-8").split("<h2>Pictures</h2>")[-1] if path.is_file() else ""
     figures = [one for one in re.findall("<figure>.*?</figure>", text, re.DOTALL) if "data:image/jpeg" in one]
     return page.grid(*map(page.Html, figures[:count]))

@@ -1,4 +1,4 @@
-"""The command `cxr new`: the skeleton of a further challenge, copied from a solution."""
+"""The command `cxr new`: copy a solution as the skeleton for another challenge."""
 
 import re
 import shutil
@@ -12,15 +12,15 @@ MAIN, CONTRACT = "solutions/__main__.py", "tests/solutions/contract.py"
 NAMES, CASE = (
     r'(?<=^NAMES = \()[^)]*"{0}"',
     r'^    Case\(\n        "{0}",\n.*?^    \),\n',
-)  # the copied solution's entries
+)  # entries of the copied solution
 
 
 def new(name: str, /, *, like: str = "rsna_pneumonia"):
-    """Write the solution `name` as a copy of another one, and enter it in the command's and the contract's tables.
+    """Copy a solution as `name`, and register it in the command line and in the contract tests.
 
     Args:
-        name: of the challenge: lower-case letters, digits and underscores.
-        like: solution to copy.
+        name: Name of the new solution: lower-case letters, digits and underscores.
+        like: Solution to copy.
     """
     folder, source, texts = ROOT / "solutions" / name, ROOT / "solutions" / like, {}
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
@@ -39,4 +39,4 @@ def new(name: str, /, *, like: str = "rsna_pneumonia"):
     for path, text in texts.items():
         write_text(path, text)
     print(f"{folder}: a copy of {like}; CONTRIBUTING.md says what to change, and in which order")
-    print(f"its contract tests: python -m pytest tests/solutions -k {name}")
+    print(f"run its contract tests: python -m pytest tests/solutions -k {name}")

@@ -1,4 +1,4 @@
-"""Audit how much of a score reflects the images' origin: networks that see no lungs, and where networks look."""
+"""Audit how much of a score reflects the images' origin, by networks that see no lungs and by heat maps."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,27 +19,27 @@ from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
 
 FILES = ("audit.json", "audit.parquet", "focus.parquet")
-PREFIX = "audit-"  # of the audit's stages
+PREFIX = "audit-"  # of the names of the audit's stages
 HEALTHY = ("no finding", "normal", "")
-LEAST = 10  # images of a collection that a network needs to recognise it
+LEAST = 10  # minimum number of images of a collection that a network should recognise
 NAMES = {
     "image": "a network that sees the whole image",
     "lungs": "a network that sees only the lungs",
     "border": "a network that sees only the margin of the image",
     "background": "a network that sees everything but the lungs",
     "origin": "a network that has to distinguish collections among images of one label",
-    "view": "a network that has to distinguish AP from PA, as the tables name the views",
+    "view": "a network that has to distinguish AP from PA, by the views that the tables give",
 }
 
 
 def audit_key(job):
-    """Return what an audit depends on besides the scores, as JSON."""
+    """Return what an audit depends on in addition to the scores, as JSON."""
     fitting = [asdict(audit_fitting(job.config, check)) for check in ("image", "border")]
     return [asdict(job.config.audit), audited_folds(job.config), fitting]
 
 
 def run_audit(job):
-    """Train the audit's networks, measure where networks look; write audit.json, audit.parquet, focus.parquet.
+    """Train the audit's networks and measure heat maps; write audit.json, audit.parquet and focus.parquet.
 
     audit.parquet: check, image_id, fold, label (for the check), out-of-fold probability. focus.parquet: view, image_id,
     fold, label, share (of the heat map in the lungs, NaN for an empty map), area (of the lungs).
@@ -57,7 +57,7 @@ def run_audit(job):
             continue
         parts = []
         for fold in folds:
-            held_out = rows[images.at(rows)["fold"].to_numpy() == fold]  # an image check may validate on another fold
+            held_out = rows[images.at(rows)["fold"].to_numpy() == fold]  # `image` may validate on another fold
             probs = predict(job, [networks[check, fold]], held_out, views(config.tta), f"fold {fold}")[:, 0]
             table = {"image_id": images.ids(held_out), "fold": fold, "label": labels(job, held_out).astype(int)}
             parts.append(pd.DataFrame(table | {"probability": probs.astype(float)}))
@@ -97,7 +97,7 @@ def audited_folds(config):
 
 
 def audit_fitting(config, check):
-    """Return the NetworkConfig of a check: the run's for "image", else fewer epochs, none chosen by validation."""
+    """Return the NetworkConfig of a check: the run's for "image", otherwise with fewer epochs, the last one kept."""
     if check == "image":
         return config.network
     schedule = "constant" if config.network.schedule == "plateau" else config.network.schedule
@@ -105,7 +105,7 @@ def audit_fitting(config, check):
 
 
 def view_of(config, check):
-    """Return the view of a check's network; "image" means the one of image and lungs that the run does not use."""
+    """Return the view of a check's network; for "image", whichever of image and lungs the run does not use."""
     if check == "image":
         return "lungs" if config.view == "image" else "image"
     return {"origin": config.view, "view": "image"}.get(check, check)
@@ -145,7 +145,7 @@ def find_question(job, check):
         ap, pa = (said.str.contains(rf"\b{name}s?\b", regex=True).to_numpy() for name in ("ap", "pa"))
         target = pd.Series(ap, used.index)[ap != pa]
         if min(target.sum(), (~target).sum()) < LEAST:
-            return None, None, f"skipped: the tables do not name {LEAST} views each AP and PA"
+            return None, None, f"skipped: the tables give fewer than {LEAST} AP or PA views"
         return partial(_given, target), target.index.to_numpy(), f"AP against PA by {NAMES['image']}"
     for label, name in ((0, "without"), (1, "with")):
         part = used[used["label"] == label]
@@ -159,7 +159,7 @@ def find_question(job, check):
         names = " and ".join(sorted(part.loc[homes, "collection"].unique()))
         question = f"{names} against the other collections, among images {name} COVID-19"
         ill = (~part["finding"].str.strip().str.casefold().isin(HEALTHY)).sum()
-        if label == 0 and ill:  # then not only the origin differs
+        if label == 0 and ill:  # then they differ not only in origin
             question += f", {ill} of {len(part)} with another disease"
         return partial(_given, homes), homes.index.to_numpy(), question
     return None, None, f"skipped: no label has {LEAST} images each from two collections"
@@ -170,7 +170,7 @@ def _given(target, job, rows):
 
 
 def _measure_focus(job):
-    """Return a table with each heat map's share in the lungs, for images with COVID-19, and figures by view."""
+    """Return a table with each heat map's share in the lungs, for images with COVID-19, and a summary by view."""
     images, masks, parts = job.images, read_array(job.images.arrays[MASKS]), []
     for fold in audited_folds(job.config):
         rows = images.rows(folds=[fold], role="main", label=1)
@@ -202,10 +202,10 @@ def share_in_lungs(heat, mask):
 
 
 def reach_verdict(found, score, high):
-    """Return the verdict in words: {"biased": bool, "said": first line of the page, "evidence": lines}.
+    """Return the verdict: {"biased": bool, "said": the first line of the page, "evidence": lines}.
 
-    Evidence of bias is an AUROC of border, background or origin whose interval lies above `high`, and one that drops
-    against images from the same collections; the last two can also reflect other diseases.
+    Evidence of bias is an AUROC of border, background or origin whose interval lies above `high`, and a drop of the
+    AUROC against images from the same collections. Origin and the drop can also reflect other diseases.
     """
     areas = {check: (found.get(check) or {}).get("auroc") for check in ("border", "background", "origin")}
     asked = [check for check, auroc in areas.items() if auroc and auroc["low"] is not None]

@@ -28,7 +28,7 @@ from .pairs import READ, write_png
 from .postprocess import apply_gate, clean_up, lung_region, scale_box
 from .segmenter import load_segmenter
 
-PICTURES = 48  # in the report, of accepted and of rejected masks each
+PICTURES = 48  # in the report, for accepted and for rejected masks each
 THUMBNAIL = 384  # longer side in pixels
 LONGEST_NAME = 255  # bytes
 FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's, which `run` reads
@@ -50,25 +50,25 @@ def masks(
     device: str = "auto",
     onnx_runtime: bool = False,
 ):
-    """Outline the lungs of radiographs: a mask for each, a table of run-lengths, and a report.
+    """Segment the lungs in radiographs: write masks, a table of run-length masks, and a report.
 
     Writes OUT/<image_id>.png (0 and 255, at the image's original size), masks.csv (area: share of the image; rle:
-    Kaggle's absolute run-lengths), problems.csv if a file could not be used, and report.html. A mask with less lung
-    than the gate requires is written too, but marked as rejected. With --structures, the masks of each structure are in
+    Kaggle's absolute run-lengths), problems.csv if a file could not be used, and report.html. Masks with less lung
+    than the gate requires are written too, marked as rejected. With --structures, the masks of each structure are in
     OUT/left lung, OUT/right lung (the patient's) and OUT/heart. With --spread, OUT/spread/<image_id>.png shows where
-    views and networks disagree (255: a standard deviation of one half), and masks.csv has its sum over the image as a
-    share of the lungs' area.
+    views and networks disagree (255: a standard deviation of one half), and masks.csv has the spread: the sum of this
+    map as a share of the lungs' area.
 
     Args:
         images: DICOM, PNG or JPEG files, or folders with such files.
         out: Folder for the masks, outside the folders of the images.
-        weights: Files written by the verb `export_segmenter`, averaged (default: the shipped weights).
-        tta: Further views to average: slower, slightly better.
-        gate: Lowest share of the image that must be lung, after clean-up, for the mask to be ok (Ahmed et al.).
+        weights: Files written by the verb `export_segmenter`; several are averaged (default: the shipped weights).
+        tta: Test-time augmentation: slower, slightly better.
+        gate: Minimum share of the image that is lung, after clean-up, for a mask to be accepted (Ahmed et al.).
         spread: Write where views and networks disagree; needs --tta or several --weights.
-        most_spread: Highest spread of a mask that is ok, with --spread; rejects as the gate does.
+        most_spread: With --spread, the maximum spread for a mask to be accepted.
         clean: Dilate and close the masks, as Ahmed et al. do before they cut out the lungs.
-        structures: Write the left lung, the right lung and the heart apart, too.
+        structures: Also write the left lung, the right lung and the heart separately.
         device: auto, cpu, cuda or cuda:<n>.
         onnx_runtime: On a CPU, use what is fastest for the first batch: torch, ONNX Runtime, or OpenVINO if installed.
     """
@@ -118,10 +118,10 @@ def crops(
     device: str = "auto",
     onnx_runtime: bool = False,
 ):
-    """Cut the lungs out of radiographs, from the originals' own pixels.
+    """Crop the lungs from radiographs at the originals' resolution.
 
     Writes OUT/<image_id>.png (8-bit grey), boxes.csv (in pixels of the original, ends exclusive; rule: how the box was
-    found, `whole` for an uncropped image without lungs), and problems.csv if a file could not be used. Says the share
+    found, `whole` for an uncropped image without lungs), and problems.csv if a file could not be used. Prints the share
     of images by rule, as Liu et al. do: two correct regions, false positives removed, one lung mirrored, two on
     one_side, one merged region.
 
@@ -129,8 +129,8 @@ def crops(
         images: DICOM, PNG or JPEG files, or folders with such files.
         out: Folder for the crops, outside the folders of the images.
         weights: File written by the verb `export_segmenter` (default: the shipped weights).
-        tta: Further views to average: slower, slightly better.
-        gate: Lowest share of the image that must be lung, after clean-up, for the crop to be ok (Ahmed et al.).
+        tta: Test-time augmentation: slower, slightly better.
+        gate: Minimum share of the image that is lung, after clean-up, for a crop to be accepted (Ahmed et al.).
         device: auto, cpu, cuda or cuda:<n>.
         onnx_runtime: On a CPU, use what is fastest for the first batch: torch, ONNX Runtime, or OpenVINO if installed.
     """
@@ -169,8 +169,8 @@ def _apply(segmenter, images, out, kind, finish, report):
     """Write the table of `kind`, a row for each usable image, and problems.csv; return the number of unusable ones.
 
     finish(image id, image, probs) -> (dict of a row without id, area, picture). report(table, (id, problem) pairs,
-    areas, the first pictures by verdict) comes last. Under torchrun each process has a share of the images; the first
-    gathers the rows and returns the number, the others return 0.
+    areas, the first pictures by verdict) is called last. Under torchrun, each process takes a share of the images; the
+    first gathers the rows and returns the number, the others return 0.
     """
     files, problems = processes.ask_main(lambda: _find(images, out, kind))
     own = dict(list(files.items())[distributed.share(len(files), segmenter.batch_size)])
@@ -181,7 +181,7 @@ def _apply(segmenter, images, out, kind, finish, report):
         if problem:
             _leave_out(problems, image_id, problem)
             for folder in ("", "spread", *FOLDER.values()):
-                (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # of an earlier call
+                (out / folder / f"{image_id}.png").unlink(missing_ok=True)  # from an earlier call
             continue
         rows.append({"image_id": image_id} | result[0])
         areas.append(result[1])
@@ -227,7 +227,7 @@ def _find(images, out, kind):
         if name != TABLES[kind] and (out / name).exists():
             raise InputError(f"--out {out}: contains {name}, whose pictures have the same names; choose another folder")
     remove_leftovers(out)
-    for name in (TABLES[kind], "problems.csv", "report.html"):  # of an earlier call on other images
+    for name in (TABLES[kind], "problems.csv", "report.html"):  # from an earlier call on other images
         (out / name).unlink(missing_ok=True)
     return found, problems
 
@@ -238,7 +238,7 @@ def _leave_out(problems, image_id, problem):
 
 
 def _small(image, *masks):
-    """Return small copies of an image and its masks, which may be None."""
+    """Return small copies of an image and of its masks, which may be None."""
     scale = min(1, THUMBNAIL / max(image.shape))
     size = [max(1, round(side * scale)) for side in image.shape[::-1]]
     planes = [image, *(mask if mask is None else mask * np.uint8(255) for mask in masks)]

@@ -33,18 +33,18 @@ def ensemble(
     """Fuse the boxes of several submissions, separately for each image and class.
 
     No finding boxes are not fused: they get the weighted mean of their scores over the submissions that have them.
-    Sizes of the images are not needed. If they are known (from a run among the inputs, or from --sizes), boxes that
-    extend up to a pixel beyond their image are clipped, others refused.
+    The images' sizes are not needed. If they are known (from a run among the inputs, or from --sizes), boxes up to a
+    pixel beyond their image are clipped; others are refused.
 
     Args:
         predictions: Submissions (image_id,PredictionString), COCO files of boxes with scores, and folders of runs,
             whose submission.csv is used.
         out: The fused submission.
-        weights: One per input, in their order; equal by default. Paper: 5 2 1 1 1 1.
+        weights: One per input, in order (default: equal). Paper: 5 2 1 1 1 1.
         iou: Boxes with a larger overlap are fused (not used by soft_nms).
-        skip: Lowest score of a box to use; must be above 0 if boxes of score 0 overlap, which have no weighted mean.
+        skip: Minimum score of a box; must be above 0 if boxes of score 0 overlap, which have no weighted mean.
         method: Weighted boxes fusion, NMS, soft-NMS or non-maximum weighted.
-        conf_type: Weighted boxes fusion: how the scores of fused boxes are combined.
+        conf_type: wbf: how the scores of fused boxes are combined.
         sizes: CSV files with image_id, width and height (or dim0, the height, and dim1), or folders of the images.
     """
     files = [_submission(path) for path in predictions]
@@ -71,7 +71,7 @@ TOOLS = {"ensemble": ensemble}
 
 
 def _submission(path):
-    """Return the submission `path`, or that in the run `path`."""
+    """Return the submission `path`, or the submission in the run `path`."""
     if not path.is_dir():
         return path
     file, about = path / "submission.csv", path / "config.json"
@@ -94,7 +94,7 @@ def _check(files, out, weights, iou, skip, method, conf_type):
     blocked = next((folder for folder in out.parents if folder.exists() and not folder.is_dir()), None)
     problems = [
         (not files, "name the submissions to fuse: CSV files, or folders of runs"),
-        (repeated, f"{repeated}: given twice; use --weights to make a submission count more"),
+        (repeated, f"{repeated}: given twice; to give a submission more weight, use --weights"),
         (out.resolve() in places, f"--out {out}: is one of the submissions to fuse"),
         (out.is_dir(), f"--out {out}: is a folder; name a file"),
         (out.exists() and not out.is_file(), f"--out {out}: is not a regular file"),  # /dev/null would be replaced
@@ -113,7 +113,7 @@ def _check(files, out, weights, iou, skip, method, conf_type):
 
 
 def _one_size(ids, tables):
-    """Return one square size for all images, a power of two, so that dividing by it is exact."""
+    """Return a common square size for all images, a power of two, so that division by it is exact."""
     largest = max(table[BOX].to_numpy().max(initial=1.0) for table in tables.values())
     side = 2.0 ** np.ceil(np.log2(largest))
     return pd.DataFrame({"image_id": ids, "width": side, "height": side})

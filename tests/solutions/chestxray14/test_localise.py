@@ -310,7 +310,7 @@ def test_unusable_options_and_folders_are_refused(tmp_path):
         ({"threshold": (0.0,)}, "above 0"),
         ({"threshold": (0.5, 1.5)}, "1.5"),
         ({"threshold": ()}, "one or several"),
-        ({"boxes": tmp_path / "boxes.csv"}, "name the folder for the figures by --out"),
+        ({"boxes": tmp_path / "boxes.csv"}, "name a folder by --out"),
         ({}, "not the folder of a finished"),
     ):
         with pytest.raises(InputError, match=message):

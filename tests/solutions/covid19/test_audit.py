@@ -317,7 +317,7 @@ def test_views_are_told_from_what_the_tables_say(audited, monkeypatch):
     assert rows.tolist() == [row for row in range(56) if row % 8 < 5]
     assert labels(job, rows).tolist() == [1, 1, 0, 0, 1] * 7 and "AP against PA" in question
     table["view_said"] = ["PA"] * 9 + ["AP"] * 47
-    assert find_question(job, "view") == (None, None, "skipped: the tables do not name 10 views each AP and PA")
+    assert find_question(job, "view") == (None, None, "skipped: the tables give fewer than 10 AP or PA views")
 
 
 def test_the_network_on_whole_images_is_trained_like_the_run(audited):

@@ -178,7 +178,7 @@ def test_sizes_of_a_folder_of_images(command, two):
         ("ensemble one.csv two.csv --weights 1 inf", "--weights must be positive numbers, not 1 inf"),
         ("ensemble one.csv two.csv --iou 1.5", "--iou must lie in [0, 1], not 1.5"),
         ("ensemble one.csv two.csv --skip nan", "--skip must lie in [0, 1], not nan"),
-        ("ensemble one.csv ./one.csv", "one.csv: given twice; use --weights to make a submission count more"),
+        ("ensemble one.csv ./one.csv", "one.csv: given twice; to give a submission more weight, use --weights"),
         ("ensemble one.csv two.csv --out two.csv", "--out two.csv: is one of the submissions to fuse"),
         ("ensemble one.csv two.csv --method nms --conf-type max", "--conf-type max: belongs to --method wbf"),
         ("ensemble one.csv two.csv --sizes one.csv", "one.csv, row 1: the header must have image_id,width,height"),
