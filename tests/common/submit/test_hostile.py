@@ -51,7 +51,7 @@ def read_boxes(path):
 @pytest.mark.long
 def test_run_lengths(tmp_path):
     for form, read in zip(STRINGS, (read_relative, read_absolute), strict=True):
-        paths = [tmp_path / f"{form.name}{number}.txt" for number in range(len(STRINGS[form]))]
+        paths = [tmp_path / f"{form}{number}.txt" for number in range(len(STRINGS[form]))]
         for path, text in zip(paths, STRINGS[form], strict=True):
             path.write_text(text)
         assert COUNT // 20 < survive([read], paths) < COUNT * 9 // 10
