@@ -95,6 +95,8 @@ def blend_tool(recipe, config_class, read):
                 members.append(read_file(folder, members[0], read))
                 continue
             with open_run(recipe, config_class, folder, device="cpu") as job:
+                if job.run.step("refit") is not None:
+                    raise InputError(f"{folder}: trained on all images, none of them out of fold; use its original run")
                 require(job, job.steps["predict"])
                 predicted = {part: read_predictions(job, part) for part in ("oof", "test")}
                 ids = predicted["oof"].table["image_id"]

@@ -1,5 +1,6 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
+import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,9 @@ from typing import Any
 
 from common import processes
 from common.budget import Budget
-from common.config import from_dict
+from common.config import digest, from_dict
 from common.errors import InputError, check
-from common.images import SAMPLE, open_images
+from common.images import SAMPLE, open_images, trainings
 from common.options import Options
 from common.paths import atomic_path, read_json, write_json
 from common.runs import Run
@@ -112,6 +113,10 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
     try:
         steps, prepared = run.manifest.get("steps", {}), job.run.step("prepare")
         check(not steps or kind in steps, f"--out {out}: holds a run that is no {kind}; name a new folder")
+        before, settings = steps.get(kind, {}), json.loads(json.dumps(about.get("settings")))
+        same = digest(key) == before.get("key") or before.get("run") == about.get("run")
+        if trainings(run) and not (same and settings == before.get("settings")):
+            raise InputError(f"--out {out}: holds another {kind}, of {before.get('run')}; name a new folder")
         for name in (*COPIED, *prepared["tables"]):
             if job.run.path(name).is_file():
                 with atomic_path(run.path(name)) as temporary:

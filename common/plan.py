@@ -231,6 +231,7 @@ def _measure_teacher(job, folder, machine, costs):
         if teacher.is_blend:
             members = mixing_of(teacher)["folders"].values()
             return np.sum([_measure_teacher(job, each, machine, costs) for each in members], axis=0)
+        teacher.refuse_derived()
         networks, rows, seconds, maps = predicting_networks(teacher), teacher.images.rows()[:8], 0, [0]
         for network in (each for each in networks if each.fold == networks[0].fold and not each.needs):
             data = network.dataset(teacher, rows, False, True)

@@ -82,6 +82,8 @@ def _ask_teacher(job, kind, folder):
     settings = settings if kind == "pseudo" else {"share": job.options.teacher_share}
     machine = {"device": job.options.device, "workers": job.options.workers}
     with open_run(job.recipe, type(job.config), folder, **machine) as teacher:
+        if not teacher.is_blend:
+            teacher.refuse_derived()
         key = [require(teacher, teacher.steps["predict"])["key"], settings, job.images.key, job.images.pixels_key]
         if kind == "teacher" and "x_min" in read_parquet(teacher.run.path("oof.parquet")):
             settings["confidence"] = job.options.teacher_confidence

@@ -16,6 +16,7 @@ from common.job import open_run
 from common.options import Options
 from common.paths import read_parquet
 from common.predictions import Predicted
+from common.refit import refit_tool
 from common.runs import Run
 from common.train.checkpoint import load_weights
 from tests.toy import TOY, Config, make_job, networks, predict_rows, write_data
@@ -239,6 +240,23 @@ def test_a_teacher_adds_the_boxes_that_an_image_with_boxes_lacks(tmp_path):
     known = fake_job(recipe, target=0)
     known.images.tables["boxes.parquet"] = true
     assert labelled(tmp_path, known, Predicted(boxes, {"": boxes, "_gate": gate}), kind="teacher") == "abcd"
+
+
+def test_a_refit_neither_teaches_nor_blends_nor_gives_way_to_that_of_another_run(tmp_path, data, teacher):
+    longer = replace(Config(), net=FitConfig(epochs=4, batch_size=4, precision="fp32"))
+    other, whole, refit = run(tmp_path / "other", data, longer).run.folder, tmp_path / "whole", refit_tool(TOY, Config)
+    refit(teacher, out=whole)
+    before = {path: path.read_bytes() for path in whole.rglob("*.json")}
+    with pytest.raises(InputError, match=r"--out .*whole: holds another refit, of .*teacher; name a new folder"):
+        refit(other, out=whole)
+    assert {path: path.read_bytes() for path in whole.rglob("*.json")} == before
+    with pytest.raises(InputError, match="whole: trained on all images, none of them out of fold"):
+        blend_tool(TOY, Config, None)((teacher, whole), out=tmp_path / "both")
+    for verbs, kind in ((VERBS, "teacher"), (("plan",), "pseudo")):
+        with pytest.raises(InputError, match="whole: trained on all images; use the run it comes from"):
+            run(tmp_path / kind, data, verbs=verbs, **{kind: whole})
+    moved = teacher.rename(tmp_path / "moved")
+    assert refit(moved, out=whole) == 0
 
 
 def test_a_refit_learns_for_each_image_what_one_fold_was_taught(tmp_path, data, teacher):
