@@ -309,7 +309,7 @@ def test_unusable_options_and_folders_are_refused(tmp_path):
     for options, message in (
         ({"threshold": (0.0,)}, "above 0"),
         ({"threshold": (0.5, 1.5)}, "1.5"),
-        ({"threshold": ()}, "one or several"),
+        ({"threshold": ()}, "at least one"),
         ({"boxes": tmp_path / "boxes.csv"}, "name a folder by --out"),
         ({}, "not the folder of a finished"),
     ):
