@@ -55,8 +55,9 @@ ABOUT = {  # help of presets that every solution has, unless its configuration o
     "paper": "the publication's recipe",
     "podium": "the strongest recipe we know",
 }
+LONGEST_LINE = 4000  # characters of an error, which may quote a cell of a table
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
-USER_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP)
+USER_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EIO, errno.ESTALE)
 
 
 def main(solution, config_module, load_verbs, argv, load_tools=lambda tool: {}):
@@ -110,7 +111,11 @@ def _report_errors(work, hint):
         raise  # the reader of the output is gone; the caller decides
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USER_ERRORS:
-            return _refuse(f"{error.filename or 'disk'}: {error.strerror}")
+            is_taken = error.errno == errno.EEXIST  # mkdir's
+            reason = "is a file or a link that leads nowhere, not a folder" if is_taken else error.strerror
+            return _refuse(f"{error.filename or 'disk'}: {reason}")
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve's
+            return _refuse(f"{error}: a link that leads to itself; replace it with the file")
         if type(error).__name__ == "OutOfMemoryError":  # the class of torch, which is not imported here
             return _refuse("out of GPU memory: lower the batch size (and accumulate), or try --micro-batch auto")
         if processes.count() > 1 and "gloo" in str(error):  # lost connection to a process that has ended
@@ -137,6 +142,7 @@ def _refuse(reason):
 
 def _print_error(line):
     line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", line)  # names may contain line ends and escape sequences
+    line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
     print(coloured(line, "red", sys.stderr), file=sys.stderr)
     log.error(line.removeprefix("error: "))  # the console handler skips errors, so this reaches log.txt only
 

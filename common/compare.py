@@ -196,7 +196,10 @@ def comparison_tools(recipe, config_class):
             joined["patient_id"] = ""
             log.info(f"{labels.name} names no patients: images count as independent, so the intervals are too narrow")
         figures = compare({predictions.name: joined}, comparison, predictions.name, resamples, seed)
-        figures = figures.drop(columns="run").dropna(axis=1, how="all").rename(columns={"pooled": "estimate"})
+        needs = "some must have a finding and others none"
+        check(figures["pooled"].notna().any(), f"no score is defined on these {len(joined):,} images: {needs}")
+        empty = figures.columns[figures.isna().all()].difference(["low", "high"])
+        figures = figures.drop(columns=["run", *empty]).rename(columns={"pooled": "estimate"})
         texts = figures.apply(lambda row: _interval(row["estimate"], row["low"], row["high"]), axis=1)
         rows = figures.drop(columns=["estimate", "low", "high"]).assign(**{"interval by patient": texts})
         remarks = comparison.remarks(figures.rename(columns={"estimate": "pooled"}), None)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import zlib
 from contextlib import contextmanager
 from io import BytesIO
@@ -224,7 +225,9 @@ def _check_png(data, path):
 
 
 def _is_dicom(path):
-    guard.check_bytes(os.path.getsize(path))
+    status = os.stat(path)
+    check(stat.S_ISREG(status.st_mode), f"{path}: not a regular file")  # opening a named pipe would block
+    guard.check_bytes(status.st_size)
     return is_dicom(path)
 
 

@@ -213,13 +213,13 @@ def _find(images, out, kind):
             reason = "contains no image" if path.is_dir() else "no such file or folder"
             _leave_out(problems, path.stem, f"{path}: {reason}")
         for file in here:
-            files.setdefault(file.resolve(), file)
+            files.setdefault(os.path.realpath(file), file)  # unlike Path.resolve, takes a loop of links
     root = os.path.commonpath([file.absolute().parent for file in files.values()] or ["/"])
     found = name_images(files.values(), root, READ)
     for image_id, file in list(found.items()):
         if len(os.fsencode(f"{Path(image_id).name}.png")) > LONGEST_NAME:
             _leave_out(problems, image_id, f"{found.pop(image_id)}: the name is too long")
-        elif file.resolve() == (out / f"{image_id}.png").resolve():
+        elif os.path.realpath(file) == os.path.realpath(out / f"{image_id}.png"):
             raise InputError(f"--out {out}: {file} would be overwritten")
     check(found, problems[0][1] if problems else "no images given: name files or folders")
     check(not out.exists() or out.is_dir(), f"{out}: not a folder (--out)")

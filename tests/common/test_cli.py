@@ -269,6 +269,13 @@ def raising(error):
     [
         (InputError("a.csv, row 2: wrong"), 2, "error: a.csv, row 2: wrong\n"),
         (OSError(28, "No space left on device", "a.npy"), 2, "error: a.npy: No space left on device\n"),
+        (
+            FileExistsError(17, "File exists", "out"),
+            2,
+            "error: out: is a file or a link that leads nowhere, not a folder\n",
+        ),
+        (RuntimeError("Symlink loop from 'x'"), 2, "error: Symlink loop from 'x': a link that leads to itself"),
+        (InputError("x" * 2000 + "y" * 9999 + "z" * 2000), 2, f"error: {'x' * 1993} … {'z' * 2000}\n"),
         (PermissionError(13, "Permission denied", "data"), 2, "error: data: Permission denied\n"),
         (torch.OutOfMemoryError("CUDA"), 2, "error: out of GPU memory: lower the batch size"),
         (Stopped("the 2 hours are over"), 3, ""),

@@ -1,6 +1,7 @@
 """Damaged and unusable images: one clear error that names the file."""
 
 import io
+import os
 
 import cv2
 import numpy as np
@@ -56,7 +57,9 @@ def broken_files(folder):
         (folder / name).write_bytes(data)
         yield folder / name, text
     yield folder / "missing", "no such file"
-    yield folder, "Is a directory"
+    yield folder, "not a regular file"
+    os.mkfifo(folder / "pipe.png")
+    yield folder / "pipe.png", "not a regular file"
 
 
 def test_unusable_files_are_named(tmp_path, capfd):

@@ -325,6 +325,7 @@ def test_labels_without_patients(command, given):
         (lambda p, t: (p, t.assign(**{"Finding Labels": "Covid"})), "row 2 (00000001_000): 'Covid' is neither"),
         (lambda p, t: (p, t.assign(**{"Finding Labels": ["", *t["Finding Labels"][1:]]})), "_000): '' is neither"),
         (lambda p, t: (p, t.assign(**{"Patient ID": ["", *t["Patient ID"][1:]]})), "_000): no Patient ID"),
+        (lambda p, t: (p, t.assign(**{"Finding Labels": "No Finding"})), "no score is defined on these 120 images"),
         (lambda p, t: (p, t.drop(columns="Finding Labels")), "no column Finding Labels"),
         (lambda p, t: (p, t.assign(**{"Image Index": "x" + t["Image Index"]})), "has no labels for any of its images"),
     ],

@@ -264,13 +264,15 @@ def test_names_of_files(command, tmp_path):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((tmp_path / "chest.png").read_bytes())
     (tmp_path / "in" / "p2" / "gone.png").symlink_to("nowhere")
+    (tmp_path / "in" / "p2" / "loop.png").symlink_to("loop.png")
     (tmp_path / "in" / f"1.{'2' * 253}").write_bytes(bytes(128) + b"DICM")
     done = command("masks in --out out")
-    assert done.status == 4 and done.errors[-1] == "done, but 2 of the inputs could not be used; they are named above"
+    assert done.status == 4 and done.errors[-1] == "done, but 3 of the inputs could not be used; they are named above"
     ids = ["R%F6ntgen bild", "a" * 251, "p1/view1", "p2/view1"]
     assert sorted(read("out/masks.csv")["image_id"]) == ids and all(Path("out", f"{i}.png").is_file() for i in ids)
     problems = read("out/problems.csv")["problem"].tolist()
-    assert problems[0].endswith(": the name is too long") and problems[1:] == ["in/p2/gone.png: no such file"]
+    assert problems[0].endswith(": the name is too long") and problems[1] == "in/p2/gone.png: no such file"
+    assert len(problems) == 3 and problems[2].startswith("in/p2/loop.png: cannot be read")
 
 
 def test_one_file_twice_is_one_image_and_a_missing_one_is_left_out(command, tmp_path):
