@@ -295,4 +295,4 @@ def test_the_command_itself(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["lung_segmentation", "crops", "--help"])
     said = capsys.readouterr().out
-    assert end.value.code == 0 and "--out PATH" in said and "Lowest share of the image" in said
+    assert end.value.code == 0 and "--out PATH" in said and "Minimum share of the image" in said
