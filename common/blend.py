@@ -93,27 +93,16 @@ def blend_tool(recipe, config_class, read):
             masks = recipe.maps and folder.is_dir() and not (folder / "config.json").is_file()
             if members and (folder.is_file() or masks):
                 members.append(read_file(folder, members[0], read))
-                continue
-            with open_run(recipe, config_class, folder, device="cpu") as job:
-                if job.run.step("refit") is not None:
-                    raise InputError(f"{folder}: trained on all images, none of them out of fold; use its original run")
-                require(job, job.steps["predict"])
-                predicted = {part: read_predictions(job, part) for part in ("oof", "test")}
-                ids = predicted["oof"].table["image_id"]
-                if "x_min" in predicted["oof"].table:  # boxes, none of an image without any
-                    ids = job.images.ids(np.concatenate([job.images.rows(folds=[fold]) for fold in job.config.folds]))
-            name = folder.resolve().name
-            name = str(folder) if name in [each.name for each in members] else name
-            members.append(Member(name, job, predicted, list(ids)))
-            check_same(members[0], members[-1])
+            else:
+                members.append(read_run(folder, recipe, config_class, [each.name for each in members]))
+                check_same(members[0], members[-1])
         check_folds([member for member in members if member.file is None])
-        if average == "rank" and (members[0].job.recipe.maps or "x_min" in predicted["oof"].table):
+        if average == "rank" and (recipe.maps or "x_min" in members[0].predicted["oof"].table):
             raise InputError("--average rank: only probabilities of images have ranks, not boxes or masks")
         first = members[0].job
         iou = overlap_of(first.config) if iou is None else iou
         keys = [file_stamp(each.file) if each.file else each.job.run.step("predict")["key"] for each in members]
-        settings = {"average": average, "iou": iou, "share": share, "predictions": keys}
-        settings["weights"] = weights
+        settings = {"average": average, "iou": iou, "share": share, "predictions": keys, "weights": weights}
         settings["members"] = {each.name: str((each.file or each.job.run.folder).resolve()) for each in members}
         manifests = [each.file or each.job.run.path("manifest.json") for each in members]
         manifests = [path for path in manifests if path.is_file()]
@@ -142,6 +131,23 @@ def with_one_detector(config):
     """
     members = getattr(config, "members", ())
     return replace(config, members=(members[0].rpartition("=")[2],)) if members else config
+
+
+def read_run(folder, recipe, config_class, taken):
+    """Return the Member of a finished run, named by its whole path if its folder's name is among `taken`.
+
+    Raises InputError if its predictions are not current, or if it is a refit, which has none out of fold.
+    """
+    with open_run(recipe, config_class, folder, device="cpu") as job:
+        if job.run.step("refit") is not None:
+            raise InputError(f"{folder}: trained on all images, none of them out of fold; use its original run")
+        require(job, job.steps["predict"])
+        predicted = {part: read_predictions(job, part) for part in ("oof", "test")}
+        ids = predicted["oof"].table["image_id"]
+        if "x_min" in predicted["oof"].table:  # the table has no row for an image without boxes
+            ids = job.images.ids(np.concatenate([job.images.rows(folds=[fold]) for fold in job.config.folds]))
+    name = folder.resolve().name
+    return Member(str(folder) if name in taken else name, job, predicted, list(ids))
 
 
 def read_file(path, first, read):
@@ -222,55 +228,75 @@ def check_folds(members):
 
 def _predict(members, settings, job):
     """Search the weights and write the predictions of the blend and blend.csv; return facts for the manifest."""
-    average, iou, everyone = settings["average"], settings["iou"], members
-    members = [member for member in everyone if member.predicted["oof"] is not None]
-    fixed = [member for member in everyone if member.predicted["oof"] is None]
-    ids, images, networks = np.array(members[0].ids), job.images, predicting_networks(job)
-    rows, names = images.rows_of(ids), [each.name for each in members]
-    network, used, parts = networks[-1], np.arange(len(ids)), images.at(rows)["fold"].to_numpy()
+    searched = [member for member in members if member.predicted["oof"] is not None]
+    fixed = [member for member in members if member.predicted["oof"] is None]
+    ids, images = np.array(searched[0].ids), job.images
+    parts = images.at(images.rows_of(ids))["fold"].to_numpy()
     if len(np.unique(parts)) < 2:
-        parts = halve(images.groups(rows), len(rows), job.config.seed)
-    part_of = dict(zip(ids.tolist(), parts.tolist(), strict=True))
+        parts = halve(images.groups(images.rows_of(ids)), len(ids), job.config.seed)
+    mixture, names, used = _make_mixture(searched, settings, job)
+    given = dict(zip([each.name for each in members], settings["weights"], strict=False))
+    weights = _choose_weights(mixture, names, parts[used], searched, given)
+    score, table = mixing.compare_members(mixture, weights, parts[used], names)
+    by_part = {str(part): each for part, each in weights.items()}
+    mixed = settings | {"names": names, "runs": [each.name for each in searched], "weights": by_part}
+    write_mixed(job, searched, "oof", mixed, dict(zip(ids.tolist(), parts.tolist(), strict=True)))
+    if fixed:
+        of_fixed = [
+            each.name if "x_min" not in each.predicted["test"].table else f"{each.name}: boxes" for each in fixed
+        ]
+        by_part["None"], share = _add_fixed(weights[None], [given.get(each.name) for each in fixed], settings["share"])
+        mixed |= {"names": [*names, *of_fixed], "runs": [*mixed["runs"], *(each.name for each in fixed)]}
+        table = pd.concat([table, pd.DataFrame({"member": of_fixed})], ignore_index=True)
+        table["weight"] = by_part["None"]
+        log.info(f"the score is without {', '.join(of_fixed)}, given {share:g} of the submission")
+    write_mixed(job, [*searched, *fixed], "test", mixed | {"weights": {"None": by_part["None"]}})
+    write_csv(job.run.path("blend.csv"), table)
+    log.info(f"{job.recipe.metric} out of fold {score:.4f}; members alone and what leaving them out costs:")
+    log.info(table.to_string(index=False, float_format="%.4f".__mod__))
+    return {"images": len(ids), "score": score, "names": mixed["names"], "weights": by_part}
+
+
+def _make_mixture(members, settings, job):
+    """Return the Mixture of the Members' out-of-fold predictions, the names of what it mixes, and which images it uses.
+
+    Boxes are mixed by detector, everything else by run. Of maps, at most SEARCHED images are used.
+    """
+    ids, images, networks = np.array(members[0].ids), job.images, predicting_networks(job)
+    rows, names, network, used = images.rows_of(ids), [each.name for each in members], networks[-1], np.arange(len(ids))
     if (boxes := boxes_of(members, "oof")) is not None:
         network, names = networks[0], boxes["member"].unique().tolist()
-        mixed = partial(mixing.mixed_boxes, boxes, images.table, names, iou)
+        mixed = partial(mixing.mixed_boxes, boxes, images.table, names, settings["iou"])
     elif job.recipe.maps:
         used = np.sort(np.random.default_rng(job.config.seed).permutation(len(ids))[:SEARCHED])
         dataset, maps = network.dataset(job, rows[used], False, True), _maps(members, "oof", ids[used])
         mixed = partial(mixing.mixed_values, network, partial(mixing.target_blocks, dataset, *maps))
     else:
-        tables = [each.values("oof", ids, average) for each in members]
+        tables = [each.values("oof", ids, settings["average"]) for each in members]
         values = np.stack([table[mixing.value_columns(table)].to_numpy(float) for table in tables])
         mixed = partial(mixing.mixed_values, network, lambda: [(values, None)])
-    mixture = mixing.Mixture(job, network, rows[used], mixed)
-    given = dict(zip([each.name for each in everyone], settings["weights"], strict=False))
-    if given:
-        owners = _owners(names, given)
-        own = tuple(given[name] / owners.count(name) for name in owners)  # a run's detectors share its weight
-        weights = dict.fromkeys([*np.unique(parts[used]).tolist(), None], own)
-    else:
-        owners = np.array(_owners(names, {each.name: 1 for each in members}))
-        also = [tuple((owners == each.name).astype(int).tolist()) for each in members]
-        weights = mixing.search_weights(mixture, parts[used], len(names), also=[*also, (1,) * len(names)])
-    score, table = mixing.compare_members(mixture, weights, parts[used], names)
-    found = {str(part): each for part, each in weights.items()}
-    mixed = settings | {"names": names, "runs": [each.name for each in members], "weights": found}
-    write_mixed(job, members, "oof", mixed, part_of)
-    if fixed:  # their weights are not searched
-        of_fixed = [f"{each.name}: boxes" if boxes is not None else each.name for each in fixed]
-        share, searched = settings["share"], np.array(weights[None]) / sum(weights[None])
-        found["None"] = [*((1 - share) * searched).tolist(), *[share / len(fixed)] * len(fixed)]
-        if given:
-            every = np.array([*own, *(given[each.name] for each in fixed)])
-            found["None"], share = (every / every.sum()).tolist(), every[len(own) :].sum() / every.sum()
-        mixed |= {"names": [*names, *of_fixed], "runs": [*mixed["runs"], *(each.name for each in fixed)]}
-        table = pd.concat([table, pd.DataFrame({"member": of_fixed})], ignore_index=True).assign(weight=found["None"])
-        log.info(f"the score is without {', '.join(of_fixed)}, given {share:g} of the submission")
-    write_mixed(job, [*members, *fixed], "test", mixed | {"weights": {"None": found["None"]}})
-    write_csv(job.run.path("blend.csv"), table)
-    log.info(f"{job.recipe.metric} out of fold {score:.4f}; members alone and what leaving them out costs:")
-    log.info(table.to_string(index=False, float_format="%.4f".__mod__))
-    return {"images": len(ids), "score": score, "names": mixed["names"], "weights": found}
+    return mixing.Mixture(job, network, rows[used], mixed), names, used
+
+
+def _choose_weights(mixture, names, parts, members, given):
+    """Return {part: weights}, under None those for the test images; given: weights by Member, or {} to search them."""
+    owners = _owners(names, [each.name for each in members])
+    if given:  # a run's detectors share its weight
+        own = tuple(given[name] / owners.count(name) for name in owners)
+        return dict.fromkeys([*np.unique(parts).tolist(), None], own)
+    alone = [tuple(int(owner == each.name) for owner in owners) for each in members]
+    return mixing.search_weights(mixture, parts, len(names), also=[*alone, (1,) * len(names)])
+
+
+def _add_fixed(searched, given, share):
+    """Return the weights of all members, which sum to 1, and the share of those without out-of-fold predictions.
+
+    searched: weights of the others; given: --weights of these members, None each to let them have `share` together.
+    """
+    if None in given:
+        given = [share / (1 - share) * sum(searched) / len(given)] * len(given)
+    weights = np.array([*searched, *given]) / (sum(searched) + sum(given))
+    return weights.tolist(), weights[len(searched) :].sum()
 
 
 def mixing_of(job, part="None"):
