@@ -196,5 +196,4 @@ def largest_masks(submission, count):
     """Return the `count` largest masks of a submission by image id, largest first; uint8 (SIZE, SIZE)."""
     rows = read_table(submission).itertuples()
     masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in rows}
-    largest = sorted(masks, key=lambda image_id: -int(masks[image_id].sum()))[:count]
-    return {image_id: masks[image_id] for image_id in largest}
+    return dict(sorted(masks.items(), key=lambda item: -int(item[1].sum()))[:count])
