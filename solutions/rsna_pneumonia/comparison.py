@@ -1,4 +1,4 @@
-"""What `table` and `score_predictions` measure: the challenge's score, of submissions against its label table."""
+"""Metrics of the tools `table` and `score_predictions`: the challenge's score, against its label table."""
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from solutions.rsna_pneumonia.postprocess import read_submission
 
 
 def results(job, split):
-    """Return the nested score of each out-of-fold image, NaN where it does not count."""
+    """Return the score of each out-of-fold image, under a rule chosen without it; NaN: the image does not count."""
     table, truth = read_parquet(job.run.path("oof_scores.parquet")), job.images.tables["boxes.parquet"]
     known = job.images.table.set_index("image_id").loc[table["image_id"], ["patient_id", "fold"]]
     return {"": table.assign(truth=pack_boxes(truth, table["image_id"])).join(known, on="image_id")}

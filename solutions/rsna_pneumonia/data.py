@@ -18,7 +18,7 @@ SIDES = ["x", "y", "width", "height"]
 
 
 def read_competition(job):
-    """Return the Listing of the challenge, with target (0/1) and class_name of each image, and boxes.parquet."""
+    """Return the challenge's Listing: target (0/1) and class_name of each image, and the table boxes.parquet."""
     options = job.options
     folder = competition_file(options.data, SLUG, [LABELS]).parent
     labels, classes, sample = (folder / name for name in (LABELS, CLASS_INFO, SAMPLE_FILE))
@@ -36,13 +36,13 @@ def read_competition(job):
 
 
 def read_test(job):
-    """Return the Listing of the test images only: those of --test or of the sample submission."""
+    """Return the Listing of the test images only: those given by --test, or else listed in the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
     return Listing(folder, image_table([], ids), files, _sample(ids))
 
 
 def set_sizes(job, listing, store):
-    """Return the listing with the challenge's size of the images, whatever that of the files, and rows of the boxes."""
+    """Return the listing with the challenge's image size, whatever that of the files, and each box's store row."""
     table, rows = listing.table, listing.table.set_index("image_id")["row"]
     for first in table[table["width"] != table["height"]].itertuples():
         raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; all images must be square")
@@ -56,9 +56,9 @@ def set_sizes(job, listing, store):
 def read_labels(path):
     """Return the table of boxes (image_id, class_id 0, x_min, y_min, x_max, y_max) and {image_id: target}.
 
-    Boxes are clipped to their image, and repeated ones dropped, with a line in the log. Raises InputError naming file
-    and row for a wrong header, an unusable id, a target other than 0 and 1, a target without its box or a box without
-    its target, a box without sides or outside its image, and an image with both targets.
+    Boxes are clipped to their image and repeated ones dropped; both are logged. Raises InputError naming file and row
+    for a wrong header, an unusable id, a Target other than 0 and 1, Target 1 without a box or 0 with one, a box that
+    has no area, begins outside its image or is not in pixels, no boxes at all, and an image with both targets.
     """
     table = some_rows(path, ["patientId", *SIDES, "Target"])
     for row, image_id in table["patientId"].drop_duplicates().items():

@@ -21,11 +21,11 @@ from solutions.rsna_pneumonia.comparison import COMPARISON
 from solutions.rsna_pneumonia.config import CLASS_NUMBERS
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes
 
-PREPARED = ("n_folds", "seed", "store_size")  # settings that `prepare` depends on, with boxes if any
+PREPARED = ("n_folds", "seed", "store_size")  # settings that `prepare` depends on; so does `boxes`, if given
 
 
 def fold_networks(config, fold):
-    """Return one fold's detectors and its gate; epochs are compared at a score threshold of 0.2 (ours)."""
+    """Return one fold's detectors and its gate; epochs are compared by the mAP of boxes scored at least 0.2 (ours)."""
 
     def figures(images, found, rows):
         truth = images.tables["boxes.parquet"].query("row in @rows")
@@ -50,7 +50,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose the rule with the best mean score out of fold; each part is scored by the rule chosen on the others."""
+    """Choose the rule with the best out-of-fold mean score, which is nested over the folds or halves of a single one."""
     config, gate = job.config, expit(oof.tables["_gate"].set_index("image_id")["logit"])
     rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
     images, ids = job.images.at(rows), job.images.ids(rows)
@@ -89,7 +89,7 @@ def describe(figures):
 
 
 def answer(job, test, rule, neutral):
-    """Return the submission, blank for unreadable images."""
+    """Return the submission; rows of unreadable images are blank."""
     rule, table = from_dict(BoxRule, rule.get("rule"), "tuned.json: rule"), job.images.table
     images = table[table["split"] == "test"]
     gate = expit(test.tables["_gate"].set_index("image_id")["logit"])[images.loc[images["ok"], "image_id"]]

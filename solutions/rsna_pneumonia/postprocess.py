@@ -1,4 +1,4 @@
-"""From the boxes of several networks to a submission, and the check of submissions."""
+"""Turn the boxes of several networks into a submission, and read submissions."""
 
 import itertools
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ from solutions.rsna_pneumonia.config import SAMPLE, SIDE
 
 @dataclass(frozen=True)
 class BoxRule:
-    """How boxes become a submission: chosen on out-of-fold images, applied unchanged to test images.
+    """The rule that turns boxes into a submission: chosen out of fold, applied unchanged to test images.
 
     Boxes that overlap by more than `iou` are fused; an image keeps its boxes if the gate's probability of an opacity is
     at least `gate`; boxes with a score of at least `threshold` stay, their sides multiplied by `shrink`.
@@ -39,12 +39,12 @@ def list_rules(decision):
 
 
 def fuse_boxes(table, images, members, iou):
-    """Return the boxes of all networks as one table: each network's after NMS, several by weighted boxes fusion."""
+    """Return the boxes of all networks as one table: NMS within a network, weighted boxes fusion between networks."""
     return fuse_members(table, images, members, FusionRule((1.0,) * len(members), iou, nms=iou))
 
 
 def shrink_boxes(detections, factor):
-    """Return the detections with both sides of each box multiplied by `factor`; its centre stays."""
+    """Return the detections with both sides of each box multiplied by `factor` around its centre."""
     low, high = (detections[names].to_numpy() for names in (BOX[:2], BOX[2:]))
     centre, half = (low + high) / 2, (high - low) / 2 * factor
     return detections.assign(**dict(zip(BOX, np.hstack([centre - half, centre + half]).T, strict=True)))

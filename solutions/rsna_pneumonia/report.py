@@ -22,7 +22,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return the data section and those of the results that are current."""
+    """Return the data section and, if they are up to date, the sections of the results."""
     table, boxes = job.images.table, job.images.tables["boxes.parquet"]
     train, shares = table[table["split"] == "train"], boxes[BOX].to_numpy() / SIDE
     data = page.section(
@@ -71,5 +71,5 @@ def submission(job, record):
 
 
 def show_predictions(submission, folder=None, count=4):
-    """Show the test images with the highest scores, with boxes; folder: of other images."""
+    """Show the test images with the highest scores, with boxes; folder: other images to use instead."""
     display_boxes(KAGGLE, read_submission(submission)[0], ("",), count, SIDE, folder)

@@ -1,7 +1,7 @@
-"""The embedded sample: phantom radiographs laid out as the RSNA challenge unpacks.
+"""The embedded sample: phantom radiographs in the file layout of the RSNA challenge.
 
-Like the real set: 1024 × 1024 8-bit DICOM named by patient, one to three boxes of opacities, a row of the labels for
-each, and healthy images as well as those with other findings. Unlike it: half have an opacity instead of 22 %.
+Like the real data: 1024 × 1024 8-bit DICOM named by patient, one to three boxes of opacities with a label row each, and
+both healthy images and images with other findings. Unlike them: half of the images have an opacity instead of 22 %.
 """
 
 import uuid
@@ -14,16 +14,16 @@ from common.phantom import findings as draws
 from common.phantom.sample import in_threads, nih_dicom, write_rows, write_sample
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, LABELS, SAMPLE, SAMPLE_FILE, SIDE
 
-VERSION = 2  # to be raised whenever the files for a seed change
+VERSION = 2  # raise it whenever the files for a seed change
 OPACITIES = [partial(draws.consolidation, density=density, radius=(0.11, 0.16)) for density in (0.26, 0.32)]
 OTHERS = (draws.cardiomegaly, draws.effusion, draws.nodule, draws.pleural_thickening, draws.fibrosis)
 RAW = 12  # every 12th image is stored uncompressed
 
 
 def make_sample(folder, n_train=64, n_test=12, seed=0):
-    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+    """Write the sample into `folder` and return it as a Path; a complete sample with the same parameters is reused.
 
-    Beside the challenge's files: hidden/truth.csv, the boxes of the test images in the format of the labels.
+    Besides the challenge's files, it has hidden/truth.csv: the test images' boxes in the format of the labels.
     """
     least = {"n_train": 4, "n_test": 1, "seed": 0}
     return write_sample(folder, "rsna_pneumonia", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
@@ -41,7 +41,7 @@ def _write(folder, n_train, n_test, seed):
 
 
 def _write_image(folder, case):
-    """Draw and write one image; return its id, the number of its class, and its boxes as x, y, width, height."""
+    """Draw and write one image; return its id, its index in CLASSES, and its boxes as x, y, width, height."""
     split, seed, k = case
     number, kind = 1_000_000 * seed + 500_000 * (split == "test") + k, (2, 0, 2, 1)[k % 4]
     rng = np.random.default_rng([number, 1])

@@ -1,4 +1,4 @@
-"""What `table` and `score_predictions` measure: Dice, of submissions against train-rle.csv."""
+"""Metrics of the tools `table` and `score_predictions`: Dice, for submissions measured against train-rle.csv."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from solutions.siim_pneumothorax.data import dice_of, read_labels
 
 
 def results(job, split):
-    """Return the nested Dice of each out-of-fold image."""
+    """Return the Dice of each out-of-fold image, under a rule chosen without it."""
     table = read_parquet(job.run.path("oof_dice.parquet"))
     known = job.images.at(table["row"]).reset_index(drop=True)
     positive = table["dice"].where(table["present"] > 0)

@@ -15,12 +15,12 @@ from common.post.rle import area, overlap, paint, parse, to_string, union
 from solutions.siim_pneumothorax.config import KAGGLE, SIZE
 
 COLUMNS = ["ImageId", "EncodedPixels"]
-# names of label table and sample submission in the competition's two stages
+# label table and sample submission of each of the competition's two stages
 STAGES = {"stage_2_train.csv": "stage_2_sample_submission.csv", "train-rle.csv": "sample_submission.csv"}
 
 
 def read_competition(job):
-    """Return the Listing of the competition; table: present (0/1), area (pixels) and rle of each image."""
+    """Return the competition's Listing; its table adds present (0/1), area (pixels) and rle for each image."""
     options, labels_path = job.options, KAGGLE.find_file(job.options.data, list(STAGES))
     sample_path, folder = labels_path.with_name(STAGES[labels_path.name]), labels_path.parent
     if not sample_path.is_file() and (folder / "sample_submission.csv").is_file():
@@ -44,23 +44,23 @@ def read_competition(job):
 
 
 def read_test(job):
-    """Return the Listing of the test images only: those of --test or of the sample submission."""
+    """Return the Listing of the test images only: those given by --test, or else listed in the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, COLUMNS)
     return Listing(folder, _with_masks(image_table([], ids), []), files, _sample(ids))
 
 
 def check_square(job, listing, store):
-    """Return the listing unchanged. Raises InputError for an image that is not square, since all masks are."""
+    """Return the listing unchanged. Raises InputError for a non-square image, since all of the masks are square."""
     for first in listing.table[listing.table["width"] != listing.table["height"]].itertuples():
         raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
     return listing
 
 
 def read_labels(path):
-    """Return {image_id: runs} from a run-length table; several rows of one image are united.
+    """Return {image_id: runs} from a run-length table; an image with several rows gets the union of their masks.
 
     Raises InputError naming file and row for an unknown header, an unusable id, a run-length string that does not fit
-    1024 × 1024 pixels, and an image with both an empty row and a mask.
+    1024 × 1024 pixels, and an image with an empty row (-1) and any other row.
     """
     table = some_rows(path, COLUMNS)
     rows, empty = {}, set()
@@ -77,24 +77,24 @@ def read_labels(path):
 
 @cache
 def read_masks(images):
-    """Return the runs of every training image as a dict by store row."""
+    """Return {store row: runs} for all training images."""
     train = images.table[images.table["split"] == "train"]
     return {row: parse(rle) for row, rle in zip(train["row"], train["rle"], strict=True)}
 
 
 def mask(images, row):
-    """Return the mask of a training image, uint8 (1024, 1024) of 0 and 1."""
-    runs = read_masks(images).get(int(row), np.zeros((0, 2), np.int64))  # none of a test image, see Images.drawn
+    """Return the mask of a training image, uint8 (1024, 1024) of 0 and 1; float32 if mixed with a teacher's mask."""
+    runs = read_masks(images).get(int(row), np.zeros((0, 2), np.int64))  # none for pseudo-labelled test images
     return images.drawn(row, paint(runs, (SIZE, SIZE), order="C"))
 
 
 def presence(images, rows):
-    """Return 1 for each row with a pneumothorax, else 0, (n,); a teacher's are probabilities."""
+    """Return 1 for each row with a pneumothorax, else 0, (n,); labels from a teacher are probabilities."""
     return images.at(rows)["present"].to_numpy()
 
 
 def sample_negatives(images, rows, per_positive, seed):
-    """Return all positive rows and `per_positive` random negatives for each; all rows where that is 0."""
+    """Return all positive rows and `per_positive` random negatives for each of them; 0 keeps all rows."""
     present = presence(images, rows) > 0.5
     wanted = round(per_positive * present.sum())
     if not per_positive or wanted >= (~present).sum():
@@ -104,7 +104,7 @@ def sample_negatives(images, rows, per_positive, seed):
 
 
 def dice_of(pairs):
-    """Return the Dice and the true area of pairs of predicted and true runs, (n,) each."""
+    """Return the Dice and the true area, (n,) each, for pairs of (predicted runs, true runs)."""
     areas = np.array([(overlap(found, true), area(found), area(true)) for found, true in pairs]).T
     return segmentation.dice_from_areas(*areas), areas[2]
 

@@ -23,18 +23,18 @@ from solutions.siim_pneumothorax.data import presence, read_masks
 
 PIXEL = 0.5
 SCRATCH = "ablation"  # folder in the run for temporary probabilities
-# Paper, table 2: smallest region, at 1024 × 1024 or at the segmenter's 512 × 512, and the private score.
+# Paper, table 2: smallest region kept (pixels), side of the mask at which it is measured, private score.
 REGIONS = ((3500, 1024, 0.8347), (4500, 1024, 0.8329), (750, 512, 0.8328), (1750, 1024, 0.8318), (250, 512, 0.8307))
 WITHOUT_GATE, CLASSIC_SWA = 0.7012, 0.8322  # paper, 4.2 and table 1
-ENRICHMENT = 0.8147  # paper, 4.1.1: 0.02 under the gate trained with augmentation
+ENRICHMENT = 0.8147  # paper, 4.1.1: 0.02 below the gate trained with augmentation
 
 
 def run_ablation(job):
-    """Score every comparison of the paper on the out-of-fold images of the trained folds; writes ablation.csv.
+    """Score the paper's comparisons on the out-of-fold images of the trained folds and write ablation.csv.
 
-    The paper's choice is compared with each change alone; its gate's threshold, chosen nested, is kept in all rows.
-    Columns: comparison, setting, dice, low, high, change from the paper's choice (paired), p, mcc (of the gate at 0.5),
-    paper (its private score). What the sizes do not allow is left out and logged.
+    Each row changes one of the paper's choices. The gate's threshold is tuned in the first row, nested, and reused.
+    Columns: comparison, setting, dice, low, high, change (from the first row, paired), p, mcc (of the gate at 0.5) and
+    paper (the published private score). Comparisons that the image sizes do not allow are skipped and logged.
     """
     config, images = job.config, job.images
     segmenter = config.segmenter
@@ -106,7 +106,7 @@ def _ablation_table(settings, present, groups):
 
 
 def _networks(job, kind, name="", **changes):
-    """Return each fold's last network of a kind; with a name, trained with changed settings as stages of that name."""
+    """Return each fold's last network of a kind; `name`: train it first, with `changes`, as stages with that prefix."""
     found, before = {}, None
     for network in job.recipe.networks(job.with_config(**changes)):
         if network.stage.startswith(kind):
@@ -126,7 +126,7 @@ def _predict_gate(job, gates):
 
 
 def _predict_masks(job, networks, variant="window"):
-    """Return out-of-fold mask probabilities of one averaging variant, uint8 (n, h, w), on disk."""
+    """Return the out-of-fold mask probabilities of one variant of weight averaging, uint8 (n, h, w), stored on disk."""
     parts, n = [], 0
     for network in networks:
         rows, name = job.images.rows(folds=[network.fold]), f"fold{network.fold}-{network.stage}-{variant}"

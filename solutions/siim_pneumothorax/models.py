@@ -1,4 +1,4 @@
-"""Losses, augmentations and figures of the gate and the segmenter."""
+"""Losses, augmentations and metrics of the gate and the segmenter."""
 
 from functools import partial
 
@@ -29,20 +29,20 @@ def mask_loss(config):
 
 
 def augmentation(name, size, crop=0):
-    """Return the augmentation pipeline of this name for images of `size` pixels, which ends in a crop if any."""
+    """Return the named augmentation pipeline for images of `size` pixels; crop: side of a final random crop, or 0."""
     found = {"paper": augment.paper_siim, "podium": partial(augment.podium_siim, size), "light": augment.light}[name]()
     return augment.compose([*found.transforms, augment.crop_near_mask(crop)]) if crop else found
 
 
 def gate_figures(present, probs):
-    """Return mcc, precision, recall and accuracy at the probability 0.5, and auroc; present: (n,) of 0 and 1."""
+    """Return mcc, precision, recall and accuracy at the threshold 0.5, and auroc; present: (n,) of 0 and 1."""
     counts = classification.confusion_counts(present, probs, 0.5)
     further = {name: getattr(classification, name)(counts) for name in ("mcc", "precision", "recall")}
     return detection.gate_figures(present, probs) | further
 
 
 def mask_areas(output, masks):
-    """Return the pixel counts of overlap, predicted mask (at 0.5) and true mask, (B, 3) float64; NaN for NaN logits."""
+    """Return the pixels of overlap, prediction (at 0.5) and truth, (B, 3) float64; NaN if any logit is not finite."""
     logits, masks = output[0] if isinstance(output, tuple) else output, masks.bool()
     predicted = logits > 0
     areas = torch.stack([predicted & masks, predicted, masks], 1).flatten(2).sum(2, dtype=torch.int32).double()
@@ -50,7 +50,7 @@ def mask_areas(output, masks):
 
 
 def mask_figures(areas, size):
-    """Return a segmenter's mean figures from `mask_areas`; dice counts under 1,000 pixels (at 1024) as empty."""
+    """Return a segmenter's mean metrics from `mask_areas`; dice empties masks under 1,000 pixels (at 1024 px)."""
     both, predicted, true = areas.astype(np.int64).T
     cells = segmentation.counts_from_areas(both, predicted, true, size * size)
     kept = predicted >= 1000 * (size / SIZE) ** 2

@@ -1,4 +1,4 @@
-"""SIIM pneumothorax (paper: Țimbuș et al., VISAPP 2021): a gate, a segmenter, and a rule that joins their outputs."""
+"""SIIM pneumothorax (paper: Țimbuș et al., VISAPP 2021): a gate, a segmenter, and a rule that combines them."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -34,7 +34,7 @@ def networks(job):
 
 
 def segmenter_chains(config, fold):
-    """Return the `segmenter_networks` of each segmenter."""
+    """Return a list of the `segmenter_networks` of each segmenter in the ensemble."""
     chains = [segmenter_networks(config, fold)]
     for name in config.more_segmenters:
         architecture, _, encoder = name.partition("-")
@@ -83,7 +83,7 @@ def segmenter_networks(config, fold, name="segmenter"):
 
 
 def segmenter_network(config, fold, size, before=None, stage=""):
-    """Return the segmenter at one size; epochs are compared with the training's share of negatives."""
+    """Return the segmenter at one size; the validation images are sampled to the same share of negatives."""
     mask_term, shape = models.mask_loss(config), (config.architecture, config.encoder)
 
     def dataset(job, rows, augment, targets):
@@ -133,7 +133,7 @@ def segmenter_network(config, fold, size, before=None, stage=""):
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Write mask probabilities to `path` and return a table with each row's presence, 1 if nothing predicts it."""
+    """Write mask probabilities to `path`; return a table with each row's presence probability, 1 if none is used."""
     config = job.config
     masks = [chain[-1] for fold in folds for chain in segmenter_chains(config, fold)]
     found, present = predict(job, masks, rows, tta.views(config.tta), title, path), []
@@ -147,7 +147,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose the rule with the best mean Dice out of fold; each part is scored by the rule chosen on the others."""
+    """Choose the rule with the best out-of-fold mean Dice; score it nested over the folds or halves of a single one."""
     decision, table, seed = job.config.decision, oof.table, job.config.seed
     tried, regions = postprocess.rules(decision), postprocess.oof_regions(job, oof)
     gate, patients = table["presence"].to_numpy(float), job.images.patients(table["row"])

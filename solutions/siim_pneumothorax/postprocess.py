@@ -1,4 +1,4 @@
-"""Probabilities to the rows of the submission."""
+"""Turn mask probabilities into the rows of a submission."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def oof_regions(job, oof):
 
 
 def submission_rows(image_ids, probs, presence, rule, connectivity=8):
-    """Return the submission, ImageId and EncodedPixels (`-1`: empty), of maps uint8 (n, h, w) read one by one."""
+    """Return the submission, ImageId and EncodedPixels (`-1`: empty), for probs uint8 (n, h, w) read one by one."""
     rows = []
     for position, image_id in enumerate(tqdm(image_ids, desc="masks", leave=False)):
         mask = rule.apply(np.asarray(probs[position]), presence[position], connectivity=connectivity)

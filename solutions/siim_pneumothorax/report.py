@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def hints(job, score, trainings):
-    """Return hints about the gate, see common.report.hints."""
+    """Return a hint about a weak gate, see common.report.hints."""
     found = (score.get("presence") or {}).get("auroc")
     if job.config.presence == "none" or found is None or found >= results.WEAK:
         return []
@@ -48,7 +48,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return the data section and those of the results that are current."""
+    """Return the data section and the sections of those results that are up to date."""
     parts = [_data(job.images)]
     if job.is_current("tune"):
         of = job, read_parquet(job.run.path("oof_dice.parquet")), read_json(job.run.path("tuned.json"))
@@ -92,7 +92,7 @@ def _decision(job, oof, tuned):
 
 
 def _calibration(job, oof, tuned):
-    """Return the section of the gate, where the run has one, and of the pixels."""
+    """Return the section on the presence probabilities, if the run has any, and on the calibration of the pixels."""
     drawn, gate = [], tuned["rule"]["gate"] or 0.5
     if job.config.presence != "none" and oof["present"].nunique() > 1:
         truth, probs, names = oof[["present"]].to_numpy(), oof[["presence"]].to_numpy(float), ("none", "pneumothorax")
@@ -103,7 +103,7 @@ def _calibration(job, oof, tuned):
 
 
 def _pictures(job, oof, tuned):
-    """Return the sections of the worst errors and of further pictures."""
+    """Return the section on the worst errors and the section of further pictures."""
     probs = read_array(job.run.maps("oof"))
     rules = {part: Rule(**rule) for part, rule in tuned["fold_rules"].items()}
     positive = oof[oof["present"] > 0].sort_values("dice", kind="stable")
@@ -132,7 +132,7 @@ def _shrink(mask, image):
 
 
 def _columns(job, items):
-    """Return the columns of the paper's figure 2 for the images in which removing regions changes most."""
+    """Return the paper's figure 2 for the four images in which removing small regions changes the most pixels."""
     if job.config.decision.rule != "gate":
         return []
     fragments = ["The paper's figure 2: radiograph, truth, prediction before and after small regions are removed."]
@@ -144,7 +144,7 @@ def _columns(job, items):
 
 
 def _published(run):
-    """Return a section with the validation figures of the paper and, means over the epochs kept, of this run."""
+    """Return a section with the paper's validation metrics and this run's, averaged over the epochs that were kept."""
     tables = []
     for name, published in PUBLISHED.items():
         rows = [{"training": "paper", **published}]
@@ -186,7 +186,7 @@ def submission(job, record):
 
 
 def show_predictions(submission, folder=None, count=4):
-    """Show the test images with the largest masks, outlined; folder: of other images."""
+    """Show the test images with the largest masks, outlined; folder: other images to use instead."""
     masks = largest_masks(submission, count)
     images = read_images(KAGGLE, masks, SIZE, folder=folder)
     display_gallery([(images[i], None, mask, f"{i}: {mask.mean():.2%} of the image") for i, mask in masks.items()])

@@ -1,8 +1,8 @@
-"""The embedded sample: phantom radiographs laid out as the SIIM-ACR Pneumothorax competition unpacks.
+"""The embedded sample: phantom radiographs in the file layout of the SIIM-ACR Pneumothorax competition.
 
-Like the real set: 1024×1024 8-bit DICOM, several per patient (known only from nih_id.csv), ages without a unit, a space
-in the header of train-rle.csv and before its values, one row per component, and rows of a second reader. Unlike it:
-half of the images are positive instead of 22 %, and the air is much and dark, so that small networks learn from few.
+Like the real data: 1024×1024 8-bit DICOM, several images per patient (only nih_id.csv names patients), ages without a
+unit, a space in train-rle.csv's header and before its values, one row per component, rows of a second reader. Unlike
+them: 50 % positive images, not 22 %, with large, dark pneumothoraces, so that small networks learn from few images.
 """
 
 import uuid
@@ -17,9 +17,9 @@ from common.phantom.findings import pneumothorax
 from common.phantom.sample import draw_visits, in_threads, nih_dicom, write_rows, write_sample
 from common.post import rle
 
-VERSION = 2  # to be raised whenever the files for a seed change
+VERSION = 2  # raise it whenever the files for a seed change
 POSITIVE = 0.5
-SHARES = (0.20, 0.45)  # of its lung that a pneumothorax fills, log-uniform
+SHARES = (0.20, 0.45)  # share of its lung that a pneumothorax fills, drawn log-uniformly
 DARKNESS = (0.14, 0.18)
 BILATERAL, SECOND_READER = 0.1, 0.15  # shares of the positives
 RAW = 12  # every 12th image is stored uncompressed
@@ -27,9 +27,9 @@ SIZE = 1024
 
 
 def make_sample(folder, n_train=96, n_test=16, seed=0):
-    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+    """Write the sample into `folder` and return it as a Path; a complete sample with the same parameters is reused.
 
-    Beside the competition's files: nih_id.csv (train images only) and hidden/truth.csv, the test images' masks.
+    Besides the competition's files, it has nih_id.csv (training images only) and hidden/truth.csv, the test masks.
     """
     least = {"n_train": 4, "n_test": 1, "seed": 0}
     return write_sample(folder, "siim_pneumothorax", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
@@ -52,16 +52,16 @@ class _Case(NamedTuple):
     split: str
     number: int
     patient: int
-    visit: int  # counts the patient's images
-    air: tuple  # a pair for each pneumothorax: side, share of the lung
+    visit: int  # index among the patient's images
+    air: tuple  # (side, share of the lung) of each pneumothorax
     second_reader: bool
 
 
 def _plan(split, count, seed):
-    """Return the cases of a split: patients with their visits, and exact shares of positives in random order."""
+    """Return the cases of a split: patients with their visits, and an exact share of positives in random order."""
     rng = np.random.default_rng([seed, split == "train"])
     visits = draw_visits(rng, count)
-    first, last = (1, 20000) if split == "train" else (20000, 30806)  # a patient is in one split only
+    first, last = (1, 20000) if split == "train" else (20000, 30806)  # no patient is in both splits
     people = iter(np.sort(rng.choice(np.arange(first, last), count, replace=False)).tolist())
     patients = []
     for visit in visits:
