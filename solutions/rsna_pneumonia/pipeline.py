@@ -50,7 +50,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose the rule with the best out-of-fold mean score, which is nested over the folds or halves of a single one."""
+    """Choose the rule with the best out-of-fold mean score; score it nested over folds, or halves of a single fold."""
     config, gate = job.config, expit(oof.tables["_gate"].set_index("image_id")["logit"])
     rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
     images, ids = job.images.at(rows), job.images.ids(rows)

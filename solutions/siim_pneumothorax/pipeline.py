@@ -147,7 +147,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose the rule with the best out-of-fold mean Dice; score it nested over the folds or halves of a single one."""
+    """Choose the rule with the best out-of-fold mean Dice; score it nested over folds, or halves of a single fold."""
     decision, table, seed = job.config.decision, oof.table, job.config.seed
     tried, regions = postprocess.rules(decision), postprocess.oof_regions(job, oof)
     gate, patients = table["presence"].to_numpy(float), job.images.patients(table["row"])

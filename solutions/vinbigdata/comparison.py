@@ -1,4 +1,4 @@
-"""What `table` and `score_predictions` measure: mean AP at IoU > 0.4, of submissions against train.csv."""
+"""Metrics of the tools `table` and `score_predictions`: mean AP at IoU > 0.4, for submissions against train.csv."""
 
 import pandas as pd
 
@@ -13,14 +13,14 @@ from solutions.vinbigdata.postprocess import list_images, parse_predictions
 
 
 def results(job, split):
-    """Return the boxes of each out-of-fold image, decided under the rule of its fold, and the true ones."""
+    """Return the true boxes of each out-of-fold image, and its predicted ones under a rule chosen without it."""
     images, truth = out_of_fold(job)
     ids, found = images["image_id"], read_parquet(job.run.path("oof_decided.parquet"))
     return {"": images.assign(found=pack_boxes(found, ids), truth=pack_boxes(truth, ids))}
 
 
 def read_submission(path):
-    """Return the boxes of each image of a submission, image_id and PredictionString, or of a COCO file."""
+    """Return the boxes of each image of a submission (image_id, PredictionString) or of a COCO file."""
     ids = list_images(path)
     return pd.DataFrame({"found": pack_boxes(parse_predictions(path), ids)}, ids)
 

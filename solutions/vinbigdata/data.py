@@ -24,7 +24,7 @@ from solutions.vinbigdata.config import CHESTX_DET, CLASS_NUMBERS, CLASSES, KAGG
 
 TRAIN = ["image_id", "class_name", "class_id", "rad_id", *BOX]
 SIZES = ["image_id", "width", "height"]
-SHAPE = ["image_id", "dim1", "dim0"]  # the same in tables of resized copies: the shape of the pixel array
+SHAPE = ["image_id", "dim1", "dim0"]  # the equivalent in tables of resized copies: the shape of the pixel array
 COUNTED = {"counted": tuple(range(NO_FINDING))}  # without class 14
 VOC_FINDINGS, COCO_FINDINGS = replace(VOC2010, **COUNTED), replace(COCO, **COUNTED)
 FINDINGS = [f"c{number}" for number in range(NO_FINDING)]
@@ -34,7 +34,7 @@ JOIN = {"wbf": mean_boxes, "nms": first_boxes, "none": lambda boxes, starts, iou
 def read_competition(job):
     """Return the Listing of the competition, with the tables "labels" and "originals" for `fuse_boxes`.
 
-    The image table adds abnormal (0/1), c0 … c13 (0/1, by any rater) and the number of raters.
+    The image table adds abnormal (0/1), c0 … c13 (0/1, marked by any rater) and the number of raters.
     """
     options = job.options
     folder = competition_file(options.data, SLUG, ["train.csv"]).parent
@@ -81,7 +81,7 @@ def fuse_boxes(job, listing, store):
 
 
 def read_test(job):
-    """Return the Listing of the test images only: those of --test or of the sample submission."""
+    """Return the Listing of the test images only: those given by --test, or else listed in the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
     originals, sizes = _read_originals(job.options, ids)
     known = {"tables": {"originals": originals}, "about": {"pixels": digest(sizes)}}
@@ -142,7 +142,7 @@ def make_image_table(labels, table):
 
 
 def _mark(table, found):
-    """Set abnormal and c0 … c13 of an image table for findings, a table of image_id and class_id."""
+    """Set abnormal and c0 … c13 of an image table from findings, a table of image_id and class_id."""
     places, names = pd.Index(table["image_id"]).get_indexer(found["image_id"]), ["abnormal", *FINDINGS]
     marked = table[names].to_numpy()
     marked[places, 0] = marked[places, 1 + found["class_id"].to_numpy()] = 1
@@ -150,7 +150,7 @@ def _mark(table, found):
 
 
 def make_strata(train, labels, rater_aware):
-    """Return what the folds are balanced by, 0/1 (n, k): the 15 classes and, if `rater_aware`, the raters."""
+    """Return the labels for balancing the folds, 0/1 (n, k): the 15 classes and, if `rater_aware`, the raters."""
     columns = [train[FINDINGS].to_numpy(), 1 - train[["abnormal"]].to_numpy()]
     if rater_aware:
         columns.append(pd.crosstab(labels["image_id"], labels["rad_id"]).loc[train["image_id"]].to_numpy().clip(max=1))
@@ -190,7 +190,7 @@ def _read_originals(options, ids):
 
 
 def with_originals(job, listing, store):
-    """Return the listing of images, with width and height of the originals if --sizes gave them, without its tables."""
+    """Return the listing without its tables, and with the originals' widths and heights if --sizes gave them."""
     table, originals = listing.table, listing.tables["originals"]
     if originals is not None:
         log_copies(table[: len(originals)], originals)  # images from elsewhere come last
@@ -211,7 +211,7 @@ def truth_of(images, rows):
 
 
 def detector_figures(images, table, rows, classes=()):
-    """Return the mean APs of a detection table on rows, over the findings (classes: of these, if any) that occur there.
+    """Return the mean APs of a detection table over the findings that occur in rows; classes: count only these, if any.
 
     map: the competition's AP, VOC 2010 at IoU > 0.4; map_coco: COCO's, the paper's validation metric.
     """

@@ -23,20 +23,20 @@ from solutions.vinbigdata.tuning import tune_detection
 
 # paper, table 1 and 3.2: mAP on the test set
 PUBLISHED = {"base": 0.165, "WBF": 0.186, "WBF + 2CC": 0.242, "WBF + several 2CCs": 0.237}
-PUBLISHED_SWEEP = ((0.087, 0.165), (0.127, 0.163))  # paper, 3.2: WBF of its best and second-best model's boxes alone
+PUBLISHED_SWEEP = ((0.087, 0.165), (0.127, 0.163))  # paper, 3.2: mAP of WBF on the best, second-best model alone
 SWEPT_IOU = tuple(k / 10 for k in range(1, 11))  # 1: not fused
 ALWAYS = ("ablation.csv", "wbf_sweep.csv", "errors_2cc.csv", "figure1.csv", "figure1_classes.csv", "figure1_curves.csv")
 LOCATIONS = "locations.csv"
 
 
 def run_ablation(job):
-    """Write the tables of the paper's comparisons; all choices are made for each part of the images on the others.
+    """Write the tables of the paper's comparisons; all choices for a part of the images are made on the other parts.
 
-    ablation.csv, table 1. base: the best member's boxes; WBF: all members fused; 2CC, WBF + 2CC: both with the paper's
-    rule; WBF + several 2CCs: the mean of all 2CCs. In the first two only images without boxes get No finding. Columns:
-    step, map, low, high, findings (mean AP), boxes before the fusion and after the rule, skipped (share of images above
-    alpha, which need no detector), gain over the base (paired) with gain_low, gain_high and p, paper. errors_2cc.csv:
-    errors of boxes, and mAP gained by correcting them. Others: `sweep_fusion`, `compare_members`, `locate_findings`.
+    ablation.csv is table 1. base: the best member's boxes; WBF: all members fused; 2CC, WBF + 2CC: both with the rule
+    of the paper; WBF + several 2CCs: the mean of all 2CCs. base and WBF add No finding only to images without boxes.
+    Columns: step, map, low, high, findings (mean AP), before and after (boxes before fusion, after the rule), skipped
+    (share of images above alpha, which need no detector), gain over base (paired), gain_low, gain_high, p, paper.
+    errors_2cc.csv: box errors, mAP gained by fixing them. Others: `sweep_fusion`, `compare_members`, `locate_findings`.
     """
     config, oof, (images, truth) = job.config, read_predictions(job, "oof"), out_of_fold(job)
     every, groups = oof.tables["_healthy"].set_index("image_id"), groups_of(images)
@@ -85,7 +85,7 @@ def run_ablation(job):
 
 
 def sweep_fusion(boxes, truth, images, members):
-    """Return the mAP when the boxes of the best and of the second-best member alone are fused by WBF (paper, 3.2).
+    """Return the mAP when WBF fuses only the best member's boxes, and only the second-best member's (paper, 3.2).
 
     members: DataFrame of member and map. Columns: rank, member, iou (1: not fused), map, boxes, and the paper's range.
     Images without boxes get No finding.
@@ -107,7 +107,7 @@ def compare_members(job, boxes, truth, images):
 
     figure1.csv: member, map with low and high (findings only, over all images) and map_coco, the paper's validation
     metric. figure1_classes.csv: COCO's AP of each class by member. figure1_curves.csv: member, epoch, iteration and
-    map_coco at the end of each epoch, mean of the folds.
+    map_coco at the end of each epoch, averaged over the folds.
     """
     config, members, classes, curves = job.config, [], {}, []
     networks = {(network.fold, network.stage): network for network in job.recipe.networks(job)}

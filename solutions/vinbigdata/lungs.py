@@ -1,4 +1,4 @@
-"""The lungs of every image: a channel of the detector, and where the findings lie in them."""
+"""Lung masks of all images: an input channel for detectors, and the positions of findings within the lungs."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def _describe(segmenter, image, probs, about):
 
 
 class LungSamples(SampleDataset):
-    """Images with their lung mask as the second channel, uint8 (2, H, W); `masks`: path of those of all store rows."""
+    """Images with their lung mask as the second channel, uint8 (2, H, W); masks: path of all store rows' masks."""
 
     def __init__(self, images, masks, size, rows):
         super().__init__(images, size=size, rows=rows)
@@ -64,8 +64,8 @@ def samples(images, rows, size, with_lungs):
 def locate_findings(images):
     """Return where the true boxes of each class lie: a table of class, boxes and shares.
 
-    in_lungs: mean share of a box that is lung. right, left (the patient's), upper, middle, lower: shares of the boxes
-    by their centre, in halves and thirds of the box around both lungs. Images without lungs are left out.
+    in_lungs: mean share of a box that is lung. right, left (the patient's), upper, middle, lower: shares of boxes with
+    their centre in that half or third of the bounding box of both lungs. Images without lungs are left out.
     """
     masks, boxes, found = read_array(images.arrays["masks"]), images.tables["boxes.parquet"], []
     sizes = images.at(boxes["row"])[["width", "height", "width", "height"]].to_numpy(float)

@@ -35,7 +35,7 @@ def made_with(config):
 
 
 def networks(job):
-    """Return each fold's detectors, one per member, and its 2CCs, whose folds may differ."""
+    """Return each fold's detectors, one per member, and its 2CCs, which may use a different split into folds."""
     config, trainings = job.config, []
     for fold in dict.fromkeys((*config.folds, *config.healthy_trained)):
         members = config.members if fold in config.folds else ()
@@ -58,7 +58,7 @@ def detector_network(config, fold, member):
         return np.sort([*rows[found], *healthy[: round(detector.healthy * found.sum())]]), held_out
 
     def taught(job, rows):
-        """Return the rows with a teacher's box of one of the classes, since the others are no further healthy ones."""
+        """Return the rows with a teacher's box of the classes; rows without one must not count as healthy images."""
         return rows[np.isin(rows, [*detection.boxes_by_row(job.images, classes)])]
 
     network = detection.detector_network(
@@ -76,7 +76,7 @@ def detector_network(config, fold, member):
 
 
 def healthy_network(config, fold, backbone):
-    """Return a 2CC of one of its folds, each of which may comprise several of the detectors' folds (3.2)."""
+    """Return the 2CC of one of its own folds; each of these may combine several of the detectors' folds (3.2)."""
     classifier = replace(config.healthy, backbone=backbone)
 
     def rows(job, fold):
@@ -87,7 +87,7 @@ def healthy_network(config, fold, backbone):
     labels = data.health_labels if classifier.findings else data.healthy
     n_outputs = 1 + NO_FINDING * classifier.findings
     network = detection.gate_network(fold, stage, classifier, labels, rows, n_outputs=n_outputs)
-    return replace(network, taught=None)  # whose folds are not those of a teacher's boxes
+    return replace(network, taught=None)  # its folds are not those of a teacher's boxes
 
 
 def predict_rows(job, folds, rows, path, title):
@@ -123,7 +123,7 @@ def pool(suffix, tables):
 
 
 def choose(job, oof):
-    """Choose the fusion and rule with the best mean AP out of fold; each part is scored by the others' choice."""
+    """Choose the fusion rule with the best out-of-fold mean AP; score it nested over folds, or halves of one fold."""
     config, (images, truth) = job.config, data.out_of_fold(job)
     health = oof.tables["_healthy"].set_index("image_id")
     options = {"members": config.members, "fusion": config.fusion, "decision": config.decision, "seed": config.seed}
@@ -138,7 +138,7 @@ def choose(job, oof):
         "errors.csv": error_breakdown(tuned.detections, truth, images["image_id"]).summary.reset_index(),
         "oof_decided.parquet": tuned.detections,
     }
-    tested = read_parquet(job.run.path("test_healthy.parquet"))["healthy"]  # without the millions of boxes
+    tested = read_parquet(job.run.path("test_healthy.parquet"))["healthy"]  # read without the millions of boxes
     figures = tuning.score_figures(tuned, truth, images, health["healthy"], tested)
     return Choice(tuned.as_dict(), tuned.score.estimate, figures, tables)
 

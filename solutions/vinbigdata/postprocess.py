@@ -24,12 +24,12 @@ from common.submit.validate import id_problems, refuse_rows, row_problems
 from solutions.vinbigdata.config import CLASS_NUMBERS, CLASSES, NO_FINDING, NOTHING, SAMPLE
 from solutions.vinbigdata.data import no_findings
 
-FINDING_COLUMNS = [str(k) for k in range(NO_FINDING)]  # of the 2CC's probabilities of findings
+FINDING_COLUMNS = [str(k) for k in range(NO_FINDING)]  # columns of the 2CC's probabilities of findings
 
 
 @dataclass(frozen=True)
 class DecisionRule(FusionRule):
-    """How to fuse and filter the boxes of several networks: searched out of fold, applied unchanged to test images.
+    """How to fuse and filter the boxes of several networks: tuned out of fold, applied unchanged to test images.
 
     If the probability of a healthy image exceeds `alpha`, all boxes are replaced by `14 1 0 0 1 1`; if it exceeds only
     `beta`, a No finding box is added with the probability as its score (the paper gives no score). beta -1 adds it
@@ -49,7 +49,7 @@ class DecisionRule(FusionRule):
 
     @property
     def fusion(self):
-        """The rule as if all images were certain: rules with the same one have the same boxes."""
+        """The rule without its use of the 2CC; rules that are equal in this part produce the same fused boxes."""
         return replace(self, alpha=1.0, beta=1.0, gamma=0.0, delta=0.0)
 
 
@@ -75,7 +75,7 @@ def list_rules(fusion, decision, weights):
 def scale_scores(detections, at, probs, present, rule):
     """Return the scores of findings under rule.gamma and rule.delta, float64 (n,), see `DecisionRule`.
 
-    at: (n,), the places of their images in probs (images,), of being healthy, and present (images, classes) or None.
+    at: (n,), each box's image as index into probs (images,), of being healthy, and present (images, classes) or None.
     """
     score = detections["score"].to_numpy(float)
     if rule.gamma:
@@ -84,16 +84,16 @@ def scale_scores(detections, at, probs, present, rule):
 
 
 def find_healthy(rule, probs):
-    """Return two masks of images by their probability of being healthy: boxes dropped, and a No finding box added."""
+    """Return two bool masks of images by their probs of being healthy: all boxes dropped, and No finding added."""
     return probs > rule.alpha, probs > rule.beta
 
 
 def apply_rule(detections, image_ids, health, rule):
     """Return the detections to submit for `image_ids`, with rows of class 14 and at least one row per image.
 
-    detections: only findings. health: table by image_id of the 2CC's probabilities: healthy, and the class numbers of
-    findings if rule.delta is above 0; unused by a rule that needs none. An image without boxes gets `14 1 0 0 1 1`,
-    like its row in the submission.
+    detections: only findings. health: the 2CC's probabilities by image_id: a column healthy and, for rule.delta > 0,
+    one per finding, named by class number; not read if the rule needs none. An image without boxes gets
+    `14 1 0 0 1 1`, like its row in the submission.
     """
     ids = pd.Index(image_ids)
     at = find_places(ids, detections["image_id"])

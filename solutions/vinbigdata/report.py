@@ -19,7 +19,7 @@ TITLE = "VinBigData detection"
 
 
 def hints(job, score, trainings):
-    """Return a hint if a member alone has a higher mAP of the findings than all of them fused."""
+    """Return a hint if one member alone has a higher mAP over the findings than all members fused."""
     members = read_csv(job.run.path("members.csv"), ["member", "map"])
     best, fused = members.loc[members["map"].idxmax()], score["map_findings"]
     if len(members) < 2 or fused is None or fused >= best["map"]:
@@ -44,7 +44,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return the data section and those of the results that are current."""
+    """Return the data section and the sections of those results that are up to date."""
     parts = [_data(job.images)]
     if job.is_current("tune"):
         rows, found = job.images.rows(folds=job.config.folds), read_parquet(job.run.path("oof_decided.parquet"))
@@ -129,7 +129,7 @@ def _healthy(run, scored):
 
 
 def _pictures(images, found, scored, count=8):
-    """Return the sections of the worst errors and of images with findings."""
+    """Return the section on the worst errors and the one with pictures of findings."""
     abnormal, normal = (scored[scored["abnormal"] == value] for value in (1, 0))
     boxes = found[found["class_id"] != NO_FINDING]
     highest = boxes[boxes["image_id"].isin(normal["image_id"])].groupby("image_id")["score"].max()
@@ -188,6 +188,6 @@ def submission(job, record):
 
 
 def show_predictions(submission, folder=None, count=4):
-    """Show the test images with the highest scores, with boxes; folder: of other images."""
+    """Show the test images with the highest scores, with boxes; folder: other images to use instead."""
     found = parse_predictions(submission)
     display_boxes(KAGGLE, found[found["class_id"] != NO_FINDING], CLASSES, count, folder=folder)

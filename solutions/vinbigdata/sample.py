@@ -1,10 +1,10 @@
-"""The embedded sample: phantom radiographs laid out as the VinBigData competition unpacks.
+"""The embedded sample: phantom radiographs in the file layout of the VinBigData competition.
 
-Like the real set: DICOM of 10 to 16 bits, JPEG 2000 or raw, some MONOCHROME1, none square; three radiologists per
-image, nearly always R8, R9 and R10 for abnormal ones; they differ in place, extent and class and miss findings, but
-agree on whether there are any; three or four classes on an abnormal image. Unlike it: half of the images are healthy
-instead of 71 %; only six of the classes occur, equally often, once per image, large and dense; and the images are a
-fifth as wide, so that a few dozen are enough for training.
+Like the real data: DICOM of 10 to 16 bits, JPEG 2000 or raw, some MONOCHROME1, none square; three or four classes in an
+abnormal image; three radiologists per image, nearly always R8, R9 and R10 for abnormal images, who differ in a box's
+position, size and class and miss findings, but agree on whether there are any. Unlike them: half of the images are
+healthy instead of 71 %; only six classes occur, equally often, at most once per image, as large and dense findings; and
+the images are a fifth as wide, so that a few dozen are enough for training.
 """
 
 import threading
@@ -22,7 +22,7 @@ from common.phantom import findings as draws
 from common.phantom.sample import draw_findings, in_threads, make_dicom, write_rows, write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
-VERSION = 2  # to be raised whenever the files for a seed change
+VERSION = 2  # raise it whenever the files for a seed change
 HEADER = ("image_id", "class_name", "class_id", "rad_id", "x_min", "y_min", "x_max", "y_max")
 # How a class is drawn; findings that move a border of the lungs come before those inside the lungs.
 FINDINGS = {
@@ -34,20 +34,20 @@ FINDINGS = {
     "Nodule/Mass": partial(draws.mass, density=(0.34, 0.4), radius=(0.07, 0.1)),
 }
 MISTAKEN = {"Consolidation": "Nodule/Mass", "Nodule/Mass": "Consolidation", "Pleural effusion": "Consolidation"}
-MISTAKES, MISSES, JITTER = 0.08, 0.12, 0.05  # shares of findings; deviation of an edge, as a share of the box's side
+MISTAKES, MISSES, JITTER = 0.08, 0.12, 0.05  # shares of findings; std of an edge as a share of the box's side
 KEEN, KEEN_SHARE = (8, 9, 10), 0.94  # three raters, and the share of abnormal images that they read
 BITS = (10, 12, 14, 16)
 RAW, INVERTED = 3, 5  # every third image is not compressed, every fifth is MONOCHROME1
-LEAST, MOST = 480, 640  # pixels of a film before it is cropped
+LEAST, MOST = 480, 640  # side of a film before cropping, in pixels
 
 _one_encoder = threading.Lock()  # pylibjpeg-openjpeg 2.6's encoder crashes with two threads at a time
 
 
 def make_sample(folder, n_train=64, n_test=12, seed=0, healthy=50):
-    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+    """Write the sample into `folder` and return it as a Path; a complete sample with the same parameters is reused.
 
-    healthy: percentage of images without a finding, 0 to 90. Beside the competition's files: hidden/truth.csv, the true
-    boxes of the test images in the format of train.csv. Raises InputError as `write_sample` does.
+    healthy: percentage of images without a finding, 0 to 90. Besides the competition's files, it has hidden/truth.csv:
+    the test images' true boxes in the format of train.csv. Raises InputError as `write_sample` does.
     """
     check(healthy in range(91), f"sample: healthy={healthy!r} must be a whole percentage from 0 to 90")
     parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}

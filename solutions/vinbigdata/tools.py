@@ -113,7 +113,7 @@ def _check(files, out, weights, iou, skip, method, conf_type):
 
 
 def _one_size(ids, tables):
-    """Return a common square size for all images, a power of two, so that division by it is exact."""
+    """Return one square size for all images: a power of two, so that dividing by it is exact."""
     largest = max(table[BOX].to_numpy().max(initial=1.0) for table in tables.values())
     side = 2.0 ** np.ceil(np.log2(largest))
     return pd.DataFrame({"image_id": ids, "width": side, "height": side})

@@ -1,4 +1,4 @@
-"""Search the decision rule for several networks, nested, by the leaderboard's metric."""
+"""Tune the decision rule for several networks on the leaderboard's metric, nested over the folds."""
 
 import itertools
 from dataclasses import asdict, dataclass, replace
@@ -20,17 +20,17 @@ from solutions.vinbigdata.config import NO_FINDING
 from solutions.vinbigdata.data import VOC_FINDINGS, no_findings
 from solutions.vinbigdata.postprocess import DecisionRule, list_rules
 
-SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the figure
+SWEEP = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.997, 1.0)  # values of alpha and beta in the report's figure
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """The result of `tune_detection`.
 
-    rule: the best on all images, naive: its mean AP there. part_rules: {part: the rule chosen on the other parts}.
-    parts: (n,), folds, or of a single one `halves` of the patients. detections: each image under its part's rule;
-    result, score, class_scores: their mean AP and intervals. surface, sweep: the rules tried, and alpha and beta with
-    the fusion of `rule`, on all images. members: DataFrame of member, weight and map (findings, its boxes alone).
+    rule: the best on all images; naive: its mean AP there. parts: (n,), each image's fold, or its half of the patients
+    if there is one fold (`halves`). part_rules: {part: the rule chosen on the other parts}. detections: boxes under the
+    rule of their image's part; result, score, class_scores: their evaluation with intervals. surface: all rules tried,
+    sweep: `rule` with other alpha and beta, on all images. members: member, weight, map (findings, its boxes alone).
     """
 
     rule: DecisionRule
@@ -59,14 +59,14 @@ class Tuned:
 
 
 def tune_detection(oof, truth, images, health, members, fusion, decision, seed=0, n_resamples=1000):
-    """Return Tuned: the rule of a FusionConfig and a DecisionConfig with the best mean AP of the leaderboard.
+    """Return the Tuned with the best rule of a FusionConfig and a DecisionConfig by the leaderboard's mean AP.
 
-    oof: boxes of the networks, for each image from the fold not trained on it; truth: true boxes, one row of class 14
-    for an image without a finding; images: the held-out ones, with fold and patient_id ("" if unknown); health: as in
-    `apply_rule`. Since mean AP is not a mean over images, the images of each part get the rule chosen on the other
-    parts, and all are scored as one set. fusion.weights go to the members by the mean AP of their boxes, best first;
-    then fusion.try_weights are tried for one after another. fusion.method may also be "best": only the boxes of the
-    member with the highest weight. Of tied rules, the middle one wins.
+    oof: each image's boxes by the networks not trained on it; truth: true boxes, one row of class 14 for an image
+    without a finding; images: the held-out ones, with fold and patient_id ("" if unknown); health: as in `apply_rule`.
+    Mean AP is not a mean over images, so each part of the images gets the rule chosen on the other parts, and then all
+    images are scored as one set. fusion.weights go to the members in order of their boxes' mean AP, best first; then
+    each value of fusion.try_weights is tried for one member after another. fusion.method may also be "best", which uses
+    only the boxes of the member with the highest weight. Of tied rules, the middle one wins.
     """
     ids, groups, parts = images["image_id"].to_numpy(), groups_of(images), images["fold"].to_numpy()
     halves = images["fold"].nunique() < 2
@@ -87,12 +87,12 @@ def tune_detection(oof, truth, images, health, members, fusion, decision, seed=0
     sweep = trials.table(replace(best, alpha=a, beta=b) for a, b in pairs)[["alpha", "beta", "map"]]
     alone = pd.DataFrame({"member": list(members), "weight": best.weights, "map": trials.own[:, 0]})
     naive = float(trials.scores(best)[0])
-    vars(trials).clear()  # its caches refer to it, so that all boxes would stay until the garbage collector runs
+    vars(trials).clear()  # its caches refer to it, so all boxes would stay in memory until the garbage collector runs
     return Tuned(best, part_rules, parts, halves, detections, result, score, class_scores, naive, surface, sweep, alone)
 
 
 def score_figures(tuned, truth, images, healthy, tested):
-    """Return the content of score.json; tested: probabilities that test images are healthy; the rest as above."""
+    """Return the content of score.json; healthy, tested: out-of-fold and test probabilities of being healthy."""
     true, probs = 1 - images["abnormal"].to_numpy(), healthy.reindex(images["image_id"]).to_numpy()
     aps, rule, of_2cc = tuned.result.classes["ap"], tuned.rule, gate_figures(true, probs)
     nothing = no_findings(images[["image_id"]].assign(score=1.0))
@@ -119,7 +119,7 @@ def score_figures(tuned, truth, images, healthy, tested):
 
 
 def rank_weights(weights, own):
-    """Return the members' weights, a tuple (m,): `weights`, then 1, from the best to the worst of their scores (m,)."""
+    """Return the members' weights, a tuple (m,): `weights`, then 1, in order of their scores `own`, best first."""
     given = np.empty(len(own))
     given[np.argsort(-np.asarray(own), kind="stable")] = [*weights, *[1.0] * len(own)][: len(own)]
     return tuple(given.tolist())
@@ -141,7 +141,7 @@ def search_weights(score_of, start, values, rounds=3):
 
 
 class _Trials:
-    """Scores of rules on subsets of the images, `shares` (k, n), each computed once."""
+    """Cached scores of rules on k subsets of the n images; shares: (k, n), 1 for the images of a subset, else 0."""
 
     def __init__(self, oof, truth, images, health, members, method, shares):
         self.oof, self.members, self.truth, self.images, self.shares = oof, members, truth, images, shares
@@ -200,9 +200,9 @@ class _Trials:
         return replace(found, score=scaled[ranked], image=found.image[ranked], found=found.found[ranked])
 
     def scores(self, rule):
-        """Return the mean AP of a rule on each share, as `evaluate` would of `decide`.
+        """Return the mean AP of a rule on each subset, the same as from `evaluate` on the boxes of `decide`.
 
-        Rules of the same fusion share one matching, since they treat all boxes of an image and class alike.
+        Rules with the same fusion share one matching, since they treat all boxes of an image and class alike.
         """
         if rule not in self.known:
             found = self.scale(replace(rule, alpha=1.0, beta=1.0))
