@@ -19,9 +19,9 @@ NOTEBOOK = "kaggle/executed.ipynb"
 
 
 def run_all(names, argv, export):
-    """Run the preset `demo` of every solution on its sample, rehearse Kaggle, write index.html; return a status.
+    """Run every solution's preset `demo`, rehearse one Kaggle notebook and write index.html; return an exit status.
 
-    argv: optionally, the folder for all files (default: runs/demo). Repeating the call continues.
+    argv: optionally, the folder for all files (default: runs/demo). A repeated call resumes the work.
     """
     root, rows, begun = Path(argv[0] if argv else "runs/demo"), [], time.monotonic()
     for name in names:
@@ -44,7 +44,7 @@ def run_all(names, argv, export):
 
 
 def _rehearse(root, export, name="siim_pneumothorax"):
-    """Execute the notebook of one run without network; if it fails, print the reason and return False."""
+    """Execute the notebook of one run without network access; if it fails, print the reason and return False."""
     run, folder = root / name, root / "kaggle"
     executed, submission = root / NOTEBOOK, folder / "kernel" / "working" / "submission.csv"
     if executed.is_file() and submission.is_file() and submission.read_bytes() == (run / "submission.csv").read_bytes():
@@ -87,7 +87,7 @@ def _write_index(root, rows, rehearsed):
 
 
 def _pictures(path, count=2):
-    """Return the first images of a report as a grid, from its section Pictures if there is one."""
+    """Return the first images of a report as a grid, starting at its section Pictures if it has one."""
     text = path.read_text("utf-8").split("<h2>Pictures</h2>")[-1] if path.is_file() else ""
     figures = [one for one in re.findall("<figure>.*?</figure>", text, re.DOTALL) if "data:image/jpeg" in one]
     return page.grid(*map(page.Html, figures[:count]))

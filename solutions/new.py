@@ -12,7 +12,7 @@ MAIN, CONTRACT = "solutions/__main__.py", "tests/solutions/contract.py"
 NAMES, CASE = (
     r'(?<=^NAMES = \()[^)]*"{0}"',
     r'^    Case\(\n        "{0}",\n.*?^    \),\n',
-)  # entries of the copied solution
+)  # regular expressions for the entries of the copied solution
 
 
 def new(name: str, /, *, like: str = "rsna_pneumonia"):

@@ -1,1 +1,1 @@
-"""Your own images: classification, detection or segmentation, whichever the labels are made for."""
+"""Your own images: classification, detection or segmentation, depending on the labels."""

@@ -1,4 +1,4 @@
-"""Detection on own images: one detector per fold, and a score threshold for each class."""
+"""Detection on the user's own images: one detector per fold, and one score threshold per class."""
 
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ COLUMNS = ["image_id", "class", *BOX, "score", "keep"]
 def refine(job, listing, store):
     """Return the listing with the table boxes.parquet: image_id, row, class_id and corners in pixels of the original.
 
-    Raises InputError naming the row of a box without area or outside its image, and for boxes in the other unit.
+    Raises InputError naming the row of a box without area or outside its image, and for fractions given as pixels.
     """
     listing, unit = leave_out_unreadable(listing), job.config.boxes
     marks, table = listing.tables["marks"], listing.table
@@ -66,7 +66,7 @@ def network(job, fold):
 
 
 def rule(n_classes, iou=0.5, base=VOC2010):
-    """Return the matching rule of own classes at an IoU."""
+    """Return the rule that matches boxes of the user's classes at an IoU threshold."""
     return replace(base, n_classes=n_classes, no_finding=None, iou_threshold=iou)
 
 
@@ -82,7 +82,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose each class's score threshold by its F1 at IoU 0.5; each fold is scored at the others' thresholds."""
+    """Choose each class's score threshold by F1 at IoU 0.5; F1 is nested over folds, or halves of a single fold."""
     config, classes, found = job.config, job.images.about["classes"], oof.table
     rows, n, seed = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds]), len(classes), config.seed
     ids, groups, truth = job.images.ids(rows), job.images.groups(rows), truth_of(job.images, rows)
@@ -110,7 +110,7 @@ def choose(job, oof):
 
 
 def count_boxes(result, chosen, thresholds):
-    """Return how many boxes of some images are found, predicted and true at the thresholds, int (C, 3)."""
+    """Return the numbers of true positives, predicted boxes and true boxes in the chosen images, int (C, 3)."""
     class_of = np.repeat(np.arange(len(result.starts) - 1), np.diff(result.starts))
     said, n = chosen[result.image] & (result.score >= np.nan_to_num(thresholds, nan=np.inf)[class_of]), len(thresholds)
     true = np.bincount(result.truth_class[chosen[result.truth_image]], minlength=n)
@@ -126,9 +126,9 @@ def describe(figures):
 
 
 def answer(job, test, chosen, neutral):
-    """Return a row per box, COLUMNS, with keep 1 if it reaches its class's threshold; no box: a row of blanks.
+    """Return one row of COLUMNS per box; keep: 1 if it reaches its class's threshold. No box: a row of blanks.
 
-    The boxes of several folds' detectors are fused.
+    Boxes from the detectors of several folds are fused.
     """
     classes, images = job.images.about["classes"], job.images.at(job.images.rows("test"))
     how = FusionRule((1.0,), 0.5, skip=job.config.detector.min_score)

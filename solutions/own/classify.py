@@ -1,4 +1,4 @@
-"""Classification of own images: one network per fold, with several labels per image or one of several classes."""
+"""Classification of the user's own images: one network per fold; multilabel or multiclass."""
 
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -44,7 +44,7 @@ def truth_of(images, rows):
 
 
 def label_loss(logits, target, weight=None, multiclass=False):
-    """Return the mean cross-entropy of labels (B, C), NaN being unknown; weight: of the positives or classes, (C,)."""
+    """Return the mean cross-entropy for labels (B, C), NaN if unknown; weight: (C,), of positives or of classes."""
     weight = None if weight is None else torch.as_tensor(weight, device=logits.device)
     if multiclass:
         shares = target if weight is None else target * weight
@@ -55,14 +55,14 @@ def label_loss(logits, target, weight=None, multiclass=False):
 
 
 def class_weights(truth, multiclass):
-    """Return weights (C,) from labels (n, C): negatives per positive, or n / (C · images of the class); at most 20."""
+    """Return weights (C,) from labels (n, C): negatives per positive, or n / (C · images of the class); 1/20 to 20."""
     positive, known = np.nansum(truth, axis=0), (~np.isnan(truth)).sum(axis=0)
     weights = (len(truth) / truth.shape[1] if multiclass else known - positive) / np.maximum(positive, 1)
     return np.clip(weights, 1 / MOST_WEIGHT, MOST_WEIGHT).astype(np.float32)
 
 
 def repeat_rare(rows, truth):
-    """Return store rows with those of rarer classes repeated, an image by the rarest of its classes."""
+    """Return store rows repeated to balance the classes, an image as often as the rarest of its classes requires."""
     counts = np.nansum(truth, axis=0)
     factors = np.maximum(counts.max(), (truth == 0).all(axis=1).sum()) / np.maximum(counts, 1)
     repeats = np.where(truth > 0, np.clip(np.round(factors), 1, MOST_REPEATS), 1).max(axis=1)
@@ -102,7 +102,7 @@ def network(job, fold):
         lambda weights=None: build_classifier(config, len(job.images.about["classes"]), weights),
         dataset,
         loss=lambda *pair: label_loss(*pair, weights() if config.class_weights else None, multiclass),
-        couples=True,  # the mean over known labels, or by the classes' weights
+        couples=True,  # the loss is a mean over known labels, or weighted by class
         measure=lambda logits, target: logits.float(),
         figures=figures,
         rows=rows,
@@ -113,14 +113,14 @@ def network(job, fold):
 
 
 def augmentation(name, flip):
-    """Return the augmentation of this name, or None; without mirroring unless `flip`."""
+    """Return the named augmentation, or None for none; it mirrors images only if `flip`."""
     if name == "none":
         return None
     return light() if flip else compose(light().transforms[1:])
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Return the probabilities of store rows by class, the mean over the folds' networks."""
+    """Return the class probabilities of store rows, averaged over the folds' networks."""
     classes, views = job.images.about["classes"], tta.views(job.config.tta)
     trained = [network(job, fold) for fold in folds]
     probs = predict(job, trained, rows, views, title) if len(rows) else np.empty((0, len(classes)))
@@ -129,7 +129,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def mean_auroc(truth, probs, groups, seed=0, n_resamples=1000):
-    """Return the Interval of the mean AUROC over classes, (n, C); with unknown labels, from fewer resamples."""
+    """Return the Interval of the mean AUROC over C classes; with unknown labels, from a fifth of the resamples."""
     if np.isnan(truth).any():
         mean = lambda at: metrics.mean_of_defined(aurocs(truth[at], probs[at]))  # noqa: E731
         return bootstrap(mean, groups, n_resamples // 5, seed)
@@ -143,7 +143,7 @@ def aurocs(truth, scores):
 
 
 def class_row(truth, probs, parts, groups, seed):
-    """Return the figures of one class over the images whose label is known."""
+    """Return the metrics of one class over the images whose label is known."""
     known = ~np.isnan(truth)
     y, p, part, people = truth[known, None], probs[known, None], parts[known], groups[known]
     row = {"images": len(y), "positive": int(y.sum()), "positive_patients": len(set(people[y[:, 0] > 0].tolist()))}
@@ -165,7 +165,7 @@ def as_json(value):
 
 
 def choose(job, oof):
-    """Choose each class's threshold by Youden's index, score it on the folds that did not choose it, and the AUROCs."""
+    """Choose each class's threshold by Youden's index; score the thresholds, nested, and the AUROC of each class."""
     classes, rows, seed = job.images.about["classes"], oof.table["row"], job.config.seed
     truth, probs, groups = truth_of(job.images, rows), oof.table[classes].to_numpy(), job.images.groups(rows)
     parts = data.parts_of(job, rows)
@@ -191,7 +191,7 @@ def describe(figures):
 
 
 def answer(job, test, rule, neutral):
-    """Return image_id and a probability per class of each image, neutral ones for images that cannot be read."""
+    """Return image_id and one probability per class for each image; unreadable images get the neutral ones."""
     classes, images = job.images.about["classes"], job.images.at(test.table["row"])
     probs = test.table[classes].to_numpy(copy=True)
     probs[~images["ok"].to_numpy()] = [neutral[name] for name in classes]
@@ -200,7 +200,7 @@ def answer(job, test, rule, neutral):
 
 
 def refine(job, listing, store):
-    """Return the listing with what the networks see; classes need no table of marks."""
+    """Return the listing with the input images of `data.add_view`, and without tables, which classes do not need."""
     return data.add_view(job, replace(listing, tables={}), store)
 
 

@@ -1,4 +1,4 @@
-"""COCO's masks: polygons and run lengths, read and written; common/data/coco.py has the rest of the format."""
+"""Read COCO's masks (polygons, run lengths) and write run lengths; common/data/coco.py handles the rest of COCO."""
 
 import cv2
 import numpy as np
@@ -6,13 +6,13 @@ import numpy as np
 from common.errors import InputError
 from common.post.rle import area, paint
 
-OUTSIDE = 1.0  # pixels that a polygon may exceed its image
+OUTSIDE = 1.0  # pixels by which a polygon may exceed its image
 
 
 def draw(outline, shape, where):
-    """Return a `segmentation` of COCO, polygons or a run-length mask, as a mask bool (height, width).
+    """Return the mask of a COCO `segmentation` (polygons or run lengths), bool (height, width).
 
-    Raises InputError, beginning with `where`, for an outline outside the image and a mask of another size.
+    Raises InputError, beginning with `where`, for a polygon outside the image and a mask of another size.
     """
     height, width = shape
     if isinstance(outline, dict):
@@ -29,7 +29,7 @@ def draw(outline, shape, where):
         points = np.asarray(polygon, float).reshape(-1, 2)
         if (points < -OUTSIDE).any() or (points > np.array([width, height]) + OUTSIDE).any():
             raise InputError(f"{where}: the polygon leaves its image of {width} × {height} pixels")
-        # corners lie between pixels, OpenCV's integers are their centres; in sixteenths of a pixel
+        # COCO's integers are edges of pixels, OpenCV's are centres; shift=4: sixteenths of a pixel
         part = np.zeros(shape, np.uint8)
         cv2.fillPoly(part, [np.round((points - 0.5) * 16).astype(np.int32)], 1, shift=4)
         mask |= part
@@ -37,7 +37,7 @@ def draw(outline, shape, where):
 
 
 def _decode(text):
-    """Return the run lengths of COCO's compressed string: 5 bits per letter, differences to the run before last."""
+    """Return the run lengths of COCO's compressed string: 5 bits per character, differences from the run two before."""
     counts, place = [], 0
     while place < len(text):
         value, bits, more = 0, 0, True
@@ -50,7 +50,7 @@ def _decode(text):
 
 
 def mask_fields(runs, image):
-    """Return the fields of an annotation for runs of `common.post.rle` on an image, a row of the run's table."""
+    """Return an annotation's mask fields for runs of `common.post.rle`; image: its row in the run's table."""
     shape = int(image.height), int(image.width)
     counts = np.diff([0, *runs.ravel().tolist(), shape[0] * shape[1]]).tolist()
     box = cv2.boundingRect(paint(runs, shape, order="C"))

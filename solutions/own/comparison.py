@@ -1,4 +1,4 @@
-"""What `table` and `score_predictions` measure: AUROC by class, AP of boxes by class, or Dice and IoU of masks."""
+"""Metrics of the tools `table` and `score_predictions`: AUROC by class, AP of boxes by class, or Dice and IoU."""
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,11 @@ from solutions.own.boxes import rule
 from solutions.own.classify import aurocs
 from solutions.own.labels import read_labels, task_of
 
-TRUE = "true "  # before the name of a class: its labels
+TRUE = "true "  # prefix of the columns with the labels of a class
 
 
 def results(job, split):
-    """Return the out-of-fold images of a run with their scores, or their labels and what was predicted."""
+    """Return the out-of-fold images of a run with their labels, and with their scores or predictions."""
     is_masks, images, classes = job.config.task == "segmentation", job.images, job.images.about["classes"]
     table = read_parquet(job.run.path("oof_dice.parquet" if is_masks else "oof.parquet"))
     if job.config.task == "detection":
@@ -33,7 +33,7 @@ def results(job, split):
 
 
 def measure(table, groups, n_resamples, seed):
-    """Return Dice and IoU, or the AUROC or AP of each class and their mean, by the bootstraps of score.json."""
+    """Return Dice and IoU, or each class's AUROC or AP and the mean, with the same bootstrap as in score.json."""
     if "dice" in table:
         return means_of({"dice": "dice", "iou": "iou"})(table, groups, n_resamples, seed)
     names = [name.removeprefix(TRUE) for name in table if name.startswith(TRUE)]
@@ -49,7 +49,7 @@ def measure(table, groups, n_resamples, seed):
 
 
 def read_probabilities(path):
-    """Return the probabilities of each class by image, from a file in the form of submission.csv."""
+    """Return the probabilities of each class by image, from a file in the format of submission.csv."""
     table = some_rows(path)
     values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
     for row, column in np.argwhere(~((values >= 0) & (values <= 1)).to_numpy())[:1]:
@@ -66,7 +66,7 @@ def read_truth(path):
 
 
 def join(predictions, labels):
-    """Return labels and probabilities of the classes that both tables have."""
+    """Return the probabilities and labels of the classes that both tables have."""
     names = [name for name in predictions if TRUE + name in labels]
     check(names, "predictions and labels have no class in common")
     return predictions[names].join(labels[[TRUE + name for name in names]])

@@ -1,4 +1,4 @@
-"""From labels and folders to the run's table: names become images, and whatever does not fit is named and counted."""
+"""Build the run's table from labels and folders: match names to image files, and report whatever has no match."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,14 +16,14 @@ from solutions.lung_segmentation import find_lungs, lung_region, weights_file
 from solutions.own.labels import find_labels, list_images, read_labels
 
 SAMPLE = "sample_submission.csv"  # optional: its first column names the images to predict
-VIEW = "view"  # name of the array that networks see in place of the stored images
+VIEW = "view"  # name of the array of network inputs that replaces the stored images
 MADE_WITH = ("task", "classes", "boxes", "mask_size", "lungs", "n_folds", "seed", "store_size")
 
 
 def read(job):
-    """Return the Listing of labelled images and of those to predict, with the table "marks" of boxes or masks.
+    """Return the Listing of the labelled images and the images to predict, and the table "marks" of boxes or masks.
 
-    The table adds a column per class: 0, 1 or NaN for unknown.
+    The image table adds a column per class: 0, 1 or NaN for unknown.
     """
     config, options = job.config, job.options
     path = find_labels(options.data, config.labels)
@@ -49,7 +49,7 @@ def read(job):
     train, classes = _drop_rare(config, path, train, classes, left_out)
     if options.id_map:
         train = train.assign(patient_id=read_patients(options.id_map, train["image_id"]))
-    if (train["patient_id"] != "").any():  # an image without a patient is one of its own
+    if (train["patient_id"] != "").any():  # an image without a patient counts as its own patient
         alone = train["patient_id"] == ""
         train = train.assign(patient_id=train["patient_id"].mask(alone, "image " + train["image_id"]))
     parts = train.assign(split="train"), pd.DataFrame({"image_id": test, "split": "test", "patient_id": ""})
@@ -88,7 +88,7 @@ def read_test(job):
     options = job.options
     if options.data is None and (options.test is None or not options.test.is_dir()):
         raise InputError("name the folder of the images with --data")
-    masks = options.data and options.data / (job.config.labels or "masks")  # no images to predict
+    masks = options.data and options.data / (job.config.labels or "masks")  # masks are not images to predict
     files, names = list_images(options.data, masks) if options.data is not None else ({}, {})
     ids, more = _find_tests(options, files, names)
     files = files | more
@@ -98,13 +98,13 @@ def read_test(job):
 
 
 def count_classes(job):
-    """Return the number of classes; before `prepare`, when networks are only asked for their weights, 1."""
+    """Return the number of classes; 1 before `prepare`, when the networks are only asked for their weights."""
     prepared = "images" in job.__dict__ or job.run.step("prepare") is not None
     return len(job.images.about["classes"]) if prepared else 1
 
 
 def parts_of(job, rows):
-    """Return the folds of store rows, or of a single fold two halves of its patients, (n,)."""
+    """Return the fold of each store row, (n,), or, if there is a single fold, the half of the patients."""
     if len(job.config.folds) > 1:
         return job.images.at(rows)["fold"].to_numpy()
     labels = np.nan_to_num(job.images.at(rows)[job.images.about["classes"]].to_numpy(float)).astype(int)
@@ -112,7 +112,7 @@ def parts_of(job, rows):
 
 
 def counts(job, rows):
-    """Return the numbers of images and of patients, None if unknown, and how thresholds are nested."""
+    """Return the number of images, that of patients (None if unknown), and what thresholds are nested by."""
     patients, nested = job.images.patients(rows), "folds" if len(job.config.folds) > 1 else "halves of the patients"
     return {"images": len(rows), "patients": None if patients is None else len(set(patients)), "nested_by": nested}
 
@@ -130,7 +130,7 @@ def sample(ids, about):
 
 
 def add_view(job, listing, store):
-    """Return the listing with the array that networks see if --lungs asks for one: crops of the lungs, or masks."""
+    """Return the listing with an array of network inputs if --lungs asks for it: lung crops or masked images."""
     kind, side = job.config.lungs, job.config.store_size
     if kind == "none":
         return listing
@@ -154,19 +154,19 @@ def _describe(kind, side, segmenter, image, probs, about):
 
 
 def dataset(images, rows, size, transform=None, targets=None):
-    """Return the SampleDataset of store rows as the networks see them, see `add_view`."""
+    """Return the SampleDataset of store rows, with the network inputs of `add_view` if there are any."""
     return SampleDataset(images.arrays.get(VIEW, images.store.images), targets, transform, size, rows=rows)
 
 
 def _places(options, files, ids):
-    """Return the paths of images relative to --test or --data, for files that name them."""
+    """Return the images' paths relative to --test or --data, for the output files that list images."""
     roots = [root for root in (options.test, options.data) if root is not None]
     paths = (files[image_id] for image_id in ids)
     return [next(path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)) for path in paths]
 
 
 def _identify(name, names, where):
-    """Return the id of an image by a name, NaN for an unknown one; raise InputError for a name of several images."""
+    """Return the id of the image with this name, NaN if there is none; raise InputError if several have it."""
     found = names.get(name, np.nan)
     if found is None:
         raise InputError(f"{where}: several images are named {name!r}; write their paths in the folder of the images")
@@ -174,7 +174,7 @@ def _identify(name, names, where):
 
 
 def _skip(left_out, rows, choice, option, what):
-    """Add rows to left_out, or raise InputError if they are to be an error."""
+    """Add rows to left_out, or raise InputError if the user's choice for them is `error`."""
     if len(rows) and choice == "error":
         first = rows.iloc[0]
         raise InputError(
@@ -184,7 +184,7 @@ def _skip(left_out, rows, choice, option, what):
 
 
 def _find_tests(options, files, names):
-    """Return the ids that --test or sample_submission.csv name, and further files by id."""
+    """Return the ids named by --test or sample_submission.csv, and {id: path} of the files in a folder --test."""
     if options.test is not None and options.test.is_dir():
         more, _ = list_images(options.test)
         return list(more), more
@@ -198,7 +198,7 @@ def _find_tests(options, files, names):
 
 
 def _drop_rare(config, path, train, classes, left_out):
-    """Return images and classes without those classes that have too few images, if so chosen."""
+    """Return images and classes; with --on-rare drop, without classes that have fewer than two images."""
     counts = train[classes].sum().astype(int)
     rare = counts.index[counts < 2].tolist()
     if rare and (config.on_rare == "error" or (0 in counts.to_numpy() and config.on_rare == "keep")):
@@ -217,7 +217,7 @@ def _drop_rare(config, path, train, classes, left_out):
 
 
 def folds_of(images):
-    """Return n_folds and folds that the labels' columns fold or split decide, as a dict; {} without these columns."""
+    """Return a dict of n_folds and folds as set by the labels' columns fold or split; {} without these columns."""
     train = images[images["split"] != "test"]
     if (train["fold"] != "").any():
         n = int(train["fold"].astype(int).max()) + 1

@@ -25,12 +25,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels as written.
+    """Labels as the user wrote them.
 
     classes: names. images: one row per labelled image, with name (as the labels write it), where (file and row),
     patient_id, split and fold, "" where not given, and a column per class: 0, 1 and NaN for unknown. marks: one row per
-    box or mask, with the image's name, class, where, and x_min, y_min, x_max, y_max or `mask`: a file, polygons or a
-    run-length mask as COCO has them.
+    box or mask, with the image's name, class, where, and x_min, y_min, x_max, y_max or `mask`: a file, or COCO's
+    polygons or run-length mask.
     """
 
     classes: list
@@ -39,7 +39,7 @@ class Labels:
 
 
 def find_labels(folder, given):
-    """Return the path of the labels: `given`, also relative to the folder of the images, or one of DEFAULTS there."""
+    """Return the path of the labels: `given`, also looked for in the images' folder, or one of DEFAULTS in there."""
     check(folder is not None, "name the folder of the images with --data")
     check(folder.is_dir(), f"{folder}: no such folder (--data)")
     for path in [Path(given), folder / given] if given else [folder / name for name in DEFAULTS]:
@@ -50,10 +50,10 @@ def find_labels(folder, given):
 
 
 def list_images(folder, labels=None):
-    """Return {id: path} of the images at any depth under `folder`, but for the subfolder of masks, and {name: id}.
+    """Return {id: path} of the images at any depth under `folder`, except the folder of masks, and {name: id}.
 
-    Ids are stems, or where two stems are equal the relative paths of all images. An image may be named by its stem, its
-    file name or its relative path with or without suffix; a name of several images has the id None.
+    Ids are stems, or relative paths if any two images have the same stem. An image may be named by its stem, its file
+    name or its relative path with or without suffix; a name shared by several images has the id None.
     """
     inside = labels is not None and labels.is_dir() and labels.resolve().is_relative_to(folder.resolve())
     masks = folder / labels.resolve().relative_to(folder.resolve()).parts[0] if inside else None
@@ -71,7 +71,7 @@ def list_images(folder, labels=None):
 
 
 def task_of(path):
-    """Return the task that labels are made for: multilabel, multiclass, detection or segmentation."""
+    """Return the task that the labels fit: multilabel, multiclass, detection or segmentation."""
     if path.is_dir():
         return "segmentation"
     if path.suffix.lower() == ".json":
@@ -82,7 +82,7 @@ def task_of(path):
 
 
 def read_labels(path, task, classes=(), folder=None):
-    """Return the Labels of a file or folder for a task; classes: those to use, () for all. folder: of the images."""
+    """Return the Labels of a file or folder for a task; classes: to use, () for all; folder: the images' folder."""
     kind = "folder" if path.is_dir() else "json" if path.suffix.lower() == ".json" else "csv"
     readers = {"multilabel": _read_classes, "multiclass": _read_classes, "detection": _read_boxes}
     readers = {"folder": {"segmentation": _read_masks}, "csv": readers}.get(
@@ -128,7 +128,7 @@ def _refuse_repeated(images):
 
 
 def _read_table(path):
-    """Return a CSV as text, the names of its images, and one row per image as in `Labels`."""
+    """Return a CSV as text, the image name in each of its rows, and its rows in the form of `Labels.images`."""
     raw = some_rows(path)
     names = raw["image_id" if "image_id" in raw else raw.columns[0]]
     for row in np.flatnonzero(names == "")[:1]:
@@ -139,7 +139,7 @@ def _read_table(path):
 
 
 def _read_classes(path, task, classes, folder):
-    """Read a column of 0, 1 and blank per class, or the column `label`."""
+    """Read one column of 0, 1 and blank per class (multilabel), or the column `label` (multiclass)."""
     raw, names, about = _read_table(path)
     _refuse_repeated(about)
     if task == "multiclass":
@@ -161,7 +161,7 @@ def _read_classes(path, task, classes, folder):
 
 
 def _read_boxes(path, task, classes, folder):
-    """Read a box per row; a row without a box says that its image has none."""
+    """Read one box per row; a row without a box names an image that has none."""
     raw, names, about = _read_table(path)
     column = next((name for name in ("class", "class_name", "label") if name in raw), None)
     check(column is not None and set(BOX) <= set(raw), f"{path}, row 1: boxes need the columns class, {', '.join(BOX)}")
@@ -206,9 +206,9 @@ def _check_outline(outline, where):
 
 
 def _read_masks(path, task, classes, folder):
-    """Read a folder of masks, or of one such folder per structure.
+    """Read a folder of masks, or a folder with a subfolder of masks for each structure.
 
-    Subfolders are structures unless the images lie in subfolders of the same names.
+    Subfolders are structures unless the images' folder has subfolders of the same names.
     """
     parts = sorted(part for part in path.iterdir() if part.is_dir() and not part.name.startswith("."))
     nested = folder is not None and parts and all((folder / part.name).is_dir() for part in parts)
@@ -226,4 +226,4 @@ def _read_masks(path, task, classes, folder):
     about = (
         marks.drop_duplicates("name")[["name", "where"]].reset_index(drop=True).assign(**dict.fromkeys(GROUPING, ""))
     )
-    return _labels(chosen, about, marks, np.nan)  # a structure without a file was not outlined
+    return _labels(chosen, about, marks, np.nan)  # without a file, a structure is unknown, not absent

@@ -1,4 +1,4 @@
-"""Segmentation of own images: one network per fold with a channel per structure, and a tuned rule for each of them."""
+"""Segmentation of the user's own images: one network per fold, with one channel and one tuned rule per structure."""
 
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +40,8 @@ SHAPE, MARK = ["image_id", "width", "height"], ["mask", "where"]
 def refine(job, listing, store):
     """Return the listing with the array `masks`, uint8 (N, C, S, S) of 0 and 1, or UNKNOWN; written beside the store.
 
-    Raises InputError naming file or annotation for a mask that is not black and white or of another size than its
-    image, an outline outside it, and for a structure that no mask shows.
+    Raises InputError naming file or annotation for a mask that is not black and white or not of its image's size, an
+    outline outside its image, and a structure that is empty in all masks.
     """
     listing, side, classes = leave_out_unreadable(listing), job.config.store_size, listing.about["classes"]
     marks, table, shape = listing.tables["marks"], listing.table, (len(store.images), len(classes), side, side)
@@ -80,7 +80,7 @@ def refine(job, listing, store):
 
 
 def read_mark(mark, where, shape, mask_size="same"):
-    """Return the mask of a file or a COCO annotation, bool (height, width), where `shape` is that of the image."""
+    """Return the mask of a file or a COCO annotation, bool (height, width); shape: height and width of the image."""
     if not isinstance(mark, str):
         return coco.draw(mark, shape, where)
     mask = read_mask(mark, may_be_empty=True)
@@ -98,7 +98,7 @@ def network(job, fold):
 
     def dataset(job, rows, augment, targets):
         images, masks = job.images, None
-        if targets:  # there are none of images that an exported network predicts
+        if targets:  # images that an exported network predicts have none
             stored = read_array(images.arrays["masks"])
             masks = lambda row: images.drawn(row, stored[row])  # noqa: E731
         transform = augmentation(config.augmentation, job.config.flip) if augment else None
@@ -117,9 +117,9 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose each structure's rule by its mean Dice; each fold is scored by the rule chosen on the others.
+    """Choose each structure's rule by mean Dice; score it nested over folds, or halves of a single fold.
 
-    Masks are compared on the stored square images, where areas keep their ratios.
+    Masks are compared at the size of the stored square images, which preserves the ratios of areas.
     """
     config, classes, rows, decision = job.config, job.images.about["classes"], oof.table["row"], job.config.decision
     masks, groups = read_array(job.images.arrays["masks"]), job.images.groups(rows)

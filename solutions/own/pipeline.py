@@ -1,4 +1,4 @@
-"""Own images: one of four recipes, whichever the labels are made for."""
+"""The user's own images: one of four recipes, chosen by the task that the labels fit."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from solutions.own.labels import find_labels, read_labels, task_of
 
 
 def make_solution(recipe, metric, headline, *chosen):
-    """Return the Solution of a recipe's module; headline: of its Comparison; chosen: files that its decision writes."""
+    """Return the Solution of a recipe module; headline: its Comparison's metric; chosen: files that `choose` writes."""
     return Solution(
         "own",
         metric,
@@ -39,9 +39,9 @@ RECIPES = {
 
 
 def pick(job, verb):
-    """Return the Solution of the job's task; the labels decide it in `prepare`, and its record for later verbs.
+    """Return the Solution of the job's task, which `plan` and `prepare` infer from the labels and later verbs read.
 
-    A column `fold` or `split` of the labels also decides how many folds there are.
+    A column `fold` or `split` of the labels also determines the number of folds.
     """
     config, found = job.config, {}
     if verb in ("prepare", "plan"):

@@ -1,4 +1,4 @@
-"""The page's sections on own images, by task."""
+"""Sections of the report on the user's own images, by task."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ CARDS = {"auroc": "Mean AUROC, out of fold", "dice": "Mean Dice, out of fold"}
 CARDS |= {"map": "mAP at IoU 0.5, out of fold", "accuracy": "Accuracy", "average_precision": "AP", "iou": "Mean IoU"}
 CARDS |= {"map_40": "mAP at IoU 0.4", "map_coco": "mAP of COCO", "f1": "F1"}
 EMPTY = "An empty mask that is predicted as empty counts as 1"
-# how the decision is made; the table of scores, its columns of name, estimate, low and high, and what is plotted
+# how decisions are made; the table of scores; its name, estimate, low and high columns; the metric plotted
 CLASSES = ("Thresholds are chosen by Youden's index", "classes.csv", ["label", "auroc", "low", "high"], "AUROC")
 MASKS = (f"{EMPTY}; pixel threshold and smallest region of each structure are", "structures.csv")
 MASKS += (["structure", "dice", "dice_low", "dice_high"], "Dice")
@@ -40,7 +40,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return the data section and those of the results that are current."""
+    """Return the data section and, if they are up to date, the sections of the results."""
     task, images, classes = job.config.task, job.images, job.images.about["classes"]
     train = images.table[images.table["split"] == "train"]
     counts = pd.DataFrame({"class": classes, "images": train[classes].sum().astype(int).to_numpy()})
@@ -70,7 +70,7 @@ def _classification(job):
 
 
 def _maps(job, oof, truth, probs):
-    """Return each class's most confident right and wrong image, under the class activation map of its own fold."""
+    """Return each class's most confident right and wrong image with the class activation map of its held-out fold."""
     images, classes, chosen = job.images, job.images.about["classes"], []
     for k in range(min(MOST, len(classes))):
         order = np.argsort(-probs[:, k])
@@ -98,7 +98,7 @@ def _maps(job, oof, truth, probs):
 
 
 def _outlines(job):
-    """Return galleries of the best, median and worst images, with the outline of their first structure."""
+    """Return galleries of the best, median and worst images, with the outline of the first structure in each."""
     oof, classes, found = read_parquet(job.run.path("oof_dice.parquet")), job.images.about["classes"], []
     maps, masks = read_array(job.run.maps("oof")), read_array(job.images.arrays["masks"])
     rules, side = read_json(job.run.path("tuned.json"))["rules"], job.config.store_size
@@ -122,7 +122,7 @@ def _boxes(job):
 
 
 def submission(job, record):
-    """Return where the answers for labelling tools are, or the distribution of the probabilities."""
+    """Return which file labelling tools can import, or a histogram of the predicted probabilities."""
     if job.config.task in ANSWERS:
         return [f"submission.coco.json holds {ANSWERS[job.config.task]} for labelling tools."]
     table = read_csv(job.run.path("submission.csv"))

@@ -1,4 +1,4 @@
-"""The embedded sample: phantom radiographs with the labels that a user could have, several per image."""
+"""The embedded sample: phantom radiographs with multilabel annotations such as a user might have."""
 
 import cv2
 
@@ -11,9 +11,9 @@ KINDS = {"effusion": findings.effusion, "mass": findings.mass, "pneumothorax": f
 
 
 def make_sample(folder, n_train=60, n_test=12, seed=0):
-    """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
+    """Write the sample into `folder` and return it as a Path; a complete sample with the same parameters is reused.
 
-    Holds images/<patient>_<visit>.png, labels.csv, sample_submission.csv and the test labels, hidden/truth.csv.
+    It has images/<patient>_<visit>.png, labels.csv, sample_submission.csv and the test labels, hidden/truth.csv.
     """
     least = {"n_train": 8, "n_test": 1, "seed": 0}
     return write_sample(folder, "own", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
