@@ -37,7 +37,7 @@ def draw(outline, shape, where):
 
 
 def _decode(text):
-    """Return the run lengths of COCO's compressed string: 5 bits per character, differences from the run two before."""
+    """Return the run lengths of COCO's compressed string: 5 bits per character, differences to two runs before."""
     counts, place = [], 0
     while place < len(text):
         value, bits, more = 0, 0, True

@@ -104,7 +104,7 @@ def count_classes(job):
 
 
 def parts_of(job, rows):
-    """Return the fold of each store row, (n,), or, if there is a single fold, the half of the patients."""
+    """Return the fold of each store row, (n,), or its half of the patients if there is a single fold."""
     if len(job.config.folds) > 1:
         return job.images.at(rows)["fold"].to_numpy()
     labels = np.nan_to_num(job.images.at(rows)[job.images.about["classes"]].to_numpy(float)).astype(int)

@@ -106,7 +106,7 @@ def _ablation_table(settings, present, groups):
 
 
 def _networks(job, kind, name="", **changes):
-    """Return each fold's last network of a kind; `name`: train it first, with `changes`, as stages with that prefix."""
+    """Return each fold's last network of a kind; name: train it first, with `changes`, as stages of that prefix."""
     found, before = {}, None
     for network in job.recipe.networks(job.with_config(**changes)):
         if network.stage.startswith(kind):

@@ -23,7 +23,7 @@ from solutions.vinbigdata.tuning import tune_detection
 
 # paper, table 1 and 3.2: mAP on the test set
 PUBLISHED = {"base": 0.165, "WBF": 0.186, "WBF + 2CC": 0.242, "WBF + several 2CCs": 0.237}
-PUBLISHED_SWEEP = ((0.087, 0.165), (0.127, 0.163))  # paper, 3.2: mAP of WBF on the best, second-best model alone
+PUBLISHED_SWEEP = ((0.087, 0.165), (0.127, 0.163))  # paper, 3.2: mAP ranges for its best and second-best model
 SWEPT_IOU = tuple(k / 10 for k in range(1, 11))  # 1: not fused
 ALWAYS = ("ablation.csv", "wbf_sweep.csv", "errors_2cc.csv", "figure1.csv", "figure1_classes.csv", "figure1_curves.csv")
 LOCATIONS = "locations.csv"

@@ -30,7 +30,7 @@ class Tuned:
     rule: the best on all images; naive: its mean AP there. parts: (n,), each image's fold, or its half of the patients
     if there is one fold (`halves`). part_rules: {part: the rule chosen on the other parts}. detections: boxes under the
     rule of their image's part; result, score, class_scores: their evaluation with intervals. surface: all rules tried,
-    sweep: `rule` with other alpha and beta, on all images. members: member, weight, map (findings, its boxes alone).
+    sweep: `rule` with other alpha and beta, on all images. members: member, weight and map (of its own findings).
     """
 
     rule: DecisionRule
